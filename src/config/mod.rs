@@ -1,0 +1,5 @@
+//! `config.yml`.
+
+mod options;
+
+pub use options::Options;

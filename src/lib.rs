@@ -1,0 +1,7 @@
+//! The worker daemon for vCon conversations.
+
+pub mod config;
+pub mod failure;
+pub mod link;
+pub mod storage;
+pub mod vcon;

@@ -1,0 +1,80 @@
+//! The steps of a chain: one trait, one file for each link, one table that lists them.
+//!
+//! A link reads and changes the vCon it is given, in memory. It knows nothing of queues, workers
+//! or the supervisor; what it wants done in Redis it leaves in [`Context`].
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::vcon::{Vcon, VconId, Version};
+
+/// One step of a chain, owned by one lane.
+pub trait Link: Send {
+    /// Does the step's work on `vcon`.
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError>;
+}
+
+/// What the chain does after a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Go on with this vCon.
+    Continue,
+    /// End the chain here: no storage, no egress, no error.
+    Halt,
+    /// The rest of the chain works on that vCon.
+    Switch(VconId),
+}
+
+/// Why a link did not finish.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// It could not do its work.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The worker drains, and the link gave up waiting; the vCon goes back to its list.
+    #[error("interrupted by the drain of the worker")]
+    Interrupted,
+}
+
+/// What a link sees of the world besides the vCon, and what it leaves for the lane to do.
+pub struct Context<'a> {
+    drain: &'a Receiver<()>,
+    /// The version in which vCons leave, from `EGRESS_FORMAT_VERSION`.
+    pub version: Version,
+    /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
+    pub expire: Option<u64>,
+}
+
+impl<'a> Context<'a> {
+    /// A context whose `drain` channel is disconnected when the worker drains.
+    pub fn new(drain: &'a Receiver<()>, version: Version) -> Self {
+        Self {
+            drain,
+            version,
+            expire: None,
+        }
+    }
+
+    /// Waits for `time`, or ends with [`LinkError::Interrupted`] as soon as the worker drains.
+    pub fn wait(&self, time: Duration) -> Result<(), LinkError> {
+        match self.drain.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(LinkError::Interrupted),
+        }
+    }
+}
+
+/// One row of the table of known links.
+pub struct Module {
+    /// The name in `config.yml`, as in `module: links.tag`.
+    pub name: &'static str,
+    /// Reads the options and makes the link. What is wrong with the options is recorded there;
+    /// the link made then is not used.
+    pub open: fn(&mut Options) -> Box<dyn Link>,
+}
+
+/// Every link there is.
+pub const MODULES: &[Module] = &[];

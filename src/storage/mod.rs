@@ -1,0 +1,39 @@
+//! Where vCons are kept: one trait, one file for each backend, one table that lists them.
+//!
+//! A backend knows its server and its layout, nothing of queues, workers or the supervisor.
+//! It belongs to one lane, connects when first used, keeps its connection, and is dropped and
+//! opened anew by the lane after a panic.
+
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::vcon::{Outgoing, VconId};
+
+/// A place where vCons are kept.
+///
+/// Saving is idempotent: the same vCon saved twice leaves one copy, the later one.
+pub trait Storage: Send {
+    /// Stores the document, replacing what was kept under its id.
+    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure>;
+
+    /// The document as it is kept, or `None` where there is none under this id.
+    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure>;
+
+    /// Removes what is kept under the id; nothing there is no error.
+    fn delete(&mut self, id: &VconId) -> Result<(), Failure>;
+
+    /// Answers whether the backend could be used now, within a few seconds and without writing
+    /// a document.
+    fn probe(&mut self) -> Result<(), Failure>;
+}
+
+/// One row of the table of known storages.
+pub struct Module {
+    /// The name in `config.yml`, as in `module: storage.file`.
+    pub name: &'static str,
+    /// Reads the options and makes a backend that has not connected yet. What is wrong with the
+    /// options is recorded there; the backend made then is not used.
+    pub open: fn(&mut Options) -> Box<dyn Storage>,
+}
+
+/// Every storage there is.
+pub const MODULES: &[Module] = &[];
