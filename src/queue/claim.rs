@@ -1,0 +1,212 @@
+//! Taking work: the next entry of the ingress lists, claimed and loaded in one round trip.
+
+use redis::Value;
+
+use super::{Queue, QueueError};
+use crate::config::ListName;
+use crate::vcon::VconId;
+
+/// A plain string document above this many bytes is fetched by a command of its own, so that the
+/// server does not copy it through its script interpreter.
+const INLINE_LIMIT: usize = 1 << 20;
+
+/// An entry this lane holds. It stays in Redis until it is settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The record in the claims hash: proof, at every later step, that the claim is still ours.
+    pub(super) record: Vec<u8>,
+    /// The list it was taken from.
+    pub list: ListName,
+    /// The entry as it stood in the list.
+    pub entry: Vec<u8>,
+    /// The context that came with it, a JSON text; empty where there was none.
+    pub context: Vec<u8>,
+}
+
+impl Claim {
+    /// The entry as an identity; `None` where it is none.
+    pub fn id(&self) -> Option<VconId> {
+        std::str::from_utf8(&self.entry).ok()?.parse().ok()
+    }
+
+    /// The entry for messages.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.entry).chars().take(120).collect()
+    }
+}
+
+/// How a document is kept in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A RedisJSON document.
+    Json,
+    /// A plain string.
+    Text,
+}
+
+/// What stands under a vCon's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// The document.
+    Found(Kind, Vec<u8>),
+    /// Nothing: it has expired, was evicted, or never came.
+    Missing,
+    /// The entry is not a UUID, so there is no such key.
+    NotAnId,
+    /// Something that cannot be a vCon; says what.
+    Unusable(String),
+}
+
+/// The outcome of asking for work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// The claim with its document; `None` where all lists are empty.
+    pub work: Option<(Claim, Document)>,
+    /// An ingress list that is no list, with the server's words.
+    pub fault: Option<String>,
+}
+
+impl Queue {
+    /// Claims the first entry of the first list that has one, and loads its document.
+    ///
+    /// A claim this lane still holds is handed over again: sending the same request twice never
+    /// takes two entries.
+    pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
+        let reply = self.with(|connection, scripts, seat, _| {
+            let mut call = scripts.claim.key(seat.claims_key());
+            for list in lists {
+                call.key(list.as_str());
+            }
+            call.arg(seat.lane).arg(INLINE_LIMIT);
+            Ok(call.invoke::<Value>(connection)?)
+        })?;
+        let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();
+        let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
+        let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
+        let (kind, text, fault) = (next()?, next()?, next()?);
+        let fault = (!fault.is_empty()).then(|| String::from_utf8_lossy(&fault).into_owned());
+        if record.is_empty() {
+            return Ok(Claimed { work: None, fault });
+        }
+        let list = String::from_utf8_lossy(&list)
+            .parse()
+            .map_err(|_| QueueError::Answer("claim"))?;
+        let claim = Claim { record, list, entry, context };
+        let document = match kind.as_slice() {
+            b"ReJSON-RL" => Document::Found(Kind::Json, text),
+            b"string" => Document::Found(Kind::Text, text),
+            b"string-large" => self.load_text(&claim)?,
+            b"none" => Document::Missing,
+            b"not-a-uuid" => Document::NotAnId,
+            other => Document::Unusable(describe(other, &text)),
+        };
+        Ok(Claimed { work: Some((claim, document)), fault })
+    }
+
+    /// Loads the document of another vCon, for a chain that goes on with that one.
+    pub fn load(&mut self, id: &VconId) -> Result<Document, QueueError> {
+        self.with(|connection, _, _, _| {
+            let key = id.key();
+            let kind: String = redis::cmd("TYPE").arg(&key).query(connection)?;
+            match kind.as_str() {
+                "none" => Ok(Document::Missing),
+                "string" => get_text(connection, &key),
+                "ReJSON-RL" => {
+                    let text: Option<Vec<u8>> =
+                        redis::cmd("JSON.GET").arg(&key).query(connection)?;
+                    Ok(text.map_or(Document::Missing, |text| Document::Found(Kind::Json, text)))
+                }
+                other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
+            }
+        })
+    }
+
+    fn load_text(&mut self, claim: &Claim) -> Result<Document, QueueError> {
+        let Some(id) = claim.id() else { return Ok(Document::NotAnId) };
+        self.with(|connection, _, _, _| get_text(connection, &id.key()))
+    }
+
+    /// Writes a document in the way it is kept; its time to live stays.
+    pub fn put(&mut self, id: &VconId, kind: Kind, json: &str) -> Result<(), QueueError> {
+        self.with(|connection, _, _, _| {
+            let mut steps = redis::pipe();
+            put_existing(&mut steps, &id.key(), kind, json);
+            Ok(steps.query::<()>(connection)?)
+        })
+    }
+
+    /// Sets a document's time to live, in seconds.
+    pub fn expire(&mut self, id: &VconId, seconds: u64) -> Result<(), QueueError> {
+        self.with(|connection, _, _, _| {
+            Ok(redis::cmd("EXPIRE").arg(id.key()).arg(seconds).query::<()>(connection)?)
+        })
+    }
+
+    /// Puts a vCon found in a storage back into Redis, for the time such copies live; as
+    /// RedisJSON where the server has it.
+    pub fn restore(&mut self, id: &VconId, json: &str) -> Result<Kind, QueueError> {
+        self.with(|connection, _, _, expiry| {
+            let key = id.key();
+            let kind = put_new(connection, &key, json)?;
+            redis::cmd("EXPIRE").arg(&key).arg(expiry.document).query::<()>(connection)?;
+            Ok(kind)
+        })
+    }
+}
+
+/// Adds the command that replaces a document; RedisJSON keeps a key's time to live by itself.
+pub(super) fn put_existing(steps: &mut redis::Pipeline, key: &str, kind: Kind, json: &str) {
+    match kind {
+        Kind::Json => steps.cmd("JSON.SET").arg(key).arg("$").arg(json).ignore(),
+        Kind::Text => steps.cmd("SET").arg(key).arg(json).arg("KEEPTTL").ignore(),
+    };
+}
+
+/// Writes a document under a key that may be new: RedisJSON where the server has it, else a
+/// plain string.
+pub(super) fn put_new(
+    connection: &mut redis::Connection,
+    key: &str,
+    json: &str,
+) -> Result<Kind, QueueError> {
+    let put = redis::cmd("JSON.SET").arg(key).arg("$").arg(json).query::<()>(connection);
+    match put {
+        Ok(()) => Ok(Kind::Json),
+        Err(error) if is_unknown_command(&error) => {
+            redis::cmd("SET").arg(key).arg(json).query::<()>(connection)?;
+            Ok(Kind::Text)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_unknown_command(error: &redis::RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("unknown command"))
+}
+
+fn get_text(connection: &mut redis::Connection, key: &str) -> Result<Document, QueueError> {
+    let text: Option<Vec<u8>> = redis::cmd("GET").arg(key).query(connection)?;
+    Ok(text.map_or(Document::Missing, |text| Document::Found(Kind::Text, text)))
+}
+
+fn describe(kind: &[u8], detail: &[u8]) -> String {
+    let detail = String::from_utf8_lossy(detail);
+    match kind {
+        b"unreadable" => format!("Redis cannot read the document: {detail}"),
+        other => format!("the key holds a {}, not a document", String::from_utf8_lossy(other)),
+    }
+}
+
+/// The bulk strings of an array reply.
+pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
+    let Value::Array(values) = reply else { return None };
+    values
+        .into_iter()
+        .map(|value| match value {
+            Value::BulkString(bytes) => Some(bytes),
+            Value::SimpleString(text) => Some(text.into_bytes()),
+            Value::Int(number) => Some(number.to_string().into_bytes()),
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,54 @@
+//! The Redis keys of our own, and who holds what.
+
+use crate::config::ListName;
+
+/// Where a lane sits: its claims are kept under this address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// The name of this daemon among those on the same Redis (`CONSERVER_INSTANCE`).
+    pub instance: String,
+    /// The worker's number, from 1.
+    pub worker: u32,
+    /// The lane's number within the worker, from 1.
+    pub lane: u32,
+}
+
+impl Seat {
+    /// `conserver:claims:<instance>:<worker>`: hash, lane -> the claim's record.
+    pub fn claims_key(&self) -> String {
+        claims_key(&self.instance, self.worker)
+    }
+
+    /// What `CLIENT LIST` shows.
+    pub(super) fn client_name(&self) -> String {
+        let printable: String = self
+            .instance
+            .chars()
+            .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+            .collect();
+        format!("conserver:{printable}:{}:{}", self.worker, self.lane)
+    }
+}
+
+/// The claims hash of one worker.
+pub(super) fn claims_key(instance: &str, worker: u32) -> String {
+    format!("conserver:claims:{instance}:{worker}")
+}
+
+/// `conserver:workers:<instance>`: set of the worker numbers that may hold claims.
+pub(super) fn workers_key(instance: &str) -> String {
+    format!("conserver:workers:{instance}")
+}
+
+/// `conserver:deaths`: hash, uuid -> how many workers died on it.
+pub(super) const DEATHS: &str = "conserver:deaths";
+
+/// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
+pub fn dead_letter_list(list: &ListName) -> String {
+    format!("DLQ:{list}")
+}
+
+/// `conserver:dlq:<ingress list>`: hash, entry -> why it failed, as JSON.
+pub fn dead_letter_reasons(list: &ListName) -> String {
+    format!("conserver:dlq:{list}")
+}

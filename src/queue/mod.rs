@@ -1,0 +1,85 @@
+//! The work in Redis: ingress lists, claims, egress lists, dead letter queues.
+//!
+//! Every step in the life of a vCon is one atomic script on the server, and every script first
+//! checks that the claim it works on is still there. So a step whose answer was lost on the way
+//! can be sent again, and a UUID is at any instant in exactly one place:
+//!
+//! ```text
+//! ingress list ──claim──► claims hash ──finish──► egress lists
+//!      ▲                     │   │
+//!      └──────give back──────┘   └─────bury─────► dead letter queue
+//! ```
+//!
+//! This module knows Redis and its keys, nothing of chains, links or storages.
+
+mod bell;
+mod claim;
+mod connection;
+mod error;
+mod keys;
+mod recovery;
+mod scripts;
+mod settle;
+
+pub use bell::Bell;
+pub use claim::{Claim, Claimed, Document, Kind};
+pub use connection::{Lease, Server};
+pub use error::QueueError;
+pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
+pub use recovery::Recovered;
+pub use settle::{Finish, Reason, Settled};
+
+use connection::Connected;
+use scripts::Scripts;
+
+/// How long the keys live that this module writes, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Expiry {
+    /// A vCon put back into Redis from a storage.
+    pub document: u64,
+    /// A `context:` key.
+    pub context: u64,
+    /// A vCon that enters a dead letter queue; 0 keeps it for ever.
+    pub dead_letter: u64,
+}
+
+/// One lane's access to the work: a connection of its own and the seat it sits on.
+pub struct Queue {
+    server: Server,
+    connected: Option<Connected>,
+    scripts: Scripts,
+    seat: Seat,
+    expiry: Expiry,
+}
+
+impl Queue {
+    /// A queue that connects when first used.
+    pub fn new(server: Server, seat: Seat, expiry: Expiry) -> Self {
+        Self { server, connected: None, scripts: Scripts::new(), seat, expiry }
+    }
+
+    /// Makes sure there is a living connection.
+    pub fn connect(&mut self) -> Result<(), QueueError> {
+        if self.connected.is_none() {
+            self.connected = Some(self.server.connect(&self.seat.client_name())?);
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on the connection; after a fault of the connection it is dropped, because an
+    /// answer may still be on its way.
+    fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut redis::Connection, &Scripts, &Seat, Expiry) -> Result<T, QueueError>,
+    ) -> Result<T, QueueError> {
+        self.connect()?;
+        let Some(connected) = self.connected.as_mut() else {
+            return Err(QueueError::Closed);
+        };
+        let result = work(connected, &self.scripts, &self.seat, self.expiry);
+        if result.as_ref().is_err_and(QueueError::breaks_connection) {
+            self.connected = None;
+        }
+        result
+    }
+}

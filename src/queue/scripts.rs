@@ -1,0 +1,26 @@
+//! The Lua scripts, each one atomic step on the server.
+
+use redis::Script;
+
+/// The scripts of one lane; each is sent by its hash, and in full where the server has lost it.
+pub(super) struct Scripts {
+    pub claim: Script,
+    pub finish: Script,
+    pub bury: Script,
+    pub give_back: Script,
+    pub recover: Script,
+    pub waiting: Script,
+}
+
+impl Scripts {
+    pub fn new() -> Self {
+        Self {
+            claim: Script::new(include_str!("scripts/claim.lua")),
+            finish: Script::new(include_str!("scripts/finish.lua")),
+            bury: Script::new(include_str!("scripts/bury.lua")),
+            give_back: Script::new(include_str!("scripts/give_back.lua")),
+            recover: Script::new(include_str!("scripts/recover.lua")),
+            waiting: Script::new(include_str!("scripts/waiting.lua")),
+        }
+    }
+}

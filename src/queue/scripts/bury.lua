@@ -1,0 +1,20 @@
+-- Moves a claimed entry to its dead letter queue.
+-- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
+-- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever).
+-- Answers 1 when done, 0 when the claim is not ours any more.
+
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local now = redis.call('TIME')
+local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
+redis.call('RPUSH', KEYS[3], ARGV[3])
+redis.call('HSET', KEYS[4], ARGV[3], ARGV[4]:sub(1, -2) .. ',' .. at .. '}')
+if ARGV[5] ~= '' then
+  if ARGV[6] == '0' then
+    redis.call('PERSIST', ARGV[5])
+  else
+    redis.call('EXPIRE', ARGV[5], ARGV[6])
+  end
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[3])
+return 1

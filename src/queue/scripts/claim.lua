@@ -1,0 +1,57 @@
+-- Takes the next entry for one lane.
+-- KEYS: the worker's claims hash, then the ingress lists in order.
+-- ARGV: lane, the most bytes of a plain string document to hand over.
+-- Answers {record, list, entry, context, kind, document, fault}; record is '' where all lists are empty.
+-- A claim the lane already holds is answered again: its first answer, or its finish, was lost.
+
+local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
+
+local function document(entry)
+  if not entry:find(UUID) then return 'not-a-uuid', '' end
+  local key = 'vcon:' .. entry
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'string' then
+    if redis.call('STRLEN', key) > tonumber(ARGV[2]) then return 'string-large', '' end
+    return kind, redis.call('GET', key)
+  elseif kind == 'ReJSON-RL' then
+    local text = redis.pcall('JSON.GET', key)
+    if type(text) == 'table' then return 'unreadable', text.err or '' end
+    return kind, text or ''
+  end
+  return kind, ''
+end
+
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+if held then
+  local ok, claim = pcall(cjson.decode, held)
+  if ok and type(claim) == 'table' and type(claim.list) == 'string' and type(claim.uuid) == 'string' then
+    local kind, text = document(claim.uuid)
+    return {held, claim.list, claim.uuid, claim.context or '', kind, text, ''}
+  end
+  redis.call('RPUSH', 'conserver:unreadable', held)
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+
+local fault = ''
+for i = 2, #KEYS do
+  local list = KEYS[i]
+  local entry = redis.pcall('LPOP', list)
+  if type(entry) == 'table' then
+    fault = list .. ': ' .. (entry.err or '')
+  elseif entry then
+    local context = false
+    if entry:find(UUID) then
+      local popped = redis.pcall('LPOP', 'context:' .. list .. ':' .. entry)
+      if type(popped) == 'string' then context = popped end
+    end
+    local now = redis.call('TIME')
+    local record = '{"list":' .. cjson.encode(list) .. ',"uuid":' .. cjson.encode(entry)
+      .. ',"since":' .. now[1] .. '.' .. ('%06d'):format(now[2])
+    if context then record = record .. ',"context":' .. cjson.encode(context) end
+    record = record .. '}'
+    redis.call('HSET', KEYS[1], ARGV[1], record)
+    local kind, text = document(entry)
+    return {record, list, entry, context or '', kind, text, fault}
+  end
+end
+return {'', '', '', '', '', '', fault}

@@ -1,0 +1,70 @@
+-- Returns every claim of a dead worker: to the head of its list, or, once too many workers have
+-- died on it, to the dead letter queue.
+-- KEYS: the dead worker's claims hash, the deaths hash.
+-- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
+--       a dead letter document's time to live (0: for ever), the name of the dead worker.
+-- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on.
+
+local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
+
+local out = {}
+local function report(entry, list, deaths, what)
+  for _, value in ipairs({entry, list, deaths, what}) do out[#out + 1] = value end
+end
+
+local claims = {}
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local ok, claim = pcall(cjson.decode, fields[i + 1])
+  if ok and type(claim) == 'table' and type(claim.list) == 'string' and type(claim.uuid) == 'string' then
+    claim.lane = fields[i]
+    claims[#claims + 1] = claim
+  else
+    redis.call('RPUSH', 'conserver:unreadable', fields[i + 1])
+    redis.call('HDEL', KEYS[1], fields[i])
+    report(fields[i + 1], '', 0, 'unreadable')
+  end
+end
+-- The oldest claim is pushed last, so that it is the first to be taken again.
+table.sort(claims, function(a, b) return (tonumber(a.since) or 0) > (tonumber(b.since) or 0) end)
+
+local function bury(claim, deaths, why)
+  local now = redis.call('TIME')
+  local reason = '{"stage":"worker","error":' .. cjson.encode(why)
+    .. ',"attempts":' .. deaths .. ',"worker":' .. cjson.encode(ARGV[5])
+    .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
+  redis.call('RPUSH', 'DLQ:' .. claim.list, claim.uuid)
+  redis.call('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
+  if claim.uuid:find(UUID) then
+    if ARGV[4] == '0' then
+      redis.call('PERSIST', 'vcon:' .. claim.uuid)
+    else
+      redis.call('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4])
+    end
+  end
+  redis.call('HDEL', KEYS[2], claim.uuid)
+  report(claim.uuid, claim.list, deaths, 'poison')
+end
+
+for _, claim in ipairs(claims) do
+  local deaths = redis.call('HINCRBY', KEYS[2], claim.uuid, 1)
+  local limit = tonumber(ARGV[1])
+  if limit > 0 and deaths >= limit then
+    bury(claim, deaths, deaths .. ' workers died while they worked on it')
+  else
+    local pushed = redis.pcall('LPUSH', claim.list, claim.uuid)
+    if type(pushed) == 'table' then
+      bury(claim, deaths, 'its list cannot take it back: ' .. (pushed.err or ''))
+    else
+      if type(claim.context) == 'string' then
+        local key = 'context:' .. claim.list .. ':' .. claim.uuid
+        redis.pcall('LPUSH', key, claim.context)
+        redis.call('EXPIRE', key, ARGV[3])
+      end
+      report(claim.uuid, claim.list, deaths, 'returned')
+    end
+  end
+  redis.call('HDEL', KEYS[1], claim.lane)
+end
+if #claims > 0 then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
+return out

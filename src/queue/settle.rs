@@ -1,0 +1,137 @@
+//! Letting go of a claim, in one of three ways: finished, given back, or buried.
+
+use redis::Value;
+use serde::Serialize;
+
+use super::claim::{Kind, put_existing};
+use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use crate::config::ListName;
+use crate::vcon::VconId;
+
+/// What is to be written when a vCon is finished.
+#[derive(Debug, Clone)]
+pub struct Finish<'a> {
+    /// The vCon to announce: the claimed one, or the one a link went over to.
+    pub id: &'a VconId,
+    /// Its new text and how it is kept, where a link changed it.
+    pub document: Option<(Kind, &'a str)>,
+    /// A time to live for its key, in seconds.
+    pub expire: Option<u64>,
+    /// Where to announce it.
+    pub egress: &'a [ListName],
+}
+
+/// Why an entry is buried, as it is kept beside the dead letter queue.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reason<'a> {
+    /// The step that failed: `queue`, `parse`, `link <name>`, `storage <name>`, `egress`.
+    pub stage: &'a str,
+    /// What went wrong.
+    pub error: &'a str,
+    /// How often that step was tried.
+    pub attempts: u32,
+    /// The worker that gave up.
+    pub worker: &'a str,
+}
+
+/// Whether a claim was let go by this call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// It was.
+    Done,
+    /// It was gone already: settled by an earlier call whose answer was lost, or recovered from
+    /// us by someone who took us for dead.
+    NotOurs,
+    /// It is still held: an egress key cannot take the UUID.
+    Refused(String),
+}
+
+impl Queue {
+    /// Writes the changed document, announces the vCon and lets go of the claim, in one
+    /// transaction.
+    pub fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
+        self.with(|connection, scripts, seat, expiry| {
+            let mut keys = vec![seat.claims_key(), keys::DEATHS.to_owned()];
+            keys.extend(finish.egress.iter().map(ToString::to_string));
+            let context_expiry = expiry.context.to_string();
+            let lane = seat.lane.to_string();
+            let args: [&[u8]; 6] = [
+                lane.as_bytes(),
+                &claim.record,
+                finish.id.as_str().as_bytes(),
+                &claim.entry,
+                &claim.context,
+                context_expiry.as_bytes(),
+            ];
+            let send = |connection: &mut redis::Connection| {
+                let mut steps = redis::pipe();
+                if finish.document.is_some() || finish.expire.is_some() {
+                    steps.atomic();
+                    write(&mut steps, finish);
+                }
+                let script = steps.cmd("EVALSHA").arg(scripts.finish.get_hash());
+                script.arg(keys.len()).arg(&keys).arg(&args[..]);
+                steps.query::<(Value,)>(connection)
+            };
+            let answer = match send(connection) {
+                Err(error) if is_script_missing(&error) => {
+                    scripts.finish.load(connection)?;
+                    send(connection)?
+                }
+                answer => answer?,
+            };
+            settled(answer.0)
+        })
+    }
+
+    /// Moves the entry to the dead letter queue of its list, with the reason.
+    pub fn bury(&mut self, claim: &Claim, reason: &Reason<'_>) -> Result<Settled, QueueError> {
+        let json = serde_json::to_string(reason).map_err(|_| QueueError::Answer("bury"))?;
+        let key = claim.id().map(|id| id.key());
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.bury.key(seat.claims_key());
+            call.key(keys::DEATHS);
+            call.key(dead_letter_list(&claim.list)).key(dead_letter_reasons(&claim.list));
+            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry).arg(json);
+            call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
+            settled(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts the entry back at the head of its list, to be taken by anyone.
+    pub fn give_back(&mut self, claim: &Claim) -> Result<Settled, QueueError> {
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.give_back.key(seat.claims_key());
+            call.key(claim.list.as_str());
+            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(&claim.context).arg(expiry.context);
+            settled(call.invoke::<Value>(connection)?)
+        })
+    }
+}
+
+/// The writes that go before the announcement, in the same transaction.
+fn write(steps: &mut redis::Pipeline, finish: &Finish<'_>) {
+    let key = finish.id.key();
+    if let Some((kind, text)) = finish.document {
+        put_existing(steps, &key, kind, text);
+    }
+    if let Some(seconds) = finish.expire {
+        steps.cmd("EXPIRE").arg(&key).arg(seconds).ignore();
+    }
+}
+
+fn is_script_missing(error: &redis::RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
+
+fn settled(answer: Value) -> Result<Settled, QueueError> {
+    match answer {
+        Value::Int(1) => Ok(Settled::Done),
+        Value::Int(0) => Ok(Settled::NotOurs),
+        Value::BulkString(why) => {
+            Ok(Settled::Refused(String::from_utf8_lossy(&why).into_owned()))
+        }
+        _ => Err(QueueError::Answer("settling a claim")),
+    }
+}

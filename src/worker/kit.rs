@@ -1,0 +1,245 @@
+//! What one lane works with: its own links and storages, and the way of one vCon through them.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use indexmap::IndexMap;
+
+use super::Outage;
+use crate::config::{Chain, Config};
+use crate::failure::Failure;
+use crate::link::{Context, Link, LinkError, Next};
+use crate::settings::Settings;
+use crate::storage::Storage;
+use crate::storage::fanout::{Target, save_all};
+use crate::vcon::{Vcon, VconId};
+
+/// The links and storages of a configuration, opened for one lane and kept open.
+pub(super) struct Kit {
+    config: Arc<Config>,
+    links: HashMap<String, Box<dyn Link>>,
+    storages: IndexMap<String, Box<dyn Storage>>,
+}
+
+/// What the links decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The storages are next.
+    GoesOn,
+    /// A link ended the chain early: no storage, no egress.
+    Ends,
+}
+
+/// Why a vCon did not get to the end of its chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The worker drains, and the vCon would keep it waiting.
+    Interrupted,
+    /// It cannot be done.
+    Failed(Fault),
+}
+
+/// What cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Where: `link <name>` or `storage <name>`.
+    pub stage: String,
+    /// Why.
+    pub error: String,
+    /// Tries made.
+    pub attempts: u32,
+}
+
+/// One vCon on its way.
+pub(super) struct Journey {
+    /// The document, as the links have left it.
+    pub vcon: Vcon,
+    /// A time to live that a link asked for.
+    pub expire: Option<u64>,
+}
+
+/// Replaces the vCon of a journey by another one, when a link goes over to that.
+pub(super) type GoOver<'a> =
+    &'a mut dyn FnMut(&mut Kit, &mut Journey, &VconId) -> Result<(), Ending>;
+
+impl Kit {
+    /// Opens every link and storage; none connects before it is used.
+    pub fn open(config: Arc<Config>) -> Self {
+        let links = config.links.iter().map(|(name, link)| (name.clone(), link.open_link()));
+        let storages =
+            config.storages.iter().map(|(name, storage)| (name.clone(), storage.open_storage()));
+        Self { links: links.collect(), storages: storages.collect(), config }
+    }
+
+    /// The configuration this kit was made for.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// Runs the chain's links in order.
+    pub fn links(
+        &mut self,
+        chain: &Chain,
+        journey: &mut Journey,
+        settings: &Settings,
+        drain: &Receiver<()>,
+        go_over: GoOver<'_>,
+    ) -> Result<Way, Ending> {
+        for name in &chain.links {
+            let mut outage = Outage::new(format!("link {name}"), settings);
+            loop {
+                let mut context = Context::new(drain, settings.egress_version);
+                let ran = self.run_link(name, &mut journey.vcon, &mut context);
+                journey.expire = context.expire.or(journey.expire);
+                match ran {
+                    Ok(Next::Continue) => break outage.over(),
+                    Ok(Next::Halt) => return Ok(Way::Ends),
+                    Ok(Next::Switch(id)) => break go_over(self, journey, &id)?,
+                    Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
+                    Err(LinkError::Failed(failure)) if failure.is_transient() => outage
+                        .wait(&failure, drain)
+                        .map_err(|_| Ending::Interrupted)?,
+                    Err(LinkError::Failed(failure)) => {
+                        let attempts = outage.failures() + 1;
+                        return Err(failed(format!("link {name}"), failure.message, attempts));
+                    }
+                }
+            }
+        }
+        Ok(Way::GoesOn)
+    }
+
+    fn run_link(
+        &mut self,
+        name: &str,
+        vcon: &mut Vcon,
+        context: &mut Context<'_>,
+    ) -> Result<Next, LinkError> {
+        let Some(link) = self.links.get_mut(name) else {
+            return Err(Failure::permanent("it is not in the configuration").into());
+        };
+        match catch_unwind(AssertUnwindSafe(|| link.run(vcon, context))) {
+            Ok(ran) => ran,
+            Err(panic) => {
+                self.reopen_link(name);
+                Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
+            }
+        }
+    }
+
+    /// Saves the vCon to the chain's storages, and goes on with those that are away until they
+    /// are back.
+    pub fn store(
+        &mut self,
+        chain: &Chain,
+        vcon: &mut Vcon,
+        settings: &Settings,
+        drain: &Receiver<()>,
+    ) -> Result<(), Ending> {
+        if chain.storages.is_empty() {
+            return Ok(());
+        }
+        let outgoing = vcon.outgoing(settings.egress_version);
+        let mut missing: Vec<String> = chain.storages.clone();
+        let mut outages: HashMap<String, Outage> = HashMap::new();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let mut targets: Vec<Target<'_>> = self
+                .storages
+                .iter_mut()
+                .filter(|(name, _)| missing.contains(name))
+                .map(|(name, storage)| Target { name, storage: &mut **storage })
+                .collect();
+            let outcomes = save_all(&mut targets, &outgoing, settings.parallel_storage);
+            let mut faults: Vec<(String, Failure)> = Vec::new();
+            let mut away: Vec<(String, Failure)> = Vec::new();
+            for outcome in outcomes {
+                let seconds = outcome.took.as_secs_f64();
+                if outcome.panicked {
+                    self.reopen_storage(&outcome.name);
+                }
+                match outcome.result {
+                    Ok(()) => {
+                        let name = outcome.name;
+                        log::info!(
+                            vcon_id = outgoing.id.as_str(), chain_name = chain.name.as_str(),
+                            storage_name = name.as_str(), storage_processing_time = seconds;
+                            "Stored {} in {name} in {seconds:.4} s", outgoing.id
+                        );
+                        missing.retain(|still| *still != name);
+                        if let Some(mut outage) = outages.remove(&name) {
+                            outage.over();
+                        }
+                    }
+                    Err(failure) if failure.is_transient() => away.push((outcome.name, failure)),
+                    Err(failure) => faults.push((outcome.name, failure)),
+                }
+            }
+            if !faults.is_empty() {
+                return Err(refused(&faults, attempts));
+            }
+            let Some((name, failure)) = away.into_iter().next() else { return Ok(()) };
+            let outage = outages
+                .entry(name.clone())
+                .or_insert_with(|| Outage::new(format!("storage {name}"), settings));
+            outage.wait(&failure, drain).map_err(|_| Ending::Interrupted)?;
+        }
+    }
+
+    /// Looks for a vCon in the storages, in the order of the configuration.
+    ///
+    /// # Errors
+    /// A storage that is away: the vCon may be there, so nothing is known.
+    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, Failure> {
+        let mut doubt = None;
+        for (name, storage) in &mut self.storages {
+            match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
+                Ok(Ok(Some(json))) => return Ok(Some((name.clone(), json))),
+                Ok(Ok(None)) => {}
+                Ok(Err(failure)) if failure.is_transient() => {
+                    doubt = Some(Failure::transient(format!("storage {name}: {failure}")));
+                }
+                Ok(Err(failure)) => log::warn!("could not look for {id} in {name}: {failure}"),
+                Err(panic) => {
+                    log::error!("storage {name} panicked: {}", panic_text(&*panic));
+                }
+            }
+        }
+        doubt.map_or(Ok(None), Err)
+    }
+
+    fn reopen_link(&mut self, name: &str) {
+        if let Some(link) = self.config.links.get(name) {
+            self.links.insert(name.to_owned(), link.open_link());
+        }
+    }
+
+    fn reopen_storage(&mut self, name: &str) {
+        if let Some(storage) = self.config.storages.get(name) {
+            self.storages.insert(name.to_owned(), storage.open_storage());
+        }
+    }
+}
+
+fn failed(stage: String, error: String, attempts: u32) -> Ending {
+    Ending::Failed(Fault { stage, error, attempts })
+}
+
+fn refused(faults: &[(String, Failure)], attempts: u32) -> Ending {
+    let names: Vec<&str> = faults.iter().map(|(name, _)| name.as_str()).collect();
+    let errors: Vec<String> =
+        faults.iter().map(|(name, failure)| format!("{name}: {failure}")).collect();
+    failed(format!("storage {}", names.join(", ")), errors.join("; "), attempts)
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,223 @@
+//! One lane: claim, load, links, storages, finish, again and again until the drain.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, TryRecvError, select};
+
+use super::doorbell::Doorbell;
+use super::kit::{Ending, Fault, Journey, Kit, Way};
+use super::loader::Loader;
+use super::{Outage, Shared};
+use crate::config::{Chain, ListName};
+use crate::queue::{Claim, Document, Finish, Kind, Queue, Reason, Settled, dead_letter_list};
+use crate::vcon::VconId;
+
+/// A lane of a worker.
+pub(super) struct Lane {
+    shared: Arc<Shared>,
+    queue: Queue,
+    kit: Kit,
+    lists: Vec<ListName>,
+    door: Doorbell,
+    drain: Receiver<()>,
+    outage: Outage,
+    fault: Option<String>,
+}
+
+/// What becomes of a claim.
+enum Verdict {
+    /// Write, announce, let go.
+    Finish { id: VconId, document: Option<(Kind, String)>, expire: Option<u64>, announce: bool },
+    /// Back to the head of its list.
+    GiveBack,
+    /// To the dead letter queue.
+    Bury(Fault),
+}
+
+impl Lane {
+    /// A lane that has not begun.
+    pub fn new(shared: Arc<Shared>, queue: Queue, door: Doorbell, drain: Receiver<()>) -> Self {
+        let config = shared.current.get();
+        let lists = config.ingress();
+        let kit = Kit::open(config);
+        let outage = Outage::new("Redis", &shared.settings);
+        Self { shared, queue, kit, lists, door, drain, outage, fault: None }
+    }
+
+    /// Works until the worker drains.
+    pub fn run(mut self) {
+        while !self.draining() {
+            self.follow_configuration();
+            match self.queue.claim(&self.lists) {
+                Ok(claimed) => {
+                    self.outage.over();
+                    self.report(claimed.fault);
+                    match claimed.work {
+                        Some((claim, document)) => self.work(&claim, document),
+                        None => self.rest(),
+                    }
+                }
+                // What the server may have claimed for us is handed over by the next request.
+                Err(error) => {
+                    let _ = self.outage.wait(&error, &self.drain);
+                }
+            }
+        }
+    }
+
+    fn draining(&self) -> bool {
+        self.drain.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    fn rest(&self) {
+        let ring = self.door.idle();
+        select! {
+            recv(ring) -> _ => {}
+            recv(self.drain) -> _ => {}
+        }
+    }
+
+    fn follow_configuration(&mut self) {
+        let config = self.shared.current.get();
+        if !Arc::ptr_eq(&config, self.kit.config()) {
+            self.lists = config.ingress();
+            self.kit = Kit::open(config);
+        }
+    }
+
+    /// A list that is no list is reported when it is found and when it has changed, not at every
+    /// look.
+    fn report(&mut self, fault: Option<String>) {
+        if fault != self.fault {
+            if let Some(fault) = &fault {
+                log::error!("an ingress list cannot be read, the others are served: {fault}");
+            }
+            self.fault = fault;
+        }
+    }
+
+    fn work(&mut self, claim: &Claim, document: Document) {
+        let start = Instant::now();
+        let config = Arc::clone(self.kit.config());
+        if let Some(chain) = config.chain_for(&claim.list) {
+            let verdict = self.process(chain, claim, document);
+            self.settle(claim, chain, start, &verdict);
+        } else {
+            // Handed over again from a former configuration, in which its list was served.
+            while let Err(error) = self.queue.give_back(claim) {
+                self.outage.insist(&error);
+            }
+        }
+    }
+
+    fn process(&mut self, chain: &Chain, claim: &Claim, document: Document) -> Verdict {
+        let Some(id) = claim.id() else {
+            let error = format!("the entry {:?} is not a UUID", claim.shown());
+            return Verdict::Bury(Fault { stage: "queue".to_owned(), error, attempts: 1 });
+        };
+        match self.walk(chain, &id, document) {
+            Ok(verdict) => verdict,
+            Err(Ending::Failed(fault)) => Verdict::Bury(fault),
+            Err(_) => Verdict::GiveBack,
+        }
+    }
+
+    /// Takes the vCon through its chain.
+    fn walk(
+        &mut self,
+        chain: &Chain,
+        id: &VconId,
+        document: Document,
+    ) -> Result<Verdict, Ending> {
+        let Self { shared, queue, kit, drain, outage, .. } = self;
+        let settings = &shared.settings;
+        let mut loader = Loader { queue, outage, settings, drain };
+        let (mut kind, vcon) = loader.open(kit, id, document)?;
+        let mut journey = Journey { vcon, expire: None };
+        let mut go_over = |kit: &mut Kit, journey: &mut Journey, id: &VconId| {
+            loader.leave(kind, journey);
+            let document = loader.load(id);
+            let (found, vcon) = loader.open(kit, id, document)?;
+            kind = found;
+            *journey = Journey { vcon, expire: None };
+            Ok(())
+        };
+        let halted = kit.links(chain, &mut journey, settings, drain, &mut go_over)? == Way::Ends;
+        if !halted {
+            kit.store(chain, &mut journey.vcon, settings, drain)?;
+        }
+        Ok(Verdict::Finish {
+            id: journey.vcon.id().clone(),
+            document: journey.vcon.is_changed().then(|| (kind, journey.vcon.to_json())),
+            expire: journey.expire,
+            announce: !halted,
+        })
+    }
+
+    /// Lets go of the claim in the way the verdict says; a Redis that is away is waited for.
+    fn settle(&mut self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
+        loop {
+            let settled = match verdict {
+                Verdict::Finish { id, document, expire, announce } => {
+                    let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
+                    let egress = if *announce { chain.egress_lists.as_slice() } else { &[] };
+                    self.queue.finish(claim, &Finish { id, document, expire: *expire, egress })
+                }
+                Verdict::GiveBack => self.queue.give_back(claim),
+                Verdict::Bury(fault) => self.queue.bury(claim, &self.reason(fault)),
+            };
+            match settled {
+                Ok(Settled::Done) => {
+                    self.outage.over();
+                    return self.tell(claim, chain, start, verdict);
+                }
+                Ok(Settled::NotOurs) => {
+                    self.outage.over();
+                    let entry = claim.shown();
+                    return log::warn!("{entry}: the claim was settled already, by an earlier call or by another worker");
+                }
+                Ok(Settled::Refused(why)) => {
+                    self.outage.over();
+                    let error = format!("the egress list {why}");
+                    let fault = Fault { stage: "egress".to_owned(), error, attempts: 1 };
+                    return self.settle(claim, chain, start, &Verdict::Bury(fault));
+                }
+                Err(error) => self.outage.insist(&error),
+            }
+        }
+    }
+
+    fn reason<'a>(&'a self, fault: &'a Fault) -> Reason<'a> {
+        Reason {
+            stage: &fault.stage,
+            error: &fault.error,
+            attempts: fault.attempts,
+            worker: &self.shared.name,
+        }
+    }
+
+    fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
+        let entry = claim.shown();
+        let (entry, name) = (entry.as_str(), chain.name.as_str());
+        let seconds = start.elapsed().as_secs_f64();
+        match verdict {
+            Verdict::Finish { announce, .. } => {
+                let done = if *announce { "Finished" } else { "Halted" };
+                log::info!(
+                    vcon_id = entry, chain_name = name, vcon_processing_time = seconds;
+                    "{done} {entry} in chain {name} in {seconds:.4} s"
+                );
+            }
+            Verdict::GiveBack => log::info!(
+                vcon_id = entry, chain_name = name;
+                "Returned {entry} to the head of list {}", claim.list
+            ),
+            Verdict::Bury(fault) => log::error!(
+                vcon_id = entry, chain_name = name, vcon_processing_time = seconds;
+                "{entry} went to {} from chain {name} after {seconds:.4} s, {}: {}",
+                dead_letter_list(&claim.list), fault.stage, fault.error
+            ),
+        }
+    }
+}
