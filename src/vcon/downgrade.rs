@@ -106,6 +106,13 @@ mod tests {
     }
 
     #[test]
+    fn a_purpose_beside_a_type_keeps_its_name() {
+        let attachments = r#""attachments":[{"purpose":"tags","type":"x"}]"#;
+        let out = downgraded(&format!("{{{attachments}}}"));
+        assert!(out.starts_with(&format!("{{{attachments},")), "{out}");
+    }
+
+    #[test]
     fn what_the_old_version_always_has_is_added() {
         assert_eq!(
             downgraded(r#"{"uuid":"u"}"#),

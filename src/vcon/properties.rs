@@ -124,7 +124,7 @@ fn examples_downgraded_and_read_again_are_the_same() {
         let current = canonical(&text);
         let old = parse(&text).outgoing(Version::V0_0_1).json;
         assert!(old.contains(r#""vcon":"0.0.1""#));
-        assert!(!old.contains(r#""mediatype""#) && !old.contains(r#""purpose""#));
+        assert!(!old.contains(r#""mediatype""#) && !old.contains(r#""amended""#));
         assert_eq!(
             without_null_amended(&canonical(&old)),
             without_null_amended(&current)
