@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod failure;
+pub mod http;
 pub mod link;
 pub mod storage;
 pub mod vcon;
+pub mod webhooks;

@@ -3,6 +3,11 @@
 //! A link reads and changes the vCon it is given, in memory. It knows nothing of queues, workers
 //! or the supervisor; what it wants done in Redis it leaves in [`Context`].
 
+mod delay;
+mod expire_vcon;
+mod tag;
+mod webhook;
+
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -77,4 +82,21 @@ pub struct Module {
 }
 
 /// Every link there is.
-pub const MODULES: &[Module] = &[];
+pub const MODULES: &[Module] = &[
+    Module {
+        name: "links.tag",
+        open: tag::open,
+    },
+    Module {
+        name: "links.delay",
+        open: delay::open,
+    },
+    Module {
+        name: "links.expire_vcon",
+        open: expire_vcon::open,
+    },
+    Module {
+        name: "links.webhook",
+        open: webhook::open,
+    },
+];

@@ -1,0 +1,287 @@
+//! HTTP as links and storages use it: checked URLs, one agent, one classification of faults.
+//!
+//! Knows nothing of vCons. Messages name a URL without its user, password and query.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ureq::http::header::CONTENT_TYPE;
+use ureq::http::uri::Scheme;
+use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Body, Error};
+
+use crate::failure::Failure;
+
+/// An `http` or `https` URL with a host. Shown without its user, password and query.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url(Uri);
+
+/// The error of parsing a [`Url`]. Does not show the text, which may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a URL of the form http://host/path or https://host/path")]
+pub struct NotAUrl;
+
+impl FromStr for Url {
+    type Err = NotAUrl;
+
+    fn from_str(text: &str) -> Result<Self, NotAUrl> {
+        let uri: Uri = text.trim().parse().map_err(|_| NotAUrl)?;
+        let web = [&Scheme::HTTP, &Scheme::HTTPS]
+            .map(Some)
+            .contains(&uri.scheme());
+        let authority = uri.authority().ok_or(NotAUrl)?;
+        let address = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let port = address.strip_prefix(authority.host());
+        let sound = port == Some("") || authority.port_u16().is_some_and(|port| port > 0);
+        if web && sound && !authority.host().is_empty() {
+            Ok(Self(uri))
+        } else {
+            Err(NotAUrl)
+        }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.0.scheme_str().unwrap_or_default();
+        write!(f, "{scheme}://{}", self.0.host().unwrap_or_default())?;
+        if let Some(port) = self.0.port_u16() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(self.0.path())
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Url({self})")
+    }
+}
+
+/// An agent that keeps its connections, takes at most `timeout` for a request and its answer,
+/// trusts what the system trusts, and follows no redirect: a redirected POST loses its body.
+pub fn agent(timeout: Duration) -> Agent {
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::PlatformVerifier)
+        .build();
+    Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .tls_config(tls)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .new_agent()
+}
+
+/// Posts JSON, and answers with the response if its status is 2xx. A `Content-Type` among the
+/// headers takes the place of `application/json`.
+pub fn post(
+    agent: &Agent,
+    url: &Url,
+    headers: &HeaderMap,
+    json: &str,
+) -> Result<Response<Body>, Failure> {
+    let mut request = agent.post(url.0.clone());
+    if !headers.contains_key(CONTENT_TYPE) {
+        request = request.content_type("application/json");
+    }
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let response = request.send(json).map_err(|error| broken(url, &error))?;
+    match response.status() {
+        status if status.is_success() => Ok(response),
+        status => Err(refused(url, status)),
+    }
+}
+
+/// What a status that is not 2xx says about trying again.
+fn refused(url: &Url, status: StatusCode) -> Failure {
+    let message = format!("could not POST to {url}: it answered {status}");
+    if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+        Failure::transient(message)
+    } else {
+        Failure::permanent(message)
+    }
+}
+
+/// What a request without an answer says about trying again.
+///
+/// All that the network or the server did may pass, a certificate out of date as well; what is
+/// wrong with the request itself does not.
+fn broken(url: &Url, error: &Error) -> Failure {
+    match error {
+        // Its text shows the URL.
+        Error::BadUri(_) => Failure::permanent(format!("could not POST to {url}: bad URL")),
+        Error::Http(_) | Error::BodyExceedsLimit(_) => {
+            Failure::permanent(format!("could not POST to {url}: {error}"))
+        }
+        Error::Io(error) => Failure::transient(format!("could not POST to {url}: {error}")),
+        _ => Failure::transient(format!("could not POST to {url}: {error}")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+pub(crate) mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::thread::{self, JoinHandle};
+
+    use super::*;
+
+    /// Answers one connection for each status and returns the requests as they came.
+    pub(crate) fn serve(statuses: &[&str]) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let statuses: Vec<String> = statuses.iter().map(|&status| status.to_owned()).collect();
+        let server = thread::spawn(move || {
+            let answer = |status: &String| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let request = request(&mut BufReader::new(&stream));
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\nLocation: /away\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).unwrap();
+                request
+            };
+            statuses.iter().map(answer).collect()
+        });
+        (address, server)
+    }
+
+    fn request(reader: &mut impl BufRead) -> String {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        let length = head.to_lowercase();
+        let length = length.split("content-length: ").nth(1).unwrap();
+        let length = length.split("\r\n").next().unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        head + &String::from_utf8(body).unwrap()
+    }
+
+    fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
+        let url: Url = url.parse().unwrap();
+        post(&agent(timeout), &url, &HeaderMap::new(), "{}").map(drop)
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn only_web_urls_with_a_host_are_urls() {
+        for good in [
+            "http://h",
+            "https://u:p@h.example.com:8443/a?b=c",
+            "http://[::1]:80/",
+        ] {
+            assert!(good.parse::<Url>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "h",
+            "/path",
+            "ftp://h/",
+            "file:///etc/passwd",
+            "http://",
+            "http://:80/",
+            "http:///x",
+            "http://h:99999/",
+            "http://h:0/",
+            "http://h:/",
+            "http://a b/",
+        ] {
+            assert!(bad.parse::<Url>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_secrets() {
+        let url: Url = "https://user:secret@h.example.com:8443/a/b?token=secret"
+            .parse()
+            .unwrap();
+        assert_eq!(url.to_string(), "https://h.example.com:8443/a/b");
+        assert_eq!(format!("{url:?}"), "Url(https://h.example.com:8443/a/b)");
+    }
+
+    #[test]
+    fn statuses_are_classified() {
+        for (status, transient) in [
+            ("500 Internal Server Error", true),
+            ("503 Service Unavailable", true),
+            ("429 Too Many Requests", true),
+            ("400 Bad Request", false),
+            ("401 Unauthorized", false),
+            ("404 Not Found", false),
+            ("302 Found", false),
+            ("307 Temporary Redirect", false),
+        ] {
+            let (address, server) = serve(&[status]);
+            let failure =
+                post_to(&format!("http://u:secret@{address}/p?k=secret"), LONG).unwrap_err();
+            assert_eq!(failure.is_transient(), transient, "{status}");
+            assert_eq!(
+                failure.message,
+                format!("could not POST to http://{address}/p: it answered {status}")
+            );
+            assert_eq!(server.join().unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn any_2xx_will_do() {
+        for status in ["200 OK", "201 Created", "202 Accepted", "204 No Content"] {
+            let (address, server) = serve(&[status]);
+            assert_eq!(
+                post_to(&format!("http://{address}/"), LONG),
+                Ok(()),
+                "{status}"
+            );
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_may_pass() {
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let failure = post_to(&format!("http://{address}/p"), LONG).unwrap_err();
+        assert!(failure.is_transient());
+        assert!(failure.message.contains("refused"), "{failure}");
+    }
+
+    #[test]
+    fn a_connection_cut_without_an_answer_may_pass() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || drop(listener.accept().unwrap()));
+        let failure = post_to(&format!("http://{address}/p"), LONG).unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_silent_server_may_speak_later() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let failure =
+            post_to(&format!("http://{address}/p"), Duration::from_millis(200)).unwrap_err();
+        assert!(failure.is_transient());
+        assert!(failure.message.contains("timeout"), "{failure}");
+    }
+
+    #[test]
+    fn an_unknown_host_may_become_known() {
+        let failure = post_to("http://nowhere.invalid/p", LONG).unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+    }
+}

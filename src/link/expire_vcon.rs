@@ -1,0 +1,46 @@
+//! `links.expire_vcon`: lets Redis forget the vCon some time after its work is done.
+//!
+//! Reads the option `seconds` (86400); writes [`Context::expire`], not the vCon.
+
+use super::{Context, Link, LinkError, Next};
+use crate::config::Options;
+use crate::vcon::Vcon;
+
+/// A thousand years: Redis refuses times to live whose end it cannot count.
+const LONGEST: i64 = 1000 * 366 * 86_400;
+
+struct ExpireVcon {
+    seconds: u64,
+}
+
+pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
+    let seconds = options.integer_or("seconds", 86_400, 1..=LONGEST);
+    Box::new(ExpireVcon {
+        seconds: seconds.unsigned_abs(),
+    })
+}
+
+impl Link for ExpireVcon {
+    fn run(&mut self, _vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        context.expire = Some(self.seconds);
+        Ok(Next::Continue)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::vcon::{VconId, Version};
+
+    #[test]
+    fn it_leaves_the_time_to_live_and_the_vcon_as_it_is() {
+        let (_drain, drained) = crossbeam_channel::bounded(0);
+        let mut context = Context::new(&drained, Version::Current);
+        let mut vcon = Vcon::parse(VconId::random(), "{}".to_owned()).unwrap();
+        let next = ExpireVcon { seconds: 60 }.run(&mut vcon, &mut context);
+        assert_eq!(next, Ok(Next::Continue));
+        assert_eq!(context.expire, Some(60));
+        assert!(!vcon.is_changed());
+    }
+}

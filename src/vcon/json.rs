@@ -1,0 +1,212 @@
+//! JSON objects whose values stay text: reading one level, changing it, writing it again.
+//!
+//! Keys are held as they stand between the quotes, without needless escapes. So a key is written
+//! without a look at it, and one that is no Unicode text (`"\ud800"`) is kept all the same.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::{RawValue, to_raw_value};
+
+/// One level of an object; of a repeated key the last value holds.
+pub(super) type Object = IndexMap<String, Box<RawValue>>;
+
+/// One level of an object within the text that was read.
+pub(super) struct Borrowed<'a>(pub(super) IndexMap<String, &'a RawValue>);
+
+impl<'a> Borrowed<'a> {
+    /// Reads an object.
+    pub(super) fn read(text: &'a str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// Copies the values out of the text that was read.
+    pub(super) fn into_owned(self) -> Object {
+        let owned = |(key, value): (String, &RawValue)| (key, value.to_owned());
+        self.0.into_iter().map(owned).collect()
+    }
+}
+
+impl<'de> Deserialize<'de> for Borrowed<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = Borrowed<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = IndexMap::new();
+                while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+                    members.insert(bare(key.get()), value);
+                }
+                Ok(Borrowed(members))
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// The inside of a string literal, with the escapes it needs and no others.
+fn bare(literal: &str) -> String {
+    let inside = |literal: &str| literal[1..literal.len() - 1].to_owned();
+    if !literal.contains('\\') {
+        return inside(literal);
+    }
+    match serde_json::from_str::<String>(literal) {
+        Ok(text) => inside(string(&text).get()),
+        Err(_) => inside(literal),
+    }
+}
+
+/// The elements of an array, or `None` where the text is not one.
+pub(super) fn elements(text: &str) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(text).ok()
+}
+
+/// A text as a string literal.
+pub(super) fn string(text: &str) -> Box<RawValue> {
+    // Writing a string to memory does not fail.
+    to_raw_value(text).unwrap_or_default()
+}
+
+/// The text that a string literal stands for; `None` for other values and for lone surrogates.
+pub(super) fn text(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+/// Gives the member `old` the name `new`, in its place; one that has that name already wins.
+pub(super) fn rename<V>(object: &mut IndexMap<String, V>, old: &str, new: &str) {
+    let Some(index) = object.get_index_of(old) else {
+        return;
+    };
+    if object.replace_index(index, new.to_owned()).is_err() {
+        object.shift_remove(old);
+    }
+}
+
+/// What a value is, as messages say it.
+pub(super) fn kind(value: &RawValue) -> &'static str {
+    match value.get().as_bytes().first() {
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
+    }
+}
+
+/// Whether a value is an array.
+pub(super) fn is_array(value: &RawValue) -> bool {
+    value.get().starts_with('[')
+}
+
+/// Whether a value is an object.
+pub(super) fn is_object(value: &RawValue) -> bool {
+    value.get().starts_with('{')
+}
+
+/// Whether an array or object has nothing in it.
+pub(super) fn is_empty(value: &RawValue) -> bool {
+    let text = value.get();
+    text.len() >= 2 && text[1..text.len() - 1].trim_ascii().is_empty()
+}
+
+/// Writes an object, member by member.
+pub(super) struct ObjectWriter<'a> {
+    out: &'a mut String,
+    before: char,
+}
+
+impl<'a> ObjectWriter<'a> {
+    /// Begins an object at the end of `out`.
+    pub(super) fn begin(out: &'a mut String) -> Self {
+        Self { out, before: '{' }
+    }
+
+    /// Writes a key as an [`Object`] holds it, and answers where its value goes.
+    pub(super) fn key(&mut self, key: &str) -> &mut String {
+        self.out.push(self.before);
+        self.before = ',';
+        self.out.push('"');
+        self.out.push_str(key);
+        self.out.push_str("\":");
+        self.out
+    }
+
+    /// Ends the object.
+    pub(super) fn end(self) {
+        if self.before == '{' {
+            self.out.push('{');
+        }
+        self.out.push('}');
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn rewritten(text: &str) -> String {
+        let mut out = String::new();
+        let mut writer = ObjectWriter::begin(&mut out);
+        for (key, value) in &Borrowed::read(text).unwrap().0 {
+            writer.key(key).push_str(value.get());
+        }
+        writer.end();
+        out
+    }
+
+    #[test]
+    fn values_come_out_as_they_went_in() {
+        for text in [
+            "{}",
+            r#"{"z":1.0,"a":1e5,"n":123456789012345678901234567890,"e":-0}"#,
+            r#"{"s":"\ud800 \u00e9","t":[1, 2,{"x" : null}]}"#,
+            r#"{"$serde_json::private::RawValue":"1","$serde_json::private::Number":"2"}"#,
+        ] {
+            assert_eq!(rewritten(text), text);
+        }
+    }
+
+    #[test]
+    fn keys_lose_needless_escapes_and_keep_the_others() {
+        assert_eq!(
+            rewritten(r#"{"\u0064ialog":1,"a\"b\\\/":2,"\ud800":3,"\n":4,"\u00e9":5}"#),
+            r#"{"dialog":1,"a\"b\\/":2,"\ud800":3,"\n":4,"é":5}"#
+        );
+    }
+
+    #[test]
+    fn of_a_repeated_key_the_last_value_holds_in_the_first_place() {
+        assert_eq!(rewritten(r#"{"a":1,"b":2,"\u0061":3}"#), r#"{"a":3,"b":2}"#);
+    }
+
+    #[test]
+    fn depth_has_no_limit() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000));
+        assert_eq!(rewritten(&deep), deep);
+    }
+
+    #[test]
+    fn renaming_keeps_the_place_and_the_new_name_wins() {
+        let object = |text| Borrowed::read(text).unwrap().into_owned();
+        let keys = |object: &Object| object.keys().cloned().collect::<Vec<_>>().join(" ");
+
+        let mut one = object(r#"{"a":1,"old":2,"b":3}"#);
+        rename(&mut one, "old", "new");
+        assert_eq!(keys(&one), "a new b");
+
+        let mut both = object(r#"{"old":2,"a":1,"new":3}"#);
+        rename(&mut both, "old", "new");
+        assert_eq!(keys(&both), "a new");
+        assert_eq!(both["new"].get(), "3");
+    }
+}

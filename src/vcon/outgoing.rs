@@ -1,0 +1,51 @@
+//! What leaves for storages and webhooks.
+
+use super::{CreatedAt, VconId};
+
+/// The version of the vCon syntax in which documents leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// What we write: 0.4.0.
+    Current,
+    /// The version of older consumers.
+    V0_0_1,
+}
+
+impl Version {
+    /// The version as documents name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "0.4.0",
+            Self::V0_0_1 => "0.0.1",
+        }
+    }
+}
+
+/// What leaves for storages and webhooks: the document in its written form, with the fields that
+/// layouts need.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The id under which it is kept.
+    pub id: VconId,
+    /// The document.
+    pub json: String,
+    /// The version it is written in.
+    pub version: Version,
+    /// When the vCon was made; `None` where the document does not say so readably.
+    pub created_at: Option<CreatedAt>,
+    /// Its subject.
+    pub subject: Option<String>,
+}
+
+impl Outgoing {
+    /// When the vCon was made, or the present time with a warning in the log.
+    pub fn created_or_now(&self) -> CreatedAt {
+        self.created_at.unwrap_or_else(|| {
+            log::warn!(
+                "vCon {}: `created_at` is missing or unreadable, the present time is used",
+                self.id
+            );
+            CreatedAt::now()
+        })
+    }
+}

@@ -1,0 +1,166 @@
+//! The webhooks of one link or storage: documents posted to each of a list of URLs.
+//!
+//! Options: `webhook-urls` (a list), `headers` (a mapping), `timeout` (seconds for each URL, 30).
+
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::Options;
+use crate::failure::{Failure, FailureKind};
+use crate::http::{self, Url};
+
+/// How much of an answer is read, so that its connection can be used again.
+const ANSWER_LIMIT: u64 = 64 * 1024;
+
+/// URLs that get each document, and how they are reached.
+pub struct Webhooks {
+    agent: Agent,
+    urls: Vec<Url>,
+    headers: HeaderMap,
+}
+
+impl Webhooks {
+    /// Reads the options; what is wrong with them is recorded there.
+    pub fn open(options: &mut Options) -> Self {
+        let timeout = options.seconds_or("timeout", 30.0);
+        if timeout.is_zero() {
+            options.fault("timeout", "must be more than 0");
+        }
+        Self::new(urls(options), headers(options), timeout)
+    }
+
+    fn new(urls: Vec<Url>, headers: HeaderMap, timeout: Duration) -> Self {
+        Self {
+            agent: http::agent(timeout),
+            urls,
+            headers,
+        }
+    }
+
+    /// Posts the document to every URL. One that fails does not keep it from the others, and the
+    /// failure names all of them; it may pass as long as one of them may.
+    pub fn post(&self, json: &str) -> Result<(), Failure> {
+        let post = |url| self.post_to(url, json).err();
+        let failures: Vec<Failure> = self.urls.iter().filter_map(post).collect();
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let messages: Vec<&str> = failures.iter().map(|f| f.message.as_str()).collect();
+        Err(Failure {
+            kind: if failures.iter().any(Failure::is_transient) {
+                FailureKind::Transient
+            } else {
+                FailureKind::Permanent
+            },
+            message: messages.join("; "),
+        })
+    }
+
+    fn post_to(&self, url: &Url, json: &str) -> Result<(), Failure> {
+        let mut answer = http::post(&self.agent, url, &self.headers, json)?;
+        // The status has said it all: an answer that is too long or breaks off costs no more than
+        // its connection.
+        let _ = answer
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_LIMIT)
+            .read_to_vec();
+        Ok(())
+    }
+}
+
+fn urls(options: &mut Options) -> Vec<Url> {
+    let texts = options.strings("webhook-urls");
+    if texts.is_empty() {
+        options.fault("webhook-urls", "needs at least one URL");
+    }
+    let mut urls = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match text.parse() {
+            Ok(url) => urls.push(url),
+            Err(error) => options.fault("webhook-urls", format!("entry {} {error}", index + 1)),
+        }
+    }
+    urls
+}
+
+fn headers(options: &mut Options) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, secret) in options.headers("headers") {
+        match (
+            name.parse::<HeaderName>(),
+            HeaderValue::from_str(secret.reveal()),
+        ) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+            (Err(_), _) => options.fault("headers", format!("{name:?} is not a header name")),
+            (_, Err(_)) => options.fault(
+                "headers",
+                format!("the value of {name} is not one line of text"),
+            ),
+        }
+    }
+    headers
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::http::tests::serve;
+
+    /// Webhooks at the addresses, with one header.
+    pub(crate) fn webhooks(addresses: &[String]) -> Webhooks {
+        let url = |address: &String| format!("http://{address}/hook").parse().unwrap();
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("x-key"),
+            HeaderValue::from_static("k1"),
+        )]);
+        Webhooks::new(
+            addresses.iter().map(url).collect(),
+            headers,
+            Duration::from_secs(10),
+        )
+    }
+
+    #[test]
+    fn every_url_gets_the_document_as_json() {
+        let (one, first) = serve(&["200 OK"]);
+        let (two, second) = serve(&["204 No Content"]);
+        webhooks(&[one, two]).post(r#"{"a":"é"}"#).unwrap();
+        for server in [first, second] {
+            let request = server.join().unwrap().remove(0);
+            let head = request.to_lowercase();
+            assert!(head.starts_with("post /hook http/1.1\r\n"), "{request}");
+            assert!(
+                head.contains("\r\ncontent-type: application/json\r\n"),
+                "{request}"
+            );
+            assert!(head.contains("\r\nx-key: k1\r\n"), "{request}");
+            assert!(request.ends_with("\r\n\r\n{\"a\":\"é\"}"), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_failing_url_does_not_keep_the_document_from_the_others() {
+        let (one, first) = serve(&["404 Not Found"]);
+        let (two, second) = serve(&["200 OK"]);
+        let (three, third) = serve(&["503 Service Unavailable"]);
+        let failure = webhooks(&[one.clone(), two.clone(), three.clone()])
+            .post("{}")
+            .unwrap_err();
+        assert!(failure.is_transient());
+        assert!(
+            failure.message.contains(&one) && failure.message.contains(&three),
+            "{failure}"
+        );
+        assert!(!failure.message.contains(&two), "{failure}");
+        for server in [first, second, third] {
+            assert_eq!(server.join().unwrap().len(), 1);
+        }
+    }
+}
