@@ -3,5 +3,6 @@
 pub mod config;
 pub mod failure;
 pub mod link;
+pub mod secret;
 pub mod storage;
 pub mod vcon;
