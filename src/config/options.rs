@@ -254,4 +254,83 @@ impl Options {
         let message = format!("is {}, not {expected}", found.described());
         self.fault_at(line, key, message);
     }
+
+    /// Options as they would stand in a file, for tests of the modules that read them.
+    #[cfg(test)]
+    pub(crate) fn from_yaml(text: &str) -> Self {
+        let node = super::yaml::parse(text).ok().flatten();
+        let node = node.unwrap_or(Node {
+            line: 1,
+            kind: Kind::Null,
+        });
+        Self::new("options", "option", 1, &node)
+    }
+
+    /// The faults recorded until now, as in `port: "x" is not a number`.
+    #[cfg(test)]
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let shown = |fault: &Fault| {
+            let key = fault.key.strip_prefix("options.").unwrap_or(&fault.key);
+            format!("{key}: {}", fault.message)
+        };
+        self.faults.iter().map(shown).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_at_the_edge_of_its_range_is_accepted() {
+        for (text, expected) in [("1", 1), ("'9'", 9), ("0", 5), ("10", 5), ("1.5", 5)] {
+            let mut options = Options::from_yaml(&format!("n: {text}"));
+            assert_eq!(options.integer_or("n", 5, 1..=9), expected, "{text}");
+            let is_default = expected == 5;
+            assert_eq!(options.faults().len(), usize::from(is_default), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_and_modes_that_make_no_sense_are_faults() {
+        for (key, text) in [
+            ("seconds", "-0.5"),
+            ("seconds", "nan"),
+            ("seconds", "inf"),
+            ("seconds", "1e300"),
+            ("seconds", "''"),
+            ("mode", "0o10000"),
+            ("mode", "0888"),
+            ("mode", "0+44"),
+            ("mode", "420"),
+            ("mode", "0o"),
+        ] {
+            let mut options = Options::from_yaml(&format!("{key}: {text}"));
+            if key == "mode" {
+                assert_eq!(options.mode_or(key, 0o600), 0o600, "{text}");
+            } else {
+                assert_eq!(
+                    options.seconds_or(key, 2.0),
+                    Duration::from_secs(2),
+                    "{text}"
+                );
+            }
+            assert_eq!(options.faults().len(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_the_wrong_type_is_not_shown() {
+        let mut options = Options::from_yaml("password: [hunter2]\nheaders: {a: {hunter3: 1}}");
+        assert_eq!(options.secret("password"), None);
+        assert_eq!(options.headers("headers"), []);
+        options.finish();
+        assert_eq!(
+            options.faults(),
+            [
+                "password: is a list, not a string",
+                "headers.a: is a mapping, not a string"
+            ]
+        );
+    }
 }
