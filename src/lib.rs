@@ -4,5 +4,6 @@ pub mod config;
 pub mod failure;
 pub mod link;
 pub mod secret;
+pub mod settings;
 pub mod storage;
 pub mod vcon;
