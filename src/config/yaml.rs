@@ -367,7 +367,8 @@ mod tests {
         for text in [block.as_str(), &flow, laughs] {
             assert!(parse(text).is_err());
         }
-        let staircase: String = (0..245).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+        let mut staircase: String = (0..245).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+        staircase += &format!("{}{}{}", " ".repeat(246), "[".repeat(250), "]".repeat(250));
         assert!(parse(&staircase).is_ok());
     }
 
