@@ -4,6 +4,8 @@ pub mod config;
 pub mod failure;
 pub mod http;
 pub mod link;
+pub mod secret;
+pub mod settings;
 pub mod storage;
 pub mod vcon;
 pub mod webhooks;

@@ -1,5 +1,183 @@
-//! `config.yml`.
+//! `config.yml`: which links and storages there are, and the chains made of them.
+//!
+//! A [`Config`] has been checked as a whole: every name in it is defined, every module known,
+//! every option read once by the module it is for. Whatever is wrong with a file is reported
+//! together, each fault with its line.
 
+mod error;
+mod list_name;
 mod options;
+mod read;
+#[cfg(test)]
+mod tests;
+mod yaml;
 
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+
+pub use error::{ConfigErrors, Fault};
+pub use list_name::{ListName, NotAListName};
 pub use options::Options;
+
+use crate::link::{self, Link};
+use crate::storage::{self, Storage};
+
+/// A whole and checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The links by name, in the order of the file.
+    pub links: IndexMap<String, ModuleConfig<dyn Link>>,
+    /// The storages by name, in the order of the file.
+    pub storages: IndexMap<String, ModuleConfig<dyn Storage>>,
+    /// The chains in the order of the file, those out of service among them.
+    pub chains: Vec<Chain>,
+}
+
+/// One chain: what happens to the vCons of its ingress lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// The names of its links, in the order they run.
+    pub links: Vec<String>,
+    /// The names of the storages that keep what comes out.
+    pub storages: Vec<String>,
+    /// The lists it takes vCons from; no other enabled chain has one of them.
+    pub ingress_lists: Vec<ListName>,
+    /// The lists it puts vCons on when they are stored.
+    pub egress_lists: Vec<ListName>,
+    /// Whether it is in service.
+    pub enabled: bool,
+    /// The longest time one vCon may take.
+    pub timeout: Option<Duration>,
+}
+
+/// What makes a link or storage from its options.
+type Open<T> = fn(&mut Options) -> Box<T>;
+
+/// One entry of `links` or `storages`, checked by opening it once.
+pub struct ModuleConfig<T: ?Sized> {
+    /// The name chains know it by.
+    pub name: String,
+    /// The module, as in `storage.file`.
+    pub module: String,
+    path: String,
+    line: usize,
+    options: yaml::Node,
+    open: Open<T>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let fail = |fault| Err(ConfigErrors::new(path, vec![fault]));
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return fail(Fault::of_file(
+                    "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",
+                ));
+            }
+            Err(error) => return fail(Fault::of_file(format!("could not be read: {error}"))),
+        };
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let before = error.as_bytes().iter().take(valid);
+                let line = before.filter(|byte| **byte == b'\n').count() + 1;
+                fail(Fault::at(line, "", "is not UTF-8 text"))
+            }
+        }
+    }
+
+    /// Checks `text`, the content of the file at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
+        Self::parse_with(text, path, link::MODULES, storage::MODULES)
+    }
+
+    fn parse_with(
+        text: &str,
+        path: &Path,
+        links: &[link::Module],
+        storages: &[storage::Module],
+    ) -> Result<Self, ConfigErrors> {
+        let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
+        let (config, faults) = read::config(document, links, storages);
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigErrors::new(path, faults))
+        }
+    }
+
+    /// The ingress lists of the chains in service, in the order of the file, each with the index
+    /// of its chain.
+    pub fn ingress_lists(&self) -> Vec<(ListName, usize)> {
+        let mut lists = Vec::new();
+        for (index, chain) in self.chains.iter().enumerate() {
+            if chain.enabled {
+                lists.extend(chain.ingress_lists.iter().map(|list| (list.clone(), index)));
+            }
+        }
+        lists
+    }
+
+    /// The chain in service that takes from `list`.
+    pub fn chain_for(&self, list: &ListName) -> Option<&Chain> {
+        self.chains
+            .iter()
+            .find(|chain| chain.enabled && chain.ingress_lists.contains(list))
+    }
+}
+
+impl<T: ?Sized> ModuleConfig<T> {
+    /// Opens it, with what is wrong with its options.
+    fn checked(&self) -> (Box<T>, Vec<Fault>) {
+        let mut options = Options::new(&self.path, "option", self.line, &self.options);
+        let opened = (self.open)(&mut options);
+        options.finish();
+        (opened, options.into_faults())
+    }
+}
+
+impl ModuleConfig<dyn Storage> {
+    /// A backend of its own for a lane, not connected yet.
+    pub fn open_storage(&self) -> Box<dyn Storage> {
+        self.checked().0
+    }
+}
+
+impl ModuleConfig<dyn Link> {
+    /// A link of its own for a lane.
+    pub fn open_link(&self) -> Box<dyn Link> {
+        self.checked().0
+    }
+}
+
+impl<T: ?Sized> Clone for ModuleConfig<T> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            module: self.module.clone(),
+            path: self.path.clone(),
+            line: self.line,
+            options: self.options.clone(),
+            open: self.open,
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for ModuleConfig<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModuleConfig")
+            .field("name", &self.name)
+            .field("module", &self.module)
+            .finish_non_exhaustive()
+    }
+}

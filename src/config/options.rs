@@ -1,4 +1,336 @@
-//! One module's options.
+//! One mapping of `config.yml`, read by accessors that record every fault.
 
-/// One module's options, read by accessors that record every fault.
-pub struct Options;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::error::{Fault, did_you_mean, listed};
+use super::yaml::{Kind, Mapping, Node, joined};
+use crate::secret::Secret;
+
+/// The most that an option in seconds can say: some thirty years.
+const MOST_SECONDS: f64 = 1e9;
+
+/// One module's `options:`, read by accessors that record every fault.
+///
+/// An accessor gives the option's value, or the default where it is absent, `null` or faulty. A
+/// faulty option makes the whole configuration fail, so what it was replaced by is never used.
+pub struct Options {
+    path: String,
+    noun: &'static str,
+    line: usize,
+    entries: Mapping,
+    asked: Vec<String>,
+    /// It is no mapping at all: what is missing in it need not be reported as well.
+    is_broken: bool,
+    faults: Vec<Fault>,
+}
+
+impl Options {
+    /// The entries of `node`, which stands under the key `path` on `line`.
+    pub(super) fn new(path: &str, noun: &'static str, line: usize, node: &Node) -> Self {
+        let mut faults = Vec::new();
+        let entries = match &node.kind {
+            Kind::Mapping(entries) => entries.clone(),
+            Kind::Null => Mapping::new(),
+            other => {
+                let message = format!("is {}, not a mapping", other.described());
+                faults.push(Fault::at(line, path, message));
+                Mapping::new()
+            }
+        };
+        Self {
+            path: path.to_owned(),
+            noun,
+            line,
+            entries,
+            asked: Vec::new(),
+            is_broken: !faults.is_empty(),
+            faults,
+        }
+    }
+
+    /// A string.
+    pub fn string(&mut self, key: &str) -> Option<String> {
+        self.scalar(key, "a string")
+    }
+
+    /// A string, or `default` where there is none.
+    pub fn string_or(&mut self, key: &str, default: &str) -> String {
+        self.string(key).unwrap_or_else(|| default.to_owned())
+    }
+
+    /// A string that must be there and not be empty.
+    pub fn required_string(&mut self, key: &str) -> String {
+        let before = self.faults.len();
+        let value = self.string(key).unwrap_or_default();
+        if value.is_empty() && self.faults.len() == before && !self.is_broken {
+            self.fault(key, "is required");
+        }
+        value
+    }
+
+    /// A string that is never shown.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        self.string(key).map(Secret::new)
+    }
+
+    /// A whole number within `range`, quoted or not.
+    pub fn integer_or(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
+        let (least, most) = (*range.start(), *range.end());
+        let expected = format!("a whole number from {least} to {most}");
+        self.parsed(key, &expected, |text| {
+            text.parse().ok().filter(|number| range.contains(number))
+        })
+        .unwrap_or(default)
+    }
+
+    /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not.
+    pub fn bool_or(&mut self, key: &str, default: bool) -> bool {
+        self.parsed(key, "true or false", |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" | "1" => Some(true),
+                "false" | "no" | "off" | "0" => Some(false),
+                _ => None,
+            }
+        })
+        .unwrap_or(default)
+    }
+
+    /// A time in seconds, fractions allowed; not negative.
+    pub fn seconds_or(&mut self, key: &str, default: f64) -> Duration {
+        let seconds = self.parsed(key, "a number of seconds, 0 or more", |text| {
+            let seconds = text.parse::<f64>().ok()?;
+            (0.0..=MOST_SECONDS).contains(&seconds).then_some(seconds)
+        });
+        Duration::try_from_secs_f64(seconds.unwrap_or(default)).unwrap_or_default()
+    }
+
+    /// Permissions of a file, in octal: `0o644`, `0644`, `'0644'`.
+    pub fn mode_or(&mut self, key: &str, default: u32) -> u32 {
+        let expected = "file permissions in octal, as in 0o644 or '0644'";
+        self.parsed(key, expected, |text| {
+            let digits = text.strip_prefix('0')?;
+            let digits = digits.strip_prefix(['o', 'O']).unwrap_or(digits);
+            let is_octal = digits.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+            let mode = u32::from_str_radix(digits, 8).ok().filter(|_| is_octal);
+            mode.filter(|mode| *mode <= 0o7777)
+        })
+        .unwrap_or(default)
+    }
+
+    /// A list of strings; a single string counts as a list of one.
+    pub fn strings(&mut self, key: &str) -> Vec<String> {
+        let items = self.items(key);
+        items.into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// A mapping of strings to strings that are never shown.
+    pub fn headers(&mut self, key: &str) -> Vec<(String, Secret)> {
+        let Some((line, kind)) = self.value(key) else {
+            return Vec::new();
+        };
+        let Kind::Mapping(entries) = kind else {
+            self.mismatch(key, line, &kind, "a mapping");
+            return Vec::new();
+        };
+        let mut headers = Vec::new();
+        for (name, entry) in entries {
+            match entry.value.kind {
+                Kind::Scalar(text) => headers.push((name, Secret::new(text))),
+                other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
+            }
+        }
+        headers
+    }
+
+    /// Records that something is wrong with the option, at its line.
+    pub fn fault(&mut self, key: &str, message: impl Into<String>) {
+        let line = self.line_of(key);
+        self.fault_at(line, key, message);
+    }
+
+    /// Records every key that no accessor has asked for. Called once, after the module has read
+    /// its options.
+    pub fn finish(&mut self) {
+        let mut unknown = Vec::new();
+        for (key, entry) in &self.entries {
+            if !self.asked.contains(key) {
+                let message = format!(
+                    "unknown {} `{key}` (known: {}){}",
+                    self.noun,
+                    listed(&self.asked),
+                    did_you_mean(key, &self.asked)
+                );
+                unknown.push(Fault::at(entry.line, self.path.as_str(), message));
+            }
+        }
+        self.faults.append(&mut unknown);
+    }
+
+    /// The items of a list with their lines; a single string counts as a list of one.
+    pub(super) fn items(&mut self, key: &str) -> Vec<(usize, String)> {
+        let Some((line, kind)) = self.value(key) else {
+            return Vec::new();
+        };
+        let nodes = match kind {
+            Kind::Sequence(nodes) => nodes,
+            Kind::Scalar(text) => return vec![(line, text)],
+            other => {
+                self.mismatch(key, line, &other, "a list of strings");
+                return Vec::new();
+            }
+        };
+        let mut items = Vec::new();
+        for (index, node) in nodes.into_iter().enumerate() {
+            match node.kind {
+                Kind::Scalar(text) => items.push((node.line, text)),
+                other => {
+                    let message =
+                        format!("item {} is {}, not a string", index + 1, other.described());
+                    self.fault_at(node.line, key, message);
+                }
+            }
+        }
+        items
+    }
+
+    /// The value under `key` as it is, and its key's line; nothing where it is absent or `null`.
+    pub(super) fn node(&mut self, key: &str) -> Option<(usize, Node)> {
+        if !self.asked.iter().any(|asked| asked == key) {
+            self.asked.push(key.to_owned());
+        }
+        let entry = self.entries.get(key)?;
+        match entry.value.kind {
+            Kind::Null => None,
+            _ => Some((entry.line, entry.value.clone())),
+        }
+    }
+
+    pub(super) fn fault_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
+        let path = joined(&self.path, key);
+        self.faults.push(Fault::at(line, path, message));
+    }
+
+    /// The line of the key, or of the mapping where it does not have the key.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        self.entries.get(key).map_or(self.line, |entry| entry.line)
+    }
+
+    /// The faults recorded until now.
+    pub(super) fn into_faults(self) -> Vec<Fault> {
+        self.faults
+    }
+
+    fn value(&mut self, key: &str) -> Option<(usize, Kind)> {
+        self.node(key).map(|(line, node)| (line, node.kind))
+    }
+
+    fn scalar(&mut self, key: &str, expected: &str) -> Option<String> {
+        match self.value(key)? {
+            (_, Kind::Scalar(text)) => Some(text),
+            (line, other) => {
+                self.mismatch(key, line, &other, expected);
+                None
+            }
+        }
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.scalar(key, expected)?;
+        let value = parse(text.trim());
+        if value.is_none() {
+            let shown: String = text.chars().take(80).collect();
+            self.fault(key, format!("{shown:?} is not {expected}"));
+        }
+        value
+    }
+
+    fn mismatch(&mut self, key: &str, line: usize, found: &Kind, expected: &str) {
+        let message = format!("is {}, not {expected}", found.described());
+        self.fault_at(line, key, message);
+    }
+
+    /// Options as they would stand in a file, for tests of the modules that read them.
+    #[cfg(test)]
+    pub(crate) fn from_yaml(text: &str) -> Self {
+        let node = super::yaml::parse(text).ok().flatten();
+        let node = node.unwrap_or(Node {
+            line: 1,
+            kind: Kind::Null,
+        });
+        Self::new("options", "option", 1, &node)
+    }
+
+    /// The faults recorded until now, as in `port: "x" is not a number`.
+    #[cfg(test)]
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let shown = |fault: &Fault| {
+            let key = fault.key.strip_prefix("options.").unwrap_or(&fault.key);
+            format!("{key}: {}", fault.message)
+        };
+        self.faults.iter().map(shown).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_at_the_edge_of_its_range_is_accepted() {
+        for (text, expected) in [("1", 1), ("'9'", 9), ("0", 5), ("10", 5), ("1.5", 5)] {
+            let mut options = Options::from_yaml(&format!("n: {text}"));
+            assert_eq!(options.integer_or("n", 5, 1..=9), expected, "{text}");
+            let is_default = expected == 5;
+            assert_eq!(options.faults().len(), usize::from(is_default), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_and_modes_that_make_no_sense_are_faults() {
+        for (key, text) in [
+            ("seconds", "-0.5"),
+            ("seconds", "nan"),
+            ("seconds", "inf"),
+            ("seconds", "1e300"),
+            ("seconds", "''"),
+            ("mode", "0o10000"),
+            ("mode", "0888"),
+            ("mode", "0+44"),
+            ("mode", "420"),
+            ("mode", "0o"),
+        ] {
+            let mut options = Options::from_yaml(&format!("{key}: {text}"));
+            if key == "mode" {
+                assert_eq!(options.mode_or(key, 0o600), 0o600, "{text}");
+            } else {
+                assert_eq!(
+                    options.seconds_or(key, 2.0),
+                    Duration::from_secs(2),
+                    "{text}"
+                );
+            }
+            assert_eq!(options.faults().len(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_the_wrong_type_is_not_shown() {
+        let mut options = Options::from_yaml("password: [hunter2]\nheaders: {a: {hunter3: 1}}");
+        assert_eq!(options.secret("password"), None);
+        assert_eq!(options.headers("headers"), []);
+        options.finish();
+        assert_eq!(
+            options.faults(),
+            [
+                "password: is a list, not a string",
+                "headers.a: is a mapping, not a string"
+            ]
+        );
+    }
+}

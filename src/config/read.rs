@@ -1,0 +1,282 @@
+//! From the tree of `config.yml` to [`Config`]: every section read, every fault kept.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+
+use super::error::{Fault, did_you_mean, listed};
+use super::options::Options;
+use super::yaml::{Entry, Kind, Mapping, Node, joined};
+use super::{Chain, Config, ListName, ModuleConfig, Open};
+use crate::{link, storage};
+
+/// The keys at the top of the file.
+const SECTIONS: [&str; 7] = [
+    "links",
+    "storages",
+    "chains",
+    "tracers",
+    "followers",
+    "imports",
+    "ingress_auth",
+];
+
+/// The sections of the existing daemon that have no counterpart here.
+const NOT_RUN: [&str; 3] = ["tracers", "followers", "imports"];
+
+/// Reads the document; the configuration is whole only where there are no faults.
+pub(super) fn config(
+    document: Option<Node>,
+    links: &[link::Module],
+    storages: &[storage::Module],
+) -> (Config, Vec<Fault>) {
+    let mut faults = Vec::new();
+    let sections = top(document, &mut faults);
+    for name in NOT_RUN {
+        not_run(name, sections.get(name), &mut faults);
+    }
+    let links = Modules {
+        section: "links",
+        known: links.iter().map(|row| (row.name, row.open)).collect(),
+        hint: "; modules written in Python are not built in",
+    };
+    let storages = Modules {
+        section: "storages",
+        known: storages.iter().map(|row| (row.name, row.open)).collect(),
+        hint: "",
+    };
+    let config = Config {
+        links: links.read(&sections, &mut faults),
+        storages: storages.read(&sections, &mut faults),
+        chains: chains(&sections, &mut faults),
+    };
+    (config, faults)
+}
+
+/// The top of the file, as a mapping of known sections.
+fn top(document: Option<Node>, faults: &mut Vec<Fault>) -> Mapping {
+    let needs = "a configuration needs `chains:`, and the `links:` and `storages:` they name";
+    let sections = match document.map(|node| (node.line, node.kind)) {
+        None => {
+            faults.push(Fault::of_file(format!("is empty; {needs}")));
+            return Mapping::new();
+        }
+        Some((_, Kind::Mapping(sections))) => sections,
+        Some((line, other)) => {
+            let message = format!("is {}, not a mapping; {needs}", other.described());
+            faults.push(Fault::at(line, "", message));
+            return Mapping::new();
+        }
+    };
+    for (name, entry) in &sections {
+        if !SECTIONS.contains(&name.as_str()) {
+            let message = format!(
+                "unknown section (known: {}){}",
+                listed(SECTIONS),
+                did_you_mean(name, SECTIONS)
+            );
+            faults.push(Fault::at(entry.line, name, message));
+        }
+    }
+    match sections.get("chains") {
+        None => faults.push(Fault::of_file(format!("has no `chains:`; {needs}"))),
+        Some(entry) if matches!(entry.value.kind, Kind::Null) => {
+            faults.push(Fault::at(entry.line, "chains", "names no chain"));
+        }
+        Some(_) => {}
+    }
+    sections
+}
+
+fn not_run(name: &str, entry: Option<&Entry>, faults: &mut Vec<Fault>) {
+    let Some(entry) = entry else { return };
+    let is_empty = match &entry.value.kind {
+        Kind::Null => true,
+        Kind::Scalar(_) => false,
+        Kind::Sequence(items) => items.is_empty(),
+        Kind::Mapping(entries) => entries.is_empty(),
+    };
+    if !is_empty {
+        let message = format!("this version does not run {name}; remove the section");
+        faults.push(Fault::at(entry.line, name, message));
+    }
+}
+
+/// The entries of a section with their paths; none where it is absent or not a mapping.
+fn entries<'a>(
+    sections: &'a Mapping,
+    section: &str,
+    faults: &mut Vec<Fault>,
+) -> Vec<(&'a str, String, &'a Entry)> {
+    let Some(entry) = sections.get(section) else {
+        return Vec::new();
+    };
+    match &entry.value.kind {
+        Kind::Null => Vec::new(),
+        Kind::Mapping(entries) => entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), joined(section, name), entry))
+            .collect(),
+        other => {
+            let message = format!("is {}, not a mapping", other.described());
+            faults.push(Fault::at(entry.line, section, message));
+            Vec::new()
+        }
+    }
+}
+
+/// A section of modules, `links` or `storages`, and what its entries can be made of.
+struct Modules<T: ?Sized> {
+    section: &'static str,
+    known: Vec<(&'static str, Open<T>)>,
+    hint: &'static str,
+}
+
+impl<T: ?Sized> Modules<T> {
+    fn read(
+        &self,
+        sections: &Mapping,
+        faults: &mut Vec<Fault>,
+    ) -> IndexMap<String, ModuleConfig<T>> {
+        let mut modules = IndexMap::new();
+        for (name, path, entry) in entries(sections, self.section, faults) {
+            if let Some(module) = self.module(name, &path, entry, faults) {
+                modules.insert(name.to_owned(), module);
+            }
+        }
+        modules
+    }
+
+    fn module(
+        &self,
+        name: &str,
+        path: &str,
+        entry: &Entry,
+        faults: &mut Vec<Fault>,
+    ) -> Option<ModuleConfig<T>> {
+        let mut keys = Options::new(path, "key", entry.line, &entry.value);
+        let module = keys.required_string("module");
+        let options = keys.node("options");
+        // The package a Python module comes from.
+        keys.node("pip_name");
+        keys.finish();
+
+        let row = self.known.iter().find(|(known, _)| *known == module);
+        if row.is_none() && !module.is_empty() {
+            let known = self.known.iter().map(|(known, _)| *known);
+            let message = format!(
+                "`{module}` is not a module of this version (known: {}{}){}",
+                listed(known.clone()),
+                self.hint,
+                did_you_mean(&module, known)
+            );
+            keys.fault("module", message);
+        }
+        faults.append(&mut keys.into_faults());
+
+        let (_, open) = row?;
+        let (line, options) = options.unwrap_or((
+            entry.line,
+            Node {
+                line: entry.line,
+                kind: Kind::Null,
+            },
+        ));
+        let config = ModuleConfig {
+            name: name.to_owned(),
+            module,
+            path: joined(path, "options"),
+            line,
+            options,
+            open: *open,
+        };
+        let (_, mut found) = config.checked();
+        faults.append(&mut found);
+        Some(config)
+    }
+}
+
+fn chains(sections: &Mapping, faults: &mut Vec<Fault>) -> Vec<Chain> {
+    let mut chains = Vec::new();
+    let mut taken = HashMap::new();
+    for (name, path, entry) in entries(sections, "chains", faults) {
+        let mut keys = Options::new(&path, "key", entry.line, &entry.value);
+        let links = defined(&mut keys, "links", "link", sections);
+        let storages = defined(&mut keys, "storages", "storage", sections);
+        let ingress_lists = list_names(&mut keys, "ingress_lists");
+        let egress_lists = list_names(&mut keys, "egress_lists");
+        let enabled = keys.bool_or("enabled", true);
+        let timeout = keys.seconds_or("timeout", 0.0);
+        if enabled {
+            for (line, list) in &ingress_lists {
+                claim(&mut taken, &mut keys, name, *line, list);
+            }
+        }
+        keys.finish();
+        faults.append(&mut keys.into_faults());
+        chains.push(Chain {
+            name: name.to_owned(),
+            links,
+            storages,
+            ingress_lists: ingress_lists.into_iter().map(|(_, list)| list).collect(),
+            egress_lists: egress_lists.into_iter().map(|(_, list)| list).collect(),
+            enabled,
+            timeout: (timeout > Duration::ZERO).then_some(timeout),
+        });
+    }
+    chains
+}
+
+/// Records that `chain` takes from `list`, which no enabled chain before it may do.
+fn claim(
+    taken: &mut HashMap<ListName, (String, usize)>,
+    keys: &mut Options,
+    chain: &str,
+    line: usize,
+    list: &ListName,
+) {
+    match taken.get(list) {
+        Some((other, before)) => {
+            let message = format!(
+                "list `{list}` of chain `{chain}` (line {line}) is already an ingress list of \
+                 chain `{other}` (line {before})"
+            );
+            keys.fault_at(line, "ingress_lists", message);
+        }
+        None => {
+            taken.insert(list.clone(), (chain.to_owned(), line));
+        }
+    }
+}
+
+fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {
+    let mut names = Vec::new();
+    for (line, text) in keys.items(key) {
+        match text.parse::<ListName>() {
+            Ok(name) => names.push((line, name)),
+            Err(error) => keys.fault_at(line, key, error.to_string()),
+        }
+    }
+    names
+}
+
+/// The names of links or storages in a chain, each checked to be an entry of that section.
+fn defined(keys: &mut Options, section: &str, noun: &str, sections: &Mapping) -> Vec<String> {
+    let known: Vec<&str> = match sections.get(section).map(|entry| &entry.value.kind) {
+        Some(Kind::Mapping(entries)) => entries.keys().map(String::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let mut names = Vec::new();
+    for (line, name) in keys.items(section) {
+        if !known.contains(&name.as_str()) {
+            let message = format!(
+                "{noun} `{name}` is not defined (defined: {})",
+                listed(&known)
+            );
+            keys.fault_at(line, section, message);
+        }
+        names.push(name);
+    }
+    names
+}

@@ -1,0 +1,353 @@
+//! Whole configurations: what is accepted, and every fault with its place.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Config, ConfigErrors, Options};
+use crate::failure::Failure;
+use crate::link::{self, Link, LinkError, Next};
+use crate::storage::{self, Storage};
+use crate::vcon::{Outgoing, Vcon, VconId};
+
+/// A link that asks for its options and does nothing.
+struct Tag;
+
+impl Link for Tag {
+    fn run(&mut self, _: &mut Vcon, _: &mut link::Context<'_>) -> Result<Next, LinkError> {
+        Ok(Next::Continue)
+    }
+}
+
+fn open_tag(options: &mut Options) -> Box<dyn Link> {
+    options.strings("tags");
+    Box::new(Tag)
+}
+
+/// A storage that shows its options through `probe`.
+struct Kept(String);
+
+impl Storage for Kept {
+    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+    fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn probe(&mut self) -> Result<(), Failure> {
+        Err(Failure::permanent(self.0.clone()))
+    }
+}
+
+fn open_kept(options: &mut Options) -> Box<dyn Storage> {
+    let host = options.required_string("host");
+    let port = options.integer_or("port", 5432, 1..=65535);
+    let tls = options.bool_or("tls", false);
+    let mode = options.mode_or("mode", 0o600);
+    let wait = options.seconds_or("wait", 1.5);
+    let password = options.secret("password");
+    let headers = options.headers("headers");
+    if host == "nowhere" {
+        options.fault("host", "leads nowhere");
+    }
+    let password = password.map(|secret| secret.reveal().to_owned());
+    Box::new(Kept(format!(
+        "{host}:{port} tls={tls} mode={mode:o} wait={wait:?} password={password:?} headers={headers:?}"
+    )))
+}
+
+const LINKS: &[link::Module] = &[
+    link::Module {
+        name: "links.tag",
+        open: open_tag,
+    },
+    link::Module {
+        name: "links.delay",
+        open: open_tag,
+    },
+];
+const STORAGES: &[storage::Module] = &[storage::Module {
+    name: "storage.kept",
+    open: open_kept,
+}];
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES)
+}
+
+fn faults(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(errors) => errors.to_string(),
+    }
+}
+
+/// The options of one storage, as it has read them.
+fn opened(options: &str) -> String {
+    let text = format!(
+        "storages:\n  pg:\n    module: storage.kept\n    options: {options}\nchains: {{}}\n"
+    );
+    let config = parse(&text).unwrap_or_else(|errors| panic!("{errors}"));
+    let shown = config.storages["pg"].open_storage().probe().unwrap_err();
+    shown.message
+}
+
+const WHOLE: &str = "\
+links:
+  tagger:
+    module: links.tag
+    pip_name: something
+    options:
+      tags: [a, b]
+  bare: {module: links.delay, options: }
+storages:
+  pg: {module: storage.kept, options: {host: 'localhost', port: '5433', password: hunter2}}
+chains:
+  main:
+    links: [tagger, bare, tagger]
+    storages:
+      - pg
+    ingress_lists: [default, other]
+    egress_lists: done
+    enabled: '1'
+    timeout: 30
+  spare: {ingress_lists: [default, third], enabled: 0, timeout: 0}
+  empty:
+tracers: {}
+followers: []
+imports:
+ingress_auth: {default: {key: [x]}}
+";
+
+#[test]
+fn a_whole_configuration_is_read_as_it_is_meant() {
+    let config = parse(WHOLE).unwrap();
+    let names = |config: &Config| -> Vec<String> {
+        let lists = config.ingress_lists();
+        lists
+            .iter()
+            .map(|(list, at)| format!("{list}:{at}"))
+            .collect()
+    };
+    assert_eq!(names(&config), ["default:0", "other:0"]);
+    let [main, spare, empty] = &config.chains[..] else {
+        panic!("{:?}", config.chains)
+    };
+    assert_eq!(main.links, ["tagger", "bare", "tagger"]);
+    assert_eq!(main.storages, ["pg"]);
+    assert_eq!(main.egress_lists[0].as_str(), "done");
+    assert_eq!(
+        (main.enabled, main.timeout),
+        (true, Some(Duration::from_secs(30)))
+    );
+    assert_eq!((spare.enabled, spare.timeout), (false, None));
+    assert_eq!((empty.enabled, empty.links.len()), (true, 0));
+    let found = |list: &str| {
+        config
+            .chain_for(&list.parse().unwrap())
+            .map(|c| c.name.clone())
+    };
+    assert_eq!(found("other"), Some("main".into()));
+    assert_eq!(found("third"), None);
+    assert_eq!(config.links["tagger"].module, "links.tag");
+    config.links["tagger"].open_link();
+}
+
+#[test]
+fn a_configuration_prints_without_its_options() {
+    let shown = format!("{:?}", parse(WHOLE).unwrap());
+    assert!(
+        shown.contains("storage.kept") && !shown.contains("hunter2"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn options_are_read_quoted_or_not() {
+    let defaults = "tls=false mode=600 wait=1.5s password=None headers=[]";
+    for (options, expected) in [
+        ("{host: h}", format!("h:5432 {defaults}")),
+        ("{host: h, port: , tls: ~}", format!("h:5432 {defaults}")),
+        ("{host: 127, port: '0080'}", format!("127:80 {defaults}")),
+        (
+            "{host: h, tls: YES, mode: 0o644, wait: '2', password: 0123}",
+            "h:5432 tls=true mode=644 wait=2s password=Some(\"0123\") headers=[]".into(),
+        ),
+        (
+            "{host: h, tls: '1', mode: 0750, wait: 0.25, headers: {x-key: 007}}",
+            "h:5432 tls=true mode=750 wait=250ms password=None headers=[(\"x-key\", ***)]".into(),
+        ),
+        (
+            "{host: h, tls: off, mode: '0644'}",
+            "h:5432 tls=false mode=644 wait=1.5s password=None headers=[]".into(),
+        ),
+    ] {
+        assert_eq!(opened(options), expected, "{options}");
+    }
+}
+
+#[test]
+fn every_fault_is_reported_in_one_pass_with_its_line() {
+    let text = "\
+links:
+  tagger: {module: links.tga, options: {tags: [a]}}
+  router:
+    module: links.tag
+    opts: {}
+    options: {tag: [a], tags: [a, [b]]}
+  nameless: {options: {}}
+  word: tag
+storages:
+  pg:
+    module: storage.kept
+    options:
+      port: fuor
+      tls: maybe
+      mode: 644
+      wait: -1
+      prot: 1
+      password: [hunter2]
+      headers: {x-key: [hunter3]}
+  there: {module: storage.kept, options: {host: nowhere}}
+  bare: {module: storage.kept}
+chains:
+  main:
+    links:
+      - tagger
+      - tagr
+    storages: [pq]
+    ingress_lists: [default, '']
+    timeout: soon
+    enabled: perhaps
+    order: 1
+  second: {ingress_lists: [default, twice, twice]}
+  third: {links: {a: b}}
+tracers: {jaeger: {}}
+chain: {}
+";
+    let expected = "\
+config.yml:2: links.tagger.module: `links.tga` is not a module of this version (known: links.tag, links.delay; modules written in Python are not built in); did you mean `links.tag`?
+config.yml:5: links.router: unknown key `opts` (known: module, options, pip_name)
+config.yml:6: links.router.options.tags: item 2 is a list, not a string
+config.yml:6: links.router.options: unknown option `tag` (known: tags); did you mean `tags`?
+config.yml:7: links.nameless.module: is required
+config.yml:8: links.word: is a single value, not a mapping
+config.yml:12: storages.pg.options.host: is required
+config.yml:13: storages.pg.options.port: \"fuor\" is not a whole number from 1 to 65535
+config.yml:14: storages.pg.options.tls: \"maybe\" is not true or false
+config.yml:15: storages.pg.options.mode: \"644\" is not file permissions in octal, as in 0o644 or '0644'
+config.yml:16: storages.pg.options.wait: \"-1\" is not a number of seconds, 0 or more
+config.yml:17: storages.pg.options: unknown option `prot` (known: host, port, tls, mode, wait, password, headers); did you mean `port`?
+config.yml:18: storages.pg.options.password: is a list, not a string
+config.yml:19: storages.pg.options.headers.x-key: is a list, not a string
+config.yml:20: storages.there.options.host: leads nowhere
+config.yml:21: storages.bare.options.host: is required
+config.yml:26: chains.main.links: link `tagr` is not defined (defined: tagger, router, nameless, word)
+config.yml:27: chains.main.storages: storage `pq` is not defined (defined: pg, there, bare)
+config.yml:28: chains.main.ingress_lists: \"\" is not the name of a list: it is empty or has control characters
+config.yml:29: chains.main.timeout: \"soon\" is not a number of seconds, 0 or more
+config.yml:30: chains.main.enabled: \"perhaps\" is not true or false
+config.yml:31: chains.main: unknown key `order` (known: links, storages, ingress_lists, egress_lists, enabled, timeout)
+config.yml:32: chains.second.ingress_lists: list `default` of chain `second` (line 32) is already an ingress list of chain `main` (line 28)
+config.yml:32: chains.second.ingress_lists: list `twice` of chain `second` (line 32) is already an ingress list of chain `second` (line 32)
+config.yml:33: chains.third.links: is a mapping, not a list of strings
+config.yml:34: tracers: this version does not run tracers; remove the section
+config.yml:35: chain: unknown section (known: links, storages, chains, tracers, followers, imports, ingress_auth); did you mean `chains`?";
+    assert_same_lines(&faults(text), expected);
+}
+
+fn assert_same_lines(found: &str, expected: &str) {
+    for (found, expected) in found.lines().zip(expected.lines()) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(found.lines().count(), expected.lines().count(), "{found}");
+}
+
+#[test]
+fn a_file_that_is_no_configuration_says_what_one_needs() {
+    for (text, expected) in [
+        ("", "config.yml: is empty; a configuration needs `chains:`"),
+        ("# nothing\n", "config.yml: is empty"),
+        (
+            "- a\n",
+            "config.yml:1: is a list, not a mapping; a configuration needs",
+        ),
+        ("links: {}\n", "config.yml: has no `chains:`"),
+        ("\nchains:\n", "config.yml:2: chains: names no chain"),
+        (
+            "chains: [a]\n",
+            "config.yml:1: chains: is a list, not a mapping",
+        ),
+        ("chains: {}\na: [\n", "config.yml:3:1: not valid YAML: "),
+    ] {
+        let found = faults(text);
+        assert!(found.starts_with(expected), "{text:?}: {found}");
+    }
+}
+
+#[test]
+fn a_file_is_named_when_it_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.yml");
+    let failure = || Config::load(&path).unwrap_err().to_string();
+    let missing = failure();
+    assert!(
+        missing.contains("config.yml: there is no such file"),
+        "{missing}"
+    );
+    assert!(missing.contains("CONSERVER_CONFIG_FILE"), "{missing}");
+    fs::write(&path, b"chains: {}\n# \xff\n").unwrap();
+    assert!(
+        failure().contains("config.yml:2: is not UTF-8"),
+        "{}",
+        failure()
+    );
+    fs::write(&path, "chains: {}\n").unwrap();
+    assert_eq!(Config::load(&path).unwrap().chains, []);
+    let unreadable = Config::load(directory.path()).unwrap_err().to_string();
+    assert!(unreadable.contains("could not be read"), "{unreadable}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_text_never_panics(text in "(?s).{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn words_of_yaml_never_panic(words in prop::collection::vec(prop::sample::select(vec![
+        "a", "<<", ": ", "- ", "? ", "\n", "\n  ", "\n    ", "[", "]", "{", "}", ",", "&a ", "*a", "!t ", "!!int ",
+        "'", "\"", "|\n", ">\n", "#", "---\n", "...\n", "%YAML 1.2\n", "\t", "é", "0644", "chains:", "links:", "~",
+    ]), 0..60)) {
+        let _ = parse(&words.concat());
+    }
+
+    #[test]
+    fn mutated_configurations_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..4usize, any::<char>()), 1..6)
+    ) {
+        let mut text: Vec<char> = WHOLE.chars().collect();
+        for (index, kind, letter) in edits {
+            if text.is_empty() {
+                break;
+            }
+            let at = index.index(text.len());
+            match kind {
+                0 => text[at] = letter,
+                1 => text.insert(at, letter),
+                2 => drop(text.remove(at)),
+                _ => text.truncate(at.max(1)),
+            }
+        }
+        let _ = parse(&text.into_iter().collect::<String>());
+    }
+}

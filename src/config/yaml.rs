@@ -1,0 +1,381 @@
+//! YAML text as a small tree that remembers lines and the way scalars were written.
+//!
+//! `saphyr` resolves plain scalars (`0644` becomes the number 644), while the meaning of a scalar
+//! here depends on the option that reads it. So the text is taken from the source again, at the
+//! place that `saphyr` gives for the scalar.
+
+use std::collections::HashMap;
+
+use indexmap::IndexMap;
+use indexmap::map::Entry as Slot;
+use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, ScanError, YamlDataOwned};
+
+use super::error::Fault;
+
+/// The widest run of indentation and `-`, `?`, `:` before a line's content. It bounds the depth
+/// of block structures, which are read by recursion; flow structures have their own bound.
+const WIDEST_INDENTATION: usize = 250;
+
+/// A value and the line it begins on.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub line: usize,
+    pub kind: Kind,
+}
+
+/// What a value is.
+#[derive(Clone)]
+pub(super) enum Kind {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// The text as it was written, without quotes.
+    Scalar(String),
+    Sequence(Vec<Node>),
+    Mapping(Mapping),
+}
+
+/// The entries of a mapping in the order of the file.
+pub(super) type Mapping = IndexMap<String, Entry>;
+
+/// The value under a key, and the key's line.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub line: usize,
+    pub value: Node,
+}
+
+impl Kind {
+    /// What it is, as in "is a list, not a string".
+    pub fn described(&self) -> &'static str {
+        match self {
+            Self::Null => "empty",
+            Self::Scalar(_) => "a single value",
+            Self::Sequence(_) => "a list",
+            Self::Mapping(_) => "a mapping",
+        }
+    }
+}
+
+/// Reads the one document in `text`; `None` where there is none.
+pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
+    if let Some(line) = too_deep(text) {
+        return Err(vec![Fault::at(line, "", "is nested too deeply")]);
+    }
+    let source: Vec<char> = text.chars().collect();
+    let documents =
+        MarkedYamlOwned::load_from_str(text).map_err(|error| vec![not_yaml(&error, &source)])?;
+    if let Some(second) = documents.get(1) {
+        let line = second.span.start.line();
+        let message = "a second YAML document begins before this line; there can be only one";
+        return Err(vec![Fault::at(line, "", message)]);
+    }
+    let Some(document) = documents.first() else {
+        return Ok(None);
+    };
+    let mut reader = Reader {
+        source: &source,
+        anchors: HashMap::new(),
+        faults: Vec::new(),
+    };
+    let node = reader.node(document, "");
+    if reader.faults.is_empty() {
+        Ok(match node.kind {
+            Kind::Null => None,
+            _ => Some(node),
+        })
+    } else {
+        Err(reader.faults)
+    }
+}
+
+/// The first line that is nested deeper than a stack should have to bear.
+fn too_deep(text: &str) -> Option<usize> {
+    let is_indentation = |c: &char| matches!(c, ' ' | '\t' | '-' | '?' | ':');
+    let width = |line: &str| line.chars().take_while(is_indentation).count();
+    let position = text.lines().position(|line| {
+        let width = width(line);
+        width > WIDEST_INDENTATION && line.len() > width
+    });
+    position.map(|index| index + 1)
+}
+
+/// The fault of a text that is not YAML.
+fn not_yaml(error: &ScanError, source: &[char]) -> Fault {
+    let marker = error.marker();
+    let message = if error.info() == "duplicated key in mapping" {
+        let rest = source.get(marker.index()..).unwrap_or_default();
+        let key: String = rest
+            .iter()
+            .take_while(|c| !matches!(c, ':' | '\n' | '\r'))
+            .collect();
+        format!("the key `{}` is here a second time", key.trim())
+    } else {
+        format!("not valid YAML: {}", error.info())
+    };
+    Fault {
+        line: Some(marker.line()),
+        column: Some(marker.col() + 1),
+        key: String::new(),
+        message,
+    }
+}
+
+/// Turns `saphyr`'s tree into ours.
+struct Reader<'a> {
+    source: &'a [char],
+    /// The text of anchored scalars: an alias to one has the alias's place in the source.
+    anchors: HashMap<String, String>,
+    faults: Vec<Fault>,
+}
+
+impl Reader<'_> {
+    fn node(&mut self, node: &MarkedYamlOwned, path: &str) -> Node {
+        let line = node.span.start.line();
+        let kind = match &node.data {
+            YamlDataOwned::Value(ScalarOwned::Null) => Kind::Null,
+            YamlDataOwned::Value(ScalarOwned::String(text))
+            | YamlDataOwned::Representation(text, ..) => Kind::Scalar(text.clone()),
+            YamlDataOwned::Value(_) => Kind::Scalar(self.written(node)),
+            YamlDataOwned::Sequence(items) => {
+                Kind::Sequence(items.iter().map(|item| self.node(item, path)).collect())
+            }
+            YamlDataOwned::Mapping(entries) => {
+                let entries = entries.iter();
+                Kind::Mapping(self.mapping(entries, path))
+            }
+            YamlDataOwned::Tagged(..) => {
+                // What looks like a tag may be a password without quotes, so it is not shown.
+                let message = "what begins with `!` is a tag; put it in quotes if it is text";
+                self.faults.push(Fault::at(line, path, message));
+                Kind::Null
+            }
+            YamlDataOwned::Alias(_) | YamlDataOwned::BadValue => {
+                let message = "the value is not what its tag or alias promises";
+                self.faults.push(Fault::at(line, path, message));
+                Kind::Null
+            }
+        };
+        Node { line, kind }
+    }
+
+    fn mapping<'n>(
+        &mut self,
+        entries: impl Iterator<Item = (&'n MarkedYamlOwned, &'n MarkedYamlOwned)>,
+        path: &str,
+    ) -> Mapping {
+        let mut mapping = Mapping::new();
+        let mut merged = Vec::new();
+        for (key, value) in entries {
+            let line = key.span.start.line();
+            let Kind::Scalar(name) = self.node(key, path).kind else {
+                let message = "a key must be a single word or a quoted string";
+                self.faults.push(Fault::at(line, path, message));
+                continue;
+            };
+            let path = joined(path, &name);
+            let value = self.node(value, &path);
+            if name == "<<" {
+                merged.push(value);
+                continue;
+            }
+            match mapping.entry(name) {
+                Slot::Vacant(slot) => {
+                    slot.insert(Entry { line, value });
+                }
+                Slot::Occupied(_) => {
+                    let message = "this key is here a second time";
+                    self.faults.push(Fault::at(line, path, message));
+                }
+            }
+        }
+        for node in merged {
+            self.merge(&mut mapping, node, path);
+        }
+        mapping
+    }
+
+    /// The merge key `<<`: adds what the mapping does not have itself.
+    fn merge(&mut self, mapping: &mut Mapping, node: Node, path: &str) {
+        match node.kind {
+            Kind::Mapping(other) => {
+                for (name, entry) in other {
+                    mapping.entry(name).or_insert(entry);
+                }
+            }
+            Kind::Sequence(items) => {
+                for item in items {
+                    self.merge(mapping, item, path);
+                }
+            }
+            Kind::Null | Kind::Scalar(_) => {
+                let message = "takes a mapping, or a list of mappings";
+                self.faults
+                    .push(Fault::at(node.line, joined(path, "<<"), message));
+            }
+        }
+    }
+
+    /// The text of a plain scalar as it stands in the source.
+    fn written(&mut self, node: &MarkedYamlOwned) -> String {
+        let place = node.span.start.index()..node.span.end.index();
+        let text: String = self.source.get(place).unwrap_or_default().iter().collect();
+        let mut rest = text.trim();
+        let mut anchor = None;
+        while let Some(word) = rest.split_whitespace().next()
+            && word.starts_with(['&', '!'])
+        {
+            anchor = word.strip_prefix('&').or(anchor);
+            rest = rest[word.len()..].trim_start();
+        }
+        if let Some(alias) = rest.strip_prefix('*') {
+            return self.anchors.get(alias).cloned().unwrap_or_default();
+        }
+        let text = rest.trim_matches(['"', '\'']).to_owned();
+        if let Some(anchor) = anchor {
+            self.anchors.insert(anchor.to_owned(), text.clone());
+        }
+        text
+    }
+}
+
+/// The path of `key` under `path`.
+pub(super) fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn mapping(text: &str) -> Mapping {
+        match parse(text)
+            .unwrap_or_else(|f| panic!("{f:?}"))
+            .unwrap()
+            .kind
+        {
+            Kind::Mapping(mapping) => mapping,
+            other => panic!("{}", other.described()),
+        }
+    }
+
+    fn shown(kind: &Kind) -> String {
+        match kind {
+            Kind::Null => "null".into(),
+            Kind::Scalar(text) => format!("{text:?}"),
+            Kind::Sequence(items) => {
+                let items: Vec<_> = items.iter().map(|item| shown(&item.kind)).collect();
+                format!("[{}]", items.join(", "))
+            }
+            Kind::Mapping(entries) => {
+                let entries: Vec<_> = entries
+                    .iter()
+                    .map(|(key, entry)| format!("{key}: {}", shown(&entry.value.kind)))
+                    .collect();
+                format!("{{{}}}", entries.join(", "))
+            }
+        }
+    }
+
+    #[test]
+    fn scalars_keep_the_text_they_were_written_with() {
+        for (yaml, expected) in [
+            ("a: 0644   # é", r#"{a: "0644"}"#),
+            ("é: 0o644", r#"{é: "0o644"}"#),
+            (
+                "a: [012, 1e5 , 1.0,yes, True]",
+                r#"{a: ["012", "1e5", "1.0", "yes", "True"]}"#,
+            ),
+            ("a: '012'\nb: \"x\"", r#"{a: "012", b: "x"}"#),
+            (
+                "a: &n 012\nb: *n\nc: [*n]",
+                r#"{a: "012", b: "012", c: ["012"]}"#,
+            ),
+            ("a: &m {x: 01}\nb: *m", r#"{a: {x: "01"}, b: {x: "01"}}"#),
+            ("a: !!str 012\nb: !!int '7'", r#"{a: "012", b: "7"}"#),
+            (
+                "a:\nb: ~\nc: null\nd: ''\ne: 'null'",
+                r#"{a: null, b: null, c: null, d: "", e: "null"}"#,
+            ),
+            ("a: |\n  12\n  13\n", r#"{a: "12\n13\n"}"#),
+            ("1: x\ntrue: y", r#"{1: "x", true: "y"}"#),
+            ("\u{feff}a: 012", r#"{a: "012"}"#),
+            ("a: 012\r\nb: 013\r\n", r#"{a: "012", b: "013"}"#),
+        ] {
+            assert_eq!(shown(&Kind::Mapping(mapping(yaml))), expected, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_merge_key_adds_what_is_not_there() {
+        let yaml = "base: &b {x: 1, y: 2}\nmore: &m {y: 3, z: 4}\none:\n  <<: *b\n  x: 9\ntwo: {<<: [*b, *m]}";
+        let mapping = mapping(yaml);
+        assert_eq!(shown(&mapping["one"].value.kind), r#"{x: "9", y: "2"}"#);
+        assert_eq!(
+            shown(&mapping["two"].value.kind),
+            r#"{x: "1", y: "2", z: "4"}"#
+        );
+    }
+
+    #[test]
+    fn keys_and_values_know_their_lines() {
+        let mapping = mapping("a: 1\n\nb:\n\n  - x\n");
+        assert_eq!((mapping["b"].line, mapping["b"].value.line), (3, 5));
+    }
+
+    #[test]
+    fn faults_name_their_place() {
+        for (yaml, line, column, part) in [
+            (
+                "a: 1\nb: 2\na: 3",
+                3,
+                Some(1),
+                "the key `a` is here a second time",
+            ),
+            ("a:\n  '1': x\n  1: y", 3, None, "second time"),
+            ("a: 1\n b: [", 2, Some(3), "not valid YAML"),
+            ("a: 1\n---\nb: 2", 3, None, "second YAML document"),
+            ("a:\n  b: !foo 1", 2, None, "is a tag"),
+            ("a: !!int x", 1, None, "tag"),
+            ("a: *b", 1, Some(4), "not valid YAML"),
+            ("? [a]\n: 1", 1, None, "key must be"),
+            ("a:\n  <<: 1", 2, None, "takes a mapping"),
+            ("a: &a [x, *a]", 1, None, "alias"),
+        ] {
+            let faults = parse(yaml).err().unwrap_or_default();
+            let fault = faults.first().unwrap_or_else(|| panic!("{yaml}"));
+            assert_eq!(
+                (fault.line, fault.column),
+                (Some(line), column),
+                "{yaml}: {fault:?}"
+            );
+            assert!(fault.message.contains(part), "{yaml}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn depth_and_expansion_are_bounded() {
+        let block = format!("a:\n  {}x", "- ".repeat(100_000));
+        let flow = "[".repeat(100_000);
+        let laughs = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n\
+            c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n\
+            e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]";
+        for text in [block.as_str(), &flow, laughs] {
+            assert!(parse(text).is_err());
+        }
+        let mut staircase: String = (0..245).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+        staircase += &format!("{}{}{}", " ".repeat(246), "[".repeat(250), "]".repeat(250));
+        assert!(parse(&staircase).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_no_document() {
+        for text in ["", "\n\n", "# only words\n", "---\n", "~"] {
+            assert!(matches!(parse(text), Ok(None)), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The environment, read once at the start into [`Settings`].
+//!
+//! [`TABLE`] lists every variable; a test holds it against what is read here. Whatever is wrong
+//! is reported together.
+
+mod reader;
+mod redis_url;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use log::LevelFilter;
+
+pub use reader::SettingsErrors;
+pub use redis_url::{NotARedisUrl, RedisUrl};
+pub use table::{Setting, TABLE, markdown_table};
+
+use crate::vcon::Version;
+use reader::{Reader, accepted};
+
+/// Where the configuration is looked for when no variable says so.
+const SYSTEM_CONFIG_FILE: &str = "/etc/conserver/config.yml";
+const LOCAL_CONFIG_FILE: &str = "./config.yml";
+
+/// Ten years, in seconds.
+const LONGEST_EXPIRY: u64 = 315_360_000;
+const LONGEST_PAUSE_MS: u64 = 3_600_000;
+
+/// What the environment says, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `REDIS_URL`
+    pub redis_url: RedisUrl,
+    /// `CONSERVER_CONFIG_FILE`, or the first place that has a file.
+    pub config_file: PathBuf,
+    /// `CONSERVER_WORKERS`, at least 1.
+    pub workers: usize,
+    /// `CONSERVER_VCON_CONCURRENCY`: the lanes of each worker, at least 1.
+    pub concurrency: usize,
+    /// `CONSERVER_PARALLEL_STORAGE`
+    pub parallel_storage: bool,
+    /// `CONSERVER_START_METHOD`
+    pub start_method: StartMethod,
+    /// `CONSERVER_DRAIN_TIMEOUT`
+    pub drain_timeout: Duration,
+    /// `CONSERVER_INSTANCE`
+    pub instance: String,
+    /// `CONSERVER_MAX_DEATHS`: with 0 no vCon counts as poison.
+    pub max_deaths: u32,
+    /// `CONSERVER_RETRY_FIRST_MS`, at most `retry_max`.
+    pub retry_first: Duration,
+    /// `CONSERVER_RETRY_MAX_MS`
+    pub retry_max: Duration,
+    /// `CONSERVER_LOG_FORMAT`
+    pub log_format: LogFormat,
+    /// `LOG_LEVEL`
+    pub log_level: LevelFilter,
+    /// `TICK_INTERVAL`
+    pub tick: Duration,
+    /// `VCON_REDIS_EXPIRY`, in seconds.
+    pub redis_expiry: u64,
+    /// `VCON_CONTEXT_EXPIRY`, in seconds.
+    pub context_expiry: u64,
+    /// `VCON_DLQ_EXPIRY`, in seconds; `None` where dead letters do not expire.
+    pub dlq_expiry: Option<u64>,
+    /// `VCON_SORTED_SET_NAME`
+    pub sorted_set: String,
+    /// `VCON_STORAGE_FALLBACK_ENABLED`
+    pub storage_fallback: bool,
+    /// `EGRESS_FORMAT_VERSION`
+    pub egress_version: Version,
+}
+
+/// How worker processes come to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartMethod {
+    /// A copy of the supervisor.
+    Fork,
+    /// The program executed anew.
+    Spawn,
+    /// A copy of a small process kept for that.
+    Forkserver,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object on each line.
+    Json,
+}
+
+impl StartMethod {
+    /// What the platform does by itself.
+    pub const DEFAULT: Self = if cfg!(target_os = "macos") {
+        Self::Spawn
+    } else {
+        Self::Fork
+    };
+
+    /// The name as it is set.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fork => "fork",
+            Self::Spawn => "spawn",
+            Self::Forkserver => "forkserver",
+        }
+    }
+}
+
+impl fmt::Display for StartMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Settings {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, SettingsErrors> {
+        Self::from_lookup(&|name| env::var_os(name))
+    }
+
+    /// Reads the variables that `lookup` gives. An empty one counts as unset.
+    pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, SettingsErrors> {
+        let mut reader = Reader::new(lookup);
+        let settings = Self::read(&mut reader);
+        if reader.faults.is_empty() {
+            Ok(settings)
+        } else {
+            Err(SettingsErrors(reader.faults))
+        }
+    }
+
+    /// Reads every variable; a faulty one is recorded and has its default here.
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let (retry_first, retry_max) = retry(reader);
+        let dlq_expiry = reader.number("VCON_DLQ_EXPIRY", 604_800, 0, LONGEST_EXPIRY);
+        Self {
+            redis_url: redis_url(reader),
+            config_file: config_file(reader, &Path::exists),
+            workers: reader.parsed("CONSERVER_WORKERS", 1, workers),
+            concurrency: reader.number("CONSERVER_VCON_CONCURRENCY", 1, 1, 1024),
+            parallel_storage: reader.boolean("CONSERVER_PARALLEL_STORAGE", true),
+            start_method: reader.parsed(
+                "CONSERVER_START_METHOD",
+                StartMethod::DEFAULT,
+                start_method,
+            ),
+            drain_timeout: Duration::from_secs(reader.number(
+                "CONSERVER_DRAIN_TIMEOUT",
+                30,
+                0,
+                86_400,
+            )),
+            instance: instance(reader),
+            max_deaths: reader.number("CONSERVER_MAX_DEATHS", 3, 0, 1000),
+            retry_first,
+            retry_max,
+            log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
+            log_level: reader.parsed("LOG_LEVEL", LevelFilter::Info, log_level),
+            tick: milliseconds(reader, "TICK_INTERVAL", 5000),
+            redis_expiry: reader.number("VCON_REDIS_EXPIRY", 3600, 1, LONGEST_EXPIRY),
+            context_expiry: reader.number("VCON_CONTEXT_EXPIRY", 86_400, 1, LONGEST_EXPIRY),
+            dlq_expiry: (dlq_expiry > 0).then_some(dlq_expiry),
+            sorted_set: reader.parsed("VCON_SORTED_SET_NAME", "vcons".to_owned(), |text| {
+                (!text.chars().any(char::is_control)).then(|| text.to_owned())
+            }),
+            storage_fallback: reader.boolean("VCON_STORAGE_FALLBACK_ENABLED", true),
+            egress_version: reader.parsed("EGRESS_FORMAT_VERSION", Version::Current, |text| {
+                (text == "0.0.1").then_some(Version::V0_0_1)
+            }),
+        }
+    }
+}
+
+fn redis_url(reader: &mut Reader<'_>) -> RedisUrl {
+    const NAME: &str = "REDIS_URL";
+    let Some(text) = reader.text(NAME) else {
+        return RedisUrl::default();
+    };
+    text.parse().unwrap_or_else(|error| {
+        let message = format!(
+            "{error}; {} is accepted, with what is special in a password percent-encoded",
+            accepted(NAME)
+        );
+        reader.fault(NAME, &message);
+        RedisUrl::default()
+    })
+}
+
+fn config_file(reader: &Reader<'_>, exists: &dyn Fn(&Path) -> bool) -> PathBuf {
+    let named = reader.raw("CONSERVER_CONFIG_FILE").map(PathBuf::from);
+    named.unwrap_or_else(|| {
+        let system = Path::new(SYSTEM_CONFIG_FILE);
+        let found = exists(system).then_some(system);
+        found.unwrap_or(Path::new(LOCAL_CONFIG_FILE)).to_owned()
+    })
+}
+
+fn workers(text: &str) -> Option<usize> {
+    let number = text.parse::<i64>().ok()?.max(1);
+    usize::try_from(number)
+        .ok()
+        .filter(|number| *number <= 1024)
+}
+
+fn start_method(text: &str) -> Option<StartMethod> {
+    let methods = [
+        StartMethod::Fork,
+        StartMethod::Spawn,
+        StartMethod::Forkserver,
+    ];
+    let is_named = |method: &StartMethod| text.eq_ignore_ascii_case(method.as_str());
+    methods.into_iter().find(is_named)
+}
+
+fn log_format(text: &str) -> Option<LogFormat> {
+    match text.to_ascii_lowercase().as_str() {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+fn log_level(text: &str) -> Option<LevelFilter> {
+    match text.to_ascii_uppercase().as_str() {
+        "DEBUG" => Some(LevelFilter::Debug),
+        "INFO" => Some(LevelFilter::Info),
+        "WARNING" | "WARN" => Some(LevelFilter::Warn),
+        "ERROR" | "CRITICAL" => Some(LevelFilter::Error),
+        _ => None,
+    }
+}
+
+fn milliseconds(reader: &mut Reader<'_>, name: &str, default: u64) -> Duration {
+    Duration::from_millis(reader.number(name, default, 1, LONGEST_PAUSE_MS))
+}
+
+fn retry(reader: &mut Reader<'_>) -> (Duration, Duration) {
+    const FIRST: &str = "CONSERVER_RETRY_FIRST_MS";
+    const MAX: &str = "CONSERVER_RETRY_MAX_MS";
+    let faults = reader.faults.len();
+    let first = milliseconds(reader, FIRST, 100);
+    let max = milliseconds(reader, MAX, 5000);
+    if first > max && reader.faults.len() == faults {
+        let message = format!("{first:?} is more than the {max:?} of {MAX}");
+        reader.fault(FIRST, &message);
+    }
+    (first, max)
+}
+
+/// The name of this daemon among all on one Redis. It becomes part of keys, whose parts a colon
+/// separates.
+fn instance(reader: &mut Reader<'_>) -> String {
+    const NAME: &str = "CONSERVER_INSTANCE";
+    let is_good = |text: &str| {
+        let is_bad = |c: char| c == ':' || c.is_whitespace() || c.is_control();
+        !text.is_empty() && text.chars().count() <= 200 && !text.chars().any(is_bad)
+    };
+    let set = reader.parsed(NAME, None, |text| {
+        is_good(text).then(|| Some(text.to_owned()))
+    });
+    if let Some(name) = set {
+        return name;
+    }
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy().into_owned();
+    if !is_good(&host) {
+        let message = format!(
+            "must be set: the host name {host:?} is not {}",
+            accepted(NAME)
+        );
+        reader.fault(NAME, &message);
+    }
+    host
+}

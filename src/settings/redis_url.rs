@@ -1,0 +1,123 @@
+//! The address of Redis, which prints without user and password.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A URL that the Redis client accepts. It prints with `***` in place of user and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl {
+    text: String,
+    shown: String,
+}
+
+/// The error of parsing a [`RedisUrl`]. Does not show the text, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotARedisUrl(String);
+
+impl RedisUrl {
+    /// The URL with user and password, for the Redis client alone.
+    pub fn reveal(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Default for RedisUrl {
+    fn default() -> Self {
+        let text = "redis://localhost".to_owned();
+        Self {
+            shown: text.clone(),
+            text,
+        }
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = NotARedisUrl;
+
+    fn from_str(text: &str) -> Result<Self, NotARedisUrl> {
+        let Some(mut url) = redis::parse_redis_url(text) else {
+            return Err(NotARedisUrl("the value is not such a URL".to_owned()));
+        };
+        // Only the category: the rest of the error may quote the URL.
+        redis::Client::open(url.clone())
+            .map_err(|error| NotARedisUrl(error.category().to_owned()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            // Both fail only where a URL cannot have a user, and then it shows none.
+            let _ = url.set_password(None);
+            let _ = url.set_username("***");
+        }
+        if url.query().is_some() {
+            let database = url.query_pairs().find(|(key, _)| key == "db");
+            let database = database.map(|(key, value)| format!("{key}={value}"));
+            url.set_query(database.as_deref());
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            shown: url.to_string(),
+        })
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({})", self.shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_prints_without_user_and_password() {
+        for (text, shown) in [
+            ("redis://localhost", "redis://localhost"),
+            ("redis://localhost:6380/2", "redis://localhost:6380/2"),
+            ("redis://me:hunter2@host/0", "redis://***@host/0"),
+            ("redis://:hunter2@host", "redis://***@host"),
+            ("rediss://hunter2@host:1", "rediss://***@host:1"),
+            ("rediss://h:1/#insecure", "rediss://h:1/#insecure"),
+            ("redis://[::1]:6379", "redis://[::1]:6379"),
+            ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+            (
+                "unix:///run/redis.sock?user=me&pass=hunter2&db=1",
+                "unix:///run/redis.sock?db=1",
+            ),
+            ("redis+unix:///r.sock?pass=hunter2", "redis+unix:///r.sock"),
+        ] {
+            let url = text.parse::<RedisUrl>();
+            assert_eq!(
+                url.as_ref().map(ToString::to_string),
+                Ok(shown.to_owned()),
+                "{text}"
+            );
+            assert!(!format!("{url:?}").contains("hunter2"), "{text}");
+            assert_eq!(url.as_ref().map(RedisUrl::reveal), Ok(text));
+        }
+    }
+
+    #[test]
+    fn what_is_no_redis_url_is_not_shown() {
+        for text in [
+            "hunter2",
+            "http://hunter2@host",
+            "redis://me:hunter2@host/hunter2",
+            "redis://me:hunter2@host:hunter2",
+            "redis://me:hunter2@",
+            "rediss://me:hunter2@host/#hunter2",
+        ] {
+            let error = text.parse::<RedisUrl>().err().map(|e| e.to_string());
+            assert!(
+                error.as_ref().is_some_and(|e| !e.contains("hunter2")),
+                "{text}: {error:?}"
+            );
+        }
+    }
+}

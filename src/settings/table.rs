@@ -1,0 +1,96 @@
+//! Every environment variable in one table: the contract that README and the manual repeat.
+
+/// One environment variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is when it is unset or empty: a value as it could be set, or words in parentheses.
+    pub default: &'static str,
+    /// What it can be set to; "is not …" follows a faulty value in an error.
+    pub values: &'static str,
+    /// What it does.
+    pub doc: &'static str,
+}
+
+const fn setting(
+    name: &'static str,
+    default: &'static str,
+    values: &'static str,
+    doc: &'static str,
+) -> Setting {
+    Setting {
+        name,
+        default,
+        values,
+        doc,
+    }
+}
+
+const BOOLEAN: &str = "true, 1, yes, false, 0 or no";
+const SECONDS: &str = "a whole number of seconds from 1 to 315360000";
+const MILLISECONDS: &str = "a whole number of milliseconds from 1 to 3600000";
+
+/// Every environment variable that is read, in the order of the documentation.
+#[rustfmt::skip]
+pub const TABLE: &[Setting] = &[
+    setting("REDIS_URL", "redis://localhost", "a URL like redis://[user:password@]host[:port][/db], rediss://… or unix://path",
+        "Redis; `rediss://` is TLS"),
+    setting("CONSERVER_CONFIG_FILE", "(`/etc/conserver/config.yml`, else `./config.yml`)", "a path",
+        "The configuration file"),
+    setting("CONSERVER_WORKERS", "1", "a whole number from 1 to 1024",
+        "Worker processes; less than 1 counts as 1"),
+    setting("CONSERVER_VCON_CONCURRENCY", "1", "a whole number from 1 to 1024",
+        "vCons in flight in each worker"),
+    setting("CONSERVER_PARALLEL_STORAGE", "true", BOOLEAN,
+        "Save to the storages of a chain at the same time"),
+    setting("CONSERVER_START_METHOD", "(`spawn` on macOS, else `fork`)", "fork, spawn or forkserver",
+        "How worker processes are started"),
+    setting("CONSERVER_DRAIN_TIMEOUT", "30", "a whole number of seconds from 0 to 86400",
+        "How long workers may finish their vCons when the service stops, before they are killed"),
+    setting("CONSERVER_INSTANCE", "(the host name)", "a name of at most 200 printable characters without spaces and colons",
+        "The name under which this daemon keeps its claims; different for each daemon on one Redis"),
+    setting("CONSERVER_MAX_DEATHS", "3", "a whole number from 0 to 1000",
+        "A vCon that was in work when this many workers died goes to the dead letter queue; 0: never"),
+    setting("CONSERVER_RETRY_FIRST_MS", "100", MILLISECONDS,
+        "The pause before the first new attempt at a backend; it doubles with each"),
+    setting("CONSERVER_RETRY_MAX_MS", "5000", MILLISECONDS,
+        "The longest pause between attempts"),
+    setting("CONSERVER_LOG_FORMAT", "text", "text or json",
+        "The form of log lines"),
+    setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL",
+        "The least severe messages that are logged; CRITICAL is the same as ERROR"),
+    setting("TICK_INTERVAL", "5000", MILLISECONDS,
+        "The longest wait of an idle worker before it looks at the configuration again"),
+    setting("VCON_REDIS_EXPIRY", "3600", SECONDS,
+        "Time to live of a vCon fetched back from a storage"),
+    setting("VCON_CONTEXT_EXPIRY", "86400", SECONDS,
+        "Time to live of contexts"),
+    setting("VCON_DLQ_EXPIRY", "604800", "a whole number of seconds from 0 to 315360000",
+        "Time to live of a vCon in a dead letter queue; 0: it stays"),
+    setting("VCON_SORTED_SET_NAME", "vcons", "a name without control characters",
+        "The sorted set of all vCons by their time"),
+    setting("VCON_STORAGE_FALLBACK_ENABLED", "true", BOOLEAN,
+        "Look for a vCon that Redis does not have in the storages"),
+    setting("EGRESS_FORMAT_VERSION", "(the current version)", "0.0.1",
+        "The version in which vCons leave for storages and webhooks"),
+];
+
+/// The table as Markdown, for README and the manual.
+pub fn markdown_table() -> String {
+    let mut text = String::from("| variable | default | values | meaning |\n|---|---|---|---|\n");
+    for Setting {
+        name,
+        default,
+        values,
+        doc,
+    } in TABLE
+    {
+        let default = match default.strip_prefix('(').and_then(|d| d.strip_suffix(')')) {
+            Some(words) => words.to_owned(),
+            None => format!("`{default}`"),
+        };
+        text += &format!("| `{name}` | {default} | {values} | {doc} |\n");
+    }
+    text
+}

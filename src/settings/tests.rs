@@ -1,0 +1,263 @@
+//! The environment as tables: what each variable accepts, and what it says otherwise.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn read(variables: &[(&str, &str)]) -> Result<Settings, SettingsErrors> {
+    Settings::from_lookup(&|name| {
+        let found = variables.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| OsString::from(value))
+    })
+}
+
+fn with(name: &str, value: &str) -> Settings {
+    read(&[(name, value)]).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[test]
+fn unset_variables_have_their_defaults() {
+    let settings = read(&[]).unwrap();
+    assert_eq!(settings.redis_url.reveal(), "redis://localhost");
+    assert_eq!((settings.workers, settings.concurrency), (1, 1));
+    assert!(settings.parallel_storage && settings.storage_fallback);
+    assert_eq!(settings.start_method, StartMethod::DEFAULT);
+    assert_eq!(settings.tick, Duration::from_secs(5));
+    assert_eq!(settings.log_level, LevelFilter::Info);
+    assert_eq!(settings.log_format, LogFormat::Text);
+    assert_eq!(
+        (settings.redis_expiry, settings.context_expiry),
+        (3600, 86_400)
+    );
+    assert_eq!(settings.dlq_expiry, Some(604_800));
+    assert_eq!(settings.sorted_set, "vcons");
+    assert_eq!(settings.egress_version, Version::Current);
+    assert_eq!(settings.drain_timeout, Duration::from_secs(30));
+    assert_eq!(settings.max_deaths, 3);
+    assert_eq!(settings.retry_first, Duration::from_millis(100));
+    assert_eq!(settings.retry_max, Duration::from_secs(5));
+    assert!(!settings.instance.is_empty());
+}
+
+#[test]
+fn the_table_lists_what_is_read_with_its_defaults() {
+    let asked = RefCell::new(BTreeSet::new());
+    let unset = Settings::from_lookup(&|name| {
+        asked.borrow_mut().insert(name.to_owned());
+        None
+    });
+    let listed: BTreeSet<String> = TABLE.iter().map(|row| row.name.to_owned()).collect();
+    assert_eq!(asked.into_inner(), listed);
+    assert_eq!(listed.len(), TABLE.len());
+    for row in TABLE.iter().filter(|row| !row.default.starts_with('(')) {
+        assert_eq!(read(&[(row.name, row.default)]), unset, "{}", row.name);
+    }
+    for row in TABLE {
+        assert_eq!(read(&[(row.name, "")]), unset, "{}", row.name);
+    }
+}
+
+#[test]
+fn the_table_is_rendered_with_a_row_for_each_variable() {
+    let table = markdown_table();
+    assert_eq!(table.lines().count(), TABLE.len() + 2);
+    assert!(table.contains("| `CONSERVER_WORKERS` | `1` | a whole number from 1 to 1024 |"));
+    assert!(
+        table.lines().all(|line| line.matches('|').count() == 5),
+        "{table}"
+    );
+}
+
+#[test]
+fn values_are_understood() {
+    for (value, workers) in [
+        ("8", 8),
+        ("0", 1),
+        ("-3", 1),
+        (" 4 ", 4),
+        ("1024", 1024),
+        ("+2", 2),
+    ] {
+        assert_eq!(with("CONSERVER_WORKERS", value).workers, workers, "{value}");
+    }
+    for (value, on) in [
+        ("true", true),
+        ("YES", true),
+        ("1", true),
+        ("False", false),
+        ("0", false),
+        ("no", false),
+    ] {
+        assert_eq!(
+            with("CONSERVER_PARALLEL_STORAGE", value).parallel_storage,
+            on,
+            "{value}"
+        );
+        assert_eq!(
+            with("VCON_STORAGE_FALLBACK_ENABLED", value).storage_fallback,
+            on,
+            "{value}"
+        );
+    }
+    for (value, method) in [
+        ("fork", StartMethod::Fork),
+        ("Spawn", StartMethod::Spawn),
+        ("FORKSERVER", StartMethod::Forkserver),
+    ] {
+        assert_eq!(with("CONSERVER_START_METHOD", value).start_method, method);
+    }
+    for (value, level) in [
+        ("debug", LevelFilter::Debug),
+        ("Info", LevelFilter::Info),
+        ("WARNING", LevelFilter::Warn),
+        ("warn", LevelFilter::Warn),
+        ("ERROR", LevelFilter::Error),
+        ("CRITICAL", LevelFilter::Error),
+    ] {
+        assert_eq!(with("LOG_LEVEL", value).log_level, level);
+    }
+    assert_eq!(
+        with("CONSERVER_LOG_FORMAT", "JSON").log_format,
+        LogFormat::Json
+    );
+    assert_eq!(
+        with("EGRESS_FORMAT_VERSION", "0.0.1").egress_version,
+        Version::V0_0_1
+    );
+    assert_eq!(with("VCON_DLQ_EXPIRY", "0").dlq_expiry, None);
+    assert_eq!(with("VCON_DLQ_EXPIRY", "7").dlq_expiry, Some(7));
+    assert_eq!(with("CONSERVER_MAX_DEATHS", "0").max_deaths, 0);
+    assert_eq!(with("CONSERVER_INSTANCE", "west-1").instance, "west-1");
+    assert_eq!(
+        with("TICK_INTERVAL", "250").tick,
+        Duration::from_millis(250)
+    );
+    assert_eq!(
+        with("CONSERVER_DRAIN_TIMEOUT", "0").drain_timeout,
+        Duration::ZERO
+    );
+}
+
+#[test]
+fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
+    for (name, value, expected) in [
+        (
+            "CONSERVER_WORKERS",
+            "four",
+            r#"CONSERVER_WORKERS: "four" is not a whole number from 1 to 1024"#,
+        ),
+        (
+            "CONSERVER_WORKERS",
+            "1025",
+            r#"CONSERVER_WORKERS: "1025" is not a whole number from 1 to 1024"#,
+        ),
+        (
+            "CONSERVER_VCON_CONCURRENCY",
+            "0",
+            r#"CONSERVER_VCON_CONCURRENCY: "0" is not a whole number from 1 to 1024"#,
+        ),
+        (
+            "CONSERVER_PARALLEL_STORAGE",
+            "ture",
+            r#"CONSERVER_PARALLEL_STORAGE: "ture" is not true, 1, yes, false, 0 or no"#,
+        ),
+        (
+            "CONSERVER_START_METHOD",
+            "thread",
+            r#"CONSERVER_START_METHOD: "thread" is not fork, spawn or forkserver"#,
+        ),
+        (
+            "LOG_LEVEL",
+            "loud",
+            r#"LOG_LEVEL: "loud" is not DEBUG, INFO, WARNING, ERROR or CRITICAL"#,
+        ),
+        (
+            "CONSERVER_LOG_FORMAT",
+            "xml",
+            r#"CONSERVER_LOG_FORMAT: "xml" is not text or json"#,
+        ),
+        (
+            "EGRESS_FORMAT_VERSION",
+            "0.0.2",
+            r#"EGRESS_FORMAT_VERSION: "0.0.2" is not 0.0.1"#,
+        ),
+        (
+            "TICK_INTERVAL",
+            "0",
+            r#"TICK_INTERVAL: "0" is not a whole number of milliseconds from 1 to 3600000"#,
+        ),
+        (
+            "VCON_DLQ_EXPIRY",
+            "-1",
+            r#"VCON_DLQ_EXPIRY: "-1" is not a whole number of seconds from 0 to 315360000"#,
+        ),
+        (
+            "CONSERVER_RETRY_FIRST_MS",
+            "9000",
+            "CONSERVER_RETRY_FIRST_MS: 9s is more than the 5s of CONSERVER_RETRY_MAX_MS",
+        ),
+        (
+            "CONSERVER_INSTANCE",
+            "a:b",
+            r#"CONSERVER_INSTANCE: "a:b" is not a name of at most 200 printable characters without spaces and colons"#,
+        ),
+    ] {
+        assert_eq!(read(&[(name, value)]).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn all_faults_are_reported_and_no_password() {
+    let errors = read(&[
+        ("REDIS_URL", "http://me:hunter2@host"),
+        ("CONSERVER_WORKERS", "x"),
+        ("VCON_SORTED_SET_NAME", "a\u{7}b"),
+    ])
+    .unwrap_err()
+    .to_string();
+    assert_eq!(errors.lines().count(), 3, "{errors}");
+    assert!(
+        errors.starts_with("REDIS_URL: ") && !errors.contains("hunter2"),
+        "{errors}"
+    );
+    let settings = with("REDIS_URL", "redis://me:hunter2@host/1");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_value_that_is_not_text_is_a_fault_except_in_a_path() {
+    let read = |variable: &str| {
+        Settings::from_lookup(&|name| (name == variable).then(|| OsString::from_vec(vec![0xff])))
+    };
+    assert_eq!(
+        read("LOG_LEVEL").unwrap_err().to_string(),
+        "LOG_LEVEL: the value is not UTF-8 text"
+    );
+    assert!(read("CONSERVER_CONFIG_FILE").is_ok());
+}
+
+#[test]
+fn the_configuration_is_looked_for_in_order() {
+    let unset = |_: &str| None;
+    let set = |name: &str| (name == "CONSERVER_CONFIG_FILE").then(|| OsString::from("x.yml"));
+    let found = |lookup: &dyn Fn(&str) -> Option<OsString>, exists: bool| {
+        config_file(&Reader::new(lookup), &|_| exists)
+    };
+    assert_eq!(found(&set, true), Path::new("x.yml"));
+    assert_eq!(found(&unset, true), Path::new("/etc/conserver/config.yml"));
+    assert_eq!(found(&unset, false), Path::new("./config.yml"));
+}
+
+proptest! {
+    #[test]
+    fn no_environment_panics(row in 0..TABLE.len(), value in "(?s).{0,40}") {
+        let _ = read(&[(TABLE[row].name, &value)]);
+    }
+}
