@@ -104,6 +104,7 @@ fn thread_name(backend: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic)]
 mod tests {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::thread::ThreadId;

@@ -1,4 +1,5 @@
 //! What `storage.file` leaves on the disk.
+#![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::failure::FailureKind::{self, Permanent, Transient};
