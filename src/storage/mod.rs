@@ -4,6 +4,12 @@
 //! It belongs to one lane, connects when first used, keeps its connection, and is dropped and
 //! opened anew by the lane after a panic.
 
+mod bounded;
+pub mod fanout;
+mod file;
+mod postgres;
+mod s3;
+
 use crate::config::Options;
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
@@ -36,4 +42,17 @@ pub struct Module {
 }
 
 /// Every storage there is.
-pub const MODULES: &[Module] = &[];
+pub const MODULES: &[Module] = &[
+    Module {
+        name: "storage.postgres",
+        open: postgres::open,
+    },
+    Module {
+        name: "storage.s3",
+        open: s3::open,
+    },
+    Module {
+        name: "storage.file",
+        open: file::open,
+    },
+];

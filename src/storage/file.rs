@@ -1,0 +1,293 @@
+//! `storage.file`: one file for each vCon, under a directory.
+//!
+//! Layout: `<path>/YYYY/MM/DD/<uuid>.json` by the vCon's `created_at`, or `<path>/<uuid>.json`;
+//! `.json.gz` when compressed. A document is written under a hidden temporary name beside its
+//! place, synced and renamed, so that a reader sees a whole file or none.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `path` | `/data/vcons` | made when it is missing |
+//! | `organize_by_date` | `true` | a directory for each day |
+//! | `compression` | `false` | gzip |
+//! | `max_file_size` | `10485760` | bytes of the JSON before compression; `0`: no limit |
+//! | `file_permissions` | `0o644` | exactly these, whatever the umask |
+//! | `dir_permissions` | `0o755` | of directories made here |
+//!
+//! Permanent are the faults of names and rights (EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG,
+//! ELOOP, EINVAL, EXDEV, EFBIG), a vCon over the limit, and a file that does not decompress.
+//! Every other fault is transient: a full or read-only file system, a quota, EIO, a lack of
+//! descriptors, a network file system that is away. Those pass, without a change of the
+//! configuration.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+
+use super::Storage;
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::vcon::{Outgoing, VconId};
+
+const PLAIN: &str = "json";
+const GZIPPED: &str = "json.gz";
+
+/// Reads the options.
+pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
+    let path = options.string_or("path", "/data/vcons");
+    if path.is_empty() {
+        options.fault("path", "is empty");
+    }
+    Box::new(Files {
+        path: PathBuf::from(path),
+        by_date: options.bool_or("organize_by_date", true),
+        compress: options.bool_or("compression", false),
+        max_size: options
+            .integer_or("max_file_size", 10_485_760, 0..=i64::MAX)
+            .unsigned_abs(),
+        file_mode: options.mode_or("file_permissions", 0o644),
+        dir_mode: options.mode_or("dir_permissions", 0o755),
+    })
+}
+
+struct Files {
+    path: PathBuf,
+    by_date: bool,
+    compress: bool,
+    /// Bytes of JSON; 0 for no limit.
+    max_size: u64,
+    file_mode: u32,
+    dir_mode: u32,
+}
+
+impl Storage for Files {
+    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+        let size = vcon.json.len() as u64;
+        if self.max_size > 0 && size > self.max_size {
+            return Err(Failure::permanent(format!(
+                "vCon {} has {size} bytes, more than max_file_size ({} bytes)",
+                vcon.id, self.max_size
+            )));
+        }
+        let directory = if self.by_date {
+            self.path.join(vcon.created_or_now().day_path())
+        } else {
+            self.path.clone()
+        };
+        self.make_directories(&directory)
+            .map_err(|e| fault("make directory", &directory, &e))?;
+
+        let [place, other] = self.names(&directory, &vcon.id);
+        self.write(&directory, &place, vcon)
+            .map_err(|e| fault("write", &place, &e))?;
+        remove(&other).map_err(|e| fault("remove", &other, &e))?;
+        Ok(())
+    }
+
+    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
+        let mut found = None;
+        self.each_directory(&mut |directory| {
+            for place in self.names(directory, id) {
+                match read(&place) {
+                    Ok(text) => {
+                        found = Some(text);
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    Err(e) => return Err(fault("read", &place, &e)),
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
+        self.each_directory(&mut |directory| {
+            for place in self.names(directory, id) {
+                remove(&place).map_err(|e| fault("remove", &place, &e))?;
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn probe(&mut self) -> Result<(), Failure> {
+        self.make_directories(&self.path)
+            .and_then(|()| {
+                tempfile::Builder::new()
+                    .prefix(".probe.")
+                    .tempfile_in(&self.path)?
+                    .close()
+            })
+            .map_err(|e| fault("write to directory", &self.path, &e))
+    }
+}
+
+impl Files {
+    /// The two names a vCon may have in a directory, the one that is written now first.
+    fn names(&self, directory: &Path, id: &VconId) -> [PathBuf; 2] {
+        let (first, second) = if self.compress {
+            (GZIPPED, PLAIN)
+        } else {
+            (PLAIN, GZIPPED)
+        };
+        [first, second].map(|form| directory.join(format!("{id}.{form}")))
+    }
+
+    /// Puts the document in its place at once: after a crash there is the old file, the new
+    /// one, or none.
+    fn write(&self, directory: &Path, place: &Path, vcon: &Outgoing) -> io::Result<()> {
+        let mut temporary = tempfile::Builder::new()
+            .prefix(&format!(".{}.", vcon.id))
+            .suffix(".tmp")
+            .tempfile_in(directory)?;
+        if self.compress {
+            let mut gzip = GzEncoder::new(temporary.as_file_mut(), Compression::default());
+            gzip.write_all(vcon.json.as_bytes())?;
+            gzip.finish()?;
+        } else {
+            temporary.write_all(vcon.json.as_bytes())?;
+        }
+        let file = temporary.as_file();
+        file.set_permissions(Permissions::from_mode(self.file_mode))?;
+        file.sync_all()?;
+        temporary.persist(place).map_err(|e| e.error)?;
+        sync_directory(directory)
+    }
+
+    /// Makes what is missing of a path. A new directory is synced into its parent, or the file
+    /// in it could be lost with it.
+    fn make_directories(&self, directory: &Path) -> io::Result<()> {
+        // `.` for the parent of a relative name.
+        if directory.as_os_str().is_empty() || directory.is_dir() {
+            return Ok(());
+        }
+        let parent = directory.parent().unwrap_or(Path::new(""));
+        self.make_directories(parent)?;
+        match DirBuilder::new().mode(self.dir_mode).create(directory) {
+            Ok(()) => fs::set_permissions(directory, Permissions::from_mode(self.dir_mode))?,
+            // Another lane made it in the meantime.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                return Err(ErrorKind::NotADirectory.into());
+            }
+            Err(e) => return Err(e),
+        }
+        if parent.as_os_str().is_empty() {
+            sync_directory(Path::new("."))
+        } else {
+            sync_directory(parent)
+        }
+    }
+
+    /// Visits the directories that may hold a vCon until told to stop: the days, newest first,
+    /// as what is asked for is mostly young. The day itself is unknown to whoever has only the
+    /// id, and the directories of ten years are fewer than the files of a busy hour.
+    fn each_directory(
+        &self,
+        visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        if !self.by_date {
+            return visit(&self.path).map(|_| ());
+        }
+        for year in numbered(&self.path, 4)? {
+            for month in numbered(&year, 2)? {
+                for day in numbered(&month, 2)? {
+                    if visit(&day)?.is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The entries of a directory whose names are so many digits, the highest first.
+fn numbered(directory: &Path, digits: usize) -> Result<Vec<PathBuf>, Failure> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let name = entry?.file_name();
+            if let Some(text) = name.to_str()
+                && text.len() == digits
+                && text.bytes().all(|b| b.is_ascii_digit())
+            {
+                names.push(directory.join(text));
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(names)
+    };
+    match list() {
+        Ok(names) => Ok(names),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(e) => Err(fault("list", directory, &e)),
+    }
+}
+
+fn read(place: &Path) -> io::Result<String> {
+    let mut file = File::open(place)?;
+    let mut text = String::new();
+    if place.extension().is_some_and(|e| e == "gz") {
+        // A file that ends early is spoilt, and stays so.
+        GzDecoder::new(file)
+            .read_to_string(&mut text)
+            .map_err(|e| match e.kind() {
+                ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
+                _ => e,
+            })?;
+    } else {
+        file.read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+fn remove(place: &Path) -> io::Result<()> {
+    match fs::remove_file(place) {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory)?.sync_all() {
+        // Some network file systems cannot sync a directory.
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+fn fault(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let message = format!("could not {what} {}: {error}", path.display());
+    if is_permanent(error.kind()) {
+        Failure::permanent(message)
+    } else {
+        Failure::transient(message)
+    }
+}
+
+/// The table in the module's head.
+fn is_permanent(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::PermissionDenied
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidData
+            | ErrorKind::CrossesDevices
+            | ErrorKind::FileTooLarge
+    ) || kind == io::Error::from_raw_os_error(libc::ELOOP).kind()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! What `storage.file` leaves on the disk.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::failure::FailureKind::{self, Permanent, Transient};
+use crate::vcon::{CreatedAt, Version};
+
+const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
+
+fn files(path: &Path) -> Files {
+    Files {
+        path: path.to_owned(),
+        by_date: true,
+        compress: false,
+        max_size: 1000,
+        file_mode: 0o640,
+        dir_mode: 0o750,
+    }
+}
+
+fn vcon(day: &str, json: &str) -> Outgoing {
+    let local = format!("{day}T23:30:00").parse().unwrap();
+    Outgoing {
+        id: ID.parse().unwrap(),
+        json: json.to_owned(),
+        version: Version::Current,
+        created_at: Some(CreatedAt { local, unix: 0 }),
+        subject: None,
+    }
+}
+
+/// Every file below a directory, relative to it and sorted.
+fn tree(path: &Path) -> Vec<String> {
+    fn walk(root: &Path, at: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(root, &path, found);
+            } else {
+                let name = path.strip_prefix(root).unwrap();
+                found.push(name.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(path, path, &mut found);
+    found.sort();
+    found
+}
+
+#[test]
+fn a_vcon_lies_under_its_day_and_comes_back() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("new");
+    let mut files = files(&root);
+    let vcon = vcon("2025-03-07", "{\"a\":1}");
+    assert_eq!(files.get(&vcon.id), Ok(None));
+    files.save(&vcon).unwrap();
+    assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
+    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.clone())));
+    files.delete(&vcon.id).unwrap();
+    assert_eq!(tree(&root), [""; 0]);
+    assert_eq!(files.delete(&vcon.id), Ok(()));
+}
+
+#[test]
+fn without_days_it_lies_in_the_path_itself() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = Files {
+        by_date: false,
+        ..files(place.path())
+    };
+    let vcon = vcon("2025-03-07", "{}");
+    files.save(&vcon).unwrap();
+    assert_eq!(tree(place.path()), [format!("{ID}.json")]);
+    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.clone())));
+    files.delete(&vcon.id).unwrap();
+    assert_eq!(files.get(&vcon.id), Ok(None));
+}
+
+#[test]
+fn one_copy_is_left_when_compression_is_switched() {
+    let place = tempfile::tempdir().unwrap();
+    let mut plain = files(place.path());
+    let mut gzipped = Files {
+        compress: true,
+        ..files(place.path())
+    };
+    let (first, second) = (vcon("2025-03-07", "{\"n\":1}"), vcon("2025-03-07", "{}"));
+    plain.save(&first).unwrap();
+    gzipped.save(&second).unwrap();
+    assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json.gz")]);
+    // Either setting reads either form.
+    assert_eq!(plain.get(&first.id), Ok(Some(second.json.clone())));
+    plain.save(&first).unwrap();
+    assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
+    assert_eq!(gzipped.get(&first.id), Ok(Some(first.json.clone())));
+    gzipped.delete(&first.id).unwrap();
+    assert_eq!(tree(place.path()), [""; 0]);
+}
+
+#[test]
+fn the_newest_day_is_read_and_every_day_is_deleted() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let newer = vcon("2025-10-02", "{\"n\":2}");
+    for vcon in [&newer, &vcon("2024-12-31", "{}"), &vcon("2025-09-30", "{}")] {
+        files.save(vcon).unwrap();
+    }
+    fs::create_dir_all(place.path().join("lost+found/99/99")).unwrap();
+    fs::write(place.path().join("9999"), "a file, not a year").unwrap();
+    assert_eq!(files.get(&newer.id), Ok(Some(newer.json.clone())));
+    files.delete(&newer.id).unwrap();
+    assert_eq!(tree(place.path()), ["9999"]);
+}
+
+#[test]
+fn permissions_are_as_configured_whatever_the_umask() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = Files {
+        file_mode: 0o666,
+        dir_mode: 0o777,
+        ..files(place.path())
+    };
+    files.save(&vcon("2025-03-07", "{}")).unwrap();
+    let mode = |name: &str| {
+        let path = place.path().join(name);
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!(mode("2025"), 0o777);
+    assert_eq!(mode("2025/03/07"), 0o777);
+    assert_eq!(mode(&format!("2025/03/07/{ID}.json")), 0o666);
+}
+
+#[test]
+fn a_vcon_over_the_limit_is_refused_with_both_sizes() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let failure = files.save(&vcon("2025-03-07", &"x".repeat(1001)));
+    let failure = failure.unwrap_err();
+    assert_eq!(failure.kind, Permanent);
+    assert!(failure.message.contains("1001 bytes"), "{failure}");
+    assert!(failure.message.contains("1000 bytes"), "{failure}");
+    assert_eq!(files.save(&vcon("2025-03-07", &"x".repeat(1000))), Ok(()));
+    files.max_size = 0;
+    assert_eq!(files.save(&vcon("2025-03-07", &"x".repeat(2000))), Ok(()));
+}
+
+#[test]
+fn a_failed_save_leaves_no_temporary_file() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let taken = place.path().join(format!("2025/03/07/{ID}.json"));
+    fs::create_dir_all(&taken).unwrap();
+    let failure = files.save(&vcon("2025-03-07", "{}")).unwrap_err();
+    assert_eq!(failure.kind, Permanent);
+    assert!(
+        failure.message.contains(taken.to_str().unwrap()),
+        "{failure}"
+    );
+    assert_eq!(tree(place.path()), [""; 0]);
+}
+
+#[test]
+fn a_spoilt_file_is_a_permanent_failure() {
+    let place = tempfile::tempdir().unwrap();
+    let mut gzipped = Files {
+        compress: true,
+        ..files(place.path())
+    };
+    let vcon = vcon("2025-03-07", "{\"some\":\"text\"}");
+    gzipped.save(&vcon).unwrap();
+    let file = place.path().join(format!("2025/03/07/{ID}.json.gz"));
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+    assert_eq!(gzipped.get(&vcon.id).unwrap_err().kind, Permanent);
+    fs::write(&file, "not gzip").unwrap();
+    assert_eq!(gzipped.get(&vcon.id).unwrap_err().kind, Permanent);
+}
+
+#[test]
+fn probe_makes_the_directory_and_leaves_nothing_in_it() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("a/b");
+    assert_eq!(files(&path).probe(), Ok(()));
+    assert!(path.is_dir());
+    assert_eq!(tree(place.path()), [""; 0]);
+    let file = place.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        assert_eq!(files(&path).probe().unwrap_err().kind, Permanent);
+    }
+}
+
+#[test]
+fn lanes_that_save_the_same_vcon_at_once_leave_one_whole_file() {
+    let place = tempfile::tempdir().unwrap();
+    let texts = ["1", "2", "3", "4"].map(|n| format!("[{}]", n.repeat(900)));
+    std::thread::scope(|scope| {
+        for text in &texts {
+            scope.spawn(|| {
+                let mut files = files(place.path());
+                for _ in 0..20 {
+                    files.save(&vcon("2025-03-07", text)).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
+    let read = files(place.path()).get(&ID.parse().unwrap()).unwrap();
+    assert!(texts.contains(&read.unwrap()));
+}
+
+#[test]
+fn faults_are_classified_as_the_table_says() {
+    let table: &[(FailureKind, &[i32])] = &[
+        (
+            Transient,
+            &[
+                libc::ENOSPC,
+                libc::EDQUOT,
+                libc::EROFS,
+                libc::EIO,
+                libc::EMFILE,
+                libc::ENFILE,
+                libc::EINTR,
+                libc::EAGAIN,
+                libc::ENOENT,
+                libc::ESTALE,
+                libc::ENOTCONN,
+                libc::ETIMEDOUT,
+                libc::ENOMEM,
+            ],
+        ),
+        (
+            Permanent,
+            &[
+                libc::EACCES,
+                libc::EPERM,
+                libc::ENOTDIR,
+                libc::EISDIR,
+                libc::ENAMETOOLONG,
+                libc::ELOOP,
+                libc::EINVAL,
+                libc::EXDEV,
+                libc::EFBIG,
+            ],
+        ),
+    ];
+    for (kind, codes) in table {
+        for code in *codes {
+            let error = io::Error::from_raw_os_error(*code);
+            let failure = fault("write", Path::new("/data/x"), &error);
+            assert_eq!(failure.kind, *kind, "{failure}");
+            assert!(failure.message.contains("/data/x"), "{failure}");
+        }
+    }
+}

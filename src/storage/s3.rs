@@ -1,0 +1,280 @@
+//! `storage.s3`: two objects for each vCon in a bucket of Amazon S3 or a server that speaks its
+//! protocol.
+//!
+//! Layout: the document `[s3_path/]YYYY/MM/DD/<uuid>.vcon` by the vCon's `created_at`, then the
+//! pointer `[s3_path/]lookup/<uuid>.txt`, whose body is `YYYY/MM/DD`.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `aws_bucket` | required | |
+//! | `aws_access_key_id`, `aws_secret_access_key` | from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` or `~/.aws/credentials` | both or neither |
+//! | `aws_session_token` | none | with keys given here |
+//! | `aws_region` | `us-east-1` | |
+//! | `endpoint_url` | Amazon's of the region | `http(s)://host[:port]`; the bucket then stands in the path |
+//! | `s3_path` | none | before every key |
+//! | `timeout` | `30` | seconds for one request, from the name's resolution to the last byte |
+//!
+//! Transient: the server cannot be reached, or not over TLS, breaks off or does not answer in
+//! time, and the answers of [`request::passes`]. All others are permanent: refused keys, a missing
+//! bucket, a bad request.
+
+mod request;
+
+use std::time::Duration;
+
+use s3::creds::Credentials;
+use s3::{Bucket, Region};
+use ureq::Agent;
+
+use self::request::{Answer, Fault, Verb, agent, passes, send};
+use super::Storage;
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::secret::Secret;
+use crate::vcon::{Outgoing, VconId};
+
+/// How long a probe waits for an answer.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Reads the options.
+pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
+    let name = options.required_string("aws_bucket");
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if !name.chars().all(allowed) {
+        options.fault("aws_bucket", "is not the name of a bucket");
+    }
+    let endpoint = options.string("endpoint_url");
+    // Amazon's certificate does not cover a bucket with a dot in its name.
+    let in_path = endpoint.is_some() || name.contains('.');
+    let region = region(options, endpoint);
+    let timeout = options.seconds_or("timeout", 30.0);
+    if timeout.is_zero() {
+        options.fault("timeout", "must be more than 0");
+    }
+    let prefix = options.string_or("s3_path", "");
+    let prefix = prefix.trim_matches('/');
+    let bucket = credentials(options).and_then(|credentials| {
+        let mut bucket = Bucket::new(&name, region, credentials).ok()?;
+        if in_path {
+            bucket.set_path_style();
+        }
+        Some(bucket)
+    });
+    Box::new(S3 {
+        bucket,
+        prefix: if prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{prefix}/")
+        },
+        timeout,
+        agent: agent(),
+    })
+}
+
+fn region(options: &mut Options, endpoint: Option<String>) -> Region {
+    let region = options.string_or("aws_region", "us-east-1");
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if region.is_empty() || !region.chars().all(allowed) {
+        options.fault("aws_region", "is not the name of a region");
+    }
+    let endpoint = match endpoint {
+        Some(url) => {
+            // The value is not repeated: it may hold a password.
+            let host = url
+                .strip_prefix("http://")
+                .or_else(|| url.strip_prefix("https://"));
+            if host.is_none_or(|h| h.is_empty() || h.contains(['@', '?', '#'])) {
+                options.fault("endpoint_url", "must be http(s)://host[:port]");
+            }
+            url.trim_end_matches('/').to_owned()
+        }
+        None if region.starts_with("cn-") => format!("https://s3.{region}.amazonaws.com.cn"),
+        None => format!("https://s3.{region}.amazonaws.com"),
+    };
+    Region::Custom { region, endpoint }
+}
+
+fn credentials(options: &mut Options) -> Option<Credentials> {
+    let key = options.secret("aws_access_key_id");
+    let secret = options.secret("aws_secret_access_key");
+    let token = options.secret("aws_session_token");
+    match (&key, &secret) {
+        (Some(_), None) => options.fault(
+            "aws_secret_access_key",
+            "is required with aws_access_key_id",
+        ),
+        (None, Some(_)) => options.fault(
+            "aws_access_key_id",
+            "is required with aws_secret_access_key",
+        ),
+        _ => {
+            let [key, secret, token] =
+                [&key, &secret, &token].map(|s| s.as_ref().map(Secret::reveal));
+            let found = Credentials::new(key, secret, None, token, None);
+            match found {
+                Ok(credentials) => return Some(credentials),
+                Err(_) => options.fault(
+                    "aws_access_key_id",
+                    "is required: neither AWS_ACCESS_KEY_ID nor ~/.aws/credentials gives one",
+                ),
+            }
+        }
+    }
+    None
+}
+
+struct S3 {
+    /// `None` after a fault in the options.
+    bucket: Option<Box<Bucket>>,
+    /// Empty, or ending with a slash.
+    prefix: String,
+    timeout: Duration,
+    agent: Agent,
+}
+
+impl Storage for S3 {
+    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+        let day = vcon.created_or_now().day_path();
+        let document = self.document_key(&day, &vcon.id);
+        self.put(&document, &vcon.json)?;
+        self.put(&self.pointer_key(&vcon.id), &day)
+    }
+
+    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
+        match self.day(id)? {
+            Some(day) => self.text(&self.document_key(&day, id)),
+            None => Ok(None),
+        }
+    }
+
+    fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
+        if let Some(day) = self.day(id)? {
+            self.remove(&self.document_key(&day, id))?;
+        }
+        self.remove(&self.pointer_key(id))
+    }
+
+    /// Asks for a pointer that is not there. The answer "no such key" needs the server, the
+    /// bucket and the keys; where listing is not allowed, Amazon says "access denied" in its
+    /// stead.
+    fn probe(&mut self) -> Result<(), Failure> {
+        let key = format!("{}lookup/probe.txt", self.prefix);
+        let limit = self.timeout.min(PROBE);
+        let answer = self.request(&key, &Verb::Get, limit)?;
+        if answer.is_success() || answer.is_missing() || answer.code() == "AccessDenied" {
+            return Ok(());
+        }
+        Err(self.failure(&Verb::Get, &key, &answer))
+    }
+}
+
+impl S3 {
+    fn document_key(&self, day: &str, id: &VconId) -> String {
+        format!("{}{day}/{id}.vcon", self.prefix)
+    }
+
+    fn pointer_key(&self, id: &VconId) -> String {
+        format!("{}lookup/{id}.txt", self.prefix)
+    }
+
+    /// The day under which a vCon lies, as its pointer says.
+    fn day(&self, id: &VconId) -> Result<Option<String>, Failure> {
+        let key = self.pointer_key(id);
+        let Some(text) = self.text(&key)? else {
+            return Ok(None);
+        };
+        let day = text.trim();
+        if is_day(day) {
+            return Ok(Some(day.to_owned()));
+        }
+        let what = self.message(&Verb::Get, &key);
+        Err(Failure::permanent(format!("{what}: it holds no day")))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, Failure> {
+        let answer = self.request(key, &Verb::Get, self.timeout)?;
+        if answer.is_missing() {
+            return Ok(None);
+        }
+        if !answer.is_success() {
+            return Err(self.failure(&Verb::Get, key, &answer));
+        }
+        String::from_utf8(answer.body).map(Some).map_err(|_| {
+            Failure::permanent(format!(
+                "{}: it is not UTF-8",
+                self.message(&Verb::Get, key)
+            ))
+        })
+    }
+
+    fn put(&self, key: &str, body: &str) -> Result<(), Failure> {
+        let verb = Verb::Put(body.as_bytes());
+        let answer = self.request(key, &verb, self.timeout)?;
+        if answer.is_success() {
+            return Ok(());
+        }
+        Err(self.failure(&verb, key, &answer))
+    }
+
+    fn remove(&self, key: &str) -> Result<(), Failure> {
+        let answer = self.request(key, &Verb::Delete, self.timeout)?;
+        if answer.is_success() || answer.is_missing() {
+            return Ok(());
+        }
+        Err(self.failure(&Verb::Delete, key, &answer))
+    }
+
+    fn request(&self, key: &str, verb: &Verb<'_>, limit: Duration) -> Result<Answer, Failure> {
+        let message = self.message(verb, key);
+        let Some(bucket) = &self.bucket else {
+            return Err(Failure::permanent(format!("{message}: no credentials")));
+        };
+        send(&self.agent, bucket, key, verb, limit).map_err(|fault| {
+            let text = match fault {
+                Fault::Send(ureq::Error::Timeout(_)) => {
+                    format!("{message}: no answer within {limit:?}")
+                }
+                _ => format!("{message}: {fault}"),
+            };
+            if fault.is_transient() {
+                Failure::transient(text)
+            } else {
+                Failure::permanent(text)
+            }
+        })
+    }
+
+    fn failure(&self, verb: &Verb<'_>, key: &str, answer: &Answer) -> Failure {
+        let (status, code) = (answer.status, answer.code());
+        let mut text = format!("{}: HTTP {status}", self.message(verb, key));
+        for part in [code.clone(), answer.element("Message")] {
+            if !part.is_empty() {
+                text = format!("{text}: {part}");
+            }
+        }
+        if passes(status, &code) {
+            Failure::transient(text)
+        } else {
+            Failure::permanent(text)
+        }
+    }
+
+    fn message(&self, verb: &Verb<'_>, key: &str) -> String {
+        let what = verb.name();
+        let place = self.bucket.as_ref().map(|b| b.url()).unwrap_or_default();
+        format!("S3: could not {what} {place}/{key}")
+    }
+}
+
+/// `YYYY/MM/DD` in digits, so that nothing else becomes part of a key.
+fn is_day(text: &str) -> bool {
+    text.len() == 10
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            4 | 7 => byte == b'/',
+            _ => byte.is_ascii_digit(),
+        })
+}
+
+#[cfg(test)]
+mod tests;
