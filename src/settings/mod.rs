@@ -206,9 +206,7 @@ fn config_file(reader: &Reader<'_>, exists: &dyn Fn(&Path) -> bool) -> PathBuf {
 
 fn workers(text: &str) -> Option<u32> {
     let number = text.parse::<i64>().ok()?.max(1);
-    u32::try_from(number)
-        .ok()
-        .filter(|number| *number <= 1024)
+    u32::try_from(number).ok().filter(|number| *number <= 1024)
 }
 
 fn start_method(text: &str) -> Option<StartMethod> {
