@@ -112,7 +112,7 @@ impl Probe {
 
 fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     let url = settings.redis_url.clone();
-    let redis = Probe::start(format!("redis {url}"), move || {
+    let redis = Probe::start(format!("Redis {url}"), move || {
         Server::new(&url)
             .and_then(|server| describe(&server))
             .map_err(|error| error.to_string())

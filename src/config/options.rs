@@ -25,6 +25,15 @@ pub struct Options {
     faults: Vec<Fault>,
 }
 
+/// Whether a single string counts as a list of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lone {
+    /// It does.
+    Counts,
+    /// It is a fault.
+    Refused,
+}
+
 impl Options {
     /// The entries of `node`, which stands under the key `path` on `line`.
     pub(super) fn new(path: &str, noun: &'static str, line: usize, node: &Node) -> Self {
@@ -120,7 +129,7 @@ impl Options {
 
     /// A list of strings; a single string counts as a list of one.
     pub fn strings(&mut self, key: &str) -> Vec<String> {
-        let items = self.items(key);
+        let items = self.items(key, Lone::Counts);
         items.into_iter().map(|(_, text)| text).collect()
     }
 
@@ -167,14 +176,14 @@ impl Options {
         self.faults.append(&mut unknown);
     }
 
-    /// The items of a list with their lines; a single string counts as a list of one.
-    pub(super) fn items(&mut self, key: &str) -> Vec<(usize, String)> {
+    /// The items of a list with their lines.
+    pub(super) fn items(&mut self, key: &str, lone: Lone) -> Vec<(usize, String)> {
         let Some((line, kind)) = self.value(key) else {
             return Vec::new();
         };
         let nodes = match kind {
             Kind::Sequence(nodes) => nodes,
-            Kind::Scalar(text) => return vec![(line, text)],
+            Kind::Scalar(text) if lone == Lone::Counts => return vec![(line, text)],
             other => {
                 self.mismatch(key, line, &other, "a list of strings");
                 return Vec::new();

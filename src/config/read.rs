@@ -6,7 +6,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use super::error::{Fault, did_you_mean, listed};
-use super::options::Options;
+use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
 use super::{Chain, Config, ListName, ModuleConfig, Open};
 use crate::{link, storage};
@@ -252,7 +252,7 @@ fn claim(
 
 fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {
     let mut names = Vec::new();
-    for (line, text) in keys.items(key) {
+    for (line, text) in keys.items(key, Lone::Refused) {
         match text.parse::<ListName>() {
             Ok(name) => names.push((line, name)),
             Err(error) => keys.fault_at(line, key, error.to_string()),
@@ -268,7 +268,7 @@ fn defined(keys: &mut Options, section: &str, noun: &str, sections: &Mapping) ->
         _ => Vec::new(),
     };
     let mut names = Vec::new();
-    for (line, name) in keys.items(section) {
+    for (line, name) in keys.items(section, Lone::Refused) {
         if !known.contains(&name.as_str()) {
             let message = format!(
                 "{noun} `{name}` is not defined (defined: {})",

@@ -1,8 +1,8 @@
 //! `storage.file`: one file for each vCon, under a directory.
 //!
 //! Layout: `<path>/YYYY/MM/DD/<uuid>.json` by the vCon's `created_at`, or `<path>/<uuid>.json`;
-//! `.json.gz` when compressed. A document is written under a hidden temporary name beside its
-//! place, synced and renamed, so that a reader sees a whole file or none.
+//! `.json.gz` when compressed. A document is written under the hidden name `.<uuid>.tmp` beside
+//! its place, synced and renamed, so that a reader sees a whole file or none.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -19,6 +19,8 @@
 //! descriptors, a network file system that is away. Those pass, without a change of the
 //! configuration.
 
+mod draft;
+
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
@@ -28,6 +30,8 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
+
+use draft::Draft;
 
 use super::Storage;
 use crate::config::Options;
@@ -142,21 +146,19 @@ impl Files {
     /// Puts the document in its place at once: after a crash there is the old file, the new
     /// one, or none.
     fn write(&self, directory: &Path, place: &Path, vcon: &Outgoing) -> io::Result<()> {
-        let mut temporary = tempfile::Builder::new()
-            .prefix(&format!(".{}.", vcon.id))
-            .suffix(".tmp")
-            .tempfile_in(directory)?;
+        let mut draft = Draft::open(directory, &vcon.id)?;
         if self.compress {
-            let mut gzip = GzEncoder::new(temporary.as_file_mut(), Compression::default());
+            let mut gzip = GzEncoder::new(draft.file(), Compression::default());
             gzip.write_all(vcon.json.as_bytes())?;
             gzip.finish()?;
         } else {
-            temporary.write_all(vcon.json.as_bytes())?;
+            draft.file().write_all(vcon.json.as_bytes())?;
         }
-        let file = temporary.as_file();
-        file.set_permissions(Permissions::from_mode(self.file_mode))?;
-        file.sync_all()?;
-        temporary.persist(place).map_err(|e| e.error)?;
+        draft
+            .file()
+            .set_permissions(Permissions::from_mode(self.file_mode))?;
+        draft.file().sync_all()?;
+        draft.publish(place)?;
         sync_directory(directory)
     }
 

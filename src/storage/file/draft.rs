@@ -1,0 +1,125 @@
+//! A file being written, under a hidden name beside its place.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::vcon::VconId;
+
+/// The document of one vCon until it is whole.
+///
+/// The name is made of the id alone, so that what a killed process leaves behind is written over
+/// when the vCon comes again. A lock on the file has a second writer of the same vCon wait.
+pub(super) struct Draft {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Draft {
+    /// An empty draft in `directory`.
+    pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
+        let path = directory.join(format!(".{id}.tmp"));
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path)?;
+            match file.lock() {
+                // Some network file systems have no locks.
+                Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
+                _ => {}
+            }
+            // While we waited for the lock, its holder has moved the file into place.
+            if is_at(&file, &path)? {
+                file.set_len(0)?;
+                return Ok(Self {
+                    file,
+                    path,
+                    published: false,
+                });
+            }
+        }
+    }
+
+    /// The file to write to.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Puts the draft in its place, over what may be there.
+    pub fn publish(mut self, place: &Path) -> io::Result<()> {
+        fs::rename(&self.path, place)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // The error that led here is the one to tell of.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn what_a_killed_process_left_is_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = VconId::random();
+        fs::write(
+            directory.path().join(format!(".{id}.tmp")),
+            "half of a much longer doc",
+        )
+        .unwrap();
+        let mut draft = Draft::open(directory.path(), &id).unwrap();
+        draft.file().write_all(b"whole").unwrap();
+        draft.publish(&directory.path().join("place")).unwrap();
+        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn writers_of_one_vcon_take_turns() {
+        let directory = tempfile::tempdir().unwrap();
+        let (id, place) = (VconId::random(), directory.path().join("place"));
+        thread::scope(|scope| {
+            for writer in 0..8u8 {
+                let (id, place, directory) = (&id, &place, directory.path());
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let mut draft = Draft::open(directory, id).unwrap();
+                        draft.file().write_all(&[writer; 5000]).unwrap();
+                        draft.publish(place).unwrap();
+                        let read = fs::read(place).unwrap();
+                        assert!(read.len() == 5000 && read.iter().all(|byte| *byte == read[0]));
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
