@@ -1,0 +1,204 @@
+//! What is no vCon becomes a dead letter with its reason, and the work goes on.
+
+use serde_json::Value;
+
+use crate::harness::{
+    Conserver, Daemon, Files, PATIENCE, Postgres, Redis, Sample, chain, submit, wait_until,
+};
+
+/// A daemon that has work to refuse.
+struct Bench {
+    redis: Redis,
+    files: Files,
+    daemon: Daemon,
+}
+
+impl Bench {
+    fn start() -> Self {
+        Self::on(Redis::plain(), &[])
+    }
+
+    fn on(redis: Redis, storages: &[(&str, Value)]) -> Self {
+        let files = Files::new();
+        let mut all = storages.to_vec();
+        all.push(("files", files.storage()));
+        let daemon = Conserver::with(&redis).config(&chain(&[], &all)).start();
+        Self {
+            redis,
+            files,
+            daemon,
+        }
+    }
+
+    /// Queues an entry, and waits until it is a dead letter; gives the reason.
+    fn refused(&self, entry: &str) -> Value {
+        let redis = &self.redis;
+        redis.ask::<i64>(&["RPUSH", "default", entry]);
+        wait_until("there is a dead letter", PATIENCE, || {
+            redis.length("DLQ:default") == 1
+        });
+        assert_eq!(redis.list("DLQ:default"), [entry]);
+        let reason: String = redis.ask(&["HGET", "conserver:dlq:default", entry]);
+        let reason: Value = serde_json::from_str(&reason).expect("JSON");
+        assert!(
+            reason["stage"].is_string() && reason["error"].is_string(),
+            "{reason}"
+        );
+        assert!(
+            reason["at"].is_number() && reason["attempts"].is_number(),
+            "{reason}"
+        );
+        assert_eq!(reason["worker"], "Worker-1");
+        assert_eq!((redis.length("default"), redis.length("done")), (0, 0));
+        assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+        self.goes_on();
+        reason
+    }
+
+    /// The same for a document in Redis.
+    fn refused_document(&self, text: &str) -> Value {
+        let id = uuid::Uuid::new_v4().to_string();
+        let key = format!("vcon:{id}");
+        self.redis.ask::<()>(&["SET", &key, text]);
+        let reason = self.refused(&id);
+        let kept: String = self.redis.ask(&["GET", &key]);
+        assert_eq!(kept, text);
+        let left: i64 = self.redis.ask(&["TTL", &key]);
+        assert!((604_000..=604_800).contains(&left), "{left}");
+        reason
+    }
+
+    /// A good vCon is processed, by the same worker as ever.
+    fn goes_on(&self) {
+        let sample = Sample::small();
+        submit(&self.redis, "default", std::slice::from_ref(&sample));
+        let done = || self.redis.list("done").contains(&sample.id);
+        wait_until("a good vCon is done", PATIENCE, done);
+        assert!(self.files.text(&sample.id).contains("checked:checked"));
+        let log = self.daemon.log();
+        assert!(
+            !log.contains("panic") && !log.contains("died unexpectedly"),
+            "{log}"
+        );
+    }
+}
+
+fn says(reason: &Value, words: &str) {
+    let error = reason["error"].as_str().unwrap_or_default();
+    assert!(error.contains(words), "{words:?} is not in {error:?}");
+}
+
+#[test]
+fn an_entry_that_is_not_a_uuid() {
+    says(&Bench::start().refused("hello world"), "not a UUID");
+}
+
+#[test]
+fn an_entry_that_is_a_path() {
+    let bench = Bench::start();
+    says(&bench.refused("../../etc/passwd"), "not a UUID");
+    let names = bench.files.paths();
+    assert_eq!(names.len(), 1, "{names:?}");
+}
+
+#[test]
+fn an_empty_entry() {
+    says(&Bench::start().refused(""), "not a UUID");
+}
+
+#[test]
+fn a_uuid_without_a_document() {
+    let reason = Bench::start().refused(&uuid::Uuid::new_v4().to_string());
+    says(&reason, "no document");
+}
+
+#[test]
+fn a_document_that_is_not_json() {
+    says(&Bench::start().refused_document("{\"uuid\": "), "not JSON");
+}
+
+#[test]
+fn a_document_that_is_not_an_object() {
+    says(&Bench::start().refused_document("[1, 2]"), "object");
+}
+
+#[test]
+fn a_document_whose_dialog_is_null() {
+    says(
+        &Bench::start().refused_document(r#"{"dialog": null}"#),
+        "`dialog` is null",
+    );
+}
+
+#[test]
+fn a_document_whose_analysis_is_text() {
+    says(
+        &Bench::start().refused_document(r#"{"analysis": "text"}"#),
+        "`analysis` is ",
+    );
+}
+
+#[test]
+fn a_json_document_that_is_not_an_object() {
+    let bench = Bench::on(Redis::with_json(), &[]);
+    let id = uuid::Uuid::new_v4().to_string();
+    bench
+        .redis
+        .ask::<()>(&["JSON.SET", &format!("vcon:{id}"), "$", "\"text\""]);
+    says(&bench.refused(&id), "object");
+}
+
+#[test]
+fn a_character_that_postgres_cannot_hold() {
+    let database = Postgres::database();
+    let bench = Bench::on(Redis::plain(), &[("pg", database.storage())]);
+    let text = r#"{"created_at": "2024-03-16T16:09:20Z", "subject": "a\u0000b", "dialog": []}"#;
+    let reason = bench.refused_document(text);
+    assert!(
+        reason["stage"].as_str().unwrap_or_default().contains("pg"),
+        "{reason}"
+    );
+    assert_eq!(database.rows().len(), 1);
+}
+
+#[test]
+fn a_document_of_the_wrong_redis_type() {
+    let bench = Bench::start();
+    let id = uuid::Uuid::new_v4().to_string();
+    bench
+        .redis
+        .ask::<i64>(&["HSET", &format!("vcon:{id}"), "a", "b"]);
+    says(&bench.refused(&id), "hash");
+}
+
+#[test]
+fn a_list_of_the_wrong_redis_type_does_not_stop_the_others() {
+    let redis = Redis::plain();
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["ingress_lists"] = serde_json::json!(["broken", "default"]);
+    redis.ask::<()>(&["SET", "broken", "not a list"]);
+    let daemon = Conserver::with(&redis).config(&config).start();
+    let samples = [Sample::small(), Sample::small()];
+    submit(&redis, "default", &samples[..1]);
+    wait_until("the other list is served", PATIENCE, || {
+        redis.length("done") == 1
+    });
+    daemon.wait_for_log("broken", PATIENCE);
+    redis.ask::<i64>(&["DEL", "broken"]);
+    submit(&redis, "broken", &samples[1..]);
+    wait_until("the list is served again", PATIENCE, || {
+        redis.length("done") == 2
+    });
+}
+
+#[test]
+fn an_egress_list_of_the_wrong_redis_type() {
+    let redis = Redis::plain();
+    redis.ask::<()>(&["SET", "done", "not a list"]);
+    let _daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    submit(&redis, "default", &[Sample::small()]);
+    wait_until("it is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+}

@@ -1,0 +1,78 @@
+//! `conserver check`: whether the daemon could start, without starting it.
+
+use std::time::Duration;
+
+use crate::harness::{Conserver, Files, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain};
+
+#[test]
+fn it_is_content_when_everything_can_be_reached() {
+    let (redis, files, database) = (
+        Redis::new().locked().started(),
+        Files::new(),
+        Postgres::database(),
+    );
+    let storages = [("pg", database.storage()), ("files", files.storage())];
+    let finished = Conserver::with(&redis)
+        .config(&chain(&[], &storages))
+        .run(&["check"]);
+    let output = finished.output();
+    assert_eq!(finished.code, 0, "{output}");
+    for word in ["Redis", "pg", "files"] {
+        assert!(output.contains(word), "{word}: {output}");
+    }
+    assert!(!output.contains(REDIS_PASSWORD), "{output}");
+    assert!(!output.contains(POSTGRES_PASSWORD), "{output}");
+    assert_eq!(redis.keys("*"), Vec::<String>::new());
+    assert_eq!(files.paths().len(), 0);
+}
+
+#[test]
+fn it_names_a_redis_that_is_down() {
+    let redis = Redis::new().locked();
+    let finished = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .run(&["check"]);
+    let output = finished.output();
+    assert_eq!(finished.code, 69, "{output}");
+    assert!(output.contains("Redis"), "{output}");
+    assert!(!output.contains(REDIS_PASSWORD), "{output}");
+    assert!(
+        finished.took < Duration::from_secs(10),
+        "{:?}",
+        finished.took
+    );
+}
+
+#[test]
+fn it_names_a_postgres_that_is_down() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let storage = server.new_database().storage();
+    server.stop();
+    let finished = Conserver::with(&redis)
+        .config(&chain(&[], &[("pg", storage)]))
+        .run(&["check"]);
+    let output = finished.output();
+    assert_eq!(finished.code, 69, "{output}");
+    assert!(output.contains("pg"), "{output}");
+    assert!(!output.contains(POSTGRES_PASSWORD), "{output}");
+    assert!(
+        finished.took < Duration::from_secs(20),
+        "{:?}",
+        finished.took
+    );
+}
+
+#[test]
+fn it_names_a_folder_that_cannot_be_written() {
+    let redis = Redis::plain();
+    let storage = serde_json::json!({"module": "storage.file", "options": {"path": "/proc/vcons"}});
+    let finished = Conserver::with(&redis)
+        .config(&chain(&[], &[("files", storage)]))
+        .run(&["check"]);
+    assert_eq!(finished.code, 69, "{}", finished.output());
+    assert!(
+        finished.output().contains("/proc/vcons"),
+        "{}",
+        finished.output()
+    );
+}

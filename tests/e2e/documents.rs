@@ -1,0 +1,99 @@
+//! What happens to a document between Redis and a storage, and what does not.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Conserver, Files, Ledger, Redis, Sample, chain};
+
+/// Processes one vCon given as text; gives the text of its file.
+fn filed(redis: &Redis, id: &str, text: &str, version: &str) -> String {
+    let files = Files::new();
+    let config = chain(&[], &[("files", files.storage())]);
+    let daemon = Conserver::with(redis)
+        .config(&config)
+        .env("EGRESS_FORMAT_VERSION", version)
+        .start();
+    redis.ask::<()>(&["SET", &format!("vcon:{id}"), text]);
+    redis.ask::<i64>(&["RPUSH", "default", id]);
+    let sample = [Sample {
+        id: id.to_owned(),
+        document: Value::Null,
+    }];
+    Ledger::of(redis, &sample).settles();
+    daemon.stop();
+    files.text(id)
+}
+
+const OLD: &str = r#"{"zebra": {"b": 1, "a": [18446744073709551616, 1.0, 1, 1e3]},
+    "uuid": "ID", "vcon": "0.0.1", "created_at": "2024-03-16T16:09:20.701906",
+    "group": [], "redacted": {}, "must_support": ["x"], "subject": "Größe 漢字",
+    "parties": [], "dialog": [{"type": "text", "mimetype": "text/plain", "body": "ü"}],
+    "analysis": [{"type": "summary", "schema_version": "1", "body": {"k": 1.0}}],
+    "attachments": [{"type": "note", "mimetype": "text/plain", "body": "n"}]}"#;
+
+fn old() -> (String, String) {
+    let id = uuid::Uuid::new_v4().to_string();
+    let text = OLD.replace("ID", &id);
+    (id, text)
+}
+
+#[test]
+fn numbers_unknown_fields_and_the_order_of_keys_survive() {
+    let (redis, (id, text)) = (Redis::plain(), old());
+    let filed = filed(&redis, &id, &text, "");
+    let kept: String = filed.split_whitespace().collect();
+    let zebra = r#"{"zebra":{"b":1,"a":[18446744073709551616,1.0,1,1e3]},"uuid""#;
+    assert!(kept.starts_with(zebra), "{filed}");
+    assert!(filed.contains("Größe 漢字"), "{filed}");
+    let in_redis: String = redis.ask(&["GET", &format!("vcon:{id}")]);
+    assert_eq!(in_redis, filed);
+}
+
+#[test]
+fn old_names_are_renewed_and_bodies_become_text() {
+    let (redis, (id, text)) = (Redis::plain(), old());
+    let kept: Value = serde_json::from_str(&filed(&redis, &id, &text, "")).expect("JSON");
+    assert_eq!(kept["vcon"], "0.4.0");
+    assert_eq!(kept["critical"], json!(["x"]));
+    assert_eq!(kept["dialog"][0]["mediatype"], "text/plain");
+    assert_eq!(kept["analysis"][0]["schema"], "1");
+    assert_eq!(kept["analysis"][0]["encoding"], "json");
+    assert!(kept["analysis"][0]["body"].is_string());
+    assert_eq!(kept["attachments"][0]["purpose"], "note");
+    for gone in ["group", "redacted", "must_support"] {
+        assert!(kept.get(gone).is_none(), "{gone}");
+    }
+    let tags = &kept["attachments"][1];
+    assert_eq!(tags["purpose"], "tags");
+    let body = tags["body"].as_str().expect("text");
+    let body: Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(body, json!(["checked:checked"]));
+}
+
+#[test]
+fn what_leaves_is_downgraded_on_demand_and_redis_keeps_the_new_form() {
+    let (redis, (id, text)) = (Redis::plain(), old());
+    let kept: Value = serde_json::from_str(&filed(&redis, &id, &text, "0.0.1")).expect("JSON");
+    assert_eq!(kept["vcon"], "0.0.1");
+    assert_eq!(kept["must_support"], json!(["x"]));
+    assert_eq!(
+        (&kept["group"], &kept["redacted"]),
+        (&json!([]), &json!({}))
+    );
+    assert_eq!(kept.get("appended"), Some(&Value::Null));
+    assert_eq!(kept["dialog"][0]["mimetype"], "text/plain");
+    assert_eq!(kept["analysis"][0]["body"], json!({"k": 1.0}));
+    assert_eq!(kept["analysis"][0]["encoding"], "none");
+    assert_eq!(kept["attachments"][0]["type"], "note");
+    let in_redis = redis.document(&id).expect("a document");
+    assert_eq!(in_redis["vcon"], "0.4.0");
+    assert_eq!(in_redis["attachments"][0]["purpose"], "note");
+}
+
+#[test]
+fn a_vcon_without_a_readable_date_is_stored_under_today() {
+    let redis = Redis::plain();
+    let id = uuid::Uuid::new_v4().to_string();
+    let text = format!(r#"{{"uuid": "{id}", "created_at": "yesterday", "parties": []}}"#);
+    let kept: Value = serde_json::from_str(&filed(&redis, &id, &text, "")).expect("JSON");
+    assert_eq!(kept["created_at"], "yesterday");
+}

@@ -1,0 +1,172 @@
+//! The program under test, with a clean environment.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Daemon, PATIENCE, Redis, private_folder, wait_until};
+
+/// What of the test's own environment the program sees.
+const INHERITED: &[&str] = &["PATH", "HOME", "LLVM_PROFILE_FILE"];
+
+/// The program with its settings and its configuration file, not running yet.
+pub struct Conserver {
+    pub(super) folder: TempDir,
+    pub(super) workers: usize,
+    environment: BTreeMap<String, OsString>,
+}
+
+/// A command that has ended.
+pub struct Finished {
+    /// Its exit code; -1 where a signal ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Finished {
+    /// Everything it wrote.
+    pub fn output(&self) -> String {
+        format!("{}\n{}", self.stdout, self.stderr)
+    }
+}
+
+impl Conserver {
+    /// With this Redis, one worker and no configuration.
+    pub fn with(redis: &Redis) -> Self {
+        Self::without_redis().env("REDIS_URL", redis.url())
+    }
+
+    /// With the default Redis, which is taken to be away.
+    pub fn without_redis() -> Self {
+        let folder = private_folder();
+        let runtime = folder.path().join("run");
+        fs::create_dir(&runtime).expect("a folder");
+        let conserver = Self {
+            folder,
+            workers: 1,
+            environment: BTreeMap::new(),
+        };
+        let temporary = conserver.folder.path().to_owned();
+        conserver
+            .env("RUNTIME_DIRECTORY", runtime)
+            .env("TMPDIR", temporary)
+    }
+
+    /// With this `config.yml`: JSON is YAML.
+    pub fn config(self, config: &Value) -> Self {
+        let text = serde_json::to_string_pretty(config).expect("JSON");
+        self.config_text(&text)
+    }
+
+    /// With this text as `config.yml`.
+    pub fn config_text(self, text: &str) -> Self {
+        self.rewrite_config(text);
+        let path = self.config_file();
+        self.env("CONSERVER_CONFIG_FILE", path)
+    }
+
+    pub(super) fn rewrite_config(&self, text: &str) {
+        let path = self.config_file();
+        let draft = path.with_extension("draft");
+        fs::write(&draft, text).expect("a file");
+        fs::rename(&draft, &path).expect("a file");
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.folder.path().join("config.yml")
+    }
+
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self.env("CONSERVER_WORKERS", workers.to_string())
+    }
+
+    /// vCons in flight in each worker.
+    pub fn lanes(self, lanes: usize) -> Self {
+        self.env("CONSERVER_VCON_CONCURRENCY", lanes.to_string())
+    }
+
+    /// The private folder it runs in, which is also its folder for temporary files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The daemon, running, with all its workers started.
+    pub fn start(self) -> Daemon {
+        Daemon::start(self)
+    }
+
+    /// The daemon, just started.
+    pub fn launch(self) -> Daemon {
+        Daemon::launch(self)
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        let start = Instant::now();
+        let mut child = self.command(arguments).spawn().expect("the program");
+        let mut status = None;
+        wait_until(
+            &format!("conserver {arguments:?} ends"),
+            PATIENCE * 2,
+            || {
+                status = child.try_wait().expect("a child");
+                if status.is_none() && start.elapsed() > PATIENCE {
+                    let _ = child.kill();
+                }
+                status.is_some()
+            },
+        );
+        let read = |name: &str| {
+            let bytes = fs::read(self.folder.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        Finished {
+            code: status.and_then(|status| status.code()).unwrap_or(-1),
+            stdout: read("stdout"),
+            stderr: read("stderr"),
+            took: start.elapsed(),
+        }
+    }
+
+    /// Runs a command to its end, with `input` as its standard input.
+    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Finished {
+        let path = self.folder.path().join("stdin");
+        fs::write(&path, input).expect("a file");
+        self.run(arguments)
+    }
+
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let file = |name: &str| fs::File::create(self.folder.path().join(name)).expect("a file");
+        let input = fs::File::open(self.folder.path().join("stdin"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conserver"));
+        let inherited = INHERITED
+            .iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(inherited)
+            .envs(&self.environment)
+            .current_dir(self.folder.path())
+            .stdin(input.map_or_else(|_| Stdio::null(), Stdio::from))
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .process_group(0);
+        command
+    }
+}

@@ -1,0 +1,117 @@
+//! A running daemon: supervisor, workers, log.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Child;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::{Conserver, PATIENCE, is_alive, tail, wait_until};
+
+/// A running daemon; the end of the test is its end.
+pub struct Daemon {
+    conserver: Conserver,
+    child: Child,
+}
+
+impl Daemon {
+    pub(super) fn launch(conserver: Conserver) -> Self {
+        let child = conserver.command(&["run"]).spawn().expect("the program");
+        Self { conserver, child }
+    }
+
+    pub(super) fn start(conserver: Conserver) -> Self {
+        let daemon = Self::launch(conserver);
+        let started = format!("All {} workers started", daemon.conserver.workers);
+        daemon.wait_for_log(&started, PATIENCE);
+        daemon
+    }
+
+    /// The supervisor's pid.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.conserver.folder().join("stderr")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Everything written so far, to standard output too.
+    pub fn output(&self) -> String {
+        let bytes = fs::read(self.conserver.folder().join("stdout")).unwrap_or_default();
+        self.log() + &String::from_utf8_lossy(&bytes)
+    }
+
+    /// Waits for a line that holds `text`.
+    pub fn wait_for_log(&self, text: &str, patience: Duration) {
+        let what = format!("the log says {text:?}");
+        wait_until(&what, patience, || {
+            let log = self.log();
+            assert!(
+                log.contains(text) || is_alive(self.pid()),
+                "the daemon has ended, and its log does not say {text:?}"
+            );
+            log.contains(text)
+        });
+    }
+
+    /// The workers and their present pids, as the log has them.
+    pub fn workers(&self) -> BTreeMap<usize, i32> {
+        let log = self.log();
+        let parse = |line: &str| {
+            let (_, rest) = line.split_once("tarted Worker-")?;
+            let (number, rest) = rest.split_once(" (")?;
+            let pid = rest.split_once("PID ")?.1.split_once(')')?.0;
+            Some((number.parse().ok()?, pid.parse().ok()?))
+        };
+        log.lines().filter_map(parse).collect()
+    }
+
+    /// Replaces its configuration file.
+    pub fn reconfigure(&self, config: &Value) {
+        let text = serde_json::to_string_pretty(config).expect("JSON");
+        self.conserver.rewrite_config(&text);
+    }
+
+    /// Sends the supervisor a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("the daemon runs");
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Waits for its end; gives its exit code, -1 where a signal ended it.
+    pub fn wait_exit(&mut self, patience: Duration) -> i32 {
+        let mut status = None;
+        wait_until("the daemon has ended", patience, || {
+            status = self.child.try_wait().expect("a child");
+            status.is_some()
+        });
+        status.and_then(|status| status.code()).unwrap_or(-1)
+    }
+
+    /// Stops it and fails unless it ends well.
+    pub fn stop(mut self) {
+        self.terminate();
+        assert_eq!(self.wait_exit(PATIENCE), 0);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.conserver.folder().join("stderr");
+            eprintln!("The daemon's log ends in:\n{}", tail(&log));
+        }
+    }
+}

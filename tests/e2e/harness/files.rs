@@ -1,0 +1,70 @@
+//! A folder for `storage.file`, and what is in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::private_folder;
+
+/// A folder of one test.
+pub struct Files {
+    folder: TempDir,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        Self {
+            folder: private_folder(),
+        }
+    }
+
+    /// The storage as it stands in `config.yml`.
+    pub fn storage(&self) -> Value {
+        json!({"module": "storage.file", "options": {"path": self.folder.path()}})
+    }
+
+    /// Every file below the folder, temporary ones too.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        collect(self.folder.path(), &mut paths);
+        paths
+    }
+
+    /// Every file's id and document.
+    pub fn documents(&self) -> Vec<(String, Value)> {
+        let read = |path: &PathBuf| {
+            let id = path
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            let text = fs::read_to_string(path).expect("a text file");
+            let parsed = serde_json::from_str(&text);
+            (
+                id,
+                parsed.unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+            )
+        };
+        self.paths().iter().map(read).collect()
+    }
+
+    /// The text of one vCon's file.
+    pub fn text(&self, id: &str) -> String {
+        let name = format!("{id}.json");
+        let path = self.paths().into_iter().find(|path| path.ends_with(&name));
+        fs::read_to_string(path.unwrap_or_else(|| panic!("no file {name}"))).expect("a text file")
+    }
+}
+
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
+    for entry in folder.read_dir().expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, paths);
+        } else {
+            paths.push(path);
+        }
+    }
+}

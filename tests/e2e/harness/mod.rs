@@ -1,0 +1,139 @@
+//! Everything a test needs: private servers, a running daemon, sample vCons, and waiting.
+//!
+//! Each server and daemon belongs to one test, sits in a folder of its own, and is gone when the
+//! test ends, however it ends. A server whose program cannot be found fails the test: nothing is
+//! skipped.
+
+mod certificates;
+mod config;
+mod conserver;
+mod daemon;
+mod files;
+mod guard;
+mod ledger;
+mod postgres;
+mod processes;
+mod redis;
+mod s3;
+mod vcons;
+mod webhook;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use self::postgres::{PASSWORD as POSTGRES_PASSWORD, Postgres};
+pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
+pub use config::{chain, delay};
+pub use conserver::{Conserver, Finished};
+pub use daemon::Daemon;
+pub use files::Files;
+pub use ledger::Ledger;
+pub use processes::{is_alive, processes_mentioning, zombies_of};
+pub use s3::S3;
+pub use vcons::{Sample, fresh, same, submit};
+pub use webhook::Webhook;
+
+/// How long a test waits for what should take far less: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks every few milliseconds whether `condition` holds; the test fails when it does not within
+/// `patience`.
+pub fn wait_until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < patience,
+            "waited {patience:?} in vain until {what}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a server that was just started can be used.
+fn wait_for_server(name: &str, log: &Path, mut answers: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !answers() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{name} did not start:\n{}",
+            tail(log)
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A number for the tests that are larger on demand.
+pub fn number_from_env(name: &str, default: usize) -> usize {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text:?} is not a number")),
+        Err(_) => default,
+    }
+}
+
+/// A port that nothing listens on, below those that the system hands out to clients, so that a
+/// server can come back to it.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + (process::id() % 180) as u16 * 100;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A new private folder with a short name: paths of Unix sockets are limited to about 100 bytes.
+fn private_folder() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("cons")
+        .tempdir()
+        .expect("a temporary folder")
+}
+
+/// A file that `tests/run.sh` has put into its cache.
+fn cached(name: &str) -> PathBuf {
+    let cache = std::env::var_os("CONSERVER_TEST_CACHE").map_or_else(
+        || {
+            let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+                PathBuf::from,
+            );
+            base.join("conserver-tests")
+        },
+        PathBuf::from,
+    );
+    let path = cache.join(name);
+    assert!(
+        path.exists(),
+        "{} is missing; tests/run.sh installs what the tests need",
+        path.display()
+    );
+    path
+}
+
+/// A program of the system, searched in PATH and then in `folders`, the later names first.
+fn program(name: &str, folders: &[PathBuf]) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain(folders.iter().rev().cloned())
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file());
+    found.unwrap_or_else(|| {
+        panic!("the program {name} is missing; tests/run.sh installs what the tests need")
+    })
+}
+
+/// The last lines of a log, for the message of a failed test.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}

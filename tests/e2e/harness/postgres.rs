@@ -1,0 +1,214 @@
+//! A private PostgreSQL: one for all tests with a database for each, and own ones to stop.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use nix::sys::signal::Signal;
+use postgres::{Client, Config, NoTls};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::guard::{Guard, Launch};
+use super::{free_port, private_folder, program, wait_for_server};
+
+/// The password of the user [`USER`], which the server insists on.
+pub const PASSWORD: &str = "GeheimesPostgresWort";
+
+const USER: &str = "keeper";
+
+/// A PostgreSQL server.
+pub struct Postgres {
+    folder: TempDir,
+    port: u16,
+    owner: Option<(u32, u32)>,
+    shared: bool,
+    server: Mutex<Option<Guard>>,
+}
+
+/// A database on a server, empty at first.
+pub struct Database<'a> {
+    server: &'a Postgres,
+    name: String,
+}
+
+impl Postgres {
+    /// An empty database on the server that all tests share.
+    pub fn database() -> Database<'static> {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(|| Self::make(true)).new_database()
+    }
+
+    /// A server of the test's own.
+    pub fn own() -> Self {
+        Self::make(false)
+    }
+
+    fn make(shared: bool) -> Self {
+        let folder = private_folder();
+        // PostgreSQL refuses to run as root.
+        let owner = (folder.path().metadata().expect("a folder").uid() == 0).then(unprivileged);
+        if let Some((user, group)) = owner {
+            chown(folder.path(), Some(user), Some(group)).expect("chown");
+        }
+        let server = Self {
+            folder,
+            port: free_port(),
+            owner,
+            shared,
+            server: Mutex::new(None),
+        };
+        server.initialise();
+        server.start();
+        server
+    }
+
+    fn initialise(&self) {
+        use std::os::unix::process::CommandExt;
+        let password = self.folder.path().join("password");
+        fs::write(&password, PASSWORD).expect("a file");
+        if let Some((user, group)) = self.owner {
+            chown(&password, Some(user), Some(group)).expect("chown");
+        }
+        let mut initdb = Command::new(tool("initdb"));
+        initdb
+            .args([
+                "--no-sync",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+            ])
+            .args(["--username", USER, "--pwfile"])
+            .arg(&password)
+            .arg("-D")
+            .arg(self.data())
+            .current_dir("/");
+        if let Some((user, group)) = self.owner {
+            initdb.uid(user).gid(group);
+        }
+        let output = initdb.output().expect("initdb");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "initdb: {said}");
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Starts the server and waits until it answers.
+    pub fn start(&self) {
+        let log = self.folder.path().join("log");
+        let settings = [
+            "fsync=off".to_owned(),
+            "max_connections=200".to_owned(),
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("unix_socket_directories={}", self.folder.path().display()),
+            format!("port={}", self.port),
+        ];
+        let mut command = vec![
+            tool("postgres").display().to_string(),
+            "-D".to_owned(),
+            self.data().display().to_string(),
+        ];
+        command.extend(
+            settings
+                .into_iter()
+                .flat_map(|setting| ["-c".to_owned(), setting]),
+        );
+        let server = Guard::launch(Launch {
+            command,
+            log: &log,
+            signal: "INT",
+            owner: self.owner,
+            cleanup: self.shared.then(|| self.folder.path().to_owned()),
+        });
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        let answers = || self.config("postgres").connect(NoTls).is_ok();
+        wait_for_server("PostgreSQL", &log, answers);
+    }
+
+    /// Stops the server; its sessions are ended.
+    pub fn stop(&self) {
+        let server = self
+            .server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        server.expect("PostgreSQL runs").end(Signal::SIGINT);
+    }
+
+    /// An empty database on this server.
+    pub fn new_database(&self) -> Database<'_> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("calls_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut client = self.config("postgres").connect(NoTls).expect("a session");
+        let create = format!("CREATE DATABASE {name}");
+        client.batch_execute(&create).expect("a database");
+        Database { server: self, name }
+    }
+
+    fn config(&self, database: &str) -> Config {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.port).dbname(database);
+        config.user(USER).password(PASSWORD);
+        config
+    }
+}
+
+impl Database<'_> {
+    /// The storage as it stands in `config.yml`.
+    pub fn storage(&self) -> Value {
+        json!({"module": "storage.postgres", "options": {
+            "host": "127.0.0.1", "port": self.server.port.to_string(), "database": self.name,
+            "user": USER, "password": PASSWORD,
+        }})
+    }
+
+    /// A session of the test's own.
+    pub fn client(&self) -> Client {
+        self.server
+            .config(&self.name)
+            .connect(NoTls)
+            .expect("a session")
+    }
+
+    /// Every row: its id and its document.
+    pub fn rows(&self) -> Vec<(String, Value)> {
+        let select = "SELECT id::text, vcon_json::text FROM vcons WHERE id = uuid";
+        let rows = self.client().query(select, &[]).expect("the table vcons");
+        let parsed = |text: &str| serde_json::from_str(text).expect("JSON");
+        rows.iter()
+            .map(|row| (row.get(0), parsed(row.get(1))))
+            .collect()
+    }
+}
+
+fn tool(name: &str) -> PathBuf {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for (base, suffix) in [("/usr/lib/postgresql", "bin"), ("/usr", "bin")] {
+        let Ok(entries) = Path::new(base).read_dir() else {
+            continue;
+        };
+        let versions = entries.flatten().map(|entry| entry.path());
+        let named =
+            |path: &PathBuf| base != "/usr" || path.display().to_string().starts_with("/usr/pgsql");
+        folders.extend(versions.filter(named).map(|version| version.join(suffix)));
+    }
+    folders.sort();
+    program(name, &folders)
+}
+
+/// A user and group without rights: those of PostgreSQL's package, else nobody's.
+fn unprivileged() -> (u32, u32) {
+    let id = |flag: &str, user: &str| -> Option<u32> {
+        let output = Command::new("id").args([flag, user]).output().ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+    };
+    let user = |user: &str| Some((id("-u", user)?, id("-g", user)?));
+    user("postgres")
+        .or_else(|| user("nobody"))
+        .expect("a user who is not root")
+}

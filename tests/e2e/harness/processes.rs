@@ -1,0 +1,39 @@
+//! What `/proc` says of processes.
+
+use std::fs;
+use std::path::Path;
+
+/// A process's state letter and its parent, or nothing when it is gone.
+fn stat(pid: i32) -> Option<(char, i32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn pids() -> Vec<i32> {
+    let entries = Path::new("/proc").read_dir().expect("/proc").flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Whether a process runs; one that only waits to be reaped does not.
+pub fn is_alive(pid: i32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+/// The children of a process that it has not reaped.
+pub fn zombies_of(parent: i32) -> Vec<i32> {
+    let is_zombie = |pid: &i32| stat(*pid) == Some(('Z', parent));
+    pids().into_iter().filter(is_zombie).collect()
+}
+
+/// The processes with `text` in their command line.
+pub fn processes_mentioning(text: &str) -> Vec<i32> {
+    let mentions = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(text)
+    };
+    pids().into_iter().filter(mentions).collect()
+}

@@ -1,0 +1,240 @@
+//! A private Redis, with or without RedisJSON, TLS, users, persistence.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::signal::Signal;
+use redis::{Connection, FromRedisValue, RedisResult};
+use tempfile::TempDir;
+
+use super::certificates::Certificates;
+use super::guard::{Guard, Launch};
+use super::{cached, free_port, private_folder, program, wait_for_server};
+
+/// The user of [`Redis::locked`].
+pub const USER: &str = "worker";
+
+/// The password of [`Redis::locked`]: letters only, so that it stands in a URL as it is.
+pub const PASSWORD: &str = "GeheimesRedisWort";
+
+/// A Redis server of one test.
+pub struct Redis {
+    folder: TempDir,
+    port: u16,
+    arguments: Vec<String>,
+    certificates: Option<Certificates>,
+    json: bool,
+    locked: bool,
+    server: Mutex<Option<Guard>>,
+}
+
+impl Redis {
+    /// A running server without RedisJSON.
+    pub fn plain() -> Self {
+        Self::new().started()
+    }
+
+    /// A running server with RedisJSON.
+    pub fn with_json() -> Self {
+        Self::new().json().started()
+    }
+
+    /// A server that does not run yet: its port is known and closed.
+    pub fn new() -> Self {
+        Self {
+            folder: private_folder(),
+            port: free_port(),
+            arguments: Vec::new(),
+            certificates: None,
+            json: false,
+            locked: false,
+            server: Mutex::new(None),
+        }
+    }
+
+    /// With RedisJSON.
+    pub fn json(mut self) -> Self {
+        self.json = true;
+        let module = cached("rejson.so").display().to_string();
+        self.with(&["--loadmodule", &module])
+    }
+
+    /// Every write is on disk before it is answered.
+    pub fn durable(self) -> Self {
+        self.with(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    /// TCP is TLS only.
+    pub fn tls(mut self) -> Self {
+        let certificates = Certificates::make(self.folder.path());
+        let (port, shown) = (self.port.to_string(), |path: PathBuf| {
+            path.display().to_string()
+        });
+        let (cert, key, ca) = (
+            shown(certificates.certificate()),
+            shown(certificates.key()),
+            shown(certificates.authority()),
+        );
+        self.certificates = Some(certificates);
+        self.with(&[
+            "--port",
+            "0",
+            "--tls-port",
+            &port,
+            "--tls-auth-clients",
+            "no",
+        ])
+        .with(&["--tls-cert-file", &cert, "--tls-key-file", &key])
+        .with(&["--tls-ca-cert-file", &ca])
+    }
+
+    /// Nothing without a password: [`USER`] or the default user, both with [`PASSWORD`].
+    pub fn locked(mut self) -> Self {
+        self.locked = true;
+        let password = format!(">{PASSWORD}");
+        self.with(&["--requirepass", PASSWORD])
+            .with(&["--user", USER, "on", &password, "~*", "&*", "+@all"])
+    }
+
+    fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments
+            .extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The same server, running.
+    pub fn started(self) -> Self {
+        self.start();
+        self
+    }
+
+    /// Starts the server and waits until it answers.
+    pub fn start(&self) {
+        let log = self.folder.path().join("log");
+        let mut command = vec![program("redis-server", &[]).display().to_string()];
+        let basics = [
+            ("--dir", self.folder.path().display().to_string()),
+            ("--unixsocket", self.socket().display().to_string()),
+            ("--bind", "127.0.0.1".to_owned()),
+            ("--port", self.port.to_string()),
+            ("--save", String::new()),
+        ];
+        command.extend(
+            basics
+                .into_iter()
+                .flat_map(|(key, value)| [key.to_owned(), value]),
+        );
+        command.extend(self.arguments.iter().cloned());
+        let server = Guard::launch(Launch {
+            command,
+            log: &log,
+            signal: "KILL",
+            owner: None,
+            cleanup: None,
+        });
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        wait_for_server("Redis", &log, || self.try_ask::<String>(&["PING"]).is_ok());
+    }
+
+    /// Kills the server without a warning.
+    pub fn kill9(&self) {
+        let server = self
+            .server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        server.expect("Redis runs").end(Signal::SIGKILL);
+    }
+
+    /// What `REDIS_URL` says.
+    pub fn url(&self) -> String {
+        let scheme = if self.certificates.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        let user = if self.locked {
+            format!("{USER}:{PASSWORD}@")
+        } else {
+            String::new()
+        };
+        format!("{scheme}://{user}127.0.0.1:{}", self.port)
+    }
+
+    /// The path of its Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// The certificate to trust, where it speaks TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.certificates.as_ref().expect("TLS").authority()
+    }
+
+    /// Whether it has RedisJSON.
+    pub fn has_json(&self) -> bool {
+        self.json
+    }
+
+    /// A connection of the test's own, over the Unix socket.
+    pub fn connection(&self) -> Connection {
+        self.try_connection(0).expect("a connection to Redis")
+    }
+
+    fn try_connection(&self, database: u32) -> RedisResult<Connection> {
+        let mut url = format!("unix://{}?db={database}", self.socket().display());
+        if self.locked {
+            url += &format!("&pass={PASSWORD}");
+        }
+        redis::Client::open(url)?.get_connection()
+    }
+
+    /// The answer to one command.
+    pub fn ask<T: FromRedisValue>(&self, command: &[&str]) -> T {
+        self.try_ask(command)
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// The answer to one command in another database than 0.
+    pub fn ask_in<T: FromRedisValue>(&self, database: u32, command: &[&str]) -> T {
+        let mut connection = self
+            .try_connection(database)
+            .expect("a connection to Redis");
+        query(&mut connection, command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// The answer to one command, or why there is none.
+    pub fn try_ask<T: FromRedisValue>(&self, command: &[&str]) -> RedisResult<T> {
+        query(&mut self.try_connection(0)?, command)
+    }
+
+    /// The length of a list.
+    pub fn length(&self, list: &str) -> usize {
+        self.ask(&["LLEN", list])
+    }
+
+    /// The entries of a list.
+    pub fn list(&self, list: &str) -> Vec<String> {
+        self.ask(&["LRANGE", list, "0", "-1"])
+    }
+
+    /// The names of the keys like `pattern`.
+    pub fn keys(&self, pattern: &str) -> Vec<String> {
+        self.ask(&["KEYS", pattern])
+    }
+
+    /// The document of a vCon, parsed.
+    pub fn document(&self, id: &str) -> Option<serde_json::Value> {
+        let read = if self.json { "JSON.GET" } else { "GET" };
+        let text: Option<String> = self.ask(&[read, &format!("vcon:{id}")]);
+        text.map(|text| serde_json::from_str(&text).expect("JSON"))
+    }
+}
+
+fn query<T: FromRedisValue>(connection: &mut Connection, command: &[&str]) -> RedisResult<T> {
+    let mut request = redis::cmd(command[0]);
+    for argument in &command[1..] {
+        request.arg(argument);
+    }
+    request.query(connection)
+}

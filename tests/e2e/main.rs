@@ -1,0 +1,25 @@
+//! The daemon from outside: private servers, real processes, and what its documents promise.
+//!
+//! `tests/run.sh` installs what these tests need and runs them. One area alone:
+//! `cargo test --test e2e outages`. Larger runs: `CONSERVER_TEST_COUNT` vCons for those of
+//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3). Other vCons
+//! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_configuration;
+mod bad_input;
+mod check;
+mod connections;
+mod context;
+mod dependencies;
+mod documents;
+mod harness;
+mod logging;
+mod outages;
+mod processing;
+mod restart;
+mod routing;
+mod stop;
+mod submit;
+mod webhooks;

@@ -1,0 +1,126 @@
+//! Servers that go away and come back: nothing is lost, and nothing has to be done by hand.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{
+    Conserver, Daemon, Files, Ledger, PATIENCE, Postgres, Redis, chain, delay, fresh,
+    number_from_env, submit,
+};
+
+fn daemon(redis: &Redis, storages: &[(&str, Value)]) -> Daemon {
+    let config = chain(&[delay(0.01)], storages);
+    Conserver::with(redis)
+        .config(&config)
+        .workers(4)
+        .lanes(2)
+        .start()
+}
+
+fn survives_the_death_of_redis(redis: &Redis) {
+    let files = Files::new();
+    let samples = fresh(400);
+    let ledger = Ledger::of(redis, &samples);
+    submit(redis, "default", &samples);
+    let daemon = daemon(redis, &[("files", files.storage())]);
+    for done in [50, 150] {
+        ledger.wait_for(done);
+        redis.kill9();
+        daemon.wait_for_log("Redis is away", PATIENCE);
+        redis.start();
+    }
+    ledger.settles();
+    assert_eq!(files.paths().len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn redis_is_killed_and_restarted_under_load() {
+    survives_the_death_of_redis(&Redis::new().durable().started());
+}
+
+#[test]
+fn redis_with_json_is_killed_and_restarted_under_load() {
+    survives_the_death_of_redis(&Redis::new().json().durable().started());
+}
+
+#[test]
+fn redis_is_not_there_at_the_start() {
+    let redis = Redis::new();
+    let daemon = daemon(&redis, &[]);
+    daemon.wait_for_log("Redis is away", PATIENCE);
+    let workers = daemon.workers();
+    redis.start();
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.workers(), workers);
+    daemon.stop();
+}
+
+#[test]
+fn connections_to_redis_are_cut_again_and_again() {
+    let (redis, files) = (Redis::plain(), Files::new());
+    let samples = fresh(400);
+    let ledger = Ledger::of(&redis, &samples);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &[("files", files.storage())]);
+    for done in (20..400).step_by(20) {
+        ledger.wait_for(done);
+        redis.ask::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    ledger.settles();
+    assert_eq!(files.paths().len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn idle_workers_whose_connections_are_cut_find_new_work() {
+    let redis = Redis::plain();
+    let daemon = daemon(&redis, &[]);
+    for _ in 0..3 {
+        redis.ask::<i64>(&["DEL", "done"]);
+        let samples = fresh(5);
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        redis.ask::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn postgres_is_stopped_and_started_under_load() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let database = server.new_database();
+    let samples = fresh(300);
+    let ledger = Ledger::of(&redis, &samples);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &[("pg", database.storage())]);
+    ledger.wait_for(50);
+    server.stop();
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    let seconds = number_from_env("CONSERVER_TEST_OUTAGE_SECONDS", 3);
+    // The length of the outage is what is tested.
+    thread::sleep(Duration::from_secs(seconds as u64));
+    assert_eq!(redis.length("DLQ:default"), 0);
+    server.start();
+    ledger.settles();
+    assert_eq!(database.rows().len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn a_stop_during_an_outage_gives_the_vcons_back() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let storage = server.new_database().storage();
+    server.stop();
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    let mut daemon = daemon(&redis, &[("pg", storage)]);
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    daemon.terminate();
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    Ledger::of(&redis, &samples).is_split_between(&["default"]);
+}
