@@ -1,11 +1,45 @@
 //! The worker daemon for vCon conversations.
+//!
+//! A *vCon* is a JSON document that holds a conversation. Producers store it in Redis and push
+//! its UUID onto an ingress list; `conserver` takes it from there, runs the *chain* configured for
+//! that list (its *links*, one after another), writes the vCon to every *storage* of the chain,
+//! and pushes the UUID onto the chain's egress lists.
+//!
+//! ```text
+//! conserver (supervisor: one thread, no Redis, no storage)
+//!   ├─ worker 1 ── lane 1 … lane M   claim ─► load ─► links ─► storages ─► finish
+//!   └─ worker N ── lane 1 … lane M
+//! ```
+//!
+//! The modules, in the order in which data flows; arrows point downwards only:
+//!
+//! - [`cli`]: one file for each command; [`exit`]: how a command ends; [`logging`].
+//! - [`settings`]: environment -> `Settings`, every variable in one table.
+//! - [`config`]: `config.yml` -> `Config`, checked against the known links and storages.
+//! - [`supervisor`]: starts, watches, replaces and drains the workers.
+//! - [`worker`]: lanes, and the way of a vCon from claim to finish.
+//! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
+//! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
+//!   know nothing of the queue, and share [`failure`], [`http`] and [`webhooks`].
+//! - [`vcon`]: the document: parse, normalise, downgrade, tags.
+//! - [`secret`]: text that is never shown; [`sys`]: the only unsafe code.
+//!
+//! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
+//! ingress list, a claims hash, a dead letter queue, or finished.
 
+pub mod cli;
 pub mod config;
+pub mod exit;
 pub mod failure;
 pub mod http;
 pub mod link;
+pub mod logging;
+pub mod queue;
 pub mod secret;
 pub mod settings;
 pub mod storage;
+pub mod supervisor;
+pub mod sys;
 pub mod vcon;
 pub mod webhooks;
+pub mod worker;

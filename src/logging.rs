@@ -9,7 +9,7 @@ use std::panic;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use chrono::{SecondsFormat, Utc};
-use log::kv::{Error as KvError, Key, Source, Value, VisitSource};
+use log::kv::{Error as KvError, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde_json::Map;
 use simplelog::{
@@ -65,8 +65,12 @@ fn text_config() -> Config {
 /// Whether standard error is the journal, which stamps the lines itself: `JOURNAL_STREAM` holds
 /// the device and inode it is connected to (systemd.exec(5)).
 fn under_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else {
+        return false;
+    };
     stream == format!("{}:{}", stderr.dev(), stderr.ino())
 }
 
@@ -136,7 +140,13 @@ fn json_line(record: &Record<'_>) -> String {
     fields.text("name", record.target().replace("::", "."));
     fields.text("message", record.args().to_string());
     if let Some(worker) = WORKER.get() {
-        fields.text("worker", worker.read().unwrap_or_else(PoisonError::into_inner).clone());
+        fields.text(
+            "worker",
+            worker
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        );
     }
     // The visitor below refuses nothing.
     let _ = record.key_values().visit(&mut fields);
@@ -178,7 +188,10 @@ mod tests {
 
     #[test]
     fn a_json_line_has_the_fields_people_filter_by() {
-        let pairs = [("vcon_id", Value::from("abc")), ("vcon_processing_time", Value::from(0.25))];
+        let pairs = [
+            ("vcon_id", Value::from("abc")),
+            ("vcon_processing_time", Value::from(0.25)),
+        ];
         let record = Record::builder()
             .level(Level::Warn)
             .target("conserver::worker::lane")
@@ -193,6 +206,10 @@ mod tests {
         assert_eq!(fields["message"], "say \"hi\"\nnow");
         assert_eq!(fields["vcon_id"], "abc");
         assert_eq!(fields["vcon_processing_time"], 0.25);
-        assert!(fields["asctime"].as_str().is_some_and(|time| time.ends_with('Z')));
+        assert!(
+            fields["asctime"]
+                .as_str()
+                .is_some_and(|time| time.ends_with('Z'))
+        );
     }
 }

@@ -1,3 +1,7 @@
 //! The `conserver` program: reads its command line and calls one function.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    conserver::cli::main().into()
+}

@@ -116,16 +116,12 @@ impl Config {
         }
     }
 
-    /// The ingress lists of the chains in service, in the order of the file, each with the index
-    /// of its chain.
-    pub fn ingress_lists(&self) -> Vec<(ListName, usize)> {
-        let mut lists = Vec::new();
-        for (index, chain) in self.chains.iter().enumerate() {
-            if chain.enabled {
-                lists.extend(chain.ingress_lists.iter().map(|list| (list.clone(), index)));
-            }
-        }
-        lists
+    /// The ingress lists of the chains in service, in the order of the file.
+    pub fn ingress_lists(&self) -> Vec<ListName> {
+        let in_service = self.chains.iter().filter(|chain| chain.enabled);
+        in_service
+            .flat_map(|chain| chain.ingress_lists.iter().cloned())
+            .collect()
     }
 
     /// The chain in service that takes from `list`.

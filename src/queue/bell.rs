@@ -25,9 +25,15 @@ impl Bell {
     /// will be longer than `tick`.
     pub fn connect(server: &Server, name: &str, tick: Duration) -> Result<Self, QueueError> {
         let mut lease = server.connect(name)?;
-        redis::cmd("CLIENT").arg("TRACKING").arg("ON").query::<()>(&mut *lease)?;
+        redis::cmd("CLIENT")
+            .arg("TRACKING")
+            .arg("ON")
+            .query::<()>(&mut *lease)?;
         lease.set_read_timeout(Some(tick))?;
-        Ok(Self { lease, scripts: Scripts::new() })
+        Ok(Self {
+            lease,
+            scripts: Scripts::new(),
+        })
     }
 
     /// Returns as soon as one of the lists holds work (at once where one does already), and at
@@ -45,7 +51,8 @@ impl Bell {
                 Err(error) if error.is_timeout() => {
                     // The client library takes the silence for a late answer, and will drop the
                     // next one it reads: so there is one to drop.
-                    self.lease.send_packed_command(&redis::cmd("PING").get_packed_command())?;
+                    self.lease
+                        .send_packed_command(&redis::cmd("PING").get_packed_command())?;
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),

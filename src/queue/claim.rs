@@ -31,7 +31,10 @@ impl Claim {
 
     /// The entry for messages.
     pub fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.entry).chars().take(120).collect()
+        String::from_utf8_lossy(&self.entry)
+            .chars()
+            .take(120)
+            .collect()
     }
 }
 
@@ -91,7 +94,12 @@ impl Queue {
         let list = String::from_utf8_lossy(&list)
             .parse()
             .map_err(|_| QueueError::Answer("claim"))?;
-        let claim = Claim { record, list, entry, context };
+        let claim = Claim {
+            record,
+            list,
+            entry,
+            context,
+        };
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
@@ -100,7 +108,10 @@ impl Queue {
             b"not-a-uuid" => Document::NotAnId,
             other => Document::Unusable(describe(other, &text)),
         };
-        Ok(Claimed { work: Some((claim, document)), fault })
+        Ok(Claimed {
+            work: Some((claim, document)),
+            fault,
+        })
     }
 
     /// Loads the document of another vCon, for a chain that goes on with that one.
@@ -122,7 +133,9 @@ impl Queue {
     }
 
     fn load_text(&mut self, claim: &Claim) -> Result<Document, QueueError> {
-        let Some(id) = claim.id() else { return Ok(Document::NotAnId) };
+        let Some(id) = claim.id() else {
+            return Ok(Document::NotAnId);
+        };
         self.with(|connection, _, _, _| get_text(connection, &id.key()))
     }
 
@@ -138,7 +151,10 @@ impl Queue {
     /// Sets a document's time to live, in seconds.
     pub fn expire(&mut self, id: &VconId, seconds: u64) -> Result<(), QueueError> {
         self.with(|connection, _, _, _| {
-            Ok(redis::cmd("EXPIRE").arg(id.key()).arg(seconds).query::<()>(connection)?)
+            Ok(redis::cmd("EXPIRE")
+                .arg(id.key())
+                .arg(seconds)
+                .query::<()>(connection)?)
         })
     }
 
@@ -148,7 +164,10 @@ impl Queue {
         self.with(|connection, _, _, expiry| {
             let key = id.key();
             let kind = put_new(connection, &key, json)?;
-            redis::cmd("EXPIRE").arg(&key).arg(expiry.document).query::<()>(connection)?;
+            redis::cmd("EXPIRE")
+                .arg(&key)
+                .arg(expiry.document)
+                .query::<()>(connection)?;
             Ok(kind)
         })
     }
@@ -169,11 +188,18 @@ pub(super) fn put_new(
     key: &str,
     json: &str,
 ) -> Result<Kind, QueueError> {
-    let put = redis::cmd("JSON.SET").arg(key).arg("$").arg(json).query::<()>(connection);
+    let put = redis::cmd("JSON.SET")
+        .arg(key)
+        .arg("$")
+        .arg(json)
+        .query::<()>(connection);
     match put {
         Ok(()) => Ok(Kind::Json),
         Err(error) if is_unknown_command(&error) => {
-            redis::cmd("SET").arg(key).arg(json).query::<()>(connection)?;
+            redis::cmd("SET")
+                .arg(key)
+                .arg(json)
+                .query::<()>(connection)?;
             Ok(Kind::Text)
         }
         Err(error) => Err(error.into()),
@@ -181,7 +207,9 @@ pub(super) fn put_new(
 }
 
 fn is_unknown_command(error: &redis::RedisError) -> bool {
-    error.detail().is_some_and(|detail| detail.contains("unknown command"))
+    error
+        .detail()
+        .is_some_and(|detail| detail.contains("unknown command"))
 }
 
 fn get_text(connection: &mut redis::Connection, key: &str) -> Result<Document, QueueError> {
@@ -193,13 +221,18 @@ fn describe(kind: &[u8], detail: &[u8]) -> String {
     let detail = String::from_utf8_lossy(detail);
     match kind {
         b"unreadable" => format!("Redis cannot read the document: {detail}"),
-        other => format!("the key holds a {}, not a document", String::from_utf8_lossy(other)),
+        other => format!(
+            "the key holds a {}, not a document",
+            String::from_utf8_lossy(other)
+        ),
     }
 }
 
 /// The bulk strings of an array reply.
 pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
-    let Value::Array(values) = reply else { return None };
+    let Value::Array(values) = reply else {
+        return None;
+    };
     values
         .into_iter()
         .map(|value| match value {

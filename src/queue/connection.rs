@@ -50,11 +50,20 @@ impl Server {
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE / 3)
             .with_retries(3);
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive);
         let info = url.reveal().into_connection_info()?;
-        let redis = info.redis_settings().clone().set_protocol(protocol).set_skip_set_lib_name();
+        let redis = info
+            .redis_settings()
+            .clone()
+            .set_protocol(protocol)
+            .set_skip_set_lib_name();
         let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
-        Ok(Self { client: Arc::new(Client::open(info)?), name: url.to_string() })
+        Ok(Self {
+            client: Arc::new(Client::open(info)?),
+            name: url.to_string(),
+        })
     }
 
     /// Connects, authenticates and selects the database; `name` is what `CLIENT LIST` shows.
@@ -64,18 +73,32 @@ impl Server {
 
     /// Like [`Server::connect`], within `limit`.
     pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
-        let unreachable = |cause| QueueError::Unreachable { server: self.name.clone(), cause };
-        let mut connection =
-            self.client.get_connection_with_timeout(limit).map_err(unreachable)?;
-        connection.set_read_timeout(Some(limit)).map_err(unreachable)?;
-        connection.set_write_timeout(Some(COMMAND_TIMEOUT)).map_err(unreachable)?;
-        let named = redis::cmd("CLIENT").arg("SETNAME").arg(name).query::<()>(&mut connection);
+        let unreachable = |cause| QueueError::Unreachable {
+            server: self.name.clone(),
+            cause,
+        };
+        let mut connection = self
+            .client
+            .get_connection_with_timeout(limit)
+            .map_err(unreachable)?;
+        connection
+            .set_read_timeout(Some(limit))
+            .map_err(unreachable)?;
+        connection
+            .set_write_timeout(Some(COMMAND_TIMEOUT))
+            .map_err(unreachable)?;
+        let named = redis::cmd("CLIENT")
+            .arg("SETNAME")
+            .arg(name)
+            .query::<()>(&mut connection);
         if let Err(cause) = named
             && cause.is_unrecoverable_error()
         {
             return Err(unreachable(cause));
         }
-        connection.set_read_timeout(Some(COMMAND_TIMEOUT)).map_err(unreachable)?;
+        connection
+            .set_read_timeout(Some(COMMAND_TIMEOUT))
+            .map_err(unreachable)?;
         Ok(Lease { connection })
     }
 }

@@ -28,11 +28,13 @@ impl QueueError {
     /// Only an error the server itself answered leaves the stream in step.
     pub(super) fn breaks_connection(&self) -> bool {
         match self {
-            Self::Command(error) => error.kind() == redis::ErrorKind::Io
-                || error.kind() == redis::ErrorKind::Parse
-                || error.is_timeout()
-                || error.is_connection_dropped()
-                || error.code() == Some("READONLY"),
+            Self::Command(error) => {
+                error.kind() == redis::ErrorKind::Io
+                    || error.kind() == redis::ErrorKind::Parse
+                    || error.is_timeout()
+                    || error.is_connection_dropped()
+                    || error.code() == Some("READONLY")
+            }
             Self::Unreachable { .. } | Self::Answer(_) | Self::Closed => true,
         }
     }

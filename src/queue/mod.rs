@@ -55,7 +55,13 @@ pub struct Queue {
 impl Queue {
     /// A queue that connects when first used.
     pub fn new(server: Server, seat: Seat, expiry: Expiry) -> Self {
-        Self { server, connected: None, scripts: Scripts::new(), seat, expiry }
+        Self {
+            server,
+            connected: None,
+            scripts: Scripts::new(),
+            seat,
+            expiry,
+        }
     }
 
     /// Makes sure there is a living connection.

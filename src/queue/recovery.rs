@@ -30,7 +30,10 @@ impl Queue {
         let (instance, worker) = (self.seat.instance.clone(), self.seat.worker);
         self.with(|connection, _, _, _| {
             let workers = keys::workers_key(&instance);
-            Ok(redis::cmd("SADD").arg(workers).arg(worker).query::<()>(connection)?)
+            Ok(redis::cmd("SADD")
+                .arg(workers)
+                .arg(worker)
+                .query::<()>(connection)?)
         })?;
         self.recover(worker, max_deaths)
     }
@@ -50,7 +53,10 @@ impl Queue {
         for worker in known.into_iter().filter(|worker| *worker > highest) {
             recovered.extend(self.recover(worker, max_deaths)?);
             self.with(|connection, _, _, _| {
-                Ok(redis::cmd("SREM").arg(&workers_key).arg(worker).query::<()>(connection)?)
+                Ok(redis::cmd("SREM")
+                    .arg(&workers_key)
+                    .arg(worker)
+                    .query::<()>(connection)?)
             })?;
         }
         Ok(recovered)
@@ -58,9 +64,15 @@ impl Queue {
 
     fn recover(&mut self, worker: u32, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
         let reply = self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.recover.key(keys::claims_key(&seat.instance, worker));
-            call.key(keys::DEATHS).arg(max_deaths).arg(DEATHS_EXPIRY).arg(expiry.context);
-            call.arg(expiry.dead_letter).arg(format!("{} Worker-{worker}", seat.instance));
+            let mut call = scripts
+                .recover
+                .key(keys::claims_key(&seat.instance, worker));
+            call.key(keys::DEATHS)
+                .arg(max_deaths)
+                .arg(DEATHS_EXPIRY)
+                .arg(expiry.context);
+            call.arg(expiry.dead_letter)
+                .arg(format!("{} Worker-{worker}", seat.instance));
             Ok(call.invoke::<Value>(connection)?)
         })?;
         let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;

@@ -91,8 +91,12 @@ impl Queue {
         self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts.bury.key(seat.claims_key());
             call.key(keys::DEATHS);
-            call.key(dead_letter_list(&claim.list)).key(dead_letter_reasons(&claim.list));
-            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry).arg(json);
+            call.key(dead_letter_list(&claim.list))
+                .key(dead_letter_reasons(&claim.list));
+            call.arg(seat.lane)
+                .arg(&claim.record)
+                .arg(&claim.entry)
+                .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
             settled(call.invoke::<Value>(connection)?)
         })
@@ -129,9 +133,7 @@ fn settled(answer: Value) -> Result<Settled, QueueError> {
     match answer {
         Value::Int(1) => Ok(Settled::Done),
         Value::Int(0) => Ok(Settled::NotOurs),
-        Value::BulkString(why) => {
-            Ok(Settled::Refused(String::from_utf8_lossy(&why).into_owned()))
-        }
+        Value::BulkString(why) => Ok(Settled::Refused(String::from_utf8_lossy(&why).into_owned())),
         _ => Err(QueueError::Answer("settling a claim")),
     }
 }

@@ -40,9 +40,9 @@ pub struct Settings {
     /// `CONSERVER_CONFIG_FILE`, or the first place that has a file.
     pub config_file: PathBuf,
     /// `CONSERVER_WORKERS`, at least 1.
-    pub workers: usize,
+    pub workers: u32,
     /// `CONSERVER_VCON_CONCURRENCY`: the lanes of each worker, at least 1.
-    pub concurrency: usize,
+    pub concurrency: u32,
     /// `CONSERVER_PARALLEL_STORAGE`
     pub parallel_storage: bool,
     /// `CONSERVER_START_METHOD`
@@ -204,11 +204,9 @@ fn config_file(reader: &Reader<'_>, exists: &dyn Fn(&Path) -> bool) -> PathBuf {
     })
 }
 
-fn workers(text: &str) -> Option<usize> {
+fn workers(text: &str) -> Option<u32> {
     let number = text.parse::<i64>().ok()?.max(1);
-    usize::try_from(number)
-        .ok()
-        .filter(|number| *number <= 1024)
+    u32::try_from(number).ok().filter(|number| *number <= 1024)
 }
 
 fn start_method(text: &str) -> Option<StartMethod> {

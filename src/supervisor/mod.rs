@@ -158,7 +158,10 @@ impl Supervisor {
             None => (Instant::now() + self.drain_timeout, Signal::SIGTERM),
             Some(_) => (Instant::now(), Signal::SIGKILL),
         };
-        self.stopping = Some(Stopping { deadline, killed: tell == Signal::SIGKILL });
+        self.stopping = Some(Stopping {
+            deadline,
+            killed: tell == Signal::SIGKILL,
+        });
         self.tell_all(tell);
     }
 
@@ -169,11 +172,16 @@ impl Supervisor {
     }
 
     fn note_end(&mut self, status: WaitStatus) {
-        let Some(worker) = self.workers.iter_mut().find(|worker| worker.pid() == status.pid())
+        let Some(worker) = self
+            .workers
+            .iter_mut()
+            .find(|worker| worker.pid() == status.pid())
         else {
             return;
         };
-        let State::Running { pid, since } = worker.state else { return };
+        let State::Running { pid, since } = worker.state else {
+            return;
+        };
         let name = format!("Worker-{} (PID {pid})", worker.number);
         if self.stopping.is_some() {
             worker.state = State::Vacant { until: None };
@@ -183,13 +191,20 @@ impl Supervisor {
             }
             return;
         }
-        let wait = worker.restarts.after_death(since.elapsed(), fastrand::f64());
-        worker.state = State::Vacant { until: Some(Instant::now() + wait) };
+        let wait = worker
+            .restarts
+            .after_death(since.elapsed(), fastrand::f64());
+        worker.state = State::Vacant {
+            until: Some(Instant::now() + wait),
+        };
         let pause = match wait.as_secs_f64() {
             0.0 => String::new(),
             seconds => format!(" in {seconds:.1} s"),
         };
-        log::error!("{name} died unexpectedly, restarting{pause}: {}", describe(status));
+        log::error!(
+            "{name} died unexpectedly, restarting{pause}: {}",
+            describe(status)
+        );
     }
 
     /// Starts every worker that is due. Answers, in the new process, what it is to do.
@@ -198,12 +213,19 @@ impl Supervisor {
         let first_start = self.workers.iter().all(|worker| worker.starts == 0);
         for worker in self.workers.iter_mut().filter(|worker| worker.is_due(now)) {
             let sweep = worker.number == 1 && worker.starts == 0;
-            let assignment = Assignment { number: worker.number, sweep, parent: getpid() };
+            let assignment = Assignment {
+                number: worker.number,
+                sweep,
+                parent: getpid(),
+            };
             worker.starts = worker.starts.saturating_add(1);
             match self.method.start(&assignment) {
                 Ok(Started::Here) => return Some(assignment),
                 Ok(Started::There(pid)) => {
-                    worker.state = State::Running { pid, since: Instant::now() };
+                    worker.state = State::Running {
+                        pid,
+                        since: Instant::now(),
+                    };
                     if worker.starts == 1 {
                         log::info!("Started Worker-{} (PID {pid})", worker.number);
                     } else {
@@ -212,7 +234,9 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let wait = worker.restarts.after_death(Duration::ZERO, fastrand::f64());
-                    worker.state = State::Vacant { until: Some(Instant::now() + wait) };
+                    worker.state = State::Vacant {
+                        until: Some(Instant::now() + wait),
+                    };
                     log::error!("could not start Worker-{}: {error}", worker.number);
                 }
             }
@@ -224,7 +248,9 @@ impl Supervisor {
     }
 
     fn enforce_deadline(&mut self) {
-        let Some(stopping) = &mut self.stopping else { return };
+        let Some(stopping) = &mut self.stopping else {
+            return;
+        };
         if !stopping.killed && stopping.deadline <= Instant::now() {
             stopping.killed = true;
             let seconds = self.drain_timeout.as_secs_f64();

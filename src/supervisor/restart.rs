@@ -43,7 +43,11 @@ mod tests {
     fn waits(lives: &[f64]) -> Vec<u128> {
         let mut restarts = Restarts::default();
         let wait = |lived: &f64| restarts.after_death(Duration::from_secs_f64(*lived), 1.0);
-        lives.iter().map(wait).map(|wait| wait.as_millis()).collect()
+        lives
+            .iter()
+            .map(wait)
+            .map(|wait| wait.as_millis())
+            .collect()
     }
 
     #[test]

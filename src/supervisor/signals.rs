@@ -22,12 +22,20 @@ impl Signals {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
-        let mut this = Self { wake, caught: Vec::new(), ids: Vec::new() };
+        let mut this = Self {
+            wake,
+            caught: Vec::new(),
+            ids: Vec::new(),
+        };
         for &signal in signals {
             let caught = Arc::new(AtomicBool::new(false));
             // The flag first: whoever is woken finds it set.
-            this.ids.push(flag::register(signal as i32, Arc::clone(&caught))?);
-            this.ids.push(low_level::pipe::register(signal as i32, write.try_clone()?)?);
+            this.ids
+                .push(flag::register(signal as i32, Arc::clone(&caught))?);
+            this.ids.push(low_level::pipe::register(
+                signal as i32,
+                write.try_clone()?,
+            )?);
             this.caught.push((signal, caught));
         }
         Ok(this)

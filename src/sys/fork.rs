@@ -25,7 +25,9 @@ pub enum Fork {
 pub fn fork() -> io::Result<Fork> {
     let threads = threads()?;
     if threads != 1 {
-        return Err(io::Error::other(format!("{threads} threads are running; fork needs one")));
+        return Err(io::Error::other(format!(
+            "{threads} threads are running; fork needs one"
+        )));
     }
     // SAFETY: this is the only thread, so no lock of the allocator, of the standard library or of
     // any crate is held by a thread that the child would not have.

@@ -13,7 +13,10 @@ pub struct HeldSignals {
 /// Holds back every signal that can be.
 pub fn hold_signals() -> io::Result<HeldSignals> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    Ok(HeldSignals { before, keep: false })
+    Ok(HeldSignals {
+        before,
+        keep: false,
+    })
 }
 
 /// Lets all signals through again, in a process that was started with them held back.

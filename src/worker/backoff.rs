@@ -14,14 +14,20 @@ pub struct Backoff {
 impl Backoff {
     /// Starts with `first`, never above `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, failures: 0 }
+        Self {
+            first,
+            longest,
+            failures: 0,
+        }
     }
 
     /// The next wait: between half and the whole of the doubled time.
     pub fn next_wait(&mut self) -> Duration {
         let doubled = self.first.saturating_mul(1 << self.failures.min(20));
         self.failures = self.failures.saturating_add(1);
-        doubled.min(self.longest).mul_f64(0.5 + fastrand::f64() / 2.0)
+        doubled
+            .min(self.longest)
+            .mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// Failures so far.
@@ -46,7 +52,10 @@ mod tests {
         for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             let wait = backoff.next_wait();
             let expected = Duration::from_millis(expected);
-            assert!(wait <= expected && wait >= expected / 2, "{wait:?} for {expected:?}");
+            assert!(
+                wait <= expected && wait >= expected / 2,
+                "{wait:?} for {expected:?}"
+            );
         }
         backoff.reset();
         assert!(backoff.next_wait() <= first);

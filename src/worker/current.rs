@@ -35,7 +35,15 @@ impl Current {
     /// again at most once in `every`.
     pub fn new(config: Arc<Config>, path: PathBuf, every: Duration) -> Self {
         let stamp = stamp(&path);
-        Self { path, every, state: Mutex::new(State { config, stamp, looked: Instant::now() }) }
+        Self {
+            path,
+            every,
+            state: Mutex::new(State {
+                config,
+                stamp,
+                looked: Instant::now(),
+            }),
+        }
     }
 
     /// The configuration in force now. A changed file replaces it; one that does not check, or
@@ -57,11 +65,16 @@ impl Current {
     fn reload(&self, state: &mut State) {
         match Config::load(&self.path) {
             Ok(config) => {
-                log::info!("Configuration {} has changed and is in force", self.path.display());
+                log::info!(
+                    "Configuration {} has changed and is in force",
+                    self.path.display()
+                );
                 state.config = Arc::new(config);
             }
             Err(errors) => {
-                log::error!("The changed configuration is not valid, the former one stays:\n{errors}");
+                log::error!(
+                    "The changed configuration is not valid, the former one stays:\n{errors}"
+                );
             }
         }
     }

@@ -71,5 +71,5 @@ fn wait(bell: &mut Option<Bell>, shared: &Shared) -> Result<(), QueueError> {
             bell.insert(Bell::connect(&server, &name, tick)?)
         }
     };
-    bell.wait(&shared.current.get().ingress())
+    bell.wait(&shared.current.get().ingress_lists())
 }

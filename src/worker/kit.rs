@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::settings::Settings;
 use crate::storage::Storage;
-use crate::storage::fanout::{Target, save_all};
+use crate::storage::fanout::{Backend, save_all};
 use crate::vcon::{Vcon, VconId};
 
 /// The links and storages of a configuration, opened for one lane and kept open.
@@ -67,10 +67,19 @@ pub(super) type GoOver<'a> =
 impl Kit {
     /// Opens every link and storage; none connects before it is used.
     pub fn open(config: Arc<Config>) -> Self {
-        let links = config.links.iter().map(|(name, link)| (name.clone(), link.open_link()));
-        let storages =
-            config.storages.iter().map(|(name, storage)| (name.clone(), storage.open_storage()));
-        Self { links: links.collect(), storages: storages.collect(), config }
+        let links = config
+            .links
+            .iter()
+            .map(|(name, link)| (name.clone(), link.open_link()));
+        let storages = config
+            .storages
+            .iter()
+            .map(|(name, storage)| (name.clone(), storage.open_storage()));
+        Self {
+            links: links.collect(),
+            storages: storages.collect(),
+            config,
+        }
     }
 
     /// The configuration this kit was made for.
@@ -147,45 +156,58 @@ impl Kit {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let mut targets: Vec<Target<'_>> = self
+            let backends: Vec<Backend<'_>> = self
                 .storages
                 .iter_mut()
                 .filter(|(name, _)| missing.contains(name))
-                .map(|(name, storage)| Target { name, storage: &mut **storage })
+                .map(|(name, storage)| Backend {
+                    name,
+                    storage: &mut **storage,
+                })
                 .collect();
-            let outcomes = save_all(&mut targets, &outgoing, settings.parallel_storage);
+            let outcomes = save_all(backends, &outgoing, settings.parallel_storage);
+            let mut broken: Vec<String> = Vec::new();
             let mut faults: Vec<(String, Failure)> = Vec::new();
             let mut away: Vec<(String, Failure)> = Vec::new();
             for outcome in outcomes {
                 let seconds = outcome.took.as_secs_f64();
                 if outcome.panicked {
-                    self.reopen_storage(&outcome.name);
+                    broken.push(outcome.name.to_owned());
                 }
                 match outcome.result {
                     Ok(()) => {
                         let name = outcome.name;
                         log::info!(
                             vcon_id = outgoing.id.as_str(), chain_name = chain.name.as_str(),
-                            storage_name = name.as_str(), storage_processing_time = seconds;
+                            storage_name = name, storage_processing_time = seconds;
                             "Stored {} in {name} in {seconds:.4} s", outgoing.id
                         );
                         missing.retain(|still| *still != name);
-                        if let Some(mut outage) = outages.remove(&name) {
+                        if let Some(mut outage) = outages.remove(name) {
                             outage.over();
                         }
                     }
-                    Err(failure) if failure.is_transient() => away.push((outcome.name, failure)),
-                    Err(failure) => faults.push((outcome.name, failure)),
+                    Err(failure) if failure.is_transient() => {
+                        away.push((outcome.name.to_owned(), failure))
+                    }
+                    Err(failure) => faults.push((outcome.name.to_owned(), failure)),
                 }
+            }
+            for name in &broken {
+                self.reopen_storage(name);
             }
             if !faults.is_empty() {
                 return Err(refused(&faults, attempts));
             }
-            let Some((name, failure)) = away.into_iter().next() else { return Ok(()) };
+            let Some((name, failure)) = away.into_iter().next() else {
+                return Ok(());
+            };
             let outage = outages
                 .entry(name.clone())
                 .or_insert_with(|| Outage::new(format!("storage {name}"), settings));
-            outage.wait(&failure, drain).map_err(|_| Ending::Interrupted)?;
+            outage
+                .wait(&failure, drain)
+                .map_err(|_| Ending::Interrupted)?;
         }
     }
 
@@ -219,20 +241,31 @@ impl Kit {
 
     fn reopen_storage(&mut self, name: &str) {
         if let Some(storage) = self.config.storages.get(name) {
-            self.storages.insert(name.to_owned(), storage.open_storage());
+            self.storages
+                .insert(name.to_owned(), storage.open_storage());
         }
     }
 }
 
 fn failed(stage: String, error: String, attempts: u32) -> Ending {
-    Ending::Failed(Fault { stage, error, attempts })
+    Ending::Failed(Fault {
+        stage,
+        error,
+        attempts,
+    })
 }
 
 fn refused(faults: &[(String, Failure)], attempts: u32) -> Ending {
     let names: Vec<&str> = faults.iter().map(|(name, _)| name.as_str()).collect();
-    let errors: Vec<String> =
-        faults.iter().map(|(name, failure)| format!("{name}: {failure}")).collect();
-    failed(format!("storage {}", names.join(", ")), errors.join("; "), attempts)
+    let errors: Vec<String> = faults
+        .iter()
+        .map(|(name, failure)| format!("{name}: {failure}"))
+        .collect();
+    failed(
+        format!("storage {}", names.join(", ")),
+        errors.join("; "),
+        attempts,
+    )
 }
 
 /// What a panic said.

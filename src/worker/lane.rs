@@ -28,7 +28,12 @@ pub(super) struct Lane {
 /// What becomes of a claim.
 enum Verdict {
     /// Write, announce, let go.
-    Finish { id: VconId, document: Option<(Kind, String)>, expire: Option<u64>, announce: bool },
+    Finish {
+        id: VconId,
+        document: Option<(Kind, String)>,
+        expire: Option<u64>,
+        announce: bool,
+    },
     /// Back to the head of its list.
     GiveBack,
     /// To the dead letter queue.
@@ -39,10 +44,19 @@ impl Lane {
     /// A lane that has not begun.
     pub fn new(shared: Arc<Shared>, queue: Queue, door: Doorbell, drain: Receiver<()>) -> Self {
         let config = shared.current.get();
-        let lists = config.ingress();
+        let lists = config.ingress_lists();
         let kit = Kit::open(config);
         let outage = Outage::new("Redis", &shared.settings);
-        Self { shared, queue, kit, lists, door, drain, outage, fault: None }
+        Self {
+            shared,
+            queue,
+            kit,
+            lists,
+            door,
+            drain,
+            outage,
+            fault: None,
+        }
     }
 
     /// Works until the worker drains.
@@ -81,7 +95,7 @@ impl Lane {
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
         if !Arc::ptr_eq(&config, self.kit.config()) {
-            self.lists = config.ingress();
+            self.lists = config.ingress_lists();
             self.kit = Kit::open(config);
         }
     }
@@ -114,7 +128,11 @@ impl Lane {
     fn process(&mut self, chain: &Chain, claim: &Claim, document: Document) -> Verdict {
         let Some(id) = claim.id() else {
             let error = format!("the entry {:?} is not a UUID", claim.shown());
-            return Verdict::Bury(Fault { stage: "queue".to_owned(), error, attempts: 1 });
+            return Verdict::Bury(Fault {
+                stage: "queue".to_owned(),
+                error,
+                attempts: 1,
+            });
         };
         match self.walk(chain, &id, document) {
             Ok(verdict) => verdict,
@@ -124,15 +142,22 @@ impl Lane {
     }
 
     /// Takes the vCon through its chain.
-    fn walk(
-        &mut self,
-        chain: &Chain,
-        id: &VconId,
-        document: Document,
-    ) -> Result<Verdict, Ending> {
-        let Self { shared, queue, kit, drain, outage, .. } = self;
+    fn walk(&mut self, chain: &Chain, id: &VconId, document: Document) -> Result<Verdict, Ending> {
+        let Self {
+            shared,
+            queue,
+            kit,
+            drain,
+            outage,
+            ..
+        } = self;
         let settings = &shared.settings;
-        let mut loader = Loader { queue, outage, settings, drain };
+        let mut loader = Loader {
+            queue,
+            outage,
+            settings,
+            drain,
+        };
         let (mut kind, vcon) = loader.open(kit, id, document)?;
         let mut journey = Journey { vcon, expire: None };
         let mut go_over = |kit: &mut Kit, journey: &mut Journey, id: &VconId| {
@@ -149,7 +174,10 @@ impl Lane {
         }
         Ok(Verdict::Finish {
             id: journey.vcon.id().clone(),
-            document: journey.vcon.is_changed().then(|| (kind, journey.vcon.to_json())),
+            document: journey
+                .vcon
+                .is_changed()
+                .then(|| (kind, journey.vcon.to_json())),
             expire: journey.expire,
             announce: !halted,
         })
@@ -159,13 +187,38 @@ impl Lane {
     fn settle(&mut self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
         loop {
             let settled = match verdict {
-                Verdict::Finish { id, document, expire, announce } => {
+                Verdict::Finish {
+                    id,
+                    document,
+                    expire,
+                    announce,
+                } => {
                     let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
-                    let egress = if *announce { chain.egress_lists.as_slice() } else { &[] };
-                    self.queue.finish(claim, &Finish { id, document, expire: *expire, egress })
+                    let egress = if *announce {
+                        chain.egress_lists.as_slice()
+                    } else {
+                        &[]
+                    };
+                    self.queue.finish(
+                        claim,
+                        &Finish {
+                            id,
+                            document,
+                            expire: *expire,
+                            egress,
+                        },
+                    )
                 }
                 Verdict::GiveBack => self.queue.give_back(claim),
-                Verdict::Bury(fault) => self.queue.bury(claim, &self.reason(fault)),
+                Verdict::Bury(fault) => {
+                    let reason = Reason {
+                        stage: &fault.stage,
+                        error: &fault.error,
+                        attempts: fault.attempts,
+                        worker: &self.shared.name,
+                    };
+                    self.queue.bury(claim, &reason)
+                }
             };
             match settled {
                 Ok(Settled::Done) => {
@@ -175,25 +228,22 @@ impl Lane {
                 Ok(Settled::NotOurs) => {
                     self.outage.over();
                     let entry = claim.shown();
-                    return log::warn!("{entry}: the claim was settled already, by an earlier call or by another worker");
+                    return log::warn!(
+                        "{entry}: the claim was settled already, by an earlier call or by another worker"
+                    );
                 }
                 Ok(Settled::Refused(why)) => {
                     self.outage.over();
                     let error = format!("the egress list {why}");
-                    let fault = Fault { stage: "egress".to_owned(), error, attempts: 1 };
+                    let fault = Fault {
+                        stage: "egress".to_owned(),
+                        error,
+                        attempts: 1,
+                    };
                     return self.settle(claim, chain, start, &Verdict::Bury(fault));
                 }
                 Err(error) => self.outage.insist(&error),
             }
-        }
-    }
-
-    fn reason<'a>(&'a self, fault: &'a Fault) -> Reason<'a> {
-        Reason {
-            stage: &fault.stage,
-            error: &fault.error,
-            attempts: fault.attempts,
-            worker: &self.shared.name,
         }
     }
 

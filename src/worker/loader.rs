@@ -78,7 +78,9 @@ impl Loader<'_> {
                     return Err(unusable(format!("{missing} and in none of the storages")));
                 }
                 Err(failure) => {
-                    outage.wait(&failure, self.drain).map_err(|_| Ending::Interrupted)?;
+                    outage
+                        .wait(&failure, self.drain)
+                        .map_err(|_| Ending::Interrupted)?;
                 }
             }
         }
@@ -102,5 +104,9 @@ fn unusable(error: String) -> Ending {
 }
 
 fn failed(stage: &str, error: String) -> Ending {
-    Ending::Failed(Fault { stage: stage.to_owned(), error, attempts: 1 })
+    Ending::Failed(Fault {
+        stage: stage.to_owned(),
+        error,
+        attempts: 1,
+    })
 }

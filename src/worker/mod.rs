@@ -86,12 +86,14 @@ fn drain_on_signals() -> std::io::Result<Receiver<()>> {
     let (hold, drain) = bounded::<()>(0);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     sys::release_signals()?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut hold = Some(hold);
-        for _ in signals.forever() {
-            hold.take();
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut hold = Some(hold);
+            for _ in signals.forever() {
+                hold.take();
+            }
+        })?;
     Ok(drain)
 }
 
@@ -114,7 +116,7 @@ fn start_lanes(
     let expiry = Expiry {
         document: settings.redis_expiry,
         context: settings.context_expiry,
-        dead_letter: settings.dlq_expiry,
+        dead_letter: settings.dlq_expiry.unwrap_or(0),
     };
     let seat = |lane| Seat {
         instance: settings.instance.clone(),
@@ -126,10 +128,16 @@ fn start_lanes(
         return Ok(());
     }
     let mut queues = vec![first];
-    queues.extend((2..=settings.concurrency).map(|lane| Queue::new(server.clone(), seat(lane), expiry)));
+    queues.extend(
+        (2..=settings.concurrency).map(|lane| Queue::new(server.clone(), seat(lane), expiry)),
+    );
 
     let current = Current::new(config, settings.config_file.clone(), settings.tick);
-    let shared = Arc::new(Shared { settings, current, name });
+    let shared = Arc::new(Shared {
+        settings,
+        current,
+        name,
+    });
     let door = Doorbell::start(&shared)?;
     let mut lanes = Vec::new();
     for (queue, number) in queues.into_iter().zip(1u32..) {
@@ -169,13 +177,15 @@ fn recover(
 ) -> bool {
     let mut outage = Outage::new("Redis", settings);
     loop {
-        let recovered = queue.recover_own(settings.max_deaths).and_then(|mut recovered| {
-            if assignment.sweep {
-                let highest = settings.workers.max(assignment.number);
-                recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
-            }
-            Ok(recovered)
-        });
+        let recovered = queue
+            .recover_own(settings.max_deaths)
+            .and_then(|mut recovered| {
+                if assignment.sweep {
+                    let highest = settings.workers.max(assignment.number);
+                    recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
+                }
+                Ok(recovered)
+            });
         match recovered {
             Ok(recovered) => {
                 outage.over();

@@ -50,7 +50,10 @@ impl Outage {
     fn failed(&mut self, why: &dyn Display) -> Duration {
         if self.since.is_none() {
             self.since = Some(Instant::now());
-            log::warn!("{} is away, trying again until it is back: {why}", self.what);
+            log::warn!(
+                "{} is away, trying again until it is back: {why}",
+                self.what
+            );
         } else {
             log::debug!("{} is still away: {why}", self.what);
         }
@@ -60,7 +63,11 @@ impl Outage {
     /// The server has answered.
     pub fn over(&mut self) {
         if let Some(since) = self.since.take() {
-            log::info!("{} is back after {:.1} s", self.what, since.elapsed().as_secs_f64());
+            log::info!(
+                "{} is back after {:.1} s",
+                self.what,
+                since.elapsed().as_secs_f64()
+            );
             self.backoff.reset();
         }
     }

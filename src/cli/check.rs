@@ -1,0 +1,151 @@
+//! `conserver check`: the settings, the configuration, and whether every server answers.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use comfy_table::{ContentArrangement, Table};
+
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::queue::{QueueError, Server};
+use crate::settings::Settings;
+
+/// How long a server may take to answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Checks everything and prints what it found.
+pub fn run(settings: &Settings) -> Exit {
+    let config = match Config::load(&settings.config_file) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return Exit::Config;
+        }
+    };
+    let mut rows = vec![
+        Row::fine(
+            "settings",
+            format!("{} workers x {}", settings.workers, settings.concurrency),
+        ),
+        Row::fine("configuration", settings.config_file.display().to_string()),
+    ];
+    rows.extend(config.chains.iter().map(|chain| {
+        let name = format!("chain {}", chain.name);
+        let lists: Vec<&str> = chain
+            .ingress_lists
+            .iter()
+            .map(|list| list.as_str())
+            .collect();
+        let state = if chain.enabled {
+            ""
+        } else {
+            "out of service, "
+        };
+        Row::fine(&name, format!("{state}from {}", lists.join(", ")))
+    }));
+    let probes = start_probes(settings, &config);
+    let deadline = Instant::now() + LIMIT;
+    rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
+
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    for row in &rows {
+        table.add_row([
+            row.what.as_str(),
+            if row.good { "ok" } else { "FAILED" },
+            &row.detail,
+        ]);
+    }
+    println!("{table}");
+    if rows.iter().all(|row| row.good) {
+        Exit::Ok
+    } else {
+        Exit::Unavailable
+    }
+}
+
+struct Row {
+    what: String,
+    good: bool,
+    detail: String,
+}
+
+impl Row {
+    fn fine(what: &str, detail: String) -> Self {
+        Self {
+            what: what.to_owned(),
+            good: true,
+            detail,
+        }
+    }
+}
+
+/// A question to a server, asked on a thread of its own and given up at the deadline.
+struct Probe {
+    what: String,
+    answer: mpsc::Receiver<Result<String, String>>,
+}
+
+impl Probe {
+    fn start(what: String, ask: impl FnOnce() -> Result<String, String> + Send + 'static) -> Self {
+        let (tell, answer) = mpsc::channel();
+        // Nobody waits for an answer after the deadline.
+        thread::spawn(move || tell.send(ask()));
+        Self { what, answer }
+    }
+
+    fn finish(self, deadline: Instant) -> Row {
+        let time = deadline.saturating_duration_since(Instant::now());
+        let answer = self
+            .answer
+            .recv_timeout(time)
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", LIMIT.as_secs())));
+        let good = answer.is_ok();
+        Row {
+            what: self.what,
+            good,
+            detail: answer.unwrap_or_else(|error| error),
+        }
+    }
+}
+
+fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
+    let url = settings.redis_url.clone();
+    let redis = Probe::start(format!("redis {url}"), move || {
+        Server::new(&url)
+            .and_then(|server| describe(&server))
+            .map_err(|error| error.to_string())
+    });
+    let storages = config.storages.iter().map(|(name, storage)| {
+        let mut backend = storage.open_storage();
+        Probe::start(format!("storage {name} ({})", storage.module), move || {
+            backend
+                .probe()
+                .map(|()| "answers".to_owned())
+                .map_err(|failure| failure.message)
+        })
+    });
+    std::iter::once(redis).chain(storages).collect()
+}
+
+fn describe(server: &Server) -> Result<String, QueueError> {
+    let mut connection = server.connect_within("conserver:check", LIMIT)?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut *connection)?;
+    let version = info
+        .lines()
+        .find_map(|line| line.strip_prefix("redis_version:"))
+        .unwrap_or("unknown")
+        .trim()
+        .to_owned();
+    let json = redis::cmd("JSON.GET")
+        .arg("conserver:check")
+        .query::<redis::Value>(&mut *connection)
+        .is_ok();
+    let documents = if json {
+        "JSON documents"
+    } else {
+        "plain string documents"
+    };
+    Ok(format!("version {version}, {documents}"))
+}

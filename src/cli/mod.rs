@@ -1,0 +1,72 @@
+//! The command line: one file for each command.
+
+mod check;
+mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Exit;
+use crate::settings::Settings;
+
+/// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
+/// storage.
+///
+/// Settings come from the environment (REDIS_URL, CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...;
+/// README lists them all), chains from config.yml.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+struct Cli {
+    /// Read this configuration instead of the one CONSERVER_CONFIG_FILE names
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon until SIGTERM or SIGINT (what plain `conserver` does)
+    Run,
+    /// Check the settings and config.yml, try to reach Redis and every storage, and print a table
+    ///
+    /// Exits 0 when all is well, 78 when a setting or the configuration is wrong, 69 when a
+    /// server cannot be reached.
+    Check,
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output, errors to standard error; where neither
+            // can be written, the exit code is left.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            };
+        }
+    };
+    let config = cli.config.map(OsString::from);
+    let lookup = |name: &str| match name {
+        "CONSERVER_CONFIG_FILE" if config.is_some() => config.clone(),
+        name => std::env::var_os(name),
+    };
+    let settings = match Settings::from_lookup(&lookup) {
+        Ok(settings) => settings,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return Exit::Config;
+        }
+    };
+    match cli.command {
+        None | Some(Command::Run) => run::run(settings),
+        Some(Command::Check) => check::run(&settings),
+    }
+}
