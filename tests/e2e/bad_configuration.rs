@@ -84,7 +84,7 @@ fn two_chains_on_one_list() {
 fn a_value_of_the_wrong_type() {
     refused_file(
         "ingress_lists: [default]",
-        "ingress_lists: 5",
+        "ingress_lists: {a: b}",
         &["config.yml:9", "ingress_lists"],
     );
 }

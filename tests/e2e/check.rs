@@ -17,7 +17,7 @@ fn it_is_content_when_everything_can_be_reached() {
         .run(&["check"]);
     let output = finished.output();
     assert_eq!(finished.code, 0, "{output}");
-    for word in ["Redis", "pg", "files"] {
+    for word in ["redis", "pg", "files"] {
         assert!(output.contains(word), "{word}: {output}");
     }
     assert!(!output.contains(REDIS_PASSWORD), "{output}");

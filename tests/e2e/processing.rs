@@ -36,6 +36,7 @@ fn every_vcon_is_stored_once(redis: &Redis) {
     Ledger::of(redis, &samples).settles();
     let copies = [("pg", database.rows()), ("files", files.documents())];
     all_hold_the_same(redis, &copies, &samples);
+    assert_eq!(files.with_hidden().len(), samples.len());
     daemon.stop();
 }
 

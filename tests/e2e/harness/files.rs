@@ -25,8 +25,20 @@ impl Files {
         json!({"module": "storage.file", "options": {"path": self.folder.path()}})
     }
 
-    /// Every file below the folder, temporary ones too.
+    /// Every file below the folder, except the hidden ones that a killed worker leaves half
+    /// written.
     pub fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = self.with_hidden();
+        let is_hidden = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with('.')
+        };
+        paths.retain(|path| !is_hidden(path));
+        paths
+    }
+
+    /// Every file below the folder.
+    pub fn with_hidden(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         collect(self.folder.path(), &mut paths);
         paths

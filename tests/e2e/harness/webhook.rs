@@ -25,13 +25,13 @@ impl Webhook {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (record, mut statuses) = (Arc::clone(&requests), statuses.to_vec().into_iter());
+        let (record, mut statuses) = (Arc::clone(&requests), statuses.to_vec());
         // Ends with the test process: there is nothing to tidy up.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let status = statuses.as_slice().first().copied().unwrap_or(200);
+                let status = statuses.first().copied().unwrap_or(200);
                 if let Some(request) = serve(stream, status) {
-                    statuses.next();
+                    let _ = statuses.drain(..statuses.len().min(1));
                     record
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
