@@ -138,11 +138,7 @@ fn describe(server: &Server) -> Result<String, QueueError> {
         .unwrap_or("unknown")
         .trim()
         .to_owned();
-    let json = redis::cmd("JSON.GET")
-        .arg("conserver:check")
-        .query::<redis::Value>(&mut *connection)
-        .is_ok();
-    let documents = if json {
+    let documents = if connection.has_json()? {
         "JSON documents"
     } else {
         "plain string documents"

@@ -1,7 +1,9 @@
 //! The command line: one file for each command.
 
 mod check;
+mod demo;
 mod run;
+mod submit;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -36,6 +38,13 @@ enum Command {
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong, 69 when a
     /// server cannot be reached.
     Check,
+    /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
+    ///
+    /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
+    /// are submitted), 69 when Redis cannot be reached.
+    Submit(submit::Submit),
+    /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
+    Demo(demo::Demo),
 }
 
 /// Reads the command line and does what it says.
@@ -68,5 +77,7 @@ pub fn main() -> Exit {
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check) => check::run(&settings),
+        Some(Command::Submit(submit)) => submit.run(&settings),
+        Some(Command::Demo(demo)) => demo.run(),
     }
 }

@@ -115,7 +115,7 @@ chains:
     storages:
       - pg
     ingress_lists: [default, other]
-    egress_lists: done
+    egress_lists: [done]
     enabled: '1'
     timeout: 30
   spare: {ingress_lists: [default, third], enabled: 0, timeout: 0}

@@ -2,6 +2,7 @@
 
 use redis::Value;
 
+use super::connection::is_unknown_command;
 use super::{Queue, QueueError};
 use crate::config::ListName;
 use crate::vcon::VconId;
@@ -204,12 +205,6 @@ pub(super) fn put_new(
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn is_unknown_command(error: &redis::RedisError) -> bool {
-    error
-        .detail()
-        .is_some_and(|detail| detail.contains("unknown command"))
 }
 
 fn get_text(connection: &mut redis::Connection, key: &str) -> Result<Document, QueueError> {

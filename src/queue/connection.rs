@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{Client, Connection, IntoConnectionInfo, ProtocolVersion};
+use redis::{Client, Connection, IntoConnectionInfo, ProtocolVersion, Value};
 
 use super::QueueError;
 use crate::settings::RedisUrl;
@@ -101,6 +101,27 @@ impl Server {
             .map_err(unreachable)?;
         Ok(Lease { connection })
     }
+}
+
+impl Lease {
+    /// Whether the server keeps JSON documents.
+    pub fn has_json(&mut self) -> Result<bool, QueueError> {
+        let asked = redis::cmd("JSON.GET")
+            .arg("conserver:probe")
+            .query::<Value>(&mut self.connection);
+        match asked {
+            Ok(_) => Ok(true),
+            Err(error) if is_unknown_command(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Whether the server does not have the command: without the JSON module, one of those.
+pub(super) fn is_unknown_command(error: &redis::RedisError) -> bool {
+    error
+        .detail()
+        .is_some_and(|detail| detail.contains("unknown command"))
 }
 
 impl std::fmt::Display for Server {

@@ -20,6 +20,7 @@ mod keys;
 mod recovery;
 mod scripts;
 mod settle;
+mod submit;
 
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
@@ -28,6 +29,7 @@ pub use error::QueueError;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use recovery::Recovered;
 pub use settle::{Finish, Reason, Settled};
+pub use submit::Submitter;
 
 use connection::Connected;
 use scripts::Scripts;
