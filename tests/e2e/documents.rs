@@ -1,12 +1,16 @@
 //! What happens to a document between Redis and a storage, and what does not.
 
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::harness::{Conserver, Files, Ledger, Redis, Sample, chain};
 
 /// Processes one vCon given as text; gives the text of its file.
 fn filed(redis: &Redis, id: &str, text: &str, version: &str) -> String {
-    let files = Files::new();
+    filed_in(&Files::new(), redis, id, text, version)
+}
+
+fn filed_in(files: &Files, redis: &Redis, id: &str, text: &str, version: &str) -> String {
     let config = chain(&[], &[("files", files.storage())]);
     let daemon = Conserver::with(redis)
         .config(&config)
@@ -94,6 +98,15 @@ fn a_vcon_without_a_readable_date_is_stored_under_today() {
     let redis = Redis::plain();
     let id = uuid::Uuid::new_v4().to_string();
     let text = format!(r#"{{"uuid": "{id}", "created_at": "yesterday", "parties": []}}"#);
-    let kept: Value = serde_json::from_str(&filed(&redis, &id, &text, "")).expect("JSON");
+    let files = Files::new();
+    let day = || Utc::now().format("%Y/%m/%d").to_string();
+    let before = day();
+    let filed = filed_in(&files, &redis, &id, &text, "");
+    let kept: Value = serde_json::from_str(&filed).expect("JSON");
     assert_eq!(kept["created_at"], "yesterday");
+    let path = files.paths()[0].display().to_string();
+    assert!(
+        [before, day()].iter().any(|day| path.contains(day)),
+        "{path}"
+    );
 }

@@ -100,3 +100,24 @@ fn a_higher_level_hides_what_is_below_it() {
     let (log, _) = logged(&[("LOG_LEVEL", "ERROR")]);
     assert_eq!(log, "");
 }
+
+#[test]
+fn the_journal_gets_lines_without_the_time() {
+    use std::os::unix::fs::MetadataExt;
+    let redis = Redis::plain();
+    for journal in [false, true] {
+        let mut conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+        if journal {
+            // The daemon's standard error will be this file again, emptied.
+            let file = std::fs::File::create(conserver.folder().join("stderr")).expect("a file");
+            let file = file.metadata().expect("a file");
+            let stream = format!("{}:{}", file.dev(), file.ino());
+            conserver = conserver.env("JOURNAL_STREAM", stream);
+        }
+        let daemon = conserver.start();
+        let has_time = |line: &str| line.starts_with("20");
+        let log = daemon.log();
+        assert!(log.lines().all(|line| has_time(line) != journal), "{log}");
+        daemon.stop();
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{
     Conserver, Daemon, Files, Ledger, PATIENCE, Postgres, Redis, chain, delay, fresh,
-    number_from_env, submit,
+    number_from_env, submit, wait_until,
 };
 
 fn daemon(redis: &Redis, storages: &[(&str, Value)]) -> Daemon {
@@ -27,8 +27,10 @@ fn survives_the_death_of_redis(redis: &Redis) {
     let daemon = daemon(redis, &[("files", files.storage())]);
     for done in [50, 150] {
         ledger.wait_for(done);
+        let before = daemon.count_in_log("Redis is away");
         redis.kill9();
-        daemon.wait_for_log("Redis is away", PATIENCE);
+        let noticed = || daemon.count_in_log("Redis is away") > before;
+        wait_until("the daemon notices", PATIENCE, noticed);
         redis.start();
     }
     ledger.settles();

@@ -60,6 +60,11 @@ impl Daemon {
         });
     }
 
+    /// How often the log says `text` so far.
+    pub fn count_in_log(&self, text: &str) -> usize {
+        self.log().matches(text).count()
+    }
+
     /// The workers and their present pids, as the log has them.
     pub fn workers(&self) -> BTreeMap<usize, i32> {
         let log = self.log();
