@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Exit;
 use crate::settings::Settings;
+use crate::supervisor;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -74,6 +75,10 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
+    if let Err(why) = supervisor::is_available(settings.start_method) {
+        eprintln!("{why}");
+        return Exit::Config;
+    }
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check) => check::run(&settings),

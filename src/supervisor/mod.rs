@@ -24,7 +24,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, getpid};
 
 use crate::exit::Exit;
-use crate::settings::Settings;
+use crate::settings::{Settings, StartMethod};
 use crate::sys;
 use crate::worker::Assignment;
 use children::{Method, Started};
@@ -33,6 +33,19 @@ use signals::Signals;
 
 /// The signals the supervisor acts on, the urgent ones first.
 const SIGNALS: &[Signal] = &[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT];
+
+/// Whether workers can be started in this way.
+///
+/// # Errors
+/// Says which setting to change where they cannot.
+pub fn is_available(method: StartMethod) -> Result<(), String> {
+    match method {
+        StartMethod::Fork => Ok(()),
+        StartMethod::Spawn | StartMethod::Forkserver => Err(format!(
+            "CONSERVER_START_METHOD: {method} is not available in this version, which has fork"
+        )),
+    }
+}
 
 /// What this process is when [`run`] returns: a fork returns twice, once on each side.
 #[derive(Debug)]
