@@ -1,0 +1,91 @@
+//! The way of a vCon through links that halt, go over, fail and panic.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+
+use crossbeam_channel::bounded;
+
+use super::*;
+
+/// A link that does what it was made to do.
+struct Scripted(fn(&mut Vcon) -> Result<Next, LinkError>);
+
+impl Link for Scripted {
+    fn run(&mut self, vcon: &mut Vcon, _: &mut Context<'_>) -> Result<Next, LinkError> {
+        self.0(vcon)
+    }
+}
+
+const OTHER: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
+
+fn parse(id: VconId) -> Vcon {
+    Vcon::parse(id, "{}".to_owned()).unwrap()
+}
+
+/// Runs a chain of the link `first` and one that tags; answers the way and the vCon at its end.
+fn walk(
+    first: fn(&mut Vcon) -> Result<Next, LinkError>,
+    drained: bool,
+) -> (Result<Way, Ending>, Journey) {
+    let text = "links: {first: {module: links.tag, options: {tags: [x]}}, \
+                second: {module: links.tag, options: {tags: [second]}}}\n\
+                chains: {main: {links: [first, second], ingress_lists: [default]}}\n";
+    let config = Config::parse(text, Path::new("config.yml")).unwrap();
+    let settings = Settings::from_lookup(&|_| None).unwrap();
+    let mut kit = Kit::open(Arc::new(config));
+    kit.links
+        .insert("first".to_owned(), Box::new(Scripted(first)));
+    let (hold, drain) = bounded(0);
+    if drained {
+        drop(hold);
+    }
+    let chain = kit.config().chains[0].clone();
+    let mut journey = Journey {
+        vcon: parse(VconId::random()),
+        expire: Some(5),
+    };
+    let mut go_over = |_: &mut Kit, journey: &mut Journey, id: &VconId| {
+        *journey = Journey {
+            vcon: parse(id.clone()),
+            expire: None,
+        };
+        Ok(())
+    };
+    let way = kit.links(&chain, &mut journey, &settings, &drain, &mut go_over);
+    (way, journey)
+}
+
+#[test]
+fn the_rest_of_the_chain_works_on_the_vcon_a_link_went_over_to() {
+    let (way, mut journey) = walk(|_| Ok(Next::Switch(OTHER.parse().unwrap())), false);
+    assert_eq!(way, Ok(Way::GoesOn));
+    assert_eq!(journey.vcon.id().as_str(), OTHER);
+    assert!(journey.vcon.to_json().contains("second:second"));
+}
+
+#[test]
+fn a_halt_ends_the_chain_and_keeps_what_links_asked_for() {
+    let (way, journey) = walk(|_| Ok(Next::Halt), false);
+    assert_eq!(way, Ok(Way::Ends));
+    assert_eq!(
+        (journey.vcon.is_changed(), journey.expire),
+        (false, Some(5))
+    );
+}
+
+#[test]
+fn a_link_that_panics_is_a_fault_that_names_it() {
+    let (way, _) = walk(|_| panic!("no good"), false);
+    let Err(Ending::Failed(fault)) = way else {
+        panic!("{way:?}")
+    };
+    assert_eq!((fault.stage.as_str(), fault.attempts), ("link first", 1));
+    assert_eq!(fault.error, "it panicked: no good");
+}
+
+#[test]
+fn a_link_whose_server_is_away_gives_up_when_the_worker_drains() {
+    let away = |_: &mut Vcon| Err(Failure::transient("connection refused").into());
+    assert_eq!(walk(away, true).0, Err(Ending::Interrupted));
+}
