@@ -27,6 +27,7 @@
 //! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
 //! ingress list, a claims hash, a dead letter queue, or finished.
 
+pub mod child;
 pub mod cli;
 pub mod config;
 pub mod exit;
@@ -34,7 +35,11 @@ pub mod failure;
 pub mod http;
 pub mod link;
 pub mod logging;
+pub mod monitor;
+pub mod procfs;
 pub mod queue;
+pub mod runtime_dir;
+pub mod scoreboard;
 pub mod secret;
 pub mod settings;
 pub mod storage;

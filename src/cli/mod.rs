@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 
 mod check;
+mod child;
 mod demo;
 mod run;
 mod submit;
@@ -12,7 +13,6 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Exit;
 use crate::settings::Settings;
-use crate::supervisor;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -46,6 +46,10 @@ enum Command {
     Submit(submit::Submit),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::Demo),
+    #[command(hide = true)]
+    Child(child::Executed),
+    #[command(hide = true)]
+    Forkserver(child::Forkserver),
 }
 
 /// Reads the command line and does what it says.
@@ -75,14 +79,12 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
-    if let Err(why) = supervisor::is_available(settings.start_method) {
-        eprintln!("{why}");
-        return Exit::Config;
-    }
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check) => check::run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Demo(demo)) => demo.run(),
+        Some(Command::Child(child)) => child.run(settings),
+        Some(Command::Forkserver(server)) => server.run(settings),
     }
 }

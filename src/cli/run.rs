@@ -1,33 +1,44 @@
 //! `conserver run`: the daemon.
 
-use std::sync::Arc;
+use nix::unistd::Pid;
 
-use crate::config::Config;
+use super::child::{execute, take_title};
+use crate::config::Source;
 use crate::exit::Exit;
 use crate::logging;
 use crate::settings::Settings;
-use crate::supervisor::{self, Role};
-use crate::worker;
+use crate::supervisor::{self, Role, SupervisorError};
 
-/// Runs the daemon until it is told to end. In a forked worker this does the worker's work.
+/// Runs the daemon until it is told to end. In a forked child this does the child's work.
 pub fn run(settings: Settings) -> Exit {
-    let config = match Config::load(&settings.config_file) {
-        Ok(config) => Arc::new(config),
+    let source = match Source::load(&settings.config_file) {
+        Ok(source) => source,
         Err(errors) => {
             eprintln!("{errors}");
             return Exit::Config;
         }
     };
     logging::start(settings.log_format, settings.log_level);
-    if config.ingress_lists().is_empty() {
+    if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }
-    match supervisor::run(&settings) {
+    let mut title = match take_title() {
+        Ok(title) => title,
+        Err(exit) => return exit,
+    };
+    title.set("conserver: supervisor");
+    match supervisor::run(&settings, source) {
         Ok(Role::Done(exit)) => exit,
-        Ok(Role::Worker(assignment)) => worker::run(&assignment, settings, config),
+        Ok(Role::Child(assignment, config)) => {
+            let parent = Pid::from_raw(assignment.supervisor);
+            execute(assignment, parent, title, settings, Some(config))
+        }
         Err(error) => {
             log::error!("The supervisor ends: {error}");
-            Exit::Internal
+            match error {
+                SupervisorError::Board(_) | SupervisorError::Folder(_) => Exit::Unavailable,
+                _ => Exit::Internal,
+            }
         }
     }
 }

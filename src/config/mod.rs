@@ -8,13 +8,12 @@ mod error;
 mod list_name;
 mod options;
 mod read;
+mod source;
 #[cfg(test)]
 mod tests;
 mod yaml;
 
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use indexmap::IndexMap;
 pub use error::{ConfigErrors, Fault};
 pub use list_name::{ListName, NotAListName};
 pub use options::Options;
+pub use source::{Source, Stamp};
 
 use crate::link::{self, Link};
 use crate::storage::{self, Storage};
@@ -75,25 +75,7 @@ pub struct ModuleConfig<T: ?Sized> {
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let fail = |fault| Err(ConfigErrors::new(path, vec![fault]));
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return fail(Fault::of_file(
-                    "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",
-                ));
-            }
-            Err(error) => return fail(Fault::of_file(format!("could not be read: {error}"))),
-        };
-        match String::from_utf8(bytes) {
-            Ok(text) => Self::parse(&text, path),
-            Err(error) => {
-                let valid = error.utf8_error().valid_up_to();
-                let before = error.as_bytes().iter().take(valid);
-                let line = before.filter(|byte| **byte == b'\n').count() + 1;
-                fail(Fault::at(line, "", "is not UTF-8 text"))
-            }
-        }
+        Source::load(path).map(|source| source.config)
     }
 
     /// Checks `text`, the content of the file at `path`.

@@ -40,6 +40,11 @@ pub(super) fn workers_key(instance: &str) -> String {
     format!("conserver:workers:{instance}")
 }
 
+/// `conserver:instance:<instance>`: who this instance is, as long as it is alive.
+pub(super) fn instance_key(instance: &str) -> String {
+    format!("conserver:instance:{instance}")
+}
+
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 

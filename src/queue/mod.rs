@@ -16,6 +16,7 @@ mod bell;
 mod claim;
 mod connection;
 mod error;
+mod heartbeat;
 mod keys;
 mod recovery;
 mod scripts;
@@ -26,11 +27,13 @@ pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
 pub use connection::{Lease, Server};
 pub use error::QueueError;
+pub use heartbeat::Heartbeat;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
-pub use recovery::Recovered;
+pub use recovery::{Blame, Recovered};
 pub use settle::{Finish, Reason, Settled};
 pub use submit::Submitter;
 
+use crate::settings::Settings;
 use connection::Connected;
 use scripts::Scripts;
 
@@ -43,6 +46,17 @@ pub struct Expiry {
     pub context: u64,
     /// A vCon that enters a dead letter queue; 0 keeps it for ever.
     pub dead_letter: u64,
+}
+
+impl Expiry {
+    /// As the settings say.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            document: settings.redis_expiry,
+            context: settings.context_expiry,
+            dead_letter: settings.dlq_expiry.unwrap_or(0),
+        }
+    }
 }
 
 /// One lane's access to the work: a connection of its own and the seat it sits on.

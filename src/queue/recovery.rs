@@ -1,12 +1,24 @@
 //! What a dead worker held goes back to its lists.
 
 use redis::Value;
+use serde::{Deserialize, Serialize};
 
 use super::claim::texts;
 use super::{Queue, QueueError, keys};
 
 /// The counts of deaths are forgotten after this many seconds without another death.
 const DEATHS_EXPIRY: u64 = 604_800;
+
+/// Which of a dead worker's vCons have one more death to their name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Blame {
+    /// All: any of them may have killed it.
+    All,
+    /// The one this lane, from 1, had in hand.
+    Lane(u32),
+    /// None: it was killed for reasons of our own.
+    Nobody,
+}
 
 /// One claim found in a dead worker's hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +35,14 @@ pub struct Recovered {
 
 impl Queue {
     /// Returns every claim of the worker that sat on this seat before, counting one death for
-    /// each vCon, and notes that this worker may hold claims from now on.
+    /// each vCon that has the blame, and notes that this worker may hold claims from now on.
     ///
     /// `max_deaths` is the number of deaths that make a vCon poison; 0 means none does.
-    pub fn recover_own(&mut self, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
+    pub fn recover_own(
+        &mut self,
+        blame: Blame,
+        max_deaths: u32,
+    ) -> Result<Vec<Recovered>, QueueError> {
         let (instance, worker) = (self.seat.instance.clone(), self.seat.worker);
         self.with(|connection, _, _, _| {
             let workers = keys::workers_key(&instance);
@@ -35,7 +51,25 @@ impl Queue {
                 .arg(worker)
                 .query::<()>(connection)?)
         })?;
-        self.recover(worker, max_deaths)
+        self.recover(worker, blame, max_deaths)
+    }
+
+    /// Returns every claim of a worker that will have no successor.
+    pub fn recover_seat(
+        &mut self,
+        worker: u32,
+        blame: Blame,
+        max_deaths: u32,
+    ) -> Result<Vec<Recovered>, QueueError> {
+        let recovered = self.recover(worker, blame, max_deaths)?;
+        let workers_key = keys::workers_key(&self.seat.instance);
+        self.with(|connection, _, _, _| {
+            Ok(redis::cmd("SREM")
+                .arg(workers_key)
+                .arg(worker)
+                .query::<()>(connection)?)
+        })?;
+        Ok(recovered)
     }
 
     /// Returns the claims of every worker above `highest`: those of an earlier start with more
@@ -51,18 +85,22 @@ impl Queue {
         })?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            recovered.extend(self.recover(worker, max_deaths)?);
-            self.with(|connection, _, _, _| {
-                Ok(redis::cmd("SREM")
-                    .arg(&workers_key)
-                    .arg(worker)
-                    .query::<()>(connection)?)
-            })?;
+            recovered.extend(self.recover_seat(worker, Blame::All, max_deaths)?);
         }
         Ok(recovered)
     }
 
-    fn recover(&mut self, worker: u32, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
+    fn recover(
+        &mut self,
+        worker: u32,
+        blame: Blame,
+        max_deaths: u32,
+    ) -> Result<Vec<Recovered>, QueueError> {
+        let blamed = match blame {
+            Blame::All => "all".to_owned(),
+            Blame::Lane(lane) => lane.to_string(),
+            Blame::Nobody => "none".to_owned(),
+        };
         let reply = self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts
                 .recover
@@ -72,7 +110,8 @@ impl Queue {
                 .arg(DEATHS_EXPIRY)
                 .arg(expiry.context);
             call.arg(expiry.dead_letter)
-                .arg(format!("{} Worker-{worker}", seat.instance));
+                .arg(format!("{} Worker-{worker}", seat.instance))
+                .arg(blamed);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;

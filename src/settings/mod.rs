@@ -32,6 +32,14 @@ const LOCAL_CONFIG_FILE: &str = "./config.yml";
 const LONGEST_EXPIRY: u64 = 315_360_000;
 const LONGEST_PAUSE_MS: u64 = 3_600_000;
 
+/// Beats follow `TICK_INTERVAL`, within these bounds: seldom enough to cost nothing, often enough
+/// to notice a worker that hangs.
+const SHORTEST_BEAT: Duration = Duration::from_millis(100);
+const LONGEST_BEAT: Duration = Duration::from_secs(5);
+
+const MOST_VCONS: u64 = 1_000_000_000;
+const MOST_MEGABYTES: u64 = 1_048_576;
+
 /// What the environment says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -53,6 +61,12 @@ pub struct Settings {
     pub instance: String,
     /// `CONSERVER_MAX_DEATHS`: with 0 no vCon counts as poison.
     pub max_deaths: u32,
+    /// `CONSERVER_WORKER_MAX_VCONS`: a worker is recycled after so many claims.
+    pub worker_max_vcons: Option<u64>,
+    /// `CONSERVER_WORKER_MAX_RSS_MB`, in bytes: a worker that has grown beyond it is recycled.
+    pub worker_max_rss: Option<u64>,
+    /// `CONSERVER_HEARTBEAT_TTL`: an instance that has not shown itself for so long is dead.
+    pub heartbeat_ttl: Duration,
     /// `CONSERVER_RETRY_FIRST_MS`, at most `retry_max`.
     pub retry_first: Duration,
     /// `CONSERVER_RETRY_MAX_MS`
@@ -105,6 +119,21 @@ impl StartMethod {
         Self::Fork
     };
 
+    /// Every start method there is.
+    pub const ALL: [Self; 3] = [Self::Fork, Self::Spawn, Self::Forkserver];
+
+    /// Its number on the scoreboard.
+    pub fn number(self) -> u64 {
+        self as u64 + 1
+    }
+
+    /// The one that has this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|method| method.number() == number)
+    }
+
     /// The name as it is set.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -138,6 +167,11 @@ impl Settings {
         }
     }
 
+    /// How often the supervisor and its children show on the scoreboard that they are alive.
+    pub fn beat(&self) -> Duration {
+        self.tick.clamp(SHORTEST_BEAT, LONGEST_BEAT)
+    }
+
     /// Reads every variable; a faulty one is recorded and has its default here.
     fn read(reader: &mut Reader<'_>) -> Self {
         let (retry_first, retry_max) = retry(reader);
@@ -161,6 +195,15 @@ impl Settings {
             )),
             instance: instance(reader),
             max_deaths: reader.number("CONSERVER_MAX_DEATHS", 3, 0, 1000),
+            worker_max_vcons: limit(reader, "CONSERVER_WORKER_MAX_VCONS", MOST_VCONS),
+            worker_max_rss: limit(reader, "CONSERVER_WORKER_MAX_RSS_MB", MOST_MEGABYTES)
+                .map(|megabytes| megabytes << 20),
+            heartbeat_ttl: Duration::from_secs(reader.number(
+                "CONSERVER_HEARTBEAT_TTL",
+                30,
+                3,
+                86_400,
+            )),
             retry_first,
             retry_max,
             log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
@@ -210,13 +253,8 @@ fn workers(text: &str) -> Option<u32> {
 }
 
 fn start_method(text: &str) -> Option<StartMethod> {
-    let methods = [
-        StartMethod::Fork,
-        StartMethod::Spawn,
-        StartMethod::Forkserver,
-    ];
     let is_named = |method: &StartMethod| text.eq_ignore_ascii_case(method.as_str());
-    methods.into_iter().find(is_named)
+    StartMethod::ALL.into_iter().find(is_named)
 }
 
 fn log_format(text: &str) -> Option<LogFormat> {
@@ -241,6 +279,11 @@ fn milliseconds(reader: &mut Reader<'_>, name: &str, default: u64) -> Duration {
     Duration::from_millis(reader.number(name, default, 1, LONGEST_PAUSE_MS))
 }
 
+/// A limit, where 0 means none.
+fn limit(reader: &mut Reader<'_>, name: &str, most: u64) -> Option<u64> {
+    Some(reader.number(name, 0, 0, most)).filter(|limit| *limit > 0)
+}
+
 fn retry(reader: &mut Reader<'_>) -> (Duration, Duration) {
     const FIRST: &str = "CONSERVER_RETRY_FIRST_MS";
     const MAX: &str = "CONSERVER_RETRY_MAX_MS";
@@ -255,12 +298,13 @@ fn retry(reader: &mut Reader<'_>) -> (Duration, Duration) {
 }
 
 /// The name of this daemon among all on one Redis. It becomes part of keys, whose parts a colon
-/// separates.
+/// separates, and of file names.
 fn instance(reader: &mut Reader<'_>) -> String {
     const NAME: &str = "CONSERVER_INSTANCE";
     let is_good = |text: &str| {
-        let is_bad = |c: char| c == ':' || c.is_whitespace() || c.is_control();
-        !text.is_empty() && text.chars().count() <= 200 && !text.chars().any(is_bad)
+        let is_good = |c: char| c.is_ascii_graphic() && !matches!(c, ':' | '/');
+        let is_path = text == "." || text == "..";
+        !text.is_empty() && text.len() <= 200 && text.chars().all(is_good) && !is_path
     };
     let set = reader.parsed(NAME, None, |text| {
         is_good(text).then(|| Some(text.to_owned()))

@@ -206,7 +206,7 @@ fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
         (
             "CONSERVER_INSTANCE",
             "a:b",
-            r#"CONSERVER_INSTANCE: "a:b" is not a name of at most 200 printable characters without spaces and colons"#,
+            r#"CONSERVER_INSTANCE: "a:b" is not a name of at most 200 ASCII characters without spaces, colons and slashes"#,
         ),
     ] {
         assert_eq!(read(&[(name, value)]).unwrap_err().to_string(), expected);

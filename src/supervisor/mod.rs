@@ -1,302 +1,336 @@
-//! The supervisor: starts the workers, watches them, replaces them, and ends with them.
+//! The supervisor: starts the workers and the monitor, watches them, replaces them, ends with them.
 //!
-//! One thread, one loop, one wait; no network. The only state is the number of workers wanted and
-//! what is known of each:
+//! One thread, one loop, one wait; no network. Its state is what is wanted (how many workers,
+//! which configuration, whether to stop) and what is known of each place; every turn of the loop
+//! takes one step from the one towards the other, so that start, restart, scaling, reload and
+//! stop are the same code.
 //!
 //! ```text
-//!          start                 died: wait (none, then back-off)
-//! vacant ────────► running ────────────────────────────────► vacant until …
-//!                    │ SIGTERM: drain                            │
-//!                    └──────────────► gone ◄─────────────────────┘ SIGTERM
+//! starting ──all ready──► running ◄──all replaced── reloading
+//!     │                      │  └──────SIGHUP──────────▲ │
+//!     └──────────────────────┴── SIGTERM, SIGINT, SIGQUIT ──► stopping ──► the end
 //! ```
+//!
+//! It reads the scoreboard as copies and trusts nothing there: a worker that crashed may have left
+//! any bits behind.
 
-mod children;
+mod deaths;
+mod follow;
+mod health;
+mod method;
+mod notify;
+mod place;
+mod report;
 mod restart;
+mod rolling;
 mod signals;
+mod steps;
+mod watch;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::Pid;
 
+pub use method::serve as forkserver;
+
+use crate::child::{Assignment, Leftover, NUDGE};
+use crate::config::Source;
 use crate::exit::Exit;
-use crate::settings::{Settings, StartMethod};
+use crate::scoreboard::{Board, BoardError, Phase as DaemonPhase, SLOTS};
+use crate::settings::Settings;
 use crate::sys;
-use crate::worker::Assignment;
-use children::{Method, Started};
-use restart::Restarts;
+use follow::Followed;
+use method::{Event, Method};
+use notify::{Notify, Tell};
+use place::{Place, Post, State};
 use signals::Signals;
+use watch::Watch;
 
 /// The signals the supervisor acts on, the urgent ones first.
-const SIGNALS: &[Signal] = &[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT];
+const SIGNALS: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    NUDGE,
+];
 
-/// Whether workers can be started in this way.
-///
-/// # Errors
-/// Says which setting to change where they cannot.
-pub fn is_available(method: StartMethod) -> Result<(), String> {
-    match method {
-        StartMethod::Fork => Ok(()),
-        StartMethod::Spawn | StartMethod::Forkserver => Err(format!(
-            "CONSERVER_START_METHOD: {method} is not available in this version, which has fork"
-        )),
-    }
-}
+/// The most workers that can be wanted: one slot is the monitor's, and one is kept for a rolling
+/// restart.
+const MOST_WORKERS: u32 = SLOTS as u32 - 2;
 
 /// What this process is when [`run`] returns: a fork returns twice, once on each side.
 #[derive(Debug)]
 pub enum Role {
-    /// The supervisor, whose workers are all gone.
+    /// The supervisor, whose children are all gone.
     Done(Exit),
-    /// A new worker. Nothing of the supervisor is left in this process.
-    Worker(Assignment),
+    /// A new child of this process's parent, forked from the supervisor. Nothing of the
+    /// supervisor is left in it.
+    Child(Assignment, std::sync::Arc<crate::config::Config>),
 }
 
 /// Why the supervisor could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
+    /// There is no scoreboard.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// There is no place for it.
+    #[error(transparent)]
+    Folder(io::Error),
+    /// The configuration could not be kept for the children.
+    #[error("could not keep the configuration for the workers: {0}")]
+    Config(#[source] io::Error),
     /// Signals could not be caught.
     #[error("could not catch signals: {0}")]
     Signals(#[source] io::Error),
+    /// Children could be left behind.
+    #[error("could not become the parent of orphans: {0}")]
+    Orphans(#[source] Errno),
     /// The wait itself failed.
     #[error("could not wait for signals: {0}")]
     Poll(#[source] Errno),
 }
 
-/// Runs the workers until a signal ends them; in a forked worker, returns at once.
-pub fn run(settings: &Settings) -> Result<Role, SupervisorError> {
-    Supervisor {
-        method: Method::new(settings.start_method),
-        signals: Signals::catch(SIGNALS).map_err(SupervisorError::Signals)?,
-        workers: (1..=settings.workers).map(Worker::vacant).collect(),
-        stopping: None,
+/// Runs the workers until a signal ends them; in a forked child, returns at once.
+pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError> {
+    let signals = Signals::catch(SIGNALS).map_err(SupervisorError::Signals)?;
+    sys::adopt_orphans().map_err(SupervisorError::Orphans)?;
+    let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
+    let lanes = settings.concurrency as usize;
+    let method = settings.start_method;
+    let board = Board::create(&folder, &settings.instance, lanes, method.number())?;
+    let file = settings.config_file.clone();
+    let followed = Followed::begin(source, file, &board).map_err(SupervisorError::Config)?;
+    let notify = Notify::from_env();
+    let beat = settings.beat();
+    let supervisor = Supervisor {
+        method: Method::new(method),
+        watch: Watch::every(
+            notify.watchdog_beat().map_or(beat, |dog| dog.min(beat)),
+            beat,
+        ),
+        signals,
+        board,
+        followed,
+        notify,
+        places: BTreeMap::new(),
+        wanted: settings.workers,
+        phase: DaemonPhase::Starting,
+        all_started: false,
+        reloading: false,
+        stop: None,
+        round: 0,
+        generations: 0,
+        orphaned: Vec::new(),
         drain_timeout: settings.drain_timeout,
-    }
-    .run()
+        first_workers: settings.workers,
+    };
+    supervisor.run()
 }
 
 struct Supervisor {
     method: Method,
+    watch: Watch,
     signals: Signals,
-    workers: Vec<Worker>,
-    stopping: Option<Stopping>,
+    board: Board,
+    followed: Followed,
+    notify: Notify,
+    places: BTreeMap<Post, Place>,
+    /// How many workers there are to be.
+    wanted: u32,
+    phase: DaemonPhase,
+    /// Whether every worker has been started once.
+    all_started: bool,
+    /// Whether workers of an earlier round are being replaced.
+    reloading: bool,
+    stop: Option<Stop>,
+    /// Counts reloads.
+    round: u64,
+    /// Counts starts of processes.
+    generations: u64,
+    /// Claims that no successor will return.
+    orphaned: Vec<Leftover>,
     drain_timeout: Duration,
+    /// How many workers the settings ask for.
+    first_workers: u32,
 }
 
-/// One worker's place.
-struct Worker {
-    number: u32,
-    state: State,
-    starts: u32,
-    restarts: Restarts,
+/// An end that has begun.
+struct Stop {
+    /// Whether to wait for vCons in work.
+    now: bool,
+    /// The exit code at its end.
+    exit: Exit,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum State {
-    Vacant { until: Option<Instant> },
-    Running { pid: Pid, since: Instant },
-}
-
-struct Stopping {
-    deadline: Instant,
-    killed: bool,
-}
-
-impl Worker {
-    fn vacant(number: u32) -> Self {
-        Self {
-            number,
-            state: State::Vacant { until: None },
-            starts: 0,
-            restarts: Restarts::default(),
-        }
-    }
-
-    fn pid(&self) -> Option<Pid> {
-        match self.state {
-            State::Running { pid, .. } => Some(pid),
-            State::Vacant { .. } => None,
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        match self.state {
-            State::Vacant { until } => until,
-            State::Running { .. } => None,
-        }
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        matches!(self.state, State::Vacant { until } if until.is_none_or(|until| until <= now))
-    }
+/// What a turn of the loop came to.
+enum Turn {
+    GoesOn,
+    Child(Assignment),
+    Over(Exit),
 }
 
 impl Supervisor {
     fn run(mut self) -> Result<Role, SupervisorError> {
-        log::info!("Starting {} workers", self.workers.len());
+        log::info!("Starting {} workers", self.wanted);
+        self.board.set_wanted(self.wanted);
         loop {
             for signal in self.signals.take() {
                 self.act_on(signal);
             }
-            // Also without a SIGCHLD: one may have been swallowed by a fork in progress.
-            while let Some(status) = sys::reap() {
-                self.note_end(status);
+            for event in self.method.events() {
+                self.note(event);
             }
-            match self.stopping {
-                None => {
-                    if let Some(assignment) = self.maintain() {
-                        return Ok(Role::Worker(assignment));
-                    }
+            // Also without a SIGCHLD: one may have been swallowed by a fork in progress.
+            while let Some((pid, end)) = sys::reap() {
+                self.note_end(pid, end);
+            }
+            self.note_readiness();
+            if self.watch.is_due() {
+                self.look_after();
+            }
+            match self.step() {
+                Turn::GoesOn => {}
+                Turn::Child(assignment) => {
+                    return Ok(Role::Child(assignment, self.followed.config));
                 }
-                Some(_) if self.workers.iter().all(|worker| worker.pid().is_none()) => {
-                    log::info!("All workers stopped");
-                    return Ok(Role::Done(Exit::Ok));
-                }
-                Some(_) => self.enforce_deadline(),
+                Turn::Over(exit) => return Ok(Role::Done(exit)),
             }
             self.wait()?;
         }
     }
 
     fn act_on(&mut self, signal: Signal) {
-        if signal == Signal::SIGCHLD {
-            return;
-        }
-        log::info!("{signal} received");
-        let (deadline, tell) = match &self.stopping {
-            None => (Instant::now() + self.drain_timeout, Signal::SIGTERM),
-            Some(_) => (Instant::now(), Signal::SIGKILL),
-        };
-        self.stopping = Some(Stopping {
-            deadline,
-            killed: tell == Signal::SIGKILL,
-        });
-        self.tell_all(tell);
-    }
-
-    fn tell_all(&self, signal: Signal) {
-        for pid in self.workers.iter().filter_map(Worker::pid) {
-            sys::kill(pid, signal);
-        }
-    }
-
-    fn note_end(&mut self, status: WaitStatus) {
-        let Some(worker) = self
-            .workers
-            .iter_mut()
-            .find(|worker| worker.pid() == status.pid())
-        else {
-            return;
-        };
-        let State::Running { pid, since } = worker.state else {
-            return;
-        };
-        let name = format!("Worker-{} (PID {pid})", worker.number);
-        if self.stopping.is_some() {
-            worker.state = State::Vacant { until: None };
-            match status {
-                WaitStatus::Exited(_, 0) => log::debug!("{name} has drained"),
-                status => log::warn!("{name} did not drain: {}", describe(status)),
+        match signal {
+            Signal::SIGCHLD | NUDGE => {}
+            Signal::SIGTERM | Signal::SIGINT => {
+                log::info!("{signal} received");
+                let again = self.stop.is_some();
+                self.stop(again, Exit::Ok);
             }
-            return;
+            Signal::SIGQUIT => {
+                log::info!("{signal} received");
+                self.stop(true, Exit::Ok);
+            }
+            Signal::SIGHUP => {
+                log::info!("{signal} received");
+                self.reload();
+            }
+            Signal::SIGTTIN => self.scale(self.wanted.saturating_add(1)),
+            Signal::SIGTTOU => self.scale(self.wanted.saturating_sub(1)),
+            Signal::SIGUSR1 => report::log_all(self),
+            _ => {}
         }
-        let wait = worker
-            .restarts
-            .after_death(since.elapsed(), fastrand::f64());
-        worker.state = State::Vacant {
-            until: Some(Instant::now() + wait),
-        };
-        let pause = match wait.as_secs_f64() {
-            0.0 => String::new(),
-            seconds => format!(" in {seconds:.1} s"),
-        };
-        log::error!(
-            "{name} died unexpectedly, restarting{pause}: {}",
-            describe(status)
-        );
     }
 
-    /// Starts every worker that is due. Answers, in the new process, what it is to do.
-    fn maintain(&mut self) -> Option<Assignment> {
-        let now = Instant::now();
-        let first_start = self.workers.iter().all(|worker| worker.starts == 0);
-        for worker in self.workers.iter_mut().filter(|worker| worker.is_due(now)) {
-            let sweep = worker.number == 1 && worker.starts == 0;
-            let assignment = Assignment {
-                number: worker.number,
-                sweep,
-                parent: getpid(),
-            };
-            worker.starts = worker.starts.saturating_add(1);
-            match self.method.start(&assignment) {
-                Ok(Started::Here) => return Some(assignment),
-                Ok(Started::There(pid)) => {
-                    worker.state = State::Running {
-                        pid,
-                        since: Instant::now(),
-                    };
-                    if worker.starts == 1 {
-                        log::info!("Started Worker-{} (PID {pid})", worker.number);
-                    } else {
-                        log::info!("Restarted Worker-{} (new PID {pid})", worker.number);
-                    }
-                }
-                Err(error) => {
-                    let wait = worker.restarts.after_death(Duration::ZERO, fastrand::f64());
-                    worker.state = State::Vacant {
-                        until: Some(Instant::now() + wait),
-                    };
-                    log::error!("could not start Worker-{}: {error}", worker.number);
-                }
+    fn stop(&mut self, now: bool, exit: Exit) {
+        if self.stop.is_none() {
+            self.notify.tell(Tell::Stopping);
+            self.set_phase(DaemonPhase::Stopping);
+        }
+        self.stop = Some(Stop { now, exit });
+    }
+
+    fn scale(&mut self, wanted: u32) {
+        let wanted = wanted.clamp(1, MOST_WORKERS);
+        if wanted == self.wanted {
+            log::warn!("There are to be from 1 to {MOST_WORKERS} workers: {wanted} it stays");
+        } else {
+            log::info!("{wanted} workers are wanted instead of {}", self.wanted);
+            self.wanted = wanted;
+            self.board.set_wanted(wanted);
+        }
+    }
+
+    fn reload(&mut self) {
+        if self.stop.is_some() {
+            return;
+        }
+        self.notify.tell(Tell::Reloading);
+        if self.followed.read(&self.board) {
+            self.round += 1;
+            self.reloading = true;
+            self.set_phase(DaemonPhase::Reloading);
+            log::info!("Replacing the workers one by one");
+            self.forgive_refusals();
+        } else {
+            self.notify.tell(Tell::Ready);
+        }
+    }
+
+    /// A new configuration gives workers that refused the former one another chance.
+    fn forgive_refusals(&mut self) {
+        for place in self.places.values_mut() {
+            if place.state == State::Refused {
+                place.set(State::Vacant { until: None });
             }
         }
-        if first_start && self.workers.iter().all(|worker| worker.pid().is_some()) {
-            log::info!("All {} workers started", self.workers.len());
-        }
-        None
     }
 
-    fn enforce_deadline(&mut self) {
-        let Some(stopping) = &mut self.stopping else {
-            return;
-        };
-        if !stopping.killed && stopping.deadline <= Instant::now() {
-            stopping.killed = true;
-            let seconds = self.drain_timeout.as_secs_f64();
-            log::error!("Workers still busy after the drain timeout of {seconds} s are killed");
-            self.tell_all(Signal::SIGKILL);
+    fn set_phase(&mut self, phase: DaemonPhase) {
+        self.phase = phase;
+        self.board.set_phase(phase);
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &Place> {
+        let is_worker = |place: &&Place| place.post.worker().is_some();
+        self.places.values().filter(is_worker)
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Started(generation, pid) => self.note_start(generation, pid),
+            Event::Failed(generation, error) => self.note_failed_start(generation, &error),
+            Event::Ended(pid, end) => self.note_end(pid, end),
         }
     }
 
-    /// Waits for a signal or the next time at which there is something to do.
+    /// Waits for a signal, the forkserver, or the next time at which there is something to do.
     fn wait(&self) -> Result<(), SupervisorError> {
-        let next = match &self.stopping {
-            Some(stopping) if stopping.killed => None,
-            Some(stopping) => Some(stopping.deadline),
-            None => self.workers.iter().filter_map(Worker::due).min(),
-        };
+        let deadlines = self.places.values().filter_map(|place| match place.state {
+            State::Running {
+                phase: place::Phase::Draining { until },
+                ..
+            } => Some(until),
+            _ if self.stop.is_none() || place.post == Post::Recovery => place.due(),
+            _ => None,
+        });
+        let next = deadlines.chain([self.watch.due()]).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time has come when the poll returns.
             let wait = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
         });
-        let mut sources = [PollFd::new(self.signals.readable(), PollFlags::POLLIN)];
+        let mut sources = vec![PollFd::new(self.signals.readable(), PollFlags::POLLIN)];
+        sources.extend(
+            self.method
+                .readable()
+                .map(|socket| PollFd::new(socket, PollFlags::POLLIN)),
+        );
         match poll(&mut sources, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(SupervisorError::Poll(error)),
         }
     }
-}
 
-fn describe(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, code) => format!("exit code {code}"),
-        WaitStatus::Signaled(_, signal, true) => format!("killed by {signal}, core dumped"),
-        WaitStatus::Signaled(_, signal, false) => format!("killed by {signal}"),
-        other => format!("{other:?}"),
+    fn place_of(&mut self, pid: Pid) -> Option<&mut Place> {
+        let mut places = self.places.values_mut();
+        places.find(|place| place.pid() == Some(pid))
+    }
+
+    fn show(&self, place: &Place) {
+        if let Some(slot) = place.post.slot() {
+            self.board.set_place(slot, Some(place.shown()));
+        }
     }
 }

@@ -17,15 +17,24 @@ pub(super) struct Restarts {
     quick_deaths: u32,
 }
 
+/// A worker's life, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life {
+    /// How long it was.
+    pub lived: Duration,
+    /// Whether it got anything done: then a short life is no sign that the next will be too.
+    pub useful: bool,
+}
+
 impl Restarts {
-    /// Notes a death after `lived`, and answers how long to wait before the next start: nothing
-    /// the first time, then doubling times while the worker keeps dying young. `jitter`, between
-    /// 0 and 1, spreads the waits over their upper half.
-    pub fn after_death(&mut self, lived: Duration, jitter: f64) -> Duration {
-        if lived >= HEALTHY {
+    /// Notes a death, and answers how long to wait before the next start: nothing the first time,
+    /// then doubling times while the worker keeps dying young with nothing done. `jitter`,
+    /// between 0 and 1, spreads the waits over their upper half.
+    pub fn after_death(&mut self, life: Life, jitter: f64) -> Duration {
+        if life.lived >= HEALTHY || life.useful {
             self.quick_deaths = 0;
         }
-        self.quick_deaths += 1;
+        self.quick_deaths = self.quick_deaths.saturating_add(1);
         match self.quick_deaths {
             1 => Duration::ZERO,
             deaths => FIRST_WAIT
@@ -40,9 +49,15 @@ impl Restarts {
 mod tests {
     use super::*;
 
-    fn waits(lives: &[f64]) -> Vec<u128> {
+    fn waits(lives: &[(f64, bool)]) -> Vec<u128> {
         let mut restarts = Restarts::default();
-        let wait = |lived: &f64| restarts.after_death(Duration::from_secs_f64(*lived), 1.0);
+        let wait = |(lived, useful): &(f64, bool)| {
+            let life = Life {
+                lived: Duration::from_secs_f64(*lived),
+                useful: *useful,
+            };
+            restarts.after_death(life, 1.0)
+        };
         lives
             .iter()
             .map(wait)
@@ -52,12 +67,14 @@ mod tests {
 
     #[test]
     fn the_first_restart_is_at_once_and_a_crash_loop_is_slowed_down() {
-        assert_eq!(waits(&[0.0; 5]), [0, 100, 200, 400, 800]);
-        assert_eq!(waits(&[0.1; 40])[39], 30_000);
+        assert_eq!(waits(&[(0.0, false); 5]), [0, 100, 200, 400, 800]);
+        assert_eq!(waits(&[(0.1, false); 40])[39], 30_000);
     }
 
     #[test]
-    fn a_worker_that_stayed_up_is_restarted_at_once_again() {
-        assert_eq!(waits(&[0.0, 0.0, 0.0, 6.0, 0.0]), [0, 100, 200, 0, 100]);
+    fn a_worker_that_stayed_up_or_did_its_work_is_restarted_at_once_again() {
+        let (dud, stayed, worked) = ((0.0, false), (6.0, false), (0.1, true));
+        assert_eq!(waits(&[dud, dud, dud, stayed, dud]), [0, 100, 200, 0, 100]);
+        assert_eq!(waits(&[dud, dud, worked, worked, dud]), [0, 100, 0, 0, 100]);
     }
 }

@@ -38,13 +38,13 @@ pub fn fork() -> io::Result<Fork> {
 }
 
 #[cfg(target_os = "linux")]
-fn threads() -> io::Result<usize> {
+pub(super) fn threads() -> io::Result<usize> {
     Ok(fs::read_dir("/proc/self/task")?.count())
 }
 
 /// Other systems do not tell cheaply; the daemon's structure is the same, and asserted on Linux.
 #[cfg(not(target_os = "linux"))]
-fn threads() -> io::Result<usize> {
+pub(super) fn threads() -> io::Result<usize> {
     Ok(1)
 }
 

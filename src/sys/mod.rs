@@ -2,45 +2,138 @@
 
 mod fork;
 mod mask;
+mod title;
+mod words;
 
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
+pub use title::Title;
+pub use words::SharedWords;
+
+use std::fmt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getppid};
+use serde::{Deserialize, Serialize};
 
 /// Asks the kernel to kill this process when its parent ends, and answers whether `parent` is
 /// still there: it may have ended before the request.
+#[cfg(target_os = "linux")]
 pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
-    #[cfg(target_os = "linux")]
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     Ok(getppid() == parent)
 }
 
+/// Ends this process soon after its parent, and answers whether `parent` is still there. The
+/// system does not tell, so a thread looks.
+#[cfg(not(target_os = "linux"))]
+pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
+    let watch = move || {
+        while getppid() == parent {
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        std::process::abort();
+    };
+    std::thread::Builder::new()
+        .spawn(watch)
+        .map_err(|_| Errno::EAGAIN)?;
+    Ok(getppid() == parent)
+}
+
+/// Whether [`adopt_orphans`] does anything.
+pub const ADOPTS_ORPHANS: bool = cfg!(target_os = "linux");
+
+/// Makes processes whose parent ends children of this one, which then reaps them.
+pub fn adopt_orphans() -> Result<(), Errno> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_child_subreaper(true)?;
+    Ok(())
+}
+
+/// The time since some point in the past, the same for all processes of this machine, in which a
+/// suspended machine does not age.
+pub fn monotonic() -> Duration {
+    // Fails only for a clock that does not exist.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+/// [`monotonic`] in whole milliseconds.
+pub fn monotonic_ms() -> u64 {
+    u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// By itself, with this exit code.
+    Exited(i32),
+    /// By a signal of this number.
+    Killed {
+        /// The number.
+        signal: i32,
+        /// Whether it left a core dump.
+        core: bool,
+    },
+    /// Somewhere else, unseen.
+    Unseen,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed { signal, core } => {
+                match Signal::try_from(*signal) {
+                    Ok(signal) => write!(f, "killed by {signal}")?,
+                    Err(_) => write!(f, "killed by signal {signal}")?,
+                }
+                f.write_str(if *core { ", core dumped" } else { "" })
+            }
+            Self::Unseen => f.write_str("ended unseen"),
+        }
+    }
+}
+
 /// Collects one child that has ended, without waiting.
-pub fn reap() -> Option<WaitStatus> {
+pub fn reap() -> Option<(Pid, End)> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
-            Ok(status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) => {
-                return Some(status);
+            Ok(WaitStatus::Exited(pid, code)) => return Some((pid, End::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, core)) => {
+                let signal = signal as i32;
+                return Some((pid, End::Killed { signal, core }));
             }
             Ok(_) | Err(Errno::EINTR) => {}
+            // A real-time signal, which the library has no name for.
+            Err(Errno::EINVAL) => {}
             Err(error) => {
-                log::error!("could not wait for a worker: {error}");
+                log::error!("could not wait for a child process: {error}");
                 return None;
             }
         }
     }
 }
 
-/// Sends `signal`; a process that has ended is no error.
-pub fn kill(pid: Pid, signal: Signal) {
-    if let Err(error) = nix::sys::signal::kill(pid, signal)
-        && error != Errno::ESRCH
-    {
-        log::error!("could not send {signal} to PID {pid}: {error}");
+/// Sends `signal`, and answers whether there was a process to send it to.
+pub fn kill(pid: Pid, signal: Signal) -> bool {
+    match nix::sys::signal::kill(pid, signal) {
+        Ok(()) => true,
+        Err(Errno::ESRCH) => false,
+        Err(error) => {
+            log::error!("could not send {signal} to PID {pid}: {error}");
+            true
+        }
     }
+}
+
+/// Names this process in `ps` and `/proc`, where that shows the file it was executed from.
+pub fn set_name() {
+    #[cfg(target_os = "linux")]
+    // A process that could not be renamed does the same work.
+    let _ = nix::sys::prctl::set_name(c"conserver");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Outage, Shared};
+use super::{Outage, Shared, Turn};
 use crate::queue::{Bell, QueueError, Server};
 
 /// The lanes' side of the doorbell.
@@ -45,13 +45,16 @@ impl Doorbell {
 
 fn watch(shared: &Shared, idles: &Receiver<()>, rings: &Sender<()>) {
     let mut outage = Outage::new("Redis (for waking idle lanes)", &shared.settings);
+    // The drain does not end this thread, the end of the process does.
+    let drain = crossbeam_channel::never();
+    let turn = Turn::idle(&drain, None);
     let mut bell = None;
     while idles.recv().is_ok() {
         match wait(&mut bell, shared) {
             Ok(()) => outage.over(),
             Err(error) => {
                 bell = None;
-                outage.insist(&error);
+                outage.insist(&error, &turn);
             }
         }
         // Rung after a fault too: without a doorbell the lanes still look now and then. A full

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
-use super::Outage;
+use super::{Outage, Turn};
 use crate::config::{Chain, Config};
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
@@ -93,13 +92,13 @@ impl Kit {
         chain: &Chain,
         journey: &mut Journey,
         settings: &Settings,
-        drain: &Receiver<()>,
+        turn: &Turn<'_>,
         go_over: GoOver<'_>,
     ) -> Result<Way, Ending> {
         for name in &chain.links {
             let mut outage = Outage::new(format!("link {name}"), settings);
             loop {
-                let mut context = Context::new(drain, settings.egress_version);
+                let mut context = Context::new(turn.drain(), settings.egress_version);
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
                 match ran {
@@ -108,7 +107,7 @@ impl Kit {
                     Ok(Next::Switch(id)) => break go_over(self, journey, &id)?,
                     Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
                     Err(LinkError::Failed(failure)) if failure.is_transient() => outage
-                        .wait(&failure, drain)
+                        .wait(&failure, turn)
                         .map_err(|_| Ending::Interrupted)?,
                     Err(LinkError::Failed(failure)) => {
                         let attempts = outage.failures() + 1;
@@ -145,7 +144,7 @@ impl Kit {
         chain: &Chain,
         vcon: &mut Vcon,
         settings: &Settings,
-        drain: &Receiver<()>,
+        turn: &Turn<'_>,
     ) -> Result<(), Ending> {
         if chain.storages.is_empty() {
             return Ok(());
@@ -206,7 +205,7 @@ impl Kit {
                 .entry(name.clone())
                 .or_insert_with(|| Outage::new(format!("storage {name}"), settings));
             outage
-                .wait(&failure, drain)
+                .wait(&failure, turn)
                 .map_err(|_| Ending::Interrupted)?;
         }
     }

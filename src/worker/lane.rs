@@ -8,9 +8,10 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 use super::doorbell::Doorbell;
 use super::kit::{Ending, Fault, Journey, Kit, Way};
 use super::loader::Loader;
-use super::{Outage, Shared};
+use super::{Outage, Shared, Turn};
 use crate::config::{Chain, ListName};
 use crate::queue::{Claim, Document, Finish, Kind, Queue, Reason, Settled, dead_letter_list};
+use crate::scoreboard::{LaneCell, Outcome};
 use crate::vcon::VconId;
 
 /// A lane of a worker.
@@ -21,8 +22,11 @@ pub(super) struct Lane {
     lists: Vec<ListName>,
     door: Doorbell,
     drain: Receiver<()>,
+    cell: LaneCell,
     outage: Outage,
     fault: Option<String>,
+    ready: bool,
+    busy: bool,
 }
 
 /// What becomes of a claim.
@@ -42,7 +46,13 @@ enum Verdict {
 
 impl Lane {
     /// A lane that has not begun.
-    pub fn new(shared: Arc<Shared>, queue: Queue, door: Doorbell, drain: Receiver<()>) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        queue: Queue,
+        door: Doorbell,
+        drain: Receiver<()>,
+        cell: LaneCell,
+    ) -> Self {
         let config = shared.current.get();
         let lists = config.ingress_lists();
         let kit = Kit::open(config);
@@ -54,8 +64,11 @@ impl Lane {
             lists,
             door,
             drain,
+            cell,
             outage,
             fault: None,
+            ready: false,
+            busy: false,
         }
     }
 
@@ -66,6 +79,7 @@ impl Lane {
             match self.queue.claim(&self.lists) {
                 Ok(claimed) => {
                     self.outage.over();
+                    self.note_ready();
                     self.report(claimed.fault);
                     match claimed.work {
                         Some((claim, document)) => self.work(&claim, document),
@@ -74,8 +88,28 @@ impl Lane {
                 }
                 // What the server may have claimed for us is handed over by the next request.
                 Err(error) => {
-                    let _ = self.outage.wait(&error, &self.drain);
+                    let turn = Turn::idle(&self.drain, Some(&self.cell));
+                    let _ = self.outage.wait(&error, &turn);
                 }
+            }
+        }
+    }
+
+    /// A lane is ready once it has asked for work and been answered.
+    fn note_ready(&mut self) {
+        if !self.ready {
+            self.ready = true;
+            self.shared.note_ready();
+        }
+    }
+
+    fn show(&mut self, busy: bool) {
+        if self.busy != busy {
+            self.busy = busy;
+            if busy {
+                self.shared.title.busy();
+            } else {
+                self.shared.title.idle();
             }
         }
     }
@@ -84,7 +118,8 @@ impl Lane {
         self.drain.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    fn rest(&self) {
+    fn rest(&mut self) {
+        self.show(false);
         let ring = self.door.idle();
         select! {
             recv(ring) -> _ => {}
@@ -113,16 +148,52 @@ impl Lane {
 
     fn work(&mut self, claim: &Claim, document: Document) {
         let start = Instant::now();
-        let config = Arc::clone(self.kit.config());
-        if let Some(chain) = config.chain_for(&claim.list) {
-            let verdict = self.process(chain, claim, document);
-            self.settle(claim, chain, start, &verdict);
+        self.show(true);
+        let Self {
+            shared,
+            queue,
+            kit,
+            drain,
+            cell,
+            outage,
+            ..
+        } = self;
+        let config = Arc::clone(kit.config());
+        let chain = config.chain_for(&claim.list);
+        let limit = chain.and_then(|chain| chain.timeout);
+        let turn = Turn::at(drain, cell, claim.id(), limit);
+        let mut visit = Visit {
+            shared,
+            queue,
+            kit,
+            outage,
+            turn: &turn,
+        };
+        if let Some(chain) = chain {
+            let verdict = visit.process(chain, claim, document);
+            visit.settle(claim, chain, start, &verdict);
         } else {
             // Handed over again from a former configuration, in which its list was served.
-            while let Err(error) = self.queue.give_back(claim) {
-                self.outage.insist(&error);
-            }
+            visit.return_unserved(claim);
         }
+    }
+}
+
+/// A lane's work on one claim.
+struct Visit<'a> {
+    shared: &'a Shared,
+    queue: &'a mut Queue,
+    kit: &'a mut Kit,
+    outage: &'a mut Outage,
+    turn: &'a Turn<'a>,
+}
+
+impl Visit<'_> {
+    fn return_unserved(&mut self, claim: &Claim) {
+        while let Err(error) = self.queue.give_back(claim) {
+            self.outage.insist(&error, self.turn);
+        }
+        self.shared.count(Outcome::Returned);
     }
 
     fn process(&mut self, chain: &Chain, claim: &Claim, document: Document) -> Verdict {
@@ -147,16 +218,15 @@ impl Lane {
             shared,
             queue,
             kit,
-            drain,
             outage,
-            ..
+            turn,
         } = self;
         let settings = &shared.settings;
         let mut loader = Loader {
             queue,
             outage,
             settings,
-            drain,
+            turn,
         };
         let (mut kind, vcon) = loader.open(kit, id, document)?;
         let mut journey = Journey { vcon, expire: None };
@@ -168,9 +238,9 @@ impl Lane {
             *journey = Journey { vcon, expire: None };
             Ok(())
         };
-        let halted = kit.links(chain, &mut journey, settings, drain, &mut go_over)? == Way::Ends;
+        let halted = kit.links(chain, &mut journey, settings, turn, &mut go_over)? == Way::Ends;
         if !halted {
-            kit.store(chain, &mut journey.vcon, settings, drain)?;
+            kit.store(chain, &mut journey.vcon, settings, turn)?;
         }
         Ok(Verdict::Finish {
             id: journey.vcon.id().clone(),
@@ -242,12 +312,18 @@ impl Lane {
                     };
                     return self.settle(claim, chain, start, &Verdict::Bury(fault));
                 }
-                Err(error) => self.outage.insist(&error),
+                Err(error) => self.outage.insist(&error, self.turn),
             }
         }
     }
 
     fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
+        self.shared.count(match verdict {
+            Verdict::Finish { announce: true, .. } => Outcome::Finished,
+            Verdict::Finish { .. } => Outcome::Halted,
+            Verdict::GiveBack => Outcome::Returned,
+            Verdict::Bury(_) => Outcome::Failed,
+        });
         let entry = claim.shown();
         let (entry, name) = (entry.as_str(), chain.name.as_str());
         let seconds = start.elapsed().as_secs_f64();

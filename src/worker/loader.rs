@@ -1,9 +1,7 @@
 //! Getting at documents: from Redis, or from a storage where Redis has lost them.
 
-use crossbeam_channel::Receiver;
-
-use super::Outage;
 use super::kit::{Ending, Fault, Journey, Kit};
+use super::{Outage, Turn};
 use crate::queue::{Document, Kind, Queue, QueueError};
 use crate::settings::Settings;
 use crate::vcon::{Vcon, VconId};
@@ -13,7 +11,7 @@ pub(super) struct Loader<'a> {
     pub queue: &'a mut Queue,
     pub outage: &'a mut Outage,
     pub settings: &'a Settings,
-    pub drain: &'a Receiver<()>,
+    pub turn: &'a Turn<'a>,
 }
 
 impl Loader<'_> {
@@ -79,7 +77,7 @@ impl Loader<'_> {
                 }
                 Err(failure) => {
                     outage
-                        .wait(&failure, self.drain)
+                        .wait(&failure, self.turn)
                         .map_err(|_| Ending::Interrupted)?;
                 }
             }
@@ -93,7 +91,7 @@ impl Loader<'_> {
                     self.outage.over();
                     return done;
                 }
-                Err(error) => self.outage.insist(&error),
+                Err(error) => self.outage.insist(&error, self.turn),
             }
         }
     }

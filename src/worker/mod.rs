@@ -1,7 +1,8 @@
 //! One worker process: its lanes, the doorbell, and the drain.
 //!
 //! ```text
-//! main thread ── signals: SIGTERM or SIGINT drops the drain channel's sender
+//! main thread ── keeps house: shows that the worker is alive, and recycles it
+//!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
 //!   ├─ lane N ┘     ▲ ring
 //!   └─ doorbell ────┘ waits for work while a lane is idle
@@ -10,91 +11,62 @@
 mod backoff;
 mod current;
 mod doorbell;
+mod household;
 mod kit;
 mod lane;
 mod loader;
 mod outage;
+mod recover;
+mod shared;
+mod turn;
 
 use std::process;
 use std::sync::Arc;
 use std::thread;
 
-use crossbeam_channel::{Receiver, bounded};
-use nix::unistd::Pid;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use crossbeam_channel::bounded;
 
 pub use backoff::Backoff;
+pub use recover::run as recover;
 
+use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::logging;
 use crate::queue::{Expiry, Queue, QueueError, Seat, Server};
+use crate::scoreboard::Slot;
 use crate::settings::Settings;
-use crate::sys;
 use current::Current;
 use doorbell::Doorbell;
 use lane::Lane;
 use outage::Outage;
+use shared::Shared;
+use turn::Turn;
 
-/// What the supervisor tells a new worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assignment {
-    /// The worker's number, from 1.
-    pub number: u32,
-    /// Whether it also returns the claims of every worker with a higher number: those that an
-    /// earlier start left behind.
-    pub sweep: bool,
-    /// The supervisor, without whom the worker ends.
-    pub parent: Pid,
-}
-
-/// What all lanes of a worker share.
-struct Shared {
-    settings: Settings,
-    current: Current,
-    name: String,
+/// What a worker is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Duty {
+    /// Its number, and what the last worker of that number left behind.
+    pub predecessor: Leftover,
+    /// Whether it also returns the claims of workers with higher numbers than this.
+    pub sweep_above: Option<u32>,
+    /// The number of the configuration it begins with.
+    pub config_generation: u64,
 }
 
 /// Does a worker's whole work in this process: returns when it has drained.
-pub fn run(assignment: &Assignment, settings: Settings, config: Arc<Config>) -> Exit {
-    let name = format!("Worker-{}", assignment.number);
-    logging::set_worker(&name);
-    match sys::die_with_parent(assignment.parent) {
-        Ok(true) => {}
-        Ok(false) => return Exit::Internal,
-        Err(error) => log::warn!("{name} would outlive its supervisor: {error}"),
-    }
-    let drain = match drain_on_signals() {
-        Ok(drain) => drain,
-        Err(error) => {
-            log::error!("{name} could not take over its signals: {error}");
-            return Exit::Internal;
-        }
+pub fn run(child: Child, duty: Duty, settings: Settings, config: Arc<Config>) -> Exit {
+    let name = child.name.clone();
+    let Some(slot) = child.slot.clone() else {
+        log::error!("{name} has no slot on the scoreboard");
+        return Exit::Internal;
     };
-    match start_lanes(assignment, name, settings, config, &drain) {
+    match start_lanes(child, duty, settings, config, slot) {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            log::error!("could not start: {error}");
+            log::error!("{name} could not start: {error}");
             Exit::Internal
         }
     }
-}
-
-/// A channel that is disconnected when the process is asked to end.
-fn drain_on_signals() -> std::io::Result<Receiver<()>> {
-    let (hold, drain) = bounded::<()>(0);
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    sys::release_signals()?;
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            let mut hold = Some(hold);
-            for _ in signals.forever() {
-                hold.take();
-            }
-        })?;
-    Ok(drain)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -106,25 +78,32 @@ enum StartError {
 }
 
 fn start_lanes(
-    assignment: &Assignment,
-    name: String,
+    child: Child,
+    duty: Duty,
     settings: Settings,
     config: Arc<Config>,
-    drain: &Receiver<()>,
+    slot: Slot,
 ) -> Result<(), StartError> {
     let server = Server::new(&settings.redis_url)?;
-    let expiry = Expiry {
-        document: settings.redis_expiry,
-        context: settings.context_expiry,
-        dead_letter: settings.dlq_expiry.unwrap_or(0),
-    };
+    let expiry = Expiry::of(&settings);
     let seat = |lane| Seat {
         instance: settings.instance.clone(),
-        worker: assignment.number,
+        worker: duty.predecessor.worker,
         lane,
     };
+    let draining = child.draining.clone();
     let mut first = Queue::new(server.clone(), seat(1), expiry);
-    if !recover(&mut first, assignment, &settings, drain) {
+    let turn = Turn::idle(&draining, None);
+    let recovered = household::beating(&slot, &settings, || {
+        recover::recover(
+            &mut first,
+            duty.predecessor,
+            duty.sweep_above,
+            &settings,
+            &turn,
+        )
+    })?;
+    if !recovered {
         return Ok(());
     }
     let mut queues = vec![first];
@@ -132,16 +111,15 @@ fn start_lanes(
         (2..=settings.concurrency).map(|lane| Queue::new(server.clone(), seat(lane), expiry)),
     );
 
-    let current = Current::new(config, settings.config_file.clone(), settings.tick);
-    let shared = Arc::new(Shared {
-        settings,
-        current,
-        name,
-    });
+    let shared = Arc::new(Shared::new(child, duty, settings, config, slot.clone()));
     let door = Doorbell::start(&shared)?;
+    let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();
     for (queue, number) in queues.into_iter().zip(1u32..) {
-        let lane = Lane::new(Arc::clone(&shared), queue, door.clone(), drain.clone());
+        let cell = slot.lane(lanes.len());
+        let (door, draining) = (door.clone(), draining.clone());
+        let lane = Lane::new(Arc::clone(&shared), queue, door, draining, cell);
+        let done = done.clone();
         let thread = thread::Builder::new().name(format!("lane-{number}"));
         lanes.push(thread.spawn(move || {
             // A lane that ends otherwise than by the drain takes its worker along: a fresh
@@ -149,8 +127,11 @@ fn start_lanes(
             let abort = AbortOnPanic;
             lane.run();
             std::mem::forget(abort);
+            drop(done);
         })?);
     }
+    drop(done);
+    household::keep(&shared, &all_done);
     for lane in lanes {
         // A lane does not panic past its guard.
         let _ = lane.join();
@@ -164,50 +145,5 @@ impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         log::error!("a lane ended by a panic outside any vCon's work; the worker ends with it");
         process::exit(Exit::Internal.code());
-    }
-}
-
-/// Returns the predecessor's claims to their lists; waits for Redis if need be. False when the
-/// worker is to end before that.
-fn recover(
-    queue: &mut Queue,
-    assignment: &Assignment,
-    settings: &Settings,
-    drain: &Receiver<()>,
-) -> bool {
-    let mut outage = Outage::new("Redis", settings);
-    loop {
-        let recovered = queue
-            .recover_own(settings.max_deaths)
-            .and_then(|mut recovered| {
-                if assignment.sweep {
-                    let highest = settings.workers.max(assignment.number);
-                    recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
-                }
-                Ok(recovered)
-            });
-        match recovered {
-            Ok(recovered) => {
-                outage.over();
-                for claim in recovered {
-                    let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
-                    log::warn!(
-                        vcon_id = entry.as_str();
-                        "{entry}, left behind by a worker that died, {} (list {list}, deaths: {deaths})",
-                        match claim.outcome.as_str() {
-                            "poison" => "went to the dead letter queue",
-                            "returned" => "is back in its list",
-                            _ => "could not be read and was set aside in conserver:unreadable",
-                        }
-                    );
-                }
-                return true;
-            }
-            Err(error) => {
-                if outage.wait(&error, drain).is_err() {
-                    return false;
-                }
-            }
-        }
     }
 }

@@ -4,9 +4,7 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-
-use super::Backoff;
+use super::{Backoff, Turn};
 use crate::settings::Settings;
 
 /// A server's absence, as one lane sees it.
@@ -35,16 +33,13 @@ impl Outage {
     }
 
     /// Notes a failure and waits before the next try; ends early when the worker drains.
-    pub fn wait(&mut self, why: &dyn Display, drain: &Receiver<()>) -> Result<(), Draining> {
-        match drain.recv_timeout(self.failed(why)) {
-            Err(RecvTimeoutError::Timeout) => Ok(()),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Draining),
-        }
+    pub fn wait(&mut self, why: &dyn Display, turn: &Turn<'_>) -> Result<(), Draining> {
+        turn.wait(self.failed(why))
     }
 
     /// Notes a failure and waits before the next try, whatever happens.
-    pub fn insist(&mut self, why: &dyn Display) {
-        std::thread::sleep(self.failed(why));
+    pub fn insist(&mut self, why: &dyn Display, turn: &Turn<'_>) {
+        turn.insist(self.failed(why));
     }
 
     fn failed(&mut self, why: &dyn Display) -> Duration {

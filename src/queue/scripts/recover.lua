@@ -2,7 +2,8 @@
 -- died on it, to the dead letter queue.
 -- KEYS: the dead worker's claims hash, the deaths hash.
 -- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
---       a dead letter document's time to live (0: for ever), the name of the dead worker.
+--       a dead letter document's time to live (0: for ever), the name of the dead worker,
+--       whose vCons it died on: 'all', 'none', or a lane.
 -- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -47,9 +48,15 @@ local function bury(claim, deaths, why)
 end
 
 for _, claim in ipairs(claims) do
-  local deaths = redis.call('HINCRBY', KEYS[2], claim.uuid, 1)
+  local blamed = ARGV[6] == 'all' or ARGV[6] == claim.lane
+  local deaths
+  if blamed then
+    deaths = redis.call('HINCRBY', KEYS[2], claim.uuid, 1)
+  else
+    deaths = tonumber(redis.call('HGET', KEYS[2], claim.uuid)) or 0
+  end
   local limit = tonumber(ARGV[1])
-  if limit > 0 and deaths >= limit then
+  if blamed and limit > 0 and deaths >= limit then
     bury(claim, deaths, deaths .. ' workers died while they worked on it')
   else
     local pushed = redis.pcall('LPUSH', claim.list, claim.uuid)

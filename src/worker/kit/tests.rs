@@ -52,7 +52,8 @@ fn walk(
         };
         Ok(())
     };
-    let way = kit.links(&chain, &mut journey, &settings, &drain, &mut go_over);
+    let turn = Turn::idle(&drain, None);
+    let way = kit.links(&chain, &mut journey, &settings, &turn, &mut go_over);
     (way, journey)
 }
 

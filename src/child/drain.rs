@@ -1,0 +1,57 @@
+//! The drain of a child process: begun by a signal, or by the process itself.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+use crate::scoreboard::{Slot, WorkerState};
+use crate::sys;
+
+/// What a terminal, or a person with `pkill`, sends to all processes at once, and only the
+/// supervisor acts on.
+const NOT_FOR_US: [i32; 6] = [SIGHUP, SIGQUIT, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2];
+
+/// Begins the drain.
+pub struct Drain {
+    hold: Mutex<Option<Sender<()>>>,
+    slot: Option<Slot>,
+}
+
+impl Drain {
+    /// A drain that has not begun, and the channel that is disconnected when it has.
+    pub fn new(slot: Option<Slot>) -> (Arc<Self>, Receiver<()>) {
+        let (hold, draining) = bounded(0);
+        let hold = Mutex::new(Some(hold));
+        (Arc::new(Self { hold, slot }), draining)
+    }
+
+    /// Begins the drain; answers whether it had not begun before.
+    pub fn begin(&self) -> bool {
+        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(_), Some(slot)) = (&*hold, &self.slot) {
+            slot.set_state(WorkerState::Draining);
+        }
+        hold.take().is_some()
+    }
+}
+
+/// Has SIGTERM and SIGINT begin the drain, from now on.
+pub(super) fn on_signals(drain: &Arc<Drain>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT].iter().chain(&NOT_FOR_US))?;
+    sys::release_signals()?;
+    let drain = Arc::clone(drain);
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if !NOT_FOR_US.contains(&signal) {
+                    drain.begin();
+                }
+            }
+        })?;
+    Ok(())
+}

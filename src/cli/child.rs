@@ -1,0 +1,132 @@
+//! `conserver child` and `conserver forkserver`: what the daemon executes for the start methods
+//! `spawn` and `forkserver`. Not for people.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::Args;
+use nix::unistd::{Pid, getpid};
+
+use crate::child::{Assignment, Child, Task};
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::settings::Settings;
+use crate::sys::{self, Title};
+use crate::worker::{self, Duty};
+use crate::{logging, monitor, supervisor};
+
+/// A child process executed anew.
+#[derive(Debug, Args)]
+pub struct Executed {
+    /// What it is to do, as the supervisor wrote it
+    #[arg(value_parser = |text: &str| serde_json::from_str::<Assignment>(text))]
+    assignment: Assignment,
+}
+
+/// The process that makes copies of itself.
+#[derive(Debug, Args)]
+pub struct Forkserver {
+    /// The supervisor, which is at the other end of standard input
+    supervisor: i32,
+}
+
+impl Executed {
+    /// Does what the assignment says.
+    pub fn run(self, settings: Settings) -> Exit {
+        logging::start(settings.log_format, settings.log_level);
+        sys::set_name();
+        let title = match take_title() {
+            Ok(title) => title,
+            Err(exit) => return exit,
+        };
+        let parent = Pid::from_raw(self.assignment.supervisor);
+        execute(self.assignment, parent, title, settings, None)
+    }
+}
+
+impl Forkserver {
+    /// Serves the supervisor; in a new child, does what that is to do.
+    pub fn run(self, settings: Settings) -> Exit {
+        logging::start(settings.log_format, settings.log_level);
+        sys::set_name();
+        let mut title = match take_title() {
+            Ok(title) => title,
+            Err(exit) => return exit,
+        };
+        title.set("conserver: forkserver");
+        // Asked before the fork: afterwards, a parent that has ended could not be told any more.
+        let this = getpid();
+        match supervisor::forkserver(Pid::from_raw(self.supervisor)) {
+            Ok(None) => Exit::Ok,
+            Ok(Some(assignment)) => execute(assignment, this, title, settings, None),
+            Err(error) => {
+                log::error!("the forkserver ends: {error}");
+                Exit::Internal
+            }
+        }
+    }
+}
+
+/// Takes over the memory that shows this process's title.
+pub(super) fn take_title() -> Result<Title, Exit> {
+    Title::take().map_err(|error| {
+        log::error!("could not take over the title of the process: {error}");
+        Exit::Internal
+    })
+}
+
+/// Does what a child process is told, in a process of its own. One that is forked from the
+/// supervisor has its configuration already, others read the accepted one.
+pub(super) fn execute(
+    assignment: Assignment,
+    parent: Pid,
+    title: Title,
+    settings: Settings,
+    config: Option<Arc<Config>>,
+) -> Exit {
+    let child = match Child::begin(&assignment, parent, title) {
+        Ok(child) => child,
+        Err(error) => {
+            log::error!("{} could not begin: {error}", assignment.task.name());
+            return Exit::Internal;
+        }
+    };
+    match assignment.task {
+        Task::Monitor => monitor::run(&child, &settings, assignment.supervisor),
+        Task::Recover { leftovers } => worker::recover(&child, &leftovers, &settings),
+        Task::Work {
+            predecessor,
+            sweep_above,
+        } => {
+            let (config, config_generation) = match (config, &child.slot) {
+                (Some(config), _) => (config, assignment.config_generation),
+                (None, Some(slot)) => {
+                    // The number first: what is read after it is no older.
+                    let generation = slot.config_generation();
+                    match accepted(slot.config_path()) {
+                        Ok(config) => (config, generation),
+                        Err(exit) => return exit,
+                    }
+                }
+                (None, None) => return Exit::Internal,
+            };
+            let duty = Duty {
+                predecessor,
+                sweep_above,
+                config_generation,
+            };
+            worker::run(child, duty, settings, config)
+        }
+    }
+}
+
+/// The configuration that the supervisor has accepted.
+fn accepted(path: &Path) -> Result<Arc<Config>, Exit> {
+    match Config::load(path) {
+        Ok(config) => Ok(Arc::new(config)),
+        Err(errors) => {
+            log::error!("the accepted configuration cannot be used:\n{errors}");
+            Err(Exit::Config)
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The supervisor's side: makes the file, holds it, and keeps the places.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{self, HEADER, WORD, header, place};
+use super::snapshot::{SlotView, Words};
+use super::{BoardError, Phase, PlaceState};
+use crate::sys;
+
+/// The scoreboard of a running supervisor; its end removes the file.
+pub struct Board {
+    file: File,
+    id: BoardId,
+    lanes: usize,
+    prepared: BTreeSet<usize>,
+    owner: u32,
+}
+
+/// What a worker needs to find its scoreboard, and to know it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardId {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Drawn by lot for each start of a supervisor.
+    pub nonce: u64,
+}
+
+/// What the supervisor shows of one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which start of a worker this is; no two of a supervisor's life have the same.
+    pub generation: u64,
+    /// The worker's process; 0 where there is none.
+    pub pid: i32,
+    /// What is known of it.
+    pub state: PlaceState,
+    /// Since when, in monotonic milliseconds.
+    pub since: u64,
+    /// Workers that have died here.
+    pub deaths: u64,
+    /// When the next one is started, in monotonic milliseconds; 0 where none waits for its start.
+    pub retry: u64,
+}
+
+impl Board {
+    /// Makes the scoreboard of the daemon `instance` in `folder`, in the place of one that was
+    /// left behind.
+    ///
+    /// # Errors
+    /// Where a daemon of this name is alive, or the file there is not ours.
+    pub fn create(
+        folder: &Path,
+        instance: &str,
+        lanes: usize,
+        method: u64,
+    ) -> Result<Self, BoardError> {
+        let path = folder.join(format!("{instance}.scoreboard"));
+        let file = open_and_lock(&path, instance)?;
+        let system = |what| BoardError::system(what, &path);
+        file.set_permissions(Permissions::from_mode(0o600))
+            .map_err(system("protect"))?;
+        // Emptied first: nothing of a former daemon stays.
+        let length = (layout::total_words(lanes) * WORD) as u64;
+        file.set_len(0)
+            .and_then(|()| file.set_len(length))
+            .map_err(system("make room for"))?;
+        let id = BoardId {
+            path: path.clone(),
+            nonce: fastrand::u64(1..),
+        };
+        let mut this = Self {
+            file,
+            id,
+            lanes,
+            prepared: BTreeSet::new(),
+            owner: std::process::id(),
+        };
+        this.write_header(instance, method)
+            .map_err(system("write"))?;
+        Ok(this)
+    }
+
+    fn write_header(&mut self, instance: &str, method: u64) -> io::Result<()> {
+        let mut words = [0; HEADER];
+        words[header::VERSION] = layout::VERSION;
+        words[header::NONCE] = self.id.nonce;
+        words[header::LANES] = self.lanes as u64;
+        words[header::PID] = u64::from(self.owner);
+        words[header::STARTED] = sys::monotonic_ms();
+        words[header::PHASE] = Phase::Starting as u64;
+        words[header::START_METHOD] = method;
+        words[header::BEAT] = sys::monotonic_ms();
+        words[header::INSTANCE] = instance.len() as u64;
+        let name = &mut words[header::INSTANCE + 1..header::INSTANCE + layout::INSTANCE];
+        for (word, bytes) in name.iter_mut().zip(instance.as_bytes().chunks(WORD)) {
+            let mut padded = [0; WORD];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(padded);
+        }
+        self.write(0, &words)?;
+        // Last: before it, the file is no scoreboard.
+        self.write(header::MAGIC, &[layout::MAGIC])
+    }
+
+    /// What workers are given to find it.
+    pub fn id(&self) -> &BoardId {
+        &self.id
+    }
+
+    /// Where the accepted configuration is kept for workers that are not forked from this
+    /// process.
+    pub fn config_path(&self) -> PathBuf {
+        config_path(&self.id.path)
+    }
+
+    /// Shows what the daemon does.
+    pub fn set_phase(&self, phase: Phase) {
+        self.show(header::PHASE, phase as u64);
+    }
+
+    /// Shows how many workers there are to be.
+    pub fn set_wanted(&self, workers: u32) {
+        self.show(header::WANTED, u64::from(workers));
+    }
+
+    /// Tells the workers to read the accepted configuration, of which this is the number.
+    pub fn set_config(&self, generation: u64) {
+        self.show(header::CONFIG, generation);
+    }
+
+    /// Shows that the supervisor is alive.
+    pub fn beat(&self) {
+        self.show(header::BEAT, sys::monotonic_ms());
+    }
+
+    /// Makes sure that a slot's part of the file takes up room: a worker that wrote to its map
+    /// where the system has none left would be killed.
+    pub fn prepare(&mut self, number: usize) -> Result<(), BoardError> {
+        if self.prepared.insert(number) {
+            let zeros = vec![0; layout::slot_words(self.lanes)];
+            let start = layout::slot_start(number, self.lanes);
+            let used = self.prepared.last().map_or(0, |last| *last as u64 + 1);
+            let written = self
+                .write(start, &zeros)
+                .and_then(|()| self.write(header::USED, &[used]));
+            if let Err(cause) = written {
+                self.prepared.remove(&number);
+                return Err(BoardError::system("make room in", &self.id.path)(cause));
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows a place; `None` where there is to be no worker any more.
+    pub fn set_place(&self, number: usize, shown: Option<Place>) {
+        let mut words = [0; place::COUNT];
+        if let Some(shown) = shown {
+            words[place::GENERATION] = shown.generation;
+            words[place::PID] = u64::from(shown.pid.unsigned_abs());
+            words[place::STATE] = shown.state as u64;
+            words[place::SINCE] = shown.since;
+            words[place::DEATHS] = shown.deaths;
+            words[place::RETRY] = shown.retry;
+        }
+        let start = layout::slot_start(number, self.lanes);
+        if let Err(error) = self.write(start, &words) {
+            log::error!("could not write the scoreboard: {error}");
+        }
+    }
+
+    /// What stands in a slot.
+    pub fn slot(&self, number: usize) -> SlotView {
+        let mut bytes = vec![0; layout::slot_words(self.lanes) * WORD];
+        let start = (layout::slot_start(number, self.lanes) * WORD) as u64;
+        if let Err(error) = self.file.read_exact_at(&mut bytes, start) {
+            log::error!("could not read the scoreboard: {error}");
+            return SlotView::default();
+        }
+        SlotView::read(&Words::new(&bytes), self.lanes)
+    }
+
+    fn show(&self, word: usize, value: u64) {
+        if let Err(error) = self.write(word, &[value]) {
+            log::error!("could not write the scoreboard: {error}");
+        }
+    }
+
+    fn write(&self, start: usize, words: &[u64]) -> io::Result<()> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.file.write_all_at(&bytes, (start * WORD) as u64)
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // A forked child drops its copy too, and the file is not its to remove.
+        if self.owner == std::process::id() {
+            // What is left is seen to be stale.
+            let _ = fs::remove_file(self.config_path());
+            let _ = fs::remove_file(&self.id.path);
+        }
+    }
+}
+
+/// Where the accepted configuration is kept, beside the scoreboard.
+pub(super) fn config_path(board: &Path) -> PathBuf {
+    board.with_extension("config")
+}
+
+/// Opens the file and locks it. The lock is the process's own: children do not share it.
+fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
+    let system = |what| BoardError::system(what, path);
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ELOOP) => foreign(path, "a symbolic link"),
+                _ => system("open")(error),
+            })?;
+        check_owner(&file, path)?;
+        match fcntl(&file, FcntlArg::F_SETLK(&whole(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(Errno::EACCES | Errno::EAGAIN) => {
+                let Some(pid) = holder(&file).map_err(system("look at"))? else {
+                    // It has just ended.
+                    continue;
+                };
+                let instance = instance.to_owned();
+                return Err(BoardError::InUse { instance, pid });
+            }
+            Err(error) => return Err(system("lock")(error.into())),
+        }
+        // A daemon that was ending may have removed it between the two.
+        let ours = file.metadata().map_err(system("look at"))?;
+        let still = fs::symlink_metadata(path);
+        if still.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+fn check_owner(file: &File, path: &Path) -> Result<(), BoardError> {
+    let meta = file
+        .metadata()
+        .map_err(BoardError::system("look at", path))?;
+    if !meta.file_type().is_file() {
+        let what = if meta.file_type().is_fifo() {
+            "a pipe, not a file"
+        } else {
+            "not a file"
+        };
+        return Err(foreign(path, what));
+    }
+    if meta.uid() != geteuid().as_raw() {
+        return Err(foreign(path, "owned by another user"));
+    }
+    if meta.nlink() != 1 {
+        return Err(foreign(path, "known by more than one name"));
+    }
+    Ok(())
+}
+
+fn foreign(path: &Path, what: &'static str) -> BoardError {
+    let path = path.to_owned();
+    BoardError::Foreign { path, what }
+}
+
+/// The process that holds the lock.
+pub(super) fn holder(file: &File) -> io::Result<Option<i32>> {
+    let mut lock = whole(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid))
+}
+
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}

@@ -1,0 +1,106 @@
+//! Where everything stands in the file: 64-bit words in the byte order of the machine.
+//!
+//! ```text
+//! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
+//! slot:    the supervisor's words | the worker's own words | lane 1 | lane 2 | …
+//! ```
+//!
+//! A slot belongs to a number, not to a process: its counters go on through restarts. Each half of
+//! it has one writer.
+
+/// The first word of every scoreboard.
+pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
+
+/// Changes with everything in this file.
+pub const VERSION: u64 = 1;
+
+/// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
+pub const SLOTS: usize = 1026;
+
+/// Bytes of one word.
+pub const WORD: usize = size_of::<u64>();
+
+/// Words of the header.
+pub const HEADER: usize = 128;
+
+/// Words of the header, by their place in it.
+pub mod header {
+    pub const MAGIC: usize = 0;
+    pub const VERSION: usize = 1;
+    pub const NONCE: usize = 2;
+    pub const LANES: usize = 3;
+    pub const PID: usize = 4;
+    pub const STARTED: usize = 5;
+    pub const PHASE: usize = 6;
+    pub const START_METHOD: usize = 7;
+    pub const WANTED: usize = 8;
+    pub const CONFIG: usize = 9;
+    pub const USED: usize = 10;
+    pub const BEAT: usize = 11;
+    pub const INSTANCE: usize = 16;
+}
+
+/// Words in which the name of the instance stands: its length, then its bytes.
+pub const INSTANCE: usize = 26;
+
+/// Words of a slot before its lanes.
+pub const SLOT: usize = 32;
+
+/// The supervisor's words of a slot.
+pub mod place {
+    pub const GENERATION: usize = 0;
+    pub const PID: usize = 1;
+    pub const STATE: usize = 2;
+    pub const SINCE: usize = 3;
+    pub const DEATHS: usize = 4;
+    pub const RETRY: usize = 5;
+    /// How many words these are.
+    pub const COUNT: usize = 6;
+}
+
+/// The worker's own words of a slot.
+pub mod worker {
+    pub const GENERATION: usize = 16;
+    pub const STATE: usize = 17;
+    pub const BEAT: usize = 18;
+    pub const SETTLED: usize = 19;
+    pub const FINISHED: usize = 20;
+    pub const HALTED: usize = 21;
+    pub const FAILED: usize = 22;
+    pub const RETURNED: usize = 23;
+}
+
+/// Words of a lane.
+pub const LANE: usize = 8;
+
+/// A lane's words.
+pub mod lane {
+    pub const STATE: usize = 0;
+    pub const HIGH: usize = 1;
+    pub const LOW: usize = 2;
+    pub const SINCE: usize = 3;
+    pub const LIMIT: usize = 4;
+    pub const CHECK: usize = 5;
+}
+
+/// Words of one slot with so many lanes.
+pub fn slot_words(lanes: usize) -> usize {
+    SLOT + lanes * LANE
+}
+
+/// The first word of a slot.
+pub fn slot_start(number: usize, lanes: usize) -> usize {
+    HEADER + number * slot_words(lanes)
+}
+
+/// Words of the whole file.
+pub fn total_words(lanes: usize) -> usize {
+    slot_start(SLOTS, lanes)
+}
+
+/// Ties a lane's words together: a reader that meets a writer halfway finds it wrong.
+pub fn check(state: u64, high: u64, low: u64, since: u64, limit: u64) -> u64 {
+    [state, high, low, since, limit]
+        .iter()
+        .fold(MAGIC, |sum, word| sum.rotate_left(11) ^ word)
+}

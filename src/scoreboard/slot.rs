@@ -1,0 +1,171 @@
+//! A worker's side: its own slot, written without locks and without system calls.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::libc;
+
+use super::board::config_path;
+use super::layout::{self, HEADER, WORD, header, lane, worker};
+use super::snapshot::{Header, Words};
+use super::{BoardError, BoardId, LaneState, WorkerState};
+use crate::sys::{self, SharedWords};
+use crate::vcon::VconId;
+
+/// The slot of one worker; cheap to clone.
+#[derive(Clone)]
+pub struct Slot {
+    words: Arc<SharedWords>,
+    start: usize,
+    lanes: usize,
+    config: PathBuf,
+}
+
+/// How a claim ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Stored and announced.
+    Finished,
+    /// Ended early by a link.
+    Halted,
+    /// In the dead letter queue.
+    Failed,
+    /// Back in its list.
+    Returned,
+}
+
+impl Slot {
+    /// Takes over a slot for the worker that is this `generation`. Its counters go on.
+    ///
+    /// # Errors
+    /// Where the file is not the scoreboard that `board` names.
+    pub fn attach(board: &BoardId, number: usize, generation: u64) -> Result<Self, BoardError> {
+        let path = &board.path;
+        let system = |what| BoardError::system(what, path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(system("open"))?;
+        let mut bytes = [0; HEADER * WORD];
+        file.read_exact_at(&mut bytes, 0).map_err(system("read"))?;
+        let header =
+            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        if header.nonce != board.nonce {
+            return Err(BoardError::invalid(
+                path,
+                "it belongs to another supervisor",
+            ));
+        }
+        let words =
+            SharedWords::map(&file, layout::total_words(header.lanes)).map_err(system("map"))?;
+        let this = Self {
+            words: Arc::new(words),
+            start: layout::slot_start(number.min(layout::SLOTS - 1), header.lanes),
+            lanes: header.lanes,
+            config: config_path(path),
+        };
+        for number in 0..this.lanes {
+            this.lane(number).idle();
+        }
+        this.word(worker::SETTLED).store(0, Ordering::Relaxed);
+        this.beat();
+        this.set_state(WorkerState::Starting);
+        this.word(worker::GENERATION)
+            .store(generation, Ordering::Release);
+        Ok(this)
+    }
+
+    /// Says what this worker does.
+    pub fn set_state(&self, state: WorkerState) {
+        self.word(worker::STATE)
+            .store(state as u64, Ordering::Release);
+    }
+
+    /// Says that this worker is alive.
+    pub fn beat(&self) {
+        self.word(worker::BEAT)
+            .store(sys::monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// Counts a claim that was let go, and answers how many this worker has let go by now.
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        let counter = match outcome {
+            Outcome::Finished => worker::FINISHED,
+            Outcome::Halted => worker::HALTED,
+            Outcome::Failed => worker::FAILED,
+            Outcome::Returned => worker::RETURNED,
+        };
+        self.word(counter).fetch_add(1, Ordering::Relaxed);
+        self.word(worker::SETTLED).fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The cell of one lane, counted from 0.
+    pub fn lane(&self, number: usize) -> LaneCell {
+        let number = number.min(self.lanes - 1);
+        LaneCell {
+            words: Arc::clone(&self.words),
+            start: self.start + layout::SLOT + number * layout::LANE,
+        }
+    }
+
+    /// The number of the configuration that is in force.
+    pub fn config_generation(&self) -> u64 {
+        self.words.words()[header::CONFIG].load(Ordering::Acquire)
+    }
+
+    /// Where the configuration in force is kept.
+    pub fn config_path(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.words.words()[self.start + index]
+    }
+}
+
+/// What one lane shows; written by that lane alone.
+pub struct LaneCell {
+    words: Arc<SharedWords>,
+    start: usize,
+}
+
+impl LaneCell {
+    /// There is nothing to do.
+    pub fn idle(&self) {
+        self.show(LaneState::Idle, None, None);
+    }
+
+    /// Works on `id` from now on, for at most `limit`.
+    pub fn busy(&self, id: Option<&VconId>, limit: Option<Duration>) {
+        self.show(LaneState::Busy, id, limit);
+    }
+
+    /// Holds `id` and waits for a server that is away: no limit runs.
+    pub fn waiting(&self, id: Option<&VconId>) {
+        self.show(LaneState::Waiting, id, None);
+    }
+
+    fn show(&self, state: LaneState, id: Option<&VconId>, limit: Option<Duration>) {
+        let (high, low) = id.map_or((0, 0), |id| id.uuid().as_u64_pair());
+        let limit = limit.map_or(0, |limit| limit.as_millis().try_into().unwrap_or(u64::MAX));
+        let (state, since) = (state as u64, sys::monotonic_ms());
+        let check = layout::check(state, high, low, since, limit);
+        let words = [
+            (lane::STATE, state),
+            (lane::HIGH, high),
+            (lane::LOW, low),
+            (lane::SINCE, since),
+            (lane::LIMIT, limit),
+            (lane::CHECK, check),
+        ];
+        for (index, word) in words {
+            self.words.words()[self.start + index].store(word, Ordering::Relaxed);
+        }
+    }
+}

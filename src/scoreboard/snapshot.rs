@@ -1,0 +1,303 @@
+//! A reader's side: copies, in which only what makes sense counts.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::libc;
+use uuid::Uuid;
+
+use super::board::holder;
+use super::layout::{self, HEADER, WORD, header, lane, place, worker};
+use super::states::state;
+use super::{BoardError, LaneState, Phase, PlaceState, WorkerState};
+
+/// The bytes of a scoreboard, as words.
+pub(super) struct Words<'a>(&'a [u8]);
+
+impl<'a> Words<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// A word; 0 where the bytes end before it.
+    fn get(&self, index: usize) -> u64 {
+        let bytes = self.0.get(index * WORD..(index + 1) * WORD);
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u64::from_ne_bytes)
+    }
+
+    fn from(&self, start: usize) -> Words<'a> {
+        Words(self.0.get(start * WORD..).unwrap_or_default())
+    }
+}
+
+/// What is true of the daemon as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Drawn by lot by each supervisor.
+    pub nonce: u64,
+    /// Lanes of each worker.
+    pub lanes: usize,
+    /// The supervisor.
+    pub pid: i32,
+    /// When it started, in monotonic milliseconds.
+    pub started: u64,
+    /// What the daemon does.
+    pub phase: Option<Phase>,
+    /// The number of its start method.
+    pub method: u64,
+    /// How many workers there are to be.
+    pub wanted: u64,
+    /// The number of the configuration in force.
+    pub config: u64,
+    /// How many slots may be in use.
+    pub used: usize,
+    /// When the supervisor last had a look, in monotonic milliseconds.
+    pub beat: u64,
+    /// `CONSERVER_INSTANCE`
+    pub instance: String,
+}
+
+impl Header {
+    pub(super) fn read(words: &Words<'_>) -> Result<Self, &'static str> {
+        if words.get(header::MAGIC) != layout::MAGIC {
+            return Err("it does not begin as one");
+        }
+        if words.get(header::VERSION) != layout::VERSION {
+            return Err("its layout is of another version");
+        }
+        let lanes = usize::try_from(words.get(header::LANES)).unwrap_or(0);
+        if !(1..=1024).contains(&lanes) {
+            return Err("its number of lanes makes no sense");
+        }
+        Ok(Self {
+            nonce: words.get(header::NONCE),
+            lanes,
+            pid: pid(words.get(header::PID)).ok_or("its supervisor's PID makes no sense")?,
+            started: words.get(header::STARTED),
+            phase: state(Phase::ALL, words.get(header::PHASE)),
+            method: words.get(header::START_METHOD),
+            wanted: words.get(header::WANTED),
+            config: words.get(header::CONFIG),
+            used: usize::try_from(words.get(header::USED))
+                .unwrap_or(layout::SLOTS)
+                .min(layout::SLOTS),
+            beat: words.get(header::BEAT),
+            instance: instance(words),
+        })
+    }
+}
+
+fn instance(words: &Words<'_>) -> String {
+    let room = (layout::INSTANCE - 1) * WORD;
+    let length = usize::try_from(words.get(header::INSTANCE)).map_or(room, |n| n.min(room));
+    let bytes = &words.from(header::INSTANCE + 1).0;
+    let bytes = bytes.get(..length).unwrap_or_default();
+    // Shown on terminals: whatever could steer one is left out.
+    let text = String::from_utf8_lossy(bytes);
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+fn pid(word: u64) -> Option<i32> {
+    i32::try_from(word).ok().filter(|pid| *pid > 0)
+}
+
+/// What stands in one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SlotView {
+    /// What the supervisor says; nothing where no worker is to be.
+    pub place: Option<PlaceView>,
+    /// What the worker says that the supervisor means; nothing before it has said anything.
+    pub worker: Option<WorkerView>,
+    /// Vcons stored and announced, by this worker and its predecessors.
+    pub finished: u64,
+    /// Vcons whose chain a link ended early, likewise.
+    pub halted: u64,
+    /// Vcons that went to a dead letter queue, likewise.
+    pub failed: u64,
+    /// Vcons put back into their lists, likewise.
+    pub returned: u64,
+}
+
+/// What the supervisor says of a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceView {
+    /// Which start this is.
+    pub generation: u64,
+    /// The worker, where one runs.
+    pub pid: Option<i32>,
+    /// What is known of it.
+    pub state: PlaceState,
+    /// Since when, in monotonic milliseconds.
+    pub since: u64,
+    /// Workers that have died here.
+    pub deaths: u64,
+    /// When the next is started, in monotonic milliseconds.
+    pub retry: Option<u64>,
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerView {
+    /// What it does.
+    pub state: WorkerState,
+    /// When it was last alive, in monotonic milliseconds.
+    pub beat: u64,
+    /// Claims this very worker has let go.
+    pub settled: u64,
+    /// The lanes that hold a vCon.
+    pub lanes: Vec<LaneView>,
+}
+
+/// A lane that holds a vCon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneView {
+    /// Its number, from 1.
+    pub number: u32,
+    /// What it does with it.
+    pub state: LaneState,
+    /// The vCon; nothing where the entry is not a UUID.
+    pub vcon: Option<Uuid>,
+    /// Since when, in monotonic milliseconds.
+    pub since: u64,
+    /// The longest time it may take, in milliseconds.
+    pub limit: Option<u64>,
+}
+
+impl SlotView {
+    pub(super) fn read(words: &Words<'_>, lanes: usize) -> Self {
+        let place = PlaceView::read(words);
+        let generation = place.as_ref().map(|place| place.generation);
+        let speaks = generation == Some(words.get(worker::GENERATION));
+        Self {
+            worker: speaks.then(|| WorkerView::read(words, lanes)).flatten(),
+            place,
+            finished: words.get(worker::FINISHED),
+            halted: words.get(worker::HALTED),
+            failed: words.get(worker::FAILED),
+            returned: words.get(worker::RETURNED),
+        }
+    }
+}
+
+impl PlaceView {
+    fn read(words: &Words<'_>) -> Option<Self> {
+        Some(Self {
+            generation: words.get(place::GENERATION),
+            pid: pid(words.get(place::PID)),
+            state: state(PlaceState::ALL, words.get(place::STATE))?,
+            since: words.get(place::SINCE),
+            deaths: words.get(place::DEATHS),
+            retry: Some(words.get(place::RETRY)).filter(|retry| *retry > 0),
+        })
+    }
+}
+
+impl WorkerView {
+    fn read(words: &Words<'_>, lanes: usize) -> Option<Self> {
+        let lane = |number: usize| {
+            let words = words.from(layout::SLOT + number * layout::LANE);
+            LaneView::read(&words, u32::try_from(number + 1).unwrap_or(u32::MAX))
+        };
+        Some(Self {
+            state: state(WorkerState::ALL, words.get(worker::STATE))?,
+            beat: words.get(worker::BEAT),
+            settled: words.get(worker::SETTLED),
+            lanes: (0..lanes).filter_map(lane).collect(),
+        })
+    }
+}
+
+impl LaneView {
+    fn read(words: &Words<'_>, number: u32) -> Option<Self> {
+        let (high, low) = (words.get(lane::HIGH), words.get(lane::LOW));
+        let (since, limit) = (words.get(lane::SINCE), words.get(lane::LIMIT));
+        let stated = words.get(lane::STATE);
+        let check = layout::check(stated, high, low, since, limit);
+        let state = state(LaneState::ALL, stated)?;
+        if words.get(lane::CHECK) != check || state == LaneState::Idle {
+            return None;
+        }
+        Some(Self {
+            number,
+            state,
+            vcon: Some(Uuid::from_u64_pair(high, low)).filter(|uuid| !uuid.is_nil()),
+            since,
+            limit: Some(limit).filter(|limit| *limit > 0),
+        })
+    }
+}
+
+/// A whole scoreboard as it was at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The daemon as a whole.
+    pub header: Header,
+    /// The slots that may be in use: the monitor, then Worker-1, and so on.
+    pub slots: Vec<SlotView>,
+}
+
+impl Snapshot {
+    /// Reads the scoreboard of a daemon that is alive.
+    ///
+    /// # Errors
+    /// Where there is none, it is not a scoreboard, or its daemon has ended.
+    pub fn take(path: &Path) -> Result<Self, BoardError> {
+        let system = |what| BoardError::system(what, path);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(system("open"))?;
+        let mut bytes = vec![0; HEADER * WORD];
+        file.read_exact(&mut bytes)
+            .map_err(|_| BoardError::invalid(path, "it is too short"))?;
+        let header =
+            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        alive(&file, path, header.pid)?;
+        let wanted = header.used * layout::slot_words(header.lanes) * WORD;
+        let mut bytes = Vec::with_capacity(wanted);
+        Read::by_ref(&mut file)
+            .take(wanted as u64)
+            .read_to_end(&mut bytes)
+            .map_err(system("read"))?;
+        if bytes.len() < wanted {
+            return Err(BoardError::invalid(path, "it has been cut short"));
+        }
+        let words = Words::new(&bytes);
+        let slot = |number: usize| {
+            let start = number * layout::slot_words(header.lanes);
+            SlotView::read(&words.from(start), header.lanes)
+        };
+        Ok(Self {
+            slots: (0..header.used).map(slot).collect(),
+            header,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn parse(bytes: &[u8]) -> Option<(Header, Vec<SlotView>)> {
+        let words = Words::new(bytes);
+        let header = Header::read(&words).ok()?;
+        let slot = |number| {
+            let words = words.from(layout::slot_start(number, header.lanes));
+            SlotView::read(&words, header.lanes)
+        };
+        let slots = (0..header.used).map(slot).collect();
+        Some((header, slots))
+    }
+}
+
+/// A daemon that is alive holds the lock on its scoreboard.
+fn alive(file: &File, path: &Path, pid: i32) -> Result<(), BoardError> {
+    match holder(file).map_err(BoardError::system("look at", path))? {
+        Some(_) => Ok(()),
+        None => Err(BoardError::Stale {
+            path: path.to_owned(),
+            pid,
+        }),
+    }
+}

@@ -1,0 +1,256 @@
+//! What the end of a process means, and what follows from it.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::Supervisor;
+use super::place::{Phase, Post, State};
+use super::report::doing;
+use super::restart::Life;
+use crate::exit::Exit;
+use crate::queue::Blame;
+use crate::sys::{self, End};
+
+/// What an end means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// It did as it was told, or made way for a fresh one.
+    Drained,
+    /// We killed it.
+    Killed,
+    /// It cannot work with its configuration.
+    Refused,
+    /// Anything else.
+    Died,
+}
+
+fn meaning(phase: Phase, end: End) -> Meaning {
+    match (phase, end) {
+        (_, End::Exited(0)) => Meaning::Drained,
+        // It was asked to end before it could hear.
+        (Phase::Draining { .. }, End::Killed { signal, .. })
+            if signal == Signal::SIGTERM as i32 =>
+        {
+            Meaning::Drained
+        }
+        (Phase::Killed, _) => Meaning::Killed,
+        (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
+        _ => Meaning::Died,
+    }
+}
+
+impl Supervisor {
+    /// A child process has ended.
+    pub(super) fn note_end(&mut self, pid: Pid, end: End) {
+        if self.method.note_end(pid) {
+            return self.note_end_of_forkserver(pid, end);
+        }
+        let at_an_end = self.stop.is_some();
+        let Some(post) = self.place_of(pid).map(|place| place.post) else {
+            // A process of a dead worker's, which came to us as an orphan.
+            return log::debug!("PID {pid} has ended: {end}");
+        };
+        if post == Post::Recovery {
+            return self.note_end_of_recovery(end);
+        }
+        let view = post
+            .slot()
+            .map(|slot| self.board.slot(slot))
+            .unwrap_or_default();
+        let Some(place) = self.places.get_mut(&post) else {
+            return;
+        };
+        let State::Running { since, phase, .. } = place.state else {
+            return;
+        };
+        let name = place.name();
+        let meaning = meaning(phase, end);
+        place.left = match meaning {
+            Meaning::Drained => None,
+            // Whoever killed it has said whom to blame.
+            Meaning::Killed => place.left,
+            Meaning::Refused | Meaning::Died => Some(Blame::All),
+        };
+        let settled = view.worker.as_ref().map_or(0, |worker| worker.settled);
+        let life = Life {
+            lived: since.elapsed(),
+            useful: settled > 0 || (meaning == Meaning::Drained && !at_an_end),
+        };
+        let was_ending = matches!(phase, Phase::Draining { .. });
+        match meaning {
+            Meaning::Drained if at_an_end || was_ending => {
+                place.set(State::Vacant { until: None });
+                log::debug!("{name} has drained");
+            }
+            Meaning::Drained => {
+                place.set(State::Vacant { until: None });
+                log::info!("{name} has drained by itself, restarting");
+            }
+            Meaning::Killed if at_an_end => place.set(State::Vacant { until: None }),
+            Meaning::Killed => {
+                place.deaths += 1;
+                place.set(State::Vacant { until: None });
+                log::info!("{name} was killed, restarting");
+            }
+            Meaning::Refused => {
+                place.set(State::Refused);
+                log::error!(
+                    "{name} cannot work with its configuration (exit code {}); \
+                     it is not started again before the configuration changes",
+                    Exit::Config.code()
+                );
+            }
+            Meaning::Died => {
+                place.deaths += 1;
+                let wait = place.back_off(life);
+                let lived = since.elapsed().as_secs_f64();
+                let doing = doing(&view);
+                if at_an_end {
+                    log::error!("{name} died instead of draining: {end}, {doing}");
+                } else {
+                    let pause = match wait.as_secs_f64() {
+                        0.0 => String::new(),
+                        seconds => format!(" in {seconds:.1} s"),
+                    };
+                    log::error!(
+                        "{name} died unexpectedly, restarting{pause}: {end}, after {lived:.1} s and {settled} vCons, {doing}"
+                    );
+                }
+            }
+        }
+        self.show_post(post);
+        self.note_refusals();
+    }
+
+    /// A refusal of a reload's first new worker ends the reload; one of all workers ends us.
+    fn note_refusals(&mut self) {
+        if self.stop.is_some() {
+            return;
+        }
+        let refused = |post: &Post| {
+            let place = self.places.get(post);
+            place.is_some_and(|place| place.state == State::Refused)
+        };
+        let all = self.workers().all(|place| place.state == State::Refused);
+        if all {
+            log::error!("No worker can work with the configuration");
+            self.stop(false, Exit::Config);
+        } else if self.reloading && refused(&Post::Worker(self.wanted + 1)) {
+            log::error!("The workers are not replaced: the first new one refused to start");
+            self.reloading = false;
+            for place in self.places.values_mut() {
+                place.round = self.round;
+            }
+            self.set_phase(super::DaemonPhase::Running);
+            self.notify.tell(super::Tell::Ready);
+        }
+    }
+
+    fn note_end_of_recovery(&mut self, end: End) {
+        let stopping = self.stop.is_some();
+        let Some(place) = self.places.get_mut(&Post::Recovery) else {
+            return;
+        };
+        if end == End::Exited(0) {
+            let done = std::mem::take(&mut place.load);
+            place.set(State::Vacant { until: None });
+            self.orphaned
+                .retain(|left| !done.iter().any(|done| done.worker == left.worker));
+        } else if stopping {
+            log::warn!("Claims that could not be returned are, at the next start: {end}");
+            place.set(State::Vacant { until: None });
+            self.orphaned.clear();
+        } else {
+            let life = Life {
+                lived: std::time::Duration::ZERO,
+                useful: false,
+            };
+            place.back_off(life);
+        }
+    }
+
+    /// Its children end with it, and come to us to be reaped.
+    fn note_end_of_forkserver(&mut self, pid: Pid, end: End) {
+        if self.stop.is_none() || self.workers().any(|place| !place.is_empty()) {
+            log::error!("The forkserver (PID {pid}) died, and its workers with it: {end}");
+        }
+        let mut unseen = Vec::new();
+        for place in self.places.values_mut() {
+            match place.state {
+                State::Asked { .. } => place.set(State::Vacant { until: None }),
+                State::Running { pid, .. } => {
+                    let seen = sys::kill(pid, Signal::SIGKILL) && sys::ADOPTS_ORPHANS;
+                    if !place.is_ending() {
+                        place.set_phase(Phase::Killed);
+                        place.left = Some(Blame::Nobody);
+                    }
+                    if !seen {
+                        unseen.push(pid);
+                    }
+                }
+                State::Vacant { .. } | State::Refused => {}
+            }
+        }
+        for pid in unseen {
+            self.note_end(pid, End::Unseen);
+        }
+    }
+
+    /// Looks at the scoreboard for workers that have become ready.
+    pub(super) fn note_readiness(&mut self) {
+        let starting: Vec<Post> = self
+            .places
+            .values()
+            .filter(|place| place.phase() == Some(Phase::Starting))
+            .map(|place| place.post)
+            .collect();
+        for post in starting {
+            let Some(slot) = post.slot() else { continue };
+            let ready = self
+                .board
+                .slot(slot)
+                .worker
+                .is_some_and(|worker| worker.state != crate::scoreboard::WorkerState::Starting);
+            if ready && let Some(place) = self.places.get_mut(&post) {
+                place.set_phase(Phase::Ready);
+                let name = place.name();
+                if let State::Running { since, .. } = place.state {
+                    let took = Instant::now().saturating_duration_since(since);
+                    log::debug!("{name} is ready after {:.1} ms", took.as_secs_f64() * 1e3);
+                }
+                self.show_post(post);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_means_what_it_should() {
+        let until = Instant::now();
+        let draining = Phase::Draining { until };
+        let killed = |signal: Signal| End::Killed {
+            signal: signal as i32,
+            core: false,
+        };
+        let (term, kill) = (killed(Signal::SIGTERM), killed(Signal::SIGKILL));
+        for (phase, end, expected) in [
+            (Phase::Ready, End::Exited(0), Meaning::Drained),
+            (draining, End::Exited(0), Meaning::Drained),
+            (draining, term, Meaning::Drained),
+            (draining, kill, Meaning::Died),
+            (Phase::Starting, term, Meaning::Died),
+            (Phase::Killed, kill, Meaning::Killed),
+            (Phase::Starting, End::Exited(78), Meaning::Refused),
+            (Phase::Starting, End::Exited(70), Meaning::Died),
+            (Phase::Ready, killed(Signal::SIGSEGV), Meaning::Died),
+        ] {
+            assert_eq!(meaning(phase, end), expected, "{phase:?} {end:?}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The configuration in force: read by the supervisor alone, handed to everyone.
+//!
+//! A file that does not check never replaces one that did. The text of the one in force is kept
+//! beside the scoreboard, private to this user, for children that are not forked from here and
+//! for workers that are at work already.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::{Config, Source, Stamp};
+use crate::scoreboard::Board;
+
+/// The configuration in force.
+pub(super) struct Followed {
+    file: PathBuf,
+    stamp: Option<Stamp>,
+    /// What new workers forked from here begin with.
+    pub config: Arc<Config>,
+    /// Its number.
+    pub generation: u64,
+}
+
+impl Followed {
+    /// Puts the first configuration in force.
+    pub fn begin(source: Source, file: PathBuf, board: &Board) -> io::Result<Self> {
+        keep(&board.config_path(), &source.text)?;
+        board.set_config(1);
+        Ok(Self {
+            file,
+            stamp: source.stamp,
+            config: Arc::new(source.config),
+            generation: 1,
+        })
+    }
+
+    /// The file it is read from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Reads the file again if it has changed.
+    pub fn look(&mut self, board: &Board) {
+        if Stamp::of(&self.file) != self.stamp {
+            self.read(board);
+        }
+    }
+
+    /// Reads the file again, and answers whether it is in force now.
+    pub fn read(&mut self, board: &Board) -> bool {
+        self.stamp = Stamp::of(&self.file);
+        // No file may bring the supervisor down.
+        let loaded = catch_unwind(AssertUnwindSafe(|| Source::load(&self.file)));
+        let source = match loaded {
+            Ok(Ok(source)) => source,
+            Ok(Err(errors)) => {
+                log::error!("The configuration is not valid, the former one stays:\n{errors}");
+                return false;
+            }
+            Err(_) => {
+                log::error!("The configuration could not be read, the former one stays");
+                return false;
+            }
+        };
+        if let Err(error) = keep(&board.config_path(), &source.text) {
+            log::error!("The configuration could not be passed on, the former one stays: {error}");
+            return false;
+        }
+        self.stamp = source.stamp;
+        self.config = Arc::new(source.config);
+        self.generation += 1;
+        board.set_config(self.generation);
+        let file = self.file.display();
+        log::info!("Configuration {file} was read and is in force");
+        true
+    }
+}
+
+/// Writes the text in the place of the former one, in one step.
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    let draft = path.with_extension("config-draft");
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&draft, path)
+}

@@ -1,0 +1,101 @@
+//! What supervisor and forkserver say to each other: JSON, one message a line.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+
+use crate::child::Assignment;
+use crate::sys::End;
+
+/// A line longer than this is no message of ours.
+const LONGEST: usize = 1 << 20;
+
+/// To the forkserver: start a child.
+pub(super) type Request = Assignment;
+
+/// From the forkserver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The child of this generation has this PID.
+    Started { generation: u64, pid: i32 },
+    /// The child of this generation could not be started.
+    Failed { generation: u64, error: String },
+    /// A child has ended.
+    Ended { pid: i32, end: End },
+}
+
+/// Makes a line of a message.
+pub(super) fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The lines that come in over a socket that does not block.
+#[derive(Default)]
+pub(super) struct Lines {
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// Reads what has come, and answers the whole messages, and whether the other side is still
+    /// there. A line that is no message is left out.
+    pub fn read<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        socket: &mut UnixStream,
+    ) -> (Vec<T>, bool) {
+        let mut bytes = [0; 4096];
+        let alive = loop {
+            match socket.read(&mut bytes) {
+                Ok(0) => break false,
+                Ok(count) => self.pending.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break error.kind() == io::ErrorKind::WouldBlock,
+            }
+            if self.pending.len() > LONGEST {
+                break false;
+            }
+        };
+        let whole = self.pending.iter().rposition(|byte| *byte == b'\n');
+        let lines: Vec<u8> = self.pending.drain(..whole.map_or(0, |at| at + 1)).collect();
+        let messages = lines
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok());
+        (messages.collect(), alive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn messages_come_whole_however_they_were_cut() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        let report = |pid| Report::Ended {
+            pid,
+            end: End::Exited(9),
+        };
+        let bytes = [report(1), report(2)]
+            .map(|report| line(&report).unwrap())
+            .concat();
+        let mut lines = Lines::default();
+        let mut all: Vec<Report> = Vec::new();
+        for part in bytes.chunks(7) {
+            there.write_all(part).unwrap();
+            let (reports, alive) = lines.read(&mut here);
+            all.extend(reports);
+            assert!(alive);
+        }
+        there.write_all(b"rubbish\n").unwrap();
+        drop(there);
+        assert_eq!(lines.read::<Report>(&mut here), (Vec::new(), false));
+        assert_eq!(all, [report(1), report(2)]);
+    }
+}

@@ -1,0 +1,109 @@
+//! The forkserver: a clean process of one thread, which makes copies of itself on request.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, dup2_stdin};
+
+use super::protocol::{Lines, Report, Request, line};
+use super::{Started, fork};
+use crate::child::Assignment;
+use crate::supervisor::signals::Signals;
+use crate::sys;
+
+/// What a terminal or a person sends to all processes; the supervisor alone acts on it.
+const SIGNALS: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// Serves the supervisor, which is at the other end of standard input, until it closes that.
+/// Answers in each new child, what it is to do; and in the forkserver nothing, at the end.
+pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
+    if !sys::die_with_parent(supervisor)? {
+        return Ok(None);
+    }
+    let mut signals = Signals::catch(SIGNALS)?;
+    let mut socket = take_stdin()?;
+    socket.set_nonblocking(true)?;
+    let mut lines = Lines::default();
+    loop {
+        signals.take();
+        while let Some((pid, end)) = sys::reap() {
+            let pid = pid.as_raw();
+            tell(&mut socket, &Report::Ended { pid, end })?;
+        }
+        let (requests, alive): (Vec<Request>, bool) = lines.read(&mut socket);
+        for request in requests {
+            let generation = request.generation;
+            let report = match fork::start() {
+                Ok(Started::There(pid)) => Report::Started {
+                    generation,
+                    pid: pid.as_raw(),
+                },
+                Ok(_) => return Ok(Some(request)),
+                Err(error) => Report::Failed {
+                    generation,
+                    error: error.to_string(),
+                },
+            };
+            tell(&mut socket, &report)?;
+        }
+        if !alive {
+            return Ok(None);
+        }
+        wait(&signals, &socket)?;
+    }
+}
+
+/// The socket, which children shall not find as their standard input.
+fn take_stdin() -> io::Result<UnixStream> {
+    let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
+    let nothing = std::fs::File::open("/dev/null")?;
+    dup2_stdin(&nothing)?;
+    Ok(UnixStream::from(socket))
+}
+
+/// The supervisor reads at once whatever comes; where it does not, it is gone or stopped, and
+/// waiting for it is right.
+fn tell(socket: &mut UnixStream, report: &Report) -> io::Result<()> {
+    let mut rest = &line(report)?[..];
+    while !rest.is_empty() {
+        match socket.write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+                ignore_interrupts(poll(&mut room, PollTimeout::NONE))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait(signals: &Signals, socket: &UnixStream) -> io::Result<()> {
+    let mut sources = [
+        PollFd::new(signals.readable(), PollFlags::POLLIN),
+        PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+    ];
+    ignore_interrupts(poll(&mut sources, PollTimeout::NONE))
+}
+
+fn ignore_interrupts(polled: nix::Result<i32>) -> io::Result<()> {
+    match polled {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,108 @@
+//! Telling systemd how we are (sd_notify(3)).
+//!
+//! A few lines of our own, because the supervisor must never block: a full socket loses the
+//! message, not the time.
+
+use std::env;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use crate::sys;
+
+/// The service manager's socket; without one, nothing is told.
+pub(super) struct Notify {
+    to: Option<(UnixDatagram, Address)>,
+    watchdog: Option<Duration>,
+}
+
+type Address = std::os::unix::net::SocketAddr;
+
+/// What can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tell<'a> {
+    /// Every worker is ready; also after a reload.
+    Ready,
+    /// The start takes longer: so much more time, please.
+    Extend(Duration),
+    /// The configuration is being read again.
+    Reloading,
+    /// The end has begun.
+    Stopping,
+    /// A line for `systemctl status`.
+    Status(&'a str),
+    /// The watchdog may go on sleeping.
+    Alive,
+}
+
+impl Notify {
+    /// Reads `NOTIFY_SOCKET` and the watchdog's variables.
+    pub fn from_env() -> Self {
+        let to = env::var("NOTIFY_SOCKET").ok().and_then(|socket| {
+            let address = address(&socket)?;
+            let from = UnixDatagram::unbound().ok()?;
+            from.set_nonblocking(true).ok()?;
+            Some((from, address))
+        });
+        let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+        let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|_| for_us);
+        Self {
+            to,
+            watchdog: watchdog.map(Duration::from_micros),
+        }
+    }
+
+    /// How often the watchdog wants to hear from us at the latest, halved for safety.
+    pub fn watchdog_beat(&self) -> Option<Duration> {
+        self.watchdog.map(|time| time / 2)
+    }
+
+    /// Tells.
+    pub fn tell(&self, what: Tell<'_>) {
+        if let Some((from, to)) = &self.to
+            && let Err(error) = from.send_to_addr(message(what).as_bytes(), to)
+        {
+            log::debug!("the service manager could not be told {what:?}: {error}");
+        }
+    }
+}
+
+fn message(what: Tell<'_>) -> String {
+    match what {
+        Tell::Ready => "READY=1".to_owned(),
+        Tell::Extend(time) => format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()),
+        Tell::Reloading => {
+            let now = sys::monotonic().as_micros();
+            format!("RELOADING=1\nMONOTONIC_USEC={now}")
+        }
+        Tell::Stopping => "STOPPING=1".to_owned(),
+        Tell::Status(text) => format!("STATUS={text}"),
+        Tell::Alive => "WATCHDOG=1".to_owned(),
+    }
+}
+
+/// A path, or a name in the abstract namespace after `@`.
+fn address(socket: &str) -> Option<Address> {
+    match socket.strip_prefix('@') {
+        None => Address::from_pathname(socket).ok(),
+        #[cfg(target_os = "linux")]
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            Address::from_abstract_name(name).ok()
+        }
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reload_carries_its_time() {
+        let message = message(Tell::Reloading);
+        let time = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        assert!(time.is_some_and(|time| time.parse::<u64>().is_ok()));
+    }
+}

@@ -1,0 +1,224 @@
+//! One child's place: what is known of the process there, and of the ones before it.
+//!
+//! ```text
+//!          start                       ready                drain
+//! vacant ────────► (asked) starting ──────────► ready ─────────────► draining
+//!   ▲ ▲                      │ died               │ died                │ ended
+//!   │ └── after a back-off ──┴────────────────────┘                     │
+//!   ├── at once, where the place is still wanted ───────────────────────┘
+//!   └── refused (exit code 78): only when the configuration has changed
+//! ```
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use super::restart::{Life, Restarts};
+use crate::child::{Leftover, MONITOR_SLOT};
+use crate::queue::Blame;
+use crate::scoreboard::{Place as Shown, PlaceState};
+use crate::sys;
+
+/// Whose place it is. Workers come first, so that they are started first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Post {
+    /// A worker, by its number.
+    Worker(u32),
+    /// The monitor.
+    Monitor,
+    /// The process that returns claims nobody else will.
+    Recovery,
+}
+
+impl Post {
+    /// Its slot on the scoreboard.
+    pub fn slot(self) -> Option<usize> {
+        match self {
+            Self::Worker(number) => usize::try_from(number).ok(),
+            Self::Monitor => Some(MONITOR_SLOT),
+            Self::Recovery => None,
+        }
+    }
+
+    /// The name in the log.
+    pub fn name(self) -> String {
+        match self {
+            Self::Worker(number) => format!("Worker-{number}"),
+            Self::Monitor => "Monitor".to_owned(),
+            Self::Recovery => "Recovery".to_owned(),
+        }
+    }
+
+    /// Its number, where it is a worker's.
+    pub fn worker(self) -> Option<u32> {
+        match self {
+            Self::Worker(number) => Some(number),
+            Self::Monitor | Self::Recovery => None,
+        }
+    }
+}
+
+/// One child's place.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub post: Post,
+    pub state: State,
+    /// Which start the present process is.
+    pub generation: u64,
+    /// Which round of reloads it was started in.
+    pub round: u64,
+    pub starts: u32,
+    pub deaths: u64,
+    pub restarts: Restarts,
+    /// Set when the last process may have left claims behind.
+    pub left: Option<Blame>,
+    /// What a recovery process was given to return.
+    pub load: Vec<Leftover>,
+    since_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// No process; the next is due then, or at once.
+    Vacant { until: Option<Instant> },
+    /// No process, and none will be started before the configuration changes.
+    Refused,
+    /// The forkserver was asked for one.
+    Asked { since: Instant },
+    /// A process runs.
+    Running {
+        pid: Pid,
+        since: Instant,
+        phase: Phase,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Starting,
+    Ready,
+    Draining {
+        until: Instant,
+    },
+    /// SIGKILL was sent.
+    Killed,
+}
+
+impl Place {
+    /// A place with no process yet.
+    pub fn new(post: Post) -> Self {
+        Self {
+            post,
+            state: State::Vacant { until: None },
+            generation: 0,
+            round: 0,
+            starts: 0,
+            deaths: 0,
+            restarts: Restarts::default(),
+            // An earlier daemon may have left some.
+            left: post.worker().map(|_| Blame::All),
+            load: Vec::new(),
+            since_ms: sys::monotonic_ms(),
+        }
+    }
+
+    pub fn pid(&self) -> Option<Pid> {
+        match self.state {
+            State::Running { pid, .. } => Some(pid),
+            State::Vacant { .. } | State::Refused | State::Asked { .. } => None,
+        }
+    }
+
+    pub fn phase(&self) -> Option<Phase> {
+        match self.state {
+            State::Running { phase, .. } => Some(phase),
+            State::Vacant { .. } | State::Refused | State::Asked { .. } => None,
+        }
+    }
+
+    /// Whether there is no process, nor one on its way.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.state, State::Vacant { .. } | State::Refused)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Some(Phase::Ready)
+    }
+
+    /// Whether the process is on its way out.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.phase(), Some(Phase::Draining { .. } | Phase::Killed))
+    }
+
+    /// When a process is to be started, where that is not now.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::Vacant { until } => until,
+            State::Refused | State::Asked { .. } | State::Running { .. } => None,
+        }
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        matches!(self.state, State::Vacant { until } if until.is_none_or(|until| until <= now))
+    }
+
+    pub fn set(&mut self, state: State) {
+        if state != self.state {
+            self.state = state;
+            self.since_ms = sys::monotonic_ms();
+        }
+    }
+
+    /// Goes over to another phase of the process that runs.
+    pub fn set_phase(&mut self, to: Phase) {
+        if let State::Running { pid, since, .. } = self.state {
+            self.set(State::Running {
+                pid,
+                since,
+                phase: to,
+            });
+        }
+    }
+
+    /// After a death: waits before the next start, and answers for how long.
+    pub fn back_off(&mut self, life: Life) -> Duration {
+        let wait = self.restarts.after_death(life, fastrand::f64());
+        let until = (!wait.is_zero()).then(|| Instant::now() + wait);
+        self.set(State::Vacant { until });
+        wait
+    }
+
+    /// `Worker-3 (PID 4711)`
+    pub fn name(&self) -> String {
+        match self.pid() {
+            Some(pid) => format!("{} (PID {pid})", self.post.name()),
+            None => self.post.name(),
+        }
+    }
+
+    /// What the scoreboard shows of it.
+    pub fn shown(&self) -> Shown {
+        let state = match self.state {
+            State::Vacant { .. } => PlaceState::Vacant,
+            State::Refused => PlaceState::Refused,
+            State::Asked { .. } => PlaceState::Starting,
+            State::Running { phase, .. } => match phase {
+                Phase::Starting => PlaceState::Starting,
+                Phase::Ready => PlaceState::Ready,
+                Phase::Draining { .. } | Phase::Killed => PlaceState::Draining,
+            },
+        };
+        let retry = self.due().map_or(0, |due| {
+            let wait = due.saturating_duration_since(Instant::now());
+            sys::monotonic_ms() + u64::try_from(wait.as_millis()).unwrap_or(0)
+        });
+        Shown {
+            generation: self.generation,
+            pid: self.pid().map_or(0, Pid::as_raw),
+            state,
+            since: self.since_ms,
+            deaths: self.deaths,
+            retry,
+        }
+    }
+}

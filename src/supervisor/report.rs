@@ -1,0 +1,181 @@
+//! What the supervisor says about its workers, and its regular look after them.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::health::{Health, judge, next_deadline};
+use super::notify::Tell;
+use super::place::{Phase, Post, State};
+use super::{DaemonPhase, Supervisor};
+use crate::procfs;
+use crate::queue::Blame;
+use crate::scoreboard::{LaneView, SlotView};
+use crate::sys;
+
+/// A forkserver that does not answer within this time is as good as dead.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// Logs a line for each place.
+pub(super) fn log_all(supervisor: &Supervisor) {
+    log::info!("{}", summary(supervisor));
+    for place in supervisor.places.values() {
+        let Some(slot) = place.post.slot() else {
+            continue;
+        };
+        let view = supervisor.board.slot(slot);
+        let state = place.shown().state;
+        let memory = place
+            .pid()
+            .and_then(|pid| procfs::proportional_set_size(pid.as_raw()))
+            .map_or(String::new(), |bytes| {
+                format!(", {:.1} MB", bytes as f64 / f64::from(1 << 20))
+            });
+        let counts = match place.post.worker() {
+            Some(_) => format!(
+                ": {}; done {}, failed {}",
+                doing(&view),
+                view.finished + view.halted,
+                view.failed
+            ),
+            None => String::new(),
+        };
+        let deaths = place.deaths;
+        log::info!("{} {state}{counts}, deaths {deaths}{memory}", place.name());
+    }
+}
+
+/// What a worker has in hand, in words.
+pub(super) fn doing(view: &SlotView) -> String {
+    let lanes = view.worker.as_ref().map_or(&[][..], |worker| &worker.lanes);
+    if lanes.is_empty() {
+        return "idle".to_owned();
+    }
+    let lanes: Vec<String> = lanes.iter().map(in_hand).collect();
+    format!("at work on {}", lanes.join(" and "))
+}
+
+fn in_hand(lane: &LaneView) -> String {
+    let seconds = sys::monotonic_ms().saturating_sub(lane.since) as f64 / 1e3;
+    match lane.vcon {
+        Some(vcon) => format!("{vcon} for {seconds:.1} s"),
+        None => format!("an entry that is no UUID for {seconds:.1} s"),
+    }
+}
+
+/// A line for `systemctl status` and for the log.
+fn summary(supervisor: &Supervisor) -> String {
+    let (mut busy, mut done, mut failed) = (0, 0, 0);
+    for slot in supervisor.workers().filter_map(|place| place.post.slot()) {
+        let view = supervisor.board.slot(slot);
+        busy += view.worker.map_or(0, |worker| worker.lanes.len());
+        done += view.finished + view.halted;
+        failed += view.failed;
+    }
+    let (ready, wanted) = (supervisor.ready_workers(), supervisor.wanted);
+    format!(
+        "{}: {ready} of {wanted} workers ready, {busy} vCons in work, {done} done, {failed} failed",
+        supervisor.phase
+    )
+}
+
+impl Supervisor {
+    /// What is done regularly: the configuration, the health of the children, the watchdog.
+    pub(super) fn look_after(&mut self) {
+        let excused = self.watch.begin();
+        self.board.beat();
+        if self.stop.is_none() {
+            let before = self.followed.generation;
+            self.followed.look(&self.board);
+            if self.followed.generation != before {
+                self.forgive_refusals();
+            }
+        }
+        let all_answer = self.check_health(excused);
+        self.check_forkserver();
+        if all_answer {
+            self.notify.tell(Tell::Alive);
+        }
+        if self.phase == DaemonPhase::Starting {
+            self.notify.tell(Tell::Extend(self.watch.interval() * 4));
+        }
+        let summary = summary(self);
+        self.notify.tell(Tell::Status(&summary));
+    }
+
+    /// Kills what hangs. Answers whether every child that should has shown itself.
+    fn check_health(&mut self, excused: Duration) -> bool {
+        let now = sys::monotonic_ms();
+        let beat = self.watch.beat();
+        let mut sick: Vec<(Post, Health)> = Vec::new();
+        for place in self.places.values() {
+            let (Some(slot), State::Running { since, phase, .. }) =
+                (place.post.slot(), place.state)
+            else {
+                continue;
+            };
+            if phase == Phase::Killed {
+                continue;
+            }
+            let Some(worker) = self.board.slot(slot).worker else {
+                let silent = since.elapsed();
+                if silent > beat * 6 + excused {
+                    sick.push((place.post, Health::Silent(silent)));
+                }
+                continue;
+            };
+            match judge(&worker, now, beat, excused) {
+                Health::Good => {
+                    if let Some(due) = next_deadline(&worker) {
+                        let wait = Duration::from_millis(due.saturating_sub(now) + 1);
+                        self.watch.no_later_than(Instant::now() + wait);
+                    }
+                }
+                health => sick.push((place.post, health)),
+            }
+        }
+        let all_answer = sick.is_empty();
+        for (post, health) in sick {
+            self.put_down(post, &health);
+        }
+        all_answer
+    }
+
+    fn put_down(&mut self, post: Post, health: &Health) {
+        let Some(place) = self.places.get_mut(&post) else {
+            return;
+        };
+        let name = place.name();
+        let blame = match health {
+            Health::Good => return,
+            Health::Silent(time) => {
+                let seconds = time.as_secs_f64();
+                log::error!("{name} has not shown itself for {seconds:.0} s and is killed");
+                Blame::All
+            }
+            Health::Overdue(lane) => {
+                let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
+                log::error!(
+                    "{name} is at work on {}, and its chain allows {limit} s: it is killed",
+                    in_hand(lane)
+                );
+                Blame::Lane(lane.number)
+            }
+        };
+        if let Some(pid) = place.pid() {
+            place.set_phase(Phase::Killed);
+            place.left = Some(blame);
+            sys::kill(pid, Signal::SIGKILL);
+        }
+    }
+
+    fn check_forkserver(&mut self) {
+        let unanswered = self.places.values().any(
+            |place| matches!(place.state, State::Asked { since } if since.elapsed() > ANSWER_TIME),
+        );
+        if let Some(pid) = self.method.forkserver().filter(|_| unanswered) {
+            log::error!("The forkserver (PID {pid}) does not answer and is killed");
+            sys::kill(pid, Signal::SIGKILL);
+        }
+    }
+}

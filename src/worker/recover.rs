@@ -1,0 +1,88 @@
+//! Returning the claims of workers that are gone.
+
+use crate::child::{Child, Leftover};
+use crate::exit::Exit;
+use crate::queue::{Expiry, Queue, Recovered, Seat, Server};
+use crate::settings::Settings;
+
+use super::{Outage, Turn};
+
+/// Returns a predecessor's claims to their lists, and with `sweep_above` those of every worker
+/// with a higher number; waits for Redis if need be. False when the worker is to end before that.
+pub(super) fn recover(
+    queue: &mut Queue,
+    predecessor: Leftover,
+    sweep_above: Option<u32>,
+    settings: &Settings,
+    turn: &Turn<'_>,
+) -> bool {
+    let mut outage = Outage::new("Redis", settings);
+    loop {
+        let recovered = queue
+            .recover_own(predecessor.blame, settings.max_deaths)
+            .and_then(|mut recovered| {
+                if let Some(highest) = sweep_above {
+                    recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
+                }
+                Ok(recovered)
+            });
+        match recovered {
+            Ok(recovered) => {
+                outage.over();
+                recovered.iter().for_each(report);
+                return true;
+            }
+            Err(error) => {
+                if outage.wait(&error, turn).is_err() {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Does a recovery process's whole work: returns the claims of workers that will have no
+/// successor. Tries once; the supervisor decides whether there is time for more.
+pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings) -> Exit {
+    let mut queue = match Server::new(&settings.redis_url) {
+        Ok(server) => Queue::new(
+            server,
+            Seat {
+                instance: settings.instance.clone(),
+                worker: 0,
+                lane: 0,
+            },
+            Expiry::of(settings),
+        ),
+        Err(error) => {
+            log::error!("{} could not start: {error}", child.name);
+            return Exit::Unavailable;
+        }
+    };
+    for left in leftovers {
+        match queue.recover_seat(left.worker, left.blame, settings.max_deaths) {
+            Ok(recovered) => recovered.iter().for_each(report),
+            Err(error) => {
+                log::error!(
+                    "the claims of Worker-{} were not returned, the next start will: {error}",
+                    left.worker
+                );
+                return Exit::Unavailable;
+            }
+        }
+    }
+    Exit::Ok
+}
+
+fn report(claim: &Recovered) {
+    let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
+    let what = match claim.outcome.as_str() {
+        "poison" => "went to the dead letter queue",
+        "returned" => "is back in its list",
+        _ => "could not be read and was set aside in conserver:unreadable",
+    };
+    log::warn!(
+        vcon_id = entry.as_str();
+        "{entry}, left behind by a worker that ended, {what} (list {list}, deaths: {deaths})"
+    );
+}

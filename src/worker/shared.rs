@@ -1,0 +1,73 @@
+//! What all lanes of a worker share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Current, Duty};
+use crate::child::{BusyTitle, Child, Drain, Readiness};
+use crate::config::Config;
+use crate::scoreboard::{Outcome, Slot};
+use crate::settings::Settings;
+
+/// What all lanes of a worker share.
+pub(super) struct Shared {
+    pub settings: Settings,
+    pub current: Current,
+    pub name: String,
+    pub title: BusyTitle,
+    pub slot: Slot,
+    drain: Arc<Drain>,
+    readiness: Readiness,
+    unready: AtomicU32,
+    max_vcons: Option<u64>,
+}
+
+impl Shared {
+    pub fn new(
+        child: Child,
+        duty: Duty,
+        settings: Settings,
+        config: Arc<Config>,
+        slot: Slot,
+    ) -> Self {
+        Self {
+            current: Current::new(config, duty.config_generation, slot.clone()),
+            name: child.name.clone(),
+            readiness: child.readiness(),
+            drain: Arc::clone(&child.drain),
+            title: BusyTitle::new(child.title, duty.predecessor.worker),
+            unready: AtomicU32::new(settings.concurrency),
+            max_vcons: settings.worker_max_vcons.map(spread),
+            settings,
+            slot,
+        }
+    }
+
+    /// One lane more is ready; with the last, the worker is.
+    pub fn note_ready(&self) {
+        if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.readiness.tell();
+        }
+    }
+
+    /// Counts a claim that was let go; the worker is recycled after its share of them.
+    pub fn count(&self, outcome: Outcome) {
+        let settled = self.slot.count(outcome);
+        if self.max_vcons.is_some_and(|most| settled >= most) {
+            self.recycle(&format!("it has done {settled} vCons"));
+        }
+    }
+
+    /// Drains this worker, for the supervisor to put a fresh one in its place.
+    pub fn recycle(&self, why: &str) {
+        if self.drain.begin() {
+            log::info!("{} makes way for a fresh one: {why}", self.name);
+        }
+    }
+}
+
+/// A limit up to a tenth lower, so that the workers do not all reach it together.
+pub(super) fn spread(limit: u64) -> u64 {
+    let least = limit - limit / 10;
+    fastrand::u64(least..=limit).max(1)
+}

@@ -1,0 +1,94 @@
+//! A lane's turn at one vCon, as the scoreboard shows it, with its waits.
+
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::outage::Draining;
+use crate::scoreboard::LaneCell;
+use crate::vcon::VconId;
+
+/// What a lane has in hand. While it waits for a server that is away, no time limit runs; with
+/// the next attempt, the limit starts again.
+pub(super) struct Turn<'a> {
+    drain: &'a Receiver<()>,
+    cell: Option<&'a LaneCell>,
+    work: Option<Work>,
+}
+
+struct Work {
+    id: Option<VconId>,
+    limit: Option<Duration>,
+}
+
+impl<'a> Turn<'a> {
+    /// Nothing in hand.
+    pub fn idle(drain: &'a Receiver<()>, cell: Option<&'a LaneCell>) -> Self {
+        Self {
+            drain,
+            cell,
+            work: None,
+        }
+    }
+
+    /// Works on a vCon from now on.
+    pub fn at(
+        drain: &'a Receiver<()>,
+        cell: &'a LaneCell,
+        id: Option<VconId>,
+        limit: Option<Duration>,
+    ) -> Self {
+        let work = Some(Work { id, limit });
+        let this = Self {
+            drain,
+            cell: Some(cell),
+            work,
+        };
+        this.resume();
+        this
+    }
+
+    /// The channel that is disconnected when the worker drains.
+    pub fn drain(&self) -> &'a Receiver<()> {
+        self.drain
+    }
+
+    /// Waits; ends early when the worker drains.
+    pub fn wait(&self, time: Duration) -> Result<(), Draining> {
+        self.pause();
+        let waited = self.drain.recv_timeout(time);
+        self.resume();
+        match waited {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Draining),
+        }
+    }
+
+    /// Waits, whatever happens.
+    pub fn insist(&self, time: Duration) {
+        self.pause();
+        thread::sleep(time);
+        self.resume();
+    }
+
+    fn pause(&self) {
+        if let (Some(cell), Some(work)) = (self.cell, &self.work) {
+            cell.waiting(work.id.as_ref());
+        }
+    }
+
+    fn resume(&self) {
+        if let (Some(cell), Some(work)) = (self.cell, &self.work) {
+            cell.busy(work.id.as_ref(), work.limit);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let (Some(cell), Some(_)) = (self.cell, &self.work) {
+            cell.idle();
+        }
+    }
+}
