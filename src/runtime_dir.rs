@@ -43,15 +43,22 @@ pub fn make() -> io::Result<PathBuf> {
     }
 }
 
-/// Where the scoreboard of the daemon `instance` may be found.
-pub fn scoreboards(instance: &str) -> Vec<PathBuf> {
+/// Every file that looks like a scoreboard, in each folder where one may be.
+pub fn scoreboards() -> Vec<PathBuf> {
     let folders = given()
         .into_iter()
         .chain(Some(private()).filter(|folder| is_private(folder)))
         .chain([PathBuf::from(SYSTEM)]);
-    folders
-        .map(|folder| folder.join(format!("{instance}.scoreboard")))
-        .collect()
+    let mut found: Vec<PathBuf> = folders
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "scoreboard"))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// The folder the environment names.

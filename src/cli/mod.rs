@@ -4,6 +4,7 @@ mod check;
 mod child;
 mod demo;
 mod run;
+mod status;
 mod submit;
 
 use std::ffi::OsString;
@@ -39,6 +40,11 @@ enum Command {
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong, 69 when a
     /// server cannot be reached.
     Check,
+    /// Show what the daemon on this machine does: its workers, what they work on, their memory
+    ///
+    /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
+    /// 69 when none does.
+    Status(status::Status),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
@@ -82,6 +88,7 @@ pub fn main() -> Exit {
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check) => check::run(&settings),
+        Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),

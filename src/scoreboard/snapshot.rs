@@ -3,15 +3,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::libc;
 use uuid::Uuid;
 
-use super::board::holder;
+use super::board::{config_path, holder};
 use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, WorkerState};
+use crate::sys;
 
 /// The bytes of a scoreboard, as words.
 pub(super) struct Words<'a>(&'a [u8]);
@@ -234,6 +235,10 @@ impl LaneView {
 /// A whole scoreboard as it was at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Where the configuration in force is kept.
+    pub config: PathBuf,
+    /// When it was taken, in monotonic milliseconds.
+    pub taken: u64,
     /// The daemon as a whole.
     pub header: Header,
     /// The slots that may be in use: the monitor, then Worker-1, and so on.
@@ -273,6 +278,8 @@ impl Snapshot {
             SlotView::read(&words.from(start), header.lanes)
         };
         Ok(Self {
+            config: config_path(path),
+            taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
             header,
         })

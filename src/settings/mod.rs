@@ -59,6 +59,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// `CONSERVER_INSTANCE`
     pub instance: String,
+    /// Whether `CONSERVER_INSTANCE` is set.
+    pub instance_is_set: bool,
     /// `CONSERVER_MAX_DEATHS`: with 0 no vCon counts as poison.
     pub max_deaths: u32,
     /// `CONSERVER_WORKER_MAX_VCONS`: a worker is recycled after so many claims.
@@ -193,6 +195,7 @@ impl Settings {
                 0,
                 86_400,
             )),
+            instance_is_set: reader.raw("CONSERVER_INSTANCE").is_some(),
             instance: instance(reader),
             max_deaths: reader.number("CONSERVER_MAX_DEATHS", 3, 0, 1000),
             worker_max_vcons: limit(reader, "CONSERVER_WORKER_MAX_VCONS", MOST_VCONS),

@@ -57,6 +57,8 @@ impl Drop for SharedWords {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
+
     use std::sync::atomic::Ordering;
 
     use super::*;

@@ -125,7 +125,7 @@ impl Demo {
 
         let config = write_config(&folder, &files).map_err(system("write the configuration"))?;
         let start = Instant::now();
-        let mut daemon = Daemon::start(&config, redis.url(), self.workers)
+        let mut daemon = Daemon::start(folder.path(), &config, redis.url(), self.workers)
             .map_err(system("start the daemon"))?;
         let report = follow(&daemon, vcons.len(), start)?;
         let memory = daemon.memory_of_workers();

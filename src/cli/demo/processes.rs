@@ -1,7 +1,6 @@
 //! The two processes of the demonstration, each ended when its value is dropped.
 
 use std::env;
-use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,12 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{DemoError, wait_for};
-use crate::sys;
+use crate::child::MONITOR_SLOT;
+use crate::scoreboard::Snapshot;
+use crate::{procfs, sys};
+
+/// The daemon's name.
+const INSTANCE: &str = "demo";
 
 /// How long a process may take to be there, or to be gone.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -79,10 +83,11 @@ impl Drop for Redis {
 pub(super) struct Daemon {
     process: Child,
     log: Receiver<String>,
+    scoreboard: PathBuf,
 }
 
 impl Daemon {
-    pub fn start(config: &Path, redis: &str, workers: u32) -> io::Result<Self> {
+    pub fn start(folder: &Path, config: &Path, redis: &str, workers: u32) -> io::Result<Self> {
         let mut command = Command::new(env::current_exe()?);
         for (name, _) in env::vars_os() {
             let text = name.to_string_lossy();
@@ -96,6 +101,8 @@ impl Daemon {
             .env("REDIS_URL", redis)
             .env("CONSERVER_CONFIG_FILE", config)
             .env("CONSERVER_WORKERS", workers.to_string())
+            .env("CONSERVER_INSTANCE", INSTANCE)
+            .env("RUNTIME_DIRECTORY", folder.join("run"))
             .env("CONSERVER_LOG_FORMAT", "json")
             .env("LOG_LEVEL", "INFO")
             .stdin(Stdio::null())
@@ -112,7 +119,12 @@ impl Daemon {
                 }
             });
         }
-        Ok(Self { process, log })
+        let scoreboard = folder.join(format!("run/{INSTANCE}.scoreboard"));
+        Ok(Self {
+            process,
+            log,
+            scoreboard,
+        })
     }
 
     /// The lines of its log.
@@ -120,14 +132,14 @@ impl Daemon {
         &self.log
     }
 
-    /// The proportional set size of each worker, in bytes; empty where the system does not tell.
+    /// The memory of each worker, in bytes; empty where the system does not tell.
     pub fn memory_of_workers(&self) -> Vec<u64> {
-        let pid = self.process.id();
-        let children = PathBuf::from(format!("/proc/{pid}/task/{pid}/children"));
-        let children = fs::read_to_string(children).unwrap_or_default();
-        children
-            .split_whitespace()
-            .filter_map(proportional_set_size)
+        let Ok(snapshot) = Snapshot::take(&self.scoreboard) else {
+            return Vec::new();
+        };
+        let workers = snapshot.slots.iter().skip(MONITOR_SLOT + 1);
+        workers
+            .filter_map(|slot| procfs::proportional_set_size(slot.place.as_ref()?.pid?))
             .collect()
     }
 
@@ -159,11 +171,4 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn proportional_set_size(pid: &str) -> Option<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }

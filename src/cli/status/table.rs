@@ -1,0 +1,129 @@
+//! The status for people.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use indexmap::IndexMap;
+
+use super::queues::Queues;
+use super::view::{View, Worker};
+
+/// The status as text.
+pub(super) fn text(view: &View) -> String {
+    let mut text = format!(
+        "{} (PID {}): {}, {} of {} workers ready, start method {}, up {}\n{}",
+        view.instance,
+        view.pid,
+        view.state,
+        view.workers_ready,
+        view.workers_wanted,
+        view.start_method,
+        duration(view.uptime_seconds),
+        workers(view),
+    );
+    if let Some(queues) = &view.queues {
+        text.push('\n');
+        text.push_str(&queue_table(queues));
+    }
+    text
+}
+
+fn workers(view: &View) -> Table {
+    let mut table = new_table(&[
+        "Worker", "PID", "State", "vCon", "Seconds", "Done", "Failed", "Restarts", "Memory",
+    ]);
+    for worker in &view.workers {
+        table.add_row([
+            worker.worker.to_string(),
+            optional(worker.pid),
+            state(worker, view.lanes_per_worker),
+            worker.vcon.clone().unwrap_or_default(),
+            worker.seconds.map_or(String::new(), |s| format!("{s:.1}")),
+            worker.done.to_string(),
+            worker.failed.to_string(),
+            worker.restarts.to_string(),
+            worker.memory_bytes.map_or(String::new(), megabytes),
+        ]);
+    }
+    if let Some(monitor) = &view.monitor {
+        let mut row = vec!["monitor".to_owned(), optional(monitor.pid), monitor.state.clone()];
+        row.resize(8, String::new());
+        row.push(monitor.memory_bytes.map_or(String::new(), megabytes));
+        table.add_row(row);
+    }
+    for column in [0, 1, 4, 5, 6, 7, 8] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn state(worker: &Worker, lanes: usize) -> String {
+    match worker.restart_in_seconds {
+        Some(seconds) => format!("{} in {seconds:.1} s", worker.state),
+        None if lanes > 1 && !worker.lanes.is_empty() => {
+            format!("{} {}/{lanes}", worker.state, worker.lanes.len())
+        }
+        None => worker.state.clone(),
+    }
+}
+
+fn queue_table(queues: &Queues) -> String {
+    if let Some(error) = &queues.error {
+        return format!("The lists are not known: {error}");
+    }
+    let mut table = new_table(&["List", "Kind", "Waiting"]);
+    let mut add = |kind: &str, lists: &IndexMap<String, Option<u64>>| {
+        for (name, length) in lists {
+            let length = length.map_or("not a list".to_owned(), |length| length.to_string());
+            table.add_row([name.clone(), kind.to_owned(), length]);
+        }
+    };
+    add("ingress", &queues.ingress);
+    add("egress", &queues.egress);
+    add("dead letters", &queues.dead_letters);
+    if let Some(column) = table.column_mut(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+fn optional(pid: Option<i32>) -> String {
+    pid.map_or(String::new(), |pid| pid.to_string())
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// `3 d 4 h`, `5 min 6 s`: the two largest units.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
+        (days, hours, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_have_their_two_largest_units() {
+        let shown = [5.9, 65.0, 3661.0, 90_061.0].map(duration);
+        assert_eq!(shown, ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

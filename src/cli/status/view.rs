@@ -1,0 +1,163 @@
+//! The scoreboard in words and numbers, as table and JSON show it.
+
+use serde::Serialize;
+
+use super::queues::Queues;
+use crate::exit::Exit;
+use crate::procfs;
+use crate::scoreboard::{LaneState, LaneView, PlaceState, SlotView, Snapshot};
+use crate::settings::StartMethod;
+
+/// What the daemon does.
+#[derive(Debug, Serialize)]
+pub(super) struct View {
+    pub instance: String,
+    pub pid: i32,
+    pub state: String,
+    pub start_method: String,
+    pub uptime_seconds: f64,
+    pub workers_wanted: u64,
+    pub workers_ready: usize,
+    pub lanes_per_worker: usize,
+    pub workers: Vec<Worker>,
+    pub monitor: Option<Monitor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Queues>,
+}
+
+/// One worker's place.
+#[derive(Debug, Serialize)]
+pub(super) struct Worker {
+    pub worker: usize,
+    pub pid: Option<i32>,
+    pub state: String,
+    /// The vCon that is longest in work.
+    pub vcon: Option<String>,
+    /// How long, in seconds.
+    pub seconds: Option<f64>,
+    pub lanes: Vec<Lane>,
+    pub done: u64,
+    pub halted: u64,
+    pub failed: u64,
+    pub returned: u64,
+    pub restarts: u64,
+    pub restart_in_seconds: Option<f64>,
+    pub memory_bytes: Option<u64>,
+}
+
+/// A lane that holds a vCon.
+#[derive(Debug, Serialize)]
+pub(super) struct Lane {
+    pub lane: u32,
+    pub state: String,
+    pub vcon: Option<String>,
+    pub seconds: f64,
+    pub limit_seconds: Option<f64>,
+}
+
+/// The monitor.
+#[derive(Debug, Serialize)]
+pub(super) struct Monitor {
+    pub pid: Option<i32>,
+    pub state: String,
+    pub memory_bytes: Option<u64>,
+}
+
+impl View {
+    pub fn new(snapshot: &Snapshot, queues: Option<Queues>) -> Self {
+        let header = &snapshot.header;
+        let workers = snapshot.slots.iter().enumerate().skip(1);
+        let is_ready = |slot: &SlotView| {
+            let place = slot.place.as_ref();
+            place.is_some_and(|place| place.state == PlaceState::Ready)
+        };
+        Self {
+            instance: header.instance.clone(),
+            pid: header.pid,
+            state: header.phase.map_or("unknown", |phase| phase.as_str()).to_owned(),
+            start_method: StartMethod::from_number(header.method)
+                .map_or("unknown", StartMethod::as_str)
+                .to_owned(),
+            uptime_seconds: seconds(snapshot.taken, header.started),
+            workers_wanted: header.wanted,
+            workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
+            lanes_per_worker: header.lanes,
+            workers: workers
+                .filter_map(|(number, slot)| Worker::new(number, slot, snapshot.taken))
+                .collect(),
+            monitor: snapshot.slots.first().and_then(Monitor::new),
+            queues,
+        }
+    }
+
+    /// What the exit code says: that the queues that were asked for are known.
+    pub fn exit(&self) -> Exit {
+        match &self.queues {
+            Some(Queues { error: Some(_), .. }) => Exit::Unavailable,
+            _ => Exit::Ok,
+        }
+    }
+}
+
+impl Worker {
+    fn new(number: usize, slot: &SlotView, now: u64) -> Option<Self> {
+        let place = slot.place.as_ref()?;
+        let lanes = slot.worker.as_ref().map_or(&[][..], |worker| &worker.lanes);
+        let longest = lanes.iter().min_by_key(|lane| lane.since);
+        Some(Self {
+            worker: number,
+            pid: place.pid,
+            state: state(place.state, lanes),
+            vcon: longest.and_then(|lane| lane.vcon).map(|vcon| vcon.to_string()),
+            seconds: longest.map(|lane| seconds(now, lane.since)),
+            lanes: lanes.iter().map(|lane| Lane::new(lane, now)).collect(),
+            done: slot.finished + slot.halted,
+            halted: slot.halted,
+            failed: slot.failed,
+            returned: slot.returned,
+            restarts: place.deaths,
+            restart_in_seconds: place.retry.map(|retry| seconds(retry, now)),
+            memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+        })
+    }
+}
+
+/// A ready worker is idle, busy, or waiting for a server.
+fn state(place: PlaceState, lanes: &[LaneView]) -> String {
+    let waits = |lane: &LaneView| lane.state == LaneState::Waiting;
+    match place {
+        PlaceState::Ready if lanes.is_empty() => "idle",
+        PlaceState::Ready if lanes.iter().all(waits) => "waiting",
+        PlaceState::Ready => "busy",
+        other => other.as_str(),
+    }
+    .to_owned()
+}
+
+impl Lane {
+    fn new(lane: &LaneView, now: u64) -> Self {
+        Self {
+            lane: lane.number,
+            state: lane.state.to_string(),
+            vcon: lane.vcon.map(|vcon| vcon.to_string()),
+            seconds: seconds(now, lane.since),
+            limit_seconds: lane.limit.map(|limit| seconds(limit, 0)),
+        }
+    }
+}
+
+impl Monitor {
+    fn new(slot: &SlotView) -> Option<Self> {
+        let place = slot.place.as_ref()?;
+        Some(Self {
+            pid: place.pid,
+            state: place.state.to_string(),
+            memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+        })
+    }
+}
+
+/// From milliseconds to seconds; what lies in the future has no length.
+fn seconds(now: u64, then: u64) -> f64 {
+    now.saturating_sub(then) as f64 / 1e3
+}
