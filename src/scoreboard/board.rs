@@ -23,6 +23,8 @@ pub struct Board {
     id: BoardId,
     lanes: usize,
     prepared: BTreeSet<usize>,
+    /// What the header holds.
+    header: [u64; HEADER],
     owner: u32,
 }
 
@@ -83,6 +85,7 @@ impl Board {
             id,
             lanes,
             prepared: BTreeSet::new(),
+            header: [0; HEADER],
             owner: std::process::id(),
         };
         this.write_header(instance, method)
@@ -109,6 +112,8 @@ impl Board {
         }
         self.write(0, &words)?;
         // Last: before it, the file is no scoreboard.
+        words[header::MAGIC] = layout::MAGIC;
+        self.header = words;
         self.write(header::MAGIC, &[layout::MAGIC])
     }
 
@@ -124,23 +129,42 @@ impl Board {
     }
 
     /// Shows what the daemon does.
-    pub fn set_phase(&self, phase: Phase) {
+    pub fn set_phase(&mut self, phase: Phase) {
         self.show(header::PHASE, phase as u64);
     }
 
     /// Shows how many workers there are to be.
-    pub fn set_wanted(&self, workers: u32) {
+    pub fn set_wanted(&mut self, workers: u32) {
         self.show(header::WANTED, u64::from(workers));
     }
 
     /// Tells the workers to read the accepted configuration, of which this is the number.
-    pub fn set_config(&self, generation: u64) {
+    pub fn set_config(&mut self, generation: u64) {
         self.show(header::CONFIG, generation);
     }
 
     /// Shows that the supervisor is alive.
-    pub fn beat(&self) {
+    pub fn beat(&mut self) {
         self.show(header::BEAT, sys::monotonic_ms());
+    }
+
+    /// Puts a file right that someone has cut short: workers that wrote to what is missing would
+    /// be killed, and new ones refuse it.
+    pub fn mend(&mut self) -> Result<(), BoardError> {
+        let system = |what| BoardError::system(what, &self.id.path);
+        let length = (layout::total_words(self.lanes) * WORD) as u64;
+        if self.file.metadata().map_err(system("look at"))?.len() >= length {
+            return Ok(());
+        }
+        log::error!("the scoreboard was cut short by someone, and is put right");
+        self.file
+            .set_len(length)
+            .and_then(|()| self.write(0, &self.header))
+            .map_err(system("put right"))?;
+        for number in std::mem::take(&mut self.prepared) {
+            self.prepare(number)?;
+        }
+        Ok(())
     }
 
     /// Makes sure that a slot's part of the file takes up room: a worker that wrote to its map
@@ -150,6 +174,7 @@ impl Board {
             let zeros = vec![0; layout::slot_words(self.lanes)];
             let start = layout::slot_start(number, self.lanes);
             let used = self.prepared.last().map_or(0, |last| *last as u64 + 1);
+            self.header[header::USED] = used;
             let written = self
                 .write(start, &zeros)
                 .and_then(|()| self.write(header::USED, &[used]));
@@ -189,7 +214,8 @@ impl Board {
         SlotView::read(&Words::new(&bytes), self.lanes)
     }
 
-    fn show(&self, word: usize, value: u64) {
+    fn show(&mut self, word: usize, value: u64) {
+        self.header[word] = value;
         if let Err(error) = self.write(word, &[value]) {
             log::error!("could not write the scoreboard: {error}");
         }

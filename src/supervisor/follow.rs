@@ -18,6 +18,7 @@ use crate::scoreboard::Board;
 pub(super) struct Followed {
     file: PathBuf,
     stamp: Option<Stamp>,
+    text: String,
     /// What new workers forked from here begin with.
     pub config: Arc<Config>,
     /// Its number.
@@ -26,12 +27,13 @@ pub(super) struct Followed {
 
 impl Followed {
     /// Puts the first configuration in force.
-    pub fn begin(source: Source, file: PathBuf, board: &Board) -> io::Result<Self> {
+    pub fn begin(source: Source, file: PathBuf, board: &mut Board) -> io::Result<Self> {
         keep(&board.config_path(), &source.text)?;
         board.set_config(1);
         Ok(Self {
             file,
             stamp: source.stamp,
+            text: source.text,
             config: Arc::new(source.config),
             generation: 1,
         })
@@ -42,15 +44,22 @@ impl Followed {
         &self.file
     }
 
-    /// Reads the file again if it has changed.
-    pub fn look(&mut self, board: &Board) {
+    /// Reads the file again if it has changed. The kept text is replaced where someone, like a
+    /// service that clears temporary folders, has removed it.
+    pub fn look(&mut self, board: &mut Board) {
+        let kept = board.config_path();
+        if !kept.exists()
+            && let Err(error) = keep(&kept, &self.text)
+        {
+            log::error!("The configuration could not be passed on: {error}");
+        }
         if Stamp::of(&self.file) != self.stamp {
             self.read(board);
         }
     }
 
     /// Reads the file again, and answers whether it is in force now.
-    pub fn read(&mut self, board: &Board) -> bool {
+    pub fn read(&mut self, board: &mut Board) -> bool {
         self.stamp = Stamp::of(&self.file);
         // No file may bring the supervisor down.
         let loaded = catch_unwind(AssertUnwindSafe(|| Source::load(&self.file)));
@@ -70,6 +79,7 @@ impl Followed {
             return false;
         }
         self.stamp = source.stamp;
+        self.text = source.text;
         self.config = Arc::new(source.config);
         self.generation += 1;
         board.set_config(self.generation);

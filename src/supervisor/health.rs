@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::watch::Standstills;
 use crate::scoreboard::{LaneState, LaneView, WorkerView};
 
 /// How long a chain's `timeout` may be exceeded: the time limits of links and storages, which end
@@ -22,19 +23,30 @@ pub(super) enum Health {
     Overdue(LaneView),
 }
 
-/// Judges a worker at `now`, in monotonic milliseconds. `excused` is time, since it last had the
-/// chance to act, in which the whole daemon stood still.
-pub(super) fn judge(worker: &WorkerView, now: u64, beat: Duration, excused: Duration) -> Health {
-    let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
+/// Judges a worker at `now`, in monotonic milliseconds.
+pub(super) fn judge(
+    worker: &WorkerView,
+    now: u64,
+    beat: Duration,
+    standstills: &Standstills,
+) -> Health {
+    let since = |then: u64| {
+        Duration::from_millis(now.saturating_sub(then)).saturating_sub(standstills.since(then))
+    };
     let silent = since(worker.beat);
-    if silent > beat * BEATS_LEFT_OUT + excused {
+    if is_silent(silent, beat) {
         return Health::Silent(silent);
     }
     let overdue = worker
         .lanes
         .iter()
-        .find(|lane| deadline(lane).is_some_and(|deadline| since(lane.since) > deadline + excused));
+        .find(|lane| deadline(lane).is_some_and(|deadline| since(lane.since) > deadline));
     overdue.map_or(Health::Good, |lane| Health::Overdue(lane.clone()))
+}
+
+/// Whether a worker that has not shown itself for so long is taken for one that hangs.
+pub(super) fn is_silent(silent: Duration, beat: Duration) -> bool {
+    silent > beat * BEATS_LEFT_OUT
 }
 
 /// When the next lane will be overdue, in monotonic milliseconds.
@@ -58,7 +70,10 @@ mod tests {
     use crate::scoreboard::WorkerState;
 
     const BEAT: Duration = Duration::from_secs(5);
-    const NO_EXCUSE: Duration = Duration::ZERO;
+
+    fn judge_at(worker: &WorkerView, now: u64) -> Health {
+        judge(worker, now, BEAT, &Standstills::default())
+    }
 
     fn worker(beat: u64, lanes: &[(LaneState, u64, Option<u64>)]) -> WorkerView {
         let lane =
@@ -83,7 +98,7 @@ mod tests {
             (LaneState::Busy, 1_000, None),
             (LaneState::Busy, 10_000, Some(2_000)),
         ];
-        let overdue = |now| judge(&worker(now, &lanes), now, BEAT, NO_EXCUSE);
+        let overdue = |now| judge_at(&worker(now, &lanes), now);
         assert_eq!(overdue(17_000), Health::Good);
         assert!(matches!(overdue(17_001), Health::Overdue(lane) if lane.number == 2));
         assert_eq!(next_deadline(&worker(0, &lanes)), Some(17_000));
@@ -93,30 +108,28 @@ mod tests {
     fn a_lane_that_waits_for_a_server_is_never_overdue() {
         let lanes = [(LaneState::Waiting, 0, Some(1_000))];
         let now = 1_000_000;
-        assert_eq!(
-            judge(&worker(now, &lanes), now, BEAT, NO_EXCUSE),
-            Health::Good
-        );
+        assert_eq!(judge_at(&worker(now, &lanes), now), Health::Good);
         assert_eq!(next_deadline(&worker(now, &lanes)), None);
     }
 
     #[test]
     fn a_worker_that_leaves_out_its_beats_is_silent() {
-        let health = |now| judge(&worker(1_000, &[]), now, BEAT, NO_EXCUSE);
+        let health = |now| judge_at(&worker(1_000, &[]), now);
         assert_eq!(health(31_000), Health::Good);
         assert_eq!(
             health(31_001),
             Health::Silent(Duration::from_millis(30_001))
         );
-        let ahead = judge(&worker(5_000, &[]), 1_000, BEAT, NO_EXCUSE);
+        let ahead = judge_at(&worker(5_000, &[]), 1_000);
         assert_eq!(ahead, Health::Good);
     }
 
     #[test]
     fn time_in_which_the_machine_stood_still_does_not_count() {
         let lanes = [(LaneState::Busy, 0, Some(1_000))];
-        let asleep = Duration::from_secs(3600);
+        let mut asleep = Standstills::default();
         let now = 3_600_000;
-        assert_eq!(judge(&worker(0, &lanes), now, BEAT, asleep), Health::Good);
+        asleep.note(now, Duration::from_millis(now));
+        assert_eq!(judge(&worker(0, &lanes), now, BEAT, &asleep), Health::Good);
     }
 }

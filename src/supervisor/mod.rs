@@ -108,9 +108,9 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
     let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
     let lanes = settings.concurrency as usize;
     let method = settings.start_method;
-    let board = Board::create(&folder, &settings.instance, lanes, method.number())?;
+    let mut board = Board::create(&folder, &settings.instance, lanes, method.number())?;
     let file = settings.config_file.clone();
-    let followed = Followed::begin(source, file, &board).map_err(SupervisorError::Config)?;
+    let followed = Followed::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
     let notify = Notify::from_env();
     let beat = settings.beat();
     let supervisor = Supervisor {
@@ -257,7 +257,7 @@ impl Supervisor {
             return;
         }
         self.notify.tell(Tell::Reloading);
-        if self.followed.read(&self.board) {
+        if self.followed.read(&mut self.board) {
             self.round += 1;
             self.reloading = true;
             self.set_phase(DaemonPhase::Reloading);

@@ -150,6 +150,11 @@ impl Place {
         matches!(self.phase(), Some(Phase::Draining { .. } | Phase::Killed))
     }
 
+    /// Since when it is as it is, in monotonic milliseconds.
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
     /// When a process is to be started, where that is not now.
     pub fn due(&self) -> Option<Instant> {
         match self.state {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::health::{Health, judge, next_deadline};
+use super::health::{Health, is_silent, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
 use super::{DaemonPhase, Supervisor};
@@ -82,16 +82,19 @@ fn summary(supervisor: &Supervisor) -> String {
 impl Supervisor {
     /// What is done regularly: the configuration, the health of the children, the watchdog.
     pub(super) fn look_after(&mut self) {
-        let excused = self.watch.begin();
+        self.watch.begin();
+        if let Err(error) = self.board.mend() {
+            log::error!("{error}");
+        }
         self.board.beat();
         if self.stop.is_none() {
             let before = self.followed.generation;
-            self.followed.look(&self.board);
+            self.followed.look(&mut self.board);
             if self.followed.generation != before {
                 self.forgive_refusals();
             }
         }
-        let all_answer = self.check_health(excused);
+        let all_answer = self.check_health();
         self.check_forkserver();
         if all_answer {
             self.notify.tell(Tell::Alive);
@@ -104,7 +107,7 @@ impl Supervisor {
     }
 
     /// Kills what hangs. Answers whether every child that should has shown itself.
-    fn check_health(&mut self, excused: Duration) -> bool {
+    fn check_health(&mut self) -> bool {
         let now = sys::monotonic_ms();
         let beat = self.watch.beat();
         let mut sick: Vec<(Post, Health)> = Vec::new();
@@ -118,13 +121,14 @@ impl Supervisor {
                 continue;
             }
             let Some(worker) = self.board.slot(slot).worker else {
-                let silent = since.elapsed();
-                if silent > beat * 6 + excused {
+                let excused = self.watch.standstills().since(place.since_ms());
+                let silent = since.elapsed().saturating_sub(excused);
+                if is_silent(silent, beat) {
                     sick.push((place.post, Health::Silent(silent)));
                 }
                 continue;
             };
-            match judge(&worker, now, beat, excused) {
+            match judge(&worker, now, beat, self.watch.standstills()) {
                 Health::Good => {
                     if let Some(due) = next_deadline(&worker) {
                         let wait = Duration::from_millis(due.saturating_sub(now) + 1);

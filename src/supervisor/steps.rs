@@ -154,6 +154,7 @@ impl Supervisor {
                     log::error!("{name} has not ended in time and is killed");
                 }
                 place.set_phase(Phase::Killed);
+                place.left = place.left.map(|_| Blame::Nobody);
                 sys::kill(pid, Signal::SIGKILL);
             }
         }

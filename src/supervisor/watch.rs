@@ -1,26 +1,49 @@
-//! The supervisor's own clock: when to look after everything, and how long it stood still.
+//! The supervisor's own clock: when to look after everything, and when it stood still itself.
 
 use std::time::{Duration, Instant};
+
+use crate::sys;
+
+/// How many standstills are remembered.
+const REMEMBERED: usize = 16;
 
 /// The supervisor's own clock.
 pub(super) struct Watch {
     every: Duration,
     beat: Duration,
-    last: Instant,
     due: Instant,
-    excused: Duration,
+    standstills: Standstills,
+}
+
+/// Times in which the supervisor did not run, and so, it must be assumed, nobody of its group
+/// did: stopped by a debugger, by a frozen control group, by a machine without a breath.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Standstills(Vec<(u64, Duration)>);
+
+impl Standstills {
+    /// How much of the time since `then`, in monotonic milliseconds, nobody is to be blamed for.
+    pub fn since(&self, then: u64) -> Duration {
+        let later = self.0.iter().filter(|(at, _)| *at >= then);
+        later.map(|(_, length)| *length).sum()
+    }
+
+    /// Notes one that has just ended.
+    pub fn note(&mut self, now: u64, length: Duration) {
+        if self.0.len() == REMEMBERED {
+            self.0.remove(0);
+        }
+        self.0.push((now, length));
+    }
 }
 
 impl Watch {
     /// Looks once in `every`; children are expected to show themselves once in `beat`.
     pub fn every(every: Duration, beat: Duration) -> Self {
-        let now = Instant::now();
         Self {
             every,
             beat,
-            last: now,
-            due: now + every,
-            excused: Duration::ZERO,
+            due: Instant::now() + every,
+            standstills: Standstills::default(),
         }
     }
 
@@ -32,20 +55,14 @@ impl Watch {
         self.due <= Instant::now()
     }
 
-    /// Begins a look, and answers for how much time children are not to be blamed: a supervisor
-    /// that was itself stopped, with its machine or its group of processes, must not kill
-    /// healthy workers for it. They have until the next look to show themselves.
-    pub fn begin(&mut self) -> Duration {
+    /// Begins a look. One that comes much too late was held up together with everyone else.
+    pub fn begin(&mut self) {
         let now = Instant::now();
         let late = now.saturating_duration_since(self.due);
-        self.excused = if late > self.beat {
-            now.saturating_duration_since(self.last)
-        } else {
-            Duration::ZERO
-        };
-        self.last = now;
+        if late > self.beat {
+            self.standstills.note(sys::monotonic_ms(), late);
+        }
         self.due = now + self.every;
-        self.excused
     }
 
     /// Looks earlier than usual, where something is due then.
@@ -60,6 +77,10 @@ impl Watch {
     pub fn interval(&self) -> Duration {
         self.every
     }
+
+    pub fn standstills(&self) -> &Standstills {
+        &self.standstills
+    }
 }
 
 #[cfg(test)]
@@ -67,12 +88,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_in_time_excuses_nobody_and_a_late_one_everybody() {
+    fn only_a_look_that_comes_late_notes_a_standstill() {
         let (every, beat) = (Duration::from_millis(20), Duration::from_millis(20));
         let mut watch = Watch::every(every, beat);
-        assert_eq!(watch.begin(), Duration::ZERO);
+        watch.begin();
+        assert_eq!(watch.standstills().since(0), Duration::ZERO);
         std::thread::sleep(every + beat + Duration::from_millis(20));
         assert!(watch.is_due());
-        assert!(watch.begin() >= every + beat);
+        watch.begin();
+        assert!(watch.standstills().since(0) >= beat);
+    }
+
+    #[test]
+    fn standstills_count_for_what_began_before_them() {
+        let mut standstills = Standstills::default();
+        standstills.note(1_000, Duration::from_secs(1));
+        standstills.note(5_000, Duration::from_secs(2));
+        let since = |then| standstills.since(then).as_secs();
+        assert_eq!([since(500), since(2_000), since(5_001)], [3, 2, 0]);
+        for at in 0..100 {
+            standstills.note(10_000 + at, Duration::from_secs(1));
+        }
+        assert_eq!(standstills.since(0).as_secs(), REMEMBERED as u64);
     }
 }

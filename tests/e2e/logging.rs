@@ -109,7 +109,8 @@ fn the_journal_gets_lines_without_the_time() {
         let mut conserver = Conserver::with(&redis).config(&chain(&[], &[]));
         if journal {
             // The daemon's standard error will be this file again, emptied.
-            let file = std::fs::File::create(conserver.folder().join("stderr")).expect("a file");
+            let file =
+                std::fs::File::create(conserver.folder().join("daemon.stderr")).expect("a file");
             let file = file.metadata().expect("a file");
             let stream = format!("{}:{}", file.dev(), file.ino());
             conserver = conserver.env("JOURNAL_STREAM", stream);

@@ -17,6 +17,7 @@ mod documents;
 mod harness;
 mod logging;
 mod outages;
+mod process_model;
 mod processing;
 mod restart;
 mod routing;

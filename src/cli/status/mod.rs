@@ -108,7 +108,9 @@ fn not_found(settings: &Settings, alive: &[Snapshot], faults: &[BoardError]) -> 
             .map(|snapshot| snapshot.header.instance.as_str())
             .collect();
         let names = names.join(", ");
-        lines.push(format!("there is {names}: set CONSERVER_INSTANCE to one of them"));
+        lines.push(format!(
+            "there is {names}: set CONSERVER_INSTANCE to one of them"
+        ));
     }
     lines.join("\n")
 }

@@ -30,7 +30,8 @@ pub(super) struct Queues {
 impl Queues {
     /// Asks for the lists of the configuration in force.
     pub fn ask(snapshot: &Snapshot, settings: &Settings) -> Self {
-        let loaded = Config::load(&snapshot.config).or_else(|_| Config::load(&settings.config_file));
+        let loaded =
+            Config::load(&snapshot.config).or_else(|_| Config::load(&settings.config_file));
         match loaded {
             Ok(config) => Self::of(&config, settings).unwrap_or_else(Self::unknown),
             Err(errors) => Self::unknown(errors.to_string()),

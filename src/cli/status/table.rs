@@ -45,7 +45,11 @@ fn workers(view: &View) -> Table {
         ]);
     }
     if let Some(monitor) = &view.monitor {
-        let mut row = vec!["monitor".to_owned(), optional(monitor.pid), monitor.state.clone()];
+        let mut row = vec![
+            "monitor".to_owned(),
+            optional(monitor.pid),
+            monitor.state.clone(),
+        ];
         row.resize(8, String::new());
         row.push(monitor.memory_bytes.map_or(String::new(), megabytes));
         table.add_row(row);

@@ -74,7 +74,10 @@ impl View {
         Self {
             instance: header.instance.clone(),
             pid: header.pid,
-            state: header.phase.map_or("unknown", |phase| phase.as_str()).to_owned(),
+            state: header
+                .phase
+                .map_or("unknown", |phase| phase.as_str())
+                .to_owned(),
             start_method: StartMethod::from_number(header.method)
                 .map_or("unknown", StartMethod::as_str)
                 .to_owned(),
@@ -107,8 +110,10 @@ impl Worker {
         Some(Self {
             worker: number,
             pid: place.pid,
-            state: state(place.state, lanes),
-            vcon: longest.and_then(|lane| lane.vcon).map(|vcon| vcon.to_string()),
+            state: state(place.state, lanes, now),
+            vcon: longest
+                .and_then(|lane| lane.vcon)
+                .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: lanes.iter().map(|lane| Lane::new(lane, now)).collect(),
             done: slot.finished + slot.halted,
@@ -122,11 +127,16 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, busy, or waiting for a server.
-fn state(place: PlaceState, lanes: &[LaneView]) -> String {
+/// A ready worker is idle, busy, waiting for a server, or beyond the time its chain allows.
+fn state(place: PlaceState, lanes: &[LaneView], now: u64) -> String {
+    let overdue = |lane: &LaneView| {
+        let limit = lane.limit.unwrap_or(u64::MAX);
+        lane.state == LaneState::Busy && now.saturating_sub(lane.since) > limit
+    };
     let waits = |lane: &LaneView| lane.state == LaneState::Waiting;
     match place {
         PlaceState::Ready if lanes.is_empty() => "idle",
+        PlaceState::Ready if lanes.iter().any(overdue) => "overdue",
         PlaceState::Ready if lanes.iter().all(waits) => "waiting",
         PlaceState::Ready => "busy",
         other => other.as_str(),

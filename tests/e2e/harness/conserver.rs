@@ -21,6 +21,7 @@ pub struct Conserver {
     pub(super) folder: TempDir,
     pub(super) workers: usize,
     environment: BTreeMap<String, OsString>,
+    program: PathBuf,
 }
 
 /// A command that has ended.
@@ -48,17 +49,19 @@ impl Conserver {
     /// With the default Redis, which is taken to be away.
     pub fn without_redis() -> Self {
         let folder = private_folder();
-        let runtime = folder.path().join("run");
-        fs::create_dir(&runtime).expect("a folder");
         let conserver = Self {
             folder,
             workers: 1,
             environment: BTreeMap::new(),
+            program: env!("CARGO_BIN_EXE_conserver").into(),
         };
+        let runtime = conserver.runtime_folder();
+        fs::create_dir(&runtime).expect("a folder");
         let temporary = conserver.folder.path().to_owned();
         conserver
             .env("RUNTIME_DIRECTORY", runtime)
             .env("TMPDIR", temporary)
+            .env("CONSERVER_INSTANCE", "here")
     }
 
     /// With this `config.yml`: JSON is YAML.
@@ -100,6 +103,22 @@ impl Conserver {
         self.env("CONSERVER_VCON_CONCURRENCY", lanes.to_string())
     }
 
+    /// How its workers are started.
+    pub fn method(self, method: &str) -> Self {
+        self.env("CONSERVER_START_METHOD", method)
+    }
+
+    /// Another file of the program than the one that was built.
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// The folder of its scoreboard.
+    pub fn runtime_folder(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
     /// The private folder it runs in, which is also its folder for temporary files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -118,7 +137,10 @@ impl Conserver {
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
         let start = Instant::now();
-        let mut child = self.command(arguments).spawn().expect("the program");
+        let mut child = self
+            .command(arguments, "command")
+            .spawn()
+            .expect("the program");
         let mut status = None;
         wait_until(
             &format!("conserver {arguments:?} ends"),
@@ -137,8 +159,8 @@ impl Conserver {
         };
         Finished {
             code: status.and_then(|status| status.code()).unwrap_or(-1),
-            stdout: read("stdout"),
-            stderr: read("stderr"),
+            stdout: read("command.stdout"),
+            stderr: read("command.stderr"),
             took: start.elapsed(),
         }
     }
@@ -150,10 +172,14 @@ impl Conserver {
         self.run(arguments)
     }
 
-    pub(super) fn command(&self, arguments: &[&str]) -> Command {
-        let file = |name: &str| fs::File::create(self.folder.path().join(name)).expect("a file");
+    /// The command, with its output in files of this name in the private folder.
+    pub(super) fn command(&self, arguments: &[&str], output: &str) -> Command {
+        let file = |kind: &str| {
+            let path = self.folder.path().join(format!("{output}.{kind}"));
+            fs::File::create(path).expect("a file")
+        };
         let input = fs::File::open(self.folder.path().join("stdin"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_conserver"));
+        let mut command = Command::new(&self.program);
         let inherited = INHERITED
             .iter()
             .filter_map(|name| Some((name, std::env::var_os(name)?)));

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Conserver, PATIENCE, is_alive, tail, wait_until};
+use super::{Conserver, PATIENCE, children_of, is_alive, tail, wait_until};
 
 /// A running daemon; the end of the test is its end.
 pub struct Daemon {
@@ -19,7 +19,10 @@ pub struct Daemon {
 
 impl Daemon {
     pub(super) fn launch(conserver: Conserver) -> Self {
-        let child = conserver.command(&["run"]).spawn().expect("the program");
+        let child = conserver
+            .command(&["run"], "daemon")
+            .spawn()
+            .expect("the program");
         Self { conserver, child }
     }
 
@@ -37,13 +40,13 @@ impl Daemon {
 
     /// Everything logged so far.
     pub fn log(&self) -> String {
-        let bytes = fs::read(self.conserver.folder().join("stderr")).unwrap_or_default();
+        let bytes = fs::read(self.conserver.folder().join("daemon.stderr")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Everything written so far, to standard output too.
     pub fn output(&self) -> String {
-        let bytes = fs::read(self.conserver.folder().join("stdout")).unwrap_or_default();
+        let bytes = fs::read(self.conserver.folder().join("daemon.stdout")).unwrap_or_default();
         self.log() + &String::from_utf8_lossy(&bytes)
     }
 
@@ -75,6 +78,51 @@ impl Daemon {
             Some((number.parse().ok()?, pid.parse().ok()?))
         };
         log.lines().filter_map(parse).collect()
+    }
+
+    /// What `conserver status --json` says; nothing where it says that no daemon runs.
+    pub fn status(&self) -> Option<Value> {
+        let finished = self.conserver.run(&["status", "--json"]);
+        (finished.code == 0).then(|| {
+            serde_json::from_str(&finished.stdout)
+                .unwrap_or_else(|error| panic!("{error}: {}", finished.output()))
+        })
+    }
+
+    /// Waits until it is at work with so many workers, all of them ready, and none besides.
+    pub fn wait_for_workers(&self, count: usize) -> BTreeMap<usize, i32> {
+        let mut pids = BTreeMap::new();
+        let what = format!("{count} workers are ready, and none besides");
+        wait_until(&what, PATIENCE, || {
+            let status = self.status().unwrap_or_default();
+            let workers = status["workers"].as_array().cloned().unwrap_or_default();
+            let pid = |worker: &Value| {
+                let number = usize::try_from(worker["worker"].as_u64()?).ok()?;
+                Some((number, i32::try_from(worker["pid"].as_i64()?).ok()?))
+            };
+            pids = workers.iter().filter_map(pid).collect();
+            status["state"] == "running"
+                && status["workers_ready"] == count
+                && status["workers_wanted"] == count
+                && workers.len() == count
+        });
+        pids
+    }
+
+    /// All processes of the daemon: the supervisor and what descends from it.
+    pub fn family(&self) -> Vec<i32> {
+        let mut family = vec![self.pid()];
+        let mut next = 0;
+        while let Some(parent) = family.get(next) {
+            family.extend(children_of(*parent));
+            next += 1;
+        }
+        family
+    }
+
+    /// The program with the same settings, for other commands.
+    pub fn conserver(&self) -> &Conserver {
+        &self.conserver
     }
 
     /// Replaces its configuration file.
@@ -115,7 +163,7 @@ impl Drop for Daemon {
         let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log = self.conserver.folder().join("stderr");
+            let log = self.conserver.folder().join("daemon.stderr");
             eprintln!("The daemon's log ends in:\n{}", tail(&log));
         }
     }

@@ -32,7 +32,9 @@ pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
 pub use files::Files;
 pub use ledger::Ledger;
-pub use processes::{is_alive, processes_mentioning, zombies_of};
+pub use processes::{
+    children_of, descriptors_of, is_alive, processes_mentioning, title_of, zombies_of,
+};
 pub use s3::S3;
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;

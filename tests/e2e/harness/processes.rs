@@ -37,3 +37,32 @@ pub fn processes_mentioning(text: &str) -> Vec<i32> {
     };
     pids().into_iter().filter(mentions).collect()
 }
+
+/// The children of a process.
+pub fn children_of(parent: i32) -> Vec<i32> {
+    let is_child = |pid: &i32| stat(*pid).is_some_and(|(_, of)| of == parent);
+    pids().into_iter().filter(is_child).collect()
+}
+
+/// What the descriptors of a process above standard error stand for, as in `socket:[4711]`.
+pub fn descriptors_of(pid: i32) -> Vec<String> {
+    let folder = format!("/proc/{pid}/fd");
+    let entries = Path::new(&folder)
+        .read_dir()
+        .into_iter()
+        .flatten()
+        .flatten();
+    let above_error = |name: &str| name.parse().is_ok_and(|number: i32| number > 2);
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(above_error))
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The title of a process, as `ps` shows it.
+pub fn title_of(pid: i32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    line.trim_end().to_owned()
+}
