@@ -128,11 +128,14 @@ fn survives_many_kills(method: &str) {
         .start();
     daemon.wait_for_workers(count);
     let descriptors = descriptors_of(daemon.pid()).len();
-    let samples = fresh(kills * 20);
+    let batch = 40;
+    let samples = fresh(kills * batch);
     let ledger = Ledger::of(&redis, &samples);
-    submit(&redis, "default", &samples);
     let mut random = fastrand::Rng::with_seed(4711);
-    for kill_number in 0..kills {
+    for (round, batch_of_round) in samples.chunks(batch).enumerate() {
+        submit(&redis, "default", batch_of_round);
+        // Under load all the time, and with time for most workers to do something.
+        ledger.wait_for((round * batch).saturating_sub(batch / 2));
         let workers = daemon.workers();
         let number = random.usize(1..=count);
         let victim = workers[&number];
@@ -140,8 +143,6 @@ fn survives_many_kills(method: &str) {
         wait_until("the worker is replaced", PATIENCE, || {
             daemon.workers()[&number] != victim
         });
-        // Under load all the time: as many done as killed, so that not all is over too soon.
-        ledger.wait_for((kill_number * 15).min(samples.len()));
     }
     ledger.settles();
     assert_eq!(files.paths().len(), samples.len());
