@@ -57,8 +57,11 @@ impl Notify {
         self.watchdog.map(|time| time / 2)
     }
 
-    /// Tells.
+    /// Tells; the watchdog only where there is one.
     pub fn tell(&self, what: Tell<'_>) {
+        if what == Tell::Alive && self.watchdog.is_none() {
+            return;
+        }
         if let Some((from, to)) = &self.to
             && let Err(error) = from.send_to_addr(message(what).as_bytes(), to)
         {

@@ -2,7 +2,8 @@
 //!
 //! `tests/run.sh` installs what these tests need and runs them. One area alone:
 //! `cargo test --test e2e outages`. Larger runs: `CONSERVER_TEST_COUNT` vCons for those of
-//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3). Other vCons
+//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3),
+//! `CONSERVER_TEST_KILLS` of workers for each start method (40). Other vCons
 //! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -23,4 +24,6 @@ mod restart;
 mod routing;
 mod stop;
 mod submit;
+mod supervision;
+mod systemd;
 mod webhooks;

@@ -134,6 +134,16 @@ impl Conserver {
         Daemon::launch(self)
     }
 
+    /// Another daemon with the same settings, in the same folder.
+    pub fn launch_again(&self) -> Daemon {
+        Daemon::launch(Self {
+            folder: private_folder(),
+            workers: self.workers,
+            environment: self.environment.clone(),
+            program: self.program.clone(),
+        })
+    }
+
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
         let start = Instant::now();

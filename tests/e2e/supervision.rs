@@ -1,0 +1,422 @@
+//! What the supervisor does besides starting workers: reloads, limits, signals, health.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, submit, wait_until,
+};
+
+/// A link that never comes back: its server takes the connection and says nothing.
+fn stuck() -> (TcpListener, (&'static str, Value)) {
+    let hole = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", hole.local_addr().expect("an address"));
+    let options = json!({"webhook-urls": [url], "timeout": 600});
+    let link = json!({"module": "links.webhook", "options": options});
+    (hole, ("stuck", link))
+}
+
+fn ready(daemon: &Daemon) -> u64 {
+    let status = daemon.status().unwrap_or_default();
+    status["workers_ready"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn a_reload_never_leaves_fewer_workers_than_wanted_and_loses_nothing() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.05)], &[]))
+        .workers(3)
+        .start();
+    daemon.wait_for_workers(3);
+    let samples = fresh(150);
+    let ledger = Ledger::of(&redis, &samples);
+    submit(&redis, "default", &samples);
+    for round in 1..=3 {
+        let seconds = 0.05 - 0.01 * f64::from(round);
+        daemon.reconfigure(&chain(&[delay(seconds)], &[]));
+        daemon.signal(Signal::SIGHUP);
+        let replaced = || {
+            let ready = ready(&daemon);
+            assert!(ready >= 3, "only {ready} workers are ready");
+            daemon.count_in_log("All workers are replaced") == round as usize
+        };
+        wait_until("the workers are replaced", PATIENCE, replaced);
+    }
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 0);
+    daemon.wait_for_workers(3);
+    ledger.settles();
+    daemon.stop();
+}
+
+#[test]
+fn a_reload_of_a_bad_configuration_changes_nothing() {
+    let redis = Redis::plain();
+    let config = chain(&[], &[]);
+    let daemon = Conserver::with(&redis).config(&config).workers(2).start();
+    let before = daemon.wait_for_workers(2);
+    daemon.reconfigure(&json!({"chains": {"main": {"links": ["nothing"]}}}));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log(
+        "The configuration is not valid, the former one stays",
+        PATIENCE,
+    );
+    assert_eq!(daemon.wait_for_workers(2), before);
+    let samples = fresh(10);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+
+    // A worker that is started now works with the former one too.
+    kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+    wait_until("the worker is replaced", PATIENCE, || {
+        daemon.workers()[&1] != before[&1]
+    });
+    daemon.wait_for_workers(2);
+    redis.ask::<i64>(&["DEL", "done"]);
+    let samples = fresh(10);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_started_after_the_file_has_changed_works_with_the_new_one() {
+    for method in ["fork", "spawn", "forkserver"] {
+        let redis = Redis::plain();
+        let daemon = Conserver::with(&redis)
+            .config(&chain(&[], &[]))
+            .method(method)
+            .env("TICK_INTERVAL", "100")
+            .start();
+        let before = daemon.wait_for_workers(1);
+        let mut config = chain(&[], &[]);
+        config["chains"]["main"]["egress_lists"] = json!(["elsewhere"]);
+        daemon.reconfigure(&config);
+        daemon.wait_for_log("was read and is in force", PATIENCE);
+        kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+        wait_until("the worker is replaced", PATIENCE, || {
+            daemon.workers()[&1] != before[&1]
+        });
+        let samples = fresh(5);
+        submit(&redis, "default", &samples);
+        wait_until("all are done", PATIENCE, || redis.length("elsewhere") == 5);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_worker_that_refuses_its_configuration_is_told_of_once() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method("spawn")
+        .workers(2)
+        .start();
+    let before = daemon.wait_for_workers(2);
+    let accepted = daemon.conserver().runtime_folder().join("here.config");
+    fs::write(&accepted, "chains: [").expect("a file");
+    kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+    daemon.wait_for_log(
+        "cannot work with its configuration (exit code 78)",
+        PATIENCE,
+    );
+    let status = daemon.status().unwrap_or_default();
+    assert_eq!(status["workers"][0]["state"], "refused");
+    let samples = fresh(10);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("cannot work with its configuration"), 1);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("All workers are replaced", PATIENCE);
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
+
+#[test]
+fn when_every_worker_refuses_its_configuration_the_daemon_ends_with_78() {
+    let redis = Redis::plain();
+    let mut daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method("spawn")
+        .start();
+    let before = daemon.wait_for_workers(1);
+    let accepted = daemon.conserver().runtime_folder().join("here.config");
+    fs::write(&accepted, "chains: [").expect("a file");
+    kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+    assert_eq!(daemon.wait_exit(PATIENCE), 78);
+    assert!(
+        daemon
+            .log()
+            .contains("No worker can work with the configuration")
+    );
+}
+
+#[test]
+fn a_vcon_beyond_its_chains_time_takes_its_worker_along_and_alone_has_the_blame() {
+    let redis = Redis::plain();
+    let (_hole, stuck) = stuck();
+    let mut config = chain(&[stuck], &[]);
+    config["chains"]["main"]["timeout"] = json!(1);
+    // A chain without a limit, in the same worker.
+    config["links"]["slowly"] = json!({"module": "links.delay", "options": {"seconds": 600}});
+    config["chains"]["patient"] = json!({"links": ["slowly"], "ingress_lists": ["patient"]});
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .lanes(2)
+        .env("CONSERVER_MAX_DEATHS", "1")
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let (patient, hasty) = (fresh(1), fresh(1));
+    submit(&redis, "patient", &patient);
+    wait_until("one is in hand", PATIENCE, || redis.length("patient") == 0);
+    submit(&redis, "default", &hasty);
+    daemon.wait_for_log("its chain allows 1 s: it is killed", PATIENCE);
+    wait_until("it is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &hasty[0].id]);
+    assert!(reason.contains("died"), "{reason}");
+    assert_eq!(redis.length("DLQ:patient"), 0);
+    let back = || redis.keys("conserver:claims:*").len() == 1;
+    wait_until("the other is in work again", PATIENCE, back);
+}
+
+#[test]
+fn time_spent_waiting_for_a_server_that_is_away_is_not_the_vcons() {
+    let redis = Redis::plain();
+    let mut config = chain(
+        &[],
+        &[(
+            "pg",
+            json!({
+                "module": "storage.postgres",
+                "options": {"host": "127.0.0.1", "port": 1, "user": "u", "password": "p", "database": "d"},
+            }),
+        )],
+    );
+    config["chains"]["main"]["timeout"] = json!(1);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    let status = || daemon.status().unwrap_or_default()["workers"][0]["state"].clone();
+    wait_until("the worker is seen to wait", PATIENCE, || {
+        status() == "waiting"
+    });
+    // Longer than limit and grace together: that nothing happens is what is tested.
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(daemon.count_in_log("killed"), 0);
+    assert_eq!(redis.length("DLQ:default"), 0);
+}
+
+#[test]
+fn workers_are_recycled_after_their_share_of_vcons() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .workers(2)
+        .env("CONSERVER_WORKER_MAX_VCONS", "20")
+        .start();
+    let samples = fresh(300);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    let recycled = daemon.count_in_log("makes way for a fresh one: it has done");
+    assert!((14..=18).contains(&recycled), "{recycled} times");
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 0);
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
+
+#[test]
+fn workers_are_recycled_when_they_have_grown_too_large() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_WORKER_MAX_RSS_MB", "1")
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let recycled = || daemon.count_in_log("MB of memory") >= 3;
+    wait_until("the worker was recycled", PATIENCE, recycled);
+    let samples = fresh(50);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 0);
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_that_hangs_is_killed_and_replaced() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .workers(2)
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let before = daemon.wait_for_workers(2);
+    kill(Pid::from_raw(before[&2]), Signal::SIGSTOP).expect("the worker runs");
+    daemon.wait_for_log("has not shown itself", PATIENCE);
+    wait_until("it is gone", PATIENCE, || !is_alive(before[&2]));
+    let after = daemon.wait_for_workers(2);
+    assert_eq!(after[&1], before[&1]);
+    daemon.stop();
+}
+
+#[test]
+fn a_daemon_that_was_stopped_as_a_whole_does_not_kill_its_workers_for_it() {
+    let redis = Redis::plain();
+    let mut config = chain(&[delay(8.0)], &[]);
+    config["chains"]["main"]["timeout"] = json!(4);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .workers(2)
+        .env("TICK_INTERVAL", "200")
+        .start();
+    let before = daemon.wait_for_workers(2);
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    wait_until("it is in hand", PATIENCE, || redis.length("default") == 0);
+    let group = Pid::from_raw(daemon.pid());
+    killpg(group, Signal::SIGSTOP).expect("the daemon runs");
+    // The length of the standstill is what is tested: beyond every limit.
+    thread::sleep(Duration::from_secs(4));
+    killpg(group, Signal::SIGCONT).expect("the daemon runs");
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.wait_for_workers(2), before);
+    daemon.stop();
+}
+
+#[test]
+fn a_signal_logs_what_every_worker_does() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(600.0)], &[]))
+        .workers(2)
+        .start();
+    let workers = daemon.wait_for_workers(2);
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    wait_until("it is in hand", PATIENCE, || redis.length("default") == 0);
+    daemon.signal(Signal::SIGUSR1);
+    daemon.wait_for_log("2 of 2 workers ready, 1 vCons in work", PATIENCE);
+    for (number, pid) in workers {
+        daemon.wait_for_log(&format!("Worker-{number} (PID {pid}) ready"), PATIENCE);
+    }
+    daemon.wait_for_log(&format!("at work on {}", samples[0].id), PATIENCE);
+}
+
+#[test]
+fn a_second_daemon_of_the_same_name_does_not_start() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    let second = daemon.conserver().run(&["run"]);
+    assert_eq!(second.code, 69, "{}", second.output());
+    let expected = format!("is running already (PID {})", daemon.pid());
+    assert!(second.stderr.contains(&expected), "{}", second.output());
+    assert_eq!(daemon.wait_for_workers(1), daemon.workers());
+    daemon.stop();
+}
+
+#[test]
+fn a_daemon_takes_over_at_once_after_one_that_was_killed() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    daemon.signal(Signal::SIGKILL);
+    wait_until("it is gone", PATIENCE, || daemon.status().is_none());
+    let left = daemon.conserver().run(&["status"]);
+    assert_eq!(left.code, 69);
+    assert!(
+        left.stderr.contains("was left behind by PID"),
+        "{}",
+        left.output()
+    );
+    let start = Instant::now();
+    let again = daemon.conserver().launch_again();
+    again.wait_for_log("All 1 workers ready", PATIENCE);
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn a_scoreboard_that_is_cut_short_is_put_right() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .workers(2)
+        .env("TICK_INTERVAL", "100")
+        .start();
+    daemon.wait_for_workers(2);
+    let board = daemon.conserver().runtime_folder().join("here.scoreboard");
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(board)
+        .expect("a file");
+    file.set_len(100).expect("a file");
+    daemon.wait_for_log("the scoreboard was cut short", PATIENCE);
+    daemon.wait_for_workers(2);
+    let samples = fresh(50);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+/// The program as spawned workers see it: it aborts before its first line.
+fn crashing_library(folder: &std::path::Path) -> std::path::PathBuf {
+    let (source, library) = (folder.join("crash.c"), folder.join("crash.so"));
+    let code = r#"
+        #include <fcntl.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <unistd.h>
+        __attribute__((constructor)) static void crash(void) {
+            char line[256] = "";
+            int file = open("/proc/self/cmdline", O_RDONLY);
+            long count = read(file, line, sizeof line - 1);
+            if (count > 10 && strcmp(line + strlen(line) + 1, "child") == 0) abort();
+        }"#;
+    fs::write(&source, code).expect("a file");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(compiled.expect("a C compiler").success());
+    library
+}
+
+#[test]
+fn workers_that_always_crash_are_slowed_down_and_can_be_stopped() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method("spawn")
+        .workers(4);
+    let library = crashing_library(conserver.folder());
+    let mut daemon = conserver.env("LD_PRELOAD", library).launch();
+    daemon.wait_for_log("restarting in 1.", PATIENCE);
+    let log = daemon.log();
+    assert!(log.contains("killed by SIGABRT"), "{log}");
+    let deaths = daemon.count_in_log("died unexpectedly");
+    // Four workers and the monitor, five or six deaths each until the wait is above a second.
+    assert!(deaths <= 5 * 7, "{deaths} deaths");
+    assert!(log.lines().count() <= 3 * 5 * 7, "{log}");
+    let start = Instant::now();
+    daemon.terminate();
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+}

@@ -1,0 +1,132 @@
+//! What the service manager is told, over a socket of the test's own.
+
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::harness::{Conserver, Daemon, PATIENCE, Redis, chain};
+
+/// The service manager's end.
+struct Manager {
+    socket: UnixDatagram,
+    told: Vec<String>,
+}
+
+impl Manager {
+    /// Listens, and has the daemon talk to it.
+    fn of(conserver: Conserver) -> (Self, Conserver) {
+        let path = conserver.folder().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        let short = Duration::from_millis(20);
+        socket.set_read_timeout(Some(short)).expect("a socket");
+        let told = Vec::new();
+        (Self { socket, told }, conserver.env("NOTIFY_SOCKET", path))
+    }
+
+    /// Takes in what has come.
+    fn listen(&mut self) {
+        let mut bytes = [0; 4096];
+        while let Ok(count) = self.socket.recv(&mut bytes) {
+            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            self.told.push(text);
+        }
+    }
+
+    fn wait_for(&mut self, what: &str) {
+        let start = Instant::now();
+        while !self.told.iter().any(|told| told.starts_with(what)) {
+            assert!(start.elapsed() < PATIENCE, "not {what}: {:?}", self.told);
+            self.listen();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.listen();
+        self.told.clear();
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.told.iter().any(|told| told.starts_with(what))
+    }
+}
+
+fn launch(conserver: Conserver) -> Daemon {
+    conserver.workers(2).env("TICK_INTERVAL", "100").launch()
+}
+
+#[test]
+fn the_manager_hears_of_start_reload_and_stop() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let (mut manager, conserver) = Manager::of(conserver);
+    let mut daemon = launch(conserver);
+    manager.wait_for("READY=1");
+    assert!(daemon.log().contains("All 2 workers ready"));
+    manager.wait_for("STATUS=running: 2 of 2 workers ready, 0 vCons in work");
+    assert!(!manager.has("WATCHDOG"), "{:?}", manager.told);
+
+    manager.forget();
+    daemon.signal(Signal::SIGHUP);
+    manager.wait_for("RELOADING=1\nMONOTONIC_USEC=");
+    manager.wait_for("READY=1");
+    assert_eq!(daemon.count_in_log("All workers are replaced"), 1);
+
+    manager.forget();
+    daemon.reconfigure(&json!({"chains": 1}));
+    daemon.signal(Signal::SIGHUP);
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
+    assert_eq!(daemon.count_in_log("All workers are replaced"), 1);
+
+    manager.forget();
+    daemon.terminate();
+    manager.wait_for("STOPPING=1");
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+}
+
+#[test]
+fn ready_is_told_only_when_redis_is_there() {
+    let redis = Redis::new();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let (mut manager, conserver) = Manager::of(conserver);
+    let daemon = launch(conserver);
+    daemon.wait_for_log("Redis is away", PATIENCE);
+    manager.wait_for("EXTEND_TIMEOUT_USEC=");
+    manager.wait_for("STATUS=starting: 0 of 2 workers ready");
+    assert!(!manager.has("READY=1"), "{:?}", manager.told);
+    redis.start();
+    manager.wait_for("READY=1");
+    daemon.stop();
+}
+
+#[test]
+fn the_watchdog_is_fed_only_while_all_workers_answer() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let (mut manager, conserver) = Manager::of(conserver);
+    let daemon = launch(conserver.env("WATCHDOG_USEC", "400000"));
+    manager.wait_for("READY=1");
+    manager.wait_for("WATCHDOG=1");
+    let workers = daemon.wait_for_workers(2);
+
+    // The supervisor stopped: silence.
+    daemon.signal(Signal::SIGSTOP);
+    manager.forget();
+    thread::sleep(Duration::from_millis(600));
+    manager.listen();
+    assert!(!manager.has("WATCHDOG"), "{:?}", manager.told);
+    daemon.signal(Signal::SIGCONT);
+    manager.wait_for("WATCHDOG=1");
+
+    // A worker that hangs is replaced, and all is well again.
+    kill(Pid::from_raw(workers[&1]), Signal::SIGSTOP).expect("the worker runs");
+    daemon.wait_for_log("has not shown itself", PATIENCE);
+    manager.forget();
+    manager.wait_for("WATCHDOG=1");
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
