@@ -260,7 +260,7 @@ fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
                 _ => system("open")(error),
             })?;
         check_owner(&file, path)?;
-        match fcntl(&file, FcntlArg::F_SETLK(&whole(libc::F_WRLCK))) {
+        match fcntl(&file, FcntlArg::F_SETLK(&exclusive())) {
             Ok(_) => {}
             Err(Errno::EACCES | Errno::EAGAIN) => {
                 let Some(pid) = holder(&file).map_err(system("look at"))? else {
@@ -309,14 +309,16 @@ fn foreign(path: &Path, what: &'static str) -> BoardError {
 
 /// The process that holds the lock.
 pub(super) fn holder(file: &File) -> io::Result<Option<i32>> {
-    let mut lock = whole(libc::F_WRLCK);
+    let mut lock = exclusive();
     fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
     Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid))
 }
 
-fn whole(kind: libc::c_int) -> libc::flock {
+/// A lock on the whole file.
+fn exclusive() -> libc::flock {
     libc::flock {
-        l_type: kind as libc::c_short,
+        // Its type is another one on each system.
+        l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,

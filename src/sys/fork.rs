@@ -1,6 +1,5 @@
 //! `fork`, made sound by being refused to a process with more than one thread.
 
-use std::fs;
 use std::io;
 
 use nix::unistd::{ForkResult, Pid};
@@ -39,7 +38,7 @@ pub fn fork() -> io::Result<Fork> {
 
 #[cfg(target_os = "linux")]
 pub(super) fn threads() -> io::Result<usize> {
-    Ok(fs::read_dir("/proc/self/task")?.count())
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
 /// Other systems do not tell cheaply; the daemon's structure is the same, and asserted on Linux.

@@ -31,7 +31,9 @@ const SIGNALS: &[Signal] = &[
 /// Serves the supervisor, which is at the other end of standard input, until it closes that.
 /// Answers in each new child, what it is to do; and in the forkserver nothing, at the end.
 pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
-    if !sys::die_with_parent(supervisor)? {
+    // Elsewhere that would take a thread, and a fork needs a process of one: the end of the
+    // socket has to do.
+    if cfg!(target_os = "linux") && !sys::die_with_parent(supervisor)? {
         return Ok(None);
     }
     let mut signals = Signals::catch(SIGNALS)?;
