@@ -40,13 +40,19 @@ impl Drain {
 }
 
 /// Has SIGTERM and SIGINT begin the drain, from now on.
+///
+/// One thread takes all signals. The others hold them back: a read from a socket that has a time
+/// limit is not taken up again after a signal, and would look like a fault of its server.
 pub(super) fn on_signals(drain: &Arc<Drain>) -> io::Result<()> {
+    sys::hold_signals()?.keep();
     let mut signals = Signals::new([SIGTERM, SIGINT].iter().chain(&NOT_FOR_US))?;
-    sys::release_signals()?;
     let drain = Arc::clone(drain);
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            if let Err(error) = sys::release_signals() {
+                log::error!("signals cannot be heard: {error}");
+            }
             for signal in signals.forever() {
                 if !NOT_FOR_US.contains(&signal) {
                     drain.begin();

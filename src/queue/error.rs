@@ -1,5 +1,9 @@
 //! What can go wrong between us and Redis.
 
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
 /// Why a step on the queue was not done. Each of them may pass: the step is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
@@ -23,6 +27,20 @@ pub enum QueueError {
 }
 
 impl QueueError {
+    /// Whether nothing is wrong with Redis: this process was stopped and went on, which ends a
+    /// read that has a time limit (signal(7)).
+    pub fn is_interruption(&self) -> bool {
+        let Self::Command(error) = self else {
+            return false;
+        };
+        // The client library keeps the system's error in a shared box.
+        error
+            .source()
+            .and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>())
+            .and_then(|shared| shared.downcast_ref::<io::Error>())
+            .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    }
+
     /// Whether the connection can still be used after this error.
     ///
     /// Only an error the server itself answered leaves the stream in step.
@@ -37,5 +55,18 @@ impl QueueError {
             }
             Self::Unreachable { .. } | Self::Answer(_) | Self::Closed => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_read_is_told_from_a_fault_of_redis() {
+        let command =
+            |kind: io::ErrorKind| QueueError::from(redis::RedisError::from(io::Error::from(kind)));
+        assert!(command(io::ErrorKind::Interrupted).is_interruption());
+        assert!(!command(io::ErrorKind::ConnectionReset).is_interruption());
     }
 }

@@ -19,7 +19,7 @@ pub fn hold_signals() -> io::Result<HeldSignals> {
     })
 }
 
-/// Lets all signals through again, in a process that was started with them held back.
+/// Lets all signals through to this thread again.
 pub fn release_signals() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }

@@ -52,6 +52,7 @@ fn watch(shared: &Shared, idles: &Receiver<()>, rings: &Sender<()>) {
     while idles.recv().is_ok() {
         match wait(&mut bell, shared) {
             Ok(()) => outage.over(),
+            Err(error) if error.is_interruption() => bell = None,
             Err(error) => {
                 bell = None;
                 outage.insist(&error, &turn);

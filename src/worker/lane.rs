@@ -86,6 +86,7 @@ impl Lane {
                         None => self.rest(),
                     }
                 }
+                Err(error) if error.is_interruption() => {}
                 // What the server may have claimed for us is handed over by the next request.
                 Err(error) => {
                     let turn = Turn::idle(&self.drain, Some(&self.cell));

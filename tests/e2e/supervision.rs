@@ -292,6 +292,7 @@ fn a_daemon_that_was_stopped_as_a_whole_does_not_kill_its_workers_for_it() {
     killpg(group, Signal::SIGCONT).expect("the daemon runs");
     Ledger::of(&redis, &samples).settles();
     assert_eq!(daemon.wait_for_workers(2), before);
+    assert_eq!(daemon.count_in_log("is away"), 0, "{}", daemon.log());
     daemon.stop();
 }
 
