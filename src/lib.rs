@@ -8,7 +8,8 @@
 //! ```text
 //! conserver (supervisor: one thread, no Redis, no storage)
 //!   ├─ worker 1 ── lane 1 … lane M   claim ─► load ─► links ─► storages ─► finish
-//!   └─ worker N ── lane 1 … lane M
+//!   ├─ worker N ── lane 1 … lane M
+//!   └─ monitor                       heartbeat
 //! ```
 //!
 //! The modules, in the order in which data flows; arrows point downwards only:
@@ -16,13 +17,16 @@
 //! - [`cli`]: one file for each command; [`exit`]: how a command ends; [`logging`].
 //! - [`settings`]: environment -> `Settings`, every variable in one table.
 //! - [`config`]: `config.yml` -> `Config`, checked against the known links and storages.
-//! - [`supervisor`]: starts, watches, replaces and drains the workers.
-//! - [`worker`]: lanes, and the way of a vCon from claim to finish.
+//! - [`supervisor`]: starts, watches, replaces and drains the workers and the monitor.
+//! - [`child`]: what each of those is told, and does first.
+//! - [`scoreboard`]: what all processes show each other, in a file in the [`runtime_dir`].
+//! - [`worker`]: lanes, and the way of a vCon from claim to finish; [`monitor`].
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
 //!   know nothing of the queue, and share [`failure`], [`http`] and [`webhooks`].
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags.
-//! - [`secret`]: text that is never shown; [`sys`]: the only unsafe code.
+//! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
+//!   [`sys`]: the only unsafe code.
 //!
 //! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
 //! ingress list, a claims hash, a dead letter queue, or finished.
