@@ -3,6 +3,7 @@
 //! Knows nothing of vCons. Messages name a URL without its user, password and query.
 
 use std::fmt;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, Error};
 
 use crate::failure::Failure;
+
+/// How long connecting to one address may take when a server is only to be reached.
+const REACH: Duration = Duration::from_secs(5);
 
 /// An `http` or `https` URL with a host. Shown without its user, password and query.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,6 +80,33 @@ pub fn agent(timeout: Duration) -> Agent {
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build()
         .new_agent()
+}
+
+/// Answers whether a connection to the URL's host can be made, within a few seconds. Nothing is
+/// sent: what a server makes of a request that it does not expect says little of those it does.
+/// Behind a proxy nothing can be known without a request.
+pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
+    if agent.config().proxy().is_some() {
+        return Ok(());
+    }
+    let failed = |error| Failure::transient(format!("could not connect to {url}: {error}"));
+    let host = url.0.host().unwrap_or_default();
+    // The resolver takes the address of an IPv6 host without its brackets.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let default = if url.0.scheme() == Some(&Scheme::HTTPS) {
+        443
+    } else {
+        80
+    };
+    let port = url.0.port_u16().unwrap_or(default);
+    let mut fault = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for address in (host, port).to_socket_addrs().map_err(failed)? {
+        match TcpStream::connect_timeout(&address, REACH) {
+            Ok(_) => return Ok(()),
+            Err(error) => fault = error,
+        }
+    }
+    Err(failed(fault))
 }
 
 /// Posts JSON, and answers with the response if its status is 2xx. A `Content-Type` among the
@@ -255,6 +286,18 @@ pub(crate) mod tests {
             .local_addr()
             .unwrap();
         let failure = post_to(&format!("http://{address}/p"), LONG).unwrap_err();
+        assert!(failure.is_transient());
+        assert!(failure.message.contains("refused"), "{failure}");
+    }
+
+    #[test]
+    fn reaching_a_server_takes_a_listener_and_no_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let url: Url = format!("http://{address}/p").parse().unwrap();
+        assert_eq!(reach(&agent(LONG), &url), Ok(()));
+        drop(listener);
+        let failure = reach(&agent(LONG), &url).unwrap_err();
         assert!(failure.is_transient());
         assert!(failure.message.contains("refused"), "{failure}");
     }

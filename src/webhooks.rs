@@ -58,6 +58,13 @@ impl Webhooks {
         })
     }
 
+    /// Answers whether every server can be reached.
+    pub fn reach(&self) -> Result<(), Failure> {
+        self.urls
+            .iter()
+            .try_for_each(|url| http::reach(&self.agent, url))
+    }
+
     fn post_to(&self, url: &Url, json: &str) -> Result<(), Failure> {
         let mut answer = http::post(&self.agent, url, &self.headers, json)?;
         // The status has said it all: an answer that is too long or breaks off costs no more than

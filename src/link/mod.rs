@@ -20,6 +20,12 @@ use crate::vcon::{Vcon, VconId, Version};
 pub trait Link: Send {
     /// Does the step's work on `vcon`.
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError>;
+
+    /// Answers whether what the link depends on could be used now, within a few seconds and
+    /// without doing the step. A link that depends on nothing always could.
+    fn probe(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// What the chain does after a link.

@@ -4,6 +4,7 @@
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
+use crate::failure::Failure;
 use crate::vcon::Vcon;
 use crate::webhooks::Webhooks;
 
@@ -21,6 +22,10 @@ impl Link for Webhook {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
         self.webhooks.post(&vcon.outgoing(context.version).json)?;
         Ok(Next::Continue)
+    }
+
+    fn probe(&mut self) -> Result<(), Failure> {
+        self.webhooks.reach()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The monitor: a child process that shows other instances on the same Redis that this one lives.
 
+mod keep;
+
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::child::Child;
@@ -16,6 +18,10 @@ pub fn run(child: &Child, settings: &Settings, supervisor: i32) -> Exit {
             return Exit::Unavailable;
         }
     };
+    if let Err(error) = keep::start(child, settings, &server) {
+        log::error!("{} could not start a thread: {error}", child.name);
+        return Exit::Internal;
+    }
     let mut heartbeat = Heartbeat::new(server, settings, supervisor);
     child.readiness().tell();
     let mut away = false;

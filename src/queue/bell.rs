@@ -36,16 +36,16 @@ impl Bell {
         })
     }
 
-    /// Returns as soon as one of the lists holds work (at once where one does already), and at
-    /// the latest after the tick.
-    pub fn wait(&mut self, lists: &[ListName]) -> Result<(), QueueError> {
-        let mut call = self.scripts.waiting.prepare_invoke();
-        for list in lists {
-            call.key(list.as_str());
-        }
+    /// Returns as soon as one of the open lists holds work (at once where one does already), and
+    /// at the latest after the tick. `lists` tells the open lists, and the others: a change of
+    /// these too has it asked again, as one of them may have been opened in the meantime.
+    pub fn wait(
+        &mut self,
+        lists: &dyn Fn() -> (Vec<ListName>, Vec<ListName>),
+    ) -> Result<(), QueueError> {
         // The reading arms the tracking. A change after it is pushed behind the answer, so none
         // is missed between the two.
-        while call.invoke::<i64>(&mut *self.lease)? == 0 {
+        while self.waiting(&lists())? == 0 {
             match self.lease.recv_response() {
                 Ok(_) => {}
                 Err(error) if error.is_timeout() => {
@@ -59,5 +59,17 @@ impl Bell {
             }
         }
         Ok(())
+    }
+
+    fn waiting(
+        &mut self,
+        (open, others): &(Vec<ListName>, Vec<ListName>),
+    ) -> Result<i64, QueueError> {
+        let mut call = self.scripts.waiting.prepare_invoke();
+        for list in open.iter().chain(others) {
+            call.key(list.as_str());
+        }
+        call.arg(open.len());
+        Ok(call.invoke(&mut *self.lease)?)
     }
 }

@@ -48,6 +48,10 @@ pub(super) fn instance_key(instance: &str) -> String {
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 
+/// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
+/// when the last one was.
+pub(super) const TRIES: &str = "conserver:tries";
+
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {
     format!("DLQ:{list}")

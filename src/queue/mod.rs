@@ -7,7 +7,7 @@
 //! ```text
 //! ingress list ──claim──► claims hash ──finish──► egress lists
 //!      ▲                     │   │
-//!      └──────give back──────┘   └─────bury─────► dead letter queue
+//!      └─give back, postpone──┘   └─────bury─────► dead letter queue
 //! ```
 //!
 //! This module knows Redis and its keys, nothing of chains, links or storages.
@@ -17,6 +17,7 @@ mod claim;
 mod connection;
 mod error;
 mod heartbeat;
+mod keep;
 mod keys;
 mod lengths;
 mod recovery;
@@ -29,10 +30,11 @@ pub use claim::{Claim, Claimed, Document, Kind};
 pub use connection::{Lease, Server};
 pub use error::QueueError;
 pub use heartbeat::Heartbeat;
+pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use lengths::lengths;
 pub use recovery::{Blame, Recovered};
-pub use settle::{Finish, Reason, Settled};
+pub use settle::{Finish, Postponed, Reason, Settled};
 pub use submit::Submitter;
 
 use crate::settings::Settings;

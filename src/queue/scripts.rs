@@ -8,6 +8,7 @@ pub(super) struct Scripts {
     pub finish: Script,
     pub bury: Script,
     pub give_back: Script,
+    pub postpone: Script,
     pub recover: Script,
     pub waiting: Script,
 }
@@ -19,6 +20,7 @@ impl Scripts {
             finish: Script::new(include_str!("scripts/finish.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             give_back: Script::new(include_str!("scripts/give_back.lua")),
+            postpone: Script::new(include_str!("scripts/postpone.lua")),
             recover: Script::new(include_str!("scripts/recover.lua")),
             waiting: Script::new(include_str!("scripts/waiting.lua")),
         }

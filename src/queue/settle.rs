@@ -1,5 +1,7 @@
 //! Letting go of a claim, in one of three ways: finished, given back, or buried.
 
+use std::time::Duration;
+
 use redis::Value;
 use serde::Serialize;
 
@@ -45,6 +47,21 @@ pub enum Settled {
     /// It is still held: an egress key cannot take the UUID.
     Refused(String),
 }
+
+/// Whether a claim was postponed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Postponed {
+    /// It is at the end of its list.
+    Done,
+    /// It was gone already, as in [`Settled::NotOurs`].
+    NotOurs,
+    /// It is still held: it has been postponed often enough, and its backend has worked for
+    /// others since the last time. These are the rounds.
+    Spent(u32),
+}
+
+/// The rounds of a vCon are forgotten after this many seconds without another one of any.
+const TRIES_EXPIRY: u64 = 604_800;
 
 impl Queue {
     /// Writes the changed document, announces the vCon and lets go of the claim, in one
@@ -99,6 +116,34 @@ impl Queue {
                 .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
             settled(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts the entry at the end of its list, because a backend that answers has failed for it in
+    /// all attempts; `worked` is the time since that backend last did its work. At most
+    /// `most_rounds` times (0: without limit), but any number of times while it works for nobody.
+    pub fn postpone(
+        &mut self,
+        claim: &Claim,
+        worked: Option<Duration>,
+        most_rounds: u32,
+    ) -> Result<Postponed, QueueError> {
+        let worked = worked.map_or(String::new(), |time| time.as_secs_f64().to_string());
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.postpone.key(seat.claims_key());
+            call.key(keys::TRIES).key(claim.list.as_str());
+            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(&claim.context).arg(expiry.context);
+            call.arg(most_rounds).arg(worked).arg(TRIES_EXPIRY);
+            match call.invoke::<Value>(connection)? {
+                Value::Int(1) => Ok(Postponed::Done),
+                Value::Int(0) => Ok(Postponed::NotOurs),
+                Value::BulkString(rounds) => {
+                    let rounds = String::from_utf8_lossy(&rounds).parse();
+                    Ok(Postponed::Spent(rounds.unwrap_or(most_rounds)))
+                }
+                _ => Err(QueueError::Answer("postponing a claim")),
+            }
         })
     }
 

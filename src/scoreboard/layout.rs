@@ -12,7 +12,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
 pub const SLOTS: usize = 1026;
@@ -68,6 +68,12 @@ pub mod worker {
     pub const HALTED: usize = 21;
     pub const FAILED: usize = 22;
     pub const RETURNED: usize = 23;
+    /// Which links chains are on hold for: a bit for each, by its place in the configuration.
+    pub const HELD_LINKS: usize = 24;
+    /// Likewise for storages.
+    pub const HELD_STORAGES: usize = 25;
+    /// Since when any chain is on hold.
+    pub const HELD_SINCE: usize = 26;
 }
 
 /// Words of a lane.

@@ -24,5 +24,5 @@ pub use board::{Board, BoardId, Place};
 pub use error::BoardError;
 pub use layout::SLOTS;
 pub use slot::{LaneCell, Outcome, Slot};
-pub use snapshot::{Header, LaneView, PlaceView, SlotView, Snapshot, WorkerView};
+pub use snapshot::{Header, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView};
 pub use states::{LaneState, Phase, PlaceState, WorkerState};

@@ -74,6 +74,7 @@ impl Slot {
             this.lane(number).idle();
         }
         this.word(worker::SETTLED).store(0, Ordering::Relaxed);
+        this.hold(&[], &[]);
         this.beat();
         this.set_state(WorkerState::Starting);
         this.word(worker::GENERATION)
@@ -91,6 +92,28 @@ impl Slot {
     pub fn beat(&self) {
         self.word(worker::BEAT)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// Shows which links and storages, by their places in the configuration in force, are away, so
+    /// that chains are on hold.
+    pub fn hold(&self, links: &[usize], storages: &[usize]) {
+        // What has no bit of its own shares the last one.
+        let bits = |places: &[usize]| {
+            places
+                .iter()
+                .fold(0, |bits, place| bits | 1 << place.min(&63))
+        };
+        let (links, storages) = (bits(links), bits(storages));
+        let since = self.word(worker::HELD_SINCE);
+        match (links | storages, since.load(Ordering::Relaxed)) {
+            (0, _) => since.store(0, Ordering::Relaxed),
+            (_, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
+            _ => {}
+        }
+        self.word(worker::HELD_LINKS)
+            .store(links, Ordering::Relaxed);
+        self.word(worker::HELD_STORAGES)
+            .store(storages, Ordering::Relaxed);
     }
 
     /// Counts a claim that was let go, and answers how many this worker has let go by now.

@@ -151,6 +151,19 @@ pub struct WorkerView {
     pub settled: u64,
     /// The lanes that hold a vCon.
     pub lanes: Vec<LaneView>,
+    /// What is away, so that chains are on hold.
+    pub held: Option<HeldView>,
+}
+
+/// The links and storages that a worker has chains on hold for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldView {
+    /// The places of links in the configuration; 63 is any from there on.
+    pub links: Vec<usize>,
+    /// The places of storages, likewise.
+    pub storages: Vec<usize>,
+    /// Since when, in monotonic milliseconds.
+    pub since: u64,
 }
 
 /// A lane that holds a vCon.
@@ -208,7 +221,23 @@ impl WorkerView {
             beat: words.get(worker::BEAT),
             settled: words.get(worker::SETTLED),
             lanes: (0..lanes).filter_map(lane).collect(),
+            held: HeldView::read(words),
         })
+    }
+}
+
+impl HeldView {
+    fn read(words: &Words<'_>) -> Option<Self> {
+        let places = |word| {
+            let word = words.get(word);
+            (0..64).filter(|place| word >> place & 1 == 1).collect()
+        };
+        let held = Self {
+            links: places(worker::HELD_LINKS),
+            storages: places(worker::HELD_STORAGES),
+            since: words.get(worker::HELD_SINCE),
+        };
+        (!held.links.is_empty() || !held.storages.is_empty()).then_some(held)
     }
 }
 

@@ -73,6 +73,10 @@ pub struct Settings {
     pub retry_first: Duration,
     /// `CONSERVER_RETRY_MAX_MS`
     pub retry_max: Duration,
+    /// `CONSERVER_RETRY_ATTEMPTS`: so often a backend is tried for one vCon before that is let go.
+    pub retry_attempts: u32,
+    /// `CONSERVER_MAX_ROUNDS`: so often a vCon is let go before it counts as impossible; 0: never.
+    pub max_rounds: u32,
     /// `CONSERVER_LOG_FORMAT`
     pub log_format: LogFormat,
     /// `LOG_LEVEL`
@@ -209,6 +213,8 @@ impl Settings {
             )),
             retry_first,
             retry_max,
+            retry_attempts: reader.number("CONSERVER_RETRY_ATTEMPTS", 5, 1, 1000),
+            max_rounds: reader.number("CONSERVER_MAX_ROUNDS", 5, 0, 1_000_000),
             log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
             log_level: reader.parsed("LOG_LEVEL", LevelFilter::Info, log_level),
             tick: milliseconds(reader, "TICK_INTERVAL", 5000),
@@ -292,7 +298,7 @@ fn retry(reader: &mut Reader<'_>) -> (Duration, Duration) {
     const MAX: &str = "CONSERVER_RETRY_MAX_MS";
     let faults = reader.faults.len();
     let first = milliseconds(reader, FIRST, 100);
-    let max = milliseconds(reader, MAX, 5000);
+    let max = milliseconds(reader, MAX, 1000);
     if first > max && reader.faults.len() == faults {
         let message = format!("{first:?} is more than the {max:?} of {MAX}");
         reader.fault(FIRST, &message);

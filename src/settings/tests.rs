@@ -42,7 +42,7 @@ fn unset_variables_have_their_defaults() {
     assert_eq!(settings.drain_timeout, Duration::from_secs(30));
     assert_eq!(settings.max_deaths, 3);
     assert_eq!(settings.retry_first, Duration::from_millis(100));
-    assert_eq!(settings.retry_max, Duration::from_secs(5));
+    assert_eq!(settings.retry_max, Duration::from_secs(1));
     assert!(!settings.instance.is_empty());
 }
 
@@ -201,7 +201,7 @@ fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
         (
             "CONSERVER_RETRY_FIRST_MS",
             "9000",
-            "CONSERVER_RETRY_FIRST_MS: 9s is more than the 5s of CONSERVER_RETRY_MAX_MS",
+            "CONSERVER_RETRY_FIRST_MS: 9s is more than the 1s of CONSERVER_RETRY_MAX_MS",
         ),
         (
             "CONSERVER_INSTANCE",

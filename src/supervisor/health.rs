@@ -85,6 +85,7 @@ mod tests {
                 limit: *limit,
             };
         WorkerView {
+            held: None,
             state: WorkerState::Ready,
             beat,
             settled: 0,

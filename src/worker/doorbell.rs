@@ -17,7 +17,9 @@ use crate::queue::{Bell, QueueError, Server};
 #[derive(Clone)]
 pub(super) struct Doorbell {
     idle: Sender<()>,
+    rings: Sender<()>,
     ring: Receiver<()>,
+    lanes: usize,
 }
 
 impl Doorbell {
@@ -26,11 +28,16 @@ impl Doorbell {
         let lanes = shared.settings.concurrency as usize;
         let (idle, idles) = bounded(lanes);
         let (rings, ring) = bounded(lanes);
-        let shared = Arc::clone(shared);
+        let (shared, ringing) = (Arc::clone(shared), rings.clone());
         thread::Builder::new()
             .name("doorbell".to_owned())
-            .spawn(move || watch(&shared, &idles, &rings))?;
-        Ok(Self { idle, ring })
+            .spawn(move || watch(&shared, &idles, &ringing))?;
+        Ok(Self {
+            idle,
+            rings,
+            ring,
+            lanes,
+        })
     }
 
     /// Tells that this lane found nothing to do, and gives the channel on which it is rung.
@@ -41,10 +48,22 @@ impl Doorbell {
         let _ = self.idle.try_send(());
         &self.ring
     }
+
+    /// Has every idle lane look for work.
+    pub fn ring_all(&self) {
+        for _ in 0..self.lanes {
+            // A full channel will wake every lane already.
+            let _ = self.rings.try_send(());
+        }
+    }
 }
 
 fn watch(shared: &Shared, idles: &Receiver<()>, rings: &Sender<()>) {
-    let mut outage = Outage::new("Redis (for waking idle lanes)", &shared.settings);
+    let mut outage = Outage::new(
+        "Redis (for waking idle lanes)",
+        &shared.settings,
+        &shared.redis,
+    );
     // The drain does not end this thread, the end of the process does.
     let drain = crossbeam_channel::never();
     let turn = Turn::idle(&drain, None);
@@ -75,5 +94,8 @@ fn wait(bell: &mut Option<Bell>, shared: &Shared) -> Result<(), QueueError> {
             bell.insert(Bell::connect(&server, &name, tick)?)
         }
     };
-    bell.wait(&shared.current.get().ingress_lists())
+    bell.wait(&|| {
+        let lists = shared.holds.lists(&shared.current.get());
+        (lists.open, lists.held)
+    })
 }

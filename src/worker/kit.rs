@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{Outage, Turn};
+use super::holds::guarded;
+use super::{Health, Retry, Stage, Turn};
 use crate::config::{Chain, Config};
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
@@ -20,6 +21,7 @@ pub(super) struct Kit {
     config: Arc<Config>,
     links: HashMap<String, Box<dyn Link>>,
     storages: IndexMap<String, Box<dyn Storage>>,
+    health: Arc<Health>,
 }
 
 /// What the links decided.
@@ -38,6 +40,8 @@ pub(super) enum Ending {
     Interrupted,
     /// It cannot be done.
     Failed(Fault),
+    /// It may be done later: these have failed in all attempts, in ways that pass.
+    Away(Vec<Stage>, Fault),
 }
 
 /// What cannot be done.
@@ -65,7 +69,7 @@ pub(super) type GoOver<'a> =
 
 impl Kit {
     /// Opens every link and storage; none connects before it is used.
-    pub fn open(config: Arc<Config>) -> Self {
+    pub fn open(config: Arc<Config>, health: Arc<Health>) -> Self {
         let links = config
             .links
             .iter()
@@ -77,6 +81,7 @@ impl Kit {
         Self {
             links: links.collect(),
             storages: storages.collect(),
+            health,
             config,
         }
     }
@@ -96,22 +101,29 @@ impl Kit {
         go_over: GoOver<'_>,
     ) -> Result<Way, Ending> {
         for name in &chain.links {
-            let mut outage = Outage::new(format!("link {name}"), settings);
+            let mut retry = Retry::new(settings);
             loop {
                 let mut context = Context::new(turn.drain(), settings.egress_version);
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
+                if ran.is_ok() {
+                    self.health.note_success(Stage::Link(name.clone()));
+                }
                 match ran {
-                    Ok(Next::Continue) => break outage.over(),
+                    Ok(Next::Continue) => break,
                     Ok(Next::Halt) => return Ok(Way::Ends),
                     Ok(Next::Switch(id)) => break go_over(self, journey, &id)?,
                     Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
-                    Err(LinkError::Failed(failure)) if failure.is_transient() => outage
-                        .wait(&failure, turn)
-                        .map_err(|_| Ending::Interrupted)?,
                     Err(LinkError::Failed(failure)) => {
-                        let attempts = outage.failures() + 1;
-                        return Err(failed(format!("link {name}"), failure.message, attempts));
+                        let stage = Stage::Link(name.clone());
+                        let fault = Fault::at(stage.to_string(), &failure, retry.attempt());
+                        if !failure.is_transient() {
+                            return Err(Ending::Failed(fault));
+                        }
+                        log::debug!("{stage}, attempt {}: {failure}", retry.attempt());
+                        if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
+                            return Err(Ending::Away(vec![stage], fault));
+                        }
                     }
                 }
             }
@@ -137,8 +149,7 @@ impl Kit {
         }
     }
 
-    /// Saves the vCon to the chain's storages, and goes on with those that are away until they
-    /// are back.
+    /// Saves the vCon to the chain's storages; those that fail in ways that pass are tried again.
     pub fn store(
         &mut self,
         chain: &Chain,
@@ -151,10 +162,8 @@ impl Kit {
         }
         let outgoing = vcon.outgoing(settings.egress_version);
         let mut missing: Vec<String> = chain.storages.clone();
-        let mut outages: HashMap<String, Outage> = HashMap::new();
-        let mut attempts = 0;
+        let mut retry = Retry::new(settings);
         loop {
-            attempts += 1;
             let backends: Vec<Backend<'_>> = self
                 .storages
                 .iter_mut()
@@ -166,47 +175,60 @@ impl Kit {
                 .collect();
             let outcomes = save_all(backends, &outgoing, settings.parallel_storage);
             let mut broken: Vec<String> = Vec::new();
-            let mut faults: Vec<(String, Failure)> = Vec::new();
+            let mut refused: Vec<(String, Failure)> = Vec::new();
             let mut away: Vec<(String, Failure)> = Vec::new();
             for outcome in outcomes {
-                let seconds = outcome.took.as_secs_f64();
+                let (name, seconds) = (outcome.name, outcome.took.as_secs_f64());
                 if outcome.panicked {
-                    broken.push(outcome.name.to_owned());
+                    broken.push(name.to_owned());
                 }
                 match outcome.result {
                     Ok(()) => {
-                        let name = outcome.name;
                         log::info!(
                             vcon_id = outgoing.id.as_str(), chain_name = chain.name.as_str(),
                             storage_name = name, storage_processing_time = seconds;
                             "Stored {} in {name} in {seconds:.4} s", outgoing.id
                         );
+                        self.health.note_success(Stage::Storage(name.to_owned()));
                         missing.retain(|still| *still != name);
-                        if let Some(mut outage) = outages.remove(name) {
-                            outage.over();
-                        }
                     }
                     Err(failure) if failure.is_transient() => {
-                        away.push((outcome.name.to_owned(), failure))
+                        let attempt = retry.attempt();
+                        log::debug!("storage {name}, attempt {attempt}: {failure}");
+                        away.push((name.to_owned(), failure));
                     }
-                    Err(failure) => faults.push((outcome.name.to_owned(), failure)),
+                    Err(failure) => refused.push((name.to_owned(), failure)),
                 }
             }
             for name in &broken {
                 self.reopen_storage(name);
             }
-            if !faults.is_empty() {
-                return Err(refused(&faults, attempts));
+            if !refused.is_empty() {
+                return Err(Ending::Failed(storage_fault(&refused, retry.attempt())));
             }
-            let Some((name, failure)) = away.into_iter().next() else {
+            if away.is_empty() {
                 return Ok(());
-            };
-            let outage = outages
-                .entry(name.clone())
-                .or_insert_with(|| Outage::new(format!("storage {name}"), settings));
-            outage
-                .wait(&failure, turn)
-                .map_err(|_| Ending::Interrupted)?;
+            }
+            if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
+                let fault = storage_fault(&away, retry.attempt());
+                let stages = away.into_iter().map(|(name, _)| Stage::Storage(name));
+                return Err(Ending::Away(stages.collect(), fault));
+            }
+        }
+    }
+
+    /// Asks a link or storage whether it could be used now.
+    pub fn probe(&mut self, stage: &Stage) -> Result<(), Failure> {
+        let gone = || Err(Failure::permanent("it is not in the configuration"));
+        match stage {
+            Stage::Link(name) => {
+                let link = self.links.get_mut(name);
+                link.map_or_else(gone, |link| guarded(|| link.probe()))
+            }
+            Stage::Storage(name) => {
+                let storage = self.storages.get_mut(name);
+                storage.map_or_else(gone, |storage| guarded(|| storage.probe()))
+            }
         }
     }
 
@@ -214,14 +236,14 @@ impl Kit {
     ///
     /// # Errors
     /// A storage that is away: the vCon may be there, so nothing is known.
-    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, Failure> {
+    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
         let mut doubt = None;
         for (name, storage) in &mut self.storages {
             match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
                 Ok(Ok(Some(json))) => return Ok(Some((name.clone(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {
-                    doubt = Some(Failure::transient(format!("storage {name}: {failure}")));
+                    doubt = Some((Stage::Storage(name.clone()), failure));
                 }
                 Ok(Err(failure)) => log::warn!("could not look for {id} in {name}: {failure}"),
                 Err(panic) => {
@@ -246,25 +268,28 @@ impl Kit {
     }
 }
 
-fn failed(stage: String, error: String, attempts: u32) -> Ending {
-    Ending::Failed(Fault {
-        stage,
-        error,
-        attempts,
-    })
+impl Fault {
+    /// What has failed at a stage, in so many attempts.
+    pub fn at(stage: String, failure: &Failure, attempts: u32) -> Self {
+        Self {
+            stage,
+            error: failure.message.clone(),
+            attempts,
+        }
+    }
 }
 
-fn refused(faults: &[(String, Failure)], attempts: u32) -> Ending {
+fn storage_fault(faults: &[(String, Failure)], attempts: u32) -> Fault {
     let names: Vec<&str> = faults.iter().map(|(name, _)| name.as_str()).collect();
     let errors: Vec<String> = faults
         .iter()
         .map(|(name, failure)| format!("{name}: {failure}"))
         .collect();
-    failed(
-        format!("storage {}", names.join(", ")),
-        errors.join("; "),
+    Fault {
+        stage: format!("storage {}", names.join(", ")),
+        error: errors.join("; "),
         attempts,
-    )
+    }
 }
 
 /// What a panic said.

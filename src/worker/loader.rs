@@ -1,7 +1,7 @@
 //! Getting at documents: from Redis, or from a storage where Redis has lost them.
 
 use super::kit::{Ending, Fault, Journey, Kit};
-use super::{Outage, Turn};
+use super::{Outage, Retry, Turn};
 use crate::queue::{Document, Kind, Queue, QueueError};
 use crate::settings::Settings;
 use crate::vcon::{Vcon, VconId};
@@ -60,11 +60,10 @@ impl Loader<'_> {
         if !self.settings.storage_fallback {
             return Err(unusable(missing.to_owned()));
         }
-        let mut outage = Outage::new(format!("a storage that may hold {id}"), self.settings);
+        let mut retry = Retry::new(self.settings);
         loop {
             match kit.find(id) {
                 Ok(Some((storage, json))) => {
-                    outage.over();
                     let kind = self.insist(|queue| queue.restore(id, &json));
                     log::info!(
                         vcon_id = id.as_str(), storage_name = storage.as_str();
@@ -75,10 +74,18 @@ impl Loader<'_> {
                 Ok(None) => {
                     return Err(unusable(format!("{missing} and in none of the storages")));
                 }
-                Err(failure) => {
-                    outage
-                        .wait(&failure, self.turn)
-                        .map_err(|_| Ending::Interrupted)?;
+                Err((stage, failure)) => {
+                    let attempts = retry.attempt();
+                    log::debug!("{stage} may hold {id}, attempt {attempts}: {failure}");
+                    if !retry.again(self.turn).map_err(|_| Ending::Interrupted)? {
+                        let error = format!("{missing}, and {stage} may hold it: {failure}");
+                        let fault = Fault {
+                            stage: "load".to_owned(),
+                            error,
+                            attempts,
+                        };
+                        return Err(Ending::Away(vec![stage], fault));
+                    }
                 }
             }
         }

@@ -11,14 +11,19 @@
 mod backoff;
 mod current;
 mod doorbell;
+mod health;
+mod holds;
 mod household;
 mod kit;
 mod lane;
 mod loader;
 mod outage;
 mod recover;
+mod retry;
 mod shared;
+mod stage;
 mod turn;
+mod visit;
 
 use std::process;
 use std::sync::Arc;
@@ -37,9 +42,13 @@ use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use current::Current;
 use doorbell::Doorbell;
+use health::Health;
+use holds::Holds;
 use lane::Lane;
-use outage::Outage;
+use outage::{Absence, Outage};
+use retry::Retry;
 use shared::Shared;
+use stage::Stage;
 use turn::Turn;
 
 /// What a worker is to do.

@@ -1,35 +1,61 @@
-//! A server that is away: waited for with back-off, and reported once when it goes and once when
-//! it is back.
+//! A Redis that is away: waited for with back-off, and reported once when it goes and once when it
+//! is back, however many threads of the worker find it so.
 
 use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Backoff, Turn};
 use crate::settings::Settings;
 
-/// A server's absence, as one lane sees it.
+/// Which threads of a worker find the server away.
+#[derive(Default)]
+pub(super) struct Absence {
+    state: Mutex<(usize, Option<Instant>)>,
+}
+
+impl Absence {
+    /// One thread more finds it away; answers whether it is the first.
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (threads, since) = &mut *state;
+        *threads += 1;
+        since.get_or_insert_with(Instant::now);
+        *threads == 1
+    }
+
+    /// One of these threads has had an answer; for the last, the time that all of this took.
+    fn end(&self) -> Option<Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (threads, since) = &mut *state;
+        *threads = threads.saturating_sub(1);
+        since
+            .take_if(|_| *threads == 0)
+            .map(|since| since.elapsed())
+    }
+}
+
+/// The server's absence, as one thread sees it.
 pub(super) struct Outage {
-    what: String,
+    what: &'static str,
     backoff: Backoff,
-    since: Option<Instant>,
+    away: bool,
+    absence: Arc<Absence>,
 }
 
 /// The worker drains; there is no time to wait.
+#[derive(Debug)]
 pub(super) struct Draining;
 
 impl Outage {
     /// No absence yet of `what`.
-    pub fn new(what: impl Into<String>, settings: &Settings) -> Self {
+    pub fn new(what: &'static str, settings: &Settings, absence: &Arc<Absence>) -> Self {
         Self {
-            what: what.into(),
+            what,
             backoff: Backoff::new(settings.retry_first, settings.retry_max),
-            since: None,
+            away: false,
+            absence: Arc::clone(absence),
         }
-    }
-
-    /// Failures so far.
-    pub fn failures(&self) -> u32 {
-        self.backoff.failures()
     }
 
     /// Notes a failure and waits before the next try; ends early when the worker drains.
@@ -43,27 +69,48 @@ impl Outage {
     }
 
     fn failed(&mut self, why: &dyn Display) -> Duration {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
-            log::warn!(
-                "{} is away, trying again until it is back: {why}",
-                self.what
-            );
+        let what = self.what;
+        if !std::mem::replace(&mut self.away, true) && self.absence.begin() {
+            log::warn!("{what} is away, trying again until it is back: {why}");
         } else {
-            log::debug!("{} is still away: {why}", self.what);
+            log::debug!("{what} is still away: {why}");
         }
         self.backoff.next_wait()
     }
 
     /// The server has answered.
     pub fn over(&mut self) {
-        if let Some(since) = self.since.take() {
-            log::info!(
-                "{} is back after {:.1} s",
-                self.what,
-                since.elapsed().as_secs_f64()
-            );
+        if std::mem::take(&mut self.away) {
             self.backoff.reset();
+            if let Some(time) = self.absence.end() {
+                log::info!("{} is back after {:.1} s", self.what, time.as_secs_f64());
+            }
         }
+    }
+}
+
+impl Drop for Outage {
+    /// A thread that ends does not wait any more.
+    fn drop(&mut self) {
+        if self.away {
+            self.absence.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_to_notice_and_the_last_to_be_answered_are_news() {
+        let absence = Absence::default();
+        assert!(absence.begin());
+        assert!(!absence.begin());
+        assert_eq!(absence.end(), None);
+        assert!(!absence.begin());
+        assert_eq!(absence.end(), None);
+        assert!(absence.end().is_some());
+        assert!(absence.begin());
     }
 }

@@ -1,5 +1,7 @@
 //! Returning the claims of workers that are gone.
 
+use std::sync::Arc;
+
 use crate::child::{Child, Leftover};
 use crate::exit::Exit;
 use crate::queue::{Expiry, Queue, Recovered, Seat, Server};
@@ -16,7 +18,7 @@ pub(super) fn recover(
     settings: &Settings,
     turn: &Turn<'_>,
 ) -> bool {
-    let mut outage = Outage::new("Redis", settings);
+    let mut outage = Outage::new("Redis", settings, &Arc::default());
     loop {
         let recovered = queue
             .recover_own(predecessor.blame, settings.max_deaths)

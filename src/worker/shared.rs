@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Current, Duty};
+use super::{Absence, Current, Duty, Health, Holds};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
@@ -16,6 +16,9 @@ pub(super) struct Shared {
     pub name: String,
     pub title: BusyTitle,
     pub slot: Slot,
+    pub health: Arc<Health>,
+    pub holds: Holds,
+    pub redis: Arc<Absence>,
     drain: Arc<Drain>,
     readiness: Readiness,
     unready: AtomicU32,
@@ -32,6 +35,9 @@ impl Shared {
     ) -> Self {
         Self {
             current: Current::new(config, duty.config_generation, slot.clone()),
+            health: Arc::default(),
+            holds: Holds::none(slot.clone()),
+            redis: Arc::default(),
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),

@@ -16,6 +16,7 @@ mod context;
 mod dependencies;
 mod documents;
 mod harness;
+mod holds;
 mod logging;
 mod outages;
 mod process_model;

@@ -210,8 +210,8 @@ fn time_spent_waiting_for_a_server_that_is_away_is_not_the_vcons() {
     submit(&redis, "default", &samples);
     daemon.wait_for_log("storage pg is away", PATIENCE);
     let status = || daemon.status().unwrap_or_default()["workers"][0]["state"].clone();
-    wait_until("the worker is seen to wait", PATIENCE, || {
-        status() == "waiting"
+    wait_until("the worker is seen to hold its chain", PATIENCE, || {
+        status() == "holding"
     });
     // Longer than limit and grace together: that nothing happens is what is tested.
     thread::sleep(Duration::from_secs(7));

@@ -4,6 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indexmap::IndexMap;
 
+use super::holds::Hold;
 use super::queues::Queues;
 use super::view::{View, Worker};
 
@@ -20,11 +21,30 @@ pub(super) fn text(view: &View) -> String {
         duration(view.uptime_seconds),
         workers(view),
     );
+    for hold in &view.holds {
+        text.push('\n');
+        text.push_str(&on_hold(hold));
+    }
     if let Some(queues) = &view.queues {
         text.push('\n');
         text.push_str(&queue_table(queues));
     }
     text
+}
+
+/// `On hold for 12 s: storage pg is away (workers 1, 2), chain main waits`
+fn on_hold(hold: &Hold) -> String {
+    let workers: Vec<String> = hold.workers.iter().map(usize::to_string).collect();
+    let waiting = match &hold.chains[..] {
+        [] => String::new(),
+        chains => format!(", chain {} waits", chains.join(", ")),
+    };
+    format!(
+        "On hold for {}: {} is away (workers {}){waiting}",
+        duration(hold.seconds as f64),
+        hold.stage,
+        workers.join(", ")
+    )
 }
 
 fn workers(view: &View) -> Table {

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
+use super::holds::{self, Hold};
 use super::queues::Queues;
 use crate::exit::Exit;
 use crate::procfs;
-use crate::scoreboard::{LaneState, LaneView, PlaceState, SlotView, Snapshot};
+use crate::scoreboard::{LaneState, LaneView, PlaceState, SlotView, Snapshot, WorkerView};
 use crate::settings::StartMethod;
 
 /// What the daemon does.
@@ -21,6 +22,8 @@ pub(super) struct View {
     pub lanes_per_worker: usize,
     pub workers: Vec<Worker>,
     pub monitor: Option<Monitor>,
+    /// What is away, so that chains are on hold.
+    pub holds: Vec<Hold>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<Queues>,
 }
@@ -89,6 +92,7 @@ impl View {
                 .filter_map(|(number, slot)| Worker::new(number, slot, snapshot.taken))
                 .collect(),
             monitor: snapshot.slots.first().and_then(Monitor::new),
+            holds: holds::of(snapshot),
             queues,
         }
     }
@@ -110,7 +114,7 @@ impl Worker {
         Some(Self {
             worker: number,
             pid: place.pid,
-            state: state(place.state, lanes, now),
+            state: state(place.state, slot.worker.as_ref(), now),
             vcon: longest
                 .and_then(|lane| lane.vcon)
                 .map(|vcon| vcon.to_string()),
@@ -127,14 +131,18 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, busy, waiting for a server, or beyond the time its chain allows.
-fn state(place: PlaceState, lanes: &[LaneView], now: u64) -> String {
+/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, or is
+/// beyond the time its chain allows.
+fn state(place: PlaceState, worker: Option<&WorkerView>, now: u64) -> String {
+    let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
+    let holds = worker.is_some_and(|worker| worker.held.is_some());
     let overdue = |lane: &LaneView| {
         let limit = lane.limit.unwrap_or(u64::MAX);
         lane.state == LaneState::Busy && now.saturating_sub(lane.since) > limit
     };
     let waits = |lane: &LaneView| lane.state == LaneState::Waiting;
     match place {
+        PlaceState::Ready if lanes.is_empty() && holds => "holding",
         PlaceState::Ready if lanes.is_empty() => "idle",
         PlaceState::Ready if lanes.iter().any(overdue) => "overdue",
         PlaceState::Ready if lanes.iter().all(waits) => "waiting",

@@ -17,4 +17,5 @@ if ARGV[5] ~= '' then
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[3])
+redis.call('HDEL', 'conserver:tries', ARGV[3])
 return 1

@@ -18,4 +18,5 @@ for i = 3, #KEYS do
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[4])
+redis.call('HDEL', 'conserver:tries', ARGV[4])
 return 1

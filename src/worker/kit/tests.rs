@@ -33,7 +33,7 @@ fn walk(
                 chains: {main: {links: [first, second], ingress_lists: [default]}}\n";
     let config = Config::parse(text, Path::new("config.yml")).unwrap();
     let settings = Settings::from_lookup(&|_| None).unwrap();
-    let mut kit = Kit::open(Arc::new(config));
+    let mut kit = Kit::open(Arc::new(config), Arc::default());
     kit.links
         .insert("first".to_owned(), Box::new(Scripted(first)));
     let (hold, drain) = bounded(0);

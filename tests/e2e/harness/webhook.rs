@@ -1,7 +1,7 @@
 //! A tiny HTTP server that records what it is sent and answers as it is told.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,8 @@ pub struct Request {
     pub body: String,
 }
 
-/// A server that answers the given statuses in turn, and 200 after them.
+/// A server that answers the given statuses in turn, and 200 after them; or, by what is in a
+/// request, always the same.
 pub struct Webhook {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -22,16 +23,28 @@ pub struct Webhook {
 
 impl Webhook {
     pub fn answering(statuses: &[u16]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut statuses = statuses.to_vec();
+        Self::deciding(move |_| {
+            let next = statuses.drain(..statuses.len().min(1));
+            next.last().unwrap_or(200)
+        })
+    }
+
+    /// A server whose answers depend on the body.
+    pub fn deciding(status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
+        Self::at(([127, 0, 0, 1], 0).into(), status)
+    }
+
+    /// The same at a certain address.
+    pub fn at(address: SocketAddr, mut status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
+        let listener = TcpListener::bind(address).expect("the address is free");
         let port = listener.local_addr().expect("an address").port();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (record, mut statuses) = (Arc::clone(&requests), statuses.to_vec());
+        let record = Arc::clone(&requests);
         // Ends with the test process: there is nothing to tidy up.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let status = statuses.first().copied().unwrap_or(200);
-                if let Some(request) = serve(stream, status) {
-                    let _ = statuses.drain(..statuses.len().min(1));
+                if let Some(request) = serve(stream, &mut status) {
                     record
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -54,7 +67,7 @@ impl Webhook {
     }
 }
 
-fn serve(stream: TcpStream, status: u16) -> Option<Request> {
+fn serve(stream: TcpStream, status: &mut impl FnMut(&str) -> u16) -> Option<Request> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
@@ -69,10 +82,9 @@ fn serve(stream: TcpStream, status: u16) -> Option<Request> {
         .find_map(|line| line.strip_prefix("content-length:"))?;
     let mut body = vec![0; length.trim().parse().ok()?];
     reader.read_exact(&mut body).ok()?;
+    let body = String::from_utf8(body).ok()?;
+    let status = status(&body);
     let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     reader.get_mut().write_all(answer.as_bytes()).ok()?;
-    Some(Request {
-        head,
-        body: String::from_utf8(body).ok()?,
-    })
+    Some(Request { head, body })
 }

@@ -1,0 +1,92 @@
+//! What is away, so that chains are on hold.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::scoreboard::Snapshot;
+
+/// A link or storage that is away.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Hold {
+    /// `link <name>` or `storage <name>`.
+    pub stage: String,
+    /// The chains that wait for it.
+    pub chains: Vec<String>,
+    /// The workers that have found it away.
+    pub workers: Vec<usize>,
+    /// Since when one of them has had a chain on hold, in seconds.
+    pub seconds: u64,
+}
+
+/// One link or storage, by its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Link(usize),
+    Storage(usize),
+}
+
+/// Reads the scoreboard; names are those of the configuration in force.
+pub(super) fn of(snapshot: &Snapshot) -> Vec<Hold> {
+    let mut found: BTreeMap<Place, (Vec<usize>, u64)> = BTreeMap::new();
+    for (number, slot) in snapshot.slots.iter().enumerate() {
+        let Some(held) = slot.worker.as_ref().and_then(|worker| worker.held.as_ref()) else {
+            continue;
+        };
+        let links = held.links.iter().copied().map(Place::Link);
+        let storages = held.storages.iter().copied().map(Place::Storage);
+        for place in links.chain(storages) {
+            let (workers, since) = found.entry(place).or_insert((Vec::new(), held.since));
+            workers.push(number);
+            *since = held.since.min(*since);
+        }
+    }
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let config = Config::load(&snapshot.config).ok();
+    let named = |(place, (workers, since)): (Place, (Vec<usize>, u64))| Hold {
+        stage: stage(place, config.as_ref()),
+        chains: chains(place, config.as_ref()),
+        workers,
+        seconds: snapshot.taken.saturating_sub(since) / 1000,
+    };
+    found.into_iter().map(named).collect()
+}
+
+/// The place 63 is that of all from there on.
+fn name(place: Place, config: Option<&Config>) -> Option<&str> {
+    let config = config?;
+    match place {
+        Place::Link(index @ ..63) => Some(config.links.get_index(index)?.0),
+        Place::Storage(index @ ..63) => Some(config.storages.get_index(index)?.0),
+        _ => None,
+    }
+}
+
+fn stage(place: Place, config: Option<&Config>) -> String {
+    let (kind, index) = match place {
+        Place::Link(index) => ("link", index),
+        Place::Storage(index) => ("storage", index),
+    };
+    match name(place, config) {
+        Some(name) => format!("{kind} {name}"),
+        None => format!("{kind} number {}", index + 1),
+    }
+}
+
+fn chains(place: Place, config: Option<&Config>) -> Vec<String> {
+    let (Some(config), Some(name)) = (config, name(place, config)) else {
+        return Vec::new();
+    };
+    let needs = |names: &[String]| names.iter().any(|needed| needed == name);
+    let chains = config.chains.iter().filter(|chain| {
+        chain.enabled
+            && match place {
+                Place::Link(_) => needs(&chain.links),
+                Place::Storage(_) => needs(&chain.storages),
+            }
+    });
+    chains.map(|chain| chain.name.clone()).collect()
+}

@@ -1,0 +1,27 @@
+-- Puts a claimed entry at the end of its list: a backend that answers has failed in all attempts for it.
+-- KEYS: the claims hash, the hash of rounds, the ingress list.
+-- ARGV: lane, record, entry, context, the context's time to live, the most rounds (0: any number),
+--       seconds since the backend last did its work ('' where it never has), the rounds' time to live.
+-- Answers 1 when done, 0 when the claim is not ours any more. Answers the number of rounds as text, and the claim
+-- is still held, where these are too many and the backend has worked for others since the round before.
+
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local rounds, at = (redis.call('HGET', KEYS[2], ARGV[3]) or ''):match('^(%d+) (%d+%.%d+)$')
+rounds = (tonumber(rounds) or 0) + 1
+local most, worked = tonumber(ARGV[6]), tonumber(ARGV[7])
+if most > 0 and rounds >= most and worked and at and worked < now - tonumber(at) then return tostring(rounds) end
+local kind = redis.call('TYPE', KEYS[3]).ok
+if kind ~= 'list' and kind ~= 'none' then return tostring(rounds) end
+
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[3], ('%d %.6f'):format(rounds, now))
+redis.call('EXPIRE', KEYS[2], ARGV[8])
+if ARGV[4] ~= '' then
+  local key = 'context:' .. KEYS[3] .. ':' .. ARGV[3]
+  redis.pcall('LPUSH', key, ARGV[4])
+  redis.call('EXPIRE', key, ARGV[5])
+end
+redis.call('RPUSH', KEYS[3], ARGV[3])
+return 1

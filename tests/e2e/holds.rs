@@ -1,0 +1,226 @@
+//! Backends that stay away: their chains are on hold, others go on, and nothing is lost or runs out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Webhook, chain, fresh, submit, wait_until,
+};
+
+/// Quick to give up, so that holds come soon.
+fn conserver(redis: &Redis, config: &Value) -> Conserver {
+    Conserver::with(redis)
+        .config(config)
+        .env("CONSERVER_RETRY_FIRST_MS", "10")
+        .env("CONSERVER_RETRY_MAX_MS", "200")
+        .env("CONSERVER_RETRY_ATTEMPTS", "3")
+}
+
+fn hold(daemon: &Daemon) -> Value {
+    daemon.status().unwrap_or_default()["holds"].clone()
+}
+
+#[test]
+fn a_storage_that_is_away_holds_its_own_chain_only() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let database = server.new_database();
+    let mut config = chain(&[], &[("pg", database.storage())]);
+    config["chains"]["other"] = json!({
+        "links": ["tagger"], "storages": [], "ingress_lists": ["light"], "egress_lists": ["lit"],
+    });
+    server.stop();
+    let daemon = conserver(&redis, &config).workers(2).lanes(2).start();
+    let samples = fresh(30);
+    submit(&redis, "default", &samples);
+    daemon.wait_for_log(
+        "storage pg is away, on hold until it is back: chain main",
+        PATIENCE,
+    );
+    let others = fresh(50);
+    submit(&redis, "light", &others);
+    wait_until("the other chain goes on", PATIENCE, || {
+        redis.length("lit") == others.len()
+    });
+    // Those that wait stand in their list, in their order, and none is claimed.
+    wait_until("all wait in their list", PATIENCE, || {
+        redis.length("default") == samples.len()
+    });
+    let ids: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
+    assert_eq!(
+        redis.list("default").last().map(String::as_str),
+        ids.last().copied()
+    );
+    Ledger::of(&redis, &samples).nothing_is_claimed();
+
+    wait_until("both workers are seen to hold", PATIENCE, || {
+        hold(&daemon)[0]["workers"] == json!([1, 2])
+    });
+    let hold = hold(&daemon);
+    assert_eq!(hold[0]["stage"], "storage pg");
+    assert_eq!(hold[0]["chains"], json!(["main"]));
+    let shown = daemon.conserver().run(&["status"]).stdout;
+    assert!(
+        shown.contains("storage pg is away (workers 1, 2), chain main waits"),
+        "{shown}"
+    );
+    assert!(shown.contains("holding"), "{shown}");
+
+    server.start();
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(database.rows().len(), samples.len());
+    wait_until("no hold is shown", PATIENCE, || {
+        daemon.status().unwrap_or_default()["holds"] == json!([])
+    });
+    // Once a change and worker, not once a try.
+    assert_eq!(
+        daemon.count_in_log("storage pg is away"),
+        2,
+        "{}",
+        daemon.log()
+    );
+    assert_eq!(
+        daemon.count_in_log("storage pg is back after"),
+        2,
+        "{}",
+        daemon.log()
+    );
+    daemon.stop();
+}
+
+#[test]
+fn new_work_wakes_idle_lanes_at_once_after_a_hold() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let config = chain(&[], &[("pg", server.new_database().storage())]);
+    server.stop();
+    // A tick that would be noticed.
+    let daemon = conserver(&redis, &config)
+        .env("TICK_INTERVAL", "3600000")
+        .start();
+    let first = fresh(1);
+    submit(&redis, "default", &first);
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    server.start();
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+    let second = fresh(3);
+    submit(&redis, "default", &second);
+    Ledger::of(&redis, &second).settles();
+    daemon.stop();
+}
+
+#[test]
+fn vcons_that_wait_do_not_run_out() {
+    let (redis, server) = (Redis::plain(), Postgres::own());
+    let database = server.new_database();
+    server.stop();
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    for sample in &samples {
+        redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", sample.id), "4"]);
+    }
+    let daemon = conserver(&redis, &chain(&[], &[("pg", database.storage())]))
+        .env("VCON_REDIS_EXPIRY", "4")
+        .start();
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    // Longer than they would live: that they do not run out is what is tested.
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(redis.keys("vcon:*").len(), samples.len());
+    server.start();
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(database.rows().len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn a_link_whose_server_is_away_holds_its_chain() {
+    let redis = Redis::plain();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = unused.local_addr().expect("an address");
+    drop(unused);
+    let url = format!("http://{address}/");
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [url]}});
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[])).start();
+    let samples = fresh(5);
+    submit(&redis, "default", &samples);
+    daemon.wait_for_log(
+        "link hook is away, on hold until it is back: chain main",
+        PATIENCE,
+    );
+    wait_until("all wait in their list", PATIENCE, || {
+        redis.length("default") == samples.len()
+    });
+    assert_eq!(redis.length("DLQ:default"), 0);
+    let server = Webhook::at(address, |_| 200);
+    Ledger::of(&redis, &samples).settles();
+    assert!(server.requests().len() >= samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn a_vcon_that_a_working_server_never_takes_becomes_a_dead_letter_and_holds_nobody_up() {
+    let redis = Redis::plain();
+    let samples = fresh(40);
+    let bad = samples[0].id.clone();
+    let server = Webhook::deciding({
+        let bad = bad.clone();
+        move |body| if body.contains(&bad) { 503 } else { 200 }
+    });
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
+    submit(&redis, "default", &samples);
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[]))
+        .env("CONSERVER_MAX_ROUNDS", "3")
+        .start();
+    // Others must be served between its rounds, for it to be known that it is the vCon.
+    let mut done = 0;
+    wait_until("it is a dead letter", PATIENCE, || {
+        let now = redis.length("done");
+        if now > done && redis.length("default") < 5 {
+            done = now;
+            submit(&redis, "default", &fresh(5));
+        }
+        redis.length("DLQ:default") == 1
+    });
+    assert_eq!(redis.list("DLQ:default"), [bad.clone()]);
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &bad]);
+    assert!(reason.contains("\"stage\":\"link hook\""), "{reason}");
+    assert!(reason.contains("503"), "{reason}");
+    assert!(reason.contains("\"attempts\":9"), "{reason}");
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_answers_and_takes_nothing_costs_time_only() {
+    let redis = Redis::plain();
+    let failing = Arc::new(AtomicBool::new(true));
+    let server = Webhook::deciding({
+        let failing = Arc::clone(&failing);
+        move |_| {
+            if failing.load(Ordering::Relaxed) {
+                503
+            } else {
+                200
+            }
+        }
+    });
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
+    let samples = fresh(4);
+    submit(&redis, "default", &samples);
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[]))
+        .env("CONSERVER_MAX_ROUNDS", "2")
+        .start();
+    // Each of them through more rounds than would make a dead letter of it.
+    wait_until("many rounds have failed", PATIENCE, || {
+        server.requests().len() >= 4 * 3 * 5
+    });
+    assert_eq!(redis.length("DLQ:default"), 0);
+    assert_eq!(daemon.count_in_log("answers and does not do its work"), 1);
+    failing.store(false, Ordering::Relaxed);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("link hook works again"), 1);
+    assert_eq!(redis.keys("conserver:tries"), Vec::<String>::new());
+    daemon.stop();
+}
