@@ -19,6 +19,14 @@ pub struct Webhooks {
     agent: Agent,
     urls: Vec<Url>,
     headers: HeaderMap,
+    accepted: Option<Accepted>,
+}
+
+/// Who has a document that others have not taken yet.
+struct Accepted {
+    json: String,
+    /// The places of their URLs.
+    by: Vec<usize>,
 }
 
 impl Webhooks {
@@ -36,16 +44,32 @@ impl Webhooks {
             agent: http::agent(timeout),
             urls,
             headers,
+            accepted: None,
         }
     }
 
     /// Posts the document to every URL. One that fails does not keep it from the others, and the
-    /// failure names all of them; it may pass as long as one of them may.
-    pub fn post(&self, json: &str) -> Result<(), Failure> {
-        let post = |url| self.post_to(url, json).err();
-        let failures: Vec<Failure> = self.urls.iter().filter_map(post).collect();
+    /// failure names all of them; it may pass as long as one of them may. The same document posted
+    /// again after a failure goes only to those that have not accepted it.
+    pub fn post(&mut self, json: &str) -> Result<(), Failure> {
+        let again = self.accepted.take().filter(|last| last.json == json);
+        let mut by = again.map_or_else(Vec::new, |last| last.by);
+        let mut failures = Vec::new();
+        for (place, url) in self.urls.iter().enumerate() {
+            if by.contains(&place) {
+                continue;
+            }
+            match self.post_to(url, json) {
+                Ok(()) => by.push(place),
+                Err(failure) => failures.push(failure),
+            }
+        }
         if failures.is_empty() {
             return Ok(());
+        }
+        if !by.is_empty() {
+            let json = json.to_owned();
+            self.accepted = Some(Accepted { json, by });
         }
         let messages: Vec<&str> = failures.iter().map(|f| f.message.as_str()).collect();
         Err(Failure {
@@ -132,6 +156,19 @@ pub(crate) mod tests {
             headers,
             Duration::from_secs(10),
         )
+    }
+
+    #[test]
+    fn an_attempt_more_spares_those_that_have_accepted() {
+        let (one, first) = serve(&["200 OK", "200 OK"]);
+        let (two, second) = serve(&["503 Service Unavailable", "200 OK", "200 OK"]);
+        let mut webhooks = webhooks(&[one, two]);
+        assert!(webhooks.post("{}").is_err());
+        assert_eq!(webhooks.post("{}"), Ok(()));
+        // Done as a whole, it is posted to all when it comes again.
+        assert_eq!(webhooks.post("{}"), Ok(()));
+        assert_eq!(first.join().unwrap().len(), 2);
+        assert_eq!(second.join().unwrap().len(), 3);
     }
 
     #[test]
