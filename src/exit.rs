@@ -15,6 +15,8 @@ pub enum Exit {
     Unavailable,
     /// The system refused something we need, or we are at fault.
     Internal,
+    /// Another daemon has the instance's name; between our own processes only.
+    InUse,
     /// A setting or the configuration file is wrong.
     Config,
 }
@@ -28,6 +30,7 @@ impl Exit {
             Self::Data => 65,
             Self::Unavailable => 69,
             Self::Internal => 70,
+            Self::InUse => 75,
             Self::Config => 78,
         }
     }

@@ -9,7 +9,7 @@
 //! conserver (supervisor: one thread, no Redis, no storage)
 //!   ├─ worker 1 ── lane 1 … lane M   claim ─► load ─► links ─► storages ─► finish
 //!   ├─ worker N ── lane 1 … lane M
-//!   └─ monitor                       heartbeat
+//!   └─ monitor                       holds the instance's name, recovers dead instances
 //! ```
 //!
 //! The modules, in the order in which data flows; arrows point downwards only:

@@ -1,6 +1,12 @@
-//! What `/proc` says of a process; nothing on systems that have no such place.
+//! What the system says of a process and of itself, mostly in `/proc`; nothing, or less, on
+//! systems that have no such place.
 
+use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::hash::{Hash, Hasher};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
 
 /// The memory a process has for itself, with its share of what it has in common with others
 /// (proportional set size), in bytes. Others than the owner and root are not told.
@@ -22,15 +28,113 @@ fn kilobytes(line: &str) -> Option<u64> {
     Some(number * 1024)
 }
 
+/// What there is under a PID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// No process, or one that has ended and only waits to be reaped.
+    Gone,
+    /// A process.
+    Alive {
+        /// When it was started, in ticks since the system was; `None` where that is not told.
+        start: Option<u64>,
+    },
+}
+
+/// Looks whether there is a process of this PID, as this process sees them.
+pub fn presence(pid: i32) -> Presence {
+    // 0 and below stand for groups of processes.
+    if pid <= 0 || nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
+        return Presence::Gone;
+    }
+    // Where /proc hides other users' processes, only the signal knows of them.
+    match stat(pid) {
+        Some((b'Z' | b'X', _)) => Presence::Gone,
+        Some((_, start)) => Presence::Alive { start: Some(start) },
+        None => Presence::Alive { start: None },
+    }
+}
+
+/// When a process was started, in ticks since the system was.
+pub fn start_of(pid: i32) -> Option<u64> {
+    stat(pid).map(|(_, start)| start)
+}
+
+/// The state of a process and its start, as in proc_pid_stat(5).
+fn stat(pid: i32) -> Option<(u8, u64)> {
+    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it, in parentheses, may hold anything.
+    let end = bytes.iter().rposition(|byte| *byte == b')')?;
+    let text = std::str::from_utf8(&bytes[end + 1..]).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let start = fields.nth(18)?.parse().ok()?;
+    Some((state, start))
+}
+
+/// The PID namespace of a system itself, the same on each (`PROC_PID_INIT_INO`).
+pub const SYSTEM_NAMESPACE: &str = "pid:[4026531836]";
+
+/// The namespace in which this process's PID is one, as in `pid:[4026531836]`.
+pub fn pid_namespace() -> Option<String> {
+    let link = fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(link.to_str()?.to_owned())
+}
+
+/// What tells this run of the system from the one before the last reboot.
+pub fn boot_id() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// What tells this machine from others, also over a reboot. The machine's id itself is not to
+/// leave it (machine-id(5)), so this is a hash.
+pub fn machine() -> Option<u64> {
+    let text = fs::read_to_string("/etc/machine-id").ok()?;
+    let id = text.trim();
+    let known = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    known.then(|| {
+        let mut hasher = DefaultHasher::new();
+        ("conserver", id).hash(&mut hasher);
+        hasher.finish()
+    })
+}
+
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    fn own_pid() -> i32 {
+        i32::try_from(std::process::id()).unwrap()
+    }
+
     #[test]
     fn this_process_has_some_memory() {
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
-        assert!(proportional_set_size(own) > Some(100_000));
+        assert!(proportional_set_size(own_pid()) > Some(100_000));
         assert!(own_resident_set_size() > Some(100_000));
         assert_eq!(proportional_set_size(-1), None);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start() {
+        let start = start_of(own_pid());
+        assert!(start.is_some());
+        assert_eq!(presence(own_pid()), Presence::Alive { start });
+        assert!(matches!(presence(1), Presence::Alive { .. }));
+        assert!(pid_namespace().unwrap().starts_with("pid:["));
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_gone_before_it_is_reaped() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        while presence(pid) != Presence::Gone {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert_eq!(presence(pid), Presence::Gone);
+        assert_eq!(presence(0), Presence::Gone);
+        assert_eq!(presence(-1), Presence::Gone);
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::queue::Blame;
+use crate::queue::{Blame, Dead, Holder};
 use crate::scoreboard::BoardId;
 
 /// The monitor's slot on the scoreboard; a worker's is its number.
@@ -19,6 +19,8 @@ pub struct Assignment {
     pub generation: u64,
     /// The supervisor's PID.
     pub supervisor: i32,
+    /// Who holds the instance's name, for all processes of this daemon.
+    pub holder: Holder,
     /// The scoreboard.
     pub board: BoardId,
     /// The number of the accepted configuration when it was started.
@@ -48,12 +50,25 @@ pub enum Task {
 }
 
 /// The claims that a worker which has ended may have left behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leftover {
     /// Its number, from 1.
     pub worker: u32,
     /// Which of its vCons its death is counted against.
     pub blame: Blame,
+    /// How it ended, in words.
+    pub end: String,
+}
+
+impl Leftover {
+    /// The worker, as the queue wants to know it.
+    pub fn dead(&self) -> Dead<'_> {
+        Dead {
+            worker: self.worker,
+            blame: self.blame,
+            end: &self.end,
+        }
+    }
 }
 
 impl Task {

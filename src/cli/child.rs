@@ -10,6 +10,7 @@ use nix::unistd::{Pid, getpid};
 use crate::child::{Assignment, Child, Task};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::queue::NameLease;
 use crate::settings::Settings;
 use crate::sys::{self, Title};
 use crate::worker::{self, Duty};
@@ -91,9 +92,10 @@ pub(super) fn execute(
             return Exit::Internal;
         }
     };
+    let lease = NameLease::new(&settings, assignment.holder);
     match assignment.task {
-        Task::Monitor => monitor::run(&child, &settings, assignment.supervisor),
-        Task::Recover { leftovers } => worker::recover(&child, &leftovers, &settings),
+        Task::Monitor => monitor::run(&child, &settings, lease),
+        Task::Recover { leftovers } => worker::recover(&child, &leftovers, &settings, lease),
         Task::Work {
             predecessor,
             sweep_above,
@@ -115,7 +117,7 @@ pub(super) fn execute(
                 sweep_above,
                 config_generation,
             };
-            worker::run(child, duty, settings, config)
+            worker::run(child, duty, settings, config, lease)
         }
     }
 }

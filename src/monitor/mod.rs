@@ -1,16 +1,27 @@
-//! The monitor: a child process that shows other instances on the same Redis that this one lives.
+//! The monitor: a child process that holds the instance's name, and returns the claims of other
+//! instances that are dead.
 
 mod keep;
+
+use std::time::Duration;
 
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::child::Child;
 use crate::exit::Exit;
-use crate::queue::{Heartbeat, Server};
+use crate::queue::{Expiry, NameLease, Queue, QueueError, Seat, Server};
 use crate::settings::Settings;
+use crate::worker::report_recovered;
 
-/// Does the monitor's whole work: returns when it is told to end.
-pub fn run(child: &Child, settings: &Settings, supervisor: i32) -> Exit {
+/// A command that takes longer than this has missed the monitor's time.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// So many dead instances are seen to at one beat, so that the next is in time.
+const AT_ONCE: usize = 20;
+
+/// Does the monitor's whole work: returns when it is told to end, or when another daemon has the
+/// instance's name.
+pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let server = match Server::new(&settings.redis_url) {
         Ok(server) => server,
         Err(error) => {
@@ -22,15 +33,25 @@ pub fn run(child: &Child, settings: &Settings, supervisor: i32) -> Exit {
         log::error!("{} could not start a thread: {error}", child.name);
         return Exit::Internal;
     }
-    let mut heartbeat = Heartbeat::new(server, settings, supervisor);
+    let seat = Seat {
+        instance: settings.instance.clone(),
+        worker: 0,
+        lane: 0,
+    };
+    let mut queue = Queue::new(server, seat, Expiry::of(settings), lease).within(LIMIT);
     child.readiness().tell();
     let mut away = false;
     loop {
         if let Some(slot) = &child.slot {
             slot.beat();
         }
-        match heartbeat.beat() {
+        match beat(&mut queue, settings) {
             Ok(()) => away = false,
+            Err(error @ QueueError::InUse { .. }) => {
+                log::error!("{error}");
+                return Exit::InUse;
+            }
+            Err(error) if error.is_interruption() => continue,
             Err(error) if !away => {
                 away = true;
                 log::warn!("this instance cannot show that it is alive: {error}");
@@ -39,8 +60,26 @@ pub fn run(child: &Child, settings: &Settings, supervisor: i32) -> Exit {
         }
         let pause = settings.beat().min(settings.heartbeat_ttl / 3);
         if child.draining.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-            heartbeat.end();
+            if let Err(error) = queue.release_lease() {
+                log::debug!("the lease will run out by itself: {error}");
+            }
             return Exit::Ok;
         }
     }
+}
+
+/// Renews the lease, then sees to the instances that have let theirs run out.
+fn beat(queue: &mut Queue, settings: &Settings) -> Result<(), QueueError> {
+    queue.take_lease()?;
+    for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
+        let (recovered, forgotten) = queue.recover_instance(instance, settings.max_deaths)?;
+        recovered.iter().for_each(report_recovered);
+        if forgotten || !recovered.is_empty() {
+            let count = recovered.len();
+            log::warn!(
+                "the instance {instance:?} has stopped showing itself, its claims were returned: {count}"
+            );
+        }
+    }
+    Ok(())
 }

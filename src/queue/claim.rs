@@ -3,7 +3,7 @@
 use redis::Value;
 
 use super::connection::is_unknown_command;
-use super::{Queue, QueueError};
+use super::{Queue, QueueError, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -74,20 +74,32 @@ impl Queue {
     /// Claims the first entry of the first list that has one, and loads its document.
     ///
     /// A claim this lane still holds is handed over again: sending the same request twice never
-    /// takes two entries.
+    /// takes two entries. A lease on our name that has run out is taken in passing.
+    ///
+    /// # Errors
+    /// [`QueueError::InUse`] where another daemon has our name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
+        let lease = self.lease.clone();
         let reply = self.with(|connection, scripts, seat, _| {
             let mut call = scripts.claim.key(seat.claims_key());
+            call.key(keys::instance_key(&lease.instance))
+                .key(keys::INSTANCES)
+                .key(keys::workers_key(&lease.instance));
             for list in lists {
                 call.key(list.as_str());
             }
             call.arg(seat.lane).arg(INLINE_LIMIT);
+            call.arg(&lease.record).arg(lease.ttl);
+            call.arg(&lease.instance).arg(seat.worker);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();
         let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
         let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
         let (kind, text, fault) = (next()?, next()?, next()?);
+        if kind == b"not-ours" {
+            return Err(self.lease.lost_to(&text));
+        }
         let fault = (!fault.is_empty()).then(|| String::from_utf8_lossy(&fault).into_owned());
         if record.is_empty() {
             return Ok(Claimed { work: None, fault });

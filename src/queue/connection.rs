@@ -71,6 +71,14 @@ impl Server {
         self.connect_within(name, CONNECT_TIMEOUT)
     }
 
+    /// Like [`Server::connect`]; neither this nor any command later may take longer than `limit`.
+    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
+        let lease = self.connect_within(name, limit)?;
+        lease.set_read_timeout(Some(limit))?;
+        lease.set_write_timeout(Some(limit))?;
+        Ok(lease)
+    }
+
     /// Like [`Server::connect`], within `limit`.
     pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
         let unreachable = |cause| QueueError::Unreachable {

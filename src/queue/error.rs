@@ -21,6 +21,20 @@ pub enum QueueError {
     /// A script answered in a form it never should.
     #[error("Redis: unexpected answer to {0}")]
     Answer(&'static str),
+    /// Another daemon has our name.
+    #[error(
+        "the instance name {instance:?} is in use by {by}; \
+         set CONSERVER_INSTANCE to another name here"
+    )]
+    InUse {
+        /// Our name.
+        instance: String,
+        /// Who has it.
+        by: String,
+    },
+    /// The lease on a name is not held.
+    #[error("the lease on the instance name {0:?} has run out or is contended")]
+    Lapsed(String),
     /// The connection is gone.
     #[error("Redis: the connection is closed")]
     Closed,
@@ -41,6 +55,11 @@ impl QueueError {
             .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
     }
 
+    /// Whether nothing is wrong with Redis: this daemon does not hold its name at the moment.
+    pub fn is_about_the_lease(&self) -> bool {
+        matches!(self, Self::InUse { .. } | Self::Lapsed(_))
+    }
+
     /// Whether the connection can still be used after this error.
     ///
     /// Only an error the server itself answered leaves the stream in step.
@@ -53,6 +72,7 @@ impl QueueError {
                     || error.is_connection_dropped()
                     || error.code() == Some("READONLY")
             }
+            Self::InUse { .. } | Self::Lapsed(_) => false,
             Self::Unreachable { .. } | Self::Answer(_) | Self::Closed => true,
         }
     }

@@ -40,10 +40,13 @@ pub(super) fn workers_key(instance: &str) -> String {
     format!("conserver:workers:{instance}")
 }
 
-/// `conserver:instance:<instance>`: who this instance is, as long as it is alive.
+/// `conserver:instance:<instance>`: the lease on the name: who has it, as long as it is alive.
 pub(super) fn instance_key(instance: &str) -> String {
     format!("conserver:instance:{instance}")
 }
+
+/// `conserver:instances`: set of the names that may have workers with claims.
+pub(super) const INSTANCES: &str = "conserver:instances";
 
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";

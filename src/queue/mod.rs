@@ -10,30 +10,35 @@
 //!      └─give back, postpone──┘   └─────bury─────► dead letter queue
 //! ```
 //!
+//! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
+//! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
+//!
 //! This module knows Redis and its keys, nothing of chains, links or storages.
 
 mod bell;
 mod claim;
 mod connection;
 mod error;
-mod heartbeat;
 mod keep;
 mod keys;
+mod lease;
 mod lengths;
 mod recovery;
 mod scripts;
 mod settle;
 mod submit;
 
+use std::time::Duration;
+
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
 pub use connection::{Lease, Server};
 pub use error::QueueError;
-pub use heartbeat::Heartbeat;
 pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
+pub use lease::{Holder, NameLease};
 pub use lengths::lengths;
-pub use recovery::{Blame, Recovered};
+pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use settle::{Finish, Postponed, Reason, Settled};
 pub use submit::Submitter;
 
@@ -70,24 +75,40 @@ pub struct Queue {
     scripts: Scripts,
     seat: Seat,
     expiry: Expiry,
+    lease: NameLease,
+    limit: Option<Duration>,
 }
 
 impl Queue {
     /// A queue that connects when first used.
-    pub fn new(server: Server, seat: Seat, expiry: Expiry) -> Self {
+    pub fn new(server: Server, seat: Seat, expiry: Expiry, lease: NameLease) -> Self {
         Self {
             server,
             connected: None,
             scripts: Scripts::new(),
             seat,
             expiry,
+            lease,
+            limit: None,
+        }
+    }
+
+    /// The same, but nothing on its connection may take longer than `limit`.
+    pub fn within(self, limit: Duration) -> Self {
+        Self {
+            limit: Some(limit),
+            ..self
         }
     }
 
     /// Makes sure there is a living connection.
     pub fn connect(&mut self) -> Result<(), QueueError> {
         if self.connected.is_none() {
-            self.connected = Some(self.server.connect(&self.seat.client_name())?);
+            let name = self.seat.client_name();
+            self.connected = Some(match self.limit {
+                Some(limit) => self.server.connect_for(&name, limit)?,
+                None => self.server.connect(&name)?,
+            });
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a dead worker held goes back to its lists.
+//! What a dead worker, or a dead instance, held goes back to its lists.
 
 use redis::Value;
 use serde::{Deserialize, Serialize};
@@ -33,14 +33,34 @@ pub struct Recovered {
     pub outcome: String,
 }
 
+/// A worker that has ended, and whose claims are to be returned.
+#[derive(Debug, Clone, Copy)]
+pub struct Dead<'a> {
+    /// Its number, from 1.
+    pub worker: u32,
+    /// Which of its vCons its death is counted against.
+    pub blame: Blame,
+    /// How it ended, in words.
+    pub end: &'a str,
+}
+
+/// What is said of the end of a worker that a daemon before this one has left behind.
+pub const BEFORE_US: &str = "with its daemon, before this one was started";
+
+/// What is said of the end of a worker whose instance is taken for dead.
+const WITH_ITS_INSTANCE: &str = "its instance stopped showing itself";
+
 impl Queue {
     /// Returns every claim of the worker that sat on this seat before, counting one death for
     /// each vCon that has the blame, and notes that this worker may hold claims from now on.
     ///
     /// `max_deaths` is the number of deaths that make a vCon poison; 0 means none does.
+    ///
+    /// # Errors
+    /// Also where this daemon does not hold the lease on its name: so for every such function.
     pub fn recover_own(
         &mut self,
-        blame: Blame,
+        dead: Dead<'_>,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
         let (instance, worker) = (self.seat.instance.clone(), self.seat.worker);
@@ -51,22 +71,21 @@ impl Queue {
                 .arg(worker)
                 .query::<()>(connection)?)
         })?;
-        self.recover(worker, blame, max_deaths)
+        self.recover(dead, max_deaths)
     }
 
     /// Returns every claim of a worker that will have no successor.
     pub fn recover_seat(
         &mut self,
-        worker: u32,
-        blame: Blame,
+        dead: Dead<'_>,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
-        let recovered = self.recover(worker, blame, max_deaths)?;
+        let recovered = self.recover(dead, max_deaths)?;
         let workers_key = keys::workers_key(&self.seat.instance);
         self.with(|connection, _, _, _| {
             Ok(redis::cmd("SREM")
                 .arg(workers_key)
-                .arg(worker)
+                .arg(dead.worker)
                 .query::<()>(connection)?)
         })?;
         Ok(recovered)
@@ -79,44 +98,110 @@ impl Queue {
         highest: u32,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
-        let workers_key = keys::workers_key(&self.seat.instance);
-        let known: Vec<u32> = self.with(|connection, _, _, _| {
-            Ok(redis::cmd("SMEMBERS").arg(&workers_key).query(connection)?)
-        })?;
+        let known = self.workers_of(&self.seat.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            recovered.extend(self.recover_seat(worker, Blame::All, max_deaths)?);
+            let (blame, end) = (Blame::All, BEFORE_US);
+            let dead = Dead { worker, blame, end };
+            recovered.extend(self.recover_seat(dead, max_deaths)?);
         }
         Ok(recovered)
     }
 
-    fn recover(
+    /// The other instances on this server whose lease has run out.
+    pub fn dead_instances(&mut self) -> Result<Vec<String>, QueueError> {
+        let names = self.members(keys::INSTANCES)?;
+        let others: Vec<String> = names
+            .into_iter()
+            .filter(|name| *name != self.seat.instance)
+            .collect();
+        if others.is_empty() {
+            return Ok(others);
+        }
+        let alive: Vec<bool> = self.with(|connection, _, _, _| {
+            let mut steps = redis::pipe();
+            for name in &others {
+                steps.cmd("EXISTS").arg(keys::instance_key(name));
+            }
+            Ok(steps.query(connection)?)
+        })?;
+        let dead = others.into_iter().zip(alive).filter(|(_, alive)| !alive);
+        Ok(dead.map(|(name, _)| name).collect())
+    }
+
+    /// Returns every claim of an instance whose lease has run out, and forgets it. Where it has
+    /// come back in the meantime, that is the end of it. Answers also whether it is forgotten.
+    pub fn recover_instance(
         &mut self,
-        worker: u32,
-        blame: Blame,
+        instance: &str,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
-        let blamed = match blame {
+    ) -> Result<(Vec<Recovered>, bool), QueueError> {
+        let mut recovered = Vec::new();
+        for worker in self.workers_of(instance)? {
+            let (blame, end) = (Blame::All, WITH_ITS_INSTANCE);
+            let dead = Dead { worker, blame, end };
+            match self.recover_of(instance, "", dead, max_deaths)? {
+                Ok(more) => recovered.extend(more),
+                Err(_) => return Ok((recovered, false)),
+            }
+        }
+        let forgotten = self.forget(instance, "")?;
+        Ok((recovered, forgotten))
+    }
+
+    fn workers_of(&mut self, instance: &str) -> Result<Vec<u32>, QueueError> {
+        let members = self.members(&keys::workers_key(instance))?;
+        Ok(members
+            .iter()
+            .filter_map(|text| text.parse().ok())
+            .collect())
+    }
+
+    fn members(&mut self, key: &str) -> Result<Vec<String>, QueueError> {
+        let members: Vec<Vec<u8>> = self
+            .with(|connection, _, _, _| Ok(redis::cmd("SMEMBERS").arg(key).query(connection)?))?;
+        // What is no text was not written by us.
+        let texts = members.into_iter().map(String::from_utf8);
+        Ok(texts.filter_map(Result::ok).collect())
+    }
+
+    fn recover(&mut self, dead: Dead<'_>, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
+        let (instance, record) = (self.lease.instance.clone(), self.lease.record.clone());
+        self.recover_of(&instance, &record, dead, max_deaths)?
+            .map_err(|found| self.lease.lost_to(&found))
+    }
+
+    /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;
+    /// else answers what was found in its place.
+    fn recover_of(
+        &mut self,
+        instance: &str,
+        record: &str,
+        dead: Dead<'_>,
+        max_deaths: u32,
+    ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
+        let worker = dead.worker;
+        let blamed = match dead.blame {
             Blame::All => "all".to_owned(),
             Blame::Lane(lane) => lane.to_string(),
             Blame::Nobody => "none".to_owned(),
         };
-        let reply = self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts
-                .recover
-                .key(keys::claims_key(&seat.instance, worker));
-            call.key(keys::DEATHS)
-                .arg(max_deaths)
-                .arg(DEATHS_EXPIRY)
-                .arg(expiry.context);
+        let reply = self.with(|connection, scripts, _, expiry| {
+            let mut call = scripts.recover.key(keys::claims_key(instance, worker));
+            call.key(keys::DEATHS).key(keys::instance_key(instance));
+            call.arg(max_deaths).arg(DEATHS_EXPIRY).arg(expiry.context);
             call.arg(expiry.dead_letter)
-                .arg(format!("{} Worker-{worker}", seat.instance))
+                .arg(format!("{instance} Worker-{worker}"))
                 .arg(blamed);
+            call.arg(record).arg(dead.end);
             Ok(call.invoke::<Value>(connection)?)
         })?;
+        if let Value::BulkString(found) = reply {
+            return Ok(Err(found));
+        }
         let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
-        Ok(fields
+        Ok(Ok(fields
             .chunks_exact(4)
             .map(|claim| Recovered {
                 entry: text(&claim[0]),
@@ -124,6 +209,6 @@ impl Queue {
                 deaths: text(&claim[2]).parse().unwrap_or(0),
                 outcome: text(&claim[3]),
             })
-            .collect())
+            .collect()))
     }
 }

@@ -10,6 +10,8 @@ pub(super) struct Scripts {
     pub give_back: Script,
     pub postpone: Script,
     pub recover: Script,
+    pub lease: Script,
+    pub forget: Script,
     pub waiting: Script,
 }
 
@@ -22,6 +24,8 @@ impl Scripts {
             give_back: Script::new(include_str!("scripts/give_back.lua")),
             postpone: Script::new(include_str!("scripts/postpone.lua")),
             recover: Script::new(include_str!("scripts/recover.lua")),
+            lease: Script::new(include_str!("scripts/lease.lua")),
+            forget: Script::new(include_str!("scripts/forget.lua")),
             waiting: Script::new(include_str!("scripts/waiting.lua")),
         }
     }

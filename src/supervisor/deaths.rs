@@ -22,6 +22,8 @@ enum Meaning {
     Killed,
     /// It cannot work with its configuration.
     Refused,
+    /// Another daemon has our name.
+    Displaced,
     /// Anything else.
     Died,
 }
@@ -37,6 +39,7 @@ fn meaning(phase: Phase, end: End) -> Meaning {
         }
         (Phase::Killed, _) => Meaning::Killed,
         (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
+        (_, End::Exited(code)) if code == Exit::InUse.code() => Meaning::Displaced,
         _ => Meaning::Died,
     }
 }
@@ -71,8 +74,11 @@ impl Supervisor {
             Meaning::Drained => None,
             // Whoever killed it has said whom to blame.
             Meaning::Killed => place.left,
-            Meaning::Refused | Meaning::Died => Some(Blame::All),
+            Meaning::Refused | Meaning::Displaced | Meaning::Died => Some(Blame::All),
         };
+        if meaning != Meaning::Killed {
+            place.end = end.to_string();
+        }
         let settled = view.worker.as_ref().map_or(0, |worker| worker.settled);
         let life = Life {
             lived: since.elapsed(),
@@ -101,6 +107,14 @@ impl Supervisor {
                      it is not started again before the configuration changes",
                     Exit::Config.code()
                 );
+            }
+            // It has said by whom.
+            Meaning::Displaced => {
+                place.set(State::Refused);
+                if !at_an_end {
+                    self.show_post(post);
+                    return self.stop(false, Exit::Unavailable);
+                }
             }
             Meaning::Died => {
                 place.deaths += 1;
@@ -248,6 +262,8 @@ mod tests {
             (Phase::Killed, kill, Meaning::Killed),
             (Phase::Starting, End::Exited(78), Meaning::Refused),
             (Phase::Starting, End::Exited(70), Meaning::Died),
+            (Phase::Ready, End::Exited(75), Meaning::Displaced),
+            (draining, End::Exited(75), Meaning::Displaced),
             (Phase::Ready, killed(Signal::SIGSEGV), Meaning::Died),
         ] {
             assert_eq!(meaning(phase, end), expected, "{phase:?} {end:?}");

@@ -41,6 +41,7 @@ pub use method::serve as forkserver;
 use crate::child::{Assignment, Leftover, NUDGE};
 use crate::config::Source;
 use crate::exit::Exit;
+use crate::queue::Holder;
 use crate::scoreboard::{Board, BoardError, Phase as DaemonPhase, SLOTS};
 use crate::settings::Settings;
 use crate::sys;
@@ -111,6 +112,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
     let mut board = Board::create(&folder, &settings.instance, lanes, method.number())?;
     let file = settings.config_file.clone();
     let followed = Followed::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
+    let holder = Holder::this_process(board.id().nonce);
     let notify = Notify::from_env();
     let beat = settings.beat();
     let supervisor = Supervisor {
@@ -121,6 +123,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         ),
         signals,
         board,
+        holder,
         followed,
         notify,
         places: BTreeMap::new(),
@@ -143,6 +146,7 @@ struct Supervisor {
     watch: Watch,
     signals: Signals,
     board: Board,
+    holder: Holder,
     followed: Followed,
     notify: Notify,
     places: BTreeMap<Post, Place>,

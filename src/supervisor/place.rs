@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::restart::{Life, Restarts};
 use crate::child::{Leftover, MONITOR_SLOT};
-use crate::queue::Blame;
+use crate::queue::{BEFORE_US, Blame};
 use crate::scoreboard::{Place as Shown, PlaceState};
 use crate::sys;
 
@@ -72,6 +72,8 @@ pub(super) struct Place {
     pub restarts: Restarts,
     /// Set when the last process may have left claims behind.
     pub left: Option<Blame>,
+    /// How the last process ended, in words.
+    pub end: String,
     /// What a recovery process was given to return.
     pub load: Vec<Leftover>,
     since_ms: u64,
@@ -117,6 +119,7 @@ impl Place {
             restarts: Restarts::default(),
             // An earlier daemon may have left some.
             left: post.worker().map(|_| Blame::All),
+            end: BEFORE_US.to_owned(),
             load: Vec::new(),
             since_ms: sys::monotonic_ms(),
         }

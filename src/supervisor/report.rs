@@ -150,12 +150,13 @@ impl Supervisor {
             return;
         };
         let name = place.name();
-        let blame = match health {
+        let (blame, end) = match health {
             Health::Good => return,
             Health::Silent(time) => {
                 let seconds = time.as_secs_f64();
                 log::error!("{name} has not shown itself for {seconds:.0} s and is killed");
-                Blame::All
+                let end = format!("killed after it had not shown itself for {seconds:.0} s");
+                (Blame::All, end)
             }
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
@@ -163,12 +164,14 @@ impl Supervisor {
                     "{name} is at work on {}, and its chain allows {limit} s: it is killed",
                     in_hand(lane)
                 );
-                Blame::Lane(lane.number)
+                let end = format!("killed for exceeding its chain's timeout of {limit} s");
+                (Blame::Lane(lane.number), end)
             }
         };
         if let Some(pid) = place.pid() {
             place.set_phase(Phase::Killed);
             place.left = Some(blame);
+            place.end = end;
             sys::kill(pid, Signal::SIGKILL);
         }
     }

@@ -1,6 +1,6 @@
 //! From what is known towards what is wanted: one turn of the loop.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -13,11 +13,14 @@ use super::rolling::{Member, Step, next};
 use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
-use crate::queue::Blame;
+use crate::queue::{BEFORE_US, Blame};
 use crate::sys;
 
 /// How long a recovery process may take: Redis is near, or it is away.
-const RECOVERY_TIME: std::time::Duration = std::time::Duration::from_secs(10);
+const RECOVERY_TIME: Duration = Duration::from_secs(10);
+
+/// How long the monitor may take to give the instance's name up.
+const FAREWELL_TIME: Duration = Duration::from_secs(3);
 
 impl Supervisor {
     /// Takes every step that can be taken now.
@@ -44,8 +47,8 @@ impl Supervisor {
                 let spare = u32::from(self.reloading);
                 self.stop.is_none() && number <= self.wanted + spare
             }
-            // It ends last: as long as workers hold claims, this instance is alive.
-            Post::Monitor => self.stop.is_none() || workers_left(),
+            // It ends last: as long as there may be claims, this instance holds its name.
+            Post::Monitor => self.stop.is_none() || workers_left() || !self.orphaned.is_empty(),
             Post::Recovery => !self.orphaned.is_empty() && (self.stop.is_none() || !workers_left()),
         }
     }
@@ -126,7 +129,11 @@ impl Supervisor {
 
     /// Asks a process to end, once.
     fn drain(&mut self, post: Post) {
-        let until = Instant::now() + self.drain_timeout;
+        let time = match post {
+            Post::Monitor => FAREWELL_TIME,
+            Post::Worker(_) | Post::Recovery => self.drain_timeout,
+        };
+        let until = Instant::now() + time;
         if let Some(place) = self.places.get_mut(&post)
             && let Some(pid) = place.pid()
             && !place.is_ending()
@@ -146,8 +153,8 @@ impl Supervisor {
             let (Some(pid), Some(Phase::Draining { until })) = (place.pid(), place.phase()) else {
                 continue;
             };
-            // Its deadline is its own.
-            let at_once = at_once && place.post != Post::Recovery;
+            // The others' deadlines are their own.
+            let at_once = at_once && place.post.worker().is_some();
             if until <= now || at_once {
                 if !at_once {
                     let name = place.name();
@@ -174,11 +181,11 @@ impl Supervisor {
                 self.board.set_place(slot, None);
             }
             // A worker that never started has nothing of its own to leave.
-            let left = place
-                .filter(|place| place.starts > 0)
-                .and_then(|place| place.left);
-            if let (Some(worker), Some(blame)) = (post.worker(), left) {
-                self.orphaned.push(Leftover { worker, blame });
+            if let (Some(worker), Some(place)) = (post.worker(), place)
+                && let Some(blame) = place.left.filter(|_| place.starts > 0)
+            {
+                let end = place.end;
+                self.orphaned.push(Leftover { worker, blame, end });
             }
         }
     }
@@ -230,6 +237,7 @@ impl Supervisor {
             task,
             generation: self.generations,
             supervisor: std::process::id().cast_signed(),
+            holder: self.holder.clone(),
             board: self.board.id().clone(),
             config_generation: self.followed.generation,
             config_file: self.followed.file().to_owned(),
@@ -272,10 +280,11 @@ impl Supervisor {
                 leftovers: self.orphaned.clone(),
             },
             Post::Worker(worker) => {
-                let mut blame = Blame::All;
+                let (mut blame, mut end) = (Blame::All, BEFORE_US.to_owned());
                 let mut first = false;
                 if let Some(place) = self.places.get(&post) {
                     blame = place.left.unwrap_or(Blame::All);
+                    end.clone_from(&place.end);
                     first = place.starts == 0;
                 }
                 // Someone came back to this number: it returns what was left there itself.
@@ -284,13 +293,14 @@ impl Supervisor {
                     let same = left.worker == worker;
                     if same {
                         blame = left.blame;
+                        end.clone_from(&left.end);
                     }
                     !same
                 });
                 self.orphaned = orphaned;
                 let at_start = first && worker == 1 && self.round == 0;
                 Task::Work {
-                    predecessor: Leftover { worker, blame },
+                    predecessor: Leftover { worker, blame, end },
                     sweep_above: at_start.then_some(self.first_workers),
                 }
             }
@@ -330,7 +340,7 @@ impl Supervisor {
         let mut places = self.places.values_mut();
         if let Some(place) = places.find(|place| place.generation == generation) {
             let life = Life {
-                lived: std::time::Duration::ZERO,
+                lived: Duration::ZERO,
                 useful: false,
             };
             let wait = place.back_off(life).as_secs_f64();

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 use super::doorbell::Doorbell;
 use super::kit::Kit;
 use super::visit::Visit;
-use super::{Outage, Shared, Turn};
+use super::{Backoff, Outage, Shared, Turn};
 use crate::config::ListName;
 use crate::queue::{Claim, Document, Queue};
 use crate::scoreboard::LaneCell;
@@ -23,6 +23,7 @@ pub(super) struct Lane {
     drain: Receiver<()>,
     cell: LaneCell,
     outage: Outage,
+    patience: Backoff,
     fault: Option<String>,
     ready: bool,
     busy: bool,
@@ -42,6 +43,7 @@ impl Lane {
         let lists = shared.holds.lists(&config).open;
         let kit = Kit::open(config, Arc::clone(&shared.health));
         let outage = Outage::new("Redis", &shared.settings, &shared.redis);
+        let patience = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         Self {
             shared,
             queue,
@@ -52,6 +54,7 @@ impl Lane {
             drain,
             cell,
             outage,
+            patience,
             fault: None,
             ready: false,
             busy: false,
@@ -65,6 +68,7 @@ impl Lane {
             match self.queue.claim(&self.lists) {
                 Ok(claimed) => {
                     self.outage.over();
+                    self.patience.reset();
                     self.note_ready();
                     self.report(claimed.fault);
                     match claimed.work {
@@ -73,6 +77,12 @@ impl Lane {
                     }
                 }
                 Err(error) if error.is_interruption() => {}
+                // Another daemon has our name: what is to be done is for the monitor to say.
+                Err(error) if error.is_about_the_lease() => {
+                    self.show(false);
+                    let pause = self.patience.next_wait();
+                    let _ = Turn::idle(&self.drain, Some(&self.cell)).wait(pause);
+                }
                 // What the server may have claimed for us is handed over by the next request.
                 Err(error) => {
                     let turn = Turn::idle(&self.drain, Some(&self.cell));

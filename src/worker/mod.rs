@@ -32,12 +32,12 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 pub use backoff::Backoff;
-pub use recover::run as recover;
+pub use recover::{report as report_recovered, run as recover};
 
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Expiry, Queue, QueueError, Seat, Server};
+use crate::queue::{Expiry, NameLease, Queue, QueueError, Seat, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use current::Current;
@@ -52,7 +52,7 @@ use stage::Stage;
 use turn::Turn;
 
 /// What a worker is to do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Duty {
     /// Its number, and what the last worker of that number left behind.
     pub predecessor: Leftover,
@@ -63,13 +63,19 @@ pub struct Duty {
 }
 
 /// Does a worker's whole work in this process: returns when it has drained.
-pub fn run(child: Child, duty: Duty, settings: Settings, config: Arc<Config>) -> Exit {
+pub fn run(
+    child: Child,
+    duty: Duty,
+    settings: Settings,
+    config: Arc<Config>,
+    lease: NameLease,
+) -> Exit {
     let name = child.name.clone();
     let Some(slot) = child.slot.clone() else {
         log::error!("{name} has no slot on the scoreboard");
         return Exit::Internal;
     };
-    match start_lanes(child, duty, settings, config, slot) {
+    match start_lanes(child, duty, settings, config, slot, lease) {
         Ok(()) => Exit::Ok,
         Err(error) => {
             log::error!("{name} could not start: {error}");
@@ -92,21 +98,25 @@ fn start_lanes(
     settings: Settings,
     config: Arc<Config>,
     slot: Slot,
+    lease: NameLease,
 ) -> Result<(), StartError> {
     let server = Server::new(&settings.redis_url)?;
     let expiry = Expiry::of(&settings);
-    let seat = |lane| Seat {
-        instance: settings.instance.clone(),
-        worker: duty.predecessor.worker,
-        lane,
+    let queue = |lane| {
+        let seat = Seat {
+            instance: settings.instance.clone(),
+            worker: duty.predecessor.worker,
+            lane,
+        };
+        Queue::new(server.clone(), seat, expiry, lease.clone())
     };
     let draining = child.draining.clone();
-    let mut first = Queue::new(server.clone(), seat(1), expiry);
+    let mut first = queue(1);
     let turn = Turn::idle(&draining, None);
     let recovered = household::beating(&slot, &settings, || {
         recover::recover(
             &mut first,
-            duty.predecessor,
+            &duty.predecessor,
             duty.sweep_above,
             &settings,
             &turn,
@@ -116,9 +126,7 @@ fn start_lanes(
         return Ok(());
     }
     let mut queues = vec![first];
-    queues.extend(
-        (2..=settings.concurrency).map(|lane| Queue::new(server.clone(), seat(lane), expiry)),
-    );
+    queues.extend((2..=settings.concurrency).map(queue));
 
     let shared = Arc::new(Shared::new(child, duty, settings, config, slot.clone()));
     let door = Doorbell::start(&shared)?;

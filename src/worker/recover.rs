@@ -4,24 +4,27 @@ use std::sync::Arc;
 
 use crate::child::{Child, Leftover};
 use crate::exit::Exit;
-use crate::queue::{Expiry, Queue, Recovered, Seat, Server};
+use crate::queue::{Expiry, NameLease, Queue, Recovered, Seat, Server};
 use crate::settings::Settings;
 
-use super::{Outage, Turn};
+use super::{Backoff, Outage, Turn};
 
 /// Returns a predecessor's claims to their lists, and with `sweep_above` those of every worker
-/// with a higher number; waits for Redis if need be. False when the worker is to end before that.
+/// with a higher number; waits for Redis, and for the instance's name, if need be. False when the
+/// worker is to end before that.
 pub(super) fn recover(
     queue: &mut Queue,
-    predecessor: Leftover,
+    predecessor: &Leftover,
     sweep_above: Option<u32>,
     settings: &Settings,
     turn: &Turn<'_>,
 ) -> bool {
     let mut outage = Outage::new("Redis", settings, &Arc::default());
+    let mut patience = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
         let recovered = queue
-            .recover_own(predecessor.blame, settings.max_deaths)
+            .take_lease()
+            .and_then(|()| queue.recover_own(predecessor.dead(), settings.max_deaths))
             .and_then(|mut recovered| {
                 if let Some(highest) = sweep_above {
                     recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
@@ -34,6 +37,12 @@ pub(super) fn recover(
                 recovered.iter().for_each(report);
                 return true;
             }
+            // What is to be done about it is for the monitor to say.
+            Err(error) if error.is_about_the_lease() => {
+                if turn.wait(patience.next_wait()).is_err() {
+                    return false;
+                }
+            }
             Err(error) => {
                 if outage.wait(&error, turn).is_err() {
                     return false;
@@ -45,7 +54,7 @@ pub(super) fn recover(
 
 /// Does a recovery process's whole work: returns the claims of workers that will have no
 /// successor. Tries once; the supervisor decides whether there is time for more.
-pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings) -> Exit {
+pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: NameLease) -> Exit {
     let mut queue = match Server::new(&settings.redis_url) {
         Ok(server) => Queue::new(
             server,
@@ -55,6 +64,7 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings) -> Exit {
                 lane: 0,
             },
             Expiry::of(settings),
+            lease,
         ),
         Err(error) => {
             log::error!("{} could not start: {error}", child.name);
@@ -62,7 +72,10 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings) -> Exit {
         }
     };
     for left in leftovers {
-        match queue.recover_seat(left.worker, left.blame, settings.max_deaths) {
+        let recovered = queue
+            .take_lease()
+            .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));
+        match recovered {
             Ok(recovered) => recovered.iter().for_each(report),
             Err(error) => {
                 log::error!(
@@ -76,7 +89,8 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings) -> Exit {
     Exit::Ok
 }
 
-fn report(claim: &Recovered) {
+/// Logs what became of a claim that was left behind.
+pub fn report(claim: &Recovered) {
     let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
     let what = match claim.outcome.as_str() {
         "poison" => "went to the dead letter queue",

@@ -1,7 +1,10 @@
 -- Takes the next entry for one lane.
--- KEYS: the worker's claims hash, then the ingress lists in order.
--- ARGV: lane, the most bytes of a plain string document to hand over.
--- Answers {record, list, entry, context, kind, document, fault}; record is '' where all lists are empty.
+-- KEYS: the worker's claims hash, the lease on the instance's name, the set of instances, the instance's set of
+--       workers, then the ingress lists in order.
+-- ARGV: lane, the most bytes of a plain string document to hand over, the record of our lease, its time to live,
+--       the instance, the worker.
+-- Answers {record, list, entry, context, kind, document, fault}; record is '' where all lists are empty. Where
+-- another daemon has the name, kind is 'not-ours' and document its record.
 -- A claim the lane already holds is answered again: its first answer, or its finish, was lost.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -21,6 +24,16 @@ local function document(entry)
   return kind, ''
 end
 
+local holder = redis.call('GET', KEYS[2])
+if not holder then
+  -- Nothing that grows comes first, so that the lease can be had on a server that is full.
+  redis.call('DEL', KEYS[2])
+  redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+  redis.call('SADD', KEYS[3], ARGV[5])
+elseif holder ~= ARGV[3] then
+  return {'', '', '', '', 'not-ours', holder, ''}
+end
+
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if held then
   local ok, claim = pcall(cjson.decode, held)
@@ -33,7 +46,7 @@ if held then
 end
 
 local fault = ''
-for i = 2, #KEYS do
+for i = 5, #KEYS do
   local list = KEYS[i]
   local entry = redis.pcall('LPOP', list)
   if type(entry) == 'table' then
@@ -50,6 +63,7 @@ for i = 2, #KEYS do
     if context then record = record .. ',"context":' .. cjson.encode(context) end
     record = record .. '}'
     redis.call('HSET', KEYS[1], ARGV[1], record)
+    redis.call('SADD', KEYS[4], ARGV[6])
     local kind, text = document(entry)
     return {record, list, entry, context or '', kind, text, fault}
   end

@@ -1,12 +1,17 @@
 -- Returns every claim of a dead worker: to the head of its list, or, once too many workers have
 -- died on it, to the dead letter queue.
--- KEYS: the dead worker's claims hash, the deaths hash.
+-- KEYS: the dead worker's claims hash, the deaths hash, the lease on its instance's name.
 -- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
 --       a dead letter document's time to live (0: for ever), the name of the dead worker,
---       whose vCons it died on: 'all', 'none', or a lane.
--- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on.
+--       whose vCons it died on: 'all', 'none', or a lane, the record that the lease must have, '' where there must
+--       be none, how the worker ended.
+-- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on. Where the lease is
+-- another one, answers its record, '' where there is none.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
+
+local lease = redis.call('GET', KEYS[3]) or ''
+if lease ~= ARGV[7] then return lease end
 
 local out = {}
 local function report(entry, list, deaths, what)
@@ -57,7 +62,7 @@ for _, claim in ipairs(claims) do
   end
   local limit = tonumber(ARGV[1])
   if blamed and limit > 0 and deaths >= limit then
-    bury(claim, deaths, deaths .. ' workers died while they worked on it')
+    bury(claim, deaths, deaths .. ' workers died while they worked on it; how the last one ended: ' .. ARGV[8])
   else
     local pushed = redis.pcall('LPUSH', claim.list, claim.uuid)
     if type(pushed) == 'table' then
