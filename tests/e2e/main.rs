@@ -3,7 +3,8 @@
 //! `tests/run.sh` installs what these tests need and runs them. One area alone:
 //! `cargo test --test e2e outages`. Larger runs: `CONSERVER_TEST_COUNT` vCons for those of
 //! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3),
-//! `CONSERVER_TEST_KILLS` of workers for each start method (40). Other vCons
+//! `CONSERVER_TEST_KILLS` of workers for each start method (40),
+//! `CONSERVER_TEST_OTHERS` vCons beside one that kills its workers (199). Other vCons
 //! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -17,6 +18,7 @@ mod dependencies;
 mod documents;
 mod harness;
 mod holds;
+mod instances;
 mod logging;
 mod outages;
 mod process_model;
