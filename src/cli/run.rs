@@ -31,7 +31,7 @@ pub fn run(settings: Settings) -> Exit {
         Ok(Role::Done(exit)) => exit,
         Ok(Role::Child(assignment, config)) => {
             let parent = Pid::from_raw(assignment.supervisor);
-            execute(assignment, parent, title, settings, Some(config))
+            execute(*assignment, parent, title, settings, Some(config))
         }
         Err(error) => {
             log::error!("The supervisor ends: {error}");

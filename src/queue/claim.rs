@@ -1,5 +1,7 @@
 //! Taking work: the next entry of the ingress lists, claimed and loaded in one round trip.
 
+use std::sync::Arc;
+
 use redis::Value;
 
 use super::connection::is_unknown_command;
@@ -79,7 +81,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::InUse`] where another daemon has our name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
-        let lease = self.lease.clone();
+        let lease = Arc::clone(&self.lease);
         let reply = self.with(|connection, scripts, seat, _| {
             let mut call = scripts.claim.key(seat.claims_key());
             call.key(keys::instance_key(&lease.instance))

@@ -15,6 +15,8 @@
 //!
 //! Only the server's clock counts.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Queue, QueueError, keys};
@@ -163,13 +165,15 @@ impl Queue {
     pub fn take_lease(&mut self) -> Result<(), QueueError> {
         let mut stale = String::new();
         for _ in 0..TRIES {
-            let held = self.try_lease(&stale)?;
-            if held.is_empty() {
-                if !stale.is_empty() {
+            let (answer, held) = self.try_lease(&stale)?;
+            match answer.as_str() {
+                "ours" => return Ok(()),
+                "taken" => {
                     let instance = &self.lease.instance;
                     log::info!("took the name {instance:?} over from a daemon that has ended");
+                    return Ok(());
                 }
-                return Ok(());
+                _ => {}
             }
             let text = String::from_utf8_lossy(&held).into_owned();
             match decide(&text, &self.lease.holder, procfs::presence) {
@@ -180,21 +184,21 @@ impl Queue {
         Err(QueueError::Lapsed(self.lease.instance.clone()))
     }
 
-    fn try_lease(&mut self, stale: &str) -> Result<Vec<u8>, QueueError> {
-        let lease = self.lease.clone();
+    fn try_lease(&mut self, stale: &str) -> Result<(String, Vec<u8>), QueueError> {
+        let lease = Arc::clone(&self.lease);
         self.with(|connection, scripts, _, _| {
             let mut call = scripts.lease.key(keys::instance_key(&lease.instance));
             call.key(keys::INSTANCES);
             call.arg(&lease.record).arg(stale);
             call.arg(lease.ttl).arg(&lease.instance);
-            Ok(call.invoke::<Vec<u8>>(connection)?)
+            Ok(call.invoke::<(String, Vec<u8>)>(connection)?)
         })
     }
 
     /// Gives the name up, if it is ours, and with it the bookkeeping of workers without claims.
     pub fn release_lease(&mut self) -> Result<(), QueueError> {
-        let (instance, record) = (self.lease.instance.clone(), self.lease.record.clone());
-        self.forget(&instance, &record)?;
+        let lease = Arc::clone(&self.lease);
+        self.forget(&lease.instance, &lease.record)?;
         Ok(())
     }
 

@@ -28,6 +28,7 @@ mod scripts;
 mod settle;
 mod submit;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use bell::Bell;
@@ -75,7 +76,7 @@ pub struct Queue {
     scripts: Scripts,
     seat: Seat,
     expiry: Expiry,
-    lease: NameLease,
+    lease: Arc<NameLease>,
     limit: Option<Duration>,
 }
 
@@ -88,7 +89,7 @@ impl Queue {
             scripts: Scripts::new(),
             seat,
             expiry,
-            lease,
+            lease: Arc::new(lease),
             limit: None,
         }
     }

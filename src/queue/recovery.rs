@@ -1,5 +1,7 @@
 //! What a dead worker, or a dead instance, held goes back to its lists.
 
+use std::sync::Arc;
+
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
@@ -51,27 +53,21 @@ pub const BEFORE_US: &str = "with its daemon, before this one was started";
 const WITH_ITS_INSTANCE: &str = "its instance stopped showing itself";
 
 impl Queue {
-    /// Returns every claim of the worker that sat on this seat before, counting one death for
-    /// each vCon that has the blame, and notes that this worker may hold claims from now on.
+    /// Returns every claim of the worker that had its number before, counting one death for each
+    /// vCon that has the blame.
     ///
     /// `max_deaths` is the number of deaths that make a vCon poison; 0 means none does.
     ///
     /// # Errors
     /// Also where this daemon does not hold the lease on its name: so for every such function.
-    pub fn recover_own(
+    pub fn recover(
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
-        let (instance, worker) = (self.seat.instance.clone(), self.seat.worker);
-        self.with(|connection, _, _, _| {
-            let workers = keys::workers_key(&instance);
-            Ok(redis::cmd("SADD")
-                .arg(workers)
-                .arg(worker)
-                .query::<()>(connection)?)
-        })?;
-        self.recover(dead, max_deaths)
+        let lease = Arc::clone(&self.lease);
+        self.recover_of(&lease.instance, &lease.record, dead, max_deaths)?
+            .map_err(|found| lease.lost_to(&found))
     }
 
     /// Returns every claim of a worker that will have no successor.
@@ -163,12 +159,6 @@ impl Queue {
         // What is no text was not written by us.
         let texts = members.into_iter().map(String::from_utf8);
         Ok(texts.filter_map(Result::ok).collect())
-    }
-
-    fn recover(&mut self, dead: Dead<'_>, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
-        let (instance, record) = (self.lease.instance.clone(), self.lease.record.clone());
-        self.recover_of(&instance, &record, dead, max_deaths)?
-            .map_err(|found| self.lease.lost_to(&found))
     }
 
     /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;

@@ -76,7 +76,7 @@ pub enum Role {
     Done(Exit),
     /// A new child of this process's parent, forked from the supervisor. Nothing of the
     /// supervisor is left in it.
-    Child(Assignment, std::sync::Arc<crate::config::Config>),
+    Child(Box<Assignment>, std::sync::Arc<crate::config::Config>),
 }
 
 /// Why the supervisor could not go on.
@@ -180,7 +180,7 @@ struct Stop {
 /// What a turn of the loop came to.
 enum Turn {
     GoesOn,
-    Child(Assignment),
+    Child(Box<Assignment>),
     Over(Exit),
 }
 

@@ -33,7 +33,7 @@ impl Supervisor {
             return Turn::Over(exit);
         }
         if let Some(assignment) = self.start_due() {
-            return Turn::Child(assignment);
+            return Turn::Child(Box::new(assignment));
         }
         self.note_progress();
         Turn::GoesOn

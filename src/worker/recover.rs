@@ -24,7 +24,7 @@ pub(super) fn recover(
     loop {
         let recovered = queue
             .take_lease()
-            .and_then(|()| queue.recover_own(predecessor.dead(), settings.max_deaths))
+            .and_then(|()| queue.recover(predecessor.dead(), settings.max_deaths))
             .and_then(|mut recovered| {
                 if let Some(highest) = sweep_above {
                     recovered.extend(queue.recover_above(highest, settings.max_deaths)?);

@@ -298,8 +298,8 @@ fn a_daemon_whose_name_was_taken_while_it_was_frozen_ends() {
     ledger.settles();
     signal_all(&first, Signal::SIGCONT);
     assert_eq!(first.wait_exit(PATIENCE), 69);
-    let said = format!("is in use by the conserver on host");
-    assert_eq!(first.count_in_log(&said), 1, "{}", first.log());
+    let said = "is in use by the conserver on host";
+    assert_eq!(first.count_in_log(said), 1, "{}", first.log());
     assert!(first.log().contains(&format!("with PID {}", second.pid())));
     ledger.settles();
     assert!(is_held_by(&redis, &second));
@@ -308,6 +308,53 @@ fn a_daemon_whose_name_was_taken_while_it_was_frozen_ends() {
     submit(&redis, "default", &samples);
     Ledger::of(&redis, &samples).settles();
     second.stop();
+}
+
+#[test]
+fn a_daemon_whose_name_was_taken_claims_nothing_more() {
+    let redis = Redis::plain();
+    let mut first = Conserver::with(&redis)
+        .config(&chain(&[delay(2.0)], &[]))
+        .workers(2)
+        .env("CONSERVER_HEARTBEAT_TTL", "3")
+        .start();
+    first.wait_for_workers(2);
+    let samples = fresh(6);
+    submit(&redis, "default", &samples);
+    wait_for_claims(&redis, 2);
+    signal_all(&first, Signal::SIGSTOP);
+    wait_until("its lease has run out", PATIENCE, || {
+        holder(&redis).is_none()
+    });
+    // The second returns what the first had in hand, and serves another list.
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["ingress_lists"] = json!(["other"]);
+    let second = Conserver::with(&redis).config(&config).workers(2).start();
+    second.wait_for_workers(2);
+    assert_eq!(redis.length("default"), 6);
+    signal_all(&first, Signal::SIGCONT);
+    assert_eq!(first.wait_exit(PATIENCE), 69);
+    Ledger::of(&redis, &samples).is_split_between(&["default"]);
+    second.stop();
+}
+
+#[test]
+fn a_name_is_taken_and_held_on_a_server_that_is_full() {
+    let redis = Redis::plain();
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_HEARTBEAT_TTL", "3")
+        .start();
+    daemon.wait_for_workers(1);
+    let mut left = i64::MAX;
+    wait_until("the lease is renewed", PATIENCE, || {
+        let before = std::mem::replace(&mut left, redis.ask(&["PTTL", LEASE]));
+        left > before
+    });
+    assert_eq!(daemon.count_in_log("is away"), 0, "{}", daemon.log());
+    assert_eq!(daemon.count_in_log("cannot show"), 0, "{}", daemon.log());
+    daemon.stop();
 }
 
 #[test]
@@ -425,7 +472,7 @@ fn a_link_that_aborts_its_worker_for_one_vcon_costs_only_that_one() {
     let poison = samples.remove(poison);
     let over = || redis.length("done") + redis.length("DLQ:default") > others;
     wait_until("all are done or dead", PATIENCE * 5, over);
-    assert_eq!(redis.list("DLQ:default"), [poison.id.clone()]);
+    assert_eq!(redis.list("DLQ:default"), std::slice::from_ref(&poison.id));
     Ledger::of(&redis, &samples).is_split_between(&["done"]);
     let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &poison.id]);
     for part in ["3 workers died", "killed by SIGABRT"] {

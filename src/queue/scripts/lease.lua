@@ -1,7 +1,8 @@
 -- Takes the lease on an instance's name, or renews it.
 -- KEYS: the lease, the set of instances.
 -- ARGV: our record, the record of a holder that has ended or '', the time to live, the instance.
--- Answers '' when the lease is ours, else the record of who has it.
+-- Answers what became of it, and the record that was there: 'ours', 'taken' (over, from the one that has ended), or
+-- 'held' by somebody else.
 
 local held = redis.call('GET', KEYS[1])
 if held == ARGV[1] then
@@ -11,7 +12,8 @@ elseif not held or held == ARGV[2] then
   redis.call('DEL', KEYS[1])
   redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
 else
-  return held
+  return {'held', held}
 end
 redis.call('SADD', KEYS[2], ARGV[4])
-return ''
+if held and held ~= ARGV[1] then return {'taken', held} end
+return {'ours', ''}
