@@ -6,7 +6,8 @@
 //!   ▲ ▲                      │ died               │ died                │ ended
 //!   │ └── after a back-off ──┴────────────────────┘                     │
 //!   ├── at once, where the place is still wanted ───────────────────────┘
-//!   └── refused (exit code 78): only when the configuration has changed
+//!   └── refused (exit code 78): only when the configuration has changed; the monitor, where
+//!       another daemon has our name (75): not again
 //! ```
 
 use std::time::{Duration, Instant};
@@ -83,7 +84,8 @@ pub(super) struct Place {
 pub(super) enum State {
     /// No process; the next is due then, or at once.
     Vacant { until: Option<Instant> },
-    /// No process, and none will be started before the configuration changes.
+    /// No process, and none will be started before the configuration changes; where another
+    /// daemon has our name, none at all.
     Refused,
     /// The forkserver was asked for one.
     Asked { since: Instant },

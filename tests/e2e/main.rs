@@ -19,6 +19,7 @@ mod documents;
 mod harness;
 mod holds;
 mod instances;
+mod lease;
 mod logging;
 mod outages;
 mod process_model;

@@ -1,13 +1,17 @@
 //! Deaths: of a worker, of the supervisor.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::harness::{
-    Conserver, Files, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, submit, wait_until,
-    zombies_of,
+    Conserver, Files, Ledger, PATIENCE, Redis, Webhook, chain, delay, fresh, is_alive,
+    number_from_env, submit, wait_until, zombies_of,
 };
 
 #[test]
@@ -96,4 +100,70 @@ fn workers_do_not_outlive_their_supervisor() {
 
     let _daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
     Ledger::of(&redis, &samples).settles();
+}
+
+/// A library under which a process that sends `marker` aborts.
+fn aborting_library(folder: &Path, marker: &str) -> PathBuf {
+    let (source, library) = (folder.join("abort.c"), folder.join("abort.so"));
+    let code = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <sys/socket.h>
+        #include <sys/types.h>
+        #include <unistd.h>
+        static void look(const void *bytes, size_t count) {
+            if (memmem(bytes, count, "MARKER", strlen("MARKER"))) abort();
+        }
+        ssize_t send(int socket, const void *bytes, size_t count, int flags) {
+            static ssize_t (*next)(int, const void *, size_t, int);
+            if (!next) next = dlsym(RTLD_NEXT, "send");
+            look(bytes, count);
+            return next(socket, bytes, count, flags);
+        }
+        ssize_t write(int file, const void *bytes, size_t count) {
+            static ssize_t (*next)(int, const void *, size_t);
+            if (!next) next = dlsym(RTLD_NEXT, "write");
+            look(bytes, count);
+            return next(file, bytes, count);
+        }"#;
+    fs::write(&source, code.replace("MARKER", marker)).expect("a file");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status();
+    assert!(compiled.expect("a C compiler").success());
+    library
+}
+
+#[test]
+fn a_link_that_aborts_its_worker_for_one_vcon_costs_only_that_one() {
+    let (redis, webhook) = (Redis::plain(), Webhook::answering(&[]));
+    let options = json!({"webhook-urls": [webhook.url()]});
+    let post = json!({"module": "links.webhook", "options": options});
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[("post", post)], &[]))
+        .workers(4);
+    let marker = "kills-its-worker";
+    let library = aborting_library(conserver.folder(), marker);
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+
+    let others = number_from_env("CONSERVER_TEST_OTHERS", 199);
+    let mut samples = fresh(others + 1);
+    let poison = others / 2;
+    samples[poison].document["subject"] = marker.into();
+    submit(&redis, "default", &samples);
+    let poison = samples.remove(poison);
+    let over = || redis.length("done") + redis.length("DLQ:default") > others;
+    wait_until("all are done or dead", PATIENCE * 5, over);
+    assert_eq!(redis.list("DLQ:default"), std::slice::from_ref(&poison.id));
+    Ledger::of(&redis, &samples).is_split_between(&["done"]);
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &poison.id]);
+    for part in ["3 workers died", "killed by SIGABRT"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 3);
+    daemon.stop();
 }

@@ -136,6 +136,19 @@ impl Daemon {
         kill(Pid::from_raw(self.pid()), signal).expect("the daemon runs");
     }
 
+    /// Sends all its processes a signal at one instant.
+    pub fn signal_family(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.pid()), signal).expect("the daemon runs");
+    }
+
+    /// Kills all its processes at one instant.
+    pub fn kill_family(&self) {
+        let family = self.family();
+        self.signal_family(Signal::SIGKILL);
+        let gone = || family.iter().all(|pid| !is_alive(*pid));
+        wait_until("the whole family is gone", PATIENCE, gone);
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);

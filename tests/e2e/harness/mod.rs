@@ -5,6 +5,7 @@
 //! skipped.
 
 mod certificates;
+mod claims;
 mod config;
 mod conserver;
 mod daemon;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub use self::postgres::{PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
+pub use claims::LEASE;
 pub use config::{chain, delay};
 pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
