@@ -25,8 +25,8 @@ impl Webhook {
     pub fn answering(statuses: &[u16]) -> Self {
         let mut statuses = statuses.to_vec();
         Self::deciding(move |_| {
-            let next = statuses.drain(..statuses.len().min(1));
-            next.last().unwrap_or(200)
+            let mut next = statuses.drain(..statuses.len().min(1));
+            next.next_back().unwrap_or(200)
         })
     }
 
