@@ -184,7 +184,7 @@ fn a_vcon_that_a_working_server_never_takes_becomes_a_dead_letter_and_holds_nobo
         }
         redis.length("DLQ:default") == 1
     });
-    assert_eq!(redis.list("DLQ:default"), [bad.clone()]);
+    assert_eq!(redis.list("DLQ:default"), std::slice::from_ref(&bad));
     let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &bad]);
     assert!(reason.contains("\"stage\":\"link hook\""), "{reason}");
     assert!(reason.contains("503"), "{reason}");
