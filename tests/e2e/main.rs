@@ -24,6 +24,7 @@ mod logging;
 mod outages;
 mod process_model;
 mod processing;
+mod proxy;
 mod restart;
 mod routing;
 mod stop;

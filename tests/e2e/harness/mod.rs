@@ -14,6 +14,7 @@ mod guard;
 mod ledger;
 mod postgres;
 mod processes;
+mod proxy;
 mod redis;
 mod s3;
 mod vcons;
@@ -37,6 +38,7 @@ pub use ledger::Ledger;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, title_of, zombies_of,
 };
+pub use proxy::{Direction, Proxy};
 pub use s3::S3;
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;
