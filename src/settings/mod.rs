@@ -5,6 +5,7 @@
 
 mod reader;
 mod redis_url;
+mod sentinel_url;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use log::LevelFilter;
 
 pub use reader::SettingsErrors;
 pub use redis_url::{NotARedisUrl, RedisUrl};
+pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};
 
 use crate::vcon::Version;

@@ -3,22 +3,33 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A URL that the Redis client accepts. It prints with `***` in place of user and password.
-#[derive(Clone, PartialEq, Eq)]
+use redis::{ConnectionInfo, IntoConnectionInfo};
+
+use super::sentinel_url::{Master, SentinelUrl};
+
+/// A URL of one Redis server, or of the sentinels that know the server. It prints with `***` in
+/// place of user and password.
+#[derive(Clone)]
 pub struct RedisUrl {
     text: String,
     shown: String,
+    master: Option<Box<Master>>,
 }
 
 /// The error of parsing a [`RedisUrl`]. Does not show the text, which may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct NotARedisUrl(String);
+pub struct NotARedisUrl(pub(super) String);
 
 impl RedisUrl {
     /// The URL with user and password, for the Redis client alone.
     pub fn reveal(&self) -> &str {
         &self.text
+    }
+
+    /// Where the server is to be asked of sentinels: whom, for what, and how to talk to it.
+    pub fn master(&self) -> Option<&Master> {
+        self.master.as_deref()
     }
 }
 
@@ -28,6 +39,7 @@ impl Default for RedisUrl {
         Self {
             shown: text.clone(),
             text,
+            master: None,
         }
     }
 }
@@ -36,12 +48,17 @@ impl FromStr for RedisUrl {
     type Err = NotARedisUrl;
 
     fn from_str(text: &str) -> Result<Self, NotARedisUrl> {
+        if let Some(url) = SentinelUrl::parse(text)? {
+            return Ok(Self {
+                text: text.to_owned(),
+                shown: url.shown,
+                master: Some(Box::new(url.master)),
+            });
+        }
         let Some(mut url) = redis::parse_redis_url(text) else {
             return Err(NotARedisUrl("the value is not such a URL".to_owned()));
         };
-        // Only the category: the rest of the error may quote the URL.
-        redis::Client::open(url.clone())
-            .map_err(|error| NotARedisUrl(error.category().to_owned()))?;
+        connection_info(url.clone())?;
         if !url.username().is_empty() || url.password().is_some() {
             // Both fail only where a URL cannot have a user, and then it shows none.
             let _ = url.set_password(None);
@@ -55,9 +72,29 @@ impl FromStr for RedisUrl {
         Ok(Self {
             text: text.to_owned(),
             shown: url.to_string(),
+            master: None,
         })
     }
 }
+
+/// What the client library makes of a URL; of its error only the category, because the rest may
+/// quote the URL.
+pub(super) fn connection_info(
+    url: impl IntoConnectionInfo,
+) -> Result<ConnectionInfo, NotARedisUrl> {
+    let faulty = |error: redis::RedisError| NotARedisUrl(error.category().to_owned());
+    let info = url.into_connection_info().map_err(faulty)?;
+    redis::Client::open(info.clone()).map_err(faulty)?;
+    Ok(info)
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RedisUrl {}
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
