@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
-# Installed from the distribution, where missing: Redis, PostgreSQL, OpenSSL, curl, unzip, pip and a C
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, pip and a C
 # compiler. Nothing is started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module and s3s-fs.
 set -euo pipefail
@@ -36,7 +36,7 @@ has_postgres() {
 
 has_everything() {
   local program
-  for program in redis-server openssl curl unzip cc; do
+  for program in redis-server redis-sentinel openssl curl unzip cc; do
     command -v "$program" >/dev/null || return 1
   done
   has_postgres || return 1
@@ -49,7 +49,7 @@ install_packages() {
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
     as_root "${apt[@]}" update
     as_root "${apt[@]}" install -y --no-install-recommends \
-      redis-server postgresql openssl ca-certificates curl unzip python3-pip gcc libc6-dev
+      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3-pip gcc libc6-dev
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
     as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3-pip gcc

@@ -2,28 +2,39 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{Client, Connection, IntoConnectionInfo, ProtocolVersion, Value};
+use redis::{
+    Client, Connection, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError,
+    RedisResult, Value,
+};
 
 use super::QueueError;
+use super::sentinel::Sentinels;
 use crate::settings::RedisUrl;
 
-/// How long connecting may take.
+/// How long connecting may take, sentinels included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one command may take; a document of 512 MB has to pass within it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A vanished host is noticed after about this time, even on an idle connection.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A vanished host is noticed after about twice this time, even on an idle connection.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// The Redis server of this deployment; cheap to clone.
 #[derive(Clone)]
 pub struct Server {
-    client: Arc<Client>,
+    access: Arc<Access>,
+    protocol: ProtocolVersion,
     name: String,
+}
+
+/// How the server is found.
+enum Access {
+    At(Box<ConnectionInfo>),
+    By(Sentinels),
 }
 
 /// A connection in use.
@@ -46,22 +57,13 @@ impl Server {
     }
 
     fn with_protocol(url: &RedisUrl, protocol: ProtocolVersion) -> Result<Self, QueueError> {
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE / 3)
-            .with_retries(3);
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive);
-        let info = url.reveal().into_connection_info()?;
-        let redis = info
-            .redis_settings()
-            .clone()
-            .set_protocol(protocol)
-            .set_skip_set_lib_name();
-        let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
+        let access = match url.master() {
+            Some(master) => Access::By(Sentinels::new(master.clone(), tcp_settings())),
+            None => Access::At(Box::new(url.reveal().into_connection_info()?)),
+        };
         Ok(Self {
-            client: Arc::new(Client::open(info)?),
+            access: Arc::new(access),
+            protocol,
             name: url.to_string(),
         })
     }
@@ -81,34 +83,143 @@ impl Server {
 
     /// Like [`Server::connect`], within `limit`.
     pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
-        let unreachable = |cause| QueueError::Unreachable {
-            server: self.name.clone(),
-            cause,
+        let deadline = Instant::now() + limit;
+        let connection = match &*self.access {
+            Access::At(info) => {
+                let opened = self.open(info, name, deadline);
+                opened.map_err(|cause| QueueError::Unreachable {
+                    server: self.name.clone(),
+                    cause,
+                })?
+            }
+            Access::By(sentinels) => self.find(sentinels, name, deadline)?,
         };
-        let mut connection = self
-            .client
-            .get_connection_with_timeout(limit)
-            .map_err(unreachable)?;
-        connection
-            .set_read_timeout(Some(limit))
-            .map_err(unreachable)?;
-        connection
-            .set_write_timeout(Some(COMMAND_TIMEOUT))
-            .map_err(unreachable)?;
+        connection.set_read_timeout(Some(COMMAND_TIMEOUT))?;
+        connection.set_write_timeout(Some(COMMAND_TIMEOUT))?;
+        Ok(Lease { connection })
+    }
+
+    /// Connects to the server that sentinels name, if it is a master. A sentinel that was cut off
+    /// may name a former one, so the others are asked too.
+    fn find(
+        &self,
+        sentinels: &Sentinels,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Connection, QueueError> {
+        let mut tried: Vec<(String, u16)> = Vec::new();
+        let mut faults: Vec<String> = Vec::new();
+        for advice in sentinels.ask(deadline) {
+            let address = match advice.master {
+                Ok(address) if tried.contains(&address) => continue,
+                Ok(address) => address,
+                Err(why) => {
+                    faults.push(format!("sentinel {}: {why}", advice.sentinel));
+                    continue;
+                }
+            };
+            tried.push(address.clone());
+            let shown = format!("{}:{}", address.0, address.1);
+            let connected = sentinels.server(address).and_then(|info| {
+                let mut connection = self.open(&info, name, deadline)?;
+                check_is_master(&mut connection, deadline)?;
+                Ok(connection)
+            });
+            match connected {
+                Ok(connection) => {
+                    sentinels.trust(advice.number);
+                    return Ok(connection);
+                }
+                Err(error) => faults.push(format!(
+                    "{shown}, the master according to sentinel {}: {error}",
+                    advice.sentinel
+                )),
+            }
+        }
+        Err(QueueError::NoMaster {
+            server: self.name.clone(),
+            faults: faults.join("; "),
+        })
+    }
+
+    fn open(
+        &self,
+        info: &ConnectionInfo,
+        name: &str,
+        deadline: Instant,
+    ) -> RedisResult<Connection> {
+        let settings = info
+            .redis_settings()
+            .clone()
+            .set_protocol(self.protocol)
+            .set_skip_set_lib_name();
+        let info = info
+            .clone()
+            .set_tcp_settings(tcp_settings())
+            .set_redis_settings(settings);
+        let client = Client::open(info)?;
+        let mut connection = client.get_connection_with_timeout(left_until(deadline))?;
+        connection.set_write_timeout(Some(left_until(deadline)))?;
+        connection.set_read_timeout(Some(left_until(deadline)))?;
         let named = redis::cmd("CLIENT")
             .arg("SETNAME")
             .arg(name)
             .query::<()>(&mut connection);
-        if let Err(cause) = named
-            && cause.is_unrecoverable_error()
-        {
-            return Err(unreachable(cause));
+        match named {
+            // A name is not worth a connection.
+            Err(error) if !is_forbidden(&error) => Err(error),
+            _ => Ok(connection),
         }
-        connection
-            .set_read_timeout(Some(COMMAND_TIMEOUT))
-            .map_err(unreachable)?;
-        Ok(Lease { connection })
     }
+}
+
+fn tcp_settings() -> TcpSettings {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE / 3)
+        .with_retries(3);
+    let settings = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(KEEPALIVE * 2);
+    settings
+}
+
+/// At least a moment: a limit of nothing would be taken for none.
+fn left_until(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
+}
+
+/// Whether a command is not for this user, or not known to this server.
+fn is_forbidden(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM") || is_unknown_command(error)
+}
+
+/// Fails unless the server is a master.
+fn check_is_master(connection: &mut Connection, deadline: Instant) -> RedisResult<()> {
+    connection.set_read_timeout(Some(left_until(deadline)))?;
+    let role = redis::cmd("ROLE").query::<Value>(connection);
+    let role = match role {
+        // Then it is found out by the first write.
+        Err(error) if is_forbidden(&error) => return Ok(()),
+        role => role?,
+    };
+    let Value::Array(role) = role else {
+        return Err(not_a_master("something unknown".to_owned()));
+    };
+    match role.into_iter().next() {
+        Some(Value::BulkString(role)) if role == b"master" => Ok(()),
+        Some(Value::BulkString(role)) => {
+            Err(not_a_master(String::from_utf8_lossy(&role).into_owned()))
+        }
+        _ => Err(not_a_master("something unknown".to_owned())),
+    }
+}
+
+fn not_a_master(role: String) -> RedisError {
+    (redis::ErrorKind::Client, "it is no master but", role).into()
 }
 
 impl Lease {

@@ -1,8 +1,25 @@
-//! What can go wrong between us and Redis.
+//! What can go wrong between us and Redis, and what it means for the connection.
+//!
+//! Whatever goes wrong is waited out: the same step is tried again until it is done. Each step is
+//! safe to repeat, whether or not the server has done it already.
+//!
+//! | What happened | The connection |
+//! |---|---|
+//! | It was cut or reset, timed out, was interrupted, or brought an answer that cannot be read | dropped: an answer may still be on its way |
+//! | `READONLY`, `MASTERDOWN`: this server is not the master any more | dropped: the next is made to the present master |
+//! | `NOAUTH`, `WRONGPASS`: the server's users have changed | dropped: the next one logs in anew |
+//! | `max number of clients reached` | dropped: the server has closed it |
+//! | `LOADING`, `BUSY`: the server will answer soon | kept |
+//! | `OOM`, `MISCONF`, `NOREPLICAS`: the server takes no writes for now | kept |
+//! | `NOSCRIPT` | kept: the script is sent in full, at once |
+//! | `EXECABORT` | as for the error that aborted the transaction |
+//! | Any other error the server answers, such as `NOPERM` or `WRONGTYPE` | kept |
 
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+
+use redis::{RedisError, ServerError};
 
 /// Why a step on the queue was not done. Each of them may pass: the step is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -13,11 +30,19 @@ pub enum QueueError {
         /// The server, without user and password.
         server: String,
         /// What the client library said.
-        cause: redis::RedisError,
+        cause: RedisError,
+    },
+    /// No sentinel led to a master.
+    #[error("could not find the master at {server}: {faults}")]
+    NoMaster {
+        /// The sentinels and the master's name, without users and passwords.
+        server: String,
+        /// What each sentinel said, or the server it named.
+        faults: String,
     },
     /// A command failed.
     #[error("Redis: {0}")]
-    Command(#[from] redis::RedisError),
+    Command(#[from] RedisError),
     /// A script answered in a form it never should.
     #[error("Redis: unexpected answer to {0}")]
     Answer(&'static str),
@@ -60,33 +85,92 @@ impl QueueError {
         matches!(self, Self::InUse { .. } | Self::Lapsed(_))
     }
 
-    /// Whether the connection can still be used after this error.
-    ///
-    /// Only an error the server itself answered leaves the stream in step.
+    /// Whether the connection is of no use after this error, by the table above.
     pub(super) fn breaks_connection(&self) -> bool {
         match self {
-            Self::Command(error) => {
-                error.kind() == redis::ErrorKind::Io
-                    || error.kind() == redis::ErrorKind::Parse
-                    || error.is_timeout()
-                    || error.is_connection_dropped()
-                    || error.code() == Some("READONLY")
+            Self::Command(error) => match error.clone().into_server_errors() {
+                Some(errors) => errors.iter().any(|(_, error)| needs_another(error)),
+                None => true,
+            },
+            Self::Unreachable { .. } | Self::NoMaster { .. } | Self::Answer(_) | Self::Closed => {
+                true
             }
             Self::InUse { .. } | Self::Lapsed(_) => false,
-            Self::Unreachable { .. } | Self::Answer(_) | Self::Closed => true,
         }
     }
 }
 
+/// Whether an error that the server answered calls for another connection.
+fn needs_another(error: &ServerError) -> bool {
+    const CODES: [&str; 4] = ["READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
+    let details = error.details().unwrap_or_default();
+    // Redis 6 wraps the error of a command into that of its script.
+    let wrapped = |code: &&str| details.contains(&format!("-{code} "));
+    CODES.contains(&error.code())
+        || CODES.iter().any(wrapped)
+        || details.starts_with("max number of clients")
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
+
     use super::*;
 
     #[test]
     fn an_interrupted_read_is_told_from_a_fault_of_redis() {
         let command =
-            |kind: io::ErrorKind| QueueError::from(redis::RedisError::from(io::Error::from(kind)));
+            |kind: io::ErrorKind| QueueError::from(RedisError::from(io::Error::from(kind)));
         assert!(command(io::ErrorKind::Interrupted).is_interruption());
         assert!(!command(io::ErrorKind::ConnectionReset).is_interruption());
+    }
+
+    /// The error of a command that the server answers with this line.
+    fn answered(line: &str) -> QueueError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+        let error = value.and_then(redis::Value::extract_error).err();
+        QueueError::from(error.unwrap_or_else(|| panic!("{line} is no error")))
+    }
+
+    #[test]
+    fn what_an_error_means_for_the_connection_is_as_the_table_says() {
+        for line in [
+            "READONLY You can't write against a read only replica.",
+            "READONLY You can't write against a read only replica. script: 123, on @user_script:1.",
+            "ERR Error running script (call to f_123): @user_script:1: @user_script: 1: \
+             -READONLY You can't write against a read only replica. ",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "NOAUTH Authentication required.",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "ERR max number of clients reached",
+        ] {
+            assert!(answered(line).breaks_connection(), "{line}");
+        }
+        for line in [
+            "LOADING Redis is loading the dataset in memory",
+            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to",
+            "NOREPLICAS Not enough good replicas to write.",
+            "NOSCRIPT No matching script. Please use EVAL.",
+            "NOPERM this user has no permissions to run the 'rpush' command",
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "ERR unknown command 'JSON.GET', with args beginning with: 'READONLY'",
+        ] {
+            assert!(!answered(line).breaks_connection(), "{line}");
+        }
+        for kind in [
+            io::ErrorKind::UnexpectedEof,
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::BrokenPipe,
+            io::ErrorKind::WouldBlock,
+            io::ErrorKind::TimedOut,
+            io::ErrorKind::Interrupted,
+            io::ErrorKind::Other,
+        ] {
+            let error = QueueError::from(RedisError::from(io::Error::from(kind)));
+            assert!(error.breaks_connection(), "{kind}");
+        }
+        assert!(QueueError::Answer("claim").breaks_connection());
     }
 }

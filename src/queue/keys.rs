@@ -19,6 +19,17 @@ impl Seat {
         claims_key(&self.instance, self.worker)
     }
 
+    /// `conserver:draft:<instance>:<worker>:<lane>`: a changed document, for as long as it takes to
+    /// put it in the place of the old one.
+    pub(super) fn draft_key(&self) -> String {
+        let Self {
+            instance,
+            worker,
+            lane,
+        } = self;
+        format!("conserver:draft:{instance}:{worker}:{lane}")
+    }
+
     /// What `CLIENT LIST` shows.
     pub(super) fn client_name(&self) -> String {
         let printable: String = self

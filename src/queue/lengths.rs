@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::Value;
 
+use super::round_trip::round_trip;
 use super::{QueueError, Server};
 
 /// Asks for the lengths of the lists of these names, within `limit`. What is not a list has none.
@@ -14,11 +15,11 @@ pub fn lengths(
 ) -> Result<Vec<Option<u64>>, QueueError> {
     let mut lease = server.connect_within("conserver:lengths", limit)?;
     lease.set_read_timeout(Some(limit))?;
-    let mut pipe = redis::pipe();
-    pipe.ignore_errors();
+    let mut asked = redis::pipe();
     for name in names {
-        pipe.cmd("LLEN").arg(name);
+        asked.cmd("LLEN").arg(name);
     }
-    let answers: Vec<RedisResult<u64>> = pipe.query(&mut *lease)?;
-    Ok(answers.into_iter().map(Result::ok).collect())
+    let answers = round_trip(&mut lease, &asked)?;
+    let length = |answer: Value| redis::from_redis_value(answer).ok();
+    Ok(answers.into_iter().map(length).collect())
 }

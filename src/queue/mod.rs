@@ -24,7 +24,9 @@ mod keys;
 mod lease;
 mod lengths;
 mod recovery;
+mod round_trip;
 mod scripts;
+mod sentinel;
 mod settle;
 mod submit;
 

@@ -6,9 +6,13 @@ use redis::Value;
 use serde::Serialize;
 
 use super::claim::{Kind, put_existing};
+use super::round_trip::transaction;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
+
+/// A draft that its lane did not live to use is forgotten after this many seconds.
+const DRAFT_EXPIRY: u64 = 60;
 
 /// What is to be written when a vCon is finished.
 #[derive(Debug, Clone)]
@@ -44,7 +48,7 @@ pub enum Settled {
     /// It was gone already: settled by an earlier call whose answer was lost, or recovered from
     /// us by someone who took us for dead.
     NotOurs,
-    /// It is still held: an egress key cannot take the UUID.
+    /// It is still held: a key that is to take the UUID is no list. Says which, and what it is.
     Refused(String),
 }
 
@@ -68,36 +72,43 @@ impl Queue {
     /// transaction.
     pub fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
         self.with(|connection, scripts, seat, expiry| {
-            let mut keys = vec![seat.claims_key(), keys::DEATHS.to_owned()];
-            keys.extend(finish.egress.iter().map(ToString::to_string));
-            let context_expiry = expiry.context.to_string();
-            let lane = seat.lane.to_string();
-            let args: [&[u8]; 6] = [
-                lane.as_bytes(),
-                &claim.record,
-                finish.id.as_str().as_bytes(),
-                &claim.entry,
-                &claim.context,
-                context_expiry.as_bytes(),
-            ];
+            let draft = seat.draft_key();
+            let mut call = scripts.finish.key(seat.claims_key());
+            call.key(keys::DEATHS).key(finish.id.key()).key(&draft);
+            for list in finish.egress {
+                call.key(list.as_str());
+            }
+            call.arg(seat.lane)
+                .arg(&claim.record)
+                .arg(finish.id.as_str());
+            call.arg(&claim.entry)
+                .arg(&claim.context)
+                .arg(expiry.context);
+            call.arg(u8::from(finish.document.is_some()));
+            call.arg(
+                finish
+                    .expire
+                    .map(|seconds| seconds.to_string())
+                    .unwrap_or_default(),
+            );
+            let Some((kind, text)) = finish.document else {
+                return settled(call.invoke::<Value>(connection)?);
+            };
             let send = |connection: &mut redis::Connection| {
                 let mut steps = redis::pipe();
-                if finish.document.is_some() || finish.expire.is_some() {
-                    steps.atomic();
-                    write(&mut steps, finish);
-                }
-                let script = steps.cmd("EVALSHA").arg(scripts.finish.get_hash());
-                script.arg(keys.len()).arg(&keys).arg(&args[..]);
-                steps.query::<(Value,)>(connection)
+                put_existing(&mut steps, &draft, kind, text);
+                steps.cmd("EXPIRE").arg(&draft).arg(DRAFT_EXPIRY);
+                steps.invoke_script(&call);
+                transaction(connection, &steps)
             };
-            let answer = match send(connection) {
+            let mut answers = match send(connection) {
                 Err(error) if is_script_missing(&error) => {
                     scripts.finish.load(connection)?;
                     send(connection)?
                 }
-                answer => answer?,
+                answers => answers?,
             };
-            settled(answer.0)
+            settled(answers.pop().unwrap_or(Value::Nil))
         })
     }
 
@@ -156,17 +167,6 @@ impl Queue {
             call.arg(&claim.context).arg(expiry.context);
             settled(call.invoke::<Value>(connection)?)
         })
-    }
-}
-
-/// The writes that go before the announcement, in the same transaction.
-fn write(steps: &mut redis::Pipeline, finish: &Finish<'_>) {
-    let key = finish.id.key();
-    if let Some((kind, text)) = finish.document {
-        put_existing(steps, &key, kind, text);
-    }
-    if let Some(seconds) = finish.expire {
-        steps.cmd("EXPIRE").arg(&key).arg(seconds).ignore();
     }
 }
 

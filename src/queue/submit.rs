@@ -1,5 +1,6 @@
 //! Handing vCons in, as the API server does: the document, the sorted set, the ingress list.
 
+use super::round_trip::round_trip;
 use super::{Lease, QueueError};
 use crate::config::ListName;
 use crate::vcon::{Outgoing, VconId};
@@ -39,7 +40,10 @@ impl Submitter {
         for vcon in vcons {
             self.add(&mut steps, &vcon.id, vcon);
         }
-        Ok(steps.query::<()>(&mut *self.lease)?)
+        for answer in round_trip(&mut self.lease, &steps)? {
+            answer.extract_error()?;
+        }
+        Ok(())
     }
 
     fn add(&self, steps: &mut redis::Pipeline, id: &VconId, vcon: &Outgoing) {

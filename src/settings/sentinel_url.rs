@@ -181,6 +181,8 @@ fn sentinels(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
     use super::*;
     use crate::settings::RedisUrl;
 

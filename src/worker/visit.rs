@@ -10,7 +10,7 @@ use super::loader::Loader;
 use super::{Outage, Shared, Stage, Turn};
 use crate::config::Chain;
 use crate::queue::{
-    Claim, Document, Finish, Kind, Postponed, Queue, Reason, Settled, dead_letter_list,
+    Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Settled, dead_letter_list,
 };
 use crate::scoreboard::Outcome;
 use crate::vcon::VconId;
@@ -53,10 +53,30 @@ impl Visit<'_> {
 
     /// Lets go of a claim whose list no chain serves any more.
     pub fn return_unserved(&mut self, claim: &Claim) {
-        while let Err(error) = self.queue.give_back(claim) {
-            self.outage.insist(&error, self.turn);
+        let entry = claim.shown();
+        let Settled::Refused(why) = self.insist(|queue| queue.give_back(claim)) else {
+            return self.shared.count(Outcome::Returned);
+        };
+        let error = format!("its list cannot take it back: {why}");
+        let reason = Reason {
+            stage: "queue",
+            error: &error,
+            attempts: 1,
+            worker: &self.shared.name,
+        };
+        self.insist(|queue| queue.bury(claim, &reason));
+        self.shared.count(Outcome::Failed);
+        let dead = dead_letter_list(&claim.list);
+        log::error!(vcon_id = entry.as_str(); "{entry} went to {dead}, queue: {error}");
+    }
+
+    fn insist<T>(&mut self, mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>) -> T {
+        loop {
+            match step(self.queue) {
+                Ok(done) => return done,
+                Err(error) => self.outage.insist(&error, self.turn),
+            }
         }
-        self.shared.count(Outcome::Returned);
     }
 
     fn process(&mut self, chain: &Chain, claim: &Claim, document: Document) -> Verdict {
@@ -215,9 +235,14 @@ impl Visit<'_> {
                 }
                 Ok(Settled::Refused(why)) => {
                     self.outage.over();
-                    let error = format!("the egress list {why}");
+                    let (stage, error) = match verdict {
+                        Verdict::GiveBack => {
+                            ("queue", format!("its list cannot take it back: {why}"))
+                        }
+                        _ => ("egress", format!("the egress list {why}")),
+                    };
                     let fault = Fault {
-                        stage: "egress".to_owned(),
+                        stage: stage.to_owned(),
                         error,
                         attempts: 1,
                     };

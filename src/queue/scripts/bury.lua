@@ -6,16 +6,19 @@
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 local now = redis.call('TIME')
 local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('HDEL', KEYS[1], '')
 redis.call('RPUSH', KEYS[3], ARGV[3])
-redis.call('HSET', KEYS[4], ARGV[3], ARGV[4]:sub(1, -2) .. ',' .. at .. '}')
+-- Nothing from here on may keep the claim: the entry would be pushed again.
+redis.pcall('HSET', KEYS[4], ARGV[3], ARGV[4]:sub(1, -2) .. ',' .. at .. '}')
 if ARGV[5] ~= '' then
   if ARGV[6] == '0' then
-    redis.call('PERSIST', ARGV[5])
+    redis.pcall('PERSIST', ARGV[5])
   else
-    redis.call('EXPIRE', ARGV[5], ARGV[6])
+    redis.pcall('EXPIRE', ARGV[5], ARGV[6])
   end
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[3])
-redis.call('HDEL', 'conserver:tries', ARGV[3])
+redis.pcall('HDEL', KEYS[2], ARGV[3])
+redis.pcall('HDEL', 'conserver:tries', ARGV[3])
 return 1

@@ -41,6 +41,8 @@ if held then
     local kind, text = document(claim.uuid)
     return {held, claim.list, claim.uuid, claim.context or '', kind, text, ''}
   end
+  -- The first write of a script, if it may take memory, is refused by a full Redis: this one takes none.
+  redis.call('HDEL', KEYS[1], '')
   redis.call('RPUSH', 'conserver:unreadable', held)
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
@@ -50,7 +52,10 @@ for i = 5, #KEYS do
   local list = KEYS[i]
   local entry = redis.pcall('LPOP', list)
   if type(entry) == 'table' then
-    fault = list .. ': ' .. (entry.err or '')
+    -- What is wrong with one list keeps nobody from the others; what is wrong with the server does.
+    local err = entry.err or ''
+    if not (err:find('WRONGTYPE') or err:find('NOPERM') or err:find('user executing the script')) then return entry end
+    fault = list .. ': ' .. err
   elseif entry then
     local context = false
     if entry:find(UUID) then
@@ -62,8 +67,14 @@ for i = 5, #KEYS do
       .. ',"since":' .. now[1] .. '.' .. ('%06d'):format(now[2])
     if context then record = record .. ',"context":' .. cjson.encode(context) end
     record = record .. '}'
-    redis.call('HSET', KEYS[1], ARGV[1], record)
-    redis.call('SADD', KEYS[4], ARGV[6])
+    -- A full Redis does not refuse it, being the second write; the rights of a user may.
+    local kept = redis.pcall('HSET', KEYS[1], ARGV[1], record)
+    if type(kept) == 'table' then
+      if context then redis.pcall('LPUSH', 'context:' .. list .. ':' .. entry, context) end
+      redis.call('LPUSH', list, entry)
+      return kept
+    end
+    redis.pcall('SADD', KEYS[4], ARGV[6])
     local kind, text = document(entry)
     return {record, list, entry, context or '', kind, text, fault}
   end

@@ -1,22 +1,47 @@
--- Announces a finished vCon to the egress lists and lets go of its claim.
--- KEYS: the claims hash, the deaths hash, then the egress lists.
--- ARGV: lane, record, uuid to announce, uuid claimed, context, the context's time to live.
+-- Replaces a finished vCon's document where it changed, announces the vCon to the egress lists and lets go of
+-- its claim.
+-- KEYS: the claims hash, the deaths hash, the vCon's key, the key of its new document, then the egress lists.
+-- ARGV: lane, record, uuid to announce, uuid claimed, context, the context's time to live,
+--       '1' where there is a new document, a time to live for the vCon's key or ''.
 -- Answers 1 when done, 0 when the claim is not ours any more, or the name of an egress key that is no list.
+-- The new document was written under a key of its own: a claim that is gone leaves the vCon as it is by now.
 
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-for i = 3, #KEYS do
-  local kind = redis.call('TYPE', KEYS[i]).ok
-  if kind ~= 'list' and kind ~= 'none' then return KEYS[i] .. ' holds a ' .. kind end
+local changed = ARGV[7] == '1'
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+  if changed then redis.call('DEL', KEYS[4]) end
+  return 0
 end
-for i = 3, #KEYS do
+for i = 5, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i]).ok
+  if kind ~= 'list' and kind ~= 'none' then
+    if changed then redis.call('DEL', KEYS[4]) end
+    return KEYS[i] .. ' holds a ' .. kind
+  end
+end
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('HDEL', KEYS[1], '')
+if changed then
+  local left = redis.call('PTTL', KEYS[3])
+  redis.call('RENAME', KEYS[4], KEYS[3])
+  if left > 0 then redis.call('PEXPIRE', KEYS[3], left) else redis.call('PERSIST', KEYS[3]) end
+end
+if ARGV[8] ~= '' then redis.call('EXPIRE', KEYS[3], ARGV[8]) end
+for i = 5, #KEYS do
+  local pushed = redis.pcall('RPUSH', KEYS[i], ARGV[3])
+  if type(pushed) == 'table' then
+    -- Not half of it: it will be tried again.
+    for j = 5, i - 1 do redis.call('RPOP', KEYS[j]) end
+    return pushed
+  end
+end
+for i = 5, #KEYS do
   if ARGV[5] ~= '' then
     local key = 'context:' .. KEYS[i] .. ':' .. ARGV[3]
     redis.pcall('RPUSH', key, ARGV[5])
-    redis.call('EXPIRE', key, ARGV[6])
+    redis.pcall('EXPIRE', key, ARGV[6])
   end
-  redis.call('RPUSH', KEYS[i], ARGV[3])
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[4])
-redis.call('HDEL', 'conserver:tries', ARGV[4])
+redis.pcall('HDEL', KEYS[2], ARGV[4])
+redis.pcall('HDEL', 'conserver:tries', ARGV[4])
 return 1

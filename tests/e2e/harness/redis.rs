@@ -96,7 +96,14 @@ impl Redis {
             .with(&["--user", USER, "on", &password, "~*", "&*", "+@all"])
     }
 
-    fn with(mut self, arguments: &[&str]) -> Self {
+    /// A copy of another server; it answers once it has copied everything.
+    pub fn replica_of(self, master: &Self) -> Self {
+        let port = master.port.to_string();
+        self.with(&["--replicaof", "127.0.0.1", &port])
+    }
+
+    /// With these arguments of the program.
+    pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments
             .extend(arguments.iter().map(ToString::to_string));
         self
@@ -146,6 +153,11 @@ impl Redis {
         server.expect("Redis runs").end(Signal::SIGKILL);
     }
 
+    /// Where it listens, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// What `REDIS_URL` says.
     pub fn url(&self) -> String {
         let scheme = if self.certificates.is_some() {
@@ -174,6 +186,11 @@ impl Redis {
     /// Whether it has RedisJSON.
     pub fn has_json(&self) -> bool {
         self.json
+    }
+
+    /// Whether it wants a password.
+    pub fn is_locked(&self) -> bool {
+        self.locked
     }
 
     /// A connection of the test's own, over the Unix socket.
