@@ -41,7 +41,7 @@ pub enum QueueError {
         faults: String,
     },
     /// A command failed.
-    #[error("Redis: {0}")]
+    #[error("Redis: {}", in_its_words(.0))]
     Command(#[from] RedisError),
     /// A script answered in a form it never should.
     #[error("Redis: unexpected answer to {0}")]
@@ -100,6 +100,16 @@ impl QueueError {
     }
 }
 
+/// An error as the server worded it, with the word in capitals that people look for.
+fn in_its_words(error: &RedisError) -> String {
+    match error.clone().into_server_errors().as_deref() {
+        Some([(_, first), ..]) => {
+            format!("{} {}", first.code(), first.details().unwrap_or_default())
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// Whether an error that the server answered calls for another connection.
 fn needs_another(error: &ServerError) -> bool {
     const CODES: [&str; 4] = ["READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
@@ -130,6 +140,16 @@ mod tests {
         let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
         let error = value.and_then(redis::Value::extract_error).err();
         QueueError::from(error.unwrap_or_else(|| panic!("{line} is no error")))
+    }
+
+    #[test]
+    fn an_error_of_the_server_is_shown_as_it_was_worded() {
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write against a read only replica.",
+        ] {
+            assert_eq!(answered(line).to_string(), format!("Redis: {line}"));
+        }
     }
 
     #[test]

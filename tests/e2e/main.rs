@@ -25,6 +25,8 @@ mod outages;
 mod process_model;
 mod processing;
 mod proxy;
+mod redis_cuts;
+mod redis_faults;
 mod restart;
 mod routing;
 mod stop;
