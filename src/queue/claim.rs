@@ -159,7 +159,7 @@ impl Queue {
         self.with(|connection, _, _, _| {
             let mut steps = redis::pipe();
             put_existing(&mut steps, &id.key(), kind, json);
-            Ok(steps.query::<()>(connection)?)
+            steps.query::<()>(connection).map_err(QueueError::of_write)
         })
     }
 
@@ -217,7 +217,7 @@ pub(super) fn put_new(
                 .query::<()>(connection)?;
             Ok(Kind::Text)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(QueueError::of_write(error)),
     }
 }
 

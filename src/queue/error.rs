@@ -60,6 +60,9 @@ pub enum QueueError {
     /// The lease on a name is not held.
     #[error("the lease on the instance name {0:?} has run out or is contended")]
     Lapsed(String),
+    /// The server does not take this document, and will not the next time.
+    #[error("Redis refuses the document: {0}")]
+    Document(String),
     /// The connection is gone.
     #[error("Redis: the connection is closed")]
     Closed,
@@ -85,6 +88,17 @@ impl QueueError {
         matches!(self, Self::InUse { .. } | Self::Lapsed(_))
     }
 
+    /// What went wrong when a document was written: a refusal is about the document, unless it is
+    /// one that passes.
+    pub(super) fn of_write(error: RedisError) -> Self {
+        let refused = error.clone().into_server_errors();
+        if refused.is_some_and(|errors| !errors.iter().any(|(_, error)| passes(error))) {
+            Self::Document(in_its_words(&error))
+        } else {
+            Self::Command(error)
+        }
+    }
+
     /// Whether the connection is of no use after this error, by the table above.
     pub(super) fn breaks_connection(&self) -> bool {
         match self {
@@ -95,7 +109,7 @@ impl QueueError {
             Self::Unreachable { .. } | Self::NoMaster { .. } | Self::Answer(_) | Self::Closed => {
                 true
             }
-            Self::InUse { .. } | Self::Lapsed(_) => false,
+            Self::InUse { .. } | Self::Lapsed(_) | Self::Document(_) => false,
         }
     }
 }
@@ -108,6 +122,35 @@ fn in_its_words(error: &RedisError) -> String {
         }
         _ => error.to_string(),
     }
+}
+
+/// Whether an error that the server answered is about its own state, which changes.
+fn passes(error: &ServerError) -> bool {
+    const CODES: [&str; 16] = [
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "EXECABORT",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOAUTH",
+        "NOPERM",
+        "NOREPLICAS",
+        "NOSCRIPT",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+        "WRONGPASS",
+    ];
+    let details = error.details().unwrap_or_default();
+    // Redis 6 wraps the error of a command into that of its script.
+    let wrapped = |code: &&str| details.contains(&format!("-{code} "));
+    CODES.contains(&error.code())
+        || CODES.iter().any(wrapped)
+        || details.starts_with("max number of clients")
+        || details.starts_with("unknown command")
 }
 
 /// Whether an error that the server answered calls for another connection.
@@ -192,5 +235,37 @@ mod tests {
             assert!(error.breaks_connection(), "{kind}");
         }
         assert!(QueueError::Answer("claim").breaks_connection());
+    }
+
+    #[test]
+    fn a_document_that_is_refused_is_told_from_a_server_that_takes_none() {
+        let written = |line: &str| match answered(line) {
+            QueueError::Command(error) => QueueError::of_write(error),
+            other => other,
+        };
+        for line in [
+            "ERR recursion limit exceeded at line 1 column 128",
+            "recursion limit exceeded at line 1 column 128",
+            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "Existing key has wrong Redis type",
+        ] {
+            let error = written(line);
+            assert!(
+                matches!(error, QueueError::Document(_)),
+                "{line}: {error:?}"
+            );
+            assert!(!error.breaks_connection(), "{line}");
+        }
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "NOPERM this user has no permissions to run the 'json.set' command",
+            "ERR unknown command 'JSON.SET', with args beginning with: 'vcon:1'",
+            "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed ",
+        ] {
+            assert!(matches!(written(line), QueueError::Command(_)), "{line}");
+        }
     }
 }

@@ -104,10 +104,11 @@ impl Queue {
             let mut answers = match send(connection) {
                 Err(error) if is_script_missing(&error) => {
                     scripts.finish.load(connection)?;
-                    send(connection)?
+                    send(connection)
                 }
-                answers => answers?,
-            };
+                answers => answers,
+            }
+            .map_err(QueueError::of_write)?;
             settled(answers.pop().unwrap_or(Value::Nil))
         })
     }

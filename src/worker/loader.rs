@@ -38,21 +38,22 @@ impl Loader<'_> {
     }
 
     /// What stands under another vCon's key.
-    pub fn load(&mut self, id: &VconId) -> Document {
+    pub fn load(&mut self, id: &VconId) -> Result<Document, Ending> {
         self.insist(|queue| queue.load(id))
     }
 
     /// Writes what the links have done so far, before the chain goes over to another vCon.
-    pub fn leave(&mut self, kind: Kind, journey: &mut Journey) {
+    pub fn leave(&mut self, kind: Kind, journey: &mut Journey) -> Result<(), Ending> {
         if journey.vcon.is_changed() {
             let json = journey.vcon.to_json();
             let id = journey.vcon.id();
-            self.insist(|queue| queue.put(id, kind, &json));
+            self.insist(|queue| queue.put(id, kind, &json))?;
         }
         if let Some(seconds) = journey.expire {
             let id = journey.vcon.id();
-            self.insist(|queue| queue.expire(id, seconds));
+            self.insist(|queue| queue.expire(id, seconds))?;
         }
+        Ok(())
     }
 
     fn find(&mut self, kit: &mut Kit, id: &VconId) -> Result<(Kind, String), Ending> {
@@ -64,7 +65,7 @@ impl Loader<'_> {
         loop {
             match kit.find(id) {
                 Ok(Some((storage, json))) => {
-                    let kind = self.insist(|queue| queue.restore(id, &json));
+                    let kind = self.insist(|queue| queue.restore(id, &json))?;
                     log::info!(
                         vcon_id = id.as_str(), storage_name = storage.as_str();
                         "{id} had gone from Redis and was restored from storage {storage}"
@@ -91,12 +92,18 @@ impl Loader<'_> {
         }
     }
 
-    fn insist<T>(&mut self, mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>) -> T {
+    fn insist<T>(
+        &mut self,
+        mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>,
+    ) -> Result<T, Ending> {
         loop {
             match step(self.queue) {
                 Ok(done) => {
                     self.outage.over();
-                    return done;
+                    return Ok(done);
+                }
+                Err(error @ QueueError::Document(_)) => {
+                    return Err(failed("queue", error.to_string()));
                 }
                 Err(error) => self.outage.insist(&error, self.turn),
             }

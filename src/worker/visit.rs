@@ -116,8 +116,8 @@ impl Visit<'_> {
         let (mut kind, vcon) = loader.open(kit, id, document)?;
         let mut journey = Journey { vcon, expire: None };
         let mut go_over = |kit: &mut Kit, journey: &mut Journey, id: &VconId| {
-            loader.leave(kind, journey);
-            let document = loader.load(id);
+            loader.leave(kind, journey)?;
+            let document = loader.load(id)?;
             let (found, vcon) = loader.open(kit, id, document)?;
             kind = found;
             *journey = Journey { vcon, expire: None };
@@ -244,6 +244,15 @@ impl Visit<'_> {
                     let fault = Fault {
                         stage: stage.to_owned(),
                         error,
+                        attempts: 1,
+                    };
+                    return self.settle(claim, chain, start, &Verdict::Bury(fault));
+                }
+                Err(error @ QueueError::Document(_)) => {
+                    self.outage.over();
+                    let fault = Fault {
+                        stage: "queue".to_owned(),
+                        error: error.to_string(),
                         attempts: 1,
                     };
                     return self.settle(claim, chain, start, &Verdict::Bury(fault));

@@ -202,3 +202,63 @@ fn an_egress_list_of_the_wrong_redis_type() {
     });
     assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
 }
+
+#[test]
+fn a_stored_document_too_deep_for_redis() {
+    let bench = Bench::on(Redis::with_json(), &[]);
+    let id = uuid::Uuid::new_v4().to_string();
+    let deep = format!(
+        r#"{{"uuid":"{id}","x":{}{}}}"#,
+        "[".repeat(200),
+        "]".repeat(200)
+    );
+    let folder = bench.files.folder().join("2024/01/02");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join(format!("{id}.json"));
+    std::fs::write(&path, deep).expect("a file");
+    bench.redis.ask::<i64>(&["RPUSH", "default", &id]);
+    wait_until("it is a dead letter", PATIENCE, || {
+        bench.redis.length("DLQ:default") == 1
+    });
+    let reason: String = bench.redis.ask(&["HGET", "conserver:dlq:default", &id]);
+    assert!(reason.contains("Redis refuses the document"), "{reason}");
+    std::fs::remove_file(&path).expect("it stays in the storage");
+    bench.goes_on();
+}
+
+#[test]
+fn a_document_that_became_a_string_while_its_vcon_was_in_work() {
+    let (redis, files) = (Redis::with_json(), Files::new());
+    let slowly = crate::harness::delay(1.0);
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[slowly], &[("files", files.storage())]))
+        .start();
+    let sample = Sample::small();
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    wait_until("it is claimed", PATIENCE, || {
+        !redis.keys("conserver:claims:*").is_empty()
+    });
+    redis.ask::<()>(&["SET", &format!("vcon:{}", sample.id), "{}"]);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    let document = redis.document(&sample.id).expect("a JSON document");
+    assert!(document.to_string().contains("checked:checked"));
+    daemon.stop();
+}
+
+#[test]
+fn a_dead_letter_queue_of_the_wrong_redis_type() {
+    let redis = Redis::plain();
+    redis.ask::<()>(&["SET", "DLQ:default", "not a list"]);
+    redis.ask::<()>(&["SET", "conserver:dlq:default", "not a hash"]);
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    redis.ask::<i64>(&["RPUSH", "default", "hello world"]);
+    submit(&redis, "default", &[Sample::small()]);
+    wait_until("the work goes on", PATIENCE, || redis.length("done") == 1);
+    let aside = redis.list("conserver:unreadable");
+    assert!(
+        aside.len() == 1 && aside[0].contains("hello world"),
+        "{aside:?}"
+    );
+    assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+    daemon.stop();
+}

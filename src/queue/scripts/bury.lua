@@ -8,7 +8,12 @@ local now = redis.call('TIME')
 local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
-redis.call('RPUSH', KEYS[3], ARGV[3])
+local kind = redis.call('TYPE', KEYS[3]).ok
+if kind == 'list' or kind == 'none' then
+  redis.call('RPUSH', KEYS[3], ARGV[3])
+else
+  redis.call('RPUSH', 'conserver:unreadable', ARGV[2])
+end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
 redis.pcall('HSET', KEYS[4], ARGV[3], ARGV[4]:sub(1, -2) .. ',' .. at .. '}')
 if ARGV[5] ~= '' then

@@ -15,13 +15,16 @@ if most > 0 and rounds >= most and worked and at and worked < now - tonumber(at)
 local kind = redis.call('TYPE', KEYS[3]).ok
 if kind ~= 'list' and kind ~= 'none' then return tostring(rounds) end
 
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[3], ('%d %.6f'):format(rounds, now))
-redis.call('EXPIRE', KEYS[2], ARGV[8])
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('HDEL', KEYS[1], '')
+redis.call('RPUSH', KEYS[3], ARGV[3])
+-- Nothing from here on may keep the claim: the entry would be pushed again.
+redis.pcall('HSET', KEYS[2], ARGV[3], ('%d %.6f'):format(rounds, now))
+redis.pcall('EXPIRE', KEYS[2], ARGV[8])
 if ARGV[4] ~= '' then
   local key = 'context:' .. KEYS[3] .. ':' .. ARGV[3]
   redis.pcall('LPUSH', key, ARGV[4])
-  redis.call('EXPIRE', key, ARGV[5])
+  redis.pcall('EXPIRE', key, ARGV[5])
 end
-redis.call('RPUSH', KEYS[3], ARGV[3])
+redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -20,6 +20,11 @@ impl Files {
         }
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The storage as it stands in `config.yml`.
     pub fn storage(&self) -> Value {
         json!({"module": "storage.file", "options": {"path": self.folder.path()}})
