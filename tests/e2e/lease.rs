@@ -1,6 +1,7 @@
 //! The lease of a daemon on its name: one daemon of a name at a time, and no waiting after a crash.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
@@ -175,8 +176,16 @@ fn a_daemon_whose_name_was_taken_claims_nothing_more() {
     let second = Conserver::with(&redis).config(&config).workers(2).start();
     second.wait_for_workers(2);
     assert_eq!(redis.length("default"), 6);
+    // The workers go on before the monitor can say that the name is gone.
+    for pid in first.workers().into_values() {
+        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("the worker is there");
+    }
+    wait_until("they know that they were late", PATIENCE, || {
+        first.count_in_log("the claim was settled already") == 2
+    });
     first.signal_family(Signal::SIGCONT);
     assert_eq!(first.wait_exit(PATIENCE), 69);
+    assert_eq!(first.count_in_log("Returned"), 0, "{}", first.log());
     Ledger::of(&redis, &samples).is_split_between(&["default"]);
     second.stop();
 }
