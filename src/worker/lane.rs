@@ -79,6 +79,7 @@ impl Lane {
                 Err(error) if error.is_interruption() => {}
                 // Another daemon has our name: what is to be done is for the monitor to say.
                 Err(error) if error.is_about_the_lease() => {
+                    self.outage.over();
                     self.show(false);
                     let pause = self.patience.next_wait();
                     let _ = Turn::idle(&self.drain, Some(&self.cell)).wait(pause);

@@ -39,6 +39,7 @@ pub(super) fn recover(
             }
             // What is to be done about it is for the monitor to say.
             Err(error) if error.is_about_the_lease() => {
+                outage.over();
                 if turn.wait(patience.next_wait()).is_err() {
                     return false;
                 }
