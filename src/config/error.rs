@@ -83,14 +83,22 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// The names in one line, or a word for none: `tagger, router`.
+/// How many names a message lists.
+const MOST_NAMES: usize = 20;
+
+/// The names in one line, or a word for none: `tagger, router`. Of many names, the first: each of
+/// many faults may list them.
 pub(super) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
-    let names: Vec<S> = names.into_iter().collect();
-    if names.is_empty() {
+    let mut names = names.into_iter();
+    let first: Vec<S> = names.by_ref().take(MOST_NAMES).collect();
+    if first.is_empty() {
         return "none".to_owned();
     }
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    names.join(", ")
+    let first: Vec<&str> = first.iter().map(AsRef::as_ref).collect();
+    match names.count() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 /// `; did you mean ...?` where one of `known` is at most two edits away from `name`.

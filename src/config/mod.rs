@@ -4,9 +4,12 @@
 //! every option read once by the module it is for. Whatever is wrong with a file is reported
 //! together, each fault with its line.
 
+mod bounds;
 mod error;
 mod list_name;
 mod options;
+#[cfg(test)]
+mod properties;
 mod read;
 mod source;
 #[cfg(test)]

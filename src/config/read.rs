@@ -263,16 +263,16 @@ fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {
 
 /// The names of links or storages in a chain, each checked to be an entry of that section.
 fn defined(keys: &mut Options, section: &str, noun: &str, sections: &Mapping) -> Vec<String> {
-    let known: Vec<&str> = match sections.get(section).map(|entry| &entry.value.kind) {
-        Some(Kind::Mapping(entries)) => entries.keys().map(String::as_str).collect(),
-        _ => Vec::new(),
+    let known = match sections.get(section).map(|entry| &entry.value.kind) {
+        Some(Kind::Mapping(entries)) => Some(entries),
+        _ => None,
     };
     let mut names = Vec::new();
     for (line, name) in keys.items(section, Lone::Refused) {
-        if !known.contains(&name.as_str()) {
+        if !known.is_some_and(|known| known.contains_key(&name)) {
             let message = format!(
                 "{noun} `{name}` is not defined (defined: {})",
-                listed(&known)
+                listed(known.into_iter().flat_map(|known| known.keys()))
             );
             keys.fault_at(line, section, message);
         }

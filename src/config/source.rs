@@ -1,7 +1,7 @@
 //! The configuration's file: what it holds, and whether it has changed.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -54,17 +54,35 @@ impl Source {
     }
 }
 
+/// The largest file, in bytes: what is larger is no configuration.
+const LARGEST: u64 = 4 << 20;
+
 fn read(path: &Path) -> Result<String, Fault> {
-    let bytes = fs::read(path).map_err(|error| match error.kind() {
+    let bytes = read_bytes(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Fault::of_file(
             "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",
         ),
         _ => Fault::of_file(format!("could not be read: {error}")),
     })?;
+    if bytes.len() as u64 > LARGEST {
+        let most = LARGEST >> 20;
+        return Err(Fault::of_file(format!(
+            "is larger than {most} MB, which no configuration is"
+        )));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = error.as_bytes().iter().take(valid);
         let line = before.filter(|byte| **byte == b'\n').count() + 1;
         Fault::at(line, "", "is not UTF-8 text")
     })
+}
+
+/// The file's bytes, or one more than are allowed.
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(LARGEST + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -10,11 +10,11 @@ use indexmap::IndexMap;
 use indexmap::map::Entry as Slot;
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, ScanError, YamlDataOwned};
 
+use super::bounds;
 use super::error::Fault;
 
-/// The widest run of indentation and `-`, `?`, `:` before a line's content. It bounds the depth
-/// of block structures, which are read by recursion; flow structures have their own bound.
-const WIDEST_INDENTATION: usize = 250;
+/// The longest key. It bounds the paths in messages, of which there may be many.
+const LONGEST_KEY: usize = 1024;
 
 /// A value and the line it begins on.
 #[derive(Clone)]
@@ -58,8 +58,8 @@ impl Kind {
 
 /// Reads the one document in `text`; `None` where there is none.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
-    if let Some(line) = too_deep(text) {
-        return Err(vec![Fault::at(line, "", "is nested too deeply")]);
+    if let Some(fault) = bounds::exceeded(text) {
+        return Err(vec![fault]);
     }
     let source: Vec<char> = text.chars().collect();
     let documents =
@@ -86,17 +86,6 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     } else {
         Err(reader.faults)
     }
-}
-
-/// The first line that is nested deeper than a stack should have to bear.
-fn too_deep(text: &str) -> Option<usize> {
-    let is_indentation = |c: &char| matches!(c, ' ' | '\t' | '-' | '?' | ':');
-    let width = |line: &str| line.chars().take_while(is_indentation).count();
-    let position = text.lines().position(|line| {
-        let width = width(line);
-        width > WIDEST_INDENTATION && line.len() > width
-    });
-    position.map(|index| index + 1)
 }
 
 /// The fault of a text that is not YAML.
@@ -172,6 +161,11 @@ impl Reader<'_> {
                 self.faults.push(Fault::at(line, path, message));
                 continue;
             };
+            if name.len() > LONGEST_KEY {
+                let message = format!("a key is longer than {LONGEST_KEY} bytes");
+                self.faults.push(Fault::at(line, path, message));
+                continue;
+            }
             let path = joined(path, &name);
             let value = self.node(value, &path);
             if name == "<<" {
