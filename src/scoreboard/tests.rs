@@ -180,7 +180,79 @@ fn a_scoreboard_whose_daemon_has_ended_is_stale() {
     drop(folder);
 }
 
+/// A scoreboard with two workers at work, as bytes.
+fn valid() -> Vec<u8> {
+    let (_folder, mut board) = board(2);
+    for number in 0..3 {
+        board.prepare(number).unwrap();
+        board.set_place(number, Some(place(7)));
+        let slot = Slot::attach(board.id(), number, 7).unwrap();
+        slot.set_state(WorkerState::Ready);
+        slot.lane(0).busy(Some(&VconId::random()), None);
+        slot.count(Outcome::Finished);
+    }
+    let bytes = fs::read(&board.id().path).unwrap();
+    assert_eq!(Snapshot::parse(&bytes).unwrap().1[2].finished, 1);
+    bytes
+}
+
+/// What a reader makes of these bytes in a file whose daemon is alive. The lock is this process's
+/// own, which it does not see, so the liveness is left out.
+fn read(bytes: &[u8]) -> Option<usize> {
+    let (header, slots) = Snapshot::parse(bytes)?;
+    assert!((1..=1024).contains(&header.lanes) && slots.len() <= SLOTS);
+    let lanes = slots.iter().filter_map(|slot| slot.worker.as_ref());
+    Some(lanes.map(|worker| worker.lanes.len()).sum())
+}
+
+#[test]
+fn a_scoreboard_cut_anywhere_shows_no_more_than_it_holds() {
+    let bytes = valid();
+    let whole = read(&bytes).unwrap();
+    let end = layout::slot_start(4, 2) * layout::WORD;
+    let mut last = 0;
+    for cut in 0..end {
+        let lanes = read(&bytes[..cut]).unwrap_or(0);
+        assert!(lanes >= last && lanes <= whole, "{cut}");
+        last = lanes;
+    }
+    assert_eq!((last, whole), (3, 3));
+}
+
+#[test]
+fn a_file_that_promises_more_than_it_has_is_refused_before_memory_is_taken_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("here.scoreboard");
+    let mut bytes = valid();
+    let mut put = |index: usize, word: u64| {
+        bytes[index * layout::WORD..][..layout::WORD].copy_from_slice(&word.to_ne_bytes());
+    };
+    put(layout::header::USED, u64::MAX);
+    put(layout::header::LANES, 1024);
+    bytes.truncate(layout::HEADER * layout::WORD);
+    fs::write(&path, &bytes).unwrap();
+    assert!(Snapshot::take(&path).is_err());
+    let slots = Snapshot::parse(&bytes).unwrap().1;
+    assert_eq!(slots, vec![SlotView::default(); SLOTS]);
+}
+
 proptest! {
+    #[test]
+    fn no_damage_to_a_scoreboard_makes_a_reader_fail(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), any::<bool>()), 1..40),
+    ) {
+        let mut bytes = valid();
+        let words = layout::slot_start(4, 2);
+        for (index, word, flip) in edits {
+            let at = index.index(words) * layout::WORD;
+            let cell = &mut bytes[at..at + layout::WORD];
+            let before = u64::from_ne_bytes((&*cell).try_into().unwrap());
+            let after = if flip { before ^ (1 << (word % 64)) } else { word };
+            cell.copy_from_slice(&after.to_ne_bytes());
+        }
+        read(&bytes);
+    }
+
     #[test]
     fn no_bytes_make_a_reader_fail(
         words in prop::collection::vec(any::<u64>(), 0..400),

@@ -110,7 +110,31 @@ impl fmt::Debug for RedisUrl {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_url_shows_its_password(
+            scheme in "(redis|rediss|valkey|unix|redis[+]unix|redis[+]sentinel|http|)",
+            user in "[a-z%:]{0,4}",
+            host in "[a-z0-9.:\\[\\]/%]{0,8}",
+            end in "[a-z0-9/?&=#%@:.]{0,20}",
+        ) {
+            for text in [
+                format!("{scheme}://{user}:Hunter2Hunter2@{host}{end}"),
+                format!("{scheme}:///{host}?user={user}&pass=Hunter2Hunter2{end}"),
+                format!("{scheme}:///{host}?pass=Hunter2Hunter2&db={end}"),
+            ] {
+                let said = match text.parse::<RedisUrl>() {
+                    Ok(url) => format!("{url} {url:?}"),
+                    Err(error) => format!("{error} {error:?}"),
+                };
+                prop_assert!(!said.to_ascii_lowercase().contains("hunter2"), "{text}: {said}");
+            }
+        }
+    }
 
     #[test]
     fn a_url_prints_without_user_and_password() {

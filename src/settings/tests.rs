@@ -255,7 +255,28 @@ fn the_configuration_is_looked_for_in_order() {
     assert_eq!(found(&unset, false), Path::new("./config.yml"));
 }
 
+/// A value of the kinds that settings have, on the edge of what is accepted or past it.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "(?s).{0,40}",
+        "[+-]?[0-9]{1,60}",
+        "[+-]?[0-9]{0,20}[.]?[0-9]{0,20}([eE][+-]?[0-9]{1,6})?[a-zA-Z]{0,2}",
+        "(redis|rediss|unix|redis[+]unix|redis[+]sentinel)?(://)?[a-z0-9:@/?&=#%.,\\[\\]_-]{0,40}",
+        "(fork|spawn|true|no|INFO|json|0[.]0[.]1)[A-Z \t]{0,2}",
+    ]
+}
+
 proptest! {
+    #[test]
+    fn a_fault_of_any_setting_names_it(row in 0..TABLE.len(), value in value()) {
+        let name = TABLE[row].name;
+        if let Err(errors) = read(&[(name, &value)]) {
+            let errors = errors.to_string();
+            prop_assert!(errors.starts_with(&format!("{name}: ")), "{errors}");
+            prop_assert!(errors.chars().count() < 1000 && !errors.contains('\0'), "{errors}");
+        }
+    }
+
     #[test]
     fn no_environment_panics(row in 0..TABLE.len(), value in "(?s).{0,40}") {
         let _ = read(&[(TABLE[row].name, &value)]);

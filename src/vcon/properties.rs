@@ -25,6 +25,47 @@ fn canonical(text: &str) -> String {
     parse(text).to_json()
 }
 
+/// A document of the examples with a few of its bytes overwritten, doubled or dropped.
+fn damaged_example() -> impl Strategy<Value = Vec<u8>> {
+    let edit = (
+        any::<prop::sample::Index>(),
+        any::<prop::sample::Index>(),
+        0..4usize,
+        any::<u8>(),
+    );
+    let edits = prop::collection::vec(edit, 1..6);
+    (prop::sample::select(examples()), edits).prop_map(|(text, edits)| {
+        let mut bytes = text.into_bytes();
+        for (first, second, kind, byte) in edits {
+            let (at, other) = (first.index(bytes.len()), second.index(bytes.len()));
+            let range = at..bytes.len().min(at + other % 40 + 1);
+            match kind {
+                0 => bytes[at] = byte,
+                1 => bytes[at] = br#"{}[]":,\0e"#[usize::from(byte) % 10],
+                2 => {
+                    let doubled = bytes[range].to_vec();
+                    bytes.splice(other..other, doubled);
+                }
+                _ => drop(bytes.drain(range)),
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        bytes
+    })
+}
+
+/// All that is ever done with a document.
+fn used(text: String) -> Option<String> {
+    let mut vcon = Vcon::parse(VconId::random(), text).ok()?;
+    vcon.outgoing(Version::V0_0_1);
+    let _ = vcon.add_tags(&["a".to_owned()]);
+    let outgoing = vcon.outgoing(Version::Current);
+    outgoing.created_or_now();
+    Some(outgoing.json)
+}
+
 /// The document without the `amended` that a downgrade adds as `null`.
 fn without_null_amended(text: &str) -> String {
     text.replace(r#","amended":null"#, "")
@@ -142,7 +183,42 @@ fn examples_have_an_id_a_date_and_a_canonical_form() {
     }
 }
 
+#[test]
+fn no_depth_is_too_deep() {
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let objects = format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
+    for deep in [deep, objects] {
+        for text in [
+            format!(r#"{{"x":{deep},"vcon":"0.4.0"}}"#),
+            format!(r#"{{"dialog":[{deep}],"vcon":"0.4.0"}}"#),
+            format!(
+                r#"{{"parties":[{deep}],"created_at":{deep},"subject":{deep},"group":{deep}}}"#
+            ),
+            format!(r#"{{"analysis":[{{"body":{deep}}}]}}"#),
+            format!(r#"{{"attachments":[{{"purpose":"tags","body":[{deep}]}}]}}"#),
+            deep.clone(),
+        ] {
+            if let Some(once) = used(text) {
+                assert!(once.len() > deep.len());
+                assert!(used(once).is_some());
+            }
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        used(String::from_utf8_lossy(&bytes).into_owned());
+    }
+
+    #[test]
+    fn a_damaged_example_is_refused_or_settles_at_once(bytes in damaged_example()) {
+        if let Some(once) = used(String::from_utf8_lossy(&bytes).into_owned()) {
+            prop_assert_eq!(canonical(&once), once);
+        }
+    }
+
     #[test]
     fn no_text_makes_it_panic(text in any::<String>()) {
         let _ = Vcon::parse(VconId::random(), text.clone());

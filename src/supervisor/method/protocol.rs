@@ -71,8 +71,87 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::io::Write;
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::child::{Leftover, Task};
+    use crate::queue::Blame;
+    use crate::scoreboard::BoardId;
+
+    /// An assignment as the supervisor writes it.
+    fn assignment() -> Assignment {
+        Assignment {
+            task: Task::Work {
+                predecessor: Leftover {
+                    worker: 3,
+                    blame: Blame::Lane(2),
+                },
+                sweep_above: Some(4),
+            },
+            generation: 7,
+            supervisor: 4711,
+            board: BoardId {
+                path: PathBuf::from("/run/conserver/here.scoreboard"),
+                nonce: u64::MAX,
+            },
+            config_generation: 1,
+            config_file: PathBuf::from("/etc/conserver/config.yml"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_to_messages_makes_a_reader_fail(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3usize), 0..8),
+            part in 1..600usize,
+        ) {
+            let mut bytes = line(&assignment()).unwrap();
+            bytes.extend(line(&assignment()).unwrap());
+            for (index, byte, kind) in &edits {
+                let at = index.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = *byte,
+                    1 => bytes.insert(at, *byte),
+                    _ => drop(bytes.remove(at)),
+                }
+            }
+            let (mut here, mut there) = UnixStream::pair().unwrap();
+            here.set_nonblocking(true).unwrap();
+            let mut lines = Lines::default();
+            let mut all: Vec<Request> = Vec::new();
+            for part in bytes.chunks(part) {
+                there.write_all(part).unwrap();
+                let (requests, alive) = lines.read(&mut here);
+                prop_assert!(alive);
+                all.extend(requests);
+            }
+            prop_assert!(all.len() <= 2 + edits.len());
+            if edits.is_empty() {
+                prop_assert_eq!(all, [assignment(), assignment()]);
+            }
+            for text in bytes.split(|byte| *byte == b'\n') {
+                let _ = serde_json::from_slice::<Report>(text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept_for_ever() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        let mut lines = Lines::default();
+        let mut alive = true;
+        for _ in 0..100 {
+            there.write_all(&[b'['; 32_768]).unwrap();
+            (_, alive) = lines.read::<Report>(&mut here);
+            if !alive {
+                break;
+            }
+        }
+        assert!(!alive && lines.pending.len() <= LONGEST + 4096);
+    }
 
     #[test]
     fn messages_come_whole_however_they_were_cut() {
