@@ -34,11 +34,22 @@ impl Claim {
 
     /// The entry for messages.
     pub fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.entry)
-            .chars()
-            .take(120)
-            .collect()
+        shown(&self.entry)
     }
+}
+
+/// What came out of Redis, for messages: its beginning, without line breaks and other characters
+/// that steer a terminal or forge a line of the log.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(bytes).chars().take(120) {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// How a document is kept in Redis.
@@ -106,9 +117,13 @@ impl Queue {
         if record.is_empty() {
             return Ok(Claimed { work: None, fault });
         }
-        let list = String::from_utf8_lossy(&list)
-            .parse()
-            .map_err(|_| QueueError::Answer("claim"))?;
+        let Some(list) = String::from_utf8(list)
+            .ok()
+            .and_then(|list| list.parse().ok())
+        else {
+            self.set_aside(&record)?;
+            return self.claim(lists);
+        };
         let claim = Claim {
             record,
             list,
@@ -126,6 +141,15 @@ impl Queue {
         Ok(Claimed {
             work: Some((claim, document)),
             fault,
+        })
+    }
+
+    /// Sets a record aside that names no list: it is not of our making.
+    fn set_aside(&mut self, record: &[u8]) -> Result<(), QueueError> {
+        self.with(|connection, scripts, seat, _| {
+            let mut call = scripts.set_aside.key(seat.claims_key());
+            call.arg(seat.lane).arg(record);
+            Ok(call.invoke::<()>(connection)?)
         })
     }
 
@@ -251,4 +275,18 @@ pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
             _ => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_cannot_forge_a_line_of_the_log() {
+        assert_eq!(
+            shown(b"a\n2026 ERROR \x1b[2J\0\xff\xc2\x85 \xc3\xa9"),
+            "a\\n2026 ERROR \\u{1b}[2J\\u{0}\u{fffd}\\u{85} é"
+        );
+        assert_eq!(shown(&[b'x'; 1000]).len(), 120);
+    }
 }

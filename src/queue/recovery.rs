@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use super::claim::texts;
+use super::claim::{shown, texts};
 use super::{Queue, QueueError, keys};
 
 /// The counts of deaths are forgotten after this many seconds without another death.
@@ -25,9 +25,9 @@ pub enum Blame {
 /// One claim found in a dead worker's hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
-    /// The entry, as text.
+    /// The entry, for messages.
     pub entry: String,
-    /// The list it was taken from.
+    /// The list it was taken from, for messages.
     pub list: String,
     /// How many workers have died on it by now.
     pub deaths: u32,
@@ -194,8 +194,8 @@ impl Queue {
         Ok(Ok(fields
             .chunks_exact(4)
             .map(|claim| Recovered {
-                entry: text(&claim[0]),
-                list: text(&claim[1]),
+                entry: shown(&claim[0]),
+                list: shown(&claim[1]),
                 deaths: text(&claim[2]).parse().unwrap_or(0),
                 outcome: text(&claim[3]),
             })

@@ -2,6 +2,16 @@
 
 use redis::Script;
 
+/// A script that reads records.
+macro_rules! with_record {
+    ($file:literal) => {
+        Script::new(concat!(
+            include_str!("scripts/record.lua"),
+            include_str!($file)
+        ))
+    };
+}
+
 /// The scripts of one lane; each is sent by its hash, and in full where the server has lost it.
 pub(super) struct Scripts {
     pub claim: Script,
@@ -12,18 +22,20 @@ pub(super) struct Scripts {
     pub recover: Script,
     pub lease: Script,
     pub forget: Script,
+    pub set_aside: Script,
     pub waiting: Script,
 }
 
 impl Scripts {
     pub fn new() -> Self {
         Self {
-            claim: Script::new(include_str!("scripts/claim.lua")),
+            claim: with_record!("scripts/claim.lua"),
             finish: Script::new(include_str!("scripts/finish.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             give_back: Script::new(include_str!("scripts/give_back.lua")),
             postpone: Script::new(include_str!("scripts/postpone.lua")),
-            recover: Script::new(include_str!("scripts/recover.lua")),
+            recover: with_record!("scripts/recover.lua"),
+            set_aside: Script::new(include_str!("scripts/set_aside.lua")),
             lease: Script::new(include_str!("scripts/lease.lua")),
             forget: Script::new(include_str!("scripts/forget.lua")),
             waiting: Script::new(include_str!("scripts/waiting.lua")),

@@ -1,5 +1,10 @@
 //! What is no vCon becomes a dead letter with its reason, and the work goes on.
 
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
 use crate::harness::{
@@ -261,4 +266,75 @@ fn a_dead_letter_queue_of_the_wrong_redis_type() {
     );
     assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
     daemon.stop();
+}
+
+/// Entries that are no UUIDs: any bytes, nearly a UUID, nothing, a megabyte.
+fn entries() -> Vec<Vec<u8>> {
+    let uuid = "05cec3d4-0561-4010-9fb8-23cc7edef146";
+    let near = (0..uuid.len(), any::<u8>()).prop_map(move |(at, byte)| {
+        let mut bytes = uuid.as_bytes().to_vec();
+        bytes[at] = byte;
+        bytes
+    });
+    let entry = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        near,
+        "(?s).{0,60}".prop_map(String::into_bytes),
+        "[{}\"\\\\a,:\\[\\]\0\n]{1,40}".prop_map(String::into_bytes),
+    ];
+    let mut runner = TestRunner::default();
+    let mut entries: Vec<Vec<u8>> = (0..300)
+        .map(|_| entry.new_tree(&mut runner).expect("an entry").current())
+        .filter(|entry| uuid::Uuid::try_parse_ascii(entry).is_err() || entry.len() != 36)
+        .collect();
+    let large = [&b"\xff"[..], b"\0", b"\"", b"x"].map(|byte| byte.repeat(1 << 20));
+    entries.extend(large);
+    entries.extend([
+        Vec::new(),
+        b"\0".to_vec(),
+        [uuid.as_bytes(), b"\0"].concat(),
+    ]);
+    entries
+}
+
+#[test]
+fn every_entry_that_is_no_uuid_is_a_dead_letter_byte_for_byte() {
+    let bench = Bench::start();
+    let mut connection = bench.redis.connection();
+    let mut expected: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    let mut push = redis::cmd("RPUSH");
+    push.arg("default");
+    for entry in entries() {
+        push.arg(&entry);
+        *expected.entry(entry).or_default() += 1;
+    }
+    push.query::<()>(&mut connection).expect("Redis takes them");
+    let count: usize = expected.values().sum();
+    wait_until("all are dead letters", PATIENCE * 2, || {
+        bench.redis.length("DLQ:default") == count
+    });
+    let mut range = redis::cmd("LRANGE");
+    range.arg("DLQ:default").arg(0).arg(-1);
+    let letters: Vec<Vec<u8>> = range.query(&mut connection).expect("a list");
+    let mut found: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for letter in letters {
+        *found.entry(letter).or_default() += 1;
+    }
+    assert!(found == expected, "the dead letters are not the entries");
+    let mut all = redis::cmd("HGETALL");
+    all.arg("conserver:dlq:default");
+    let reasons: BTreeMap<Vec<u8>, Vec<u8>> = all.query(&mut connection).expect("a hash");
+    assert!(reasons.keys().eq(expected.keys()));
+    for reason in reasons.values() {
+        let reason: Value = serde_json::from_slice(reason).expect("JSON");
+        assert_eq!(reason["stage"], "queue");
+        says(&reason, "not a UUID");
+    }
+    bench.goes_on();
+    let log = bench.daemon.log();
+    assert!(
+        !log.contains('\0') && !log.contains('\u{1b}'),
+        "the log holds raw control characters"
+    );
+    assert!(log.lines().all(|line| line.len() < 4000));
 }

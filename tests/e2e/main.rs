@@ -12,6 +12,7 @@
 mod bad_configuration;
 mod bad_input;
 mod check;
+mod claim_records;
 mod connections;
 mod context;
 mod dependencies;

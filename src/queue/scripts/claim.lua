@@ -36,10 +36,10 @@ end
 
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if held then
-  local ok, claim = pcall(cjson.decode, held)
-  if ok and type(claim) == 'table' and type(claim.list) == 'string' and type(claim.uuid) == 'string' then
+  local claim = read_record(held)
+  if claim then
     local kind, text = document(claim.uuid)
-    return {held, claim.list, claim.uuid, claim.context or '', kind, text, ''}
+    return {held, claim.list, claim.uuid, claim.context, kind, text, ''}
   end
   -- The first write of a script, if it may take memory, is refused by a full Redis: this one takes none.
   redis.call('HDEL', KEYS[1], '')

@@ -23,9 +23,9 @@ local fields = redis.call('HGETALL', KEYS[1])
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 for i = 1, #fields, 2 do
-  local ok, claim = pcall(cjson.decode, fields[i + 1])
-  if ok and type(claim) == 'table' and type(claim.list) == 'string' and type(claim.uuid) == 'string' then
-    claim.lane = fields[i]
+  local claim = read_record(fields[i + 1])
+  if claim then
+    claim.lane, claim.record = fields[i], fields[i + 1]
     claims[#claims + 1] = claim
   else
     redis.call('RPUSH', 'conserver:unreadable', fields[i + 1])
@@ -34,14 +34,18 @@ for i = 1, #fields, 2 do
   end
 end
 -- The oldest claim is pushed last, so that it is the first to be taken again.
-table.sort(claims, function(a, b) return (tonumber(a.since) or 0) > (tonumber(b.since) or 0) end)
+table.sort(claims, function(a, b) return a.since > b.since end)
 
 local function bury(claim, deaths, why)
   local now = redis.call('TIME')
   local reason = '{"stage":"worker","error":' .. cjson.encode(why)
     .. ',"attempts":' .. deaths .. ',"worker":' .. cjson.encode(ARGV[5])
     .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
-  redis.call('RPUSH', 'DLQ:' .. claim.list, claim.uuid)
+  if type(redis.pcall('RPUSH', 'DLQ:' .. claim.list, claim.uuid)) == 'table' then
+    redis.call('RPUSH', 'conserver:unreadable', claim.record)
+    report(claim.uuid, claim.list, deaths, 'unreadable')
+    return
+  end
   redis.pcall('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
   if claim.uuid:find(UUID) then
     if ARGV[4] == '0' then
@@ -58,9 +62,14 @@ for _, claim in ipairs(claims) do
   local blamed = ARGV[6] == 'all' or ARGV[6] == claim.lane
   local deaths
   if blamed then
-    deaths = tonumber(redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)) or 0
+    deaths = redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)
+    if type(deaths) ~= 'number' then -- what stands there is no count: it begins again
+      deaths = 1
+      redis.pcall('HSET', KEYS[2], claim.uuid, deaths)
+    end
   else
-    deaths = tonumber(redis.pcall('HGET', KEYS[2], claim.uuid)) or 0
+    local counted = redis.pcall('HGET', KEYS[2], claim.uuid)
+    deaths = type(counted) == 'string' and tonumber(counted) or 0
   end
   local limit = tonumber(ARGV[1])
   if blamed and limit > 0 and deaths >= limit then
@@ -70,7 +79,7 @@ for _, claim in ipairs(claims) do
     if type(pushed) == 'table' then
       bury(claim, deaths, 'its list cannot take it back: ' .. (pushed.err or ''))
     else
-      if type(claim.context) == 'string' then
+      if claim.context ~= '' then
         local key = 'context:' .. claim.list .. ':' .. claim.uuid
         redis.pcall('LPUSH', key, claim.context)
         redis.call('EXPIRE', key, ARGV[3])

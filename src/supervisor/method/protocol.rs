@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
     use crate::child::{Leftover, Task};
-    use crate::queue::Blame;
+    use crate::queue::{Blame, Holder};
     use crate::scoreboard::BoardId;
 
     /// An assignment as the supervisor writes it.
@@ -87,11 +87,13 @@ mod tests {
                 predecessor: Leftover {
                     worker: 3,
                     blame: Blame::Lane(2),
+                    end: "killed by SIGKILL".to_owned(),
                 },
                 sweep_above: Some(4),
             },
             generation: 7,
             supervisor: 4711,
+            holder: Holder::this_process(u64::MAX),
             board: BoardId {
                 path: PathBuf::from("/run/conserver/here.scoreboard"),
                 nonce: u64::MAX,

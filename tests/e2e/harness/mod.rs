@@ -15,6 +15,7 @@ mod ledger;
 mod postgres;
 mod processes;
 mod proxy;
+mod queues;
 mod redis;
 mod s3;
 mod sentinel;
@@ -40,6 +41,7 @@ pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, title_of, zombies_of,
 };
 pub use proxy::{Direction, Proxy};
+pub use queues::{list, queue};
 pub use s3::S3;
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use vcons::{Sample, fresh, same, submit};
