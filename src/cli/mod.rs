@@ -1,9 +1,12 @@
 //! The command line: one file for each command.
 
+mod audit;
 mod check;
 mod child;
 mod demo;
+mod dlq;
 mod run;
+mod shown;
 mod status;
 mod submit;
 
@@ -50,6 +53,25 @@ enum Command {
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
     /// are submitted), 69 when Redis cannot be reached.
     Submit(submit::Submit),
+    /// Look at the dead letter queues: list, show, try again, drop
+    ///
+    /// A vCon that cannot be done goes to the dead letter queue of its list, with the step that
+    /// failed and why. It stays there until somebody tries it again or drops it; its document
+    /// lives for VCON_DLQ_EXPIRY.
+    ///
+    /// Exits 0 when all is well, 65 when the list or vCon that is named is not there, 69 when Redis
+    /// cannot be reached.
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// Find vCons that are in Redis but in no list, with no worker and in no storage
+    ///
+    /// An earlier daemon, or a host that died, may have lost vCons: their documents are still in
+    /// Redis, but nothing will ever work on them. This looks for them beside running daemons,
+    /// without holding up the server, and looks again after a pause before it reports one.
+    ///
+    /// Exits 0 when there are none (or all were put back), 65 when there are, 69 when Redis or a
+    /// storage cannot be reached: nothing can be said then.
+    Audit(audit::Audit),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -90,6 +112,8 @@ pub fn main() -> Exit {
         Some(Command::Check) => check::run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
+        Some(Command::Dlq(dlq)) => dlq.run(&settings),
+        Some(Command::Audit(audit)) => audit.run(&settings),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Forkserver(server)) => server.run(settings),

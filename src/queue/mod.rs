@@ -15,14 +15,17 @@
 //!
 //! This module knows Redis and its keys, nothing of chains, links or storages.
 
+mod audit;
 mod bell;
 mod claim;
 mod connection;
+mod dead_letters;
 mod error;
 mod keep;
 mod keys;
 mod lease;
 mod lengths;
+mod raw;
 mod recovery;
 mod round_trip;
 mod scripts;
@@ -33,14 +36,17 @@ mod submit;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use audit::{Audit, Lists, Place};
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
 pub use connection::{Lease, Server};
+pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
 pub use error::QueueError;
 pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use lease::{Holder, NameLease};
 pub use lengths::lengths;
+pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use settle::{Finish, Postponed, Reason, Settled};
 pub use submit::Submitter;

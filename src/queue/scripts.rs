@@ -42,3 +42,20 @@ impl Scripts {
         }
     }
 }
+
+/// The scripts of those who look after the queues.
+pub(super) struct Care {
+    pub retry: Script,
+    pub drop: Script,
+    pub locate: Script,
+}
+
+impl Care {
+    pub fn new() -> Self {
+        Self {
+            retry: Script::new(include_str!("scripts/retry.lua")),
+            drop: Script::new(include_str!("scripts/drop.lua")),
+            locate: Script::new(include_str!("scripts/locate.lua")),
+        }
+    }
+}

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod audit;
 mod bad_configuration;
 mod bad_input;
 mod check;
@@ -16,6 +17,7 @@ mod claim_records;
 mod connections;
 mod context;
 mod dependencies;
+mod dlq;
 mod documents;
 mod harness;
 mod holds;

@@ -16,6 +16,7 @@ use crate::runtime_dir;
 use crate::scoreboard::{BoardError, Snapshot};
 use crate::settings::Settings;
 use queues::Queues;
+pub(super) use table::duration;
 use view::View;
 
 /// From the top left corner, an empty screen (ECMA-48: CUP, ED).

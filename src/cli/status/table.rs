@@ -130,7 +130,7 @@ fn megabytes(bytes: u64) -> String {
 }
 
 /// `3 d 4 h`, `5 min 6 s`: the two largest units.
-fn duration(seconds: f64) -> String {
+pub(in crate::cli) fn duration(seconds: f64) -> String {
     let seconds = seconds as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::pty::openpty;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -144,13 +146,30 @@ impl Conserver {
         })
     }
 
+    /// Starts a command, for a test that does something to it.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments, "spawned");
+        command.spawn().expect("the program")
+    }
+
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
+        self.finish(self.command(arguments, "command"), arguments)
+    }
+
+    /// Runs a command to its end, with `input` typed at a terminal that is its standard input.
+    pub fn run_on_terminal(&self, arguments: &[&str], input: &str) -> Finished {
+        let terminal = openpty(None, None).expect("a terminal");
+        let mut keyboard = fs::File::from(terminal.master);
+        keyboard.write_all(input.as_bytes()).expect("a terminal");
+        let mut command = self.command(arguments, "command");
+        command.stdin(terminal.slave);
+        self.finish(command, arguments)
+    }
+
+    fn finish(&self, mut command: Command, arguments: &[&str]) -> Finished {
         let start = Instant::now();
-        let mut child = self
-            .command(arguments, "command")
-            .spawn()
-            .expect("the program");
+        let mut child = command.spawn().expect("the program");
         let mut status = None;
         wait_until(
             &format!("conserver {arguments:?} ends"),

@@ -1,0 +1,84 @@
+//! What of a configuration lets a vCon be nowhere without having been lost.
+
+use crate::config::Config;
+
+/// Links that may end a chain early, or send its vCon elsewhere: no storage, no egress.
+const MAY_HALT: &[&str] = &[
+    "links.sampler",
+    "links.jq_link",
+    "links.tag_router",
+    "links.exec",
+];
+
+/// Storages that cannot be asked for what they were given.
+const CANNOT_BE_ASKED: &[&str] = &["storage.webhook"];
+
+/// What the summary has to warn of, a sentence for each.
+pub(super) fn of(config: &Config) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for chain in &config.chains {
+        let name = &chain.name;
+        if chain.storages.is_empty() {
+            sentences.push(format!(
+                "chain {name} has no storages: what it has finished is only found while an egress list has it"
+            ));
+        }
+        let used = |name: &&String| chain.links.contains(name);
+        let modules = config.links.iter().filter(|(name, _)| used(name));
+        let names: Vec<(&str, &str)> = modules
+            .map(|(name, link)| (name.as_str(), link.module.as_str()))
+            .collect();
+        for link in chosen(&names, MAY_HALT) {
+            sentences.push(format!(
+                "link {link} of chain {name} may end the chain before the storages"
+            ));
+        }
+    }
+    let storages = config.storages.iter();
+    let names: Vec<(&str, &str)> = storages
+        .map(|(name, storage)| (name.as_str(), storage.module.as_str()))
+        .collect();
+    for storage in chosen(&names, CANNOT_BE_ASKED) {
+        sentences.push(format!(
+            "storage {storage} cannot be asked for a vCon: what is only there counts as missing"
+        ));
+    }
+    sentences
+}
+
+fn chosen<'a>(
+    names: &'a [(&'a str, &'a str)],
+    modules: &'a [&str],
+) -> impl Iterator<Item = &'a str> {
+    let chosen = names.iter().filter(|(_, module)| modules.contains(module));
+    chosen.map(|(name, _)| *name)
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn modules_are_chosen_by_their_names() {
+        let names = [("some", "links.sampler"), ("tagger", "links.tag")];
+        assert_eq!(chosen(&names, MAY_HALT).collect::<Vec<_>>(), ["some"]);
+    }
+
+    #[test]
+    fn a_chain_without_storages_is_told_of() {
+        let text = "
+storages: {files: {module: storage.file}}
+chains:
+  kept: {storages: [files], ingress_lists: [a]}
+  announced: {ingress_lists: [b], egress_lists: [c]}
+";
+        let config = Config::parse(text, Path::new("config.yml"))
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        let sentences = of(&config);
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        assert!(sentences[0].starts_with("chain announced has no storages"));
+    }
+}

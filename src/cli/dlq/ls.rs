@@ -1,0 +1,96 @@
+//! `conserver dlq ls`
+
+use std::io::{self, Write};
+
+use clap::Args;
+
+use super::view::{View, table};
+use super::{Fault, configuration, known_lists, list_named, open};
+use crate::cli::shown::visible_json;
+use crate::exit::Exit;
+use crate::settings::Settings;
+
+/// The table has so many rows, unless more are asked for.
+const ROWS: u64 = 1000;
+
+/// Dead letters read at once.
+const PAGE: u64 = 500;
+
+/// Which dead letters to list, and how.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Only those of this ingress list, named as in config.yml or by its key, DLQ:<LIST>
+    list: Option<String>,
+
+    /// At most so many [default: 1000 in the table, all as JSON]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// Print one JSON object on each line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ls {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
+        let config = configuration(settings);
+        let mut letters = open(settings)?;
+        let now = letters.now()?;
+        let known = known_lists(&mut letters, config.as_ref())?;
+        let lists: Vec<_> = match &self.list {
+            None => known.into_iter().collect(),
+            Some(text) => match list_named(text, &known) {
+                Some(list) => vec![list],
+                None => return Err(no_such_list(text)),
+            },
+        };
+        let most = self
+            .count
+            .unwrap_or(if self.json { u64::MAX } else { ROWS });
+        let (mut views, mut listed, mut all) = (Vec::new(), 0u64, 0u64);
+        let mut out = io::stdout().lock();
+        for list in lists {
+            let Some(length) = letters.length(&list)? else {
+                eprintln!("DLQ:{list} is not a list: something else has the key");
+                continue;
+            };
+            all = all.saturating_add(length);
+            let mut place = 0;
+            while place < length && listed < most {
+                let page = PAGE.min(most - listed).min(length - place);
+                let some = letters.page(&list, place, page)?;
+                if some.is_empty() {
+                    break;
+                }
+                place += page;
+                listed += some.len() as u64;
+                let some = some.into_iter().map(View::new);
+                if self.json {
+                    for view in some {
+                        let json = serde_json::to_string(&view).map_err(io::Error::from)?;
+                        writeln!(out, "{}", visible_json(&json))?;
+                    }
+                } else {
+                    views.extend(some);
+                }
+            }
+        }
+        if !self.json && views.is_empty() {
+            writeln!(out, "There are no dead letters")?;
+        } else if !self.json {
+            writeln!(out, "{}", table(&views, now))?;
+        }
+        out.flush()?;
+        if listed < all && !self.json {
+            let more = all - listed;
+            eprintln!("{more} more are not shown (--count N, or --json for all of them)");
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+pub(super) fn no_such_list(text: &str) -> Fault {
+    Fault::NotThere(format!(
+        "{text} is no ingress list of the configuration, and has no dead letters"
+    ))
+}

@@ -1,0 +1,196 @@
+//! `conserver dlq show`
+
+use std::io::{self, Write};
+
+use clap::Args;
+use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::view::View;
+use super::{Fault, find, not_found, open};
+use crate::cli::shown::{
+    Layout, laid_out, life, moment, printable, printable_lines, size, visible_json,
+};
+use crate::exit::Exit;
+use crate::queue::{DeadLetters, Document, Kept, Kind};
+use crate::settings::Settings;
+
+/// Which dead letter to show, and how.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The vCon's UUID; what is no UUID is named as `dlq ls` prints it
+    uuid: String,
+
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything known of a dead letter.
+#[derive(Serialize)]
+struct Whole {
+    uuid: String,
+    letters: Vec<Place>,
+    /// `json`, `text`, `missing`, `not-an-id` or `unusable`.
+    kind: &'static str,
+    /// Why there is no document.
+    fault: Option<String>,
+    bytes: Option<usize>,
+    ttl_seconds: Option<u64>,
+    document: Option<Box<RawValue>>,
+    /// The document where it is not JSON.
+    text: Option<String>,
+}
+
+/// One place where it is.
+#[derive(Serialize)]
+struct Place {
+    #[serde(flatten)]
+    letter: View,
+    /// From 1, the oldest.
+    number: u64,
+    of: u64,
+}
+
+impl Show {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
+        let mut letters = open(settings)?;
+        let now = letters.now()?;
+        let whole = self.gather(&mut letters)?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            let json = serde_json::to_string(&whole).map_err(io::Error::from)?;
+            writeln!(out, "{}", visible_json(&json))?;
+        } else {
+            write!(out, "{}", text(&whole, now))?;
+        }
+        out.flush()?;
+        Ok(Exit::Ok)
+    }
+
+    fn gather(&self, letters: &mut DeadLetters) -> Result<Whole, Fault> {
+        let lists = letters.lists()?;
+        let (entry, lists) =
+            find(letters, &lists, &self.uuid)?.ok_or_else(|| not_found(&self.uuid))?;
+        let mut places = Vec::new();
+        for list in lists {
+            // It may have been moved just now.
+            if let Some((place, letter)) = letters.find(&list, &entry)? {
+                places.push(Place {
+                    letter: View::new(letter),
+                    number: place + 1,
+                    of: letters.length(&list)?.unwrap_or(0),
+                });
+            }
+        }
+        let kept = match entry.id() {
+            Some(id) => letters.document(&id)?,
+            None => Kept {
+                document: Document::NotAnId,
+                ttl: None,
+            },
+        };
+        Ok(whole(entry.to_string(), places, kept))
+    }
+}
+
+fn whole(uuid: String, letters: Vec<Place>, kept: Kept) -> Whole {
+    let mut whole = Whole {
+        uuid,
+        letters,
+        kind: "missing",
+        fault: None,
+        bytes: None,
+        ttl_seconds: kept.ttl,
+        document: None,
+        text: None,
+    };
+    match kept.document {
+        Document::Found(kind, bytes) => {
+            whole.kind = match kind {
+                Kind::Json => "json",
+                Kind::Text => "text",
+            };
+            whole.bytes = Some(bytes.len());
+            match read(&bytes) {
+                Ok(document) => whole.document = Some(document),
+                Err(why) => {
+                    whole.fault = Some(format!("it is not JSON: {why}"));
+                    whole.text = Some(String::from_utf8_lossy(&bytes).into_owned());
+                }
+            }
+        }
+        Document::Missing => {
+            whole.fault = Some("it has gone from Redis; a storage may still have it".to_owned());
+        }
+        Document::NotAnId => {
+            whole.kind = "not-an-id";
+            whole.fault = Some("there is none: the entry is not a UUID".to_owned());
+        }
+        Document::Unusable(why) => {
+            whole.kind = "unusable";
+            whole.fault = Some(why);
+        }
+    }
+    whole
+}
+
+/// The document on one line.
+fn read(bytes: &[u8]) -> Result<Box<RawValue>, serde_json::Error> {
+    serde_json::from_slice::<IgnoredAny>(bytes)?;
+    let line = laid_out(&String::from_utf8_lossy(bytes), Layout::Line);
+    RawValue::from_string(line)
+}
+
+fn text(whole: &Whole, now: f64) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let value = value.replace('\n', "\n          ");
+        text.push_str(&format!("{name:<9} {value}\n"));
+    };
+    line("vCon", &whole.uuid);
+    for place in &whole.letters {
+        let letter = &place.letter;
+        let (number, of) = (place.number, place.of);
+        let list = &letter.list;
+        line(
+            "Queue",
+            &format!("DLQ:{list}, number {number} of {of}, the oldest first"),
+        );
+        if let Some(stage) = &letter.stage {
+            line("Stage", &printable(stage));
+        }
+        line("Error", &printable_lines(letter.error()));
+        if let Some(attempts) = letter.attempts {
+            line("Attempts", &attempts.to_string());
+        }
+        if let Some(worker) = &letter.worker {
+            line("Worker", &printable(worker));
+        }
+        if let Some(at) = letter.at {
+            line("When", &moment(at, now));
+        }
+    }
+    let expires = whole.ttl_seconds.is_some();
+    let still = if expires { "still lives" } else { "lives" };
+    let mut said = match whole.bytes {
+        Some(bytes) => format!("{}, {still} {}", size(bytes), life(whole.ttl_seconds)),
+        None => String::new(),
+    };
+    if let Some(fault) = &whole.fault {
+        if !said.is_empty() {
+            said.push_str("; ");
+        }
+        said.push_str(&printable(fault));
+    }
+    line("Document", &said);
+    if let Some(document) = &whole.document {
+        text.push_str(&visible_json(&laid_out(document.get(), Layout::Lines)));
+        text.push('\n');
+    } else if let Some(document) = &whole.text {
+        text.push_str(&printable_lines(document));
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,242 @@
+//! Looking for vCons that are in none of the places where a vCon can be.
+//!
+//! The server works on while somebody looks, and vCons move: from the ingress list into a claim,
+//! from there to an egress list or a dead letter queue. So the places are read in that order, after
+//! the keys of the documents: what moves on meanwhile is met later on. What moves against the
+//! stream (a claim that is given back) is met by looking again, at last by one atomic script.
+//!
+//! Nothing here holds the server up: keys and lists are read in pages.
+
+use std::collections::HashSet;
+
+use redis::Value;
+use serde::Deserialize;
+
+use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
+use super::scripts::Care;
+use super::{Lease, QueueError, Raw};
+use crate::config::ListName;
+use crate::vcon::VconId;
+
+/// Keys looked at with one `SCAN`.
+const SCAN_COUNT: u64 = 500;
+
+/// Entries of a list read at once.
+const PAGE: i64 = 5000;
+
+/// At the last look at a vCon, so many entries at both ends of each list are looked at: what has
+/// come since the list was read as a whole.
+const ENDS: u64 = 20_000;
+
+const CLAIMS: &[u8] = b"conserver:claims:";
+const WORKERS: &[u8] = b"conserver:workers:";
+
+/// The lists of a deployment.
+#[derive(Debug, Clone, Default)]
+pub struct Lists {
+    /// Where vCons wait for work.
+    pub ingress: Vec<ListName>,
+    /// Where they are announced.
+    pub egress: Vec<ListName>,
+}
+
+/// Where a vCon was found at the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Its document has gone from Redis.
+    Gone,
+    /// In one of the lists.
+    List,
+    /// In the hands of a worker.
+    Claim,
+    /// Nowhere.
+    Nowhere,
+    /// It was nowhere, and is now in the list asked for.
+    Requeued,
+}
+
+/// A walk through the documents in Redis.
+pub struct Audit {
+    lease: Lease,
+    scripts: Care,
+    least_ttl: u64,
+    cursor: Option<u64>,
+    /// Where vCons may be, in the order in which they get there.
+    waiting: Vec<Vec<u8>>,
+    done: Vec<Vec<u8>>,
+    instances: Vec<Vec<u8>>,
+    claims: Vec<Vec<u8>>,
+}
+
+impl Audit {
+    /// Prepares a walk. A vCon that is put back has a document that lives at least `least_ttl`
+    /// seconds.
+    pub fn new(lease: Lease, lists: &Lists, least_ttl: u64) -> Result<Self, QueueError> {
+        let name = |list: &ListName| list.as_str().as_bytes().to_vec();
+        let mut audit = Self {
+            lease,
+            scripts: Care::new(),
+            least_ttl,
+            cursor: Some(0),
+            waiting: lists.ingress.iter().map(name).collect(),
+            done: lists.egress.iter().map(name).collect(),
+            instances: Vec::new(),
+            claims: Vec::new(),
+        };
+        let letters = scan(&mut audit.lease, b"DLQ:*")?;
+        // A dead letter queue tells of an ingress list, even where the configuration does not.
+        let named = |key: &Vec<u8>| key.strip_prefix(b"DLQ:").map(<[u8]>::to_vec);
+        audit.waiting.extend(letters.iter().filter_map(named));
+        let own = |list: &ListName| letters_key(&Raw::new(list.as_str()));
+        audit.done.extend(lists.ingress.iter().map(own));
+        audit.done.extend(letters);
+        for lists in [&mut audit.waiting, &mut audit.done] {
+            lists.sort_unstable();
+            lists.dedup();
+        }
+        Ok(audit)
+    }
+
+    /// About how many documents there are: the number of keys.
+    pub fn estimate(&mut self) -> Result<u64, QueueError> {
+        Ok(redis::cmd("DBSIZE").query(&mut *self.lease)?)
+    }
+
+    /// The next documents' ids, at least `count` of them while there are so many; none when all
+    /// have been seen.
+    pub fn next(&mut self, count: usize) -> Result<HashSet<VconId>, QueueError> {
+        let mut ids = HashSet::new();
+        while let Some(cursor) = self.cursor
+            && ids.len() < count
+        {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg("vcon:*");
+            scan.arg("COUNT").arg(SCAN_COUNT);
+            let (next, keys): (u64, Vec<Vec<u8>>) = scan.query(&mut *self.lease)?;
+            self.cursor = (next != 0).then_some(next);
+            let id = |key: Vec<u8>| Raw::new(key.strip_prefix(b"vcon:")?).id();
+            ids.extend(keys.into_iter().filter_map(id));
+        }
+        Ok(ids)
+    }
+
+    /// Strikes out the vCons that are in a list or a claim.
+    pub fn strike_queued(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+        for list in self.waiting.clone() {
+            self.strike_listed(&list, ids)?;
+        }
+        self.strike_claimed(ids)?;
+        for list in self.done.clone() {
+            self.strike_listed(&list, ids)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a list from its tail to its head, so that entries taken from the head meanwhile do
+    /// not move others out of sight.
+    fn strike_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+        let mut end = -1;
+        while !ids.is_empty() {
+            let mut range = redis::cmd("LRANGE");
+            range.arg(list).arg(end - PAGE + 1).arg(end);
+            let entries: Vec<Vec<u8>> = match range.query(&mut *self.lease) {
+                Err(error) if is_wrong_type(&error) => break,
+                entries => entries?,
+            };
+            if entries.is_empty() {
+                break;
+            }
+            for id in entries.into_iter().filter_map(|entry| Raw::new(entry).id()) {
+                ids.remove(&id);
+            }
+            end -= PAGE;
+        }
+        Ok(())
+    }
+
+    fn strike_claimed(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+        #[derive(Deserialize)]
+        struct Record {
+            uuid: String,
+        }
+        self.find_claimants()?;
+        let mut hashes = self.claims.clone();
+        for instance in &self.instances {
+            let mut members = redis::cmd("SMEMBERS");
+            members.arg([WORKERS, instance].concat());
+            let workers: Vec<Vec<u8>> = match members.query(&mut *self.lease) {
+                Err(error) if is_wrong_type(&error) => continue,
+                workers => workers?,
+            };
+            let hash = |worker: Vec<u8>| [CLAIMS, instance, b":", &worker].concat();
+            hashes.extend(workers.into_iter().map(hash));
+        }
+        for hash in hashes {
+            let mut values = redis::cmd("HVALS");
+            let records: Vec<Vec<u8>> = match values.arg(hash).query(&mut *self.lease) {
+                Err(error) if is_wrong_type(&error) => continue,
+                records => records?,
+            };
+            for record in records {
+                if let Ok(Record { uuid }) = serde_json::from_slice(&record)
+                    && let Ok(id) = uuid.parse::<VconId>()
+                {
+                    ids.remove(&id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns which daemons there are. A worker's hash of claims is only there while it holds
+    /// some; that it exists is written before its first claim.
+    fn find_claimants(&mut self) -> Result<(), QueueError> {
+        let workers = scan(&mut self.lease, &[WORKERS, b"*"].concat())?;
+        let named = |key: &Vec<u8>| key.strip_prefix(WORKERS).map(<[u8]>::to_vec);
+        self.instances = workers.iter().filter_map(named).collect();
+        let claims = scan(&mut self.lease, &[CLAIMS, b"*"].concat())?;
+        self.claims = claims.into_iter().collect();
+        Ok(())
+    }
+
+    /// Looks for one vCon that was in no list when they were last read as a whole: in one step on
+    /// the server, so that nothing moves meanwhile.
+    pub fn locate(&mut self, id: &VconId) -> Result<Place, QueueError> {
+        self.ask(id, None)
+    }
+
+    /// Puts a vCon at the tail of `list` if it is nowhere, in the step that looks for it.
+    pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Place, QueueError> {
+        self.ask(id, Some(list))
+    }
+
+    fn ask(&mut self, id: &VconId, list: Option<&ListName>) -> Result<Place, QueueError> {
+        let mut call = self.scripts.locate.prepare_invoke();
+        for key in self.waiting.iter().chain(&self.done) {
+            call.key(key);
+        }
+        call.arg(id.as_str())
+            .arg(ENDS)
+            .arg(list.map_or("", ListName::as_str));
+        call.arg(self.least_ttl).arg(self.instances.len());
+        for name in self.instances.iter().chain(&self.claims) {
+            call.arg(name);
+        }
+        match call.invoke::<Value>(&mut *self.lease)? {
+            Value::BulkString(place) => match place.as_slice() {
+                b"gone" => Ok(Place::Gone),
+                b"list" => Ok(Place::List),
+                b"claim" => Ok(Place::Claim),
+                b"nowhere" => Ok(Place::Nowhere),
+                b"requeued" => Ok(Place::Requeued),
+                _ => Err(QueueError::Answer("looking for a vCon")),
+            },
+            _ => Err(QueueError::Answer("looking for a vCon")),
+        }
+    }
+
+    /// The document of a vCon.
+    pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
+        Kept::read(&mut self.lease, id)
+    }
+}

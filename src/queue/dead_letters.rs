@@ -1,0 +1,342 @@
+//! Dead letter queues from the operator's side: look, try again, drop.
+//!
+//! A dead letter queue is a list of bare entries, `DLQ:<list>`, that others write too, and a hash
+//! of reasons beside it that only we write. Whatever moves is moved by one script: an entry is in
+//! one place whenever the program that asked for the move dies.
+
+use std::collections::BTreeSet;
+
+use redis::Value;
+use serde::Deserialize;
+
+use super::claim::Kind;
+use super::scripts::Care;
+use super::{Document, Lease, QueueError, Raw, keys};
+use crate::vcon::VconId;
+
+/// The keys of dead letter lists begin with this.
+const PREFIX: &[u8] = b"DLQ:";
+
+/// Keys looked at with one `SCAN`.
+const SCAN_COUNT: usize = 1000;
+
+/// An entry of a dead letter queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Letter {
+    /// The ingress list it failed in.
+    pub list: Raw,
+    /// The entry: a UUID, or whatever was in the list.
+    pub entry: Raw,
+    /// Why it is there; `None` where whoever buried it did not say.
+    pub reason: Option<KeptReason>,
+}
+
+/// What is kept beside a dead letter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KeptReason {
+    /// As we write it.
+    Known {
+        /// The step that failed.
+        stage: String,
+        /// What went wrong.
+        error: String,
+        /// How often that step was tried.
+        attempts: u64,
+        /// The worker that gave up.
+        worker: String,
+        /// When, in seconds since 1970 by Redis' clock.
+        at: f64,
+    },
+    /// Something else, as text.
+    Other(String),
+}
+
+impl KeptReason {
+    fn read(bytes: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Record {
+            stage: String,
+            error: String,
+            attempts: u64,
+            worker: String,
+            at: f64,
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Record {
+                stage,
+                error,
+                attempts,
+                worker,
+                at,
+            }) => Self::Known {
+                stage,
+                error,
+                attempts,
+                worker,
+                at,
+            },
+            Err(_) => Self::Other(String::from_utf8_lossy(bytes).into_owned()),
+        }
+    }
+}
+
+/// Whether a move was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moved {
+    /// So many entries were moved.
+    Some(u64),
+    /// None: a key is not the list it should be. In the server's words, and so of any bytes.
+    Refused(String),
+}
+
+/// Access to the dead letter queues.
+pub struct DeadLetters {
+    lease: Lease,
+    scripts: Care,
+    least_ttl: u64,
+}
+
+impl DeadLetters {
+    /// Over this connection. A document that has to wait again lives at least `least_ttl` seconds.
+    pub fn new(lease: Lease, least_ttl: u64) -> Self {
+        Self {
+            lease,
+            scripts: Care::new(),
+            least_ttl,
+        }
+    }
+
+    /// The time by Redis' clock, in seconds since 1970.
+    pub fn now(&mut self) -> Result<f64, QueueError> {
+        let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(&mut *self.lease)?;
+        Ok(seconds + microseconds / 1e6)
+    }
+
+    /// The ingress lists that have a dead letter queue with something in it, in the order of their
+    /// names.
+    pub fn lists(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
+        let keys = scan(&mut self.lease, b"DLQ:*")?;
+        let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
+        Ok(keys.into_iter().filter_map(named).collect())
+    }
+
+    /// How many dead letters the list has; `None` where something else has its key.
+    pub fn length(&mut self, list: &Raw) -> Result<Option<u64>, QueueError> {
+        let key = letters_key(list);
+        let length = redis::cmd("LLEN").arg(key).query(&mut *self.lease);
+        match length {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if is_wrong_type(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
+    /// first, with their reasons.
+    pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
+        let end = start.saturating_add(count).saturating_sub(1);
+        let mut range = redis::cmd("LRANGE");
+        range.arg(letters_key(list)).arg(start).arg(end);
+        let entries: Vec<Vec<u8>> = range.query(&mut *self.lease)?;
+        let reasons = self.reasons(list, &entries)?;
+        let letters = entries.into_iter().zip(reasons);
+        Ok(letters
+            .map(|(entry, reason)| Letter {
+                list: list.clone(),
+                entry: Raw::new(entry),
+                reason,
+            })
+            .collect())
+    }
+
+    /// The reasons of these entries, in their order.
+    fn reasons(
+        &mut self,
+        list: &Raw,
+        entries: &[Vec<u8>],
+    ) -> Result<Vec<Option<KeptReason>>, QueueError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut get = redis::cmd("HMGET");
+        get.arg(reasons_key(list));
+        for entry in entries {
+            get.arg(entry);
+        }
+        match get.query::<Vec<Option<Vec<u8>>>>(&mut *self.lease) {
+            Ok(kept) => {
+                let read = |text: Vec<u8>| KeptReason::read(&text);
+                Ok(kept.into_iter().map(|text| text.map(read)).collect())
+            }
+            Err(error) if is_wrong_type(&error) => Ok(vec![None; entries.len()]),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The entry as a dead letter of the list, with its place in it, counted from 0; `None` where
+    /// it is not there.
+    pub fn find(&mut self, list: &Raw, entry: &Raw) -> Result<Option<(u64, Letter)>, QueueError> {
+        let mut find = redis::cmd("LPOS");
+        find.arg(letters_key(list)).arg(entry.as_bytes());
+        let place = match find.query::<Option<u64>>(&mut *self.lease) {
+            Ok(Some(place)) => place,
+            Ok(None) => return Ok(None),
+            Err(error) if is_wrong_type(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let reason = self.reasons(list, &[entry.as_bytes().to_vec()])?;
+        let letter = Letter {
+            list: list.clone(),
+            entry: entry.clone(),
+            reason: reason.into_iter().next().flatten(),
+        };
+        Ok(Some((place, letter)))
+    }
+
+    /// Moves up to `count` of the oldest dead letters to the tail of their ingress list, in one
+    /// step.
+    pub fn retry_oldest(&mut self, list: &Raw, count: u64) -> Result<Moved, QueueError> {
+        self.retry(list, count, None)
+    }
+
+    /// Moves one dead letter to the tail of its ingress list, in one step. One that stood in the
+    /// queue more than once stands in the list once.
+    pub fn retry_one(&mut self, list: &Raw, entry: &Raw) -> Result<Moved, QueueError> {
+        self.retry(list, 1, Some(entry))
+    }
+
+    fn retry(&mut self, list: &Raw, count: u64, entry: Option<&Raw>) -> Result<Moved, QueueError> {
+        let mut call = self.scripts.retry.key(letters_key(list));
+        call.key(reasons_key(list))
+            .key(list.as_bytes())
+            .key(keys::DEATHS)
+            .key(TRIES);
+        call.arg(count).arg(self.least_ttl);
+        if let Some(entry) = entry {
+            call.arg(entry.as_bytes());
+        }
+        moved(call.invoke(&mut *self.lease)?, "retrying dead letters")
+    }
+
+    /// Drops a dead letter in one step, and with `document` its document.
+    pub fn drop_one(
+        &mut self,
+        list: &Raw,
+        entry: &Raw,
+        document: bool,
+    ) -> Result<Moved, QueueError> {
+        let mut call = self.scripts.drop.key(letters_key(list));
+        call.key(reasons_key(list)).key(keys::DEATHS).key(TRIES);
+        let key = entry.id().filter(|_| document).map(|id| id.key());
+        call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
+        moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
+    }
+
+    /// The document of a vCon.
+    pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
+        Kept::read(&mut self.lease, id)
+    }
+}
+
+/// A document in Redis, and how long it still lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// What stands under its key.
+    pub document: Document,
+    /// Seconds until it expires; `None` where it does not, or is not there.
+    pub ttl: Option<u64>,
+}
+
+impl Kept {
+    pub(super) fn read(lease: &mut Lease, id: &VconId) -> Result<Self, QueueError> {
+        let key = id.key();
+        let mut ask = redis::pipe();
+        ask.cmd("TYPE").arg(&key).cmd("TTL").arg(&key);
+        let (kind, ttl): (String, i64) = ask.query(&mut **lease)?;
+        let mut get = |command: &str, kind| {
+            let text: Option<Vec<u8>> = redis::cmd(command).arg(&key).query(&mut **lease)?;
+            Ok::<_, QueueError>(text.map_or(Document::Missing, |text| Document::Found(kind, text)))
+        };
+        let document = match kind.as_str() {
+            "none" => Document::Missing,
+            "string" => get("GET", Kind::Text)?,
+            "ReJSON-RL" => get("JSON.GET", Kind::Json)?,
+            other => Document::Unusable(format!("its key holds a {other}, not a document")),
+        };
+        Ok(Self {
+            document,
+            ttl: u64::try_from(ttl).ok(),
+        })
+    }
+}
+
+/// `conserver:tries`: hash, uuid -> failed rounds of a backend that answers.
+const TRIES: &str = "conserver:tries";
+
+/// The list of dead letters of an ingress list of any name.
+pub(super) fn letters_key(list: &Raw) -> Vec<u8> {
+    [PREFIX, list.as_bytes()].concat()
+}
+
+fn reasons_key(list: &Raw) -> Vec<u8> {
+    [b"conserver:dlq:", list.as_bytes()].concat()
+}
+
+/// The keys like `pattern`.
+pub(super) fn scan(lease: &mut Lease, pattern: &[u8]) -> Result<BTreeSet<Vec<u8>>, QueueError> {
+    let (mut cursor, mut keys) = (0u64, BTreeSet::new());
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(pattern);
+        scan.arg("COUNT").arg(SCAN_COUNT);
+        let found: Vec<Vec<u8>>;
+        (cursor, found) = scan.query(&mut **lease)?;
+        keys.extend(found);
+        if cursor == 0 {
+            return Ok(keys);
+        }
+    }
+}
+
+pub(super) fn is_wrong_type(error: &redis::RedisError) -> bool {
+    error.code() == Some("WRONGTYPE")
+}
+
+fn moved(answer: Value, what: &'static str) -> Result<Moved, QueueError> {
+    match answer {
+        Value::Int(count) => Ok(Moved::Some(u64::try_from(count).unwrap_or(0))),
+        Value::BulkString(why) => Ok(Moved::Refused(String::from_utf8_lossy(&why).into_owned())),
+        _ => Err(QueueError::Answer(what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_of_another_form_is_text() {
+        let ours = br#"{"stage":"load","error":"e","attempts":1,"worker":"W","at":1.5}"#;
+        assert_eq!(
+            KeptReason::read(ours),
+            KeptReason::Known {
+                stage: "load".to_owned(),
+                error: "e".to_owned(),
+                attempts: 1,
+                worker: "W".to_owned(),
+                at: 1.5,
+            }
+        );
+        for other in [
+            &b""[..],
+            b"because",
+            b"[1]",
+            b"\xff",
+            br#"{"stage":"load","error":"e"}"#,
+            br#"{"stage":"load","error":"e","attempts":-1,"worker":"W","at":1.5}"#,
+        ] {
+            let text = String::from_utf8_lossy(other).into_owned();
+            assert_eq!(KeptReason::read(other), KeptReason::Other(text));
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! `conserver audit`: lost vCons are found, and no others.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Files, Finished, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh,
+    submit, wait_until,
+};
+
+fn audit(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
+    let arguments = [&["audit"], arguments].concat();
+    let finished = conserver.run(&arguments);
+    assert_eq!(finished.code, code, "{}", finished.output());
+    finished
+}
+
+/// The vCons an audit found, and its summary.
+fn found(conserver: &Conserver, arguments: &[&str], code: i32) -> (Vec<Value>, Value) {
+    let arguments = [arguments, &["--json"]].concat();
+    read(&audit(conserver, &arguments, code).stdout)
+}
+
+fn read(stdout: &str) -> (Vec<Value>, Value) {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let mut lines: Vec<Value> = stdout.lines().map(parse).collect();
+    let mut last = lines.pop().expect("a summary");
+    (lines, last["summary"].take())
+}
+
+fn ids(found: &[Value]) -> Vec<&str> {
+    let mut ids: Vec<&str> = found
+        .iter()
+        .filter_map(|one| one["uuid"].as_str())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Puts documents into Redis and nothing else.
+fn put(redis: &Redis, samples: &[Sample]) {
+    submit(redis, "aside", samples);
+    redis.ask::<i64>(&["DEL", "aside"]);
+}
+
+fn only_lost_vcons_are_found(redis: &Redis) {
+    let (database, files) = (Postgres::database(), Files::new());
+    let mut config = chain(
+        &[],
+        &[("pg", database.storage()), ("files", files.storage())],
+    );
+    config["chains"]["main"]["storages"] = json!(["files"]);
+    config["chains"]["second"] = json!({"links": [], "storages": ["pg"], "enabled": 1,
+        "ingress_lists": ["second"], "egress_lists": ["done"]});
+    let (in_files, in_pg) = (fresh(3), fresh(3));
+    submit(redis, "default", &in_files);
+    submit(redis, "second", &in_pg);
+    let daemon = Conserver::with(redis).config(&config).start();
+    wait_until("they are stored", PATIENCE, || redis.length("done") == 6);
+    daemon.stop();
+    redis.ask::<i64>(&["DEL", "done"]);
+
+    // A vCon in each place where it may be.
+    let held = fresh(6);
+    put(redis, &held);
+    for (sample, list) in
+        held.iter()
+            .zip(["default", "second", "done", "DLQ:default", "DLQ:of nobody"])
+    {
+        redis.ask::<i64>(&["RPUSH", list, &sample.id]);
+    }
+    let record = json!({"list": "default", "uuid": held[5].id, "since": 1.5}).to_string();
+    redis.ask::<i64>(&["HSET", "conserver:claims:there:7", "1", &record]);
+
+    let lost = fresh(3);
+    put(redis, &lost);
+    redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", lost[0].id), "600"]);
+    // Keys that are no vCons.
+    redis.ask::<()>(&["SET", "vcon:hello", "world"]);
+    redis.ask::<()>(&["SET", "vcon_storage:x", "y"]);
+
+    let conserver = Conserver::with(redis).config(&config);
+    let (reported, summary) = found(&conserver, &["--settle", "1"], 65);
+    let mut expected: Vec<&str> = lost.iter().map(|sample| sample.id.as_str()).collect();
+    expected.sort_unstable();
+    assert_eq!(ids(&reported), expected);
+    assert_eq!(
+        (&summary["documents"], &summary["found"]),
+        (&json!(15), &json!(3))
+    );
+    assert_eq!(summary["shelves"], json!({"pg": 3, "files": 3}));
+    assert_eq!(summary["unknown"], json!([]));
+    for one in &reported {
+        let sample = lost.iter().find(|sample| one["uuid"] == sample.id);
+        let sample = sample.expect("one that is lost");
+        assert_eq!(one["created_at"], sample.document["created_at"]);
+        assert!(one["bytes"].as_u64() > Some(100), "{one}");
+        assert_eq!(
+            one["ttl_seconds"].is_null(),
+            sample.id != lost[0].id,
+            "{one}"
+        );
+    }
+    let table = audit(&conserver, &["--settle", "0"], 65).stdout;
+    for text in [
+        "for ever",
+        "9 min",
+        "Looked for 15 vCons: 3 are in no list",
+        "Storage pg has 3",
+    ] {
+        assert!(table.contains(text), "{text}: {table}");
+    }
+
+    let (reported, summary) = found(&conserver, &["--settle", "0", "--requeue", "second"], 0);
+    assert_eq!(ids(&reported), expected);
+    assert!(reported.iter().all(|one| one["requeued"] == true));
+    assert_eq!(summary["requeued"], 3);
+    let ttl: i64 = redis.ask(&["TTL", &format!("vcon:{}", lost[0].id)]);
+    assert!((3500..=3600).contains(&ttl), "{ttl}");
+    assert_eq!(found(&conserver, &["--settle", "0"], 0).0, [] as [Value; 0]);
+    let daemon = conserver.start();
+    wait_until("they are stored", PATIENCE, || {
+        database.rows().len() == 3 + 1 + 3
+    });
+    daemon.stop();
+}
+
+#[test]
+fn only_lost_vcons_are_found_among_plain_documents() {
+    only_lost_vcons_are_found(&Redis::plain());
+}
+
+#[test]
+fn only_lost_vcons_are_found_among_json_documents() {
+    only_lost_vcons_are_found(&Redis::with_json());
+}
+
+#[test]
+fn nothing_in_redis_steers_the_terminal_or_ends_the_audit() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let samples = [Sample::small(), Sample::small(), Sample::small()];
+    let key = |n: usize| format!("vcon:{}", samples[n].id);
+    redis.ask::<()>(&["SET", &key(0), "{\"created_at\": \"\\u001b[2J\\n\"}"]);
+    redis.ask::<()>(&["SET", &key(1), "\u{1b}[2J"]);
+    redis.ask::<i64>(&["HSET", &key(2), "a", "b"]);
+    for (list, value) in [
+        ("default", "text"),
+        ("done", "text"),
+        ("DLQ:default", "text"),
+    ] {
+        redis.ask::<()>(&["SET", list, value]);
+    }
+    redis.ask::<()>(&["SET", "conserver:workers:here", "text"]);
+    redis.ask::<()>(&["SET", "conserver:claims:here:1", "text"]);
+    redis.ask::<i64>(&["HSET", "conserver:claims:here:2", "1", "\u{1b}{{{"]);
+    let finished = audit(&conserver, &["--settle", "0"], 65);
+    let is_fit = |c: char| c == '\n' || !c.is_control();
+    assert!(
+        finished.output().chars().all(is_fit),
+        "{:?}",
+        finished.output()
+    );
+    for sample in &samples {
+        assert!(
+            finished.stdout.contains(&sample.id),
+            "{}",
+            finished.output()
+        );
+    }
+    assert!(
+        finished.stdout.contains("Note: chain main has no storages"),
+        "{}",
+        finished.output()
+    );
+}
+
+#[test]
+fn a_storage_that_is_away_leaves_nothing_to_say() {
+    let (redis, server, files) = (Redis::plain(), Postgres::own(), Files::new());
+    let storage = server.new_database().storage();
+    let config = chain(&[], &[("files", files.storage()), ("pg", storage)]);
+    let conserver = Conserver::with(&redis).config(&config);
+    put(&redis, &fresh(3));
+    server.stop();
+    let finished = audit(&conserver, &["--settle", "0"], 69);
+    assert_eq!(finished.stdout, "");
+    let said = "nothing can be said without storage pg";
+    assert!(finished.stderr.contains(said), "{}", finished.stderr);
+    redis.kill9();
+    audit(&conserver, &["--settle", "0"], 69);
+}
+
+#[test]
+fn only_lists_that_are_served_get_vcons_back() {
+    let redis = Redis::plain();
+    let mut config = chain(&[], &[]);
+    config["chains"]["off"] = json!({"ingress_lists": ["off"], "enabled": 0});
+    let conserver = Conserver::with(&redis).config(&config);
+    put(&redis, &fresh(1));
+    for list in ["off", "done", "nowhere"] {
+        let finished = audit(&conserver, &["--settle", "0", "--requeue", list], 64);
+        assert!(
+            finished.stderr.contains("there is default"),
+            "{}",
+            finished.stderr
+        );
+    }
+    audit(&Conserver::with(&redis).config_text("chains: ["), &[], 78);
+    assert_eq!(redis.length("default") + redis.length("off"), 0);
+}
+
+#[test]
+fn a_vcon_that_is_just_being_submitted_is_not_lost() {
+    let redis = Redis::plain();
+    let files = Files::new();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("files", files.storage())]));
+    let samples = fresh(2);
+    put(&redis, &samples);
+    let mut child = conserver.spawn(&["audit", "--settle", "5", "--json"]);
+    let is_looking = || {
+        let statistics: String = redis.ask(&["INFO", "commandstats"]);
+        statistics.contains("cmdstat_lrange")
+    };
+    wait_until("the audit has looked at a list", PATIENCE, is_looking);
+    redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
+    redis.ask::<i64>(&["DEL", &format!("vcon:{}", samples[1].id)]);
+    wait_until("the audit ends", PATIENCE, || {
+        child.try_wait().expect("a child").is_some()
+    });
+    let output = fs::read_to_string(conserver.folder().join("spawned.stdout")).expect("output");
+    let (reported, summary) = read(&output);
+    assert_eq!(reported, [] as [Value; 0]);
+    assert_eq!(summary["documents"], 2);
+}
+
+fn nothing_is_lost_while_the_daemon_works(redis: &Redis) {
+    let files = Files::new();
+    let config = chain(&[delay(0.002)], &[("files", files.storage())]);
+    let samples = fresh(1500);
+    let daemon = Conserver::with(redis)
+        .config(&config)
+        .workers(2)
+        .lanes(4)
+        .start();
+    let is_submitted = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for some in samples.chunks(10) {
+                submit(redis, "default", some);
+                thread::sleep(Duration::from_millis(15));
+            }
+            is_submitted.store(true, Ordering::SeqCst);
+        });
+        let mut audits = 0;
+        while !is_submitted.load(Ordering::SeqCst) || audits == 0 {
+            let (reported, _) = found(daemon.conserver(), &["--settle", "1"], 0);
+            assert_eq!(reported, [] as [Value; 0]);
+            audits += 1;
+        }
+    });
+    Ledger::of(redis, &samples).settles();
+    assert_eq!(files.paths().len(), samples.len());
+    redis.ask::<i64>(&["DEL", "done"]);
+    let (reported, summary) = found(daemon.conserver(), &["--settle", "0"], 0);
+    assert_eq!(
+        (reported.len(), &summary["shelves"]["files"]),
+        (0, &json!(1500))
+    );
+    let paths: Vec<PathBuf> = files.paths();
+    fs::remove_file(&paths[0]).expect("a file");
+    assert_eq!(found(daemon.conserver(), &["--settle", "0"], 65).0.len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn nothing_is_lost_while_the_daemon_works_on_plain_documents() {
+    nothing_is_lost_while_the_daemon_works(&Redis::plain());
+}
+
+#[test]
+fn nothing_is_lost_while_the_daemon_works_on_json_documents() {
+    nothing_is_lost_while_the_daemon_works(&Redis::with_json());
+}

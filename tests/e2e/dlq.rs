@@ -1,0 +1,510 @@
+//! `conserver dlq`: dead letters are seen, tried again and dropped, whoever wrote them.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Finished, PATIENCE, Redis, Sample, chain, fresh, submit, wait_until,
+};
+
+fn conserver(redis: &Redis) -> Conserver {
+    Conserver::with(redis).config(&chain(&[], &[]))
+}
+
+/// Runs a command that has to end like this.
+fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
+    let finished = conserver.run(arguments);
+    assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
+    let is_fit = |c: char| c == '\n' || !c.is_control();
+    assert!(
+        finished.output().chars().all(is_fit),
+        "{:?}",
+        finished.output()
+    );
+    finished
+}
+
+/// What `ls --json` says.
+fn listed(conserver: &Conserver) -> Vec<Value> {
+    let finished = run(conserver, &["dlq", "ls", "--json"], 0);
+    let lines = finished.stdout.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+fn said(finished: &Finished, words: &[&str]) {
+    for word in words {
+        assert!(
+            finished.output().contains(word),
+            "{word}: {}",
+            finished.output()
+        );
+    }
+}
+
+/// Puts a UUID into the dead letter queue of `default`, with a reason as the daemon writes it.
+fn bury(redis: &Redis, entry: &str) {
+    redis.ask::<i64>(&["RPUSH", "DLQ:default", entry]);
+    let reason = json!({"stage": "storage pg", "error": "refused\nfor good", "attempts": 3,
+        "worker": "Worker-2", "at": 1_710_605_360.25});
+    redis.ask::<i64>(&["HSET", "conserver:dlq:default", entry, &reason.to_string()]);
+}
+
+fn put(redis: &Redis, sample: &Sample) {
+    let key = format!("vcon:{}", sample.id);
+    if redis.has_json() {
+        redis.ask::<()>(&["JSON.SET", &key, "$", &sample.text()]);
+    } else {
+        redis.ask::<()>(&["SET", &key, &sample.text()]);
+    }
+}
+
+fn a_failure_is_seen_mended_and_tried_again(redis: &Redis) {
+    let samples = [Sample::small(), Sample::small()];
+    let key = format!("vcon:{}", samples[0].id);
+    redis.ask::<()>(&["SET", &key, "{\"uuid\": "]);
+    redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
+    let daemon = conserver(redis).start();
+    wait_until("there is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    let id = samples[0].id.as_str();
+    let table = run(daemon.conserver(), &["dlq", "ls"], 0);
+    said(
+        &table,
+        &[id, "default", "parse", "not JSON", "Worker-1", "ago)"],
+    );
+    let letters = listed(daemon.conserver());
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (&letters[0]["uuid"], &letters[0]["attempts"]),
+        (&json!(id), &json!(1))
+    );
+    let shown = run(daemon.conserver(), &["dlq", "show", id], 0);
+    said(
+        &shown,
+        &[
+            "DLQ:default, number 1 of 1",
+            "parse",
+            "still lives 6 d 23 h",
+            "{\"uuid\": ",
+        ],
+    );
+
+    redis.ask::<i64>(&["DEL", &key]);
+    put(redis, &samples[0]);
+    said(
+        &run(daemon.conserver(), &["dlq", "retry", id], 0),
+        &["Put 1 back on list default"],
+    );
+    wait_until("it is done", PATIENCE, || redis.list("done") == [id]);
+    assert_eq!(redis.keys("*dlq*"), Vec::<String>::new());
+    assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
+    said(
+        &run(daemon.conserver(), &["dlq", "ls"], 0),
+        &["There are no dead letters"],
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_failure_is_seen_mended_and_tried_again_with_plain_documents() {
+    a_failure_is_seen_mended_and_tried_again(&Redis::plain());
+}
+
+#[test]
+fn a_failure_is_seen_mended_and_tried_again_with_json_documents() {
+    a_failure_is_seen_mended_and_tried_again(&Redis::with_json());
+}
+
+#[test]
+fn one_dead_letter_is_shown_whole() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let conserver = conserver(&redis);
+        let mut sample = Sample::small();
+        sample.document["subject"] = json!("red \u{1b}[31m, \u{9b}2J and \u{202e}back");
+        put(&redis, &sample);
+        bury(&redis, "before");
+        bury(&redis, &sample.id);
+        let shown = run(&conserver, &["dlq", "show", &sample.id], 0);
+        said(
+            &shown,
+            &[
+                "number 2 of 2",
+                "storage pg",
+                "refused\n          for good",
+                "Worker-2",
+                "2024-03-1",
+                "lives for ever",
+                "\n  \"subject\": \"red \\u001b[31m, \\u009b2J and \\u202eback\"",
+            ],
+        );
+        let shown = run(&conserver, &["dlq", "show", &sample.id, "--json"], 0);
+        let shown: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+        assert_eq!(shown["document"]["subject"], sample.document["subject"]);
+        assert_eq!(shown["letters"][0]["number"], 2);
+        assert_eq!(shown["letters"][0]["error"], "refused\nfor good");
+
+        redis.ask::<i64>(&["DEL", &format!("vcon:{}", sample.id)]);
+        let shown = run(&conserver, &["dlq", "show", &sample.id], 0);
+        said(&shown, &["gone from Redis"]);
+        let shown = run(&conserver, &["dlq", "show", "before"], 0);
+        said(&shown, &["not a UUID"]);
+    }
+}
+
+#[test]
+fn what_others_have_written_is_listed() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let ids: Vec<String> = fresh(2).into_iter().map(|sample| sample.id).collect();
+    redis.ask::<i64>(&["RPUSH", "DLQ:default", &ids[0], &ids[1]]);
+    redis.ask::<i64>(&["HSET", "conserver:dlq:default", &ids[1], "because\u{1b}[2J"]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
+    let letters = listed(&conserver);
+    assert_eq!(letters.len(), 3);
+    assert_eq!(
+        (&letters[0]["uuid"], &letters[0]["error"]),
+        (&json!(ids[0]), &Value::Null)
+    );
+    assert_eq!(letters[1]["error"], "because\u{1b}[2J");
+    assert_eq!(letters[2]["list"], "of another");
+    let table = run(&conserver, &["dlq", "ls"], 0);
+    said(
+        &table,
+        &["no reason was kept", "because\\u{1b}[2J", "of another"],
+    );
+    let table = run(&conserver, &["dlq", "ls", "of another"], 0);
+    assert!(!table.stdout.contains(&ids[0]));
+    let table = run(&conserver, &["dlq", "ls", "--count", "1"], 0);
+    said(&table, &["2 more are not shown"]);
+
+    // A hash of reasons that is none.
+    redis.ask::<()>(&["SET", "conserver:dlq:of another", "text"]);
+    redis.ask::<()>(&["SET", "DLQ:text", "text"]);
+    assert_eq!(listed(&conserver).len(), 3);
+    said(
+        &run(&conserver, &["dlq", "retry", "of another"], 0),
+        &["Put 1 back"],
+    );
+    assert_eq!(redis.list("of another"), ["entry"]);
+}
+
+#[test]
+fn entries_that_are_no_uuids_are_listed_tried_again_and_dropped() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let long = "x".repeat(10_000);
+    let hostile: Vec<&[u8]> = vec![
+        b"",
+        b"\x1b[31mred\x1b]0;title\x07",
+        b"two\nlines\r\n",
+        b"a\\n",
+        b"\xff\xfe\x00",
+        "\u{9b}2J\u{202e}".as_bytes(),
+        b"--yes",
+        b"../../etc/passwd",
+        long.as_bytes(),
+    ];
+    let fill = || {
+        let mut push = redis::cmd("RPUSH");
+        push.arg("DLQ:default").arg(&hostile);
+        push.query::<i64>(&mut redis.connection()).expect("a list");
+    };
+    fill();
+    let entries = |list: &str| -> Vec<Vec<u8>> {
+        let mut range = redis::cmd("LRANGE");
+        range.arg(list).arg(0).arg(-1);
+        range.query(&mut redis.connection()).expect("a list")
+    };
+    run(&conserver, &["dlq", "ls"], 0);
+    let names: Vec<String> = listed(&conserver)
+        .iter()
+        .map(|letter| letter["uuid"].as_str().expect("a name").to_owned())
+        .collect();
+    assert_eq!(names.len(), hostile.len());
+    for name in &names {
+        run(&conserver, &["dlq", "show", "--", name], 0);
+        run(&conserver, &["dlq", "retry", "--", name], 0);
+    }
+    assert_eq!(entries("default"), hostile);
+    assert_eq!(redis.length("DLQ:default"), 0);
+    redis.ask::<i64>(&["DEL", "default"]);
+    fill();
+    for name in names.iter().rev() {
+        run(&conserver, &["dlq", "drop", "--yes", "--", name], 0);
+    }
+    assert_eq!(redis.keys("*"), Vec::<String>::new());
+}
+
+#[test]
+fn a_name_that_steers_the_terminal_is_a_list_like_others() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    redis.ask::<i64>(&["RPUSH", "DLQ:\u{1b}[2J\n", "entry"]);
+    assert_eq!(listed(&conserver)[0]["list"], "\\u{1b}[2J\\n");
+    let finished = run(&conserver, &["dlq", "retry", "\\u{1b}[2J\\n"], 0);
+    said(&finished, &["no enabled chain"]);
+    assert_eq!(redis.list("\u{1b}[2J\n"), ["entry"]);
+}
+
+#[test]
+fn the_oldest_are_tried_again_first_with_all_their_chances() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let samples = fresh(5);
+    for (sample, ttl) in samples.iter().zip(["30", "100000", "", "30", "30"]) {
+        put(&redis, sample);
+        bury(&redis, &sample.id);
+        if !ttl.is_empty() {
+            redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", sample.id), ttl]);
+        }
+        for hash in ["conserver:deaths", "conserver:tries"] {
+            redis.ask::<i64>(&["HSET", hash, &sample.id, "2"]);
+        }
+    }
+    let ids: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
+    redis.ask::<i64>(&["RPUSH", "default", "waiting"]);
+    let finished = run(
+        &conserver,
+        &["dlq", "retry", "default", "--count", "2", "--json"],
+        0,
+    );
+    let done: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let lists = json!([{"list": "default", "retried": 2, "served": true}]);
+    assert_eq!(done, json!({"retried": 2, "lists": lists}));
+    assert_eq!(redis.list("default"), ["waiting", ids[0], ids[1]]);
+    assert_eq!(redis.list("DLQ:default"), ids[2..]);
+    run(
+        &conserver,
+        &["dlq", "retry", "DLQ:default", "--count", "1"],
+        0,
+    );
+    run(&conserver, &["dlq", "retry", ids[4]], 0);
+    run(&conserver, &["dlq", "retry"], 0);
+    assert_eq!(
+        redis.list("default"),
+        ["waiting", ids[0], ids[1], ids[2], ids[4], ids[3]]
+    );
+    let ttl = |id: &str| -> i64 { redis.ask(&["TTL", &format!("vcon:{id}")]) };
+    assert!((3500..=3600).contains(&ttl(ids[0])), "{}", ttl(ids[0]));
+    assert!((99_000..=100_000).contains(&ttl(ids[1])), "{}", ttl(ids[1]));
+    assert_eq!(ttl(ids[2]), -1);
+    assert_eq!(redis.keys("conserver:*"), Vec::<String>::new());
+    said(
+        &run(&conserver, &["dlq", "retry"], 0),
+        &["Nothing was put back"],
+    );
+}
+
+#[test]
+fn lists_of_disabled_chains_and_of_nobody_are_warned_of() {
+    let redis = Redis::plain();
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["enabled"] = json!(0);
+    let conserver = Conserver::with(&redis).config(&config);
+    bury(&redis, "entry");
+    redis.ask::<i64>(&["RPUSH", "DLQ:nobody", "other"]);
+    let finished = run(&conserver, &["dlq", "retry"], 0);
+    for list in ["default", "nobody"] {
+        said(
+            &finished,
+            &[&format!("no enabled chain takes from list {list}")],
+        );
+    }
+    said(
+        &run(&conserver, &["dlq", "ls", "default"], 0),
+        &["no dead letters"],
+    );
+}
+
+#[test]
+fn without_a_configuration_there_is_what_redis_has() {
+    let redis = Redis::plain();
+    for conserver in [
+        Conserver::with(&redis),
+        Conserver::with(&redis).config_text("chains: ["),
+    ] {
+        bury(&redis, "entry");
+        let finished = conserver.run(&["dlq", "ls"]);
+        assert_eq!(finished.code, 0);
+        said(&finished, &["entry", "warning: without the configuration"]);
+        let finished = run(&conserver, &["dlq", "retry", "--json"], 0);
+        let done: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(
+            (&done["retried"], &done["lists"][0]["served"]),
+            (&json!(1), &Value::Null)
+        );
+    }
+    assert_eq!(redis.list("default"), ["entry", "entry"]);
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let id = Sample::small().id;
+    for (arguments, words) in [
+        (&["dlq", "ls", "nowhere"][..], "no ingress list"),
+        (&["dlq", "retry", "nowhere"], "no ingress list"),
+        (&["dlq", "retry", &id], "in no dead letter queue"),
+        (&["dlq", "show", &id], "in no dead letter queue"),
+        (&["dlq", "drop", "--yes", &id], "in no dead letter queue"),
+    ] {
+        said(&run(&conserver, arguments, 65), &[words]);
+    }
+    let away = Redis::new();
+    let conserver = self::conserver(&away);
+    for arguments in [
+        &["dlq", "ls"][..],
+        &["dlq", "show", &id],
+        &["dlq", "retry"],
+        &["dlq", "drop", "--yes", &id],
+    ] {
+        said(
+            &run(&conserver, arguments, 69),
+            &["could not connect to Redis"],
+        );
+    }
+}
+
+#[test]
+fn a_list_that_is_something_else_keeps_its_dead_letters() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    bury(&redis, "entry");
+    redis.ask::<()>(&["SET", "default", "text"]);
+    let finished = run(&conserver, &["dlq", "retry"], 65);
+    said(&finished, &["default holds a string, not a list"]);
+    assert_eq!(redis.list("DLQ:default"), ["entry"]);
+    assert_eq!(redis.keys("conserver:dlq:default").len(), 1);
+}
+
+#[test]
+fn dead_letters_are_put_back_when_redis_is_full() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    for _ in 0..20 {
+        bury(&redis, &Sample::small().id);
+    }
+    let entries = redis.list("DLQ:default");
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(redis.try_ask::<i64>(&["RPUSH", "default", "x"]).is_err());
+    run(&conserver, &["dlq", "retry"], 0);
+    assert_eq!(redis.list("default"), entries);
+    assert_eq!(redis.length("DLQ:default"), 0);
+}
+
+#[test]
+fn a_dead_letter_is_dropped_when_somebody_says_yes() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let sample = Sample::small();
+    put(&redis, &sample);
+    bury(&redis, &sample.id);
+    bury(&redis, "other");
+    bury(&redis, &sample.id);
+    redis.ask::<i64>(&["HSET", "conserver:deaths", &sample.id, "2"]);
+    let id = sample.id.as_str();
+    said(&run(&conserver, &["dlq", "drop", id], 64), &["--yes"]);
+    let finished = conserver.run_on_terminal(&["dlq", "drop", id], "n\n");
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    said(
+        &finished,
+        &[
+            &format!("Drop {id} from DLQ:default"),
+            "Nothing was dropped",
+        ],
+    );
+    assert_eq!(redis.length("DLQ:default"), 3);
+
+    let finished = conserver.run_on_terminal(&["dlq", "drop", id], "y\n");
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    said(&finished, &[&format!("Dropped {id} from DLQ:default")]);
+    assert_eq!(redis.list("DLQ:default"), ["other"]);
+    assert!(redis.document(id).is_some());
+    let reasons: Vec<String> = redis.ask(&["HKEYS", "conserver:dlq:default"]);
+    assert_eq!(reasons, ["other"]);
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
+
+    bury(&redis, id);
+    let finished = run(
+        &conserver,
+        &["dlq", "drop", id, "--yes", "--document", "--json"],
+        0,
+    );
+    let done: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!(
+        done,
+        json!({"uuid": id, "lists": ["default"], "document_deleted": true})
+    );
+    assert!(redis.document(id).is_none());
+}
+
+#[test]
+fn a_retry_that_is_killed_in_the_middle_leaves_each_in_one_place() {
+    let redis = Redis::plain();
+    let conserver = conserver(&redis);
+    let ids: Vec<String> = (0..60_000).map(|_| Sample::small().id).collect();
+    let start = Instant::now();
+    for round in 0.. {
+        redis.ask::<i64>(&["DEL", "default", "DLQ:default"]);
+        for some in ids.chunks(5000) {
+            let mut push = redis::cmd("RPUSH");
+            push.arg("DLQ:default").arg(some);
+            push.query::<i64>(&mut redis.connection()).expect("a list");
+        }
+        let mut child = conserver.spawn(&["dlq", "retry", "default"]);
+        wait_until("some are moved", PATIENCE, || redis.length("default") > 0);
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL).expect("a child");
+        child.wait().expect("a child");
+        // What it sent last is still carried out.
+        let gone = || {
+            !redis
+                .ask::<String>(&["CLIENT", "LIST"])
+                .contains("conserver:dlq")
+        };
+        wait_until("its connection is gone", PATIENCE, gone);
+        let (moved, left) = (redis.list("default"), redis.list("DLQ:default"));
+        let mut found = moved.clone();
+        found.extend(left.iter().cloned());
+        assert_eq!(found, ids, "each once, in the order they had");
+        if !left.is_empty() {
+            return run_again(&redis, &conserver, &ids);
+        }
+        assert!(
+            start.elapsed() < PATIENCE * 2,
+            "too fast to be killed {round} times"
+        );
+    }
+}
+
+fn run_again(redis: &Redis, conserver: &Conserver, ids: &[String]) {
+    run(conserver, &["dlq", "retry"], 0);
+    assert_eq!(redis.list("default"), ids);
+    assert_eq!(redis.length("DLQ:default"), 0);
+}
+
+#[test]
+fn dead_letters_that_fail_again_are_not_put_back_for_ever() {
+    let redis = Redis::plain();
+    let daemon = conserver(&redis).start();
+    for entry in 0..700 {
+        redis.ask::<i64>(&["RPUSH", "DLQ:default", &format!("no uuid {entry}")]);
+    }
+    let finished = run(daemon.conserver(), &["dlq", "retry"], 0);
+    said(&finished, &["Put 700 back on list default"]);
+    wait_until("all have failed again", PATIENCE, || {
+        redis.length("DLQ:default") == 700
+    });
+    let sample = Sample::small();
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    wait_until("the daemon goes on", Duration::from_secs(60), || {
+        redis.list("done") == [sample.id.as_str()]
+    });
+    daemon.stop();
+}
