@@ -9,7 +9,7 @@ pub enum Exit {
     Ok,
     /// The command line is wrong.
     Usage,
-    /// Some of the given vCons cannot be used.
+    /// Some of the given vCons cannot be used or are not there, or lost ones were found.
     Data,
     /// A server cannot be reached.
     Unavailable,

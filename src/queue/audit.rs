@@ -83,7 +83,7 @@ impl Audit {
             instances: Vec::new(),
             claims: Vec::new(),
         };
-        let letters = scan(&mut audit.lease, b"DLQ:*")?;
+        let letters = scan(&mut audit.lease, b"DLQ:*", "list")?;
         // A dead letter queue tells of an ingress list, even where the configuration does not.
         let named = |key: &Vec<u8>| key.strip_prefix(b"DLQ:").map(<[u8]>::to_vec);
         audit.waiting.extend(letters.iter().filter_map(named));
@@ -191,10 +191,10 @@ impl Audit {
     /// Learns which daemons there are. A worker's hash of claims is only there while it holds
     /// some; that it exists is written before its first claim.
     fn find_claimants(&mut self) -> Result<(), QueueError> {
-        let workers = scan(&mut self.lease, &[WORKERS, b"*"].concat())?;
+        let workers = scan(&mut self.lease, &[WORKERS, b"*"].concat(), "set")?;
         let named = |key: &Vec<u8>| key.strip_prefix(WORKERS).map(<[u8]>::to_vec);
         self.instances = workers.iter().filter_map(named).collect();
-        let claims = scan(&mut self.lease, &[CLAIMS, b"*"].concat())?;
+        let claims = scan(&mut self.lease, &[CLAIMS, b"*"].concat(), "hash")?;
         self.claims = claims.into_iter().collect();
         Ok(())
     }

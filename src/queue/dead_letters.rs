@@ -112,10 +112,9 @@ impl DeadLetters {
         Ok(seconds + microseconds / 1e6)
     }
 
-    /// The ingress lists that have a dead letter queue with something in it, in the order of their
-    /// names.
+    /// The ingress lists that have dead letters, in the order of their names.
     pub fn lists(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let keys = scan(&mut self.lease, b"DLQ:*")?;
+        let keys = scan(&mut self.lease, b"DLQ:*", "list")?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(keys.into_iter().filter_map(named).collect())
     }
@@ -210,7 +209,7 @@ impl DeadLetters {
         call.key(reasons_key(list))
             .key(list.as_bytes())
             .key(keys::DEATHS)
-            .key(TRIES);
+            .key(keys::TRIES);
         call.arg(count).arg(self.least_ttl);
         if let Some(entry) = entry {
             call.arg(entry.as_bytes());
@@ -226,7 +225,7 @@ impl DeadLetters {
         document: bool,
     ) -> Result<Moved, QueueError> {
         let mut call = self.scripts.drop.key(letters_key(list));
-        call.key(reasons_key(list)).key(keys::DEATHS).key(TRIES);
+        call.key(reasons_key(list)).key(keys::DEATHS).key(keys::TRIES);
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
         moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
@@ -270,9 +269,6 @@ impl Kept {
     }
 }
 
-/// `conserver:tries`: hash, uuid -> failed rounds of a backend that answers.
-const TRIES: &str = "conserver:tries";
-
 /// The list of dead letters of an ingress list of any name.
 pub(super) fn letters_key(list: &Raw) -> Vec<u8> {
     [PREFIX, list.as_bytes()].concat()
@@ -282,13 +278,17 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys like `pattern`.
-pub(super) fn scan(lease: &mut Lease, pattern: &[u8]) -> Result<BTreeSet<Vec<u8>>, QueueError> {
+/// The keys like `pattern` that hold a value of this type.
+pub(super) fn scan(
+    lease: &mut Lease,
+    pattern: &[u8],
+    kind: &str,
+) -> Result<BTreeSet<Vec<u8>>, QueueError> {
     let (mut cursor, mut keys) = (0u64, BTreeSet::new());
     loop {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern);
-        scan.arg("COUNT").arg(SCAN_COUNT);
+        scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
         let found: Vec<Vec<u8>>;
         (cursor, found) = scan.query(&mut **lease)?;
         keys.extend(found);

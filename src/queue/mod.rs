@@ -13,6 +13,9 @@
 //! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
 //! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
 //!
+//! From the dead letter queue an operator puts entries back on the ingress list ([`DeadLetters`]);
+//! [`Audit`] looks for vCons that are in none of these places.
+//!
 //! This module knows Redis and its keys, nothing of chains, links or storages.
 
 mod audit;

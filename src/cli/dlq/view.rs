@@ -147,7 +147,10 @@ mod tests {
         assert_eq!(room_for_errors(&rows, others + 50), 50);
         assert_eq!(room_for_errors(&rows, 80), NARROWEST_ERROR);
         assert_eq!(room_for_errors(&rows, 0), NARROWEST_ERROR);
-        assert_eq!(room_for_errors(&[], 1000), 1000 - 4 * 5 - 2 - 8 - 22);
+        assert_eq!(
+            room_for_errors(&[], 1000),
+            1000 - (4 + 4 + 5 + 4 + 8 + 6) - 22
+        );
     }
 
     #[test]
