@@ -83,7 +83,7 @@ impl Audit {
             instances: Vec::new(),
             claims: Vec::new(),
         };
-        let letters = scan(&mut audit.lease, b"DLQ:*", "list")?;
+        let letters = scan(&mut audit.lease, b"DLQ:*", Some("list"))?;
         // A dead letter queue tells of an ingress list, even where the configuration does not.
         let named = |key: &Vec<u8>| key.strip_prefix(b"DLQ:").map(<[u8]>::to_vec);
         audit.waiting.extend(letters.iter().filter_map(named));
@@ -94,7 +94,20 @@ impl Audit {
             lists.sort_unstable();
             lists.dedup();
         }
+        audit.find_claimants()?;
         Ok(audit)
+    }
+
+    /// Learns which daemons there are by now; to be called before the second look. A worker's hash
+    /// of claims is only there while it holds some; that the worker exists is written before its
+    /// first claim.
+    pub fn find_claimants(&mut self) -> Result<(), QueueError> {
+        let keys = scan(&mut self.lease, b"conserver:*", None)?;
+        let named = |key: &Vec<u8>| key.strip_prefix(WORKERS).map(<[u8]>::to_vec);
+        self.instances = keys.iter().filter_map(named).collect();
+        let is_claims = |key: &Vec<u8>| key.starts_with(CLAIMS);
+        self.claims = keys.into_iter().filter(is_claims).collect();
+        Ok(())
     }
 
     /// About how many documents there are: the number of keys.
@@ -159,7 +172,6 @@ impl Audit {
         struct Record {
             uuid: String,
         }
-        self.find_claimants()?;
         let mut hashes = self.claims.clone();
         for instance in &self.instances {
             let mut members = redis::cmd("SMEMBERS");
@@ -185,17 +197,6 @@ impl Audit {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Learns which daemons there are. A worker's hash of claims is only there while it holds
-    /// some; that it exists is written before its first claim.
-    fn find_claimants(&mut self) -> Result<(), QueueError> {
-        let workers = scan(&mut self.lease, &[WORKERS, b"*"].concat(), "set")?;
-        let named = |key: &Vec<u8>| key.strip_prefix(WORKERS).map(<[u8]>::to_vec);
-        self.instances = workers.iter().filter_map(named).collect();
-        let claims = scan(&mut self.lease, &[CLAIMS, b"*"].concat(), "hash")?;
-        self.claims = claims.into_iter().collect();
         Ok(())
     }
 

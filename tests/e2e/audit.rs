@@ -109,7 +109,8 @@ fn only_lost_vcons_are_found(redis: &Redis) {
     for text in [
         "for ever",
         "9 min",
-        "Looked for 15 vCons: 3 are in no list",
+        "Looked for 15 vCons",
+        "in no storage: 3",
         "Storage pg has 3",
     ] {
         assert!(table.contains(text), "{text}: {table}");

@@ -158,6 +158,7 @@ impl Search<'_> {
         self.bar
             .set_message(format!("looking again for {}", missing.len()));
         self.wait();
+        self.audit.find_claimants()?;
         let again = missing.len() as u64;
         self.audit.strike_queued(&mut missing)?;
         self.bar.inc(again - missing.len() as u64);
@@ -220,7 +221,7 @@ fn bar(estimate: u64) -> ProgressBar {
     }
     let bar = ProgressBar::new(estimate);
     // Without the style the bar has its usual look.
-    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {msg}") {
+    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

@@ -126,7 +126,7 @@ impl Report {
         }
         writeln!(
             out,
-            "Looked for {} vCons: {} are in no list, with no worker and in no storage",
+            "Looked for {} vCons; in no list, with no worker and in no storage: {}",
             self.documents, self.found
         )?;
         if self.requeued > 0 {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use clap::Args;
 
-use super::view::{View, table};
+use super::view::{View, listing};
 use super::{Fault, configuration, known_lists, list_named, open};
 use crate::cli::shown::visible_json;
 use crate::exit::Exit;
@@ -78,7 +78,7 @@ impl Ls {
         if !self.json && views.is_empty() {
             writeln!(out, "There are no dead letters")?;
         } else if !self.json {
-            writeln!(out, "{}", table(&views, now))?;
+            writeln!(out, "{}", listing(&views, now))?;
         }
         out.flush()?;
         if listed < all && !self.json {

@@ -1,7 +1,7 @@
 //! Dead letters as people and programs see them.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::cli::shown::{moment, printable, shortened};
@@ -85,30 +85,59 @@ impl View {
     }
 }
 
-/// The dead letters as a table; on a terminal, an error has what the other columns leave it.
-pub(super) fn table(views: &[View], now: f64) -> Table {
+/// The dead letters for people: as a table, in which an error has what the other columns leave it,
+/// or, where the terminal is too narrow for that, two lines for each.
+pub(super) fn listing(views: &[View], now: f64) -> String {
+    let rows: Vec<[String; 7]> = views.iter().map(|view| view.row(now)).collect();
+    match Table::new().width().map(usize::from) {
+        None => table(rows),
+        Some(width) => fitted(rows, width),
+    }
+}
+
+fn fitted(mut rows: Vec<[String; 7]>, width: usize) -> String {
+    let room = room_for_errors(&rows, width);
+    if room < NARROWEST_ERROR {
+        let pairs = rows.iter().map(|row| pair(row, width));
+        return pairs.collect::<Vec<_>>().join("\n");
+    }
+    for row in &mut rows {
+        row[3] = shortened(&row[3], room);
+    }
+    table(rows)
+}
+
+/// What and where on one line; why and when on the next.
+fn pair([uuid, list, stage, error, when, attempts, worker]: &[String; 7], width: usize) -> String {
+    let line = |words: [&str; 4]| {
+        let words = words.iter().filter(|word| !word.is_empty());
+        words.copied().collect::<Vec<_>>().join("  ")
+    };
+    let tries = match attempts.as_str() {
+        "" => String::new(),
+        "1" => "1 attempt".to_owned(),
+        more => format!("{more} attempts"),
+    };
+    let first = line([uuid, list, stage, worker]);
+    let second = line(["", when, &tries, error]);
+    let room = width.saturating_sub(4).max(NARROWEST_ERROR);
+    format!("{first}\n    {}", shortened(&second, room))
+}
+
+fn table(rows: Vec<[String; 7]>) -> String {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(HEADER);
-    let mut rows: Vec<[String; 7]> = views.iter().map(|view| view.row(now)).collect();
-    if let Some(width) = table.width() {
-        let room = room_for_errors(&rows, usize::from(width));
-        for row in &mut rows {
-            row[3] = shortened(&row[3], room);
-        }
-    }
-    table.add_rows(rows);
-    if let Some(column) = table.column_mut(0) {
-        column.set_constraint(ColumnConstraint::ContentWidth);
-    }
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(HEADER)
+        .add_rows(rows);
     if let Some(column) = table.column_mut(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table
+    table.to_string()
 }
 
+/// What the other columns leave of a line.
 fn room_for_errors(rows: &[[String; 7]], width: usize) -> usize {
     let width_of = |column: usize| {
         let widths = rows.iter().map(|row| row[column].chars().count());
@@ -116,7 +145,7 @@ fn room_for_errors(rows: &[[String; 7]], width: usize) -> usize {
     };
     let others: usize = [0, 1, 2, 4, 5, 6].into_iter().map(width_of).sum();
     let frame = 3 * HEADER.len() + 1;
-    width.saturating_sub(others + frame).max(NARROWEST_ERROR)
+    width.saturating_sub(others + frame)
 }
 
 #[cfg(test)]
@@ -145,11 +174,28 @@ mod tests {
         // UUID, list, stage, when, attempts, worker, and the frame.
         let others = 36 + 7 + 10 + when + 8 + 8 + 22;
         assert_eq!(room_for_errors(&rows, others + 50), 50);
-        assert_eq!(room_for_errors(&rows, 80), NARROWEST_ERROR);
-        assert_eq!(room_for_errors(&rows, 0), NARROWEST_ERROR);
+        assert_eq!(room_for_errors(&rows, 80), 0);
         assert_eq!(
             room_for_errors(&[], 1000),
             1000 - (4 + 4 + 5 + 4 + 8 + 6) - 22
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_has_two_lines_for_each() {
+        let rows = vec![View::new(known(&"error ".repeat(50))).row(1060.0)];
+        let text = fitted(rows.clone(), 80);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "05cec3d4-0561-4010-9fb8-23cc7edef146  default  storage pg  Worker-1"
+        );
+        assert!(lines[1].contains(" (1 min 0 s ago)  2 attempts  error error"));
+        assert_eq!((lines.len(), lines[1].chars().count()), (2, 80));
+        let wide = fitted(rows, 200);
+        assert!(
+            wide.lines().all(|line| line.chars().count() == 200),
+            "{wide}"
         );
     }
 
@@ -166,9 +212,17 @@ mod tests {
                 entry: Raw::new(hostile.as_str()),
                 reason,
             });
-            let text = table(&[view], 0.0).to_string();
-            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text}");
-            assert_eq!(text.lines().count(), 5, "{text}");
+            let row = view.row(0.0);
+            for (text, lines) in [
+                (table(vec![row.clone()]), 5),
+                (fitted(vec![row.clone()], 300), 5),
+                (fitted(vec![row.clone()], 80), 2),
+                (fitted(vec![row], 0), 2),
+            ] {
+                let is_fit = |c: char| c == '\n' || !c.is_control();
+                assert!(text.chars().all(is_fit), "{text}");
+                assert_eq!(text.lines().count(), lines, "{text}");
+            }
         }
     }
 
