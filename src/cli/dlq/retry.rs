@@ -16,7 +16,7 @@ use crate::settings::Settings;
 use crate::vcon::VconId;
 
 /// So many dead letters are moved in one step.
-const BATCH: u64 = 500;
+const BATCH: u64 = 200;
 
 /// Which dead letters to try again.
 #[derive(Debug, Args)]
