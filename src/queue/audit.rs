@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
 use super::scripts::Care;
-use super::{Lease, QueueError, Raw};
+use super::{Lease, QueueError, Raw, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -22,11 +22,11 @@ use crate::vcon::VconId;
 const SCAN_COUNT: u64 = 500;
 
 /// Entries of a list read at once.
-const PAGE: i64 = 5000;
+const PAGE: i64 = 2000;
 
 /// At the last look at a vCon, so many entries at both ends of each list are looked at: what has
 /// come since the list was read as a whole.
-const ENDS: u64 = 20_000;
+const ENDS: u64 = 10_000;
 
 const CLAIMS: &[u8] = b"conserver:claims:";
 const WORKERS: &[u8] = b"conserver:workers:";
@@ -64,7 +64,6 @@ pub struct Audit {
     /// Where vCons may be, in the order in which they get there.
     waiting: Vec<Vec<u8>>,
     done: Vec<Vec<u8>>,
-    instances: Vec<Vec<u8>>,
     claims: Vec<Vec<u8>>,
 }
 
@@ -80,10 +79,9 @@ impl Audit {
             cursor: Some(0),
             waiting: lists.ingress.iter().map(name).collect(),
             done: lists.egress.iter().map(name).collect(),
-            instances: Vec::new(),
             claims: Vec::new(),
         };
-        let letters = scan(&mut audit.lease, b"DLQ:*", Some("list"))?;
+        let letters = scan(&mut audit.lease, b"DLQ:*", "list")?;
         // A dead letter queue tells of an ingress list, even where the configuration does not.
         let named = |key: &Vec<u8>| key.strip_prefix(b"DLQ:").map(<[u8]>::to_vec);
         audit.waiting.extend(letters.iter().filter_map(named));
@@ -94,20 +92,10 @@ impl Audit {
             lists.sort_unstable();
             lists.dedup();
         }
-        audit.find_claimants()?;
+        // Those of living daemons come and go, and are known by the names of the daemons.
+        let claims = scan(&mut audit.lease, &[CLAIMS, b"*"].concat(), "hash")?;
+        audit.claims = claims.into_iter().collect();
         Ok(audit)
-    }
-
-    /// Learns which daemons there are by now; to be called before the second look. A worker's hash
-    /// of claims is only there while it holds some; that the worker exists is written before its
-    /// first claim.
-    pub fn find_claimants(&mut self) -> Result<(), QueueError> {
-        let keys = scan(&mut self.lease, b"conserver:*", None)?;
-        let named = |key: &Vec<u8>| key.strip_prefix(WORKERS).map(<[u8]>::to_vec);
-        self.instances = keys.iter().filter_map(named).collect();
-        let is_claims = |key: &Vec<u8>| key.starts_with(CLAIMS);
-        self.claims = keys.into_iter().filter(is_claims).collect();
-        Ok(())
     }
 
     /// About how many documents there are: the number of keys.
@@ -173,14 +161,9 @@ impl Audit {
             uuid: String,
         }
         let mut hashes = self.claims.clone();
-        for instance in &self.instances {
-            let mut members = redis::cmd("SMEMBERS");
-            members.arg([WORKERS, instance].concat());
-            let workers: Vec<Vec<u8>> = match members.query(&mut *self.lease) {
-                Err(error) if is_wrong_type(&error) => continue,
-                workers => workers?,
-            };
-            let hash = |worker: Vec<u8>| [CLAIMS, instance, b":", &worker].concat();
+        for instance in self.members(keys::INSTANCES.as_bytes())? {
+            let workers = self.members(&[WORKERS, &instance].concat())?;
+            let hash = |worker: Vec<u8>| [CLAIMS, &instance, b":", &worker].concat();
             hashes.extend(workers.into_iter().map(hash));
         }
         for hash in hashes {
@@ -198,6 +181,13 @@ impl Audit {
             }
         }
         Ok(())
+    }
+
+    fn members(&mut self, set: &[u8]) -> Result<Vec<Vec<u8>>, QueueError> {
+        match redis::cmd("SMEMBERS").arg(set).query(&mut *self.lease) {
+            Err(error) if is_wrong_type(&error) => Ok(Vec::new()),
+            members => Ok(members?),
+        }
     }
 
     /// Looks for one vCon that was in no list when they were last read as a whole: in one step on
@@ -219,10 +209,7 @@ impl Audit {
         call.arg(id.as_str())
             .arg(ENDS)
             .arg(list.map_or("", ListName::as_str));
-        call.arg(self.least_ttl).arg(self.instances.len());
-        for name in self.instances.iter().chain(&self.claims) {
-            call.arg(name);
-        }
+        call.arg(self.least_ttl).arg(&self.claims);
         match call.invoke::<Value>(&mut *self.lease)? {
             Value::BulkString(place) => match place.as_slice() {
                 b"gone" => Ok(Place::Gone),

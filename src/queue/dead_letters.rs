@@ -114,7 +114,7 @@ impl DeadLetters {
 
     /// The ingress lists that have dead letters, in the order of their names.
     pub fn lists(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let keys = scan(&mut self.lease, b"DLQ:*", Some("list"))?;
+        let keys = scan(&mut self.lease, b"DLQ:*", "list")?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(keys.into_iter().filter_map(named).collect())
     }
@@ -225,7 +225,9 @@ impl DeadLetters {
         document: bool,
     ) -> Result<Moved, QueueError> {
         let mut call = self.scripts.drop.key(letters_key(list));
-        call.key(reasons_key(list)).key(keys::DEATHS).key(keys::TRIES);
+        call.key(reasons_key(list))
+            .key(keys::DEATHS)
+            .key(keys::TRIES);
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
         moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
@@ -278,20 +280,17 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys like `pattern`, where a type is given only those that hold such a value.
+/// The keys like `pattern` that hold a value of this type.
 pub(super) fn scan(
     lease: &mut Lease,
     pattern: &[u8],
-    kind: Option<&str>,
+    kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
     let (mut cursor, mut keys) = (0u64, BTreeSet::new());
     loop {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern);
-        scan.arg("COUNT").arg(SCAN_COUNT);
-        if let Some(kind) = kind {
-            scan.arg("TYPE").arg(kind);
-        }
+        scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
         let found: Vec<Vec<u8>>;
         (cursor, found) = scan.query(&mut **lease)?;
         keys.extend(found);

@@ -156,7 +156,9 @@ fn nothing_in_redis_steers_the_terminal_or_ends_the_audit() {
     ] {
         redis.ask::<()>(&["SET", list, value]);
     }
+    redis.ask::<i64>(&["SADD", "conserver:instances", "here", "there"]);
     redis.ask::<()>(&["SET", "conserver:workers:here", "text"]);
+    redis.ask::<i64>(&["SADD", "conserver:workers:there", "\u{1b}", "1"]);
     redis.ask::<()>(&["SET", "conserver:claims:here:1", "text"]);
     redis.ask::<i64>(&["HSET", "conserver:claims:here:2", "1", "\u{1b}{{{"]);
     let finished = audit(&conserver, &["--settle", "0"], 65);

@@ -158,7 +158,6 @@ impl Search<'_> {
         self.bar
             .set_message(format!("looking again for {}", missing.len()));
         self.wait();
-        self.audit.find_claimants()?;
         let again = missing.len() as u64;
         self.audit.strike_queued(&mut missing)?;
         self.bar.inc(again - missing.len() as u64);

@@ -1,8 +1,8 @@
 -- Says where a vCon is at this instant, and puts it on a list when it is nowhere.
 -- KEYS: the lists to look in.
 -- ARGV: uuid, how many entries at both ends of each list are looked at, the list to put it on or '',
---       the least time to live of a waiting document in seconds, how many instances, the instances,
---       then claims hashes besides those of the instances' workers.
+--       the least time to live of a waiting document in seconds,
+--       then claims hashes besides those of the workers of the known instances.
 -- Answers where: 'gone' (its document), 'list', 'claim', 'nowhere' or 'requeued'.
 
 local uuid, key = ARGV[1], 'vcon:' .. ARGV[1]
@@ -21,13 +21,12 @@ local function claimed(hash)
   return false
 end
 
-local instances = tonumber(ARGV[5])
-for i = 6, 5 + instances do
-  for _, worker in ipairs(redis.pcall('SMEMBERS', 'conserver:workers:' .. ARGV[i])) do
-    if claimed('conserver:claims:' .. ARGV[i] .. ':' .. worker) then return 'claim' end
+for _, instance in ipairs(redis.pcall('SMEMBERS', 'conserver:instances')) do
+  for _, worker in ipairs(redis.pcall('SMEMBERS', 'conserver:workers:' .. instance)) do
+    if claimed('conserver:claims:' .. instance .. ':' .. worker) then return 'claim' end
   end
 end
-for i = 6 + instances, #ARGV do
+for i = 5, #ARGV do
   if claimed(ARGV[i]) then return 'claim' end
 end
 
