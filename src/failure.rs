@@ -11,12 +11,19 @@ pub struct Failure {
 }
 
 /// The two classes of failure.
+///
+/// What decides is whose fault it is. A fault of the place (a server that is away, a disk that is
+/// full, a password that was changed, a table that was dropped) meets every vCon alike: they wait
+/// until it is mended, whoever does it, and none becomes a dead letter. A fault of the vCon meets
+/// this one alone, and waiting would hold up the others. In doubt it is the place's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The same request may succeed later: refused, reset or timed out connections, HTTP 429 and
-    /// 5xx, serialization failures, a full disk.
+    /// The fault of the place: the same request may succeed later, by itself (a refused connection,
+    /// HTTP 429 and 5xx, a full disk) or after somebody has seen to it (refused credentials, a
+    /// missing table or right).
     Transient,
-    /// The same request will fail again: bad data, refused credentials, missing tables, HTTP 4xx.
+    /// The fault of the vCon, or of what a link made of it: the same request will fail again,
+    /// while those for other vCons succeed (too large, not storable, refused as invalid).
     Permanent,
 }
 

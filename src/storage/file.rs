@@ -13,27 +13,29 @@
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
 //! | `dir_permissions` | `0o755` | of directories made here |
 //!
-//! Permanent are the faults of names and rights (EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG,
-//! ELOOP, EINVAL, EXDEV, EFBIG), a vCon over the limit, and a file that does not decompress.
-//! Every other fault is transient: a full or read-only file system, a quota, EIO, a lack of
-//! descriptors, a network file system that is away. Those pass, without a change of the
-//! configuration.
+//! Which faults are transient and which permanent stands in one table, in the module `fault`: what
+//! ails the place is waited out (a full or read-only disk, a missing right); a vCon over the limit
+//! is refused.
 
 mod draft;
+mod fault;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
 use draft::Draft;
+use fault::{Step, fault};
 
 use super::Storage;
+use super::bounded::Bounded;
 use crate::config::Options;
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
@@ -41,31 +43,51 @@ use crate::vcon::{Outgoing, VconId};
 const PLAIN: &str = "json";
 const GZIPPED: &str = "json.gz";
 
+/// How long a probe may take; a network file system that is away answers nothing at all.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
+const PROBE_SIZE: usize = 16 * 1024;
+
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     let path = options.string_or("path", "/data/vcons");
     if path.is_empty() {
         options.fault("path", "is empty");
     }
+    if path.contains('\0') {
+        options.fault("path", "holds a NUL character");
+    }
     Box::new(Files {
-        path: PathBuf::from(path),
+        root: Root {
+            path: PathBuf::from(path),
+            dir_mode: options.mode_or("dir_permissions", 0o755),
+        },
         by_date: options.bool_or("organize_by_date", true),
         compress: options.bool_or("compression", false),
         max_size: options
             .integer_or("max_file_size", 10_485_760, 0..=i64::MAX)
             .unsigned_abs(),
         file_mode: options.mode_or("file_permissions", 0o644),
-        dir_mode: options.mode_or("dir_permissions", 0o755),
+        bounded: Bounded::new(),
     })
 }
 
 struct Files {
-    path: PathBuf,
+    root: Root,
     by_date: bool,
     compress: bool,
     /// Bytes of JSON; 0 for no limit.
     max_size: u64,
     file_mode: u32,
+    /// The probes.
+    bounded: Bounded,
+}
+
+/// The directory of it all, and how directories are made in it.
+#[derive(Clone)]
+struct Root {
+    path: PathBuf,
     dir_mode: u32,
 }
 
@@ -79,17 +101,18 @@ impl Storage for Files {
             )));
         }
         let directory = if self.by_date {
-            self.path.join(vcon.created_or_now().day_path())
+            self.root.path.join(vcon.created_or_now().day_path())
         } else {
-            self.path.clone()
+            self.root.path.clone()
         };
-        self.make_directories(&directory)
-            .map_err(|e| fault("make directory", &directory, &e))?;
+        self.root
+            .make(&directory)
+            .map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
 
         let [place, other] = self.names(&directory, &vcon.id);
         self.write(&directory, &place, vcon)
-            .map_err(|e| fault("write", &place, &e))?;
-        remove(&other).map_err(|e| fault("remove", &other, &e))?;
+            .map_err(|(step, e)| fault(step, "write", &place, &e))?;
+        remove(&other).map_err(|e| fault(Step::Name, "remove", &other, &e))?;
         Ok(())
     }
 
@@ -103,7 +126,7 @@ impl Storage for Files {
                         return Ok(ControlFlow::Break(()));
                     }
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(e) => return Err(fault("read", &place, &e)),
+                    Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -114,21 +137,19 @@ impl Storage for Files {
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         self.each_directory(&mut |directory| {
             for place in self.names(directory, id) {
-                remove(&place).map_err(|e| fault("remove", &place, &e))?;
+                remove(&place).map_err(|e| fault(Step::Name, "remove", &place, &e))?;
             }
             Ok(ControlFlow::Continue(()))
         })
     }
 
+    /// Writes, syncs and removes a small hidden file.
     fn probe(&mut self) -> Result<(), Failure> {
-        self.make_directories(&self.path)
-            .and_then(|()| {
-                tempfile::Builder::new()
-                    .prefix(".probe.")
-                    .tempfile_in(&self.path)?
-                    .close()
-            })
-            .map_err(|e| fault("write to directory", &self.path, &e))
+        let root = self.root.clone();
+        let what = format!("could not write to directory {}", root.path.display());
+        self.bounded
+            .run(&what, PROBE, move || root.probe())?
+            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
 }
 
@@ -145,7 +166,21 @@ impl Files {
 
     /// Puts the document in its place at once: after a crash there is the old file, the new
     /// one, or none.
-    fn write(&self, directory: &Path, place: &Path, vcon: &Outgoing) -> io::Result<()> {
+    fn write(
+        &self,
+        directory: &Path,
+        place: &Path,
+        vcon: &Outgoing,
+    ) -> Result<(), (Step, io::Error)> {
+        let draft = self
+            .draft(directory, vcon)
+            .map_err(|e| (Step::Document, e))?;
+        draft.publish(place).map_err(|e| (Step::Name, e))?;
+        sync_directory(directory).map_err(|e| (Step::Directory, e))
+    }
+
+    /// The whole document under its hidden name, on the disk.
+    fn draft(&self, directory: &Path, vcon: &Outgoing) -> io::Result<Draft> {
         let mut draft = Draft::open(directory, &vcon.id)?;
         if self.compress {
             let mut gzip = GzEncoder::new(draft.file(), Compression::default());
@@ -158,33 +193,7 @@ impl Files {
             .file()
             .set_permissions(Permissions::from_mode(self.file_mode))?;
         draft.file().sync_all()?;
-        draft.publish(place)?;
-        sync_directory(directory)
-    }
-
-    /// Makes what is missing of a path. A new directory is synced into its parent, or the file
-    /// in it could be lost with it.
-    fn make_directories(&self, directory: &Path) -> io::Result<()> {
-        // `.` for the parent of a relative name.
-        if directory.as_os_str().is_empty() || directory.is_dir() {
-            return Ok(());
-        }
-        let parent = directory.parent().unwrap_or(Path::new(""));
-        self.make_directories(parent)?;
-        match DirBuilder::new().mode(self.dir_mode).create(directory) {
-            Ok(()) => fs::set_permissions(directory, Permissions::from_mode(self.dir_mode))?,
-            // Another lane made it in the meantime.
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                return Err(ErrorKind::NotADirectory.into());
-            }
-            Err(e) => return Err(e),
-        }
-        if parent.as_os_str().is_empty() {
-            sync_directory(Path::new("."))
-        } else {
-            sync_directory(parent)
-        }
+        Ok(draft)
     }
 
     /// Visits the directories that may hold a vCon until told to stop: the days, newest first,
@@ -195,9 +204,9 @@ impl Files {
         visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<(), Failure> {
         if !self.by_date {
-            return visit(&self.path).map(|_| ());
+            return visit(&self.root.path).map(|_| ());
         }
-        for year in numbered(&self.path, 4)? {
+        for year in numbered(&self.root.path, 4)? {
             for month in numbered(&year, 2)? {
                 for day in numbered(&month, 2)? {
                     if visit(&day)?.is_break() {
@@ -207,6 +216,45 @@ impl Files {
             }
         }
         Ok(())
+    }
+}
+
+impl Root {
+    /// Makes what is missing of a path. A new directory is synced into its parent, or the file
+    /// in it could be lost with it.
+    fn make(&self, directory: &Path) -> io::Result<()> {
+        // `.` for the parent of a relative name.
+        if directory.as_os_str().is_empty() || directory.is_dir() {
+            return Ok(());
+        }
+        let parent = directory.parent().unwrap_or(Path::new(""));
+        self.make(parent)?;
+        match DirBuilder::new().mode(self.dir_mode).create(directory) {
+            Ok(()) => fs::set_permissions(directory, Permissions::from_mode(self.dir_mode))?,
+            // Another lane made it in the meantime.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                // A link that leads nowhere, or round in circles, says so here.
+                fs::metadata(directory)?;
+                return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+            }
+            Err(e) => return Err(e),
+        }
+        if parent.as_os_str().is_empty() {
+            sync_directory(Path::new("."))
+        } else {
+            sync_directory(parent)
+        }
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        self.make(&self.path)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".probe.")
+            .tempfile_in(&self.path)?;
+        file.write_all(&[b'p'; PROBE_SIZE])?;
+        file.as_file().sync_all()?;
+        file.close()
     }
 }
 
@@ -231,7 +279,7 @@ fn numbered(directory: &Path, digits: usize) -> Result<Vec<PathBuf>, Failure> {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(Vec::new())
         }
-        Err(e) => Err(fault("list", directory, &e)),
+        Err(e) => Err(fault(Step::Directory, "list", directory, &e)),
     }
 }
 
@@ -265,30 +313,6 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         result => result,
     }
-}
-
-fn fault(what: &str, path: &Path, error: &io::Error) -> Failure {
-    let message = format!("could not {what} {}: {error}", path.display());
-    if is_permanent(error.kind()) {
-        Failure::permanent(message)
-    } else {
-        Failure::transient(message)
-    }
-}
-
-/// The table in the module's head.
-fn is_permanent(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::PermissionDenied
-            | ErrorKind::NotADirectory
-            | ErrorKind::IsADirectory
-            | ErrorKind::InvalidFilename
-            | ErrorKind::InvalidInput
-            | ErrorKind::InvalidData
-            | ErrorKind::CrossesDevices
-            | ErrorKind::FileTooLarge
-    ) || kind == io::Error::from_raw_os_error(libc::ELOOP).kind()
 }
 
 #[cfg(test)]

@@ -22,13 +22,21 @@ impl Draft {
     pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
         let path = directory.join(format!(".{id}.tmp"));
         loop {
-            let file = OpenOptions::new()
+            let opened = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
                 .custom_flags(libc::O_NOFOLLOW)
-                .open(&path)?;
+                .open(&path);
+            let file = match opened {
+                // A symbolic link has our name: nothing is lost with it.
+                Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+                    fs::remove_file(&path)?;
+                    continue;
+                }
+                opened => opened?,
+            };
             match file.lock() {
                 // Some network file systems have no locks.
                 Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
@@ -99,6 +107,21 @@ mod tests {
         draft.publish(&directory.path().join("place")).unwrap();
         assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn a_link_under_the_name_of_a_draft_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (id, other) = (VconId::random(), directory.path().join("other"));
+        fs::write(&other, "precious").unwrap();
+        let link = directory.path().join(format!(".{id}.tmp"));
+        std::os::unix::fs::symlink(&other, link).unwrap();
+        let mut draft = Draft::open(directory.path(), &id).unwrap();
+        draft.file().write_all(b"whole").unwrap();
+        draft.publish(&directory.path().join("place")).unwrap();
+        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
     }
 
     #[test]

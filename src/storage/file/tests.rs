@@ -9,12 +9,15 @@ const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
 
 fn files(path: &Path) -> Files {
     Files {
-        path: path.to_owned(),
+        root: Root {
+            path: path.to_owned(),
+            dir_mode: 0o750,
+        },
         by_date: true,
         compress: false,
         max_size: 1000,
         file_mode: 0o640,
-        dir_mode: 0o750,
+        bounded: Bounded::new(),
     }
 }
 
@@ -119,9 +122,9 @@ fn permissions_are_as_configured_whatever_the_umask() {
     let place = tempfile::tempdir().unwrap();
     let mut files = Files {
         file_mode: 0o666,
-        dir_mode: 0o777,
         ..files(place.path())
     };
+    files.root.dir_mode = 0o777;
     files.save(&vcon("2025-03-07", "{}")).unwrap();
     let mode = |name: &str| {
         let path = place.path().join(name);
@@ -188,7 +191,9 @@ fn probe_makes_the_directory_and_leaves_nothing_in_it() {
     let file = place.path().join("file");
     fs::write(&file, "").unwrap();
     for path in [file.clone(), file.join("below")] {
-        assert_eq!(files(&path).probe().unwrap_err().kind, Permanent);
+        let failure = files(&path).probe().unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        assert!(failure.message.contains("must be directories"), "{failure}");
     }
 }
 
@@ -212,10 +217,58 @@ fn lanes_that_save_the_same_vcon_at_once_leave_one_whole_file() {
 }
 
 #[test]
+fn links_that_lead_nowhere_are_faults_of_the_place() {
+    let place = tempfile::tempdir().unwrap();
+    let link = |to: &str, name: &str| {
+        let path = place.path().join(name);
+        std::os::unix::fs::symlink(to, &path).unwrap();
+        path
+    };
+    let (round, away) = (link("round", "round"), link("/nowhere/at/all", "away"));
+    let long = place.path().join("x".repeat(256));
+    for (path, says) in [
+        (round.clone(), "symbolic links"),
+        (round.join("below"), "symbolic links"),
+        (away, "No such file"),
+        (long, "shorter `path`"),
+    ] {
+        let mut files = files(&path);
+        for failure in [
+            files.save(&vcon("2025-03-07", "{}")).unwrap_err(),
+            files.probe().unwrap_err(),
+        ] {
+            assert!(failure.is_transient(), "{failure}");
+            assert!(failure.message.contains(says), "{failure}");
+            assert!(
+                failure.message.contains(path.to_str().unwrap()),
+                "{failure}"
+            );
+        }
+    }
+}
+
+#[test]
+fn directories_that_are_removed_are_made_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("root");
+    let mut files = files(&root);
+    let vcon = vcon("2025-03-07", "{}");
+    for gone in ["2025/03/07", "2025", ""] {
+        files.save(&vcon).unwrap();
+        fs::remove_dir_all(root.join(gone)).unwrap();
+        files.save(&vcon).unwrap();
+        assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
+    }
+}
+
+#[test]
 fn faults_are_classified_as_the_table_says() {
-    let table: &[(FailureKind, &[i32])] = &[
+    use Step::{Directory, Document, Name};
+    let everywhere: &[Step] = &[Directory, Document, Name];
+    let table: &[(FailureKind, &[Step], &[i32])] = &[
         (
             Transient,
+            everywhere,
             &[
                 libc::ENOSPC,
                 libc::EDQUOT,
@@ -230,28 +283,34 @@ fn faults_are_classified_as_the_table_says() {
                 libc::ENOTCONN,
                 libc::ETIMEDOUT,
                 libc::ENOMEM,
-            ],
-        ),
-        (
-            Permanent,
-            &[
-                libc::EACCES,
-                libc::EPERM,
                 libc::ENOTDIR,
-                libc::EISDIR,
                 libc::ENAMETOOLONG,
                 libc::ELOOP,
                 libc::EINVAL,
                 libc::EXDEV,
-                libc::EFBIG,
             ],
         ),
+        (
+            Transient,
+            &[Directory, Document],
+            &[libc::EACCES, libc::EPERM, libc::EBUSY],
+        ),
+        (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
+        (
+            Permanent,
+            &[Name],
+            &[libc::EACCES, libc::EPERM, libc::EBUSY],
+        ),
+        (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
     ];
-    for (kind, codes) in table {
-        for code in *codes {
-            let error = io::Error::from_raw_os_error(*code);
-            let failure = fault("write", Path::new("/data/x"), &error);
-            assert_eq!(failure.kind, *kind, "{failure}");
+    for (kind, steps, codes) in table {
+        for (step, code) in steps
+            .iter()
+            .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
+        {
+            let error = io::Error::from_raw_os_error(code);
+            let failure = fault(step, "write", Path::new("/data/x"), &error);
+            assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
             assert!(failure.message.contains("/data/x"), "{failure}");
         }
     }
