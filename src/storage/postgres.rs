@@ -12,24 +12,28 @@
 //! | `database`, `user` | required | |
 //! | `password` | none | |
 //! | `table_name` | `vcons` | or `schema.table` |
+//! | `sslmode` | `prefer` | `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; see the module `tls` |
+//! | `sslrootcert` | the system's | a file of the authorities to trust, in PEM form |
 //! | `connect_timeout` | `10` | seconds |
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
-//! Transient: the server cannot be reached, goes away, or does not answer in time, and the
-//! SQLSTATEs of [`passes`]. All others are permanent: refused credentials, a missing database or
-//! right, data that the columns cannot hold.
+//! Which errors are transient and which permanent stands in one table, in the module `fault`: what
+//! ails the server, the login or the table is waited out; data that it does not take is refused.
 
+mod fault;
+mod session;
 mod table;
+mod tls;
 
-use std::error::Error as _;
-use std::fmt::Write as _;
-use std::io;
 use std::time::Duration;
 
 use postgres::types::ToSql;
-use postgres::{Client, Config, Error, NoTls, Row, Statement};
+use postgres::{Config, Error, Row};
 
+use self::fault::{is_bad_data, is_outdated, is_the_vcons, reason};
+use self::session::{Access, Session};
 use self::table::Table;
+use self::tls::Tls;
 use super::Storage;
 use super::bounded::Bounded;
 use crate::config::Options;
@@ -54,6 +58,15 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     let database = options.required_string("database");
     let user = options.required_string("user");
     let password = options.secret("password");
+    for (key, value) in [("host", &host), ("database", &database), ("user", &user)] {
+        if value.contains('\0') {
+            options.fault(key, "holds a NUL character");
+        }
+    }
+    if password.as_ref().is_some_and(|p| p.reveal().contains('\0')) {
+        options.fault("password", "holds a NUL character");
+    }
+    let tls = Tls::read(options);
     let table_name = options.string_or("table_name", "vcons");
     let connect_timeout = timeout(options, "connect_timeout", 10.0);
     let statement_timeout = timeout(options, "statement_timeout", 30.0);
@@ -69,10 +82,6 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         .dbname(&database)
         .user(&user)
         .application_name("conserver")
-        .options(&format!(
-            "-c statement_timeout={}",
-            statement_timeout.as_millis()
-        ))
         .connect_timeout(connect_timeout)
         .tcp_user_timeout(VANISHED)
         .keepalives_idle(Duration::from_secs(15))
@@ -83,8 +92,12 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     }
     Box::new(Postgres {
         server: format!("PostgreSQL {host}:{port}/{database}, table {table_name}"),
-        config,
-        table,
+        access: Access {
+            config,
+            tls: (!host.starts_with('/')).then_some(tls),
+            table,
+            statement_timeout,
+        },
         connect_limit: connect_timeout + GRACE,
         statement_limit: statement_timeout + GRACE,
         session: None,
@@ -104,20 +117,11 @@ fn timeout(options: &mut Options, key: &str, default: f64) -> Duration {
 struct Postgres {
     /// What messages call it.
     server: String,
-    config: Config,
-    table: Table,
+    access: Access,
     connect_limit: Duration,
     statement_limit: Duration,
     session: Option<Session>,
     bounded: Bounded,
-}
-
-/// A connection with its prepared statements.
-struct Session {
-    client: Client,
-    save: Statement,
-    get: Statement,
-    delete: Statement,
 }
 
 impl Storage for Postgres {
@@ -135,14 +139,18 @@ impl Storage for Postgres {
         };
         let what = format!("save vCon {}", vcon.id);
         match self.run(&what, self.statement_limit, Box::new(work)) {
-            // SQLSTATE class 22 is all that PostgreSQL says in every language.
-            Err(failure) if failure.message.contains("(SQLSTATE 22") && has_nul(vcon) => {
-                Err(Failure::permanent(format!(
-                    "{}; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
-                    failure.message
-                )))
+            Err(Trouble::Refused(error)) => {
+                let mut failure = self.failure(&what, &error);
+                // The server says so in its own language.
+                if is_bad_data(&error) && has_nul(vcon) {
+                    failure.message.push_str(
+                        "; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
+                    );
+                }
+                Err(failure)
             }
-            result => result.map(|_| ()),
+            Err(Trouble::Away(failure)) => Err(failure),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -150,9 +158,10 @@ impl Storage for Postgres {
         let uuid = id.uuid();
         let what = format!("read vCon {id}");
         let work = move |session: &mut Session| session.client.query_opt(&session.get, &[&uuid]);
-        match self.run(&what, self.statement_limit, Box::new(work))? {
-            None => Ok(None),
-            Some(row) => row.try_get(0).map_err(|e| self.failure(&what, &e)),
+        match self.run(&what, self.statement_limit, Box::new(work)) {
+            Ok(None) => Ok(None),
+            Ok(Some(row)) => row.try_get(0).map_err(|e| self.failure(&what, &e)),
+            Err(trouble) => Err(self.told(&what, trouble)),
         }
     }
 
@@ -163,16 +172,37 @@ impl Storage for Postgres {
             Ok(None)
         };
         let what = format!("delete vCon {id}");
-        self.run(&what, self.statement_limit, Box::new(work))?;
-        Ok(())
+        match self.run(&what, self.statement_limit, Box::new(work)) {
+            Ok(_) => Ok(()),
+            Err(trouble) => Err(self.told(&what, trouble)),
+        }
     }
 
+    /// Saves no row at all: that needs a session, the table with its columns, the rights, a
+    /// server that writes, and nobody who locks the table. A full disk shows with the first row.
     fn probe(&mut self) -> Result<(), Failure> {
         let work = |session: &mut Session| {
-            session.client.simple_query("SELECT 1")?;
+            session.client.execute(&session.try_save, &[])?;
             Ok(None)
         };
-        self.run("query", PROBE, Box::new(work)).map(|_| ())
+        match self.run("write", PROBE, Box::new(work)) {
+            Ok(_) => Ok(()),
+            Err(trouble) => Err(self.told("write", trouble)),
+        }
+    }
+}
+
+/// Why some work was not done.
+enum Trouble {
+    /// There is no session, or no answer.
+    Away(Failure),
+    /// The server's answer in a session.
+    Refused(Error),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Away(failure)
     }
 }
 
@@ -185,7 +215,7 @@ impl Postgres {
         what: &str,
         limit: Duration,
         mut work: Box<Work>,
-    ) -> Result<Option<Row>, Failure> {
+    ) -> Result<Option<Row>, Trouble> {
         loop {
             let (mut session, kept) = match self.session.take() {
                 Some(session) => (session, true),
@@ -204,149 +234,47 @@ impl Postgres {
                 }
                 Err(e) if is_outdated(&e) || session.client.is_closed() => {
                     if !kept {
-                        return Err(self.failure(what, &e));
+                        return Err(Trouble::Refused(e));
                     }
                     log::debug!("{name}: {}; connecting anew", reason(&e));
                 }
                 Err(e) => {
                     self.session = Some(session);
-                    return Err(self.failure(what, &e));
+                    return Err(Trouble::Refused(e));
                 }
             }
         }
     }
 
     fn connect(&mut self, what: &str) -> Result<Session, Failure> {
-        let (config, table) = (self.config.clone(), self.table.clone());
+        let access = self.access.clone();
         let name = format!("{} (connecting)", self.message(what));
         self.bounded
-            .run(&name, self.connect_limit, move || {
-                Session::open(&config, &table)
-            })?
-            .map_err(|e| self.failure(what, &e))
+            .run(&name, self.connect_limit, move || Session::open(&access))?
+            .map_err(|why| Failure::transient(format!("{}: {why}", self.message(what))))
     }
 
     fn message(&self, what: &str) -> String {
         format!("{}: could not {what}", self.server)
     }
 
-    fn failure(&self, what: &str, error: &Error) -> Failure {
-        let message = format!("{}: {}", self.message(what), reason(error));
-        if is_transient(error) {
-            Failure::transient(message)
-        } else {
-            Failure::permanent(message)
+    fn told(&self, what: &str, trouble: Trouble) -> Failure {
+        match trouble {
+            Trouble::Away(failure) => failure,
+            Trouble::Refused(error) => self.failure(what, &error),
         }
     }
-}
 
-impl Session {
-    fn open(config: &Config, table: &Table) -> Result<Self, Error> {
-        let mut client = config.connect(NoTls)?;
-        table.make(&mut client)?;
-        let name = &table.quoted;
-        let save = client.prepare(&format!(
-            "INSERT INTO {name} (id, vcon, uuid, created_at, updated_at, subject, vcon_json) \
-             VALUES ($1, $2, $1, $3, $4, $5, $6::text::jsonb) \
-             ON CONFLICT (id) DO UPDATE SET vcon = excluded.vcon, uuid = excluded.uuid, \
-             created_at = excluded.created_at, updated_at = excluded.updated_at, \
-             subject = excluded.subject, vcon_json = excluded.vcon_json"
-        ))?;
-        let get = client.prepare(&format!("SELECT vcon_json::text FROM {name} WHERE id = $1"))?;
-        let delete = client.prepare(&format!("DELETE FROM {name} WHERE id = $1"))?;
-        Ok(Self {
-            client,
-            save,
-            get,
-            delete,
-        })
+    fn failure(&self, what: &str, error: &Error) -> Failure {
+        let message = format!("{}: {}", self.message(what), reason(error));
+        if is_the_vcons(error) {
+            Failure::permanent(message)
+        } else {
+            Failure::transient(message)
+        }
     }
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {
     vcon.json.contains("\\u0000") || vcon.subject.as_ref().is_some_and(|s| s.contains('\0'))
-}
-
-/// The session no longer fits the server, though a new one may: it was ended (57P), the server
-/// has become a read-only standby (25006), the prepared statements are gone (26000) or their
-/// result has changed (0A000), the table was dropped (42P01).
-fn is_outdated(error: &Error) -> bool {
-    match state(error) {
-        Some(s) => s.starts_with("57P") || matches!(s, "25006" | "26000" | "0A000" | "42P01"),
-        None => error.is_closed() || io_kind(error).is_some(),
-    }
-}
-
-/// Whether the same statement may succeed later.
-fn is_transient(error: &Error) -> bool {
-    match (state(error), io_kind(error)) {
-        (Some(state), _) => passes(state),
-        // What could not be sent, as a NUL in the user's name.
-        (None, Some(kind)) => kind != io::ErrorKind::InvalidInput,
-        (None, None) => error.is_closed(),
-    }
-}
-
-/// Which SQLSTATEs pass by themselves:
-///
-/// | class or state | |
-/// |---|---|
-/// | 08 | connection exceptions |
-/// | 25006 | the server is a standby, until it or another is promoted |
-/// | 26000 | a pooler has given us another session |
-/// | 40 | serialization failures, deadlocks |
-/// | 53 | out of disk, memory or connections |
-/// | 55006, 55P03 | in use, or locked by another |
-/// | 57 | shutting down, starting up, crashed, statement timeout |
-/// | 58 | faults of the server's system |
-fn passes(state: &str) -> bool {
-    ["08", "40", "53", "57", "58"]
-        .iter()
-        .any(|class| state.starts_with(class))
-        || matches!(state, "25006" | "26000" | "55006" | "55P03")
-}
-
-fn state(error: &Error) -> Option<&str> {
-    error.code().map(|code| code.code())
-}
-
-fn io_kind(error: &Error) -> Option<io::ErrorKind> {
-    let source = error.source()?;
-    source.downcast_ref::<io::Error>().map(io::Error::kind)
-}
-
-/// The error and its causes, without the server's DETAIL and CONTEXT, which quote the document.
-fn reason(error: &Error) -> String {
-    if let Some(db) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
-    }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn states_are_classified_as_the_table_says() {
-        for state in [
-            "08000", "08006", "08P01", "25006", "26000", "40001", "40P01", "53100", "53200",
-            "53300", "55006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58000",
-            "58030",
-        ] {
-            assert!(passes(state), "{state}");
-        }
-        for state in [
-            "22001", "22021", "22P02", "22P05", "23502", "23505", "28000", "28P01", "3D000",
-            "3F000", "42501", "42601", "42703", "42P01", "42804", "54000", "XX000",
-        ] {
-            assert!(!passes(state), "{state}");
-        }
-    }
 }

@@ -10,24 +10,36 @@ use super::private_folder;
 
 /// A folder of one test.
 pub struct Files {
-    folder: TempDir,
+    folder: PathBuf,
+    /// Removed with this, where the folder is ours.
+    _own: Option<TempDir>,
 }
 
 impl Files {
     pub fn new() -> Self {
+        let own = private_folder();
         Self {
-            folder: private_folder(),
+            folder: own.path().to_owned(),
+            _own: Some(own),
         }
     }
 
-    /// The folder.
+    /// What is in a folder that somebody else takes care of.
+    pub fn in_folder(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            _own: None,
+        }
+    }
+
+    /// The folder itself.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// The storage as it stands in `config.yml`.
     pub fn storage(&self) -> Value {
-        json!({"module": "storage.file", "options": {"path": self.folder.path()}})
+        json!({"module": "storage.file", "options": {"path": self.folder}})
     }
 
     /// Every file below the folder, except the hidden ones that a killed worker leaves half
@@ -45,7 +57,7 @@ impl Files {
     /// Every file below the folder.
     pub fn with_hidden(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
-        collect(self.folder.path(), &mut paths);
+        collect(&self.folder, &mut paths);
         paths
     }
 

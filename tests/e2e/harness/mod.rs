@@ -9,6 +9,7 @@ mod claims;
 mod config;
 mod conserver;
 mod daemon;
+mod disk;
 mod files;
 mod guard;
 mod ledger;
@@ -29,12 +30,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use self::postgres::{PASSWORD as POSTGRES_PASSWORD, Postgres};
+pub use self::postgres::{Database, PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
 pub use claims::LEASE;
 pub use config::{chain, delay};
 pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
+pub use disk::Disk;
 pub use files::Files;
 pub use ledger::Ledger;
 pub use processes::{

@@ -1,7 +1,7 @@
 //! A private PostgreSQL: one for all tests with a database for each, and own ones to stop.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +12,7 @@ use postgres::{Client, Config, NoTls};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::certificates::Certificates;
 use super::guard::{Guard, Launch};
 use super::{free_port, private_folder, program, wait_for_server};
 
@@ -26,6 +27,8 @@ pub struct Postgres {
     port: u16,
     owner: Option<(u32, u32)>,
     shared: bool,
+    certificates: Option<Certificates>,
+    settings: Vec<String>,
     server: Mutex<Option<Guard>>,
 }
 
@@ -39,31 +42,65 @@ impl Postgres {
     /// An empty database on the server that all tests share.
     pub fn database() -> Database<'static> {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
-        SHARED.get_or_init(|| Self::make(true)).new_database()
+        SHARED
+            .get_or_init(|| Self::make(true, false, &[]))
+            .new_database()
     }
 
     /// A server of the test's own.
     pub fn own() -> Self {
-        Self::make(false)
+        Self::make(false, false, &[])
     }
 
-    fn make(shared: bool) -> Self {
+    /// A server of the test's own with these settings, as in `max_connections=10`.
+    pub fn with(settings: &[&str]) -> Self {
+        Self::make(false, false, settings)
+    }
+
+    /// A server of the test's own that speaks TLS as well.
+    pub fn with_tls() -> Self {
+        Self::make(false, true, &[])
+    }
+
+    fn make(shared: bool, tls: bool, settings: &[&str]) -> Self {
         let folder = private_folder();
         // PostgreSQL refuses to run as root.
         let owner = (folder.path().metadata().expect("a folder").uid() == 0).then(unprivileged);
         if let Some((user, group)) = owner {
             chown(folder.path(), Some(user), Some(group)).expect("chown");
         }
-        let server = Self {
-            folder,
+        let mut server = Self {
             port: free_port(),
             owner,
             shared,
+            certificates: tls.then(|| Certificates::make(folder.path())),
+            settings: settings.iter().map(ToString::to_string).collect(),
             server: Mutex::new(None),
+            folder,
         };
+        server.hand_over_key();
         server.initialise();
         server.start();
         server
+    }
+
+    /// The server insists on a key that only its user can read.
+    fn hand_over_key(&mut self) {
+        let Some(certificates) = &self.certificates else {
+            return;
+        };
+        let key = certificates.key();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a file");
+        if let Some((user, group)) = self.owner {
+            chown(&key, Some(user), Some(group)).expect("chown");
+        }
+        self.settings.push("ssl=on".to_owned());
+        for (name, file) in [
+            ("ssl_cert_file", certificates.certificate()),
+            ("ssl_key_file", key),
+        ] {
+            self.settings.push(format!("{name}={}", file.display()));
+        }
     }
 
     fn initialise(&self) {
@@ -104,7 +141,7 @@ impl Postgres {
         let settings = [
             "fsync=off".to_owned(),
             "max_connections=200".to_owned(),
-            "listen_addresses=127.0.0.1".to_owned(),
+            "listen_addresses=127.0.0.1,127.0.0.2".to_owned(),
             format!("unix_socket_directories={}", self.folder.path().display()),
             format!("port={}", self.port),
         ];
@@ -116,6 +153,7 @@ impl Postgres {
         command.extend(
             settings
                 .into_iter()
+                .chain(self.settings.iter().cloned())
                 .flat_map(|setting| ["-c".to_owned(), setting]),
         );
         let server = Guard::launch(Launch {
@@ -138,6 +176,44 @@ impl Postgres {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         server.expect("PostgreSQL runs").end(Signal::SIGINT);
+    }
+
+    /// Stops the server at once; it has to recover when it starts.
+    pub fn crash(&self) {
+        let server = self
+            .server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        server.expect("PostgreSQL runs").end(Signal::SIGQUIT);
+    }
+
+    /// The port it listens on, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of its Unix socket.
+    pub fn socket_folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Replaces who may come in and how, as in `pg_hba.conf`, for the test user and others.
+    pub fn let_in(&self, rules: &str) {
+        let file = self.data().join("pg_hba.conf");
+        let text = format!("local all {USER} scram-sha-256\n{rules}\n");
+        fs::write(file, text).expect("a file");
+        let mut client = self.config("postgres");
+        client.host_path(self.socket_folder());
+        let mut client = client.connect(NoTls).expect("a session");
+        client
+            .batch_execute("SELECT pg_reload_conf()")
+            .expect("a reload");
+    }
+
+    /// The authority that signed its certificate.
+    pub fn authority(&self) -> PathBuf {
+        self.certificates.as_ref().expect("TLS").authority()
     }
 
     /// An empty database on this server.
@@ -165,6 +241,36 @@ impl Database<'_> {
             "host": "127.0.0.1", "port": self.server.port.to_string(), "database": self.name,
             "user": USER, "password": PASSWORD,
         }})
+    }
+
+    /// The storage with some options set or replaced.
+    pub fn storage_with(&self, options: Value) -> Value {
+        let mut storage = self.storage();
+        for (key, value) in options.as_object().expect("a mapping") {
+            storage["options"][key] = value.clone();
+        }
+        storage
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs statements in a session of the test's own.
+    pub fn execute(&self, statements: &str) {
+        self.client()
+            .batch_execute(statements)
+            .unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+    }
+
+    /// A user with the password [`PASSWORD`] who may do in this database what the storage needs.
+    pub fn new_user(&self) -> String {
+        let user = format!("clerk_{}", self.name);
+        self.execute(&format!(
+            "CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'; GRANT ALL ON SCHEMA public TO {user}"
+        ));
+        user
     }
 
     /// A session of the test's own.

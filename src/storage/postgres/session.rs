@@ -1,0 +1,100 @@
+//! A connection to PostgreSQL with its prepared statements.
+
+use std::time::Duration;
+
+use postgres::config::SslMode;
+use postgres::{Client, Config, Error, NoTls, Statement};
+
+use super::fault::{may_work_without_tls, reason};
+use super::table::Table;
+use super::tls::Tls;
+
+/// How a session is opened.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) config: Config,
+    /// `None` over a Unix socket.
+    pub(super) tls: Option<Tls>,
+    pub(super) table: Table,
+    pub(super) statement_timeout: Duration,
+}
+
+/// A connection with its prepared statements.
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) save: Statement,
+    pub(super) get: Statement,
+    pub(super) delete: Statement,
+    /// All that `save` needs of the server, for no row.
+    pub(super) try_save: Statement,
+}
+
+impl Session {
+    /// Connects, makes the table where it is missing, and prepares the statements. The error
+    /// says why not.
+    pub(super) fn open(access: &Access) -> Result<Self, String> {
+        let client = access.connect()?;
+        Self::prepare(client, access).map_err(|e| reason(&e))
+    }
+
+    fn prepare(mut client: Client, access: &Access) -> Result<Self, Error> {
+        // Not among the parameters of the connection: poolers refuse it there.
+        let limit = access.statement_timeout.as_millis();
+        client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
+        access.table.make(&mut client)?;
+        let name = &access.table.quoted;
+        // The casts let columns be of kindred types, as varchar, timestamptz or json.
+        let upsert = |rows: &str| {
+            format!(
+                "INSERT INTO {name} (id, vcon, uuid, created_at, updated_at, subject, vcon_json) \
+                 {rows} \
+                 ON CONFLICT (id) DO UPDATE SET vcon = excluded.vcon, uuid = excluded.uuid, \
+                 created_at = excluded.created_at, updated_at = excluded.updated_at, \
+                 subject = excluded.subject, vcon_json = excluded.vcon_json"
+            )
+        };
+        let save = client.prepare(&upsert(
+            "VALUES ($1::uuid, $2::text, $1::uuid, $3::timestamp, $4::timestamp, $5::text, \
+             $6::text::jsonb)",
+        ))?;
+        let try_save = client.prepare(&upsert(
+            "SELECT NULL::uuid, NULL::text, NULL::uuid, NULL::timestamp, NULL::timestamp, \
+             NULL::text, NULL::jsonb WHERE false",
+        ))?;
+        let get = client.prepare(&format!(
+            "SELECT vcon_json::text FROM {name} WHERE id = $1::uuid"
+        ))?;
+        let delete = client.prepare(&format!("DELETE FROM {name} WHERE id = $1::uuid"))?;
+        Ok(Self {
+            client,
+            save,
+            get,
+            delete,
+            try_save,
+        })
+    }
+}
+
+impl Access {
+    fn connect(&self) -> Result<Client, String> {
+        let mut config = self.config.clone();
+        let Some(tls) = self
+            .tls
+            .as_ref()
+            .filter(|tls| tls.wire() != SslMode::Disable)
+        else {
+            config.ssl_mode(SslMode::Disable);
+            return config.connect(NoTls).map_err(|e| reason(&e));
+        };
+        config.ssl_mode(tls.wire());
+        match config.connect(tls.connector()?) {
+            Ok(client) => Ok(client),
+            Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
+                config.ssl_mode(SslMode::Disable);
+                // What was said first is nearer to what is wrong.
+                config.connect(NoTls).map_err(|_| reason(&error))
+            }
+            Err(error) => Err(reason(&error)),
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! What can go wrong with PostgreSQL: what ails the server or the table is waited out, and only a
+//! vCon that it does not take becomes a dead letter.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Database, Direction, Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, Proxy,
+    Redis, Sample, chain, fresh, submit, wait_until,
+};
+
+fn daemon(redis: &Redis, storage: &Value) -> Daemon {
+    Conserver::with(redis)
+        .config(&chain(&[], &[("pg", storage.clone())]))
+        .workers(2)
+        .lanes(2)
+        .start()
+}
+
+/// Waits until the storage is away for this reason; no vCon may be a dead letter for it.
+fn is_away(redis: &Redis, daemon: &Daemon, why: &str) {
+    daemon.wait_for_log("storage pg is away", PATIENCE);
+    assert!(daemon.log().contains(why), "the log does not say {why:?}");
+    assert_eq!(redis.length("DLQ:default"), 0);
+}
+
+/// Fails unless every vCon is done, and stored once.
+fn all_is_stored(redis: &Redis, database: &Database<'_>, samples: &[Sample]) {
+    Ledger::of(redis, samples).settles();
+    let mut stored: Vec<String> = database.rows().into_iter().map(|(id, _)| id).collect();
+    let mut sent: Vec<String> = samples.iter().map(|sample| sample.id.clone()).collect();
+    stored.sort();
+    sent.sort();
+    assert_eq!(stored, sent);
+}
+
+/// Breaks the database before the daemon starts, and mends it when the log has said why.
+fn waits_until_it_is_mended(
+    database: &Database<'_>,
+    storage: &Value,
+    why: &str,
+    mend: impl FnOnce(),
+) {
+    let redis = Redis::plain();
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, storage);
+    is_away(&redis, &daemon, why);
+    assert!(!daemon.output().contains(POSTGRES_PASSWORD));
+    mend();
+    all_is_stored(&redis, database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_locked_table_runs_into_the_statement_timeout_and_is_waited_out() {
+    let database = Postgres::database();
+    let storage = database.storage_with(json!({"statement_timeout": 0.2}));
+    let redis = Redis::plain();
+    let daemon = daemon(&redis, &storage);
+    let first = fresh(5);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+
+    let mut client = database.client();
+    let mut lock = client.transaction().expect("a transaction");
+    lock.batch_execute("TRUNCATE vcons; LOCK TABLE vcons IN ACCESS EXCLUSIVE MODE")
+        .expect("a lock");
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    is_away(&redis, &daemon, "SQLSTATE 57014");
+    lock.commit().expect("the end of the lock");
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn the_victim_of_a_deadlock_is_stored_in_the_end() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(1));
+    let daemon = daemon(&redis, &database.storage());
+    let first = fresh(1);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+    // The daemon's session holds its new row and then wants the lock that we hold; we want the
+    // row. Ours is the more patient one.
+    database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'; \
+         CREATE TRIGGER slow AFTER INSERT ON vcons FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    let mut client = database.client();
+    client
+        .batch_execute("SET deadlock_timeout = '1h'; SET session_replication_role = replica")
+        .expect("settings");
+    let mut ours = client.transaction().expect("a transaction");
+    ours.batch_execute("SELECT pg_advisory_xact_lock(1)")
+        .expect("a lock");
+    submit(&redis, "default", &samples);
+    let waits = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND wait_event = 'advisory'";
+    let mut watcher = database.client();
+    wait_until("the daemon waits for us", PATIENCE, || {
+        let row = watcher.query_one(waits, &[]).expect("a count");
+        row.get::<_, i64>(0) == 1
+    });
+    let insert = "INSERT INTO vcons (id, vcon, uuid, created_at) \
+                  VALUES ($1::text::uuid, '', $1::text::uuid, now())";
+    ours.execute(insert, &[&samples[0].id])
+        .expect("the other one is the victim");
+    is_away(&redis, &daemon, "SQLSTATE 40P01");
+    ours.rollback().expect("a rollback");
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(database.rows().len(), 2);
+    daemon.stop();
+}
+
+#[test]
+fn a_limit_of_connections_is_waited_out() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    database.execute(&format!("ALTER ROLE {user} CONNECTION LIMIT 0"));
+    let storage = database.storage_with(json!({"user": user}));
+    waits_until_it_is_mended(&database, &storage, "SQLSTATE 53300", || {
+        database.execute(&format!("ALTER ROLE {user} CONNECTION LIMIT -1"));
+    });
+}
+
+#[test]
+fn fewer_connections_than_lanes_are_enough() {
+    let server = Postgres::with(&["max_connections=6", "superuser_reserved_connections=3"]);
+    let database = server.new_database();
+    let user = database.new_user();
+    let storage = database.storage_with(json!({"user": user}));
+    let (redis, samples) = (Redis::plain(), fresh(100));
+    submit(&redis, "default", &samples);
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("pg", storage)]))
+        .workers(2)
+        .lanes(3)
+        .start();
+    is_away(&redis, &daemon, "SQLSTATE 53300");
+    // The lanes without a session hold a vCon each, and get theirs when the others let go.
+    let done = || redis.length("done") >= samples.len() - 3;
+    wait_until("the other lanes have done the rest", PATIENCE, done);
+    assert_eq!(redis.length("DLQ:default"), 0);
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_crashes_under_load_again_and_again_loses_nothing() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let (redis, samples) = (Redis::plain(), fresh(400));
+    let ledger = Ledger::of(&redis, &samples);
+    submit(&redis, "default", &samples);
+    let storage = ("pg", database.storage());
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[crate::harness::delay(0.01)], &[storage]))
+        .workers(2)
+        .lanes(2)
+        .start();
+    for done in [40, 150, 250] {
+        ledger.wait_for(done);
+        let before = daemon.count_in_log("storage pg is away");
+        server.crash();
+        let noticed = || daemon.count_in_log("storage pg is away") > before;
+        wait_until("the daemon notices", PATIENCE, noticed);
+        server.start();
+    }
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn sessions_that_the_server_ends_are_opened_anew_without_a_fuss() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(300));
+    let ledger = Ledger::of(&redis, &samples);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &database.storage());
+    for done in (20..300).step_by(40) {
+        ledger.wait_for(done);
+        database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name = 'conserver'",
+        );
+    }
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_password_that_was_changed_is_waited_out() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    database.execute(&format!("ALTER ROLE {user} PASSWORD 'AnderesWort'"));
+    let storage = database.storage_with(json!({"user": user}));
+    waits_until_it_is_mended(&database, &storage, "SQLSTATE 28P01", || {
+        database.execute(&format!("ALTER ROLE {user} PASSWORD '{POSTGRES_PASSWORD}'"));
+    });
+}
+
+#[test]
+fn a_missing_database_is_waited_out() {
+    let server = Postgres::database();
+    let missing = format!("{}_later", server.name());
+    let storage = server.storage_with(json!({"database": missing}));
+    let (redis, samples) = (Redis::plain(), fresh(10));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &storage);
+    is_away(&redis, &daemon, "SQLSTATE 3D000");
+    server.execute(&format!("CREATE DATABASE {missing}"));
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+#[test]
+fn a_missing_right_is_waited_out() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    let storage = database.storage_with(json!({"user": user}));
+    database.execute(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+         created_at timestamp NOT NULL, updated_at timestamp, subject text, vcon_json jsonb)",
+    );
+    waits_until_it_is_mended(&database, &storage, "grant the user SELECT, INSERT", || {
+        database.execute(&format!(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON vcons TO {user}"
+        ));
+    });
+}
+
+#[test]
+fn a_table_with_other_columns_is_waited_out() {
+    for (columns, state, mend) in [
+        ("subject text", "42703", "ADD vcon_json jsonb"),
+        (
+            "subject text, vcon_json jsonb, tenant text NOT NULL",
+            "23502",
+            "ALTER tenant DROP NOT NULL",
+        ),
+        (
+            "subject text, vcon_json uuid",
+            "42804",
+            "ALTER vcon_json TYPE jsonb USING NULL",
+        ),
+    ] {
+        let database = Postgres::database();
+        database.execute(&format!(
+            "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+             created_at timestamp NOT NULL, updated_at timestamp, {columns})"
+        ));
+        let why = format!("SQLSTATE {state}); the table must have: id uuid primary key");
+        waits_until_it_is_mended(&database, &database.storage(), &why, || {
+            database.execute(&format!("ALTER TABLE vcons {mend}"));
+        });
+    }
+}
+
+#[test]
+fn columns_of_kindred_types_will_do() {
+    let database = Postgres::database();
+    database.execute(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon varchar(20) NOT NULL, uuid varchar(36) \
+         NOT NULL, created_at timestamptz NOT NULL, updated_at date, subject varchar, \
+         vcon_json json)",
+    );
+    let (redis, samples) = (Redis::plain(), fresh(10));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &database.storage());
+    Ledger::of(&redis, &samples).settles();
+    let count = database
+        .client()
+        .query_one("SELECT count(*) FROM vcons", &[]);
+    assert_eq!(count.expect("a count").get::<_, i64>(0), 10);
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_turns_read_only_is_waited_out() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(20));
+    let name = database.name();
+    // Where the table is there: making it would be refused as well.
+    let storage = database.storage();
+    let read_only = |value: &str| {
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}");
+        database.execute(&format!("SET default_transaction_read_only = off; {set}"));
+    };
+    let daemon = daemon(&redis, &storage);
+    let first = fresh(4);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+    database.execute("TRUNCATE vcons");
+    read_only("on");
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name = 'conserver'",
+    );
+    submit(&redis, "default", &samples);
+    is_away(&redis, &daemon, "SQLSTATE 25006");
+    let probed = daemon.conserver().run(&["check"]);
+    assert_eq!(probed.code, 69, "{}", probed.output());
+    assert!(probed.output().contains("read-only"), "{}", probed.output());
+    read_only("off");
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_vcon_that_the_table_does_not_take_is_a_dead_letter_and_the_others_are_stored() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(20));
+    let refused = &samples[7].id;
+    database.execute(&format!(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY CHECK (id <> '{refused}'), vcon text NOT NULL, \
+         uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, subject text, \
+         vcon_json jsonb)"
+    ));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &database.storage());
+    wait_until(
+        "one is a dead letter, the others are done",
+        PATIENCE,
+        || redis.length("DLQ:default") == 1 && redis.length("done") == 19,
+    );
+    assert_eq!(redis.list("DLQ:default"), [refused.clone()]);
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", refused]);
+    assert!(reason.contains("SQLSTATE 23514"), "{reason}");
+    assert_eq!(database.rows().len(), 19);
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_breaks_off_at_any_byte_of_its_answers_loses_nothing() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let proxy = Proxy::before(server.port());
+    let storage = database.storage_with(json!({"port": proxy.port()}));
+    let (redis, samples) = (Redis::plain(), fresh(60));
+    let ledger = Ledger::of(&redis, &samples);
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("pg", storage)]))
+        .env("CONSERVER_RETRY_FIRST_MS", "1")
+        .env("CONSERVER_RETRY_MAX_MS", "20")
+        .start();
+    let mut bytes = 0;
+    for (done, sample) in samples.iter().enumerate() {
+        // From the first byte of a new session to the middle of an answer in it.
+        proxy.cut_after(Direction::ToClient, bytes);
+        bytes = (bytes + 37) % 1500;
+        submit(&redis, "default", std::slice::from_ref(sample));
+        ledger.wait_for(done + 1);
+    }
+    assert!(proxy.cuts() > 20, "{} cuts", proxy.cuts());
+    proxy.pass();
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let proxy = Proxy::before(server.port());
+    let storage = database.storage_with(json!({
+        "port": proxy.port(), "connect_timeout": 2, "statement_timeout": 1,
+    }));
+    let redis = Redis::plain();
+    proxy.delay(Duration::from_millis(50));
+    let daemon = daemon(&redis, &storage);
+    let first = fresh(10);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    assert_eq!(daemon.count_in_log("is away"), 0);
+    redis.ask::<i64>(&["DEL", "done"]);
+    database.execute("TRUNCATE vcons");
+
+    proxy.black_hole();
+    let samples = fresh(10);
+    submit(&redis, "default", &samples);
+    is_away(&redis, &daemon, "no answer within");
+    let probed = daemon.conserver().run(&["check"]);
+    assert_eq!(probed.code, 69, "{}", probed.output());
+    proxy.pass();
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn an_unknown_host_is_waited_out_and_named() {
+    let database = Postgres::database();
+    let storage = database.storage_with(json!({"host": "nowhere.invalid"}));
+    let (redis, samples) = (Redis::plain(), fresh(3));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &storage);
+    is_away(&redis, &daemon, "nowhere.invalid");
+    daemon.reconfigure(&chain(&[], &[("pg", database.storage())]));
+    daemon.terminate();
+    let mut daemon = daemon;
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    Ledger::of(&redis, &samples).is_split_between(&["default"]);
+}
+
+#[test]
+fn a_unix_socket_will_do_whatever_sslmode_says() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    for mode in ["disable", "prefer", "verify-full"] {
+        let storage = database.storage_with(json!({
+            "host": server.socket_folder(), "sslmode": mode,
+        }));
+        database.execute("DROP TABLE IF EXISTS vcons");
+        let (redis, samples) = (Redis::plain(), fresh(5));
+        submit(&redis, "default", &samples);
+        let daemon = daemon(&redis, &storage);
+        all_is_stored(&redis, &database, &samples);
+        daemon.stop();
+    }
+}
