@@ -132,12 +132,28 @@ pub fn post(
 }
 
 /// What a status that is not 2xx says about trying again.
+///
+/// | status | whose fault | |
+/// |---|---|---|
+/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the place's: another URL, other credentials, a service that is not deployed | transient |
+/// | 408, 423, 425, 429, 5xx | the place's: busy, slow or broken | transient |
+/// | all others: 400, 409, 413, 415, 422, … | what was sent | permanent |
 fn refused(url: &Url, status: StatusCode) -> Failure {
-    let message = format!("could not POST to {url}: it answered {status}");
-    if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-        Failure::transient(message)
-    } else {
-        Failure::permanent(message)
+    let mut message = format!("could not POST to {url}: it answered {status}");
+    let advice = match status.as_u16() {
+        300..=399 => Some("give the URL that it leads to"),
+        401 | 403 | 407 => Some("see to the credentials in `headers` or the URL"),
+        404 | 405 | 410 => Some("see to the URL"),
+        _ => None,
+    };
+    if let Some(advice) = advice {
+        message = format!("{message}; {advice}");
+    }
+    match status.as_u16() {
+        300..=399 | 401..=405 | 407 | 408 | 410 | 421 | 423 | 425 | 426 | 429 | 451 | 500.. => {
+            Failure::transient(message)
+        }
+        _ => Failure::permanent(message),
     }
 }
 
@@ -244,15 +260,35 @@ pub(crate) mod tests {
 
     #[test]
     fn statuses_are_classified() {
-        for (status, transient) in [
-            ("500 Internal Server Error", true),
-            ("503 Service Unavailable", true),
-            ("429 Too Many Requests", true),
-            ("400 Bad Request", false),
-            ("401 Unauthorized", false),
-            ("404 Not Found", false),
-            ("302 Found", false),
-            ("307 Temporary Redirect", false),
+        for (status, transient, advice) in [
+            ("500 Internal Server Error", true, ""),
+            ("503 Service Unavailable", true, ""),
+            ("429 Too Many Requests", true, ""),
+            ("408 Request Timeout", true, ""),
+            (
+                "401 Unauthorized",
+                true,
+                "; see to the credentials in `headers` or the URL",
+            ),
+            (
+                "403 Forbidden",
+                true,
+                "; see to the credentials in `headers` or the URL",
+            ),
+            ("404 Not Found", true, "; see to the URL"),
+            ("410 Gone", true, "; see to the URL"),
+            ("302 Found", true, "; give the URL that it leads to"),
+            (
+                "307 Temporary Redirect",
+                true,
+                "; give the URL that it leads to",
+            ),
+            ("400 Bad Request", false, ""),
+            ("406 Not Acceptable", false, ""),
+            ("409 Conflict", false, ""),
+            ("413 Payload Too Large", false, ""),
+            ("415 Unsupported Media Type", false, ""),
+            ("422 Unprocessable Entity", false, ""),
         ] {
             let (address, server) = serve(&[status]);
             let failure =
@@ -260,7 +296,7 @@ pub(crate) mod tests {
             assert_eq!(failure.is_transient(), transient, "{status}");
             assert_eq!(
                 failure.message,
-                format!("could not POST to http://{address}/p: it answered {status}")
+                format!("could not POST to http://{address}/p: it answered {status}{advice}")
             );
             assert_eq!(server.join().unwrap().len(), 1);
         }

@@ -191,7 +191,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_failing_url_does_not_keep_the_document_from_the_others() {
-        let (one, first) = serve(&["404 Not Found"]);
+        let (one, first) = serve(&["422 Unprocessable Entity"]);
         let (two, second) = serve(&["200 OK"]);
         let (three, third) = serve(&["503 Service Unavailable"]);
         let failure = webhooks(&[one.clone(), two.clone(), three.clone()])

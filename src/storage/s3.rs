@@ -14,10 +14,11 @@
 //! | `s3_path` | none | before every key |
 //! | `timeout` | `30` | seconds for one request, from the name's resolution to the last byte |
 //!
-//! Transient: the server cannot be reached, or not over TLS, breaks off or does not answer in
-//! time, and the answers of [`request::passes`]. All others are permanent: refused keys, a missing
-//! bucket, a bad request.
+//! Which answers are transient and which permanent stands in one table, in the module `fault`: what
+//! ails the server, the keys or the bucket is waited out. Keys from the environment or
+//! `~/.aws/credentials` are read when the configuration is.
 
+mod fault;
 mod request;
 
 use std::time::Duration;
@@ -26,7 +27,8 @@ use s3::creds::Credentials;
 use s3::{Bucket, Region};
 use ureq::Agent;
 
-use self::request::{Answer, Fault, Verb, agent, passes, send};
+use self::fault::{advice, is_the_vcons};
+use self::request::{Answer, Fault, Verb, agent, send};
 use super::Storage;
 use crate::config::Options;
 use crate::failure::Failure;
@@ -69,6 +71,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         },
         timeout,
         agent: agent(),
+        write_refused: false,
     })
 }
 
@@ -131,14 +134,16 @@ struct S3 {
     prefix: String,
     timeout: Duration,
     agent: Agent,
+    /// The latest write was forbidden.
+    write_refused: bool,
 }
 
 impl Storage for S3 {
     fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
         let day = vcon.created_or_now().day_path();
         let document = self.document_key(&day, &vcon.id);
-        self.put(&document, &vcon.json)?;
-        self.put(&self.pointer_key(&vcon.id), &day)
+        self.put(&document, &vcon.json, self.timeout)?;
+        self.put(&self.pointer_key(&vcon.id), &day, self.timeout)
     }
 
     fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
@@ -157,10 +162,17 @@ impl Storage for S3 {
 
     /// Asks for a pointer that is not there. The answer "no such key" needs the server, the
     /// bucket and the keys; where listing is not allowed, Amazon says "access denied" in its
-    /// stead.
+    /// stead. After a write that was forbidden, only another write can tell: of an empty object,
+    /// which is removed again.
     fn probe(&mut self) -> Result<(), Failure> {
         let key = format!("{}lookup/probe.txt", self.prefix);
         let limit = self.timeout.min(PROBE);
+        if self.write_refused {
+            self.put(&key, "", limit)?;
+            // What cannot be removed is an empty object that the next probe writes over.
+            let _ = self.request(&key, &Verb::Delete, limit);
+            return Ok(());
+        }
         let answer = self.request(&key, &Verb::Get, limit)?;
         if answer.is_success() || answer.is_missing() || answer.code() == "AccessDenied" {
             return Ok(());
@@ -208,9 +220,10 @@ impl S3 {
         })
     }
 
-    fn put(&self, key: &str, body: &str) -> Result<(), Failure> {
+    fn put(&mut self, key: &str, body: &str, limit: Duration) -> Result<(), Failure> {
         let verb = Verb::Put(body.as_bytes());
-        let answer = self.request(key, &verb, self.timeout)?;
+        let answer = self.request(key, &verb, limit)?;
+        self.write_refused = answer.status == 403;
         if answer.is_success() {
             return Ok(());
         }
@@ -228,20 +241,15 @@ impl S3 {
     fn request(&self, key: &str, verb: &Verb<'_>, limit: Duration) -> Result<Answer, Failure> {
         let message = self.message(verb, key);
         let Some(bucket) = &self.bucket else {
-            return Err(Failure::permanent(format!("{message}: no credentials")));
+            return Err(Failure::transient(format!("{message}: no credentials")));
         };
         send(&self.agent, bucket, key, verb, limit).map_err(|fault| {
-            let text = match fault {
+            Failure::transient(match fault {
                 Fault::Send(ureq::Error::Timeout(_)) => {
                     format!("{message}: no answer within {limit:?}")
                 }
                 _ => format!("{message}: {fault}"),
-            };
-            if fault.is_transient() {
-                Failure::transient(text)
-            } else {
-                Failure::permanent(text)
-            }
+            })
         })
     }
 
@@ -253,10 +261,13 @@ impl S3 {
                 text = format!("{text}: {part}");
             }
         }
-        if passes(status, &code) {
-            Failure::transient(text)
-        } else {
+        if let Some(advice) = advice(status, &code) {
+            text = format!("{text}; {advice}");
+        }
+        if is_the_vcons(status, &code) {
             Failure::permanent(text)
+        } else {
+            Failure::transient(text)
         }
     }
 

@@ -113,28 +113,6 @@ pub(super) enum Fault {
     Send(#[from] ureq::Error),
 }
 
-impl Fault {
-    /// Whether there may be an answer later. Bad certificates count as faults of the
-    /// connection: the server that is meant has not been reached.
-    pub(super) fn is_transient(&self) -> bool {
-        use ureq::Error as E;
-        matches!(
-            self,
-            Self::Send(
-                E::Io(_)
-                    | E::Timeout(_)
-                    | E::HostNotFound
-                    | E::ConnectionFailed
-                    | E::ConnectProxyFailed(_)
-                    | E::Tls(_)
-                    | E::Rustls(_)
-                    | E::Protocol(_)
-                    | E::BodyStalled
-            )
-        )
-    }
-}
-
 impl Answer {
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
@@ -164,14 +142,4 @@ impl Answer {
             .replace("&apos;", "'")
             .replace("&amp;", "&")
     }
-}
-
-/// Which answers pass by themselves: 408, 429 and 5xx (but 501, not implemented), and the codes
-/// that ask for another try under another status.
-pub(super) fn passes(status: u16, code: &str) -> bool {
-    matches!(status, 408 | 429 | 500 | 502..=599)
-        || matches!(
-            code,
-            "RequestTimeout" | "SlowDown" | "Throttling" | "InternalError" | "OperationAborted"
-        )
 }

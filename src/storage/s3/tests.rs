@@ -1,8 +1,6 @@
 //! Keys and answers of `storage.s3`; no server.
 #![allow(clippy::unwrap_used)]
 
-use s3::error::S3Error;
-
 use super::*;
 
 fn s3(prefix: &str) -> S3 {
@@ -11,6 +9,7 @@ fn s3(prefix: &str) -> S3 {
         prefix: prefix.to_owned(),
         timeout: Duration::from_secs(1),
         agent: agent(),
+        write_refused: false,
     }
 }
 
@@ -56,68 +55,18 @@ fn only_days_become_part_of_a_key() {
 }
 
 #[test]
-fn answers_are_classified_by_status_and_code() {
-    for (status, code) in [
-        (408, ""),
-        (429, ""),
-        (500, "InternalError"),
-        (502, ""),
-        (503, "SlowDown"),
-        (504, ""),
-        (507, ""),
-        (400, "RequestTimeout"),
-        (409, "OperationAborted"),
-    ] {
-        assert!(passes(status, code), "{status} {code}");
-    }
-    for (status, code) in [
-        (301, "PermanentRedirect"),
-        (400, "InvalidRequest"),
-        (400, "ExpiredToken"),
-        (403, "SignatureDoesNotMatch"),
-        (403, "AccessDenied"),
-        (404, "NoSuchBucket"),
-        (405, ""),
-        (413, ""),
-        (501, "NotImplemented"),
-    ] {
-        assert!(!passes(status, code), "{status} {code}");
-    }
-}
-
-#[test]
-fn faults_of_the_connection_are_transient() {
-    use std::io;
-    use ureq::{Error, Timeout};
-    for error in [
-        Error::Io(io::ErrorKind::ConnectionReset.into()),
-        Error::Timeout(Timeout::Global),
-        Error::HostNotFound,
-        Error::ConnectionFailed,
-        Error::Tls("bad certificate"),
-    ] {
-        assert!(Fault::Send(error).is_transient());
-    }
-    for error in [
-        Error::BadUri("x".to_owned()),
-        Error::InvalidProxyUrl,
-        Error::TlsRequired,
-    ] {
-        assert!(!Fault::Send(error).is_transient());
-    }
-    assert!(!Fault::Sign(S3Error::HttpFail).is_transient());
-}
-
-#[test]
 fn the_reason_of_a_refusal_is_in_the_failure() {
     let body = "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code>\
                 <Message>The &quot;b&quot; &amp;amp; bucket</Message><RequestId>1</RequestId></Error>";
     let failure = s3("").failure(&Verb::Put(b""), "k", &answer(404, body));
-    assert!(!failure.is_transient());
+    assert!(failure.is_transient());
     assert_eq!(
         failure.message,
-        "S3: could not write /k: HTTP 404: NoSuchBucket: The \"b\" &amp; bucket"
+        "S3: could not write /k: HTTP 404: NoSuchBucket: The \"b\" &amp; bucket; \
+         create the bucket, or mend `aws_bucket`"
     );
+    let failure = s3("").failure(&Verb::Put(b""), "k", &answer(413, ""));
+    assert!(!failure.is_transient());
     let failure = s3("").failure(&Verb::Put(b""), "k", &answer(503, "<html>busy"));
     assert!(failure.is_transient());
     assert_eq!(failure.message, "S3: could not write /k: HTTP 503");
