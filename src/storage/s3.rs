@@ -209,6 +209,12 @@ impl S3 {
         if answer.is_missing() {
             return Ok(None);
         }
+        if answer.code() == "AccessDenied" {
+            // What Amazon says of an object that is not there to whoever may not list. It must
+            // not hold up a vCon that is in another storage, or nowhere.
+            let failure = self.failure(&Verb::Get, key, &answer);
+            return Err(Failure::permanent(failure.message));
+        }
         if !answer.is_success() {
             return Err(self.failure(&Verb::Get, key, &answer));
         }

@@ -35,6 +35,7 @@ mod redis_cuts;
 mod redis_faults;
 mod restart;
 mod routing;
+mod s3_faults;
 mod stop;
 mod submit;
 mod supervision;

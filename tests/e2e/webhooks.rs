@@ -60,6 +60,19 @@ fn a_webhook_that_is_busy_is_tried_again() {
 }
 
 #[test]
+fn a_webhook_that_refuses_the_credentials_or_is_not_deployed_is_waited_out() {
+    let (redis, webhook) = (Redis::plain(), Webhook::answering(&[401, 403, 404, 302]));
+    let daemon = Conserver::with(&redis)
+        .config(&posting_to(&webhook))
+        .start();
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(webhook.requests().len(), 5);
+    assert!(daemon.log().contains("see to the credentials"));
+}
+
+#[test]
 fn a_webhook_that_refuses_makes_a_dead_letter() {
     let (redis, webhook) = (Redis::plain(), Webhook::answering(&[400]));
     let _daemon = Conserver::with(&redis)

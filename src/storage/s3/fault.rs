@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 413, EntityTooLarge, MaxMessageLengthExceeded: the document is too large for it | permanent |
 //! | InvalidObjectState: this object was moved to an archive | permanent |
+//! | AccessDenied at reading: the object may just not be there | permanent |
 //! | all others: refused or expired keys (403), a missing bucket or right, another region (301, 400), a proxy or no S3 at all (404, 405, 501), too many requests (429, SlowDown), 5xx, … | transient |
 //!
 //! No answer at all is always the fault of the place: the network, the server, its certificate.

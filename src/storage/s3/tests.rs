@@ -1,7 +1,133 @@
 //! Keys and answers of `storage.s3`; no server.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::thread::{self, JoinHandle};
+
 use super::*;
+use crate::vcon::Version;
+
+/// Answers one connection for each status and body, and returns the requests' heads as they came,
+/// in lower case.
+fn serve(answers: &[(u16, &str)]) -> (String, JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let answers: Vec<(u16, String)> = answers.iter().map(|(s, b)| (*s, (*b).to_owned())).collect();
+    let server = thread::spawn(move || {
+        let answer = |(status, body): &(u16, String)| {
+            let (stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(&stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+            }
+            let head = head.to_lowercase();
+            let length = head
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: "));
+            let mut sent = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+            reader.read_exact(&mut sent).unwrap();
+            let length = body.len();
+            let text = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            (&stream).write_all(text.as_bytes()).unwrap();
+            head
+        };
+        answers.iter().map(answer).collect()
+    });
+    (address, server)
+}
+
+fn storage(address: &str) -> Box<dyn Storage> {
+    let mut options = Options::from_yaml(&format!(
+        "{{aws_bucket: calls, aws_access_key_id: K, aws_secret_access_key: S, \
+         aws_session_token: Token, endpoint_url: 'http://{address}', s3_path: a}}"
+    ));
+    let storage = open(&mut options);
+    options.finish();
+    assert_eq!(options.faults(), [""; 0]);
+    storage
+}
+
+fn vcon() -> Outgoing {
+    Outgoing {
+        id: "05cec3d4-0561-4010-9fb8-23cc7edef146".parse().unwrap(),
+        json: "{}".to_owned(),
+        version: Version::Current,
+        created_at: None,
+        subject: None,
+    }
+}
+
+const DENIED: &str = "<Error><Code>AccessDenied</Code></Error>";
+const MISSING: &str = "<Error><Code>NoSuchKey</Code></Error>";
+
+#[test]
+fn the_document_goes_before_its_pointer_and_the_session_token_with_both() {
+    let (address, server) = serve(&[(200, ""), (200, "")]);
+    storage(&address).save(&vcon()).unwrap();
+    let heads = server.join().unwrap();
+    let id = vcon().id;
+    assert!(heads[0].starts_with("put /calls/a/20"), "{}", heads[0]);
+    assert!(
+        heads[0].contains(&format!("/{id}.vcon http")),
+        "{}",
+        heads[0]
+    );
+    let pointer = format!("put /calls/a/lookup/{id}.txt http");
+    assert!(heads[1].starts_with(&pointer), "{}", heads[1]);
+    for head in heads {
+        assert!(
+            head.contains("\r\nx-amz-security-token: token\r\n"),
+            "{head}"
+        );
+        let signed = head.split("signedheaders=").nth(1).unwrap();
+        let signed = signed.split(',').next().unwrap();
+        assert!(signed.contains("x-amz-security-token"), "{signed}");
+    }
+}
+
+#[test]
+fn a_probe_writes_only_after_a_write_was_forbidden() {
+    let (address, server) = serve(&[
+        (404, MISSING),
+        (403, DENIED),
+        (403, DENIED),
+        (403, DENIED),
+        (200, ""),
+        (204, ""),
+        (200, ""),
+        (200, ""),
+        (403, DENIED),
+    ]);
+    let mut storage = storage(&address);
+    assert_eq!(storage.probe(), Ok(()));
+    // Without the right to list, this is what a missing object looks like.
+    assert_eq!(storage.probe(), Ok(()));
+    assert!(storage.save(&vcon()).unwrap_err().is_transient());
+    assert!(storage.probe().unwrap_err().is_transient());
+    assert_eq!(storage.probe(), Ok(()));
+    assert_eq!(storage.save(&vcon()), Ok(()));
+    assert_eq!(storage.probe(), Ok(()));
+    let heads = server.join().unwrap();
+    let verbs: Vec<&str> = heads.iter().map(|h| h.split(' ').next().unwrap()).collect();
+    let expected = [
+        "get", "get", "put", "put", "put", "delete", "put", "put", "get",
+    ];
+    assert_eq!(verbs, expected);
+}
+
+#[test]
+fn an_object_that_may_not_be_read_does_not_hold_up_the_others() {
+    let (address, server) = serve(&[(403, DENIED), (404, MISSING), (503, "")]);
+    let mut storage = storage(&address);
+    assert!(!storage.get(&vcon().id).unwrap_err().is_transient());
+    assert_eq!(storage.get(&vcon().id), Ok(None));
+    assert!(storage.get(&vcon().id).unwrap_err().is_transient());
+    server.join().unwrap();
+}
 
 fn s3(prefix: &str) -> S3 {
     S3 {
