@@ -27,6 +27,7 @@ mod lease;
 mod logging;
 mod outages;
 mod postgres_faults;
+mod postgres_table;
 mod postgres_tls;
 mod process_model;
 mod processing;

@@ -1,0 +1,155 @@
+//! What can be wrong with the login, the rights and the table, which is waited out, and with a vCon
+//! that the table does not take, which becomes a dead letter.
+
+use serde_json::json;
+
+use crate::harness::{
+    Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, Redis, fresh, submit, wait_until,
+};
+use crate::postgres_faults::{all_is_stored, daemon, is_away, waits_until_it_is_mended};
+
+#[test]
+fn a_password_that_was_changed_is_waited_out() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    database.execute(&format!("ALTER ROLE {user} PASSWORD 'AnderesWort'"));
+    let storage = database.storage_with(json!({"user": user}));
+    waits_until_it_is_mended(&database, &storage, "SQLSTATE 28P01", || {
+        database.execute(&format!("ALTER ROLE {user} PASSWORD '{POSTGRES_PASSWORD}'"));
+    });
+}
+
+#[test]
+fn a_missing_database_is_waited_out() {
+    let server = Postgres::database();
+    let missing = format!("{}_later", server.name());
+    let storage = server.storage_with(json!({"database": missing}));
+    let (redis, samples) = (Redis::plain(), fresh(10));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &storage);
+    is_away(&redis, &daemon, "SQLSTATE 3D000");
+    server.execute(&format!("CREATE DATABASE {missing}"));
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+#[test]
+fn a_missing_right_is_waited_out() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    let storage = database.storage_with(json!({"user": user}));
+    database.execute(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+         created_at timestamp NOT NULL, updated_at timestamp, subject text, vcon_json jsonb)",
+    );
+    waits_until_it_is_mended(&database, &storage, "grant the user SELECT, INSERT", || {
+        database.execute(&format!(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON vcons TO {user}"
+        ));
+    });
+}
+
+#[test]
+fn a_table_with_other_columns_is_waited_out() {
+    for (columns, state, mend) in [
+        ("subject text", "42703", "ADD vcon_json jsonb"),
+        (
+            "subject text, vcon_json jsonb, tenant text NOT NULL",
+            "23502",
+            "ALTER tenant DROP NOT NULL",
+        ),
+        (
+            "subject text, vcon_json uuid",
+            "42804",
+            "ALTER vcon_json TYPE jsonb USING NULL",
+        ),
+    ] {
+        let database = Postgres::database();
+        database.execute(&format!(
+            "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+             created_at timestamp NOT NULL, updated_at timestamp, {columns})"
+        ));
+        let why = format!("SQLSTATE {state}); the table must have: id uuid primary key");
+        waits_until_it_is_mended(&database, &database.storage(), &why, || {
+            database.execute(&format!("ALTER TABLE vcons {mend}"));
+        });
+    }
+}
+
+#[test]
+fn columns_of_kindred_types_will_do() {
+    let database = Postgres::database();
+    database.execute(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY, vcon varchar(20) NOT NULL, uuid varchar(36) \
+         NOT NULL, created_at timestamptz NOT NULL, updated_at date, subject varchar, \
+         vcon_json json)",
+    );
+    let (redis, samples) = (Redis::plain(), fresh(10));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &database.storage());
+    Ledger::of(&redis, &samples).settles();
+    let count = database
+        .client()
+        .query_one("SELECT count(*) FROM vcons", &[]);
+    assert_eq!(count.expect("a count").get::<_, i64>(0), 10);
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_turns_read_only_is_waited_out() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(20));
+    let name = database.name();
+    // Where the table is there: making it would be refused as well.
+    let storage = database.storage();
+    let read_only = |value: &str| {
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}");
+        let mut client = database.client();
+        for statement in ["SET default_transaction_read_only = off", &set] {
+            client.batch_execute(statement).expect("a setting");
+        }
+    };
+    let daemon = daemon(&redis, &storage);
+    let first = fresh(4);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+    database.execute("TRUNCATE vcons");
+    read_only("on");
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name = 'conserver'",
+    );
+    submit(&redis, "default", &samples);
+    is_away(&redis, &daemon, "SQLSTATE 25006");
+    let probed = daemon.conserver().run(&["check"]);
+    assert_eq!(probed.code, 69, "{}", probed.output());
+    assert!(probed.output().contains("read-only"), "{}", probed.output());
+    read_only("off");
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_vcon_that_the_table_does_not_take_is_a_dead_letter_and_the_others_are_stored() {
+    let database = Postgres::database();
+    let (redis, samples) = (Redis::plain(), fresh(20));
+    let refused = &samples[7].id;
+    database.execute(&format!(
+        "CREATE TABLE vcons (id uuid PRIMARY KEY CHECK (id <> '{refused}'), vcon text NOT NULL, \
+         uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, subject text, \
+         vcon_json jsonb)"
+    ));
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &database.storage());
+    wait_until(
+        "one is a dead letter, the others are done",
+        PATIENCE,
+        || redis.length("DLQ:default") == 1 && redis.length("done") == 19,
+    );
+    assert_eq!(&redis.list("DLQ:default"), std::slice::from_ref(refused));
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", refused]);
+    assert!(reason.contains("SQLSTATE 23514"), "{reason}");
+    assert_eq!(database.rows().len(), 19);
+    daemon.stop();
+}
