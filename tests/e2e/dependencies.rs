@@ -43,12 +43,24 @@ fn the_only_async_runtime_is_the_one_inside_postgres() {
     let parents: BTreeSet<String> = cargo_tree(&["--invert", "tokio", "--depth", "1"])
         .into_iter()
         .collect();
-    let allowed = ["tokio", "tokio-util", "tokio-postgres", "postgres"];
+    // The last two put TLS on the connections of `postgres`, within its runtime.
+    let allowed = [
+        "tokio",
+        "tokio-util",
+        "tokio-postgres",
+        "postgres",
+        "tokio-postgres-rustls",
+        "tokio-rustls",
+    ];
     let others: Vec<&String> = parents
         .iter()
         .filter(|name| !allowed.contains(&name.as_str()))
         .collect();
     assert!(others.is_empty(), "{others:?} use tokio");
+    let users = cargo_tree(&["--invert", "tokio-rustls", "--depth", "1"]);
+    let users: BTreeSet<String> = users.into_iter().collect();
+    let expected = ["tokio-postgres-rustls", "tokio-rustls"].map(str::to_owned);
+    assert_eq!(users, BTreeSet::from(expected));
 }
 
 #[test]
