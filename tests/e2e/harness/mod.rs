@@ -44,9 +44,8 @@ pub use processes::{
 };
 pub use proxy::{Direction, Proxy};
 pub use queues::{list, queue};
-pub use s3::S3;
-pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use s3::{S3, SECRET as S3_SECRET};
+pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;
 
