@@ -2,9 +2,11 @@
 //!
 //! `tests/run.sh` installs what these tests need and runs them. One area alone:
 //! `cargo test --test e2e outages`. Larger runs: `CONSERVER_TEST_COUNT` vCons for those of
-//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3),
+//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL or Redis (3),
 //! `CONSERVER_TEST_KILLS` of workers for each start method (40),
-//! `CONSERVER_TEST_OTHERS` vCons beside one that kills its workers (199). Other vCons
+//! `CONSERVER_TEST_OTHERS` vCons beside one that kills its workers (199),
+//! `CONSERVER_TORTURE_SECONDS` of `torture` (60), whose random events `CONSERVER_TORTURE_SEED`
+//! repeats. Other vCons
 //! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -41,4 +43,5 @@ mod stop;
 mod submit;
 mod supervision;
 mod systemd;
+mod torture;
 mod webhooks;

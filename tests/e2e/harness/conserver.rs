@@ -138,12 +138,17 @@ impl Conserver {
 
     /// Another daemon with the same settings, in the same folder.
     pub fn launch_again(&self) -> Daemon {
-        Daemon::launch(Self {
+        self.again().launch()
+    }
+
+    /// The program with the same settings and files, of which this one must outlive it.
+    pub fn again(&self) -> Self {
+        Self {
             folder: private_folder(),
             workers: self.workers,
             environment: self.environment.clone(),
             program: self.program.clone(),
-        })
+        }
     }
 
     /// Starts a command, for a test that does something to it.

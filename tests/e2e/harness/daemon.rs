@@ -164,6 +164,17 @@ impl Daemon {
         status.and_then(|status| status.code()).unwrap_or(-1)
     }
 
+    /// Its exit code when it has ended, -1 where a signal ended it.
+    pub fn has_exited(&mut self) -> Option<i32> {
+        let status = self.child.try_wait().expect("a child");
+        status.map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// Sends every process of the daemon a signal.
+    pub fn signal_all(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.pid()), signal).expect("the daemon runs");
+    }
+
     /// For measurements: waits for its end without a pause; gives its exit code, -1 where a signal ended it.
     #[allow(dead_code)]
     pub fn wait_exit_at_once(&mut self) -> i32 {

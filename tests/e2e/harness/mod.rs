@@ -40,7 +40,8 @@ pub use disk::Disk;
 pub use files::Files;
 pub use ledger::Ledger;
 pub use processes::{
-    children_of, descriptors_of, is_alive, processes_mentioning, title_of, zombies_of,
+    children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
+    zombies_of,
 };
 pub use proxy::{Direction, Proxy};
 pub use queues::{list, queue};

@@ -170,12 +170,21 @@ impl Postgres {
 
     /// Stops the server; its sessions are ended.
     pub fn stop(&self) {
+        self.end(Signal::SIGINT);
+    }
+
+    /// Stops the server as a crash would: it has to recover when it starts again.
+    pub fn crash(&self) {
+        self.end(Signal::SIGQUIT);
+    }
+
+    fn end(&self, signal: Signal) {
         let server = self
             .server
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        server.expect("PostgreSQL runs").end(Signal::SIGINT);
+        server.expect("PostgreSQL runs").end(signal);
     }
 
     /// Stops the server at once; it has to recover when it starts.

@@ -3,12 +3,30 @@
 use std::fs;
 use std::path::Path;
 
-/// A process's state letter and its parent, or nothing when it is gone.
-fn stat(pid: i32) -> Option<(char, i32)> {
+/// What is of interest here of a process.
+struct Stat {
+    state: char,
+    parent: i32,
+    group: i32,
+}
+
+impl Stat {
+    /// Not one that only waits to be reaped.
+    fn runs(&self) -> bool {
+        self.state != 'Z' && self.state != 'X'
+    }
+}
+
+/// Reads it, or nothing when the process is gone.
+fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may hold anything.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+    })
 }
 
 fn pids() -> Vec<i32> {
@@ -20,12 +38,19 @@ fn pids() -> Vec<i32> {
 
 /// Whether a process runs; one that only waits to be reaped does not.
 pub fn is_alive(pid: i32) -> bool {
-    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+    stat(pid).is_some_and(|stat| stat.runs())
+}
+
+/// The processes of a group that run.
+pub fn running_in_group(group: i32) -> Vec<i32> {
+    let belongs = |pid: &i32| stat(*pid).is_some_and(|stat| stat.group == group && stat.runs());
+    pids().into_iter().filter(belongs).collect()
 }
 
 /// The children of a process that it has not reaped.
 pub fn zombies_of(parent: i32) -> Vec<i32> {
-    let is_zombie = |pid: &i32| stat(*pid) == Some(('Z', parent));
+    let is_zombie =
+        |pid: &i32| stat(*pid).is_some_and(|stat| stat.state == 'Z' && stat.parent == parent);
     pids().into_iter().filter(is_zombie).collect()
 }
 
@@ -40,7 +65,7 @@ pub fn processes_mentioning(text: &str) -> Vec<i32> {
 
 /// The children of a process.
 pub fn children_of(parent: i32) -> Vec<i32> {
-    let is_child = |pid: &i32| stat(*pid).is_some_and(|(_, of)| of == parent);
+    let is_child = |pid: &i32| stat(*pid).is_some_and(|stat| stat.parent == parent);
     pids().into_iter().filter(is_child).collect()
 }
 

@@ -1,6 +1,6 @@
 //! A private Redis, with or without RedisJSON, TLS, users, persistence.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
@@ -62,6 +62,12 @@ impl Redis {
     /// Every write is on disk before it is answered.
     pub fn durable(self) -> Self {
         self.with(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    /// The journal on disk keeps every command, with its time.
+    pub fn recorded(self) -> Self {
+        self.with(&["--auto-aof-rewrite-percentage", "0"])
+            .with(&["--aof-timestamp-enabled", "yes"])
     }
 
     /// TCP is TLS only.
@@ -173,6 +179,11 @@ impl Redis {
         format!("{scheme}://{user}127.0.0.1:{}", self.port)
     }
 
+    /// The private folder that it keeps its data in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The path of its Unix socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
@@ -196,6 +207,11 @@ impl Redis {
     /// A connection of the test's own, over the Unix socket.
     pub fn connection(&self) -> Connection {
         self.try_connection(0).expect("a connection to Redis")
+    }
+
+    /// A connection of the test's own, or why there is none.
+    pub fn try_connect(&self) -> RedisResult<Connection> {
+        self.try_connection(0)
     }
 
     fn try_connection(&self, database: u32) -> RedisResult<Connection> {
@@ -242,9 +258,21 @@ impl Redis {
 
     /// The document of a vCon, parsed.
     pub fn document(&self, id: &str) -> Option<serde_json::Value> {
+        self.documents(&[id]).pop().flatten()
+    }
+
+    /// The documents of these vCons, parsed.
+    pub fn documents(&self, ids: &[&str]) -> Vec<Option<serde_json::Value>> {
         let read = if self.json { "JSON.GET" } else { "GET" };
-        let text: Option<String> = self.ask(&[read, &format!("vcon:{id}")]);
-        text.map(|text| serde_json::from_str(&text).expect("JSON"))
+        let mut steps = redis::pipe();
+        for id in ids {
+            steps.cmd(read).arg(format!("vcon:{id}"));
+        }
+        let texts: Vec<Option<String>> = steps
+            .query(&mut self.connection())
+            .unwrap_or_else(|error| panic!("{read}: {error}"));
+        let parsed = |text: String| serde_json::from_str(&text).expect("JSON");
+        texts.into_iter().map(|text| text.map(parsed)).collect()
     }
 }
 

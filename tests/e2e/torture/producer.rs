@@ -1,0 +1,117 @@
+//! The producer: submits vCons all the time, as the API server does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::{Connection, RedisResult};
+use serde_json::json;
+
+use super::run::Run;
+use crate::harness::{Redis, Sample, fresh};
+
+/// The set of every UUID that was pushed. It is written in the same transaction as the push, so
+/// that it tells of those too whose acknowledgement was lost.
+pub const JOURNAL: &str = "torture:journal";
+
+/// The time between two vCons.
+const PAUSE: Duration = Duration::from_millis(12);
+
+/// No more are submitted while so many wait.
+const MOST_WAITING: usize = 1_500;
+
+/// What was submitted.
+#[derive(Default)]
+pub struct Submitted {
+    /// Redis has acknowledged the push: none of these may be missing.
+    pub acknowledged: BTreeSet<String>,
+    /// It has not: these may have been pushed, or not.
+    pub unacknowledged: BTreeSet<String>,
+}
+
+/// Submits vCons as long as things happen.
+pub fn produce(run: &Run, redis: &Redis) -> Submitted {
+    let mut random = run.random("producer");
+    let large = fresh(20);
+    let mut submitted = Submitted::default();
+    let mut connection = None;
+    while run.pause(PAUSE) {
+        let sample = if random.u8(..20) == 0 {
+            Sample::of(large[random.usize(..large.len())].document.clone())
+        } else {
+            small(&mut random)
+        };
+        match submit(&mut connection, redis, &sample) {
+            Ok(waiting) => {
+                submitted.acknowledged.insert(sample.id);
+                while waiting > MOST_WAITING && run.pause(PAUSE) {
+                    let now: RedisResult<usize> = redis.try_ask(&["LLEN", "default"]);
+                    if now.is_ok_and(|now| now < MOST_WAITING) {
+                        break;
+                    }
+                }
+            }
+            Err(Step::Document) => connection = None,
+            Err(Step::Push) => {
+                connection = None;
+                submitted.unacknowledged.insert(sample.id);
+            }
+        }
+    }
+    submitted
+}
+
+/// A vCon of some hundred bytes, with text of its own.
+fn small(random: &mut fastrand::Rng) -> Sample {
+    let mut sample = Sample::small();
+    let words = random.usize(1..60);
+    let text: String = (0..words).map(|_| random.alphabetic()).collect();
+    sample.document["dialog"] = json!([{
+        "type": "text", "start": "2024-03-16T16:09:20Z", "parties": [0],
+        "mediatype": "text/plain", "body": text, "encoding": "none",
+    }]);
+    sample
+}
+
+/// The step of submitting that has failed.
+enum Step {
+    Document,
+    Push,
+}
+
+/// Answers how many vCons wait now.
+fn submit(
+    connection: &mut Option<Connection>,
+    redis: &Redis,
+    sample: &Sample,
+) -> Result<usize, Step> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connection.insert(redis.try_connect().map_err(|_| Step::Document)?),
+    };
+    write(connection, redis, sample).map_err(|_| Step::Document)?;
+    let pushed: RedisResult<(usize,)> = redis::pipe()
+        .atomic()
+        .cmd("RPUSH")
+        .arg("default")
+        .arg(&sample.id)
+        .cmd("SADD")
+        .arg(JOURNAL)
+        .arg(&sample.id)
+        .ignore()
+        .query(connection);
+    pushed.map(|(waiting,)| waiting).map_err(|_| Step::Push)
+}
+
+fn write(connection: &mut Connection, redis: &Redis, sample: &Sample) -> RedisResult<()> {
+    let key = format!("vcon:{}", sample.id);
+    let mut steps = redis::pipe();
+    if redis.has_json() {
+        let set = steps.cmd("JSON.SET").arg(&key).arg("$");
+        set.arg(sample.text()).ignore();
+    } else {
+        steps.cmd("SET").arg(&key).arg(sample.text()).ignore();
+    }
+    let add = steps.cmd("ZADD").arg("vcons").arg(1_710_605_360);
+    add.arg(&key).ignore();
+    steps.query(connection)
+}
