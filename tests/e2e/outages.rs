@@ -1,7 +1,7 @@
 //! Servers that go away and come back: nothing is lost, and nothing has to be done by hand.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -96,21 +96,66 @@ fn idle_workers_whose_connections_are_cut_find_new_work() {
 fn postgres_is_stopped_and_started_under_load() {
     let (redis, server) = (Redis::plain(), Postgres::own());
     let database = server.new_database();
-    let samples = fresh(300);
-    let ledger = Ledger::of(&redis, &samples);
+    let mut samples = fresh(300);
     submit(&redis, "default", &samples);
     let daemon = daemon(&redis, &[("pg", database.storage())]);
-    ledger.wait_for(50);
+    wait_until("some vCons are done", PATIENCE, || done(&redis) >= 50);
     server.stop();
     daemon.wait_for_log("storage pg is away", PATIENCE);
-    let seconds = number_from_env("CONSERVER_TEST_OUTAGE_SECONDS", 3);
-    // The length of the outage is what is tested.
-    thread::sleep(Duration::from_secs(seconds as u64));
+    let start = Instant::now();
+    while start.elapsed() < outage() {
+        let more = fresh(5);
+        submit(&redis, "default", &more);
+        samples.extend(more);
+        thread::sleep(Duration::from_millis(100));
+    }
     assert_eq!(redis.length("DLQ:default"), 0);
     server.start();
-    ledger.settles();
+    resumes("PostgreSQL", &redis);
+    Ledger::of(&redis, &samples).settles();
     assert_eq!(database.rows().len(), samples.len());
     daemon.stop();
+}
+
+#[test]
+fn redis_is_away_for_long_under_load() {
+    let (redis, files) = (Redis::new().durable().started(), Files::new());
+    let samples = fresh(2_000);
+    submit(&redis, "default", &samples);
+    let daemon = daemon(&redis, &[("files", files.storage())]);
+    wait_until("some vCons are done", PATIENCE, || done(&redis) >= 50);
+    redis.kill9();
+    daemon.wait_for_log("Redis is away", PATIENCE);
+    // The length of the outage is what is tested.
+    thread::sleep(outage());
+    redis.start();
+    resumes("Redis", &redis);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(files.paths().len(), samples.len());
+    daemon.stop();
+}
+
+/// How long a server is away.
+fn outage() -> Duration {
+    let seconds = number_from_env("CONSERVER_TEST_OUTAGE_SECONDS", 3);
+    Duration::from_secs(seconds as u64)
+}
+
+fn done(redis: &Redis) -> usize {
+    redis.length("done")
+}
+
+/// Waits for the first vCon that is done after a server has answered again: just now.
+fn resumes(server: &str, redis: &Redis) {
+    let (start, before) = (Instant::now(), done(redis));
+    wait_until("the work goes on", PATIENCE, || done(redis) > before);
+    let took = start.elapsed();
+    println!(
+        "{server} was away for {:?}; the work goes on after {took:?}",
+        outage()
+    );
+    // A quiet machine takes less than 2 s.
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
