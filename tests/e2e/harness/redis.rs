@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
-use redis::{Connection, FromRedisValue, RedisResult};
+use redis::{Connection, FromRedisValue, Pipeline, RedisResult};
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
@@ -264,15 +264,31 @@ impl Redis {
     /// The documents of these vCons, parsed.
     pub fn documents(&self, ids: &[&str]) -> Vec<Option<serde_json::Value>> {
         let read = if self.json { "JSON.GET" } else { "GET" };
-        let mut steps = redis::pipe();
-        for id in ids {
-            steps.cmd(read).arg(format!("vcon:{id}"));
-        }
-        let texts: Vec<Option<String>> = steps
-            .query(&mut self.connection())
-            .unwrap_or_else(|error| panic!("{read}: {error}"));
+        let texts: Vec<Option<String>> =
+            self.ask_of_each(ids, |id, ask| ask.cmd(read).arg(format!("vcon:{id}")));
         let parsed = |text: String| serde_json::from_str(&text).expect("JSON");
         texts.into_iter().map(|text| text.map(parsed)).collect()
+    }
+
+    /// The entries of a list for each of these vCons; `name` gives its key.
+    pub fn lists(&self, ids: &[&str], name: impl Fn(&str) -> String) -> Vec<Vec<String>> {
+        self.ask_of_each(ids, |id, ask| {
+            ask.cmd("LRANGE").arg(name(id)).arg(0).arg(-1)
+        })
+    }
+
+    /// One question for each vCon, all in one round trip.
+    fn ask_of_each<T: FromRedisValue>(
+        &self,
+        ids: &[&str],
+        ask: impl for<'a> Fn(&str, &'a mut Pipeline) -> &'a mut Pipeline,
+    ) -> Vec<T> {
+        let mut steps = redis::pipe();
+        for id in ids {
+            ask(id, &mut steps);
+        }
+        let answers = steps.query(&mut self.connection());
+        answers.expect("Redis answers")
     }
 }
 

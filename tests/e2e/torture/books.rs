@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::producer::{JOURNAL, Submitted};
+use super::producer::{JOURNAL, Submitted, context_of};
 use super::run::Run;
 use super::sampler::ANNOUNCED;
 use crate::harness::{Files, Redis, same};
@@ -52,7 +52,11 @@ impl Books {
         let ids: Vec<&String> = journal.iter().collect();
         for some in ids.chunks(500) {
             let some: Vec<&str> = some.iter().map(|id| id.as_str()).collect();
-            for (id, document) in some.iter().zip(redis.documents(&some)) {
+            let before = redis.lists(&some, |id| format!("context:default:{id}"));
+            let after = redis.lists(&some, |id| format!("context:done:{id}"));
+            let contexts = before.into_iter().zip(after);
+            let found = redis.documents(&some).into_iter().zip(contexts);
+            for (id, (document, (before, after))) in some.iter().zip(found) {
                 let times = announced.get(*id).copied().unwrap_or(0);
                 *books.announced.entry(times).or_default() += 1;
                 let entry = Entry {
@@ -60,6 +64,7 @@ impl Books {
                     row: rows.get(*id),
                     file: documents.get(*id),
                     announced: times,
+                    has_its_context: before.is_empty() && after == [context_of(id)],
                 };
                 books.enter(run, id, &entry);
             }
@@ -95,6 +100,7 @@ struct Entry<'a> {
     row: Option<&'a Value>,
     file: Option<&'a Value>,
     announced: usize,
+    has_its_context: bool,
 }
 
 impl Entry<'_> {
@@ -126,6 +132,7 @@ impl Entry<'_> {
             self.file.is_none_or(|file| same(file, document)),
             "its file is another",
         );
+        check(self.has_its_context, "its context is lost, or there twice");
         // A claim is let go in the step that announces: whatever dies, there is no second time.
         check(
             self.announced == 1,

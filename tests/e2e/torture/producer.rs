@@ -102,6 +102,12 @@ fn submit(
     pushed.map(|(waiting,)| waiting).map_err(|_| Step::Push)
 }
 
+/// The context that a vCon is submitted with, and announced with in the end.
+pub fn context_of(id: &str) -> String {
+    let trace = id.replace('-', "");
+    json!({"trace_id": trace, "span_id": trace[..16], "trace_flags": 1}).to_string()
+}
+
 fn write(connection: &mut Connection, redis: &Redis, sample: &Sample) -> RedisResult<()> {
     let key = format!("vcon:{}", sample.id);
     let mut steps = redis::pipe();
@@ -111,6 +117,10 @@ fn write(connection: &mut Connection, redis: &Redis, sample: &Sample) -> RedisRe
     } else {
         steps.cmd("SET").arg(&key).arg(sample.text()).ignore();
     }
+    let context = steps
+        .cmd("RPUSH")
+        .arg(format!("context:default:{}", sample.id));
+    context.arg(context_of(&sample.id)).ignore();
     let add = steps.cmd("ZADD").arg("vcons").arg(1_710_605_360);
     add.arg(&key).ignore();
     steps.query(connection)
