@@ -3,22 +3,21 @@
 mod fork;
 mod mask;
 mod title;
+mod wait;
 mod words;
 
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use title::Title;
+pub use wait::{End, reap};
 pub use words::SharedWords;
 
-use std::fmt;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getppid};
-use serde::{Deserialize, Serialize};
 
 /// Asks the kernel to kill this process when its parent ends, and answers whether `parent` is
 /// still there: it may have ended before the request.
@@ -64,59 +63,6 @@ pub fn monotonic() -> Duration {
 /// [`monotonic`] in whole milliseconds.
 pub fn monotonic_ms() -> u64 {
     u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum End {
-    /// By itself, with this exit code.
-    Exited(i32),
-    /// By a signal of this number.
-    Killed {
-        /// The number.
-        signal: i32,
-        /// Whether it left a core dump.
-        core: bool,
-    },
-    /// Somewhere else, unseen.
-    Unseen,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => write!(f, "exit code {code}"),
-            Self::Killed { signal, core } => {
-                match Signal::try_from(*signal) {
-                    Ok(signal) => write!(f, "killed by {signal}")?,
-                    Err(_) => write!(f, "killed by signal {signal}")?,
-                }
-                f.write_str(if *core { ", core dumped" } else { "" })
-            }
-            Self::Unseen => f.write_str("ended unseen"),
-        }
-    }
-}
-
-/// Collects one child that has ended, without waiting.
-pub fn reap() -> Option<(Pid, End)> {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
-            Ok(WaitStatus::Exited(pid, code)) => return Some((pid, End::Exited(code))),
-            Ok(WaitStatus::Signaled(pid, signal, core)) => {
-                let signal = signal as i32;
-                return Some((pid, End::Killed { signal, core }));
-            }
-            Ok(_) | Err(Errno::EINTR) => {}
-            // A real-time signal, which the library has no name for.
-            Err(Errno::EINVAL) => {}
-            Err(error) => {
-                log::error!("could not wait for a child process: {error}");
-                return None;
-            }
-        }
-    }
 }
 
 /// Sends `signal`, and answers whether there was a process to send it to.

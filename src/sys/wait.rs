@@ -1,0 +1,134 @@
+//! Collecting children that have ended.
+
+use std::fmt;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// By itself, with this exit code.
+    Exited(i32),
+    /// By a signal of this number.
+    Killed {
+        /// The number.
+        signal: i32,
+        /// Whether it left a core dump.
+        core: bool,
+    },
+    /// Somewhere else, unseen.
+    Unseen,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed { signal, core } => {
+                write!(f, "killed by {}", signal_name(*signal))?;
+                f.write_str(if *core { ", core dumped" } else { "" })
+            }
+            Self::Unseen => f.write_str("ended unseen"),
+        }
+    }
+}
+
+/// `SIGKILL`, `SIGRTMIN+3`, or `signal 99` for a number that has no name.
+fn signal_name(number: i32) -> String {
+    if let Ok(signal) = Signal::try_from(number) {
+        return signal.to_string();
+    }
+    #[cfg(target_os = "linux")]
+    if (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number) {
+        return format!("SIGRTMIN+{}", number - libc::SIGRTMIN());
+    }
+    format!("signal {number}")
+}
+
+/// Collects one child that has ended, without waiting.
+pub fn reap() -> Option<(Pid, End)> {
+    collect(-1)
+}
+
+/// Collects the child `pid`, or with -1 any child, where it has ended. Decoded here: a library
+/// that has no name for the signal would have consumed the child by the time it says so.
+fn collect(pid: i32) -> Option<(Pid, End)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is ours to write to, and lives through the call.
+        let collected = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+        match Errno::result(collected) {
+            Ok(0) | Err(Errno::ECHILD) => return None,
+            Ok(pid) => {
+                if let Some(end) = decode(status) {
+                    return Some((Pid::from_raw(pid), end));
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => {
+                log::error!("could not wait for a child process: {error}");
+                return None;
+            }
+        }
+    }
+}
+
+/// Nothing for a child that was stopped or goes on, which nobody asked to be told of.
+fn decode(status: i32) -> Option<End> {
+    if libc::WIFEXITED(status) {
+        Some(End::Exited(libc::WEXITSTATUS(status)))
+    } else if libc::WIFSIGNALED(status) {
+        Some(End::Killed {
+            signal: libc::WTERMSIG(status),
+            core: libc::WCOREDUMP(status),
+        })
+    } else {
+        None
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The end of a shell that does this.
+    #[allow(clippy::zombie_processes)]
+    fn end_of(script: &str) -> End {
+        let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        loop {
+            if let Some((ended, end)) = collect(pid) {
+                assert_eq!(ended.as_raw(), pid);
+                return end;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn every_end_is_seen_for_what_it_is() {
+        for (script, expected) in [
+            ("exit 0", "exit code 0"),
+            ("exit 255", "exit code 255"),
+            ("kill -KILL $$", "killed by SIGKILL"),
+            ("kill -34 $$", "killed by SIGRTMIN+0"),
+            ("kill -64 $$", "killed by SIGRTMIN+30"),
+        ] {
+            assert_eq!(end_of(script).to_string(), expected, "{script}");
+        }
+    }
+
+    #[test]
+    fn a_core_dump_is_told() {
+        let end = decode(libc::SIGABRT | 0x80).unwrap();
+        assert_eq!(end.to_string(), "killed by SIGABRT, core dumped");
+        assert_eq!(signal_name(33), "signal 33");
+    }
+}
