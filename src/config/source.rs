@@ -1,11 +1,17 @@
 //! The configuration's file: what it holds, and whether it has changed.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::libc;
+
 use super::{Config, ConfigErrors, Fault};
+
+/// The most bytes of a configuration file: far more than anyone writes, and little enough that the
+/// supervisor, which reads it between two looks after its workers, is not held up.
+pub const MOST_BYTES: u64 = 4 << 20;
 
 /// What tells one state of the file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,20 +60,32 @@ impl Source {
     }
 }
 
-/// The largest file, in bytes: what is larger is no configuration.
-const LARGEST: u64 = 4 << 20;
-
 fn read(path: &Path) -> Result<String, Fault> {
-    let bytes = read_bytes(path).map_err(|error| match error.kind() {
+    let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => Fault::of_file(
             "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",
         ),
         _ => Fault::of_file(format!("could not be read: {error}")),
-    })?;
-    if bytes.len() as u64 > LARGEST {
-        let most = LARGEST >> 20;
+    };
+    // Without waiting: a pipe would keep us until someone writes to it.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(unreadable)?;
+    let meta = file.metadata().map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(Fault::of_file("could not be read: it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // It may grow while it is read.
+    file.take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let megabytes = MOST_BYTES >> 20;
         return Err(Fault::of_file(format!(
-            "is larger than {most} MB, which no configuration is"
+            "could not be read: it is larger than {megabytes} MiB, the most a configuration file may be"
         )));
     }
     String::from_utf8(bytes).map_err(|error| {
@@ -78,11 +96,34 @@ fn read(path: &Path) -> Result<String, Fault> {
     })
 }
 
-/// The file's bytes, or one more than are allowed.
-fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(LARGEST + 1)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        Source::load(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("config.yml");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(refusal(&pipe).contains("is not a regular file"));
+        assert!(refusal(folder.path()).contains("is not a regular file"));
+        assert!(refusal(Path::new("/dev/zero")).contains("is not a regular file"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(MOST_BYTES + 1).unwrap();
+        assert!(refusal(file.path()).contains("is larger than 4 MiB"));
+        file.as_file().set_len(MOST_BYTES).unwrap();
+        assert!(!refusal(file.path()).contains("is larger"));
+    }
 }
