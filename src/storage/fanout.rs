@@ -136,6 +136,7 @@ mod tests {
             json: "{}".to_owned(),
             version: Version::Current,
             created_at: None,
+            stand_in: std::sync::OnceLock::new(),
             subject: None,
         }
     }

@@ -107,6 +107,7 @@ impl Vcon {
             },
             version,
             created_at: self.raw("created_at").and_then(CreatedAt::from_json),
+            stand_in: std::sync::OnceLock::new(),
             subject: self.raw("subject").and_then(json::text),
         }
     }
@@ -323,5 +324,9 @@ mod tests {
             .outgoing(Version::Current);
         assert_eq!(outgoing.subject, None);
         assert_eq!(outgoing.created_at, None);
+        // One time for every storage and every try.
+        let first = outgoing.created_or_now();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(outgoing.created_or_now(), first);
     }
 }

@@ -1,5 +1,7 @@
 //! What leaves for storages and webhooks.
 
+use std::sync::OnceLock;
+
 use super::{CreatedAt, VconId};
 
 /// The version of the vCon syntax in which documents leave.
@@ -33,19 +35,25 @@ pub struct Outgoing {
     pub version: Version,
     /// When the vCon was made; `None` where the document does not say so readably.
     pub created_at: Option<CreatedAt>,
+    /// What stands for that where it is needed and missing, from the first time on.
+    pub stand_in: OnceLock<CreatedAt>,
     /// Its subject.
     pub subject: Option<String>,
 }
 
 impl Outgoing {
-    /// When the vCon was made, or the present time with a warning in the log.
+    /// When the vCon was made, or the present time with a warning in the log. It is the same for
+    /// every storage and at every further try, also after midnight: a layout by days would keep
+    /// the vCon twice.
     pub fn created_or_now(&self) -> CreatedAt {
-        self.created_at.unwrap_or_else(|| {
+        let present = || {
             log::warn!(
                 "vCon {}: `created_at` is missing or unreadable, the present time is used",
                 self.id
             );
             CreatedAt::now()
-        })
+        };
+        self.created_at
+            .unwrap_or_else(|| *self.stand_in.get_or_init(present))
     }
 }

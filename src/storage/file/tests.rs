@@ -28,6 +28,7 @@ fn vcon(day: &str, json: &str) -> Outgoing {
         json: json.to_owned(),
         version: Version::Current,
         created_at: Some(CreatedAt { local, unix: 0 }),
+        stand_in: std::sync::OnceLock::new(),
         subject: None,
     }
 }
