@@ -75,7 +75,9 @@ fn read(path: &Path) -> Result<String, Fault> {
         .map_err(unreadable)?;
     let meta = file.metadata().map_err(unreadable)?;
     if !meta.is_file() {
-        return Err(Fault::of_file("could not be read: it is not a regular file"));
+        return Err(Fault::of_file(
+            "could not be read: it is not a regular file",
+        ));
     }
     let mut bytes = Vec::new();
     // It may grow while it is read.

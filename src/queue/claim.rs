@@ -13,6 +13,9 @@ use crate::vcon::VconId;
 /// server does not copy it through its script interpreter.
 const INLINE_LIMIT: usize = 1 << 20;
 
+/// So many characters of an entry are shown.
+const SHOWN: usize = 120;
+
 /// An entry this lane holds. It stays in Redis until it is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -38,18 +41,11 @@ impl Claim {
     }
 }
 
-/// What came out of Redis, for messages: its beginning, without line breaks and other characters
-/// that steer a terminal or forge a line of the log.
+/// What stands in Redis, for messages: anyone may have put it there, so what could end a line or
+/// steer a terminal is escaped, and a long one is cut.
 pub(super) fn shown(bytes: &[u8]) -> String {
-    let mut shown = String::new();
-    for c in String::from_utf8_lossy(bytes).chars().take(120) {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    let text = String::from_utf8_lossy(bytes);
+    text.escape_debug().take(SHOWN).collect()
 }
 
 /// How a document is kept in Redis.
@@ -282,11 +278,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_cannot_forge_a_line_of_the_log() {
+    fn an_entry_cannot_make_lines_or_steer_a_terminal() {
+        let text = shown(b"x\n2026 [INFO] Finished\x1b[2J\xc2\x9b\xe2\x80\xae\xff");
         assert_eq!(
-            shown(b"a\n2026 ERROR \x1b[2J\0\xff\xc2\x85 \xc3\xa9"),
-            "a\\n2026 ERROR \\u{1b}[2J\\u{0}\u{fffd}\\u{85} é"
+            text,
+            "x\\n2026 [INFO] Finished\\u{1b}[2J\\u{9b}\\u{202e}\u{fffd}"
         );
-        assert_eq!(shown(&[b'x'; 1000]).len(), 120);
+        assert_eq!(shown(&b"\n".repeat(1000)).len(), SHOWN);
+        assert_eq!(shown("Zoë".as_bytes()), "Zoë");
     }
 }
