@@ -127,7 +127,8 @@ pub(super) fn progress(steps: usize) -> ProgressBar {
 
 struct Intake {
     submitter: Submitter,
-    waiting: Vec<Outgoing>,
+    /// With the names of the files they come from.
+    waiting: Vec<(String, Outgoing)>,
     submitted: usize,
     refused: usize,
 }
@@ -148,10 +149,11 @@ impl Intake {
         let mut count = 0;
         for document in documents {
             count += 1;
+            let name = format!("{name} (document {count})");
             let read = document.map_err(|error| format!("is not JSON: {error}"));
             match read.and_then(|document| vcon(document.get())) {
-                Ok(vcon) => self.waiting.push(vcon),
-                Err(why) => self.refuse(&format!("{name} (document {count})"), &why),
+                Ok(vcon) => self.waiting.push((name, vcon)),
+                Err(why) => self.refuse(&name, &why),
             }
             if self.waiting.len() >= BATCH {
                 self.flush()?;
@@ -164,9 +166,15 @@ impl Intake {
     }
 
     fn flush(&mut self) -> Result<(), QueueError> {
-        self.submitter.submit(&self.waiting)?;
-        self.submitted += self.waiting.len();
-        self.waiting.clear();
+        let (names, vcons): (Vec<String>, Vec<Outgoing>) =
+            std::mem::take(&mut self.waiting).into_iter().unzip();
+        let refusals = self.submitter.submit(&vcons)?;
+        for (name, refusal) in names.iter().zip(refusals) {
+            match refusal {
+                Some(why) => self.refuse(name, &why),
+                None => self.submitted += 1,
+            }
+        }
         Ok(())
     }
 

@@ -1,9 +1,11 @@
 //! Handing vCons in, as the API server does: the document, the sorted set, the ingress list.
 
+use redis::Value;
+
 use super::round_trip::round_trip;
 use super::{Lease, QueueError};
 use crate::config::ListName;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::Outgoing;
 
 /// Where vCons are handed in, and how they are kept.
 pub struct Submitter {
@@ -33,31 +35,41 @@ impl Submitter {
         })
     }
 
-    /// Hands in several vCons in one round trip. Each one's document is there before its UUID is
-    /// in the list.
-    pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<(), QueueError> {
-        let mut steps = redis::pipe();
+    /// Hands in several vCons: first the documents, then, in a second round trip, the entries of
+    /// those that Redis took. Answers for each of them nothing, or why Redis refused it.
+    pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<Vec<Option<String>>, QueueError> {
+        let mut documents = redis::pipe();
         for vcon in vcons {
-            self.add(&mut steps, &vcon.id, vcon);
+            self.add_document(&mut documents, vcon);
         }
-        for answer in round_trip(&mut self.lease, &steps)? {
+        let answers = round_trip(&mut self.lease, &documents)?;
+        let refusals = answers
+            .into_iter()
+            .map(refusal)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut entries = redis::pipe();
+        for (vcon, refusal) in vcons.iter().zip(&refusals) {
+            if refusal.is_none() {
+                self.add_entry(&mut entries, vcon);
+            }
+        }
+        for answer in round_trip(&mut self.lease, &entries)? {
             answer.extract_error()?;
         }
-        Ok(())
+        Ok(refusals)
     }
 
-    fn add(&self, steps: &mut redis::Pipeline, id: &VconId, vcon: &Outgoing) {
-        let key = id.key();
+    fn add_document(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
+        let key = vcon.id.key();
         if self.json {
-            steps
-                .cmd("JSON.SET")
-                .arg(&key)
-                .arg("$")
-                .arg(&vcon.json)
-                .ignore();
+            steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json);
         } else {
-            steps.cmd("SET").arg(&key).arg(&vcon.json).ignore();
+            steps.cmd("SET").arg(key).arg(&vcon.json);
         }
+    }
+
+    fn add_entry(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
+        let key = vcon.id.key();
         if let Some(seconds) = self.expire {
             steps.cmd("EXPIRE").arg(&key).arg(seconds).ignore();
         }
@@ -71,7 +83,16 @@ impl Submitter {
         steps
             .cmd("RPUSH")
             .arg(self.list.as_str())
-            .arg(id.as_str())
+            .arg(vcon.id.as_str())
             .ignore();
+    }
+}
+
+/// Why Redis refused this document, where it did.
+fn refusal(answer: Value) -> Result<Option<String>, QueueError> {
+    match answer.extract_error().map_err(QueueError::of_write) {
+        Ok(_) => Ok(None),
+        Err(QueueError::Document(why)) => Ok(Some(why)),
+        Err(error) => Err(error),
     }
 }

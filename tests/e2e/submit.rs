@@ -106,6 +106,34 @@ fn a_bad_file_is_named_and_the_others_are_submitted() {
 }
 
 #[test]
+fn a_document_that_redis_refuses_is_named_and_the_others_are_submitted() {
+    let redis = Redis::with_json();
+    let conserver = Conserver::with(&redis);
+    let (refused, taken) = (Sample::small(), [Sample::small(), Sample::small()]);
+    let key = format!("vcon:{}", refused.id);
+    redis.ask::<i64>(&["RPUSH", &key, "not a document"]);
+    let folder = conserver.folder().join("calls");
+    fs::create_dir(&folder).expect("a folder");
+    for (name, sample) in [("a", &taken[0]), ("b", &refused), ("c", &taken[1])] {
+        fs::write(folder.join(format!("{name}.json")), sample.text()).expect("a file");
+    }
+    let finished = conserver.run(&["submit", &folder.display().to_string(), LIST[0], LIST[1]]);
+    ended_with(&finished, 65);
+    assert!(finished.stderr.contains("b.json"), "{}", finished.stderr);
+    assert!(
+        finished.stdout.contains("Submitted 2 of 3 vCons"),
+        "{}",
+        finished.output()
+    );
+    is_submitted(&redis, &taken);
+    assert_eq!(
+        redis.ask::<Option<f64>>(&["ZSCORE", "vcons", &key]),
+        None,
+        "a vCon that was refused is announced"
+    );
+}
+
+#[test]
 fn submit_without_redis_says_so() {
     let redis = Redis::new();
     let conserver = Conserver::with(&redis);

@@ -87,6 +87,8 @@ enum DemoError {
     Queue(#[from] QueueError),
     #[error("a sample {0}")]
     Sample(String),
+    #[error("a sample was refused: {0}")]
+    Refused(String),
     #[error("the daemon did not finish its work: {0}")]
     Daemon(String),
 }
@@ -159,7 +161,10 @@ fn submit_all(redis: &Redis, vcons: &[Outgoing]) -> Result<(), DemoError> {
     let lease = Server::new(&url)?.connect("conserver:demo")?;
     let mut submitter = Submitter::new(lease, list, "vcons".to_owned(), None)?;
     for batch in vcons.chunks(100) {
-        submitter.submit(batch)?;
+        let refusals = submitter.submit(batch)?;
+        if let Some(why) = refusals.into_iter().flatten().next() {
+            return Err(DemoError::Refused(why));
+        }
     }
     Ok(())
 }

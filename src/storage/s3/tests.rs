@@ -57,6 +57,7 @@ fn vcon() -> Outgoing {
         json: "{}".to_owned(),
         version: Version::Current,
         created_at: None,
+        stand_in: std::sync::OnceLock::new(),
         subject: None,
     }
 }
