@@ -1,4 +1,4 @@
-//! The rolling replacement of workers after a reload: one step at a time, as a pure decision.
+//! The rolling replacement of workers after a reload, as a pure decision.
 //!
 //! ```text
 //! N old ─► one new beside them ─ready─► one old drains ─► its number is started anew ─ready─► …
@@ -7,6 +7,9 @@
 //! A drained worker's number is free only when it has ended: a successor returns the claims of
 //! its predecessor, and must not take them from one that is still at work. So the first new
 //! worker gets the number above the highest wanted one, and is drained last.
+//!
+//! One step at a time, as far as workers are ready: an old one that is not does no work that would
+//! be missed, and so all of those are drained at once, before the others.
 
 /// A worker, as far as a rolling replacement needs to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,6 @@ pub(super) fn next(members: &[Member], wanted: u32) -> Step {
         let done = old.count() == 0 && in_place >= wanted as usize;
         return if done { Step::Done } else { Step::Wait };
     };
-    // One that is not ready itself does no work that would be missed.
     if !next.ready || ready.count() > wanted as usize {
         Step::Drain(next.number)
     } else {
