@@ -17,6 +17,8 @@ pub enum Exit {
     Internal,
     /// Another daemon has the instance's name; between our own processes only.
     InUse,
+    /// A worker has drained, and may have left claims behind; for the supervisor alone.
+    ClaimsLeft,
     /// A setting or the configuration file is wrong.
     Config,
 }
@@ -31,6 +33,7 @@ impl Exit {
             Self::Unavailable => 69,
             Self::Internal => 70,
             Self::InUse => 75,
+            Self::ClaimsLeft => 74,
             Self::Config => 78,
         }
     }

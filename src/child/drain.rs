@@ -32,7 +32,11 @@ impl Drain {
     /// Begins the drain; answers whether it had not begun before.
     pub fn begin(&self) -> bool {
         let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(_), Some(slot)) = (&*hold, &self.slot) {
+        // One that has not been ready yet goes on saying so: nobody shall think that it has
+        // returned its predecessor's claims.
+        if let (Some(_), Some(slot)) = (&*hold, &self.slot)
+            && !slot.is_starting()
+        {
             slot.set_state(WorkerState::Draining);
         }
         hold.take().is_some()

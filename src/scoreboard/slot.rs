@@ -88,6 +88,11 @@ impl Slot {
             .store(state as u64, Ordering::Release);
     }
 
+    /// Whether this worker has not been ready yet.
+    pub fn is_starting(&self) -> bool {
+        self.word(worker::STATE).load(Ordering::Acquire) == WorkerState::Starting as u64
+    }
+
     /// Says that this worker is alive.
     pub fn beat(&self) {
         self.word(worker::BEAT)

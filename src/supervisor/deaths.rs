@@ -11,6 +11,7 @@ use super::report::doing;
 use super::restart::Life;
 use crate::exit::Exit;
 use crate::queue::Blame;
+use crate::scoreboard::{WorkerState, WorkerView};
 use crate::sys::{self, End};
 
 /// What an end means.
@@ -18,6 +19,8 @@ use crate::sys::{self, End};
 enum Meaning {
     /// It did as it was told, or made way for a fresh one.
     Drained,
+    /// The same, but for a claim that it may hold without knowing.
+    LeftClaims,
     /// We killed it.
     Killed,
     /// It cannot work with its configuration.
@@ -38,10 +41,16 @@ fn meaning(phase: Phase, end: End) -> Meaning {
             Meaning::Drained
         }
         (Phase::Killed, _) => Meaning::Killed,
+        (_, End::Exited(code)) if code == Exit::ClaimsLeft.code() => Meaning::LeftClaims,
         (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
         (_, End::Exited(code)) if code == Exit::InUse.code() => Meaning::Displaced,
         _ => Meaning::Died,
     }
+}
+
+/// Whether a worker has returned what was left behind before it: it takes work only then.
+fn has_recovered(worker: &WorkerView) -> bool {
+    worker.state != WorkerState::Starting || worker.settled > 0 || !worker.lanes.is_empty()
 }
 
 impl Supervisor {
@@ -70,27 +79,29 @@ impl Supervisor {
         };
         let name = place.name();
         let meaning = meaning(phase, end);
-        place.left = match meaning {
-            Meaning::Drained => None,
-            // Whoever killed it has said whom to blame.
-            Meaning::Killed => place.left,
-            Meaning::Refused | Meaning::Displaced | Meaning::Died => Some(Blame::All),
-        };
-        if meaning != Meaning::Killed {
-            place.end = end.to_string();
+        place.recovered |= view.worker.as_ref().is_some_and(has_recovered);
+        match meaning {
+            Meaning::Drained if place.recovered => place.left = None,
+            // It has not come to what was left before it. Whoever kills says whom to blame.
+            Meaning::Drained | Meaning::Killed => {}
+            Meaning::LeftClaims => place.blame(Blame::Nobody, end.to_string()),
+            Meaning::Refused | Meaning::Displaced | Meaning::Died => {
+                place.blame(Blame::All, end.to_string());
+            }
         }
+        let has_drained = matches!(meaning, Meaning::Drained | Meaning::LeftClaims);
         let settled = view.worker.as_ref().map_or(0, |worker| worker.settled);
         let life = Life {
             lived: since.elapsed(),
-            useful: settled > 0 || (meaning == Meaning::Drained && !at_an_end),
+            useful: settled > 0 || (has_drained && !at_an_end),
         };
         let was_ending = matches!(phase, Phase::Draining { .. });
         match meaning {
-            Meaning::Drained if at_an_end || was_ending => {
+            Meaning::Drained | Meaning::LeftClaims if at_an_end || was_ending => {
                 place.set(State::Vacant { until: None });
                 log::debug!("{name} has drained");
             }
-            Meaning::Drained => {
+            Meaning::Drained | Meaning::LeftClaims => {
                 place.set(State::Vacant { until: None });
                 log::info!("{name} has drained by itself, restarting");
             }
@@ -194,11 +205,12 @@ impl Supervisor {
         for place in self.places.values_mut() {
             match place.state {
                 State::Asked { .. } => place.set(State::Vacant { until: None }),
-                State::Running { pid, .. } => {
+                State::Running { pid, phase, .. } => {
                     let seen = sys::kill(pid, Signal::SIGKILL) && sys::ADOPTS_ORPHANS;
-                    if !place.is_ending() {
+                    // Also what drains: it is we who ended it.
+                    if phase != Phase::Killed && place.post != Post::Recovery {
                         place.set_phase(Phase::Killed);
-                        place.left = Some(Blame::Nobody);
+                        place.blame(Blame::Nobody, "its forkserver died");
                     }
                     if !seen {
                         unseen.push(pid);
@@ -222,12 +234,14 @@ impl Supervisor {
             .collect();
         for post in starting {
             let Some(slot) = post.slot() else { continue };
-            let ready = self
-                .board
-                .slot(slot)
-                .worker
-                .is_some_and(|worker| worker.state != crate::scoreboard::WorkerState::Starting);
-            if ready && let Some(place) = self.places.get_mut(&post) {
+            let Some(worker) = self.board.slot(slot).worker else {
+                continue;
+            };
+            let Some(place) = self.places.get_mut(&post) else {
+                continue;
+            };
+            place.recovered |= has_recovered(&worker);
+            if worker.state != WorkerState::Starting {
                 place.set_phase(Phase::Ready);
                 let name = place.name();
                 if let State::Running { since, .. } = place.state {
@@ -260,6 +274,9 @@ mod tests {
             (draining, kill, Meaning::Died),
             (Phase::Starting, term, Meaning::Died),
             (Phase::Killed, kill, Meaning::Killed),
+            (draining, End::Exited(74), Meaning::LeftClaims),
+            (Phase::Ready, End::Exited(74), Meaning::LeftClaims),
+            (Phase::Killed, End::Exited(74), Meaning::Killed),
             (Phase::Starting, End::Exited(78), Meaning::Refused),
             (Phase::Starting, End::Exited(70), Meaning::Died),
             (Phase::Ready, End::Exited(75), Meaning::Displaced),

@@ -71,10 +71,13 @@ pub(super) struct Place {
     pub starts: u32,
     pub deaths: u64,
     pub restarts: Restarts,
-    /// Set when the last process may have left claims behind.
+    /// Set when claims may have been left behind here that the present process has not returned.
     pub left: Option<Blame>,
     /// How the last process ended, in words.
     pub end: String,
+    /// Whether the present process has returned what was left behind here before it, and so may
+    /// hold claims of its own.
+    pub recovered: bool,
     /// What a recovery process was given to return.
     pub load: Vec<Leftover>,
     since_ms: u64,
@@ -122,6 +125,7 @@ impl Place {
             // An earlier daemon may have left some.
             left: post.worker().map(|_| Blame::All),
             end: BEFORE_US.to_owned(),
+            recovered: false,
             load: Vec::new(),
             since_ms: sys::monotonic_ms(),
         }
@@ -190,6 +194,16 @@ impl Place {
         }
     }
 
+    /// Says who has the blame for what the present process leaves behind, and how it ended. One
+    /// that had not even returned what was left before it has nothing of its own: that keeps its
+    /// blame.
+    pub fn blame(&mut self, blame: Blame, end: impl Into<String>) {
+        if self.recovered || self.left.is_none() {
+            self.left = self.post.worker().map(|_| blame);
+            self.end = end.into();
+        }
+    }
+
     /// After a death: waits before the next start, and answers for how long.
     pub fn back_off(&mut self, life: Life) -> Duration {
         let wait = self.restarts.after_death(life, fastrand::f64());
@@ -230,5 +244,28 @@ impl Place {
             deaths: self.deaths,
             retry,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blame_is_for_what_a_process_leaves_of_its_own() {
+        let blamed = |left, recovered, blame| {
+            let mut place = Place::new(Post::Worker(1));
+            (place.left, place.recovered) = (left, recovered);
+            place.blame(blame, "");
+            place.left
+        };
+        let (all, nobody) = (Some(Blame::All), Some(Blame::Nobody));
+        assert_eq!(blamed(nobody, true, Blame::All), all);
+        assert_eq!(blamed(nobody, false, Blame::All), nobody);
+        assert_eq!(blamed(all, false, Blame::Nobody), all);
+        assert_eq!(blamed(None, false, Blame::Nobody), nobody);
+        let mut monitor = Place::new(Post::Monitor);
+        monitor.blame(Blame::All, "");
+        assert_eq!(monitor.left, None);
     }
 }

@@ -170,8 +170,7 @@ impl Supervisor {
         };
         if let Some(pid) = place.pid() {
             place.set_phase(Phase::Killed);
-            place.left = Some(blame);
-            place.end = end;
+            place.blame(blame, end);
             sys::kill(pid, Signal::SIGKILL);
         }
     }

@@ -161,7 +161,7 @@ impl Supervisor {
                     log::error!("{name} has not ended in time and is killed");
                 }
                 place.set_phase(Phase::Killed);
-                place.left = place.left.map(|_| Blame::Nobody);
+                place.blame(Blame::Nobody, "it had to end");
                 sys::kill(pid, Signal::SIGKILL);
             }
         }
@@ -246,8 +246,11 @@ impl Supervisor {
         place.generation = assignment.generation;
         place.round = self.round;
         place.starts = place.starts.saturating_add(1);
-        if let Task::Recover { leftovers } = &assignment.task {
-            place.load.clone_from(leftovers);
+        place.recovered = false;
+        match &assignment.task {
+            Task::Recover { leftovers } => place.load.clone_from(leftovers),
+            Task::Work { predecessor, .. } => place.left = Some(predecessor.blame),
+            Task::Monitor => {}
         }
         let prepared = match post.slot() {
             Some(slot) => self.board.prepare(slot).map_err(|error| error.to_string()),
@@ -323,9 +326,6 @@ impl Supervisor {
             Post::Worker(_) | Post::Monitor => Phase::Starting,
         };
         place.set(State::Running { pid, since, phase });
-        if place.post.worker().is_some() {
-            place.left = Some(Blame::All);
-        }
         match (place.post, place.starts) {
             (Post::Recovery, _) => {}
             (post, 1) => log::info!("Started {} (PID {pid})", post.name()),

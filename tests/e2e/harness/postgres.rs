@@ -187,16 +187,6 @@ impl Postgres {
         server.expect("PostgreSQL runs").end(signal);
     }
 
-    /// Stops the server at once; it has to recover when it starts.
-    pub fn crash(&self) {
-        let server = self
-            .server
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        server.expect("PostgreSQL runs").end(Signal::SIGQUIT);
-    }
-
     /// The port it listens on, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
