@@ -253,6 +253,6 @@ fn a_file_without_end_is_not_read_to_its_end() {
         .to_string();
     assert_eq!(
         endless,
-        "/dev/zero: is larger than 4 MB, which no configuration is"
+        "/dev/zero: could not be read: it is not a regular file"
     );
 }
