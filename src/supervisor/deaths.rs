@@ -80,6 +80,7 @@ impl Supervisor {
         let name = place.name();
         let meaning = meaning(phase, end);
         place.recovered |= view.worker.as_ref().is_some_and(has_recovered);
+        self.swept |= place.recovered && place.sweeps;
         match meaning {
             Meaning::Drained if place.recovered => place.left = None,
             // It has not come to what was left before it. Whoever kills says whom to blame.
@@ -241,6 +242,7 @@ impl Supervisor {
                 continue;
             };
             place.recovered |= has_recovered(&worker);
+            self.swept |= place.recovered && place.sweeps;
             if worker.state != WorkerState::Starting {
                 place.set_phase(Phase::Ready);
                 let name = place.name();

@@ -137,6 +137,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         orphaned: Vec::new(),
         drain_timeout: settings.drain_timeout,
         first_workers: settings.workers,
+        swept: false,
     };
     supervisor.run()
 }
@@ -167,6 +168,9 @@ struct Supervisor {
     drain_timeout: Duration,
     /// How many workers the settings ask for.
     first_workers: u32,
+    /// Whether the claims of an earlier daemon's workers with higher numbers than those have been
+    /// returned. Nobody may hold claims under such a number before that.
+    swept: bool,
 }
 
 /// An end that has begun.

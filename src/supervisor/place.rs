@@ -78,6 +78,8 @@ pub(super) struct Place {
     /// Whether the present process has returned what was left behind here before it, and so may
     /// hold claims of its own.
     pub recovered: bool,
+    /// Whether the present process was also given the sweep of an earlier daemon's claims.
+    pub sweeps: bool,
     /// What a recovery process was given to return.
     pub load: Vec<Leftover>,
     since_ms: u64,
@@ -126,6 +128,7 @@ impl Place {
             left: post.worker().map(|_| Blame::All),
             end: BEFORE_US.to_owned(),
             recovered: false,
+            sweeps: false,
             load: Vec::new(),
             since_ms: sys::monotonic_ms(),
         }

@@ -209,7 +209,9 @@ impl Supervisor {
             .places
             .values()
             .filter(|place| place.is_due(now) && self.is_wanted(place.post))
-            .filter(|place| !self.is_being_recovered(place.post))
+            .filter(|place| {
+                !self.is_being_recovered(place.post) && !self.is_to_be_swept(place.post)
+            })
             .map(|place| place.post)
             .collect();
         for post in due {
@@ -228,6 +230,12 @@ impl Supervisor {
             let theirs = |left: &Leftover| Some(left.worker) == post.worker();
             !place.is_empty() && place.load.iter().any(theirs)
         })
+    }
+
+    /// Whether the sweep at the start may yet take what is claimed under this number for the claims
+    /// of an earlier daemon.
+    fn is_to_be_swept(&self, post: Post) -> bool {
+        !self.swept && post.worker() > Some(self.first_workers)
     }
 
     fn start(&mut self, post: Post) -> Option<Assignment> {
@@ -249,7 +257,13 @@ impl Supervisor {
         place.recovered = false;
         match &assignment.task {
             Task::Recover { leftovers } => place.load.clone_from(leftovers),
-            Task::Work { predecessor, .. } => place.left = Some(predecessor.blame),
+            Task::Work {
+                predecessor,
+                sweep_above,
+            } => {
+                place.left = Some(predecessor.blame);
+                place.sweeps = sweep_above.is_some();
+            }
             Task::Monitor => {}
         }
         let prepared = match post.slot() {
@@ -284,11 +298,9 @@ impl Supervisor {
             },
             Post::Worker(worker) => {
                 let (mut blame, mut end) = (Blame::All, BEFORE_US.to_owned());
-                let mut first = false;
                 if let Some(place) = self.places.get(&post) {
                     blame = place.left.unwrap_or(Blame::All);
                     end.clone_from(&place.end);
-                    first = place.starts == 0;
                 }
                 // Someone came back to this number: it returns what was left there itself.
                 let mut orphaned = std::mem::take(&mut self.orphaned);
@@ -301,10 +313,10 @@ impl Supervisor {
                     !same
                 });
                 self.orphaned = orphaned;
-                let at_start = first && worker == 1 && self.round == 0;
+                let sweeps = worker == 1 && !self.swept;
                 Task::Work {
                     predecessor: Leftover { worker, blame, end },
-                    sweep_above: at_start.then_some(self.first_workers),
+                    sweep_above: sweeps.then_some(self.first_workers),
                 }
             }
         }
