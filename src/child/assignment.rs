@@ -17,6 +17,9 @@ pub struct Assignment {
     pub task: Task,
     /// Which start this is.
     pub generation: u64,
+    /// The name of the daemon, as the supervisor has it: where that is the name of the host, it may
+    /// be another by now.
+    pub instance: String,
     /// The supervisor's PID.
     pub supervisor: i32,
     /// Who holds the instance's name, for all processes of this daemon.

@@ -82,9 +82,10 @@ pub(super) fn execute(
     assignment: Assignment,
     parent: Pid,
     title: Title,
-    settings: Settings,
+    mut settings: Settings,
     config: Option<Arc<Config>>,
 ) -> Exit {
+    settings.instance.clone_from(&assignment.instance);
     let child = match Child::begin(&assignment, parent, title) {
         Ok(child) => child,
         Err(error) => {

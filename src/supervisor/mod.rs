@@ -136,6 +136,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         generations: 0,
         orphaned: Vec::new(),
         drain_timeout: settings.drain_timeout,
+        instance: settings.instance.clone(),
         first_workers: settings.workers,
         swept: false,
     };
@@ -166,6 +167,8 @@ struct Supervisor {
     /// Claims that no successor will return.
     orphaned: Vec<Leftover>,
     drain_timeout: Duration,
+    /// The name of this daemon.
+    instance: String,
     /// How many workers the settings ask for.
     first_workers: u32,
     /// Whether the claims of an earlier daemon's workers with higher numbers than those have been

@@ -244,6 +244,7 @@ impl Supervisor {
         let assignment = Assignment {
             task,
             generation: self.generations,
+            instance: self.instance.clone(),
             supervisor: std::process::id().cast_signed(),
             holder: self.holder.clone(),
             board: self.board.id().clone(),
