@@ -165,12 +165,7 @@ impl Supervisor {
             self.stop(false, Exit::Config);
         } else if self.reloading && refused(&Post::Worker(self.wanted + 1)) {
             log::error!("The workers are not replaced: the first new one refused to start");
-            self.reloading = false;
-            for place in self.places.values_mut() {
-                place.round = self.round;
-            }
-            self.set_phase(super::DaemonPhase::Running);
-            self.notify.tell(super::Tell::Ready);
+            self.give_up_reload();
         }
     }
 

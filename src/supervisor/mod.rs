@@ -129,6 +129,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         places: BTreeMap::new(),
         wanted: settings.workers,
         phase: DaemonPhase::Starting,
+        up: false,
         all_started: false,
         reloading: false,
         stop: None,
@@ -155,6 +156,8 @@ struct Supervisor {
     /// How many workers there are to be.
     wanted: u32,
     phase: DaemonPhase,
+    /// Whether all workers have been ready together once, and the service manager knows.
+    up: bool,
     /// Whether every worker has been started once.
     all_started: bool,
     /// Whether workers of an earlier round are being replaced.
@@ -267,14 +270,17 @@ impl Supervisor {
         if self.stop.is_some() {
             return;
         }
-        self.notify.tell(Tell::Reloading);
+        // Before that, it waits for the start.
+        if self.up {
+            self.notify.tell(Tell::Reloading);
+        }
         if self.followed.read(&mut self.board) {
             self.round += 1;
             self.reloading = true;
             self.set_phase(DaemonPhase::Reloading);
             log::info!("Replacing the workers one by one");
             self.forgive_refusals();
-        } else {
+        } else if self.phase == DaemonPhase::Running {
             self.notify.tell(Tell::Ready);
         }
     }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::Supervisor;
 use super::health::{Health, is_silent, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
-use super::{DaemonPhase, Supervisor};
 use crate::procfs;
 use crate::queue::Blame;
 use crate::scoreboard::{LaneView, SlotView};
@@ -99,7 +99,7 @@ impl Supervisor {
         if all_answer {
             self.notify.tell(Tell::Alive);
         }
-        if self.phase == DaemonPhase::Starting {
+        if !self.up && self.stop.is_none() {
             self.notify.tell(Tell::Extend(self.watch.interval() * 4));
         }
         let summary = summary(self);

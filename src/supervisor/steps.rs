@@ -98,8 +98,22 @@ impl Supervisor {
     }
 
     fn note_running(&mut self) {
+        self.up = true;
         self.set_phase(DaemonPhase::Running);
         self.notify.tell(Tell::Ready);
+    }
+
+    /// The workers are not replaced after all.
+    pub(super) fn give_up_reload(&mut self) {
+        self.reloading = false;
+        for place in self.places.values_mut() {
+            place.round = self.round;
+        }
+        if self.up {
+            self.note_running();
+        } else {
+            self.set_phase(DaemonPhase::Starting);
+        }
     }
 
     fn member(&self, place: &Place) -> Option<Member> {
