@@ -180,9 +180,7 @@ impl Supervisor {
             self.orphaned
                 .retain(|left| !done.iter().any(|done| done.worker == left.worker));
         } else if stopping {
-            log::warn!("Claims that could not be returned are, at the next start: {end}");
-            place.set(State::Vacant { until: None });
-            self.orphaned.clear();
+            self.give_up_recovery(&end.to_string());
         } else {
             let life = Life {
                 lived: std::time::Duration::ZERO,
@@ -190,6 +188,15 @@ impl Supervisor {
             };
             place.back_off(life);
         }
+    }
+
+    /// At the end there is no time for another try: the next start makes up for it.
+    pub(super) fn give_up_recovery(&mut self, why: &str) {
+        log::warn!("Claims that could not be returned are, at the next start: {why}");
+        if let Some(place) = self.places.get_mut(&Post::Recovery) {
+            place.set(State::Vacant { until: None });
+        }
+        self.orphaned.clear();
     }
 
     /// Its children end with it, and come to us to be reaped.

@@ -187,6 +187,18 @@ struct Stop {
     exit: Exit,
 }
 
+impl Stop {
+    /// What becomes of an end that may have begun before: no less of a hurry, and the first code
+    /// that tells of a fault.
+    fn after(before: Option<Self>, now: bool, exit: Exit) -> Self {
+        let (hurry, code) = before.map_or((false, Exit::Ok), |stop| (stop.now, stop.exit));
+        Self {
+            now: now || hurry,
+            exit: if code == Exit::Ok { exit } else { code },
+        }
+    }
+}
+
 /// What a turn of the loop came to.
 enum Turn {
     GoesOn,
@@ -252,7 +264,7 @@ impl Supervisor {
             self.notify.tell(Tell::Stopping);
             self.set_phase(DaemonPhase::Stopping);
         }
-        self.stop = Some(Stop { now, exit });
+        self.stop = Some(Stop::after(self.stop.take(), now, exit));
     }
 
     fn scale(&mut self, wanted: u32) {
@@ -349,5 +361,26 @@ impl Supervisor {
         if let Some(slot) = place.post.slot() {
             self.board.set_place(slot, Some(place.shown()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_stop_neither_slows_down_nor_forgets_the_fault() {
+        let stop = |steps: &[(bool, Exit)]| {
+            let stop = steps.iter().fold(None, |before, (now, exit)| {
+                Some(Stop::after(before, *now, *exit))
+            });
+            stop.map(|stop| (stop.now, stop.exit))
+        };
+        let (drain, now, config) = ((false, Exit::Ok), (true, Exit::Ok), (false, Exit::Config));
+        assert_eq!(stop(&[drain]), Some(drain));
+        assert_eq!(stop(&[drain, now]), Some(now));
+        assert_eq!(stop(&[now, drain]), Some(now));
+        assert_eq!(stop(&[config, now]), Some((true, Exit::Config)));
+        assert_eq!(stop(&[drain, config]), Some(config));
     }
 }

@@ -364,8 +364,12 @@ impl Supervisor {
 
     /// The process of this generation could not be started.
     pub(super) fn note_failed_start(&mut self, generation: u64, error: &str) {
+        let stopping = self.stop.is_some();
         let mut places = self.places.values_mut();
         if let Some(place) = places.find(|place| place.generation == generation) {
+            if stopping && place.post == Post::Recovery {
+                return self.give_up_recovery(error);
+            }
             let life = Life {
                 lived: Duration::ZERO,
                 useful: false,
