@@ -171,7 +171,7 @@ impl Supervisor {
         if let Some(pid) = place.pid() {
             place.set_phase(Phase::Killed);
             place.blame(blame, end);
-            sys::kill(pid, Signal::SIGKILL);
+            self.send(pid, Signal::SIGKILL);
         }
     }
 

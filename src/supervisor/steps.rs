@@ -14,7 +14,7 @@ use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
 use crate::queue::{BEFORE_US, Blame};
-use crate::sys;
+use crate::sys::{self, End};
 
 /// How long a recovery process may take: Redis is near, or it is away.
 const RECOVERY_TIME: Duration = Duration::from_secs(10);
@@ -153,16 +153,18 @@ impl Supervisor {
             && !place.is_ending()
         {
             place.set_phase(Phase::Draining { until });
-            sys::kill(pid, Signal::SIGTERM);
             log::debug!("{} is asked to drain", place.name());
+            // Shown first: the monitor looks there whether it is we who ask.
+            self.show_post(post);
+            self.send(pid, Signal::SIGTERM);
         }
-        self.show_post(post);
     }
 
     /// Kills what has not drained in time, or everything that drains where the end is to be now.
     fn enforce_deadlines(&mut self) {
         let now = Instant::now();
         let at_once = self.stop.as_ref().is_some_and(|stop| stop.now);
+        let mut late = Vec::new();
         for place in self.places.values_mut() {
             let (Some(pid), Some(Phase::Draining { until })) = (place.pid(), place.phase()) else {
                 continue;
@@ -176,8 +178,19 @@ impl Supervisor {
                 }
                 place.set_phase(Phase::Killed);
                 place.blame(Blame::Nobody, "it had to end");
-                sys::kill(pid, Signal::SIGKILL);
+                late.push(pid);
             }
+        }
+        for pid in late {
+            self.send(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Sends one of our processes a signal. Where there is none of that number any more, its end
+    /// has gone by unseen: whoever waited for it would wait for ever.
+    pub(super) fn send(&mut self, pid: Pid, signal: Signal) {
+        if !sys::kill(pid, signal) {
+            self.note_end(pid, End::Unseen);
         }
     }
 
