@@ -1,6 +1,6 @@
 //! What the end of a process means, and what follows from it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -45,6 +45,14 @@ fn meaning(phase: Phase, end: End) -> Meaning {
         (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
         (_, End::Exited(code)) if code == Exit::InUse.code() => Meaning::Displaced,
         _ => Meaning::Died,
+    }
+}
+
+/// The time before the next start, for the log.
+fn pause(wait: Duration) -> String {
+    match wait.as_secs_f64() {
+        0.0 => String::new(),
+        seconds => format!(" in {seconds:.1} s"),
     }
 }
 
@@ -109,8 +117,8 @@ impl Supervisor {
             Meaning::Killed if at_an_end => place.set(State::Vacant { until: None }),
             Meaning::Killed => {
                 place.deaths += 1;
-                place.set(State::Vacant { until: None });
-                log::info!("{name} was killed, restarting");
+                let pause = pause(place.back_off(life));
+                log::info!("{name} was killed, restarting{pause}");
             }
             Meaning::Refused => {
                 place.set(State::Refused);
@@ -136,10 +144,7 @@ impl Supervisor {
                 if at_an_end {
                     log::error!("{name} died instead of draining: {end}, {doing}");
                 } else {
-                    let pause = match wait.as_secs_f64() {
-                        0.0 => String::new(),
-                        seconds => format!(" in {seconds:.1} s"),
-                    };
+                    let pause = pause(wait);
                     log::error!(
                         "{name} died unexpectedly, restarting{pause}: {end}, after {lived:.1} s and {settled} vCons, {doing}"
                     );
@@ -183,7 +188,7 @@ impl Supervisor {
             self.give_up_recovery(&end.to_string());
         } else {
             let life = Life {
-                lived: std::time::Duration::ZERO,
+                lived: Duration::ZERO,
                 useful: false,
             };
             place.back_off(life);

@@ -9,8 +9,11 @@ use crate::scoreboard::{LaneState, LaneView, WorkerView};
 /// a vCon without a death, are given the chance to act first.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// After this many beats left out, a worker counts as one that does not answer.
+/// After this many beats left out, a worker counts as one that does not answer,
 const BEATS_LEFT_OUT: u32 = 6;
+
+/// but not before this time: with a short beat a busy machine or a server that hangs would do.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// What is thought of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub(super) fn judge(
 
 /// Whether a worker that has not shown itself for so long is taken for one that hangs.
 pub(super) fn is_silent(silent: Duration, beat: Duration) -> bool {
-    silent > beat * BEATS_LEFT_OUT
+    silent > (beat * BEATS_LEFT_OUT).max(SHORTEST_SILENCE)
 }
 
 /// When the next lane will be overdue, in monotonic milliseconds.
@@ -123,6 +126,16 @@ mod tests {
         );
         let ahead = judge_at(&worker(5_000, &[]), 1_000);
         assert_eq!(ahead, Health::Good);
+    }
+
+    #[test]
+    fn a_short_beat_does_not_make_the_patience_short() {
+        for (beat, seconds) in [(100, 30), (5_000, 30), (10_000, 60)] {
+            let beat = Duration::from_millis(beat);
+            let limit = Duration::from_secs(seconds);
+            assert!(!is_silent(limit, beat));
+            assert!(is_silent(limit + Duration::from_millis(1), beat));
+        }
     }
 
     #[test]
