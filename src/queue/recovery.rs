@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use redis::Value;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::claim::{shown, texts};
 use super::{Queue, QueueError, keys};
@@ -16,8 +17,13 @@ const DEATHS_EXPIRY: u64 = 604_800;
 pub enum Blame {
     /// All: any of them may have killed it.
     All,
-    /// The one this lane, from 1, had in hand.
-    Lane(u32),
+    /// The one a lane had in hand.
+    Lane {
+        /// The lane, from 1.
+        lane: u32,
+        /// The vCon, where it was one: by its worker's end the lane may have gone on to the next.
+        vcon: Option<Uuid>,
+    },
     /// None: it was killed for reasons of our own.
     Nobody,
 }
@@ -171,11 +177,12 @@ impl Queue {
         max_deaths: u32,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
         let worker = dead.worker;
-        let blamed = match dead.blame {
-            Blame::All => "all".to_owned(),
-            Blame::Lane(lane) => lane.to_string(),
-            Blame::Nobody => "none".to_owned(),
+        let (blamed, vcon) = match dead.blame {
+            Blame::All => ("all".to_owned(), None),
+            Blame::Lane { lane, vcon } => (lane.to_string(), vcon),
+            Blame::Nobody => ("none".to_owned(), None),
         };
+        let vcon = vcon.map_or(String::new(), |vcon| vcon.to_string());
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
             call.key(keys::DEATHS).key(keys::instance_key(instance));
@@ -183,7 +190,7 @@ impl Queue {
             call.arg(expiry.dead_letter)
                 .arg(format!("{instance} Worker-{worker}"))
                 .arg(blamed);
-            call.arg(record).arg(dead.end);
+            call.arg(record).arg(dead.end).arg(vcon);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         if let Value::BulkString(found) = reply {

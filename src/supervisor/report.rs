@@ -165,7 +165,8 @@ impl Supervisor {
                     in_hand(lane)
                 );
                 let end = format!("killed for exceeding its chain's timeout of {limit} s");
-                (Blame::Lane(lane.number), end)
+                let (lane, vcon) = (lane.number, lane.vcon);
+                (Blame::Lane { lane, vcon }, end)
             }
         };
         if let Some(pid) = place.pid() {

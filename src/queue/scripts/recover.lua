@@ -4,7 +4,7 @@
 -- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
 --       a dead letter document's time to live (0: for ever), the name of the dead worker,
 --       whose vCons it died on: 'all', 'none', or a lane, the record that the lease must have, '' where there must
---       be none, how the worker ended.
+--       be none, how the worker ended, the UUID that the lane had in hand (lower case; '': any).
 -- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on. Where the lease is
 -- another one, answers its record, '' where there is none.
 
@@ -59,7 +59,8 @@ local function bury(claim, deaths, why)
 end
 
 for _, claim in ipairs(claims) do
-  local blamed = ARGV[6] == 'all' or ARGV[6] == claim.lane
+  local in_hand = ARGV[9] == '' or ARGV[9] == claim.uuid:lower()
+  local blamed = ARGV[6] == 'all' or (ARGV[6] == claim.lane and in_hand)
   local deaths
   if blamed then
     deaths = redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)
