@@ -29,6 +29,11 @@ impl Drain {
         (Arc::new(Self { hold, slot }), draining)
     }
 
+    /// Whether the supervisor wants this process to end; it says so before it sends the signal.
+    fn is_wanted(&self) -> bool {
+        self.slot.as_ref().is_none_or(Slot::is_to_end)
+    }
+
     /// Begins the drain; answers whether it had not begun before.
     pub fn begin(&self) -> bool {
         let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,11 +48,22 @@ impl Drain {
     }
 }
 
+/// Who may begin the drain by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heeds {
+    /// Anyone: a worker that ends is replaced, or was to end anyway.
+    Everyone,
+    /// The supervisor alone. A terminal, or a service manager that ends a whole control group,
+    /// sends its signal to all processes at once, and the monitor's work is not over before that
+    /// of the workers.
+    TheSupervisor,
+}
+
 /// Has SIGTERM and SIGINT begin the drain, from now on.
 ///
 /// One thread takes all signals. The others hold them back: a read from a socket that has a time
 /// limit is not taken up again after a signal, and would look like a fault of its server.
-pub(super) fn on_signals(drain: &Arc<Drain>) -> io::Result<()> {
+pub(super) fn on_signals(drain: &Arc<Drain>, heeds: Heeds) -> io::Result<()> {
     sys::hold_signals()?.keep();
     let mut signals = Signals::new([SIGTERM, SIGINT].iter().chain(&NOT_FOR_US))?;
     let drain = Arc::clone(drain);
@@ -58,7 +74,10 @@ pub(super) fn on_signals(drain: &Arc<Drain>) -> io::Result<()> {
                 log::error!("signals cannot be heard: {error}");
             }
             for signal in signals.forever() {
-                if !NOT_FOR_US.contains(&signal) {
+                if NOT_FOR_US.contains(&signal) {
+                    continue;
+                }
+                if heeds == Heeds::Everyone || drain.is_wanted() {
                     drain.begin();
                 }
             }

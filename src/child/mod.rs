@@ -21,6 +21,7 @@ pub use title::BusyTitle;
 use crate::logging;
 use crate::scoreboard::{BoardError, Slot, WorkerState};
 use crate::sys::{self, Title};
+use drain::Heeds;
 
 /// What wakes the supervisor to have a look at the scoreboard.
 pub const NUDGE: Signal = Signal::SIGUSR2;
@@ -81,7 +82,11 @@ impl Child {
             None => None,
         };
         let (drain, draining) = Drain::new(slot.clone());
-        drain::on_signals(&drain).map_err(BeginError::Signals)?;
+        let heeds = match assignment.task {
+            Task::Monitor => Heeds::TheSupervisor,
+            Task::Work { .. } | Task::Recover { .. } => Heeds::Everyone,
+        };
+        drain::on_signals(&drain, heeds).map_err(BeginError::Signals)?;
         Ok(Self {
             name,
             drain,

@@ -10,9 +10,9 @@ use std::time::Duration;
 use nix::libc;
 
 use super::board::config_path;
-use super::layout::{self, HEADER, WORD, header, lane, worker};
+use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::snapshot::{Header, Words};
-use super::{BoardError, BoardId, LaneState, WorkerState};
+use super::{BoardError, BoardId, LaneState, PlaceState, WorkerState};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 
@@ -91,6 +91,11 @@ impl Slot {
     /// Whether this worker has not been ready yet.
     pub fn is_starting(&self) -> bool {
         self.word(worker::STATE).load(Ordering::Acquire) == WorkerState::Starting as u64
+    }
+
+    /// Whether the supervisor wants this process to end.
+    pub fn is_to_end(&self) -> bool {
+        self.word(place::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
     }
 
     /// Says that this worker is alive.
