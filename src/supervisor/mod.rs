@@ -343,8 +343,8 @@ impl Supervisor {
         let mut sources = vec![PollFd::new(self.signals.readable(), PollFlags::POLLIN)];
         sources.extend(
             self.method
-                .readable()
-                .map(|socket| PollFd::new(socket, PollFlags::POLLIN)),
+                .waits_for()
+                .map(|(socket, flags)| PollFd::new(socket, flags)),
         );
         match poll(&mut sources, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),

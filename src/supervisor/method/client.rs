@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -24,6 +25,8 @@ struct Running {
     pid: Pid,
     socket: UnixStream,
     lines: Lines,
+    /// What the socket had no room for yet.
+    outgoing: Vec<u8>,
     listens: bool,
 }
 
@@ -35,23 +38,25 @@ impl Forkserver {
             Some(running) => running,
             empty => empty.insert(Running::start()?),
         };
-        // A forkserver that does not read what it is asked is as good as dead.
-        let written = running.socket.write_all(&message);
-        if written.is_err() {
-            sys::kill(running.pid, Signal::SIGKILL);
-        }
-        written
+        running.outgoing.extend_from_slice(&message);
+        running.flush()
     }
 
-    pub fn readable(&self) -> Option<BorrowedFd<'_>> {
+    /// The socket, and what it is to be waited for.
+    pub fn waits_for(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let running = self.running.as_ref().filter(|running| running.listens)?;
-        Some(running.socket.as_fd())
+        let mut flags = PollFlags::POLLIN;
+        flags.set(PollFlags::POLLOUT, !running.outgoing.is_empty());
+        Some((running.socket.as_fd(), flags))
     }
 
+    /// Goes on with what it is asked, and takes in what it has told.
     pub fn events(&mut self) -> Vec<Event> {
         let Some(running) = &mut self.running else {
             return Vec::new();
         };
+        // Where that fails it is killed, and its end says the rest.
+        let _ = running.flush();
         let (reports, alive) = running.lines.read(&mut running.socket);
         // What has been closed stays readable; its end is told by SIGCHLD.
         running.listens = alive;
@@ -96,9 +101,34 @@ impl Running {
             pid,
             socket,
             lines: Lines::default(),
+            outgoing: Vec::new(),
             listens: true,
         })
     }
+
+    /// Writes as much as there is room for: the supervisor never waits for that.
+    fn flush(&mut self) -> io::Result<()> {
+        let written = write_some(&mut self.socket, &mut self.outgoing);
+        if written.is_err() {
+            // It has closed its end, and is as good as dead.
+            self.outgoing.clear();
+            sys::kill(self.pid, Signal::SIGKILL);
+        }
+        written
+    }
+}
+
+/// Writes what the socket has room for, and keeps the rest.
+fn write_some(socket: &mut UnixStream, outgoing: &mut Vec<u8>) -> io::Result<()> {
+    while !outgoing.is_empty() {
+        match socket.write(outgoing) {
+            Ok(count) => drop(outgoing.drain(..count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn event(report: Report) -> Event {
@@ -106,5 +136,37 @@ fn event(report: Report) -> Event {
         Report::Started { generation, pid } => Event::Started(generation, Pid::from_raw(pid)),
         Report::Failed { generation, error } => Event::Failed(generation, error),
         Report::Ended { pid, end } => Event::Ended(Pid::from_raw(pid), end),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn more_than_the_socket_takes_is_kept_and_goes_out_in_order() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        socket2::SockRef::from(&here)
+            .set_send_buffer_size(4096)
+            .unwrap();
+        let all: Vec<u8> = (0..200_000_u32).flat_map(u32::to_ne_bytes).collect();
+        let mut outgoing = all.clone();
+        write_some(&mut here, &mut outgoing).unwrap();
+        assert!(!outgoing.is_empty(), "the test needs a socket that is full");
+        let mut read = Vec::new();
+        while read.len() < all.len() {
+            let mut bytes = [0; 8192];
+            let count = there.read(&mut bytes).unwrap();
+            read.extend_from_slice(&bytes[..count]);
+            write_some(&mut here, &mut outgoing).unwrap();
+        }
+        assert!(read == all);
+        drop(there);
+        outgoing.push(0);
+        assert!(write_some(&mut here, &mut outgoing).is_err());
     }
 }

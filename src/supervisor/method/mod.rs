@@ -9,6 +9,7 @@ mod spawn;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
 pub use server::run as serve;
@@ -68,10 +69,10 @@ impl Method {
         }
     }
 
-    /// What becomes readable when the forkserver has told something.
-    pub fn readable(&self) -> Option<BorrowedFd<'_>> {
+    /// Where the forkserver is heard, and what that is to be waited for.
+    pub fn waits_for(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match self {
-            Self::Forkserver(server) => server.readable(),
+            Self::Forkserver(server) => server.waits_for(),
             Self::Fork | Self::Spawn => None,
         }
     }
