@@ -320,7 +320,10 @@ impl Supervisor {
         match event {
             Event::Started(generation, pid) => self.note_start(generation, pid),
             Event::Failed(generation, error) => self.note_failed_start(generation, &error),
-            Event::Ended(pid, end) => self.note_end(pid, end),
+            Event::Ended(pid, end) => {
+                self.note_end(pid, end);
+                self.method.release(pid);
+            }
         }
     }
 

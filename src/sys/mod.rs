@@ -9,7 +9,7 @@ mod words;
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use title::Title;
-pub use wait::{End, reap};
+pub use wait::{End, peek, reap, reap_child};
 pub use words::SharedWords;
 
 use std::time::Duration;

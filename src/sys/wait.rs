@@ -77,6 +77,39 @@ fn collect(pid: i32) -> Option<(Pid, End)> {
     }
 }
 
+/// Collects the child `pid` where it has ended, without waiting.
+pub fn reap_child(pid: Pid) -> Option<End> {
+    collect(pid.as_raw()).map(|(_, end)| end)
+}
+
+/// Looks whether the child `pid` has ended, and leaves it there: its PID is not given to another
+/// process before it is collected.
+pub fn peek(pid: Pid) -> Option<End> {
+    let id = libc::id_t::try_from(pid.as_raw()).ok()?;
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all zeros are a valid value of this structure of numbers and addresses.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: `info` is ours to write to, and lives through the call.
+        let looked = unsafe { libc::waitid(libc::P_PID, id, &raw mut info, flags) };
+        match Errno::result(looked) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(_) => return Some(End::Unseen),
+        }
+    }
+    // SAFETY: waitid fills in the members for an ended child, or leaves the zeros.
+    let (ended, status) = unsafe { (info.si_pid(), info.si_status()) };
+    match info.si_code {
+        _ if ended == 0 => None,
+        libc::CLD_EXITED => Some(End::Exited(status)),
+        code => Some(End::Killed {
+            signal: status,
+            core: code == libc::CLD_DUMPED,
+        }),
+    }
+}
+
 /// Nothing for a child that was stopped or goes on, which nobody asked to be told of.
 fn decode(status: i32) -> Option<End> {
     if libc::WIFEXITED(status) {
@@ -123,6 +156,35 @@ mod tests {
         ] {
             assert_eq!(end_of(script).to_string(), expected, "{script}");
         }
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes)]
+    fn a_child_can_be_seen_to_have_ended_and_stays_there() {
+        for (script, expected) in [
+            ("exit 3", End::Exited(3)),
+            (
+                "kill -34 $$",
+                End::Killed {
+                    signal: 34,
+                    core: false,
+                },
+            ),
+        ] {
+            let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let pid = Pid::from_raw(child.id().cast_signed());
+            while peek(pid).is_none() {
+                std::thread::yield_now();
+            }
+            assert_eq!(peek(pid), Some(expected));
+            assert_eq!(reap_child(pid), Some(expected));
+            assert_eq!(peek(pid), Some(End::Unseen));
+            assert_eq!(reap_child(pid), None);
+        }
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        assert_eq!(peek(Pid::from_raw(child.id().cast_signed())), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::Event;
-use super::protocol::{Lines, Report, line};
+use super::protocol::{Lines, Report, Request, line};
 use super::spawn::{command, pid_of};
 use crate::child::Assignment;
 use crate::sys;
@@ -33,13 +33,25 @@ struct Running {
 impl Forkserver {
     /// Asks for a child; brings up a forkserver where none runs.
     pub fn ask(&mut self, assignment: &Assignment) -> io::Result<()> {
-        let message = line(assignment)?;
+        let message = line(&Request::Start(assignment.clone()))?;
         let running = match &mut self.running {
             Some(running) => running,
             empty => empty.insert(Running::start()?),
         };
         running.outgoing.extend_from_slice(&message);
         running.flush()
+    }
+
+    /// Lets it forget a child that it has told the end of.
+    pub fn release(&mut self, pid: Pid) {
+        let pid = pid.as_raw();
+        if let Some(running) = &mut self.running
+            && let Ok(message) = line(&Request::Release { pid })
+        {
+            running.outgoing.extend_from_slice(&message);
+            // Where that fails it is killed, and its end says the rest.
+            let _ = running.flush();
+        }
     }
 
     /// The socket, and what it is to be waited for.

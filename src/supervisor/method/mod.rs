@@ -85,6 +85,13 @@ impl Method {
         }
     }
 
+    /// The end of this child, which the forkserver has told, is dealt with.
+    pub fn release(&mut self, pid: Pid) {
+        if let Self::Forkserver(server) = self {
+            server.release(pid);
+        }
+    }
+
     /// Whether `pid` was the forkserver, which is gone then; the next start brings up another.
     pub fn note_end(&mut self, pid: Pid) -> bool {
         match self {

@@ -11,8 +11,15 @@ use crate::sys::End;
 /// A line longer than this is no message of ours.
 const LONGEST: usize = 1 << 20;
 
-/// To the forkserver: start a child.
-pub(super) type Request = Assignment;
+/// To the forkserver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Start a child.
+    Start(Assignment),
+    /// The end of this child is known: nobody sends it a signal any more, and its PID may go to
+    /// another process.
+    Release { pid: i32 },
+}
 
 /// From the forkserver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +28,7 @@ pub(super) enum Report {
     Started { generation: u64, pid: i32 },
     /// The child of this generation could not be started.
     Failed { generation: u64, error: String },
-    /// A child has ended.
+    /// A child has ended, and waits to be released.
     Ended { pid: i32, end: End },
 }
 

@@ -1,5 +1,6 @@
 //! The forkserver: a clean process of one thread, which makes copies of itself on request.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -28,6 +29,15 @@ const SIGNALS: &[Signal] = &[
     Signal::SIGTTOU,
 ];
 
+/// A child, as far as the supervisor knows. It is collected only when that has been told of its
+/// end: until then the supervisor may send it a signal, which must not hit another process that
+/// has its PID by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Runs,
+    Told,
+}
+
 /// Serves the supervisor, which is at the other end of standard input, until it closes that.
 /// Answers in each new child, what it is to do; and in the forkserver nothing, at the end.
 pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
@@ -40,21 +50,38 @@ pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
     let mut socket = take_stdin()?;
     socket.set_nonblocking(true)?;
     let mut lines = Lines::default();
+    let mut children = BTreeMap::new();
     loop {
         signals.take();
-        while let Some((pid, end)) = sys::reap() {
-            let pid = pid.as_raw();
-            tell(&mut socket, &Report::Ended { pid, end })?;
+        for (pid, life) in &mut children {
+            if *life == Life::Runs
+                && let Some(end) = sys::peek(*pid)
+            {
+                *life = Life::Told;
+                let pid = pid.as_raw();
+                tell(&mut socket, &Report::Ended { pid, end })?;
+            }
         }
         let (requests, alive): (Vec<Request>, bool) = lines.read(&mut socket);
         for request in requests {
-            let generation = request.generation;
+            let assignment = match request {
+                Request::Start(assignment) => assignment,
+                Request::Release { pid } => {
+                    let pid = Pid::from_raw(pid);
+                    if children.remove(&pid) == Some(Life::Told) {
+                        sys::reap_child(pid);
+                    }
+                    continue;
+                }
+            };
+            let generation = assignment.generation;
             let report = match fork::start() {
-                Ok(Started::There(pid)) => Report::Started {
-                    generation,
-                    pid: pid.as_raw(),
-                },
-                Ok(_) => return Ok(Some(request)),
+                Ok(Started::There(pid)) => {
+                    children.insert(pid, Life::Runs);
+                    let pid = pid.as_raw();
+                    Report::Started { generation, pid }
+                }
+                Ok(_) => return Ok(Some(assignment)),
                 Err(error) => Report::Failed {
                     generation,
                     error: error.to_string(),
