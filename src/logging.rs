@@ -3,6 +3,8 @@
 //! Everything goes to standard error, each line in one write, so that the lines of all processes
 //! stay whole.
 
+mod stderr;
+
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::panic;
@@ -17,7 +19,10 @@ use simplelog::{
     WriteLogger,
 };
 
+pub use stderr::{may_wait, never_wait, report_lost};
+
 use crate::settings::LogFormat;
+use stderr::write_line;
 
 static WORKER: OnceLock<RwLock<String>> = OnceLock::new();
 
@@ -84,9 +89,8 @@ impl Write for WholeLines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n") {
-            let written = io::stderr().write_all(&self.line);
+            write_line(&self.line);
             self.line.clear();
-            written?;
         }
         Ok(bytes.len())
     }
@@ -110,8 +114,7 @@ impl Log for JsonLogger {
         if self.enabled(record.metadata()) {
             let mut line = json_line(record);
             line.push('\n');
-            // There is nowhere left to say that the log cannot be written.
-            let _ = io::stderr().write_all(line.as_bytes());
+            write_line(line.as_bytes());
         }
     }
 

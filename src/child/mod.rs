@@ -66,6 +66,7 @@ impl Child {
         mut title: Title,
     ) -> Result<Self, BeginError> {
         let name = assignment.task.name();
+        logging::may_wait();
         logging::set_worker(&name);
         title.set(&assignment.task.title());
         match sys::die_with_parent(parent) {

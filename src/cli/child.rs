@@ -55,6 +55,8 @@ impl Forkserver {
             Err(exit) => return exit,
         };
         title.set("conserver: forkserver");
+        // The supervisor waits for its answers.
+        logging::never_wait();
         // Asked before the fork: afterwards, a parent that has ended could not be told any more.
         let this = getpid();
         match supervisor::forkserver(Pid::from_raw(self.supervisor)) {

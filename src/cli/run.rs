@@ -19,6 +19,7 @@ pub fn run(settings: Settings) -> Exit {
         }
     };
     logging::start(settings.log_format, settings.log_level);
+    logging::never_wait();
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }

@@ -8,6 +8,7 @@ use super::Supervisor;
 use super::health::{Health, is_silent, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
+use crate::logging;
 use crate::procfs;
 use crate::queue::Blame;
 use crate::scoreboard::{LaneView, SlotView};
@@ -83,6 +84,7 @@ impl Supervisor {
     /// What is done regularly: the configuration, the health of the children, the watchdog.
     pub(super) fn look_after(&mut self) {
         self.watch.begin();
+        logging::report_lost();
         if let Err(error) = self.board.mend() {
             log::error!("{error}");
         }
