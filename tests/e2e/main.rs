@@ -8,6 +8,9 @@
 //! `CONSERVER_TORTURE_SECONDS` of `torture` (60), whose random events `CONSERVER_TORTURE_SEED`
 //! repeats. Other vCons
 //! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
+//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3),
+//! `CONSERVER_TEST_KILLS` of workers for each start method (40), `CONSERVER_TEST_WORKERS` of one
+//! forkserver (350). Other vCons than the project's own: a folder in `CONSERVER_TEST_VCONS`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -31,6 +34,7 @@ mod outages;
 mod postgres_faults;
 mod postgres_table;
 mod postgres_tls;
+mod process_faults;
 mod process_model;
 mod processing;
 mod proxy;

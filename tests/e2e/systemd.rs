@@ -104,6 +104,36 @@ fn ready_is_told_only_when_redis_is_there() {
 }
 
 #[test]
+fn a_reload_during_the_start_does_not_tell_that_all_are_ready() {
+    let redis = Redis::new();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let (mut manager, conserver) = Manager::of(conserver);
+    let daemon = launch(conserver);
+    daemon.wait_for_log("Redis is away", PATIENCE);
+    daemon.reconfigure(&json!({"chains": 1}));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("SIGHUP received", PATIENCE);
+    daemon.wait_for_log("The configuration is not valid", PATIENCE);
+    // Answered in a later turn of the loop.
+    daemon.signal(Signal::SIGUSR1);
+    daemon.wait_for_log("starting: 0 of 2 workers ready", PATIENCE);
+    manager.listen();
+    assert!(!manager.has("READY=1"), "{:?}", manager.told);
+
+    daemon.reconfigure(&chain(&[], &[]));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("Replacing the workers one by one", PATIENCE);
+    manager.forget();
+    manager.wait_for("EXTEND_TIMEOUT_USEC=");
+    manager.wait_for("STATUS=reloading: 0 of 2 workers ready");
+    assert!(!manager.has("READY=1"), "{:?}", manager.told);
+    redis.start();
+    manager.wait_for("READY=1");
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
+
+#[test]
 fn the_watchdog_is_fed_only_while_all_workers_answer() {
     let redis = Redis::plain();
     let conserver = Conserver::with(&redis).config(&chain(&[], &[]));

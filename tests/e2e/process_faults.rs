@@ -1,0 +1,461 @@
+//! Faults that were found in the process model, each with the circumstances that brought it about.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use ::conserver::queue::{Blame, Expiry, Queue, Seat, Server};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Ledger, PATIENCE, Redis, Sample, chain, delay, fresh, is_alive,
+    number_from_env, submit, title_of, wait_until,
+};
+
+/// A link that never comes back: its server takes the connection and says nothing.
+fn stuck() -> (TcpListener, (&'static str, Value)) {
+    let hole = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", hole.local_addr().expect("an address"));
+    let options = json!({"webhook-urls": [url], "timeout": 600});
+    let link = json!({"module": "links.webhook", "options": options});
+    (hole, ("stuck", link))
+}
+
+/// A library that changes what a program does from its first line on.
+fn library(folder: &Path, code: &str) -> PathBuf {
+    let (source, library) = (folder.join("preload.c"), folder.join("preload.so"));
+    fs::write(&source, code).expect("a file");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(compiled.expect("a C compiler").success());
+    library
+}
+
+/// Puts a submitted vCon into the hands of a worker that is no more.
+fn leave_claimed(redis: &Redis, sample: &Sample, worker: u32) {
+    submit(redis, "default", std::slice::from_ref(sample));
+    let entry: String = redis.ask(&["LPOP", "default"]);
+    let record = json!({"list": "default", "uuid": entry, "since": 1.5}).to_string();
+    let key = format!("conserver:claims:here:{worker}");
+    redis.ask::<i64>(&["HSET", &key, "1", &record]);
+    redis.ask::<i64>(&["SADD", "conserver:workers:here", &worker.to_string()]);
+}
+
+fn deaths_of(redis: &Redis, sample: &Sample) -> Option<i64> {
+    redis.ask(&["HGET", "conserver:deaths", &sample.id])
+}
+
+fn child_titled(daemon: &Daemon, title: &str) -> i32 {
+    let is_it = |pid: &i32| title_of(*pid) == title;
+    let found = daemon.family().into_iter().find(is_it);
+    found.unwrap_or_else(|| panic!("there is no {title}"))
+}
+
+fn a_worker_killed_by_a_real_time_signal_is_replaced(method: &str) {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method(method)
+        .workers(2)
+        .start();
+    let before = daemon.wait_for_workers(2);
+    // The library knows no such signal.
+    let killed = Command::new("kill")
+        .args(["-34", &before[&1].to_string()])
+        .status();
+    assert!(killed.expect("the program kill").success());
+    daemon.wait_for_log("killed by SIGRTMIN+0", PATIENCE);
+    assert_ne!(daemon.wait_for_workers(2)[&1], before[&1]);
+    daemon.stop();
+}
+
+#[test]
+fn a_forked_worker_killed_by_a_real_time_signal_is_replaced() {
+    a_worker_killed_by_a_real_time_signal_is_replaced("fork");
+}
+
+#[test]
+fn a_worker_of_the_forkserver_killed_by_a_real_time_signal_is_replaced() {
+    a_worker_killed_by_a_real_time_signal_is_replaced("forkserver");
+}
+
+#[test]
+fn workers_added_while_redis_is_away_wait_for_the_sweep() {
+    let redis = Redis::new().durable().started();
+    let left = fresh(1);
+    leave_claimed(&redis, &left[0], 4);
+    redis.kill9();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .workers(2)
+        .start();
+    for wanted in [3, 4] {
+        daemon.signal(Signal::SIGTTIN);
+        daemon.wait_for_log(&format!("{wanted} workers are wanted"), PATIENCE);
+    }
+    // Answered in a later turn of the loop than the one that could have started them.
+    daemon.signal(Signal::SIGUSR1);
+    daemon.wait_for_log("0 of 4 workers ready", PATIENCE);
+    for number in [3, 4] {
+        assert_eq!(daemon.count_in_log(&format!("Started Worker-{number}")), 0);
+    }
+    redis.start();
+    daemon.wait_for_workers(4);
+    Ledger::of(&redis, &left).settles();
+    let mut known: Vec<u32> = redis.ask(&["SMEMBERS", "conserver:workers:here"]);
+    known.sort_unstable();
+    assert_eq!(known, [1, 2, 3, 4]);
+    daemon.stop();
+}
+
+#[test]
+fn the_sweep_is_not_lost_when_the_first_start_fails() {
+    let redis = Redis::plain();
+    let left = fresh(1);
+    leave_claimed(&redis, &left[0], 7);
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method("spawn");
+    let library = library(
+        conserver.folder(),
+        r#"
+        #include <fcntl.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <unistd.h>
+        __attribute__((constructor)) static void crash_once(void) {
+            char line[8192] = "";
+            int file = open("/proc/self/cmdline", O_RDONLY);
+            long count = read(file, line, sizeof line - 1);
+            for (long at = 0; at < count; at++) if (!line[at]) line[at] = ' ';
+            if (strstr(line, "\"sweep_above\":1") && open("crashed", O_CREAT | O_EXCL, 0600) >= 0) abort();
+        }"#,
+    );
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+    Ledger::of(&redis, &left).settles();
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 1);
+    daemon.wait_for_workers(1);
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_that_drains_before_it_has_recovered_leaves_its_predecessors_claims_on_record() {
+    let redis = Redis::new().durable().started();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(600.0)], &[]))
+        .workers(2)
+        .start();
+    let before = daemon.wait_for_workers(2);
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    wait_until("both have work", PATIENCE, || {
+        redis.keys("conserver:claims:*").len() == 2
+    });
+    redis.kill9();
+    kill(Pid::from_raw(before[&2]), Signal::SIGKILL).expect("the worker runs");
+    daemon.wait_for_log("Redis is away", PATIENCE);
+    let successor = daemon.workers()[&2];
+    assert_ne!(successor, before[&2]);
+    daemon.signal(Signal::SIGTTOU);
+    let gone = || !is_alive(successor);
+    wait_until("the successor has drained", PATIENCE, gone);
+    redis.start();
+    wait_until("the claim is back", PATIENCE, || {
+        redis.length("default") == 1
+    });
+    let returned: String = redis.ask(&["LINDEX", "default", "0"]);
+    let sample = samples.iter().find(|sample| sample.id == returned);
+    let sample = sample.expect("one of them");
+    assert_eq!(deaths_of(&redis, sample), Some(1));
+}
+
+#[test]
+fn a_host_that_is_renamed_keeps_its_claims() {
+    for method in ["spawn", "forkserver"] {
+        let redis = Redis::plain();
+        let conserver = Conserver::with(&redis)
+            .config(&chain(&[delay(600.0)], &[]))
+            .method(method);
+        let library = library(
+            conserver.folder(),
+            r#"
+            #include <fcntl.h>
+            #include <string.h>
+            #include <unistd.h>
+            int gethostname(char *name, size_t room) {
+                memset(name, 0, room);
+                int file = open("hostname", O_RDONLY);
+                long count = read(file, name, room - 1);
+                close(file);
+                return count > 0 ? 0 : -1;
+            }"#,
+        );
+        let name = conserver.folder().join("hostname");
+        fs::write(&name, "one").expect("a file");
+        let daemon = conserver
+            .env("LD_PRELOAD", library)
+            .env("CONSERVER_INSTANCE", "")
+            .start();
+        daemon.wait_for_log("All 1 workers ready", PATIENCE);
+        let samples = fresh(1);
+        submit(&redis, "default", &samples);
+        let claims = || redis.keys("conserver:claims:*");
+        wait_until("it is claimed", PATIENCE, || {
+            claims() == ["conserver:claims:one:1"]
+        });
+        fs::write(&name, "two").expect("a file");
+        // The forkserver too is started anew, and reads what the host is called now.
+        let victim = if method == "forkserver" {
+            child_titled(&daemon, "conserver: forkserver")
+        } else {
+            daemon.workers()[&1]
+        };
+        kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
+        daemon.wait_for_log("Restarted Worker-1", PATIENCE);
+        daemon.wait_for_log("left behind by a worker that ended", PATIENCE);
+        wait_until("it is claimed again", PATIENCE, || {
+            claims() == ["conserver:claims:one:1"]
+        });
+    }
+}
+
+#[test]
+fn a_forkserver_starts_hundreds_of_workers() {
+    let count = number_from_env("CONSERVER_TEST_WORKERS", 350);
+    let redis = Redis::plain();
+    let mut daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .method("forkserver")
+        .workers(count)
+        .launch();
+    daemon.wait_for_log(&format!("All {count} workers ready"), PATIENCE * 3);
+    assert_eq!(daemon.count_in_log("Started the forkserver"), 1);
+    daemon.terminate();
+    assert_eq!(daemon.wait_exit(PATIENCE * 3), 0);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_configuration_holds_nobody_up() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .workers(2)
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let before = daemon.wait_for_workers(2);
+    let config = daemon.conserver().folder().join("config.yml");
+    let pipe = daemon.conserver().folder().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).expect("a pipe");
+    fs::rename(&pipe, &config).expect("a file");
+    daemon.wait_for_log("it is not a regular file", PATIENCE);
+    let checked = daemon.conserver().run(&["check"]);
+    assert_eq!(checked.code, 78, "{}", checked.output());
+    kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+    wait_until("the worker is replaced", PATIENCE, || {
+        daemon.workers()[&1] != before[&1]
+    });
+    daemon.stop();
+}
+
+/// A pipe for the log that is full from the start, and that nobody reads.
+struct FullPipe {
+    end: File,
+}
+
+impl FullPipe {
+    fn new(path: &Path) -> Self {
+        mkfifo(path, Mode::S_IRWXU).expect("a pipe");
+        let end = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .expect("a pipe");
+        fcntl(&end, FcntlArg::F_SETPIPE_SZ(4096)).expect("a small pipe");
+        let mut this = Self { end };
+        this.fill();
+        this
+    }
+
+    fn fill(&mut self) {
+        while self.end.write(b"x").is_ok() {}
+    }
+
+    fn read(&mut self) -> String {
+        let mut bytes = [0; 4096];
+        let count = self.end.read(&mut bytes).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_the_supervisor() {
+    for method in ["fork", "forkserver"] {
+        let redis = Redis::plain();
+        let conserver = Conserver::with(&redis)
+            .config(&chain(&[], &[]))
+            .method(method)
+            .workers(2)
+            .env("TICK_INTERVAL", "100")
+            .env("CONSERVER_DRAIN_TIMEOUT", "1");
+        let (log, script) = (
+            conserver.folder().join("log"),
+            conserver.folder().join("run.sh"),
+        );
+        let mut pipe = FullPipe::new(&log);
+        let program = env!("CARGO_BIN_EXE_conserver");
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" = run ] && exec {program} \"$@\" 2<>{}\nexec {program} \"$@\"\n",
+            log.display()
+        );
+        fs::write(&script, text).expect("a file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("a file");
+        let mut daemon = conserver.program(script).launch();
+        let before = daemon.wait_for_workers(2);
+        kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+        wait_until("the worker is replaced", PATIENCE, || !is_alive(before[&1]));
+        assert_ne!(daemon.wait_for_workers(2)[&1], before[&1]);
+
+        let mut read = String::new();
+        wait_until("the log says what it has lost", PATIENCE, || {
+            read += &pipe.read();
+            read.contains("lines of this log were lost")
+        });
+        pipe.fill();
+        daemon.terminate();
+        assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    }
+}
+
+#[test]
+fn what_the_environment_holds_does_not_matter() {
+    let redis = Redis::plain();
+    for (name, value) in [("=foo", "bar"), ("", "nameless")] {
+        let daemon = Conserver::with(&redis)
+            .config(&chain(&[], &[]))
+            .env(name, value)
+            .start();
+        daemon.wait_for_workers(1);
+        let title = title_of(daemon.pid());
+        assert!(
+            !title.is_empty() && "conserver: supervisor".starts_with(&title),
+            "{title}"
+        );
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_forkserver_that_dies_during_the_drain_costs_no_vcon_a_death() {
+    let redis = Redis::plain();
+    let (_hole, stuck) = stuck();
+    let mut daemon = Conserver::with(&redis)
+        .config(&chain(&[stuck], &[]))
+        .method("forkserver")
+        .workers(2)
+        .env("CONSERVER_DRAIN_TIMEOUT", "600")
+        .start();
+    daemon.wait_for_workers(2);
+    let samples = fresh(4);
+    submit(&redis, "default", &samples);
+    wait_until("work is in hand", PATIENCE, || redis.length("default") == 2);
+    let forkserver = child_titled(&daemon, "conserver: forkserver");
+    daemon.terminate();
+    daemon.wait_for_log("SIGTERM received", PATIENCE);
+    kill(Pid::from_raw(forkserver), Signal::SIGKILL).expect("it runs");
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    Ledger::of(&redis, &samples).is_split_between(&["default"]);
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
+}
+
+#[test]
+fn the_monitor_stays_as_long_as_a_worker_when_the_whole_group_is_told_to_end() {
+    let redis = Redis::plain();
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", server.local_addr().expect("an address"));
+    let link = json!({"module": "links.webhook", "options": {"webhook-urls": [url]}});
+    let mut daemon = Conserver::with(&redis)
+        .config(&chain(&[("answered late", link)], &[]))
+        .workers(2)
+        .start();
+    daemon.wait_for_workers(2);
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    let (mut asked, _) = server.accept().expect("the webhook is called");
+    let monitor = child_titled(&daemon, "conserver: monitor");
+    killpg(Pid::from_raw(daemon.pid()), Signal::SIGTERM).expect("the daemon runs");
+    daemon.wait_for_log("SIGTERM received", PATIENCE);
+    // That nothing happens is what is tested.
+    thread::sleep(Duration::from_millis(500));
+    assert!(is_alive(monitor), "the monitor ended before the worker");
+    assert_eq!(redis.keys("conserver:instance:*").len(), 1);
+    asked
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .expect("the webhook listens");
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    Ledger::of(&redis, &samples).is_split_between(&["done"]);
+    assert_eq!(redis.keys("conserver:instance:*"), Vec::<String>::new());
+}
+
+#[test]
+fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
+    let redis = Redis::plain();
+    let url = redis.url().parse().expect("a URL");
+    let seat = Seat {
+        instance: "here".to_owned(),
+        worker: 9,
+        lane: 1,
+    };
+    let expiry = Expiry {
+        document: 60,
+        context: 60,
+        dead_letter: 60,
+    };
+    let mut queue = Queue::new(Server::new(&url).expect("a server"), seat, expiry);
+    let samples = fresh(2);
+    let in_hand = samples[0].id.parse().expect("a UUID");
+    for (sample, deaths) in [(&samples[1], None), (&samples[0], Some(1))] {
+        leave_claimed(&redis, sample, 3);
+        let blame = Blame::Lane {
+            lane: 1,
+            vcon: Some(in_hand),
+        };
+        let recovered = queue.recover_seat(3, blame, 5).expect("Redis runs");
+        assert_eq!(recovered.len(), 1);
+        assert_eq!(deaths_of(&redis, sample), deaths);
+        redis.ask::<i64>(&["DEL", "default"]);
+    }
+}
+
+#[test]
+fn a_child_that_does_not_answer_for_a_while_is_left_alone() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let before = daemon.wait_for_workers(1);
+    let monitor = child_titled(&daemon, "conserver: monitor");
+    for pid in [before[&1], monitor] {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
+    }
+    // Far beyond six beats: that nothing happens is what is tested.
+    thread::sleep(Duration::from_secs(3));
+    for pid in [before[&1], monitor] {
+        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("it runs");
+    }
+    assert_eq!(daemon.count_in_log("has not shown itself"), 0);
+    assert_eq!(daemon.wait_for_workers(1), before);
+    daemon.stop();
+}
