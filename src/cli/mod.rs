@@ -75,7 +75,7 @@ enum Command {
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::Demo),
     #[command(hide = true)]
-    Child(child::Executed),
+    Child(Box<child::Executed>),
     #[command(hide = true)]
     Forkserver(child::Forkserver),
 }

@@ -33,7 +33,7 @@ struct Running {
 impl Forkserver {
     /// Asks for a child; brings up a forkserver where none runs.
     pub fn ask(&mut self, assignment: &Assignment) -> io::Result<()> {
-        let message = line(&Request::Start(assignment.clone()))?;
+        let message = line(&Request::Start(Box::new(assignment.clone())))?;
         let running = match &mut self.running {
             Some(running) => running,
             empty => empty.insert(Running::start()?),

@@ -15,7 +15,7 @@ const LONGEST: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Start a child.
-    Start(Assignment),
+    Start(Box<Assignment>),
     /// The end of this child is known: nobody sends it a signal any more, and its PID may go to
     /// another process.
     Release { pid: i32 },
@@ -88,18 +88,22 @@ mod tests {
     use crate::scoreboard::BoardId;
 
     /// An assignment as the supervisor writes it.
-    fn assignment() -> Assignment {
-        Assignment {
+    fn assignment() -> Request {
+        let assignment = Assignment {
             task: Task::Work {
                 predecessor: Leftover {
                     worker: 3,
-                    blame: Blame::Lane(2),
+                    blame: Blame::Lane {
+                        lane: 2,
+                        vcon: Some(uuid::Uuid::from_u128(5)),
+                    },
                     end: "killed by SIGKILL".to_owned(),
                 },
                 sweep_above: Some(4),
             },
             generation: 7,
             supervisor: 4711,
+            instance: "here".to_owned(),
             holder: Holder::this_process(u64::MAX),
             board: BoardId {
                 path: PathBuf::from("/run/conserver/here.scoreboard"),
@@ -107,7 +111,8 @@ mod tests {
             },
             config_generation: 1,
             config_file: PathBuf::from("/etc/conserver/config.yml"),
-        }
+        };
+        Request::Start(Box::new(assignment))
     }
 
     proptest! {

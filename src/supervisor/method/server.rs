@@ -65,7 +65,7 @@ pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
         let (requests, alive): (Vec<Request>, bool) = lines.read(&mut socket);
         for request in requests {
             let assignment = match request {
-                Request::Start(assignment) => assignment,
+                Request::Start(assignment) => *assignment,
                 Request::Release { pid } => {
                     let pid = Pid::from_raw(pid);
                     if children.remove(&pid) == Some(Life::Told) {
