@@ -68,7 +68,7 @@ impl Leftover {
     pub fn dead(&self) -> Dead<'_> {
         Dead {
             worker: self.worker,
-            blame: self.blame,
+            blame: self.blame.clone(),
             end: &self.end,
         }
     }

@@ -27,6 +27,8 @@ pub struct Claim {
     pub entry: Vec<u8>,
     /// The context that came with it, a JSON text; empty where there was none.
     pub context: Vec<u8>,
+    /// How many workers have died while they were at work on it.
+    pub deaths: u32,
 }
 
 impl Claim {
@@ -105,7 +107,7 @@ impl Queue {
         let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();
         let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
         let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
-        let (kind, text, fault) = (next()?, next()?, next()?);
+        let (kind, text, fault, deaths) = (next()?, next()?, next()?, next()?);
         if kind == b"not-ours" {
             return Err(self.lease.lost_to(&text));
         }
@@ -125,6 +127,7 @@ impl Queue {
             list,
             entry,
             context,
+            deaths: String::from_utf8_lossy(&deaths).parse().unwrap_or(0),
         };
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),

@@ -13,19 +13,20 @@ use super::{Queue, QueueError, keys};
 const DEATHS_EXPIRY: u64 = 604_800;
 
 /// Which of a dead worker's vCons have one more death to their name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Blame {
-    /// All: any of them may have killed it.
-    All,
-    /// The one a lane had in hand.
-    Lane {
-        /// The lane, from 1.
-        lane: u32,
-        /// The vCon, where it was one: by its worker's end the lane may have gone on to the next.
-        vcon: Option<Uuid>,
-    },
-    /// None: it was killed for reasons of our own.
-    Nobody,
+    /// All but these: any of the others may have killed it.
+    AllBut(Vec<Uuid>),
+    /// These, where they are still found: by its worker's end a lane may have gone on.
+    These(Vec<Uuid>),
+}
+
+impl Blame {
+    /// Any of them may have killed it.
+    pub const ALL: Self = Self::AllBut(Vec::new());
+
+    /// It was killed for reasons of our own.
+    pub const NOBODY: Self = Self::These(Vec::new());
 }
 
 /// One claim found in a dead worker's hands.
@@ -42,7 +43,7 @@ pub struct Recovered {
 }
 
 /// A worker that has ended, and whose claims are to be returned.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Dead<'a> {
     /// Its number, from 1.
     pub worker: u32,
@@ -82,12 +83,13 @@ impl Queue {
         dead: Dead<'_>,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
+        let worker = dead.worker;
         let recovered = self.recover(dead, max_deaths)?;
         let workers_key = keys::workers_key(&self.seat.instance);
         self.with(|connection, _, _, _| {
             Ok(redis::cmd("SREM")
                 .arg(workers_key)
-                .arg(dead.worker)
+                .arg(worker)
                 .query::<()>(connection)?)
         })?;
         Ok(recovered)
@@ -103,7 +105,7 @@ impl Queue {
         let known = self.workers_of(&self.seat.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            let (blame, end) = (Blame::All, BEFORE_US);
+            let (blame, end) = (Blame::ALL, BEFORE_US);
             let dead = Dead { worker, blame, end };
             recovered.extend(self.recover_seat(dead, max_deaths)?);
         }
@@ -140,7 +142,7 @@ impl Queue {
     ) -> Result<(Vec<Recovered>, bool), QueueError> {
         let mut recovered = Vec::new();
         for worker in self.workers_of(instance)? {
-            let (blame, end) = (Blame::All, WITH_ITS_INSTANCE);
+            let (blame, end) = (Blame::ALL, WITH_ITS_INSTANCE);
             let dead = Dead { worker, blame, end };
             match self.recover_of(instance, "", dead, max_deaths)? {
                 Ok(more) => recovered.extend(more),
@@ -177,12 +179,11 @@ impl Queue {
         max_deaths: u32,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
         let worker = dead.worker;
-        let (blamed, vcon) = match dead.blame {
-            Blame::All => ("all".to_owned(), None),
-            Blame::Lane { lane, vcon } => (lane.to_string(), vcon),
-            Blame::Nobody => ("none".to_owned(), None),
+        let (blamed, vcons) = match &dead.blame {
+            Blame::AllBut(vcons) => ("all but", vcons),
+            Blame::These(vcons) => ("these", vcons),
         };
-        let vcon = vcon.map_or(String::new(), |vcon| vcon.to_string());
+        let vcons: Vec<String> = vcons.iter().map(Uuid::to_string).collect();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
             call.key(keys::DEATHS).key(keys::instance_key(instance));
@@ -190,7 +191,7 @@ impl Queue {
             call.arg(expiry.dead_letter)
                 .arg(format!("{instance} Worker-{worker}"))
                 .arg(blamed);
-            call.arg(record).arg(dead.end).arg(vcon);
+            call.arg(record).arg(dead.end).arg(vcons.join(" "));
             Ok(call.invoke::<Value>(connection)?)
         })?;
         if let Value::BulkString(found) = reply {

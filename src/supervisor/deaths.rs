@@ -11,7 +11,7 @@ use super::report::doing;
 use super::restart::Life;
 use crate::exit::Exit;
 use crate::queue::Blame;
-use crate::scoreboard::{WorkerState, WorkerView};
+use crate::scoreboard::{LaneState, WorkerState, WorkerView};
 use crate::sys::{self, End};
 
 /// What an end means.
@@ -93,9 +93,9 @@ impl Supervisor {
             Meaning::Drained if place.recovered => place.left = None,
             // It has not come to what was left before it. Whoever kills says whom to blame.
             Meaning::Drained | Meaning::Killed => {}
-            Meaning::LeftClaims => place.blame(Blame::Nobody, end.to_string()),
+            Meaning::LeftClaims => place.blame(Blame::NOBODY, end.to_string()),
             Meaning::Refused | Meaning::Displaced | Meaning::Died => {
-                place.blame(Blame::All, end.to_string());
+                place.blame(suspects(view.worker.as_ref()), end.to_string());
             }
         }
         let has_drained = matches!(meaning, Meaning::Drained | Meaning::LeftClaims);
@@ -218,7 +218,7 @@ impl Supervisor {
                     // Also what drains: it is we who ended it.
                     if phase != Phase::Killed && place.post != Post::Recovery {
                         place.set_phase(Phase::Killed);
-                        place.blame(Blame::Nobody, "its forkserver died");
+                        place.blame(Blame::NOBODY, "its forkserver died");
                     }
                     if !seen {
                         unseen.push(pid);
@@ -261,6 +261,14 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Which vCons a worker may have died of: not those that its lanes had in hand only to wait for
+/// something.
+fn suspects(worker: Option<&WorkerView>) -> Blame {
+    let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
+    let waiting = lanes.iter().filter(|lane| lane.state == LaneState::Waiting);
+    Blame::AllBut(waiting.filter_map(|lane| lane.vcon).collect())
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl Place {
             deaths: 0,
             restarts: Restarts::default(),
             // An earlier daemon may have left some.
-            left: post.worker().map(|_| Blame::All),
+            left: post.worker().map(|_| Blame::ALL),
             end: BEFORE_US.to_owned(),
             recovered: false,
             sweeps: false,
@@ -262,13 +262,13 @@ mod tests {
             place.blame(blame, "");
             place.left
         };
-        let (all, nobody) = (Some(Blame::All), Some(Blame::Nobody));
-        assert_eq!(blamed(nobody, true, Blame::All), all);
-        assert_eq!(blamed(nobody, false, Blame::All), nobody);
-        assert_eq!(blamed(all, false, Blame::Nobody), all);
-        assert_eq!(blamed(None, false, Blame::Nobody), nobody);
+        let (all, nobody) = (|| Some(Blame::ALL), || Some(Blame::NOBODY));
+        assert_eq!(blamed(nobody(), true, Blame::ALL), all());
+        assert_eq!(blamed(nobody(), false, Blame::ALL), nobody());
+        assert_eq!(blamed(all(), false, Blame::NOBODY), all());
+        assert_eq!(blamed(None, false, Blame::NOBODY), nobody());
         let mut monitor = Place::new(Post::Monitor);
-        monitor.blame(Blame::All, "");
+        monitor.blame(Blame::ALL, "");
         assert_eq!(monitor.left, None);
     }
 }

@@ -158,7 +158,7 @@ impl Supervisor {
                 let seconds = time.as_secs_f64();
                 log::error!("{name} has not shown itself for {seconds:.0} s and is killed");
                 let end = format!("killed after it had not shown itself for {seconds:.0} s");
-                (Blame::All, end)
+                (Blame::ALL, end)
             }
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
@@ -167,8 +167,8 @@ impl Supervisor {
                     in_hand(lane)
                 );
                 let end = format!("killed for exceeding its chain's timeout of {limit} s");
-                let (lane, vcon) = (lane.number, lane.vcon);
-                (Blame::Lane { lane, vcon }, end)
+                let vcon = lane.vcon.map(|vcon| vec![vcon]);
+                (vcon.map_or(Blame::ALL, Blame::These), end)
             }
         };
         if let Some(pid) = place.pid() {

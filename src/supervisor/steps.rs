@@ -177,7 +177,7 @@ impl Supervisor {
                     log::error!("{name} has not ended in time and is killed");
                 }
                 place.set_phase(Phase::Killed);
-                place.blame(Blame::Nobody, "it had to end");
+                place.blame(Blame::NOBODY, "it had to end");
                 late.push(pid);
             }
         }
@@ -289,7 +289,7 @@ impl Supervisor {
                 predecessor,
                 sweep_above,
             } => {
-                place.left = Some(predecessor.blame);
+                place.left = Some(predecessor.blame.clone());
                 place.sweeps = sweep_above.is_some();
             }
             Task::Monitor => {}
@@ -325,9 +325,9 @@ impl Supervisor {
                 leftovers: self.orphaned.clone(),
             },
             Post::Worker(worker) => {
-                let (mut blame, mut end) = (Blame::All, BEFORE_US.to_owned());
+                let (mut blame, mut end) = (Blame::ALL, BEFORE_US.to_owned());
                 if let Some(place) = self.places.get(&post) {
-                    blame = place.left.unwrap_or(Blame::All);
+                    blame = place.left.clone().unwrap_or(Blame::ALL);
                     end.clone_from(&place.end);
                 }
                 // Someone came back to this number: it returns what was left there itself.
@@ -335,7 +335,7 @@ impl Supervisor {
                 orphaned.retain(|left| {
                     let same = left.worker == worker;
                     if same {
-                        blame = left.blame;
+                        blame = left.blame.clone();
                         end.clone_from(&left.end);
                     }
                     !same

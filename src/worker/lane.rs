@@ -9,7 +9,7 @@ use super::kit::Kit;
 use super::visit::Visit;
 use super::{Backoff, Outage, Shared, Turn};
 use crate::config::ListName;
-use crate::queue::{Claim, Document, Queue};
+use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Settled};
 use crate::scoreboard::LaneCell;
 
 /// A lane of a worker.
@@ -27,6 +27,7 @@ pub(super) struct Lane {
     fault: Option<String>,
     ready: bool,
     busy: bool,
+    unsure: bool,
 }
 
 impl Lane {
@@ -58,38 +59,81 @@ impl Lane {
             fault: None,
             ready: false,
             busy: false,
+            unsure: false,
         }
     }
 
-    /// Works until the worker drains.
-    pub fn run(mut self) {
+    /// Works until the worker drains. Answers false where a claim may be left that is not known
+    /// here.
+    pub fn run(mut self) -> bool {
         while !self.draining() {
             self.follow_configuration();
-            match self.queue.claim(&self.lists) {
+            let shared = Arc::clone(&self.shared);
+            let company = shared.company.join();
+            let claimed = self.queue.claim(&self.lists);
+            // What the server may have claimed for us is handed over by the next request.
+            self.unsure = claimed.is_err();
+            match claimed {
                 Ok(claimed) => {
                     self.outage.over();
                     self.patience.reset();
                     self.note_ready();
                     self.report(claimed.fault);
                     match claimed.work {
+                        Some((claim, document)) if claim.deaths > 0 => {
+                            drop(company);
+                            self.cell.waiting(claim.id().as_ref());
+                            let _alone = shared.company.alone();
+                            self.work(&claim, document);
+                        }
                         Some((claim, document)) => self.work(&claim, document),
-                        None => self.rest(),
+                        None => {
+                            drop(company);
+                            self.rest();
+                        }
                     }
                 }
-                Err(error) if error.is_interruption() => {}
-                // Another daemon has our name: what is to be done is for the monitor to say.
-                Err(error) if error.is_about_the_lease() => {
-                    self.outage.over();
-                    self.show(false);
-                    let pause = self.patience.next_wait();
-                    let _ = Turn::idle(&self.drain, Some(&self.cell)).wait(pause);
-                }
-                // What the server may have claimed for us is handed over by the next request.
                 Err(error) => {
-                    let turn = Turn::idle(&self.drain, Some(&self.cell));
-                    let _ = self.outage.wait(&error, &turn);
+                    drop(company);
+                    self.wait_after(&error);
                 }
             }
+        }
+        !self.unsure || self.leave()
+    }
+
+    fn wait_after(&mut self, error: &QueueError) {
+        if error.is_interruption() {
+            return;
+        }
+        // Another daemon has our name: what is to be done is for the monitor to say.
+        let displaced = error.is_about_the_lease();
+        if displaced {
+            self.outage.over();
+            self.show(false);
+        }
+        let turn = Turn::idle(&self.drain, Some(&self.cell));
+        let _ = if displaced {
+            turn.wait(self.patience.next_wait())
+        } else {
+            self.outage.wait(error, &turn)
+        };
+    }
+
+    /// At the end: gives back what was claimed for us by a request whose answer was lost. False
+    /// where that cannot be found out.
+    fn leave(&mut self) -> bool {
+        match self.queue.claim(&[]) {
+            Ok(Claimed { work: None, .. }) => true,
+            Ok(Claimed {
+                work: Some((claim, _)),
+                ..
+            }) => {
+                let settled = self.queue.give_back(&claim);
+                matches!(settled, Ok(Settled::Done | Settled::NotOurs))
+            }
+            // Whoever has the name now has returned it, or will.
+            Err(error) => error.is_about_the_lease(),
         }
     }
 

@@ -9,6 +9,7 @@
 //! ```
 
 mod backoff;
+mod company;
 mod current;
 mod doorbell;
 mod health;
@@ -76,7 +77,8 @@ pub fn run(
         return Exit::Internal;
     };
     match start_lanes(child, duty, settings, config, slot, lease) {
-        Ok(()) => Exit::Ok,
+        Ok(true) => Exit::Ok,
+        Ok(false) => Exit::ClaimsLeft,
         Err(error) => {
             log::error!("{name} could not start: {error}");
             Exit::Internal
@@ -92,6 +94,7 @@ enum StartError {
     Thread(#[from] std::io::Error),
 }
 
+/// Works until the drain. False where a claim may be left that no lane knows of.
 fn start_lanes(
     child: Child,
     duty: Duty,
@@ -99,7 +102,7 @@ fn start_lanes(
     config: Arc<Config>,
     slot: Slot,
     lease: NameLease,
-) -> Result<(), StartError> {
+) -> Result<bool, StartError> {
     let server = Server::new(&settings.redis_url)?;
     let expiry = Expiry::of(&settings);
     let queue = |lane| {
@@ -123,7 +126,7 @@ fn start_lanes(
         )
     })?;
     if !recovered {
-        return Ok(());
+        return Ok(true);
     }
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
@@ -142,18 +145,20 @@ fn start_lanes(
             // A lane that ends otherwise than by the drain takes its worker along: a fresh
             // worker is better than one with fewer lanes than it was asked for.
             let abort = AbortOnPanic;
-            lane.run();
+            let nothing_left = lane.run();
             std::mem::forget(abort);
             drop(done);
+            nothing_left
         })?);
     }
     drop(done);
     household::keep(&shared, &all_done);
+    // A lane does not panic past its guard.
+    let mut nothing_left = true;
     for lane in lanes {
-        // A lane does not panic past its guard.
-        let _ = lane.join();
+        nothing_left &= lane.join().unwrap_or(false);
     }
-    Ok(())
+    Ok(nothing_left)
 }
 
 struct AbortOnPanic;

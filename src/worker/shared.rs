@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::company::Company;
 use super::{Absence, Current, Duty, Health, Holds};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
@@ -19,6 +20,7 @@ pub(super) struct Shared {
     pub health: Arc<Health>,
     pub holds: Holds,
     pub redis: Arc<Absence>,
+    pub company: Company,
     drain: Arc<Drain>,
     readiness: Readiness,
     unready: AtomicU32,
@@ -38,6 +40,7 @@ impl Shared {
             health: Arc::default(),
             holds: Holds::none(slot.clone()),
             redis: Arc::default(),
+            company: Company::default(),
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),

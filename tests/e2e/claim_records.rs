@@ -122,7 +122,11 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
     let mut queue = queue(&redis, "here", 1, 1);
     let connection = std::cell::RefCell::new(&mut connection);
     let queue = std::cell::RefCell::new(&mut queue);
-    let blame = prop_oneof![Just(Blame::All), Just(Blame::Lane(1)), Just(Blame::Nobody)];
+    let blame = prop_oneof![
+        Just(Blame::ALL),
+        Just(Blame::These(vec![uuid::Uuid::nil()])),
+        Just(Blame::NOBODY)
+    ];
     let records = prop::collection::vec(record(), 1..12);
     let mut runner = TestRunner::new(config());
     runner
@@ -256,7 +260,7 @@ fn counts_of_deaths_that_are_none_begin_again() {
         prepare(&mut connection, true);
         let record = format!(r#"{{"list":"l","uuid":"{entry}","since":1}}"#);
         put(&mut connection, 1, record.as_bytes());
-        let recovered = recover(&mut queue, Blame::All, 3).unwrap();
+        let recovered = recover(&mut queue, Blame::ALL, 3).unwrap();
         assert_eq!(
             (recovered[0].deaths, recovered[0].outcome.as_str()),
             (1, "returned")
@@ -280,7 +284,7 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
         2,
         br#"{"list":"default","uuid":"y","since":2}"#,
     );
-    recover(&mut queue, Blame::All, 1).unwrap();
+    recover(&mut queue, Blame::ALL, 1).unwrap();
     assert_eq!(redis.length("conserver:unreadable"), 1);
     assert_eq!(redis.list("DLQ:default"), ["y"]);
     assert_eq!(claims(&mut connection), 0);

@@ -140,12 +140,22 @@ fn aborting_library(folder: &Path, marker: &str) -> PathBuf {
 
 #[test]
 fn a_link_that_aborts_its_worker_for_one_vcon_costs_only_that_one() {
+    costs_only_one(4, 1);
+}
+
+#[test]
+fn a_link_that_aborts_its_worker_does_not_take_the_vcons_of_other_lanes_along() {
+    costs_only_one(1, 8);
+}
+
+fn costs_only_one(workers: usize, lanes: usize) {
     let (redis, webhook) = (Redis::plain(), Webhook::answering(&[]));
     let options = json!({"webhook-urls": [webhook.url()]});
     let post = json!({"module": "links.webhook", "options": options});
     let conserver = Conserver::with(&redis)
         .config(&chain(&[("post", post)], &[]))
-        .workers(4);
+        .workers(workers)
+        .lanes(lanes);
     let marker = "kills-its-worker";
     let library = aborting_library(conserver.folder(), marker);
     let daemon = conserver.env("LD_PRELOAD", library).start();

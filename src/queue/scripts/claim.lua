@@ -3,8 +3,8 @@
 --       workers, then the ingress lists in order.
 -- ARGV: lane, the most bytes of a plain string document to hand over, the record of our lease, its time to live,
 --       the instance, the worker.
--- Answers {record, list, entry, context, kind, document, fault}; record is '' where all lists are empty. Where
--- another daemon has the name, kind is 'not-ours' and document its record.
+-- Answers {record, list, entry, context, kind, document, fault, deaths}; record is '' where all lists are empty.
+-- Where another daemon has the name, kind is 'not-ours' and document its record.
 -- A claim the lane already holds is answered again: its first answer, or its finish, was lost.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -24,6 +24,11 @@ local function document(entry)
   return kind, ''
 end
 
+local function deaths(entry)
+  local counted = redis.pcall('HGET', 'conserver:deaths', entry)
+  return type(counted) == 'string' and counted or ''
+end
+
 local holder = redis.call('GET', KEYS[2])
 if not holder then
   -- Nothing that grows comes first, so that the lease can be had on a server that is full.
@@ -31,7 +36,7 @@ if not holder then
   redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
   redis.call('SADD', KEYS[3], ARGV[5])
 elseif holder ~= ARGV[3] then
-  return {'', '', '', '', 'not-ours', holder, ''}
+  return {'', '', '', '', 'not-ours', holder, '', ''}
 end
 
 local held = redis.call('HGET', KEYS[1], ARGV[1])
@@ -39,7 +44,7 @@ if held then
   local claim = read_record(held)
   if claim then
     local kind, text = document(claim.uuid)
-    return {held, claim.list, claim.uuid, claim.context, kind, text, ''}
+    return {held, claim.list, claim.uuid, claim.context, kind, text, '', deaths(claim.uuid)}
   end
   -- The first write of a script, if it may take memory, is refused by a full Redis: this one takes none.
   redis.call('HDEL', KEYS[1], '')
@@ -76,7 +81,7 @@ for i = 5, #KEYS do
     end
     redis.pcall('SADD', KEYS[4], ARGV[6])
     local kind, text = document(entry)
-    return {record, list, entry, context or '', kind, text, fault}
+    return {record, list, entry, context or '', kind, text, fault, deaths(entry)}
   end
 end
-return {'', '', '', '', '', '', fault}
+return {'', '', '', '', '', '', fault, ''}

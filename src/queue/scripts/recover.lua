@@ -3,8 +3,8 @@
 -- KEYS: the dead worker's claims hash, the deaths hash, the lease on its instance's name.
 -- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
 --       a dead letter document's time to live (0: for ever), the name of the dead worker,
---       whose vCons it died on: 'all', 'none', or a lane, the record that the lease must have, '' where there must
---       be none, how the worker ended, the UUID that the lane had in hand (lower case; '': any).
+--       whether it died on 'all but' certain vCons or on 'these', the record that the lease must have, '' where
+--       there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between spaces.
 -- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on. Where the lease is
 -- another one, answers its record, '' where there is none.
 
@@ -58,9 +58,11 @@ local function bury(claim, deaths, why)
   report(claim.uuid, claim.list, deaths, 'poison')
 end
 
+local named = {}
+for uuid in ARGV[9]:gmatch('%S+') do named[uuid] = true end
+
 for _, claim in ipairs(claims) do
-  local in_hand = ARGV[9] == '' or ARGV[9] == claim.uuid:lower()
-  local blamed = ARGV[6] == 'all' or (ARGV[6] == claim.lane and in_hand)
+  local blamed = (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these')
   local deaths
   if blamed then
     deaths = redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)

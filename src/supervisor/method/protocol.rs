@@ -93,10 +93,7 @@ mod tests {
             task: Task::Work {
                 predecessor: Leftover {
                     worker: 3,
-                    blame: Blame::Lane {
-                        lane: 2,
-                        vcon: Some(uuid::Uuid::from_u128(5)),
-                    },
+                    blame: Blame::These(vec![uuid::Uuid::from_u128(5)]),
                     end: "killed by SIGKILL".to_owned(),
                 },
                 sweep_above: Some(4),
