@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::connection::is_unknown_command;
-use super::{Queue, QueueError, keys};
+use super::{Queue, QueueError, Settled, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -129,6 +129,13 @@ impl Queue {
             context,
             deaths: String::from_utf8_lossy(&deaths).parse().unwrap_or(0),
         };
+        if kind == b"left-behind" {
+            // Somebody else had our name for a time, and may be at work on it.
+            if let Settled::Refused(_) = self.give_back(&claim)? {
+                self.set_aside(&claim.record)?;
+            }
+            return self.claim(lists);
+        }
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),

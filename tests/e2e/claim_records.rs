@@ -1,12 +1,14 @@
 //! Whatever stands in a claims hash: claiming and recovery go on, and nothing that was there is lost.
 
-use conserver::queue::{Blame, Dead, Finish, Queue, QueueError, Reason, Recovered, Settled};
+use conserver::queue::{
+    Blame, Dead, Finish, Holder, Queue, QueueError, Reason, Recovered, Settled,
+};
 use conserver::vcon::VconId;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use redis::Connection;
 
-use crate::harness::{Redis, list, queue};
+use crate::harness::{Redis, lease_of, list, queue, queue_with};
 
 const CLAIMS: &str = "conserver:claims:here:1";
 
@@ -119,7 +121,7 @@ fn claims(connection: &mut Connection) -> usize {
 fn recovery_returns_or_sets_aside_whatever_records_there_are() {
     let redis = Redis::plain();
     let mut connection = redis.connection();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     let connection = std::cell::RefCell::new(&mut connection);
     let queue = std::cell::RefCell::new(&mut queue);
     let blame = prop_oneof![
@@ -153,7 +155,7 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
 fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
     let redis = Redis::plain();
     let mut connection = redis.connection();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     let lists = [list("broken"), list("default")];
     let entry = VconId::random();
     let connection = std::cell::RefCell::new(&mut connection);
@@ -207,7 +209,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
 #[test]
 fn a_member_of_the_set_of_workers_that_is_no_number_is_passed_over() {
     let redis = Redis::plain();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     redis.ask::<()>(&[
         "SADD",
         "conserver:workers:here",
@@ -232,7 +234,7 @@ fn a_member_of_the_set_of_workers_that_is_no_number_is_passed_over() {
 fn records_that_stopped_a_lane_for_ever_are_got_rid_of() {
     let redis = Redis::plain();
     let mut connection = redis.connection();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     for record in [
         r#"{"list":"default","uuid":"x","context":null}"#,
         r#"{"list":"default","uuid":"x","context":{"a":1}}"#,
@@ -255,7 +257,7 @@ fn records_that_stopped_a_lane_for_ever_are_got_rid_of() {
 fn counts_of_deaths_that_are_none_begin_again() {
     let redis = Redis::plain();
     let mut connection = redis.connection();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     for entry in ["default", "done"] {
         prepare(&mut connection, true);
         let record = format!(r#"{{"list":"l","uuid":"{entry}","since":1}}"#);
@@ -272,7 +274,7 @@ fn counts_of_deaths_that_are_none_begin_again() {
 fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
     let redis = Redis::plain();
     let mut connection = redis.connection();
-    let mut queue = queue(&redis, "here", 1, 1);
+    let mut queue = queue(&redis, "here", 1);
     prepare(&mut connection, false);
     put(
         &mut connection,
@@ -307,4 +309,27 @@ fn config() -> ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     }
+}
+
+#[test]
+fn a_claim_of_another_daemon_that_had_the_name_is_not_taken_for_ones_own() {
+    let redis = Redis::plain();
+    let mut connection = redis.connection();
+    let one = |nonce| {
+        let lease = lease_of("here", &Holder::this_process(nonce));
+        queue_with(&redis, "here", 1, lease)
+    };
+    let (mut ours, mut theirs) = (one(1), one(2));
+    let lists = [list("default")];
+    let mut push = redis::cmd("RPUSH");
+    push.arg("default").arg("x").arg("y");
+    push.query::<()>(&mut connection).unwrap();
+    let (their, _) = theirs.claim(&lists).unwrap().work.unwrap();
+    // Their lease runs out, and we, who had the name before, find it free.
+    redis.ask::<i64>(&["DEL", "conserver:instance:here"]);
+    let (our, _) = ours.claim(&lists).unwrap().work.unwrap();
+    assert_eq!((&their.entry[..], &our.entry[..]), (&b"x"[..], &b"x"[..]));
+    assert_eq!(theirs.give_back(&their).unwrap(), Settled::NotOurs);
+    assert_eq!(ours.give_back(&our).unwrap(), Settled::Done);
+    assert_eq!(redis.list("default"), ["x", "y"]);
 }

@@ -18,6 +18,7 @@ mod audit;
 mod bad_configuration;
 mod bad_input;
 mod check;
+mod claim_model;
 mod claim_records;
 mod connections;
 mod context;

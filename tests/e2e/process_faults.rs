@@ -410,7 +410,7 @@ fn the_monitor_stays_as_long_as_a_worker_when_the_whole_group_is_told_to_end() {
 #[test]
 fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
     let redis = Redis::plain();
-    let mut queue = queue(&redis, "here", 9, 1);
+    let mut queue = queue(&redis, "here", 9);
     queue.take_lease().expect("the name is free");
     let samples = fresh(2);
     let in_hand = samples[0].id.parse().expect("a UUID");

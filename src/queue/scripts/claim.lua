@@ -5,7 +5,8 @@
 --       the instance, the worker.
 -- Answers {record, list, entry, context, kind, document, fault, deaths}; record is '' where all lists are empty.
 -- Where another daemon has the name, kind is 'not-ours' and document its record.
--- A claim the lane already holds is answered again: its first answer, or its finish, was lost.
+-- A claim the lane already holds is answered again: its first answer, or its finish, was lost. Where another daemon
+-- took it, which had the name in the meantime, kind is 'left-behind'.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
@@ -39,10 +40,13 @@ elseif holder ~= ARGV[3] then
   return {'', '', '', '', 'not-ours', holder, '', ''}
 end
 
+local by = redis.sha1hex(ARGV[3]):sub(1, 12)
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if held then
   local claim = read_record(held)
-  if claim then
+  if claim and claim.by ~= '' and claim.by ~= by then
+    return {held, claim.list, claim.uuid, claim.context, 'left-behind', '', '', ''}
+  elseif claim then
     local kind, text = document(claim.uuid)
     return {held, claim.list, claim.uuid, claim.context, kind, text, '', deaths(claim.uuid)}
   end
@@ -70,6 +74,7 @@ for i = 5, #KEYS do
     local now = redis.call('TIME')
     local record = '{"list":' .. cjson.encode(list) .. ',"uuid":' .. cjson.encode(entry)
       .. ',"since":' .. now[1] .. '.' .. ('%06d'):format(now[2])
+      .. ',"by":"' .. by .. '"'
     if context then record = record .. ',"context":' .. cjson.encode(context) end
     record = record .. '}'
     -- A full Redis does not refuse it, being the second write; the rights of a user may.

@@ -7,6 +7,7 @@ local function read_record(text)
   return {
     list = claim.list,
     uuid = claim.uuid,
+    by = type(claim.by) == 'string' and claim.by or '', -- which daemon claimed it
     context = type(claim.context) == 'string' and claim.context or '',
     since = since and since == since and since or 0, -- not a number is no order to sort by
   }

@@ -44,7 +44,7 @@ pub use processes::{
     zombies_of,
 };
 pub use proxy::{Direction, Proxy};
-pub use queues::{list, queue};
+pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use vcons::{Sample, fresh, same, submit};

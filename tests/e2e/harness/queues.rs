@@ -19,21 +19,27 @@ fn server(redis: &Redis) -> Server {
     Server::new(&url.parse().expect("a URL")).expect("a server")
 }
 
-/// The lease of an instance, for the daemon that has drawn this nonce.
-pub fn lease(instance: &str, nonce: u64) -> NameLease {
+/// A daemon's lease on the name of its instance.
+pub fn lease_of(instance: &str, holder: &Holder) -> NameLease {
     let lookup = |name: &str| (name == "CONSERVER_INSTANCE").then(|| instance.into());
     let settings = Settings::from_lookup(&lookup).expect("settings");
-    NameLease::new(&settings, Holder::this_process(nonce))
+    NameLease::new(&settings, holder.clone())
 }
 
-/// One lane's queue.
-pub fn queue(redis: &Redis, instance: &str, worker: u32, lane: u32) -> Queue {
+/// The queue of a worker's only lane.
+pub fn queue_with(redis: &Redis, instance: &str, worker: u32, lease: NameLease) -> Queue {
     let seat = Seat {
         instance: instance.to_owned(),
         worker,
-        lane,
+        lane: 1,
     };
-    Queue::new(server(redis), seat, EXPIRY, lease(instance, 1))
+    Queue::new(server(redis), seat, EXPIRY, lease)
+}
+
+/// The same, of a daemon like any other.
+pub fn queue(redis: &Redis, instance: &str, worker: u32) -> Queue {
+    let lease = lease_of(instance, &Holder::this_process(1));
+    queue_with(redis, instance, worker, lease)
 }
 
 /// The name of a list.

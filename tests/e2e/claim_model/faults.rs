@@ -1,0 +1,110 @@
+//! Protocols that are broken, so that the checker has something to find.
+
+use redis::{Connection, FromRedisValue, Value};
+
+use super::server::{Answer, EGRESS, LIST, NAMES, Server, claims_key, number};
+use super::store::{Index, Run, Store};
+
+/// What is wrong with a protocol that the checker has to find fault with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    FinishUnguarded,
+    ClaimInTwoSteps,
+    ClaimUnmarked,
+    RecoveryUnguarded,
+    NoRecovery,
+}
+
+impl Server {
+    /// What `claim` does, without a look at who has made the claim that is there.
+    pub(super) fn claim_unmarked(
+        &mut self,
+        daemon: Index,
+        worker: Index,
+    ) -> Result<Answer, String> {
+        let script = without_guard(
+            concat!(
+                include_str!("../../../src/queue/scripts/record.lua"),
+                include_str!("../../../src/queue/scripts/claim.lua")
+            ),
+            "claim and claim.by ~= '' and claim.by ~= by",
+        );
+        let name = self.names.of(daemon);
+        let claims = claims_key(name, worker);
+        let (lease, workers) = (
+            format!("conserver:instance:{}", NAMES[name]),
+            format!("conserver:workers:{}", NAMES[name]),
+        );
+        let keys = [&claims, &lease, "conserver:instances", &workers, LIST];
+        let record = self.contents.leases[daemon][0].as_bytes();
+        let number = number(worker).to_string();
+        let args: [&[u8]; 6] = [
+            b"1",
+            b"9",
+            record,
+            b"900",
+            NAMES[name].as_bytes(),
+            number.as_bytes(),
+        ];
+        let answer: Vec<String> = evaluate(&mut self.connection, &script, &keys, &args);
+        match (answer[4].as_str(), answer[2].as_str()) {
+            ("not-ours", _) => Ok(Answer::Refused),
+            (_, "") => Ok(Answer::Done),
+            (_, entry) => Ok(Answer::Claimed(self.contents.vcon(entry)?)),
+        }
+    }
+
+    /// What `finish` does, without a look whether the claim is still there.
+    pub(super) fn finish_unguarded(&mut self, daemon: Index, worker: Index, vcon: Index) {
+        let name = self.names.of(daemon);
+        let id = &self.ids[vcon];
+        let claims = claims_key(name, worker);
+        let keys = [&claims, "conserver:deaths", &id.key(), "no-draft", EGRESS];
+        let script = without_guard(
+            include_str!("../../../src/queue/scripts/finish.lua"),
+            "redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2]",
+        );
+        let record = &self.contents.claims[&(name, worker, vcon, Run::Last(daemon))];
+        let id = id.as_str().as_bytes();
+        let args: [&[u8]; 8] = [b"1", record, id, id, b"", b"9", b"0", b""];
+        evaluate::<Value>(&mut self.connection, &script, &keys, &args);
+    }
+
+    /// What `recover_instance` does, without a look at the lease.
+    pub(super) fn recover_unguarded(&mut self, store: &Store, name: Index) {
+        let script = without_guard(
+            concat!(
+                include_str!("../../../src/queue/scripts/record.lua"),
+                include_str!("../../../src/queue/scripts/recover.lua")
+            ),
+            "lease ~= ARGV[7]",
+        );
+        for worker in (0..2).filter(|worker| store.workers[name][*worker]) {
+            let claims = claims_key(name, worker);
+            let keys = [&claims, "conserver:deaths", "conserver:instance:none"];
+            let args: [&[u8]; 8] = [b"2", b"99", b"99", b"0", b"x", b"all", b"", b"x"];
+            evaluate::<Value>(&mut self.connection, &script, &keys, &args);
+        }
+    }
+}
+
+/// A script of the crate in which one of its conditions never holds.
+fn without_guard(script: &str, condition: &str) -> String {
+    let there = format!("if {condition} then");
+    assert!(
+        script.contains(&there),
+        "the script has no {there:?} any more"
+    );
+    script.replace(&there, "if false then")
+}
+
+fn evaluate<T: FromRedisValue>(
+    connection: &mut Connection,
+    script: &str,
+    keys: &[&str],
+    args: &[&[u8]],
+) -> T {
+    let mut call = redis::cmd("EVAL");
+    call.arg(script).arg(keys.len()).arg(keys).arg(args);
+    call.query(connection).expect("a script that runs")
+}
