@@ -82,7 +82,7 @@ impl Server {
         for worker in (0..2).filter(|worker| store.workers[name][*worker]) {
             let claims = claims_key(name, worker);
             let keys = [&claims, "conserver:deaths", "conserver:instance:none"];
-            let args: [&[u8]; 8] = [b"2", b"99", b"99", b"0", b"x", b"all", b"", b"x"];
+            let args: [&[u8]; 9] = [b"2", b"99", b"99", b"0", b"x", b"all but", b"", b"x", b""];
             evaluate::<Value>(&mut self.connection, &script, &keys, &args);
         }
     }
