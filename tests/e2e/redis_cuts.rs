@@ -85,10 +85,15 @@ fn a_cut_at_any_byte_loses_and_repeats_nothing_with_json() {
 fn leaves_alone_what_came_after(redis: &Redis) {
     let (proxy, files) = (Proxy::before(redis.port()), Files::new());
     let daemon = behind(&proxy, redis, &files, 1.0);
+    // So that the server has the scripts.
+    one(redis, &mut Vec::new());
+    redis.ask::<i64>(&["DEL", "done"]);
     let sample = Sample::small();
     submit(redis, "default", std::slice::from_ref(&sample));
-    let claimed = || !redis.keys("conserver:claims:*").is_empty();
-    wait_until("the vCon is claimed", PATIENCE, claimed);
+    wait_until("a lane works on the vCon", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        status["workers"][0]["vcon"] == sample.id.as_str()
+    });
     // The next answer to come is that to the finish.
     proxy.refuse();
     proxy.cut_after(Direction::ToClient, 0);

@@ -17,7 +17,7 @@ pub const PASSWORD: &str = "GeheimesWaechterWort";
 
 /// A sentinel that decides alone.
 pub struct Sentinel {
-    folder: TempDir,
+    _folder: TempDir,
     port: u16,
     password: Option<&'static str>,
     _server: Guard,
@@ -64,7 +64,7 @@ impl Sentinel {
             cleanup: None,
         });
         let sentinel = Self {
-            folder,
+            _folder: folder,
             port,
             password,
             _server: server,
@@ -79,11 +79,6 @@ impl Sentinel {
     /// Where it listens.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Its log so far.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// The port of the server that it takes for the master.
