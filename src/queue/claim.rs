@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::connection::is_unknown_command;
+use super::connection::has_json;
 use super::{Queue, QueueError, Settled, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
@@ -228,27 +228,23 @@ pub(super) fn put_existing(steps: &mut redis::Pipeline, key: &str, kind: Kind, j
 
 /// Writes a document under a key that may be new: RedisJSON where the server has it, else a
 /// plain string.
-pub(super) fn put_new(
-    connection: &mut redis::Connection,
-    key: &str,
-    json: &str,
-) -> Result<Kind, QueueError> {
-    let put = redis::cmd("JSON.SET")
-        .arg(key)
-        .arg("$")
-        .arg(json)
-        .query::<()>(connection);
-    match put {
-        Ok(()) => Ok(Kind::Json),
-        Err(error) if is_unknown_command(&error) => {
-            redis::cmd("SET")
-                .arg(key)
-                .arg(json)
-                .query::<()>(connection)?;
-            Ok(Kind::Text)
-        }
-        Err(error) => Err(QueueError::of_write(error)),
-    }
+///
+/// The server is asked first: it repeats the beginning of a command it does not know, cut at some
+/// byte, and a cut letter is more than the client library can read.
+fn put_new(connection: &mut redis::Connection, key: &str, json: &str) -> Result<Kind, QueueError> {
+    let kind = if has_json(connection)? {
+        Kind::Json
+    } else {
+        Kind::Text
+    };
+    let mut put = match kind {
+        Kind::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),
+        Kind::Text => redis::cmd("SET").arg(key).clone(),
+    };
+    put.arg(json)
+        .query::<()>(connection)
+        .map_err(QueueError::of_write)?;
+    Ok(kind)
 }
 
 fn get_text(connection: &mut redis::Connection, key: &str) -> Result<Document, QueueError> {

@@ -225,19 +225,24 @@ fn not_a_master(role: String) -> RedisError {
 impl Lease {
     /// Whether the server keeps JSON documents.
     pub fn has_json(&mut self) -> Result<bool, QueueError> {
-        let asked = redis::cmd("JSON.GET")
-            .arg("conserver:probe")
-            .query::<Value>(&mut self.connection);
-        match asked {
-            Ok(_) => Ok(true),
-            Err(error) if is_unknown_command(&error) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        has_json(&mut self.connection)
+    }
+}
+
+/// Whether the server keeps JSON documents.
+pub(super) fn has_json(connection: &mut Connection) -> Result<bool, QueueError> {
+    let asked = redis::cmd("JSON.GET")
+        .arg("conserver:probe")
+        .query::<Value>(connection);
+    match asked {
+        Ok(_) => Ok(true),
+        Err(error) if is_unknown_command(&error) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Whether the server does not have the command: without the JSON module, one of those.
-pub(super) fn is_unknown_command(error: &redis::RedisError) -> bool {
+fn is_unknown_command(error: &redis::RedisError) -> bool {
     error
         .detail()
         .is_some_and(|detail| detail.contains("unknown command"))

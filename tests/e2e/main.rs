@@ -1,16 +1,20 @@
 //! The daemon from outside: private servers, real processes, and what its documents promise.
 //!
 //! `tests/run.sh` installs what these tests need and runs them. One area alone:
-//! `cargo test --test e2e outages`. Larger runs: `CONSERVER_TEST_COUNT` vCons for those of
-//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL or Redis (3),
-//! `CONSERVER_TEST_KILLS` of workers for each start method (40),
-//! `CONSERVER_TEST_OTHERS` vCons beside one that kills its workers (199),
-//! `CONSERVER_TORTURE_SECONDS` of `torture` (60), whose random events `CONSERVER_TORTURE_SEED`
-//! repeats. Other vCons
-//! than the project's own: a folder in `CONSERVER_TEST_VCONS`.
-//! `processing` (500), `CONSERVER_TEST_OUTAGE_SECONDS` of a stopped PostgreSQL (3),
-//! `CONSERVER_TEST_KILLS` of workers for each start method (40), `CONSERVER_TEST_WORKERS` of one
-//! forkserver (350). Other vCons than the project's own: a folder in `CONSERVER_TEST_VCONS`.
+//! `cargo test --test e2e outages`. Larger runs, by variables:
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `CONSERVER_TEST_COUNT` | 500 | vCons of `processing` |
+//! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
+//! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
+//! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
+//! | `CONSERVER_TEST_WORKERS` | 350 | workers of one forkserver |
+//! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
+//! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
+//! | `CONSERVER_TORTURE_SECONDS` | 60 | of `torture` |
+//! | `CONSERVER_TORTURE_SEED` | by lot | its random events |
+//! | `CONSERVER_TEST_VCONS` | the project's own | a folder of other vCons |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

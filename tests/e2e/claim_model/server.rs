@@ -61,6 +61,9 @@ pub enum Answer {
     Refused,
 }
 
+/// By name and worker: the vCon that is claimed, and by which run of its daemon.
+type Claims = [[Option<(Index, Run)>; 2]; 2];
+
 /// The server with what the processes need to talk to it.
 pub struct Server {
     _redis: Redis,
@@ -80,7 +83,7 @@ pub struct Server {
     taken: usize,
     known: HashMap<(Store, Call), (Store, Answer)>,
     /// The claims beside which those that are gone were tried.
-    tried: HashSet<[[Option<(Index, Run)>; 2]; 2]>,
+    tried: HashSet<Claims>,
 }
 
 impl Server {
@@ -153,7 +156,7 @@ impl Server {
         }
         let whole = self.without_the_rest(call, &after, &store);
         self.taken += 1;
-        if self.taken % CHECKED == 0 && self.step(&store, call)? != (whole, answer) {
+        if self.taken.is_multiple_of(CHECKED) && self.step(&store, call)? != (whole, answer) {
             return Err(format!(
                 "{call:?} depends on what is none of its business: {store:?}"
             ));
