@@ -33,6 +33,7 @@ mod documents;
 mod failover;
 mod harness;
 mod holds;
+mod inherited_claims;
 mod instances;
 mod lease;
 mod logging;

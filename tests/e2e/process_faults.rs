@@ -4,12 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use ::conserver::queue::{Blame, Dead};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
@@ -17,8 +16,8 @@ use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, Sample, chain, delay, fresh, is_alive,
-    number_from_env, queue, submit, title_of, wait_until,
+    Conserver, Ledger, PATIENCE, Redis, chain, fresh, is_alive, number_from_env, submit, title_of,
+    wait_until,
 };
 
 /// A link that never comes back: its server takes the connection and says nothing.
@@ -28,38 +27,6 @@ fn stuck() -> (TcpListener, (&'static str, Value)) {
     let options = json!({"webhook-urls": [url], "timeout": 600});
     let link = json!({"module": "links.webhook", "options": options});
     (hole, ("stuck", link))
-}
-
-/// A library that changes what a program does from its first line on.
-fn library(folder: &Path, code: &str) -> PathBuf {
-    let (source, library) = (folder.join("preload.c"), folder.join("preload.so"));
-    fs::write(&source, code).expect("a file");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .status();
-    assert!(compiled.expect("a C compiler").success());
-    library
-}
-
-/// Puts a submitted vCon into the hands of a worker that is no more.
-fn leave_claimed(redis: &Redis, sample: &Sample, worker: u32) {
-    submit(redis, "default", std::slice::from_ref(sample));
-    let entry: String = redis.ask(&["LPOP", "default"]);
-    let record = json!({"list": "default", "uuid": entry, "since": 1.5}).to_string();
-    let key = format!("conserver:claims:here:{worker}");
-    redis.ask::<i64>(&["HSET", &key, "1", &record]);
-    redis.ask::<i64>(&["SADD", "conserver:workers:here", &worker.to_string()]);
-}
-
-fn deaths_of(redis: &Redis, sample: &Sample) -> Option<i64> {
-    redis.ask(&["HGET", "conserver:deaths", &sample.id])
-}
-
-fn child_titled(daemon: &Daemon, title: &str) -> i32 {
-    let is_it = |pid: &i32| title_of(*pid) == title;
-    let found = daemon.family().into_iter().find(is_it);
-    found.unwrap_or_else(|| panic!("there is no {title}"))
 }
 
 fn a_worker_killed_by_a_real_time_signal_is_replaced(method: &str) {
@@ -88,145 +55,6 @@ fn a_forked_worker_killed_by_a_real_time_signal_is_replaced() {
 #[test]
 fn a_worker_of_the_forkserver_killed_by_a_real_time_signal_is_replaced() {
     a_worker_killed_by_a_real_time_signal_is_replaced("forkserver");
-}
-
-#[test]
-fn workers_added_while_redis_is_away_wait_for_the_sweep() {
-    let redis = Redis::new().durable().started();
-    let left = fresh(1);
-    leave_claimed(&redis, &left[0], 4);
-    redis.kill9();
-    let daemon = Conserver::with(&redis)
-        .config(&chain(&[], &[]))
-        .workers(2)
-        .start();
-    for wanted in [3, 4] {
-        daemon.signal(Signal::SIGTTIN);
-        daemon.wait_for_log(&format!("{wanted} workers are wanted"), PATIENCE);
-    }
-    // Answered in a later turn of the loop than the one that could have started them.
-    daemon.signal(Signal::SIGUSR1);
-    daemon.wait_for_log("0 of 4 workers ready", PATIENCE);
-    for number in [3, 4] {
-        assert_eq!(daemon.count_in_log(&format!("Started Worker-{number}")), 0);
-    }
-    redis.start();
-    daemon.wait_for_workers(4);
-    Ledger::of(&redis, &left).settles();
-    // Nothing but what the earlier daemon left behind was taken from anyone.
-    assert_eq!(daemon.count_in_log("left behind by a worker that ended"), 1);
-    daemon.stop();
-}
-
-#[test]
-fn the_sweep_is_not_lost_when_the_first_start_fails() {
-    let redis = Redis::plain();
-    let left = fresh(1);
-    leave_claimed(&redis, &left[0], 7);
-    let conserver = Conserver::with(&redis)
-        .config(&chain(&[], &[]))
-        .method("spawn");
-    let library = library(
-        conserver.folder(),
-        r#"
-        #include <fcntl.h>
-        #include <stdlib.h>
-        #include <string.h>
-        #include <unistd.h>
-        __attribute__((constructor)) static void crash_once(void) {
-            char line[8192] = "";
-            int file = open("/proc/self/cmdline", O_RDONLY);
-            long count = read(file, line, sizeof line - 1);
-            for (long at = 0; at < count; at++) if (!line[at]) line[at] = ' ';
-            if (strstr(line, "\"sweep_above\":1") && open("crashed", O_CREAT | O_EXCL, 0600) >= 0) abort();
-        }"#,
-    );
-    let daemon = conserver.env("LD_PRELOAD", library).start();
-    Ledger::of(&redis, &left).settles();
-    assert_eq!(daemon.count_in_log("died unexpectedly"), 1);
-    daemon.wait_for_workers(1);
-    daemon.stop();
-}
-
-#[test]
-fn a_worker_that_drains_before_it_has_recovered_leaves_its_predecessors_claims_on_record() {
-    let redis = Redis::new().durable().started();
-    let daemon = Conserver::with(&redis)
-        .config(&chain(&[delay(600.0)], &[]))
-        .workers(2)
-        .start();
-    let before = daemon.wait_for_workers(2);
-    let samples = fresh(2);
-    submit(&redis, "default", &samples);
-    wait_until("both have work", PATIENCE, || {
-        redis.keys("conserver:claims:*").len() == 2
-    });
-    redis.kill9();
-    kill(Pid::from_raw(before[&2]), Signal::SIGKILL).expect("the worker runs");
-    daemon.wait_for_log("Redis is away", PATIENCE);
-    let successor = daemon.workers()[&2];
-    assert_ne!(successor, before[&2]);
-    daemon.signal(Signal::SIGTTOU);
-    let gone = || !is_alive(successor);
-    wait_until("the successor has drained", PATIENCE, gone);
-    redis.start();
-    wait_until("the claim is back", PATIENCE, || {
-        redis.length("default") == 1
-    });
-    let returned: String = redis.ask(&["LINDEX", "default", "0"]);
-    let sample = samples.iter().find(|sample| sample.id == returned);
-    let sample = sample.expect("one of them");
-    assert_eq!(deaths_of(&redis, sample), Some(1));
-}
-
-#[test]
-fn a_host_that_is_renamed_keeps_its_claims() {
-    for method in ["spawn", "forkserver"] {
-        let redis = Redis::plain();
-        let conserver = Conserver::with(&redis)
-            .config(&chain(&[delay(600.0)], &[]))
-            .method(method);
-        let library = library(
-            conserver.folder(),
-            r#"
-            #include <fcntl.h>
-            #include <string.h>
-            #include <unistd.h>
-            int gethostname(char *name, size_t room) {
-                memset(name, 0, room);
-                int file = open("hostname", O_RDONLY);
-                long count = read(file, name, room - 1);
-                close(file);
-                return count > 0 ? 0 : -1;
-            }"#,
-        );
-        let name = conserver.folder().join("hostname");
-        fs::write(&name, "one").expect("a file");
-        let daemon = conserver
-            .env("LD_PRELOAD", library)
-            .env("CONSERVER_INSTANCE", "")
-            .start();
-        daemon.wait_for_log("All 1 workers ready", PATIENCE);
-        let samples = fresh(1);
-        submit(&redis, "default", &samples);
-        let claims = || redis.keys("conserver:claims:*");
-        wait_until("it is claimed", PATIENCE, || {
-            claims() == ["conserver:claims:one:1"]
-        });
-        fs::write(&name, "two").expect("a file");
-        // The forkserver too is started anew, and reads what the host is called now.
-        let victim = if method == "forkserver" {
-            child_titled(&daemon, "conserver: forkserver")
-        } else {
-            daemon.workers()[&1]
-        };
-        kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
-        daemon.wait_for_log("Restarted Worker-1", PATIENCE);
-        daemon.wait_for_log("left behind by a worker that ended", PATIENCE);
-        wait_until("it is claimed again", PATIENCE, || {
-            claims() == ["conserver:claims:one:1"]
-        });
-    }
 }
 
 #[test]
@@ -369,7 +197,7 @@ fn a_forkserver_that_dies_during_the_drain_costs_no_vcon_a_death() {
     let samples = fresh(4);
     submit(&redis, "default", &samples);
     wait_until("work is in hand", PATIENCE, || redis.length("default") == 2);
-    let forkserver = child_titled(&daemon, "conserver: forkserver");
+    let forkserver = daemon.process("conserver: forkserver");
     daemon.terminate();
     daemon.wait_for_log("SIGTERM received", PATIENCE);
     kill(Pid::from_raw(forkserver), Signal::SIGKILL).expect("it runs");
@@ -392,7 +220,7 @@ fn the_monitor_stays_as_long_as_a_worker_when_the_whole_group_is_told_to_end() {
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     let (mut asked, _) = server.accept().expect("the webhook is called");
-    let monitor = child_titled(&daemon, "conserver: monitor");
+    let monitor = daemon.process("conserver: monitor");
     killpg(Pid::from_raw(daemon.pid()), Signal::SIGTERM).expect("the daemon runs");
     daemon.wait_for_log("SIGTERM received", PATIENCE);
     // That nothing happens is what is tested.
@@ -408,27 +236,6 @@ fn the_monitor_stays_as_long_as_a_worker_when_the_whole_group_is_told_to_end() {
 }
 
 #[test]
-fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
-    let redis = Redis::plain();
-    let mut queue = queue(&redis, "here", 9);
-    queue.take_lease().expect("the name is free");
-    let samples = fresh(2);
-    let in_hand = samples[0].id.parse().expect("a UUID");
-    for (sample, deaths) in [(&samples[1], None), (&samples[0], Some(1))] {
-        leave_claimed(&redis, sample, 3);
-        let dead = Dead {
-            worker: 3,
-            blame: Blame::These(vec![in_hand]),
-            end: "killed",
-        };
-        let recovered = queue.recover_seat(dead, 5).expect("Redis runs");
-        assert_eq!(recovered.len(), 1);
-        assert_eq!(deaths_of(&redis, sample), deaths);
-        redis.ask::<i64>(&["DEL", "default"]);
-    }
-}
-
-#[test]
 fn a_child_that_does_not_answer_for_a_while_is_left_alone() {
     let redis = Redis::plain();
     let daemon = Conserver::with(&redis)
@@ -436,7 +243,7 @@ fn a_child_that_does_not_answer_for_a_while_is_left_alone() {
         .env("TICK_INTERVAL", "100")
         .start();
     let before = daemon.wait_for_workers(1);
-    let monitor = child_titled(&daemon, "conserver: monitor");
+    let monitor = daemon.process("conserver: monitor");
     for pid in [before[&1], monitor] {
         kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
     }

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Conserver, PATIENCE, children_of, is_alive, tail, wait_until};
+use super::{Conserver, PATIENCE, children_of, is_alive, tail, title_of, wait_until};
 
 /// A running daemon; the end of the test is its end.
 pub struct Daemon {
@@ -118,6 +118,13 @@ impl Daemon {
             next += 1;
         }
         family
+    }
+
+    /// The process of this title, as `ps` shows it.
+    pub fn process(&self, title: &str) -> i32 {
+        let is_it = |pid: &i32| title_of(*pid) == title;
+        let found = self.family().into_iter().find(is_it);
+        found.unwrap_or_else(|| panic!("there is no {title}"))
     }
 
     /// The program with the same settings, for other commands.

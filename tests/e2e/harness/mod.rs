@@ -14,6 +14,7 @@ mod files;
 mod guard;
 mod ledger;
 mod postgres;
+mod preload;
 mod processes;
 mod proxy;
 mod queues;
@@ -39,6 +40,7 @@ pub use daemon::Daemon;
 pub use disk::Disk;
 pub use files::Files;
 pub use ledger::Ledger;
+pub use preload::preload;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
     zombies_of,
