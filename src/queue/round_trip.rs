@@ -23,10 +23,11 @@ pub(super) fn round_trip(
         .collect()
 }
 
-/// Runs the commands as one transaction and gives the answer to each.
+/// Runs the commands as one transaction and gives the answer to each; what the server refuses
+/// when it comes to a command is among the answers.
 ///
 /// # Errors
-/// The first thing the server refused, before the transaction or in it; or the connection failed.
+/// The first thing the server refused before the transaction, or the connection failed.
 pub(super) fn transaction(
     connection: &mut Connection,
     commands: &Pipeline,
@@ -43,8 +44,9 @@ pub(super) fn transaction(
     for answer in answers {
         answer.extract_error()?;
     }
-    match executed.map(Value::extract_error).transpose()? {
+    match executed {
         Some(Value::Array(answers)) => Ok(answers),
+        Some(Value::ServerError(error)) => Err(error.into()),
         _ => Err((
             redis::ErrorKind::UnexpectedReturnType,
             "EXEC did not answer with a list",

@@ -99,17 +99,20 @@ impl Queue {
                 put_existing(&mut steps, &draft, kind, text);
                 steps.cmd("EXPIRE").arg(&draft).arg(DRAFT_EXPIRY);
                 steps.invoke_script(&call);
-                transaction(connection, &steps)
-            };
-            let mut answers = match send(connection) {
-                Err(error) if is_script_missing(&error) => {
-                    scripts.finish.load(connection)?;
-                    send(connection)
+                let mut answers = transaction(connection, &steps).map_err(QueueError::of_write)?;
+                let announced = answers.pop().unwrap_or(Value::Nil);
+                for written in answers {
+                    written.extract_error().map_err(QueueError::of_write)?;
                 }
-                answers => answers,
+                // What the script is refused has nothing to do with the document.
+                Ok::<_, QueueError>(announced.extract_error())
+            };
+            let mut answer = send(connection)?;
+            if answer.as_ref().is_err_and(is_script_missing) {
+                scripts.finish.load(connection)?;
+                answer = send(connection)?;
             }
-            .map_err(QueueError::of_write)?;
-            settled(answers.pop().unwrap_or(Value::Nil))
+            settled(answer?)
         })
     }
 
