@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::Supervisor;
 use super::place::{Phase, Post, State};
 use super::report::doing;
 use super::restart::Life;
+use super::{DaemonPhase, Supervisor};
 use crate::exit::Exit;
 use crate::queue::Blame;
 use crate::scoreboard::{LaneState, WorkerState, WorkerView};
@@ -131,6 +131,7 @@ impl Supervisor {
             // It has said by whom.
             Meaning::Displaced => {
                 place.set(State::Refused);
+                self.orphaned.clear();
                 if !at_an_end {
                     self.show_post(post);
                     return self.stop(false, Exit::Unavailable);
@@ -171,6 +172,19 @@ impl Supervisor {
         } else if self.reloading && refused(&Post::Worker(self.wanted + 1)) {
             log::error!("The workers are not replaced: the first new one refused to start");
             self.give_up_reload();
+        }
+    }
+
+    /// The workers are not replaced after all.
+    fn give_up_reload(&mut self) {
+        self.reloading = false;
+        for place in self.places.values_mut() {
+            place.round = self.round;
+        }
+        if self.up {
+            self.note_running();
+        } else {
+            self.set_phase(DaemonPhase::Starting);
         }
     }
 

@@ -267,6 +267,12 @@ impl Supervisor {
         self.stop = Some(Stop::after(self.stop.take(), now, exit));
     }
 
+    /// Whether this daemon ends because another one has its name.
+    fn is_displaced(&self) -> bool {
+        let stop = self.stop.as_ref();
+        stop.is_some_and(|stop| stop.exit == Exit::Unavailable)
+    }
+
     fn scale(&mut self, wanted: u32) {
         let wanted = wanted.clamp(1, MOST_WORKERS);
         if wanted == self.wanted {

@@ -97,23 +97,10 @@ impl Supervisor {
         }
     }
 
-    fn note_running(&mut self) {
+    pub(super) fn note_running(&mut self) {
         self.up = true;
         self.set_phase(DaemonPhase::Running);
         self.notify.tell(Tell::Ready);
-    }
-
-    /// The workers are not replaced after all.
-    pub(super) fn give_up_reload(&mut self) {
-        self.reloading = false;
-        for place in self.places.values_mut() {
-            place.round = self.round;
-        }
-        if self.up {
-            self.note_running();
-        } else {
-            self.set_phase(DaemonPhase::Starting);
-        }
     }
 
     fn member(&self, place: &Place) -> Option<Member> {
@@ -202,6 +189,8 @@ impl Supervisor {
             .filter(|place| place.is_empty() && !self.is_wanted(place.post))
             .map(|place| place.post)
             .collect();
+        // Who has the instance's name has its claims.
+        let displaced = self.is_displaced();
         for post in gone {
             let place = self.places.remove(&post);
             if let Some(slot) = post.slot() {
@@ -209,7 +198,7 @@ impl Supervisor {
             }
             // A worker that never started has nothing of its own to leave.
             if let (Some(worker), Some(place)) = (post.worker(), place)
-                && let Some(blame) = place.left.filter(|_| place.starts > 0)
+                && let Some(blame) = place.left.filter(|_| place.starts > 0 && !displaced)
             {
                 let end = place.end;
                 self.orphaned.push(Leftover { worker, blame, end });
