@@ -269,6 +269,15 @@ impl Kit {
 }
 
 impl Fault {
+    /// What has failed in the queue, once.
+    pub fn of_queue(stage: &str, error: String) -> Self {
+        Self {
+            stage: stage.to_owned(),
+            error,
+            attempts: 1,
+        }
+    }
+
     /// What has failed at a stage, in so many attempts.
     pub fn at(stage: String, failure: &Failure, attempts: u32) -> Self {
         Self {

@@ -217,11 +217,11 @@ impl Lane {
             door,
             turn: &turn,
         };
-        if let Some(chain) = chain {
-            visit.work(chain, claim, document);
-        } else {
+        let settled = match chain {
+            Some(chain) => visit.work(chain, claim, document),
             // Handed over again from a former configuration, in which its list was served.
-            visit.return_unserved(claim);
-        }
+            None => visit.return_unserved(claim),
+        };
+        self.unsure = settled.is_err();
     }
 }

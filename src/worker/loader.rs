@@ -105,7 +105,10 @@ impl Loader<'_> {
                 Err(error @ QueueError::Document(_)) => {
                     return Err(failed("queue", error.to_string()));
                 }
-                Err(error) => self.outage.insist(&error, self.turn),
+                Err(error) => self
+                    .outage
+                    .insist(&error, self.turn)
+                    .map_err(|_| Ending::Interrupted)?,
             }
         }
     }
@@ -116,9 +119,5 @@ fn unusable(error: String) -> Ending {
 }
 
 fn failed(stage: &str, error: String) -> Ending {
-    Ending::Failed(Fault {
-        stage: stage.to_owned(),
-        error,
-        attempts: 1,
-    })
+    Ending::Failed(Fault::of_queue(stage, error))
 }

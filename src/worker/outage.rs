@@ -39,6 +39,9 @@ impl Absence {
 pub(super) struct Outage {
     what: &'static str,
     backoff: Backoff,
+    /// Tries since the worker began to drain, and how many are made.
+    late: u32,
+    most_late: u32,
     away: bool,
     absence: Arc<Absence>,
 }
@@ -53,6 +56,8 @@ impl Outage {
         Self {
             what,
             backoff: Backoff::new(settings.retry_first, settings.retry_max),
+            late: 0,
+            most_late: settings.retry_attempts,
             away: false,
             absence: Arc::clone(absence),
         }
@@ -63,9 +68,18 @@ impl Outage {
         turn.wait(self.failed(why))
     }
 
-    /// Notes a failure and waits before the next try, whatever happens.
-    pub fn insist(&mut self, why: &dyn Display, turn: &Turn<'_>) {
-        turn.insist(self.failed(why));
+    /// Notes a failure and waits before the next try. A worker that drains makes some tries more,
+    /// then there is none.
+    pub fn insist(&mut self, why: &dyn Display, turn: &Turn<'_>) -> Result<(), Draining> {
+        let pause = self.failed(why);
+        if turn.is_draining() {
+            self.late += 1;
+        }
+        if self.late > self.most_late {
+            return Err(Draining);
+        }
+        turn.insist(pause);
+        Ok(())
     }
 
     fn failed(&mut self, why: &dyn Display) -> Duration {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::outage::Draining;
 use crate::scoreboard::LaneCell;
@@ -63,6 +63,11 @@ impl<'a> Turn<'a> {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Draining),
         }
+    }
+
+    /// Whether the worker drains.
+    pub fn is_draining(&self) -> bool {
+        self.drain.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Waits, whatever happens.

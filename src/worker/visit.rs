@@ -7,6 +7,7 @@ use super::doorbell::Doorbell;
 use super::holds::hold;
 use super::kit::{Ending, Fault, Journey, Kit, Way};
 use super::loader::Loader;
+use super::outage::Draining;
 use super::{Outage, Shared, Stage, Turn};
 use crate::config::Chain;
 use crate::queue::{
@@ -33,6 +34,14 @@ enum Verdict {
     Bury(Fault),
 }
 
+/// What an attempt to let go of a claim came to.
+enum Step {
+    /// As the queue says.
+    Settled(Settled),
+    /// It has been postponed too often.
+    Spent(Fault),
+}
+
 /// A lane's work on one claim.
 pub(super) struct Visit<'a> {
     pub shared: &'a Arc<Shared>,
@@ -44,18 +53,25 @@ pub(super) struct Visit<'a> {
 }
 
 impl Visit<'_> {
-    /// Works on the claim and lets go of it.
-    pub fn work(&mut self, chain: &Chain, claim: &Claim, document: Document) {
+    /// Works on the claim and lets go of it. Fails where the worker drains and Redis does not
+    /// take the claim back.
+    pub fn work(
+        &mut self,
+        chain: &Chain,
+        claim: &Claim,
+        document: Document,
+    ) -> Result<(), Draining> {
         let start = Instant::now();
         let verdict = self.process(chain, claim, document);
-        self.settle(claim, chain, start, &verdict);
+        self.settle(claim, chain, start, &verdict)
     }
 
-    /// Lets go of a claim whose list no chain serves any more.
-    pub fn return_unserved(&mut self, claim: &Claim) {
+    /// Lets go of a claim whose list no chain serves any more; fails as [`Visit::work`] does.
+    pub fn return_unserved(&mut self, claim: &Claim) -> Result<(), Draining> {
         let entry = claim.shown();
-        let Settled::Refused(why) = self.insist(|queue| queue.give_back(claim)) else {
-            return self.shared.count(Outcome::Returned);
+        let Settled::Refused(why) = self.insist(|queue| queue.give_back(claim))? else {
+            self.shared.count(Outcome::Returned);
+            return Ok(());
         };
         let error = format!("its list cannot take it back: {why}");
         let reason = Reason {
@@ -64,29 +80,29 @@ impl Visit<'_> {
             attempts: 1,
             worker: &self.shared.name,
         };
-        self.insist(|queue| queue.bury(claim, &reason));
+        self.insist(|queue| queue.bury(claim, &reason))?;
         self.shared.count(Outcome::Failed);
         let dead = dead_letter_list(&claim.list);
         log::error!(vcon_id = entry.as_str(); "{entry} went to {dead}, queue: {error}");
+        Ok(())
     }
 
-    fn insist<T>(&mut self, mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>) -> T {
+    fn insist<T>(
+        &mut self,
+        mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>,
+    ) -> Result<T, Draining> {
         loop {
             match step(self.queue) {
-                Ok(done) => return done,
-                Err(error) => self.outage.insist(&error, self.turn),
+                Ok(done) => return Ok(done),
+                Err(error) => self.outage.insist(&error, self.turn)?,
             }
         }
     }
 
     fn process(&mut self, chain: &Chain, claim: &Claim, document: Document) -> Verdict {
         let Some(id) = claim.id() else {
-            let error = format!("the entry {:?} is not a UUID", claim.shown());
-            return Verdict::Bury(Fault {
-                stage: "queue".to_owned(),
-                error,
-                attempts: 1,
-            });
+            let error = format!("the entry \"{}\" is not a UUID", claim.shown());
+            return Verdict::Bury(Fault::of_queue("queue", error));
         };
         match self.walk(chain, &id, document) {
             Ok(verdict) => verdict,
@@ -170,96 +186,101 @@ impl Visit<'_> {
     }
 
     /// Lets go of the claim in the way the verdict says; a Redis that is away is waited for.
-    fn settle(&mut self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
+    fn settle(
+        &mut self,
+        claim: &Claim,
+        chain: &Chain,
+        start: Instant,
+        verdict: &Verdict,
+    ) -> Result<(), Draining> {
         loop {
-            let settled = match verdict {
-                Verdict::Finish {
-                    id,
-                    document,
-                    expire,
-                    announce,
-                } => {
-                    let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
-                    let egress = if *announce {
-                        chain.egress_lists.as_slice()
-                    } else {
-                        &[]
-                    };
-                    self.queue.finish(
-                        claim,
-                        &Finish {
-                            id,
-                            document,
-                            expire: *expire,
-                            egress,
-                        },
-                    )
+            let settled = self.try_to_settle(claim, chain, verdict);
+            if settled.is_ok() {
+                self.outage.over();
+            }
+            let fault = match settled {
+                Ok(Step::Settled(Settled::Done)) => {
+                    self.tell(claim, chain, start, verdict);
+                    return Ok(());
                 }
-                Verdict::GiveBack => self.queue.give_back(claim),
-                Verdict::Postpone(worked, fault) => {
-                    let most = self.shared.settings.max_rounds;
-                    match self.queue.postpone(claim, *worked, most) {
-                        Ok(Postponed::Done) => Ok(Settled::Done),
-                        Ok(Postponed::NotOurs) => Ok(Settled::NotOurs),
-                        Ok(Postponed::Spent(rounds)) => {
-                            let fault = Fault {
-                                attempts: fault.attempts.saturating_mul(rounds),
-                                ..fault.clone()
-                            };
-                            return self.settle(claim, chain, start, &Verdict::Bury(fault));
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                Verdict::Bury(fault) => {
-                    let reason = Reason {
-                        stage: &fault.stage,
-                        error: &fault.error,
-                        attempts: fault.attempts,
-                        worker: &self.shared.name,
-                    };
-                    self.queue.bury(claim, &reason)
-                }
-            };
-            match settled {
-                Ok(Settled::Done) => {
-                    self.outage.over();
-                    return self.tell(claim, chain, start, verdict);
-                }
-                Ok(Settled::NotOurs) => {
-                    self.outage.over();
+                Ok(Step::Settled(Settled::NotOurs)) => {
                     let entry = claim.shown();
-                    return log::warn!(
+                    log::warn!(
                         "{entry}: the claim was settled already, by an earlier call or by another worker"
                     );
+                    return Ok(());
                 }
-                Ok(Settled::Refused(why)) => {
-                    self.outage.over();
-                    let (stage, error) = match verdict {
-                        Verdict::GiveBack => {
-                            ("queue", format!("its list cannot take it back: {why}"))
-                        }
-                        _ => ("egress", format!("the egress list {why}")),
-                    };
-                    let fault = Fault {
-                        stage: stage.to_owned(),
-                        error,
-                        attempts: 1,
-                    };
-                    return self.settle(claim, chain, start, &Verdict::Bury(fault));
-                }
+                Ok(Step::Settled(Settled::Refused(why))) => match verdict {
+                    Verdict::GiveBack => {
+                        Fault::of_queue("queue", format!("its list cannot take it back: {why}"))
+                    }
+                    _ => Fault::of_queue("egress", format!("the egress list {why}")),
+                },
+                Ok(Step::Spent(fault)) => fault,
                 Err(error @ QueueError::Document(_)) => {
                     self.outage.over();
-                    let fault = Fault {
-                        stage: "queue".to_owned(),
-                        error: error.to_string(),
-                        attempts: 1,
-                    };
-                    return self.settle(claim, chain, start, &Verdict::Bury(fault));
+                    Fault::of_queue("queue", error.to_string())
                 }
-                Err(error) => self.outage.insist(&error, self.turn),
-            }
+                Err(error) => {
+                    self.outage.insist(&error, self.turn)?;
+                    continue;
+                }
+            };
+            return self.settle(claim, chain, start, &Verdict::Bury(fault));
         }
+    }
+
+    fn try_to_settle(
+        &mut self,
+        claim: &Claim,
+        chain: &Chain,
+        verdict: &Verdict,
+    ) -> Result<Step, QueueError> {
+        let settled = match verdict {
+            Verdict::Finish {
+                id,
+                document,
+                expire,
+                announce,
+            } => {
+                let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
+                let egress = if *announce {
+                    chain.egress_lists.as_slice()
+                } else {
+                    &[]
+                };
+                let finish = Finish {
+                    id,
+                    document,
+                    expire: *expire,
+                    egress,
+                };
+                self.queue.finish(claim, &finish)?
+            }
+            Verdict::GiveBack => self.queue.give_back(claim)?,
+            Verdict::Postpone(worked, fault) => {
+                let most = self.shared.settings.max_rounds;
+                match self.queue.postpone(claim, *worked, most)? {
+                    Postponed::Done => Settled::Done,
+                    Postponed::NotOurs => Settled::NotOurs,
+                    Postponed::Spent(rounds) => {
+                        let attempts = fault.attempts.saturating_mul(rounds);
+                        let fault = fault.clone();
+                        return Ok(Step::Spent(Fault { attempts, ..fault }));
+                    }
+                }
+            }
+            Verdict::Bury(fault) => {
+                let reason = Reason {
+                    stage: &fault.stage,
+                    error: &fault.error,
+                    attempts: fault.attempts,
+                    worker: &self.shared.name,
+                };
+                self.queue.bury(claim, &reason)?
+            }
+        };
+        Ok(Step::Settled(settled))
     }
 
     fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
@@ -284,7 +305,8 @@ impl Visit<'_> {
                 vcon_id = entry, chain_name = name;
                 "Returned {entry} to the head of list {}", claim.list
             ),
-            Verdict::Postpone(_, fault) => log::info!(
+            // Told once for all of them, when the backend began to fail.
+            Verdict::Postpone(_, fault) => log::debug!(
                 vcon_id = entry, chain_name = name;
                 "Returned {entry} to the end of list {}, {}: {}", claim.list, fault.stage, fault.error
             ),

@@ -7,9 +7,15 @@ use crate::harness::{
     wait_until,
 };
 
+/// What the log says of a storage of which nothing can be used.
+const AWAY: &str = "storage files is away, on hold until it is back";
+
+/// What it says of one that is there, and fails for each vCon.
+const OF_NO_USE: &str = "storage files answers and does not do its work";
+
 /// Breaks the disk by a command, sends vCons, waits for what the log must say, mends the disk by
 /// another command, and wants every vCon stored.
-fn waits_until_it_is_mended(breaks: &str, says: &[&str], mends: &str) {
+fn waits_until_it_is_mended(breaks: &str, state: &str, says: &[&str], mends: &str) {
     let (redis, disk) = (Redis::plain(), Disk::new());
     let daemon = disk.conserver("64m", &redis).workers(2).lanes(2).start();
     let before = fresh(10);
@@ -20,7 +26,7 @@ fn waits_until_it_is_mended(breaks: &str, says: &[&str], mends: &str) {
 
     let samples = fresh(30);
     submit(&redis, "default", &samples);
-    daemon.wait_for_log("storage files is away", PATIENCE);
+    daemon.wait_for_log(state, PATIENCE);
     for part in says
         .iter()
         .chain([&disk.mounted().display().to_string().as_str()])
@@ -52,7 +58,7 @@ fn a_full_disk_is_waited_out() {
     let samples = fresh(200);
     let ledger = Ledger::of(&redis, &samples);
     submit(&redis, "default", &samples);
-    daemon.wait_for_log("storage files is away", PATIENCE);
+    daemon.wait_for_log(AWAY, PATIENCE);
     assert!(daemon.log().contains("No space left on device"));
     assert!(daemon.log().contains("make room on that disk"));
     assert!(ledger.done() > 0 && ledger.done() < samples.len());
@@ -67,6 +73,7 @@ fn a_full_disk_is_waited_out() {
 fn a_disk_that_was_mounted_read_only_is_waited_out() {
     waits_until_it_is_mended(
         r#"mount -o remount,ro "$DISK""#,
+        AWAY,
         &["Read-only file system", "mount it writable"],
         r#"mount -o remount,rw "$DISK""#,
     );
@@ -76,6 +83,7 @@ fn a_disk_that_was_mounted_read_only_is_waited_out() {
 fn a_disk_without_names_left_is_waited_out() {
     waits_until_it_is_mended(
         r#"mount -o remount,nr_inodes=$(($(df --output=iused "$DISK" | tail -1) + 5)) "$DISK""#,
+        AWAY,
         &["No space left on device"],
         r#"mount -o remount,nr_inodes=10000 "$DISK""#,
     );
@@ -86,6 +94,7 @@ fn a_folder_that_may_not_be_written_is_waited_out() {
     // The day's folder as well: it is there already.
     waits_until_it_is_mended(
         r#"find "$DISK" -type d -exec chmod 555 {} +"#,
+        AWAY,
         &["Permission denied", "needs the right to write"],
         r#"find "$DISK" -type d -exec chmod 755 {} +"#,
     );
@@ -95,6 +104,7 @@ fn a_folder_that_may_not_be_written_is_waited_out() {
 fn a_file_in_the_place_of_a_folder_is_waited_out() {
     waits_until_it_is_mended(
         r#"for year in "$DISK"/*; do rm -rf "$year"; touch "$year"; done"#,
+        OF_NO_USE,
         &["could not make directory", "must be directories"],
         r#"rm "$DISK"/*"#,
     );

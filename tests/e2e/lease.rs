@@ -263,14 +263,27 @@ fn run_script<T: redis::FromRedisValue>(
 
 #[test]
 fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
-    let script = include_str!("../../src/queue/scripts/recover.lua");
+    let script = concat!(
+        include_str!("../../src/queue/scripts/record.lua"),
+        include_str!("../../src/queue/scripts/recover.lua")
+    );
     let redis = Redis::plain();
     let claims = "conserver:claims:here:1";
     let record = r#"{"list":"default","uuid":"x","since":1.5}"#;
     redis.ask::<i64>(&["HSET", claims, "1", record]);
     let recover = |guard: &str| {
         let keys = [claims, "conserver:deaths", LEASE];
-        let arguments = ["3", "9", "9", "9", "here Worker-1", "all", guard, "somehow"];
+        let arguments = [
+            "3",
+            "9",
+            "9",
+            "9",
+            "here Worker-1",
+            "all but",
+            guard,
+            "somehow",
+            "",
+        ];
         run_script::<redis::Value>(&redis, script, &keys, &arguments)
     };
     let refused = |found: &str| redis::Value::BulkString(found.into());

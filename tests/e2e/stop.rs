@@ -96,3 +96,25 @@ fn nothing_is_lost_by_a_stop_under_load_of_quick_vcons() {
 fn nothing_is_lost_by_a_stop_under_load_of_slow_vcons() {
     nothing_is_lost_by_a_stop_under_load(100, &[delay(0.1)]);
 }
+
+#[test]
+fn a_stop_while_redis_is_away_does_not_wait_for_the_drain_timeout() {
+    let redis = Redis::new().durable().started();
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    let mut daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.5)], &[]))
+        .lanes(2)
+        .env("CONSERVER_DRAIN_TIMEOUT", "86400")
+        .env("CONSERVER_RETRY_MAX_MS", "100")
+        .start();
+    wait_until("both are in work", PATIENCE, || {
+        redis.length("default") == 0
+    });
+    redis.kill9();
+    daemon.terminate();
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    redis.start();
+    let _daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    Ledger::of(&redis, &samples).settles();
+}
