@@ -6,7 +6,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::Stage;
+use crate::failure::Failure;
+
+/// Failed attempts at one stage are told at most so often.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What is known of each link and storage.
 #[derive(Default)]
@@ -18,6 +24,8 @@ pub(super) struct Health {
 struct Record {
     worked: Option<Instant>,
     failing: bool,
+    /// When a failed attempt was last told.
+    told: Option<Instant>,
 }
 
 impl Health {
@@ -29,6 +37,19 @@ impl Health {
         if std::mem::take(&mut record.failing) {
             log::info!("{stage} works again");
         }
+    }
+
+    /// An attempt has failed, and there will be another. Told now and then, as long as it goes on.
+    pub fn note_attempt(&self, stage: &Stage, attempt: u32, failure: &Failure) {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = stages.entry(stage.clone()).or_default();
+        let due = record.told.is_none_or(|told| told.elapsed() >= PAUSE);
+        if due {
+            record.told = Some(Instant::now());
+        }
+        drop(stages);
+        let level = if due { Level::Info } else { Level::Debug };
+        log::log!(level, "{stage} has failed in attempt {attempt}: {failure}");
     }
 
     /// It answers, but has failed in all attempts for one vCon. Answers whether it did its work

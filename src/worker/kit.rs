@@ -120,7 +120,7 @@ impl Kit {
                         if !failure.is_transient() {
                             return Err(Ending::Failed(fault));
                         }
-                        log::debug!("{stage}, attempt {}: {failure}", retry.attempt());
+                        self.health.note_attempt(&stage, retry.attempt(), &failure);
                         if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
                             return Err(Ending::Away(vec![stage], fault));
                         }
@@ -193,8 +193,8 @@ impl Kit {
                         missing.retain(|still| *still != name);
                     }
                     Err(failure) if failure.is_transient() => {
-                        let attempt = retry.attempt();
-                        log::debug!("storage {name}, attempt {attempt}: {failure}");
+                        let stage = Stage::Storage(name.to_owned());
+                        self.health.note_attempt(&stage, retry.attempt(), &failure);
                         away.push((name.to_owned(), failure));
                     }
                     Err(failure) => refused.push((name.to_owned(), failure)),
