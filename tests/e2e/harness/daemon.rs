@@ -177,11 +177,6 @@ impl Daemon {
         status.map(|status| status.code().unwrap_or(-1))
     }
 
-    /// Sends every process of the daemon a signal.
-    pub fn signal_all(&self, signal: Signal) {
-        killpg(Pid::from_raw(self.pid()), signal).expect("the daemon runs");
-    }
-
     /// For measurements: waits for its end without a pause; gives its exit code, -1 where a signal ended it.
     #[allow(dead_code)]
     pub fn wait_exit_at_once(&mut self) -> i32 {

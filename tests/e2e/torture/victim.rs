@@ -125,7 +125,7 @@ impl<'a> Victim<'a> {
                 self.restart();
             }
             Act::KillInstance => {
-                self.daemon.signal_all(Signal::SIGKILL);
+                self.daemon.signal_family(Signal::SIGKILL);
                 self.run
                     .note(self.name, Event::InstanceKilled, &self.shown());
                 self.daemon.wait_exit(PATIENCE);
@@ -152,11 +152,11 @@ impl<'a> Victim<'a> {
             }
             Act::FreezeSupervisor => self.freeze(self.daemon.pid(), Event::SupervisorFrozen),
             Act::FreezeInstance => {
-                self.daemon.signal_all(Signal::SIGSTOP);
+                self.daemon.signal_family(Signal::SIGSTOP);
                 self.run
                     .note(self.name, Event::InstanceFrozen, &self.shown());
                 self.wait(HEARTBEAT_TTL * 1_000, HEARTBEAT_TTL * 2_500);
-                self.daemon.signal_all(Signal::SIGCONT);
+                self.daemon.signal_family(Signal::SIGCONT);
                 self.run.write(&format!("{}: goes on", self.name));
             }
         }
@@ -245,7 +245,7 @@ impl<'a> Victim<'a> {
                 None if start.elapsed() > PATIENCE => {
                     let text = format!("{name} has not stopped within {PATIENCE:?}");
                     self.run.fault(text);
-                    self.daemon.signal_all(Signal::SIGKILL);
+                    self.daemon.signal_family(Signal::SIGKILL);
                     self.daemon.wait_exit(PATIENCE);
                     return;
                 }
