@@ -72,7 +72,7 @@ impl QueueError {
     /// Whether nothing is wrong with Redis: this process was stopped and went on, which ends a
     /// read that has a time limit (signal(7)).
     pub fn is_interruption(&self) -> bool {
-        let Self::Command(error) = self else {
+        let (Self::Command(error) | Self::Unreachable { cause: error, .. }) = self else {
             return false;
         };
         // The client library keeps the system's error in a shared box.
@@ -176,6 +176,12 @@ mod tests {
             |kind: io::ErrorKind| QueueError::from(RedisError::from(io::Error::from(kind)));
         assert!(command(io::ErrorKind::Interrupted).is_interruption());
         assert!(!command(io::ErrorKind::ConnectionReset).is_interruption());
+        let unreachable = |kind: io::ErrorKind| QueueError::Unreachable {
+            server: "redis://localhost".to_owned(),
+            cause: RedisError::from(io::Error::from(kind)),
+        };
+        assert!(unreachable(io::ErrorKind::Interrupted).is_interruption());
+        assert!(!unreachable(io::ErrorKind::ConnectionRefused).is_interruption());
     }
 
     /// The error of a command that the server answers with this line.

@@ -71,7 +71,6 @@ fn watch(shared: &Shared, idles: &Receiver<()>, rings: &Sender<()>) {
     while idles.recv().is_ok() {
         match wait(&mut bell, shared) {
             Ok(()) => outage.over(),
-            Err(error) if error.is_interruption() => bell = None,
             Err(error) => {
                 bell = None;
                 // Nothing drains this turn.

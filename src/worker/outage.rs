@@ -1,11 +1,11 @@
 //! A Redis that is away: waited for with back-off, and reported once when it goes and once when it
 //! is back, however many threads of the worker find it so.
 
-use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Backoff, Turn};
+use crate::queue::QueueError;
 use crate::settings::Settings;
 
 /// Which threads of a worker find the server away.
@@ -64,13 +64,13 @@ impl Outage {
     }
 
     /// Notes a failure and waits before the next try; ends early when the worker drains.
-    pub fn wait(&mut self, why: &dyn Display, turn: &Turn<'_>) -> Result<(), Draining> {
+    pub fn wait(&mut self, why: &QueueError, turn: &Turn<'_>) -> Result<(), Draining> {
         turn.wait(self.failed(why))
     }
 
     /// Notes a failure and waits before the next try. A worker that drains makes some tries more,
     /// then there is none.
-    pub fn insist(&mut self, why: &dyn Display, turn: &Turn<'_>) -> Result<(), Draining> {
+    pub fn insist(&mut self, why: &QueueError, turn: &Turn<'_>) -> Result<(), Draining> {
         let pause = self.failed(why);
         if turn.is_draining() {
             self.late += 1;
@@ -82,7 +82,12 @@ impl Outage {
         Ok(())
     }
 
-    fn failed(&mut self, why: &dyn Display) -> Duration {
+    /// How long to wait; not at all where this process was stopped and goes on, and nothing is
+    /// wrong with the server.
+    fn failed(&mut self, why: &QueueError) -> Duration {
+        if why.is_interruption() {
+            return Duration::ZERO;
+        }
         let what = self.what;
         if !std::mem::replace(&mut self.away, true) && self.absence.begin() {
             log::warn!("{what} is away, trying again until it is back: {why}");

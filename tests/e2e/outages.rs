@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{
@@ -170,4 +171,22 @@ fn a_stop_during_an_outage_gives_the_vcons_back() {
     daemon.terminate();
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
     Ledger::of(&redis, &samples).is_split_between(&["default"]);
+}
+
+#[test]
+fn a_daemon_that_is_stopped_while_redis_is_slow_does_not_take_it_for_away() {
+    let redis = Redis::plain();
+    let daemon = daemon(&redis, &[]);
+    let samples = fresh(4);
+    submit(&redis, "default", &samples);
+    wait_until("all are in hand", PATIENCE, || redis.length("default") == 0);
+    redis.signal(Signal::SIGSTOP);
+    // Long enough for every lane to wait for an answer.
+    thread::sleep(Duration::from_millis(500));
+    daemon.signal_family(Signal::SIGSTOP);
+    daemon.signal_family(Signal::SIGCONT);
+    redis.signal(Signal::SIGCONT);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("is away"), 0, "{}", daemon.log());
+    daemon.stop();
 }

@@ -17,10 +17,13 @@ pub fn daemon(redis: &Redis, storage: &Value) -> Daemon {
         .start()
 }
 
-/// Waits until the storage is away for this reason; no vCon may be a dead letter for it.
-pub fn is_away(redis: &Redis, daemon: &Daemon, why: &str) {
-    daemon.wait_for_log("storage pg is away", PATIENCE);
-    assert!(daemon.log().contains(why), "the log does not say {why:?}");
+/// Waits until the log says that the storage fails for this reason; no vCon may be a dead letter
+/// for it.
+pub fn fails(redis: &Redis, daemon: &Daemon, why: &str) {
+    let told = |line: &str| line.contains("storage pg has failed") && line.contains(why);
+    wait_until(&format!("the log says {why:?}"), PATIENCE, || {
+        daemon.log().lines().any(told)
+    });
     assert_eq!(redis.length("DLQ:default"), 0);
 }
 
@@ -45,7 +48,7 @@ pub fn waits_until_it_is_mended(
     let samples = fresh(20);
     submit(&redis, "default", &samples);
     let daemon = daemon(&redis, storage);
-    is_away(&redis, &daemon, why);
+    fails(&redis, &daemon, why);
     assert!(!daemon.output().contains(POSTGRES_PASSWORD));
     // A column of somebody else's shows with the first row only.
     if !why.contains("23502") {
@@ -76,7 +79,7 @@ fn a_locked_table_runs_into_the_statement_timeout_and_is_waited_out() {
         .expect("a lock");
     let samples = fresh(20);
     submit(&redis, "default", &samples);
-    is_away(&redis, &daemon, "SQLSTATE 57014");
+    fails(&redis, &daemon, "SQLSTATE 57014");
     lock.commit().expect("the end of the lock");
     all_is_stored(&redis, &database, &samples);
     daemon.stop();
@@ -117,7 +120,7 @@ fn the_victim_of_a_deadlock_is_stored_in_the_end() {
                   VALUES ($1::text::uuid, '', $1::text::uuid, now())";
     ours.execute(insert, &[&samples[0].id])
         .expect("the other one is the victim");
-    is_away(&redis, &daemon, "SQLSTATE 40P01");
+    fails(&redis, &daemon, "SQLSTATE 40P01");
     ours.rollback().expect("a rollback");
     Ledger::of(&redis, &samples).settles();
     assert_eq!(database.rows().len(), 2);
@@ -148,7 +151,7 @@ fn fewer_connections_than_lanes_are_enough() {
         .workers(2)
         .lanes(3)
         .start();
-    is_away(&redis, &daemon, "SQLSTATE 53300");
+    fails(&redis, &daemon, "SQLSTATE 53300");
     // The lanes without a session hold a vCon each, and get theirs when the others let go.
     let done = || redis.length("done") >= samples.len() - 3;
     wait_until("the other lanes have done the rest", PATIENCE, done);
@@ -246,7 +249,7 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
     proxy.black_hole();
     let samples = fresh(10);
     submit(&redis, "default", &samples);
-    is_away(&redis, &daemon, "no answer within");
+    fails(&redis, &daemon, "no answer within");
     let probed = daemon.conserver().run(&["check"]);
     assert_eq!(probed.code, 69, "{}", probed.output());
     proxy.pass();
@@ -261,7 +264,7 @@ fn an_unknown_host_is_waited_out_and_named() {
     let (redis, samples) = (Redis::plain(), fresh(3));
     submit(&redis, "default", &samples);
     let mut daemon = daemon(&redis, &storage);
-    is_away(&redis, &daemon, "nowhere.invalid");
+    fails(&redis, &daemon, "nowhere.invalid");
     daemon.terminate();
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
     Ledger::of(&redis, &samples).is_split_between(&["default"]);

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::harness::{
     Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, Redis, fresh, submit, wait_until,
 };
-use crate::postgres_faults::{all_is_stored, daemon, is_away, waits_until_it_is_mended};
+use crate::postgres_faults::{all_is_stored, daemon, fails, waits_until_it_is_mended};
 
 #[test]
 fn a_password_that_was_changed_is_waited_out() {
@@ -27,7 +27,7 @@ fn a_missing_database_is_waited_out() {
     let (redis, samples) = (Redis::plain(), fresh(10));
     submit(&redis, "default", &samples);
     let daemon = daemon(&redis, &storage);
-    is_away(&redis, &daemon, "SQLSTATE 3D000");
+    fails(&redis, &daemon, "SQLSTATE 3D000");
     server.execute(&format!("CREATE DATABASE {missing}"));
     Ledger::of(&redis, &samples).settles();
     daemon.stop();
@@ -121,7 +121,7 @@ fn a_server_that_turns_read_only_is_waited_out() {
          WHERE datname = current_database() AND application_name = 'conserver'",
     );
     submit(&redis, "default", &samples);
-    is_away(&redis, &daemon, "SQLSTATE 25006");
+    fails(&redis, &daemon, "SQLSTATE 25006");
     let probed = daemon.conserver().run(&["check"]);
     assert_eq!(probed.code, 69, "{}", probed.output());
     assert!(probed.output().contains("read-only"), "{}", probed.output());

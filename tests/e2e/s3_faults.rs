@@ -16,7 +16,7 @@ fn conserver(redis: &Redis, storage: &Value) -> Conserver {
         .lanes(2)
 }
 
-fn is_away(redis: &Redis, daemon: &Daemon, why: &str) {
+fn fails(redis: &Redis, daemon: &Daemon, why: &str) {
     daemon.wait_for_log("storage s3 is away", PATIENCE);
     assert!(daemon.log().contains(why), "the log does not say {why:?}");
     assert_eq!(redis.length("DLQ:default"), 0);
@@ -42,7 +42,7 @@ fn a_wrong_secret_is_waited_out_and_mended_by_a_reload() {
     let wrong = s3.storage_with(json!({"aws_secret_access_key": "FalscherSchluessel"}));
     submit(&redis, "default", &samples);
     let daemon = conserver(&redis, &wrong).start();
-    is_away(&redis, &daemon, "SignatureDoesNotMatch");
+    fails(&redis, &daemon, "SignatureDoesNotMatch");
     assert!(daemon.log().contains("see to `aws_access_key_id`"));
     assert!(!daemon.output().contains("FalscherSchluessel"));
     let checked = daemon.conserver().run(&["check"]);
@@ -69,7 +69,7 @@ fn a_missing_bucket_is_waited_out() {
     let (redis, s3, samples) = (Redis::plain(), S3::without_bucket(), fresh(10));
     submit(&redis, "default", &samples);
     let daemon = conserver(&redis, &s3.storage()).start();
-    is_away(&redis, &daemon, "NoSuchBucket");
+    fails(&redis, &daemon, "NoSuchBucket");
     let checked = daemon.conserver().run(&["check"]);
     assert_eq!(checked.code, 69, "{}", checked.output());
     s3.make_bucket();
@@ -106,7 +106,7 @@ fn an_unknown_host_is_waited_out_and_named() {
     submit(&redis, "default", &samples);
     let storage = s3.storage_with(json!({"endpoint_url": "http://nowhere.invalid"}));
     let mut daemon = conserver(&redis, &storage).start();
-    is_away(&redis, &daemon, "nowhere.invalid");
+    fails(&redis, &daemon, "nowhere.invalid");
     daemon.terminate();
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
     Ledger::of(&redis, &samples).is_split_between(&["default"]);
@@ -166,7 +166,7 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
     assert_eq!(daemon.count_in_log("is away"), 0);
     proxy.black_hole();
     submit(&redis, "default", later);
-    is_away(&redis, &daemon, "no answer within 1s");
+    fails(&redis, &daemon, "no answer within 1s");
     proxy.pass();
     all_is_stored(&redis, &s3, &samples);
     daemon.stop();

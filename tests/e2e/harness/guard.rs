@@ -66,9 +66,14 @@ impl Guard {
         Self { shell, pid }
     }
 
+    /// Sends the server a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(self.pid, signal);
+    }
+
     /// Sends the server a signal and waits until it is gone.
     pub fn end(mut self, signal: Signal) {
-        let _ = kill(self.pid, signal);
+        self.signal(signal);
         self.close();
     }
 

@@ -149,6 +149,12 @@ impl Redis {
         wait_for_server("Redis", &log, || self.try_ask::<String>(&["PING"]).is_ok());
     }
 
+    /// Sends the server a signal that does not end it.
+    pub fn signal(&self, signal: Signal) {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_ref().expect("Redis runs").signal(signal);
+    }
+
     /// Kills the server without a warning.
     pub fn kill9(&self) {
         let server = self
