@@ -1,8 +1,5 @@
 //! Deaths: of a worker, of the supervisor.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -11,7 +8,7 @@ use serde_json::json;
 
 use crate::harness::{
     Conserver, Files, Ledger, PATIENCE, Redis, Webhook, chain, delay, fresh, is_alive,
-    number_from_env, submit, wait_until, zombies_of,
+    number_from_env, preload, submit, wait_until, zombies_of,
 };
 
 #[test]
@@ -102,41 +99,30 @@ fn workers_do_not_outlive_their_supervisor() {
     Ledger::of(&redis, &samples).settles();
 }
 
-/// A library under which a process that sends `marker` aborts.
-fn aborting_library(folder: &Path, marker: &str) -> PathBuf {
-    let (source, library) = (folder.join("abort.c"), folder.join("abort.so"));
-    let code = r#"
-        #define _GNU_SOURCE
-        #include <dlfcn.h>
-        #include <stdlib.h>
-        #include <string.h>
-        #include <sys/socket.h>
-        #include <sys/types.h>
-        #include <unistd.h>
-        static void look(const void *bytes, size_t count) {
-            if (memmem(bytes, count, "MARKER", strlen("MARKER"))) abort();
-        }
-        ssize_t send(int socket, const void *bytes, size_t count, int flags) {
-            static ssize_t (*next)(int, const void *, size_t, int);
-            if (!next) next = dlsym(RTLD_NEXT, "send");
-            look(bytes, count);
-            return next(socket, bytes, count, flags);
-        }
-        ssize_t write(int file, const void *bytes, size_t count) {
-            static ssize_t (*next)(int, const void *, size_t);
-            if (!next) next = dlsym(RTLD_NEXT, "write");
-            look(bytes, count);
-            return next(file, bytes, count);
-        }"#;
-    fs::write(&source, code.replace("MARKER", marker)).expect("a file");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .arg("-ldl")
-        .status();
-    assert!(compiled.expect("a C compiler").success());
-    library
-}
+/// Under this, a process that sends the marker aborts.
+const ABORT: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <sys/types.h>
+    #include <unistd.h>
+    static void look(const void *bytes, size_t count) {
+        if (memmem(bytes, count, "MARKER", strlen("MARKER"))) abort();
+    }
+    ssize_t send(int socket, const void *bytes, size_t count, int flags) {
+        static ssize_t (*next)(int, const void *, size_t, int);
+        if (!next) next = dlsym(RTLD_NEXT, "send");
+        look(bytes, count);
+        return next(socket, bytes, count, flags);
+    }
+    ssize_t write(int file, const void *bytes, size_t count) {
+        static ssize_t (*next)(int, const void *, size_t);
+        if (!next) next = dlsym(RTLD_NEXT, "write");
+        look(bytes, count);
+        return next(file, bytes, count);
+    }"#;
 
 #[test]
 fn a_link_that_aborts_its_worker_for_one_vcon_costs_only_that_one() {
@@ -157,7 +143,7 @@ fn costs_only_one(workers: usize, lanes: usize) {
         .workers(workers)
         .lanes(lanes);
     let marker = "kills-its-worker";
-    let library = aborting_library(conserver.folder(), marker);
+    let library = preload(conserver.folder(), &ABORT.replace("MARKER", marker));
     let daemon = conserver.env("LD_PRELOAD", library).start();
 
     let others = number_from_env("CONSERVER_TEST_OTHERS", 199);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, submit, wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, preload, submit,
+    wait_until,
 };
 
 /// A link that never comes back: its server takes the connection and says nothing.
@@ -374,27 +374,17 @@ fn a_scoreboard_that_is_cut_short_is_put_right() {
 }
 
 /// The program as spawned workers see it: it aborts before its first line.
-fn crashing_library(folder: &std::path::Path) -> std::path::PathBuf {
-    let (source, library) = (folder.join("crash.c"), folder.join("crash.so"));
-    let code = r#"
-        #include <fcntl.h>
-        #include <stdlib.h>
-        #include <string.h>
-        #include <unistd.h>
-        __attribute__((constructor)) static void crash(void) {
-            char line[256] = "";
-            int file = open("/proc/self/cmdline", O_RDONLY);
-            long count = read(file, line, sizeof line - 1);
-            if (count > 10 && strcmp(line + strlen(line) + 1, "child") == 0) abort();
-        }"#;
-    fs::write(&source, code).expect("a file");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .status();
-    assert!(compiled.expect("a C compiler").success());
-    library
-}
+const CRASH: &str = r#"
+    #include <fcntl.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    __attribute__((constructor)) static void crash(void) {
+        char line[256] = "";
+        int file = open("/proc/self/cmdline", O_RDONLY);
+        long count = read(file, line, sizeof line - 1);
+        if (count > 10 && strcmp(line + strlen(line) + 1, "child") == 0) abort();
+    }"#;
 
 #[test]
 fn workers_that_always_crash_are_slowed_down_and_can_be_stopped() {
@@ -403,7 +393,7 @@ fn workers_that_always_crash_are_slowed_down_and_can_be_stopped() {
         .config(&chain(&[], &[]))
         .method("spawn")
         .workers(4);
-    let library = crashing_library(conserver.folder());
+    let library = preload(conserver.folder(), CRASH);
     let mut daemon = conserver.env("LD_PRELOAD", library).launch();
     daemon.wait_for_log("restarting in 1.", PATIENCE);
     let log = daemon.log();

@@ -11,6 +11,7 @@ pub fn preload(folder: &Path, code: &str) -> PathBuf {
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-o"])
         .args([&library, &source])
+        .arg("-ldl")
         .status();
     assert!(compiled.expect("a C compiler").success());
     library
