@@ -77,7 +77,8 @@ impl<'a> Turn<'a> {
         self.resume();
     }
 
-    fn pause(&self) {
+    /// No time limit runs from now on, and what is in hand is not to blame for anything.
+    pub fn pause(&self) {
         if let (Some(cell), Some(work)) = (self.cell, &self.work) {
             cell.waiting(work.id.as_ref());
         }

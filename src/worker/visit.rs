@@ -63,6 +63,8 @@ impl Visit<'_> {
     ) -> Result<(), Draining> {
         let start = Instant::now();
         let verdict = self.process(chain, claim, document);
+        // Its chain is done with it, however long Redis takes.
+        self.turn.pause();
         self.settle(claim, chain, start, &verdict)
     }
 
@@ -162,6 +164,7 @@ impl Visit<'_> {
     fn let_go(&mut self, chain: &Chain, stages: &[Stage], fault: Fault) -> Verdict {
         let config = Arc::clone(self.kit.config());
         let mut away = false;
+        self.turn.pause();
         for stage in stages.iter().filter(|stage| stage.is_in(chain)) {
             if let Err(failure) = self.kit.probe(stage) {
                 away = true;

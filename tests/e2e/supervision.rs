@@ -411,3 +411,24 @@ fn workers_that_always_crash_are_slowed_down_and_can_be_stopped() {
         start.elapsed()
     );
 }
+
+#[test]
+fn a_redis_that_hangs_costs_no_vcon_its_chains_time() {
+    let redis = Redis::plain();
+    let mut config = chain(&[delay(1.0)], &[]);
+    config["chains"]["main"]["timeout"] = json!(2);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .env("TICK_INTERVAL", "100")
+        .start();
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    wait_until("it is in work", PATIENCE, || redis.length("default") == 0);
+    redis.signal(Signal::SIGSTOP);
+    // Longer than limit and grace together: that nothing happens is what is tested.
+    thread::sleep(Duration::from_secs(9));
+    redis.signal(Signal::SIGCONT);
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("killed"), 0, "{}", daemon.log());
+    daemon.stop();
+}
