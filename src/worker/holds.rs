@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{Backoff, Doorbell, Shared, Stage};
-use crate::config::{Config, ListName};
+use crate::config::{Chain, Config, ListName};
 use crate::failure::Failure;
 use crate::scoreboard::Slot;
 
@@ -59,16 +59,13 @@ impl Holds {
     /// The ingress lists, those that are claimed from and the others.
     pub fn lists(&self, config: &Arc<Config>) -> Lists {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let (closed, open) = config
-            .chains
-            .iter()
-            .filter(|chain| chain.enabled)
-            .partition(|chain: &&crate::config::Chain| {
-                let needs =
-                    |held: &Held| Arc::ptr_eq(&held.config, config) && held.stage.is_in(chain);
-                held.iter().any(needs)
-            });
-        let lists = |chains: Vec<&crate::config::Chain>| {
+        let on_hold = |chain: &&Chain| {
+            let needs = |held: &Held| Arc::ptr_eq(&held.config, config) && held.stage.is_in(chain);
+            held.iter().any(needs)
+        };
+        let in_service = config.chains.iter().filter(|chain| chain.enabled);
+        let (closed, open): (Vec<&Chain>, Vec<&Chain>) = in_service.partition(on_hold);
+        let lists = |chains: Vec<&Chain>| {
             let lists = chains.iter().flat_map(|chain| &chain.ingress_lists);
             lists.cloned().collect()
         };
