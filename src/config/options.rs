@@ -127,6 +127,12 @@ impl Options {
         .unwrap_or(default)
     }
 
+    /// A number, quoted or not.
+    pub fn number_or(&mut self, key: &str, default: f64) -> f64 {
+        let number = |text: &str| text.parse().ok().filter(|number: &f64| number.is_finite());
+        self.parsed(key, "a number", number).unwrap_or(default)
+    }
+
     /// A list of strings; a single string counts as a list of one.
     pub fn strings(&mut self, key: &str) -> Vec<String> {
         let items = self.items(key, Lone::Counts);
@@ -135,6 +141,14 @@ impl Options {
 
     /// A mapping of strings to strings that are never shown.
     pub fn headers(&mut self, key: &str) -> Vec<(String, Secret)> {
+        let entries = self.mapping(key).into_iter();
+        entries
+            .map(|(name, text)| (name, Secret::new(text)))
+            .collect()
+    }
+
+    /// A mapping of strings to strings.
+    pub fn mapping(&mut self, key: &str) -> Vec<(String, String)> {
         let Some((line, kind)) = self.value(key) else {
             return Vec::new();
         };
@@ -142,14 +156,14 @@ impl Options {
             self.mismatch(key, line, &kind, "a mapping");
             return Vec::new();
         };
-        let mut headers = Vec::new();
+        let mut strings = Vec::new();
         for (name, entry) in entries {
             match entry.value.kind {
-                Kind::Scalar(text) => headers.push((name, Secret::new(text))),
+                Kind::Scalar(text) => strings.push((name, text)),
                 other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
             }
         }
-        headers
+        strings
     }
 
     /// Records that something is wrong with the option, at its line.

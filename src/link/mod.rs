@@ -4,15 +4,19 @@
 //! or the supervisor; what it wants done in Redis it leaves in [`Context`].
 
 mod delay;
+mod diet;
 mod expire_vcon;
+mod jq_link;
+mod sampler;
 mod tag;
+mod tag_router;
 mod webhook;
 
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use crate::config::Options;
+use crate::config::{ListName, Options};
 use crate::failure::Failure;
 use crate::vcon::{Vcon, VconId, Version};
 
@@ -57,6 +61,9 @@ pub struct Context<'a> {
     pub version: Version,
     /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
     pub expire: Option<u64>,
+    /// Lists on which the vCon is announced when its work is done, besides the chain's own, also
+    /// where a link ends the chain.
+    pub routes: Vec<ListName>,
 }
 
 impl<'a> Context<'a> {
@@ -66,6 +73,7 @@ impl<'a> Context<'a> {
             drain,
             version,
             expire: None,
+            routes: Vec::new(),
         }
     }
 
@@ -92,6 +100,22 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "links.tag",
         open: tag::open,
+    },
+    Module {
+        name: "links.tag_router",
+        open: tag_router::open,
+    },
+    Module {
+        name: "links.jq_link",
+        open: jq_link::open,
+    },
+    Module {
+        name: "links.sampler",
+        open: sampler::open,
+    },
+    Module {
+        name: "links.diet",
+        open: diet::open,
     },
     Module {
         name: "links.delay",

@@ -15,10 +15,11 @@ mod normalise;
 mod outgoing;
 #[cfg(test)]
 mod properties;
+mod reduce;
 mod tags;
 
 pub use created::CreatedAt;
-pub use document::Vcon;
+pub use document::{DialogBody, Vcon};
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use outgoing::{Outgoing, Version};

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::VconError;
 use super::document::{Member, Part, Section};
-use super::json::{self, Object};
+use super::json::{self, Borrowed, Object};
 
 /// Adds `"t:t"` for each tag `t` that is not there yet; answers whether any was added.
 pub(super) fn add(
@@ -45,17 +45,45 @@ pub(super) fn add(
     Ok(true)
 }
 
+/// The names of the tags there are, from every attachment whose purpose is `tags`: an array of
+/// `"name:value"`, or an object with the names as its keys.
+pub(super) fn names(members: &IndexMap<String, Member>) -> Vec<String> {
+    let Some(Member::Parts(_, parts)) = members.get(Section::Attachments.name()) else {
+        return Vec::new();
+    };
+    let bodies = parts.iter().filter_map(|part| match part {
+        Part::Object(part) if is_tags(part) => part.get("body"),
+        _ => None,
+    });
+    bodies.flat_map(|body| names_in(body)).collect()
+}
+
+fn names_in(body: &RawValue) -> Vec<String> {
+    let text = json::text(body);
+    let text = text.as_deref().unwrap_or(body.get());
+    if let Ok(object) = Borrowed::read(text) {
+        return object.0.into_keys().collect();
+    }
+    let entries = json::elements(text).unwrap_or_default();
+    let name = |entry: &RawValue| Some(json::text(entry)?.split_once(':')?.0.to_owned());
+    entries
+        .into_iter()
+        .filter_map(name)
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn is_tags(part: &Object) -> bool {
+    part.get("purpose").and_then(|p| json::text(p)).as_deref() == Some("tags")
+}
+
 /// The first attachment whose purpose is `tags`.
 fn attachment(members: &mut IndexMap<String, Member>) -> Option<&mut Object> {
     let Some(Member::Parts(_, parts)) = members.get_mut(Section::Attachments.name()) else {
         return None;
     };
     parts.iter_mut().find_map(|part| match part {
-        Part::Object(part)
-            if part.get("purpose").and_then(|p| json::text(p)).as_deref() == Some("tags") =>
-        {
-            Some(part)
-        }
+        Part::Object(part) if is_tags(part) => Some(part),
         _ => None,
     })
 }

@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 
 use super::holds::guarded;
 use super::{Health, Retry, Stage, Turn};
-use crate::config::{Chain, Config};
+use crate::config::{Chain, Config, ListName};
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::settings::Settings;
@@ -61,6 +61,19 @@ pub(super) struct Journey {
     pub vcon: Vcon,
     /// A time to live that a link asked for.
     pub expire: Option<u64>,
+    /// Lists besides the chain's own on which it is announced.
+    pub routes: Vec<ListName>,
+}
+
+impl Journey {
+    /// A vCon that no link has seen yet.
+    pub fn of(vcon: Vcon) -> Self {
+        Self {
+            vcon,
+            expire: None,
+            routes: Vec::new(),
+        }
+    }
 }
 
 /// Replaces the vCon of a journey by another one, when a link goes over to that.
@@ -106,6 +119,11 @@ impl Kit {
                 let mut context = Context::new(turn.drain(), settings.egress_version);
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
+                for list in context.routes {
+                    if !journey.routes.contains(&list) {
+                        journey.routes.push(list);
+                    }
+                }
                 if ran.is_ok() {
                     self.health.note_success(Stage::Link(name.clone()));
                 }

@@ -42,7 +42,8 @@ impl Loader<'_> {
         self.insist(|queue| queue.load(id))
     }
 
-    /// Writes what the links have done so far, before the chain goes over to another vCon.
+    /// Writes what the links have done so far, and announces the vCon where they want it, before
+    /// the chain goes over to another one.
     pub fn leave(&mut self, kind: Kind, journey: &mut Journey) -> Result<(), Ending> {
         if journey.vcon.is_changed() {
             let json = journey.vcon.to_json();
@@ -52,6 +53,10 @@ impl Loader<'_> {
         if let Some(seconds) = journey.expire {
             let id = journey.vcon.id();
             self.insist(|queue| queue.expire(id, seconds))?;
+        }
+        if !journey.routes.is_empty() {
+            let (id, routes) = (journey.vcon.id(), &journey.routes);
+            self.insist(|queue| queue.announce(id, routes))?;
         }
         Ok(())
     }

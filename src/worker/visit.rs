@@ -9,7 +9,7 @@ use super::kit::{Ending, Fault, Journey, Kit, Way};
 use super::loader::Loader;
 use super::outage::Draining;
 use super::{Outage, Shared, Stage, Turn};
-use crate::config::Chain;
+use crate::config::{Chain, ListName};
 use crate::queue::{
     Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Settled, dead_letter_list,
 };
@@ -23,7 +23,10 @@ enum Verdict {
         id: VconId,
         document: Option<(Kind, String)>,
         expire: Option<u64>,
-        announce: bool,
+        /// Where to announce it.
+        egress: Vec<ListName>,
+        /// Whether a link ended the chain early.
+        halted: bool,
     },
     /// Back to the head of its list.
     GiveBack,
@@ -132,13 +135,13 @@ impl Visit<'_> {
             turn,
         };
         let (mut kind, vcon) = loader.open(kit, id, document)?;
-        let mut journey = Journey { vcon, expire: None };
+        let mut journey = Journey::of(vcon);
         let mut go_over = |kit: &mut Kit, journey: &mut Journey, id: &VconId| {
             loader.leave(kind, journey)?;
             let document = loader.load(id)?;
             let (found, vcon) = loader.open(kit, id, document)?;
             kind = found;
-            *journey = Journey { vcon, expire: None };
+            *journey = Journey::of(vcon);
             Ok(())
         };
         let halted = kit.links(chain, &mut journey, settings, turn, &mut go_over)? == Way::Ends;
@@ -152,7 +155,13 @@ impl Visit<'_> {
                 .is_changed()
                 .then(|| (kind, journey.vcon.to_json())),
             expire: journey.expire,
-            announce: !halted,
+            egress: if halted {
+                journey.routes
+            } else {
+                let own = chain.egress_lists.iter().cloned();
+                own.chain(journey.routes).collect()
+            },
+            halted,
         })
     }
 
@@ -197,7 +206,7 @@ impl Visit<'_> {
         verdict: &Verdict,
     ) -> Result<(), Draining> {
         loop {
-            let settled = self.try_to_settle(claim, chain, verdict);
+            let settled = self.try_to_settle(claim, verdict);
             if settled.is_ok() {
                 self.outage.over();
             }
@@ -233,25 +242,16 @@ impl Visit<'_> {
         }
     }
 
-    fn try_to_settle(
-        &mut self,
-        claim: &Claim,
-        chain: &Chain,
-        verdict: &Verdict,
-    ) -> Result<Step, QueueError> {
+    fn try_to_settle(&mut self, claim: &Claim, verdict: &Verdict) -> Result<Step, QueueError> {
         let settled = match verdict {
             Verdict::Finish {
                 id,
                 document,
                 expire,
-                announce,
+                egress,
+                ..
             } => {
                 let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
-                let egress = if *announce {
-                    chain.egress_lists.as_slice()
-                } else {
-                    &[]
-                };
                 let finish = Finish {
                     id,
                     document,
@@ -288,7 +288,7 @@ impl Visit<'_> {
 
     fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
         self.shared.count(match verdict {
-            Verdict::Finish { announce: true, .. } => Outcome::Finished,
+            Verdict::Finish { halted: false, .. } => Outcome::Finished,
             Verdict::Finish { .. } => Outcome::Halted,
             Verdict::GiveBack | Verdict::Postpone(..) => Outcome::Returned,
             Verdict::Bury(_) => Outcome::Failed,
@@ -297,8 +297,8 @@ impl Visit<'_> {
         let (entry, name) = (entry.as_str(), chain.name.as_str());
         let seconds = start.elapsed().as_secs_f64();
         match verdict {
-            Verdict::Finish { announce, .. } => {
-                let done = if *announce { "Finished" } else { "Halted" };
+            Verdict::Finish { halted, .. } => {
+                let done = if *halted { "Halted" } else { "Finished" };
                 log::info!(
                     vcon_id = entry, chain_name = name, vcon_processing_time = seconds;
                     "{done} {entry} in chain {name} in {seconds:.4} s"

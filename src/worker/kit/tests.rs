@@ -42,14 +42,11 @@ fn walk(
     }
     let chain = kit.config().chains[0].clone();
     let mut journey = Journey {
-        vcon: parse(VconId::random()),
         expire: Some(5),
+        ..Journey::of(parse(VconId::random()))
     };
     let mut go_over = |_: &mut Kit, journey: &mut Journey, id: &VconId| {
-        *journey = Journey {
-            vcon: parse(id.clone()),
-            expire: None,
-        };
+        *journey = Journey::of(parse(id.clone()));
         Ok(())
     };
     let turn = Turn::idle(&drain, None);

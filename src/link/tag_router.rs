@@ -1,0 +1,123 @@
+//! `links.tag_router`: puts a vCon on other lists by its tags.
+//!
+//! Reads the vCon's tags (the part before the first colon of each entry of its `tags` attachment)
+//! and two options; writes [`Context::routes`], not the vCon.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `tag_routes` | required | a mapping, tag -> list |
+//! | `forward_original` | `true` | whether the vCon also goes on in this chain; else the chain ends here |
+//!
+//! The UUID is on the lists when the vCon is finished, in one step with the announcement on the
+//! chain's egress lists: each list once, however many tags lead to it. A route to a list of the
+//! chain's own would have it go round for ever.
+
+use super::{Context, Link, LinkError, Next};
+use crate::config::{ListName, Options};
+use crate::vcon::Vcon;
+
+struct TagRouter {
+    routes: Vec<(String, ListName)>,
+    forward_original: bool,
+}
+
+pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
+    let named = options.mapping("tag_routes");
+    if named.is_empty() {
+        options.fault("tag_routes", "needs at least one tag and its list");
+    }
+    let mut routes = Vec::new();
+    for (tag, list) in named {
+        match list.parse() {
+            Ok(list) => routes.push((tag, list)),
+            Err(error) => options.fault("tag_routes", format!("tag {tag}: {error}")),
+        }
+    }
+    Box::new(TagRouter {
+        routes,
+        forward_original: options.bool_or("forward_original", true),
+    })
+}
+
+impl Link for TagRouter {
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        let tags = vcon.tag_names();
+        for (tag, list) in &self.routes {
+            if tags.contains(tag) && !context.routes.contains(list) {
+                context.routes.push(list.clone());
+            }
+        }
+        Ok(if self.forward_original {
+            Next::Continue
+        } else {
+            Next::Halt
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::vcon::{VconId, Version};
+
+    fn run(options: &str, document: &str) -> (Result<Next, LinkError>, Vec<String>) {
+        let mut options = Options::from_yaml(options);
+        let mut link = open(&mut options);
+        options.finish();
+        assert_eq!(options.faults(), [""; 0]);
+        let (_drain, drained) = crossbeam_channel::bounded(0);
+        let mut context = Context::new(&drained, Version::Current);
+        let mut vcon = Vcon::parse(VconId::random(), document.to_owned()).unwrap();
+        let next = link.run(&mut vcon, &mut context);
+        assert!(!vcon.is_changed());
+        let routes = context.routes.iter().map(ListName::to_string);
+        (next, routes.collect())
+    }
+
+    #[test]
+    fn each_list_a_tag_leads_to_is_a_route_once() {
+        let document = r#"{"attachments":[{"type":"tags","body":["vip:yes","urgent:urgent","other:x","novalue",7]}]}"#;
+        for (routes, expected) in [
+            ("{vip: a}", vec!["a"]),
+            ("{vip: a, urgent: a, other: b}", vec!["a", "b"]),
+            ("{novalue: a, yes: b, VIP: c}", vec![]),
+        ] {
+            let (next, found) = run(&format!("{{tag_routes: {routes}}}"), document);
+            assert_eq!(
+                (next, found.iter().map(String::as_str).collect()),
+                (Ok(Next::Continue), expected)
+            );
+        }
+    }
+
+    #[test]
+    fn without_forwarding_the_chain_ends_here_with_a_route_and_without_one() {
+        let options = "{tag_routes: {vip: a}, forward_original: false}";
+        for (document, expected) in [
+            (
+                r#"{"attachments":[{"purpose":"tags","body":"[\"vip:vip\"]","encoding":"json"}]}"#,
+                vec!["a"],
+            ),
+            ("{}", vec![]),
+        ] {
+            let (next, found) = run(options, document);
+            assert_eq!(next, Ok(Next::Halt));
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn routes_that_lead_nowhere_are_faults() {
+        for text in [
+            "{}",
+            "{tag_routes: {}}",
+            "{tag_routes: [a]}",
+            "{tag_routes: {a: ''}}",
+        ] {
+            let mut options = Options::from_yaml(text);
+            open(&mut options);
+            assert!(!options.faults().is_empty(), "{text}");
+        }
+    }
+}
