@@ -3,14 +3,20 @@
 //! A [`Config`] has been checked as a whole: every name in it is defined, every module known,
 //! every option read once by the module it is for. Whatever is wrong with a file is reported
 //! together, each fault with its line.
+//!
+//! Values from variables and files are filled in when a file is read, by each process for itself,
+//! and kept with the configuration: what is opened later is what was checked.
 
 mod bounds;
+mod environment;
 mod error;
 mod list_name;
 mod options;
+mod plan;
 #[cfg(test)]
 mod properties;
 mod read;
+mod regular_file;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -18,6 +24,7 @@ mod yaml;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -25,8 +32,10 @@ use indexmap::IndexMap;
 pub use error::{ConfigErrors, Fault};
 pub use list_name::{ListName, NotAListName};
 pub use options::Options;
+pub use plan::Plan;
 pub use source::{Source, Stamp};
 
+use self::environment::Environment;
 use crate::link::{self, Link};
 use crate::storage::{self, Storage};
 
@@ -71,7 +80,8 @@ pub struct ModuleConfig<T: ?Sized> {
     pub module: String,
     path: String,
     line: usize,
-    options: yaml::Node,
+    /// With the values from variables and files.
+    options: yaml::Mapping,
     open: Open<T>,
 }
 
@@ -83,7 +93,8 @@ impl Config {
 
     /// Checks `text`, the content of the file at `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
-        Self::parse_with(text, path, link::MODULES, storage::MODULES)
+        let environment = Arc::new(Environment::of_process());
+        Self::parse_with(text, path, link::MODULES, storage::MODULES, &environment)
     }
 
     fn parse_with(
@@ -91,9 +102,10 @@ impl Config {
         path: &Path,
         links: &[link::Module],
         storages: &[storage::Module],
+        environment: &Arc<Environment>,
     ) -> Result<Self, ConfigErrors> {
         let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
-        let (config, faults) = read::config(document, links, storages);
+        let (config, faults) = read::config(document, links, storages, environment);
         if faults.is_empty() {
             Ok(config)
         } else {
@@ -118,26 +130,26 @@ impl Config {
 }
 
 impl<T: ?Sized> ModuleConfig<T> {
-    /// Opens it, with what is wrong with its options.
-    fn checked(&self) -> (Box<T>, Vec<Fault>) {
-        let mut options = Options::new(&self.path, "option", self.line, &self.options);
-        let opened = (self.open)(&mut options);
-        options.finish();
-        (opened, options.into_faults())
+    fn opened(&self) -> Box<T> {
+        let node = yaml::Node {
+            line: self.line,
+            kind: yaml::Kind::Mapping(self.options.clone()),
+        };
+        (self.open)(&mut Options::new(&self.path, "option", self.line, &node))
     }
 }
 
 impl ModuleConfig<dyn Storage> {
     /// A backend of its own for a lane, not connected yet.
     pub fn open_storage(&self) -> Box<dyn Storage> {
-        self.checked().0
+        self.opened()
     }
 }
 
 impl ModuleConfig<dyn Link> {
     /// A link of its own for a lane.
     pub fn open_link(&self) -> Box<dyn Link> {
-        self.checked().0
+        self.opened()
     }
 }
 

@@ -1,8 +1,13 @@
 //! One mapping of `config.yml`, read by accessors that record every fault.
 
+mod fill;
+
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::environment::Environment;
 use super::error::{Fault, did_you_mean, listed};
 use super::yaml::{Kind, Mapping, Node, joined};
 use crate::secret::Secret;
@@ -23,6 +28,10 @@ pub struct Options {
     /// It is no mapping at all: what is missing in it need not be reported as well.
     is_broken: bool,
     faults: Vec<Fault>,
+    /// Where values come from that do not stand in the file; `None` once they have been filled in.
+    environment: Option<Arc<Environment>>,
+    /// The single values as they stand in the file, where something was filled in.
+    written: HashMap<String, String>,
 }
 
 /// Whether a single string counts as a list of one.
@@ -55,7 +64,15 @@ impl Options {
             asked: Vec::new(),
             is_broken: !faults.is_empty(),
             faults,
+            environment: None,
+            written: HashMap::new(),
         }
+    }
+
+    /// The same, with values from variables and files filled in as they are asked for.
+    pub(super) fn filled_from(mut self, environment: &Arc<Environment>) -> Self {
+        self.environment = Some(Arc::clone(environment));
+        self
     }
 
     /// A string.
@@ -78,9 +95,21 @@ impl Options {
         value
     }
 
-    /// A string that is never shown.
+    /// A string that is never shown. It may stand in a file that the option `<key>_file` names.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
-        self.string(key).map(Secret::new)
+        let given = self.string(key);
+        let found = self.from_file(key, given.is_some());
+        given.or(found).map(Secret::new)
+    }
+
+    /// A string that is never shown, and must be there and not be empty.
+    pub fn required_secret(&mut self, key: &str) -> Secret {
+        let before = self.faults.len();
+        let value = self.secret(key).unwrap_or_else(|| Secret::new(""));
+        if value.reveal().is_empty() && self.faults.len() == before && !self.is_broken {
+            self.fault(key, "is required");
+        }
+        value
     }
 
     /// A whole number within `range`, quoted or not.
@@ -221,6 +250,8 @@ impl Options {
     pub(super) fn node(&mut self, key: &str) -> Option<(usize, Node)> {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
+            // The first time alone: what was filled in is not to be looked at again.
+            self.fill_in(key);
         }
         let entry = self.entries.get(key)?;
         match entry.value.kind {
@@ -242,6 +273,11 @@ impl Options {
     /// The faults recorded until now.
     pub(super) fn into_faults(self) -> Vec<Fault> {
         self.faults
+    }
+
+    /// The entries with everything filled in that was asked for, and the faults.
+    pub(super) fn into_parts(self) -> (Mapping, Vec<Fault>) {
+        (self.entries, self.faults)
     }
 
     fn value(&mut self, key: &str) -> Option<(usize, Kind)> {
@@ -267,7 +303,9 @@ impl Options {
         let text = self.scalar(key, expected)?;
         let value = parse(text.trim());
         if value.is_none() {
-            let shown: String = text.chars().take(80).collect();
+            // Not what a variable holds: it may be meant for another option.
+            let shown = self.written.get(key).unwrap_or(&text);
+            let shown: String = shown.chars().take(80).collect();
             self.fault(key, format!("{shown:?} is not {expected}"));
         }
         value
@@ -276,6 +314,12 @@ impl Options {
     fn mismatch(&mut self, key: &str, line: usize, found: &Kind, expected: &str) {
         let message = format!("is {}, not {expected}", found.described());
         self.fault_at(line, key, message);
+    }
+
+    /// The same, with these variables around it.
+    #[cfg(test)]
+    pub(crate) fn from_yaml_with<const N: usize>(text: &str, variables: [(&str, &str); N]) -> Self {
+        Self::from_yaml(text).filled_from(&Arc::new(Environment::of(variables)))
     }
 
     /// Options as they would stand in a file, for tests of the modules that read them.

@@ -1,14 +1,16 @@
 //! From the tree of `config.yml` to [`Config`]: every section read, every fault kept.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 
+use super::environment::Environment;
 use super::error::{Fault, did_you_mean, listed};
 use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
-use super::{Chain, Config, ListName, ModuleConfig, Open};
+use super::{Chain, Config, ListName, ModuleConfig, Open, Plan};
 use crate::{link, storage};
 
 /// The keys at the top of the file.
@@ -30,6 +32,7 @@ pub(super) fn config(
     document: Option<Node>,
     links: &[link::Module],
     storages: &[storage::Module],
+    environment: &Arc<Environment>,
 ) -> (Config, Vec<Fault>) {
     let mut faults = Vec::new();
     let sections = top(document, &mut faults);
@@ -40,11 +43,13 @@ pub(super) fn config(
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
         hint: "; modules written in Python are not built in",
+        environment,
     };
     let storages = Modules {
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
         hint: "",
+        environment,
     };
     let config = Config {
         links: links.read(&sections, &mut faults),
@@ -52,6 +57,22 @@ pub(super) fn config(
         chains: chains(&sections, &mut faults),
     };
     (config, faults)
+}
+
+/// Reads the chains alone, and the names of links and storages.
+pub(super) fn plan(document: Option<Node>) -> (Plan, Vec<Fault>) {
+    let mut faults = Vec::new();
+    let sections = top(document, &mut faults);
+    let mut names = |section| -> Vec<String> {
+        let entries = entries(&sections, section, &mut faults).into_iter();
+        entries.map(|(name, ..)| name.to_owned()).collect()
+    };
+    let plan = Plan {
+        links: names("links"),
+        storages: names("storages"),
+        chains: chains(&sections, &mut faults),
+    };
+    (plan, faults)
 }
 
 /// The top of the file, as a mapping of known sections.
@@ -127,13 +148,14 @@ fn entries<'a>(
 }
 
 /// A section of modules, `links` or `storages`, and what its entries can be made of.
-struct Modules<T: ?Sized> {
+struct Modules<'a, T: ?Sized> {
     section: &'static str,
     known: Vec<(&'static str, Open<T>)>,
     hint: &'static str,
+    environment: &'a Arc<Environment>,
 }
 
-impl<T: ?Sized> Modules<T> {
+impl<T: ?Sized> Modules<'_, T> {
     fn read(
         &self,
         sections: &Mapping,
@@ -183,17 +205,21 @@ impl<T: ?Sized> Modules<T> {
                 kind: Kind::Null,
             },
         ));
-        let config = ModuleConfig {
+        let path = joined(path, "options");
+        let options = Options::new(&path, "option", line, &options);
+        let mut options = options.filled_from(self.environment);
+        open(&mut options);
+        options.finish();
+        let (options, mut found) = options.into_parts();
+        faults.append(&mut found);
+        Some(ModuleConfig {
             name: name.to_owned(),
             module,
-            path: joined(path, "options"),
+            path,
             line,
             options,
             open: *open,
-        };
-        let (_, mut found) = config.checked();
-        faults.append(&mut found);
-        Some(config)
+        })
     }
 }
 

@@ -1,13 +1,11 @@
 //! The configuration's file: what it holds, and whether it has changed.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::libc;
-
-use super::{Config, ConfigErrors, Fault};
+use super::{Config, ConfigErrors, Fault, Plan, regular_file};
 
 /// The most bytes of a configuration file: far more than anyone writes, and little enough that the
 /// supervisor, which reads it between two looks after its workers, is not held up.
@@ -60,6 +58,14 @@ impl Source {
     }
 }
 
+impl Plan {
+    /// Reads the file at `path`, of which the options are not looked at.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = read(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
+        Self::parse(&text, path)
+    }
+}
+
 fn read(path: &Path) -> Result<String, Fault> {
     let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => Fault::of_file(
@@ -67,29 +73,7 @@ fn read(path: &Path) -> Result<String, Fault> {
         ),
         _ => Fault::of_file(format!("could not be read: {error}")),
     };
-    // Without waiting: a pipe would keep us until someone writes to it.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(unreadable)?;
-    let meta = file.metadata().map_err(unreadable)?;
-    if !meta.is_file() {
-        return Err(Fault::of_file(
-            "could not be read: it is not a regular file",
-        ));
-    }
-    let mut bytes = Vec::new();
-    // It may grow while it is read.
-    file.take(MOST_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        let megabytes = MOST_BYTES >> 20;
-        return Err(Fault::of_file(format!(
-            "could not be read: it is larger than {megabytes} MiB, the most a configuration file may be"
-        )));
-    }
+    let bytes = regular_file::read(path, MOST_BYTES).map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = error.as_bytes().iter().take(valid);

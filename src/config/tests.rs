@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::environment::Environment;
 use super::{Config, ConfigErrors, Options};
 use crate::failure::Failure;
 use crate::link::{self, Link, LinkError, Next};
@@ -79,7 +81,8 @@ const STORAGES: &[storage::Module] = &[storage::Module {
 }];
 
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
-    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES)
+    let environment = Arc::new(Environment::of([("WORD", "hunter2")]));
+    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES, &environment)
 }
 
 fn faults(text: &str) -> String {
@@ -239,7 +242,7 @@ config.yml:13: storages.pg.options.port: \"fuor\" is not a whole number from 1 t
 config.yml:14: storages.pg.options.tls: \"maybe\" is not true or false
 config.yml:15: storages.pg.options.mode: \"644\" is not file permissions in octal, as in 0o644 or '0644'
 config.yml:16: storages.pg.options.wait: \"-1\" is not a number of seconds, 0 or more
-config.yml:17: storages.pg.options: unknown option `prot` (known: host, port, tls, mode, wait, password, headers); did you mean `port`?
+config.yml:17: storages.pg.options: unknown option `prot` (known: host, port, tls, mode, wait, password, password_file, headers); did you mean `port`?
 config.yml:18: storages.pg.options.password: is a list, not a string
 config.yml:19: storages.pg.options.headers.x-key: is a list, not a string
 config.yml:20: storages.there.options.host: leads nowhere

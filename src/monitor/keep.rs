@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::child::Child;
-use crate::config::{Config, ListName};
+use crate::config::{ListName, Plan};
 use crate::queue::{Expiry, Keeper, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -75,10 +75,10 @@ impl Watch {
     fn follow_configuration(&mut self) {
         let generation = Some(self.slot.config_generation());
         if generation != self.generation
-            && let Ok(config) = Config::load(self.slot.config_path())
+            && let Ok(plan) = Plan::load(self.slot.config_path())
         {
             self.generation = generation;
-            self.lists = config.ingress_lists();
+            self.lists = plan.ingress_lists();
         }
     }
 }

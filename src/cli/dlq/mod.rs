@@ -12,7 +12,7 @@ use std::io;
 use clap::Subcommand;
 
 use super::shown::printable;
-use crate::config::Config;
+use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, QueueError, Raw, Server};
 use crate::settings::Settings;
@@ -83,18 +83,18 @@ fn open(settings: &Settings) -> Result<DeadLetters, QueueError> {
 }
 
 /// The configuration where it can be used; what can be done with Redis alone is done without.
-fn configuration(settings: &Settings) -> Option<Config> {
+fn configuration(settings: &Settings) -> Option<Plan> {
     let warn = |errors| {
         eprintln!("{errors}");
         eprintln!("warning: without the configuration, only the lists that Redis has are known");
     };
-    Config::load(&settings.config_file).map_err(warn).ok()
+    Plan::load(&settings.config_file).map_err(warn).ok()
 }
 
 /// The lists that have dead letters, and those of the configuration, of disabled chains too.
 fn known_lists(
     letters: &mut DeadLetters,
-    config: Option<&Config>,
+    config: Option<&Plan>,
 ) -> Result<BTreeSet<Raw>, QueueError> {
     let mut known = letters.lists()?;
     let chains = config.map_or(&[][..], |config| &config.chains);

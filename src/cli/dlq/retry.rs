@@ -9,7 +9,7 @@ use super::ls::no_such_list;
 use super::{Fault, configuration, find, known_lists, list_named, not_found, open};
 use crate::cli::shown::{printable, visible_json};
 use crate::cli::submit::progress;
-use crate::config::Config;
+use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, QueueError, Raw};
 use crate::settings::Settings;
@@ -75,7 +75,7 @@ impl Retry {
         Ok(Exit::Ok)
     }
 
-    fn meant(&self, letters: &mut DeadLetters, config: Option<&Config>) -> Result<Meant, Fault> {
+    fn meant(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Meant, Fault> {
         let known = known_lists(letters, config)?;
         let lists: Vec<Raw> = match &self.what {
             None => known.into_iter().collect(),
@@ -105,7 +105,7 @@ impl Retry {
         &self,
         letters: &mut DeadLetters,
         meant: Meant,
-        config: Option<&Config>,
+        config: Option<&Plan>,
         done: &mut Done,
     ) -> Result<(), QueueError> {
         match meant {
@@ -170,8 +170,8 @@ impl Retry {
 }
 
 impl Done {
-    fn begin(&mut self, list: &Raw, config: Option<&Config>) -> &mut List {
-        let is_served = |config: &Config| {
+    fn begin(&mut self, list: &Raw, config: Option<&Plan>) -> &mut List {
+        let is_served = |config: &Plan| {
             let lists = config.ingress_lists();
             lists
                 .iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::Plan;
 use crate::scoreboard::Snapshot;
 
 /// A link or storage that is away.
@@ -45,10 +45,10 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<Hold> {
     if found.is_empty() {
         return Vec::new();
     }
-    let config = Config::load(&snapshot.config).ok();
+    let plan = Plan::load(&snapshot.config).ok();
     let named = |(place, (workers, since)): (Place, (Vec<usize>, u64))| Hold {
-        stage: stage(place, config.as_ref()),
-        chains: chains(place, config.as_ref()),
+        stage: stage(place, plan.as_ref()),
+        chains: chains(place, plan.as_ref()),
         workers,
         seconds: snapshot.taken.saturating_sub(since) / 1000,
     };
@@ -56,32 +56,32 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<Hold> {
 }
 
 /// The place 63 is that of all from there on.
-fn name(place: Place, config: Option<&Config>) -> Option<&str> {
-    let config = config?;
+fn name(place: Place, plan: Option<&Plan>) -> Option<&str> {
+    let plan = plan?;
     match place {
-        Place::Link(index @ ..63) => Some(config.links.get_index(index)?.0),
-        Place::Storage(index @ ..63) => Some(config.storages.get_index(index)?.0),
+        Place::Link(index @ ..63) => Some(plan.links.get(index)?),
+        Place::Storage(index @ ..63) => Some(plan.storages.get(index)?),
         _ => None,
     }
 }
 
-fn stage(place: Place, config: Option<&Config>) -> String {
+fn stage(place: Place, plan: Option<&Plan>) -> String {
     let (kind, index) = match place {
         Place::Link(index) => ("link", index),
         Place::Storage(index) => ("storage", index),
     };
-    match name(place, config) {
+    match name(place, plan) {
         Some(name) => format!("{kind} {name}"),
         None => format!("{kind} number {}", index + 1),
     }
 }
 
-fn chains(place: Place, config: Option<&Config>) -> Vec<String> {
-    let (Some(config), Some(name)) = (config, name(place, config)) else {
+fn chains(place: Place, plan: Option<&Plan>) -> Vec<String> {
+    let (Some(plan), Some(name)) = (plan, name(place, plan)) else {
         return Vec::new();
     };
     let needs = |names: &[String]| names.iter().any(|needed| needed == name);
-    let chains = config.chains.iter().filter(|chain| {
+    let chains = plan.chains.iter().filter(|chain| {
         chain.enabled
             && match place {
                 Place::Link(_) => needs(&chain.links),

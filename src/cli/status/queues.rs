@@ -5,7 +5,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use crate::config::{Config, ListName};
+use crate::config::{ListName, Plan};
 use crate::queue::{Server, dead_letter_list, lengths};
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
@@ -30,10 +30,9 @@ pub(super) struct Queues {
 impl Queues {
     /// Asks for the lists of the configuration in force.
     pub fn ask(snapshot: &Snapshot, settings: &Settings) -> Self {
-        let loaded =
-            Config::load(&snapshot.config).or_else(|_| Config::load(&settings.config_file));
+        let loaded = Plan::load(&snapshot.config).or_else(|_| Plan::load(&settings.config_file));
         match loaded {
-            Ok(config) => Self::of(&config, settings).unwrap_or_else(Self::unknown),
+            Ok(plan) => Self::of(&plan, settings).unwrap_or_else(Self::unknown),
             Err(errors) => Self::unknown(errors.to_string()),
         }
     }
@@ -45,11 +44,11 @@ impl Queues {
         }
     }
 
-    fn of(config: &Config, settings: &Settings) -> Result<Self, String> {
-        let ingress = config.ingress_lists();
+    fn of(plan: &Plan, settings: &Settings) -> Result<Self, String> {
+        let ingress = plan.ingress_lists();
         let dead: Vec<String> = ingress.iter().map(dead_letter_list).collect();
         let ingress: Vec<String> = ingress.iter().map(ListName::to_string).collect();
-        let chains = config.chains.iter().filter(|chain| chain.enabled);
+        let chains = plan.chains.iter().filter(|chain| chain.enabled);
         let mut egress: Vec<String> = chains
             .flat_map(|chain| chain.egress_lists.iter().map(ListName::to_string))
             .collect();

@@ -1,0 +1,293 @@
+//! Values that do not stand in the configuration file: `${VARIABLE}` and `${file:NAME}` in the
+//! texts of options, and the files that options like `password_file` name.
+//!
+//! They are looked up once, when the configuration is read, and no message shows one.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::regular_file;
+
+/// The most bytes of a file that holds one value.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// The most bytes that one configuration gets from variables and files: its text may name each of
+/// them many thousand times.
+const MOST_FILLED: usize = 16 << 20;
+
+/// What reading a file counts at least.
+const LEAST_FILE: usize = 4096;
+
+/// The folder in which systemd puts what `LoadCredential=` names.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// What surrounds the process when it reads a configuration.
+pub(super) struct Environment {
+    variables: HashMap<OsString, OsString>,
+    filled: AtomicUsize,
+}
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        Self {
+            variables: std::env::vars_os().collect(),
+            filled: AtomicUsize::new(0),
+        }
+    }
+
+    /// One of these variables alone.
+    #[cfg(test)]
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+        let variables = variables.map(|(name, value)| (name.into(), value.into()));
+        Self {
+            variables: variables.into(),
+            filled: AtomicUsize::new(0),
+        }
+    }
+
+    /// The text with the values in the places of their names; `None` where it names none. `$${`
+    /// stands for `${`.
+    ///
+    /// # Errors
+    /// What is wrong, without any value: what is not the name of a variable may be part of a
+    /// password.
+    pub fn expand(&self, text: &str) -> Result<Option<String>, String> {
+        if !text.contains("${") {
+            return Ok(None);
+        }
+        let mut expanded = String::new();
+        let mut rest = text;
+        while let Some((before, inside)) = rest.split_once("${") {
+            if let Some(before) = before.strip_suffix('$') {
+                expanded.push_str(before);
+                expanded.push_str("${");
+                rest = inside;
+                continue;
+            }
+            expanded.push_str(before);
+            let Some((name, after)) = inside.split_once('}') else {
+                return Err(not_a_name());
+            };
+            expanded.push_str(&self.value(name)?);
+            rest = after;
+        }
+        expanded.push_str(rest);
+        Ok(Some(expanded))
+    }
+
+    /// The text in a file, without the line break at its end. A relative name is that of a file in
+    /// systemd's folder of credentials, or else in the current directory.
+    pub fn file(&self, name: &str) -> Result<String, String> {
+        let place = self.place(name)?;
+        let read = regular_file::read(&place, MOST_BYTES);
+        let bytes = read.map_err(|why| unreadable(&place, &why))?;
+        self.count(bytes.len().max(LEAST_FILE))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| format!("the file {} is not UTF-8 text", place.display()))?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        if text.is_empty() {
+            return Err(format!("the file {} is empty", place.display()));
+        }
+        Ok(text.to_owned())
+    }
+
+    fn value(&self, name: &str) -> Result<String, String> {
+        if let Some(file) = name.strip_prefix("file:") {
+            return self.file(file);
+        }
+        let mut letters = name.bytes();
+        let is_name = letters
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
+        if !is_name {
+            return Err(not_a_name());
+        }
+        let value = self.variables.get(&OsString::from(name));
+        let value = value.ok_or_else(|| format!("the variable {name} is not set"))?;
+        self.count(value.len())?;
+        let text = value.to_str();
+        text.map(str::to_owned)
+            .ok_or_else(|| format!("the variable {name} is not UTF-8 text"))
+    }
+
+    fn count(&self, bytes: usize) -> Result<(), String> {
+        let before = self.filled.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > MOST_FILLED {
+            let megabytes = MOST_FILLED >> 20;
+            return Err(format!(
+                "the values from variables and files are larger than {megabytes} MiB together"
+            ));
+        }
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Result<PathBuf, String> {
+        if name.is_empty() {
+            return Err("names no file".to_owned());
+        }
+        let Some(folder) = self.variables.get(&OsString::from(CREDENTIALS)) else {
+            return Ok(name.into());
+        };
+        // An absolute name takes the place of the folder.
+        let place = Path::new(folder).join(name);
+        match place.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound && Path::new(name).exists() => {
+                Ok(name.into())
+            }
+            _ => Ok(place),
+        }
+    }
+}
+
+fn not_a_name() -> String {
+    "what follows `${` is not the name of a variable and `}`; write `$${` for the text `${`"
+        .to_owned()
+}
+
+fn unreadable(place: &Path, why: &std::io::Error) -> String {
+    let shown = place.display();
+    if why.kind() == ErrorKind::NotFound && place.is_relative() {
+        return format!(
+            "the file {shown} is neither in $CREDENTIALS_DIRECTORY nor in the current directory"
+        );
+    }
+    format!("the file {shown} could not be read: {why}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn variables_stand_for_the_whole_text_or_parts_of_it() {
+        let environment = Environment::of([("USER_1", "me"), ("_PW", "p$w}${X}"), ("NONE", "")]);
+        for (text, expected) in [
+            ("plain", None),
+            ("", None),
+            ("$USER_1 $$ } {", None),
+            ("${USER_1}", Some("me")),
+            ("a${USER_1}b${USER_1}", Some("amebme")),
+            ("${NONE}", Some("")),
+            // What comes from a variable is not looked at again.
+            ("${_PW}", Some("p$w}${X}")),
+            ("$${USER_1}", Some("${USER_1}")),
+            ("$$${USER_1}", Some("$${USER_1}")),
+            ("$${a}${USER_1}", Some("${a}me")),
+            ("é${USER_1}é", Some("émeé")),
+        ] {
+            let found = environment.expand(text).unwrap();
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_up_is_named_but_never_what_may_be_a_password() {
+        let environment = Environment::of([]);
+        for (text, why) in [
+            ("hunter2${MISSING}", "the variable MISSING is not set"),
+            ("a${hunter2", "write `$${`"),
+            ("a${hunter2 }", "write `$${`"),
+            ("a${}hunter2", "write `$${`"),
+            ("${2hunter2}", "write `$${`"),
+            ("${file:}", "names no file"),
+            (
+                "${file:/none/there}",
+                "/none/there could not be read: No such file",
+            ),
+        ] {
+            let error = environment.expand(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+            assert!(!error.contains("hunter2"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_relative_name_is_first_that_of_a_credential() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("pw"), "Geheim\n").unwrap();
+        let path = folder.path().display().to_string();
+        let environment = Environment::of([(CREDENTIALS, path.as_str())]);
+        assert_eq!(environment.file("pw").as_deref(), Ok("Geheim"));
+        let expanded = environment.expand("Bearer ${file:pw}").unwrap();
+        assert_eq!(expanded.as_deref(), Some("Bearer Geheim"));
+        // This one is in the current directory alone.
+        let here = environment.file("Cargo.toml").unwrap();
+        assert!(here.starts_with("[package]"));
+        let missing = environment.file("nowhere").unwrap_err();
+        assert!(missing.contains(&path), "{missing}");
+        let missing = Environment::of([]).file("nowhere").unwrap_err();
+        assert!(
+            missing.contains("neither in $CREDENTIALS_DIRECTORY"),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn a_file_gives_its_text_without_the_line_break_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("value");
+        for (bytes, expected) in [
+            (&b"word"[..], Ok("word")),
+            (b"word\n", Ok("word")),
+            (b"word\r\n", Ok("word")),
+            (b" two\nlines \n\n", Ok(" two\nlines \n")),
+            (b"", Err("is empty")),
+            (b"\n", Err("is empty")),
+            (b"\xff", Err("is not UTF-8 text")),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let found = Environment::of([]).file(path.to_str().unwrap());
+            match expected {
+                Ok(text) => assert_eq!(found.as_deref(), Ok(text)),
+                Err(why) => assert!(found.unwrap_err().contains(why), "{bytes:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_filled_in_is_bounded() {
+        let word = "x".repeat(1 << 20);
+        let environment = Environment::of([("WORD", word.as_str())]);
+        for _ in 0..16 {
+            assert!(environment.expand("${WORD}").is_ok());
+        }
+        let error = environment.expand("${WORD}").unwrap_err();
+        assert!(error.contains("larger than 16 MiB together"), "{error}");
+        let environment = Environment::of([]);
+        let error = environment.expand(&"${file:Cargo.toml}".repeat(5000));
+        assert!(error.unwrap_err().contains("larger than 16 MiB"));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        for path in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            let error = Environment::of([])
+                .file(path.to_str().unwrap())
+                .unwrap_err();
+            assert!(error.contains("it is not a regular file"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_expanded_or_refused(text in "[$}{a-z:é]{0,20}") {
+            let _ = Environment::of([("a", "1")]).expand(&text);
+        }
+    }
+}
