@@ -24,6 +24,7 @@
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
 //!   know nothing of the queue, and share [`failure`], [`http`] and [`webhooks`].
+//! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags.
 //! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
 //!   [`sys`]: the only unsafe code.
@@ -42,6 +43,7 @@ pub mod logging;
 pub mod monitor;
 pub mod procfs;
 pub mod queue;
+pub mod redis_server;
 pub mod runtime_dir;
 pub mod scoreboard;
 pub mod secret;

@@ -114,6 +114,7 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     let url = settings.redis_url.clone();
     let redis = Probe::start(format!("Redis {url}"), move || {
         Server::new(&url)
+            .map_err(QueueError::from)
             .and_then(|server| describe(&server))
             .map_err(|error| error.to_string())
     });

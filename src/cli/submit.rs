@@ -42,6 +42,7 @@ impl Submit {
     pub fn run(&self, settings: &Settings) -> Exit {
         let submitter = Server::new(&settings.redis_url)
             .and_then(|server| server.connect("conserver:submit"))
+            .map_err(QueueError::from)
             .and_then(|lease| {
                 let sorted_set = settings.sorted_set.clone();
                 Submitter::new(lease, self.list.clone(), sorted_set, self.expire)

@@ -9,9 +9,8 @@
 
 use std::time::Duration;
 
-use super::connection::Lease;
 use super::scripts::Scripts;
-use super::{QueueError, Server};
+use super::{Lease, QueueError, Server};
 use crate::config::ListName;
 
 /// A connection that is told when an ingress list changes.

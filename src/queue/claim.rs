@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::connection::has_json;
 use super::round_trip::round_trip;
 use super::{Queue, QueueError, Settled, keys};
 use crate::config::ListName;
+use crate::redis_server::has_json;
 use crate::vcon::VconId;
 
 /// A plain string document above this many bytes is fetched by a command of its own, so that the

@@ -21,25 +21,14 @@ use std::sync::Arc;
 
 use redis::{RedisError, ServerError};
 
+use crate::redis_server::{ConnectError, in_its_words, needs_another};
+
 /// Why a step on the queue was not done. Each of them may pass: the step is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// No connection could be made.
-    #[error("could not connect to Redis at {server}: {cause}")]
-    Unreachable {
-        /// The server, without user and password.
-        server: String,
-        /// What the client library said.
-        cause: RedisError,
-    },
-    /// No sentinel led to a master.
-    #[error("could not find the master at {server}: {faults}")]
-    NoMaster {
-        /// The sentinels and the master's name, without users and passwords.
-        server: String,
-        /// What each sentinel said, or the server it named.
-        faults: String,
-    },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// A command failed.
     #[error("Redis: {}", in_its_words(.0))]
     Command(#[from] RedisError),
@@ -72,7 +61,9 @@ impl QueueError {
     /// Whether nothing is wrong with Redis: this process was stopped and went on, which ends a
     /// read that has a time limit (signal(7)).
     pub fn is_interruption(&self) -> bool {
-        let (Self::Command(error) | Self::Unreachable { cause: error, .. }) = self else {
+        let (Self::Command(error) | Self::Connect(ConnectError::Unreachable { cause: error, .. })) =
+            self
+        else {
             return false;
         };
         // The client library keeps the system's error in a shared box.
@@ -106,21 +97,9 @@ impl QueueError {
                 Some(errors) => errors.iter().any(|(_, error)| needs_another(error)),
                 None => true,
             },
-            Self::Unreachable { .. } | Self::NoMaster { .. } | Self::Answer(_) | Self::Closed => {
-                true
-            }
+            Self::Connect(_) | Self::Answer(_) | Self::Closed => true,
             Self::InUse { .. } | Self::Lapsed(_) | Self::Document(_) => false,
         }
-    }
-}
-
-/// An error as the server worded it, with the word in capitals that people look for.
-fn in_its_words(error: &RedisError) -> String {
-    match error.clone().into_server_errors().as_deref() {
-        Some([(_, first), ..]) => {
-            format!("{} {}", first.code(), first.details().unwrap_or_default())
-        }
-        _ => error.to_string(),
     }
 }
 
@@ -153,17 +132,6 @@ fn passes(error: &ServerError) -> bool {
         || details.starts_with("unknown command")
 }
 
-/// Whether an error that the server answered calls for another connection.
-fn needs_another(error: &ServerError) -> bool {
-    const CODES: [&str; 4] = ["READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
-    let details = error.details().unwrap_or_default();
-    // Redis 6 wraps the error of a command into that of its script.
-    let wrapped = |code: &&str| details.contains(&format!("-{code} "));
-    CODES.contains(&error.code())
-        || CODES.iter().any(wrapped)
-        || details.starts_with("max number of clients")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::panic)]
@@ -176,9 +144,11 @@ mod tests {
             |kind: io::ErrorKind| QueueError::from(RedisError::from(io::Error::from(kind)));
         assert!(command(io::ErrorKind::Interrupted).is_interruption());
         assert!(!command(io::ErrorKind::ConnectionReset).is_interruption());
-        let unreachable = |kind: io::ErrorKind| QueueError::Unreachable {
-            server: "redis://localhost".to_owned(),
-            cause: RedisError::from(io::Error::from(kind)),
+        let unreachable = |kind: io::ErrorKind| {
+            QueueError::from(ConnectError::Unreachable {
+                server: "redis://localhost".to_owned(),
+                cause: RedisError::from(io::Error::from(kind)),
+            })
         };
         assert!(unreachable(io::ErrorKind::Interrupted).is_interruption());
         assert!(!unreachable(io::ErrorKind::ConnectionRefused).is_interruption());

@@ -2,8 +2,7 @@
 
 use redis::Script;
 
-use super::connection::Connected;
-use super::{Expiry, QueueError, Server};
+use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
 
 /// Entries looked at in one step on the server; it does nothing else in that time.
@@ -12,7 +11,7 @@ const STEP: i64 = 200;
 /// Keeps the documents of waiting vCons alive.
 pub struct Keeper {
     server: Server,
-    connected: Option<Connected>,
+    connected: Option<Lease>,
     script: Script,
     expiry: Expiry,
 }

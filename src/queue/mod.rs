@@ -21,7 +21,6 @@
 mod audit;
 mod bell;
 mod claim;
-mod connection;
 mod dead_letters;
 mod error;
 mod keep;
@@ -32,7 +31,6 @@ mod raw;
 mod recovery;
 mod round_trip;
 mod scripts;
-mod sentinel;
 mod settle;
 mod submit;
 
@@ -42,7 +40,6 @@ use std::time::Duration;
 pub use audit::{Audit, Lists, Place};
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
-pub use connection::{Lease, Server};
 pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
 pub use error::QueueError;
 pub use keep::Keeper;
@@ -54,8 +51,9 @@ pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use settle::{Finish, Postponed, Reason, Settled};
 pub use submit::Submitter;
 
+pub use crate::redis_server::{Lease, Server};
+
 use crate::settings::Settings;
-use connection::Connected;
 use scripts::Scripts;
 
 /// How long the keys live that this module writes, in seconds.
@@ -83,7 +81,7 @@ impl Expiry {
 /// One lane's access to the work: a connection of its own and the seat it sits on.
 pub struct Queue {
     server: Server,
-    connected: Option<Connected>,
+    connected: Option<Lease>,
     scripts: Scripts,
     seat: Seat,
     expiry: Expiry,

@@ -8,7 +8,9 @@ mod bounded;
 pub mod fanout;
 mod file;
 mod postgres;
+mod redis_storage;
 mod s3;
+mod webhook;
 
 use crate::config::Options;
 use crate::failure::Failure;
@@ -30,6 +32,12 @@ pub trait Storage: Send {
     /// Answers whether the backend could be used now, within a few seconds and without writing
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
+
+    /// Whether what is saved can be got back. One that hands documents on, and keeps none, is not
+    /// asked for them.
+    fn keeps_documents(&self) -> bool {
+        true
+    }
 }
 
 /// One row of the table of known storages.
@@ -54,5 +62,13 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "storage.file",
         open: file::open,
+    },
+    Module {
+        name: "storage.redis_storage",
+        open: redis_storage::open,
+    },
+    Module {
+        name: "storage.webhook",
+        open: webhook::open,
     },
 ];

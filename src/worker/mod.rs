@@ -103,7 +103,7 @@ fn start_lanes(
     slot: Slot,
     lease: NameLease,
 ) -> Result<bool, StartError> {
-    let server = Server::new(&settings.redis_url)?;
+    let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
     let queue = |lane| {
         let seat = Seat {

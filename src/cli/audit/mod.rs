@@ -100,7 +100,10 @@ impl Audit {
     }
 
     fn search(&self, settings: &Settings, config: &Config) -> Result<Exit, AuditFault> {
-        let lease = Server::new(&settings.redis_url)?.connect("conserver:audit")?;
+        let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
+        let lease = server
+            .connect("conserver:audit")
+            .map_err(QueueError::from)?;
         let mut audit = queue::Audit::new(lease, &lists(config), settings.redis_expiry)?;
         let estimate = audit.estimate()?;
         let mut shelves = Shelves::open(config);

@@ -158,7 +158,8 @@ impl Demo {
 fn submit_all(redis: &Redis, vcons: &[Outgoing]) -> Result<(), DemoError> {
     let url: RedisUrl = redis.url().parse().map_err(|_| DemoError::NoRedis)?;
     let list: ListName = "default".parse().map_err(|_| DemoError::NoRedis)?;
-    let lease = Server::new(&url)?.connect("conserver:demo")?;
+    let server = Server::new(&url).map_err(QueueError::from)?;
+    let lease = server.connect("conserver:demo").map_err(QueueError::from)?;
     let mut submitter = Submitter::new(lease, list, "vcons".to_owned(), None)?;
     for batch in vcons.chunks(100) {
         let refusals = submitter.submit(batch)?;

@@ -1,4 +1,9 @@
-//! Connections to the Redis server.
+//! Connections to a Redis server: the one of the queue, or one that keeps vCons.
+//!
+//! Knows TLS, sentinels and time limits, nothing of keys.
+
+mod error;
+mod sentinel;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -10,8 +15,10 @@ use redis::{
     RedisResult, Value,
 };
 
-use super::QueueError;
-use super::sentinel::Sentinels;
+pub use error::ConnectError;
+pub(crate) use error::{in_its_words, needs_another};
+
+use self::sentinel::Sentinels;
 use crate::settings::RedisUrl;
 
 /// How long connecting may take, sentinels included.
@@ -23,7 +30,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// A vanished host is noticed after about twice this time, even on an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// The Redis server of this deployment; cheap to clone.
+/// A Redis server, or the present master of a group of them; cheap to clone.
 #[derive(Clone)]
 pub struct Server {
     access: Arc<Access>,
@@ -37,9 +44,6 @@ enum Access {
     By(Sentinels),
 }
 
-/// A connection in use.
-pub(super) type Connected = Lease;
-
 /// A connection together with its server's name for messages.
 pub struct Lease {
     connection: Connection,
@@ -47,19 +51,22 @@ pub struct Lease {
 
 impl Server {
     /// Prepares access; nothing is sent yet.
-    pub fn new(url: &RedisUrl) -> Result<Self, QueueError> {
+    pub fn new(url: &RedisUrl) -> Result<Self, ConnectError> {
         Self::with_protocol(url, ProtocolVersion::RESP2)
     }
 
     /// Like [`Server::new`], for connections that receive messages the server sends unasked.
-    pub fn with_pushes(url: &RedisUrl) -> Result<Self, QueueError> {
+    pub fn with_pushes(url: &RedisUrl) -> Result<Self, ConnectError> {
         Self::with_protocol(url, ProtocolVersion::RESP3)
     }
 
-    fn with_protocol(url: &RedisUrl, protocol: ProtocolVersion) -> Result<Self, QueueError> {
+    fn with_protocol(url: &RedisUrl, protocol: ProtocolVersion) -> Result<Self, ConnectError> {
         let access = match url.master() {
             Some(master) => Access::By(Sentinels::new(master.clone(), tcp_settings())),
-            None => Access::At(Box::new(url.reveal().into_connection_info()?)),
+            None => {
+                let info = url.reveal().into_connection_info();
+                Access::At(Box::new(info.map_err(unreachable_at(url))?))
+            }
         };
         Ok(Self {
             access: Arc::new(access),
@@ -69,34 +76,30 @@ impl Server {
     }
 
     /// Connects, authenticates and selects the database; `name` is what `CLIENT LIST` shows.
-    pub fn connect(&self, name: &str) -> Result<Lease, QueueError> {
+    pub fn connect(&self, name: &str) -> Result<Lease, ConnectError> {
         self.connect_within(name, CONNECT_TIMEOUT)
     }
 
     /// Like [`Server::connect`]; neither this nor any command later may take longer than `limit`.
-    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
+    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
         let lease = self.connect_within(name, limit)?;
-        lease.set_read_timeout(Some(limit))?;
-        lease.set_write_timeout(Some(limit))?;
+        lease.limit(limit).map_err(unreachable_at(self))?;
         Ok(lease)
     }
 
     /// Like [`Server::connect`], within `limit`.
-    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, QueueError> {
+    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
         let deadline = Instant::now() + limit;
         let connection = match &*self.access {
             Access::At(info) => {
                 let opened = self.open(info, name, deadline);
-                opened.map_err(|cause| QueueError::Unreachable {
-                    server: self.name.clone(),
-                    cause,
-                })?
+                opened.map_err(unreachable_at(self))?
             }
             Access::By(sentinels) => self.find(sentinels, name, deadline)?,
         };
-        connection.set_read_timeout(Some(COMMAND_TIMEOUT))?;
-        connection.set_write_timeout(Some(COMMAND_TIMEOUT))?;
-        Ok(Lease { connection })
+        let lease = Lease { connection };
+        lease.limit(COMMAND_TIMEOUT).map_err(unreachable_at(self))?;
+        Ok(lease)
     }
 
     /// Connects to the server that sentinels name, if it is a master. A sentinel that was cut off
@@ -106,7 +109,7 @@ impl Server {
         sentinels: &Sentinels,
         name: &str,
         deadline: Instant,
-    ) -> Result<Connection, QueueError> {
+    ) -> Result<Connection, ConnectError> {
         let mut tried: Vec<(String, u16)> = Vec::new();
         let mut faults: Vec<String> = Vec::new();
         for advice in sentinels.ask(deadline) {
@@ -136,7 +139,7 @@ impl Server {
                 )),
             }
         }
-        Err(QueueError::NoMaster {
+        Err(ConnectError::NoMaster {
             server: self.name.clone(),
             faults: faults.join("; "),
         })
@@ -222,22 +225,35 @@ fn not_a_master(role: String) -> RedisError {
     (redis::ErrorKind::Client, "it is no master but", role).into()
 }
 
+/// Names the server with the cause.
+fn unreachable_at(server: &impl std::fmt::Display) -> impl Fn(RedisError) -> ConnectError {
+    move |cause| ConnectError::Unreachable {
+        server: server.to_string(),
+        cause,
+    }
+}
+
 impl Lease {
+    fn limit(&self, limit: Duration) -> RedisResult<()> {
+        self.connection.set_read_timeout(Some(limit))?;
+        self.connection.set_write_timeout(Some(limit))
+    }
+
     /// Whether the server keeps JSON documents.
-    pub fn has_json(&mut self) -> Result<bool, QueueError> {
+    pub fn has_json(&mut self) -> RedisResult<bool> {
         has_json(&mut self.connection)
     }
 }
 
 /// Whether the server keeps JSON documents.
-pub(super) fn has_json(connection: &mut Connection) -> Result<bool, QueueError> {
+pub(crate) fn has_json(connection: &mut Connection) -> RedisResult<bool> {
     let asked = redis::cmd("JSON.GET")
         .arg("conserver:probe")
         .query::<Value>(connection);
     match asked {
         Ok(_) => Ok(true),
         Err(error) if is_unknown_command(&error) => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,0 +1,174 @@
+//! What an error of Redis means for the vCon, and what a person can do about it.
+//!
+//! | error | met while | class |
+//! |---|---|---|
+//! | `string exceeds maximum allowed size`, `invalid bulk length`: the document is too large for it | saving | permanent |
+//! | `WRONGTYPE`: something else has the vCon's key | reading | permanent |
+//! | a document that is not UTF-8 | reading | permanent |
+//! | all others: not reached, not trusted, login refused, no right (NOPERM), out of memory (OOM), read-only, loading, disk full (MISCONF), a cluster (MOVED), … | anything | transient |
+//!
+//! A connection that was cut, or to a server that is not the master any more, is dropped.
+
+use redis::RedisError;
+
+use crate::failure::Failure;
+use crate::redis_server::{ConnectError, in_its_words, needs_another};
+
+/// What was being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Writing a document.
+    Save,
+    /// Reading one.
+    Read,
+    /// Removing one.
+    Delete,
+    /// Trying whether it can be used.
+    Probe,
+}
+
+/// The failure of one command; `message` says what could not be done.
+pub(super) fn failure(step: Step, message: &str, error: &RedisError) -> Failure {
+    let text = with_advice(format!("{message}: {}", in_its_words(error)));
+    if is_the_vcons(step, error) {
+        Failure::permanent(text)
+    } else {
+        Failure::transient(text)
+    }
+}
+
+/// The failure of a connection that could not be made: none of the vCon's.
+pub(super) fn unreachable(message: &str, error: &ConnectError) -> Failure {
+    let text = match error {
+        // The server is named in the message.
+        ConnectError::Unreachable { cause, .. } => format!("{message}: {cause}"),
+        ConnectError::NoMaster { faults, .. } => format!("{message}: {faults}"),
+    };
+    Failure::transient(with_advice(text))
+}
+
+/// Whether the connection is of no use after this error.
+pub(super) fn breaks_connection(error: &RedisError) -> bool {
+    match error.clone().into_server_errors() {
+        Some(errors) => errors
+            .iter()
+            .any(|(_, error)| needs_another(error) || is_about_size(error.details())),
+        None => true,
+    }
+}
+
+/// The table in the module's head.
+fn is_the_vcons(step: Step, error: &RedisError) -> bool {
+    let answered = error.clone().into_server_errors().unwrap_or_default();
+    answered.iter().any(|(_, error)| match step {
+        Step::Save => is_about_size(error.details()),
+        Step::Read => error.code() == "WRONGTYPE",
+        Step::Delete | Step::Probe => false,
+    })
+}
+
+fn is_about_size(details: Option<&str>) -> bool {
+    let details = details.unwrap_or_default();
+    ["exceeds maximum allowed size", "invalid bulk length"]
+        .iter()
+        .any(|text| details.contains(text))
+}
+
+fn with_advice(text: String) -> String {
+    match advice(&text) {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
+    }
+}
+
+fn advice(text: &str) -> Option<&'static str> {
+    let advices = [
+        (
+            &["WRONGPASS", "NOAUTH", "AuthenticationFailed", "AUTH failed"][..],
+            "see to user and password in `redis_url`",
+        ),
+        (
+            &["NOPERM"],
+            "allow this user SET, GET and DEL on the keys of `prefix`",
+        ),
+        (&["OOM "], "raise its maxmemory, or lower `expires`"),
+        (&["READONLY"], "it is a replica: see to `redis_url`"),
+        (
+            &["MOVED ", "ASK "],
+            "it is part of a Redis Cluster, which this storage does not use",
+        ),
+        (&["MISCONF"], "see to its disk and its log"),
+    ];
+    advices
+        .iter()
+        .find(|(words, _)| words.iter().any(|word| text.contains(word)))
+        .map(|(_, advice)| *advice)
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// The error of a command that the server answers with this line.
+    fn answered(line: &str) -> RedisError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+        let error = value.and_then(redis::Value::extract_error).err();
+        error.unwrap_or_else(|| panic!("{line} is no error"))
+    }
+
+    #[test]
+    fn errors_are_classified_as_the_table_says() {
+        use Step::{Delete, Probe, Read, Save};
+        let size = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+        let wrong = "WRONGTYPE Operation against a key holding the wrong kind of value";
+        for (line, permanent_at) in [
+            (size, &[Save][..]),
+            ("ERR Protocol error: invalid bulk length", &[Save]),
+            (wrong, &[Read]),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                &[],
+            ),
+            ("READONLY You can't write against a read only replica.", &[]),
+            (
+                "NOPERM this user has no permissions to run the 'set' command",
+                &[],
+            ),
+            ("NOAUTH Authentication required.", &[]),
+            ("LOADING Redis is loading the dataset in memory", &[]),
+            (
+                "MISCONF Redis is configured to save RDB snapshots, but",
+                &[],
+            ),
+            ("MOVED 3999 127.0.0.1:6381", &[]),
+            ("ERR something new", &[]),
+        ] {
+            for step in [Save, Read, Delete, Probe] {
+                let failure = failure(step, "it failed", &answered(line));
+                let expected = !permanent_at.contains(&step);
+                assert_eq!(failure.is_transient(), expected, "{step:?} {line}");
+                let word = line.split(' ').next().unwrap_or_default();
+                assert!(failure.message.contains(word), "{failure}");
+            }
+        }
+        let cut = RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert!(failure(Save, "it failed", &cut).is_transient());
+        assert!(breaks_connection(&cut));
+    }
+
+    #[test]
+    fn what_a_person_can_mend_is_said() {
+        for (line, advice) in [
+            ("WRONGPASS invalid username-password pair", "`redis_url`"),
+            ("NOPERM no permissions", "allow this user"),
+            ("OOM command not allowed", "maxmemory"),
+            ("MOVED 1 h:1", "Cluster"),
+        ] {
+            let failure = failure(Step::Save, "it failed", &answered(line));
+            assert!(failure.message.contains(advice), "{failure}");
+        }
+    }
+}

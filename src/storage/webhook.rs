@@ -1,0 +1,43 @@
+//! `storage.webhook`: posts the vCon, once its links are done, as JSON to each of a list of URLs.
+//!
+//! Options and the classes of answers are those of [`Webhooks`]. What was posted cannot be asked
+//! for again: to [`Storage::get`] and [`Storage::delete`] nothing is there.
+
+use super::Storage;
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::vcon::{Outgoing, VconId};
+use crate::webhooks::Webhooks;
+
+struct Webhook {
+    webhooks: Webhooks,
+}
+
+/// Reads the options.
+pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
+    Box::new(Webhook {
+        webhooks: Webhooks::open(options),
+    })
+}
+
+impl Storage for Webhook {
+    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+        self.webhooks.post(&vcon.json)
+    }
+
+    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
+    fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn probe(&mut self) -> Result<(), Failure> {
+        self.webhooks.reach()
+    }
+
+    fn keeps_documents(&self) -> bool {
+        false
+    }
+}
