@@ -48,6 +48,7 @@ mod proxy;
 mod redis_cuts;
 mod redis_faults;
 mod redis_full;
+mod redis_storage;
 mod restart;
 mod routing;
 mod s3_faults;

@@ -21,6 +21,7 @@ mod queues;
 mod redis;
 mod s3;
 mod sentinel;
+mod shelf;
 mod vcons;
 mod webhook;
 
@@ -49,6 +50,7 @@ pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
+pub use shelf::Shelf;
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;
 
