@@ -52,6 +52,7 @@ mod redis_storage;
 mod restart;
 mod routing;
 mod s3_faults;
+mod secrets;
 mod stop;
 mod submit;
 mod supervision;

@@ -6,8 +6,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Direction, Ledger, PATIENCE, Proxy, REDIS_PASSWORD, Redis, Sample, Shelf,
-    chain, fresh, submit, wait_until,
+    Conserver, Daemon, Direction, Ledger, MASTER, PATIENCE, Proxy, REDIS_PASSWORD, Redis, Sample,
+    Sentinel, Shelf, chain, fresh, submit, wait_until,
 };
 
 fn storage(url: &str) -> Value {
@@ -100,6 +100,35 @@ fn a_vcon_that_redis_has_lost_comes_back_from_it() {
     }
     all_is_kept(&redis, &keeper, &samples);
     assert_eq!(daemon.count_in_log("was restored from storage kept"), 3);
+    daemon.stop();
+}
+
+#[test]
+fn sentinels_lead_to_the_present_master() {
+    let redis = Redis::plain();
+    let former = Redis::plain();
+    let next = Redis::new().replica_of(&former).started();
+    let sentinel = Sentinel::watching(&former, 1);
+    let url = format!("redis+sentinel://127.0.0.1:{}/{MASTER}", sentinel.port());
+    let daemon = conserver(&redis, storage(&url)).start();
+    let samples = fresh(20);
+    let (before, after) = samples.split_at(10);
+    submit(&redis, "default", before);
+    Ledger::of(&redis, before).settles();
+    let mut copied = Shelf::open(&storage(&next.url()));
+    wait_until("the replica has copied all", PATIENCE, || {
+        before
+            .iter()
+            .all(|sample| copied.get(sample).is_ok_and(|found| found.is_some()))
+    });
+    sentinel.fail_over();
+    // Until then the former master takes writes, which it forgets.
+    wait_until("the former master is a replica", PATIENCE, || {
+        let role: String = former.ask(&["INFO", "replication"]);
+        role.contains("role:slave")
+    });
+    submit(&redis, "default", after);
+    all_is_kept(&redis, &next, &samples);
     daemon.stop();
 }
 

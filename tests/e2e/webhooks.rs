@@ -1,13 +1,18 @@
-//! The link that posts vCons, against servers that answer well and badly.
+//! The link and the storage that post vCons, against servers that answer well and badly.
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, Redis, Sample, Webhook, chain, submit, wait_until,
+    Conserver, Ledger, PATIENCE, Proxy, Redis, Sample, Shelf, Webhook, chain, fresh, submit,
+    wait_until,
 };
 
+fn options(url: &str) -> Value {
+    json!({"webhook-urls": [url], "headers": {"X-Key": "GeheimerKopf"}})
+}
+
 fn posting_to(webhook: &Webhook) -> Value {
-    let options = json!({"webhook-urls": [webhook.url()], "headers": {"X-Key": "GeheimerKopf"}});
+    let options = options(&webhook.url());
     chain(
         &[(
             "post",
@@ -15,6 +20,11 @@ fn posting_to(webhook: &Webhook) -> Value {
         )],
         &[],
     )
+}
+
+fn handing_on_to(url: &str) -> Value {
+    let storage = json!({"module": "storage.webhook", "options": options(url)});
+    chain(&[], &[("post", storage)])
 }
 
 #[test]
@@ -64,6 +74,7 @@ fn a_webhook_that_refuses_the_credentials_or_is_not_deployed_is_waited_out() {
     let (redis, webhook) = (Redis::plain(), Webhook::answering(&[401, 403, 404, 302]));
     let daemon = Conserver::with(&redis)
         .config(&posting_to(&webhook))
+        .env("CONSERVER_RETRY_ATTEMPTS", "2")
         .start();
     let samples = [Sample::small()];
     submit(&redis, "default", &samples);
@@ -89,4 +100,85 @@ fn a_webhook_that_refuses_makes_a_dead_letter() {
     let (stage, error) = (reason["stage"].to_string(), reason["error"].to_string());
     assert!(stage.contains("post") && error.contains("400"), "{reason}");
     assert_eq!(redis.length("done"), 0);
+}
+
+#[test]
+fn a_storage_posts_what_the_links_have_made_of_the_vcon() {
+    let (redis, webhook) = (Redis::plain(), Webhook::answering(&[503, 401]));
+    let daemon = Conserver::with(&redis)
+        .config(&handing_on_to(&webhook.url()))
+        .env("CONSERVER_RETRY_FIRST_MS", "5")
+        .start();
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    let requests = webhook.requests();
+    assert_eq!(requests.len(), 3);
+    let sent: Value = serde_json::from_str(&requests[2].body).expect("JSON");
+    assert_eq!(sent["uuid"], json!(samples[0].id));
+    assert_eq!(sent["attachments"][0]["purpose"], json!("tags"));
+    assert!(requests[2].head.contains("x-key: geheimerkopf"));
+    assert!(!daemon.output().contains("GeheimerKopf"));
+    daemon.stop();
+}
+
+#[test]
+fn a_vcon_that_a_storage_refuses_is_a_dead_letter_and_others_are_not() {
+    let (redis, samples) = (Redis::plain(), fresh(5));
+    let refused = samples[2].id.clone();
+    let webhook = Webhook::deciding(move |body| if body.contains(&refused) { 422 } else { 200 });
+    submit(&redis, "default", &samples);
+    let daemon = Conserver::with(&redis)
+        .config(&handing_on_to(&webhook.url()))
+        .start();
+    wait_until("all are done or dead", PATIENCE, || {
+        redis.length("done") == 4 && redis.length("DLQ:default") == 1
+    });
+    assert_eq!(redis.list("DLQ:default"), [samples[2].id.clone()]);
+    daemon.stop();
+}
+
+#[test]
+fn a_webhook_that_is_away_is_waited_out() {
+    let (redis, webhook, samples) = (Redis::plain(), Webhook::answering(&[]), fresh(20));
+    let port = webhook
+        .url()
+        .rsplit(':')
+        .next()
+        .and_then(|end| end.split('/').next()?.parse().ok());
+    let proxy = Proxy::before(port.expect("a port"));
+    let url = format!("http://127.0.0.1:{}/calls", proxy.port());
+    proxy.refuse();
+    submit(&redis, "default", &samples);
+    let daemon = Conserver::with(&redis).config(&handing_on_to(&url)).start();
+    daemon.wait_for_log("storage post is away", PATIENCE);
+    proxy.pass();
+    let ledger = Ledger::of(&redis, &samples);
+    ledger.settles();
+    assert_eq!(webhook.requests().len(), samples.len());
+    daemon.stop();
+}
+
+#[test]
+fn a_storage_that_keeps_no_documents_is_not_asked_for_them() {
+    let (redis, webhook) = (Redis::plain(), Webhook::answering(&[]));
+    let storage = json!({"module": "storage.webhook", "options": options(&webhook.url())});
+    let mut shelf = Shelf::open(&storage);
+    let sample = Sample::small();
+    assert_eq!(shelf.save(&sample), Ok(()));
+    assert_eq!(
+        (shelf.get(&sample), shelf.delete(&sample)),
+        (Ok(None), Ok(()))
+    );
+    assert_eq!(shelf.probe(), Ok(()));
+    let audited = Conserver::with(&redis)
+        .config(&handing_on_to(&webhook.url()))
+        .run(&["audit", "--settle", "0"]);
+    assert_eq!(audited.code, 0, "{}", audited.output());
+    assert!(
+        audited.output().contains("storage post cannot be asked"),
+        "{}",
+        audited.output()
+    );
+    assert_eq!(webhook.requests().len(), 1);
 }
