@@ -43,12 +43,14 @@ pub(super) fn config(
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
         hint: "; modules written in Python are not built in",
+        not_built_in: &[],
         environment,
     };
     let storages = Modules {
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
         hint: "",
+        not_built_in: storage::NOT_BUILT_IN,
         environment,
     };
     let config = Config {
@@ -152,6 +154,8 @@ struct Modules<'a, T: ?Sized> {
     section: &'static str,
     known: Vec<(&'static str, Open<T>)>,
     hint: &'static str,
+    /// Modules that are known, with why there is none of them.
+    not_built_in: &'static [(&'static str, &'static str)],
     environment: &'a Arc<Environment>,
 }
 
@@ -186,14 +190,7 @@ impl<T: ?Sized> Modules<'_, T> {
 
         let row = self.known.iter().find(|(known, _)| *known == module);
         if row.is_none() && !module.is_empty() {
-            let known = self.known.iter().map(|(known, _)| *known);
-            let message = format!(
-                "`{module}` is not a module of this version (known: {}{}){}",
-                listed(known.clone()),
-                self.hint,
-                did_you_mean(&module, known)
-            );
-            keys.fault("module", message);
+            keys.fault("module", self.missing(&module));
         }
         faults.append(&mut keys.into_faults());
 
@@ -220,6 +217,21 @@ impl<T: ?Sized> Modules<'_, T> {
             options,
             open: *open,
         })
+    }
+
+    /// Why there is no such module.
+    fn missing(&self, module: &str) -> String {
+        let mut not_built_in = self.not_built_in.iter();
+        if let Some((_, why)) = not_built_in.find(|(name, _)| *name == module) {
+            return format!("`{module}` is not built in: {why}");
+        }
+        let known = self.known.iter().map(|(known, _)| *known);
+        format!(
+            "`{module}` is not a module of this version (known: {}{}){}",
+            listed(known.clone()),
+            self.hint,
+            did_you_mean(module, known)
+        )
     }
 }
 

@@ -261,6 +261,31 @@ config.yml:35: chain: unknown section (known: links, storages, chains, tracers, 
     assert_same_lines(&faults(text), expected);
 }
 
+#[test]
+fn a_storage_that_is_known_but_not_built_in_says_what_to_do_instead() {
+    for (module, instead) in [
+        ("storage.mongo", "use `storage.postgres`"),
+        ("storage.sftp", "use `storage.file`"),
+        ("storage.milvus", "egress list"),
+    ] {
+        let text =
+            format!("storages: {{s: {{module: {module}}}}}\nchains: {{main: {{storages: [s]}}}}");
+        let found = faults(&text);
+        let start = format!("config.yml:1: storages.s.module: `{module}` is not built in: ");
+        assert!(
+            found.starts_with(&start) && found.contains(instead),
+            "{found}"
+        );
+        assert_eq!(found.lines().count(), 1, "{found}");
+    }
+    for (name, _) in storage::NOT_BUILT_IN {
+        assert!(
+            !storage::MODULES.iter().any(|module| module.name == *name),
+            "{name}"
+        );
+    }
+}
+
 fn assert_same_lines(found: &str, expected: &str) {
     for (found, expected) in found.lines().zip(expected.lines()) {
         assert_eq!(found, expected);

@@ -7,10 +7,13 @@
 mod bounded;
 pub mod fanout;
 mod file;
+mod not_built_in;
 mod postgres;
 mod redis_storage;
 mod s3;
 mod webhook;
+
+pub use not_built_in::NOT_BUILT_IN;
 
 use crate::config::Options;
 use crate::failure::Failure;
