@@ -98,18 +98,8 @@ impl Options {
     /// A string that is never shown. It may stand in a file that the option `<key>_file` names.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
         let given = self.string(key);
-        let found = self.from_file(key, given.is_some());
+        let found = self.read_file_of(key, given.is_some());
         given.or(found).map(Secret::new)
-    }
-
-    /// A string that is never shown, and must be there and not be empty.
-    pub fn required_secret(&mut self, key: &str) -> Secret {
-        let before = self.faults.len();
-        let value = self.secret(key).unwrap_or_else(|| Secret::new(""));
-        if value.reveal().is_empty() && self.faults.len() == before && !self.is_broken {
-            self.fault(key, "is required");
-        }
-        value
     }
 
     /// A whole number within `range`, quoted or not.
