@@ -6,6 +6,7 @@
 
 mod bounds;
 mod error;
+mod json;
 mod list_name;
 mod options;
 #[cfg(test)]
@@ -121,6 +122,7 @@ impl<T: ?Sized> ModuleConfig<T> {
     /// Opens it, with what is wrong with its options.
     fn checked(&self) -> (Box<T>, Vec<Fault>) {
         let mut options = Options::new(&self.path, "option", self.line, &self.options);
+        options.set_owner(&self.name);
         let opened = (self.open)(&mut options);
         options.finish();
         (opened, options.into_faults())

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::error::{Fault, did_you_mean, listed};
+use super::json;
 use super::yaml::{Kind, Mapping, Node, joined};
 use crate::secret::Secret;
 
@@ -23,6 +24,7 @@ pub struct Options {
     /// It is no mapping at all: what is missing in it need not be reported as well.
     is_broken: bool,
     faults: Vec<Fault>,
+    owner: String,
 }
 
 /// Whether a single string counts as a list of one.
@@ -55,6 +57,53 @@ impl Options {
             asked: Vec::new(),
             is_broken: !faults.is_empty(),
             faults,
+            owner: String::new(),
+        }
+    }
+
+    pub(super) fn set_owner(&mut self, name: &str) {
+        name.clone_into(&mut self.owner);
+    }
+
+    /// The name of the link or storage whose options these are.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// A mapping of anything, as JSON.
+    pub fn json(&mut self, key: &str) -> Option<String> {
+        self.mapping(key).map(|entries| json::object(&entries))
+    }
+
+    /// Everything that has not been asked for, as JSON. What stands in the mapping `key` is taken
+    /// as if it stood beside it, for names that mean something else there.
+    pub fn rest_as_json(&mut self, key: &str) -> String {
+        let within = self.mapping(key).unwrap_or_default();
+        let mut rest = Mapping::new();
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for name in names {
+            if self.asked.contains(&name) {
+                continue;
+            }
+            // An empty value too is handed on.
+            self.node(&name);
+            rest.extend(
+                self.entries
+                    .get_key_value(&name)
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
+        }
+        rest.extend(within);
+        json::object(&rest)
+    }
+
+    fn mapping(&mut self, key: &str) -> Option<Mapping> {
+        match self.value(key)? {
+            (_, Kind::Mapping(entries)) => Some(entries),
+            (line, other) => {
+                self.mismatch(key, line, &other, "a mapping");
+                None
+            }
         }
     }
 
@@ -271,6 +320,7 @@ impl Options {
         let node = node.unwrap_or(Node {
             line: 1,
             kind: Kind::Null,
+            plain: false,
         });
         Self::new("options", "option", 1, &node)
     }

@@ -181,6 +181,7 @@ impl<T: ?Sized> Modules<T> {
             Node {
                 line: entry.line,
                 kind: Kind::Null,
+                plain: false,
             },
         ));
         let config = ModuleConfig {

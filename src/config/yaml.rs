@@ -4,7 +4,7 @@
 //! here depends on the option that reads it. So the text is taken from the source again, at the
 //! place that `saphyr` gives for the scalar.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use indexmap::IndexMap;
 use indexmap::map::Entry as Slot;
@@ -21,6 +21,8 @@ const LONGEST_KEY: usize = 1024;
 pub(super) struct Node {
     pub line: usize,
     pub kind: Kind,
+    /// Whether it stands in the file without quotes.
+    pub plain: bool,
 }
 
 /// What a value is.
@@ -75,6 +77,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     let mut reader = Reader {
         source: &source,
         anchors: HashMap::new(),
+        plain: HashSet::new(),
         faults: Vec::new(),
     };
     let node = reader.node(document, "");
@@ -114,6 +117,8 @@ struct Reader<'a> {
     source: &'a [char],
     /// The text of anchored scalars: an alias to one has the alias's place in the source.
     anchors: HashMap<String, String>,
+    /// The anchors of values without quotes.
+    plain: HashSet<String>,
     faults: Vec<Fault>,
 }
 
@@ -144,7 +149,8 @@ impl Reader<'_> {
                 Kind::Null
             }
         };
-        Node { line, kind }
+        let plain = self.is_plain(node);
+        Node { line, kind, plain }
     }
 
     fn mapping<'n>(
@@ -207,6 +213,36 @@ impl Reader<'_> {
                     .push(Fault::at(node.line, joined(path, "<<"), message));
             }
         }
+    }
+
+    /// Whether it is a single value without quotes and tag. What names a variable is text, whatever
+    /// the variable holds.
+    fn is_plain(&mut self, node: &MarkedYamlOwned) -> bool {
+        let YamlDataOwned::Value(_) = &node.data else {
+            return false;
+        };
+        let place = node.span.start.index()..node.span.end.index();
+        let source = self.source.get(place).unwrap_or_default();
+        let text: String = source.iter().collect();
+        let mut rest = text.trim();
+        let mut anchor = None;
+        while let Some(word) = rest.split_whitespace().next()
+            && word.starts_with(['&', '!'])
+        {
+            if word.starts_with('!') {
+                return false;
+            }
+            anchor = word.strip_prefix('&');
+            rest = rest[word.len()..].trim_start();
+        }
+        if let Some(alias) = rest.strip_prefix('*') {
+            return self.plain.contains(alias);
+        }
+        let plain = !rest.starts_with(['"', '\'', '|', '>']) && !rest.contains("${");
+        if let Some(anchor) = anchor.filter(|_| plain) {
+            self.plain.insert(anchor.to_owned());
+        }
+        plain
     }
 
     /// The text of a plain scalar as it stands in the source.

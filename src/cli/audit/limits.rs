@@ -8,6 +8,7 @@ const MAY_HALT: &[&str] = &[
     "links.jq_link",
     "links.tag_router",
     "links.exec",
+    "links.python",
 ];
 
 /// Storages that cannot be asked for what they were given.

@@ -45,15 +45,17 @@ fn walk(
         vcon: parse(VconId::random()),
         expire: Some(5),
     };
-    let mut go_over = |_: &mut Kit, journey: &mut Journey, id: &VconId| {
-        *journey = Journey {
-            vcon: parse(id.clone()),
-            expire: None,
-        };
+    let mut errands = |_: &mut Kit, journey: &mut Journey, errand: Errand<'_>| {
+        if let Errand::GoOver(id) = errand {
+            *journey = Journey {
+                vcon: parse(id.clone()),
+                expire: None,
+            };
+        }
         Ok(())
     };
     let turn = Turn::idle(&drain, None);
-    let way = kit.links(&chain, &mut journey, &settings, &turn, &mut go_over);
+    let way = kit.links(&chain, &mut journey, &settings, &turn, &mut errands);
     (way, journey)
 }
 
