@@ -238,7 +238,10 @@ impl Reader<'_> {
         if let Some(alias) = rest.strip_prefix('*') {
             return self.plain.contains(alias);
         }
-        let plain = !rest.starts_with(['"', '\'', '|', '>']) && !rest.contains("${");
+        let start = node.span.start.index();
+        let plain = !rest.starts_with(['"', '\''])
+            && !rest.contains("${")
+            && !is_block(self.source.get(..start).unwrap_or_default());
         if let Some(anchor) = anchor.filter(|_| plain) {
             self.plain.insert(anchor.to_owned());
         }
@@ -266,6 +269,24 @@ impl Reader<'_> {
         }
         text
     }
+}
+
+/// Whether what stands before a value makes it a block of text: a `|` or `>` at the end of the
+/// last line that is not only a comment.
+fn is_block(before: &[char]) -> bool {
+    let blank = before.iter().rev().take_while(|c| c.is_whitespace());
+    if !blank.into_iter().any(|c| *c == '\n') {
+        return false;
+    }
+    for line in before.rsplit(|c| *c == '\n') {
+        let line: String = line.iter().collect();
+        let bare = line.split(" #").next().unwrap_or_default().trim();
+        if !bare.is_empty() && !bare.starts_with('#') {
+            let word = bare.split_whitespace().next_back().unwrap_or_default();
+            return word.starts_with(['|', '>']);
+        }
+    }
+    false
 }
 
 /// The path of `key` under `path`.

@@ -124,4 +124,5 @@ fn replace(vcon: &mut Vcon, name: &str, document: String) -> Result<(), LinkErro
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -21,18 +21,9 @@ use crate::vcon::Vcon;
 /// What runs the module.
 const HOST: &str = include_str!("../../packaging/python/conserver_link.py");
 
-/// Reads the host, of so many bytes, and runs it. It reads no further, and from the descriptor
-/// itself: what follows is for the host.
-const BEGIN: &str = "\
-import os
-text = b''
-while len(text) < LENGTH:
-    part = os.read(0, LENGTH - len(text))
-    if not part:
-        raise SystemExit(1)
-    text += part
-exec(compile(text, 'conserver_link.py', 'exec'))
-";
+/// Reads the host and runs it: byte by byte, for what follows is the host's to read.
+const BEGIN: &str = "import os; exec(compile(bytes(os.read(0, 1)[0] for _ in range(LENGTH)), \
+    'conserver_link.py', 'exec'))";
 
 struct Python {
     stream: Stream,

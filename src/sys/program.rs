@@ -14,7 +14,7 @@ use nix::unistd::{Pid, getpid};
 
 /// Has the program, before it begins, lead a process group of its own, write its PID to `watch`
 /// (four bytes in the machine's order), ask the kernel to be killed with this thread where there
-/// is such a thing, and stop holding back signals.
+/// is such a thing, stop holding back signals, and keep no descriptor but the first three.
 ///
 /// `watch` is to stay open until the command is spawned.
 pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
@@ -34,11 +34,37 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
         }
         #[cfg(not(target_os = "linux"))]
         let _ = parent;
+        close_others();
         super::release_signals()
     };
     // SAFETY: between fork and exec it only makes system calls that may be made there, allocates
-    // nothing and takes no lock: write, prctl, getpid, getppid and the setting of a signal mask.
+    // nothing and takes no lock: write, prctl, getpid, getppid, close_range, pthread_sigmask.
     unsafe { command.pre_exec(begin) };
+}
+
+/// Has the program keep no descriptor but the first three.
+pub fn keep_standard_streams(command: &mut Command) {
+    let begin = || {
+        close_others();
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call that may be made there.
+    unsafe { command.pre_exec(begin) };
+}
+
+/// Has every descriptor but the first three closed when the program begins: also those that this
+/// process was given itself. Kernels before 5.11 do not know how, and then those remain.
+fn close_others() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: it changes a flag of descriptors, and touches no memory.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
 }
 
 /// Whether a child has ended. It is not collected by this, so that its PID stays taken.

@@ -238,6 +238,3 @@ pub(super) struct Ran {
 fn is_variable(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
-
-#[cfg(test)]
-mod tests;

@@ -103,11 +103,10 @@ fn lock() -> MutexGuard<'static, Warden> {
 
 fn start(alive: &BTreeSet<i32>) -> io::Result<Post> {
     let (read, write) = io::pipe()?;
-    let process = sys::this_program("warden")?
-        .stdin(read)
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()?;
+    let mut command = sys::this_program("warden")?;
+    command.stdin(read).stdout(Stdio::null()).process_group(0);
+    sys::keep_standard_streams(&mut command);
+    let process = command.spawn()?;
     let pipe = Arc::new(OwnedFd::from(write));
     for pid in alive {
         tell(&pipe, *pid);

@@ -16,6 +16,7 @@ mod ledger;
 mod postgres;
 mod preload;
 mod processes;
+mod programs;
 mod proxy;
 mod queues;
 mod redis;
@@ -45,6 +46,7 @@ pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
     zombies_of,
 };
+pub use programs::{LINGERING, Programs};
 pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};
