@@ -9,6 +9,7 @@ mod error;
 mod json;
 mod list_name;
 mod options;
+mod plain;
 #[cfg(test)]
 mod properties;
 mod read;

@@ -4,7 +4,7 @@
 //! here depends on the option that reads it. So the text is taken from the source again, at the
 //! place that `saphyr` gives for the scalar.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use indexmap::IndexMap;
 use indexmap::map::Entry as Slot;
@@ -12,6 +12,7 @@ use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, ScanError, YamlData
 
 use super::bounds;
 use super::error::Fault;
+use super::plain::Plain;
 
 /// The longest key. It bounds the paths in messages, of which there may be many.
 const LONGEST_KEY: usize = 1024;
@@ -77,7 +78,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     let mut reader = Reader {
         source: &source,
         anchors: HashMap::new(),
-        plain: HashSet::new(),
+        plain: Plain::default(),
         faults: Vec::new(),
     };
     let node = reader.node(document, "");
@@ -117,8 +118,7 @@ struct Reader<'a> {
     source: &'a [char],
     /// The text of anchored scalars: an alias to one has the alias's place in the source.
     anchors: HashMap<String, String>,
-    /// The anchors of values without quotes.
-    plain: HashSet<String>,
+    plain: Plain,
     faults: Vec<Fault>,
 }
 
@@ -149,7 +149,7 @@ impl Reader<'_> {
                 Kind::Null
             }
         };
-        let plain = self.is_plain(node);
+        let plain = self.plain.is(node, self.source);
         Node { line, kind, plain }
     }
 
@@ -215,39 +215,6 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether it is a single value without quotes and tag. What names a variable is text, whatever
-    /// the variable holds.
-    fn is_plain(&mut self, node: &MarkedYamlOwned) -> bool {
-        let YamlDataOwned::Value(_) = &node.data else {
-            return false;
-        };
-        let place = node.span.start.index()..node.span.end.index();
-        let source = self.source.get(place).unwrap_or_default();
-        let text: String = source.iter().collect();
-        let mut rest = text.trim();
-        let mut anchor = None;
-        while let Some(word) = rest.split_whitespace().next()
-            && word.starts_with(['&', '!'])
-        {
-            if word.starts_with('!') {
-                return false;
-            }
-            anchor = word.strip_prefix('&');
-            rest = rest[word.len()..].trim_start();
-        }
-        if let Some(alias) = rest.strip_prefix('*') {
-            return self.plain.contains(alias);
-        }
-        let start = node.span.start.index();
-        let plain = !rest.starts_with(['"', '\''])
-            && !rest.contains("${")
-            && !is_block(self.source.get(..start).unwrap_or_default());
-        if let Some(anchor) = anchor.filter(|_| plain) {
-            self.plain.insert(anchor.to_owned());
-        }
-        plain
-    }
-
     /// The text of a plain scalar as it stands in the source.
     fn written(&mut self, node: &MarkedYamlOwned) -> String {
         let place = node.span.start.index()..node.span.end.index();
@@ -269,24 +236,6 @@ impl Reader<'_> {
         }
         text
     }
-}
-
-/// Whether what stands before a value makes it a block of text: a `|` or `>` at the end of the
-/// last line that is not only a comment.
-fn is_block(before: &[char]) -> bool {
-    let blank = before.iter().rev().take_while(|c| c.is_whitespace());
-    if !blank.into_iter().any(|c| *c == '\n') {
-        return false;
-    }
-    for line in before.rsplit(|c| *c == '\n') {
-        let line: String = line.iter().collect();
-        let bare = line.split(" #").next().unwrap_or_default().trim();
-        if !bare.is_empty() && !bare.starts_with('#') {
-            let word = bare.split_whitespace().next_back().unwrap_or_default();
-            return word.starts_with(['|', '>']);
-        }
-    }
-    false
 }
 
 /// The path of `key` under `path`.

@@ -44,6 +44,7 @@ mod postgres_tls;
 mod process_faults;
 mod process_model;
 mod processing;
+mod program_ends;
 mod programs;
 mod proxy;
 mod python;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Ledger, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample, chain, fresh,
-    is_alive, processes_mentioning, same, submit, wait_until, zombies_of,
+    is_alive, processes_mentioning, same, submit, wait_until, wait_until_reaped,
 };
 
 /// A link with state: each interpreter counts its vCons, and writes into each what it finds there.
@@ -124,13 +124,7 @@ fn a_link_with_state_sees_and_changes_every_vcon(redis: &Redis) {
         );
     }
     assert_eq!(seen.values().map(Vec::len).sum::<usize>(), samples.len());
-    let zombies = || {
-        daemon
-            .family()
-            .iter()
-            .any(|pid| !zombies_of(*pid).is_empty())
-    };
-    wait_until("every process is reaped", PATIENCE, || !zombies());
+    wait_until_reaped(&daemon);
     daemon.stop();
     let folder = programs.folder().display().to_string();
     assert_eq!(processes_mentioning(&folder), Vec::<i32>::new());

@@ -199,7 +199,7 @@ fn an_interpreter_that_does_not_begin_is_a_fault_of_the_place() {
             "could not start `/nowhere/python3`: No such file",
         ),
         ("false", "`steps.step` ended without an answer, exit code 1"),
-        ("echo", "more than one line"),
+        ("echo", "not in the protocol"),
     ] {
         let (_folder, mut link) = link(text, &format!("python: {python}"));
         let (kind, found) = failure(run(&mut *link));

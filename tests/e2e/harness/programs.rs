@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::private_folder;
+use super::{Daemon, PATIENCE, is_alive, private_folder, wait_until, zombies_of};
 
 /// What a Python link needs of Redis, without any package: GET and SET over the address in
 /// `REDIS_URL`, as JSON where the server keeps it so.
@@ -92,6 +92,20 @@ impl Programs {
         json!({"module": "links.python", "options": options})
     }
 
+    /// The processes that programs have written down in the file `pids`.
+    pub fn pids(&self) -> Vec<i32> {
+        let lines = self.lines("pids");
+        let pid = |line: &String| line.parse().expect("a PID");
+        lines.iter().map(pid).collect()
+    }
+
+    /// Waits until so many processes are written down.
+    pub fn wait_for_pids(&self, count: usize) -> Vec<i32> {
+        let what = format!("{count} processes have begun");
+        wait_until(&what, PATIENCE, || self.pids().len() >= count);
+        self.pids()
+    }
+
     /// What has been written to the file of this name, a line at a time.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
@@ -105,3 +119,22 @@ pub const LINGERING: &str = r#"
 sh -c 'trap "" HUP INT TERM; echo $$ >>"$PIDS"; exec sleep 1000' &
 echo $$ >>"$PIDS"
 "#;
+
+/// A program as a link.
+pub fn exec(options: &Value) -> Value {
+    json!({"module": "links.exec", "options": options})
+}
+
+/// Waits until none of these processes runs.
+pub fn wait_until_gone(pids: &[i32]) {
+    let gone = || pids.iter().all(|pid| !is_alive(*pid));
+    wait_until(&format!("{pids:?} are gone"), PATIENCE, gone);
+}
+
+/// Waits until no process of the daemon is left for its parent to collect.
+pub fn wait_until_reaped(daemon: &Daemon) {
+    wait_until("every process is reaped", PATIENCE, || {
+        let family = daemon.family();
+        family.iter().all(|pid| zombies_of(*pid).is_empty())
+    });
+}
