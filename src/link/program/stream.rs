@@ -92,8 +92,9 @@ impl Stream {
         }
         request.push_str(&self.constant);
         request.push_str("}\n");
+        // What it takes to begin is not the vCon's.
+        self.settle(&mut Clock::start(self.program.timeout, context))?;
         let mut clock = Clock::start(self.program.timeout, context);
-        self.settle(&mut clock)?;
         self.exchange(request.as_bytes(), &mut clock)
     }
 

@@ -250,3 +250,12 @@ fn options_that_make_no_sense_are_faults() {
         assert_eq!(options.faults(), [expected], "{text}");
     }
 }
+
+#[test]
+fn an_import_that_takes_too_long_is_a_fault_of_the_place() {
+    let text = "import time; time.sleep(1000)";
+    let (_folder, mut link) = link(text, "timeout: 0.5");
+    let (kind, found) = failure(run(&mut *link));
+    assert_eq!(kind, FailureKind::Transient);
+    assert!(found.contains("time limit of 0.5 s"), "{found}");
+}
