@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
-# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, pip, a C
-# compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, Python with
+# pip, a C compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs and moto.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +37,7 @@ has_postgres() {
 
 has_everything() {
   local program
-  for program in redis-server redis-sentinel openssl curl unzip cc unshare nsenter setpriv; do
+  for program in redis-server redis-sentinel openssl curl unzip cc python3 unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
   has_postgres || return 1
@@ -50,13 +50,13 @@ install_packages() {
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
     as_root "${apt[@]}" update
     as_root "${apt[@]}" install -y --no-install-recommends \
-      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3-pip gcc libc6-dev util-linux
+      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3 python3-pip gcc libc6-dev util-linux
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
-    as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3-pip gcc util-linux
+    as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3 python3-pip gcc util-linux
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, openssl, curl, unzip, pip, cc, util-linux"
+    fail "install these by hand: redis-server, PostgreSQL's server, openssl, curl, unzip, Python and pip, cc, util-linux"
   fi
 }
 

@@ -1,5 +1,6 @@
 //! `conserver child` and `conserver forkserver`: what the daemon executes for the start methods
-//! `spawn` and `forkserver`. Not for people.
+//! `spawn` and `forkserver`; and `conserver warden`, beside workers that run programs. Not for
+//! people.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::queue::NameLease;
 use crate::settings::Settings;
 use crate::sys::{self, Title};
 use crate::worker::{self, Duty};
-use crate::{logging, monitor, supervisor};
+use crate::{link, logging, monitor, supervisor};
 
 /// A child process executed anew.
 #[derive(Debug, Args)]
@@ -66,6 +67,23 @@ impl Forkserver {
                 log::error!("the forkserver ends: {error}");
                 Exit::Internal
             }
+        }
+    }
+}
+
+/// Kills the programs that a worker leaves behind.
+pub(super) fn warden(settings: &Settings) -> Exit {
+    logging::start(settings.log_format, settings.log_level);
+    sys::set_name();
+    match take_title() {
+        Ok(mut title) => title.set("conserver: warden"),
+        Err(exit) => return exit,
+    }
+    match link::serve_as_warden() {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            log::error!("the warden ends: {error}");
+            Exit::Internal
         }
     }
 }

@@ -78,6 +78,8 @@ enum Command {
     Child(Box<child::Executed>),
     #[command(hide = true)]
     Forkserver(child::Forkserver),
+    #[command(hide = true)]
+    Warden,
 }
 
 /// Reads the command line and does what it says.
@@ -117,5 +119,6 @@ pub fn main() -> Exit {
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Forkserver(server)) => server.run(settings),
+        Some(Command::Warden) => child::warden(&settings),
     }
 }

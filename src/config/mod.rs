@@ -10,8 +10,10 @@
 mod bounds;
 mod environment;
 mod error;
+mod json;
 mod list_name;
 mod options;
+mod plain;
 mod plan;
 #[cfg(test)]
 mod properties;
@@ -134,8 +136,11 @@ impl<T: ?Sized> ModuleConfig<T> {
         let node = yaml::Node {
             line: self.line,
             kind: yaml::Kind::Mapping(self.options.clone()),
+            plain: false,
         };
-        (self.open)(&mut Options::new(&self.path, "option", self.line, &node))
+        let mut options = Options::new(&self.path, "option", self.line, &node);
+        options.set_owner(&self.name);
+        (self.open)(&mut options)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::environment::Environment;
 use super::error::{Fault, did_you_mean, listed};
+use super::json;
 use super::yaml::{Kind, Mapping, Node, joined};
 use crate::secret::Secret;
 
@@ -32,6 +33,7 @@ pub struct Options {
     environment: Option<Arc<Environment>>,
     /// The single values as they stand in the file, where something was filled in.
     written: HashMap<String, String>,
+    owner: String,
 }
 
 /// Whether a single string counts as a list of one.
@@ -66,6 +68,53 @@ impl Options {
             faults,
             environment: None,
             written: HashMap::new(),
+            owner: String::new(),
+        }
+    }
+
+    pub(super) fn set_owner(&mut self, name: &str) {
+        name.clone_into(&mut self.owner);
+    }
+
+    /// The name of the link or storage whose options these are.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// A mapping of anything, as JSON.
+    pub fn json(&mut self, key: &str) -> Option<String> {
+        self.mapping(key).map(|entries| json::object(&entries))
+    }
+
+    /// Everything that has not been asked for, as JSON. What stands in the mapping `key` is taken
+    /// as if it stood beside it, for names that mean something else there.
+    pub fn rest_as_json(&mut self, key: &str) -> String {
+        let within = self.mapping(key).unwrap_or_default();
+        let mut rest = Mapping::new();
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for name in names {
+            if self.asked.contains(&name) {
+                continue;
+            }
+            // An empty value too is handed on.
+            self.node(&name);
+            rest.extend(
+                self.entries
+                    .get_key_value(&name)
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
+        }
+        rest.extend(within);
+        json::object(&rest)
+    }
+
+    fn mapping(&mut self, key: &str) -> Option<Mapping> {
+        match self.value(key)? {
+            (_, Kind::Mapping(entries)) => Some(entries),
+            (line, other) => {
+                self.mismatch(key, line, &other, "a mapping");
+                None
+            }
         }
     }
 
@@ -160,23 +209,16 @@ impl Options {
 
     /// A mapping of strings to strings that are never shown.
     pub fn headers(&mut self, key: &str) -> Vec<(String, Secret)> {
-        let entries = self.mapping(key).into_iter();
+        let entries = self.string_map(key).into_iter();
         entries
             .map(|(name, text)| (name, Secret::new(text)))
             .collect()
     }
 
     /// A mapping of strings to strings.
-    pub fn mapping(&mut self, key: &str) -> Vec<(String, String)> {
-        let Some((line, kind)) = self.value(key) else {
-            return Vec::new();
-        };
-        let Kind::Mapping(entries) = kind else {
-            self.mismatch(key, line, &kind, "a mapping");
-            return Vec::new();
-        };
+    pub fn string_map(&mut self, key: &str) -> Vec<(String, String)> {
         let mut strings = Vec::new();
-        for (name, entry) in entries {
+        for (name, entry) in self.mapping(key).unwrap_or_default() {
             match entry.value.kind {
                 Kind::Scalar(text) => strings.push((name, text)),
                 other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
@@ -319,6 +361,7 @@ impl Options {
         let node = node.unwrap_or(Node {
             line: 1,
             kind: Kind::Null,
+            plain: false,
         });
         Self::new("options", "option", 1, &node)
     }

@@ -200,6 +200,7 @@ impl<T: ?Sized> Modules<'_, T> {
             Node {
                 line: entry.line,
                 kind: Kind::Null,
+                plain: false,
             },
         ));
         let path = joined(path, "options");

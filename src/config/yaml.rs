@@ -12,6 +12,7 @@ use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, ScanError, YamlData
 
 use super::bounds;
 use super::error::Fault;
+use super::plain::Plain;
 
 /// The longest key. It bounds the paths in messages, of which there may be many.
 const LONGEST_KEY: usize = 1024;
@@ -21,6 +22,8 @@ const LONGEST_KEY: usize = 1024;
 pub(super) struct Node {
     pub line: usize,
     pub kind: Kind,
+    /// Whether it stands in the file without quotes.
+    pub plain: bool,
 }
 
 /// What a value is.
@@ -75,6 +78,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     let mut reader = Reader {
         source: &source,
         anchors: HashMap::new(),
+        plain: Plain::default(),
         faults: Vec::new(),
     };
     let node = reader.node(document, "");
@@ -114,6 +118,7 @@ struct Reader<'a> {
     source: &'a [char],
     /// The text of anchored scalars: an alias to one has the alias's place in the source.
     anchors: HashMap<String, String>,
+    plain: Plain,
     faults: Vec<Fault>,
 }
 
@@ -144,7 +149,8 @@ impl Reader<'_> {
                 Kind::Null
             }
         };
-        Node { line, kind }
+        let plain = self.plain.is(node, self.source);
+        Node { line, kind, plain }
     }
 
     fn mapping<'n>(

@@ -5,14 +5,19 @@
 
 mod delay;
 mod diet;
+mod exec;
 mod expire_vcon;
 mod jq_link;
+mod program;
+mod python;
 mod sampler;
 mod tag;
 mod tag_router;
 mod webhook;
 
 use std::time::Duration;
+
+pub use program::{appoint as appoint_warden, dismiss as dismiss_warden, serve as serve_as_warden};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -24,6 +29,12 @@ use crate::vcon::{Vcon, VconId, Version};
 pub trait Link: Send {
     /// Does the step's work on `vcon`.
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError>;
+
+    /// Whether it reads and writes the vCon in Redis by itself: what earlier links have done is
+    /// written there before it runs, and the document is read again after it.
+    fn works_in_redis(&self) -> bool {
+        false
+    }
 
     /// Answers whether what the link depends on could be used now, within a few seconds and
     /// without doing the step. A link that depends on nothing always could.
@@ -57,6 +68,8 @@ pub enum LinkError {
 /// What a link sees of the world besides the vCon, and what it leaves for the lane to do.
 pub struct Context<'a> {
     drain: &'a Receiver<()>,
+    /// How long work that cannot be interrupted without harm may go on when the worker drains.
+    drain_time: Duration,
     /// The version in which vCons leave, from `EGRESS_FORMAT_VERSION`.
     pub version: Version,
     /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
@@ -71,10 +84,16 @@ impl<'a> Context<'a> {
     pub fn new(drain: &'a Receiver<()>, version: Version) -> Self {
         Self {
             drain,
+            drain_time: Duration::ZERO,
             version,
             expire: None,
             routes: Vec::new(),
         }
+    }
+
+    /// The same, with time to finish when the worker drains.
+    pub fn finishing_within(self, drain_time: Duration) -> Self {
+        Self { drain_time, ..self }
     }
 
     /// Waits for `time`, or ends with [`LinkError::Interrupted`] as soon as the worker drains.
@@ -128,5 +147,13 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "links.webhook",
         open: webhook::open,
+    },
+    Module {
+        name: "links.exec",
+        open: exec::open,
+    },
+    Module {
+        name: "links.python",
+        open: python::open,
     },
 ];

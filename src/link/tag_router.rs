@@ -22,7 +22,7 @@ struct TagRouter {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let named = options.mapping("tag_routes");
+    let named = options.string_map("tag_routes");
     if named.is_empty() {
         options.fault("tag_routes", "needs at least one tag and its list");
     }

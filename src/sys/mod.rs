@@ -2,12 +2,16 @@
 
 mod fork;
 mod mask;
+mod own;
+mod program;
 mod title;
 mod wait;
 mod words;
 
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
+pub use own::this_program;
+pub use program::{bind, has_ended, keep_standard_streams, kill_group};
 pub use title::Title;
 pub use wait::{End, peek, reap, reap_child};
 pub use words::SharedWords;

@@ -188,6 +188,41 @@ impl Vcon {
         reduce::nests_deeper_than(&write(&self.members), levels)
     }
 
+    /// Puts another document in the place of this one. Its `uuid` is the same, or absent: then it
+    /// gets the one that was there.
+    pub fn replace(&mut self, text: String) -> Result<(), VconError> {
+        let mut members = members(&text)?;
+        normalise::read_document(&mut members);
+        let before = self.raw("uuid").map(ToOwned::to_owned);
+        match members.get("uuid") {
+            None => {
+                let uuid = before.unwrap_or_else(|| json::string(self.id.as_str()));
+                members.insert("uuid".to_owned(), Member::Raw(uuid));
+            }
+            Some(Member::Raw(uuid)) => {
+                let text = json::text(uuid);
+                let is_ours = text.as_deref() == Some(self.id.as_str());
+                let same = |other: &RawValue| {
+                    other.get() == uuid.get() || (text.is_some() && json::text(other) == text)
+                };
+                if !is_ours && !before.as_deref().is_some_and(same) {
+                    let shown: String = uuid.get().chars().take(80).collect();
+                    return Err(VconError::AnotherVcon(shown));
+                }
+            }
+            // No section has that name.
+            Some(Member::Parts(..)) => {}
+        }
+        self.members = members;
+        self.changed = true;
+        Ok(())
+    }
+
+    /// What links have done until now is in Redis, and counts as a change no more.
+    pub fn note_written(&mut self) {
+        self.changed = false;
+    }
+
     /// The document as it is kept in Redis.
     pub fn to_json(&mut self) -> String {
         normalise::write(&mut self.members);
@@ -402,6 +437,42 @@ mod tests {
             parse(text).unwrap().to_json(),
             r#"{"vcon":"0.4.0","dialog":[]}"#
         );
+    }
+
+    #[test]
+    fn another_document_takes_the_place_of_this_one_and_keeps_its_uuid() {
+        let id = VconId::random();
+        let own = format!(r#"{{"uuid":"{id}","vcon":"0.4.0"}}"#);
+        for (before, text, expected) in [
+            ("{}", "{}".to_owned(), Ok(own.clone())),
+            ("{}", own.clone(), Ok(own.clone())),
+            (
+                r#"{"uuid":7}"#,
+                r#"{"must_support":1}"#.to_owned(),
+                Ok(r#"{"critical":1,"uuid":7,"vcon":"0.4.0"}"#.to_owned()),
+            ),
+            (r#"{"uuid":"x"}"#, own.clone(), Ok(own)),
+            (
+                r#"{"uuid":"x"}"#,
+                r#"{"vcon":"1","uuid":"\u0078"}"#.to_owned(),
+                Ok(r#"{"vcon":"0.4.0","uuid":"\u0078"}"#.to_owned()),
+            ),
+            (
+                "{}",
+                r#"{"uuid":"x"}"#.to_owned(),
+                Err(r#"has the uuid "x", which is another vCon's"#.to_owned()),
+            ),
+            (
+                "{}",
+                "[]".to_owned(),
+                Err("is not a JSON object but an array".to_owned()),
+            ),
+        ] {
+            let mut vcon = Vcon::parse(id.clone(), before.to_owned()).unwrap();
+            let replaced = vcon.replace(text).map_err(|error| error.to_string());
+            assert_eq!(vcon.is_changed(), replaced.is_ok());
+            assert_eq!(replaced.map(|()| vcon.to_json()), expected, "{before}");
+        }
     }
 
     #[test]

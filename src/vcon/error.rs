@@ -20,4 +20,7 @@ pub enum VconError {
     /// There is a `tags` attachment, and tags cannot be added to what it holds.
     #[error("the body of the `tags` attachment is not a JSON array")]
     TagsNotAnArray,
+    /// It is to take the place of a vCon with another UUID.
+    #[error("has the uuid {0}, which is another vCon's")]
+    AnotherVcon(String),
 }

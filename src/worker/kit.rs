@@ -16,6 +16,10 @@ use crate::storage::Storage;
 use crate::storage::fanout::{Backend, save_all};
 use crate::vcon::{Vcon, VconId};
 
+/// How much of the drain timeout links get to finish: what is put back after it is put back in
+/// order, while at the end of the timeout the whole worker is killed.
+const FINISHING_SHARE: f64 = 0.8;
+
 /// The links and storages of a configuration, opened for one lane and kept open.
 pub(super) struct Kit {
     config: Arc<Config>,
@@ -76,9 +80,20 @@ impl Journey {
     }
 }
 
-/// Replaces the vCon of a journey by another one, when a link goes over to that.
-pub(super) type GoOver<'a> =
-    &'a mut dyn FnMut(&mut Kit, &mut Journey, &VconId) -> Result<(), Ending>;
+/// What is to be done about the documents in Redis between two links.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Errand<'a> {
+    /// Write what the links have done so far.
+    Write,
+    /// Read the document again, which something else has changed.
+    Reread,
+    /// Finish with the vCon of the journey and go over to this one.
+    GoOver(&'a VconId),
+}
+
+/// Runs errands on a journey.
+pub(super) type Errands<'a> =
+    &'a mut dyn FnMut(&mut Kit, &mut Journey, Errand<'_>) -> Result<(), Ending>;
 
 impl Kit {
     /// Opens every link and storage; none connects before it is used.
@@ -111,12 +126,17 @@ impl Kit {
         journey: &mut Journey,
         settings: &Settings,
         turn: &Turn<'_>,
-        go_over: GoOver<'_>,
+        errands: Errands<'_>,
     ) -> Result<Way, Ending> {
         for name in &chain.links {
+            let in_redis = self.links.get(name).is_some_and(|l| l.works_in_redis());
+            if in_redis {
+                errands(self, journey, Errand::Write)?;
+            }
             let mut retry = Retry::new(settings);
             loop {
-                let mut context = Context::new(turn.drain(), settings.egress_version);
+                let mut context = Context::new(turn.drain(), settings.egress_version)
+                    .finishing_within(settings.drain_timeout.mul_f64(FINISHING_SHARE));
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
                 for list in context.routes {
@@ -128,9 +148,12 @@ impl Kit {
                     self.health.note_success(Stage::Link(name.clone()));
                 }
                 match ran {
+                    Ok(Next::Continue) if in_redis => {
+                        break errands(self, journey, Errand::Reread)?;
+                    }
                     Ok(Next::Continue) => break,
                     Ok(Next::Halt) => return Ok(Way::Ends),
-                    Ok(Next::Switch(id)) => break go_over(self, journey, &id)?,
+                    Ok(Next::Switch(id)) => break errands(self, journey, Errand::GoOver(&id))?,
                     Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
                     Err(LinkError::Failed(failure)) => {
                         let stage = Stage::Link(name.clone());

@@ -42,14 +42,20 @@ impl Loader<'_> {
         self.insist(|queue| queue.load(id))
     }
 
-    /// Writes what the links have done so far, and announces the vCon where they want it, before
-    /// the chain goes over to another one.
-    pub fn leave(&mut self, kind: Kind, journey: &mut Journey) -> Result<(), Ending> {
+    /// Writes what the links have done so far.
+    pub fn write(&mut self, kind: Kind, journey: &mut Journey) -> Result<(), Ending> {
         if journey.vcon.is_changed() {
             let json = journey.vcon.to_json();
             let id = journey.vcon.id();
             self.insist(|queue| queue.put(id, kind, &json))?;
+            journey.vcon.note_written();
         }
+        Ok(())
+    }
+
+    /// Finishes with a vCon, before the chain goes over to another one.
+    pub fn leave(&mut self, kind: Kind, journey: &mut Journey) -> Result<(), Ending> {
+        self.write(kind, journey)?;
         if let Some(seconds) = journey.expire {
             let id = journey.vcon.id();
             self.insist(|queue| queue.expire(id, seconds))?;

@@ -103,6 +103,7 @@ fn start_lanes(
     slot: Slot,
     lease: NameLease,
 ) -> Result<bool, StartError> {
+    crate::link::appoint_warden();
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
     let queue = |lane| {
@@ -158,6 +159,7 @@ fn start_lanes(
     for lane in lanes {
         nothing_left &= lane.join().unwrap_or(false);
     }
+    crate::link::dismiss_warden();
     Ok(nothing_left)
 }
 

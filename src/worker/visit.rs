@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::doorbell::Doorbell;
 use super::holds::hold;
-use super::kit::{Ending, Fault, Journey, Kit, Way};
+use super::kit::{Ending, Errand, Fault, Journey, Kit, Way};
 use super::loader::Loader;
 use super::outage::Draining;
 use super::{Outage, Shared, Stage, Turn};
@@ -136,15 +136,24 @@ impl Visit<'_> {
         };
         let (mut kind, vcon) = loader.open(kit, id, document)?;
         let mut journey = Journey::of(vcon);
-        let mut go_over = |kit: &mut Kit, journey: &mut Journey, id: &VconId| {
-            loader.leave(kind, journey)?;
-            let document = loader.load(id)?;
-            let (found, vcon) = loader.open(kit, id, document)?;
+        let mut errands = |kit: &mut Kit, journey: &mut Journey, errand: Errand<'_>| {
+            let id = match errand {
+                Errand::Write => return loader.write(kind, journey),
+                Errand::Reread => journey.vcon.id().clone(),
+                Errand::GoOver(id) => {
+                    loader.leave(kind, journey)?;
+                    journey.expire = None;
+                    journey.routes.clear();
+                    id.clone()
+                }
+            };
+            let document = loader.load(&id)?;
+            let (found, vcon) = loader.open(kit, &id, document)?;
             kind = found;
-            *journey = Journey::of(vcon);
+            journey.vcon = vcon;
             Ok(())
         };
-        let halted = kit.links(chain, &mut journey, settings, turn, &mut go_over)? == Way::Ends;
+        let halted = kit.links(chain, &mut journey, settings, turn, &mut errands)? == Way::Ends;
         if !halted {
             kit.store(chain, &mut journey.vcon, settings, turn)?;
         }

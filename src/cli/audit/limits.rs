@@ -8,6 +8,7 @@ const MAY_HALT: &[&str] = &[
     "links.jq_link",
     "links.tag_router",
     "links.exec",
+    "links.python",
 ];
 
 /// What the summary has to warn of, a sentence for each.

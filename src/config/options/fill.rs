@@ -178,6 +178,7 @@ mod tests {
         let node = Node {
             line: 1,
             kind: Kind::Mapping(entries),
+            plain: false,
         };
         let mut again = Options::new("options", "option", 1, &node);
         assert_eq!(secret(&mut again, "password").as_deref(), Some("${WORD}"));

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::Event;
 use super::protocol::{Lines, Report, Request, line};
-use super::spawn::{command, pid_of};
+use super::spawn::pid_of;
 use crate::child::Assignment;
 use crate::sys;
 
@@ -103,7 +103,7 @@ impl Running {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let supervisor = std::process::id().to_string();
-        let child = command("forkserver")?
+        let child = sys::this_program("forkserver")?
             .arg(supervisor)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()?;

@@ -45,12 +45,14 @@ fn walk(
         expire: Some(5),
         ..Journey::of(parse(VconId::random()))
     };
-    let mut go_over = |_: &mut Kit, journey: &mut Journey, id: &VconId| {
-        *journey = Journey::of(parse(id.clone()));
+    let mut errands = |_: &mut Kit, journey: &mut Journey, errand: Errand<'_>| {
+        if let Errand::GoOver(id) = errand {
+            *journey = Journey::of(parse(id.clone()));
+        }
         Ok(())
     };
     let turn = Turn::idle(&drain, None);
-    let way = kit.links(&chain, &mut journey, &settings, &turn, &mut go_over);
+    let way = kit.links(&chain, &mut journey, &settings, &turn, &mut errands);
     (way, journey)
 }
 

@@ -16,6 +16,7 @@ mod ledger;
 mod postgres;
 mod preload;
 mod processes;
+mod programs;
 mod proxy;
 mod queues;
 mod redis;
@@ -46,6 +47,7 @@ pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
     zombies_of,
 };
+pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};

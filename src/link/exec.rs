@@ -1,0 +1,128 @@
+//! `links.exec`: any program as a step, in any language.
+//!
+//! Reads the options `command` (a list, no shell), `mode` (once, stream), `timeout` (seconds for
+//! each vCon, 60), `env` (variables besides PATH, HOME and LANG), `max_output` (bytes) and, for
+//! `stream`, `options` (anything, handed to the program); writes what the program makes of the
+//! vCon.
+//!
+//! `once`: the program is started for each vCon, which is its standard input. Exit code 0 with a
+//! JSON object on standard output replaces the vCon, and without output leaves it; 79 ends the
+//! chain. 75 (`EX_TEMPFAIL`), 126 and 127 (a shell's "cannot execute", "not found") and a signal
+//! are faults of the place, every other code is an error of this vCon's.
+//!
+//! `stream`: one program for each lane, a line of JSON each way for each vCon: see [`Stream`].
+
+use super::program::{Clock, Program, Ran, Stream};
+use super::{Context, Link, LinkError, Next};
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::sys::End;
+use crate::vcon::Vcon;
+
+/// The exit code that ends the chain: one more than the last of sysexits.
+const HALT: i32 = 79;
+
+/// Exit codes for which the vCon is not to blame.
+const PLACE: [i32; 3] = [75, 126, 127];
+
+enum Exec {
+    Once(Program),
+    Stream(Stream),
+}
+
+pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
+    let command = options.strings("command");
+    match command.as_slice() {
+        [] => options.fault("command", "needs at least the name of a program"),
+        [line] if line.trim().contains(char::is_whitespace) => options.fault(
+            "command",
+            "is not split into words by a shell; write a list, as in [jq, -c, .]",
+        ),
+        [name, ..] if name.is_empty() => options.fault("command", "the program has no name"),
+        _ => {}
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        options.fault("command", "a word has a NUL in it");
+    }
+    let mode = options.string_or("mode", "once");
+    let handed = options.json("options");
+    let name = command.first().cloned().unwrap_or_default();
+    let program = Program::open(options, command, &name);
+    Box::new(match mode.as_str() {
+        "stream" => {
+            let link = options.owner().to_owned();
+            let handed = handed.as_deref().unwrap_or("{}");
+            Exec::Stream(Stream::new(program, &link, handed, None))
+        }
+        "once" => {
+            if handed.is_some() {
+                let message = "are for `mode: stream`; give the program arguments in `command`";
+                options.fault("options", message);
+            }
+            Exec::Once(program)
+        }
+        other => {
+            options.fault("mode", format!("{other:?} is neither once nor stream"));
+            Exec::Once(program)
+        }
+    })
+}
+
+impl Link for Exec {
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        match self {
+            Self::Once(program) => once(program, vcon, context),
+            Self::Stream(stream) => {
+                let document = vcon.to_json();
+                let reply = stream.ask(vcon.id(), Some(document), context)?;
+                if let Some(document) = &reply.vcon {
+                    replace(vcon, stream.program().name(), document.get().to_owned())?;
+                }
+                reply.next(vcon.id(), stream.program().name())
+            }
+        }
+    }
+
+    fn probe(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Once(program) => program.check(),
+            Self::Stream(stream) => stream.probe(),
+        }
+    }
+}
+
+fn once(program: &Program, vcon: &mut Vcon, context: &Context<'_>) -> Result<Next, LinkError> {
+    let input = vcon.to_json();
+    let mut clock = Clock::start(program.timeout(), context);
+    let Ran {
+        end,
+        output,
+        reason,
+    } = program.run(input.as_bytes(), &mut clock)?;
+    let name = program.name();
+    match end {
+        End::Exited(0) => {}
+        End::Exited(HALT) => return Ok(Next::Halt),
+        End::Exited(code) if !PLACE.contains(&code) => {
+            return Err(Failure::permanent(format!("`{name}` failed, {end}{reason}")).into());
+        }
+        _ => return Err(Failure::transient(format!("`{name}` failed, {end}{reason}")).into()),
+    }
+    let output = String::from_utf8(output).map_err(|error| {
+        Failure::permanent(format!("what `{name}` put out is not UTF-8: {error}"))
+    })?;
+    if !output.trim_ascii().is_empty() && output.trim_ascii() != input {
+        replace(vcon, name, output)?;
+    }
+    Ok(Next::Continue)
+}
+
+fn replace(vcon: &mut Vcon, name: &str, document: String) -> Result<(), LinkError> {
+    vcon.replace(document)
+        .map_err(|error| Failure::permanent(format!("the vCon that `{name}` put out {error}")))?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,240 @@
+//! Programs that links run: how they are started, talked to, limited and ended.
+//!
+//! A program gets a clean environment and a process group of its own. Nothing of that group
+//! outlives the work it was started for: it is killed at the time limit, at the end of the work,
+//! with the lane, and, by the [`warden`], with the worker.
+
+mod clock;
+mod process;
+mod stream;
+mod tail;
+mod warden;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{AccessFlags, access};
+
+pub(super) use clock::Clock;
+pub(super) use stream::Stream;
+pub use warden::{appoint, dismiss, serve};
+
+use super::LinkError;
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::secret::Secret;
+use crate::sys::End;
+use process::{Process, Until};
+use tail::Tail;
+
+/// What of the daemon's environment every program gets.
+const INHERITED: [&str; 3] = ["PATH", "HOME", "LANG"];
+
+/// Where programs are looked for when the daemon has no PATH itself.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The most bytes that a program puts out for one vCon: what one Redis string holds.
+const MOST_OUTPUT: i64 = 512 << 20;
+
+/// A program as the configuration describes it.
+pub(super) struct Program {
+    argv: Vec<String>,
+    name: String,
+    environment: Vec<(OsString, OsString)>,
+    secrets: Arc<[Secret]>,
+    timeout: Duration,
+    most_output: usize,
+}
+
+/// Why a program has not done its work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It took too long.
+    TimedOut,
+    /// The worker drains.
+    Interrupted,
+    /// It put out more than it may.
+    TooMuch,
+    /// It put out more than was asked for.
+    Talkative,
+    /// It runs, but has closed its standard output.
+    Silent,
+    /// It has ended before its answer.
+    Ended(End),
+}
+
+impl Program {
+    /// Reads the options `env`, `timeout` and `max_output`; what is wrong with them is recorded
+    /// there. Messages call it `name`.
+    pub fn open(options: &mut Options, argv: Vec<String>, name: &str) -> Self {
+        let timeout = options.seconds_or("timeout", 60.0);
+        if timeout.is_zero() {
+            options.fault("timeout", "must be more than 0");
+        }
+        let most = options.integer_or("max_output", MOST_OUTPUT, 1..=i64::MAX);
+        let variables = options.headers("env");
+        if variables.iter().any(|(name, _)| !is_variable(name)) {
+            options.fault("env", "a name is empty, or has a `=` or a NUL in it");
+        }
+        if variables
+            .iter()
+            .any(|(_, value)| value.reveal().contains('\0'))
+        {
+            options.fault("env", "a value has a NUL in it");
+        }
+        let mut environment: Vec<(OsString, OsString)> = Vec::new();
+        for name in INHERITED {
+            let value = env::var_os(name);
+            let value = value.or_else(|| (name == "PATH").then(|| DEFAULT_PATH.into()));
+            environment.extend(value.map(|value| (name.into(), value)));
+        }
+        let mut secrets = Vec::new();
+        for (name, value) in variables {
+            environment.retain(|(other, _)| *other != *name);
+            environment.push((name.into(), value.reveal().into()));
+            secrets.push(value);
+        }
+        Self {
+            argv,
+            name: name.to_owned(),
+            environment,
+            secrets: secrets.into(),
+            timeout,
+            most_output: usize::try_from(most).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Hands on a variable of the daemon's own, where it has it and the options do not say another
+    /// value. Those of `secrets` that are part of the value are never shown.
+    pub fn hand_on(&mut self, variable: &str, secrets: impl FnOnce(&str) -> Vec<Secret>) {
+        let is_given = self.environment.iter().any(|(name, _)| name == variable);
+        let Some(value) = env::var_os(variable).filter(|_| !is_given) else {
+            return;
+        };
+        let mut known = self.secrets.to_vec();
+        known.extend(secrets(&value.to_string_lossy()));
+        self.secrets = known.into();
+        self.environment.push((variable.into(), value));
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn file(&self) -> &str {
+        self.argv.first().map_or("", String::as_str)
+    }
+
+    /// The longest time it may take over one vCon.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The system does not let it: the fault of the place.
+    fn start(&self) -> Result<Process, Failure> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::transient(format!("could not start `{}`: {why}", self.file()))
+        };
+        // Held open until the program has begun.
+        let watch = warden::watch().map_err(|why| failed(&format!("no warden: {why}")))?;
+        let mut command = Command::new(self.file());
+        command
+            .args(self.argv.iter().skip(1))
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        crate::sys::bind(&mut command, watch.as_ref());
+        let child = command.spawn().map_err(|why| failed(&why))?;
+        let tail = Tail::new(self.name(), &self.secrets);
+        Process::new(child, tail).map_err(|why| failed(&why))
+    }
+
+    /// Runs it once, with `input` as its standard input; answers how it ended and what it put out.
+    pub fn run(&self, input: &[u8], clock: &mut Clock<'_>) -> Result<Ran, LinkError> {
+        let mut process = self.start()?;
+        match process.exchange(input, Until::End, self.most_output, clock) {
+            Ok(output) => {
+                let end = process.finish();
+                Ok(Ran {
+                    end,
+                    output,
+                    reason: process.tail().reason(),
+                })
+            }
+            Err(trouble) => {
+                process.finish();
+                Err(self.fault(&trouble, &process))
+            }
+        }
+    }
+
+    /// Answers whether there is such a program, and it may be executed.
+    pub fn check(&self) -> Result<(), Failure> {
+        let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+        let name = self.file();
+        let found = if name.contains('/') {
+            executable(Path::new(name))
+        } else {
+            self.folders().any(|folder| executable(&folder.join(name)))
+        };
+        if found {
+            return Ok(());
+        }
+        let message = format!("there is no program `{name}` that may be executed");
+        Err(Failure::transient(message))
+    }
+
+    fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        let path = self.environment.iter().find(|(name, _)| name == "PATH");
+        path.into_iter()
+            .flat_map(|(_, path)| env::split_paths(path))
+    }
+
+    /// What a trouble means for the vCon. Output that is not what it should be, and a time limit,
+    /// are taken for its fault; a program that dies may have been killed by anyone.
+    fn fault(&self, trouble: &Trouble, process: &Process) -> LinkError {
+        let (name, reason) = (self.name(), process.tail().reason());
+        let permanent = |what: String| Failure::permanent(format!("`{name}` {what}")).into();
+        match trouble {
+            Trouble::Interrupted => LinkError::Interrupted,
+            Trouble::TimedOut => permanent(format!(
+                "was killed at its time limit of {} s{reason}",
+                self.timeout.as_secs_f64()
+            )),
+            Trouble::TooMuch => permanent(format!(
+                "put out more than {} bytes (max_output)",
+                self.most_output
+            )),
+            Trouble::Talkative => permanent("put out more than one line as its answer".to_owned()),
+            Trouble::Silent => permanent(format!("closed its standard output{reason}")),
+            Trouble::Ended(end) => {
+                Failure::transient(format!("`{name}` ended without an answer, {end}{reason}"))
+                    .into()
+            }
+        }
+    }
+}
+
+/// A program that has run to its end.
+pub(super) struct Ran {
+    /// How it ended.
+    pub end: End,
+    /// What it put out.
+    pub output: Vec<u8>,
+    /// What it said last on standard error, as the end of a sentence.
+    pub reason: String,
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}

@@ -1,0 +1,168 @@
+//! The warden: a process beside a worker that outlives it, to kill what it has left running.
+//!
+//! The kernel kills a program together with its worker, but not what the program has started
+//! itself. So each worker that runs programs has a warden, which holds the other end of a pipe:
+//!
+//! ```text
+//! worker ── pipe: +PID when a program begins, -PID when it has been killed ──► warden
+//!    └─ dies: the pipe ends ──────────────────────────────► kills the groups that are left, ends
+//! ```
+//!
+//! A program announces itself, before it begins, so that none is missed; it is forgotten before
+//! its PID can be another's.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::unistd::Pid;
+
+use crate::sys;
+
+/// This process's warden; it is started with the first program.
+static WARDEN: Mutex<Warden> = Mutex::new(Warden {
+    wanted: false,
+    post: None,
+    alive: BTreeSet::new(),
+});
+
+struct Warden {
+    wanted: bool,
+    post: Option<Post>,
+    /// The programs that run, for a warden that takes the place of another.
+    alive: BTreeSet<i32>,
+}
+
+struct Post {
+    process: Child,
+    pipe: Arc<OwnedFd>,
+}
+
+/// From now on, programs of this process are watched by a warden.
+pub fn appoint() {
+    lock().wanted = true;
+}
+
+/// Ends the warden of a process that is about to end, and has ended its programs.
+pub fn dismiss() {
+    let mut warden = lock();
+    warden.wanted = false;
+    if let Some(Post { mut process, pipe }) = warden.post.take() {
+        drop(pipe);
+        if let Err(error) = process.wait() {
+            log::error!("could not wait for the warden: {error}");
+        }
+    }
+}
+
+/// Where a program announces itself; nothing in a process without a warden.
+pub(super) fn watch() -> io::Result<Option<Arc<OwnedFd>>> {
+    let mut warden = lock();
+    if !warden.wanted {
+        return Ok(None);
+    }
+    if let Some(post) = &mut warden.post
+        && let Ok(Some(end)) = post.process.try_wait()
+    {
+        log::warn!("the warden of this worker has ended ({end}) and is started again");
+        warden.post = None;
+    }
+    let post = match warden.post.take() {
+        Some(post) => post,
+        None => start(&warden.alive)?,
+    };
+    let pipe = Arc::clone(&post.pipe);
+    warden.post = Some(post);
+    Ok(Some(pipe))
+}
+
+/// A program has begun. It has announced itself, but perhaps to a warden that has ended.
+pub(super) fn remember(pid: Pid) {
+    let mut warden = lock();
+    warden.alive.insert(pid.as_raw());
+    if let Some(post) = &warden.post {
+        tell(&post.pipe, pid.as_raw());
+    }
+}
+
+/// A program and its group have been killed. To be called before the program is collected.
+pub(super) fn forget(pid: Pid) {
+    let mut warden = lock();
+    warden.alive.remove(&pid.as_raw());
+    if let Some(post) = &warden.post {
+        tell(&post.pipe, -pid.as_raw());
+    }
+}
+
+fn lock() -> MutexGuard<'static, Warden> {
+    WARDEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(alive: &BTreeSet<i32>) -> io::Result<Post> {
+    let (read, write) = io::pipe()?;
+    let mut command = sys::this_program("warden")?;
+    command.stdin(read).stdout(Stdio::null()).process_group(0);
+    sys::keep_standard_streams(&mut command);
+    let process = command.spawn()?;
+    let pipe = Arc::new(OwnedFd::from(write));
+    for pid in alive {
+        tell(&pipe, *pid);
+    }
+    Ok(Post { process, pipe })
+}
+
+/// A warden that has ended is noticed when the next program starts.
+fn tell(pipe: &OwnedFd, word: i32) {
+    let _ = nix::unistd::write(pipe, &word.to_ne_bytes());
+}
+
+/// The warden's whole work: listens on standard input to its end, then kills.
+pub fn serve() -> io::Result<()> {
+    // It ends when the worker does, whatever anyone sends to all processes.
+    sys::hold_signals()?.keep();
+    for group in listen(io::stdin().lock()) {
+        sys::kill_group(Pid::from_raw(group));
+    }
+    Ok(())
+}
+
+/// What has been announced and not been forgotten at the end.
+fn listen(mut input: impl Read) -> BTreeSet<i32> {
+    let mut groups = BTreeSet::new();
+    let mut word = [0; 4];
+    while input.read_exact(&mut word).is_ok() {
+        let word = i32::from_ne_bytes(word);
+        // 1 is everybody's, and 0 our own.
+        if word > 1 {
+            groups.insert(word);
+        } else if let Some(pid) = word.checked_neg() {
+            groups.remove(&pid);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(words: &[i32]) -> Vec<i32> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        listen(bytes.as_slice()).into_iter().collect()
+    }
+
+    #[test]
+    fn what_was_announced_and_not_forgotten_is_left() {
+        assert_eq!(heard(&[]), [0; 0]);
+        assert_eq!(heard(&[7, 8, -7, 9, -9, 9]), [8, 9]);
+        assert_eq!(heard(&[-7, 0, 1, i32::MIN, 7]), [7]);
+    }
+
+    #[test]
+    fn half_a_word_is_none() {
+        assert!(listen(&[7_u8, 0, 0][..]).is_empty());
+    }
+}

@@ -1,0 +1,156 @@
+//! Starting a program that shall not outlive this process, and seeing its end.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpid};
+
+/// Has the program, before it begins, lead a process group of its own, write its PID to `watch`
+/// (four bytes in the machine's order), ask the kernel to be killed with this thread where there
+/// is such a thing, stop holding back signals, and keep no descriptor but the first three.
+///
+/// `watch` is to stay open until the command is spawned.
+pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
+    command.process_group(0);
+    let watch = watch.map(|watch| watch.as_fd().as_raw_fd());
+    let parent = getpid();
+    let begin = move || {
+        if let Some(watch) = watch {
+            // SAFETY: the caller keeps it open, and this process has a copy of its table.
+            let watch = unsafe { BorrowedFd::borrow_raw(watch) };
+            // Where nobody reads any more, the kernel's promise below is left.
+            let _ = nix::unistd::write(watch, &getpid().as_raw().to_ne_bytes());
+        }
+        #[cfg(target_os = "linux")]
+        if !super::die_with_parent(parent)? {
+            return Err(io::Error::from(Errno::ESRCH));
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = parent;
+        close_others();
+        super::release_signals()
+    };
+    // SAFETY: between fork and exec it only makes system calls that may be made there, allocates
+    // nothing and takes no lock: write, prctl, getpid, getppid, close_range, pthread_sigmask.
+    unsafe { command.pre_exec(begin) };
+}
+
+/// Has the program keep no descriptor but the first three.
+pub fn keep_standard_streams(command: &mut Command) {
+    let begin = || {
+        close_others();
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call that may be made there.
+    unsafe { command.pre_exec(begin) };
+}
+
+/// Has every descriptor but the first three closed when the program begins: also those that this
+/// process was given itself. Kernels before 5.11 do not know how, and then those remain.
+fn close_others() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: it changes a flag of descriptors, and touches no memory.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
+}
+
+/// Whether a child has ended. It is not collected by this, so that its PID stays taken.
+pub fn has_ended(child: Pid) -> bool {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is ours to write to, and lives through the call.
+    let answer = unsafe {
+        libc::waitid(
+            libc::P_PID,
+            child.as_raw().cast_unsigned(),
+            info.as_mut_ptr(),
+            flags,
+        )
+    };
+    if answer != 0 {
+        // There is no such child (any more).
+        return Errno::last() == Errno::ECHILD;
+    }
+    // SAFETY: it was filled with zeros, which are a value of it, and what the kernel writes is one.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: `waitid` fills in the fields of a child's end, or leaves the zeros.
+    unsafe { info.si_pid() != 0 }
+}
+
+/// Kills every process of a group; one that has none is fine.
+pub fn kill_group(leader: Pid) {
+    match killpg(leader, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        // On some systems that is the answer where only zombies are left.
+        Err(Errno::EPERM) if !cfg!(target_os = "linux") => {}
+        Err(error) => log::error!("could not kill the process group {leader}: {error}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[test]
+    fn a_program_begins_in_a_group_of_its_own_and_hears_signals() {
+        let held = crate::sys::hold_signals().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "ps -o pgid= -p $$; kill -TERM $$; echo still here"]);
+        command.stdout(Stdio::piped());
+        bind(&mut command, None);
+        let child = command.spawn().unwrap();
+        let pid = child.id();
+        let output = child.wait_with_output().unwrap();
+        drop(held);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.trim(), pid.to_string());
+    }
+
+    #[test]
+    fn the_end_of_a_child_is_seen_and_left_to_be_collected() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read x; exit 3"]).stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        assert!(!has_ended(pid));
+        drop(child.stdin.take());
+        while !has_ended(pid) {
+            std::thread::yield_now();
+        }
+        assert!(has_ended(pid));
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+        assert!(has_ended(pid));
+    }
+
+    #[test]
+    fn a_program_announces_itself_before_it_begins() {
+        use std::io::Read;
+        let (mut read, write) = std::io::pipe().unwrap();
+        let watch = Arc::new(OwnedFd::from(write));
+        let mut command = Command::new("true");
+        bind(&mut command, Some(&watch));
+        let mut child = command.spawn().unwrap();
+        drop(watch);
+        let mut bytes = [0; 4];
+        read.read_exact(&mut bytes).unwrap();
+        assert_eq!(i32::from_ne_bytes(bytes), child.id().cast_signed());
+        child.wait().unwrap();
+        assert_eq!(read.read(&mut bytes).unwrap(), 0);
+    }
+}

@@ -1,0 +1,141 @@
+//! Nothing of a program outlives its work, its worker or its daemon.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, LINGERING, PATIENCE, Programs, Redis, Sample, chain, children_of, exec,
+    fresh, is_alive, submit, title_of, wait_until, wait_until_gone, wait_until_reaped,
+};
+
+#[test]
+fn a_program_at_its_limit_is_killed_with_what_it_has_started() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let program = programs.shell("slow", &format!("{LINGERING}\necho working >&2; wait"));
+    let file = programs.folder().join("pids");
+    let options = json!({"command": [program], "timeout": 0.5, "env": {"PIDS": file}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[("slow", exec(&options))], &[]))
+        .start();
+    let sample = Sample::small();
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    wait_until("it has failed", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    wait_until_gone(&programs.wait_for_pids(2));
+    let reason = daemon.conserver().run(&["dlq", "show", &sample.id]).stdout;
+    assert!(reason.contains("time limit of 0.5 s: working"), "{reason}");
+    wait_until_reaped(&daemon);
+    daemon.stop();
+}
+
+/// A program that stays, with a child that lingers, in each lane.
+fn lingering(programs: &Programs) -> Value {
+    let text = format!("{LINGERING}\nwhile read -r line; do echo '{{}}'; done");
+    let program = programs.shell("lingering", &text);
+    let file = programs.folder().join("pids");
+    exec(&json!({"command": [program], "mode": "stream", "env": {"PIDS": file}}))
+}
+
+/// A daemon, two workers of two lanes each, in which each lane has its program.
+fn with_lingering(redis: &Redis, programs: &Programs) -> (Daemon, Vec<i32>) {
+    let daemon = Conserver::with(redis)
+        .config(&chain(&[("stays", lingering(programs))], &[]))
+        .workers(2)
+        .lanes(2)
+        .start();
+    daemon.wait_for_workers(2);
+    let found = || programs.pids().len();
+    wait_until("each lane has its program", PATIENCE, || {
+        submit(redis, "default", &fresh(8));
+        found() >= 8
+    });
+    wait_until("all vCons are done", PATIENCE, || {
+        redis.length("default") == 0 && redis.keys("conserver:claims:*").is_empty()
+    });
+    assert_eq!(found(), 8);
+    (daemon, programs.pids())
+}
+
+#[test]
+fn nothing_is_left_of_programs_after_the_drain() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let (mut daemon, pids) = with_lingering(&redis, &programs);
+    let family = daemon.family();
+    daemon.terminate();
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    wait_until_gone(&pids);
+    wait_until_gone(&family);
+}
+
+#[test]
+fn nothing_is_left_of_the_programs_of_a_worker_that_is_killed() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let (daemon, pids) = with_lingering(&redis, &programs);
+    let workers = daemon.wait_for_workers(2);
+    let theirs = |worker: i32| -> Vec<i32> {
+        let started = children_of(worker);
+        let within = |pid: &&i32| {
+            let leader = nix::unistd::getpgid(Some(Pid::from_raw(**pid)));
+            leader.is_ok_and(|leader| started.contains(&leader.as_raw()))
+        };
+        pids.iter().filter(within).copied().collect()
+    };
+    let (killed, kept) = (theirs(workers[&1]), theirs(workers[&2]));
+    assert_eq!((killed.len(), kept.len()), (4, 4));
+    let warden = children_of(workers[&1]);
+    let warden = warden.iter().find(|pid| title_of(**pid).contains("warden"));
+    let warden = *warden.expect("a warden");
+    kill(Pid::from_raw(workers[&1]), Signal::SIGKILL).expect("the worker runs");
+    wait_until_gone(&killed);
+    wait_until_gone(&[warden]);
+    assert!(kept.iter().all(|pid| is_alive(*pid)));
+    daemon.wait_for_workers(2);
+    wait_until_reaped(&daemon);
+    daemon.stop();
+    wait_until_gone(&kept);
+}
+
+#[test]
+fn nothing_is_left_of_programs_when_the_supervisor_is_killed() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let (mut daemon, pids) = with_lingering(&redis, &programs);
+    let family = daemon.family();
+    daemon.signal(Signal::SIGKILL);
+    assert_eq!(daemon.wait_exit(PATIENCE), -1);
+    wait_until_gone(&pids);
+    wait_until_gone(&family);
+}
+
+#[test]
+fn a_warden_that_is_killed_is_replaced_and_knows_what_it_is_to_watch() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let (daemon, pids) = with_lingering(&redis, &programs);
+    let workers = daemon.wait_for_workers(2);
+    let wardens = || -> Vec<i32> {
+        let children = workers.values().flat_map(|pid| children_of(*pid));
+        children
+            .filter(|pid| is_alive(*pid) && title_of(*pid).contains("warden"))
+            .collect()
+    };
+    let first = wardens();
+    assert_eq!(first.len(), 2);
+    for pid in &first {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("the warden runs");
+    }
+    wait_until_gone(&first);
+    // The leaders end, and are started again.
+    for pid in pids
+        .iter()
+        .filter(|pid| nix::unistd::getpgid(Some(Pid::from_raw(**pid))) == Ok(Pid::from_raw(**pid)))
+    {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("the program runs");
+    }
+    wait_until("new programs and wardens have begun", PATIENCE, || {
+        submit(&redis, "default", &fresh(4));
+        wardens().len() == 2 && programs.pids().len() >= 12
+    });
+    daemon.kill_family();
+    wait_until_gone(&programs.pids());
+}
