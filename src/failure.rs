@@ -10,7 +10,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The two classes of failure.
+/// The classes of failure.
 ///
 /// What decides is whose fault it is. A fault of the place (a server that is away, a disk that is
 /// full, a password that was changed, a table that was dropped) meets every vCon alike: they wait
@@ -22,6 +22,9 @@ pub enum FailureKind {
     /// HTTP 429 and 5xx, a full disk) or after somebody has seen to it (refused credentials, a
     /// missing table or right).
     Transient,
+    /// The fault of the place, which has too much to do or is used by others: that this request
+    /// met it is chance, however often (HTTP 429 and 503, no connection left, a deadlock).
+    Busy,
     /// The fault of the vCon, or of what a link made of it: the same request will fail again,
     /// while those for other vCons succeed (too large, not storable, refused as invalid).
     Permanent,
@@ -36,6 +39,14 @@ impl Failure {
         }
     }
 
+    /// A failure that passes when there is less to do.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Busy,
+            message: message.into(),
+        }
+    }
+
     /// A failure that will not pass by itself.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self {
@@ -46,6 +57,6 @@ impl Failure {
 
     /// Whether trying again can help.
     pub fn is_transient(&self) -> bool {
-        self.kind == FailureKind::Transient
+        self.kind != FailureKind::Permanent
     }
 }

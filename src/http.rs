@@ -150,7 +150,8 @@ fn refused(url: &Url, status: StatusCode) -> Failure {
         message = format!("{message}; {advice}");
     }
     match status.as_u16() {
-        300..=399 | 401..=405 | 407 | 408 | 410 | 421 | 423 | 425 | 426 | 429 | 451 | 500.. => {
+        408 | 425 | 429 | 503 => Failure::busy(message),
+        300..=399 | 401..=405 | 407 | 410 | 421 | 423 | 426 | 451 | 500.. => {
             Failure::transient(message)
         }
         _ => Failure::permanent(message),

@@ -73,11 +73,7 @@ impl Webhooks {
         }
         let messages: Vec<&str> = failures.iter().map(|f| f.message.as_str()).collect();
         Err(Failure {
-            kind: if failures.iter().any(Failure::is_transient) {
-                FailureKind::Transient
-            } else {
-                FailureKind::Permanent
-            },
+            kind: kind_of_all(&failures),
             message: messages.join("; "),
         })
     }
@@ -99,6 +95,18 @@ impl Webhooks {
             .limit(ANSWER_LIMIT)
             .read_to_vec();
         Ok(())
+    }
+}
+
+/// It may pass as long as one of them may, and says nothing of the vCon where one of them does not.
+fn kind_of_all(failures: &[Failure]) -> FailureKind {
+    let is = |kind| failures.iter().any(|failure| failure.kind == kind);
+    if is(FailureKind::Busy) {
+        FailureKind::Busy
+    } else if is(FailureKind::Transient) {
+        FailureKind::Transient
+    } else {
+        FailureKind::Permanent
     }
 }
 

@@ -41,12 +41,19 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let mut queue = Queue::new(server, seat, Expiry::of(settings), lease).within(LIMIT);
     child.readiness().tell();
     let mut away = false;
-    loop {
+    let shows = || {
         if let Some(slot) = &child.slot {
             slot.beat();
         }
-        match beat(&mut queue, settings) {
-            Ok(()) => away = false,
+    };
+    loop {
+        shows();
+        match beat(&mut queue, settings, &shows) {
+            Ok(()) => {
+                if std::mem::take(&mut away) {
+                    log::info!("this instance shows again that it is alive");
+                }
+            }
             Err(error @ QueueError::InUse { .. }) => {
                 log::error!("{error}");
                 return Exit::InUse;
@@ -68,10 +75,13 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     }
 }
 
-/// Renews the lease, then sees to the instances that have let theirs run out.
-fn beat(queue: &mut Queue, settings: &Settings) -> Result<(), QueueError> {
+/// Renews the lease, then sees to the instances that have let theirs run out; shows in between that
+/// the monitor is alive.
+fn beat(queue: &mut Queue, settings: &Settings, shows: &dyn Fn()) -> Result<(), QueueError> {
     queue.take_lease()?;
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
+        shows();
+        queue.take_lease()?;
         let (recovered, forgotten) = queue.recover_instance(instance, settings.max_deaths)?;
         recovered.iter().for_each(report_recovered);
         if forgotten || !recovered.is_empty() {

@@ -92,7 +92,7 @@ impl Queue {
     /// [`QueueError::InUse`] where another daemon has our name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
         let lease = Arc::clone(&self.lease);
-        let reply = self.with(|connection, scripts, seat, _| {
+        let reply = self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts.claim.key(seat.claims_key());
             call.key(keys::instance_key(&lease.instance))
                 .key(keys::INSTANCES)
@@ -103,6 +103,7 @@ impl Queue {
             call.arg(seat.lane).arg(INLINE_LIMIT);
             call.arg(&lease.record).arg(lease.ttl);
             call.arg(&lease.instance).arg(seat.worker);
+            call.arg(expiry.document);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();

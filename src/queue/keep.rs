@@ -2,6 +2,7 @@
 
 use redis::Script;
 
+use super::scripts::keep;
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
 
@@ -22,7 +23,7 @@ impl Keeper {
         Self {
             server,
             connected: None,
-            script: Script::new(include_str!("scripts/keep.lua")),
+            script: keep(),
             expiry,
         }
     }

@@ -192,6 +192,7 @@ impl Queue {
                 .arg(format!("{instance} Worker-{worker}"))
                 .arg(blamed);
             call.arg(record).arg(dead.end).arg(vcons.join(" "));
+            call.arg(expiry.document);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         if let Value::BulkString(found) = reply {

@@ -2,10 +2,21 @@
 
 use redis::Script;
 
-/// A script that reads records.
+/// A script that keeps documents alive.
+macro_rules! with_alive {
+    ($file:literal) => {
+        Script::new(concat!(
+            include_str!("scripts/alive.lua"),
+            include_str!($file)
+        ))
+    };
+}
+
+/// One that also reads records.
 macro_rules! with_record {
     ($file:literal) => {
         Script::new(concat!(
+            include_str!("scripts/alive.lua"),
             include_str!("scripts/record.lua"),
             include_str!($file)
         ))
@@ -32,8 +43,8 @@ impl Scripts {
             claim: with_record!("scripts/claim.lua"),
             finish: Script::new(include_str!("scripts/finish.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
-            give_back: Script::new(include_str!("scripts/give_back.lua")),
-            postpone: Script::new(include_str!("scripts/postpone.lua")),
+            give_back: with_alive!("scripts/give_back.lua"),
+            postpone: with_alive!("scripts/postpone.lua"),
             recover: with_record!("scripts/recover.lua"),
             set_aside: Script::new(include_str!("scripts/set_aside.lua")),
             lease: Script::new(include_str!("scripts/lease.lua")),
@@ -41,6 +52,11 @@ impl Scripts {
             waiting: Script::new(include_str!("scripts/waiting.lua")),
         }
     }
+}
+
+/// What keeps the documents of waiting vCons alive.
+pub(super) fn keep() -> Script {
+    with_alive!("scripts/keep.lua")
 }
 
 /// The scripts of those who look after the queues.

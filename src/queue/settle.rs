@@ -59,8 +59,7 @@ pub enum Postponed {
     Done,
     /// It was gone already, as in [`Settled::NotOurs`].
     NotOurs,
-    /// It is still held: it has been postponed often enough, and its backend has worked for
-    /// others since the last time. These are the rounds.
+    /// It is still held: it has been postponed often enough. These are the rounds.
     Spent(u32),
 }
 
@@ -91,11 +90,14 @@ impl Queue {
                     .map(|seconds| seconds.to_string())
                     .unwrap_or_default(),
             );
+            call.arg(expiry.document);
             let Some((kind, text)) = finish.document else {
                 return settled(call.invoke::<Value>(connection)?);
             };
             let send = |connection: &mut redis::Connection| {
                 let mut steps = redis::pipe();
+                // One of another kind may be left from an attempt before.
+                steps.cmd("DEL").arg(&draft);
                 put_existing(&mut steps, &draft, kind, text);
                 steps.cmd("EXPIRE").arg(&draft).arg(DRAFT_EXPIRY);
                 steps.invoke_script(&call);
@@ -135,13 +137,15 @@ impl Queue {
     }
 
     /// Puts the entry at the end of its list, because a backend that answers has failed for it in
-    /// all attempts; `worked` is the time since that backend last did its work. At most
-    /// `most_rounds` times (0: without limit), but any number of times while it works for nobody.
+    /// all attempts at `stage`; `worked` is the time since that backend last did its work, `None`
+    /// where the failures say nothing of the vCon. Counts the rounds between which it has worked
+    /// for others; the last of `most_rounds` (0: without limit) is not postponed.
     pub fn postpone(
         &mut self,
         claim: &Claim,
         worked: Option<Duration>,
         most_rounds: u32,
+        stage: &str,
     ) -> Result<Postponed, QueueError> {
         let worked = worked.map_or(String::new(), |time| time.as_secs_f64().to_string());
         self.with(|connection, scripts, seat, expiry| {
@@ -150,6 +154,7 @@ impl Queue {
             call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(most_rounds).arg(worked).arg(TRIES_EXPIRY);
+            call.arg(expiry.document).arg(stage);
             match call.invoke::<Value>(connection)? {
                 Value::Int(1) => Ok(Postponed::Done),
                 Value::Int(0) => Ok(Postponed::NotOurs),
@@ -169,6 +174,7 @@ impl Queue {
             call.key(claim.list.as_str());
             call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
+            call.arg(expiry.document);
             settled(call.invoke::<Value>(connection)?)
         })
     }

@@ -30,7 +30,7 @@ use std::time::Duration;
 use postgres::types::ToSql;
 use postgres::{Config, Error, Row};
 
-use self::fault::{is_bad_data, is_outdated, is_the_vcons, reason};
+use self::fault::{is_bad_data, is_chance, is_outdated, is_the_vcons, reason};
 use self::session::{Access, Session};
 use self::table::Table;
 use self::tls::Tls;
@@ -269,6 +269,8 @@ impl Postgres {
         let message = format!("{}: {}", self.message(what), reason(error));
         if is_the_vcons(error) {
             Failure::permanent(message)
+        } else if is_chance(error) {
+            Failure::busy(message)
         } else {
             Failure::transient(message)
         }

@@ -272,6 +272,8 @@ impl S3 {
         }
         if is_the_vcons(status, &code) {
             Failure::permanent(text)
+        } else if matches!(status, 408 | 429 | 503) || code == "SlowDown" {
+            Failure::busy(text)
         } else {
             Failure::transient(text)
         }

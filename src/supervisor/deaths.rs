@@ -279,7 +279,7 @@ impl Supervisor {
 
 /// Which vCons a worker may have died of: not those that its lanes had in hand only to wait for
 /// something.
-fn suspects(worker: Option<&WorkerView>) -> Blame {
+pub(super) fn suspects(worker: Option<&WorkerView>) -> Blame {
     let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
     let waiting = lanes.iter().filter(|lane| lane.state == LaneState::Waiting);
     Blame::AllBut(waiting.filter_map(|lane| lane.vcon).collect())

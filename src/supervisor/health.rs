@@ -53,9 +53,10 @@ pub(super) fn is_silent(silent: Duration, beat: Duration) -> bool {
 }
 
 /// When the next lane will be overdue, in monotonic milliseconds.
-pub(super) fn next_deadline(worker: &WorkerView) -> Option<u64> {
+pub(super) fn next_deadline(worker: &WorkerView, standstills: &Standstills) -> Option<u64> {
     let at = |lane: &LaneView| {
-        let after = u64::try_from(deadline(lane)?.as_millis()).unwrap_or(u64::MAX);
+        let after = deadline(lane)?.saturating_add(standstills.since(lane.since));
+        let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         Some(lane.since.saturating_add(after))
     };
     worker.lanes.iter().filter_map(at).min()
@@ -105,7 +106,10 @@ mod tests {
         let overdue = |now| judge_at(&worker(now, &lanes), now);
         assert_eq!(overdue(17_000), Health::Good);
         assert!(matches!(overdue(17_001), Health::Overdue(lane) if lane.number == 2));
-        assert_eq!(next_deadline(&worker(0, &lanes)), Some(17_000));
+        assert_eq!(
+            next_deadline(&worker(0, &lanes), &Standstills::default()),
+            Some(17_000)
+        );
     }
 
     #[test]
@@ -113,7 +117,10 @@ mod tests {
         let lanes = [(LaneState::Waiting, 0, Some(1_000))];
         let now = 1_000_000;
         assert_eq!(judge_at(&worker(now, &lanes), now), Health::Good);
-        assert_eq!(next_deadline(&worker(now, &lanes)), None);
+        assert_eq!(
+            next_deadline(&worker(now, &lanes), &Standstills::default()),
+            None
+        );
     }
 
     #[test]

@@ -136,6 +136,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         round: 0,
         generations: 0,
         orphaned: Vec::new(),
+        closing: None,
         drain_timeout: settings.drain_timeout,
         instance: settings.instance.clone(),
         first_workers: settings.workers,
@@ -169,6 +170,8 @@ struct Supervisor {
     generations: u64,
     /// Claims that no successor will return.
     orphaned: Vec<Leftover>,
+    /// Since when there is nothing left to do but the forkserver's end.
+    closing: Option<Instant>,
     drain_timeout: Duration,
     /// The name of this daemon.
     instance: String,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Supervisor;
+use super::deaths::suspects;
 use super::health::{Health, is_silent, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
@@ -132,7 +133,7 @@ impl Supervisor {
             };
             match judge(&worker, now, beat, self.watch.standstills()) {
                 Health::Good => {
-                    if let Some(due) = next_deadline(&worker) {
+                    if let Some(due) = next_deadline(&worker, self.watch.standstills()) {
                         let wait = Duration::from_millis(due.saturating_sub(now) + 1);
                         self.watch.no_later_than(Instant::now() + wait);
                     }
@@ -158,7 +159,9 @@ impl Supervisor {
                 let seconds = time.as_secs_f64();
                 log::error!("{name} has not shown itself for {seconds:.0} s and is killed");
                 let end = format!("killed after it had not shown itself for {seconds:.0} s");
-                (Blame::ALL, end)
+                let view = post.slot().map(|slot| self.board.slot(slot));
+                let worker = view.as_ref().and_then(|view| view.worker.as_ref());
+                (suspects(worker), end)
             }
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
@@ -168,7 +171,7 @@ impl Supervisor {
                 );
                 let end = format!("killed for exceeding its chain's timeout of {limit} s");
                 let vcon = lane.vcon.map(|vcon| vec![vcon]);
-                (vcon.map_or(Blame::ALL, Blame::These), end)
+                (Blame::These(vcon.unwrap_or_default()), end)
             }
         };
         if let Some(pid) = place.pid() {

@@ -211,6 +211,13 @@ impl Supervisor {
         let over = self.places.is_empty() && self.orphaned.is_empty();
         if over {
             self.method.close();
+            let since = *self.closing.get_or_insert_with(Instant::now);
+            if let Some(pid) = self.method.forkserver()
+                && since.elapsed() >= FAREWELL_TIME
+            {
+                log::error!("The forkserver (PID {pid}) does not end and is killed");
+                sys::kill(pid, Signal::SIGKILL);
+            }
         }
         (over && self.method.forkserver().is_none()).then(|| {
             log::info!("All workers stopped");

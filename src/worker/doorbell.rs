@@ -62,7 +62,7 @@ fn watch(shared: &Shared, idles: &Receiver<()>, rings: &Sender<()>) {
     let mut outage = Outage::new(
         "Redis (for waking idle lanes)",
         &shared.settings,
-        &shared.redis,
+        &Arc::default(),
     );
     // The drain does not end this thread, the end of the process does.
     let drain = crossbeam_channel::never();

@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use super::holds::guarded;
 use super::{Health, Retry, Stage, Turn};
 use crate::config::{Chain, Config, ListName};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::link::{Context, Link, LinkError, Next};
 use crate::settings::Settings;
 use crate::storage::Storage;
@@ -45,7 +45,18 @@ pub(super) enum Ending {
     /// It cannot be done.
     Failed(Fault),
     /// It may be done later: these have failed in all attempts, in ways that pass.
-    Away(Vec<Stage>, Fault),
+    Away(Away),
+}
+
+/// What has failed in all attempts, in ways that pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Away {
+    /// The links and storages.
+    pub stages: Vec<Stage>,
+    /// Whether that it met this vCon was chance.
+    pub busy: bool,
+    /// How it failed.
+    pub fault: Fault,
 }
 
 /// What cannot be done.
@@ -163,7 +174,13 @@ impl Kit {
                         }
                         self.health.note_attempt(&stage, retry.attempt(), &failure);
                         if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
-                            return Err(Ending::Away(vec![stage], fault));
+                            let busy = failure.kind == FailureKind::Busy;
+                            let stages = vec![stage];
+                            return Err(Ending::Away(Away {
+                                stages,
+                                busy,
+                                fault,
+                            }));
                         }
                     }
                 }
@@ -252,8 +269,16 @@ impl Kit {
             }
             if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
                 let fault = storage_fault(&away, retry.attempt());
+                let busy = away
+                    .iter()
+                    .any(|(_, failure)| failure.kind == FailureKind::Busy);
                 let stages = away.into_iter().map(|(name, _)| Stage::Storage(name));
-                return Err(Ending::Away(stages.collect(), fault));
+                let stages = stages.collect();
+                return Err(Ending::Away(Away {
+                    stages,
+                    busy,
+                    fault,
+                }));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One lane: claim, load, links, storages, finish, again and again until the drain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError, select};
 
@@ -11,6 +12,9 @@ use super::{Backoff, Outage, Shared, Turn};
 use crate::config::ListName;
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Settled};
 use crate::scoreboard::LaneCell;
+
+/// How long a suspect waits for those in work, which may hang.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A lane of a worker.
 pub(super) struct Lane {
@@ -69,7 +73,11 @@ impl Lane {
         while !self.draining() {
             self.follow_configuration();
             let shared = Arc::clone(&self.shared);
-            let company = shared.company.join();
+            // A lane that waits for a suspect is as ready as the one that works on it.
+            let company = shared.company.try_join().unwrap_or_else(|| {
+                self.note_ready();
+                shared.company.join()
+            });
             let claimed = self.queue.claim(&self.lists);
             // What the server may have claimed for us is handed over by the next request.
             self.unsure = claimed.is_err();
@@ -80,10 +88,10 @@ impl Lane {
                     self.note_ready();
                     self.report(claimed.fault);
                     match claimed.work {
-                        Some((claim, document)) if claim.deaths > 0 => {
+                        Some((claim, document)) if shared.is_last_chance(claim.deaths) => {
                             drop(company);
                             self.cell.waiting(claim.id().as_ref());
-                            let _alone = shared.company.alone();
+                            let _alone = shared.company.alone(PATIENCE);
                             self.work(&claim, document);
                         }
                         Some((claim, document)) => self.work(&claim, document),

@@ -1,7 +1,8 @@
 //! Getting at documents: from Redis, or from a storage where Redis has lost them.
 
-use super::kit::{Ending, Fault, Journey, Kit};
+use super::kit::{Away, Ending, Fault, Journey, Kit};
 use super::{Outage, Retry, Turn};
+use crate::failure::FailureKind;
 use crate::queue::{Document, Kind, Queue, QueueError};
 use crate::settings::Settings;
 use crate::vcon::{Vcon, VconId};
@@ -96,7 +97,11 @@ impl Loader<'_> {
                             error,
                             attempts,
                         };
-                        return Err(Ending::Away(vec![stage], fault));
+                        return Err(Ending::Away(Away {
+                            stages: vec![stage],
+                            busy: failure.kind == FailureKind::Busy,
+                            fault,
+                        }));
                     }
                 }
             }

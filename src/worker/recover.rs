@@ -25,11 +25,13 @@ pub(super) fn recover(
         let recovered = queue
             .take_lease()
             .and_then(|()| queue.recover(predecessor.dead(), settings.max_deaths))
-            .and_then(|mut recovered| {
-                if let Some(highest) = sweep_above {
-                    recovered.extend(queue.recover_above(highest, settings.max_deaths)?);
+            .and_then(|recovered| {
+                // Told before the next step, which may fail.
+                recovered.iter().for_each(report);
+                match sweep_above {
+                    Some(highest) => queue.recover_above(highest, settings.max_deaths),
+                    None => Ok(Vec::new()),
                 }
-                Ok(recovered)
             });
         match recovered {
             Ok(recovered) => {

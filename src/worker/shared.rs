@@ -52,6 +52,12 @@ impl Shared {
         }
     }
 
+    /// Whether a vCon on which so many workers have died is taken for poison at the next death.
+    pub fn is_last_chance(&self, deaths: u32) -> bool {
+        let most = self.settings.max_deaths;
+        deaths > 0 && most > 0 && deaths.saturating_add(1) >= most
+    }
+
     /// One lane more is ready; with the last, the worker is.
     pub fn note_ready(&self) {
         if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -1,5 +1,6 @@
 //! A lane's turn at one vCon, as the scoreboard shows it, with its waits.
 
+use std::cell::Cell;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub(super) struct Turn<'a> {
     drain: &'a Receiver<()>,
     cell: Option<&'a LaneCell>,
     work: Option<Work>,
+    ended: Cell<bool>,
 }
 
 struct Work {
@@ -29,6 +31,7 @@ impl<'a> Turn<'a> {
             drain,
             cell,
             work: None,
+            ended: Cell::new(false),
         }
     }
 
@@ -44,6 +47,7 @@ impl<'a> Turn<'a> {
             drain,
             cell: Some(cell),
             work,
+            ended: Cell::new(false),
         };
         this.resume();
         this
@@ -84,7 +88,16 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// The work is done: what is in hand is only to be let go of, and no time limit runs any more.
+    pub fn end(&self) {
+        self.ended.set(true);
+        self.pause();
+    }
+
     fn resume(&self) {
+        if self.ended.get() {
+            return;
+        }
         if let (Some(cell), Some(work)) = (self.cell, &self.work) {
             cell.busy(work.id.as_ref(), work.limit);
         }

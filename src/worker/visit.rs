@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::doorbell::Doorbell;
 use super::holds::hold;
-use super::kit::{Ending, Errand, Fault, Journey, Kit, Way};
+use super::kit::{Away, Ending, Errand, Fault, Journey, Kit, Way};
 use super::loader::Loader;
 use super::outage::Draining;
-use super::{Outage, Shared, Stage, Turn};
+use super::{Outage, Shared, Turn};
 use crate::config::{Chain, ListName};
 use crate::queue::{
     Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Settled, dead_letter_list,
@@ -67,12 +67,13 @@ impl Visit<'_> {
         let start = Instant::now();
         let verdict = self.process(chain, claim, document);
         // Its chain is done with it, however long Redis takes.
-        self.turn.pause();
+        self.turn.end();
         self.settle(claim, chain, start, &verdict)
     }
 
     /// Lets go of a claim whose list no chain serves any more; fails as [`Visit::work`] does.
     pub fn return_unserved(&mut self, claim: &Claim) -> Result<(), Draining> {
+        self.turn.end();
         let entry = claim.shown();
         let Settled::Refused(why) = self.insist(|queue| queue.give_back(claim))? else {
             self.shared.count(Outcome::Returned);
@@ -112,7 +113,7 @@ impl Visit<'_> {
         match self.walk(chain, &id, document) {
             Ok(verdict) => verdict,
             Err(Ending::Failed(fault)) => Verdict::Bury(fault),
-            Err(Ending::Away(stages, fault)) => self.let_go(chain, &stages, fault),
+            Err(Ending::Away(away)) => self.let_go(chain, away),
             Err(Ending::Interrupted) => Verdict::GiveBack,
         }
     }
@@ -179,23 +180,37 @@ impl Visit<'_> {
     /// Those that do not answer a probe are away: the chain is on hold until they are back, and
     /// the vCon waits at the head of its list. Where all of them answer, it may be the vCon: it
     /// goes to the end, and others have their turn.
-    fn let_go(&mut self, chain: &Chain, stages: &[Stage], fault: Fault) -> Verdict {
+    fn let_go(&mut self, chain: &Chain, away: Away) -> Verdict {
+        let Away {
+            stages,
+            busy,
+            fault,
+        } = away;
         let config = Arc::clone(self.kit.config());
-        let mut away = false;
         self.turn.pause();
-        for stage in stages.iter().filter(|stage| stage.is_in(chain)) {
-            if let Err(failure) = self.kit.probe(stage) {
-                away = true;
+        let mut on_hold = false;
+        let mut answers = true;
+        for stage in &stages {
+            let Err(failure) = self.kit.probe(stage) else {
+                continue;
+            };
+            answers = false;
+            if stage.is_in(chain) {
+                on_hold = true;
                 let why = format!("{}: {failure}", fault.error);
                 let drain = self.turn.drain();
                 hold(self.shared, &config, stage, &why, self.door, drain);
+            } else {
+                // One that may hold a document that Redis has lost.
+                let health = &self.shared.health;
+                health.note_attempt(stage, fault.attempts, &failure);
             }
         }
-        if away {
+        if on_hold {
             return Verdict::GiveBack;
         }
         let health = &self.shared.health;
-        for stage in stages {
+        for stage in stages.iter().filter(|_| answers) {
             if health.note_failure(stage) {
                 let error = &fault.error;
                 log::warn!(
@@ -203,7 +218,8 @@ impl Visit<'_> {
                 );
             }
         }
-        Verdict::Postpone(health.since_success(stages), fault)
+        let worked = health.since_success(&stages);
+        Verdict::Postpone(worked.filter(|_| answers && !busy), fault)
     }
 
     /// Lets go of the claim in the way the verdict says; a Redis that is away is waited for.
@@ -272,7 +288,7 @@ impl Visit<'_> {
             Verdict::GiveBack => self.queue.give_back(claim)?,
             Verdict::Postpone(worked, fault) => {
                 let most = self.shared.settings.max_rounds;
-                match self.queue.postpone(claim, *worked, most)? {
+                match self.queue.postpone(claim, *worked, most, &fault.stage)? {
                     Postponed::Done => Settled::Done,
                     Postponed::NotOurs => Settled::NotOurs,
                     Postponed::Spent(rounds) => {

@@ -1,7 +1,7 @@
 //! Backends that stay away: their chains are on hold, others go on, and nothing is lost or runs out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -167,7 +167,7 @@ fn a_vcon_that_a_working_server_never_takes_becomes_a_dead_letter_and_holds_nobo
     let bad = samples[0].id.clone();
     let server = Webhook::deciding({
         let bad = bad.clone();
-        move |body| if body.contains(&bad) { 503 } else { 200 }
+        move |body| if body.contains(&bad) { 500 } else { 200 }
     });
     let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
     submit(&redis, "default", &samples);
@@ -187,7 +187,7 @@ fn a_vcon_that_a_working_server_never_takes_becomes_a_dead_letter_and_holds_nobo
     assert_eq!(redis.list("DLQ:default"), std::slice::from_ref(&bad));
     let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &bad]);
     assert!(reason.contains("\"stage\":\"link hook\""), "{reason}");
-    assert!(reason.contains("503"), "{reason}");
+    assert!(reason.contains("500"), "{reason}");
     assert!(reason.contains("\"attempts\":9"), "{reason}");
     daemon.stop();
 }
@@ -222,5 +222,90 @@ fn a_server_that_answers_and_takes_nothing_costs_time_only() {
     Ledger::of(&redis, &samples).settles();
     assert_eq!(daemon.count_in_log("link hook works again"), 1);
     assert_eq!(redis.keys("conserver:tries"), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_takes_only_some_makes_no_dead_letters() {
+    let redis = Redis::plain();
+    // Most are told to come again, whoever they are.
+    let server = Webhook::deciding({
+        let mut count = 0;
+        move |_| {
+            count += 1;
+            if count % 12 == 0 { 200 } else { 429 }
+        }
+    });
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
+    let samples = fresh(40);
+    submit(&redis, "default", &samples);
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[]))
+        .lanes(8)
+        .env("CONSERVER_MAX_ROUNDS", "2")
+        .start();
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+#[test]
+fn rounds_of_an_outage_do_not_count_after_it() {
+    let redis = Redis::plain();
+    let state = Arc::new(AtomicU16::new(500));
+    let server = Webhook::deciding({
+        let (state, mut count) = (Arc::clone(&state), 0);
+        move |_| match state.load(Ordering::Relaxed) {
+            200 => {
+                count += 1;
+                // Its first days are bumpy.
+                if count % 4 == 0 { 500 } else { 200 }
+            }
+            status => status,
+        }
+    });
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
+    let samples = fresh(4);
+    submit(&redis, "default", &samples);
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[]))
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .env("CONSERVER_MAX_ROUNDS", "3")
+        .start();
+    wait_until("each has failed in many rounds", PATIENCE, || {
+        server.requests().len() >= 4 * 6
+    });
+    state.store(200, Ordering::Relaxed);
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+#[test]
+fn vcons_that_go_round_do_not_run_out() {
+    let redis = Redis::plain();
+    let failing = Arc::new(AtomicBool::new(true));
+    let server = Webhook::deciding({
+        let failing = Arc::clone(&failing);
+        move |_| {
+            if failing.load(Ordering::Relaxed) {
+                503
+            } else {
+                200
+            }
+        }
+    });
+    let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    for sample in &samples {
+        redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", sample.id), "4"]);
+    }
+    // More lanes than vCons: each is in some lane's hands nearly always.
+    let daemon = conserver(&redis, &chain(&[("hook", hook)], &[]))
+        .lanes(4)
+        .env("VCON_REDIS_EXPIRY", "4")
+        .start();
+    // Longer than they would live: that they do not run out is what is tested.
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(redis.length("DLQ:default"), 0);
+    failing.store(false, Ordering::Relaxed);
+    Ledger::of(&redis, &samples).settles();
     daemon.stop();
 }

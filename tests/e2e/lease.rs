@@ -264,6 +264,7 @@ fn run_script<T: redis::FromRedisValue>(
 #[test]
 fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
     let script = concat!(
+        include_str!("../../src/queue/scripts/alive.lua"),
         include_str!("../../src/queue/scripts/record.lua"),
         include_str!("../../src/queue/scripts/recover.lua")
     );
@@ -283,6 +284,7 @@ fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
             guard,
             "somehow",
             "",
+            "60",
         ];
         run_script::<redis::Value>(&redis, script, &keys, &arguments)
     };

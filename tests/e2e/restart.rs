@@ -163,3 +163,21 @@ fn costs_only_one(workers: usize, lanes: usize) {
     assert_eq!(daemon.count_in_log("died unexpectedly"), 3);
     daemon.stop();
 }
+
+#[test]
+fn the_vcons_of_a_worker_that_died_once_are_worked_on_together() {
+    let redis = Redis::plain();
+    let samples = fresh(8);
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(1.5)], &[]))
+        .lanes(8)
+        .start();
+    submit(&redis, "default", &samples);
+    wait_until("all are in work", PATIENCE, || redis.length("default") == 0);
+    kill(Pid::from_raw(daemon.workers()[&1]), Signal::SIGKILL).expect("the worker runs");
+    let claimed = || redis.ask::<usize>(&["HLEN", "conserver:claims:here:1"]) == samples.len();
+    daemon.wait_for_log("left behind by a worker that ended", PATIENCE);
+    wait_until("all are in work again at once", PATIENCE, claimed);
+    Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}

@@ -2,7 +2,7 @@
 -- KEYS: the worker's claims hash, the lease on the instance's name, the set of instances, the instance's set of
 --       workers, then the ingress lists in order.
 -- ARGV: lane, the most bytes of a plain string document to hand over, the record of our lease, its time to live,
---       the instance, the worker.
+--       the instance, the worker, the time to live that the document gets where less than half of it is left.
 -- Answers {record, list, entry, context, kind, document, fault, deaths}; record is '' where all lists are empty.
 -- Where another daemon has the name, kind is 'not-ours' and document its record.
 -- A claim the lane already holds is answered again: its first answer, or its finish, was lost. Where another daemon
@@ -13,13 +13,19 @@ local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. (
 local function document(entry)
   if not entry:find(UUID) then return 'not-a-uuid', '' end
   local key = 'vcon:' .. entry
+  keep_alive(key, ARGV[7])
   local kind = redis.call('TYPE', key).ok
   if kind == 'string' then
     if redis.call('STRLEN', key) > tonumber(ARGV[2]) then return 'string-large', '' end
     return kind, redis.call('GET', key)
   elseif kind == 'ReJSON-RL' then
     local text = redis.pcall('JSON.GET', key)
-    if type(text) == 'table' then return 'unreadable', text.err or '' end
+    if type(text) == 'table' then
+      -- What the user may not do is no fault of the document: it is waited out.
+      local err = text.err or ''
+      if err:find('NOPERM') or err:find('user executing the script') then error(text) end
+      return 'unreadable', err
+    end
     return kind, text or ''
   end
   return kind, ''

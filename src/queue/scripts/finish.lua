@@ -2,7 +2,8 @@
 -- its claim.
 -- KEYS: the claims hash, the deaths hash, the vCon's key, the key of its new document, then the egress lists.
 -- ARGV: lane, record, uuid to announce, uuid claimed, context, the context's time to live,
---       '1' where there is a new document, a time to live for the vCon's key or ''.
+--       '1' where there is a new document, a time to live for the vCon's key or '', the one of a document whose
+--       key has expired in the meantime.
 -- Answers 1 when done, 0 when the claim is not ours any more, or the name of an egress key that is no list.
 -- The new document was written under a key of its own: a claim that is gone leaves the vCon as it is by now.
 
@@ -23,7 +24,11 @@ redis.call('HDEL', KEYS[1], '')
 if changed then
   local left = redis.call('PTTL', KEYS[3])
   redis.call('RENAME', KEYS[4], KEYS[3])
-  if left > 0 then redis.call('PEXPIRE', KEYS[3], left) else redis.call('PERSIST', KEYS[3]) end
+  if left == -1 then
+    redis.call('PERSIST', KEYS[3])
+  else
+    redis.call('PEXPIRE', KEYS[3], left > 0 and left or ARGV[9] * 1000)
+  end
 end
 if ARGV[8] ~= '' then redis.call('EXPIRE', KEYS[3], ARGV[8]) end
 for i = 5, #KEYS do

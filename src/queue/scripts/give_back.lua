@@ -1,6 +1,6 @@
 -- Puts a claimed entry back at the head of its list, with its context.
 -- KEYS: the claims hash, the ingress list.
--- ARGV: lane, record, entry, context, the context's time to live.
+-- ARGV: lane, record, entry, context, the context's time to live, the document's.
 -- Answers 1 when done, 0 when the claim is not ours any more, or the name of an ingress key that is no list.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -9,6 +9,7 @@ if kind ~= 'list' and kind ~= 'none' then return KEYS[2] .. ' holds a ' .. kind 
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 redis.call('LPUSH', KEYS[2], ARGV[3])
+keep_alive('vcon:' .. ARGV[3], ARGV[6])
 if ARGV[4] ~= '' then
   local key = 'context:' .. KEYS[2] .. ':' .. ARGV[3]
   redis.pcall('LPUSH', key, ARGV[4])

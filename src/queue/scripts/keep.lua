@@ -6,19 +6,13 @@
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
-local function keep(key, time)
-  local left = redis.call('PTTL', key)
-  if left < 0 or left >= time * 500 then return 0 end
-  return redis.call('EXPIRE', key, time)
-end
-
 if redis.call('TYPE', KEYS[1]).ok ~= 'list' then return {0, 0} end
 local entries = redis.call('LRANGE', KEYS[1], ARGV[1], ARGV[2])
 local kept = 0
 for _, entry in ipairs(entries) do
   if entry:find(UUID) then
-    kept = kept + keep('vcon:' .. entry, tonumber(ARGV[3]))
-    keep('context:' .. KEYS[1] .. ':' .. entry, tonumber(ARGV[4]))
+    kept = kept + keep_alive('vcon:' .. entry, ARGV[3])
+    keep_alive('context:' .. KEYS[1] .. ':' .. entry, ARGV[4])
   end
 end
 return {#entries, kept}

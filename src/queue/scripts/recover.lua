@@ -4,7 +4,8 @@
 -- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
 --       a dead letter document's time to live (0: for ever), the name of the dead worker,
 --       whether it died on 'all but' certain vCons or on 'these', the record that the lease must have, '' where
---       there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between spaces.
+--       there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between spaces,
+--       the documents' time to live.
 -- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on. Where the lease is
 -- another one, answers its record, '' where there is none.
 
@@ -49,9 +50,9 @@ local function bury(claim, deaths, why)
   redis.pcall('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
   if claim.uuid:find(UUID) then
     if ARGV[4] == '0' then
-      redis.call('PERSIST', 'vcon:' .. claim.uuid)
+      redis.pcall('PERSIST', 'vcon:' .. claim.uuid)
     else
-      redis.call('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4])
+      redis.pcall('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4])
     end
   end
   redis.pcall('HDEL', KEYS[2], claim.uuid)
@@ -85,12 +86,13 @@ for _, claim in ipairs(claims) do
       if claim.context ~= '' then
         local key = 'context:' .. claim.list .. ':' .. claim.uuid
         redis.pcall('LPUSH', key, claim.context)
-        redis.call('EXPIRE', key, ARGV[3])
+        redis.pcall('EXPIRE', key, ARGV[3])
       end
+      keep_alive('vcon:' .. claim.uuid, ARGV[10])
       report(claim.uuid, claim.list, deaths, 'returned')
     end
   end
   redis.call('HDEL', KEYS[1], claim.lane)
 end
-if #claims > 0 then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
+if #claims > 0 then redis.pcall('EXPIRE', KEYS[2], ARGV[2]) end
 return out

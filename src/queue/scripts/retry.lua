@@ -11,16 +11,20 @@ for _, key in ipairs({KEYS[1], KEYS[3]}) do
   if kind ~= 'list' and kind ~= 'none' then return key .. ' holds a ' .. kind .. ', not a list' end
 end
 
-local function take()
-  if not ARGV[3] then return redis.call('LPOP', KEYS[1]) end
-  return redis.call('LREM', KEYS[1], 0, ARGV[3]) > 0 and ARGV[3]
+local function oldest()
+  if not ARGV[3] then return redis.call('LINDEX', KEYS[1], 0) end
+  return redis.call('LPOS', KEYS[1], ARGV[3]) and ARGV[3]
 end
 
+-- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+redis.call('LTRIM', KEYS[1], 0, -1)
 local moved = 0
 while moved < tonumber(ARGV[1]) do
-  local entry = take()
+  local entry = oldest()
   if not entry then break end
+  -- Put before it is taken: what is refused here leaves it where it is.
   redis.call('RPUSH', KEYS[3], entry)
+  if ARGV[3] then redis.call('LREM', KEYS[1], 0, entry) else redis.call('LPOP', KEYS[1]) end
   moved = moved + 1
   -- Nothing from here on may keep the move from being counted.
   for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5]}) do redis.pcall('HDEL', key, entry) end

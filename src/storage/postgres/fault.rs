@@ -10,8 +10,8 @@
 //! | 23 | a constraint that this vCon breaks; 23502 only for a column that we write | permanent |
 //! | 54 | larger than the server can hold | permanent |
 //! | P0 | a trigger that says no | permanent |
-//! | XX000 | an internal error of the server at this statement | permanent |
-//! | all others | connections (08), read-only or a standby (25006), deadlocks and serialization (40), rights and columns (42), out of disk, memory or connections (53), locks (55), statement timeout, shutdown, start-up (57), the server's system (58), spoilt files (XX001, XX002), … | transient |
+//! | 40, 53, 55P03, 57014 | others were in the way: deadlocks and serialization, too many connections, locks, the statement timeout | transient, by chance |
+//! | all others | connections (08), read-only or a standby (25006), rights and columns (42), shutdown, start-up (57), the server's system (58), its own errors (XX), which are also those of a pooler, … | transient |
 //!
 //! An error that ends the session (FATAL) is none of the vCon's, whatever its state.
 
@@ -49,11 +49,17 @@ fn blames_vcon(state: &str, column: Option<&str>) -> bool {
     match state {
         // A column that somebody has added and that takes no NULL: no vCon fits.
         "23502" => column.is_some_and(|column| COLUMNS.contains(&column)),
-        "XX000" => true,
         _ => ["21", "22", "23", "44", "54", "P0"]
             .iter()
             .any(|class| state.starts_with(class)),
     }
+}
+
+/// Whether it is chance that this statement met it: others were in the way.
+pub(super) fn is_chance(error: &Error) -> bool {
+    state(error).is_some_and(|state| {
+        state.starts_with("40") || state.starts_with("53") || matches!(state, "55P03" | "57014")
+    })
 }
 
 /// The session no longer fits the server, though a new one may: it was ended (57P), the server
@@ -143,7 +149,7 @@ mod tests {
     fn states_are_classified_as_the_table_says() {
         for state in [
             "21000", "22001", "22021", "22P02", "22P05", "23503", "23505", "23514", "44000",
-            "54000", "P0001", "XX000",
+            "54000", "P0001",
         ] {
             assert!(blames_vcon(state, None), "{state}");
         }

@@ -24,6 +24,7 @@ impl Server {
     ) -> Result<Answer, String> {
         let script = without_guard(
             concat!(
+                include_str!("../../../src/queue/scripts/alive.lua"),
                 include_str!("../../../src/queue/scripts/record.lua"),
                 include_str!("../../../src/queue/scripts/claim.lua")
             ),
@@ -38,13 +39,14 @@ impl Server {
         let keys = [&claims, &lease, "conserver:instances", &workers, LIST];
         let record = self.contents.leases[daemon][0].as_bytes();
         let number = number(worker).to_string();
-        let args: [&[u8]; 6] = [
+        let args: [&[u8]; 7] = [
             b"1",
             b"9",
             record,
             b"900",
             NAMES[name].as_bytes(),
             number.as_bytes(),
+            b"900",
         ];
         let answer: Vec<String> = evaluate(&mut self.connection, &script, &keys, &args);
         match (answer[4].as_str(), answer[2].as_str()) {
@@ -66,7 +68,7 @@ impl Server {
         );
         let record = &self.contents.claims[&(name, worker, vcon, Run::Last(daemon))];
         let id = id.as_str().as_bytes();
-        let args: [&[u8]; 8] = [b"1", record, id, id, b"", b"9", b"0", b""];
+        let args: [&[u8]; 9] = [b"1", record, id, id, b"", b"9", b"0", b"", b"9"];
         evaluate::<Value>(&mut self.connection, &script, &keys, &args);
     }
 
@@ -74,6 +76,7 @@ impl Server {
     pub(super) fn recover_unguarded(&mut self, store: &Store, name: Index) {
         let script = without_guard(
             concat!(
+                include_str!("../../../src/queue/scripts/alive.lua"),
                 include_str!("../../../src/queue/scripts/record.lua"),
                 include_str!("../../../src/queue/scripts/recover.lua")
             ),
@@ -82,7 +85,9 @@ impl Server {
         for worker in (0..2).filter(|worker| store.workers[name][*worker]) {
             let claims = claims_key(name, worker);
             let keys = [&claims, "conserver:deaths", "conserver:instance:none"];
-            let args: [&[u8]; 9] = [b"2", b"99", b"99", b"0", b"x", b"all but", b"", b"x", b""];
+            let args: [&[u8]; 10] = [
+                b"2", b"99", b"99", b"0", b"x", b"all but", b"", b"x", b"", b"99",
+            ];
             evaluate::<Value>(&mut self.connection, &script, &keys, &args);
         }
     }

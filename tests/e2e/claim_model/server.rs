@@ -337,7 +337,7 @@ impl Server {
             ),
             How::GiveBack => queue.give_back(claim),
             How::Postpone => queue
-                .postpone(claim, None, 0)
+                .postpone(claim, None, 0, "")
                 .map(|postponed| match postponed {
                     Postponed::Done => Settled::Done,
                     Postponed::NotOurs => Settled::NotOurs,
