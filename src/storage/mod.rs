@@ -5,6 +5,7 @@
 //! opened anew by the lane after a panic.
 
 mod bounded;
+mod elasticsearch;
 pub mod fanout;
 mod file;
 mod postgres;
@@ -30,6 +31,12 @@ pub trait Storage: Send {
     /// Answers whether the backend could be used now, within a few seconds and without writing
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
+
+    /// Whether what is saved can be got back. One that hands documents on, and keeps none, is not
+    /// asked for them.
+    fn keeps_documents(&self) -> bool {
+        true
+    }
 }
 
 /// One row of the table of known storages.
@@ -50,6 +57,10 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "storage.s3",
         open: s3::open,
+    },
+    Module {
+        name: "storage.elasticsearch",
+        open: elasticsearch::open,
     },
     Module {
         name: "storage.file",

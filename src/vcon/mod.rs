@@ -13,6 +13,7 @@ mod id;
 mod json;
 mod normalise;
 mod outgoing;
+mod parts;
 #[cfg(test)]
 mod properties;
 mod tags;
@@ -22,3 +23,4 @@ pub use document::Vcon;
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use outgoing::{Outgoing, Version};
+pub use parts::{OpenPart, Parts};

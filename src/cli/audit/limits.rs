@@ -10,9 +10,6 @@ const MAY_HALT: &[&str] = &[
     "links.exec",
 ];
 
-/// Storages that cannot be asked for what they were given.
-const CANNOT_BE_ASKED: &[&str] = &["storage.webhook"];
-
 /// What the summary has to warn of, a sentence for each.
 pub(super) fn of(config: &Config) -> Vec<String> {
     let mut sentences = Vec::new();
@@ -35,10 +32,8 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         }
     }
     let storages = config.storages.iter();
-    let names: Vec<(&str, &str)> = storages
-        .map(|(name, storage)| (name.as_str(), storage.module.as_str()))
-        .collect();
-    for storage in chosen(&names, CANNOT_BE_ASKED) {
+    let keeps_none = storages.filter(|(_, storage)| !storage.open_storage().keeps_documents());
+    for (storage, _) in keeps_none {
         sentences.push(format!(
             "storage {storage} cannot be asked for a vCon: what is only there counts as missing"
         ));
@@ -65,6 +60,22 @@ mod tests {
     fn modules_are_chosen_by_their_names() {
         let names = [("some", "links.sampler"), ("tagger", "links.tag")];
         assert_eq!(chosen(&names, MAY_HALT).collect::<Vec<_>>(), ["some"]);
+    }
+
+    #[test]
+    fn a_storage_that_cannot_give_a_document_back_is_told_of() {
+        let text = "
+storages:
+  files: {module: storage.file}
+  es: {module: storage.elasticsearch, options: {url: 'http://h:9200'}}
+chains:
+  main: {storages: [files, es], ingress_lists: [a]}
+";
+        let config = Config::parse(text, Path::new("config.yml"))
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        let sentences = of(&config);
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        assert!(sentences[0].starts_with("storage es cannot be asked"));
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl Shelves {
                 storage: storage.open_storage(),
                 found: 0,
             })
+            .filter(|shelf| shelf.storage.keeps_documents())
             .collect(),
         )
     }
