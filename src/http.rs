@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of vCons. Messages name a URL without its user, password and query.
 
+mod agent;
+
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
@@ -10,9 +12,10 @@ use std::time::Duration;
 use ureq::http::header::CONTENT_TYPE;
 use ureq::http::uri::Scheme;
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+
 use ureq::{Agent, Body, Error};
 
+pub use self::agent::{Trust, agent, agent_that_trusts};
 use crate::failure::Failure;
 
 /// How long connecting to one address may take when a server is only to be reached.
@@ -47,6 +50,23 @@ impl FromStr for Url {
     }
 }
 
+impl Url {
+    /// The URL of something below it; `path` begins with a slash and may have a query. A query
+    /// of its own is lost.
+    pub fn below(&self, path: &str) -> Result<Uri, ureq::http::Error> {
+        let above = self.0.path().trim_end_matches('/');
+        let authority = self
+            .0
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        Uri::builder()
+            .scheme(self.0.scheme_str().unwrap_or_default())
+            .authority(authority)
+            .path_and_query(format!("{above}{path}"))
+            .build()
+    }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.0.scheme_str().unwrap_or_default();
@@ -62,24 +82,6 @@ impl fmt::Debug for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Url({self})")
     }
-}
-
-/// An agent that keeps its connections, takes at most `timeout` for a request and its answer,
-/// trusts what the system trusts, and follows no redirect: a redirected POST loses its body.
-pub fn agent(timeout: Duration) -> Agent {
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(RootCerts::PlatformVerifier)
-        .build();
-    Agent::config_builder()
-        .timeout_global(Some(timeout))
-        .tls_config(tls)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .http_status_as_error(false)
-        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
 }
 
 /// Answers whether a connection to the URL's host can be made, within a few seconds. Nothing is
@@ -257,6 +259,17 @@ pub(crate) mod tests {
             .unwrap();
         assert_eq!(url.to_string(), "https://h.example.com:8443/a/b");
         assert_eq!(format!("{url:?}"), "Url(https://h.example.com:8443/a/b)");
+    }
+
+    #[test]
+    fn what_is_below_a_url_keeps_its_login_and_loses_its_query() {
+        for (url, below) in [
+            ("http://h", "http://h/_x?y=z"),
+            ("https://u:p@h:9200/es/?a=b", "https://u:p@h:9200/es/_x?y=z"),
+        ] {
+            let url: Url = url.parse().unwrap();
+            assert_eq!(url.below("/_x?y=z").unwrap().to_string(), below);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! - [`worker`]: lanes, and the way of a vCon from claim to finish; [`monitor`].
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
-//!   know nothing of the queue, and share [`failure`], [`http`] and [`webhooks`].
+//!   know nothing of the queue, and share [`failure`], [`http`], [`authorities`] and [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags.
 //! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
@@ -32,6 +32,7 @@
 //! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
 //! ingress list, a claims hash, a dead letter queue, or finished.
 
+pub mod authorities;
 pub mod child;
 pub mod cli;
 pub mod config;

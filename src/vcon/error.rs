@@ -17,6 +17,16 @@ pub enum VconError {
         /// What it is, as in "a string".
         kind: &'static str,
     },
+    /// An element of a list is none of its parts.
+    #[error("`{list}[{number}]` is {kind}, not an object")]
+    PartNotAnObject {
+        /// The list.
+        list: &'static str,
+        /// The element's place.
+        number: usize,
+        /// What it is, as in "a string".
+        kind: &'static str,
+    },
     /// There is a `tags` attachment, and tags cannot be added to what it holds.
     #[error("the body of the `tags` attachment is not a JSON array")]
     TagsNotAnArray,

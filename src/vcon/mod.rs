@@ -13,6 +13,7 @@ mod id;
 mod json;
 mod normalise;
 mod outgoing;
+mod parts;
 #[cfg(test)]
 mod properties;
 mod reduce;
@@ -23,3 +24,4 @@ pub use document::{DialogBody, Vcon};
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use outgoing::{Outgoing, Version};
+pub use parts::{OpenPart, Parts};

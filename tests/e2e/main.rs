@@ -30,6 +30,8 @@ mod dependencies;
 mod disk_faults;
 mod dlq;
 mod documents;
+mod elasticsearch;
+mod elasticsearch_faults;
 mod failover;
 mod harness;
 mod holds;

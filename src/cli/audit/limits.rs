@@ -69,14 +69,16 @@ mod tests {
 storages:
   files: {module: storage.file}
   post: {module: storage.webhook, options: {webhook-urls: 'http://h/'}}
+  es: {module: storage.elasticsearch, options: {url: 'http://h:9200'}}
 chains:
-  main: {storages: [files, post], ingress_lists: [a]}
+  main: {storages: [files, post, es], ingress_lists: [a]}
 ";
         let config = Config::parse(text, Path::new("config.yml"))
             .unwrap_or_else(|errors| panic!("{errors}"));
         let sentences = of(&config);
-        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        assert_eq!(sentences.len(), 2, "{sentences:?}");
         assert!(sentences[0].starts_with("storage post cannot be asked"));
+        assert!(sentences[1].starts_with("storage es cannot be asked"));
     }
 
     #[test]

@@ -18,7 +18,6 @@ use postgres::config::SslMode as Wire;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -26,6 +25,7 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::authorities;
 use crate::config::Options;
 
 const MODES: &[(&str, Mode)] = &[
@@ -129,18 +129,7 @@ impl Tls {
 
 fn read_authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    let shown = file.display();
-    for certificate in
-        CertificateDer::pem_file_iter(file).map_err(|e| format!("could not read {shown}: {e}"))?
-    {
-        let certificate = certificate.map_err(|e| format!("could not read {shown}: {e}"))?;
-        roots
-            .add(certificate)
-            .map_err(|e| format!("{shown} holds a certificate that cannot be used: {e}"))?;
-    }
-    if roots.is_empty() {
-        return Err(format!("{shown} holds no certificate in PEM form"));
-    }
+    roots.add_parsable_certificates(authorities::read(file)?);
     Ok(roots)
 }
 

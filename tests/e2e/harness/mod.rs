@@ -10,9 +10,11 @@ mod config;
 mod conserver;
 mod daemon;
 mod disk;
+mod elastic;
 mod files;
 mod guard;
 mod ledger;
+mod nginx;
 mod postgres;
 mod preload;
 mod processes;
@@ -40,8 +42,10 @@ pub use config::{chain, delay};
 pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
 pub use disk::Disk;
+pub use elastic::Elastic;
 pub use files::Files;
 pub use ledger::Ledger;
+pub use nginx::{Nginx, Terms};
 pub use preload::preload;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,

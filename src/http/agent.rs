@@ -1,0 +1,48 @@
+//! The agent that makes requests: connections, time limits, certificates.
+
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+/// Whose certificates are taken.
+pub enum Trust {
+    /// Those of the authorities that the system trusts.
+    System,
+    /// Those of these authorities.
+    Authorities(Vec<CertificateDer<'static>>),
+    /// Anybody's.
+    Anyone,
+}
+
+/// An agent that keeps its connections, takes at most `timeout` for a request and its answer,
+/// trusts what the system trusts, and follows no redirect: a redirected POST loses its body.
+pub fn agent(timeout: Duration) -> Agent {
+    agent_that_trusts(&Trust::System, timeout)
+}
+
+/// The same, with other certificates.
+pub fn agent_that_trusts(trust: &Trust, timeout: Duration) -> Agent {
+    let roots = match trust {
+        Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
+        Trust::Authorities(authorities) => {
+            let owned = |der: &CertificateDer<'static>| Certificate::from_der(der).to_owned();
+            RootCerts::from(authorities.iter().map(owned))
+        }
+    };
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(roots)
+        .disable_verification(matches!(trust, Trust::Anyone))
+        .build();
+    Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .tls_config(tls)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .new_agent()
+}

@@ -1,0 +1,301 @@
+//! `storage.elasticsearch`: one document for each part of a vCon, in indices of Elasticsearch or
+//! OpenSearch.
+//!
+//! Layout: parties in `<prefix>vcon_parties_<role>` or `<prefix>vcon_parties`, attachments in
+//! `<prefix>vcon_attachments_<purpose, type or unknown>`, analyses in
+//! `<prefix>vcon_analysis_<type or unknown>`, dialogs in `<prefix>vcon_dialog`, under the id
+//! `<uuid>_<place in its list>`. The names are in lower case; what no index may be called becomes
+//! `_`. Each document is the part with `vcon_id`, `started_at` (the first dialog's `start`, where
+//! there is one) and `tenant_id` (the `id` in the body of an attachment with the purpose `tenant`,
+//! where there is one). Bodies of attachments and analyses that are JSON text are indexed parsed.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `url` | required, or `cloud_id` | `http(s)://host[:port][/path]` |
+//! | `cloud_id` | | of a deployment in Elastic Cloud |
+//! | `username`, `password` | none | |
+//! | `api_key` | none | instead of them; encoded, or as `id:key` |
+//! | `ca_certs` | the system's | a file of the authorities to trust, in PEM form, read when the configuration is |
+//! | `verify_certs` | `true` | `false`: any certificate will do |
+//! | `index_prefix` | none | before the name of every index |
+//! | `timeout` | `30` | seconds for one request, from the name's resolution to the last byte |
+//!
+//! The user needs the rights `read`, `write`, `create_index` and `view_index_metadata` on
+//! `<prefix>vcon_*`. A vCon takes three requests: which indices there are, which documents it has
+//! in them already (see the module `former`), and one `_bulk` that removes those it has no longer
+//! and writes all others. The same vCon saved again overwrites the same documents, so a request
+//! whose answer was lost can be sent again; what was refused in part is done again as a whole.
+//!
+//! Documents do not make a vCon: what stands outside its parts is not indexed, and a body that was
+//! JSON text is another one afterwards. So nothing can be got back from here; `get` never finds
+//! anything, and neither a vCon that Redis has lost nor an audit is looked for in this storage.
+//!
+//! Which answers are transient and which permanent stands in one table, in the module `fault`. The
+//! server maps a field by the first value it gets: where bodies of one name are text in one vCon
+//! and an object in another, one of both is refused, until the index has a mapping that takes both
+//! (`"body": {"type": "object", "enabled": false}`).
+
+mod bulk;
+mod documents;
+mod fault;
+mod former;
+mod names;
+mod options;
+mod request;
+mod section;
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use self::bulk::Bulk;
+use self::documents::Document;
+use self::fault::Reason;
+use self::former::{Indices, MOST, Place, Window};
+use self::request::{Answer, Question, Server};
+use self::section::Section;
+use super::Storage;
+use crate::config::Options;
+use crate::failure::Failure;
+use crate::http::agent_that_trusts;
+use crate::vcon::{Outgoing, VconId};
+
+/// How long a probe waits for an answer.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// A probe tries no more of the indices that have refused something.
+const MOST_PROBED: usize = 20;
+
+/// Reads the options.
+pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
+    let url = options::url(options);
+    let (authorization, secrets) = options::login(options);
+    let trust = options::trust(options);
+    let prefix = options.string_or("index_prefix", "").trim().to_owned();
+    if let Some(fault) = names::fault(&prefix) {
+        options.fault("index_prefix", fault);
+    }
+    let timeout = options.seconds_or("timeout", 30.0);
+    if timeout.is_zero() {
+        options.fault("timeout", "must be more than 0");
+    }
+    Box::new(Elasticsearch {
+        server: url.map(|url| Server {
+            url,
+            agent: agent_that_trusts(&trust, timeout),
+            authorization,
+            secrets,
+        }),
+        prefix,
+        timeout,
+        refused: Vec::new(),
+    })
+}
+
+struct Elasticsearch {
+    /// `None` after a fault in the options.
+    server: Option<Server>,
+    prefix: String,
+    timeout: Duration,
+    /// The indices to which the latest write was refused, for a reason that may pass.
+    refused: Vec<String>,
+}
+
+impl Storage for Elasticsearch {
+    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+        let what = format!("save vCon {}", vcon.id);
+        let documents = documents::of(vcon, &self.prefix)
+            .map_err(|error| Failure::permanent(self.message(&what, &error.to_string())))?;
+        let former = self.former(&what, &vcon.id, &documents)?;
+        self.replace(&what, &vcon.id, former, &documents)
+    }
+
+    /// What is indexed does not make a vCon.
+    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
+    fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
+        let what = format!("delete vCon {id}");
+        let former = self.former(&what, id, &[])?;
+        self.replace(&what, id, former, &[])
+    }
+
+    /// Asks which indices there are, as each save does. After a write was refused for a reason
+    /// that may pass, only another write can tell: one that finds no document to update.
+    fn probe(&mut self) -> Result<(), Failure> {
+        let limit = self.timeout.min(PROBE);
+        if self.refused.is_empty() {
+            return self.indices("list indices", limit).map(|_| ());
+        }
+        let nobody = VconId::random();
+        let mut bulk = Bulk::new(&nobody);
+        for index in self.refused.iter().take(MOST_PROBED) {
+            bulk.try_to_write(index);
+        }
+        self.write("write", &bulk, limit)
+    }
+
+    fn keeps_documents(&self) -> bool {
+        false
+    }
+}
+
+impl Elasticsearch {
+    /// Where parts of the vCon are, by rounds of their numbers; the first round covers all the
+    /// numbers that the documents have, and some more.
+    fn former(
+        &self,
+        what: &str,
+        id: &VconId,
+        documents: &[Document],
+    ) -> Result<Vec<Vec<Place>>, Failure> {
+        let indices = self.indices(what, self.timeout)?;
+        let mut windows: BTreeMap<Section, Window> = BTreeMap::new();
+        for section in indices.keys() {
+            let parts = documents.iter().filter(|it| it.section == *section).count();
+            windows.insert(*section, Window::first(parts));
+        }
+        let mut rounds: Vec<Vec<Place>> = Vec::new();
+        while !windows.is_empty() {
+            let mut round = Vec::new();
+            let mut next = BTreeMap::new();
+            for (section, window) in windows {
+                let places = indices.get(&section);
+                let places = places.map(|indices| window.places(section, indices));
+                let found = self.found(what, id, &places.unwrap_or_default())?;
+                next.extend(window.next(&found).map(|window| (section, window)));
+                round.extend(found);
+            }
+            rounds.push(round);
+            windows = next;
+        }
+        Ok(rounds)
+    }
+
+    /// Removes what was there and is no more, and writes the documents, in one request.
+    ///
+    /// Only where there was far more than there is now, the surplus goes first, the highest
+    /// numbers before the others: so whatever is left when that breaks off is found again, as no
+    /// gap is wider than what is asked for.
+    fn replace(
+        &mut self,
+        what: &str,
+        id: &VconId,
+        former: Vec<Vec<Place>>,
+        documents: &[Document],
+    ) -> Result<(), Failure> {
+        let mut rounds = former.into_iter();
+        let near = rounds.next().unwrap_or_default();
+        for far in rounds.rev() {
+            let mut bulk = Bulk::new(id);
+            far.iter().for_each(|place| bulk.delete(place));
+            self.write(what, &bulk, self.timeout)?;
+        }
+        let kept: HashSet<(&str, usize)> = documents
+            .iter()
+            .map(|document| (document.index.as_str(), document.number))
+            .collect();
+        let mut bulk = Bulk::new(id);
+        // First: an index may be one of ours under another name, and hold what is written next.
+        for place in near {
+            if !kept.contains(&(place.index.as_str(), place.number)) {
+                bulk.delete(&place);
+            }
+        }
+        documents.iter().for_each(|document| bulk.index(document));
+        self.write(what, &bulk, self.timeout)
+    }
+
+    fn indices(&self, what: &str, limit: Duration) -> Result<Indices, Failure> {
+        let prefix = utf8_percent_encode(&self.prefix, NON_ALPHANUMERIC);
+        let path = format!("/{prefix}vcon_*/_alias?expand_wildcards=open");
+        let answer = self.ask(what, &path, Question::Get, limit)?;
+        let indices = former::indices(&self.prefix, &answer.json);
+        indices.ok_or_else(|| self.stranger(what))
+    }
+
+    /// Those of the places where there is a document.
+    fn found(&self, what: &str, id: &VconId, places: &[Place]) -> Result<Vec<Place>, Failure> {
+        let mut found = Vec::new();
+        for some in places.chunks(MOST) {
+            let question = former::question(id, some);
+            let answer = self.ask(what, "/_mget", Question::Post(&question), self.timeout)?;
+            match former::found(some, &answer.json) {
+                Ok(places) => found.extend(places.into_iter().cloned()),
+                Err(serde_json::Value::Null) => return Err(self.stranger(what)),
+                Err(error) => {
+                    let reason = Reason::of(Some(&error));
+                    let why = fault::described(u64::from(answer.status), &reason);
+                    return Err(Failure::transient(self.message(what, &why)));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn write(&mut self, what: &str, bulk: &Bulk<'_>, limit: Duration) -> Result<(), Failure> {
+        if bulk.is_empty() {
+            return Ok(());
+        }
+        let path = "/_bulk?filter_path=errors,items.*.status,items.*.error";
+        let answer = self.ask(what, path, Question::PostLines(bulk.body()), limit)?;
+        let refusal = bulk
+            .refusal(&answer.json)
+            .map_err(|why| Failure::transient(self.message(what, why)))?;
+        let Some(refusal) = refusal else {
+            self.refused.clear();
+            return Ok(());
+        };
+        let message = self.message(what, &refusal.message);
+        if refusal.is_the_vcons {
+            return Err(Failure::permanent(message));
+        }
+        self.refused = refusal.indices;
+        Err(Failure::transient(message))
+    }
+
+    fn ask(
+        &self,
+        what: &str,
+        path: &str,
+        question: Question<'_>,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let Some(server) = &self.server else {
+            return Err(Failure::transient(self.message(what, "no address")));
+        };
+        let answer = server
+            .ask(path, question, limit)
+            .map_err(|why| Failure::transient(self.message(what, &why)))?;
+        if answer.is_success() {
+            return Ok(answer);
+        }
+        let reason = Reason::of(answer.json.get("error"));
+        let why = fault::described(u64::from(answer.status), &reason);
+        let message = self.message(what, &why);
+        Err(match answer.status {
+            413 => Failure::permanent(message),
+            _ => Failure::transient(message),
+        })
+    }
+
+    fn stranger(&self, what: &str) -> Failure {
+        let why = "the answer is none of Elasticsearch; see to `url`";
+        Failure::transient(self.message(what, why))
+    }
+
+    fn message(&self, what: &str, why: &str) -> String {
+        match &self.server {
+            Some(server) => {
+                let why = server.without_secrets(why);
+                format!("Elasticsearch {}: could not {what}: {why}", server.url)
+            }
+            None => format!("Elasticsearch: could not {what}: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! The storage against answers that no server at hand gives; no server.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::thread::{self, JoinHandle};
+
+use super::*;
+use crate::vcon::{Vcon, Version};
+
+const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
+const NO_INDEX: &str = "{}";
+const DIALOGS: &str = r#"{"vcon_dialog":{"aliases":{}}}"#;
+
+/// Gives each connection the next answer, and returns the requests as they came.
+fn serve(answers: Vec<(u16, String)>) -> (String, JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = thread::spawn(move || {
+        let answer = |(status, body): &(u16, String)| {
+            let (stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(&stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+            }
+            let length = head.to_lowercase();
+            let length = length
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: "));
+            let mut sent = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+            reader.read_exact(&mut sent).unwrap();
+            let length = body.len();
+            let text = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            (&stream).write_all(text.as_bytes()).unwrap();
+            head + &String::from_utf8(sent).unwrap()
+        };
+        answers.iter().map(answer).collect()
+    });
+    (address, server)
+}
+
+fn storage(address: &str) -> Box<dyn Storage> {
+    let mut options = Options::from_yaml(&format!(
+        "{{url: 'http://{address}/es/', username: keeper, password: Geheim, timeout: 10}}"
+    ));
+    let storage = open(&mut options);
+    options.finish();
+    assert_eq!(options.faults(), [""; 0]);
+    storage
+}
+
+fn vcon(dialogs: usize) -> Outgoing {
+    let dialog = vec!["{}"; dialogs].join(",");
+    let text = format!("{{\"dialog\":[{dialog}]}}");
+    let mut vcon = Vcon::parse(ID.parse().unwrap(), text).unwrap();
+    vcon.outgoing(Version::Current)
+}
+
+fn fine(body: impl Into<String>) -> (u16, String) {
+    (200, body.into())
+}
+
+/// An answer to `_mget`: of so many places, the numbers that are there.
+fn there(places: usize, numbers: &[usize]) -> (u16, String) {
+    let doc = |number| format!("{{\"found\":{}}}", numbers.contains(&number));
+    let docs: Vec<String> = (0..places).map(doc).collect();
+    fine(format!("{{\"docs\":[{}]}}", docs.join(",")))
+}
+
+/// An answer to `_bulk`.
+fn done(items: &[&str]) -> (u16, String) {
+    let items: Vec<String> = items
+        .iter()
+        .map(|item| format!("{{\"index\":{item}}}"))
+        .collect();
+    fine(format!("{{\"items\":[{}]}}", items.join(",")))
+}
+
+const OK: &str = r#"{"status":201}"#;
+const BUSY: &str =
+    r#"{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"queue full"}}"#;
+const BLOCKED: &str = r#"{"status":403,"error":{"type":"cluster_block_exception","reason":"index [vcon_dialog] blocked"}}"#;
+const MISFIT: &str = r#"{"status":400,"error":{"type":"mapper_parsing_exception","reason":"failed to parse field [body]","caused_by":{"reason":"not a number"}}}"#;
+const ABSENT: &str = r#"{"status":404,"result":"not_found"}"#;
+
+#[test]
+fn a_part_that_is_refused_for_good_makes_the_failure_permanent() {
+    for (items, is_transient, words) in [
+        (
+            [OK, BUSY],
+            true,
+            "1 of 2 parts were refused, first dialog 1 in index vcon_dialog: HTTP 429: es_rejected_execution_exception: queue full",
+        ),
+        ([BUSY, MISFIT], false, "2 of 2 parts were refused"),
+        (
+            [MISFIT, OK],
+            false,
+            "first dialog 0 in index vcon_dialog: HTTP 400: mapper_parsing_exception: failed to parse field [body]: not a number; mend the vCon",
+        ),
+    ] {
+        let (address, server) = serve(vec![fine(NO_INDEX), done(&items)]);
+        let failure = storage(&address).save(&vcon(2)).unwrap_err();
+        assert_eq!(failure.is_transient(), is_transient, "{failure}");
+        assert!(failure.message.contains(words), "{failure}");
+        let start = format!("Elasticsearch http://{address}/es/: could not save vCon {ID}: ");
+        assert!(failure.message.starts_with(&start), "{failure}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn one_request_writes_all_parts_with_the_login() {
+    let (address, server) = serve(vec![fine(NO_INDEX), done(&[OK, OK])]);
+    storage(&address).save(&vcon(2)).unwrap();
+    let requests = server.join().unwrap();
+    assert!(
+        requests[0].starts_with("GET /es/vcon_*/_alias?"),
+        "{}",
+        requests[0]
+    );
+    assert!(
+        requests[1].starts_with("POST /es/_bulk?"),
+        "{}",
+        requests[1]
+    );
+    for request in &requests {
+        let head = request.to_lowercase();
+        assert!(
+            head.contains("\r\nauthorization: basic a2vlcgvyokdlagvpbq==\r\n"),
+            "{head}"
+        );
+    }
+    let body = requests[1].split("\r\n\r\n").nth(1).unwrap();
+    let lines: Vec<&str> = body.lines().collect();
+    assert_eq!(
+        lines[0],
+        format!(r#"{{"index":{{"_id":"{ID}_0","_index":"vcon_dialog"}}}}"#)
+    );
+    assert_eq!(lines[1], format!(r#"{{"vcon_id":"{ID}"}}"#));
+    assert_eq!(lines.len(), 4);
+    assert!(body.ends_with('\n'));
+}
+
+#[test]
+fn a_large_surplus_goes_from_its_end() {
+    let answers = vec![
+        fine(DIALOGS),
+        there(17, &[0, 1, 16]),
+        // From 17 to 33, and from 34 to 67.
+        there(17, &[16]),
+        there(34, &[]),
+        done(&[OK]),
+        done(&[OK, OK, OK]),
+    ];
+    let (address, server) = serve(answers);
+    storage(&address).save(&vcon(1)).unwrap();
+    let requests = server.join().unwrap();
+    let actions = |request: &String| -> Vec<String> {
+        let body = request.split("\r\n\r\n").nth(1).unwrap();
+        let lines = body.lines().filter(|line| line.contains("_index"));
+        let short = |line: &str| {
+            line.replace(ID, "U")
+                .replace(r#","_index":"vcon_dialog""#, "")
+        };
+        lines.map(short).collect()
+    };
+    assert_eq!(actions(&requests[4]), [r#"{"delete":{"_id":"U_33"}}"#]);
+    assert_eq!(
+        actions(&requests[5]),
+        [
+            r#"{"delete":{"_id":"U_1"}}"#,
+            r#"{"delete":{"_id":"U_16"}}"#,
+            r#"{"index":{"_id":"U_0"}}"#
+        ]
+    );
+}
+
+#[test]
+fn a_probe_tries_to_write_only_after_a_write_was_refused() {
+    let (address, server) = serve(vec![
+        fine(NO_INDEX),
+        fine(NO_INDEX),
+        done(&[BLOCKED]),
+        done(&[BLOCKED]),
+        done(&[ABSENT]),
+        fine(NO_INDEX),
+    ]);
+    let mut storage = storage(&address);
+    assert_eq!(storage.probe(), Ok(()));
+    assert!(storage.save(&vcon(1)).unwrap_err().is_transient());
+    let failure = storage.probe().unwrap_err();
+    assert!(failure.is_transient());
+    assert!(failure.message.contains("lift the block"), "{failure}");
+    assert_eq!(storage.probe(), Ok(()));
+    assert_eq!(storage.probe(), Ok(()));
+    let requests = server.join().unwrap();
+    assert!(requests[3].contains(r#"{"update":{"#), "{}", requests[3]);
+    assert!(!requests[3].contains(ID), "{}", requests[3]);
+}
+
+#[test]
+fn answers_to_a_request_are_classified() {
+    let body = |kind: &str| format!(r#"{{"error":{{"type":"{kind}","reason":"keeper: Geheim"}}}}"#);
+    for (status, body, is_transient, words) in [
+        (
+            401,
+            body("security_exception"),
+            true,
+            "security_exception: ***: ***; see to `username`",
+        ),
+        (
+            403,
+            body("security_exception"),
+            true,
+            "give this user the rights",
+        ),
+        (
+            404,
+            "<html>".to_owned(),
+            true,
+            "this is no Elasticsearch: see to `url`",
+        ),
+        (302, String::new(), true, "give the URL that it leads to"),
+        (400, "<html>".to_owned(), true, "HTTP 400"),
+        (429, body("circuit_breaking_exception"), true, "HTTP 429"),
+        (503, String::new(), true, "HTTP 503"),
+        (
+            413,
+            "<html>".to_owned(),
+            false,
+            "raise http.max_content_length",
+        ),
+        (200, "<html>".to_owned(), true, "none of Elasticsearch"),
+        (200, "{}".to_owned(), true, "none of Elasticsearch"),
+        (
+            200,
+            r#"{"items":[]}"#.to_owned(),
+            true,
+            "does not speak of all parts",
+        ),
+        (
+            200,
+            r#"{"items":[{"index":{}}]}"#.to_owned(),
+            true,
+            "what became of each part",
+        ),
+    ] {
+        let (address, server) = serve(vec![fine(NO_INDEX), (status, body)]);
+        let failure = storage(&address).save(&vcon(1)).unwrap_err();
+        assert_eq!(failure.is_transient(), is_transient, "{status} {failure}");
+        assert!(failure.message.contains(words), "{status} {failure}");
+        assert!(!failure.message.contains("Geheim"), "{failure}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_looked_at_is_waited_for() {
+    let gone = r#"{"error":{"type":"index_not_found_exception","reason":"no such index"}}"#;
+    let away = r#"{"error":{"type":"no_shard_available_action_exception","reason":"No shard"}}"#;
+    for (doc, is_fine) in [(gone, true), (away, false), ("{}", false)] {
+        let docs = vec![doc; 17].join(",");
+        let mut answers = vec![fine(DIALOGS), fine(format!("{{\"docs\":[{docs}]}}"))];
+        if is_fine {
+            answers.push(done(&[OK]));
+        }
+        let (address, server) = serve(answers);
+        let saved = storage(&address).save(&vcon(1));
+        assert_eq!(saved.is_ok(), is_fine, "{doc}");
+        assert!(saved.err().is_none_or(|failure| failure.is_transient()));
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_are_faults() {
+    for (text, fault) in [
+        ("{}", "url: is required, or `cloud_id`"),
+        ("{url: '', cloud_id: ''}", "url: is required, or `cloud_id`"),
+        ("{url: 'h:9200'}", "url: is not a URL"),
+        ("{url: 'http://h/?a=b'}", "url: must have no query"),
+        (
+            "{url: 'http://h', cloud_id: 'a:b'}",
+            "cloud_id: cannot stand beside `url`",
+        ),
+        ("{cloud_id: 'a:b'}", "cloud_id: is not of the form"),
+        (
+            "{url: 'http://h', ca_certs: /nowhere}",
+            "ca_certs: could not read /nowhere",
+        ),
+        (
+            "{url: 'http://h', index_prefix: 'A'}",
+            "index_prefix: must be in lower case",
+        ),
+        (
+            "{url: 'http://h', timeout: 0}",
+            "timeout: must be more than 0",
+        ),
+        ("{url: 'http://h', index: x}", ": unknown option `index`"),
+    ] {
+        let mut options = Options::from_yaml(text);
+        open(&mut options);
+        options.finish();
+        let faults = options.faults();
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(faults[0].contains(fault), "{text}: {faults:?}");
+    }
+}
