@@ -277,6 +277,7 @@ impl Elasticsearch {
         let message = self.message(what, &why);
         Err(match answer.status {
             413 => Failure::permanent(message),
+            429 | 503 => Failure::busy(message),
             _ => Failure::transient(message),
         })
     }
