@@ -24,8 +24,21 @@ const SECTIONS: [&str; 7] = [
     "ingress_auth",
 ];
 
-/// The sections of the existing daemon that have no counterpart here.
-const NOT_RUN: [&str; 3] = ["tracers", "followers", "imports"];
+/// The sections of the existing daemon that have no counterpart here, with what to do instead.
+const NOT_RUN: [(&str, &str); 3] = [
+    (
+        "tracers",
+        "tracers are not run: what they do can be a link of the chain, as links.exec or links.python",
+    ),
+    (
+        "followers",
+        "vCons are not fetched from other servers: have these put them on an ingress list",
+    ),
+    (
+        "imports",
+        "nothing is imported or installed at the start: name the folders of Python modules by the option `path` of each links.python",
+    ),
+];
 
 /// Reads the document; the configuration is whole only where there are no faults.
 pub(super) fn config(
@@ -36,20 +49,24 @@ pub(super) fn config(
 ) -> (Config, Vec<Fault>) {
     let mut faults = Vec::new();
     let sections = top(document, &mut faults);
-    for name in NOT_RUN {
-        not_run(name, sections.get(name), &mut faults);
+    for (name, instead) in NOT_RUN {
+        not_run(name, instead, sections.get(name), &mut faults);
     }
     let links = Modules {
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
-        hint: "; modules written in Python are not built in",
+        hint: |module| {
+            format!(
+                "; to run a Python link of yours, say module: links.python with options: {{module: {module}}}"
+            )
+        },
         not_built_in: &[],
         environment,
     };
     let storages = Modules {
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
-        hint: "",
+        hint: |_| String::new(),
         not_built_in: storage::NOT_BUILT_IN,
         environment,
     };
@@ -112,7 +129,7 @@ fn top(document: Option<Node>, faults: &mut Vec<Fault>) -> Mapping {
     sections
 }
 
-fn not_run(name: &str, entry: Option<&Entry>, faults: &mut Vec<Fault>) {
+fn not_run(name: &str, instead: &str, entry: Option<&Entry>, faults: &mut Vec<Fault>) {
     let Some(entry) = entry else { return };
     let is_empty = match &entry.value.kind {
         Kind::Null => true,
@@ -121,7 +138,7 @@ fn not_run(name: &str, entry: Option<&Entry>, faults: &mut Vec<Fault>) {
         Kind::Mapping(entries) => entries.is_empty(),
     };
     if !is_empty {
-        let message = format!("this version does not run {name}; remove the section");
+        let message = format!("{instead}; remove the section");
         faults.push(Fault::at(entry.line, name, message));
     }
 }
@@ -153,7 +170,7 @@ fn entries<'a>(
 struct Modules<'a, T: ?Sized> {
     section: &'static str,
     known: Vec<(&'static str, Open<T>)>,
-    hint: &'static str,
+    hint: fn(&str) -> String,
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
     environment: &'a Arc<Environment>,
@@ -228,10 +245,10 @@ impl<T: ?Sized> Modules<'_, T> {
         }
         let known = self.known.iter().map(|(known, _)| *known);
         format!(
-            "`{module}` is not a module of this version (known: {}{}){}",
+            "`{module}` is not a module of this version (known: {}){}{}",
             listed(known.clone()),
-            self.hint,
-            did_you_mean(module, known)
+            did_you_mean(module, known),
+            (self.hint)(module)
         )
     }
 }

@@ -231,7 +231,7 @@ tracers: {jaeger: {}}
 chain: {}
 ";
     let expected = "\
-config.yml:2: links.tagger.module: `links.tga` is not a module of this version (known: links.tag, links.delay; modules written in Python are not built in); did you mean `links.tag`?
+config.yml:2: links.tagger.module: `links.tga` is not a module of this version (known: links.tag, links.delay); did you mean `links.tag`?; to run a Python link of yours, say module: links.python with options: {module: links.tga}
 config.yml:5: links.router: unknown key `opts` (known: module, options, pip_name)
 config.yml:6: links.router.options.tags: item 2 is a list, not a string
 config.yml:6: links.router.options: unknown option `tag` (known: tags); did you mean `tags`?
@@ -256,7 +256,7 @@ config.yml:31: chains.main: unknown key `order` (known: links, storages, ingress
 config.yml:32: chains.second.ingress_lists: list `default` of chain `second` (line 32) is already an ingress list of chain `main` (line 28)
 config.yml:32: chains.second.ingress_lists: list `twice` of chain `second` (line 32) is already an ingress list of chain `second` (line 32)
 config.yml:33: chains.third.links: is a mapping, not a list of strings
-config.yml:34: tracers: this version does not run tracers; remove the section
+config.yml:34: tracers: tracers are not run: what they do can be a link of the chain, as links.exec or links.python; remove the section
 config.yml:35: chain: unknown section (known: links, storages, chains, tracers, followers, imports, ingress_auth); did you mean `chains`?";
     assert_same_lines(&faults(text), expected);
 }
