@@ -38,6 +38,7 @@ mod holds;
 mod inherited_claims;
 mod instances;
 mod lease;
+mod local_links;
 mod logging;
 mod outages;
 mod postgres_faults;

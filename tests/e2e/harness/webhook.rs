@@ -31,12 +31,24 @@ impl Webhook {
     }
 
     /// A server whose answers depend on the body.
-    pub fn deciding(status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
-        Self::at(([127, 0, 0, 1], 0).into(), status)
+    pub fn deciding(mut status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
+        Self::saying(move |body| (status(body), String::new()))
+    }
+
+    /// The same with a body of its own.
+    pub fn saying(answer: impl FnMut(&str) -> (u16, String) + Send + 'static) -> Self {
+        Self::listening(([127, 0, 0, 1], 0).into(), answer)
     }
 
     /// The same at a certain address.
     pub fn at(address: SocketAddr, mut status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
+        Self::listening(address, move |body| (status(body), String::new()))
+    }
+
+    fn listening(
+        address: SocketAddr,
+        mut answer: impl FnMut(&str) -> (u16, String) + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).expect("the address is free");
         let port = listener.local_addr().expect("an address").port();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -44,7 +56,7 @@ impl Webhook {
         // Ends with the test process: there is nothing to tidy up.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Some(request) = serve(stream, &mut status) {
+                if let Some(request) = serve(stream, &mut answer) {
                     record
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -67,7 +79,7 @@ impl Webhook {
     }
 }
 
-fn serve(stream: TcpStream, status: &mut impl FnMut(&str) -> u16) -> Option<Request> {
+fn serve(stream: TcpStream, answer: &mut impl FnMut(&str) -> (u16, String)) -> Option<Request> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
@@ -83,8 +95,11 @@ fn serve(stream: TcpStream, status: &mut impl FnMut(&str) -> u16) -> Option<Requ
     let mut body = vec![0; length.trim().parse().ok()?];
     reader.read_exact(&mut body).ok()?;
     let body = String::from_utf8(body).ok()?;
-    let status = status(&body);
-    let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let (status, said) = answer(&body);
+    let length = said.len();
+    let answer = format!(
+        "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{said}"
+    );
     reader.get_mut().write_all(answer.as_bytes()).ok()?;
     Some(Request { head, body })
 }
