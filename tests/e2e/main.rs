@@ -56,6 +56,7 @@ mod redis_faults;
 mod redis_full;
 mod redis_storage;
 mod restart;
+mod round_trip;
 mod routing;
 mod s3_faults;
 mod secrets;
