@@ -32,6 +32,7 @@ mod dlq;
 mod documents;
 mod elasticsearch;
 mod elasticsearch_faults;
+mod everything;
 mod failover;
 mod harness;
 mod holds;
