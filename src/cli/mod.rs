@@ -1,11 +1,16 @@
 //! The command line: one file for each command.
 
+mod ask;
 mod audit;
 mod check;
 mod child;
+mod delete;
 mod demo;
 mod dlq;
+mod get;
+mod places;
 mod run;
+mod shelf;
 mod shown;
 mod status;
 mod submit;
@@ -53,6 +58,24 @@ enum Command {
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
     /// are submitted), 69 when Redis cannot be reached.
     Submit(submit::Submit),
+    /// Get the document of a vCon from Redis, or else from the first storage that has it
+    ///
+    /// Says on standard error where it was found. A place that cannot be reached is named, and the
+    /// others are asked all the same.
+    ///
+    /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but a place could
+    /// not be reached, 64 for a storage that is not there or cannot be asked.
+    Get(get::Get),
+    /// Delete a vCon from every storage and from Redis, for good
+    ///
+    /// In Redis, its document goes and its entry in the sorted set VCON_SORTED_SET_NAME. Entries of
+    /// egress lists and dead letter queues stay, and so do contexts, which belong to entries of
+    /// lists and expire by themselves. While it waits in an ingress list or a worker has it, it
+    /// would come back: nothing is deleted then.
+    ///
+    /// Exits 0 when it is deleted, 65 when it is nowhere or would come back, 69 when a place could
+    /// not be reached (it is deleted from the others), 64 for a storage that is not there.
+    Delete(delete::Delete),
     /// Look at the dead letter queues: list, show, try again, drop
     ///
     /// A vCon that cannot be done goes to the dead letter queue of its list, with the step that
@@ -114,6 +137,8 @@ pub fn main() -> Exit {
         Some(Command::Check) => check::run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
+        Some(Command::Get(get)) => get.run(&settings),
+        Some(Command::Delete(delete)) => delete.run(&settings),
         Some(Command::Dlq(dlq)) => dlq.run(&settings),
         Some(Command::Audit(audit)) => audit.run(&settings),
         Some(Command::Demo(demo)) => demo.run(),

@@ -55,6 +55,17 @@ pub enum Place {
     Requeued,
 }
 
+/// Where one vCon stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The ingress lists it waits in.
+    pub waiting: Vec<Raw>,
+    /// Whether a worker has it.
+    pub is_claimed: bool,
+    /// The ingress lists in whose dead letter queues it is.
+    pub dead: Vec<Raw>,
+}
+
 /// A walk through the documents in Redis.
 pub struct Audit {
     lease: Lease,
@@ -188,6 +199,40 @@ impl Audit {
             Err(error) if is_wrong_type(&error) => Ok(Vec::new()),
             members => Ok(members?),
         }
+    }
+
+    /// Where one vCon stands, whether or not its document is in Redis.
+    pub fn standing(&mut self, id: &VconId) -> Result<Standing, QueueError> {
+        let mut waiting = self.among(&self.waiting.clone(), id)?;
+        let mut ids = HashSet::from([id.clone()]);
+        self.strike_claimed(&mut ids)?;
+        let is_claimed = ids.is_empty();
+        if waiting.is_empty() && !is_claimed {
+            // A claim may have been given back between the two looks.
+            waiting = self.among(&self.waiting.clone(), id)?;
+        }
+        let done = self.among(&self.done.clone(), id)?;
+        let letters = done.iter().map(Raw::as_bytes);
+        let dead = letters.filter_map(|key| key.strip_prefix(b"DLQ:").map(Raw::new));
+        Ok(Standing {
+            waiting,
+            is_claimed,
+            dead: dead.collect(),
+        })
+    }
+
+    /// Those of the lists that hold the vCon.
+    fn among(&mut self, lists: &[Vec<u8>], id: &VconId) -> Result<Vec<Raw>, QueueError> {
+        let mut among = Vec::new();
+        for list in lists {
+            let mut find = redis::cmd("LPOS");
+            find.arg(list).arg(id.as_str());
+            match find.query::<Option<u64>>(&mut *self.lease) {
+                Err(error) if is_wrong_type(&error) => {}
+                place => among.extend(place?.map(|_| Raw::new(list.clone()))),
+            }
+        }
+        Ok(among)
     }
 
     /// Looks for one vCon that was in no list when they were last read as a whole: in one step on

@@ -14,7 +14,8 @@
 //! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
 //!
 //! From the dead letter queue an operator puts entries back on the ingress list ([`DeadLetters`]);
-//! [`Audit`] looks for vCons that are in none of these places.
+//! [`Audit`] looks for vCons that are in none of these places; [`Documents`] gets and removes what
+//! is kept of one.
 //!
 //! This module knows Redis and its keys, nothing of chains, links or storages.
 
@@ -22,6 +23,7 @@ mod audit;
 mod bell;
 mod claim;
 mod dead_letters;
+mod documents;
 mod error;
 mod keep;
 mod keys;
@@ -37,10 +39,11 @@ mod submit;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use audit::{Audit, Lists, Place};
+pub use audit::{Audit, Lists, Place, Standing};
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
 pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
+pub use documents::{Documents, Removed};
 pub use error::QueueError;
 pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};

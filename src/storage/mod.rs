@@ -42,6 +42,11 @@ pub trait Storage: Send {
     fn keeps_documents(&self) -> bool {
         true
     }
+
+    /// Whether what is saved can be removed again. One that hands documents on has nothing to remove.
+    fn can_delete(&self) -> bool {
+        true
+    }
 }
 
 /// One row of the table of known storages.

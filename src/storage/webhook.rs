@@ -40,4 +40,8 @@ impl Storage for Webhook {
     fn keeps_documents(&self) -> bool {
         false
     }
+
+    fn can_delete(&self) -> bool {
+        false
+    }
 }

@@ -34,6 +34,7 @@ mod elasticsearch;
 mod elasticsearch_faults;
 mod everything;
 mod failover;
+mod get_delete;
 mod harness;
 mod holds;
 mod inherited_claims;

@@ -1,18 +1,15 @@
 //! The storages of all chains, asked one after the other.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
+use crate::cli::shelf::Shelf;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::storage::Storage;
 use crate::vcon::VconId;
 
 /// The storages in which a vCon may be.
-pub(super) struct Shelves(Vec<Shelf>);
+pub(super) struct Shelves(Vec<Counted>);
 
-struct Shelf {
-    name: String,
-    storage: Box<dyn Storage>,
+struct Counted {
+    shelf: Shelf,
     found: u64,
 }
 
@@ -26,13 +23,10 @@ impl Shelves {
         };
         let used = config.storages.iter().filter(|(name, _)| is_used(name));
         Self(
-            used.map(|(name, storage)| Shelf {
-                name: name.clone(),
-                storage: storage.open_storage(),
-                found: 0,
-            })
-            .filter(|shelf| shelf.storage.keeps_documents())
-            .collect(),
+            used.map(|(_, storage)| Shelf::open(storage))
+                .filter(Shelf::keeps_documents)
+                .map(|shelf| Counted { shelf, found: 0 })
+                .collect(),
         )
     }
 
@@ -59,24 +53,15 @@ impl Shelves {
     pub fn counts(&self) -> Vec<(String, u64)> {
         let counts = self.0.iter();
         counts
-            .map(|shelf| (shelf.name.clone(), shelf.found))
+            .map(|counted| (counted.shelf.name.clone(), counted.found))
             .collect()
     }
 }
 
-impl Shelf {
+impl Counted {
     fn has(&mut self, id: &VconId) -> Result<bool, (String, Failure)> {
-        let mut answer = self.ask(id);
-        if answer.as_ref().is_err_and(Failure::is_transient) {
-            // A connection may have been closed for being idle: the next one is a new one.
-            answer = self.ask(id);
-        }
-        answer.map_err(|failure| (self.name.clone(), failure))
-    }
-
-    fn ask(&mut self, id: &VconId) -> Result<bool, Failure> {
-        let asked = catch_unwind(AssertUnwindSafe(|| self.storage.get(id)));
-        let answer = asked.unwrap_or_else(|_| Err(Failure::permanent("it panicked")));
-        answer.map(|document| document.is_some())
+        let answer = self.shelf.get(id);
+        let has = answer.map(|document| document.is_some());
+        has.map_err(|failure| (self.shelf.name.clone(), failure))
     }
 }

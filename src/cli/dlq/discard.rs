@@ -1,11 +1,12 @@
 //! `conserver dlq drop`
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{Fault, find, not_found, open};
+use crate::cli::ask::{can_ask, is_confirmed};
 use crate::cli::shown::{life, printable, visible_json};
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, Raw};
@@ -40,7 +41,7 @@ struct Done {
 
 impl Discard {
     pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
-        if !self.yes && !io::stdin().is_terminal() {
+        if !self.yes && !can_ask() {
             eprintln!("nobody can be asked, as standard input is no terminal: --yes drops it");
             return Ok(Exit::Usage);
         }
@@ -92,16 +93,8 @@ impl Discard {
                 format!(" (a document in Redis stays there: {})", life(ttl))
             }
         };
-        let mut terminal = io::stderr().lock();
-        write!(
-            terminal,
-            "Drop {entry} from {}{document}? [y/N] ",
-            lists.join(", ")
-        )?;
-        terminal.flush()?;
-        let mut answer = String::new();
-        io::stdin().read_line(&mut answer)?;
-        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+        let question = format!("Drop {entry} from {}{document}?", lists.join(", "));
+        Ok(is_confirmed(&question)?)
     }
 
     fn report(&self, done: &Done) -> io::Result<()> {
