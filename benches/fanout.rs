@@ -1,0 +1,95 @@
+//! What saving to several storages costs, at once and one after the other.
+//!
+//! `cargo bench --bench fanout`: backends that take 100, 150 and 100 ms, through the very function
+//! that lanes save with. One after the other they take the sum, at once as long as the slowest.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use comfy_table::Table;
+use conserver::failure::Failure;
+use conserver::storage::Storage;
+use conserver::storage::fanout::{Backend, save_all};
+use conserver::vcon::{Outgoing, VconId, Version};
+
+/// How long each backend takes, in milliseconds.
+const TIMES: [u64; 3] = [100, 150, 100];
+
+const ROUNDS: usize = 5;
+
+/// A backend that takes its time.
+struct Slow(Duration);
+
+impl Storage for Slow {
+    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
+        thread::sleep(self.0);
+        Ok(())
+    }
+
+    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
+    fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn probe(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let vcon = Outgoing {
+        id: VconId::random(),
+        json: "{}".to_owned(),
+        version: Version::Current,
+        created_at: None,
+        stand_in: OnceLock::new(),
+        subject: None,
+    };
+    let mut measured = [
+        ("inline", false, Vec::new()),
+        ("parallel", true, Vec::new()),
+    ];
+    // Interleaved, so that a busy moment of the machine does not fall on one way alone.
+    for _ in 0..ROUNDS {
+        for (_, parallel, times) in &mut measured {
+            times.push(save(&vcon, *parallel));
+        }
+    }
+    let slowest = TIMES.iter().max().expect("a backend");
+    let mut table = Table::new();
+    let ratio = format!("of the slowest, {slowest} ms");
+    table.set_header(["storages", "median, ms", "least", "most", &ratio]);
+    for (name, _, times) in &mut measured {
+        times.sort_by(f64::total_cmp);
+        let (median, most) = (times[ROUNDS / 2], times[ROUNDS - 1]);
+        table.add_row([
+            (*name).to_owned(),
+            format!("{median:.2}"),
+            format!("{:.2}", times[0]),
+            format!("{most:.2}"),
+            format!("{:.3}", median / *slowest as f64),
+        ]);
+    }
+    println!("{table}\nmedians of {ROUNDS} rounds; backends that take {TIMES:?} ms");
+}
+
+/// How long one save takes, in milliseconds.
+fn save(vcon: &Outgoing, parallel: bool) -> f64 {
+    let mut storages = TIMES.map(|time| Slow(Duration::from_millis(time)));
+    let backends = storages.iter_mut().map(|storage| Backend {
+        name: "slow",
+        storage,
+    });
+    let backends = backends.collect();
+    let start = Instant::now();
+    let outcomes = save_all(backends, vcon, parallel);
+    let took = start.elapsed();
+    assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
+    took.as_secs_f64() * 1e3
+}
