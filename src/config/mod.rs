@@ -117,10 +117,7 @@ impl Config {
 
     /// The ingress lists of the chains in service, in the order of the file.
     pub fn ingress_lists(&self) -> Vec<ListName> {
-        let in_service = self.chains.iter().filter(|chain| chain.enabled);
-        in_service
-            .flat_map(|chain| chain.ingress_lists.iter().cloned())
-            .collect()
+        ingress_lists(&self.chains)
     }
 
     /// The chain in service that takes from `list`.
@@ -129,6 +126,14 @@ impl Config {
             .iter()
             .find(|chain| chain.enabled && chain.ingress_lists.contains(list))
     }
+}
+
+/// The ingress lists of the chains in service, in their order.
+fn ingress_lists(chains: &[Chain]) -> Vec<ListName> {
+    let in_service = chains.iter().filter(|chain| chain.enabled);
+    in_service
+        .flat_map(|chain| chain.ingress_lists.iter().cloned())
+        .collect()
 }
 
 impl<T: ?Sized> ModuleConfig<T> {

@@ -33,10 +33,7 @@ impl Plan {
 
     /// The ingress lists of the chains in service, in the order of the file.
     pub fn ingress_lists(&self) -> Vec<ListName> {
-        let in_service = self.chains.iter().filter(|chain| chain.enabled);
-        in_service
-            .flat_map(|chain| chain.ingress_lists.iter().cloned())
-            .collect()
+        super::ingress_lists(&self.chains)
     }
 }
 

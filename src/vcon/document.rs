@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::json::{self, Borrowed, Object, ObjectWriter};
-use super::{CreatedAt, Outgoing, VconError, VconId, Version, downgrade, normalise, reduce, tags};
+use super::{CreatedAt, Outgoing, VconError, VconId, Version, downgrade, normalise, tags};
 
 /// A vCon, with the property names of today whatever its age.
 ///
@@ -13,8 +13,8 @@ use super::{CreatedAt, Outgoing, VconError, VconId, Version, downgrade, normalis
 #[derive(Debug, Clone)]
 pub struct Vcon {
     id: VconId,
-    members: IndexMap<String, Member>,
-    changed: bool,
+    pub(super) members: IndexMap<String, Member>,
+    pub(super) changed: bool,
 }
 
 /// A member of the document.
@@ -44,38 +44,6 @@ pub(super) enum Part {
     Object(Object),
     /// Something that does not belong there, left as it is.
     Other(Box<RawValue>),
-}
-
-/// The body of one dialog.
-#[derive(Debug, Clone)]
-pub struct DialogBody<'a> {
-    /// The dialog's place among the objects of `dialog`, from 0.
-    pub place: usize,
-    /// The body, as JSON.
-    pub content: &'a RawValue,
-    /// The dialog's `id`; empty where it has none.
-    pub dialog_id: String,
-}
-
-impl<'a> DialogBody<'a> {
-    fn of(place: usize, dialog: &'a Object) -> Option<Self> {
-        let content = dialog.get("body")?;
-        let is_empty = matches!(content.get(), "\"\"" | "null");
-        (!is_empty && !is_kept_elsewhere(dialog)).then(|| Self {
-            place,
-            content,
-            dialog_id: dialog
-                .get("id")
-                .and_then(|id| json::text(id))
-                .unwrap_or_default(),
-        })
-    }
-}
-
-/// Whether a dialog's body is the URL of it.
-fn is_kept_elsewhere(dialog: &Object) -> bool {
-    let body_type = dialog.get("body_type").and_then(|value| json::text(value));
-    body_type.as_deref() == Some("url")
 }
 
 impl Section {
@@ -125,67 +93,6 @@ impl Vcon {
     /// The names of its tags: what stands before the colon in each entry of its `tags` attachments.
     pub fn tag_names(&self) -> Vec<String> {
         tags::names(&self.members)
-    }
-
-    /// The bodies of its dialogs that hold something, and not only where it is.
-    pub fn dialog_bodies(&self) -> Vec<DialogBody<'_>> {
-        let Some(Member::Parts(_, parts)) = self.members.get(Section::Dialog.name()) else {
-            return Vec::new();
-        };
-        let objects = parts.iter().filter_map(|part| match part {
-            Part::Object(object) => Some(object),
-            Part::Other(_) => None,
-        });
-        objects
-            .enumerate()
-            .filter_map(|(place, object)| DialogBody::of(place, object))
-            .collect()
-    }
-
-    /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's place, get
-    /// the URL instead.
-    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, Option<String>)]) {
-        let mut changed = false;
-        let dialogs = reduce::objects(&mut self.members, Section::Dialog);
-        for (place, dialog) in dialogs.enumerate() {
-            let url = kept.iter().find(|(kept, _)| *kept == place);
-            let url = url.and_then(|(_, url)| url.as_deref());
-            let elsewhere = is_kept_elsewhere(dialog);
-            match (dialog.get_mut("body"), url) {
-                (Some(body), Some(url)) => {
-                    *body = json::string(url);
-                    dialog.insert("body_type".to_owned(), json::string("url"));
-                    changed = true;
-                }
-                (Some(body), None) if !elsewhere && body.get() != "\"\"" => {
-                    *body = json::string("");
-                    changed = true;
-                }
-                _ => {}
-            }
-        }
-        self.changed |= changed;
-    }
-
-    /// Removes all of `analysis`.
-    pub fn remove_analysis(&mut self) {
-        let removed = self.members.shift_remove(Section::Analysis.name());
-        self.changed |= removed.is_some();
-    }
-
-    /// Removes the attachments of these media types.
-    pub fn remove_attachments(&mut self, types: &[String]) {
-        self.changed |= reduce::remove_attachments(&mut self.members, types);
-    }
-
-    /// Removes a key wherever it stands, at any level that a document of a conversation has.
-    pub fn remove_key(&mut self, key: &str) {
-        self.changed |= reduce::remove_key(&mut self.members, key);
-    }
-
-    /// Whether arrays and objects stand within each other more than so many times.
-    pub fn nests_deeper_than(&self, levels: usize) -> bool {
-        reduce::nests_deeper_than(&write(&self.members), levels)
     }
 
     /// Puts another document in the place of this one. Its `uuid` is the same, or absent: then it
@@ -295,7 +202,8 @@ fn check_array(member: &'static str, value: &RawValue) -> Result<(), VconError> 
     Err(VconError::NotAnArray { member, kind })
 }
 
-fn write(members: &IndexMap<String, Member>) -> String {
+/// Writes the document as it is.
+pub(super) fn write(members: &IndexMap<String, Member>) -> String {
     let mut out = String::with_capacity(length(members));
     let mut document = ObjectWriter::begin(&mut out);
     for (key, member) in members {

@@ -20,8 +20,9 @@ mod reduce;
 mod tags;
 
 pub use created::CreatedAt;
-pub use document::{DialogBody, Vcon};
+pub use document::Vcon;
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use outgoing::{Outgoing, Version};
 pub use parts::{OpenPart, Parts};
+pub use reduce::DialogBody;

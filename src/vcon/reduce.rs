@@ -3,8 +3,104 @@
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::document::{Member, Part, Section};
+use super::Vcon;
+use super::document::{Member, Part, Section, write};
 use super::json::{self, Borrowed, Object, ObjectWriter};
+
+/// The body of one dialog.
+#[derive(Debug, Clone)]
+pub struct DialogBody<'a> {
+    /// The dialog's place among the objects of `dialog`, from 0.
+    pub place: usize,
+    /// The body, as JSON.
+    pub content: &'a RawValue,
+    /// The dialog's `id`; empty where it has none.
+    pub dialog_id: String,
+}
+
+impl<'a> DialogBody<'a> {
+    fn of(place: usize, dialog: &'a Object) -> Option<Self> {
+        let content = dialog.get("body")?;
+        let is_empty = matches!(content.get(), "\"\"" | "null");
+        (!is_empty && !is_kept_elsewhere(dialog)).then(|| Self {
+            place,
+            content,
+            dialog_id: dialog
+                .get("id")
+                .and_then(|id| json::text(id))
+                .unwrap_or_default(),
+        })
+    }
+}
+
+/// Whether a dialog's body is the URL of it.
+fn is_kept_elsewhere(dialog: &Object) -> bool {
+    let body_type = dialog.get("body_type").and_then(|value| json::text(value));
+    body_type.as_deref() == Some("url")
+}
+
+impl Vcon {
+    /// The bodies of its dialogs that hold something, and not only where it is.
+    pub fn dialog_bodies(&self) -> Vec<DialogBody<'_>> {
+        let Some(Member::Parts(_, parts)) = self.members.get(Section::Dialog.name()) else {
+            return Vec::new();
+        };
+        let objects = parts.iter().filter_map(|part| match part {
+            Part::Object(object) => Some(object),
+            Part::Other(_) => None,
+        });
+        objects
+            .enumerate()
+            .filter_map(|(place, object)| DialogBody::of(place, object))
+            .collect()
+    }
+
+    /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's place, get
+    /// the URL instead.
+    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, Option<String>)]) {
+        let mut changed = false;
+        let dialogs = objects(&mut self.members, Section::Dialog);
+        for (place, dialog) in dialogs.enumerate() {
+            let url = kept.iter().find(|(kept, _)| *kept == place);
+            let url = url.and_then(|(_, url)| url.as_deref());
+            let elsewhere = is_kept_elsewhere(dialog);
+            match (dialog.get_mut("body"), url) {
+                (Some(body), Some(url)) => {
+                    *body = json::string(url);
+                    dialog.insert("body_type".to_owned(), json::string("url"));
+                    changed = true;
+                }
+                (Some(body), None) if !elsewhere && body.get() != "\"\"" => {
+                    *body = json::string("");
+                    changed = true;
+                }
+                _ => {}
+            }
+        }
+        self.changed |= changed;
+    }
+
+    /// Removes all of `analysis`.
+    pub fn remove_analysis(&mut self) {
+        let removed = self.members.shift_remove(Section::Analysis.name());
+        self.changed |= removed.is_some();
+    }
+
+    /// Removes the attachments of these media types.
+    pub fn remove_attachments(&mut self, types: &[String]) {
+        self.changed |= remove_attachments(&mut self.members, types);
+    }
+
+    /// Removes a key wherever it stands, at any level that a document of a conversation has.
+    pub fn remove_key(&mut self, key: &str) {
+        self.changed |= remove_key(&mut self.members, key);
+    }
+
+    /// Whether arrays and objects stand within each other more than so many times.
+    pub fn nests_deeper_than(&self, levels: usize) -> bool {
+        nests_deeper_than(&write(&self.members), levels)
+    }
+}
 
 /// The deepest level at which a key is looked for: no document of a conversation has so many, and
 /// the search takes a part of the stack for each.

@@ -412,8 +412,9 @@ fn workers_that_always_crash_are_slowed_down_and_can_be_stopped() {
     );
 }
 
-#[test]
-fn a_redis_that_hangs_costs_no_vcon_its_chains_time() {
+/// Has Redis hang for longer than the time a chain allows, while a vCon of it is done and only to
+/// be settled.
+fn hangs_while_a_vcon_is_settled(refuses_first: bool) {
     let redis = Redis::plain();
     let mut config = chain(&[delay(1.0)], &[]);
     config["chains"]["main"]["timeout"] = json!(2);
@@ -424,29 +425,10 @@ fn a_redis_that_hangs_costs_no_vcon_its_chains_time() {
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     wait_until("it is in work", PATIENCE, || redis.length("default") == 0);
-    redis.signal(Signal::SIGSTOP);
-    // Longer than limit and grace together: that nothing happens is what is tested.
-    thread::sleep(Duration::from_secs(9));
-    redis.signal(Signal::SIGCONT);
-    Ledger::of(&redis, &samples).settles();
-    assert_eq!(daemon.count_in_log("killed"), 0, "{}", daemon.log());
-    daemon.stop();
-}
-
-#[test]
-fn a_redis_that_refuses_and_then_hangs_costs_no_vcon_its_chains_time() {
-    let redis = Redis::plain();
-    let mut config = chain(&[delay(1.0)], &[]);
-    config["chains"]["main"]["timeout"] = json!(2);
-    let daemon = Conserver::with(&redis)
-        .config(&config)
-        .env("TICK_INTERVAL", "100")
-        .start();
-    let samples = fresh(1);
-    submit(&redis, "default", &samples);
-    wait_until("it is in work", PATIENCE, || redis.length("default") == 0);
-    redis.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    daemon.wait_for_log("Redis is away", PATIENCE);
+    if refuses_first {
+        redis.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+        daemon.wait_for_log("Redis is away", PATIENCE);
+    }
     redis.signal(Signal::SIGSTOP);
     // Longer than limit and grace together: that nothing happens is what is tested.
     thread::sleep(Duration::from_secs(9));
@@ -455,4 +437,14 @@ fn a_redis_that_refuses_and_then_hangs_costs_no_vcon_its_chains_time() {
     Ledger::of(&redis, &samples).settles();
     assert_eq!(daemon.count_in_log("killed"), 0, "{}", daemon.log());
     daemon.stop();
+}
+
+#[test]
+fn a_redis_that_hangs_costs_no_vcon_its_chains_time() {
+    hangs_while_a_vcon_is_settled(false);
+}
+
+#[test]
+fn a_redis_that_refuses_and_then_hangs_costs_no_vcon_its_chains_time() {
+    hangs_while_a_vcon_is_settled(true);
 }
