@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::round_trip::round_trip;
 use super::{Queue, QueueError, Settled, keys};
 use crate::config::ListName;
 use crate::redis_server::has_json;
@@ -202,21 +201,6 @@ impl Queue {
                 .arg(id.key())
                 .arg(seconds)
                 .query::<()>(connection)?)
-        })
-    }
-
-    /// Announces a vCon on lists, outside of any claim: one that is worked on again is announced
-    /// again.
-    pub fn announce(&mut self, id: &VconId, lists: &[ListName]) -> Result<(), QueueError> {
-        self.with(|connection, _, _, _| {
-            let mut steps = redis::pipe();
-            for list in lists {
-                steps.cmd("RPUSH").arg(list.as_str()).arg(id.as_str());
-            }
-            for answer in round_trip(connection, &steps)? {
-                answer.extract_error().map_err(QueueError::of_write)?;
-            }
-            Ok(())
         })
     }
 

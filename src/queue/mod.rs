@@ -51,7 +51,7 @@ pub use lease::{Holder, NameLease};
 pub use lengths::lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
-pub use settle::{Finish, Postponed, Reason, Settled};
+pub use settle::{Finish, Postponed, Reason, Route, Settled};
 pub use submit::Submitter;
 
 pub use crate::redis_server::{Lease, Server};

@@ -25,6 +25,17 @@ pub struct Finish<'a> {
     pub expire: Option<u64>,
     /// Where to announce it.
     pub egress: &'a [ListName],
+    /// What links want announced besides.
+    pub routes: &'a [Route],
+}
+
+/// A vCon and a list on which to announce it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The list.
+    pub list: ListName,
+    /// The vCon: the claimed one, or one that a link went over to or has left.
+    pub id: VconId,
 }
 
 /// Why an entry is buried, as it is kept beside the dead letter queue.
@@ -74,12 +85,13 @@ impl Queue {
             let draft = seat.draft_key();
             let mut call = scripts.finish.key(seat.claims_key());
             call.key(keys::DEATHS).key(finish.id.key()).key(&draft);
-            for list in finish.egress {
+            let egress = finish.egress.iter().map(|list| (list, finish.id));
+            let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
+            let announced: Vec<(&ListName, &VconId)> = egress.chain(routes).collect();
+            for (list, _) in &announced {
                 call.key(list.as_str());
             }
-            call.arg(seat.lane)
-                .arg(&claim.record)
-                .arg(finish.id.as_str());
+            call.arg(seat.lane).arg(&claim.record);
             call.arg(&claim.entry)
                 .arg(&claim.context)
                 .arg(expiry.context);
@@ -91,6 +103,9 @@ impl Queue {
                     .unwrap_or_default(),
             );
             call.arg(expiry.document);
+            for (_, id) in &announced {
+                call.arg(id.as_str());
+            }
             let Some((kind, text)) = finish.document else {
                 return settled(call.invoke::<Value>(connection)?);
             };

@@ -11,6 +11,7 @@ use super::{Health, Retry, Stage, Turn};
 use crate::config::{Chain, Config, ListName};
 use crate::failure::{Failure, FailureKind};
 use crate::link::{Context, Link, LinkError, Next};
+use crate::queue::Route;
 use crate::settings::Settings;
 use crate::storage::Storage;
 use crate::storage::fanout::{Backend, save_all};
@@ -76,8 +77,8 @@ pub(super) struct Journey {
     pub vcon: Vcon,
     /// A time to live that a link asked for.
     pub expire: Option<u64>,
-    /// Lists besides the chain's own on which it is announced.
-    pub routes: Vec<ListName>,
+    /// What links want announced besides the chain's own lists, when the work is done.
+    pub routes: Vec<Route>,
 }
 
 impl Journey {
@@ -88,6 +89,24 @@ impl Journey {
             expire: None,
             routes: Vec::new(),
         }
+    }
+
+    /// Notes that the vCon as it is now is to be announced on these lists, once on each.
+    fn announce_on(&mut self, lists: Vec<ListName>) {
+        for list in lists {
+            let id = self.vcon.id().clone();
+            let route = Route { list, id };
+            if !self.routes.contains(&route) {
+                self.routes.push(route);
+            }
+        }
+    }
+
+    /// Drops the routes on which the vCon is announced by its chain already.
+    pub fn announce_once(&mut self, egress: &[ListName]) {
+        let id = self.vcon.id();
+        let is_announced = |route: &Route| route.id == *id && egress.contains(&route.list);
+        self.routes.retain(|route| !is_announced(route));
     }
 }
 
@@ -150,12 +169,8 @@ impl Kit {
                     .finishing_within(settings.drain_timeout.mul_f64(FINISHING_SHARE));
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
-                for list in context.routes {
-                    if !journey.routes.contains(&list) {
-                        journey.routes.push(list);
-                    }
-                }
                 if ran.is_ok() {
+                    journey.announce_on(context.routes);
                     self.health.note_success(Stage::Link(name.clone()));
                 }
                 match ran {

@@ -61,10 +61,6 @@ impl Loader<'_> {
             let id = journey.vcon.id();
             self.insist(|queue| queue.expire(id, seconds))?;
         }
-        if !journey.routes.is_empty() {
-            let (id, routes) = (journey.vcon.id(), &journey.routes);
-            self.insist(|queue| queue.announce(id, routes))?;
-        }
         Ok(())
     }
 

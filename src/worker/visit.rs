@@ -11,7 +11,8 @@ use super::outage::Draining;
 use super::{Outage, Shared, Turn};
 use crate::config::{Chain, ListName};
 use crate::queue::{
-    Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Settled, dead_letter_list,
+    Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Route, Settled,
+    dead_letter_list,
 };
 use crate::scoreboard::Outcome;
 use crate::vcon::VconId;
@@ -25,6 +26,8 @@ enum Verdict {
         expire: Option<u64>,
         /// Where to announce it.
         egress: Vec<ListName>,
+        /// What links want announced besides.
+        routes: Vec<Route>,
         /// Whether a link ended the chain early.
         halted: bool,
     },
@@ -144,7 +147,6 @@ impl Visit<'_> {
                 Errand::GoOver(id) => {
                     loader.leave(kind, journey)?;
                     journey.expire = None;
-                    journey.routes.clear();
                     id.clone()
                 }
             };
@@ -155,8 +157,11 @@ impl Visit<'_> {
             Ok(())
         };
         let halted = kit.links(chain, &mut journey, settings, turn, &mut errands)? == Way::Ends;
+        let mut egress = Vec::new();
         if !halted {
             kit.store(chain, &mut journey.vcon, settings, turn)?;
+            journey.announce_once(&chain.egress_lists);
+            egress.clone_from(&chain.egress_lists);
         }
         Ok(Verdict::Finish {
             id: journey.vcon.id().clone(),
@@ -165,12 +170,8 @@ impl Visit<'_> {
                 .is_changed()
                 .then(|| (kind, journey.vcon.to_json())),
             expire: journey.expire,
-            egress: if halted {
-                journey.routes
-            } else {
-                let own = chain.egress_lists.iter().cloned();
-                own.chain(journey.routes).collect()
-            },
+            egress,
+            routes: journey.routes,
             halted,
         })
     }
@@ -274,6 +275,7 @@ impl Visit<'_> {
                 document,
                 expire,
                 egress,
+                routes,
                 ..
             } => {
                 let document = document.as_ref().map(|(kind, text)| (*kind, text.as_str()));
@@ -282,6 +284,7 @@ impl Visit<'_> {
                     document,
                     expire: *expire,
                     egress,
+                    routes,
                 };
                 self.queue.finish(claim, &finish)?
             }

@@ -185,6 +185,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         document: None,
                         expire: None,
                         egress: &egress,
+                        routes: &[],
                     };
                     queue.finish(&claim, &finish)
                 } else {

@@ -1,13 +1,12 @@
--- Replaces a finished vCon's document where it changed, announces the vCon to the egress lists and lets go of
--- its claim.
--- KEYS: the claims hash, the deaths hash, the vCon's key, the key of its new document, then the egress lists.
--- ARGV: lane, record, uuid to announce, uuid claimed, context, the context's time to live,
---       '1' where there is a new document, a time to live for the vCon's key or '', the one of a document whose
---       key has expired in the meantime.
--- Answers 1 when done, 0 when the claim is not ours any more, or the name of an egress key that is no list.
+-- Replaces a finished vCon's document where it changed, makes the announcements and lets go of its claim.
+-- KEYS: the claims hash, the deaths hash, the vCon's key, the key of its new document, then the lists to push to.
+-- ARGV: lane, record, uuid claimed, context, the context's time to live, '1' where there is a new document,
+--       a time to live for the vCon's key or '', the one of a document whose key has expired in the meantime,
+--       then the uuid to push for each of the lists.
+-- Answers 1 when done, 0 when the claim is not ours any more, or the name of a key to push to that is no list.
 -- The new document was written under a key of its own: a claim that is gone leaves the vCon as it is by now.
 
-local changed = ARGV[7] == '1'
+local changed = ARGV[6] == '1'
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
   if changed then redis.call('DEL', KEYS[4]) end
   return 0
@@ -27,12 +26,12 @@ if changed then
   if left == -1 then
     redis.call('PERSIST', KEYS[3])
   else
-    redis.call('PEXPIRE', KEYS[3], left > 0 and left or ARGV[9] * 1000)
+    redis.call('PEXPIRE', KEYS[3], left > 0 and left or ARGV[8] * 1000)
   end
 end
-if ARGV[8] ~= '' then redis.call('EXPIRE', KEYS[3], ARGV[8]) end
+if ARGV[7] ~= '' then redis.call('EXPIRE', KEYS[3], ARGV[7]) end
 for i = 5, #KEYS do
-  local pushed = redis.pcall('RPUSH', KEYS[i], ARGV[3])
+  local pushed = redis.pcall('RPUSH', KEYS[i], ARGV[i + 4])
   if type(pushed) == 'table' then
     -- Not half of it: it will be tried again.
     for j = 5, i - 1 do redis.call('RPOP', KEYS[j]) end
@@ -40,13 +39,13 @@ for i = 5, #KEYS do
   end
 end
 for i = 5, #KEYS do
-  if ARGV[5] ~= '' then
-    local key = 'context:' .. KEYS[i] .. ':' .. ARGV[3]
-    redis.pcall('RPUSH', key, ARGV[5])
-    redis.pcall('EXPIRE', key, ARGV[6])
+  if ARGV[4] ~= '' then
+    local key = 'context:' .. KEYS[i] .. ':' .. ARGV[i + 4]
+    redis.pcall('RPUSH', key, ARGV[4])
+    redis.pcall('EXPIRE', key, ARGV[5])
   end
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.pcall('HDEL', KEYS[2], ARGV[4])
-redis.pcall('HDEL', 'conserver:tries', ARGV[4])
+redis.pcall('HDEL', KEYS[2], ARGV[3])
+redis.pcall('HDEL', 'conserver:tries', ARGV[3])
 return 1

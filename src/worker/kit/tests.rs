@@ -8,12 +8,14 @@ use crossbeam_channel::bounded;
 
 use super::*;
 
+type Script = fn(&mut Vcon, &mut Context<'_>) -> Result<Next, LinkError>;
+
 /// A link that does what it was made to do.
-struct Scripted(fn(&mut Vcon) -> Result<Next, LinkError>);
+struct Scripted(Script);
 
 impl Link for Scripted {
-    fn run(&mut self, vcon: &mut Vcon, _: &mut Context<'_>) -> Result<Next, LinkError> {
-        self.0(vcon)
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        self.0(vcon, context)
     }
 }
 
@@ -24,10 +26,7 @@ fn parse(id: VconId) -> Vcon {
 }
 
 /// Runs a chain of the link `first` and one that tags; answers the way and the vCon at its end.
-fn walk(
-    first: fn(&mut Vcon) -> Result<Next, LinkError>,
-    drained: bool,
-) -> (Result<Way, Ending>, Journey) {
+fn walk(first: Script, drained: bool) -> (Result<Way, Ending>, Journey) {
     let text = "links: {first: {module: links.tag, options: {tags: [x]}}, \
                 second: {module: links.tag, options: {tags: [second]}}}\n\
                 chains: {main: {links: [first, second], ingress_lists: [default]}}\n";
@@ -47,7 +46,7 @@ fn walk(
     };
     let mut errands = |_: &mut Kit, journey: &mut Journey, errand: Errand<'_>| {
         if let Errand::GoOver(id) = errand {
-            *journey = Journey::of(parse(id.clone()));
+            journey.vcon = parse(id.clone());
         }
         Ok(())
     };
@@ -58,7 +57,7 @@ fn walk(
 
 #[test]
 fn the_rest_of_the_chain_works_on_the_vcon_a_link_went_over_to() {
-    let (way, mut journey) = walk(|_| Ok(Next::Switch(OTHER.parse().unwrap())), false);
+    let (way, mut journey) = walk(|_, _| Ok(Next::Switch(OTHER.parse().unwrap())), false);
     assert_eq!(way, Ok(Way::GoesOn));
     assert_eq!(journey.vcon.id().as_str(), OTHER);
     assert!(journey.vcon.to_json().contains("second:second"));
@@ -66,7 +65,7 @@ fn the_rest_of_the_chain_works_on_the_vcon_a_link_went_over_to() {
 
 #[test]
 fn a_halt_ends_the_chain_and_keeps_what_links_asked_for() {
-    let (way, journey) = walk(|_| Ok(Next::Halt), false);
+    let (way, journey) = walk(|_, _| Ok(Next::Halt), false);
     assert_eq!(way, Ok(Way::Ends));
     assert_eq!(
         (journey.vcon.is_changed(), journey.expire),
@@ -76,7 +75,7 @@ fn a_halt_ends_the_chain_and_keeps_what_links_asked_for() {
 
 #[test]
 fn a_link_that_panics_is_a_fault_that_names_it() {
-    let (way, _) = walk(|_| panic!("no good"), false);
+    let (way, _) = walk(|_, _| panic!("no good"), false);
     let Err(Ending::Failed(fault)) = way else {
         panic!("{way:?}")
     };
@@ -86,6 +85,63 @@ fn a_link_that_panics_is_a_fault_that_names_it() {
 
 #[test]
 fn a_link_whose_server_is_away_gives_up_when_the_worker_drains() {
-    let away = |_: &mut Vcon| Err(Failure::transient("connection refused").into());
+    let away: Script = |_, _| Err(Failure::transient("connection refused").into());
     assert_eq!(walk(away, true).0, Err(Ending::Interrupted));
+}
+
+/// The routes at the end of a journey, as `list` or, for the vCon that was left, `list of another`.
+fn routes(journey: &Journey) -> Vec<String> {
+    let of = |route: &Route| {
+        let is_ours = route.id == *journey.vcon.id();
+        format!("{}{}", route.list, if is_ours { "" } else { " of another" })
+    };
+    journey.routes.iter().map(of).collect()
+}
+
+fn route_to(context: &mut Context<'_>, lists: &[&str]) {
+    let lists = lists.iter().map(|list| list.parse().unwrap());
+    context.routes.extend(lists);
+}
+
+#[test]
+fn each_list_is_a_route_once_also_where_the_chain_ends_or_announces_there() {
+    let (way, mut journey) = walk(
+        |_, context| {
+            route_to(context, &["a", "b", "a"]);
+            Ok(Next::Halt)
+        },
+        false,
+    );
+    assert_eq!(
+        (way, routes(&journey)),
+        (Ok(Way::Ends), vec!["a".into(), "b".into()])
+    );
+    journey.announce_once(&["a".parse().unwrap(), "c".parse().unwrap()]);
+    assert_eq!(routes(&journey), ["b"]);
+}
+
+#[test]
+fn the_routes_of_a_vcon_that_was_left_are_still_its_own() {
+    let (_, mut journey) = walk(
+        |_, context| {
+            route_to(context, &["a"]);
+            Ok(Next::Switch(OTHER.parse().unwrap()))
+        },
+        false,
+    );
+    assert_eq!(routes(&journey), ["a of another"]);
+    journey.announce_once(&["a".parse().unwrap()]);
+    assert_eq!(routes(&journey), ["a of another"]);
+}
+
+#[test]
+fn a_link_that_failed_has_no_routes() {
+    let (_, journey) = walk(
+        |_, context| {
+            route_to(context, &["a"]);
+            Err(Failure::permanent("no").into())
+        },
+        false,
+    );
+    assert_eq!(routes(&journey), [""; 0]);
 }

@@ -68,7 +68,7 @@ impl Server {
         );
         let record = &self.contents.claims[&(name, worker, vcon, Run::Last(daemon))];
         let id = id.as_str().as_bytes();
-        let args: [&[u8]; 9] = [b"1", record, id, id, b"", b"9", b"0", b"", b"9"];
+        let args: [&[u8]; 9] = [b"1", record, id, b"", b"9", b"0", b"", b"9", id];
         evaluate::<Value>(&mut self.connection, &script, &keys, &args);
     }
 

@@ -333,6 +333,7 @@ impl Server {
                     document: None,
                     expire: None,
                     egress: &self.egress,
+                    routes: &[],
                 },
             ),
             How::GiveBack => queue.give_back(claim),
