@@ -11,9 +11,9 @@
 //! | `remove_system_prompts` | `false` | every key `system_prompt`, at any level and in bodies that are JSON |
 //! | `timeout` | `30` | seconds for each post |
 //!
-//! A body that could not be posted is not taken out: the link has failed, and is tried again or
-//! makes a dead letter as a webhook does. All are posted before any is replaced, so an attempt more
-//! posts them once more.
+//! A body is only taken out once its URL is known: where it cannot be posted, or the answer names no
+//! URL, the link has failed, and is tried again or makes a dead letter as a webhook does. All are
+//! posted before any is replaced, so an attempt more posts them once more.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -118,8 +118,8 @@ impl Link for Diet {
 
 impl Media {
     /// Posts every body that is not kept elsewhere already; answers where each is now, by the
-    /// dialog's place. One for which the server names no URL is given up.
-    fn keep_bodies(&self, vcon: &Vcon) -> Result<Vec<(usize, Option<String>)>, Failure> {
+    /// dialog's place.
+    fn keep_bodies(&self, vcon: &Vcon) -> Result<Vec<(usize, String)>, Failure> {
         let mut kept = Vec::new();
         for body in vcon.dialog_bodies() {
             let post = Post {
@@ -140,8 +140,13 @@ impl Media {
                     Failure::transient(format!("could not read the answer of {url}: {error}"))
                 })?;
             let answer: Option<Answer> = serde_json::from_str(&text).ok();
-            let url = answer.and_then(|answer| answer.url);
-            kept.push((body.place, url.filter(|url| !url.is_empty())));
+            let kept_at = answer.and_then(|answer| answer.url);
+            let Some(kept_at) = kept_at.filter(|url| !url.is_empty()) else {
+                let url = &self.url;
+                let message = format!("{url} took a body and did not answer with {{\"url\": …}}");
+                return Err(Failure::transient(message));
+            };
+            kept.push((body.place, kept_at));
         }
         Ok(kept)
     }
@@ -233,6 +238,22 @@ mod tests {
             "{request}"
         );
         assert!(request.ends_with(r#""dialog_id":"d1"}"#), "{request}");
+    }
+
+    #[test]
+    fn a_body_whose_url_is_not_told_stays() {
+        // The server of the test answers without a body.
+        let (address, server) = serve(&["200 OK"]);
+        let options =
+            format!("{{remove_dialog_body: true, post_media_to_url: 'http://{address}/m'}}");
+        let (next, changed, json) = run(&mut *diet(&options), DOCUMENT);
+        let Err(LinkError::Failed(failure)) = next else {
+            unreachable!("{next:?}")
+        };
+        assert!(failure.is_transient() && !changed, "{failure}");
+        assert!(failure.message.contains(&address), "{failure}");
+        assert!(json.contains(r#""body":"words""#));
+        server.join().unwrap();
     }
 
     #[test]

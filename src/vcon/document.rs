@@ -203,7 +203,7 @@ fn check_array(member: &'static str, value: &RawValue) -> Result<(), VconError> 
 }
 
 /// Writes the document as it is.
-pub(super) fn write(members: &IndexMap<String, Member>) -> String {
+fn write(members: &IndexMap<String, Member>) -> String {
     let mut out = String::with_capacity(length(members));
     let mut document = ObjectWriter::begin(&mut out);
     for (key, member) in members {

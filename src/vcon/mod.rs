@@ -25,4 +25,4 @@ pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use outgoing::{Outgoing, Version};
 pub use parts::{OpenPart, Parts};
-pub use reduce::DialogBody;
+pub use reduce::{DialogBody, nests_deeper_than};

@@ -4,8 +4,8 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::Vcon;
-use super::document::{Member, Part, Section, write};
-use super::json::{self, Borrowed, Object, ObjectWriter};
+use super::document::{Member, Part, Section};
+use super::json::{self, Object};
 
 /// The body of one dialog.
 #[derive(Debug, Clone)]
@@ -57,12 +57,12 @@ impl Vcon {
 
     /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's place, get
     /// the URL instead.
-    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, Option<String>)]) {
+    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, String)]) {
         let mut changed = false;
         let dialogs = objects(&mut self.members, Section::Dialog);
         for (place, dialog) in dialogs.enumerate() {
             let url = kept.iter().find(|(kept, _)| *kept == place);
-            let url = url.and_then(|(_, url)| url.as_deref());
+            let url = url.map(|(_, url)| url.as_str());
             let elsewhere = is_kept_elsewhere(dialog);
             match (dialog.get_mut("body"), url) {
                 (Some(body), Some(url)) => {
@@ -91,23 +91,14 @@ impl Vcon {
         self.changed |= remove_attachments(&mut self.members, types);
     }
 
-    /// Removes a key wherever it stands, at any level that a document of a conversation has.
+    /// Removes a key wherever it stands, at any level and in bodies that are the text of JSON.
     pub fn remove_key(&mut self, key: &str) {
         self.changed |= remove_key(&mut self.members, key);
     }
-
-    /// Whether arrays and objects stand within each other more than so many times.
-    pub fn nests_deeper_than(&self, levels: usize) -> bool {
-        nests_deeper_than(&write(&self.members), levels)
-    }
 }
 
-/// The deepest level at which a key is looked for: no document of a conversation has so many, and
-/// the search takes a part of the stack for each.
-pub(super) const DEEPEST: usize = 500;
-
 /// Whether arrays and objects stand within each other more than so many times.
-pub(super) fn nests_deeper_than(text: &str, levels: usize) -> bool {
+pub fn nests_deeper_than(text: &str, levels: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in text.bytes() {
         if in_string {
@@ -158,7 +149,8 @@ pub(super) fn remove_attachments(members: &mut IndexMap<String, Member>, types: 
     parts.retain(|part| match part {
         Part::Object(object) => !["mediatype", "mime_type"].iter().any(|key| {
             let media_type = object.get(*key).and_then(|value| json::text(value));
-            media_type.is_some_and(|media_type| types.contains(&media_type))
+            let is_it = |found: String| types.iter().any(|it| it.eq_ignore_ascii_case(&found));
+            media_type.is_some_and(is_it)
         }),
         Part::Other(_) => true,
     });
@@ -193,22 +185,27 @@ fn remove_from_part(part: &mut Object, key: &str) -> bool {
         .as_deref()
         == Some("json");
     for (name, value) in part.iter_mut() {
-        removed |= match json::text(value).filter(|_| is_json && name == "body") {
-            Some(text) => match without(&text, key, 0) {
-                Some(text) => {
-                    *value = json::string(&text);
-                    true
-                }
-                None => false,
-            },
-            None => replace(value, key),
-        };
+        removed |=
+            match json::text(value).filter(|text| is_json && name == "body" && is_valid(text)) {
+                Some(text) => match without(&text, key) {
+                    Some(text) => {
+                        *value = json::string(&text);
+                        true
+                    }
+                    None => false,
+                },
+                None => replace(value, key),
+            };
     }
     removed
 }
 
+fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
 fn replace(value: &mut Box<RawValue>, key: &str) -> bool {
-    let Some(text) = without(value.get(), key, 0) else {
+    let Some(text) = without(value.get(), key) else {
         return false;
     };
     match RawValue::from_string(text) {
@@ -221,39 +218,85 @@ fn replace(value: &mut Box<RawValue>, key: &str) -> bool {
     }
 }
 
-/// A JSON text without the key, where it has it anywhere; `None` where it does not, or is no JSON.
-fn without(text: &str, key: &str, depth: usize) -> Option<String> {
-    if depth > DEEPEST {
-        return None;
-    }
-    let start = text.trim_ascii_start();
-    if start.starts_with('{') {
-        let mut object = Borrowed::read(text).ok()?.0;
-        let mut changed = object.shift_remove(key).is_some();
-        let mut out = String::with_capacity(text.len());
-        let mut writer = ObjectWriter::begin(&mut out);
-        for (name, value) in &object {
-            let reduced = without(value.get(), key, depth + 1);
-            changed |= reduced.is_some();
-            writer
-                .key(name)
-                .push_str(reduced.as_deref().unwrap_or(value.get()));
+/// A JSON text without the members of that name, at any depth; `None` where it has none.
+fn without(text: &str, name: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut out = String::new();
+    let mut open = Vec::new();
+    let (mut at, mut copied, mut key_comes, mut found) = (0, 0, false, false);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                open.push(*byte);
+                key_comes = *byte == b'{';
+            }
+            b'}' | b']' => {
+                open.pop();
+                key_comes = false;
+            }
+            b',' => key_comes = open.last() == Some(&b'{'),
+            b'"' => {
+                let end = string_end(bytes, at);
+                if key_comes && is_key(&text[at..end], name) {
+                    found = true;
+                    out.push_str(&text[copied..at]);
+                    at = value_end(bytes, end);
+                    if bytes.get(at) == Some(&b',') {
+                        at += 1;
+                    } else if let Some(before) = out.trim_ascii_end().strip_suffix(',') {
+                        // The last member takes along the comma before it.
+                        out.truncate(before.len());
+                    }
+                    copied = at;
+                } else {
+                    key_comes = false;
+                    at = end;
+                }
+                continue;
+            }
+            _ => {}
         }
-        writer.end();
-        changed.then_some(out)
-    } else if start.starts_with('[') {
-        let elements = json::elements(text)?;
-        let mut changed = false;
-        let mut parts = Vec::with_capacity(elements.len());
-        for element in &elements {
-            let reduced = without(element.get(), key, depth + 1);
-            changed |= reduced.is_some();
-            parts.push(reduced.unwrap_or_else(|| element.get().to_owned()));
-        }
-        changed.then(|| format!("[{}]", parts.join(",")))
-    } else {
-        None
+        at += 1;
     }
+    found.then(|| out + &text[copied..])
+}
+
+/// Where the string literal ends that begins at `at`.
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Where the member ends whose key ends at `at`: at its comma, or at the end of its object.
+fn value_end(bytes: &[u8], mut at: usize) -> usize {
+    let mut depth = 0_usize;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b',' | b'}' if depth == 0 => return at,
+            b'"' => {
+                at = string_end(bytes, at);
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+fn is_key(literal: &str, name: &str) -> bool {
+    literal.get(1..literal.len() - 1) == Some(name)
+        || literal.contains('\\')
+            && serde_json::from_str(literal).is_ok_and(|text: String| text == name)
 }
 
 #[cfg(test)]
@@ -263,22 +306,50 @@ mod tests {
 
     #[test]
     fn a_key_is_taken_out_at_every_level_and_the_rest_stays_as_it_was() {
-        for (text, expected) in [
-            (r#"{"k":1}"#, Some("{}")),
-            (
-                r#"{"a":1.0,"k":{"x":[1]},"b":1E5}"#,
-                Some(r#"{"a":1.0,"b":1E5}"#),
-            ),
+        for (text, rest) in [
+            (r#"{"k":1}"#, "{}"),
+            (r#"{"a":1.0,"k":{"x":[1]},"b":1E5}"#, r#"{"a":1.0,"b":1E5}"#),
             (
                 r#"{"a":[{"k":1,"z":"k"},[{"\u006b":2}],3]}"#,
-                Some(r#"{"a":[{"z":"k"},[{}],3]}"#),
+                r#"{"a":[{"z":"k"},[{}],3]}"#,
             ),
-            (r#"{"a":"k","K":1}"#, None),
-            ("[1,2]", None),
-            ("\"k\"", None),
-            ("not JSON", None),
+            (r#"{ "k" : 1 , "a":2}"#, r#"{  "a":2}"#),
+            (r#"{"a":2 , "k":{"k":[1,"}",{"b":"]\""}]} }"#, r#"{"a":2 }"#),
+            (r#"{"a":1,"k":2,"b":3,"k":4}"#, r#"{"a":1,"b":3}"#),
+            (r#"{"k":1,"k":2,"k":3}"#, "{}"),
+            (r#"[["k",{"k":"k"}],{"y":"k"}]"#, r#"[["k",{}],{"y":"k"}]"#),
+            (
+                r#"{"a":[1,{"é":"k","k":null}],"k":-1.50e3}"#,
+                r#"{"a":[1,{"é":"k"}]}"#,
+            ),
         ] {
-            assert_eq!(without(text, "k", 0).as_deref(), expected, "{text}");
+            assert_eq!(without(text, "k").as_deref(), Some(rest), "{text}");
+        }
+        for text in [
+            r#"{"a":"k","K":1,"kk":2,"\\k":3}"#,
+            r#"["k","k"]"#,
+            "\"k\"",
+            "7",
+            "not JSON",
+            "",
+        ] {
+            assert_eq!(without(text, "k"), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_does_not_break_the_search() {
+        for text in [
+            "{\"k",
+            "{\"k\\",
+            "{\"k\":",
+            "{\"k\":\"",
+            "{\"k\":[",
+            "}]\"k\":1",
+            "{\"é\\é\":1,\"k\"",
+            "{\"",
+        ] {
+            let _ = without(text, "k");
         }
     }
 
@@ -301,8 +372,10 @@ mod tests {
 
     #[test]
     fn no_depth_is_too_much() {
-        let deep = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
-        assert_eq!(without(&deep, "k", 0), None);
-        assert!(nests_deeper_than(&deep, DEEPEST));
+        let around =
+            |text: &str| format!("{}{text}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+        assert_eq!(without(&around(r#"{"k":[]}"#), "k"), Some(around("{}")));
+        assert!(nests_deeper_than(&around(""), 999_999));
+        assert!(!nests_deeper_than(&around(""), 1_000_000));
     }
 }
