@@ -85,6 +85,8 @@ pub struct ModuleConfig<T: ?Sized> {
     /// With the values from variables and files.
     options: yaml::Mapping,
     open: Open<T>,
+    /// The lists on which it may announce vCons, besides those of the chain.
+    pub routes: Vec<ListName>,
 }
 
 impl Config {
@@ -172,6 +174,7 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             line: self.line,
             options: self.options.clone(),
             open: self.open,
+            routes: self.routes.clone(),
         }
     }
 }

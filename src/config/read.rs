@@ -55,6 +55,7 @@ pub(super) fn config(
     let links = Modules {
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
+        routes: |link| link.routes(),
         hint: |module| {
             format!(
                 "; to run a Python link of yours, say module: links.python with options: {{module: {module}}}"
@@ -66,6 +67,7 @@ pub(super) fn config(
     let storages = Modules {
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
+        routes: |_| Vec::new(),
         hint: |_| String::new(),
         not_built_in: storage::NOT_BUILT_IN,
         environment,
@@ -75,6 +77,7 @@ pub(super) fn config(
         storages: storages.read(&sections, &mut faults),
         chains: chains(&sections, &mut faults),
     };
+    circles(&config, &sections, &mut faults);
     (config, faults)
 }
 
@@ -170,6 +173,8 @@ fn entries<'a>(
 struct Modules<'a, T: ?Sized> {
     section: &'static str,
     known: Vec<(&'static str, Open<T>)>,
+    /// The lists on which an opened one may announce vCons.
+    routes: fn(&T) -> Vec<ListName>,
     hint: fn(&str) -> String,
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
@@ -223,7 +228,7 @@ impl<T: ?Sized> Modules<'_, T> {
         let path = joined(path, "options");
         let options = Options::new(&path, "option", line, &options);
         let mut options = options.filled_from(self.environment);
-        open(&mut options);
+        let routes = (self.routes)(&*open(&mut options));
         options.finish();
         let (options, mut found) = options.into_parts();
         faults.append(&mut found);
@@ -234,6 +239,7 @@ impl<T: ?Sized> Modules<'_, T> {
             line,
             options,
             open: *open,
+            routes,
         })
     }
 
@@ -244,11 +250,12 @@ impl<T: ?Sized> Modules<'_, T> {
             return format!("`{module}` is not built in: {why}");
         }
         let known = self.known.iter().map(|(known, _)| *known);
+        let shown: String = module.chars().take(80).collect();
         format!(
-            "`{module}` is not a module of this version (known: {}){}{}",
+            "`{shown}` is not a module of this version (known: {}){}{}",
             listed(known.clone()),
             did_you_mean(module, known),
-            (self.hint)(module)
+            (self.hint)(&shown)
         )
     }
 }
@@ -282,6 +289,29 @@ fn chains(sections: &Mapping, faults: &mut Vec<Fault>) -> Vec<Chain> {
         });
     }
     chains
+}
+
+/// Records links that would put vCons back on a list that their own chain takes from.
+fn circles(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) {
+    // What is wrong with them has been recorded.
+    for (name, path, entry) in entries(sections, "chains", &mut Vec::new()) {
+        let chains = config.chains.iter().filter(|chain| chain.enabled);
+        for chain in chains.filter(|chain| chain.name == name) {
+            let links = chain.links.iter().filter_map(|link| config.links.get(link));
+            for (link, list) in
+                links.flat_map(|link| link.routes.iter().map(move |list| (link, list)))
+            {
+                if chain.ingress_lists.contains(list) {
+                    let link = &link.name;
+                    let message = format!(
+                        "link `{link}` has a route to list `{list}`, which this chain takes from: \
+                         a vCon would go round for ever; give it a list of another chain"
+                    );
+                    faults.push(Fault::at(entry.line, joined(&path, "links"), message));
+                }
+            }
+        }
+    }
 }
 
 /// Records that `chain` takes from `list`, which no enabled chain before it may do.

@@ -338,6 +338,84 @@ fn a_file_is_named_when_it_cannot_be_read() {
     assert!(unreadable.contains("could not be read"), "{unreadable}");
 }
 
+#[test]
+fn sections_without_a_counterpart_are_refused_unless_they_are_empty() {
+    for (section, content, advice) in [
+        (
+            "tracers",
+            "{jlinc: {module: tracers.jlinc}}",
+            "links.exec or links.python",
+        ),
+        (
+            "followers",
+            "{far: {url: 'http://h', pulling_interval: 60}}",
+            "ingress list",
+        ),
+        (
+            "imports",
+            "{extra: {module: extra, pip_name: extra}}",
+            "links.python",
+        ),
+        ("imports", "[extra]", "links.python"),
+        ("imports", "extra", "links.python"),
+    ] {
+        let found = faults(&format!("chains: {{a: {{}}}}\n{section}: {content}\n"));
+        assert!(
+            found.starts_with(&format!("config.yml:2: {section}: ")),
+            "{found}"
+        );
+        assert!(
+            found.contains(advice) && found.ends_with("; remove the section"),
+            "{found}"
+        );
+        assert_eq!(found.lines().count(), 1, "{found}");
+        for empty in ["", "{}", "[]", "null"] {
+            assert!(parse(&format!("chains: {{a: {{}}}}\n{section}: {empty}\n")).is_ok());
+        }
+    }
+    assert!(parse("chains: {a: {}}\ningress_auth: {default: {key: x}}\n").is_ok());
+}
+
+#[test]
+fn a_link_of_the_existing_deployment_is_shown_the_way_to_python() {
+    let text = |module: &str| {
+        format!("links: {{x: {{module: {module}, pip_name: p}}}}\nchains: {{a: {{links: [x]}}}}\n")
+    };
+    for module in ["links.analyze", "links.transcribe", "vcon_link_of_ours"] {
+        let found = faults(&text(module));
+        let hint = format!(
+            "; to run a Python link of yours, say module: links.python with options: {{module: {module}}}"
+        );
+        assert!(found.contains("(known: links.tag, links.delay"), "{found}");
+        assert!(found.ends_with(&hint), "{found}");
+    }
+    let long = faults(&text(&"x".repeat(10_000)));
+    assert!(long.len() < 500, "{long}");
+}
+
+#[test]
+fn a_route_back_to_a_list_of_the_same_chain_is_a_fault() {
+    let text = |chains: &str| {
+        format!(
+            "links: {{router: {{module: links.tag_router, options: {{tag_routes: {{vip: b}}}}}}}}\n\
+             chains: {{{chains}}}\n"
+        )
+    };
+    let load = |chains: &str| Config::parse(&text(chains), Path::new("config.yml"));
+    for good in [
+        "a: {links: [router], ingress_lists: [x]}, c: {ingress_lists: [b]}",
+        "a: {links: [router], ingress_lists: [b], enabled: 0}",
+        "a: {links: [router], ingress_lists: [x], egress_lists: [b]}",
+    ] {
+        let config = load(good).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.links["router"].routes, ["b".parse().unwrap()]);
+    }
+    let errors = load("a: {links: [router], ingress_lists: [x, b]}").unwrap_err();
+    let expected = "config.yml:2: chains.a.links: link `router` has a route to list `b`, which this \
+                    chain takes from: a vCon would go round for ever; give it a list of another chain";
+    assert_eq!(errors.to_string(), expected);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -41,6 +41,11 @@ pub trait Link: Send {
     fn probe(&mut self) -> Result<(), Failure> {
         Ok(())
     }
+
+    /// The lists on which it may want vCons announced.
+    fn routes(&self) -> Vec<ListName> {
+        Vec::new()
+    }
 }
 
 /// What the chain does after a link.

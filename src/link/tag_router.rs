@@ -9,8 +9,9 @@
 //! | `forward_original` | `true` | whether the vCon also goes on in this chain; else the chain ends here |
 //!
 //! The UUID is on the lists when the vCon is finished, in one step with the announcement on the
-//! chain's egress lists: each list once, however many tags lead to it. A route to a list of the
-//! chain's own would have it go round for ever.
+//! chain's egress lists: each list once, however many tags lead to it, and whether or not the chain
+//! announces there as well. A route to an ingress list of the chain itself is a fault of the
+//! configuration: the tag stays, and the vCon would go round for ever.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::{ListName, Options};
@@ -52,6 +53,10 @@ impl Link for TagRouter {
         } else {
             Next::Halt
         })
+    }
+
+    fn routes(&self) -> Vec<ListName> {
+        self.routes.iter().map(|(_, list)| list.clone()).collect()
     }
 }
 

@@ -213,6 +213,9 @@ fn lists(config: &Config) -> Lists {
     for chain in &config.chains {
         lists.ingress.extend(chain.ingress_lists.iter().cloned());
         lists.egress.extend(chain.egress_lists.iter().cloned());
+        let links = chain.links.iter().filter_map(|link| config.links.get(link));
+        let routes = links.flat_map(|link| link.routes.iter().cloned());
+        lists.egress.extend(routes);
     }
     lists
 }
