@@ -10,7 +10,8 @@
 //! | `time_based` | those that come in a second of Unix time that can be divided by it | a whole number from 1 |
 //!
 //! With a `seed`, what is drawn by lot depends on it and the id alone: the same vCon has the same
-//! lot in every worker and at every try.
+//! lot in every worker and at every try. Without one it draws anew at each try, also when it has
+//! gone back to its list because something was away.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
