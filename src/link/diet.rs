@@ -15,6 +15,7 @@
 //! URL, the link has failed, and is tried again or makes a dead letter as a webhook does. All are
 //! posted before any is replaced, so an attempt more posts them once more.
 
+use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use ureq::Agent;
@@ -110,7 +111,7 @@ impl Link for Diet {
         Ok(Next::Continue)
     }
 
-    fn probe(&mut self) -> Result<(), Failure> {
+    fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         let media = self.media.as_ref();
         media.map_or(Ok(()), |media| http::reach(&media.agent, &media.url))
     }

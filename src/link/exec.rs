@@ -12,6 +12,8 @@
 //!
 //! `stream`: one program for each lane, a line of JSON each way for each vCon: see [`Stream`].
 
+use crossbeam_channel::Receiver;
+
 use super::program::{Clock, Program, Ran, Stream};
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -83,10 +85,10 @@ impl Link for Exec {
         }
     }
 
-    fn probe(&mut self) -> Result<(), Failure> {
+    fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
         match self {
             Self::Once(program) => program.check(),
-            Self::Stream(stream) => stream.probe(),
+            Self::Stream(stream) => stream.probe(drain),
         }
     }
 }

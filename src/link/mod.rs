@@ -15,7 +15,8 @@ mod tag;
 mod tag_router;
 mod webhook;
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 pub use program::{appoint as appoint_warden, dismiss as dismiss_warden, serve as serve_as_warden};
 
@@ -37,8 +38,9 @@ pub trait Link: Send {
     }
 
     /// Answers whether what the link depends on could be used now, within a few seconds and
-    /// without doing the step. A link that depends on nothing always could.
-    fn probe(&mut self) -> Result<(), Failure> {
+    /// without doing the step. A link that depends on nothing always could. What may take longer
+    /// ends when `_drain` is disconnected: the worker drains.
+    fn probe(&mut self, _drain: &Receiver<()>) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -75,6 +77,7 @@ pub struct Context<'a> {
     drain: &'a Receiver<()>,
     /// How long work that cannot be interrupted without harm may go on when the worker drains.
     drain_time: Duration,
+    drain_end: Option<&'a Cell<Option<Instant>>>,
     /// The version in which vCons leave, from `EGRESS_FORMAT_VERSION`.
     pub version: Version,
     /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
@@ -90,15 +93,21 @@ impl<'a> Context<'a> {
         Self {
             drain,
             drain_time: Duration::ZERO,
+            drain_end: None,
             version,
             expire: None,
             routes: Vec::new(),
         }
     }
 
-    /// The same, with time to finish when the worker drains.
-    pub fn finishing_within(self, drain_time: Duration) -> Self {
-        Self { drain_time, ..self }
+    /// The same, with time to finish when the worker drains. The first to notice the drain sets
+    /// when that time is over, for all that share `end`.
+    pub fn finishing_within(self, drain_time: Duration, end: &'a Cell<Option<Instant>>) -> Self {
+        Self {
+            drain_time,
+            drain_end: Some(end),
+            ..self
+        }
     }
 
     /// Waits for `time`, or ends with [`LinkError::Interrupted`] as soon as the worker drains.

@@ -11,6 +11,8 @@
 //! given it on standard input, so that there is no file to get out of step with the program, and
 //! a short command line.
 
+use crossbeam_channel::Receiver;
+
 use super::program::{Program, Stream};
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -63,8 +65,8 @@ impl Link for Python {
         true
     }
 
-    fn probe(&mut self) -> Result<(), Failure> {
-        self.stream.probe()
+    fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
+        self.stream.probe(drain)
     }
 }
 
@@ -80,11 +82,12 @@ fn passwords(url: &str) -> Vec<Secret> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let user = rest.rsplit_once('@').map(|(user, _)| user);
     let password = user.and_then(|user| user.split_once(':')).map(|(_, it)| it);
-    let query = url.split_once("pass=").map(|(_, rest)| {
-        let end = rest.find('&').unwrap_or(rest.len());
-        &rest[..end]
-    });
-    let found = [user, password, query].into_iter().flatten();
+    let value_of = |name: &str| {
+        let (_, rest) = url.split_once(name)?;
+        Some(rest.split_once('&').map_or(rest, |(value, _)| value))
+    };
+    let queries = [value_of("pass="), value_of("password=")];
+    let found = [user, password].into_iter().chain(queries).flatten();
     found.map(Secret::new).collect()
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Reads the vCon in the version that leaves, and the options of [`Webhooks`]; writes nothing.
 
+use crossbeam_channel::Receiver;
+
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
 use crate::failure::Failure;
@@ -24,7 +26,7 @@ impl Link for Webhook {
         Ok(Next::Continue)
     }
 
-    fn probe(&mut self) -> Result<(), Failure> {
+    fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         self.webhooks.reach()
     }
 }

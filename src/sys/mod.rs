@@ -11,7 +11,7 @@ mod words;
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use own::this_program;
-pub use program::{bind, has_ended, keep_standard_streams, kill_group};
+pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group};
 pub use title::Title;
 pub use wait::{End, peek, reap, reap_child};
 pub use words::SharedWords;

@@ -90,6 +90,11 @@ pub fn has_ended(child: Pid) -> bool {
     unsafe { info.si_pid() != 0 }
 }
 
+/// Whether there is a process of this group.
+pub fn is_group(leader: Pid) -> bool {
+    killpg(leader, None) != Err(Errno::ESRCH)
+}
+
 /// Kills every process of a group; one that has none is fine.
 pub fn kill_group(leader: Pid) {
     match killpg(leader, Signal::SIGKILL) {

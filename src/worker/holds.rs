@@ -198,7 +198,8 @@ impl Prober {
         match &self.stage {
             Stage::Link(name) => {
                 let mut link = self.config.links.get(name)?.open_link();
-                Some(Box::new(move || guarded(|| link.probe())))
+                let drain = self.drain.clone();
+                Some(Box::new(move || guarded(|| link.probe(&drain))))
             }
             Stage::Storage(name) => {
                 let mut storage = self.config.storages.get(name)?.open_storage();

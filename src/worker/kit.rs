@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
 use super::holds::guarded;
@@ -158,6 +159,7 @@ impl Kit {
         turn: &Turn<'_>,
         errands: Errands<'_>,
     ) -> Result<Way, Ending> {
+        let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
         for name in &chain.links {
             let in_redis = self.links.get(name).is_some_and(|l| l.works_in_redis());
             if in_redis {
@@ -166,7 +168,7 @@ impl Kit {
             let mut retry = Retry::new(settings);
             loop {
                 let mut context = Context::new(turn.drain(), settings.egress_version)
-                    .finishing_within(settings.drain_timeout.mul_f64(FINISHING_SHARE));
+                    .finishing_within(drain_time, turn.drain_end());
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
                 if ran.is_ok() {
@@ -299,12 +301,12 @@ impl Kit {
     }
 
     /// Asks a link or storage whether it could be used now.
-    pub fn probe(&mut self, stage: &Stage) -> Result<(), Failure> {
+    pub fn probe(&mut self, stage: &Stage, drain: &Receiver<()>) -> Result<(), Failure> {
         let gone = || Err(Failure::permanent("it is not in the configuration"));
         match stage {
             Stage::Link(name) => {
                 let link = self.links.get_mut(name);
-                link.map_or_else(gone, |link| guarded(|| link.probe()))
+                link.map_or_else(gone, |link| guarded(|| link.probe(drain)))
             }
             Stage::Storage(name) => {
                 let storage = self.storages.get_mut(name);

@@ -73,11 +73,13 @@ impl Lane {
         while !self.draining() {
             self.follow_configuration();
             let shared = Arc::clone(&self.shared);
-            // A lane that waits for a suspect is as ready as the one that works on it.
-            let company = shared.company.try_join().unwrap_or_else(|| {
+            let Some(company) = shared.company.try_join() else {
+                // A lane that waits for a suspect is as ready as the one that works on it.
                 self.note_ready();
-                shared.company.join()
-            });
+                // By then the worker may drain, or a list be on hold.
+                drop(shared.company.join());
+                continue;
+            };
             let claimed = self.queue.claim(&self.lists);
             // What the server may have claimed for us is handed over by the next request.
             self.unsure = claimed.is_err();
@@ -92,7 +94,12 @@ impl Lane {
                             drop(company);
                             self.cell.waiting(claim.id().as_ref());
                             let _alone = shared.company.alone(PATIENCE);
-                            self.work(&claim, document);
+                            if self.draining() {
+                                self.unsure = self.queue.give_back(&claim).is_err();
+                                self.cell.idle();
+                            } else {
+                                self.work(&claim, document);
+                            }
                         }
                         Some((claim, document)) => self.work(&claim, document),
                         None => {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
@@ -17,6 +17,7 @@ pub(super) struct Turn<'a> {
     cell: Option<&'a LaneCell>,
     work: Option<Work>,
     ended: Cell<bool>,
+    drain_end: Cell<Option<Instant>>,
 }
 
 struct Work {
@@ -32,6 +33,7 @@ impl<'a> Turn<'a> {
             cell,
             work: None,
             ended: Cell::new(false),
+            drain_end: Cell::new(None),
         }
     }
 
@@ -48,6 +50,7 @@ impl<'a> Turn<'a> {
             cell: Some(cell),
             work,
             ended: Cell::new(false),
+            drain_end: Cell::new(None),
         };
         this.resume();
         this
@@ -56,6 +59,11 @@ impl<'a> Turn<'a> {
     /// The channel that is disconnected when the worker drains.
     pub fn drain(&self) -> &'a Receiver<()> {
         self.drain
+    }
+
+    /// When work that is still going on must have ended, once it has noticed the drain.
+    pub fn drain_end(&self) -> &Cell<Option<Instant>> {
+        &self.drain_end
     }
 
     /// Waits; ends early when the worker drains.

@@ -192,7 +192,7 @@ impl Visit<'_> {
         let mut on_hold = false;
         let mut answers = true;
         for stage in &stages {
-            let Err(failure) = self.kit.probe(stage) else {
+            let Err(failure) = self.kit.probe(stage, self.turn.drain()) else {
                 continue;
             };
             answers = false;

@@ -1,7 +1,8 @@
 //! Real programs, well and badly behaved.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, never};
 
@@ -190,9 +191,18 @@ fn a_drain_interrupts_when_its_time_is_up() {
     assert_eq!(ran, Err(LinkError::Interrupted));
     // What can be finished in that time is.
     let mut link = script("sleep 0.2; exit 79", "");
+    let end = Cell::new(None);
     let context = Context::new(&drain, Version::Current);
-    let mut context = context.finishing_within(Duration::from_secs(600));
+    let mut context = context.finishing_within(Duration::from_secs(600), &end);
     assert_eq!(link.run(&mut vcon("{}"), &mut context), Ok(Next::Halt));
+    // That time is one for all that work on the same vCon.
+    assert!(end.get().is_some());
+    let over = Cell::new(Some(Instant::now()));
+    let mut link = script("sleep 1000", "");
+    let context = Context::new(&drain, Version::Current);
+    let mut context = context.finishing_within(Duration::from_secs(600), &over);
+    let ran = link.run(&mut vcon("{}"), &mut context);
+    assert_eq!(ran, Err(LinkError::Interrupted));
 }
 
 #[test]
@@ -206,12 +216,12 @@ fn a_program_that_is_not_there_is_a_fault_of_the_place() {
             let (kind, message) = failure(run(&mut *link, &mut vcon("{}")));
             assert_eq!(kind, FailureKind::Transient);
             assert!(message.contains(command), "{message}");
-            let probed = link.probe().unwrap_err();
+            let probed = link.probe(&never()).unwrap_err();
             assert!(probed.is_transient() && probed.message.contains(command));
         }
     }
     let mut link = opened("command: [sh, -c, 'exit 1']");
-    assert_eq!(link.probe(), Ok(()));
+    assert_eq!(link.probe(&never()), Ok(()));
 }
 
 #[test]

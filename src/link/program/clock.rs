@@ -1,5 +1,6 @@
 //! How long a program may still work.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -13,8 +14,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// The time limit of one piece of work, and what is left of it when the worker drains.
 pub(in crate::link) struct Clock<'a> {
     deadline: Instant,
-    drain: Option<&'a Receiver<()>>,
+    drain: &'a Receiver<()>,
     drain_time: Duration,
+    /// When the time of the drain is over, where it has begun: one time for all work on a vCon.
+    drain_end: Option<&'a Cell<Option<Instant>>>,
     draining_until: Option<Instant>,
 }
 
@@ -22,18 +25,19 @@ impl<'a> Clock<'a> {
     /// Starts now, for work on a vCon.
     pub fn start(limit: Duration, context: &Context<'a>) -> Self {
         Self {
-            drain: Some(context.drain),
             drain_time: context.drain_time,
-            ..Self::alone(limit)
+            drain_end: context.drain_end,
+            ..Self::probing(limit, context.drain)
         }
     }
 
-    /// Starts now, whether the worker drains or not.
-    pub fn alone(limit: Duration) -> Self {
+    /// Starts now, for work that ends as soon as the worker drains.
+    pub fn probing(limit: Duration, drain: &'a Receiver<()>) -> Self {
         Self {
             deadline: Instant::now() + limit,
-            drain: None,
+            drain,
             drain_time: Duration::ZERO,
+            drain_end: None,
             draining_until: None,
         }
     }
@@ -41,11 +45,9 @@ impl<'a> Clock<'a> {
     /// How long to wait at most before the next look at the clock.
     pub(super) fn tick(&mut self) -> Result<Duration, Trouble> {
         let now = Instant::now();
-        if self.draining_until.is_none()
-            && let Some(drain) = self.drain
-            && drain.try_recv() == Err(TryRecvError::Disconnected)
+        if self.draining_until.is_none() && self.drain.try_recv() == Err(TryRecvError::Disconnected)
         {
-            self.draining_until = Some(now + self.drain_time);
+            self.draining_until = Some(self.drain_end_from(now));
         }
         if self.draining_until.is_some_and(|until| until <= now) {
             return Err(Trouble::Interrupted);
@@ -54,5 +56,14 @@ impl<'a> Clock<'a> {
             return Err(Trouble::TimedOut);
         }
         Ok(TICK.min(self.deadline - now))
+    }
+
+    fn drain_end_from(&self, now: Instant) -> Instant {
+        let known = self.drain_end.and_then(Cell::get);
+        let end = known.unwrap_or_else(|| now + self.drain_time);
+        if let Some(shared) = self.drain_end {
+            shared.set(Some(end));
+        }
+        end
     }
 }

@@ -92,7 +92,7 @@ impl Program {
             let value = value.or_else(|| (name == "PATH").then(|| DEFAULT_PATH.into()));
             environment.extend(value.map(|value| (name.into(), value)));
         }
-        let mut secrets = Vec::new();
+        let mut secrets = options.looked_up().to_vec();
         for (name, value) in variables {
             environment.retain(|(other, _)| *other != *name);
             environment.push((name.into(), value.reveal().into()));
@@ -154,7 +154,12 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         crate::sys::bind(&mut command, watch.as_ref());
-        let child = command.spawn().map_err(|why| failed(&why))?;
+        let child = command.spawn();
+        drop((command, watch));
+        let child = child.map_err(|why| {
+            warden::look_around();
+            failed(&why)
+        })?;
         let tail = Tail::new(self.name(), &self.secrets);
         Process::new(child, tail).map_err(|why| failed(&why))
     }

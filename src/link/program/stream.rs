@@ -1,5 +1,6 @@
 //! The stream protocol: one long-lived program, a line of JSON for each vCon and one as its answer.
 
+use crossbeam_channel::Receiver;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -98,10 +99,11 @@ impl Stream {
         self.exchange(request.as_bytes(), &mut clock)
     }
 
-    /// Answers whether the program can be started, and has begun.
-    pub fn probe(&mut self) -> Result<(), Failure> {
+    /// Answers whether the program can be started, and has begun; not for longer than until the
+    /// worker drains.
+    pub fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
         self.program.check()?;
-        let mut clock = Clock::alone(self.program.timeout);
+        let mut clock = Clock::probing(self.program.timeout, drain);
         match self.settle(&mut clock) {
             Ok(()) => Ok(()),
             Err(LinkError::Failed(failure)) => Err(failure),
@@ -146,6 +148,9 @@ impl Stream {
         let failure = match answer.map(|line| read(&line)) {
             Ok(Ok(reply)) => return failed(reply, process),
             Ok(Err(why)) => {
+                // It may quote the answer, however long that is.
+                let why = why.to_string();
+                let why = process.tail().clean(why.as_bytes(), LONGEST_ERROR);
                 let message = format!("the answer of `{name}` is not in the protocol: {why}");
                 Failure::permanent(message).into()
             }

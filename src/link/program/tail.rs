@@ -1,6 +1,7 @@
 //! What a program says on its standard error: every line for the debug log, the last ones as the
 //! reason of a failure.
 
+use std::iter;
 use std::sync::Arc;
 
 use crate::secret::Secret;
@@ -82,8 +83,11 @@ impl Tail {
     pub fn clean(&self, text: &[u8], most: usize) -> String {
         let mut text = String::from_utf8_lossy(text).into_owned();
         for secret in self.secrets.iter() {
-            if secret.reveal().len() >= SHORTEST_SECRET {
-                text = text.replace(secret.reveal(), "***");
+            // A program may say one of many lines alone.
+            let whole = iter::once(secret.reveal());
+            let parts = whole.chain(secret.reveal().lines().map(str::trim));
+            for part in parts.filter(|part| part.len() >= SHORTEST_SECRET) {
+                text = text.replace(part, "***");
             }
         }
         let shown = text.chars().take(most);
@@ -113,6 +117,13 @@ mod tests {
         assert_eq!(tail.reason(), ": 2 | 3 | 4 | 5 | 6  [1mno");
         tail.clear();
         assert_eq!(tail.reason(), "");
+    }
+
+    #[test]
+    fn the_lines_of_a_secret_are_not_repeated_one_by_one() {
+        let mut tail = tail(&["first line\n  second line\n}"]);
+        tail.push(b"it is second line }\nfirst line\n");
+        assert_eq!(tail.reason(), ": it is *** } | ***");
     }
 
     #[test]

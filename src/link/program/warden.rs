@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A program announces itself, before it begins, so that none is missed; it is forgotten before
-//! its PID can be another's.
+//! its PID can be another's. One that has announced itself and could not begin is known by nobody
+//! but the warden, which is told to look for such.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -48,9 +49,13 @@ pub fn appoint() {
 
 /// Ends the warden of a process that is about to end, and has ended its programs.
 pub fn dismiss() {
-    let mut warden = lock();
-    warden.wanted = false;
-    if let Some(Post { mut process, pipe }) = warden.post.take() {
+    let post = {
+        let mut warden = lock();
+        warden.wanted = false;
+        warden.post.take()
+    };
+    // The pipe may be held by a program that is just beginning, which needs the lock for it.
+    if let Some(Post { mut process, pipe }) = post {
         drop(pipe);
         if let Err(error) = process.wait() {
             log::error!("could not wait for the warden: {error}");
@@ -97,6 +102,13 @@ pub(super) fn forget(pid: Pid) {
     }
 }
 
+/// A program may have announced itself and not begun.
+pub(super) fn look_around() {
+    if let Some(post) = &lock().post {
+        tell(&post.pipe, 0);
+    }
+}
+
 fn lock() -> MutexGuard<'static, Warden> {
     WARDEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -123,21 +135,24 @@ fn tell(pipe: &OwnedFd, word: i32) {
 pub fn serve() -> io::Result<()> {
     // It ends when the worker does, whatever anyone sends to all processes.
     sys::hold_signals()?.keep();
-    for group in listen(io::stdin().lock()) {
+    let is_there = |group: i32| sys::is_group(Pid::from_raw(group));
+    for group in listen(io::stdin().lock(), is_there) {
         sys::kill_group(Pid::from_raw(group));
     }
     Ok(())
 }
 
 /// What has been announced and not been forgotten at the end.
-fn listen(mut input: impl Read) -> BTreeSet<i32> {
+fn listen(mut input: impl Read, is_there: impl Fn(i32) -> bool) -> BTreeSet<i32> {
     let mut groups = BTreeSet::new();
     let mut word = [0; 4];
     while input.read_exact(&mut word).is_ok() {
         let word = i32::from_ne_bytes(word);
-        // 1 is everybody's, and 0 our own.
+        // 1 is everybody's, and no group is 0.
         if word > 1 {
             groups.insert(word);
+        } else if word == 0 {
+            groups.retain(|group| is_there(*group));
         } else if let Some(pid) = word.checked_neg() {
             groups.remove(&pid);
         }
@@ -151,7 +166,8 @@ mod tests {
 
     fn heard(words: &[i32]) -> Vec<i32> {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        listen(bytes.as_slice()).into_iter().collect()
+        let is_there = |group| group != 13;
+        listen(bytes.as_slice(), is_there).into_iter().collect()
     }
 
     #[test]
@@ -162,7 +178,14 @@ mod tests {
     }
 
     #[test]
+    fn what_did_not_begin_is_forgotten_when_the_warden_looks_around() {
+        assert_eq!(heard(&[7, 13]), [7, 13]);
+        assert_eq!(heard(&[7, 13, 0]), [7]);
+        assert_eq!(heard(&[13, 0, 13]), [13]);
+    }
+
+    #[test]
     fn half_a_word_is_none() {
-        assert!(listen(&[7_u8, 0, 0][..]).is_empty());
+        assert!(listen(&[7_u8, 0, 0][..], |_| true).is_empty());
     }
 }

@@ -179,13 +179,13 @@ fn a_module_that_cannot_be_imported_is_a_fault_of_the_place() {
             "{found}"
         );
         assert!(found.contains(message), "{found}");
-        assert!(link.probe().is_err());
+        assert!(link.probe(&never()).is_err());
         fs::write(
             folder.path().join("steps/step.py"),
             "def run(a, b, c): return a\n# longer now",
         )
         .unwrap();
-        assert_eq!(link.probe(), Ok(()));
+        assert_eq!(link.probe(&never()), Ok(()));
         assert_eq!(run(&mut *link), Ok(Next::Continue));
     }
 }
@@ -215,6 +215,7 @@ fn passwords_of_a_url_are_known() {
         ("redis://user:word@host:1/2", &["user:word", "word"]),
         ("rediss://:w@rd@host", &[":w@rd", "w@rd"]),
         ("unix:///run/redis?db=1&pass=word&user=u", &["word"]),
+        ("redis://h?sentinel_password=word", &["word"]),
     ] {
         let found = passwords(url);
         let found: Vec<&str> = found.iter().map(Secret::reveal).collect();
