@@ -6,10 +6,13 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::regular_file;
+use crate::secret::Secret;
 
 /// The most bytes of a file that holds one value.
 const MOST_BYTES: u64 = 1 << 20;
@@ -28,6 +31,7 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 pub(super) struct Environment {
     variables: HashMap<OsString, OsString>,
     filled: AtomicUsize,
+    looked_up: Mutex<Vec<Secret>>,
 }
 
 impl Environment {
@@ -36,6 +40,7 @@ impl Environment {
         Self {
             variables: std::env::vars_os().collect(),
             filled: AtomicUsize::new(0),
+            looked_up: Mutex::new(Vec::new()),
         }
     }
 
@@ -46,6 +51,7 @@ impl Environment {
         Self {
             variables: variables.into(),
             filled: AtomicUsize::new(0),
+            looked_up: Mutex::new(Vec::new()),
         }
     }
 
@@ -93,7 +99,26 @@ impl Environment {
         if text.is_empty() {
             return Err(format!("the file {} is empty", place.display()));
         }
-        Ok(text.to_owned())
+        Ok(self.note(text))
+    }
+
+    /// What has been looked up since it was last asked for: none of it is to be shown.
+    pub fn take_looked_up(&self) -> Vec<Secret> {
+        mem::take(&mut *self.lock())
+    }
+
+    fn note(&self, value: &str) -> String {
+        let mut looked_up = self.lock();
+        if !looked_up.iter().any(|known| known.reveal() == value) {
+            looked_up.push(Secret::new(value));
+        }
+        value.to_owned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Secret>> {
+        self.looked_up
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn value(&self, name: &str) -> Result<String, String> {
@@ -112,7 +137,7 @@ impl Environment {
         let value = value.ok_or_else(|| format!("the variable {name} is not set"))?;
         self.count(value.len())?;
         let text = value.to_str();
-        text.map(str::to_owned)
+        text.map(|text| self.note(text))
             .ok_or_else(|| format!("the variable {name} is not UTF-8 text"))
     }
 

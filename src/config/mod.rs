@@ -39,6 +39,7 @@ pub use source::{Source, Stamp};
 
 use self::environment::Environment;
 use crate::link::{self, Link};
+use crate::secret::Secret;
 use crate::storage::{self, Storage};
 
 /// A whole and checked configuration.
@@ -85,6 +86,8 @@ pub struct ModuleConfig<T: ?Sized> {
     /// With the values from variables and files.
     options: yaml::Mapping,
     open: Open<T>,
+    /// The values from variables and files, which are not to be shown.
+    looked_up: Arc<[Secret]>,
     /// The lists on which it may announce vCons, besides those of the chain.
     pub routes: Vec<ListName>,
 }
@@ -147,6 +150,7 @@ impl<T: ?Sized> ModuleConfig<T> {
         };
         let mut options = Options::new(&self.path, "option", self.line, &node);
         options.set_owner(&self.name);
+        options.set_looked_up(&self.looked_up);
         (self.open)(&mut options)
     }
 }
@@ -174,6 +178,7 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             line: self.line,
             options: self.options.clone(),
             open: self.open,
+            looked_up: Arc::clone(&self.looked_up),
             routes: self.routes.clone(),
         }
     }

@@ -34,6 +34,7 @@ pub struct Options {
     /// The single values as they stand in the file, where something was filled in.
     written: HashMap<String, String>,
     owner: String,
+    looked_up: Arc<[Secret]>,
 }
 
 /// Whether a single string counts as a list of one.
@@ -69,11 +70,21 @@ impl Options {
             environment: None,
             written: HashMap::new(),
             owner: String::new(),
+            looked_up: Arc::new([]),
         }
     }
 
     pub(super) fn set_owner(&mut self, name: &str) {
         name.clone_into(&mut self.owner);
+    }
+
+    pub(super) fn set_looked_up(&mut self, values: &Arc<[Secret]>) {
+        self.looked_up = Arc::clone(values);
+    }
+
+    /// The values that came from variables and files, which no message may show.
+    pub fn looked_up(&self) -> &[Secret] {
+        &self.looked_up
     }
 
     /// The name of the link or storage whose options these are.

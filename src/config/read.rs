@@ -230,6 +230,7 @@ impl<T: ?Sized> Modules<'_, T> {
         let mut options = options.filled_from(self.environment);
         let routes = (self.routes)(&*open(&mut options));
         options.finish();
+        let looked_up = self.environment.take_looked_up().into();
         let (options, mut found) = options.into_parts();
         faults.append(&mut found);
         Some(ModuleConfig {
@@ -239,6 +240,7 @@ impl<T: ?Sized> Modules<'_, T> {
             line,
             options,
             open: *open,
+            looked_up,
             routes,
         })
     }

@@ -34,6 +34,7 @@ const OF_THE_INDEX: &[&str] = &[
     "pipeline with id",
     "no write index is defined",
     "has more than one ind",
+    "data stream",
     "maximum shards open",
     "maximum normal shards open",
 ];
