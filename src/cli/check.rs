@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{ContentArrangement, Table};
 
+use super::shown::say;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::queue::{QueueError, Server};
@@ -57,7 +58,7 @@ pub fn run(settings: &Settings) -> Exit {
             &row.detail,
         ]);
     }
-    println!("{table}");
+    say(table);
     if rows.iter().all(|row| row.good) {
         Exit::Ok
     } else {

@@ -1,12 +1,23 @@
 //! Text from elsewhere, made fit for a terminal: nothing in Redis may steer it.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write as _};
+use std::io::{self, Write as _};
 
 use chrono::{DateTime, Local};
 
 use crate::queue::is_visible;
 
 use super::status::duration;
+
+/// Prints a line of what has been done. That nobody reads it does not undo it.
+pub(super) fn say(line: impl Display) {
+    match writeln!(io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("could not write the result: {error}");
+        }
+        _ => {}
+    }
+}
 
 /// The text on one line of characters that can be seen.
 pub(super) fn printable(text: &str) -> String {

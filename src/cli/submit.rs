@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::config::ListName;
+use super::shown::say;
+use crate::config::{ListName, Plan};
 use crate::exit::Exit;
 use crate::queue::{QueueError, Server, Submitter};
 use crate::settings::Settings;
@@ -55,7 +56,12 @@ impl Submit {
             }
         };
         match self.take_all(&mut intake).and_then(|()| intake.flush()) {
-            Ok(()) => intake.report(&self.list),
+            Ok(()) => {
+                if intake.submitted > 0 {
+                    warn_if_unserved(&self.list, settings);
+                }
+                intake.report(&self.list)
+            }
             Err(error) => {
                 eprintln!("{error}\nSubmitted {} vCons before that", intake.submitted);
                 Exit::Unavailable
@@ -82,6 +88,15 @@ impl Submit {
         }
         progress.finish_and_clear();
         Ok(())
+    }
+}
+
+/// Where the configuration is another machine's, nothing is known.
+fn warn_if_unserved(list: &ListName, settings: &Settings) {
+    let plan = Plan::load(&settings.config_file);
+    if plan.is_ok_and(|plan| !plan.ingress_lists().contains(list)) {
+        let file = settings.config_file.display();
+        eprintln!("warning: no enabled chain of {file} takes from list {list}: they wait there");
     }
 }
 
@@ -186,7 +201,10 @@ impl Intake {
 
     fn report(&self, list: &ListName) -> Exit {
         let all = self.submitted + self.refused;
-        println!("Submitted {} of {all} vCons to list {list}", self.submitted);
+        say(format_args!(
+            "Submitted {} of {all} vCons to list {list}",
+            self.submitted
+        ));
         if self.refused == 0 {
             Exit::Ok
         } else {

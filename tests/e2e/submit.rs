@@ -2,8 +2,12 @@
 
 use std::fs;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::harness::{
-    Conserver, Finished, Ledger, Redis, Sample, chain, processes_mentioning, same,
+    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, processes_mentioning, same,
+    wait_until,
 };
 
 const LIST: [&str; 2] = ["--list", "default"];
@@ -168,4 +172,65 @@ fn the_demo_needs_nothing_and_leaves_nothing_running() {
             }
         }
     }
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let conserver = Conserver::without_redis();
+        let mut demo = conserver.spawn(&["demo", "--count", "10000", "--workers", "2"]);
+        // So many does it have with its Redis, the daemon and the daemon's children.
+        let folder = conserver.folder().display().to_string();
+        wait_until("the daemon of the demo works", PATIENCE, || {
+            processes_mentioning(&folder).len() > 3 || demo.try_wait().expect("a child").is_some()
+        });
+        let pid = i32::try_from(demo.id()).expect("a PID");
+        kill(Pid::from_raw(pid), signal).expect("the demo runs");
+        let status = demo.wait().expect("a child");
+        assert!(!status.success(), "{status}");
+        wait_until("its processes end", PATIENCE, || {
+            processes_mentioning(&folder).is_empty()
+        });
+        let entries = conserver.folder().read_dir().expect("a folder").flatten();
+        let left = entries.filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with("conserver-demo-")
+        });
+        assert_eq!(left.count(), 0);
+    }
+}
+
+#[test]
+fn a_list_that_no_chain_takes_from_is_said() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    let path = conserver.folder().join("one.json");
+    fs::write(&path, Sample::small().text()).expect("a file");
+    let path = path.display().to_string();
+    for (list, is_said) in [("nowhere", true), ("default", false)] {
+        let finished = conserver.run(&["submit", &path, "--list", list]);
+        ended_with(&finished, 0);
+        let said = finished.stderr.contains("takes from list nowhere");
+        assert_eq!(said, is_said, "{}", finished.output());
+    }
+}
+
+#[test]
+fn a_full_disk_does_not_undo_what_was_submitted() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let sample = Sample::small();
+    let path = conserver.folder().join("one.json");
+    fs::write(&path, sample.text()).expect("a file");
+    let path = path.display().to_string();
+    let full = fs::File::options().write(true).open("/dev/full");
+    let full = full.expect("a device that is full");
+    let finished = conserver.run_into(&["submit", &path, LIST[0], LIST[1]], full);
+    ended_with(&finished, 0);
+    assert!(
+        finished.stderr.contains("No space left"),
+        "{}",
+        finished.output()
+    );
+    is_submitted(&redis, &[sample]);
 }

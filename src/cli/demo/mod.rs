@@ -8,12 +8,18 @@ mod report;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use crossbeam_channel::RecvTimeoutError;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use tempfile::TempDir;
 
+use super::shown::say;
 use super::submit;
 use crate::config::ListName;
 use crate::exit::Exit;
@@ -59,6 +65,9 @@ const SAMPLES: &[&str] = &[
 /// No vCon finished for so long: something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long it may take until a signal is noticed.
+const BLINK: Duration = Duration::from_millis(100);
+
 /// How large a demonstration.
 #[derive(Debug, Args)]
 pub struct Demo {
@@ -89,6 +98,8 @@ enum DemoError {
     Sample(String),
     #[error("a sample was refused: {0}")]
     Refused(String),
+    #[error("interrupted; nothing is left of the demonstration")]
+    Interrupted,
     #[error("the daemon did not finish its work: {0}")]
     Daemon(String),
 }
@@ -116,25 +127,30 @@ impl Demo {
             .map_err(system("make a temporary folder"))?;
         folder.disable_cleanup(self.keep);
         let files = folder.path().join("vcons");
-        println!(
+        say(format_args!(
             "Starting a private Redis, and storing files under {}",
             files.display()
-        );
+        ));
+        // From here on there is something to tidy up.
+        let interrupted = interruption().map_err(system("listen for signals"))?;
         let redis = Redis::start(folder.path())?;
         let vcons = self.samples()?;
         submit_all(&redis, &vcons)?;
-        println!("Submitted {} vCons to list default", vcons.len());
+        say(format_args!(
+            "Submitted {} vCons to list default",
+            vcons.len()
+        ));
 
         let config = write_config(&folder, &files).map_err(system("write the configuration"))?;
         let start = Instant::now();
         let mut daemon = Daemon::start(folder.path(), &config, redis.url(), self.workers)
             .map_err(system("start the daemon"))?;
-        let report = follow(&daemon, vcons.len(), start)?;
+        let report = follow(&daemon, vcons.len(), start, &interrupted)?;
         let memory = daemon.memory_of_workers();
         daemon.stop()?;
         report.print(&memory, stored(&files).map_err(system("count the files"))?);
         if self.keep {
-            println!("The files are left under {}", files.display());
+            say(format_args!("The files are left under {}", files.display()));
         }
         report.complete(vcons.len()).map_err(DemoError::Daemon)
     }
@@ -185,19 +201,42 @@ fn write_config(folder: &TempDir, files: &Path) -> io::Result<std::path::PathBuf
 }
 
 /// Reads the daemon's log until every vCon has come to its end.
-fn follow(daemon: &Daemon, vcons: usize, start: Instant) -> Result<Report, DemoError> {
+fn follow(
+    daemon: &Daemon,
+    vcons: usize,
+    start: Instant,
+    interrupted: &AtomicBool,
+) -> Result<Report, DemoError> {
     let mut report = Report::new(start);
     let progress = submit::progress(vcons);
+    let mut silent_since = Instant::now();
     while report.ended() < vcons {
-        let Ok(line) = daemon.log().recv_timeout(PATIENCE) else {
-            return Err(DemoError::Daemon(report.last_words().to_owned()));
+        if interrupted.load(Ordering::Relaxed) {
+            progress.finish_and_clear();
+            return Err(DemoError::Interrupted);
+        }
+        let line = match daemon.log().recv_timeout(BLINK) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) if silent_since.elapsed() < PATIENCE => continue,
+            Err(_) => return Err(DemoError::Daemon(report.last_words().to_owned())),
         };
+        silent_since = Instant::now();
         report.note(&line);
         progress.set_position(report.ended() as u64);
     }
     progress.finish_and_clear();
     report.stop_clock();
     Ok(report)
+}
+
+/// Becomes true with the first signal that would end this program; the second does end it.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
+        flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
 }
 
 fn stored(folder: &Path) -> io::Result<usize> {

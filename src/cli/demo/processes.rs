@@ -32,7 +32,10 @@ pub(super) struct Redis {
 impl Redis {
     pub fn start(folder: &Path) -> Result<Self, DemoError> {
         let socket = folder.join("redis.sock");
-        let process = Command::new("redis-server")
+        let mut command = Command::new("redis-server");
+        // Not to be ended by what is meant for this process, but with it.
+        sys::bind(&mut command, None);
+        let process = command
             .args([
                 "--port",
                 "0",
@@ -89,6 +92,7 @@ pub(super) struct Daemon {
 impl Daemon {
     pub fn start(folder: &Path, config: &Path, redis: &str, workers: u32) -> io::Result<Self> {
         let mut command = Command::new(env::current_exe()?);
+        sys::bind(&mut command, None);
         for (name, _) in env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("CONSERVER_") || text.starts_with("VCON_") {

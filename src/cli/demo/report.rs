@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use serde::Deserialize;
 
+use super::super::shown::say;
+
 /// The fields of a log line that count here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -122,7 +124,7 @@ impl Report {
         for (name, value) in rows {
             table.add_row([name, value]);
         }
-        println!("{table}");
+        say(table);
     }
 }
 

@@ -162,6 +162,13 @@ impl Conserver {
         self.finish(self.command(arguments, "command"), arguments)
     }
 
+    /// Runs a command to its end, with its standard output into a file.
+    pub fn run_into(&self, arguments: &[&str], output: fs::File) -> Finished {
+        let mut command = self.command(arguments, "command");
+        command.stdout(output);
+        self.finish(command, arguments)
+    }
+
     /// Runs a command to its end, with `input` typed at a terminal that is its standard input.
     pub fn run_on_terminal(&self, arguments: &[&str], input: &str) -> Finished {
         let terminal = openpty(None, None).expect("a terminal");
