@@ -177,7 +177,8 @@ mod tests {
             write_some(&mut here, &mut outgoing).unwrap();
         }
         assert!(read == all);
-        drop(there);
+        // A process that another test is just starting may have it too.
+        there.shutdown(std::net::Shutdown::Both).unwrap();
         outgoing.push(0);
         assert!(write_some(&mut here, &mut outgoing).is_err());
     }
