@@ -1,13 +1,14 @@
 //! `conserver submit` and `conserver demo`.
 
 use std::fs;
+use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{
-    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, processes_mentioning, same,
-    wait_until,
+    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, children_of, processes_mentioning,
+    same, wait_until, wait_until_gone,
 };
 
 const LIST: [&str; 2] = ["--list", "default"];
@@ -178,26 +179,31 @@ fn the_demo_needs_nothing_and_leaves_nothing_running() {
 fn an_interrupted_demo_leaves_nothing() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let conserver = Conserver::without_redis();
-        let mut demo = conserver.spawn(&["demo", "--count", "10000", "--workers", "2"]);
-        // So many does it have with its Redis, the daemon and the daemon's children.
-        let folder = conserver.folder().display().to_string();
-        wait_until("the daemon of the demo works", PATIENCE, || {
-            processes_mentioning(&folder).len() > 3 || demo.try_wait().expect("a child").is_some()
+        let mut demo = conserver.spawn(&["demo", "--count", "2000", "--workers", "2"]);
+        let demos = || {
+            let entries = conserver.folder().read_dir().expect("a folder").flatten();
+            let paths = entries.map(|entry| entry.path());
+            let is_of_demo =
+                |path: &PathBuf| path.display().to_string().contains("/conserver-demo-");
+            paths.filter(is_of_demo).collect::<Vec<_>>()
+        };
+        wait_until("the daemon of the demo stores files", PATIENCE, || {
+            demos().iter().any(|folder| folder.join("vcons").exists())
         });
         let pid = i32::try_from(demo.id()).expect("a PID");
+        let (redis_and_daemon, daemons) = (children_of(pid), grandchildren_of(pid));
         kill(Pid::from_raw(pid), signal).expect("the demo runs");
         let status = demo.wait().expect("a child");
         assert!(!status.success(), "{status}");
-        wait_until("its processes end", PATIENCE, || {
-            processes_mentioning(&folder).is_empty()
-        });
-        let entries = conserver.folder().read_dir().expect("a folder").flatten();
-        let left = entries.filter(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with("conserver-demo-")
-        });
-        assert_eq!(left.count(), 0);
+        wait_until_gone(&redis_and_daemon);
+        wait_until_gone(&daemons);
+        assert_eq!(demos(), Vec::<PathBuf>::new());
     }
+}
+
+fn grandchildren_of(parent: i32) -> Vec<i32> {
+    let children = children_of(parent);
+    children.into_iter().flat_map(children_of).collect()
 }
 
 #[test]
