@@ -135,7 +135,7 @@ impl Demo {
         let interrupted = interruption().map_err(system("listen for signals"))?;
         let redis = Redis::start(folder.path())?;
         let vcons = self.samples()?;
-        submit_all(&redis, &vcons)?;
+        submit_all(&redis, &vcons, &interrupted)?;
         say(format_args!(
             "Submitted {} vCons to list default",
             vcons.len()
@@ -171,13 +171,20 @@ impl Demo {
     }
 }
 
-fn submit_all(redis: &Redis, vcons: &[Outgoing]) -> Result<(), DemoError> {
+fn submit_all(
+    redis: &Redis,
+    vcons: &[Outgoing],
+    interrupted: &AtomicBool,
+) -> Result<(), DemoError> {
     let url: RedisUrl = redis.url().parse().map_err(|_| DemoError::NoRedis)?;
     let list: ListName = "default".parse().map_err(|_| DemoError::NoRedis)?;
     let server = Server::new(&url).map_err(QueueError::from)?;
     let lease = server.connect("conserver:demo").map_err(QueueError::from)?;
     let mut submitter = Submitter::new(lease, list, "vcons".to_owned(), None)?;
     for batch in vcons.chunks(100) {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(DemoError::Interrupted);
+        }
         let refusals = submitter.submit(batch)?;
         if let Some(why) = refusals.into_iter().flatten().next() {
             return Err(DemoError::Refused(why));
