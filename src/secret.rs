@@ -1,6 +1,9 @@
 //! A text that must not be shown: passwords, keys, tokens.
 
-use std::fmt;
+use std::{fmt, iter};
+
+/// A secret, or a line of one, that is shorter is not looked for: it would be found in everything.
+const SHORTEST: usize = 6;
 
 /// A password, key or token. It prints as `***`; only [`Secret::reveal`] gives the text.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,6 +18,13 @@ impl Secret {
     /// The text itself, for the server it is meant for.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// What somebody else says, without this secret: neither whole, nor one of its lines alone.
+    pub fn hide_in(&self, text: String) -> String {
+        let parts = iter::once(self.reveal()).chain(self.reveal().lines().map(str::trim));
+        let parts = parts.filter(|part| part.len() >= SHORTEST);
+        parts.fold(text, |text, part| text.replace(part, "***"))
     }
 }
 

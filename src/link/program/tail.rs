@@ -1,7 +1,6 @@
 //! What a program says on its standard error: every line for the debug log, the last ones as the
 //! reason of a failure.
 
-use std::iter;
 use std::sync::Arc;
 
 use crate::secret::Secret;
@@ -15,9 +14,6 @@ const REASON_CHARACTERS: usize = 1000;
 
 /// So many characters of a line are logged.
 const LOGGED_CHARACTERS: usize = 2000;
-
-/// A secret shorter than this is not looked for: it would be found in everything.
-const SHORTEST_SECRET: usize = 6;
 
 /// The end of what a program has said.
 pub(super) struct Tail {
@@ -81,15 +77,9 @@ impl Tail {
 
     /// Any text of the program's, so that it can be shown.
     pub fn clean(&self, text: &[u8], most: usize) -> String {
-        let mut text = String::from_utf8_lossy(text).into_owned();
-        for secret in self.secrets.iter() {
-            // A program may say one of many lines alone.
-            let whole = iter::once(secret.reveal());
-            let parts = whole.chain(secret.reveal().lines().map(str::trim));
-            for part in parts.filter(|part| part.len() >= SHORTEST_SECRET) {
-                text = text.replace(part, "***");
-            }
-        }
+        let text = String::from_utf8_lossy(text).into_owned();
+        let secrets = self.secrets.iter();
+        let text = secrets.fold(text, |text, secret| secret.hide_in(text));
         let shown = text.chars().take(most);
         shown
             .map(|c| if c.is_control() { ' ' } else { c })

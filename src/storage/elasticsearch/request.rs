@@ -10,9 +10,6 @@ use ureq::http::{HeaderValue, Request};
 use crate::http::Url;
 use crate::secret::Secret;
 
-/// A secret shorter than this is not looked for in what is shown.
-const SHORTEST_SECRET: usize = 6;
-
 /// The most that is read of an answer.
 const ANSWER_LIMIT: u64 = 256 << 20;
 
@@ -102,11 +99,8 @@ impl Server {
 
     /// The text without what must not be shown.
     pub(super) fn without_secrets(&self, text: &str) -> String {
-        let secrets = self.secrets.iter().map(Secret::reveal);
-        secrets
-            // A shorter one would be found in everything.
-            .filter(|secret| secret.len() >= SHORTEST_SECRET)
-            .fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        let secrets = self.secrets.iter();
+        secrets.fold(text.to_owned(), |text, secret| secret.hide_in(text))
     }
 }
 
