@@ -179,6 +179,7 @@ fn broken(url: &Url, error: &Error) -> Failure {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 pub(crate) mod tests {
+    use std::fmt::Display;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
@@ -187,20 +188,33 @@ pub(crate) mod tests {
 
     /// Answers one connection for each status and returns the requests as they came.
     pub(crate) fn serve(statuses: &[&str]) -> (String, JoinHandle<Vec<String>>) {
+        let answers = statuses.iter().map(|&status| (status, String::new()));
+        serve_with(answers.collect())
+    }
+
+    /// The same, with a body for each answer.
+    pub(crate) fn serve_with<S>(answers: Vec<(S, String)>) -> (String, JoinHandle<Vec<String>>)
+    where
+        S: Display,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let statuses: Vec<String> = statuses.iter().map(|&status| status.to_owned()).collect();
+        let answers = answers.into_iter().map(|(status, body)| {
+            let length = body.len();
+            format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\
+                 Location: /away\r\n\r\n{body}"
+            )
+        });
+        let answers: Vec<String> = answers.collect();
         let server = thread::spawn(move || {
-            let answer = |status: &String| {
+            let answer = |answer: &String| {
                 let (mut stream, _) = listener.accept().unwrap();
                 let request = request(&mut BufReader::new(&stream));
-                let answer = format!(
-                    "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\nLocation: /away\r\n\r\n"
-                );
                 stream.write_all(answer.as_bytes()).unwrap();
                 request
             };
-            statuses.iter().map(answer).collect()
+            answers.iter().map(answer).collect()
         });
         (address, server)
     }
@@ -210,10 +224,10 @@ pub(crate) mod tests {
         while !head.ends_with("\r\n\r\n") {
             assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
         }
-        let length = head.to_lowercase();
-        let length = length.split("content-length: ").nth(1).unwrap();
-        let length = length.split("\r\n").next().unwrap().parse().unwrap();
-        let mut body = vec![0; length];
+        let lines = head.to_lowercase();
+        let mut lines = lines.lines();
+        let length = lines.find_map(|line| line.strip_prefix("content-length: "));
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body).unwrap();
         head + &String::from_utf8(body).unwrap()
     }

@@ -192,9 +192,8 @@ fn a_vcon_that_a_working_server_never_takes_becomes_a_dead_letter_and_holds_nobo
     daemon.stop();
 }
 
-#[test]
-fn a_server_that_answers_and_takes_nothing_costs_time_only() {
-    let redis = Redis::plain();
+/// A server that has no time for anyone until it is told otherwise.
+fn busy() -> (Webhook, Arc<AtomicBool>) {
     let failing = Arc::new(AtomicBool::new(true));
     let server = Webhook::deciding({
         let failing = Arc::clone(&failing);
@@ -206,6 +205,13 @@ fn a_server_that_answers_and_takes_nothing_costs_time_only() {
             }
         }
     });
+    (server, failing)
+}
+
+#[test]
+fn a_server_that_answers_and_takes_nothing_costs_time_only() {
+    let redis = Redis::plain();
+    let (server, failing) = busy();
     let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
     let samples = fresh(4);
     submit(&redis, "default", &samples);
@@ -280,17 +286,7 @@ fn rounds_of_an_outage_do_not_count_after_it() {
 #[test]
 fn vcons_that_go_round_do_not_run_out() {
     let redis = Redis::plain();
-    let failing = Arc::new(AtomicBool::new(true));
-    let server = Webhook::deciding({
-        let failing = Arc::clone(&failing);
-        move |_| {
-            if failing.load(Ordering::Relaxed) {
-                503
-            } else {
-                200
-            }
-        }
-    });
+    let (server, failing) = busy();
     let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [server.url()]}});
     let samples = fresh(2);
     submit(&redis, "default", &samples);

@@ -13,21 +13,12 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, Redis, chain, fresh, is_alive, number_from_env, submit, title_of,
-    wait_until,
+    Conserver, Ledger, PATIENCE, Redis, chain, fresh, is_alive, number_from_env, stuck, submit,
+    title_of, wait_until,
 };
-
-/// A link that never comes back: its server takes the connection and says nothing.
-fn stuck() -> (TcpListener, (&'static str, Value)) {
-    let hole = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}/", hole.local_addr().expect("an address"));
-    let options = json!({"webhook-urls": [url], "timeout": 600});
-    let link = json!({"module": "links.webhook", "options": options});
-    (hole, ("stuck", link))
-}
 
 fn a_worker_killed_by_a_real_time_signal_is_replaced(method: &str) {
     let redis = Redis::plain();

@@ -1,27 +1,17 @@
 //! What the supervisor does besides starting workers: reloads, limits, signals, health.
 
 use std::fs;
-use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, preload, submit,
-    wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, preload, stuck,
+    submit, wait_until,
 };
-
-/// A link that never comes back: its server takes the connection and says nothing.
-fn stuck() -> (TcpListener, (&'static str, Value)) {
-    let hole = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}/", hole.local_addr().expect("an address"));
-    let options = json!({"webhook-urls": [url], "timeout": 600});
-    let link = json!({"module": "links.webhook", "options": options});
-    (hole, ("stuck", link))
-}
 
 fn ready(daemon: &Daemon) -> u64 {
     let status = daemon.status().unwrap_or_default();

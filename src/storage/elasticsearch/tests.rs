@@ -1,46 +1,13 @@
 //! The storage against answers that no server at hand gives; no server.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
-use std::thread::{self, JoinHandle};
-
 use super::*;
+use crate::http::tests::serve_with as serve;
 use crate::vcon::{Vcon, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
 const NO_INDEX: &str = "{}";
 const DIALOGS: &str = r#"{"vcon_dialog":{"aliases":{}}}"#;
-
-/// Gives each connection the next answer, and returns the requests as they came.
-fn serve(answers: Vec<(u16, String)>) -> (String, JoinHandle<Vec<String>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let server = thread::spawn(move || {
-        let answer = |(status, body): &(u16, String)| {
-            let (stream, _) = listener.accept().unwrap();
-            let mut reader = BufReader::new(&stream);
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
-            }
-            let length = head.to_lowercase();
-            let length = length
-                .lines()
-                .find_map(|l| l.strip_prefix("content-length: "));
-            let mut sent = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-            reader.read_exact(&mut sent).unwrap();
-            let length = body.len();
-            let text = format!(
-                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            );
-            (&stream).write_all(text.as_bytes()).unwrap();
-            head + &String::from_utf8(sent).unwrap()
-        };
-        answers.iter().map(answer).collect()
-    });
-    (address, server)
-}
 
 fn storage(address: &str) -> Box<dyn Storage> {
     let mut options = Options::from_yaml(&format!(

@@ -1,43 +1,26 @@
 //! Keys and answers of `storage.s3`; no server.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use super::*;
+use crate::http::tests::serve_with;
 use crate::vcon::Version;
 
-/// Answers one connection for each status and body, and returns the requests' heads as they came,
-/// in lower case.
+/// Answers one connection for each status and body.
 fn serve(answers: &[(u16, &str)]) -> (String, JoinHandle<Vec<String>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let answers: Vec<(u16, String)> = answers.iter().map(|(s, b)| (*s, (*b).to_owned())).collect();
-    let server = thread::spawn(move || {
-        let answer = |(status, body): &(u16, String)| {
-            let (stream, _) = listener.accept().unwrap();
-            let mut reader = BufReader::new(&stream);
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
-            }
-            let head = head.to_lowercase();
-            let length = head
-                .lines()
-                .find_map(|l| l.strip_prefix("content-length: "));
-            let mut sent = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-            reader.read_exact(&mut sent).unwrap();
-            let length = body.len();
-            let text = format!(
-                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            );
-            (&stream).write_all(text.as_bytes()).unwrap();
-            head
-        };
-        answers.iter().map(answer).collect()
-    });
-    (address, server)
+    let answers = answers.iter();
+    serve_with(
+        answers
+            .map(|(status, body)| (*status, (*body).to_owned()))
+            .collect(),
+    )
+}
+
+/// The requests as they came, in lower case.
+fn requests(server: JoinHandle<Vec<String>>) -> Vec<String> {
+    let requests = server.join().unwrap().into_iter();
+    requests.map(|request| request.to_lowercase()).collect()
 }
 
 fn storage(address: &str) -> Box<dyn Storage> {
@@ -69,7 +52,7 @@ const MISSING: &str = "<Error><Code>NoSuchKey</Code></Error>";
 fn the_document_goes_before_its_pointer_and_the_session_token_with_both() {
     let (address, server) = serve(&[(200, ""), (200, "")]);
     storage(&address).save(&vcon()).unwrap();
-    let heads = server.join().unwrap();
+    let heads = requests(server);
     let id = vcon().id;
     assert!(heads[0].starts_with("put /calls/a/20"), "{}", heads[0]);
     assert!(
@@ -112,7 +95,7 @@ fn a_probe_writes_only_after_a_write_was_forbidden() {
     assert_eq!(storage.probe(), Ok(()));
     assert_eq!(storage.save(&vcon()), Ok(()));
     assert_eq!(storage.probe(), Ok(()));
-    let heads = server.join().unwrap();
+    let heads = requests(server);
     let verbs: Vec<&str> = heads.iter().map(|h| h.split(' ').next().unwrap()).collect();
     let expected = [
         "get", "get", "put", "put", "put", "delete", "put", "put", "get",
@@ -127,7 +110,7 @@ fn an_object_that_may_not_be_read_does_not_hold_up_the_others() {
     assert!(!storage.get(&vcon().id).unwrap_err().is_transient());
     assert_eq!(storage.get(&vcon().id), Ok(None));
     assert!(storage.get(&vcon().id).unwrap_err().is_transient());
-    server.join().unwrap();
+    requests(server);
 }
 
 fn s3(prefix: &str) -> S3 {

@@ -1,5 +1,7 @@
 //! Configurations as tests need them.
 
+use std::net::TcpListener;
+
 use serde_json::{Map, Value, json};
 
 /// One chain, from the list `default` through the link `tagger` and these links to these
@@ -40,4 +42,13 @@ pub fn delay(seconds: f64) -> (&'static str, Value) {
         "slowly",
         json!({"module": "links.delay", "options": {"seconds": seconds}}),
     )
+}
+
+/// A link that never comes back: its server takes the connection and says nothing.
+pub fn stuck() -> (TcpListener, (&'static str, Value)) {
+    let hole = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", hole.local_addr().expect("an address"));
+    let options = json!({"webhook-urls": [url], "timeout": 600});
+    let link = json!({"module": "links.webhook", "options": options});
+    (hole, ("stuck", link))
 }

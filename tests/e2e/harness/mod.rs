@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 pub use self::postgres::{Database, PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
 pub use claims::LEASE;
-pub use config::{chain, delay};
+pub use config::{chain, delay, stuck};
 pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
 pub use disk::Disk;
