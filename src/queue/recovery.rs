@@ -42,6 +42,13 @@ pub struct Recovered {
     pub outcome: String,
 }
 
+impl Recovered {
+    /// Whether it went to the dead letter queue, for the workers that died on it.
+    pub fn is_poison(&self) -> bool {
+        self.outcome == "poison"
+    }
+}
+
 /// A worker that has ended, and whose claims are to be returned.
 #[derive(Debug, Clone)]
 pub struct Dead<'a> {

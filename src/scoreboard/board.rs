@@ -12,9 +12,9 @@ use nix::libc;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, HEADER, WORD, header, place};
+use super::layout::{self, HEADER, METER, NAME, SERIES, WORD, header, place};
 use super::snapshot::{SlotView, Words};
-use super::{BoardError, Phase, PlaceState};
+use super::{BoardError, Phase, PlaceState, RestartCause, SeriesKind, series};
 use crate::sys;
 
 /// The scoreboard of a running supervisor; its end removes the file.
@@ -23,6 +23,8 @@ pub struct Board {
     id: BoardId,
     lanes: usize,
     prepared: BTreeSet<usize>,
+    /// The names of the series, as they are written.
+    series: Vec<[u64; NAME]>,
     /// What the header holds.
     header: [u64; HEADER],
     owner: u32,
@@ -85,6 +87,7 @@ impl Board {
             id,
             lanes,
             prepared: BTreeSet::new(),
+            series: Vec::new(),
             header: [0; HEADER],
             owner: std::process::id(),
         };
@@ -143,6 +146,58 @@ impl Board {
         self.show(header::CONFIG, generation);
     }
 
+    /// Counts a process that takes the place of one that has ended.
+    pub fn count_restart(&mut self, cause: RestartCause) {
+        let word = header::RESTARTS + cause as usize - 1;
+        self.show(word, self.header[word] + 1);
+    }
+
+    /// Makes room for the figures of these chains, links and storages; those known already keep
+    /// theirs. To be called before workers learn of them. Answers how many there was no room for.
+    pub fn keep_figures_of<'a>(
+        &mut self,
+        names: impl Iterator<Item = (SeriesKind, &'a str)>,
+    ) -> Result<usize, BoardError> {
+        let known = self.series.len();
+        let mut left_out = 0;
+        for (kind, name) in names {
+            let name = series::written(kind, name);
+            if self.series.contains(&name) {
+                continue;
+            }
+            if self.series.len() < SERIES {
+                self.series.push(name);
+            } else {
+                left_out += 1;
+            }
+        }
+        let written = self.write_series(known);
+        if written.is_err() {
+            self.series.truncate(known);
+        }
+        written.map_err(BoardError::system("make room in", &self.id.path))?;
+        Ok(left_out)
+    }
+
+    /// Writes the names from this one on and makes room for their meters, then shows them.
+    fn write_series(&mut self, first: usize) -> io::Result<()> {
+        let names: Vec<u64> = self.series[first..].iter().flatten().copied().collect();
+        self.write(layout::name_start(first, self.lanes), &names)?;
+        for number in &self.prepared {
+            self.write_meters(*number, first)?;
+        }
+        let count = self.series.len() as u64;
+        self.write(header::SERIES, &[count])?;
+        self.header[header::SERIES] = count;
+        Ok(())
+    }
+
+    /// Makes sure that the meters of a slot, from this series on, take up room.
+    fn write_meters(&self, number: usize, first: usize) -> io::Result<()> {
+        let zeros = vec![0; self.series.len().saturating_sub(first) * METER];
+        self.write(layout::meter_start(number, first, self.lanes), &zeros)
+    }
+
     /// Shows that the supervisor is alive.
     pub fn beat(&mut self) {
         self.show(header::BEAT, sys::monotonic_ms());
@@ -151,7 +206,8 @@ impl Board {
     /// Puts a file right that someone has cut short: workers that wrote to what is missing would
     /// be killed, and new ones refuse it.
     pub fn mend(&mut self) -> Result<(), BoardError> {
-        let system = |what| BoardError::system(what, &self.id.path);
+        let path = self.id.path.clone();
+        let system = |what| BoardError::system(what, &path);
         let length = (layout::total_words(self.lanes) * WORD) as u64;
         if self.file.metadata().map_err(system("look at"))?.len() >= length {
             return Ok(());
@@ -160,6 +216,7 @@ impl Board {
         self.file
             .set_len(length)
             .and_then(|()| self.write(0, &self.header))
+            .and_then(|()| self.write_series(0))
             .map_err(system("put right"))?;
         for number in std::mem::take(&mut self.prepared) {
             self.prepare(number)?;
@@ -177,6 +234,7 @@ impl Board {
             self.header[header::USED] = used;
             let written = self
                 .write(start, &zeros)
+                .and_then(|()| self.write_meters(number, 0))
                 .and_then(|()| self.write(header::USED, &[used]));
             if let Err(cause) = written {
                 self.prepared.remove(&number);

@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
+//!        | names of the series | meters of the monitor | meters of Worker-1 | …
 //! slot:    the supervisor's words | the worker's own words | lane 1 | lane 2 | …
+//! meters:  series 1 | series 2 | …
 //! ```
 //!
-//! A slot belongs to a number, not to a process: its counters go on through restarts. Each half of
-//! it has one writer.
+//! A slot belongs to a number, not to a process: its counters and meters go on through restarts.
+//! Each half of it has one writer. A series is a chain, a link or a storage; it keeps its place for
+//! as long as the supervisor lives, whatever configurations come and go.
 
 /// The first word of every scoreboard.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
 pub const SLOTS: usize = 1026;
@@ -37,7 +40,10 @@ pub mod header {
     pub const CONFIG: usize = 9;
     pub const USED: usize = 10;
     pub const BEAT: usize = 11;
+    pub const SERIES: usize = 12;
     pub const INSTANCE: usize = 16;
+    /// Processes that took the place of another, by cause.
+    pub const RESTARTS: usize = 48;
 }
 
 /// Words in which the name of the instance stands: its length, then its bytes.
@@ -74,6 +80,8 @@ pub mod worker {
     pub const HELD_STORAGES: usize = 25;
     /// Since when any chain is on hold.
     pub const HELD_SINCE: usize = 26;
+    /// Processor time of this worker and its predecessors, in microseconds.
+    pub const CPU: usize = 27;
 }
 
 /// Words of a lane.
@@ -89,6 +97,25 @@ pub mod lane {
     pub const CHECK: usize = 5;
 }
 
+/// The most series there is room for.
+pub const SERIES: usize = 256;
+
+/// Words of a series' name: its kind and its length, then its bytes.
+pub const NAME: usize = 17;
+
+/// Words of a meter.
+pub const METER: usize = 32;
+
+/// A meter's words.
+pub mod meter {
+    /// The first of the counters, in the order of [`Event`](super::super::Event).
+    pub const COUNTS: usize = 0;
+    /// All observed times together, in microseconds.
+    pub const SUM: usize = 8;
+    /// The first of the histogram's buckets, each for itself.
+    pub const BUCKETS: usize = 9;
+}
+
 /// Words of one slot with so many lanes.
 pub fn slot_words(lanes: usize) -> usize {
     SLOT + lanes * LANE
@@ -99,9 +126,19 @@ pub fn slot_start(number: usize, lanes: usize) -> usize {
     HEADER + number * slot_words(lanes)
 }
 
+/// The first word of a series' name.
+pub fn name_start(series: usize, lanes: usize) -> usize {
+    slot_start(SLOTS, lanes) + series * NAME
+}
+
+/// The first word of the meter of a series in a slot.
+pub fn meter_start(number: usize, series: usize, lanes: usize) -> usize {
+    name_start(SERIES, lanes) + (number * SERIES + series) * METER
+}
+
 /// Words of the whole file.
 pub fn total_words(lanes: usize) -> usize {
-    slot_start(SLOTS, lanes)
+    meter_start(SLOTS, 0, lanes)
 }
 
 /// Ties a lane's words together: a reader that meets a writer halfway finds it wrong.

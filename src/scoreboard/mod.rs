@@ -3,6 +3,7 @@
 //! ```text
 //! supervisor ──Board──► header, places          (writes and reads with pwrite and pread)
 //! worker     ──Slot───► its own slot and lanes  (mapped: no lock, no system call)
+//!          └─Meter──► what it counts for each chain, link and storage
 //! status, monitor ◄──Snapshot── the whole file  (read once, then checked word by word)
 //! ```
 //!
@@ -13,7 +14,10 @@
 
 mod board;
 mod error;
+mod figures;
 mod layout;
+mod meter;
+mod series;
 mod slot;
 mod snapshot;
 mod states;
@@ -22,7 +26,10 @@ mod tests;
 
 pub use board::{Board, BoardId, Place};
 pub use error::BoardError;
+pub use figures::{BUCKETS, Series};
 pub use layout::SLOTS;
+pub use meter::{BOUNDS_US, Event, Meter};
+pub use series::SeriesKind;
 pub use slot::{LaneCell, Outcome, Slot};
 pub use snapshot::{Header, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView};
-pub use states::{LaneState, Phase, PlaceState, WorkerState};
+pub use states::{LaneState, Phase, PlaceState, RestartCause, WorkerState};

@@ -10,9 +10,9 @@ use std::time::Duration;
 use nix::libc;
 
 use super::board::config_path;
-use super::layout::{self, HEADER, WORD, header, lane, place, worker};
+use super::layout::{self, HEADER, NAME, WORD, header, lane, place, worker};
 use super::snapshot::{Header, Words};
-use super::{BoardError, BoardId, LaneState, PlaceState, WorkerState};
+use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 
@@ -20,9 +20,12 @@ use crate::vcon::VconId;
 #[derive(Clone)]
 pub struct Slot {
     words: Arc<SharedWords>,
+    number: usize,
     start: usize,
     lanes: usize,
     config: PathBuf,
+    /// The processor time of this worker's predecessors, in microseconds.
+    cpu_before: u64,
 }
 
 /// How a claim ended.
@@ -64,12 +67,16 @@ impl Slot {
         }
         let words =
             SharedWords::map(&file, layout::total_words(header.lanes)).map_err(system("map"))?;
-        let this = Self {
+        let number = number.min(layout::SLOTS - 1);
+        let mut this = Self {
             words: Arc::new(words),
-            start: layout::slot_start(number.min(layout::SLOTS - 1), header.lanes),
+            number,
+            start: layout::slot_start(number, header.lanes),
             lanes: header.lanes,
             config: config_path(path),
+            cpu_before: 0,
         };
+        this.cpu_before = this.word(worker::CPU).load(Ordering::Relaxed);
         for number in 0..this.lanes {
             this.lane(number).idle();
         }
@@ -98,10 +105,12 @@ impl Slot {
         self.word(place::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
     }
 
-    /// Says that this worker is alive.
+    /// Says that this worker is alive, and how much processor time it has used.
     pub fn beat(&self) {
         self.word(worker::BEAT)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
+        let cpu = self.cpu_before.saturating_add(sys::processor_time_us());
+        self.word(worker::CPU).store(cpu, Ordering::Relaxed);
     }
 
     /// Shows which links and storages, by their places in the configuration in force, are away, so
@@ -138,12 +147,40 @@ impl Slot {
         self.word(worker::SETTLED).fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Counts a vCon of a predecessor that went to the dead letter queue.
+    pub fn count_poison(&self) {
+        self.word(worker::FAILED).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The cell of one lane, counted from 0.
     pub fn lane(&self, number: usize) -> LaneCell {
         let number = number.min(self.lanes - 1);
         LaneCell {
             words: Arc::clone(&self.words),
             start: self.start + layout::SLOT + number * layout::LANE,
+        }
+    }
+
+    /// The meter of a chain, link or storage in this slot.
+    pub fn meter(&self, kind: SeriesKind, name: &str) -> Meter {
+        let words = self.words.words();
+        let known = words[header::SERIES].load(Ordering::Acquire);
+        let known = usize::try_from(known).map_or(layout::SERIES, |n| n.min(layout::SERIES));
+        let meant = series::written(kind, name);
+        let is_meant = |series: &usize| {
+            let start = layout::name_start(*series, self.lanes);
+            let name = &words[start..start + NAME];
+            meant
+                .iter()
+                .zip(name)
+                .all(|(word, there)| there.load(Ordering::Relaxed) == *word)
+        };
+        match (0..known).find(is_meant) {
+            Some(series) => {
+                let start = layout::meter_start(self.number, series, self.lanes);
+                Meter::at(&self.words, start)
+            }
+            None => Meter::SILENT.clone(),
         }
     }
 

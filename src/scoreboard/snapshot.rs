@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::board::{config_path, holder};
 use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
-use super::{BoardError, LaneState, Phase, PlaceState, WorkerState};
+use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
 use crate::sys;
 
 /// The bytes of a scoreboard, as words.
@@ -58,6 +58,10 @@ pub struct Header {
     pub used: usize,
     /// When the supervisor last had a look, in monotonic milliseconds.
     pub beat: u64,
+    /// How many series there are.
+    pub series: usize,
+    /// Processes that took the place of another, in the order of [`RestartCause::ALL`].
+    pub restarts: [u64; RestartCause::ALL.len()],
     /// `CONSERVER_INSTANCE`
     pub instance: String,
 }
@@ -87,6 +91,10 @@ impl Header {
                 .unwrap_or(layout::SLOTS)
                 .min(layout::SLOTS),
             beat: words.get(header::BEAT),
+            series: usize::try_from(words.get(header::SERIES))
+                .unwrap_or(layout::SERIES)
+                .min(layout::SERIES),
+            restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
             instance: instance(words),
         })
     }
@@ -121,6 +129,8 @@ pub struct SlotView {
     pub failed: u64,
     /// Vcons put back into their lists, likewise.
     pub returned: u64,
+    /// Processor time, in microseconds, likewise, as of the last beat.
+    pub cpu_us: u64,
 }
 
 /// What the supervisor says of a place.
@@ -193,6 +203,7 @@ impl SlotView {
             halted: words.get(worker::HALTED),
             failed: words.get(worker::FAILED),
             returned: words.get(worker::RETURNED),
+            cpu_us: words.get(worker::CPU),
         }
     }
 }
@@ -272,6 +283,8 @@ pub struct Snapshot {
     pub header: Header,
     /// The slots that may be in use: the monitor, then Worker-1, and so on.
     pub slots: Vec<SlotView>,
+    /// The figures of chains, links and storages.
+    pub series: Vec<Series>,
 }
 
 impl Snapshot {
@@ -280,6 +293,13 @@ impl Snapshot {
     /// # Errors
     /// Where there is none, it is not a scoreboard, or its daemon has ended.
     pub fn take(path: &Path) -> Result<Self, BoardError> {
+        Self::take_if(path, alive)
+    }
+
+    fn take_if(
+        path: &Path,
+        check: impl Fn(&File, &Path, i32) -> Result<(), BoardError>,
+    ) -> Result<Self, BoardError> {
         let system = |what| BoardError::system(what, path);
         let mut file = OpenOptions::new()
             .read(true)
@@ -291,7 +311,7 @@ impl Snapshot {
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;
         let header =
             Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
-        alive(&file, path, header.pid)?;
+        check(&file, path, header.pid)?;
         let wanted = header.used * layout::slot_words(header.lanes) * WORD;
         let mut bytes = Vec::with_capacity(wanted);
         Read::by_ref(&mut file)
@@ -306,12 +326,21 @@ impl Snapshot {
             let start = number * layout::slot_words(header.lanes);
             SlotView::read(&words.from(start), header.lanes)
         };
+        let series = figures::read(&file, header.lanes, header.used, header.series)
+            .map_err(system("read the figures in"))?;
         Ok(Self {
+            series,
             config: config_path(path),
             taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
             header,
         })
+    }
+
+    /// Reads a scoreboard of this very process, whose lock on it cannot be seen from here.
+    #[cfg(test)]
+    pub(super) fn take_own(path: &Path) -> Result<Self, BoardError> {
+        Self::take_if(path, |_, _, _| Ok(()))
     }
 
     #[cfg(test)]

@@ -83,6 +83,47 @@ impl fmt::Display for PlaceState {
     }
 }
 
+/// Why a process took the place of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartCause {
+    /// It died.
+    Died = 1,
+    /// It was killed, because a vCon took longer than its chain allows.
+    Overdue,
+    /// It was killed, because it did not show any more that it was alive.
+    Silent,
+    /// It was killed, because its forkserver had died.
+    Forkserver,
+    /// It made way for a fresh one by itself.
+    Recycled,
+    /// It was replaced in a reload.
+    Reloaded,
+}
+
+impl RestartCause {
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Died,
+        Self::Overdue,
+        Self::Silent,
+        Self::Forkserver,
+        Self::Recycled,
+        Self::Reloaded,
+    ];
+
+    /// The name that figures and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Died => "died",
+            Self::Overdue => "overdue",
+            Self::Silent => "silent",
+            Self::Forkserver => "forkserver",
+            Self::Recycled => "recycled",
+            Self::Reloaded => "reloaded",
+        }
+    }
+}
+
 /// What a worker says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerState {

@@ -275,3 +275,113 @@ proptest! {
         }
     }
 }
+
+fn names() -> [(SeriesKind, &'static str); 3] {
+    [
+        (SeriesKind::Chain, "main"),
+        (SeriesKind::Link, "main"),
+        (SeriesKind::Storage, "pg"),
+    ]
+}
+
+fn series(board: &Board) -> Vec<Series> {
+    Snapshot::take_own(&board.id().path).unwrap().series
+}
+
+#[test]
+fn figures_of_all_workers_are_added_up_and_go_on_with_their_successors() {
+    let (_folder, mut board) = board(2);
+    board.prepare(1).unwrap();
+    board.keep_figures_of(names().into_iter()).unwrap();
+    board.prepare(2).unwrap();
+    for (number, generation) in [(1, 1), (2, 2), (1, 3)] {
+        let slot = Slot::attach(board.id(), number, generation).unwrap();
+        let meter = slot.meter(SeriesKind::Storage, "pg");
+        meter.count(Event::Done);
+        meter.observe(Duration::from_micros(250));
+        meter.observe(Duration::from_micros(251));
+        slot.meter(SeriesKind::Chain, "main").count(Event::Returned);
+        slot.meter(SeriesKind::Link, "unknown").count(Event::Done);
+    }
+    let series = series(&board);
+    assert_eq!(series.len(), 3);
+    let (chain, link, storage) = (&series[0], &series[1], &series[2]);
+    assert_eq!((storage.kind, &*storage.name), (SeriesKind::Storage, "pg"));
+    assert_eq!(storage.count(Event::Done), 3);
+    assert_eq!((storage.sum_us, storage.observed()), (1503, 6));
+    assert_eq!(storage.buckets[..2], [3, 3]);
+    assert_eq!(chain.count(Event::Returned), 3);
+    assert_eq!((link.count(Event::Done), link.observed()), (0, 0));
+}
+
+#[test]
+fn a_series_keeps_its_figures_whatever_configurations_come_and_go() {
+    let (_folder, mut board) = board(1);
+    board.prepare(1).unwrap();
+    board.keep_figures_of(names().into_iter()).unwrap();
+    let slot = Slot::attach(board.id(), 1, 1).unwrap();
+    slot.meter(SeriesKind::Chain, "main").count(Event::Done);
+    let others = [(SeriesKind::Chain, "other"), (SeriesKind::Chain, "main")];
+    board.keep_figures_of(others.into_iter()).unwrap();
+    slot.meter(SeriesKind::Chain, "other").count(Event::Done);
+    let series = series(&board);
+    let names: Vec<&str> = series.iter().map(|series| &*series.name).collect();
+    assert_eq!(names, ["main", "main", "pg", "other"]);
+    let done: Vec<u64> = series.iter().map(|s| s.count(Event::Done)).collect();
+    assert_eq!(done, [1, 0, 0, 1]);
+}
+
+#[test]
+fn what_there_is_no_room_for_has_no_figures() {
+    let (_folder, mut board) = board(1);
+    board.prepare(1).unwrap();
+    let many: Vec<String> = (0..layout::SERIES + 2).map(|n| n.to_string()).collect();
+    let names = || many.iter().map(|name| (SeriesKind::Link, name.as_str()));
+    assert_eq!(board.keep_figures_of(names()).unwrap(), 2);
+    let slot = Slot::attach(board.id(), 1, 1).unwrap();
+    let (last, none) = (&many[layout::SERIES - 1], &many[layout::SERIES]);
+    slot.meter(SeriesKind::Link, last).count(Event::Done);
+    slot.meter(SeriesKind::Link, none).count(Event::Done);
+    let done: u64 = series(&board).iter().map(|s| s.count(Event::Done)).sum();
+    assert_eq!(done, 1);
+}
+
+#[test]
+fn a_time_falls_into_the_first_bucket_that_takes_it() {
+    let (_folder, mut board) = board(1);
+    board.prepare(1).unwrap();
+    board.keep_figures_of(names().into_iter()).unwrap();
+    let slot = Slot::attach(board.id(), 1, 1).unwrap();
+    let meter = slot.meter(SeriesKind::Chain, "main");
+    for time in [Duration::ZERO, Duration::from_secs(60), Duration::MAX] {
+        meter.observe(time);
+    }
+    let buckets = series(&board)[0].buckets;
+    assert_eq!(
+        (buckets[0], buckets[BUCKETS - 2], buckets[BUCKETS - 1]),
+        (1, 1, 1)
+    );
+}
+
+#[test]
+fn restarts_are_counted_by_cause() {
+    let (_folder, mut board) = board(1);
+    board.count_restart(RestartCause::Died);
+    board.count_restart(RestartCause::Reloaded);
+    board.count_restart(RestartCause::Died);
+    let header = Snapshot::take_own(&board.id().path).unwrap().header;
+    assert_eq!(header.restarts, [2, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn meters_have_room_in_the_file_before_anyone_writes_to_them() {
+    let (_folder, mut board) = board(1);
+    board.prepare(1).unwrap();
+    board.keep_figures_of(names().into_iter()).unwrap();
+    let file = fs::File::open(&board.id().path).unwrap();
+    for series in 0..names().len() {
+        let start = layout::meter_start(1, series, 1) * layout::WORD;
+        let data = nix::unistd::lseek(&file, start as i64, nix::unistd::Whence::SeekData);
+        assert_eq!(data, Ok(start as i64), "series {series}");
+    }
+}

@@ -11,7 +11,7 @@ use super::restart::Life;
 use super::{DaemonPhase, Supervisor};
 use crate::exit::Exit;
 use crate::queue::Blame;
-use crate::scoreboard::{LaneState, WorkerState, WorkerView};
+use crate::scoreboard::{LaneState, RestartCause, WorkerState, WorkerView};
 use crate::sys::{self, End};
 
 /// What an end means.
@@ -45,6 +45,22 @@ fn meaning(phase: Phase, end: End) -> Meaning {
         (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
         (_, End::Exited(code)) if code == Exit::InUse.code() => Meaning::Displaced,
         _ => Meaning::Died,
+    }
+}
+
+/// Why another process takes the place of this one; nothing where none does.
+fn restart_cause(
+    meaning: Meaning,
+    was_ending: bool,
+    killed_for: Option<RestartCause>,
+) -> Option<RestartCause> {
+    match meaning {
+        Meaning::Drained | Meaning::LeftClaims if was_ending => Some(RestartCause::Reloaded),
+        Meaning::Drained | Meaning::LeftClaims => Some(RestartCause::Recycled),
+        // Without a reason of its own, it had not drained in time.
+        Meaning::Killed => Some(killed_for.unwrap_or(RestartCause::Reloaded)),
+        Meaning::Died => Some(RestartCause::Died),
+        Meaning::Refused | Meaning::Displaced => None,
     }
 }
 
@@ -105,6 +121,15 @@ impl Supervisor {
             useful: settled > 0 || (has_drained && !at_an_end),
         };
         let was_ending = matches!(phase, Phase::Draining { .. });
+        let killed_for = place.killed_for.take();
+        let is_wanted = self.is_wanted(post);
+        let cause = restart_cause(meaning, was_ending, killed_for);
+        if let Some(cause) = cause.filter(|_| is_wanted && !at_an_end) {
+            self.board.count_restart(cause);
+        }
+        let Some(place) = self.places.get_mut(&post) else {
+            return;
+        };
         match meaning {
             Meaning::Drained | Meaning::LeftClaims if at_an_end || was_ending => {
                 place.set(State::Vacant { until: None });
@@ -232,6 +257,7 @@ impl Supervisor {
                     // Also what drains: it is we who ended it.
                     if phase != Phase::Killed && place.post != Post::Recovery {
                         place.set_phase(Phase::Killed);
+                        place.killed_for = Some(RestartCause::Forkserver);
                         place.blame(Blame::NOBODY, "its forkserver died");
                     }
                     if !seen {

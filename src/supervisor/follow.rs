@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{Config, Source, Stamp};
-use crate::scoreboard::Board;
+use crate::scoreboard::{Board, SeriesKind};
 
 /// The configuration in force.
 pub(super) struct Followed {
@@ -29,6 +29,7 @@ impl Followed {
     /// Puts the first configuration in force.
     pub fn begin(source: Source, file: PathBuf, board: &mut Board) -> io::Result<Self> {
         keep(&board.config_path(), &source.text)?;
+        make_room(&source.config, board);
         board.set_config(1);
         Ok(Self {
             file,
@@ -82,10 +83,33 @@ impl Followed {
         self.text = source.text;
         self.config = Arc::new(source.config);
         self.generation += 1;
+        make_room(&self.config, board);
         board.set_config(self.generation);
         let file = self.file.display();
         log::info!("Configuration {file} was read and is in force");
         true
+    }
+}
+
+/// Makes room on the scoreboard for the figures of everything in the configuration. Without it
+/// vCons are processed all the same.
+fn make_room(config: &Config, board: &mut Board) {
+    let chains = config.chains.iter().map(|chain| &chain.name);
+    let chains = chains.map(|name| (SeriesKind::Chain, name.as_str()));
+    let links = config
+        .links
+        .keys()
+        .map(|name| (SeriesKind::Link, name.as_str()));
+    let storages = config
+        .storages
+        .keys()
+        .map(|name| (SeriesKind::Storage, name.as_str()));
+    match board.keep_figures_of(chains.chain(links).chain(storages)) {
+        Ok(0) => {}
+        Ok(left_out) => log::warn!(
+            "There is no room left for the figures of {left_out} chains, links and storages, until the next restart"
+        ),
+        Err(error) => log::error!("New chains, links and storages have no figures: {error}"),
     }
 }
 

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::restart::{Life, Restarts};
 use crate::child::{Leftover, MONITOR_SLOT};
 use crate::queue::{BEFORE_US, Blame};
-use crate::scoreboard::{Place as Shown, PlaceState};
+use crate::scoreboard::{Place as Shown, PlaceState, RestartCause};
 use crate::sys;
 
 /// Whose place it is. Workers come first, so that they are started first.
@@ -73,6 +73,8 @@ pub(super) struct Place {
     pub restarts: Restarts,
     /// Set when claims may have been left behind here that the present process has not returned.
     pub left: Option<Blame>,
+    /// Why the present process was killed, where that was not for being late.
+    pub killed_for: Option<RestartCause>,
     /// How the last process ended, in words.
     pub end: String,
     /// Whether the present process has returned what was left behind here before it, and so may
@@ -126,6 +128,7 @@ impl Place {
             restarts: Restarts::default(),
             // An earlier daemon may have left some.
             left: post.worker().map(|_| Blame::ALL),
+            killed_for: None,
             end: BEFORE_US.to_owned(),
             recovered: false,
             sweeps: false,

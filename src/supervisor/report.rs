@@ -12,7 +12,7 @@ use super::place::{Phase, Post, State};
 use crate::logging;
 use crate::procfs;
 use crate::queue::Blame;
-use crate::scoreboard::{LaneView, SlotView};
+use crate::scoreboard::{LaneView, RestartCause, SlotView};
 use crate::sys;
 
 /// A forkserver that does not answer within this time is as good as dead.
@@ -153,7 +153,7 @@ impl Supervisor {
             return;
         };
         let name = place.name();
-        let (blame, end) = match health {
+        let (cause, blame, end) = match health {
             Health::Good => return,
             Health::Silent(time) => {
                 let seconds = time.as_secs_f64();
@@ -161,7 +161,7 @@ impl Supervisor {
                 let end = format!("killed after it had not shown itself for {seconds:.0} s");
                 let view = post.slot().map(|slot| self.board.slot(slot));
                 let worker = view.as_ref().and_then(|view| view.worker.as_ref());
-                (suspects(worker), end)
+                (RestartCause::Silent, suspects(worker), end)
             }
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
@@ -171,11 +171,13 @@ impl Supervisor {
                 );
                 let end = format!("killed for exceeding its chain's timeout of {limit} s");
                 let vcon = lane.vcon.map(|vcon| vec![vcon]);
-                (Blame::These(vcon.unwrap_or_default()), end)
+                let blame = Blame::These(vcon.unwrap_or_default());
+                (RestartCause::Overdue, blame, end)
             }
         };
         if let Some(pid) = place.pid() {
             place.set_phase(Phase::Killed);
+            place.killed_for = Some(cause);
             place.blame(blame, end);
             self.send(pid, Signal::SIGKILL);
         }

@@ -40,7 +40,7 @@ impl Supervisor {
     }
 
     /// Whether there is to be a process at this post.
-    fn is_wanted(&self, post: Post) -> bool {
+    pub(super) fn is_wanted(&self, post: Post) -> bool {
         let workers_left = || self.workers().any(|place| !place.is_empty());
         match post {
             Post::Worker(number) => {

@@ -69,6 +69,13 @@ pub fn monotonic_ms() -> u64 {
     u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The processor time that this process has used, all its threads together, in microseconds.
+pub fn processor_time_us() -> u64 {
+    let time =
+        clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Sends `signal`, and answers whether there was a process to send it to.
 pub fn kill(pid: Pid, signal: Signal) -> bool {
     match nix::sys::signal::kill(pid, signal) {

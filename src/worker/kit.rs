@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
+use super::fault::{Away, Ending, Fault, storage_fault};
 use super::holds::guarded;
-use super::{Health, Retry, Stage, Turn};
+use super::{Health, Meters, Retry, Stage, Turn};
 use crate::config::{Chain, Config, ListName};
 use crate::failure::{Failure, FailureKind};
 use crate::link::{Context, Link, LinkError, Next};
 use crate::queue::Route;
+use crate::scoreboard::Event;
 use crate::settings::Settings;
 use crate::storage::Storage;
 use crate::storage::fanout::{Backend, save_all};
@@ -28,6 +31,7 @@ pub(super) struct Kit {
     links: HashMap<String, Box<dyn Link>>,
     storages: IndexMap<String, Box<dyn Storage>>,
     health: Arc<Health>,
+    meters: Meters,
 }
 
 /// What the links decided.
@@ -37,39 +41,6 @@ pub(super) enum Way {
     GoesOn,
     /// A link ended the chain early: no storage, no egress.
     Ends,
-}
-
-/// Why a vCon did not get to the end of its chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// The worker drains, and the vCon would keep it waiting.
-    Interrupted,
-    /// It cannot be done.
-    Failed(Fault),
-    /// It may be done later: these have failed in all attempts, in ways that pass.
-    Away(Away),
-}
-
-/// What has failed in all attempts, in ways that pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Away {
-    /// The links and storages.
-    pub stages: Vec<Stage>,
-    /// Whether that it met this vCon was chance.
-    pub busy: bool,
-    /// How it failed.
-    pub fault: Fault,
-}
-
-/// What cannot be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    /// Where: `link <name>` or `storage <name>`.
-    pub stage: String,
-    /// Why.
-    pub error: String,
-    /// Tries made.
-    pub attempts: u32,
 }
 
 /// One vCon on its way.
@@ -128,7 +99,7 @@ pub(super) type Errands<'a> =
 
 impl Kit {
     /// Opens every link and storage; none connects before it is used.
-    pub fn open(config: Arc<Config>, health: Arc<Health>) -> Self {
+    pub fn open(config: Arc<Config>, health: Arc<Health>, meters: Meters) -> Self {
         let links = config
             .links
             .iter()
@@ -141,8 +112,14 @@ impl Kit {
             links: links.collect(),
             storages: storages.collect(),
             health,
+            meters,
             config,
         }
+    }
+
+    /// The meters of this configuration.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// The configuration this kit was made for.
@@ -165,12 +142,22 @@ impl Kit {
             if in_redis {
                 errands(self, journey, Errand::Write)?;
             }
+            let meter = self.meters.link(name).clone();
+            meter.count(Event::Received);
             let mut retry = Retry::new(settings);
             loop {
+                let start = Instant::now();
                 let mut context = Context::new(turn.drain(), settings.egress_version)
                     .finishing_within(drain_time, turn.drain_end());
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
+                meter.observe(start.elapsed());
+                meter.count(match &ran {
+                    Ok(Next::Halt) => Event::Halted,
+                    Ok(_) => Event::Done,
+                    Err(LinkError::Interrupted) => Event::Returned,
+                    Err(LinkError::Failed(_)) => Event::Failed,
+                });
                 if ran.is_ok() {
                     journey.announce_on(context.routes);
                     self.health.note_success(Stage::Link(name.clone()));
@@ -185,7 +172,7 @@ impl Kit {
                     Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
                     Err(LinkError::Failed(failure)) => {
                         let stage = Stage::Link(name.clone());
-                        let fault = Fault::at(stage.to_string(), &failure, retry.attempt());
+                        let fault = Fault::at(&stage, &failure, retry.attempt());
                         if !failure.is_transient() {
                             return Err(Ending::Failed(fault));
                         }
@@ -199,6 +186,8 @@ impl Kit {
                                 fault,
                             }));
                         }
+                        meter.count(Event::Retried);
+                        self.meters.chain(&chain.name).count(Event::Retried);
                     }
                 }
             }
@@ -237,6 +226,9 @@ impl Kit {
         }
         let outgoing = vcon.outgoing(settings.egress_version);
         let mut missing: Vec<String> = chain.storages.clone();
+        for name in &missing {
+            self.meters.storage(name).count(Event::Received);
+        }
         let mut retry = Retry::new(settings);
         loop {
             let backends: Vec<Backend<'_>> = self
@@ -254,6 +246,12 @@ impl Kit {
             let mut away: Vec<(String, Failure)> = Vec::new();
             for outcome in outcomes {
                 let (name, seconds) = (outcome.name, outcome.took.as_secs_f64());
+                let meter = self.meters.storage(name);
+                meter.observe(outcome.took);
+                meter.count(match outcome.result {
+                    Ok(()) => Event::Done,
+                    Err(_) => Event::Failed,
+                });
                 if outcome.panicked {
                     broken.push(name.to_owned());
                 }
@@ -297,6 +295,10 @@ impl Kit {
                     fault,
                 }));
             }
+            for (name, _) in &away {
+                self.meters.storage(name).count(Event::Retried);
+            }
+            self.meters.chain(&chain.name).count(Event::Retried);
         }
     }
 
@@ -348,39 +350,6 @@ impl Kit {
             self.storages
                 .insert(name.to_owned(), storage.open_storage());
         }
-    }
-}
-
-impl Fault {
-    /// What has failed in the queue, once.
-    pub fn of_queue(stage: &str, error: String) -> Self {
-        Self {
-            stage: stage.to_owned(),
-            error,
-            attempts: 1,
-        }
-    }
-
-    /// What has failed at a stage, in so many attempts.
-    pub fn at(stage: String, failure: &Failure, attempts: u32) -> Self {
-        Self {
-            stage,
-            error: failure.message.clone(),
-            attempts,
-        }
-    }
-}
-
-fn storage_fault(faults: &[(String, Failure)], attempts: u32) -> Fault {
-    let names: Vec<&str> = faults.iter().map(|(name, _)| name.as_str()).collect();
-    let errors: Vec<String> = faults
-        .iter()
-        .map(|(name, failure)| format!("{name}: {failure}"))
-        .collect();
-    Fault {
-        stage: format!("storage {}", names.join(", ")),
-        error: errors.join("; "),
-        attempts,
     }
 }
 

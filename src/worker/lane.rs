@@ -46,7 +46,7 @@ impl Lane {
         let config = shared.current.get();
         let holds = shared.holds.changes();
         let lists = shared.holds.lists(&config).open;
-        let kit = Kit::open(config, Arc::clone(&shared.health));
+        let kit = shared.open_kit(config);
         let outage = Outage::new("Redis", &shared.settings, &shared.redis);
         let patience = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         Self {
@@ -193,7 +193,7 @@ impl Lane {
             self.lists = self.shared.holds.lists(&config).open;
         }
         if !same {
-            self.kit = Kit::open(config, Arc::clone(&self.shared.health));
+            self.kit = self.shared.open_kit(config);
         }
     }
 

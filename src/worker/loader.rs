@@ -1,6 +1,7 @@
 //! Getting at documents: from Redis, or from a storage where Redis has lost them.
 
-use super::kit::{Away, Ending, Fault, Journey, Kit};
+use super::fault::{Away, Ending, Fault};
+use super::kit::{Journey, Kit};
 use super::{Outage, Retry, Turn};
 use crate::failure::FailureKind;
 use crate::queue::{Document, Kind, Queue, QueueError};
@@ -90,6 +91,7 @@ impl Loader<'_> {
                         let error = format!("{missing}, and {stage} may hold it: {failure}");
                         let fault = Fault {
                             stage: "load".to_owned(),
+                            stages: vec![stage.clone()],
                             error,
                             attempts,
                         };

@@ -12,12 +12,14 @@ mod backoff;
 mod company;
 mod current;
 mod doorbell;
+mod fault;
 mod health;
 mod holds;
 mod household;
 mod kit;
 mod lane;
 mod loader;
+mod meters;
 mod outage;
 mod recover;
 mod retry;
@@ -38,7 +40,7 @@ pub use recover::{report as report_recovered, run as recover};
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, QueueError, Seat, Server};
+use crate::queue::{Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use current::Current;
@@ -46,6 +48,7 @@ use doorbell::Doorbell;
 use health::Health;
 use holds::Holds;
 use lane::Lane;
+use meters::Meters;
 use outage::{Absence, Outage};
 use retry::Retry;
 use shared::Shared;
@@ -117,6 +120,14 @@ fn start_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let turn = Turn::idle(&draining, None);
+    let meters = Meters::of(&config, &slot);
+    let tell = |claim: &Recovered| {
+        recover::report(claim);
+        if claim.is_poison() {
+            slot.count_poison();
+            meters.count_poison(&config, claim);
+        }
+    };
     let recovered = household::beating(&slot, &settings, || {
         recover::recover(
             &mut first,
@@ -124,6 +135,7 @@ fn start_lanes(
             duty.sweep_above,
             &settings,
             &turn,
+            &tell,
         )
     })?;
     if !recovered {

@@ -11,13 +11,14 @@ use super::{Backoff, Outage, Turn};
 
 /// Returns a predecessor's claims to their lists, and with `sweep_above` those of every worker
 /// with a higher number; waits for Redis, and for the instance's name, if need be. False when the
-/// worker is to end before that.
+/// worker is to end before that. Tells of each claim, once.
 pub(super) fn recover(
     queue: &mut Queue,
     predecessor: &Leftover,
     sweep_above: Option<u32>,
     settings: &Settings,
     turn: &Turn<'_>,
+    tell: &dyn Fn(&Recovered),
 ) -> bool {
     let mut outage = Outage::new("Redis", settings, &Arc::default());
     let mut patience = Backoff::new(settings.retry_first, settings.retry_max);
@@ -27,7 +28,7 @@ pub(super) fn recover(
             .and_then(|()| queue.recover(predecessor.dead(), settings.max_deaths))
             .and_then(|recovered| {
                 // Told before the next step, which may fail.
-                recovered.iter().for_each(report);
+                recovered.iter().for_each(tell);
                 match sweep_above {
                     Some(highest) => queue.recover_above(highest, settings.max_deaths),
                     None => Ok(Vec::new()),
@@ -36,7 +37,7 @@ pub(super) fn recover(
         match recovered {
             Ok(recovered) => {
                 outage.over();
-                recovered.iter().for_each(report);
+                recovered.iter().for_each(tell);
                 return true;
             }
             // What is to be done about it is for the monitor to say.
@@ -100,8 +101,13 @@ pub fn report(claim: &Recovered) {
         "returned" => "is back in its list",
         _ => "could not be read and was set aside in conserver:unreadable",
     };
-    log::warn!(
-        vcon_id = entry.as_str();
+    let level = if claim.is_poison() {
+        log::Level::Error
+    } else {
+        log::Level::Warn
+    };
+    log::log!(
+        level, vcon_id = entry.as_str();
         "{entry}, left behind by a worker that ended, {what} (list {list}, deaths: {deaths})"
     );
 }

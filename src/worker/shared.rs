@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::company::Company;
-use super::{Absence, Current, Duty, Health, Holds};
+use super::kit::Kit;
+use super::{Absence, Current, Duty, Health, Holds, Meters};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
@@ -63,6 +64,12 @@ impl Shared {
         if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.readiness.tell();
         }
+    }
+
+    /// Links and storages for one lane.
+    pub fn open_kit(&self, config: Arc<Config>) -> Kit {
+        let meters = Meters::of(&config, &self.slot);
+        Kit::open(config, Arc::clone(&self.health), meters)
     }
 
     /// Counts a claim that was let go; the worker is recycled after its share of them.

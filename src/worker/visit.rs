@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::doorbell::Doorbell;
+use super::fault::{Away, Ending, Fault};
 use super::holds::hold;
-use super::kit::{Away, Ending, Errand, Fault, Journey, Kit, Way};
+use super::kit::{Errand, Journey, Kit, Way};
 use super::loader::Loader;
 use super::outage::Draining;
 use super::{Outage, Shared, Turn};
@@ -14,7 +15,7 @@ use crate::queue::{
     Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Route, Settled,
     dead_letter_list,
 };
-use crate::scoreboard::Outcome;
+use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
 
 /// What becomes of a claim.
@@ -31,8 +32,10 @@ enum Verdict {
         /// Whether a link ended the chain early.
         halted: bool,
     },
-    /// Back to the head of its list.
+    /// Back to the head of its list, because the worker drains.
     GiveBack,
+    /// Back to the head of its list, because its chain is on hold.
+    Hold,
     /// To the end of its list, where it has not been too often while others were served. The
     /// time is the one since the backend last served anyone.
     Postpone(Option<Duration>, Fault),
@@ -68,6 +71,7 @@ impl Visit<'_> {
         document: Document,
     ) -> Result<(), Draining> {
         let start = Instant::now();
+        self.kit.meters().chain(&chain.name).count(Event::Received);
         let verdict = self.process(chain, claim, document);
         // Its chain is done with it, however long Redis takes.
         self.turn.end();
@@ -208,7 +212,7 @@ impl Visit<'_> {
             }
         }
         if on_hold {
-            return Verdict::GiveBack;
+            return Verdict::Hold;
         }
         let health = &self.shared.health;
         for stage in stages.iter().filter(|_| answers) {
@@ -249,7 +253,7 @@ impl Visit<'_> {
                     return Ok(());
                 }
                 Ok(Step::Settled(Settled::Refused(why))) => match verdict {
-                    Verdict::GiveBack => {
+                    Verdict::GiveBack | Verdict::Hold => {
                         Fault::of_queue("queue", format!("its list cannot take it back: {why}"))
                     }
                     _ => Fault::of_queue("egress", format!("the egress list {why}")),
@@ -288,7 +292,7 @@ impl Visit<'_> {
                 };
                 self.queue.finish(claim, &finish)?
             }
-            Verdict::GiveBack => self.queue.give_back(claim)?,
+            Verdict::GiveBack | Verdict::Hold => self.queue.give_back(claim)?,
             Verdict::Postpone(worked, fault) => {
                 let most = self.shared.settings.max_rounds;
                 match self.queue.postpone(claim, *worked, most, &fault.stage)? {
@@ -315,15 +319,11 @@ impl Visit<'_> {
     }
 
     fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
-        self.shared.count(match verdict {
-            Verdict::Finish { halted: false, .. } => Outcome::Finished,
-            Verdict::Finish { .. } => Outcome::Halted,
-            Verdict::GiveBack | Verdict::Postpone(..) => Outcome::Returned,
-            Verdict::Bury(_) => Outcome::Failed,
-        });
+        let took = start.elapsed();
+        self.count(chain, took, verdict);
         let entry = claim.shown();
         let (entry, name) = (entry.as_str(), chain.name.as_str());
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = took.as_secs_f64();
         match verdict {
             Verdict::Finish { halted, .. } => {
                 let done = if *halted { "Halted" } else { "Finished" };
@@ -332,7 +332,7 @@ impl Visit<'_> {
                     "{done} {entry} in chain {name} in {seconds:.4} s"
                 );
             }
-            Verdict::GiveBack => log::info!(
+            Verdict::GiveBack | Verdict::Hold => log::info!(
                 vcon_id = entry, chain_name = name;
                 "Returned {entry} to the head of list {}", claim.list
             ),
@@ -346,6 +346,31 @@ impl Visit<'_> {
                 "{entry} went to {} from chain {name} after {seconds:.4} s, {}: {}",
                 dead_letter_list(&claim.list), fault.stage, fault.error
             ),
+        }
+    }
+
+    fn count(&self, chain: &Chain, took: Duration, verdict: &Verdict) {
+        let meters = self.kit.meters();
+        let meter = meters.chain(&chain.name);
+        let (outcome, events): (Outcome, &[Event]) = match verdict {
+            Verdict::Finish { halted: false, .. } => (Outcome::Finished, &[Event::Done]),
+            Verdict::Finish { .. } => (Outcome::Halted, &[Event::Halted]),
+            Verdict::GiveBack => (Outcome::Returned, &[Event::Returned]),
+            Verdict::Hold | Verdict::Postpone(..) => {
+                (Outcome::Returned, &[Event::Failed, Event::Returned])
+            }
+            Verdict::Bury(_) => (Outcome::Failed, &[Event::Failed, Event::DeadLettered]),
+        };
+        self.shared.count(outcome);
+        events.iter().for_each(|event| meter.count(*event));
+        match verdict {
+            Verdict::Finish { .. } => meter.observe(took),
+            Verdict::Bury(fault) => {
+                for stage in &fault.stages {
+                    meters.stage(stage).count(Event::DeadLettered);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -32,7 +32,7 @@ fn walk(first: Script, drained: bool) -> (Result<Way, Ending>, Journey) {
                 chains: {main: {links: [first, second], ingress_lists: [default]}}\n";
     let config = Config::parse(text, Path::new("config.yml")).unwrap();
     let settings = Settings::from_lookup(&|_| None).unwrap();
-    let mut kit = Kit::open(Arc::new(config), Arc::default());
+    let mut kit = Kit::open(Arc::new(config), Arc::default(), Meters::default());
     kit.links
         .insert("first".to_owned(), Box::new(Scripted(first)));
     let (hold, drain) = bounded(0);

@@ -1,0 +1,68 @@
+//! The meters of everything in a configuration, in this worker's slot.
+
+use std::collections::HashMap;
+
+use super::Stage;
+use crate::config::{Chain, Config};
+use crate::queue::Recovered;
+use crate::scoreboard::{Event, Meter, SeriesKind, Slot};
+
+/// The meters of the chains, links and storages of one configuration, by their names.
+#[derive(Default)]
+pub(super) struct Meters {
+    chains: HashMap<String, Meter>,
+    links: HashMap<String, Meter>,
+    storages: HashMap<String, Meter>,
+}
+
+impl Meters {
+    /// Those that the slot has room for.
+    pub fn of(config: &Config, slot: &Slot) -> Self {
+        let meter = |kind| move |name: &String| (name.clone(), slot.meter(kind, name));
+        let chains = config.chains.iter().map(|chain| &chain.name);
+        Self {
+            chains: chains.map(meter(SeriesKind::Chain)).collect(),
+            links: config.links.keys().map(meter(SeriesKind::Link)).collect(),
+            storages: config
+                .storages
+                .keys()
+                .map(meter(SeriesKind::Storage))
+                .collect(),
+        }
+    }
+
+    pub fn chain(&self, name: &str) -> &Meter {
+        self.chains.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    pub fn link(&self, name: &str) -> &Meter {
+        self.links.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    pub fn storage(&self, name: &str) -> &Meter {
+        self.storages.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    /// Counts a vCon that went to the dead letter queue for the workers that died on it.
+    pub fn count_poison(&self, config: &Config, claim: &Recovered) {
+        let mut chains = config.chains.iter();
+        let served = |chain: &&Chain| {
+            chain
+                .ingress_lists
+                .iter()
+                .any(|list| list.as_str() == claim.list)
+        };
+        if let Some(chain) = chains.find(served) {
+            let meter = self.chain(&chain.name);
+            meter.count(Event::Failed);
+            meter.count(Event::DeadLettered);
+        }
+    }
+
+    pub fn stage(&self, stage: &Stage) -> &Meter {
+        match stage {
+            Stage::Link(name) => self.link(name),
+            Stage::Storage(name) => self.storage(name),
+        }
+    }
+}
