@@ -82,6 +82,8 @@ pub mod worker {
     pub const HELD_SINCE: usize = 26;
     /// Processor time of this worker and its predecessors, in microseconds.
     pub const CPU: usize = 27;
+    /// Whether this worker has returned what its predecessors left behind.
+    pub const RECOVERED: usize = 28;
 }
 
 /// Words of a lane.

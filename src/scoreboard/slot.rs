@@ -81,6 +81,7 @@ impl Slot {
             this.lane(number).idle();
         }
         this.word(worker::SETTLED).store(0, Ordering::Relaxed);
+        this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
         this.hold(&[], &[]);
         this.beat();
         this.set_state(WorkerState::Starting);
@@ -93,6 +94,12 @@ impl Slot {
     pub fn set_state(&self, state: WorkerState) {
         self.word(worker::STATE)
             .store(state as u64, Ordering::Release);
+    }
+
+    /// Says that this worker has returned what its predecessors left behind. To be said before it
+    /// claims anything: what it leaves from then on is its own.
+    pub fn note_recovered(&self) {
+        self.word(worker::RECOVERED).store(1, Ordering::Release);
     }
 
     /// Whether this worker has not been ready yet.

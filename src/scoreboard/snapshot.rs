@@ -157,6 +157,8 @@ pub struct WorkerView {
     pub state: WorkerState,
     /// When it was last alive, in monotonic milliseconds.
     pub beat: u64,
+    /// Whether it has returned what its predecessors left behind, and may have claims of its own.
+    pub recovered: bool,
     /// Claims this very worker has let go.
     pub settled: u64,
     /// The lanes that hold a vCon.
@@ -230,6 +232,7 @@ impl WorkerView {
         Some(Self {
             state: state(WorkerState::ALL, words.get(worker::STATE))?,
             beat: words.get(worker::BEAT),
+            recovered: words.get(worker::RECOVERED) == 1,
             settled: words.get(worker::SETTLED),
             lanes: (0..lanes).filter_map(lane).collect(),
             held: HeldView::read(words),

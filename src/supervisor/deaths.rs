@@ -72,11 +72,6 @@ fn pause(wait: Duration) -> String {
     }
 }
 
-/// Whether a worker has returned what was left behind before it: it takes work only then.
-fn has_recovered(worker: &WorkerView) -> bool {
-    worker.state != WorkerState::Starting || worker.settled > 0 || !worker.lanes.is_empty()
-}
-
 impl Supervisor {
     /// A child process has ended.
     pub(super) fn note_end(&mut self, pid: Pid, end: End) {
@@ -103,17 +98,17 @@ impl Supervisor {
         };
         let name = place.name();
         let meaning = meaning(phase, end);
-        place.recovered |= view.worker.as_ref().is_some_and(has_recovered);
+        place.recovered |= view.worker.as_ref().is_some_and(|worker| worker.recovered);
         self.swept |= place.recovered && place.sweeps;
         match meaning {
-            Meaning::Drained if place.recovered => place.left = None,
-            // It has not come to what was left before it. Whoever kills says whom to blame.
+            // Whoever kills says whom to blame.
             Meaning::Drained | Meaning::Killed => {}
             Meaning::LeftClaims => place.blame(Blame::NOBODY, end.to_string()),
             Meaning::Refused | Meaning::Displaced | Meaning::Died => {
                 place.blame(suspects(view.worker.as_ref()), end.to_string());
             }
         }
+        place.close(meaning == Meaning::Drained);
         let has_drained = matches!(meaning, Meaning::Drained | Meaning::LeftClaims);
         let settled = view.worker.as_ref().map_or(0, |worker| worker.settled);
         let life = Life {
@@ -288,7 +283,7 @@ impl Supervisor {
             let Some(place) = self.places.get_mut(&post) else {
                 continue;
             };
-            place.recovered |= has_recovered(&worker);
+            place.recovered |= worker.recovered;
             self.swept |= place.recovered && place.sweeps;
             if worker.state != WorkerState::Starting {
                 place.set_phase(Phase::Ready);

@@ -92,6 +92,7 @@ mod tests {
             held: None,
             state: WorkerState::Ready,
             beat,
+            recovered: true,
             settled: 0,
             lanes: (1..).zip(lanes).map(lane).collect(),
         }

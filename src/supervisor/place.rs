@@ -73,6 +73,8 @@ pub(super) struct Place {
     pub restarts: Restarts,
     /// Set when claims may have been left behind here that the present process has not returned.
     pub left: Option<Blame>,
+    /// Who has the blame for what the present process leaves, where that is known already.
+    pub verdict: Option<(Blame, String)>,
     /// Why the present process was killed, where that was not for being late.
     pub killed_for: Option<RestartCause>,
     /// How the last process ended, in words.
@@ -128,6 +130,7 @@ impl Place {
             restarts: Restarts::default(),
             // An earlier daemon may have left some.
             left: post.worker().map(|_| Blame::ALL),
+            verdict: None,
             killed_for: None,
             end: BEFORE_US.to_owned(),
             recovered: false,
@@ -200,13 +203,24 @@ impl Place {
         }
     }
 
-    /// Says who has the blame for what the present process leaves behind, and how it ended. One
-    /// that had not even returned what was left before it has nothing of its own: that keeps its
-    /// blame.
+    /// Says who has the blame for what the present process will have left behind when it has
+    /// ended, and how it ended.
     pub fn blame(&mut self, blame: Blame, end: impl Into<String>) {
-        if self.recovered || self.left.is_none() {
+        self.verdict = Some((blame, end.into()));
+    }
+
+    /// Closes the books on a process that has ended; one that has drained has left nothing of its
+    /// own. One that had not even returned what was left before it has nothing of its own either:
+    /// that keeps its blame.
+    pub fn close(&mut self, drained: bool) {
+        let verdict = self.verdict.take();
+        if drained {
+            self.left.take_if(|_| self.recovered);
+        } else if let Some((blame, end)) = verdict
+            && (self.recovered || self.left.is_none())
+        {
             self.left = self.post.worker().map(|_| blame);
-            self.end = end.into();
+            self.end = end;
         }
     }
 
@@ -263,6 +277,7 @@ mod tests {
             let mut place = Place::new(Post::Worker(1));
             (place.left, place.recovered) = (left, recovered);
             place.blame(blame, "");
+            place.close(false);
             place.left
         };
         let (all, nobody) = (|| Some(Blame::ALL), || Some(Blame::NOBODY));
@@ -272,6 +287,7 @@ mod tests {
         assert_eq!(blamed(None, false, Blame::NOBODY), nobody());
         let mut monitor = Place::new(Post::Monitor);
         monitor.blame(Blame::ALL, "");
+        monitor.close(false);
         assert_eq!(monitor.left, None);
     }
 }

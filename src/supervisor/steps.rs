@@ -25,9 +25,10 @@ const FAREWELL_TIME: Duration = Duration::from_secs(3);
 impl Supervisor {
     /// Takes every step that can be taken now.
     pub(super) fn step(&mut self) -> Turn {
+        // First: what was left behind there decides what is wanted.
+        self.remove_places();
         self.drain_unwanted();
         self.enforce_deadlines();
-        self.remove_places();
         self.make_places();
         if let Some(exit) = self.is_over() {
             return Turn::Over(exit);
@@ -41,7 +42,7 @@ impl Supervisor {
 
     /// Whether there is to be a process at this post.
     pub(super) fn is_wanted(&self, post: Post) -> bool {
-        let workers_left = || self.workers().any(|place| !place.is_empty());
+        let workers_left = || self.workers().next().is_some();
         match post {
             Post::Worker(number) => {
                 let spare = u32::from(self.reloading);

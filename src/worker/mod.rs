@@ -141,6 +141,7 @@ fn start_lanes(
     if !recovered {
         return Ok(true);
     }
+    slot.note_recovered();
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
 
