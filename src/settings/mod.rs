@@ -3,6 +3,7 @@
 //! [`TABLE`] lists every variable; a test holds it against what is read here. Whatever is wrong
 //! is reported together.
 
+mod http_address;
 mod reader;
 mod redis_url;
 mod sentinel_url;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use reader::SettingsErrors;
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
@@ -79,6 +81,11 @@ pub struct Settings {
     pub retry_attempts: u32,
     /// `CONSERVER_MAX_ROUNDS`: so often a vCon is let go before it counts as impossible; 0: never.
     pub max_rounds: u32,
+    /// `CONSERVER_HTTP`: where the monitor answers.
+    pub http: HttpAddress,
+    /// `CONSERVER_HTTP_HOSTS`, in lower case: further names by which the monitor may be asked; `*`
+    /// is any.
+    pub http_hosts: Vec<String>,
     /// `CONSERVER_LOG_FORMAT`
     pub log_format: LogFormat,
     /// `LOG_LEVEL`
@@ -217,6 +224,10 @@ impl Settings {
             retry_max,
             retry_attempts: reader.number("CONSERVER_RETRY_ATTEMPTS", 5, 1, 1000),
             max_rounds: reader.number("CONSERVER_MAX_ROUNDS", 5, 0, 1_000_000),
+            http: reader.parsed("CONSERVER_HTTP", HttpAddress::default(), |text| {
+                text.parse().ok()
+            }),
+            http_hosts: reader.parsed("CONSERVER_HTTP_HOSTS", Vec::new(), http_hosts),
             log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
             log_level: reader.parsed("LOG_LEVEL", LevelFilter::Info, log_level),
             tick: milliseconds(reader, "TICK_INTERVAL", 5000),
@@ -284,6 +295,16 @@ fn log_level(text: &str) -> Option<LevelFilter> {
         "ERROR" | "CRITICAL" => Some(LevelFilter::Error),
         _ => None,
     }
+}
+
+fn http_hosts(text: &str) -> Option<Vec<String>> {
+    let is_name = |name: &str| {
+        let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        name == "*" || ((1..=253).contains(&name.len()) && name.chars().all(is_good))
+    };
+    let names = text.split(',').map(|name| name.trim().to_ascii_lowercase());
+    let names: Vec<String> = names.collect();
+    names.iter().all(|name| is_name(name)).then_some(names)
 }
 
 fn milliseconds(reader: &mut Reader<'_>, name: &str, default: u64) -> Duration {

@@ -44,6 +44,18 @@ fn unset_variables_have_their_defaults() {
     assert_eq!(settings.retry_first, Duration::from_millis(100));
     assert_eq!(settings.retry_max, Duration::from_secs(1));
     assert!(!settings.instance.is_empty());
+    assert_eq!(settings.http, HttpAddress::default());
+    assert_eq!(settings.http_hosts, [""; 0]);
+}
+
+#[test]
+fn names_of_the_monitor_are_separated_by_commas() {
+    let hosts = |text| with("CONSERVER_HTTP_HOSTS", text).http_hosts;
+    assert_eq!(hosts("Monitor.example, b"), ["monitor.example", "b"]);
+    assert_eq!(hosts("*"), ["*"]);
+    for text in ["a b", "a,,b", "http://a", "a:80", ","] {
+        assert!(read(&[("CONSERVER_HTTP_HOSTS", text)]).is_err(), "{text}");
+    }
 }
 
 #[test]

@@ -107,6 +107,7 @@ impl Daemon {
             .env("CONSERVER_WORKERS", workers.to_string())
             .env("CONSERVER_INSTANCE", INSTANCE)
             .env("RUNTIME_DIRECTORY", folder.join("run"))
+            .env("CONSERVER_HTTP", "off")
             .env("CONSERVER_LOG_FORMAT", "json")
             .env("LOG_LEVEL", "INFO")
             .stdin(Stdio::null())

@@ -64,6 +64,8 @@ impl Conserver {
             .env("RUNTIME_DIRECTORY", runtime)
             .env("TMPDIR", temporary)
             .env("CONSERVER_INSTANCE", "here")
+            // Tests run side by side, and there is one default port.
+            .env("CONSERVER_HTTP", "off")
     }
 
     /// With this `config.yml`: JSON is YAML.
