@@ -21,6 +21,7 @@
 //! - [`child`]: what each of those is told, and does first.
 //! - [`scoreboard`]: what all processes show each other, in a file in the [`runtime_dir`].
 //! - [`worker`]: lanes, and the way of a vCon from claim to finish; [`monitor`].
+//! - [`view`]: what a daemon does, in words and numbers, as `status` and the monitor show it.
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
 //!   know nothing of the queue, and share [`failure`], [`http`], [`authorities`] and [`webhooks`].
@@ -53,5 +54,6 @@ pub mod storage;
 pub mod supervisor;
 pub mod sys;
 pub mod vcon;
+pub mod view;
 pub mod webhooks;
 pub mod worker;

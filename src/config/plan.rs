@@ -17,6 +17,9 @@ pub struct Plan {
     pub storages: Vec<String>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
+    /// The lists that links may announce vCons on, besides those of their chains, as far as they
+    /// stand in the file itself.
+    pub routes: Vec<ListName>,
 }
 
 impl Plan {
@@ -41,6 +44,20 @@ impl Plan {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_has_the_routes_of_links() {
+        let text = "\
+links:
+  router: {module: links.tag_router, options: {tag_routes: {a: one, b: two, c: '${ELSEWHERE}'}}}
+  broken: {module: links.tag_router, options: 7}
+  other: {module: links.tag, options: {tag_routes: {a: three}}}
+chains: {main: {links: [router], ingress_lists: [in]}}
+";
+        let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
+        let routes = plan.routes.iter().map(ListName::as_str);
+        assert_eq!(routes.collect::<Vec<_>>(), ["one", "two"]);
+    }
 
     #[test]
     fn a_plan_needs_no_values_from_elsewhere() {

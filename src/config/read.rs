@@ -24,6 +24,9 @@ const SECTIONS: [&str; 7] = [
     "ingress_auth",
 ];
 
+/// The module whose links have routes.
+const ROUTER: &str = "links.tag_router";
+
 /// The sections of the existing daemon that have no counterpart here, with what to do instead.
 const NOT_RUN: [(&str, &str); 3] = [
     (
@@ -93,8 +96,25 @@ pub(super) fn plan(document: Option<Node>) -> (Plan, Vec<Fault>) {
         links: names("links"),
         storages: names("storages"),
         chains: chains(&sections, &mut faults),
+        routes: routes(&sections),
     };
     (plan, faults)
+}
+
+/// The lists that links may announce vCons on, as far as they stand in the file itself.
+fn routes(sections: &Mapping) -> Vec<ListName> {
+    let router = link::MODULES.iter().find(|row| row.name == ROUTER);
+    // Whatever is wrong with a link is for those who read its options.
+    let entries = entries(sections, "links", &mut Vec::new());
+    let of_link = |(_, path, entry): (&str, String, &Entry)| {
+        let mut keys = Options::new(&path, "key", entry.line, &entry.value);
+        let is_router = keys.string("module").as_deref() == Some(ROUTER);
+        let (line, options) = keys.node("options").filter(|_| is_router)?;
+        let mut options = Options::new(&path, "option", line, &options);
+        router.map(|row| (row.open)(&mut options).routes())
+    };
+    let routes = entries.into_iter().filter_map(of_link).flatten();
+    routes.filter(|list| !list.as_str().contains("${")).collect()
 }
 
 /// The top of the file, as a mapping of known sections.

@@ -48,7 +48,7 @@ pub use error::QueueError;
 pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use lease::{Holder, NameLease};
-pub use lengths::lengths;
+pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use settle::{Finish, Postponed, Reason, Route, Settled};

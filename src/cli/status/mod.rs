@@ -1,9 +1,6 @@
 //! `conserver status`: what the daemon on this machine does, read from its scoreboard.
 
-mod holds;
-mod queues;
 mod table;
-mod view;
 
 use std::io::{self, IsTerminal, Write};
 use std::thread;
@@ -11,13 +8,17 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::{ConfigErrors, Plan};
 use crate::exit::Exit;
+use crate::queue::{Lengths, QueueError, Server};
 use crate::runtime_dir;
 use crate::scoreboard::{BoardError, Snapshot};
 use crate::settings::Settings;
-use queues::Queues;
+use crate::view::{Lists, Queues, View};
 pub(super) use table::duration;
-use view::View;
+
+/// How long Redis may take to answer.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// From the top left corner, an empty screen (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -50,14 +51,15 @@ impl Status {
                     return Exit::Unavailable;
                 }
             };
-            let queues = self.queues.then(|| Queues::ask(&snapshot, settings));
-            let view = View::new(&snapshot, queues);
+            let plan = Plan::load(&snapshot.config);
+            let queues = self.queues.then(|| queues(&plan, settings));
+            let view = View::new(&snapshot, plan.as_ref().ok(), queues);
             // A reader that has seen enough ends us.
             if self.show(&view).is_err() {
                 return Exit::Ok;
             }
             let Some(seconds) = self.watch else {
-                return view.exit();
+                return exit(&view);
             };
             thread::sleep(Duration::from_secs(seconds));
         }
@@ -76,6 +78,30 @@ impl Status {
         writeln!(out, "{text}")?;
         out.flush()
     }
+}
+
+/// What the exit code says: that the queues that were asked for are known.
+fn exit(view: &View) -> Exit {
+    match &view.queues {
+        Some(Queues { error: Some(_), .. }) => Exit::Unavailable,
+        _ => Exit::Ok,
+    }
+}
+
+/// Asks for the lists of the configuration in force, else of the one that this command would use.
+fn queues(plan: &Result<Plan, ConfigErrors>, settings: &Settings) -> Queues {
+    let ask = |plan: &Plan| -> Result<Queues, QueueError> {
+        let server = Server::new(&settings.redis_url)?;
+        Lists::of(plan).ask(&mut Lengths::new(server, LIMIT))
+    };
+    let asked = match plan {
+        Ok(plan) => ask(plan).map_err(|error| error.to_string()),
+        Err(_) => match Plan::load(&settings.config_file) {
+            Ok(plan) => ask(&plan).map_err(|error| error.to_string()),
+            Err(errors) => Err(errors.to_string()),
+        },
+    };
+    asked.unwrap_or_else(Queues::unknown)
 }
 
 /// Finds the daemon that is meant: the one of the instance that is set, else the only one.

@@ -4,9 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indexmap::IndexMap;
 
-use super::holds::Hold;
-use super::queues::Queues;
-use super::view::{View, Worker};
+use crate::view::{Hold, Queues, View, Worker};
 
 /// The status as text.
 pub(super) fn text(view: &View) -> String {

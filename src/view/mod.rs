@@ -1,73 +1,110 @@
-//! The scoreboard in words and numbers, as table and JSON show it.
+//! What a daemon does, in words and numbers: the scoreboard and the lengths of the lists, as
+//! `conserver status` and the monitor show them.
+
+mod holds;
+mod queues;
 
 use serde::Serialize;
 
-use super::holds::{self, Hold};
-use super::queues::Queues;
-use crate::exit::Exit;
+pub use holds::Hold;
+pub use queues::{Lists, Queues};
+
+use crate::config::Plan;
 use crate::procfs;
 use crate::scoreboard::{LaneState, LaneView, PlaceState, SlotView, Snapshot, WorkerView};
 use crate::settings::StartMethod;
 
 /// What the daemon does.
 #[derive(Debug, Serialize)]
-pub(super) struct View {
+pub struct View {
+    /// `CONSERVER_INSTANCE`
     pub instance: String,
+    /// The supervisor.
     pub pid: i32,
+    /// What it does, in a word.
     pub state: String,
+    /// `fork`, `spawn` or `forkserver`.
     pub start_method: String,
+    /// How long the supervisor has run.
     pub uptime_seconds: f64,
+    /// How many workers there are to be.
     pub workers_wanted: u64,
+    /// How many are ready to take work.
     pub workers_ready: usize,
+    /// `CONSERVER_VCON_CONCURRENCY`
     pub lanes_per_worker: usize,
+    /// Every worker's place.
     pub workers: Vec<Worker>,
+    /// The monitor, once there is to be one.
     pub monitor: Option<Monitor>,
     /// What is away, so that chains are on hold.
     pub holds: Vec<Hold>,
+    /// The lengths of the lists, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<Queues>,
 }
 
 /// One worker's place.
 #[derive(Debug, Serialize)]
-pub(super) struct Worker {
+pub struct Worker {
+    /// Its number, from 1.
     pub worker: usize,
+    /// Its process, where one runs.
     pub pid: Option<i32>,
+    /// What it does, in a word.
     pub state: String,
     /// The vCon that is longest in work.
     pub vcon: Option<String>,
     /// How long, in seconds.
     pub seconds: Option<f64>,
+    /// The lanes that hold a vCon.
     pub lanes: Vec<Lane>,
+    /// vCons that came to their end here, halted ones among them, by this worker and its
+    /// predecessors.
     pub done: u64,
+    /// vCons whose chain a link ended early, likewise.
     pub halted: u64,
+    /// vCons that went to a dead letter queue, likewise.
     pub failed: u64,
+    /// vCons put back into their lists, likewise.
     pub returned: u64,
+    /// Workers that have died here.
     pub restarts: u64,
+    /// When the next one is started, where one waits for its start.
     pub restart_in_seconds: Option<f64>,
+    /// Proportional set size, where the system tells.
     pub memory_bytes: Option<u64>,
 }
 
 /// A lane that holds a vCon.
 #[derive(Debug, Serialize)]
-pub(super) struct Lane {
+pub struct Lane {
+    /// Its number, from 1.
     pub lane: u32,
+    /// What it does with it, in a word.
     pub state: String,
+    /// The vCon; nothing where the entry is no UUID.
     pub vcon: Option<String>,
+    /// How long it has held it.
     pub seconds: f64,
+    /// How long it may.
     pub limit_seconds: Option<f64>,
 }
 
 /// The monitor.
 #[derive(Debug, Serialize)]
-pub(super) struct Monitor {
+pub struct Monitor {
+    /// Its process, where one runs.
     pub pid: Option<i32>,
+    /// What it does, in a word.
     pub state: String,
+    /// Proportional set size, where the system tells.
     pub memory_bytes: Option<u64>,
 }
 
 impl View {
-    pub fn new(snapshot: &Snapshot, queues: Option<Queues>) -> Self {
+    /// Puts it into words. `plan` is the configuration in force, where that is known.
+    pub fn new(snapshot: &Snapshot, plan: Option<&Plan>, queues: Option<Queues>) -> Self {
         let header = &snapshot.header;
         let workers = snapshot.slots.iter().enumerate().skip(1);
         let is_ready = |slot: &SlotView| {
@@ -92,16 +129,8 @@ impl View {
                 .filter_map(|(number, slot)| Worker::new(number, slot, snapshot.taken))
                 .collect(),
             monitor: snapshot.slots.first().and_then(Monitor::new),
-            holds: holds::of(snapshot),
+            holds: holds::of(snapshot, plan),
             queues,
-        }
-    }
-
-    /// What the exit code says: that the queues that were asked for are known.
-    pub fn exit(&self) -> Exit {
-        match &self.queues {
-            Some(Queues { error: Some(_), .. }) => Exit::Unavailable,
-            _ => Exit::Ok,
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::config::Plan;
 use crate::scoreboard::Snapshot;
 
 /// A link or storage that is away.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Hold {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
     /// `link <name>` or `storage <name>`.
     pub stage: String,
     /// The chains that wait for it.
@@ -27,8 +27,8 @@ enum Place {
     Storage(usize),
 }
 
-/// Reads the scoreboard; names are those of the configuration in force.
-pub(super) fn of(snapshot: &Snapshot) -> Vec<Hold> {
+/// Reads the scoreboard; names are those of the configuration in force, where that is known.
+pub(super) fn of(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
     let mut found: BTreeMap<Place, (Vec<usize>, u64)> = BTreeMap::new();
     for (number, slot) in snapshot.slots.iter().enumerate() {
         let Some(held) = slot.worker.as_ref().and_then(|worker| worker.held.as_ref()) else {
@@ -42,13 +42,9 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<Hold> {
             *since = held.since.min(*since);
         }
     }
-    if found.is_empty() {
-        return Vec::new();
-    }
-    let plan = Plan::load(&snapshot.config).ok();
     let named = |(place, (workers, since)): (Place, (Vec<usize>, u64))| Hold {
-        stage: stage(place, plan.as_ref()),
-        chains: chains(place, plan.as_ref()),
+        stage: stage(place, plan),
+        chains: chains(place, plan),
         workers,
         seconds: snapshot.taken.saturating_sub(since) / 1000,
     };
