@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table};
 use super::shown::say;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::monitor;
 use crate::queue::{QueueError, Server};
 use crate::settings::Settings;
 
@@ -45,7 +46,12 @@ pub fn run(settings: &Settings) -> Exit {
         };
         Row::fine(&name, format!("{state}from {}", lists.join(", ")))
     }));
-    let probes = start_probes(settings, &config);
+    let address = settings.http.clone();
+    let http = Probe::start("HTTP of the monitor".to_owned(), move || {
+        monitor::http::check(&address)
+    });
+    let mut probes = start_probes(settings, &config);
+    probes.insert(0, http);
     let deadline = Instant::now() + LIMIT;
     rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
 

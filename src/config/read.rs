@@ -114,7 +114,9 @@ fn routes(sections: &Mapping) -> Vec<ListName> {
         router.map(|row| (row.open)(&mut options).routes())
     };
     let routes = entries.into_iter().filter_map(of_link).flatten();
-    routes.filter(|list| !list.as_str().contains("${")).collect()
+    routes
+        .filter(|list| !list.as_str().contains("${"))
+        .collect()
 }
 
 /// The top of the file, as a mapping of known sections.

@@ -1,8 +1,11 @@
-//! The monitor: a child process that holds the instance's name, and returns the claims of other
-//! instances that are dead.
+//! The monitor: a child process that holds the instance's name, returns the claims of other
+//! instances that are dead, and answers by HTTP.
 
+pub mod http;
 mod keep;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::RecvTimeoutError;
@@ -33,6 +36,15 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         log::error!("{} could not start a thread: {error}", child.name);
         return Exit::Internal;
     }
+    let shows_itself = Arc::new(AtomicBool::new(false));
+    let http = child.slot.as_ref().map(|slot| {
+        let shows_itself = Arc::clone(&shows_itself);
+        http::start(slot, settings, &server, shows_itself)
+    });
+    let http = http.transpose().unwrap_or_else(|error| {
+        log::error!("the monitor could not start its HTTP: {error}");
+        None
+    });
     let seat = Seat {
         instance: settings.instance.clone(),
         worker: 0,
@@ -50,6 +62,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         shows();
         match beat(&mut queue, settings, &shows) {
             Ok(()) => {
+                shows_itself.store(true, Ordering::Relaxed);
                 if std::mem::take(&mut away) {
                     log::info!("this instance shows again that it is alive");
                 }
@@ -59,16 +72,20 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
                 return Exit::InUse;
             }
             Err(error) if error.is_interruption() => continue,
-            Err(error) if !away => {
-                away = true;
-                log::warn!("this instance cannot show that it is alive: {error}");
+            Err(error) => {
+                shows_itself.store(false, Ordering::Relaxed);
+                if !std::mem::replace(&mut away, true) {
+                    log::warn!("this instance cannot show that it is alive: {error}");
+                }
             }
-            Err(_) => {}
         }
         let pause = settings.beat().min(settings.heartbeat_ttl / 3);
         if child.draining.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
             if let Err(error) = queue.release_lease() {
                 log::debug!("the lease will run out by itself: {error}");
+            }
+            if let Some(http) = http.flatten() {
+                http.close();
             }
             return Exit::Ok;
         }

@@ -23,6 +23,7 @@ pub struct Slot {
     number: usize,
     start: usize,
     lanes: usize,
+    board: PathBuf,
     config: PathBuf,
     /// The processor time of this worker's predecessors, in microseconds.
     cpu_before: u64,
@@ -73,6 +74,7 @@ impl Slot {
             number,
             start: layout::slot_start(number, header.lanes),
             lanes: header.lanes,
+            board: path.clone(),
             config: config_path(path),
             cpu_before: 0,
         };
@@ -194,6 +196,11 @@ impl Slot {
     /// The number of the configuration that is in force.
     pub fn config_generation(&self) -> u64 {
         self.words.words()[header::CONFIG].load(Ordering::Acquire)
+    }
+
+    /// Where the scoreboard is.
+    pub fn board_path(&self) -> &std::path::Path {
+        &self.board
     }
 
     /// Where the configuration in force is kept.

@@ -3,17 +3,11 @@
 use std::time::Duration;
 
 use super::watch::Standstills;
-use crate::scoreboard::{LaneState, LaneView, WorkerView};
+use crate::scoreboard::{LaneState, LaneView, WorkerView, is_silent};
 
 /// How long a chain's `timeout` may be exceeded: the time limits of links and storages, which end
 /// a vCon without a death, are given the chance to act first.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// After this many beats left out, a worker counts as one that does not answer,
-const BEATS_LEFT_OUT: u32 = 6;
-
-/// but not before this time: with a short beat a busy machine or a server that hangs would do.
-const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// What is thought of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +39,6 @@ pub(super) fn judge(
         .iter()
         .find(|lane| deadline(lane).is_some_and(|deadline| since(lane.since) > deadline));
     overdue.map_or(Health::Good, |lane| Health::Overdue(lane.clone()))
-}
-
-/// Whether a worker that has not shown itself for so long is taken for one that hangs.
-pub(super) fn is_silent(silent: Duration, beat: Duration) -> bool {
-    silent > (beat * BEATS_LEFT_OUT).max(SHORTEST_SILENCE)
 }
 
 /// When the next lane will be overdue, in monotonic milliseconds.
@@ -134,16 +123,6 @@ mod tests {
         );
         let ahead = judge_at(&worker(5_000, &[]), 1_000);
         assert_eq!(ahead, Health::Good);
-    }
-
-    #[test]
-    fn a_short_beat_does_not_make_the_patience_short() {
-        for (beat, seconds) in [(100, 30), (5_000, 30), (10_000, 60)] {
-            let beat = Duration::from_millis(beat);
-            let limit = Duration::from_secs(seconds);
-            assert!(!is_silent(limit, beat));
-            assert!(is_silent(limit + Duration::from_millis(1), beat));
-        }
     }
 
     #[test]

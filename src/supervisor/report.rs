@@ -6,13 +6,13 @@ use nix::sys::signal::Signal;
 
 use super::Supervisor;
 use super::deaths::suspects;
-use super::health::{Health, is_silent, judge, next_deadline};
+use super::health::{Health, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
 use crate::logging;
 use crate::procfs;
 use crate::queue::Blame;
-use crate::scoreboard::{LaneView, RestartCause, SlotView};
+use crate::scoreboard::{LaneView, RestartCause, SlotView, is_silent};
 use crate::sys;
 
 /// A forkserver that does not answer within this time is as good as dead.

@@ -28,7 +28,7 @@ enum Place {
 }
 
 /// Reads the scoreboard; names are those of the configuration in force, where that is known.
-pub(super) fn of(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
+pub fn of(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
     let mut found: BTreeMap<Place, (Vec<usize>, u64)> = BTreeMap::new();
     for (number, slot) in snapshot.slots.iter().enumerate() {
         let Some(held) = slot.worker.as_ref().and_then(|worker| worker.held.as_ref()) else {

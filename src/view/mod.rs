@@ -6,7 +6,7 @@ mod queues;
 
 use serde::Serialize;
 
-pub use holds::Hold;
+pub use holds::{Hold, of as holds};
 pub use queues::{Lists, Queues};
 
 use crate::config::Plan;

@@ -1,0 +1,122 @@
+//! Answers, as they go out.
+
+use chrono::Utc;
+
+use super::request::Refusal;
+
+/// What a browser may do with an answer: show it, and nothing else.
+const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'";
+
+/// The answers that are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Ok = 200,
+    Malformed = 400,
+    NotFound = 404,
+    NotAllowed = 405,
+    TooSlow = 408,
+    Misdirected = 421,
+    TooLarge = 431,
+    Unavailable = 503,
+    Version = 505,
+}
+
+impl Status {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Malformed => "Bad Request",
+            Self::NotFound => "Not Found",
+            Self::NotAllowed => "Method Not Allowed",
+            Self::TooSlow => "Request Timeout",
+            Self::Misdirected => "Misdirected Request",
+            Self::TooLarge => "Request Header Fields Too Large",
+            Self::Unavailable => "Service Unavailable",
+            Self::Version => "HTTP Version Not Supported",
+        }
+    }
+}
+
+/// An answer in the bytes that go out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    bytes: Vec<u8>,
+    /// How many of these are before the body.
+    head: usize,
+}
+
+impl Answer {
+    /// One that nothing may be kept of, and that a browser only shows.
+    pub fn new(status: Status, content_type: &str, body: &str) -> Self {
+        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+        let allow = match status {
+            Status::NotAllowed => "Allow: GET, HEAD\r\n",
+            _ => "",
+        };
+        let head = format!(
+            "HTTP/1.1 {} {}\r\n\
+             Date: {date}\r\n\
+             Content-Type: {content_type}\r\n\
+             Content-Length: {}\r\n\
+             Cache-Control: no-store\r\n\
+             X-Content-Type-Options: nosniff\r\n\
+             Content-Security-Policy: {NOTHING}\r\n\
+             Cross-Origin-Resource-Policy: same-origin\r\n\
+             Referrer-Policy: no-referrer\r\n\
+             {allow}\
+             Connection: close\r\n\r\n",
+            status as u16,
+            status.reason(),
+            body.len(),
+        );
+        Self {
+            head: head.len(),
+            bytes: [head.as_bytes(), body.as_bytes()].concat(),
+        }
+    }
+
+    /// A line for people.
+    pub fn text(status: Status, line: &str) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", &format!("{line}\n"))
+    }
+
+    /// Why a request is not answered.
+    pub fn refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(why) => Self::text(Status::Malformed, why),
+            Refusal::Method => Self::text(Status::NotAllowed, "there is only GET and HEAD here"),
+            Refusal::TooLarge => Self::text(Status::TooLarge, "the request is too large"),
+            Refusal::Version => Self::text(Status::Version, "there is only HTTP/1.1 here"),
+        }
+    }
+
+    /// What goes out, all of it or only the head.
+    pub fn bytes(&self, is_head: bool) -> &[u8] {
+        if is_head {
+            &self.bytes[..self.head]
+        } else {
+            &self.bytes
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_http_and_its_head_is_its_beginning() {
+        let answer = Answer::text(Status::NotAllowed, "no");
+        let text = std::str::from_utf8(answer.bytes(false)).unwrap();
+        assert!(text.starts_with("HTTP/1.1 405 Method Not Allowed\r\nDate: "));
+        assert!(text.ends_with("\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\nno\n"));
+        let head = std::str::from_utf8(answer.bytes(true)).unwrap();
+        assert_eq!(Some(head), text.strip_suffix("no\n"));
+        let mut headers = [httparse::EMPTY_HEADER; 16];
+        let mut parsed = httparse::Response::new(&mut headers);
+        assert!(parsed.parse(answer.bytes(true)).unwrap().is_complete());
+        let length = parsed.headers.iter().find(|h| h.name == "Content-Length");
+        assert_eq!(length.unwrap().value, b"3");
+    }
+}

@@ -1,0 +1,239 @@
+//! `/healthz`: whether every worker that there is to be is alive.
+//!
+//! A worker that is being started, or replaced at once, is no fault. A place is at fault that has
+//! had no process for some time, whose workers keep dying, or refuse their configuration. It stays
+//! so until a worker has been ready there for some time: between two crashes, one looks alive.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::scoreboard::{Phase, PlaceState, PlaceView, Snapshot, is_silent};
+
+/// How long a place may be without a process, and how long one must have been ready at a place
+/// that was at fault, in milliseconds.
+const PATIENCE: u64 = 5_000;
+
+/// What is remembered from one look to the next.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    faulty: BTreeSet<usize>,
+}
+
+impl Health {
+    /// Judges the daemon: a line for each fault. The supervisor shows itself once in `beat`.
+    pub fn judge(&mut self, snapshot: &Snapshot, beat: Duration) -> Result<String, Vec<String>> {
+        let (header, now) = (&snapshot.header, snapshot.taken);
+        let silent = Duration::from_millis(now.saturating_sub(header.beat));
+        let mut faults = Vec::new();
+        if is_silent(silent, beat) {
+            let seconds = silent.as_secs();
+            faults.push(format!(
+                "the supervisor (PID {}) has not shown itself for {seconds} s",
+                header.pid
+            ));
+        }
+        if header.phase == Some(Phase::Stopping) {
+            // Its workers are meant to go.
+            self.faulty.clear();
+        } else {
+            faults.extend(self.workers(snapshot));
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let phase = header.phase.map_or("unknown", Phase::as_str);
+        Ok(format!("healthy: {phase}, {} workers", header.wanted))
+    }
+
+    fn workers(&mut self, snapshot: &Snapshot) -> Vec<String> {
+        let now = snapshot.taken;
+        // Those that are wanted and not there, and those that are there and not wanted any more.
+        let wanted = usize::try_from(snapshot.header.wanted).unwrap_or(usize::MAX);
+        let last = wanted.max(snapshot.slots.len().saturating_sub(1));
+        let mut faults = Vec::new();
+        for number in 1..=last.min(crate::scoreboard::SLOTS) {
+            let place = snapshot.slots.get(number);
+            let place = place.and_then(|slot| slot.place.as_ref());
+            let fault = match place {
+                Some(place) => fault(place, now),
+                None if number > wanted => None,
+                None => {
+                    let uptime = now.saturating_sub(snapshot.header.started);
+                    (uptime > PATIENCE).then(|| "has no process".to_owned())
+                }
+            };
+            match (fault, place) {
+                (Some(fault), _) => {
+                    self.faulty.insert(number);
+                    faults.push(format!("Worker-{number} {fault}"));
+                }
+                (None, Some(place)) if !is_steady(place, now) => {
+                    if self.faulty.contains(&number) {
+                        faults.push(format!("Worker-{number} has not been ready for long yet"));
+                    }
+                }
+                (None, _) => {
+                    self.faulty.remove(&number);
+                }
+            }
+        }
+        faults
+    }
+}
+
+/// What is wrong at a place.
+fn fault(place: &PlaceView, now: u64) -> Option<String> {
+    let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
+    match (place.state, place.retry) {
+        (PlaceState::Refused, _) => Some("refuses its configuration".to_owned()),
+        (PlaceState::Vacant, Some(retry)) => Some(format!(
+            "keeps dying ({} times so far), the next start is in {:.1} s",
+            place.deaths,
+            seconds(now, retry)
+        )),
+        (PlaceState::Vacant, None) if now.saturating_sub(place.since) > PATIENCE => Some(format!(
+            "has had no process for {:.1} s",
+            seconds(place.since, now)
+        )),
+        _ => None,
+    }
+}
+
+/// Whether a worker has been at work there for some time.
+fn is_steady(place: &PlaceView, now: u64) -> bool {
+    let lasts = now.saturating_sub(place.since) >= PATIENCE;
+    match place.state {
+        PlaceState::Ready => lasts,
+        PlaceState::Draining => true,
+        PlaceState::Starting | PlaceState::Vacant | PlaceState::Refused => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::scoreboard::{Header, SlotView};
+
+    const NOW: u64 = 1_000_000;
+    const BEAT: Duration = Duration::from_secs(5);
+
+    fn place(state: PlaceState, since: u64, retry: Option<u64>) -> Option<PlaceView> {
+        Some(PlaceView {
+            generation: 1,
+            pid: None,
+            state,
+            since,
+            deaths: 3,
+            retry,
+        })
+    }
+
+    fn snapshot(phase: Phase, wanted: u64, places: &[Option<PlaceView>]) -> Snapshot {
+        let monitor = [None];
+        let slot = |place: &Option<PlaceView>| SlotView {
+            place: place.clone(),
+            ..SlotView::default()
+        };
+        Snapshot {
+            config: "here.config".into(),
+            taken: NOW,
+            header: Header {
+                nonce: 1,
+                lanes: 1,
+                pid: 4711,
+                started: 0,
+                phase: Some(phase),
+                method: 1,
+                wanted,
+                config: 1,
+                used: places.len() + 1,
+                beat: NOW,
+                series: 0,
+                restarts: [0; 6],
+                instance: "here".to_owned(),
+            },
+            series: Vec::new(),
+            slots: monitor.iter().chain(places).map(slot).collect(),
+        }
+    }
+
+    fn judged(places: &[Option<PlaceView>]) -> Result<String, Vec<String>> {
+        let wanted = places.len() as u64;
+        Health::default().judge(&snapshot(Phase::Running, wanted, places), BEAT)
+    }
+
+    #[test]
+    fn a_worker_that_is_alive_or_about_to_be_is_no_fault() {
+        for (state, since) in [
+            (PlaceState::Ready, NOW),
+            (PlaceState::Ready, 0),
+            // Redis may be away.
+            (PlaceState::Starting, 0),
+            (PlaceState::Draining, 0),
+            (PlaceState::Vacant, NOW - PATIENCE),
+        ] {
+            let judged = judged(&[place(state, since, None)]);
+            assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
+        }
+    }
+
+    #[test]
+    fn a_place_without_a_worker_is_named_with_its_fault() {
+        for (place, expected) in [
+            (
+                place(PlaceState::Vacant, NOW - 5_100, None),
+                "Worker-2 has had no process for 5.1 s",
+            ),
+            (
+                place(PlaceState::Vacant, NOW, Some(NOW + 800)),
+                "Worker-2 keeps dying (3 times so far), the next start is in 0.8 s",
+            ),
+            (
+                place(PlaceState::Refused, NOW, None),
+                "Worker-2 refuses its configuration",
+            ),
+            (None, "Worker-2 has no process"),
+        ] {
+            let good = super::tests::place(PlaceState::Ready, 0, None);
+            assert_eq!(judged(&[good, place]), Err(vec![expected.to_owned()]));
+        }
+    }
+
+    #[test]
+    fn a_place_that_was_at_fault_is_so_until_a_worker_has_lasted() {
+        let mut health = Health::default();
+        let mut judge = |state, since, retry| {
+            let places = [place(state, since, retry)];
+            health
+                .judge(&snapshot(Phase::Running, 1, &places), BEAT)
+                .is_ok()
+        };
+        assert!(judge(PlaceState::Starting, NOW, None));
+        assert!(!judge(PlaceState::Vacant, NOW, Some(NOW + 1)));
+        assert!(!judge(PlaceState::Starting, NOW, None));
+        assert!(!judge(PlaceState::Ready, NOW - PATIENCE + 1, None));
+        assert!(judge(PlaceState::Ready, NOW - PATIENCE, None));
+        assert!(judge(PlaceState::Starting, NOW, None));
+    }
+
+    #[test]
+    fn a_daemon_that_stops_is_healthy_and_one_whose_supervisor_hangs_is_not() {
+        let mut stopping = snapshot(Phase::Stopping, 2, &[None, None]);
+        assert!(Health::default().judge(&stopping, BEAT).is_ok());
+        stopping.header.beat = NOW - 30_001;
+        let faults = Health::default().judge(&stopping, BEAT).unwrap_err();
+        let expected = "the supervisor (PID 4711) has not shown itself for 30 s";
+        assert_eq!(faults, [expected]);
+    }
+
+    #[test]
+    fn a_daemon_that_has_just_started_or_was_scaled_down_is_healthy() {
+        let mut young = snapshot(Phase::Starting, 2, &[]);
+        young.header.started = NOW - PATIENCE;
+        assert!(Health::default().judge(&young, BEAT).is_ok());
+        let scaled = [place(PlaceState::Ready, 0, None), None];
+        let scaled = snapshot(Phase::Running, 1, &scaled);
+        assert!(Health::default().judge(&scaled, BEAT).is_ok());
+    }
+}

@@ -1,0 +1,44 @@
+//! What there is to be asked for.
+
+use super::answer::{Answer, Status};
+use super::readings::Topic;
+
+/// What stands at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Whether every worker is alive: known at once.
+    Health,
+    /// Something that has to be read first.
+    Reading(Topic),
+    /// What else there is.
+    Index,
+}
+
+/// Every path with what stands there, and what that is in words.
+const ROUTES: [(&str, Route, &str); 4] = [
+    ("/", Route::Index, "this list"),
+    ("/healthz", Route::Health, "200 where all workers are alive"),
+    (
+        "/readyz",
+        Route::Reading(Topic::Ready),
+        "200 where Redis answers and no chain is on hold",
+    ),
+    (
+        "/status",
+        Route::Reading(Topic::Status),
+        "what `conserver status --json --queues` prints",
+    ),
+];
+
+/// What stands at this path.
+pub(super) fn find(path: &str) -> Option<Route> {
+    let mut routes = ROUTES.iter();
+    let found = routes.find(|(known, ..)| *known == path);
+    found.map(|(_, route, _)| *route)
+}
+
+/// The list of all paths.
+pub(super) fn index(status: Status) -> Answer {
+    let lines = ROUTES.map(|(path, _, words)| format!("{path:<10}{words}"));
+    Answer::text(status, &lines.join("\n"))
+}
