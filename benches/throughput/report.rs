@@ -61,7 +61,7 @@ fn file() -> PathBuf {
 /// An empty table, in Markdown.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(header);
     table
 }
