@@ -66,6 +66,11 @@ impl Guard {
         Self { shell, pid }
     }
 
+    /// The server's process.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
     /// Sends the server a signal.
     pub fn signal(&self, signal: Signal) {
         let _ = kill(self.pid, signal);

@@ -165,6 +165,13 @@ impl Redis {
         server.expect("Redis runs").end(Signal::SIGKILL);
     }
 
+    /// For measurements: its process.
+    #[allow(dead_code)]
+    pub fn pid(&self) -> i32 {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_ref().expect("Redis runs").pid()
+    }
+
     /// Where it listens, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port

@@ -114,6 +114,13 @@ impl S3 {
         server.expect("it runs").end(Signal::SIGKILL);
     }
 
+    /// For measurements: its process.
+    #[allow(dead_code)]
+    pub fn pid(&self) -> i32 {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_ref().expect("it runs").pid()
+    }
+
     /// The port it listens on, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port

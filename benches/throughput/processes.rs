@@ -1,27 +1,18 @@
 //! How fast processes come and go, and how much memory they take, for each start method.
 //!
-//! `cargo bench --bench processes`: 16 idle workers on a private Redis. Times are read from the
-//! daemon's log, so that looking at it does not count.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    dead_code,
-    unused_imports
-)]
-
-#[path = "../tests/e2e/harness/mod.rs"]
-mod harness;
+//! 16 idle workers. Times are read from the daemon's log, so that looking at it does not count.
 
 use std::time::{Duration, Instant, SystemTime};
 
-use comfy_table::Table;
 use conserver::procfs::proportional_set_size;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
-use harness::{Conserver, Daemon, PATIENCE, Redis, chain, number_from_env, wait_until};
+use super::Effort;
+use super::harness::{Conserver, Daemon, PATIENCE, Redis, chain, wait_until};
+use super::report::{Report, percentile, print, progress, table};
+use super::servers::Servers;
 
 const WORKERS: usize = 16;
 
@@ -35,19 +26,27 @@ struct Measured {
     tree: Vec<f64>,
 }
 
-fn main() {
-    let rounds = number_from_env("CONSERVER_BENCH_ROUNDS", 5);
+/// The table of start methods.
+pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     let methods = ["fork", "spawn", "forkserver"];
     let mut measured: Vec<Measured> = methods.iter().map(|_| Measured::default()).collect();
-    let redis = Redis::plain();
+    servers.empty();
     // Interleaved, so that a busy moment of the machine does not fall on one method alone.
-    for _ in 0..rounds {
+    for number in 1..=effort.rounds {
         for (method, measured) in methods.iter().zip(&mut measured) {
-            round(&redis, method, measured);
+            progress(&format!(
+                "processes, round {number} of {}: {method}",
+                effort.rounds
+            ));
+            round(&servers.redis, method, measured);
         }
     }
-    let mut table = Table::new();
-    table.set_header([
+    show(report, &methods, &measured, effort.rounds);
+}
+
+fn show(report: &mut Report, methods: &[&str], measured: &[Measured], rounds: usize) {
+    report.begin("processes");
+    let mut table = table(&[
         "start method",
         "16 workers ready, ms",
         "kill to ready, ms (median)",
@@ -56,21 +55,30 @@ fn main() {
         "PSS per idle worker, MB",
         "PSS of the whole tree, MB",
     ]);
-    for (method, measured) in methods.iter().zip(&mut measured) {
-        table.add_row([
-            (*method).to_owned(),
-            shown(&mut measured.ready, 0.5),
-            shown(&mut measured.replaced, 0.5),
-            shown(&mut measured.replaced, 0.99),
-            shown(&mut measured.drained, 0.5),
-            shown(&mut measured.worker, 0.5),
-            shown(&mut measured.tree, 0.5),
-        ]);
+    for (method, measured) in methods.iter().zip(measured) {
+        let figures = [
+            ("ready", &measured.ready, 0.5),
+            ("replaced", &measured.replaced, 0.5),
+            ("replaced_p99", &measured.replaced, 0.99),
+            ("drained", &measured.drained, 0.5),
+            ("worker", &measured.worker, 0.5),
+            ("tree", &measured.tree, 0.5),
+        ];
+        let mut row = json!({"method": method});
+        let mut cells = vec![(*method).to_owned()];
+        for (name, values, part) in figures {
+            let figure = percentile(values, part);
+            row[name] = figure.into();
+            cells.push(format!("{figure:.1}"));
+        }
+        table.add_row(cells);
+        report.add("processes", row);
     }
-    println!(
-        "{table}\nmedians of {rounds} rounds; {} kills each",
+    let remark = format!(
+        "medians of {rounds} rounds; {} kills each",
         rounds * WORKERS
     );
+    print("Processes", &table, &remark);
 }
 
 fn round(redis: &Redis, method: &str, measured: &mut Measured) {
@@ -130,10 +138,4 @@ fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
         .unwrap_or(Duration::ZERO)
         .as_secs_f64()
         * 1e3
-}
-
-fn shown(values: &mut [f64], part: f64) -> String {
-    values.sort_by(f64::total_cmp);
-    let at = ((values.len() as f64 * part) as usize).min(values.len() - 1);
-    format!("{:.1}", values[at])
 }

@@ -1,0 +1,161 @@
+//! What `/proc` says of the CPU and disk that processes use.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Instant;
+
+use super::case::Case;
+use super::harness::children_of;
+use super::servers::Servers;
+
+/// Ticks in a second (`USER_HZ`).
+const TICKS: f64 = 100.0;
+
+/// Parts of one core that were used on average, and the part of the time in which the disk was busy.
+#[derive(Default, Clone, Copy)]
+pub struct Usage {
+    pub ours: f64,
+    pub redis: f64,
+    pub postgres: f64,
+    pub s3: f64,
+    /// Of all cores together, by anyone: 1 is all of them.
+    pub machine: f64,
+    pub disk: f64,
+}
+
+/// Watches them from now on.
+pub struct Watch<'a> {
+    servers: &'a Servers,
+    ours: Vec<i32>,
+    since: Instant,
+    before: [f64; 6],
+}
+
+impl<'a> Watch<'a> {
+    /// Begins; `ours` are the daemon's processes.
+    pub fn begin(servers: &'a Servers, ours: Vec<i32>) -> Self {
+        let mut watch = Self {
+            servers,
+            ours,
+            since: Instant::now(),
+            before: [0.0; 6],
+        };
+        watch.before = watch.now();
+        watch
+    }
+
+    /// What was used since.
+    pub fn end(self) -> Usage {
+        let (seconds, now) = (self.since.elapsed().as_secs_f64(), self.now());
+        let [ours, redis, postgres, s3, machine, disk] =
+            std::array::from_fn(|at| (now[at] - self.before[at]) / seconds);
+        Usage {
+            ours,
+            redis,
+            postgres,
+            s3,
+            machine: machine / cores(),
+            disk,
+        }
+    }
+
+    fn now(&self) -> [f64; 6] {
+        use super::case::Store;
+        let family = |pid: Option<i32>| {
+            let pids = pid
+                .into_iter()
+                .flat_map(|pid| [vec![pid], children_of(pid)].concat());
+            pids.map(cpu_seconds).sum()
+        };
+        [
+            self.ours.iter().copied().map(cpu_seconds).sum(),
+            family(Some(self.servers.redis.pid())),
+            family(self.servers.pid(Store::Postgres)),
+            family(self.servers.pid(Store::S3)),
+            machine_seconds(),
+            disk_seconds(self.servers.folder()),
+        ]
+    }
+}
+
+impl Usage {
+    /// The mean of some.
+    pub fn mean(all: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len().max(1) as f64;
+        Self {
+            ours: mean(|usage| usage.ours),
+            redis: mean(|usage| usage.redis),
+            postgres: mean(|usage| usage.postgres),
+            s3: mean(|usage| usage.s3),
+            machine: mean(|usage| usage.machine),
+            disk: mean(|usage| usage.disk),
+        }
+    }
+
+    /// What keeps the rate from growing: the one thread of Redis, the disk, all cores, or else that
+    /// each connection waits for its answers.
+    pub fn limit(&self) -> String {
+        let most = [
+            (self.ours, "ours"),
+            (self.redis, "Redis"),
+            (self.postgres, "PostgreSQL"),
+            (self.s3, "S3"),
+        ];
+        let (_, name) = most
+            .into_iter()
+            .max_by(|one, other| one.0.total_cmp(&other.0))
+            .expect("four");
+        if self.redis > 0.85 {
+            "Redis (one core)".to_owned()
+        } else if self.machine > 0.9 {
+            format!("all cores (most: {name})")
+        } else if self.disk > 0.85 {
+            "disk".to_owned()
+        } else {
+            "waiting for answers".to_owned()
+        }
+    }
+}
+
+fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
+}
+
+/// User and system time of a process and of its threads that have ended; 0 when it is gone.
+pub fn cpu_seconds(pid: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS
+}
+
+/// Time that all cores together were not idle, nor only waited for a disk.
+fn machine_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let ticks = line.split_whitespace().skip(1).enumerate();
+    let busy = ticks.filter(|(at, _)| !matches!(at, 3 | 4 | 8 | 9));
+    busy.filter_map(|(_, ticks)| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS
+}
+
+/// Time in which the disk of a folder had something to do.
+fn disk_seconds(folder: &Path) -> f64 {
+    let device = folder.metadata().map_or(0, |meta| meta.dev());
+    let (major, minor) = (
+        nix::sys::stat::major(device).to_string(),
+        nix::sys::stat::minor(device).to_string(),
+    );
+    let text = fs::read_to_string("/proc/diskstats").unwrap_or_default();
+    let line = text.lines().find(|line| {
+        let mut fields = line.split_whitespace();
+        fields.next() == Some(&major) && fields.next() == Some(&minor)
+    });
+    let milliseconds = line.and_then(|line| line.split_whitespace().nth(12)?.parse::<f64>().ok());
+    milliseconds.unwrap_or(0.0) / 1e3
+}
