@@ -45,7 +45,7 @@ impl Storage for Slow {
 fn main() {
     let vcon = Outgoing {
         id: VconId::random(),
-        json: "{}".to_owned(),
+        json: "{}".to_owned().into(),
         version: Version::Current,
         created_at: None,
         stand_in: OnceLock::new(),

@@ -42,7 +42,7 @@ fn parallel(bencher: Bencher<'_, '_>, storages: usize) {
 fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
     let vcon = Outgoing {
         id: VconId::random(),
-        json: "{}".to_owned(),
+        json: "{}".to_owned().into(),
         version: Version::Current,
         created_at: None,
         stand_in: OnceLock::new(),

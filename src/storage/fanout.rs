@@ -133,7 +133,7 @@ mod tests {
     fn vcon() -> Outgoing {
         Outgoing {
             id: VconId::random(),
-            json: "{}".to_owned(),
+            json: "{}".to_owned().into(),
             version: Version::Current,
             created_at: None,
             stand_in: std::sync::OnceLock::new(),

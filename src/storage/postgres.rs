@@ -25,6 +25,7 @@ mod session;
 mod table;
 mod tls;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::types::ToSql;
@@ -48,6 +49,10 @@ const PROBE: Duration = Duration::from_secs(5);
 
 /// A server that acknowledges nothing for so long has vanished.
 const VANISHED: Duration = Duration::from_secs(20);
+
+/// A session is not kept after a document of more bytes: its buffers stay as large as the largest
+/// one that went through them.
+const LARGE: usize = 4 << 20;
 
 type Work = dyn Fn(&mut Session) -> Result<Option<Row>, Error> + Send;
 
@@ -129,16 +134,21 @@ impl Storage for Postgres {
         let id = vcon.id.uuid();
         let version = vcon.version.as_str();
         let created_at = vcon.created_or_now().local;
-        let (subject, json) = (vcon.subject.clone(), vcon.json.clone());
+        let (subject, json) = (vcon.subject.clone(), Arc::clone(&vcon.json));
         let work = move |session: &mut Session| {
             let updated_at = chrono::Local::now().naive_local();
+            let json: &str = &json;
             let values: [&(dyn ToSql + Sync); 6] =
                 [&id, &version, &created_at, &updated_at, &subject, &json];
             session.client.execute(&session.save, &values)?;
             Ok(None)
         };
         let what = format!("save vCon {}", vcon.id);
-        match self.run(&what, self.statement_limit, Box::new(work)) {
+        let saved = self.run(&what, self.statement_limit, Box::new(work));
+        if vcon.json.len() > LARGE {
+            self.session = None;
+        }
+        match saved {
             Err(Trouble::Refused(error)) => {
                 let mut failure = self.failure(&what, &error);
                 // The server says so in its own language.

@@ -1,5 +1,7 @@
 //! The parsed document: which of it is opened up, and how it is written again.
 
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
@@ -141,15 +143,32 @@ impl Vcon {
         normalise::write(&mut self.members);
         Outgoing {
             id: self.id.clone(),
-            json: match version {
+            json: Arc::new(match version {
                 Version::Current => write(&self.members),
                 Version::V0_0_1 => downgrade::write(&self.members),
-            },
+            }),
             version,
             created_at: self.raw("created_at").and_then(CreatedAt::from_json),
             stand_in: std::sync::OnceLock::new(),
             subject: self.raw("subject").and_then(json::text),
         }
+    }
+
+    /// The document as it leaves for storages, and as it is to be kept in Redis where a link changed
+    /// it. Where the two are the same text there is one of it, and its parts are gone: a large
+    /// document is in memory once.
+    pub fn depart(mut self, version: Version) -> (Outgoing, Option<Arc<String>>) {
+        let outgoing = self.outgoing(version);
+        let kept = match version {
+            Version::Current => self.changed.then(|| Arc::clone(&outgoing.json)),
+            Version::V0_0_1 => self.into_changed(),
+        };
+        (outgoing, kept)
+    }
+
+    /// The document as it is to be kept in Redis, where a link changed it.
+    pub fn into_changed(mut self) -> Option<Arc<String>> {
+        self.changed.then(|| Arc::new(self.to_json()))
     }
 
     fn raw(&self, name: &str) -> Option<&RawValue> {
@@ -389,7 +408,7 @@ mod tests {
         let mut vcon = parse(text).unwrap();
         let outgoing = vcon.outgoing(Version::Current);
         assert_eq!(&outgoing.id, vcon.id());
-        assert_eq!(outgoing.json, vcon.to_json());
+        assert_eq!(*outgoing.json, vcon.to_json());
         assert_eq!(outgoing.subject.as_deref(), Some("Hé"));
         assert_eq!(outgoing.created_at.unwrap().unix, 1_710_605_360);
     }

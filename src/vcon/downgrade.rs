@@ -85,6 +85,7 @@ mod tests {
             .unwrap()
             .outgoing(Version::V0_0_1)
             .json
+            .to_string()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What leaves for storages and webhooks.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::{CreatedAt, VconId};
 
@@ -30,7 +30,7 @@ pub struct Outgoing {
     /// The id under which it is kept.
     pub id: VconId,
     /// The document.
-    pub json: String,
+    pub json: Arc<String>,
     /// The version it is written in.
     pub version: Version,
     /// When the vCon was made; `None` where the document does not say so readably.

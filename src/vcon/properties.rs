@@ -63,7 +63,7 @@ fn used(text: String) -> Option<String> {
     let _ = vcon.add_tags(&["a".to_owned()]);
     let outgoing = vcon.outgoing(Version::Current);
     outgoing.created_or_now();
-    Some(outgoing.json)
+    Some(outgoing.json.to_string())
 }
 
 /// The document without the `amended` that a downgrade adds as `null`.
@@ -179,7 +179,7 @@ fn examples_have_an_id_a_date_and_a_canonical_form() {
         let mut vcon = parse(&text);
         let outgoing = vcon.outgoing(Version::Current);
         assert!(outgoing.created_at.is_some(), "{text}");
-        assert_eq!(canonical(&outgoing.json), outgoing.json);
+        assert_eq!(canonical(&outgoing.json), *outgoing.json);
     }
 }
 

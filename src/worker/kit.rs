@@ -19,7 +19,7 @@ use crate::scoreboard::Event;
 use crate::settings::Settings;
 use crate::storage::Storage;
 use crate::storage::fanout::{Backend, save_all};
-use crate::vcon::{Vcon, VconId};
+use crate::vcon::{Outgoing, Vcon, VconId};
 
 /// How much of the drain timeout links get to finish: what is put back after it is put back in
 /// order, while at the end of the timeout the whole worker is killed.
@@ -217,14 +217,10 @@ impl Kit {
     pub fn store(
         &mut self,
         chain: &Chain,
-        vcon: &mut Vcon,
+        outgoing: &Outgoing,
         settings: &Settings,
         turn: &Turn<'_>,
     ) -> Result<(), Ending> {
-        if chain.storages.is_empty() {
-            return Ok(());
-        }
-        let outgoing = vcon.outgoing(settings.egress_version);
         let mut missing: Vec<String> = chain.storages.clone();
         for name in &missing {
             self.meters.storage(name).count(Event::Received);
@@ -240,7 +236,7 @@ impl Kit {
                     storage: &mut **storage,
                 })
                 .collect();
-            let outcomes = save_all(backends, &outgoing, settings.parallel_storage);
+            let outcomes = save_all(backends, outgoing, settings.parallel_storage);
             let mut broken: Vec<String> = Vec::new();
             let mut refused: Vec<(String, Failure)> = Vec::new();
             let mut away: Vec<(String, Failure)> = Vec::new();

@@ -23,7 +23,7 @@ enum Verdict {
     /// Write, announce, let go.
     Finish {
         id: VconId,
-        document: Option<(Kind, String)>,
+        document: Option<(Kind, Arc<String>)>,
         expire: Option<u64>,
         /// Where to announce it.
         egress: Vec<ListName>,
@@ -161,21 +161,31 @@ impl Visit<'_> {
             Ok(())
         };
         let halted = kit.links(chain, &mut journey, settings, turn, &mut errands)? == Way::Ends;
-        let mut egress = Vec::new();
-        if !halted {
-            kit.store(chain, &mut journey.vcon, settings, turn)?;
+        let egress = if halted {
+            Vec::new()
+        } else {
             journey.announce_once(&chain.egress_lists);
-            egress.clone_from(&chain.egress_lists);
-        }
+            chain.egress_lists.clone()
+        };
+        let Journey {
+            vcon,
+            expire,
+            routes,
+        } = journey;
+        let id = vcon.id().clone();
+        let document = if halted || chain.storages.is_empty() {
+            vcon.into_changed()
+        } else {
+            let (outgoing, document) = vcon.depart(settings.egress_version);
+            kit.store(chain, &outgoing, settings, turn)?;
+            document
+        };
         Ok(Verdict::Finish {
-            id: journey.vcon.id().clone(),
-            document: journey
-                .vcon
-                .is_changed()
-                .then(|| (kind, journey.vcon.to_json())),
-            expire: journey.expire,
+            id,
+            document: document.map(|text| (kind, text)),
+            expire,
             egress,
-            routes: journey.routes,
+            routes,
             halted,
         })
     }

@@ -162,7 +162,8 @@ impl Demo {
             for text in SAMPLES {
                 let mut sample = submit::vcon(text).map_err(DemoError::Sample)?;
                 let fresh = VconId::random();
-                sample.json = sample.json.replace(sample.id.as_str(), fresh.as_str());
+                let json = sample.json.replace(sample.id.as_str(), fresh.as_str());
+                sample.json = Arc::new(json);
                 sample.id = fresh;
                 vcons.push(sample);
             }

@@ -25,7 +25,7 @@ fn vcon(day: &str, json: &str) -> Outgoing {
     let local = format!("{day}T23:30:00").parse().unwrap();
     Outgoing {
         id: ID.parse().unwrap(),
-        json: json.to_owned(),
+        json: json.to_owned().into(),
         version: Version::Current,
         created_at: Some(CreatedAt { local, unix: 0 }),
         stand_in: std::sync::OnceLock::new(),
@@ -61,7 +61,7 @@ fn a_vcon_lies_under_its_day_and_comes_back() {
     assert_eq!(files.get(&vcon.id), Ok(None));
     files.save(&vcon).unwrap();
     assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
-    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.clone())));
+    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.to_string())));
     files.delete(&vcon.id).unwrap();
     assert_eq!(tree(&root), [""; 0]);
     assert_eq!(files.delete(&vcon.id), Ok(()));
@@ -77,7 +77,7 @@ fn without_days_it_lies_in_the_path_itself() {
     let vcon = vcon("2025-03-07", "{}");
     files.save(&vcon).unwrap();
     assert_eq!(tree(place.path()), [format!("{ID}.json")]);
-    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.clone())));
+    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.to_string())));
     files.delete(&vcon.id).unwrap();
     assert_eq!(files.get(&vcon.id), Ok(None));
 }
@@ -95,10 +95,10 @@ fn one_copy_is_left_when_compression_is_switched() {
     gzipped.save(&second).unwrap();
     assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json.gz")]);
     // Either setting reads either form.
-    assert_eq!(plain.get(&first.id), Ok(Some(second.json.clone())));
+    assert_eq!(plain.get(&first.id), Ok(Some(second.json.to_string())));
     plain.save(&first).unwrap();
     assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
-    assert_eq!(gzipped.get(&first.id), Ok(Some(first.json.clone())));
+    assert_eq!(gzipped.get(&first.id), Ok(Some(first.json.to_string())));
     gzipped.delete(&first.id).unwrap();
     assert_eq!(tree(place.path()), [""; 0]);
 }
@@ -113,7 +113,7 @@ fn the_newest_day_is_read_and_every_day_is_deleted() {
     }
     fs::create_dir_all(place.path().join("lost+found/99/99")).unwrap();
     fs::write(place.path().join("9999"), "a file, not a year").unwrap();
-    assert_eq!(files.get(&newer.id), Ok(Some(newer.json.clone())));
+    assert_eq!(files.get(&newer.id), Ok(Some(newer.json.to_string())));
     files.delete(&newer.id).unwrap();
     assert_eq!(tree(place.path()), ["9999"]);
 }

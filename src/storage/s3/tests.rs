@@ -37,7 +37,7 @@ fn storage(address: &str) -> Box<dyn Storage> {
 fn vcon() -> Outgoing {
     Outgoing {
         id: "05cec3d4-0561-4010-9fb8-23cc7edef146".parse().unwrap(),
-        json: "{}".to_owned(),
+        json: "{}".to_owned().into(),
         version: Version::Current,
         created_at: None,
         stand_in: std::sync::OnceLock::new(),
