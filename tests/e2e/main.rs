@@ -43,6 +43,8 @@ mod lease;
 mod link_faults;
 mod local_links;
 mod logging;
+mod monitor_attacks;
+mod monitor_http;
 mod outages;
 mod postgres_faults;
 mod postgres_table;

@@ -26,7 +26,7 @@ use crate::scoreboard::Snapshot;
 
 /// The most connections at a time. One more takes the place of the one that has been waited for
 /// the longest.
-const MOST: usize = 64;
+const MOST: usize = 128;
 
 /// How long nothing is accepted after the system could not: it is short of something.
 const PAUSE: Duration = Duration::from_millis(100);

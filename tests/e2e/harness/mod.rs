@@ -14,6 +14,7 @@ mod elastic;
 mod files;
 mod guard;
 mod ledger;
+mod monitor;
 mod nginx;
 mod postgres;
 mod preload;
@@ -45,11 +46,12 @@ pub use disk::Disk;
 pub use elastic::Elastic;
 pub use files::Files;
 pub use ledger::Ledger;
+pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
 pub use preload::preload;
 pub use processes::{
-    children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
-    zombies_of,
+    children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
+    title_of, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use proxy::{Direction, Proxy};
