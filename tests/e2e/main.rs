@@ -45,6 +45,7 @@ mod local_links;
 mod logging;
 mod monitor_attacks;
 mod monitor_http;
+mod monitor_metrics;
 mod outages;
 mod postgres_faults;
 mod postgres_table;

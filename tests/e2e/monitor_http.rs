@@ -232,6 +232,10 @@ fn workers_that_keep_dying_make_it_unhealthy() {
             assert!(unhealthy.body.contains(worker), "{unhealthy:?}");
         }
     }
+    let backing_off = || monitor.get("/metrics").body;
+    wait_until("both wait for their next start", PATIENCE, || {
+        backing_off().contains("\nconserver_workers_backing_off 2\n")
+    });
     daemon.terminate();
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
 }

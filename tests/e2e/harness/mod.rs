@@ -20,6 +20,7 @@ mod postgres;
 mod preload;
 mod processes;
 mod programs;
+mod prometheus;
 mod proxy;
 mod queues;
 mod redis;
@@ -54,6 +55,7 @@ pub use processes::{
     title_of, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
+pub use prometheus::{Format, Scrape};
 pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};
