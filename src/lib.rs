@@ -9,7 +9,8 @@
 //! conserver (supervisor: one thread, no Redis, no storage)
 //!   ├─ worker 1 ── lane 1 … lane M   claim ─► load ─► links ─► storages ─► finish
 //!   ├─ worker N ── lane 1 … lane M
-//!   └─ monitor                       holds the instance's name, recovers dead instances
+//!   └─ monitor                       holds the instance's name, recovers dead instances,
+//!                                    answers by HTTP
 //! ```
 //!
 //! The modules, in the order in which data flows; arrows point downwards only:

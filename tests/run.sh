@@ -3,8 +3,8 @@
 #
 # Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, nginx, OpenSSL, curl, unzip, Python
 # with pip, a C compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
-# Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, and two servers with the
-# API of Elasticsearch.
+# Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
+# API of Elasticsearch, and the parsers of Prometheus' Python client.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,7 @@ s3s_fs_version=0.14.1
 moto='moto[server]==5.2.5'
 noida_db=noida-db==0.2.3
 osmem_server=osmem-server==0.1.6
+prometheus_client=prometheus-client==0.26.0
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -48,7 +49,8 @@ has_everything() {
     command -v "$program" >/dev/null || return 1
   done
   has_postgres && has_nginx || return 1
-  { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ]; } ||
+  { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ] &&
+    [ -e "$cache/prometheus-client" ]; } ||
     python3 -m pip --version >/dev/null 2>&1
 }
 
@@ -141,6 +143,10 @@ if [ ! -e "$cache/noida-db" ] || [ ! -e "$cache/osmem-server" ]; then
   say "Installing two servers with the API of Elasticsearch, for tests, into $cache"
   install_python noida-db "$noida_db"
   install_python osmem-server "$osmem_server"
+fi
+if [ ! -e "$cache/prometheus-client" ]; then
+  say "Installing the parsers of Prometheus' Python client, for tests, into $cache"
+  install_python prometheus-client "$prometheus_client"
 fi
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||

@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 /// Connections that may be taken in a second, one after the other,
 const PER_SECOND: f64 = 500.0;
 
-/// and at once, after some quiet.
-const AT_ONCE: f64 = 100.0;
+/// and at once, after some quiet: much fewer than there may be at a time, so that nobody loses a
+/// place before there was time to ask something.
+const AT_ONCE: f64 = 32.0;
+
+/// So many are waited for, where there is none, so that nobody is woken for each.
+const SOME: f64 = 8.0;
 
 /// What is left to be taken.
 #[derive(Debug, Clone, Copy)]
@@ -38,9 +42,9 @@ impl Allowance {
         self.left -= 1.0;
     }
 
-    /// When there is one again, at a time at which there is none.
+    /// When there are some again, at a time at which there is none.
     pub fn next(&self) -> Instant {
-        let missing = (1.0 - self.left).max(0.0);
+        let missing = (SOME - self.left).max(0.0);
         self.at + Duration::from_secs_f64(missing / PER_SECOND)
     }
 }
@@ -63,10 +67,10 @@ mod tests {
             };
             (0..1000).filter(is_taken).count()
         };
-        assert_eq!(taken_at(start), 100);
-        assert_eq!(taken_at(start + Duration::from_millis(101)), 50);
+        assert_eq!(taken_at(start), 32);
+        assert_eq!(taken_at(start + Duration::from_millis(41)), 20);
         let later = start + Duration::from_secs(3600);
-        assert_eq!(taken_at(later), 100);
+        assert_eq!(taken_at(later), 32);
         let next = allowance.next();
         assert!(next > later);
         assert!(allowance.has_one(next + Duration::from_micros(1)));

@@ -31,8 +31,8 @@ const WRITING: Duration = Duration::from_secs(5);
 const LINGERING: Duration = Duration::from_secs(1);
 const MOST_UNREAD: usize = 64 * 1024;
 
-/// As long as a request is no longer, it is looked at with every byte, so that what is none is
-/// answered at once; later, only when it may be whole.
+/// As long as no more of a request was there before, it is looked at with every byte, so that what
+/// is none is answered at once; later, only when it may be whole.
 const EAGER: usize = 256;
 
 /// One connection.
@@ -243,7 +243,7 @@ impl Connection {
 fn is_worth_a_look(bytes: &[u8], before: usize) -> bool {
     let new = &bytes[before.saturating_sub(3)..];
     let ends = |line_end: &[u8]| new.windows(line_end.len()).any(|part| part == line_end);
-    bytes.len() <= EAGER || bytes.len() == LONGEST || ends(b"\n\r\n") || ends(b"\n\n")
+    before <= EAGER || bytes.len() == LONGEST || ends(b"\n\r\n") || ends(b"\n\n")
 }
 
 /// Whether it can be tried again when the stream is ready.
@@ -289,6 +289,15 @@ mod tests {
         assert_eq!(request.path, "/x");
         connection.answer(Arc::new(Answer::text(Status::Ok, "yes")), false, now);
         assert!(answered(near).ends_with("\r\n\r\nyes\n"));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_at_once() {
+        for bytes in [&b"\x16\x03\x01"[..], &[0; 2 * EAGER]] {
+            let (mut near, mut connection, _) = pair();
+            send(&mut near, &mut connection, bytes);
+            assert!(answered(near).starts_with("HTTP/1.1 400 "));
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod connection;
 mod health;
 mod hosts;
 mod listener;
+pub mod metrics;
 mod readings;
 mod ready;
 mod request;

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::answer::{Answer, Status};
+use super::metrics::{self, Figures, Format};
 use super::ready;
 use super::waker::Waker;
 use crate::config::Plan;
@@ -34,18 +35,35 @@ pub(super) enum Topic {
     Ready,
     /// What `conserver status --json --queues` prints.
     Status,
+    /// Every metric.
+    Metrics(Format),
 }
 
 impl Topic {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::Ready, Self::Status];
+    pub const ALL: [Self; 4] = [
+        Self::Ready,
+        Self::Status,
+        Self::Metrics(Format::Classic),
+        Self::Metrics(Format::OpenMetrics),
+    ];
+
+    /// Its place among all of them.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Ready => 0,
+            Self::Status => 1,
+            Self::Metrics(Format::Classic) => 2,
+            Self::Metrics(Format::OpenMetrics) => 3,
+        }
+    }
 
     /// How long whoever asks waits for it.
     pub fn patience(self) -> Duration {
         match self {
             // Probes wait for a second.
             Self::Ready => Duration::from_millis(700),
-            Self::Status => Duration::from_secs(5),
+            Self::Status | Self::Metrics(_) => Duration::from_secs(5),
         }
     }
 
@@ -53,7 +71,7 @@ impl Topic {
     pub fn why_not_in_time(self) -> &'static str {
         match self {
             Self::Ready => "Redis has not answered yet",
-            Self::Status => "this is not known yet",
+            Self::Status | Self::Metrics(_) => "this is not known yet",
         }
     }
 }
@@ -80,6 +98,9 @@ pub(super) struct Reader {
     shows_itself: Arc<AtomicBool>,
     plan: Option<(u64, Plan)>,
     asked: Option<(Instant, Queues)>,
+    /// When the supervisor was started, in seconds since 1970: the same whoever asks, while clocks
+    /// drift.
+    started: Option<f64>,
 }
 
 impl Reader {
@@ -90,6 +111,7 @@ impl Reader {
             shows_itself,
             plan: None,
             asked: None,
+            started: None,
         }
     }
 
@@ -139,6 +161,20 @@ impl Reader {
                     Err(error) => Answer::text(Status::Unavailable, &error.to_string()),
                 }
             }
+            Topic::Metrics(format) => {
+                let holds = view::holds(&snapshot, plan);
+                let figures = Figures {
+                    started: *self.started.get_or_insert_with(|| started(&snapshot)),
+                    memory: metrics::memory(&snapshot),
+                    snapshot,
+                    queues,
+                    holds,
+                };
+                match format.write(figures) {
+                    Ok(text) => Answer::new(Status::Ok, format.content_type(), &text),
+                    Err(error) => Answer::text(Status::Unavailable, &error.to_string()),
+                }
+            }
         }
     }
 
@@ -168,10 +204,29 @@ impl Reader {
     }
 }
 
+/// When the supervisor was started, in seconds since 1970.
+fn started(snapshot: &Snapshot) -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = since.map_or(0, |since| since.as_millis());
+    let age = snapshot.taken.saturating_sub(snapshot.header.started);
+    now.saturating_sub(age.into()) as f64 / 1e3
+}
+
 /// Good, or a line for each fault.
 pub(super) fn verdict(judged: Result<String, Vec<String>>) -> Answer {
     match judged {
         Ok(line) => Answer::text(Status::Ok, &line),
         Err(faults) => Answer::text(Status::Unavailable, &faults.join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_has_a_number_of_its_own() {
+        let numbers = Topic::ALL.map(Topic::number);
+        assert_eq!(numbers, std::array::from_fn(|number| number));
     }
 }

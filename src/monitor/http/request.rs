@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub host: Option<String>,
     /// Whether only the head of the answer is wanted.
     pub is_head: bool,
+    /// The formats that are wanted; empty where that is not said.
+    pub accept: String,
 }
 
 /// Why there is no answer but an error.
@@ -76,6 +78,7 @@ fn understand(parsed: &httparse::Request<'_, '_>) -> Result<Request, Refusal> {
         path: path.to_owned(),
         host,
         is_head,
+        accept: accept(parsed.headers),
     })
 }
 
@@ -101,6 +104,11 @@ fn host(headers: &[Header<'_>]) -> Result<Option<String>, Refusal> {
         .map_err(|_| Refusal::Malformed("the Host header is no text"))
 }
 
+fn accept(headers: &[Header<'_>]) -> String {
+    let lines: Vec<&[u8]> = values(headers, "accept").collect();
+    String::from_utf8_lossy(&lines.join(&b","[..])).into_owned()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -113,6 +121,7 @@ mod tests {
             path: path.to_owned(),
             host: host.map(str::to_owned),
             is_head: false,
+            accept: String::new(),
         }
     }
 
@@ -141,6 +150,8 @@ mod tests {
         }
         let head = read(b"HEAD / HTTP/1.0\r\n\r\n").unwrap().unwrap();
         assert!(head.is_head);
+        let two = read(b"GET / HTTP/1.0\r\nAccept: a/b\r\naccept: c/\xff\r\n\r\n");
+        assert_eq!(two.unwrap().unwrap().accept, "a/b,c/\u{fffd}");
     }
 
     #[test]

@@ -10,12 +10,14 @@ pub(super) enum Route {
     Health,
     /// Something that has to be read first.
     Reading(Topic),
+    /// Metrics, in one of their formats, that have to be read first.
+    Metrics,
     /// What else there is.
     Index,
 }
 
 /// Every path with what stands there, and what that is in words.
-const ROUTES: [(&str, Route, &str); 4] = [
+const ROUTES: [(&str, Route, &str); 5] = [
     ("/", Route::Index, "this list"),
     ("/healthz", Route::Health, "200 where all workers are alive"),
     (
@@ -28,6 +30,7 @@ const ROUTES: [(&str, Route, &str); 4] = [
         Route::Reading(Topic::Status),
         "what `conserver status --json --queues` prints",
     ),
+    ("/metrics", Route::Metrics, "metrics for Prometheus"),
 ];
 
 /// What stands at this path.

@@ -18,6 +18,7 @@ use super::connection::Connection;
 use super::health::Health;
 use super::hosts::Hosts;
 use super::listener::Listener;
+use super::metrics::Format;
 use super::readings::{Desk, FRESH, Topic, verdict};
 use super::request::Request;
 use super::routes::{self, Route};
@@ -26,7 +27,7 @@ use crate::scoreboard::Snapshot;
 
 /// The most connections at a time. One more takes the place of the one that has been waited for
 /// the longest.
-const MOST: usize = 64;
+const MOST: usize = 128;
 
 /// How long nothing is accepted after the system could not: it is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -189,24 +190,28 @@ impl Server {
     }
 
     fn respond(&mut self, index: usize, request: &Request, now: Instant) {
-        let answer = match routes::find(&request.path) {
-            _ if !self.is_for_us(request) => Arc::new(Answer::text(
-                Status::Misdirected,
-                "this name is none of the monitor's; CONSERVER_HTTP_HOSTS can name it",
-            )),
-            None => Arc::new(routes::index(Status::NotFound)),
-            Some(Route::Index) => Arc::new(routes::index(Status::Ok)),
-            Some(Route::Health) => self.health(now),
-            Some(Route::Reading(topic)) => match self.reading(topic, now) {
-                Some(answer) => answer,
-                None => {
-                    let until = now + topic.patience();
-                    self.connections[index].wait_for(topic, request.is_head, until);
-                    return;
-                }
-            },
+        let found = self.find(request, now);
+        let connection = &mut self.connections[index];
+        match found {
+            Ok(answer) => connection.answer(answer, request.is_head, now),
+            Err(topic) => connection.wait_for(topic, request.is_head, now + topic.patience()),
+        }
+    }
+
+    /// The answer, or what is being read for it.
+    fn find(&mut self, request: &Request, now: Instant) -> Result<Arc<Answer>, Topic> {
+        if !self.is_for_us(request) {
+            let why = "this name is none of the monitor's; CONSERVER_HTTP_HOSTS can name it";
+            return Ok(Arc::new(Answer::text(Status::Misdirected, why)));
+        }
+        let topic = match routes::find(&request.path) {
+            None => return Ok(Arc::new(routes::index(Status::NotFound))),
+            Some(Route::Index) => return Ok(Arc::new(routes::index(Status::Ok))),
+            Some(Route::Health) => return Ok(self.health(now)),
+            Some(Route::Reading(topic)) => topic,
+            Some(Route::Metrics) => Topic::Metrics(Format::for_accept(&request.accept)),
         };
-        self.connections[index].answer(answer, request.is_head, now);
+        self.reading(topic, now).ok_or(topic)
     }
 
     fn is_for_us(&self, request: &Request) -> bool {
@@ -216,7 +221,7 @@ impl Server {
 
     /// What is known of a topic; where that is too old, has it read anew.
     fn reading(&mut self, topic: Topic, now: Instant) -> Option<Arc<Answer>> {
-        let known = &mut self.known[topic as usize];
+        let known = &mut self.known[topic.number()];
         if let Some((at, answer)) = &known.last
             && now.saturating_duration_since(*at) < FRESH
         {
@@ -238,7 +243,7 @@ impl Server {
                     _ => {}
                 }
             }
-            let known = &mut self.known[reading.topic as usize];
+            let known = &mut self.known[reading.topic.number()];
             known.is_ordered = false;
             known.last = Some((now, reading.answer));
         }

@@ -14,11 +14,13 @@ mod elastic;
 mod files;
 mod guard;
 mod ledger;
+mod monitor;
 mod nginx;
 mod postgres;
 mod preload;
 mod processes;
 mod programs;
+mod prometheus;
 mod proxy;
 mod queues;
 mod redis;
@@ -45,13 +47,15 @@ pub use disk::Disk;
 pub use elastic::Elastic;
 pub use files::Files;
 pub use ledger::Ledger;
+pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
 pub use preload::preload;
 pub use processes::{
-    children_of, descriptors_of, is_alive, processes_mentioning, running_in_group, title_of,
-    zombies_of,
+    children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
+    title_of, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
+pub use prometheus::{Format, Scrape};
 pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};

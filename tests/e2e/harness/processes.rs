@@ -91,3 +91,11 @@ pub fn title_of(pid: i32) -> String {
     let line = String::from_utf8_lossy(&line).replace('\0', " ");
     line.trim_end().to_owned()
 }
+
+/// The memory of a process that is in use, in bytes.
+pub fn resident_set_of(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    kilobytes.map_or(0, |kilobytes: u64| kilobytes * 1024)
+}
