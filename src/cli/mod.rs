@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Exit;
 use crate::settings::Settings;
+use crate::sys;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -107,6 +108,7 @@ enum Command {
 
 /// Reads the command line and does what it says.
 pub fn main() -> Exit {
+    sys::give_back_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

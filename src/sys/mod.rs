@@ -2,6 +2,7 @@
 
 mod fork;
 mod mask;
+mod memory;
 mod own;
 mod program;
 mod title;
@@ -10,6 +11,7 @@ mod words;
 
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
+pub use memory::give_back_large_blocks;
 pub use own::this_program;
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group};
 pub use title::Title;
