@@ -58,11 +58,17 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             slot.beat();
         }
     };
+    let shows_away = |is_away| {
+        if let Some(slot) = &child.slot {
+            slot.set_redis_away(is_away);
+        }
+    };
     loop {
         shows();
         match beat(&mut queue, settings, &shows) {
             Ok(()) => {
                 shows_itself.store(true, Ordering::Relaxed);
+                shows_away(false);
                 if std::mem::take(&mut away) {
                     log::info!("this instance shows again that it is alive");
                 }
@@ -74,6 +80,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             Err(error) if error.is_interruption() => continue,
             Err(error) => {
                 shows_itself.store(false, Ordering::Relaxed);
+                shows_away(!error.is_about_the_lease());
                 if !std::mem::replace(&mut away, true) {
                     log::warn!("this instance cannot show that it is alive: {error}");
                 }

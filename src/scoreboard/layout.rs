@@ -15,7 +15,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 3;
+pub const VERSION: u64 = 4;
 
 /// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
 pub const SLOTS: usize = 1026;
@@ -84,6 +84,8 @@ pub mod worker {
     pub const CPU: usize = 27;
     /// Whether this worker has returned what its predecessors left behind.
     pub const RECOVERED: usize = 28;
+    /// Of the monitor: since when Redis has been away.
+    pub const REDIS_AWAY: usize = 29;
 }
 
 /// Words of a lane.

@@ -85,6 +85,7 @@ impl Slot {
         this.word(worker::SETTLED).store(0, Ordering::Relaxed);
         this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
         this.hold(&[], &[]);
+        this.set_redis_away(false);
         this.beat();
         this.set_state(WorkerState::Starting);
         this.word(worker::GENERATION)
@@ -142,6 +143,16 @@ impl Slot {
             .store(links, Ordering::Relaxed);
         self.word(worker::HELD_STORAGES)
             .store(storages, Ordering::Relaxed);
+    }
+
+    /// Shows whether Redis is away.
+    pub fn set_redis_away(&self, is_away: bool) {
+        let since = self.word(worker::REDIS_AWAY);
+        match (is_away, since.load(Ordering::Relaxed)) {
+            (false, _) => since.store(0, Ordering::Relaxed),
+            (true, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
+            (true, _) => {}
+        }
     }
 
     /// Counts a claim that was let go, and answers how many this worker has let go by now.

@@ -165,6 +165,8 @@ pub struct WorkerView {
     pub lanes: Vec<LaneView>,
     /// What is away, so that chains are on hold.
     pub held: Option<HeldView>,
+    /// Since when, in monotonic milliseconds, Redis has been away, as the monitor has found.
+    pub redis_away: Option<u64>,
 }
 
 /// The links and storages that a worker has chains on hold for.
@@ -236,6 +238,7 @@ impl WorkerView {
             settled: words.get(worker::SETTLED),
             lanes: (0..lanes).filter_map(lane).collect(),
             held: HeldView::read(words),
+            redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
         })
     }
 }

@@ -79,6 +79,7 @@ mod tests {
             };
         WorkerView {
             held: None,
+            redis_away: None,
             state: WorkerState::Ready,
             beat,
             recovered: true,

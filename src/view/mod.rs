@@ -37,6 +37,8 @@ pub struct View {
     pub workers: Vec<Worker>,
     /// The monitor, once there is to be one.
     pub monitor: Option<Monitor>,
+    /// For how long Redis has been away, as the monitor has found.
+    pub redis_away_seconds: Option<f64>,
     /// What is away, so that chains are on hold.
     pub holds: Vec<Hold>,
     /// The lengths of the lists, where they were asked for.
@@ -129,6 +131,7 @@ impl View {
                 .filter_map(|(number, slot)| Worker::new(number, slot, snapshot.taken))
                 .collect(),
             monitor: snapshot.slots.first().and_then(Monitor::new),
+            redis_away_seconds: redis_away(snapshot),
             holds: holds::of(snapshot, plan),
             queues,
         }
@@ -202,6 +205,13 @@ impl Monitor {
             memory_bytes: place.pid.and_then(procfs::proportional_set_size),
         })
     }
+}
+
+fn redis_away(snapshot: &Snapshot) -> Option<f64> {
+    let monitor = snapshot.slots.first()?.worker.as_ref()?;
+    monitor
+        .redis_away
+        .map(|since| seconds(snapshot.taken, since))
 }
 
 /// From milliseconds to seconds; what lies in the future has no length.

@@ -19,6 +19,9 @@ pub(super) fn text(view: &View) -> String {
         duration(view.uptime_seconds),
         workers(view),
     );
+    if let Some(seconds) = view.redis_away_seconds {
+        text += &format!("\nRedis has been away for {}", duration(seconds));
+    }
     for hold in &view.holds {
         text.push('\n');
         text.push_str(&on_hold(hold));

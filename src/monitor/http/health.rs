@@ -13,6 +13,10 @@ use crate::scoreboard::{Phase, PlaceState, PlaceView, Snapshot, is_silent};
 /// that was at fault, in milliseconds.
 const PATIENCE: u64 = 5_000;
 
+/// A wait before the next start that is so long, in milliseconds, follows on several deaths in a
+/// row.
+const LONG_WAIT: u64 = 1_000;
+
 /// What is remembered from one look to the next.
 #[derive(Debug, Default)]
 pub(super) struct Health {
@@ -86,11 +90,13 @@ fn fault(place: &PlaceView, now: u64) -> Option<String> {
     let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
     match (place.state, place.retry) {
         (PlaceState::Refused, _) => Some("refuses its configuration".to_owned()),
-        (PlaceState::Vacant, Some(retry)) => Some(format!(
-            "keeps dying ({} times so far), the next start is in {:.1} s",
-            place.deaths,
-            seconds(now, retry)
-        )),
+        (PlaceState::Vacant, Some(retry)) if retry.saturating_sub(place.since) >= LONG_WAIT => {
+            Some(format!(
+                "keeps dying ({} times so far), the next start is in {:.1} s",
+                place.deaths,
+                seconds(now, retry)
+            ))
+        }
         (PlaceState::Vacant, None) if now.saturating_sub(place.since) > PATIENCE => Some(format!(
             "has had no process for {:.1} s",
             seconds(place.since, now)
@@ -176,6 +182,8 @@ mod tests {
             let judged = judged(&[place(state, since, None)]);
             assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
         }
+        let soon = place(PlaceState::Vacant, NOW, Some(NOW + LONG_WAIT - 1));
+        assert!(judged(&[soon]).is_ok());
     }
 
     #[test]
@@ -186,7 +194,7 @@ mod tests {
                 "Worker-2 has had no process for 5.1 s",
             ),
             (
-                place(PlaceState::Vacant, NOW, Some(NOW + 800)),
+                place(PlaceState::Vacant, NOW - 200, Some(NOW + 800)),
                 "Worker-2 keeps dying (3 times so far), the next start is in 0.8 s",
             ),
             (
@@ -210,7 +218,7 @@ mod tests {
                 .is_ok()
         };
         assert!(judge(PlaceState::Starting, NOW, None));
-        assert!(!judge(PlaceState::Vacant, NOW, Some(NOW + 1)));
+        assert!(!judge(PlaceState::Vacant, NOW, Some(NOW + LONG_WAIT)));
         assert!(!judge(PlaceState::Starting, NOW, None));
         assert!(!judge(PlaceState::Ready, NOW - PATIENCE + 1, None));
         assert!(judge(PlaceState::Ready, NOW - PATIENCE, None));
