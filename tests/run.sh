@@ -2,7 +2,8 @@
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
 # Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, nginx, OpenSSL, curl, unzip, Python
-# with pip, a C compiler and util-linux. Nothing is started: each test starts servers of its own, in folders of its own.
+# with pip, a C compiler, util-linux, and Chromium with its driver. Nothing is started: each test starts servers of its
+# own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, and the parsers of Prometheus' Python client.
 set -euo pipefail
@@ -43,12 +44,17 @@ has_postgres() {
     compgen -G '/usr/pgsql-*/bin/initdb' >/dev/null
 }
 
+has_browser() {
+  command -v chromedriver >/dev/null &&
+    { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+}
+
 has_everything() {
   local program
   for program in redis-server redis-sentinel openssl curl unzip cc python3 unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
-  has_postgres && has_nginx || return 1
+  has_postgres && has_nginx && has_browser || return 1
   { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ] &&
     [ -e "$cache/prometheus-client" ]; } ||
     python3 -m pip --version >/dev/null 2>&1
@@ -62,6 +68,12 @@ install_packages() {
       libc6-dev util-linux)
     has_nginx || packages+=(nginx-light)
     as_root "${apt[@]}" update
+    if ! has_browser; then
+      # Ubuntu has them as snaps only, which see no private folders.
+      apt-cache show chromium-driver >/dev/null 2>&1 ||
+        fail "this distribution has no package of Chromium with its driver; install Chrome and chromedriver by hand"
+      packages+=(chromium chromium-driver)
+    fi
     # Installing a server starts it, unless there is a policy against that.
     local policy=
     if [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -82,9 +94,11 @@ install_packages() {
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
     as_root dnf install -y postgresql-server nginx openssl ca-certificates curl unzip python3 python3-pip gcc util-linux
+    has_browser || as_root dnf install -y chromium chromedriver
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, nginx, openssl, curl, unzip, Python and pip, cc, util-linux"
+    fail "install these by hand: redis-server, PostgreSQL's server, nginx, openssl, curl, unzip, Python and pip, cc,
+    util-linux, Chromium, chromedriver"
   fi
 }
 

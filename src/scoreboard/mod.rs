@@ -30,7 +30,7 @@ pub use error::BoardError;
 pub use figures::{BUCKETS, Series};
 pub use layout::SLOTS;
 pub use meter::{BOUNDS_US, Event, Meter};
-pub use series::SeriesKind;
+pub use series::{SeriesKind, shown_name};
 pub use silence::is_silent;
 pub use slot::{LaneCell, Outcome, Slot};
 pub use snapshot::{Header, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView};

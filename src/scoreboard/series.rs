@@ -40,8 +40,17 @@ pub(super) fn read(words: &[u64; NAME]) -> Option<(SeriesKind, String)> {
     let length = usize::try_from(words[0] & u64::from(u32::MAX)).ok()?;
     let bytes: Vec<u8> = words[1..].iter().flat_map(|w| w.to_ne_bytes()).collect();
     let name = std::str::from_utf8(bytes.get(..length)?).ok()?;
-    // Shown on terminals: whatever could steer one is left out.
-    Some((kind, name.chars().filter(|c| !c.is_control()).collect()))
+    Some((kind, printable(name)))
+}
+
+/// A name as readers of the scoreboard see it.
+pub fn shown_name(name: &str) -> String {
+    printable(&name[..name.floor_char_boundary(LONGEST)])
+}
+
+/// Shown on terminals: whatever could steer one is left out.
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -59,6 +68,7 @@ mod tests {
         let long = "x".repeat(LONGEST - 1) + "ë";
         let (_, cut) = read(&written(SeriesKind::Chain, &long)).unwrap();
         assert_eq!(cut, "x".repeat(LONGEST - 1));
+        assert_eq!(cut, shown_name(&long));
     }
 
     #[test]

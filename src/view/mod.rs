@@ -1,17 +1,24 @@
 //! What a daemon does, in words and numbers: the scoreboard and the lengths of the lists, as
 //! `conserver status` and the monitor show them.
 
+mod figures;
 mod holds;
 mod queues;
+mod seconds;
 
+use indexmap::IndexMap;
 use serde::Serialize;
 
+pub use figures::Figures;
 pub use holds::{Hold, of as holds};
 pub use queues::{Lists, Queues};
+pub use seconds::{Quantile, Seconds};
 
 use crate::config::Plan;
 use crate::procfs;
-use crate::scoreboard::{LaneState, LaneView, PlaceState, SlotView, Snapshot, WorkerView};
+use crate::scoreboard::{
+    LaneState, LaneView, PlaceState, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
+};
 use crate::settings::StartMethod;
 
 /// What the daemon does.
@@ -23,6 +30,9 @@ pub struct View {
     pub pid: i32,
     /// What it does, in a word.
     pub state: String,
+    /// The version of the program that looks: the daemon's own, unless its file has been replaced
+    /// since it was started.
+    pub version: &'static str,
     /// `fork`, `spawn` or `forkserver`.
     pub start_method: String,
     /// How long the supervisor has run.
@@ -39,8 +49,16 @@ pub struct View {
     pub monitor: Option<Monitor>,
     /// For how long Redis has been away, as the monitor has found.
     pub redis_away_seconds: Option<f64>,
+    /// Processes that took the place of another, by cause, since the daemon started.
+    pub restarts: IndexMap<&'static str, u64>,
     /// What is away, so that chains are on hold.
     pub holds: Vec<Hold>,
+    /// What chains have done.
+    pub chains: Vec<Figures>,
+    /// What links have done.
+    pub links: Vec<Figures>,
+    /// What storages have done.
+    pub storages: Vec<Figures>,
     /// The lengths of the lists, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<Queues>,
@@ -76,6 +94,8 @@ pub struct Worker {
     pub restart_in_seconds: Option<f64>,
     /// Proportional set size, where the system tells.
     pub memory_bytes: Option<u64>,
+    /// Processor time of it and its predecessors, as of its last beat.
+    pub cpu_seconds: f64,
 }
 
 /// A lane that holds a vCon.
@@ -102,6 +122,8 @@ pub struct Monitor {
     pub state: String,
     /// Proportional set size, where the system tells.
     pub memory_bytes: Option<u64>,
+    /// Processor time of it and its predecessors, as of its last beat.
+    pub cpu_seconds: f64,
 }
 
 impl View {
@@ -120,6 +142,7 @@ impl View {
                 .phase
                 .map_or("unknown", |phase| phase.as_str())
                 .to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
             start_method: StartMethod::from_number(header.method)
                 .map_or("unknown", StartMethod::as_str)
                 .to_owned(),
@@ -132,7 +155,13 @@ impl View {
                 .collect(),
             monitor: snapshot.slots.first().and_then(Monitor::new),
             redis_away_seconds: redis_away(snapshot),
+            restarts: (RestartCause::ALL.iter().zip(header.restarts))
+                .map(|(cause, n)| (cause.as_str(), n))
+                .collect(),
             holds: holds::of(snapshot, plan),
+            chains: figures::of(SeriesKind::Chain, snapshot, plan),
+            links: figures::of(SeriesKind::Link, snapshot, plan),
+            storages: figures::of(SeriesKind::Storage, snapshot, plan),
             queues,
         }
     }
@@ -159,6 +188,7 @@ impl Worker {
             restarts: place.deaths,
             restart_in_seconds: place.retry.map(|retry| seconds(retry, now)),
             memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+            cpu_seconds: slot.cpu_us as f64 / 1e6,
         })
     }
 }
@@ -203,6 +233,7 @@ impl Monitor {
             pid: place.pid,
             state: place.state.to_string(),
             memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+            cpu_seconds: slot.cpu_us as f64 / 1e6,
         })
     }
 }

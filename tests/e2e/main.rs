@@ -14,6 +14,7 @@
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
 //! | `CONSERVER_TORTURE_SECONDS` | 60 | of `torture` |
 //! | `CONSERVER_TORTURE_SEED` | by lot | its random events |
+//! | `CONSERVER_TEST_SCREENSHOTS` | | a folder for pictures of the monitor's page |
 //! | `CONSERVER_TEST_VCONS` | the project's own | a folder of other vCons |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -47,6 +48,7 @@ mod monitor_attacks;
 mod monitor_http;
 mod monitor_metrics;
 mod outages;
+mod page;
 mod postgres_faults;
 mod postgres_table;
 mod postgres_tls;

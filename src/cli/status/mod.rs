@@ -1,5 +1,6 @@
 //! `conserver status`: what the daemon on this machine does, read from its scoreboard.
 
+mod figures;
 mod table;
 
 use std::io::{self, IsTerminal, Write};

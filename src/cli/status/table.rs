@@ -4,6 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indexmap::IndexMap;
 
+use super::figures;
 use crate::view::{Hold, Queues, View, Worker};
 
 /// The status as text.
@@ -25,6 +26,9 @@ pub(super) fn text(view: &View) -> String {
     for hold in &view.holds {
         text.push('\n');
         text.push_str(&on_hold(hold));
+    }
+    if let Some(figures) = figures::table(view) {
+        text.push_str(&format!("\n{figures}"));
     }
     if let Some(queues) = &view.queues {
         text.push('\n');
@@ -113,7 +117,7 @@ fn queue_table(queues: &Queues) -> String {
     table.to_string()
 }
 
-fn new_table(header: &[&str]) -> Table {
+pub(super) fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)

@@ -48,6 +48,11 @@ pub(super) struct Answer {
 impl Answer {
     /// One that nothing may be kept of, and that a browser only shows.
     pub fn new(status: Status, content_type: &str, body: &str) -> Self {
+        Self::with_policy(status, content_type, NOTHING, body)
+    }
+
+    /// The same, with which a browser may do what this policy says.
+    pub fn with_policy(status: Status, content_type: &str, policy: &str, body: &str) -> Self {
         let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
         let allow = match status {
             Status::NotAllowed => "Allow: GET, HEAD\r\n",
@@ -60,7 +65,7 @@ impl Answer {
              Content-Length: {}\r\n\
              Cache-Control: no-store\r\n\
              X-Content-Type-Options: nosniff\r\n\
-             Content-Security-Policy: {NOTHING}\r\n\
+             Content-Security-Policy: {policy}\r\n\
              Cross-Origin-Resource-Policy: same-origin\r\n\
              Referrer-Policy: no-referrer\r\n\
              {allow}\

@@ -18,6 +18,7 @@ mod health;
 mod hosts;
 mod listener;
 pub mod metrics;
+mod page;
 mod readings;
 mod ready;
 mod request;

@@ -12,13 +12,13 @@ pub(super) enum Route {
     Reading(Topic),
     /// Metrics, in one of their formats, that have to be read first.
     Metrics,
-    /// What else there is.
-    Index,
+    /// What people look at.
+    Page,
 }
 
 /// Every path with what stands there, and what that is in words.
 const ROUTES: [(&str, Route, &str); 5] = [
-    ("/", Route::Index, "this list"),
+    ("/", Route::Page, "a page that shows what the daemon does"),
     ("/healthz", Route::Health, "200 where all workers are alive"),
     (
         "/readyz",
@@ -40,8 +40,12 @@ pub(super) fn find(path: &str) -> Option<Route> {
     found.map(|(_, route, _)| *route)
 }
 
-/// The list of all paths.
-pub(super) fn index(status: Status) -> Answer {
+/// What is answered at any other path: the list of these.
+pub(super) fn none() -> Answer {
     let lines = ROUTES.map(|(path, _, words)| format!("{path:<10}{words}"));
-    Answer::text(status, &lines.join("\n"))
+    let lines = lines.join("\n");
+    Answer::text(
+        Status::NotFound,
+        &format!("there is nothing here, but:\n{lines}"),
+    )
 }

@@ -19,6 +19,7 @@ use super::health::Health;
 use super::hosts::Hosts;
 use super::listener::Listener;
 use super::metrics::Format;
+use super::page;
 use super::readings::{Desk, FRESH, Topic, verdict};
 use super::request::Request;
 use super::routes::{self, Route};
@@ -205,8 +206,8 @@ impl Server {
             return Ok(Arc::new(Answer::text(Status::Misdirected, why)));
         }
         let topic = match routes::find(&request.path) {
-            None => return Ok(Arc::new(routes::index(Status::NotFound))),
-            Some(Route::Index) => return Ok(Arc::new(routes::index(Status::Ok))),
+            None => return Ok(Arc::new(routes::none())),
+            Some(Route::Page) => return Ok(Arc::new(page::answer())),
             Some(Route::Health) => return Ok(self.health(now)),
             Some(Route::Reading(topic)) => topic,
             Some(Route::Metrics) => Topic::Metrics(Format::for_accept(&request.accept)),

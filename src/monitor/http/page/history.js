@@ -1,0 +1,77 @@
+// What was read in the last minutes, and what has changed since then. Time is the daemon's uptime.
+
+const KEPT = 300, RECENT = 60;
+let samples = [];
+
+function sum(values) {
+  return values.reduce((total, n) => total + (n ?? 0), 0);
+}
+
+function through(figures) {
+  return figures.done + (figures.halted ?? 0);
+}
+
+// Takes note of a reading. One that was there before, answered again, is none.
+function remember(status) {
+  const last = samples.at(-1);
+  if (last && (last.pid !== status.pid || status.uptime_seconds < last.at)) samples = [];
+  else if (last && last.at === status.uptime_seconds) return;
+  const all = [["chain", status.chains], ["link", status.links], ["storage", status.storages]];
+  samples.push({
+    pid: status.pid,
+    at: status.uptime_seconds,
+    done: sum(status.chains.map(through)),
+    failed: sum(status.chains.map((chain) => chain.failed)),
+    cpu: new Map(status.workers.map((worker) => [worker.worker, worker.cpu_seconds])),
+    figures: new Map(all.flatMap(([kind, list]) => list.map((it) => [`${kind} ${it.name}`, it]))),
+    lengths: new Map(lists(status.queues).map(({ key, length }) => [key, length])),
+  });
+  while (samples.length > 2 && samples[1].at <= status.uptime_seconds - KEPT) samples.shift();
+  // Only the lines of the last minutes go farther back.
+  const first = samples.indexOf(before(RECENT));
+  for (const sample of samples.slice(0, first)) sample.figures = sample.cpu = new Map();
+}
+
+// The last reading that is at least so many seconds old; else the first there is.
+function before(seconds) {
+  const at = samples.at(-1).at - seconds;
+  return samples.findLast((sample) => sample.at <= at) ?? samples[0];
+}
+
+// Done, or failed, until a time between readings.
+function until(at, what) {
+  const next = samples.findIndex((sample) => sample.at >= at);
+  if (next === 0) return samples[0][what];
+  const [from, to] = [samples[next - 1], samples[next]];
+  return from[what] + (to[what] - from[what]) * (at - from.at) / (to.at - from.at);
+}
+
+// How much of it there was in a second, over the few seconds before a time; NaN where nobody looked.
+function pace(at, what) {
+  const from = Math.max(at - 6, samples[0].at);
+  return at > from ? (until(at, what) - until(from, what)) / (at - from) : NaN;
+}
+
+// How much is new in the last minute: a second of it, and its times in buckets.
+function recent(key, figures) {
+  const from = before(RECENT), seconds = samples.at(-1).at - from.at, old = from.figures.get(key);
+  if (!(seconds > 0)) return { rate: NaN, buckets: [] };
+  const buckets = figures.seconds.buckets.map(([bound, n], i) => [bound, n - (old?.seconds.buckets[i][1] ?? 0)]);
+  return { rate: (through(figures) - (old ? through(old) : 0)) / seconds, buckets };
+}
+
+// The time that the share q of all stays below or at, from pairs of upper bound and number up to
+// it; times are taken to be spread evenly within a bucket. Nothing where there are none.
+function quantile(q, buckets) {
+  const total = buckets.at(-1)?.[1] ?? 0, rank = q * total;
+  let [lower, below] = [0, 0];
+  for (const [bound, upTo] of buckets) {
+    if (upTo > below && upTo >= rank) {
+      if (bound === "+Inf") return { seconds: lower, isBeyond: true };
+      const share = Math.max((rank - below) / (upTo - below), 0);
+      return { seconds: lower + (bound - lower) * share, isBeyond: false };
+    }
+    [lower, below] = [bound, upTo];
+  }
+  return null;
+}

@@ -1,0 +1,40 @@
+// Asks the monitor again and again; less often where nobody looks or nobody answers.
+
+const EVERY = 2000, UNSEEN = 10000, SLOWEST = 15000, LIMIT = 8000;
+let timer, answered, failures = 0, isAsking = false;
+
+async function poll() {
+  clearTimeout(timer);
+  if (isAsking) return;
+  isAsking = true;
+  try {
+    const answer = await fetch("status", { cache: "no-store", signal: AbortSignal.timeout(LIMIT) });
+    if (!answer.ok) throw new Error(`the monitor answers: ${(await answer.text()).trim()}`);
+    show(await answer.json());
+    document.querySelector("main").hidden = false;
+    [answered, failures] = [new Date(), 0];
+    tellGone("");
+  } catch (error) {
+    failures += 1;
+    const since = answered ? `since ${clock(answered)}` : "so far";
+    tellGone(`No answer ${since} (${error.message}). ${answered ? "The figures below are from then. " : ""}Trying again.`);
+  }
+  isAsking = false;
+  const pause = failures ? Math.min(EVERY * 2 ** (failures - 1), SLOWEST) : EVERY;
+  timer = setTimeout(poll, document.hidden ? Math.max(pause, UNSEEN) : pause);
+}
+
+function tellGone(text) {
+  const place = document.getElementById("gone");
+  place.hidden = !text;
+  setText(place, text);
+  document.body.classList.toggle("gone", Boolean(text));
+  document.getElementById("state").hidden = Boolean(text);
+  if (text) document.title = `⚠ no answer: ${document.getElementById("instance").textContent}`;
+  setText(document.getElementById("as-of"), answered ? `As of ${clock(answered)}.` : "");
+}
+
+function start() {
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+  poll();
+}

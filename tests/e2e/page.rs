@@ -1,0 +1,363 @@
+//! The monitor's page, in a browser.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Browser, Conserver, Daemon, Files, Ledger, Monitor, PATIENCE, Redis, Screen, Webhook, chain,
+    fresh, preload, submit, wait_until,
+};
+
+const DESKTOP: Screen = Screen {
+    width: 1280,
+    height: 900,
+    is_dark: false,
+};
+const AT_NIGHT: Screen = Screen {
+    is_dark: true,
+    ..DESKTOP
+};
+const PHONE: Screen = Screen {
+    width: 360,
+    height: 740,
+    is_dark: false,
+};
+
+/// A name that would do something if it were taken for markup.
+const NASTY: &str = "<script>document.title='taken'</script>";
+
+/// The program as the spawned Worker-2 sees it, once there is a file `crash`: it aborts before its
+/// first line.
+const CRASH: &str = r#"
+    #include <fcntl.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    __attribute__((constructor)) static void crash(void) {
+        static char line[8192];
+        static const char second[] = "\"Work\":{\"predecessor\":{\"worker\":2,";
+        int file = open("/proc/self/cmdline", O_RDONLY);
+        long count = read(file, line, sizeof line - 1);
+        close(file);
+        for (long i = 0; i < count; i++)
+            if (strncmp(line + i, second, sizeof second - 1) == 0 && access("crash", F_OK) == 0)
+                abort();
+    }"#;
+
+/// The page of one daemon.
+struct Page {
+    browser: Browser,
+    url: String,
+}
+
+impl Page {
+    fn of(monitor: &Monitor) -> Self {
+        let page = Self {
+            browser: Browser::start(),
+            url: format!("http://{}/", monitor.setting()),
+        };
+        page.browser.show_on(DESKTOP);
+        page.browser.open(&page.url);
+        page
+    }
+
+    fn run(&self, script: &str) -> Value {
+        self.browser.run(script)
+    }
+
+    /// What stands at an element, nothing where that is hidden.
+    fn text(&self, id: &str) -> String {
+        let script = format!("return document.getElementById('{id}').innerText");
+        self.run(&script).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A number that stands there.
+    fn number(&self, id: &str) -> Option<u64> {
+        self.text(id).replace(',', "").parse().ok()
+    }
+
+    /// A row of a table, by its header: its cells.
+    fn row(&self, table: &str, header: &str) -> Vec<String> {
+        let script = format!(
+            "return [...document.querySelectorAll('#{table} tbody tr')]
+                 .map((row) => [...row.children].map((cell) => cell.textContent))
+                 .find(([name]) => name === {})",
+            json!(header)
+        );
+        serde_json::from_value(self.run(&script)).unwrap_or_default()
+    }
+
+    fn wait_until(&self, what: &str, holds: impl FnMut() -> bool) {
+        wait_until(&format!("the page says {what}"), PATIENCE, holds);
+    }
+
+    /// Keeps a picture, where that is wanted.
+    fn keep_picture(&self, name: &str, screen: Screen) {
+        if let Some(folder) = std::env::var_os("CONSERVER_TEST_SCREENSHOTS") {
+            self.browser.show_on(screen);
+            let path = PathBuf::from(folder).join(format!("{name}.png"));
+            fs::write(path, self.browser.screenshot()).expect("a file");
+            self.browser.show_on(DESKTOP);
+        }
+    }
+}
+
+/// Three workers of two lanes, of which the second cannot be replaced, and a storage that takes its
+/// time.
+fn troubled(redis: &Redis, monitor: &Monitor, hook: &Webhook) -> Daemon {
+    let slow = json!({"module": "storage.webhook", "options": {"webhook-urls": [hook.url()]}});
+    let files = json!({"module": "storage.file", "options": {"path": "files"}});
+    let mut config = chain(&[], &[("slow", slow), ("files", files)]);
+    let main = config["chains"]["main"].take();
+    config["chains"] = json!({NASTY: main});
+    let conserver = Conserver::with(redis)
+        .config(&config)
+        .method("spawn")
+        .workers(3)
+        .lanes(2)
+        .env("TICK_INTERVAL", "500")
+        .env("CONSERVER_HTTP", monitor.setting());
+    let library = preload(conserver.folder(), CRASH);
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+    let second = daemon.wait_for_workers(3)[&2];
+    fs::write(daemon.conserver().folder().join("crash"), "").expect("a file");
+    kill(Pid::from_raw(second), Signal::SIGKILL).expect("it runs");
+    daemon.wait_for_log("restarting in 1.", PATIENCE);
+    daemon
+}
+
+/// A server that takes 60 ms and more for each vCon.
+fn slow_server() -> Webhook {
+    Webhook::deciding(|_| {
+        thread::sleep(Duration::from_millis(60));
+        200
+    })
+}
+
+fn state_of(status: &Value, worker: usize) -> Value {
+    status["workers"][worker - 1]["state"].clone()
+}
+
+#[test]
+fn the_page_shows_what_the_status_says_and_moves() {
+    let (redis, monitor, hook) = (Redis::plain(), Monitor::at_a_port(), slow_server());
+    let daemon = troubled(&redis, &monitor, &hook);
+    let page = Page::of(&monitor);
+    page.wait_until("that a worker is waited for", || {
+        page.row("workers", "2")
+            .get(1)
+            .is_some_and(|state| state.starts_with("restarting in "))
+    });
+    let samples = fresh(400);
+    submit(&redis, "default", &samples);
+    let mut last = 0;
+    for _ in 0..3 {
+        page.wait_until("that more is done", || {
+            let now = page.number("done").unwrap_or_default();
+            let is_more = now > last;
+            last = now;
+            is_more
+        });
+    }
+    page.wait_until("how long the slow storage takes", || {
+        page.row("figures", "slow")
+            .get(2)
+            .is_some_and(|p50| p50.ends_with(" ms"))
+    });
+    assert!(page.row("workers", "1")[1].starts_with("busy "));
+    for (name, screen) in [("light", DESKTOP), ("dark", AT_NIGHT), ("phone", PHONE)] {
+        page.keep_picture(name, screen);
+    }
+    fits_a_phone(&page);
+    is_readable_by_day_and_night(&page);
+    Ledger::of(&redis, &samples).settles();
+    same_figures(&page, &monitor, samples.len());
+    same_estimates(&page, &daemon);
+
+    assert_eq!(page.browser.complaints(), Vec::<String>::new());
+    let fetched = page.browser.fetched();
+    assert!(fetched.iter().any(|url| url.ends_with("/status")));
+    for url in fetched {
+        assert!(
+            url.starts_with(&page.url) || url.starts_with("data:"),
+            "{url}"
+        );
+    }
+    may_ask_nobody_else(&page);
+    daemon.kill_family();
+}
+
+/// The page's policy keeps it from other servers, and from making markup of text.
+fn may_ask_nobody_else(page: &Page) {
+    let asked = "return fetch('http://localhost:9/').then(() => 'allowed', (error) => error.name)";
+    assert_eq!(page.run(asked), "TypeError");
+    let complaints = page.browser.complaints();
+    assert!(
+        complaints[0].contains("Content Security Policy"),
+        "{complaints:?}"
+    );
+    let made = "try { document.body.innerHTML = '<b>'; return 'allowed' } catch (error) { return error.name }";
+    assert_eq!(page.run(made), "TypeError");
+}
+
+/// Nothing of it is beyond the edge of the screen.
+fn fits_a_phone(page: &Page) {
+    page.browser.show_on(PHONE);
+    let beyond = "return [...document.querySelectorAll('main *')]
+        .filter((it) => it.getBoundingClientRect().right > innerWidth + 0.5 && it.clientWidth > 1)
+        .map((it) => `${it.tagName} ${it.textContent}`)";
+    assert_eq!(page.run(beyond), json!([]));
+    let width = "return document.documentElement.scrollWidth";
+    assert_eq!(page.run(width), PHONE.width);
+    page.browser.show_on(DESKTOP);
+}
+
+/// Every colour of text stands out from what is behind it as the WCAG want it (level AA).
+fn is_readable_by_day_and_night(page: &Page) {
+    let contrasts = "
+        const style = getComputedStyle(document.documentElement), probe = document.body.appendChild(
+            document.createElement('p'));
+        const light = (name) => {
+            probe.style.color = style.getPropertyValue(name);
+            const parts = getComputedStyle(probe).color.match(/[0-9]+/g).slice(0, 3).map((n) => n / 255);
+            const [r, g, b] = parts.map((n) => n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+        };
+        const pairs = ['--back', '--card'].flatMap((back) => ['--text', '--soft', '--good', '--warn', '--bad']
+            .map((text) => [back, text])).concat([['--alarm', '--text']]);
+        const found = pairs.map(([back, text]) => [back, text,
+            Math.max(light(back), light(text)) / Math.min(light(back), light(text))]);
+        probe.remove();
+        return found";
+    let back = "return getComputedStyle(document.body).backgroundColor";
+    let mut backs = Vec::new();
+    for screen in [DESKTOP, AT_NIGHT] {
+        page.browser.show_on(screen);
+        backs.push(page.run(back));
+        for pair in page.run(contrasts).as_array().expect("contrasts") {
+            assert!(pair[2].as_f64() >= Some(4.5), "{pair}");
+        }
+    }
+    assert_ne!(backs[0], backs[1]);
+    page.browser.show_on(DESKTOP);
+}
+
+/// Holds every figure of a page at rest against the status.
+fn same_figures(page: &Page, monitor: &Monitor, count: usize) {
+    let mut status = Value::Null;
+    page.wait_until("that all is done", || {
+        status = monitor.get("/status").json();
+        page.number("done") == Some(count as u64) && page.text("in-work") == "0 of 6"
+    });
+    page.wait_until("the lengths of the lists", || {
+        page.row("queues", "done").get(2) == Some(&count.to_string())
+    });
+    for (kind, lists) in status["queues"].as_object().expect("lists") {
+        for (name, length) in lists.as_object().expect("lists") {
+            assert_eq!(page.row("queues", name)[2], length.to_string(), "{kind}");
+        }
+    }
+    for number in [1, 3] {
+        let (row, worker) = (
+            page.row("workers", &number.to_string()),
+            &status["workers"][number - 1],
+        );
+        assert_eq!(json!(row[1]), state_of(&status, number));
+        let figures = [&worker["done"], &worker["failed"], &worker["restarts"]];
+        assert_eq!(row[4..7], figures.map(Value::to_string));
+        assert_eq!(row[9], worker["pid"].to_string());
+    }
+    assert_eq!(state_of(&status, 2), "restarting");
+    assert!(page.row("workers", "2")[1].starts_with("restarting"));
+    for (kind, name) in [
+        ("chains", NASTY),
+        ("links", "tagger"),
+        ("storages", "slow"),
+        ("storages", "files"),
+    ] {
+        let all = status[kind].as_array().expect("figures");
+        let figures = all.iter().find(|it| it["name"] == name).expect("figures");
+        let row = page.row("figures", name);
+        assert_eq!(row[5], figures["done"].to_string(), "{name}");
+        assert_eq!(figures["done"], count, "{name}");
+        assert_eq!(row[7], figures["failed"].to_string(), "{name}");
+    }
+    assert_eq!(page.run("return document.title"), "⚠ here: running");
+    let markup = "return document.querySelectorAll('main script, main img').length";
+    assert_eq!(page.run(markup), 0);
+}
+
+/// The page estimates quantiles as `conserver status` does.
+fn same_estimates(page: &Page, daemon: &Daemon) {
+    let table = daemon.conserver().run(&["status"]).stdout;
+    for name in ["tagger", "slow", "files"] {
+        let line = table
+            .lines()
+            .find(|line| line.contains(name))
+            .expect("a line");
+        let cells: Vec<&str> = line.split(['│', '┆']).map(str::trim).collect();
+        let script = format!(
+            "return fetch('status').then((answer) => answer.json()).then(({{ links, storages }}) => {{
+                const figures = [...links, ...storages].find((it) => it.name === '{name}');
+                return [0.5, 0.99].map((q) => brief(quantile(q, figures.seconds.buckets).seconds));
+            }})"
+        );
+        assert_eq!(page.run(&script), json!([cells[7], cells[8]]), "{line}");
+    }
+}
+
+#[test]
+fn the_page_says_what_is_away_and_when_nobody_answers() {
+    let (redis, monitor, folder) = (Redis::plain(), Monitor::at_a_port(), Files::new());
+    let path = folder.folder().join("missing");
+    fs::write(&path, "no folder").expect("a file");
+    let storage = json!({"module": "storage.file", "options": {"path": path}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("files", storage)]))
+        .env("CONSERVER_HTTP", monitor.setting())
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .start();
+    monitor.wait_for("/readyz", 200);
+    let page = Page::of(&monitor);
+    page.wait_until("that all is well", || {
+        page.text("state") == "running, 1 of 1 workers ready"
+    });
+    assert_eq!(page.text("holds"), "");
+
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    page.wait_until("what is on hold", || {
+        let held = page.text("holds");
+        held.contains("storage files is away (workers 1); waiting: chain main")
+            && page.text("state").ends_with(", 1 on hold")
+    });
+    fs::remove_file(&path).expect("a file");
+    page.wait_until("no hold any more", || page.text("holds").is_empty());
+
+    redis.kill9();
+    page.wait_until("that the lists are not known", || {
+        page.text("no-queues")
+            .starts_with("The lengths are not known: ")
+    });
+    assert_eq!(page.text("waiting"), "–");
+    assert_eq!(page.row("workers", "1")[1], "idle");
+    redis.start();
+    page.wait_until("the lists again", || page.number("waiting").is_some());
+    assert_eq!(page.browser.complaints(), Vec::<String>::new());
+
+    daemon.kill_family();
+    page.wait_until("that nobody answers", || {
+        page.text("gone").starts_with("No answer since ")
+    });
+    assert_eq!(page.run("return document.title"), "⚠ no answer: here");
+    let again = daemon.conserver().launch_again();
+    page.wait_until("that somebody answers", || page.text("gone").is_empty());
+    assert_eq!(page.number("done"), Some(0));
+    again.stop();
+}
