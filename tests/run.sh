@@ -5,7 +5,7 @@
 # with pip, a C compiler, util-linux, and Chromium with its driver. Nothing is started: each test starts servers of its
 # own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
-# API of Elasticsearch, and the parsers of Prometheus' Python client.
+# API of Elasticsearch, the parsers of Prometheus' Python client, and promtool where the distribution has it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -118,6 +118,23 @@ install_redisjson() {
   rm -rf "$folder"
 }
 
+has_promtool() {
+  [ -x "$cache/promtool" ] || command -v promtool >/dev/null
+}
+
+# Out of its package, without the server that comes with it.
+fetch_promtool() {
+  local folder
+  folder=$(mktemp -d)
+  chmod 755 "$folder"
+  if (cd "$folder" && apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .); then
+    mv "$folder/usr/bin/promtool" "$cache/promtool"
+  else
+    say "There is no promtool here: the alert rules are not tested"
+  fi
+  rm -rf "$folder"
+}
+
 install_s3s_fs() {
   cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
@@ -161,6 +178,10 @@ fi
 if [ ! -e "$cache/prometheus-client" ]; then
   say "Installing the parsers of Prometheus' Python client, for tests, into $cache"
   install_python prometheus-client "$prometheus_client"
+fi
+if command -v apt-get >/dev/null && ! has_promtool; then
+  say "Fetching promtool into $cache"
+  fetch_promtool
 fi
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||

@@ -128,6 +128,12 @@ fn private_folder() -> tempfile::TempDir {
 
 /// A file that `tests/run.sh` has put into its cache.
 fn cached(name: &str) -> PathBuf {
+    cached_if_there(name)
+        .unwrap_or_else(|| panic!("{name} is missing; tests/run.sh installs what the tests need"))
+}
+
+/// A file that `tests/run.sh` puts into its cache where it can.
+pub fn cached_if_there(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("CONSERVER_TEST_CACHE").map_or_else(
         || {
             let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
@@ -139,12 +145,7 @@ fn cached(name: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = cache.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing; tests/run.sh installs what the tests need",
-        path.display()
-    );
-    path
+    path.exists().then_some(path)
 }
 
 /// A program of the system, searched in PATH and then in `folders`, the later names first.
