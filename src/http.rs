@@ -3,6 +3,7 @@
 //! Knows nothing of vCons. Messages name a URL without its user, password and query.
 
 mod agent;
+mod resolver;
 
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -15,7 +16,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 
 use ureq::{Agent, Body, Error};
 
-pub use self::agent::{Trust, agent, agent_that_trusts};
+pub use self::agent::{Trust, agent, agent_that_trusts, with_resolver};
 use crate::failure::Failure;
 
 /// How long connecting to one address may take when a server is only to be reached.

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use super::resolver::Remembering;
 use rustls::pki_types::CertificateDer;
 use ureq::Agent;
+use ureq::config::Config;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::transport::DefaultConnector;
 
 /// Whose certificates are taken.
 pub enum Trust {
@@ -36,13 +39,18 @@ pub fn agent_that_trusts(trust: &Trust, timeout: Duration) -> Agent {
         .root_certs(roots)
         .disable_verification(matches!(trust, Trust::Anyone))
         .build();
-    Agent::config_builder()
+    let config = Agent::config_builder()
         .timeout_global(Some(timeout))
         .tls_config(tls)
         .max_redirects(0)
         .max_redirects_will_error(false)
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+        .build();
+    with_resolver(config)
+}
+
+/// An agent that does not look up its host for every request.
+pub fn with_resolver(config: Config) -> Agent {
+    Agent::with_parts(config, DefaultConnector::default(), Remembering::default())
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use redis::Value;
+use redis::{ScriptInvocation, Value};
 
-use super::{Queue, QueueError, Settled, keys};
+use super::scripts::Scripts;
+use super::{Expiry, NameLease, Queue, QueueError, Seat, Settled, keys};
 use crate::config::ListName;
 use crate::redis_server::has_json;
 use crate::vcon::VconId;
@@ -92,19 +93,19 @@ impl Queue {
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
         let lease = Arc::clone(&self.lease);
         let reply = self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.claim.key(seat.claims_key());
-            call.key(keys::instance_key(&lease.instance))
-                .key(keys::INSTANCES)
-                .key(keys::workers_key(&lease.instance));
-            for list in lists {
-                call.key(list.as_str());
-            }
-            call.arg(seat.lane).arg(INLINE_LIMIT);
-            call.arg(&lease.record).arg(lease.ttl);
-            call.arg(&lease.instance).arg(seat.worker);
-            call.arg(expiry.document);
+            let call = claim_call(scripts, seat, expiry, &lease, lists);
             Ok(call.invoke::<Value>(connection)?)
         })?;
+        self.claimed(reply, lists)
+    }
+
+    /// What the script has answered; a claim that is none of ours is put back, and the next one
+    /// asked for.
+    pub(super) fn claimed(
+        &mut self,
+        reply: Value,
+        lists: &[ListName],
+    ) -> Result<Claimed, QueueError> {
         let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();
         let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
         let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
@@ -217,6 +218,28 @@ impl Queue {
             Ok(kind)
         })
     }
+}
+
+/// The request for the next entry.
+pub(super) fn claim_call<'a>(
+    scripts: &'a Scripts,
+    seat: &Seat,
+    expiry: Expiry,
+    lease: &NameLease,
+    lists: &[ListName],
+) -> ScriptInvocation<'a> {
+    let mut call = scripts.claim.key(seat.claims_key());
+    call.key(keys::instance_key(&lease.instance))
+        .key(keys::INSTANCES)
+        .key(keys::workers_key(&lease.instance));
+    for list in lists {
+        call.key(list.as_str());
+    }
+    call.arg(seat.lane).arg(INLINE_LIMIT);
+    call.arg(&lease.record).arg(lease.ttl);
+    call.arg(&lease.instance).arg(seat.worker);
+    call.arg(expiry.document);
+    call
 }
 
 /// Adds the command that replaces a document; RedisJSON keeps a key's time to live by itself.

@@ -25,6 +25,7 @@ mod claim;
 mod dead_letters;
 mod documents;
 mod error;
+mod finish;
 mod keep;
 mod keys;
 mod lease;
@@ -45,13 +46,14 @@ pub use claim::{Claim, Claimed, Document, Kind};
 pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
 pub use documents::{Documents, Removed};
 pub use error::QueueError;
+pub use finish::{Finish, Route};
 pub use keep::Keeper;
 pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
-pub use settle::{Finish, Postponed, Reason, Route, Settled};
+pub use settle::{Postponed, Reason, Settled};
 pub use submit::Submitter;
 
 pub use crate::redis_server::{Lease, Server};
@@ -137,9 +139,14 @@ impl Queue {
             return Err(QueueError::Closed);
         };
         let result = work(connected, &self.scripts, &self.seat, self.expiry);
-        if result.as_ref().is_err_and(QueueError::breaks_connection) {
+        result.map_err(|error| self.noting(error))
+    }
+
+    /// The same error; where it says that the connection is of no use any more, that is dropped.
+    fn noting(&mut self, error: QueueError) -> QueueError {
+        if error.breaks_connection() {
             self.connected = None;
         }
-        result
+        error
     }
 }

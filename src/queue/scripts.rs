@@ -54,6 +54,11 @@ impl Scripts {
     }
 }
 
+/// Whether the server does not have the script that was called.
+pub(super) fn is_missing(error: &redis::RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
+
 /// What keeps the documents of waiting vCons alive.
 pub(super) fn keep() -> Script {
     with_alive!("scripts/keep.lua")

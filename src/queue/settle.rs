@@ -1,42 +1,11 @@
-//! Letting go of a claim, in one of three ways: finished, given back, or buried.
+//! Letting go of a claim that is not finished: given back, postponed or buried.
 
 use std::time::Duration;
 
 use redis::Value;
 use serde::Serialize;
 
-use super::claim::{Kind, put_existing};
-use super::round_trip::transaction;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
-use crate::config::ListName;
-use crate::vcon::VconId;
-
-/// A draft that its lane did not live to use is forgotten after this many seconds.
-const DRAFT_EXPIRY: u64 = 60;
-
-/// What is to be written when a vCon is finished.
-#[derive(Debug, Clone)]
-pub struct Finish<'a> {
-    /// The vCon to announce: the claimed one, or the one a link went over to.
-    pub id: &'a VconId,
-    /// Its new text and how it is kept, where a link changed it.
-    pub document: Option<(Kind, &'a str)>,
-    /// A time to live for its key, in seconds.
-    pub expire: Option<u64>,
-    /// Where to announce it.
-    pub egress: &'a [ListName],
-    /// What links want announced besides.
-    pub routes: &'a [Route],
-}
-
-/// A vCon and a list on which to announce it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The list.
-    pub list: ListName,
-    /// The vCon: the claimed one, or one that a link went over to or has left.
-    pub id: VconId,
-}
 
 /// Why an entry is buried, as it is kept beside the dead letter queue.
 #[derive(Debug, Clone, Serialize)]
@@ -78,61 +47,6 @@ pub enum Postponed {
 const TRIES_EXPIRY: u64 = 604_800;
 
 impl Queue {
-    /// Writes the changed document, announces the vCon and lets go of the claim, in one
-    /// transaction.
-    pub fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
-        self.with(|connection, scripts, seat, expiry| {
-            let draft = seat.draft_key();
-            let mut call = scripts.finish.key(seat.claims_key());
-            call.key(keys::DEATHS).key(finish.id.key()).key(&draft);
-            let egress = finish.egress.iter().map(|list| (list, finish.id));
-            let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
-            let announced: Vec<(&ListName, &VconId)> = egress.chain(routes).collect();
-            for (list, _) in &announced {
-                call.key(list.as_str());
-            }
-            call.arg(seat.lane).arg(&claim.record);
-            call.arg(&claim.entry)
-                .arg(&claim.context)
-                .arg(expiry.context);
-            call.arg(u8::from(finish.document.is_some()));
-            call.arg(
-                finish
-                    .expire
-                    .map(|seconds| seconds.to_string())
-                    .unwrap_or_default(),
-            );
-            call.arg(expiry.document);
-            for (_, id) in &announced {
-                call.arg(id.as_str());
-            }
-            let Some((kind, text)) = finish.document else {
-                return settled(call.invoke::<Value>(connection)?);
-            };
-            let send = |connection: &mut redis::Connection| {
-                let mut steps = redis::pipe();
-                // One of another kind may be left from an attempt before.
-                steps.cmd("DEL").arg(&draft);
-                put_existing(&mut steps, &draft, kind, text);
-                steps.cmd("EXPIRE").arg(&draft).arg(DRAFT_EXPIRY);
-                steps.invoke_script(&call);
-                let mut answers = transaction(connection, &steps).map_err(QueueError::of_write)?;
-                let announced = answers.pop().unwrap_or(Value::Nil);
-                for written in answers {
-                    written.extract_error().map_err(QueueError::of_write)?;
-                }
-                // What the script is refused has nothing to do with the document.
-                Ok::<_, QueueError>(announced.extract_error())
-            };
-            let mut answer = send(connection)?;
-            if answer.as_ref().is_err_and(is_script_missing) {
-                scripts.finish.load(connection)?;
-                answer = send(connection)?;
-            }
-            settled(answer?)
-        })
-    }
-
     /// Moves the entry to the dead letter queue of its list, with the reason.
     pub fn bury(&mut self, claim: &Claim, reason: &Reason<'_>) -> Result<Settled, QueueError> {
         let json = serde_json::to_string(reason).map_err(|_| QueueError::Answer("bury"))?;
@@ -195,11 +109,8 @@ impl Queue {
     }
 }
 
-fn is_script_missing(error: &redis::RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
-}
-
-fn settled(answer: Value) -> Result<Settled, QueueError> {
+/// What a script that lets go of a claim answers.
+pub(super) fn settled(answer: Value) -> Result<Settled, QueueError> {
     match answer {
         Value::Int(1) => Ok(Settled::Done),
         Value::Int(0) => Ok(Settled::NotOurs),

@@ -64,6 +64,12 @@ impl Company {
         Alone(self)
     }
 
+    /// Whether no suspect is in work or waits.
+    pub fn is_open(&self) -> bool {
+        let state = self.lock();
+        !state.alone && state.waiting == 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,8 +77,12 @@ impl Company {
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        self.0.lock().members -= 1;
-        self.0.changed.notify_all();
+        let mut state = self.0.lock();
+        state.members -= 1;
+        // Only suspects wait for members; waking nobody is a system call, too.
+        if state.waiting > 0 {
+            self.0.changed.notify_all();
+        }
     }
 }
 

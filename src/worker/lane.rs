@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError, select};
 
+use super::ahead::Ahead;
+use super::company::Member;
 use super::doorbell::Doorbell;
 use super::kit::Kit;
 use super::visit::Visit;
@@ -15,6 +17,9 @@ use crate::scoreboard::LaneCell;
 
 /// How long a suspect waits for those in work, which may hang.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The answer to a request for work. It is made, and worked on, by one who takes part.
+type Asked<'a> = (Member<'a>, Result<Claimed, QueueError>);
 
 /// A lane of a worker.
 pub(super) struct Lane {
@@ -70,51 +75,73 @@ impl Lane {
     /// Works until the worker drains. Answers false where a claim may be left that is not known
     /// here.
     pub fn run(mut self) -> bool {
-        while !self.draining() {
-            self.follow_configuration();
-            let shared = Arc::clone(&self.shared);
-            let Some(company) = shared.company.try_join() else {
-                // A lane that waits for a suspect is as ready as the one that works on it.
-                self.note_ready();
-                // By then the worker may drain, or a list be on hold.
-                drop(shared.company.join());
-                continue;
+        let shared = Arc::clone(&self.shared);
+        let mut ahead = None;
+        loop {
+            let asked = match ahead.take() {
+                // Claimed before the drain began, or while it did.
+                Some(asked) => asked,
+                None if self.draining() => break,
+                None => match self.ask(&shared) {
+                    Some(asked) => asked,
+                    None => continue,
+                },
             };
-            let claimed = self.queue.claim(&self.lists);
-            // What the server may have claimed for us is handed over by the next request.
-            self.unsure = claimed.is_err();
-            match claimed {
-                Ok(claimed) => {
-                    self.outage.over();
-                    self.patience.reset();
-                    self.note_ready();
-                    self.report(claimed.fault);
-                    match claimed.work {
-                        Some((claim, document)) if shared.is_last_chance(claim.deaths) => {
-                            drop(company);
-                            self.cell.waiting(claim.id().as_ref());
-                            let _alone = shared.company.alone(PATIENCE);
-                            if self.draining() {
-                                self.unsure = self.queue.give_back(&claim).is_err();
-                                self.cell.idle();
-                            } else {
-                                self.work(&claim, document);
-                            }
-                        }
-                        Some((claim, document)) => self.work(&claim, document),
-                        None => {
-                            drop(company);
-                            self.rest();
-                        }
-                    }
-                }
-                Err(error) => {
-                    drop(company);
-                    self.wait_after(&error);
-                }
-            }
+            ahead = self.go_on(&shared, asked);
         }
         !self.unsure || self.leave()
+    }
+
+    /// Asks for work; waits instead while a suspect is in work.
+    fn ask<'a>(&mut self, shared: &'a Shared) -> Option<Asked<'a>> {
+        self.follow_configuration();
+        let Some(company) = shared.company.try_join() else {
+            // A lane that waits for a suspect is as ready as the one that works on it.
+            self.note_ready();
+            // By then the worker may drain, or a list be on hold.
+            drop(shared.company.join());
+            return None;
+        };
+        Some((company, self.queue.claim(&self.lists)))
+    }
+
+    /// Does what is to be done after such an answer; gives the next one where the work has
+    /// brought it along.
+    fn go_on<'a>(&mut self, shared: &'a Shared, asked: Asked<'a>) -> Option<Asked<'a>> {
+        let (company, claimed) = asked;
+        // What the server may have claimed for us is handed over by the next request.
+        self.unsure = claimed.is_err();
+        let claimed = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                drop(company);
+                self.wait_after(&error);
+                return None;
+            }
+        };
+        self.outage.over();
+        self.patience.reset();
+        self.note_ready();
+        self.report(claimed.fault);
+        let Some((claim, document)) = claimed.work else {
+            drop(company);
+            self.rest();
+            return None;
+        };
+        if !shared.is_last_chance(claim.deaths) {
+            return Some((company, self.work(&claim, document)?));
+        }
+        drop(company);
+        self.cell.waiting(claim.id().as_ref());
+        let _alone = shared.company.alone(PATIENCE);
+        if self.draining() {
+            self.unsure = self.queue.give_back(&claim).is_err();
+            self.cell.idle();
+        } else {
+            // Nothing is asked for beside a suspect.
+            self.work(&claim, document);
+        }
+        None
     }
 
     fn wait_after(&mut self, error: &QueueError) {
@@ -208,7 +235,8 @@ impl Lane {
         }
     }
 
-    fn work(&mut self, claim: &Claim, document: Document) {
+    /// Works on a claim; gives the answer to the request for the next one where that was sent.
+    fn work(&mut self, claim: &Claim, document: Document) -> Option<Result<Claimed, QueueError>> {
         self.show(true);
         let Self {
             shared,
@@ -218,6 +246,8 @@ impl Lane {
             drain,
             cell,
             outage,
+            lists,
+            holds,
             ..
         } = self;
         let config = Arc::clone(kit.config());
@@ -231,12 +261,14 @@ impl Lane {
             outage,
             door,
             turn: &turn,
+            ahead: Ahead::new(lists, *holds),
         };
         let settled = match chain {
             Some(chain) => visit.work(chain, claim, document),
             // Handed over again from a former configuration, in which its list was served.
             None => visit.return_unserved(claim),
         };
-        self.unsure = settled.is_err();
+        self.unsure = settled.is_err() || visit.ahead.is_unsure();
+        visit.ahead.into_answer()
     }
 }

@@ -8,6 +8,7 @@
 //!   └─ doorbell ────┘ waits for work while a lane is idle
 //! ```
 
+mod ahead;
 mod backoff;
 mod company;
 mod current;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ahead::Ahead;
 use super::doorbell::Doorbell;
 use super::fault::{Away, Ending, Fault};
 use super::holds::hold;
@@ -59,6 +60,8 @@ pub(super) struct Visit<'a> {
     pub outage: &'a mut Outage,
     pub door: &'a Doorbell,
     pub turn: &'a Turn<'a>,
+    /// The request for the next claim, to go with the finish of this one.
+    pub ahead: Ahead<'a>,
 }
 
 impl Visit<'_> {
@@ -300,7 +303,7 @@ impl Visit<'_> {
                     egress,
                     routes,
                 };
-                self.queue.finish(claim, &finish)?
+                self.finish(claim, &finish)?
             }
             Verdict::GiveBack | Verdict::Hold => self.queue.give_back(claim)?,
             Verdict::Postpone(worked, fault) => {
@@ -326,6 +329,17 @@ impl Visit<'_> {
             }
         };
         Ok(Step::Settled(settled))
+    }
+
+    fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
+        let config = self.kit.config();
+        let Some(lists) = self.ahead.lists(self.shared, config, self.turn) else {
+            return self.queue.finish(claim, finish);
+        };
+        self.ahead.note_sent();
+        let (settled, next) = self.queue.finish_and_claim(claim, finish, lists)?;
+        self.ahead.note_answer(next);
+        Ok(settled)
     }
 
     fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {

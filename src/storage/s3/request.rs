@@ -10,6 +10,8 @@ use s3::request::blocking::AttoRequest;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
+use crate::http::with_resolver;
+
 /// What the existing daemon's library gives to an object of which it knows no better.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
@@ -92,14 +94,14 @@ pub(super) fn agent() -> Agent {
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
         .build();
-    Agent::config_builder()
+    let config = Agent::config_builder()
         .tls_config(tls)
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+        .build();
+    with_resolver(config)
 }
 
 /// Why a request got no answer.

@@ -22,6 +22,7 @@ mod contents;
 mod explore;
 mod faults;
 mod server;
+mod steps;
 mod store;
 mod world;
 

@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use conserver::config::ListName;
-use conserver::queue::{
-    Blame, Claim, Dead, Finish, Holder, Postponed, Queue, QueueError, Reason, Settled,
-};
+use conserver::queue::{Blame, Claim, Dead, Holder, Queue, QueueError};
 use conserver::vcon::VconId;
 use redis::Connection;
 
@@ -48,6 +46,8 @@ pub enum Call {
     ClaimLate(Index, Index),
     /// By daemon, worker and vCon.
     Settle(Index, Index, Index, How),
+    /// Likewise.
+    FinishAndClaim(Index, Index, Index),
     Recover(Index, Index),
     Look(Index),
     RecoverOther(Index),
@@ -69,17 +69,17 @@ pub struct Server {
     _redis: Redis,
     pub(super) connection: Connection,
     pub(super) names: Names,
-    fault: Option<Fault>,
+    pub(super) fault: Option<Fault>,
     pub(super) ids: [VconId; 2],
-    ingress: Vec<ListName>,
-    egress: Vec<ListName>,
+    pub(super) ingress: Vec<ListName>,
+    pub(super) egress: Vec<ListName>,
     /// By daemon: the monitor's, then the workers'.
-    queues: [[Queue; 3]; 2],
+    pub(super) queues: [[Queue; 3]; 2],
     /// The same of the run before.
     former: [[Queue; 3]; 2],
     pub(super) contents: Contents,
     /// Two by name, worker, vCon and run: one that may be in Redis, and one that is gone.
-    claims: HashMap<(Index, Index, Index, Run), [Claim; 2]>,
+    pub(super) claims: HashMap<(Index, Index, Index, Run), [Claim; 2]>,
     taken: usize,
     known: HashMap<(Store, Call), (Store, Answer)>,
     /// The claims beside which those that are gone were tried.
@@ -172,6 +172,7 @@ impl Server {
             | Call::ClaimUnheard(daemon, _)
             | Call::ClaimLate(daemon, _)
             | Call::Settle(daemon, ..)
+            | Call::FinishAndClaim(daemon, ..)
             | Call::Recover(daemon, _) => store.set_name(1 - self.names.of(daemon), other),
             Call::RecoverOther(daemon) => store.set_name(self.names.of(daemon), other),
             Call::Look(_) => store.set_work(other),
@@ -240,16 +241,8 @@ impl Server {
                 self.claim_unmarked(daemon, worker)
             }
             Call::Claim(daemon, worker) | Call::ClaimUnheard(daemon, worker) => {
-                match self.queues[daemon][worker + 1].claim(&self.ingress) {
-                    Ok(claimed) => Ok(match claimed.work {
-                        Some((claim, _)) => {
-                            let entry = String::from_utf8_lossy(&claim.entry);
-                            Answer::Claimed(self.contents.vcon(&entry)?)
-                        }
-                        None => Answer::Done,
-                    }),
-                    Err(error) => refused(&error),
-                }
+                let claimed = self.queues[daemon][worker + 1].claim(&self.ingress);
+                self.claimed(claimed)
             }
             Call::ClaimLate(daemon, worker) => {
                 match self.former[daemon][worker + 1].claim(&self.ingress) {
@@ -259,6 +252,15 @@ impl Server {
             }
             Call::Settle(daemon, worker, vcon, how) => {
                 self.settle((daemon, worker, vcon), how, true)
+            }
+            Call::FinishAndClaim(daemon, worker, vcon)
+                if self.fault == Some(Fault::FinishUnguarded) =>
+            {
+                self.finish_unguarded(daemon, worker, vcon);
+                self.send(store, Call::Claim(daemon, worker))
+            }
+            Call::FinishAndClaim(daemon, worker, vcon) => {
+                self.finish_and_claim(daemon, worker, vcon)
             }
             Call::Recover(..) | Call::RecoverOther(_) if self.fault == Some(Fault::NoRecovery) => {
                 Ok(Answer::Done)
@@ -311,55 +313,6 @@ impl Server {
         let sent = command.query::<redis::Value>(&mut self.connection);
         sent.map_or_else(|error| Err(error.to_string()), |_| Ok(Answer::Done))
     }
-
-    fn settle(
-        &mut self,
-        (daemon, worker, vcon): (Index, Index, Index),
-        how: How,
-        own: bool,
-    ) -> Result<Answer, String> {
-        let claims = &self.claims[&(self.names.of(daemon), worker, vcon, Run::Last(daemon))];
-        let claim = &claims[usize::from(!own)];
-        let queue = &mut self.queues[daemon][worker + 1];
-        let settled = match how {
-            How::Finish if self.fault == Some(Fault::FinishUnguarded) => {
-                self.finish_unguarded(daemon, worker, vcon);
-                return Ok(Answer::Done);
-            }
-            How::Finish => queue.finish(
-                claim,
-                &Finish {
-                    id: &self.ids[vcon],
-                    document: None,
-                    expire: None,
-                    egress: &self.egress,
-                    routes: &[],
-                },
-            ),
-            How::GiveBack => queue.give_back(claim),
-            How::Postpone => queue
-                .postpone(claim, None, 0, "")
-                .map(|postponed| match postponed {
-                    Postponed::Done => Settled::Done,
-                    Postponed::NotOurs => Settled::NotOurs,
-                    Postponed::Spent(rounds) => Settled::Refused(rounds.to_string()),
-                }),
-            How::Bury => {
-                let reason = Reason {
-                    stage: "link",
-                    error: "it failed",
-                    attempts: 1,
-                    worker: "Worker-1",
-                };
-                queue.bury(claim, &reason)
-            }
-        };
-        let expected = if own { Settled::Done } else { Settled::NotOurs };
-        match settled {
-            Ok(settled) if settled == expected => Ok(Answer::Done),
-            other => Err(format!("{how:?} with own = {own} answers {other:?}")),
-        }
-    }
 }
 
 /// The supervisor of a run of a daemon.
@@ -381,7 +334,7 @@ pub fn claims_key(name: Index, worker: Index) -> String {
     format!("conserver:claims:{}:{}", NAMES[name], worker + 1)
 }
 
-fn refused(error: &QueueError) -> Result<Answer, String> {
+pub(super) fn refused(error: &QueueError) -> Result<Answer, String> {
     if error.is_about_the_lease() {
         Ok(Answer::Refused)
     } else {

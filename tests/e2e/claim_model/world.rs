@@ -69,6 +69,9 @@ pub enum Action {
     /// The last request of the run before arrives now.
     ClaimLate(Index, Index),
     Settle(Index, Index, How),
+    /// A finish and the next claim in one request. Where its answer is lost, or that to its second
+    /// half, it leads to what [`Action::Settle`] and [`Action::ClaimLost`] lead to.
+    FinishAndClaim(Index, Index),
     WorkerDies(Index, Index),
     Replace(Index, Index),
 }
@@ -86,6 +89,7 @@ impl Action {
             | Self::ClaimLost(daemon, _)
             | Self::ClaimLate(daemon, _)
             | Self::Settle(daemon, ..)
+            | Self::FinishAndClaim(daemon, _)
             | Self::WorkerDies(daemon, _)
             | Self::Replace(daemon, _) => Some(daemon),
         }
@@ -101,6 +105,7 @@ impl Action {
             | Self::RecoverOther(_)
             | Self::Claim(..)
             | Self::Settle(_, _, How::Finish)
+            | Self::FinishAndClaim(..)
             | Self::Replace(..) => true,
             Self::DaemonDies(_)
             | Self::ClaimLost(..)
@@ -157,6 +162,7 @@ impl World {
             ]),
             Worker::Holds(_) => {
                 actions.extend(How::ALL.map(|how| Action::Settle(daemon, worker, how)));
+                actions.push(Action::FinishAndClaim(daemon, worker));
             }
         }
         actions.push(Action::WorkerDies(daemon, worker));
@@ -200,6 +206,16 @@ impl World {
                     take(Call::Settle(daemon, worker, vcon, how))?;
                 }
                 next.daemons[daemon].workers[worker] = Worker::Idle;
+            }
+            Action::FinishAndClaim(daemon, worker) => {
+                let mut then = Worker::Idle;
+                if let Worker::Holds(vcon) = self.daemons[daemon].workers[worker] {
+                    let call = Call::FinishAndClaim(daemon, worker, vcon);
+                    if let Answer::Claimed(vcon) = take(call)? {
+                        then = Worker::Holds(vcon);
+                    }
+                }
+                next.daemons[daemon].workers[worker] = then;
             }
             Action::WorkerDies(daemon, worker) => {
                 next.daemons[daemon].workers[worker] = Worker::Dead;

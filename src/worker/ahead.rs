@@ -1,0 +1,65 @@
+//! Asking for the next vCon together with the finish of this one, so that both take one round trip.
+
+use std::sync::Arc;
+
+use super::{Shared, Turn};
+use crate::config::{Config, ListName};
+use crate::queue::{Claimed, QueueError};
+
+/// The request for a lane's next vCon.
+pub(super) struct Ahead<'a> {
+    lists: &'a [ListName],
+    /// What the holds were when these lists were open.
+    holds: u64,
+    sent: bool,
+    answer: Option<Result<Claimed, QueueError>>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Not sent yet.
+    pub fn new(lists: &'a [ListName], holds: u64) -> Self {
+        Self {
+            lists,
+            holds,
+            sent: false,
+            answer: None,
+        }
+    }
+
+    /// The lists to ask for, where a lane would claim from them now as well; nothing once they
+    /// were asked for.
+    pub fn lists(
+        &self,
+        shared: &Shared,
+        config: &Arc<Config>,
+        turn: &Turn<'_>,
+    ) -> Option<&'a [ListName]> {
+        let may = !self.sent
+            && !turn.is_draining()
+            && shared.company.is_open()
+            && shared.holds.changes() == self.holds
+            && Arc::ptr_eq(&shared.current.get(), config);
+        may.then_some(self.lists)
+    }
+
+    /// It is sent. Until the answer is noted, the server may have claimed something for us.
+    pub fn note_sent(&mut self) {
+        self.sent = true;
+    }
+
+    /// It is answered, or known not to have been heeded.
+    pub fn note_answer(&mut self, answer: Option<Result<Claimed, QueueError>>) {
+        self.sent = false;
+        self.answer = answer;
+    }
+
+    /// Whether the server may have claimed something of which we do not know.
+    pub fn is_unsure(&self) -> bool {
+        self.sent
+    }
+
+    /// What the server has answered.
+    pub fn into_answer(self) -> Option<Result<Claimed, QueueError>> {
+        self.answer
+    }
+}
