@@ -14,6 +14,10 @@ use crate::vcon::VconId;
 /// server does not copy it through its script interpreter.
 const INLINE_LIMIT: usize = 1 << 20;
 
+/// After a document of more bytes than this its connection is closed: the client library keeps a
+/// buffer as large as the longest answer for as long as the connection lives.
+const LARGE: usize = 4 << 20;
+
 /// So many characters of an entry are shown.
 const SHOWN: usize = 120;
 
@@ -146,10 +150,17 @@ impl Queue {
             b"not-a-uuid" => Document::NotAnId,
             other => Document::Unusable(describe(other, &text)),
         };
+        self.let_go_of_buffer(&document);
         Ok(Claimed {
             work: Some((claim, document)),
             fault,
         })
+    }
+
+    fn let_go_of_buffer(&mut self, document: &Document) {
+        if matches!(document, Document::Found(_, text) if text.len() > LARGE) {
+            self.connected = None;
+        }
     }
 
     /// Sets a record aside that names no list: it is not of our making.
@@ -163,7 +174,7 @@ impl Queue {
 
     /// Loads the document of another vCon, for a chain that goes on with that one.
     pub fn load(&mut self, id: &VconId) -> Result<Document, QueueError> {
-        self.with(|connection, _, _, _| {
+        let document = self.with(|connection, _, _, _| {
             let key = id.key();
             let kind: String = redis::cmd("TYPE").arg(&key).query(connection)?;
             match kind.as_str() {
@@ -176,7 +187,9 @@ impl Queue {
                 }
                 other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
             }
-        })
+        })?;
+        self.let_go_of_buffer(&document);
+        Ok(document)
     }
 
     fn load_text(&mut self, claim: &Claim) -> Result<Document, QueueError> {
