@@ -39,13 +39,13 @@ pub fn rate(
             case.stores.iter().map(|s| keeper(servers, *s)).collect();
         barrier.wait();
         let mut done = 0;
-        while !over.load(Ordering::Relaxed) {
-            let Some(id) = queue.claim() else { break };
+        let mut next = queue.claim();
+        while let Some(id) = next.filter(|_| !over.load(Ordering::Relaxed)) {
             let text = document.left(&id, case.tag);
             for keeper in &mut keepers {
                 keeper.keep(&id, &text);
             }
-            queue.finish(&id, case.tag.then_some(&text));
+            next = queue.finish_and_claim(&id, case.tag.then_some(&text));
             done += 1;
         }
         (done, Instant::now())

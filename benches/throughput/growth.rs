@@ -215,8 +215,9 @@ fn workers(servers: &Servers, effort: &Effort, report: &mut Report) {
             what: "workers",
             remark: "one lane each",
         };
-        let count = if effort.quick { count / 4 } else { count };
+        let count = if effort.quick { count / 2 } else { count };
         curve.measure(effort, report, &numbers, |number| {
+            let count = count.max(number * 40);
             ours::rate(servers, &case, Way::of(number, 1), &document, count).0
         });
     }

@@ -261,7 +261,7 @@ fn show(
     }
     let remark = format!(
         "medians of {rounds} rounds, interleaved; vCons of {USUAL} bytes through a link that tags them, where no other \
-         is named; floor: the same Redis commands and the same storage operation in a tight loop on as many \
+         is named; floor: the same requests to Redis and the same storage operation in a tight loop on as many \
          connections, for parallel storages those of the slowest"
     );
     print(title, &table, &remark);

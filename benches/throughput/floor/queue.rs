@@ -51,38 +51,16 @@ impl Queue {
         }
     }
 
-    /// The next id, whose document has come with it.
+    /// The first id, whose document has come with it.
     pub fn claim(&mut self) -> Option<String> {
-        self.connection
-            .send_packed_command(&self.claim)
-            .expect("Redis");
-        let answer = self.connection.recv_response().expect("Redis");
-        let Value::Array(mut fields) = answer else {
-            panic!("{answer:?}")
-        };
-        let mut text = |at: usize| match std::mem::replace(&mut fields[at], Value::Nil) {
-            Value::BulkString(bytes) => bytes,
-            other => panic!("{other:?}"),
-        };
-        self.record = text(0);
-        let (id, document) = (text(2), text(5));
-        if self.record.is_empty() {
-            return None;
-        }
-        if text(4) == b"string-large" {
-            let id = String::from_utf8_lossy(&id);
-            let mut get = redis::cmd("GET");
-            get.arg(format!("vcon:{id}"));
-            let document: Vec<u8> = get.query(&mut self.connection).expect("Redis");
-            assert!(!document.is_empty());
-        } else {
-            assert!(!document.is_empty());
-        }
-        Some(String::from_utf8(id).expect("an id"))
+        let claim = self.claim.clone();
+        self.connection.send_packed_command(&claim).expect("Redis");
+        self.claimed()
     }
 
-    /// Lets go of it, with its new document if there is one.
-    pub fn finish(&mut self, id: &str, changed: Option<&String>) {
+    /// Lets go of it, with its new document if there is one, and asks for the next in the same
+    /// round trip.
+    pub fn finish_and_claim(&mut self, id: &str, changed: Option<&String>) -> Option<String> {
         let key = format!("vcon:{id}");
         let draft = format!("conserver:draft:floor:1:{}", self.lane);
         let mut call = redis::cmd("EVALSHA");
@@ -104,24 +82,47 @@ impl Queue {
             .arg(id);
         let mut steps = redis::pipe();
         if let Some(text) = changed {
-            steps.cmd("MULTI").cmd("DEL").arg(&draft);
-            steps.cmd("SET").arg(&draft).arg(text).arg("KEEPTTL");
-            steps.cmd("EXPIRE").arg(&draft).arg(60);
+            steps.cmd("MULTI");
+            steps.cmd("SET").arg(&draft).arg(text).arg("EX").arg(60);
             steps.add_command(call).cmd("EXEC");
         } else {
             steps.add_command(call);
         }
-        let packed = steps.get_packed_pipeline();
+        let mut packed = steps.get_packed_pipeline();
+        packed.extend_from_slice(&self.claim);
         self.connection.send_packed_command(&packed).expect("Redis");
-        let answers = if changed.is_some() { 6 } else { 1 };
         let mut last = Value::Nil;
-        for _ in 0..answers {
+        for _ in 0..steps.len() {
             last = self.connection.recv_response().expect("Redis");
         }
-        let last = match last {
-            Value::Array(mut answers) => answers.pop().unwrap_or(Value::Nil),
-            other => other,
-        };
+        if let Value::Array(mut answers) = last {
+            last = answers.pop().unwrap_or(Value::Nil);
+        }
         assert_eq!(last, Value::Int(1));
+        self.claimed()
+    }
+
+    fn claimed(&mut self) -> Option<String> {
+        let answer = self.connection.recv_response().expect("Redis");
+        let Value::Array(mut fields) = answer else {
+            panic!("{answer:?}")
+        };
+        let mut text = |at: usize| match std::mem::replace(&mut fields[at], Value::Nil) {
+            Value::BulkString(bytes) => bytes,
+            other => panic!("{other:?}"),
+        };
+        self.record = text(0);
+        let (id, kind, mut document) = (text(2), text(4), text(5));
+        if self.record.is_empty() {
+            return None;
+        }
+        let id = String::from_utf8(id).expect("an id");
+        if kind == b"string-large" {
+            let mut get = redis::cmd("GET");
+            get.arg(format!("vcon:{id}"));
+            document = get.query(&mut self.connection).expect("Redis");
+        }
+        assert!(!document.is_empty());
+        Some(id)
     }
 }
