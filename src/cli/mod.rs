@@ -14,6 +14,7 @@ mod shelf;
 mod shown;
 mod status;
 mod submit;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -54,6 +55,12 @@ enum Command {
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
     /// 69 when none does.
     Status(status::Status),
+    /// Show live in a terminal what the daemon on this machine does: rates, times, workers, queues
+    ///
+    /// Rates and times are those of the last minute, counts those since the daemon started. q, Esc
+    /// or Ctrl-C ends it. Reads the scoreboard, and asks Redis for the lengths of the lists; without
+    /// Redis, these are left out. Exits 69 when no daemon runs, 64 without a terminal.
+    Top(top::Top),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
@@ -138,6 +145,7 @@ pub fn main() -> Exit {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check) => check::run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
+        Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
         Some(Command::Delete(delete)) => delete.run(&settings),

@@ -74,5 +74,6 @@ mod stop;
 mod submit;
 mod supervision;
 mod systemd;
+mod top;
 mod torture;
 mod webhooks;

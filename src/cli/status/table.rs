@@ -38,7 +38,7 @@ pub(super) fn text(view: &View) -> String {
 }
 
 /// `On hold for 12 s: storage pg is away (workers 1, 2), chain main waits`
-fn on_hold(hold: &Hold) -> String {
+pub(in crate::cli) fn on_hold(hold: &Hold) -> String {
     let workers: Vec<String> = hold.workers.iter().map(usize::to_string).collect();
     let waiting = match &hold.chains[..] {
         [] => String::new(),
@@ -87,7 +87,7 @@ fn workers(view: &View) -> Table {
     table
 }
 
-fn state(worker: &Worker, lanes: usize) -> String {
+pub(in crate::cli) fn state(worker: &Worker, lanes: usize) -> String {
     match worker.restart_in_seconds {
         Some(seconds) => format!("{} in {seconds:.1} s", worker.state),
         None if lanes > 1 && !worker.lanes.is_empty() => {
@@ -130,7 +130,7 @@ fn optional(pid: Option<i32>) -> String {
     pid.map_or(String::new(), |pid| pid.to_string())
 }
 
-fn megabytes(bytes: u64) -> String {
+pub(in crate::cli) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
 }
 

@@ -28,6 +28,7 @@ mod redis;
 mod s3;
 mod sentinel;
 mod shelf;
+mod terminal;
 mod vcons;
 mod webhook;
 
@@ -63,6 +64,7 @@ pub use queues::{lease_of, list, queue, queue_with};
 pub use s3::{S3, SECRET as S3_SECRET};
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use shelf::Shelf;
+pub use terminal::Terminal;
 pub use vcons::{Sample, fresh, same, submit};
 pub use webhook::Webhook;
 
