@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::claim::{shown, texts};
 use super::{Queue, QueueError, keys};
+use crate::config::ListName;
 
 /// The counts of deaths are forgotten after this many seconds without another death.
 const DEATHS_EXPIRY: u64 = 604_800;
@@ -46,6 +47,11 @@ impl Recovered {
     /// Whether it went to the dead letter queue, for the workers that died on it.
     pub fn is_poison(&self) -> bool {
         self.outcome == "poison"
+    }
+
+    /// Whether it was taken from this list.
+    pub fn is_of(&self, list: &ListName) -> bool {
+        shown(list.as_str().as_bytes()) == self.list
     }
 }
 
@@ -216,5 +222,26 @@ impl Queue {
                 outcome: text(&claim[3]),
             })
             .collect()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_of_its_list_whatever_the_name_of_that() {
+        let long = "x".repeat(200);
+        for name in ["default", "it's \"new\"", "C:\\in", "Zoë", &long] {
+            let claim = Recovered {
+                entry: String::new(),
+                list: shown(name.as_bytes()),
+                deaths: 3,
+                outcome: "poison".to_owned(),
+            };
+            assert!(claim.is_of(&name.parse().unwrap()), "{name}");
+            assert!(!claim.is_of(&"other".parse().unwrap()), "{name}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 mod error;
 mod sentinel;
+mod within;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -161,7 +162,7 @@ impl Server {
             .set_tcp_settings(tcp_settings())
             .set_redis_settings(settings);
         let client = Client::open(info)?;
-        let mut connection = client.get_connection_with_timeout(left_until(deadline))?;
+        let mut connection = within::connect(client, deadline)?;
         connection.set_write_timeout(Some(left_until(deadline)))?;
         connection.set_read_timeout(Some(left_until(deadline)))?;
         let named = redis::cmd("CLIENT")

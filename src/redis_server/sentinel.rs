@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use redis::io::tcp::TcpSettings;
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsMode};
 
+use super::within;
 use crate::settings::Master;
 
 /// The sentinels of one master.
@@ -83,9 +84,7 @@ impl Sentinels {
             let settings = info.redis_settings().clone().set_skip_set_lib_name();
             let info = info.clone().set_tcp_settings(self.tcp.clone());
             let client = Client::open(info.set_redis_settings(settings))?;
-            // A limit of nothing would be taken for none.
-            let limit = limit.max(Duration::from_millis(1));
-            let mut connection = client.get_connection_with_timeout(limit)?;
+            let mut connection = within::connect(client, deadline)?;
             let left = deadline.saturating_duration_since(Instant::now());
             connection.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             redis::cmd("SENTINEL")

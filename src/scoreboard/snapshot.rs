@@ -196,6 +196,11 @@ pub struct LaneView {
 }
 
 impl SlotView {
+    /// Vcons that came to their end here, halted ones among them.
+    pub fn done(&self) -> u64 {
+        self.finished.saturating_add(self.halted)
+    }
+
     pub(super) fn read(words: &Words<'_>, lanes: usize) -> Self {
         let place = PlaceView::read(words);
         let generation = place.as_ref().map(|place| place.generation);

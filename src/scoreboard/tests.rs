@@ -385,3 +385,13 @@ fn meters_have_room_in_the_file_before_anyone_writes_to_them() {
         assert_eq!(data, Ok(start as i64), "series {series}");
     }
 }
+
+#[test]
+fn counters_that_make_no_sense_bring_nobody_down() {
+    let slot = SlotView {
+        finished: u64::MAX,
+        halted: 1,
+        ..SlotView::default()
+    };
+    assert_eq!(slot.done(), u64::MAX);
+}

@@ -37,7 +37,7 @@ pub(super) fn log_all(supervisor: &Supervisor) {
             Some(_) => format!(
                 ": {}; done {}, failed {}",
                 doing(&view),
-                view.finished + view.halted,
+                view.done(),
                 view.failed
             ),
             None => String::new(),
@@ -67,12 +67,12 @@ fn in_hand(lane: &LaneView) -> String {
 
 /// A line for `systemctl status` and for the log.
 fn summary(supervisor: &Supervisor) -> String {
-    let (mut busy, mut done, mut failed) = (0, 0, 0);
+    let (mut busy, mut done, mut failed) = (0, 0_u64, 0_u64);
     for slot in supervisor.workers().filter_map(|place| place.post.slot()) {
         let view = supervisor.board.slot(slot);
-        busy += view.worker.map_or(0, |worker| worker.lanes.len());
-        done += view.finished + view.halted;
-        failed += view.failed;
+        busy += view.worker.as_ref().map_or(0, |worker| worker.lanes.len());
+        done = done.saturating_add(view.done());
+        failed = failed.saturating_add(view.failed);
     }
     let (ready, wanted) = (supervisor.ready_workers(), supervisor.wanted);
     format!(

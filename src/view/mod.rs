@@ -181,7 +181,7 @@ impl Worker {
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: lanes.iter().map(|lane| Lane::new(lane, now)).collect(),
-            done: slot.finished + slot.halted,
+            done: slot.done(),
             halted: slot.halted,
             failed: slot.failed,
             returned: slot.returned,

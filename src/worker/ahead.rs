@@ -47,9 +47,11 @@ impl<'a> Ahead<'a> {
         self.sent = true;
     }
 
-    /// It is answered, or known not to have been heeded.
+    /// The finish that it went with is answered. Where it has no answer of its own, the claim that
+    /// was to be finished was handed over again; or, where somebody took that claim from us in
+    /// between, another one.
     pub fn note_answer(&mut self, answer: Option<Result<Claimed, QueueError>>) {
-        self.sent = false;
+        self.sent = answer.is_none();
         self.answer = answer;
     }
 
@@ -61,5 +63,26 @@ impl<'a> Ahead<'a> {
     /// What the server has answered.
     pub fn into_answer(self) -> Option<Result<Claimed, QueueError>> {
         self.answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_answer_something_may_be_claimed_that_is_not_known() {
+        let mut ahead = Ahead::new(&[], 0);
+        assert!(!ahead.is_unsure());
+        ahead.note_sent();
+        assert!(ahead.is_unsure());
+        ahead.note_answer(None);
+        assert!(ahead.is_unsure());
+        let nothing = Claimed {
+            work: None,
+            fault: None,
+        };
+        ahead.note_answer(Some(Ok(nothing)));
+        assert!(!ahead.is_unsure());
     }
 }

@@ -46,12 +46,7 @@ impl Meters {
     /// Counts a vCon that went to the dead letter queue for the workers that died on it.
     pub fn count_poison(&self, config: &Config, claim: &Recovered) {
         let mut chains = config.chains.iter();
-        let served = |chain: &&Chain| {
-            chain
-                .ingress_lists
-                .iter()
-                .any(|list| list.as_str() == claim.list)
-        };
+        let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
         if let Some(chain) = chains.find(served) {
             let meter = self.chain(&chain.name);
             meter.count(Event::Failed);

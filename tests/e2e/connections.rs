@@ -1,8 +1,10 @@
 //! The ways to Redis that `REDIS_URL` can name.
 
+use std::fs;
+
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, REDIS_PASSWORD, REDIS_USER, Redis, Sample, chain, fresh, submit,
-    wait_until,
+    Conserver, Ledger, Monitor, PATIENCE, REDIS_PASSWORD, REDIS_USER, Redis, Sample, chain, fresh,
+    preload, submit, wait_until,
 };
 
 fn works(redis: &Redis, conserver: Conserver) {
@@ -84,5 +86,60 @@ fn another_database() {
         || redis.ask_in::<Vec<String>>(3, &["LRANGE", "done", "0", "-1"]) == [sample.id.as_str()];
     wait_until("it is done in that database", PATIENCE, done);
     assert_eq!(redis.keys("*"), Vec::<String>::new());
+    daemon.stop();
+}
+
+/// The name `redis.example` is this machine's, and is not looked up while there is a file `hang`.
+const LOOKUP: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <netdb.h>
+    #include <string.h>
+    #include <unistd.h>
+    int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
+                    struct addrinfo **found) {
+        static int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+        if (!next) next = dlsym(RTLD_NEXT, "getaddrinfo");
+        if (!name || strcmp(name, "redis.example") != 0) return next(name, service, hints, found);
+        while (access("hang", F_OK) == 0) usleep(20000);
+        return next("127.0.0.1", service, hints, found);
+    }"#;
+
+#[test]
+fn a_name_that_is_not_looked_up_is_a_redis_that_is_away() {
+    let (redis, monitor) = (Redis::plain(), Monitor::at_a_port());
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env(
+            "REDIS_URL",
+            format!("redis://redis.example:{}", redis.port()),
+        )
+        .env("CONSERVER_HTTP", monitor.setting());
+    let library = preload(conserver.folder(), LOOKUP);
+    let hang = conserver.folder().join("hang");
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+    monitor.wait_for("/readyz", 200);
+    fs::write(&hang, "").expect("a file");
+    redis.kill9();
+    // First the connection from before breaks off, then there is no other.
+    wait_until("the status has it", PATIENCE, || {
+        let answer = monitor.get("/status");
+        answer.status == 200
+            && answer.json()["queues"]["error"]
+                .as_str()
+                .is_some_and(|error| error.contains("no connection in time"))
+    });
+    let metrics = monitor.get("/metrics");
+    assert!(
+        metrics.body.contains("\nconserver_redis_up 0\n"),
+        "{metrics:?}"
+    );
+    redis.start();
+    assert_eq!(monitor.get("/readyz").status, 503);
+    fs::remove_file(&hang).expect("a file");
+    monitor.wait_for("/readyz", 200);
+    let samples = fresh(3);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
     daemon.stop();
 }

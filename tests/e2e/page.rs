@@ -359,5 +359,28 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
     let again = daemon.conserver().launch_again();
     page.wait_until("that somebody answers", || page.text("gone").is_empty());
     assert_eq!(page.number("done"), Some(0));
+    begins_anew_with_each_daemon(&page);
     again.stop();
+}
+
+/// Readings of another daemon are not held against those of the former, even where it has the same
+/// PID and is older by now than the former was.
+fn begins_anew_with_each_daemon(page: &Page) {
+    let known = "
+        const reading = (pid, uptime_seconds, done, failed) => remember({
+            pid, uptime_seconds, chains: [{ name: 'main', done, failed }], links: [], storages: [], workers: [],
+        });
+        const before = samples, known = (...last) => {
+            samples = [];
+            reading(1, 10, 5, 5);
+            reading(...last);
+            return samples.length;
+        };
+        const found = [
+            known(1, 12, 6, 5), known(1, 10, 5, 5), known(2, 12, 6, 5), known(1, 9, 6, 5),
+            known(1, 12, 4, 5), known(1, 12, 6, 0),
+        ];
+        samples = before;
+        return found";
+    assert_eq!(page.run(known), json!([2, 1, 1, 1, 1, 1]));
 }

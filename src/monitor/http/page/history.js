@@ -14,10 +14,9 @@ function through(figures) {
 // Takes note of a reading. One that was there before, answered again, is none.
 function remember(status) {
   const last = samples.at(-1);
-  if (last && (last.pid !== status.pid || status.uptime_seconds < last.at)) samples = [];
-  else if (last && last.at === status.uptime_seconds) return;
+  if (last && last.pid === status.pid && last.at === status.uptime_seconds) return;
   const all = [["chain", status.chains], ["link", status.links], ["storage", status.storages]];
-  samples.push({
+  const sample = {
     pid: status.pid,
     at: status.uptime_seconds,
     done: sum(status.chains.map(through)),
@@ -25,11 +24,20 @@ function remember(status) {
     cpu: new Map(status.workers.map((worker) => [worker.worker, worker.cpu_seconds])),
     figures: new Map(all.flatMap(([kind, list]) => list.map((it) => [`${kind} ${it.name}`, it]))),
     lengths: new Map(lists(status.queues).map(({ key, length }) => [key, length])),
-  });
+  };
+  if (last && !goesOn(last, sample)) samples = [];
+  samples.push(sample);
   while (samples.length > 2 && samples[1].at <= status.uptime_seconds - KEPT) samples.shift();
   // Only the lines of the last minutes go farther back.
   const first = samples.indexOf(before(RECENT));
   for (const sample of samples.slice(0, first)) sample.figures = sample.cpu = new Map();
+}
+
+// Whether it is the same daemon that goes on counting. In a container the next one has the same PID,
+// and may be older by now than the former was when somebody last looked.
+function goesOn(last, next) {
+  const isYounger = next.at < last.at || next.done < last.done || next.failed < last.failed;
+  return next.pid === last.pid && !isYounger;
 }
 
 // The last reading that is at least so many seconds old; else the first there is.
