@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
+use conserver::procfs::proportional_set_size;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -34,6 +35,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         "of it in the kernel",
         "round trips to Redis",
         "system calls",
+        "PSS afterwards, MB",
     ]);
     report.begin("costs");
     for case in CASES {
@@ -53,10 +55,12 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
             cost.calls
                 .as_ref()
                 .map_or_else(Clone::clone, |calls| format!("{calls:.1}")),
+            format!("{:.1}", cost.memory),
         ]);
         report.add(
             "costs",
-            json!({"storages": case.name, "cpu": cost.cpu, "round_trips": cost.round_trips, "calls": cost.calls.ok()}),
+            json!({"storages": case.name, "cpu": cost.cpu, "round_trips": cost.round_trips, "calls": cost.calls.ok(),
+                "memory": cost.memory}),
         );
     }
     let remark = "one worker with one lane, while its list holds work; round trips as Redis counts them \
@@ -71,6 +75,8 @@ struct Cost {
     round_trips: f64,
     /// Or why they were not counted.
     calls: Result<f64, String>,
+    /// The worker's, in megabytes, once it has nothing to do any more.
+    memory: f64,
 }
 
 fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Cost {
@@ -101,6 +107,7 @@ fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Co
         kernel: (kernel_seconds(worker) - kernel) / used,
         round_trips: (self::reads(&servers.redis) - reads) * each,
         calls: calls.map(|calls| calls * each),
+        memory: proportional_set_size(worker).unwrap_or(0) as f64 / 1e6,
     };
     ours::stop(servers, daemon);
     cost

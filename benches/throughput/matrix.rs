@@ -99,13 +99,14 @@ fn rates(
         servers,
         document: &document,
         window: effort.window,
+        way: None,
         known: BTreeMap::new(),
         medians: BTreeMap::new(),
     };
     for round in 1..=effort.rounds {
         // Interleaved, so that a busy moment of the machine does not fall on one case alone.
-        floors.known.clear();
         for row in &mut rows {
+            floors.follow(row.way);
             let floor = floors.of(&row.case, row.way.workers * row.way.lanes);
             // Ten for each lane at least, so that their ends do not count.
             let lanes = row.way.workers * row.way.lanes;
@@ -129,18 +130,29 @@ fn rates(
     show(report, section, title, &rows, effort.rounds, &floors);
 }
 
-/// The floors of one round, each measured when it is first needed.
+/// The floors of one round, each measured when it is first needed beside others of its shape.
 struct Floors<'a> {
     servers: &'a Servers,
     document: &'a Document,
     window: f64,
-    /// Of this round, by the case that is measured for it and its connections.
+    /// The workers and lanes they were measured beside.
+    way: Option<(usize, usize)>,
+    /// Those of now, by the case that is measured for it and its connections.
     known: BTreeMap<(&'static str, usize), f64>,
     /// Of all rounds.
     medians: BTreeMap<(&'static str, usize), Vec<f64>>,
 }
 
 impl Floors<'_> {
+    /// Forgets those of another shape: they are too long ago.
+    fn follow(&mut self, way: Way<'_>) {
+        let way = Some((way.workers, way.lanes));
+        if self.way != way {
+            self.way = way;
+            self.known.clear();
+        }
+    }
+
     /// At once: the slowest storage's; one after the other: that of the sum.
     fn of(&mut self, case: &Case, connections: usize) -> f64 {
         if case.parallel {
