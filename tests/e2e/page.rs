@@ -197,7 +197,11 @@ fn the_page_shows_what_the_status_says_and_moves() {
 fn may_ask_nobody_else(page: &Page) {
     let asked = "return fetch('http://localhost:9/').then(() => 'allowed', (error) => error.name)";
     assert_eq!(page.run(asked), "TypeError");
-    let complaints = page.browser.complaints();
+    let mut complaints = Vec::new();
+    wait_until("the browser complains", PATIENCE, || {
+        complaints.extend(page.browser.complaints());
+        !complaints.is_empty()
+    });
     assert!(
         complaints[0].contains("Content Security Policy"),
         "{complaints:?}"
