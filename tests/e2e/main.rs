@@ -36,6 +36,7 @@ mod elasticsearch;
 mod elasticsearch_faults;
 mod everything;
 mod failover;
+mod figures;
 mod get_delete;
 mod harness;
 mod holds;

@@ -197,7 +197,11 @@ fn the_page_shows_what_the_status_says_and_moves() {
 fn may_ask_nobody_else(page: &Page) {
     let asked = "return fetch('http://localhost:9/').then(() => 'allowed', (error) => error.name)";
     assert_eq!(page.run(asked), "TypeError");
-    let complaints = page.browser.complaints();
+    let mut complaints = Vec::new();
+    wait_until("the browser complains", PATIENCE, || {
+        complaints.extend(page.browser.complaints());
+        !complaints.is_empty()
+    });
     assert!(
         complaints[0].contains("Content Security Policy"),
         "{complaints:?}"
@@ -328,22 +332,26 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
     page.wait_until("that all is well", || {
         page.text("state") == "running, 1 of 1 workers ready"
     });
-    assert_eq!(page.text("holds"), "");
+    assert_eq!(page.text("troubles"), "");
 
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     page.wait_until("what is on hold", || {
-        let held = page.text("holds");
+        let held = page.text("troubles");
         held.contains("storage files is away (workers 1); waiting: chain main")
             && page.text("state").ends_with(", 1 on hold")
     });
     fs::remove_file(&path).expect("a file");
-    page.wait_until("no hold any more", || page.text("holds").is_empty());
+    page.wait_until("no hold any more", || page.text("troubles").is_empty());
 
     redis.kill9();
     page.wait_until("that the lists are not known", || {
         page.text("no-queues")
             .starts_with("The lengths are not known: ")
+    });
+    page.wait_until("that Redis is away", || {
+        page.text("troubles")
+            .starts_with("Redis has been away for ")
     });
     assert_eq!(page.text("waiting"), "–");
     assert_eq!(page.row("workers", "1")[1], "idle");

@@ -21,7 +21,8 @@ pub(super) fn text(view: &View) -> String {
         workers(view),
     );
     if let Some(seconds) = view.redis_away_seconds {
-        text += &format!("\nRedis has been away for {}", duration(seconds));
+        text.push('\n');
+        text.push_str(&redis_away(seconds));
     }
     for hold in &view.holds {
         text.push('\n');
@@ -35,6 +36,10 @@ pub(super) fn text(view: &View) -> String {
         text.push_str(&queue_table(queues));
     }
     text
+}
+
+pub(in crate::cli) fn redis_away(seconds: f64) -> String {
+    format!("Redis has been away for {}", duration(seconds))
 }
 
 /// `On hold for 12 s: storage pg is away (workers 1, 2), chain main waits`

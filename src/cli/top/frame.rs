@@ -5,7 +5,7 @@ use chrono::Local;
 use super::history::History;
 use super::screen::{Line, Look, Size};
 use super::section::{Column, Row, Section, Side, Weight, cut, share};
-use crate::cli::status::{duration, megabytes, on_hold, rate, state};
+use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state};
 use crate::view::{Figures, Queues, View, Worker};
 
 /// The most holds that are told one by one.
@@ -22,7 +22,7 @@ pub(super) fn lines(history: &History, fault: Option<&str>, (width, height): Siz
         let why = fault.lines().next().unwrap_or(fault);
         lines.push(alarm(format!("Nothing new, trying again: {why}")));
     }
-    lines.extend(holds(view));
+    lines.extend(troubles(view));
     let queues = view.queues.as_ref();
     if let Some(error) = queues.and_then(|queues| queues.error.as_ref()) {
         lines.push(alarm(format!("The lists are not known: {error}")));
@@ -60,7 +60,8 @@ fn alarm(text: String) -> Line {
 
 fn title(view: &View, width: usize) -> Line {
     let (ready, wanted) = (view.workers_ready, view.workers_wanted);
-    let is_good = view.state == "running" && ready as u64 == wanted && view.holds.is_empty();
+    let is_calm = view.holds.is_empty() && view.redis_away_seconds.is_none();
+    let is_good = view.state == "running" && ready as u64 == wanted && is_calm;
     let (instance, state, up) = (&view.instance, &view.state, duration(view.uptime_seconds));
     let left = format!("{instance}: {state}, {ready} of {wanted} workers ready, up {up}");
     let right = format!("{}  q: end", Local::now().format("%H:%M:%S"));
@@ -89,9 +90,10 @@ fn totals(history: &History, view: &View) -> Line {
     ))
 }
 
-fn holds(view: &View) -> Vec<Line> {
-    let told = view.holds.iter().take(HOLDS).map(on_hold).map(alarm);
-    let mut lines: Vec<Line> = told.collect();
+fn troubles(view: &View) -> Vec<Line> {
+    let away = view.redis_away_seconds.map(redis_away);
+    let holds = view.holds.iter().take(HOLDS).map(on_hold);
+    let mut lines: Vec<Line> = away.into_iter().chain(holds).map(alarm).collect();
     if view.holds.len() > HOLDS {
         let more = view.holds.len() - HOLDS;
         lines.push(alarm(format!("… and {more} more are away")));

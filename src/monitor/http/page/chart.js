@@ -2,10 +2,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// 1, 2 or 5 with noughts: a height that reads well.
+// One digit with noughts: a height that reads well.
 function roundUp(n) {
   const power = 10 ** Math.floor(Math.log10(n));
-  return [1, 2, 5, 10].map((step) => step * power).find((height) => height >= n);
+  return [1, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((height) => height >= n);
 }
 
 // How far back lines go: as long as somebody has looked, a minute at least.

@@ -17,7 +17,8 @@ async function poll() {
   } catch (error) {
     failures += 1;
     const since = answered ? `since ${clock(answered)}` : "so far";
-    tellGone(`No answer ${since} (${error.message}). ${answered ? "The figures below are from then. " : ""}Trying again.`);
+    const then = answered ? " The figures below are from then." : "";
+    tellGone(`No answer ${since} (${error.message}).${then} Trying again.`);
   }
   isAsking = false;
   const pause = failures ? Math.min(EVERY * 2 ** (failures - 1), SLOWEST) : EVERY;

@@ -17,7 +17,7 @@ const sparks = new Map();
 function show(status) {
   remember(status);
   showState(status);
-  showHolds(status.holds);
+  showTroubles(status);
   showTiles(status);
   drawChart();
   showWorkers(status);
@@ -35,7 +35,8 @@ function put(id, text, unit) {
 
 function showState(status) {
   const { instance, state, version, start_method, uptime_seconds, workers_ready, workers_wanted } = status;
-  const isGood = state === "running" && workers_ready === workers_wanted && status.holds.length === 0;
+  const isCalm = status.holds.length === 0 && status.redis_away_seconds === null;
+  const isGood = state === "running" && workers_ready === workers_wanted && isCalm;
   put("instance", instance);
   const since = duration(uptime_seconds);
   put("about", `conserver ${version}, up ${since}, PID ${status.pid}, start method ${start_method}`);
@@ -45,12 +46,13 @@ function showState(status) {
   document.title = `${isGood ? "" : "⚠ "}${instance}: ${state}`;
 }
 
-function showHolds(holds) {
-  const section = document.getElementById("holds"), list = section.firstElementChild;
+function showTroubles({ holds, redis_away_seconds }) {
+  const section = document.getElementById("troubles"), list = section.firstElementChild;
   const lines = holds.map(({ stage, chains, workers, seconds }) => {
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
     return `On hold for ${duration(seconds)}: ${stage} is away (workers ${workers.join(", ")})${waits}`;
   });
+  if (redis_away_seconds !== null) lines.unshift(`Redis has been away for ${duration(redis_away_seconds)}`);
   section.hidden = lines.length === 0;
   while (list.children.length > lines.length) list.lastElementChild.remove();
   lines.forEach((line, i) => setText(list.children[i] ?? list.appendChild(element("li")), line));
