@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
 use super::shown::say;
@@ -16,8 +17,22 @@ use crate::settings::Settings;
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Checks everything and prints what it found.
-pub fn run(settings: &Settings) -> Exit {
+/// What to check.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Check the settings and config.yml alone; connect to nothing
+    #[arg(long)]
+    offline: bool,
+}
+
+impl Check {
+    /// Checks everything that is to be checked, and prints what it found.
+    pub fn run(&self, settings: &Settings) -> Exit {
+        check(settings, self.offline)
+    }
+}
+
+fn check(settings: &Settings, offline: bool) -> Exit {
     let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
         Err(errors) => {
@@ -46,14 +61,16 @@ pub fn run(settings: &Settings) -> Exit {
         };
         Row::fine(&name, format!("{state}from {}", lists.join(", ")))
     }));
-    let address = settings.http.clone();
-    let http = Probe::start("HTTP of the monitor".to_owned(), move || {
-        monitor::http::check(&address)
-    });
-    let mut probes = start_probes(settings, &config);
-    probes.insert(0, http);
-    let deadline = Instant::now() + LIMIT;
-    rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
+    if !offline {
+        let address = settings.http.clone();
+        let http = Probe::start("HTTP of the monitor".to_owned(), move || {
+            monitor::http::check(&address)
+        });
+        let mut probes = start_probes(settings, &config);
+        probes.insert(0, http);
+        let deadline = Instant::now() + LIMIT;
+        rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
+    }
 
     let mut table = Table::new();
     table.set_content_arrangement(ContentArrangement::Dynamic);

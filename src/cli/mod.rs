@@ -19,7 +19,7 @@ mod top;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -49,7 +49,7 @@ enum Command {
     ///
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong, 69 when a
     /// server cannot be reached.
-    Check,
+    Check(check::Check),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
@@ -113,6 +113,11 @@ enum Command {
     Warden,
 }
 
+/// The command line as clap describes it, for the manual and for completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Reads the command line and does what it says.
 pub fn main() -> Exit {
     sys::give_back_large_blocks();
@@ -143,7 +148,7 @@ pub fn main() -> Exit {
     };
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
-        Some(Command::Check) => check::run(&settings),
+        Some(Command::Check(check)) => check.run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),

@@ -22,7 +22,7 @@ type Address = std::os::unix::net::SocketAddr;
 pub(super) enum Tell<'a> {
     /// Every worker is ready; also after a reload.
     Ready,
-    /// The start takes longer: so much more time, please.
+    /// The start, the reload or the end takes longer: so much more time, please.
     Extend(Duration),
     /// The configuration is being read again.
     Reloading,

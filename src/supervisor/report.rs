@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::Supervisor;
 use super::deaths::suspects;
 use super::health::{Health, judge, next_deadline};
 use super::notify::Tell;
 use super::place::{Phase, Post, State};
+use super::{DaemonPhase, Supervisor};
 use crate::logging;
 use crate::procfs;
 use crate::queue::Blame;
@@ -102,7 +102,8 @@ impl Supervisor {
         if all_answer {
             self.notify.tell(Tell::Alive);
         }
-        if !self.up && self.stop.is_none() {
+        // The supervisor has deadlines of its own for all of these.
+        if !self.up || self.phase != DaemonPhase::Running {
             self.notify.tell(Tell::Extend(self.watch.interval() * 4));
         }
         let summary = summary(self);

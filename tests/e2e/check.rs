@@ -44,6 +44,37 @@ fn it_names_a_redis_that_is_down() {
 }
 
 #[test]
+fn offline_it_looks_at_settings_and_configuration_alone() {
+    let storage = serde_json::json!({"module": "storage.file", "options": {"path": "/proc/vcons"}});
+    let conserver = Conserver::without_redis()
+        .env("REDIS_URL", "redis://127.0.0.1:1")
+        .config(&chain(&[], &[("files", storage)]));
+    let finished = conserver.run(&["check", "--offline"]);
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    assert!(
+        finished.stdout.contains("chain main"),
+        "{}",
+        finished.stdout
+    );
+
+    let conserver = conserver.env("CONSERVER_WORKERS", "many");
+    let finished = conserver.run(&["check", "--offline"]);
+    assert_eq!(finished.code, 78, "{}", finished.output());
+    assert!(finished.stderr.contains("CONSERVER_WORKERS"));
+
+    let conserver = conserver
+        .env("CONSERVER_WORKERS", "1")
+        .config_text("chains: 1");
+    let finished = conserver.run(&["check", "--offline"]);
+    assert_eq!(finished.code, 78, "{}", finished.output());
+    assert!(
+        finished.stderr.contains("config.yml:1"),
+        "{}",
+        finished.stderr
+    );
+}
+
+#[test]
 fn it_names_a_postgres_that_is_down() {
     let (redis, server) = (Redis::plain(), Postgres::own());
     let storage = server.new_database().storage();

@@ -8,7 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Conserver, Daemon, PATIENCE, Redis, chain};
+use crate::harness::{
+    Conserver, Daemon, PATIENCE, Programs, Redis, chain, exec, fresh, submit, wait_until,
+};
 
 /// The service manager's end.
 struct Manager {
@@ -86,6 +88,45 @@ fn the_manager_hears_of_start_reload_and_stop() {
     daemon.terminate();
     manager.wait_for("STOPPING=1");
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
+}
+
+#[test]
+fn more_time_is_asked_for_while_workers_drain() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let door = programs.folder().join("door");
+    let text = "echo begun >&2; until [ -e \"$DOOR\" ]; do sleep 0.02; done";
+    let slow = exec(&json!({"command": [programs.shell("slow", text)], "env": {"DOOR": door}}));
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[("slow", slow)], &[]))
+        .env("LOG_LEVEL", "DEBUG");
+    let (mut manager, conserver) = Manager::of(conserver);
+    let mut daemon = launch(conserver);
+    manager.wait_for("READY=1");
+    submit(&redis, "default", &fresh(1));
+    daemon.wait_for_log("begun", PATIENCE);
+    // Also what was still on its way when it was ready.
+    manager.wait_for("STATUS=running: 2 of 2 workers ready, 1 vCons in work");
+    manager.forget();
+    manager.wait_for("STATUS=running");
+    assert!(!manager.has("EXTEND_TIMEOUT_USEC="), "{:?}", manager.told);
+
+    daemon.signal(Signal::SIGHUP);
+    manager.wait_for("RELOADING=1");
+    manager.forget();
+    manager.wait_for("STATUS=reloading");
+    manager.wait_for("EXTEND_TIMEOUT_USEC=");
+
+    daemon.terminate();
+    manager.wait_for("STOPPING=1");
+    manager.forget();
+    manager.wait_for("STATUS=stopping");
+    manager.wait_for("EXTEND_TIMEOUT_USEC=");
+    std::fs::write(&door, "").expect("a file");
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    wait_until("it is finished", PATIENCE, || {
+        redis.keys("conserver:claims:*").is_empty()
+    });
+    assert_eq!(redis.length("default"), 0);
 }
 
 #[test]
