@@ -107,12 +107,13 @@ fn top_leaves_the_terminal_as_it_was_however_it_ends() {
     let (redis, hook) = (Redis::plain(), slow_server());
     let daemon = daemon(&redis, &hook);
     type End<'a> = &'a dyn Fn(&Terminal);
-    let ends: [(&str, End<'_>); 5] = [
+    let ends: [(&str, End<'_>); 6] = [
         ("q", &|terminal| terminal.type_keys(b"q")),
         ("Esc", &|terminal| terminal.type_keys(b"\x1b")),
         ("Ctrl-C", &|terminal| terminal.type_keys(b"\x03")),
         ("SIGTERM", &|terminal| terminal.signal(Signal::SIGTERM)),
         ("SIGINT", &|terminal| terminal.signal(Signal::SIGINT)),
+        ("SIGHUP", &|terminal| terminal.signal(Signal::SIGHUP)),
     ];
     for (name, end) in ends {
         let mut terminal = Terminal::run(daemon.conserver(), &["top"], USUAL);
@@ -132,6 +133,17 @@ fn top_leaves_the_terminal_as_it_was_however_it_ends() {
         assert_eq!(after.input_flags, before.input_flags, "{name}");
         assert_eq!(after.output_flags, before.output_flags, "{name}");
     }
+    daemon.stop();
+}
+
+#[test]
+fn top_ends_with_its_terminal() {
+    let (redis, hook) = (Redis::plain(), slow_server());
+    let daemon = daemon(&redis, &hook);
+    let mut terminal = Terminal::run(daemon.conserver(), &["top"], USUAL);
+    terminal.wait_for(&["here: running"]);
+    terminal.hang_up();
+    assert_eq!(terminal.wait_exit(), 0);
     daemon.stop();
 }
 

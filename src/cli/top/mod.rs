@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
+use nix::errno::Errno;
 
 use self::history::History;
 use self::screen::{Screen, Wake, Waker};
@@ -56,6 +57,8 @@ impl Top {
         };
         match self.show(source, first) {
             Ok(()) => Exit::Ok,
+            // The terminal is gone, and nobody is left to be told.
+            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Exit::Ok,
             Err(error) => {
                 eprintln!("the terminal could not be used: {error}");
                 Exit::Internal

@@ -82,6 +82,8 @@ impl Screen {
         waker.set_nonblocking(true)?;
         let ended = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT, SIGHUP] {
+            // The second ends it, where the terminal takes nothing more and holds up the frame.
+            flag::register_conditional_default(signal, Arc::clone(&ended))?;
             flag::register(signal, Arc::clone(&ended))?;
         }
         for signal in [SIGTERM, SIGINT, SIGHUP, SIGWINCH] {

@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -18,7 +22,9 @@ use super::{Conserver, PATIENCE, children_of, program, wait_until};
 
 /// A terminal with a command in it, and what stands on its screen.
 pub struct Terminal {
-    master: File,
+    master: Option<File>,
+    reader: Option<JoinHandle<()>>,
+    hung_up: Arc<AtomicBool>,
     screen: Arc<Mutex<Parser>>,
     name: PathBuf,
     /// `setsid`, whose child the command is.
@@ -35,6 +41,10 @@ impl Terminal {
             ws_ypixel: 0,
         };
         let terminal = openpty(&size, None).expect("a terminal");
+        // A process that has our side too would keep its own terminal from going away.
+        for side in [&terminal.master, &terminal.slave] {
+            fcntl(side, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a descriptor");
+        }
         let name = ttyname(&terminal.slave).expect("a terminal");
         let ours = conserver.again().program(program("setsid", &[]));
         let mut line = vec!["--ctty", "--wait", env!("CARGO_BIN_EXE_conserver")];
@@ -47,20 +57,14 @@ impl Terminal {
         let child = command.spawn().expect("the program");
         let master = File::from(terminal.master);
         let screen = Arc::new(Mutex::new(Parser::new(whole(rows), whole(columns), 0)));
-        let (mut output, shown) = (
-            master.try_clone().expect("a descriptor"),
-            Arc::clone(&screen),
-        );
-        // Ends with the last process that has the terminal.
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = output.read(&mut bytes) {
-                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-                shown.process(&bytes[..count]);
-            }
-        });
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let output = master.try_clone().expect("a descriptor");
+        let (shown, ends) = (Arc::clone(&screen), Arc::clone(&hung_up));
+        let reader = thread::spawn(move || read(output, &shown, &ends));
         Self {
-            master,
+            master: Some(master),
+            reader: Some(reader),
+            hung_up,
             screen,
             name,
             child,
@@ -93,9 +97,22 @@ impl Terminal {
         found
     }
 
+    fn master(&self) -> &File {
+        self.master.as_ref().expect("a terminal")
+    }
+
+    /// The terminal goes away, as when its window is closed.
+    pub fn hang_up(&mut self) {
+        self.hung_up.store(true, Ordering::Relaxed);
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("a thread");
+        }
+        self.master = None;
+    }
+
     /// Types something.
     pub fn type_keys(&self, keys: &[u8]) {
-        (&self.master).write_all(keys).expect("a terminal");
+        self.master().write_all(keys).expect("a terminal");
     }
 
     /// Gives the terminal another size, of which the system tells the command.
@@ -113,14 +130,18 @@ impl Terminal {
 
     /// How the terminal treats what is typed.
     pub fn modes(&self) -> Termios {
-        tcgetattr(&self.master).expect("a terminal")
+        tcgetattr(self.master()).expect("a terminal")
+    }
+
+    /// The command.
+    fn command(&self) -> Option<Pid> {
+        let children = children_of(self.child.id().cast_signed());
+        children.first().copied().map(Pid::from_raw)
     }
 
     /// Sends the command a signal.
     pub fn signal(&self, signal: Signal) {
-        for pid in children_of(self.child.id().cast_signed()) {
-            kill(Pid::from_raw(pid), signal).expect("it runs");
-        }
+        kill(self.command().expect("it runs"), signal).expect("it runs");
     }
 
     /// Waits for the end of the command; gives its exit code, -1 where a signal ended it.
@@ -134,13 +155,34 @@ impl Terminal {
     }
 }
 
+/// Puts what comes onto the screen, until nothing more can come.
+fn read(mut output: File, screen: &Mutex<Parser>, ends: &AtomicBool) {
+    let mut bytes = [0; 4096];
+    while !ends.load(Ordering::Relaxed) {
+        let mut source = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut source, 20_u8) == Ok(0) {
+            continue;
+        }
+        let Ok(count @ 1..) = output.read(&mut bytes) else {
+            return;
+        };
+        let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
+        screen.process(&bytes[..count]);
+    }
+}
+
 fn whole(size: u16) -> NonZeroU16 {
     NonZeroU16::new(size).expect("a size")
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
+        // The end of setsid alone would not be the command's.
+        if let Some(command) = self.command() {
+            let _ = kill(command, Signal::SIGKILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.hung_up.store(true, Ordering::Relaxed);
     }
 }
