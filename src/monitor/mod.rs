@@ -11,10 +11,12 @@ use std::time::Duration;
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::child::Child;
+use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, QueueError, Seat, Server};
+use crate::queue::{Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::scoreboard::Slot;
 use crate::settings::Settings;
-use crate::worker::report_recovered;
+use crate::worker::{count_poison, report_recovered};
 
 /// A command that takes longer than this has missed the monitor's time.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,7 +67,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     };
     loop {
         shows();
-        match beat(&mut queue, settings, &shows) {
+        match beat(&mut queue, settings, &shows, child.slot.as_ref()) {
             Ok(()) => {
                 shows_itself.store(true, Ordering::Relaxed);
                 shows_away(false);
@@ -88,11 +90,12 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         }
         let pause = settings.beat().min(settings.heartbeat_ttl / 3);
         if child.draining.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-            if let Err(error) = queue.release_lease() {
-                log::debug!("the lease will run out by itself: {error}");
-            }
+            // First: a server that hangs may keep us until we are killed.
             if let Some(http) = http.flatten() {
                 http.close();
+            }
+            if let Err(error) = queue.release_lease() {
+                log::debug!("the lease will run out by itself: {error}");
             }
             return Exit::Ok;
         }
@@ -101,13 +104,24 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
 
 /// Renews the lease, then sees to the instances that have let theirs run out; shows in between that
 /// the monitor is alive.
-fn beat(queue: &mut Queue, settings: &Settings, shows: &dyn Fn()) -> Result<(), QueueError> {
+fn beat(
+    queue: &mut Queue,
+    settings: &Settings,
+    shows: &dyn Fn(),
+    slot: Option<&Slot>,
+) -> Result<(), QueueError> {
     queue.take_lease()?;
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         shows();
         queue.take_lease()?;
         let (recovered, forgotten) = queue.recover_instance(instance, settings.max_deaths)?;
         recovered.iter().for_each(report_recovered);
+        if let Some(slot) = slot
+            && recovered.iter().any(Recovered::is_poison)
+            && let Ok(plan) = Plan::load(slot.config_path())
+        {
+            count_poison(slot, &plan.chains, &recovered);
+        }
         if forgotten || !recovered.is_empty() {
             let count = recovered.len();
             log::warn!(

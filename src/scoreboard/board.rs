@@ -25,6 +25,8 @@ pub struct Board {
     prepared: BTreeSet<usize>,
     /// The names of the series, as they are written.
     series: Vec<[u64; NAME]>,
+    /// How many bytes were left of the file when it was cut short, until it has been put right.
+    cut: Option<u64>,
     /// What the header holds.
     header: [u64; HEADER],
     owner: u32,
@@ -88,6 +90,7 @@ impl Board {
             lanes,
             prepared: BTreeSet::new(),
             series: Vec::new(),
+            cut: None,
             header: [0; HEADER],
             owner: std::process::id(),
         };
@@ -181,8 +184,7 @@ impl Board {
 
     /// Writes the names from this one on and makes room for their meters, then shows them.
     fn write_series(&mut self, first: usize) -> io::Result<()> {
-        let names: Vec<u64> = self.series[first..].iter().flatten().copied().collect();
-        self.write(layout::name_start(first, self.lanes), &names)?;
+        self.write_names(first)?;
         for number in &self.prepared {
             self.write_meters(*number, first)?;
         }
@@ -190,6 +192,11 @@ impl Board {
         self.write(header::SERIES, &[count])?;
         self.header[header::SERIES] = count;
         Ok(())
+    }
+
+    fn write_names(&self, first: usize) -> io::Result<()> {
+        let names: Vec<u64> = self.series[first..].iter().flatten().copied().collect();
+        self.write(layout::name_start(first, self.lanes), &names)
     }
 
     /// Makes sure that the meters of a slot, from this series on, take up room.
@@ -204,22 +211,41 @@ impl Board {
     }
 
     /// Puts a file right that someone has cut short: workers that wrote to what is missing would
-    /// be killed, and new ones refuse it.
+    /// be killed, and new ones refuse it. What is still there stays as it is. Where it fails, it is
+    /// to be tried again.
     pub fn mend(&mut self) -> Result<(), BoardError> {
         let path = self.id.path.clone();
         let system = |what| BoardError::system(what, &path);
         let length = (layout::total_words(self.lanes) * WORD) as u64;
-        if self.file.metadata().map_err(system("look at"))?.len() >= length {
-            return Ok(());
+        let found = self.file.metadata().map_err(system("look at"))?.len();
+        if found < length {
+            log::error!("the scoreboard was cut short by someone, and is put right");
+            // A mending before this one may have come to no end.
+            self.cut = Some(self.cut.map_or(found, |cut| cut.min(found)));
         }
-        log::error!("the scoreboard was cut short by someone, and is put right");
+        let Some(cut) = self.cut else {
+            return Ok(());
+        };
         self.file
             .set_len(length)
             .and_then(|()| self.write(0, &self.header))
-            .and_then(|()| self.write_series(0))
+            .and_then(|()| self.write_names(0))
+            .and_then(|()| self.fill_from(cut))
             .map_err(system("put right"))?;
-        for number in std::mem::take(&mut self.prepared) {
-            self.prepare(number)?;
+        self.cut = None;
+        Ok(())
+    }
+
+    /// Makes sure that what stood beyond so many bytes takes up room again.
+    fn fill_from(&self, cut: u64) -> io::Result<()> {
+        let is_cut = |end: usize| (end * WORD) as u64 > cut;
+        for number in self.prepared.iter().copied() {
+            if is_cut(layout::slot_start(number + 1, self.lanes)) {
+                self.write_slot(number)?;
+            }
+            if is_cut(layout::meter_start(number, self.series.len(), self.lanes)) {
+                self.write_meters(number, 0)?;
+            }
         }
         Ok(())
     }
@@ -228,12 +254,10 @@ impl Board {
     /// where the system has none left would be killed.
     pub fn prepare(&mut self, number: usize) -> Result<(), BoardError> {
         if self.prepared.insert(number) {
-            let zeros = vec![0; layout::slot_words(self.lanes)];
-            let start = layout::slot_start(number, self.lanes);
             let used = self.prepared.last().map_or(0, |last| *last as u64 + 1);
             self.header[header::USED] = used;
             let written = self
-                .write(start, &zeros)
+                .write_slot(number)
                 .and_then(|()| self.write_meters(number, 0))
                 .and_then(|()| self.write(header::USED, &[used]));
             if let Err(cause) = written {
@@ -242,6 +266,11 @@ impl Board {
             }
         }
         Ok(())
+    }
+
+    fn write_slot(&self, number: usize) -> io::Result<()> {
+        let zeros = vec![0; layout::slot_words(self.lanes)];
+        self.write(layout::slot_start(number, self.lanes), &zeros)
     }
 
     /// Shows a place; `None` where there is to be no worker any more.

@@ -1,7 +1,7 @@
 //! A reader's side: copies, in which only what makes sense counts.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -304,7 +304,23 @@ impl Snapshot {
     /// # Errors
     /// Where there is none, it is not a scoreboard, or its daemon has ended.
     pub fn take(path: &Path) -> Result<Self, BoardError> {
+        let mut this = Self::take_if(path, alive)?;
+        this.read_figures(path)?;
+        Ok(this)
+    }
+
+    /// The same without the figures, of which there are many.
+    pub fn glance(path: &Path) -> Result<Self, BoardError> {
         Self::take_if(path, alive)
+    }
+
+    fn read_figures(&mut self, path: &Path) -> Result<(), BoardError> {
+        let header = &self.header;
+        let system = |what| BoardError::system(what, path);
+        let file = open(path).map_err(system("open"))?;
+        self.series = figures::read(&file, header.lanes, header.used, header.series)
+            .map_err(system("read the figures in"))?;
+        Ok(())
     }
 
     fn take_if(
@@ -312,11 +328,7 @@ impl Snapshot {
         check: impl Fn(&File, &Path, i32) -> Result<(), BoardError>,
     ) -> Result<Self, BoardError> {
         let system = |what| BoardError::system(what, path);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(system("open"))?;
+        let mut file = open(path).map_err(system("open"))?;
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;
@@ -337,10 +349,8 @@ impl Snapshot {
             let start = number * layout::slot_words(header.lanes);
             SlotView::read(&words.from(start), header.lanes)
         };
-        let series = figures::read(&file, header.lanes, header.used, header.series)
-            .map_err(system("read the figures in"))?;
         Ok(Self {
-            series,
+            series: Vec::new(),
             config: config_path(path),
             taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
@@ -351,7 +361,9 @@ impl Snapshot {
     /// Reads a scoreboard of this very process, whose lock on it cannot be seen from here.
     #[cfg(test)]
     pub(super) fn take_own(path: &Path) -> Result<Self, BoardError> {
-        Self::take_if(path, |_, _, _| Ok(()))
+        let mut this = Self::take_if(path, |_, _, _| Ok(()))?;
+        this.read_figures(path)?;
+        Ok(this)
     }
 
     #[cfg(test)]
@@ -365,6 +377,13 @@ impl Snapshot {
         let slots = (0..header.used).map(slot).collect();
         Some((header, slots))
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
 }
 
 /// A daemon that is alive holds the lock on its scoreboard.

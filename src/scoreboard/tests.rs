@@ -395,3 +395,40 @@ fn counters_that_make_no_sense_bring_nobody_down() {
     };
     assert_eq!(slot.done(), u64::MAX);
 }
+
+#[test]
+fn mending_a_file_that_was_cut_leaves_alone_what_is_still_there() {
+    let (_folder, mut board) = board(1);
+    for number in [1, 2] {
+        board.prepare(number).unwrap();
+        board.set_place(number, Some(place(7)));
+    }
+    board.keep_figures_of(names().into_iter()).unwrap();
+    for number in [1, 2] {
+        let slot = Slot::attach(board.id(), number, 7).unwrap();
+        slot.count(Outcome::Finished);
+        slot.meter(SeriesKind::Chain, "main").count(Event::Done);
+    }
+    let file = fs::File::options()
+        .write(true)
+        .open(&board.id().path)
+        .unwrap();
+    let length = file.metadata().unwrap().len();
+    // In the midst of the second worker's meters.
+    file.set_len((layout::meter_start(2, 1, 1) * layout::WORD) as u64)
+        .unwrap();
+    board.mend().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), length);
+    let shown = Snapshot::take_own(&board.id().path).unwrap();
+    assert_eq!(shown.series.len(), 3);
+    assert_eq!(shown.series[0].count(Event::Done), 1);
+    assert!(shown.slots[2].worker.is_some());
+    assert_eq!((shown.slots[1].finished, shown.slots[2].finished), (1, 1));
+
+    file.set_len((layout::slot_start(2, 1) * layout::WORD) as u64)
+        .unwrap();
+    board.mend().unwrap();
+    let shown = Snapshot::take_own(&board.id().path).unwrap();
+    assert_eq!(shown.series[0].count(Event::Done), 0);
+    assert_eq!((shown.slots[1].finished, shown.slots[2].finished), (1, 0));
+}

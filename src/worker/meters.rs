@@ -43,21 +43,24 @@ impl Meters {
         self.storages.get(name).unwrap_or(Meter::SILENT)
     }
 
-    /// Counts a vCon that went to the dead letter queue for the workers that died on it.
-    pub fn count_poison(&self, config: &Config, claim: &Recovered) {
-        let mut chains = config.chains.iter();
-        let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
-        if let Some(chain) = chains.find(served) {
-            let meter = self.chain(&chain.name);
-            meter.count(Event::Failed);
-            meter.count(Event::DeadLettered);
-        }
-    }
-
     pub fn stage(&self, stage: &Stage) -> &Meter {
         match stage {
             Stage::Link(name) => self.link(name),
             Stage::Storage(name) => self.storage(name),
+        }
+    }
+}
+
+/// Counts the vCons that went to the dead letter queue for the workers that died on them, each for
+/// the chain it belongs to.
+pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
+    for claim in recovered.iter().filter(|claim| claim.is_poison()) {
+        slot.count_poison();
+        let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
+        if let Some(chain) = chains.iter().find(served) {
+            let meter = slot.meter(SeriesKind::Chain, &chain.name);
+            meter.count(Event::Failed);
+            meter.count(Event::DeadLettered);
         }
     }
 }

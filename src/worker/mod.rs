@@ -36,6 +36,7 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 pub use backoff::Backoff;
+pub use meters::count_poison;
 pub use recover::{report as report_recovered, run as recover};
 
 use crate::child::{Child, Leftover};
@@ -121,13 +122,9 @@ fn start_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let turn = Turn::idle(&draining, None);
-    let meters = Meters::of(&config, &slot);
     let tell = |claim: &Recovered| {
         recover::report(claim);
-        if claim.is_poison() {
-            slot.count_poison();
-            meters.count_poison(&config, claim);
-        }
+        count_poison(&slot, &config.chains, std::slice::from_ref(claim));
     };
     let recovered = household::beating(&slot, &settings, || {
         recover::recover(
