@@ -5,52 +5,24 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
-use std::sync::OnceLock;
-use std::thread;
+#[path = "shared/backend.rs"]
+mod backend;
+
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
-use conserver::failure::Failure;
-use conserver::storage::Storage;
 use conserver::storage::fanout::{Backend, save_all};
-use conserver::vcon::{Outgoing, VconId, Version};
+use conserver::vcon::Outgoing;
+
+use backend::Taking;
 
 /// How long each backend takes, in milliseconds.
 const TIMES: [u64; 3] = [100, 150, 100];
 
 const ROUNDS: usize = 5;
 
-/// A backend that takes its time.
-struct Slow(Duration);
-
-impl Storage for Slow {
-    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
-        thread::sleep(self.0);
-        Ok(())
-    }
-
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
-        Ok(None)
-    }
-
-    fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn probe(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-}
-
 fn main() {
-    let vcon = Outgoing {
-        id: VconId::random(),
-        json: "{}".to_owned().into(),
-        version: Version::Current,
-        created_at: None,
-        stand_in: OnceLock::new(),
-        subject: None,
-    };
+    let vcon = backend::vcon();
     let mut measured = [
         ("inline", false, Vec::new()),
         ("parallel", true, Vec::new()),
@@ -81,7 +53,7 @@ fn main() {
 
 /// How long one save takes, in milliseconds.
 fn save(vcon: &Outgoing, parallel: bool) -> f64 {
-    let mut storages = TIMES.map(|time| Slow(Duration::from_millis(time)));
+    let mut storages = TIMES.map(|time| Taking(Duration::from_millis(time)));
     let backends = storages.iter_mut().map(|storage| Backend {
         name: "slow",
         storage,

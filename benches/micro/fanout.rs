@@ -1,33 +1,12 @@
 //! What saving to several storages costs beside the storages' own work.
 
-use std::sync::OnceLock;
+use std::time::Duration;
 
-use conserver::failure::Failure;
 use conserver::storage::Storage;
 use conserver::storage::fanout::{Backend, save_all};
-use conserver::vcon::{Outgoing, VconId, Version};
 use divan::Bencher;
 
-/// A backend with nothing to do.
-struct Nothing;
-
-impl Storage for Nothing {
-    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
-        Ok(None)
-    }
-
-    fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn probe(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-}
+use crate::backend::{Taking, vcon};
 
 #[divan::bench(args = [1, 3, 6])]
 fn inline(bencher: Bencher<'_, '_>, storages: usize) {
@@ -40,16 +19,9 @@ fn parallel(bencher: Bencher<'_, '_>, storages: usize) {
 }
 
 fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
-    let vcon = Outgoing {
-        id: VconId::random(),
-        json: "{}".to_owned().into(),
-        version: Version::Current,
-        created_at: None,
-        stand_in: OnceLock::new(),
-        subject: None,
-    };
+    let vcon = vcon();
     bencher.bench_local(|| {
-        let mut storages: Vec<Nothing> = (0..storages).map(|_| Nothing).collect();
+        let mut storages: Vec<Taking> = (0..storages).map(|_| Taking(Duration::ZERO)).collect();
         let backend = |storage| Backend {
             name: "nothing",
             storage,

@@ -11,6 +11,8 @@
     unused_imports
 )]
 
+#[path = "../shared/backend.rs"]
+mod backend;
 #[path = "../throughput/document.rs"]
 mod document;
 #[path = "../../tests/e2e/harness/mod.rs"]

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::harness::{
-    Conserver, Daemon, Files, Ledger, Monitor, PATIENCE, Redis, chain, fresh, preload, submit,
-    wait_until,
+    Blocked, Conserver, Daemon, Files, Ledger, Monitor, PATIENCE, Redis, chain, fresh, preload,
+    submit, wait_until,
 };
 
 /// A daemon of two workers with a monitor at a port.
@@ -181,13 +181,10 @@ fn a_redis_that_is_away_makes_it_unready_and_not_unhealthy() {
 
 #[test]
 fn chains_on_hold_make_it_unready() {
-    let (redis, files) = (Redis::plain(), Files::new());
+    let (redis, blocked) = (Redis::plain(), Blocked::new());
     let monitor = Monitor::at_a_port();
-    let path = files.folder().join("missing");
-    fs::write(&path, "no folder").expect("a file");
-    let storage = json!({"module": "storage.file", "options": {"path": path}});
     let daemon = Conserver::with(&redis)
-        .config(&chain(&[], &[("files", storage)]))
+        .config(&chain(&[], &[blocked.storage()]))
         .env("CONSERVER_HTTP", monitor.setting())
         .env("CONSERVER_RETRY_ATTEMPTS", "1")
         .start();
@@ -200,7 +197,7 @@ fn chains_on_hold_make_it_unready() {
         "storage files is away: chains on hold: main\n"
     );
     assert_eq!(monitor.get("/healthz").status, 200);
-    fs::remove_file(&path).expect("a file");
+    blocked.free();
     monitor.wait_for("/readyz", 200);
     Ledger::of(&redis, &samples).settles();
     daemon.stop();

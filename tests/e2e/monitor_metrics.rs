@@ -8,8 +8,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Files, Format, Ledger, Monitor, PATIENCE, Redis, Scrape, chain, delay, fresh,
-    submit, wait_until,
+    Blocked, Conserver, Files, Format, Ledger, Monitor, PATIENCE, Redis, Scrape, chain, delay,
+    fresh, submit, wait_until,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -182,13 +182,10 @@ fn names_of_any_kind_can_be_read() {
 
 #[test]
 fn what_is_away_is_in_the_metrics() {
-    let (redis, folder) = (Redis::plain(), Files::new());
+    let (redis, blocked) = (Redis::plain(), Blocked::new());
     let monitor = Monitor::at_a_port();
-    let path = folder.folder().join("missing");
-    std::fs::write(&path, "no folder").expect("a file");
-    let storage = json!({"module": "storage.file", "options": {"path": path}});
     let daemon = Conserver::with(&redis)
-        .config(&chain(&[], &[("files", storage)]))
+        .config(&chain(&[], &[blocked.storage()]))
         .env("CONSERVER_HTTP", monitor.setting())
         .env("CONSERVER_RETRY_ATTEMPTS", "2")
         .start();

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Browser, Conserver, Daemon, Files, Ledger, Monitor, PATIENCE, Redis, Screen, Webhook, chain,
+    Blocked, Browser, Conserver, Daemon, Ledger, Monitor, PATIENCE, Redis, Screen, Webhook, chain,
     fresh, preload, submit, wait_until,
 };
 
@@ -318,12 +318,9 @@ fn same_estimates(page: &Page, daemon: &Daemon) {
 
 #[test]
 fn the_page_says_what_is_away_and_when_nobody_answers() {
-    let (redis, monitor, folder) = (Redis::plain(), Monitor::at_a_port(), Files::new());
-    let path = folder.folder().join("missing");
-    fs::write(&path, "no folder").expect("a file");
-    let storage = json!({"module": "storage.file", "options": {"path": path}});
+    let (redis, monitor, blocked) = (Redis::plain(), Monitor::at_a_port(), Blocked::new());
     let daemon = Conserver::with(&redis)
-        .config(&chain(&[], &[("files", storage)]))
+        .config(&chain(&[], &[blocked.storage()]))
         .env("CONSERVER_HTTP", monitor.setting())
         .env("CONSERVER_RETRY_ATTEMPTS", "1")
         .start();
@@ -341,7 +338,7 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
         held.contains("storage files is away (workers 1); waiting: chain main")
             && page.text("state").ends_with(", 1 on hold")
     });
-    fs::remove_file(&path).expect("a file");
+    blocked.free();
     page.wait_until("no hold any more", || page.text("troubles").is_empty());
 
     redis.kill9();

@@ -97,3 +97,32 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
         }
     }
 }
+
+/// A folder for `storage.file` that is away: a file is in its place.
+pub struct Blocked {
+    path: PathBuf,
+    _own: TempDir,
+}
+
+impl Blocked {
+    pub fn new() -> Self {
+        let own = private_folder();
+        let path = own.path().join("blocked");
+        fs::write(&path, "no folder").expect("a file");
+        Self { path, _own: own }
+    }
+
+    /// The storage as it stands in `config.yml`.
+    pub fn storage(&self) -> (&'static str, Value) {
+        let options = json!({"path": self.path});
+        (
+            "files",
+            json!({"module": "storage.file", "options": options}),
+        )
+    }
+
+    /// From now on it is there.
+    pub fn free(&self) {
+        fs::remove_file(&self.path).expect("a file");
+    }
+}

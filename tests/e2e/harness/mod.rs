@@ -48,7 +48,7 @@ pub use conserver::{Conserver, Finished};
 pub use daemon::Daemon;
 pub use disk::Disk;
 pub use elastic::Elastic;
-pub use files::Files;
+pub use files::{Blocked, Files};
 pub use ledger::Ledger;
 pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
