@@ -76,7 +76,10 @@ impl Servers {
         self.redis.ask::<()>(&["FLUSHALL", "SYNC"]);
         self.database.execute("TRUNCATE vcons");
         clear(self.folder());
-        clear(&self.s3.object(""));
+        // Beside the buckets, s3s-fs keeps a file for each object that there ever was.
+        let bucket = self.s3.object("");
+        clear(bucket.parent().expect("a folder"));
+        fs::create_dir(&bucket).expect("a folder");
     }
 
     /// Puts documents into Redis; no list names them yet.
@@ -105,6 +108,11 @@ impl Servers {
 fn clear(folder: &Path) {
     let entries = folder.read_dir().expect("a folder").flatten();
     for path in entries.map(|entry| entry.path()) {
-        fs::remove_dir_all(&path).expect("a folder");
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.expect("a file or folder");
     }
 }
