@@ -15,7 +15,7 @@ use super::harness::{Redis, wait_until};
 use super::ours::{self, Done, Way};
 use super::report::{Report, print, progress, table};
 use super::servers::Servers;
-use super::usage::cpu_seconds;
+use super::usage::{cpu_seconds, kernel_seconds};
 
 const CASES: [Case; 6] = [
     case::BARE,
@@ -129,17 +129,6 @@ fn reads(redis: &Redis) -> f64 {
         .find_map(|line| line.strip_prefix("total_reads_processed:"));
     line.and_then(|number| number.parse().ok())
         .expect("a Redis from 6.2 on")
-}
-
-fn kernel_seconds(pid: i32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks: f64 = fields
-        .split_whitespace()
-        .nth(12)
-        .and_then(|ticks| ticks.parse().ok())
-        .unwrap_or(0.0);
-    ticks / 100.0
 }
 
 /// Counts the system calls of a process, with perf.

@@ -9,13 +9,15 @@ use serde_json::Value;
 use super::report::last;
 
 const SIZE: (u32, u32) = (760, 420);
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
     RGBColor(255, 127, 14),
     RGBColor(44, 160, 44),
     RGBColor(214, 39, 40),
     RGBColor(148, 103, 189),
     RGBColor(140, 86, 75),
+    RGBColor(227, 119, 194),
+    RGBColor(127, 127, 127),
 ];
 
 /// One line: its name and its points.
@@ -157,7 +159,8 @@ impl Figure<'_> {
             .configure_mesh()
             .x_desc(self.x)
             .y_desc(self.y)
-            .light_line_style(RGBColor(235, 235, 235))
+            .max_light_lines(1)
+            .bold_line_style(RGBColor(230, 230, 230))
             .x_label_formatter(&|x| format!("{x:.0}"))
             .draw()?;
         for ((name, points), colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {

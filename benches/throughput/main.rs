@@ -1,6 +1,6 @@
 //! How near the daemon comes to the least that any program must do for the same work.
 //!
-//! `cargo bench --bench throughput`: private servers, the real program, about ten minutes. After `--`:
+//! `cargo bench --bench throughput`: private servers, the real program, about fifteen minutes. After `--`:
 //! `--quick` for two minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
 //! The tables go to standard output, the figures behind them to `target/bench/throughput.json`.
 //!

@@ -12,10 +12,16 @@ use super::servers::Servers;
 /// Ticks in a second (`USER_HZ`).
 const TICKS: f64 = 100.0;
 
+/// What is in use for so much of the time has no more to give: the rest goes by between one
+/// request and the next.
+const BUSY: f64 = 0.8;
+
 /// Parts of one core that were used on average, and the part of the time in which the disk was busy.
 #[derive(Default, Clone, Copy)]
 pub struct Usage {
     pub ours: f64,
+    /// Of ours, what the kernel has used in our name: its file system and network.
+    pub kernel: f64,
     pub redis: f64,
     pub postgres: f64,
     pub s3: f64,
@@ -31,7 +37,7 @@ pub struct Watch<'a> {
     servers: &'a Servers,
     ours: Vec<i32>,
     since: Instant,
-    before: [f64; 7],
+    before: [f64; 8],
 }
 
 impl<'a> Watch<'a> {
@@ -41,7 +47,7 @@ impl<'a> Watch<'a> {
             servers,
             ours,
             since: Instant::now(),
-            before: [0.0; 7],
+            before: [0.0; 8],
         };
         watch.before = watch.now();
         watch
@@ -50,10 +56,11 @@ impl<'a> Watch<'a> {
     /// What was used since.
     pub fn end(self) -> Usage {
         let (seconds, now) = (self.since.elapsed().as_secs_f64(), self.now());
-        let [ours, redis, postgres, s3, bench, machine, disk] =
+        let [ours, kernel, redis, postgres, s3, bench, machine, disk] =
             std::array::from_fn(|at| (now[at] - self.before[at]) / seconds);
         Usage {
             ours,
+            kernel,
             redis,
             postgres,
             s3,
@@ -63,7 +70,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn now(&self) -> [f64; 7] {
+    fn now(&self) -> [f64; 8] {
         use super::case::Store;
         let family = |pid: Option<i32>| {
             let pids = pid
@@ -73,6 +80,7 @@ impl<'a> Watch<'a> {
         };
         [
             self.ours.iter().copied().map(cpu_seconds).sum(),
+            self.ours.iter().copied().map(kernel_seconds).sum(),
             family(Some(self.servers.redis.pid())),
             family(self.servers.pid(Store::Postgres)),
             family(self.servers.pid(Store::S3)),
@@ -89,6 +97,7 @@ impl Usage {
         let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len().max(1) as f64;
         Self {
             ours: mean(|usage| usage.ours),
+            kernel: mean(|usage| usage.kernel),
             redis: mean(|usage| usage.redis),
             postgres: mean(|usage| usage.postgres),
             s3: mean(|usage| usage.s3),
@@ -102,7 +111,8 @@ impl Usage {
     /// each connection waits for its answers. Other programs on the machine spoil a measurement.
     pub fn limit(&self) -> String {
         let most = [
-            (self.ours, "ours"),
+            (self.ours - self.kernel, "ours"),
+            (self.kernel, "the kernel for us"),
             (self.redis, "Redis"),
             (self.postgres, "PostgreSQL"),
             (self.s3, "S3"),
@@ -112,14 +122,14 @@ impl Usage {
         let (_, name) = most
             .into_iter()
             .max_by(|one, other| one.0.total_cmp(&other.0))
-            .expect("four");
-        if self.redis > 0.85 {
+            .expect("five");
+        if self.redis > BUSY {
             "Redis (one core)".to_owned()
-        } else if self.machine > 0.9 && others > 0.25 * cores() {
+        } else if self.machine > BUSY && others > 0.25 * cores() {
             "other programs".to_owned()
-        } else if self.machine > 0.9 {
+        } else if self.machine > BUSY {
             format!("all cores (most: {name})")
-        } else if self.disk > 0.85 {
+        } else if self.disk > BUSY {
             "disk".to_owned()
         } else {
             "waiting for answers".to_owned()
@@ -133,13 +143,22 @@ fn cores() -> f64 {
 
 /// User and system time of a process and of its threads that have ended; 0 when it is gone.
 pub fn cpu_seconds(pid: i32) -> f64 {
+    user_and_kernel(pid).iter().sum()
+}
+
+/// Of that, the system time.
+pub fn kernel_seconds(pid: i32) -> f64 {
+    user_and_kernel(pid)[1]
+}
+
+fn user_and_kernel(pid: i32) -> [f64; 2] {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    ticks
-        .filter_map(|ticks| ticks.parse::<f64>().ok())
-        .sum::<f64>()
-        / TICKS
+    let mut ticks = fields.split_whitespace().skip(11);
+    [(); 2].map(|()| {
+        let ticks: f64 = ticks.next().and_then(|t| t.parse().ok()).unwrap_or(0.0);
+        ticks / TICKS
+    })
 }
 
 /// Time that all cores together were not idle, nor only waited for a disk.

@@ -1,9 +1,14 @@
 //! Several commands in one round trip.
 
+use std::io::Write;
+
 use redis::{Connection, Pipeline, RedisResult, Value};
 
 /// A text up to this many bytes is copied in among the commands, so that all go out at once.
 const SHORT: usize = 64 * 1024;
+
+/// About the bytes of the commands around such a text.
+const ROOM: usize = 2048;
 
 /// Commands that are sent together; at most one of them holds a long text, which is not copied.
 ///
@@ -32,11 +37,13 @@ impl<'a> Request<'a> {
     pub fn command(mut self, first: &[&str], text: &'a str, last: &[&str]) -> Self {
         let count = first.len() + 1 + last.len();
         let out = &mut self.before;
-        out.extend_from_slice(format!("*{count}\r\n").as_bytes());
-        first.iter().for_each(|word| push_word(out, word));
-        out.extend_from_slice(format!("${}\r\n", text.len()).as_bytes());
         if text.len() <= SHORT {
-            out.reserve(text.len() + 1024);
+            out.reserve(text.len() + ROOM);
+        }
+        push(out, format_args!("*{count}\r\n"));
+        first.iter().for_each(|word| push_word(out, word));
+        push(out, format_args!("${}\r\n", text.len()));
+        if text.len() <= SHORT {
             out.extend_from_slice(text.as_bytes());
         } else {
             self.text = text;
@@ -86,7 +93,12 @@ impl<'a> Request<'a> {
 }
 
 fn push_word(out: &mut Vec<u8>, word: &str) {
-    out.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    push(out, format_args!("${}\r\n{word}\r\n", word.len()));
+}
+
+fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to memory does not fail.
+    let _ = out.write_fmt(text);
 }
 
 /// The answers to the commands of a transaction, from the answers to all that was sent from its
