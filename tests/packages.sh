@@ -85,13 +85,16 @@ installation() {
   check "it says so to systemctl status" wait_for 20 status \
     eval 'contains "$(property StatusText)" "1 of 1 workers ready"'
   check "it runs as the user conserver" eval 'equals "$(in_guest "stat -c %U /proc/$(property MainPID)")" conserver'
-  check "the configuration is for root and the group alone" eval \
-    'equals "$(in_guest "stat -c %a:%U:%G /etc/conserver /etc/conserver/* | sort | tr \"\n\" \" \"")" \
-     "640:root:conserver 640:root:conserver 750:root:conserver "'
+  check "the configuration is for root and the group alone" is_closed
   check "vCons submitted with the installed program are stored" submit_samples
   check "status shows the daemon" eval 'contains "$(in_guest "conserver status")" "1 of 1 workers ready"'
   check "commands run with the settings and rights of the service" in_guest \
     'systemd-run -qPG --uid=conserver -p EnvironmentFile=-/etc/conserver/conserver.env conserver dlq ls </dev/null'
+}
+
+is_closed() {
+  equals "$(in_guest 'stat -c %a:%U:%G /etc/conserver /etc/conserver/* | sort | tr "\n" " "')" \
+    "640:root:conserver 640:root:conserver 750:root:conserver "
 }
 
 submit_samples() {
@@ -188,6 +191,10 @@ headers: {Authorization: \"Bearer \${file:token}\"}}}|" /etc/conserver/config.ym
   check "but not by a check from outside" eval '! in_guest "conserver check --offline"'
   in_guest 'systemctl restart conserver'
   check "and by the service" wait_for 30 active is_active
+  in_guest 'echo EnvironmentFile=/etc/conserver/none.env >>/etc/systemd/system/conserver.service.d/override.conf
+    systemctl daemon-reload'
+  check "a file that the unit names and is not there is seen by the check" eval \
+    '! in_guest /usr/libexec/conserver/check-service'
   in_guest 'cp -p /root/good.yml /etc/conserver/config.yml
     rm -r /etc/systemd/system/conserver.service.d /etc/conserver/credentials
     systemctl daemon-reload && systemctl restart conserver'
@@ -270,6 +277,7 @@ rpm_package() {
   check "its scripts have made the user" in_guest 'getent passwd conserver'
   check "enabled the service" in_guest 'systemctl is-enabled conserver'
   check "and started it" wait_for 30 active is_active
+  check "the configuration is for root and the group alone" is_closed
   check "nothing differs from the package" in_guest 'rpm -V --nodeps conserver'
   check "it works" eval 'redis flushall && submit_samples'
   in_guest 'echo "# changed" >>/etc/conserver/config.yml'

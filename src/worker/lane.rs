@@ -128,6 +128,11 @@ impl Lane {
             self.rest();
             return None;
         };
+        if self.draining() {
+            // It was asked for before the drain, which the finish of the one before may have begun.
+            self.give_back(&claim);
+            return None;
+        }
         if !shared.is_last_chance(claim.deaths) {
             return Some((company, self.work(&claim, document)?));
         }
@@ -135,13 +140,19 @@ impl Lane {
         self.cell.waiting(claim.id().as_ref());
         let _alone = shared.company.alone(PATIENCE);
         if self.draining() {
-            self.unsure = self.queue.give_back(&claim).is_err();
+            self.give_back(&claim);
             self.cell.idle();
         } else {
             // Nothing is asked for beside a suspect.
             self.work(&claim, document);
         }
         None
+    }
+
+    /// Puts what was not begun back at the head of its list.
+    fn give_back(&mut self, claim: &Claim) {
+        let settled = self.queue.give_back(claim);
+        self.unsure = !matches!(settled, Ok(Settled::Done | Settled::NotOurs));
     }
 
     fn wait_after(&mut self, error: &QueueError) {
@@ -171,8 +182,8 @@ impl Lane {
                 work: Some((claim, _)),
                 ..
             }) => {
-                let settled = self.queue.give_back(&claim);
-                matches!(settled, Ok(Settled::Done | Settled::NotOurs))
+                self.give_back(&claim);
+                !self.unsure
             }
             // Whoever has the name now has returned it, or will.
             Err(error) => error.is_about_the_lease(),

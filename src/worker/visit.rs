@@ -19,6 +19,10 @@ use crate::queue::{
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
 
+/// A changed document of more bytes than this is let go before the next vCon is asked for, so that
+/// a lane does not hold both.
+const LARGE: usize = 4 << 20;
+
 /// What becomes of a claim.
 enum Verdict {
     /// Write, announce, let go.
@@ -333,7 +337,9 @@ impl Visit<'_> {
 
     fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
         let config = self.kit.config();
-        let Some(lists) = self.ahead.lists(self.shared, config, self.turn) else {
+        let is_large = finish.document.is_some_and(|(_, text)| text.len() > LARGE);
+        let lists = self.ahead.lists(self.shared, config, self.turn);
+        let Some(lists) = lists.filter(|_| !is_large) else {
             return self.queue.finish(claim, finish);
         };
         self.ahead.note_sent();

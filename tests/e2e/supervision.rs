@@ -228,6 +228,22 @@ fn workers_are_recycled_after_their_share_of_vcons() {
 }
 
 #[test]
+fn a_worker_that_makes_way_begins_nothing_more() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.05)], &[]))
+        .env("CONSERVER_WORKER_MAX_VCONS", "1")
+        .start();
+    let samples = fresh(5);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(daemon.count_in_log("makes way for a fresh one: it has done") >= 4);
+    // A link that notices the drain gives up what it has begun.
+    assert_eq!(daemon.count_in_log("Returned "), 0);
+    daemon.stop();
+}
+
+#[test]
 fn workers_are_recycled_when_they_have_grown_too_large() {
     let redis = Redis::plain();
     let daemon = Conserver::with(&redis)
