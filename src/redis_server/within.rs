@@ -83,7 +83,8 @@ fn within<T: Send + 'static>(
 ) -> RedisResult<T> {
     let in_time = || io::Error::new(io::ErrorKind::TimedOut, "there was no connection in time");
     if left.0.load(Ordering::Acquire) >= MOST_LEFT {
-        return Err(in_time().into());
+        let why = format!("{MOST_LEFT} earlier attempts to connect have not ended yet");
+        return Err(io::Error::new(io::ErrorKind::TimedOut, why).into());
     }
     let attempt = Arc::new(Attempt {
         left,

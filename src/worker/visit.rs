@@ -253,13 +253,15 @@ impl Visit<'_> {
         verdict: &Verdict,
     ) -> Result<(), Draining> {
         loop {
+            // Without the finish, which may bring the next vCon along.
+            let took = start.elapsed();
             let settled = self.try_to_settle(claim, verdict);
             if settled.is_ok() {
                 self.outage.over();
             }
             let fault = match settled {
                 Ok(Step::Settled(Settled::Done)) => {
-                    self.tell(claim, chain, start, verdict);
+                    self.tell(claim, chain, took, verdict);
                     return Ok(());
                 }
                 Ok(Step::Settled(Settled::NotOurs)) => {
@@ -348,8 +350,7 @@ impl Visit<'_> {
         Ok(settled)
     }
 
-    fn tell(&self, claim: &Claim, chain: &Chain, start: Instant, verdict: &Verdict) {
-        let took = start.elapsed();
+    fn tell(&self, claim: &Claim, chain: &Chain, took: Duration, verdict: &Verdict) {
         self.count(chain, took, verdict);
         let entry = claim.shown();
         let (entry, name) = (entry.as_str(), chain.name.as_str());

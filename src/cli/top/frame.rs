@@ -77,7 +77,7 @@ fn title(view: &View, width: usize) -> Line {
 
 fn totals(history: &History, view: &View) -> Line {
     let in_work: usize = view.workers.iter().map(|worker| worker.lanes.len()).sum();
-    let lanes = view.lanes_per_worker as u64 * view.workers_wanted;
+    let lanes = (view.lanes_per_worker as u64).saturating_mul(view.workers_wanted);
     let known = view.queues.as_ref().filter(|queues| queues.error.is_none());
     let total =
         |lengths: fn(&Queues) -> u64| known.map_or("?".to_owned(), |q| lengths(q).to_string());

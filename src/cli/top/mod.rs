@@ -36,7 +36,7 @@ type Reading = Result<View, String>;
 pub struct Top {
     /// Look again every so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "2",
-        value_parser = clap::value_parser!(u64).range(1..=3600))]
+        value_parser = clap::value_parser!(u64).range(1..=60))]
     every: u64,
 }
 
