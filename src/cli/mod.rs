@@ -53,7 +53,7 @@ enum Command {
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
-    /// 69 when none does.
+    /// 69 when none does, or its supervisor has stood still for half a minute.
     Status(status::Status),
     /// Show live in a terminal what the daemon on this machine does: rates, times, workers, queues
     ///

@@ -360,7 +360,7 @@ impl Snapshot {
 
     /// Reads a scoreboard of this very process, whose lock on it cannot be seen from here.
     #[cfg(test)]
-    pub(super) fn take_own(path: &Path) -> Result<Self, BoardError> {
+    pub(crate) fn take_own(path: &Path) -> Result<Self, BoardError> {
         let mut this = Self::take_if(path, |_, _, _| Ok(()))?;
         this.read_figures(path)?;
         Ok(this)

@@ -6,6 +6,8 @@ mod holds;
 mod queues;
 mod seconds;
 
+use std::time::Duration;
+
 use indexmap::IndexMap;
 use serde::Serialize;
 
@@ -18,6 +20,7 @@ use crate::config::Plan;
 use crate::procfs;
 use crate::scoreboard::{
     LaneState, LaneView, PlaceState, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
+    is_silent,
 };
 use crate::settings::StartMethod;
 
@@ -138,10 +141,7 @@ impl View {
         Self {
             instance: header.instance.clone(),
             pid: header.pid,
-            state: header
-                .phase
-                .map_or("unknown", |phase| phase.as_str())
-                .to_owned(),
+            state: daemon_state(snapshot).to_owned(),
             version: env!("CARGO_PKG_VERSION"),
             start_method: StartMethod::from_number(header.method)
                 .map_or("unknown", StartMethod::as_str)
@@ -165,6 +165,26 @@ impl View {
             queues,
         }
     }
+}
+
+impl View {
+    /// Whether its supervisor stands still, so that nobody is replaced or stopped.
+    pub fn stands_still(&self) -> bool {
+        self.state == STANDS_STILL
+    }
+}
+
+/// What stands in the place of the daemon's state where its supervisor stands still.
+const STANDS_STILL: &str = "not answering";
+
+fn daemon_state(snapshot: &Snapshot) -> &'static str {
+    let header = &snapshot.header;
+    let silent = Duration::from_millis(snapshot.taken.saturating_sub(header.beat));
+    // Its beat is short enough for the shortest silence to count.
+    if is_silent(silent, Duration::ZERO) {
+        return STANDS_STILL;
+    }
+    header.phase.map_or("unknown", |phase| phase.as_str())
 }
 
 impl Worker {
@@ -248,4 +268,24 @@ fn redis_away(snapshot: &Snapshot) -> Option<f64> {
 /// From milliseconds to seconds; what lies in the future has no length.
 fn seconds(now: u64, then: u64) -> f64 {
     now.saturating_sub(then) as f64 / 1e3
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::scoreboard::{Board, Phase};
+
+    #[test]
+    fn a_supervisor_that_stands_still_is_seen_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = Board::create(folder.path(), "here", 1, 1).unwrap();
+        board.set_phase(Phase::Running);
+        let mut snapshot = Snapshot::take_own(&board.id().path).unwrap();
+        let view = View::new(&snapshot, None, None);
+        assert_eq!((&*view.state, view.stands_still()), ("running", false));
+        snapshot.taken += 31_000;
+        let view = View::new(&snapshot, None, None);
+        assert_eq!((&*view.state, view.stands_still()), ("not answering", true));
+    }
 }

@@ -128,7 +128,15 @@ fn troubled(redis: &Redis, monitor: &Monitor, hook: &Webhook) -> Daemon {
     let second = daemon.wait_for_workers(3)[&2];
     fs::write(daemon.conserver().folder().join("crash"), "").expect("a file");
     kill(Pid::from_raw(second), Signal::SIGKILL).expect("it runs");
-    daemon.wait_for_log("restarting in 1.", PATIENCE);
+    // How long it waits is chance, within a doubling.
+    let waits_long = |line: &str| {
+        let wait = line.split("restarting in ").nth(1);
+        let wait = wait.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        wait.is_some_and(|seconds| seconds >= 1.0)
+    };
+    wait_until("a worker waits for its start", PATIENCE, || {
+        daemon.log().lines().any(waits_long)
+    });
     daemon
 }
 

@@ -78,9 +78,11 @@ impl Status {
     }
 }
 
-/// What the exit code says: that the queues that were asked for are known.
+/// What the exit code says: that the daemon answers, and that the queues that were asked for are
+/// known.
 fn exit(view: &View) -> Exit {
     match &view.queues {
+        _ if view.stands_still() => Exit::Unavailable,
         Some(Queues { error: Some(_), .. }) => Exit::Unavailable,
         _ => Exit::Ok,
     }
