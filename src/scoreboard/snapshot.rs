@@ -1,7 +1,7 @@
 //! A reader's side: copies, in which only what makes sense counts.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -304,31 +304,32 @@ impl Snapshot {
     /// # Errors
     /// Where there is none, it is not a scoreboard, or its daemon has ended.
     pub fn take(path: &Path) -> Result<Self, BoardError> {
-        let mut this = Self::take_if(path, alive)?;
-        this.read_figures(path)?;
-        Ok(this)
+        let (this, file) = Self::take_if(path, alive)?;
+        this.with_figures(path, &file)
     }
 
     /// The same without the figures, of which there are many.
     pub fn glance(path: &Path) -> Result<Self, BoardError> {
-        Self::take_if(path, alive)
+        Ok(Self::take_if(path, alive)?.0)
     }
 
-    fn read_figures(&mut self, path: &Path) -> Result<(), BoardError> {
+    fn with_figures(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
         let header = &self.header;
-        let system = |what| BoardError::system(what, path);
-        let file = open(path).map_err(system("open"))?;
-        self.series = figures::read(&file, header.lanes, header.used, header.series)
-            .map_err(system("read the figures in"))?;
-        Ok(())
+        self.series = figures::read(file, header.lanes, header.used, header.series)
+            .map_err(BoardError::system("read the figures in", path))?;
+        Ok(self)
     }
 
     fn take_if(
         path: &Path,
         check: impl Fn(&File, &Path, i32) -> Result<(), BoardError>,
-    ) -> Result<Self, BoardError> {
+    ) -> Result<(Self, File), BoardError> {
         let system = |what| BoardError::system(what, path);
-        let mut file = open(path).map_err(system("open"))?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(system("open"))?;
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;
@@ -349,21 +350,21 @@ impl Snapshot {
             let start = number * layout::slot_words(header.lanes);
             SlotView::read(&words.from(start), header.lanes)
         };
-        Ok(Self {
+        let this = Self {
             series: Vec::new(),
             config: config_path(path),
             taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
             header,
-        })
+        };
+        Ok((this, file))
     }
 
     /// Reads a scoreboard of this very process, whose lock on it cannot be seen from here.
     #[cfg(test)]
     pub(crate) fn take_own(path: &Path) -> Result<Self, BoardError> {
-        let mut this = Self::take_if(path, |_, _, _| Ok(()))?;
-        this.read_figures(path)?;
-        Ok(this)
+        let (this, file) = Self::take_if(path, |_, _, _| Ok(()))?;
+        this.with_figures(path, &file)
     }
 
     #[cfg(test)]
@@ -377,13 +378,6 @@ impl Snapshot {
         let slots = (0..header.used).map(slot).collect();
         Some((header, slots))
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
 }
 
 /// A daemon that is alive holds the lock on its scoreboard.
