@@ -17,11 +17,9 @@ pub(super) enum Ending {
 /// What has failed in all attempts, in ways that pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Away {
-    /// The links and storages.
-    pub stages: Vec<Stage>,
     /// Whether that it met this vCon was chance.
     pub busy: bool,
-    /// How it failed.
+    /// What failed, and how.
     pub fault: Fault,
 }
 

@@ -179,12 +179,7 @@ impl Kit {
                         self.health.note_attempt(&stage, retry.attempt(), &failure);
                         if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
                             let busy = failure.kind == FailureKind::Busy;
-                            let stages = vec![stage];
-                            return Err(Ending::Away(Away {
-                                stages,
-                                busy,
-                                fault,
-                            }));
+                            return Err(Ending::Away(Away { busy, fault }));
                         }
                         meter.count(Event::Retried);
                         self.meters.chain(&chain.name).count(Event::Retried);
@@ -283,13 +278,7 @@ impl Kit {
                 let busy = away
                     .iter()
                     .any(|(_, failure)| failure.kind == FailureKind::Busy);
-                let stages = away.into_iter().map(|(name, _)| Stage::Storage(name));
-                let stages = stages.collect();
-                return Err(Ending::Away(Away {
-                    stages,
-                    busy,
-                    fault,
-                }));
+                return Err(Ending::Away(Away { busy, fault }));
             }
             for (name, _) in &away {
                 self.meters.storage(name).count(Event::Retried);

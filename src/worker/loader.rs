@@ -91,12 +91,11 @@ impl Loader<'_> {
                         let error = format!("{missing}, and {stage} may hold it: {failure}");
                         let fault = Fault {
                             stage: "load".to_owned(),
-                            stages: vec![stage.clone()],
+                            stages: vec![stage],
                             error,
                             attempts,
                         };
                         return Err(Ending::Away(Away {
-                            stages: vec![stage],
                             busy: failure.kind == FailureKind::Busy,
                             fault,
                         }));

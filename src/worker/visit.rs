@@ -203,16 +203,12 @@ impl Visit<'_> {
     /// the vCon waits at the head of its list. Where all of them answer, it may be the vCon: it
     /// goes to the end, and others have their turn.
     fn let_go(&mut self, chain: &Chain, away: Away) -> Verdict {
-        let Away {
-            stages,
-            busy,
-            fault,
-        } = away;
+        let Away { busy, fault } = away;
         let config = Arc::clone(self.kit.config());
         self.turn.pause();
         let mut on_hold = false;
         let mut answers = true;
-        for stage in &stages {
+        for stage in &fault.stages {
             let Err(failure) = self.kit.probe(stage, self.turn.drain()) else {
                 continue;
             };
@@ -232,7 +228,7 @@ impl Visit<'_> {
             return Verdict::Hold;
         }
         let health = &self.shared.health;
-        for stage in stages.iter().filter(|_| answers) {
+        for stage in fault.stages.iter().filter(|_| answers) {
             if health.note_failure(stage) {
                 let error = &fault.error;
                 log::warn!(
@@ -240,7 +236,7 @@ impl Visit<'_> {
                 );
             }
         }
-        let worked = health.since_success(&stages);
+        let worked = health.since_success(&fault.stages);
         Verdict::Postpone(worked.filter(|_| answers && !busy), fault)
     }
 
