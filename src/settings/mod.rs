@@ -323,8 +323,18 @@ fn retry(reader: &mut Reader<'_>) -> (Duration, Duration) {
     let first = milliseconds(reader, FIRST, 100);
     let max = milliseconds(reader, MAX, 1000);
     if first > max && reader.faults.len() == faults {
-        let message = format!("{first:?} is more than the {max:?} of {MAX}");
-        reader.fault(FIRST, &message);
+        // The one that was set is at fault, not the other's default.
+        if reader.text(FIRST).is_some() {
+            reader.fault(
+                FIRST,
+                &format!("{first:?} is more than the {max:?} of {MAX}"),
+            );
+        } else {
+            reader.fault(
+                MAX,
+                &format!("{max:?} is less than the {first:?} of {FIRST}"),
+            );
+        }
     }
     (first, max)
 }

@@ -216,6 +216,11 @@ fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
             "CONSERVER_RETRY_FIRST_MS: 9s is more than the 1s of CONSERVER_RETRY_MAX_MS",
         ),
         (
+            "CONSERVER_RETRY_MAX_MS",
+            "1",
+            "CONSERVER_RETRY_MAX_MS: 1ms is less than the 100ms of CONSERVER_RETRY_FIRST_MS",
+        ),
+        (
             "CONSERVER_INSTANCE",
             "a:b",
             r#"CONSERVER_INSTANCE: "a:b" is not a name of at most 200 ASCII characters without spaces, colons and slashes"#,
