@@ -24,6 +24,7 @@ mod fault;
 mod session;
 mod table;
 mod tls;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,14 +48,12 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long the query of a probe may take.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// A server that acknowledges nothing for so long has vanished.
-const VANISHED: Duration = Duration::from_secs(20);
-
 /// A session is not kept after a document of more bytes: its buffers stay as large as the largest
 /// one that went through them.
 const LARGE: usize = 4 << 20;
 
-type Work = dyn Fn(&mut Session) -> Result<Option<Row>, Error> + Send;
+type Answer = Result<Option<Row>, Error>;
+type Work = dyn Fn(&mut Session) -> Answer + Send;
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
@@ -88,7 +87,6 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         .user(&user)
         .application_name("conserver")
         .connect_timeout(connect_timeout)
-        .tcp_user_timeout(VANISHED)
         .keepalives_idle(Duration::from_secs(15))
         .keepalives_interval(Duration::from_secs(5))
         .keepalives_retries(3);
@@ -231,12 +229,8 @@ impl Postgres {
                 Some(session) => (session, true),
                 None => (self.connect(what)?, false),
             };
-            let name = self.message(what);
-            let (session, back, result) = self.bounded.run(&name, limit, move || {
-                let result = work(&mut session);
-                (session, work, result)
-            })?;
-            work = back;
+            let result;
+            (session, work, result) = self.attempt(what, limit, session, work)?;
             match result {
                 Ok(row) => {
                     self.session = Some(session);
@@ -246,6 +240,7 @@ impl Postgres {
                     if !kept {
                         return Err(Trouble::Refused(e));
                     }
+                    let name = self.message(what);
                     log::debug!("{name}: {}; connecting anew", reason(&e));
                 }
                 Err(e) => {
@@ -254,6 +249,33 @@ impl Postgres {
                 }
             }
         }
+    }
+
+    /// Does the work in this session, for at most `limit`: under its watchdog, or else on a thread
+    /// of its own, which is left behind with a call that hangs.
+    fn attempt(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut session: Session,
+        work: Box<Work>,
+    ) -> Result<(Session, Box<Work>, Answer), Failure> {
+        let Some(watchdog) = session.watchdog.take() else {
+            let name = self.message(what);
+            return self.bounded.run(&name, limit, move || {
+                let result = work(&mut session);
+                (session, work, result)
+            });
+        };
+        let result = watchdog.during(limit, || work(&mut session));
+        if result.is_err() && watchdog.has_cut() {
+            return Err(Failure::transient(format!(
+                "{}: no answer within {limit:?}",
+                self.message(what)
+            )));
+        }
+        session.watchdog = Some(watchdog);
+        Ok((session, work, result))
     }
 
     fn connect(&mut self, what: &str) -> Result<Session, Failure> {

@@ -3,8 +3,12 @@
 mod fork;
 mod mask;
 mod memory;
+#[cfg(not(target_os = "linux"))]
+mod no_socket;
 mod own;
 mod program;
+#[cfg(target_os = "linux")]
+mod socket;
 mod title;
 mod wait;
 mod words;
@@ -12,8 +16,12 @@ mod words;
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use memory::give_back_large_blocks;
+#[cfg(not(target_os = "linux"))]
+pub use no_socket::SocketHold;
 pub use own::this_program;
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group};
+#[cfg(target_os = "linux")]
+pub use socket::SocketHold;
 pub use title::Title;
 pub use wait::{End, peek, reap, reap_child};
 pub use words::SharedWords;

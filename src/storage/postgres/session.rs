@@ -1,5 +1,6 @@
 //! A connection to PostgreSQL with its prepared statements.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use postgres::config::SslMode;
@@ -8,6 +9,11 @@ use postgres::{Client, Config, Error, NoTls, Statement};
 use super::fault::{may_work_without_tls, reason};
 use super::table::Table;
 use super::tls::Tls;
+use super::watchdog::Watchdog;
+use crate::sys::SocketHold;
+
+/// A server that acknowledges nothing for so many milliseconds has vanished.
+const VANISHED_MS: u32 = 20_000;
 
 /// How a session is opened.
 #[derive(Clone)]
@@ -27,17 +33,28 @@ pub(super) struct Session {
     pub(super) delete: Statement,
     /// All that `save` needs of the server, for no row.
     pub(super) try_save: Statement,
+    /// Ends calls that hang; `None` where the socket cannot be found, as a Unix socket.
+    pub(super) watchdog: Option<Watchdog>,
 }
 
 impl Session {
     /// Connects, makes the table where it is missing, and prepares the statements. The error
     /// says why not.
     pub(super) fn open(access: &Access) -> Result<Self, String> {
-        let client = access.connect()?;
-        Self::prepare(client, access).map_err(|e| reason(&e))
+        let mark = next_mark();
+        let client = access.connect(mark)?;
+        let watchdog = SocketHold::find(mark, VANISHED_MS).map(Watchdog::start);
+        let watchdog = watchdog
+            .transpose()
+            .map_err(|e| format!("could not start a thread: {e}"))?;
+        Self::prepare(client, watchdog, access).map_err(|e| reason(&e))
     }
 
-    fn prepare(mut client: Client, access: &Access) -> Result<Self, Error> {
+    fn prepare(
+        mut client: Client,
+        watchdog: Option<Watchdog>,
+        access: &Access,
+    ) -> Result<Self, Error> {
         // Not among the parameters of the connection: poolers refuse it there.
         let limit = access.statement_timeout.as_millis();
         client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
@@ -71,13 +88,22 @@ impl Session {
             get,
             delete,
             try_save,
+            watchdog,
         })
     }
 }
 
+/// The time after which a server has vanished, and a little more that no other socket of this
+/// process has while it connects: by that it is found.
+fn next_mark() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    VANISHED_MS + 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000
+}
+
 impl Access {
-    fn connect(&self) -> Result<Client, String> {
+    fn connect(&self, mark: u32) -> Result<Client, String> {
         let mut config = self.config.clone();
+        config.tcp_user_timeout(Duration::from_millis(mark.into()));
         let Some(tls) = self
             .tls
             .as_ref()
