@@ -1,12 +1,12 @@
 //! What saving to several storages costs beside the storages' own work.
 
 use std::time::Duration;
+use std::{mem, thread};
 
-use conserver::storage::Storage;
-use conserver::storage::fanout::{Backend, save_all};
+use conserver::storage::fanout::{Backend, Crew};
 use divan::Bencher;
 
-use crate::backend::{Taking, vcon};
+use crate::backend::{Taking, lent_again, vcon};
 
 #[divan::bench(args = [1, 3, 6])]
 fn inline(bencher: Bencher<'_, '_>, storages: usize) {
@@ -20,13 +20,16 @@ fn parallel(bencher: Bencher<'_, '_>, storages: usize) {
 
 fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
     let vcon = vcon();
-    bencher.bench_local(|| {
-        let mut storages: Vec<Taking> = (0..storages).map(|_| Taking(Duration::ZERO)).collect();
-        let backend = |storage| Backend {
-            name: "nothing",
-            storage,
-        };
-        let backends = storages.iter_mut().map(|s| backend(s as &mut dyn Storage));
-        save_all(backends.collect(), &vcon, parallel).len()
+    let backend = |place| Backend {
+        name: format!("nothing-{place}").into(),
+        storage: Box::new(Taking(Duration::ZERO)),
+    };
+    thread::scope(|scope| {
+        let mut crew = Crew::new(scope);
+        let mut backends: Vec<Backend> = (0..storages).map(backend).collect();
+        bencher.bench_local(|| {
+            let outcomes = crew.save_all(mem::take(&mut backends), &vcon, parallel);
+            backends = lent_again(outcomes);
+        });
     });
 }

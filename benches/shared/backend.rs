@@ -1,11 +1,12 @@
 //! A storage that only takes time, and a vCon for it.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use conserver::failure::Failure;
 use conserver::storage::Storage;
+use conserver::storage::fanout::{Backend, Outcome};
 use conserver::vcon::{Outgoing, VconId, Version};
 
 /// A backend that takes so long to save.
@@ -32,14 +33,23 @@ impl Storage for Taking {
     }
 }
 
+/// The backends that these outcomes give back.
+pub fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
+    let lent = |Outcome { name, storage, .. }| Backend {
+        name,
+        storage: storage.expect("a backend that has not panicked"),
+    };
+    outcomes.into_iter().map(lent).collect()
+}
+
 /// A vCon with nothing in it.
-pub fn vcon() -> Outgoing {
-    Outgoing {
+pub fn vcon() -> Arc<Outgoing> {
+    Arc::new(Outgoing {
         id: VconId::random(),
         json: "{}".to_owned().into(),
         version: Version::Current,
         created_at: None,
         stand_in: OnceLock::new(),
         subject: None,
-    }
+    })
 }

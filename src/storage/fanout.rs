@@ -2,87 +2,202 @@
 //!
 //! All outcomes are collected, in the chain's order. A backend that fails or panics never cuts
 //! another short.
+//!
+//! The threads beside a lane are kept from one vCon to the next, because to start one takes longer
+//! than many a save:
+//!
+//! ```text
+//! lane         save_all ──► save to the slowest ────────────► outcomes
+//!                 │ job                                          ▲
+//! store-a  waits ─┴───────► save ──────► waits                   │ outcome, with the backend
+//! store-b  waits ─┴───────► save ──► waits ──────────────────────┘
+//! ```
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
-use std::thread;
+use std::sync::Arc;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
 
 use super::Storage;
 use crate::failure::Failure;
 use crate::vcon::Outgoing;
 
-/// One of the chain's storages, as its lane holds it.
-pub struct Backend<'a> {
+/// A thread that has had nothing to save for so long ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// One of the chain's storages, lent by its lane.
+pub struct Backend {
     /// Its name in `config.yml`.
-    pub name: &'a str,
+    pub name: Arc<str>,
     /// The lane's own backend.
-    pub storage: &'a mut dyn Storage,
+    pub storage: Box<dyn Storage>,
 }
 
 /// What became of a vCon at one storage.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome<'a> {
+pub struct Outcome {
     /// The storage's name in `config.yml`.
-    pub name: &'a str,
+    pub name: Arc<str>,
     /// Whether the vCon is stored.
     pub result: Result<(), Failure>,
     /// How long it took.
     pub took: Duration,
-    /// The backend panicked: its state is unknown, and it must be dropped and opened anew.
-    pub panicked: bool,
+    /// The backend that was lent. `None` after a panic: its state was unknown, and it must be
+    /// opened anew.
+    pub storage: Option<Box<dyn Storage>>,
 }
 
-/// Saves the vCon to every backend and returns their outcomes in the same order.
-///
-/// With `parallel`, each backend but the first has a thread of its own, for as long as the save
-/// takes; the first has the caller's. The call ends with the slowest.
-pub fn save_all<'a>(
-    backends: Vec<Backend<'a>>,
-    vcon: &Outgoing,
-    parallel: bool,
-) -> Vec<Outcome<'a>> {
-    let mut slots: Vec<(Backend<'a>, Option<Outcome<'a>>)> =
-        backends.into_iter().map(|b| (b, None)).collect();
-    if parallel
-        && slots.len() > 1
-        && let Some(((backend, outcome), others)) = slots.split_first_mut()
-    {
-        thread::scope(|scope| {
-            for (backend, outcome) in others {
-                // Where the system has no thread to give, the slot stays empty and is filled
-                // below.
-                let _ = thread::Builder::new()
-                    .name(thread_name(backend.name))
-                    .spawn_scoped(scope, || *outcome = Some(save(backend, vcon)));
-            }
-            *outcome = Some(save(backend, vcon));
-        });
+/// The threads that save beside a lane's own, each for one backend.
+pub struct Crew<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    members: HashMap<Arc<str>, Sender<Job>>,
+    /// The storage that took longest last time.
+    slowest: Option<Arc<str>>,
+}
+
+struct Job {
+    backend: Backend,
+    vcon: Arc<Outgoing>,
+    /// Its place among the outcomes.
+    place: usize,
+    done: Sender<(usize, Outcome)>,
+}
+
+impl<'scope, 'env> Crew<'scope, 'env> {
+    /// A crew without threads yet. All of them end with the scope, for which the crew must be
+    /// gone.
+    pub fn new(scope: &'scope Scope<'scope, 'env>) -> Self {
+        Self {
+            scope,
+            members: HashMap::new(),
+            slowest: None,
+        }
     }
-    slots
-        .into_iter()
-        .map(|(mut backend, outcome)| outcome.unwrap_or_else(|| save(&mut backend, vcon)))
-        .collect()
+
+    /// Saves the vCon to every backend and returns their outcomes in the same order.
+    ///
+    /// With `parallel`, each backend but one has a thread of its own; that one, which took longest
+    /// last time, has the caller's, whom it need not wake. The call ends with the slowest.
+    pub fn save_all(
+        &mut self,
+        backends: Vec<Backend>,
+        vcon: &Arc<Outgoing>,
+        parallel: bool,
+    ) -> Vec<Outcome> {
+        if !parallel || backends.len() < 2 {
+            return backends.into_iter().map(|b| save(b, vcon)).collect();
+        }
+        let names: Vec<Arc<str>> = backends.iter().map(|b| Arc::clone(&b.name)).collect();
+        let slowest = self.slowest.as_ref();
+        let own = names.iter().position(|name| Some(name) == slowest);
+        let own = own.unwrap_or(0);
+        let (done, outcomes) = bounded(names.len());
+        let mut ours = Vec::new();
+        for (place, backend) in backends.into_iter().enumerate() {
+            let job = Job {
+                backend,
+                vcon: Arc::clone(vcon),
+                place,
+                done: done.clone(),
+            };
+            if place == own {
+                ours.push(job);
+            } else if let Err(job) = self.hand_over(job) {
+                // The system has no thread to give.
+                ours.push(job);
+            }
+        }
+        drop(done);
+        ours.into_iter().for_each(Job::run);
+
+        let mut slots: Vec<Option<Outcome>> = names.iter().map(|_| None).collect();
+        for (place, outcome) in outcomes {
+            slots[place] = Some(outcome);
+        }
+        let outcomes = names.into_iter().zip(slots);
+        let outcomes: Vec<Outcome> = outcomes
+            .map(|(name, outcome)| outcome.unwrap_or_else(|| Outcome::lost(name)))
+            .collect();
+        let slowest = outcomes.iter().max_by_key(|outcome| outcome.took);
+        self.slowest = slowest.map(|outcome| Arc::clone(&outcome.name));
+        outcomes
+    }
+
+    /// Has the backend's thread do the job; one that has ended, because it was idle, has a
+    /// successor. Gives the job back where no thread can be started.
+    fn hand_over(&mut self, job: Job) -> Result<(), Job> {
+        let name = Arc::clone(&job.backend.name);
+        let job = match self.members.get(&name) {
+            Some(member) => match member.send(job) {
+                Ok(()) => return Ok(()),
+                Err(unsent) => unsent.into_inner(),
+            },
+            None => job,
+        };
+        // Without room for a job: one is taken only by a thread that is there for it.
+        let (jobs, todo) = bounded::<Job>(0);
+        let work = move || {
+            while let Ok(job) = todo.recv_timeout(IDLE) {
+                job.run();
+            }
+        };
+        let thread = thread::Builder::new().name(thread_name(&name));
+        if thread.spawn_scoped(self.scope, work).is_err() {
+            return Err(job);
+        }
+        let sent = jobs.send(job).map_err(|unsent| unsent.into_inner());
+        self.members.insert(name, jobs);
+        sent
+    }
 }
 
-fn save<'a>(backend: &mut Backend<'a>, vcon: &Outgoing) -> Outcome<'a> {
-    let name = backend.name;
+impl Job {
+    fn run(self) {
+        let outcome = save(self.backend, &self.vcon);
+        // Its lane may let go of a large document as soon as it has the outcome.
+        drop(self.vcon);
+        // The lane waits for it.
+        let _ = self.done.send((self.place, outcome));
+    }
+}
+
+impl Outcome {
+    /// That of a backend whose thread has ended without one.
+    fn lost(name: Arc<str>) -> Self {
+        let failure = Failure::transient(format!("storage {name}: its thread has ended"));
+        Self {
+            name,
+            result: Err(failure),
+            took: Duration::ZERO,
+            storage: None,
+        }
+    }
+}
+
+fn save(backend: Backend, vcon: &Outgoing) -> Outcome {
+    let Backend { name, mut storage } = backend;
     let start = Instant::now();
-    // What the panic left behind is not looked at again: the lane opens the backend anew.
-    let caught = panic::catch_unwind(AssertUnwindSafe(|| backend.storage.save(vcon)));
+    // What the panic leaves behind is not looked at again.
+    let caught = panic::catch_unwind(AssertUnwindSafe(|| storage.save(vcon)));
     let took = start.elapsed();
-    let panicked = caught.is_err();
-    let result = caught.unwrap_or_else(|payload| {
-        Err(Failure::permanent(format!(
-            "storage {name} panicked: {}",
-            panic_message(payload.as_ref())
-        )))
-    });
+    let (result, storage) = match caught {
+        Ok(result) => (result, Some(storage)),
+        Err(payload) => {
+            let why = panic_message(payload.as_ref());
+            let failure = Failure::permanent(format!("storage {name} panicked: {why}"));
+            // Neither may a second panic, of a broken backend that is dropped, cut anything short.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(storage)));
+            (Err(failure), None)
+        }
+    };
     Outcome {
         name,
         result,
         took,
-        panicked,
+        storage,
     }
 }
 
@@ -104,7 +219,7 @@ fn thread_name(backend: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::panic)]
+#[allow(clippy::panic, clippy::unwrap_used)]
 mod tests {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::thread::ThreadId;
@@ -130,19 +245,43 @@ mod tests {
         }
     }
 
-    fn vcon() -> Outgoing {
-        Outgoing {
+    fn vcon() -> Arc<Outgoing> {
+        Arc::new(Outgoing {
             id: VconId::random(),
             json: "{}".to_owned().into(),
             version: Version::Current,
             created_at: None,
             stand_in: std::sync::OnceLock::new(),
             subject: None,
+        })
+    }
+
+    fn backend(
+        name: &str,
+        save: impl FnMut(&Outgoing) -> Result<(), Failure> + Send + 'static,
+    ) -> Backend {
+        Backend {
+            name: name.into(),
+            storage: Box::new(Fake(save)),
         }
     }
 
-    fn backend<'a>(name: &'a str, storage: &'a mut dyn Storage) -> Backend<'a> {
-        Backend { name, storage }
+    /// A backend that tells on which thread it saves.
+    fn told(name: &str, on: &SyncSender<ThreadId>, takes: Duration) -> Backend {
+        let on = on.clone();
+        backend(name, move |_| {
+            thread::sleep(takes);
+            let _ = on.send(thread::current().id());
+            Ok(())
+        })
+    }
+
+    fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
+        let lent = |Outcome { name, storage, .. }| Backend {
+            name,
+            storage: storage.unwrap(),
+        };
+        outcomes.into_iter().map(lent).collect()
     }
 
     #[test]
@@ -159,60 +298,92 @@ mod tests {
         };
         let (to_a, from_b) = sync_channel(1);
         let (to_b, from_a) = sync_channel(1);
-        let mut a = Fake(meet(to_b, from_b));
-        let mut b = Fake(meet(to_a, from_a));
-        let backends = vec![backend("a", &mut a), backend("b", &mut b)];
-        for outcome in save_all(backends, &vcon(), true) {
-            assert_eq!(outcome.result, Ok(()), "{}", outcome.name);
+        let backends = vec![
+            backend("a", meet(to_b, from_b)),
+            backend("b", meet(to_a, from_a)),
+        ];
+        thread::scope(|scope| {
+            for outcome in Crew::new(scope).save_all(backends, &vcon(), true) {
+                assert_eq!(outcome.result, Ok(()), "{}", outcome.name);
+            }
+        });
+    }
+
+    #[test]
+    fn one_runs_on_the_callers_thread_and_inline_all_do() {
+        for (parallel, count) in [(true, 1), (true, 3), (false, 3)] {
+            let (on, threads) = sync_channel(3);
+            let backends: Vec<_> = ["a", "b", "c"][..count]
+                .iter()
+                .map(|name| told(name, &on, Duration::ZERO))
+                .collect();
+            thread::scope(|scope| {
+                let outcomes = Crew::new(scope).save_all(backends, &vcon(), parallel);
+                assert_eq!(outcomes.len(), count);
+            });
+            let here = thread::current().id();
+            let here = threads.try_iter().filter(|id| *id == here).count();
+            assert_eq!(here, if parallel { 1 } else { count });
         }
     }
 
     #[test]
-    fn the_first_runs_on_the_callers_thread_and_inline_all_do() {
-        for (parallel, count) in [(true, 1), (true, 3), (false, 3)] {
-            let mut seen: [Option<ThreadId>; 3] = [None; 3];
-            let mut fakes: Vec<_> = seen
-                .iter_mut()
-                .take(count)
-                .map(|at| {
-                    Fake(move |_: &Outgoing| {
-                        *at = Some(thread::current().id());
-                        Ok(())
-                    })
-                })
-                .collect();
-            let backends = fakes.iter_mut().map(|fake| backend("b", fake)).collect();
-            assert_eq!(save_all(backends, &vcon(), parallel).len(), count);
-            drop(fakes);
-            let here = Some(thread::current().id());
-            assert_eq!(seen[0], here);
-            for other in &seen[1..count] {
-                assert!(other.is_some());
-                assert_eq!(*other != here, parallel);
+    fn threads_are_kept_and_the_slowest_has_the_callers() {
+        let (on_a, a) = sync_channel(3);
+        let (on_b, b) = sync_channel(3);
+        let backends = vec![
+            told("a", &on_a, Duration::ZERO),
+            told("b", &on_b, Duration::from_millis(20)),
+        ];
+        thread::scope(|scope| {
+            let mut crew = Crew::new(scope);
+            let mut backends = backends;
+            for _ in 0..3 {
+                backends = lent_again(crew.save_all(backends, &vcon(), true));
             }
-        }
+        });
+        let here = thread::current().id();
+        let a: Vec<ThreadId> = a.try_iter().collect();
+        let b: Vec<ThreadId> = b.try_iter().collect();
+        assert!(a[0] == here && a[1] != here && a[1] == a[2]);
+        assert!(b[0] != here && b[1] == here && b[2] == here);
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_replaced() {
+        let (on, threads) = sync_channel(4);
+        let backends = ["a", "b"].map(|name| told(name, &on, Duration::ZERO));
+        thread::scope(|scope| {
+            let mut crew = Crew::new(scope);
+            let outcomes = crew.save_all(backends.into(), &vcon(), true);
+            // As if they had been idle for too long.
+            for member in crew.members.values_mut() {
+                *member = bounded(0).0;
+            }
+            crew.slowest = None;
+            let outcomes = crew.save_all(lent_again(outcomes), &vcon(), true);
+            assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
+        });
+        assert_eq!(threads.try_iter().count(), 4);
     }
 
     #[test]
     fn failures_and_panics_stay_with_their_backend_and_in_order() {
         for parallel in [true, false] {
-            let mut first = Fake(|_: &Outgoing| -> Result<(), Failure> { panic!("at {}", 1) });
-            let mut second = Fake(|_: &Outgoing| {
-                thread::sleep(Duration::from_millis(30));
-                Ok(())
-            });
-            let mut third = Fake(|_: &Outgoing| Err(Failure::transient("away")));
-            let mut fourth = Fake(|_: &Outgoing| -> Result<(), Failure> { panic!("bare") });
             let backends = vec![
-                backend("first", &mut first),
-                backend("second", &mut second),
-                backend("third", &mut third),
-                backend("fourth", &mut fourth),
+                backend("first", |_| panic!("at {}", 1)),
+                backend("second", |_| {
+                    thread::sleep(Duration::from_millis(30));
+                    Ok(())
+                }),
+                backend("third", |_| Err(Failure::transient("away"))),
+                backend("fourth", |_| panic!("bare")),
             ];
-            let outcomes = save_all(backends, &vcon(), parallel);
+            let outcomes =
+                thread::scope(|scope| Crew::new(scope).save_all(backends, &vcon(), parallel));
             let seen: Vec<_> = outcomes
                 .iter()
-                .map(|o| (o.name, o.result.clone(), o.panicked))
+                .map(|o| (&*o.name, o.result.clone(), o.storage.is_none()))
                 .collect();
             let panicked = |text| Err(Failure::permanent(text));
             assert_eq!(
@@ -231,7 +402,13 @@ mod tests {
 
     #[test]
     fn no_backends_no_outcomes() {
-        assert_eq!(save_all(Vec::new(), &vcon(), true), []);
+        thread::scope(|scope| {
+            assert!(
+                Crew::new(scope)
+                    .save_all(Vec::new(), &vcon(), true)
+                    .is_empty()
+            );
+        });
     }
 
     #[test]

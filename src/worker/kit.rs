@@ -18,7 +18,7 @@ use crate::queue::Route;
 use crate::scoreboard::Event;
 use crate::settings::Settings;
 use crate::storage::Storage;
-use crate::storage::fanout::{Backend, save_all};
+use crate::storage::fanout::{Backend, Crew};
 use crate::vcon::{Outgoing, Vcon, VconId};
 
 /// How much of the drain timeout links get to finish: what is put back after it is put back in
@@ -29,7 +29,8 @@ const FINISHING_SHARE: f64 = 0.8;
 pub(super) struct Kit {
     config: Arc<Config>,
     links: HashMap<String, Box<dyn Link>>,
-    storages: IndexMap<String, Box<dyn Storage>>,
+    /// Each is missing only while it is lent.
+    storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
     health: Arc<Health>,
     meters: Meters,
 }
@@ -107,7 +108,7 @@ impl Kit {
         let storages = config
             .storages
             .iter()
-            .map(|(name, storage)| (name.clone(), storage.open_storage()));
+            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage())));
         Self {
             links: links.collect(),
             storages: storages.collect(),
@@ -212,9 +213,10 @@ impl Kit {
     pub fn store(
         &mut self,
         chain: &Chain,
-        outgoing: &Outgoing,
+        outgoing: &Arc<Outgoing>,
         settings: &Settings,
         turn: &Turn<'_>,
+        crew: &mut Crew<'_, '_>,
     ) -> Result<(), Ending> {
         let mut missing: Vec<String> = chain.storages.clone();
         for name in &missing {
@@ -222,30 +224,19 @@ impl Kit {
         }
         let mut retry = Retry::new(settings);
         loop {
-            let backends: Vec<Backend<'_>> = self
-                .storages
-                .iter_mut()
-                .filter(|(name, _)| missing.contains(name))
-                .map(|(name, storage)| Backend {
-                    name,
-                    storage: &mut **storage,
-                })
-                .collect();
-            let outcomes = save_all(backends, outgoing, settings.parallel_storage);
-            let mut broken: Vec<String> = Vec::new();
+            let backends = self.lend(&missing);
+            let outcomes = crew.save_all(backends, outgoing, settings.parallel_storage);
             let mut refused: Vec<(String, Failure)> = Vec::new();
             let mut away: Vec<(String, Failure)> = Vec::new();
             for outcome in outcomes {
-                let (name, seconds) = (outcome.name, outcome.took.as_secs_f64());
+                self.take_back(&outcome.name, outcome.storage);
+                let (name, seconds) = (&*outcome.name, outcome.took.as_secs_f64());
                 let meter = self.meters.storage(name);
                 meter.observe(outcome.took);
                 meter.count(match outcome.result {
                     Ok(()) => Event::Done,
                     Err(_) => Event::Failed,
                 });
-                if outcome.panicked {
-                    broken.push(name.to_owned());
-                }
                 match outcome.result {
                     Ok(()) => {
                         log::info!(
@@ -254,7 +245,7 @@ impl Kit {
                             "Stored {} in {name} in {seconds:.4} s", outgoing.id
                         );
                         self.health.note_success(Stage::Storage(name.to_owned()));
-                        missing.retain(|still| *still != name);
+                        missing.retain(|still| still != name);
                     }
                     Err(failure) if failure.is_transient() => {
                         let stage = Stage::Storage(name.to_owned());
@@ -263,9 +254,6 @@ impl Kit {
                     }
                     Err(failure) => refused.push((name.to_owned(), failure)),
                 }
-            }
-            for name in &broken {
-                self.reopen_storage(name);
             }
             if !refused.is_empty() {
                 return Err(Ending::Failed(storage_fault(&refused, retry.attempt())));
@@ -287,6 +275,28 @@ impl Kit {
         }
     }
 
+    /// The backends of these names, in the order of the configuration.
+    fn lend(&mut self, names: &[String]) -> Vec<Backend> {
+        let storages = self.storages.iter_mut();
+        let wanted = storages.filter(|(name, _)| names.iter().any(|wanted| **wanted == ***name));
+        let lent = wanted.filter_map(|(name, storage)| {
+            Some(Backend {
+                name: Arc::clone(name),
+                storage: storage.take()?,
+            })
+        });
+        lent.collect()
+    }
+
+    /// Takes a backend back; one that has panicked is opened anew.
+    fn take_back(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
+        let anew = || Some(self.config.storages.get(name)?.open_storage());
+        let storage = storage.or_else(anew);
+        if let Some(place) = self.storages.get_mut(name) {
+            *place = storage;
+        }
+    }
+
     /// Asks a link or storage whether it could be used now.
     pub fn probe(&mut self, stage: &Stage, drain: &Receiver<()>) -> Result<(), Failure> {
         let gone = || Err(Failure::permanent("it is not in the configuration"));
@@ -296,7 +306,8 @@ impl Kit {
                 link.map_or_else(gone, |link| guarded(|| link.probe(drain)))
             }
             Stage::Storage(name) => {
-                let storage = self.storages.get_mut(name);
+                let storage = self.storages.get_mut(name.as_str());
+                let storage = storage.and_then(Option::as_mut);
                 storage.map_or_else(gone, |storage| guarded(|| storage.probe()))
             }
         }
@@ -309,11 +320,12 @@ impl Kit {
     pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
         let mut doubt = None;
         for (name, storage) in &mut self.storages {
+            let Some(storage) = storage else { continue };
             match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
-                Ok(Ok(Some(json))) => return Ok(Some((name.clone(), json))),
+                Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {
-                    doubt = Some((Stage::Storage(name.clone()), failure));
+                    doubt = Some((Stage::Storage(name.to_string()), failure));
                 }
                 Ok(Err(failure)) => log::warn!("could not look for {id} in {name}: {failure}"),
                 Err(panic) => {
@@ -327,13 +339,6 @@ impl Kit {
     fn reopen_link(&mut self, name: &str) {
         if let Some(link) = self.config.links.get(name) {
             self.links.insert(name.to_owned(), link.open_link());
-        }
-    }
-
-    fn reopen_storage(&mut self, name: &str) {
-        if let Some(storage) = self.config.storages.get(name) {
-            self.storages
-                .insert(name.to_owned(), storage.open_storage());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One lane: claim, load, links, storages, finish, again and again until the drain.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError, select};
@@ -14,6 +15,7 @@ use super::{Backoff, Outage, Shared, Turn};
 use crate::config::ListName;
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Settled};
 use crate::scoreboard::LaneCell;
+use crate::storage::fanout::Crew;
 
 /// How long a suspect waits for those in work, which may hang.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,6 +77,10 @@ impl Lane {
     /// Works until the worker drains. Answers false where a claim may be left that is not known
     /// here.
     pub fn run(mut self) -> bool {
+        thread::scope(|scope| self.serve(&mut Crew::new(scope)))
+    }
+
+    fn serve(&mut self, crew: &mut Crew<'_, '_>) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut ahead = None;
         loop {
@@ -87,7 +93,7 @@ impl Lane {
                     None => continue,
                 },
             };
-            ahead = self.go_on(&shared, asked);
+            ahead = self.go_on(&shared, asked, crew);
         }
         !self.unsure || self.leave()
     }
@@ -107,7 +113,12 @@ impl Lane {
 
     /// Does what is to be done after such an answer; gives the next one where the work has
     /// brought it along.
-    fn go_on<'a>(&mut self, shared: &'a Shared, asked: Asked<'a>) -> Option<Asked<'a>> {
+    fn go_on<'a>(
+        &mut self,
+        shared: &'a Shared,
+        asked: Asked<'a>,
+        crew: &mut Crew<'_, '_>,
+    ) -> Option<Asked<'a>> {
         let (company, claimed) = asked;
         // What the server may have claimed for us is handed over by the next request.
         self.unsure = claimed.is_err();
@@ -134,7 +145,7 @@ impl Lane {
             return None;
         }
         if !shared.is_last_chance(claim.deaths) {
-            return Some((company, self.work(&claim, document)?));
+            return Some((company, self.work(&claim, document, crew)?));
         }
         drop(company);
         self.cell.waiting(claim.id().as_ref());
@@ -144,7 +155,7 @@ impl Lane {
             self.cell.idle();
         } else {
             // Nothing is asked for beside a suspect.
-            self.work(&claim, document);
+            self.work(&claim, document, crew);
         }
         None
     }
@@ -247,7 +258,12 @@ impl Lane {
     }
 
     /// Works on a claim; gives the answer to the request for the next one where that was sent.
-    fn work(&mut self, claim: &Claim, document: Document) -> Option<Result<Claimed, QueueError>> {
+    fn work(
+        &mut self,
+        claim: &Claim,
+        document: Document,
+        crew: &mut Crew<'_, '_>,
+    ) -> Option<Result<Claimed, QueueError>> {
         self.show(true);
         let Self {
             shared,
@@ -269,6 +285,7 @@ impl Lane {
             shared,
             queue,
             kit,
+            crew,
             outage,
             door,
             turn: &turn,

@@ -17,6 +17,7 @@ use crate::queue::{
     dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
+use crate::storage::fanout::Crew;
 use crate::vcon::VconId;
 
 /// A changed document of more bytes than this is let go before the next vCon is asked for, so that
@@ -57,10 +58,11 @@ enum Step {
 }
 
 /// A lane's work on one claim.
-pub(super) struct Visit<'a> {
+pub(super) struct Visit<'a, 'scope, 'env> {
     pub shared: &'a Arc<Shared>,
     pub queue: &'a mut Queue,
     pub kit: &'a mut Kit,
+    pub crew: &'a mut Crew<'scope, 'env>,
     pub outage: &'a mut Outage,
     pub door: &'a Doorbell,
     pub turn: &'a Turn<'a>,
@@ -68,7 +70,7 @@ pub(super) struct Visit<'a> {
     pub ahead: Ahead<'a>,
 }
 
-impl Visit<'_> {
+impl Visit<'_, '_, '_> {
     /// Works on the claim and lets go of it. Fails where the worker drains and Redis does not
     /// take the claim back.
     pub fn work(
@@ -138,6 +140,7 @@ impl Visit<'_> {
             shared,
             queue,
             kit,
+            crew,
             outage,
             turn,
             ..
@@ -184,7 +187,7 @@ impl Visit<'_> {
             vcon.into_changed()
         } else {
             let (outgoing, document) = vcon.depart(settings.egress_version);
-            kit.store(chain, &outgoing, settings, turn)?;
+            kit.store(chain, &Arc::new(outgoing), settings, turn, crew)?;
             document
         };
         Ok(Verdict::Finish {
