@@ -1,6 +1,7 @@
 //! The floor: the same commands, statements, files and requests, in a tight loop on each connection.
 
 mod file;
+mod keepers;
 mod postgres;
 mod queue;
 mod s3;
@@ -19,8 +20,8 @@ trait Keeper: Send {
     fn keep(&mut self, id: &str, text: &str);
 }
 
-/// vCons in a second on so many connections; the storages of the case one after the other. Ends after
-/// `window` seconds, or with the last of `count` vCons.
+/// vCons in a second on so many connections; the storages as the case has them, at once or one after the
+/// other. Ends after `window` seconds, or with the last of `count` vCons.
 pub fn rate(
     servers: &Servers,
     case: &Case,
@@ -35,16 +36,14 @@ pub fn rate(
     let (barrier, over) = (Barrier::new(connections + 1), AtomicBool::new(false));
     let lane = |lane: usize| {
         let mut queue = queue::Queue::connect(servers, lane);
-        let mut keepers: Vec<Box<dyn Keeper>> =
-            case.stores.iter().map(|s| keeper(servers, *s)).collect();
+        let keepers = case.stores.iter().map(|s| keeper(servers, *s));
+        let mut keepers = keepers::Keepers::new(keepers.collect(), case.parallel);
         barrier.wait();
         let mut done = 0;
         let mut next = queue.claim();
         while let Some(id) = next.filter(|_| !over.load(Ordering::Relaxed)) {
             let text = document.left(&id, case.tag);
-            for keeper in &mut keepers {
-                keeper.keep(&id, &text);
-            }
+            keepers.keep(&id, &text);
             next = queue.finish_and_claim(&id, case.tag.then_some(&text));
             done += 1;
         }

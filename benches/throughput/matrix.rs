@@ -46,6 +46,8 @@ struct Row<'a> {
     rates: Vec<f64>,
     /// Ours to the floor, round by round.
     ratios: Vec<f64>,
+    /// Ours to the floor of all storages at once, where ours are.
+    ratios_at_once: Vec<f64>,
     usage: Vec<Usage>,
 }
 
@@ -82,6 +84,16 @@ pub fn measure_methods(servers: &Servers, effort: &Effort, report: &mut Report) 
     rates(servers, effort, report, "methods", title, (&cases, &ways));
 }
 
+/// How often a shape is measured in one round: one lane alone has the most trouble with a machine that is
+/// busy with something else for a moment.
+fn turns(way: Way<'_>) -> usize {
+    if (way.workers, way.lanes) == (1, 1) {
+        3
+    } else {
+        1
+    }
+}
+
 fn rates(
     servers: &Servers,
     effort: &Effort,
@@ -99,44 +111,29 @@ fn rates(
         servers,
         document: &document,
         window: effort.window,
-        way: None,
         known: BTreeMap::new(),
         medians: BTreeMap::new(),
     };
     for round in 1..=effort.rounds {
         // Interleaved, so that a busy moment of the machine does not fall on one case alone.
-        for row in &mut rows {
-            floors.follow(row.way);
-            let floor = floors.of(&row.case, row.way.workers * row.way.lanes);
-            // Ten for each lane at least, so that their ends do not count.
-            let lanes = row.way.workers * row.way.lanes;
-            let count = (floor * effort.window * 1.25) as usize;
-            let count = count.clamp(lanes * 10, MOST);
-            let (rate, usage) = ours::rate(servers, &row.case, row.way, &document, count);
-            row.rates.push(rate);
-            row.ratios.push(rate / floor);
-            row.usage.push(usage);
-            progress(&format!(
-                "{section}, round {round} of {}: {}, {} x {} {}: {rate:.0}/s, {:.2} of the floor",
-                effort.rounds,
-                row.case.name,
-                row.way.workers,
-                row.way.lanes,
-                row.way.method,
-                rate / floor
-            ));
+        for rows in rows.chunks_mut(cases.len()) {
+            for _ in 0..turns(rows[0].way) {
+                floors.begin();
+                for row in &mut *rows {
+                    row.measure(&mut floors);
+                    progress(&format!("{section}, round {round}: {}", row.last()));
+                }
+            }
         }
     }
     show(report, section, title, &rows, effort.rounds, &floors);
 }
 
-/// The floors of one round, each measured when it is first needed beside others of its shape.
+/// The floors beside one shape in one round, each measured when it is first needed.
 struct Floors<'a> {
     servers: &'a Servers,
     document: &'a Document,
     window: f64,
-    /// The workers and lanes they were measured beside.
-    way: Option<(usize, usize)>,
     /// Those of now, by the case that is measured for it and its connections.
     known: BTreeMap<(&'static str, usize), f64>,
     /// Of all rounds.
@@ -144,13 +141,9 @@ struct Floors<'a> {
 }
 
 impl Floors<'_> {
-    /// Forgets those of another shape: they are too long ago.
-    fn follow(&mut self, way: Way<'_>) {
-        let way = Some((way.workers, way.lanes));
-        if self.way != way {
-            self.way = way;
-            self.known.clear();
-        }
+    /// Forgets those of before: they are too long ago.
+    fn begin(&mut self) {
+        self.known.clear();
     }
 
     /// At once: the slowest storage's; one after the other: that of the sum.
@@ -192,19 +185,26 @@ impl Floors<'_> {
 
     /// As [`Floors::of`], the median of all rounds.
     fn median_of(&self, case: &Case, connections: usize) -> f64 {
-        let of = |case: &Case| {
-            self.medians
-                .get(&(case.name, connections))
-                .map(|rates| median(rates))
-        };
         if case.parallel {
             let alone = case.stores.iter().map(|store| case.alone(*store));
             alone
-                .filter_map(|case| of(&case))
+                .filter_map(|case| self.median(&case, connections))
                 .fold(f64::INFINITY, f64::min)
         } else {
-            of(case).unwrap_or(f64::NAN)
+            self.median(case, connections).unwrap_or(f64::NAN)
         }
+    }
+
+    /// That of all storages of the case at once.
+    fn median_at_once(&self, case: &Case, connections: usize) -> Option<f64> {
+        case.parallel
+            .then(|| self.median(case, connections))
+            .flatten()
+    }
+
+    fn median(&self, case: &Case, connections: usize) -> Option<f64> {
+        let rates = self.medians.get(&(case.name, connections));
+        rates.map(|rates| median(rates))
     }
 }
 
@@ -215,8 +215,43 @@ impl<'a> Row<'a> {
             way,
             rates: Vec::new(),
             ratios: Vec::new(),
+            ratios_at_once: Vec::new(),
             usage: Vec::new(),
         }
+    }
+
+    fn measure(&mut self, floors: &mut Floors<'_>) {
+        let lanes = self.way.workers * self.way.lanes;
+        let floor = floors.of(&self.case, lanes);
+        // Ten for each lane at least, so that their ends do not count.
+        let count = (floor * floors.window * 1.25) as usize;
+        let count = count.clamp(lanes * 10, MOST);
+        let Floors {
+            servers, document, ..
+        } = *floors;
+        let (rate, usage) = ours::rate(servers, &self.case, self.way, document, count);
+        self.rates.push(rate);
+        self.ratios.push(rate / floor);
+        self.usage.push(usage);
+        if self.case.parallel {
+            let at_once = floors.measured(&self.case, lanes);
+            self.ratios_at_once.push(rate / at_once);
+        }
+    }
+
+    /// The last measurement, in words.
+    fn last(&self) -> String {
+        let Way {
+            workers,
+            lanes,
+            method,
+        } = self.way;
+        format!(
+            "{}, {workers} x {lanes} {method}: {:.0}/s, {:.2} of the floor",
+            self.case.name,
+            self.rates.last().unwrap_or(&f64::NAN),
+            self.ratios.last().unwrap_or(&f64::NAN)
+        )
     }
 }
 
@@ -236,6 +271,8 @@ fn show(
         "floor/s",
         "ours/s",
         "ratio",
+        "floor at once/s",
+        "ratio",
         "ours, cores (kernel)",
         "Redis",
         "PostgreSQL",
@@ -248,6 +285,8 @@ fn show(
         let (workers, lanes) = (row.way.workers, row.way.lanes);
         let floor = floors.median_of(&row.case, workers * lanes);
         let (rate, ratio) = (median(&row.rates), median(&row.ratios));
+        let at_once = floors.median_at_once(&row.case, workers * lanes);
+        let ratio_at_once = (!row.ratios_at_once.is_empty()).then(|| median(&row.ratios_at_once));
         let usage = Usage::mean(&row.usage);
         let limit = usage.limit();
         table.add_row([
@@ -257,6 +296,8 @@ fn show(
             format!("{floor:.0}"),
             format!("{rate:.0}"),
             format!("{ratio:.2}"),
+            at_once.map_or_else(String::new, |rate| format!("{rate:.0}")),
+            ratio_at_once.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
             format!("{:.2} ({:.2})", usage.ours, usage.kernel),
             format!("{:.2}", usage.redis),
             format!("{:.2}", usage.postgres),
@@ -268,13 +309,15 @@ fn show(
         report.add(
             section,
             json!({"storages": row.case.name, "workers": workers, "lanes": lanes, "method": row.way.method,
-                "floor": floor, "ours": rate, "ratio": ratio, "limit": limit}),
+                "floor": floor, "ours": rate, "ratio": ratio, "floor_at_once": at_once, "ratio_at_once": ratio_at_once,
+                "limit": limit}),
         );
     }
     let remark = format!(
         "medians of {rounds} rounds, interleaved; vCons of {USUAL} bytes through a link that tags them, where no other \
          is named; floor: the same requests to Redis and the same storage operation in a tight loop on as many \
-         connections, for parallel storages those of the slowest"
+         connections, for parallel storages that of the slowest alone; floor at once: the same with all storages at once, \
+         each on a thread of its own; one lane alone is measured three times in each round"
     );
     print(title, &table, &remark);
 }

@@ -1,0 +1,71 @@
+//! The storages of a case, one after the other or all at once.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use super::Keeper;
+
+/// An id and a document.
+type Job = (Arc<str>, Arc<str>);
+
+/// Keepers of one connection.
+pub struct Keepers {
+    /// Those that keep on the thread of the connection, one after the other.
+    ours: Vec<Box<dyn Keeper>>,
+    /// Those that keep beside it.
+    others: Vec<Other>,
+}
+
+/// A keeper on a thread of its own, which ends with its channel.
+struct Other {
+    jobs: SyncSender<Job>,
+    done: Receiver<()>,
+}
+
+impl Keepers {
+    /// At once, the last has the thread of the connection.
+    pub fn new(mut keepers: Vec<Box<dyn Keeper>>, at_once: bool) -> Self {
+        let ours = if at_once {
+            keepers.pop().into_iter().collect()
+        } else {
+            std::mem::take(&mut keepers)
+        };
+        Self {
+            ours,
+            others: keepers.into_iter().map(Other::start).collect(),
+        }
+    }
+
+    pub fn keep(&mut self, id: &str, text: &str) {
+        if !self.others.is_empty() {
+            let (id, text) = (Arc::<str>::from(id), Arc::<str>::from(text));
+            for other in &self.others {
+                let job = (Arc::clone(&id), Arc::clone(&text));
+                other.jobs.send(job).expect("a keeper");
+            }
+        }
+        for keeper in &mut self.ours {
+            keeper.keep(id, text);
+        }
+        for other in &self.others {
+            other.done.recv().expect("a keeper");
+        }
+    }
+}
+
+impl Other {
+    fn start(mut keeper: Box<dyn Keeper>) -> Self {
+        let (jobs, todo) = sync_channel::<Job>(1);
+        let (tell, done) = sync_channel(1);
+        thread::spawn(move || {
+            while let Ok((id, text)) = todo.recv() {
+                keeper.keep(&id, &text);
+                if tell.send(()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { jobs, done }
+    }
+}
