@@ -1,8 +1,8 @@
 //! A file being written, under a hidden name beside its place.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::vcon::VconId;
@@ -14,19 +14,21 @@ use crate::vcon::VconId;
 pub(super) struct Draft {
     file: File,
     path: PathBuf,
+    mode: u32,
     published: bool,
 }
 
 impl Draft {
-    /// An empty draft in `directory`.
-    pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
+    /// An empty draft in `directory`, which may already have the permissions of `mode`.
+    pub fn open(directory: &Path, id: &VconId, mode: u32) -> io::Result<Self> {
         let path = directory.join(format!(".{id}.tmp"));
         loop {
             let opened = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .mode(0o600)
+                // Until it is published, it must be open to us.
+                .mode(mode | 0o600)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path);
             let file = match opened {
@@ -43,11 +45,16 @@ impl Draft {
                 _ => {}
             }
             // While we waited for the lock, its holder has moved the file into place.
-            if is_at(&file, &path)? {
-                file.set_len(0)?;
+            let found = file.metadata()?;
+            if is_at(&found, &path)? {
+                // Of an empty one, it would be a write to the file system's journal for nothing.
+                if found.len() > 0 {
+                    file.set_len(0)?;
+                }
                 return Ok(Self {
                     file,
                     path,
+                    mode: found.mode() & 0o7777,
                     published: false,
                 });
             }
@@ -57,6 +64,15 @@ impl Draft {
     /// The file to write to.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// Gives it these permissions, whatever the umask, where it does not have them.
+    pub fn permit(&mut self, mode: u32) -> io::Result<()> {
+        if self.mode != mode {
+            self.file.set_permissions(Permissions::from_mode(mode))?;
+            self.mode = mode;
+        }
+        Ok(())
     }
 
     /// Puts the draft in its place, over what may be there.
@@ -76,8 +92,7 @@ impl Drop for Draft {
     }
 }
 
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let ours = file.metadata()?;
+fn is_at(ours: &Metadata, path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
@@ -102,7 +117,7 @@ mod tests {
             "half of a much longer doc",
         )
         .unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
+        let mut draft = Draft::open(directory.path(), &id, 0o600).unwrap();
         draft.file().write_all(b"whole").unwrap();
         draft.publish(&directory.path().join("place")).unwrap();
         assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
@@ -117,7 +132,7 @@ mod tests {
         fs::write(&other, "precious").unwrap();
         let link = directory.path().join(format!(".{id}.tmp"));
         std::os::unix::fs::symlink(&other, link).unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
+        let mut draft = Draft::open(directory.path(), &id, 0o600).unwrap();
         draft.file().write_all(b"whole").unwrap();
         draft.publish(&directory.path().join("place")).unwrap();
         assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
@@ -134,7 +149,7 @@ mod tests {
                 let (id, place, directory) = (&id, &place, directory.path());
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        let mut draft = Draft::open(directory, id).unwrap();
+                        let mut draft = Draft::open(directory, id, 0o600).unwrap();
                         draft.file().write_all(&[writer; 5000]).unwrap();
                         draft.publish(place).unwrap();
                         let read = fs::read(place).unwrap();

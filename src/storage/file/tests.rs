@@ -120,20 +120,25 @@ fn the_newest_day_is_read_and_every_day_is_deleted() {
 
 #[test]
 fn permissions_are_as_configured_whatever_the_umask() {
-    let place = tempfile::tempdir().unwrap();
-    let mut files = Files {
-        file_mode: 0o666,
-        ..files(place.path())
-    };
-    files.root.dir_mode = 0o777;
-    files.save(&vcon("2025-03-07", "{}")).unwrap();
-    let mode = |name: &str| {
-        let path = place.path().join(name);
-        fs::metadata(path).unwrap().permissions().mode() & 0o7777
-    };
-    assert_eq!(mode("2025"), 0o777);
-    assert_eq!(mode("2025/03/07"), 0o777);
-    assert_eq!(mode(&format!("2025/03/07/{ID}.json")), 0o666);
+    // One wider than the usual umask, and one that does not let us write again.
+    for wanted in [0o666, 0o440] {
+        let place = tempfile::tempdir().unwrap();
+        let mut files = Files {
+            file_mode: wanted,
+            ..files(place.path())
+        };
+        files.root.dir_mode = 0o777;
+        let mode = |name: &str| {
+            let path = place.path().join(name);
+            fs::metadata(path).unwrap().permissions().mode() & 0o7777
+        };
+        for _ in 0..2 {
+            files.save(&vcon("2025-03-07", "{}")).unwrap();
+            assert_eq!(mode(&format!("2025/03/07/{ID}.json")), wanted);
+        }
+        assert_eq!(mode("2025"), 0o777);
+        assert_eq!(mode("2025/03/07"), 0o777);
+    }
 }
 
 #[test]
