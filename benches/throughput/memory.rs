@@ -19,6 +19,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         "storages",
         "document, MB",
         "peak, MB",
+        "of it shared, MB",
         "(peak - 10 MB) / document",
     ]);
     report.begin("memory");
@@ -29,28 +30,32 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
             }
             progress(&format!("memory: {}, {megabytes} MB", case.name));
             let size = megabytes * 1_000_000;
-            let peak = peak(servers, &case, size) / MEGABYTE;
+            let (peak, shared) = peak(servers, &case, size);
+            let (peak, shared) = (peak / MEGABYTE, shared / MEGABYTE);
             let factor = (peak - 10.0) / megabytes as f64;
             table.add_row([
                 case.name.to_owned(),
                 megabytes.to_string(),
                 format!("{peak:.1}"),
+                format!("{shared:.1}"),
                 format!("{factor:.2}"),
             ]);
             report.add(
                 "memory",
-                json!({"storages": case.name, "document": size, "peak": peak * MEGABYTE}),
+                json!({"storages": case.name, "document": size, "peak": peak * MEGABYTE,
+                    "shared": shared * MEGABYTE}),
             );
         }
     }
     print(
         "The most memory for one document",
         &table,
-        "the worker's VmHWM, of a fresh worker",
+        "the worker's VmHWM, of a fresh worker; shared: pages of files, which all workers have together",
     );
 }
 
-fn peak(servers: &Servers, case: &Case, size: usize) -> f64 {
+/// The most memory that a worker has had, and how much of what it has are pages of files.
+fn peak(servers: &Servers, case: &Case, size: usize) -> (f64, f64) {
     servers.empty();
     let ids = ids(1);
     servers.load(&Document::of_size(size), &ids);
@@ -59,15 +64,12 @@ fn peak(servers: &Servers, case: &Case, size: usize) -> f64 {
     Done::of(&servers.redis).wait_for(1);
     let worker = daemon.workers()[&1];
     let status = fs::read_to_string(format!("/proc/{worker}/status")).expect("the worker runs");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .expect("a peak");
-    let kilobytes: f64 = line
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number");
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kilobytes = line.expect("a line").trim().trim_end_matches(" kB");
+        kilobytes.parse::<f64>().expect("a number") * 1024.0
+    };
+    let found = (bytes("VmHWM:"), bytes("RssFile:") + bytes("RssShmem:"));
     ours::stop(servers, daemon);
-    kilobytes * 1024.0
+    found
 }
