@@ -3,6 +3,7 @@
 //! Knows nothing of vCons. Messages name a URL without its user, password and query.
 
 mod agent;
+mod one_write;
 mod resolver;
 
 use std::fmt;
@@ -16,7 +17,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 
 use ureq::{Agent, Body, Error};
 
-pub use self::agent::{Trust, agent, agent_that_trusts, with_resolver};
+pub use self::agent::{Trust, agent, agent_that_trusts, with_parts};
 use crate::failure::Failure;
 
 /// How long connecting to one address may take when a server is only to be reached.

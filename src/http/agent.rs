@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::one_write::OneWrite;
 use super::resolver::Remembering;
 use rustls::pki_types::CertificateDer;
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 
 /// Whose certificates are taken.
 pub enum Trust {
@@ -47,10 +48,11 @@ pub fn agent_that_trusts(trust: &Trust, timeout: Duration) -> Agent {
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    with_resolver(config)
+    with_parts(config)
 }
 
-/// An agent that does not look up its host for every request.
-pub fn with_resolver(config: Config) -> Agent {
-    Agent::with_parts(config, DefaultConnector::default(), Remembering::default())
+/// An agent that does not look up its host for every request, and sends each in one piece.
+pub fn with_parts(config: Config) -> Agent {
+    let connector = DefaultConnector::default().chain(OneWrite);
+    Agent::with_parts(config, connector, Remembering::default())
 }

@@ -10,7 +10,7 @@ use s3::request::blocking::AttoRequest;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
-use crate::http::with_resolver;
+use crate::http::with_parts;
 
 /// What the existing daemon's library gives to an object of which it knows no better.
 const CONTENT_TYPE: &str = "binary/octet-stream";
@@ -101,7 +101,7 @@ pub(super) fn agent() -> Agent {
         .max_redirects_will_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    with_resolver(config)
+    with_parts(config)
 }
 
 /// Why a request got no answer.
