@@ -3,7 +3,8 @@
 //! Timeouts of sockets do not cover name resolution, nor a peer whose kernel answers while its
 //! program does not. So that neither can hold a lane for ever, such calls run on a thread of their
 //! own, which is left behind with the call whose time is over. It then ends when the call does; the
-//! keepalive of its connection sees to that when the peer is gone.
+//! keepalive of its connection sees to that when the peer is gone. (PostgreSQL has another way for
+//! what it does most often; see its module `watchdog`.)
 //!
 //! ```text
 //! lane: run(call) ──job──► helper: call() ──answer──► lane        the helper is kept for the next

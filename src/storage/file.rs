@@ -181,7 +181,7 @@ impl Files {
 
     /// The whole document under its hidden name, on the disk.
     fn draft(&self, directory: &Path, vcon: &Outgoing) -> io::Result<Draft> {
-        let mut draft = Draft::open(directory, &vcon.id, self.file_mode)?;
+        let mut draft = Draft::open(directory, &vcon.id)?;
         if self.compress {
             let mut gzip = GzEncoder::new(draft.file(), Compression::default());
             gzip.write_all(vcon.json.as_bytes())?;
@@ -189,7 +189,9 @@ impl Files {
         } else {
             draft.file().write_all(vcon.json.as_bytes())?;
         }
-        draft.permit(self.file_mode)?;
+        draft
+            .file()
+            .set_permissions(Permissions::from_mode(self.file_mode))?;
         draft.file().sync_all()?;
         Ok(draft)
     }

@@ -1,8 +1,8 @@
 //! Where vCons are kept: one trait, one file for each backend, one table that lists them.
 //!
 //! A backend knows its server and its layout, nothing of queues, workers or the supervisor.
-//! It belongs to one lane, connects when first used, keeps its connection, and is dropped and
-//! opened anew by the lane after a panic.
+//! It belongs to one lane, connects when first used, keeps its connection, and is opened anew by
+//! the lane after a panic.
 
 mod bounded;
 mod elasticsearch;

@@ -17,6 +17,9 @@
 //! | `connect_timeout` | `10` | seconds |
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
+//! A call that gets no answer is cut off some seconds after its time on the server; see the module
+//! `watchdog`.
+//!
 //! Which errors are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
 
@@ -26,6 +29,7 @@ mod table;
 mod tls;
 mod watchdog;
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,8 +104,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             tls: (!host.starts_with('/')).then_some(tls),
             table,
             statement_timeout,
+            connect_limit: connect_timeout + GRACE,
         },
-        connect_limit: connect_timeout + GRACE,
         statement_limit: statement_timeout + GRACE,
         session: None,
         bounded: Bounded::new(),
@@ -121,7 +125,6 @@ struct Postgres {
     /// What messages call it.
     server: String,
     access: Access,
-    connect_limit: Duration,
     statement_limit: Duration,
     session: Option<Session>,
     bounded: Bounded,
@@ -138,7 +141,7 @@ impl Storage for Postgres {
             let json: &str = &json;
             let values: [&(dyn ToSql + Sync); 6] =
                 [&id, &version, &created_at, &updated_at, &subject, &json];
-            session.client.execute(&session.save, &values)?;
+            session.client.execute(&session.statements.save, &values)?;
             Ok(None)
         };
         let what = format!("save vCon {}", vcon.id);
@@ -165,7 +168,9 @@ impl Storage for Postgres {
     fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
         let uuid = id.uuid();
         let what = format!("read vCon {id}");
-        let work = move |session: &mut Session| session.client.query_opt(&session.get, &[&uuid]);
+        let work = move |session: &mut Session| {
+            session.client.query_opt(&session.statements.get, &[&uuid])
+        };
         match self.run(&what, self.statement_limit, Box::new(work)) {
             Ok(None) => Ok(None),
             Ok(Some(row)) => row.try_get(0).map_err(|e| self.failure(&what, &e)),
@@ -176,7 +181,9 @@ impl Storage for Postgres {
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let uuid = id.uuid();
         let work = move |session: &mut Session| {
-            session.client.execute(&session.delete, &[&uuid])?;
+            session
+                .client
+                .execute(&session.statements.delete, &[&uuid])?;
             Ok(None)
         };
         let what = format!("delete vCon {id}");
@@ -190,7 +197,7 @@ impl Storage for Postgres {
     /// server that writes, and nobody who locks the table. A full disk shows with the first row.
     fn probe(&mut self) -> Result<(), Failure> {
         let work = |session: &mut Session| {
-            session.client.execute(&session.try_save, &[])?;
+            session.client.execute(&session.statements.try_save, &[])?;
             Ok(None)
         };
         match self.run("write", PROBE, Box::new(work)) {
@@ -225,18 +232,19 @@ impl Postgres {
         mut work: Box<Work>,
     ) -> Result<Option<Row>, Trouble> {
         loop {
-            let (mut session, kept) = match self.session.take() {
+            let (session, kept) = match self.session.take() {
                 Some(session) => (session, true),
                 None => (self.connect(what)?, false),
             };
-            let result;
-            (session, work, result) = self.attempt(what, limit, session, work)?;
-            match result {
+            let (session, back, answer) = self.attempt(what, limit, session, work)?;
+            work = back;
+            let session = session.filter(|session| !session.client.is_closed());
+            match answer {
                 Ok(row) => {
-                    self.session = Some(session);
+                    self.session = session;
                     return Ok(row);
                 }
-                Err(e) if is_outdated(&e) || session.client.is_closed() => {
+                Err(e) if is_outdated(&e) || session.is_none() => {
                     if !kept {
                         return Err(Trouble::Refused(e));
                     }
@@ -244,7 +252,7 @@ impl Postgres {
                     log::debug!("{name}: {}; connecting anew", reason(&e));
                 }
                 Err(e) => {
-                    self.session = Some(session);
+                    self.session = session;
                     return Err(Trouble::Refused(e));
                 }
             }
@@ -252,37 +260,45 @@ impl Postgres {
     }
 
     /// Does the work in this session, for at most `limit`: under its watchdog, or else on a thread
-    /// of its own, which is left behind with a call that hangs.
+    /// of its own, which is left behind with a call that hangs. The session comes back where it can
+    /// be used again.
     fn attempt(
         &mut self,
         what: &str,
         limit: Duration,
         mut session: Session,
         work: Box<Work>,
-    ) -> Result<(Session, Box<Work>, Answer), Failure> {
+    ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
         let Some(watchdog) = session.watchdog.take() else {
             let name = self.message(what);
             return self.bounded.run(&name, limit, move || {
-                let result = work(&mut session);
-                (session, work, result)
+                let answer = work(&mut session);
+                (Some(session), work, answer)
             });
         };
-        let result = watchdog.during(limit, || work(&mut session));
-        if result.is_err() && watchdog.has_cut() {
+        let answer = watchdog.during(limit, || work(&mut session));
+        let has_cut = watchdog.has_cut();
+        if has_cut && answer.as_ref().is_err_and(|e| e.as_db_error().is_none()) {
+            let what = self.message(what);
             return Err(Failure::transient(format!(
-                "{}: no answer within {limit:?}",
-                self.message(what)
+                "{what}: no answer within {limit:?}"
             )));
         }
         session.watchdog = Some(watchdog);
-        Ok((session, work, result))
+        // An answer may have come just before the cut.
+        Ok(((!has_cut).then_some(session), work, answer))
     }
 
     fn connect(&mut self, what: &str) -> Result<Session, Failure> {
         let access = self.access.clone();
         let name = format!("{} (connecting)", self.message(what));
+        let open = move || {
+            // The client panics where it cannot have a descriptor: no vCon is to blame for that.
+            panic::catch_unwind(AssertUnwindSafe(|| Session::open(&access)))
+                .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
+        };
         self.bounded
-            .run(&name, self.connect_limit, move || Session::open(&access))?
+            .run(&name, self.access.connect_limit, open)?
             .map_err(|why| Failure::transient(format!("{}: {why}", self.message(what))))
     }
 

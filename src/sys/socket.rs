@@ -12,15 +12,16 @@ pub struct SocketHold(OwnedFd);
 impl SocketHold {
     /// Finds the TCP socket of this process whose `TCP_USER_TIMEOUT` is `mark` milliseconds, and
     /// sets it to `rest`, so that the mark is free again. `None` where there is none, as with a Unix
-    /// socket, or where the system does not tell.
+    /// socket, where several have it, or where the system does not tell.
     pub fn find(mark: u32, rest: u32) -> Option<Self> {
-        let socket = std::fs::read_dir("/proc/self/fd")
+        let mut marked = std::fs::read_dir("/proc/self/fd")
             .ok()?
             .flatten()
             // No other file is touched: closing a second descriptor of one lets go of its locks.
             .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(is_socket))
             .filter_map(|entry| duplicate(entry.file_name().to_str()?.parse().ok()?))
-            .find(|socket| getsockopt(socket, sockopt::TcpUserTimeout) == Ok(mark))?;
+            .filter(|socket| getsockopt(socket, sockopt::TcpUserTimeout) == Ok(mark));
+        let socket = marked.next().filter(|_| marked.next().is_none())?;
         setsockopt(&socket, sockopt::TcpUserTimeout, &rest).ok()?;
         Some(Self(socket))
     }
@@ -69,6 +70,10 @@ mod tests {
         let _unmarked = TcpStream::connect(address).expect("a connection");
         setsockopt(&marked, sockopt::TcpUserTimeout, &4_321).expect("an option");
         assert!(SocketHold::find(4_322, 4_000).is_none());
+        let twin = TcpStream::connect(address).expect("a connection");
+        setsockopt(&twin, sockopt::TcpUserTimeout, &4_321).expect("an option");
+        assert!(SocketHold::find(4_321, 4_000).is_none());
+        drop(twin);
         let hold = SocketHold::find(4_321, 4_000).expect("the socket");
         assert!(SocketHold::find(4_321, 4_000).is_none());
         let reader = std::thread::spawn(move || marked.read(&mut [0; 1]).ok());

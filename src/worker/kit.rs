@@ -280,9 +280,11 @@ impl Kit {
         let storages = self.storages.iter_mut();
         let wanted = storages.filter(|(name, _)| names.iter().any(|wanted| **wanted == ***name));
         let lent = wanted.filter_map(|(name, storage)| {
+            let anew = || open_storage(&self.config, name);
             Some(Backend {
                 name: Arc::clone(name),
-                storage: storage.take()?,
+                // Each has been taken back; were one not, it must not count as saved to.
+                storage: storage.take().or_else(anew)?,
             })
         });
         lent.collect()
@@ -290,8 +292,7 @@ impl Kit {
 
     /// Takes a backend back; one that has panicked is opened anew.
     fn take_back(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
-        let anew = || Some(self.config.storages.get(name)?.open_storage());
-        let storage = storage.or_else(anew);
+        let storage = storage.or_else(|| open_storage(&self.config, name));
         if let Some(place) = self.storages.get_mut(name) {
             *place = storage;
         }
@@ -320,6 +321,7 @@ impl Kit {
     pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
         let mut doubt = None;
         for (name, storage) in &mut self.storages {
+            // Nothing is lent while it is looked for.
             let Some(storage) = storage else { continue };
             match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
                 Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
@@ -341,6 +343,10 @@ impl Kit {
             self.links.insert(name.to_owned(), link.open_link());
         }
     }
+}
+
+fn open_storage(config: &Config, name: &str) -> Option<Box<dyn Storage>> {
+    Some(config.storages.get(name)?.open_storage())
 }
 
 /// What a panic said.

@@ -4,6 +4,7 @@
 //! main thread ── keeps house: shows that the worker is alive, and recycles it
 //!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
+//!   │    └─ store-… ── save beside it, one for each storage but one
 //!   ├─ lane N ┘     ▲ ring
 //!   └─ doorbell ────┘ waits for work while a lane is idle
 //! ```

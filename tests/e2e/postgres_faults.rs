@@ -1,7 +1,9 @@
 //! What can go wrong with the server and the way to it: all of it is waited out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use postgres::Client;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -253,6 +255,47 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
     let probed = daemon.conserver().run(&["check"]);
     assert_eq!(probed.code, 69, "{}", probed.output());
     proxy.pass();
+    all_is_stored(&redis, &database, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_commit_that_waits_for_a_lost_standby_is_cut_and_its_session_is_not_left_at_the_server() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let storage = database.storage_with(json!({"statement_timeout": 0.1}));
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("pg", storage)]))
+        .start();
+    let first = fresh(1);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    redis.ask::<i64>(&["DEL", "done"]);
+    database.execute("TRUNCATE vcons");
+
+    let mut client = database.client();
+    let standby = |client: &mut Client, name: &str| {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        client.execute(&set, &[]).expect("a setting");
+        client
+            .execute("SELECT pg_reload_conf()", &[])
+            .expect("a reload");
+    };
+    standby(&mut client, "lost");
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    let mut seen = BTreeSet::new();
+    wait_until("three attempts have waited", PATIENCE, || {
+        let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let waiting = client.query(waiting, &[]).expect("the sessions");
+        // One that is being cancelled, and the next.
+        assert!(waiting.len() <= 2, "{} sessions wait", waiting.len());
+        seen.extend(waiting.iter().map(|row| row.get::<_, i32>(0)));
+        seen.len() >= 3
+    });
+    fails(&redis, &daemon, "no answer within");
+    standby(&mut client, "");
     all_is_stored(&redis, &database, &samples);
     daemon.stop();
 }

@@ -1,8 +1,8 @@
 //! A file being written, under a hidden name beside its place.
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::vcon::VconId;
@@ -14,27 +14,32 @@ use crate::vcon::VconId;
 pub(super) struct Draft {
     file: File,
     path: PathBuf,
-    mode: u32,
     published: bool,
 }
 
 impl Draft {
-    /// An empty draft in `directory`, which may already have the permissions of `mode`.
-    pub fn open(directory: &Path, id: &VconId, mode: u32) -> io::Result<Self> {
+    /// An empty draft in `directory`.
+    pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
         let path = directory.join(format!(".{id}.tmp"));
+        let mut removed = false;
         loop {
             let opened = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(false)
-                // Until it is published, it must be open to us.
-                .mode(mode | 0o600)
+                .mode(0o600)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path);
             let file = match opened {
-                // A symbolic link has our name: nothing is lost with it.
-                Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
-                    fs::remove_file(&path)?;
+                // A symbolic link has our name, or what a killed process has left that may not be
+                // written: nothing is lost with them.
+                Err(e)
+                    if !removed && matches!(e.raw_os_error(), Some(libc::ELOOP | libc::EACCES)) =>
+                {
+                    if fs::remove_file(&path).is_err() {
+                        return Err(e);
+                    }
+                    removed = true;
                     continue;
                 }
                 opened => opened?,
@@ -54,7 +59,6 @@ impl Draft {
                 return Ok(Self {
                     file,
                     path,
-                    mode: found.mode() & 0o7777,
                     published: false,
                 });
             }
@@ -64,15 +68,6 @@ impl Draft {
     /// The file to write to.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
-    }
-
-    /// Gives it these permissions, whatever the umask, where it does not have them.
-    pub fn permit(&mut self, mode: u32) -> io::Result<()> {
-        if self.mode != mode {
-            self.file.set_permissions(Permissions::from_mode(mode))?;
-            self.mode = mode;
-        }
-        Ok(())
     }
 
     /// Puts the draft in its place, over what may be there.
@@ -103,6 +98,7 @@ fn is_at(ours: &Metadata, path: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
     use std::thread;
 
     use super::*;
@@ -117,11 +113,25 @@ mod tests {
             "half of a much longer doc",
         )
         .unwrap();
-        let mut draft = Draft::open(directory.path(), &id, 0o600).unwrap();
+        let mut draft = Draft::open(directory.path(), &id).unwrap();
         draft.file().write_all(b"whole").unwrap();
         draft.publish(&directory.path().join("place")).unwrap();
         assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn what_was_left_and_may_not_be_written_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = VconId::random();
+        let path = directory.path().join(format!(".{id}.tmp"));
+        fs::write(&path, "half").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+        let mut draft = Draft::open(directory.path(), &id).unwrap();
+        draft.file().write_all(b"whole").unwrap();
+        draft.publish(&directory.path().join("place")).unwrap();
+        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
     }
 
     #[test]
@@ -132,7 +142,7 @@ mod tests {
         fs::write(&other, "precious").unwrap();
         let link = directory.path().join(format!(".{id}.tmp"));
         std::os::unix::fs::symlink(&other, link).unwrap();
-        let mut draft = Draft::open(directory.path(), &id, 0o600).unwrap();
+        let mut draft = Draft::open(directory.path(), &id).unwrap();
         draft.file().write_all(b"whole").unwrap();
         draft.publish(&directory.path().join("place")).unwrap();
         assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
@@ -149,7 +159,7 @@ mod tests {
                 let (id, place, directory) = (&id, &place, directory.path());
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        let mut draft = Draft::open(directory, id, 0o600).unwrap();
+                        let mut draft = Draft::open(directory, id).unwrap();
                         draft.file().write_all(&[writer; 5000]).unwrap();
                         draft.publish(place).unwrap();
                         let read = fs::read(place).unwrap();

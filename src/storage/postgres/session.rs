@@ -23,18 +23,25 @@ pub(super) struct Access {
     pub(super) tls: Option<Tls>,
     pub(super) table: Table,
     pub(super) statement_timeout: Duration,
+    /// For the whole way to a session.
+    pub(super) connect_limit: Duration,
 }
 
 /// A connection with its prepared statements.
 pub(super) struct Session {
     pub(super) client: Client,
+    pub(super) statements: Statements,
+    /// Ends calls that hang; `None` where the socket cannot be found, as a Unix socket.
+    pub(super) watchdog: Option<Watchdog>,
+}
+
+/// What is said to the server, but for the values.
+pub(super) struct Statements {
     pub(super) save: Statement,
     pub(super) get: Statement,
     pub(super) delete: Statement,
     /// All that `save` needs of the server, for no row.
     pub(super) try_save: Statement,
-    /// Ends calls that hang; `None` where the socket cannot be found, as a Unix socket.
-    pub(super) watchdog: Option<Watchdog>,
 }
 
 impl Session {
@@ -43,18 +50,24 @@ impl Session {
     pub(super) fn open(access: &Access) -> Result<Self, String> {
         let mark = next_mark();
         let client = access.connect(mark)?;
-        let watchdog = SocketHold::find(mark, VANISHED_MS).map(Watchdog::start);
-        let watchdog = watchdog
-            .transpose()
-            .map_err(|e| format!("could not start a thread: {e}"))?;
-        Self::prepare(client, watchdog, access).map_err(|e| reason(&e))
+        let watchdog = access.watch_over(&client, mark)?;
+        match &watchdog {
+            Some(watchdog) => {
+                watchdog.during(access.connect_limit, || Statements::prepare(client, access))
+            }
+            None => Statements::prepare(client, access),
+        }
+        .map(|(client, statements)| Self {
+            client,
+            statements,
+            watchdog,
+        })
+        .map_err(|e| reason(&e))
     }
+}
 
-    fn prepare(
-        mut client: Client,
-        watchdog: Option<Watchdog>,
-        access: &Access,
-    ) -> Result<Self, Error> {
+impl Statements {
+    fn prepare(mut client: Client, access: &Access) -> Result<(Client, Self), Error> {
         // Not among the parameters of the connection: poolers refuse it there.
         let limit = access.statement_timeout.as_millis();
         client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
@@ -82,25 +95,51 @@ impl Session {
             "SELECT vcon_json::text FROM {name} WHERE id = $1::uuid"
         ))?;
         let delete = client.prepare(&format!("DELETE FROM {name} WHERE id = $1::uuid"))?;
-        Ok(Self {
-            client,
+        let statements = Self {
             save,
             get,
             delete,
             try_save,
-            watchdog,
-        })
+        };
+        Ok((client, statements))
     }
 }
 
 /// The time after which a server has vanished, and a little more that no other socket of this
-/// process has while it connects: by that it is found.
+/// process has while it connects: by that it is found. In steps that older kernels, which count in
+/// ticks, can tell as well.
 fn next_mark() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    VANISHED_MS + 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000
+    VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
 }
 
 impl Access {
+    /// A watch over the client's calls. One that is cut is cancelled as well: the server does not
+    /// notice that its client is gone while it waits for a standby, say, and would collect such
+    /// sessions until it has no more to give.
+    fn watch_over(&self, client: &Client, mark: u32) -> Result<Option<Watchdog>, String> {
+        let Some(socket) = SocketHold::find(mark, VANISHED_MS) else {
+            if self.tls.is_some() {
+                log::debug!("the socket of a session of PostgreSQL could not be told from others");
+            }
+            return Ok(None);
+        };
+        let (token, tls) = (client.cancel_token(), self.tls.clone());
+        let cancel = move || {
+            let asked = match tls.map(|tls| tls.connector()) {
+                Some(Ok(connector)) => token.cancel_query(connector).map_err(|e| reason(&e)),
+                Some(Err(why)) => Err(why),
+                None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
+            };
+            if let Err(why) = asked {
+                log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
+            }
+        };
+        Watchdog::start(socket, cancel)
+            .map(Some)
+            .map_err(|e| format!("could not start a thread: {e}"))
+    }
+
     fn connect(&self, mark: u32) -> Result<Client, String> {
         let mut config = self.config.clone();
         config.tcp_user_timeout(Duration::from_millis(mark.into()));
