@@ -6,8 +6,8 @@ mod postgres;
 mod queue;
 mod s3;
 
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ pub fn rate(
         let mut done = 0;
         let mut next = queue.claim();
         while let Some(id) = next.filter(|_| !over.load(Ordering::Relaxed)) {
-            let text = document.left(&id, case.tag);
+            let text = Arc::new(document.left(&id, case.tag));
             keepers.keep(&id, &text);
             next = queue.finish_and_claim(&id, case.tag.then_some(&text));
             done += 1;

@@ -115,7 +115,7 @@ fn rates(
         medians: BTreeMap::new(),
     };
     for round in 1..=effort.rounds {
-        // Interleaved, so that a busy moment of the machine does not fall on one case alone.
+        // The rows of one shape after the other. Interleaved, so that a busy moment of the machine does not fall on one case alone.
         for rows in rows.chunks_mut(cases.len()) {
             for _ in 0..turns(rows[0].way) {
                 floors.begin();
@@ -129,7 +129,7 @@ fn rates(
     show(report, section, title, &rows, effort.rounds, &floors);
 }
 
-/// The floors beside one shape in one round, each measured when it is first needed.
+/// The floors beside one shape, each measured when it is first needed in a turn.
 struct Floors<'a> {
     servers: &'a Servers,
     document: &'a Document,
@@ -229,14 +229,17 @@ impl<'a> Row<'a> {
         let Floors {
             servers, document, ..
         } = *floors;
+        // Before ours, as the other: a machine that gets slower favours neither.
+        let at_once = self
+            .case
+            .parallel
+            .then(|| floors.measured(&self.case, lanes));
         let (rate, usage) = ours::rate(servers, &self.case, self.way, document, count);
         self.rates.push(rate);
         self.ratios.push(rate / floor);
+        self.ratios_at_once
+            .extend(at_once.map(|floor| rate / floor));
         self.usage.push(usage);
-        if self.case.parallel {
-            let at_once = floors.measured(&self.case, lanes);
-            self.ratios_at_once.push(rate / at_once);
-        }
     }
 
     /// The last measurement, in words.
@@ -272,7 +275,7 @@ fn show(
         "ours/s",
         "ratio",
         "floor at once/s",
-        "ratio",
+        "ratio to it",
         "ours, cores (kernel)",
         "Redis",
         "PostgreSQL",

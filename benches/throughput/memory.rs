@@ -19,7 +19,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         "storages",
         "document, MB",
         "peak, MB",
-        "of it shared, MB",
+        "file pages, MB",
         "(peak - 10 MB) / document",
     ]);
     report.begin("memory");
@@ -30,27 +30,28 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
             }
             progress(&format!("memory: {}, {megabytes} MB", case.name));
             let size = megabytes * 1_000_000;
-            let (peak, shared) = peak(servers, &case, size);
-            let (peak, shared) = (peak / MEGABYTE, shared / MEGABYTE);
+            let (peak, file_pages) = peak(servers, &case, size);
+            let (peak, file_pages) = (peak / MEGABYTE, file_pages / MEGABYTE);
             let factor = (peak - 10.0) / megabytes as f64;
             table.add_row([
                 case.name.to_owned(),
                 megabytes.to_string(),
                 format!("{peak:.1}"),
-                format!("{shared:.1}"),
+                format!("{file_pages:.1}"),
                 format!("{factor:.2}"),
             ]);
             report.add(
                 "memory",
                 json!({"storages": case.name, "document": size, "peak": peak * MEGABYTE,
-                    "shared": shared * MEGABYTE}),
+                    "file_pages": file_pages * MEGABYTE}),
             );
         }
     }
     print(
         "The most memory for one document",
         &table,
-        "the worker's VmHWM, of a fresh worker; shared: pages of files, which all workers have together",
+        "the worker's VmHWM, of a fresh worker; file pages: those in it when the document is done, most of which are the \
+         program's and shared by all workers",
     );
 }
 

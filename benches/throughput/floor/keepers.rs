@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use super::Keeper;
 
 /// An id and a document.
-type Job = (Arc<str>, Arc<str>);
+type Job = (Arc<str>, Arc<String>);
 
 /// Keepers of one connection.
 pub struct Keepers {
@@ -21,6 +21,7 @@ pub struct Keepers {
 struct Other {
     jobs: SyncSender<Job>,
     done: Receiver<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Keepers {
@@ -37,13 +38,10 @@ impl Keepers {
         }
     }
 
-    pub fn keep(&mut self, id: &str, text: &str) {
-        if !self.others.is_empty() {
-            let (id, text) = (Arc::<str>::from(id), Arc::<str>::from(text));
-            for other in &self.others {
-                let job = (Arc::clone(&id), Arc::clone(&text));
-                other.jobs.send(job).expect("a keeper");
-            }
+    pub fn keep(&mut self, id: &str, text: &Arc<String>) {
+        for other in &self.others {
+            let job = (Arc::from(id), Arc::clone(text));
+            other.jobs.send(job).expect("a keeper");
         }
         for keeper in &mut self.ours {
             keeper.keep(id, text);
@@ -54,11 +52,21 @@ impl Keepers {
     }
 }
 
+impl Drop for Keepers {
+    fn drop(&mut self) {
+        // What is measured next has the servers for itself.
+        for Other { jobs, thread, .. } in self.others.drain(..) {
+            drop(jobs);
+            let _ = thread.join();
+        }
+    }
+}
+
 impl Other {
     fn start(mut keeper: Box<dyn Keeper>) -> Self {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (tell, done) = sync_channel(1);
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             while let Ok((id, text)) = todo.recv() {
                 keeper.keep(&id, &text);
                 if tell.send(()).is_err() {
@@ -66,6 +74,6 @@ impl Other {
                 }
             }
         });
-        Self { jobs, done }
+        Self { jobs, done, thread }
     }
 }
