@@ -245,11 +245,12 @@ impl S3 {
     }
 
     fn request(&self, key: &str, verb: &Verb<'_>, limit: Duration) -> Result<Answer, Failure> {
-        let message = self.message(verb, key);
         let Some(bucket) = &self.bucket else {
+            let message = self.message(verb, key);
             return Err(Failure::transient(format!("{message}: no credentials")));
         };
         send(&self.agent, bucket, key, verb, limit).map_err(|fault| {
+            let message = self.message(verb, key);
             Failure::transient(match fault {
                 Fault::Send(ureq::Error::Timeout(_)) => {
                     format!("{message}: no answer within {limit:?}")
