@@ -16,7 +16,7 @@ const INLINE_LIMIT: usize = 1 << 20;
 
 /// After a document of more bytes than this its connection is closed: the client library keeps a
 /// buffer as large as the longest answer for as long as the connection lives.
-const LARGE: usize = 512 << 10;
+const LARGE: usize = 4 << 20;
 
 /// So many characters of an entry are shown.
 const SHOWN: usize = 120;
