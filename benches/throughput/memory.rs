@@ -21,6 +21,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         "peak, MB",
         "file pages, MB",
         "(peak - 10 MB) / document",
+        "without file pages",
     ]);
     report.begin("memory");
     for case in [case::BARE, case::NONE, case::FILE, case::POSTGRES, case::S3] {
@@ -39,6 +40,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
                 format!("{peak:.1}"),
                 format!("{file_pages:.1}"),
                 format!("{factor:.2}"),
+                format!("{:.2}", (peak - file_pages - 10.0) / megabytes as f64),
             ]);
             report.add(
                 "memory",

@@ -38,7 +38,7 @@ pub struct Joined<T> {
     inner: T,
     /// What has not been sent yet.
     head: Vec<u8>,
-    /// A request has begun whose answer has not been asked for.
+    /// The head of a request has come. The client asks whether the connection is open before each.
     is_begun: bool,
 }
 
@@ -59,14 +59,6 @@ impl<T: Transport> Joined<T> {
         }
         self.inner.buffers().output()[..rest.len()].copy_from_slice(&rest);
         self.inner.transmit_output(rest.len(), timeout)
-    }
-
-    fn end_request(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        self.is_begun = false;
-        if self.head.is_empty() {
-            return Ok(());
-        }
-        self.send(0, timeout)
     }
 }
 
@@ -89,19 +81,17 @@ impl<T: Transport> Transport for Joined<T> {
         }
     }
 
-    fn maybe_await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        // Also where something has come already that was not asked for.
-        self.end_request(timeout)?;
-        self.inner.maybe_await_input(timeout)
-    }
-
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.end_request(timeout)?;
+        if !self.head.is_empty() {
+            self.send(0, timeout)?;
+        }
         self.inner.await_input(timeout)
     }
 
     fn is_open(&mut self) -> bool {
-        self.inner.is_open()
+        self.is_begun = false;
+        // What was held back for one request must not go out with the next.
+        self.head.is_empty() && self.inner.is_open()
     }
 
     fn is_tls(&self) -> bool {
@@ -112,6 +102,8 @@ impl<T: Transport> Transport for Joined<T> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use ureq::unversioned::transport::LazyBuffers;
 
     use super::*;
@@ -120,7 +112,7 @@ mod tests {
     #[derive(Debug)]
     struct Recorder {
         buffers: LazyBuffers,
-        sent: Vec<String>,
+        sent: Arc<Mutex<Vec<String>>>,
     }
 
     impl Transport for Recorder {
@@ -129,11 +121,14 @@ mod tests {
         }
         fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
             let text = self.buffers.output()[..amount].to_vec();
-            self.sent.push(String::from_utf8(text).unwrap());
+            self.sent
+                .lock()
+                .unwrap()
+                .push(String::from_utf8(text).unwrap());
             Ok(())
         }
         fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
-            self.sent.push("?".to_owned());
+            self.sent.lock().unwrap().push("?".to_owned());
             Ok(true)
         }
         fn is_open(&mut self) -> bool {
@@ -141,34 +136,40 @@ mod tests {
         }
     }
 
-    /// What is sent of requests in these parts, with 20 bytes of room; `?` waits for the answer.
+    /// What is sent of requests in these parts, with 20 bytes of room; `?` waits for an answer, `-`
+    /// ends a request. The connection is used as the client does it.
     fn sent(parts: &[&str]) -> Vec<String> {
-        let mut joined = Joined {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let mut joined: Box<dyn Transport> = Box::new(Joined {
             inner: Recorder {
                 buffers: LazyBuffers::new(20, 20),
-                sent: Vec::new(),
+                sent: Arc::clone(&sent),
             },
             head: Vec::new(),
             is_begun: false,
-        };
+        });
         for part in parts {
-            if *part == "?" {
-                joined.maybe_await_input(NextTimeout::default()).unwrap();
-                continue;
+            match *part {
+                "?" => assert!(joined.maybe_await_input(NextTimeout::default()).unwrap()),
+                "-" => assert!(joined.is_open()),
+                _ => {
+                    joined.buffers().output()[..part.len()].copy_from_slice(part.as_bytes());
+                    joined
+                        .transmit_output(part.len(), NextTimeout::default())
+                        .unwrap();
+                }
             }
-            joined.buffers().output()[..part.len()].copy_from_slice(part.as_bytes());
-            let part = part.len();
-            joined
-                .transmit_output(part, NextTimeout::default())
-                .unwrap();
         }
-        joined.inner.sent
+        let sent = sent.lock().unwrap();
+        sent.clone()
     }
 
     #[test]
     fn the_head_goes_with_the_first_part_of_the_body_in_each_request() {
         assert_eq!(
-            sent(&["PUT a.", "body", "more", "?", "?", "PUT b.", "body", "?"]),
+            sent(&[
+                "PUT a.", "body", "more", "?", "?", "-", "PUT b.", "body", "?"
+            ]),
             ["PUT a.body", "more", "?", "?", "PUT b.body", "?"]
         );
     }
@@ -176,9 +177,27 @@ mod tests {
     #[test]
     fn without_a_body_it_goes_when_the_answer_is_waited_for() {
         assert_eq!(
-            sent(&["GET a.", "?", "GET b.", "?"]),
+            sent(&["GET a.", "?", "-", "GET b.", "?"]),
             ["GET a.", "?", "GET b.", "?"]
         );
+    }
+
+    #[test]
+    fn a_body_that_was_waited_with_is_not_held_back() {
+        assert_eq!(sent(&["PUT a.", "?", "body"]), ["PUT a.", "?", "body"]);
+    }
+
+    #[test]
+    fn a_connection_with_something_unsent_is_not_used_again() {
+        let mut joined = Joined {
+            inner: Recorder {
+                buffers: LazyBuffers::new(20, 20),
+                sent: Arc::default(),
+            },
+            head: b"PUT a.".to_vec(),
+            is_begun: true,
+        };
+        assert!(!joined.is_open());
     }
 
     #[test]

@@ -14,15 +14,18 @@ impl SocketHold {
     /// sets it to `rest`, so that the mark is free again. `None` where there is none, as with a Unix
     /// socket, where several have it, or where the system does not tell.
     pub fn find(mark: u32, rest: u32) -> Option<Self> {
-        let mut marked = std::fs::read_dir("/proc/self/fd")
+        let marked: Vec<OwnedFd> = std::fs::read_dir("/proc/self/fd")
             .ok()?
             .flatten()
             // No other file is touched: closing a second descriptor of one lets go of its locks.
             .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(is_socket))
             .filter_map(|entry| duplicate(entry.file_name().to_str()?.parse().ok()?))
-            .filter(|socket| getsockopt(socket, sockopt::TcpUserTimeout) == Ok(mark));
-        let socket = marked.next().filter(|_| marked.next().is_none())?;
-        setsockopt(&socket, sockopt::TcpUserTimeout, &rest).ok()?;
+            .filter(|socket| getsockopt(socket, sockopt::TcpUserTimeout) == Ok(mark))
+            .collect();
+        for socket in &marked {
+            setsockopt(socket, sockopt::TcpUserTimeout, &rest).ok()?;
+        }
+        let [socket] = <[OwnedFd; 1]>::try_from(marked).ok()?;
         Some(Self(socket))
     }
 
@@ -73,7 +76,7 @@ mod tests {
         let twin = TcpStream::connect(address).expect("a connection");
         setsockopt(&twin, sockopt::TcpUserTimeout, &4_321).expect("an option");
         assert!(SocketHold::find(4_321, 4_000).is_none());
-        drop(twin);
+        setsockopt(&marked, sockopt::TcpUserTimeout, &4_321).expect("an option");
         let hold = SocketHold::find(4_321, 4_000).expect("the socket");
         assert!(SocketHold::find(4_321, 4_000).is_none());
         let reader = std::thread::spawn(move || marked.read(&mut [0; 1]).ok());

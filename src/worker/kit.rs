@@ -258,7 +258,7 @@ impl Kit {
             if !refused.is_empty() {
                 return Err(Ending::Failed(storage_fault(&refused, retry.attempt())));
             }
-            if away.is_empty() {
+            if missing.is_empty() {
                 return Ok(());
             }
             if !retry.again(turn).map_err(|_| Ending::Interrupted)? {

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use postgres::Client;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -261,41 +260,43 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
 
 #[test]
 fn a_commit_that_waits_for_a_lost_standby_is_cut_and_its_session_is_not_left_at_the_server() {
-    let server = Postgres::own();
+    let server = Postgres::with(&["synchronous_standby_names=lost", "synchronous_commit=local"]);
     let database = server.new_database();
+    let mut client = database.client();
+    // For the sessions that begin from now on.
+    let mut set_commits = |how: &str| {
+        let set = format!(
+            "ALTER DATABASE \"{}\" SET synchronous_commit = {how}",
+            database.name()
+        );
+        client.execute(&set, &[]).expect("a setting");
+    };
     let storage = database.storage_with(json!({"statement_timeout": 0.1}));
     let redis = Redis::plain();
-    let daemon = Conserver::with(&redis)
-        .config(&chain(&[], &[("pg", storage)]))
-        .start();
-    let first = fresh(1);
+    let config = chain(&[], &[("pg", storage)]);
+    let (first, samples) = (fresh(1), fresh(1));
     submit(&redis, "default", &first);
-    Ledger::of(&redis, &first).settles();
+    let daemon = Conserver::with(&redis).config(&config).start();
+    all_is_stored(&redis, &database, &first);
+    daemon.stop();
     redis.ask::<i64>(&["DEL", "done"]);
     database.execute("TRUNCATE vcons");
 
-    let mut client = database.client();
-    let standby = |client: &mut Client, name: &str| {
-        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
-        client.execute(&set, &[]).expect("a setting");
-        client
-            .execute("SELECT pg_reload_conf()", &[])
-            .expect("a reload");
-    };
-    standby(&mut client, "lost");
-    let samples = fresh(1);
+    set_commits("on");
     submit(&redis, "default", &samples);
+    let daemon = Conserver::with(&redis).config(&config).start();
     let mut seen = BTreeSet::new();
+    let mut watcher = database.client();
     wait_until("three attempts have waited", PATIENCE, || {
         let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-        let waiting = client.query(waiting, &[]).expect("the sessions");
+        let waiting = watcher.query(waiting, &[]).expect("the sessions");
         // One that is being cancelled, and the next.
         assert!(waiting.len() <= 2, "{} sessions wait", waiting.len());
         seen.extend(waiting.iter().map(|row| row.get::<_, i32>(0)));
         seen.len() >= 3
     });
     fails(&redis, &daemon, "no answer within");
-    standby(&mut client, "");
+    set_commits("local");
     all_is_stored(&redis, &database, &samples);
     daemon.stop();
 }

@@ -21,7 +21,6 @@ impl Draft {
     /// An empty draft in `directory`.
     pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
         let path = directory.join(format!(".{id}.tmp"));
-        let mut removed = false;
         loop {
             let opened = OpenOptions::new()
                 .write(true)
@@ -31,24 +30,21 @@ impl Draft {
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path);
             let file = match opened {
-                // A symbolic link has our name, or what a killed process has left that may not be
-                // written: nothing is lost with them.
-                Err(e)
-                    if !removed && matches!(e.raw_os_error(), Some(libc::ELOOP | libc::EACCES)) =>
-                {
-                    if fs::remove_file(&path).is_err() {
-                        return Err(e);
+                // A symbolic link has our name: nothing is lost with it.
+                Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+                    if fs::symlink_metadata(&path)?.is_symlink() {
+                        fs::remove_file(&path)?;
                     }
-                    removed = true;
+                    continue;
+                }
+                // Left by a process that was killed when it had taken the right to write away.
+                Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+                    remove_unless_in_work(&path).map_err(|_| e)?;
                     continue;
                 }
                 opened => opened?,
             };
-            match file.lock() {
-                // Some network file systems have no locks.
-                Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
-                _ => {}
-            }
+            lock(&file)?;
             // While we waited for the lock, its holder has moved the file into place.
             let found = file.metadata()?;
             if is_at(&found, &path)? {
@@ -85,6 +81,27 @@ impl Drop for Draft {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Waits for a lock on the file, which goes with it.
+fn lock(file: &File) -> io::Result<()> {
+    match file.lock() {
+        // Some network file systems have no locks.
+        Err(e) if e.kind() != ErrorKind::Unsupported => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a draft that may not be written; one that is about to be published is waited for.
+fn remove_unless_in_work(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    lock(&file)?;
+    if is_at(&file.metadata()?, path)? {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 fn is_at(ours: &Metadata, path: &Path) -> io::Result<bool> {

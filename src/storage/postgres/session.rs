@@ -1,6 +1,7 @@
 //! A connection to PostgreSQL with its prepared statements.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::config::SslMode;
@@ -105,12 +106,29 @@ impl Statements {
     }
 }
 
+/// Makes the request, unless some are still on their way: to a server that answers nothing at all,
+/// they have no end.
+fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    const MOST: usize = 4;
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+    if UNDER_WAY.fetch_add(1, Ordering::Relaxed) >= MOST {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!(
+            "{MOST} earlier requests are still without an answer"
+        ));
+    }
+    // The client panics where it cannot have a descriptor.
+    let asked = panic::catch_unwind(AssertUnwindSafe(ask));
+    UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    asked.unwrap_or_else(|_| Err("the client has panicked".to_owned()))
+}
+
 /// The time after which a server has vanished, and a little more that no other socket of this
 /// process has while it connects: by that it is found. In steps that older kernels, which count in
 /// ticks, can tell as well.
 fn next_mark() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
+    VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000)
 }
 
 impl Access {
@@ -126,12 +144,12 @@ impl Access {
         };
         let (token, tls) = (client.cancel_token(), self.tls.clone());
         let cancel = move || {
-            let asked = match tls.map(|tls| tls.connector()) {
+            let ask = || match tls.map(|tls| tls.connector()) {
                 Some(Ok(connector)) => token.cancel_query(connector).map_err(|e| reason(&e)),
                 Some(Err(why)) => Err(why),
                 None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
             };
-            if let Err(why) = asked {
+            if let Err(why) = few_at_once(ask) {
                 log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
             }
         };
