@@ -152,6 +152,7 @@ impl Figure<'_> {
         let mut chart = ChartBuilder::on(&area)
             .caption(self.title, ("sans-serif", 18))
             .margin(12)
+            .margin_right(40)
             .x_label_area_size(40)
             .y_label_area_size(56)
             .build_cartesian_2d(x.log_scale(), y)?;

@@ -129,15 +129,18 @@ fn rates(
     show(report, section, title, &rows, effort.rounds, &floors);
 }
 
+/// The case whose floor it is, and the workers and lanes it is measured beside.
+type Key = (&'static str, (usize, usize));
+
 /// The floors beside one shape, each measured when it is first needed in a turn.
 struct Floors<'a> {
     servers: &'a Servers,
     document: &'a Document,
     window: f64,
-    /// Those of now, by the case that is measured for it and its connections.
-    known: BTreeMap<(&'static str, usize), f64>,
+    /// Those of now.
+    known: BTreeMap<Key, f64>,
     /// Of all rounds.
-    medians: BTreeMap<(&'static str, usize), Vec<f64>>,
+    medians: BTreeMap<Key, Vec<f64>>,
 }
 
 impl Floors<'_> {
@@ -147,18 +150,18 @@ impl Floors<'_> {
     }
 
     /// At once: the slowest storage's; one after the other: that of the sum.
-    fn of(&mut self, case: &Case, connections: usize) -> f64 {
+    fn of(&mut self, case: &Case, shape: (usize, usize)) -> f64 {
         if case.parallel {
             let alone = case.stores.iter().map(|store| case.alone(*store));
-            let rates = alone.map(|case| self.measured(&case, connections));
+            let rates = alone.map(|case| self.measured(&case, shape));
             rates.fold(f64::INFINITY, f64::min)
         } else {
-            self.measured(case, connections)
+            self.measured(case, shape)
         }
     }
 
-    fn measured(&mut self, case: &Case, connections: usize) -> f64 {
-        let key = (case.name, connections);
+    fn measured(&mut self, case: &Case, shape: (usize, usize)) -> f64 {
+        let key = (case.name, shape);
         if let Some(rate) = self.known.get(&key) {
             return *rate;
         }
@@ -174,7 +177,7 @@ impl Floors<'_> {
         let rate = floor::rate(
             self.servers,
             case,
-            connections,
+            shape.0 * shape.1,
             self.document,
             (count, window),
         );
@@ -184,26 +187,24 @@ impl Floors<'_> {
     }
 
     /// As [`Floors::of`], the median of all rounds.
-    fn median_of(&self, case: &Case, connections: usize) -> f64 {
+    fn median_of(&self, case: &Case, shape: (usize, usize)) -> f64 {
         if case.parallel {
             let alone = case.stores.iter().map(|store| case.alone(*store));
             alone
-                .filter_map(|case| self.median(&case, connections))
+                .filter_map(|case| self.median(&case, shape))
                 .fold(f64::INFINITY, f64::min)
         } else {
-            self.median(case, connections).unwrap_or(f64::NAN)
+            self.median(case, shape).unwrap_or(f64::NAN)
         }
     }
 
     /// That of all storages of the case at once.
-    fn median_at_once(&self, case: &Case, connections: usize) -> Option<f64> {
-        case.parallel
-            .then(|| self.median(case, connections))
-            .flatten()
+    fn median_at_once(&self, case: &Case, shape: (usize, usize)) -> Option<f64> {
+        case.parallel.then(|| self.median(case, shape)).flatten()
     }
 
-    fn median(&self, case: &Case, connections: usize) -> Option<f64> {
-        let rates = self.medians.get(&(case.name, connections));
+    fn median(&self, case: &Case, shape: (usize, usize)) -> Option<f64> {
+        let rates = self.medians.get(&(case.name, shape));
         rates.map(|rates| median(rates))
     }
 }
@@ -222,7 +223,8 @@ impl<'a> Row<'a> {
 
     fn measure(&mut self, floors: &mut Floors<'_>) {
         let lanes = self.way.workers * self.way.lanes;
-        let floor = floors.of(&self.case, lanes);
+        let shape = (self.way.workers, self.way.lanes);
+        let floor = floors.of(&self.case, shape);
         // Ten for each lane at least, so that their ends do not count.
         let count = (floor * floors.window * 1.25) as usize;
         let count = count.clamp(lanes * 10, MOST);
@@ -233,7 +235,7 @@ impl<'a> Row<'a> {
         let at_once = self
             .case
             .parallel
-            .then(|| floors.measured(&self.case, lanes));
+            .then(|| floors.measured(&self.case, shape));
         let (rate, usage) = ours::rate(servers, &self.case, self.way, document, count);
         self.rates.push(rate);
         self.ratios.push(rate / floor);
@@ -286,9 +288,9 @@ fn show(
     ]);
     for row in rows {
         let (workers, lanes) = (row.way.workers, row.way.lanes);
-        let floor = floors.median_of(&row.case, workers * lanes);
+        let floor = floors.median_of(&row.case, (workers, lanes));
         let (rate, ratio) = (median(&row.rates), median(&row.ratios));
-        let at_once = floors.median_at_once(&row.case, workers * lanes);
+        let at_once = floors.median_at_once(&row.case, (workers, lanes));
         let ratio_at_once = (!row.ratios_at_once.is_empty()).then(|| median(&row.ratios_at_once));
         let usage = Usage::mean(&row.usage);
         let limit = usage.limit();
@@ -320,7 +322,8 @@ fn show(
         "medians of {rounds} rounds, interleaved; vCons of {USUAL} bytes through a link that tags them, where no other \
          is named; floor: the same requests to Redis and the same storage operation in a tight loop on as many \
          connections, for parallel storages that of the slowest alone; floor at once: the same with all storages at once, \
-         each on a thread of its own; one lane alone is measured three times in each round"
+         each on a thread of its own; one lane alone is measured three times in each round; ratios are medians of those of each measurement with its \
+         floor, not of the columns"
     );
     print(title, &table, &remark);
 }
