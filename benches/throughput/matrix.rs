@@ -87,11 +87,7 @@ pub fn measure_methods(servers: &Servers, effort: &Effort, report: &mut Report) 
 /// How often a shape is measured in one round: one lane alone has the most trouble with a machine that is
 /// busy with something else for a moment.
 fn turns(way: Way<'_>) -> usize {
-    if (way.workers, way.lanes) == (1, 1) {
-        3
-    } else {
-        1
-    }
+    if way.shape() == (1, 1) { 3 } else { 1 }
 }
 
 fn rates(
@@ -222,8 +218,8 @@ impl<'a> Row<'a> {
     }
 
     fn measure(&mut self, floors: &mut Floors<'_>) {
-        let lanes = self.way.workers * self.way.lanes;
-        let shape = (self.way.workers, self.way.lanes);
+        let shape = self.way.shape();
+        let lanes = shape.0 * shape.1;
         let floor = floors.of(&self.case, shape);
         // Ten for each lane at least, so that their ends do not count.
         let count = (floor * floors.window * 1.25) as usize;
@@ -287,10 +283,10 @@ fn show(
         "limited by",
     ]);
     for row in rows {
-        let (workers, lanes) = (row.way.workers, row.way.lanes);
-        let floor = floors.median_of(&row.case, (workers, lanes));
+        let shape @ (workers, lanes) = row.way.shape();
+        let floor = floors.median_of(&row.case, shape);
         let (rate, ratio) = (median(&row.rates), median(&row.ratios));
-        let at_once = floors.median_at_once(&row.case, (workers, lanes));
+        let at_once = floors.median_at_once(&row.case, shape);
         let ratio_at_once = (!row.ratios_at_once.is_empty()).then(|| median(&row.ratios_at_once));
         let usage = Usage::mean(&row.usage);
         let limit = usage.limit();
@@ -322,8 +318,8 @@ fn show(
         "medians of {rounds} rounds, interleaved; vCons of {USUAL} bytes through a link that tags them, where no other \
          is named; floor: the same requests to Redis and the same storage operation in a tight loop on as many \
          connections, for parallel storages that of the slowest alone; floor at once: the same with all storages at once, \
-         each on a thread of its own; one lane alone is measured three times in each round; ratios are medians of those of each measurement with its \
-         floor, not of the columns"
+         each on a thread of its own; one lane alone is measured three times in each round; ratios are medians of those \
+         of each measurement with its floor, not of the columns"
     );
     print(title, &table, &remark);
 }

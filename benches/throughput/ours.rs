@@ -27,6 +27,11 @@ impl Way<'_> {
             method,
         }
     }
+
+    /// Its workers and lanes.
+    pub fn shape(self) -> (usize, usize) {
+        (self.workers, self.lanes)
+    }
 }
 
 /// The daemon of a case, started, with nothing to do.

@@ -1,7 +1,7 @@
 //! Saving one vCon to every storage of its chain, at once or one after the other.
 //!
-//! All outcomes are collected, in the order of the configuration. A backend that fails or panics never cuts
-//! another short.
+//! All outcomes are collected, in the order of the configuration. A backend that fails or panics
+//! never cuts another short.
 //!
 //! The threads beside a lane are kept from one vCon to the next, because to start one takes longer
 //! than many a save:

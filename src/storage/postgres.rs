@@ -29,15 +29,14 @@ mod table;
 mod tls;
 mod watchdog;
 
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::types::ToSql;
-use postgres::{Config, Error, Row};
+use postgres::{Client, Config, Error, Row};
 
 use self::fault::{is_bad_data, is_chance, is_outdated, is_the_vcons, reason};
-use self::session::{Access, Session};
+use self::session::{Access, Session, Statements};
 use self::table::Table;
 use self::tls::Tls;
 use super::Storage;
@@ -57,7 +56,7 @@ const PROBE: Duration = Duration::from_secs(5);
 const LARGE: usize = 4 << 20;
 
 type Answer = Result<Option<Row>, Error>;
-type Work = dyn Fn(&mut Session) -> Answer + Send;
+type Work = dyn Fn(&mut Client, &Statements) -> Answer + Send;
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
@@ -136,12 +135,12 @@ impl Storage for Postgres {
         let version = vcon.version.as_str();
         let created_at = vcon.created_or_now().local;
         let (subject, json) = (vcon.subject.clone(), Arc::clone(&vcon.json));
-        let work = move |session: &mut Session| {
+        let work = move |client: &mut Client, statements: &Statements| {
             let updated_at = chrono::Local::now().naive_local();
             let json: &str = &json;
             let values: [&(dyn ToSql + Sync); 6] =
                 [&id, &version, &created_at, &updated_at, &subject, &json];
-            session.client.execute(&session.statements.save, &values)?;
+            client.execute(&statements.save, &values)?;
             Ok(None)
         };
         let what = format!("save vCon {}", vcon.id);
@@ -168,8 +167,8 @@ impl Storage for Postgres {
     fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
         let uuid = id.uuid();
         let what = format!("read vCon {id}");
-        let work = move |session: &mut Session| {
-            session.client.query_opt(&session.statements.get, &[&uuid])
+        let work = move |client: &mut Client, statements: &Statements| {
+            client.query_opt(&statements.get, &[&uuid])
         };
         match self.run(&what, self.statement_limit, Box::new(work)) {
             Ok(None) => Ok(None),
@@ -180,10 +179,8 @@ impl Storage for Postgres {
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let uuid = id.uuid();
-        let work = move |session: &mut Session| {
-            session
-                .client
-                .execute(&session.statements.delete, &[&uuid])?;
+        let work = move |client: &mut Client, statements: &Statements| {
+            client.execute(&statements.delete, &[&uuid])?;
             Ok(None)
         };
         let what = format!("delete vCon {id}");
@@ -196,8 +193,8 @@ impl Storage for Postgres {
     /// Saves no row at all: that needs a session, the table with its columns, the rights, a
     /// server that writes, and nobody who locks the table. A full disk shows with the first row.
     fn probe(&mut self) -> Result<(), Failure> {
-        let work = |session: &mut Session| {
-            session.client.execute(&session.statements.try_save, &[])?;
+        let work = |client: &mut Client, statements: &Statements| {
+            client.execute(&statements.try_save, &[])?;
             Ok(None)
         };
         match self.run("write", PROBE, Box::new(work)) {
@@ -269,14 +266,14 @@ impl Postgres {
         mut session: Session,
         work: Box<Work>,
     ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
-        let Some(watchdog) = session.watchdog.take() else {
+        let Some(watchdog) = &session.watchdog else {
             let name = self.message(what);
             return self.bounded.run(&name, limit, move || {
-                let answer = work(&mut session);
+                let answer = work(&mut session.client, &session.statements);
                 (Some(session), work, answer)
             });
         };
-        let answer = watchdog.during(limit, || work(&mut session));
+        let answer = watchdog.during(limit, || work(&mut session.client, &session.statements));
         let has_cut = watchdog.has_cut();
         if has_cut && answer.as_ref().is_err_and(|e| e.as_db_error().is_none()) {
             let what = self.message(what);
@@ -284,7 +281,6 @@ impl Postgres {
                 "{what}: no answer within {limit:?}"
             )));
         }
-        session.watchdog = Some(watchdog);
         // An answer may have come just before the cut.
         Ok(((!has_cut).then_some(session), work, answer))
     }
@@ -292,13 +288,10 @@ impl Postgres {
     fn connect(&mut self, what: &str) -> Result<Session, Failure> {
         let access = self.access.clone();
         let name = format!("{} (connecting)", self.message(what));
-        let open = move || {
-            // The client panics where it cannot have a descriptor: no vCon is to blame for that.
-            panic::catch_unwind(AssertUnwindSafe(|| Session::open(&access)))
-                .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
-        };
         self.bounded
-            .run(&name, self.access.connect_limit, open)?
+            .run(&name, self.access.connect_limit, move || {
+                Session::open(&access)
+            })?
             .map_err(|why| Failure::transient(format!("{}: {why}", self.message(what))))
     }
 

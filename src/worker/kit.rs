@@ -258,6 +258,7 @@ impl Kit {
             if !refused.is_empty() {
                 return Err(Ending::Failed(storage_fault(&refused, retry.attempt())));
             }
+            // Not `away`: a storage that was not asked does not count as saved to.
             if missing.is_empty() {
                 return Ok(());
             }
@@ -280,11 +281,9 @@ impl Kit {
         let storages = self.storages.iter_mut();
         let wanted = storages.filter(|(name, _)| names.iter().any(|wanted| **wanted == ***name));
         let lent = wanted.filter_map(|(name, storage)| {
-            let anew = || open_storage(&self.config, name);
             Some(Backend {
                 name: Arc::clone(name),
-                // Each has been taken back; were one not, it must not count as saved to.
-                storage: storage.take().or_else(anew)?,
+                storage: storage.take()?,
             })
         });
         lent.collect()
@@ -292,7 +291,8 @@ impl Kit {
 
     /// Takes a backend back; one that has panicked is opened anew.
     fn take_back(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
-        let storage = storage.or_else(|| open_storage(&self.config, name));
+        let anew = || Some(self.config.storages.get(name)?.open_storage());
+        let storage = storage.or_else(anew);
         if let Some(place) = self.storages.get_mut(name) {
             *place = storage;
         }
@@ -343,10 +343,6 @@ impl Kit {
             self.links.insert(name.to_owned(), link.open_link());
         }
     }
-}
-
-fn open_storage(config: &Config, name: &str) -> Option<Box<dyn Storage>> {
-    Some(config.storages.get(name)?.open_storage())
 }
 
 /// What a panic said.

@@ -49,6 +49,10 @@ impl Session {
     /// Connects, makes the table where it is missing, and prepares the statements. The error
     /// says why not.
     pub(super) fn open(access: &Access) -> Result<Self, String> {
+        caught(|| Self::try_to_open(access))
+    }
+
+    fn try_to_open(access: &Access) -> Result<Self, String> {
         let mark = next_mark();
         let client = access.connect(mark)?;
         let watchdog = access.watch_over(&client, mark)?;
@@ -117,10 +121,15 @@ fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
             "{MOST} earlier requests are still without an answer"
         ));
     }
-    // The client panics where it cannot have a descriptor.
-    let asked = panic::catch_unwind(AssertUnwindSafe(ask));
+    let asked = caught(ask);
     UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-    asked.unwrap_or_else(|_| Err("the client has panicked".to_owned()))
+    asked
+}
+
+/// The client panics where it cannot have a descriptor for a connection: no vCon is to blame.
+fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
 }
 
 /// The time after which a server has vanished, and a little more that no other socket of this
