@@ -1,27 +1,24 @@
-//! Taking work: the next entry of the ingress lists, claimed and loaded in one round trip.
+//! Taking work: the next entry of the lists, claimed and loaded in one round trip.
 
-use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use redis::{ScriptInvocation, Value};
+use redis::{Cmd, Value};
 
-use super::scripts::Scripts;
-use super::{Expiry, NameLease, Queue, QueueError, Seat, Settled, keys};
+use super::documents::{LARGE, describe};
+use super::release::Released;
+use super::scripts::Step;
+use super::{Document, Kind, Queue, QueueError, keys};
 use crate::config::ListName;
-use crate::redis_server::has_json;
 use crate::vcon::VconId;
 
-/// A plain string document above this many bytes is fetched by a command of its own, so that the
-/// server does not copy it through its script interpreter.
-const INLINE_LIMIT: usize = 1 << 20;
-
-/// After a document of more bytes than this its connection is closed: the client library keeps a
-/// buffer as large as the longest answer for as long as the connection lives.
-const LARGE: usize = 4 << 20;
+/// A document above this many bytes is fetched by a command of its own, so that the server does not
+/// copy it through its script interpreter.
+pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
 /// So many characters of an entry are shown.
 const SHOWN: usize = 120;
 
-/// An entry this lane holds. It stays in Redis until it is settled.
+/// An entry this lane holds. It stays in Redis until it is let go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The record in the claims hash: proof, at every later step, that the claim is still ours.
@@ -30,14 +27,18 @@ pub struct Claim {
     pub list: ListName,
     /// The entry as it stood in the list.
     pub entry: Vec<u8>,
-    /// The context that came with it, a JSON text; empty where there was none.
+    /// The context that came with it, a JSON text; empty if there was none.
     pub context: Vec<u8>,
     /// How many workers have died while they were at work on it.
     pub deaths: u32,
+    /// How far an earlier claim of it has come, in the words of its lane.
+    pub progress: Option<Vec<u8>>,
+    /// Whether anything is kept about the entry beside the claim.
+    pub(super) is_noted: bool,
 }
 
 impl Claim {
-    /// The entry as an identity; `None` where it is none.
+    /// The entry as an identity; `None` if it is none.
     pub fn id(&self) -> Option<VconId> {
         std::str::from_utf8(&self.entry).ok()?.parse().ok()
     }
@@ -45,6 +46,11 @@ impl Claim {
     /// The entry for messages.
     pub fn shown(&self) -> String {
         shown(&self.entry)
+    }
+
+    /// Its field in the hash `conserver:progress`.
+    pub(super) fn progress_field(&self) -> Vec<u8> {
+        [self.list.as_str().as_bytes(), b"\n", &self.entry].concat()
     }
 }
 
@@ -55,34 +61,12 @@ pub(super) fn shown(bytes: &[u8]) -> String {
     text.escape_debug().take(SHOWN).collect()
 }
 
-/// How a document is kept in Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A RedisJSON document.
-    Json,
-    /// A plain string.
-    Text,
-}
-
-/// What stands under a vCon's key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Document {
-    /// The document.
-    Found(Kind, Vec<u8>),
-    /// Nothing: it has expired, was evicted, or never came.
-    Missing,
-    /// The entry is not a UUID, so there is no such key.
-    NotAnId,
-    /// Something that cannot be a vCon; says what.
-    Unusable(String),
-}
-
 /// The outcome of asking for work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
-    /// The claim with its document; `None` where all lists are empty.
+    /// The claim with its document; `None` if all lists are empty.
     pub work: Option<(Claim, Document)>,
-    /// An ingress list that is no list, with the server's words.
+    /// A list that is no list, with the server's words.
     pub fault: Option<String>,
 }
 
@@ -93,27 +77,78 @@ impl Queue {
     /// takes two entries. A lease on our name that has run out is taken in passing.
     ///
     /// # Errors
-    /// [`QueueError::InUse`] where another daemon has our name by now.
+    /// [`QueueError::InUse`] if another daemon has our name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
-        let lease = Arc::clone(&self.lease);
-        let reply = self.with(|connection, scripts, seat, expiry| {
-            let call = claim_call(scripts, seat, expiry, &lease, lists);
-            Ok(call.invoke::<Value>(connection)?)
-        })?;
-        self.claimed(reply, lists)
+        self.claim_by(Step::Claim, lists)
+    }
+
+    /// Claims the oldest entry of the first of these storages' queues that has one which is no
+    /// dead letter; like [`Queue::claim`] otherwise.
+    ///
+    /// # Errors
+    /// As those of [`Queue::claim`].
+    pub fn claim_backlog(&mut self, queues: &[ListName]) -> Result<Claimed, QueueError> {
+        self.claim_by(Step::ClaimBacklog, queues)
+    }
+
+    fn claim_by(&mut self, step: Step, lists: &[ListName]) -> Result<Claimed, QueueError> {
+        let mut call = self.call(step, 4 + lists.len());
+        self.add_claim(&mut call, lists, &[]);
+        let answer = self.ask(step, &call)?;
+        self.claimed(answer, lists)
+    }
+
+    /// Adds keys and arguments of `claim.lua`; behind its keys, those of `finish.lua`.
+    pub(super) fn add_claim(&mut self, call: &mut Cmd, lists: &[ListName], pushes: &[&ListName]) {
+        let since = self.next_time();
+        let Self {
+            lane_keys: lane,
+            seat,
+            expiry,
+            lease,
+            ..
+        } = self;
+        call.arg(&lane.claims).arg(&lane.lease);
+        call.arg(keys::INSTANCES).arg(&lane.workers);
+        for list in lists.iter().chain(pushes.iter().copied()) {
+            call.arg(list.as_str());
+        }
+        call.arg(seat.lane).arg(INLINE_LIMIT);
+        call.arg(&lease.record).arg(lease.ttl);
+        call.arg(&lease.instance).arg(seat.worker);
+        call.arg(expiry.document).arg(&lease.mark);
+        call.arg(since).arg(lists.len());
+        for list in lists {
+            // A string is always JSON.
+            call.arg(serde_json::to_string(list.as_str()).unwrap_or_default());
+        }
+    }
+
+    /// The time of a request, in seconds since 1970: no two of this lane have the same, so that no
+    /// two claims have one record.
+    fn next_time(&mut self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |time| time.as_micros());
+        self.last_time = now.max(self.last_time + 1);
+        format!(
+            "{}.{:06}",
+            self.last_time / 1_000_000,
+            self.last_time % 1_000_000
+        )
     }
 
     /// What the script has answered; a claim that is none of ours is put back, and the next one
     /// asked for.
     pub(super) fn claimed(
         &mut self,
-        reply: Value,
+        answer: Value,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let mut fields = texts(reply).ok_or(QueueError::Answer("claim"))?.into_iter();
+        let mut fields = texts(answer).ok_or(QueueError::Answer("claim"))?.into_iter();
         let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
         let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
-        let (kind, text, fault, deaths) = (next()?, next()?, next()?, next()?);
+        let (kind, text, fault) = (next()?, next()?, next()?);
+        let (deaths, progress) = (next()?, next()?);
         if kind == b"not-ours" {
             return Err(self.lease.lost_to(&text));
         }
@@ -134,10 +169,12 @@ impl Queue {
             entry,
             context,
             deaths: String::from_utf8_lossy(&deaths).parse().unwrap_or(0),
+            progress: (!progress.is_empty()).then_some(progress),
+            is_noted: !deaths.is_empty(),
         };
         if kind == b"left-behind" {
             // Somebody else had our name for a time, and may be at work on it.
-            if let Settled::Refused(_) = self.give_back(&claim)? {
+            if let Released::Refused(_) = self.release(&claim, None)? {
                 self.set_aside(&claim.record)?;
             }
             return self.claim(lists);
@@ -145,7 +182,10 @@ impl Queue {
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
-            b"string-large" => self.load_text(&claim)?,
+            b"string-large" | b"json-large" => match claim.id() {
+                Some(id) => self.load(&id)?,
+                None => Document::NotAnId,
+            },
             b"none" => Document::Missing,
             b"not-a-uuid" => Document::NotAnId,
             other => Document::Unusable(describe(other, &text)),
@@ -157,7 +197,9 @@ impl Queue {
         })
     }
 
-    fn let_go_of_buffer(&mut self, document: &Document) {
+    /// Closes the connection after a large document: the client library keeps a buffer as large as
+    /// the longest answer for as long as the connection lives.
+    pub(super) fn let_go_of_buffer(&mut self, document: &Document) {
         if matches!(document, Document::Found(_, text) if text.len() > LARGE) {
             self.connected = None;
         }
@@ -170,133 +212,6 @@ impl Queue {
             call.arg(seat.lane).arg(record);
             Ok(call.invoke::<()>(connection)?)
         })
-    }
-
-    /// Loads the document of another vCon, for a chain that goes on with that one.
-    pub fn load(&mut self, id: &VconId) -> Result<Document, QueueError> {
-        let document = self.with(|connection, _, _, _| {
-            let key = id.key();
-            let kind: String = redis::cmd("TYPE").arg(&key).query(connection)?;
-            match kind.as_str() {
-                "none" => Ok(Document::Missing),
-                "string" => get_text(connection, &key),
-                "ReJSON-RL" => {
-                    let text: Option<Vec<u8>> =
-                        redis::cmd("JSON.GET").arg(&key).query(connection)?;
-                    Ok(text.map_or(Document::Missing, |text| Document::Found(Kind::Json, text)))
-                }
-                other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
-            }
-        })?;
-        self.let_go_of_buffer(&document);
-        Ok(document)
-    }
-
-    fn load_text(&mut self, claim: &Claim) -> Result<Document, QueueError> {
-        let Some(id) = claim.id() else {
-            return Ok(Document::NotAnId);
-        };
-        self.with(|connection, _, _, _| get_text(connection, &id.key()))
-    }
-
-    /// Writes a document in the way it is kept; its time to live stays.
-    pub fn put(&mut self, id: &VconId, kind: Kind, json: &str) -> Result<(), QueueError> {
-        self.with(|connection, _, _, _| {
-            let mut steps = redis::pipe();
-            put_existing(&mut steps, &id.key(), kind, json);
-            steps.query::<()>(connection).map_err(QueueError::of_write)
-        })
-    }
-
-    /// Sets a document's time to live, in seconds.
-    pub fn expire(&mut self, id: &VconId, seconds: u64) -> Result<(), QueueError> {
-        self.with(|connection, _, _, _| {
-            Ok(redis::cmd("EXPIRE")
-                .arg(id.key())
-                .arg(seconds)
-                .query::<()>(connection)?)
-        })
-    }
-
-    /// Puts a vCon found in a storage back into Redis, for the time such copies live; as
-    /// RedisJSON where the server has it.
-    pub fn restore(&mut self, id: &VconId, json: &str) -> Result<Kind, QueueError> {
-        self.with(|connection, _, _, expiry| {
-            let key = id.key();
-            let kind = put_new(connection, &key, json)?;
-            redis::cmd("EXPIRE")
-                .arg(&key)
-                .arg(expiry.document)
-                .query::<()>(connection)?;
-            Ok(kind)
-        })
-    }
-}
-
-/// The request for the next entry.
-pub(super) fn claim_call<'a>(
-    scripts: &'a Scripts,
-    seat: &Seat,
-    expiry: Expiry,
-    lease: &NameLease,
-    lists: &[ListName],
-) -> ScriptInvocation<'a> {
-    let mut call = scripts.claim.key(seat.claims_key());
-    call.key(keys::instance_key(&lease.instance))
-        .key(keys::INSTANCES)
-        .key(keys::workers_key(&lease.instance));
-    for list in lists {
-        call.key(list.as_str());
-    }
-    call.arg(seat.lane).arg(INLINE_LIMIT);
-    call.arg(&lease.record).arg(lease.ttl);
-    call.arg(&lease.instance).arg(seat.worker);
-    call.arg(expiry.document);
-    call
-}
-
-/// Adds the command that replaces a document; RedisJSON keeps a key's time to live by itself.
-pub(super) fn put_existing(steps: &mut redis::Pipeline, key: &str, kind: Kind, json: &str) {
-    match kind {
-        Kind::Json => steps.cmd("JSON.SET").arg(key).arg("$").arg(json).ignore(),
-        Kind::Text => steps.cmd("SET").arg(key).arg(json).arg("KEEPTTL").ignore(),
-    };
-}
-
-/// Writes a document under a key that may be new: RedisJSON where the server has it, else a
-/// plain string.
-///
-/// The server is asked first: it repeats the beginning of a command it does not know, cut at some
-/// byte, and a cut letter is more than the client library can read.
-fn put_new(connection: &mut redis::Connection, key: &str, json: &str) -> Result<Kind, QueueError> {
-    let kind = if has_json(connection)? {
-        Kind::Json
-    } else {
-        Kind::Text
-    };
-    let mut put = match kind {
-        Kind::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),
-        Kind::Text => redis::cmd("SET").arg(key).clone(),
-    };
-    put.arg(json)
-        .query::<()>(connection)
-        .map_err(QueueError::of_write)?;
-    Ok(kind)
-}
-
-fn get_text(connection: &mut redis::Connection, key: &str) -> Result<Document, QueueError> {
-    let text: Option<Vec<u8>> = redis::cmd("GET").arg(key).query(connection)?;
-    Ok(text.map_or(Document::Missing, |text| Document::Found(Kind::Text, text)))
-}
-
-fn describe(kind: &[u8], detail: &[u8]) -> String {
-    let detail = String::from_utf8_lossy(detail);
-    match kind {
-        b"unreadable" => format!("Redis cannot read the document: {detail}"),
-        other => format!(
-            "the key holds a {}, not a document",
-            String::from_utf8_lossy(other)
-        ),
     }
 }
 

@@ -9,9 +9,8 @@ use std::collections::BTreeSet;
 use redis::Value;
 use serde::Deserialize;
 
-use super::claim::Kind;
 use super::scripts::Care;
-use super::{Document, Lease, QueueError, Raw, keys};
+use super::{Document, Kind, Lease, QueueError, Raw, keys};
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.

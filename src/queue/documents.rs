@@ -1,9 +1,114 @@
-//! Documents in Redis, for whoever looks at one or removes it.
+//! Documents in Redis: for a lane, and for whoever looks at one or removes it.
 
 use super::dead_letters::Kept;
 use super::round_trip::transaction;
-use super::{Lease, QueueError};
+use super::{Lease, Queue, QueueError};
+use crate::redis_server::has_json;
 use crate::vcon::VconId;
+
+/// After a document of more bytes than this its connection is closed.
+pub(super) const LARGE: usize = 4 << 20;
+
+/// How a document is kept in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A RedisJSON document.
+    Json,
+    /// A plain string.
+    Text,
+}
+
+/// What stands under a vCon's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// The document.
+    Found(Kind, Vec<u8>),
+    /// Nothing: it has expired, was evicted, or never came.
+    Missing,
+    /// The entry is not a UUID, so there is no such key.
+    NotAnId,
+    /// Something that cannot be a vCon; says what.
+    Unusable(String),
+}
+
+impl Queue {
+    /// Loads the document of a vCon.
+    pub fn load(&mut self, id: &VconId) -> Result<Document, QueueError> {
+        let document = self.with(|connection, _, _, _| {
+            let key = id.key();
+            let kind: String = redis::cmd("TYPE").arg(&key).query(connection)?;
+            let mut get = |command: &str, kind| {
+                let text: Option<Vec<u8>> = redis::cmd(command).arg(&key).query(connection)?;
+                Ok(text.map_or(Document::Missing, |text| Document::Found(kind, text)))
+            };
+            match kind.as_str() {
+                "none" => Ok(Document::Missing),
+                "string" => get("GET", Kind::Text),
+                "ReJSON-RL" => get("JSON.GET", Kind::Json),
+                other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
+            }
+        })?;
+        self.let_go_of_buffer(&document);
+        Ok(document)
+    }
+
+    /// Sets a document's time to live, in seconds.
+    pub fn expire(&mut self, id: &VconId, seconds: u64) -> Result<(), QueueError> {
+        self.with(|connection, _, _, _| {
+            Ok(redis::cmd("EXPIRE")
+                .arg(id.key())
+                .arg(seconds)
+                .query::<()>(connection)?)
+        })
+    }
+
+    /// Puts a vCon found in a storage back into Redis, for the time such copies live; as
+    /// RedisJSON if the server has it.
+    pub fn restore(&mut self, id: &VconId, json: &str) -> Result<Kind, QueueError> {
+        self.with(|connection, _, _, expiry| {
+            let key = id.key();
+            let kind = put_new(connection, &key, json)?;
+            redis::cmd("EXPIRE")
+                .arg(&key)
+                .arg(expiry.document)
+                .query::<()>(connection)?;
+            Ok(kind)
+        })
+    }
+}
+
+/// Writes a document under a key that may be new: RedisJSON if the server has it, else a plain
+/// string.
+///
+/// The server is asked first: it repeats the beginning of a command it does not know, cut at some
+/// byte, and a cut letter is more than the client library can read.
+fn put_new(connection: &mut redis::Connection, key: &str, json: &str) -> Result<Kind, QueueError> {
+    let kind = if has_json(connection)? {
+        Kind::Json
+    } else {
+        Kind::Text
+    };
+    let mut put = match kind {
+        Kind::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),
+        Kind::Text => redis::cmd("SET").arg(key).clone(),
+    };
+    put.arg(json)
+        .query::<()>(connection)
+        .map_err(QueueError::of_write)?;
+    Ok(kind)
+}
+
+/// Why what stands under a key is no document.
+pub(super) fn describe(kind: &[u8], detail: &[u8]) -> String {
+    let detail = String::from_utf8_lossy(detail);
+    match kind {
+        b"unreadable" => format!("Redis cannot read the document: {detail}"),
+        other => format!(
+            "the key holds a {}, not a document",
+            String::from_utf8_lossy(other)
+        ),
+    }
+}
 
 /// Access to the documents.
 pub struct Documents {

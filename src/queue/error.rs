@@ -90,6 +90,14 @@ impl QueueError {
         }
     }
 
+    /// What went wrong when a script wrote a document, by what the server said to it.
+    pub(super) fn of_refusal(said: &str) -> Self {
+        let said = said.trim_start_matches('-');
+        let (code, detail) = said.split_once(' ').unwrap_or((said, ""));
+        let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
+        Self::of_write(error)
+    }
+
     /// Whether the connection is of no use after this error, by the table above.
     pub(super) fn breaks_connection(&self) -> bool {
         match self {
@@ -211,6 +219,24 @@ mod tests {
             assert!(error.breaks_connection(), "{kind}");
         }
         assert!(QueueError::Answer("claim").breaks_connection());
+    }
+
+    #[test]
+    fn a_refusal_told_by_a_script_means_what_it_means_otherwise() {
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write against a read only replica.",
+            "NOPERM this user has no permissions to run the 'json.set' command",
+            "-MISCONF Redis is configured to save RDB snapshots",
+        ] {
+            let error = QueueError::of_refusal(line);
+            assert!(matches!(error, QueueError::Command(_)), "{line}: {error:?}");
+            assert_eq!(error.breaks_connection(), line.starts_with("READONLY"), "{line}");
+        }
+        for line in ["ERR recursion limit exceeded at line 1 column 128", "new objects must be created at the root", ""] {
+            let error = QueueError::of_refusal(line);
+            assert!(matches!(error, QueueError::Document(_)), "{line}: {error:?}");
+        }
     }
 
     #[test]

@@ -1,38 +1,52 @@
-//! Finishing a vCon: its new document, its announcements, and letting go of its claim, in one
-//! transaction; and asking for the next vCon in the same round trip.
+//! Finishing a vCon: its new document, its announcements, what a storage could not take, and letting
+//! go of its claim, in one step; and asking for the next vCon in the same step.
 //!
-//! The requests go out one behind the other, and the server answers them in that order. Each is
-//! guarded as it is alone: where the finish was not done, the lane still holds its claim, and the
-//! second request hands over that one.
+//! The document is replaced only if the one that was loaded, or that this lane wrote last, still
+//! stands there: whoever wrote another one meanwhile does not lose it. The script compares the
+//! texts; a document too large for the script interpreter is compared piece by piece, under `WATCH`,
+//! and its new text is written under a key of its own before.
 
-use std::sync::Arc;
+use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
-use redis::{Connection, Pipeline, Value};
-
-use super::claim::{Claimed, claim_call};
+use super::claim::{Claimed, INLINE_LIMIT, texts};
 use super::round_trip::{Request, executed};
-use super::scripts::is_missing;
-use super::settle::settled;
-use super::{Claim, Expiry, Kind, Queue, QueueError, Seat, Settled, keys};
+use super::scripts::Step;
+use super::{Claim, Kind, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
 /// A draft that its lane did not live to use is forgotten after this many seconds.
 const DRAFT_EXPIRY: u64 = 60;
 
-/// What is to be written when a vCon is finished.
+/// A large document is compared in pieces of this many bytes.
+const PIECE: usize = 1 << 20;
+
+/// What is to be done when a vCon is finished.
 #[derive(Debug, Clone)]
 pub struct Finish<'a> {
     /// The vCon to announce: the claimed one, or the one a link went over to.
     pub id: &'a VconId,
-    /// Its new text and how it is kept, where a link changed it.
-    pub document: Option<(Kind, &'a str)>,
+    /// What must stand under its key, and what is to stand there; `None` to do neither.
+    pub document: Option<Replacement<'a>>,
     /// A time to live for its key, in seconds.
     pub expire: Option<u64>,
     /// Where to announce it.
     pub egress: &'a [ListName],
     /// What links want announced besides.
     pub routes: &'a [Route],
+    /// The storages that do not have it.
+    pub letters: &'a [StorageLetter],
+}
+
+/// A document in the place of another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Replacement<'a> {
+    /// How it is kept.
+    pub kind: Kind,
+    /// The text that was loaded, or written last.
+    pub base: &'a str,
+    /// The new text; `None` only to make sure that the old one stands there.
+    pub text: Option<&'a str>,
 }
 
 /// A vCon and a list on which to announce it.
@@ -44,17 +58,68 @@ pub struct Route {
     pub id: VconId,
 }
 
-impl Queue {
-    /// Writes the changed document, announces the vCon and lets go of the claim, in one
-    /// transaction.
-    pub fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Settled, QueueError> {
-        let (settled, _) = self.finish_asking(claim, finish, None)?;
-        Ok(settled)
+/// A vCon that one storage alone does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageLetter {
+    /// The storage's name in `config.yml`.
+    pub storage: String,
+    /// Why the storage refuses it, as JSON; `None` if it waits for the storage to come back.
+    pub reason: Option<String>,
+}
+
+impl StorageLetter {
+    /// A vCon that the storage refuses for good.
+    pub fn refused(storage: &str, reason: &Reason<'_>) -> Self {
+        Self {
+            storage: storage.to_owned(),
+            // Text and numbers are always JSON.
+            reason: reason.to_json().ok(),
+        }
     }
 
-    /// Does what [`Queue::finish`] does, then what [`Queue::claim`] does, in one round trip.
+    /// A vCon that waits for the storage.
+    pub fn deferred(storage: &str) -> Self {
+        Self {
+            storage: storage.to_owned(),
+            reason: None,
+        }
+    }
+}
+
+/// What became of a finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finished {
+    /// It is done.
+    Done,
+    /// It is done, but the document had been deleted meanwhile: it was not brought back.
+    Deleted,
+    /// The claim was gone already: let go by an earlier call whose answer was lost, or returned by
+    /// somebody who took us for dead.
+    NotOurs,
+    /// Nothing is done: another document stands under the vCon's key.
+    Changed,
+    /// Nothing is done: a key to push to is no list.
+    Refused {
+        /// The key.
+        list: String,
+        /// What it holds.
+        holds: String,
+    },
+}
+
+impl Queue {
+    /// Does all that belongs to the finish, and lets go of the claim.
     ///
-    /// There is no second answer where the claim that was to be finished is still held.
+    /// # Errors
+    /// [`QueueError::Document`] if Redis refuses the document.
+    pub fn finish(&mut self, claim: &Claim, finish: &Finish<'_>) -> Result<Finished, QueueError> {
+        let (finished, _) = self.finish_asking(claim, finish, None)?;
+        Ok(finished)
+    }
+
+    /// Does what [`Queue::finish`] does, then what [`Queue::claim`] does, in one step.
+    ///
+    /// There is no second answer if the claim that was to be finished is still held.
     ///
     /// # Errors
     /// The finish may have been done, and the next entry claimed, or not.
@@ -63,127 +128,327 @@ impl Queue {
         claim: &Claim,
         finish: &Finish<'_>,
         lists: &[ListName],
-    ) -> Result<(Settled, Option<Result<Claimed, QueueError>>), QueueError> {
-        let (settled, answer) = self.finish_asking(claim, finish, Some(lists))?;
-        let next = match settled {
-            Settled::Done | Settled::NotOurs => answer,
-            Settled::Refused(_) => None,
-        };
-        let claimed = match next.map(Value::extract_error) {
-            None => None,
-            Some(Ok(answer)) => Some(self.claimed(answer, lists)),
-            Some(Err(error)) if is_missing(&error) => None,
-            Some(Err(error)) => Some(Err(self.noting(error.into()))),
-        };
-        Ok((settled, claimed))
+    ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
+        let (finished, next) = self.finish_asking(claim, finish, Some(lists))?;
+        let claimed = next.map(|answer| match answer.extract_error() {
+            Ok(answer) => self.claimed(answer, lists),
+            Err(error) => Err(self.noting(error.into())),
+        });
+        Ok((finished, claimed))
     }
 
-    /// The answer to the finish, and to the request for the next entry where there was one.
+    /// The outcome of the finish, and the answer to the request for the next entry.
     fn finish_asking(
         &mut self,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
-    ) -> Result<(Settled, Option<Value>), QueueError> {
-        let lease = Arc::clone(&self.lease);
-        self.with(|connection, scripts, seat, expiry| {
-            let call = finish_call(&scripts.finish, seat, expiry, claim, finish);
-            let mut request = match finish.document {
-                Some((kind, text)) => replacing(&seat.draft_key(), kind, text, &call),
-                None => Request::of(&script(&call)),
+    ) -> Result<(Finished, Option<Value>), QueueError> {
+        let large = finish.document.filter(Replacement::is_large);
+        let mut finish = finish.clone();
+        let mut was_deleted = false;
+        let answer = match large {
+            None => {
+                let (step, call) = self.finish_call(claim, &finish, lists);
+                self.ask(step, &call)?
+            }
+            Some(document) => match self.compare(finish.id, document)? {
+                Comparison::Same => match document.text {
+                    Some(text) => match self.replace_large(claim, &finish, document, text)? {
+                        Some(answer) => answer,
+                        None => return Ok((Finished::Changed, None)),
+                    },
+                    None => {
+                        finish.document = None;
+                        let (step, call) = self.finish_call(claim, &finish, lists);
+                        self.ask(step, &call)?
+                    }
+                },
+                Comparison::Changed => return Ok((Finished::Changed, None)),
+                Comparison::Deleted => {
+                    was_deleted = true;
+                    finish.document = None;
+                    let (step, call) = self.finish_call(claim, &finish, lists);
+                    self.ask(step, &call)?
+                }
+            },
+        };
+        let (finished, next) = outcome(answer).map_err(|error| self.noting(error))?;
+        match finished {
+            Finished::Done if was_deleted => Ok((Finished::Deleted, next)),
+            finished => Ok((finished, next)),
+        }
+    }
+
+    fn finish_call(
+        &mut self,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        lists: Option<&[ListName]>,
+    ) -> (Step, Cmd) {
+        let step = match lists {
+            Some(_) => Step::FinishAndClaim,
+            None => Step::Finish,
+        };
+        let (how, base, text) = match finish.document {
+            None => ("", "", ""),
+            Some(Replacement { kind, base, text }) => {
+                let how = match kind {
+                    Kind::Json => "json",
+                    Kind::Text => "text",
+                };
+                (how, base, text.unwrap_or_default())
+            }
+        };
+        let call = self.call_to_finish(step, claim, finish, lists, [how, base, text]);
+        (step, call)
+    }
+
+    /// The call of `finish.lua`, alone or before `claim.lua`; `document` is how it is looked at, the
+    /// text that must stand there, and the new one.
+    fn call_to_finish(
+        &mut self,
+        step: Step,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        lists: Option<&[ListName]>,
+        document: [&str; 3],
+    ) -> Cmd {
+        let egress = finish.egress.iter().map(|list| (list, finish.id));
+        let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
+        let (pushes, ids): (Vec<&ListName>, Vec<&VconId>) = egress.chain(routes).unzip();
+        let lists = lists.unwrap_or_default();
+        let mut call = self.call(step, 4 + lists.len() + pushes.len());
+        self.add_claim(&mut call, lists, &pushes);
+        call.arg(&claim.record).arg(&claim.entry);
+        call.arg(claim.progress_field());
+        call.arg(&claim.context).arg(self.expiry.context);
+        call.arg(u8::from(claim.is_noted));
+        call.arg(finish.id.key());
+        for part in document {
+            call.arg(part);
+        }
+        let expire = finish.expire.map(|seconds| seconds.to_string());
+        call.arg(expire.unwrap_or_default());
+        call.arg(&self.ingress).arg(ids.len());
+        for id in ids {
+            call.arg(id.as_str());
+        }
+        call.arg(finish.letters.len());
+        call.arg(self.expiry.dead_letter);
+        for letter in finish.letters {
+            call.arg(keys::storage_letters_list(&letter.storage));
+            call.arg(keys::storage_letters_reasons(&letter.storage));
+            call.arg(finish.id.as_str());
+            call.arg(letter.reason.as_deref().unwrap_or_default());
+        }
+        call
+    }
+
+    /// Finishes with a large document, whose key is watched: `None` if it has changed since.
+    fn replace_large(
+        &mut self,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        document: Replacement<'_>,
+        text: &str,
+    ) -> Result<Option<Value>, QueueError> {
+        let draft = self.seat.draft_key();
+        let how = ["draft", "", &draft];
+        let call = self.call_to_finish(Step::Finish, claim, finish, None, how);
+        self.with(|connection, scripts, _, _| {
+            scripts.step(Step::Finish).load(connection)?;
+            let request = replacing(&draft, document.kind, text, &call);
+            watched(request.send(connection)?)
+        })
+    }
+
+    /// Looks whether the base of a large document still stands under its key, and has the server
+    /// watch the key from before the look on.
+    fn compare(
+        &mut self,
+        id: &VconId,
+        document: Replacement<'_>,
+    ) -> Result<Comparison, QueueError> {
+        let key = id.key();
+        self.with(|connection, _, _, _| {
+            redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
+            let compared = match document.kind {
+                Kind::Text => compare_pieces(connection, &key, document.base),
+                Kind::Json => compare_json(connection, &key, document.base),
             };
-            let own = request.answers();
-            if let Some(lists) = lists {
-                request.add(&script(&claim_call(scripts, seat, expiry, &lease, lists)));
+            let compared = match compared {
+                // What is no document any more is another one.
+                Err(error) if error.code() == Some("WRONGTYPE") => Comparison::Changed,
+                compared => compared?,
+            };
+            if compared != Comparison::Same || document.text.is_none() {
+                redis::cmd("UNWATCH").query::<()>(connection)?;
             }
-            let mut answers = request.send(connection)?;
-            let mut next = answers.split_off(own).pop();
-            let mut finished = outcome(answers, finish)?;
-            if finished.as_ref().is_err_and(is_missing) {
-                // Then the claim was still held when the next was asked for.
-                next = None;
-                scripts.finish.load(connection)?;
-                finished = again(connection, seat, &call, finish)?;
-            }
-            Ok((settled(finished?)?, next))
+            Ok(compared)
+        })
+    }
+
+    /// Writes what the links of a vCon have done so far, if the base still stands there.
+    ///
+    /// # Errors
+    /// [`QueueError::Document`] if Redis refuses the document.
+    pub fn replace(
+        &mut self,
+        id: &VconId,
+        kind: Kind,
+        base: &str,
+        text: &str,
+    ) -> Result<Replaced, QueueError> {
+        let document = Replacement {
+            kind,
+            base,
+            text: Some(text),
+        };
+        if document.is_large() {
+            return match self.compare(id, document)? {
+                Comparison::Same => self.put_watched(id, kind, text),
+                Comparison::Changed => Ok(Replaced::Changed),
+                Comparison::Deleted => Ok(Replaced::Deleted),
+            };
+        }
+        let how = match kind {
+            Kind::Json => "json",
+            Kind::Text => "text",
+        };
+        let ingress = self.ingress.clone();
+        let answer = self.with(|connection, scripts, _, _| {
+            let mut call = scripts.replace.key(id.key());
+            call.arg(how).arg(base).arg(text).arg(ingress);
+            Ok(call.invoke::<Value>(connection)?)
+        })?;
+        let fields = texts(answer).ok_or(QueueError::Answer("replacing a document"))?;
+        let mut fields = fields.iter().map(|field| String::from_utf8_lossy(field));
+        match fields.next().as_deref() {
+            Some("1") => Ok(Replaced::Done),
+            Some("2") => Ok(Replaced::Deleted),
+            Some("changed") => Ok(Replaced::Changed),
+            Some("unwritten") => Err(QueueError::of_refusal(&fields.next().unwrap_or_default())),
+            _ => Err(QueueError::Answer("replacing a document")),
+        }
+    }
+
+    fn put_watched(
+        &mut self,
+        id: &VconId,
+        kind: Kind,
+        text: &str,
+    ) -> Result<Replaced, QueueError> {
+        self.with(|connection, _, _, _| {
+            let key = id.key();
+            let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
+            let left = left.max(0).to_string();
+            let mut begin = redis::pipe();
+            begin.cmd("MULTI");
+            let mut request = match kind {
+                Kind::Json => Request::of(&begin).command(&["JSON.SET", &key, "$"], text, &[]),
+                Kind::Text if left == "0" => Request::of(&begin).command(&["SET", &key], text, &[]),
+                Kind::Text => {
+                    Request::of(&begin).command(&["SET", &key], text, &["PX", &left])
+                }
+            };
+            let mut end = redis::pipe();
+            end.cmd("EXEC");
+            request.add(&end);
+            Ok(match watched(request.send(connection)?)? {
+                Some(_) => Replaced::Done,
+                None => Replaced::Changed,
+            })
         })
     }
 }
 
-fn again(
-    connection: &mut Connection,
-    seat: &Seat,
-    call: &redis::ScriptInvocation<'_>,
-    finish: &Finish<'_>,
-) -> Result<redis::RedisResult<Value>, QueueError> {
-    let request = match finish.document {
-        Some((kind, text)) => replacing(&seat.draft_key(), kind, text, call),
-        None => Request::of(&script(call)),
+/// Whether a document was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// It was.
+    Done,
+    /// Another one stands there.
+    Changed,
+    /// It has been deleted, and is not brought back.
+    Deleted,
+}
+
+/// What stands under the key of a large document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    Same,
+    Changed,
+    Deleted,
+}
+
+impl Replacement<'_> {
+    /// Whether it is too large for the script interpreter.
+    fn is_large(&self) -> bool {
+        self.base.len().max(self.text.map_or(0, str::len)) > INLINE_LIMIT
+    }
+}
+
+fn compare_pieces(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
+    let length: usize = redis::cmd("STRLEN").arg(key).query(connection)?;
+    if length == 0 {
+        return Ok(Comparison::Deleted);
+    }
+    if length != base.len() {
+        return Ok(Comparison::Changed);
+    }
+    for (number, piece) in base.as_bytes().chunks(PIECE).enumerate() {
+        let first = number * PIECE;
+        let mut range = redis::cmd("GETRANGE");
+        range.arg(key).arg(first).arg(first + piece.len() - 1);
+        if range.query::<Vec<u8>>(connection)? != piece {
+            return Ok(Comparison::Changed);
+        }
+    }
+    Ok(Comparison::Same)
+}
+
+fn compare_json(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
+    let text: Option<Vec<u8>> = redis::cmd("JSON.GET").arg(key).query(connection)?;
+    Ok(match text {
+        None => Comparison::Deleted,
+        Some(text) if text == base.as_bytes() => Comparison::Same,
+        Some(_) => Comparison::Changed,
+    })
+}
+
+/// What `finish.lua` returned, and what `claim.lua` returned behind it.
+fn outcome(answer: Value) -> Result<(Finished, Option<Value>), QueueError> {
+    let Value::Array(fields) = answer.extract_error()? else {
+        return Err(QueueError::Answer("a finish"));
     };
-    outcome(request.send(connection)?, finish)
-}
-
-/// What the script answered. Fails where the document was not written; what the script is refused
-/// has nothing to do with the document.
-fn outcome(
-    mut answers: Vec<Value>,
-    finish: &Finish<'_>,
-) -> Result<redis::RedisResult<Value>, QueueError> {
-    if finish.document.is_none() {
-        return Ok(answers.pop().unwrap_or(Value::Nil).extract_error());
+    let mut fields = fields.into_iter();
+    match (fields.next(), fields.next(), fields.next()) {
+        (Some(Value::Int(1)), next, _) => Ok((Finished::Done, next)),
+        (Some(Value::Int(2)), next, _) => Ok((Finished::Deleted, next)),
+        (Some(Value::Int(0)), next, _) => Ok((Finished::NotOurs, next)),
+        (Some(Value::BulkString(what)), first, second) => {
+            let word = |value: Option<Value>| match value {
+                Some(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
+                Some(Value::SimpleString(text)) => text,
+                _ => String::new(),
+            };
+            match what.as_slice() {
+                b"changed" => Ok((Finished::Changed, None)),
+                b"unwritten" => Err(QueueError::of_refusal(&word(first))),
+                b"refused" => {
+                    let (list, holds) = (word(first), word(second));
+                    Ok((Finished::Refused { list, holds }, None))
+                }
+                _ => Err(QueueError::Answer("a finish")),
+            }
+        }
+        _ => Err(QueueError::Answer("a finish")),
     }
-    let mut answers = executed(answers).map_err(QueueError::of_write)?;
-    let announced = answers.pop().unwrap_or(Value::Nil);
-    for written in answers {
-        written.extract_error().map_err(QueueError::of_write)?;
-    }
-    Ok(announced.extract_error())
-}
-
-fn finish_call<'a>(
-    script: &'a redis::Script,
-    seat: &Seat,
-    expiry: Expiry,
-    claim: &Claim,
-    finish: &Finish<'_>,
-) -> redis::ScriptInvocation<'a> {
-    let mut call = script.key(seat.claims_key());
-    call.key(keys::DEATHS)
-        .key(finish.id.key())
-        .key(seat.draft_key());
-    let egress = finish.egress.iter().map(|list| (list, finish.id));
-    let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
-    let announced: Vec<(&ListName, &VconId)> = egress.chain(routes).collect();
-    for (list, _) in &announced {
-        call.key(list.as_str());
-    }
-    call.arg(seat.lane).arg(&claim.record);
-    call.arg(&claim.entry)
-        .arg(&claim.context)
-        .arg(expiry.context);
-    call.arg(u8::from(finish.document.is_some()));
-    let expire = finish.expire.map(|seconds| seconds.to_string());
-    call.arg(expire.unwrap_or_default());
-    call.arg(expiry.document);
-    for (_, id) in &announced {
-        call.arg(id.as_str());
-    }
-    call
-}
-
-fn script(call: &redis::ScriptInvocation<'_>) -> Pipeline {
-    let mut steps = redis::pipe();
-    steps.invoke_script(call);
-    steps
 }
 
 /// The transaction that writes the draft and has the script put it in its place.
-fn replacing<'a>(
-    draft: &str,
-    kind: Kind,
-    text: &'a str,
-    call: &redis::ScriptInvocation<'_>,
-) -> Request<'a> {
+fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<'a> {
     let mut begin = redis::pipe();
     begin.cmd("MULTI");
     let mut end = redis::pipe();
@@ -199,8 +464,25 @@ fn replacing<'a>(
             Request::of(&begin).command(&["SET", draft], text, &["EX", &expiry])
         }
     };
-    end.invoke_script(call);
+    end.add_command(call.clone());
     end.cmd("EXEC");
     request.add(&end);
     request
+}
+
+/// The last answer of a transaction on watched keys; `None` if one of them has changed.
+///
+/// # Errors
+/// The server refuses the document, or, for now, all of them.
+fn watched(answers: Vec<Value>) -> Result<Option<Value>, QueueError> {
+    if matches!(answers.last(), Some(Value::Nil)) {
+        return Ok(None);
+    }
+    let mut answers = executed(answers).map_err(QueueError::of_write)?;
+    let last = answers.pop().unwrap_or(Value::Nil);
+    for written in answers {
+        written.extract_error().map_err(QueueError::of_write)?;
+    }
+    let last: Result<Value, RedisError> = last.extract_error();
+    Ok(Some(last.map_err(QueueError::of_write)?))
 }

@@ -13,6 +13,23 @@ pub struct Seat {
     pub lane: u32,
 }
 
+/// The keys that a lane needs for each request, made once.
+pub(super) struct LaneKeys {
+    pub claims: String,
+    pub lease: String,
+    pub workers: String,
+}
+
+impl LaneKeys {
+    pub fn of(seat: &Seat) -> Self {
+        Self {
+            claims: seat.claims_key(),
+            lease: instance_key(&seat.instance),
+            workers: workers_key(&seat.instance),
+        }
+    }
+}
+
 impl Seat {
     /// `conserver:claims:<instance>:<worker>`: hash, lane -> the claim's record.
     pub fn claims_key(&self) -> String {
@@ -65,6 +82,20 @@ pub(super) const DEATHS: &str = "conserver:deaths";
 /// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";
+
+/// `conserver:lapses`: hash, uuid -> how often its claim outlived the lease of its instance.
+pub(super) const LAPSES: &str = "conserver:lapses";
+
+/// `DLQ:storage:<storage>`: list of the vCons that one storage alone does not have, oldest first.
+pub fn storage_letters_list(storage: &str) -> String {
+    format!("DLQ:storage:{storage}")
+}
+
+/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage refuses it, as JSON. One that
+/// waits for its storage has no reason.
+pub fn storage_letters_reasons(storage: &str) -> String {
+    format!("conserver:dlq:storage:{storage}")
+}
 
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {

@@ -18,6 +18,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{Queue, QueueError, keys};
 use crate::procfs::{self, Presence};
@@ -121,17 +122,27 @@ pub struct NameLease {
     pub(super) instance: String,
     /// What stands in Redis as long as the lease is ours.
     pub(super) record: String,
+    /// What tells our claims from those of a daemon that had the name before.
+    pub(super) mark: String,
     /// How long it lives without being renewed, in seconds.
     pub(super) ttl: u64,
+}
+
+/// The beginning of the record's digest, in hexadecimal.
+fn mark(record: &str) -> String {
+    let digest = Sha256::digest(record.as_bytes());
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl NameLease {
     /// The lease on the name in the settings, for the daemon of this supervisor.
     pub fn new(settings: &Settings, holder: Holder) -> Self {
+        // Text and numbers are always JSON.
+        let record = serde_json::to_string(&holder).unwrap_or_default();
         Self {
             instance: settings.instance.clone(),
-            // Text and numbers are always JSON.
-            record: serde_json::to_string(&holder).unwrap_or_default(),
+            mark: mark(&record),
+            record,
             holder,
             ttl: settings.heartbeat_ttl.as_secs(),
         }

@@ -5,9 +5,9 @@
 //! can be sent again, and a UUID is at any instant in exactly one place:
 //!
 //! ```text
-//! ingress list ──claim──► claims hash ──finish──► egress lists
-//!      ▲                     │   │
-//!      └─give back, postpone──┘   └─────bury─────► dead letter queue
+//! ingress list ──claim──► claims hash ──finish──► egress lists, and the queue of a storage that
+//!      ▲                     │   │                alone does not have it
+//!      └──release, postpone──┘   └─dead-letter───► dead letter queue
 //! ```
 //!
 //! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
@@ -25,6 +25,7 @@ mod claim;
 mod dead_letters;
 mod documents;
 mod error;
+mod exchange;
 mod finish;
 mod keep;
 mod keys;
@@ -32,9 +33,9 @@ mod lease;
 mod lengths;
 mod raw;
 mod recovery;
+mod release;
 mod round_trip;
 mod scripts;
-mod settle;
 mod submit;
 
 use std::sync::Arc;
@@ -42,24 +43,30 @@ use std::time::Duration;
 
 pub use audit::{Audit, Lists, Place, Standing};
 pub use bell::Bell;
-pub use claim::{Claim, Claimed, Document, Kind};
+pub use claim::{Claim, Claimed};
 pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
-pub use documents::{Documents, Removed};
+pub use documents::{Document, Documents, Kind, Removed};
 pub use error::QueueError;
-pub use finish::{Finish, Route};
+pub use exchange::Exchange;
+pub use finish::{Finish, Finished, Replaced, Replacement, Route, StorageLetter};
 pub use keep::Keeper;
-pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
+pub use keys::{
+    Seat, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
+};
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
-pub use settle::{Postponed, Reason, Settled};
+pub use release::{Progress, Reason, Released};
 pub use submit::Submitter;
 
 pub use crate::redis_server::{Lease, Server};
 
+use crate::config::ListName;
 use crate::settings::Settings;
-use scripts::Scripts;
+use keys::LaneKeys;
+use redis::{Cmd, Value};
+use scripts::{Scripts, Step, is_missing};
 
 /// How long the keys live that this module writes, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -89,9 +96,16 @@ pub struct Queue {
     connected: Option<Lease>,
     scripts: Scripts,
     seat: Seat,
+    lane_keys: LaneKeys,
     expiry: Expiry,
     lease: Arc<NameLease>,
     limit: Option<Duration>,
+    /// All ingress lists of the configuration, a line each.
+    ingress: String,
+    /// Where the lanes of a worker meet to ask together.
+    exchange: Option<Arc<Exchange>>,
+    /// The time of the last request for work, in microseconds.
+    last_time: u128,
 }
 
 impl Queue {
@@ -101,10 +115,14 @@ impl Queue {
             server,
             connected: None,
             scripts: Scripts::new(),
+            lane_keys: LaneKeys::of(&seat),
             seat,
             expiry,
             lease: Arc::new(lease),
             limit: None,
+            ingress: String::new(),
+            exchange: None,
+            last_time: 0,
         }
     }
 
@@ -114,6 +132,50 @@ impl Queue {
             limit: Some(limit),
             ..self
         }
+    }
+
+    /// The same, but it asks together with others that share the exchange.
+    pub fn sharing(self, exchange: Arc<Exchange>) -> Self {
+        Self {
+            exchange: Some(exchange),
+            ..self
+        }
+    }
+
+    /// Names all ingress lists there are: a vCon may have made progress on each of them.
+    pub fn set_ingress<'a>(&mut self, lists: impl Iterator<Item = &'a ListName>) {
+        let names: Vec<&str> = lists.map(ListName::as_str).collect();
+        self.ingress = names.join("\n");
+    }
+
+    /// The beginning of a call of a step's script with so many keys.
+    fn call(&self, step: Step, keys: usize) -> Cmd {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.scripts.step(step).get_hash()).arg(keys);
+        call
+    }
+
+    /// Calls the script of a step, and returns what it returned, errors included.
+    fn ask(&mut self, step: Step, call: &Cmd) -> Result<Value, QueueError> {
+        let exchange = self.exchange.clone();
+        let request = call.get_packed_command();
+        self.with(|connection, scripts, _, _| {
+            let answer = match exchange {
+                Some(exchange) => exchange.ask(connection, &request)?,
+                None => {
+                    connection.send_packed_command(&request)?;
+                    connection.recv_response()?
+                }
+            };
+            match answer.extract_error() {
+                Err(error) if is_missing(&error) => {
+                    scripts.step(step).load(connection)?;
+                    connection.send_packed_command(&request)?;
+                    Ok(connection.recv_response()?.extract_error()?)
+                }
+                answer => Ok(answer?),
+            }
+        })
     }
 
     /// Makes sure there is a living connection.

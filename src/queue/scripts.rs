@@ -2,55 +2,80 @@
 
 use redis::Script;
 
-/// A script that keeps documents alive.
-macro_rules! with_alive {
-    ($file:literal) => {
-        Script::new(concat!(
-            include_str!("scripts/alive.lua"),
-            include_str!($file)
-        ))
+/// A script made of files in `scripts/`, each of which may use those before it.
+macro_rules! script {
+    ($($file:literal),+) => {
+        Script::new(concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+))
     };
 }
 
-/// One that also reads records.
-macro_rules! with_record {
-    ($file:literal) => {
-        Script::new(concat!(
-            include_str!("scripts/alive.lua"),
-            include_str!("scripts/record.lua"),
-            include_str!($file)
-        ))
-    };
-}
-
-/// The scripts of one lane; each is sent by its hash, and in full where the server has lost it.
+/// The scripts of one lane; each is sent by its hash, and in full if the server has lost it.
 pub(super) struct Scripts {
-    pub claim: Script,
-    pub finish: Script,
-    pub bury: Script,
-    pub give_back: Script,
+    pub replace: Script,
+    pub dead_letter: Script,
+    pub release: Script,
     pub postpone: Script,
     pub recover: Script,
     pub lease: Script,
     pub forget: Script,
     pub set_aside: Script,
     pub waiting: Script,
+    steps: [Script; 4],
+}
+
+/// The steps of a vCon's usual way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Takes the next entry.
+    Claim,
+    /// Takes the next entry of a storage's queue.
+    ClaimBacklog,
+    /// Finishes a vCon.
+    Finish,
+    /// Finishes a vCon, then takes the next entry.
+    FinishAndClaim,
 }
 
 impl Scripts {
     pub fn new() -> Self {
         Self {
-            claim: with_record!("scripts/claim.lua"),
-            finish: Script::new(include_str!("scripts/finish.lua")),
-            bury: Script::new(include_str!("scripts/bury.lua")),
-            give_back: with_alive!("scripts/give_back.lua"),
-            postpone: with_alive!("scripts/postpone.lua"),
-            recover: with_record!("scripts/recover.lua"),
-            set_aside: Script::new(include_str!("scripts/set_aside.lua")),
-            lease: Script::new(include_str!("scripts/lease.lua")),
-            forget: Script::new(include_str!("scripts/forget.lua")),
-            waiting: Script::new(include_str!("scripts/waiting.lua")),
+            replace: script!("progress", "document", "replace"),
+            dead_letter: script!("progress", "dead_letter"),
+            release: script!("alive", "progress", "release"),
+            postpone: script!("alive", "progress", "postpone"),
+            recover: script!("alive", "record", "recover"),
+            set_aside: script!("set_aside"),
+            lease: script!("lease"),
+            forget: script!("forget"),
+            waiting: script!("waiting"),
+            steps: [
+                script!("alive", "record", "progress", "pop", "claim", "claim_next"),
+                script!(
+                    "alive",
+                    "record",
+                    "progress",
+                    "pop_backlog",
+                    "claim",
+                    "claim_next"
+                ),
+                script!("progress", "document", "finish", "finish_alone"),
+                script!(
+                    "alive",
+                    "record",
+                    "progress",
+                    "pop",
+                    "claim",
+                    "document",
+                    "finish",
+                    "finish_and_claim"
+                ),
+            ],
         }
+    }
+
+    /// The script of a step.
+    pub fn step(&self, step: Step) -> &Script {
+        &self.steps[step as usize]
     }
 }
 
@@ -61,7 +86,7 @@ pub(super) fn is_missing(error: &redis::RedisError) -> bool {
 
 /// What keeps the documents of waiting vCons alive.
 pub(super) fn keep() -> Script {
-    with_alive!("scripts/keep.lua")
+    script!("alive", "keep")
 }
 
 /// The scripts of those who look after the queues.
@@ -74,9 +99,9 @@ pub(super) struct Care {
 impl Care {
     pub fn new() -> Self {
         Self {
-            retry: Script::new(include_str!("scripts/retry.lua")),
-            drop: Script::new(include_str!("scripts/drop.lua")),
-            locate: Script::new(include_str!("scripts/locate.lua")),
+            retry: script!("retry"),
+            drop: script!("drop"),
+            locate: script!("locate"),
         }
     }
 }

@@ -1,29 +1,74 @@
-//! Why a vCon did not get to the end of its chain.
+//! Where a vCon can fail, and why it did not get to the end of its chain.
 
-use super::Stage;
-use crate::failure::Failure;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::{Chain, Config, ListName};
+use crate::failure::{Failure, FailureKind};
+
+/// A step of a chain that may be unavailable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    /// A link, by its name in the configuration.
+    Link(String),
+    /// A storage, likewise.
+    Storage(String),
+    /// A list on which vCons are announced.
+    List(ListName),
+}
+
+impl Stage {
+    /// Whether the chain needs it.
+    pub fn is_in(&self, chain: &Chain, config: &Config) -> bool {
+        match self {
+            Self::Link(name) => chain.links.contains(name),
+            Self::Storage(name) => chain.storages.contains(name),
+            Self::List(list) => {
+                let routes = |link: &String| {
+                    let link = config.links.get(link);
+                    link.is_some_and(|link| link.routes.contains(list))
+                };
+                chain.egress_lists.contains(list) || chain.links.iter().any(routes)
+            }
+        }
+    }
+
+    /// The names of the chains in service that need it.
+    pub fn chains(&self, config: &Arc<Config>) -> Vec<String> {
+        let chains = config.chains.iter();
+        chains
+            .filter(|chain| chain.enabled && self.is_in(chain, config))
+            .map(|chain| chain.name.clone())
+            .collect()
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(name) => write!(f, "link {name}"),
+            Self::Storage(name) => write!(f, "storage {name}"),
+            Self::List(list) => write!(f, "list {list}"),
+        }
+    }
+}
 
 /// Why a vCon did not get to the end of its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The worker drains, and the vCon would keep it waiting.
     Interrupted,
+    /// The worker drains, and Redis does not take the claim back: the next start does.
+    ClaimLeft,
+    /// Somebody else has let the claim go, or has it by now.
+    NotOurs,
     /// It cannot be done.
     Failed(Fault),
     /// It may be done later: these have failed in all attempts, in ways that pass.
-    Away(Away),
+    Unavailable(Fault),
 }
 
-/// What has failed in all attempts, in ways that pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Away {
-    /// Whether that it met this vCon was chance.
-    pub busy: bool,
-    /// What failed, and how.
-    pub fault: Fault,
-}
-
-/// What cannot be done.
+/// What cannot be done, or cannot be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     /// Where: `link <name>` or `storage <name>`.
@@ -34,6 +79,8 @@ pub(super) struct Fault {
     pub error: String,
     /// Tries made.
     pub attempts: u32,
+    /// What it says of the vCon.
+    pub kind: FailureKind,
 }
 
 impl Fault {
@@ -44,6 +91,7 @@ impl Fault {
             stages: Vec::new(),
             error,
             attempts: 1,
+            kind: FailureKind::Permanent,
         }
     }
 
@@ -54,24 +102,44 @@ impl Fault {
             stages: vec![stage.clone()],
             error: failure.message.clone(),
             attempts,
+            kind: failure.kind,
         }
     }
-}
 
-/// What has failed at these storages.
-pub(super) fn storage_fault(faults: &[(String, Failure)], attempts: u32) -> Fault {
-    let names: Vec<&str> = faults.iter().map(|(name, _)| name.as_str()).collect();
-    let errors: Vec<String> = faults
-        .iter()
-        .map(|(name, failure)| format!("{name}: {failure}"))
-        .collect();
-    Fault {
-        stage: format!("storage {}", names.join(", ")),
-        stages: faults
+    /// What has failed at these storages.
+    pub fn at_storages(failures: &[(String, Failure)], attempts: u32) -> Self {
+        let names: Vec<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
+        let errors: Vec<String> = failures
             .iter()
-            .map(|(name, _)| Stage::Storage(name.clone()))
-            .collect(),
-        error: errors.join("; "),
-        attempts,
+            .map(|(name, failure)| format!("{name}: {failure}"))
+            .collect();
+        let is_busy = |(_, failure): &(String, Failure)| failure.kind == FailureKind::Busy;
+        Self {
+            stage: format!("storage {}", names.join(", ")),
+            stages: failures
+                .iter()
+                .map(|(name, _)| Stage::Storage(name.clone()))
+                .collect(),
+            error: errors.join("; "),
+            attempts,
+            kind: if failures.iter().any(is_busy) {
+                FailureKind::Busy
+            } else {
+                failures
+                    .first()
+                    .map_or(FailureKind::Transient, |(_, failure)| failure.kind)
+            },
+        }
+    }
+
+    /// A list on which vCons are to be announced is something else.
+    pub fn at_list(list: &ListName, holds: &str) -> Self {
+        Self {
+            stage: "egress".to_owned(),
+            stages: vec![Stage::List(list.clone())],
+            error: format!("the egress list {list} holds a {holds}"),
+            attempts: 1,
+            kind: FailureKind::Transient,
+        }
     }
 }

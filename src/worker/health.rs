@@ -8,11 +8,23 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::Stage;
+use super::circuit_breaker::MOST_FAILURES;
+use super::fault::Stage;
 use crate::failure::Failure;
+use crate::vcon::VconId;
 
 /// Failed attempts at one stage are told at most so often.
 const PAUSE: Duration = Duration::from_secs(10);
+
+/// What a failure is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failing {
+    /// Whether it did its work the last time before that.
+    pub is_first: bool,
+    /// For how many different vCons it has failed in a row; not counted beyond
+    /// [`MOST_FAILURES`].
+    pub in_a_row: usize,
+}
 
 /// What is known of each link and storage.
 #[derive(Default)]
@@ -23,20 +35,32 @@ pub(super) struct Health {
 #[derive(Default)]
 struct Record {
     worked: Option<Instant>,
-    failing: bool,
+    /// Different vCons for which all attempts have failed since.
+    failed: Vec<VconId>,
     /// When a failed attempt was last told.
     told: Option<Instant>,
 }
 
 impl Health {
-    /// It has done its work.
-    pub fn note_success(&self, stage: Stage) {
+    /// It has done its work. Returns whether it had failed before.
+    pub fn note_success(&self, stage: &Stage) -> bool {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = stages.entry(stage.clone()).or_default();
-        record.worked = Some(Instant::now());
-        if std::mem::take(&mut record.failing) {
+        let now = Some(Instant::now());
+        let Some(record) = stages.get_mut(stage) else {
+            let record = Record {
+                worked: now,
+                ..Record::default()
+            };
+            stages.insert(stage.clone(), record);
+            return false;
+        };
+        record.worked = now;
+        let has_failed = !record.failed.is_empty();
+        if has_failed {
+            record.failed.clear();
             log::info!("{stage} works again");
         }
+        has_failed
     }
 
     /// An attempt has failed, and there will be another. Told now and then, as long as it goes on.
@@ -52,15 +76,21 @@ impl Health {
         log::log!(level, "{stage} has failed in attempt {attempt}: {failure}");
     }
 
-    /// It answers, but has failed in all attempts for one vCon. Answers whether it did its work
-    /// the last time before that.
-    pub fn note_failure(&self, stage: &Stage) -> bool {
+    /// It is reachable, but has failed in all attempts for this vCon.
+    pub fn note_failure(&self, stage: &Stage, id: &VconId) -> Failing {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let record = stages.entry(stage.clone()).or_default();
-        !std::mem::replace(&mut record.failing, true)
+        let is_first = record.failed.is_empty();
+        if record.failed.len() < MOST_FAILURES && !record.failed.contains(id) {
+            record.failed.push(id.clone());
+        }
+        Failing {
+            is_first,
+            in_a_row: record.failed.len(),
+        }
     }
 
-    /// How long ago all of these have done their work; nothing where one of them never has.
+    /// How long ago all of these have done their work; nothing if one of them never has.
     pub fn since_success(&self, needed: &[Stage]) -> Option<Duration> {
         let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let worked = |stage| stages.get(stage).and_then(|record| record.worked);
@@ -77,21 +107,28 @@ mod tests {
     fn the_one_that_worked_longest_ago_counts_and_one_that_never_did() {
         let health = Health::default();
         let [a, b] = ["a", "b"].map(|name| Stage::Storage(name.to_owned()));
-        health.note_success(a.clone());
+        health.note_success(&a);
         assert!(health.since_success(std::slice::from_ref(&a)).is_some());
         assert_eq!(health.since_success(&[a.clone(), b.clone()]), None);
-        health.note_success(b.clone());
+        health.note_success(&b);
         let oldest = health.since_success(std::slice::from_ref(&a));
         assert!(health.since_success(&[a, b]) >= oldest);
     }
 
     #[test]
-    fn only_the_first_failure_after_a_success_is_news() {
+    fn different_vcons_in_a_row_count_and_a_success_ends_the_row() {
         let health = Health::default();
         let stage = Stage::Link("l".to_owned());
-        let news = |_| health.note_failure(&stage);
-        assert_eq!([(), (), ()].map(news), [true, false, false]);
-        health.note_success(stage.clone());
-        assert!(health.note_failure(&stage));
+        let ids = [(); 5].map(|()| VconId::random());
+        let fail = |id: &VconId| {
+            let failing = health.note_failure(&stage, id);
+            (failing.is_first, failing.in_a_row)
+        };
+        let rows = [0, 0, 1, 1, 2, 3, 4].map(|number| fail(&ids[number]));
+        let expected = [(true, 1), (false, 1), (false, 2), (false, 2), (false, 3), (false, 3), (false, 3)];
+        assert_eq!(rows, expected);
+        assert!(health.note_success(&stage));
+        assert!(!health.note_success(&stage));
+        assert_eq!(fail(&ids[0]), (true, 1));
     }
 }

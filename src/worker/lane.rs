@@ -1,191 +1,292 @@
-//! One lane: claim, load, links, storages, finish, again and again until the drain.
+//! One lane: claims, has the pipeline work on what it got, and waits when there is nothing, until
+//! the drain.
+//!
+//! ```text
+//!         ┌──────────────── next claim, with the finish ◄─────┐
+//!         ▼                                                   │
+//! ask: trial ─► ingress lists ─► backlogs ──work──► pipeline ─┴─► released
+//!  ▲                                │ nothing
+//!  └── token, tick, unblocked ◄── BLPOP on the wake list
+//! ```
 
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, select};
+use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::ahead::Ahead;
-use super::company::Member;
-use super::doorbell::Doorbell;
-use super::kit::Kit;
-use super::visit::Visit;
-use super::{Backoff, Outage, Shared, Turn};
-use crate::config::ListName;
-use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Settled};
+use super::circuit_breaker::{Trial, backlog_list, begin_trial, defers};
+use super::clock::Clock;
+use super::modules::Modules;
+use super::next_claim::NextClaim;
+use super::pipeline::Pipeline;
+use super::quarantine::InFlight;
+use super::retry::{Backoff, Outage};
+use super::shared::Shared;
+use crate::config::{Chain, Config, ListName};
+use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
+use crate::settings::ListOrder;
 use crate::storage::fanout::Crew;
 
-/// How long a suspect waits for those in work, which may hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a suspect waits for what is in flight, which may hang.
+const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The answer to a request for work. It is made, and worked on, by one who takes part.
-type Asked<'a> = (Member<'a>, Result<Claimed, QueueError>);
+/// What a request for work has brought. The lane is in flight from before the request on.
+struct Asked<'a> {
+    claimed: Result<Claimed, QueueError>,
+    in_flight: InFlight<'a>,
+    /// If it is a vCon to try a failing backend with.
+    trial: Option<Trial>,
+}
 
 /// A lane of a worker.
 pub(super) struct Lane {
     shared: Arc<Shared>,
     queue: Queue,
-    kit: Kit,
+    modules: Modules,
+    /// The ingress lists that are claimed from now.
     lists: Vec<ListName>,
-    holds: u64,
-    door: Doorbell,
+    /// The queues of storages that are worked off when those are empty.
+    backlogs: Vec<ListName>,
+    /// What the circuit breakers were when these were looked at.
+    breakers: u64,
+    /// Its number, from 0.
+    number: usize,
     drain: Receiver<()>,
     cell: LaneCell,
     outage: Outage,
-    patience: Backoff,
+    /// The pauses while another daemon has our name.
+    displaced: Backoff,
     fault: Option<String>,
-    ready: bool,
-    busy: bool,
-    unsure: bool,
+    is_ready: bool,
+    is_busy: bool,
+    /// Whether the last request for work came after a wait.
+    has_waited: bool,
+    /// Whether the server may have claimed something of which this lane does not know.
+    is_unsure: bool,
 }
 
 impl Lane {
-    /// A lane that has not begun.
-    pub fn new(
-        shared: Arc<Shared>,
-        queue: Queue,
-        door: Doorbell,
-        drain: Receiver<()>,
-        cell: LaneCell,
-    ) -> Self {
-        let config = shared.current.get();
-        let holds = shared.holds.changes();
-        let lists = shared.holds.lists(&config).open;
-        let kit = shared.open_kit(config);
+    /// A lane that has not begun; its number is counted from 0.
+    pub fn new(shared: Arc<Shared>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
+        let cell = shared.slot.lane(number);
+        let modules = shared.open_modules(shared.current.get());
         let outage = Outage::new("Redis", &shared.settings, &shared.redis);
-        let patience = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
-        Self {
+        let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
+        let mut lane = Self {
             shared,
             queue,
-            kit,
-            lists,
-            holds,
-            door,
+            modules,
+            lists: Vec::new(),
+            backlogs: Vec::new(),
+            breakers: 0,
+            number,
             drain,
             cell,
             outage,
-            patience,
+            displaced,
             fault: None,
-            ready: false,
-            busy: false,
-            unsure: false,
-        }
+            is_ready: false,
+            is_busy: false,
+            has_waited: false,
+            is_unsure: false,
+        };
+        lane.look_at_lists();
+        lane
     }
 
-    /// Works until the worker drains. Answers false where a claim may be left that is not known
-    /// here.
+    /// Works until the worker drains. Returns false if a claim may be left that is not known here.
     pub fn run(mut self) -> bool {
-        thread::scope(|scope| self.serve(&mut Crew::new(scope)))
+        let nothing_left = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
+        self.shared.wakeup.note_end(self.number);
+        nothing_left
     }
 
-    fn serve(&mut self, crew: &mut Crew<'_, '_>) -> bool {
+    fn serve(&mut self, writers: &mut Crew<'_, '_>) -> bool {
         let shared = Arc::clone(&self.shared);
-        let mut ahead = None;
+        let mut next = None;
         loop {
-            let asked = match ahead.take() {
+            let asked = match next.take() {
                 // Claimed before the drain began, or while it did.
                 Some(asked) => asked,
-                None if self.draining() => break,
+                None if self.is_draining() => break,
                 None => match self.ask(&shared) {
                     Some(asked) => asked,
                     None => continue,
                 },
             };
-            ahead = self.go_on(&shared, asked, crew);
+            next = self.go_on(&shared, asked, writers);
         }
-        !self.unsure || self.leave()
+        !self.is_unsure || self.leave()
     }
 
     /// Asks for work; waits instead while a suspect is in work.
     fn ask<'a>(&mut self, shared: &'a Shared) -> Option<Asked<'a>> {
         self.follow_configuration();
-        let Some(company) = shared.company.try_join() else {
+        let Some(in_flight) = shared.quarantine.enter() else {
             // A lane that waits for a suspect is as ready as the one that works on it.
             self.note_ready();
+            let clock = Clock::idle(&self.drain, None);
             // By then the worker may drain, or a list be on hold.
-            drop(shared.company.join());
+            shared.quarantine.wait_until_open(&clock);
             return None;
         };
-        Some((company, self.queue.claim(&self.lists)))
+        let found_nothing =
+            |claimed: &Result<Claimed, _>| matches!(claimed, Ok(Claimed { work: None, .. }));
+        if let Some(trial) = begin_trial(&self.shared, self.modules.config()) {
+            let claimed = if trial.is_backlog {
+                self.queue.claim_backlog(&trial.lists)
+            } else {
+                self.queue.claim(&trial.lists)
+            };
+            if !found_nothing(&claimed) {
+                return Some(Asked {
+                    claimed,
+                    in_flight,
+                    trial: Some(trial),
+                });
+            }
+        }
+        let mut claimed = self.queue.claim(&self.lists);
+        if found_nothing(&claimed) && !self.backlogs.is_empty() {
+            claimed = self.queue.claim_backlog(&self.backlogs);
+        }
+        Some(Asked {
+            claimed,
+            in_flight,
+            trial: None,
+        })
     }
 
-    /// Does what is to be done after such an answer; gives the next one where the work has
-    /// brought it along.
+    /// Does what such an answer asks for; returns the next one if the work has brought it along.
     fn go_on<'a>(
         &mut self,
         shared: &'a Shared,
         asked: Asked<'a>,
-        crew: &mut Crew<'_, '_>,
+        writers: &mut Crew<'_, '_>,
     ) -> Option<Asked<'a>> {
-        let (company, claimed) = asked;
+        let Asked {
+            claimed,
+            in_flight,
+            trial,
+        } = asked;
         // What the server may have claimed for us is handed over by the next request.
-        self.unsure = claimed.is_err();
+        self.is_unsure = claimed.is_err();
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
-                drop(company);
+                drop(in_flight);
                 self.wait_after(&error);
                 return None;
             }
         };
         self.outage.over();
-        self.patience.reset();
+        self.displaced.reset();
         self.note_ready();
         self.report(claimed.fault);
         let Some((claim, document)) = claimed.work else {
-            drop(company);
-            self.rest();
+            drop(in_flight);
+            self.wait_for_work();
             return None;
         };
-        if self.draining() {
+        if self.is_draining() {
             // It was asked for before the drain, which the finish of the one before may have begun.
             self.give_back(&claim);
             return None;
         }
+        self.pass_baton();
         if !shared.is_last_chance(claim.deaths) {
-            return Some((company, self.work(&claim, document, crew)?));
+            let claimed = self.work(&claim, document, writers)?;
+            drop(trial);
+            return Some(Asked {
+                claimed,
+                in_flight,
+                trial: None,
+            });
         }
-        drop(company);
+        drop(in_flight);
         self.cell.waiting(claim.id().as_ref());
-        let _alone = shared.company.alone(PATIENCE);
-        if self.draining() {
+        let alone = {
+            let clock = Clock::idle(&self.drain, None);
+            shared.quarantine.alone(QUARANTINE_TIMEOUT, &clock)
+        };
+        if alone.is_some() {
+            // Nothing is asked for beside a suspect.
+            self.work(&claim, document, writers);
+        } else {
             self.give_back(&claim);
             self.cell.idle();
-        } else {
-            // Nothing is asked for beside a suspect.
-            self.work(&claim, document, crew);
         }
         None
     }
 
+    /// Works on a claim; returns the answer to the request for the next one if that was sent.
+    fn work(
+        &mut self,
+        claim: &Claim,
+        document: Document,
+        writers: &mut Crew<'_, '_>,
+    ) -> Option<Result<Claimed, QueueError>> {
+        self.show(true);
+        self.rotate();
+        let config = Arc::clone(self.modules.config());
+        let backlog = backlog_chain(&claim.list, &config);
+        let is_backlog = backlog.is_some();
+        let unserved = unserved_chain(&claim.list);
+        let served = config.chain_for(&claim.list).or(backlog.as_ref());
+        let chain = served.unwrap_or(&unserved);
+        let longest_call = self.modules.longest_call(chain);
+        let id = claim.id();
+        let clock = Clock::start(&self.drain, &self.cell, id, chain.timeout, longest_call);
+        let mut pipeline = Pipeline {
+            shared: &self.shared,
+            queue: &mut self.queue,
+            modules: &mut self.modules,
+            writers,
+            outage: &mut self.outage,
+            clock: &clock,
+            chain,
+            claim,
+            is_backlog,
+            next: NextClaim::new(&self.lists, self.breakers),
+        };
+        let released = if served.is_some() {
+            pipeline.run(document)
+        } else {
+            // Handed over again from a former configuration, in which its list was served.
+            pipeline.return_unserved()
+        };
+        self.is_unsure = !released || pipeline.next.is_unsure();
+        pipeline.next.into_answer()
+    }
+
     /// Puts what was not begun back at the head of its list.
     fn give_back(&mut self, claim: &Claim) {
-        let settled = self.queue.give_back(claim);
-        self.unsure = !matches!(settled, Ok(Settled::Done | Settled::NotOurs));
+        let released = self.queue.release(claim, None);
+        self.is_unsure = !matches!(released, Ok(Released::Done | Released::NotOurs));
     }
 
     fn wait_after(&mut self, error: &QueueError) {
         if error.is_interruption() {
             return;
         }
-        // Another daemon has our name: what is to be done is for the monitor to say.
-        let displaced = error.is_about_the_lease();
-        if displaced {
+        // Another daemon has our name: it is for the monitor to say what follows.
+        let is_displaced = error.is_about_the_lease();
+        if is_displaced {
             self.outage.over();
             self.show(false);
         }
-        let turn = Turn::idle(&self.drain, Some(&self.cell));
-        let _ = if displaced {
-            turn.wait(self.patience.next_wait())
+        let clock = Clock::idle(&self.drain, Some(&self.cell));
+        let _ = if is_displaced {
+            clock.wait(self.displaced.next_wait())
         } else {
-            self.outage.wait(error, &turn)
+            self.outage.wait(error, &clock)
         };
     }
 
     /// At the end: gives back what was claimed for us by a request whose answer was lost. False
-    /// where that cannot be found out.
+    /// if that cannot be found out.
     fn leave(&mut self) -> bool {
         match self.queue.claim(&[]) {
             Ok(Claimed { work: None, .. }) => true,
@@ -194,7 +295,7 @@ impl Lane {
                 ..
             }) => {
                 self.give_back(&claim);
-                !self.unsure
+                !self.is_unsure
             }
             // Whoever has the name now has returned it, or will.
             Err(error) => error.is_about_the_lease(),
@@ -203,16 +304,16 @@ impl Lane {
 
     /// A lane is ready once it has asked for work and been answered.
     fn note_ready(&mut self) {
-        if !self.ready {
-            self.ready = true;
+        if !self.is_ready {
+            self.is_ready = true;
             self.shared.note_ready();
         }
     }
 
-    fn show(&mut self, busy: bool) {
-        if self.busy != busy {
-            self.busy = busy;
-            if busy {
+    fn show(&mut self, is_busy: bool) {
+        if self.is_busy != is_busy {
+            self.is_busy = is_busy;
+            if is_busy {
                 self.shared.title.busy();
             } else {
                 self.shared.title.idle();
@@ -220,29 +321,55 @@ impl Lane {
         }
     }
 
-    fn draining(&self) -> bool {
+    fn is_draining(&self) -> bool {
         self.drain.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    fn rest(&mut self) {
+    /// Blocks until there may be something to do.
+    fn wait_for_work(&mut self) {
         self.show(false);
-        let ring = self.door.idle();
-        select! {
-            recv(ring) -> _ => {}
-            recv(self.drain) -> _ => {}
+        self.has_waited = true;
+        let longest = self.shared.breakers.next_trial();
+        let wakeup = &self.shared.wakeup;
+        if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
+            self.wait_after(&error);
+        }
+    }
+
+    /// A lane that got work after a wait has another one woken if there is more.
+    fn pass_baton(&mut self) {
+        if std::mem::take(&mut self.has_waited) {
+            self.shared.wakeup.pass_baton(&mut self.queue, &self.lists);
         }
     }
 
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
-        let holds = self.shared.holds.changes();
-        let same = Arc::ptr_eq(&config, self.kit.config());
-        if !same || holds != self.holds {
-            self.holds = holds;
-            self.lists = self.shared.holds.lists(&config).open;
+        let is_same = Arc::ptr_eq(&config, self.modules.config());
+        if !is_same {
+            self.modules = self.shared.open_modules(config);
         }
-        if !same {
-            self.kit = self.shared.open_kit(config);
+        if !is_same || self.shared.breakers.changes() != self.breakers {
+            self.look_at_lists();
+        } else {
+            self.rotate();
+        }
+    }
+
+    fn look_at_lists(&mut self) {
+        let breakers = &self.shared.breakers;
+        let config = self.modules.config();
+        self.breakers = breakers.changes();
+        self.lists = breakers.open_lists(config);
+        self.backlogs = breakers.backlogs(config);
+        let lists = config.chains.iter().flat_map(|it| &it.ingress_lists);
+        self.queue.set_ingress(lists);
+    }
+
+    /// Begins with another list each time, so that a full one starves nobody, if that is wanted.
+    fn rotate(&mut self) {
+        if self.shared.settings.list_order == ListOrder::Rotate && !self.lists.is_empty() {
+            self.lists.rotate_left(1);
         }
     }
 
@@ -256,47 +383,30 @@ impl Lane {
             self.fault = fault;
         }
     }
+}
 
-    /// Works on a claim; gives the answer to the request for the next one where that was sent.
-    fn work(
-        &mut self,
-        claim: &Claim,
-        document: Document,
-        crew: &mut Crew<'_, '_>,
-    ) -> Option<Result<Claimed, QueueError>> {
-        self.show(true);
-        let Self {
-            shared,
-            queue,
-            kit,
-            door,
-            drain,
-            cell,
-            outage,
-            lists,
-            holds,
-            ..
-        } = self;
-        let config = Arc::clone(kit.config());
-        let chain = config.chain_for(&claim.list);
-        let limit = chain.and_then(|chain| chain.timeout);
-        let turn = Turn::at(drain, cell, claim.id(), limit);
-        let mut visit = Visit {
-            shared,
-            queue,
-            kit,
-            crew,
-            outage,
-            door,
-            turn: &turn,
-            ahead: Ahead::new(lists, *holds),
-        };
-        let settled = match chain {
-            Some(chain) => visit.work(chain, claim, document),
-            // Handed over again from a former configuration, in which its list was served.
-            None => visit.return_unserved(claim),
-        };
-        self.unsure = settled.is_err() || visit.ahead.is_unsure();
-        visit.ahead.into_answer()
+/// The chain of what is claimed from a storage's own queue: that storage, and nothing else. None if
+/// the list is an ingress list, or the storage does not defer.
+fn backlog_chain(list: &ListName, config: &Config) -> Option<Chain> {
+    let is_its_queue = |name: &&String| backlog_list(name).as_ref() == Some(list);
+    let storage = config.storages.keys().find(is_its_queue)?;
+    let is_backlog = defers(storage, config) && config.chain_for(list).is_none();
+    is_backlog.then(|| Chain {
+        name: format!("storage {storage}"),
+        storages: vec![storage.clone()],
+        ..unserved_chain(list)
+    })
+}
+
+/// A chain that does nothing.
+fn unserved_chain(list: &ListName) -> Chain {
+    Chain {
+        name: String::new(),
+        links: Vec::new(),
+        storages: Vec::new(),
+        ingress_lists: vec![list.clone()],
+        egress_lists: Vec::new(),
+        enabled: true,
+        timeout: None,
     }
 }

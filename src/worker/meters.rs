@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Stage;
+use super::fault::Stage;
 use crate::config::{Chain, Config};
 use crate::queue::Recovered;
 use crate::scoreboard::{Event, Meter, SeriesKind, Slot};
@@ -43,10 +43,11 @@ impl Meters {
         self.storages.get(name).unwrap_or(Meter::SILENT)
     }
 
-    pub fn stage(&self, stage: &Stage) -> &Meter {
+    pub fn stage(&self, stage: &Stage) -> Option<&Meter> {
         match stage {
-            Stage::Link(name) => self.link(name),
-            Stage::Storage(name) => self.storage(name),
+            Stage::Link(name) => Some(self.link(name)),
+            Stage::Storage(name) => Some(self.storage(name)),
+            Stage::List(_) => None,
         }
     }
 }

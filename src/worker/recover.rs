@@ -7,7 +7,8 @@ use crate::exit::Exit;
 use crate::queue::{Expiry, NameLease, Queue, Recovered, Seat, Server};
 use crate::settings::Settings;
 
-use super::{Backoff, Outage, Turn};
+use super::clock::Clock;
+use super::retry::{Backoff, Outage};
 
 /// Returns a predecessor's claims to their lists, and with `sweep_above` those of every worker
 /// with a higher number; waits for Redis, and for the instance's name, if need be. False when the
@@ -17,7 +18,7 @@ pub(super) fn recover(
     predecessor: &Leftover,
     sweep_above: Option<u32>,
     settings: &Settings,
-    turn: &Turn<'_>,
+    clock: &Clock<'_>,
     tell: &dyn Fn(&Recovered),
 ) -> bool {
     let mut outage = Outage::new("Redis", settings, &Arc::default());
@@ -43,12 +44,12 @@ pub(super) fn recover(
             // What is to be done about it is for the monitor to say.
             Err(error) if error.is_about_the_lease() => {
                 outage.over();
-                if turn.wait(patience.next_wait()).is_err() {
+                if clock.wait(patience.next_wait()).is_err() {
                     return false;
                 }
             }
             Err(error) => {
-                if outage.wait(&error, turn).is_err() {
+                if outage.wait(&error, clock).is_err() {
                     return false;
                 }
             }

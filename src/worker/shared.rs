@@ -3,9 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::company::Company;
-use super::kit::Kit;
-use super::{Absence, Current, Duty, Health, Holds, Meters};
+use super::circuit_breaker::CircuitBreakers;
+use super::current::Current;
+use super::health::Health;
+use super::modules::Modules;
+use super::quarantine::Quarantine;
+use super::retry::Absence;
+use super::wakeup::Wakeup;
+use super::{Duty, Meters};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
@@ -18,10 +23,11 @@ pub(super) struct Shared {
     pub name: String,
     pub title: BusyTitle,
     pub slot: Slot,
-    pub health: Arc<Health>,
-    pub holds: Holds,
+    pub health: Health,
+    pub breakers: CircuitBreakers,
     pub redis: Arc<Absence>,
-    pub company: Company,
+    pub quarantine: Quarantine,
+    pub wakeup: Wakeup,
     drain: Arc<Drain>,
     readiness: Readiness,
     unready: AtomicU32,
@@ -35,13 +41,15 @@ impl Shared {
         settings: Settings,
         config: Arc<Config>,
         slot: Slot,
+        wakeup: Wakeup,
     ) -> Self {
         Self {
             current: Current::new(config, duty.config_generation, slot.clone()),
-            health: Arc::default(),
-            holds: Holds::none(slot.clone()),
+            health: Health::default(),
+            breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
             redis: Arc::default(),
-            company: Company::default(),
+            quarantine: Quarantine::default(),
+            wakeup,
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),
@@ -67,9 +75,9 @@ impl Shared {
     }
 
     /// Links and storages for one lane.
-    pub fn open_kit(&self, config: Arc<Config>) -> Kit {
+    pub fn open_modules(&self, config: Arc<Config>) -> Modules {
         let meters = Meters::of(&config, &self.slot);
-        Kit::open(config, Arc::clone(&self.health), meters)
+        Modules::open(config, meters)
     }
 
     /// Counts a claim that was let go; the worker is recycled after its share of them.

@@ -1,51 +1,96 @@
--- Replaces a finished vCon's document where it changed, makes the announcements and lets go of its claim.
--- KEYS: the claims hash, the deaths hash, the vCon's key, the key of its new document, then the lists to push to.
--- ARGV: lane, record, uuid claimed, context, the context's time to live, '1' where there is a new document,
---       a time to live for the vCon's key or '', the one of a document whose key has expired in the meantime,
---       then the uuid to push for each of the lists.
--- Answers 1 when done, 0 when the claim is not ours any more, or the name of a key to push to that is no list.
--- The new document was written under a key of its own: a claim that is gone leaves the vCon as it is by now.
+-- Replaces a finished vCon's document if it changed, makes the announcements and lets go of its claim. Goes before the
+-- scripts that finish.
+-- KEYS: 1 the claims hash, then, after the lists of `claim`, the lists to push to.
+-- ARGV: 1 lane; after the arguments of `claim`: 1 record, 2 the entry claimed, 3 the field of its progress, 4 context,
+--       5 the context's time to live, 6 '1' if anything is kept about the entry,
+--       7 the vCon's key, 8 what stands there: '' (not looked at), 'text', 'json', or 'draft' (compared by the lane),
+--       9 the text that must stand there, 10 the text to write, '' to write nothing; of a draft its key,
+--       11 a time to live for the vCon's key or '', 12 all ingress lists, a line each, 13 how many
+--       announcements, then the UUID of each,
+--       then how many letters, the time to live of their documents (0: as it is), and for each: the list, the hash of
+--       reasons, the UUID, the reason or ''.
+-- Returns {1} when done, {2} when done and the document had been deleted meanwhile, {0} when the claim is not ours any
+-- more, {'changed'} if something else stands under the vCon's key, {'unwritten', error} if the document is refused,
+-- {'refused', list, kind} if a key to push to is no list. Nothing is done but for 1 and 2.
 
-local changed = ARGV[6] == '1'
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
-  if changed then redis.call('DEL', KEYS[4]) end
-  return 0
-end
-for i = 5, #KEYS do
-  local kind = redis.call('TYPE', KEYS[i]).ok
-  if kind ~= 'list' and kind ~= 'none' then
-    if changed then redis.call('DEL', KEYS[4]) end
-    return KEYS[i] .. ' holds a ' .. kind
+-- What is kept of a vCon that one storage alone does not have. Nothing if the document is gone: there is nothing to save.
+local function write_letters(at)
+  local letters, ttl = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  for i = at + 2, at + 1 + 4 * letters, 4 do
+    local list, reasons, uuid, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    local key = 'vcon:' .. uuid
+    local left = redis.call('PTTL', key)
+    if left ~= -2 then
+      if type(redis.pcall('RPUSH', list, uuid)) == 'table' then
+        redis.call('RPUSH', 'conserver:unreadable', '{"list":' .. cjson.encode(list) .. ',"uuid":"' .. uuid .. '"}')
+      elseif reason ~= '' then
+        local now = redis.call('TIME')
+        redis.pcall('HSET', reasons, uuid,
+          reason:sub(1, -2) .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}')
+      end
+      if left >= 0 and left < ttl * 1000 then redis.pcall('EXPIRE', key, ttl) end
+    end
   end
 end
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
-redis.call('HDEL', KEYS[1], '')
-if changed then
-  local left = redis.call('PTTL', KEYS[3])
-  redis.call('RENAME', KEYS[4], KEYS[3])
-  if left == -1 then
-    redis.call('PERSIST', KEYS[3])
-  else
-    redis.call('PEXPIRE', KEYS[3], left > 0 and left or ARGV[8] * 1000)
+
+local function finish()
+  local lists = tonumber(ARGV[10])
+  local at, pushes = 10 + lists, 4 + lists
+  local record, key, how = ARGV[at + 1], ARGV[at + 7], ARGV[at + 8]
+  if redis.call('HGET', KEYS[1], ARGV[1]) ~= record then
+    if how == 'draft' then redis.call('DEL', ARGV[at + 10]) end
+    return {0}
   end
-end
-if ARGV[7] ~= '' then redis.call('EXPIRE', KEYS[3], ARGV[7]) end
-for i = 5, #KEYS do
-  local pushed = redis.pcall('RPUSH', KEYS[i], ARGV[i + 4])
-  if type(pushed) == 'table' then
-    -- Not half of it: it will be tried again.
-    for j = 5, i - 1 do redis.call('RPOP', KEYS[j]) end
-    return pushed
+  local outcome = 1
+  if how == 'draft' then
+    if redis.call('EXISTS', key) == 1 then
+      write(key, how, ARGV[at + 10], ARGV[at + 12])
+    else
+      redis.call('DEL', ARGV[at + 10])
+      outcome = 2
+    end
+  elseif how ~= '' then
+    local now, text = stands(key, how), ARGV[at + 10]
+    if not now then
+      outcome = 2
+    elseif now ~= text then
+      -- The text itself stands there if an earlier try was refused further on.
+      if now ~= ARGV[at + 9] then return {'changed'} end
+      if text ~= '' then
+        local refusal = write(key, how, text, ARGV[at + 12])
+        if refusal then return {'unwritten', refusal} end
+      end
+    end
   end
-end
-for i = 5, #KEYS do
-  if ARGV[4] ~= '' then
-    local key = 'context:' .. KEYS[i] .. ':' .. ARGV[i + 4]
-    redis.pcall('RPUSH', key, ARGV[4])
-    redis.pcall('EXPIRE', key, ARGV[5])
+  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none.
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  local announcements = tonumber(ARGV[at + 13])
+  for i = 1, announcements do
+    local pushed = redis.pcall('RPUSH', KEYS[pushes + i], ARGV[at + 13 + i])
+    if type(pushed) == 'table' then
+      -- Not half of it: it will be tried again.
+      for j = 1, i - 1 do redis.call('RPOP', KEYS[pushes + j]) end
+      redis.call('HSET', KEYS[1], ARGV[1], record)
+      local kind = redis.call('TYPE', KEYS[pushes + i]).ok
+      if kind ~= 'list' and kind ~= 'none' then return {'refused', KEYS[pushes + i], kind} end
+      return pushed
+    end
   end
+  if ARGV[at + 4] ~= '' then
+    for i = 1, announcements do
+      local context = 'context:' .. KEYS[pushes + i] .. ':' .. ARGV[at + 13 + i]
+      redis.pcall('RPUSH', context, ARGV[at + 4])
+      redis.pcall('EXPIRE', context, ARGV[at + 5])
+    end
+  end
+  if ARGV[at + 11] ~= '' then redis.call('EXPIRE', key, ARGV[at + 11]) end
+  if ARGV[at + 14 + announcements] ~= '0' then write_letters(at + 14 + announcements) end
+  if ARGV[at + 6] == '1' then
+    for _, hash in ipairs({'conserver:deaths', 'conserver:lapses', 'conserver:tries'}) do
+      redis.pcall('HDEL', hash, ARGV[at + 2])
+    end
+    redis.pcall('HDEL', 'conserver:progress', ARGV[at + 3])
+  end
+  return {outcome}
 end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.pcall('HDEL', KEYS[2], ARGV[3])
-redis.pcall('HDEL', 'conserver:tries', ARGV[3])
-return 1
+

@@ -2,10 +2,11 @@
 -- KEYS: the claims hash, the hash of rounds, the ingress list.
 -- ARGV: lane, record, entry, context, the context's time to live, the most rounds (0: any number),
 --       seconds since the backend last did its work ('' where it never has, or where this round does not count),
---       the rounds' time to live, the document's, the stage that has failed.
+--       the rounds' time to live, the document's, the stage that has failed, the field of the vCon's progress, the
+--       key of the document it is kept with, the progress or ''.
 -- Answers 1 when done, 0 when the claim is not ours any more. Answers the number of rounds as text, and the claim
--- is still held, where these are too many. Only rounds count between which the backend has worked for others, and
--- only of one stage.
+-- is still held, where these are too many; or the name of an ingress key that is no list. Only rounds count between
+-- which the backend has worked for others, and only of one stage.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 local time = redis.call('TIME')
@@ -16,7 +17,7 @@ local counts = stage == ARGV[10] and worked and worked < now - tonumber(at)
 rounds = counts and tonumber(rounds) + 1 or 1
 if most > 0 and counts and rounds >= most then return tostring(rounds) end
 local kind = redis.call('TYPE', KEYS[3]).ok
-if kind ~= 'list' and kind ~= 'none' then return tostring(rounds) end
+if kind ~= 'list' and kind ~= 'none' then return KEYS[3] .. ' holds a ' .. kind end
 
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
@@ -30,5 +31,6 @@ if ARGV[4] ~= '' then
   redis.pcall('LPUSH', key, ARGV[4])
   redis.pcall('EXPIRE', key, ARGV[5])
 end
+keep_progress(ARGV[11], ARGV[12], ARGV[13], ARGV[8])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -1,6 +1,8 @@
 -- Moves a claimed entry to its dead letter queue.
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
--- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever).
+-- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever),
+--       the field of the vCon's progress, the key of the document it is kept with, the progress or '', its time to
+--       live.
 -- Answers 1 when done, 0 when the claim is not ours any more.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -25,5 +27,7 @@ if ARGV[5] ~= '' then
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.pcall('HDEL', KEYS[2], ARGV[3])
+redis.pcall('HDEL', 'conserver:lapses', ARGV[3])
 redis.pcall('HDEL', 'conserver:tries', ARGV[3])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[10])
 return 1

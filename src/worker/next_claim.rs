@@ -2,42 +2,44 @@
 
 use std::sync::Arc;
 
-use super::{Shared, Turn};
+use super::clock::Clock;
+use super::shared::Shared;
 use crate::config::{Config, ListName};
 use crate::queue::{Claimed, QueueError};
 
 /// The request for a lane's next vCon.
-pub(super) struct Ahead<'a> {
+pub(super) struct NextClaim<'a> {
     lists: &'a [ListName],
-    /// What the holds were when these lists were open.
-    holds: u64,
+    /// What the circuit breakers were when these lists were open.
+    breakers: u64,
     sent: bool,
     answer: Option<Result<Claimed, QueueError>>,
 }
 
-impl<'a> Ahead<'a> {
+impl<'a> NextClaim<'a> {
     /// Not sent yet.
-    pub fn new(lists: &'a [ListName], holds: u64) -> Self {
+    pub fn new(lists: &'a [ListName], breakers: u64) -> Self {
         Self {
             lists,
-            holds,
+            breakers,
             sent: false,
             answer: None,
         }
     }
 
-    /// The lists to ask for, where a lane would claim from them now as well; nothing once they
-    /// were asked for.
+    /// The lists to ask for, if a lane would claim from them now as well; nothing once they were
+    /// asked for.
     pub fn lists(
         &self,
         shared: &Shared,
         config: &Arc<Config>,
-        turn: &Turn<'_>,
+        clock: &Clock<'_>,
     ) -> Option<&'a [ListName]> {
         let may = !self.sent
-            && !turn.is_draining()
-            && shared.company.is_open()
-            && shared.holds.changes() == self.holds
+            && !clock.is_draining()
+            && shared.quarantine.is_open()
+            && shared.breakers.changes() == self.breakers
+            && !shared.breakers.has_trial_due()
             && Arc::ptr_eq(&shared.current.get(), config);
         may.then_some(self.lists)
     }
@@ -72,17 +74,17 @@ mod tests {
 
     #[test]
     fn without_an_answer_something_may_be_claimed_that_is_not_known() {
-        let mut ahead = Ahead::new(&[], 0);
-        assert!(!ahead.is_unsure());
-        ahead.note_sent();
-        assert!(ahead.is_unsure());
-        ahead.note_answer(None);
-        assert!(ahead.is_unsure());
+        let mut next = NextClaim::new(&[], 0);
+        assert!(!next.is_unsure());
+        next.note_sent();
+        assert!(next.is_unsure());
+        next.note_answer(None);
+        assert!(next.is_unsure());
         let nothing = Claimed {
             work: None,
             fault: None,
         };
-        ahead.note_answer(Some(Ok(nothing)));
-        assert!(!ahead.is_unsure());
+        next.note_answer(Some(Ok(nothing)));
+        assert!(!next.is_unsure());
     }
 }

@@ -1,0 +1,155 @@
+//! Letting go of a claim that is not finished: released, postponed or dead-lettered. How far its vCon
+//! has come is kept for its next claim.
+
+use std::time::Duration;
+
+use redis::{ScriptInvocation, Value};
+use serde::Serialize;
+
+use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use crate::vcon::VconId;
+
+/// Why an entry is a dead letter, as it is kept beside the queue.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reason<'a> {
+    /// The step that failed: `queue`, `parse`, `link <name>`, `storage <name>`, `egress`.
+    pub stage: &'a str,
+    /// What went wrong.
+    pub error: &'a str,
+    /// How often that step was tried.
+    pub attempts: u32,
+    /// The worker that gave up.
+    pub worker: &'a str,
+}
+
+/// How far a vCon has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The vCon whose document has what the links have done: the claimed one, or the one a link went
+    /// over to. Once that document is another one, the progress is void.
+    pub id: VconId,
+    /// What the lane says of it, as text on one line.
+    pub text: String,
+}
+
+/// Whether a claim was let go by this call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Released {
+    /// It was.
+    Done,
+    /// It was gone already: let go by an earlier call whose answer was lost, or returned by
+    /// somebody who took us for dead.
+    NotOurs,
+    /// It is still held: the key that is to take the UUID is no list. Says which, and what it is.
+    Refused(String),
+    /// It is still held: it has been postponed often enough. These are the rounds.
+    Spent(u32),
+}
+
+/// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
+const NOTES_EXPIRY: u64 = 604_800;
+
+impl Queue {
+    /// Moves the entry to the dead letter queue of its list, with the reason. `progress`, if any,
+    /// takes the place of what was kept of it.
+    pub fn dead_letter(
+        &mut self,
+        claim: &Claim,
+        reason: &Reason<'_>,
+        progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        let json = reason.to_json()?;
+        let key = claim.id().map(|id| id.key());
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.dead_letter.key(seat.claims_key());
+            call.key(keys::DEATHS);
+            call.key(dead_letter_list(&claim.list))
+                .key(dead_letter_reasons(&claim.list));
+            call.arg(seat.lane)
+                .arg(&claim.record)
+                .arg(&claim.entry)
+                .arg(json);
+            call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
+            add_progress(&mut call, claim, progress);
+            call.arg(NOTES_EXPIRY);
+            released(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts the entry at the end of its list, because a backend that is reachable has failed for it
+    /// in all attempts at `stage`; `worked` is the time since that backend last did its work, `None`
+    /// if the failures say nothing of the vCon. Counts the rounds between which it has worked
+    /// for others; the last of `most_rounds` (0: without limit) is not postponed.
+    pub fn postpone(
+        &mut self,
+        claim: &Claim,
+        worked: Option<Duration>,
+        most_rounds: u32,
+        stage: &str,
+        progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        let worked = worked.map_or(String::new(), |time| time.as_secs_f64().to_string());
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.postpone.key(seat.claims_key());
+            call.key(keys::TRIES).key(claim.list.as_str());
+            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(&claim.context).arg(expiry.context);
+            call.arg(most_rounds).arg(worked).arg(NOTES_EXPIRY);
+            call.arg(expiry.document).arg(stage);
+            add_progress(&mut call, claim, progress);
+            released(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts the entry back at the head of its list, to be taken by anyone. `progress`, if any, takes
+    /// the place of what was kept of it.
+    pub fn release(
+        &mut self,
+        claim: &Claim,
+        progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        self.with(|connection, scripts, seat, expiry| {
+            let mut call = scripts.release.key(seat.claims_key());
+            call.key(claim.list.as_str());
+            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(&claim.context).arg(expiry.context);
+            call.arg(expiry.document);
+            add_progress(&mut call, claim, progress);
+            call.arg(NOTES_EXPIRY);
+            released(call.invoke::<Value>(connection)?)
+        })
+    }
+}
+
+impl Reason<'_> {
+    /// As JSON.
+    pub(super) fn to_json(&self) -> Result<String, QueueError> {
+        serde_json::to_string(self).map_err(|_| QueueError::Answer("a reason"))
+    }
+}
+
+fn add_progress(
+    call: &mut ScriptInvocation<'_>,
+    claim: &Claim,
+    progress: Option<&Progress>,
+) {
+    call.arg(claim.progress_field());
+    call.arg(progress.map(|progress| progress.id.key()).unwrap_or_default());
+    call.arg(progress.map_or("", |progress| &progress.text));
+}
+
+/// What a script that lets go of a claim returns.
+fn released(answer: Value) -> Result<Released, QueueError> {
+    match answer {
+        Value::Int(1) => Ok(Released::Done),
+        Value::Int(0) => Ok(Released::NotOurs),
+        Value::BulkString(why) => {
+            let why = String::from_utf8_lossy(&why).into_owned();
+            Ok(match why.parse() {
+                Ok(rounds) => Released::Spent(rounds),
+                Err(_) => Released::Refused(why),
+            })
+        }
+        _ => Err(QueueError::Answer("letting go of a claim")),
+    }
+}

@@ -1,0 +1,30 @@
+-- Reads and writes a document under its key, in the way it is kept there. Goes after `progress`, and before the scripts
+-- that need it.
+
+local function stands(key, how)
+  if how == 'json' then return redis.pcall('JSON.GET', key) end
+  return redis.pcall('GET', key)
+end
+
+-- Writes without touching the time to live; the server may refuse the document, so this comes first.
+local function put(key, how, text)
+  if how == 'json' then return redis.pcall('JSON.SET', key, '$', text) end
+  local left = redis.call('PTTL', key)
+  if how == 'draft' then
+    redis.call('RENAME', text, key)
+    if left > 0 then redis.call('PEXPIRE', key, left) else redis.call('PERSIST', key) end
+    return nil
+  end
+  if left > 0 then return redis.pcall('SET', key, text, 'PX', left) end
+  return redis.pcall('SET', key, text)
+end
+
+
+-- The same, for a lane that serves these lists. Returns why the server refuses the document, if it does.
+local function write(key, how, text, lists)
+  local rebase = progress_of_writer(key, lists)
+  local written = put(key, how, text)
+  if type(written) == 'table' and written.err then return written.err end
+  rebase()
+end
+

@@ -1,0 +1,2 @@
+local function pop(list) return redis.pcall('LPOP', list) end
+

@@ -1,0 +1,52 @@
+-- How far a vCon has come that was let go before its end: `conserver:progress`, by list and UUID. A record is good as
+-- long as the document is the one that it was kept with; it has that document's digest, its key, and the lane's words.
+-- Goes before the scripts that need it.
+
+-- A longer text does not go through the script interpreter: of that, the length counts.
+local LONGEST = 1048576
+
+local function digest(key)
+  local size = redis.pcall('STRLEN', key)
+  if type(size) == 'number' then
+    if size > LONGEST then return 'length-' .. size end
+    return redis.sha1hex(redis.call('GET', key) or '')
+  end
+  size = redis.pcall('JSON.DEBUG', 'MEMORY', key)
+  if type(size) ~= 'number' then return 'none' end
+  if size > LONGEST then return 'size-' .. size end
+  local text = redis.pcall('JSON.GET', key)
+  return type(text) == 'string' and redis.sha1hex(text) or 'none'
+end
+
+-- Keeps how far a vCon has come; '' leaves what is kept.
+local function keep_progress(field, key, progress, time)
+  if progress == '' then return end
+  redis.pcall('HSET', 'conserver:progress', field, digest(key) .. ' ' .. key .. ' ' .. progress)
+  redis.pcall('EXPIRE', 'conserver:progress', time)
+end
+
+-- What is kept of an entry and still good, else ''.
+local function kept_progress(field)
+  local kept = redis.pcall('HGET', 'conserver:progress', field)
+  if type(kept) ~= 'string' then return '' end
+  local was, key, progress = kept:match('^(%S+) (%S+) (.*)$')
+  return was and digest(key) == was and progress or ''
+end
+
+-- Before a lane writes a document: returns what makes the records that were kept with the old text good with the new
+-- one, in each of these lists. What a chain writes is no new version.
+local function progress_of_writer(key, lists)
+  if redis.call('EXISTS', 'conserver:progress') == 0 then return function() end end
+  local before, uuid = digest(key), key:sub(6)
+  return function()
+    local after = digest(key)
+    for list in lists:gmatch('[^\n]+') do
+      local field = list .. '\n' .. uuid
+      local kept = redis.pcall('HGET', 'conserver:progress', field)
+      if type(kept) == 'string' and kept:sub(1, #before + 1) == before .. ' ' then
+        redis.pcall('HSET', 'conserver:progress', field, after .. kept:sub(#before + 1))
+      end
+    end
+  end
+end
+

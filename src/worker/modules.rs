@@ -1,0 +1,174 @@
+//! The links and storages of a configuration, opened for one lane and kept open.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use indexmap::IndexMap;
+
+use super::Meters;
+use super::circuit_breaker::guarded;
+use super::fault::Stage;
+use crate::config::{Chain, Config};
+use crate::failure::Failure;
+use crate::link::{Context, Link, LinkError, Next};
+use crate::storage::Storage;
+use crate::storage::fanout::Backend;
+use crate::vcon::{Vcon, VconId};
+
+/// The links and storages of a configuration, opened for one lane and kept open.
+pub(super) struct Modules {
+    config: Arc<Config>,
+    links: HashMap<String, Box<dyn Link>>,
+    /// Each is missing only while it is lent.
+    storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
+    meters: Meters,
+}
+
+impl Modules {
+    /// Opens every link and storage; none connects before it is used.
+    pub fn open(config: Arc<Config>, meters: Meters) -> Self {
+        let links = config
+            .links
+            .iter()
+            .map(|(name, link)| (name.clone(), link.open_link()));
+        let storages = config
+            .storages
+            .iter()
+            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage())));
+        Self {
+            links: links.collect(),
+            storages: storages.collect(),
+            meters,
+            config,
+        }
+    }
+
+    /// The configuration these were made for.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The meters of this configuration.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// The longest that one call of the chain's links and storages may take by its own limits.
+    pub fn longest_call(&self, chain: &Chain) -> Duration {
+        let links = chain.links.iter().filter_map(|name| self.links.get(name));
+        let storages = chain.storages.iter();
+        let storages = storages.filter_map(|name| self.storages.get(name.as_str())?.as_ref());
+        let links = links.map(|link| link.longest_call());
+        let storages = storages.map(|storage| storage.longest_call());
+        links.chain(storages).max().unwrap_or_default()
+    }
+
+    /// Whether a link reads and writes the vCon in Redis by itself.
+    pub fn works_in_redis(&self, link: &str) -> bool {
+        self.links.get(link).is_some_and(|l| l.works_in_redis())
+    }
+
+    /// Runs a link on a vCon; one that panics is opened anew.
+    pub fn run_link(
+        &mut self,
+        name: &str,
+        vcon: &mut Vcon,
+        context: &mut Context<'_>,
+    ) -> Result<Next, LinkError> {
+        let Some(link) = self.links.get_mut(name) else {
+            return Err(Failure::permanent("it is not in the configuration").into());
+        };
+        match catch_unwind(AssertUnwindSafe(|| link.run(vcon, context))) {
+            Ok(ran) => ran,
+            Err(panic) => {
+                if let Some(link) = self.config.links.get(name) {
+                    self.links.insert(name.to_owned(), link.open_link());
+                }
+                Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
+            }
+        }
+    }
+
+    /// Lends the storages of these names, in the order of the configuration.
+    pub fn lend(&mut self, names: &[String]) -> Vec<Backend> {
+        let storages = self.storages.iter_mut();
+        let wanted = storages.filter(|(name, _)| names.iter().any(|wanted| **wanted == ***name));
+        let lent = wanted.filter_map(|(name, storage)| {
+            Some(Backend {
+                name: Arc::clone(name),
+                storage: storage.take()?,
+            })
+        });
+        lent.collect()
+    }
+
+    /// Takes a storage back; one that has panicked is opened anew.
+    pub fn take_back(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
+        let anew = || Some(self.config.storages.get(name)?.open_storage());
+        let storage = storage.or_else(anew);
+        if let Some(slot) = self.storages.get_mut(name) {
+            *slot = storage;
+        }
+    }
+
+    /// Asks a link or storage whether it could be used now.
+    pub fn probe(&mut self, stage: &Stage, drain: &Receiver<()>) -> Result<(), Failure> {
+        let gone = || Err(Failure::permanent("it is not in the configuration"));
+        match stage {
+            Stage::Link(name) => {
+                let link = self.links.get_mut(name);
+                link.map_or_else(gone, |link| guarded(|| link.probe(drain)))
+            }
+            Stage::Storage(name) => {
+                let storage = self.storages.get_mut(name.as_str());
+                let storage = storage.and_then(Option::as_mut);
+                storage.map_or_else(gone, |storage| guarded(|| storage.probe()))
+            }
+            // Redis has just said that it is no list.
+            Stage::List(list) => Err(Failure::transient(format!("{list} is no list"))),
+        }
+    }
+
+    /// Looks for a vCon in the storages, in the order of the configuration. Returns the name of the
+    /// storage that has it, and the document.
+    ///
+    /// # Errors
+    /// A storage that is unavailable: the vCon may be there, so nothing is known.
+    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
+        let mut doubt = None;
+        for (name, storage) in &mut self.storages {
+            // Nothing is lent while a document is looked for.
+            let Some(storage) = storage else { continue };
+            match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
+                Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
+                Ok(Ok(None)) => {}
+                Ok(Err(failure)) if failure.is_transient() => {
+                    doubt = Some((Stage::Storage(name.to_string()), failure));
+                }
+                Ok(Err(failure)) => log::warn!("could not look for {id} in {name}: {failure}"),
+                Err(panic) => {
+                    log::error!("storage {name} panicked: {}", panic_text(&*panic));
+                }
+            }
+        }
+        doubt.map_or(Ok(None), Err)
+    }
+
+    /// Puts a link of the test's own in the place of a configured one.
+    #[cfg(test)]
+    pub fn replace_link(&mut self, name: &str, link: Box<dyn Link>) {
+        self.links.insert(name.to_owned(), link);
+    }
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

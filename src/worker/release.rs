@@ -1,0 +1,278 @@
+//! How a claim ends that did not get to the end of its chain.
+//!
+//! ```text
+//! interrupted by a drain ─────────────► head of its list
+//! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
+//!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
+//! failed ─────────────────────────────► dead letter
+//! ```
+//!
+//! What has been done by then is written to Redis, and the next claim goes on from there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::circuit_breaker::hold;
+use super::fault::{Ending, Fault};
+use super::pipeline::{Job, Pipeline};
+use super::retry::Backoff;
+use crate::failure::FailureKind;
+use crate::queue::{
+    Claim, Finish, Finished, Progress, Queue, QueueError, Reason, Released, StorageLetter,
+    dead_letter_list,
+};
+use crate::scoreboard::{Event, Outcome};
+use crate::vcon::VconId;
+
+/// The worker drains, and a claim may still be held.
+struct ClaimLeft;
+
+impl Pipeline<'_, '_, '_> {
+    /// Lets go of the claim in the way that the ending asks for; a Redis that is away is waited for.
+    ///
+    /// Returns false if the claim may still be held: the worker drains, and Redis is away.
+    pub(super) fn release(&mut self, job: Option<Job>, ending: Ending, start: Instant) -> bool {
+        let released = match ending {
+            Ending::ClaimLeft => Err(ClaimLeft),
+            Ending::NotOurs => {
+                self.tell_not_ours();
+                Ok(())
+            }
+            Ending::Interrupted => self.put_back(job, Outcome::Returned, &[Event::Returned]),
+            Ending::Failed(fault) => self.fail(job, &fault, start),
+            Ending::Unavailable(fault) => self.wait_for_backend(job, fault, start),
+        };
+        released.is_ok()
+    }
+
+    /// Lets go of a claim whose list no chain serves any more.
+    pub(super) fn return_unserved(&mut self) -> bool {
+        self.clock.end();
+        self.put_back(None, Outcome::Returned, &[]).is_ok()
+    }
+
+    /// Back to the head of its list, to be taken again.
+    fn put_back(
+        &mut self,
+        job: Option<Job>,
+        outcome: Outcome,
+        events: &[Event],
+    ) -> Result<(), ClaimLeft> {
+        let progress = self.keep(job);
+        let released = self.let_go(|queue, claim| queue.release(claim, progress.as_ref()))?;
+        if released == Released::Done {
+            self.shared.count(outcome);
+            events.iter().for_each(|event| self.count(*event));
+            let (entry, list) = (self.claim.shown(), &self.claim.list);
+            log::info!(
+                vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
+                "Returned {entry} to the head of list {list}"
+            );
+        }
+        Ok(())
+    }
+
+    /// All attempts at some stages have failed, in ways that pass. Those that do not answer a probe
+    /// are away: their chains are on hold until they are back. If all of them answer, it may be
+    /// the vCon: it goes to the end of its list, and others are tried.
+    fn wait_for_backend(
+        &mut self,
+        job: Option<Job>,
+        fault: Fault,
+        start: Instant,
+    ) -> Result<(), ClaimLeft> {
+        let config = Arc::clone(self.modules.config());
+        let id = self.claim.id();
+        let (mut on_hold, mut all_answer) = (false, true);
+        for stage in &fault.stages {
+            let Err(failure) = self.modules.probe(stage, self.clock.drain()) else {
+                continue;
+            };
+            all_answer = false;
+            if self.is_backlog || stage.is_in(self.chain, &config) {
+                on_hold = true;
+                let why = format!("{}: {failure}", fault.error);
+                hold(self.shared, &config, stage, &why, self.clock.drain());
+            } else {
+                // One that may hold a document that Redis has lost.
+                let health = &self.shared.health;
+                health.note_attempt(stage, fault.attempts, &failure);
+            }
+        }
+        let events = [Event::Failed, Event::Returned];
+        if on_hold {
+            return self.put_back(job, Outcome::Returned, &events);
+        }
+        let mut worked = None;
+        if all_answer {
+            for stage in &fault.stages {
+                if let Some(id) = &id {
+                    self.note_failing(stage, id, &fault.error, &config);
+                }
+            }
+            worked = match fault.kind {
+                // The others of its kind say nothing of it: the program that it crashes was well.
+                FailureKind::Crashed => Some(Duration::ZERO),
+                FailureKind::Busy => None,
+                _ => self.shared.health.since_success(&fault.stages),
+            };
+        }
+        let progress = self.keep(job);
+        let most = self.shared.settings.max_rounds;
+        let released = self.let_go(|queue, claim| {
+            queue.postpone(claim, worked, most, &fault.stage, progress.as_ref())
+        })?;
+        match released {
+            Released::Spent(rounds) => {
+                let attempts = fault.attempts.saturating_mul(rounds);
+                let fault = Fault { attempts, ..fault };
+                self.dead_letter(progress, &fault, start)
+            }
+            Released::Done => {
+                self.shared.count(Outcome::Returned);
+                events.iter().for_each(|event| self.count(*event));
+                let (entry, list) = (self.claim.shown(), &self.claim.list);
+                // Told once for all of them, when the backend began to fail.
+                log::debug!(
+                    vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
+                    "Returned {entry} to the end of list {list}, {}: {}", fault.stage, fault.error
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, job: Option<Job>, fault: &Fault, start: Instant) -> Result<(), ClaimLeft> {
+        let progress = self.keep(job);
+        self.dead_letter(progress, fault, start)
+    }
+
+    /// To the dead letter queue of its list; what came from a storage's own queue goes back there,
+    /// with the reason.
+    fn dead_letter(
+        &mut self,
+        progress: Option<Progress>,
+        fault: &Fault,
+        start: Instant,
+    ) -> Result<(), ClaimLeft> {
+        let name = self.shared.name.clone();
+        let reason = Reason {
+            stage: &fault.stage,
+            error: &fault.error,
+            attempts: fault.attempts,
+            worker: &name,
+        };
+        let backlog = self.chain.storages.first().filter(|_| self.is_backlog);
+        let released = match (backlog.cloned(), self.claim.id()) {
+            (Some(storage), Some(id)) => {
+                let letters = [StorageLetter::refused(&storage, &reason)];
+                self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
+            }
+            _ => self.let_go(|queue, claim| {
+                queue.dead_letter(claim, &reason, progress.as_ref())
+            })?,
+        };
+        if released != Released::Done {
+            return Ok(());
+        }
+        self.shared.count(Outcome::Failed);
+        self.count(Event::Failed);
+        self.count(Event::DeadLettered);
+        let meters = self.modules.meters();
+        for meter in fault.stages.iter().filter_map(|stage| meters.stage(stage)) {
+            meter.count(Event::DeadLettered);
+        }
+        let (entry, chain) = (self.claim.shown(), &self.chain.name);
+        let seconds = start.elapsed().as_secs_f64();
+        let dead = if self.is_backlog {
+            self.claim.list.to_string()
+        } else {
+            dead_letter_list(&self.claim.list)
+        };
+        log::error!(
+            vcon_id = entry.as_str(), chain_name = chain.as_str(), vcon_processing_time = seconds;
+            "{entry} went to {dead} from chain {chain} after {seconds:.4} s, {}: {}",
+            fault.stage, fault.error
+        );
+        Ok(())
+    }
+
+    /// Writes what the links have done to Redis, and says how far the vCon has come.
+    fn keep(&mut self, job: Option<Job>) -> Option<Progress> {
+        let mut job = job?;
+        if !job.progress.is_begun() {
+            return None;
+        }
+        // Without that, its next claim begins anew.
+        if let Err(ending) = self.write(&mut job) {
+            log::debug!("what has been done for {} is not kept: {ending:?}", job.id());
+            return None;
+        }
+        job.progress.record(self.chain)
+    }
+
+    /// Takes a step that lets go of the claim, until it is taken. A list that cannot take the vCon
+    /// back is waited for like a Redis that is away.
+    fn let_go(
+        &mut self,
+        mut step: impl FnMut(&mut Queue, &Claim) -> Result<Released, QueueError>,
+    ) -> Result<Released, ClaimLeft> {
+        let settings = &self.shared.settings;
+        let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
+        loop {
+            match step(self.queue, self.claim) {
+                Ok(Released::Refused(why)) => {
+                    self.outage.over();
+                    if backoff.failures() == 0 {
+                        let entry = self.claim.shown();
+                        log::error!("{entry} cannot be put back, trying again until it can: {why}");
+                    }
+                    if self.clock.is_draining() {
+                        return Err(ClaimLeft);
+                    }
+                    self.clock.insist(backoff.next_wait());
+                }
+                Ok(released) => {
+                    self.outage.over();
+                    if released == Released::NotOurs {
+                        self.tell_not_ours();
+                    }
+                    return Ok(released);
+                }
+                Err(error) => {
+                    let insisted = self.outage.insist(&error, self.clock);
+                    insisted.map_err(|_| ClaimLeft)?;
+                }
+            }
+        }
+    }
+
+    fn tell_not_ours(&self) {
+        let entry = self.claim.shown();
+        log::warn!(
+            "{entry}: the claim was settled already, by an earlier call or by another worker"
+        );
+    }
+}
+
+/// Finishes a vCon of a storage's own queue, which goes back there as a dead letter.
+fn finish_with(
+    queue: &mut Queue,
+    claim: &Claim,
+    id: &VconId,
+    letters: &[StorageLetter],
+) -> Result<Released, QueueError> {
+    let finish = Finish {
+        id,
+        document: None,
+        expire: None,
+        egress: &[],
+        routes: &[],
+        letters,
+    };
+    Ok(match queue.finish(claim, &finish)? {
+        Finished::NotOurs => Released::NotOurs,
+        _ => Released::Done,
+    })
+}
