@@ -34,7 +34,6 @@ pub(super) struct Scripts {
     pub lease: Script,
     pub forget: Script,
     pub set_aside: Script,
-    pub waiting: Script,
 }
 
 impl Scripts {
@@ -49,7 +48,6 @@ impl Scripts {
             set_aside: Script::new(include_str!("scripts/set_aside.lua")),
             lease: Script::new(include_str!("scripts/lease.lua")),
             forget: Script::new(include_str!("scripts/forget.lua")),
-            waiting: Script::new(include_str!("scripts/waiting.lua")),
         }
     }
 }

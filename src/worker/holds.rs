@@ -3,7 +3,7 @@
 //! ```text
 //! lane: all attempts failed, and the probe too ──hold──► its chains' lists are not claimed from
 //!                                                          │
-//! lanes are rung ◄──lift── prober: the backend answers ◄───┘
+//! lanes are woken ◄─lift── prober: the backend answers ◄───┘
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Backoff, Doorbell, Shared, Stage};
+use super::{Backoff, Shared, Stage};
 use crate::config::{Chain, Config, ListName};
 use crate::failure::Failure;
 use crate::scoreboard::Slot;
@@ -123,7 +123,6 @@ pub(super) fn hold(
     config: &Arc<Config>,
     stage: &Stage,
     why: &str,
-    door: &Doorbell,
     drain: &Receiver<()>,
 ) {
     if !shared.holds.begin(stage, config) {
@@ -135,7 +134,6 @@ pub(super) fn hold(
         shared: Arc::clone(shared),
         config: Arc::clone(config),
         stage: stage.clone(),
-        door: door.clone(),
         drain: drain.clone(),
     };
     let name = "prober".to_owned();
@@ -151,7 +149,6 @@ struct Prober {
     shared: Arc<Shared>,
     config: Arc<Config>,
     stage: Stage,
-    door: Doorbell,
     drain: Receiver<()>,
 }
 
@@ -190,7 +187,7 @@ impl Prober {
 
     fn lift(&self) {
         self.shared.holds.end(&self.stage, &self.config);
-        self.door.ring_all();
+        self.shared.wakeup.wake_all();
     }
 
     /// A backend of its own, asked as often as is wanted.

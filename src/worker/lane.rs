@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, select};
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::ahead::Ahead;
 use super::company::Member;
-use super::doorbell::Doorbell;
 use super::kit::Kit;
 use super::visit::Visit;
 use super::{Backoff, Outage, Shared, Turn};
@@ -30,7 +29,8 @@ pub(super) struct Lane {
     kit: Kit,
     lists: Vec<ListName>,
     holds: u64,
-    door: Doorbell,
+    /// Its number, from 0.
+    number: usize,
     drain: Receiver<()>,
     cell: LaneCell,
     outage: Outage,
@@ -42,14 +42,9 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// A lane that has not begun.
-    pub fn new(
-        shared: Arc<Shared>,
-        queue: Queue,
-        door: Doorbell,
-        drain: Receiver<()>,
-        cell: LaneCell,
-    ) -> Self {
+    /// A lane that has not begun; its number is counted from 0.
+    pub fn new(shared: Arc<Shared>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
+        let cell = shared.slot.lane(number);
         let config = shared.current.get();
         let holds = shared.holds.changes();
         let lists = shared.holds.lists(&config).open;
@@ -62,7 +57,7 @@ impl Lane {
             kit,
             lists,
             holds,
-            door,
+            number,
             drain,
             cell,
             outage,
@@ -77,7 +72,9 @@ impl Lane {
     /// Works until the worker drains. Answers false where a claim may be left that is not known
     /// here.
     pub fn run(mut self) -> bool {
-        thread::scope(|scope| self.serve(&mut Crew::new(scope)))
+        let nothing_left = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
+        self.shared.wakeup.note_end(self.number);
+        nothing_left
     }
 
     fn serve(&mut self, crew: &mut Crew<'_, '_>) -> bool {
@@ -226,10 +223,9 @@ impl Lane {
 
     fn rest(&mut self) {
         self.show(false);
-        let ring = self.door.idle();
-        select! {
-            recv(ring) -> _ => {}
-            recv(self.drain) -> _ => {}
+        let wakeup = &self.shared.wakeup;
+        if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain) {
+            self.wait_after(&error);
         }
     }
 
@@ -269,7 +265,6 @@ impl Lane {
             shared,
             queue,
             kit,
-            door,
             drain,
             cell,
             outage,
@@ -287,7 +282,6 @@ impl Lane {
             kit,
             crew,
             outage,
-            door,
             turn: &turn,
             ahead: Ahead::new(lists, *holds),
         };

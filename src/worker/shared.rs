@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::company::Company;
 use super::kit::Kit;
-use super::{Absence, Current, Duty, Health, Holds, Meters};
+use super::{Absence, Current, Duty, Health, Holds, Meters, Wakeup};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
@@ -22,6 +22,7 @@ pub(super) struct Shared {
     pub holds: Holds,
     pub redis: Arc<Absence>,
     pub company: Company,
+    pub wakeup: Wakeup,
     drain: Arc<Drain>,
     readiness: Readiness,
     unready: AtomicU32,
@@ -35,6 +36,7 @@ impl Shared {
         settings: Settings,
         config: Arc<Config>,
         slot: Slot,
+        wakeup: Wakeup,
     ) -> Self {
         Self {
             current: Current::new(config, duty.config_generation, slot.clone()),
@@ -42,6 +44,7 @@ impl Shared {
             holds: Holds::none(slot.clone()),
             redis: Arc::default(),
             company: Company::default(),
+            wakeup,
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ahead::Ahead;
-use super::doorbell::Doorbell;
 use super::fault::{Away, Ending, Fault};
 use super::holds::hold;
 use super::kit::{Errand, Journey, Kit, Way};
@@ -64,7 +63,6 @@ pub(super) struct Visit<'a, 'scope, 'env> {
     pub kit: &'a mut Kit,
     pub crew: &'a mut Crew<'scope, 'env>,
     pub outage: &'a mut Outage,
-    pub door: &'a Doorbell,
     pub turn: &'a Turn<'a>,
     /// The request for the next claim, to go with the finish of this one.
     pub ahead: Ahead<'a>,
@@ -220,7 +218,7 @@ impl Visit<'_, '_, '_> {
                 on_hold = true;
                 let why = format!("{}: {failure}", fault.error);
                 let drain = self.turn.drain();
-                hold(self.shared, &config, stage, &why, self.door, drain);
+                hold(self.shared, &config, stage, &why, drain);
             } else {
                 // One that may hold a document that Redis has lost.
                 let health = &self.shared.health;
