@@ -1,8 +1,9 @@
 //! The monitor: a child process that holds the instance's name, returns the claims of other
-//! instances that are dead, and answers by HTTP.
+//! instances that are dead, watches the ingress lists for the idle lanes, and answers by HTTP.
 
 pub mod http;
 mod keep;
+mod wakeup;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +35,9 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             return Exit::Unavailable;
         }
     };
-    if let Err(error) = keep::start(child, settings, &server) {
+    let started = keep::start(child, settings, &server)
+        .and_then(|()| wakeup::start(child, settings, &server, &lease));
+    if let Err(error) = started {
         log::error!("{} could not start a thread: {error}", child.name);
         return Exit::Internal;
     }
@@ -88,8 +91,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
                 }
             }
         }
-        let pause = settings.beat().min(settings.heartbeat_ttl / 3);
-        if child.draining.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+        if child.draining.recv_timeout(pause(settings)) != Err(RecvTimeoutError::Timeout) {
             // First: a server that hangs may keep us until we are killed.
             if let Some(http) = http.flatten() {
                 http.close();
@@ -100,6 +102,11 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             return Exit::Ok;
         }
     }
+}
+
+/// The pause between two renewals of the lease.
+fn pause(settings: &Settings) -> Duration {
+    settings.beat().min(settings.heartbeat_ttl / 3)
 }
 
 /// Renews the lease, then sees to the instances that have let theirs run out; shows in between that

@@ -73,6 +73,11 @@ pub(super) fn instance_key(instance: &str) -> String {
     format!("conserver:instance:{instance}")
 }
 
+/// `conserver:wake:<instance>`: list of the tokens that wake idle lanes; one is worth nothing.
+pub(super) fn wake_key(instance: &str) -> String {
+    format!("conserver:wake:{instance}")
+}
+
 /// `conserver:instances`: set of the names that may have workers with claims.
 pub(super) const INSTANCES: &str = "conserver:instances";
 

@@ -219,6 +219,7 @@ impl Queue {
         self.with(|connection, scripts, _, _| {
             let mut call = scripts.forget.key(keys::instance_key(instance));
             call.key(keys::INSTANCES).key(keys::workers_key(instance));
+            call.key(keys::wake_key(instance));
             call.arg(record).arg(instance);
             Ok(call.invoke::<bool>(connection)?)
         })

@@ -20,7 +20,6 @@
 //! This module knows Redis and its keys, nothing of chains, links or storages.
 
 mod audit;
-mod bell;
 mod claim;
 mod dead_letters;
 mod documents;
@@ -37,12 +36,12 @@ mod release;
 mod round_trip;
 mod scripts;
 mod submit;
+mod wakeup;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use audit::{Audit, Lists, Place, Standing};
-pub use bell::Bell;
 pub use claim::{Claim, Claimed};
 pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
 pub use documents::{Document, Documents, Kind, Removed};
@@ -59,6 +58,7 @@ pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use release::{Progress, Reason, Released};
 pub use submit::Submitter;
+pub use wakeup::{Lookout, Waited, Waker, Watched};
 
 pub use crate::redis_server::{Lease, Server};
 

@@ -19,7 +19,6 @@ pub(super) struct Scripts {
     pub lease: Script,
     pub forget: Script,
     pub set_aside: Script,
-    pub waiting: Script,
     steps: [Script; 4],
 }
 
@@ -47,7 +46,6 @@ impl Scripts {
             set_aside: script!("set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
-            waiting: script!("waiting"),
             steps: [
                 script!("alive", "record", "progress", "pop", "claim", "claim_next"),
                 script!(

@@ -48,20 +48,12 @@ enum Access {
 /// A connection together with its server's name for messages.
 pub struct Lease {
     connection: Connection,
+    client_id: Option<i64>,
 }
 
 impl Server {
     /// Prepares access; nothing is sent yet.
     pub fn new(url: &RedisUrl) -> Result<Self, ConnectError> {
-        Self::with_protocol(url, ProtocolVersion::RESP2)
-    }
-
-    /// Like [`Server::new`], for connections that receive messages the server sends unasked.
-    pub fn with_pushes(url: &RedisUrl) -> Result<Self, ConnectError> {
-        Self::with_protocol(url, ProtocolVersion::RESP3)
-    }
-
-    fn with_protocol(url: &RedisUrl, protocol: ProtocolVersion) -> Result<Self, ConnectError> {
         let access = match url.master() {
             Some(master) => Access::By(Sentinels::new(master.clone(), tcp_settings())),
             None => {
@@ -71,9 +63,17 @@ impl Server {
         };
         Ok(Self {
             access: Arc::new(access),
-            protocol,
+            protocol: ProtocolVersion::RESP2,
             name: url.to_string(),
         })
+    }
+
+    /// The same server, for connections that receive messages it sends unasked.
+    pub fn with_pushes(&self) -> Self {
+        Self {
+            protocol: ProtocolVersion::RESP3,
+            ..self.clone()
+        }
     }
 
     /// Connects, authenticates and selects the database; `name` is what `CLIENT LIST` shows.
@@ -98,7 +98,10 @@ impl Server {
             }
             Access::By(sentinels) => self.find(sentinels, name, deadline)?,
         };
-        let lease = Lease { connection };
+        let lease = Lease {
+            connection,
+            client_id: None,
+        };
         lease.limit(COMMAND_TIMEOUT).map_err(unreachable_at(self))?;
         Ok(lease)
     }
@@ -238,6 +241,20 @@ impl Lease {
     fn limit(&self, limit: Duration) -> RedisResult<()> {
         self.connection.set_read_timeout(Some(limit))?;
         self.connection.set_write_timeout(Some(limit))
+    }
+
+    /// What the server calls this connection; 0 where it does not tell. Asked once.
+    pub fn client_id(&mut self) -> RedisResult<i64> {
+        if let Some(id) = self.client_id {
+            return Ok(id);
+        }
+        let id = match redis::cmd("CLIENT").arg("ID").query(&mut self.connection) {
+            // The server does not know the question, or does not answer it to this user.
+            Err(error) if error.code().is_some() => 0,
+            id => id?,
+        };
+        self.client_id = Some(id);
+        Ok(id)
     }
 
     /// Whether the server keeps JSON documents.

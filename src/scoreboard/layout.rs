@@ -15,7 +15,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 4;
+pub const VERSION: u64 = 5;
 
 /// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
 pub const SLOTS: usize = 1026;
@@ -86,6 +86,8 @@ pub mod worker {
     pub const RECOVERED: usize = 28;
     /// Of the monitor: since when Redis has been away.
     pub const REDIS_AWAY: usize = 29;
+    /// Of the monitor: when it last watched the ingress lists for the lanes that wait.
+    pub const WATCH_BEAT: usize = 30;
 }
 
 /// Words of a lane.

@@ -155,6 +155,19 @@ impl Slot {
         }
     }
 
+    /// Shows that the ingress lists are watched for the lanes that wait. The monitor's alone.
+    pub fn beat_watch(&self) {
+        self.word(worker::WATCH_BEAT)
+            .store(sys::monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// How long ago the monitor last showed that it watches the ingress lists.
+    pub fn since_watch(&self) -> Duration {
+        let word = layout::slot_start(0, self.lanes) + worker::WATCH_BEAT;
+        let beat = self.words.words()[word].load(Ordering::Relaxed);
+        Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
+    }
+
     /// Counts a claim that was let go, and answers how many this worker has let go by now.
     pub fn count(&self, outcome: Outcome) -> u64 {
         let counter = match outcome {

@@ -2,9 +2,9 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use super::Shared;
 use super::shared::spread;
@@ -12,14 +12,93 @@ use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
-/// Shows that the worker is alive until all lanes have ended, and recycles it when it has grown
-/// too large.
-pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>) {
-    let most = shared.settings.worker_max_rss.map(spread);
-    while all_done.recv_timeout(shared.settings.beat()) == Err(RecvTimeoutError::Timeout) {
+/// How often it is looked whether the ingress lists are watched for the lanes that wait.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// How often lanes that wait are woken in a drain: one may have been about to wait.
+const REPEAT: Duration = Duration::from_millis(20);
+
+/// How long lanes are given to end their wait in a drain.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Shows that the worker is alive, recycles it when it has grown too large, and sees to it that
+/// lanes do not wait in vain; until all lanes have ended or, in a drain, only wait.
+pub(super) fn keep(shared: &Shared, draining: &Receiver<()>, all_done: &Receiver<()>) {
+    let mut house = House::of(shared);
+    loop {
+        select! {
+            recv(all_done) -> _ => return,
+            recv(draining) -> _ => break,
+            default(GLANCE.min(house.beat.every)) => house.keep(),
+        }
+    }
+    let (begun, mut waker) = (Instant::now(), shared.wakeup.waker());
+    loop {
+        if begun.elapsed() < GRACE {
+            shared.wakeup.wake_over(&mut waker);
+        } else if shared.wakeup.all_wait_or_have_ended() {
+            return;
+        }
+        if all_done.recv_timeout(REPEAT) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+        house.keep();
+    }
+}
+
+/// When something that is done again and again is due.
+struct Due {
+    every: Duration,
+    last: Instant,
+}
+
+impl Due {
+    fn every(every: Duration) -> Self {
+        let last = Instant::now();
+        Self { every, last }
+    }
+
+    /// Whether it is due; if so, the time begins again.
+    fn is_due(&mut self) -> bool {
+        let due = self.last.elapsed() >= self.every;
+        if due {
+            self.last = Instant::now();
+        }
+        due
+    }
+}
+
+/// What the main thread looks after.
+struct House<'a> {
+    shared: &'a Shared,
+    most: Option<u64>,
+    beat: Due,
+    was_watched: bool,
+}
+
+impl<'a> House<'a> {
+    fn of(shared: &'a Shared) -> Self {
+        Self {
+            most: shared.settings.worker_max_rss.map(spread),
+            beat: Due::every(shared.settings.beat()),
+            was_watched: false,
+            shared,
+        }
+    }
+
+    fn keep(&mut self) {
+        let shared = self.shared;
+        let is_watched = shared.wakeup.is_watched();
+        if std::mem::replace(&mut self.was_watched, is_watched) && !is_watched {
+            log::debug!("nobody watches the ingress lists, idle lanes look by themselves");
+            shared.wakeup.wake_all();
+        }
+        if !self.beat.is_due() {
+            return;
+        }
         shared.slot.beat();
-        let size = most.and_then(|_| procfs::own_resident_set_size());
-        if let (Some(most), Some(size)) = (most, size)
+        let size = self.most.and_then(|_| procfs::own_resident_set_size());
+        if let (Some(most), Some(size)) = (self.most, size)
             && size > most
         {
             let megabytes = size >> 20;

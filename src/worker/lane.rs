@@ -61,8 +61,6 @@ pub(super) struct Lane {
     fault: Option<String>,
     is_ready: bool,
     is_busy: bool,
-    /// Whether the last request for work came after a wait.
-    has_waited: bool,
     /// Whether the server may have claimed something of which this lane does not know.
     is_unsure: bool,
 }
@@ -89,7 +87,6 @@ impl Lane {
             fault: None,
             is_ready: false,
             is_busy: false,
-            has_waited: false,
             is_unsure: false,
         };
         lane.look_at_lists();
@@ -195,7 +192,6 @@ impl Lane {
             self.give_back(&claim);
             return None;
         }
-        self.pass_baton();
         if !shared.is_last_chance(claim.deaths) {
             let claimed = self.work(&claim, document, writers)?;
             drop(trial);
@@ -328,18 +324,10 @@ impl Lane {
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
         self.show(false);
-        self.has_waited = true;
         let longest = self.shared.breakers.next_trial();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
             self.wait_after(&error);
-        }
-    }
-
-    /// A lane that got work after a wait has another one woken if there is more.
-    fn pass_baton(&mut self) {
-        if std::mem::take(&mut self.has_waited) {
-            self.shared.wakeup.pass_baton(&mut self.queue, &self.lists);
         }
     }
 

@@ -1,19 +1,18 @@
-//! One worker process: its lanes, the doorbell, and the drain.
+//! One worker process: its lanes and the drain.
 //!
 //! ```text
-//! main thread ── keeps house: shows that the worker is alive, and recycles it
+//! main thread ── keeps house: shows that the worker is alive, recycles it, ends waits in a drain
 //!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
+//!   │    │    │   └─ nothing there: BLPOP on the wake list, to which the monitor adds
 //!   │    └─ store-… ── save beside it, one for each storage but one
-//!   ├─ lane N ┘     ▲ ring
-//!   └─ doorbell ────┘ waits for work while a lane is idle
+//!   └─ lane N ┘
 //! ```
 
 mod ahead;
 mod backoff;
 mod company;
 mod current;
-mod doorbell;
 mod fault;
 mod health;
 mod holds;
@@ -29,6 +28,7 @@ mod shared;
 mod stage;
 mod turn;
 mod visit;
+mod wakeup;
 
 use std::process;
 use std::sync::Arc;
@@ -47,7 +47,6 @@ use crate::queue::{Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use current::Current;
-use doorbell::Doorbell;
 use health::Health;
 use holds::Holds;
 use lane::Lane;
@@ -57,6 +56,7 @@ use retry::Retry;
 use shared::Shared;
 use stage::Stage;
 use turn::Turn;
+use wakeup::Wakeup;
 
 /// What a worker is to do.
 #[derive(Debug, Clone)]
@@ -144,14 +144,12 @@ fn start_lanes(
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
 
-    let shared = Arc::new(Shared::new(child, duty, settings, config, slot.clone()));
-    let door = Doorbell::start(&shared)?;
+    let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
+    let shared = Arc::new(Shared::new(child, duty, settings, config, slot, wakeup));
     let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();
     for (queue, number) in queues.into_iter().zip(1u32..) {
-        let cell = slot.lane(lanes.len());
-        let (door, draining) = (door.clone(), draining.clone());
-        let lane = Lane::new(Arc::clone(&shared), queue, door, draining, cell);
+        let lane = Lane::new(Arc::clone(&shared), queue, lanes.len(), draining.clone());
         let done = done.clone();
         let thread = thread::Builder::new().name(format!("lane-{number}"));
         lanes.push(thread.spawn(move || {
@@ -165,11 +163,14 @@ fn start_lanes(
         })?);
     }
     drop(done);
-    household::keep(&shared, &all_done);
-    // A lane does not panic past its guard.
+    household::keep(&shared, &draining, &all_done);
     let mut nothing_left = true;
-    for lane in lanes {
-        nothing_left &= lane.join().unwrap_or(false);
+    for (number, lane) in lanes.into_iter().enumerate() {
+        // One that waits for a server which does not answer holds nothing, and ends with the process.
+        if !shared.wakeup.is_waiting(number) {
+            // A lane does not panic past its guard.
+            nothing_left &= lane.join().unwrap_or(false);
+        }
     }
     crate::link::dismiss_warden();
     Ok(nothing_left)

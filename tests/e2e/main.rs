@@ -77,4 +77,5 @@ mod supervision;
 mod systemd;
 mod top;
 mod torture;
+mod wakeup;
 mod webhooks;

@@ -1,10 +1,10 @@
 -- Gives up the lease on an instance's name, and removes the bookkeeping of its workers that have no claims.
--- KEYS: the lease, the set of instances, the instance's set of workers.
+-- KEYS: the lease, the set of instances, the instance's set of workers, its wake list.
 -- ARGV: the record that the lease must have, '' where there must be none; the instance.
 -- Answers 1 when nothing is left of the instance, else 0.
 
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1], KEYS[4])
 for _, worker in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   if redis.call('EXISTS', 'conserver:claims:' .. ARGV[2] .. ':' .. worker) == 0 then
     redis.call('SREM', KEYS[3], worker)
