@@ -75,3 +75,24 @@ pub fn dead_letter_list(list: &ListName) -> String {
 pub fn dead_letter_reasons(list: &ListName) -> String {
     format!("conserver:dlq:{list}")
 }
+
+/// The name of a storage's dead letter queue among those of ingress lists.
+pub const STORAGE_PREFIX: &str = "storage:";
+
+/// `DLQ:storage:<storage>`: list of the vCons that the storage does not have, oldest first: its dead
+/// letters and its backlog.
+pub fn storage_letters_list(storage: &str) -> String {
+    format!("DLQ:{STORAGE_PREFIX}{storage}")
+}
+
+/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage does not take it, as JSON. An
+/// entry without one is backlog.
+pub fn storage_letters_reasons(storage: &str) -> String {
+    format!("conserver:dlq:{STORAGE_PREFIX}{storage}")
+}
+
+/// `DLQ:storage:<storage>:replay-lock`: string, there while somebody saves the storage's dead
+/// letters: the API server, or `conserver dlq retry`.
+pub fn storage_replay_lock(storage: &str) -> String {
+    format!("DLQ:{STORAGE_PREFIX}{storage}:replay-lock")
+}

@@ -32,6 +32,7 @@ mod lease;
 mod lengths;
 mod raw;
 mod recovery;
+mod replay;
 mod round_trip;
 mod scripts;
 mod settle;
@@ -43,16 +44,20 @@ use std::time::Duration;
 pub use audit::{Audit, Lists, Place, Standing};
 pub use bell::Bell;
 pub use claim::{Claim, Claimed, Document, Kind};
-pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
+pub use dead_letters::{DeadLetters, Entry, Kept, KeptReason, Letter, Moved, Owner, Settling};
 pub use documents::{Documents, Removed};
 pub use error::QueueError;
 pub use finish::{Finish, Route};
 pub use keep::Keeper;
-pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
+pub use keys::{
+    STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
+    storage_letters_reasons, storage_replay_lock,
+};
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
+pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use settle::{Postponed, Reason, Settled};
 pub use submit::Submitter;
 

@@ -64,10 +64,22 @@ pub(super) fn keep() -> Script {
     with_alive!("scripts/keep.lua")
 }
 
+/// What drops reasons without entries.
+pub(super) fn forget_reasons() -> Script {
+    Script::new(include_str!("scripts/forget_reasons.lua"))
+}
+
+/// What renews and releases the lock of a replay.
+pub(super) fn replay_lock() -> Script {
+    Script::new(include_str!("scripts/lock.lua"))
+}
+
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
     pub retry: Script,
     pub drop: Script,
+    pub saved: Script,
+    pub refused: Script,
     pub locate: Script,
 }
 
@@ -76,6 +88,8 @@ impl Care {
         Self {
             retry: Script::new(include_str!("scripts/retry.lua")),
             drop: Script::new(include_str!("scripts/drop.lua")),
+            saved: Script::new(include_str!("scripts/saved.lua")),
+            refused: Script::new(include_str!("scripts/refused.lua")),
             locate: Script::new(include_str!("scripts/locate.lua")),
         }
     }
