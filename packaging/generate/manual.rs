@@ -178,6 +178,12 @@ fn of_configuration() -> Result<Vec<u8>, Box<dyn Error>> {
         let rows = modules.iter().filter(|row| row[0].starts_with(prefix));
         rows.for_each(|row| render_row(row, &mut page));
     }
+    page.text([roman(
+        "Each storage may also say what happens while it is unavailable, by the key on_outage:",
+    )]);
+    for row in table("| `on_outage` |")? {
+        render_row(&row, &mut page);
+    }
     for (name, source) in [
         ("NOTES ON MODULES AND SECRETS", "### Secrets"),
         ("LINKS IN ANY LANGUAGE", "## Links in any language"),

@@ -61,6 +61,10 @@ fn check(settings: &Settings, offline: bool) -> Exit {
         };
         Row::fine(&name, format!("{state}from {}", lists.join(", ")))
     }));
+    rows.extend(config.storages.iter().map(|(name, storage)| {
+        let detail = format!("on_outage: {}", storage.on_outage.as_str());
+        Row::fine(&format!("storage {name} ({})", storage.module), detail)
+    }));
     if !offline {
         let address = settings.http.clone();
         let http = Probe::start("HTTP of the monitor".to_owned(), move || {
@@ -144,7 +148,7 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     });
     let storages = config.storages.iter().map(|(name, storage)| {
         let mut backend = storage.open_storage();
-        Probe::start(format!("storage {name} ({})", storage.module), move || {
+        Probe::start(format!("storage {name}"), move || {
             backend
                 .probe()
                 .map(|()| "answers".to_owned())

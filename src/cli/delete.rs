@@ -183,7 +183,8 @@ fn standing(settings: &Settings, config: &Config, id: &VconId) -> Result<Standin
     let ingress = config.chains.iter().flat_map(|it| it.ingress_lists.clone());
     let lists = Lists {
         ingress: ingress.collect(),
-        egress: Vec::new(),
+        storages: config.storages.keys().cloned().collect(),
+        ..Lists::default()
     };
     Audit::new(lease, &lists, settings.redis_expiry)?.standing(id)
 }

@@ -17,9 +17,14 @@ mod submit;
 mod top;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -111,6 +116,16 @@ enum Command {
     Forkserver(child::Forkserver),
     #[command(hide = true)]
     Warden,
+}
+
+/// Becomes true with the first signal that would end this program; the second does end it.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
+        flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
 }
 
 /// The command line as clap describes it, for the manual and for completions.

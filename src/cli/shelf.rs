@@ -2,23 +2,25 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::config::ModuleConfig;
+use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::storage::Storage;
-use crate::vcon::VconId;
+use crate::vcon::{Outgoing, VconId};
 
 /// A storage of the configuration.
 pub(super) struct Shelf {
     /// Its name in `config.yml`.
     pub name: String,
+    config: Box<StorageConfig>,
     storage: Box<dyn Storage>,
 }
 
 impl Shelf {
     /// One that connects when first asked.
-    pub fn open(config: &ModuleConfig<dyn Storage>) -> Self {
+    pub fn open(config: &StorageConfig) -> Self {
         Self {
             name: config.name.clone(),
+            config: Box::new(config.clone()),
             storage: config.open_storage(),
         }
     }
@@ -43,18 +45,36 @@ impl Shelf {
         self.ask(|storage| storage.delete(id))
     }
 
+    /// Whether it could be used now.
+    pub fn probe(&mut self) -> Result<(), Failure> {
+        self.ask(|storage| storage.probe())
+    }
+
+    /// Saves a vCon; tries once.
+    pub fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+        self.once(&mut |storage| storage.save(vcon))
+    }
+
     fn ask<T>(
         &mut self,
         mut question: impl FnMut(&mut dyn Storage) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut once = || {
-            let asked = catch_unwind(AssertUnwindSafe(|| question(self.storage.as_mut())));
-            asked.unwrap_or_else(|_| Err(Failure::permanent("it panicked")))
-        };
-        match once() {
+        match self.once(&mut question) {
             // A connection may have been closed for being idle: the next one is a new one.
-            Err(failure) if failure.is_transient() => once(),
+            Err(failure) if failure.is_transient() => self.once(&mut question),
             answer => answer,
         }
+    }
+
+    fn once<T>(
+        &mut self,
+        question: &mut dyn FnMut(&mut dyn Storage) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let asked = catch_unwind(AssertUnwindSafe(|| question(self.storage.as_mut())));
+        asked.unwrap_or_else(|_| {
+            // What a panic leaves behind is not used again.
+            self.storage = self.config.open_storage();
+            Err(Failure::permanent("it panicked"))
+        })
     }
 }

@@ -12,6 +12,7 @@ mod environment;
 mod error;
 mod json;
 mod list_name;
+mod on_outage;
 mod options;
 mod plain;
 mod plan;
@@ -33,6 +34,7 @@ use indexmap::IndexMap;
 
 pub use error::{ConfigErrors, Fault};
 pub use list_name::{ListName, NotAListName};
+pub use on_outage::OnOutage;
 pub use options::Options;
 pub use plan::Plan;
 pub use source::{Source, Stamp};
@@ -48,7 +50,7 @@ pub struct Config {
     /// The links by name, in the order of the file.
     pub links: IndexMap<String, ModuleConfig<dyn Link>>,
     /// The storages by name, in the order of the file.
-    pub storages: IndexMap<String, ModuleConfig<dyn Storage>>,
+    pub storages: IndexMap<String, StorageConfig>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
 }
@@ -75,6 +77,9 @@ pub struct Chain {
 /// What makes a link or storage from its options.
 type Open<T> = fn(&mut Options) -> Box<T>;
 
+/// One entry of `storages`.
+pub type StorageConfig = ModuleConfig<dyn Storage>;
+
 /// One entry of `links` or `storages`, checked by opening it once.
 pub struct ModuleConfig<T: ?Sized> {
     /// The name chains know it by.
@@ -90,6 +95,8 @@ pub struct ModuleConfig<T: ?Sized> {
     looked_up: Arc<[Secret]>,
     /// The lists on which it may announce vCons, besides those of the chain.
     pub routes: Vec<ListName>,
+    /// What happens to vCons while it is unavailable; a link always holds its chains.
+    pub on_outage: OnOutage,
 }
 
 impl Config {
@@ -180,6 +187,7 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             open: self.open,
             looked_up: Arc::clone(&self.looked_up),
             routes: self.routes.clone(),
+            on_outage: self.on_outage,
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Plan {
     pub links: Vec<String>,
     /// The names of the storages, in the order of the file.
     pub storages: Vec<String>,
+    /// Those of them that have `on_outage: defer`.
+    pub deferring: Vec<String>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
     /// The lists that links may announce vCons on, besides those of their chains, as far as they
@@ -57,6 +59,20 @@ chains: {main: {links: [router], ingress_lists: [in]}}
         let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
         let routes = plan.routes.iter().map(ListName::as_str);
         assert_eq!(routes.collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_plan_knows_which_storages_defer() {
+        let text = "\
+storages:
+  pg: {module: storage.postgres, on_outage: defer, options: {password_file: /none/there}}
+  s3: {module: storage.s3, on_outage: hold}
+  file: {module: storage.file}
+  odd: {on_outage: later}
+chains: {main: {storages: [pg, s3, file, odd], ingress_lists: [in]}}
+";
+        let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
+        assert_eq!(plan.deferring, ["pg"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::environment::Environment;
 use super::error::{Fault, did_you_mean, listed};
 use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
-use super::{Chain, Config, ListName, ModuleConfig, Open, Plan};
+use super::{Chain, Config, ListName, ModuleConfig, OnOutage, Open, Plan};
 use crate::{link, storage};
 
 /// The keys at the top of the file.
@@ -59,6 +59,7 @@ pub(super) fn config(
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
         routes: |link| link.routes(),
+        on_outage: |_| OnOutage::Hold,
         hint: |module| {
             format!(
                 "; to run a Python link of yours, say module: links.python with options: {{module: {module}}}"
@@ -71,6 +72,7 @@ pub(super) fn config(
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
         routes: |_| Vec::new(),
+        on_outage: OnOutage::read,
         hint: |_| String::new(),
         not_built_in: storage::NOT_BUILT_IN,
         environment,
@@ -81,6 +83,7 @@ pub(super) fn config(
         chains: chains(&sections, &mut faults),
     };
     circles(&config, &sections, &mut faults);
+    shared_letters(&config, &sections, &mut faults);
     (config, faults)
 }
 
@@ -95,6 +98,7 @@ pub(super) fn plan(document: Option<Node>) -> (Plan, Vec<Fault>) {
     let plan = Plan {
         links: names("links"),
         storages: names("storages"),
+        deferring: deferring(&sections),
         chains: chains(&sections, &mut faults),
         routes: routes(&sections),
     };
@@ -117,6 +121,17 @@ fn routes(sections: &Mapping) -> Vec<ListName> {
     routes
         .filter(|list| !list.as_str().contains("${"))
         .collect()
+}
+
+/// The names of the storages that defer.
+fn deferring(sections: &Mapping) -> Vec<String> {
+    // Whatever is wrong with a storage is for those who read its options.
+    let entries = entries(sections, "storages", &mut Vec::new()).into_iter();
+    let defers = |(name, path, entry): (&str, String, &Entry)| {
+        let mut keys = Options::new(&path, "key", entry.line, &entry.value);
+        (OnOutage::read(&mut keys) == OnOutage::Defer).then(|| name.to_owned())
+    };
+    entries.filter_map(defers).collect()
 }
 
 /// The top of the file, as a mapping of known sections.
@@ -197,6 +212,8 @@ struct Modules<'a, T: ?Sized> {
     known: Vec<(&'static str, Open<T>)>,
     /// The lists on which an opened one may announce vCons.
     routes: fn(&T) -> Vec<ListName>,
+    /// Reads the key that only storages have.
+    on_outage: fn(&mut Options) -> OnOutage,
     hint: fn(&str) -> String,
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
@@ -228,6 +245,7 @@ impl<T: ?Sized> Modules<'_, T> {
         let mut keys = Options::new(path, "key", entry.line, &entry.value);
         let module = keys.required_string("module");
         let options = keys.node("options");
+        let on_outage = (self.on_outage)(&mut keys);
         // The package a Python module comes from.
         keys.node("pip_name");
         keys.finish();
@@ -264,6 +282,7 @@ impl<T: ?Sized> Modules<'_, T> {
             open: *open,
             looked_up,
             routes,
+            on_outage,
         })
     }
 
@@ -333,6 +352,28 @@ fn circles(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) {
                     );
                     faults.push(Fault::at(entry.line, joined(&path, "links"), message));
                 }
+            }
+        }
+    }
+}
+
+/// Records ingress lists whose dead letter queue is that of a storage: `DLQ:storage:x` cannot be
+/// both.
+fn shared_letters(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) {
+    for (name, path, entry) in entries(sections, "chains", &mut Vec::new()) {
+        let chains = config.chains.iter().filter(|chain| chain.name == name);
+        for list in chains.flat_map(|chain| &chain.ingress_lists) {
+            let storage = list.as_str().strip_prefix("storage:");
+            if let Some(storage) = storage.filter(|it| config.storages.contains_key(*it)) {
+                let message = format!(
+                    "list `{list}` and storage `{storage}` would share the dead letter queue \
+                     `DLQ:{list}`; give one of them another name"
+                );
+                faults.push(Fault::at(
+                    entry.line,
+                    joined(&path, "ingress_lists"),
+                    message,
+                ));
             }
         }
     }

@@ -29,6 +29,8 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
         slot,
         generation: None,
         lists: Vec::new(),
+        storages: Vec::new(),
+        deferring: Vec::new(),
     };
     let name = "keeper".to_owned();
     thread::Builder::new().name(name).spawn(|| watch.run())?;
@@ -42,6 +44,9 @@ struct Watch {
     slot: Slot,
     generation: Option<u64>,
     lists: Vec<ListName>,
+    storages: Vec<String>,
+    /// Those of them that have a backlog.
+    deferring: Vec<String>,
 }
 
 impl Watch {
@@ -54,7 +59,7 @@ impl Watch {
         }
     }
 
-    /// Looks once at every list that is served; false where something is left to be looked at.
+    /// Looks once at every list that is served, and at every storage; false where something is left to be looked at.
     fn look(&mut self) -> bool {
         self.follow_configuration();
         for list in &self.lists {
@@ -69,6 +74,32 @@ impl Watch {
                 }
             }
         }
+        for storage in &self.deferring {
+            match self.keeper.keep_backlog(storage) {
+                Ok(0) => {}
+                Ok(kept) => {
+                    log::debug!(
+                        "kept {kept} documents of the backlog of storage {storage} from running out"
+                    );
+                }
+                Err(error) => {
+                    log::debug!("could not keep the backlog of storage {storage}: {error}");
+                    return false;
+                }
+            }
+        }
+        for storage in &self.storages {
+            match self.keeper.forget_reasons(storage) {
+                Ok(0) => {}
+                Ok(dropped) => {
+                    log::debug!("dropped {dropped} reasons of storage {storage} without entries");
+                }
+                Err(error) => {
+                    log::debug!("could not drop reasons of storage {storage}: {error}");
+                    return false;
+                }
+            }
+        }
         self.generation.is_some()
     }
 
@@ -79,6 +110,8 @@ impl Watch {
         {
             self.generation = generation;
             self.lists = plan.ingress_lists();
+            self.storages = plan.storages;
+            self.deferring = plan.deferring;
         }
     }
 }

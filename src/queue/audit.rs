@@ -13,6 +13,7 @@ use redis::Value;
 use serde::Deserialize;
 
 use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
+use super::keys::{STORAGE_PREFIX, storage_letters_list};
 use super::scripts::Care;
 use super::{Lease, QueueError, Raw, keys};
 use crate::config::ListName;
@@ -38,6 +39,8 @@ pub struct Lists {
     pub ingress: Vec<ListName>,
     /// Where they are announced.
     pub egress: Vec<ListName>,
+    /// The names of the storages, whose dead letter queues they may be in.
+    pub storages: Vec<String>,
 }
 
 /// Where a vCon was found at the last look.
@@ -62,7 +65,8 @@ pub struct Standing {
     pub waiting: Vec<Raw>,
     /// Whether a worker has it.
     pub is_claimed: bool,
-    /// The ingress lists in whose dead letter queues it is.
+    /// The ingress lists in whose dead letter queues it is, and `storage:<name>` for those of
+    /// storages.
     pub dead: Vec<Raw>,
 }
 
@@ -93,11 +97,13 @@ impl Audit {
             claims: Vec::new(),
         };
         let letters = scan(&mut audit.lease, b"DLQ:*", "list")?;
-        // A dead letter queue tells of an ingress list, even where the configuration does not.
-        let named = |key: &Vec<u8>| key.strip_prefix(b"DLQ:").map(<[u8]>::to_vec);
-        audit.waiting.extend(letters.iter().filter_map(named));
+        audit
+            .waiting
+            .extend(letters.iter().filter_map(|key| ingress_of(key)));
         let own = |list: &ListName| letters_key(&Raw::new(list.as_str()));
         audit.done.extend(lists.ingress.iter().map(own));
+        let of_storages = lists.storages.iter().map(|name| storage_letters_list(name));
+        audit.done.extend(of_storages.map(String::into_bytes));
         audit.done.extend(letters);
         for lists in [&mut audit.waiting, &mut audit.done] {
             lists.sort_unstable();
@@ -271,5 +277,33 @@ impl Audit {
     /// The document of a vCon.
     pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
         Kept::read(&mut self.lease, id)
+    }
+}
+
+/// The ingress list that a dead letter queue tells of, even where the configuration does not. A
+/// storage's queue tells of none: an ingress list of such a name is known by the configuration alone.
+fn ingress_of(letters: &[u8]) -> Option<Vec<u8>> {
+    let list = letters.strip_prefix(b"DLQ:")?;
+    (!list.starts_with(STORAGE_PREFIX.as_bytes())).then(|| list.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_of_storages_tell_of_no_ingress_list() {
+        for (key, list) in [
+            ("DLQ:default", Some("default")),
+            ("DLQ:storage", Some("storage")),
+            ("DLQ:storages:pg", Some("storages:pg")),
+            ("DLQ:DLQ:storage:pg", Some("DLQ:storage:pg")),
+            ("DLQ:storage:pg", None),
+            ("DLQ:storage:", None),
+            ("other", None),
+        ] {
+            let found = ingress_of(key.as_bytes());
+            assert_eq!(found.as_deref(), list.map(str::as_bytes), "{key}");
+        }
     }
 }

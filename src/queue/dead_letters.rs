@@ -1,5 +1,9 @@
 //! Dead letter queues from the operator's side: look, try again, drop.
 //!
+//! There is one for each ingress list, `DLQ:<list>`, and one for each storage, named as that of an
+//! ingress list `storage:<name>` would be. An entry of a storage's queue that has no reason is
+//! backlog: the storage was unavailable when its turn came.
+//!
 //! A dead letter queue is a list of bare entries, `DLQ:<list>`, that others write too, and a hash
 //! of reasons beside it that only we write. Whatever moves is moved by one script: an entry is in
 //! one place whenever the program that asked for the move dies.
@@ -9,6 +13,8 @@ use std::collections::BTreeSet;
 use redis::Value;
 use serde::Deserialize;
 
+use super::release::Reason;
+use super::replay::{HeldLock, ReplayLock, look};
 use super::scripts::Care;
 use super::{Document, Kind, Lease, QueueError, Raw, keys};
 use crate::vcon::VconId;
@@ -50,8 +56,19 @@ pub enum KeptReason {
     Other(String),
 }
 
+impl Letter {
+    fn new(list: &Raw, entry: Entry) -> Self {
+        Self {
+            list: list.clone(),
+            entry: entry.entry,
+            reason: entry.reason.map(|bytes| KeptReason::read(&bytes)),
+        }
+    }
+}
+
 impl KeptReason {
-    fn read(bytes: &[u8]) -> Self {
+    /// Reads a reason as it is kept.
+    pub fn read(bytes: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Record {
             stage: String,
@@ -77,6 +94,35 @@ impl KeptReason {
             Err(_) => Self::Other(String::from_utf8_lossy(bytes).into_owned()),
         }
     }
+}
+
+/// Whose dead letters a queue holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// An ingress list's: the whole work on the vCon failed.
+    List,
+    /// A storage's: all else is done.
+    Storage,
+}
+
+/// An entry of a dead letter queue, with its reason as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The entry.
+    pub entry: Raw,
+    /// The bytes of its reason.
+    pub reason: Option<Vec<u8>>,
+}
+
+/// Whether the result of saving an entry was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settling {
+    /// It was.
+    Done,
+    /// The entry is not in the queue any more.
+    Gone,
+    /// The lock is not ours any more. Nothing was changed.
+    Lost,
 }
 
 /// Whether a move was made.
@@ -132,19 +178,37 @@ impl DeadLetters {
     /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
     /// first, with their reasons.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
+        let entries = self.entries(list, start, count)?.into_iter();
+        Ok(entries.map(|entry| Letter::new(list, entry)).collect())
+    }
+
+    /// The same as [`DeadLetters::page`], with the reasons as they are kept.
+    pub fn entries(
+        &mut self,
+        list: &Raw,
+        start: u64,
+        count: u64,
+    ) -> Result<Vec<Entry>, QueueError> {
         let end = start.saturating_add(count).saturating_sub(1);
         let mut range = redis::cmd("LRANGE");
         range.arg(letters_key(list)).arg(start).arg(end);
         let entries: Vec<Vec<u8>> = range.query(&mut *self.lease)?;
         let reasons = self.reasons(list, &entries)?;
-        let letters = entries.into_iter().zip(reasons);
-        Ok(letters
-            .map(|(entry, reason)| Letter {
-                list: list.clone(),
-                entry: Raw::new(entry),
-                reason,
-            })
+        let entries = entries.into_iter().map(Raw::new).zip(reasons);
+        Ok(entries
+            .map(|(entry, reason)| Entry { entry, reason })
             .collect())
+    }
+
+    /// How many entries of the list have a reason.
+    pub fn reasoned(&mut self, list: &Raw) -> Result<u64, QueueError> {
+        let count = redis::cmd("HLEN")
+            .arg(reasons_key(list))
+            .query(&mut *self.lease);
+        match count {
+            Err(error) if is_wrong_type(&error) => Ok(0),
+            count => Ok(count?),
+        }
     }
 
     /// The reasons of these entries, in their order.
@@ -152,7 +216,7 @@ impl DeadLetters {
         &mut self,
         list: &Raw,
         entries: &[Vec<u8>],
-    ) -> Result<Vec<Option<KeptReason>>, QueueError> {
+    ) -> Result<Vec<Option<Vec<u8>>>, QueueError> {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
@@ -161,11 +225,8 @@ impl DeadLetters {
         for entry in entries {
             get.arg(entry);
         }
-        match get.query::<Vec<Option<Vec<u8>>>>(&mut *self.lease) {
-            Ok(kept) => {
-                let read = |text: Vec<u8>| KeptReason::read(&text);
-                Ok(kept.into_iter().map(|text| text.map(read)).collect())
-            }
+        match get.query(&mut *self.lease) {
+            Ok(kept) => Ok(kept),
             Err(error) if is_wrong_type(&error) => Ok(vec![None; entries.len()]),
             Err(error) => Err(error.into()),
         }
@@ -183,12 +244,11 @@ impl DeadLetters {
             Err(error) => return Err(error.into()),
         };
         let reason = self.reasons(list, &[entry.as_bytes().to_vec()])?;
-        let letter = Letter {
-            list: list.clone(),
+        let entry = Entry {
             entry: entry.clone(),
             reason: reason.into_iter().next().flatten(),
         };
-        Ok(Some((place, letter)))
+        Ok(Some((place, Letter::new(list, entry))))
     }
 
     /// Moves up to `count` of the oldest dead letters to the tail of their ingress list, in one
@@ -219,17 +279,56 @@ impl DeadLetters {
     /// Drops a dead letter in one step, and with `document` its document.
     pub fn drop_one(
         &mut self,
+        owner: Owner,
         list: &Raw,
         entry: &Raw,
         document: bool,
     ) -> Result<Moved, QueueError> {
         let mut call = self.scripts.drop.key(letters_key(list));
-        call.key(reasons_key(list))
-            .key(keys::DEATHS)
-            .key(keys::TRIES);
+        call.key(reasons_key(list));
+        if owner == Owner::List {
+            // A storage's entry says nothing of work that the same vCon may be in.
+            call.key(keys::DEATHS).key(keys::TRIES);
+        }
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
         moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
+    }
+
+    /// Takes an entry out of the queue of a storage that has its vCon now, in one step. One that
+    /// stands there more than once is taken once.
+    pub fn saved(
+        &mut self,
+        lock: &ReplayLock,
+        list: &Raw,
+        entry: &Entry,
+    ) -> Result<Settling, QueueError> {
+        let mut call = self.scripts.saved.key(letters_key(list));
+        call.key(reasons_key(list)).key(lock.key());
+        call.arg(entry.entry.as_bytes());
+        call.arg(entry.reason.as_deref().unwrap_or_default());
+        call.arg(lock.value());
+        settling(&call.invoke(&mut *self.lease)?)
+    }
+
+    /// Keeps a new reason for an entry that has to stay in the queue of a storage.
+    pub fn refused(
+        &mut self,
+        lock: &ReplayLock,
+        list: &Raw,
+        entry: &Raw,
+        reason: &Reason<'_>,
+    ) -> Result<Settling, QueueError> {
+        let json = serde_json::to_string(reason).map_err(|_| QueueError::Answer("a reason"))?;
+        let mut call = self.scripts.refused.key(letters_key(list));
+        call.key(reasons_key(list)).key(lock.key());
+        call.arg(entry.as_bytes()).arg(json).arg(lock.value());
+        settling(&call.invoke(&mut *self.lease)?)
+    }
+
+    /// Who saves the dead letters of this storage at present, if anybody does.
+    pub fn replay_lock(&mut self, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+        look(&mut self.lease, storage)
     }
 
     /// The document of a vCon.
@@ -301,6 +400,15 @@ pub(super) fn scan(
 
 pub(super) fn is_wrong_type(error: &redis::RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
+}
+
+fn settling(answer: &Value) -> Result<Settling, QueueError> {
+    match answer {
+        Value::Int(0) => Ok(Settling::Gone),
+        Value::Int(_) => Ok(Settling::Done),
+        Value::BulkString(why) if why == b"lost" => Ok(Settling::Lost),
+        _ => Err(QueueError::Answer("saving a dead letter")),
+    }
 }
 
 fn moved(answer: Value, what: &'static str) -> Result<Moved, QueueError> {

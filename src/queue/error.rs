@@ -52,6 +52,9 @@ pub enum QueueError {
     /// The server does not take this document, and will not the next time.
     #[error("Redis refuses the document: {0}")]
     Document(String),
+    /// The system refused a thread.
+    #[error("could not start a thread: {0}")]
+    Thread(#[source] io::Error),
     /// The connection is gone.
     #[error("Redis: the connection is closed")]
     Closed,
@@ -106,7 +109,7 @@ impl QueueError {
                 None => true,
             },
             Self::Connect(_) | Self::Answer(_) | Self::Closed => true,
-            Self::InUse { .. } | Self::Lapsed(_) | Self::Document(_) => false,
+            Self::InUse { .. } | Self::Lapsed(_) | Self::Document(_) | Self::Thread(_) => false,
         }
     }
 }

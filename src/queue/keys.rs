@@ -91,17 +91,6 @@ pub(super) const TRIES: &str = "conserver:tries";
 /// `conserver:lapses`: hash, uuid -> how often its claim outlived the lease of its instance.
 pub(super) const LAPSES: &str = "conserver:lapses";
 
-/// `DLQ:storage:<storage>`: list of the vCons that one storage alone does not have, oldest first.
-pub fn storage_letters_list(storage: &str) -> String {
-    format!("DLQ:storage:{storage}")
-}
-
-/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage refuses it, as JSON. One that
-/// waits for its storage has no reason.
-pub fn storage_letters_reasons(storage: &str) -> String {
-    format!("conserver:dlq:storage:{storage}")
-}
-
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {
     format!("DLQ:{list}")
@@ -110,4 +99,25 @@ pub fn dead_letter_list(list: &ListName) -> String {
 /// `conserver:dlq:<ingress list>`: hash, entry -> why it failed, as JSON.
 pub fn dead_letter_reasons(list: &ListName) -> String {
     format!("conserver:dlq:{list}")
+}
+
+/// The name of a storage's dead letter queue among those of ingress lists.
+pub const STORAGE_PREFIX: &str = "storage:";
+
+/// `DLQ:storage:<storage>`: list of the vCons that the storage does not have, oldest first: its dead
+/// letters and its backlog.
+pub fn storage_letters_list(storage: &str) -> String {
+    format!("DLQ:{STORAGE_PREFIX}{storage}")
+}
+
+/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage does not take it, as JSON. An
+/// entry without one is backlog.
+pub fn storage_letters_reasons(storage: &str) -> String {
+    format!("conserver:dlq:{STORAGE_PREFIX}{storage}")
+}
+
+/// `DLQ:storage:<storage>:replay-lock`: string, there while somebody saves the storage's dead
+/// letters: the API server, or `conserver dlq retry`.
+pub fn storage_replay_lock(storage: &str) -> String {
+    format!("DLQ:{STORAGE_PREFIX}{storage}:replay-lock")
 }

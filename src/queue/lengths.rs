@@ -1,4 +1,4 @@
-//! How long lists are.
+//! How long lists are, and how many fields hashes have.
 
 use std::time::Duration;
 
@@ -6,6 +6,9 @@ use redis::Value;
 
 use super::round_trip::round_trip;
 use super::{Lease, QueueError, Server};
+
+/// The lengths of lists, and those of hashes.
+type Counts = (Vec<Option<u64>>, Vec<Option<u64>>);
 
 /// Asks for the lengths of lists, over one connection that is kept from question to question.
 pub struct Lengths {
@@ -24,20 +27,24 @@ impl Lengths {
         }
     }
 
-    /// The lengths of the lists of these names. What is not a list has none. Without names, this
-    /// asks only whether the server is there.
+    /// The lengths of the lists of these names, and how many fields the hashes of those names have.
+    /// What is not a list, or not a hash, has none. Without names, this asks only whether the server
+    /// is there.
     ///
     /// # Errors
     /// The server cannot be reached, or does not serve at present.
-    pub fn ask(&mut self, names: &[String]) -> Result<Vec<Option<u64>>, QueueError> {
+    pub fn ask(&mut self, lists: &[String], hashes: &[String]) -> Result<Counts, QueueError> {
         let mut lease = match self.connected.take() {
             Some(lease) => lease,
             None => self.server.connect_for("conserver:lengths", self.limit)?,
         };
         let mut asked = redis::pipe();
         asked.cmd("PING");
-        for name in names {
+        for name in lists {
             asked.cmd("LLEN").arg(name);
+        }
+        for name in hashes {
+            asked.cmd("HLEN").arg(name);
         }
         let mut answers = round_trip(&mut lease, &asked)?.into_iter();
         match answers.next().unwrap_or(Value::Nil).extract_error() {
@@ -47,6 +54,8 @@ impl Lengths {
         }
         self.connected = Some(lease);
         let length = |answer: Value| redis::from_redis_value(answer).ok();
-        Ok(answers.map(length).collect())
+        let mut counts: Vec<_> = answers.map(length).collect();
+        let of_hashes = counts.split_off(lists.len().min(counts.len()));
+        Ok((counts, of_hashes))
     }
 }

@@ -33,6 +33,7 @@ mod lengths;
 mod raw;
 mod recovery;
 mod release;
+mod replay;
 mod round_trip;
 mod scripts;
 mod submit;
@@ -43,20 +44,22 @@ use std::time::Duration;
 
 pub use audit::{Audit, Lists, Place, Standing};
 pub use claim::{Claim, Claimed};
-pub use dead_letters::{DeadLetters, Kept, KeptReason, Letter, Moved};
+pub use dead_letters::{DeadLetters, Entry, Kept, KeptReason, Letter, Moved, Owner, Settling};
 pub use documents::{Document, Documents, Kind, Removed};
 pub use error::QueueError;
 pub use exchange::Exchange;
 pub use finish::{Finish, Finished, Replaced, Replacement, Route, StorageLetter};
 pub use keep::Keeper;
 pub use keys::{
-    Seat, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
+    STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
+    storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
 pub use release::{Progress, Reason, Released};
+pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;
 pub use wakeup::{Lookout, Waited, Waker, Watched};
 

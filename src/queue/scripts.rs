@@ -87,10 +87,22 @@ pub(super) fn keep() -> Script {
     script!("alive", "keep")
 }
 
+/// What drops reasons without entries.
+pub(super) fn forget_reasons() -> Script {
+    script!("forget_reasons")
+}
+
+/// What renews and releases the lock of a replay.
+pub(super) fn replay_lock() -> Script {
+    script!("lock")
+}
+
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
     pub retry: Script,
     pub drop: Script,
+    pub saved: Script,
+    pub refused: Script,
     pub locate: Script,
 }
 
@@ -99,6 +111,8 @@ impl Care {
         Self {
             retry: script!("retry"),
             drop: script!("drop"),
+            saved: script!("saved"),
+            refused: script!("refused"),
             locate: script!("locate"),
         }
     }

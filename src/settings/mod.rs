@@ -81,6 +81,8 @@ pub struct Settings {
     pub retry_attempts: u32,
     /// `CONSERVER_MAX_ROUNDS`: so often a vCon is let go before it counts as impossible; 0: never.
     pub max_rounds: u32,
+    /// `CONSERVER_LIST_ORDER`
+    pub list_order: ListOrder,
     /// `CONSERVER_HTTP`: where the monitor answers.
     pub http: HttpAddress,
     /// `CONSERVER_HTTP_HOSTS`, in lower case: further names by which the monitor may be asked; `*`
@@ -115,6 +117,15 @@ pub enum StartMethod {
     Spawn,
     /// A copy of a small process kept for that.
     Forkserver,
+}
+
+/// In which order a claim looks at the ingress lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListOrder {
+    /// Always from the first list of the configuration on, as BLPOP does.
+    Strict,
+    /// Each claim begins one list further.
+    Rotate,
 }
 
 /// The form of log lines.
@@ -224,6 +235,7 @@ impl Settings {
             retry_max,
             retry_attempts: reader.number("CONSERVER_RETRY_ATTEMPTS", 5, 1, 1000),
             max_rounds: reader.number("CONSERVER_MAX_ROUNDS", 5, 0, 1_000_000),
+            list_order: reader.parsed("CONSERVER_LIST_ORDER", ListOrder::Strict, list_order),
             http: reader.parsed("CONSERVER_HTTP", HttpAddress::default(), |text| {
                 text.parse().ok()
             }),
@@ -277,6 +289,14 @@ fn workers(text: &str) -> Option<u32> {
 fn start_method(text: &str) -> Option<StartMethod> {
     let is_named = |method: &StartMethod| text.eq_ignore_ascii_case(method.as_str());
     StartMethod::ALL.into_iter().find(is_named)
+}
+
+fn list_order(text: &str) -> Option<ListOrder> {
+    match text.to_ascii_lowercase().as_str() {
+        "strict" => Some(ListOrder::Strict),
+        "rotate" => Some(ListOrder::Rotate),
+        _ => None,
+    }
 }
 
 fn log_format(text: &str) -> Option<LogFormat> {

@@ -32,6 +32,7 @@ fn unset_variables_have_their_defaults() {
     assert_eq!(settings.tick, Duration::from_secs(5));
     assert_eq!(settings.log_level, LevelFilter::Info);
     assert_eq!(settings.log_format, LogFormat::Text);
+    assert_eq!(settings.list_order, ListOrder::Strict);
     assert_eq!(
         (settings.redis_expiry, settings.context_expiry),
         (3600, 86_400)
@@ -139,6 +140,9 @@ fn values_are_understood() {
         with("CONSERVER_LOG_FORMAT", "JSON").log_format,
         LogFormat::Json
     );
+    let order = |value| with("CONSERVER_LIST_ORDER", value).list_order;
+    assert_eq!(order("Strict"), ListOrder::Strict);
+    assert_eq!(order("rotate"), ListOrder::Rotate);
     assert_eq!(
         with("EGRESS_FORMAT_VERSION", "0.0.1").egress_version,
         Version::V0_0_1
@@ -189,6 +193,11 @@ fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
             "LOG_LEVEL",
             "loud",
             r#"LOG_LEVEL: "loud" is not DEBUG, INFO, WARNING, ERROR or CRITICAL"#,
+        ),
+        (
+            "CONSERVER_LIST_ORDER",
+            "random",
+            r#"CONSERVER_LIST_ORDER: "random" is not strict or rotate"#,
         ),
         (
             "CONSERVER_LOG_FORMAT",

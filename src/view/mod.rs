@@ -13,7 +13,7 @@ use serde::Serialize;
 
 pub use figures::Figures;
 pub use holds::{Hold, of as holds};
-pub use queues::{Lists, Queues};
+pub use queues::{Lists, Queues, StorageQueue};
 pub use seconds::{Quantile, Seconds};
 
 use crate::config::Plan;

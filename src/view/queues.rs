@@ -4,7 +4,10 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::config::{ListName, Plan};
-use crate::queue::{Lengths, QueueError, dead_letter_list};
+use crate::queue::{
+    Lengths, QueueError, dead_letter_list, storage_letters_list, storage_letters_reasons,
+};
+use crate::scoreboard::shown_name;
 
 /// The names of all lists that a configuration speaks of, those of chains out of service among
 /// them: what waits there, waits.
@@ -13,6 +16,16 @@ pub struct Lists {
     ingress: Vec<String>,
     egress: Vec<String>,
     dead_letters: Vec<String>,
+    storages: Vec<StorageKeys>,
+}
+
+/// Where Redis keeps what a storage does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct StorageKeys {
+    name: String,
+    list: String,
+    reasons: String,
+    defers: bool,
 }
 
 /// The lengths of all lists, or why they are not known.
@@ -22,11 +35,44 @@ pub struct Queues {
     pub ingress: IndexMap<String, Option<u64>>,
     /// Egress lists, and those that links may announce vCons on.
     pub egress: IndexMap<String, Option<u64>>,
-    /// Dead letter queues.
+    /// Dead letter queues of ingress lists.
     pub dead_letters: IndexMap<String, Option<u64>>,
+    /// What storages do not have, by the name of the storage as all figures have it; no figures where something else has
+    /// the key of the list.
+    pub storages: IndexMap<String, Option<StorageQueue>>,
     /// Why nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a storage does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StorageQueue {
+    /// vCons that it refused for good.
+    pub dead_letters: u64,
+    /// vCons that wait until it is available again.
+    pub backlog: u64,
+}
+
+impl StorageQueue {
+    /// Of so many entries, of which so many have a reason. Only a storage that defers has a backlog.
+    pub fn of(entries: u64, reasons: u64, defers: bool) -> Self {
+        // A reason may outlast its entry: the API server does not know the reasons.
+        let dead_letters = if defers {
+            reasons.min(entries)
+        } else {
+            entries
+        };
+        Self {
+            dead_letters,
+            backlog: entries - dead_letters,
+        }
+    }
+
+    /// Whether the storage has everything.
+    pub fn is_empty(&self) -> bool {
+        self.dead_letters == 0 && self.backlog == 0
+    }
 }
 
 impl Lists {
@@ -44,8 +90,15 @@ impl Lists {
         let mut egress: Vec<String> = announced.collect();
         egress.sort();
         egress.dedup();
+        let storages = plan.storages.iter().map(|name| StorageKeys {
+            name: name.clone(),
+            list: storage_letters_list(name),
+            reasons: storage_letters_reasons(name),
+            defers: plan.deferring.contains(name),
+        });
         Self {
             dead_letters: ingress.iter().map(dead_letter_list).collect(),
+            storages: storages.collect(),
             ingress: ingress.iter().map(ListName::to_string).collect(),
             egress,
         }
@@ -53,8 +106,16 @@ impl Lists {
 
     /// Asks Redis for their lengths.
     pub fn ask(&self, lengths: &mut Lengths) -> Result<Queues, QueueError> {
-        let all = [&self.ingress[..], &self.egress, &self.dead_letters].concat();
-        let mut known = lengths.ask(&all)?.into_iter();
+        let letters: Vec<String> = self.storages.iter().map(|it| it.list.clone()).collect();
+        let all = [
+            &self.ingress[..],
+            &self.egress,
+            &self.dead_letters,
+            &letters,
+        ];
+        let reasons = self.storages.iter().map(|it| it.reasons.clone());
+        let (known, reasons) = lengths.ask(&all.concat(), &reasons.collect::<Vec<_>>())?;
+        let mut known = known.into_iter();
         let mut take = |names: &[String]| -> IndexMap<String, Option<u64>> {
             let names = names.iter().cloned();
             names.map(|name| (name, known.next().flatten())).collect()
@@ -63,6 +124,13 @@ impl Lists {
             ingress: take(&self.ingress),
             egress: take(&self.egress),
             dead_letters: take(&self.dead_letters),
+            storages: (self.storages.iter().zip(known).zip(reasons))
+                .map(|((keys, entries), reasons)| {
+                    let reasons = reasons.unwrap_or(0);
+                    let queue = |entries| StorageQueue::of(entries, reasons, keys.defers);
+                    (shown_name(&keys.name), entries.map(queue))
+                })
+                .collect(),
             error: None,
         })
     }
@@ -98,5 +166,47 @@ chains:
         assert_eq!(lists.ingress, ["b", "c", "a"]);
         assert_eq!(lists.egress, ["done", "gone", "routed"]);
         assert_eq!(lists.dead_letters, ["DLQ:b", "DLQ:c", "DLQ:a"]);
+    }
+
+    #[test]
+    fn only_a_storage_that_defers_has_a_backlog() {
+        for (entries, reasons, defers, expected) in [
+            (0, 0, true, (0, 0)),
+            (5, 2, true, (2, 3)),
+            (5, 2, false, (5, 0)),
+            // Reasons whose entries have gone.
+            (1, 4, true, (1, 0)),
+            (0, 4, false, (0, 0)),
+        ] {
+            let queue = StorageQueue::of(entries, reasons, defers);
+            assert_eq!((queue.dead_letters, queue.backlog), expected);
+            assert_eq!(queue.is_empty(), entries == 0);
+        }
+    }
+
+    #[test]
+    fn every_storage_has_a_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yml");
+        let text = "\
+storages: {pg: {module: storage.postgres, on_outage: defer}, s3: {module: storage.s3}}
+chains: {main: {storages: [pg], ingress_lists: [a]}}
+";
+        std::fs::write(&path, text).unwrap();
+        let lists = Lists::of(&Plan::load(&path).unwrap());
+        let keys = |it: &StorageKeys| (it.list.clone(), it.reasons.clone(), it.defers);
+        let keys: Vec<_> = lists.storages.iter().map(keys).collect();
+        let key = |text: &str| text.to_owned();
+        assert_eq!(
+            keys,
+            [
+                (key("DLQ:storage:pg"), key("conserver:dlq:storage:pg"), true),
+                (
+                    key("DLQ:storage:s3"),
+                    key("conserver:dlq:storage:s3"),
+                    false
+                ),
+            ]
+        );
     }
 }

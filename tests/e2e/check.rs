@@ -46,9 +46,11 @@ fn it_names_a_redis_that_is_down() {
 #[test]
 fn offline_it_looks_at_settings_and_configuration_alone() {
     let storage = serde_json::json!({"module": "storage.file", "options": {"path": "/proc/vcons"}});
+    let mut deferring = storage.clone();
+    deferring["on_outage"] = "defer".into();
     let conserver = Conserver::without_redis()
         .env("REDIS_URL", "redis://127.0.0.1:1")
-        .config(&chain(&[], &[("files", storage)]));
+        .config(&chain(&[], &[("files", storage), ("later", deferring)]));
     let finished = conserver.run(&["check", "--offline"]);
     assert_eq!(finished.code, 0, "{}", finished.output());
     assert!(
@@ -56,6 +58,12 @@ fn offline_it_looks_at_settings_and_configuration_alone() {
         "{}",
         finished.stdout
     );
+    for (storage, word) in [("files", "hold"), ("later", "defer")] {
+        let mut lines = finished.stdout.lines();
+        let row = lines.find(|line| line.contains(&format!("storage {storage} (storage.file)")));
+        let row = row.unwrap_or_else(|| panic!("{storage}: {}", finished.stdout));
+        assert!(row.contains(&format!("on_outage: {word}")), "{row}");
+    }
 
     let conserver = conserver.env("CONSERVER_WORKERS", "many");
     let finished = conserver.run(&["check", "--offline"]);

@@ -209,7 +209,10 @@ fn storage_fault((name, failure): (String, Failure)) -> AuditFault {
 
 /// The lists of all chains: of those out of service too.
 fn lists(config: &Config) -> Lists {
-    let mut lists = Lists::default();
+    let mut lists = Lists {
+        storages: config.storages.keys().cloned().collect(),
+        ..Lists::default()
+    };
     for chain in &config.chains {
         lists.ingress.extend(chain.ingress_lists.iter().cloned());
         lists.egress.extend(chain.egress_lists.iter().cloned());

@@ -15,10 +15,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use crossbeam_channel::RecvTimeoutError;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
 use tempfile::TempDir;
 
+use super::interruption;
 use super::shown::say;
 use super::submit;
 use crate::config::ListName;
@@ -235,16 +234,6 @@ fn follow(
     progress.finish_and_clear();
     report.stop_clock();
     Ok(report)
-}
-
-/// Becomes true with the first signal that would end this program; the second does end it.
-fn interruption() -> io::Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
-        flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    Ok(interrupted)
 }
 
 fn stored(folder: &Path) -> io::Result<usize> {

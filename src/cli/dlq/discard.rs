@@ -5,18 +5,31 @@ use std::io::{self, Write};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Fault, find, not_found, open};
+use super::{Fault, configuration, find, known_lists, not_found, open, owner, queue_named};
 use crate::cli::ask::{can_ask, is_confirmed};
 use crate::cli::shown::{life, printable, visible_json};
+use crate::cli::submit::progress;
+use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, Raw};
 use crate::settings::Settings;
 
-/// Which dead letter to drop.
+/// So many dead letters are read at once.
+const BATCH: u64 = 200;
+
+/// Which dead letters to drop.
 #[derive(Debug, Args)]
 pub struct Discard {
     /// The vCon's UUID; what is no UUID is named as `dlq ls` prints it
-    uuid: String,
+    ///
+    /// Before it, the one queue to drop it from, and after it more UUIDs: an ingress list, or
+    /// storage:NAME. Without a queue it is dropped from all it is in.
+    #[arg(required = true, value_name = "[QUEUE] UUID")]
+    what: Vec<String>,
+
+    /// Drop every dead letter of the queue, and its backlog
+    #[arg(long)]
+    all: bool,
 
     /// Delete its document from Redis as well
     #[arg(long)]
@@ -26,12 +39,12 @@ pub struct Discard {
     #[arg(long)]
     yes: bool,
 
-    /// Print the result as a JSON object
+    /// Print the result as a JSON object on each line
     #[arg(long)]
     json: bool,
 }
 
-/// What was done.
+/// What was done with one entry.
 #[derive(Serialize)]
 struct Done {
     uuid: String,
@@ -39,20 +52,80 @@ struct Done {
     document_deleted: bool,
 }
 
+/// What was done with a whole queue.
+#[derive(Serialize)]
+struct Emptied {
+    list: String,
+    dropped: u64,
+}
+
+/// An entry, and the queues to drop it from.
+struct Letter {
+    entry: Raw,
+    lists: Vec<Raw>,
+}
+
 impl Discard {
     pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
+        if self.all && self.what.len() != 1 {
+            eprintln!("--all drops every dead letter of one queue: name that queue and no UUID");
+            return Ok(Exit::Usage);
+        }
         if !self.yes && !can_ask() {
             eprintln!("nobody can be asked, as standard input is no terminal: --yes drops it");
             return Ok(Exit::Usage);
         }
+        let config = configuration(settings);
+        let config = config.as_ref();
         let mut letters = open(settings)?;
-        let lists = letters.lists()?;
-        let (entry, lists) =
-            find(&mut letters, &lists, &self.uuid)?.ok_or_else(|| not_found(&self.uuid))?;
-        if !self.yes && !self.is_confirmed(&mut letters, &entry, &lists)? {
+        if self.all {
+            return self.drop_all(&mut letters, config);
+        }
+        let chosen = self.chosen(&mut letters, config)?;
+        if !self.yes && !self.is_confirmed(&mut letters, &chosen)? {
             eprintln!("Nothing was dropped");
             return Ok(Exit::Ok);
         }
+        let mut exit = Exit::Ok;
+        for letter in chosen {
+            if self.drop_one(&mut letters, config, letter)? != Exit::Ok {
+                exit = Exit::Data;
+            }
+        }
+        Ok(exit)
+    }
+
+    /// The entries that are meant.
+    fn chosen(
+        &self,
+        letters: &mut DeadLetters,
+        config: Option<&Plan>,
+    ) -> Result<Vec<Letter>, Fault> {
+        let (lists, entries) = match &self.what[..] {
+            [queue, entries @ ..] if !entries.is_empty() => {
+                let known = known_lists(letters, config)?;
+                (
+                    std::iter::once(queue_named(queue, &known)?).collect(),
+                    entries,
+                )
+            }
+            entries => (letters.lists()?, entries),
+        };
+        let mut chosen = Vec::new();
+        for text in entries {
+            let found = find(letters, &lists, text)?;
+            let (entry, lists) = found.ok_or_else(|| not_found(text))?;
+            chosen.push(Letter { entry, lists });
+        }
+        Ok(chosen)
+    }
+
+    fn drop_one(
+        &self,
+        letters: &mut DeadLetters,
+        config: Option<&Plan>,
+        Letter { entry, lists }: Letter,
+    ) -> Result<Exit, Fault> {
         let mut done = Done {
             uuid: entry.to_string(),
             lists: Vec::new(),
@@ -60,7 +133,8 @@ impl Discard {
         };
         let mut exit = Exit::Ok;
         for list in lists {
-            match letters.drop_one(&list, &entry, self.document)? {
+            let owner = owner(&list, config);
+            match letters.drop_one(owner, &list, &entry, self.document)? {
                 Moved::Some(0) => {}
                 Moved::Some(_) => done.lists.push(list.to_string()),
                 Moved::Refused(why) => {
@@ -71,19 +145,76 @@ impl Discard {
         }
         if done.lists.is_empty() && exit == Exit::Ok {
             // Somebody else was faster.
-            return Err(not_found(&self.uuid));
+            return Err(not_found(&entry.to_string()));
         }
         done.document_deleted = self.document && entry.id().is_some() && !done.lists.is_empty();
         self.report(&done)?;
         Ok(exit)
     }
 
-    fn is_confirmed(
-        &self,
-        letters: &mut DeadLetters,
-        entry: &Raw,
-        lists: &[Raw],
-    ) -> Result<bool, Fault> {
+    /// Drops what stands in the queue by now.
+    fn drop_all(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Exit, Fault> {
+        let known = known_lists(letters, config)?;
+        let list = queue_named(&self.what[0], &known)?;
+        let Some(length) = letters.length(&list)? else {
+            let why = format!("DLQ:{list} is not a list: something else has the key");
+            return Err(Fault::NotThere(why));
+        };
+        let documents = if self.document {
+            ", and delete their documents"
+        } else {
+            ""
+        };
+        let question = format!("Drop all {length} entries of DLQ:{list}{documents}?");
+        if !self.yes && !is_confirmed(&question)? {
+            eprintln!("Nothing was dropped");
+            return Ok(Exit::Ok);
+        }
+        let owner = owner(&list, config);
+        let bar = progress(usize::try_from(length).unwrap_or(usize::MAX));
+        let mut dropped = 0;
+        // Those that come meanwhile stand behind these.
+        while dropped < length {
+            let batch = letters.entries(&list, 0, BATCH.min(length - dropped))?;
+            if batch.is_empty() {
+                break;
+            }
+            for entry in batch {
+                // One that stands there twice is dropped with the first.
+                if let Moved::Some(count) =
+                    letters.drop_one(owner, &list, &entry.entry, self.document)?
+                {
+                    dropped += count;
+                    bar.inc(count);
+                }
+            }
+        }
+        bar.finish_and_clear();
+        let list = list.to_string();
+        let mut out = io::stdout().lock();
+        if self.json {
+            let json =
+                serde_json::to_string(&Emptied { list, dropped }).map_err(io::Error::from)?;
+            writeln!(out, "{}", visible_json(&json))?;
+        } else {
+            writeln!(out, "Dropped {dropped} entries of DLQ:{list}")?;
+        }
+        out.flush()?;
+        Ok(Exit::Ok)
+    }
+
+    fn is_confirmed(&self, letters: &mut DeadLetters, chosen: &[Letter]) -> Result<bool, Fault> {
+        let [Letter { entry, lists }] = chosen else {
+            let document = if self.document {
+                ", and delete their documents"
+            } else {
+                ""
+            };
+            let queue = self.what.first().map_or("", String::as_str);
+            let count = chosen.len();
+            let question = format!("Drop {count} entries from {}{document}?", printable(queue));
+            return Ok(is_confirmed(&question)?);
+        };
         let lists: Vec<String> = lists.iter().map(|list| format!("DLQ:{list}")).collect();
         let document = match entry.id() {
             None => String::new(),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 
 use super::view::{View, listing};
-use super::{Fault, configuration, known_lists, list_named, open};
+use super::{Fault, configuration, defers, known_lists, open, queue_named};
 use crate::cli::shown::visible_json;
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -19,7 +19,8 @@ const PAGE: u64 = 500;
 /// Which dead letters to list, and how.
 #[derive(Debug, Args)]
 pub struct Ls {
-    /// Only those of this ingress list, named as in config.yml or by its key, DLQ:<LIST>
+    /// Only those of this ingress list, named as in config.yml or by its key, DLQ:<LIST>; or of a
+    /// storage: storage:<NAME>
     list: Option<String>,
 
     /// At most so many [default: 1000 in the table, all as JSON]
@@ -39,10 +40,7 @@ impl Ls {
         let known = known_lists(&mut letters, config.as_ref())?;
         let lists: Vec<_> = match &self.list {
             None => known.into_iter().collect(),
-            Some(text) => match list_named(text, &known) {
-                Some(list) => vec![list],
-                None => return Err(no_such_list(text)),
-            },
+            Some(text) => vec![queue_named(text, &known)?],
         };
         let most = self
             .count
@@ -55,6 +53,7 @@ impl Ls {
                 continue;
             };
             all = all.saturating_add(length);
+            let defers = defers(&list, config.as_ref());
             let mut place = 0;
             while place < length && listed < most {
                 let page = PAGE.min(most - listed).min(length - place);
@@ -64,7 +63,7 @@ impl Ls {
                 }
                 place += page;
                 listed += some.len() as u64;
-                let some = some.into_iter().map(View::new);
+                let some = some.into_iter().map(|letter| View::new(letter, defers));
                 if self.json {
                     for view in some {
                         let json = serde_json::to_string(&view).map_err(io::Error::from)?;
@@ -87,10 +86,4 @@ impl Ls {
         }
         Ok(Exit::Ok)
     }
-}
-
-pub(super) fn no_such_list(text: &str) -> Fault {
-    Fault::NotThere(format!(
-        "{text} is no ingress list of the configuration, and has no dead letters"
-    ))
 }

@@ -2,6 +2,7 @@
 
 mod discard;
 mod ls;
+mod replay;
 mod retry;
 mod show;
 mod view;
@@ -12,9 +13,9 @@ use std::io;
 use clap::Subcommand;
 
 use super::shown::printable;
-use crate::config::Plan;
+use crate::config::{ConfigErrors, Plan};
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, QueueError, Raw, Server};
+use crate::queue::{DeadLetters, Owner, QueueError, Raw, STORAGE_PREFIX, Server};
 use crate::settings::Settings;
 
 /// What to do with dead letters.
@@ -22,10 +23,16 @@ use crate::settings::Settings;
 pub enum Dlq {
     /// List dead letters, the oldest of each list first, with the step that failed and why
     Ls(ls::Ls),
-    /// Show one dead letter: where it is, the whole reason, its document
+    /// Show one dead letter: where it is, the whole reason, its document; or one queue
     Show(show::Show),
-    /// Put dead letters back at the tail of the list they failed in, the oldest first
+    /// Put dead letters back at the tail of the list they failed in, the oldest first; or save them
+    /// to the storage that did not take them
     ///
+    /// Those of a storage (storage:NAME) are saved to that storage alone, and no link runs again. The
+    /// API server's replay and this keep each other out by the key DLQ:storage:NAME:replay-lock. It
+    /// stops where the storage is unavailable; vCons that it refuses again stay, with the new reason.
+    ///
+    /// Those of an ingress list are put back.
     /// Each is moved in one step, so that it is in one place whatever happens. Deaths and failed
     /// tries are forgotten: it gets as many chances as a new vCon. Where its document would expire
     /// soon, it gets VCON_REDIS_EXPIRY. Those that fail while this runs are not put back again.
@@ -55,6 +62,8 @@ impl Dlq {
 pub(super) enum Fault {
     #[error(transparent)]
     Queue(#[from] QueueError),
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
     #[error("{0}")]
     NotThere(String),
     #[error("could not write the result: {0}")]
@@ -67,10 +76,12 @@ impl Fault {
         match self {
             // A reader that has seen enough ends us.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
+            Self::Config(errors) => eprintln!("{errors}"),
             _ => eprintln!("{}", printable(&self.to_string())),
         }
         match self {
             Self::Queue(_) => Exit::Unavailable,
+            Self::Config(_) => Exit::Config,
             Self::NotThere(_) => Exit::Data,
             Self::Output(_) => Exit::Internal,
         }
@@ -91,7 +102,8 @@ fn configuration(settings: &Settings) -> Option<Plan> {
     Plan::load(&settings.config_file).map_err(warn).ok()
 }
 
-/// The lists that have dead letters, and those of the configuration, of disabled chains too.
+/// The lists that have dead letters, and those of the configuration, of disabled chains and storages
+/// too.
 fn known_lists(
     letters: &mut DeadLetters,
     config: Option<&Plan>,
@@ -100,7 +112,49 @@ fn known_lists(
     let chains = config.map_or(&[][..], |config| &config.chains);
     let lists = chains.iter().flat_map(|chain| &chain.ingress_lists);
     known.extend(lists.map(|list| Raw::new(list.as_str())));
+    let storages = config.map_or(&[][..], |config| &config.storages);
+    known.extend(storages.iter().map(|name| queue_of(name)));
     Ok(known)
+}
+
+/// The queue of a storage, named as that of an ingress list is.
+fn queue_of(storage: &str) -> Raw {
+    Raw::new(format!("{STORAGE_PREFIX}{storage}"))
+}
+
+/// The storage whose queue this is. An ingress list of the configuration may have such a name too:
+/// then it is that list's.
+fn storage_of(list: &Raw, config: Option<&Plan>) -> Option<String> {
+    let name = list.as_bytes().strip_prefix(STORAGE_PREFIX.as_bytes())?;
+    let chains = config.map_or(&[][..], |config| &config.chains);
+    let mut ingress = chains.iter().flat_map(|chain| &chain.ingress_lists);
+    if ingress.any(|it| it.as_str().as_bytes() == list.as_bytes()) {
+        return None;
+    }
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+fn owner(list: &Raw, config: Option<&Plan>) -> Owner {
+    match storage_of(list, config) {
+        Some(_) => Owner::Storage,
+        None => Owner::List,
+    }
+}
+
+/// Whether the queue is that of a storage that defers, so that it may hold a backlog.
+fn defers(list: &Raw, config: Option<&Plan>) -> bool {
+    let storage = storage_of(list, config);
+    let deferring = config.map_or(&[][..], |config| &config.deferring);
+    storage.is_some_and(|name| deferring.contains(&name))
+}
+
+/// The queue that is meant.
+fn queue_named(text: &str, known: &BTreeSet<Raw>) -> Result<Raw, Fault> {
+    list_named(text, known).ok_or_else(|| {
+        Fault::NotThere(format!(
+            "{text} is no ingress list and no storage of the configuration, and has no dead letters"
+        ))
+    })
 }
 
 /// The list that is meant by its name, or by the key of its dead letters.
@@ -137,8 +191,39 @@ fn not_found(text: &str) -> Fault {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_configuration_decides_whose_queue_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yml");
+        let text = "\
+storages: {pg: {module: storage.postgres, on_outage: defer}, s3: {module: storage.s3}}
+chains:
+  main: {storages: [pg, s3], ingress_lists: [in]}
+  odd: {ingress_lists: ['storage:list'], enabled: 0}
+";
+        std::fs::write(&path, text).unwrap();
+        let plan = Plan::load(&path).unwrap();
+        for (list, storage, waits) in [
+            ("in", None, false),
+            ("storage:list", None, false),
+            ("storage:pg", Some("pg"), true),
+            ("storage:s3", Some("s3"), false),
+            ("storage:former", Some("former"), false),
+            ("storage:", Some(""), false),
+        ] {
+            let list = Raw::new(list);
+            let found = storage_of(&list, Some(&plan));
+            assert_eq!(found.as_deref(), storage, "{list}");
+            assert_eq!(defers(&list, Some(&plan)), waits, "{list}");
+        }
+        let list = Raw::new("storage:list");
+        assert_eq!(owner(&list, Some(&plan)), Owner::List);
+        assert_eq!(owner(&list, None), Owner::Storage);
+    }
 
     #[test]
     fn a_list_is_named_by_itself_or_by_the_key_of_its_dead_letters() {

@@ -7,20 +7,31 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::replay::said_of_lock;
 use super::view::View;
-use super::{Fault, find, not_found, open};
+use super::{
+    Fault, configuration, defers, find, known_lists, not_found, open, queue_named, storage_of,
+};
 use crate::cli::shown::{
     Layout, laid_out, life, moment, printable, printable_lines, size, visible_json,
 };
+use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Document, Kept, Kind};
+use crate::queue::{DeadLetters, Document, HeldLock, Kept, Kind, Raw};
 use crate::settings::Settings;
+use crate::view::StorageQueue;
 
 /// Which dead letter to show, and how.
 #[derive(Debug, Args)]
 pub struct Show {
     /// The vCon's UUID; what is no UUID is named as `dlq ls` prints it
-    uuid: String,
+    ///
+    /// Or a queue (an ingress list, or storage:NAME): how much is in it, and the oldest.
+    #[arg(value_name = "UUID|QUEUE")]
+    what: String,
+
+    /// Of several queues that have this UUID, show the one named before it
+    uuid: Option<String>,
 
     /// Print a JSON object
     #[arg(long)]
@@ -55,44 +66,151 @@ struct Place {
 
 impl Show {
     pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
+        let config = configuration(settings);
+        let config = config.as_ref();
         let mut letters = open(settings)?;
         let now = letters.now()?;
-        let whole = self.gather(&mut letters)?;
+        let (json, text) = match self.meant(&mut letters, config)? {
+            Meant::Entry(entry, lists) => {
+                let whole = gather(&mut letters, config, &entry, lists)?;
+                (serde_json::to_string(&whole), text(&whole, now))
+            }
+            Meant::Queue(list) => {
+                let whole = look_at_queue(&mut letters, config, &list)?;
+                (serde_json::to_string(&whole), text_of_queue(&whole, now))
+            }
+        };
         let mut out = io::stdout().lock();
         if self.json {
-            let json = serde_json::to_string(&whole).map_err(io::Error::from)?;
-            writeln!(out, "{}", visible_json(&json))?;
+            writeln!(out, "{}", visible_json(&json.map_err(io::Error::from)?))?;
         } else {
-            write!(out, "{}", text(&whole, now))?;
+            write!(out, "{text}")?;
         }
         out.flush()?;
         Ok(Exit::Ok)
     }
 
-    fn gather(&self, letters: &mut DeadLetters) -> Result<Whole, Fault> {
-        let lists = letters.lists()?;
-        let (entry, lists) =
-            find(letters, &lists, &self.uuid)?.ok_or_else(|| not_found(&self.uuid))?;
-        let mut places = Vec::new();
-        for list in lists {
-            // It may have been moved just now.
-            if let Some((place, letter)) = letters.find(&list, &entry)? {
-                places.push(Place {
-                    letter: View::new(letter),
-                    number: place + 1,
-                    of: letters.length(&list)?.unwrap_or(0),
-                });
-            }
+    fn meant(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Meant, Fault> {
+        if let Some(uuid) = &self.uuid {
+            let known = known_lists(letters, config)?;
+            let queue = std::iter::once(queue_named(&self.what, &known)?).collect();
+            let found = find(letters, &queue, uuid)?;
+            let (entry, lists) = found.ok_or_else(|| not_found(uuid))?;
+            return Ok(Meant::Entry(entry, lists));
         }
-        let kept = match entry.id() {
-            Some(id) => letters.document(&id)?,
-            None => Kept {
-                document: Document::NotAnId,
-                ttl: None,
-            },
-        };
-        Ok(whole(entry.to_string(), places, kept))
+        let lists = letters.lists()?;
+        if let Some((entry, lists)) = find(letters, &lists, &self.what)? {
+            return Ok(Meant::Entry(entry, lists));
+        }
+        let known = known_lists(letters, config)?;
+        let queue = queue_named(&self.what, &known);
+        queue.map(Meant::Queue).map_err(|_| not_found(&self.what))
     }
+}
+
+/// What the arguments name.
+enum Meant {
+    Entry(Raw, Vec<Raw>),
+    Queue(Raw),
+}
+
+/// Everything known of a queue.
+#[derive(Serialize)]
+struct Queue {
+    list: String,
+    #[serde(flatten)]
+    counts: StorageQueue,
+    /// Who saves them at present.
+    replay: Option<Replay>,
+    oldest: Option<View>,
+}
+
+#[derive(Serialize)]
+struct Replay {
+    key: String,
+    by: Option<String>,
+    #[serde(skip)]
+    said: String,
+}
+
+impl Replay {
+    fn of(lock: &HeldLock) -> Self {
+        Self {
+            key: lock.key.clone(),
+            by: lock.by.as_ref().map(Raw::to_string),
+            said: said_of_lock(lock),
+        }
+    }
+}
+
+fn look_at_queue(
+    letters: &mut DeadLetters,
+    config: Option<&Plan>,
+    list: &Raw,
+) -> Result<Queue, Fault> {
+    let Some(entries) = letters.length(list)? else {
+        let why = format!("DLQ:{list} is not a list: something else has the key");
+        return Err(Fault::NotThere(why));
+    };
+    let defers = defers(list, config);
+    let replay = match storage_of(list, config) {
+        Some(storage) => letters.replay_lock(&storage)?,
+        None => None,
+    };
+    let oldest = letters.page(list, 0, 1)?.into_iter().next();
+    Ok(Queue {
+        list: list.to_string(),
+        counts: StorageQueue::of(entries, letters.reasoned(list)?, defers),
+        replay: replay.as_ref().map(Replay::of),
+        oldest: oldest.map(|letter| View::new(letter, defers)),
+    })
+}
+
+fn text_of_queue(queue: &Queue, now: f64) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<9} {value}\n"));
+    line("Queue", &format!("DLQ:{}", queue.list));
+    line("Dead", &queue.counts.dead_letters.to_string());
+    if queue.counts.backlog > 0 {
+        line("Backlog", &queue.counts.backlog.to_string());
+    }
+    if let Some(replay) = &queue.replay {
+        line("Replay", &replay.said);
+    }
+    if let Some(oldest) = &queue.oldest {
+        let when = oldest.at.map(|at| format!(", {}", moment(at, now)));
+        let when = when.unwrap_or_default();
+        line("Oldest", &format!("{}{when}", oldest.uuid));
+        line("Error", &printable(oldest.error()));
+    }
+    text
+}
+
+fn gather(
+    letters: &mut DeadLetters,
+    config: Option<&Plan>,
+    entry: &Raw,
+    lists: Vec<Raw>,
+) -> Result<Whole, Fault> {
+    let mut places = Vec::new();
+    for list in lists {
+        // It may have been moved just now.
+        if let Some((place, letter)) = letters.find(&list, entry)? {
+            places.push(Place {
+                letter: View::new(letter, defers(&list, config)),
+                number: place + 1,
+                of: letters.length(&list)?.unwrap_or(0),
+            });
+        }
+    }
+    let kept = match entry.id() {
+        Some(id) => letters.document(&id)?,
+        None => Kept {
+            document: Document::NotAnId,
+            ttl: None,
+        },
+    };
+    Ok(whole(entry.to_string(), places, kept))
 }
 
 fn whole(uuid: String, letters: Vec<Place>, kept: Kept) -> Whole {

@@ -15,6 +15,8 @@ const NARROWEST_ERROR: usize = 24;
 
 const NO_REASON: &str = "(no reason was kept)";
 
+const BACKLOG: &str = "(backlog: waits until the storage is available)";
+
 const HEADER: [&str; 7] = [
     "UUID", "List", "Stage", "Error", "When", "Attempts", "Worker",
 ];
@@ -33,10 +35,14 @@ pub(super) struct View {
     pub worker: Option<String>,
     /// Seconds since 1970.
     pub at: Option<f64>,
+    /// Not dead: it waits until its storage is available again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub backlog: bool,
 }
 
 impl View {
-    pub fn new(letter: Letter) -> Self {
+    /// That of a letter in a queue which may also hold a backlog, if the storage defers.
+    pub fn new(letter: Letter, defers: bool) -> Self {
         let mut view = Self {
             uuid: letter.entry.to_string(),
             list: letter.list.to_string(),
@@ -45,6 +51,7 @@ impl View {
             attempts: None,
             worker: None,
             at: None,
+            backlog: defers && letter.reason.is_none(),
         };
         match letter.reason {
             None => {}
@@ -68,7 +75,8 @@ impl View {
 
     /// What went wrong, for the eye.
     pub fn error(&self) -> &str {
-        self.error.as_deref().unwrap_or(NO_REASON)
+        let none = if self.backlog { BACKLOG } else { NO_REASON };
+        self.error.as_deref().unwrap_or(none)
     }
 
     fn row(&self, now: f64) -> [String; 7] {
@@ -169,7 +177,7 @@ mod tests {
 
     #[test]
     fn an_error_has_the_rest_of_the_line() {
-        let rows = [View::new(known("e")).row(1060.0)];
+        let rows = [View::new(known("e"), true).row(1060.0)];
         let when = rows[0][4].chars().count();
         // UUID, list, stage, when, attempts, worker, and the frame.
         let others = 36 + 7 + 10 + when + 8 + 8 + 22;
@@ -183,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_has_two_lines_for_each() {
-        let rows = vec![View::new(known(&"error ".repeat(50))).row(1060.0)];
+        let rows = vec![View::new(known(&"error ".repeat(50)), true).row(1060.0)];
         let text = fitted(rows.clone(), 80);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -207,11 +215,14 @@ mod tests {
             Some(KeptReason::Other(hostile.clone())),
             known(&hostile).reason,
         ] {
-            let view = View::new(Letter {
-                list: Raw::new(hostile.as_str()),
-                entry: Raw::new(hostile.as_str()),
-                reason,
-            });
+            let view = View::new(
+                Letter {
+                    list: Raw::new(hostile.as_str()),
+                    entry: Raw::new(hostile.as_str()),
+                    reason,
+                },
+                false,
+            );
             let row = view.row(0.0);
             for (text, lines) in [
                 (table(vec![row.clone()]), 5),
@@ -232,6 +243,7 @@ mod tests {
             reason: None,
             ..known("")
         };
-        assert_eq!(View::new(letter).row(0.0)[3], NO_REASON);
+        assert_eq!(View::new(letter.clone(), false).row(0.0)[3], NO_REASON);
+        assert_eq!(View::new(letter, true).row(0.0)[3], BACKLOG);
     }
 }

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::view::{Queues, View};
 pub(super) use figures::rate;
 pub(super) use source::Source;
-pub(super) use table::{duration, megabytes, on_hold, redis_away, state};
+pub(super) use table::{duration, megabytes, on_hold, redis_away, state, storage_rows};
 
 /// How long Redis may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indexmap::IndexMap;
 
 use super::figures;
+use crate::queue::storage_letters_list;
 use crate::view::{Hold, Queues, View, Worker};
 
 /// The status as text.
@@ -102,6 +103,25 @@ pub(in crate::cli) fn state(worker: &Worker, lanes: usize) -> String {
     }
 }
 
+/// What storages do not have: list, kind and length, for those only that miss something.
+pub(in crate::cli) fn storage_rows(
+    queues: &Queues,
+) -> impl Iterator<Item = (String, &'static str, Option<u64>)> + '_ {
+    queues.storages.iter().flat_map(|(name, queue)| {
+        let list = || storage_letters_list(name);
+        let row = |kind, length| (length > 0).then(|| (list(), kind, Some(length)));
+        match queue {
+            None => [Some((list(), "dead letters", None)), None],
+            Some(queue) => [
+                row("dead letters", queue.dead_letters),
+                row("backlog", queue.backlog),
+            ],
+        }
+        .into_iter()
+        .flatten()
+    })
+}
+
 fn queue_table(queues: &Queues) -> String {
     if let Some(error) = &queues.error {
         return format!("The lists are not known: {error}");
@@ -116,6 +136,10 @@ fn queue_table(queues: &Queues) -> String {
     add("ingress", &queues.ingress);
     add("egress", &queues.egress);
     add("dead letters", &queues.dead_letters);
+    for (name, kind, length) in storage_rows(queues) {
+        let length = length.map_or("not a list".to_owned(), |length| length.to_string());
+        table.add_row([name, kind.to_owned(), length]);
+    }
     if let Some(column) = table.column_mut(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -1,11 +1,12 @@
 //! What stands on the screen.
 
 use chrono::Local;
+use indexmap::IndexMap;
 
 use super::history::History;
 use super::screen::{Line, Look, Size};
 use super::section::{Column, Row, Section, Side, Weight, cut, share};
-use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state};
+use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state, storage_rows};
 use crate::view::{Figures, Queues, View, Worker};
 
 /// The most holds that are told one by one.
@@ -86,8 +87,15 @@ fn totals(history: &History, view: &View) -> Line {
         optional_rate(history.done()),
         optional_rate(history.failed()),
         total(|queues| queues.ingress.values().flatten().sum()),
-        total(|queues| queues.dead_letters.values().flatten().sum()),
+        total(dead_letters),
     ))
+}
+
+/// The dead letters of all ingress lists and storages.
+fn dead_letters(queues: &Queues) -> u64 {
+    let of_lists: u64 = queues.dead_letters.values().flatten().sum();
+    let storages = queues.storages.values().flatten();
+    of_lists + storages.map(|queue| queue.dead_letters).sum::<u64>()
 }
 
 fn troubles(view: &View) -> Vec<Line> {
@@ -159,34 +167,44 @@ fn workers(history: &History, view: &View) -> Section {
     }
 }
 
-fn lists(history: &History, queues: Option<&Queues>) -> Section {
-    let kinds = |queues: &Queues| {
-        [
-            ("ingress", queues.ingress.clone()),
-            ("egress", queues.egress.clone()),
-            ("dead letters", queues.dead_letters.clone()),
-        ]
+/// The name of a list, its kind and its length.
+type Length = (String, &'static str, Option<u64>);
+
+fn lengths(queues: &Queues) -> Vec<Length> {
+    let kinds = [
+        ("ingress", &queues.ingress),
+        ("egress", &queues.egress),
+        ("dead letters", &queues.dead_letters),
+    ];
+    let of_kind = |(kind, lists): (&'static str, &IndexMap<String, Option<u64>>)| {
+        let lists = lists.iter();
+        let named = lists.map(|(name, length)| (name.clone(), kind, *length));
+        named.collect::<Vec<_>>()
     };
-    let mut rows = Vec::new();
-    for (index, (kind, lengths)) in queues.map(kinds).into_iter().flatten().enumerate() {
-        for (name, length) in lengths {
-            let before = history.queues_before().map(kinds);
-            let before = before.and_then(|kinds| kinds[index].1.get(&name).copied().flatten());
-            rows.push(Row {
-                weight: match length {
-                    Some(1..) if kind == "dead letters" => Weight::Trouble,
-                    Some(1..) => Weight::Active,
-                    _ => Weight::Quiet,
-                },
-                cells: vec![
-                    name,
-                    kind.to_owned(),
-                    length.map_or("not a list".to_owned(), |length| length.to_string()),
-                    change(before, length),
-                ],
-            });
+    let lists = kinds.into_iter().flat_map(of_kind);
+    lists.chain(storage_rows(queues)).collect()
+}
+
+fn lists(history: &History, queues: Option<&Queues>) -> Section {
+    let then = history.queues_before().map(lengths).unwrap_or_default();
+    let row = |(name, kind, length): Length| {
+        let same = |it: &&Length| (&it.0, it.1) == (&name, kind);
+        let before = then.iter().find(same).and_then(|(.., length)| *length);
+        Row {
+            weight: match length {
+                Some(1..) if kind == "dead letters" => Weight::Trouble,
+                Some(1..) => Weight::Active,
+                _ => Weight::Quiet,
+            },
+            cells: vec![
+                name,
+                kind.to_owned(),
+                length.map_or("not a list".to_owned(), |length| length.to_string()),
+                change(before, length),
+            ],
         }
-    }
+    };
+    let now = queues.map(lengths).unwrap_or_default();
     Section {
         columns: vec![
             flexible("List", 9, 12),
@@ -194,7 +212,7 @@ fn lists(history: &History, queues: Option<&Queues>) -> Section {
             column("Length", Side::Right, 8),
             column("Last minute", Side::Right, 3),
         ],
-        rows,
+        rows: now.into_iter().map(row).collect(),
     }
 }
 

@@ -75,6 +75,38 @@ config.yml:35: chain: unknown section (known: links, storages, chains, tracers, 
 }
 
 #[test]
+fn on_outage_is_hold_or_defer_and_for_storages_only() {
+    let text = "\
+links: {tagger: {module: links.tag, options: {tags: [a]}, on_outage: hold}}
+storages:
+  pg:
+    module: storage.kept
+    on_outage: Defer
+    options: {host: h}
+  s3: {module: storage.kept, on_outage: [hold], options: {host: h}}
+chains: {main: {links: [tagger], storages: [pg, s3], ingress_lists: [in]}}
+";
+    let expected = "\
+config.yml:1: links.tagger: unknown key `on_outage` (known: module, options, pip_name)
+config.yml:5: storages.pg.on_outage: \"Defer\" is not hold or defer
+config.yml:7: storages.s3.on_outage: is a list, not a string";
+    assert_same_lines(&faults(text), expected);
+}
+
+#[test]
+fn an_ingress_list_and_a_storage_do_not_share_a_dead_letter_queue() {
+    let text = "\
+storages: {pg: {module: storage.kept, options: {host: h}}}
+chains:
+  main: {storages: [pg], ingress_lists: [in, 'storage:pg']}
+  other: {storages: [pg], ingress_lists: ['storage:s3', 'storage:']}
+";
+    let expected = "config.yml:3: chains.main.ingress_lists: list `storage:pg` and storage `pg` would share \
+the dead letter queue `DLQ:storage:pg`; give one of them another name";
+    assert_same_lines(&faults(text), expected);
+}
+
+#[test]
 fn a_storage_that_is_known_but_not_built_in_says_what_to_do_instead() {
     for (module, instead) in [
         ("storage.mongo", "use `storage.postgres`"),

@@ -8,7 +8,7 @@ use crate::scoreboard::{
     SlotView, Snapshot,
 };
 use crate::settings::StartMethod;
-use crate::view::{Hold, Queues};
+use crate::view::{Hold, Queues, StorageQueue};
 
 /// What has been read.
 #[derive(Debug)]
@@ -104,6 +104,8 @@ impl Figures {
             Source::Counts(kind, event) => self.series(kind, |series| count(series, event)),
             Source::Times(kind) => self.series(kind, times),
             Source::Queues => self.lengths(),
+            Source::StorageDeadLetters => self.storages(|queue| queue.dead_letters),
+            Source::StorageBacklog => self.storages(|queue| queue.backlog),
             Source::Redis => vec![alone(Value::Whole(self.queues.error.is_none().into()))],
             Source::Holds => self.holds.iter().map(hold).collect(),
         }
@@ -161,6 +163,14 @@ impl Figures {
             }
         }
         samples
+    }
+
+    fn storages(&self, read: fn(&StorageQueue) -> u64) -> Vec<Sample> {
+        let known = self.queues.storages.iter();
+        let known = known.filter_map(|(name, queue)| Some((name, queue.as_ref()?)));
+        known
+            .map(|(name, queue)| labelled([name.as_str()], Value::Whole(read(queue))))
+            .collect()
     }
 }
 

@@ -61,7 +61,8 @@ function showTroubles({ holds, redis_away_seconds }) {
 function showTiles(status) {
   const { queues } = status, now = samples.at(-1);
   const total = (lengths) => (queues && !queues.error ? sum(Object.values(lengths)) : NaN);
-  const letters = total(queues?.dead_letters);
+  const ofStorages = Object.values(queues?.storages ?? {}).map((queue) => queue?.dead_letters);
+  const letters = total(queues?.dead_letters) + sum(ofStorages);
   put("rate", rate(pace(now.at, "done")), "per s");
   put("waiting", count(total(queues?.ingress)));
   put("in-work", count(sum(status.workers.map(({ lanes }) => lanes.length))),
@@ -111,8 +112,17 @@ function cpu({ worker, cpu_seconds }) {
 
 function lists(queues) {
   const kinds = [["ingress", "ingress"], ["egress", "egress"], ["dead_letters", "dead letters"]];
-  return kinds.flatMap(([field, kind]) => Object.entries(queues?.[field] ?? {}).map(
-    ([name, length]) => ({ key: `${kind} ${name}`, kind, name, length })));
+  const entry = (kind, name, length) => ({ key: `${kind} ${name}`, kind, name, length });
+  const rows = kinds.flatMap(([field, kind]) => Object.entries(queues?.[field] ?? {}).map(
+    ([name, length]) => entry(kind, name, length)));
+  // Of a storage, what it misses.
+  for (const [storage, queue] of Object.entries(queues?.storages ?? {})) {
+    const name = `DLQ:storage:${storage}`;
+    if (queue === null) rows.push(entry("dead letters", name, null));
+    if (queue?.dead_letters) rows.push(entry("dead letters", name, queue.dead_letters));
+    if (queue?.backlog) rows.push(entry("backlog", name, queue.backlog));
+  }
+  return rows;
 }
 
 function showQueues(queues) {

@@ -1,0 +1,167 @@
+//! The lock under which the dead letters of a storage are saved.
+//!
+//! The API server of the deployment holds the same key while it replays, without a time to live and
+//! looking only at whether the key exists. Ours has a time to live, which a thread renews: whatever
+//! ends this process, the key is gone soon after.
+
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::scripts::replay_lock;
+use super::{Lease, QueueError, Raw, Server, keys};
+use crate::vcon::VconId;
+
+/// How long the lock outlives a process that does not renew it.
+const TTL: Duration = Duration::from_secs(60);
+
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_secs(15);
+
+/// A command on the lock's own connection may take this long.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The result of asking for the lock.
+pub enum ReplayStart {
+    /// We hold it.
+    Ours(ReplayLock),
+    /// Somebody else holds it.
+    Held(HeldLock),
+}
+
+/// A replay lock that somebody else holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLock {
+    /// Its key.
+    pub key: String,
+    /// Its value, where it has one.
+    pub by: Option<Raw>,
+    /// Whether it expires by itself.
+    pub expires: bool,
+}
+
+/// A replay lock of ours. It is released when this is dropped.
+pub struct ReplayLock {
+    key: String,
+    value: String,
+    /// Ends the thread that renews the lock when it is dropped.
+    stop: Option<Sender<()>>,
+    renewal: Option<JoinHandle<()>>,
+}
+
+impl ReplayLock {
+    /// Takes the lock of this storage, if nobody has it.
+    ///
+    /// # Errors
+    /// Redis failed, or the system has no thread to give.
+    pub fn take(server: &Server, storage: &str) -> Result<ReplayStart, QueueError> {
+        let mut lease = server.connect_for("conserver:replay", LIMIT)?;
+        let key = keys::storage_replay_lock(storage);
+        let value = value();
+        let mut set = redis::cmd("SET");
+        set.arg(&key).arg(&value).arg("NX");
+        set.arg("PX").arg(milliseconds(TTL));
+        if set.query::<Option<String>>(&mut *lease)?.is_none() {
+            return Ok(ReplayStart::Held(holder(&mut lease, key)?));
+        }
+        let (stop, stopped) = bounded(0);
+        let mut renewal = Renewal {
+            server: server.clone(),
+            connected: Some(lease),
+            key: key.clone(),
+            value: value.clone(),
+        };
+        let thread = thread::Builder::new().name("replay-lock".to_owned());
+        let thread = thread.spawn(move || renewal.run(&stopped));
+        Ok(ReplayStart::Ours(Self {
+            key,
+            value,
+            stop: Some(stop),
+            renewal: Some(thread.map_err(QueueError::Thread)?),
+        }))
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl Drop for ReplayLock {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.renewal.take() {
+            // It does not panic, and the lock expires in any case.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread that keeps a lock, and releases it at the end.
+struct Renewal {
+    server: Server,
+    connected: Option<Lease>,
+    key: String,
+    value: String,
+}
+
+impl Renewal {
+    fn run(&mut self, stopped: &Receiver<()>) {
+        while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
+            // Each step on the queue checks the lock: one that is lost ends the replay there.
+            let _ = self.set_ttl(milliseconds(TTL));
+        }
+        // If Redis is away, the lock expires.
+        let _ = self.set_ttl(0);
+    }
+
+    fn set_ttl(&mut self, milliseconds: u64) -> Result<(), QueueError> {
+        let mut lease = match self.connected.take() {
+            Some(lease) => lease,
+            None => self.server.connect_for("conserver:replay", LIMIT)?,
+        };
+        let script = replay_lock();
+        let mut call = script.key(&self.key);
+        call.arg(&self.value).arg(milliseconds);
+        call.invoke::<i64>(&mut *lease)?;
+        self.connected = Some(lease);
+        Ok(())
+    }
+}
+
+/// Who holds the lock of this storage, if anybody does.
+pub(super) fn look(lease: &mut Lease, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+    let key = keys::storage_replay_lock(storage);
+    let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **lease)?;
+    exists.then(|| holder(lease, key)).transpose()
+}
+
+fn holder(lease: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
+    let by = redis::cmd("GET")
+        .arg(&key)
+        .query::<Option<Vec<u8>>>(&mut **lease);
+    let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **lease)?;
+    Ok(HeldLock {
+        key,
+        // What is no string has no value to show.
+        by: by.ok().flatten().map(Raw::new),
+        expires: ttl >= 0,
+    })
+}
+
+/// Names this process, and is the value of no other lock.
+fn value() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy();
+    let (pid, nonce) = (std::process::id(), VconId::random());
+    format!("conserver dlq retry, PID {pid} on {host}, {nonce}")
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,12 @@
+-- Drops reasons whose entries are not in the dead letter queue of the storage any more.
+-- KEYS: the dead letter list, the hash of reasons.
+-- ARGV: the entries.
+-- Returns how many were dropped.
+
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'list' and kind ~= 'none' then return 0 end
+local dropped = 0
+for _, entry in ipairs(ARGV) do
+  if not redis.call('LPOS', KEYS[1], entry) then dropped = dropped + redis.call('HDEL', KEYS[2], entry) end
+end
+return dropped
