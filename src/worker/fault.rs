@@ -1,7 +1,7 @@
 //! Why a vCon did not get to the end of its chain.
 
 use super::Stage;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 
 /// Why a vCon did not get to the end of its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +17,8 @@ pub(super) enum Ending {
 /// What has failed in all attempts, in ways that pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Away {
-    /// Whether that it met this vCon was chance.
-    pub busy: bool,
+    /// In which way: never permanent.
+    pub kind: FailureKind,
     /// What failed, and how.
     pub fault: Fault,
 }

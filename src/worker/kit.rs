@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
@@ -12,6 +12,7 @@ use super::fault::{Away, Ending, Fault, storage_fault};
 use super::holds::guarded;
 use super::{Health, Meters, Retry, Stage, Turn};
 use crate::config::{Chain, Config, ListName};
+use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::link::{Context, Link, LinkError, Next};
 use crate::queue::Route;
@@ -128,6 +129,16 @@ impl Kit {
         &self.config
     }
 
+    /// The longest time that a link or storage of the chain may take by its own limits.
+    pub fn longest_call(&self, chain: &Chain) -> Duration {
+        let links = chain.links.iter().filter_map(|name| self.links.get(name));
+        let links = links.map(|link| link.longest_call());
+        let storages = chain.storages.iter().map(String::as_str);
+        let storages = storages.filter_map(|name| self.storages.get(name)?.as_ref());
+        let storages = storages.map(|storage| storage.longest_call());
+        links.chain(storages).max().unwrap_or_default()
+    }
+
     /// Runs the chain's links in order.
     pub fn links(
         &mut self,
@@ -147,8 +158,10 @@ impl Kit {
             meter.count(Event::Received);
             let mut retry = Retry::new(settings);
             loop {
+                turn.step();
                 let start = Instant::now();
                 let mut context = Context::new(turn.drain(), settings.egress_version)
+                    .by(turn.deadline())
                     .finishing_within(drain_time, turn.drain_end());
                 let ran = self.run_link(name, &mut journey.vcon, &mut context);
                 journey.expire = context.expire.or(journey.expire);
@@ -179,8 +192,8 @@ impl Kit {
                         }
                         self.health.note_attempt(&stage, retry.attempt(), &failure);
                         if !retry.again(turn).map_err(|_| Ending::Interrupted)? {
-                            let busy = failure.kind == FailureKind::Busy;
-                            return Err(Ending::Away(Away { busy, fault }));
+                            let kind = failure.kind;
+                            return Err(Ending::Away(Away { kind, fault }));
                         }
                         meter.count(Event::Retried);
                         self.meters.chain(&chain.name).count(Event::Retried);
@@ -225,7 +238,9 @@ impl Kit {
         let mut retry = Retry::new(settings);
         loop {
             let backends = self.lend(&missing);
-            let outcomes = crew.save_all(backends, outgoing, settings.parallel_storage);
+            turn.step();
+            let (deadline, parallel) = (turn.deadline(), settings.parallel_storage);
+            let outcomes = crew.save_all(backends, outgoing, deadline, parallel);
             let mut refused: Vec<(String, Failure)> = Vec::new();
             let mut away: Vec<(String, Failure)> = Vec::new();
             for outcome in outcomes {
@@ -267,7 +282,12 @@ impl Kit {
                 let busy = away
                     .iter()
                     .any(|(_, failure)| failure.kind == FailureKind::Busy);
-                return Err(Ending::Away(Away { busy, fault }));
+                let kind = if busy {
+                    FailureKind::Busy
+                } else {
+                    FailureKind::Transient
+                };
+                return Err(Ending::Away(Away { kind, fault }));
             }
             for (name, _) in &away {
                 self.meters.storage(name).count(Event::Retried);
@@ -318,12 +338,16 @@ impl Kit {
     ///
     /// # Errors
     /// A storage that is away: the vCon may be there, so nothing is known.
-    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
+    pub fn find(
+        &mut self,
+        id: &VconId,
+        deadline: Deadline,
+    ) -> Result<Option<(String, String)>, (Stage, Failure)> {
         let mut doubt = None;
         for (name, storage) in &mut self.storages {
             // Nothing is lent while it is looked for.
             let Some(storage) = storage else { continue };
-            match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
+            match catch_unwind(AssertUnwindSafe(|| storage.get(id, deadline))) {
                 Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {

@@ -280,7 +280,8 @@ impl Lane {
         let config = Arc::clone(kit.config());
         let chain = config.chain_for(&claim.list);
         let limit = chain.and_then(|chain| chain.timeout);
-        let turn = Turn::at(drain, cell, claim.id(), limit);
+        let longest = chain.map_or(Duration::ZERO, |chain| kit.longest_call(chain));
+        let turn = Turn::at(drain, cell, claim.id(), limit, longest);
         let mut visit = Visit {
             shared,
             queue,

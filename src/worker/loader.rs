@@ -3,7 +3,6 @@
 use super::fault::{Away, Ending, Fault};
 use super::kit::{Journey, Kit};
 use super::{Outage, Retry, Turn};
-use crate::failure::FailureKind;
 use crate::queue::{Document, Kind, Queue, QueueError};
 use crate::settings::Settings;
 use crate::vcon::{Vcon, VconId};
@@ -72,7 +71,7 @@ impl Loader<'_> {
         }
         let mut retry = Retry::new(self.settings);
         loop {
-            match kit.find(id) {
+            match kit.find(id, self.turn.deadline()) {
                 Ok(Some((storage, json))) => {
                     let kind = self.insist(|queue| queue.restore(id, &json))?;
                     log::info!(
@@ -96,7 +95,7 @@ impl Loader<'_> {
                             attempts,
                         };
                         return Err(Ending::Away(Away {
-                            busy: failure.kind == FailureKind::Busy,
+                            kind: failure.kind,
                             fault,
                         }));
                     }

@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::outage::Draining;
+use crate::deadline::Deadline;
 use crate::scoreboard::LaneCell;
 use crate::vcon::VconId;
+
+/// A limit of nothing would be shown as none.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// What a lane has in hand. While it waits for a server that is away, no time limit runs; with
 /// the next attempt, the limit starts again.
@@ -22,7 +26,11 @@ pub(super) struct Turn<'a> {
 
 struct Work {
     id: Option<VconId>,
+    /// The chain's timeout.
     limit: Option<Duration>,
+    /// The longest limit of a call of the chain.
+    longest: Duration,
+    deadline: Cell<Deadline>,
 }
 
 impl<'a> Turn<'a> {
@@ -37,14 +45,20 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Works on a vCon from now on.
+    /// Works on a vCon from now on, for `limit`; a call that has begun by then may take `longest`.
     pub fn at(
         drain: &'a Receiver<()>,
         cell: &'a LaneCell,
         id: Option<VconId>,
         limit: Option<Duration>,
+        longest: Duration,
     ) -> Self {
-        let work = Some(Work { id, limit });
+        let work = Some(Work {
+            id,
+            limit,
+            longest,
+            deadline: Cell::new(Deadline::NONE),
+        });
         let this = Self {
             drain,
             cell: Some(cell),
@@ -64,6 +78,20 @@ impl<'a> Turn<'a> {
     /// When work that is still going on must have ended, once it has noticed the drain.
     pub fn drain_end(&self) -> &Cell<Option<Instant>> {
         &self.drain_end
+    }
+
+    /// By when the work must be done.
+    pub fn deadline(&self) -> Deadline {
+        let work = self.work.as_ref();
+        work.map_or(Deadline::NONE, |work| work.deadline.get())
+    }
+
+    /// The next call begins. The deadline ends calls and not the work: after it, each shows that the
+    /// lane moves.
+    pub fn step(&self) {
+        if self.deadline().left() == Some(Duration::ZERO) {
+            self.show(Some(MOMENT));
+        }
     }
 
     /// Waits; ends early when the worker drains.
@@ -106,8 +134,17 @@ impl<'a> Turn<'a> {
         if self.ended.get() {
             return;
         }
+        if let Some(work) = &self.work {
+            work.deadline.set(Deadline::after(work.limit));
+            self.show(work.limit);
+        }
+    }
+
+    /// Shows that the lane moves, and must do so again when what is left, and a call, are over.
+    fn show(&self, left: Option<Duration>) {
         if let (Some(cell), Some(work)) = (self.cell, &self.work) {
-            cell.busy(work.id.as_ref(), work.limit);
+            let limit = left.map(|left| left.saturating_add(work.longest));
+            cell.busy(work.id.as_ref(), limit);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::loader::Loader;
 use super::outage::Draining;
 use super::{Outage, Shared, Turn};
 use crate::config::{Chain, ListName};
+use crate::failure::FailureKind;
 use crate::queue::{
     Claim, Document, Finish, Kind, Postponed, Queue, QueueError, Reason, Route, Settled,
     dead_letter_list,
@@ -206,7 +207,7 @@ impl Visit<'_, '_, '_> {
     /// the vCon waits at the head of its list. Where all of them answer, it may be the vCon: it
     /// goes to the end, and others have their turn.
     fn let_go(&mut self, chain: &Chain, away: Away) -> Verdict {
-        let Away { busy, fault } = away;
+        let Away { kind, fault } = away;
         let config = Arc::clone(self.kit.config());
         self.turn.pause();
         let mut on_hold = false;
@@ -239,8 +240,14 @@ impl Visit<'_, '_, '_> {
                 );
             }
         }
-        let worked = health.since_success(&fault.stages);
-        Verdict::Postpone(worked.filter(|_| answers && !busy), fault)
+        let worked = match kind {
+            _ if !answers => None,
+            FailureKind::Busy => None,
+            // It counts, also when nothing has worked in between.
+            FailureKind::Crashed => Some(Duration::ZERO),
+            _ => health.since_success(&fault.stages),
+        };
+        Verdict::Postpone(worked, fault)
     }
 
     /// Lets go of the claim in the way the verdict says; a Redis that is away is waited for.

@@ -145,3 +145,23 @@ fn a_link_that_failed_has_no_routes() {
     );
     assert_eq!(routes(&journey), [""; 0]);
 }
+
+#[test]
+fn the_longest_call_of_a_chain_is_that_of_its_slowest_link_or_storage() {
+    let text = "links: {tag: {module: links.tag, options: {tags: [x]}}, \
+                wait: {module: links.delay, options: {seconds: 600}}, \
+                hook: {module: links.webhook, options: {webhook-urls: ['http://h', 'http://i'], timeout: 7}}, \
+                run: {module: links.exec, options: {command: [cat], timeout: 20}}}\n\
+                storages: {s3: {module: storage.webhook, options: {webhook-urls: ['http://h'], timeout: 15}}}\n\
+                chains: {none: {links: [tag, wait], ingress_lists: [a]}, \
+                hook: {links: [tag, hook], ingress_lists: [b]}, \
+                stored: {links: [hook], storages: [s3], ingress_lists: [c]}, \
+                all: {links: [run, hook], storages: [s3], ingress_lists: [d]}}\n";
+    let config = Config::parse(text, Path::new("config.yml")).unwrap();
+    let kit = Kit::open(Arc::new(config), Arc::default(), Meters::default());
+    for (name, seconds) in [("none", 0), ("hook", 14), ("stored", 15), ("all", 20)] {
+        let chain = kit.config().chains.iter().find(|chain| chain.name == name);
+        let longest = kit.longest_call(chain.unwrap());
+        assert_eq!(longest, Duration::from_secs(seconds), "{name}");
+    }
+}
