@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
+use conserver::deadline::Deadline;
 use conserver::storage::fanout::{Backend, Crew};
 use conserver::vcon::Outgoing;
 
@@ -61,10 +62,10 @@ fn save(vcon: &Arc<Outgoing>, parallel: bool) -> f64 {
     });
     thread::scope(|scope| {
         let mut crew = Crew::new(scope);
-        let before = crew.save_all(backends.collect(), vcon, parallel);
+        let before = crew.save_all(backends.collect(), vcon, Deadline::NONE, parallel);
         let backends = backend::lent_again(before);
         let start = Instant::now();
-        let outcomes = crew.save_all(backends, vcon, parallel);
+        let outcomes = crew.save_all(backends, vcon, Deadline::NONE, parallel);
         let took = start.elapsed();
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
         took.as_secs_f64() * 1e3

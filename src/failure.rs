@@ -25,6 +25,9 @@ pub enum FailureKind {
     /// The fault of the place, which has too much to do or is used by others: that this request
     /// met it is chance, however often (HTTP 429 and 503, no connection left, a deadlock).
     Busy,
+    /// The program was started anew, was ready, and died while it had this vCon. Trying again may help,
+    /// but whether others get through meanwhile says nothing: the vCon cannot be tried for ever.
+    Crashed,
     /// The fault of the vCon, or of what a link made of it: the same request will fail again,
     /// while those for other vCons succeed (too large, not storable, refused as invalid).
     Permanent,
@@ -43,6 +46,14 @@ impl Failure {
     pub fn busy(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Busy,
+            message: message.into(),
+        }
+    }
+
+    /// The end of a program that had the vCon.
+    pub fn crashed(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Crashed,
             message: message.into(),
         }
     }

@@ -18,6 +18,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::{Agent, Body, Error};
 
 pub use self::agent::{Trust, agent, agent_that_trusts, with_parts};
+use crate::deadline::Limit;
 use crate::failure::Failure;
 
 /// How long connecting to one address may take when a server is only to be reached.
@@ -113,13 +114,15 @@ pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
     Err(failed(fault))
 }
 
-/// Posts JSON, and answers with the response if its status is 2xx. A `Content-Type` among the
+/// Posts JSON within the limit, which covers the answer too, and answers with the response if its
+/// status is 2xx. A `Content-Type` among the
 /// headers takes the place of `application/json`.
 pub fn post(
     agent: &Agent,
     url: &Url,
     headers: &HeaderMap,
     json: &str,
+    limit: Limit,
 ) -> Result<Response<Body>, Failure> {
     let mut request = agent.post(url.0.clone());
     if !headers.contains_key(CONTENT_TYPE) {
@@ -128,7 +131,10 @@ pub fn post(
     for (name, value) in headers {
         request = request.header(name, value);
     }
-    let response = request.send(json).map_err(|error| broken(url, &error))?;
+    let request = request.config().timeout_global(Some(limit.left())).build();
+    let response = request
+        .send(json)
+        .map_err(|error| broken(url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
         status => Err(refused(url, status)),
@@ -166,12 +172,15 @@ fn refused(url: &Url, status: StatusCode) -> Failure {
 ///
 /// All that the network or the server did may pass, a certificate out of date as well; what is
 /// wrong with the request itself does not.
-fn broken(url: &Url, error: &Error) -> Failure {
+fn broken(url: &Url, error: &Error, limit: Limit) -> Failure {
     match error {
         // Its text shows the URL.
         Error::BadUri(_) => Failure::permanent(format!("could not POST to {url}: bad URL")),
         Error::Http(_) | Error::BodyExceedsLimit(_) => {
             Failure::permanent(format!("could not POST to {url}: {error}"))
+        }
+        Error::Timeout(_) => {
+            Failure::transient(format!("could not POST to {url}: no answer within {limit}"))
         }
         Error::Io(error) => Failure::transient(format!("could not POST to {url}: {error}")),
         _ => Failure::transient(format!("could not POST to {url}: {error}")),
@@ -187,6 +196,7 @@ pub(crate) mod tests {
     use std::thread::{self, JoinHandle};
 
     use super::*;
+    use crate::deadline::Deadline;
 
     /// Answers one connection for each status and returns the requests as they came.
     pub(crate) fn serve(statuses: &[&str]) -> (String, JoinHandle<Vec<String>>) {
@@ -235,8 +245,9 @@ pub(crate) mod tests {
     }
 
     fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
+        let limit = Deadline::NONE.begin(timeout);
         let url: Url = url.parse().unwrap();
-        post(&agent(timeout), &url, &HeaderMap::new(), "{}").map(drop)
+        post(&agent(), &url, &HeaderMap::new(), "{}", limit).map(drop)
     }
 
     const LONG: Duration = Duration::from_secs(10);
@@ -361,9 +372,9 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let url: Url = format!("http://{address}/p").parse().unwrap();
-        assert_eq!(reach(&agent(LONG), &url), Ok(()));
+        assert_eq!(reach(&agent(), &url), Ok(()));
         drop(listener);
-        let failure = reach(&agent(LONG), &url).unwrap_err();
+        let failure = reach(&agent(), &url).unwrap_err();
         assert!(failure.is_transient());
         assert!(failure.message.contains("refused"), "{failure}");
     }
@@ -385,7 +396,10 @@ pub(crate) mod tests {
         let failure =
             post_to(&format!("http://{address}/p"), Duration::from_millis(200)).unwrap_err();
         assert!(failure.is_transient());
-        assert!(failure.message.contains("timeout"), "{failure}");
+        assert!(
+            failure.message.contains("no answer within 200ms"),
+            "{failure}"
+        );
     }
 
     #[test]

@@ -25,7 +25,8 @@
 //! - [`view`]: what a daemon does, in words and numbers, as `status` and the monitor show it.
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
-//!   know nothing of the queue, and share [`failure`], [`http`], [`authorities`] and [`webhooks`].
+//!   know nothing of the queue, and share [`failure`], [`deadline`], [`http`], [`authorities`] and
+//!   [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags.
 //! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
@@ -38,6 +39,7 @@ pub mod authorities;
 pub mod child;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 pub mod exit;
 pub mod failure;
 pub mod http;

@@ -8,6 +8,7 @@ use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::Options;
+use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::http::{self, Url};
 
@@ -17,6 +18,7 @@ const ANSWER_LIMIT: u64 = 64 * 1024;
 /// URLs that get each document, and how they are reached.
 pub struct Webhooks {
     agent: Agent,
+    timeout: Duration,
     urls: Vec<Url>,
     headers: HeaderMap,
     accepted: Option<Accepted>,
@@ -41,7 +43,8 @@ impl Webhooks {
 
     fn new(urls: Vec<Url>, headers: HeaderMap, timeout: Duration) -> Self {
         Self {
-            agent: http::agent(timeout),
+            agent: http::agent(),
+            timeout,
             urls,
             headers,
             accepted: None,
@@ -51,7 +54,10 @@ impl Webhooks {
     /// Posts the document to every URL. One that fails does not keep it from the others, and the
     /// failure names all of them; it may pass as long as one of them may. The same document posted
     /// again after a failure goes only to those that have not accepted it.
-    pub fn post(&mut self, json: &str) -> Result<(), Failure> {
+    ///
+    /// Each URL gets what is left until the deadline, so that one that is silent does not keep the
+    /// document from the others.
+    pub fn post(&mut self, json: &str, deadline: Deadline) -> Result<(), Failure> {
         let again = self.accepted.take().filter(|last| last.json == json);
         let mut by = again.map_or_else(Vec::new, |last| last.by);
         let mut failures = Vec::new();
@@ -59,7 +65,7 @@ impl Webhooks {
             if by.contains(&place) {
                 continue;
             }
-            match self.post_to(url, json) {
+            match self.post_to(url, json, deadline) {
                 Ok(()) => by.push(place),
                 Err(failure) => failures.push(failure),
             }
@@ -78,6 +84,12 @@ impl Webhooks {
         })
     }
 
+    /// The longest time that a post to all URLs may take by its own limits.
+    pub fn longest_post(&self) -> Duration {
+        let urls = u32::try_from(self.urls.len()).unwrap_or(u32::MAX);
+        self.timeout.saturating_mul(urls)
+    }
+
     /// Answers whether every server can be reached.
     pub fn reach(&self) -> Result<(), Failure> {
         self.urls
@@ -85,8 +97,9 @@ impl Webhooks {
             .try_for_each(|url| http::reach(&self.agent, url))
     }
 
-    fn post_to(&self, url: &Url, json: &str) -> Result<(), Failure> {
-        let mut answer = http::post(&self.agent, url, &self.headers, json)?;
+    fn post_to(&self, url: &Url, json: &str, deadline: Deadline) -> Result<(), Failure> {
+        let limit = deadline.begin(self.timeout);
+        let mut answer = http::post(&self.agent, url, &self.headers, json, limit)?;
         // The status has said it all: an answer that is too long or breaks off costs no more than
         // its connection.
         let _ = answer
@@ -171,10 +184,10 @@ pub(crate) mod tests {
         let (one, first) = serve(&["200 OK", "200 OK"]);
         let (two, second) = serve(&["503 Service Unavailable", "200 OK", "200 OK"]);
         let mut webhooks = webhooks(&[one, two]);
-        assert!(webhooks.post("{}").is_err());
-        assert_eq!(webhooks.post("{}"), Ok(()));
+        assert!(webhooks.post("{}", Deadline::NONE).is_err());
+        assert_eq!(webhooks.post("{}", Deadline::NONE), Ok(()));
         // Done as a whole, it is posted to all when it comes again.
-        assert_eq!(webhooks.post("{}"), Ok(()));
+        assert_eq!(webhooks.post("{}", Deadline::NONE), Ok(()));
         assert_eq!(first.join().unwrap().len(), 2);
         assert_eq!(second.join().unwrap().len(), 3);
     }
@@ -183,7 +196,9 @@ pub(crate) mod tests {
     fn every_url_gets_the_document_as_json() {
         let (one, first) = serve(&["200 OK"]);
         let (two, second) = serve(&["204 No Content"]);
-        webhooks(&[one, two]).post(r#"{"a":"é"}"#).unwrap();
+        webhooks(&[one, two])
+            .post(r#"{"a":"é"}"#, Deadline::NONE)
+            .unwrap();
         for server in [first, second] {
             let request = server.join().unwrap().remove(0);
             let head = request.to_lowercase();
@@ -203,7 +218,7 @@ pub(crate) mod tests {
         let (two, second) = serve(&["200 OK"]);
         let (three, third) = serve(&["503 Service Unavailable"]);
         let failure = webhooks(&[one.clone(), two.clone(), three.clone()])
-            .post("{}")
+            .post("{}", Deadline::NONE)
             .unwrap_err();
         assert!(failure.is_transient());
         assert!(
@@ -214,5 +229,20 @@ pub(crate) mod tests {
         for server in [first, second, third] {
             assert_eq!(server.join().unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn one_that_is_silent_until_the_deadline_does_not_keep_the_document_from_the_others() {
+        let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = hole.local_addr().unwrap().to_string();
+        let (two, second) = serve(&["200 OK"]);
+        let mut webhooks = webhooks(&[silent, two]);
+        let deadline = Deadline::after(Some(Duration::ZERO));
+        let failure = webhooks.post("{}", deadline).unwrap_err();
+        assert!(failure.is_transient());
+        let words = "no answer within 1.0 s, what was left of the chain's timeout";
+        assert!(failure.message.ends_with(words), "{failure}");
+        assert_eq!(second.join().unwrap().len(), 1);
+        assert_eq!(webhooks.longest_post(), Duration::from_secs(20));
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 use std::{mem, thread};
 
+use conserver::deadline::Deadline;
 use conserver::storage::fanout::{Backend, Crew};
 use divan::Bencher;
 
@@ -28,7 +29,7 @@ fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
         let mut crew = Crew::new(scope);
         let mut backends: Vec<Backend> = (0..storages).map(backend).collect();
         bencher.bench_local(|| {
-            let outcomes = crew.save_all(mem::take(&mut backends), &vcon, parallel);
+            let outcomes = crew.save_all(mem::take(&mut backends), &vcon, Deadline::NONE, parallel);
             backends = lent_again(outcomes);
         });
     });

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use conserver::deadline::Deadline;
 use conserver::failure::Failure;
 use conserver::storage::Storage;
 use conserver::storage::fanout::{Backend, Outcome};
@@ -13,19 +14,23 @@ use conserver::vcon::{Outgoing, VconId, Version};
 pub struct Taking(pub Duration);
 
 impl Storage for Taking {
-    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, _: &Outgoing, _: Deadline) -> Result<(), Failure> {
         if !self.0.is_zero() {
             thread::sleep(self.0);
         }
         Ok(())
     }
 
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
 
     fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
         Ok(())
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.0
     }
 
     fn probe(&mut self) -> Result<(), Failure> {

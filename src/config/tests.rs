@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::environment::Environment;
 use super::{Config, ConfigErrors, Options};
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{self, Link, LinkError, Next};
 use crate::storage::{self, Storage};
@@ -35,14 +36,17 @@ fn open_tag(options: &mut Options) -> Box<dyn Link> {
 struct Kept(String);
 
 impl Storage for Kept {
-    fn save(&mut self, _: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, _: &Outgoing, _: Deadline) -> Result<(), Failure> {
         Ok(())
     }
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
     fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
         Ok(())
+    }
+    fn longest_call(&self) -> Duration {
+        Duration::ZERO
     }
     fn probe(&mut self) -> Result<(), Failure> {
         Err(Failure::permanent(self.0.clone()))

@@ -1,7 +1,5 @@
 //! The agent that makes requests: connections, time limits, certificates.
 
-use std::time::Duration;
-
 use super::one_write::OneWrite;
 use super::resolver::Remembering;
 use rustls::pki_types::CertificateDer;
@@ -20,14 +18,14 @@ pub enum Trust {
     Anyone,
 }
 
-/// An agent that keeps its connections, takes at most `timeout` for a request and its answer,
-/// trusts what the system trusts, and follows no redirect: a redirected POST loses its body.
-pub fn agent(timeout: Duration) -> Agent {
-    agent_that_trusts(&Trust::System, timeout)
+/// An agent that keeps its connections, trusts what the system trusts, and follows no redirect: a
+/// redirected POST loses its body. Each request brings its own time limit.
+pub fn agent() -> Agent {
+    agent_that_trusts(&Trust::System)
 }
 
 /// The same, with other certificates.
-pub fn agent_that_trusts(trust: &Trust, timeout: Duration) -> Agent {
+pub fn agent_that_trusts(trust: &Trust) -> Agent {
     let roots = match trust {
         Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
         Trust::Authorities(authorities) => {
@@ -41,7 +39,6 @@ pub fn agent_that_trusts(trust: &Trust, timeout: Duration) -> Agent {
         .disable_verification(matches!(trust, Trust::Anyone))
         .build();
     let config = Agent::config_builder()
-        .timeout_global(Some(timeout))
         .tls_config(tls)
         .max_redirects(0)
         .max_redirects_will_error(false)

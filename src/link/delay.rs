@@ -1,6 +1,7 @@
 //! `links.delay`: lets time pass.
 //!
-//! Reads the option `seconds` (5); writes nothing. A draining worker does not wait for it.
+//! Reads the option `seconds` (5); writes nothing. A draining worker does not wait for it. It asks
+//! nothing of anyone, so no deadline cuts it: a chain's `timeout` must be longer than its delays.
 
 use std::time::Duration;
 

@@ -15,6 +15,8 @@
 //! URL, the link has failed, and is tried again or makes a dead letter as a webhook does. All are
 //! posted before any is replaced, so an attempt more posts them once more.
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,6 +25,7 @@ use ureq::http::HeaderMap;
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::http::{self, Url};
 use crate::vcon::Vcon;
@@ -41,6 +44,7 @@ struct Diet {
 /// Where bodies are kept instead.
 struct Media {
     agent: Agent,
+    timeout: Duration,
     url: Url,
 }
 
@@ -70,7 +74,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
             .map_err(|error: http::NotAUrl| options.fault("post_media_to_url", error.to_string()))
             .ok()
             .map(|url| Media {
-                agent: http::agent(timeout),
+                agent: http::agent(),
+                timeout,
                 url,
             }),
     };
@@ -91,10 +96,10 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
 }
 
 impl Link for Diet {
-    fn run(&mut self, vcon: &mut Vcon, _context: &mut Context<'_>) -> Result<Next, LinkError> {
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
         if self.dialog_bodies {
             let kept = match &self.media {
-                Some(media) => media.keep_bodies(vcon)?,
+                Some(media) => media.keep_bodies(vcon, context.deadline)?,
                 None => Vec::new(),
             };
             vcon.replace_dialog_bodies(&kept);
@@ -111,6 +116,12 @@ impl Link for Diet {
         Ok(Next::Continue)
     }
 
+    /// That of one post: how many there are is up to the vCon, and each ends by the deadline.
+    fn longest_call(&self) -> Duration {
+        let media = self.media.as_ref();
+        media.map_or(Duration::ZERO, |media| media.timeout)
+    }
+
     fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         let media = self.media.as_ref();
         media.map_or(Ok(()), |media| http::reach(&media.agent, &media.url))
@@ -120,7 +131,11 @@ impl Link for Diet {
 impl Media {
     /// Posts every body that is not kept elsewhere already; answers where each is now, by the
     /// dialog's place.
-    fn keep_bodies(&self, vcon: &Vcon) -> Result<Vec<(usize, String)>, Failure> {
+    fn keep_bodies(
+        &self,
+        vcon: &Vcon,
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, String)>, Failure> {
         let mut kept = Vec::new();
         for body in vcon.dialog_bodies() {
             let post = Post {
@@ -130,7 +145,8 @@ impl Media {
             };
             let json = serde_json::to_string(&post)
                 .map_err(|error| Failure::permanent(format!("could not write a body: {error}")))?;
-            let mut answer = http::post(&self.agent, &self.url, &HeaderMap::new(), &json)?;
+            let limit = deadline.begin(self.timeout);
+            let mut answer = http::post(&self.agent, &self.url, &HeaderMap::new(), &json, limit)?;
             let text = answer
                 .body_mut()
                 .with_config()

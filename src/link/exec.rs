@@ -12,6 +12,8 @@
 //!
 //! `stream`: one program for each lane, a line of JSON each way for each vCon: see [`Stream`].
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
 
 use super::program::{Clock, Program, Ran, Stream};
@@ -82,6 +84,13 @@ impl Link for Exec {
                 }
                 reply.next(vcon.id(), stream.program().name())
             }
+        }
+    }
+
+    fn longest_call(&self) -> Duration {
+        match self {
+            Self::Once(program) => program.timeout(),
+            Self::Stream(stream) => stream.longest_ask(),
         }
     }
 

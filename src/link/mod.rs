@@ -23,18 +23,25 @@ pub use program::{appoint as appoint_warden, dismiss as dismiss_warden, serve as
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::config::{ListName, Options};
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Vcon, VconId, Version};
 
 /// One step of a chain, owned by one lane.
 pub trait Link: Send {
-    /// Does the step's work on `vcon`.
+    /// Does the step's work on `vcon`. What it asks of a server or program ends by the context's
+    /// deadline, as a transient failure.
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError>;
 
     /// Whether it reads and writes the vCon in Redis by itself: what earlier links have done is
     /// written there before it runs, and the document is read again after it.
     fn works_in_redis(&self) -> bool {
         false
+    }
+
+    /// The longest time that a run may take by its own limits; nothing for a link that only computes.
+    fn longest_call(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Answers whether what the link depends on could be used now, within a few seconds and
@@ -78,6 +85,8 @@ pub struct Context<'a> {
     /// How long work that cannot be interrupted without harm may go on when the worker drains.
     drain_time: Duration,
     drain_end: Option<&'a Cell<Option<Instant>>>,
+    /// By when the vCon must be done.
+    pub deadline: Deadline,
     /// The version in which vCons leave, from `EGRESS_FORMAT_VERSION`.
     pub version: Version,
     /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
@@ -94,6 +103,7 @@ impl<'a> Context<'a> {
             drain,
             drain_time: Duration::ZERO,
             drain_end: None,
+            deadline: Deadline::NONE,
             version,
             expire: None,
             routes: Vec::new(),
@@ -108,6 +118,11 @@ impl<'a> Context<'a> {
             drain_end: Some(end),
             ..self
         }
+    }
+
+    /// The same, with a deadline.
+    pub fn by(self, deadline: Deadline) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Waits for `time`, or ends with [`LinkError::Interrupted`] as soon as the worker drains.

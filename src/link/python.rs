@@ -11,6 +11,8 @@
 //! given it on standard input, so that there is no file to get out of step with the program, and
 //! a short command line.
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
 
 use super::program::{Program, Stream};
@@ -63,6 +65,10 @@ impl Link for Python {
 
     fn works_in_redis(&self) -> bool {
         true
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.stream.longest_ask()
     }
 
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {

@@ -2,6 +2,8 @@
 //!
 //! Reads the vCon in the version that leaves, and the options of [`Webhooks`]; writes nothing.
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
 
 use super::{Context, Link, LinkError, Next};
@@ -22,8 +24,13 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
 
 impl Link for Webhook {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
-        self.webhooks.post(&vcon.outgoing(context.version).json)?;
+        let json = vcon.outgoing(context.version).json;
+        self.webhooks.post(&json, context.deadline)?;
         Ok(Next::Continue)
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.webhooks.longest_post()
     }
 
     fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {

@@ -238,7 +238,8 @@ fn unreachable_at(server: &impl std::fmt::Display) -> impl Fn(RedisError) -> Con
 }
 
 impl Lease {
-    fn limit(&self, limit: Duration) -> RedisResult<()> {
+    /// Limits the time of each read from and write to the socket from now on.
+    pub(crate) fn limit(&self, limit: Duration) -> RedisResult<()> {
         self.connection.set_read_timeout(Some(limit))?;
         self.connection.set_write_timeout(Some(limit))
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
+use crate::deadline::Limit;
 use crate::failure::Failure;
 
 /// So many calls may be left behind before new ones have to wait their turn.
@@ -54,12 +55,12 @@ impl Bounded {
         }
     }
 
-    /// Runs `call` for at most `limit`; `what` names it in the failure. A panic in the call goes
+    /// Runs `call` for as long as `limit` leaves; `what` names it in the failure. A panic in the call goes
     /// on in the caller.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         what: &str,
-        limit: Duration,
+        limit: Limit,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failure> {
         self.left.retain(|thread| !thread.is_finished());
@@ -77,13 +78,13 @@ impl Bounded {
         };
         self.hand_over(Box::new(job))
             .map_err(|e| Failure::transient(format!("{what}: could not start a thread: {e}")))?;
-        let result: Result<T, Box<dyn Any + Send>> = match answered.recv_timeout(limit) {
+        let result: Result<T, Box<dyn Any + Send>> = match answered.recv_timeout(limit.left()) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
                 self.left.extend(self.helper.take().map(|it| it.thread));
                 self.latest = Instant::now();
                 return Err(Failure::transient(format!(
-                    "{what}: no answer within {limit:?}"
+                    "{what}: no answer within {limit}"
                 )));
             }
             Err(RecvTimeoutError::Disconnected) => {
@@ -126,16 +127,24 @@ mod tests {
     use std::sync::mpsc::sync_channel;
 
     use super::*;
+    use crate::deadline::Deadline;
 
-    const SHORT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(10);
+
+    fn short() -> Limit {
+        Deadline::NONE.begin(Duration::from_millis(20))
+    }
+
+    fn long() -> Limit {
+        Deadline::NONE.begin(LONG)
+    }
 
     #[test]
     fn a_call_in_time_gives_its_value_and_a_panic_passes_through() {
         let mut bounded = Bounded::new();
-        assert_eq!(bounded.run("add", LONG, || 1 + 1), Ok(2));
+        assert_eq!(bounded.run("add", long(), || 1 + 1), Ok(2));
         let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            bounded.run("break", LONG, || panic!("inside"))
+            bounded.run("break", long(), || panic!("inside"))
         }));
         assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"inside"));
     }
@@ -144,12 +153,15 @@ mod tests {
     fn calls_share_a_thread_and_one_that_has_ended_is_replaced() {
         let mut bounded = Bounded::new();
         let here = thread::current().id();
-        let first = bounded.run("look", LONG, || thread::current().id());
-        assert_eq!(bounded.run("look", LONG, || thread::current().id()), first);
+        let first = bounded.run("look", long(), || thread::current().id());
+        assert_eq!(
+            bounded.run("look", long(), || thread::current().id()),
+            first
+        );
         assert_ne!(first, Ok(here));
         // As if it had been idle for too long.
         bounded.helper.as_mut().unwrap().jobs = crossbeam_channel::bounded(0).0;
-        let second = bounded.run("look", LONG, || thread::current().id());
+        let second = bounded.run("look", long(), || thread::current().id());
         assert!(second.is_ok() && second != first);
     }
 
@@ -157,13 +169,13 @@ mod tests {
     fn after_a_panic_and_after_a_call_that_was_left_there_is_a_thread_again() {
         let mut bounded = Bounded::new();
         let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            bounded.run("break", LONG, || panic!("inside"))
+            bounded.run("break", long(), || panic!("inside"))
         }));
         assert!(caught.is_err());
-        assert_eq!(bounded.run("add", LONG, || 1 + 1), Ok(2));
+        assert_eq!(bounded.run("add", long(), || 1 + 1), Ok(2));
         let (hold, held) = sync_channel::<()>(0);
-        assert!(bounded.run("wait", SHORT, move || held.recv()).is_err());
-        assert_eq!(bounded.run("add", LONG, || 1 + 2), Ok(3));
+        assert!(bounded.run("wait", short(), move || held.recv()).is_err());
+        assert_eq!(bounded.run("add", long(), || 1 + 2), Ok(3));
         drop(hold);
     }
 
@@ -174,18 +186,20 @@ mod tests {
         for _ in 0..MOST_LEFT {
             let (hold, held) = sync_channel::<()>(0);
             holds.push(hold);
-            let failure = bounded.run("wait", SHORT, move || held.recv()).unwrap_err();
+            let failure = bounded
+                .run("wait", short(), move || held.recv())
+                .unwrap_err();
             assert!(failure.is_transient());
             assert!(failure.message.contains("no answer within"), "{failure}");
         }
-        let failure = bounded.run("go on", LONG, || ()).unwrap_err();
+        let failure = bounded.run("go on", long(), || ()).unwrap_err();
         assert!(failure.is_transient());
         assert!(failure.message.contains("4 earlier calls"), "{failure}");
 
         bounded.latest = Instant::now()
             .checked_sub(PAUSE)
             .unwrap_or_else(Instant::now);
-        assert_eq!(bounded.run("try once more", LONG, || 1), Ok(1));
+        assert_eq!(bounded.run("try once more", long(), || 1), Ok(1));
         bounded.latest = Instant::now();
 
         drop(holds);
@@ -194,6 +208,6 @@ mod tests {
             assert!(start.elapsed() < LONG);
             thread::yield_now();
         }
-        assert_eq!(bounded.run("go on", LONG, || 2), Ok(2));
+        assert_eq!(bounded.run("go on", long(), || 2), Ok(2));
     }
 }

@@ -57,12 +57,17 @@ use self::request::{Answer, Question, Server};
 use self::section::Section;
 use super::Storage;
 use crate::config::Options;
+use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::http::agent_that_trusts;
 use crate::vcon::{Outgoing, VconId};
 
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// The requests of a save, which may need more where far more of the vCon was there before; all of
+/// them together get the time of so many.
+const REQUESTS: u32 = 3;
 
 /// A probe tries no more of the indices that have refused something.
 const MOST_PROBED: usize = 20;
@@ -83,7 +88,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     Box::new(Elasticsearch {
         server: url.map(|url| Server {
             url,
-            agent: agent_that_trusts(&trust, timeout),
+            agent: agent_that_trusts(&trust),
             authorization,
             secrets,
         }),
@@ -103,29 +108,31 @@ struct Elasticsearch {
 }
 
 impl Storage for Elasticsearch {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
+        let limit = deadline.begin(self.longest_call());
         let what = format!("save vCon {}", vcon.id);
         let documents = documents::of(vcon, &self.prefix)
             .map_err(|error| Failure::permanent(self.message(&what, &error.to_string())))?;
-        let former = self.former(&what, &vcon.id, &documents)?;
-        self.replace(&what, &vcon.id, former, &documents)
+        let former = self.former(&what, &vcon.id, &documents, limit)?;
+        self.replace(&what, &vcon.id, former, &documents, limit)
     }
 
     /// What is indexed does not make a vCon.
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let what = format!("delete vCon {id}");
-        let former = self.former(&what, id, &[])?;
-        self.replace(&what, id, former, &[])
+        let limit = Deadline::NONE.begin(self.longest_call());
+        let former = self.former(&what, id, &[], limit)?;
+        self.replace(&what, id, former, &[], limit)
     }
 
     /// Asks which indices there are, as each save does. After a write was refused for a reason
     /// that may pass, only another write can tell: one that finds no document to update.
     fn probe(&mut self) -> Result<(), Failure> {
-        let limit = self.timeout.min(PROBE);
+        let limit = Deadline::NONE.begin(self.timeout.min(PROBE));
         if self.refused.is_empty() {
             return self.indices("list indices", limit).map(|_| ());
         }
@@ -135,6 +142,10 @@ impl Storage for Elasticsearch {
             bulk.try_to_write(index);
         }
         self.write("write", &bulk, limit)
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.timeout.saturating_mul(REQUESTS)
     }
 
     fn keeps_documents(&self) -> bool {
@@ -150,8 +161,9 @@ impl Elasticsearch {
         what: &str,
         id: &VconId,
         documents: &[Document],
+        limit: Limit,
     ) -> Result<Vec<Vec<Place>>, Failure> {
-        let indices = self.indices(what, self.timeout)?;
+        let indices = self.indices(what, limit)?;
         let mut windows: BTreeMap<Section, Window> = BTreeMap::new();
         for section in indices.keys() {
             let parts = documents.iter().filter(|it| it.section == *section).count();
@@ -164,7 +176,7 @@ impl Elasticsearch {
             for (section, window) in windows {
                 let places = indices.get(&section);
                 let places = places.map(|indices| window.places(section, indices));
-                let found = self.found(what, id, &places.unwrap_or_default())?;
+                let found = self.found(what, id, &places.unwrap_or_default(), limit)?;
                 next.extend(window.next(&found).map(|window| (section, window)));
                 round.extend(found);
             }
@@ -185,13 +197,14 @@ impl Elasticsearch {
         id: &VconId,
         former: Vec<Vec<Place>>,
         documents: &[Document],
+        limit: Limit,
     ) -> Result<(), Failure> {
         let mut rounds = former.into_iter();
         let near = rounds.next().unwrap_or_default();
         for far in rounds.rev() {
             let mut bulk = Bulk::new(id);
             far.iter().for_each(|place| bulk.delete(place));
-            self.write(what, &bulk, self.timeout)?;
+            self.write(what, &bulk, limit)?;
         }
         let kept: HashSet<(&str, usize)> = documents
             .iter()
@@ -205,10 +218,10 @@ impl Elasticsearch {
             }
         }
         documents.iter().for_each(|document| bulk.index(document));
-        self.write(what, &bulk, self.timeout)
+        self.write(what, &bulk, limit)
     }
 
-    fn indices(&self, what: &str, limit: Duration) -> Result<Indices, Failure> {
+    fn indices(&self, what: &str, limit: Limit) -> Result<Indices, Failure> {
         let prefix = utf8_percent_encode(&self.prefix, NON_ALPHANUMERIC);
         let path = format!("/{prefix}vcon_*/_alias?expand_wildcards=open");
         let answer = self.ask(what, &path, Question::Get, limit)?;
@@ -217,11 +230,17 @@ impl Elasticsearch {
     }
 
     /// Those of the places where there is a document.
-    fn found(&self, what: &str, id: &VconId, places: &[Place]) -> Result<Vec<Place>, Failure> {
+    fn found(
+        &self,
+        what: &str,
+        id: &VconId,
+        places: &[Place],
+        limit: Limit,
+    ) -> Result<Vec<Place>, Failure> {
         let mut found = Vec::new();
         for some in places.chunks(MOST) {
             let question = former::question(id, some);
-            let answer = self.ask(what, "/_mget", Question::Post(&question), self.timeout)?;
+            let answer = self.ask(what, "/_mget", Question::Post(&question), limit)?;
             match former::found(some, &answer.json) {
                 Ok(places) => found.extend(places.into_iter().cloned()),
                 Err(serde_json::Value::Null) => return Err(self.stranger(what)),
@@ -235,7 +254,7 @@ impl Elasticsearch {
         Ok(found)
     }
 
-    fn write(&mut self, what: &str, bulk: &Bulk<'_>, limit: Duration) -> Result<(), Failure> {
+    fn write(&mut self, what: &str, bulk: &Bulk<'_>, limit: Limit) -> Result<(), Failure> {
         if bulk.is_empty() {
             return Ok(());
         }
@@ -261,13 +280,13 @@ impl Elasticsearch {
         what: &str,
         path: &str,
         question: Question<'_>,
-        limit: Duration,
+        limit: Limit,
     ) -> Result<Answer, Failure> {
         let Some(server) = &self.server else {
             return Err(Failure::transient(self.message(what, "no address")));
         };
         let answer = server
-            .ask(path, question, limit)
+            .ask(path, question, self.timeout, limit)
             .map_err(|why| Failure::transient(self.message(what, &why)))?;
         if answer.is_success() {
             return Ok(answer);

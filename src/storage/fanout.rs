@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 
 use super::Storage;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::Outgoing;
 
@@ -61,6 +62,7 @@ pub struct Crew<'scope, 'env> {
 struct Job {
     backend: Backend,
     vcon: Arc<Outgoing>,
+    deadline: Deadline,
     /// Its place among the outcomes.
     place: usize,
     done: Sender<(usize, Outcome)>,
@@ -77,7 +79,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         }
     }
 
-    /// Saves the vCon to every backend and returns their outcomes in the same order.
+    /// Saves the vCon to every backend, by the deadline, and returns their outcomes in the same order.
     ///
     /// With `parallel`, each backend but one has a thread of its own; that one, which took longest
     /// last time, has the caller's, whom it need not wake. The call ends with the slowest.
@@ -85,10 +87,14 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         &mut self,
         backends: Vec<Backend>,
         vcon: &Arc<Outgoing>,
+        deadline: Deadline,
         parallel: bool,
     ) -> Vec<Outcome> {
         if !parallel || backends.len() < 2 {
-            return backends.into_iter().map(|b| save(b, vcon)).collect();
+            return backends
+                .into_iter()
+                .map(|b| save(b, vcon, deadline))
+                .collect();
         }
         let names: Vec<Arc<str>> = backends.iter().map(|b| Arc::clone(&b.name)).collect();
         let slowest = self.slowest.as_ref();
@@ -100,6 +106,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             let job = Job {
                 backend,
                 vcon: Arc::clone(vcon),
+                deadline,
                 place,
                 done: done.clone(),
             };
@@ -156,7 +163,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
 
 impl Job {
     fn run(self) {
-        let outcome = save(self.backend, &self.vcon);
+        let outcome = save(self.backend, &self.vcon, self.deadline);
         // Its lane may let go of a large document as soon as it has the outcome.
         drop(self.vcon);
         // Fails only where the lane is gone, by a panic.
@@ -177,11 +184,11 @@ impl Outcome {
     }
 }
 
-fn save(backend: Backend, vcon: &Outgoing) -> Outcome {
+fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
     let Backend { name, mut storage } = backend;
     let start = Instant::now();
     // What the panic leaves behind is not looked at again.
-    let caught = panic::catch_unwind(AssertUnwindSafe(|| storage.save(vcon)));
+    let caught = panic::catch_unwind(AssertUnwindSafe(|| storage.save(vcon, deadline)));
     let took = start.elapsed();
     let (result, storage) = match caught {
         Ok(result) => (result, Some(storage)),

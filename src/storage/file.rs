@@ -37,6 +37,7 @@ use fault::{Step, fault};
 use super::Storage;
 use super::bounded::Bounded;
 use crate::config::Options;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
 
@@ -45,6 +46,9 @@ const GZIPPED: &str = "json.gz";
 
 /// How long a probe may take; a network file system that is away answers nothing at all.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// What a save is given on a disk that hangs and comes back, before its process is killed for it.
+const SLOW_DISK: Duration = Duration::from_secs(30);
 
 /// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
 const PROBE_SIZE: usize = 16 * 1024;
@@ -92,7 +96,7 @@ struct Root {
 }
 
 impl Storage for Files {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, _: Deadline) -> Result<(), Failure> {
         let size = vcon.json.len() as u64;
         if self.max_size > 0 && size > self.max_size {
             return Err(Failure::permanent(format!(
@@ -116,7 +120,7 @@ impl Storage for Files {
         Ok(())
     }
 
-    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, id: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         let mut found = None;
         self.each_directory(&mut |directory| {
             for place in self.names(directory, id) {
@@ -143,12 +147,17 @@ impl Storage for Files {
         })
     }
 
+    /// The system has no limit for the calls of a save; none of them can be cut short.
+    fn longest_call(&self) -> Duration {
+        SLOW_DISK
+    }
+
     /// Writes, syncs and removes a small hidden file.
     fn probe(&mut self) -> Result<(), Failure> {
         let root = self.root.clone();
         let what = format!("could not write to directory {}", root.path.display());
         self.bounded
-            .run(&what, PROBE, move || root.probe())?
+            .run(&what, Deadline::NONE.begin(PROBE), move || root.probe())?
             .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
 }

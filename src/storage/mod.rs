@@ -14,21 +14,26 @@ mod redis_storage;
 mod s3;
 mod webhook;
 
+use std::time::Duration;
+
 pub use not_built_in::NOT_BUILT_IN;
 
 use crate::config::Options;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
 
 /// A place where vCons are kept.
 ///
-/// Saving is idempotent: the same vCon saved twice leaves one copy, the later one.
+/// Saving is idempotent: the same vCon saved twice leaves one copy, the later one. A call takes no
+/// longer than its own limits and the deadline allow; one that reaches the deadline is a transient
+/// failure.
 pub trait Storage: Send {
     /// Stores the document, replacing what was kept under its id.
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure>;
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure>;
 
     /// The document as it is kept, or `None` where there is none under this id.
-    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure>;
+    fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure>;
 
     /// Removes what is kept under the id; nothing there is no error.
     fn delete(&mut self, id: &VconId) -> Result<(), Failure>;
@@ -36,6 +41,9 @@ pub trait Storage: Send {
     /// Answers whether the backend could be used now, within a few seconds and without writing
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
+
+    /// The longest time that one save or get may take by its own limits.
+    fn longest_call(&self) -> Duration;
 
     /// Whether what is saved can be got back. One that hands documents on, and keeps none, is not
     /// asked for them.

@@ -35,13 +35,14 @@ use std::time::Duration;
 use postgres::types::ToSql;
 use postgres::{Client, Config, Error, Row};
 
-use self::fault::{is_bad_data, is_chance, is_outdated, is_the_vcons, reason};
-use self::session::{Access, Session, Statements};
+use self::fault::{is_bad_data, is_cancelled, is_chance, is_outdated, is_the_vcons, reason};
+use self::session::{Access, Session, Statements, set_timeout};
 use self::table::Table;
 use self::tls::Tls;
 use super::Storage;
 use super::bounded::Bounded;
 use crate::config::Options;
+use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
 
@@ -130,7 +131,7 @@ struct Postgres {
 }
 
 impl Storage for Postgres {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
         let id = vcon.id.uuid();
         let version = vcon.version.as_str();
         let created_at = vcon.created_or_now().local;
@@ -144,7 +145,7 @@ impl Storage for Postgres {
             Ok(None)
         };
         let what = format!("save vCon {}", vcon.id);
-        let saved = self.run(&what, self.statement_limit, Box::new(work));
+        let saved = self.run(&what, self.statement_limit, deadline, Box::new(work));
         if vcon.json.len() > LARGE {
             self.session = None;
         }
@@ -164,13 +165,13 @@ impl Storage for Postgres {
         }
     }
 
-    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let uuid = id.uuid();
         let what = format!("read vCon {id}");
         let work = move |client: &mut Client, statements: &Statements| {
             client.query_opt(&statements.get, &[&uuid])
         };
-        match self.run(&what, self.statement_limit, Box::new(work)) {
+        match self.run(&what, self.statement_limit, deadline, Box::new(work)) {
             Ok(None) => Ok(None),
             Ok(Some(row)) => row.try_get(0).map_err(|e| self.failure(&what, &e)),
             Err(trouble) => Err(self.told(&what, trouble)),
@@ -184,10 +185,16 @@ impl Storage for Postgres {
             Ok(None)
         };
         let what = format!("delete vCon {id}");
-        match self.run(&what, self.statement_limit, Box::new(work)) {
+        match self.run(&what, self.statement_limit, Deadline::NONE, Box::new(work)) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told(&what, trouble)),
         }
+    }
+
+    /// A statement in a session that turns out to be of no use, a new session, and the statement once
+    /// more.
+    fn longest_call(&self) -> Duration {
+        self.access.connect_limit + self.statement_limit.saturating_mul(2)
     }
 
     /// Saves no row at all: that needs a session, the table with its columns, the rights, a
@@ -197,7 +204,7 @@ impl Storage for Postgres {
             client.execute(&statements.try_save, &[])?;
             Ok(None)
         };
-        match self.run("write", PROBE, Box::new(work)) {
+        match self.run("write", PROBE, Deadline::NONE, Box::new(work)) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told("write", trouble)),
         }
@@ -225,14 +232,16 @@ impl Postgres {
     fn run(
         &mut self,
         what: &str,
-        limit: Duration,
+        own: Duration,
+        deadline: Deadline,
         mut work: Box<Work>,
     ) -> Result<Option<Row>, Trouble> {
         loop {
             let (session, kept) = match self.session.take() {
                 Some(session) => (session, true),
-                None => (self.connect(what)?, false),
+                None => (self.connect(what, deadline)?, false),
             };
+            let limit = deadline.begin(own);
             let (session, back, answer) = self.attempt(what, limit, session, work)?;
             work = back;
             let session = session.filter(|session| !session.client.is_closed());
@@ -250,48 +259,57 @@ impl Postgres {
                 }
                 Err(e) => {
                     self.session = session;
+                    if is_cancelled(&e) && limit.time() < self.access.statement_timeout {
+                        let message = format!("{}: {}", self.message(what), reason(&e));
+                        let message = format!("{message}; no answer within {limit}");
+                        return Err(Trouble::Away(Failure::busy(message)));
+                    }
                     return Err(Trouble::Refused(e));
                 }
             }
         }
     }
 
-    /// Does the work in this session, for at most `limit`: under its watchdog, or else on a thread
+    /// Does the work in this session, for as long as `limit` leaves: under its watchdog, or else on a thread
     /// of its own, which is left behind with a call that hangs. The session comes back where it can
     /// be used again.
     fn attempt(
         &mut self,
         what: &str,
-        limit: Duration,
+        limit: Limit,
         mut session: Session,
         work: Box<Work>,
     ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
+        let timeout = session.timeout_for(self.access.statement_timeout, limit);
         let Some(watchdog) = &session.watchdog else {
             let name = self.message(what);
             return self.bounded.run(&name, limit, move || {
-                let answer = work(&mut session.client, &session.statements);
+                let answer =
+                    told_and_done(&mut session.client, &session.statements, timeout, &work);
                 (Some(session), work, answer)
             });
         };
-        let answer = watchdog.during(limit, || work(&mut session.client, &session.statements));
+        let answer = watchdog.during(limit.left(), || {
+            told_and_done(&mut session.client, &session.statements, timeout, &work)
+        });
         let has_cut = watchdog.has_cut();
         if has_cut && answer.as_ref().is_err_and(|e| e.as_db_error().is_none()) {
             let what = self.message(what);
             return Err(Failure::transient(format!(
-                "{what}: no answer within {limit:?}"
+                "{what}: no answer within {limit}"
             )));
         }
         // An answer may have come just before the cut.
         Ok(((!has_cut).then_some(session), work, answer))
     }
 
-    fn connect(&mut self, what: &str) -> Result<Session, Failure> {
-        let access = self.access.clone();
+    fn connect(&mut self, what: &str, deadline: Deadline) -> Result<Session, Failure> {
+        let limit = deadline.begin(self.access.connect_limit);
+        let mut access = self.access.clone();
+        access.connect_limit = limit.time();
         let name = format!("{} (connecting)", self.message(what));
         self.bounded
-            .run(&name, self.access.connect_limit, move || {
-                Session::open(&access)
-            })?
+            .run(&name, limit, move || Session::open(&access))?
             .map_err(|why| Failure::transient(format!("{}: {why}", self.message(what))))
     }
 
@@ -316,6 +334,19 @@ impl Postgres {
             Failure::transient(message)
         }
     }
+}
+
+/// Does the work, after the server was told another timeout if one is given.
+fn told_and_done(
+    client: &mut Client,
+    statements: &Statements,
+    timeout: Option<Duration>,
+    work: &Work,
+) -> Answer {
+    if let Some(timeout) = timeout {
+        set_timeout(client, timeout)?;
+    }
+    work(client, statements)
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {

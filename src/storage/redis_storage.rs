@@ -21,6 +21,7 @@ use self::fault::{Step, breaks_connection, failure};
 use super::Storage;
 use super::bounded::Bounded;
 use crate::config::Options;
+use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::redis_server::{Lease, Server};
 use crate::settings::RedisUrl;
@@ -99,21 +100,22 @@ struct RedisStorage {
 }
 
 impl Storage for RedisStorage {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
         let mut set = redis::cmd("SET");
         set.arg(self.key(&vcon.id)).arg(&vcon.json);
         if self.expires > 0 {
             set.arg("EX").arg(self.expires);
         }
         let what = format!("save vCon {}", vcon.id);
-        self.run(Step::Save, &what, set, self.timeout).map(drop)
+        self.run(Step::Save, &what, set, self.timeout, deadline)
+            .map(drop)
     }
 
-    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let mut get = redis::cmd("GET");
         get.arg(self.key(id));
         let what = format!("read vCon {id}");
-        match self.run(Step::Read, &what, get, self.timeout)? {
+        match self.run(Step::Read, &what, get, self.timeout, deadline)? {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| {
                 Failure::permanent(format!("{}: it is not UTF-8", self.message(&what)))
@@ -129,8 +131,14 @@ impl Storage for RedisStorage {
         let mut delete = redis::cmd("DEL");
         delete.arg(self.key(id));
         let what = format!("delete vCon {id}");
-        self.run(Step::Delete, &what, delete, self.timeout)
+        self.run(Step::Delete, &what, delete, self.timeout, Deadline::NONE)
             .map(drop)
+    }
+
+    /// A command on a connection that turns out to be of no use, a new connection, and the command
+    /// once more.
+    fn longest_call(&self) -> Duration {
+        (self.timeout + GRACE).saturating_mul(3)
     }
 
     /// Writes an empty string that is gone after a millisecond: that needs a server that takes
@@ -140,7 +148,8 @@ impl Storage for RedisStorage {
         set.arg(format!("{}:probe", self.prefix)).arg("");
         set.arg("PX").arg(1);
         let limit = self.timeout.min(PROBE);
-        self.run(Step::Probe, "write", set, limit).map(drop)
+        self.run(Step::Probe, "write", set, limit, Deadline::NONE)
+            .map(drop)
     }
 }
 
@@ -161,17 +170,22 @@ impl RedisStorage {
         step: Step,
         what: &str,
         mut command: Cmd,
-        limit: Duration,
+        own: Duration,
+        deadline: Deadline,
     ) -> Result<Value, Failure> {
         loop {
             let (mut lease, kept) = match self.lease.take() {
                 Some(lease) => (lease, true),
-                None => (self.connect(what, limit)?, false),
+                None => (self.connect(what, own, deadline)?, false),
             };
             let name = self.message(what);
             // Of the time limits of sockets, each counts for one read or write alone.
-            let (lease, back, result) = self.bounded.run(&name, limit + GRACE, move || {
-                let result: Result<Value, RedisError> = command.query(&mut *lease);
+            let limit = deadline.begin(own + GRACE);
+            let on_socket = Self::on_socket(own, limit);
+            let (lease, back, result) = self.bounded.run(&name, limit, move || {
+                let result: Result<Value, RedisError> = lease
+                    .limit(on_socket)
+                    .and_then(|()| command.query(&mut *lease));
                 (lease, command, result)
             })?;
             command = back;
@@ -189,18 +203,23 @@ impl RedisStorage {
         }
     }
 
-    fn connect(&mut self, what: &str, limit: Duration) -> Result<Lease, Failure> {
+    /// The limit of the socket, which says more when it is reached. Where less is left, it only ends
+    /// a call that is left behind.
+    fn on_socket(own: Duration, limit: Limit) -> Duration {
+        own.min(limit.left() + Duration::from_secs(1))
+    }
+
+    fn connect(&mut self, what: &str, own: Duration, deadline: Deadline) -> Result<Lease, Failure> {
         let message = self.message(what);
         let Some(server) = self.server.clone() else {
             return Err(Failure::transient(format!("{message}: no server")));
         };
-        let timeout = self.timeout;
+        let limit = deadline.begin(own + GRACE);
+        let on_socket = Self::on_socket(own, limit);
         self.bounded
-            .run(
-                &format!("{message} (connecting)"),
-                limit + GRACE,
-                move || server.connect_for(NAME, timeout),
-            )?
+            .run(&format!("{message} (connecting)"), limit, move || {
+                server.connect_for(NAME, on_socket)
+            })?
             .map_err(|error| fault::unreachable(&message, &error))
     }
 }

@@ -12,7 +12,7 @@
 //! | `aws_region` | `us-east-1` | |
 //! | `endpoint_url` | Amazon's of the region | `http(s)://host[:port]`; the bucket then stands in the path |
 //! | `s3_path` | none | before every key |
-//! | `timeout` | `30` | seconds for one request, from the name's resolution to the last byte |
+//! | `timeout` | `30` | seconds for one vCon, from the name's resolution to the last byte |
 //!
 //! Which answers are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the keys or the bucket is waited out. Keys from the environment or
@@ -31,6 +31,7 @@ use self::fault::{advice, is_the_vcons};
 use self::request::{Answer, Fault, Verb, agent, send};
 use super::Storage;
 use crate::config::Options;
+use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::vcon::{Outgoing, VconId};
@@ -139,25 +140,32 @@ struct S3 {
 }
 
 impl Storage for S3 {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
+        let limit = deadline.begin(self.timeout);
         let day = vcon.created_or_now().day_path();
         let document = self.document_key(&day, &vcon.id);
-        self.put(&document, &vcon.json, self.timeout)?;
-        self.put(&self.pointer_key(&vcon.id), &day, self.timeout)
+        self.put(&document, &vcon.json, limit)?;
+        self.put(&self.pointer_key(&vcon.id), &day, limit)
     }
 
-    fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
-        match self.day(id)? {
-            Some(day) => self.text(&self.document_key(&day, id)),
+    fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
+        let limit = deadline.begin(self.timeout);
+        match self.day(id, limit)? {
+            Some(day) => self.text(&self.document_key(&day, id), limit),
             None => Ok(None),
         }
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
-        if let Some(day) = self.day(id)? {
-            self.remove(&self.document_key(&day, id))?;
+        let limit = Deadline::NONE.begin(self.timeout);
+        if let Some(day) = self.day(id, limit)? {
+            self.remove(&self.document_key(&day, id), limit)?;
         }
-        self.remove(&self.pointer_key(id))
+        self.remove(&self.pointer_key(id), limit)
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.timeout
     }
 
     /// Asks for a pointer that is not there. The answer "no such key" needs the server, the
@@ -166,7 +174,7 @@ impl Storage for S3 {
     /// which is removed again.
     fn probe(&mut self) -> Result<(), Failure> {
         let key = format!("{}lookup/probe.txt", self.prefix);
-        let limit = self.timeout.min(PROBE);
+        let limit = Deadline::NONE.begin(self.timeout.min(PROBE));
         if self.write_refused {
             self.put(&key, "", limit)?;
             // What cannot be removed is an empty object that the next probe writes over.
@@ -191,9 +199,9 @@ impl S3 {
     }
 
     /// The day under which a vCon lies, as its pointer says.
-    fn day(&self, id: &VconId) -> Result<Option<String>, Failure> {
+    fn day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
-        let Some(text) = self.text(&key)? else {
+        let Some(text) = self.text(&key, limit)? else {
             return Ok(None);
         };
         let day = text.trim();
@@ -204,8 +212,8 @@ impl S3 {
         Err(Failure::permanent(format!("{what}: it holds no day")))
     }
 
-    fn text(&self, key: &str) -> Result<Option<String>, Failure> {
-        let answer = self.request(key, &Verb::Get, self.timeout)?;
+    fn text(&self, key: &str, limit: Limit) -> Result<Option<String>, Failure> {
+        let answer = self.request(key, &Verb::Get, limit)?;
         if answer.is_missing() {
             return Ok(None);
         }
@@ -226,7 +234,7 @@ impl S3 {
         })
     }
 
-    fn put(&mut self, key: &str, body: &str, limit: Duration) -> Result<(), Failure> {
+    fn put(&mut self, key: &str, body: &str, limit: Limit) -> Result<(), Failure> {
         let verb = Verb::Put(body.as_bytes());
         let answer = self.request(key, &verb, limit)?;
         self.write_refused = answer.status == 403;
@@ -236,24 +244,24 @@ impl S3 {
         Err(self.failure(&verb, key, &answer))
     }
 
-    fn remove(&self, key: &str) -> Result<(), Failure> {
-        let answer = self.request(key, &Verb::Delete, self.timeout)?;
+    fn remove(&self, key: &str, limit: Limit) -> Result<(), Failure> {
+        let answer = self.request(key, &Verb::Delete, limit)?;
         if answer.is_success() || answer.is_missing() {
             return Ok(());
         }
         Err(self.failure(&Verb::Delete, key, &answer))
     }
 
-    fn request(&self, key: &str, verb: &Verb<'_>, limit: Duration) -> Result<Answer, Failure> {
+    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<Answer, Failure> {
         let Some(bucket) = &self.bucket else {
             let message = self.message(verb, key);
             return Err(Failure::transient(format!("{message}: no credentials")));
         };
-        send(&self.agent, bucket, key, verb, limit).map_err(|fault| {
+        send(&self.agent, bucket, key, verb, limit.left()).map_err(|fault| {
             let message = self.message(verb, key);
             Failure::transient(match fault {
                 Fault::Send(ureq::Error::Timeout(_)) => {
-                    format!("{message}: no answer within {limit:?}")
+                    format!("{message}: no answer within {limit}")
                 }
                 _ => format!("{message}: {fault}"),
             })

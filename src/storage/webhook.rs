@@ -3,8 +3,11 @@
 //! Options and the classes of answers are those of [`Webhooks`]. What was posted cannot be asked
 //! for again: to [`Storage::get`] and [`Storage::delete`] nothing is there.
 
+use std::time::Duration;
+
 use super::Storage;
 use crate::config::Options;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
 use crate::webhooks::Webhooks;
@@ -21,11 +24,11 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
 }
 
 impl Storage for Webhook {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
-        self.webhooks.post(&vcon.json)
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
+        self.webhooks.post(&vcon.json, deadline)
     }
 
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
 
@@ -35,6 +38,10 @@ impl Storage for Webhook {
 
     fn probe(&mut self) -> Result<(), Failure> {
         self.webhooks.reach()
+    }
+
+    fn longest_call(&self) -> Duration {
+        self.webhooks.longest_post()
     }
 
     fn keeps_documents(&self) -> bool {

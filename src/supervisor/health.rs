@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::watch::Standstills;
 use crate::scoreboard::{LaneState, LaneView, WorkerView, is_silent};
 
-/// How long a chain's `timeout` may be exceeded: the time limits of links and storages, which end
-/// a vCon without a death, are given the chance to act first.
+/// How long a lane may exceed the limit that it shows. That is what is left of its chain's `timeout`
+/// and the longest limit of a call: links and storages end a call by themselves, without a death.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What is thought of a worker.
@@ -16,7 +16,7 @@ pub(super) enum Health {
     Good,
     /// It has not shown for so long that it is alive.
     Silent(Duration),
-    /// A lane is past its chain's time limit and the grace.
+    /// A lane has not moved for the limit that it shows and the grace.
     Overdue(LaneView),
 }
 

@@ -167,10 +167,14 @@ impl Supervisor {
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
                 log::error!(
-                    "{name} is at work on {}, and its chain allows {limit} s: it is killed",
+                    "{name} has not moved on with {} for {limit} s, which is its chain's timeout and the \
+                     longest limit of a call: it is killed",
                     in_hand(lane)
                 );
-                let end = format!("killed for exceeding its chain's timeout of {limit} s");
+                let end = format!(
+                    "killed for not moving on for {limit} s, which is its chain's timeout and the \
+                     longest limit of a call"
+                );
                 let vcon = lane.vcon.map(|vcon| vec![vcon]);
                 let blame = Blame::These(vcon.unwrap_or_default());
                 (RestartCause::Overdue, blame, end)

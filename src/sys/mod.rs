@@ -19,7 +19,7 @@ pub use memory::give_back_large_blocks;
 #[cfg(not(target_os = "linux"))]
 pub use no_socket::SocketHold;
 pub use own::this_program;
-pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group};
+pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
 #[cfg(target_os = "linux")]
 pub use socket::SocketHold;
 pub use title::Title;

@@ -90,6 +90,16 @@ pub fn has_ended(child: Pid) -> bool {
     unsafe { info.si_pid() != 0 }
 }
 
+/// How many bytes in a pipe nobody has read yet, also when nobody can any more. `pipe` is the end
+/// that is written to.
+pub fn unread(pipe: &impl AsFd) -> Result<usize, Errno> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the request writes one int, which is ours.
+    let answer = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    Errno::result(answer)?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// Whether there is a process of this group.
 pub fn is_group(leader: Pid) -> bool {
     killpg(leader, None) != Err(Errno::ESRCH)
@@ -108,6 +118,7 @@ pub fn kill_group(leader: Pid) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Write;
     use std::process::Stdio;
 
     use super::*;
@@ -157,5 +168,25 @@ mod tests {
         assert_eq!(i32::from_ne_bytes(bytes), child.id().cast_signed());
         child.wait().unwrap();
         assert_eq!(read.read(&mut bytes).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_program_has_not_read_is_known_also_after_its_end() {
+        for (script, left) in [("exit", 6), ("head -c 2", 4), ("cat", 0)] {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command.stdin(Stdio::piped()).stdout(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            let mut input = child.stdin.take().unwrap();
+            input.write_all(b"hello\n").unwrap();
+            if script == "cat" {
+                while unread(&input) != Ok(0) {
+                    std::thread::yield_now();
+                }
+                child.kill().unwrap();
+            }
+            child.wait().unwrap();
+            assert_eq!(unread(&input), Ok(left), "{script}");
+        }
     }
 }

@@ -14,6 +14,9 @@ use crate::vcon::VconId;
 /// The longest pause of a lane of a worker that drains already.
 const SHORT: Duration = Duration::from_millis(100);
 
+/// A limit of nothing would be shown as none.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// The time that a lane has for what it has in hand. It stands still while the lane waits for a
 /// server that is unavailable, also when it waits inside a call.
 pub(super) struct Clock<'a> {
@@ -154,7 +157,7 @@ impl<'a> Clock<'a> {
         self.left.set(left);
         self.since.set(Instant::now());
         if let Some(cell) = self.cell.filter(|_| self.has_work && !self.ended.get()) {
-            let limit = left.map(|left| left.saturating_add(self.longest_call));
+            let limit = left.map(|left| left.max(MOMENT).saturating_add(self.longest_call));
             cell.busy(self.id.as_ref(), limit);
         }
     }

@@ -12,6 +12,7 @@ use super::Meters;
 use super::circuit_breaker::guarded;
 use super::fault::Stage;
 use crate::config::{Chain, Config};
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::storage::Storage;
@@ -137,12 +138,16 @@ impl Modules {
     ///
     /// # Errors
     /// A storage that is unavailable: the vCon may be there, so nothing is known.
-    pub fn find(&mut self, id: &VconId) -> Result<Option<(String, String)>, (Stage, Failure)> {
+    pub fn find(
+        &mut self,
+        id: &VconId,
+        deadline: Deadline,
+    ) -> Result<Option<(String, String)>, (Stage, Failure)> {
         let mut doubt = None;
         for (name, storage) in &mut self.storages {
             // Nothing is lent while a document is looked for.
             let Some(storage) = storage else { continue };
-            match catch_unwind(AssertUnwindSafe(|| storage.get(id))) {
+            match catch_unwind(AssertUnwindSafe(|| storage.get(id, deadline))) {
                 Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {

@@ -176,7 +176,7 @@ impl Pipeline<'_, '_, '_> {
         let mut retry = Retry::new(&self.shared.settings);
         loop {
             let modules = &mut *self.modules;
-            match self.clock.timed(|_| modules.find(id), Result::is_err) {
+            match self.clock.timed(|deadline| modules.find(id, deadline), Result::is_err) {
                 Ok(Some((storage, json))) => {
                     self.insist(|queue| queue.restore(id, &json))?;
                     log::info!(
@@ -426,7 +426,7 @@ impl Pipeline<'_, '_, '_> {
         let parallel = self.shared.settings.parallel_storage;
         let writers = &mut *self.writers;
         let outcomes = self.clock.timed(
-            |deadline| writers.save_all(backends, outgoing, parallel, deadline),
+            |deadline| writers.save_all(backends, outgoing, deadline, parallel),
             |outcomes| {
                 let failed = |it: &fanout::Outcome| {
                     it.result.as_ref().is_err_and(Failure::is_transient)

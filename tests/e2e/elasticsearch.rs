@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use conserver::config::Config;
+use conserver::deadline::Deadline;
 use conserver::storage::Storage;
 use conserver::vcon::{Vcon, Version};
 use nix::sys::signal::Signal;
@@ -122,9 +123,15 @@ fn parts_that_an_update_has_dropped_are_gone_without_a_refresh() {
         let first = with(100, "agent", "Order/Form");
         let second = in_place_of(&first, with(2, "customer", "note"));
         let other = with(3, "agent", "note");
-        storage.save(&outgoing(&other)).expect("saved");
-        storage.save(&outgoing(&first)).expect("saved");
-        storage.save(&outgoing(&second)).expect("saved");
+        storage
+            .save(&outgoing(&other), Deadline::NONE)
+            .expect("saved");
+        storage
+            .save(&outgoing(&first), Deadline::NONE)
+            .expect("saved");
+        storage
+            .save(&outgoing(&second), Deadline::NONE)
+            .expect("saved");
         let mut wanted = expected(&second.id, &second.document);
         wanted.append(&mut expected(&other.id, &other.document));
         // As it is now, without a refresh.
@@ -140,7 +147,9 @@ fn parts_that_an_update_has_dropped_are_gone_without_a_refresh() {
         let found = elastic.documents();
         assert_eq!(found, wanted);
         // Saved again as it is, nothing changes.
-        storage.save(&outgoing(&second)).expect("saved");
+        storage
+            .save(&outgoing(&second), Deadline::NONE)
+            .expect("saved");
         assert_eq!(elastic.documents(), wanted);
     }
 }
@@ -163,7 +172,7 @@ fn parts_that_others_have_written_are_replaced() {
             &json!({}),
         );
         open(&elastic.storage())
-            .save(&outgoing(&sample))
+            .save(&outgoing(&sample), Deadline::NONE)
             .expect("saved");
         let mut wanted = expected(&sample.id, &sample.document);
         // No index of the layout.
@@ -181,8 +190,12 @@ fn an_index_behind_an_alias_keeps_what_is_written() {
         let mut storage = open(&elastic.storage());
         let first = with(3, "agent", "note");
         let second = in_place_of(&first, with(1, "agent", "note"));
-        storage.save(&outgoing(&first)).expect("saved");
-        storage.save(&outgoing(&second)).expect("saved");
+        storage
+            .save(&outgoing(&first), Deadline::NONE)
+            .expect("saved");
+        storage
+            .save(&outgoing(&second), Deadline::NONE)
+            .expect("saved");
         let found = elastic.documents();
         let dialogs = found
             .keys()
@@ -201,7 +214,9 @@ fn a_deleted_vcon_leaves_nothing_and_the_others_stay() {
             .delete(&one.id.parse().expect("an id"))
             .expect("nothing to do");
         for sample in [&one, &other] {
-            storage.save(&outgoing(sample)).expect("saved");
+            storage
+                .save(&outgoing(sample), Deadline::NONE)
+                .expect("saved");
         }
         storage
             .delete(&one.id.parse().expect("an id"))
@@ -218,9 +233,14 @@ fn nothing_can_be_got_back() {
     let elastic = Elastic::osmem();
     let mut storage = open(&elastic.storage());
     let sample = with(1, "agent", "note");
-    storage.save(&outgoing(&sample)).expect("saved");
+    storage
+        .save(&outgoing(&sample), Deadline::NONE)
+        .expect("saved");
     assert!(!storage.keeps_documents());
-    assert_eq!(storage.get(&sample.id.parse().expect("an id")), Ok(None));
+    assert_eq!(
+        storage.get(&sample.id.parse().expect("an id"), Deadline::NONE),
+        Ok(None)
+    );
 }
 
 #[test]
@@ -228,10 +248,14 @@ fn a_vcon_without_dialogs_or_without_parts_is_saved() {
     for elastic in Elastic::both() {
         let mut storage = open(&elastic.storage());
         let empty = Sample::of(json!({"parties": []}));
-        storage.save(&outgoing(&empty)).expect("saved");
+        storage
+            .save(&outgoing(&empty), Deadline::NONE)
+            .expect("saved");
         assert_eq!(elastic.documents(), BTreeMap::new());
         let silent = Sample::of(json!({"parties": [{"name": "Zoë"}]}));
-        storage.save(&outgoing(&silent)).expect("saved");
+        storage
+            .save(&outgoing(&silent), Deadline::NONE)
+            .expect("saved");
         let key = ("calls_vcon_parties".to_owned(), format!("{}_0", silent.id));
         let party = json!({"name": "Zoë", "vcon_id": silent.id});
         assert_eq!(elastic.documents(), BTreeMap::from([(key, party)]));
@@ -248,14 +272,18 @@ fn indices_get_legal_names_whatever_a_vcon_says() {
         ];
         let attachments = purposes.map(|purpose| json!({"purpose": purpose}));
         let sample = Sample::of(json!({"attachments": attachments}));
-        storage.save(&outgoing(&sample)).expect("saved");
+        storage
+            .save(&outgoing(&sample), Deadline::NONE)
+            .expect("saved");
         assert_eq!(elastic.documents().len(), purposes.len());
         for (index, _) in elastic.documents().keys() {
             assert!(index.starts_with("calls_vcon_attachments_"), "{index}");
             assert!(index.len() <= 255, "{index}");
         }
         let empty = in_place_of(&sample, Sample::of(json!({})));
-        storage.save(&outgoing(&empty)).expect("saved");
+        storage
+            .save(&outgoing(&empty), Deadline::NONE)
+            .expect("saved");
         assert_eq!(elastic.documents(), BTreeMap::new());
     }
 }
@@ -265,11 +293,20 @@ fn what_is_saved_survives_the_servers_restart() {
     for elastic in Elastic::both() {
         let mut storage = open(&elastic.storage());
         let (before, after) = (with(2, "agent", "note"), with(1, "agent", "note"));
-        storage.save(&outgoing(&before)).expect("saved");
+        storage
+            .save(&outgoing(&before), Deadline::NONE)
+            .expect("saved");
         elastic.end(Signal::SIGTERM);
-        assert!(storage.save(&outgoing(&after)).unwrap_err().is_transient());
+        assert!(
+            storage
+                .save(&outgoing(&after), Deadline::NONE)
+                .unwrap_err()
+                .is_transient()
+        );
         elastic.start_again();
-        storage.save(&outgoing(&after)).expect("saved");
+        storage
+            .save(&outgoing(&after), Deadline::NONE)
+            .expect("saved");
         let mut wanted = expected(&after.id, &after.document);
         if elastic.is_durable() {
             wanted.append(&mut expected(&before.id, &before.document));
@@ -307,11 +344,13 @@ fn a_key_or_a_login_opens_the_door() {
             open(&elastic.storage_with(options))
         };
         at_door(right)
-            .save(&outgoing(&with(1, "a", "b")))
+            .save(&outgoing(&with(1, "a", "b")), Deadline::NONE)
             .expect("saved");
         let mut stranger = at_door(wrong);
         for failure in [
-            stranger.save(&outgoing(&with(1, "a", "b"))).unwrap_err(),
+            stranger
+                .save(&outgoing(&with(1, "a", "b")), Deadline::NONE)
+                .unwrap_err(),
             stranger.probe().unwrap_err(),
         ] {
             assert!(failure.is_transient(), "{failure}");
@@ -344,14 +383,16 @@ fn a_certificate_must_be_from_an_authority_that_is_trusted() {
         open(&elastic.storage_with(options))
     };
     let sample = outgoing(&with(1, "a", "b"));
-    let failure = with_options(json!({})).save(&sample).unwrap_err();
+    let failure = with_options(json!({}))
+        .save(&sample, Deadline::NONE)
+        .unwrap_err();
     assert!(failure.is_transient());
     assert!(failure.message.contains("certificate"), "{failure}");
     with_options(json!({"ca_certs": nginx.authority()}))
-        .save(&sample)
+        .save(&sample, Deadline::NONE)
         .expect("saved");
     with_options(json!({"verify_certs": false}))
-        .save(&sample)
+        .save(&sample, Deadline::NONE)
         .expect("saved");
     let other = Nginx::before(
         elastic.port(),
@@ -361,7 +402,7 @@ fn a_certificate_must_be_from_an_authority_that_is_trusted() {
         },
     );
     let failure = with_options(json!({"ca_certs": other.authority()}))
-        .save(&sample)
+        .save(&sample, Deadline::NONE)
         .unwrap_err();
     assert!(failure.message.contains("certificate"), "{failure}");
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use conserver::deadline::Deadline;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -106,7 +107,7 @@ fn something_else_than_elasticsearch_is_waited_out() {
     let storage =
         elastic.storage_with(json!({"url": format!("http://127.0.0.1:{}", redis.port())}));
     let failure = open(&storage)
-        .save(&outgoing(&Sample::small()))
+        .save(&outgoing(&Sample::small()), Deadline::NONE)
         .unwrap_err();
     assert!(failure.is_transient(), "{failure}");
 }

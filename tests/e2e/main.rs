@@ -28,6 +28,7 @@ mod claim_model;
 mod claim_records;
 mod connections;
 mod context;
+mod deadlines;
 mod dependencies;
 mod disk_faults;
 mod dlq;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::Trouble;
+use crate::deadline::{Deadline, Limit};
 use crate::link::Context;
 
 /// The longest pause before the worker's drain is noticed.
@@ -13,7 +14,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// The time limit of one piece of work, and what is left of it when the worker drains.
 pub(in crate::link) struct Clock<'a> {
-    deadline: Instant,
+    limit: Limit,
     drain: &'a Receiver<()>,
     drain_time: Duration,
     /// When the time of the drain is over, where it has begun: one time for all work on a vCon.
@@ -22,19 +23,20 @@ pub(in crate::link) struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    /// Starts now, for work on a vCon.
-    pub fn start(limit: Duration, context: &Context<'a>) -> Self {
+    /// Starts now, for work on a vCon that takes `own` at most, or what is left until its deadline.
+    pub fn start(own: Duration, context: &Context<'a>) -> Self {
         Self {
             drain_time: context.drain_time,
             drain_end: context.drain_end,
-            ..Self::probing(limit, context.drain)
+            limit: context.deadline.begin(own),
+            ..Self::probing(own, context.drain)
         }
     }
 
     /// Starts now, for work that ends as soon as the worker drains.
     pub fn probing(limit: Duration, drain: &'a Receiver<()>) -> Self {
         Self {
-            deadline: Instant::now() + limit,
+            limit: Deadline::NONE.begin(limit),
             drain,
             drain_time: Duration::ZERO,
             drain_end: None,
@@ -52,10 +54,10 @@ impl<'a> Clock<'a> {
         if self.draining_until.is_some_and(|until| until <= now) {
             return Err(Trouble::Interrupted);
         }
-        if self.deadline <= now {
-            return Err(Trouble::TimedOut);
+        if self.limit.is_over() {
+            return Err(Trouble::TimedOut(self.limit));
         }
-        Ok(TICK.min(self.deadline - now))
+        Ok(TICK.min(self.limit.left()))
     }
 
     fn drain_end_from(&self, now: Instant) -> Instant {

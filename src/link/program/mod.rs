@@ -25,6 +25,7 @@ pub use warden::{appoint, dismiss, serve};
 
 use super::LinkError;
 use crate::config::Options;
+use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::sys::End;
@@ -53,8 +54,8 @@ pub(super) struct Program {
 /// Why a program has not done its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// It took too long.
-    TimedOut,
+    /// It took longer than this.
+    TimedOut(Limit),
     /// The worker drains.
     Interrupted,
     /// It put out more than it may.
@@ -63,8 +64,8 @@ pub(super) enum Trouble {
     Talkative,
     /// It runs, but has closed its standard output.
     Silent,
-    /// It has ended before its answer.
-    Ended(End),
+    /// It has ended before its answer, and had read something of what it was asked, or nothing.
+    Ended { end: End, had_begun: bool },
 }
 
 impl Program {
@@ -206,13 +207,17 @@ impl Program {
     }
 
     /// What a trouble means for the vCon. Output that is not what it should be, and a time limit,
-    /// are taken for its fault; a program that dies may have been killed by anyone.
+    /// are taken for its fault; the end of the chain's time is not, and a program that dies may have
+    /// been killed by anyone.
     fn fault(&self, trouble: &Trouble, process: &Process) -> LinkError {
         let (name, reason) = (self.name(), process.tail().reason());
         let permanent = |what: String| Failure::permanent(format!("`{name}` {what}")).into();
         match trouble {
             Trouble::Interrupted => LinkError::Interrupted,
-            Trouble::TimedOut => permanent(format!(
+            Trouble::TimedOut(limit) if limit.is_the_chains() => {
+                Failure::transient(format!("`{name}` gave no answer within {limit}{reason}")).into()
+            }
+            Trouble::TimedOut(_) => permanent(format!(
                 "was killed at its time limit of {} s{reason}",
                 self.timeout.as_secs_f64()
             )),
@@ -222,9 +227,13 @@ impl Program {
             )),
             Trouble::Talkative => permanent("put out more than one line as its answer".to_owned()),
             Trouble::Silent => permanent(format!("closed its standard output{reason}")),
-            Trouble::Ended(end) => {
-                Failure::transient(format!("`{name}` ended without an answer, {end}{reason}"))
-                    .into()
+            Trouble::Ended { end, had_begun } => {
+                let message = format!("`{name}` ended without an answer, {end}{reason}");
+                if *had_begun {
+                    Failure::crashed(message).into()
+                } else {
+                    Failure::transient(message).into()
+                }
             }
         }
     }

@@ -43,6 +43,9 @@ pub(super) struct Process {
     errors: Option<ChildStderr>,
     tail: Tail,
     end: Option<End>,
+    /// How much of the present input is in the pipe or was, and how much was never read.
+    written: usize,
+    unread: usize,
 }
 
 impl Process {
@@ -57,6 +60,8 @@ impl Process {
             errors,
             tail,
             end: None,
+            written: 0,
+            unread: 0,
         };
         warden::remember(this.pid());
         let pipes = [
@@ -101,6 +106,7 @@ impl Process {
         clock: &mut Clock<'_>,
     ) -> Result<Vec<u8>, Trouble> {
         self.tail.clear();
+        (self.written, self.unread) = (0, 0);
         let mut rest = input;
         let mut received = Vec::new();
         let mut pause = FIRST_PAUSE;
@@ -131,7 +137,11 @@ impl Process {
             }
             match until {
                 _ if over && until == Until::End => return Ok(received),
-                _ if over => return Err(Trouble::Ended(self.finish())),
+                _ if over => {
+                    let had_begun = self.has_read();
+                    let end = self.finish();
+                    return Err(Trouble::Ended { end, had_begun });
+                }
                 // It ends a moment after its output does.
                 Until::Line if self.output.is_none() => {
                     let since = *silent.get_or_insert_with(Instant::now);
@@ -180,14 +190,28 @@ impl Process {
                 return;
             }
             match input.write(rest) {
-                Ok(written) => *rest = &rest[written..],
+                Ok(written) => {
+                    *rest = &rest[written..];
+                    self.written += written;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // It does not want to read (any more), which is its own affair.
-                Err(_) => self.input = None,
+                Err(_) => {
+                    self.unread = sys::unread(input).unwrap_or(usize::MAX);
+                    self.input = None;
+                }
             }
         }
         *rest = &[];
+    }
+
+    /// Whether it has read anything of the present input: a program that could not begin has not.
+    fn has_read(&mut self) -> bool {
+        if let Some(input) = &self.input {
+            self.unread = sys::unread(input).unwrap_or(usize::MAX);
+        }
+        self.written > self.unread
     }
 
     /// Answers whether there may be more at once.

@@ -1,5 +1,7 @@
 //! The stream protocol: one long-lived program, a line of JSON for each vCon and one as its answer.
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,6 +16,10 @@ use crate::vcon::VconId;
 const LONGEST_ERROR: usize = 2000;
 
 /// A program that is kept running for one vCon after another, and started again when it has ended.
+///
+/// One that was ready and ends while it has a vCon has crashed on it. Ready is one that has answered
+/// its greeting, and without a greeting, one that reads what it is asked: a program that cannot begin
+/// ends before that, and is no vCon's fault.
 pub(in crate::link) struct Stream {
     program: Program,
     /// What it is given at its start, and answers with a line of its own.
@@ -76,6 +82,11 @@ impl Stream {
     /// The program.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// The longest time that an [`ask`](Self::ask) takes: the program's start, and its work.
+    pub fn longest_ask(&self) -> Duration {
+        self.program.timeout.saturating_mul(2)
     }
 
     /// Asks for the work on a vCon, whose document goes along where it is given.

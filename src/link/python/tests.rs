@@ -260,3 +260,14 @@ fn an_import_that_takes_too_long_is_a_fault_of_the_place() {
     assert_eq!(kind, FailureKind::Transient);
     assert!(found.contains("time limit of 0.5 s"), "{found}");
 }
+
+#[test]
+fn an_interpreter_that_dies_of_a_vcon_has_crashed() {
+    let text = "import os\ndef run(a, b, c): os._exit(3)";
+    let (_folder, mut link) = link(text, "");
+    for _ in 0..2 {
+        let (kind, found) = failure(run(&mut *link));
+        assert_eq!(kind, FailureKind::Crashed);
+        assert_eq!(found, "`steps.step` ended without an answer, exit code 3");
+    }
+}

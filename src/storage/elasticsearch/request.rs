@@ -7,6 +7,7 @@ use ureq::Agent;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::{HeaderValue, Request};
 
+use crate::deadline::Limit;
 use crate::http::Url;
 use crate::secret::Secret;
 
@@ -40,16 +41,20 @@ pub(super) struct Answer {
 }
 
 impl Server {
-    /// Asks, and waits for the whole answer. The error says why there is none.
+    /// Asks, and waits for the whole answer: for `own` at most, or what the limit of the whole call
+    /// leaves. The error says why there is none.
     pub(super) fn ask(
         &self,
         path: &str,
         question: Question<'_>,
-        limit: Duration,
+        own: Duration,
+        limit: Limit,
     ) -> Result<Answer, String> {
-        self.request(path, question, limit)
+        let left = limit.left();
+        self.request(path, question, own.min(left))
             .map_err(|error| match error {
-                ureq::Error::Timeout(_) => format!("no answer within {limit:?}"),
+                ureq::Error::Timeout(_) if left < own => format!("no answer within {limit}"),
+                ureq::Error::Timeout(_) => format!("no answer within {own:?}"),
                 // Its text shows the URL.
                 ureq::Error::BadUri(_) => "bad URL".to_owned(),
                 ureq::Error::Io(error) => error.to_string(),

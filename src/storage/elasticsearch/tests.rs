@@ -69,7 +69,9 @@ fn a_part_that_is_refused_for_good_makes_the_failure_permanent() {
         ),
     ] {
         let (address, server) = serve(vec![fine(NO_INDEX), done(&items)]);
-        let failure = storage(&address).save(&vcon(2)).unwrap_err();
+        let failure = storage(&address)
+            .save(&vcon(2), Deadline::NONE)
+            .unwrap_err();
         assert_eq!(failure.is_transient(), is_transient, "{failure}");
         assert!(failure.message.contains(words), "{failure}");
         let start = format!("Elasticsearch http://{address}/es/: could not save vCon {ID}: ");
@@ -81,7 +83,7 @@ fn a_part_that_is_refused_for_good_makes_the_failure_permanent() {
 #[test]
 fn one_request_writes_all_parts_with_the_login() {
     let (address, server) = serve(vec![fine(NO_INDEX), done(&[OK, OK])]);
-    storage(&address).save(&vcon(2)).unwrap();
+    storage(&address).save(&vcon(2), Deadline::NONE).unwrap();
     let requests = server.join().unwrap();
     assert!(
         requests[0].starts_with("GET /es/vcon_*/_alias?"),
@@ -123,7 +125,7 @@ fn a_large_surplus_goes_from_its_end() {
         done(&[OK, OK, OK]),
     ];
     let (address, server) = serve(answers);
-    storage(&address).save(&vcon(1)).unwrap();
+    storage(&address).save(&vcon(1), Deadline::NONE).unwrap();
     let requests = server.join().unwrap();
     let actions = |request: &String| -> Vec<String> {
         let body = request.split("\r\n\r\n").nth(1).unwrap();
@@ -157,7 +159,12 @@ fn a_probe_tries_to_write_only_after_a_write_was_refused() {
     ]);
     let mut storage = storage(&address);
     assert_eq!(storage.probe(), Ok(()));
-    assert!(storage.save(&vcon(1)).unwrap_err().is_transient());
+    assert!(
+        storage
+            .save(&vcon(1), Deadline::NONE)
+            .unwrap_err()
+            .is_transient()
+    );
     let failure = storage.probe().unwrap_err();
     assert!(failure.is_transient());
     assert!(failure.message.contains("lift the block"), "{failure}");
@@ -216,7 +223,9 @@ fn answers_to_a_request_are_classified() {
         ),
     ] {
         let (address, server) = serve(vec![fine(NO_INDEX), (status, body)]);
-        let failure = storage(&address).save(&vcon(1)).unwrap_err();
+        let failure = storage(&address)
+            .save(&vcon(1), Deadline::NONE)
+            .unwrap_err();
         assert_eq!(failure.is_transient(), is_transient, "{status} {failure}");
         assert!(failure.message.contains(words), "{status} {failure}");
         assert!(!failure.message.contains("Geheim"), "{failure}");
@@ -235,7 +244,7 @@ fn a_place_that_cannot_be_looked_at_is_waited_for() {
             answers.push(done(&[OK]));
         }
         let (address, server) = serve(answers);
-        let saved = storage(&address).save(&vcon(1));
+        let saved = storage(&address).save(&vcon(1), Deadline::NONE);
         assert_eq!(saved.is_ok(), is_fine, "{doc}");
         assert!(saved.err().is_none_or(|failure| failure.is_transient()));
         server.join().unwrap();
@@ -275,4 +284,16 @@ fn options_that_make_no_sense_are_faults() {
         assert_eq!(faults.len(), 1, "{text}: {faults:?}");
         assert!(faults[0].contains(fault), "{text}: {faults:?}");
     }
+}
+
+#[test]
+fn a_server_that_is_silent_until_the_deadline_may_answer_later() {
+    let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hole.local_addr().unwrap().to_string();
+    let deadline = Deadline::after(Some(Duration::ZERO));
+    let failure = storage(&address).save(&vcon(1), deadline).unwrap_err();
+    assert!(failure.is_transient());
+    let words = "no answer within 1.0 s, what was left of the chain's timeout";
+    assert!(failure.message.contains(words), "{failure}");
+    assert_eq!(storage(&address).longest_call(), Duration::from_secs(30));
 }

@@ -12,14 +12,17 @@ use crate::vcon::{VconId, Version};
 struct Fake<F>(F);
 
 impl<F: FnMut(&Outgoing) -> Result<(), Failure> + Send> Storage for Fake<F> {
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Outgoing, _: Deadline) -> Result<(), Failure> {
         (self.0)(vcon)
     }
-    fn get(&mut self, _: &VconId) -> Result<Option<String>, Failure> {
+    fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
     fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
         Ok(())
+    }
+    fn longest_call(&self) -> Duration {
+        Duration::ZERO
     }
     fn probe(&mut self) -> Result<(), Failure> {
         Ok(())
@@ -84,7 +87,7 @@ fn in_parallel_no_backend_waits_for_another() {
         backend("b", meet(to_a, from_a)),
     ];
     thread::scope(|scope| {
-        for outcome in Crew::new(scope).save_all(backends, &vcon(), true) {
+        for outcome in Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, true) {
             assert_eq!(outcome.result, Ok(()), "{}", outcome.name);
         }
     });
@@ -99,7 +102,7 @@ fn one_runs_on_the_callers_thread_and_inline_all_do() {
             .map(|name| told(name, &on, Duration::ZERO))
             .collect();
         thread::scope(|scope| {
-            let outcomes = Crew::new(scope).save_all(backends, &vcon(), parallel);
+            let outcomes = Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel);
             assert_eq!(outcomes.len(), count);
         });
         let here = thread::current().id();
@@ -120,7 +123,7 @@ fn threads_are_kept_and_the_slowest_has_the_callers() {
         let mut crew = Crew::new(scope);
         let mut backends = backends;
         for _ in 0..3 {
-            backends = lent_again(crew.save_all(backends, &vcon(), true));
+            backends = lent_again(crew.save_all(backends, &vcon(), Deadline::NONE, true));
         }
     });
     let here = thread::current().id();
@@ -136,13 +139,13 @@ fn a_thread_that_has_ended_is_replaced() {
     let backends = ["a", "b"].map(|name| told(name, &on, Duration::ZERO));
     thread::scope(|scope| {
         let mut crew = Crew::new(scope);
-        let outcomes = crew.save_all(backends.into(), &vcon(), true);
+        let outcomes = crew.save_all(backends.into(), &vcon(), Deadline::NONE, true);
         // As if they had been idle for too long.
         for member in crew.members.values_mut() {
             *member = bounded(0).0;
         }
         crew.slowest = None;
-        let outcomes = crew.save_all(lent_again(outcomes), &vcon(), true);
+        let outcomes = crew.save_all(lent_again(outcomes), &vcon(), Deadline::NONE, true);
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
     });
     assert_eq!(threads.try_iter().count(), 4);
@@ -160,8 +163,9 @@ fn failures_and_panics_stay_with_their_backend_and_in_order() {
             backend("third", |_| Err(Failure::transient("away"))),
             backend("fourth", |_| panic!("bare")),
         ];
-        let outcomes =
-            thread::scope(|scope| Crew::new(scope).save_all(backends, &vcon(), parallel));
+        let outcomes = thread::scope(|scope| {
+            Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel)
+        });
         let seen: Vec<_> = outcomes
             .iter()
             .map(|o| (&*o.name, o.result.clone(), o.storage.is_none()))
@@ -186,7 +190,7 @@ fn no_backends_no_outcomes() {
     thread::scope(|scope| {
         assert!(
             Crew::new(scope)
-                .save_all(Vec::new(), &vcon(), true)
+                .save_all(Vec::new(), &vcon(), Deadline::NONE, true)
                 .is_empty()
         );
     });
@@ -198,4 +202,40 @@ fn threads_are_named_after_their_backend() {
     assert_eq!(thread_name("elasticsearch"), "store-elasticse");
     assert_eq!(thread_name("ÄÖÜäöü"), "store-ÄÖÜä");
     assert_eq!(thread_name("a\0b"), "store-ab");
+}
+
+#[test]
+fn every_backend_is_told_the_deadline() {
+    struct Told(SyncSender<Deadline>);
+    impl Storage for Told {
+        fn save(&mut self, _: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
+            self.0
+                .send(deadline)
+                .map_err(|e| Failure::permanent(e.to_string()))
+        }
+        fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
+            Ok(None)
+        }
+        fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn longest_call(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn probe(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+    let deadline = Deadline::after(Some(Duration::from_secs(60)));
+    for parallel in [false, true] {
+        let (tell, told) = sync_channel(2);
+        let backend = |name: &str| Backend {
+            name: name.into(),
+            storage: Box::new(Told(tell.clone())),
+        };
+        let backends = vec![backend("a"), backend("b")];
+        thread::scope(|scope| Crew::new(scope).save_all(backends, &vcon(), deadline, parallel));
+        drop(tell);
+        assert_eq!(told.iter().collect::<Vec<_>>(), [deadline; 2]);
+    }
 }

@@ -58,10 +58,13 @@ fn a_vcon_lies_under_its_day_and_comes_back() {
     let root = place.path().join("new");
     let mut files = files(&root);
     let vcon = vcon("2025-03-07", "{\"a\":1}");
-    assert_eq!(files.get(&vcon.id), Ok(None));
-    files.save(&vcon).unwrap();
+    assert_eq!(files.get(&vcon.id, Deadline::NONE), Ok(None));
+    files.save(&vcon, Deadline::NONE).unwrap();
     assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
-    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.to_string())));
+    assert_eq!(
+        files.get(&vcon.id, Deadline::NONE),
+        Ok(Some(vcon.json.to_string()))
+    );
     files.delete(&vcon.id).unwrap();
     assert_eq!(tree(&root), [""; 0]);
     assert_eq!(files.delete(&vcon.id), Ok(()));
@@ -75,11 +78,14 @@ fn without_days_it_lies_in_the_path_itself() {
         ..files(place.path())
     };
     let vcon = vcon("2025-03-07", "{}");
-    files.save(&vcon).unwrap();
+    files.save(&vcon, Deadline::NONE).unwrap();
     assert_eq!(tree(place.path()), [format!("{ID}.json")]);
-    assert_eq!(files.get(&vcon.id), Ok(Some(vcon.json.to_string())));
+    assert_eq!(
+        files.get(&vcon.id, Deadline::NONE),
+        Ok(Some(vcon.json.to_string()))
+    );
     files.delete(&vcon.id).unwrap();
-    assert_eq!(files.get(&vcon.id), Ok(None));
+    assert_eq!(files.get(&vcon.id, Deadline::NONE), Ok(None));
 }
 
 #[test]
@@ -91,14 +97,20 @@ fn one_copy_is_left_when_compression_is_switched() {
         ..files(place.path())
     };
     let (first, second) = (vcon("2025-03-07", "{\"n\":1}"), vcon("2025-03-07", "{}"));
-    plain.save(&first).unwrap();
-    gzipped.save(&second).unwrap();
+    plain.save(&first, Deadline::NONE).unwrap();
+    gzipped.save(&second, Deadline::NONE).unwrap();
     assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json.gz")]);
     // Either setting reads either form.
-    assert_eq!(plain.get(&first.id), Ok(Some(second.json.to_string())));
-    plain.save(&first).unwrap();
+    assert_eq!(
+        plain.get(&first.id, Deadline::NONE),
+        Ok(Some(second.json.to_string()))
+    );
+    plain.save(&first, Deadline::NONE).unwrap();
     assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
-    assert_eq!(gzipped.get(&first.id), Ok(Some(first.json.to_string())));
+    assert_eq!(
+        gzipped.get(&first.id, Deadline::NONE),
+        Ok(Some(first.json.to_string()))
+    );
     gzipped.delete(&first.id).unwrap();
     assert_eq!(tree(place.path()), [""; 0]);
 }
@@ -109,11 +121,14 @@ fn the_newest_day_is_read_and_every_day_is_deleted() {
     let mut files = files(place.path());
     let newer = vcon("2025-10-02", "{\"n\":2}");
     for vcon in [&newer, &vcon("2024-12-31", "{}"), &vcon("2025-09-30", "{}")] {
-        files.save(vcon).unwrap();
+        files.save(vcon, Deadline::NONE).unwrap();
     }
     fs::create_dir_all(place.path().join("lost+found/99/99")).unwrap();
     fs::write(place.path().join("9999"), "a file, not a year").unwrap();
-    assert_eq!(files.get(&newer.id), Ok(Some(newer.json.to_string())));
+    assert_eq!(
+        files.get(&newer.id, Deadline::NONE),
+        Ok(Some(newer.json.to_string()))
+    );
     files.delete(&newer.id).unwrap();
     assert_eq!(tree(place.path()), ["9999"]);
 }
@@ -133,7 +148,9 @@ fn permissions_are_as_configured_whatever_the_umask() {
             fs::metadata(path).unwrap().permissions().mode() & 0o7777
         };
         for _ in 0..2 {
-            files.save(&vcon("2025-03-07", "{}")).unwrap();
+            files
+                .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+                .unwrap();
             assert_eq!(mode(&format!("2025/03/07/{ID}.json")), wanted);
         }
         assert_eq!(mode("2025"), 0o777);
@@ -145,14 +162,20 @@ fn permissions_are_as_configured_whatever_the_umask() {
 fn a_vcon_over_the_limit_is_refused_with_both_sizes() {
     let place = tempfile::tempdir().unwrap();
     let mut files = files(place.path());
-    let failure = files.save(&vcon("2025-03-07", &"x".repeat(1001)));
+    let failure = files.save(&vcon("2025-03-07", &"x".repeat(1001)), Deadline::NONE);
     let failure = failure.unwrap_err();
     assert_eq!(failure.kind, Permanent);
     assert!(failure.message.contains("1001 bytes"), "{failure}");
     assert!(failure.message.contains("1000 bytes"), "{failure}");
-    assert_eq!(files.save(&vcon("2025-03-07", &"x".repeat(1000))), Ok(()));
+    assert_eq!(
+        files.save(&vcon("2025-03-07", &"x".repeat(1000)), Deadline::NONE),
+        Ok(())
+    );
     files.max_size = 0;
-    assert_eq!(files.save(&vcon("2025-03-07", &"x".repeat(2000))), Ok(()));
+    assert_eq!(
+        files.save(&vcon("2025-03-07", &"x".repeat(2000)), Deadline::NONE),
+        Ok(())
+    );
 }
 
 #[test]
@@ -161,7 +184,9 @@ fn a_failed_save_leaves_no_temporary_file() {
     let mut files = files(place.path());
     let taken = place.path().join(format!("2025/03/07/{ID}.json"));
     fs::create_dir_all(&taken).unwrap();
-    let failure = files.save(&vcon("2025-03-07", "{}")).unwrap_err();
+    let failure = files
+        .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+        .unwrap_err();
     assert_eq!(failure.kind, Permanent);
     assert!(
         failure.message.contains(taken.to_str().unwrap()),
@@ -178,13 +203,19 @@ fn a_spoilt_file_is_a_permanent_failure() {
         ..files(place.path())
     };
     let vcon = vcon("2025-03-07", "{\"some\":\"text\"}");
-    gzipped.save(&vcon).unwrap();
+    gzipped.save(&vcon, Deadline::NONE).unwrap();
     let file = place.path().join(format!("2025/03/07/{ID}.json.gz"));
     let whole = fs::read(&file).unwrap();
     fs::write(&file, &whole[..whole.len() - 9]).unwrap();
-    assert_eq!(gzipped.get(&vcon.id).unwrap_err().kind, Permanent);
+    assert_eq!(
+        gzipped.get(&vcon.id, Deadline::NONE).unwrap_err().kind,
+        Permanent
+    );
     fs::write(&file, "not gzip").unwrap();
-    assert_eq!(gzipped.get(&vcon.id).unwrap_err().kind, Permanent);
+    assert_eq!(
+        gzipped.get(&vcon.id, Deadline::NONE).unwrap_err().kind,
+        Permanent
+    );
 }
 
 #[test]
@@ -212,13 +243,17 @@ fn lanes_that_save_the_same_vcon_at_once_leave_one_whole_file() {
             scope.spawn(|| {
                 let mut files = files(place.path());
                 for _ in 0..20 {
-                    files.save(&vcon("2025-03-07", text)).unwrap();
+                    files
+                        .save(&vcon("2025-03-07", text), Deadline::NONE)
+                        .unwrap();
                 }
             });
         }
     });
     assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
-    let read = files(place.path()).get(&ID.parse().unwrap()).unwrap();
+    let read = files(place.path())
+        .get(&ID.parse().unwrap(), Deadline::NONE)
+        .unwrap();
     assert!(texts.contains(&read.unwrap()));
 }
 
@@ -240,7 +275,9 @@ fn links_that_lead_nowhere_are_faults_of_the_place() {
     ] {
         let mut files = files(&path);
         for failure in [
-            files.save(&vcon("2025-03-07", "{}")).unwrap_err(),
+            files
+                .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+                .unwrap_err(),
             files.probe().unwrap_err(),
         ] {
             assert!(failure.is_transient(), "{failure}");
@@ -260,9 +297,9 @@ fn directories_that_are_removed_are_made_anew() {
     let mut files = files(&root);
     let vcon = vcon("2025-03-07", "{}");
     for gone in ["2025/03/07", "2025", ""] {
-        files.save(&vcon).unwrap();
+        files.save(&vcon, Deadline::NONE).unwrap();
         fs::remove_dir_all(root.join(gone)).unwrap();
-        files.save(&vcon).unwrap();
+        files.save(&vcon, Deadline::NONE).unwrap();
         assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
     }
 }

@@ -62,6 +62,11 @@ pub(super) fn is_chance(error: &Error) -> bool {
     })
 }
 
+/// Whether the server has cancelled the statement: at its timeout, or because somebody asked.
+pub(super) fn is_cancelled(error: &Error) -> bool {
+    state(error) == Some("57014")
+}
+
 /// The session no longer fits the server, though a new one may: it was ended (57P), the server
 /// has become a read-only standby (25006), the prepared statements are gone (26000) or their
 /// result has changed (0A000), the table was dropped (42P01).

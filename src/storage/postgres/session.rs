@@ -11,6 +11,7 @@ use super::fault::{may_work_without_tls, reason};
 use super::table::Table;
 use super::tls::Tls;
 use super::watchdog::Watchdog;
+use crate::deadline::Limit;
 use crate::sys::SocketHold;
 
 /// A server that acknowledges nothing for so many milliseconds has vanished.
@@ -34,6 +35,8 @@ pub(super) struct Session {
     pub(super) statements: Statements,
     /// Ends calls that hang; `None` where the socket cannot be found, as a Unix socket.
     pub(super) watchdog: Option<Watchdog>,
+    /// The time after which the server ends a statement, as it was told last.
+    timeout: Duration,
 }
 
 /// What is said to the server, but for the values.
@@ -66,16 +69,41 @@ impl Session {
             client,
             statements,
             watchdog,
+            timeout: access.statement_timeout,
         })
         .map_err(|e| reason(&e))
     }
+
+    /// Notes the timeout that a call with this limit needs. Returns it if the server must be told
+    /// before the call. `own` is the option.
+    pub(super) fn timeout_for(&mut self, own: Duration, limit: Limit) -> Option<Duration> {
+        let next = next_timeout(self.timeout, own, limit);
+        self.timeout = next.unwrap_or(self.timeout);
+        next
+    }
+}
+
+/// Has the server end each statement after so long.
+pub(super) fn set_timeout(client: &mut Client, timeout: Duration) -> Result<(), Error> {
+    client.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis()))
+}
+
+/// The timeout that the server must be told before a call with this limit; `None` if that which it
+/// was told last will do. `own` is the option.
+fn next_timeout(told: Duration, own: Duration, limit: Limit) -> Option<Duration> {
+    if !limit.is_the_chains() || limit.time() >= own {
+        return (told != own).then_some(own);
+    }
+    // Calls that are left about the same time share a timeout: telling costs a round trip.
+    let fits = told <= limit.time() && told >= limit.time() / 2;
+    // A little less, so that the server ends the statement before its connection is cut.
+    (!fits).then(|| limit.time().mul_f64(0.9))
 }
 
 impl Statements {
     fn prepare(mut client: Client, access: &Access) -> Result<(Client, Self), Error> {
         // Not among the parameters of the connection: poolers refuse it there.
-        let limit = access.statement_timeout.as_millis();
-        client.batch_execute(&format!("SET statement_timeout = {limit}"))?;
+        set_timeout(&mut client, access.statement_timeout)?;
         access.table.make(&mut client)?;
         let name = &access.table.quoted;
         // The casts let columns be of kindred types, as varchar, timestamptz or json.
@@ -188,5 +216,30 @@ impl Access {
             }
             Err(error) => Err(reason(&error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deadline::Deadline;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_server_is_told_a_timeout_when_the_last_one_does_not_fit() {
+        let own = 30 * SECOND;
+        let left = |seconds| Deadline::after(Some(seconds * SECOND)).begin(own + 5 * SECOND);
+        let next = |told: u32, limit| next_timeout(told * SECOND, own, limit);
+        assert_eq!(next(30, left(40)), None);
+        assert_eq!(next(30, left(33)), None);
+        assert_eq!(next(4, left(33)), Some(own));
+        assert_eq!(next(4, Deadline::NONE.begin(SECOND)), Some(own));
+        for told in [30, 11, 4] {
+            let told = next(told, left(10)).unwrap_or_default();
+            assert!(told > 8 * SECOND && told < 10 * SECOND, "{told:?}");
+        }
+        assert_eq!(next(9, left(10)), None);
+        assert_eq!(next(6, left(10)), None);
     }
 }

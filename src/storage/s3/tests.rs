@@ -1,7 +1,10 @@
 //! Keys and answers of `storage.s3`; no server.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::*;
 use crate::http::tests::serve_with;
@@ -24,9 +27,13 @@ fn requests(server: JoinHandle<Vec<String>>) -> Vec<String> {
 }
 
 fn storage(address: &str) -> Box<dyn Storage> {
+    storage_with(address, "")
+}
+
+fn storage_with(address: &str, more: &str) -> Box<dyn Storage> {
     let mut options = Options::from_yaml(&format!(
         "{{aws_bucket: calls, aws_access_key_id: K, aws_secret_access_key: S, \
-         aws_session_token: Token, endpoint_url: 'http://{address}', s3_path: a}}"
+         aws_session_token: Token, endpoint_url: 'http://{address}', s3_path: a{more}}}"
     ));
     let storage = open(&mut options);
     options.finish();
@@ -51,7 +58,7 @@ const MISSING: &str = "<Error><Code>NoSuchKey</Code></Error>";
 #[test]
 fn the_document_goes_before_its_pointer_and_the_session_token_with_both() {
     let (address, server) = serve(&[(200, ""), (200, "")]);
-    storage(&address).save(&vcon()).unwrap();
+    storage(&address).save(&vcon(), Deadline::NONE).unwrap();
     let heads = requests(server);
     let id = vcon().id;
     assert!(heads[0].starts_with("put /calls/a/20"), "{}", heads[0]);
@@ -90,10 +97,15 @@ fn a_probe_writes_only_after_a_write_was_forbidden() {
     assert_eq!(storage.probe(), Ok(()));
     // Without the right to list, this is what a missing object looks like.
     assert_eq!(storage.probe(), Ok(()));
-    assert!(storage.save(&vcon()).unwrap_err().is_transient());
+    assert!(
+        storage
+            .save(&vcon(), Deadline::NONE)
+            .unwrap_err()
+            .is_transient()
+    );
     assert!(storage.probe().unwrap_err().is_transient());
     assert_eq!(storage.probe(), Ok(()));
-    assert_eq!(storage.save(&vcon()), Ok(()));
+    assert_eq!(storage.save(&vcon(), Deadline::NONE), Ok(()));
     assert_eq!(storage.probe(), Ok(()));
     let heads = requests(server);
     let verbs: Vec<&str> = heads.iter().map(|h| h.split(' ').next().unwrap()).collect();
@@ -107,9 +119,19 @@ fn a_probe_writes_only_after_a_write_was_forbidden() {
 fn an_object_that_may_not_be_read_does_not_hold_up_the_others() {
     let (address, server) = serve(&[(403, DENIED), (404, MISSING), (503, "")]);
     let mut storage = storage(&address);
-    assert!(!storage.get(&vcon().id).unwrap_err().is_transient());
-    assert_eq!(storage.get(&vcon().id), Ok(None));
-    assert!(storage.get(&vcon().id).unwrap_err().is_transient());
+    assert!(
+        !storage
+            .get(&vcon().id, Deadline::NONE)
+            .unwrap_err()
+            .is_transient()
+    );
+    assert_eq!(storage.get(&vcon().id, Deadline::NONE), Ok(None));
+    assert!(
+        storage
+            .get(&vcon().id, Deadline::NONE)
+            .unwrap_err()
+            .is_transient()
+    );
     requests(server);
 }
 
@@ -189,4 +211,44 @@ fn a_missing_bucket_is_no_missing_object() {
     assert!(!answer(404, "<html>").is_missing());
     assert!(!answer(404, "<Error><Code>NoSuchBucket</Code></Error>").is_missing());
     assert!(!answer(403, "<Error><Code>NoSuchKey</Code></Error>").is_missing());
+}
+
+#[test]
+fn a_save_has_one_limit_for_both_objects() {
+    let (address, server) = serve_late(Duration::from_secs(1));
+    let mut storage = storage_with(&address, ", timeout: 2");
+    let begun = Instant::now();
+    let failure = storage.save(&vcon(), Deadline::NONE).unwrap_err();
+    // Two limits would be at least three seconds.
+    assert!(begun.elapsed() < Duration::from_millis(2_900));
+    assert!(failure.is_transient());
+    assert!(failure.message.contains("no answer within 2s"), "{failure}");
+    assert!(failure.message.contains("/lookup/"), "{failure}");
+    drop(server);
+}
+
+#[test]
+fn a_server_that_is_silent_until_the_deadline_may_answer_later() {
+    let hole = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hole.local_addr().unwrap().to_string();
+    let deadline = Deadline::after(Some(Duration::ZERO));
+    let failure = storage(&address).save(&vcon(), deadline).unwrap_err();
+    assert!(failure.is_transient());
+    let words = "no answer within 1.0 s, what was left of the chain's timeout";
+    assert!(failure.message.contains(words), "{failure}");
+    assert_eq!(storage(&address).longest_call(), Duration::from_secs(30));
+}
+
+/// Answers the first request after so long, and no other.
+fn serve_late(time: Duration) -> (String, JoinHandle<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::thread::sleep(time);
+        let answer = b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).unwrap();
+        stream
+    });
+    (address, server)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use conserver::config::Config;
+use conserver::deadline::Deadline;
 use conserver::failure::Failure;
 use conserver::storage::Storage;
 use conserver::vcon::{Outgoing, Vcon, VconId, Version};
@@ -23,11 +24,11 @@ impl Shelf {
     }
 
     pub fn save(&mut self, sample: &Sample) -> Result<(), Failure> {
-        self.0.save(&outgoing(sample))
+        self.0.save(&outgoing(sample), Deadline::NONE)
     }
 
     pub fn get(&mut self, sample: &Sample) -> Result<Option<Value>, Failure> {
-        let text = self.0.get(&id(sample))?;
+        let text = self.0.get(&id(sample), Deadline::NONE)?;
         Ok(text.map(|text| serde_json::from_str(&text).expect("JSON")))
     }
 

@@ -67,6 +67,10 @@ impl Webhook {
         Self { port, requests }
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/calls", self.port)
     }

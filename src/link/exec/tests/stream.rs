@@ -113,12 +113,42 @@ fn a_program_that_has_ended_is_started_again() {
             std::thread::yield_now();
         }
     }
-    let mut link = stream("echo why >&2; exit 3", "");
-    for _ in 0..2 {
-        let (kind, message) = failure(run(&mut *link, &mut vcon("{}")));
-        assert_eq!(kind, FailureKind::Transient);
-        assert_eq!(message, "`sh` ended without an answer, exit code 3: why");
+}
+
+#[test]
+fn a_program_that_ends_while_it_has_a_vcon_has_crashed_and_one_that_cannot_begin_has_not() {
+    let reads = stream("echo why >&2; exit 3", "");
+    let is_killed = stream("kill -9 $$", "");
+    let begins_in_vain = opened("{command: [sh, -c, 'echo why >&2; exit 3'], mode: stream}");
+    for (mut link, kind, end) in [
+        (reads, FailureKind::Crashed, "exit code 3: why"),
+        (is_killed, FailureKind::Crashed, "killed by SIGKILL"),
+        (begins_in_vain, FailureKind::Transient, "exit code 3: why"),
+    ] {
+        // Small, and more than a pipe holds.
+        for size in [1, 1 << 20] {
+            let document = format!("{{\"a\":\"{}\"}}", "x".repeat(size));
+            let (found, message) = failure(run(&mut *link, &mut vcon(&document)));
+            assert_eq!(found, kind, "{end}, {size}");
+            assert_eq!(message, format!("`sh` ended without an answer, {end}"));
+        }
     }
+}
+
+#[test]
+fn a_program_that_does_not_answer_by_the_deadline_is_no_fault_of_the_vcon() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("there").display().to_string();
+    let body = "[ -e \"$FILE\" ] || { touch \"$FILE\"; sleep 1000; }; echo '{}'";
+    let mut link = stream(body, &format!("env: {{FILE: '{file}'}}"));
+    let (kind, message) = failure(run_by_now(&mut *link, &mut vcon("{}")));
+    assert_eq!(kind, FailureKind::Transient);
+    let expected = "`sh` gave no answer within 1.0 s, what was left of the chain's timeout";
+    assert_eq!(message, expected);
+    assert_eq!(run_by_now(&mut *link, &mut vcon("{}")), Ok(Next::Continue));
+    let mut once = script("sleep 1000", "");
+    let (kind, message) = failure(run_by_now(&mut *once, &mut vcon("{}")));
+    assert_eq!((kind, message.as_str()), (FailureKind::Transient, expected));
 }
 
 #[test]
