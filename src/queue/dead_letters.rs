@@ -209,7 +209,8 @@ impl DeadLetters {
         call.key(reasons_key(list))
             .key(list.as_bytes())
             .key(keys::DEATHS)
-            .key(keys::TRIES);
+            .key(keys::TRIES)
+            .key(keys::LAPSES);
         call.arg(count).arg(self.least_ttl);
         if let Some(entry) = entry {
             call.arg(entry.as_bytes());
@@ -227,7 +228,8 @@ impl DeadLetters {
         let mut call = self.scripts.drop.key(letters_key(list));
         call.key(reasons_key(list))
             .key(keys::DEATHS)
-            .key(keys::TRIES);
+            .key(keys::TRIES)
+            .key(keys::LAPSES);
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
         moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")

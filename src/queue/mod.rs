@@ -52,7 +52,7 @@ pub use keys::{Seat, dead_letter_list, dead_letter_reasons};
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
-pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
+pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Recovered};
 pub use settle::{Postponed, Reason, Settled};
 pub use submit::Submitter;
 
