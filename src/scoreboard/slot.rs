@@ -155,6 +155,20 @@ impl Slot {
         }
     }
 
+    /// Shows to every process of this daemon that the lease on the instance's name was renewed at
+    /// `when`, in monotonic milliseconds.
+    pub fn note_lease(&self, when: u64) {
+        self.monitor_word(worker::LEASE_BEAT)
+            .store(when, Ordering::Release);
+    }
+
+    /// When a process of this daemon last renewed the lease, in monotonic milliseconds; 0 before
+    /// the first time.
+    pub fn lease_renewed(&self) -> u64 {
+        self.monitor_word(worker::LEASE_BEAT)
+            .load(Ordering::Acquire)
+    }
+
     /// Counts a claim that was let go, and answers how many this worker has let go by now.
     pub fn count(&self, outcome: Outcome) -> u64 {
         let counter = match outcome {
@@ -217,6 +231,12 @@ impl Slot {
     /// Where the configuration in force is kept.
     pub fn config_path(&self) -> &std::path::Path {
         &self.config
+    }
+
+    /// A word of the monitor's slot.
+    fn monitor_word(&self, index: usize) -> &AtomicU64 {
+        let start = layout::slot_start(layout::MONITOR, self.lanes);
+        &self.words.words()[start + index]
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {

@@ -7,17 +7,26 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::Shared;
+use super::renewal::Renewal;
 use super::shared::spread;
 use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
-/// Shows that the worker is alive until all lanes have ended, and recycles it when it has grown
-/// too large.
-pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>) {
+/// Shows that the worker is alive until all lanes have ended, renews the lease if the monitor does
+/// not, and recycles the worker when it has grown too large.
+pub(super) fn keep(
+    shared: &Shared,
+    all_done: &Receiver<()>,
+    mut renewal: Renewal,
+) -> io::Result<()> {
+    let pause = shared.settings.beat().min(renewal.interval());
     let most = shared.settings.worker_max_rss.map(spread);
-    while all_done.recv_timeout(shared.settings.beat()) == Err(RecvTimeoutError::Timeout) {
+    while all_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         shared.slot.beat();
+        if renewal.is_due() {
+            beating(&shared.slot, &shared.settings, || renewal.renew())?;
+        }
         let size = most.and_then(|_| procfs::own_resident_set_size());
         if let (Some(most), Some(size)) = (most, size)
             && size > most
@@ -26,6 +35,7 @@ pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>) {
             shared.recycle(&format!("it uses {megabytes} MB of memory"));
         }
     }
+    Ok(())
 }
 
 /// Shows that the worker is alive while `work`, which may have to wait for a server, goes on.

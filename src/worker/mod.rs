@@ -1,7 +1,8 @@
 //! One worker process: its lanes, the doorbell, and the drain.
 //!
 //! ```text
-//! main thread ── keeps house: shows that the worker is alive, and recycles it
+//! main thread ── keeps house: shows that the worker is alive, renews the lease if the monitor does
+//!   │            not, and recycles the worker
 //!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
 //!   │    └─ store-… ── save beside it, one for each storage but one
@@ -24,6 +25,7 @@ mod loader;
 mod meters;
 mod outage;
 mod recover;
+mod renewal;
 mod retry;
 mod shared;
 mod stage;
@@ -53,6 +55,7 @@ use holds::Holds;
 use lane::Lane;
 use meters::Meters;
 use outage::{Absence, Outage};
+use renewal::Renewal;
 use retry::Retry;
 use shared::Shared;
 use stage::Stage;
@@ -143,6 +146,7 @@ fn start_lanes(
     slot.note_recovered();
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
+    let renewal = Renewal::new(slot.clone(), queue(0), settings.heartbeat_ttl);
 
     let shared = Arc::new(Shared::new(child, duty, settings, config, slot.clone()));
     let door = Doorbell::start(&shared)?;
@@ -165,7 +169,7 @@ fn start_lanes(
         })?);
     }
     drop(done);
-    household::keep(&shared, &all_done);
+    household::keep(&shared, &all_done, renewal)?;
     // A lane does not panic past its guard.
     let mut nothing_left = true;
     for lane in lanes {
