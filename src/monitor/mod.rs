@@ -14,12 +14,14 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::child::Child;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, Recovered, Seat, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
+use crate::sys;
 use crate::worker::{count_poison, report_recovered};
 
-/// A command that takes longer than this has missed the monitor's time.
+/// A command that takes longer than this, or than a third of the lease's time to live, has missed the
+/// monitor's time.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// So many dead instances are seen to at one beat, so that the next is in time.
@@ -55,7 +57,8 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         worker: 0,
         lane: 0,
     };
-    let mut queue = Queue::new(server, seat, Expiry::of(settings), lease).within(LIMIT);
+    let mut queue = Queue::new(server, seat, Expiry::of(settings), lease)
+        .within(LIMIT.min(settings.heartbeat_ttl / 3));
     child.readiness().tell();
     let mut away = false;
     let shows = || {
@@ -109,6 +112,17 @@ fn pause(settings: &Settings) -> Duration {
     settings.beat().min(settings.heartbeat_ttl / 3)
 }
 
+/// Renews the lease, and shows that to the workers, which do it if this one does not.
+fn renew(queue: &mut Queue, slot: Option<&Slot>) -> Result<(), QueueError> {
+    // Before the request: the server counts from later.
+    let now = sys::monotonic_ms();
+    queue.take_lease()?;
+    if let Some(slot) = slot {
+        slot.note_lease(now);
+    }
+    Ok(())
+}
+
 /// Renews the lease, then sees to the instances that have let theirs run out; shows in between that
 /// the monitor is alive.
 fn beat(
@@ -117,11 +131,17 @@ fn beat(
     shows: &dyn Fn(),
     slot: Option<&Slot>,
 ) -> Result<(), QueueError> {
-    queue.take_lease()?;
+    renew(queue, slot)?;
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         shows();
-        queue.take_lease()?;
-        let (recovered, forgotten) = queue.recover_instance(instance, settings.max_deaths)?;
+        renew(queue, slot)?;
+        // Who wants no vCon to be poison for deaths wants none for lapses.
+        let most = if settings.max_deaths == 0 {
+            0
+        } else {
+            MAX_LAPSES
+        };
+        let (recovered, forgotten) = queue.recover_instance(instance, most)?;
         recovered.iter().for_each(report_recovered);
         if let Some(slot) = slot
             && recovered.iter().any(Recovered::is_poison)

@@ -268,7 +268,8 @@ impl DeadLetters {
         call.key(reasons_key(list))
             .key(list.as_bytes())
             .key(keys::DEATHS)
-            .key(keys::TRIES);
+            .key(keys::TRIES)
+            .key(keys::LAPSES);
         call.arg(count).arg(self.least_ttl);
         if let Some(entry) = entry {
             call.arg(entry.as_bytes());
@@ -288,7 +289,7 @@ impl DeadLetters {
         call.key(reasons_key(list));
         if owner == Owner::List {
             // A storage's entry says nothing of work that the same vCon may be in.
-            call.key(keys::DEATHS).key(keys::TRIES);
+            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
         }
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());

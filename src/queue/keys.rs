@@ -84,6 +84,9 @@ pub(super) const INSTANCES: &str = "conserver:instances";
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 
+/// `conserver:lapses`: hash, uuid -> how often the lease of the daemon that worked on it ran out.
+pub(super) const LAPSES: &str = "conserver:lapses";
+
 /// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";

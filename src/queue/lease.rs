@@ -195,6 +195,11 @@ impl Queue {
         Err(QueueError::Lapsed(self.lease.instance.clone()))
     }
 
+    /// Closes the connection; the next request opens another.
+    pub fn disconnect(&mut self) {
+        self.connected = None;
+    }
+
     fn try_lease(&mut self, stale: &str) -> Result<(String, Vec<u8>), QueueError> {
         let lease = Arc::clone(&self.lease);
         self.with(|connection, scripts, _, _| {

@@ -57,7 +57,7 @@ pub use keys::{
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
-pub use recovery::{BEFORE_US, Blame, Dead, Recovered};
+pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Recovered};
 pub use release::{Progress, Reason, Released};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;

@@ -10,8 +10,11 @@ use super::claim::{shown, texts};
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
 
-/// The counts of deaths are forgotten after this many seconds without another death.
+/// The counts of deaths, and those of lapses, are forgotten after this many seconds without another.
 const DEATHS_EXPIRY: u64 = 604_800;
+
+/// A vCon that was in work in this many lapses is poison: it may be what takes hosts down.
+pub const MAX_LAPSES: u32 = 10;
 
 /// Which of a dead worker's vCons have one more death to their name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,14 +40,17 @@ pub struct Recovered {
     pub entry: String,
     /// The list it was taken from, for messages.
     pub list: String,
-    /// How many workers have died on it by now.
+    /// How many workers have died on it by now; 0 if its daemon's lease ran out.
     pub deaths: u32,
+    /// How often the lease of the daemon that worked on it has run out by now; 0 if a worker died.
+    pub lapses: u32,
     /// What was done with it: `returned`, `poison` (buried) or `unreadable` (set aside).
     pub outcome: String,
 }
 
 impl Recovered {
-    /// Whether it went to the dead letter queue, for the workers that died on it.
+    /// Whether it went to the dead letter queue, for the workers that died on it or the leases that
+    /// ran out.
     pub fn is_poison(&self) -> bool {
         self.outcome == "poison"
     }
@@ -69,8 +75,29 @@ pub struct Dead<'a> {
 /// What is said of the end of a worker that a daemon before this one has left behind.
 pub const BEFORE_US: &str = "with its daemon, before this one was started";
 
-/// What is said of the end of a worker whose instance is taken for dead.
-const WITH_ITS_INSTANCE: &str = "its instance stopped showing itself";
+/// What a return of claims counts against the vCons.
+enum Counted<'a> {
+    /// The end of this worker.
+    Death(&'a Dead<'a>),
+    /// The lease on its instance's name ran out. Nobody saw its workers end: the host may have lost
+    /// its power, or only its network, so nobody is blamed.
+    Lapse,
+}
+
+impl Counted<'_> {
+    /// As the script wants it: what is counted, how the worker ended, and the UUIDs that matter.
+    fn arguments(&self) -> (&'static str, &str, String) {
+        let Self::Death(dead) = self else {
+            return ("lapse", "", String::new());
+        };
+        let (blamed, vcons) = match &dead.blame {
+            Blame::AllBut(vcons) => ("all but", vcons),
+            Blame::These(vcons) => ("these", vcons),
+        };
+        let vcons: Vec<String> = vcons.iter().map(Uuid::to_string).collect();
+        (blamed, dead.end, vcons.join(" "))
+    }
+}
 
 impl Queue {
     /// Returns every claim of the worker that had its number before, counting one death for each
@@ -86,7 +113,9 @@ impl Queue {
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
         let lease = Arc::clone(&self.lease);
-        self.recover_of(&lease.instance, &lease.record, dead, max_deaths)?
+        let (worker, counted) = (dead.worker, Counted::Death(&dead));
+        let name = (&*lease.instance, &*lease.record);
+        self.recover_of(name, worker, &counted, max_deaths)?
             .map_err(|found| lease.lost_to(&found))
     }
 
@@ -146,18 +175,19 @@ impl Queue {
         Ok(dead.map(|(name, _)| name).collect())
     }
 
-    /// Returns every claim of an instance whose lease has run out, and forgets it. Where it has
-    /// come back in the meantime, that is the end of it. Answers also whether it is forgotten.
+    /// Returns every claim of an instance whose lease has run out, counting one lapse for each vCon,
+    /// and forgets the instance. Where it has come back in the meantime, that is the end of it.
+    /// Answers also whether it is forgotten.
+    ///
+    /// `max_lapses` is the number of lapses that make a vCon poison; 0 means none does.
     pub fn recover_instance(
         &mut self,
         instance: &str,
-        max_deaths: u32,
+        max_lapses: u32,
     ) -> Result<(Vec<Recovered>, bool), QueueError> {
         let mut recovered = Vec::new();
         for worker in self.workers_of(instance)? {
-            let (blame, end) = (Blame::ALL, WITH_ITS_INSTANCE);
-            let dead = Dead { worker, blame, end };
-            match self.recover_of(instance, "", dead, max_deaths)? {
+            match self.recover_of((instance, ""), worker, &Counted::Lapse, max_lapses)? {
                 Ok(more) => recovered.extend(more),
                 Err(_) => return Ok((recovered, false)),
             }
@@ -183,28 +213,24 @@ impl Queue {
     }
 
     /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;
-    /// else answers what was found in its place.
+    /// else answers what was found in its place. `most` deaths or lapses make a vCon poison.
     fn recover_of(
         &mut self,
-        instance: &str,
-        record: &str,
-        dead: Dead<'_>,
-        max_deaths: u32,
+        (instance, record): (&str, &str),
+        worker: u32,
+        counted: &Counted<'_>,
+        most: u32,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
-        let worker = dead.worker;
-        let (blamed, vcons) = match &dead.blame {
-            Blame::AllBut(vcons) => ("all but", vcons),
-            Blame::These(vcons) => ("these", vcons),
-        };
-        let vcons: Vec<String> = vcons.iter().map(Uuid::to_string).collect();
+        let (what, end, vcons) = counted.arguments();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
             call.key(keys::DEATHS).key(keys::instance_key(instance));
-            call.arg(max_deaths).arg(DEATHS_EXPIRY).arg(expiry.context);
+            call.key(keys::LAPSES);
+            call.arg(most).arg(DEATHS_EXPIRY).arg(expiry.context);
             call.arg(expiry.dead_letter)
                 .arg(format!("{instance} Worker-{worker}"))
-                .arg(blamed);
-            call.arg(record).arg(dead.end).arg(vcons.join(" "));
+                .arg(what);
+            call.arg(record).arg(end).arg(vcons);
             call.arg(expiry.document);
             Ok(call.invoke::<Value>(connection)?)
         })?;
@@ -215,11 +241,19 @@ impl Queue {
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
         Ok(Ok(fields
             .chunks_exact(4)
-            .map(|claim| Recovered {
-                entry: shown(&claim[0]),
-                list: shown(&claim[1]),
-                deaths: text(&claim[2]).parse().unwrap_or(0),
-                outcome: text(&claim[3]),
+            .map(|claim| {
+                let count = text(&claim[2]).parse().unwrap_or(0);
+                let (deaths, lapses) = match counted {
+                    Counted::Death(_) => (count, 0),
+                    Counted::Lapse => (0, count),
+                };
+                Recovered {
+                    entry: shown(&claim[0]),
+                    list: shown(&claim[1]),
+                    deaths,
+                    lapses,
+                    outcome: text(&claim[3]),
+                }
             })
             .collect()))
     }
@@ -238,6 +272,7 @@ mod tests {
                 entry: String::new(),
                 list: shown(name.as_bytes()),
                 deaths: 3,
+                lapses: 0,
                 outcome: "poison".to_owned(),
             };
             assert!(claim.is_of(&name.parse().unwrap()), "{name}");

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -147,6 +148,12 @@ impl Board {
     /// Tells the workers to read the accepted configuration, of which this is the number.
     pub fn set_config(&mut self, generation: u64) {
         self.show(header::CONFIG, generation);
+    }
+
+    /// Shows after how long on one vCon a lane is stuck.
+    pub fn set_stuck_after(&mut self, time: Option<Duration>) {
+        let time = time.map_or(0, |time| time.as_millis().try_into().unwrap_or(u64::MAX));
+        self.show(header::STUCK_AFTER, time);
     }
 
     /// Counts a process that takes the place of one that has ended.

@@ -17,6 +17,9 @@ pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 /// Changes with everything in this file.
 pub const VERSION: u64 = 5;
 
+/// The monitor's slot; a worker's is its number.
+pub const MONITOR: usize = 0;
+
 /// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
 pub const SLOTS: usize = 1026;
 
@@ -41,6 +44,8 @@ pub mod header {
     pub const USED: usize = 10;
     pub const BEAT: usize = 11;
     pub const SERIES: usize = 12;
+    /// After how many milliseconds of work on one vCon a lane counts as stuck; 0: never.
+    pub const STUCK_AFTER: usize = 13;
     pub const INSTANCE: usize = 16;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
@@ -88,6 +93,9 @@ pub mod worker {
     pub const REDIS_AWAY: usize = 29;
     /// Of the monitor: when it last watched the ingress lists for the lanes that wait.
     pub const WATCH_BEAT: usize = 30;
+    /// Of the monitor: when the lease was last renewed, by whichever process did it. It stands in
+    /// the same page as the header, so there is always room for it.
+    pub const LEASE_BEAT: usize = 31;
 }
 
 /// Words of a lane.

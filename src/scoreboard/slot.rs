@@ -163,9 +163,22 @@ impl Slot {
 
     /// How long ago the monitor last showed that it watches the ingress lists.
     pub fn since_watch(&self) -> Duration {
-        let word = layout::slot_start(0, self.lanes) + worker::WATCH_BEAT;
-        let beat = self.words.words()[word].load(Ordering::Relaxed);
+        let beat = self.monitor_word(worker::WATCH_BEAT).load(Ordering::Relaxed);
         Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
+    }
+
+    /// Shows to every process of this daemon that the lease on the instance's name was renewed at
+    /// `when`, in monotonic milliseconds.
+    pub fn note_lease(&self, when: u64) {
+        self.monitor_word(worker::LEASE_BEAT)
+            .store(when, Ordering::Release);
+    }
+
+    /// When a process of this daemon last renewed the lease, in monotonic milliseconds; 0 before
+    /// the first time.
+    pub fn lease_renewed(&self) -> u64 {
+        self.monitor_word(worker::LEASE_BEAT)
+            .load(Ordering::Acquire)
     }
 
     /// Counts a claim that was let go, and answers how many this worker has let go by now.
@@ -230,6 +243,12 @@ impl Slot {
     /// Where the configuration in force is kept.
     pub fn config_path(&self) -> &std::path::Path {
         &self.config
+    }
+
+    /// A word of the monitor's slot.
+    fn monitor_word(&self, index: usize) -> &AtomicU64 {
+        let start = layout::slot_start(layout::MONITOR, self.lanes);
+        &self.words.words()[start + index]
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {

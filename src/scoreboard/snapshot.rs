@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::libc;
 use uuid::Uuid;
@@ -60,6 +61,8 @@ pub struct Header {
     pub beat: u64,
     /// How many series there are.
     pub series: usize,
+    /// After how many milliseconds on one vCon a lane is stuck.
+    pub stuck_after: Option<u64>,
     /// Processes that took the place of another, in the order of [`RestartCause::ALL`].
     pub restarts: [u64; RestartCause::ALL.len()],
     /// `CONSERVER_INSTANCE`
@@ -94,6 +97,7 @@ impl Header {
             series: usize::try_from(words.get(header::SERIES))
                 .unwrap_or(layout::SERIES)
                 .min(layout::SERIES),
+            stuck_after: Some(words.get(header::STUCK_AFTER)).filter(|time| *time > 0),
             restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
             instance: instance(words),
         })
@@ -193,6 +197,15 @@ pub struct LaneView {
     pub since: u64,
     /// The longest time it may take, in milliseconds.
     pub limit: Option<u64>,
+}
+
+impl LaneView {
+    /// Whether it has worked on one vCon for so long, of which it spent `excused` in a standstill.
+    pub fn is_stuck(&self, now: u64, stuck_after: Option<u64>, excused: Duration) -> bool {
+        let busy = Duration::from_millis(now.saturating_sub(self.since)).saturating_sub(excused);
+        let limit = stuck_after.map(Duration::from_millis);
+        self.state == LaneState::Busy && limit.is_some_and(|limit| busy > limit)
+    }
 }
 
 impl SlotView {

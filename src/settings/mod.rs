@@ -35,6 +35,8 @@ const LOCAL_CONFIG_FILE: &str = "./config.yml";
 /// Ten years, in seconds.
 const LONGEST_EXPIRY: u64 = 315_360_000;
 const LONGEST_PAUSE_MS: u64 = 3_600_000;
+/// A thousand days, in seconds.
+const LONGEST_WORK: u64 = 86_400_000;
 
 /// Beats follow `TICK_INTERVAL`, within these bounds: seldom enough to cost nothing, often enough
 /// to notice a worker that hangs.
@@ -67,6 +69,8 @@ pub struct Settings {
     pub instance_is_set: bool,
     /// `CONSERVER_MAX_DEATHS`: with 0 no vCon counts as poison.
     pub max_deaths: u32,
+    /// `CONSERVER_STUCK_AFTER`: a lane that works on one vCon for longer is stuck.
+    pub stuck_after: Option<Duration>,
     /// `CONSERVER_WORKER_MAX_VCONS`: a worker is recycled after so many claims.
     pub worker_max_vcons: Option<u64>,
     /// `CONSERVER_WORKER_MAX_RSS_MB`, in bytes: a worker that has grown beyond it is recycled.
@@ -222,6 +226,7 @@ impl Settings {
             instance_is_set: reader.raw("CONSERVER_INSTANCE").is_some(),
             instance: instance(reader),
             max_deaths: reader.number("CONSERVER_MAX_DEATHS", 3, 0, 1000),
+            stuck_after: seconds_or_never(reader, "CONSERVER_STUCK_AFTER", 3600, LONGEST_WORK),
             worker_max_vcons: limit(reader, "CONSERVER_WORKER_MAX_VCONS", MOST_VCONS),
             worker_max_rss: limit(reader, "CONSERVER_WORKER_MAX_RSS_MB", MOST_MEGABYTES)
                 .map(|megabytes| megabytes << 20),
@@ -329,6 +334,17 @@ fn http_hosts(text: &str) -> Option<Vec<String>> {
 
 fn milliseconds(reader: &mut Reader<'_>, name: &str, default: u64) -> Duration {
     Duration::from_millis(reader.number(name, default, 1, LONGEST_PAUSE_MS))
+}
+
+/// A time, where 0 means never.
+fn seconds_or_never(
+    reader: &mut Reader<'_>,
+    name: &str,
+    default: u64,
+    most: u64,
+) -> Option<Duration> {
+    let seconds = reader.number(name, default, 0, most);
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 /// A limit, where 0 means none.

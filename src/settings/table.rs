@@ -52,6 +52,8 @@ pub const TABLE: &[Setting] = &[
         "The name under which this daemon keeps its claims; different for each daemon on one Redis"),
     setting("CONSERVER_MAX_DEATHS", "3", "a whole number from 0 to 1000",
         "A vCon that was in work when this many workers died goes to the dead letter queue; 0: never"),
+    setting("CONSERVER_STUCK_AFTER", "3600", "a whole number of seconds from 0 to 86400000",
+        "When a vCon has been in work for so long, the log and `conserver status` say that it is stuck; 0: never"),
     setting("CONSERVER_WORKER_MAX_VCONS", "0", "a whole number from 0 to 1000000000",
         "A worker is replaced by a fresh one after about so many vCons; 0: never"),
     setting("CONSERVER_WORKER_MAX_RSS_MB", "0", "a whole number of megabytes from 0 to 1048576",

@@ -150,6 +150,11 @@ fn values_are_understood() {
     assert_eq!(with("VCON_DLQ_EXPIRY", "0").dlq_expiry, None);
     assert_eq!(with("VCON_DLQ_EXPIRY", "7").dlq_expiry, Some(7));
     assert_eq!(with("CONSERVER_MAX_DEATHS", "0").max_deaths, 0);
+    assert_eq!(with("CONSERVER_STUCK_AFTER", "0").stuck_after, None);
+    assert_eq!(
+        with("CONSERVER_STUCK_AFTER", "7").stuck_after,
+        Some(Duration::from_secs(7))
+    );
     assert_eq!(with("CONSERVER_INSTANCE", "west-1").instance, "west-1");
     assert_eq!(
         with("TICK_INTERVAL", "250").tick,

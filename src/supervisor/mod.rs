@@ -25,6 +25,7 @@ mod restart;
 mod rolling;
 mod signals;
 mod steps;
+mod stuck;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,7 @@ use method::{Event, Method};
 use notify::{Notify, Tell};
 use place::{Place, Post, State};
 use signals::Signals;
+use stuck::Stuck;
 use watch::Watch;
 
 /// The signals the supervisor acts on, the urgent ones first.
@@ -110,6 +112,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
     let lanes = settings.concurrency as usize;
     let method = settings.start_method;
     let mut board = Board::create(&folder, &settings.instance, lanes, method.number())?;
+    board.set_stuck_after(settings.stuck_after);
     let file = settings.config_file.clone();
     let followed = Followed::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
     let holder = Holder::this_process(board.id().nonce);
@@ -138,6 +141,8 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         orphaned: Vec::new(),
         closing: None,
         drain_timeout: settings.drain_timeout,
+        lease_ttl: settings.heartbeat_ttl,
+        stuck: Stuck::after(settings.stuck_after),
         instance: settings.instance.clone(),
         first_workers: settings.workers,
         swept: false,
@@ -173,6 +178,10 @@ struct Supervisor {
     /// Since when there is nothing left to do but the forkserver's end.
     closing: Option<Instant>,
     drain_timeout: Duration,
+    /// How long the lease on the name lives without being renewed.
+    lease_ttl: Duration,
+    /// Which lanes the log has called stuck.
+    stuck: Stuck,
     /// The name of this daemon.
     instance: String,
     /// How many workers the settings ask for.

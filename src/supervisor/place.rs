@@ -118,8 +118,9 @@ pub(super) enum Phase {
 }
 
 impl Place {
-    /// A place with no process yet.
-    pub fn new(post: Post) -> Self {
+    /// A place with no process yet. After deaths the next start is put off by at most
+    /// `longest_wait`.
+    pub fn new(post: Post, longest_wait: Duration) -> Self {
         Self {
             post,
             state: State::Vacant { until: None },
@@ -127,7 +128,7 @@ impl Place {
             round: 0,
             starts: 0,
             deaths: 0,
-            restarts: Restarts::default(),
+            restarts: Restarts::none(longest_wait),
             // An earlier daemon may have left some.
             left: post.worker().map(|_| Blame::ALL),
             verdict: None,
@@ -274,7 +275,7 @@ mod tests {
     #[test]
     fn blame_is_for_what_a_process_leaves_of_its_own() {
         let blamed = |left, recovered, blame| {
-            let mut place = Place::new(Post::Worker(1));
+            let mut place = Place::new(Post::Worker(1), Duration::MAX);
             (place.left, place.recovered) = (left, recovered);
             place.blame(blame, "");
             place.close(false);
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(blamed(nobody(), false, Blame::ALL), nobody());
         assert_eq!(blamed(all(), false, Blame::NOBODY), all());
         assert_eq!(blamed(None, false, Blame::NOBODY), nobody());
-        let mut monitor = Place::new(Post::Monitor);
+        let mut monitor = Place::new(Post::Monitor, Duration::MAX);
         monitor.blame(Blame::ALL, "");
         monitor.close(false);
         assert_eq!(monitor.left, None);

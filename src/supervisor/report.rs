@@ -132,6 +132,16 @@ impl Supervisor {
                 }
                 continue;
             };
+            for lane in self
+                .stuck
+                .newly(slot, &worker, now, self.watch.standstills())
+            {
+                let (name, number) = (place.post.name(), lane.number);
+                log::warn!(
+                    "{name} is stuck: lane {number} is at work on {}",
+                    in_hand(&lane)
+                );
+            }
             match judge(&worker, now, beat, self.watch.standstills()) {
                 Health::Good => {
                     if let Some(due) = next_deadline(&worker, self.watch.standstills()) {

@@ -12,9 +12,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The quick deaths of one worker in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Restarts {
     quick_deaths: u32,
+    longest_wait: Duration,
 }
 
 /// A worker's life, as far as it matters here.
@@ -27,6 +28,14 @@ pub(super) struct Life {
 }
 
 impl Restarts {
+    /// None yet; no wait will be longer than `longest`, nor longer than half a minute.
+    pub fn none(longest: Duration) -> Self {
+        Self {
+            quick_deaths: 0,
+            longest_wait: longest.min(LONGEST_WAIT),
+        }
+    }
+
     /// Notes a death, and answers how long to wait before the next start: nothing the first time,
     /// then doubling times while the worker keeps dying young with nothing done. `jitter`,
     /// between 0 and 1, spreads the waits over their upper half.
@@ -39,7 +48,7 @@ impl Restarts {
             1 => Duration::ZERO,
             deaths => FIRST_WAIT
                 .saturating_mul(1 << (deaths - 2).min(20))
-                .min(LONGEST_WAIT)
+                .min(self.longest_wait)
                 .mul_f64(0.5 + jitter / 2.0),
         }
     }
@@ -50,13 +59,17 @@ mod tests {
     use super::*;
 
     fn waits(lives: &[(f64, bool)]) -> Vec<u128> {
-        let mut restarts = Restarts::default();
+        waits_up_to(Duration::MAX, lives, 1.0)
+    }
+
+    fn waits_up_to(longest: Duration, lives: &[(f64, bool)], jitter: f64) -> Vec<u128> {
+        let mut restarts = Restarts::none(longest);
         let wait = |(lived, useful): &(f64, bool)| {
             let life = Life {
                 lived: Duration::from_secs_f64(*lived),
                 useful: *useful,
             };
-            restarts.after_death(life, 1.0)
+            restarts.after_death(life, jitter)
         };
         lives
             .iter()
@@ -69,6 +82,21 @@ mod tests {
     fn the_first_restart_is_at_once_and_a_crash_loop_is_slowed_down() {
         assert_eq!(waits(&[(0.0, false); 5]), [0, 100, 200, 400, 800]);
         assert_eq!(waits(&[(0.1, false); 40])[39], 30_000);
+    }
+
+    #[test]
+    fn jitter_takes_away_up_to_half_of_a_wait() {
+        let duds = [(0.0, false); 5];
+        for (jitter, expected) in [(0.0, [0, 50, 100, 200, 400]), (0.5, [0, 75, 150, 300, 600])] {
+            assert_eq!(waits_up_to(Duration::MAX, &duds, jitter), expected);
+        }
+    }
+
+    #[test]
+    fn no_wait_is_longer_than_this_child_may_be_missing() {
+        let waits = waits_up_to(Duration::from_secs(1), &[(0.0, false); 40], 1.0);
+        assert_eq!(waits[..6], [0, 100, 200, 400, 800, 1000]);
+        assert_eq!(waits[39], 1000);
     }
 
     #[test]

@@ -59,9 +59,18 @@ impl Supervisor {
         let workers = (1..=self.wanted + spare).map(Post::Worker);
         for post in workers.chain([Post::Monitor, Post::Recovery]) {
             if !self.places.contains_key(&post) && self.is_wanted(post) {
-                let place = Place::new(post);
+                let place = Place::new(post, self.longest_wait(post));
                 self.places.insert(post, place);
             }
+        }
+    }
+
+    /// How long the next start at this post may be put off. The monitor renews the lease, which
+    /// must not run out meanwhile.
+    fn longest_wait(&self, post: Post) -> Duration {
+        match post {
+            Post::Monitor => self.lease_ttl / 3,
+            Post::Worker(_) | Post::Recovery => Duration::MAX,
         }
     }
 

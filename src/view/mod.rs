@@ -114,6 +114,8 @@ pub struct Lane {
     pub seconds: f64,
     /// How long it may.
     pub limit_seconds: Option<f64>,
+    /// Whether it has held it for longer than `CONSERVER_STUCK_AFTER`.
+    pub stuck: bool,
 }
 
 /// The monitor.
@@ -151,7 +153,7 @@ impl View {
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
             lanes_per_worker: header.lanes,
             workers: workers
-                .filter_map(|(number, slot)| Worker::new(number, slot, snapshot.taken))
+                .filter_map(|(number, slot)| Worker::new(number, slot, snapshot))
                 .collect(),
             monitor: snapshot.slots.first().and_then(Monitor::new),
             redis_away_seconds: redis_away(snapshot),
@@ -188,19 +190,23 @@ fn daemon_state(snapshot: &Snapshot) -> &'static str {
 }
 
 impl Worker {
-    fn new(number: usize, slot: &SlotView, now: u64) -> Option<Self> {
+    fn new(number: usize, slot: &SlotView, snapshot: &Snapshot) -> Option<Self> {
+        let now = snapshot.taken;
+        let stuck_after = snapshot.header.stuck_after;
         let place = slot.place.as_ref()?;
         let lanes = slot.worker.as_ref().map_or(&[][..], |worker| &worker.lanes);
         let longest = lanes.iter().min_by_key(|lane| lane.since);
         Some(Self {
             worker: number,
             pid: place.pid,
-            state: state(place.state, slot.worker.as_ref(), now),
+            state: state(place.state, slot.worker.as_ref(), now, stuck_after),
             vcon: longest
                 .and_then(|lane| lane.vcon)
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
-            lanes: lanes.iter().map(|lane| Lane::new(lane, now)).collect(),
+            lanes: (lanes.iter())
+                .map(|lane| Lane::new(lane, now, stuck_after))
+                .collect(),
             done: slot.done(),
             halted: slot.halted,
             failed: slot.failed,
@@ -213,20 +219,27 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, or is
-/// beyond the time its chain allows.
-fn state(place: PlaceState, worker: Option<&WorkerView>, now: u64) -> String {
+/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, is
+/// beyond the time its chain allows, or works on one vCon for longer than anybody expects.
+fn state(
+    place: PlaceState,
+    worker: Option<&WorkerView>,
+    now: u64,
+    stuck_after: Option<u64>,
+) -> String {
     let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
     let holds = worker.is_some_and(|worker| worker.held.is_some());
     let overdue = |lane: &LaneView| {
         let limit = lane.limit.unwrap_or(u64::MAX);
         lane.state == LaneState::Busy && now.saturating_sub(lane.since) > limit
     };
+    let stuck = |lane: &LaneView| lane.is_stuck(now, stuck_after, Duration::ZERO);
     let waits = |lane: &LaneView| lane.state == LaneState::Waiting;
     match place {
         PlaceState::Ready if lanes.is_empty() && holds => "holding",
         PlaceState::Ready if lanes.is_empty() => "idle",
         PlaceState::Ready if lanes.iter().any(overdue) => "overdue",
+        PlaceState::Ready if lanes.iter().any(stuck) => "stuck",
         PlaceState::Ready if lanes.iter().all(waits) => "waiting",
         PlaceState::Ready => "busy",
         other => other.as_str(),
@@ -235,13 +248,14 @@ fn state(place: PlaceState, worker: Option<&WorkerView>, now: u64) -> String {
 }
 
 impl Lane {
-    fn new(lane: &LaneView, now: u64) -> Self {
+    fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>) -> Self {
         Self {
             lane: lane.number,
             state: lane.state.to_string(),
             vcon: lane.vcon.map(|vcon| vcon.to_string()),
             seconds: seconds(now, lane.since),
             limit_seconds: lane.limit.map(|limit| seconds(limit, 0)),
+            stuck: lane.is_stuck(now, stuck_after, Duration::ZERO),
         }
     }
 }

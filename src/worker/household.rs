@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use super::Shared;
+use super::renewal::Renewal;
 use super::shared::spread;
 use crate::procfs;
 use crate::scoreboard::Slot;
@@ -21,10 +22,16 @@ const REPEAT: Duration = Duration::from_millis(20);
 /// How long lanes are given to end their wait in a drain.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Shows that the worker is alive, recycles it when it has grown too large, and sees to it that
-/// lanes do not wait in vain; until all lanes have ended or, in a drain, only wait.
-pub(super) fn keep(shared: &Shared, draining: &Receiver<()>, all_done: &Receiver<()>) {
-    let mut house = House::of(shared);
+/// Shows that the worker is alive, renews the lease if the monitor does not, recycles the worker when
+/// it has grown too large, and sees to it that lanes do not wait in vain; until all lanes have ended
+/// or, in a drain, only wait.
+pub(super) fn keep(
+    shared: &Shared,
+    renewal: Renewal,
+    draining: &Receiver<()>,
+    all_done: &Receiver<()>,
+) {
+    let mut house = House::of(shared, renewal);
     loop {
         select! {
             recv(all_done) -> _ => return,
@@ -73,14 +80,16 @@ struct House<'a> {
     shared: &'a Shared,
     most: Option<u64>,
     beat: Due,
+    renewal: Renewal,
     was_watched: bool,
 }
 
 impl<'a> House<'a> {
-    fn of(shared: &'a Shared) -> Self {
+    fn of(shared: &'a Shared, renewal: Renewal) -> Self {
         Self {
             most: shared.settings.worker_max_rss.map(spread),
             beat: Due::every(shared.settings.beat()),
+            renewal,
             was_watched: false,
             shared,
         }
@@ -92,6 +101,10 @@ impl<'a> House<'a> {
         if std::mem::replace(&mut self.was_watched, is_watched) && !is_watched {
             log::debug!("nobody watches the ingress lists, idle lanes look by themselves");
             shared.wakeup.wake_all();
+        }
+        // Its requests have a limit well below the time that a worker may be silent.
+        if self.renewal.is_due() {
+            self.renewal.renew();
         }
         if !self.beat.is_due() {
             return;
@@ -105,6 +118,7 @@ impl<'a> House<'a> {
             shared.recycle(&format!("it uses {megabytes} MB of memory"));
         }
     }
+    Ok(())
 }
 
 /// Shows that the worker is alive while `work`, which may have to wait for a server, goes on.

@@ -1,7 +1,8 @@
 //! One worker process: its lanes and the drain.
 //!
 //! ```text
-//! main thread ── keeps house: shows that the worker is alive, recycles it, ends waits in a drain
+//! main thread ── shows that the worker is alive, renews the lease if the monitor does not, recycles
+//!   │            the worker, ends the waits of idle lanes in a drain
 //!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
 //!   │    │    │   └─ nothing there: BLPOP on the wake list, to which the monitor adds
@@ -23,6 +24,7 @@ mod loader;
 mod meters;
 mod outage;
 mod recover;
+mod renewal;
 mod retry;
 mod shared;
 mod stage;
@@ -52,6 +54,7 @@ use holds::Holds;
 use lane::Lane;
 use meters::Meters;
 use outage::{Absence, Outage};
+use renewal::Renewal;
 use retry::Retry;
 use shared::Shared;
 use stage::Stage;
@@ -143,6 +146,7 @@ fn start_lanes(
     slot.note_recovered();
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
+    let renewal = Renewal::new(slot.clone(), queue(0), settings.heartbeat_ttl);
 
     let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
     let shared = Arc::new(Shared::new(child, duty, settings, config, slot, wakeup));
@@ -163,7 +167,7 @@ fn start_lanes(
         })?);
     }
     drop(done);
-    household::keep(&shared, &draining, &all_done);
+    household::keep(&shared, renewal, &draining, &all_done);
     let mut nothing_left = true;
     for (number, lane) in lanes.into_iter().enumerate() {
         // One that waits for a server which does not answer holds nothing, and ends with the process.

@@ -107,8 +107,16 @@ pub fn report(claim: &Recovered) {
     } else {
         log::Level::Warn
     };
-    log::log!(
-        level, vcon_id = entry.as_str();
-        "{entry}, left behind by a worker that ended, {what} (list {list}, deaths: {deaths})"
-    );
+    if claim.lapses > 0 {
+        let lapses = claim.lapses;
+        log::log!(
+            level, vcon_id = entry.as_str();
+            "{entry}, claimed by a daemon whose lease ran out, {what} (list {list}, lapses: {lapses})"
+        );
+    } else {
+        log::log!(
+            level, vcon_id = entry.as_str();
+            "{entry}, left behind by a worker that ended, {what} (list {list}, deaths: {deaths})"
+        );
+    }
 }

@@ -270,7 +270,7 @@ fn the_oldest_are_tried_again_first_with_all_their_chances() {
         if !ttl.is_empty() {
             redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", sample.id), ttl]);
         }
-        for hash in ["conserver:deaths", "conserver:tries"] {
+        for hash in ["conserver:deaths", "conserver:tries", "conserver:lapses"] {
             redis.ask::<i64>(&["HSET", hash, &sample.id, "2"]);
         }
     }
@@ -415,7 +415,9 @@ fn a_dead_letter_is_dropped_when_somebody_says_yes() {
     bury(&redis, &sample.id);
     bury(&redis, "other");
     bury(&redis, &sample.id);
-    redis.ask::<i64>(&["HSET", "conserver:deaths", &sample.id, "2"]);
+    for hash in ["conserver:deaths", "conserver:lapses"] {
+        redis.ask::<i64>(&["HSET", hash, &sample.id, "2"]);
+    }
     let id = sample.id.as_str();
     said(&run(&conserver, &["dlq", "drop", id], 64), &["--yes"]);
     let finished = conserver.run_on_terminal(&["dlq", "drop", id], "n\n");
@@ -436,7 +438,9 @@ fn a_dead_letter_is_dropped_when_somebody_says_yes() {
     assert!(redis.document(id).is_some());
     let reasons: Vec<String> = redis.ask(&["HKEYS", "conserver:dlq:default"]);
     assert_eq!(reasons, ["other"]);
-    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
+    for hash in ["conserver:deaths", "conserver:lapses"] {
+        assert_eq!(redis.keys(hash), Vec::<String>::new());
+    }
 
     bury(&redis, id);
     let finished = run(

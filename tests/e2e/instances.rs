@@ -1,6 +1,11 @@
 //! Daemons of different names on one Redis: the others stand in for one that is gone.
 
-use nix::sys::signal::Signal;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::harness::{
     Conserver, Files, Ledger, PATIENCE, Redis, chain, delay, fresh, submit, wait_until,
@@ -42,33 +47,85 @@ fn the_claims_of_a_killed_instance_are_returned_by_another() {
         redis.instances() == ["there"]
     });
     assert_eq!(redis.keys("conserver:*:here*"), Vec::<String>::new());
+    // Nobody saw its workers die.
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
     assert_eq!(second.count_in_log("has stopped showing itself"), 1);
     second.stop();
 }
 
 #[test]
-fn a_vcon_on_which_an_instance_died_too_often_says_so() {
+fn a_lease_that_ran_out_blames_nobody_until_it_was_ten_times() {
     let redis = Redis::plain();
-    let first = holding(&redis).env("CONSERVER_HEARTBEAT_TTL", "3").start();
-    let samples = fresh(1);
-    submit(&redis, "default", &samples);
-    redis.wait_for_claims(1);
-    first.kill_family();
-    let _second = Conserver::with(&redis)
-        .config(&chain(&[], &[]))
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["ingress_lists"] = json!(["other"]);
+    let second = Conserver::with(&redis)
+        .config(&config)
         .env("CONSERVER_INSTANCE", "there")
         .env("CONSERVER_HEARTBEAT_TTL", "3")
         .env("CONSERVER_MAX_DEATHS", "1")
         .start();
-    wait_until("it is a dead letter", PATIENCE, || {
-        redis.length("DLQ:default") == 1
-    });
-    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &samples[0].id]);
-    assert!(
-        reason.contains("its instance stopped showing itself"),
-        "{reason}"
+    second.wait_for_workers(1);
+    let samples = fresh(2);
+    for (sample, lapses) in samples.iter().zip(["8", "9"]) {
+        redis.ask::<i64>(&["DEL", "default"]);
+        let first = holding(&redis).env("CONSERVER_HEARTBEAT_TTL", "3").start();
+        redis.ask::<i64>(&["HSET", "conserver:lapses", &sample.id, lapses]);
+        submit(&redis, "default", std::slice::from_ref(sample));
+        redis.wait_for_claims(1);
+        first.kill_family();
+        second.wait_for_log(&format!("{}, claimed by a daemon", sample.id), PATIENCE);
+        if lapses == "8" {
+            assert_eq!(redis.list("default"), [sample.id.clone()]);
+            assert_eq!(redis.length("DLQ:default"), 0);
+        }
+    }
+    assert_eq!(
+        second.count_in_log("is back in its list (list default, lapses: 9)"),
+        1
     );
+    assert_eq!(redis.length("default"), 0);
+    let id = &samples[1].id;
+    assert_eq!(redis.list("DLQ:default"), [id.clone()]);
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", id]);
+    let said = "10 times the daemon that worked on it stopped showing itself";
+    assert!(reason.contains(said), "{reason}");
     assert!(reason.contains("here Worker-1"), "{reason}");
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
+    let left: Vec<String> = redis.ask(&["HGETALL", "conserver:lapses"]);
+    assert_eq!(left, [samples[0].id.clone(), "9".to_owned()]);
+    assert!(redis.ask::<i64>(&["TTL", "conserver:lapses"]) > 604_700);
+    second.stop();
+}
+
+#[test]
+fn instances_whose_monitors_freeze_in_turn_bury_nothing() {
+    let redis = Redis::plain();
+    let start = |instance: &str| {
+        Conserver::with(&redis)
+            .config(&chain(&[delay(8.0)], &[]))
+            .lanes(4)
+            .env("CONSERVER_INSTANCE", instance)
+            .env("CONSERVER_HEARTBEAT_TTL", "3")
+            .start()
+    };
+    let daemons = [start("here"), start("there")];
+    let samples = fresh(8);
+    submit(&redis, "default", &samples);
+    redis.wait_for_claims(8);
+    for turn in 0..4 {
+        let monitor = daemons[turn % 2].process("conserver: monitor");
+        kill(Pid::from_raw(monitor), Signal::SIGSTOP).expect("it runs");
+        // Longer than the lease: what is tested is that this does no harm.
+        thread::sleep(Duration::from_secs(5));
+        kill(Pid::from_raw(monitor), Signal::SIGCONT).expect("it runs");
+    }
+    Ledger::of(&redis, &samples).settles();
+    for daemon in &daemons {
+        assert_eq!(daemon.count_in_log("stopped showing itself"), 0);
+    }
+    for hash in ["conserver:deaths", "conserver:lapses"] {
+        assert_eq!(redis.keys(hash), Vec::<String>::new());
+    }
 }
 
 #[test]

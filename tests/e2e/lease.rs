@@ -1,11 +1,15 @@
 //! The lease of a daemon on its name: one daemon of a name at a time, and no waiting after a crash.
 
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, LEASE, Ledger, PATIENCE, Redis, chain, delay, fresh, submit, wait_until,
+    Conserver, LEASE, Ledger, PATIENCE, Redis, chain, delay, fresh, preload, submit, wait_until,
 };
 
 /// A daemon that keeps what it has claimed in hand.
@@ -92,13 +96,23 @@ fn a_restart_after_a_crash_of_all_processes_takes_over_before_the_lease_runs_out
 fn a_clean_end_leaves_no_trace_of_the_instance() {
     let redis = Redis::plain();
     for (signal, workers) in [(Signal::SIGTERM, 3), (Signal::SIGQUIT, 2)] {
-        let mut daemon = holding(&redis).workers(workers).start();
+        let config = chain(&[delay(0.01)], &[]);
+        let conserver = Conserver::with(&redis).config(&config).workers(workers);
+        let mut daemon = conserver.start();
         daemon.wait_for_workers(workers);
         wait_until("it has its name", PATIENCE, || redis.is_held_by(&daemon));
         assert_eq!(redis.instances(), ["here"]);
+        // Done, every worker among those that may have claims.
+        let samples = fresh(3 * workers);
+        submit(&redis, "default", &samples);
+        let ledger = Ledger::of(&redis, &samples);
+        ledger.settles();
+        let known: Vec<String> = redis.ask(&["SMEMBERS", "conserver:workers:here"]);
+        assert!(!known.is_empty(), "no worker has claimed anything");
         daemon.signal(signal);
         assert_eq!(daemon.wait_exit(PATIENCE), 0);
         assert_eq!(redis.keys("conserver:*"), Vec::<String>::new(), "{signal}");
+        redis.ask::<()>(&["FLUSHALL"]);
     }
 }
 
@@ -273,7 +287,7 @@ fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
     let record = r#"{"list":"default","uuid":"x","since":1.5}"#;
     redis.ask::<i64>(&["HSET", claims, "1", record]);
     let recover = |guard: &str| {
-        let keys = [claims, "conserver:deaths", LEASE];
+        let keys = [claims, "conserver:deaths", LEASE, "conserver:lapses"];
         let arguments = [
             "3",
             "9",
@@ -318,4 +332,95 @@ fn a_lease_is_taken_over_only_from_the_holder_that_was_looked_at() {
     assert_eq!(take("b", "a"), answer("ours", ""));
     assert_eq!(take("c", "a"), answer("held", "b"));
     assert!(redis.ask::<i64>(&["TTL", LEASE]) > 0);
+}
+
+/// A daemon whose name another one would take over after three seconds.
+fn short_lease(redis: &Redis, instance: &str, seconds: f64) -> Conserver {
+    Conserver::with(redis)
+        .config(&chain(&[delay(seconds)], &[]))
+        .env("CONSERVER_INSTANCE", instance)
+        .env("CONSERVER_HEARTBEAT_TTL", "3")
+}
+
+#[test]
+fn the_workers_renew_the_lease_of_a_daemon_whose_monitor_is_frozen() {
+    let redis = Redis::plain();
+    let first = short_lease(&redis, "here", 10.0).workers(2).start();
+    first.wait_for_workers(2);
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    redis.wait_for_claims(2);
+    let second = short_lease(&redis, "there", 0.0).start();
+    second.wait_for_workers(1);
+    // Lane 0 is the main thread.
+    let renewers = || {
+        let clients: String = redis.ask(&["CLIENT", "LIST"]);
+        let names = ["name=conserver:here:1:0 ", "name=conserver:here:2:0 "];
+        let found = names.iter().filter(|name| clients.contains(**name));
+        found.count()
+    };
+    assert_eq!(renewers(), 0);
+
+    let monitor = Pid::from_raw(first.process("conserver: monitor"));
+    kill(monitor, Signal::SIGSTOP).expect("the monitor runs");
+    // More than twice the lease's time to live.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(8) {
+        assert!(redis.is_held_by(&first), "{}", first.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(renewers(), 1, "one does it for all");
+    kill(monitor, Signal::SIGCONT).expect("the monitor runs");
+    first.wait_for_log("others renew the lease again", PATIENCE);
+    wait_until("no connection is left of it", PATIENCE, || renewers() == 0);
+    Ledger::of(&redis, &samples).settles();
+    for daemon in [&first, &second] {
+        for wrong in ["stopped showing itself", "was settled already", "killed"] {
+            assert_eq!(daemon.count_in_log(wrong), 0, "{}", daemon.log());
+        }
+    }
+    assert_eq!(redis.keys("conserver:lapses"), Vec::<String>::new());
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn a_monitor_that_keeps_dying_is_restarted_before_its_lease_runs_out() {
+    let redis = Redis::plain();
+    let conserver = short_lease(&redis, "here", 0.0).method("spawn");
+    let library = preload(
+        conserver.folder(),
+        r#"
+        #include <stdlib.h>
+        #include <pthread.h>
+        #include <string.h>
+        #include <unistd.h>
+        int pthread_setname_np(pthread_t thread, const char *name) {
+            if (!strcmp(name, "keeper") && !access("crash", F_OK)) abort();
+            return 0;
+        }"#,
+    );
+    let crash = conserver.folder().join("crash");
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+    daemon.wait_for_workers(1);
+    fs::write(&crash, "").expect("a file");
+    let monitor = Pid::from_raw(daemon.process("conserver: monitor"));
+    kill(monitor, Signal::SIGKILL).expect("the monitor runs");
+    // After that many the pause would be over three seconds long.
+    wait_until("it has died often", PATIENCE * 2, || {
+        daemon.count_in_log("died unexpectedly") >= 9
+    });
+    for line in daemon
+        .log()
+        .lines()
+        .filter(|line| line.contains("restarting in"))
+    {
+        let (_, rest) = line.split_once("restarting in ").expect("a pause");
+        let (seconds, _) = rest.split_once(" s").expect("seconds");
+        let seconds: f64 = seconds.parse().expect("a number");
+        assert!(seconds <= 1.0, "{line}");
+    }
+    fs::remove_file(&crash).expect("a file");
+    daemon.wait_for_workers(1);
+    daemon.stop();
 }

@@ -453,3 +453,53 @@ fn a_redis_that_hangs_costs_no_vcon_its_chains_time() {
 fn a_redis_that_refuses_and_then_hangs_costs_no_vcon_its_chains_time() {
     hangs_while_a_vcon_is_settled(true);
 }
+
+#[test]
+fn a_lane_that_works_on_one_vcon_for_too_long_is_called_stuck_once() {
+    let redis = Redis::plain();
+    let start = |seconds: &str| {
+        Conserver::with(&redis)
+            .config(&chain(&[delay(600.0)], &[]))
+            .lanes(2)
+            .env("TICK_INTERVAL", "100")
+            .env("CONSERVER_DRAIN_TIMEOUT", "0")
+            .env("CONSERVER_STUCK_AFTER", seconds)
+            .start()
+    };
+    let daemon = start("2");
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    redis.wait_for_claims(1);
+    assert_eq!(
+        daemon.status().expect("it runs")["workers"][0]["state"],
+        "busy"
+    );
+    let said = "Worker-1 is stuck: lane ";
+    daemon.wait_for_log(said, PATIENCE);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(said));
+    let line = line.expect("it says so");
+    assert!(
+        line.contains("WARN") && line.contains(&samples[0].id),
+        "{line}"
+    );
+    let status = daemon.status().expect("it runs");
+    assert_eq!(status["workers"][0]["state"], "stuck");
+    assert_eq!(status["workers"][0]["lanes"][0]["stuck"], true);
+    let text = daemon.conserver().run(&["status"]).stdout;
+    let shown = format!("has worked on {} for ", samples[0].id);
+    assert!(
+        text.contains("Stuck: worker 1, lane ") && text.contains(&shown),
+        "{text}"
+    );
+    // It looks ten times a second: that it says nothing more is what is tested.
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(daemon.count_in_log("is stuck"), 1);
+    daemon.stop();
+
+    let daemon = start("0");
+    redis.wait_for_claims(1);
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(daemon.count_in_log("is stuck"), 0);
+    daemon.stop();
+}

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 
 use super::figures;
 use crate::queue::storage_letters_list;
-use crate::view::{Hold, Queues, View, Worker};
+use crate::view::{Hold, Lane, Queues, View, Worker};
 
 /// The status as text.
 pub(super) fn text(view: &View) -> String {
@@ -24,6 +24,12 @@ pub(super) fn text(view: &View) -> String {
     if let Some(seconds) = view.redis_away_seconds {
         text.push('\n');
         text.push_str(&redis_away(seconds));
+    }
+    for worker in &view.workers {
+        for lane in worker.lanes.iter().filter(|lane| lane.stuck) {
+            text.push('\n');
+            text.push_str(&stuck(worker, lane));
+        }
     }
     for hold in &view.holds {
         text.push('\n');
@@ -55,6 +61,16 @@ pub(in crate::cli) fn on_hold(hold: &Hold) -> String {
         duration(hold.seconds as f64),
         hold.stage,
         workers.join(", ")
+    )
+}
+
+/// `Stuck: worker 3, lane 2 has worked on 05cec3d4-… for 1 h 2 min`
+fn stuck(worker: &Worker, lane: &Lane) -> String {
+    let vcon = lane.vcon.as_deref().unwrap_or("an entry that is no UUID");
+    let (number, time) = (worker.worker, duration(lane.seconds));
+    format!(
+        "Stuck: worker {number}, lane {} has worked on {vcon} for {time}",
+        lane.lane
     )
 }
 

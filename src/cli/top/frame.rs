@@ -145,7 +145,7 @@ fn workers(history: &History, view: &View) -> Section {
             worker.pid.map_or(String::new(), |pid| pid.to_string()),
         ],
         weight: match &worker.state[..] {
-            "restarting" | "refused" | "overdue" => Weight::Trouble,
+            "restarting" | "refused" | "overdue" | "stuck" => Weight::Trouble,
             _ if !worker.lanes.is_empty() => Weight::Active,
             _ => Weight::Quiet,
         },

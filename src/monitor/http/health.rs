@@ -156,6 +156,7 @@ mod tests {
                 used: places.len() + 1,
                 beat: NOW,
                 series: 0,
+                stuck_after: None,
                 restarts: [0; 6],
                 instance: "here".to_owned(),
             },

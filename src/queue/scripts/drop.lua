@@ -1,5 +1,5 @@
 -- Takes an entry out of a dead letter queue, every time it stands there, with all that is kept about it.
--- KEYS: the dead letter list, the hash of reasons, the deaths hash, the tries hash.
+-- KEYS: the dead letter list, the hash of reasons, the deaths hash, the tries hash, the lapses hash.
 -- ARGV: entry, the key of a document to delete as well, or ''.
 -- Answers how often it stood there, or that the key is no list.
 

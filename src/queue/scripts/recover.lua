@@ -1,22 +1,25 @@
--- Returns every claim of a dead worker: to the head of its list, or, once too many workers have
--- died on it, to the dead letter queue.
--- KEYS: the dead worker's claims hash, the deaths hash, the lease on its instance's name.
--- ARGV: how many deaths make a vCon poison (0: none), the deaths' time to live, the contexts' time to live,
---       a dead letter document's time to live (0: for ever), the name of the dead worker,
---       whether it died on 'all but' certain vCons or on 'these', the record that the lease must have, '' where
---       there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between spaces,
---       the documents' time to live.
--- Answers a flat list: entry, list, deaths, 'returned', 'poison' or 'unreadable', and so on. Where the lease is
--- another one, answers its record, '' where there is none.
+-- Returns every claim of a worker that is gone: to the head of its list, or, once too many workers have died on it, to
+-- the dead letter queue. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
+-- KEYS: the worker's claims hash, the deaths hash, the lease on its instance's name, the lapses hash.
+-- ARGV: how many deaths (or lapses) make a vCon poison (0: none), the time to live of these counts, the contexts' time
+--       to live, a dead letter document's time to live (0: for ever), the name of the worker,
+--       whether it died on 'all but' certain vCons or on 'these', or this is a 'lapse', the record that the lease must
+--       have, '' where there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between
+--       spaces, the documents' time to live.
+-- Answers a flat list: entry, list, deaths (or lapses), 'returned', 'poison' or 'unreadable', and so on. Where the lease
+-- is another one, answers its record, '' where there is none.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
 local lease = redis.call('GET', KEYS[3]) or ''
 if lease ~= ARGV[7] then return lease end
 
+local is_lapse = ARGV[6] == 'lapse'
+local counts = is_lapse and KEYS[4] or KEYS[2]
+
 local out = {}
-local function report(entry, list, deaths, what)
-  for _, value in ipairs({entry, list, deaths, what}) do out[#out + 1] = value end
+local function report(entry, list, count, what)
+  for _, value in ipairs({entry, list, count, what}) do out[#out + 1] = value end
 end
 
 local claims = {}
@@ -37,14 +40,14 @@ end
 -- The oldest claim is pushed last, so that it is the first to be taken again.
 table.sort(claims, function(a, b) return a.since > b.since end)
 
-local function bury(claim, deaths, why)
+local function bury(claim, count, why)
   local now = redis.call('TIME')
   local reason = '{"stage":"worker","error":' .. cjson.encode(why)
-    .. ',"attempts":' .. deaths .. ',"worker":' .. cjson.encode(ARGV[5])
+    .. ',"attempts":' .. count .. ',"worker":' .. cjson.encode(ARGV[5])
     .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
   if type(redis.pcall('RPUSH', 'DLQ:' .. claim.list, claim.uuid)) == 'table' then
     redis.call('RPUSH', 'conserver:unreadable', claim.record)
-    report(claim.uuid, claim.list, deaths, 'unreadable')
+    report(claim.uuid, claim.list, count, 'unreadable')
     return
   end
   redis.pcall('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
@@ -56,32 +59,38 @@ local function bury(claim, deaths, why)
     end
   end
   redis.pcall('HDEL', KEYS[2], claim.uuid)
-  report(claim.uuid, claim.list, deaths, 'poison')
+  redis.pcall('HDEL', KEYS[4], claim.uuid)
+  report(claim.uuid, claim.list, count, 'poison')
 end
 
 local named = {}
 for uuid in ARGV[9]:gmatch('%S+') do named[uuid] = true end
 
+local function too_often(count)
+  if is_lapse then return count .. ' times the daemon that worked on it stopped showing itself' end
+  return count .. ' workers died while they worked on it; how the last one ended: ' .. ARGV[8]
+end
+
 for _, claim in ipairs(claims) do
-  local blamed = (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these')
-  local deaths
-  if blamed then
-    deaths = redis.pcall('HINCRBY', KEYS[2], claim.uuid, 1)
-    if type(deaths) ~= 'number' then -- what stands there is no count: it begins again
-      deaths = 1
-      redis.pcall('HSET', KEYS[2], claim.uuid, deaths)
+  local counted = is_lapse or (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these')
+  local count
+  if counted then
+    count = redis.pcall('HINCRBY', counts, claim.uuid, 1)
+    if type(count) ~= 'number' then -- not a number: reset to 1
+      count = 1
+      redis.pcall('HSET', counts, claim.uuid, count)
     end
   else
-    local counted = redis.pcall('HGET', KEYS[2], claim.uuid)
-    deaths = type(counted) == 'string' and tonumber(counted) or 0
+    local before = redis.pcall('HGET', counts, claim.uuid)
+    count = type(before) == 'string' and tonumber(before) or 0
   end
   local limit = tonumber(ARGV[1])
-  if blamed and limit > 0 and deaths >= limit then
-    bury(claim, deaths, deaths .. ' workers died while they worked on it; how the last one ended: ' .. ARGV[8])
+  if counted and limit > 0 and count >= limit then
+    bury(claim, count, too_often(count))
   else
     local pushed = redis.pcall('LPUSH', claim.list, claim.uuid)
     if type(pushed) == 'table' then
-      bury(claim, deaths, 'its list cannot take it back: ' .. (pushed.err or ''))
+      bury(claim, count, 'its list cannot take it back: ' .. (pushed.err or ''))
     else
       if claim.context ~= '' then
         local key = 'context:' .. claim.list .. ':' .. claim.uuid
@@ -89,10 +98,10 @@ for _, claim in ipairs(claims) do
         redis.pcall('EXPIRE', key, ARGV[3])
       end
       keep_alive('vcon:' .. claim.uuid, ARGV[10])
-      report(claim.uuid, claim.list, deaths, 'returned')
+      report(claim.uuid, claim.list, count, 'returned')
     end
   end
   redis.call('HDEL', KEYS[1], claim.lane)
 end
-if #claims > 0 then redis.pcall('EXPIRE', KEYS[2], ARGV[2]) end
+if #claims > 0 then redis.pcall('EXPIRE', counts, ARGV[2]) end
 return out

@@ -1,5 +1,6 @@
 -- Moves entries from a dead letter queue to the tail of its ingress list, the oldest first.
--- KEYS: the dead letter list, the hash of reasons, the ingress list, the deaths hash, the tries hash.
+-- KEYS: the dead letter list, the hash of reasons, the ingress list, the deaths hash, the tries hash, the lapses
+--       hash.
 -- ARGV: how many at most, the least time to live of a waiting document in seconds,
 --       then, where one entry is meant: that entry, wherever it stands.
 -- Answers how many were moved, or which key is no list.
@@ -27,7 +28,7 @@ while moved < tonumber(ARGV[1]) do
   if ARGV[3] then redis.call('LREM', KEYS[1], 0, entry) else redis.call('LPOP', KEYS[1]) end
   moved = moved + 1
   -- Nothing from here on may keep the move from being counted.
-  for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5]}) do redis.pcall('HDEL', key, entry) end
+  for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5], KEYS[6]}) do redis.pcall('HDEL', key, entry) end
   if entry:find(UUID) then
     local left = redis.call('TTL', 'vcon:' .. entry)
     if left >= 0 and left < tonumber(ARGV[2]) then redis.pcall('EXPIRE', 'vcon:' .. entry, ARGV[2]) end

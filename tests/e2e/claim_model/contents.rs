@@ -72,6 +72,10 @@ impl Contents {
             if deaths > 0 {
                 steps.hset("conserver:deaths", id(vcon), deaths).ignore();
             }
+            let lapses = store.lapses[vcon];
+            if lapses > 0 {
+                steps.hset("conserver:lapses", id(vcon), lapses).ignore();
+            }
         }
         for (name, text) in NAMES.into_iter().enumerate() {
             if store.instances[name] {
@@ -128,6 +132,13 @@ impl Contents {
                         let count = pair[1].parse();
                         store.deaths[self.vcon(&pair[0])?] =
                             count.map_err(|_| format!("{pair:?} deaths"))?;
+                    }
+                }
+                ("conserver:lapses", "hash") => {
+                    for pair in pairs {
+                        let count = pair[1].parse();
+                        store.lapses[self.vcon(&pair[0])?] =
+                            count.map_err(|_| format!("{pair:?} lapses"))?;
                     }
                 }
                 ("conserver:instances", "set") => {

@@ -12,6 +12,7 @@ pub enum Fault {
     ClaimInTwoSteps,
     ClaimUnmarked,
     RecoveryUnguarded,
+    LapseBlamed,
     NoRecovery,
 }
 
@@ -82,13 +83,34 @@ impl Server {
             ),
             "lease ~= ARGV[7]",
         );
+        self.recover_by(&script, store, name, b"lapse");
+    }
+
+    /// What `recover_instance` does, but as after the death of the instance's workers.
+    pub(super) fn recover_with_blame(&mut self, store: &Store, name: Index) {
+        if store.leases[name].is_none() {
+            let script = concat!(
+                include_str!("../../../src/queue/scripts/alive.lua"),
+                include_str!("../../../src/queue/scripts/record.lua"),
+                include_str!("../../../src/queue/scripts/recover.lua")
+            );
+            self.recover_by(script, store, name, b"all but");
+        }
+    }
+
+    fn recover_by(&mut self, script: &str, store: &Store, name: Index, counted: &[u8]) {
         for worker in (0..2).filter(|worker| store.workers[name][*worker]) {
             let claims = claims_key(name, worker);
-            let keys = [&claims, "conserver:deaths", "conserver:instance:none"];
-            let args: [&[u8]; 10] = [
-                b"2", b"99", b"99", b"0", b"x", b"all but", b"", b"x", b"", b"99",
+            let keys = [
+                &claims,
+                "conserver:deaths",
+                "conserver:instance:none",
+                "conserver:lapses",
             ];
-            evaluate::<Value>(&mut self.connection, &script, &keys, &args);
+            let args: [&[u8]; 10] = [
+                b"2", b"99", b"99", b"0", b"x", counted, b"", b"x", b"", b"99",
+            ];
+            evaluate::<Value>(&mut self.connection, script, &keys, &args);
         }
     }
 }

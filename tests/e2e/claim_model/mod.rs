@@ -94,6 +94,12 @@ fn the_checker_finds_a_recovery_that_does_not_look_at_the_lease() {
 }
 
 #[test]
+fn the_checker_finds_a_lapse_that_is_counted_as_a_death() {
+    let found = found(Names::Two, Fault::LapseBlamed);
+    assert!(found.contains("are blamed for it"), "{found}");
+}
+
+#[test]
 fn the_checker_finds_a_recovery_that_is_never_made() {
     let found = found(Names::Two, Fault::NoRecovery);
     assert!(found.contains("cannot be brought to an end"), "{found}");

@@ -16,6 +16,9 @@ use crate::harness::{Redis, lease_of, list, queue_with};
 /// This many deaths make a vCon poison.
 const MAX_DEATHS: u32 = 2;
 
+/// In this many lapses it is poison too.
+const MAX_LAPSES: u32 = 2;
+
 /// One in so many steps is taken with everything in Redis.
 const CHECKED: usize = 101;
 
@@ -149,6 +152,13 @@ impl Server {
                 taken
             }
         };
+        if let Call::RecoverOther(_) = call
+            && (0..2).any(|vcon| after.deaths[vcon] > small.deaths[vcon])
+        {
+            return Err(format!(
+                "a lease ran out, and vCons are blamed for it: {small:?} became {after:?}"
+            ));
+        }
         if self.without_the_rest(call, &after, &Store::EMPTY) != after {
             return Err(format!(
                 "{call:?} changes what is none of its business: {after:?}"
@@ -302,7 +312,11 @@ impl Server {
                     self.recover_unguarded(store, name);
                     return Ok(Answer::Done);
                 }
-                let recovered = self.queues[daemon][0].recover_instance(NAMES[name], MAX_DEATHS);
+                if self.fault == Some(Fault::LapseBlamed) {
+                    self.recover_with_blame(store, name);
+                    return Ok(Answer::Done);
+                }
+                let recovered = self.queues[daemon][0].recover_instance(NAMES[name], MAX_LAPSES);
                 recovered.map_or_else(|error| Err(error.to_string()), |_| Ok(Answer::Done))
             }
         }

@@ -36,6 +36,8 @@ pub struct Store {
     pub claims: [[Option<(Index, Run)>; 2]; 2],
     /// How many workers died on each vCon.
     pub deaths: [u8; 2],
+    /// How often the lease ran out of a daemon that worked on each vCon.
+    pub lapses: [u8; 2],
     /// The lease on each name.
     pub leases: [Option<Run>; 2],
     /// The names that may have workers with claims.
@@ -51,6 +53,7 @@ impl Store {
         buried: [0; 2],
         claims: [[None; 2]; 2],
         deaths: [0; 2],
+        lapses: [0; 2],
         leases: [None; 2],
         instances: [false; 2],
         workers: [[false; 2]; 2],
@@ -79,6 +82,7 @@ impl Store {
         self.finished = other.finished;
         self.buried = other.buried;
         self.deaths = other.deaths;
+        self.lapses = other.lapses;
         self.claims = other.claims;
         self.workers = other.workers;
     }
@@ -108,6 +112,7 @@ impl Store {
         self.finished.swap(0, 1);
         self.buried.swap(0, 1);
         self.deaths.swap(0, 1);
+        self.lapses.swap(0, 1);
     }
 
     pub fn swap_workers(&mut self, name: Index) {

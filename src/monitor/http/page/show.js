@@ -11,7 +11,9 @@ const FIGURES = makeTable("figures", [
   ["Name", ""], ["Per second", "number"], ["p50", "number"], ["p95", "number"], ["p99", "number"], ["Done", "number"],
   ["Halted", "number"], ["Failed", "number"], ["Retried", "number"], ["Dead letters", "number"],
 ]);
-const KINDS = { busy: "good busy", idle: "soft", ready: "soft", restarting: "bad", refused: "bad", overdue: "bad" };
+const KINDS = {
+  busy: "good busy", idle: "soft", ready: "soft", restarting: "bad", refused: "bad", overdue: "bad", stuck: "bad",
+};
 const sparks = new Map();
 
 function show(status) {
