@@ -19,6 +19,8 @@
 //!   party or dialog are changed if the element has moved.
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
