@@ -236,7 +236,8 @@ fn write(members: &IndexMap<String, Member>) -> String {
     out
 }
 
-fn write_part(out: &mut String, part: &Part) {
+/// Writes one part.
+pub(super) fn write_part(out: &mut String, part: &Part) {
     match part {
         Part::Object(part) => {
             let mut writer = ObjectWriter::begin(out);

@@ -1,4 +1,4 @@
-//! The vCon document: parse, normalise, downgrade, tags.
+//! The vCon document: parse, normalise, downgrade, tags, merge.
 //!
 //! A document is looked at only where there is something to do. The rest stays the text it was, so
 //! that the order of keys, numbers of any size, unknown properties and any depth of nesting come
@@ -6,11 +6,13 @@
 //! knows of Redis, of links or of storages.
 
 mod created;
+mod digest;
 mod document;
 mod downgrade;
 mod error;
 mod id;
 mod json;
+mod merge;
 mod normalise;
 mod outgoing;
 mod parts;
@@ -23,6 +25,7 @@ pub use created::CreatedAt;
 pub use document::Vcon;
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
+pub use merge::{Merged, merge};
 pub use outgoing::{Outgoing, Version};
 pub use parts::{OpenPart, Parts};
 pub use reduce::{DialogBody, nests_deeper_than};

@@ -26,7 +26,7 @@ fn canonical(text: &str) -> String {
 }
 
 /// A document of the examples with a few of its bytes overwritten, doubled or dropped.
-fn damaged_example() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn damaged_example() -> impl Strategy<Value = Vec<u8>> {
     let edit = (
         any::<prop::sample::Index>(),
         any::<prop::sample::Index>(),
@@ -134,7 +134,7 @@ fn part() -> impl Strategy<Value = String> {
     prop_oneof![9 => object, 1 => number()]
 }
 
-fn document() -> impl Strategy<Value = String> {
+pub(super) fn document() -> impl Strategy<Value = String> {
     let names = [
         "uuid",
         "created_at",

@@ -262,7 +262,7 @@ fn without(text: &str, name: &str) -> Option<String> {
 }
 
 /// Where the string literal ends that begins at `at`.
-fn string_end(bytes: &[u8], at: usize) -> usize {
+pub(super) fn string_end(bytes: &[u8], at: usize) -> usize {
     let mut at = at + 1;
     while let Some(byte) = bytes.get(at) {
         match byte {

@@ -33,16 +33,19 @@ pub(super) fn add(
         return Ok(false);
     }
 
-    let list: Vec<&str> = entries.iter().map(|entry| entry.get()).collect();
-    let body = json::string(&format!("[{}]", list.join(",")));
     match found {
-        Some(found) => {
-            found.insert("body".to_owned(), body);
-            found.insert("encoding".to_owned(), json::string("json"));
-        }
-        None => append(members, body),
+        Some(found) => set_entries(found, &entries),
+        None => append(members, &entries),
     }
     Ok(true)
+}
+
+/// Makes these the tags of an attachment.
+pub(super) fn set_entries(attachment: &mut Object, entries: &[Box<RawValue>]) {
+    let list: Vec<&str> = entries.iter().map(|entry| entry.get()).collect();
+    let body = json::string(&format!("[{}]", list.join(",")));
+    attachment.insert("body".to_owned(), body);
+    attachment.insert("encoding".to_owned(), json::string("json"));
 }
 
 /// The names of the tags there are, from every attachment whose purpose is `tags`: an array of
@@ -73,7 +76,8 @@ fn names_in(body: &RawValue) -> Vec<String> {
         .collect()
 }
 
-fn is_tags(part: &Object) -> bool {
+/// Whether an attachment is one of tags.
+pub(super) fn is_tags(part: &Object) -> bool {
     part.get("purpose").and_then(|p| json::text(p)).as_deref() == Some("tags")
 }
 
@@ -89,7 +93,7 @@ fn attachment(members: &mut IndexMap<String, Member>) -> Option<&mut Object> {
 }
 
 /// The tags in a body, which is an array or, when it was written before, the text of one.
-fn entries(body: &RawValue) -> Result<Vec<Box<RawValue>>, VconError> {
+pub(super) fn entries(body: &RawValue) -> Result<Vec<Box<RawValue>>, VconError> {
     if body.get() == "null" {
         return Ok(Vec::new());
     }
@@ -99,12 +103,9 @@ fn entries(body: &RawValue) -> Result<Vec<Box<RawValue>>, VconError> {
     Ok(entries.into_iter().map(ToOwned::to_owned).collect())
 }
 
-fn append(members: &mut IndexMap<String, Member>, body: Box<RawValue>) {
-    let attachment = Object::from_iter([
-        ("purpose".to_owned(), json::string("tags")),
-        ("body".to_owned(), body),
-        ("encoding".to_owned(), json::string("json")),
-    ]);
+fn append(members: &mut IndexMap<String, Member>, entries: &[Box<RawValue>]) {
+    let mut attachment = Object::from_iter([("purpose".to_owned(), json::string("tags"))]);
+    set_entries(&mut attachment, entries);
     let attachments = members
         .entry(Section::Attachments.name().to_owned())
         .or_insert_with(|| Member::Parts(Section::Attachments, Vec::new()));

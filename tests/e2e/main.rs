@@ -9,6 +9,7 @@
 //! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
+//! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
 //! | `CONSERVER_TEST_WORKERS` | 350 | workers of one forkserver |
 //! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
@@ -72,6 +73,7 @@ mod routes;
 mod routing;
 mod s3_faults;
 mod secrets;
+mod shared_vcons;
 mod stop;
 mod submit;
 mod supervision;

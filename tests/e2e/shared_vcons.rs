@@ -1,0 +1,361 @@
+//! One vCon in several hands: two chains, a chain and a producer. No change of anyone's is lost.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, Files, PATIENCE, Programs, Redis, Sample, delay, exec, number_from_env,
+    submit, wait_until,
+};
+
+/// vCons at work at one time.
+const AT_ONCE: usize = 20;
+
+/// A file storage, and a Redis of either kind.
+fn places() -> [(Redis, Files); 2] {
+    [Redis::plain(), Redis::with_json()].map(|redis| (redis, Files::new()))
+}
+
+fn samples() -> Vec<Sample> {
+    let count = number_from_env("CONSERVER_TEST_SHARED", 20);
+    (0..count).map(|_| Sample::small()).collect()
+}
+
+/// A link that adds this tag.
+fn tag(tag: &str) -> Value {
+    json!({"module": "links.tag", "options": {"tags": [tag]}})
+}
+
+/// Chains, each from the list of its name to the list `<name>_done`, and what they are made of.
+fn config(files: &Files, links: Value, chains: &[(&str, &[&str])]) -> Value {
+    let chain = |(name, links): &(&str, &[&str])| {
+        let chain = json!({"links": links, "storages": ["files"], "ingress_lists": [name],
+            "egress_lists": [format!("{name}_done")]});
+        ((*name).to_owned(), chain)
+    };
+    let chains: serde_json::Map<String, Value> = chains.iter().map(chain).collect();
+    json!({"links": links, "storages": {"files": files.storage()}, "chains": chains})
+}
+
+/// A daemon with so many lanes for each vCon that is at work at one time.
+fn daemon(redis: &Redis, config: &Value, method: &str, hands: usize) -> Daemon {
+    Conserver::with(redis)
+        .config(config)
+        .method(method)
+        .workers(2)
+        .lanes(AT_ONCE * hands / 2)
+        .start()
+}
+
+/// Waits until these vCons are through, and fails unless each list has each of them once for each
+/// time it was pushed, and nothing is left.
+fn settles(redis: &Redis, samples: &[Sample], lists: &[(&str, usize)]) {
+    for (list, times) in lists {
+        let done = format!("{list}_done");
+        wait_until(&format!("{done} has all"), PATIENCE * 5, || {
+            let dead = redis.list(&format!("DLQ:{list}"));
+            assert!(dead.is_empty(), "dead letters: {dead:?}");
+            redis.length(&done) >= samples.len() * times
+        });
+        let mut found = redis.list(&done);
+        let ids = samples.iter().map(|sample| sample.id.clone());
+        let mut expected: Vec<String> = ids.cycle().take(samples.len() * times).collect();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert!(found == expected, "{done} has not each vCon {times} times");
+        assert_eq!(redis.length(list), 0);
+    }
+    assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+}
+
+/// The names of a document's tags, of which there is one attachment.
+fn tags_of(document: &Value) -> BTreeSet<String> {
+    let attachments = document["attachments"].as_array().expect("a list");
+    let tags: Vec<&Value> = attachments
+        .iter()
+        .filter(|attachment| attachment["purpose"] == "tags")
+        .collect();
+    assert_eq!(tags.len(), 1, "{document}");
+    let tags: Vec<String> =
+        serde_json::from_str(tags[0]["body"].as_str().expect("text")).expect("tags");
+    let count = tags.len();
+    let name = |tag: &String| tag.split_once(':').expect("a tag").0.to_owned();
+    let names: BTreeSet<String> = tags.iter().map(name).collect();
+    assert_eq!(names.len(), count, "{tags:?}");
+    names
+}
+
+/// Fails unless `is_right` holds for each document in Redis and in the file storage.
+fn all_are(
+    what: &str,
+    redis: &Redis,
+    files: &Files,
+    samples: &[Sample],
+    is_right: impl Fn(&Value) -> bool,
+) {
+    let ids: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
+    let in_redis = redis.documents(&ids).into_iter();
+    let in_redis: Vec<Value> = in_redis.map(|it| it.expect("a document")).collect();
+    let in_files: Vec<Value> = files.documents().into_iter().map(|(_, it)| it).collect();
+    for (place, documents) in [("Redis", in_redis), ("the files", in_files)] {
+        assert_eq!(documents.len(), samples.len(), "{place}");
+        let wrong: Vec<&Value> = documents.iter().filter(|it| !is_right(it)).collect();
+        let (first, wrong) = (wrong.first(), wrong.len());
+        assert!(
+            wrong == 0,
+            "in {place} {wrong} of {} have not {what}, as {first:?}",
+            documents.len()
+        );
+    }
+}
+
+fn has_tags(document: &Value, tags: &[&str]) -> bool {
+    tags_of(document)
+        .iter()
+        .map(String::as_str)
+        .eq(tags.iter().copied())
+}
+
+/// Waits until both chains are through with so many.
+fn both_are_through(redis: &Redis, count: usize) {
+    wait_until("both chains are through", PATIENCE, || {
+        let through = |list: &&str| redis.length(list) >= count;
+        ["left_done", "right_done"].iter().all(through)
+    });
+}
+
+fn two_lists(method: &str) {
+    for (redis, files) in places() {
+        let (slowly, wait) = delay(0.2);
+        let links = json!({slowly: wait, "first": tag("a"), "second": tag("b")});
+        let chains: [(&str, &[&str]); 2] =
+            [("left", &[slowly, "first"]), ("right", &[slowly, "second"])];
+        let daemon = daemon(&redis, &config(&files, links, &chains), method, 2);
+        let samples = samples();
+        for (done, some) in samples.chunks(AT_ONCE).enumerate() {
+            submit(&redis, "left", some);
+            // The document as it is; only the entry is new.
+            for sample in some {
+                redis.ask::<i64>(&["RPUSH", "right", &sample.id]);
+            }
+            both_are_through(&redis, done * AT_ONCE + some.len());
+        }
+        settles(&redis, &samples, &[("left", 1), ("right", 1)]);
+        all_are("both tags", &redis, &files, &samples, |it| {
+            has_tags(it, &["a", "b"])
+        });
+        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn two_chains_on_one_vcon_keep_each_others_tags_with_fork() {
+    two_lists("fork");
+}
+
+#[test]
+fn two_chains_on_one_vcon_keep_each_others_tags_with_spawn() {
+    two_lists("spawn");
+}
+
+#[test]
+fn two_chains_on_one_vcon_keep_each_others_tags_with_forkserver() {
+    two_lists("forkserver");
+}
+
+/// A link that holds vCons until they are let go.
+struct Gate {
+    programs: Programs,
+    open: PathBuf,
+}
+
+impl Gate {
+    fn new() -> Self {
+        let programs = Programs::new();
+        let open = programs.folder().join("open");
+        Self { programs, open }
+    }
+
+    /// A link that waits at the gate with what `change` makes of its vCon.
+    fn link(&self, change: &str) -> Value {
+        let text = format!(
+            "{change} >\"$TMP.$$\"; echo $$ >>\"$SEEN\"\n\
+             until [ -e \"$OPEN\" ]; do sleep 0.1; done\n\
+             cat \"$TMP.$$\"; rm \"$TMP.$$\""
+        );
+        let program = self.programs.shell("gate", &text);
+        let folder = self.programs.folder();
+        exec(&json!({"command": [program], "timeout": 300, "env": {
+            "SEEN": folder.join("seen"), "OPEN": self.open, "TMP": folder.join("out")}}))
+    }
+
+    /// Waits until so many vCons are at the gate, has something done, and lets them go.
+    fn meanwhile(&self, count: usize, what: impl FnOnce()) {
+        wait_until(&format!("{count} vCons are at the gate"), PATIENCE, || {
+            self.programs.lines("seen").len() >= count
+        });
+        what();
+        fs::write(&self.open, "").expect("a file");
+    }
+
+    /// The gate is closed again, and nobody has been there.
+    fn close(&self) {
+        fs::remove_file(&self.open).expect("a file");
+        fs::remove_file(self.programs.folder().join("seen")).expect("a file");
+    }
+}
+
+/// Takes all vCons through the chain `main`, a tag and then the gate; while they are at the gate,
+/// `meanwhile` happens. Each is to come out so many times.
+fn at_the_gate(
+    redis: &Redis,
+    files: &Files,
+    change: &str,
+    times: usize,
+    meanwhile: impl Fn(&[Sample]),
+) -> (Daemon, Vec<Sample>) {
+    let gate = Gate::new();
+    let links = json!({"tagger": tag("a"), "gate": gate.link(change)});
+    let config = config(files, links, &[("main", &["tagger", "gate"])]);
+    // A lane for each: what is pushed meanwhile waits until they are through.
+    let daemon = daemon(redis, &config, "fork", 1);
+    let samples = samples();
+    for (done, some) in samples.chunks(AT_ONCE).enumerate() {
+        submit(redis, "main", some);
+        gate.meanwhile(some.len(), || meanwhile(some));
+        let sofar = (done * AT_ONCE + some.len()) * times;
+        wait_until("they are through", PATIENCE, || {
+            redis.length("main_done") >= sofar
+        });
+        gate.close();
+    }
+    settles(redis, &samples, &[("main", times)]);
+    (daemon, samples)
+}
+
+/// Another version of a vCon, with another subject and an analysis.
+fn newer(sample: &Sample, subject: &str) -> Sample {
+    let mut newer = sample.clone();
+    newer.document["subject"] = subject.into();
+    newer.document["analysis"] = json!([{"type": "sentiment", "body": "good", "encoding": "none"}]);
+    newer
+}
+
+/// Stores documents as a producer does, and announces nothing.
+fn store(redis: &Redis, samples: &[Sample]) {
+    for sample in samples {
+        let (key, text) = (format!("vcon:{}", sample.id), sample.text());
+        if redis.has_json() {
+            redis.ask::<()>(&["JSON.SET", &key, "$", &text]);
+        } else {
+            redis.ask::<()>(&["SET", &key, &text]);
+        }
+    }
+}
+
+fn is_newer(document: &Value, subject: &str) -> bool {
+    let analysis = document["analysis"].as_array().expect("a list");
+    document["subject"] == subject && analysis.len() == 1 && analysis[0]["type"] == "sentiment"
+}
+
+#[test]
+fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
+    for (redis, files) in places() {
+        let (daemon, samples) = at_the_gate(&redis, &files, "cat", 2, |some| {
+            let versions: Vec<Sample> = some.iter().map(|it| newer(it, "newer")).collect();
+            submit(&redis, "main", &versions);
+        });
+        all_are(
+            "the new version and the tag",
+            &redis,
+            &files,
+            &samples,
+            |it| is_newer(it, "newer") && has_tags(it, &["a"]),
+        );
+        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_vcon_that_is_deleted_while_in_work_is_not_brought_back() {
+    for (redis, files) in places() {
+        let (daemon, samples) = at_the_gate(&redis, &files, "cat", 1, |some| {
+            for sample in some {
+                redis.ask::<i64>(&["DEL", &format!("vcon:{}", sample.id)]);
+            }
+        });
+        assert_eq!(redis.keys("vcon:*"), Vec::<String>::new());
+        let in_files = files.documents();
+        assert_eq!(in_files.len(), samples.len());
+        for (id, document) in in_files {
+            assert!(has_tags(&document, &["a"]), "{id}: {document}");
+        }
+        let log = daemon.log();
+        for sample in &samples {
+            let mut lines = log.lines().filter(|line| line.contains(&sample.id));
+            let told = lines.any(|line| line.contains("INFO") && line.contains("deleted"));
+            assert!(told, "{}: {log}", sample.id);
+        }
+        assert_eq!(daemon.count_in_log("WARNING"), 0, "{log}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn where_both_changed_the_same_the_chains_value_stands_and_the_log_says_so() {
+    let change = r#"sed 's/"subject":"[^"]*"/"subject":"chain"/'"#;
+    for (redis, files) in places() {
+        let (daemon, samples) = at_the_gate(&redis, &files, change, 1, |some| {
+            let versions: Vec<Sample> = some.iter().map(|it| newer(it, "producer")).collect();
+            store(&redis, &versions);
+        });
+        all_are(
+            "the chain's subject and the rest",
+            &redis,
+            &files,
+            &samples,
+            |it| is_newer(it, "chain") && has_tags(it, &["a"]),
+        );
+        let log = daemon.log();
+        for sample in &samples {
+            let mut lines = log.lines().filter(|line| line.contains(&sample.id));
+            let told = lines.any(|line| line.contains("WARNING") && line.contains("subject"));
+            assert!(told, "{}: {log}", sample.id);
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_vcon_that_goes_on_and_is_routed_into_another_chain_keeps_the_tags_of_all() {
+    for (redis, files) in places() {
+        let (slowly, wait) = delay(0.2);
+        let routes = json!({"tag_routes": {"a": "right"}});
+        let links = json!({slowly: wait, "first": tag("a"), "second": tag("b"),
+            "third": tag("c"), "router": {"module": "links.tag_router", "options": routes}});
+        let chains: [(&str, &[&str]); 3] = [
+            ("start", &["first", "router"]),
+            ("left", &[slowly, "second"]),
+            ("right", &[slowly, "third"]),
+        ];
+        let mut config = config(&files, links, &chains);
+        config["chains"]["start"]["egress_lists"] = json!(["left"]);
+        let daemon = daemon(&redis, &config, "fork", 2);
+        let samples = samples();
+        for (done, some) in samples.chunks(AT_ONCE).enumerate() {
+            submit(&redis, "start", some);
+            both_are_through(&redis, done * AT_ONCE + some.len());
+        }
+        settles(&redis, &samples, &[("left", 1), ("right", 1)]);
+        all_are("all tags", &redis, &files, &samples, |it| {
+            has_tags(it, &["a", "b", "c"])
+        });
+        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
