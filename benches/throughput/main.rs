@@ -30,6 +30,7 @@ mod matrix;
 mod memory;
 mod ours;
 mod processes;
+mod redis_cost;
 mod report;
 mod servers;
 mod usage;
@@ -73,8 +74,10 @@ enum Section {
     Latency,
     /// Documents, lists, waiting vCons and workers, from few to many
     Growth,
-    /// What an idle daemon takes, and how fast it wakes
+    /// What an idle daemon takes, what an RPUSH costs it, and how fast it wakes
     Idle,
+    /// CPU of Redis for each vCon, beside a lean loop
+    Redis,
     /// The most memory that one document takes
     Memory,
 }
@@ -112,7 +115,7 @@ fn main() {
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 8] = [
+    let sections: [(Section, Measure); 9] = [
         (Section::Throughput, matrix::measure),
         (Section::Methods, matrix::measure_methods),
         (Section::Processes, processes::measure),
@@ -120,6 +123,7 @@ fn main() {
         (Section::Latency, latency::measure),
         (Section::Growth, growth::measure),
         (Section::Idle, idle::measure),
+        (Section::Redis, redis_cost::measure),
         (Section::Memory, memory::measure),
     ];
     for (section, measure) in sections {
