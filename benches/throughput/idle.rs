@@ -32,6 +32,8 @@ struct Fleet {
     instances: usize,
     workers: usize,
     lanes: usize,
+    /// Whether their user of Redis may use CLIENT, and so CLIENT TRACKING.
+    client: bool,
 }
 
 const fn fleet(instances: usize, workers: usize, lanes: usize) -> Fleet {
@@ -39,16 +41,26 @@ const fn fleet(instances: usize, workers: usize, lanes: usize) -> Fleet {
         instances,
         workers,
         lanes,
+        client: true,
+    }
+}
+
+const fn without_client(workers: usize) -> Fleet {
+    Fleet {
+        client: false,
+        ..fleet(1, workers, 1)
     }
 }
 
 /// The first is what the others are held against.
-const FLEETS: [Fleet; 5] = [
+const FLEETS: [Fleet; 7] = [
     fleet(1, 1, 1),
     fleet(1, 8, 1),
     fleet(1, 32, 1),
     fleet(1, 64, 1),
     fleet(4, 8, 1),
+    without_client(1),
+    without_client(32),
 ];
 
 /// Those of the bursts: 64 lanes each.
@@ -62,6 +74,9 @@ impl Fleet {
         }
         if self.lanes > 1 {
             name += &format!(" x {} lanes", self.lanes);
+        }
+        if !self.client {
+            name += " without CLIENT";
         }
         name
     }
@@ -83,12 +98,14 @@ impl Fleet {
             config["links"] = json!({"slowly": link});
             config["chains"]["main"]["links"] = json!(["slowly"]);
         }
+        let url = self.url(servers);
         let daemons: Vec<Daemon> = (1..=self.instances)
             .map(|number| {
                 Conserver::with(&servers.redis)
                     .config(&config)
                     .workers(self.workers)
                     .lanes(self.lanes)
+                    .env("REDIS_URL", &url)
                     .env("CONSERVER_INSTANCE", Self::instance(number))
                     .start()
             })
@@ -97,6 +114,17 @@ impl Fleet {
             daemon.wait_for_workers(self.workers);
         }
         daemons
+    }
+
+    fn url(self, servers: &Servers) -> String {
+        let url = servers.redis.url();
+        if self.client {
+            return url;
+        }
+        servers.redis.ask::<()>(&[
+            "ACL", "SETUSER", "plain", "on", ">plain", "~*", "&*", "+@all", "-client",
+        ]);
+        url.replace("redis://", "redis://plain:plain@")
     }
 
     /// When each of its lanes claimed what it has, by the clock of Redis, with the id.
@@ -176,7 +204,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     progress("idle: CPU");
     let used = idle_cpu(servers, seconds);
 
-    let (rounds, pushes) = if effort.quick { (2, 60) } else { (3, 200) };
+    let (rounds, pushes) = if effort.quick { (2, 40) } else { (3, 150) };
     let mut rows = FLEETS.map(|fleet| Row {
         fleet,
         costs: Vec::new(),
@@ -186,11 +214,14 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         let own = own_cost(servers, pushes);
         for row in &mut rows {
             let what = format!("round {number} of {rounds}: {}", row.fleet.name());
-            progress(&format!("idle, {what}: one RPUSH"));
-            row.costs.push(cost(servers, row.fleet, pushes, own));
-            progress(&format!("idle, {what}: RPUSH to claim"));
-            row.claims
-                .extend(claims(servers, row.fleet, pushes * 5 / 3));
+            progress(&format!("idle, {what}"));
+            if row.fleet.client {
+                row.costs.push(cost(servers, row.fleet, pushes, own));
+                row.claims.extend(claims(servers, row.fleet, pushes * 2));
+            } else {
+                // It looks at intervals: what that costs depends on them alone, and it takes its time.
+                row.claims.extend(claims(servers, row.fleet, pushes / 2));
+            }
         }
     }
     show_idle(report, (used, seconds), &rows[0].claims);
@@ -248,17 +279,20 @@ fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize) {
         let (redis_time, ours_time) = (middle(row, redis) * 1e3, middle(row, ours) * 1e3);
         let (redis_ratio, ours_ratio) = (ratio(row, redis), ratio(row, ours));
         let [half, most] = [0.5, 0.99].map(|part| percentile(&row.claims, part) * 1e3);
-        table.add_row([
-            row.fleet.name(),
+        let mut cells = vec![row.fleet.name()];
+        for figure in [
             format!("{commands:.1}"),
             format!("{scripts:.1}"),
             format!("{redis_time:.3}"),
             format!("{redis_ratio:.2}"),
             format!("{ours_time:.2}"),
             format!("{ours_ratio:.2}"),
-            format!("{half:.3}"),
-            format!("{most:.3}"),
-        ]);
+        ] {
+            let known = !row.costs.is_empty();
+            cells.push(if known { figure } else { String::new() });
+        }
+        cells.extend([format!("{half:.3}"), format!("{most:.3}")]);
+        table.add_row(cells);
         report.add(
             "idle_push",
             json!({"workers": row.fleet.name(), "commands": commands, "scripts": scripts, "redis": redis_time,
@@ -269,8 +303,9 @@ fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize) {
         "one vCon without links and storages at a time, from RPUSH until all is idle again; medians of {rounds} rounds in \
          which the fleets take turns, ratios are medians of those of each round; commands with those inside scripts, \
          which count themselves too; what the same time costs without pushes, and what the benchmark's own two commands \
-         cost, is taken off; to claim: {} vCons each, by the clock of Redis",
-        rows[0].claims.len()
+         cost, is taken off; to claim: {} vCons each, {} without CLIENT, by the clock of Redis",
+        rows[0].claims.len(),
+        rows[rows.len() - 1].claims.len()
     );
     print("What one RPUSH costs idle workers", &table, &remark);
 }
@@ -375,8 +410,9 @@ fn claims(servers: &Servers, fleet: Fleet, count: usize) -> Vec<f64> {
             .arg("done")
             .query::<()>(&mut redis)
             .expect("Redis");
-        // Its lane looks once more, and goes to sleep.
-        thread::sleep(Duration::from_millis(5));
+        // Its lane looks once more, and goes to sleep; where lanes look at intervals, not always at one point of them.
+        let more = if fleet.client { 0 } else { fastrand::u64(..60) };
+        thread::sleep(Duration::from_millis(5 + more));
     }
     for daemon in daemons {
         ours::stop(servers, daemon);

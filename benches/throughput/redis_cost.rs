@@ -52,7 +52,7 @@ struct Row {
 pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     let documents = Document::samples(USUAL);
     let (rounds, count) = if effort.quick {
-        (3, 8_000)
+        (5, 8_000)
     } else {
         (effort.rounds * 2, 20_000)
     };
@@ -65,13 +65,13 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         for row in &mut rows {
             let (workers, lanes) = row.shape;
             let what = format!("redis, round {number} of {rounds}: {workers} x {lanes}");
+            progress(&format!("{what}, lean loop"));
+            row.lean
+                .push(lean(servers, workers * lanes, &documents, count));
             for (case, costs) in CASES.iter().zip(&mut row.ours) {
                 progress(&format!("{what}, {}", case.name));
                 costs.push(ours(servers, case, row.shape, &documents, count));
             }
-            progress(&format!("{what}, lean loop"));
-            row.lean
-                .push(lean(servers, workers * lanes, &documents, count));
         }
     }
     show(report, &rows, &documents);

@@ -177,7 +177,8 @@ pub fn commands_and_scripts(redis: &mut Connection) -> [f64; 2] {
         let calls = calls.split(',').next().unwrap_or_default();
         let calls: f64 = calls.parse().expect("a number of calls");
         counted[0] += calls;
-        if matches!(name, "cmdstat_eval" | "cmdstat_evalsha") {
+        let name = name.trim_start_matches("cmdstat_").trim_end_matches("_ro");
+        if matches!(name, "eval" | "evalsha" | "fcall") {
             counted[1] += calls;
         }
     }
