@@ -18,10 +18,13 @@ use super::usage::{commands_and_scripts, cpu_clock, cpu_seconds};
 /// From one vCon's announcement to the next RPUSH: all who were woken sleep again by then.
 const PAUSE: Duration = Duration::from_millis(30);
 
-/// Vcons of one burst.
+/// vCons of one burst.
 const BURST: usize = 1000;
 
-/// Pushes what follows its first argument; gives the time by the clock of Redis.
+/// Gives the time by the clock of Redis.
+const TIME: &str = "local t = redis.call('TIME') return t[1] .. '.' .. ('%06d'):format(t[2])";
+
+/// Pushes its arguments, and gives the time.
 const PUSH: &str = "\
     redis.call('RPUSH', 'default', unpack(ARGV)) \
     local t = redis.call('TIME') return t[1] .. '.' .. ('%06d'):format(t[2])";
@@ -204,13 +207,16 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
     progress("idle: CPU");
     let used = idle_cpu(servers, seconds);
 
-    let (rounds, pushes) = if effort.quick { (2, 40) } else { (3, 150) };
+    let (rounds, pushes) = if effort.quick { (3, 30) } else { (3, 150) };
     let mut rows = FLEETS.map(|fleet| Row {
         fleet,
         costs: Vec::new(),
         claims: Vec::new(),
     });
+    let mut bare = Vec::new();
     for number in 1..=rounds {
+        progress(&format!("idle, round {number} of {rounds}: a bare client"));
+        bare.extend(bare_client(servers, pushes * 2));
         let own = own_cost(servers, pushes);
         for row in &mut rows {
             let what = format!("round {number} of {rounds}: {}", row.fleet.name());
@@ -225,7 +231,7 @@ pub fn measure(servers: &Servers, effort: &Effort, report: &mut Report) {
         }
     }
     show_idle(report, (used, seconds), &rows[0].claims);
-    show_pushes(report, &rows, rounds);
+    show_pushes(report, &rows, rounds, &bare);
     bursts(servers, effort, report);
 }
 
@@ -249,7 +255,7 @@ fn show_idle(report: &mut Report, (used, seconds): (f64, u64), times: &[f64]) {
     print("Idle", &table, &remark);
 }
 
-fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize) {
+fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize, bare: &[f64]) {
     let mut table = table(&[
         "idle workers",
         "commands",
@@ -299,11 +305,22 @@ fn show_pushes(report: &mut Report, rows: &[Row], rounds: usize) {
                 "redis_ratio": redis_ratio, "daemon": ours_time, "daemon_ratio": ours_ratio, "p50": half, "p99": most}),
         );
     }
+    let [half, most] = [0.5, 0.99].map(|part| percentile(bare, part) * 1e3);
+    let mut cells = vec!["a bare client".to_owned()];
+    cells.resize(7, String::new());
+    cells.extend([format!("{half:.3}"), format!("{most:.3}")]);
+    table.add_row(cells);
+    report.add(
+        "idle_push",
+        json!({"workers": "a bare client", "p50": half, "p99": most}),
+    );
     let remark = format!(
         "one vCon without links and storages at a time, from RPUSH until all is idle again; medians of {rounds} rounds in \
          which the fleets take turns, ratios are medians of those of each round; commands with those inside scripts, \
          which count themselves too; what the same time costs without pushes, and what the benchmark's own two commands \
-         cost, is taken off; to claim: {} vCons each, {} without CLIENT, by the clock of Redis",
+         cost, is taken off; to claim: {} vCons each, {} without CLIENT, by the clock of Redis; a \
+         bare client: one thread that waits with BLPOP and then runs a script, which is what the machine leaves of a wake-up \
+         just now",
         rows[0].claims.len(),
         rows[rows.len() - 1].claims.len()
     );
@@ -321,6 +338,40 @@ fn idle_cpu(servers: &Servers, seconds: u64) -> f64 {
     let used = used() - before;
     ours::stop(servers, daemon);
     used
+}
+
+/// From RPUSH to the script that a client runs when BLPOP wakes it: the least that a wake-up takes.
+fn bare_client(servers: &Servers, count: usize) -> Vec<f64> {
+    servers.empty();
+    let client = redis::Client::open(servers.redis.url()).expect("a URL");
+    let mut waiting = client.get_connection().expect("a connection");
+    let mut redis = servers.redis.connection();
+    let (push, claim) = (Script::new(PUSH), Script::new(TIME));
+    thread::scope(|scope| {
+        let claims = scope.spawn(move || {
+            let claim = |_| {
+                let mut pop = redis::cmd("BLPOP");
+                pop.arg("default").arg(PATIENCE.as_secs());
+                let popped: Option<(String, String)> = pop.query(&mut waiting).expect("Redis");
+                popped.expect("it is pushed in time");
+                time(claim.invoke(&mut waiting))
+            };
+            (0..count).map(claim).collect::<Vec<f64>>()
+        });
+        let pushed = |_| {
+            thread::sleep(PAUSE);
+            time(push.arg("token").invoke(&mut redis))
+        };
+        let pushed: Vec<f64> = (0..count).map(pushed).collect();
+        let claims = claims.join().expect("the bare client");
+        let pairs = claims.iter().zip(&pushed);
+        pairs.map(|(claim, push)| claim - push).collect()
+    })
+}
+
+/// A time by the clock of Redis, as its scripts give it.
+fn time(answer: redis::RedisResult<String>) -> f64 {
+    answer.expect("Redis").parse().expect("a time")
 }
 
 /// What one RPUSH costs a fleet.
@@ -389,8 +440,7 @@ fn claims(servers: &Servers, fleet: Fleet, count: usize) -> Vec<f64> {
     let push = Script::new(PUSH);
     let mut times = Vec::new();
     for id in &ids {
-        let pushed: String = push.arg(id).invoke(&mut redis).expect("Redis");
-        let pushed: f64 = pushed.parse().expect("a time");
+        let pushed = time(push.arg(id).invoke(&mut redis));
         let mut done = false;
         // Whoever asks takes some of the server's time: not before most claims are made.
         thread::sleep(Duration::from_millis(5));
@@ -476,8 +526,7 @@ fn burst(servers: &Servers, fleet: Fleet, number: usize) -> Vec<Vec<f64>> {
         thread::sleep(Duration::from_millis(300));
         let mut call = push.prepare_invoke();
         call.arg(&ids);
-        let pushed: String = call.invoke(&mut redis).expect("Redis");
-        let pushed: f64 = pushed.parse().expect("a time");
+        let pushed = time(call.invoke(&mut redis));
         // Whoever asks takes some of the server's time: not before most claims are made.
         thread::sleep(Duration::from_millis(100));
         let mut claims = Vec::new();

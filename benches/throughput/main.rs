@@ -1,7 +1,7 @@
 //! How near the daemon comes to the least that any program must do for the same work.
 //!
-//! `cargo bench --bench throughput`: private servers, the real program, about twenty minutes. After `--`:
-//! `--quick` for three minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
+//! `cargo bench --bench throughput`: private servers, the real program, about half an hour. After `--`:
+//! `--quick` for six minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
 //! The tables go to standard output, the figures behind them to `target/bench/throughput.json`.
 //!
 //! PostgreSQL keeps its defaults (`fsync` and `synchronous_commit` are on), files are synced with their
