@@ -15,7 +15,7 @@ use super::harness::{Redis, wait_until};
 use super::ours::{self, Done, Way};
 use super::report::{Report, print, progress, table};
 use super::servers::Servers;
-use super::usage::{cpu_seconds, kernel_seconds};
+use super::usage::{self, cpu_seconds, kernel_seconds};
 
 const CASES: [Case; 6] = [
     case::BARE,
@@ -90,10 +90,11 @@ fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Co
     done.wait_for(20);
 
     let worker = daemon.workers()[&1];
+    let mut connection = servers.redis.connection();
     let (cpu, kernel, reads) = (
         cpu_seconds(worker),
         kernel_seconds(worker),
-        reads(&servers.redis),
+        usage::reads(&mut connection),
     );
     let counter = Counter::start(worker);
     servers.push("default", rest);
@@ -105,7 +106,7 @@ fn cost(servers: &Servers, case: &Case, document: &Document, count: usize) -> Co
     let cost = Cost {
         cpu: used * each,
         kernel: (kernel_seconds(worker) - kernel) / used,
-        round_trips: (self::reads(&servers.redis) - reads) * each,
+        round_trips: (usage::reads(&mut connection) - reads) * each,
         calls: calls.map(|calls| calls * each),
         memory: proportional_set_size(worker).unwrap_or(0) as f64 / 1e6,
     };
@@ -119,16 +120,6 @@ fn wait_for_end(redis: &Redis, count: usize) {
         std::thread::sleep(std::time::Duration::from_millis(50));
         redis.length("done") == count
     });
-}
-
-/// How often Redis has read from a client; a request that comes in one piece is one.
-fn reads(redis: &Redis) -> f64 {
-    let info: String = redis.ask(&["INFO", "stats"]);
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("total_reads_processed:"));
-    line.and_then(|number| number.parse().ok())
-        .expect("a Redis from 6.2 on")
 }
 
 /// Counts the system calls of a process, with perf.

@@ -1,10 +1,15 @@
-//! The vCons: one document of a given size, under as many ids as are wanted.
+//! The vCons: documents of a given size, each under as many ids as are wanted.
 
 use conserver::vcon::{Vcon, VconId, Version};
 use serde_json::json;
 
+use super::harness::{Sample, fresh};
+
 /// The size of the vCons where nothing is said of it.
 pub const USUAL: usize = 4500;
+
+/// How many samples the project has.
+const SAMPLES: usize = 10;
 
 /// A document with a gap for the id.
 pub struct Document {
@@ -34,11 +39,31 @@ impl Document {
         };
         let rest = part(0).to_string().len();
         let text = part(size.saturating_sub(rest) * 4 / 5).to_string();
-        let mut vcon = Vcon::parse(id.clone(), text.clone()).expect("a vCon");
+        Self::of_text(&id, &text)
+    }
+
+    /// The sample vCons of the project, their dialog repeated until they have about `size` bytes.
+    pub fn samples(size: usize) -> Vec<Self> {
+        let enlarged = |mut sample: Sample| {
+            let dialog = sample.document["dialog"].as_array().cloned();
+            let mut again = dialog.into_iter().flatten().cycle();
+            // A sample without a dialog stays as it is.
+            while let Some(part) = again.next().filter(|_| sample.text().len() < size) {
+                let dialog = sample.document["dialog"].as_array_mut();
+                dialog.expect("it was there before").push(part);
+            }
+            let id = sample.id.parse().expect("a UUID");
+            Self::of_text(&id, &sample.text())
+        };
+        fresh(SAMPLES).into_iter().map(enlarged).collect()
+    }
+
+    fn of_text(id: &VconId, text: &str) -> Self {
+        let mut vcon = Vcon::parse(id.clone(), text.to_owned()).expect("a vCon");
         vcon.add_tags(&["checked".to_owned()]).expect("a tag");
         Self {
-            plain: gap(&text, &id),
-            tagged: gap(&vcon.outgoing(Version::Current).json, &id),
+            plain: gap(text, id),
+            tagged: gap(&vcon.outgoing(Version::Current).json, id),
         }
     }
 

@@ -1,7 +1,7 @@
 //! How near the daemon comes to the least that any program must do for the same work.
 //!
-//! `cargo bench --bench throughput`: private servers, the real program, about twenty minutes. After `--`:
-//! `--quick` for three minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
+//! `cargo bench --bench throughput`: private servers, the real program, about half an hour. After `--`:
+//! `--quick` for six minutes, names of sections for these alone, `--draw` to draw the curves of the last run.
 //! The tables go to standard output, the figures behind them to `target/bench/throughput.json`.
 //!
 //! PostgreSQL keeps its defaults (`fsync` and `synchronous_commit` are on), files are synced with their
@@ -30,6 +30,7 @@ mod matrix;
 mod memory;
 mod ours;
 mod processes;
+mod redis_cost;
 mod report;
 mod servers;
 mod usage;
@@ -73,8 +74,10 @@ enum Section {
     Latency,
     /// Documents, lists, waiting vCons and workers, from few to many
     Growth,
-    /// What an idle daemon takes, and how fast it wakes
+    /// What an idle daemon takes, what an RPUSH costs it, and how fast it wakes
     Idle,
+    /// CPU of Redis for each vCon, beside a lean loop
+    Redis,
     /// The most memory that one document takes
     Memory,
 }
@@ -112,7 +115,7 @@ fn main() {
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 8] = [
+    let sections: [(Section, Measure); 9] = [
         (Section::Throughput, matrix::measure),
         (Section::Methods, matrix::measure_methods),
         (Section::Processes, processes::measure),
@@ -120,6 +123,7 @@ fn main() {
         (Section::Latency, latency::measure),
         (Section::Growth, growth::measure),
         (Section::Idle, idle::measure),
+        (Section::Redis, redis_cost::measure),
         (Section::Memory, memory::measure),
     ];
     for (section, measure) in sections {

@@ -1,9 +1,13 @@
-//! What `/proc` says of the CPU and disk that processes use.
+//! What the kernel says of the CPU and disk that processes use, and Redis of what it was asked.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+use redis::Connection;
 
 use super::case::Case;
 use super::harness::children_of;
@@ -146,7 +150,47 @@ pub fn cpu_seconds(pid: i32) -> f64 {
     user_and_kernel(pid).iter().sum()
 }
 
-/// Of that, the system time.
+/// The same by the CPU clock of the process, which counts microseconds where `/proc` counts
+/// hundredths of a second.
+pub fn cpu_clock(pid: i32) -> f64 {
+    let time = clock_getcpuclockid(Pid::from_raw(pid)).and_then(clock_gettime);
+    time.map_or(0.0, |time| Duration::from(time).as_secs_f64())
+}
+
+/// How often Redis has read from a client; a request that comes in one piece is one.
+pub fn reads(redis: &mut Connection) -> f64 {
+    let stats = info(redis, "stats");
+    let line = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("total_reads_processed:"));
+    line.and_then(|number| number.parse().ok())
+        .expect("a Redis from 6.2 on")
+}
+
+/// The commands that Redis has run, those inside scripts too, and the scripts among them.
+pub fn commands_and_scripts(redis: &mut Connection) -> [f64; 2] {
+    let mut counted = [0.0; 2];
+    for line in info(redis, "commandstats").lines() {
+        let Some((name, calls)) = line.split_once(":calls=") else {
+            continue;
+        };
+        let calls = calls.split(',').next().unwrap_or_default();
+        let calls: f64 = calls.parse().expect("a number of calls");
+        counted[0] += calls;
+        let name = name.trim_start_matches("cmdstat_").trim_end_matches("_ro");
+        if matches!(name, "eval" | "evalsha" | "fcall") {
+            counted[1] += calls;
+        }
+    }
+    counted
+}
+
+fn info(redis: &mut Connection, section: &str) -> String {
+    let mut info = redis::cmd("INFO");
+    info.arg(section).query(redis).expect("Redis")
+}
+
+/// The system time of a process and of its threads that have ended; 0 when it is gone.
 pub fn kernel_seconds(pid: i32) -> f64 {
     user_and_kernel(pid)[1]
 }
