@@ -1,6 +1,6 @@
 //! Round trips to Redis: a claim with its document, and letting go of it.
 
-use conserver::queue::{Claim, Document as Found, Finish, Kind, Queue};
+use conserver::queue::{Claim, Document as Found, Finish, Kind, Queue, Replacement};
 use conserver::vcon::VconId;
 use divan::Bencher;
 
@@ -34,19 +34,21 @@ impl Bench {
         self.redis.ask::<()>(&["RPUSH", "in", &id]);
     }
 
-    fn claim(&mut self) -> (Claim, VconId) {
+    fn claim(&mut self) -> (Claim, VconId, String) {
         let (claim, found) = self
             .queue
             .claim(&[list("in")])
             .expect("Redis")
             .work
             .expect("work");
-        assert!(matches!(found, Found::Found(..)));
+        let Found::Found(_, text) = found else {
+            panic!("{found:?}");
+        };
         let id = claim.id().expect("an id");
-        (claim, id)
+        (claim, id, String::from_utf8(text).expect("UTF-8"))
     }
 
-    fn finish(&mut self, claim: &Claim, id: &VconId, document: Option<(Kind, &str)>) {
+    fn finish(&mut self, claim: &Claim, id: &VconId, document: Option<Replacement<'_>>) {
         let egress = [list("out")];
         let finish = Finish {
             id,
@@ -54,6 +56,7 @@ impl Bench {
             expire: None,
             egress: &egress,
             routes: &[],
+            letters: &[],
         };
         self.queue.finish(claim, &finish).expect("Redis");
     }
@@ -67,7 +70,7 @@ fn claim_and_finish(bencher: Bencher<'_, '_>) {
         .with_inputs(|| bench.borrow().hand_in())
         .bench_local_values(|()| {
             let mut bench = bench.borrow_mut();
-            let (claim, id) = bench.claim();
+            let (claim, id, _) = bench.claim();
             bench.finish(&claim, &id, None);
         });
 }
@@ -81,8 +84,13 @@ fn claim_and_finish_changed(bencher: Bencher<'_, '_>) {
         .with_inputs(|| bench.borrow().hand_in())
         .bench_local_values(|()| {
             let mut bench = bench.borrow_mut();
-            let (claim, id) = bench.claim();
-            bench.finish(&claim, &id, Some((Kind::Text, &text)));
+            let (claim, id, base) = bench.claim();
+            let document = Replacement {
+                kind: Kind::Text,
+                base: &base,
+                text: Some(&text),
+            };
+            bench.finish(&claim, &id, Some(document));
         });
 }
 

@@ -53,7 +53,7 @@ impl Shelf {
 
     /// Saves a vCon; tries once.
     pub fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
-        self.once(&mut |storage| storage.save(vcon))
+        self.once(&mut |storage| storage.save(vcon, Deadline::NONE))
     }
 
     fn ask<T>(

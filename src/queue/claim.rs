@@ -144,7 +144,9 @@ impl Queue {
         answer: Value,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let mut fields = texts(answer).ok_or(QueueError::Answer("claim"))?.into_iter();
+        let mut fields = texts(answer)
+            .ok_or(QueueError::Answer("claim"))?
+            .into_iter();
         let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
         let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
         let (kind, text, fault) = (next()?, next()?, next()?);

@@ -234,11 +234,22 @@ mod tests {
         ] {
             let error = QueueError::of_refusal(line);
             assert!(matches!(error, QueueError::Command(_)), "{line}: {error:?}");
-            assert_eq!(error.breaks_connection(), line.starts_with("READONLY"), "{line}");
+            assert_eq!(
+                error.breaks_connection(),
+                line.starts_with("READONLY"),
+                "{line}"
+            );
         }
-        for line in ["ERR recursion limit exceeded at line 1 column 128", "new objects must be created at the root", ""] {
+        for line in [
+            "ERR recursion limit exceeded at line 1 column 128",
+            "new objects must be created at the root",
+            "",
+        ] {
             let error = QueueError::of_refusal(line);
-            assert!(matches!(error, QueueError::Document(_)), "{line}: {error:?}");
+            assert!(
+                matches!(error, QueueError::Document(_)),
+                "{line}: {error:?}"
+            );
         }
     }
 

@@ -333,12 +333,7 @@ impl Queue {
         }
     }
 
-    fn put_watched(
-        &mut self,
-        id: &VconId,
-        kind: Kind,
-        text: &str,
-    ) -> Result<Replaced, QueueError> {
+    fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
         self.with(|connection, _, _, _| {
             let key = id.key();
             let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
@@ -348,9 +343,7 @@ impl Queue {
             let mut request = match kind {
                 Kind::Json => Request::of(&begin).command(&["JSON.SET", &key, "$"], text, &[]),
                 Kind::Text if left == "0" => Request::of(&begin).command(&["SET", &key], text, &[]),
-                Kind::Text => {
-                    Request::of(&begin).command(&["SET", &key], text, &["PX", &left])
-                }
+                Kind::Text => Request::of(&begin).command(&["SET", &key], text, &["PX", &left]),
             };
             let mut end = redis::pipe();
             end.cmd("EXEC");

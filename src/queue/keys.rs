@@ -91,9 +91,6 @@ pub(super) const LAPSES: &str = "conserver:lapses";
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";
 
-/// `conserver:lapses`: hash, uuid -> how often its claim outlived the lease of its instance.
-pub(super) const LAPSES: &str = "conserver:lapses";
-
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {
     format!("DLQ:{list}")

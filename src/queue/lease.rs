@@ -131,7 +131,11 @@ pub struct NameLease {
 /// The beginning of the record's digest, in hexadecimal.
 fn mark(record: &str) -> String {
     let digest = Sha256::digest(record.as_bytes());
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl NameLease {

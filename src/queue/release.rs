@@ -128,13 +128,13 @@ impl Reason<'_> {
     }
 }
 
-fn add_progress(
-    call: &mut ScriptInvocation<'_>,
-    claim: &Claim,
-    progress: Option<&Progress>,
-) {
+fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option<&Progress>) {
     call.arg(claim.progress_field());
-    call.arg(progress.map(|progress| progress.id.key()).unwrap_or_default());
+    call.arg(
+        progress
+            .map(|progress| progress.id.key())
+            .unwrap_or_default(),
+    );
     call.arg(progress.map_or("", |progress| &progress.text));
 }
 

@@ -62,11 +62,6 @@ impl<'a> Request<'a> {
         self.answers += commands.len();
     }
 
-    /// How many answers there will be.
-    pub fn answers(&self) -> usize {
-        self.answers
-    }
-
     /// Sends the commands and reads an answer to each; what the server refuses is among the
     /// answers, as [`Value::ServerError`].
     ///

@@ -163,7 +163,9 @@ impl Slot {
 
     /// How long ago the monitor last showed that it watches the ingress lists.
     pub fn since_watch(&self) -> Duration {
-        let beat = self.monitor_word(worker::WATCH_BEAT).load(Ordering::Relaxed);
+        let beat = self
+            .monitor_word(worker::WATCH_BEAT)
+            .load(Ordering::Relaxed);
         Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
     }
 

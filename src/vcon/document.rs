@@ -66,7 +66,12 @@ impl Vcon {
     ///
     /// Takes the text to free it as soon as its parts are copied: until then there are two of it.
     pub fn parse(id: VconId, text: String) -> Result<Self, VconError> {
-        let mut members = members(&text)?;
+        Self::read(id, &text)
+    }
+
+    /// The same, for a text that is still needed.
+    pub fn read(id: VconId, text: &str) -> Result<Self, VconError> {
+        let mut members = members(text)?;
         normalise::read_document(&mut members);
         Ok(Self {
             id,
@@ -155,20 +160,16 @@ impl Vcon {
     }
 
     /// The document as it leaves for storages, and as it is to be kept in Redis where a link changed
-    /// it. Where the two are the same text there is one of it, and its parts are gone: a large
-    /// document is in memory once.
-    pub fn depart(mut self, version: Version) -> (Outgoing, Option<Arc<String>>) {
+    /// it. Where the two are the same text there is one of it, and the parts of the document are
+    /// gone: a large one is in memory once.
+    pub fn depart(&mut self, version: Version) -> (Outgoing, Option<Arc<String>>) {
         let outgoing = self.outgoing(version);
         let kept = match version {
             Version::Current => self.changed.then(|| Arc::clone(&outgoing.json)),
-            Version::V0_0_1 => self.into_changed(),
+            Version::V0_0_1 => self.changed.then(|| Arc::new(self.to_json())),
         };
+        self.members = IndexMap::new();
         (outgoing, kept)
-    }
-
-    /// The document as it is to be kept in Redis, where a link changed it.
-    pub fn into_changed(mut self) -> Option<Arc<String>> {
-        self.changed.then(|| Arc::new(self.to_json()))
     }
 
     fn raw(&self, name: &str) -> Option<&RawValue> {

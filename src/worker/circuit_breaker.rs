@@ -266,7 +266,8 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     let mut open = shared.breakers.lock();
     let now = Instant::now();
     let due = open.iter_mut().find(|breaker| {
-        let is_due = matches!(breaker.state, State::Failing { next, in_trial: false } if next <= now);
+        let is_due =
+            matches!(breaker.state, State::Failing { next, in_trial: false } if next <= now);
         is_due && Arc::ptr_eq(&breaker.config, config)
     })?;
     due.state = State::Failing {
@@ -283,7 +284,9 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
                 let others = open.iter().filter(|breaker| breaker.stage != stage);
                 chain.enabled
                     && stage.is_in(chain, config)
-                    && !others.into_iter().any(|breaker| breaker.holds(chain, config))
+                    && !others
+                        .into_iter()
+                        .any(|breaker| breaker.holds(chain, config))
             };
             let chains = config.chains.iter().filter(is_free);
             chains.flat_map(|it| &it.ingress_lists).cloned().collect()
@@ -392,8 +395,8 @@ impl Prober {
                 let server = Server::new(&self.shared.settings.redis_url).ok()?;
                 let mut lengths = Lengths::new(server, PROBE_LIMIT);
                 let names = [list.to_string()];
-                Some(Box::new(move || match lengths.ask(&names) {
-                    Ok(lengths) if lengths.iter().all(Option::is_some) => Ok(()),
+                Some(Box::new(move || match lengths.ask(&names, &[]) {
+                    Ok((lengths, _)) if lengths.iter().all(Option::is_some) => Ok(()),
                     Ok(_) => Err(Failure::transient("it is no list")),
                     Err(error) => Err(Failure::transient(error.to_string())),
                 }))

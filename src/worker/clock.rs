@@ -57,14 +57,9 @@ impl<'a> Clock<'a> {
         limit: Option<Duration>,
         longest_call: Duration,
     ) -> Self {
-        let this = Self {
-            id,
-            left: Cell::new(limit),
-            longest_call,
-            has_work: true,
-            ..Self::idle(drain, Some(cell))
-        };
-        this.resume();
+        let mut this = Self::idle(drain, Some(cell));
+        (this.id, this.longest_call, this.has_work) = (id, longest_call, true);
+        this.moved(limit);
         this
     }
 
@@ -78,13 +73,12 @@ impl<'a> Clock<'a> {
         &self.drain_end
     }
 
-    /// By when the chain is to be done with the vCon.
-    pub fn deadline(&self) -> Deadline {
-        Deadline::after(self.left())
-    }
-
     /// Runs a call; the time of one that failed for no fault of the vCon was a wait.
-    pub fn timed<T>(&self, call: impl FnOnce(Deadline) -> T, was_a_wait: impl FnOnce(&T) -> bool) -> T {
+    pub fn timed<T>(
+        &self,
+        call: impl FnOnce(Deadline) -> T,
+        was_a_wait: impl FnOnce(&T) -> bool,
+    ) -> T {
         let left = self.left();
         self.moved(left);
         let result = call(Deadline::after(left));

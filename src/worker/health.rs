@@ -125,7 +125,15 @@ mod tests {
             (failing.is_first, failing.in_a_row)
         };
         let rows = [0, 0, 1, 1, 2, 3, 4].map(|number| fail(&ids[number]));
-        let expected = [(true, 1), (false, 1), (false, 2), (false, 2), (false, 3), (false, 3), (false, 3)];
+        let expected = [
+            (true, 1),
+            (false, 1),
+            (false, 2),
+            (false, 2),
+            (false, 3),
+            (false, 3),
+            (false, 3),
+        ];
         assert_eq!(rows, expected);
         assert!(health.note_success(&stage));
         assert!(!health.note_success(&stage));

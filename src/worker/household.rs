@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
-use super::Shared;
-use super::renewal::Renewal;
-use super::shared::spread;
+use super::Renewal;
+use super::shared::{Shared, spread};
 use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -118,7 +117,6 @@ impl<'a> House<'a> {
             shared.recycle(&format!("it uses {megabytes} MB of memory"));
         }
     }
-    Ok(())
 }
 
 /// Shows that the worker is alive while `work`, which may have to wait for a server, goes on.

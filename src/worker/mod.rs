@@ -10,26 +10,24 @@
 //!   └─ lane N ┘
 //! ```
 
-mod ahead;
-mod backoff;
-mod company;
+mod circuit_breaker;
+mod clock;
 mod current;
 mod fault;
 mod health;
-mod holds;
 mod household;
-mod kit;
 mod lane;
-mod loader;
 mod meters;
-mod outage;
+mod modules;
+mod next_claim;
+mod pipeline;
+mod progress;
+mod quarantine;
 mod recover;
+mod release;
 mod renewal;
 mod retry;
 mod shared;
-mod stage;
-mod turn;
-mod visit;
 mod wakeup;
 
 use std::process;
@@ -38,27 +36,21 @@ use std::thread;
 
 use crossbeam_channel::bounded;
 
-pub use backoff::Backoff;
 pub use meters::count_poison;
 pub use recover::{report as report_recovered, run as recover};
+pub use retry::Backoff;
 
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
-use current::Current;
-use health::Health;
-use holds::Holds;
+use clock::Clock;
 use lane::Lane;
 use meters::Meters;
-use outage::{Absence, Outage};
 use renewal::Renewal;
-use retry::Retry;
 use shared::Shared;
-use stage::Stage;
-use turn::Turn;
 use wakeup::Wakeup;
 
 /// What a worker is to do.
@@ -115,17 +107,23 @@ fn start_lanes(
     crate::link::appoint_warden();
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
+    // What a single lane asks has nobody to wait for.
+    let exchange = (settings.concurrency > 1).then(|| Arc::new(Exchange::default()));
     let queue = |lane| {
         let seat = Seat {
             instance: settings.instance.clone(),
             worker: duty.predecessor.worker,
             lane,
         };
-        Queue::new(server.clone(), seat, expiry, lease.clone())
+        let queue = Queue::new(server.clone(), seat, expiry, lease.clone());
+        match &exchange {
+            Some(exchange) => queue.sharing(Arc::clone(exchange)),
+            None => queue,
+        }
     };
     let draining = child.draining.clone();
     let mut first = queue(1);
-    let turn = Turn::idle(&draining, None);
+    let clock = Clock::idle(&draining, None);
     let tell = |claim: &Recovered| {
         recover::report(claim);
         count_poison(&slot, &config.chains, std::slice::from_ref(claim));
@@ -136,7 +134,7 @@ fn start_lanes(
             &duty.predecessor,
             duty.sweep_above,
             &settings,
-            &turn,
+            &clock,
             &tell,
         )
     })?;

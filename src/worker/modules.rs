@@ -161,12 +161,6 @@ impl Modules {
         }
         doubt.map_or(Ok(None), Err)
     }
-
-    /// Puts a link of the test's own in the place of a configured one.
-    #[cfg(test)]
-    pub fn replace_link(&mut self, name: &str, link: Box<dyn Link>) {
-        self.links.insert(name.to_owned(), link);
-    }
 }
 
 /// What a panic said.
@@ -176,4 +170,75 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::path::Path;
+
+    use crossbeam_channel::never;
+
+    use super::*;
+    use crate::vcon::Version;
+
+    struct Panics;
+
+    impl Link for Panics {
+        fn run(&mut self, _: &mut Vcon, _: &mut Context<'_>) -> Result<Next, LinkError> {
+            panic!("no good")
+        }
+
+        fn longest_call(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    fn open(text: &str) -> Modules {
+        let config = Config::parse(text, Path::new("config.yml")).unwrap();
+        Modules::open(Arc::new(config), Meters::default())
+    }
+
+    #[test]
+    fn a_link_that_panics_says_so_and_is_opened_anew() {
+        let mut modules = open(
+            "links: {first: {module: links.tag, options: {tags: [x]}}}\n\
+             chains: {main: {links: [first], ingress_lists: [default]}}\n",
+        );
+        modules.links.insert("first".to_owned(), Box::new(Panics));
+        let drain = never();
+        let mut vcon = Vcon::read(VconId::random(), "{}").unwrap();
+        let mut run = |name: &str| {
+            let mut context = Context::new(&drain, Version::Current);
+            modules.run_link(name, &mut vcon, &mut context)
+        };
+        let failed = run("first").unwrap_err();
+        assert_eq!(failed.to_string(), "it panicked: no good");
+        assert_eq!(run("first"), Ok(Next::Continue));
+        assert!(run("other").is_err());
+    }
+
+    #[test]
+    fn the_longest_call_of_a_chain_is_that_of_its_slowest_link_or_storage() {
+        let modules = open(
+            "links: {tag: {module: links.tag, options: {tags: [x]}}, \
+             wait: {module: links.delay, options: {seconds: 600}}, \
+             hook: {module: links.webhook, options: {webhook-urls: ['http://h', 'http://i'], timeout: 7}}, \
+             run: {module: links.exec, options: {command: [cat], timeout: 20}}}\n\
+             storages: {s3: {module: storage.webhook, options: {webhook-urls: ['http://h'], timeout: 15}}}\n\
+             chains: {none: {links: [tag, wait], ingress_lists: [a]}, \
+             hook: {links: [tag, hook], ingress_lists: [b]}, \
+             stored: {links: [hook], storages: [s3], ingress_lists: [c]}, \
+             all: {links: [run, hook], storages: [s3], ingress_lists: [d]}}\n",
+        );
+        for (name, seconds) in [("none", 0), ("hook", 14), ("stored", 15), ("all", 20)] {
+            let mut chains = modules.config.chains.iter();
+            let chain = chains.find(|chain| chain.name == name).unwrap();
+            assert_eq!(
+                modules.longest_call(chain),
+                Duration::from_secs(seconds),
+                "{name}"
+            );
+        }
+    }
 }

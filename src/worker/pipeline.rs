@@ -176,7 +176,10 @@ impl Pipeline<'_, '_, '_> {
         let mut retry = Retry::new(&self.shared.settings);
         loop {
             let modules = &mut *self.modules;
-            match self.clock.timed(|deadline| modules.find(id, deadline), Result::is_err) {
+            match self
+                .clock
+                .timed(|deadline| modules.find(id, deadline), Result::is_err)
+            {
                 Ok(Some((storage, json))) => {
                     self.insist(|queue| queue.restore(id, &json))?;
                     log::info!(
@@ -333,7 +336,9 @@ impl Pipeline<'_, '_, '_> {
             Document::Found(kind, bytes) => match String::from_utf8(bytes) {
                 Ok(text) => (kind, text),
                 Err(error) => {
-                    return Err(unusable(format!("what was written meanwhile is not UTF-8: {error}")));
+                    return Err(unusable(format!(
+                        "what was written meanwhile is not UTF-8: {error}"
+                    )));
                 }
             },
             Document::Missing | Document::NotAnId => {
@@ -345,8 +350,8 @@ impl Pipeline<'_, '_, '_> {
         let base = job.base.take().unwrap_or_default();
         let ours = job.chain_version()?;
         let merged = vcon::merge(&base, &ours, theirs.clone());
-        let Merged { vcon, conflicts } =
-            merged.map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
+        let Merged { vcon, conflicts } = merged
+            .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
         let chain = &self.chain.name;
         log::info!(
             vcon_id = id.as_str(), chain_name = chain.as_str();
@@ -428,9 +433,8 @@ impl Pipeline<'_, '_, '_> {
         let outcomes = self.clock.timed(
             |deadline| writers.save_all(backends, outgoing, deadline, parallel),
             |outcomes| {
-                let failed = |it: &fanout::Outcome| {
-                    it.result.as_ref().is_err_and(Failure::is_transient)
-                };
+                let failed =
+                    |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
                 outcomes.iter().any(failed)
             },
         );
@@ -561,9 +565,8 @@ impl Pipeline<'_, '_, '_> {
     }
 
     fn try_to_finish(&mut self, finish: &Finish<'_>) -> Result<Finished, QueueError> {
-        let is_large = |document: &Replacement<'_>| {
-            document.text.unwrap_or(document.base).len() > LARGE
-        };
+        let is_large =
+            |document: &Replacement<'_>| document.text.unwrap_or(document.base).len() > LARGE;
         let config = self.modules.config();
         let lists = self.next.lists(self.shared, config, self.clock);
         let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
@@ -653,13 +656,9 @@ impl Pipeline<'_, '_, '_> {
     ) {
         let failing = self.shared.health.note_failure(stage, id);
         if failing.is_first {
-            log::warn!(
-                "{stage} is reachable but fails, vCons are tried again later: {error}"
-            );
+            log::warn!("{stage} is reachable but fails, vCons are tried again later: {error}");
         }
-        if failing.in_a_row >= MOST_FAILURES
-            && self.shared.breakers.note_failing(stage, config)
-        {
+        if failing.in_a_row >= MOST_FAILURES && self.shared.breakers.note_failing(stage, config) {
             let vcons = failing.in_a_row;
             log::warn!("{stage} has failed for {vcons} vCons in a row, one at a time is tried");
         }
@@ -770,6 +769,3 @@ fn unusable(error: String) -> Ending {
 pub(super) fn failed(stage: &str, error: String) -> Ending {
     Ending::Failed(Fault::of_queue(stage, error))
 }
-
-#[cfg(test)]
-mod tests;

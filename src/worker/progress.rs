@@ -257,7 +257,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Plan;
+    use crate::config::Config;
 
     const OTHER: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
 
@@ -267,7 +267,7 @@ mod tests {
              storages: {{s: {{module: storage.file}}, t: {{module: storage.file}}}}\n\
              chains: {{main: {{links: [{links}], storages: [{storages}], ingress_lists: [in]}}}}\n"
         );
-        let config = crate::config::Config::parse(&text, Path::new("config.yml"));
+        let config = Config::parse(&text, Path::new("config.yml"));
         config.unwrap().chains.remove(0)
     }
 
@@ -286,7 +286,11 @@ mod tests {
         assert!(!kept.text.contains('\n'));
         let read = |chain: &Chain| Progress::read(kept.text.as_bytes(), chain);
         assert_eq!(read(&main), Some(progress));
-        for other in [chain("a", "s, t"), chain("b, a", "s, t"), chain("a, b", "s")] {
+        for other in [
+            chain("a", "s, t"),
+            chain("b, a", "s, t"),
+            chain("a, b", "s"),
+        ] {
             assert_eq!(read(&other), None);
         }
         assert_eq!(Progress::read(b"rubbish", &main), None);

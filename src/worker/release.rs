@@ -169,9 +169,9 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => self.let_go(|queue, claim| {
-                queue.dead_letter(claim, &reason, progress.as_ref())
-            })?,
+            _ => {
+                self.let_go(|queue, claim| queue.dead_letter(claim, &reason, progress.as_ref()))?
+            }
         };
         if released != Released::Done {
             return Ok(());
@@ -206,7 +206,10 @@ impl Pipeline<'_, '_, '_> {
         }
         // Without that, its next claim begins anew.
         if let Err(ending) = self.write(&mut job) {
-            log::debug!("what has been done for {} is not kept: {ending:?}", job.id());
+            log::debug!(
+                "what has been done for {} is not kept: {ending:?}",
+                job.id()
+            );
             return None;
         }
         job.progress.record(self.chain)

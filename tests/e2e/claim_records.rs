@@ -1,7 +1,7 @@
 //! Whatever stands in a claims hash: claiming and recovery go on, and nothing that was there is lost.
 
 use conserver::queue::{
-    Blame, Dead, Finish, Holder, Queue, QueueError, Reason, Recovered, Settled,
+    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, Recovered, Released,
 };
 use conserver::vcon::VconId;
 use proptest::prelude::*;
@@ -178,7 +178,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                     break;
                 };
                 own |= claim.entry == entry.as_str().as_bytes();
-                let settled = if ending == 0 {
+                let ended = if ending == 0 {
                     let egress = [list("egress")];
                     let finish = Finish {
                         id: &entry,
@@ -186,8 +186,10 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         expire: None,
                         egress: &egress,
                         routes: &[],
+                        letters: &[],
                     };
-                    queue.finish(&claim, &finish)
+                    let finished = queue.finish(&claim, &finish);
+                    finished.map(|finished| finished == Finished::Done)
                 } else {
                     let reason = Reason {
                         stage: "test",
@@ -195,9 +197,10 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         attempts: 1,
                         worker: "none",
                     };
-                    queue.bury(&claim, &reason)
+                    let released = queue.dead_letter(&claim, &reason, None);
+                    released.map(|released| released == Released::Done)
                 };
-                prop_assert!(matches!(settled, Ok(Settled::Done)), "{settled:?}");
+                prop_assert!(matches!(ended, Ok(true)), "{ended:?}");
             }
             prop_assert!(own);
             prop_assert_eq!(claims(&mut connection), 0);
@@ -245,7 +248,7 @@ fn records_that_stopped_a_lane_for_ever_are_got_rid_of() {
         prepare(&mut connection, true);
         put(&mut connection, 1, record.as_bytes());
         if let Some((claim, _)) = queue.claim(&[]).unwrap().work {
-            assert_eq!(queue.give_back(&claim).unwrap(), Settled::Done);
+            assert_eq!(queue.release(&claim, None).unwrap(), Released::Done);
             assert_eq!(redis.list("default"), ["x"]);
         } else {
             assert_eq!(redis.list("conserver:unreadable"), [record]);
@@ -330,7 +333,7 @@ fn a_claim_of_another_daemon_that_had_the_name_is_not_taken_for_ones_own() {
     redis.ask::<i64>(&["DEL", "conserver:instance:here"]);
     let (our, _) = ours.claim(&lists).unwrap().work.unwrap();
     assert_eq!((&their.entry[..], &our.entry[..]), (&b"x"[..], &b"x"[..]));
-    assert_eq!(theirs.give_back(&their).unwrap(), Settled::NotOurs);
-    assert_eq!(ours.give_back(&our).unwrap(), Settled::Done);
+    assert_eq!(theirs.release(&their, None).unwrap(), Released::NotOurs);
+    assert_eq!(ours.release(&our, None).unwrap(), Released::Done);
     assert_eq!(redis.list("default"), ["x", "y"]);
 }

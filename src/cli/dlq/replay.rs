@@ -269,7 +269,7 @@ impl Replay<'_> {
                 let parsed = Vcon::parse(id.clone(), text);
                 parsed.map_err(|error| format!("the document {error}"))
             });
-        let vcon = parsed.map_err(|error| ("parse", error))?;
+        let mut vcon = parsed.map_err(|error| ("parse", error))?;
         Ok(vcon.depart(self.settings.egress_version).0)
     }
 

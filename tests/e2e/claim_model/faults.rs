@@ -5,6 +5,24 @@ use redis::{Connection, FromRedisValue, Value};
 use super::server::{Answer, EGRESS, LIST, NAMES, Server, claims_key, number};
 use super::store::{Index, Run, Store};
 
+/// The script that claims, as the queue puts it together.
+const CLAIM: &str = concat!(
+    include_str!("../../../src/queue/scripts/alive.lua"),
+    include_str!("../../../src/queue/scripts/record.lua"),
+    include_str!("../../../src/queue/scripts/progress.lua"),
+    include_str!("../../../src/queue/scripts/pop.lua"),
+    include_str!("../../../src/queue/scripts/claim.lua"),
+    include_str!("../../../src/queue/scripts/claim_next.lua")
+);
+
+/// The script that finishes.
+const FINISH: &str = concat!(
+    include_str!("../../../src/queue/scripts/progress.lua"),
+    include_str!("../../../src/queue/scripts/document.lua"),
+    include_str!("../../../src/queue/scripts/finish.lua"),
+    include_str!("../../../src/queue/scripts/finish_alone.lua")
+);
+
 /// What is wrong with a protocol that the checker has to find fault with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -23,14 +41,7 @@ impl Server {
         daemon: Index,
         worker: Index,
     ) -> Result<Answer, String> {
-        let script = without_guard(
-            concat!(
-                include_str!("../../../src/queue/scripts/alive.lua"),
-                include_str!("../../../src/queue/scripts/record.lua"),
-                include_str!("../../../src/queue/scripts/claim.lua")
-            ),
-            "claim and claim.by ~= '' and claim.by ~= by",
-        );
+        let script = without_guard(CLAIM, "claim.by ~= '' and claim.by ~= ARGV[8]");
         let name = self.names.of(daemon);
         let claims = claims_key(name, worker);
         let (lease, workers) = (
@@ -40,7 +51,7 @@ impl Server {
         let keys = [&claims, &lease, "conserver:instances", &workers, LIST];
         let record = self.contents.leases[daemon][0].as_bytes();
         let number = number(worker).to_string();
-        let args: [&[u8]; 7] = [
+        let args: [&[u8]; 11] = [
             b"1",
             b"9",
             record,
@@ -48,6 +59,10 @@ impl Server {
             NAMES[name].as_bytes(),
             number.as_bytes(),
             b"900",
+            b"mark",
+            b"1.5",
+            b"1",
+            b"\"in\"",
         ];
         let answer: Vec<String> = evaluate(&mut self.connection, &script, &keys, &args);
         match (answer[4].as_str(), answer[2].as_str()) {
@@ -62,14 +77,32 @@ impl Server {
         let name = self.names.of(daemon);
         let id = &self.ids[vcon];
         let claims = claims_key(name, worker);
-        let keys = [&claims, "conserver:deaths", &id.key(), "no-draft", EGRESS];
-        let script = without_guard(
-            include_str!("../../../src/queue/scripts/finish.lua"),
-            "redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2]",
-        );
+        let keys = [&claims, "lease", "instances", "workers", EGRESS];
+        let script = without_guard(FINISH, "redis.call('HGET', KEYS[1], ARGV[1]) ~= record");
         let record = &self.contents.claims[&(name, worker, vcon, Run::Last(daemon))];
+        let key = id.key();
         let id = id.as_str().as_bytes();
-        let args: [&[u8]; 9] = [b"1", record, id, b"", b"9", b"0", b"", b"9", id];
+        let of_claim: [&[u8]; 10] = [b"1", b"9", b"", b"9", b"", b"1", b"9", b"", b"1.5", b"0"];
+        let of_finish: [&[u8]; 17] = [
+            record,
+            id,
+            b"",
+            b"",
+            b"9",
+            b"1",
+            key.as_bytes(),
+            b"",
+            b"",
+            b"",
+            b"",
+            b"in",
+            b"1",
+            id,
+            b"0",
+            b"0",
+            b"",
+        ];
+        let args = [&of_claim[..], &of_finish[..]].concat();
         evaluate::<Value>(&mut self.connection, &script, &keys, &args);
     }
 

@@ -1,7 +1,7 @@
 //! Claims, and the ways to let go of them, taken by the crate's own queue.
 
 use conserver::config::ListName;
-use conserver::queue::{Claimed, Finish, Postponed, QueueError, Reason, Settled};
+use conserver::queue::{Claimed, Finish, Finished, QueueError, Reason, Released};
 use conserver::vcon::VconId;
 
 use super::faults::Fault;
@@ -32,7 +32,7 @@ impl Server {
         let finish = finish(&self.ids[vcon], &self.egress);
         let queue = &mut self.queues[daemon][worker + 1];
         match queue.finish_and_claim(claim, &finish, &self.ingress) {
-            Ok((Settled::Done, Some(claimed))) => self.claimed(claimed),
+            Ok((Finished::Done, Some(claimed))) => self.claimed(claimed),
             other => Err(format!("finish and claim answers {other:?}")),
         }
     }
@@ -46,20 +46,21 @@ impl Server {
         let claims = &self.claims[&(self.names.of(daemon), worker, vcon, Run::Last(daemon))];
         let claim = &claims[usize::from(!own)];
         let queue = &mut self.queues[daemon][worker + 1];
-        let settled = match how {
+        let released = match how {
             How::Finish if self.fault == Some(Fault::FinishUnguarded) => {
                 self.finish_unguarded(daemon, worker, vcon);
                 return Ok(Answer::Done);
             }
-            How::Finish => queue.finish(claim, &finish(&self.ids[vcon], &self.egress)),
-            How::GiveBack => queue.give_back(claim),
-            How::Postpone => queue
-                .postpone(claim, None, 0, "")
-                .map(|postponed| match postponed {
-                    Postponed::Done => Settled::Done,
-                    Postponed::NotOurs => Settled::NotOurs,
-                    Postponed::Spent(rounds) => Settled::Refused(rounds.to_string()),
-                }),
+            How::Finish => {
+                let finished = queue.finish(claim, &finish(&self.ids[vcon], &self.egress));
+                finished.map(|finished| match finished {
+                    Finished::Done => Released::Done,
+                    Finished::NotOurs => Released::NotOurs,
+                    other => Released::Refused(format!("{other:?}")),
+                })
+            }
+            How::GiveBack => queue.release(claim, None),
+            How::Postpone => queue.postpone(claim, None, 0, "", None),
             How::Bury => {
                 let reason = Reason {
                     stage: "link",
@@ -67,12 +68,16 @@ impl Server {
                     attempts: 1,
                     worker: "Worker-1",
                 };
-                queue.bury(claim, &reason)
+                queue.dead_letter(claim, &reason, None)
             }
         };
-        let expected = if own { Settled::Done } else { Settled::NotOurs };
-        match settled {
-            Ok(settled) if settled == expected => Ok(Answer::Done),
+        let expected = if own {
+            Released::Done
+        } else {
+            Released::NotOurs
+        };
+        match released {
+            Ok(released) if released == expected => Ok(Answer::Done),
             other => Err(format!("{how:?} with own = {own} answers {other:?}")),
         }
     }
@@ -85,5 +90,6 @@ fn finish<'a>(id: &'a VconId, egress: &'a [ListName]) -> Finish<'a> {
         expire: None,
         egress,
         routes: &[],
+        letters: &[],
     }
 }
