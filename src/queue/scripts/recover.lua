@@ -45,12 +45,15 @@ local function bury(claim, count, why)
   local reason = '{"stage":"worker","error":' .. cjson.encode(why)
     .. ',"attempts":' .. count .. ',"worker":' .. cjson.encode(ARGV[5])
     .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
-  if type(redis.pcall('RPUSH', 'DLQ:' .. claim.list, claim.uuid)) == 'table' then
+  -- What came from the queue of a storage goes back there.
+  local storage = claim.list:match('^DLQ:(storage:.+)$')
+  local letters = storage and claim.list or 'DLQ:' .. claim.list
+  if type(redis.pcall('RPUSH', letters, claim.uuid)) == 'table' then
     redis.call('RPUSH', 'conserver:unreadable', claim.record)
     report(claim.uuid, claim.list, count, 'unreadable')
     return
   end
-  redis.pcall('HSET', 'conserver:dlq:' .. claim.list, claim.uuid, reason)
+  redis.pcall('HSET', 'conserver:dlq:' .. (storage or claim.list), claim.uuid, reason)
   if claim.uuid:find(UUID) then
     if ARGV[4] == '0' then
       redis.pcall('PERSIST', 'vcon:' .. claim.uuid)
@@ -101,6 +104,8 @@ for _, claim in ipairs(claims) do
       report(claim.uuid, claim.list, count, 'returned')
     end
   end
+  -- Nobody knows how far it came: it begins anew.
+  redis.pcall('HDEL', 'conserver:progress', claim.list .. '\n' .. claim.uuid)
   redis.call('HDEL', KEYS[1], claim.lane)
 end
 if #claims > 0 then redis.pcall('EXPIRE', counts, ARGV[2]) end

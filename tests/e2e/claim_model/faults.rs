@@ -1,6 +1,7 @@
 //! Protocols that are broken, so that the checker has something to find.
 
 use redis::{Connection, FromRedisValue, Value};
+use sha2::{Digest, Sha256};
 
 use super::server::{Answer, EGRESS, LIST, NAMES, Server, claims_key, number};
 use super::store::{Index, Run, Store};
@@ -51,6 +52,11 @@ impl Server {
         let keys = [&claims, &lease, "conserver:instances", &workers, LIST];
         let record = self.contents.leases[daemon][0].as_bytes();
         let number = number(worker).to_string();
+        let mark: String = Sha256::digest(record)
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let args: [&[u8]; 11] = [
             b"1",
             b"9",
@@ -59,7 +65,7 @@ impl Server {
             NAMES[name].as_bytes(),
             number.as_bytes(),
             b"900",
-            b"mark",
+            mark.as_bytes(),
             b"1.5",
             b"1",
             b"\"in\"",
