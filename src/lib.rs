@@ -10,7 +10,7 @@
 //!   ├─ worker 1 ── lane 1 … lane M   claim ─► load ─► links ─► storages ─► finish
 //!   ├─ worker N ── lane 1 … lane M
 //!   └─ monitor                       holds the instance's name, recovers dead instances,
-//!                                    answers by HTTP
+//!                                    watches the ingress lists for idle lanes, answers by HTTP
 //! ```
 //!
 //! The modules, in the order in which data flows; arrows point downwards only:

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use super::pause;
+use super::{LIMIT, pause};
 use crate::child::Child;
 use crate::config::{Chain, ListName, Plan};
 use crate::queue::{Lookout, NameLease, QueueError, Server, Watched};
@@ -40,10 +40,6 @@ const BUSY: Duration = Duration::from_millis(5);
 /// How often the scoreboard is read: how many lanes there are, and what is on hold.
 const READ: Duration = Duration::from_millis(500);
 
-/// A server that does not answer for so long is given up. It tells of every renewal of the lease
-/// besides.
-const LIMIT: Duration = Duration::from_secs(2);
-
 /// The pauses between attempts double, from the first to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -61,13 +57,13 @@ pub(super) fn start(
     let watch = Arc::new(Watch {
         slot,
         lease: lease.clone(),
-        name: settings.instance.clone(),
         draining: child.draining.clone(),
         state: Mutex::new(State::new()),
     });
     let tracker = Tracker {
         watch: Arc::clone(&watch),
         server: server.with_pushes(),
+        // It is told of every renewal of the lease.
         limit: LIMIT.max(pause(settings) * 3),
         is_told: false,
     };
@@ -84,8 +80,6 @@ pub(super) fn start(
 struct Watch {
     slot: Slot,
     lease: NameLease,
-    /// The instance's.
-    name: String,
     draining: Receiver<()>,
     state: Mutex<State>,
 }
@@ -115,10 +109,6 @@ impl Watch {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change of it is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn client_name(&self, thread: &str) -> String {
-        format!("conserver:{}:{thread}", self.name)
     }
 
     fn is_draining(&self) -> bool {
@@ -189,9 +179,8 @@ impl Tracker {
     /// Looks again and again until the monitor drains.
     fn track(&self, backoff: &mut Backoff) -> Result<(), QueueError> {
         let watch = &*self.watch;
-        let name = watch.client_name("tracker");
         let lease = watch.lease.clone();
-        let mut lookout = Lookout::tracking(&self.server, &name, lease, self.limit)?;
+        let mut lookout = Lookout::tracking(&self.server, "tracker", lease, self.limit)?;
         while !watch.is_draining() {
             let targets = Arc::clone(&watch.state().targets);
             let found = lookout.look(&targets.lists, targets.lanes)?;
@@ -297,8 +286,8 @@ impl Looker {
         let lookout = match &mut self.lookout {
             Some(lookout) => lookout,
             none => {
-                let (name, lease) = (self.watch.client_name("looker"), self.watch.lease.clone());
-                none.insert(Lookout::connect(&self.server, &name, lease, LIMIT)?)
+                let lease = self.watch.lease.clone();
+                none.insert(Lookout::connect(&self.server, "looker", lease, LIMIT)?)
             }
         };
         lookout.look(&targets.lists, targets.lanes)
@@ -321,7 +310,7 @@ impl Looker {
             return;
         };
         let targets = Targets {
-            lists: open_lists(plan, &snapshot),
+            lists: open_lists(plan, &holds(&snapshot)),
             lanes: (snapshot.header.wanted).saturating_mul(snapshot.header.lanes as u64),
         };
         let mut state = self.watch.state();
@@ -331,20 +320,25 @@ impl Looker {
     }
 }
 
-/// The ingress lists from which at least one worker claims.
-fn open_lists(plan: &Plan, snapshot: &Snapshot) -> Vec<ListName> {
+/// What each worker that claims has on hold.
+fn holds(snapshot: &Snapshot) -> Vec<Option<&HeldView>> {
     let workers = snapshot.slots.iter().skip(1);
     let workers = workers.filter_map(|slot| slot.worker.as_ref());
     let ready = workers.filter(|worker| worker.state == WorkerState::Ready);
-    let holds: Vec<Option<&HeldView>> = ready.map(|worker| worker.held.as_ref()).collect();
-    let is_open = |chain: &Chain| {
+    ready.map(|worker| worker.held.as_ref()).collect()
+}
+
+/// The ingress lists that not every worker has on hold.
+fn open_lists(plan: &Plan, holds: &[Option<&HeldView>]) -> Vec<ListName> {
+    let is_open = |chain: &&Chain| {
         let holds_it =
             |held: &Option<&HeldView>| held.is_some_and(|held| is_on_hold(chain, plan, held));
         holds.is_empty() || !holds.iter().all(holds_it)
     };
     let in_service = plan.chains.iter().filter(|chain| chain.enabled);
-    let open = in_service.filter(|chain| is_open(chain));
-    open.flat_map(|chain| chain.ingress_lists.iter().cloned())
+    in_service
+        .filter(is_open)
+        .flat_map(|chain| chain.ingress_lists.iter().cloned())
         .collect()
 }
 
@@ -380,6 +374,46 @@ mod tests {
             let after = look_after(is_told, is_waiting, fruitless);
             let expected = expected.map(Duration::from_millis);
             assert_eq!(after, expected, "{is_told} {is_waiting} {fruitless}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_left_out_while_every_worker_has_it_on_hold() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yml");
+        let text = "\
+links: {tagger: {module: links.tag, options: {tags: [a]}}}
+storages: {one: {module: storage.file}, two: {module: storage.file}}
+chains:
+  first: {links: [tagger], storages: [one], ingress_lists: [a, b]}
+  second: {storages: [two], ingress_lists: [c]}
+  spare: {ingress_lists: [d], enabled: 0}
+";
+        std::fs::write(&path, text).unwrap();
+        let plan = Plan::load(&path).unwrap();
+        let held = |links: &[usize], storages: &[usize]| HeldView {
+            links: links.to_vec(),
+            storages: storages.to_vec(),
+            since: 1,
+        };
+        let [one, two, tagger] = [held(&[], &[0]), held(&[], &[1]), held(&[0], &[])];
+        // Those from 63 on are not told apart.
+        let many = held(&[63], &[63]);
+        let none: &[&str] = &[];
+        for (holds, expected) in [
+            (vec![], &["a", "b", "c"][..]),
+            (vec![None, None], &["a", "b", "c"]),
+            (vec![Some(&one), None], &["a", "b", "c"]),
+            (vec![Some(&one), Some(&one)], &["c"]),
+            (vec![Some(&one), Some(&tagger)], &["c"]),
+            (vec![Some(&one), Some(&two)], &["a", "b", "c"]),
+            (vec![Some(&two)], &["a", "b"]),
+            (vec![Some(&many)], &["a", "b", "c"]),
+            (vec![Some(&held(&[0], &[1]))], none),
+        ] {
+            let open = open_lists(&plan, &holds);
+            let open: Vec<&str> = open.iter().map(ListName::as_str).collect();
+            assert_eq!(open, expected, "{holds:?}");
         }
     }
 }

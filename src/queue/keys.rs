@@ -49,13 +49,17 @@ impl Seat {
 
     /// What `CLIENT LIST` shows.
     pub(super) fn client_name(&self) -> String {
-        let printable: String = self
-            .instance
-            .chars()
-            .map(|c| if c.is_ascii_graphic() { c } else { '_' })
-            .collect();
-        format!("conserver:{printable}:{}:{}", self.worker, self.lane)
+        client_name(&self.instance, &format!("{}:{}", self.worker, self.lane))
     }
+}
+
+/// What `CLIENT LIST` shows for one of an instance's connections.
+pub(super) fn client_name(instance: &str, what: &str) -> String {
+    let printable: String = instance
+        .chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+        .collect();
+    format!("conserver:{printable}:{what}")
 }
 
 /// The claims hash of one worker.

@@ -13,6 +13,8 @@
 //! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
 //! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
 //!
+//! A lane that finds nothing waits for a token in its instance's wake list (see [`Lookout`]).
+//!
 //! From the dead letter queue an operator puts entries back on the ingress list ([`DeadLetters`]);
 //! [`Audit`] looks for vCons that are in none of these places; [`Documents`] gets and removes what
 //! is kept of one.

@@ -52,22 +52,24 @@ pub struct Lookout {
 }
 
 impl Lookout {
-    /// One that can only look; `name` is what `CLIENT LIST` shows.
+    /// One that can only look; `name` tells it from the other connections of the instance. Neither
+    /// connecting nor an answer may take longer than `limit`.
     pub fn connect(
         server: &Server,
         name: &str,
         lease: NameLease,
         limit: Duration,
     ) -> Result<Self, QueueError> {
+        let name = keys::client_name(&lease.instance, name);
         Ok(Self {
-            connected: server.connect_for(name, limit)?,
+            connected: server.connect_for(&name, limit)?,
             script: Script::new(include_str!("scripts/wake.lua")),
             lease,
         })
     }
 
-    /// One that can also wait for a change; `server` must be one [`Server::with_pushes`]. Nothing
-    /// on its connection may take longer than `limit`, the wait neither.
+    /// One that can also wait for a change; `server` must be one [`Server::with_pushes`]. The wait
+    /// may not take longer than `limit` either.
     pub fn tracking(
         server: &Server,
         name: &str,
@@ -102,7 +104,8 @@ impl Lookout {
     /// this is renewed all the time, a server that tells of nothing is not heard any more. After
     /// an error this lookout is not to be used again.
     pub fn wait(&mut self) -> Result<(), QueueError> {
-        // One that is told beside an answer is of no use here: it is passed over.
+        // What is told before the answer to a look is older than that look, and the client library
+        // passes it over.
         match self.connected.recv_response()? {
             Value::Push { .. } => Ok(()),
             _ => Err(QueueError::Answer("nothing")),

@@ -79,7 +79,7 @@ pub const TABLE: &[Setting] = &[
     setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL",
         "The least severe messages that are logged; CRITICAL is the same as ERROR"),
     setting("TICK_INTERVAL", "5000", MILLISECONDS,
-        "The longest wait of an idle worker before it looks at the configuration again"),
+        "The longest time an idle lane blocks in `BLPOP`, at most 20 s; then it looks at its lists and the configuration again"),
     setting("VCON_REDIS_EXPIRY", "3600", SECONDS,
         "Time to live of a vCon fetched back from a storage"),
     setting("VCON_CONTEXT_EXPIRY", "86400", SECONDS,

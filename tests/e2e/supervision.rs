@@ -311,7 +311,11 @@ fn a_signal_logs_what_every_worker_does() {
     let workers = daemon.wait_for_workers(2);
     let samples = fresh(1);
     submit(&redis, "default", &samples);
-    wait_until("it is in hand", PATIENCE, || redis.length("default") == 0);
+    wait_until("it is shown to be in hand", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        let mut workers = status["workers"].as_array().into_iter().flatten();
+        workers.any(|worker| worker["vcon"] == *samples[0].id)
+    });
     daemon.signal(Signal::SIGUSR1);
     daemon.wait_for_log("2 of 2 workers ready, 1 vCons in work", PATIENCE);
     for (number, pid) in workers {

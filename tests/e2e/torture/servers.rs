@@ -35,7 +35,7 @@ pub fn torture_redis(run: &Run, redis: &Redis) {
     }
 }
 
-/// Cuts one of the daemons' connections: of a lane, a doorbell, a monitor.
+/// Cuts one of the daemons' connections: of a lane, a tracker, a monitor.
 fn cut_one(run: &Run, redis: &Redis, random: &mut fastrand::Rng) {
     let listed: String = redis.ask(&["CLIENT", "LIST"]);
     let field = |line: &str, name: &str| {
