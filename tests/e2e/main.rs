@@ -72,6 +72,7 @@ mod routing;
 mod s3_faults;
 mod secrets;
 mod stop;
+mod storage_letters;
 mod submit;
 mod supervision;
 mod systemd;
