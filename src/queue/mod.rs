@@ -13,7 +13,8 @@
 //! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
 //! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
 //!
-//! From the dead letter queue an operator puts entries back on the ingress list ([`DeadLetters`]);
+//! From the dead letter queue an operator puts entries back on the ingress list, or saves those of a
+//! storage to it under a lock ([`DeadLetters`], [`ReplayLock`]);
 //! [`Audit`] looks for vCons that are in none of these places; [`Documents`] gets and removes what
 //! is kept of one.
 //!

@@ -433,9 +433,9 @@ fn what_storages_miss_is_shown_as_dead_letters_and_as_backlog() {
     assert_eq!(
         rows,
         json!([
+            ["DLQ:storage:files", "dead letters", "1"],
             ["DLQ:storage:later", "dead letters", "1"],
             ["DLQ:storage:later", "backlog", "2"],
-            ["DLQ:storage:files", "dead letters", "1"],
             ["DLQ:storage:odd", "dead letters", "not a list"],
         ])
     );

@@ -30,7 +30,7 @@ pub struct Show {
     #[arg(value_name = "UUID|QUEUE")]
     what: String,
 
-    /// Of several queues that have this UUID, show the one named before it
+    /// The UUID, where a queue is named before it: shows it in that queue only
     uuid: Option<String>,
 
     /// Print a JSON object
