@@ -93,10 +93,12 @@ enum Command {
     ///
     /// A vCon that cannot be done goes to the dead letter queue of its list, with the step that
     /// failed and why. It stays there until somebody tries it again or drops it; its document
-    /// lives for VCON_DLQ_EXPIRY.
+    /// lives for VCON_DLQ_EXPIRY. One that a single storage refused stands in the queue of that
+    /// storage, storage:NAME.
     ///
-    /// Exits 0 when all is well, 65 when the list or vCon that is named is not there, 69 when Redis
-    /// cannot be reached.
+    /// Exits 0 when all is well, 65 when the list or vCon that is named is not there or a storage
+    /// refuses a vCon again, 69 when Redis or a storage is unavailable or somebody else replays the
+    /// dead letters of the storage, 78 when the configuration is wrong.
     #[command(subcommand)]
     Dlq(dlq::Dlq),
     /// Find vCons that are in Redis but in no list, with no worker and in no storage

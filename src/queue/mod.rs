@@ -15,7 +15,8 @@
 //!
 //! A lane that finds nothing waits for a token in its instance's wake list (see [`Lookout`]).
 //!
-//! From the dead letter queue an operator puts entries back on the ingress list ([`DeadLetters`]);
+//! From the dead letter queue an operator puts entries back on the ingress list, or saves those of a
+//! storage to it under a lock ([`DeadLetters`], [`ReplayLock`]);
 //! [`Audit`] looks for vCons that are in none of these places; [`Documents`] gets and removes what
 //! is kept of one.
 //!

@@ -4,12 +4,13 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use conserver::queue::{Audit, Lists, Place};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Finished, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh,
-    submit, wait_until,
+    list, server_of, submit, wait_until,
 };
 
 fn audit(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
@@ -287,4 +288,58 @@ fn nothing_is_lost_while_the_daemon_works_on_plain_documents() {
 #[test]
 fn nothing_is_lost_while_the_daemon_works_on_json_documents() {
     nothing_is_lost_while_the_daemon_works(&Redis::with_json());
+}
+
+#[test]
+fn a_list_known_from_its_dead_letters_alone_is_looked_in_and_that_of_a_storage_is_none() {
+    let (redis, files) = (Redis::plain(), Files::new());
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("files", files.storage())]));
+    let samples = fresh(6);
+    put(&redis, &samples);
+    for (sample, list) in samples.iter().zip([
+        "of nobody",
+        "DLQ:of nobody",
+        "DLQ:storage:files",
+        "DLQ:storage:former",
+        // No ingress list, though a dead letter queue seems to belong to it.
+        "storage:files",
+    ]) {
+        redis.ask::<i64>(&["RPUSH", list, &sample.id]);
+    }
+    redis.ask::<()>(&["SET", "DLQ:storage:files:replay-lock", "test"]);
+    let (reported, _) = found(&conserver, &["--settle", "0"], 65);
+    let mut expected = vec![samples[4].id.as_str(), &samples[5].id];
+    expected.sort_unstable();
+    assert_eq!(ids(&reported), expected);
+
+    // The configuration says that it is one.
+    let mut config = chain(&[], &[("others", files.storage())]);
+    config["chains"]["main"]["ingress_lists"] = json!(["default", "storage:files"]);
+    let conserver = Conserver::with(&redis).config(&config);
+    let (reported, _) = found(&conserver, &["--settle", "0"], 65);
+    assert_eq!(ids(&reported), [samples[5].id.as_str()]);
+}
+
+#[test]
+fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
+    let redis = Redis::plain();
+    let samples = fresh(3);
+    put(&redis, &samples);
+    let lists = Lists {
+        ingress: vec![list("default")],
+        ..Lists::default()
+    };
+    let lease = server_of(&redis).connect("test").expect("a connection");
+    let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
+    let id = |n: usize| samples[n].id.parse().expect("a UUID");
+    assert_eq!(audit.locate(&id(0)).expect("Redis"), Place::Nowhere);
+    // More entries than are looked at from one end.
+    let others = vec!["other"; 10_500];
+    let mut push = redis::cmd("RPUSH");
+    push.arg("default").arg(&samples[0].id).arg(&others);
+    push.arg(&samples[1].id);
+    push.query::<i64>(&mut redis.connection()).expect("a list");
+    for (n, place) in [(0, Place::List), (1, Place::List), (2, Place::Nowhere)] {
+        assert_eq!(audit.locate(&id(n)).expect("Redis"), place, "{n}");
+    }
 }

@@ -75,6 +75,7 @@ mod s3_faults;
 mod secrets;
 mod shared_vcons;
 mod stop;
+mod storage_letters;
 mod submit;
 mod supervision;
 mod systemd;

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Blocked, Browser, Conserver, Daemon, Ledger, Monitor, PATIENCE, Redis, Screen, Webhook, chain,
-    fresh, preload, submit, wait_until,
+    Blocked, Browser, Conserver, Daemon, Files, Ledger, Monitor, PATIENCE, Redis, Screen, Webhook,
+    chain, fresh, preload, submit, wait_until,
 };
 
 const DESKTOP: Screen = Screen {
@@ -270,7 +270,8 @@ fn same_figures(page: &Page, monitor: &Monitor, count: usize) {
     page.wait_until("the lengths of the lists", || {
         page.row("queues", "done").get(2) == Some(&count.to_string())
     });
-    for (kind, lists) in status["queues"].as_object().expect("lists") {
+    for kind in ["ingress", "egress", "dead_letters"] {
+        let lists = &status["queues"][kind];
         for (name, length) in lists.as_object().expect("lists") {
             assert_eq!(page.row("queues", name)[2], length.to_string(), "{kind}");
         }
@@ -396,4 +397,48 @@ fn begins_anew_with_each_daemon(page: &Page) {
         samples = before;
         return found";
     assert_eq!(page.run(known), json!([2, 1, 1, 1, 1, 1]));
+}
+
+#[test]
+fn what_storages_miss_is_shown_as_dead_letters_and_as_backlog() {
+    let (redis, monitor, files) = (Redis::plain(), Monitor::at_a_port(), Files::new());
+    let mut later = files.storage();
+    later["on_outage"] = json!("defer");
+    // Somebody else replays it: no lane works it off.
+    redis.ask::<()>(&["SET", "DLQ:storage:later:replay-lock", "test"]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:later", "a", "b", "c"]);
+    redis.ask::<i64>(&["HSET", "conserver:dlq:storage:later", "b", "{}"]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:files", "a"]);
+    redis.ask::<()>(&["SET", "DLQ:storage:odd", "text"]);
+    let storages = [
+        ("later", later),
+        ("files", files.storage()),
+        ("odd", files.storage()),
+        ("all", files.storage()),
+    ];
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &storages))
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    monitor.wait_for("/readyz", 200);
+    let page = Page::of(&monitor);
+    page.wait_until("how many dead letters there are", || {
+        page.number("dead-letters") == Some(2)
+    });
+    let rows = page.run(
+        "return [...document.querySelectorAll('#queues tbody tr')]
+             .map((row) => [...row.children].slice(0, 3).map((cell) => cell.textContent))
+             .filter(([name]) => name.startsWith('DLQ:storage:'))",
+    );
+    assert_eq!(
+        rows,
+        json!([
+            ["DLQ:storage:files", "dead letters", "1"],
+            ["DLQ:storage:later", "dead letters", "1"],
+            ["DLQ:storage:later", "backlog", "2"],
+            ["DLQ:storage:odd", "dead letters", "not a list"],
+        ])
+    );
+    assert_eq!(page.browser.complaints(), Vec::<String>::new());
+    daemon.stop();
 }

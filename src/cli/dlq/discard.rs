@@ -20,10 +20,10 @@ const BATCH: u64 = 200;
 /// Which dead letters to drop.
 #[derive(Debug, Args)]
 pub struct Discard {
-    /// The vCon's UUID; what is no UUID is named as `dlq ls` prints it
+    /// The vCon's UUID, to drop it from every queue; or one queue, and the UUIDs to drop from it
     ///
-    /// Before it, the one queue to drop it from, and after it more UUIDs: an ingress list, or
-    /// storage:NAME. Without a queue it is dropped from all it is in.
+    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
+    /// prints it.
     #[arg(required = true, value_name = "[QUEUE] UUID")]
     what: Vec<String>,
 

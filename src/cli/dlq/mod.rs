@@ -37,10 +37,10 @@ pub enum Dlq {
     /// tries are forgotten: it gets as many chances as a new vCon. Where its document would expire
     /// soon, it gets VCON_REDIS_EXPIRY. Those that fail while this runs are not put back again.
     Retry(retry::Retry),
-    /// Drop one dead letter for good
+    /// Drop dead letters for good
     ///
-    /// Its document stays in Redis until it expires, and `conserver audit` will find it, unless
-    /// --document deletes it too.
+    /// Their documents stay in Redis until they expire, and `conserver audit` will find them, unless
+    /// --document deletes them too.
     Drop(discard::Discard),
 }
 

@@ -86,7 +86,8 @@ struct Run<'a> {
     /// With the options of storages; read when the first one is needed.
     config: Option<Config>,
     letters: DeadLetters,
-    interrupted: Arc<AtomicBool>,
+    /// Becomes true with a signal, from the first storage on.
+    interrupted: Option<Arc<AtomicBool>>,
     done: Done,
 }
 
@@ -98,7 +99,7 @@ impl Retry {
             plan: configuration(settings),
             config: None,
             letters: open(settings)?,
-            interrupted: interruption()?,
+            interrupted: None,
             done: Done::default(),
         };
         let meant = run.meant()?;
@@ -273,13 +274,17 @@ impl Run<'_> {
             Some(config) => config,
             empty => empty.insert(Config::load(&self.settings.config_file)?),
         };
+        let interrupted = match &mut self.interrupted {
+            Some(interrupted) => interrupted,
+            empty => empty.insert(interruption()?),
+        };
         let done = match config.storages.get(name) {
             Some(storage) => replay(
                 &mut self.letters,
                 self.settings,
                 storage,
                 which,
-                &self.interrupted,
+                interrupted,
             )?,
             None => Replayed {
                 storage: name.to_owned(),

@@ -24,13 +24,14 @@ use crate::view::StorageQueue;
 /// Which dead letter to show, and how.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// The vCon's UUID; what is no UUID is named as `dlq ls` prints it
+    /// The vCon's UUID; or a queue, to show how much is in it, and the oldest
     ///
-    /// Or a queue (an ingress list, or storage:NAME): how much is in it, and the oldest.
+    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
+    /// prints it.
     #[arg(value_name = "UUID|QUEUE")]
     what: String,
 
-    /// Of several queues that have this UUID, show the one named before it
+    /// The UUID, where a queue is named before it: shows it in that queue only
     uuid: Option<String>,
 
     /// Print a JSON object

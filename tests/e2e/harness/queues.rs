@@ -14,7 +14,7 @@ const EXPIRY: Expiry = Expiry {
 };
 
 /// The server as the daemon reaches it, over the Unix socket.
-fn server(redis: &Redis) -> Server {
+pub fn server_of(redis: &Redis) -> Server {
     let url = format!("unix://{}", redis.socket().display());
     Server::new(&url.parse().expect("a URL")).expect("a server")
 }
@@ -33,7 +33,7 @@ pub fn queue_with(redis: &Redis, instance: &str, worker: u32, lease: NameLease) 
         worker,
         lane: 1,
     };
-    Queue::new(server(redis), seat, EXPIRY, lease)
+    Queue::new(server_of(redis), seat, EXPIRY, lease)
 }
 
 /// The same, of a daemon like any other.
