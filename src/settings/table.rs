@@ -65,7 +65,7 @@ pub const TABLE: &[Setting] = &[
     setting("CONSERVER_RETRY_ATTEMPTS", "5", "a whole number from 1 to 1000",
         "Attempts at a backend before a vCon goes back to its list and, where the backend does not answer, its chains are put on hold"),
     setting("CONSERVER_MAX_ROUNDS", "5", "a whole number from 0 to 1000000",
-        "A vCon at which a backend has failed in so many rounds of attempts, while it worked for others, goes to the dead letter queue; 0: never"),
+        "A vCon at which a backend has failed in so many rounds of attempts, while it worked for others, or whose program has ended in so many, goes to the dead letter queue; 0: never"),
     setting("CONSERVER_HTTP", "127.0.0.1:9180", "off, host:port, [IPv6]:port or unix:/path",
         "Where the monitor answers by HTTP: health, status and metrics; port 0 is any that is free"),
     setting("CONSERVER_HTTP_HOSTS", "(none)", "names separated by commas, or * for any",

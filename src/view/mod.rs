@@ -213,8 +213,8 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, or is
-/// beyond the time its chain allows.
+/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, or has
+/// a lane that should have moved by now.
 fn state(place: PlaceState, worker: Option<&WorkerView>, now: u64) -> String {
     let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
     let holds = worker.is_some_and(|worker| worker.held.is_some());

@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -136,6 +137,36 @@ fn a_silent_webhook_costs_no_worker_and_no_vcon() {
                 .any(|request| request.body.contains(&sample.id))
         );
     }
+}
+
+#[test]
+fn a_redis_that_is_frozen_under_a_python_link_costs_no_worker_and_no_vcon() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let text = "
+import time
+import store
+def run(vcon_uuid, link_name, opts):
+    time.sleep(0.2)
+    store.save(vcon_uuid, store.load(vcon_uuid))
+    return vcon_uuid
+";
+    programs.write("asks.py", text);
+    let options = json!({"module": "asks", "path": programs.folder()});
+    let link = json!({"module": "links.python", "options": options});
+    let daemon = daemon(&redis, 2, &[("asks", link)], None);
+    let before = daemon.wait_for_workers(2);
+    let samples = fresh(40);
+    submit(&redis, "default", &samples);
+    wait_until("some are done", PATIENCE, || redis.length("done") > 3);
+    redis.signal(Signal::SIGSTOP);
+    // That nothing happens is what is tested.
+    thread::sleep(OUTAGE);
+    redis.signal(Signal::SIGCONT);
+    Ledger::of(&redis, &samples).settles();
+    assert!(daemon.log().contains(ENDED), "{}", daemon.log());
+    assert_eq!(redis.length("DLQ:default"), 0);
+    assert_eq!(daemon.wait_for_workers(2), before, "{}", daemon.log());
+    daemon.stop();
 }
 
 /// Fails unless a vCon on which a link hangs, once, is done by another attempt.
