@@ -86,6 +86,50 @@ fn a_locked_table_costs_no_worker_and_no_vcon() {
 }
 
 #[test]
+fn a_row_that_others_hold_is_chance_also_when_the_chain_has_less_time_than_the_statement() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let mut config = chain(&[], &[("pg", database.storage())]);
+    config["chains"]["main"]["timeout"] = json!(1);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .lanes(2)
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .env("CONSERVER_MAX_ROUNDS", "2")
+        .env("LOG_LEVEL", "DEBUG")
+        .start();
+    let first = fresh(1);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    let mut client = database.client();
+    let mut ours = client.transaction().expect("a transaction");
+    let held = fresh(1);
+    let insert = "INSERT INTO vcons (id, vcon, uuid, created_at) \
+                  VALUES ($1::text::uuid, '', $1::text::uuid, now())";
+    ours.execute(insert, &[&held[0].id]).expect("a row");
+    submit(&redis, "default", &held);
+    let mut done = 1;
+    wait_until("it has failed in more rounds than count", PATIENCE, || {
+        // Others are stored between its rounds.
+        if redis.length("done") == done {
+            submit(&redis, "default", &fresh(1));
+            done += 1;
+        }
+        daemon.count_in_log(&format!("Returned {} to the end", held[0].id)) >= 3
+    });
+    let log = daemon.log();
+    assert!(
+        log.contains("SQLSTATE 57014") && log.contains(ENDED),
+        "{log}"
+    );
+    ours.rollback().expect("a rollback");
+    wait_until("all are stored", PATIENCE, || {
+        redis.length("done") == done + 1
+    });
+    assert_eq!(redis.length("DLQ:default"), 0);
+    daemon.stop();
+}
+
+#[test]
 fn a_silent_postgresql_costs_no_worker_and_no_vcon() {
     let (redis, server) = (Redis::plain(), Postgres::own());
     let database = server.new_database();
