@@ -88,7 +88,8 @@ impl fmt::Display for PlaceState {
 pub enum RestartCause {
     /// It died.
     Died = 1,
-    /// It was killed, because a vCon took longer than its chain allows.
+    /// It was killed, because a lane had not moved for its chain's timeout and the longest limit of a
+    /// call.
     Overdue,
     /// It was killed, because it did not show any more that it was alive.
     Silent,

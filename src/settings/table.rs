@@ -67,7 +67,7 @@ pub const TABLE: &[Setting] = &[
     setting("CONSERVER_RETRY_ATTEMPTS", "5", "a whole number from 1 to 1000",
         "Attempts at a backend before a vCon goes back to its list and, where the backend does not answer, its chains are put on hold"),
     setting("CONSERVER_MAX_ROUNDS", "5", "a whole number from 0 to 1000000",
-        "A vCon at which a backend has failed in so many rounds of attempts, while it worked for others, goes to the dead letter queue; 0: never"),
+        "A vCon at which a backend has failed in so many rounds of attempts, while it worked for others, or whose program has ended in so many, goes to the dead letter queue; 0: never"),
     setting("CONSERVER_LIST_ORDER", "strict", "strict or rotate",
         "The order in which a claim looks at the ingress lists: `strict` is that of the configuration, so that a later list waits while an earlier one holds work; with `rotate` each claim begins one list further"),
     setting("CONSERVER_HTTP", "127.0.0.1:9180", "off, host:port, [IPv6]:port or unix:/path",

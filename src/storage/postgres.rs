@@ -18,7 +18,8 @@
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
 //! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `watchdog`.
+//! `watchdog`. When the deadline leaves less, the server is told a shorter timeout, and the call is cut
+//! off at the deadline.
 //!
 //! Which errors are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
@@ -270,9 +271,9 @@ impl Postgres {
         }
     }
 
-    /// Does the work in this session, for as long as `limit` leaves: under its watchdog, or else on a thread
-    /// of its own, which is left behind with a call that hangs. The session comes back where it can
-    /// be used again.
+    /// Does the work in this session, for as long as `limit` leaves: under its watchdog, or else on a
+    /// thread of its own, which is left behind with a call that hangs. The session comes back where it
+    /// can be used again.
     fn attempt(
         &mut self,
         what: &str,

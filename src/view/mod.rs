@@ -219,8 +219,8 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, is
-/// beyond the time its chain allows, or works on one vCon for longer than anybody expects.
+/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, has a lane
+/// that should have moved by now, or works on one vCon for longer than anybody expects.
 fn state(
     place: PlaceState,
     worker: Option<&WorkerView>,

@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -85,6 +86,50 @@ fn a_locked_table_costs_no_worker_and_no_vcon() {
 }
 
 #[test]
+fn a_row_that_others_hold_is_chance_also_when_the_chain_has_less_time_than_the_statement() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let mut config = chain(&[], &[("pg", database.storage())]);
+    config["chains"]["main"]["timeout"] = json!(1);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .lanes(2)
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .env("CONSERVER_MAX_ROUNDS", "2")
+        .env("LOG_LEVEL", "DEBUG")
+        .start();
+    let first = fresh(1);
+    submit(&redis, "default", &first);
+    Ledger::of(&redis, &first).settles();
+    let mut client = database.client();
+    let mut ours = client.transaction().expect("a transaction");
+    let held = fresh(1);
+    let insert = "INSERT INTO vcons (id, vcon, uuid, created_at) \
+                  VALUES ($1::text::uuid, '', $1::text::uuid, now())";
+    ours.execute(insert, &[&held[0].id]).expect("a row");
+    submit(&redis, "default", &held);
+    let mut done = 1;
+    wait_until("it has failed in more rounds than count", PATIENCE, || {
+        // Others are stored between its rounds.
+        if redis.length("done") == done {
+            submit(&redis, "default", &fresh(1));
+            done += 1;
+        }
+        daemon.count_in_log(&format!("Returned {} to the end", held[0].id)) >= 3
+    });
+    let log = daemon.log();
+    assert!(
+        log.contains("SQLSTATE 57014") && log.contains(ENDED),
+        "{log}"
+    );
+    ours.rollback().expect("a rollback");
+    wait_until("all are stored", PATIENCE, || {
+        redis.length("done") == done + 1
+    });
+    assert_eq!(redis.length("DLQ:default"), 0);
+    daemon.stop();
+}
+
+#[test]
 fn a_silent_postgresql_costs_no_worker_and_no_vcon() {
     let (redis, server) = (Redis::plain(), Postgres::own());
     let database = server.new_database();
@@ -136,6 +181,36 @@ fn a_silent_webhook_costs_no_worker_and_no_vcon() {
                 .any(|request| request.body.contains(&sample.id))
         );
     }
+}
+
+#[test]
+fn a_redis_that_is_frozen_under_a_python_link_costs_no_worker_and_no_vcon() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let text = "
+import time
+import store
+def run(vcon_uuid, link_name, opts):
+    time.sleep(0.2)
+    store.save(vcon_uuid, store.load(vcon_uuid))
+    return vcon_uuid
+";
+    programs.write("asks.py", text);
+    let options = json!({"module": "asks", "path": programs.folder()});
+    let link = json!({"module": "links.python", "options": options});
+    let daemon = daemon(&redis, 2, &[("asks", link)], None);
+    let before = daemon.wait_for_workers(2);
+    let samples = fresh(40);
+    submit(&redis, "default", &samples);
+    wait_until("some are done", PATIENCE, || redis.length("done") > 3);
+    redis.signal(Signal::SIGSTOP);
+    // That nothing happens is what is tested.
+    thread::sleep(OUTAGE);
+    redis.signal(Signal::SIGCONT);
+    Ledger::of(&redis, &samples).settles();
+    assert!(daemon.log().contains(ENDED), "{}", daemon.log());
+    assert_eq!(redis.length("DLQ:default"), 0);
+    assert_eq!(daemon.wait_for_workers(2), before, "{}", daemon.log());
+    daemon.stop();
 }
 
 /// Fails unless a vCon on which a link hangs, once, is done by another attempt.
