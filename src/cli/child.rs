@@ -22,6 +22,7 @@ use crate::{link, logging, monitor, supervisor};
 #[derive(Debug, Args)]
 pub struct Executed {
     /// Who it will be, for `ps`
+    #[arg(id = "NAME")]
     _name: String,
 }
 

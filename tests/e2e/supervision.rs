@@ -242,19 +242,23 @@ fn forked_workers_are_not_recycled_together() {
             .env("CONSERVER_WORKER_MAX_VCONS", "200")
             .start();
         let first = daemon.wait_for_workers(4);
-        let samples = fresh(1600);
-        submit(&redis, "default", &samples);
-        Ledger::of(&redis, &samples).settles();
         let said = "makes way for a fresh one: it has done ";
-        let log = daemon.log();
-        let share = |worker: &usize| -> u64 {
+        let share = |log: &str, worker: &usize| -> Option<u64> {
             let name = format!("Worker-{worker} {said}");
-            let line = log.lines().find_map(|line| line.split_once(&name));
-            let (_, rest) = line.unwrap_or_else(|| panic!("Worker-{worker} was not recycled"));
-            let count = rest.split_once(' ').expect("vCons").0;
-            count.parse().expect("a number")
+            let (_, rest) = log.lines().find_map(|line| line.split_once(&name))?;
+            rest.split_once(' ')?.0.parse().ok()
         };
-        let shares: Vec<u64> = first.keys().map(share).collect();
+        let mut shares: Vec<u64> = Vec::new();
+        wait_until("each has been recycled", PATIENCE, || {
+            if redis.length("default") < 100 {
+                submit(&redis, "default", &fresh(200));
+            }
+            let log = daemon.log();
+            shares = (first.keys())
+                .filter_map(|worker| share(&log, worker))
+                .collect();
+            shares.len() == 4
+        });
         // One of 21 numbers each: that all four draw the same is one in nine thousand.
         assert!(shares.iter().any(|count| *count != shares[0]), "{shares:?}");
         daemon.stop();
