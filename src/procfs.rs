@@ -8,6 +8,11 @@ use std::hash::{Hash, Hasher};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+/// Whether there is such a place here.
+pub fn is_there() -> bool {
+    fs::symlink_metadata("/proc/self").is_ok()
+}
+
 /// The memory a process has for itself, with its share of what it has in common with others
 /// (proportional set size), in bytes. Others than the owner and root are not told.
 pub fn proportional_set_size(pid: i32) -> Option<u64> {

@@ -14,7 +14,9 @@ use crossbeam_channel::Receiver;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-pub use assignment::{Assignment, Leftover, MONITOR_SLOT, Task};
+#[cfg(test)]
+pub(crate) use assignment::tests::recover;
+pub use assignment::{Assignment, LONGEST_ASSIGNMENT, Leftover, MONITOR_SLOT, Task};
 pub use drain::Drain;
 pub use title::BusyTitle;
 
@@ -66,6 +68,7 @@ impl Child {
         mut title: Title,
     ) -> Result<Self, BeginError> {
         let name = assignment.task.name();
+        sys::seed_random();
         logging::may_wait();
         logging::set_worker(&name);
         title.set(&assignment.task.title());

@@ -2,6 +2,7 @@
 //! `spawn` and `forkserver`; and `conserver warden`, beside workers that run programs. Not for
 //! people.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,12 +18,12 @@ use crate::sys::{self, Title};
 use crate::worker::{self, Duty};
 use crate::{link, logging, monitor, supervisor};
 
-/// A child process executed anew.
+/// A child process executed anew. What it is to do is its standard input.
 #[derive(Debug, Args)]
 pub struct Executed {
-    /// What it is to do, as the supervisor wrote it
-    #[arg(value_parser = |text: &str| serde_json::from_str::<Assignment>(text))]
-    assignment: Assignment,
+    /// Who it will be, for `ps`
+    #[arg(id = "NAME")]
+    _name: String,
 }
 
 /// The process that makes copies of itself.
@@ -41,8 +42,16 @@ impl Executed {
             Ok(title) => title,
             Err(exit) => return exit,
         };
-        let parent = Pid::from_raw(self.assignment.supervisor);
-        execute(self.assignment, parent, title, settings, None)
+        let given = sys::take_stdin().map(File::from);
+        let assignment = match given.and_then(Assignment::take_over) {
+            Ok(assignment) => assignment,
+            Err(error) => {
+                log::error!("could not read from standard input what there is to do: {error}");
+                return Exit::Internal;
+            }
+        };
+        let parent = Pid::from_raw(assignment.supervisor);
+        execute(assignment, parent, title, settings, None)
     }
 }
 

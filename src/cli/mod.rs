@@ -137,6 +137,9 @@ pub fn command() -> clap::Command {
 
 /// Reads the command line and does what it says.
 pub fn main() -> Exit {
+    // First of all: a signal that comes before somebody can act on it has to wait, and not to end
+    // a daemon that was only to read its configuration again. Setting a mask does not fail.
+    let held = sys::hold_signals();
     sys::give_back_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -163,6 +166,12 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
+    if let (None | Some(Command::Run | Command::Child(_) | Command::Forkserver(_)), Ok(held)) =
+        (&cli.command, held)
+    {
+        // These let them through when they are ready for them.
+        held.keep();
+    }
     match cli.command {
         None | Some(Command::Run) => run::run(settings),
         Some(Command::Check(check)) => check.run(&settings),

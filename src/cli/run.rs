@@ -6,6 +6,7 @@ use super::child::{execute, take_title};
 use crate::config::Source;
 use crate::exit::Exit;
 use crate::logging;
+use crate::procfs;
 use crate::settings::Settings;
 use crate::supervisor::{self, Role, SupervisorError};
 
@@ -20,6 +21,12 @@ pub fn run(settings: Settings) -> Exit {
     };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    if cfg!(target_os = "linux") && !procfs::is_there() {
+        log::info!(
+            "/proc is not mounted: there are no titles of processes, no figures of memory and no limit on it, \
+             and after a crash the next daemon waits until the lease has run out"
+        );
+    }
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }

@@ -64,6 +64,16 @@ fn restart_cause(
     }
 }
 
+/// Who has the blame for what a process that ended like this leaves behind, if nobody has said so
+/// yet; nothing if it leaves nothing, or whoever killed it says it.
+fn blame(meaning: Meaning, suspects: impl FnOnce() -> Blame) -> Option<Blame> {
+    match meaning {
+        Meaning::Drained | Meaning::Killed => None,
+        Meaning::LeftClaims => Some(Blame::NOBODY),
+        Meaning::Refused | Meaning::Displaced | Meaning::Died => Some(suspects()),
+    }
+}
+
 /// The time before the next start, for the log.
 fn pause(wait: Duration) -> String {
     match wait.as_secs_f64() {
@@ -100,20 +110,14 @@ impl Supervisor {
         let meaning = meaning(phase, end);
         place.recovered |= view.worker.as_ref().is_some_and(|worker| worker.recovered);
         self.swept |= place.recovered && place.sweeps;
-        match meaning {
-            // Whoever kills says whom to blame.
-            Meaning::Drained | Meaning::Killed => {}
-            Meaning::LeftClaims => place.blame(Blame::NOBODY, end.to_string()),
-            Meaning::Refused | Meaning::Displaced | Meaning::Died => {
-                place.blame(suspects(view.worker.as_ref()), end.to_string());
-            }
+        if let Some(blame) = blame(meaning, || suspects(view.worker.as_ref())) {
+            place.blame(blame, end.to_string());
         }
         place.close(meaning == Meaning::Drained);
-        let has_drained = matches!(meaning, Meaning::Drained | Meaning::LeftClaims);
         let settled = view.worker.as_ref().map_or(0, |worker| worker.settled);
         let life = Life {
             lived: since.elapsed(),
-            useful: settled > 0 || (has_drained && !at_an_end),
+            useful: settled > 0,
         };
         let was_ending = matches!(phase, Phase::Draining { .. });
         let killed_for = place.killed_for.take();
@@ -336,6 +340,41 @@ mod tests {
             (Phase::Ready, killed(Signal::SIGSEGV), Meaning::Died),
         ] {
             assert_eq!(meaning(phase, end), expected, "{phase:?} {end:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_end_that_nobody_meant_is_held_against_a_vcon() {
+        let suspect = || Blame::ALL;
+        for (meaning, expected) in [
+            (Meaning::Drained, None),
+            (Meaning::LeftClaims, Some(Blame::NOBODY)),
+            (Meaning::Killed, None),
+            (Meaning::Refused, Some(Blame::ALL)),
+            (Meaning::Displaced, Some(Blame::ALL)),
+            (Meaning::Died, Some(Blame::ALL)),
+        ] {
+            assert_eq!(blame(meaning, suspect), expected, "{meaning:?}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_is_counted_by_its_cause() {
+        use RestartCause::{Died, Overdue, Recycled, Reloaded};
+        for (meaning, was_ending, killed_for, expected) in [
+            (Meaning::Drained, true, None, Some(Reloaded)),
+            (Meaning::Drained, false, None, Some(Recycled)),
+            (Meaning::LeftClaims, true, None, Some(Reloaded)),
+            (Meaning::LeftClaims, false, None, Some(Recycled)),
+            (Meaning::Killed, true, None, Some(Reloaded)),
+            (Meaning::Killed, false, Some(Overdue), Some(Overdue)),
+            (Meaning::Died, false, None, Some(Died)),
+            (Meaning::Died, true, None, Some(Died)),
+            (Meaning::Refused, false, None, None),
+            (Meaning::Displaced, true, None, None),
+        ] {
+            let cause = restart_cause(meaning, was_ending, killed_for);
+            assert_eq!(cause, expected, "{meaning:?} {was_ending}");
         }
     }
 }

@@ -107,6 +107,8 @@ pub enum SupervisorError {
 /// Runs the workers until a signal ends them; in a forked child, returns at once.
 pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError> {
     let signals = Signals::catch(SIGNALS).map_err(SupervisorError::Signals)?;
+    // Those that came earlier are acted on now.
+    sys::release_signals().map_err(SupervisorError::Signals)?;
     sys::adopt_orphans().map_err(SupervisorError::Orphans)?;
     let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
     let lanes = settings.concurrency as usize;

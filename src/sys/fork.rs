@@ -36,9 +36,15 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
+/// How many threads this process has, as `/proc` tells. Where that is not mounted nobody does, and
+/// the daemon's structure, which is the same, has to do.
 #[cfg(target_os = "linux")]
 pub(super) fn threads() -> io::Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/task")?.count())
+    match std::fs::read_dir("/proc/self/task") {
+        Ok(tasks) => Ok(tasks.count()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(1),
+        Err(error) => Err(error),
+    }
 }
 
 /// Other systems do not tell cheaply; the daemon's structure is the same, and asserted on Linux.

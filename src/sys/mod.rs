@@ -1,5 +1,6 @@
 //! The calls to the operating system that need care: the only unsafe code of the crate.
 
+mod file;
 mod fork;
 mod mask;
 mod memory;
@@ -7,12 +8,14 @@ mod memory;
 mod no_socket;
 mod own;
 mod program;
+mod random;
 #[cfg(target_os = "linux")]
 mod socket;
 mod title;
 mod wait;
 mod words;
 
+pub use file::{nameless_file, take_stdin};
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use memory::give_back_large_blocks;
@@ -20,6 +23,7 @@ pub use memory::give_back_large_blocks;
 pub use no_socket::SocketHold;
 pub use own::this_program;
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
+pub use random::seed_random;
 #[cfg(target_os = "linux")]
 pub use socket::SocketHold;
 pub use title::Title;

@@ -158,6 +158,7 @@ fn start_lanes(
             // A lane that ends otherwise than by the drain takes its worker along: a fresh
             // worker is better than one with fewer lanes than it was asked for.
             let abort = AbortOnPanic;
+            crate::sys::seed_random();
             let nothing_left = lane.run();
             std::mem::forget(abort);
             drop(done);

@@ -1,8 +1,15 @@
 //! Claims that a worker finds from before its time: whose they are, and who is to blame.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
-use ::conserver::queue::{Blame, Dead};
+use ::conserver::child::{Assignment, Leftover, Task};
+use ::conserver::queue::{Blame, Dead, Holder, QueueError};
+use ::conserver::scoreboard::BoardId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -70,10 +77,9 @@ fn the_sweep_is_not_lost_when_the_first_start_fails() {
         #include <string.h>
         #include <unistd.h>
         __attribute__((constructor)) static void crash_once(void) {
+            // A spawned child finds there what it is to do.
             char line[8192] = "";
-            int file = open("/proc/self/cmdline", O_RDONLY);
-            long count = read(file, line, sizeof line - 1);
-            for (long at = 0; at < count; at++) if (!line[at]) line[at] = ' ';
+            pread(0, line, sizeof line - 1, 0);
             if (strstr(line, "\"sweep_above\":1") && open("crashed", O_CREAT | O_EXCL, 0600) >= 0) abort();
         }"#,
     );
@@ -184,4 +190,228 @@ fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
         assert_eq!(deaths_of(&redis, sample), deaths);
         redis.ask::<i64>(&["DEL", "default"]);
     }
+}
+
+/// A claim of this entry, taken at this time.
+fn claim(redis: &Redis, worker: u32, lane: u32, entry: &str, since: &str) {
+    let record = format!(r#"{{"list":"default","uuid":"{entry}","since":{since}}}"#);
+    let key = format!("conserver:claims:here:{worker}");
+    redis.ask::<i64>(&["HSET", &key, &lane.to_string(), &record]);
+    redis.ask::<i64>(&["SADD", "conserver:workers:here", &worker.to_string()]);
+}
+
+fn dead(worker: u32, blame: Blame) -> Dead<'static> {
+    let end = "killed";
+    Dead { worker, blame, end }
+}
+
+fn workers_known(redis: &Redis) -> Vec<String> {
+    let mut known: Vec<String> = redis.ask(&["SMEMBERS", "conserver:workers:here"]);
+    known.sort();
+    known
+}
+
+#[test]
+fn what_was_claimed_first_is_first_in_its_list_again() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 9);
+    queue.take_lease().expect("the name is free");
+    redis.ask::<i64>(&["RPUSH", "default", "waiting"]);
+    // In no order of their lanes; what has no time was first, or nobody knows.
+    for (lane, number) in [7, 3, 9, 1, 5, 8, 2, 6, 4].into_iter().enumerate() {
+        let lane = u32::try_from(lane).expect("a number") * 2 + 1;
+        claim(&redis, 3, lane, &number.to_string(), &format!("{number}.5"));
+        claim(&redis, 3, lane + 1, &format!("nan {number}"), "\"nan\"");
+    }
+    queue
+        .recover_seat(dead(3, Blame::ALL), 5)
+        .expect("Redis runs");
+    let list = redis.list("default");
+    let (timeless, rest) = list.split_at(9);
+    assert!(
+        timeless.iter().all(|entry| entry.starts_with("nan")),
+        "{list:?}"
+    );
+    let expected = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "waiting"];
+    assert_eq!(rest, expected, "{list:?}");
+}
+
+#[test]
+fn only_vcons_with_the_blame_have_a_death_to_their_name() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 9);
+    queue.take_lease().expect("the name is free");
+    let (one, other) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    // An entry stands in Redis as its producer wrote it.
+    let entries = [one.to_string().to_uppercase(), other.to_string()];
+    for (blame, expected) in [
+        (Blame::ALL, [Some(1), Some(1)]),
+        (Blame::NOBODY, [None, None]),
+        (Blame::These(vec![one]), [Some(1), None]),
+        (Blame::These(vec![other]), [None, Some(1)]),
+        (Blame::AllBut(vec![one]), [None, Some(1)]),
+        (Blame::AllBut(vec![one, other]), [None, None]),
+    ] {
+        redis.ask::<i64>(&["DEL", "conserver:deaths"]);
+        for (lane, entry) in (1..).zip(&entries) {
+            claim(&redis, 3, lane, entry, "1");
+        }
+        let recovered = queue.recover(dead(3, blame.clone()), 5);
+        let recovered = recovered.expect("Redis runs");
+        let found = [0, 1].map(|number: usize| -> Option<u32> {
+            redis.ask(&["HGET", "conserver:deaths", &entries[number]])
+        });
+        assert_eq!(found, expected, "{blame:?}");
+        for (entry, count) in entries.iter().zip(expected) {
+            let told = recovered.iter().find(|told| told.entry == *entry);
+            let told = told.expect("it was returned");
+            assert_eq!((told.deaths, told.lapses), (count.unwrap_or(0), 0));
+        }
+    }
+}
+
+#[test]
+fn the_sweep_takes_nothing_from_the_workers_that_there_are() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    queue.take_lease().expect("the name is free");
+    for worker in 1..=5 {
+        claim(
+            &redis,
+            worker,
+            1,
+            &format!("of {worker}"),
+            &worker.to_string(),
+        );
+    }
+    let recovered = queue.recover_above(3, 5).expect("Redis runs");
+    let mut entries: Vec<&str> = recovered.iter().map(|told| told.entry.as_str()).collect();
+    entries.sort_unstable();
+    assert_eq!(entries, ["of 4", "of 5"]);
+    let mut claims = redis.keys("conserver:claims:here:*");
+    claims.sort();
+    let expected = [1, 2, 3].map(|worker| format!("conserver:claims:here:{worker}"));
+    assert_eq!(claims, expected);
+    // Who will have no successor is no worker any more; the others are.
+    assert_eq!(workers_known(&redis), ["1", "2", "3"]);
+    queue.recover(dead(2, Blame::ALL), 5).expect("Redis runs");
+    assert_eq!(workers_known(&redis), ["1", "2", "3"]);
+    queue
+        .recover_seat(dead(2, Blame::ALL), 5)
+        .expect("Redis runs");
+    assert_eq!(workers_known(&redis), ["1", "3"]);
+}
+
+#[test]
+fn without_the_lease_no_claim_is_returned() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    claim(&redis, 1, 1, "x", "1");
+    for _ in 0..2 {
+        let refused = queue.recover(dead(1, Blame::ALL), 5);
+        let error = refused.expect_err("the lease is not there");
+        assert!(
+            matches!(&error, QueueError::Lapsed(name) if name == "here"),
+            "{error}"
+        );
+        assert!(error.is_about_the_lease());
+        assert_eq!(redis.keys("conserver:claims:*").len(), 1);
+        // Also one that it had.
+        queue.take_lease().expect("the name is free");
+        redis.ask::<i64>(&["DEL", "conserver:instance:here"]);
+    }
+    queue.take_lease().expect("the name is free");
+    let recovered = queue.recover(dead(1, Blame::ALL), 5).expect("Redis runs");
+    assert_eq!(recovered.len(), 1);
+}
+
+/// What a supervisor, this process, tells a child to return: the claims of a worker that had more
+/// vCons in hand than a command line has room for, the last of which is in Redis.
+fn long_assignment(last: &Sample) -> Assignment {
+    let mut vcons: Vec<uuid::Uuid> = (1..10_000).map(uuid::Uuid::from_u128).collect();
+    vcons.push(last.id.parse().expect("a UUID"));
+    let left = Leftover {
+        worker: 3,
+        blame: Blame::AllBut(vcons),
+        end: "killed".to_owned(),
+    };
+    Assignment {
+        task: Task::Recover {
+            leftovers: vec![left],
+        },
+        generation: 1,
+        instance: "here".to_owned(),
+        supervisor: std::process::id().cast_signed(),
+        holder: Holder::this_process(1),
+        board: BoardId {
+            path: "none".into(),
+            nonce: 1,
+        },
+        config_generation: 1,
+        config_file: "none".into(),
+    }
+}
+
+/// Two claims, of which the long assignment blames the first alone.
+fn leave_two(redis: &Redis) -> Vec<Sample> {
+    let samples = fresh(2);
+    for (lane, sample) in (1..).zip(&samples) {
+        claim(redis, 3, lane, &sample.id, "1");
+    }
+    samples
+}
+
+fn the_first_alone_was_blamed(redis: &Redis, samples: &[Sample]) {
+    Ledger::of(redis, samples).is_split_between(&["default"]);
+    let deaths = [0, 1].map(|number: usize| deaths_of(redis, &samples[number]));
+    assert_eq!(deaths, [Some(1), None]);
+}
+
+#[test]
+fn a_spawned_child_is_told_of_ten_thousand_vcons() {
+    let redis = Redis::plain();
+    let samples = leave_two(&redis);
+    let text = serde_json::to_string(&long_assignment(&samples[1])).expect("JSON");
+    assert!(text.len() > 128 << 10);
+    let finished = Conserver::with(&redis).run_with_input(&["child", "Recovery"], &text);
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    the_first_alone_was_blamed(&redis, &samples);
+}
+
+#[test]
+fn a_child_of_the_forkserver_is_told_of_ten_thousand_vcons() {
+    let redis = Redis::plain();
+    let samples = leave_two(&redis);
+    let (mut here, theirs) = UnixStream::pair().expect("sockets");
+    let mut server = Command::new(env!("CARGO_BIN_EXE_conserver"))
+        .args(["forkserver", &std::process::id().to_string()])
+        .env("REDIS_URL", redis.url())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .expect("the program");
+    // Three of them are more than the megabyte that was once too long.
+    let assignment = long_assignment(&samples[1]);
+    let Task::Recover { leftovers } = &assignment.task else {
+        panic!("there is something to recover");
+    };
+    let task = Task::Recover {
+        leftovers: vec![leftovers[0].clone(); 3],
+    };
+    let assignment = Assignment { task, ..assignment };
+    let mut text = json!({"Start": assignment}).to_string();
+    assert!(text.len() > 1 << 20);
+    text.push('\n');
+    here.write_all(text.as_bytes()).expect("it listens");
+    let mut told = BufReader::new(here.try_clone().expect("a socket")).lines();
+    for expected in ["Started", "Ended"] {
+        let line = told.next().expect("it answers").expect("a line");
+        assert!(line.contains(expected), "{line}");
+        assert!(
+            expected == "Started" || line.contains(r#""end":{"Exited":0}"#),
+            "{line}"
+        );
+    }
+    here.shutdown(Shutdown::Write).expect("a socket");
+    assert!(server.wait().expect("a child").success());
+    the_first_alone_was_blamed(&redis, &samples);
 }

@@ -75,7 +75,7 @@ fn a_lease_that_ran_out_blames_nobody_until_it_was_ten_times() {
         first.kill_family();
         second.wait_for_log(&format!("{}, claimed by a daemon", sample.id), PATIENCE);
         if lapses == "8" {
-            assert_eq!(redis.list("default"), [sample.id.clone()]);
+            assert_eq!(redis.list("default"), [sample.id.as_str()]);
             assert_eq!(redis.length("DLQ:default"), 0);
         }
     }
@@ -85,7 +85,7 @@ fn a_lease_that_ran_out_blames_nobody_until_it_was_ten_times() {
     );
     assert_eq!(redis.length("default"), 0);
     let id = &samples[1].id;
-    assert_eq!(redis.list("DLQ:default"), [id.clone()]);
+    assert_eq!(redis.list("DLQ:default"), [id.as_str()]);
     let reason: String = redis.ask(&["HGET", "conserver:dlq:default", id]);
     let said = "10 times the daemon that worked on it stopped showing itself";
     assert!(reason.contains(said), "{reason}");

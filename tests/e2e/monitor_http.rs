@@ -215,7 +215,7 @@ const CRASH: &str = r#"
         long count = read(file, line, sizeof line - 1);
         close(file);
         for (long i = 0; i < count; i++)
-            if (strncmp(line + i, "\"Work\"", 6) == 0) abort();
+            if (strncmp(line + i, "Worker-", 7) == 0) abort();
     }"#;
 
 #[test]

@@ -16,8 +16,8 @@ use nix::unistd::{Pid, mkfifo};
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, Redis, chain, fresh, is_alive, number_from_env, stuck, submit,
-    title_of, wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, exec, fresh, is_alive, number_from_env,
+    preload, stuck, submit, title_of, wait_until,
 };
 
 fn a_worker_killed_by_a_real_time_signal_is_replaced(method: &str) {
@@ -247,4 +247,193 @@ fn a_child_that_does_not_answer_for_a_while_is_left_alone() {
     assert_eq!(daemon.count_in_log("has not shown itself"), 0);
     assert_eq!(daemon.wait_for_workers(1), before);
     daemon.stop();
+}
+
+/// Under this, whoever opens the configuration file waits until there is a file `go`.
+const SLOW: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <fcntl.h>
+    #include <stdarg.h>
+    #include <string.h>
+    #include <unistd.h>
+    int open64(const char *path, int flags, ...) {
+        static int (*next)(const char *, int, ...);
+        if (!next) next = dlsym(RTLD_NEXT, "open64");
+        va_list rest;
+        va_start(rest, flags);
+        int mode = va_arg(rest, int);
+        va_end(rest);
+        const char *name = strrchr(path, '/');
+        if (name && !strcmp(name, "/config.yml") && access("go", F_OK)) {
+            close(creat("waits", 0600));
+            while (access("go", F_OK)) usleep(1000);
+        }
+        return next(path, flags, mode);
+    }"#;
+
+/// A daemon that is about to read its configuration for the first time.
+fn before_its_configuration(redis: &Redis) -> Daemon {
+    let conserver = Conserver::with(redis).config(&chain(&[], &[]));
+    let library = preload(conserver.folder(), SLOW);
+    let daemon = conserver.env("LD_PRELOAD", library).launch();
+    let waits = daemon.conserver().folder().join("waits");
+    wait_until("it waits for its configuration", PATIENCE, || {
+        waits.exists()
+    });
+    daemon
+}
+
+fn let_go(daemon: &Daemon) {
+    fs::write(daemon.conserver().folder().join("go"), "").expect("a file");
+}
+
+#[test]
+fn signals_that_come_before_the_configuration_is_read_are_acted_on_later() {
+    let redis = Redis::plain();
+    let daemon = before_its_configuration(&redis);
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGTTIN,
+    ] {
+        for _ in 0..20 {
+            daemon.signal(signal);
+        }
+    }
+    let_go(&daemon);
+    daemon.wait_for_log("SIGHUP received", PATIENCE);
+    daemon.wait_for_log("2 workers are wanted", PATIENCE);
+    daemon.wait_for_workers(2);
+    daemon.stop();
+
+    let mut daemon = before_its_configuration(&redis);
+    daemon.terminate();
+    let_go(&daemon);
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    assert_eq!(daemon.count_in_log("SIGTERM received"), 1);
+}
+
+#[test]
+fn a_daemon_can_be_reloaded_from_its_first_instant_on() {
+    let redis = Redis::plain();
+    for _ in 0..10 {
+        let daemon = Conserver::with(&redis).config(&chain(&[], &[])).launch();
+        let status = format!("/proc/{}/status", daemon.pid());
+        wait_until("it holds its signals back, or takes them", PATIENCE, || {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let masks = |name: &str| {
+                let mask = text.lines().find_map(|line| line.strip_prefix(name));
+                mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            };
+            let hup = |mask: Option<u64>| mask.is_some_and(|mask| mask & 1 != 0);
+            hup(masks("SigBlk:")) || hup(masks("SigCgt:"))
+        });
+        for _ in 0..50 {
+            daemon.signal(Signal::SIGHUP);
+        }
+        daemon.wait_for_workers(1);
+        assert!(daemon.count_in_log("SIGHUP received") >= 1);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_spawned_process_survives_signals_from_its_first_instant_on() {
+    for (method, name) in [("spawn", "child"), ("forkserver", "forkserver")] {
+        let redis = Redis::plain();
+        let conserver = Conserver::with(&redis)
+            .config(&chain(&[], &[]))
+            .method(method);
+        let library = preload(
+            conserver.folder(),
+            &r#"
+            #include <fcntl.h>
+            #include <stdio.h>
+            #include <string.h>
+            #include <unistd.h>
+            __attribute__((constructor)) static void wait(void) {
+                char line[256] = "";
+                int file = open("/proc/self/cmdline", O_RDONLY);
+                if (read(file, line, sizeof line - 1) < 10) return;
+                close(file);
+                if (strcmp(line + strlen(line) + 1, "NAME")) return;
+                char pid[64];
+                sprintf(pid, "waits-%d", getpid());
+                close(open(pid, O_CREAT | O_WRONLY, 0600));
+                while (access("go", F_OK)) usleep(1000);
+            }"#
+            .replace("NAME", name),
+        );
+        let daemon = conserver.env("LD_PRELOAD", library).launch();
+        let waiting = || -> Vec<i32> {
+            let folder = daemon.conserver().folder().read_dir().expect("a folder");
+            let names = folder
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok());
+            names
+                .filter_map(|name| name.strip_prefix("waits-")?.parse().ok())
+                .collect()
+        };
+        // A worker and the monitor, or the forkserver.
+        let expected = if method == "spawn" { 2 } else { 1 };
+        wait_until("they are in their first instant", PATIENCE, || {
+            waiting().len() == expected
+        });
+        for pid in waiting() {
+            for signal in [
+                Signal::SIGHUP,
+                Signal::SIGUSR1,
+                Signal::SIGTTIN,
+                Signal::SIGQUIT,
+            ] {
+                kill(Pid::from_raw(pid), signal).expect("it runs");
+            }
+        }
+        let_go(&daemon);
+        daemon.wait_for_workers(1);
+        for wrong in ["died", "Restarted"] {
+            assert_eq!(daemon.count_in_log(wrong), 0, "{}", daemon.log());
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_daemon_without_proc_does_its_work() {
+    for method in ["fork", "spawn", "forkserver"] {
+        let redis = Redis::plain();
+        let copy = exec(&json!({"command": ["cat"]}));
+        let conserver = Conserver::with(&redis)
+            .config(&chain(&[("copy", copy)], &[]))
+            .method(method)
+            .workers(2)
+            .env("TICK_INTERVAL", "100");
+        let script = conserver.folder().join("run.sh");
+        let text = format!(
+            "#!/bin/sh\nexec unshare --user --map-root-user --mount /bin/sh -c '\n\
+             mount -t tmpfs none /proc && exec {} \"$@\"' sh \"$@\"\n",
+            env!("CARGO_BIN_EXE_conserver")
+        );
+        fs::write(&script, text).expect("a file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("a file");
+        let daemon = conserver.program(script).start();
+        daemon.wait_for_log("/proc is not mounted", PATIENCE);
+        assert_eq!(
+            daemon.count_in_log("/proc is not mounted"),
+            1,
+            "{}",
+            daemon.log()
+        );
+        let before = daemon.wait_for_workers(2);
+        let samples = fresh(20);
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("the worker runs");
+        daemon.wait_for_log("Restarted Worker-1", PATIENCE);
+        daemon.wait_for_workers(2);
+        assert_eq!(daemon.count_in_log("ERROR"), 1, "{}", daemon.log());
+        daemon.stop();
+    }
 }

@@ -1,5 +1,6 @@
 //! Deaths: of a worker, of the supervisor.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -161,6 +162,33 @@ fn costs_only_one(workers: usize, lanes: usize) {
         assert!(reason.contains(part), "{reason}");
     }
     assert_eq!(daemon.count_in_log("died unexpectedly"), 3);
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_that_says_it_left_claims_behind_costs_no_vcon_a_death() {
+    let (redis, webhook) = (Redis::plain(), Webhook::answering(&[]));
+    let options = json!({"webhook-urls": [webhook.url()]});
+    let post = json!({"module": "links.webhook", "options": options});
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[("post", post)], &[]))
+        .env("CONSERVER_MAX_DEATHS", "1");
+    let marker = "leaves-its-claim";
+    // The exit code for it, with a claim in hand.
+    let leave = "if (!access(\"leave\", F_OK) && !unlink(\"leave\")) _exit(74)";
+    let code = ABORT.replace("abort()", &format!("{{ {leave}; }}"));
+    let library = preload(conserver.folder(), &code.replace("MARKER", marker));
+    fs::write(conserver.folder().join("leave"), "").expect("a file");
+    let daemon = conserver.env("LD_PRELOAD", library).start();
+    let mut samples = fresh(1);
+    samples[0].document["subject"] = marker.into();
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(!daemon.conserver().folder().join("leave").exists());
+    daemon.wait_for_log("left behind by a worker that ended", PATIENCE);
+    assert_eq!(daemon.count_in_log("has drained by itself"), 1);
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 0);
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
     daemon.stop();
 }
 

@@ -103,11 +103,14 @@ impl Running {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let supervisor = std::process::id().to_string();
+        // It holds them back until it is ready for its own.
+        let held = sys::hold_signals()?;
         let child = sys::this_program("forkserver")?
             .arg(supervisor)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()?;
-        let pid = pid_of(&child);
+            .spawn();
+        drop(held);
+        let pid = pid_of(&child?);
         log::info!("Started the forkserver (PID {pid})");
         Ok(Self {
             pid,

@@ -5,11 +5,11 @@ use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
 
-use crate::child::Assignment;
+use crate::child::{Assignment, LONGEST_ASSIGNMENT};
 use crate::sys::End;
 
 /// A line longer than this is no message of ours.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = LONGEST_ASSIGNMENT + (1 << 10);
 
 /// To the forkserver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub(super) fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
 #[derive(Default)]
 pub(super) struct Lines {
     pending: Vec<u8>,
+    /// How many of these bytes were looked at, and have no end of a line.
+    searched: usize,
 }
 
 impl Lines {
@@ -52,7 +54,7 @@ impl Lines {
         &mut self,
         socket: &mut UnixStream,
     ) -> (Vec<T>, bool) {
-        let mut bytes = [0; 4096];
+        let mut bytes = [0; 65_536];
         let alive = loop {
             match socket.read(&mut bytes) {
                 Ok(0) => break false,
@@ -64,8 +66,11 @@ impl Lines {
                 break false;
             }
         };
-        let whole = self.pending.iter().rposition(|byte| *byte == b'\n');
-        let lines: Vec<u8> = self.pending.drain(..whole.map_or(0, |at| at + 1)).collect();
+        let unseen = &self.pending[self.searched..];
+        let end = unseen.iter().rposition(|byte| *byte == b'\n');
+        let whole = end.map_or(0, |at| self.searched + at + 1);
+        let lines: Vec<u8> = self.pending.drain(..whole).collect();
+        self.searched = self.pending.len();
         let messages = lines
             .split(|byte| *byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok());
@@ -154,14 +159,35 @@ mod tests {
         here.set_nonblocking(true).unwrap();
         let mut lines = Lines::default();
         let mut alive = true;
-        for _ in 0..100 {
-            there.write_all(&[b'['; 32_768]).unwrap();
+        let part = vec![b'['; 65_536];
+        for _ in 0..2 * LONGEST / part.len() {
+            there.write_all(&part).unwrap();
             (_, alive) = lines.read::<Report>(&mut here);
             if !alive {
                 break;
             }
         }
-        assert!(!alive && lines.pending.len() <= LONGEST + 4096);
+        assert!(!alive && lines.pending.len() <= LONGEST + 65_536);
+    }
+
+    #[test]
+    fn an_assignment_with_ten_thousand_vcons_comes_whole() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        // Far beyond the megabyte that was the limit once.
+        let request = Request::Start(Box::new(crate::child::recover(10, 10_000)));
+        let bytes = line(&request).unwrap();
+        assert!(bytes.len() > 3 << 20);
+        let writer = std::thread::spawn(move || there.write_all(&bytes).map(|()| there));
+        let mut lines = Lines::default();
+        let mut all: Vec<Request> = Vec::new();
+        while all.is_empty() {
+            let (requests, alive) = lines.read(&mut here);
+            assert!(alive);
+            all.extend(requests);
+        }
+        assert!(all == [request]);
+        writer.join().unwrap().unwrap();
     }
 
     #[test]

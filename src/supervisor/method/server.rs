@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, dup2_stdin};
+use nix::unistd::Pid;
 
 use super::protocol::{Lines, Report, Request, line};
 use super::{Started, fork};
@@ -47,7 +47,8 @@ pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
         return Ok(None);
     }
     let mut signals = Signals::catch(SIGNALS)?;
-    let mut socket = take_stdin()?;
+    sys::release_signals()?;
+    let mut socket = UnixStream::from(sys::take_stdin()?);
     socket.set_nonblocking(true)?;
     let mut lines = Lines::default();
     let mut children = BTreeMap::new();
@@ -94,14 +95,6 @@ pub fn run(supervisor: Pid) -> io::Result<Option<Assignment>> {
         }
         wait(&signals, &socket)?;
     }
-}
-
-/// The socket, which children shall not find as their standard input.
-fn take_stdin() -> io::Result<UnixStream> {
-    let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
-    let nothing = std::fs::File::open("/dev/null")?;
-    dup2_stdin(&nothing)?;
-    Ok(UnixStream::from(socket))
 }
 
 /// The supervisor reads at once whatever comes; where it does not, it is gone or stopped, and

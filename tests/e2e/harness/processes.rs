@@ -69,16 +69,18 @@ pub fn children_of(parent: i32) -> Vec<i32> {
     pids().into_iter().filter(is_child).collect()
 }
 
-/// What the descriptors of a process above standard error stand for, as in `socket:[4711]`.
+/// What the descriptors of a process above standard error stand for, as in `socket:[4711]`. Fails
+/// where the process cannot be looked at: it would seem to have none.
 pub fn descriptors_of(pid: i32) -> Vec<String> {
     let folder = format!("/proc/{pid}/fd");
-    let entries = Path::new(&folder)
+    let entries: Vec<_> = Path::new(&folder)
         .read_dir()
-        .into_iter()
+        .unwrap_or_else(|error| panic!("{folder}: {error}"))
         .flatten()
-        .flatten();
+        .collect();
+    assert!(!entries.is_empty(), "PID {pid} has no descriptor at all");
     let above_error = |name: &str| name.parse().is_ok_and(|number: i32| number > 2);
-    entries
+    (entries.iter())
         .filter(|entry| entry.file_name().to_str().is_some_and(above_error))
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .map(|target| target.to_string_lossy().into_owned())
