@@ -147,7 +147,7 @@ fn two_lists(method: &str) {
         all_are("both tags", &redis, &files, &samples, |it| {
             has_tags(it, &["a", "b"])
         });
-        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        assert_eq!(daemon.count_in_log("[WARN]"), 0, "{}", daemon.log());
         daemon.stop();
     }
 }
@@ -276,7 +276,7 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
             &samples,
             |it| is_newer(it, "newer") && has_tags(it, &["a"]),
         );
-        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        assert_eq!(daemon.count_in_log("[WARN]"), 0, "{}", daemon.log());
         daemon.stop();
     }
 }
@@ -298,10 +298,10 @@ fn a_vcon_that_is_deleted_while_in_work_is_not_brought_back() {
         let log = daemon.log();
         for sample in &samples {
             let mut lines = log.lines().filter(|line| line.contains(&sample.id));
-            let told = lines.any(|line| line.contains("INFO") && line.contains("deleted"));
+            let told = lines.any(|line| line.contains("[INFO]") && line.contains("deleted"));
             assert!(told, "{}: {log}", sample.id);
         }
-        assert_eq!(daemon.count_in_log("WARNING"), 0, "{log}");
+        assert_eq!(daemon.count_in_log("[WARN]"), 0, "{log}");
         daemon.stop();
     }
 }
@@ -324,7 +324,7 @@ fn where_both_changed_the_same_the_chains_value_stands_and_the_log_says_so() {
         let log = daemon.log();
         for sample in &samples {
             let mut lines = log.lines().filter(|line| line.contains(&sample.id));
-            let told = lines.any(|line| line.contains("WARNING") && line.contains("subject"));
+            let told = lines.any(|line| line.contains("[WARN]") && line.contains("subject"));
             assert!(told, "{}: {log}", sample.id);
         }
         daemon.stop();
@@ -355,7 +355,7 @@ fn a_vcon_that_goes_on_and_is_routed_into_another_chain_keeps_the_tags_of_all() 
         all_are("all tags", &redis, &files, &samples, |it| {
             has_tags(it, &["a", "b", "c"])
         });
-        assert_eq!(daemon.count_in_log("WARNING"), 0, "{}", daemon.log());
+        assert_eq!(daemon.count_in_log("[WARN]"), 0, "{}", daemon.log());
         daemon.stop();
     }
 }

@@ -19,14 +19,14 @@ fn merged(base: &str, ours: &str, theirs: &str) -> Merged {
 }
 
 /// The value of a document: its members, and for each list whether it is there and its elements.
-fn value(vcon: &Vcon) -> (HashMap<String, Digest>, Vec<(bool, Vec<Digest>)>) {
+fn value(vcon: &Vcon) -> (HashMap<String, Digest>, [(bool, Vec<Digest>); 4]) {
     let lists = LISTS.map(|name| {
         let list = List::of(name, &vcon.members);
         (list.is_present, list.values())
     });
     let members = plain_values(&vcon.members).into_iter();
     let members = members.map(|(name, value)| (name.to_owned(), value));
-    (members.collect(), lists.to_vec())
+    (members.collect(), lists)
 }
 
 /// A document of few different members and elements, so that two of them have much in common.
