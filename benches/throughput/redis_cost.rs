@@ -14,7 +14,7 @@ use super::case::{self, Case};
 use super::document::{Document, USUAL, ids};
 use super::harness::{PATIENCE, wait_until};
 use super::ours::{self, Way};
-use super::report::{Report, median, print, progress, table};
+use super::report::{Report, median, percentile, print, progress, table};
 use super::servers::Servers;
 use super::usage::{cpu_clock, reads};
 
@@ -84,6 +84,7 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
         "Redis, µs",
         "lean loop, µs",
         "ratio",
+        "(least to most)",
         "round trips",
         "of the loop",
         "vCons/s",
@@ -101,6 +102,7 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
             let pairs = costs.iter().zip(&row.lean);
             let ratios: Vec<f64> = pairs.map(|(ours, lean)| ours.cpu / lean.cpu).collect();
             let ratio = median(&ratios);
+            let [least, most] = [0.0, 1.0].map(|part| percentile(&ratios, part));
             let cpu = middle(costs, |cost| cost.cpu);
             let round_trips = middle(costs, |cost| cost.round_trips);
             let rate = middle(costs, |cost| cost.rate);
@@ -111,6 +113,7 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
                 format!("{:.1}", cpu * 1e6),
                 format!("{:.1}", loops * 1e6),
                 format!("{ratio:.2}"),
+                format!("({least:.2} to {most:.2})"),
                 format!("{round_trips:.2}"),
                 format!("{:.2}", middle(&row.lean, |cost| cost.round_trips)),
                 format!("{rate:.0}"),
@@ -119,6 +122,7 @@ fn show(report: &mut Report, rows: &[Row], documents: &[Document]) {
             report.add(
                 "redis",
                 json!({"workers": workers, "lanes": lanes, "vcons": vcons, "cpu": cpu, "loop": loops, "ratio": ratio,
+                    "least": least, "most": most,
                     "round_trips": round_trips, "ours": rate}),
             );
         }
