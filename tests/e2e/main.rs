@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `CONSERVER_TEST_COUNT` | 500 | vCons of `processing` |
 //! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
+//! | `CONSERVER_TEST_REFUSED_SECONDS` | 5 | how long a storage answers 503 or refuses connections |
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
@@ -61,6 +62,7 @@ mod process_model;
 mod processing;
 mod program_ends;
 mod programs;
+mod progress;
 mod proxy;
 mod python;
 mod redis_cuts;
