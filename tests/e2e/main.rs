@@ -26,6 +26,7 @@ mod audit;
 mod bad_configuration;
 mod bad_input;
 mod check;
+mod circuit_breaker;
 mod claim_model;
 mod claim_records;
 mod connections;
