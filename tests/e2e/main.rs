@@ -48,6 +48,7 @@ mod inherited_claims;
 mod instances;
 mod lease;
 mod link_faults;
+mod list_order;
 mod local_links;
 mod logging;
 mod monitor_attacks;
