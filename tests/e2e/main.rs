@@ -8,6 +8,7 @@
 //! | `CONSERVER_TEST_COUNT` | 500 | vCons of `processing` |
 //! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
 //! | `CONSERVER_TEST_REFUSED_SECONDS` | 5 | how long a storage answers 503 or refuses connections |
+//! | `CONSERVER_TEST_BACKLOG` | 200 | vCons that wait for a storage that defers |
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
@@ -80,6 +81,7 @@ mod secrets;
 mod shared_vcons;
 mod stop;
 mod storage_letters;
+mod storage_outage;
 mod submit;
 mod supervision;
 mod systemd;

@@ -50,7 +50,7 @@ pub use daemon::Daemon;
 pub use disk::Disk;
 pub use elastic::Elastic;
 pub use files::{Blocked, Files};
-pub use hook::{Hook, storage_at};
+pub use hook::{Hook, deferring, storage_at};
 pub use ledger::Ledger;
 pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
