@@ -121,6 +121,11 @@ impl Blocked {
         )
     }
 
+    /// What is in it, once it is there.
+    pub fn files(&self) -> Files {
+        Files::in_folder(&self.path)
+    }
+
     /// From now on it is there.
     pub fn free(&self) {
         fs::remove_file(&self.path).expect("a file");
