@@ -132,6 +132,7 @@ fn beat(
     slot: Option<&Slot>,
 ) -> Result<(), QueueError> {
     renew(queue, slot)?;
+    queue.recover_kept()?.iter().for_each(report_recovered);
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         shows();
         renew(queue, slot)?;

@@ -62,6 +62,9 @@ pub(super) fn client_name(instance: &str, what: &str) -> String {
     format!("conserver:{printable}:{what}")
 }
 
+/// No worker has this number. Among its claims is what could not be returned, as its list is no list.
+pub(super) const KEPT: u32 = 0;
+
 /// The claims hash of one worker.
 pub(super) fn claims_key(instance: &str, worker: u32) -> String {
     format!("conserver:claims:{instance}:{worker}")

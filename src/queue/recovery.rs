@@ -44,7 +44,8 @@ pub struct Recovered {
     pub deaths: u32,
     /// How often the lease of the daemon that worked on it has run out by now; 0 if a worker died.
     pub lapses: u32,
-    /// What was done with it: `returned`, `poison` (buried) or `unreadable` (set aside).
+    /// What was done with it: `returned`, `kept` (its list is no list), `poison` (buried) or
+    /// `unreadable` (set aside).
     pub outcome: String,
 }
 
@@ -137,6 +138,12 @@ impl Queue {
         Ok(recovered)
     }
 
+    /// Returns the claims that are kept because their lists were no lists, if they are by now.
+    pub fn recover_kept(&mut self) -> Result<Vec<Recovered>, QueueError> {
+        let (worker, blame, end) = (keys::KEPT, Blame::NOBODY, BEFORE_US);
+        self.recover(Dead { worker, blame, end }, 0)
+    }
+
     /// Returns the claims of every worker above `highest`: those of an earlier start with more
     /// workers than now.
     pub fn recover_above(
@@ -226,6 +233,8 @@ impl Queue {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
             call.key(keys::DEATHS).key(keys::instance_key(instance));
             call.key(keys::LAPSES);
+            call.key(keys::claims_key(instance, keys::KEPT));
+            call.key(keys::workers_key(instance));
             call.arg(most).arg(DEATHS_EXPIRY).arg(expiry.context);
             call.arg(expiry.dead_letter)
                 .arg(format!("{instance} Worker-{worker}"))

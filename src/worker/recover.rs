@@ -100,6 +100,7 @@ pub fn report(claim: &Recovered) {
     let what = match claim.outcome.as_str() {
         "poison" => "went to the dead letter queue",
         "returned" => "is back in its list",
+        "kept" => "is kept until its list is a list again",
         _ => "could not be read and was set aside in conserver:unreadable",
     };
     let level = if claim.is_poison() {

@@ -10,6 +10,9 @@ use redis::Connection;
 
 use crate::harness::{Redis, lease_of, list, queue, queue_with};
 
+/// Where claims are kept that no list takes.
+const KEPT: &str = "conserver:claims:here:0";
+
 const CLAIMS: &str = "conserver:claims:here:1";
 
 /// A value where a record has a string or a number.
@@ -144,6 +147,18 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
                 prop_assert!(recovered.is_ok(), "{recovered:?}");
                 prop_assert_eq!(recovered.unwrap().len(), records.len());
                 prop_assert_eq!(claims(&mut connection), 0);
+                let kept = redis::cmd("HLEN").arg(KEPT).query(&mut connection);
+                let kept: usize = kept.unwrap();
+                prop_assert_eq!(entries(&mut connection) + kept, records.len());
+                // What still cannot be returned is not told again.
+                prop_assert_eq!(queue.recover_kept().unwrap().len(), 0);
+                redis::cmd("DEL")
+                    .arg("broken")
+                    .query::<()>(&mut connection)
+                    .unwrap();
+                let returned = queue.recover_kept().unwrap();
+                prop_assert!(returned.iter().all(|claim| claim.outcome == "returned"));
+                prop_assert_eq!(returned.len(), kept);
                 prop_assert_eq!(entries(&mut connection), records.len());
                 Ok(())
             },

@@ -1,12 +1,14 @@
 -- Returns every claim of a worker that is gone: to the head of its list, or, once too many workers have died on it, to
--- the dead letter queue. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
--- KEYS: the worker's claims hash, the deaths hash, the lease on its instance's name, the lapses hash.
+-- the dead letter queue. A claim whose list is no list is kept among those of worker 0, until it can be returned. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
+-- KEYS: the worker's claims hash, the deaths hash, the lease on its instance's name, the lapses hash, the claims hash
+--       of worker 0, the instance's set of workers.
 -- ARGV: how many deaths (or lapses) make a vCon poison (0: none), the time to live of these counts, the contexts' time
 --       to live, a dead letter document's time to live (0: for ever), the name of the worker,
 --       whether it died on 'all but' certain vCons or on 'these', or this is a 'lapse', the record that the lease must
 --       have, '' where there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between
 --       spaces, the documents' time to live.
--- Answers a flat list: entry, list, deaths (or lapses), 'returned', 'poison' or 'unreadable', and so on. Where the lease
+-- Answers a flat list: entry, list, deaths (or lapses), 'returned', 'kept', 'poison' or 'unreadable', and so
+-- on; what was kept before, and still is, is not told again. Where the lease
 -- is another one, answers its record, '' where there is none.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -14,7 +16,7 @@ local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. (
 local lease = redis.call('GET', KEYS[3]) or ''
 if lease ~= ARGV[7] then return lease end
 
-local is_lapse = ARGV[6] == 'lapse'
+local is_lapse, is_kept = ARGV[6] == 'lapse', KEYS[1] == KEYS[5]
 local counts = is_lapse and KEYS[4] or KEYS[2]
 
 local out = {}
@@ -74,8 +76,20 @@ local function too_often(count)
   return count .. ' workers died while they worked on it; how the last one ended: ' .. ARGV[8]
 end
 
+-- Puts an entry back at the head of its list, if that is a list.
+local function put_back(claim)
+  keep_alive('vcon:' .. claim.uuid, ARGV[10])
+  if type(redis.pcall('LPUSH', claim.list, claim.uuid)) == 'table' then return false end
+  if claim.context ~= '' then
+    local key = 'context:' .. claim.list .. ':' .. claim.uuid
+    redis.pcall('LPUSH', key, claim.context)
+    redis.pcall('EXPIRE', key, ARGV[3])
+  end
+  return true
+end
+
 for _, claim in ipairs(claims) do
-  local counted = is_lapse or (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these')
+  local counted = not is_kept and (is_lapse or (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these'))
   local count
   if counted then
     count = redis.pcall('HINCRBY', counts, claim.uuid, 1)
@@ -87,26 +101,22 @@ for _, claim in ipairs(claims) do
     local before = redis.pcall('HGET', counts, claim.uuid)
     count = type(before) == 'string' and tonumber(before) or 0
   end
-  local limit = tonumber(ARGV[1])
+  local limit, is_gone = tonumber(ARGV[1]), true
   if counted and limit > 0 and count >= limit then
     bury(claim, count, too_often(count))
+  elseif put_back(claim) then
+    report(claim.uuid, claim.list, count, 'returned')
+  elseif is_kept then
+    is_gone = false
   else
-    local pushed = redis.pcall('LPUSH', claim.list, claim.uuid)
-    if type(pushed) == 'table' then
-      bury(claim, count, 'its list cannot take it back: ' .. (pushed.err or ''))
-    else
-      if claim.context ~= '' then
-        local key = 'context:' .. claim.list .. ':' .. claim.uuid
-        redis.pcall('LPUSH', key, claim.context)
-        redis.pcall('EXPIRE', key, ARGV[3])
-      end
-      keep_alive('vcon:' .. claim.uuid, ARGV[10])
-      report(claim.uuid, claim.list, count, 'returned')
-    end
+    local field = KEYS[1]:match('%d+$') .. ':' .. claim.lane .. ':' .. redis.sha1hex(claim.record)
+    redis.call('HSET', KEYS[5], field, claim.record)
+    redis.call('SADD', KEYS[6], 0)
+    report(claim.uuid, claim.list, count, 'kept')
   end
   -- Nobody knows how far it came: it begins anew.
   redis.pcall('HDEL', 'conserver:progress', claim.list .. '\n' .. claim.uuid)
-  redis.call('HDEL', KEYS[1], claim.lane)
+  if is_gone then redis.call('HDEL', KEYS[1], claim.lane) end
 end
 if #claims > 0 then redis.pcall('EXPIRE', counts, ARGV[2]) end
 return out
