@@ -347,9 +347,9 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
-        let base = job.base.take().unwrap_or_default();
         let ours = job.chain_version()?;
-        let merged = vcon::merge(&base, &ours, theirs.clone());
+        let base = job.base.as_deref().unwrap_or_default();
+        let merged = vcon::merge(base, &ours, theirs.clone());
         let Merged { vcon, conflicts } = merged
             .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
         let chain = &self.chain.name;
@@ -609,6 +609,14 @@ impl Pipeline<'_, '_, '_> {
     }
 
     fn tell_finished(&self, job: Option<&Job>, took: Duration) {
+        let (entry, name, seconds) = (self.claim.shown(), &self.chain.name, took.as_secs_f64());
+        if self.is_backlog {
+            // It has been counted when it was finished without that storage.
+            return log::info!(
+                vcon_id = entry.as_str(), vcon_processing_time = seconds;
+                "{entry} left the backlog of {name} in {seconds:.4} s"
+            );
+        }
         let halted = job.is_some_and(|job| job.progress.is_halted());
         let (outcome, event, done) = if halted {
             (Outcome::Halted, Event::Halted, "Halted")
@@ -619,7 +627,6 @@ impl Pipeline<'_, '_, '_> {
         self.count(event);
         let meters = self.modules.meters();
         meters.chain(&self.chain.name).observe(took);
-        let (entry, name, seconds) = (self.claim.shown(), &self.chain.name, took.as_secs_f64());
         log::info!(
             vcon_id = entry.as_str(), chain_name = name.as_str(), vcon_processing_time = seconds;
             "{done} {entry} in chain {name} in {seconds:.4} s"
