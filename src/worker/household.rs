@@ -15,17 +15,16 @@ use crate::settings::Settings;
 
 /// Shows that the worker is alive until all lanes have ended, renews the lease if the monitor does
 /// not, and recycles the worker when it has grown too large.
-pub(super) fn keep(
-    shared: &Shared,
-    all_done: &Receiver<()>,
-    mut renewal: Renewal,
-) -> io::Result<()> {
+pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>, mut renewal: Renewal) {
     let pause = shared.settings.beat().min(renewal.interval());
     let most = shared.settings.worker_max_rss.map(spread);
     while all_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         shared.slot.beat();
         if renewal.is_due() {
-            beating(&shared.slot, &shared.settings, || renewal.renew())?;
+            let renewed = beating(&shared.slot, &shared.settings, || renewal.renew());
+            if let Err(error) = renewed {
+                log::warn!("no thread could be started, so the lease is not renewed: {error}");
+            }
         }
         let size = most.and_then(|_| procfs::own_resident_set_size());
         if let (Some(most), Some(size)) = (most, size)
@@ -35,7 +34,6 @@ pub(super) fn keep(
             shared.recycle(&format!("it uses {megabytes} MB of memory"));
         }
     }
-    Ok(())
 }
 
 /// Shows that the worker is alive while `work`, which may have to wait for a server, goes on.
