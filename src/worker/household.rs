@@ -12,6 +12,7 @@ use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
+<<<<<<< HEAD
 /// How often it is looked whether the ingress lists are watched for the lanes that wait.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -36,6 +37,20 @@ pub(super) fn keep(
             recv(all_done) -> _ => return,
             recv(draining) -> _ => break,
             default(GLANCE.min(house.beat.every)) => house.keep(),
+=======
+/// Shows that the worker is alive until all lanes have ended, renews the lease if the monitor does
+/// not, and recycles the worker when it has grown too large.
+pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>, mut renewal: Renewal) {
+    let pause = shared.settings.beat().min(renewal.interval());
+    let most = shared.settings.worker_max_rss.map(spread);
+    while all_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        shared.slot.beat();
+        if renewal.is_due() {
+            let renewed = beating(&shared.slot, &shared.settings, || renewal.renew());
+            if let Err(error) = renewed {
+                log::warn!("no thread could be started, so the lease is not renewed: {error}");
+            }
+>>>>>>> turn2-sup
         }
     }
     let (begun, mut waker) = (Instant::now(), shared.wakeup.waker());
