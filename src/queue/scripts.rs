@@ -69,7 +69,7 @@ pub(super) fn forget_reasons() -> Script {
     Script::new(include_str!("scripts/forget_reasons.lua"))
 }
 
-/// What renews and releases the lock of a replay.
+/// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     Script::new(include_str!("scripts/lock.lua"))
 }
