@@ -92,7 +92,7 @@ pub(super) fn forget_reasons() -> Script {
     script!("forget_reasons")
 }
 
-/// What renews and releases the lock of a replay.
+/// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     script!("lock")
 }
