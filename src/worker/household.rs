@@ -12,7 +12,6 @@ use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
-<<<<<<< HEAD
 /// How often it is looked whether the ingress lists are watched for the lanes that wait.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -37,20 +36,6 @@ pub(super) fn keep(
             recv(all_done) -> _ => return,
             recv(draining) -> _ => break,
             default(GLANCE.min(house.beat.every)) => house.keep(),
-=======
-/// Shows that the worker is alive until all lanes have ended, renews the lease if the monitor does
-/// not, and recycles the worker when it has grown too large.
-pub(super) fn keep(shared: &Shared, all_done: &Receiver<()>, mut renewal: Renewal) {
-    let pause = shared.settings.beat().min(renewal.interval());
-    let most = shared.settings.worker_max_rss.map(spread);
-    while all_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-        shared.slot.beat();
-        if renewal.is_due() {
-            let renewed = beating(&shared.slot, &shared.settings, || renewal.renew());
-            if let Err(error) = renewed {
-                log::warn!("no thread could be started, so the lease is not renewed: {error}");
-            }
->>>>>>> turn2-sup
         }
     }
     let (begun, mut waker) = (Instant::now(), shared.wakeup.waker());
@@ -95,6 +80,7 @@ struct House<'a> {
     most: Option<u64>,
     beat: Due,
     renewal: Renewal,
+    lease: Due,
     was_watched: bool,
 }
 
@@ -103,6 +89,7 @@ impl<'a> House<'a> {
         Self {
             most: shared.settings.worker_max_rss.map(spread),
             beat: Due::every(shared.settings.beat()),
+            lease: Due::every(renewal.interval()),
             renewal,
             was_watched: false,
             shared,
@@ -117,7 +104,7 @@ impl<'a> House<'a> {
             shared.wakeup.wake_all();
         }
         // Its requests have a limit well below the time that a worker may be silent.
-        if self.renewal.is_due() {
+        if self.lease.is_due() && self.renewal.is_due() {
             self.renewal.renew();
         }
         if !self.beat.is_due() {
