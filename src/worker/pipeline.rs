@@ -330,7 +330,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Lays what the chain has made of the base over what stands in Redis now.
-    fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let (kind, theirs) = match self.insist(|queue| queue.load(&id))? {
             Document::Found(kind, bytes) => match String::from_utf8(bytes) {
@@ -347,7 +347,10 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
-        let base = job.base.take().unwrap_or_default();
+        let Some(base) = job.base.take() else {
+            let error = "the document was deleted and stored again meanwhile";
+            return Err(unusable(error.to_owned()));
+        };
         let ours = job.chain_version()?;
         let merged = vcon::merge(&base, &ours, theirs.clone());
         let Merged { vcon, conflicts } = merged
@@ -697,6 +700,11 @@ impl Job {
             content: Content::Open(vcon),
             progress,
         })
+    }
+
+    /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
     }
 
     fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {
