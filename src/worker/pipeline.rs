@@ -365,7 +365,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Lays what the chain has made of the base over what stands in Redis now.
-    fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let (kind, theirs) = match self.insist(|queue| queue.load(&id))? {
             Document::Found(kind, bytes) => match String::from_utf8(bytes) {
@@ -382,8 +382,11 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
+        let Some(base) = job.base.as_deref() else {
+            let error = "the document was deleted and stored again meanwhile";
+            return Err(unusable(error.to_owned()));
+        };
         let ours = job.chain_version()?;
-        let base = job.base.as_deref().unwrap_or_default();
         let merged = vcon::merge(base, &ours, theirs.clone());
         let merged = merged
             .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
@@ -749,6 +752,11 @@ impl Job {
             content: Content::Open(vcon),
             progress,
         })
+    }
+
+    /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
     }
 
     fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {
