@@ -65,7 +65,7 @@ pub(super) fn start(
         server: server.with_pushes(),
         // It is told of every renewal of the lease.
         limit: LIMIT.max(pause(settings) * 3),
-        is_told: false,
+        has_said_so: false,
     };
     let mut looker = Looker::new(watch, server.clone());
     // So that the tracker knows from the first what to look at.
@@ -159,7 +159,8 @@ struct Tracker {
     watch: Arc<Watch>,
     server: Server,
     limit: Duration,
-    is_told: bool,
+    /// Whether the log says that it is told of nothing.
+    has_said_so: bool,
 }
 
 impl Tracker {
@@ -176,24 +177,28 @@ impl Tracker {
         }
     }
 
-    /// Looks again and again until the monitor drains.
+    /// Looks again and again until the monitor drains. It counts as told of changes once it was
+    /// told of one, at the latest when the lease is renewed: a server may accept the tracking and
+    /// still keep silent.
     fn track(&self, backoff: &mut Backoff) -> Result<(), QueueError> {
         let watch = &*self.watch;
         let lease = watch.lease.clone();
         let mut lookout = Lookout::tracking(&self.server, "tracker", lease, self.limit)?;
+        let mut is_told = false;
         while !watch.is_draining() {
             let targets = Arc::clone(&watch.state().targets);
             let found = lookout.look(&targets.lists, targets.lanes)?;
             let mut state = watch.state();
             state.note(found);
             state.fruitless = 0;
-            state.told = Some(targets);
+            state.told = is_told.then_some(targets);
             drop(state);
-            backoff.reset();
             if found.has_tokens_left {
                 thread::sleep(BUSY);
             }
             lookout.wait()?;
+            is_told = true;
+            backoff.reset();
         }
         Ok(())
     }
@@ -205,7 +210,7 @@ impl Tracker {
         state.told = None;
         let is_there = std::mem::take(&mut state.has_answered);
         drop(state);
-        if failures > 0 && is_there && !std::mem::replace(&mut self.is_told, true) {
+        if failures > 0 && is_there && !std::mem::replace(&mut self.has_said_so, true) {
             log::info!(
                 "the server does not tell of changes, \
                  the ingress lists are looked at 20 times a second instead: {error}"

@@ -12,6 +12,8 @@ macro_rules! script {
 /// The scripts of one lane; each is sent by its hash, and in full if the server has lost it.
 pub(super) struct Scripts {
     pub replace: Script,
+    pub foreign_begin: Script,
+    pub foreign_end: Script,
     pub dead_letter: Script,
     pub release: Script,
     pub postpone: Script,
@@ -38,6 +40,8 @@ pub(super) enum Step {
 impl Scripts {
     pub fn new() -> Self {
         Self {
+            foreign_begin: script!("foreign_begin"),
+            foreign_end: script!("foreign_end"),
             replace: script!("progress", "document", "replace"),
             dead_letter: script!("progress", "dead_letter"),
             release: script!("alive", "progress", "release"),
@@ -92,7 +96,7 @@ pub(super) fn forget_reasons() -> Script {
     script!("forget_reasons")
 }
 
-/// What renews and releases the lock of a replay.
+/// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     script!("lock")
 }

@@ -275,15 +275,33 @@ impl LaneCell {
         self.show(LaneState::Busy, id, limit);
     }
 
+    /// Goes on with `id`, for at most `limit` from now.
+    pub fn goes_on(&self, id: Option<&VconId>, limit: Option<Duration>) {
+        let since = self.words.words()[self.start + lane::SINCE].load(Ordering::Relaxed);
+        let so_far = Duration::from_millis(sys::monotonic_ms().saturating_sub(since));
+        let limit = limit.map(|limit| limit.saturating_add(so_far));
+        self.show_since(LaneState::Busy, id, limit, since);
+    }
+
     /// Holds `id` and waits for a server that is away: no limit runs.
     pub fn waiting(&self, id: Option<&VconId>) {
         self.show(LaneState::Waiting, id, None);
     }
 
     fn show(&self, state: LaneState, id: Option<&VconId>, limit: Option<Duration>) {
+        self.show_since(state, id, limit, sys::monotonic_ms());
+    }
+
+    fn show_since(
+        &self,
+        state: LaneState,
+        id: Option<&VconId>,
+        limit: Option<Duration>,
+        since: u64,
+    ) {
         let (high, low) = id.map_or((0, 0), |id| id.uuid().as_u64_pair());
         let limit = limit.map_or(0, |limit| limit.as_millis().try_into().unwrap_or(u64::MAX));
-        let (state, since) = (state as u64, sys::monotonic_ms());
+        let state = state as u64;
         let check = layout::check(state, high, low, since, limit);
         let words = [
             (lane::STATE, state),

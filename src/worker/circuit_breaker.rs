@@ -140,11 +140,23 @@ impl CircuitBreakers {
 
     /// The ingress lists that are claimed from now.
     pub fn open_lists(&self, config: &Arc<Config>) -> Vec<ListName> {
+        self.forget_others(config);
         let open = self.lock();
         let is_open = |chain: &&Chain| !open.iter().any(|breaker| breaker.holds(chain, config));
         let chains = config.chains.iter().filter(|chain| chain.enabled);
         let lists = chains.filter(is_open).flat_map(|it| &it.ingress_lists);
         lists.cloned().collect()
+    }
+
+    /// A configuration that is not in force any more has nothing to be tried. What is away in it is
+    /// closed by its prober.
+    fn forget_others(&self, config: &Arc<Config>) {
+        let is_tried = |it: &Breaker| matches!(it.state, State::Failing { .. });
+        self.change(|open| {
+            let before = open.len();
+            open.retain(|it| Arc::ptr_eq(&it.config, config) || !is_tried(it));
+            open.len() < before
+        });
     }
 
     /// The queues of the storages that defer, and work.

@@ -59,7 +59,7 @@ impl<'a> Clock<'a> {
     ) -> Self {
         let mut this = Self::idle(drain, Some(cell));
         (this.id, this.longest_call, this.has_work) = (id, longest_call, true);
-        this.moved(limit);
+        this.run(limit);
         this
     }
 
@@ -80,10 +80,15 @@ impl<'a> Clock<'a> {
         was_a_wait: impl FnOnce(&T) -> bool,
     ) -> T {
         let left = self.left();
-        self.moved(left);
+        // The deadline ends calls and not the work: after it, each call shows that the lane moves.
+        if left == Some(Duration::ZERO) {
+            self.go_on(left);
+        }
         let result = call(Deadline::after(left));
         if was_a_wait(&result) {
-            self.moved(left);
+            self.left.set(left);
+            self.since.set(Instant::now());
+            self.go_on(left);
         }
         result
     }
@@ -138,7 +143,7 @@ impl<'a> Clock<'a> {
 
     /// The limit runs on.
     pub fn resume(&self) {
-        self.moved(self.left.get());
+        self.run(self.left.get());
     }
 
     fn left(&self) -> Option<Duration> {
@@ -146,14 +151,30 @@ impl<'a> Clock<'a> {
         Some(left.saturating_sub(self.since.get().elapsed()))
     }
 
-    /// Shows that the lane has gone on, with so much time left.
-    fn moved(&self, left: Option<Duration>) {
+    /// The limit runs from now on, with so much left.
+    fn run(&self, left: Option<Duration>) {
         self.left.set(left);
         self.since.set(Instant::now());
-        if let Some(cell) = self.cell.filter(|_| self.has_work && !self.ended.get()) {
-            let limit = left.map(|left| left.max(MOMENT).saturating_add(self.longest_call));
-            cell.busy(self.id.as_ref(), limit);
+        if let Some(cell) = self.shown() {
+            cell.busy(self.id.as_ref(), left.map(|left| self.limit(left)));
         }
+    }
+
+    /// Shows that the lane moves, with so much left.
+    fn go_on(&self, left: Option<Duration>) {
+        if let (Some(left), Some(cell)) = (left, self.shown()) {
+            cell.goes_on(self.id.as_ref(), Some(self.limit(left)));
+        }
+    }
+
+    /// How long the lane may show nothing new, with so much left.
+    fn limit(&self, left: Duration) -> Duration {
+        left.max(MOMENT).saturating_add(self.longest_call)
+    }
+
+    /// Where the lane shows its work.
+    fn shown(&self) -> Option<&LaneCell> {
+        self.cell.filter(|_| self.has_work && !self.ended.get())
     }
 }
 
@@ -173,7 +194,7 @@ mod tests {
 
     fn with_limit(drain: &Receiver<()>, limit: Duration) -> Clock<'_> {
         let clock = Clock::idle(drain, None);
-        clock.moved(Some(limit));
+        clock.run(Some(limit));
         clock
     }
 

@@ -100,8 +100,8 @@ impl Progress {
         Some(progress)
     }
 
-    /// As it is to be kept; `None` if nothing has been done yet.
-    pub fn record(&self, chain: &Chain) -> Option<queue::Progress> {
+    /// As it is to be kept with this document; `None` if nothing has been done yet.
+    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
         if !self.is_begun() {
             return None;
         }
@@ -121,6 +121,7 @@ impl Progress {
         Some(queue::Progress {
             id: self.id.clone(),
             text: serde_json::to_string(&record).ok()?,
+            document: document.map(str::to_owned),
         })
     }
 
@@ -281,13 +282,13 @@ mod tests {
     fn what_is_kept_is_read_again_unless_the_chain_is_another_one() {
         let main = chain("a, b", "s, t");
         let mut progress = Progress::none(VconId::random());
-        assert_eq!(progress.record(&main), None);
+        assert_eq!(progress.record(&main, None), None);
         progress.note_wishes(&VconId::random(), Some(7), vec!["there".parse().unwrap()]);
         progress.note_switch(OTHER.parse().unwrap());
         progress.note_link();
         progress.note_stored("s");
         progress.note_refused("t", Failure::permanent("too large"), 2);
-        let kept = progress.record(&main).unwrap();
+        let kept = progress.record(&main, None).unwrap();
         assert_eq!(kept.id.as_str(), OTHER);
         assert!(!kept.text.contains('\n'));
         let read = |chain: &Chain| Progress::read(kept.text.as_bytes(), chain);

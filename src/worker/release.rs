@@ -24,6 +24,9 @@ use crate::queue::{
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
 
+/// So often what was written meanwhile is merged before a claim is let go.
+const MOST_MERGES: u32 = 5;
+
 /// The worker drains, and a claim may still be held.
 struct ClaimLeft;
 
@@ -39,7 +42,7 @@ impl Pipeline<'_, '_, '_> {
                 Ok(())
             }
             Ending::Interrupted => self.put_back(job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.fail(job, &fault, start),
+            Ending::Failed(fault) => self.dead_letter(job, &fault, start),
             Ending::Unavailable(fault) => self.wait_for_backend(job, fault, start),
         };
         released.is_ok()
@@ -54,12 +57,11 @@ impl Pipeline<'_, '_, '_> {
     /// Back to the head of its list, to be taken again.
     fn put_back(
         &mut self,
-        job: Option<Job>,
+        mut job: Option<Job>,
         outcome: Outcome,
         events: &[Event],
     ) -> Result<(), ClaimLeft> {
-        let progress = self.keep(job);
-        let released = self.let_go(|queue, claim| queue.release(claim, progress.as_ref()))?;
+        let released = self.let_go_keeping(&mut job, Queue::release)?;
         if released == Released::Done {
             self.shared.count(outcome);
             events.iter().for_each(|event| self.count(*event));
@@ -77,7 +79,7 @@ impl Pipeline<'_, '_, '_> {
     /// the vCon: it goes to the end of its list, and others are tried.
     fn wait_for_backend(
         &mut self,
-        job: Option<Job>,
+        mut job: Option<Job>,
         fault: Fault,
         start: Instant,
     ) -> Result<(), ClaimLeft> {
@@ -117,16 +119,15 @@ impl Pipeline<'_, '_, '_> {
                 _ => self.shared.health.since_success(&fault.stages),
             };
         }
-        let progress = self.keep(job);
         let most = self.shared.settings.max_rounds;
-        let released = self.let_go(|queue, claim| {
-            queue.postpone(claim, worked, most, &fault.stage, progress.as_ref())
+        let released = self.let_go_keeping(&mut job, |queue, claim, progress| {
+            queue.postpone(claim, worked, most, &fault.stage, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
                 let attempts = fault.attempts.saturating_mul(rounds);
                 let fault = Fault { attempts, ..fault };
-                self.dead_letter(progress, &fault, start)
+                self.dead_letter(job, &fault, start)
             }
             Released::Done => {
                 self.shared.count(Outcome::Returned);
@@ -143,16 +144,11 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    fn fail(&mut self, job: Option<Job>, fault: &Fault, start: Instant) -> Result<(), ClaimLeft> {
-        let progress = self.keep(job);
-        self.dead_letter(progress, fault, start)
-    }
-
     /// To the dead letter queue of its list; what came from a storage's own queue goes back there,
     /// with the reason.
     fn dead_letter(
         &mut self,
-        progress: Option<Progress>,
+        mut job: Option<Job>,
         fault: &Fault,
         start: Instant,
     ) -> Result<(), ClaimLeft> {
@@ -169,9 +165,9 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => {
-                self.let_go(|queue, claim| queue.dead_letter(claim, &reason, progress.as_ref()))?
-            }
+            _ => self.let_go_keeping(&mut job, |queue, claim, progress| {
+                queue.dead_letter(claim, &reason, progress)
+            })?,
         };
         if released != Released::Done {
             return Ok(());
@@ -199,20 +195,43 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Writes what the links have done to Redis, and says how far the vCon has come.
-    fn keep(&mut self, job: Option<Job>) -> Option<Progress> {
-        let mut job = job?;
+    fn keep(&mut self, job: &mut Option<Job>) -> Option<Progress> {
+        let job = job.as_mut()?;
         if !job.progress.is_begun() {
             return None;
         }
         // Without that, its next claim begins anew.
-        if let Err(ending) = self.write(&mut job) {
+        if let Err(ending) = self.write(job) {
             log::debug!(
                 "what has been done for {} is not kept: {ending:?}",
                 job.id()
             );
             return None;
         }
-        job.progress.record(self.chain)
+        job.progress.record(self.chain, job.base())
+    }
+
+    /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
+    /// the links have done: if somebody else writes another one in between, it is merged with that.
+    fn let_go_keeping(
+        &mut self,
+        job: &mut Option<Job>,
+        mut step: impl FnMut(&mut Queue, &Claim, Option<&Progress>) -> Result<Released, QueueError>,
+    ) -> Result<Released, ClaimLeft> {
+        let mut merges = 0;
+        loop {
+            let progress = self.keep(job);
+            let released = self.let_go(|queue, claim| step(queue, claim, progress.as_ref()))?;
+            if released != Released::Changed {
+                return Ok(released);
+            }
+            merges += 1;
+            let is_merged = job.as_mut().is_some_and(|job| self.merge(job).is_ok());
+            if !is_merged || merges == MOST_MERGES {
+                // Its next claim begins anew.
+                *job = None;
+            }
+        }
     }
 
     /// Takes a step that lets go of the claim, until it is taken. A list that cannot take the vCon

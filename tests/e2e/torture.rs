@@ -1,29 +1,35 @@
 //! The torture program: two daemons on one Redis are killed, frozen, cut off and restarted at
-//! random, and so are their servers, while vCons are submitted all the time. At every instant
-//! each vCon is in exactly one place, and in the end in every storage.
+//! random, and so are their servers, while vCons are submitted all the time, each to two chains,
+//! and some sent on to a third. At every instant each vCon is in exactly one place for each of its
+//! pushes; in the end every change of every chain is in Redis and in every storage.
 //!
 //! It takes `CONSERVER_TORTURE_SECONDS` (60). It prints its seed; `CONSERVER_TORTURE_SEED` does the
 //! same things again, though never at quite the same instants. When it fails it leaves all logs
 //! behind, and the journal of Redis, in which each step of a vCon can be looked up by its UUID.
 
 mod books;
+mod calls;
+mod chains;
+mod folder;
+mod logs;
 mod producer;
 mod run;
 mod sampler;
 mod servers;
 mod victim;
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use books::Books;
-use producer::{Submitted, produce};
+use calls::Calls;
+use folder::Folder;
+use producer::produce;
 use run::Run;
-use sampler::{Sampler, Snapshot};
+use sampler::{Most, Sampler, Snapshot};
 use victim::Victim;
 
-use crate::harness::{Conserver, Files, Postgres, Redis, chain, delay, number_from_env};
+use crate::harness::{Conserver, Files, Postgres, Redis, number_from_env};
 
 const INSTANCES: [&str; 2] = ["west", "east"];
 
@@ -47,10 +53,9 @@ fn nothing_is_lost_whatever_is_killed() {
     let postgres = Postgres::own();
     let database = postgres.new_database();
     let files = Files::new();
-    let config = chain(
-        &[delay(0.02)],
-        &[("pg", database.storage()), ("files", files.storage())],
-    );
+    let (later, calls) = (Folder::new(), Calls::listen());
+    let (pg, folder) = (database.storage(), files.storage());
+    let config = chains::config(&pg, &folder, &later.storage(), &calls);
     let sampler = Sampler::default();
     let submitted = thread::scope(|scope| {
         let _over = run.ends_with();
@@ -59,6 +64,8 @@ fn nothing_is_lost_whatever_is_killed() {
         let servers = [
             scope.spawn(|| servers::torture_redis(&run, &redis)),
             scope.spawn(|| servers::torture_postgres(&run, &postgres)),
+            scope.spawn(|| servers::torture_folder(&run, &later)),
+            scope.spawn(|| servers::torture_link(&run, &calls)),
         ];
         let victims = INSTANCES.map(|name| {
             let template = Conserver::with(&redis).config(&config);
@@ -75,12 +82,17 @@ fn nothing_is_lost_whatever_is_killed() {
         submitted
     });
     let (looks, _) = sampler.latest();
-    let books = Books::close(&run, &redis, database.rows(), &files, &submitted);
-    let report = report(&run, &redis, looks, &books);
+    let later = later.files();
+    let copies = [database.rows(), files.documents(), later.documents()];
+    let copies = copies.map(|rows| rows.into_iter().collect());
+    let folders = [&files, &later];
+    let books = Books::close(&run, &redis, &copies, folders, &calls, &submitted);
+    let most = sampler.most();
+    let report = report(&run, &redis, looks, most, &books);
     println!("{report}");
     run.write(&report);
     if run.faults().is_empty() {
-        made_sense(&run, &submitted);
+        made_sense(&run, most, &books);
     } else {
         run.keep_folder(redis.folder(), "redis");
         fail(run, &report);
@@ -97,7 +109,8 @@ fn work_off(run: &Run, sampler: &Sampler) {
         if looks > before && snapshot.is_settled() {
             return run.write("all is worked off");
         }
-        if snapshot.announced != last.announced {
+        let left = |it: &Snapshot| (it.announced, it.backlog);
+        if left(&snapshot) != left(&last) {
             (last, since) = (snapshot, Instant::now());
         }
         if since.elapsed() > STANDSTILL {
@@ -107,7 +120,7 @@ fn work_off(run: &Run, sampler: &Sampler) {
     }
 }
 
-fn report(run: &Run, redis: &Redis, looks: usize, books: &Books) -> String {
+fn report(run: &Run, redis: &Redis, looks: usize, most: Most, books: &Books) -> String {
     let kind = if redis.has_json() {
         "RedisJSON"
     } else {
@@ -119,6 +132,8 @@ fn report(run: &Run, redis: &Redis, looks: usize, books: &Books) -> String {
         run.time.as_secs(),
     );
     let mut line = |name: &str, count: usize| text += &format!("  {name:<34}{count:>8}\n");
+    line("most waiting for a storage", most.backlog);
+    line("most with progress kept", most.progress);
     line("snapshots", looks);
     line("kills", run.kills());
     for (event, count) in run.tally() {
@@ -128,9 +143,13 @@ fn report(run: &Run, redis: &Redis, looks: usize, books: &Books) -> String {
 }
 
 /// A run in which nothing happened would prove nothing.
-fn made_sense(run: &Run, submitted: &Submitted) {
+fn made_sense(run: &Run, most: Most, books: &Books) {
     assert!(run.kills() > 0, "nothing was killed");
-    assert!(!submitted.acknowledged.is_empty(), "nothing was submitted");
+    assert!(books.acknowledged > 0, "nothing was submitted");
+    assert!(books.sent_on > 0, "nothing was sent on");
+    assert!(books.logs.merged > 0, "no two chains met");
+    assert!(books.logs.saved_later > 0, "nothing was deferred");
+    assert!(most.progress > 0, "no progress was kept");
 }
 
 /// Fails with all that helps to find the cause.
@@ -143,8 +162,7 @@ fn fail(run: Run, report: &str) {
     }
     let logs: Vec<String> = ["events", INSTANCES[0], INSTANCES[1]]
         .iter()
-        .map(|name| run.evidence().join(format!("{name}.log")))
-        .map(|path| fs::read_to_string(path).unwrap_or_default())
+        .map(|name| run.kept(&format!("{name}.log")))
         .collect();
     let mut ids: Vec<&String> = faults
         .iter()

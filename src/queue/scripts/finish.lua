@@ -23,7 +23,10 @@ local function write_letters(at)
     if left ~= -2 then
       if type(redis.pcall('RPUSH', list, uuid)) == 'table' then
         redis.call('RPUSH', 'conserver:unreadable', '{"list":' .. cjson.encode(list) .. ',"uuid":"' .. uuid .. '"}')
-      elseif reason ~= '' then
+      elseif reason == '' then
+        -- It waits again: what it was refused for before does not count any more.
+        redis.pcall('HDEL', reasons, uuid)
+      else
         local now = redis.call('TIME')
         redis.pcall('HSET', reasons, uuid,
           reason:sub(1, -2) .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}')

@@ -40,6 +40,22 @@ impl Webhook {
         Self::listening(([127, 0, 0, 1], 0).into(), answer)
     }
 
+    /// A server that keeps no requests, and serves them all at the same time.
+    pub fn unrecorded(status: impl Fn(&Request) -> u16 + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let status = Arc::new(status);
+        // Ends with the test process.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let status = Arc::clone(&status);
+                thread::spawn(move || serve(stream, &mut |it| (status(it), String::new())));
+            }
+        });
+        let requests = Arc::default();
+        Self { port, requests }
+    }
+
     /// The same at a certain address.
     pub fn at(address: SocketAddr, mut status: impl FnMut(&str) -> u16 + Send + 'static) -> Self {
         Self::listening(address, move |body| (status(body), String::new()))
@@ -56,7 +72,8 @@ impl Webhook {
         // Ends with the test process: there is nothing to tidy up.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Some(request) = serve(stream, &mut answer) {
+                let request = serve(stream, &mut |request| answer(&request.body));
+                if let Some(request) = request {
                     record
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -83,7 +100,7 @@ impl Webhook {
     }
 }
 
-fn serve(stream: TcpStream, answer: &mut impl FnMut(&str) -> (u16, String)) -> Option<Request> {
+fn serve(stream: TcpStream, answer: &mut impl FnMut(&Request) -> (u16, String)) -> Option<Request> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
@@ -99,11 +116,12 @@ fn serve(stream: TcpStream, answer: &mut impl FnMut(&str) -> (u16, String)) -> O
     let mut body = vec![0; length.trim().parse().ok()?];
     reader.read_exact(&mut body).ok()?;
     let body = String::from_utf8(body).ok()?;
-    let (status, said) = answer(&body);
+    let request = Request { head, body };
+    let (status, said) = answer(&request);
     let length = said.len();
     let answer = format!(
         "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{said}"
     );
     reader.get_mut().write_all(answer.as_bytes()).ok()?;
-    Some(Request { head, body })
+    Some(request)
 }

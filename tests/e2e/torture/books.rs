@@ -5,10 +5,20 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::producer::{JOURNAL, Submitted, context_of};
+use super::calls::Calls;
+use super::chains::{CHAINS, Chain, STORAGES, THIRD};
+use super::logs::Logs;
+use super::producer::{CHOSEN, JOURNAL, Submitted, context_of};
 use super::run::Run;
-use super::sampler::ANNOUNCED;
+use super::sampler::SENT_ON;
 use crate::harness::{Files, Redis, same};
+
+/// Where copies of the vCons are in the end, in the order of [`STORAGES`].
+pub type Copies = [HashMap<String, Value>; 3];
+
+/// Of a recovery whose answer was lost, or whose process was killed before it could tell, there is no
+/// line in the log. One in so many may be such a one.
+const TOLD_AT_LEAST: usize = 50;
 
 /// The sums of the ledger.
 #[derive(Default)]
@@ -17,12 +27,19 @@ pub struct Books {
     pub unacknowledged: usize,
     /// Of the unacknowledged, those that Redis has taken all the same.
     pub taken: usize,
+    /// Those that were sent on to the third chain.
+    pub sent_on: usize,
     pub stored: usize,
-    /// How many vCons were announced so often.
+    /// How many vCons were announced so often, on all lists.
     pub announced: BTreeMap<usize, usize>,
     pub lost: usize,
     /// Files that killed workers have left half written, under their hidden names.
     pub drafts: usize,
+    /// Calls of links that were not the first for a push.
+    pub repeated: usize,
+    /// Of these, those that no recovery of the vCon's claim explains.
+    pub unexplained: usize,
+    pub logs: Logs,
 }
 
 impl Books {
@@ -30,120 +47,180 @@ impl Books {
     pub fn close(
         run: &Run,
         redis: &Redis,
-        rows: Vec<(String, Value)>,
-        files: &Files,
+        copies: &Copies,
+        folders: [&Files; 2],
+        calls: &Calls,
         submitted: &Submitted,
     ) -> Self {
         let journal: BTreeSet<String> = redis.ask(&["SMEMBERS", JOURNAL]);
-        let announced: HashMap<String, usize> = redis.ask(&["HGETALL", ANNOUNCED]);
-        let rows: HashMap<String, Value> = rows.into_iter().collect();
-        let documents: HashMap<String, Value> = files.documents().into_iter().collect();
+        let chosen: BTreeSet<String> = redis.ask(&["SMEMBERS", CHOSEN]);
+        let with_hidden: usize = folders.iter().map(|it| it.with_hidden().len()).sum();
+        let whole: usize = folders.iter().map(|it| it.paths().len()).sum();
         let mut books = Self {
             acknowledged: submitted.acknowledged.len(),
             unacknowledged: submitted.unacknowledged.len(),
             taken: submitted.unacknowledged.intersection(&journal).count(),
-            drafts: files.with_hidden().len() - documents.len(),
+            sent_on: redis.ask(&["SCARD", SENT_ON]),
+            drafts: with_hidden - whole,
+            logs: Logs::of(run),
             ..Self::default()
         };
         for id in submitted.acknowledged.difference(&journal) {
             books.lost += 1;
             run.fault_of(id, format!("{id}: Redis has acknowledged and forgotten it"));
         }
-        let ids: Vec<&String> = journal.iter().collect();
-        for some in ids.chunks(500) {
-            let some: Vec<&str> = some.iter().map(|id| id.as_str()).collect();
-            let before = redis.lists(&some, |id| format!("context:default:{id}"));
-            let after = redis.lists(&some, |id| format!("context:done:{id}"));
-            let contexts = before.into_iter().zip(after);
-            let found = redis.documents(&some).into_iter().zip(contexts);
-            for (id, (document, (before, after))) in some.iter().zip(found) {
-                let times = announced.get(*id).copied().unwrap_or(0);
-                *books.announced.entry(times).or_default() += 1;
-                let entry = Entry {
-                    document,
-                    row: rows.get(*id),
-                    file: documents.get(*id),
-                    announced: times,
-                    has_its_context: before.is_empty() && after == [context_of(id)],
-                };
-                books.enter(run, id, &entry);
-            }
+        books.look_at_documents(run, redis, copies, &journal, &chosen);
+        for chain in CHAINS {
+            let pushed = pushed_onto(chain, &journal, &chosen);
+            books.look_at_chain(run, redis, calls, chain, pushed);
         }
-        let stored = rows.keys().chain(documents.keys()).chain(announced.keys());
+        let stored = copies.iter().flat_map(HashMap::keys);
         for id in stored.filter(|id| !journal.contains(*id)) {
-            run.fault_of(
-                id,
-                format!("{id} is stored or announced and was never pushed"),
-            );
+            run.fault_of(id, format!("{id} is stored and was never pushed"));
+        }
+        if books.unexplained > 1 + books.logs.recoveries() / TOLD_AT_LEAST {
+            let (repeated, unexplained) = (books.repeated, books.unexplained);
+            run.fault(format!(
+                "of {repeated} calls of links that were repeated, {unexplained} were without a death"
+            ));
         }
         nothing_is_left(run, redis);
         books
     }
 
-    fn enter(&mut self, run: &Run, id: &str, entry: &Entry<'_>) {
-        let wrong = entry.faults();
-        if entry.is_stored() {
-            self.stored += 1;
-        }
-        if !entry.is_stored() || entry.announced == 0 {
-            self.lost += 1;
-        }
-        if !wrong.is_empty() {
-            run.fault_of(id, format!("{id}: {}", wrong.join(", ")));
-        }
-    }
-}
-
-/// What is known of one vCon.
-struct Entry<'a> {
-    document: Option<Value>,
-    row: Option<&'a Value>,
-    file: Option<&'a Value>,
-    announced: usize,
-    has_its_context: bool,
-}
-
-impl Entry<'_> {
-    fn is_stored(&self) -> bool {
-        self.row.is_some() && self.file.is_some()
-    }
-
-    fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut check = |holds: bool, text: &str| {
-            if !holds {
-                faults.push(text.to_owned());
+    /// Every tag of every chain is there, in Redis and in each storage.
+    fn look_at_documents(
+        &mut self,
+        run: &Run,
+        redis: &Redis,
+        copies: &Copies,
+        journal: &BTreeSet<String>,
+        chosen: &BTreeSet<String>,
+    ) {
+        let ids: Vec<&str> = journal.iter().map(String::as_str).collect();
+        for some in ids.chunks(500) {
+            for (id, document) in some.iter().zip(redis.documents(some)) {
+                let Some(document) = document else {
+                    self.lost += 1;
+                    run.fault_of(id, format!("{id}: its document is gone from Redis"));
+                    continue;
+                };
+                let mut wrong = Vec::new();
+                for chain in CHAINS {
+                    let is_expected = chain.list != THIRD.list || chosen.contains(*id);
+                    if tags_of(&document, chain.tag) != usize::from(is_expected) {
+                        wrong.push(format!("tag {} is missing, or there twice", chain.tag));
+                    }
+                }
+                let mut is_stored = true;
+                for (storage, copies) in STORAGES.iter().zip(copies) {
+                    match copies.get(*id) {
+                        None => {
+                            is_stored = false;
+                            wrong.push(format!("not in {storage}"));
+                        }
+                        Some(copy) if !same(copy, &document) => {
+                            wrong.push(format!("{storage} has another: {}", difference(copy)));
+                        }
+                        Some(_) => {}
+                    }
+                }
+                self.stored += usize::from(is_stored);
+                self.lost += usize::from(!is_stored);
+                if !wrong.is_empty() {
+                    run.fault_of(id, format!("{id}: {}", wrong.join(", ")));
+                }
             }
-        };
-        let Some(document) = &self.document else {
-            return vec!["its document is gone from Redis".to_owned()];
-        };
-        check(
-            has_been_tagged_once(document),
-            "its tags are not as they should be",
-        );
-        check(self.row.is_some(), "not in PostgreSQL");
-        check(
-            self.row.is_none_or(|row| same(row, document)),
-            "its row is another",
-        );
-        check(self.file.is_some(), "no file");
-        check(
-            self.file.is_none_or(|file| same(file, document)),
-            "its file is another",
-        );
-        check(self.has_its_context, "its context is lost, or there twice");
-        // A claim is let go in the step that announces: whatever dies, there is no second time.
-        check(
-            self.announced == 1,
-            &format!("announced {} times", self.announced),
-        );
-        faults
+        }
+    }
+
+    /// Every vCon that was pushed onto the chain's list was announced once, with its context, and
+    /// each link has told of it.
+    fn look_at_chain(
+        &mut self,
+        run: &Run,
+        redis: &Redis,
+        calls: &Calls,
+        chain: &Chain,
+        pushed: &BTreeSet<String>,
+    ) {
+        let announced: HashMap<String, usize> = redis.ask(&["HGETALL", &chain.announced()]);
+        let (list, egress) = (chain.list, chain.egress);
+        for id in announced.keys().filter(|id| !pushed.contains(*id)) {
+            run.fault_of(
+                id,
+                format!("{id} was announced on {egress}, not pushed onto {list}"),
+            );
+        }
+        let ids: Vec<&str> = pushed.iter().map(String::as_str).collect();
+        for some in ids.chunks(500) {
+            let before = redis.lists(some, |id| format!("context:{list}:{id}"));
+            let after = redis.lists(some, |id| format!("context:{egress}:{id}"));
+            for (id, (before, after)) in some.iter().zip(before.into_iter().zip(after)) {
+                let times = announced.get(*id).copied().unwrap_or(0);
+                *self.announced.entry(times).or_default() += 1;
+                // A claim is let go in the step that announces: whatever dies, there is no second time.
+                if times != 1 {
+                    run.fault_of(id, format!("{id}: announced {times} times on {egress}"));
+                }
+                if !before.is_empty() || after != [context_of(id)] {
+                    run.fault_of(
+                        id,
+                        format!("{id}: its context is lost, or there twice, on {egress}"),
+                    );
+                }
+            }
+        }
+        for link in chain.heard {
+            let heard = calls.of(link);
+            for id in heard.keys().filter(|id| !pushed.contains(*id)) {
+                run.fault_of(id, format!("{id}: link {link} has told of it for no push"));
+            }
+            for id in pushed {
+                let times = heard.get(id).copied().unwrap_or(0);
+                if times == 0 {
+                    run.fault_of(id, format!("{id}: link {link} has not told of it"));
+                }
+                let repeated = times.saturating_sub(1);
+                let unexplained = repeated.saturating_sub(self.logs.recoveries_of(list, id));
+                self.repeated += repeated;
+                self.unexplained += unexplained;
+                if unexplained > 0 {
+                    run.write(&format!(
+                        "{id}: link {link} has told of it {times} times, no death explains that"
+                    ));
+                }
+            }
+        }
     }
 }
 
-/// Whether the link's tag is there, once, beside those that the vCon came with.
-fn has_been_tagged_once(document: &Value) -> bool {
+/// What was pushed onto the list of a chain.
+fn pushed_onto<'a>(
+    chain: &Chain,
+    journal: &'a BTreeSet<String>,
+    chosen: &'a BTreeSet<String>,
+) -> &'a BTreeSet<String> {
+    if chain.list == THIRD.list {
+        chosen
+    } else {
+        journal
+    }
+}
+
+/// Whether a document has a tag.
+pub fn has_tag(document: &Value, tag: &str) -> bool {
+    tags_of(document, tag) > 0
+}
+
+/// How often a document has a tag; 0 if its tags are in more than one place.
+fn tags_of(document: &Value, tag: &str) -> usize {
+    let tags = all_tags(document);
+    let tag = format!("{tag}:{tag}");
+    tags.iter().filter(|entry| **entry == tag).count()
+}
+
+fn all_tags(document: &Value) -> Vec<String> {
     let attachments = document["attachments"].as_array();
     let tags: Vec<&Value> = attachments
         .into_iter()
@@ -151,20 +228,28 @@ fn has_been_tagged_once(document: &Value) -> bool {
         .filter(|attachment| attachment["purpose"] == "tags")
         .collect();
     let [tags] = tags.as_slice() else {
-        return false;
+        return Vec::new();
     };
     let body = tags["body"]
         .as_str()
         .map(serde_json::from_str::<Vec<String>>);
-    let entries = body.and_then(Result::ok).unwrap_or_default();
-    let ours = entries.iter().filter(|entry| *entry == "checked:checked");
-    ours.count() == 1
+    body.and_then(Result::ok).unwrap_or_default()
+}
+
+/// What a copy that is another one has of all that the chains add.
+fn difference(copy: &Value) -> String {
+    format!("its tags are {:?}", all_tags(copy))
 }
 
 /// Nothing waits, and no key of the daemons' own is left behind by what is done.
 fn nothing_is_left(run: &Run, redis: &Redis) {
-    for list in ["default", "done", "DLQ:default"] {
-        let left = redis.list(list);
+    let lists = CHAINS.iter().flat_map(|chain| {
+        let dead = format!("DLQ:{}", chain.list);
+        [chain.list.to_owned(), chain.egress.to_owned(), dead]
+    });
+    let backlogs = STORAGES.iter().map(|name| format!("DLQ:storage:{name}"));
+    for list in lists.chain(backlogs) {
+        let left = redis.list(&list);
         if !left.is_empty() {
             run.fault(format!("in the list {list}: {left:?}"));
         }
@@ -181,11 +266,18 @@ impl fmt::Display for Books {
         line("vCons acknowledged by Redis", self.acknowledged)?;
         line("not acknowledged", self.unacknowledged)?;
         line("  of these taken all the same", self.taken)?;
-        line("in PostgreSQL and as files", self.stored)?;
+        line("sent on by the tag router", self.sent_on)?;
+        line("in all storages", self.stored)?;
         for (times, count) in &self.announced {
-            line(&format!("announced {times} times"), *count)?;
+            line(&format!("pushes announced {times} times"), *count)?;
         }
         line("half-written files left", self.drafts)?;
+        line("claims of the dead returned", self.logs.recoveries())?;
+        line("changes merged", self.logs.merged)?;
+        line("vCons deferred and saved later", self.logs.saved_later)?;
+        line("claims found settled already", self.logs.not_ours)?;
+        line("calls of links repeated", self.repeated)?;
+        line("  without a death", self.unexplained)?;
         line("lost", self.lost)
     }
 }

@@ -6,18 +6,23 @@ use std::time::Duration;
 use redis::{Connection, RedisResult};
 use serde_json::json;
 
+use super::books::has_tag;
+use super::chains::{MAIN, ROUTED, SECOND};
 use super::run::Run;
 use crate::harness::{Redis, Sample, fresh};
 
-/// The set of every UUID that was pushed. It is written in the same transaction as the push, so
+/// The set of every UUID that was pushed. It is written in the same transaction as the pushes, so
 /// that it tells of those too whose acknowledgement was lost.
 pub const JOURNAL: &str = "torture:journal";
 
-/// The time between two vCons.
-const PAUSE: Duration = Duration::from_millis(12);
+/// The set of those that the second chain is to send on.
+pub const CHOSEN: &str = "torture:chosen";
 
-/// No more are submitted while so many wait.
-const MOST_WAITING: usize = 1_500;
+/// The time between two vCons.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// No more are submitted while so many wait in a list.
+const MOST_WAITING: usize = 500;
 
 /// What was submitted.
 #[derive(Default)]
@@ -44,8 +49,11 @@ pub fn produce(run: &Run, redis: &Redis) -> Submitted {
             Ok(waiting) => {
                 submitted.acknowledged.insert(sample.id);
                 while waiting > MOST_WAITING && run.pause(PAUSE) {
-                    let now: RedisResult<usize> = redis.try_ask(&["LLEN", "default"]);
-                    if now.is_ok_and(|now| now < MOST_WAITING) {
+                    let lengths = [MAIN, SECOND].map(|chain| {
+                        let length: RedisResult<usize> = redis.try_ask(&["LLEN", chain.list]);
+                        length.unwrap_or(usize::MAX)
+                    });
+                    if lengths.iter().all(|length| *length < MOST_WAITING) {
                         break;
                     }
                 }
@@ -69,7 +77,16 @@ fn small(random: &mut fastrand::Rng) -> Sample {
         "type": "text", "start": "2024-03-16T16:09:20Z", "parties": [0],
         "mediatype": "text/plain", "body": text, "encoding": "none",
     }]);
+    if is_chosen(random) {
+        sample.document["attachments"] = json!([{
+            "purpose": "tags", "encoding": "json", "body": format!("[\"{ROUTED}:{ROUTED}\"]"),
+        }]);
+    }
     sample
+}
+
+fn is_chosen(random: &mut fastrand::Rng) -> bool {
+    random.u8(..3) == 0
 }
 
 /// The step of submitting that has failed.
@@ -78,7 +95,7 @@ enum Step {
     Push,
 }
 
-/// Answers how many vCons wait now.
+/// Pushes it onto the lists of two chains. Returns how many vCons wait now in the longer one.
 fn submit(
     connection: &mut Option<Connection>,
     redis: &Redis,
@@ -89,17 +106,18 @@ fn submit(
         None => connection.insert(redis.try_connect().map_err(|_| Step::Document)?),
     };
     write(connection, redis, sample).map_err(|_| Step::Document)?;
-    let pushed: RedisResult<(usize,)> = redis::pipe()
-        .atomic()
-        .cmd("RPUSH")
-        .arg("default")
-        .arg(&sample.id)
-        .cmd("SADD")
-        .arg(JOURNAL)
-        .arg(&sample.id)
-        .ignore()
-        .query(connection);
-    pushed.map(|(waiting,)| waiting).map_err(|_| Step::Push)
+    let mut steps = redis::pipe();
+    steps.atomic();
+    for chain in [MAIN, SECOND] {
+        steps.cmd("RPUSH").arg(chain.list).arg(&sample.id);
+    }
+    steps.cmd("SADD").arg(JOURNAL).arg(&sample.id).ignore();
+    if has_tag(&sample.document, ROUTED) {
+        steps.cmd("SADD").arg(CHOSEN).arg(&sample.id).ignore();
+    }
+    let pushed: RedisResult<(usize, usize)> = steps.query(connection);
+    let waiting = pushed.map(|(main, second)| main.max(second));
+    waiting.map_err(|_| Step::Push)
 }
 
 /// The context that a vCon is submitted with, and announced with in the end.
@@ -117,10 +135,11 @@ fn write(connection: &mut Connection, redis: &Redis, sample: &Sample) -> RedisRe
     } else {
         steps.cmd("SET").arg(&key).arg(sample.text()).ignore();
     }
-    let context = steps
-        .cmd("RPUSH")
-        .arg(format!("context:default:{}", sample.id));
-    context.arg(context_of(&sample.id)).ignore();
+    for chain in [MAIN, SECOND] {
+        let context = format!("context:{}:{}", chain.list, sample.id);
+        let push = steps.cmd("RPUSH").arg(context);
+        push.arg(context_of(&sample.id)).ignore();
+    }
     let add = steps.cmd("ZADD").arg("vcons").arg(1_710_605_360);
     add.arg(&key).ignore();
     steps.query(connection)

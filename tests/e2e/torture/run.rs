@@ -29,6 +29,8 @@ pub enum Event {
     ConnectionCut,
     AllConnectionsCut,
     ScriptsFlushed,
+    FolderAway,
+    LinkRefused,
     InstanceStarted,
 }
 
@@ -57,6 +59,8 @@ impl Event {
             Self::ConnectionCut => "connections cut",
             Self::AllConnectionsCut => "all connections cut at once",
             Self::ScriptsFlushed => "scripts flushed",
+            Self::FolderAway => "folder of a storage taken away",
+            Self::LinkRefused => "server of a link refusing",
             Self::InstanceStarted => "instances started",
         }
     }
@@ -221,14 +225,14 @@ impl Run {
         written.expect("a file");
     }
 
+    /// The text of a file of the evidence.
+    pub fn kept(&self, name: &str) -> String {
+        fs::read_to_string(self.evidence.path().join(name)).unwrap_or_default()
+    }
+
     /// Keeps a folder's files, and those of its folders.
     pub fn keep_folder(&self, folder: &Path, name: &str) {
         copy(folder, &self.evidence.path().join(name));
-    }
-
-    /// Where the evidence is.
-    pub fn evidence(&self) -> &Path {
-        self.evidence.path()
     }
 
     /// Leaves the evidence where it is.

@@ -1,9 +1,11 @@
-//! What is done to Redis and PostgreSQL.
+//! What is done to Redis, PostgreSQL, a folder and a server of links.
 
 use std::time::Duration;
 
 use redis::RedisResult;
 
+use super::calls::Calls;
+use super::folder::Folder;
 use super::run::{Event, Run};
 use crate::harness::{Postgres, Redis};
 
@@ -71,6 +73,30 @@ pub fn torture_postgres(run: &Run, postgres: &Postgres) {
         run.pause(millis(&mut random, 0, 3_000));
         postgres.start();
         run.write("postgres: started");
+    }
+}
+
+/// Takes the folder of a storage away and puts it back.
+pub fn torture_folder(run: &Run, folder: &Folder) {
+    let mut random = run.random("folder");
+    while run.pause(millis(&mut random, 1_000, 6_000)) {
+        folder.take_away();
+        run.note("folder", Event::FolderAway, "");
+        run.pause(millis(&mut random, 0, 3_000));
+        folder.put_back();
+        run.write("folder: put back");
+    }
+}
+
+/// Has a link's server refuse everything for a time.
+pub fn torture_link(run: &Run, calls: &Calls) {
+    let mut random = run.random("link");
+    while run.pause(millis(&mut random, 3_000, 10_000)) {
+        calls.refuse(true);
+        run.note("link", Event::LinkRefused, "");
+        run.pause(millis(&mut random, 0, 3_000));
+        calls.refuse(false);
+        run.write("link: accepts again");
     }
 }
 

@@ -13,6 +13,11 @@ use crate::harness::{Conserver, Daemon, PATIENCE, running_in_group, title_of};
 /// After this many seconds without a sign of life, an instance counts as dead.
 pub const HEARTBEAT_TTL: u64 = 3;
 
+/// An instance has at most so many lanes.
+pub const MOST_LANES: usize = MOST_WORKERS * MOST_LANES_OF_A_WORKER;
+const MOST_WORKERS: usize = 4;
+const MOST_LANES_OF_A_WORKER: usize = 3;
+
 /// What can be done to an instance, and how often among others.
 const ACTS: &[(Act, u32)] = &[
     (Act::KillWorker, 44),
@@ -62,6 +67,8 @@ impl<'a> Victim<'a> {
             .env("CONSERVER_HEARTBEAT_TTL", HEARTBEAT_TTL.to_string())
             // Innocent vCons are in work when their workers are killed, again and again.
             .env("CONSERVER_MAX_DEATHS", "0")
+            // The same of vCons whose backend fails for all of them.
+            .env("CONSERVER_MAX_ROUNDS", "0")
             .env("CONSERVER_DRAIN_TIMEOUT", "5")
             .env("CONSERVER_RETRY_MAX_MS", "500")
             .env("TICK_INTERVAL", "500");
@@ -264,17 +271,22 @@ impl<'a> Victim<'a> {
 /// Starts the daemon, each time a little different.
 fn launch(run: &Run, name: &str, template: &Conserver, random: &mut fastrand::Rng) -> Daemon {
     let method = ["fork", "spawn", "forkserver"][random.usize(..3)];
-    let (workers, lanes) = (random.usize(2..=4), random.usize(1..=3));
+    let (workers, lanes) = (
+        random.usize(2..=MOST_WORKERS),
+        random.usize(1..=MOST_LANES_OF_A_WORKER),
+    );
     let recycle = if random.bool() { "0" } else { "100" };
+    let order = ["strict", "rotate"][random.usize(..2)];
     let daemon = template
         .again()
+        .env("CONSERVER_LIST_ORDER", order)
         .method(method)
         .workers(workers)
         .lanes(lanes)
         .env("CONSERVER_WORKER_MAX_VCONS", recycle)
         .launch();
     let detail = format!(
-        "PID {}: {method}, {workers} workers with {lanes} lanes",
+        "PID {}: {method}, {workers} workers with {lanes} lanes, {order}",
         daemon.pid()
     );
     run.note(name, Event::InstanceStarted, &detail);
