@@ -175,10 +175,14 @@ impl CircuitBreakers {
         self.lock().iter().any(|breaker| breaker.is(stage, config))
     }
 
+    /// Whether the breaker of any backend is open because it fails.
+    fn any_fails(&self) -> bool {
+        self.failing.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether a backend is to be tried that is not tried now.
     pub fn has_trial_due(&self) -> bool {
-        self.failing.load(Ordering::Relaxed) > 0
-            && self.next_trial().is_some_and(|wait| wait.is_zero())
+        self.any_fails() && self.next_trial().is_some_and(|wait| wait.is_zero())
     }
 
     /// How long it takes until a backend can be tried that is not tried now.
@@ -203,6 +207,9 @@ impl CircuitBreakers {
 
     /// The backend has done its work.
     pub fn note_success(&self, stage: &Stage, config: &Arc<Config>) -> bool {
+        if !self.any_fails() {
+            return false;
+        }
         let is_failing = |breaker: &Breaker| {
             breaker.is(stage, config) && matches!(breaker.state, State::Failing { .. })
         };

@@ -688,11 +688,15 @@ impl Pipeline<'_, '_, '_> {
     }
 
     fn note_success(&self, stage: &Stage) {
-        if self.shared.health.note_success(stage) {
-            let config = self.modules.config();
-            if self.shared.breakers.note_success(stage, config) {
-                self.shared.wakeup.wake_all();
-            }
+        self.shared.health.note_success(stage);
+        // Whether it had failed does not tell: a success may have been noted just before the breaker
+        // was opened by another lane.
+        if self
+            .shared
+            .breakers
+            .note_success(stage, self.modules.config())
+        {
+            self.shared.wakeup.wake_all();
         }
     }
 

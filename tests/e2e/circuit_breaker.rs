@@ -182,3 +182,36 @@ fn a_storage_that_fails_and_then_is_away_is_tried_when_it_is_back() {
     sick.has_taken_each("the storage", &samples, 1);
     daemon.stop();
 }
+
+#[test]
+fn a_storage_that_takes_every_other_vcon_is_not_left_behind_its_breaker() {
+    let redis = Redis::plain();
+    let sick = Hook::new();
+    let mut count = 0;
+    sick.decides(move |_| {
+        count += 1;
+        if count % 5 < 3 { 503 } else { 200 }
+    });
+    let config = chain(&[], &[("sick", sick.storage())]);
+    let daemon = conserver(&redis, &config)
+        .lanes(8)
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .env("CONSERVER_RETRY_MAX_MS", "10")
+        .start();
+    for _ in 0..10 {
+        let samples = fresh(40);
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        redis.ask::<i64>(&["DEL", "done"]);
+    }
+    sick.answers(200);
+    let samples = fresh(20);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    wait_until("no hold is shown", PATIENCE, || {
+        !is_shown(&daemon, "storage sick")
+    });
+    let opened = daemon.count_in_log("one at a time is tried");
+    assert!(opened > 0, "it was never found to fail");
+    daemon.stop();
+}

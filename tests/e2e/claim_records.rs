@@ -153,7 +153,7 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
                 // What still cannot be returned is not told again.
                 prop_assert_eq!(queue.recover_kept().unwrap().len(), 0);
                 redis::cmd("DEL")
-                    .arg("broken")
+                    .arg(&["broken", "conserver:deaths"])
                     .query::<()>(&mut connection)
                     .unwrap();
                 let returned = queue.recover_kept().unwrap();
