@@ -21,7 +21,7 @@ pub(super) struct Scripts {
     pub lease: Script,
     pub forget: Script,
     pub set_aside: Script,
-    steps: [Script; 4],
+    steps: [Script; 5],
 }
 
 /// The steps of a vCon's usual way.
@@ -35,6 +35,8 @@ pub(super) enum Step {
     Finish,
     /// Finishes a vCon, then takes the next entry.
     FinishAndClaim,
+    /// The same for several lanes, in the usual way.
+    Turn,
 }
 
 impl Scripts {
@@ -71,6 +73,7 @@ impl Scripts {
                     "finish",
                     "finish_and_claim"
                 ),
+                script!("turn"),
             ],
         }
     }

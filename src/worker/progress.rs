@@ -310,7 +310,7 @@ mod tests {
         progress.note_link();
         progress.note_refused("s", Failure::permanent("too large"), 1);
         let missing = |progress: &Progress| {
-            let kept = progress.record(&main, None).unwrap();
+            let kept = progress.record(&main, Some("{}")).unwrap();
             let read = Progress::read(kept.text.as_bytes(), &main).unwrap();
             assert_eq!(read.links_done(), 1);
             read.missing(&main.storages)

@@ -174,7 +174,7 @@ fn a_storage_that_fails_and_then_is_away_is_tried_when_it_is_back() {
     daemon.wait_for_log("storage sick is away, on hold until it is back", PATIENCE);
     // Nobody looks for a vCon to try it with, also when the pause before the next trial is over.
     let commands = [(); 3].map(|()| commands_in_a_second(&redis));
-    let few = commands.iter().all(|commands| *commands < 30);
+    let few = commands[1..].iter().all(|commands| *commands < 40);
     assert!(few, "{commands:?} commands in a second");
     sick.answers(200);
     door.pass();

@@ -95,7 +95,7 @@ fn in_hand(redis: &Redis, attempts: &str) -> (Daemon, Vec<Sample>, Hook, Hook, P
     let samples = fresh(3);
     submit(redis, "default", &samples);
     wait_until("all are at the storage", PATIENCE, || {
-        link.taken().len() == 3 && redis.length("default") == 0
+        link.taken().len() == 3 && door.accepted() == 3 && redis.length("default") == 0
     });
     redis.ask::<()>(&["SET", "default", "no list"]);
     (daemon, samples, link, storage, door)
@@ -107,7 +107,11 @@ fn an_ingress_key_that_is_no_list_is_waited_for_in_a_hold() {
     let (daemon, samples, link, storage, door) = in_hand(&redis, "1");
     door.refuse();
     door.reset();
-    daemon.wait_for_log("cannot be put back, trying again until it can", PATIENCE);
+    wait_until("none can be put back", PATIENCE, || {
+        // Also one that was just being accepted.
+        door.reset();
+        daemon.count_in_log("cannot be put back, trying again until it can") == 3
+    });
     assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
     redis.ask::<i64>(&["DEL", "default"]);
     wait_until("all are back in their list", PATIENCE, || {
@@ -128,6 +132,7 @@ fn an_ingress_key_that_is_no_list_makes_no_dead_letters_in_a_drain() {
     door.reset();
     daemon.terminate();
     daemon.wait_exit(PATIENCE);
+    door.reset();
     assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
     let daemon = daemon.conserver().launch_again();
     door.pass();
