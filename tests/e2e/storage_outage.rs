@@ -335,7 +335,7 @@ fn what_one_storage_alone_refuses_is_announced_and_a_dead_letter_of_that_storage
             parts.link.has_taken_each("the link", &all, 1);
             assert_eq!(redis.keys("DLQ:*"), Vec::<String>::new());
             assert_eq!(redis.keys(REASONS), Vec::<String>::new());
-            assert_eq!(redis.length("done"), all.len());
+            are_announced(&redis, &all);
             daemon.stop();
         }
     }
