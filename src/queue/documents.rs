@@ -2,7 +2,7 @@
 
 use super::dead_letters::Kept;
 use super::round_trip::transaction;
-use super::{Lease, Queue, QueueError};
+use super::{Lease, Queue, QueueError, storage_letters_list};
 use crate::redis_server::has_json;
 use crate::vcon::VconId;
 
@@ -59,6 +59,15 @@ impl Queue {
                 .arg(id.key())
                 .arg(seconds)
                 .query::<()>(connection)?)
+        })
+    }
+
+    /// Has a vCon wait in the queue of a storage.
+    pub fn defer(&mut self, storage: &str, id: &VconId) -> Result<(), QueueError> {
+        let list = storage_letters_list(storage);
+        self.with(|connection, _, _, _| {
+            let mut push = redis::cmd("RPUSH");
+            Ok(push.arg(&list).arg(id.as_str()).query::<()>(connection)?)
         })
     }
 

@@ -65,6 +65,8 @@ pub(super) struct Job {
     content: Content,
     /// How far it has come.
     pub progress: Progress,
+    /// Whether any storage was asked to take it, in whatever version.
+    pub was_given: bool,
 }
 
 /// What the chain has made of the document.
@@ -154,7 +156,11 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// The text of a document, or, if there is none in Redis, the one that a storage has.
-    fn found(&mut self, id: &VconId, document: Document) -> Result<(Kind, String), Ending> {
+    pub(super) fn found(
+        &mut self,
+        id: &VconId,
+        document: Document,
+    ) -> Result<(Kind, String), Ending> {
         match document {
             Document::Found(kind, bytes) => {
                 let text = String::from_utf8(bytes)
@@ -372,12 +378,13 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Saves the vCon to the chain's storages that do not have it yet.
-    fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
         let chain = self.chain;
         if job.progress.is_halted() || chain.storages.is_empty() {
             return Ok(());
         }
         let outgoing = job.leave(self.shared.settings.egress_version)?;
+        job.was_given = true;
         let config = Arc::clone(self.modules.config());
         for name in job.progress.missing(&chain.storages) {
             let stage = Stage::Storage(name.clone());
@@ -699,7 +706,7 @@ impl Pipeline<'_, '_, '_> {
 }
 
 impl Job {
-    fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
+    pub fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
         let vcon = Vcon::read(id, &text)
             .map_err(|error| failed("parse", format!("the document {error}")))?;
         Ok(Self {
@@ -707,7 +714,15 @@ impl Job {
             base: Some(text),
             content: Content::Open(vcon),
             progress,
+            was_given: false,
         })
+    }
+
+    /// Whether this is the document that the chain has made, or left as it was.
+    pub fn is_as(&mut self, document: &Document) -> bool {
+        let changed = self.changed_text();
+        let text = changed.as_deref().or(self.base.as_ref());
+        matches!(document, Document::Found(_, bytes) if text.is_some_and(|it| it.as_bytes() == bytes))
     }
 
     fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {

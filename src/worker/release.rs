@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use super::circuit_breaker::hold;
 use super::fault::{Ending, Fault};
 use super::pipeline::{Job, Pipeline};
+use super::progress::Progress;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
 use crate::queue::{
-    Claim, Finish, Finished, Progress, Queue, QueueError, Reason, Released, StorageLetter,
+    self, Claim, Document, Finish, Finished, Queue, QueueError, Reason, Released, StorageLetter,
     dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
@@ -32,32 +33,40 @@ impl Pipeline<'_, '_, '_> {
     ///
     /// Returns false if the claim may still be held: the worker drains, and Redis is away.
     pub(super) fn release(&mut self, job: Option<Job>, ending: Ending, start: Instant) -> bool {
+        let mut job = job;
         let released = match ending {
             Ending::ClaimLeft => Err(ClaimLeft),
-            Ending::NotOurs => {
-                self.tell_not_ours();
-                Ok(())
-            }
-            Ending::Interrupted => self.put_back(job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.fail(job, &fault, start),
-            Ending::Unavailable(fault) => self.wait_for_backend(job, fault, start),
+            Ending::NotOurs => Ok(Released::NotOurs),
+            Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
+            Ending::Failed(fault) => self.fail(&mut job, &fault, start),
+            Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
+        if let Ok(Released::NotOurs) = released {
+            self.tell_not_ours();
+            if let Some(job) = job {
+                self.bring_up_to_date(job);
+            }
+        }
         released.is_ok()
     }
 
     /// Lets go of a claim whose list no chain serves any more.
     pub(super) fn return_unserved(&mut self) -> bool {
         self.clock.end();
-        self.put_back(None, Outcome::Returned, &[]).is_ok()
+        let released = self.put_back(&mut None, Outcome::Returned, &[]);
+        if let Ok(Released::NotOurs) = released {
+            self.tell_not_ours();
+        }
+        released.is_ok()
     }
 
     /// Back to the head of its list, to be taken again.
     fn put_back(
         &mut self,
-        job: Option<Job>,
+        job: &mut Option<Job>,
         outcome: Outcome,
         events: &[Event],
-    ) -> Result<(), ClaimLeft> {
+    ) -> Result<Released, ClaimLeft> {
         let progress = self.keep(job);
         let released = self.let_go(|queue, claim| queue.release(claim, progress.as_ref()))?;
         if released == Released::Done {
@@ -69,7 +78,7 @@ impl Pipeline<'_, '_, '_> {
                 "Returned {entry} to the head of list {list}"
             );
         }
-        Ok(())
+        Ok(released)
     }
 
     /// All attempts at some stages have failed, in ways that pass. Those that do not answer a probe
@@ -77,10 +86,10 @@ impl Pipeline<'_, '_, '_> {
     /// the vCon: it goes to the end of its list, and others are tried.
     fn wait_for_backend(
         &mut self,
-        job: Option<Job>,
+        job: &mut Option<Job>,
         fault: Fault,
         start: Instant,
-    ) -> Result<(), ClaimLeft> {
+    ) -> Result<Released, ClaimLeft> {
         let config = Arc::clone(self.modules.config());
         let id = self.claim.id();
         let (mut on_hold, mut all_answer) = (false, true);
@@ -137,13 +146,18 @@ impl Pipeline<'_, '_, '_> {
                     vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
                     "Returned {entry} to the end of list {list}, {}: {}", fault.stage, fault.error
                 );
-                Ok(())
+                Ok(released)
             }
-            _ => Ok(()),
+            _ => Ok(released),
         }
     }
 
-    fn fail(&mut self, job: Option<Job>, fault: &Fault, start: Instant) -> Result<(), ClaimLeft> {
+    fn fail(
+        &mut self,
+        job: &mut Option<Job>,
+        fault: &Fault,
+        start: Instant,
+    ) -> Result<Released, ClaimLeft> {
         let progress = self.keep(job);
         self.dead_letter(progress, fault, start)
     }
@@ -152,10 +166,10 @@ impl Pipeline<'_, '_, '_> {
     /// with the reason.
     fn dead_letter(
         &mut self,
-        progress: Option<Progress>,
+        progress: Option<queue::Progress>,
         fault: &Fault,
         start: Instant,
-    ) -> Result<(), ClaimLeft> {
+    ) -> Result<Released, ClaimLeft> {
         let name = self.shared.name.clone();
         let reason = Reason {
             stage: &fault.stage,
@@ -174,7 +188,7 @@ impl Pipeline<'_, '_, '_> {
             }
         };
         if released != Released::Done {
-            return Ok(());
+            return Ok(released);
         }
         self.shared.count(Outcome::Failed);
         self.count(Event::Failed);
@@ -195,17 +209,17 @@ impl Pipeline<'_, '_, '_> {
             "{entry} went to {dead} from chain {chain} after {seconds:.4} s, {}: {}",
             fault.stage, fault.error
         );
-        Ok(())
+        Ok(released)
     }
 
     /// Writes what the links have done to Redis, and says how far the vCon has come.
-    fn keep(&mut self, job: Option<Job>) -> Option<Progress> {
-        let mut job = job?;
+    fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
+        let job = job.as_mut()?;
         if !job.progress.is_begun() {
             return None;
         }
         // Without that, its next claim begins anew.
-        if let Err(ending) = self.write(&mut job) {
+        if let Err(ending) = self.write(job) {
             log::debug!(
                 "what has been done for {} is not kept: {ending:?}",
                 job.id()
@@ -238,15 +252,61 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Ok(released) => {
                     self.outage.over();
-                    if released == Released::NotOurs {
-                        self.tell_not_ours();
-                    }
                     return Ok(released);
                 }
                 Err(error) => {
                     let insisted = self.outage.insist(&error, self.clock);
                     insisted.map_err(|_| ClaimLeft)?;
                 }
+            }
+        }
+    }
+
+    /// Somebody else has the claim, or had it. What this lane gave to storages may be older than what
+    /// they were given meanwhile, as after a sleep of this process: they get what stands in Redis,
+    /// until that is what they got last.
+    fn bring_up_to_date(&mut self, mut job: Job) {
+        if !job.was_given {
+            return;
+        }
+        self.clock.begin_again();
+        let renewed = self.renew(&mut job);
+        self.clock.end();
+        if let Err(ending) = renewed {
+            let (id, chain) = (job.id(), &self.chain.name);
+            log::error!(
+                vcon_id = id.as_str(), chain_name = chain.as_str();
+                "{id}: storages of chain {chain} may have an older document than Redis: {ending:?}"
+            );
+        }
+    }
+
+    fn renew(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let settings = &self.shared.settings;
+        let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
+        let mut is_given = true;
+        loop {
+            let id = job.id().clone();
+            let document = self.insist(|queue| queue.load(&id))?;
+            if is_given && job.is_as(&document) || matches!(document, Document::Missing) {
+                return Ok(());
+            }
+            log::info!(
+                vcon_id = id.as_str(), chain_name = self.chain.name.as_str();
+                "{id} has another document by now, storages get that"
+            );
+            let (kind, text) = self.found(&id, document)?;
+            *job = Job::open(id.clone(), kind, text, Progress::none(id.clone()))?;
+            is_given = match self.save(job) {
+                Ok(()) => true,
+                Err(Ending::Unavailable(_)) if !self.clock.is_draining() => {
+                    self.clock.insist(backoff.next_wait());
+                    false
+                }
+                Err(ending) => return Err(ending),
+            };
+            for storage in job.progress.deferred() {
+                self.insist(|queue| queue.defer(storage, &id))?;
             }
         }
     }

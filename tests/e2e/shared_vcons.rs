@@ -359,3 +359,36 @@ fn a_vcon_that_goes_on_and_is_routed_into_another_chain_keeps_the_tags_of_all() 
         daemon.stop();
     }
 }
+
+/// A process that slept for longer than its lease goes on where it was: another one has worked on its
+/// vCons meanwhile, and stored what it made of them.
+#[test]
+fn a_lane_that_has_lost_its_claim_leaves_no_old_document_in_a_storage() {
+    for (redis, files) in places() {
+        let gate = Gate::new();
+        let links = json!({"tagger": tag("a"), "gate": gate.link("cat")});
+        let config = config(&files, links, &[("main", &["tagger", "gate"])]);
+        let daemon = daemon(&redis, &config, "fork", 1);
+        let samples: Vec<Sample> = samples().into_iter().take(AT_ONCE).collect();
+        submit(&redis, "main", &samples);
+        gate.meanwhile(samples.len(), || {
+            for claims in redis.keys("conserver:claims:*") {
+                redis.ask::<i64>(&["DEL", &claims]);
+            }
+            let versions: Vec<Sample> = samples.iter().map(|it| newer(it, "newer")).collect();
+            store(&redis, &versions);
+        });
+        wait_until("all lanes have found it", PATIENCE, || {
+            daemon.count_in_log("settled already") >= samples.len()
+        });
+        let is_new = |(_, document): &(String, Value)| is_newer(document, "newer");
+        wait_until("the storage has the new ones", PATIENCE, || {
+            let stored = files.documents();
+            stored.iter().filter(|it| is_new(it)).count() >= samples.len()
+        });
+        assert_eq!(redis.length("main_done"), 0);
+        daemon.stop();
+        let stored = files.documents();
+        assert!(stored.iter().all(|it| is_new(it)), "{stored:?}");
+    }
+}
