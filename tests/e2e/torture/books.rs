@@ -62,7 +62,7 @@ impl Books {
             taken: submitted.unacknowledged.intersection(&journal).count(),
             sent_on: redis.ask(&["SCARD", SENT_ON]),
             drafts: with_hidden - whole,
-            logs: Logs::of(run),
+            logs: Logs::of(run, redis),
             ..Self::default()
         };
         for id in submitted.acknowledged.difference(&journal) {
