@@ -11,6 +11,7 @@
 //! wrote last: its *base*. If somebody else has written another one meanwhile, what the chain made of
 //! the base is laid over that, and the storages get the result.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -383,7 +384,8 @@ impl Pipeline<'_, '_, '_> {
         if job.progress.is_halted() || chain.storages.is_empty() {
             return Ok(());
         }
-        let outgoing = job.leave(self.shared.settings.egress_version)?;
+        let version = self.shared.settings.egress_version;
+        let mut outgoing = job.leave(version)?;
         job.was_given = true;
         let config = Arc::clone(self.modules.config());
         for name in job.progress.missing(&chain.storages) {
@@ -407,6 +409,14 @@ impl Pipeline<'_, '_, '_> {
             // Not `away`: a storage that was not asked does not count as saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
+            }
+            // Other storages may have it already, and this may take long: whoever stores what stands
+            // in Redis meanwhile is to store this.
+            self.write(job)?;
+            let before = mem::replace(&mut outgoing, job.leave(version)?);
+            if !Arc::ptr_eq(&before, &outgoing) {
+                // It was merged with another one: all storages are to be given it.
+                continue;
             }
             if !self.again(&mut retry)? {
                 self.give_up(job, &away, retry.attempt())?;
