@@ -35,7 +35,7 @@ pub fn rate(
     servers.push("default", &ids);
     let (barrier, over) = (Barrier::new(connections + 1), AtomicBool::new(false));
     let lane = |lane: usize| {
-        let mut queue = queue::Queue::connect(servers, lane);
+        let mut queue = queue::Queue::connect(servers, lane, !case.stores.is_empty());
         let keepers = case.stores.iter().map(|s| keeper(servers, *s));
         let mut keepers = keepers::Keepers::new(keepers.collect(), case.parallel);
         barrier.wait();

@@ -126,7 +126,7 @@ impl Queue {
 
     /// The time of a request, in seconds since 1970: no two of this lane have the same, so that no
     /// two claims have one record.
-    fn next_time(&mut self) -> String {
+    pub(super) fn next_time(&mut self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |time| time.as_micros());
         self.last_time = now.max(self.last_time + 1);
@@ -181,6 +181,10 @@ impl Queue {
             }
             return self.claim(lists);
         }
+        if kind == b"look" {
+            // It is held: it is handed over again, with all that is kept about it.
+            return self.claim(lists);
+        }
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
@@ -192,6 +196,7 @@ impl Queue {
             b"not-a-uuid" => Document::NotAnId,
             other => Document::Unusable(describe(other, &text)),
         };
+        self.is_usual = matches!(document, Document::Found(Kind::Text, _));
         self.let_go_of_buffer(&document);
         Ok(Claimed {
             work: Some((claim, document)),

@@ -2,12 +2,15 @@
 
 use super::dead_letters::Kept;
 use super::round_trip::transaction;
-use super::{Lease, Queue, QueueError, storage_letters_list};
+use super::{Lease, Queue, QueueError, keys};
 use crate::redis_server::has_json;
 use crate::vcon::VconId;
 
 /// After a document of more bytes than this its connection is closed.
 pub(super) const LARGE: usize = 4 << 20;
+
+/// A link that has not ended its write after this many seconds has died with its worker.
+const FOREIGN_EXPIRY: u64 = 86_400;
 
 /// How a document is kept in Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,31 @@ impl Queue {
         Ok(document)
     }
 
+    /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
+    /// be followed by [`Queue::end_foreign_write`] with what this returns.
+    pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<u64, QueueError> {
+        self.with(|connection, scripts, _, _| {
+            let mut call = scripts.foreign_begin.key(keys::FOREIGN);
+            call.key(keys::overwritten_key(id));
+            call.arg(id.as_str()).arg(FOREIGN_EXPIRY);
+            Ok(call.invoke(connection)?)
+        })
+    }
+
+    /// The texts that others have written since the begin, and over which the link may have written.
+    pub fn end_foreign_write(
+        &mut self,
+        id: &VconId,
+        begin: u64,
+    ) -> Result<Vec<Vec<u8>>, QueueError> {
+        self.with(|connection, scripts, _, _| {
+            let mut call = scripts.foreign_end.key(keys::FOREIGN);
+            call.key(keys::overwritten_key(id));
+            call.arg(id.as_str()).arg(begin);
+            Ok(call.invoke(connection)?)
+        })
+    }
+
     /// Sets a document's time to live, in seconds.
     pub fn expire(&mut self, id: &VconId, seconds: u64) -> Result<(), QueueError> {
         self.with(|connection, _, _, _| {
@@ -64,7 +92,7 @@ impl Queue {
 
     /// Has a vCon wait in the queue of a storage.
     pub fn defer(&mut self, storage: &str, id: &VconId) -> Result<(), QueueError> {
-        let list = storage_letters_list(storage);
+        let list = keys::storage_letters_list(storage);
         self.with(|connection, _, _, _| {
             let mut push = redis::cmd("RPUSH");
             Ok(push.arg(&list).arg(id.as_str()).query::<()>(connection)?)

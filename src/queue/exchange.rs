@@ -11,12 +11,92 @@
 //! ```
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use redis::{Connection, RedisResult, Value};
+use redis::{Connection, RedisError, RedisResult, Value};
 
 /// A longer request goes alone, so that it holds nobody up.
 const LONGEST: usize = 64 * 1024;
+
+/// A command that a lane has to send.
+#[derive(Debug, Clone)]
+pub(super) enum Request {
+    /// One that stands for itself, packed.
+    Alone(Vec<u8>),
+    /// The call of a script that takes the requests of several lanes.
+    Turn(Turn),
+}
+
+/// The call of a script that takes the requests of several lanes, of which this is one's.
+#[derive(Debug, Clone)]
+pub(super) struct Turn {
+    /// The script's hash.
+    pub script: String,
+    /// What the calls of all lanes must have in common to be sent as one: keys and first arguments.
+    pub head: Arguments,
+    /// How many of those are keys.
+    pub keys: usize,
+    /// The lane's own arguments.
+    pub own: Arguments,
+}
+
+/// Arguments of a command, packed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Arguments {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Arguments {
+    /// Adds one.
+    pub fn arg(&mut self, bytes: &[u8]) -> &mut Self {
+        // Writing to memory does not fail.
+        let _ = write!(self.bytes, "${}\r\n", bytes.len());
+        self.bytes.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(b"\r\n");
+        self.count += 1;
+        self
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.bytes.extend_from_slice(&more.bytes);
+        self.count += more.count;
+    }
+}
+
+impl Turn {
+    fn goes_with(&self, other: &Self) -> bool {
+        self.keys == other.keys && self.head == other.head && self.script == other.script
+    }
+
+    /// The call for these lanes.
+    fn pack(turns: &[&Self], out: &mut Vec<u8>) {
+        let Some(first) = turns.first() else { return };
+        let mut call = Arguments::default();
+        call.arg(b"EVALSHA").arg(first.script.as_bytes());
+        call.arg(first.keys.to_string().as_bytes());
+        call.add(&first.head);
+        turns.iter().for_each(|turn| call.add(&turn.own));
+        let _ = write!(out, "*{}\r\n", call.count);
+        out.extend_from_slice(&call.bytes);
+    }
+}
+
+impl Request {
+    fn is_long(&self) -> bool {
+        match self {
+            Self::Alone(bytes) => bytes.len() > LONGEST,
+            Self::Turn(turn) => turn.own.bytes.len() > LONGEST,
+        }
+    }
+}
+
+/// Sends one request and returns its answer; what the server refuses is a [`Value::ServerError`].
+pub(super) fn ask_alone(connection: &mut Connection, request: &Request) -> RedisResult<Value> {
+    let mut answers = send(connection, std::slice::from_ref(request));
+    answers.pop().unwrap_or_else(|| Err(not_sent()))
+}
 
 /// What the lanes of a worker have to ask.
 #[derive(Default)]
@@ -28,7 +108,7 @@ pub struct Exchange {
 #[derive(Default)]
 struct State {
     /// Requests that nobody has sent yet, by number.
-    waiting: Vec<(u64, Vec<u8>)>,
+    waiting: Vec<(u64, Request)>,
     /// Answers that their lanes have not taken yet.
     answers: HashMap<u64, RedisResult<Value>>,
     is_sending: bool,
@@ -36,20 +116,19 @@ struct State {
 }
 
 impl Exchange {
-    /// Sends one command and returns its answer; what the server refuses is a
-    /// [`Value::ServerError`]. The connection is used only if this lane sends.
+    /// Sends one request, together with those of other lanes, and returns its answer; what the server
+    /// refuses is a [`Value::ServerError`]. The connection is used only if this lane sends.
     ///
     /// # Errors
     /// The connection that was used, this lane's or another one's, failed.
-    pub(super) fn ask(&self, connection: &mut Connection, request: &[u8]) -> RedisResult<Value> {
-        if request.len() > LONGEST {
-            connection.send_packed_command(request)?;
-            return connection.recv_response();
+    pub(super) fn ask(&self, connection: &mut Connection, request: Request) -> RedisResult<Value> {
+        if request.is_long() {
+            return ask_alone(connection, &request);
         }
         let mut state = self.lock();
         state.last += 1;
         let number = state.last;
-        state.waiting.push((number, request.to_vec()));
+        state.waiting.push((number, request));
         while state.is_sending {
             state = self.wait(state);
             if let Some(answer) = state.answers.remove(&number) {
@@ -57,25 +136,26 @@ impl Exchange {
             }
         }
         state.is_sending = true;
-        let batch = std::mem::take(&mut state.waiting);
+        let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        let (numbers, batch): (Vec<u64>, Vec<Request>) = waiting.into_iter().unzip();
         let answers = send(connection, &batch);
         let mut state = self.lock();
         state.is_sending = false;
         let mut own = None;
-        for ((asked, _), answer) in batch.iter().zip(answers) {
-            if *asked == number {
+        for (asked, answer) in numbers.into_iter().zip(answers) {
+            if asked == number {
                 own = Some(answer);
             } else {
-                state.answers.insert(*asked, answer);
+                state.answers.insert(asked, answer);
             }
         }
         // Waking nobody is a system call, too.
-        if batch.len() > 1 || !state.waiting.is_empty() {
+        if !state.answers.is_empty() || !state.waiting.is_empty() {
             self.changed.notify_all();
         }
         drop(state);
-        own.unwrap_or_else(|| Err((redis::ErrorKind::Client, "a request was not sent").into()))
+        own.unwrap_or_else(|| Err(not_sent()))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -89,24 +169,100 @@ impl Exchange {
     }
 }
 
-/// Sends the requests together and reads an answer to each. After a fault of the connection, the
-/// rest have that for an answer.
-fn send(connection: &mut Connection, batch: &[(u64, Vec<u8>)]) -> Vec<RedisResult<Value>> {
-    let sent = match batch {
-        [(_, only)] => connection.send_packed_command(only),
-        _ => {
-            let requests: Vec<&[u8]> = batch.iter().map(|(_, request)| &**request).collect();
-            connection.send_packed_command(&requests.concat())
+/// Sends the requests together and returns an answer to each, in their order. After a fault of the
+/// connection, the rest have that for an answer.
+fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value>> {
+    // Which requests a command stands for.
+    let mut commands: Vec<Vec<usize>> = Vec::new();
+    for (index, request) in batch.iter().enumerate() {
+        let goes_with = |command: &&mut Vec<usize>| match (&batch[command[0]], request) {
+            (Request::Turn(first), Request::Turn(turn)) => first.goes_with(turn),
+            _ => false,
+        };
+        match commands.iter_mut().find(goes_with) {
+            Some(command) => command.push(index),
+            None => commands.push(vec![index]),
         }
-    };
-    let mut fault = sent.err();
-    let mut read = || {
+    }
+    let mut packed = Vec::new();
+    for command in &commands {
+        let turns: Vec<&Turn> = command
+            .iter()
+            .filter_map(|index| match &batch[*index] {
+                Request::Turn(turn) => Some(turn),
+                Request::Alone(bytes) => {
+                    packed.extend_from_slice(bytes);
+                    None
+                }
+            })
+            .collect();
+        Turn::pack(&turns, &mut packed);
+    }
+    let mut fault = connection.send_packed_command(&packed).err();
+    let mut answers: Vec<Option<RedisResult<Value>>> = batch.iter().map(|_| None).collect();
+    for command in &commands {
         let answer = match &fault {
             Some(fault) => Err(fault.clone()),
             None => connection.recv_response(),
         };
         fault = answer.as_ref().err().cloned();
-        answer
-    };
-    batch.iter().map(|_| read()).collect()
+        match (answer, &batch[command[0]]) {
+            // One for each lane.
+            (Ok(Value::Array(of_lanes)), Request::Turn(_)) => {
+                for (index, answer) in command.iter().zip(of_lanes) {
+                    answers[*index] = Some(Ok(answer));
+                }
+            }
+            (answer, _) => {
+                for index in command {
+                    answers[*index] = Some(answer.clone());
+                }
+            }
+        }
+    }
+    let answers = answers.into_iter();
+    answers
+        .map(|answer| answer.unwrap_or_else(|| Err(not_sent())))
+        .collect()
+}
+
+fn not_sent() -> RedisError {
+    (redis::ErrorKind::Client, "a request has no answer").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(head: &[&str], own: &[&str]) -> Turn {
+        let arguments = |words: &[&str]| {
+            let mut arguments = Arguments::default();
+            for word in words {
+                arguments.arg(word.as_bytes());
+            }
+            arguments
+        };
+        Turn {
+            script: "hash".to_owned(),
+            head: arguments(head),
+            keys: 1,
+            own: arguments(own),
+        }
+    }
+
+    #[test]
+    fn requests_of_one_kind_are_one_call() {
+        let (first, second) = (
+            turn(&["key", "a"], &["1"]),
+            turn(&["key", "a"], &["2", "x"]),
+        );
+        assert!(first.goes_with(&second));
+        assert!(!first.goes_with(&turn(&["key", "b"], &["1"])));
+        let mut packed = Vec::new();
+        Turn::pack(&[&first, &second], &mut packed);
+        let mut expected = redis::cmd("EVALSHA");
+        expected.arg("hash").arg(1).arg("key").arg("a");
+        expected.arg("1").arg("2").arg("x");
+        assert_eq!(packed, expected.get_packed_command());
+    }
 }

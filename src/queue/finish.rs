@@ -9,6 +9,7 @@
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{Claimed, INLINE_LIMIT, texts};
+use super::exchange::{Arguments, Request as Asked, Turn};
 use super::round_trip::{Request, executed};
 use super::scripts::Step;
 use super::{Claim, Kind, Queue, QueueError, Reason, keys};
@@ -129,12 +130,73 @@ impl Queue {
         finish: &Finish<'_>,
         lists: &[ListName],
     ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
-        let (finished, next) = self.finish_asking(claim, finish, Some(lists))?;
+        let mut answered = None;
+        if self.is_usual(claim, finish) {
+            let turn = self.turn(claim, finish, lists);
+            let answer = self.send(Step::Turn, Asked::Turn(turn))?;
+            answered = of_turn(answer).map_err(|error| self.noting(error))?;
+        }
+        let (finished, next) = match answered {
+            Some(answered) => answered,
+            None => self.finish_asking(claim, finish, Some(lists))?,
+        };
         let claimed = next.map(|answer| match answer.extract_error() {
             Ok(answer) => self.claimed(answer, lists),
             Err(error) => Err(self.noting(error.into())),
         });
         Ok((finished, claimed))
+    }
+
+    /// Whether `turn.lua` can do it.
+    fn is_usual(&self, claim: &Claim, finish: &Finish<'_>) -> bool {
+        let is_small =
+            |document: Replacement<'_>| document.kind == Kind::Text && !document.is_large();
+        self.is_usual
+            && !claim.is_noted
+            && claim.context.is_empty()
+            && claim.id().as_ref() == Some(finish.id)
+            && finish.expire.is_none()
+            && finish.routes.is_empty()
+            && finish.letters.is_empty()
+            && finish.document.is_none_or(is_small)
+    }
+
+    /// The request to finish in the usual way, and to take the next entry.
+    fn turn(&mut self, claim: &Claim, finish: &Finish<'_>, lists: &[ListName]) -> Turn {
+        let since = self.next_time();
+        let (lane, lease) = (&self.lane_keys, &self.lease);
+        let mut head = Arguments::default();
+        head.arg(lane.claims.as_bytes()).arg(lane.lease.as_bytes());
+        for list in lists.iter().chain(finish.egress) {
+            head.arg(list.as_str().as_bytes());
+        }
+        head.arg(lease.record.as_bytes());
+        head.arg(self.expiry.document.to_string().as_bytes());
+        head.arg(lease.mark.as_bytes());
+        head.arg(lists.len().to_string().as_bytes());
+        for list in lists {
+            // A string is always JSON.
+            head.arg(&serde_json::to_vec(list.as_str()).unwrap_or_default());
+        }
+        let (how, base, text) = match finish.document {
+            None => ("no", "", ""),
+            Some(Replacement { base, text, .. }) => match text {
+                Some(text) => ("put", base, text),
+                None => ("is", base, ""),
+            },
+        };
+        let mut own = Arguments::default();
+        own.arg(self.seat.lane.to_string().as_bytes());
+        own.arg(since.as_bytes()).arg(&claim.record);
+        own.arg(finish.id.as_str().as_bytes());
+        own.arg(how.as_bytes()).arg(base.as_bytes());
+        own.arg(text.as_bytes());
+        Turn {
+            script: self.scripts.step(Step::Turn).get_hash().to_owned(),
+            keys: 2 + lists.len() + finish.egress.len(),
+            head,
+            own,
+        }
     }
 
     /// The outcome of the finish, and the answer to the request for the next entry.
@@ -408,6 +470,15 @@ fn compare_json(connection: &mut Connection, key: &str, base: &str) -> RedisResu
         Some(text) if text == base.as_bytes() => Comparison::Same,
         Some(_) => Comparison::Changed,
     })
+}
+
+/// What `turn.lua` returned for a lane; `None` if it has left that to the other scripts.
+fn of_turn(answer: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+    let is_unusual = |first: &Value| matches!(first, Value::BulkString(it) if it == b"unusual");
+    match &answer {
+        Value::Array(fields) if fields.first().is_some_and(is_unusual) => Ok(None),
+        _ => outcome(answer).map(Some),
+    }
 }
 
 /// What `finish.lua` returned, and what `claim.lua` returned behind it.

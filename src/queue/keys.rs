@@ -1,6 +1,7 @@
 //! The Redis keys of our own, and who holds what.
 
 use crate::config::ListName;
+use crate::vcon::VconId;
 
 /// Where a lane sits: its claims are kept under this address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,14 @@ pub(super) const LAPSES: &str = "conserver:lapses";
 /// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";
+
+/// `conserver:foreign`: hash, uuid -> how many links write it by themselves at this moment.
+pub(super) const FOREIGN: &str = "conserver:foreign";
+
+/// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over.
+pub(super) fn overwritten_key(id: &VconId) -> String {
+    format!("conserver:overwritten:{id}")
+}
 
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {

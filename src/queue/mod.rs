@@ -70,6 +70,7 @@ pub use crate::redis_server::{Lease, Server};
 
 use crate::config::ListName;
 use crate::settings::Settings;
+use exchange::{Request, ask_alone};
 use keys::LaneKeys;
 use redis::{Cmd, Value};
 use scripts::{Scripts, Step, is_missing};
@@ -112,6 +113,8 @@ pub struct Queue {
     exchange: Option<Arc<Exchange>>,
     /// The time of the last request for work, in microseconds.
     last_time: u128,
+    /// Whether the last document was one that `turn.lua` hands over.
+    is_usual: bool,
 }
 
 impl Queue {
@@ -129,6 +132,7 @@ impl Queue {
             ingress: String::new(),
             exchange: None,
             last_time: 0,
+            is_usual: true,
         }
     }
 
@@ -163,21 +167,21 @@ impl Queue {
 
     /// Calls the script of a step, and returns what it returned, errors included.
     fn ask(&mut self, step: Step, call: &Cmd) -> Result<Value, QueueError> {
+        self.send(step, Request::Alone(call.get_packed_command()))
+    }
+
+    /// Sends the call of a step's script, together with those of other lanes.
+    fn send(&mut self, step: Step, request: Request) -> Result<Value, QueueError> {
         let exchange = self.exchange.clone();
-        let request = call.get_packed_command();
         self.with(|connection, scripts, _, _| {
             let answer = match exchange {
-                Some(exchange) => exchange.ask(connection, &request)?,
-                None => {
-                    connection.send_packed_command(&request)?;
-                    connection.recv_response()?
-                }
+                Some(exchange) => exchange.ask(connection, request.clone())?,
+                None => ask_alone(connection, &request)?,
             };
             match answer.extract_error() {
                 Err(error) if is_missing(&error) => {
                     scripts.step(step).load(connection)?;
-                    connection.send_packed_command(&request)?;
-                    Ok(connection.recv_response()?.extract_error()?)
+                    Ok(ask_alone(connection, &request)?.extract_error()?)
                 }
                 answer => Ok(answer?),
             }

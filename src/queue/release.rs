@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::{ScriptInvocation, Value};
 use serde::Serialize;
 
+use super::claim::INLINE_LIMIT;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
 use crate::vcon::VconId;
 
@@ -30,6 +31,8 @@ pub struct Progress {
     pub id: VconId,
     /// What the lane says of it, as text on one line.
     pub text: String,
+    /// The document that has it, as far as the lane knows; `None` if that has been deleted.
+    pub document: Option<String>,
 }
 
 /// Whether a claim was let go by this call.
@@ -44,6 +47,8 @@ pub enum Released {
     Refused(String),
     /// It is still held: it has been postponed often enough. These are the rounds.
     Spent(u32),
+    /// It is still held: another document stands there than the progress was made with.
+    Changed,
 }
 
 /// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
@@ -136,6 +141,12 @@ fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option
             .unwrap_or_default(),
     );
     call.arg(progress.map_or("", |progress| &progress.text));
+    let document = progress.and_then(|progress| progress.document.as_deref());
+    call.arg(match document {
+        // No other document of that length is told from it, and a shorter one is another one.
+        Some(text) if text.len() > INLINE_LIMIT => "?",
+        text => text.unwrap_or_default(),
+    });
 }
 
 /// What a script that lets go of a claim returns.
@@ -145,6 +156,9 @@ fn released(answer: Value) -> Result<Released, QueueError> {
         Value::Int(0) => Ok(Released::NotOurs),
         Value::BulkString(why) => {
             let why = String::from_utf8_lossy(&why).into_owned();
+            if why == "changed" {
+                return Ok(Released::Changed);
+            }
             Ok(match why.parse() {
                 Ok(rounds) => Released::Spent(rounds),
                 Err(_) => Released::Refused(why),

@@ -13,8 +13,8 @@ use super::scripts::replay_lock;
 use super::{Lease, QueueError, Raw, Server, keys};
 use crate::vcon::VconId;
 
-/// How long the lock outlives a process that does not renew it.
-const TTL: Duration = Duration::from_secs(60);
+/// How long the lock outlives a process that does not renew it, in milliseconds.
+const TTL_MS: u64 = 60_000;
 
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(15);
@@ -59,10 +59,7 @@ impl ReplayLock {
         let mut lease = server.connect_for("conserver:replay", LIMIT)?;
         let key = keys::storage_replay_lock(storage);
         let value = value();
-        let mut set = redis::cmd("SET");
-        set.arg(&key).arg(&value).arg("NX");
-        set.arg("PX").arg(milliseconds(TTL));
-        if set.query::<Option<String>>(&mut *lease)?.is_none() {
+        if !run(&mut lease, "take", &key, &value)? {
             return Ok(ReplayStart::Held(holder(&mut lease, key)?));
         }
         let (stop, stopped) = bounded(0);
@@ -73,7 +70,7 @@ impl ReplayLock {
             value: value.clone(),
         };
         let thread = thread::Builder::new().name("replay-lock".to_owned());
-        let thread = thread.spawn(move || renewal.run(&stopped));
+        let thread = thread.spawn(move || renewal.keep(&stopped));
         Ok(ReplayStart::Ours(Self {
             key,
             value,
@@ -111,27 +108,32 @@ struct Renewal {
 }
 
 impl Renewal {
-    fn run(&mut self, stopped: &Receiver<()>) {
+    fn keep(&mut self, stopped: &Receiver<()>) {
         while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
             // Each step on the queue checks the lock: one that is lost ends the replay there.
-            let _ = self.set_ttl(milliseconds(TTL));
+            let _ = self.run("renew");
         }
         // If Redis is away, the lock expires.
-        let _ = self.set_ttl(0);
+        let _ = self.run("release");
     }
 
-    fn set_ttl(&mut self, milliseconds: u64) -> Result<(), QueueError> {
+    fn run(&mut self, step: &str) -> Result<(), QueueError> {
         let mut lease = match self.connected.take() {
             Some(lease) => lease,
             None => self.server.connect_for("conserver:replay", LIMIT)?,
         };
-        let script = replay_lock();
-        let mut call = script.key(&self.key);
-        call.arg(&self.value).arg(milliseconds);
-        call.invoke::<i64>(&mut *lease)?;
+        run(&mut lease, step, &self.key, &self.value)?;
         self.connected = Some(lease);
         Ok(())
     }
+}
+
+/// Takes, renews or releases the lock; whether it is, or was, ours.
+fn run(lease: &mut Lease, step: &str, key: &str, value: &str) -> Result<bool, QueueError> {
+    let script = replay_lock();
+    let mut call = script.key(key);
+    call.arg(step).arg(value).arg(TTL_MS);
+    Ok(call.invoke::<i64>(&mut **lease)? == 1)
 }
 
 /// Who holds the lock of this storage, if anybody does.
@@ -160,8 +162,4 @@ fn value() -> String {
     let host = host.to_string_lossy();
     let (pid, nonce) = (std::process::id(), VconId::random());
     format!("conserver dlq retry, PID {pid} on {host}, {nonce}")
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,6 +12,8 @@ macro_rules! script {
 /// The scripts of one lane; each is sent by its hash, and in full if the server has lost it.
 pub(super) struct Scripts {
     pub replace: Script,
+    pub foreign_begin: Script,
+    pub foreign_end: Script,
     pub dead_letter: Script,
     pub release: Script,
     pub postpone: Script,
@@ -19,7 +21,7 @@ pub(super) struct Scripts {
     pub lease: Script,
     pub forget: Script,
     pub set_aside: Script,
-    steps: [Script; 4],
+    steps: [Script; 5],
 }
 
 /// The steps of a vCon's usual way.
@@ -33,11 +35,15 @@ pub(super) enum Step {
     Finish,
     /// Finishes a vCon, then takes the next entry.
     FinishAndClaim,
+    /// The same for several lanes, in the usual way.
+    Turn,
 }
 
 impl Scripts {
     pub fn new() -> Self {
         Self {
+            foreign_begin: script!("foreign_begin"),
+            foreign_end: script!("foreign_end"),
             replace: script!("progress", "document", "replace"),
             dead_letter: script!("progress", "dead_letter"),
             release: script!("alive", "progress", "release"),
@@ -67,6 +73,7 @@ impl Scripts {
                     "finish",
                     "finish_and_claim"
                 ),
+                script!("turn"),
             ],
         }
     }
@@ -92,7 +99,7 @@ pub(super) fn forget_reasons() -> Script {
     script!("forget_reasons")
 }
 
-/// What renews and releases the lock of a replay.
+/// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     script!("lock")
 }

@@ -56,6 +56,24 @@ fn the_supervisor_reads_what_the_worker_shows() {
 }
 
 #[test]
+fn whoever_renews_the_lease_shows_it_to_all() {
+    let (_folder, mut board) = board(2);
+    for number in [0, 2] {
+        board.prepare(number).unwrap();
+        board.set_place(number, Some(place(1)));
+    }
+    let worker = Slot::attach(board.id(), 2, 1).unwrap();
+    assert_eq!(worker.lease_renewed(), 0);
+    let monitor = Slot::attach(board.id(), 0, 1).unwrap();
+    monitor.note_lease(5);
+    assert_eq!(worker.lease_renewed(), 5);
+    worker.note_lease(7);
+    // Also to a new monitor, whose predecessor did it last.
+    let monitor = Slot::attach(board.id(), 0, 2).unwrap();
+    assert_eq!(monitor.lease_renewed(), 7);
+}
+
+#[test]
 fn a_successor_goes_on_with_the_counters_and_not_with_the_lanes() {
     let (_folder, mut board) = board(1);
     board.prepare(1).unwrap();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The service manager listens to the supervisor alone.
@@ -21,9 +21,9 @@ pub fn this_program(name: &str) -> io::Result<Command> {
 
 #[cfg(target_os = "linux")]
 fn program() -> io::Result<PathBuf> {
-    let own = Path::new("/proc/self/exe");
+    let own = PathBuf::from("/proc/self/exe");
     if own.symlink_metadata().is_ok() {
-        return Ok(own.to_owned());
+        return Ok(own);
     }
     executed_from().ok_or_else(|| {
         io::Error::other("neither /proc nor the kernel says which program this process runs")
@@ -52,7 +52,7 @@ fn executed_from() -> Option<PathBuf> {
     // SAFETY: the kernel has put a string there, which ends in 0 and stays for the life of this
     // process. It lies behind the environment, where no title is written.
     let path = unsafe { CStr::from_ptr(start) };
-    Some(Path::new(OsStr::from_bytes(path.to_bytes())).to_owned())
+    Some(OsStr::from_bytes(path.to_bytes()).into())
 }
 
 #[cfg(all(test, target_os = "linux"))]

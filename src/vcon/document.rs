@@ -132,6 +132,11 @@ impl Vcon {
         Ok(())
     }
 
+    /// What stands in Redis is another document, whatever links have done.
+    pub fn note_changed(&mut self) {
+        self.changed = true;
+    }
+
     /// What links have done until now is in Redis, and counts as a change no more.
     pub fn note_written(&mut self) {
         self.changed = false;

@@ -109,7 +109,10 @@ impl Drop for Trial {
         let breakers = &self.shared.breakers;
         let mut open = breakers.lock();
         let ours = open.iter_mut().find(|it| it.is(&self.stage, &self.config));
-        if let Some(breaker) = ours {
+        // It may have been found away meanwhile.
+        if let Some(breaker) = ours
+            && matches!(breaker.state, State::Failing { .. })
+        {
             breaker.state = State::Failing {
                 next: Instant::now() + breakers.pause,
                 in_trial: false,
@@ -291,14 +294,20 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     let lists = match &stage {
         Stage::Storage(name) if is_backlog => backlog_list(name).into_iter().collect(),
         _ => {
-            // Those of chains that nothing else holds up.
+            // Those of chains that nothing else holds up. Another one that fails as well can be tried
+            // with the same vCon, unless it is tried now: else both would wait for each other.
             let is_free = |chain: &&Chain| {
-                let others = open.iter().filter(|breaker| breaker.stage != stage);
-                chain.enabled
-                    && stage.is_in(chain, config)
-                    && !others
-                        .into_iter()
-                        .any(|breaker| breaker.holds(chain, config))
+                let is_held = open.iter().any(|breaker| {
+                    let may_be_tried = matches!(
+                        breaker.state,
+                        State::Failing {
+                            in_trial: false,
+                            ..
+                        }
+                    );
+                    breaker.stage != stage && !may_be_tried && breaker.holds(chain, config)
+                });
+                chain.enabled && stage.is_in(chain, config) && !is_held
             };
             let chains = config.chains.iter().filter(is_free);
             chains.flat_map(|it| &it.ingress_lists).cloned().collect()

@@ -80,13 +80,15 @@ impl<'a> Clock<'a> {
         was_a_wait: impl FnOnce(&T) -> bool,
     ) -> T {
         let left = self.left();
-        if let (Some(left), Some(cell)) = (left, self.shown()) {
-            cell.goes_on(self.id.as_ref(), Some(self.limit(left)));
+        // The deadline ends calls and not the work: after it, each call shows that the lane moves.
+        if left == Some(Duration::ZERO) {
+            self.go_on(left);
         }
         let result = call(Deadline::after(left));
         if was_a_wait(&result) {
             self.left.set(left);
             self.since.set(Instant::now());
+            self.go_on(left);
         }
         result
     }
@@ -155,6 +157,13 @@ impl<'a> Clock<'a> {
         self.since.set(Instant::now());
         if let Some(cell) = self.shown() {
             cell.busy(self.id.as_ref(), left.map(|left| self.limit(left)));
+        }
+    }
+
+    /// Shows that the lane moves, with so much left.
+    fn go_on(&self, left: Option<Duration>) {
+        if let (Some(left), Some(cell)) = (left, self.shown()) {
+            cell.goes_on(self.id.as_ref(), Some(self.limit(left)));
         }
     }
 

@@ -80,6 +80,7 @@ struct House<'a> {
     most: Option<u64>,
     beat: Due,
     renewal: Renewal,
+    lease: Due,
     was_watched: bool,
 }
 
@@ -88,6 +89,7 @@ impl<'a> House<'a> {
         Self {
             most: shared.settings.worker_max_rss.map(spread),
             beat: Due::every(shared.settings.beat()),
+            lease: Due::every(renewal.interval()),
             renewal,
             was_watched: false,
             shared,
@@ -102,7 +104,7 @@ impl<'a> House<'a> {
             shared.wakeup.wake_all();
         }
         // Its requests have a limit well below the time that a worker may be silent.
-        if self.renewal.is_due() {
+        if self.lease.is_due() && self.renewal.is_due() {
             self.renewal.renew();
         }
         if !self.beat.is_due() {

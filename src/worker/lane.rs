@@ -38,6 +38,8 @@ struct Asked<'a> {
     in_flight: InFlight<'a>,
     /// If it is a vCon to try a failing backend with.
     trial: Option<Trial>,
+    /// Whether it went with a finish: then only ingress lists were asked.
+    with_finish: bool,
 }
 
 /// A lane of a worker.
@@ -142,6 +144,7 @@ impl Lane {
                     claimed,
                     in_flight,
                     trial: Some(trial),
+                    with_finish: false,
                 });
             }
         }
@@ -153,6 +156,7 @@ impl Lane {
             claimed,
             in_flight,
             trial: None,
+            with_finish: false,
         })
     }
 
@@ -167,6 +171,7 @@ impl Lane {
             claimed,
             in_flight,
             trial,
+            with_finish,
         } = asked;
         // What the server may have claimed for us is handed over by the next request.
         self.is_unsure = claimed.is_err();
@@ -184,7 +189,10 @@ impl Lane {
         self.report(claimed.fault);
         let Some((claim, document)) = claimed.work else {
             drop(in_flight);
-            self.wait_for_work();
+            // Otherwise the backlogs are still to be looked at.
+            if !with_finish || self.backlogs.is_empty() {
+                self.wait_for_work();
+            }
             return None;
         };
         if self.is_draining() {
@@ -199,6 +207,7 @@ impl Lane {
                 claimed,
                 in_flight,
                 trial: None,
+                with_finish: true,
             });
         }
         drop(in_flight);

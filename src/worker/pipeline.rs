@@ -226,12 +226,12 @@ impl Pipeline<'_, '_, '_> {
             if job.progress.is_halted() {
                 return Ok(());
             }
-            let works_in_redis = self.modules.works_in_redis(name);
-            if works_in_redis {
-                self.write(job)?;
-            }
-            match self.run_link(name, job)? {
-                Next::Continue if works_in_redis => self.read_again(job)?,
+            let next = if self.modules.works_in_redis(name) {
+                self.run_foreign_link(name, job)?
+            } else {
+                self.run_link(name, job)?
+            };
+            match next {
                 Next::Continue => {}
                 Next::Halt => job.progress.note_halt(),
                 Next::Switch(id) => self.switch_to(job, id)?,
@@ -239,6 +239,41 @@ impl Pipeline<'_, '_, '_> {
             job.progress.note_link();
         }
         Ok(())
+    }
+
+    /// Runs a link that reads and writes the vCon in Redis by itself. What others write there
+    /// meanwhile it may write over: that is laid under what it has left.
+    fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        self.write(job)?;
+        let (id, before) = (job.id().clone(), job.base.clone());
+        let begin = self.insist(|queue| queue.begin_foreign_write(&id))?;
+        let next = self.run_link(name, job);
+        let texts = self.insist(|queue| queue.end_foreign_write(&id, begin))?;
+        if next == Ok(Next::Continue) || !texts.is_empty() {
+            let read = self.read_again(job);
+            if next.is_ok() {
+                read?;
+            }
+        }
+        let theirs = texts
+            .into_iter()
+            .filter_map(|it| String::from_utf8(it).ok());
+        for (theirs, before) in theirs.zip(std::iter::repeat(before.unwrap_or_default())) {
+            let vcon = job.open_vcon()?;
+            match vcon::merge(&before, vcon, theirs) {
+                Ok(mut merged) => {
+                    // What stands in Redis is what the link has left.
+                    merged.vcon.note_changed();
+                    self.adopt(job, merged);
+                }
+                Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
+            }
+        }
+        if next.is_err() {
+            // The claim is let go: what was written over must stand there by then.
+            self.write(job)?;
+        }
+        next
     }
 
     /// Runs one link; one that fails in ways that pass is tried again.
@@ -337,7 +372,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Lays what the chain has made of the base over what stands in Redis now.
-    fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let (kind, theirs) = match self.insist(|queue| queue.load(&id))? {
             Document::Found(kind, bytes) => match String::from_utf8(bytes) {
@@ -354,12 +389,24 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
+        let Some(base) = job.base.as_deref() else {
+            let error = "the document was deleted and stored again meanwhile";
+            return Err(unusable(error.to_owned()));
+        };
         let ours = job.chain_version()?;
-        let base = job.base.as_deref().unwrap_or_default();
         let merged = vcon::merge(base, &ours, theirs.clone());
-        let Merged { vcon, conflicts } = merged
+        let merged = merged
             .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
-        let chain = &self.chain.name;
+        job.kind = kind;
+        job.base = Some(theirs);
+        self.adopt(job, merged);
+        Ok(())
+    }
+
+    /// Goes on with what a merge has made.
+    fn adopt(&self, job: &mut Job, merged: Merged) {
+        let Merged { vcon, conflicts } = merged;
+        let (id, chain) = (vcon.id().clone(), &self.chain.name);
         log::info!(
             vcon_id = id.as_str(), chain_name = chain.as_str();
             "{id} was changed while it was in work, both changes are kept"
@@ -370,12 +417,9 @@ impl Pipeline<'_, '_, '_> {
                 "{id}: `{member}` was changed in two ways, the value of chain {chain} stands"
             );
         }
-        job.kind = kind;
-        job.base = Some(theirs);
         job.content = Content::Open(vcon);
         // They have the document as it was.
         job.progress.forget_storages();
-        Ok(())
     }
 
     /// Saves the vCon to the chain's storages that do not have it yet.
@@ -733,6 +777,11 @@ impl Job {
         let changed = self.changed_text();
         let text = changed.as_deref().or(self.base.as_ref());
         matches!(document, Document::Found(_, bytes) if text.is_some_and(|it| it.as_bytes() == bytes))
+    }
+
+    /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
     }
 
     fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {

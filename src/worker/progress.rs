@@ -78,7 +78,7 @@ impl Progress {
                 id: id.parse().ok()?,
             })
         };
-        Some(Self {
+        let mut progress = Self {
             id: record.id.parse().ok()?,
             links: record.links_done,
             is_halted: record.is_halted,
@@ -91,11 +91,17 @@ impl Progress {
             stored: record.stored,
             refused: record.refused,
             deferred: record.deferred,
-        })
+        };
+        let has_all = progress.missing(&chain.storages).is_empty();
+        if has_all && progress.refused_by_all().is_some() {
+            // It was a dead letter, and whoever has put it back wants the storages asked again.
+            progress.refused.clear();
+        }
+        Some(progress)
     }
 
-    /// As it is to be kept; `None` if nothing has been done yet.
-    pub fn record(&self, chain: &Chain) -> Option<queue::Progress> {
+    /// As it is to be kept with this document; `None` if nothing has been done yet.
+    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
         if !self.is_begun() {
             return None;
         }
@@ -115,6 +121,7 @@ impl Progress {
         Some(queue::Progress {
             id: self.id.clone(),
             text: serde_json::to_string(&record).ok()?,
+            document: document.map(str::to_owned),
         })
     }
 
@@ -275,13 +282,13 @@ mod tests {
     fn what_is_kept_is_read_again_unless_the_chain_is_another_one() {
         let main = chain("a, b", "s, t");
         let mut progress = Progress::none(VconId::random());
-        assert_eq!(progress.record(&main), None);
+        assert_eq!(progress.record(&main, None), None);
         progress.note_wishes(&VconId::random(), Some(7), vec!["there".parse().unwrap()]);
         progress.note_switch(OTHER.parse().unwrap());
         progress.note_link();
         progress.note_stored("s");
         progress.note_refused("t", Failure::permanent("too large"), 2);
-        let kept = progress.record(&main).unwrap();
+        let kept = progress.record(&main, None).unwrap();
         assert_eq!(kept.id.as_str(), OTHER);
         assert!(!kept.text.contains('\n'));
         let read = |chain: &Chain| Progress::read(kept.text.as_bytes(), chain);
@@ -294,6 +301,23 @@ mod tests {
             assert_eq!(read(&other), None);
         }
         assert_eq!(Progress::read(b"rubbish", &main), None);
+    }
+
+    #[test]
+    fn what_all_storages_refused_is_asked_of_them_again() {
+        let main = chain("a, b", "s, t");
+        let mut progress = Progress::none(VconId::random());
+        progress.note_link();
+        progress.note_refused("s", Failure::permanent("too large"), 1);
+        let missing = |progress: &Progress| {
+            let kept = progress.record(&main, Some("{}")).unwrap();
+            let read = Progress::read(kept.text.as_bytes(), &main).unwrap();
+            assert_eq!(read.links_done(), 1);
+            read.missing(&main.storages)
+        };
+        assert_eq!(missing(&progress), ["t"]);
+        progress.note_refused("t", Failure::permanent("too large"), 1);
+        assert_eq!(missing(&progress), ["s", "t"]);
     }
 
     #[test]

@@ -25,6 +25,9 @@ use crate::queue::{
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
 
+/// So often what was written meanwhile is merged before a claim is let go.
+const MOST_MERGES: u32 = 5;
+
 /// The worker drains, and a claim may still be held.
 struct ClaimLeft;
 
@@ -38,7 +41,7 @@ impl Pipeline<'_, '_, '_> {
             Ending::ClaimLeft => Err(ClaimLeft),
             Ending::NotOurs => Ok(Released::NotOurs),
             Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.fail(&mut job, &fault, start),
+            Ending::Failed(fault) => self.dead_letter(&mut job, &fault, start),
             Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
         if let Ok(Released::NotOurs) = released {
@@ -67,8 +70,7 @@ impl Pipeline<'_, '_, '_> {
         outcome: Outcome,
         events: &[Event],
     ) -> Result<Released, ClaimLeft> {
-        let progress = self.keep(job);
-        let released = self.let_go(|queue, claim| queue.release(claim, progress.as_ref()))?;
+        let released = self.let_go_keeping(job, Queue::release)?;
         if released == Released::Done {
             self.shared.count(outcome);
             events.iter().for_each(|event| self.count(*event));
@@ -126,16 +128,15 @@ impl Pipeline<'_, '_, '_> {
                 _ => self.shared.health.since_success(&fault.stages),
             };
         }
-        let progress = self.keep(job);
         let most = self.shared.settings.max_rounds;
-        let released = self.let_go(|queue, claim| {
-            queue.postpone(claim, worked, most, &fault.stage, progress.as_ref())
+        let released = self.let_go_keeping(job, |queue, claim, progress| {
+            queue.postpone(claim, worked, most, &fault.stage, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
                 let attempts = fault.attempts.saturating_mul(rounds);
                 let fault = Fault { attempts, ..fault };
-                self.dead_letter(progress, &fault, start)
+                self.dead_letter(job, &fault, start)
             }
             Released::Done => {
                 self.shared.count(Outcome::Returned);
@@ -152,21 +153,11 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    fn fail(
-        &mut self,
-        job: &mut Option<Job>,
-        fault: &Fault,
-        start: Instant,
-    ) -> Result<Released, ClaimLeft> {
-        let progress = self.keep(job);
-        self.dead_letter(progress, fault, start)
-    }
-
     /// To the dead letter queue of its list; what came from a storage's own queue goes back there,
     /// with the reason.
     fn dead_letter(
         &mut self,
-        progress: Option<queue::Progress>,
+        job: &mut Option<Job>,
         fault: &Fault,
         start: Instant,
     ) -> Result<Released, ClaimLeft> {
@@ -183,9 +174,9 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => {
-                self.let_go(|queue, claim| queue.dead_letter(claim, &reason, progress.as_ref()))?
-            }
+            _ => self.let_go_keeping(job, |queue, claim, progress| {
+                queue.dead_letter(claim, &reason, progress)
+            })?,
         };
         if released != Released::Done {
             return Ok(released);
@@ -226,7 +217,34 @@ impl Pipeline<'_, '_, '_> {
             );
             return None;
         }
-        job.progress.record(self.chain)
+        job.progress.record(self.chain, job.base())
+    }
+
+    /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
+    /// the links have done: if somebody else writes another one in between, it is merged with that.
+    fn let_go_keeping(
+        &mut self,
+        job: &mut Option<Job>,
+        mut step: impl FnMut(
+            &mut Queue,
+            &Claim,
+            Option<&queue::Progress>,
+        ) -> Result<Released, QueueError>,
+    ) -> Result<Released, ClaimLeft> {
+        let mut merges = 0;
+        loop {
+            let progress = self.keep(job);
+            let released = self.let_go(|queue, claim| step(queue, claim, progress.as_ref()))?;
+            if released != Released::Changed {
+                return Ok(released);
+            }
+            merges += 1;
+            let is_merged = job.as_mut().is_some_and(|job| self.merge(job).is_ok());
+            if !is_merged || merges == MOST_MERGES {
+                // Its next claim begins anew.
+                *job = None;
+            }
+        }
     }
 
     /// Takes a step that lets go of the claim, until it is taken. A list that cannot take the vCon
@@ -305,7 +323,7 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Err(ending) => return Err(ending),
             };
-            for storage in job.progress.deferred() {
+            for storage in job.progress.deferred().filter(|_| is_given) {
                 self.insist(|queue| queue.defer(storage, &id))?;
             }
         }

@@ -64,6 +64,11 @@ impl Renewal {
         }
     }
 
+    /// How long to wait between two looks at most.
+    pub fn interval(&self) -> Duration {
+        self.ttl / 6
+    }
+
     /// Whether the lease is to be renewed now; closes the connection if others have done it.
     pub fn is_due(&mut self) -> bool {
         let last = self.slot.lease_renewed();

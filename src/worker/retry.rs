@@ -160,7 +160,7 @@ impl Outage {
         if !std::mem::replace(&mut self.away, true) && self.absence.begin() {
             log::warn!("{what} is away, trying again until it is back: {why}");
         } else {
-            log::debug!("{what} is still unavailable: {why}");
+            log::debug!("{what} is still away: {why}");
         }
         self.backoff.next_wait()
     }

@@ -11,7 +11,7 @@ use crate::harness::{
 const AWAY: &str = "storage files is away, on hold until it is back";
 
 /// What it says of one that is there, and fails for each vCon.
-const OF_NO_USE: &str = "storage files answers and does not do its work";
+const OF_NO_USE: &str = "storage files is reachable but fails";
 
 /// Breaks the disk by a command, sends vCons, waits for what the log must say, mends the disk by
 /// another command, and wants every vCon stored.

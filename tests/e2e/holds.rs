@@ -223,7 +223,7 @@ fn a_server_that_answers_and_takes_nothing_costs_time_only() {
         server.requests().len() >= 4 * 3 * 5
     });
     assert_eq!(redis.length("DLQ:default"), 0);
-    assert_eq!(daemon.count_in_log("answers and does not do its work"), 1);
+    assert_eq!(daemon.count_in_log("is reachable but fails"), 1);
     failing.store(false, Ordering::Relaxed);
     Ledger::of(&redis, &samples).settles();
     assert_eq!(daemon.count_in_log("link hook works again"), 1);

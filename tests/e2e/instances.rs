@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Files, Ledger, PATIENCE, Redis, chain, delay, fresh, submit, wait_until,
+    Conserver, Files, Ledger, PATIENCE, Proxy, Redis, chain, delay, fresh, submit, wait_until,
 };
 
 /// A daemon that keeps what it has claimed in hand.
@@ -126,6 +126,38 @@ fn instances_whose_monitors_freeze_in_turn_bury_nothing() {
     for hash in ["conserver:deaths", "conserver:lapses"] {
         assert_eq!(redis.keys(hash), Vec::<String>::new());
     }
+}
+
+#[test]
+fn instances_that_are_cut_off_in_turn_bury_nothing() {
+    let redis = Redis::plain();
+    let proxies = [(); 2].map(|()| Proxy::before(redis.port()));
+    let start = |number: usize| {
+        let url = format!("redis://127.0.0.1:{}", proxies[number].port());
+        Conserver::with(&redis)
+            .config(&chain(&[delay(8.0)], &[]))
+            .lanes(4)
+            .env("REDIS_URL", url)
+            .env("CONSERVER_INSTANCE", ["here", "there"][number])
+            .env("CONSERVER_HEARTBEAT_TTL", "3")
+            // One that is blamed is dead.
+            .env("CONSERVER_MAX_DEATHS", "1")
+            .start()
+    };
+    let daemons = [start(0), start(1)];
+    let samples = fresh(8);
+    submit(&redis, "default", &samples);
+    redis.wait_for_claims(8);
+    for (number, proxy) in proxies.iter().enumerate() {
+        proxy.black_hole();
+        let other = &daemons[1 - number];
+        let name = ["here", "there"][number];
+        let said = format!("the instance \"{name}\" has stopped showing itself");
+        other.wait_for_log(&said, PATIENCE);
+        proxy.pass();
+    }
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `CONSERVER_TEST_COUNT` | 500 | vCons of `processing` |
 //! | `CONSERVER_TEST_OUTAGE_SECONDS` | 3 | how long PostgreSQL or Redis is stopped |
+//! | `CONSERVER_TEST_REFUSED_SECONDS` | 5 | how long a storage answers 503 or refuses connections |
+//! | `CONSERVER_TEST_BACKLOG` | 200 | vCons that wait for a storage that defers |
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
@@ -25,6 +27,7 @@ mod audit;
 mod bad_configuration;
 mod bad_input;
 mod check;
+mod circuit_breaker;
 mod claim_model;
 mod claim_records;
 mod connections;
@@ -46,6 +49,7 @@ mod inherited_claims;
 mod instances;
 mod lease;
 mod link_faults;
+mod list_order;
 mod local_links;
 mod logging;
 mod monitor_attacks;
@@ -61,6 +65,7 @@ mod process_model;
 mod processing;
 mod program_ends;
 mod programs;
+mod progress;
 mod proxy;
 mod python;
 mod redis_cuts;
@@ -76,6 +81,7 @@ mod secrets;
 mod shared_vcons;
 mod stop;
 mod storage_letters;
+mod storage_outage;
 mod submit;
 mod supervision;
 mod systemd;

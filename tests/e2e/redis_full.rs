@@ -180,5 +180,5 @@ fn an_entry_whose_list_has_become_something_else_is_a_dead_letter() {
     assert_eq!(daemon.wait_exit(PATIENCE), 0);
     Ledger::of(&redis, &samples).is_split_between(&["DLQ:default"]);
     let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &samples[0].id]);
-    assert!(reason.contains("default holds a string"), "{reason}");
+    assert!(reason.contains("its list cannot take it back"), "{reason}");
 }

@@ -454,3 +454,64 @@ fn a_chain_that_changes_nothing_leaves_no_old_document_while_another_waits_for_a
         daemon.stop();
     }
 }
+
+/// A Python link that reads the vCon, waits until it may go on, and writes it: without a look at what
+/// has been written meanwhile.
+const SLOW: &str = r#"
+import os, time
+import store
+
+def run(vcon_uuid, link_name, opts):
+    vcon = store.load(vcon_uuid)
+    with open(opts["folder"] + "/read", "a") as file:
+        print(vcon_uuid, file=file)
+    while not os.path.exists(opts["folder"] + "/go"):
+        time.sleep(0.01)
+    vcon.setdefault("analysis", []).append({"type": "slow", "body": "seen", "encoding": "none"})
+    store.save(vcon_uuid, vcon)
+    return vcon_uuid
+"#;
+
+#[test]
+fn what_a_python_link_writes_over_is_not_lost() {
+    for (redis, files) in places() {
+        let programs = Programs::new();
+        let env = if redis.has_json() {
+            json!({"JSON": "1"})
+        } else {
+            json!({})
+        };
+        let more = json!({"folder": programs.folder(), "env": env});
+        let slow = programs.python("slow", SLOW, &more);
+        let links = json!({"slow": slow, "first": tag("a"), "second": tag("b")});
+        let chains: [(&str, &[&str]); 2] = [("left", &["first"]), ("right", &["slow", "second"])];
+        let daemon = daemon(&redis, &config(&files, links, &chains), "fork", 1);
+        let samples: Vec<Sample> = (0..5).map(|_| Sample::small()).collect();
+        submit(&redis, "right", &samples);
+        wait_until("the link has read all", PATIENCE, || {
+            programs.lines("read").len() == samples.len()
+        });
+        for sample in &samples {
+            redis.ask::<i64>(&["RPUSH", "left", &sample.id]);
+        }
+        wait_until("the other chain is through", PATIENCE, || {
+            redis.length("left_done") == samples.len()
+        });
+        programs.write("go", "");
+        settles(&redis, &samples, &[("left", 1), ("right", 1)]);
+        all_are(
+            "both tags and the analysis",
+            &redis,
+            &files,
+            &samples,
+            |it| {
+                let analysis = it["analysis"].as_array();
+                let slow = analysis.is_some_and(|all| all.iter().any(|one| one["type"] == "slow"));
+                slow && has_tags(it, &["a", "b"])
+            },
+        );
+        assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
+        assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+        daemon.stop();
+    }
+}

@@ -736,3 +736,20 @@ fn a_long_queue_is_saved_to_its_end() {
         finished.took
     );
 }
+
+#[test]
+fn dead_letters_are_saved_when_redis_is_full() {
+    let redis = Redis::plain();
+    let samples = fresh(3);
+    let bad = samples[0].id.clone();
+    let server = Webhook::deciding(move |body| if body.contains(&bad) { 422 } else { 200 });
+    let conserver = conserver(&redis, &[hook(&server)]);
+    defer(&redis, "hook", &samples);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(redis.try_ask::<i64>(&["RPUSH", "default", "x"]).is_err());
+    let finished = run(&conserver, &["dlq", "retry", "storage:hook"], 65);
+    said(&finished, &["Saved 2 to storage hook; 1 stay"]);
+    assert_eq!(redis.list("DLQ:storage:hook"), [samples[0].id.as_str()]);
+    assert!(reason(&redis, "hook", &samples[0].id).is_some());
+    assert_eq!(redis.keys(LOCK), Vec::<String>::new());
+}

@@ -518,10 +518,10 @@ fn a_lane_that_works_on_one_vcon_for_too_long_is_called_stuck_once() {
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     redis.wait_for_claims(1);
-    assert_eq!(
-        daemon.status().expect("it runs")["workers"][0]["state"],
-        "busy"
-    );
+    wait_until("it is busy", PATIENCE, || {
+        let status = daemon.status();
+        status.is_some_and(|status| status["workers"][0]["state"] == "busy")
+    });
     let said = "Worker-1 is stuck: lane ";
     daemon.wait_for_log(said, PATIENCE);
     let log = daemon.log();

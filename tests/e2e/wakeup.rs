@@ -31,7 +31,13 @@ fn clients(redis: &Redis) -> Vec<String> {
     list.lines().map(ToOwned::to_owned).collect()
 }
 
+/// Waits until the monitor is told of changes, and all lanes rely on it.
 fn wait_until_idle(redis: &Redis, lanes: usize) {
+    wait_until_quiet(redis);
+    wait_until_blocked(redis, lanes);
+}
+
+fn wait_until_blocked(redis: &Redis, lanes: usize) {
     wait_until("all lanes block on BLPOP", PATIENCE, || {
         let clients = clients(redis);
         let blocked = clients.iter().filter(|line| line.contains(" cmd=blpop"));
@@ -68,7 +74,8 @@ fn scripts(redis: &Redis) -> u64 {
     calls.and_then(|calls| calls.parse().ok()).unwrap_or(0)
 }
 
-/// Waits until nothing but the monitor's few scripts is run.
+/// Waits until nothing but the monitor's few scripts is run: fewer than if anyone looked at the
+/// lists again and again.
 fn wait_until_quiet(redis: &Redis) {
     wait_until("hardly a script is run", PATIENCE, || {
         let before = scripts(redis);
@@ -121,12 +128,11 @@ fn a_push_costs_the_same_however_many_lanes_wait() {
     const PUSHES: u64 = 20;
     let redis = Redis::plain();
     let daemon = conserver(&redis).workers(8).lanes(4).start();
-    time_of_one(&redis);
-    wait_until_quiet(&redis);
+    wait_until_idle(&redis, 32);
     let before = scripts(&redis);
     for _ in 0..PUSHES {
         time_of_one(&redis);
-        wait_until_idle(&redis, 32);
+        wait_until_blocked(&redis, 32);
     }
     let cost = (scripts(&redis) - before) as f64 / PUSHES as f64;
     println!("{cost} scripts for a push");
@@ -193,7 +199,7 @@ fn lanes_are_woken_while_the_monitor_is_restarted() {
     let redis = Redis::plain();
     let daemon = conserver(&redis).lanes(2).start();
     for _ in 0..3 {
-        wait_until_idle(&redis, 2);
+        wait_until_blocked(&redis, 2);
         signal(daemon.process("conserver: monitor"), Signal::SIGKILL);
         is_taken_soon(&redis);
         wait_until("there is another monitor", PATIENCE, || {

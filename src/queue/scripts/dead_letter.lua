@@ -1,11 +1,13 @@
 -- Moves a claimed entry to its dead letter queue.
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
 -- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever),
---       the field of the vCon's progress, the key of the document it is kept with, the progress or '', its time to
---       live.
--- Answers 1 when done, 0 when the claim is not ours any more.
+--       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
+--       must stand there, its time to live.
+-- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
+-- stands there.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
 local now = redis.call('TIME')
 local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
@@ -29,5 +31,5 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 redis.pcall('HDEL', KEYS[2], ARGV[3])
 redis.pcall('HDEL', 'conserver:lapses', ARGV[3])
 redis.pcall('HDEL', 'conserver:tries', ARGV[3])
-keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[10])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
 return 1

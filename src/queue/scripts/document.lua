@@ -20,11 +20,21 @@ local function put(key, how, text)
 end
 
 
+-- A link that writes the vCon by itself does not compare: while one is at work, it is told what it may write over.
+local function tell_foreign_writers(key, text)
+  if redis.call('EXISTS', 'conserver:foreign') == 0 then return end
+  local uuid = key:sub(6)
+  if redis.pcall('HEXISTS', 'conserver:foreign', uuid) ~= 1 then return end
+  redis.pcall('RPUSH', 'conserver:overwritten:' .. uuid, text)
+  redis.pcall('EXPIRE', 'conserver:overwritten:' .. uuid, 86400)
+end
+
 -- The same, for a lane that serves these lists. Returns why the server refuses the document, if it does.
 local function write(key, how, text, lists)
   local rebase = progress_of_writer(key, lists)
   local written = put(key, how, text)
   if type(written) == 'table' and written.err then return written.err end
   rebase()
+  if how ~= 'draft' then tell_foreign_writers(key, text) end
 end
 

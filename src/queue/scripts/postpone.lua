@@ -3,12 +3,14 @@
 -- ARGV: lane, record, entry, context, the context's time to live, the most rounds (0: any number),
 --       seconds since the backend last did its work ('' where it never has, or where this round does not count),
 --       the rounds' time to live, the document's, the stage that has failed, the field of the vCon's progress, the
---       key of the document it is kept with, the progress or ''.
+--       key of the document it is kept with, the progress or '', the text that must stand there.
 -- Answers 1 when done, 0 when the claim is not ours any more. Answers the number of rounds as text, and the claim
--- is still held, where these are too many; or the name of an ingress key that is no list. Only rounds count between
--- which the backend has worked for others, and only of one stage.
+-- is still held, where these are too many; or 'changed', and it is still held, where another document stands there;
+-- or the name of an ingress key that is no list. Only rounds count between which the backend has worked for others, and
+-- only of one stage.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if is_outdated(ARGV[12], ARGV[13], ARGV[14]) then return 'changed' end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local rounds, at, stage = (redis.call('HGET', KEYS[2], ARGV[3]) or ''):match('^(%d+) (%d+%.%d+) (.*)$')

@@ -25,6 +25,13 @@ local function keep_progress(field, key, progress, time)
   redis.pcall('EXPIRE', 'conserver:progress', time)
 end
 
+-- Whether another document stands there than the one that the progress was made with. Of a long one nobody knows.
+local function is_outdated(key, progress, text)
+  if progress == '' then return false end
+  local now = digest(key)
+  return #now == 40 and now ~= redis.sha1hex(text)
+end
+
 -- What is kept of an entry and still good, else ''.
 local function kept_progress(field)
   local kept = redis.pcall('HGET', 'conserver:progress', field)

@@ -1,10 +1,12 @@
 -- Puts a claimed entry back at the head of its list, with its context.
 -- KEYS: the claims hash, the ingress list.
 -- ARGV: lane, record, entry, context, the context's time to live, the document's, the field of its progress, the
---       key of the document it is kept with, the progress or '', its time to live.
--- Returns 1 when done, 0 when the claim is not ours any more, or the name of an ingress key that is no list.
+--       key of the document it is kept with, the progress or '', the text that must stand there, its time to live.
+-- Returns 1 when done, 0 when the claim is not ours any more, or why it is still held: 'changed' if another document
+-- stands there, or the name of an ingress key that is no list.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
 local kind = redis.call('TYPE', KEYS[2]).ok
 if kind ~= 'list' and kind ~= 'none' then return KEYS[2] .. ' holds a ' .. kind end
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
@@ -16,6 +18,6 @@ if ARGV[4] ~= '' then
   redis.pcall('LPUSH', key, ARGV[4])
   redis.pcall('EXPIRE', key, ARGV[5])
 end
-keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[10])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -18,15 +18,25 @@ fn merged(base: &str, ours: &str, theirs: &str) -> Merged {
     merge(base, &vcon(ours), theirs.to_owned()).unwrap()
 }
 
-/// The value of a document: its members, and for each list whether it is there and its elements.
-fn value(vcon: &Vcon) -> (HashMap<String, Digest>, [(bool, Vec<Digest>); 4]) {
+/// The value of a document.
+#[derive(Debug, PartialEq)]
+struct Whole {
+    members: HashMap<String, Digest>,
+    /// Whether each list is there, and its elements.
+    lists: [(bool, Vec<Digest>); 4],
+}
+
+fn value(vcon: &Vcon) -> Whole {
     let lists = LISTS.map(|name| {
         let list = List::of(name, &vcon.members);
         (list.is_present, list.values())
     });
     let members = plain_values(&vcon.members).into_iter();
     let members = members.map(|(name, value)| (name.to_owned(), value));
-    (members.collect(), lists)
+    Whole {
+        members: members.collect(),
+        lists,
+    }
 }
 
 /// A document of few different members and elements, so that two of them have much in common.

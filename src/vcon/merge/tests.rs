@@ -95,6 +95,14 @@ fn values_are_compared_and_the_text_of_the_chosen_side_is_kept() {
 }
 
 #[test]
+fn a_list_that_only_ours_changed_keeps_its_text() {
+    let (base, ours) = (r#"{"parties":[]}"#, r#"{"parties":[ {"n" : 1.0} ]}"#);
+    let (text, _, changed) = merged(base, ours, r#"{"parties":[],"x":1}"#);
+    assert_eq!(text, r#"{"parties":[ {"n" : 1.0} ],"x":1,"vcon":"0.4.0"}"#);
+    assert!(changed);
+}
+
+#[test]
 fn old_names_and_bodies_that_became_text_are_no_change() {
     let base = concat!(
         r#"{"vcon":"0.0.1","group":[],"redacted":{},"appended":null,"must_support":["x"],"#,
@@ -262,6 +270,29 @@ fn a_changed_element_takes_its_new_form_in_its_place() {
             let lists = [base, ours, theirs, renewed(expected)];
             expect_list(name, lists, &[]);
         }
+    }
+}
+
+#[test]
+fn of_two_equal_elements_the_one_in_the_same_place_is_the_same() {
+    let [a, b, a2, x] = ["a", "b", "a2", "x"].map(|name| json!({"name": name}));
+    for name in LISTS {
+        let lists = [
+            json!([a, b, a]),
+            json!([a2, b, a]),
+            json!([a, b, a, x]),
+            json!([a2, b, a, x]),
+        ];
+        expect_list(name, lists, &[]);
+    }
+}
+
+#[test]
+fn an_element_of_another_type_in_the_same_place_is_another_element() {
+    let [a, x, y] = ["a", "x", "y"].map(|kind| json!({"type": kind}));
+    for name in ["parties", "dialog", "analysis"] {
+        let lists = [json!([a]), json!([x]), json!([y]), json!([y, x])];
+        expect_list(name, lists, &[]);
     }
 }
 
