@@ -18,7 +18,7 @@ pub type Copies = [HashMap<String, Value>; 3];
 
 /// Of a recovery whose answer was lost, or whose process was killed before it could tell, there is no
 /// line in the log. One in so many may be such a one.
-const TOLD_AT_LEAST: usize = 50;
+const TOLD_AT_LEAST: usize = 100;
 
 /// The sums of the ledger.
 #[derive(Default)]
