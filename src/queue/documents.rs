@@ -90,6 +90,15 @@ impl Queue {
         })
     }
 
+    /// Has a vCon wait in the queue of a storage.
+    pub fn defer(&mut self, storage: &str, id: &VconId) -> Result<(), QueueError> {
+        let list = keys::storage_letters_list(storage);
+        self.with(|connection, _, _, _| {
+            let mut push = redis::cmd("RPUSH");
+            Ok(push.arg(&list).arg(id.as_str()).query::<()>(connection)?)
+        })
+    }
+
     /// Puts a vCon found in a storage back into Redis, for the time such copies live; as
     /// RedisJSON if the server has it.
     pub fn restore(&mut self, id: &VconId, json: &str) -> Result<Kind, QueueError> {

@@ -11,6 +11,7 @@
 //! wrote last: its *base*. If somebody else has written another one meanwhile, what the chain made of
 //! the base is laid over that, and the storages get the result.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ pub(super) struct Job {
     content: Content,
     /// How far it has come.
     pub progress: Progress,
+    /// Whether any storage was asked to take it, in whatever version.
+    pub was_given: bool,
 }
 
 /// What the chain has made of the document.
@@ -154,7 +157,11 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// The text of a document, or, if there is none in Redis, the one that a storage has.
-    fn found(&mut self, id: &VconId, document: Document) -> Result<(Kind, String), Ending> {
+    pub(super) fn found(
+        &mut self,
+        id: &VconId,
+        document: Document,
+    ) -> Result<(Kind, String), Ending> {
         match document {
             Document::Found(kind, bytes) => {
                 let text = String::from_utf8(bytes)
@@ -416,12 +423,14 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Saves the vCon to the chain's storages that do not have it yet.
-    fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
         let chain = self.chain;
         if job.progress.is_halted() || chain.storages.is_empty() {
             return Ok(());
         }
-        let outgoing = job.leave(self.shared.settings.egress_version)?;
+        let version = self.shared.settings.egress_version;
+        let mut outgoing = job.leave(version)?;
+        job.was_given = true;
         let config = Arc::clone(self.modules.config());
         for name in job.progress.missing(&chain.storages) {
             let stage = Stage::Storage(name.clone());
@@ -444,6 +453,14 @@ impl Pipeline<'_, '_, '_> {
             // Not `away`: a storage that was not asked does not count as saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
+            }
+            // Other storages may have it already, and this may take long: whoever stores what stands
+            // in Redis meanwhile is to store this.
+            self.write(job)?;
+            let before = mem::replace(&mut outgoing, job.leave(version)?);
+            if !Arc::ptr_eq(&before, &outgoing) {
+                // It was merged with another one: all storages are to be given it.
+                continue;
             }
             if !self.again(&mut retry)? {
                 self.give_up(job, &away, retry.attempt())?;
@@ -747,7 +764,7 @@ impl Pipeline<'_, '_, '_> {
 }
 
 impl Job {
-    fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
+    pub fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
         let vcon = Vcon::read(id, &text)
             .map_err(|error| failed("parse", format!("the document {error}")))?;
         Ok(Self {
@@ -755,7 +772,15 @@ impl Job {
             base: Some(text),
             content: Content::Open(vcon),
             progress,
+            was_given: false,
         })
+    }
+
+    /// Whether this is the document that the chain has made, or left as it was.
+    pub fn is_as(&mut self, document: &Document) -> bool {
+        let changed = self.changed_text();
+        let text = changed.as_deref().or(self.base.as_ref());
+        matches!(document, Document::Found(_, bytes) if text.is_some_and(|it| it.as_bytes() == bytes))
     }
 
     /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.

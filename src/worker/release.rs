@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use super::circuit_breaker::hold;
 use super::fault::{Ending, Fault};
 use super::pipeline::{Job, Pipeline};
+use super::progress::Progress;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
 use crate::queue::{
-    Claim, Finish, Finished, Progress, Queue, QueueError, Reason, Released, StorageLetter,
+    self, Claim, Document, Finish, Finished, Queue, QueueError, Reason, Released, StorageLetter,
     dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
@@ -35,33 +36,41 @@ impl Pipeline<'_, '_, '_> {
     ///
     /// Returns false if the claim may still be held: the worker drains, and Redis is away.
     pub(super) fn release(&mut self, job: Option<Job>, ending: Ending, start: Instant) -> bool {
+        let mut job = job;
         let released = match ending {
             Ending::ClaimLeft => Err(ClaimLeft),
-            Ending::NotOurs => {
-                self.tell_not_ours();
-                Ok(())
-            }
-            Ending::Interrupted => self.put_back(job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.dead_letter(job, &fault, start),
-            Ending::Unavailable(fault) => self.wait_for_backend(job, fault, start),
+            Ending::NotOurs => Ok(Released::NotOurs),
+            Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
+            Ending::Failed(fault) => self.dead_letter(&mut job, &fault, start),
+            Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
+        if let Ok(Released::NotOurs) = released {
+            self.tell_not_ours();
+            if let Some(job) = job {
+                self.bring_up_to_date(job);
+            }
+        }
         released.is_ok()
     }
 
     /// Lets go of a claim whose list no chain serves any more.
     pub(super) fn return_unserved(&mut self) -> bool {
         self.clock.end();
-        self.put_back(None, Outcome::Returned, &[]).is_ok()
+        let released = self.put_back(&mut None, Outcome::Returned, &[]);
+        if let Ok(Released::NotOurs) = released {
+            self.tell_not_ours();
+        }
+        released.is_ok()
     }
 
     /// Back to the head of its list, to be taken again.
     fn put_back(
         &mut self,
-        mut job: Option<Job>,
+        job: &mut Option<Job>,
         outcome: Outcome,
         events: &[Event],
-    ) -> Result<(), ClaimLeft> {
-        let released = self.let_go_keeping(&mut job, Queue::release)?;
+    ) -> Result<Released, ClaimLeft> {
+        let released = self.let_go_keeping(job, Queue::release)?;
         if released == Released::Done {
             self.shared.count(outcome);
             events.iter().for_each(|event| self.count(*event));
@@ -71,7 +80,7 @@ impl Pipeline<'_, '_, '_> {
                 "Returned {entry} to the head of list {list}"
             );
         }
-        Ok(())
+        Ok(released)
     }
 
     /// All attempts at some stages have failed, in ways that pass. Those that do not answer a probe
@@ -79,10 +88,10 @@ impl Pipeline<'_, '_, '_> {
     /// the vCon: it goes to the end of its list, and others are tried.
     fn wait_for_backend(
         &mut self,
-        mut job: Option<Job>,
+        job: &mut Option<Job>,
         fault: Fault,
         start: Instant,
-    ) -> Result<(), ClaimLeft> {
+    ) -> Result<Released, ClaimLeft> {
         let config = Arc::clone(self.modules.config());
         let id = self.claim.id();
         let (mut on_hold, mut all_answer) = (false, true);
@@ -120,7 +129,7 @@ impl Pipeline<'_, '_, '_> {
             };
         }
         let most = self.shared.settings.max_rounds;
-        let released = self.let_go_keeping(&mut job, |queue, claim, progress| {
+        let released = self.let_go_keeping(job, |queue, claim, progress| {
             queue.postpone(claim, worked, most, &fault.stage, progress)
         })?;
         match released {
@@ -138,9 +147,9 @@ impl Pipeline<'_, '_, '_> {
                     vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
                     "Returned {entry} to the end of list {list}, {}: {}", fault.stage, fault.error
                 );
-                Ok(())
+                Ok(released)
             }
-            _ => Ok(()),
+            _ => Ok(released),
         }
     }
 
@@ -148,10 +157,10 @@ impl Pipeline<'_, '_, '_> {
     /// with the reason.
     fn dead_letter(
         &mut self,
-        mut job: Option<Job>,
+        job: &mut Option<Job>,
         fault: &Fault,
         start: Instant,
-    ) -> Result<(), ClaimLeft> {
+    ) -> Result<Released, ClaimLeft> {
         let name = self.shared.name.clone();
         let reason = Reason {
             stage: &fault.stage,
@@ -165,12 +174,12 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => self.let_go_keeping(&mut job, |queue, claim, progress| {
+            _ => self.let_go_keeping(job, |queue, claim, progress| {
                 queue.dead_letter(claim, &reason, progress)
             })?,
         };
         if released != Released::Done {
-            return Ok(());
+            return Ok(released);
         }
         self.shared.count(Outcome::Failed);
         self.count(Event::Failed);
@@ -191,11 +200,11 @@ impl Pipeline<'_, '_, '_> {
             "{entry} went to {dead} from chain {chain} after {seconds:.4} s, {}: {}",
             fault.stage, fault.error
         );
-        Ok(())
+        Ok(released)
     }
 
     /// Writes what the links have done to Redis, and says how far the vCon has come.
-    fn keep(&mut self, job: &mut Option<Job>) -> Option<Progress> {
+    fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
         let job = job.as_mut()?;
         if !job.progress.is_begun() {
             return None;
@@ -216,7 +225,11 @@ impl Pipeline<'_, '_, '_> {
     fn let_go_keeping(
         &mut self,
         job: &mut Option<Job>,
-        mut step: impl FnMut(&mut Queue, &Claim, Option<&Progress>) -> Result<Released, QueueError>,
+        mut step: impl FnMut(
+            &mut Queue,
+            &Claim,
+            Option<&queue::Progress>,
+        ) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
         let mut merges = 0;
         loop {
@@ -257,15 +270,61 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Ok(released) => {
                     self.outage.over();
-                    if released == Released::NotOurs {
-                        self.tell_not_ours();
-                    }
                     return Ok(released);
                 }
                 Err(error) => {
                     let insisted = self.outage.insist(&error, self.clock);
                     insisted.map_err(|_| ClaimLeft)?;
                 }
+            }
+        }
+    }
+
+    /// Somebody else has the claim, or had it. What this lane gave to storages may be older than what
+    /// they were given meanwhile, as after a sleep of this process: they get what stands in Redis,
+    /// until that is what they got last.
+    fn bring_up_to_date(&mut self, mut job: Job) {
+        if !job.was_given {
+            return;
+        }
+        self.clock.begin_again();
+        let renewed = self.renew(&mut job);
+        self.clock.end();
+        if let Err(ending) = renewed {
+            let (id, chain) = (job.id(), &self.chain.name);
+            log::error!(
+                vcon_id = id.as_str(), chain_name = chain.as_str();
+                "{id}: storages of chain {chain} may have an older document than Redis: {ending:?}"
+            );
+        }
+    }
+
+    fn renew(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let settings = &self.shared.settings;
+        let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
+        let mut is_given = true;
+        loop {
+            let id = job.id().clone();
+            let document = self.insist(|queue| queue.load(&id))?;
+            if is_given && job.is_as(&document) || matches!(document, Document::Missing) {
+                return Ok(());
+            }
+            log::info!(
+                vcon_id = id.as_str(), chain_name = self.chain.name.as_str();
+                "{id} has another document by now, storages get that"
+            );
+            let (kind, text) = self.found(&id, document)?;
+            *job = Job::open(id.clone(), kind, text, Progress::none(id.clone()))?;
+            is_given = match self.save(job) {
+                Ok(()) => true,
+                Err(Ending::Unavailable(_)) if !self.clock.is_draining() => {
+                    self.clock.insist(backoff.next_wait());
+                    false
+                }
+                Err(ending) => return Err(ending),
+            };
+            for storage in job.progress.deferred().filter(|_| is_given) {
+                self.insist(|queue| queue.defer(storage, &id))?;
             }
         }
     }

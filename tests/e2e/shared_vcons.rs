@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Files, PATIENCE, Programs, Redis, Sample, delay, exec, number_from_env,
-    submit, wait_until,
+    Conserver, Daemon, Files, PATIENCE, Programs, Redis, Sample, Webhook, delay, exec,
+    number_from_env, submit, wait_until,
 };
 
 /// vCons at work at one time.
@@ -295,6 +297,10 @@ fn a_vcon_that_is_deleted_while_in_work_is_not_brought_back() {
         for (id, document) in in_files {
             assert!(has_tags(&document, &["a"]), "{id}: {document}");
         }
+        // Told after they are announced.
+        wait_until("all of it is told", PATIENCE, || {
+            daemon.count_in_log("was deleted from Redis") >= samples.len()
+        });
         let log = daemon.log();
         for sample in &samples {
             let mut lines = log.lines().filter(|line| line.contains(&sample.id));
@@ -356,6 +362,95 @@ fn a_vcon_that_goes_on_and_is_routed_into_another_chain_keeps_the_tags_of_all() 
             has_tags(it, &["a", "b", "c"])
         });
         assert_eq!(daemon.count_in_log("[WARN]"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+/// A process that slept for longer than its lease goes on where it was: another one has worked on its
+/// vCons meanwhile, and stored what it made of them.
+#[test]
+fn a_lane_that_has_lost_its_claim_leaves_no_old_document_in_a_storage() {
+    for (redis, files) in places() {
+        let gate = Gate::new();
+        let links = json!({"tagger": tag("a"), "gate": gate.link("cat")});
+        let config = config(&files, links, &[("main", &["tagger", "gate"])]);
+        let daemon = daemon(&redis, &config, "fork", 1);
+        let samples: Vec<Sample> = samples().into_iter().take(AT_ONCE).collect();
+        submit(&redis, "main", &samples);
+        gate.meanwhile(samples.len(), || {
+            for claims in redis.keys("conserver:claims:*") {
+                redis.ask::<i64>(&["DEL", &claims]);
+            }
+            let versions: Vec<Sample> = samples.iter().map(|it| newer(it, "newer")).collect();
+            store(&redis, &versions);
+        });
+        wait_until("all lanes have found it", PATIENCE, || {
+            daemon.count_in_log("settled already") >= samples.len()
+        });
+        let is_new = |(_, document): &(String, Value)| is_newer(document, "newer");
+        wait_until("the storage has the new ones", PATIENCE, || {
+            let stored = files.documents();
+            stored.iter().filter(|it| is_new(it)).count() >= samples.len()
+        });
+        assert_eq!(redis.length("main_done"), 0);
+        daemon.stop();
+        let stored = files.documents();
+        assert!(stored.iter().all(is_new), "{stored:?}");
+    }
+}
+
+/// One chain has stored what it made of a vCon, and waits for another storage; a second one, which
+/// changes nothing, stores the vCon meanwhile, and is done before the first.
+#[test]
+fn a_chain_that_changes_nothing_leaves_no_old_document_while_another_waits_for_a_storage() {
+    for (redis, files) in places() {
+        let refuses = Arc::new(AtomicBool::new(true));
+        let is_refused = Arc::clone(&refuses);
+        let server = Webhook::unrecorded(move |_| {
+            if is_refused.load(Ordering::SeqCst) {
+                503
+            } else {
+                200
+            }
+        });
+        let chains: [(&str, &[&str]); 2] = [("slow", &["tagger"]), ("plain", &[])];
+        let mut config = config(&files, json!({"tagger": tag("a")}), &chains);
+        config["storages"]["hook"] = json!({"module": "storage.webhook",
+            "options": {"webhook-urls": [server.url()]}});
+        config["chains"]["slow"]["storages"] = json!(["files", "hook"]);
+        let daemon = Conserver::with(&redis)
+            .config(&config)
+            .workers(2)
+            .lanes(AT_ONCE)
+            .env("CONSERVER_RETRY_MAX_MS", "100")
+            .env("CONSERVER_RETRY_ATTEMPTS", "1000")
+            .start();
+        let samples: Vec<Sample> = samples().into_iter().take(AT_ONCE).collect();
+        submit(&redis, "slow", &samples);
+        let ids: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
+        wait_until(
+            "the slow chain waits for its other storage",
+            PATIENCE,
+            || {
+                let documents = redis.documents(&ids).into_iter().flatten();
+                let is_tagged = |document: &Value| document.to_string().contains("a:a");
+                documents.filter(is_tagged).count() == samples.len()
+            },
+        );
+        for sample in &samples {
+            redis.ask::<i64>(&["RPUSH", "plain", &sample.id]);
+        }
+        wait_until("the other chain is done with them", PATIENCE, || {
+            redis.length("plain_done") == samples.len()
+        });
+        refuses.store(false, Ordering::SeqCst);
+        settles(&redis, &samples, &[("slow", 1), ("plain", 1)]);
+        all_are("the tag", &redis, &files, &samples, |it| {
+            has_tags(it, &["a"])
+        });
+        let stored = |storage: &str| daemon.count_in_log(&format!(" in {storage} in "));
+        assert_eq!(stored("hook"), samples.len(), "{}", daemon.log());
+        assert_eq!(stored("files"), 2 * samples.len(), "{}", daemon.log());
         daemon.stop();
     }
 }

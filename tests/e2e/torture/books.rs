@@ -18,7 +18,7 @@ pub type Copies = [HashMap<String, Value>; 3];
 
 /// Of a recovery whose answer was lost, or whose process was killed before it could tell, there is no
 /// line in the log. One in so many may be such a one.
-const TOLD_AT_LEAST: usize = 50;
+const TOLD_AT_LEAST: usize = 100;
 
 /// The sums of the ledger.
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl Books {
             taken: submitted.unacknowledged.intersection(&journal).count(),
             sent_on: redis.ask(&["SCARD", SENT_ON]),
             drafts: with_hidden - whole,
-            logs: Logs::of(run),
+            logs: Logs::of(run, redis),
             ..Self::default()
         };
         for id in submitted.acknowledged.difference(&journal) {

@@ -21,8 +21,8 @@ pub const CHOSEN: &str = "torture:chosen";
 /// The time between two vCons.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// No more are submitted while so many wait in a list.
-const MOST_WAITING: usize = 500;
+/// No more are submitted while so many wait in a list: the chains of one vCon are to meet.
+const MOST_WAITING: usize = 40;
 
 /// What was submitted.
 #[derive(Default)]

@@ -13,6 +13,10 @@ use crate::harness::{Conserver, Daemon, PATIENCE, running_in_group, title_of};
 /// After this many seconds without a sign of life, an instance counts as dead.
 pub const HEARTBEAT_TTL: u64 = 3;
 
+/// An instance that was frozen for longer than its lease has at least so many milliseconds until
+/// something else is done to it.
+const PUTS_RIGHT: u64 = 3_000;
+
 /// An instance has at most so many lanes.
 pub const MOST_LANES: usize = MOST_WORKERS * MOST_LANES_OF_A_WORKER;
 const MOST_WORKERS: usize = 4;
@@ -165,6 +169,9 @@ impl<'a> Victim<'a> {
                 self.wait(HEARTBEAT_TTL * 1_000, HEARTBEAT_TTL * 2_500);
                 self.daemon.signal_family(Signal::SIGCONT);
                 self.run.write(&format!("{}: goes on", self.name));
+                // What it had in hand was returned, and it goes on with it: it stores old documents,
+                // finds that, and puts it right. Killed between the two, it could not.
+                self.wait(PUTS_RIGHT, PUTS_RIGHT);
             }
         }
     }
