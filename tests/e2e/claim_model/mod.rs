@@ -19,7 +19,7 @@
 //! fair run without mishaps ends there.
 //!
 //! Smaller models beside it: [`documents`] is about what is written to a vCon's document, and about
-//! progress.
+//! progress; [`wakeups`] about the waits of idle lanes.
 
 mod contents;
 mod documents;
@@ -29,6 +29,7 @@ mod server;
 mod steps;
 mod store;
 mod substitute;
+mod wakeups;
 mod world;
 
 use explore::explore;
