@@ -63,6 +63,7 @@ mod program_ends;
 mod programs;
 mod proxy;
 mod python;
+mod queue_promises;
 mod redis_cuts;
 mod redis_faults;
 mod redis_full;
