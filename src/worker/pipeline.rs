@@ -347,11 +347,11 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
+        let ours = job.chain_version()?;
         let Some(base) = job.base.take() else {
             let error = "the document was deleted and stored again meanwhile";
             return Err(unusable(error.to_owned()));
         };
-        let ours = job.chain_version()?;
         let merged = vcon::merge(&base, &ours, theirs.clone());
         let Merged { vcon, conflicts } = merged
             .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;

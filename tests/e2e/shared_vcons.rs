@@ -282,6 +282,24 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
 }
 
 #[test]
+fn a_new_version_of_a_vcon_that_no_link_has_changed_is_stored_as_well() {
+    for (redis, files) in places() {
+        let gate = Gate::new();
+        let links = json!({"gate": gate.link("cat")});
+        let config = config(&files, links, &[("main", &["gate"])]);
+        let daemon = daemon(&redis, &config, "fork", 1);
+        let samples = [Sample::small()];
+        submit(&redis, "main", &samples);
+        let new = newer(&samples[0], "new");
+        gate.meanwhile(1, || store(&redis, &[new]));
+        settles(&redis, &samples, &[("main", 1)]);
+        let document = redis.document(&samples[0].id).unwrap();
+        assert!(is_newer(&document, "new"), "{document}");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn a_vcon_that_is_deleted_while_in_work_is_not_brought_back() {
     for (redis, files) in places() {
         let (daemon, samples) = at_the_gate(&redis, &files, "cat", 1, |some| {
