@@ -62,6 +62,9 @@ pub(super) struct Job {
     kind: Kind,
     /// The text that stands in Redis, as far as this lane knows; `None` once it has been deleted.
     base: Option<String>,
+    /// What the base was made of, if this lane has written that: what somebody else stores may be made
+    /// of it too, without what the links have done.
+    origin: Option<String>,
     content: Content,
     /// How far it has come.
     pub progress: Progress,
@@ -312,6 +315,7 @@ impl Pipeline<'_, '_, '_> {
         let (kind, text) = self.found(&id, document)?;
         let opened = Job::open(id, kind, text, job.progress.clone())?;
         (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
+        job.origin = None;
         Ok(())
     }
 
@@ -348,7 +352,7 @@ impl Pipeline<'_, '_, '_> {
             Document::Unusable(why) => return Err(unusable(why)),
         };
         let ours = job.chain_version()?;
-        let Some(base) = job.base.take() else {
+        let Some(base) = job.origin.take().or(job.base.take()) else {
             let error = "the document was deleted and stored again meanwhile";
             return Err(unusable(error.to_owned()));
         };
@@ -697,6 +701,7 @@ impl Job {
         Ok(Self {
             kind,
             base: Some(text),
+            origin: None,
             content: Content::Open(vcon),
             progress,
         })
@@ -756,7 +761,8 @@ impl Job {
 
     /// What links have done until now is in Redis, and counts as a change no more.
     fn note_written(&mut self, text: Arc<String>) {
-        self.base = Some(text.to_string());
+        let base = self.base.replace(text.to_string());
+        self.origin = self.origin.take().or(base);
         match &mut self.content {
             Content::Open(vcon) => vcon.note_written(),
             Content::Leaving { changed, .. } => *changed = None,
@@ -766,6 +772,7 @@ impl Job {
     /// Somebody has deleted it: nothing is written to Redis any more.
     fn note_deleted(&mut self) {
         self.base = None;
+        self.origin = None;
     }
 }
 

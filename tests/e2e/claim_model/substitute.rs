@@ -4,13 +4,9 @@
 //! queue ──EVALSHA <hash of the script>──► here ──EVALSHA <hash of the broken one>──► Redis
 //! ```
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::thread;
-
 use conserver::queue::Server;
 
-use crate::harness::Redis;
+use crate::harness::{Redis, relay};
 
 /// A script as the queue puts it together, and what is wrong with it.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +18,8 @@ pub struct Broken {
     pub wrong: &'static str,
 }
 
-/// The server as a queue reaches it that is to call broken scripts. Its threads end with the
-/// connections of so many queues.
+/// The server as a queue reaches it that is to call broken scripts; so many queues
+/// may.
 pub fn server_with(redis: &Redis, broken: &[Broken], queues: usize) -> Server {
     let swaps: Vec<(String, String)> = broken
         .iter()
@@ -36,44 +32,14 @@ pub fn server_with(redis: &Redis, broken: &[Broken], queues: usize) -> Server {
             (load(&right), load(&wrong))
         })
         .collect();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let port = redis.port();
-    thread::spawn(move || {
-        for client in listener.incoming().take(queues) {
-            let client = client.expect("a client");
-            let server = TcpStream::connect(("127.0.0.1", port)).expect("Redis");
-            for socket in [&client, &server] {
-                socket.set_nodelay(true).expect("a socket");
-            }
-            let back = (
-                server.try_clone().expect("a socket"),
-                client.try_clone().expect("a socket"),
-            );
-            let swaps = swaps.clone();
-            thread::spawn(move || carry(client, server, &swaps));
-            thread::spawn(move || carry(back.0, back.1, &[]));
-        }
-    });
-    let url = format!("redis://{address}");
-    Server::new(&url.parse().expect("a URL")).expect("a server")
-}
-
-/// Carries bytes until one side closes. A request is short, and comes in one piece.
-fn carry(mut from: TcpStream, mut to: TcpStream, swaps: &[(String, String)]) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        let bytes = &mut buffer[..count];
-        for (right, wrong) in swaps {
+    let url = relay(redis, queues, move |bytes| {
+        for (right, wrong) in &swaps {
             let (right, wrong) = (right.as_bytes(), wrong.as_bytes());
             let at = bytes.windows(right.len()).position(|part| part == right);
             if let Some(at) = at {
                 bytes[at..at + wrong.len()].copy_from_slice(wrong);
             }
         }
-        if to.write_all(bytes).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
+    });
+    Server::new(&url.parse().expect("a URL")).expect("a server")
 }
