@@ -11,8 +11,8 @@
 //! document is the one that its chain let go of, or what chains have made of that, and nobody has died
 //! with it since. And from every state the vCon can be brought to its end.
 //!
-//! A worker that merges keeps what the producer has taken out of what the worker itself has written: of
-//! that it is not told whether it was on purpose.
+//! What a chain has done before it was handed a document, in an earlier claim, is not told from the rest
+//! of it: a producer who stores another version then takes it out.
 
 mod server;
 mod world;

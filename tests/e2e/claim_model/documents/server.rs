@@ -188,12 +188,12 @@ impl Server {
                 steps.hset("conserver:progress", field, kept).ignore();
             }
         }
-        for worker in 0..2 {
-            steps.sadd("conserver:instances", NAMES[worker]).ignore();
-            let workers = format!("conserver:workers:{}", NAMES[worker]);
+        for (worker, name) in NAMES.iter().enumerate() {
+            steps.sadd("conserver:instances", name).ignore();
+            let workers = format!("conserver:workers:{name}");
             steps.sadd(workers, 1).ignore();
             if store.leases[worker] {
-                let lease = format!("conserver:instance:{}", NAMES[worker]);
+                let lease = format!("conserver:instance:{name}");
                 steps.set_ex(lease, &self.leases[worker], 900).ignore();
             }
             if let Some(is_noted) = store.claims[worker] {
@@ -213,9 +213,9 @@ impl Server {
             let field = format!("{}\n{}", LISTS[list], self.id);
             steps.hget("conserver:progress", field);
         }
-        for worker in 0..2 {
+        for (worker, name) in NAMES.iter().enumerate() {
             steps.hget(claims_key(worker), 1);
-            steps.get(format!("conserver:instance:{}", NAMES[worker]));
+            steps.get(format!("conserver:instance:{name}"));
         }
         type List = (u8, u8, Option<String>);
         type Worker = (Option<String>, Option<String>);

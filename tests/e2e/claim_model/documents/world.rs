@@ -41,8 +41,12 @@ enum Worker {
 struct Job {
     /// What it believes to stand in Redis; `None` if that is gone.
     base: Option<String>,
+    /// What the base was made of, if the worker has written that.
+    origin: Option<String>,
     /// What the chain has made of it.
     text: String,
+    /// Whether its letter is not in the document that it was handed.
+    is_new: bool,
     /// Whether anything was kept about the vCon when it was claimed.
     is_noted: bool,
     /// Whether it was told that another document stands there.
@@ -134,12 +138,8 @@ impl Model for Documents {
             workers: [Worker::Idle, Worker::Idle],
             expected: Some(VERSIONS[0].to_owned()),
             good: [None, None],
-            // Their leases make many states of each.
-            left: if self.scene == Scene::TwoDaemons {
-                1
-            } else {
-                2
-            },
+            // Progress and leases make many states of each.
+            left: if self.scene == Scene::TwoChains { 2 } else { 1 },
         }
     }
 
@@ -278,13 +278,16 @@ impl Documents {
             // Nothing can be done with it: it is finished as it is.
             state.workers[worker] = Worker::Works(Job {
                 base: None,
+                origin: None,
                 text: String::new(),
+                is_new: false,
                 is_noted,
                 must_merge: false,
                 forgets: false,
             });
             return Ok(());
         };
+        let is_new = !has_progress && !base.contains(LETTERS[worker]);
         let text = if has_progress {
             base.clone()
         } else {
@@ -292,7 +295,9 @@ impl Documents {
         };
         state.workers[worker] = Worker::Works(Job {
             base: Some(base),
+            origin: None,
             text,
+            is_new,
             is_noted,
             must_merge: false,
             forgets: false,
@@ -314,6 +319,7 @@ impl Documents {
         let answer = self.take(state, call)?;
         match answer.word {
             "done" => {
+                job.has_its_letter(worker)?;
                 if job.base.is_some() {
                     state.expect_letters_of(&job.text);
                     // What the storages were given is what stands there.
@@ -356,9 +362,10 @@ impl Documents {
         match answer.word {
             "done" => {
                 state.expect_letters_of(&job.text);
-                job.base = Some(job.text.clone());
+                let base = job.base.replace(job.text.clone());
+                job.origin = job.origin.or(base.filter(|base| *base != job.text));
             }
-            "deleted" => job.base = None,
+            "deleted" => (job.base, job.origin) = (None, None),
             "changed" => job.must_merge = true,
             other => return Err(format!("a write answers {other}")),
         }
@@ -381,7 +388,10 @@ impl Documents {
         let answer = self.take(state, call)?;
         match answer.word {
             "done" if job.forgets => {}
-            "done" => state.good[list] = Some(job.base),
+            "done" => {
+                job.has_its_letter(worker)?;
+                state.good[list] = Some(job.base);
+            }
             "not ours" => {}
             "changed" => {
                 job.must_merge = job.base.is_some();
@@ -392,6 +402,19 @@ impl Documents {
             other => return Err(format!("a release answers {other}")),
         }
         state.workers[worker] = Worker::Idle;
+        Ok(())
+    }
+}
+
+impl Job {
+    /// Fails if what the links did is not in what the worker takes for done.
+    fn has_its_letter(&self, worker: Index) -> Result<(), String> {
+        if self.is_new && self.base.is_some() && !self.text.contains(LETTERS[worker]) {
+            let text = &self.text;
+            return Err(format!(
+                "worker {worker} is done with {text:?}: a change is missing"
+            ));
+        }
         Ok(())
     }
 }
@@ -437,11 +460,13 @@ impl State {
         job.must_merge = false;
         let theirs = self.store.document.clone();
         if let Some(theirs) = &theirs {
-            let base = job.base.clone().unwrap_or_default();
+            let base = job.origin.take().or(job.base.take());
+            let base = base.unwrap_or_default();
             let added = job.text.chars().skip(1).filter(|it| !base.contains(*it));
             job.text = added.fold(theirs.clone(), |text, letter| with_letter(&text, letter));
+            job.is_new &= job.text != *theirs;
         }
-        job.base = theirs;
+        (job.base, job.origin) = (theirs, None);
     }
 
     fn check(&self, action: Action, scene: Scene) -> Result<(), String> {
