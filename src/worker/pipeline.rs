@@ -63,6 +63,9 @@ pub(super) struct Job {
     kind: Kind,
     /// The text that stands in Redis, as far as this lane knows; `None` once it has been deleted.
     base: Option<String>,
+    /// What the base was made of, if this lane has written that: what somebody else stores may be made
+    /// of it too, without what the links have done.
+    origin: Option<String>,
     content: Content,
     /// How far it has come.
     pub progress: Progress,
@@ -354,6 +357,7 @@ impl Pipeline<'_, '_, '_> {
         let (kind, text) = self.found(&id, document)?;
         let opened = Job::open(id, kind, text, job.progress.clone())?;
         (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
+        job.origin = None;
         Ok(())
     }
 
@@ -389,16 +393,17 @@ impl Pipeline<'_, '_, '_> {
             }
             Document::Unusable(why) => return Err(unusable(why)),
         };
-        let Some(base) = job.base.as_deref() else {
+        let ours = job.chain_version()?;
+        let Some(base) = job.origin.as_deref().or(job.base.as_deref()) else {
             let error = "the document was deleted and stored again meanwhile";
             return Err(unusable(error.to_owned()));
         };
-        let ours = job.chain_version()?;
         let merged = vcon::merge(base, &ours, theirs.clone());
         let merged = merged
             .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
         job.kind = kind;
         job.base = Some(theirs);
+        job.origin = None;
         self.adopt(job, merged);
         Ok(())
     }
@@ -770,6 +775,7 @@ impl Job {
         Ok(Self {
             kind,
             base: Some(text),
+            origin: None,
             content: Content::Open(vcon),
             progress,
             was_given: false,
@@ -837,7 +843,8 @@ impl Job {
 
     /// What links have done until now is in Redis, and counts as a change no more.
     fn note_written(&mut self, text: Arc<String>) {
-        self.base = Some(text.to_string());
+        let base = self.base.replace(text.to_string());
+        self.origin = self.origin.take().or(base);
         match &mut self.content {
             Content::Open(vcon) => vcon.note_written(),
             Content::Leaving { changed, .. } => *changed = None,
@@ -847,6 +854,7 @@ impl Job {
     /// Somebody has deleted it: nothing is written to Redis any more.
     fn note_deleted(&mut self) {
         self.base = None;
+        self.origin = None;
     }
 }
 

@@ -69,6 +69,7 @@ mod progress;
 mod prompt_drains;
 mod proxy;
 mod python;
+mod queue_promises;
 mod redis_cuts;
 mod redis_faults;
 mod redis_full;

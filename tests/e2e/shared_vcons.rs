@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Daemon, Files, PATIENCE, Programs, Redis, Sample, Webhook, delay, exec,
-    number_from_env, submit, wait_until,
+    number_from_env, relay, submit, wait_until,
 };
 
 /// vCons at work at one time.
@@ -279,6 +279,72 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
             |it| is_newer(it, "newer") && has_tags(it, &["a"]),
         );
         assert_eq!(daemon.count_in_log("[WARN]"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+/// The script that has a vCon wait for its next round.
+const POSTPONE: &str = concat!(
+    include_str!("../../src/queue/scripts/alive.lua"),
+    include_str!("../../src/queue/scripts/progress.lua"),
+    include_str!("../../src/queue/scripts/postpone.lua")
+);
+
+/// The links have written what they did, and the claim is let go at this moment.
+#[test]
+fn a_new_version_that_comes_just_before_the_next_round_gets_the_tag_too() {
+    for (redis, files) in places() {
+        let sample = Sample::small();
+        let new = newer(&sample, "at the last moment");
+        let webhook = Webhook::answering(&[503]);
+        let (hash, is_stored) = (redis::Script::new(POSTPONE), AtomicBool::new(false));
+        let (mut put, key) = (redis.connection(), format!("vcon:{}", sample.id));
+        let put = std::sync::Mutex::new(move |text: &str, has_json: bool| {
+            let mut command = redis::cmd(if has_json { "JSON.SET" } else { "SET" });
+            command.arg(&key).arg(has_json.then_some("$")).arg(text);
+            command.query::<()>(&mut put).unwrap();
+        });
+        let (text, has_json) = (new.text(), redis.has_json());
+        let url = relay(&redis, usize::MAX, move |bytes| {
+            let hash = hash.get_hash().as_bytes();
+            let is_postponed = bytes.windows(hash.len()).any(|part| part == hash);
+            if is_postponed && !is_stored.swap(true, Ordering::SeqCst) {
+                (put.lock().unwrap())(&text, has_json);
+            }
+        });
+        let post = json!({"module": "links.webhook", "options": {"webhook-urls": [webhook.url()]}});
+        let links = json!({"tag": tag("checked"), "post": post});
+        let config = config(&files, links, &[("in", &["tag", "post"])]);
+        let daemon = Conserver::with(&redis)
+            .config(&config)
+            .env("REDIS_URL", url)
+            .env("CONSERVER_RETRY_ATTEMPTS", "1")
+            .start();
+        let samples = [sample];
+        submit(&redis, "in", &samples);
+        settles(&redis, &samples, &[("in", 1)]);
+        let document = redis.document(&samples[0].id).unwrap();
+        assert!(is_newer(&document, "at the last moment"), "{document}");
+        assert!(has_tags(&document, &["checked"]), "{document}");
+        assert_eq!(webhook.requests().len(), 2);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_new_version_of_a_vcon_that_no_link_has_changed_is_stored_as_well() {
+    for (redis, files) in places() {
+        let gate = Gate::new();
+        let links = json!({"gate": gate.link("cat")});
+        let config = config(&files, links, &[("main", &["gate"])]);
+        let daemon = daemon(&redis, &config, "fork", 1);
+        let samples = [Sample::small()];
+        submit(&redis, "main", &samples);
+        let new = newer(&samples[0], "new");
+        gate.meanwhile(1, || store(&redis, &[new]));
+        settles(&redis, &samples, &[("main", 1)]);
+        let document = redis.document(&samples[0].id).unwrap();
+        assert!(is_newer(&document, "new"), "{document}");
         daemon.stop();
     }
 }

@@ -1,89 +1,110 @@
 //! Breadth first through all states, and back from the end.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
 
-use super::server::Server;
-use super::store::Index;
-use super::world::{Action, World};
+/// States, and what leads from one to the next.
+pub trait Model {
+    type State: Clone + Eq + Hash + Debug;
+    type Action: Copy + Debug;
 
-/// What was gone through.
-pub struct Explored {
-    pub states: usize,
-    pub transitions: usize,
+    /// Where it begins.
+    fn start(&self) -> Self::State;
+
+    /// Everything that can happen in a state.
+    fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
+
+    /// What is after the action, or what it did that must not be.
+    fn after(&mut self, state: &Self::State, action: Self::Action) -> Result<Self::State, String>;
+
+    /// Whether it belongs to a run in which nothing goes wrong any more.
+    fn is_quiet(&self, action: Self::Action) -> bool;
+
+    /// Whether everything is done that is to be done.
+    fn is_over(&self, state: &Self::State) -> bool;
 }
 
 /// The graph of states.
-struct Graph {
-    worlds: Vec<World>,
-    numbers: HashMap<World, usize>,
+pub struct Graph<M: Model> {
+    states: Vec<M::State>,
+    numbers: HashMap<M::State, usize>,
     /// How each state was first reached.
-    from: Vec<Option<(usize, Action)>>,
+    from: Vec<Option<(usize, M::Action)>>,
     /// Where each state leads without a mishap, and how.
-    quiet: Vec<(usize, usize, Action)>,
+    quiet: Vec<(usize, usize, M::Action)>,
     transitions: usize,
 }
 
 /// Goes through every state that can be reached, or answers what is wrong and how it comes to it.
-pub fn explore(server: &mut Server, most: usize) -> Result<Explored, String> {
+pub fn explore<M: Model>(model: &mut M, most: usize) -> Result<Graph<M>, String> {
+    let start = model.start();
     let mut graph = Graph {
-        worlds: vec![World::START],
-        numbers: HashMap::from([(World::START, 0)]),
+        states: vec![start.clone()],
+        numbers: HashMap::from([(start, 0)]),
         from: vec![None],
         quiet: Vec::new(),
         transitions: 0,
     };
     let mut number = 0;
-    while let Some(world) = graph.worlds.get(number).copied() {
-        for action in world.actions(server.names()) {
-            let next = world
-                .after(action, server)
+    while let Some(state) = graph.states.get(number).cloned() {
+        for action in model.actions(&state) {
+            let next = model
+                .after(&state, action)
                 .map_err(|wrong| format!("{wrong}\n{}", graph.way_to(number, Some(action))))?;
-            graph.add(number, action, next.canonical(server.names()));
+            graph.add(number, action, next, model.is_quiet(action));
         }
-        if graph.worlds.len() > most {
+        if graph.states.len() > most {
             return Err(format!("there are more than {most} states"));
         }
         number += 1;
     }
-    // Without a mishap no lease runs out whose daemon is there to renew it.
-    graph.comes_to_an_end(None)?;
-    for gone in 0..2 {
-        graph.comes_to_an_end(Some(gone))?;
-    }
-    Ok(Explored {
-        states: graph.worlds.len(),
-        transitions: graph.transitions,
-    })
+    Ok(graph)
 }
 
-impl Graph {
-    fn add(&mut self, from: usize, action: Action, world: World) {
+impl<M: Model> Graph<M> {
+    /// How many states there are.
+    pub fn states(&self) -> usize {
+        self.states.len()
+    }
+
+    /// How many transitions there are between them.
+    pub fn transitions(&self) -> usize {
+        self.transitions
+    }
+
+    fn add(&mut self, from: usize, action: M::Action, state: M::State, is_quiet: bool) {
         self.transitions += 1;
-        let number = *self.numbers.entry(world).or_insert_with(|| {
-            self.worlds.push(world);
-            self.from.push(Some((from, action)));
-            self.worlds.len() - 1
-        });
-        if action.is_quiet() && number != from {
+        let number = match self.numbers.get(&state) {
+            Some(number) => *number,
+            None => {
+                let number = self.states.len();
+                self.states.push(state.clone());
+                self.numbers.insert(state, number);
+                self.from.push(Some((from, action)));
+                number
+            }
+        };
+        if is_quiet && number != from {
             self.quiet.push((from, number, action));
         }
     }
 
-    /// Fails unless from each state the end can be reached without a mishap, and without the
-    /// daemon that is gone.
-    fn comes_to_an_end(&self, gone: Option<Index>) -> Result<(), String> {
-        let mut before = vec![Vec::new(); self.worlds.len()];
+    /// Fails unless from each state the end can be reached without a mishap, by what `is_possible`;
+    /// `without` names what is missing.
+    pub fn comes_to_an_end(
+        &self,
+        model: &M,
+        without: &str,
+        is_possible: impl Fn(&M::State, M::Action) -> bool,
+    ) -> Result<(), String> {
+        let mut before = vec![Vec::new(); self.states.len()];
         for (from, to, action) in &self.quiet {
-            let world = &self.worlds[*from];
-            let possible = match world.loser_of_lease(*action) {
-                Some(loser) => gone == Some(loser) || !world.daemons[loser].is_up,
-                None => gone.is_none() || action.actor() != gone,
-            };
-            if possible {
+            if is_possible(&self.states[*from], *action) {
                 before[*to].push(*from);
             }
         }
-        let mut ends: Vec<bool> = self.worlds.iter().map(World::is_over).collect();
+        let mut ends: Vec<bool> = self.states.iter().map(|it| model.is_over(it)).collect();
         let mut pending: Vec<usize> = (0..ends.len()).filter(|number| ends[*number]).collect();
         while let Some(number) = pending.pop() {
             for from in &before[number] {
@@ -95,17 +116,17 @@ impl Graph {
         }
         match (0..ends.len()).find(|number| !ends[*number]) {
             Some(number) => Err(format!(
-                "the work cannot be brought to an end without daemon {gone:?}\n{}",
+                "the work cannot be brought to an end without {without}\n{}",
                 self.way_to(number, None)
             )),
             None => Ok(()),
         }
     }
 
-    /// The shortest way to a state and on; workers and vCons may change their names under way.
-    fn way_to(&self, number: usize, last: Option<Action>) -> String {
+    /// The shortest way to a state and on.
+    fn way_to(&self, number: usize, last: Option<M::Action>) -> String {
         let mut steps: Vec<String> = last.iter().map(|action| format!("{action:?}")).collect();
-        steps.push(format!("{:?}", self.worlds[number]));
+        steps.push(format!("{:?}", self.states[number]));
         let mut number = number;
         while let Some((from, action)) = self.from[number] {
             steps.push(format!("{action:?}"));

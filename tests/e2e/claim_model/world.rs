@@ -5,6 +5,7 @@
 //! to return the other's claims at any time: it may have looked long ago. Any worker may believe
 //! in any claim that is gone: its answer was lost, or others took the claim.
 
+use super::explore::{Graph, Model};
 use super::server::{Answer, Call, How, Server};
 use super::store::{Index, Run, Store};
 
@@ -340,4 +341,43 @@ impl World {
             }
         }
     }
+}
+
+impl Model for Server {
+    type State = World;
+    type Action = Action;
+
+    fn start(&self) -> World {
+        World::START
+    }
+
+    fn actions(&self, world: &World) -> Vec<Action> {
+        world.actions(self.names())
+    }
+
+    fn after(&mut self, world: &World, action: Action) -> Result<World, String> {
+        Ok(world.after(action, self)?.canonical(self.names()))
+    }
+
+    fn is_quiet(&self, action: Action) -> bool {
+        action.is_quiet()
+    }
+
+    fn is_over(&self, world: &World) -> bool {
+        world.is_over()
+    }
+}
+
+/// Fails unless from every state the work comes to an end, also without one of the daemons. Without a
+/// mishap no lease runs out whose daemon is there to renew it. Workers and vCons may change their names
+/// under way.
+pub fn comes_to_an_end(graph: &Graph<Server>, server: &Server) -> Result<(), String> {
+    for gone in [None, Some(0), Some(1)] {
+        let is_possible = |world: &World, action: Action| match world.loser_of_lease(action) {
+            Some(loser) => gone == Some(loser) || !world.daemons[loser].is_up,
+            None => gone.is_none() || action.actor() != gone,
+        };
+        graph.comes_to_an_end(server, &format!("daemon {gone:?}"), is_possible)?;
+    }
+    Ok(())
 }

@@ -26,6 +26,7 @@ mod prometheus;
 mod proxy;
 mod queues;
 mod redis;
+mod relay;
 mod s3;
 mod sentinel;
 mod shelf;
@@ -63,6 +64,7 @@ pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped
 pub use prometheus::{Format, Scrape};
 pub use proxy::{Direction, Proxy};
 pub use queues::{lease_of, list, queue, queue_with, server_of};
+pub use relay::relay;
 pub use s3::{S3, SECRET as S3_SECRET};
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use shelf::Shelf;

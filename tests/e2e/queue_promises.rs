@@ -1,0 +1,184 @@
+//! What the queue's scripts promise in a few words: nothing expires that was kept for ever, nothing is
+//! announced by halves, and a claim that cannot be made leaves everything as it was.
+
+use conserver::queue::{
+    Claim, Document, Finish, Finished, Kind, Queue, Released, Replacement, StorageLetter,
+};
+use conserver::vcon::VconId;
+use serde_json::json;
+
+use crate::harness::{
+    Conserver, PATIENCE, Programs, Redis, Sample, exec, list, queue, submit, wait_until,
+};
+
+const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
+
+/// A vCon in the list `in`, without a time to live.
+fn hand_in(redis: &Redis) -> (VconId, String) {
+    let sample = Sample::small();
+    submit(redis, "in", std::slice::from_ref(&sample));
+    (sample.id.parse().unwrap(), format!("vcon:{}", sample.id))
+}
+
+fn claim(queue: &mut Queue) -> (Claim, Kind, String) {
+    let claimed = queue.claim(&[list("in")]).unwrap();
+    let (claim, document) = claimed.work.unwrap();
+    match document {
+        Document::Found(kind, text) => (claim, kind, String::from_utf8(text).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The time that a key has left, in seconds; -1 for ever.
+fn time_left(redis: &Redis, key: &str) -> i64 {
+    redis.ask(&["TTL", key])
+}
+
+fn finish<'a>(id: &'a VconId, document: Option<Replacement<'a>>) -> Finish<'a> {
+    Finish {
+        id,
+        document,
+        expire: None,
+        egress: &[],
+        routes: &[],
+        letters: &[],
+    }
+}
+
+fn keeps_what_is_kept_for_ever(redis: &Redis) {
+    let mut queue = queue(redis, "here", 1);
+    for is_changed in [false, true] {
+        let (id, key) = hand_in(redis);
+        let (first, ..) = claim(&mut queue);
+        assert_eq!(time_left(redis, &key), -1, "after a claim");
+        assert_eq!(queue.release(&first, None).unwrap(), Released::Done);
+        assert_eq!(time_left(redis, &key), -1, "after a release");
+        let (second, ..) = claim(&mut queue);
+        let postponed = queue.postpone(&second, None, 0, "storage s", None);
+        assert_eq!(postponed.unwrap(), Released::Done);
+        assert_eq!(time_left(redis, &key), -1, "after a round");
+
+        let (third, kind, base) = claim(&mut queue);
+        let text = base.replacen('{', r#"{"note":"new","#, 1);
+        let document = Replacement {
+            kind,
+            base: &base,
+            text: is_changed.then_some(&text),
+        };
+        let letters = [StorageLetter::deferred("s")];
+        let finish = Finish {
+            letters: &letters,
+            ..finish(&id, Some(document))
+        };
+        assert_eq!(queue.finish(&third, &finish).unwrap(), Finished::Done);
+        assert_eq!(time_left(redis, &key), -1, "changed: {is_changed}");
+        let document = redis.document(id.as_str()).unwrap();
+        assert_eq!(document["note"] == "new", is_changed);
+    }
+}
+
+#[test]
+fn a_document_without_a_time_to_live_gets_none() {
+    keeps_what_is_kept_for_ever(&Redis::plain());
+}
+
+#[test]
+fn a_document_without_a_time_to_live_gets_none_with_json() {
+    keeps_what_is_kept_for_ever(&Redis::with_json());
+}
+
+#[test]
+fn a_document_that_is_changed_keeps_the_time_that_it_has_left() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, key) = hand_in(&redis);
+    redis.ask::<i64>(&["EXPIRE", &key, "3000"]);
+    let (claim, kind, base) = claim(&mut queue);
+    let document = Replacement {
+        kind,
+        base: &base,
+        text: Some("{}"),
+    };
+    let finished = queue.finish(&claim, &finish(&id, Some(document)));
+    assert_eq!(finished.unwrap(), Finished::Done);
+    let left = time_left(&redis, &key);
+    assert!((2900..=3000).contains(&left), "{left}");
+}
+
+#[test]
+fn a_finish_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    redis.ask::<()>(&["SET", "third", "no list"]);
+    let (claim, kind, base) = claim(&mut queue);
+    let egress = ["first", "second", "third"].map(list);
+    let document = Replacement {
+        kind,
+        base: &base,
+        text: Some("{}"),
+    };
+    let finish = Finish {
+        egress: &egress,
+        ..finish(&id, Some(document))
+    };
+    for _ in 0..2 {
+        let refused = Finished::Refused {
+            list: "third".to_owned(),
+            holds: "string".to_owned(),
+        };
+        assert_eq!(queue.finish(&claim, &finish).unwrap(), refused);
+        assert_eq!(redis.length("first") + redis.length("second"), 0);
+        assert_eq!(redis.claims().len(), 1);
+    }
+    redis.ask::<i64>(&["DEL", "third"]);
+    assert_eq!(queue.finish(&claim, &finish).unwrap(), Finished::Done);
+    for name in ["first", "second", "third"] {
+        assert_eq!(redis.list(name), [id.as_str()], "{name}");
+    }
+    assert_eq!(redis.claims().len(), 0);
+}
+
+#[test]
+fn a_claim_that_may_not_be_kept_leaves_entry_and_context_where_they_were() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let context = format!("context:in:{id}");
+    redis.ask::<i64>(&["RPUSH", &context, CONTEXT, "another"]);
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "-hset"]);
+    queue.claim(&[list("in")]).unwrap_err();
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "+hset"]);
+    assert_eq!(redis.list("in"), [id.as_str()]);
+    assert_eq!(redis.list(&context), [CONTEXT, "another"]);
+    let (claim, ..) = claim(&mut queue);
+    assert_eq!(claim.context, CONTEXT.as_bytes());
+}
+
+#[test]
+fn an_expiry_does_not_follow_to_the_vcon_that_the_chain_goes_over_to() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let (one, other) = (Sample::small(), Sample::small());
+    submit(&redis, "elsewhere", std::slice::from_ref(&other));
+    let text = format!(
+        "while read -r _; do echo '{{\"uuid\": \"{}\"}}'; done",
+        other.id
+    );
+    let switch = programs.write("switch.sh", &text);
+    let options = json!({"command": ["sh", switch], "mode": "stream"});
+    let config = json!({
+        "links": {
+            "expire": {"module": "links.expire_vcon", "options": {"seconds": 500}},
+            "switch": exec(&options),
+        },
+        "chains": {"main": {"links": ["expire", "switch"], "ingress_lists": ["default"], "egress_lists": ["done"]}},
+    });
+    let daemon = Conserver::with(&redis).config(&config).start();
+    submit(&redis, "default", std::slice::from_ref(&one));
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert_eq!(redis.list("done"), [other.id.as_str()]);
+    assert_eq!(time_left(&redis, &format!("vcon:{}", other.id)), -1);
+    let left = time_left(&redis, &format!("vcon:{}", one.id));
+    assert!((1..=500).contains(&left), "{left}");
+    daemon.stop();
+}
