@@ -236,11 +236,21 @@ impl Lane {
         self.show(true);
         self.rotate();
         let config = Arc::clone(self.modules.config());
-        let backlog = backlog_chain(&claim.list, &config);
+        let configured = config.chain_for(&claim.list);
+        let backlog = match configured {
+            Some(_) => None,
+            None => backlog_chain(&claim.list, &config),
+        };
         let is_backlog = backlog.is_some();
-        let unserved = unserved_chain(&claim.list);
-        let served = config.chain_for(&claim.list).or(backlog.as_ref());
-        let chain = served.unwrap_or(&unserved);
+        let unserved;
+        let chain = match configured.or(backlog.as_ref()) {
+            Some(chain) => chain,
+            None => {
+                unserved = unserved_chain(&claim.list);
+                &unserved
+            }
+        };
+        let is_served = is_backlog || configured.is_some();
         let longest_call = self.modules.longest_call(chain);
         let id = claim.id();
         let clock = Clock::start(&self.drain, &self.cell, id, chain.timeout, longest_call);
@@ -256,7 +266,7 @@ impl Lane {
             is_backlog,
             next: NextClaim::new(&self.lists, self.breakers),
         };
-        let released = if served.is_some() {
+        let released = if is_served {
             pipeline.run(document)
         } else {
             // Handed over again from a former configuration, in which its list was served.
