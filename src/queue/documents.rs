@@ -58,25 +58,36 @@ impl Queue {
     /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
     /// be followed by [`Queue::end_foreign_write`] with what this returns.
     pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<u64, QueueError> {
-        self.with(|connection, scripts, _, _| {
+        self.with(|connection, scripts, seat, _| {
             let mut call = scripts.foreign_begin.key(keys::FOREIGN);
             call.key(keys::overwritten_key(id));
             call.arg(id.as_str()).arg(FOREIGN_EXPIRY);
+            call.arg(seat.draft_key());
             Ok(call.invoke(connection)?)
         })
     }
 
-    /// The texts that others have written since the begin, and over which the link may have written.
+    /// The texts that others have written since the begin, and over which the link may have written. If
+    /// there are any, to be followed by [`Queue::forget_overwritten`].
     pub fn end_foreign_write(
         &mut self,
         id: &VconId,
         begin: u64,
     ) -> Result<Vec<Vec<u8>>, QueueError> {
-        self.with(|connection, scripts, _, _| {
+        self.with(|connection, scripts, seat, _| {
             let mut call = scripts.foreign_end.key(keys::FOREIGN);
             call.key(keys::overwritten_key(id));
-            call.arg(id.as_str()).arg(begin);
+            call.arg(id.as_str()).arg(begin).arg(seat.draft_key());
             Ok(call.invoke(connection)?)
+        })
+    }
+
+    /// What others wrote stands in the document by now.
+    pub fn forget_overwritten(&mut self, id: &VconId) -> Result<(), QueueError> {
+        self.with(|connection, scripts, _, _| {
+            let mut call = scripts.foreign_forget.key(keys::FOREIGN);
+            call.key(keys::overwritten_key(id)).arg(id.as_str());
+            Ok(call.invoke::<()>(connection)?)
         })
     }
 

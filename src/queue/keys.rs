@@ -99,7 +99,7 @@ pub(super) const LAPSES: &str = "conserver:lapses";
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";
 
-/// `conserver:foreign`: hash, uuid -> how many links write it by themselves at this moment.
+/// `conserver:foreign`: hash, uuid -> the lanes with links that write it by themselves at this moment.
 pub(super) const FOREIGN: &str = "conserver:foreign";
 
 /// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over.

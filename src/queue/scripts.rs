@@ -14,6 +14,7 @@ pub(super) struct Scripts {
     pub replace: Script,
     pub foreign_begin: Script,
     pub foreign_end: Script,
+    pub foreign_forget: Script,
     pub dead_letter: Script,
     pub release: Script,
     pub postpone: Script,
@@ -42,9 +43,10 @@ pub(super) enum Step {
 impl Scripts {
     pub fn new() -> Self {
         Self {
-            foreign_begin: script!("foreign_begin"),
-            foreign_end: script!("foreign_end"),
-            replace: script!("progress", "document", "replace"),
+            foreign_begin: script!("foreign", "foreign_begin"),
+            foreign_end: script!("foreign", "foreign_end"),
+            foreign_forget: script!("foreign_forget"),
+            replace: script!("foreign", "progress", "document", "replace"),
             dead_letter: script!("progress", "dead_letter"),
             release: script!("alive", "progress", "release"),
             postpone: script!("alive", "progress", "postpone"),
@@ -62,13 +64,14 @@ impl Scripts {
                     "claim",
                     "claim_next"
                 ),
-                script!("progress", "document", "finish", "finish_alone"),
+                script!("foreign", "progress", "document", "finish", "finish_alone"),
                 script!(
                     "alive",
                     "record",
                     "progress",
                     "pop",
                     "claim",
+                    "foreign",
                     "document",
                     "finish",
                     "finish_and_claim"

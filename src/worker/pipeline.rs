@@ -258,6 +258,7 @@ impl Pipeline<'_, '_, '_> {
                 read?;
             }
         }
+        let has_written_over = !texts.is_empty();
         let theirs = texts
             .into_iter()
             .filter_map(|it| String::from_utf8(it).ok());
@@ -272,9 +273,10 @@ impl Pipeline<'_, '_, '_> {
                 Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
             }
         }
-        if next.is_err() {
-            // The claim is let go: what was written over must stand there by then.
+        if has_written_over {
+            // The rest of the chain may take long, and this worker may die in it.
             self.write(job)?;
+            self.insist(|queue| queue.forget_overwritten(&id))?;
         }
         next
     }

@@ -2,7 +2,7 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Claim, Document, Finish, Finished, Kind, Queue, Released, Replacement, StorageLetter,
+    Claim, Document, Finish, Finished, Kind, Queue, Released, Replaced, Replacement, StorageLetter,
 };
 use conserver::vcon::VconId;
 use serde_json::json;
@@ -181,4 +181,40 @@ fn an_expiry_does_not_follow_to_the_vcon_that_the_chain_goes_over_to() {
     let left = time_left(&redis, &format!("vcon:{}", one.id));
     assert!((1..=500).contains(&left), "{left}");
     daemon.stop();
+}
+
+/// Requests that are sent again, as their answers may have been lost, and a lane that died in such a link.
+#[test]
+fn what_is_written_beside_a_link_that_does_not_look_is_told_until_it_is_merged() {
+    let redis = Redis::start();
+    let (id, key) = hand_in(&redis);
+    let [mut first, mut second, mut other] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
+    let mut text: String = redis.ask(&["GET", &key]);
+    let mut write = || {
+        let next = format!("{text} ");
+        let replaced = other.replace(&id, Kind::Text, &text, &next);
+        assert_eq!(replaced.unwrap(), Replaced::Done);
+        text = next;
+        text.clone().into_bytes()
+    };
+    for _ in 0..2 {
+        assert_eq!(first.begin_foreign_write(&id).unwrap(), 0);
+    }
+    assert_eq!(second.begin_foreign_write(&id).unwrap(), 0);
+    let once = write();
+    for _ in 0..2 {
+        let told = first.end_foreign_write(&id, 0).unwrap();
+        assert_eq!(told, std::slice::from_ref(&once));
+    }
+    first.forget_overwritten(&id).unwrap();
+    let twice = write();
+    assert_eq!(second.end_foreign_write(&id, 0).unwrap(), [once, twice]);
+    second.forget_overwritten(&id).unwrap();
+    assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+    assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
+
+    // The time of a lane that died is over, whoever begins meanwhile.
+    redis.ask::<i64>(&["HSET", "conserver:foreign", id.as_str(), "ab@1 "]);
+    write();
+    assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
 }

@@ -14,6 +14,7 @@ const CLAIM: &str = concat!(
 );
 const FINISH: &str = concat!(
     include_str!("../../../src/queue/scripts/progress.lua"),
+    include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
     include_str!("../../../src/queue/scripts/finish_alone.lua")
@@ -24,6 +25,7 @@ const FINISH_AND_CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/pop.lua"),
     include_str!("../../../src/queue/scripts/claim.lua"),
+    include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
     include_str!("../../../src/queue/scripts/finish_and_claim.lua")

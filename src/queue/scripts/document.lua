@@ -1,5 +1,5 @@
--- Reads and writes a document under its key, in the way it is kept there. Goes after `progress`, and before the scripts
--- that need it.
+-- Reads and writes a document under its key, in the way it is kept there. Goes after `foreign` and `progress`, and
+-- before the scripts that need it.
 
 local function stands(key, how)
   if how == 'json' then return redis.pcall('JSON.GET', key) end
@@ -24,7 +24,7 @@ end
 local function tell_foreign_writers(key, text)
   if redis.call('EXISTS', 'conserver:foreign') == 0 then return end
   local uuid = key:sub(6)
-  if redis.pcall('HEXISTS', 'conserver:foreign', uuid) ~= 1 then return end
+  if lanes_at_work('conserver:foreign', uuid, '') == '' then return end
   redis.pcall('RPUSH', 'conserver:overwritten:' .. uuid, text)
   redis.pcall('EXPIRE', 'conserver:overwritten:' .. uuid, 86400)
 end
