@@ -436,6 +436,11 @@ impl Pipeline<'_, '_, '_> {
             return Ok(());
         }
         let version = self.shared.settings.egress_version;
+        if self.may_be_in_other_hands() {
+            // Before the storages get it: one that changes nothing stores what stands in Redis, and
+            // sees at its finish whether that is another one by now.
+            self.write(job)?;
+        }
         let mut outgoing = job.leave(version)?;
         job.was_given = true;
         let config = Arc::clone(self.modules.config());
@@ -485,6 +490,16 @@ impl Pipeline<'_, '_, '_> {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// Whether another chain, or the backlog of a storage, may have the vCon in work at the same time
+    /// and save it to the same storages.
+    fn may_be_in_other_hands(&self) -> bool {
+        let config = self.modules.config();
+        let storages = &self.chain.storages;
+        let mut others = config.chains.iter().filter(|it| it.name != self.chain.name);
+        others.any(|other| other.storages.iter().any(|it| storages.contains(it)))
+            || storages.iter().any(|name| defers(name, config))
     }
 
     /// One attempt at each of these storages. Returns those that failed in ways that pass.

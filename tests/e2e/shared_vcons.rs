@@ -521,6 +521,44 @@ fn a_chain_that_changes_nothing_leaves_no_old_document_while_another_waits_for_a
     }
 }
 
+/// The same, but the other storage is only slow.
+#[test]
+fn a_chain_that_changes_nothing_leaves_no_old_document_beside_a_slow_storage() {
+    for (redis, files) in places() {
+        let is_slow = Arc::new(AtomicBool::new(true));
+        let slow = Arc::clone(&is_slow);
+        let server = Webhook::unrecorded(move |_| {
+            wait_until("the server may answer", PATIENCE, || {
+                !slow.load(Ordering::SeqCst)
+            });
+            200
+        });
+        let chains: [(&str, &[&str]); 2] = [("slow", &["tagger"]), ("plain", &[])];
+        let mut config = config(&files, json!({"tagger": tag("a")}), &chains);
+        config["storages"]["hook"] = json!({"module": "storage.webhook",
+            "options": {"webhook-urls": [server.url()], "timeout": 60}});
+        config["chains"]["slow"]["storages"] = json!(["files", "hook"]);
+        let daemon = daemon(&redis, &config, "fork", 2);
+        let samples: Vec<Sample> = samples().into_iter().take(AT_ONCE).collect();
+        submit(&redis, "slow", &samples);
+        wait_until("the slow chain has saved them", PATIENCE, || {
+            files.documents().len() == samples.len()
+        });
+        for sample in &samples {
+            redis.ask::<i64>(&["RPUSH", "plain", &sample.id]);
+        }
+        wait_until("the other chain is done with them", PATIENCE, || {
+            redis.length("plain_done") == samples.len()
+        });
+        is_slow.store(false, Ordering::SeqCst);
+        settles(&redis, &samples, &[("slow", 1), ("plain", 1)]);
+        all_are("the tag", &redis, &files, &samples, |it| {
+            has_tags(it, &["a"])
+        });
+        daemon.stop();
+    }
+}
+
 /// A Python link that reads the vCon, waits until it may go on, and writes it: without a look at what
 /// has been written meanwhile.
 const SLOW: &str = r#"
