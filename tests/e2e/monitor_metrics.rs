@@ -189,6 +189,7 @@ fn what_is_away_is_in_the_metrics() {
         .env("CONSERVER_HTTP", monitor.setting())
         .env("CONSERVER_RETRY_ATTEMPTS", "2")
         .start();
+    monitor.wait_for("/readyz", 200);
     submit(&redis, "default", &fresh(1));
     let files = [("storage", "files")];
     wait_until("the chain is on hold", PATIENCE, || {
