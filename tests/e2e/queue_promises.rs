@@ -186,7 +186,7 @@ fn an_expiry_does_not_follow_to_the_vcon_that_the_chain_goes_over_to() {
 /// Requests that are sent again, as their answers may have been lost, and a lane that died in such a link.
 #[test]
 fn what_is_written_beside_a_link_that_does_not_look_is_told_until_it_is_merged() {
-    let redis = Redis::start();
+    let redis = Redis::plain();
     let (id, key) = hand_in(&redis);
     let [mut first, mut second, mut other] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
     let mut text: String = redis.ask(&["GET", &key]);
