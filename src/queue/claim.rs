@@ -95,7 +95,7 @@ impl Queue {
         let mut call = self.call(step, 4 + lists.len());
         self.add_claim(&mut call, lists, &[]);
         let answer = self.ask(step, &call)?;
-        self.claimed(answer, lists)
+        self.claimed(answer, step, lists)
     }
 
     /// Adds keys and arguments of `claim.lua`; behind its keys, those of `finish.lua`.
@@ -138,10 +138,11 @@ impl Queue {
     }
 
     /// What the script has answered; a claim that is none of ours is put back, and the next one
-    /// asked for.
+    /// asked for by `step`.
     pub(super) fn claimed(
         &mut self,
         answer: Value,
+        step: Step,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let mut fields = texts(answer)
@@ -163,7 +164,7 @@ impl Queue {
             .and_then(|list| list.parse().ok())
         else {
             self.set_aside(&record)?;
-            return self.claim(lists);
+            return self.claim_by(step, lists);
         };
         let claim = Claim {
             record,
@@ -179,11 +180,11 @@ impl Queue {
             if let Released::Refused(_) = self.release(&claim, None)? {
                 self.set_aside(&claim.record)?;
             }
-            return self.claim(lists);
+            return self.claim_by(step, lists);
         }
         if kind == b"look" {
             // It is held: it is handed over again, with all that is kept about it.
-            return self.claim(lists);
+            return self.claim_by(step, lists);
         }
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),

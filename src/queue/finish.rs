@@ -141,7 +141,7 @@ impl Queue {
             None => self.finish_asking(claim, finish, Some(lists))?,
         };
         let claimed = next.map(|answer| match answer.extract_error() {
-            Ok(answer) => self.claimed(answer, lists),
+            Ok(answer) => self.claimed(answer, Step::Claim, lists),
             Err(error) => Err(self.noting(error.into())),
         });
         Ok((finished, claimed))

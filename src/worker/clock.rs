@@ -131,8 +131,8 @@ impl<'a> Clock<'a> {
 
     /// The work is done: what is in hand is only to be let go of, and no limit runs any more.
     pub fn end(&self) {
-        self.ended.set(true);
         self.pause();
+        self.ended.set(true);
     }
 
     /// The work goes on after all.
@@ -148,6 +148,9 @@ impl<'a> Clock<'a> {
 
     fn left(&self) -> Option<Duration> {
         let left = self.left.get()?;
+        if self.ended.get() {
+            return Some(left);
+        }
         Some(left.saturating_sub(self.since.get().elapsed()))
     }
 
@@ -213,6 +216,21 @@ mod tests {
         assert_eq!(clock.left.get(), paused);
         clock.timed(slow, |()| false);
         assert!(clock.left().unwrap_or(limit) <= left - Duration::from_millis(5));
+    }
+
+    #[test]
+    fn the_time_between_the_end_and_a_new_begin_does_not_count() {
+        let drain = never();
+        let clock = with_limit(&drain, Duration::from_secs(60));
+        clock.end();
+        let left = clock.left.get();
+        // As a finish does that Redis does not answer.
+        thread::sleep(Duration::from_millis(5));
+        clock.pause();
+        clock.resume();
+        thread::sleep(Duration::from_millis(5));
+        clock.begin_again();
+        assert_eq!(clock.left.get(), left);
     }
 
     #[test]

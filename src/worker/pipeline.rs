@@ -342,7 +342,7 @@ impl Pipeline<'_, '_, '_> {
             let (id, kind) = (job.id().clone(), job.kind);
             match self.insist(|queue| queue.replace(&id, kind, &base, &text))? {
                 Replaced::Done => {
-                    job.note_written(text);
+                    job.note_written(text.to_string());
                     return Ok(());
                 }
                 Replaced::Deleted => job.note_deleted(),
@@ -396,6 +396,16 @@ impl Pipeline<'_, '_, '_> {
             Document::Unusable(why) => return Err(unusable(why)),
         };
         let ours = job.chain_version()?;
+        let is_ours = |theirs: String| {
+            let merged = vcon::merge(&theirs, &ours, theirs.clone());
+            merged.is_ok_and(|merged| !merged.vcon.is_changed())
+        };
+        if is_ours(theirs.clone()) {
+            // As RedisJSON writes it, whose text is another one for the same value.
+            job.kind = kind;
+            job.note_written(theirs);
+            return Ok(());
+        }
         let Some(base) = job.origin.as_deref().or(job.base.as_deref()) else {
             let error = "the document was deleted and stored again meanwhile";
             return Err(unusable(error.to_owned()));
@@ -859,8 +869,8 @@ impl Job {
     }
 
     /// What links have done until now is in Redis, and counts as a change no more.
-    fn note_written(&mut self, text: Arc<String>) {
-        let base = self.base.replace(text.to_string());
+    fn note_written(&mut self, text: String) {
+        let base = self.base.replace(text);
         self.origin = self.origin.take().or(base);
         match &mut self.content {
             Content::Open(vcon) => vcon.note_written(),

@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Files, Hook, Ledger, PATIENCE, Proxy, Redis, Sample, chain, fresh,
-    number_from_env, storage_at, submit, wait_until,
+    Conserver, Daemon, Files, Hook, Ledger, PATIENCE, Programs, Proxy, Redis, Sample, chain, exec,
+    fresh, number_from_env, storage_at, submit, wait_until,
 };
 
 /// A chain whose link and storages count, and whose last storage can fail.
@@ -153,6 +153,34 @@ fn nothing_is_done_twice_with_json_documents_while_a_storage_answers_503() {
 #[test]
 fn nothing_is_done_twice_with_json_documents_while_a_storage_refuses_connections() {
     nothing_is_done_twice_in_an_outage(&Redis::with_json(), Failing::Refuses);
+}
+
+/// RedisJSON writes numbers and letters in its own way: what a program has written in another one is the
+/// same document.
+#[test]
+fn nothing_is_done_twice_where_redis_writes_the_same_in_another_way() {
+    for redis in servers() {
+        let (parts, programs) = (Chain::new(), Programs::new());
+        let more = r#"sed '1s/^{/{"note": {"by": "caf\\u00e9", "cost": 1.50}, /'"#;
+        let more = programs.write("more.sh", more);
+        let mut config = parts.config();
+        config["links"]["more"] = exec(&json!({"command": ["sh", more]}));
+        config["chains"]["main"]["links"] = json!(["tagger", "more", "hook"]);
+        let samples = fresh(10);
+        parts.fails(Failing::Busy);
+        submit(&redis, "default", &samples);
+        let daemon = conserver(&redis, &config).start();
+        wait_until("some are given up for now", PATIENCE, || {
+            redis.ask::<usize>(&["HLEN", "conserver:progress"]) >= 3
+        });
+        parts.works();
+        settles(&redis, &samples);
+        parts.had_each_once(&samples);
+        for call in parts.failing.calls() {
+            assert_eq!(call.document["note"], json!({"by": "café", "cost": 1.5}));
+        }
+        daemon.stop();
+    }
 }
 
 #[test]
@@ -423,6 +451,15 @@ fn a_change_by_another_chain_is_no_new_version() {
             let text = text_of(&call.document);
             assert!(text.contains("checked:checked"), "{text}");
             assert!(text.contains("second:second"), "{text}");
+        }
+        // It had them before the other chain changed them.
+        for sample in &samples {
+            let calls = parts.healthy.calls().into_iter();
+            let last = calls
+                .map(|call| text_of(&call.document))
+                .filter(|it| it.contains(&sample.id));
+            let last = last.last().unwrap();
+            assert!(last.contains("second:second"), "{last}");
         }
         daemon.stop();
     }

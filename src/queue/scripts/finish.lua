@@ -71,9 +71,9 @@ local function finish()
   for i = 1, announcements do
     local pushed = redis.pcall('RPUSH', KEYS[pushes + i], ARGV[at + 13 + i])
     if type(pushed) == 'table' then
-      -- Not half of it: it will be tried again.
-      for j = 1, i - 1 do redis.call('RPOP', KEYS[pushes + j]) end
+      -- Not half of it: it will be tried again. The claim comes first, as the user may not have the right to `RPOP`.
       redis.call('HSET', KEYS[1], ARGV[1], record)
+      for j = 1, i - 1 do redis.pcall('RPOP', KEYS[pushes + j]) end
       local kind = redis.call('TYPE', KEYS[pushes + i]).ok
       if kind ~= 'list' and kind ~= 'none' then return {'refused', KEYS[pushes + i], kind} end
       return pushed

@@ -7,6 +7,7 @@ local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'list' and kind ~= 'none' then return 0 end
 local dropped = 0
 for _, entry in ipairs(ARGV) do
-  if not redis.call('LPOS', KEYS[1], entry) then dropped = dropped + redis.call('HDEL', KEYS[2], entry) end
+  -- An error: before Redis 6.0.6 there is no such command, and nothing is dropped.
+  if not redis.pcall('LPOS', KEYS[1], entry) then dropped = dropped + redis.call('HDEL', KEYS[2], entry) end
 end
 return dropped

@@ -41,7 +41,8 @@ local function kept_progress(field)
 end
 
 -- Before a lane writes a document: returns what makes the records that were kept with the old text good with the new
--- one, in each of these lists. What a chain writes is no new version.
+-- one, in each of these lists. What a chain writes is no new version: no link runs again. But the storages of these
+-- records have the old text, which a '~' before the lane's words tells.
 local function progress_of_writer(key, lists)
   if redis.call('EXISTS', 'conserver:progress') == 0 then return function() end end
   local before, uuid = digest(key), key:sub(6)
@@ -51,7 +52,7 @@ local function progress_of_writer(key, lists)
       local field = list .. '\n' .. uuid
       local kept = redis.pcall('HGET', 'conserver:progress', field)
       if type(kept) == 'string' and kept:sub(1, #before + 1) == before .. ' ' then
-        redis.pcall('HSET', 'conserver:progress', field, after .. kept:sub(#before + 1))
+        redis.pcall('HSET', 'conserver:progress', field, (kept:gsub('^%S+ (%S+) ~?', after .. ' %1 ~')))
       end
     end
   end

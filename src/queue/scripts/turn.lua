@@ -68,12 +68,13 @@ redis.call('HDEL', KEYS[1], unpack(released))
 for e = 3 + lists, #KEYS do
   local pushed = redis.pcall('RPUSH', KEYS[e], unpack(ids))
   if type(pushed) == 'table' then
-    for before = 3 + lists, e - 1 do
-      for _ = 1, #ids do redis.call('RPOP', KEYS[before]) end
-    end
+    -- The claims come first, as the user may not have the right to `RPOP`.
     for _, i in ipairs(done) do
       redis.call('HSET', KEYS[1], lanes[i], held[i])
       answers[i] = {'unusual'}
+    end
+    for before = 3 + lists, e - 1 do
+      for _ = 1, #ids do redis.pcall('RPOP', KEYS[before]) end
     end
     return answers
   end

@@ -18,6 +18,7 @@ const CLAIM: &str = concat!(
 
 /// The script that finishes.
 const FINISH: &str = concat!(
+    include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),

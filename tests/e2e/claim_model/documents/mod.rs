@@ -43,7 +43,7 @@ macro_rules! files {
 }
 
 const CLAIM: &[&str] = files!("alive", "record", "progress", "pop", "claim", "claim_next");
-const FINISH: &[&str] = files!("progress", "document", "finish", "finish_alone");
+const FINISH: &[&str] = files!("foreign", "progress", "document", "finish", "finish_alone");
 const RECOVER: &[&str] = files!("alive", "record", "recover");
 
 const RELEASE: &[&str] = files!("alive", "progress", "release");
