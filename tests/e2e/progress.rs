@@ -455,10 +455,10 @@ fn a_change_by_another_chain_is_no_new_version() {
         // It had them before the other chain changed them.
         for sample in &samples {
             let calls = parts.healthy.calls().into_iter();
-            let last = calls
+            let mut last = calls
                 .map(|call| text_of(&call.document))
                 .filter(|it| it.contains(&sample.id));
-            let last = last.last().unwrap();
+            let last = last.next_back().unwrap();
             assert!(last.contains("second:second"), "{last}");
         }
         daemon.stop();
