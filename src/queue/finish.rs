@@ -226,6 +226,11 @@ impl Queue {
                         self.ask(step, &call)?
                     }
                 },
+                Comparison::Written => {
+                    finish.document = None;
+                    let (step, call) = self.finish_call(claim, &finish, lists);
+                    self.ask(step, &call)?
+                }
                 Comparison::Changed => return Ok((Finished::Changed, None)),
                 Comparison::Deleted => {
                     was_deleted = true;
@@ -335,15 +340,23 @@ impl Queue {
         let key = id.key();
         self.with(|connection, _, _, _| {
             redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
-            let compared = match document.kind {
-                Kind::Text => compare_pieces(connection, &key, document.base),
-                Kind::Json => compare_json(connection, &key, document.base),
+            let mut look = |base: &str| {
+                let compared = match document.kind {
+                    Kind::Text => compare_pieces(connection, &key, base),
+                    Kind::Json => compare_json(connection, &key, base),
+                };
+                match compared {
+                    // What is no document any more is another one.
+                    Err(error) if error.code() == Some("WRONGTYPE") => Ok(Comparison::Changed),
+                    compared => compared,
+                }
             };
-            let compared = match compared {
-                // What is no document any more is another one.
-                Err(error) if error.code() == Some("WRONGTYPE") => Comparison::Changed,
-                compared => compared?,
-            };
+            let mut compared = look(document.base)?;
+            if let (Comparison::Changed, Some(text)) = (compared, document.text)
+                && look(text)? == Comparison::Same
+            {
+                compared = Comparison::Written;
+            }
             if compared != Comparison::Same || document.text.is_none() {
                 redis::cmd("UNWATCH").query::<()>(connection)?;
             }
@@ -370,6 +383,7 @@ impl Queue {
         if document.is_large() {
             return match self.compare(id, document)? {
                 Comparison::Same => self.put_watched(id, kind, text),
+                Comparison::Written => Ok(Replaced::Done),
                 Comparison::Changed => Ok(Replaced::Changed),
                 Comparison::Deleted => Ok(Replaced::Deleted),
             };
@@ -396,8 +410,9 @@ impl Queue {
     }
 
     fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
-        self.with(|connection, _, _, _| {
+        self.with(|connection, scripts, _, _| {
             let key = id.key();
+            scripts.foreign_tell.load(connection)?;
             let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
             let left = left.max(0).to_string();
             let mut begin = redis::pipe();
@@ -408,6 +423,8 @@ impl Queue {
                 Kind::Text => Request::of(&begin).command(&["SET", &key], text, &["PX", &left]),
             };
             let mut end = redis::pipe();
+            let tell = end.cmd("EVALSHA").arg(scripts.foreign_tell.get_hash());
+            tell.arg(1).arg(&key);
             end.cmd("EXEC");
             request.add(&end);
             Ok(match watched(request.send(connection)?)? {
@@ -433,6 +450,8 @@ pub enum Replaced {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {
     Same,
+    /// The new text, by an earlier try that was refused further on, or whose answer was lost.
+    Written,
     Changed,
     Deleted,
 }

@@ -186,14 +186,25 @@ fn an_expiry_does_not_follow_to_the_vcon_that_the_chain_goes_over_to() {
 /// Requests that are sent again, as their answers may have been lost, and a lane that died in such a link.
 #[test]
 fn what_is_written_beside_a_link_that_does_not_look_is_told_until_it_is_merged() {
-    let redis = Redis::plain();
-    let (id, key) = hand_in(&redis);
-    let [mut first, mut second, mut other] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
+    // Two megabytes do not go through the script interpreter.
+    for more in [0, 2 << 20] {
+        is_told_until_it_is_merged(&Redis::plain(), more);
+    }
+}
+
+fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
+    let (id, key) = hand_in(redis);
+    let [mut first, mut second, mut other] = [1, 2, 3].map(|worker| queue(redis, "here", worker));
     let mut text: String = redis.ask(&["GET", &key]);
+    text.push_str(&" ".repeat(more));
+    redis.ask::<()>(&["SET", &key, &text]);
     let mut write = || {
         let next = format!("{text} ");
-        let replaced = other.replace(&id, Kind::Text, &text, &next);
-        assert_eq!(replaced.unwrap(), Replaced::Done);
+        // The second try is one whose first answer was lost.
+        for _ in 0..2 {
+            let replaced = other.replace(&id, Kind::Text, &text, &next);
+            assert_eq!(replaced.unwrap(), Replaced::Done);
+        }
         text = next;
         text.clone().into_bytes()
     };

@@ -20,11 +20,16 @@ local function put(key, how, text)
 end
 
 
--- A link that writes the vCon by itself does not compare: while one is at work, it is told what it may write over.
+-- A link that writes the vCon by itself does not compare: while one is at work, it is told what it may write over. Only
+-- then a large document, of which the caller has no text, comes here.
 local function tell_foreign_writers(key, text)
   if redis.call('EXISTS', 'conserver:foreign') == 0 then return end
   local uuid = key:sub(6)
   if lanes_at_work('conserver:foreign', uuid, '') == '' then return end
+  if not text then
+    text = redis.pcall('GET', key)
+    if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
+  end
   redis.pcall('RPUSH', 'conserver:overwritten:' .. uuid, text)
   redis.pcall('EXPIRE', 'conserver:overwritten:' .. uuid, 86400)
 end
@@ -35,6 +40,6 @@ local function write(key, how, text, lists)
   local written = put(key, how, text)
   if type(written) == 'table' and written.err then return written.err end
   rebase()
-  if how ~= 'draft' then tell_foreign_writers(key, text) end
+  tell_foreign_writers(key, how ~= 'draft' and text)
 end
 
