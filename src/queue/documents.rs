@@ -104,9 +104,16 @@ impl Queue {
     /// Has a vCon wait in the queue of a storage.
     pub fn defer(&mut self, storage: &str, id: &VconId) -> Result<(), QueueError> {
         let list = keys::storage_letters_list(storage);
+        let reasons = keys::storage_letters_reasons(storage);
         self.with(|connection, _, _, _| {
-            let mut push = redis::cmd("RPUSH");
-            Ok(push.arg(&list).arg(id.as_str()).query::<()>(connection)?)
+            // What it was refused for before does not count any more.
+            let mut steps = redis::pipe();
+            steps.cmd("RPUSH").arg(&list).arg(id.as_str());
+            steps.cmd("HDEL").arg(&reasons).arg(id.as_str());
+            for answer in transaction(connection, &steps)? {
+                answer.extract_error()?;
+            }
+            Ok(())
         })
     }
 

@@ -52,8 +52,12 @@ local function notes(list, entry)
   if redis.call('EXISTS', 'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress') == 0 then
     return '', ''
   end
-  local deaths = redis.pcall('HGET', 'conserver:deaths', entry)
-  return type(deaths) == 'string' and deaths or '0', kept_progress(list .. '\n' .. entry)
+  local deaths, field = redis.pcall('HGET', 'conserver:deaths', entry), list .. '\n' .. entry
+  if type(deaths) == 'string' then return deaths, kept_progress(field) end
+  local is_noted = redis.pcall('HEXISTS', 'conserver:lapses', entry) == 1
+    or redis.pcall('HEXISTS', 'conserver:tries', entry) == 1
+    or redis.pcall('HEXISTS', 'conserver:progress', field) == 1
+  return is_noted and '0' or '', kept_progress(field)
 end
 
 local function handed(record, list, entry, context, fault)

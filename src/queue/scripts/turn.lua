@@ -158,7 +158,12 @@ for n, it in ipairs(taken) do
   local kind, text, deaths = 'not-a-uuid', '', ''
   if has_notes then
     local counted = redis.pcall('HGET', 'conserver:deaths', it[1])
-    deaths = type(counted) == 'string' and counted or '0'
+    if type(counted) == 'string' then
+      deaths = counted
+    elseif redis.pcall('HEXISTS', 'conserver:lapses', it[1]) == 1
+      or redis.pcall('HEXISTS', 'conserver:tries', it[1]) == 1 then
+      deaths = '0'
+    end
   end
   if it[3] then
     local key = 'vcon:' .. it[1]
