@@ -28,12 +28,13 @@
 //!   know nothing of the queue, and share [`failure`], [`deadline`], [`http`], [`authorities`] and
 //!   [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
-//! - [`vcon`]: the document: parse, normalise, downgrade, tags.
+//! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
 //! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
 //!   [`sys`]: the only unsafe code.
 //!
 //! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
-//! ingress list, a claims hash, a dead letter queue, or finished.
+//! ingress list, a claims hash, a dead letter queue, or finished. Nor is a change to one ever lost: the
+//! finish replaces a document only if it is the one that was loaded, and else merges.
 
 pub mod authorities;
 pub mod child;

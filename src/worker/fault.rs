@@ -143,3 +143,8 @@ impl Fault {
         }
     }
 }
+
+/// It cannot be done, for what was found in the queue.
+pub(super) fn failed(stage: &str, error: String) -> Ending {
+    Ending::Failed(Fault::of_queue(stage, error))
+}

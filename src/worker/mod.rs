@@ -9,6 +9,12 @@
 //!   │    └─ store-… ── save beside it, one for each storage but one
 //!   └─ lane N ┘
 //! ```
+//!
+//! To follow one vCon: [`lane`] claims it and waits when there is nothing; [`pipeline`] takes it through
+//! its chain and finishes it, with the [`job`] that holds its document and its [`progress`];
+//! [`release`] says how a claim ends that did not get there. Beside that way stand the pauses and
+//! attempts ([`retry`]), the backends that fail ([`circuit_breaker`]), the suspects ([`quarantine`]) and
+//! the time of a chain ([`clock`]).
 
 mod circuit_breaker;
 mod clock;
@@ -16,6 +22,7 @@ mod current;
 mod fault;
 mod health;
 mod household;
+mod job;
 mod lane;
 mod meters;
 mod modules;

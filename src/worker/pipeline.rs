@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use super::circuit_breaker::{MOST_FAILURES, defers, hold};
 use super::clock::Clock;
-use super::fault::{Ending, Fault, Stage};
+use super::fault::{Ending, Fault, Stage, failed};
+use super::job::{Content, Job};
 use super::modules::Modules;
 use super::next_claim::NextClaim;
 use super::progress::Progress;
@@ -32,7 +33,7 @@ use crate::queue::{
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::storage::fanout::{self, Crew};
-use crate::vcon::{self, Merged, Outgoing, Vcon, VconId};
+use crate::vcon::{self, Merged, Outgoing, VconId};
 
 /// A changed document of more bytes than this is let go before the next vCon is asked for, so that
 /// a lane does not hold both.
@@ -56,42 +57,6 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub is_backlog: bool,
     /// The request for the next claim, to go with the finish of this one.
     pub next: NextClaim<'a>,
-}
-
-/// A vCon on its way.
-pub(super) struct Job {
-    kind: Kind,
-    /// The text that stands in Redis, as far as this lane knows; `None` once it has been deleted.
-    base: Option<String>,
-    /// What the base was made of, if this lane has written that: what somebody else stores may be made
-    /// of it too, without what the links have done.
-    origin: Option<String>,
-    content: Content,
-    /// How far it has come.
-    pub progress: Progress,
-    /// Whether any storage was asked to take it, in whatever version.
-    pub was_given: bool,
-}
-
-/// What the chain has made of the document.
-enum Content {
-    /// Links may still change it.
-    Open(Vcon),
-    /// It is on its way to the storages, and to Redis if a link changed it.
-    Leaving {
-        outgoing: Arc<Outgoing>,
-        changed: Option<Arc<String>>,
-    },
-}
-
-impl Job {
-    /// The vCon that the chain works on now: the claimed one, or the one that a link went over to.
-    pub fn id(&self) -> &VconId {
-        match &self.content {
-            Content::Open(vcon) => vcon.id(),
-            Content::Leaving { outgoing, .. } => &outgoing.id,
-        }
-    }
 }
 
 impl Pipeline<'_, '_, '_> {
@@ -795,101 +760,6 @@ impl Pipeline<'_, '_, '_> {
     }
 }
 
-impl Job {
-    pub fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
-        let vcon = Vcon::read(id, &text)
-            .map_err(|error| failed("parse", format!("the document {error}")))?;
-        Ok(Self {
-            kind,
-            base: Some(text),
-            origin: None,
-            content: Content::Open(vcon),
-            progress,
-            was_given: false,
-        })
-    }
-
-    /// Whether this is the document that the chain has made, or left as it was.
-    pub fn is_as(&mut self, document: &Document) -> bool {
-        let changed = self.changed_text();
-        let text = changed.as_deref().or(self.base.as_ref());
-        matches!(document, Document::Found(_, bytes) if text.is_some_and(|it| it.as_bytes() == bytes))
-    }
-
-    /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.
-    pub fn base(&self) -> Option<&str> {
-        self.base.as_deref()
-    }
-
-    fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {
-        match &mut self.content {
-            Content::Open(vcon) => Ok(vcon),
-            // Links come before storages.
-            Content::Leaving { .. } => Err(failed("queue", "the document has left".to_owned())),
-        }
-    }
-
-    /// The document as the links have left it, opened again if need be.
-    fn chain_version(&self) -> Result<Vcon, Ending> {
-        match &self.content {
-            Content::Open(vcon) => Ok(vcon.clone()),
-            Content::Leaving { outgoing, changed } => {
-                let text = match changed {
-                    Some(text) => text.as_str(),
-                    None => self.base.as_deref().unwrap_or_default(),
-                };
-                Vcon::read(outgoing.id.clone(), text)
-                    .map_err(|error| failed("parse", format!("the document {error}")))
-            }
-        }
-    }
-
-    /// The document as it is to be kept in Redis, if a link changed it.
-    fn changed_text(&mut self) -> Option<Arc<String>> {
-        match &mut self.content {
-            Content::Open(vcon) => vcon.is_changed().then(|| Arc::new(vcon.to_json())),
-            Content::Leaving { changed, .. } => changed.clone(),
-        }
-    }
-
-    /// Has the document leave for the storages.
-    fn leave(&mut self, version: vcon::Version) -> Result<Arc<Outgoing>, Ending> {
-        if let Content::Open(vcon) = &mut self.content {
-            // Its parts are gone then, so that a large document is not in memory twice.
-            let (outgoing, changed) = vcon.depart(version);
-            self.content = Content::Leaving {
-                outgoing: Arc::new(outgoing),
-                changed,
-            };
-        }
-        match &self.content {
-            Content::Leaving { outgoing, .. } => Ok(Arc::clone(outgoing)),
-            Content::Open(_) => Err(failed("queue", "the document has not left".to_owned())),
-        }
-    }
-
-    /// What links have done until now is in Redis, and counts as a change no more.
-    fn note_written(&mut self, text: String) {
-        let base = self.base.replace(text);
-        self.origin = self.origin.take().or(base);
-        match &mut self.content {
-            Content::Open(vcon) => vcon.note_written(),
-            Content::Leaving { changed, .. } => *changed = None,
-        }
-    }
-
-    /// Somebody has deleted it: nothing is written to Redis any more.
-    fn note_deleted(&mut self) {
-        self.base = None;
-        self.origin = None;
-    }
-}
-
 fn unusable(error: String) -> Ending {
     failed("load", error)
-}
-
-/// It cannot be done, for what was found in the queue.
-pub(super) fn failed(stage: &str, error: String) -> Ending {
-    Ending::Failed(Fault::of_queue(stage, error))
 }

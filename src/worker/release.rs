@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::circuit_breaker::hold;
 use super::fault::{Ending, Fault};
-use super::pipeline::{Job, Pipeline};
+use super::job::Job;
+use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
