@@ -10,11 +10,11 @@
 //!   └─ lane N ┘
 //! ```
 //!
-//! To follow one vCon: [`lane`] claims it and waits when there is nothing; [`pipeline`] takes it through
-//! its chain and finishes it, with the [`job`] that holds its document and its [`progress`];
-//! [`release`] says how a claim ends that did not get there. Beside that way stand the pauses and
-//! attempts ([`retry`]), the backends that fail ([`circuit_breaker`]), the suspects ([`quarantine`]) and
-//! the time of a chain ([`clock`]).
+//! To follow one vCon: `lane` claims it and waits when there is nothing; `pipeline` takes it through
+//! its chain and finishes it, with the `job` that holds its document and its `progress`;
+//! `release` says how a claim ends that did not get there. Beside that way stand the pauses and
+//! attempts (`retry`), the backends that fail (`circuit_breaker`), the suspects (`quarantine`) and
+//! the time of a chain (`clock`).
 
 mod circuit_breaker;
 mod clock;
