@@ -49,10 +49,10 @@ impl Scripts {
             foreign_forget: script!("foreign_forget"),
             foreign_tell: script!("foreign", "progress", "document", "foreign_tell"),
             replace: script!("foreign", "progress", "document", "replace"),
-            dead_letter: script!("progress", "dead_letter"),
-            release: script!("alive", "progress", "release"),
-            postpone: script!("alive", "progress", "postpone"),
-            recover: script!("alive", "record", "recover"),
+            dead_letter: script!("reason", "progress", "dead_letter"),
+            release: script!("alive", "context", "progress", "release"),
+            postpone: script!("alive", "context", "progress", "postpone"),
+            recover: script!("alive", "context", "reason", "record", "recover"),
             set_aside: script!("set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
@@ -66,7 +66,14 @@ impl Scripts {
                     "claim",
                     "claim_next"
                 ),
-                script!("foreign", "progress", "document", "finish", "finish_alone"),
+                script!(
+                    "foreign",
+                    "progress",
+                    "document",
+                    "reason",
+                    "finish",
+                    "finish_alone"
+                ),
                 script!(
                     "alive",
                     "record",
@@ -75,6 +82,7 @@ impl Scripts {
                     "claim",
                     "foreign",
                     "document",
+                    "reason",
                     "finish",
                     "finish_and_claim"
                 ),
@@ -106,7 +114,7 @@ pub(super) fn forget_reasons() -> Script {
 
 /// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
-    script!("lock")
+    script!("locked", "lock")
 }
 
 /// The scripts of those who look after the queues.
@@ -123,8 +131,8 @@ impl Care {
         Self {
             retry: script!("retry"),
             drop: script!("drop"),
-            saved: script!("saved"),
-            refused: script!("refused"),
+            saved: script!("locked", "saved"),
+            refused: script!("locked", "reason", "refused"),
             locate: script!("locate"),
         }
     }

@@ -279,6 +279,8 @@ fn run_script<T: redis::FromRedisValue>(
 fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
     let script = concat!(
         include_str!("../../src/queue/scripts/alive.lua"),
+        include_str!("../../src/queue/scripts/context.lua"),
+        include_str!("../../src/queue/scripts/reason.lua"),
         include_str!("../../src/queue/scripts/record.lua"),
         include_str!("../../src/queue/scripts/recover.lua")
     );

@@ -16,6 +16,7 @@ const FINISH: &str = concat!(
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
+    include_str!("../../../src/queue/scripts/reason.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
     include_str!("../../../src/queue/scripts/finish_alone.lua")
 );
@@ -27,6 +28,7 @@ const FINISH_AND_CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/claim.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
+    include_str!("../../../src/queue/scripts/reason.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
     include_str!("../../../src/queue/scripts/finish_and_claim.lua")
 );

@@ -8,8 +8,6 @@
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
-local now = redis.call('TIME')
-local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 local kind = redis.call('TYPE', KEYS[3]).ok
@@ -19,7 +17,7 @@ else
   redis.call('RPUSH', 'conserver:unreadable', ARGV[2])
 end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
-redis.pcall('HSET', KEYS[4], ARGV[3], ARGV[4]:sub(1, -2) .. ',' .. at .. '}')
+redis.pcall('HSET', KEYS[4], ARGV[3], with_time(ARGV[4]))
 if ARGV[5] ~= '' then
   if ARGV[6] == '0' then
     redis.pcall('PERSIST', ARGV[5])

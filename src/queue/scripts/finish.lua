@@ -27,9 +27,7 @@ local function write_letters(at)
         -- It waits again: what it was refused for before does not count any more.
         redis.pcall('HDEL', reasons, uuid)
       else
-        local now = redis.call('TIME')
-        redis.pcall('HSET', reasons, uuid,
-          reason:sub(1, -2) .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}')
+        redis.pcall('HSET', reasons, uuid, with_time(reason))
       end
       if left >= 0 and left < ttl * 1000 then redis.pcall('EXPIRE', key, ttl) end
     end

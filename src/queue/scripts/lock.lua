@@ -11,6 +11,6 @@ if ARGV[1] == 'take' then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
   return 1
 end
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
+if not is_locked_by(KEYS[1], ARGV[2]) then return 0 end
 if ARGV[1] == 'release' then return redis.call('DEL', KEYS[1]) end
 return redis.call('PEXPIRE', KEYS[1], ARGV[3])

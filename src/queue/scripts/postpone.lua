@@ -28,11 +28,7 @@ keep_alive('vcon:' .. ARGV[3], ARGV[9])
 -- Nothing from here on may keep the claim: the entry would be pushed again.
 redis.pcall('HSET', KEYS[2], ARGV[3], ('%d %.6f '):format(rounds, now) .. ARGV[10])
 redis.pcall('EXPIRE', KEYS[2], ARGV[8])
-if ARGV[4] ~= '' then
-  local key = 'context:' .. KEYS[3] .. ':' .. ARGV[3]
-  redis.pcall('LPUSH', key, ARGV[4])
-  redis.pcall('EXPIRE', key, ARGV[5])
-end
+put_back_context(KEYS[3], ARGV[3], ARGV[4], ARGV[5])
 keep_progress(ARGV[11], ARGV[12], ARGV[13], ARGV[8])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -43,10 +43,8 @@ end
 table.sort(claims, function(a, b) return a.since > b.since end)
 
 local function bury(claim, count, why)
-  local now = redis.call('TIME')
-  local reason = '{"stage":"worker","error":' .. cjson.encode(why)
-    .. ',"attempts":' .. count .. ',"worker":' .. cjson.encode(ARGV[5])
-    .. ',"at":' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. '}'
+  local reason = with_time('{"stage":"worker","error":' .. cjson.encode(why)
+    .. ',"attempts":' .. count .. ',"worker":' .. cjson.encode(ARGV[5]) .. '}')
   -- What came from the queue of a storage goes back there.
   local storage = claim.list:match('^DLQ:(storage:.+)$')
   local letters = storage and claim.list or 'DLQ:' .. claim.list
@@ -80,11 +78,7 @@ end
 local function put_back(claim)
   keep_alive('vcon:' .. claim.uuid, ARGV[10])
   if type(redis.pcall('LPUSH', claim.list, claim.uuid)) == 'table' then return false end
-  if claim.context ~= '' then
-    local key = 'context:' .. claim.list .. ':' .. claim.uuid
-    redis.pcall('LPUSH', key, claim.context)
-    redis.pcall('EXPIRE', key, ARGV[3])
-  end
+  put_back_context(claim.list, claim.uuid, claim.context, ARGV[3])
   return true
 end
 

@@ -3,11 +3,9 @@
 -- ARGV: entry, reason (a JSON object), the value of the lock.
 -- Returns 1, 0 where the entry is not there any more, or 'lost' where somebody else has the lock, or nobody.
 
-if redis.call('TYPE', KEYS[3]).ok ~= 'string' or redis.call('GET', KEYS[3]) ~= ARGV[3] then return 'lost' end
+if not is_locked_by(KEYS[3], ARGV[3]) then return 'lost' end
 if not redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
-local now = redis.call('TIME')
-local at = '"at":' .. now[1] .. '.' .. ('%06d'):format(now[2])
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('LTRIM', KEYS[1], 0, -1)
-redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2]:sub(1, -2) .. ',' .. at .. '}')
+redis.pcall('HSET', KEYS[2], ARGV[1], with_time(ARGV[2]))
 return 1

@@ -13,11 +13,7 @@ if kind ~= 'list' and kind ~= 'none' then return KEYS[2] .. ' holds a ' .. kind 
 redis.call('HDEL', KEYS[1], '')
 redis.call('LPUSH', KEYS[2], ARGV[3])
 keep_alive('vcon:' .. ARGV[3], ARGV[6])
-if ARGV[4] ~= '' then
-  local key = 'context:' .. KEYS[2] .. ':' .. ARGV[3]
-  redis.pcall('LPUSH', key, ARGV[4])
-  redis.pcall('EXPIRE', key, ARGV[5])
-end
+put_back_context(KEYS[2], ARGV[3], ARGV[4], ARGV[5])
 keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -3,7 +3,7 @@
 -- ARGV: entry, the reason it had or '', the value of the lock.
 -- Returns how many copies were taken, or 'lost' where somebody else has the lock, or nobody.
 
-if redis.call('TYPE', KEYS[3]).ok ~= 'string' or redis.call('GET', KEYS[3]) ~= ARGV[3] then return 'lost' end
+if not is_locked_by(KEYS[3], ARGV[3]) then return 'lost' end
 -- One copy only: a worker that changes the vCon meanwhile adds another, which is still to be saved.
 local taken = redis.call('LREM', KEYS[1], 1, ARGV[1])
 -- A reason that is another one by now belongs to that other copy.

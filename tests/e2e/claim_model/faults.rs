@@ -21,8 +21,18 @@ const FINISH: &str = concat!(
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
+    include_str!("../../../src/queue/scripts/reason.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
     include_str!("../../../src/queue/scripts/finish_alone.lua")
+);
+
+/// The script that returns the claims of a worker that is gone.
+const RECOVER: &str = concat!(
+    include_str!("../../../src/queue/scripts/alive.lua"),
+    include_str!("../../../src/queue/scripts/context.lua"),
+    include_str!("../../../src/queue/scripts/reason.lua"),
+    include_str!("../../../src/queue/scripts/record.lua"),
+    include_str!("../../../src/queue/scripts/recover.lua")
 );
 
 /// What is wrong with a protocol that the checker has to find fault with.
@@ -115,26 +125,14 @@ impl Server {
 
     /// What `recover_instance` does, without a look at the lease.
     pub(super) fn recover_unguarded(&mut self, store: &Store, name: Index) {
-        let script = without_guard(
-            concat!(
-                include_str!("../../../src/queue/scripts/alive.lua"),
-                include_str!("../../../src/queue/scripts/record.lua"),
-                include_str!("../../../src/queue/scripts/recover.lua")
-            ),
-            "lease ~= ARGV[7]",
-        );
+        let script = without_guard(RECOVER, "lease ~= ARGV[7]");
         self.recover_by(&script, store, name, b"lapse");
     }
 
     /// What `recover_instance` does, but as after the death of the instance's workers.
     pub(super) fn recover_with_blame(&mut self, store: &Store, name: Index) {
         if store.leases[name].is_none() {
-            let script = concat!(
-                include_str!("../../../src/queue/scripts/alive.lua"),
-                include_str!("../../../src/queue/scripts/record.lua"),
-                include_str!("../../../src/queue/scripts/recover.lua")
-            );
-            self.recover_by(script, store, name, b"all but");
+            self.recover_by(RECOVER, store, name, b"all but");
         }
     }
 

@@ -43,10 +43,17 @@ macro_rules! files {
 }
 
 const CLAIM: &[&str] = files!("alive", "record", "progress", "pop", "claim", "claim_next");
-const FINISH: &[&str] = files!("foreign", "progress", "document", "finish", "finish_alone");
-const RECOVER: &[&str] = files!("alive", "record", "recover");
+const FINISH: &[&str] = files!(
+    "foreign",
+    "progress",
+    "document",
+    "reason",
+    "finish",
+    "finish_alone"
+);
+const RECOVER: &[&str] = files!("alive", "context", "reason", "record", "recover");
 
-const RELEASE: &[&str] = files!("alive", "progress", "release");
+const RELEASE: &[&str] = files!("alive", "context", "progress", "release");
 
 const FINISH_WITHOUT_COMPARE: Broken = Broken {
     files: FINISH,
