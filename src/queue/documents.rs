@@ -21,6 +21,16 @@ pub enum Kind {
     Text,
 }
 
+impl Kind {
+    /// As the scripts that read and write documents call it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// What stands under a vCon's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {

@@ -206,39 +206,31 @@ impl Queue {
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
     ) -> Result<(Finished, Option<Value>), QueueError> {
-        let large = finish.document.filter(Replacement::is_large);
         let mut finish = finish.clone();
         let mut was_deleted = false;
-        let answer = match large {
+        let mut answer = None;
+        if let Some(document) = finish.document.filter(Replacement::is_large) {
+            match (self.compare(finish.id, document)?, document.text) {
+                (Comparison::Changed, _) => return Ok((Finished::Changed, None)),
+                (Comparison::Same, Some(text)) => {
+                    answer = self.replace_large(claim, &finish, document, text)?;
+                    if answer.is_none() {
+                        return Ok((Finished::Changed, None));
+                    }
+                }
+                // There is nothing to write.
+                (compared, _) => {
+                    was_deleted = compared == Comparison::Deleted;
+                    finish.document = None;
+                }
+            }
+        }
+        let answer = match answer {
+            Some(answer) => answer,
             None => {
                 let (step, call) = self.finish_call(claim, &finish, lists);
                 self.ask(step, &call)?
             }
-            Some(document) => match self.compare(finish.id, document)? {
-                Comparison::Same => match document.text {
-                    Some(text) => match self.replace_large(claim, &finish, document, text)? {
-                        Some(answer) => answer,
-                        None => return Ok((Finished::Changed, None)),
-                    },
-                    None => {
-                        finish.document = None;
-                        let (step, call) = self.finish_call(claim, &finish, lists);
-                        self.ask(step, &call)?
-                    }
-                },
-                Comparison::Written => {
-                    finish.document = None;
-                    let (step, call) = self.finish_call(claim, &finish, lists);
-                    self.ask(step, &call)?
-                }
-                Comparison::Changed => return Ok((Finished::Changed, None)),
-                Comparison::Deleted => {
-                    was_deleted = true;
-                    finish.document = None;
-                    let (step, call) = self.finish_call(claim, &finish, lists);
-                    self.ask(step, &call)?
-                }
-            },
         };
         let (finished, next) = outcome(answer).map_err(|error| self.noting(error))?;
         match finished {
@@ -259,13 +251,7 @@ impl Queue {
         };
         let (how, base, text) = match finish.document {
             None => ("", "", ""),
-            Some(Replacement { kind, base, text }) => {
-                let how = match kind {
-                    Kind::Json => "json",
-                    Kind::Text => "text",
-                };
-                (how, base, text.unwrap_or_default())
-            }
+            Some(Replacement { kind, base, text }) => (kind.word(), base, text.unwrap_or_default()),
         };
         let call = self.call_to_finish(step, claim, finish, lists, [how, base, text]);
         (step, call)
@@ -388,14 +374,10 @@ impl Queue {
                 Comparison::Deleted => Ok(Replaced::Deleted),
             };
         }
-        let how = match kind {
-            Kind::Json => "json",
-            Kind::Text => "text",
-        };
         let ingress = self.ingress.clone();
         let answer = self.with(|connection, scripts, _, _| {
             let mut call = scripts.replace.key(id.key());
-            call.arg(how).arg(base).arg(text).arg(ingress);
+            call.arg(kind.word()).arg(base).arg(text).arg(ingress);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         let fields = texts(answer).ok_or(QueueError::Answer("replacing a document"))?;
