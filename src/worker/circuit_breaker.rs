@@ -207,9 +207,6 @@ impl CircuitBreakers {
 
     /// The backend has done its work.
     pub fn note_success(&self, stage: &Stage, config: &Arc<Config>) -> bool {
-        if self.failing.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
         if !self.any_fails() {
             return false;
         }
