@@ -160,12 +160,10 @@ impl Discard {
             let why = format!("DLQ:{list} is not a list: something else has the key");
             return Err(Fault::NotThere(why));
         };
-        let documents = if self.document {
-            ", and delete their documents"
-        } else {
-            ""
-        };
-        let question = format!("Drop all {length} entries of DLQ:{list}{documents}?");
+        let question = format!(
+            "Drop all {length} entries of DLQ:{list}{}?",
+            self.and_documents()
+        );
         if !self.yes && !is_confirmed(&question)? {
             eprintln!("Nothing was dropped");
             return Ok(Exit::Ok);
@@ -205,14 +203,9 @@ impl Discard {
 
     fn is_confirmed(&self, letters: &mut DeadLetters, chosen: &[Letter]) -> Result<bool, Fault> {
         let [Letter { entry, lists }] = chosen else {
-            let document = if self.document {
-                ", and delete their documents"
-            } else {
-                ""
-            };
-            let queue = self.what.first().map_or("", String::as_str);
-            let count = chosen.len();
-            let question = format!("Drop {count} entries from {}{document}?", printable(queue));
+            let queue = printable(self.what.first().map_or("", String::as_str));
+            let (count, documents) = (chosen.len(), self.and_documents());
+            let question = format!("Drop {count} entries from {queue}{documents}?");
             return Ok(is_confirmed(&question)?);
         };
         let lists: Vec<String> = lists.iter().map(|list| format!("DLQ:{list}")).collect();
@@ -226,6 +219,14 @@ impl Discard {
         };
         let question = format!("Drop {entry} from {}{document}?", lists.join(", "));
         Ok(is_confirmed(&question)?)
+    }
+
+    fn and_documents(&self) -> &'static str {
+        if self.document {
+            ", and delete their documents"
+        } else {
+            ""
+        }
     }
 
     fn report(&self, done: &Done) -> io::Result<()> {

@@ -19,6 +19,7 @@ use crate::queue::{
 };
 use crate::settings::Settings;
 use crate::vcon::{Outgoing, Vcon, VconId};
+use crate::worker::Backoff;
 
 /// Entries read at once.
 const PAGE: u64 = 200;
@@ -275,18 +276,15 @@ impl Replay<'_> {
 
     /// Tries as often as a worker does.
     fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
-        let mut pause = self.settings.retry_first;
-        let mut attempt = 1;
+        let mut backoff = Backoff::new(self.settings.retry_first, self.settings.retry_max);
         loop {
             match self.storage.save(vcon) {
                 Err(failure)
                     if failure.is_transient()
-                        && attempt < self.settings.retry_attempts
+                        && backoff.failures() + 1 < self.settings.retry_attempts
                         && !self.interrupted.load(Ordering::Relaxed) =>
                 {
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(self.settings.retry_max);
-                    attempt += 1;
+                    thread::sleep(backoff.next_wait());
                 }
                 result => return result,
             }
