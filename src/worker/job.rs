@@ -59,11 +59,6 @@ impl Job {
         matches!(document, Document::Found(_, bytes) if text.is_some_and(|it| it.as_bytes() == bytes))
     }
 
-    /// What stands in Redis, as far as this lane knows; `None` if it has been deleted.
-    pub fn base(&self) -> Option<&str> {
-        self.base.as_deref()
-    }
-
     /// The document, for a link to change.
     pub fn open_vcon(&mut self) -> Result<&mut Vcon, Ending> {
         match &mut self.content {

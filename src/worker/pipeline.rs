@@ -224,10 +224,9 @@ impl Pipeline<'_, '_, '_> {
             }
         }
         let has_written_over = !texts.is_empty();
-        let theirs = texts
-            .into_iter()
-            .filter_map(|it| String::from_utf8(it).ok());
-        for (theirs, before) in theirs.zip(std::iter::repeat(before.unwrap_or_default())) {
+        let before = before.unwrap_or_default();
+        let texts = texts.into_iter();
+        for theirs in texts.filter_map(|text| String::from_utf8(text).ok()) {
             let vcon = job.open_vcon()?;
             match vcon::merge(&before, vcon, theirs) {
                 Ok(mut merged) => {
@@ -361,11 +360,8 @@ impl Pipeline<'_, '_, '_> {
             Document::Unusable(why) => return Err(unusable(why)),
         };
         let ours = job.chain_version()?;
-        let is_ours = |theirs: String| {
-            let merged = vcon::merge(&theirs, &ours, theirs.clone());
-            merged.is_ok_and(|merged| !merged.vcon.is_changed())
-        };
-        if is_ours(theirs.clone()) {
+        let over_itself = vcon::merge(&theirs, &ours, theirs.clone());
+        if over_itself.is_ok_and(|merged| !merged.vcon.is_changed()) {
             // As RedisJSON writes it, whose text is another one for the same value.
             job.kind = kind;
             job.note_written(theirs);

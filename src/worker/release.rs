@@ -218,7 +218,7 @@ impl Pipeline<'_, '_, '_> {
             );
             return None;
         }
-        job.progress.record(self.chain, job.base())
+        job.progress.record(self.chain, job.base.as_deref())
     }
 
     /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what

@@ -81,10 +81,8 @@ impl Wakeup {
         let waited = if drain.try_recv() == Err(TryRecvError::Disconnected) {
             Ok(Waited::Woken)
         } else {
-            {
-                let wait = longest_wait(self.tick, self.slot.since_watch());
-                queue.wait_for_token(longest.map_or(wait, |longest| longest.min(wait)))
-            }
+            let wait = longest_wait(self.tick, self.slot.since_watch());
+            queue.wait_for_token(longest.map_or(wait, |longest| longest.min(wait)))
         };
         waiter.waits.store(false, Ordering::SeqCst);
         if let Waited::Refused(why) = waited? {
