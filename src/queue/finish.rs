@@ -6,11 +6,12 @@
 //! texts; a document too large for the script interpreter is compared piece by piece, under `WATCH`,
 //! and its new text is written under a key of its own before.
 
-use redis::{Cmd, Connection, RedisError, RedisResult, Value};
+use redis::{Cmd, Value};
 
-use super::claim::{Claimed, INLINE_LIMIT, texts};
+use super::claim::Claimed;
 use super::exchange::{Arguments, Request as Asked, Turn};
-use super::round_trip::{Request, executed};
+use super::replace::{Comparison, Replacement, watched};
+use super::round_trip::Request;
 use super::scripts::Step;
 use super::{Claim, Kind, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
@@ -18,9 +19,6 @@ use crate::vcon::VconId;
 
 /// A draft that its lane did not live to use is forgotten after this many seconds.
 const DRAFT_EXPIRY: u64 = 60;
-
-/// A large document is compared in pieces of this many bytes.
-const PIECE: usize = 1 << 20;
 
 /// What is to be done when a vCon is finished.
 #[derive(Debug, Clone)]
@@ -37,17 +35,6 @@ pub struct Finish<'a> {
     pub routes: &'a [Route],
     /// The storages that do not have it.
     pub letters: &'a [StorageLetter],
-}
-
-/// A document in the place of another one.
-#[derive(Debug, Clone, Copy)]
-pub struct Replacement<'a> {
-    /// How it is kept.
-    pub kind: Kind,
-    /// The text that was loaded, or written last.
-    pub base: &'a str,
-    /// The new text; `None` only to make sure that the old one stands there.
-    pub text: Option<&'a str>,
 }
 
 /// A vCon and a list on which to announce it.
@@ -315,162 +302,6 @@ impl Queue {
             watched(request.send(connection)?)
         })
     }
-
-    /// Looks whether the base of a large document still stands under its key, and has the server
-    /// watch the key from before the look on.
-    fn compare(
-        &mut self,
-        id: &VconId,
-        document: Replacement<'_>,
-    ) -> Result<Comparison, QueueError> {
-        let key = id.key();
-        self.with(|connection, _, _, _| {
-            redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
-            let mut look = |base: &str| {
-                let compared = match document.kind {
-                    Kind::Text => compare_pieces(connection, &key, base),
-                    Kind::Json => compare_json(connection, &key, base),
-                };
-                match compared {
-                    // What is no document any more is another one.
-                    Err(error) if error.code() == Some("WRONGTYPE") => Ok(Comparison::Changed),
-                    compared => compared,
-                }
-            };
-            let mut compared = look(document.base)?;
-            if let (Comparison::Changed, Some(text)) = (compared, document.text)
-                && look(text)? == Comparison::Same
-            {
-                compared = Comparison::Written;
-            }
-            if compared != Comparison::Same || document.text.is_none() {
-                redis::cmd("UNWATCH").query::<()>(connection)?;
-            }
-            Ok(compared)
-        })
-    }
-
-    /// Writes what the links of a vCon have done so far, if the base still stands there.
-    ///
-    /// # Errors
-    /// [`QueueError::Document`] if Redis refuses the document.
-    pub fn replace(
-        &mut self,
-        id: &VconId,
-        kind: Kind,
-        base: &str,
-        text: &str,
-    ) -> Result<Replaced, QueueError> {
-        let document = Replacement {
-            kind,
-            base,
-            text: Some(text),
-        };
-        if document.is_large() {
-            return match self.compare(id, document)? {
-                Comparison::Same => self.put_watched(id, kind, text),
-                Comparison::Written => Ok(Replaced::Done),
-                Comparison::Changed => Ok(Replaced::Changed),
-                Comparison::Deleted => Ok(Replaced::Deleted),
-            };
-        }
-        let ingress = self.ingress.clone();
-        let answer = self.with(|connection, scripts, _, _| {
-            let mut call = scripts.replace.key(id.key());
-            call.arg(kind.word()).arg(base).arg(text).arg(ingress);
-            Ok(call.invoke::<Value>(connection)?)
-        })?;
-        let fields = texts(answer).ok_or(QueueError::Answer("replacing a document"))?;
-        let mut fields = fields.iter().map(|field| String::from_utf8_lossy(field));
-        match fields.next().as_deref() {
-            Some("1") => Ok(Replaced::Done),
-            Some("2") => Ok(Replaced::Deleted),
-            Some("changed") => Ok(Replaced::Changed),
-            Some("unwritten") => Err(QueueError::of_refusal(&fields.next().unwrap_or_default())),
-            _ => Err(QueueError::Answer("replacing a document")),
-        }
-    }
-
-    fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
-        self.with(|connection, scripts, _, _| {
-            let key = id.key();
-            scripts.foreign_tell.load(connection)?;
-            let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
-            let left = left.max(0).to_string();
-            let mut begin = redis::pipe();
-            begin.cmd("MULTI");
-            let mut request = match kind {
-                Kind::Json => Request::of(&begin).command(&["JSON.SET", &key, "$"], text, &[]),
-                Kind::Text if left == "0" => Request::of(&begin).command(&["SET", &key], text, &[]),
-                Kind::Text => Request::of(&begin).command(&["SET", &key], text, &["PX", &left]),
-            };
-            let mut end = redis::pipe();
-            let tell = end.cmd("EVALSHA").arg(scripts.foreign_tell.get_hash());
-            tell.arg(1).arg(&key);
-            end.cmd("EXEC");
-            request.add(&end);
-            Ok(match watched(request.send(connection)?)? {
-                Some(_) => Replaced::Done,
-                None => Replaced::Changed,
-            })
-        })
-    }
-}
-
-/// Whether a document was replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replaced {
-    /// It was.
-    Done,
-    /// Another one stands there.
-    Changed,
-    /// It has been deleted, and is not brought back.
-    Deleted,
-}
-
-/// What stands under the key of a large document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Comparison {
-    Same,
-    /// The new text, by an earlier try that was refused further on, or whose answer was lost.
-    Written,
-    Changed,
-    Deleted,
-}
-
-impl Replacement<'_> {
-    /// Whether it is too large for the script interpreter.
-    fn is_large(&self) -> bool {
-        self.base.len().max(self.text.map_or(0, str::len)) > INLINE_LIMIT
-    }
-}
-
-fn compare_pieces(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
-    let length: usize = redis::cmd("STRLEN").arg(key).query(connection)?;
-    if length == 0 {
-        return Ok(Comparison::Deleted);
-    }
-    if length != base.len() {
-        return Ok(Comparison::Changed);
-    }
-    for (number, piece) in base.as_bytes().chunks(PIECE).enumerate() {
-        let first = number * PIECE;
-        let mut range = redis::cmd("GETRANGE");
-        range.arg(key).arg(first).arg(first + piece.len() - 1);
-        if range.query::<Vec<u8>>(connection)? != piece {
-            return Ok(Comparison::Changed);
-        }
-    }
-    Ok(Comparison::Same)
-}
-
-fn compare_json(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
-    let text: Option<Vec<u8>> = redis::cmd("JSON.GET").arg(key).query(connection)?;
-    Ok(match text {
-        None => Comparison::Deleted,
-        Some(text) if text == base.as_bytes() => Comparison::Same,
-        Some(_) => Comparison::Changed,
-    })
 }
 
 /// What `turn.lua` returned for a lane; `None` if it has left that to the other scripts.
@@ -533,21 +364,4 @@ fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<
     end.cmd("EXEC");
     request.add(&end);
     request
-}
-
-/// The last answer of a transaction on watched keys; `None` if one of them has changed.
-///
-/// # Errors
-/// The server refuses the document, or, for now, all of them.
-fn watched(answers: Vec<Value>) -> Result<Option<Value>, QueueError> {
-    if matches!(answers.last(), Some(Value::Nil)) {
-        return Ok(None);
-    }
-    let mut answers = executed(answers).map_err(QueueError::of_write)?;
-    let last = answers.pop().unwrap_or(Value::Nil);
-    for written in answers {
-        written.extract_error().map_err(QueueError::of_write)?;
-    }
-    let last: Result<Value, RedisError> = last.extract_error();
-    Ok(Some(last.map_err(QueueError::of_write)?))
 }

@@ -36,6 +36,7 @@ mod lengths;
 mod raw;
 mod recovery;
 mod release;
+mod replace;
 mod replay;
 mod round_trip;
 mod scripts;
@@ -51,7 +52,7 @@ pub use dead_letters::{DeadLetters, Entry, Kept, KeptReason, Letter, Moved, Owne
 pub use documents::{Document, Documents, Kind, Removed};
 pub use error::QueueError;
 pub use exchange::Exchange;
-pub use finish::{Finish, Finished, Replaced, Replacement, Route, StorageLetter};
+pub use finish::{Finish, Finished, Route, StorageLetter};
 pub use keep::Keeper;
 pub use keys::{
     STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
@@ -62,6 +63,7 @@ pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Recovered};
 pub use release::{Progress, Reason, Released};
+pub use replace::{Replaced, Replacement};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;
 pub use wakeup::{Lookout, Waited, Waker, Watched};

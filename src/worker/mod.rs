@@ -11,7 +11,7 @@
 //! ```
 //!
 //! To follow one vCon: `lane` claims it and waits when there is nothing; `pipeline` takes it through
-//! its chain and finishes it, with the `job` that holds its document and its `progress`;
+//! its `links` and `storages` and finishes it, with the `job` that holds its document and its `progress`;
 //! `release` says how a claim ends that did not get there. Beside that way stand the pauses and
 //! attempts (`retry`), the backends that fail (`circuit_breaker`), the suspects (`quarantine`) and
 //! the time of a chain (`clock`).
@@ -24,6 +24,7 @@ mod health;
 mod household;
 mod job;
 mod lane;
+mod links;
 mod meters;
 mod modules;
 mod next_claim;
@@ -35,6 +36,7 @@ mod release;
 mod renewal;
 mod retry;
 mod shared;
+mod storages;
 mod wakeup;
 
 use std::process;

@@ -11,11 +11,10 @@
 //! wrote last: its *base*. If somebody else has written another one meanwhile, what the chain made of
 //! the base is laid over that, and the storages get the result.
 
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::{MOST_FAILURES, defers, hold};
+use super::circuit_breaker::MOST_FAILURES;
 use super::clock::Clock;
 use super::fault::{Ending, Fault, Stage, failed};
 use super::job::{Content, Job};
@@ -25,23 +24,16 @@ use super::progress::Progress;
 use super::retry::{Outage, Retry};
 use super::shared::Shared;
 use crate::config::{Chain, Config};
-use crate::failure::Failure;
-use crate::link::{Context, LinkError, Next};
 use crate::queue::{
-    Claim, Document, Finish, Finished, Kind, Queue, QueueError, Reason, Replaced, Replacement,
-    StorageLetter,
+    Claim, Document, Finish, Finished, Kind, Queue, QueueError, Replaced, Replacement,
 };
 use crate::scoreboard::{Event, Outcome};
-use crate::storage::fanout::{self, Crew};
-use crate::vcon::{self, Merged, Outgoing, VconId};
+use crate::storage::fanout::Crew;
+use crate::vcon::{self, Merged, VconId};
 
 /// A changed document of more bytes than this is let go before the next vCon is asked for, so that
 /// a lane does not hold both.
 const LARGE: usize = 4 << 20;
-
-/// How much of the drain timeout links get to finish: what is put back after it is put back in
-/// order, while at the end of the timeout the whole worker is killed.
-const FINISHING_SHARE: f64 = 0.8;
 
 /// A lane's work on one claim.
 pub(super) struct Pipeline<'a, 'scope, 'env> {
@@ -187,118 +179,6 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Runs the links that have not been run, in order.
-    fn run_links(&mut self, job: &mut Job) -> Result<(), Ending> {
-        let chain = self.chain;
-        for name in chain.links.iter().skip(job.progress.links_done()) {
-            if job.progress.is_halted() {
-                return Ok(());
-            }
-            let next = if self.modules.works_in_redis(name) {
-                self.run_foreign_link(name, job)?
-            } else {
-                self.run_link(name, job)?
-            };
-            match next {
-                Next::Continue => {}
-                Next::Halt => job.progress.note_halt(),
-                Next::Switch(id) => self.switch_to(job, id)?,
-            }
-            job.progress.note_link();
-        }
-        Ok(())
-    }
-
-    /// Runs a link that reads and writes the vCon in Redis by itself. What others write there
-    /// meanwhile it may write over: that is laid under what it has left.
-    fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
-        self.write(job)?;
-        let (id, before) = (job.id().clone(), job.base.clone());
-        let begin = self.insist(|queue| queue.begin_foreign_write(&id))?;
-        let next = self.run_link(name, job);
-        let texts = self.insist(|queue| queue.end_foreign_write(&id, begin))?;
-        if next == Ok(Next::Continue) || !texts.is_empty() {
-            let read = self.read_again(job);
-            if next.is_ok() {
-                read?;
-            }
-        }
-        let has_written_over = !texts.is_empty();
-        let before = before.unwrap_or_default();
-        let texts = texts.into_iter();
-        for theirs in texts.filter_map(|text| String::from_utf8(text).ok()) {
-            let vcon = job.open_vcon()?;
-            match vcon::merge(&before, vcon, theirs) {
-                Ok(mut merged) => {
-                    // What stands in Redis is what the link has left.
-                    merged.vcon.note_changed();
-                    self.adopt(job, merged);
-                }
-                Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
-            }
-        }
-        if has_written_over {
-            // The rest of the chain may take long, and this worker may die in it.
-            self.write(job)?;
-            self.insist(|queue| queue.forget_overwritten(&id))?;
-        }
-        next
-    }
-
-    /// Runs one link; one that fails in ways that pass is tried again.
-    fn run_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
-        let settings = &self.shared.settings;
-        let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
-        let stage = Stage::Link(name.to_owned());
-        let meter = self.modules.meters().link(name).clone();
-        meter.count(Event::Received);
-        let mut retry = Retry::new(settings);
-        loop {
-            let start = Instant::now();
-            let vcon = job.open_vcon()?;
-            let mut context = Context::new(self.clock.drain(), settings.egress_version)
-                .finishing_within(drain_time, self.clock.drain_end());
-            let modules = &mut *self.modules;
-            let ran = self.clock.timed(
-                |deadline| {
-                    context.deadline = deadline;
-                    modules.run_link(name, vcon, &mut context)
-                },
-                |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
-            );
-            let (expire, routes) = (context.expire, context.routes);
-            meter.observe(start.elapsed());
-            meter.count(match &ran {
-                Ok(Next::Halt) => Event::Halted,
-                Ok(_) => Event::Done,
-                Err(LinkError::Interrupted) => Event::Returned,
-                Err(LinkError::Failed(_)) => Event::Failed,
-            });
-            match ran {
-                Ok(next) => {
-                    let id = vcon.id().clone();
-                    job.progress.note_wishes(&id, expire, routes);
-                    self.note_success(&stage);
-                    return Ok(next);
-                }
-                Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
-                Err(LinkError::Failed(failure)) => {
-                    let fault = Fault::at(&stage, &failure, retry.attempt());
-                    if !failure.is_transient() {
-                        return Err(Ending::Failed(fault));
-                    }
-                    let health = &self.shared.health;
-                    health.note_attempt(&stage, retry.attempt(), &failure);
-                    if !self.again(&mut retry)? {
-                        return Err(Ending::Unavailable(fault));
-                    }
-                    meter.count(Event::Retried);
-                    self.count(Event::Retried);
-                }
-            }
-        }
-    }
-
     /// Writes what the links have done so far, for a link that reads it in Redis, or for the next
     /// claim.
     pub(super) fn write(&mut self, job: &mut Job) -> Result<(), Ending> {
@@ -313,31 +193,6 @@ impl Pipeline<'_, '_, '_> {
                 Replaced::Changed => self.merge(job)?,
             }
         }
-        Ok(())
-    }
-
-    /// Reads the document again after a link that has written it in Redis.
-    fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
-        let id = job.id().clone();
-        let document = self.insist(|queue| queue.load(&id))?;
-        let (kind, text) = self.found(&id, document)?;
-        let opened = Job::open(id, kind, text, job.progress.clone())?;
-        (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
-        job.origin = None;
-        Ok(())
-    }
-
-    /// Finishes with the vCon of the job, and goes over to another one.
-    fn switch_to(&mut self, job: &mut Job, id: VconId) -> Result<(), Ending> {
-        self.write(job)?;
-        if let Some(seconds) = job.progress.take_expire() {
-            let left = job.id().clone();
-            self.insist(|queue| queue.expire(&left, seconds))?;
-        }
-        let document = self.insist(|queue| queue.load(&id))?;
-        let (kind, text) = self.found(&id, document)?;
-        job.progress.note_switch(id.clone());
-        *job = Job::open(id, kind, text, job.progress.clone())?;
         Ok(())
     }
 
@@ -382,7 +237,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Goes on with what a merge has made.
-    fn adopt(&self, job: &mut Job, merged: Merged) {
+    pub(super) fn adopt(&self, job: &mut Job, merged: Merged) {
         let Merged { vcon, conflicts } = merged;
         let (id, chain) = (vcon.id().clone(), &self.chain.name);
         log::info!(
@@ -398,159 +253,6 @@ impl Pipeline<'_, '_, '_> {
         job.content = Content::Open(vcon);
         // They have the document as it was.
         job.progress.forget_storages();
-    }
-
-    /// Saves the vCon to the chain's storages that do not have it yet.
-    pub(super) fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
-        let chain = self.chain;
-        if job.progress.is_halted() || chain.storages.is_empty() {
-            return Ok(());
-        }
-        let version = self.shared.settings.egress_version;
-        if self.may_be_in_other_hands() {
-            // Before the storages get it: one that changes nothing stores what stands in Redis, and
-            // sees at its finish whether that is another one by now.
-            self.write(job)?;
-        }
-        let mut outgoing = job.leave(version)?;
-        job.was_given = true;
-        let config = Arc::clone(self.modules.config());
-        for name in job.progress.missing(&chain.storages) {
-            let stage = Stage::Storage(name.clone());
-            let is_away = !self.is_backlog
-                && defers(&name, &config)
-                && self.shared.breakers.is_open(&stage, &config);
-            if is_away {
-                job.progress.note_deferred(&name);
-            } else {
-                self.modules.meters().storage(&name).count(Event::Received);
-            }
-        }
-        let mut retry = Retry::new(&self.shared.settings);
-        loop {
-            let missing = job.progress.missing(&chain.storages);
-            if missing.is_empty() {
-                break;
-            }
-            let away = self.try_to_save(job, &outgoing, &missing, retry.attempt());
-            // Not `away`: a storage that was not asked does not count as saved to.
-            if job.progress.missing(&chain.storages).is_empty() {
-                break;
-            }
-            // Other storages may have it already, and this may take long: whoever stores what stands
-            // in Redis meanwhile is to store this.
-            self.write(job)?;
-            let before = mem::replace(&mut outgoing, job.leave(version)?);
-            if !Arc::ptr_eq(&before, &outgoing) {
-                // It was merged with another one: all storages are to be given it.
-                continue;
-            }
-            if !self.again(&mut retry)? {
-                self.give_up(job, &away, retry.attempt())?;
-                break;
-            }
-            for (name, _) in &away {
-                self.modules.meters().storage(name).count(Event::Retried);
-            }
-            self.count(Event::Retried);
-        }
-        match job.progress.refused_by_all() {
-            Some(failures) => Err(Ending::Failed(Fault::at_storages(
-                &failures,
-                retry.attempt(),
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether another chain, or the backlog of a storage, may have the vCon in work at the same time
-    /// and save it to the same storages.
-    fn may_be_in_other_hands(&self) -> bool {
-        let config = self.modules.config();
-        let storages = &self.chain.storages;
-        let mut others = config.chains.iter().filter(|it| it.name != self.chain.name);
-        others.any(|other| other.storages.iter().any(|it| storages.contains(it)))
-            || storages.iter().any(|name| defers(name, config))
-    }
-
-    /// One attempt at each of these storages. Returns those that failed in ways that pass.
-    fn try_to_save(
-        &mut self,
-        job: &mut Job,
-        outgoing: &Arc<Outgoing>,
-        missing: &[String],
-        attempt: u32,
-    ) -> Vec<(String, Failure)> {
-        let backends = self.modules.lend(missing);
-        let parallel = self.shared.settings.parallel_storage;
-        let writers = &mut *self.writers;
-        let outcomes = self.clock.timed(
-            |deadline| writers.save_all(backends, outgoing, deadline, parallel),
-            |outcomes| {
-                let failed =
-                    |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
-                outcomes.iter().any(failed)
-            },
-        );
-        let mut away = Vec::new();
-        for outcome in outcomes {
-            self.modules.take_back(&outcome.name, outcome.storage);
-            let (name, seconds) = (&*outcome.name, outcome.took.as_secs_f64());
-            let stage = Stage::Storage(name.to_owned());
-            let meter = self.modules.meters().storage(name);
-            meter.observe(outcome.took);
-            meter.count(match outcome.result {
-                Ok(()) => Event::Done,
-                Err(_) => Event::Failed,
-            });
-            match outcome.result {
-                Ok(()) => {
-                    let (id, chain) = (&outgoing.id, &self.chain.name);
-                    log::info!(
-                        vcon_id = id.as_str(), chain_name = chain.as_str(),
-                        storage_name = name, storage_processing_time = seconds;
-                        "Stored {id} in {name} in {seconds:.4} s"
-                    );
-                    job.progress.note_stored(name);
-                    self.note_success(&stage);
-                }
-                Err(failure) if failure.is_transient() => {
-                    self.shared.health.note_attempt(&stage, attempt, &failure);
-                    away.push((name.to_owned(), failure));
-                }
-                Err(failure) => job.progress.note_refused(name, failure, attempt),
-            }
-        }
-        away
-    }
-
-    /// All attempts have failed at these storages. Those that defer get the vCon later; the others
-    /// hold it up.
-    fn give_up(
-        &mut self,
-        job: &mut Job,
-        away: &[(String, Failure)],
-        attempts: u32,
-    ) -> Result<(), Ending> {
-        let config = Arc::clone(self.modules.config());
-        let defers = |name: &str| !self.is_backlog && defers(name, &config);
-        let (later, needed): (Vec<_>, Vec<_>) =
-            away.iter().cloned().partition(|(name, _)| defers(name));
-        for (name, failure) in &later {
-            let stage = Stage::Storage(name.clone());
-            match self.modules.probe(&stage, self.clock.drain()) {
-                Ok(()) => self.note_failing(&stage, job.id(), &failure.message, &config),
-                Err(_) => {
-                    let drain = self.clock.drain();
-                    hold(self.shared, &config, &stage, &failure.message, drain);
-                }
-            }
-            job.progress.note_deferred(name);
-        }
-        if needed.is_empty() && job.progress.missing(&self.chain.storages).is_empty() {
-            return Ok(());
-        }
-        Err(Ending::Unavailable(Fault::at_storages(&needed, attempts)))
     }
 
     /// Writes the document if it changed, announces the vCon and lets go of the claim. Returns false
@@ -633,35 +335,6 @@ impl Pipeline<'_, '_, '_> {
         Ok(finished)
     }
 
-    /// What the storages that do not have the vCon are told.
-    fn letters(&self, job: &Job, id: &VconId) -> Vec<StorageLetter> {
-        let mut letters = Vec::new();
-        for (storage, error, attempts) in job.progress.refused() {
-            let stage = format!("storage {storage}");
-            log::error!(
-                vcon_id = id.as_str(), chain_name = self.chain.name.as_str(), storage_name = storage;
-                "{id} went to DLQ:storage:{storage} from chain {}: {error}", self.chain.name
-            );
-            let meter = self.modules.meters().storage(storage);
-            meter.count(Event::DeadLettered);
-            let reason = Reason {
-                stage: &stage,
-                error,
-                attempts,
-                worker: &self.shared.name,
-            };
-            letters.push(StorageLetter::refused(storage, &reason));
-        }
-        for storage in job.progress.deferred() {
-            log::debug!(
-                vcon_id = id.as_str(), storage_name = storage;
-                "{id} waits in DLQ:storage:{storage}"
-            );
-            letters.push(StorageLetter::deferred(storage));
-        }
-        letters
-    }
-
     fn tell_finished(&self, job: Option<&Job>, took: Duration) {
         let (entry, name, seconds) = (self.claim.shown(), &self.chain.name, took.as_secs_f64());
         if self.is_backlog {
@@ -693,11 +366,11 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// After a failed attempt: waits for the time of the next one; false if there is none.
-    fn again(&self, retry: &mut Retry) -> Result<bool, Ending> {
+    pub(super) fn again(&self, retry: &mut Retry) -> Result<bool, Ending> {
         retry.again(self.clock).map_err(|_| Ending::Interrupted)
     }
 
-    fn note_success(&self, stage: &Stage) {
+    pub(super) fn note_success(&self, stage: &Stage) {
         self.shared.health.note_success(stage);
         // Whether it had failed does not tell: a success may have been noted just before the breaker
         // was opened by another lane.

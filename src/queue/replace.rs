@@ -1,0 +1,200 @@
+//! Replacing a document, if the one it was made of still stands there.
+//!
+//! The script compares the texts; a document too large for the script interpreter is compared piece by
+//! piece, under `WATCH`.
+
+use redis::{Connection, RedisError, RedisResult, Value};
+
+use super::claim::{INLINE_LIMIT, texts};
+use super::round_trip::{Request, executed};
+use super::{Kind, Queue, QueueError};
+use crate::vcon::VconId;
+
+/// A large document is compared in pieces of this many bytes.
+const PIECE: usize = 1 << 20;
+
+/// A document in the place of another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Replacement<'a> {
+    /// How it is kept.
+    pub kind: Kind,
+    /// The text that was loaded, or written last.
+    pub base: &'a str,
+    /// The new text; `None` only to make sure that the old one stands there.
+    pub text: Option<&'a str>,
+}
+
+/// Whether a document was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// It was.
+    Done,
+    /// Another one stands there.
+    Changed,
+    /// It has been deleted, and is not brought back.
+    Deleted,
+}
+
+/// What stands under the key of a large document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Same,
+    /// The new text, by an earlier try that was refused further on, or whose answer was lost.
+    Written,
+    Changed,
+    Deleted,
+}
+
+impl Replacement<'_> {
+    /// Whether it is too large for the script interpreter.
+    pub(super) fn is_large(&self) -> bool {
+        self.base.len().max(self.text.map_or(0, str::len)) > INLINE_LIMIT
+    }
+}
+
+impl Queue {
+    /// Looks whether the base of a large document still stands under its key, and has the server
+    /// watch the key from before the look on.
+    pub(super) fn compare(
+        &mut self,
+        id: &VconId,
+        document: Replacement<'_>,
+    ) -> Result<Comparison, QueueError> {
+        let key = id.key();
+        self.with(|connection, _, _, _| {
+            redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
+            let mut look = |base: &str| {
+                let compared = match document.kind {
+                    Kind::Text => compare_pieces(connection, &key, base),
+                    Kind::Json => compare_json(connection, &key, base),
+                };
+                match compared {
+                    // What is no document any more is another one.
+                    Err(error) if error.code() == Some("WRONGTYPE") => Ok(Comparison::Changed),
+                    compared => compared,
+                }
+            };
+            let mut compared = look(document.base)?;
+            if let (Comparison::Changed, Some(text)) = (compared, document.text)
+                && look(text)? == Comparison::Same
+            {
+                compared = Comparison::Written;
+            }
+            if compared != Comparison::Same || document.text.is_none() {
+                redis::cmd("UNWATCH").query::<()>(connection)?;
+            }
+            Ok(compared)
+        })
+    }
+
+    /// Writes what the links of a vCon have done so far, if the base still stands there.
+    ///
+    /// # Errors
+    /// [`QueueError::Document`] if Redis refuses the document.
+    pub fn replace(
+        &mut self,
+        id: &VconId,
+        kind: Kind,
+        base: &str,
+        text: &str,
+    ) -> Result<Replaced, QueueError> {
+        let document = Replacement {
+            kind,
+            base,
+            text: Some(text),
+        };
+        if document.is_large() {
+            return match self.compare(id, document)? {
+                Comparison::Same => self.put_watched(id, kind, text),
+                Comparison::Written => Ok(Replaced::Done),
+                Comparison::Changed => Ok(Replaced::Changed),
+                Comparison::Deleted => Ok(Replaced::Deleted),
+            };
+        }
+        let ingress = self.ingress.clone();
+        let answer = self.with(|connection, scripts, _, _| {
+            let mut call = scripts.replace.key(id.key());
+            call.arg(kind.word()).arg(base).arg(text).arg(ingress);
+            Ok(call.invoke::<Value>(connection)?)
+        })?;
+        let fields = texts(answer).ok_or(QueueError::Answer("replacing a document"))?;
+        let mut fields = fields.iter().map(|field| String::from_utf8_lossy(field));
+        match fields.next().as_deref() {
+            Some("1") => Ok(Replaced::Done),
+            Some("2") => Ok(Replaced::Deleted),
+            Some("changed") => Ok(Replaced::Changed),
+            Some("unwritten") => Err(QueueError::of_refusal(&fields.next().unwrap_or_default())),
+            _ => Err(QueueError::Answer("replacing a document")),
+        }
+    }
+
+    fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
+        self.with(|connection, scripts, _, _| {
+            let key = id.key();
+            scripts.foreign_tell.load(connection)?;
+            let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
+            let left = left.max(0).to_string();
+            let mut begin = redis::pipe();
+            begin.cmd("MULTI");
+            let mut request = match kind {
+                Kind::Json => Request::of(&begin).command(&["JSON.SET", &key, "$"], text, &[]),
+                Kind::Text if left == "0" => Request::of(&begin).command(&["SET", &key], text, &[]),
+                Kind::Text => Request::of(&begin).command(&["SET", &key], text, &["PX", &left]),
+            };
+            let mut end = redis::pipe();
+            let tell = end.cmd("EVALSHA").arg(scripts.foreign_tell.get_hash());
+            tell.arg(1).arg(&key);
+            end.cmd("EXEC");
+            request.add(&end);
+            Ok(match watched(request.send(connection)?)? {
+                Some(_) => Replaced::Done,
+                None => Replaced::Changed,
+            })
+        })
+    }
+}
+
+fn compare_pieces(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
+    let length: usize = redis::cmd("STRLEN").arg(key).query(connection)?;
+    if length == 0 {
+        return Ok(Comparison::Deleted);
+    }
+    if length != base.len() {
+        return Ok(Comparison::Changed);
+    }
+    for (number, piece) in base.as_bytes().chunks(PIECE).enumerate() {
+        let first = number * PIECE;
+        let mut range = redis::cmd("GETRANGE");
+        range.arg(key).arg(first).arg(first + piece.len() - 1);
+        if range.query::<Vec<u8>>(connection)? != piece {
+            return Ok(Comparison::Changed);
+        }
+    }
+    Ok(Comparison::Same)
+}
+
+fn compare_json(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
+    let text: Option<Vec<u8>> = redis::cmd("JSON.GET").arg(key).query(connection)?;
+    Ok(match text {
+        None => Comparison::Deleted,
+        Some(text) if text == base.as_bytes() => Comparison::Same,
+        Some(_) => Comparison::Changed,
+    })
+}
+
+/// The last answer of a transaction on watched keys; `None` if one of them has changed.
+///
+/// # Errors
+/// The server refuses the document, or, for now, all of them.
+pub(super) fn watched(answers: Vec<Value>) -> Result<Option<Value>, QueueError> {
+    if matches!(answers.last(), Some(Value::Nil)) {
+        return Ok(None);
+    }
+    let mut answers = executed(answers).map_err(QueueError::of_write)?;
+    let last = answers.pop().unwrap_or(Value::Nil);
+    for written in answers {
+        written.extract_error().map_err(QueueError::of_write)?;
+    }
+    let last: Result<Value, RedisError> = last.extract_error();
+    Ok(Some(last.map_err(QueueError::of_write)?))
+}

@@ -1,0 +1,154 @@
+//! The links of a chain, run on a vCon one after another.
+
+use std::time::Instant;
+
+use super::fault::{Ending, Fault, Stage};
+use super::job::Job;
+use super::pipeline::Pipeline;
+use super::retry::Retry;
+use crate::link::{Context, LinkError, Next};
+use crate::scoreboard::Event;
+use crate::vcon::{self, VconId};
+
+/// How much of the drain timeout links get to finish: what is put back after it is put back in
+/// order, while at the end of the timeout the whole worker is killed.
+const FINISHING_SHARE: f64 = 0.8;
+
+impl Pipeline<'_, '_, '_> {
+    /// Runs the links that have not been run, in order.
+    pub(super) fn run_links(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let chain = self.chain;
+        for name in chain.links.iter().skip(job.progress.links_done()) {
+            if job.progress.is_halted() {
+                return Ok(());
+            }
+            let next = if self.modules.works_in_redis(name) {
+                self.run_foreign_link(name, job)?
+            } else {
+                self.run_link(name, job)?
+            };
+            match next {
+                Next::Continue => {}
+                Next::Halt => job.progress.note_halt(),
+                Next::Switch(id) => self.switch_to(job, id)?,
+            }
+            job.progress.note_link();
+        }
+        Ok(())
+    }
+
+    /// Runs a link that reads and writes the vCon in Redis by itself. What others write there
+    /// meanwhile it may write over: that is laid under what it has left.
+    fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        self.write(job)?;
+        let (id, before) = (job.id().clone(), job.base.clone());
+        let begin = self.insist(|queue| queue.begin_foreign_write(&id))?;
+        let next = self.run_link(name, job);
+        let texts = self.insist(|queue| queue.end_foreign_write(&id, begin))?;
+        if next == Ok(Next::Continue) || !texts.is_empty() {
+            let read = self.read_again(job);
+            if next.is_ok() {
+                read?;
+            }
+        }
+        let has_written_over = !texts.is_empty();
+        let before = before.unwrap_or_default();
+        let texts = texts.into_iter();
+        for theirs in texts.filter_map(|text| String::from_utf8(text).ok()) {
+            let vcon = job.open_vcon()?;
+            match vcon::merge(&before, vcon, theirs) {
+                Ok(mut merged) => {
+                    // What stands in Redis is what the link has left.
+                    merged.vcon.note_changed();
+                    self.adopt(job, merged);
+                }
+                Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
+            }
+        }
+        if has_written_over {
+            // The rest of the chain may take long, and this worker may die in it.
+            self.write(job)?;
+            self.insist(|queue| queue.forget_overwritten(&id))?;
+        }
+        next
+    }
+
+    /// Runs one link; one that fails in ways that pass is tried again.
+    fn run_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        let settings = &self.shared.settings;
+        let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
+        let stage = Stage::Link(name.to_owned());
+        let meter = self.modules.meters().link(name).clone();
+        meter.count(Event::Received);
+        let mut retry = Retry::new(settings);
+        loop {
+            let start = Instant::now();
+            let vcon = job.open_vcon()?;
+            let mut context = Context::new(self.clock.drain(), settings.egress_version)
+                .finishing_within(drain_time, self.clock.drain_end());
+            let modules = &mut *self.modules;
+            let ran = self.clock.timed(
+                |deadline| {
+                    context.deadline = deadline;
+                    modules.run_link(name, vcon, &mut context)
+                },
+                |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
+            );
+            let (expire, routes) = (context.expire, context.routes);
+            meter.observe(start.elapsed());
+            meter.count(match &ran {
+                Ok(Next::Halt) => Event::Halted,
+                Ok(_) => Event::Done,
+                Err(LinkError::Interrupted) => Event::Returned,
+                Err(LinkError::Failed(_)) => Event::Failed,
+            });
+            match ran {
+                Ok(next) => {
+                    let id = vcon.id().clone();
+                    job.progress.note_wishes(&id, expire, routes);
+                    self.note_success(&stage);
+                    return Ok(next);
+                }
+                Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
+                Err(LinkError::Failed(failure)) => {
+                    let fault = Fault::at(&stage, &failure, retry.attempt());
+                    if !failure.is_transient() {
+                        return Err(Ending::Failed(fault));
+                    }
+                    let health = &self.shared.health;
+                    health.note_attempt(&stage, retry.attempt(), &failure);
+                    if !self.again(&mut retry)? {
+                        return Err(Ending::Unavailable(fault));
+                    }
+                    meter.count(Event::Retried);
+                    self.count(Event::Retried);
+                }
+            }
+        }
+    }
+
+    /// Reads the document again after a link that has written it in Redis.
+    fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let id = job.id().clone();
+        let document = self.insist(|queue| queue.load(&id))?;
+        let (kind, text) = self.found(&id, document)?;
+        let opened = Job::open(id, kind, text, job.progress.clone())?;
+        (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
+        job.origin = None;
+        Ok(())
+    }
+
+    /// Finishes with the vCon of the job, and goes over to another one.
+    fn switch_to(&mut self, job: &mut Job, id: VconId) -> Result<(), Ending> {
+        self.write(job)?;
+        if let Some(seconds) = job.progress.take_expire() {
+            let left = job.id().clone();
+            self.insist(|queue| queue.expire(&left, seconds))?;
+        }
+        let document = self.insist(|queue| queue.load(&id))?;
+        let (kind, text) = self.found(&id, document)?;
+        job.progress.note_switch(id.clone());
+        *job = Job::open(id, kind, text, job.progress.clone())?;
+        Ok(())
+    }
+}
