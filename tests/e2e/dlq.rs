@@ -7,24 +7,11 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Finished, PATIENCE, Redis, Sample, chain, fresh, submit, wait_until,
+    Conserver, PATIENCE, Redis, Sample, chain, fresh, run, said, submit, wait_until,
 };
 
 fn conserver(redis: &Redis) -> Conserver {
     Conserver::with(redis).config(&chain(&[], &[]))
-}
-
-/// Runs a command that has to end like this.
-fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
-    let finished = conserver.run(arguments);
-    assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
-    let is_fit = |c: char| c == '\n' || !c.is_control();
-    assert!(
-        finished.output().chars().all(is_fit),
-        "{:?}",
-        finished.output()
-    );
-    finished
 }
 
 /// What `ls --json` says.
@@ -34,16 +21,6 @@ fn listed(conserver: &Conserver) -> Vec<Value> {
     lines
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
         .collect()
-}
-
-fn said(finished: &Finished, words: &[&str]) {
-    for word in words {
-        assert!(
-            finished.output().contains(word),
-            "{word}: {}",
-            finished.output()
-        );
-    }
 }
 
 /// Puts a UUID into the dead letter queue of `default`, with a reason as the daemon writes it.

@@ -5,22 +5,9 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Files, Finished, PATIENCE, Postgres, Redis, Sample, Shelf, Webhook, chain, delay,
-    fresh, same, submit, wait_until,
+    Conserver, Files, PATIENCE, Postgres, Redis, Sample, Shelf, Webhook, chain, delay, fresh, run,
+    same, submit, wait_until,
 };
-
-/// Runs a command that has to end like this.
-fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
-    let finished = conserver.run(arguments);
-    assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
-    let is_fit = |c: char| c == '\n' || !c.is_control();
-    assert!(
-        finished.output().chars().all(is_fit),
-        "{:?}",
-        finished.output()
-    );
-    finished
-}
 
 fn said(text: &str, words: &[&str]) {
     for word in words {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Finished, Format, Monitor, PATIENCE, Postgres, Redis, Sample, Scrape,
-    Terminal, Webhook, chain, fresh, list, server_of, wait_until,
+    Terminal, Webhook, chain, fresh, list, run, said, server_of, wait_until,
 };
 
 const LOCK: &str = "DLQ:storage:hook:replay-lock";
@@ -40,25 +40,9 @@ fn conserver(redis: &Redis, storages: &[(&str, Value)]) -> Conserver {
         .env("CONSERVER_RETRY_ATTEMPTS", "2")
 }
 
-fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
-    let finished = conserver.run(arguments);
-    assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
-    finished
-}
-
 fn json_of(finished: &Finished) -> Value {
     let parsed = serde_json::from_str(&finished.stdout);
     parsed.unwrap_or_else(|error| panic!("{error}: {}", finished.output()))
-}
-
-fn said(finished: &Finished, words: &[&str]) {
-    for word in words {
-        assert!(
-            finished.output().contains(word),
-            "{word}: {}",
-            finished.output()
-        );
-    }
 }
 
 /// Puts a document into Redis, and nothing else.

@@ -42,6 +42,30 @@ impl Finished {
     }
 }
 
+/// Runs a command that has to end like this, and writes nothing that steers a terminal.
+pub fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
+    let finished = conserver.run(arguments);
+    assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
+    let is_fit = |c: char| c == '\n' || !c.is_control();
+    assert!(
+        finished.output().chars().all(is_fit),
+        "{:?}",
+        finished.output()
+    );
+    finished
+}
+
+/// Fails unless it wrote all of this.
+pub fn said(finished: &Finished, words: &[&str]) {
+    for word in words {
+        assert!(
+            finished.output().contains(word),
+            "{word}: {}",
+            finished.output()
+        );
+    }
+}
+
 impl Conserver {
     /// With this Redis, one worker and no configuration.
     pub fn with(redis: &Redis) -> Self {

@@ -46,7 +46,7 @@ pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
 pub use browser::{Browser, Screen};
 pub use claims::LEASE;
 pub use config::{chain, delay, stuck};
-pub use conserver::{Conserver, Finished};
+pub use conserver::{Conserver, Finished, run, said};
 pub use daemon::Daemon;
 pub use disk::Disk;
 pub use elastic::Elastic;
