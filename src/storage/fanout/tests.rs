@@ -11,9 +11,9 @@ use crate::vcon::{VconId, Version};
 /// A backend whose save is the given function.
 struct Fake<F>(F);
 
-impl<F: FnMut(&Outgoing) -> Result<(), Failure> + Send> Storage for Fake<F> {
-    fn save(&mut self, vcon: &Outgoing, _: Deadline) -> Result<(), Failure> {
-        (self.0)(vcon)
+impl<F: FnMut(&Outgoing, Deadline) -> Result<(), Failure> + Send> Storage for Fake<F> {
+    fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
+        (self.0)(vcon, deadline)
     }
     fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
@@ -42,7 +42,15 @@ fn vcon() -> Arc<Outgoing> {
 
 fn backend(
     name: &str,
-    save: impl FnMut(&Outgoing) -> Result<(), Failure> + Send + 'static,
+    mut save: impl FnMut(&Outgoing) -> Result<(), Failure> + Send + 'static,
+) -> Backend {
+    timed_backend(name, move |vcon, _| save(vcon))
+}
+
+/// One that is told the deadline.
+fn timed_backend(
+    name: &str,
+    save: impl FnMut(&Outgoing, Deadline) -> Result<(), Failure> + Send + 'static,
 ) -> Backend {
     Backend {
         name: name.into(),
@@ -206,32 +214,15 @@ fn threads_are_named_after_their_backend() {
 
 #[test]
 fn every_backend_is_told_the_deadline() {
-    struct Told(SyncSender<Deadline>);
-    impl Storage for Told {
-        fn save(&mut self, _: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-            self.0
-                .send(deadline)
-                .map_err(|e| Failure::permanent(e.to_string()))
-        }
-        fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
-            Ok(None)
-        }
-        fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
-            Ok(())
-        }
-        fn longest_call(&self) -> Duration {
-            Duration::ZERO
-        }
-        fn probe(&mut self) -> Result<(), Failure> {
-            Ok(())
-        }
-    }
     let deadline = Deadline::after(Some(Duration::from_secs(60)));
     for parallel in [false, true] {
         let (tell, told) = sync_channel(2);
-        let backend = |name: &str| Backend {
-            name: name.into(),
-            storage: Box::new(Told(tell.clone())),
+        let backend = |name: &str| {
+            let tell = tell.clone();
+            timed_backend(name, move |_, deadline| {
+                let told = tell.send(deadline);
+                told.map_err(|e| Failure::permanent(e.to_string()))
+            })
         };
         let backends = vec![backend("a"), backend("b")];
         thread::scope(|scope| Crew::new(scope).save_all(backends, &vcon(), deadline, parallel));

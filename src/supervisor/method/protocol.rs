@@ -83,14 +83,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::io::Write;
-    use std::path::PathBuf;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::child::{Leftover, Task};
-    use crate::queue::{Blame, Holder};
-    use crate::scoreboard::BoardId;
+    use crate::queue::Blame;
 
     /// An assignment as the supervisor writes it.
     fn assignment() -> Request {
@@ -103,16 +101,7 @@ mod tests {
                 },
                 sweep_above: Some(4),
             },
-            generation: 7,
-            supervisor: 4711,
-            instance: "here".to_owned(),
-            holder: Holder::this_process(u64::MAX),
-            board: BoardId {
-                path: PathBuf::from("/run/conserver/here.scoreboard"),
-                nonce: u64::MAX,
-            },
-            config_generation: 1,
-            config_file: PathBuf::from("/etc/conserver/config.yml"),
+            ..crate::child::recover(0, 0)
         };
         Request::Start(Box::new(assignment))
     }
