@@ -70,6 +70,19 @@ pub struct Claimed {
     pub fault: Option<String>,
 }
 
+/// What a script returns to a request for work, as `claim.lua` tells it.
+struct Taken {
+    record: Vec<u8>,
+    list: Vec<u8>,
+    entry: Vec<u8>,
+    context: Vec<u8>,
+    kind: Vec<u8>,
+    text: Vec<u8>,
+    fault: Vec<u8>,
+    deaths: Vec<u8>,
+    progress: Vec<u8>,
+}
+
 impl Queue {
     /// Claims the first entry of the first list that has one, and loads its document.
     ///
@@ -145,13 +158,94 @@ impl Queue {
         step: Step,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let mut fields = texts(answer)
-            .ok_or(QueueError::Answer("claim"))?
-            .into_iter();
-        let mut next = || fields.next().ok_or(QueueError::Answer("claim"));
-        let (record, list, entry, context) = (next()?, next()?, next()?, next()?);
-        let (kind, text, fault) = (next()?, next()?, next()?);
-        let (deaths, progress) = (next()?, next()?);
+        let fields = texts(answer).and_then(|fields| <[Vec<u8>; 9]>::try_from(fields).ok());
+        let Some(
+            [
+                record,
+                list,
+                entry,
+                context,
+                kind,
+                text,
+                fault,
+                deaths,
+                progress,
+            ],
+        ) = fields
+        else {
+            return Err(QueueError::Answer("claim"));
+        };
+        self.taken(
+            Taken {
+                record,
+                list,
+                entry,
+                context,
+                kind,
+                text,
+                fault,
+                deaths,
+                progress,
+            },
+            step,
+            lists,
+        )
+    }
+
+    /// What `turn.lua` has answered, and `SORT` behind it: the entry and its document.
+    pub(super) fn claimed_in_turn(
+        &mut self,
+        answer: Value,
+        sorted: Value,
+        lists: &[ListName],
+    ) -> Result<Claimed, QueueError> {
+        let fields = texts(answer).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
+        let Some([record, list, entry, mut kind, context, deaths, fault]) = fields else {
+            return Err(QueueError::Answer("turn"));
+        };
+        if let Value::SimpleString(refusal) = &sorted {
+            // A full server refuses it for now.
+            self.can_sort = refusal == "OOM";
+        }
+        let mut text = Vec::new();
+        if kind == b"string" {
+            match texts(sorted).and_then(|values| <[Vec<u8>; 2]>::try_from(values).ok()) {
+                // Somebody else's, if an earlier request of the worker has come late.
+                Some([of, document]) if of == entry => text = document,
+                _ => kind = b"string-unsent".to_vec(),
+            }
+        }
+        let taken = Taken {
+            record,
+            list,
+            entry,
+            context,
+            kind,
+            text,
+            fault,
+            deaths,
+            progress: Vec::new(),
+        };
+        self.taken(taken, Step::Claim, lists)
+    }
+
+    fn taken(
+        &mut self,
+        taken: Taken,
+        step: Step,
+        lists: &[ListName],
+    ) -> Result<Claimed, QueueError> {
+        let Taken {
+            record,
+            list,
+            entry,
+            context,
+            kind,
+            text,
+            fault,
+            deaths,
+            progress,
+        } = taken;
         if kind == b"not-ours" {
             return Err(self.lease.lost_to(&text));
         }
@@ -189,7 +283,11 @@ impl Queue {
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
-            b"string-large" | b"json-large" => match claim.id() {
+            b"string-unsent" | b"string-large" => match claim.id() {
+                Some(id) => self.load_text(&id)?,
+                None => Document::NotAnId,
+            },
+            b"json-large" => match claim.id() {
                 Some(id) => self.load(&id)?,
                 None => Document::NotAnId,
             },

@@ -65,6 +65,23 @@ impl Queue {
         Ok(document)
     }
 
+    /// The same for one that was a plain string a moment ago.
+    pub(super) fn load_text(&mut self, id: &VconId) -> Result<Document, QueueError> {
+        let loaded = self.with(|connection, _, _, _| {
+            match redis::cmd("GET").arg(id.key()).query(connection) {
+                Ok(Some(text)) => Ok(Some(Document::Found(Kind::Text, text))),
+                Ok(None) => Ok(Some(Document::Missing)),
+                Err(error) if error.code() == Some("WRONGTYPE") => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
+        let Some(document) = loaded else {
+            return self.load(id);
+        };
+        self.let_go_of_buffer(&document);
+        Ok(document)
+    }
+
     /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
     /// be followed by [`Queue::end_foreign_write`] with what this returns.
     pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<u64, QueueError> {

@@ -39,6 +39,9 @@ pub(super) struct Turn {
     pub keys: usize,
     /// The lane's own arguments.
     pub own: Arguments,
+    /// A command to send behind the call, which gets two values for each lane, the last lane first; their
+    /// number follows its arguments. Nothing where the server is known to refuse it.
+    pub behind: Option<Arguments>,
 }
 
 /// Arguments of a command, packed.
@@ -59,6 +62,12 @@ impl Arguments {
         self
     }
 
+    fn pack(&self, out: &mut Vec<u8>) {
+        // Writing to memory does not fail.
+        let _ = write!(out, "*{}\r\n", self.count);
+        out.extend_from_slice(&self.bytes);
+    }
+
     fn add(&mut self, more: &Self) {
         self.bytes.extend_from_slice(&more.bytes);
         self.count += more.count;
@@ -67,7 +76,10 @@ impl Arguments {
 
 impl Turn {
     fn goes_with(&self, other: &Self) -> bool {
-        self.keys == other.keys && self.head == other.head && self.script == other.script
+        self.keys == other.keys
+            && self.head == other.head
+            && self.script == other.script
+            && self.behind == other.behind
     }
 
     /// The call for these lanes.
@@ -78,8 +90,11 @@ impl Turn {
         call.arg(first.keys.to_string().as_bytes());
         call.add(&first.head);
         turns.iter().for_each(|turn| call.add(&turn.own));
-        let _ = write!(out, "*{}\r\n", call.count);
-        out.extend_from_slice(&call.bytes);
+        call.pack(out);
+        if let Some(behind) = &first.behind {
+            let mut behind = behind.clone();
+            behind.arg(turns.len().to_string().as_bytes()).pack(out);
+        }
     }
 }
 
@@ -136,8 +151,11 @@ impl Exchange {
             }
         }
         state.is_sending = true;
-        let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        // Lanes that were answered together are about to ask again: where they wait for a processor, they
+        // get one and go along.
+        std::thread::yield_now();
+        let waiting = std::mem::take(&mut self.lock().waiting);
         let (numbers, batch): (Vec<u64>, Vec<Request>) = waiting.into_iter().unzip();
         let answers = send(connection, &batch);
         let mut state = self.lock();
@@ -201,16 +219,31 @@ fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value
     let mut fault = connection.send_packed_command(&packed).err();
     let mut answers: Vec<Option<RedisResult<Value>>> = batch.iter().map(|_| None).collect();
     for command in &commands {
-        let answer = match &fault {
-            Some(fault) => Err(fault.clone()),
-            None => connection.recv_response(),
+        let mut receive = || {
+            let answer = match &fault {
+                Some(fault) => Err(fault.clone()),
+                None => connection.recv_response(),
+            };
+            fault = answer.as_ref().err().cloned();
+            answer
         };
-        fault = answer.as_ref().err().cloned();
+        let mut answer = receive();
+        let mut behind = Value::Nil;
+        if let Request::Turn(Turn {
+            behind: Some(_), ..
+        }) = &batch[command[0]]
+        {
+            match receive() {
+                Ok(value) => behind = value,
+                // Half an answer is none: the lanes ask again, and are handed over what they hold.
+                Err(fault) => answer = Err(fault),
+            }
+        }
         match (answer, &batch[command[0]]) {
-            // One for each lane.
             (Ok(Value::Array(of_lanes)), Request::Turn(_)) => {
-                for (index, answer) in command.iter().zip(of_lanes) {
-                    answers[*index] = Some(Ok(answer));
+                let behind = of_each(behind, command.len());
+                for ((index, answer), behind) in command.iter().zip(of_lanes).zip(behind) {
+                    answers[*index] = Some(Ok(Value::Array(vec![answer, behind])));
                 }
             }
             (answer, _) => {
@@ -224,6 +257,18 @@ fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value
     answers
         .map(|answer| answer.unwrap_or_else(|| Err(not_sent())))
         .collect()
+}
+
+/// What the command behind a call has got for each lane: a pair, or, as a simple string, the code of the
+/// error by which the server refused it. That is no fault of the call, whose answer holds.
+fn of_each(behind: Value, lanes: usize) -> Vec<Value> {
+    match behind {
+        Value::Array(mut values) if values.len() == 2 * lanes => (0..lanes)
+            .map(|_| Value::Array(values.split_off(values.len() - 2)))
+            .collect(),
+        Value::ServerError(refusal) => vec![Value::SimpleString(refusal.code().to_owned()); lanes],
+        _ => vec![Value::Nil; lanes],
+    }
 }
 
 fn not_sent() -> RedisError {
@@ -247,6 +292,7 @@ mod tests {
             head: arguments(head),
             keys: 1,
             own: arguments(own),
+            behind: None,
         }
     }
 

@@ -117,16 +117,16 @@ impl Queue {
         finish: &Finish<'_>,
         lists: &[ListName],
     ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
-        let mut answered = None;
         if self.is_usual(claim, finish) {
             let turn = self.turn(claim, finish, lists);
             let answer = self.send(Step::Turn, Asked::Turn(turn))?;
-            answered = of_turn(answer).map_err(|error| self.noting(error))?;
+            let (answer, document) = pair(answer).ok_or(QueueError::Answer("a turn"))?;
+            if let Some((finished, next)) = of_turn(answer).map_err(|error| self.noting(error))? {
+                let next = next.map(|next| self.claimed_in_turn(next, document, lists));
+                return Ok((finished, next));
+            }
         }
-        let (finished, next) = match answered {
-            Some(answered) => answered,
-            None => self.finish_asking(claim, finish, Some(lists))?,
-        };
+        let (finished, next) = self.finish_asking(claim, finish, Some(lists))?;
         let claimed = next.map(|answer| match answer.extract_error() {
             Ok(answer) => self.claimed(answer, Step::Claim, lists),
             Err(error) => Err(self.noting(error.into())),
@@ -154,6 +154,7 @@ impl Queue {
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
         head.arg(lane.claims.as_bytes()).arg(lane.lease.as_bytes());
+        head.arg(lane.taken.as_bytes());
         for list in lists.iter().chain(finish.egress) {
             head.arg(list.as_str().as_bytes());
         }
@@ -165,24 +166,23 @@ impl Queue {
             // A string is always JSON.
             head.arg(&serde_json::to_vec(list.as_str()).unwrap_or_default());
         }
-        let (how, base, text) = match finish.document {
-            None => ("no", "", ""),
-            Some(Replacement { base, text, .. }) => match text {
-                Some(text) => ("put", base, text),
-                None => ("is", base, ""),
-            },
-        };
         let mut own = Arguments::default();
         own.arg(self.seat.lane.to_string().as_bytes());
         own.arg(since.as_bytes()).arg(&claim.record);
         own.arg(finish.id.as_str().as_bytes());
-        own.arg(how.as_bytes()).arg(base.as_bytes());
-        own.arg(text.as_bytes());
+        match finish.document {
+            None => own.arg(b"no"),
+            Some(Replacement { base, text, .. }) => match text {
+                None => own.arg(b"is").arg(base.as_bytes()),
+                Some(text) => own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes()),
+            },
+        };
         Turn {
             script: self.scripts.step(Step::Turn).get_hash().to_owned(),
-            keys: 2 + lists.len() + finish.egress.len(),
+            keys: 3 + lists.len() + finish.egress.len(),
             head,
             own,
+            behind: self.can_sort.then(|| lane.get_taken.clone()),
         }
     }
 
@@ -302,6 +302,15 @@ impl Queue {
             watched(request.send(connection)?)
         })
     }
+}
+
+/// What `turn.lua` returned for a lane, and what `SORT` got for it.
+fn pair(answer: Value) -> Option<(Value, Value)> {
+    let Value::Array(values) = answer else {
+        return None;
+    };
+    let [answer, document] = <[Value; 2]>::try_from(values).ok()?;
+    Some((answer, document))
 }
 
 /// What `turn.lua` returned for a lane; `None` if it has left that to the other scripts.

@@ -1,5 +1,6 @@
 //! The Redis keys of our own, and who holds what.
 
+use super::exchange::Arguments;
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -19,16 +20,36 @@ pub(super) struct LaneKeys {
     pub claims: String,
     pub lease: String,
     pub workers: String,
+    /// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes got with their
+    /// last requests.
+    pub taken: String,
+    /// The command that gets the documents of the first of these entries, each behind its entry. How many
+    /// it is to get is missing.
+    pub get_taken: Arguments,
 }
 
 impl LaneKeys {
     pub fn of(seat: &Seat) -> Self {
+        let taken = format!("conserver:taken:{}:{}", seat.instance, seat.worker);
         Self {
             claims: seat.claims_key(),
             lease: instance_key(&seat.instance),
             workers: workers_key(&seat.instance),
+            get_taken: get_documents(&taken),
+            taken,
         }
     }
+}
+
+/// A list is sorted by nothing if the pattern has no asterisk.
+fn get_documents(list: &str) -> Arguments {
+    let mut command = Arguments::default();
+    for word in [
+        "SORT", list, "BY", "nosort", "GET", "#", "GET", "vcon:*", "LIMIT", "0",
+    ] {
+        command.arg(word.as_bytes());
+    }
+    command
 }
 
 impl Seat {

@@ -117,6 +117,8 @@ pub struct Queue {
     last_time: u128,
     /// Whether the last document was one that `turn.lua` hands over.
     is_usual: bool,
+    /// Whether the server is not known to refuse the `SORT` that gets documents.
+    can_sort: bool,
 }
 
 impl Queue {
@@ -135,6 +137,7 @@ impl Queue {
             exchange: None,
             last_time: 0,
             is_usual: true,
+            can_sort: true,
         }
     }
 

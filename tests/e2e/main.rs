@@ -89,6 +89,7 @@ mod supervision;
 mod systemd;
 mod top;
 mod torture;
+mod turns;
 mod wakeup;
 mod webhooks;
 mod wrong_keys;

@@ -8,6 +8,7 @@ redis.call('DEL', KEYS[1], KEYS[4])
 for _, worker in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   if redis.call('EXISTS', 'conserver:claims:' .. ARGV[2] .. ':' .. worker) == 0 then
     redis.call('SREM', KEYS[3], worker)
+    redis.call('DEL', 'conserver:taken:' .. ARGV[2] .. ':' .. worker)
   end
 end
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end

@@ -1,0 +1,273 @@
+//! Lanes of one worker that finish in the usual way and take their next vCons, several in one request.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use conserver::queue::{
+    Claim, Claimed, Document, Exchange, Expiry, Finish, Finished, Holder, Kind, Queue, QueueError,
+    Seat,
+};
+use conserver::vcon::VconId;
+
+use crate::harness::{
+    PATIENCE, Redis, Sample, lease_of, list, queue, server_of, submit, wait_until,
+};
+
+const LANES: u32 = 4;
+
+const TAKEN: &str = "conserver:taken:here:1";
+
+/// How often the server got documents for a turn.
+fn sorts(redis: &Redis) -> u64 {
+    let stats: String = redis.ask(&["INFO", "commandstats"]);
+    let of = |line: &str| {
+        line.strip_prefix("cmdstat_sort:calls=")?
+            .split(',')
+            .next()?
+            .parse()
+            .ok()
+    };
+    stats.lines().find_map(of).unwrap_or(0)
+}
+
+fn samples(count: u32) -> Vec<Sample> {
+    (0..count).map(|_| Sample::small()).collect()
+}
+
+/// The lanes of one worker, each with a claim.
+fn lanes(redis: &Redis) -> Vec<(Queue, Claim)> {
+    submit(redis, "in", &samples(LANES));
+    let exchange = Arc::new(Exchange::default());
+    let lane = |lane| {
+        let seat = Seat {
+            instance: "here".to_owned(),
+            worker: 1,
+            lane,
+        };
+        let lease = lease_of("here", &Holder::this_process(1));
+        let expiry = Expiry {
+            document: 3600,
+            context: 3600,
+            dead_letter: 3600,
+        };
+        let queue = Queue::new(server_of(redis), seat, expiry, lease);
+        let mut queue = queue.sharing(Arc::clone(&exchange));
+        let claim = queue.claim(&[list("in")]).unwrap().work.unwrap().0;
+        (queue, claim)
+    };
+    (1..=LANES).map(lane).collect()
+}
+
+type Turned = (Finished, Option<Result<Claimed, QueueError>>);
+
+fn turn(queue: &mut Queue, claim: &Claim) -> Result<Turned, QueueError> {
+    let id: VconId = claim.id().unwrap();
+    let finish = Finish {
+        id: &id,
+        document: None,
+        expire: None,
+        egress: &[list("out")],
+        routes: &[],
+        letters: &[],
+    };
+    queue.finish_and_claim(claim, &finish, &[list("in")])
+}
+
+/// What a turn has taken: the entry and its document.
+fn next(turned: Result<Turned, QueueError>) -> Option<(Claim, Document)> {
+    let (finished, next) = turned.unwrap();
+    assert_eq!(finished, Finished::Done);
+    next.unwrap().unwrap().work
+}
+
+fn text(sample: &Sample) -> Document {
+    Document::Found(Kind::Text, sample.text().into_bytes())
+}
+
+/// A turn of all lanes at once. Those that got nothing are out.
+fn take_turns(lanes: Vec<(Queue, Claim)>) -> Vec<(Queue, Claim, Document)> {
+    let start = Arc::new(Barrier::new(lanes.len()));
+    let threads: Vec<_> = lanes
+        .into_iter()
+        .map(|(mut queue, claim)| {
+            let start = Arc::clone(&start);
+            thread::spawn(move || {
+                start.wait();
+                let (claim, document) = next(turn(&mut queue, &claim))?;
+                Some((queue, claim, document))
+            })
+        })
+        .collect();
+    threads
+        .into_iter()
+        .filter_map(|it| it.join().unwrap())
+        .collect()
+}
+
+#[test]
+fn lanes_that_ask_at_once_each_get_their_own_vcon() {
+    let redis = Redis::plain();
+    let mut lanes = lanes(&redis);
+    let mut turns = 0;
+    // Whether their requests meet is up to the machine.
+    wait_until("lanes share a request", PATIENCE, || {
+        let samples = samples(LANES);
+        submit(&redis, "in", &samples);
+        let mut open: Vec<&Sample> = samples.iter().collect();
+        lanes = take_turns(std::mem::take(&mut lanes))
+            .into_iter()
+            .map(|(queue, claim, document)| {
+                let at = open.iter().position(|it| it.id == claim.shown());
+                assert_eq!(document, text(open.remove(at.unwrap())));
+                (queue, claim)
+            })
+            .collect();
+        assert_eq!(open.len(), 0);
+        turns += u64::from(LANES);
+        sorts(&redis) < turns
+    });
+    assert_eq!(redis.length("out") as u64, turns);
+    assert_eq!(redis.claims().len(), LANES as usize);
+}
+
+#[test]
+fn lanes_for_which_there_is_nothing_get_nothing() {
+    let redis = Redis::plain();
+    let lanes = lanes(&redis);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let work = take_turns(lanes);
+    assert_eq!(work.len(), 2);
+    for (_, claim, document) in work {
+        let id = claim.shown();
+        let sample = samples.iter().find(|it| it.id == id).unwrap();
+        assert_eq!(document, text(sample));
+    }
+    assert_eq!(redis.length("out"), LANES as usize);
+    assert_eq!(redis.claims().len(), 2);
+}
+
+#[test]
+fn a_user_who_may_not_sort_gets_the_documents_all_the_same() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(4);
+    submit(&redis, "in", &samples);
+    // Redis lets only those get documents by a pattern who may read all keys.
+    let keys = [
+        "resetkeys",
+        "~conserver:*",
+        "~vcon:*",
+        "~context:*",
+        "~in",
+        "~out",
+    ];
+    let restrict = [&["ACL", "SETUSER", "default"], &keys[..]].concat();
+    redis.ask::<()>(&restrict);
+    let (mut claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let mut tries = None;
+    for sample in &samples[1..] {
+        let (taken, document) = next(turn(&mut queue, &claim)).unwrap();
+        assert_eq!(document, text(sample));
+        claim = taken;
+        // What was refused at the first turn is not tried again.
+        assert_eq!(*tries.get_or_insert_with(|| sorts(&redis)), sorts(&redis));
+    }
+    assert!(tries > Some(0));
+    assert_eq!(redis.length("out"), 3);
+}
+
+#[test]
+fn a_key_in_the_way_of_what_was_taken_costs_nothing_but_time() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    redis.ask::<()>(&["SET", TAKEN, "text"]);
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), samples[1].id);
+    assert_eq!(document, text(&samples[1]));
+}
+
+/// Requests that the server answers too late run behind those of the next connection.
+#[test]
+fn a_document_of_another_entry_is_not_taken_for_ours() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (samples, other) = (samples(2), Sample::small());
+    submit(&redis, "in", &samples);
+    submit(&redis, "elsewhere", std::slice::from_ref(&other));
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    // With this right gone, what a turn has taken is not told, and what stands there is somebody else's.
+    redis.ask::<i64>(&["LPUSH", TAKEN, &other.id]);
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "-lpush"]);
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), samples[1].id);
+    assert_eq!(document, text(&samples[1]));
+}
+
+#[test]
+fn what_is_not_usual_is_looked_at_alone() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let mut large = Sample::small();
+    large.document["subject"] = "x".repeat(2 << 20).into();
+    let [first, gone, is_set, last] = std::array::from_fn(|_| Sample::small());
+    let all = [&first, &gone, &is_set, &large].map(Clone::clone);
+    submit(&redis, "in", &all);
+    redis.ask::<()>(&["RPUSH", "in", "not a UUID"]);
+    submit(&redis, "in", std::slice::from_ref(&last));
+    redis.ask::<()>(&["DEL", &format!("vcon:{}", gone.id)]);
+    let key = format!("vcon:{}", is_set.id);
+    redis.ask::<()>(&["DEL", &key]);
+    redis.ask::<()>(&["SADD", &key, "member"]);
+
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!((claim.shown(), document), (gone.id, Document::Missing));
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), is_set.id);
+    assert!(matches!(document, Document::Unusable(_)), "{document:?}");
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), large.id);
+    assert!(document == text(&large), "not the large document");
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), "not a UUID");
+    assert_eq!(document, Document::NotAnId);
+    assert_eq!(redis.length("out"), 4);
+    assert_eq!(redis.claims().len(), 1);
+}
+
+#[test]
+fn a_turn_that_may_not_claim_leaves_entry_and_context_where_they_were() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let context = format!("context:in:{}", samples[1].id);
+    redis.ask::<i64>(&["RPUSH", &context, r#"{"trace_id":"0af7"}"#]);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    redis.ask::<()>(&["ACL", "SETUSER", "default", "-hset"]);
+    let (finished, next) = turn(&mut queue, &claim).unwrap();
+    assert_eq!(finished, Finished::Done);
+    assert!(next.is_none(), "{next:?}");
+    assert_eq!(redis.list("in"), [samples[1].id.as_str()]);
+    assert_eq!(redis.list(&context).len(), 1);
+    assert_eq!(redis.list("out"), [samples[0].id.as_str()]);
+    assert_eq!(redis.claims().len(), 0);
+}
+
+#[test]
+fn nothing_is_left_of_what_was_taken_once_the_daemon_has_ended() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(redis.list(TAKEN), [samples[1].id.as_str()]);
+    assert!(next(turn(&mut queue, &claim)).is_none());
+    queue.release_lease().unwrap();
+    assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
+}
