@@ -1,5 +1,7 @@
 //! One vCon in several hands: two chains, a chain and a producer. No change of anyone's is lost.
 
+mod kills;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;

@@ -15,6 +15,7 @@ mod elastic;
 mod files;
 mod guard;
 mod hook;
+mod journal;
 mod ledger;
 mod monitor;
 mod nginx;
@@ -70,7 +71,7 @@ pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};
 pub use shelf::Shelf;
 pub use terminal::Terminal;
 pub use vcons::{Sample, fresh, same, submit};
-pub use webhook::Webhook;
+pub use webhook::{Request, Webhook, reply};
 
 /// How long a test waits for what should take far less: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! A tiny HTTP server that records what it is sent and answers as it is told.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -101,27 +101,39 @@ impl Webhook {
 }
 
 fn serve(stream: TcpStream, answer: &mut impl FnMut(&Request) -> (u16, String)) -> Option<Request> {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    let mut reader = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    let head = head.to_lowercase();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length:"))?;
-    let mut body = vec![0; length.trim().parse().ok()?];
-    reader.read_exact(&mut body).ok()?;
-    let body = String::from_utf8(body).ok()?;
-    let request = Request { head, body };
+    let (request, stream) = Request::receive(stream)?;
     let (status, said) = answer(&request);
+    reply(stream, status, &said).ok()?;
+    Some(request)
+}
+
+impl Request {
+    /// Reads one, and gives the connection back for the answer; nothing if that ends too early.
+    pub fn receive(stream: TcpStream) -> Option<(Self, TcpStream)> {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        let head = head.to_lowercase();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))?;
+        let mut body = vec![0; length.trim().parse().ok()?];
+        reader.read_exact(&mut body).ok()?;
+        let body = String::from_utf8(body).ok()?;
+        Some((Self { head, body }, reader.into_inner()))
+    }
+}
+
+/// Answers a request.
+pub fn reply(mut stream: TcpStream, status: u16, said: &str) -> io::Result<()> {
     let length = said.len();
     let answer = format!(
         "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{said}"
     );
-    reader.get_mut().write_all(answer.as_bytes()).ok()?;
-    Some(request)
+    stream.write_all(answer.as_bytes())
 }

@@ -1,0 +1,443 @@
+//! The same while workers are killed with SIGKILL, again and again, some with all that they have in
+//! hand in the middle of its chain, some at any instant from there to the finish.
+//!
+//! A kill takes nobody's change along, and nothing is announced twice: a claim is let go in the step
+//! that announces. What a killed worker had in hand begins anew.
+
+mod barrier;
+mod history;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use self::barrier::Barrier;
+use self::history::History;
+use super::{all_are, config, has_tags, is_newer, newer, settles, tag};
+use crate::harness::{
+    Conserver, Daemon, Files, PATIENCE, Redis, Sample, running_in_group, same, submit, title_of,
+    wait_until,
+};
+
+const WORKERS: usize = 2;
+
+/// A worker that is killed on the way from the barrier to the finish has at most so many
+/// milliseconds for it.
+const LATEST: u64 = 12;
+
+/// A list and the UUID of a vCon that was pushed onto it.
+type Entry = (String, String);
+
+/// A daemon whose workers are killed, and where its vCons wait.
+struct Scene {
+    redis: Redis,
+    files: Files,
+    barrier: Barrier,
+    daemon: Daemon,
+    samples: Vec<Sample>,
+    /// vCons at work at one time.
+    at_once: usize,
+    random: fastrand::Rng,
+    /// The workers, the one that was killed last at the end.
+    turns: Vec<usize>,
+    /// Kills of workers that had claims, all of which waited at the barrier.
+    certain: usize,
+    /// These claims.
+    held: usize,
+    /// Kills of workers on the way from the barrier to the finish.
+    late: usize,
+    /// How often there were to be such.
+    rounds: usize,
+}
+
+impl Scene {
+    /// A daemon with so many lanes for each vCon that is at work at one time, and chains as
+    /// [`config`] takes them. In each, the link of the chain's name is the barrier.
+    fn begin(
+        redis: Redis,
+        method: &str,
+        hands: usize,
+        mut links: Value,
+        chains: &[(&str, &[&str])],
+    ) -> Self {
+        let (files, barrier, samples) = (Files::new(), Barrier::new(), super::samples());
+        let at_once = (samples.len() / 4).clamp(6, super::AT_ONCE) / WORKERS * WORKERS;
+        for (list, _) in chains {
+            links[list] = barrier.link(list);
+        }
+        let mut config = config(&files, links, chains);
+        if chains.iter().any(|(list, _)| *list == "start") {
+            config["chains"]["start"]["egress_lists"] = json!(["left"]);
+        }
+        let redis = redis.with_journal().started();
+        let daemon = Conserver::with(&redis)
+            .config(&config)
+            .method(method)
+            .workers(WORKERS)
+            .lanes(at_once * hands / WORKERS)
+            .env("CONSERVER_MAX_DEATHS", "0")
+            // Nothing is looked for in the storages: they may have what was deleted from Redis.
+            .env("VCON_STORAGE_FALLBACK_ENABLED", "false")
+            // A token that was given to a worker that is dead costs no more than this.
+            .env("TICK_INTERVAL", "500")
+            .start();
+        Self {
+            redis,
+            files,
+            barrier,
+            daemon,
+            samples,
+            at_once,
+            random: fastrand::Rng::with_seed(4711),
+            turns: (1..=WORKERS).collect(),
+            certain: 0,
+            held: 0,
+            late: 0,
+            rounds: 0,
+        }
+    }
+
+    /// The vCons, so many as are at work at one time; with each, how many there are up to the last of
+    /// them.
+    fn batches(&self) -> Vec<(usize, Vec<Sample>)> {
+        let mut sofar = 0;
+        let batch = |some: &[Sample]| {
+            sofar += some.len();
+            (sofar, some.to_vec())
+        };
+        self.samples.chunks(self.at_once).map(batch).collect()
+    }
+
+    /// The workers and their PIDs, as soon as all of them run.
+    fn workers(&self) -> BTreeMap<usize, i32> {
+        let number = |pid: i32| {
+            let title = title_of(pid);
+            let rest = title.strip_prefix("conserver: worker ")?;
+            Some((rest.split_once(' ')?.0.parse().ok()?, pid))
+        };
+        let mut workers = BTreeMap::new();
+        wait_until("all workers run", PATIENCE, || {
+            let pids = running_in_group(self.daemon.pid());
+            workers = pids.into_iter().filter_map(number).collect();
+            workers.len() == WORKERS
+        });
+        workers
+    }
+
+    /// Waits until there are so many claims, and all of them wait at the barrier.
+    fn gathers(&self, count: usize) {
+        wait_until(&format!("{count} vCons wait"), PATIENCE, || {
+            let text = |it: &Value| it.as_str().expect("text").to_owned();
+            let claims = self.redis.claims();
+            let claims = claims
+                .iter()
+                .map(|it| (text(&it["list"]), text(&it["uuid"])));
+            let mut claims: Vec<Entry> = claims.collect();
+            claims.sort();
+            claims.len() == count && claims == self.barrier.waiting()
+        });
+    }
+
+    /// The workers that hold claims, the one that was killed last at the end, and their claims.
+    fn holders(&self) -> Vec<(usize, usize)> {
+        let hash = |worker: &usize| format!("conserver:claims:here:{worker}");
+        let claims = |worker: usize| (worker, self.redis.ask(&["HLEN", &hash(&worker)]));
+        let holders = self.turns.iter().copied().map(claims);
+        holders.filter(|(_, claims)| *claims > 0).collect()
+    }
+
+    /// Kills a worker, and waits until nothing is left of it.
+    fn kill(&mut self, worker: usize, pid: i32) {
+        let pid = Pid::from_raw(pid);
+        kill(pid, Signal::SIGKILL).expect("the worker runs");
+        // Before it is reaped, some of its threads, and with them its connections, may still be there.
+        wait_until("it is gone", PATIENCE, || kill(pid, None).is_err());
+        self.turns.retain(|it| *it != worker);
+        self.turns.push(worker);
+    }
+
+    /// Kills a worker all of whose vCons wait. Returns how many these were.
+    fn kill_one_that_waits(&mut self) -> usize {
+        let (worker, held) = self.holders()[0];
+        let pid = self.workers()[&worker];
+        self.kill(worker, pid);
+        self.certain += 1;
+        self.held += held;
+        held
+    }
+
+    /// Lets the vCons of these lists go, and kills the workers while these are on their way.
+    fn let_go_and_kill(&mut self, lists: &[&str]) {
+        let workers = self.workers();
+        // Every other time the first one at once: something is always in hand then.
+        self.rounds += 1;
+        let mut latest = if self.rounds % 2 == 1 { 0 } else { LATEST };
+        lists.iter().for_each(|list| self.barrier.open(list));
+        for worker in self.turns.clone() {
+            let pause = self.random.u64(0..=latest);
+            thread::sleep(Duration::from_millis(pause));
+            latest = LATEST;
+            // One that has nothing in hand any more would only be started again later and later.
+            if self.holders().iter().any(|it| it.0 == worker) {
+                self.kill(worker, workers[&worker]);
+                self.late += 1;
+            }
+        }
+    }
+
+    /// Lets the vCons of these lists go, and kills workers but while those of the first batch go.
+    fn let_go(&mut self, lists: &[&str], done: usize) {
+        if done > self.at_once {
+            self.let_go_and_kill(lists);
+        } else {
+            // Here two changes meet for certain.
+            lists.iter().for_each(|list| self.barrier.open(list));
+        }
+    }
+
+    /// Waits until so many are through on each list, and closes the barrier.
+    fn is_through(&self, lists: &[&str], count: usize) {
+        for list in lists {
+            let (done, dead) = (format!("{list}_done"), format!("DLQ:{list}"));
+            wait_until(&format!("{count} are through on {list}"), PATIENCE, || {
+                self.redis.length(&done) + self.redis.length(&dead) >= count
+            });
+            self.barrier.close(list);
+        }
+    }
+
+    /// Stops the daemon. Fails unless each file is what stands in Redis, nothing is left anywhere, and
+    /// the kills have met work.
+    fn end(self) -> (History, BTreeMap<Entry, usize>) {
+        let log = self.daemon.log();
+        self.daemon.stop();
+        assert!(!log.contains("was changed in two ways"), "{log}");
+        for pattern in [
+            "claims:*",
+            "deaths",
+            "lapses",
+            "tries",
+            "progress",
+            "unreadable",
+        ]
+        .into_iter()
+        .chain(["foreign", "overwritten:*", "draft:*"])
+        {
+            let keys = self.redis.keys(&format!("conserver:{pattern}"));
+            assert_eq!(keys, Vec::<String>::new());
+        }
+        for (id, copy) in self.files.documents() {
+            if let Some(document) = self.redis.document(&id) {
+                assert!(same(&copy, &document), "{copy} is stored, not {document}");
+            }
+        }
+        let history = History::of(&self.redis);
+        let (certain, held, late) = (self.certain, self.held, self.late);
+        let (deaths, met) = (history.deaths, history.returns());
+        println!("{certain} kills with {held} claims, {late} at any instant: {met} returned");
+        assert!(certain > 0 && late > 0, "{certain}, {late}");
+        assert!(
+            certain <= held && held <= deaths && deaths <= met,
+            "{certain}, {held}, {deaths}, {met}"
+        );
+        (history, self.barrier.calls())
+    }
+
+    /// Ends with all announced; `chains` are ingress and egress lists.
+    fn end_with_all(self, times: usize, chains: &[(&str, &str)]) {
+        let merged = self
+            .daemon
+            .count_in_log("was changed while it was in work, both changes are kept");
+        assert!(merged > 0, "no two changes have met");
+        assert_eq!(self.redis.keys("DLQ:*"), Vec::<String>::new());
+        let samples = self.samples.clone();
+        let (history, calls) = self.end();
+        for chain in chains {
+            history.adds_up(*chain, times, &samples, &calls);
+        }
+    }
+}
+
+/// Both kinds of documents at the same time.
+fn with_both(case: impl Fn(Redis) + Sync) {
+    thread::scope(|scope| {
+        scope.spawn(|| case(Redis::new()));
+        case(Redis::new().json());
+    });
+}
+
+fn two_lists(redis: Redis, method: &str) {
+    let links = json!({"first": tag("a"), "second": tag("b")});
+    let chains: [(&str, &[&str]); 2] = [
+        ("left", &["left", "first"]),
+        ("right", &["right", "second"]),
+    ];
+    let mut scene = Scene::begin(redis, method, 2, links, &chains);
+    for (done, some) in scene.batches() {
+        submit(&scene.redis, "left", &some);
+        // The document as it is; only the entry is new.
+        for sample in &some {
+            scene.redis.ask::<i64>(&["RPUSH", "right", &sample.id]);
+        }
+        for _ in 0..2 {
+            scene.gathers(some.len() * 2);
+            scene.kill_one_that_waits();
+        }
+        scene.gathers(some.len() * 2);
+        scene.let_go(&["left", "right"], done);
+        scene.is_through(&["left", "right"], done);
+    }
+    let Scene { redis, files, .. } = &scene;
+    settles(redis, &scene.samples, &[("left", 1), ("right", 1)]);
+    all_are("both tags", redis, files, &scene.samples, |it| {
+        has_tags(it, &["a", "b"])
+    });
+    scene.end_with_all(1, &[("left", "left_done"), ("right", "right_done")]);
+}
+
+fn routed(redis: Redis, method: &str) {
+    let routes = json!({"tag_routes": {"a": "right"}});
+    let links = json!({"first": tag("a"), "second": tag("b"), "third": tag("c"),
+        "router": {"module": "links.tag_router", "options": routes}});
+    let chains: [(&str, &[&str]); 3] = [
+        ("start", &["start", "first", "router"]),
+        ("left", &["left", "second"]),
+        ("right", &["right", "third"]),
+    ];
+    let mut scene = Scene::begin(redis, method, 2, links, &chains);
+    for (done, some) in scene.batches() {
+        submit(&scene.redis, "start", &some);
+        scene.gathers(some.len());
+        scene.kill_one_that_waits();
+        scene.gathers(some.len());
+        scene.let_go_and_kill(&["start"]);
+        scene.gathers(some.len() * 2);
+        scene.barrier.close("start");
+        scene.kill_one_that_waits();
+        scene.gathers(some.len() * 2);
+        scene.let_go(&["left", "right"], done);
+        scene.is_through(&["left", "right"], done);
+    }
+    let Scene { redis, files, .. } = &scene;
+    settles(redis, &scene.samples, &[("left", 1), ("right", 1)]);
+    assert_eq!(redis.length("start"), 0);
+    all_are("all tags", redis, files, &scene.samples, |it| {
+        has_tags(it, &["a", "b", "c"])
+    });
+    let chains = [
+        ("start", "left"),
+        ("left", "left_done"),
+        ("right", "right_done"),
+    ];
+    scene.end_with_all(1, &chains);
+}
+
+fn new_version(redis: Redis, method: &str) {
+    let links = json!({"tagger": tag("a")});
+    let mut scene = Scene::begin(redis, method, 1, links, &[("main", &["tagger", "main"])]);
+    for (done, some) in scene.batches() {
+        submit(&scene.redis, "main", &some);
+        scene.gathers(some.len());
+        scene.kill_one_that_waits();
+        scene.gathers(some.len());
+        let versions: Vec<Sample> = some.iter().map(|it| newer(it, "newer")).collect();
+        submit(&scene.redis, "main", &versions);
+        // Those that find no lane wait in the list.
+        let in_work = scene.at_once.min(some.len() * 2);
+        scene.gathers(in_work);
+        scene.kill_one_that_waits();
+        scene.gathers(in_work);
+        scene.let_go(&["main"], done);
+        scene.is_through(&["main"], done * 2);
+    }
+    let Scene { redis, files, .. } = &scene;
+    settles(redis, &scene.samples, &[("main", 2)]);
+    let what = "the new version and the tag";
+    all_are(what, redis, files, &scene.samples, |it| {
+        is_newer(it, "newer") && has_tags(it, &["a"])
+    });
+    scene.end_with_all(2, &[("main", "main_done")]);
+}
+
+/// A vCon is announced and stored as it was in work, but if its worker died after the document had
+/// been deleted: that is in no place any more from which it could begin anew, and it becomes a dead
+/// letter.
+fn deleted(redis: Redis, method: &str) {
+    let links = json!({"tagger": tag("a")});
+    let mut scene = Scene::begin(redis, method, 1, links, &[("main", &["tagger", "main"])]);
+    for (done, some) in scene.batches() {
+        submit(&scene.redis, "main", &some);
+        scene.gathers(some.len());
+        scene.kill_one_that_waits();
+        scene.gathers(some.len());
+        for sample in &some {
+            let key = format!("vcon:{}", sample.id);
+            scene.redis.ask::<i64>(&["DEL", &key]);
+        }
+        let gone = scene.kill_one_that_waits();
+        scene.gathers(some.len() - gone);
+        scene.let_go(&["main"], done);
+        scene.is_through(&["main"], done);
+    }
+    let Scene { redis, files, .. } = &scene;
+    assert_eq!(redis.length("main"), 0);
+    assert_eq!(redis.keys("vcon:*"), Vec::<String>::new());
+    let stored: BTreeMap<String, Value> = files.documents().into_iter().collect();
+    let announced = redis.list("main_done");
+    let dead = redis.list("DLQ:main");
+    let reasons: BTreeMap<String, String> = redis.ask(&["HGETALL", "conserver:dlq:main"]);
+    let samples = scene.samples.clone();
+    let (history, calls) = scene.end();
+    history.adds_up(("main", "main_done"), 1, &samples, &calls);
+    assert!(!announced.is_empty(), "none was announced");
+    for id in &announced {
+        assert!(stored.contains_key(id), "{id} is not stored");
+    }
+    for (id, document) in &stored {
+        assert!(has_tags(document, &["a"]), "{id}: {document}");
+    }
+    let mut dead_in_order = dead;
+    dead_in_order.sort();
+    let doomed: Vec<String> = history.doomed("main").into_iter().collect();
+    assert_eq!(dead_in_order, doomed);
+    assert_eq!(reasons.len(), doomed.len());
+    for (id, reason) in reasons {
+        let expected = "there is no document under its key in Redis";
+        assert!(reason.contains(expected), "{id}: {reason}");
+    }
+}
+
+/// Makes a test of each case for each start method.
+macro_rules! for_each_method {
+    ($($method:ident),*) => { $(
+        mod $method {
+            use super::*;
+
+            #[test]
+            fn two_chains_on_one_vcon_keep_each_others_tags() {
+                with_both(|redis| two_lists(redis, stringify!($method)));
+            }
+
+            #[test]
+            fn a_vcon_that_is_routed_into_another_chain_keeps_the_tags_of_all() {
+                with_both(|redis| routed(redis, stringify!($method)));
+            }
+
+            #[test]
+            fn a_new_version_stands_with_the_tag() {
+                with_both(|redis| new_version(redis, stringify!($method)));
+            }
+
+            #[test]
+            fn a_vcon_that_is_deleted_is_not_brought_back() {
+                with_both(|redis| deleted(redis, stringify!($method)));
+            }
+        }
+    )* };
+}
+
+for_each_method!(fork, spawn, forkserver);
