@@ -26,11 +26,39 @@ use crate::harness::{
 const WORKERS: usize = 2;
 
 /// A worker that is killed on the way from the barrier to the finish has at most so many
-/// milliseconds for it.
+/// milliseconds before that.
 const LATEST: u64 = 12;
+
+/// Keys below `conserver:` of which none is left when all is done.
+const TRACES: [&str; 9] = [
+    "claims:*",
+    "deaths",
+    "draft:*",
+    "foreign",
+    "lapses",
+    "overwritten:*",
+    "progress",
+    "tries",
+    "unreadable",
+];
 
 /// A list and the UUID of a vCon that was pushed onto it.
 type Entry = (String, String);
+
+/// vCons that are at work at one time.
+struct Batch {
+    number: usize,
+    some: Vec<Sample>,
+    /// How many there are up to the last of them.
+    sofar: usize,
+}
+
+impl Batch {
+    /// Whether workers are killed while it is on its way to the finish.
+    fn is_odd(&self) -> bool {
+        self.number % 2 == 1
+    }
+}
 
 /// A daemon whose workers are killed, and where its vCons wait.
 struct Scene {
@@ -65,7 +93,7 @@ impl Scene {
         chains: &[(&str, &[&str])],
     ) -> Self {
         let (files, barrier, samples) = (Files::new(), Barrier::new(), super::samples());
-        let at_once = (samples.len() / 4).clamp(6, super::AT_ONCE) / WORKERS * WORKERS;
+        let at_once = (samples.len() / 4).clamp(4, super::AT_ONCE) / WORKERS * WORKERS;
         for (list, _) in chains {
             links[list] = barrier.link(list);
         }
@@ -101,15 +129,19 @@ impl Scene {
         }
     }
 
-    /// The vCons, so many as are at work at one time; with each, how many there are up to the last of
-    /// them.
-    fn batches(&self) -> Vec<(usize, Vec<Sample>)> {
+    /// The vCons, so many as are at work at one time.
+    fn batches(&self) -> Vec<Batch> {
         let mut sofar = 0;
-        let batch = |some: &[Sample]| {
+        let batch = |(number, some): (usize, &[Sample])| {
             sofar += some.len();
-            (sofar, some.to_vec())
+            Batch {
+                number,
+                some: some.to_vec(),
+                sofar,
+            }
         };
-        self.samples.chunks(self.at_once).map(batch).collect()
+        let batches = self.samples.chunks(self.at_once).enumerate();
+        batches.map(batch).collect()
     }
 
     /// The workers and their PIDs, as soon as all of them run.
@@ -170,32 +202,28 @@ impl Scene {
         held
     }
 
-    /// Lets the vCons of these lists go, and kills the workers while these are on their way.
-    fn let_go_and_kill(&mut self, lists: &[&str]) {
+    /// Lets the vCons of these lists go. In every other batch it kills the workers while these are on
+    /// their way, except in the first: there, two changes meet for certain.
+    ///
+    /// A worker that is killed again and again before it has done anything is restarted later and
+    /// later; so each has a batch in which it gets something done.
+    fn let_go(&mut self, lists: &[&str], kills: bool) {
         let workers = self.workers();
-        // Every other time the first one at once: something is always in hand then.
-        self.rounds += 1;
-        let mut latest = if self.rounds % 2 == 1 { 0 } else { LATEST };
         lists.iter().for_each(|list| self.barrier.open(list));
+        if !kills {
+            return;
+        }
+        // Every other time the first one at once: it has something in hand then.
+        let mut latest = if self.rounds % 2 == 0 { 0 } else { LATEST };
+        self.rounds += 1;
         for worker in self.turns.clone() {
             let pause = self.random.u64(0..=latest);
             thread::sleep(Duration::from_millis(pause));
             latest = LATEST;
-            // One that has nothing in hand any more would only be started again later and later.
             if self.holders().iter().any(|it| it.0 == worker) {
                 self.kill(worker, workers[&worker]);
                 self.late += 1;
             }
-        }
-    }
-
-    /// Lets the vCons of these lists go, and kills workers but while those of the first batch go.
-    fn let_go(&mut self, lists: &[&str], done: usize) {
-        if done > self.at_once {
-            self.let_go_and_kill(lists);
-        } else {
-            // Here two changes meet for certain.
-            lists.iter().for_each(|list| self.barrier.open(list));
         }
     }
 
@@ -216,17 +244,7 @@ impl Scene {
         let log = self.daemon.log();
         self.daemon.stop();
         assert!(!log.contains("was changed in two ways"), "{log}");
-        for pattern in [
-            "claims:*",
-            "deaths",
-            "lapses",
-            "tries",
-            "progress",
-            "unreadable",
-        ]
-        .into_iter()
-        .chain(["foreign", "overwritten:*", "draft:*"])
-        {
+        for pattern in TRACES {
             let keys = self.redis.keys(&format!("conserver:{pattern}"));
             assert_eq!(keys, Vec::<String>::new());
         }
@@ -277,10 +295,11 @@ fn two_lists(redis: Redis, method: &str) {
         ("right", &["right", "second"]),
     ];
     let mut scene = Scene::begin(redis, method, 2, links, &chains);
-    for (done, some) in scene.batches() {
-        submit(&scene.redis, "left", &some);
+    for batch in scene.batches() {
+        let Batch { some, sofar, .. } = &batch;
+        submit(&scene.redis, "left", some);
         // The document as it is; only the entry is new.
-        for sample in &some {
+        for sample in some {
             scene.redis.ask::<i64>(&["RPUSH", "right", &sample.id]);
         }
         for _ in 0..2 {
@@ -288,8 +307,8 @@ fn two_lists(redis: Redis, method: &str) {
             scene.kill_one_that_waits();
         }
         scene.gathers(some.len() * 2);
-        scene.let_go(&["left", "right"], done);
-        scene.is_through(&["left", "right"], done);
+        scene.let_go(&["left", "right"], batch.is_odd());
+        scene.is_through(&["left", "right"], *sofar);
     }
     let Scene { redis, files, .. } = &scene;
     settles(redis, &scene.samples, &[("left", 1), ("right", 1)]);
@@ -309,18 +328,19 @@ fn routed(redis: Redis, method: &str) {
         ("right", &["right", "third"]),
     ];
     let mut scene = Scene::begin(redis, method, 2, links, &chains);
-    for (done, some) in scene.batches() {
-        submit(&scene.redis, "start", &some);
+    for batch in scene.batches() {
+        let Batch { some, sofar, .. } = &batch;
+        submit(&scene.redis, "start", some);
         scene.gathers(some.len());
         scene.kill_one_that_waits();
         scene.gathers(some.len());
-        scene.let_go_and_kill(&["start"]);
+        scene.let_go(&["start"], batch.is_odd());
         scene.gathers(some.len() * 2);
         scene.barrier.close("start");
         scene.kill_one_that_waits();
         scene.gathers(some.len() * 2);
-        scene.let_go(&["left", "right"], done);
-        scene.is_through(&["left", "right"], done);
+        scene.let_go(&["left", "right"], !batch.is_odd() && batch.number > 0);
+        scene.is_through(&["left", "right"], *sofar);
     }
     let Scene { redis, files, .. } = &scene;
     settles(redis, &scene.samples, &[("left", 1), ("right", 1)]);
@@ -339,8 +359,9 @@ fn routed(redis: Redis, method: &str) {
 fn new_version(redis: Redis, method: &str) {
     let links = json!({"tagger": tag("a")});
     let mut scene = Scene::begin(redis, method, 1, links, &[("main", &["tagger", "main"])]);
-    for (done, some) in scene.batches() {
-        submit(&scene.redis, "main", &some);
+    for batch in scene.batches() {
+        let Batch { some, sofar, .. } = &batch;
+        submit(&scene.redis, "main", some);
         scene.gathers(some.len());
         scene.kill_one_that_waits();
         scene.gathers(some.len());
@@ -351,8 +372,8 @@ fn new_version(redis: Redis, method: &str) {
         scene.gathers(in_work);
         scene.kill_one_that_waits();
         scene.gathers(in_work);
-        scene.let_go(&["main"], done);
-        scene.is_through(&["main"], done * 2);
+        scene.let_go(&["main"], batch.is_odd());
+        scene.is_through(&["main"], sofar * 2);
     }
     let Scene { redis, files, .. } = &scene;
     settles(redis, &scene.samples, &[("main", 2)]);
@@ -369,19 +390,20 @@ fn new_version(redis: Redis, method: &str) {
 fn deleted(redis: Redis, method: &str) {
     let links = json!({"tagger": tag("a")});
     let mut scene = Scene::begin(redis, method, 1, links, &[("main", &["tagger", "main"])]);
-    for (done, some) in scene.batches() {
-        submit(&scene.redis, "main", &some);
+    for batch in scene.batches() {
+        let Batch { some, sofar, .. } = &batch;
+        submit(&scene.redis, "main", some);
         scene.gathers(some.len());
         scene.kill_one_that_waits();
         scene.gathers(some.len());
-        for sample in &some {
+        for sample in some {
             let key = format!("vcon:{}", sample.id);
             scene.redis.ask::<i64>(&["DEL", &key]);
         }
         let gone = scene.kill_one_that_waits();
         scene.gathers(some.len() - gone);
-        scene.let_go(&["main"], done);
-        scene.is_through(&["main"], done);
+        scene.let_go(&["main"], batch.is_odd());
+        scene.is_through(&["main"], *sofar);
     }
     let Scene { redis, files, .. } = &scene;
     assert_eq!(redis.length("main"), 0);
