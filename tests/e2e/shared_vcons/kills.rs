@@ -1,8 +1,8 @@
-//! The same while workers are killed with SIGKILL, again and again, some with all that they have in
-//! hand in the middle of its chain, some at any instant from there to the finish.
+//! The same while workers are killed with SIGKILL again and again: some while all their vCons are in
+//! the middle of the chain, some on the way from there to the finish.
 //!
-//! A kill takes nobody's change along, and nothing is announced twice: a claim is let go in the step
-//! that announces. What a killed worker had in hand begins anew.
+//! No kill loses a change, and nothing is announced twice, as one step announces a vCon and lets go of
+//! its claim. What a killed worker had in work begins anew.
 
 mod barrier;
 mod history;
@@ -25,11 +25,11 @@ use crate::harness::{
 
 const WORKERS: usize = 2;
 
-/// A worker that is killed on the way from the barrier to the finish has at most so many
-/// milliseconds before that.
+/// The longest pause, in milliseconds, between the opening of the barrier and a kill, and between two
+/// kills.
 const LATEST: u64 = 12;
 
-/// Keys below `conserver:` of which none is left when all is done.
+/// Keys, without their `conserver:`, of which none is left in the end.
 const TRACES: [&str; 9] = [
     "claims:*",
     "deaths",
@@ -54,13 +54,14 @@ struct Batch {
 }
 
 impl Batch {
-    /// Whether workers are killed while it is on its way to the finish.
+    /// Every other batch. The supervisor restarts a worker later and later if it keeps dying with
+    /// nothing done; so workers are killed late only in every other batch.
     fn is_odd(&self) -> bool {
         self.number % 2 == 1
     }
 
-    /// How many workers are killed at the barrier: not always all of them, as what no kill has met is
-    /// finished in another way.
+    /// How many workers are killed at the barrier: not always all of them, as Redis finishes a vCon
+    /// without any deaths by another script.
     fn kills(&self) -> usize {
         if self.is_odd() { WORKERS } else { 1 }
     }
@@ -76,21 +77,21 @@ struct Scene {
     /// vCons at work at one time.
     at_once: usize,
     random: fastrand::Rng,
-    /// The workers, the one that was killed last at the end.
+    /// The workers; the one that was killed last comes last.
     turns: Vec<usize>,
-    /// Kills of workers that had claims, all of which waited at the barrier.
+    /// Kills of workers all of whose vCons were at the barrier.
     certain: usize,
-    /// These claims.
+    /// The claims that these had.
     held: usize,
-    /// Kills of workers on the way from the barrier to the finish.
+    /// Kills of workers whose vCons were on the way from the barrier to the finish.
     late: usize,
-    /// How often there were to be such.
+    /// Batches with late kills.
     rounds: usize,
 }
 
 impl Scene {
-    /// A daemon with so many lanes for each vCon that is at work at one time, and chains as
-    /// [`config`] takes them. In each, the link of the chain's name is the barrier.
+    /// A daemon with `hands` lanes for each vCon of a batch, and chains as [`config`] takes them. The
+    /// link that has the name of its chain is the barrier.
     fn begin(
         redis: Redis,
         method: &str,
@@ -114,9 +115,9 @@ impl Scene {
             .workers(WORKERS)
             .lanes(at_once * hands / WORKERS)
             .env("CONSERVER_MAX_DEATHS", "0")
-            // Nothing is looked for in the storages: they may have what was deleted from Redis.
+            // Else what was deleted from Redis comes back from a storage, if its worker dies.
             .env("VCON_STORAGE_FALLBACK_ENABLED", "false")
-            // A token that was given to a worker that is dead costs no more than this.
+            // A wake token that dies with its worker costs no more time than this.
             .env("TICK_INTERVAL", "500")
             .start();
         Self {
@@ -135,7 +136,6 @@ impl Scene {
         }
     }
 
-    /// The vCons, so many as are at work at one time.
     fn batches(&self) -> Vec<Batch> {
         let mut sofar = 0;
         let batch = |(number, some): (usize, &[Sample])| {
@@ -166,7 +166,7 @@ impl Scene {
         workers
     }
 
-    /// Waits until there are so many claims, and all of them wait at the barrier.
+    /// Waits until there are `count` claims, and all of them are at the barrier.
     fn gathers(&self, count: usize) {
         wait_until(&format!("{count} vCons wait"), PATIENCE, || {
             let text = |it: &Value| it.as_str().expect("text").to_owned();
@@ -180,7 +180,7 @@ impl Scene {
         });
     }
 
-    /// The workers that hold claims, the one that was killed last at the end, and their claims.
+    /// The workers that hold claims, and how many. The one that was killed last comes last.
     fn holders(&self) -> Vec<(usize, usize)> {
         let hash = |worker: &usize| format!("conserver:claims:here:{worker}");
         let claims = |worker: usize| (worker, self.redis.ask(&["HLEN", &hash(&worker)]));
@@ -192,13 +192,13 @@ impl Scene {
     fn kill(&mut self, worker: usize, pid: i32) {
         let pid = Pid::from_raw(pid);
         kill(pid, Signal::SIGKILL).expect("the worker runs");
-        // Before it is reaped, some of its threads, and with them its connections, may still be there.
+        // Until it is reaped, some of its threads, and with them its connections, may be left.
         wait_until("it is gone", PATIENCE, || kill(pid, None).is_err());
         self.turns.retain(|it| *it != worker);
         self.turns.push(worker);
     }
 
-    /// Kills a worker all of whose vCons wait. Returns how many these were.
+    /// Kills a worker all of whose vCons are at the barrier. Returns how many it had.
     fn kill_one_that_waits(&mut self) -> usize {
         let (worker, held) = self.holders()[0];
         let pid = self.workers()[&worker];
@@ -208,24 +208,25 @@ impl Scene {
         held
     }
 
-    /// Lets the vCons of these lists go. In every other batch it kills the workers while these are on
-    /// their way, except in the first: there, two changes meet for certain.
-    ///
-    /// A worker that is killed again and again before it has done anything is restarted later and
-    /// later; so each has a batch in which it gets something done.
+    /// Lets the vCons of these lists go; with `kills`, kills the workers while these are on their way.
     fn let_go(&mut self, lists: &[&str], kills: bool) {
         let workers = self.workers();
+        let (mut turns, (first, _)) = (self.turns.clone(), self.holders()[0]);
         lists.iter().for_each(|list| self.barrier.open(list));
         if !kills {
             return;
         }
-        // Every other time the first one at once: it has something in hand then.
-        let mut latest = if self.rounds % 2 == 0 { 0 } else { LATEST };
         self.rounds += 1;
-        for worker in self.turns.clone() {
-            let pause = self.random.u64(0..=latest);
+        if self.rounds % 2 == 1 {
+            // At once: it still has its claims.
+            turns.retain(|it| *it != first);
+            self.kill(first, workers[&first]);
+            self.late += 1;
+        }
+        for worker in turns {
+            let pause = self.random.u64(0..=LATEST);
             thread::sleep(Duration::from_millis(pause));
-            latest = LATEST;
+            // Without claims it has nothing to lose.
             if self.holders().iter().any(|it| it.0 == worker) {
                 self.kill(worker, workers[&worker]);
                 self.late += 1;
@@ -233,7 +234,7 @@ impl Scene {
         }
     }
 
-    /// Waits until so many are through on each list, and closes the barrier.
+    /// Waits until each list has announced `count` vCons or buried them, and closes the barrier.
     fn is_through(&self, lists: &[&str], count: usize) {
         for list in lists {
             let (done, dead) = (format!("{list}_done"), format!("DLQ:{list}"));
@@ -262,7 +263,7 @@ impl Scene {
         let history = History::of(&self.redis);
         let (certain, held, late) = (self.certain, self.held, self.late);
         let (deaths, met) = (history.deaths, history.returns());
-        println!("{certain} kills with {held} claims, {late} at any instant: {met} returned");
+        println!("{certain} kills at the barrier with {held} claims, {late} later: {met} returned");
         assert!(certain > 0 && late > 0, "{certain}, {late}");
         assert!(
             certain <= held && held <= deaths && deaths <= met,
@@ -392,9 +393,8 @@ fn new_version(redis: Redis, method: &str) {
     scene.end_with_all(2, &[("main", "main_done")]);
 }
 
-/// A vCon is announced and stored as it was in work, but if its worker died after the document had
-/// been deleted: that is in no place any more from which it could begin anew, and it becomes a dead
-/// letter.
+/// A vCon is announced and stored as it was in work, unless its worker dies after the document was
+/// deleted: then there is nothing left to begin anew with, and it becomes a dead letter.
 fn deleted(redis: Redis, method: &str) {
     let links = json!({"tagger": tag("a")});
     let mut scene = Scene::begin(redis, method, 1, links, &[("main", &["tagger", "main"])]);

@@ -111,7 +111,7 @@ impl History {
             let is_right = pushed == times
                 && claimed == times + returned
                 && announced + dead == times
-                && (times - dead..=times + returned).contains(&called)
+                && (announced..=times + returned).contains(&called)
                 && (dead == 0 || returned > 0);
             if !is_right {
                 wrong.push(format!(
