@@ -9,9 +9,6 @@ use crate::vcon::VconId;
 /// After a document of more bytes than this its connection is closed.
 pub(super) const LARGE: usize = 4 << 20;
 
-/// A link that has not ended its write after this many seconds has died with its worker.
-const FOREIGN_EXPIRY: u64 = 86_400;
-
 /// How a document is kept in Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -80,42 +77,6 @@ impl Queue {
         };
         self.let_go_of_buffer(&document);
         Ok(document)
-    }
-
-    /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
-    /// be followed by [`Queue::end_foreign_write`] with what this returns.
-    pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<u64, QueueError> {
-        self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_begin.key(keys::FOREIGN);
-            call.key(keys::overwritten_key(id));
-            call.arg(id.as_str()).arg(FOREIGN_EXPIRY);
-            call.arg(seat.draft_key());
-            Ok(call.invoke(connection)?)
-        })
-    }
-
-    /// The texts that others have written since the begin, and over which the link may have written. If
-    /// there are any, to be followed by [`Queue::forget_overwritten`].
-    pub fn end_foreign_write(
-        &mut self,
-        id: &VconId,
-        begin: u64,
-    ) -> Result<Vec<Vec<u8>>, QueueError> {
-        self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_end.key(keys::FOREIGN);
-            call.key(keys::overwritten_key(id));
-            call.arg(id.as_str()).arg(begin).arg(seat.draft_key());
-            Ok(call.invoke(connection)?)
-        })
-    }
-
-    /// What others wrote stands in the document by now.
-    pub fn forget_overwritten(&mut self, id: &VconId) -> Result<(), QueueError> {
-        self.with(|connection, scripts, _, _| {
-            let mut call = scripts.foreign_forget.key(keys::FOREIGN);
-            call.key(keys::overwritten_key(id)).arg(id.as_str());
-            Ok(call.invoke::<()>(connection)?)
-        })
     }
 
     /// Sets a document's time to live, in seconds.

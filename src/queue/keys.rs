@@ -120,10 +120,14 @@ pub(super) const LAPSES: &str = "conserver:lapses";
 /// when the last one was.
 pub(super) const TRIES: &str = "conserver:tries";
 
+/// `conserver:progress`: hash, list and uuid -> how far a vCon has come that was let go before its end.
+pub(super) const PROGRESS: &str = "conserver:progress";
+
 /// `conserver:foreign`: hash, uuid -> the lanes with links that write it by themselves at this moment.
 pub(super) const FOREIGN: &str = "conserver:foreign";
 
-/// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over.
+/// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over; before each text
+/// stands how it came about.
 pub(super) fn overwritten_key(id: &VconId) -> String {
     format!("conserver:overwritten:{id}")
 }

@@ -29,6 +29,7 @@ mod documents;
 mod error;
 mod exchange;
 mod finish;
+mod foreign;
 mod keep;
 mod keys;
 mod lease;

@@ -221,6 +221,8 @@ impl Queue {
 
     /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;
     /// else answers what was found in its place. `most` deaths or lapses make a vCon poison.
+    ///
+    /// What its links wrote over is laid back before, so that nobody claims a vCon without it.
     fn recover_of(
         &mut self,
         (instance, record): (&str, &str),
@@ -228,6 +230,7 @@ impl Queue {
         counted: &Counted<'_>,
         most: u32,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
+        let left = self.lay_back(instance, worker)?;
         let (what, end, vcons) = counted.arguments();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
@@ -245,6 +248,10 @@ impl Queue {
         })?;
         if let Value::BulkString(found) = reply {
             return Ok(Err(found));
+        }
+        if let Counted::Death(_) = counted {
+            // By its lease alone a worker may be alive, and write over it again.
+            self.forget_foreign_writes(instance, worker, &left)?;
         }
         let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();

@@ -3,7 +3,7 @@
 //! The script compares the texts; a document too large for the script interpreter is compared piece by
 //! piece, under `WATCH`.
 
-use redis::{Connection, RedisError, RedisResult, Value};
+use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
 use super::round_trip::{Request, executed};
@@ -12,6 +12,9 @@ use crate::vcon::VconId;
 
 /// A large document is compared in pieces of this many bytes.
 const PIECE: usize = 1 << 20;
+
+/// A draft that its lane did not live to use is forgotten after this many seconds.
+const DRAFT_EXPIRY: u64 = 60;
 
 /// A document in the place of another one.
 #[derive(Debug, Clone, Copy)]
@@ -128,30 +131,47 @@ impl Queue {
         }
     }
 
+    /// Has a draft take the place of a document that is watched.
     fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
-        self.with(|connection, scripts, _, _| {
-            let key = id.key();
-            scripts.foreign_tell.load(connection)?;
-            let left: i64 = redis::cmd("PTTL").arg(&key).query(connection)?;
-            let left = left.max(0).to_string();
-            let mut begin = redis::pipe();
-            begin.cmd("MULTI");
-            let mut request = match kind {
-                Kind::Json => Request::of(&begin).command(&["JSON.SET", &key, "$"], text, &[]),
-                Kind::Text if left == "0" => Request::of(&begin).command(&["SET", &key], text, &[]),
-                Kind::Text => Request::of(&begin).command(&["SET", &key], text, &["PX", &left]),
-            };
-            let mut end = redis::pipe();
-            let tell = end.cmd("EVALSHA").arg(scripts.foreign_tell.get_hash());
-            tell.arg(1).arg(&key);
-            end.cmd("EXEC");
-            request.add(&end);
-            Ok(match watched(request.send(connection)?)? {
-                Some(_) => Replaced::Done,
-                None => Replaced::Changed,
-            })
+        let ingress = self.ingress.clone();
+        self.with(|connection, scripts, seat, _| {
+            let draft = seat.draft_key();
+            scripts.replace_large.load(connection)?;
+            let mut call = redis::cmd("EVALSHA");
+            call.arg(scripts.replace_large.get_hash());
+            call.arg(2).arg(id.key()).arg(&draft).arg(ingress);
+            let request = replacing(&draft, kind, text, &call);
+            match watched(request.send(connection)?)? {
+                Some(Value::Int(1)) => Ok(Replaced::Done),
+                Some(Value::Int(2)) => Ok(Replaced::Deleted),
+                None => Ok(Replaced::Changed),
+                Some(_) => Err(QueueError::Answer("replacing a large document")),
+            }
         })
     }
+}
+
+/// The transaction that writes the draft and has the script put it in its place.
+fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<'a> {
+    let mut begin = redis::pipe();
+    begin.cmd("MULTI");
+    let mut end = redis::pipe();
+    let mut request = match kind {
+        Kind::Json => {
+            // A plain string may be left there from an attempt before.
+            begin.cmd("DEL").arg(draft);
+            end.cmd("EXPIRE").arg(draft).arg(DRAFT_EXPIRY);
+            Request::of(&begin).command(&["JSON.SET", draft, "$"], text, &[])
+        }
+        Kind::Text => {
+            let expiry = DRAFT_EXPIRY.to_string();
+            Request::of(&begin).command(&["SET", draft], text, &["EX", &expiry])
+        }
+    };
+    end.add_command(call.clone());
+    end.cmd("EXEC");
+    request.add(&end);
+    request
 }
 
 fn compare_pieces(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {

@@ -12,10 +12,12 @@ macro_rules! script {
 /// The scripts of one lane; each is sent by its hash, and in full if the server has lost it.
 pub(super) struct Scripts {
     pub replace: Script,
+    pub replace_large: Script,
     pub foreign_begin: Script,
     pub foreign_end: Script,
     pub foreign_forget: Script,
-    pub foreign_tell: Script,
+    pub foreign_left: Script,
+    pub foreign_settle: Script,
     pub dead_letter: Script,
     pub release: Script,
     pub postpone: Script,
@@ -46,9 +48,11 @@ impl Scripts {
         Self {
             foreign_begin: script!("foreign", "foreign_begin"),
             foreign_end: script!("foreign", "foreign_end"),
-            foreign_forget: script!("foreign_forget"),
-            foreign_tell: script!("foreign", "progress", "document", "foreign_tell"),
+            foreign_forget: script!("foreign", "foreign_forget"),
+            foreign_left: script!("foreign_left"),
+            foreign_settle: script!("foreign", "progress", "document", "foreign_settle"),
             replace: script!("foreign", "progress", "document", "replace"),
+            replace_large: script!("foreign", "progress", "document", "replace_large"),
             dead_letter: script!("reason", "progress", "dead_letter"),
             release: script!("alive", "context", "progress", "release"),
             postpone: script!("alive", "context", "progress", "postpone"),

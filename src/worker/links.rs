@@ -45,18 +45,38 @@ impl Pipeline<'_, '_, '_> {
         let begin = self.insist(|queue| queue.begin_foreign_write(&id))?;
         let next = self.run_link(name, job);
         let texts = self.insist(|queue| queue.end_foreign_write(&id, begin))?;
-        if next == Ok(Next::Continue) || !texts.is_empty() {
-            let read = self.read_again(job);
-            if next.is_ok() {
-                read?;
+        if texts.is_empty() {
+            if next == Ok(Next::Continue) {
+                self.read_again(job)?;
             }
+            return next;
         }
-        let has_written_over = !texts.is_empty();
-        let before = before.unwrap_or_default();
+        let laid = self.lay_under(job, &before.unwrap_or_default(), texts, next.is_ok());
+        // If this worker has to end before that is done, recovery does it.
+        if !matches!(laid, Err(Ending::Interrupted | Ending::ClaimLeft)) {
+            self.insist(|queue| queue.forget_overwritten(&id))?;
+        }
+        laid?;
+        next
+    }
+
+    /// Lays the texts of others under what a link has left in Redis.
+    fn lay_under(
+        &mut self,
+        job: &mut Job,
+        before: &str,
+        texts: Vec<Vec<u8>>,
+        is_done: bool,
+    ) -> Result<(), Ending> {
+        let read = self.read_again(job);
+        if is_done {
+            read?;
+        }
+        let id = job.id().clone();
         let texts = texts.into_iter();
         for theirs in texts.filter_map(|text| String::from_utf8(text).ok()) {
             let vcon = job.open_vcon()?;
-            match vcon::merge(&before, vcon, theirs) {
+            match vcon::merge(before, vcon, theirs) {
                 Ok(mut merged) => {
                     // What stands in Redis is what the link has left.
                     merged.vcon.note_changed();
@@ -65,12 +85,8 @@ impl Pipeline<'_, '_, '_> {
                 Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
             }
         }
-        if has_written_over {
-            // The rest of the chain may take long, and this worker may die in it.
-            self.write(job)?;
-            self.insist(|queue| queue.forget_overwritten(&id))?;
-        }
-        next
+        // The rest of the chain may take long, and this worker may die in it.
+        self.write(job)
     }
 
     /// Runs one link; one that fails in ways that pass is tried again.

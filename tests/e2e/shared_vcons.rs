@@ -5,9 +5,11 @@ mod kills;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -302,7 +304,7 @@ fn a_new_version_that_comes_just_before_the_next_round_gets_the_tag_too() {
         let webhook = Webhook::answering(&[503]);
         let (hash, is_stored) = (redis::Script::new(POSTPONE), AtomicBool::new(false));
         let (mut put, key) = (redis.connection(), format!("vcon:{}", sample.id));
-        let put = std::sync::Mutex::new(move |text: &str, has_json: bool| {
+        let put = Mutex::new(move |text: &str, has_json: bool| {
             let mut command = redis::cmd(if has_json { "JSON.SET" } else { "SET" });
             command.arg(&key).arg(has_json.then_some("$")).arg(text);
             command.query::<()>(&mut put).unwrap();
@@ -619,6 +621,259 @@ fn what_a_python_link_writes_over_is_not_lost() {
         );
         assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
         assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+        daemon.stop();
+    }
+}
+
+/// A Python link that reads the vCon, and writes it when it may go on: over what has been written
+/// meanwhile. It ends when it may.
+const WRITES_OVER: &str = r#"
+import os, time
+import store
+
+def run(vcon_uuid, link_name, opts):
+    def tell(what):
+        with open(opts["folder"] + "/" + what, "a") as file:
+            print(vcon_uuid, file=file)
+
+    def wait_for(what):
+        while not os.path.exists(opts["folder"] + "/" + what):
+            time.sleep(0.01)
+
+    vcon = store.load(vcon_uuid)
+    tell("read")
+    wait_for("go")
+    vcon.setdefault("analysis", []).append({"type": "slow", "body": "seen", "encoding": "none"})
+    store.save(vcon_uuid, vcon)
+    tell("saved")
+    wait_for("end")
+    return vcon_uuid
+"#;
+
+/// The chain `right` with such a link, and the chain `left` that changes its vCons meanwhile.
+struct WrittenOver {
+    programs: Programs,
+    config: Value,
+    samples: Vec<Sample>,
+}
+
+impl WrittenOver {
+    fn new(redis: &Redis, files: &Files) -> Self {
+        let programs = Programs::new();
+        let env = match redis.has_json() {
+            true => json!({"JSON": "1"}),
+            false => json!({}),
+        };
+        let more = json!({"folder": programs.folder(), "env": env});
+        let slow = programs.python("slow", WRITES_OVER, &more);
+        let links = json!({"slow": slow, "first": tag("a"), "second": tag("b"), "third": tag("c")});
+        let chains: [(&str, &[&str]); 3] = [
+            ("left", &["first"]),
+            ("right", &["slow", "second"]),
+            ("last", &["third"]),
+        ];
+        let config = config(files, links, &chains);
+        let samples = (0..3).map(|_| Sample::small()).collect();
+        Self {
+            programs,
+            config,
+            samples,
+        }
+    }
+
+    fn conserver(&self, redis: &Redis) -> Conserver {
+        Conserver::with(redis)
+            .config(&self.config)
+            .workers(2)
+            .lanes(4)
+            .env("CONSERVER_HEARTBEAT_TTL", "3")
+    }
+
+    /// Has both chains take all vCons, and the link write over what the chain `left` has written.
+    fn write_over(&self, redis: &Redis) {
+        submit(redis, "right", &self.samples);
+        wait_until("the link has read all", PATIENCE, || {
+            self.programs.lines("read").len() == self.samples.len()
+        });
+        self.take_through(redis, "left");
+        self.programs.write("go", "");
+        wait_until("the link has written all", PATIENCE, || {
+            self.programs.lines("saved").len() == self.samples.len()
+        });
+        self.are(redis, &[]);
+    }
+
+    /// Has a chain take all vCons, beside the link.
+    fn take_through(&self, redis: &Redis, chain: &str) {
+        for sample in &self.samples {
+            redis.ask::<i64>(&["RPUSH", chain, &sample.id]);
+        }
+        wait_until("the other chain is through", PATIENCE, || {
+            redis.length(&format!("{chain}_done")) == self.samples.len()
+        });
+    }
+
+    /// Fails unless all documents in Redis have what the link has written, and these tags.
+    fn are(&self, redis: &Redis, tags: &[&str]) {
+        for sample in &self.samples {
+            let document = redis.document(&sample.id).unwrap();
+            let text = document.to_string();
+            assert!(text.contains("slow"), "{text}");
+            for tag in ["a", "b", "c"] {
+                let has_tag = text.contains(&format!("{tag}:{tag}"));
+                assert_eq!(has_tag, tags.contains(&tag), "{tag}: {text}");
+            }
+        }
+    }
+
+    fn settles(&self, redis: &Redis, files: &Files) {
+        self.programs.write("end", "");
+        settles(redis, &self.samples, &[("left", 1), ("right", 1)]);
+        all_are("both tags", redis, files, &self.samples, |it| {
+            it.to_string().contains("slow") && has_tags(it, &["a", "b"])
+        });
+    }
+}
+
+fn nothing_is_kept(redis: &Redis) {
+    wait_until("nothing is kept for links", PATIENCE, || {
+        redis.keys("conserver:foreign").is_empty()
+    });
+    assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+}
+
+fn kill_workers(daemon: &Daemon) {
+    for pid in daemon.workers().into_values() {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+    }
+}
+
+#[test]
+fn what_a_python_link_wrote_over_is_laid_back_after_its_worker_was_killed() {
+    for (redis, files) in places() {
+        let parts = WrittenOver::new(&redis, &files);
+        // Also where no death counts.
+        let conserver = parts.conserver(&redis).env("CONSERVER_MAX_DEATHS", "0");
+        let daemon = conserver.start();
+        parts.write_over(&redis);
+        kill_workers(&daemon);
+        parts.settles(&redis, &files);
+        nothing_is_kept(&redis);
+        assert_eq!(daemon.count_in_log("cannot be laid back"), 0);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn what_a_python_link_wrote_over_is_laid_back_into_a_dead_letter() {
+    for (redis, files) in places() {
+        let parts = WrittenOver::new(&redis, &files);
+        let conserver = parts.conserver(&redis).env("CONSERVER_MAX_DEATHS", "1");
+        let daemon = conserver.start();
+        parts.write_over(&redis);
+        kill_workers(&daemon);
+        wait_until("all are dead letters", PATIENCE, || {
+            redis.length("DLQ:right") == parts.samples.len()
+        });
+        parts.are(&redis, &["a"]);
+        nothing_is_kept(&redis);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn what_a_python_link_wrote_over_is_laid_back_when_the_daemon_is_stopped_at_once() {
+    for (redis, files) in places() {
+        let parts = WrittenOver::new(&redis, &files);
+        let mut daemon = parts.conserver(&redis).start();
+        parts.write_over(&redis);
+        daemon.signal(Signal::SIGQUIT);
+        assert_eq!(daemon.wait_exit(PATIENCE), 0);
+        parts.are(&redis, &["a"]);
+        nothing_is_kept(&redis);
+        let daemon = daemon.conserver().again().start();
+        parts.settles(&redis, &files);
+        daemon.stop();
+    }
+}
+
+/// Nobody saw its workers end: they may be alive, and write over it again. So it is kept until the
+/// daemon is back.
+#[test]
+fn what_a_python_link_wrote_over_is_laid_back_by_another_instance() {
+    for (redis, files) in places() {
+        let parts = WrittenOver::new(&redis, &files);
+        let first = parts.conserver(&redis).start();
+        parts.write_over(&redis);
+        let second = parts
+            .conserver(&redis)
+            .env("CONSERVER_INSTANCE", "there")
+            .start();
+        first.kill_family();
+        parts.settles(&redis, &files);
+        assert_eq!(redis.keys("conserver:foreign").len(), 1);
+        let first = first.conserver().again().start();
+        nothing_is_kept(&redis);
+        all_are("both tags", &redis, &files, &parts.samples, |it| {
+            has_tags(it, &["a", "b"])
+        });
+        first.stop();
+        second.stop();
+    }
+}
+
+/// The script that ends what a link writes by itself.
+const END_WRITE: &str = concat!(
+    include_str!("../../src/queue/scripts/foreign.lua"),
+    include_str!("../../src/queue/scripts/foreign_end.lua")
+);
+
+#[test]
+fn what_a_python_link_wrote_over_is_laid_back_after_its_worker_was_killed_before_it_merged() {
+    for (redis, files) in places() {
+        let parts = WrittenOver::new(&redis, &files);
+        let hash = redis::Script::new(END_WRITE);
+        let victims = Arc::new(Mutex::new(Vec::new()));
+        let pids = Arc::clone(&victims);
+        let url = relay(&redis, usize::MAX, move |bytes| {
+            let hash = hash.get_hash().as_bytes();
+            if bytes.windows(hash.len()).any(|part| part == hash) {
+                for pid in pids.lock().unwrap().drain(..) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        });
+        let conserver = parts.conserver(&redis).env("REDIS_URL", url);
+        let daemon = conserver.start();
+        parts.write_over(&redis);
+        let workers = daemon.workers();
+        victims.lock().unwrap().extend(workers.values());
+        parts.settles(&redis, &files);
+        assert!(victims.lock().unwrap().is_empty());
+        nothing_is_kept(&redis);
+        daemon.stop();
+    }
+}
+
+/// What was taken away again before the worker died is not brought back.
+#[test]
+fn only_the_last_of_what_was_written_meanwhile_is_laid_back() {
+    for (redis, files) in places() {
+        let mut parts = WrittenOver::new(&redis, &files);
+        parts.config["links"]["third"] = exec(&json!({"command": ["sed", "s/a:a/c:c/"]}));
+        let daemon = parts.conserver(&redis).start();
+        submit(&redis, "right", &parts.samples);
+        wait_until("the link has read all", PATIENCE, || {
+            parts.programs.lines("read").len() == parts.samples.len()
+        });
+        parts.take_through(&redis, "left");
+        parts.take_through(&redis, "last");
+        kill_workers(&daemon);
+        parts.programs.write("go", "");
+        parts.programs.write("end", "");
+        settles(&redis, &parts.samples, &[("right", 1)]);
+        parts.are(&redis, &["b", "c"]);
+        nothing_is_kept(&redis);
         daemon.stop();
     }
 }

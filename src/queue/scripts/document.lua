@@ -19,27 +19,41 @@ local function put(key, how, text)
   return redis.pcall('SET', key, text)
 end
 
-
--- A link that writes the vCon by itself does not compare: while one is at work, it is told what it may write over. Only
--- then a large document, of which the caller has no text, comes here.
-local function tell_foreign_writers(key, text)
-  if redis.call('EXISTS', 'conserver:foreign') == 0 then return end
-  local uuid = key:sub(6)
-  if lanes_at_work('conserver:foreign', uuid, '') == '' then return end
-  if not text then
-    text = redis.pcall('GET', key)
-    if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
-  end
-  redis.pcall('RPUSH', 'conserver:overwritten:' .. uuid, text)
-  redis.pcall('EXPIRE', 'conserver:overwritten:' .. uuid, 86400)
+-- The text of a document, however it is kept.
+local function text_under(key)
+  local text = redis.pcall('GET', key)
+  if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
+  return type(text) == 'string' and text or ''
 end
 
--- The same, for a lane that serves these lists. Returns why the server refuses the document, if it does.
+-- Before a lane writes a document: returns what keeps the new text for the links that write this vCon by themselves at
+-- the moment. They do not compare, so they may write over it. In the list, first comes what stood there before, after a
+-- '='; then each text, after a '+' if it was made of the one before it in the list, after a '*' if of another one, or
+-- after a '!' if it has all of those before it (see `foreign_settle`).
+local function teller_of_foreign_links(key)
+  local uuid = key:sub(6)
+  local list = 'conserver:overwritten:' .. uuid
+  if redis.call('EXISTS', 'conserver:foreign') == 0 or lanes_at_work('conserver:foreign', uuid, '') == '' then
+    return function() end
+  end
+  local before = text_under(key)
+  return function()
+    local last, text = redis.pcall('LINDEX', list, -1), text_under(key)
+    if type(last) ~= 'string' then
+      redis.pcall('RPUSH', list, '=' .. before, '+' .. text)
+    else
+      redis.pcall('RPUSH', list, (last:sub(2) == before and '+' or '*') .. text)
+    end
+    redis.pcall('EXPIRE', list, 86400)
+  end
+end
+
+-- Writes a document, for a lane that serves these lists. Returns why the server refuses it, if it does.
 local function write(key, how, text, lists)
-  local rebase = progress_of_writer(key, lists)
+  local rebase, tell = progress_of_writer(key, lists), teller_of_foreign_links(key)
   local written = put(key, how, text)
   if type(written) == 'table' and written.err then return written.err end
   rebase()
-  tell_foreign_writers(key, how ~= 'draft' and text)
+  tell()
 end
 

@@ -1,14 +1,9 @@
 -- A link has written a vCon by itself.
 -- KEYS: the hash of vCons that such links work on, the list of what was written meanwhile.
--- ARGV: uuid, how many texts were in the list when the link began, the lane.
--- Returns the texts that others have written since then. They stay until `foreign_forget`, as this answer may be lost.
+-- ARGV: uuid, the key of the worker's claims, the lane, how many texts were in the list when the link began.
+-- Returns what has been kept since then. If there is anything, the link counts as at work until `foreign_forget`: this
+-- answer may be lost, and the worker may die before it has merged the texts.
 
-local texts = redis.call('LRANGE', KEYS[2], ARGV[2], -1)
-local others = lanes_at_work(KEYS[1], ARGV[1], ARGV[3])
-if others ~= '' then
-  redis.call('HSET', KEYS[1], ARGV[1], others)
-else
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  if #texts == 0 then redis.call('DEL', KEYS[2]) end
-end
-return texts
+local kept = redis.call('LRANGE', KEYS[2], ARGV[4], -1)
+if #kept == 0 then end_work(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]) end
+return kept
