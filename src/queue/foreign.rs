@@ -61,21 +61,34 @@ impl Queue {
 
     /// Lays what a worker's links have written over, and could not merge before the worker ended,
     /// under what they have left. Returns the vCons that such links were at work on.
+    ///
+    /// If the worker may be alive, its links still count as at work on these vCons.
     pub(super) fn lay_back(
         &mut self,
         instance: &str,
         worker: u32,
+        may_be_alive: bool,
     ) -> Result<Vec<VconId>, QueueError> {
         let claims = keys::claims_key(instance, worker);
-        let left: Vec<String> = self.with(|connection, scripts, _, _| {
+        let left: Vec<(String, usize)> = self.with(|connection, scripts, _, _| {
             let mut call = scripts.foreign_left.key(keys::FOREIGN);
-            Ok(call.arg(claims).invoke(connection)?)
+            Ok(call.arg(&claims).invoke(connection)?)
         })?;
-        let ids: Vec<VconId> = left.iter().filter_map(|id| id.parse().ok()).collect();
-        for id in &ids {
-            self.lay_back_one(id)?;
+        let left = left.into_iter();
+        let left: Vec<(VconId, usize)> = left
+            .filter_map(|(id, begin)| Some((id.parse().ok()?, begin)))
+            .collect();
+        for (id, begin) in &left {
+            let laid = self.lay_back_one(id, *begin)?;
+            if may_be_alive {
+                self.with(|connection, scripts, _, _| {
+                    let mut call = scripts.foreign_laid.key(keys::FOREIGN);
+                    call.arg(id.as_str()).arg(&claims).arg(laid);
+                    Ok(call.invoke::<()>(connection)?)
+                })?;
+            }
         }
-        Ok(ids)
+        Ok(left.into_iter().map(|(id, _)| id).collect())
     }
 
     /// A worker that has ended writes these vCons no more.
@@ -96,55 +109,50 @@ impl Queue {
         Ok(())
     }
 
-    fn lay_back_one(&mut self, id: &VconId) -> Result<(), QueueError> {
+    /// Lays back what was kept of a vCon from `begin` on. Returns how much of all that is kept has been
+    /// seen to.
+    fn lay_back_one(&mut self, id: &VconId, begin: usize) -> Result<usize, QueueError> {
         loop {
             let kept = self.overwritten(id)?;
-            let Some(base) = base(&kept) else {
-                return Ok(());
+            let texts = last_texts(kept.get(begin..).unwrap_or_default());
+            let Some(base) = base(&kept).filter(|_| !texts.is_empty()) else {
+                return Ok(kept.len());
             };
             let Document::Found(kind, bytes) = self.load(id)? else {
-                return Ok(());
+                return Ok(kept.len());
             };
             let laid = String::from_utf8(bytes)
                 .map_err(|error| format!("the document is not UTF-8: {error}"))
-                .and_then(|now| match lay_under(id, base, &now, &last_texts(&kept)) {
-                    Ok(laid) => Ok((now, laid)),
+                .and_then(|now| match lay_under(id, base, &now, &texts) {
+                    Ok(laid) => Ok(laid.map(|laid| (now, laid))),
                     Err(error) => Err(format!("the document {error}")),
                 });
-            let (now, laid) = match laid {
-                Ok(laid) => laid,
+            let (now, Laid { text, conflicts }) = match laid {
+                Ok(Some(laid)) => laid,
+                Ok(None) => return Ok(kept.len()),
                 Err(why) => {
                     tell_lost(id, &why);
-                    return Ok(());
+                    return Ok(kept.len());
                 }
             };
-            let has_all = match laid {
-                None => now,
-                Some(Laid { text, conflicts }) => {
-                    let ingress = self.lists_with_progress(id)?;
-                    let own = std::mem::replace(&mut self.ingress, ingress);
-                    let replaced = self.replace(id, kind, &now, &text);
-                    self.ingress = own;
-                    match replaced {
-                        Ok(Replaced::Done) => {}
-                        Ok(Replaced::Changed) => continue,
-                        Ok(Replaced::Deleted) => return Ok(()),
-                        Err(QueueError::Document(why)) => {
-                            tell_lost(id, &why);
-                            return Ok(());
-                        }
-                        Err(error) => return Err(error),
-                    }
+            let ingress = self.lists_with_progress(id)?;
+            let own = std::mem::replace(&mut self.ingress, ingress);
+            let replaced = self.replace(id, kind, &now, &text);
+            self.ingress = own;
+            match replaced {
+                Ok(Replaced::Done) => {
                     tell_laid(id, &conflicts);
-                    // The text was kept in passing.
-                    String::new()
+                    // That text is kept as well.
+                    return Ok(kept.len() + 1);
                 }
-            };
-            return self.with(|connection, scripts, _, _| {
-                let mut call = scripts.foreign_settle.key(id.key());
-                call.key(keys::overwritten_key(id)).arg(has_all);
-                Ok(call.invoke::<()>(connection)?)
-            });
+                Ok(Replaced::Changed) => {}
+                Ok(Replaced::Deleted) => return Ok(kept.len()),
+                Err(QueueError::Document(why)) => {
+                    tell_lost(id, &why);
+                    return Ok(kept.len());
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -241,7 +249,6 @@ fn last_texts(kept: &[Vec<u8>]) -> Vec<&[u8]> {
         match how {
             b'+' => drop(texts.pop()),
             b'*' => {}
-            b'!' => texts.clear(),
             _ => continue,
         }
         texts.push(text);
@@ -290,8 +297,6 @@ mod tests {
         assert_eq!(texts(&["=a", "+b", "*c", "+d"]), ["b", "d"]);
         // From where a later link began.
         assert_eq!(texts(&["+c", "*d"]), ["c", "d"]);
-        assert_eq!(texts(&["=a", "+b", "*c", "!d"]), ["d"]);
-        assert_eq!(texts(&["=a", "+b", "!d", "+e", "*f"]), ["e", "f"]);
         assert_eq!(texts(&["", "rubbish"]), Vec::<String>::new());
     }
 

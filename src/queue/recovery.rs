@@ -230,7 +230,7 @@ impl Queue {
         counted: &Counted<'_>,
         most: u32,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
-        let left = self.lay_back(instance, worker)?;
+        let left = self.lay_back(instance, worker, matches!(counted, Counted::Lapse))?;
         let (what, end, vcons) = counted.arguments();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
@@ -249,8 +249,8 @@ impl Queue {
         if let Value::BulkString(found) = reply {
             return Ok(Err(found));
         }
+        // While nobody saw the worker end, it may be alive, and write over it again.
         if let Counted::Death(_) = counted {
-            // By its lease alone a worker may be alive, and write over it again.
             self.forget_foreign_writes(instance, worker, &left)?;
         }
         let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;

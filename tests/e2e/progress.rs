@@ -421,46 +421,92 @@ fn a_vcon_on_which_a_worker_died_begins_anew() {
     daemon.stop();
 }
 
+/// A Python link that does nothing: before it is run, what the links have done is written to Redis.
+const IDLE: &str = "def run(vcon_uuid, link_name, opts):\n    return vcon_uuid\n";
+
 #[test]
 fn a_change_by_another_chain_is_no_new_version() {
     for redis in servers() {
-        let parts = Chain::new();
-        let other = Hook::new();
-        let mut config = parts.config();
-        config["links"]["second"] = json!({"module": "links.tag", "options": {"tags": ["second"]}});
-        config["storages"]["other"] = other.storage();
-        config["chains"]["other"] = json!({"links": ["second"], "storages": ["other"],
-            "ingress_lists": ["also"], "egress_lists": ["also_done"]});
-        parts.fails(Failing::Refuses);
-        let samples = fresh(3);
-        submit(&redis, "default", &samples);
-        let daemon = conserver(&redis, &config).start();
-        all_wait(&redis, &samples);
-        for sample in &samples {
-            redis.ask::<i64>(&["RPUSH", "also", &sample.id]);
-        }
-        wait_until("the other chain is through", PATIENCE, || {
-            redis.length("also_done") == samples.len()
-        });
-        parts.works();
-        settles(&redis, &samples);
-        parts.link.has_taken_each("the link", &samples, 1);
-        other.has_taken_each("the other chain's storage", &samples, 1);
-        parts.failing.has_taken_each("the storage", &samples, 1);
-        for call in parts.failing.calls() {
-            let text = text_of(&call.document);
-            assert!(text.contains("checked:checked"), "{text}");
-            assert!(text.contains("second:second"), "{text}");
-        }
-        // It had them before the other chain changed them.
-        for sample in &samples {
-            let calls = parts.healthy.calls().into_iter();
-            let mut last = calls
-                .map(|call| text_of(&call.document))
-                .filter(|it| it.contains(&sample.id));
-            let last = last.next_back().unwrap();
-            assert!(last.contains("second:second"), "{last}");
-        }
-        daemon.stop();
+        another_chain_changes(&redis, &fresh(3), false);
     }
+}
+
+/// It goes to Redis past the scripts.
+#[test]
+fn a_change_of_a_large_document_by_another_chain_is_no_new_version() {
+    for redis in servers() {
+        another_chain_changes(&redis, &large(3), false);
+    }
+}
+
+#[test]
+fn a_change_that_another_chain_writes_on_its_way_is_no_new_version() {
+    for redis in servers() {
+        another_chain_changes(&redis, &fresh(3), true);
+    }
+}
+
+#[test]
+fn a_change_of_a_large_document_that_another_chain_writes_on_its_way_is_no_new_version() {
+    for redis in servers() {
+        another_chain_changes(&redis, &large(3), true);
+    }
+}
+
+/// vCons of more than a megabyte.
+fn large(count: usize) -> Vec<Sample> {
+    let mut samples = fresh(count);
+    for sample in &mut samples {
+        sample.document["subject"] = "x".repeat(1_200_000).into();
+    }
+    samples
+}
+
+/// One chain waits for a storage; meanwhile another one changes its vCons, and writes that at its end,
+/// or on its way.
+fn another_chain_changes(redis: &Redis, samples: &[Sample], on_its_way: bool) {
+    let parts = Chain::new();
+    let other = Hook::new();
+    let mut config = parts.config();
+    config["links"]["second"] = json!({"module": "links.tag", "options": {"tags": ["second"]}});
+    let programs = Programs::new();
+    config["links"]["idle"] = programs.python("idle", IDLE, &json!({}));
+    let links = if on_its_way {
+        json!(["second", "idle"])
+    } else {
+        json!(["second"])
+    };
+    config["storages"]["other"] = other.storage();
+    config["chains"]["other"] = json!({"links": links, "storages": ["other"],
+        "ingress_lists": ["also"], "egress_lists": ["also_done"]});
+    parts.fails(Failing::Refuses);
+    submit(redis, "default", samples);
+    let daemon = conserver(redis, &config).start();
+    all_wait(redis, samples);
+    for sample in samples {
+        redis.ask::<i64>(&["RPUSH", "also", &sample.id]);
+    }
+    wait_until("the other chain is through", PATIENCE, || {
+        redis.length("also_done") == samples.len()
+    });
+    parts.works();
+    settles(redis, samples);
+    parts.link.has_taken_each("the link", samples, 1);
+    other.has_taken_each("the other chain's storage", samples, 1);
+    parts.failing.has_taken_each("the storage", samples, 1);
+    for call in parts.failing.calls() {
+        let text = text_of(&call.document);
+        assert!(text.contains("checked:checked"), "{text}");
+        assert!(text.contains("second:second"), "{text}");
+    }
+    // It had them before the other chain changed them.
+    for sample in samples {
+        let calls = parts.healthy.calls().into_iter();
+        let mut last = calls
+            .map(|call| text_of(&call.document))
+            .filter(|it| it.contains(&sample.id));
+        let last = last.next_back().unwrap();
+        assert!(last.contains("second:second"), "{last}");
+    }
+    daemon.stop();
 }

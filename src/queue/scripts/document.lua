@@ -28,8 +28,7 @@ end
 
 -- Before a lane writes a document: returns what keeps the new text for the links that write this vCon by themselves at
 -- the moment. They do not compare, so they may write over it. In the list, first comes what stood there before, after a
--- '='; then each text, after a '+' if it was made of the one before it in the list, after a '*' if of another one, or
--- after a '!' if it has all of those before it (see `foreign_settle`).
+-- '='; then each text, after a '+' if it was made of the one before it in the list, or after a '*' if of another one.
 local function teller_of_foreign_links(key)
   local uuid = key:sub(6)
   local list = 'conserver:overwritten:' .. uuid

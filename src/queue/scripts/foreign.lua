@@ -1,18 +1,24 @@
--- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its number
--- and until when that counts, as its worker may die. Goes before the scripts that need it.
+-- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its number,
+-- how many texts were kept when it began, and until when that counts, as its worker may die. Goes before the scripts that
+-- need it.
 
-local function lane_at_work(worker, lane, time)
-  return redis.sha1hex(worker) .. '-' .. lane .. '@' .. (redis.call('TIME')[1] + time) .. ' '
+local LANE = '(%x+)%-(%d+):(%d+)@(%d+) '
+
+local function lane_at_work(name, lane, begin, till)
+  return name .. '-' .. lane .. ':' .. begin .. '@' .. till .. ' '
+end
+
+local function lanes_of(hash, uuid)
+  local lanes = redis.pcall('HGET', hash, uuid)
+  return type(lanes) == 'string' and lanes or ''
 end
 
 -- Those of a vCon, but for one lane of a worker, or for all of its lanes if none is named.
 local function lanes_at_work(hash, uuid, worker, lane)
-  local kept, now, others = redis.pcall('HGET', hash, uuid), tonumber(redis.call('TIME')[1]), ''
-  if type(kept) ~= 'string' then return '' end
-  local own = redis.sha1hex(worker)
-  for name, number, till in kept:gmatch('(%x+)%-(%d+)@(%d+) ') do
+  local own, now, others = redis.sha1hex(worker), tonumber(redis.call('TIME')[1]), ''
+  for name, number, begin, till in lanes_of(hash, uuid):gmatch(LANE) do
     local is_own = name == own and (not lane or number == lane)
-    if not is_own and tonumber(till) > now then others = others .. name .. '-' .. number .. '@' .. till .. ' ' end
+    if not is_own and tonumber(till) > now then others = others .. lane_at_work(name, number, begin, till) end
   end
   return others
 end

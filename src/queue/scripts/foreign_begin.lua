@@ -3,7 +3,8 @@
 -- ARGV: uuid, the key of the worker's claims, the lane, time to live.
 -- Returns how many texts are in the list already.
 
-local others = lanes_at_work(KEYS[1], ARGV[1], ARGV[2], ARGV[3])
-redis.call('HSET', KEYS[1], ARGV[1], others .. lane_at_work(ARGV[2], ARGV[3], ARGV[4]))
+local begin, till = redis.call('LLEN', KEYS[2]), redis.call('TIME')[1] + ARGV[4]
+local own = lane_at_work(redis.sha1hex(ARGV[2]), ARGV[3], begin, till)
+redis.call('HSET', KEYS[1], ARGV[1], lanes_at_work(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) .. own)
 redis.call('EXPIRE', KEYS[1], ARGV[4])
-return redis.call('LLEN', KEYS[2])
+return begin
