@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 
 use super::dead_letters::is_wrong_type;
+use super::keep::Scanned;
 use super::{Document, Queue, QueueError, Replaced, keys};
 use crate::vcon::{self, Vcon, VconError, VconId};
 
@@ -177,7 +178,7 @@ impl Queue {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(keys::PROGRESS).arg(cursor);
                 scan.arg("MATCH").arg(&pattern).arg("COUNT").arg(STEP);
-                let (next, found): (u64, Vec<(Vec<u8>, Vec<u8>)>) = match scan.query(connection) {
+                let (next, found): Scanned = match scan.query(connection) {
                     Err(error) if is_wrong_type(&error) => break,
                     found => found?,
                 };

@@ -20,7 +20,7 @@ const REASONS: usize = 10_000;
 const FORGOTTEN: usize = 10;
 
 /// Where a scan of a hash goes on, with the fields it found and their values.
-type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+pub(super) type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// Keeps the documents of waiting vCons alive.
 pub struct Keeper {

@@ -482,7 +482,11 @@ fn another_chain_changes(redis: &Redis, samples: &[Sample], on_its_way: bool) {
     parts.fails(Failing::Refuses);
     submit(redis, "default", samples);
     let daemon = conserver(redis, &config).start();
-    all_wait(redis, samples);
+    // The chain may be on hold before a lane has begun with the last of them.
+    wait_until("they wait, and progress is kept", PATIENCE, || {
+        redis.length("default") == samples.len()
+            && redis.ask::<usize>(&["HLEN", "conserver:progress"]) > 0
+    });
     for sample in samples {
         redis.ask::<i64>(&["RPUSH", "also", &sample.id]);
     }

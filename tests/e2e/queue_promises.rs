@@ -2,10 +2,11 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Claim, Document, Finish, Finished, Kind, Queue, Released, Replaced, Replacement, StorageLetter,
+    Blame, Claim, Dead, Document, Finish, Finished, Kind, Queue, Released, Replaced, Replacement,
+    StorageLetter,
 };
 use conserver::vcon::VconId;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, PATIENCE, Programs, Redis, Sample, exec, list, queue, submit, wait_until,
@@ -229,4 +230,109 @@ fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
     redis.ask::<i64>(&["HSET", "conserver:foreign", id.as_str(), "ab-1:0@1 "]);
     write();
     assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+}
+
+/// A worker has died in a link that wrote over the change of another chain, and a second such link is
+/// still at work.
+#[test]
+fn what_a_link_of_a_dead_worker_wrote_over_is_laid_back_for_all_who_know_the_vcon() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        for more in [0, 2 << 20] {
+            is_laid_back_for_all(&redis, more);
+        }
+    }
+}
+
+fn is_laid_back_for_all(redis: &Redis, more: usize) {
+    let kind = if redis.has_json() {
+        Kind::Json
+    } else {
+        Kind::Text
+    };
+    let mut sample = Sample::small();
+    sample.document["subject"] = "x".repeat(more + 1).into();
+    submit(redis, "in", std::slice::from_ref(&sample));
+    let id: VconId = sample.id.parse().unwrap();
+    let [mut dead, mut alive, mut other] = [1, 2, 3].map(|worker| queue(redis, "here", worker));
+    other.take_lease().unwrap();
+    let mut loaded = || match other.load(&id).unwrap() {
+        Document::Found(_, text) => String::from_utf8(text).unwrap(),
+        missing => panic!("{missing:?}"),
+    };
+    let base = loaded();
+    let with = |name: &str| {
+        let mut document = sample.document.clone();
+        document["analysis"] = json!([{"type": name, "body": name, "encoding": "none"}]);
+        document.to_string()
+    };
+    assert_eq!(dead.begin_foreign_write(&id).unwrap(), 0);
+    assert_eq!(alive.begin_foreign_write(&id).unwrap(), 0);
+    let replaced = queue(redis, "here", 4).replace(&id, kind, &base, &with("theirs"));
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    let over = with("link");
+    match kind {
+        Kind::Text => redis.ask::<()>(&["SET", &id.key(), &over]),
+        Kind::Json => redis.ask::<()>(&["JSON.SET", &id.key(), "$", &over]),
+    }
+    // A chain was let go with that document.
+    let progress = redis::Script::new(concat!(
+        include_str!("../../src/queue/scripts/progress.lua"),
+        "keep_progress(KEYS[1], KEYS[2], 'words', 100)"
+    ));
+    let field = format!("some list\n{id}");
+    let mut keep = progress.key(&field);
+    let kept = keep.key(id.key()).invoke::<()>(&mut redis.connection());
+    kept.unwrap();
+
+    let end = "killed";
+    let blame = Blame::ALL;
+    let worker = 1;
+    other.recover(Dead { worker, blame, end }, 3).unwrap();
+    let document = redis.document(id.as_str()).unwrap();
+    let names: Vec<&str> = document["analysis"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["theirs", "link"]);
+    let progress: String = redis.ask(&["HGET", "conserver:progress", &field]);
+    assert!(progress.ends_with(" ~words"), "{progress}");
+    // The one that is alive may write over it yet.
+    let mut told = alive.end_foreign_write(&id, 0).unwrap();
+    assert_eq!(told.len(), 2);
+    let last: Value = serde_json::from_slice(&told.pop().unwrap()).unwrap();
+    assert_eq!(last, document);
+    alive.forget_overwritten(&id).unwrap();
+    assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+    assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_none_of_ours_keeps_no_claim_from_its_list() {
+    let redis = Redis::plain();
+    let (id, _) = hand_in(&redis);
+    let overwritten = format!("conserver:overwritten:{id}");
+    let mut queue = queue(&redis, "here", 1);
+    queue.take_lease().unwrap();
+    let mut recover = || {
+        claim(&mut queue);
+        let (worker, blame, end) = (1, Blame::NOBODY, "killed");
+        queue.recover(Dead { worker, blame, end }, 3).unwrap();
+        assert_eq!(redis.list("in"), [id.as_str()]);
+    };
+    redis.ask::<()>(&["SET", "conserver:foreign", "no hash"]);
+    recover();
+    redis.ask::<i64>(&["DEL", "conserver:foreign"]);
+    for kept in [
+        &["SET", &overwritten, "no list"][..],
+        &["RPUSH", &overwritten, "=no vCon", "+either"],
+    ] {
+        let mut link = self::queue(&redis, "here", 1);
+        link.begin_foreign_write(&id).unwrap();
+        redis.ask::<redis::Value>(kept);
+        recover();
+        assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
+        assert_eq!(redis.keys(&overwritten), Vec::<String>::new());
+    }
 }
