@@ -1,6 +1,6 @@
--- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its number,
--- how many texts were kept when it began, and until when that counts, as its worker may die. Goes before the scripts that
--- need it.
+-- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its
+-- number, how many texts were kept when it began, and until when that counts, as its worker may die. Goes before the
+-- scripts that need it.
 
 local LANE = '(%x+)%-(%d+):(%d+)@(%d+) '
 
