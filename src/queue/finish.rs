@@ -10,15 +10,11 @@ use redis::{Cmd, Value};
 
 use super::claim::Claimed;
 use super::exchange::{Arguments, Request as Asked, Turn};
-use super::replace::{Comparison, Replacement, watched};
-use super::round_trip::Request;
+use super::replace::{Comparison, Replacement, replacing, watched};
 use super::scripts::Step;
 use super::{Claim, Kind, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
-
-/// A draft that its lane did not live to use is forgotten after this many seconds.
-const DRAFT_EXPIRY: u64 = 60;
 
 /// What is to be done when a vCon is finished.
 #[derive(Debug, Clone)]
@@ -350,27 +346,4 @@ fn outcome(answer: Value) -> Result<(Finished, Option<Value>), QueueError> {
         }
         _ => Err(QueueError::Answer("a finish")),
     }
-}
-
-/// The transaction that writes the draft and has the script put it in its place.
-fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<'a> {
-    let mut begin = redis::pipe();
-    begin.cmd("MULTI");
-    let mut end = redis::pipe();
-    let mut request = match kind {
-        Kind::Json => {
-            // A plain string may be left there from an attempt before.
-            begin.cmd("DEL").arg(draft);
-            end.cmd("EXPIRE").arg(draft).arg(DRAFT_EXPIRY);
-            Request::of(&begin).command(&["JSON.SET", draft, "$"], text, &[])
-        }
-        Kind::Text => {
-            let expiry = DRAFT_EXPIRY.to_string();
-            Request::of(&begin).command(&["SET", draft], text, &["EX", &expiry])
-        }
-    };
-    end.add_command(call.clone());
-    end.cmd("EXEC");
-    request.add(&end);
-    request
 }

@@ -152,7 +152,7 @@ impl Queue {
 }
 
 /// The transaction that writes the draft and has the script put it in its place.
-fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<'a> {
+pub(super) fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Request<'a> {
     let mut begin = redis::pipe();
     begin.cmd("MULTI");
     let mut end = redis::pipe();
