@@ -15,7 +15,6 @@
 
 local LONGEST = 1048576
 local UUID = '^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$'
-local TEXTS = {no = 0, is = 1, put = 2}
 local call, pcall = redis.call, redis.pcall
 local lists = tonumber(ARGV[4])
 
@@ -25,7 +24,8 @@ local at, count = 5 + lists, 0
 while ARGV[at] do
   count = count + 1
   first[count], lanes[count] = at, ARGV[at]
-  at = at + 5 + TEXTS[ARGV[at + 4]]
+  local how = ARGV[at + 4]
+  at = at + (how == 'no' and 5 or how == 'is' and 6 or 7)
 end
 local held = call('HMGET', KEYS[1], unpack(lanes))
 
@@ -135,10 +135,9 @@ end
 
 -- What was taken is nowhere until it is claimed: nothing on the way there may end this script.
 -- What may be kept about an entry is rare: one command asks for all of it.
-local keys, contexts = {'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress'}, {}
+local keys = {'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress'}
 for n, entry in ipairs(taken) do
-  contexts[n] = 'context:' .. KEYS[3 + from[n]] .. ':' .. entry
-  keys[4 + n] = contexts[n]
+  keys[4 + n] = 'context:' .. KEYS[3 + from[n]] .. ':' .. entry
 end
 local is_noted = pcall('EXISTS', unpack(keys)) ~= 0
 
@@ -151,7 +150,7 @@ for n, entry in ipairs(taken) do
   local answer = {'', list, entry, is_uuid and 'string' or 'not-a-uuid', '', '', fault}
   if is_uuid then
     if is_noted then
-      local context = pcall('LPOP', contexts[n])
+      local context = pcall('LPOP', keys[4 + n])
       if type(context) == 'string' then
         answer[5] = context
         record = record .. ',"context":' .. cjson.encode(context)
@@ -184,7 +183,7 @@ local kept = pcall('HSET', KEYS[1], unpack(fields))
 if type(kept) == 'table' then
   for n = #taken, 1, -1 do
     local answer = answers[done[n]][2]
-    if answer[5] ~= '' then pcall('LPUSH', contexts[n], answer[5]) end
+    if answer[5] ~= '' then pcall('LPUSH', keys[4 + n], answer[5]) end
     call('LPUSH', answer[2], taken[n])
   end
   for _, i in ipairs(done) do answers[i][2] = nil end
@@ -194,11 +193,12 @@ end
 release(#taken + 1)
 
 -- One element for each lane, also for those without an entry. Those of former calls are of no use.
-local all = {}
-for i = 1, count do
-  local answer = answers[i][2]
-  all[i] = type(answer) == 'table' and answer[3] or ''
+if #taken < count then
+  for i = 1, count do
+    local answer = answers[i][2]
+    taken[i] = type(answer) == 'table' and answer[3] or ''
+  end
 end
-local length = pcall('LPUSH', KEYS[3], unpack(all))
+local length = pcall('LPUSH', KEYS[3], unpack(taken))
 if type(length) == 'number' and length > 100 then pcall('LTRIM', KEYS[3], 0, count - 1) end
 return answers
