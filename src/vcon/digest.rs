@@ -42,6 +42,12 @@ pub(super) fn of_all(kind: u8, digests: impl Iterator<Item = Digest>) -> Digest 
     hash.finalize().into()
 }
 
+/// The digest of a text that is JSON, in hexadecimal. Of another text it says nothing.
+pub fn digest(text: &str) -> String {
+    let digest = of_json(text);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The digest of a text that is JSON.
 fn of_json(text: &str) -> Digest {
     let bytes = text.as_bytes();

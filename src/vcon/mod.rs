@@ -22,6 +22,7 @@ mod reduce;
 mod tags;
 
 pub use created::CreatedAt;
+pub use digest::digest;
 pub use document::Vcon;
 pub use error::VconError;
 pub use id::{NotAnId, VconId};

@@ -97,13 +97,15 @@ impl Pipeline<'_, '_, '_> {
         };
         let kept = self.claim.progress.as_deref();
         let kept = kept.and_then(|text| Progress::read(text, self.chain));
-        let (id, document, progress) = match kept {
-            Some(progress) if *progress.id() == id => (id, document, progress),
-            Some(progress) => {
-                let id = progress.id().clone();
-                let document = self.insist(|queue| queue.load(&id))?;
-                (id, document, progress)
+        let other = match &kept {
+            Some(progress) if *progress.id() != id => {
+                Some(self.insist(|queue| queue.load(progress.id()))?)
             }
+            _ => None,
+        };
+        let kept = kept.filter(|progress| progress.is_of(other.as_ref().unwrap_or(&document)));
+        let (id, document, progress) = match kept {
+            Some(progress) => (progress.id().clone(), other.unwrap_or(document), progress),
             None => (id.clone(), document, Progress::none(id)),
         };
         if progress.is_begun() {

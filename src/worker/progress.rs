@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
-use crate::queue::{self, Route};
-use crate::vcon::VconId;
+use crate::queue::{self, Document, Route};
+use crate::vcon::{self, VconId};
+
+/// Of a longer document the server may compare no more than the length. It counts a RedisJSON document by
+/// its memory, which is a few times its text.
+const LONG: usize = 256 << 10;
 
 /// How far a vCon has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(super) struct Progress {
     stored: Vec<String>,
     refused: Vec<Refused>,
     deferred: Vec<String>,
+    /// What long document it was kept with.
+    document: Option<String>,
 }
 
 /// A storage that does not take the vCon.
@@ -49,6 +55,9 @@ struct Record {
     stored: Vec<String>,
     refused: Vec<Refused>,
     deferred: Vec<String>,
+    /// The digest of a long document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    document: Option<String>,
 }
 
 impl Progress {
@@ -63,6 +72,7 @@ impl Progress {
             stored: Vec::new(),
             refused: Vec::new(),
             deferred: Vec::new(),
+            document: None,
         }
     }
 
@@ -93,8 +103,10 @@ impl Progress {
             stored: record.stored,
             refused: record.refused,
             deferred: record.deferred,
+            document: record.document,
         };
         if changed.is_some() {
+            progress.document = None;
             progress.forget_storages();
         }
         let has_all = progress.missing(&chain.storages).is_empty();
@@ -122,12 +134,22 @@ impl Progress {
             stored: self.stored.clone(),
             refused: self.refused.clone(),
             deferred: self.deferred.clone(),
+            document: document.filter(|it| it.len() > LONG).map(vcon::digest),
         };
         Some(queue::Progress {
             id: self.id.clone(),
             text: serde_json::to_string(&record).ok()?,
             document: document.map(str::to_owned),
         })
+    }
+
+    /// Whether it may have been made with this document.
+    pub fn is_of(&self, document: &Document) -> bool {
+        let Document::Found(_, text) = document else {
+            return true;
+        };
+        let is_same = |digest: &String| *digest == vcon::digest(&String::from_utf8_lossy(text));
+        self.document.as_ref().is_none_or(is_same)
     }
 
     /// The vCon that the chain works on.

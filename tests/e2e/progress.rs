@@ -367,6 +367,42 @@ fn a_new_version_begins_anew() {
     }
 }
 
+/// The server compares no texts of that length.
+#[test]
+fn a_new_version_of_a_large_document_begins_anew_though_it_is_as_long() {
+    for redis in servers() {
+        let parts = Chain::new();
+        let samples = large(1);
+        parts.fails(Failing::Refuses);
+        submit(&redis, "default", &samples);
+        let daemon = parts.conserver(&redis).start();
+        all_wait(&redis, &samples);
+        let key = format!("vcon:{}", samples[0].id);
+        let text: String = if redis.has_json() {
+            redis.ask(&["JSON.GET", &key])
+        } else {
+            redis.ask(&["GET", &key])
+        };
+        let newer = text.replacen("xxxxxxxxxx", "newer text", 1);
+        if redis.has_json() {
+            redis.ask::<()>(&["JSON.SET", &key, "$", &newer]);
+        } else {
+            redis.ask::<()>(&["SET", &key, &newer]);
+        }
+        parts.works();
+        settles(&redis, &samples);
+        parts.link.has_taken_each("the link", &samples, 2);
+        parts
+            .healthy
+            .has_taken_each("the healthy storage", &samples, 2);
+        for call in parts.failing.calls() {
+            let subject = call.document["subject"].as_str().unwrap();
+            assert!(subject.starts_with("newer text"));
+        }
+        daemon.stop();
+    }
+}
+
 #[test]
 fn a_changed_chain_begins_anew() {
     let redis = Redis::plain();
