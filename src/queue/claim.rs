@@ -201,11 +201,11 @@ impl Queue {
     ) -> Result<Claimed, QueueError> {
         let fields = texts(answer).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
         let Some([record, list, entry, mut kind, context, deaths, fault]) = fields else {
-            return Err(QueueError::Answer("turn"));
+            return Err(self.noting(QueueError::Answer("a turn")));
         };
         if let Value::SimpleString(refusal) = &sorted {
-            // A full server refuses it for now.
-            self.can_sort = refusal == "OOM";
+            // Of anything else that the server says, tomorrow it may not.
+            self.can_sort = !matches!(refusal.as_str(), "NOPERM" | "ERR" | "WRONGTYPE");
         }
         let mut text = Vec::new();
         if kind == b"string" {

@@ -16,6 +16,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use redis::{Connection, RedisError, RedisResult, Value};
 
+use super::documents::LARGE;
+
 /// A longer request goes alone, so that it holds nobody up.
 const LONGEST: usize = 64 * 1024;
 
@@ -107,10 +109,20 @@ impl Request {
     }
 }
 
-/// Sends one request and returns its answer; what the server refuses is a [`Value::ServerError`].
-pub(super) fn ask_alone(connection: &mut Connection, request: &Request) -> RedisResult<Value> {
-    let mut answers = send(connection, std::slice::from_ref(request));
-    answers.pop().unwrap_or_else(|| Err(not_sent()))
+/// An answer to a request.
+pub(super) struct Answer {
+    /// What the server refuses is a [`Value::ServerError`].
+    pub value: Value,
+    /// Whether the connection has read so much for it that it is better closed: the client library
+    /// keeps a buffer as large as the longest answer for as long as the connection lives.
+    pub is_large: bool,
+}
+
+/// Sends one request and returns its answer.
+pub(super) fn ask_alone(connection: &mut Connection, request: &Request) -> RedisResult<Answer> {
+    let (mut answers, is_large) = send(connection, std::slice::from_ref(request));
+    let value = answers.pop().unwrap_or_else(|| Err(not_sent()))?;
+    Ok(Answer { value, is_large })
 }
 
 /// What the lanes of a worker have to ask.
@@ -131,12 +143,12 @@ struct State {
 }
 
 impl Exchange {
-    /// Sends one request, together with those of other lanes, and returns its answer; what the server
-    /// refuses is a [`Value::ServerError`]. The connection is used only if this lane sends.
+    /// Sends one request, together with those of other lanes, and returns its answer. The connection is
+    /// used only if this lane sends.
     ///
     /// # Errors
     /// The connection that was used, this lane's or another one's, failed.
-    pub(super) fn ask(&self, connection: &mut Connection, request: Request) -> RedisResult<Value> {
+    pub(super) fn ask(&self, connection: &mut Connection, request: Request) -> RedisResult<Answer> {
         if request.is_long() {
             return ask_alone(connection, &request);
         }
@@ -147,7 +159,8 @@ impl Exchange {
         while state.is_sending {
             state = self.wait(state);
             if let Some(answer) = state.answers.remove(&number) {
-                return answer;
+                let is_large = false;
+                return answer.map(|value| Answer { value, is_large });
             }
         }
         state.is_sending = true;
@@ -158,7 +171,7 @@ impl Exchange {
         std::thread::yield_now();
         let waiting = std::mem::take(&mut self.lock().waiting);
         let (numbers, batch): (Vec<u64>, Vec<Request>) = waiting.into_iter().unzip();
-        let answers = send(connection, &batch);
+        let (answers, is_large) = send(connection, &batch);
         let mut state = self.lock();
         state.is_sending = false;
         let mut own = None;
@@ -174,7 +187,8 @@ impl Exchange {
             self.changed.notify_all();
         }
         drop(state);
-        own.unwrap_or_else(|| Err(not_sent()))
+        let value = own.unwrap_or_else(|| Err(not_sent()))?;
+        Ok(Answer { value, is_large })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -188,9 +202,10 @@ impl Exchange {
     }
 }
 
-/// Sends the requests together and returns an answer to each, in their order. After a fault of the
-/// connection, the rest have that for an answer.
-fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value>> {
+/// Sends the requests together and returns an answer to each, in their order, and whether what the
+/// commands behind calls have got is large. After a fault of the connection, the rest have that for an
+/// answer.
+fn send(connection: &mut Connection, batch: &[Request]) -> (Vec<RedisResult<Value>>, bool) {
     // Which requests a command stands for.
     let mut commands: Vec<Vec<usize>> = Vec::new();
     for (index, request) in batch.iter().enumerate() {
@@ -219,6 +234,7 @@ fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value
     }
     let mut fault = connection.send_packed_command(&packed).err();
     let mut answers: Vec<Option<RedisResult<Value>>> = batch.iter().map(|_| None).collect();
+    let mut is_large = false;
     for command in &commands {
         let mut receive = || {
             let answer = match &fault {
@@ -242,6 +258,7 @@ fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value
         }
         match (answer, &batch[command[0]]) {
             (Ok(Value::Array(of_lanes)), Request::Turn(_)) => {
+                is_large |= size_of(&behind) > LARGE;
                 let behind = of_each(behind, command.len());
                 for ((index, answer), behind) in command.iter().zip(of_lanes).zip(behind) {
                     answers[*index] = Some(Ok(Value::Array(vec![answer, behind])));
@@ -255,9 +272,20 @@ fn send(connection: &mut Connection, batch: &[Request]) -> Vec<RedisResult<Value
         }
     }
     let answers = answers.into_iter();
-    answers
-        .map(|answer| answer.unwrap_or_else(|| Err(not_sent())))
-        .collect()
+    let answers = answers.map(|answer| answer.unwrap_or_else(|| Err(not_sent())));
+    (answers.collect(), is_large)
+}
+
+/// The bytes of a list of strings.
+fn size_of(values: &Value) -> usize {
+    let size = |value: &Value| match value {
+        Value::BulkString(bytes) => bytes.len(),
+        _ => 0,
+    };
+    match values {
+        Value::Array(values) => values.iter().map(size).sum(),
+        _ => 0,
+    }
 }
 
 /// What the command behind a call has got for each lane: a pair, or, as a simple string, the code of the

@@ -116,7 +116,8 @@ impl Queue {
         if self.is_usual(claim, finish) {
             let turn = self.turn(claim, finish, lists);
             let answer = self.send(Step::Turn, Asked::Turn(turn))?;
-            let (answer, document) = pair(answer).ok_or(QueueError::Answer("a turn"))?;
+            let (answer, document) =
+                pair(answer).ok_or_else(|| self.noting(QueueError::Answer("a turn")))?;
             if let Some((finished, next)) = of_turn(answer).map_err(|error| self.noting(error))? {
                 let next = next.map(|next| self.claimed_in_turn(next, document, lists));
                 return Ok((finished, next));

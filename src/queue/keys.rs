@@ -20,8 +20,6 @@ pub(super) struct LaneKeys {
     pub claims: String,
     pub lease: String,
     pub workers: String,
-    /// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes got with their
-    /// last requests.
     pub taken: String,
     /// The command that gets the documents of the first of these entries, each behind its entry. How many
     /// it is to get is missing.
@@ -30,7 +28,7 @@ pub(super) struct LaneKeys {
 
 impl LaneKeys {
     pub fn of(seat: &Seat) -> Self {
-        let taken = format!("conserver:taken:{}:{}", seat.instance, seat.worker);
+        let taken = taken_key(&seat.instance, seat.worker);
         Self {
             claims: seat.claims_key(),
             lease: instance_key(&seat.instance),
@@ -90,6 +88,12 @@ pub(super) const KEPT: u32 = 0;
 /// The claims hash of one worker.
 pub(super) fn claims_key(instance: &str, worker: u32) -> String {
     format!("conserver:claims:{instance}:{worker}")
+}
+
+/// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes got with their last
+/// requests, where their documents are to be got.
+pub(super) fn taken_key(instance: &str, worker: u32) -> String {
+    format!("conserver:taken:{instance}:{worker}")
 }
 
 /// `conserver:workers:<instance>`: set of the worker numbers that may hold claims.

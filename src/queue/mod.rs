@@ -179,19 +179,25 @@ impl Queue {
     /// Sends the call of a step's script, together with those of other lanes.
     fn send(&mut self, step: Step, request: Request) -> Result<Value, QueueError> {
         let exchange = self.exchange.clone();
-        self.with(|connection, scripts, _, _| {
+        let answer = self.with(|connection, scripts, _, _| {
             let answer = match exchange {
                 Some(exchange) => exchange.ask(connection, request.clone())?,
                 None => ask_alone(connection, &request)?,
             };
-            match answer.extract_error() {
+            match answer.value.extract_error() {
                 Err(error) if is_missing(&error) => {
                     scripts.step(step).load(connection)?;
-                    Ok(ask_alone(connection, &request)?.extract_error()?)
+                    let answer = ask_alone(connection, &request)?;
+                    Ok((answer.value.extract_error()?, answer.is_large))
                 }
-                answer => Ok(answer?),
+                value => Ok((value?, answer.is_large)),
             }
-        })
+        });
+        let (value, is_large) = answer?;
+        if is_large {
+            self.connected = None;
+        }
+        Ok(value)
     }
 
     /// Makes sure there is a living connection.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::claim::{shown, texts};
+use super::round_trip::round_trip;
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
 
@@ -128,12 +129,18 @@ impl Queue {
     ) -> Result<Vec<Recovered>, QueueError> {
         let worker = dead.worker;
         let recovered = self.recover(dead, max_deaths)?;
-        let workers_key = keys::workers_key(&self.seat.instance);
+        let instance = &self.seat.instance;
+        let mut steps = redis::pipe();
+        steps
+            .cmd("SREM")
+            .arg(keys::workers_key(instance))
+            .arg(worker);
+        steps.cmd("DEL").arg(keys::taken_key(instance, worker));
         self.with(|connection, _, _, _| {
-            Ok(redis::cmd("SREM")
-                .arg(workers_key)
-                .arg(worker)
-                .query::<()>(connection)?)
+            for answer in round_trip(connection, &steps)? {
+                answer.extract_error()?;
+            }
+            Ok(())
         })?;
         Ok(recovered)
     }

@@ -4,8 +4,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use conserver::queue::{
-    Claim, Claimed, Document, Exchange, Expiry, Finish, Finished, Holder, Kind, Queue, QueueError,
-    Seat,
+    Blame, Claim, Claimed, Dead, Document, Exchange, Expiry, Finish, Finished, Holder, Kind, Queue,
+    QueueError, Seat,
 };
 use conserver::vcon::VconId;
 
@@ -270,4 +270,62 @@ fn nothing_is_left_of_what_was_taken_once_the_daemon_has_ended() {
     assert!(next(turn(&mut queue, &claim)).is_none());
     queue.release_lease().unwrap();
     assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
+}
+
+/// How many bytes the server has sent.
+fn sent(redis: &Redis) -> usize {
+    let stats: String = redis.ask(&["INFO", "stats"]);
+    let of = |line: &str| line.strip_prefix("total_net_output_bytes:")?.parse().ok();
+    stats.lines().find_map(of).unwrap()
+}
+
+#[test]
+fn no_document_is_sent_that_nobody_asked_for() {
+    const LARGE: usize = 2 << 20;
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (mut small, mut large) = (Sample::small(), Sample::small());
+    small.document["subject"] = "x".repeat(LARGE / 4).into();
+    large.document["subject"] = "x".repeat(LARGE).into();
+    submit(&redis, "in", &[Sample::small(), small, large]);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
+    let before = sent(&redis);
+    let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
+    let once = sent(&redis) - before;
+    assert!((LARGE..LARGE + LARGE / 8).contains(&once), "{once}");
+    assert!(next(turn(&mut queue, &claim)).is_none());
+    let nothing = sent(&redis) - before - once;
+    assert!(nothing < LARGE / 8, "{nothing}");
+}
+
+#[test]
+fn a_lease_that_cannot_be_read_has_nothing_announced() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    submit(&redis, "in", &samples(1));
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    redis.ask::<()>(&["DEL", "conserver:instance:here"]);
+    redis.ask::<()>(&["SADD", "conserver:instance:here", "member"]);
+    turn(&mut queue, &claim).unwrap_err();
+    assert_eq!(redis.length("out"), 0);
+    assert_eq!(redis.claims().len(), 1);
+}
+
+#[test]
+fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    submit(&redis, "in", &samples(2));
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(redis.length(TAKEN), 1);
+    let dead = Dead {
+        worker: 1,
+        blame: Blame::ALL,
+        end: "it was killed",
+    };
+    queue.recover_seat(dead, 0).unwrap();
+    assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
+    assert_eq!(redis.length("in"), 1);
 }

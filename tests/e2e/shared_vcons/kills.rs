@@ -30,7 +30,7 @@ const WORKERS: usize = 2;
 const LATEST: u64 = 12;
 
 /// Keys, without their `conserver:`, of which none is left in the end.
-const TRACES: [&str; 9] = [
+const TRACES: [&str; 10] = [
     "claims:*",
     "deaths",
     "draft:*",
@@ -38,6 +38,7 @@ const TRACES: [&str; 9] = [
     "lapses",
     "overwritten:*",
     "progress",
+    "taken:*",
     "tries",
     "unreadable",
 ];

@@ -48,7 +48,7 @@ impl History {
                     count(&mut self.pushed, list, id);
                 }
             }
-            ["LPUSH", list, id] => {
+            ["LPUSH", list, id] if !list.starts_with("conserver:") => {
                 count(&mut self.returned, list, id);
                 if self.deleted.contains(*id) {
                     self.doomed.insert(((*list).to_owned(), (*id).to_owned()));
