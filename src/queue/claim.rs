@@ -70,18 +70,8 @@ pub struct Claimed {
     pub fault: Option<String>,
 }
 
-/// What a script returns to a request for work, as `claim.lua` tells it.
-struct Taken {
-    record: Vec<u8>,
-    list: Vec<u8>,
-    entry: Vec<u8>,
-    context: Vec<u8>,
-    kind: Vec<u8>,
-    text: Vec<u8>,
-    fault: Vec<u8>,
-    deaths: Vec<u8>,
-    progress: Vec<u8>,
-}
+/// What `claim.lua` returns, in its order.
+type Answer = [Vec<u8>; 9];
 
 impl Queue {
     /// Claims the first entry of the first list that has one, and loads its document.
@@ -158,38 +148,9 @@ impl Queue {
         step: Step,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let fields = texts(answer).and_then(|fields| <[Vec<u8>; 9]>::try_from(fields).ok());
-        let Some(
-            [
-                record,
-                list,
-                entry,
-                context,
-                kind,
-                text,
-                fault,
-                deaths,
-                progress,
-            ],
-        ) = fields
-        else {
-            return Err(QueueError::Answer("claim"));
-        };
-        self.taken(
-            Taken {
-                record,
-                list,
-                entry,
-                context,
-                kind,
-                text,
-                fault,
-                deaths,
-                progress,
-            },
-            step,
-            lists,
-        )
+        let fields = texts(answer).and_then(|fields| Answer::try_from(fields).ok());
+        let fields = fields.ok_or(QueueError::Answer("claim"))?;
+        self.taken(fields, step, lists)
     }
 
     /// What `turn.lua` has answered, and `SORT` behind it: the entry and its document.
@@ -215,27 +176,20 @@ impl Queue {
                 _ => kind = b"string-unsent".to_vec(),
             }
         }
-        let taken = Taken {
-            record,
-            list,
-            entry,
-            context,
-            kind,
-            text,
-            fault,
-            deaths,
-            progress: Vec::new(),
-        };
-        self.taken(taken, Step::Claim, lists)
+        let progress = Vec::new();
+        let fields = [
+            record, list, entry, context, kind, text, fault, deaths, progress,
+        ];
+        self.taken(fields, Step::Claim, lists)
     }
 
     fn taken(
         &mut self,
-        taken: Taken,
+        fields: Answer,
         step: Step,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let Taken {
+        let [
             record,
             list,
             entry,
@@ -245,7 +199,7 @@ impl Queue {
             fault,
             deaths,
             progress,
-        } = taken;
+        ] = fields;
         if kind == b"not-ours" {
             return Err(self.lease.lost_to(&text));
         }

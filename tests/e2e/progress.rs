@@ -106,6 +106,16 @@ fn settles(redis: &Redis, samples: &[Sample]) {
     }
 }
 
+/// Stores a version of a vCon as a producer does.
+fn store(redis: &Redis, id: &str, text: &str) {
+    let key = format!("vcon:{id}");
+    if redis.has_json() {
+        redis.ask::<()>(&["JSON.SET", &key, "$", text]);
+    } else {
+        redis.ask::<()>(&["SET", &key, text]);
+    }
+}
+
 fn text_of(document: &Value) -> String {
     document.to_string()
 }
@@ -341,12 +351,7 @@ fn a_new_version_begins_anew() {
         let mut newer = samples.clone();
         for sample in &mut newer {
             sample.document["subject"] = json!("a newer version");
-            let (key, text) = (format!("vcon:{}", sample.id), sample.text());
-            if redis.has_json() {
-                redis.ask::<()>(&["JSON.SET", &key, "$", &text]);
-            } else {
-                redis.ask::<()>(&["SET", &key, &text]);
-            }
+            store(&redis, &sample.id, &sample.text());
         }
         parts.works();
         settles(&redis, &samples);
@@ -384,11 +389,7 @@ fn a_new_version_of_a_large_document_begins_anew_though_it_is_as_long() {
             redis.ask(&["GET", &key])
         };
         let newer = text.replacen("xxxxxxxxxx", "newer text", 1);
-        if redis.has_json() {
-            redis.ask::<()>(&["JSON.SET", &key, "$", &newer]);
-        } else {
-            redis.ask::<()>(&["SET", &key, &newer]);
-        }
+        store(&redis, &samples[0].id, &newer);
         parts.works();
         settles(&redis, &samples);
         parts.link.has_taken_each("the link", &samples, 2);
