@@ -132,17 +132,21 @@ fn beat(
     slot: Option<&Slot>,
 ) -> Result<(), QueueError> {
     renew(queue, slot)?;
-    queue.recover_kept()?.iter().for_each(report_recovered);
-    for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
+    let mut pause = |queue: &mut Queue| {
         shows();
-        renew(queue, slot)?;
+        renew(queue, slot)
+    };
+    let kept = queue.recover_kept(&mut pause)?;
+    kept.iter().for_each(report_recovered);
+    for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
+        pause(queue)?;
         // Who wants no vCon to be poison for deaths wants none for lapses.
         let most = if settings.max_deaths == 0 {
             0
         } else {
             MAX_LAPSES
         };
-        let (recovered, forgotten) = queue.recover_instance(instance, most)?;
+        let (recovered, forgotten) = queue.recover_instance(instance, most, &mut pause)?;
         recovered.iter().for_each(report_recovered);
         if let Some(slot) = slot
             && recovered.iter().any(Recovered::is_poison)

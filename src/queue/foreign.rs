@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use super::dead_letters::is_wrong_type;
 use super::keep::Scanned;
+use super::recovery::Pause;
 use super::{Document, Queue, QueueError, Replaced, keys};
 use crate::vcon::{self, Vcon, VconError, VconId};
 
@@ -23,31 +24,25 @@ const STEP: usize = 1000;
 
 impl Queue {
     /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
-    /// be followed by [`Queue::end_foreign_write`] with what this returns.
-    pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<u64, QueueError> {
+    /// be followed by [`Queue::end_foreign_write`].
+    pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<(), QueueError> {
         self.with(|connection, scripts, seat, _| {
             let mut call = scripts.foreign_begin.key(keys::FOREIGN);
-            call.key(keys::overwritten_key(id)).arg(id.as_str());
-            call.arg(seat.claims_key()).arg(seat.lane);
-            call.arg(FOREIGN_EXPIRY);
-            Ok(call.invoke(connection)?)
+            call.key(keys::overwritten_key(id)).key(id.key());
+            call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
+            Ok(call.arg(FOREIGN_EXPIRY).invoke::<()>(connection)?)
         })
     }
 
-    /// The texts that others have written since the begin, and over which the link may have written. If
-    /// there are any, to be followed by [`Queue::forget_overwritten`].
-    pub fn end_foreign_write(
-        &mut self,
-        id: &VconId,
-        begin: u64,
-    ) -> Result<Vec<Vec<u8>>, QueueError> {
-        let kept: Vec<Vec<u8>> = self.with(|connection, scripts, seat, _| {
+    /// What the link may have written over, if others have written since the begin. To be followed by
+    /// [`Queue::forget_overwritten`] then.
+    pub fn end_foreign_write(&mut self, id: &VconId) -> Result<Option<Overwritten>, QueueError> {
+        self.with(|connection, scripts, seat, _| {
             let mut call = scripts.foreign_end.key(keys::FOREIGN);
-            call.key(keys::overwritten_key(id)).arg(id.as_str());
-            call.arg(seat.claims_key()).arg(seat.lane).arg(begin);
-            Ok(call.invoke(connection)?)
-        })?;
-        Ok(last_texts(&kept).into_iter().map(<[u8]>::to_vec).collect())
+            call.key(keys::overwritten_key(id)).key(id.key());
+            call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
+            Ok(Overwritten::of(call.invoke(connection)?))
+        })
     }
 
     /// What others wrote is in the document by now.
@@ -61,35 +56,62 @@ impl Queue {
     }
 
     /// Lays what a worker's links have written over, and could not merge before the worker ended,
-    /// under what they have left. Returns the vCons that such links were at work on.
+    /// under what they have left; calls `pause` before each vCon. Returns the vCons that this is done
+    /// for.
     ///
-    /// If the worker may be alive, its links still count as at work on these vCons.
+    /// If the worker may be alive, its links still count as at work on these vCons. A vCon for which
+    /// this cannot be done now holds up nothing: it is left to [`Queue::recover_kept`].
     pub(super) fn lay_back(
         &mut self,
         instance: &str,
         worker: u32,
         may_be_alive: bool,
+        pause: &mut Pause<'_>,
     ) -> Result<Vec<VconId>, QueueError> {
         let claims = keys::claims_key(instance, worker);
-        let left: Vec<(String, usize)> = self.with(|connection, scripts, _, _| {
+        let left: Vec<(String, u64, u64)> = self.with(|connection, scripts, _, _| {
             let mut call = scripts.foreign_left.key(keys::FOREIGN);
             Ok(call.arg(&claims).invoke(connection)?)
         })?;
-        let left = left.into_iter();
-        let left: Vec<(VconId, usize)> = left
-            .filter_map(|(id, begin)| Some((id.parse().ok()?, begin)))
-            .collect();
-        for (id, begin) in &left {
-            let laid = self.lay_back_one(id, *begin)?;
-            if may_be_alive {
-                self.with(|connection, scripts, _, _| {
+        let mut ids = Vec::new();
+        for (id, base, start) in left {
+            let Ok(id) = id.parse::<VconId>() else {
+                continue;
+            };
+            pause(self)?;
+            match self.lay_back_one(&id, base, start) {
+                Ok(Some(written)) if may_be_alive => self.with(|connection, scripts, _, _| {
                     let mut call = scripts.foreign_laid.key(keys::FOREIGN);
-                    call.arg(id.as_str()).arg(&claims).arg(laid);
+                    call.arg(id.as_str()).arg(&claims).arg(written);
                     Ok(call.invoke::<()>(connection)?)
-                })?;
+                })?,
+                Ok(_) => {}
+                Err(error) if error.is_interruption() => return Err(error),
+                Err(error) => {
+                    // If this fails as well, the vCon is not the reason.
+                    self.keep_for_later(&id, &claims, may_be_alive)?;
+                    tell_kept(&id, worker, &error);
+                    continue;
+                }
             }
+            ids.push(id);
         }
-        Ok(left.into_iter().map(|(id, _)| id).collect())
+        Ok(ids)
+    }
+
+    /// Has our monitor try again, as worker 0, to lay back what could not be laid back now.
+    fn keep_for_later(
+        &mut self,
+        id: &VconId,
+        claims: &str,
+        may_be_alive: bool,
+    ) -> Result<(), QueueError> {
+        self.with(|connection, scripts, seat, _| {
+            let mut call = scripts.foreign_keep.key(keys::FOREIGN);
+            call.arg(id.as_str()).arg(claims);
+            call.arg(keys::claims_key(&seat.instance, keys::KEPT));
+            Ok(call.arg(u8::from(may_be_alive)).invoke::<()>(connection)?)
+        })
     }
 
     /// A worker that has ended writes these vCons no more.
@@ -110,62 +132,58 @@ impl Queue {
         Ok(())
     }
 
-    /// Lays back what was kept of a vCon from `begin` on. Returns how much of all that is kept has been
-    /// seen to.
-    fn lay_back_one(&mut self, id: &VconId, begin: usize) -> Result<usize, QueueError> {
+    /// Lays back what links may have written over of a vCon: the texts from `start` on; they began with
+    /// the one at `base`. If this writes a text, returns from where on that one is kept.
+    fn lay_back_one(
+        &mut self,
+        id: &VconId,
+        base: u64,
+        start: u64,
+    ) -> Result<Option<u64>, QueueError> {
+        let (count, kept): (u64, Vec<Vec<u8>>) = self.with(|connection, scripts, _, _| {
+            let mut call = scripts.foreign_kept.key(keys::overwritten_key(id));
+            Ok(call.arg(base).arg(start).invoke(connection)?)
+        })?;
+        let Some(overwritten) = Overwritten::of(kept) else {
+            return Ok(None);
+        };
+        // Not between the load and the replacement, which others must not come between.
+        let mut ingress = self.lists_with_progress(id)?;
         loop {
-            let kept = self.overwritten(id)?;
-            let texts = last_texts(kept.get(begin..).unwrap_or_default());
-            let Some(base) = base(&kept).filter(|_| !texts.is_empty()) else {
-                return Ok(kept.len());
-            };
             let Document::Found(kind, bytes) = self.load(id)? else {
-                return Ok(kept.len());
+                return Ok(None);
             };
             let laid = String::from_utf8(bytes)
                 .map_err(|error| format!("the document is not UTF-8: {error}"))
-                .and_then(|now| match lay_under(id, base, &now, &texts) {
+                .and_then(|now| match lay_under(id, &now, &overwritten) {
                     Ok(laid) => Ok(laid.map(|laid| (now, laid))),
                     Err(error) => Err(format!("the document {error}")),
                 });
             let (now, Laid { text, conflicts }) = match laid {
                 Ok(Some(laid)) => laid,
-                Ok(None) => return Ok(kept.len()),
+                Ok(None) => return Ok(None),
                 Err(why) => {
                     tell_lost(id, &why);
-                    return Ok(kept.len());
+                    return Ok(None);
                 }
             };
-            let ingress = self.lists_with_progress(id)?;
-            let own = std::mem::replace(&mut self.ingress, ingress);
+            std::mem::swap(&mut self.ingress, &mut ingress);
             let replaced = self.replace(id, kind, &now, &text);
-            self.ingress = own;
+            std::mem::swap(&mut self.ingress, &mut ingress);
             match replaced {
                 Ok(Replaced::Done) => {
                     tell_laid(id, &conflicts);
-                    // That text is kept as well.
-                    return Ok(kept.len() + 1);
+                    return Ok(Some(count));
                 }
                 Ok(Replaced::Changed) => {}
-                Ok(Replaced::Deleted) => return Ok(kept.len()),
+                Ok(Replaced::Deleted) => return Ok(None),
                 Err(QueueError::Document(why)) => {
                     tell_lost(id, &why);
-                    return Ok(kept.len());
+                    return Ok(None);
                 }
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn overwritten(&mut self, id: &VconId) -> Result<Vec<Vec<u8>>, QueueError> {
-        self.with(|connection, _, _, _| {
-            let mut range = redis::cmd("LRANGE");
-            range.arg(keys::overwritten_key(id)).arg(0).arg(-1);
-            match range.query(connection) {
-                Err(error) if is_wrong_type(&error) => Ok(Vec::new()),
-                kept => Ok(kept?),
-            }
-        })
     }
 
     /// The lists of whatever configuration for which progress of a vCon is kept, a line each.
@@ -195,28 +213,44 @@ impl Queue {
     }
 }
 
+/// What a link that writes a vCon by itself may have written over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overwritten {
+    /// The text that the link began with.
+    pub base: String,
+    /// What others have made of it, or of each other's texts, since then.
+    pub texts: Vec<String>,
+}
+
+impl Overwritten {
+    /// As a script returns it: the base, then the texts; or nothing.
+    fn of(kept: Vec<Vec<u8>>) -> Option<Self> {
+        // Lanes write only UTF-8.
+        let mut kept = kept.into_iter().map(|text| match String::from_utf8(text) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        });
+        let base = kept.next()?;
+        let texts = kept.collect();
+        Some(Self { base, texts })
+    }
+}
+
 /// What a document becomes.
 struct Laid {
     text: String,
     conflicts: Vec<String>,
 }
 
-/// Lays texts that were made of `base` under what stands in Redis now; `None` if that has all of it.
+/// Lays what a link has written over under what stands in Redis now; `None` if that has all of it.
 ///
 /// # Errors
 /// What stands there is not a vCon.
-fn lay_under(
-    id: &VconId,
-    base: &[u8],
-    now: &str,
-    texts: &[&[u8]],
-) -> Result<Option<Laid>, VconError> {
+fn lay_under(id: &VconId, now: &str, overwritten: &Overwritten) -> Result<Option<Laid>, VconError> {
     let mut vcon = Vcon::read(id.clone(), now)?;
-    let base = String::from_utf8_lossy(base);
     let mut conflicts = Vec::new();
-    for text in texts {
-        let text = String::from_utf8_lossy(text).into_owned();
-        match vcon::merge(&base, &vcon, text) {
+    for text in &overwritten.texts {
+        match vcon::merge(&overwritten.base, &vcon, text.clone()) {
             Ok(merged) => {
                 vcon = merged.vcon;
                 conflicts.extend(merged.conflicts);
@@ -232,31 +266,6 @@ fn lay_under(
     Ok(Some(Laid { text, conflicts }))
 }
 
-/// What stood there before the first text was written.
-fn base(kept: &[Vec<u8>]) -> Option<&[u8]> {
-    match kept.first()?.split_first()? {
-        (b'=', text) => Some(text),
-        _ => None,
-    }
-}
-
-/// The texts that no later one was made of: those have all of the others.
-fn last_texts(kept: &[Vec<u8>]) -> Vec<&[u8]> {
-    let mut texts = Vec::new();
-    for kept in kept {
-        let Some((how, text)) = kept.split_first() else {
-            continue;
-        };
-        match how {
-            b'+' => drop(texts.pop()),
-            b'*' => {}
-            _ => continue,
-        }
-        texts.push(text);
-    }
-    texts
-}
-
 fn tell_laid(id: &VconId, conflicts: &[String]) {
     log::info!(
         vcon_id = id.as_str();
@@ -268,6 +277,19 @@ fn tell_laid(id: &VconId, conflicts: &[String]) {
             "{id}: `{member}` was changed in two ways, the value of the link stands"
         );
     }
+}
+
+fn tell_kept(id: &VconId, worker: u32, error: &QueueError) {
+    // It has been told when it was kept.
+    let level = if worker == keys::KEPT {
+        log::Level::Debug
+    } else {
+        log::Level::Warn
+    };
+    log::log!(
+        level, vcon_id = id.as_str();
+        "{id}: a link wrote over what others had written, that will be laid back later: {error}"
+    );
 }
 
 fn tell_lost(id: &VconId, why: &str) {
@@ -282,25 +304,6 @@ fn tell_lost(id: &VconId, why: &str) {
 mod tests {
     use super::*;
 
-    fn texts(kept: &[&str]) -> Vec<String> {
-        let kept: Vec<Vec<u8>> = kept.iter().map(|it| it.as_bytes().to_vec()).collect();
-        let texts = last_texts(&kept).into_iter();
-        texts
-            .map(|it| String::from_utf8(it.to_vec()).unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn a_text_that_a_later_one_was_made_of_is_not_laid_under_again() {
-        assert_eq!(texts(&[]), Vec::<String>::new());
-        assert_eq!(texts(&["=a", "+b"]), ["b"]);
-        assert_eq!(texts(&["=a", "+b", "+c"]), ["c"]);
-        assert_eq!(texts(&["=a", "+b", "*c", "+d"]), ["b", "d"]);
-        // From where a later link began.
-        assert_eq!(texts(&["+c", "*d"]), ["c", "d"]);
-        assert_eq!(texts(&["", "rubbish"]), Vec::<String>::new());
-    }
-
     /// A document with these tags.
     fn tagged(tags: &[&str]) -> String {
         let tags: Vec<String> = tags.iter().map(|tag| format!("{tag}:{tag}")).collect();
@@ -314,8 +317,11 @@ mod tests {
         let id = VconId::random();
         let base = tagged(&["a"]);
         let lay = |now: &str, texts: &[&str]| {
-            let texts: Vec<&[u8]> = texts.iter().map(|it| it.as_bytes()).collect();
-            let laid = lay_under(&id, base.as_bytes(), now, &texts).unwrap();
+            let overwritten = Overwritten {
+                base: base.clone(),
+                texts: texts.iter().copied().map(str::to_owned).collect(),
+            };
+            let laid = lay_under(&id, now, &overwritten).unwrap();
             laid.map(|laid| {
                 assert_eq!(laid.conflicts, Vec::<String>::new());
                 let vcon = Vcon::parse(id.clone(), laid.text).unwrap();
@@ -329,7 +335,11 @@ mod tests {
         assert_eq!(BTreeSet::from_iter(both), tags(&["a", "b", "c"]));
         let all = lay(&tagged(&["a", "d"]), &[&first, "no vCon", &second]).unwrap();
         assert_eq!(BTreeSet::from_iter(all), tags(&["a", "b", "c", "d"]));
-        assert!(lay_under(&id, base.as_bytes(), "no vCon", &[]).is_err());
+        let overwritten = Overwritten {
+            base: base.clone(),
+            texts: Vec::new(),
+        };
+        assert!(lay_under(&id, "no vCon", &overwritten).is_err());
     }
 
     fn tags(tags: &[&str]) -> BTreeSet<String> {

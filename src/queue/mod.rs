@@ -54,6 +54,7 @@ pub use documents::{Document, Documents, Kind, Removed};
 pub use error::QueueError;
 pub use exchange::Exchange;
 pub use finish::{Finish, Finished, Route, StorageLetter};
+pub use foreign::Overwritten;
 pub use keep::Keeper;
 pub use keys::{
     STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
@@ -62,7 +63,7 @@ pub use keys::{
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use raw::{Raw, is_visible};
-pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Recovered};
+pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Progress, Reason, Released};
 pub use replace::{Replaced, Replacement};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};

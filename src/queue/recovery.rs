@@ -74,6 +74,9 @@ pub struct Dead<'a> {
     pub end: &'a str,
 }
 
+/// What is done before each step of a recovery that may take long.
+pub type Pause<'a> = dyn FnMut(&mut Queue) -> Result<(), QueueError> + 'a;
+
 /// What is said of the end of a worker that a daemon before this one has left behind.
 pub const BEFORE_US: &str = "with its daemon, before this one was started";
 
@@ -114,10 +117,19 @@ impl Queue {
         dead: Dead<'_>,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
+        self.recover_pausing(dead, max_deaths, &mut |_| Ok(()))
+    }
+
+    fn recover_pausing(
+        &mut self,
+        dead: Dead<'_>,
+        max_deaths: u32,
+        pause: &mut Pause<'_>,
+    ) -> Result<Vec<Recovered>, QueueError> {
         let lease = Arc::clone(&self.lease);
         let (worker, counted) = (dead.worker, Counted::Death(&dead));
         let name = (&*lease.instance, &*lease.record);
-        self.recover_of(name, worker, &counted, max_deaths)?
+        self.recover_of(name, worker, &counted, max_deaths, pause)?
             .map_err(|found| lease.lost_to(&found))
     }
 
@@ -145,10 +157,11 @@ impl Queue {
         Ok(recovered)
     }
 
-    /// Returns the claims that are kept because their lists were no lists, if they are by now.
-    pub fn recover_kept(&mut self) -> Result<Vec<Recovered>, QueueError> {
+    /// Returns the claims that are kept because their lists were no lists, if they are by now. Lays
+    /// back what could not be laid back before, and calls `pause` before each vCon of that.
+    pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<Recovered>, QueueError> {
         let (worker, blame, end) = (keys::KEPT, Blame::NOBODY, BEFORE_US);
-        self.recover(Dead { worker, blame, end }, 0)
+        self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }
 
     /// Returns the claims of every worker above `highest`: those of an earlier start with more
@@ -193,15 +206,17 @@ impl Queue {
     /// and forgets the instance. Where it has come back in the meantime, that is the end of it.
     /// Answers also whether it is forgotten.
     ///
-    /// `max_lapses` is the number of lapses that make a vCon poison; 0 means none does.
+    /// `max_lapses` is the number of lapses that make a vCon poison; 0 means none does. Calls
+    /// `pause` before each vCon that a link may have written over.
     pub fn recover_instance(
         &mut self,
         instance: &str,
         max_lapses: u32,
+        pause: &mut Pause<'_>,
     ) -> Result<(Vec<Recovered>, bool), QueueError> {
         let mut recovered = Vec::new();
         for worker in self.workers_of(instance)? {
-            match self.recover_of((instance, ""), worker, &Counted::Lapse, max_lapses)? {
+            match self.recover_of((instance, ""), worker, &Counted::Lapse, max_lapses, pause)? {
                 Ok(more) => recovered.extend(more),
                 Err(_) => return Ok((recovered, false)),
             }
@@ -229,15 +244,18 @@ impl Queue {
     /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;
     /// else answers what was found in its place. `most` deaths or lapses make a vCon poison.
     ///
-    /// What its links wrote over is laid back before, so that nobody claims a vCon without it.
+    /// What its links wrote over is laid back before, so that nobody claims a vCon without it. If the
+    /// lease turns out to be another one, that does no harm: its links count as at work on.
     fn recover_of(
         &mut self,
         (instance, record): (&str, &str),
         worker: u32,
         counted: &Counted<'_>,
         most: u32,
+        pause: &mut Pause<'_>,
     ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
-        let left = self.lay_back(instance, worker, matches!(counted, Counted::Lapse))?;
+        let may_be_alive = matches!(counted, Counted::Lapse);
+        let left = self.lay_back(instance, worker, may_be_alive, pause)?;
         let (what, end, vcons) = counted.arguments();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));

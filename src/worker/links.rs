@@ -7,6 +7,7 @@ use super::job::Job;
 use super::pipeline::Pipeline;
 use super::retry::Retry;
 use crate::link::{Context, LinkError, Next};
+use crate::queue::Overwritten;
 use crate::scoreboard::Event;
 use crate::vcon::{self, VconId};
 
@@ -41,31 +42,34 @@ impl Pipeline<'_, '_, '_> {
     /// meanwhile it may write over: that is laid under what it has left.
     fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
         self.write(job)?;
-        let (id, before) = (job.id().clone(), job.base.clone());
-        let begin = self.insist(|queue| queue.begin_foreign_write(&id))?;
+        let id = job.id().clone();
+        self.insist(|queue| queue.begin_foreign_write(&id))?;
         let next = self.run_link(name, job);
-        let texts = self.insist(|queue| queue.end_foreign_write(&id, begin))?;
-        if texts.is_empty() {
+        let Some(overwritten) = self.insist(|queue| queue.end_foreign_write(&id))? else {
             if next == Ok(Next::Continue) {
                 self.read_again(job)?;
             }
             return next;
+        };
+        let laid = self.lay_under(job, overwritten, next.is_ok());
+        // This worker has to end before that is done: recovery does it.
+        if let Err(ending @ (Ending::Interrupted | Ending::ClaimLeft)) = laid {
+            return Err(ending);
         }
-        let laid = self.lay_under(job, &before.unwrap_or_default(), texts, next.is_ok());
-        // If this worker has to end before that is done, recovery does it.
-        if !matches!(laid, Err(Ending::Interrupted | Ending::ClaimLeft)) {
-            self.insist(|queue| queue.forget_overwritten(&id))?;
+        if let Err(Ending::Failed(fault) | Ending::Unavailable(fault)) = &laid {
+            tell_lost(&id, &fault.error);
         }
-        laid?;
-        next
+        self.insist(|queue| queue.forget_overwritten(&id))?;
+        // If the link has failed itself, the vCon ends by that.
+        let next = next?;
+        laid.map(|()| next)
     }
 
     /// Lays the texts of others under what a link has left in Redis.
     fn lay_under(
         &mut self,
         job: &mut Job,
-        before: &str,
-        texts: Vec<Vec<u8>>,
+        overwritten: Overwritten,
         is_done: bool,
     ) -> Result<(), Ending> {
         let read = self.read_again(job);
@@ -73,16 +77,15 @@ impl Pipeline<'_, '_, '_> {
             read?;
         }
         let id = job.id().clone();
-        let texts = texts.into_iter();
-        for theirs in texts.filter_map(|text| String::from_utf8(text).ok()) {
+        for theirs in overwritten.texts {
             let vcon = job.open_vcon()?;
-            match vcon::merge(before, vcon, theirs) {
+            match vcon::merge(&overwritten.base, vcon, theirs) {
                 Ok(mut merged) => {
                     // What stands in Redis is what the link has left.
                     merged.vcon.note_changed();
                     self.adopt(job, merged);
                 }
-                Err(error) => log::warn!("{id}: what was written meanwhile {error}"),
+                Err(error) => tell_lost(&id, &format!("the text {error}")),
             }
         }
         // The rest of the chain may take long, and this worker may die in it.
@@ -167,4 +170,11 @@ impl Pipeline<'_, '_, '_> {
         *job = Job::open(id, kind, text, job.progress.clone())?;
         Ok(())
     }
+}
+
+fn tell_lost(id: &VconId, why: &str) {
+    log::error!(
+        vcon_id = id.as_str();
+        "{id}: a link wrote over what others had written, and that cannot be laid back: {why}"
+    );
 }

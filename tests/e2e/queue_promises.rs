@@ -207,27 +207,32 @@ fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
             assert_eq!(replaced.unwrap(), Replaced::Done);
         }
         text = next;
-        text.clone().into_bytes()
+        text.clone()
+    };
+    let first_text: String = redis.ask(&["GET", &key]);
+    let told = |queue: &mut Queue| {
+        let overwritten = queue.end_foreign_write(&id).unwrap().unwrap();
+        assert_eq!(overwritten.base, first_text);
+        overwritten.texts
     };
     for _ in 0..2 {
-        assert_eq!(first.begin_foreign_write(&id).unwrap(), 0);
+        first.begin_foreign_write(&id).unwrap();
     }
-    assert_eq!(second.begin_foreign_write(&id).unwrap(), 0);
+    second.begin_foreign_write(&id).unwrap();
     let once = write();
     for _ in 0..2 {
-        let told = first.end_foreign_write(&id, 0).unwrap();
-        assert_eq!(told, std::slice::from_ref(&once));
+        assert_eq!(told(&mut first), std::slice::from_ref(&once));
     }
     first.forget_overwritten(&id).unwrap();
     let twice = write();
     // The second was made of the first.
-    assert_eq!(second.end_foreign_write(&id, 0).unwrap(), [twice]);
+    assert_eq!(told(&mut second), [twice]);
     second.forget_overwritten(&id).unwrap();
     assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
     assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
 
     // The time of a lane that died is over, whoever begins meanwhile.
-    redis.ask::<i64>(&["HSET", "conserver:foreign", id.as_str(), "ab-1:0@1 "]);
+    redis.ask::<i64>(&["HSET", "conserver:foreign", id.as_str(), "ab-1:0+0@1 "]);
     write();
     assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
 }
@@ -265,8 +270,8 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
         document["analysis"] = json!([{"type": name, "body": name, "encoding": "none"}]);
         document.to_string()
     };
-    assert_eq!(dead.begin_foreign_write(&id).unwrap(), 0);
-    assert_eq!(alive.begin_foreign_write(&id).unwrap(), 0);
+    dead.begin_foreign_write(&id).unwrap();
+    alive.begin_foreign_write(&id).unwrap();
     let replaced = queue(redis, "here", 4).replace(&id, kind, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let over = with("link");
@@ -299,9 +304,9 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
     let progress: String = redis.ask(&["HGET", "conserver:progress", &field]);
     assert!(progress.ends_with(" ~words"), "{progress}");
     // The one that is alive may write over it yet.
-    let mut told = alive.end_foreign_write(&id, 0).unwrap();
-    assert_eq!(told.len(), 2);
-    let last: Value = serde_json::from_slice(&told.pop().unwrap()).unwrap();
+    let told = alive.end_foreign_write(&id).unwrap().unwrap();
+    assert_eq!((told.base, told.texts.len()), (base, 2));
+    let last: Value = serde_json::from_str(&told.texts[1]).unwrap();
     assert_eq!(last, document);
     alive.forget_overwritten(&id).unwrap();
     assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
@@ -335,4 +340,255 @@ fn what_is_none_of_ours_keeps_no_claim_from_its_list() {
         assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
         assert_eq!(redis.keys(&overwritten), Vec::<String>::new());
     }
+}
+
+/// The document of a sample with an analysis of each name, and this subject.
+fn analysed(sample: &Sample, names: &[&str], subject: &str) -> String {
+    let items = names
+        .iter()
+        .map(|name| json!({"type": name, "body": name, "encoding": "none"}));
+    let mut document = sample.document.clone();
+    document["analysis"] = items.collect();
+    document["subject"] = subject.into();
+    document.to_string()
+}
+
+fn analyses(redis: &Redis, id: &VconId) -> Vec<String> {
+    let document = redis.document(id.as_str()).unwrap();
+    let items = document["analysis"].as_array().unwrap().iter();
+    items
+        .map(|it| it["type"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn loaded(queue: &mut Queue, id: &VconId) -> String {
+    match queue.load(id).unwrap() {
+        Document::Found(_, text) => String::from_utf8(text).unwrap(),
+        missing => panic!("{missing:?}"),
+    }
+}
+
+/// A link writes by itself: it does not look at what stands there.
+fn write_over(redis: &Redis, id: &VconId, text: &str) {
+    redis.ask::<()>(&["SET", &id.key(), text]);
+}
+
+fn killed(worker: u32) -> Dead<'static> {
+    Dead {
+        worker,
+        blame: Blame::ALL,
+        end: "killed",
+    }
+}
+
+fn nothing_is_kept_for_links(redis: &Redis) {
+    assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
+    assert_eq!(redis.keys("conserver:overwritten:*"), Vec::<String>::new());
+}
+
+/// A host that was asleep goes on: its link writes, once or twice, and then its worker is killed.
+#[test]
+fn what_a_link_writes_over_after_the_lease_ran_out_is_laid_back_too() {
+    for writes_before in [false, true] {
+        let redis = Redis::plain();
+        let sample = Sample::small();
+        submit(&redis, "in", std::slice::from_ref(&sample));
+        let id: VconId = sample.id.parse().unwrap();
+        let [mut asleep, mut back] = [1, 0].map(|worker| queue(&redis, "there", worker));
+        let [mut other, mut writer] = [1, 4].map(|worker| queue(&redis, "here", worker));
+        asleep.take_lease().unwrap();
+        claim(&mut asleep);
+        let base = loaded(&mut asleep, &id);
+        asleep.begin_foreign_write(&id).unwrap();
+        let theirs = analysed(&sample, &["theirs"], "s");
+        let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
+        assert_eq!(replaced.unwrap(), Replaced::Done);
+        if writes_before {
+            write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
+        }
+        redis.ask::<i64>(&["DEL", "conserver:instance:there"]);
+        other.take_lease().unwrap();
+        other
+            .recover_instance("there", 10, &mut |_| Ok(()))
+            .unwrap();
+        let all = ["theirs", "link"];
+        let until_now = &all[..if writes_before { 2 } else { 1 }];
+        assert_eq!(analyses(&redis, &id), until_now);
+
+        write_over(&redis, &id, &analysed(&sample, &["link", "more"], "s"));
+        back.take_lease().unwrap();
+        back.recover(killed(1), 3).unwrap();
+        assert_eq!(analyses(&redis, &id), ["theirs", "link", "more"]);
+        nothing_is_kept_for_links(&redis);
+    }
+}
+
+/// What it read had the first of what is kept already: it has not changed that.
+#[test]
+fn a_link_that_began_late_has_not_changed_what_was_written_before() {
+    let redis = Redis::plain();
+    let sample = Sample::small();
+    submit(&redis, "in", std::slice::from_ref(&sample));
+    let id: VconId = sample.id.parse().unwrap();
+    let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
+    writer.take_lease().unwrap();
+    let base = loaded(&mut writer, &id);
+    first.begin_foreign_write(&id).unwrap();
+    let one = analysed(&sample, &["x"], "one");
+    let replaced = writer.replace(&id, Kind::Text, &base, &one);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    dead.begin_foreign_write(&id).unwrap();
+    let two = analysed(&sample, &[], "two");
+    let replaced = writer.replace(&id, Kind::Text, &one, &two);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    write_over(&redis, &id, &analysed(&sample, &["x", "link"], "one"));
+    writer.recover(killed(2), 3).unwrap();
+    assert_eq!(redis.document(id.as_str()).unwrap()["subject"], "two");
+    assert_eq!(analyses(&redis, &id), ["link"]);
+}
+
+/// What it read was what another such link had left, without what that one wrote over.
+#[test]
+fn a_link_that_began_after_another_wrote_over_a_text_has_not_removed_that() {
+    let redis = Redis::plain();
+    let sample = Sample::small();
+    submit(&redis, "in", std::slice::from_ref(&sample));
+    let id: VconId = sample.id.parse().unwrap();
+    let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
+    writer.take_lease().unwrap();
+    let base = loaded(&mut writer, &id);
+    first.begin_foreign_write(&id).unwrap();
+    let theirs = analysed(&sample, &["theirs"], "s");
+    let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    let left = analysed(&sample, &["first"], "s");
+    write_over(&redis, &id, &left);
+    dead.begin_foreign_write(&id).unwrap();
+    let both = analysed(&sample, &["theirs", "first"], "s");
+    let replaced = writer.replace(&id, Kind::Text, &left, &both);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    first.forget_overwritten(&id).unwrap();
+    write_over(&redis, &id, &analysed(&sample, &["first", "link"], "s"));
+    writer.recover(killed(2), 3).unwrap();
+    assert_eq!(analyses(&redis, &id), ["theirs", "first", "link"]);
+    nothing_is_kept_for_links(&redis);
+}
+
+#[test]
+fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
+    let redis = Redis::plain();
+    let samples: Vec<Sample> = (0..2).map(|_| Sample::small()).collect();
+    submit(&redis, "in", &samples);
+    let id: VconId = samples[0].id.parse().unwrap();
+    let [mut dead, mut monitor] = [1, 0].map(|worker| queue(&redis, "here", worker));
+    dead.take_lease().unwrap();
+    let (_, _, base) = claim(&mut dead);
+    dead.begin_foreign_write(&id).unwrap();
+    let theirs = analysed(&samples[0], &["theirs"], "s");
+    let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    write_over(&redis, &id, &analysed(&samples[0], &["link"], "s"));
+
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    monitor.recover(killed(1), 3).unwrap();
+    assert_eq!(redis.length("in"), 2);
+    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    assert_eq!(analyses(&redis, &id), ["link"]);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
+    nothing_is_kept_for_links(&redis);
+}
+
+/// The other instance may be alive: its link may write over it again.
+#[test]
+fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
+    let redis = Redis::plain();
+    let sample = Sample::small();
+    submit(&redis, "in", std::slice::from_ref(&sample));
+    let id: VconId = sample.id.parse().unwrap();
+    let [mut monitor, mut asleep, mut back] =
+        [("here", 0), ("there", 1), ("there", 0)].map(|(name, worker)| queue(&redis, name, worker));
+    asleep.take_lease().unwrap();
+    let (_, _, base) = claim(&mut asleep);
+    asleep.begin_foreign_write(&id).unwrap();
+    let theirs = analysed(&sample, &["theirs"], "s");
+    let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+    write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
+    redis.ask::<i64>(&["DEL", "conserver:instance:there"]);
+    monitor.take_lease().unwrap();
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let (_, is_forgotten) = monitor
+        .recover_instance("there", 10, &mut |_| Ok(()))
+        .unwrap();
+    assert!(is_forgotten);
+    assert_eq!(redis.list("in"), [id.as_str()]);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
+    write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
+    back.take_lease().unwrap();
+    back.recover(killed(1), 3).unwrap();
+    assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
+    nothing_is_kept_for_links(&redis);
+}
+
+#[test]
+fn a_text_that_a_later_one_was_made_of_is_not_laid_under_again() {
+    let redis = Redis::plain();
+    let id = VconId::random();
+    let list = format!("conserver:overwritten:{id}");
+    let mut link = queue(&redis, "here", 1);
+    for (kept, texts) in [
+        ("=a +b", "b"),
+        ("=a +b +c", "c"),
+        ("=a +b *c +d", "b d"),
+        ("=a *b *c", "b c"),
+        ("=a rubbish *b", "b"),
+        ("=a rubbish", ""),
+    ] {
+        link.begin_foreign_write(&id).unwrap();
+        for text in kept.split(' ') {
+            redis.ask::<i64>(&["RPUSH", &list, text]);
+        }
+        let overwritten = link.end_foreign_write(&id).unwrap();
+        let texts_found = overwritten.as_ref().map(|it| it.texts.join(" "));
+        assert_eq!(texts_found.unwrap_or_default(), texts, "{kept}");
+        assert!(overwritten.is_none_or(|it| it.base == "a"), "{kept}");
+        link.forget_overwritten(&id).unwrap();
+    }
+}
+
+#[test]
+fn the_monitor_shows_itself_before_each_vcon_that_is_laid_back() {
+    let redis = Redis::plain();
+    let samples: Vec<Sample> = (0..3).map(|_| Sample::small()).collect();
+    submit(&redis, "in", &samples);
+    let mut dead = queue(&redis, "there", 1);
+    let mut monitor = queue(&redis, "here", 0);
+    dead.take_lease().unwrap();
+    for sample in &samples {
+        let id: VconId = sample.id.parse().unwrap();
+        let base = loaded(&mut monitor, &id);
+        dead.begin_foreign_write(&id).unwrap();
+        let theirs = analysed(sample, &["theirs"], "s");
+        let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+        assert_eq!(replaced.unwrap(), Replaced::Done);
+        write_over(&redis, &id, &analysed(sample, &["link"], "s"));
+    }
+    claim(&mut dead);
+    redis.ask::<i64>(&["DEL", "conserver:instance:there"]);
+    let is_laid_back = || {
+        let ids = samples.iter().map(|it| it.id.parse().unwrap());
+        ids.filter(|id| analyses(&redis, id).len() == 2).count()
+    };
+    let mut seen = Vec::new();
+    let mut pause = |_: &mut Queue| {
+        seen.push(is_laid_back());
+        Ok(())
+    };
+    monitor.recover_instance("there", 10, &mut pause).unwrap();
+    assert_eq!(seen, [0, 1, 2]);
+    assert_eq!(is_laid_back(), 3);
 }

@@ -884,3 +884,51 @@ fn only_the_last_of_what_was_written_meanwhile_is_laid_back() {
         daemon.stop();
     }
 }
+
+/// A Python link that leaves no vCon, over what has been written meanwhile, and fails.
+const LEAVES_RUBBISH: &str = r#"
+import os, time
+import store
+
+def run(vcon_uuid, link_name, opts):
+    with open(opts["folder"] + "/read", "a") as file:
+        print(vcon_uuid, file=file)
+    while not os.path.exists(opts["folder"] + "/go"):
+        time.sleep(0.01)
+    store.save(vcon_uuid, "rubbish")
+    raise ValueError("the link's own reason")
+"#;
+
+#[test]
+fn what_cannot_be_laid_under_is_told_and_hides_no_failure_of_the_link() {
+    for (redis, files) in places() {
+        let programs = Programs::new();
+        let env = match redis.has_json() {
+            true => json!({"JSON": "1"}),
+            false => json!({}),
+        };
+        let more = json!({"folder": programs.folder(), "env": env});
+        let slow = programs.python("slow", LEAVES_RUBBISH, &more);
+        let links = json!({"slow": slow, "first": tag("a")});
+        let chains: [(&str, &[&str]); 2] = [("left", &["first"]), ("right", &["slow"])];
+        let daemon = daemon(&redis, &config(&files, links, &chains), "fork", 1);
+        let sample = Sample::small();
+        submit(&redis, "right", std::slice::from_ref(&sample));
+        wait_until("the link has read it", PATIENCE, || {
+            programs.lines("read").len() == 1
+        });
+        redis.ask::<i64>(&["RPUSH", "left", &sample.id]);
+        wait_until("the other chain is through", PATIENCE, || {
+            redis.length("left_done") == 1
+        });
+        programs.write("go", "");
+        wait_until("it is a dead letter", PATIENCE, || {
+            redis.length("DLQ:right") == 1
+        });
+        let why: String = redis.ask(&["HGET", "conserver:dlq:right", &sample.id]);
+        assert!(why.contains("the link's own reason"), "{why}");
+        assert_eq!(daemon.count_in_log("cannot be laid back"), 1);
+        nothing_is_kept(&redis);
+        daemon.stop();
+    }
+}

@@ -19,16 +19,12 @@ local function put(key, how, text)
   return redis.pcall('SET', key, text)
 end
 
--- The text of a document, however it is kept.
-local function text_under(key)
-  local text = redis.pcall('GET', key)
-  if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
-  return type(text) == 'string' and text or ''
-end
-
 -- Before a lane writes a document: returns what keeps the new text for the links that write this vCon by themselves at
 -- the moment. They do not compare, so they may write over it. In the list, first comes what stood there before, after a
 -- '='; then each text, after a '+' if it was made of the one before it in the list, or after a '*' if of another one.
+-- Lists take only what the script has read: for as long as such a link is at work, or may be, each write costs the time
+-- and memory of whole copies, even if the document came as a draft. If Redis refuses to keep one, as it is too long or
+-- Redis is full, the document is written all the same.
 local function teller_of_foreign_links(key)
   local uuid = key:sub(6)
   local list = 'conserver:overwritten:' .. uuid

@@ -1,11 +1,11 @@
 -- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its
--- number, how many texts were kept when it began, and until when that counts, as its worker may die. Goes before the
--- scripts that need it.
+-- number, which of the texts that are kept it began with, from which one on it may have written over them, and until
+-- when that counts, as its worker may die. The texts are counted from 0. Goes before the scripts that need it.
 
-local LANE = '(%x+)%-(%d+):(%d+)@(%d+) '
+local LANE = '(%x+)%-(%d+):(%d+)%+(%d+)@(%d+) '
 
-local function lane_at_work(name, lane, begin, till)
-  return name .. '-' .. lane .. ':' .. begin .. '@' .. till .. ' '
+local function lane_at_work(name, lane, base, start, till)
+  return name .. '-' .. lane .. ':' .. base .. '+' .. start .. '@' .. till .. ' '
 end
 
 local function lanes_of(hash, uuid)
@@ -16,23 +16,52 @@ end
 -- Those of a vCon, but for one lane of a worker, or for all of its lanes if none is named.
 local function lanes_at_work(hash, uuid, worker, lane)
   local own, now, others = redis.sha1hex(worker), tonumber(redis.call('TIME')[1]), ''
-  for name, number, begin, till in lanes_of(hash, uuid):gmatch(LANE) do
+  for name, number, base, start, till in lanes_of(hash, uuid):gmatch(LANE) do
     local is_own = name == own and (not lane or number == lane)
-    if not is_own and tonumber(till) > now then others = others .. lane_at_work(name, number, begin, till) end
+    if not is_own and tonumber(till) > now then others = others .. lane_at_work(name, number, base, start, till) end
   end
   return others
+end
+
+local function set_lanes(hash, uuid, lanes)
+  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+  redis.call('HDEL', hash, '')
+  if lanes ~= '' then redis.call('HSET', hash, uuid, lanes) else redis.call('HDEL', hash, uuid) end
 end
 
 -- That link, or those links, are done with the vCon. What was kept for them goes with the last.
 local function end_work(hash, list, uuid, worker, lane)
   local others = lanes_at_work(hash, uuid, worker, lane)
-  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
-  redis.call('HDEL', hash, '')
-  if others ~= '' then
-    redis.call('HSET', hash, uuid, others)
-  else
-    redis.call('HDEL', hash, uuid)
-    redis.call('DEL', list)
-  end
+  set_lanes(hash, uuid, others)
+  if others == '' then redis.call('DEL', list) end
 end
 
+-- The text of a document, however it is kept.
+local function text_under(key)
+  local text = redis.pcall('GET', key)
+  if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
+  return type(text) == 'string' and text or ''
+end
+
+-- How many texts are kept, and the last of them; 0 and nothing if there is no list.
+local function last_kept(list)
+  local last = redis.pcall('LINDEX', list, -1)
+  if type(last) ~= 'string' then return 0 end
+  return redis.call('LLEN', list), last
+end
+
+-- What a link began with, and all it may have written over since then but for the texts that a later one was made of:
+-- that one has them. Nothing if there are none. One text is looked at after another, as all may be much.
+local function written_over(list, base, start)
+  local texts, is_in_next = {}, false
+  for i = last_kept(list) - 1, start, -1 do
+    local kept = redis.call('LINDEX', list, i)
+    local how = kept:sub(1, 1)
+    if how == '+' or how == '*' then
+      if not is_in_next then table.insert(texts, 1, kept:sub(2)) end
+      is_in_next = how == '+'
+    end
+  end
+  if #texts > 0 then table.insert(texts, 1, (redis.call('LINDEX', list, base) or ''):sub(2)) end
+  return texts
+end

@@ -1,10 +1,15 @@
--- A link is about to write a vCon by itself: what others write meanwhile is kept for it.
--- KEYS: the hash of vCons that such links work on, the list of what was written meanwhile.
--- ARGV: uuid, the key of the worker's claims, the lane, time to live.
--- Returns how many texts are in the list already.
 
-local begin, till = redis.call('LLEN', KEYS[2]), redis.call('TIME')[1] + ARGV[4]
-local own = lane_at_work(redis.sha1hex(ARGV[2]), ARGV[3], begin, till)
+-- A link is about to write a vCon by itself: what others write meanwhile is kept for it.
+-- KEYS: the hash of vCons that such links work on, the list of what was written meanwhile, the vCon's key.
+-- ARGV: uuid, the key of the worker's claims, the lane, time to live.
+
+local count, last = last_kept(KEYS[2])
+-- What it reads is the last text, unless another such link has written over that: then the oldest that is known, so
+-- that it has removed nothing.
+local base = last and last:sub(2) == text_under(KEYS[3]) and count - 1 or 0
+local till = redis.call('TIME')[1] + ARGV[4]
+local own = lane_at_work(redis.sha1hex(ARGV[2]), ARGV[3], base, count, till)
 redis.call('HSET', KEYS[1], ARGV[1], lanes_at_work(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) .. own)
 redis.call('EXPIRE', KEYS[1], ARGV[4])
-return begin
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return 1

@@ -1,13 +1,12 @@
--- A worker may have ended, and what its links may have written over was laid back. They count as at work for as long as
--- they may yet write, but what was kept until now is not laid back a second time.
+
+-- What the links of a worker may have written over was laid back, and the worker may be alive. They count as at work
+-- for as long as they may yet write: what may be written over next is the text that was written now.
 -- KEYS: the hash of vCons that such links work on.
--- ARGV: uuid, the key of the worker's claims, how many of the texts that are kept the document has.
+-- ARGV: uuid, the key of the worker's claims, which of the texts that are kept is that one.
 
 local worker = redis.sha1hex(ARGV[2])
-local lanes = lanes_of(KEYS[1], ARGV[1]):gsub(LANE, function(name, lane, begin, till)
-  return name == worker and lane_at_work(name, lane, ARGV[3], till) or nil
+local lanes = lanes_of(KEYS[1], ARGV[1]):gsub(LANE, function(name, lane, base, start, till)
+  return name == worker and lane_at_work(name, lane, base, math.max(start, ARGV[3]), till) or nil
 end)
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
-redis.call('HDEL', KEYS[1], '')
-if lanes ~= '' then redis.call('HSET', KEYS[1], ARGV[1], lanes) end
+set_lanes(KEYS[1], ARGV[1], lanes)
 return 1

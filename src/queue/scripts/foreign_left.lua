@@ -1,17 +1,18 @@
+
 -- Finds the vCons that a worker left behind in the hands of links that write them by themselves.
 -- KEYS: the hash of vCons that such links work on. ARGV: the key of the worker's claims.
--- Returns a flat list: UUID, how many texts were kept when the first of these links began, and so on.
+-- Returns a flat list: UUID, which of the texts that are kept the first of these links began with, from which one on
+-- they may be written over, and so on.
 
 local left, worker = {}, redis.sha1hex(ARGV[1])
 local fields = redis.pcall('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
-  local first
-  for name, _, begin in fields[i + 1]:gmatch(LANE) do
-    if name == worker then first = math.min(first or begin, begin) end
+  local first, from
+  for name, _, base, start in fields[i + 1]:gmatch(LANE) do
+    if name == worker then first, from = math.min(first or base, base), math.min(from or start, start) end
   end
   if first then
-    left[#left + 1] = fields[i]
-    left[#left + 1] = first
+    for _, value in ipairs({fields[i], first, from}) do left[#left + 1] = value end
   end
 end
 return left

@@ -316,7 +316,9 @@ impl Server {
                     self.recover_with_blame(store, name);
                     return Ok(Answer::Done);
                 }
-                let recovered = self.queues[daemon][0].recover_instance(NAMES[name], MAX_LAPSES);
+                let recovered =
+                    self.queues[daemon][0]
+                        .recover_instance(NAMES[name], MAX_LAPSES, &mut |_| Ok(()));
                 recovered.map_or_else(|error| Err(error.to_string()), |_| Ok(Answer::Done))
             }
         }

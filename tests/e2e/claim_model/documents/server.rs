@@ -367,7 +367,8 @@ impl Server {
                 "done"
             }
             Call::RecoverOther(worker) => {
-                let recovered = self.queues[*worker].recover_instance(NAMES[1 - worker], 0);
+                let recovered =
+                    self.queues[*worker].recover_instance(NAMES[1 - worker], 0, &mut |_| Ok(()));
                 recovered.map_err(|error| error.to_string())?;
                 "done"
             }
