@@ -4,8 +4,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, Exchange, Expiry, Finish, Finished, Holder, Kind, Queue,
-    QueueError, Seat,
+    Blame, Claim, Claimed, Dead, Document, Exchange, Expiry, Finish, Finished, Holder, Kind,
+    Progress, Queue, QueueError, Released, Seat,
 };
 use conserver::vcon::VconId;
 
@@ -328,4 +328,142 @@ fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
     queue.recover_seat(dead, 0).unwrap();
     assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
     assert_eq!(redis.length("in"), 1);
+}
+
+#[test]
+fn a_turn_with_a_claim_that_is_not_ours_any_more_does_nothing() {
+    const CLAIMS: &str = "conserver:claims:here:1";
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let lane: Vec<String> = redis.ask(&["HKEYS", CLAIMS]);
+    for other in [None, Some(r#"{"list":"in","uuid":"x","since":1,"by":"y"}"#)] {
+        match other {
+            Some(record) => redis.ask::<i64>(&["HSET", CLAIMS, &lane[0], record]),
+            None => redis.ask::<i64>(&["DEL", CLAIMS]),
+        };
+        let (finished, _) = turn(&mut queue, &claim).unwrap();
+        assert_eq!(finished, Finished::NotOurs);
+        assert_eq!(redis.length("out"), 0);
+        assert_eq!(redis.list("in"), [samples[1].id.as_str()]);
+        let held: Option<String> = redis.ask(&["HGET", CLAIMS, &lane[0]]);
+        assert_eq!(held.as_deref(), other);
+    }
+}
+
+#[test]
+fn a_turn_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let id: VconId = claim.id().unwrap();
+    let egress = ["first", "second"].map(list);
+    let finish = Finish {
+        id: &id,
+        document: None,
+        expire: None,
+        egress: &egress,
+        routes: &[],
+        letters: &[],
+    };
+    redis.ask::<()>(&["SET", "second", "no list"]);
+    let (finished, next) = queue
+        .finish_and_claim(&claim, &finish, &[list("in")])
+        .unwrap();
+    let refused = Finished::Refused {
+        list: "second".to_owned(),
+        holds: "string".to_owned(),
+    };
+    assert_eq!(finished, refused);
+    assert!(next.is_none(), "{next:?}");
+    assert_eq!(redis.length("first"), 0);
+    assert_eq!(redis.claims().len(), 1);
+    redis.ask::<i64>(&["DEL", "second"]);
+    let turned = queue.finish_and_claim(&claim, &finish, &[list("in")]);
+    let (claim, _) = self::next(turned).unwrap();
+    assert_eq!(claim.shown(), samples[1].id);
+    for name in ["first", "second"] {
+        assert_eq!(redis.list(name), [id.as_str()], "{name}");
+    }
+}
+
+#[test]
+fn what_was_counted_of_an_entry_is_forgotten_once_it_is_finished() {
+    for hash in ["conserver:deaths", "conserver:lapses", "conserver:tries"] {
+        let redis = Redis::plain();
+        let mut queue = queue(&redis, "here", 1);
+        let samples = samples(2);
+        submit(&redis, "in", &samples);
+        redis.ask::<i64>(&["HSET", hash, &samples[1].id, "1"]);
+        let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+        let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
+        assert_eq!(claim.shown(), samples[1].id);
+        assert_eq!(redis.keys(hash), [hash], "forgotten too early");
+        assert!(next(turn(&mut queue, &claim)).is_none());
+        assert_eq!(redis.keys(hash), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn what_was_kept_of_an_entry_goes_on_in_a_turn() {
+    let redis = Redis::plain();
+    let [mut queue, mut other] = [1, 2].map(|worker| queue(&redis, "here", worker));
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let (begun, _) = other.claim(&[list("in")]).unwrap().work.unwrap();
+    let progress = Progress {
+        id: begun.id().unwrap(),
+        text: "words".to_owned(),
+        document: Some(samples[1].text()),
+    };
+    let released = other.release(&begun, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.shown(), samples[1].id);
+    assert_eq!(document, text(&samples[1]));
+    assert_eq!(claim.progress.as_deref(), Some(&b"words"[..]));
+}
+
+#[test]
+fn a_key_that_is_no_list_keeps_no_turn_from_the_lists_behind_it() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    redis.ask::<()>(&["SET", "wrong", "no list"]);
+    let lists = ["wrong", "in"].map(list);
+    let (claim, _) = queue.claim(&lists).unwrap().work.unwrap();
+    let finish = |id| Finish {
+        id,
+        document: None,
+        expire: None,
+        egress: &[],
+        routes: &[],
+        letters: &[],
+    };
+    let id: VconId = claim.id().unwrap();
+    let (finished, claimed) = queue
+        .finish_and_claim(&claim, &finish(&id), &lists)
+        .unwrap();
+    assert_eq!(finished, Finished::Done);
+    let claimed = claimed.unwrap().unwrap();
+    let fault = claimed.fault.unwrap();
+    assert!(fault.starts_with("wrong: "), "{fault}");
+    let (claim, document) = claimed.work.unwrap();
+    assert_eq!(claim.shown(), samples[1].id);
+    assert_eq!(document, text(&samples[1]));
+    let id: VconId = claim.id().unwrap();
+    let (finished, claimed) = queue
+        .finish_and_claim(&claim, &finish(&id), &lists)
+        .unwrap();
+    assert_eq!(finished, Finished::Done);
+    let claimed = claimed.unwrap().unwrap();
+    assert!(claimed.work.is_none(), "{claimed:?}");
+    assert!(claimed.fault.is_some());
+    assert_eq!(redis.claims().len(), 0);
 }
