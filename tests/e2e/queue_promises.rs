@@ -2,8 +2,8 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Finish, Finished, Kind, Queue, Released, Replaced, Replacement,
-    StorageLetter,
+    Blame, Claim, Dead, Document, Finish, Finished, Kind, Queue, Reason, Released, Replaced,
+    Replacement, StorageLetter,
 };
 use conserver::vcon::VconId;
 use serde_json::{Value, json};
@@ -591,4 +591,104 @@ fn the_monitor_shows_itself_before_each_vcon_that_is_laid_back() {
     monitor.recover_instance("there", 10, &mut pause).unwrap();
     assert_eq!(seen, [0, 1, 2]);
     assert_eq!(is_laid_back(), 3);
+}
+
+#[test]
+fn a_vcon_that_is_let_go_keeps_its_context_and_its_document_for_whoever_takes_it_next() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, key) = hand_in(&redis);
+    let context = format!("context:in:{id}");
+    redis.ask::<i64>(&["RPUSH", &context, CONTEXT]);
+    let ways: [fn(&mut Queue, &Claim); 3] = [
+        |queue, claim| {
+            assert_eq!(queue.release(claim, None).unwrap(), Released::Done);
+        },
+        |queue, claim| {
+            let postponed = queue.postpone(claim, None, 0, "storage s", None);
+            assert_eq!(postponed.unwrap(), Released::Done);
+        },
+        |queue, _| {
+            let (worker, blame, end) = (1, Blame::NOBODY, "killed");
+            queue.recover(Dead { worker, blame, end }, 3).unwrap();
+        },
+    ];
+    for let_go in ways {
+        let (claim, ..) = claim(&mut queue);
+        assert_eq!(claim.context, CONTEXT.as_bytes());
+        assert_eq!(redis.keys(&context), Vec::<String>::new());
+        redis.ask::<i64>(&["EXPIRE", &key, "100"]);
+        let_go(&mut queue, &claim);
+        // It waits again, for as long as any other.
+        let left = time_left(&redis, &key);
+        assert!((3500..=3600).contains(&left), "{left}");
+        assert_eq!(redis.list(&context), [CONTEXT]);
+        let left = time_left(&redis, &context);
+        assert!((1..=3600).contains(&left), "{left}");
+    }
+}
+
+#[test]
+fn a_dead_letter_has_nothing_counted_against_it_any_more() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let counts = ["conserver:deaths", "conserver:lapses", "conserver:tries"];
+    for hash in counts {
+        redis.ask::<i64>(&["HSET", hash, id.as_str(), "1", "another", "1"]);
+    }
+    let (claim, ..) = claim(&mut queue);
+    let reason = Reason {
+        stage: "link l",
+        error: "no",
+        attempts: 1,
+        worker: "Worker-1",
+    };
+    let buried = queue.dead_letter(&claim, &reason, None);
+    assert_eq!(buried.unwrap(), Released::Done);
+    assert_eq!(redis.list("DLQ:in"), [id.as_str()]);
+    for hash in counts {
+        let left: Vec<String> = redis.ask(&["HKEYS", hash]);
+        assert_eq!(left, ["another"], "{hash}");
+    }
+}
+
+/// What was laid back when one daemon stopped showing itself counts as told to that daemon's links alone.
+#[test]
+fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_over_it_and_dies() {
+    let redis = Redis::plain();
+    let (id, key) = hand_in(&redis);
+    let [mut lapsed, mut other] = ["here", "there"].map(|name| queue(&redis, name, 1));
+    let (_, _, base) = claim(&mut lapsed);
+    let with = |name: &str| {
+        let mut document: Value = serde_json::from_str(&base).unwrap();
+        document["analysis"] = json!([{"type": name, "body": name, "encoding": "none"}]);
+        document.to_string()
+    };
+    let names = || {
+        let document = redis.document(id.as_str()).unwrap();
+        let analysis = document["analysis"].as_array().unwrap();
+        let names: Vec<String> = analysis.iter().map(|it| it["type"].to_string()).collect();
+        names.join(" ")
+    };
+    other.take_lease().unwrap();
+    for link in [&mut lapsed, &mut other] {
+        link.begin_foreign_write(&id).unwrap();
+    }
+    let replaced = queue(&redis, "there", 2).replace(&id, Kind::Text, &base, &with("theirs"));
+    assert_eq!(replaced.unwrap(), Replaced::Done);
+
+    redis.ask::<()>(&["SET", &key, &with("one")]);
+    redis.ask::<i64>(&["DEL", "conserver:instance:here"]);
+    let (returned, _) = other.recover_instance("here", 3, &mut |_| Ok(())).unwrap();
+    assert_eq!(returned.len(), 1);
+    assert_eq!(names(), r#""theirs" "one""#);
+
+    redis.ask::<()>(&["SET", &key, &with("other")]);
+    let (worker, blame, end) = (1, Blame::ALL, "killed");
+    other.recover(Dead { worker, blame, end }, 3).unwrap();
+    let names = names();
+    for name in ["theirs", "other"] {
+        assert!(names.contains(name), "{name} is missing: {names}");
+    }
 }
