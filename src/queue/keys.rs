@@ -166,3 +166,28 @@ pub fn storage_letters_reasons(storage: &str) -> String {
 pub fn storage_replay_lock(storage: &str) -> String {
     format!("DLQ:{STORAGE_PREFIX}{storage}:replay-lock")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::Seat;
+
+    #[test]
+    fn no_two_lanes_share_a_draft() {
+        let seat = |instance: &str, worker, lane| Seat {
+            instance: instance.to_owned(),
+            worker,
+            lane,
+        };
+        let seats = [
+            seat("here", 1, 1),
+            seat("here", 1, 2),
+            seat("here", 2, 1),
+            seat("there", 1, 1),
+        ];
+        let keys: BTreeSet<String> = seats.iter().map(Seat::draft_key).collect();
+        assert_eq!(keys.len(), seats.len());
+        assert!(keys.iter().all(|key| key.starts_with("conserver:draft:")));
+    }
+}

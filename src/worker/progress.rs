@@ -306,6 +306,23 @@ mod tests {
     }
 
     #[test]
+    fn a_storage_was_given_the_vcon_whatever_it_did_with_it() {
+        let ways: [fn(&mut Progress); 3] = [
+            |progress| progress.note_stored("s"),
+            |progress| progress.note_refused("s", Failure::permanent("too large"), 2),
+            |progress| progress.note_deferred("s"),
+        ];
+        for note in ways {
+            let mut progress = Progress::none(VconId::random());
+            assert!(!progress.is_stored());
+            note(&mut progress);
+            assert!(progress.is_stored());
+            progress.forget_storages();
+            assert!(!progress.is_stored());
+        }
+    }
+
+    #[test]
     fn what_is_kept_is_read_again_unless_the_chain_is_another_one() {
         let main = chain("a, b", "s, t");
         let mut progress = Progress::none(VconId::random());

@@ -101,3 +101,17 @@ pub(super) fn spread(limit: u64) -> u64 {
     let least = limit - limit / 10;
     fastrand::u64(least..=limit).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn limits_are_spread_over_the_last_tenth() {
+        for (limit, least) in [(1, 1), (9, 9), (10, 9), (1000, 900)] {
+            let limits: Vec<u64> = (0..20_000).map(|_| spread(limit)).collect();
+            assert_eq!(limits.iter().min(), Some(&least), "{limit}");
+            assert_eq!(limits.iter().max(), Some(&limit), "{limit}");
+        }
+    }
+}

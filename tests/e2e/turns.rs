@@ -467,3 +467,25 @@ fn a_key_that_is_no_list_keeps_no_turn_from_the_lists_behind_it() {
     assert!(claimed.fault.is_some());
     assert_eq!(redis.claims().len(), 0);
 }
+
+#[test]
+fn what_a_turn_takes_lives_on_and_has_its_context_whatever_becomes_of_the_worker() {
+    const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let context = format!("context:in:{}", samples[1].id);
+    redis.ask::<i64>(&["RPUSH", &context, CONTEXT]);
+    let key = format!("vcon:{}", samples[1].id);
+    redis.ask::<i64>(&["EXPIRE", &key, "100"]);
+    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
+    assert_eq!(claim.context, CONTEXT.as_bytes());
+    let left: i64 = redis.ask(&["TTL", &key]);
+    assert!((3500..=3600).contains(&left), "{left}");
+    let (worker, blame, end) = (1, Blame::ALL, "it was killed");
+    queue.recover(Dead { worker, blame, end }, 0).unwrap();
+    assert_eq!(redis.list("in"), [samples[1].id.as_str()]);
+    assert_eq!(redis.list(&context), [CONTEXT]);
+}
