@@ -2,8 +2,8 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Finish, Finished, Kind, Queue, Reason, Released, Replaced,
-    Replacement, StorageLetter,
+    Blame, Claim, Dead, Document, Finish, Finished, Kind, Progress, Queue, Reason, Released,
+    Replaced, Replacement, StorageLetter,
 };
 use conserver::vcon::VconId;
 use serde_json::{Value, json};
@@ -690,5 +690,47 @@ fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_ov
     let names = names();
     for name in ["theirs", "other"] {
         assert!(names.contains(name), "{name} is missing: {names}");
+    }
+}
+
+#[test]
+fn a_vcon_of_a_backlog_that_workers_died_on_is_a_dead_letter_of_its_storage() {
+    const BACKLOG: &str = "DLQ:storage:s";
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let sample = Sample::small();
+    submit(&redis, BACKLOG, std::slice::from_ref(&sample));
+    let claimed = queue.claim_backlog(&[list(BACKLOG)]).unwrap();
+    assert_eq!(claimed.work.unwrap().0.shown(), sample.id);
+    assert_eq!(redis.length(BACKLOG), 0);
+    let (worker, blame, end) = (1, Blame::ALL, "killed");
+    let recovered = queue.recover(Dead { worker, blame, end }, 1).unwrap();
+    assert!(recovered[0].is_poison());
+    assert_eq!(redis.list(BACKLOG), [sample.id.as_str()]);
+    let reasons: Vec<String> = redis.ask(&["HKEYS", "conserver:dlq:storage:s"]);
+    assert_eq!(reasons, [sample.id.as_str()]);
+    assert_eq!(redis.keys("DLQ:*"), [BACKLOG]);
+    // It is none of what waits for the storage any more.
+    let claimed = queue.claim_backlog(&[list(BACKLOG)]).unwrap();
+    assert!(claimed.work.is_none(), "{claimed:?}");
+}
+
+#[test]
+fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_kept() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let (first, _, text) = claim(&mut queue);
+    let progress = Progress {
+        id,
+        text: "words".to_owned(),
+        document: Some(text),
+    };
+    let released = queue.release(&first, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    for _ in 0..2 {
+        let (next, ..) = claim(&mut queue);
+        assert_eq!(next.progress.as_deref(), Some(&b"words"[..]));
+        assert_eq!(queue.release(&next, None).unwrap(), Released::Done);
     }
 }
