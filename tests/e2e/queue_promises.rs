@@ -2,14 +2,14 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Finish, Finished, Kind, Progress, Queue, Reason, Released,
-    Replaced, Replacement, StorageLetter,
+    Blame, Claim, Dead, DeadLetters, Document, Expiry, Finish, Finished, Keeper, Kind, Lengths,
+    Progress, Queue, Raw, Reason, Released, Replaced, Replacement, StorageLetter,
 };
 use conserver::vcon::VconId;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, PATIENCE, Programs, Redis, Sample, exec, list, queue, submit, wait_until,
+    Conserver, PATIENCE, Programs, Redis, Sample, exec, list, queue, server_of, submit, wait_until,
 };
 
 const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
@@ -733,4 +733,48 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
         assert_eq!(next.progress.as_deref(), Some(&b"words"[..]));
         assert_eq!(queue.release(&next, None).unwrap(), Released::Done);
     }
+}
+
+/// What the server does not let us see is not taken for nothing, nor for something else.
+#[test]
+fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
+    let redis = Redis::plain();
+    let deny = |command: &str| {
+        redis.ask::<()>(&["ACL", "SETUSER", "default", &format!("-{command}")]);
+    };
+    let server = server_of(&redis);
+    let mut queue = queue(&redis, "here", 1);
+    let mut large = Sample::small();
+    large.document["subject"] = "x".repeat(2 << 20).into();
+    submit(&redis, "in", std::slice::from_ref(&large));
+    let (claimed, kind, base) = claim(&mut queue);
+    let id = claimed.id().unwrap();
+    let letter = Raw::new(id.as_str());
+    redis.ask::<i64>(&["RPUSH", "DLQ:in", id.as_str()]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:s", id.as_str()]);
+    redis.ask::<i64>(&["HSET", "conserver:dlq:storage:s", id.as_str(), "{}"]);
+
+    let mut letters = DeadLetters::new(server.connect("letters").unwrap(), 3600);
+    deny("lpos");
+    letters.find(&Raw::new("in"), &letter).unwrap_err();
+
+    let expiry = Expiry {
+        document: 3600,
+        context: 3600,
+        dead_letter: 3600,
+    };
+    deny("lrange");
+    Keeper::new(server.clone(), expiry)
+        .forget_reasons("s")
+        .unwrap_err();
+    assert_eq!(redis.ask::<usize>(&["HLEN", "conserver:dlq:storage:s"]), 1);
+
+    // Without the right to ask whether it is there, it is.
+    deny("ping");
+    let mut lengths = Lengths::new(server, PATIENCE);
+    let (counts, _) = lengths.ask(&["DLQ:in".to_owned()], &[]).unwrap();
+    assert_eq!(counts, [Some(1)]);
+
+    deny("strlen");
+    queue.replace(&id, kind, &base, "{}").unwrap_err();
 }
