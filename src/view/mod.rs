@@ -14,7 +14,7 @@ use serde::Serialize;
 pub use figures::Figures;
 pub use holds::{Hold, of as holds};
 pub use queues::{Lists, Queues, StorageQueue};
-pub use seconds::{Quantile, Seconds};
+pub use seconds::{Quantile, Seconds, fixed};
 
 use crate::config::Plan;
 use crate::procfs;

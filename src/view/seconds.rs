@@ -121,7 +121,17 @@ fn short(seconds: f64) -> String {
         n if n < 9.95 => 1,
         _ => 0,
     };
-    format!("{number:.digits$} {unit}")
+    format!("{} {unit}", fixed(number, digits))
+}
+
+/// A number with so many digits behind the point; like the `toFixed` of the monitor's page, half of the
+/// last one goes up. `format!` has it go to the even one.
+pub fn fixed(number: f64, digits: i32) -> String {
+    // No more than three bits behind the point can be half of the first or second digit there.
+    let is_half = (number * 8.0).fract() == 0.0 && (number * 10_f64.powi(digits)).fract() == 0.5;
+    let number = if is_half { number.next_up() } else { number };
+    let digits = digits.unsigned_abs() as usize;
+    format!("{number:.digits$}")
 }
 
 #[cfg(test)]
@@ -135,6 +145,24 @@ mod tests {
             seconds.each[*bucket] = *n;
         }
         seconds
+    }
+
+    #[test]
+    fn half_of_the_last_digit_goes_up() {
+        for (number, digits, expected) in [
+            (0.625, 2, "0.63"),
+            (0.375, 2, "0.38"),
+            // A little less than it seems.
+            (0.615, 2, "0.61"),
+            (0.63, 2, "0.63"),
+            (2.25, 1, "2.3"),
+            (2.75, 1, "2.8"),
+            (12.5, 0, "13"),
+            (0.0, 2, "0.00"),
+        ] {
+            assert_eq!(fixed(number, digits), expected);
+        }
+        assert_eq!(short(0.000_625), "0.63 ms");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table};
 
 use super::table::new_table;
-use crate::view::{Figures, Quantile, View};
+use crate::view::{Figures, Quantile, View, fixed};
 
 /// A table of everything that has had something to do since the daemon started; nothing where
 /// nothing has.
@@ -58,7 +58,7 @@ pub(in crate::cli) fn rate(per_second: f64) -> String {
         n if n >= 0.995 => 1,
         _ => 2,
     };
-    format!("{per_second:.digits$}")
+    fixed(per_second, digits)
 }
 
 #[cfg(test)]
@@ -68,6 +68,6 @@ mod tests {
     #[test]
     fn rates_have_two_digits_where_they_are_small() {
         let shown = [0.0, 0.02, 0.999, 2.54, 9.96, 1234.5].map(rate);
-        assert_eq!(shown, ["0", "0.02", "1.0", "2.5", "10", "1234"]);
+        assert_eq!(shown, ["0", "0.02", "1.0", "2.5", "10", "1235"]);
     }
 }
