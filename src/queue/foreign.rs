@@ -163,7 +163,7 @@ impl Queue {
                 Ok(Some(laid)) => laid,
                 Ok(None) => return Ok(None),
                 Err(why) => {
-                    tell_lost(id, &why);
+                    Overwritten::tell_lost(id, &why);
                     return Ok(None);
                 }
             };
@@ -178,7 +178,7 @@ impl Queue {
                 Ok(Replaced::Changed) => {}
                 Ok(Replaced::Deleted) => return Ok(None),
                 Err(QueueError::Document(why)) => {
-                    tell_lost(id, &why);
+                    Overwritten::tell_lost(id, &why);
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -234,6 +234,14 @@ impl Overwritten {
         let texts = kept.collect();
         Some(Self { base, texts })
     }
+
+    /// Logs that what a link has written over of this vCon cannot be laid back.
+    pub fn tell_lost(id: &VconId, why: &str) {
+        log::error!(
+            vcon_id = id.as_str();
+            "{id}: a link wrote over what others had written, and that cannot be laid back: {why}"
+        );
+    }
 }
 
 /// What a document becomes.
@@ -255,7 +263,7 @@ fn lay_under(id: &VconId, now: &str, overwritten: &Overwritten) -> Result<Option
                 vcon = merged.vcon;
                 conflicts.extend(merged.conflicts);
             }
-            Err(error) => tell_lost(id, &format!("the text {error}")),
+            Err(error) => Overwritten::tell_lost(id, &format!("the text {error}")),
         }
     }
     if !vcon::merge(now, &vcon, now.to_owned())?.vcon.is_changed() {
@@ -289,13 +297,6 @@ fn tell_kept(id: &VconId, worker: u32, error: &QueueError) {
     log::log!(
         level, vcon_id = id.as_str();
         "{id}: a link wrote over what others had written, that will be laid back later: {error}"
-    );
-}
-
-fn tell_lost(id: &VconId, why: &str) {
-    log::error!(
-        vcon_id = id.as_str();
-        "{id}: a link wrote over what others had written, and that cannot be laid back: {why}"
     );
 }
 

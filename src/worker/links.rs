@@ -57,7 +57,7 @@ impl Pipeline<'_, '_, '_> {
             return Err(ending);
         }
         if let Err(Ending::Failed(fault) | Ending::Unavailable(fault)) = &laid {
-            tell_lost(&id, &fault.error);
+            Overwritten::tell_lost(&id, &fault.error);
         }
         self.insist(|queue| queue.forget_overwritten(&id))?;
         // If the link has failed itself, the vCon ends by that.
@@ -85,7 +85,7 @@ impl Pipeline<'_, '_, '_> {
                     merged.vcon.note_changed();
                     self.adopt(job, merged);
                 }
-                Err(error) => tell_lost(&id, &format!("the text {error}")),
+                Err(error) => Overwritten::tell_lost(&id, &format!("the text {error}")),
             }
         }
         // The rest of the chain may take long, and this worker may die in it.
@@ -170,11 +170,4 @@ impl Pipeline<'_, '_, '_> {
         *job = Job::open(id, kind, text, job.progress.clone())?;
         Ok(())
     }
-}
-
-fn tell_lost(id: &VconId, why: &str) {
-    log::error!(
-        vcon_id = id.as_str();
-        "{id}: a link wrote over what others had written, and that cannot be laid back: {why}"
-    );
 }

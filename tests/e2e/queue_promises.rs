@@ -2,14 +2,15 @@
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
 use conserver::queue::{
-    Blame, Claim, Dead, DeadLetters, Document, Expiry, Finish, Finished, Keeper, Kind, Lengths,
-    Progress, Queue, Raw, Reason, Released, Replaced, Replacement, StorageLetter,
+    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Keeper, Kind, Lengths, Progress,
+    Queue, Raw, Reason, Released, Replaced, Replacement, StorageLetter,
 };
 use conserver::vcon::VconId;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, PATIENCE, Programs, Redis, Sample, exec, list, queue, server_of, submit, wait_until,
+    Conserver, EXPIRY, PATIENCE, Programs, Redis, Sample, exec, list, queue, server_of, submit,
+    wait_until,
 };
 
 const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
@@ -758,13 +759,8 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
     deny("lpos");
     letters.find(&Raw::new("in"), &letter).unwrap_err();
 
-    let expiry = Expiry {
-        document: 3600,
-        context: 3600,
-        dead_letter: 3600,
-    };
     deny("lrange");
-    Keeper::new(server.clone(), expiry)
+    Keeper::new(server.clone(), EXPIRY)
         .forget_reasons("s")
         .unwrap_err();
     assert_eq!(redis.ask::<usize>(&["HLEN", "conserver:dlq:storage:s"]), 1);

@@ -3,14 +3,15 @@
 use std::sync::{Arc, Barrier};
 use std::thread;
 
+use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, Exchange, Expiry, Finish, Finished, Holder, Kind,
-    Progress, Queue, QueueError, Released, Seat,
+    Blame, Claim, Claimed, Dead, Document, Exchange, Finish, Finished, Holder, Kind, Progress,
+    Queue, QueueError, Released, Seat,
 };
 use conserver::vcon::VconId;
 
 use crate::harness::{
-    PATIENCE, Redis, Sample, lease_of, list, queue, server_of, submit, wait_until,
+    EXPIRY, PATIENCE, Redis, Sample, lease_of, list, queue, server_of, submit, wait_until,
 };
 
 const LANES: u32 = 4;
@@ -45,32 +46,36 @@ fn lanes(redis: &Redis) -> Vec<(Queue, Claim)> {
             lane,
         };
         let lease = lease_of("here", &Holder::this_process(1));
-        let expiry = Expiry {
-            document: 3600,
-            context: 3600,
-            dead_letter: 3600,
-        };
-        let queue = Queue::new(server_of(redis), seat, expiry, lease);
+        let queue = Queue::new(server_of(redis), seat, EXPIRY, lease);
         let mut queue = queue.sharing(Arc::clone(&exchange));
-        let claim = queue.claim(&[list("in")]).unwrap().work.unwrap().0;
+        let claim = claim_of(&mut queue);
         (queue, claim)
     };
     (1..=LANES).map(lane).collect()
+}
+
+fn claim_of(queue: &mut Queue) -> Claim {
+    queue.claim(&[list("in")]).unwrap().work.unwrap().0
+}
+
+/// A finish in the usual way.
+fn finish<'a>(id: &'a VconId, egress: &'a [ListName]) -> Finish<'a> {
+    Finish {
+        id,
+        document: None,
+        expire: None,
+        egress,
+        routes: &[],
+        letters: &[],
+    }
 }
 
 type Turned = (Finished, Option<Result<Claimed, QueueError>>);
 
 fn turn(queue: &mut Queue, claim: &Claim) -> Result<Turned, QueueError> {
     let id: VconId = claim.id().unwrap();
-    let finish = Finish {
-        id: &id,
-        document: None,
-        expire: None,
-        egress: &[list("out")],
-        routes: &[],
-        letters: &[],
-    };
-    queue.finish_and_claim(claim, &finish, &[list("in")])
+    let out = [list("out")];
+    queue.finish_and_claim(claim, &finish(&id, &out), &[list("in")])
 }
 
 /// What a turn has taken: the entry and its document.
@@ -164,7 +169,7 @@ fn a_user_who_may_not_sort_gets_the_documents_all_the_same() {
     ];
     let restrict = [&["ACL", "SETUSER", "default"], &keys[..]].concat();
     redis.ask::<()>(&restrict);
-    let (mut claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let mut claim = claim_of(&mut queue);
     let mut tries = None;
     for sample in &samples[1..] {
         let (taken, document) = next(turn(&mut queue, &claim)).unwrap();
@@ -183,7 +188,7 @@ fn a_key_in_the_way_of_what_was_taken_costs_nothing_but_time() {
     let mut queue = queue(&redis, "here", 1);
     let samples = samples(2);
     submit(&redis, "in", &samples);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     redis.ask::<()>(&["SET", TAKEN, "text"]);
     let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
     assert_eq!(claim.shown(), samples[1].id);
@@ -198,7 +203,7 @@ fn a_document_of_another_entry_is_not_taken_for_ours() {
     let (samples, other) = (samples(2), Sample::small());
     submit(&redis, "in", &samples);
     submit(&redis, "elsewhere", std::slice::from_ref(&other));
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     // With this right gone, what a turn has taken is not told, and what stands there is somebody else's.
     redis.ask::<i64>(&["LPUSH", TAKEN, &other.id]);
     redis.ask::<()>(&["ACL", "SETUSER", "default", "-lpush"]);
@@ -223,7 +228,7 @@ fn what_is_not_usual_is_looked_at_alone() {
     redis.ask::<()>(&["DEL", &key]);
     redis.ask::<()>(&["SADD", &key, "member"]);
 
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
     assert_eq!((claim.shown(), document), (gone.id, Document::Missing));
     let (claim, document) = next(turn(&mut queue, &claim)).unwrap();
@@ -247,7 +252,7 @@ fn a_turn_that_may_not_claim_leaves_entry_and_context_where_they_were() {
     submit(&redis, "in", &samples);
     let context = format!("context:in:{}", samples[1].id);
     redis.ask::<i64>(&["RPUSH", &context, r#"{"trace_id":"0af7"}"#]);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     redis.ask::<()>(&["ACL", "SETUSER", "default", "-hset"]);
     let (finished, next) = turn(&mut queue, &claim).unwrap();
     assert_eq!(finished, Finished::Done);
@@ -264,7 +269,7 @@ fn nothing_is_left_of_what_was_taken_once_the_daemon_has_ended() {
     let mut queue = queue(&redis, "here", 1);
     let samples = samples(2);
     submit(&redis, "in", &samples);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
     assert_eq!(redis.list(TAKEN), [samples[1].id.as_str()]);
     assert!(next(turn(&mut queue, &claim)).is_none());
@@ -288,7 +293,7 @@ fn no_document_is_sent_that_nobody_asked_for() {
     small.document["subject"] = "x".repeat(LARGE / 4).into();
     large.document["subject"] = "x".repeat(LARGE).into();
     submit(&redis, "in", &[Sample::small(), small, large]);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
     let before = sent(&redis);
     let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
@@ -304,7 +309,7 @@ fn a_lease_that_cannot_be_read_has_nothing_announced() {
     let redis = Redis::plain();
     let mut queue = queue(&redis, "here", 1);
     submit(&redis, "in", &samples(1));
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     redis.ask::<()>(&["DEL", "conserver:instance:here"]);
     redis.ask::<()>(&["SADD", "conserver:instance:here", "member"]);
     turn(&mut queue, &claim).unwrap_err();
@@ -317,7 +322,7 @@ fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
     let redis = Redis::plain();
     let mut queue = queue(&redis, "here", 1);
     submit(&redis, "in", &samples(2));
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     next(turn(&mut queue, &claim)).unwrap();
     assert_eq!(redis.length(TAKEN), 1);
     let dead = Dead {
@@ -337,7 +342,7 @@ fn a_turn_with_a_claim_that_is_not_ours_any_more_does_nothing() {
     let mut queue = queue(&redis, "here", 1);
     let samples = samples(2);
     submit(&redis, "in", &samples);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let lane: Vec<String> = redis.ask(&["HKEYS", CLAIMS]);
     for other in [None, Some(r#"{"list":"in","uuid":"x","since":1,"by":"y"}"#)] {
         match other {
@@ -359,17 +364,10 @@ fn a_turn_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
     let mut queue = queue(&redis, "here", 1);
     let samples = samples(2);
     submit(&redis, "in", &samples);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let id: VconId = claim.id().unwrap();
     let egress = ["first", "second"].map(list);
-    let finish = Finish {
-        id: &id,
-        document: None,
-        expire: None,
-        egress: &egress,
-        routes: &[],
-        letters: &[],
-    };
+    let finish = finish(&id, &egress);
     redis.ask::<()>(&["SET", "second", "no list"]);
     let (finished, next) = queue
         .finish_and_claim(&claim, &finish, &[list("in")])
@@ -399,7 +397,7 @@ fn what_was_counted_of_an_entry_is_forgotten_once_it_is_finished() {
         let samples = samples(2);
         submit(&redis, "in", &samples);
         redis.ask::<i64>(&["HSET", hash, &samples[1].id, "1"]);
-        let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+        let claim = claim_of(&mut queue);
         let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
         assert_eq!(claim.shown(), samples[1].id);
         assert_eq!(redis.keys(hash), [hash], "forgotten too early");
@@ -414,8 +412,8 @@ fn what_was_kept_of_an_entry_goes_on_in_a_turn() {
     let [mut queue, mut other] = [1, 2].map(|worker| queue(&redis, "here", worker));
     let samples = samples(2);
     submit(&redis, "in", &samples);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
-    let (begun, _) = other.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
+    let begun = claim_of(&mut other);
     let progress = Progress {
         id: begun.id().unwrap(),
         text: "words".to_owned(),
@@ -438,17 +436,9 @@ fn a_key_that_is_no_list_keeps_no_turn_from_the_lists_behind_it() {
     redis.ask::<()>(&["SET", "wrong", "no list"]);
     let lists = ["wrong", "in"].map(list);
     let (claim, _) = queue.claim(&lists).unwrap().work.unwrap();
-    let finish = |id| Finish {
-        id,
-        document: None,
-        expire: None,
-        egress: &[],
-        routes: &[],
-        letters: &[],
-    };
     let id: VconId = claim.id().unwrap();
     let (finished, claimed) = queue
-        .finish_and_claim(&claim, &finish(&id), &lists)
+        .finish_and_claim(&claim, &finish(&id, &[]), &lists)
         .unwrap();
     assert_eq!(finished, Finished::Done);
     let claimed = claimed.unwrap().unwrap();
@@ -459,7 +449,7 @@ fn a_key_that_is_no_list_keeps_no_turn_from_the_lists_behind_it() {
     assert_eq!(document, text(&samples[1]));
     let id: VconId = claim.id().unwrap();
     let (finished, claimed) = queue
-        .finish_and_claim(&claim, &finish(&id), &lists)
+        .finish_and_claim(&claim, &finish(&id, &[]), &lists)
         .unwrap();
     assert_eq!(finished, Finished::Done);
     let claimed = claimed.unwrap().unwrap();
@@ -479,7 +469,7 @@ fn what_a_turn_takes_lives_on_and_has_its_context_whatever_becomes_of_the_worker
     redis.ask::<i64>(&["RPUSH", &context, CONTEXT]);
     let key = format!("vcon:{}", samples[1].id);
     redis.ask::<i64>(&["EXPIRE", &key, "100"]);
-    let (claim, _) = queue.claim(&[list("in")]).unwrap().work.unwrap();
+    let claim = claim_of(&mut queue);
     let (claim, _) = next(turn(&mut queue, &claim)).unwrap();
     assert_eq!(claim.context, CONTEXT.as_bytes());
     let left: i64 = redis.ask(&["TTL", &key]);

@@ -64,7 +64,7 @@ pub use processes::{
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use prometheus::{Format, Scrape};
 pub use proxy::{Direction, Proxy};
-pub use queues::{lease_of, list, queue, queue_with, server_of};
+pub use queues::{EXPIRY, lease_of, list, queue, queue_with, server_of};
 pub use relay::relay;
 pub use s3::{S3, SECRET as S3_SECRET};
 pub use sentinel::{MASTER, PASSWORD as SENTINEL_PASSWORD, Sentinel};

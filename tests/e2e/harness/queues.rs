@@ -7,7 +7,7 @@ use conserver::settings::Settings;
 use super::Redis;
 
 /// How long keys live, where a test does not care.
-const EXPIRY: Expiry = Expiry {
+pub const EXPIRY: Expiry = Expiry {
     document: 3600,
     context: 3600,
     dead_letter: 3600,
