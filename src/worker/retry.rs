@@ -224,4 +224,23 @@ mod tests {
         assert!(absence.end().is_some());
         assert!(absence.begin());
     }
+
+    #[test]
+    fn a_worker_that_drains_makes_so_many_tries_more_and_no_other() {
+        let set = [
+            ("CONSERVER_RETRY_FIRST_MS", "1"),
+            ("CONSERVER_RETRY_ATTEMPTS", "3"),
+        ];
+        let settings = super::super::shared::tests::settings(&set);
+        let mut outage = Outage::new("Redis", &settings, &Arc::default());
+        let (hold, drain) = crossbeam_channel::bounded(0);
+        let clock = Clock::idle(&drain, None);
+        let mut insists = || outage.insist(&QueueError::Closed, &clock).is_ok();
+        assert!([(); 5].map(|()| insists()).iter().all(|more| *more));
+        drop(hold);
+        assert_eq!(
+            [(); 5].map(|()| insists()),
+            [true, true, true, false, false]
+        );
+    }
 }
