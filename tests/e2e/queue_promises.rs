@@ -1,16 +1,22 @@
 //! What the queue's scripts promise in a few words: nothing expires that was kept for ever, nothing is
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use conserver::queue::{
-    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Keeper, Kind, Lengths, Progress,
-    Queue, Raw, Reason, Released, Replaced, Replacement, StorageLetter,
+    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Holder, Keeper, Kind, Lengths,
+    Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server, StorageLetter,
 };
 use conserver::vcon::VconId;
+use nix::sys::signal::Signal;
+use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, EXPIRY, PATIENCE, Programs, Redis, Sample, exec, list, queue, server_of, submit,
-    wait_until,
+    Conserver, EXPIRY, PATIENCE, Programs, Redis, Sample, exec, lease_of, list, queue, relay,
+    server_of, submit, wait_until,
 };
 
 const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
@@ -773,4 +779,103 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
 
     deny("strlen");
     queue.replace(&id, kind, &base, "{}").unwrap_err();
+}
+
+/// A document that is too large for the answer of a claim is got by a command of its own, before which
+/// somebody may put something else in its place.
+#[test]
+fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_then() {
+    type Change = fn(&mut Connection, &str) -> RedisResult<()>;
+    let changes: [(Change, fn(&Document) -> bool); 3] = [
+        (
+            |redis, key| {
+                redis::cmd("DEL").arg(key).query::<()>(redis)?;
+                redis::cmd("JSON.SET").arg(&[key, "$", "{}"]).query(redis)
+            },
+            |found| matches!(found, Document::Found(Kind::Json, text) if text == b"{}"),
+        ),
+        (
+            |redis, key| {
+                redis::cmd("DEL").arg(key).query::<()>(redis)?;
+                redis::cmd("HSET").arg(&[key, "a", "b"]).query(redis)
+            },
+            |found| matches!(found, Document::Unusable(why) if why.contains("hash")),
+        ),
+        (
+            |redis, key| redis::cmd("DEL").arg(key).query(redis),
+            |found| *found == Document::Missing,
+        ),
+    ];
+    for (change, is_it) in changes {
+        let redis = Redis::with_json();
+        let mut large = Sample::small();
+        large.document["subject"] = "x".repeat(2 << 20).into();
+        let key = format!("vcon:{}", large.id);
+        redis.ask::<()>(&["SET", &key, &large.text()]);
+        redis.ask::<i64>(&["RPUSH", "in", &large.id]);
+        let (connection, changed) = (Mutex::new(redis.connection()), Arc::default());
+        let is_changed: Arc<AtomicBool> = Arc::clone(&changed);
+        let url = relay(&redis, 1, move |bytes| {
+            let is_get = bytes.windows(7).any(|part| part == b"\r\nGET\r\n");
+            if is_get && !changed.swap(true, Ordering::SeqCst) {
+                change(&mut connection.lock().unwrap(), &key).unwrap();
+            }
+        });
+        let server = Server::new(&url.parse().unwrap()).unwrap();
+        let seat = Seat {
+            instance: "here".to_owned(),
+            worker: 1,
+            lane: 1,
+        };
+        let lease = lease_of("here", &Holder::this_process(1));
+        let mut queue = Queue::new(server, seat, EXPIRY, lease);
+        let claimed = queue.claim(&[list("in")]).unwrap();
+        let (_, document) = claimed.work.unwrap();
+        assert!(is_changed.load(Ordering::SeqCst));
+        assert!(is_it(&document), "{document:?}");
+    }
+}
+
+#[test]
+fn a_queue_with_a_limit_waits_no_longer_for_a_server_that_does_not_answer() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1).within(Duration::from_millis(300));
+    queue.take_lease().unwrap();
+    redis.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    queue.take_lease().unwrap_err();
+    let took = start.elapsed();
+    redis.signal(Signal::SIGCONT);
+    // Without one it would be many seconds.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    queue.take_lease().unwrap();
+}
+
+/// What is long is told from another version by its length, which the server knows.
+#[test]
+fn a_long_document_is_not_sent_to_let_go_of_its_claim() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let mut large = Sample::small();
+    large.document["subject"] = "x".repeat(2 << 20).into();
+    submit(&redis, "in", std::slice::from_ref(&large));
+    let (claim, _, text) = claim(&mut queue);
+    let progress = Progress {
+        id: claim.id().unwrap(),
+        text: "words".to_owned(),
+        document: Some(text),
+    };
+    // The script is known to the server from then on.
+    let before = received(&redis);
+    let released = queue.release(&claim, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    let sent = received(&redis) - before;
+    assert!(sent < 1 << 20, "{sent} bytes");
+}
+
+/// So many bytes has the server been sent.
+fn received(redis: &Redis) -> u64 {
+    let stats: String = redis.ask(&["INFO", "stats"]);
+    let of = |line: &str| line.strip_prefix("total_net_input_bytes:")?.parse().ok();
+    stats.lines().find_map(of).unwrap()
 }

@@ -388,6 +388,46 @@ fn what_a_storage_refuses_from_its_backlog_is_its_dead_letter() {
 }
 
 #[test]
+fn what_is_refused_after_somebody_else_has_returned_it_is_no_dead_letter() {
+    let redis = Redis::plain();
+    let parts = Chain::new();
+    parts.door.refuse();
+    let daemon = parts.conserver(&redis).start();
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    are_announced(&redis, &samples);
+    let (mut connection, mut is_first) = (redis.connection(), true);
+    parts.later.decides(move |id| {
+        if !std::mem::take(&mut is_first) {
+            return 200;
+        }
+        // As recovery returns it while the storage takes its time.
+        let mut steps = redis::pipe();
+        for worker in 1..=2 {
+            steps
+                .cmd("DEL")
+                .arg(format!("conserver:claims:here:{worker}"));
+        }
+        steps.cmd("RPUSH").arg(QUEUE).arg(id);
+        steps.exec(&mut connection).expect("Redis");
+        422
+    });
+    parts.door.pass();
+    wait_until("the second call takes it", PATIENCE, || {
+        parts.later.taken().len() == samples.len()
+    });
+    wait_until("the backlog is gone", PATIENCE, || redis.length(QUEUE) == 0);
+    assert_eq!(daemon.count_in_log("the claim was settled already"), 1);
+    assert_eq!(daemon.count_in_log(" went to "), 0);
+    let status = daemon.status().expect("a daemon");
+    for worker in status["workers"].as_array().expect("workers") {
+        assert_eq!(worker["failed"], 0, "{status}");
+    }
+    assert_eq!(redis.keys(REASONS), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
 fn a_backlog_survives_the_death_of_workers() {
     let redis = Redis::plain();
     let parts = Chain::new();
