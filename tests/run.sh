@@ -183,6 +183,7 @@ if command -v apt-get >/dev/null && ! has_promtool; then
   say "Fetching promtool into $cache"
   fetch_promtool
 fi
+has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"

@@ -420,9 +420,9 @@ fn what_is_refused_after_somebody_else_has_returned_it_is_no_dead_letter() {
     assert_eq!(daemon.count_in_log("the claim was settled already"), 1);
     assert_eq!(daemon.count_in_log(" went to "), 0);
     let status = daemon.status().expect("a daemon");
-    for worker in status["workers"].as_array().expect("workers") {
-        assert_eq!(worker["failed"], 0, "{status}");
-    }
+    let workers = status["workers"].as_array().expect("workers");
+    let failed: Vec<&Value> = workers.iter().map(|worker| &worker["failed"]).collect();
+    assert_eq!(failed, [0, 0], "{status}");
     assert_eq!(redis.keys(REASONS), Vec::<String>::new());
     daemon.stop();
 }
