@@ -35,6 +35,17 @@ pub struct Progress {
     pub document: Option<String>,
 }
 
+impl Progress {
+    /// Nothing: the next claim of the vCon begins anew, whatever is kept of it.
+    pub fn void(id: VconId) -> Self {
+        Self {
+            id,
+            text: "!".to_owned(),
+            document: None,
+        }
+    }
+}
+
 /// Whether a claim was let go by this call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
@@ -52,7 +63,7 @@ pub enum Released {
 }
 
 /// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
-const NOTES_EXPIRY: u64 = 604_800;
+pub(super) const NOTES_EXPIRY: u64 = 604_800;
 
 impl Queue {
     /// Moves the entry to the dead letter queue of its list, with the reason. `progress`, if any,
@@ -147,6 +158,7 @@ fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option
         Some(text) if text.len() > INLINE_LIMIT => "?",
         text => text.unwrap_or_default(),
     });
+    call.arg(claim.progress.as_deref().unwrap_or_default());
 }
 
 /// What a script that lets go of a claim returns.

@@ -60,7 +60,9 @@ impl Scripts {
             dead_letter: script!("reason", "progress", "dead_letter"),
             release: script!("alive", "context", "progress", "release"),
             postpone: script!("alive", "context", "progress", "postpone"),
-            recover: script!("alive", "context", "reason", "record", "recover"),
+            recover: script!(
+                "alive", "context", "progress", "reason", "record", "recover"
+            ),
             set_aside: script!("set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),

@@ -204,21 +204,28 @@ impl Pipeline<'_, '_, '_> {
         Ok(released)
     }
 
-    /// Writes what the links have done to Redis, and says how far the vCon has come.
+    /// Writes what the links have done to Redis, and says how far the vCon has come. `None` if nothing
+    /// has been done.
     fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
         let job = job.as_mut()?;
-        if !job.progress.is_begun() {
+        // What storages were given may be older than what another claim of the vCon has given them.
+        if !job.progress.is_begun() && !job.was_given {
             return None;
         }
-        // Without that, its next claim begins anew.
-        if let Err(ending) = self.write(job) {
-            log::debug!(
-                "what has been done for {} is not kept: {ending:?}",
-                job.id()
-            );
-            return None;
-        }
-        job.progress.record(self.chain, job.base.as_deref())
+        let kept = match self.write(job) {
+            Ok(()) => job.progress.record(self.chain, job.base.as_deref()),
+            Err(ending) => {
+                let id = job.id();
+                log::debug!("what has been done for {id} is not kept: {ending:?}");
+                None
+            }
+        };
+        kept.or_else(|| self.void())
+    }
+
+    /// That nothing that has been done for the claimed vCon counts.
+    fn void(&self) -> Option<queue::Progress> {
+        self.claim.id().map(queue::Progress::void)
     }
 
     /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
@@ -232,19 +239,16 @@ impl Pipeline<'_, '_, '_> {
             Option<&queue::Progress>,
         ) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
-        let mut merges = 0;
+        let (mut merges, mut is_void) = (0, false);
         loop {
-            let progress = self.keep(job);
+            let progress = if is_void { self.void() } else { self.keep(job) };
             let released = self.let_go(|queue, claim| step(queue, claim, progress.as_ref()))?;
             if released != Released::Changed {
                 return Ok(released);
             }
             merges += 1;
             let is_merged = job.as_mut().is_some_and(|job| self.merge(job).is_ok());
-            if !is_merged || merges == MOST_MERGES {
-                // Its next claim begins anew.
-                *job = None;
-            }
+            is_void = !is_merged || merges == MOST_MERGES;
         }
     }
 

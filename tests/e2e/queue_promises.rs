@@ -742,6 +742,76 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
     }
 }
 
+/// Which of two claims of a vCon was the last to give a storage its document, nobody knows.
+#[test]
+fn what_two_claims_of_a_vcon_say_of_its_progress_is_marked_unless_it_is_the_same() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
+        let (id, key) = hand_in(&redis);
+        redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
+        // Lets go of the claims in this order, each with what is said, and gives what the next claims are handed.
+        let mut turn = |says: [&str; 2], handed: &str| {
+            let claims = [0, 1].map(|lane: usize| claim(&mut lanes[lane]));
+            for (lane, says) in says.into_iter().enumerate() {
+                let (claim, _, text) = &claims[lane];
+                let progress = Progress {
+                    id: id.clone(),
+                    text: says.to_owned(),
+                    document: Some(text.clone()),
+                };
+                let void = Progress::void(id.clone());
+                let progress = if says == void.text { void } else { progress };
+                let released = lanes[lane].release(claim, Some(&progress)).unwrap();
+                assert_eq!(released, Released::Done);
+            }
+            let (next, ..) = claim(&mut lanes[0]);
+            let found = String::from_utf8(next.progress.clone().unwrap()).unwrap();
+            assert_eq!(found, handed, "{says:?}");
+            assert_eq!(lanes[0].release(&next, None).unwrap(), Released::Done);
+        };
+        turn(["a", "a"], "a");
+        turn(["b", "b"], "b");
+        // What the first says is not what the second was handed, nor what it says.
+        turn(["c", "d"], "^d");
+        // Both have given all storages the document again, and say so.
+        turn(["e", "e"], "e");
+        turn(["!", "f"], "^f");
+        turn(["g", "!"], "!");
+        turn(["h", "h"], "h");
+        // Whatever is kept of another document is none of it.
+        let kept = redis.document(id.as_str()).unwrap();
+        let other = json!({"uuid": kept["uuid"], "subject": "other"}).to_string();
+        if redis.has_json() {
+            redis.ask::<()>(&["JSON.SET", &key, "$", &other]);
+        } else {
+            redis.ask::<()>(&["SET", &key, &other]);
+        }
+        turn(["i", "i"], "i");
+    }
+}
+
+#[test]
+fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended() {
+    let redis = Redis::plain();
+    let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
+    let (id, _) = hand_in(&redis);
+    redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
+    let (_, ..) = claim(&mut lanes[0]);
+    let (other, _, text) = claim(&mut lanes[1]);
+    lanes[1].recover(killed(1), 3).unwrap();
+    let progress = Progress {
+        id,
+        text: "words".to_owned(),
+        document: Some(text),
+    };
+    let released = lanes[1].release(&other, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    for lane in &mut lanes {
+        let (next, ..) = claim(lane);
+        assert_eq!(next.progress.as_deref(), Some(&b"^words"[..]));
+    }
+}
+
 /// What the server does not let us see is not taken for nothing, nor for something else.
 #[test]
 fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {

@@ -2,7 +2,7 @@
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
 -- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever),
 --       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
---       must stand there, its time to live.
+--       must stand there, the progress that the claim was handed, its time to live.
 -- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
 -- stands there.
 
@@ -29,5 +29,5 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 redis.pcall('HDEL', KEYS[2], ARGV[3])
 redis.pcall('HDEL', 'conserver:lapses', ARGV[3])
 redis.pcall('HDEL', 'conserver:tries', ARGV[3])
-keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11], ARGV[12])
 return 1
