@@ -108,9 +108,11 @@ for _, claim in ipairs(claims) do
     redis.call('SADD', KEYS[6], 0)
     report(claim.uuid, claim.list, count, 'kept')
   end
-  -- Nobody knows how far it came: it begins anew.
-  if claim.uuid:find(UUID) then
-    keep_progress(claim.list .. '\n' .. claim.uuid, 'vcon:' .. claim.uuid, VOID, '', ARGV[11])
+  -- Nobody knows how far it came: it begins anew, also if another claim of it, which is twice on its list, is let go.
+  local field, key = claim.list .. '\n' .. claim.uuid, 'vcon:' .. claim.uuid
+  redis.pcall('HDEL', 'conserver:progress', field)
+  if claim.uuid:find(UUID) and redis.call('EXISTS', key) == 1 then
+    keep_progress(field, key, VOID, '', ARGV[11])
   end
   if is_gone then redis.call('HDEL', KEYS[1], claim.lane) end
 end
