@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use redis::Script;
-
 use super::dead_letters::is_wrong_type;
 use super::keys::{storage_letters_list, storage_letters_reasons};
+use super::script::Script;
 use super::scripts::{forget_reasons, keep};
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
@@ -120,7 +119,7 @@ fn keep_all(
     // is added at the end is looked at again or is new.
     let mut last = -1;
     loop {
-        let mut call = script.prepare_invoke();
+        let mut call = script.call();
         for key in keys {
             call.key(*key);
         }

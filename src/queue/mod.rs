@@ -40,6 +40,7 @@ mod release;
 mod replace;
 mod replay;
 mod round_trip;
+mod script;
 mod scripts;
 mod submit;
 mod wakeup;
@@ -77,7 +78,8 @@ use crate::settings::Settings;
 use exchange::{Request, ask_alone};
 use keys::LaneKeys;
 use redis::{Cmd, Value};
-use scripts::{Scripts, Step, is_missing};
+use script::is_missing;
+use scripts::{Scripts, Step};
 
 /// How long the keys live that this module writes, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +170,7 @@ impl Queue {
     /// The beginning of a call of a step's script with so many keys.
     fn call(&self, step: Step, keys: usize) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.scripts.step(step).get_hash()).arg(keys);
+        call.arg(self.scripts.step(step).hash()).arg(keys);
         call
     }
 
@@ -187,7 +189,7 @@ impl Queue {
             };
             match answer.value.extract_error() {
                 Err(error) if is_missing(&error) => {
-                    scripts.step(step).load(connection)?;
+                    let request = request.in_full(scripts.step(step));
                     let answer = ask_alone(connection, &request)?;
                     Ok((answer.value.extract_error()?, answer.is_large))
                 }

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use redis::{ScriptInvocation, Value};
+use redis::Value;
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
+use super::script::Call;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
 use crate::vcon::VconId;
 
@@ -133,7 +134,7 @@ impl Reason<'_> {
     }
 }
 
-fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option<&Progress>) {
+fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
     call.arg(claim.progress_field());
     call.arg(
         progress

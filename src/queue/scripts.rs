@@ -1,6 +1,6 @@
 //! The Lua scripts, each one atomic step on the server.
 
-use redis::Script;
+use super::script::Script;
 
 /// A script made of files in `scripts/`, each of which may use those before it.
 macro_rules! script {
@@ -103,11 +103,6 @@ impl Scripts {
     pub fn step(&self, step: Step) -> &Script {
         &self.steps[step as usize]
     }
-}
-
-/// Whether the server does not have the script that was called.
-pub(super) fn is_missing(error: &redis::RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 
 /// What keeps the documents of waiting vCons alive.
