@@ -34,8 +34,10 @@ mod keep;
 mod keys;
 mod lease;
 mod lengths;
+mod preflight;
 mod raw;
 mod recovery;
+mod rehearsal;
 mod release;
 mod replace;
 mod replay;
@@ -63,15 +65,17 @@ pub use keys::{
 };
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
+pub use preflight::{Fitness, Shortage, cluster_refusal, needed_keys};
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
+pub use rehearsal::{RehearsalError, rehearse};
 pub use release::{Progress, Reason, Released};
 pub use replace::{Replaced, Replacement};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;
 pub use wakeup::{Lookout, Waited, Waker, Watched};
 
-pub use crate::redis_server::{Lease, Server};
+pub use crate::redis_server::{ConnectError, Lease, Refusal, Server};
 
 use crate::config::ListName;
 use crate::settings::Settings;

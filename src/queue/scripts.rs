@@ -110,6 +110,11 @@ pub(super) fn keep() -> Script {
     script!("alive", "keep")
 }
 
+/// What tries all that the work needs.
+pub(super) fn preflight() -> Script {
+    script!("preflight")
+}
+
 /// What drops reasons without entries.
 pub(super) fn forget_reasons() -> Script {
     script!("forget_reasons")

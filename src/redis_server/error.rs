@@ -30,6 +30,8 @@ pub enum Refusal {
     Login,
     /// The database.
     Database,
+    /// Any database but the first: it is part of a cluster.
+    Cluster,
 }
 
 impl ConnectError {
@@ -45,11 +47,7 @@ impl ConnectError {
 
 fn refusal(error: &RedisError) -> Option<Refusal> {
     const LOGIN: [&str; 2] = ["any password configured", "no password is set"];
-    const DATABASE: [&str; 3] = [
-        "DB index is out of range",
-        "invalid DB index",
-        "SELECT is not allowed",
-    ];
+    const DATABASE: [&str; 2] = ["DB index is out of range", "invalid DB index"];
     let errors = error.clone().into_server_errors()?;
     let (_, error) = errors.first()?;
     let details = error.details().unwrap_or_default();
@@ -58,6 +56,7 @@ fn refusal(error: &RedisError) -> Option<Refusal> {
         "WRONGPASS" | "NOAUTH" => Some(Refusal::Login),
         _ if is_one_of(&LOGIN) => Some(Refusal::Login),
         _ if is_one_of(&DATABASE) => Some(Refusal::Database),
+        _ if is_one_of(&["cluster mode"]) => Some(Refusal::Cluster),
         _ => None,
     }
 }
@@ -108,7 +107,7 @@ mod tests {
             ("ERR invalid DB index", Some(Refusal::Database)),
             (
                 "ERR SELECT is not allowed in cluster mode",
-                Some(Refusal::Database),
+                Some(Refusal::Cluster),
             ),
             ("ERR max number of clients reached", None),
             ("LOADING Redis is loading the dataset in memory", None),

@@ -301,7 +301,8 @@ pub(crate) fn has_json(connection: &mut Connection) -> RedisResult<bool> {
         .query::<Value>(connection);
     match asked {
         Ok(_) => Ok(true),
-        Err(error) if is_unknown_command(&error) => Ok(false),
+        // A user who may not use the module keeps none with it.
+        Err(error) if is_forbidden(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -306,6 +306,11 @@ fn tls(
         (None, Some(text)) => Some(text.as_bytes().to_vec()),
         (None, None) => None,
     };
+    let has_certificate =
+        |text: &Vec<u8>| String::from_utf8_lossy(text).contains("-----BEGIN CERTIFICATE-----");
+    if root_cert.as_ref().is_some_and(|text| !has_certificate(text)) {
+        return fault("its certificates: what ssl_ca_certs or ssl_ca_data names holds none");
+    }
     let client_tls = match (query.get("ssl_certfile"), query.get("ssl_keyfile")) {
         (None, None) => None,
         (None, Some(_)) => return fault("ssl_keyfile needs ssl_certfile"),
@@ -591,6 +596,10 @@ mod tests {
             (
                 "rediss://h?ssl_ca_data=-----BEGIN CERTIFICATE-----\u{20}x".to_owned(),
                 "its certificates: ",
+            ),
+            (
+                "rediss://h?ssl_ca_certs=/dev/null".to_owned(),
+                "its certificates: what ssl_ca_certs",
             ),
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err().to_string();

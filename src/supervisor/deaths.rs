@@ -144,6 +144,15 @@ impl Supervisor {
                 let pause = pause(place.back_off(life));
                 log::info!("{name} was killed, restarting{pause}");
             }
+            // It has said why: the settings do not fit Redis.
+            Meaning::Refused if post == Post::Monitor => {
+                place.set(State::Refused);
+                self.orphaned.clear();
+                if !at_an_end {
+                    self.show_post(post);
+                    return self.stop(false, Exit::Config);
+                }
+            }
             Meaning::Refused => {
                 place.set(State::Refused);
                 log::error!(
