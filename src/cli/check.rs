@@ -192,8 +192,8 @@ fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> 
     let connect = || server.connect_within("conserver:check", LIMIT);
     let mut lease = connect().map_err(|error| match arrival::refused(&error, url) {
         Some(unfit) => Problem {
-            exit: Exit::Config,
-            text: unfit.0,
+            exit: unfit.exit,
+            text: unfit.why,
         },
         None => Problem::unavailable(error),
     })?;

@@ -1,11 +1,13 @@
 //! The first look at Redis after the start of the daemon: whether it is one that can be worked with.
 //!
-//! What a server refuses of `REDIS_URL`, or a Redis Cluster, ends the daemon: waiting changes nothing. A
-//! server that is unavailable is waited for, and so are rights, of which the log says what is lacking.
+//! A server that is unavailable is waited for, and so are rights, of which the log says what is lacking. What
+//! a server refuses of `REDIS_URL`, and a Redis Cluster, end the daemon: somebody has to change something,
+//! and sees it at once. A password that changes later is waited for.
 
 use std::time::Duration;
 
 use crate::config::Plan;
+use crate::exit::Exit;
 use crate::queue::{
     ConnectError, Fitness, QueueError, Refusal, Server, cluster_refusal, needed_keys,
 };
@@ -14,7 +16,12 @@ use crate::settings::RedisUrl;
 
 /// Why the daemon cannot work with this Redis.
 #[derive(Debug)]
-pub struct Unfit(pub String);
+pub struct Unfit {
+    /// In words for people.
+    pub why: String,
+    /// What the daemon ends with: [`Exit::Unavailable`] if the server may change its mind.
+    pub exit: Exit,
+}
 
 /// Looks at the server, within `limit` for each step.
 ///
@@ -40,7 +47,10 @@ pub(super) fn look(
     match lease.preflight(&needed)? {
         Fitness::Fit => {}
         Fitness::Cluster(words) => {
-            return Ok(Some(Unfit(format!("Redis at {url}: {}", cluster_refusal(&words)))));
+            return Ok(Some(Unfit {
+                why: format!("Redis at {url}: {}", cluster_refusal(&words)),
+                exit: Exit::Config,
+            }));
         }
         Fitness::Lacks(shortage) => log::error!("Redis at {url} is not enough for the work: {shortage}"),
     }
@@ -56,14 +66,24 @@ fn needed_by(plan: &Plan) -> Vec<String> {
     needed_keys(lists.iter(), egress.chain(&plan.routes), storages)
 }
 
-/// What a server does not accept of its URL, in words for people.
+/// What a server does not accept of its URL.
 pub fn refused(error: &ConnectError, url: &RedisUrl) -> Option<Unfit> {
-    let why = match error.refusal()? {
-        Refusal::Login => url.login_advice().to_owned(),
-        Refusal::Database => "the server does not have this database".to_owned(),
-        Refusal::Cluster => cluster_refusal("a cluster has one database alone"),
+    let (why, exit) = match error.refusal()? {
+        Refusal::Login if url.has_one_word() => (url.login_advice().to_owned(), Exit::Config),
+        Refusal::Login => (url.login_advice().to_owned(), Exit::Unavailable),
+        Refusal::Database => (
+            "the server does not have this database".to_owned(),
+            Exit::Unavailable,
+        ),
+        Refusal::Cluster => (
+            cluster_refusal("a cluster has one database alone"),
+            Exit::Config,
+        ),
     };
     let error = error.to_string();
     let error = error.trim_end_matches('.');
-    Some(Unfit(format!("REDIS_URL: {error}; {why}")))
+    Some(Unfit {
+        why: format!("REDIS_URL: {error}; {why}"),
+        exit,
+    })
 }

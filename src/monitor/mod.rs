@@ -88,8 +88,11 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         is_known |= arrived.is_ok();
         let beaten = match arrived {
             Ok(Some(unfit)) => {
-                log::error!("{}", unfit.0);
-                return Exit::Config;
+                log::error!("{}", unfit.why);
+                return match unfit.exit {
+                    Exit::Config => Exit::Config,
+                    _ => Exit::Barred,
+                };
             }
             Ok(None) => beat(&mut queue, settings, &shows, slot),
             Err(error) => Err(error),
@@ -104,7 +107,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             }
             Err(error @ QueueError::InUse { .. }) => {
                 log::error!("{error}");
-                return Exit::InUse;
+                return Exit::Barred;
             }
             Err(error) if error.is_interruption() => continue,
             Err(error) => {

@@ -57,7 +57,7 @@ impl Scripts {
             foreign_keep: script!("foreign", "foreign_keep"),
             replace: script!("foreign", "progress", "document", "replace"),
             replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("reason", "progress", "dead_letter"),
+            dead_letter: script!("reason", "age", "progress", "dead_letter"),
             release: script!("alive", "context", "progress", "release"),
             postpone: script!("alive", "context", "progress", "postpone"),
             recover: script!("alive", "context", "reason", "record", "recover"),
@@ -117,7 +117,7 @@ pub(super) fn preflight() -> Script {
 
 /// What drops reasons without entries.
 pub(super) fn forget_reasons() -> Script {
-    script!("forget_reasons")
+    script!("age", "forget_reasons")
 }
 
 /// What takes, renews and releases the lock of a replay.

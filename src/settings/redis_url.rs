@@ -31,6 +31,7 @@ pub struct RedisUrl {
     shown: String,
     target: Target,
     advice: &'static str,
+    has_one_word: bool,
     used: Used,
 }
 
@@ -75,6 +76,11 @@ impl RedisUrl {
         self.advice
     }
 
+    /// Whether a single word stands before the `@`, and no password anywhere.
+    pub fn has_one_word(&self) -> bool {
+        self.has_one_word
+    }
+
     /// What its parameters do here, if it has any without effect.
     pub fn parameters(&self) -> Option<String> {
         let Used { in_effect, without } = &self.used;
@@ -95,7 +101,7 @@ impl RedisUrl {
 
 /// What to see to if the server refuses a login.
 fn advice(login: &Login) -> &'static str {
-    match (login.is_given(), login.is_one_word && login.password.is_none()) {
+    match (login.is_given(), login.has_one_word()) {
         (false, _) => {
             "it asks for a password, and there is none: redis://:password@host, or \
              redis://user:password@host"
@@ -116,6 +122,7 @@ impl Default for RedisUrl {
             text,
             target: Target::Usual,
             advice: advice(&Login::default()),
+            has_one_word: false,
             used: Used::default(),
         }
     }
@@ -147,6 +154,7 @@ impl FromStr for RedisUrl {
             shown,
             target,
             advice: advice(&login),
+            has_one_word: login.has_one_word(),
             used,
         })
     }
@@ -632,9 +640,11 @@ mod tests {
         ] {
             let said = parsed(text).login_advice();
             assert!(said.contains(advice) && said.contains("password"), "{text}");
+            assert_eq!(parsed(text).has_one_word(), advice == "single word", "{text}");
         }
         let usual = RedisUrl::default();
         assert!(usual.login_advice().contains("there is none"));
+        assert!(!usual.has_one_word());
     }
 
     #[test]

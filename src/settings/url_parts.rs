@@ -99,6 +99,11 @@ impl Login {
         self.user.is_some() || self.password.is_some()
     }
 
+    /// Whether a single word may be meant as a password.
+    pub fn has_one_word(&self) -> bool {
+        self.is_one_word && self.password.is_none()
+    }
+
     /// A user without a password logs in with an empty one.
     pub fn applied_to(&self, settings: redis::RedisConnectionInfo) -> redis::RedisConnectionInfo {
         let settings = match &self.user {
