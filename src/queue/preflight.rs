@@ -21,6 +21,23 @@ const PREFIX: &str = "conserver:preflight:";
 /// More keys than these are not tried, nor named.
 const MOST_KEYS: usize = 200;
 
+/// Stands for a key that is not there.
+const KEY: &str = "KEY";
+
+/// The commands that scripts cannot call. A transaction comes last, as one that cannot be ended makes the
+/// connection useless.
+const COMMANDS: [(&str, &[&str]); 8] = [
+    // No script has this hash.
+    ("EVALSHA", &["0000000000000000000000000000000000000000", "0"]),
+    ("EVAL", &["return 1", "0"]),
+    ("BLPOP", &[KEY, "0.001"]),
+    ("WATCH", &[KEY]),
+    ("UNWATCH", &[]),
+    ("PING", &[]),
+    ("MULTI", &[]),
+    ("EXEC", &[]),
+];
+
 /// What a server lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shortage {
@@ -112,7 +129,6 @@ impl Lease {
             Err(error) if is_answered(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        // Last: a transaction that cannot be ended makes the connection useless.
         shortage.commands.extend(refused_commands(&mut self, &base)?);
         Ok(if shortage == Shortage::default() {
             Fitness::Fit
@@ -148,29 +164,24 @@ fn is_of_cluster(error: &RedisError) -> bool {
 /// Those of the commands that scripts cannot call which the server refuses.
 fn refused_commands(connection: &mut Connection, base: &str) -> RedisResult<Vec<String>> {
     let key = format!("{base}:absent");
-    let commands: [(&str, &[&str]); 8] = [
-        // No script has this hash.
-        ("EVALSHA", &["0000000000000000000000000000000000000000", "0"]),
-        ("EVAL", &["return 1", "0"]),
-        ("BLPOP", &[&key, "0.001"]),
-        ("WATCH", &[&key]),
-        ("UNWATCH", &[]),
-        ("PING", &[]),
-        ("MULTI", &[]),
-        ("EXEC", &[]),
-    ];
     let mut all = redis::pipe();
-    for (command, arguments) in commands {
-        all.cmd(command).arg(arguments);
+    for (command, arguments) in COMMANDS {
+        all.cmd(command);
+        for argument in arguments {
+            all.arg(if *argument == KEY { &key } else { *argument });
+        }
     }
     let answers = Request::of(&all).send(connection)?;
     let is_refused = |answer: &Value| match answer.clone().extract_error() {
         Err(error) => {
-            (error.code() == Some("NOPERM") && !is_about_keys(&error)) || is_unknown(&error)
+            // An `EXEC` that is refused aborts its transaction.
+            let detail = error.detail().unwrap_or_default();
+            let is_denied = error.code() == Some("NOPERM") && !is_about_keys(&error);
+            is_denied || detail.contains("NOPERM") || is_unknown(&error)
         }
         Ok(_) => false,
     };
-    let refused = commands.iter().zip(&answers);
+    let refused = COMMANDS.iter().zip(&answers);
     let refused = refused.filter(|(_, answer)| is_refused(answer));
     Ok(refused.map(|((command, _), _)| (*command).to_owned()).collect())
 }
@@ -208,6 +219,21 @@ mod tests {
             }
         }
         assert!(count > 100, "{count}");
+    }
+
+    #[test]
+    fn the_manual_lists_every_command_that_is_tried() {
+        let readme = include_str!("../../README.md");
+        let (_, rest) = readme.split_once("<!-- acl -->").unwrap();
+        let (acl, _) = rest.split_once("<!-- /acl -->").unwrap();
+        let script = include_str!("scripts/preflight.lua");
+        let tried = script.split("try('").skip(1);
+        let tried = tried.filter_map(|rest| Some(rest.split_once('\'')?.0));
+        let own = COMMANDS.iter().map(|(command, _)| *command);
+        for command in tried.chain(own) {
+            let right = format!("+{}", command.to_lowercase());
+            assert!(acl.split_whitespace().any(|word| word == right), "{right}");
+        }
     }
 
     #[test]

@@ -168,19 +168,22 @@ impl Stage {
 
     /// Removes what the steps have left, wherever they ended.
     fn clean_up(&mut self) -> Result<(), QueueError> {
+        let instance = &self.seat.instance;
         let mut delete = redis::pipe();
         // One by one: the user may not have the right to each.
         for key in [
             self.seat.claims_key(),
+            keys::workers_key(instance),
+            keys::taken_key(instance, self.seat.worker),
             self.id.key(),
             self.ingress.as_str().to_owned(),
             self.egress.as_str().to_owned(),
-            keys::taken_key(&self.seat.instance, self.seat.worker),
+            keys::instance_key(instance),
         ] {
             delete.cmd("DEL").arg(key);
         }
-        let deleted = self.run(&delete);
-        self.queue.release_lease()?;
-        deleted.map(drop)
+        // Last: others look after the claims of those who are in there.
+        delete.cmd("SREM").arg(keys::INSTANCES).arg(instance);
+        self.run(&delete).map(drop)
     }
 }
