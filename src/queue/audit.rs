@@ -253,7 +253,7 @@ impl Audit {
     }
 
     fn ask(&mut self, id: &VconId, list: Option<&ListName>) -> Result<Place, QueueError> {
-        let mut call = self.scripts.locate.prepare_invoke();
+        let mut call = self.scripts.locate.call();
         for key in self.waiting.iter().chain(&self.done) {
             call.key(key);
         }

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use redis::{ScriptInvocation, Value};
+use redis::Value;
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
+use super::script::Call;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
 use crate::vcon::VconId;
 
@@ -60,6 +61,9 @@ pub enum Released {
     Spent(u32),
     /// It is still held: another document stands there than the progress was made with.
     Changed,
+    /// It is still held: it has been a dead letter just before, so many times in a row, and somebody has
+    /// put it back at once. It goes there after a wait.
+    Again(u32),
 }
 
 /// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
@@ -74,6 +78,27 @@ impl Queue {
         reason: &Reason<'_>,
         progress: Option<&Progress>,
     ) -> Result<Released, QueueError> {
+        self.dead_letter_by(claim, reason, progress, true)
+    }
+
+    /// Does what [`Queue::dead_letter`] does, unless the entry was a dead letter just before: that is
+    /// [`Released::Again`].
+    pub fn dead_letter_unless_again(
+        &mut self,
+        claim: &Claim,
+        reason: &Reason<'_>,
+        progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        self.dead_letter_by(claim, reason, progress, false)
+    }
+
+    fn dead_letter_by(
+        &mut self,
+        claim: &Claim,
+        reason: &Reason<'_>,
+        progress: Option<&Progress>,
+        at_once: bool,
+    ) -> Result<Released, QueueError> {
         let json = reason.to_json()?;
         let key = claim.id().map(|id| id.key());
         self.with(|connection, scripts, seat, expiry| {
@@ -87,7 +112,7 @@ impl Queue {
                 .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
             add_progress(&mut call, claim, progress);
-            call.arg(NOTES_EXPIRY);
+            call.arg(NOTES_EXPIRY).arg(u8::from(at_once));
             released(call.invoke::<Value>(connection)?)
         })
     }
@@ -144,7 +169,7 @@ impl Reason<'_> {
     }
 }
 
-fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option<&Progress>) {
+fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
     call.arg(claim.progress_field());
     call.arg(
         progress
@@ -171,9 +196,11 @@ fn released(answer: Value) -> Result<Released, QueueError> {
             if why == "changed" {
                 return Ok(Released::Changed);
             }
-            Ok(match why.parse() {
-                Ok(rounds) => Released::Spent(rounds),
-                Err(_) => Released::Refused(why),
+            let again = why.strip_prefix("again ").map(str::parse);
+            Ok(match (again, why.parse()) {
+                (Some(Ok(times)), _) => Released::Again(times),
+                (_, Ok(rounds)) => Released::Spent(rounds),
+                (_, Err(_)) => Released::Refused(why),
             })
         }
         _ => Err(QueueError::Answer("letting go of a claim")),

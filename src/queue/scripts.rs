@@ -1,6 +1,6 @@
 //! The Lua scripts, each one atomic step on the server.
 
-use redis::Script;
+use super::script::Script;
 
 /// A script made of files in `scripts/`, each of which may use those before it.
 macro_rules! script {
@@ -57,7 +57,7 @@ impl Scripts {
             foreign_keep: script!("foreign", "foreign_keep"),
             replace: script!("foreign", "progress", "document", "replace"),
             replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("reason", "progress", "dead_letter"),
+            dead_letter: script!("reason", "age", "progress", "dead_letter"),
             release: script!("alive", "context", "progress", "release"),
             postpone: script!("alive", "context", "progress", "postpone"),
             recover: script!(
@@ -107,19 +107,19 @@ impl Scripts {
     }
 }
 
-/// Whether the server does not have the script that was called.
-pub(super) fn is_missing(error: &redis::RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
-}
-
 /// What keeps the documents of waiting vCons alive.
 pub(super) fn keep() -> Script {
     script!("alive", "keep")
 }
 
+/// What tries all that the work needs.
+pub(super) fn preflight() -> Script {
+    script!("preflight")
+}
+
 /// What drops reasons without entries.
 pub(super) fn forget_reasons() -> Script {
-    script!("forget_reasons")
+    script!("age", "forget_reasons")
 }
 
 /// What takes, renews and releases the lock of a replay.

@@ -10,6 +10,8 @@ mod sentinel_url;
 mod table;
 #[cfg(test)]
 mod tests;
+mod url_parts;
+mod url_query;
 
 use std::env;
 use std::ffi::OsString;

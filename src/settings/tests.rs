@@ -25,7 +25,7 @@ fn with(name: &str, value: &str) -> Settings {
 #[test]
 fn unset_variables_have_their_defaults() {
     let settings = read(&[]).unwrap();
-    assert_eq!(settings.redis_url.reveal(), "redis://localhost");
+    assert_eq!(settings.redis_url.to_string(), "redis://localhost");
     assert_eq!((settings.workers, settings.concurrency), (1, 1));
     assert!(settings.parallel_storage && settings.storage_fallback);
     assert_eq!(settings.start_method, StartMethod::DEFAULT);

@@ -42,6 +42,12 @@ pub trait Storage: Send {
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
 
+    /// Says whether the backend could be used, for a person who may be another user than the
+    /// service: unlike [`Storage::probe`], this makes nothing that would stay.
+    fn check(&mut self) -> Result<String, Failure> {
+        self.probe().map(|()| "answers".to_owned())
+    }
+
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 

@@ -175,9 +175,7 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => self.let_go_keeping(job, |queue, claim, progress| {
-                queue.dead_letter(claim, &reason, progress)
-            })?,
+            _ => self.move_to_dead_letters(job, &reason)?,
         };
         if released != Released::Done {
             return Ok(released);
@@ -202,6 +200,40 @@ impl Pipeline<'_, '_, '_> {
             fault.stage, fault.error
         );
         Ok(released)
+    }
+
+    /// To the dead letter queue of its list. Who puts back at once what comes there, as the API server does
+    /// when it reprocesses the queue, would never find it empty: an entry that comes again and again is held
+    /// for a while, and longer each time.
+    fn move_to_dead_letters(
+        &mut self,
+        job: &mut Option<Job>,
+        reason: &Reason<'_>,
+    ) -> Result<Released, ClaimLeft> {
+        let mut has_waited = false;
+        loop {
+            let at_once = has_waited || self.clock.is_draining();
+            let released = self.let_go_keeping(job, |queue, claim, progress| {
+                if at_once {
+                    queue.dead_letter(claim, reason, progress)
+                } else {
+                    queue.dead_letter_unless_again(claim, reason, progress)
+                }
+            })?;
+            let Released::Again(times) = released else {
+                return Ok(released);
+            };
+            let settings = &self.shared.settings;
+            let mut backoff = Backoff::new(settings.retry_first, settings.retry_max)
+                .after(times.saturating_sub(1));
+            let wait = backoff.next_wait();
+            log::debug!(
+                "{} was a dead letter just before, and is held for {wait:.1?}",
+                self.claim.shown()
+            );
+            self.clock.insist(wait);
+            has_waited = true;
+        }
     }
 
     /// Writes what the links have done to Redis, and says how far the vCon has come. `None` if nothing

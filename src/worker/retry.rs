@@ -30,6 +30,11 @@ impl Backoff {
         }
     }
 
+    /// The same after so many failures.
+    pub fn after(self, failures: u32) -> Self {
+        Self { failures, ..self }
+    }
+
     /// The next wait: between half and the whole of the doubled time.
     pub fn next_wait(&mut self) -> Duration {
         let doubled = self.first.saturating_mul(1 << self.failures.min(20));

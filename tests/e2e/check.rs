@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Conserver, Files, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain};
+use crate::harness::{
+    Conserver, Files, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain, run, said,
+};
 
 #[test]
 fn it_is_content_when_everything_can_be_reached() {
@@ -24,6 +26,31 @@ fn it_is_content_when_everything_can_be_reached() {
     assert!(!output.contains(POSTGRES_PASSWORD), "{output}");
     assert_eq!(redis.keys("*"), Vec::<String>::new());
     assert_eq!(files.paths().len(), 0);
+}
+
+/// Who asks may be another user than the service, which could not write to what that user has made.
+#[test]
+fn it_makes_no_directory() {
+    let (redis, place) = (Redis::plain(), tempfile::tempdir().expect("a folder"));
+    let path = place.path().join("conserver").join("vcons");
+    let storage = serde_json::json!({"module": "storage.file", "options": {"path": path}});
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("files", storage)]));
+    let finished = run(&conserver, &["check"], 0);
+    said(&finished, &["is not there yet"]);
+    let left = std::fs::read_dir(place.path()).expect("a folder").count();
+    assert_eq!(left, 0);
+    assert_eq!(redis.keys("*"), Vec::<String>::new());
+}
+
+#[test]
+fn it_tells_that_redis_takes_no_writes() {
+    let redis = Redis::plain();
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    said(&run(&conserver, &["check"], 69), &["OOM"]);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    redis.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    said(&run(&conserver, &["check"], 69), &["READONLY"]);
 }
 
 #[test]

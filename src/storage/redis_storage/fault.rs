@@ -41,7 +41,7 @@ pub(super) fn failure(step: Step, message: &str, error: &RedisError) -> Failure 
 pub(super) fn unreachable(message: &str, error: &ConnectError) -> Failure {
     let text = match error {
         // The server is named in the message.
-        ConnectError::Unreachable { cause, .. } => format!("{message}: {cause}"),
+        ConnectError::Unreachable { cause, .. } => format!("{message}: {}", in_its_words(cause)),
         ConnectError::NoMaster { faults, .. } => format!("{message}: {faults}"),
     };
     Failure::transient(with_advice(text))

@@ -128,7 +128,7 @@ pub fn free_port() -> u16 {
 }
 
 /// A new private folder with a short name: paths of Unix sockets are limited to about 100 bytes.
-fn private_folder() -> tempfile::TempDir {
+pub fn private_folder() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("cons")
         .tempdir()
