@@ -1,7 +1,7 @@
 //! `links.tag`: tags every vCon that passes.
 //!
-//! Reads the option `tags` (a list); writes the entry `"t:t"` for each tag `t` into the vCon's
-//! `tags` attachment.
+//! Reads the option `tags`: a list of `name` or `name:value`, or a mapping of names to values. Writes
+//! the entry `name:value` for each into the vCon's `tags` attachment; of a bare name, `name:name`.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -13,11 +13,21 @@ struct Tag {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let tags = options.strings("tags");
+    let tags = options.names_and_values("tags").into_iter();
+    let tags: Vec<String> = tags.map(tag).collect();
     if tags.is_empty() {
         options.fault("tags", "needs at least one tag");
     }
     Box::new(Tag { tags })
+}
+
+/// The entry for a tag, which may have its value in its name.
+fn tag((name, value): (String, Option<String>)) -> String {
+    match value {
+        Some(value) => format!("{name}:{value}"),
+        None if name.contains(':') => name,
+        None => format!("{name}:{name}"),
+    }
 }
 
 impl Link for Tag {
@@ -26,6 +36,10 @@ impl Link for Tag {
             Failure::permanent(format!("could not tag vCon {}: {error}", vcon.id()))
         })?;
         Ok(Next::Continue)
+    }
+
+    fn rewrites(&self) -> bool {
+        true
     }
 }
 
