@@ -578,7 +578,7 @@ fn submit_keeps_to_the_format_of_a_deployment() {
 
 #[test]
 fn a_dead_letter_gets_the_time_to_live_that_is_set_or_keeps_its_own() {
-    for (expiry, own, expected) in [("1000", "50", 1000), ("0", "50", 50), ("0", "", -1)] {
+    for (expiry, own, expected) in [("1000", "9000", 1000), ("0", "9000", 9000), ("0", "", -1)] {
         let bench = Bench::start(Redis::plain(), &[("VCON_DLQ_EXPIRY", expiry)]);
         let id = bench.put(&vcon(r#""attachments":{}"#));
         let key = format!("vcon:{id}");
