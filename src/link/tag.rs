@@ -1,7 +1,8 @@
 //! `links.tag`: tags every vCon that passes.
 //!
-//! Reads the option `tags` (a list); writes the entry `"t:t"` for each tag `t` into the vCon's
-//! `tags` attachment.
+//! Reads the option `tags`: a list of `name` or `name:value`, or a mapping of names to values; it may
+//! be empty. Writes the entry `"name:value"` for each tag, `"name:name"` for one without a value, into
+//! the vCon's `tags` attachment.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -13,11 +14,10 @@ struct Tag {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let tags = options.strings("tags");
-    if tags.is_empty() {
-        options.fault("tags", "needs at least one tag");
-    }
-    Box::new(Tag { tags })
+    options.require("tags");
+    Box::new(Tag {
+        tags: options.tags("tags"),
+    })
 }
 
 impl Link for Tag {
