@@ -109,11 +109,13 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong with a configuration file, in the order of its lines.
 ///
-/// Prints as one line for each fault, without a line break after the last.
+/// Prints as one line for each fault, then one for each warning, without a line break after the
+/// last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: PathBuf,
     faults: Vec<Fault>,
+    warnings: ConfigWarnings,
 }
 
 impl ConfigErrors {
@@ -121,7 +123,13 @@ impl ConfigErrors {
         Self {
             file: file.to_owned(),
             faults: in_order(faults),
+            warnings: ConfigWarnings::default(),
         }
+    }
+
+    /// The same, with what was warned of: a misspelt key may be the cause of a fault.
+    pub(super) fn with(self, warnings: ConfigWarnings) -> Self {
+        Self { warnings, ..self }
     }
 
     /// The faults, in the order of their lines.
@@ -137,6 +145,9 @@ impl fmt::Display for ConfigErrors {
                 f.write_str("\n")?;
             }
             write!(f, "{}{fault}", self.file.display())?;
+        }
+        for warning in self.warnings.lines() {
+            write!(f, "\nwarning: {warning}")?;
         }
         Ok(())
     }

@@ -128,11 +128,12 @@ impl Config {
     ) -> Result<Self, ConfigErrors> {
         let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
         let (mut config, findings) = read::config(document, links, storages, environment);
+        let warnings = ConfigWarnings::new(path, findings.warnings);
         if findings.faults.is_empty() {
-            config.warnings = ConfigWarnings::new(path, findings.warnings);
+            config.warnings = warnings;
             Ok(config)
         } else {
-            Err(ConfigErrors::new(path, findings.faults))
+            Err(ConfigErrors::new(path, findings.faults).with(warnings))
         }
     }
 

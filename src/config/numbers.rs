@@ -31,7 +31,11 @@ pub(super) fn any(text: &str, is_plain: bool) -> Option<f64> {
         // What an option counts is far below where this is inexact.
         return Some(number as f64);
     }
-    let number = text.parse().ok();
+    let is_separated = text.starts_with(|first: char| first.is_ascii_digit());
+    let number = match is_separated {
+        true => text.replace('_', "").parse().ok(),
+        false => text.parse().ok(),
+    };
     number.filter(|number: &f64| number.is_finite())
 }
 
@@ -119,6 +123,7 @@ mod tests {
             ("1e3", Some(1000.0)),
             ("-.5", Some(-0.5)),
             ("1_000", Some(1000.0)),
+            ("1_000.5", Some(1000.5)),
             ("nan", None),
             ("inf", None),
             ("1e999", None),

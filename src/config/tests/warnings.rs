@@ -206,6 +206,13 @@ fn what_has_to_be_there_may_be_empty_but_not_missing() {
             assert_eq!(errors.to_string(), expected, "{text}");
         }
     }
+    // The misspelt one is told as well: it is the cause.
+    let text = "links: {x: {module: links.tag, options: {tag: [a]}}}\nchains: {a: {links: [x]}}\n";
+    let errors = Config::parse(text, Path::new("config.yml")).unwrap_err();
+    let expected = "\
+config.yml:1: links.x.options.tags: is required
+warning: config.yml:1: links.x.options: unknown option `tag` has no effect (known: tags); did you mean `tags`?";
+    assert_same_lines(&errors.to_string(), expected);
 }
 
 #[test]
