@@ -28,7 +28,7 @@ pub struct Options {
     line: usize,
     entries: Mapping,
     asked: Vec<String>,
-    /// Keys without an effect, of which all has been said.
+    /// Keys without an effect, of which all is said.
     told: Vec<String>,
     /// It is no mapping at all: what is missing in it need not be reported as well.
     is_broken: bool,
@@ -302,9 +302,9 @@ impl Options {
         strings
     }
 
-    /// Says that the module knows the option, though it does nothing with it.
-    pub fn known(&mut self, key: &str) {
-        self.asked.push(key.to_owned());
+    /// Passes over an option that does nothing, without a word.
+    pub fn pass_over(&mut self, key: &str) {
+        self.told.push(key.to_owned());
     }
 
     /// Records that something is wrong with the option, at its line.

@@ -28,7 +28,7 @@ use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::http::{self, Url};
-use crate::vcon::Vcon;
+use crate::vcon::{Vcon, VconError};
 
 /// Options of the existing worker's link that are only for `s3_bucket`.
 const S3_OPTIONS: [&str; 5] = [
@@ -90,7 +90,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     };
     // What belongs to `s3_bucket` does nothing without it.
     for key in S3_OPTIONS {
-        options.known(key);
+        options.pass_over(key);
     }
     if options.filled_string("s3_bucket").is_some() {
         let message = "is not supported: keep the whole vCon with storage.s3, or its bodies with post_media_to_url";
@@ -112,18 +112,24 @@ impl Link for Diet {
                 Some(media) => media.keep_bodies(vcon, context.deadline)?,
                 None => Vec::new(),
             };
-            vcon.replace_dialog_bodies(&kept);
+            vcon.replace_dialog_bodies(&kept).map_err(refused)?;
         }
         if self.analysis {
-            vcon.remove_analysis();
+            vcon.remove_analysis().map_err(refused)?;
         }
         if !self.attachment_types.is_empty() {
-            vcon.remove_attachments(&self.attachment_types);
+            let types = &self.attachment_types;
+            vcon.remove_attachments(types).map_err(refused)?;
         }
         if self.system_prompts {
-            vcon.remove_key("system_prompt");
+            vcon.remove_key("system_prompt").map_err(refused)?;
         }
         Ok(Next::Continue)
+    }
+
+    fn rewrites(&self) -> bool {
+        let has_types = !self.attachment_types.is_empty();
+        self.dialog_bodies || self.analysis || self.system_prompts || has_types
     }
 
     /// That of one post: how many there are is up to the vCon, and each ends by the deadline.
@@ -138,6 +144,11 @@ impl Link for Diet {
     }
 }
 
+/// It is the vCon in which there is nothing to take out.
+fn refused(error: VconError) -> Failure {
+    Failure::permanent(format!("could not take anything out: {error}"))
+}
+
 impl Media {
     /// Posts every body that is not kept elsewhere already; answers where each is now, by the
     /// dialog's place.
@@ -147,7 +158,7 @@ impl Media {
         deadline: Deadline,
     ) -> Result<Vec<(usize, String)>, Failure> {
         let mut kept = Vec::new();
-        for body in vcon.dialog_bodies() {
+        for body in vcon.dialog_bodies().map_err(refused)? {
             let post = Post {
                 content: body.content,
                 vcon_uuid: vcon.id().as_str(),

@@ -27,6 +27,10 @@ impl Link for Tag {
         })?;
         Ok(Next::Continue)
     }
+
+    fn rewrites(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
@@ -35,26 +39,48 @@ mod tests {
     use super::*;
     use crate::vcon::{VconId, Version};
 
-    fn run(text: &str) -> (Vcon, Result<Next, LinkError>) {
+    fn run(tags: &str, text: &str) -> (Vcon, Result<Next, LinkError>) {
         let (_drain, drained) = crossbeam_channel::bounded(0);
         let mut context = Context::new(&drained, Version::Current);
         let mut vcon = Vcon::parse(VconId::random(), text.to_owned()).unwrap();
-        let tags = vec!["vip".to_owned(), "7".to_owned()];
-        let next = Tag { tags }.run(&mut vcon, &mut context);
+        let mut options = Options::from_yaml(&format!("{{tags: {tags}}}"));
+        let mut link = open(&mut options);
+        assert_eq!(options.faults(), [""; 0]);
+        let next = link.run(&mut vcon, &mut context);
         (vcon, next)
     }
 
     #[test]
-    fn each_tag_becomes_an_entry() {
-        let (mut vcon, next) = run("{}");
-        assert_eq!(next, Ok(Next::Continue));
-        assert!(vcon.is_changed());
-        assert!(vcon.to_json().contains(r#""body":"[\"vip:vip\",\"7:7\"]""#));
+    fn each_tag_becomes_an_entry_with_its_value_or_its_name_for_one() {
+        for (tags, entries) in [
+            ("[vip, 7]", r#"[\"vip:vip\",\"7:7\"]"#),
+            (
+                "['site:north', 'opened:08:30']",
+                r#"[\"site:north\",\"opened:08:30\"]"#,
+            ),
+            ("{site: north, floor: 2}", r#"[\"site:north\",\"floor:2\"]"#),
+            ("vip", r#"[\"vip:vip\"]"#),
+        ] {
+            let (mut vcon, next) = run(tags, "{}");
+            assert_eq!(next, Ok(Next::Continue));
+            assert!(vcon.is_changed());
+            let json = vcon.to_json();
+            assert!(json.contains(&format!(r#""body":"{entries}""#)), "{json}");
+        }
+    }
+
+    #[test]
+    fn no_tags_change_nothing() {
+        for tags in ["[]", "{}", "''"] {
+            let (vcon, next) = run(tags, "{}");
+            assert_eq!(next, Ok(Next::Continue));
+            assert!(!vcon.is_changed());
+        }
     }
 
     #[test]
     fn tags_that_cannot_be_added_are_a_permanent_failure() {
-        let (vcon, next) = run(r#"{"attachments":[{"type":"tags","body":"none"}]}"#);
+        let (vcon, next) = run("[vip]", r#"{"attachments":"none"}"#);
         let Err(LinkError::Failed(failure)) = next else {
             unreachable!("{next:?}");
         };

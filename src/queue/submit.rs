@@ -3,14 +3,19 @@
 use redis::Value;
 
 use super::round_trip::round_trip;
-use super::{Lease, QueueError};
+use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
+use crate::settings::RedisFormat;
 use crate::vcon::Outgoing;
+
+/// So many of the newest vCons tell how they are kept in this deployment.
+const LOOKED_AT: i64 = 10;
 
 /// Where vCons are handed in, and how they are kept.
 pub struct Submitter {
     lease: Lease,
-    json: bool,
+    /// How a document is kept whose key is new.
+    kind: Kind,
     list: ListName,
     sorted_set: String,
     expire: Option<u64>,
@@ -18,17 +23,24 @@ pub struct Submitter {
 
 impl Submitter {
     /// Hands vCons in to `list`; `sorted_set` gets their keys by their time, and with `expire`
-    /// their documents live so many seconds.
+    /// their documents live so many seconds. A key that is there keeps its kind, a new one is of this
+    /// format.
     pub fn new(
         mut lease: Lease,
         list: ListName,
         sorted_set: String,
         expire: Option<u64>,
+        format: RedisFormat,
     ) -> Result<Self, QueueError> {
-        let json = lease.has_json()?;
+        let is_json = match format {
+            RedisFormat::Plain => false,
+            RedisFormat::Json => lease.has_json()?,
+            RedisFormat::Auto => lease.has_json()? && keeps_json(&mut lease, &sorted_set)?,
+        };
+        let kind = if is_json { Kind::Json } else { Kind::Text };
         Ok(Self {
             lease,
-            json,
+            kind,
             list,
             sorted_set,
             expire,
@@ -38,9 +50,11 @@ impl Submitter {
     /// Hands in several vCons: first the documents, then, in a second round trip, the entries of
     /// those that Redis took. Answers for each of them nothing, or why Redis refused it.
     pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<Vec<Option<String>>, QueueError> {
+        let keys: Vec<String> = vcons.iter().map(|vcon| vcon.id.key()).collect();
+        let kinds = kinds(&mut self.lease, &keys)?;
         let mut documents = redis::pipe();
-        for vcon in vcons {
-            self.add_document(&mut documents, vcon);
+        for (vcon, kind) in vcons.iter().zip(kinds) {
+            add_document(&mut documents, vcon, kind.unwrap_or(self.kind));
         }
         let answers = round_trip(&mut self.lease, &documents)?;
         let refusals = answers
@@ -57,15 +71,6 @@ impl Submitter {
             answer.extract_error()?;
         }
         Ok(refusals)
-    }
-
-    fn add_document(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
-        let key = vcon.id.key();
-        if self.json {
-            steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json);
-        } else {
-            steps.cmd("SET").arg(key).arg(&vcon.json);
-        }
     }
 
     fn add_entry(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
@@ -86,6 +91,52 @@ impl Submitter {
             .arg(vcon.id.as_str())
             .ignore();
     }
+}
+
+fn add_document(steps: &mut redis::Pipeline, vcon: &Outgoing, kind: Kind) {
+    let key = vcon.id.key();
+    match kind {
+        Kind::Json => steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json),
+        Kind::Text => steps.cmd("SET").arg(key).arg(&vcon.json),
+    };
+}
+
+/// Whether any of the newest vCons is kept as RedisJSON.
+fn keeps_json(lease: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
+    let mut newest = redis::pipe();
+    newest
+        .cmd("ZREVRANGE")
+        .arg(sorted_set)
+        .arg(0)
+        .arg(LOOKED_AT - 1);
+    let mut answers = round_trip(lease, &newest)?;
+    // What is no sorted set tells of no vCon.
+    let found = answers.pop().and_then(|answer| answer.extract_error().ok());
+    let keys = found.and_then(|found| redis::from_redis_value::<Vec<String>>(found).ok());
+    let kinds = kinds(lease, &keys.unwrap_or_default())?;
+    Ok(kinds.contains(&Some(Kind::Json)))
+}
+
+/// How the documents under these keys are kept; `None` if there is none.
+fn kinds(lease: &mut Lease, keys: &[String]) -> Result<Vec<Option<Kind>>, QueueError> {
+    let mut types = redis::pipe();
+    for key in keys {
+        types.cmd("TYPE").arg(key);
+    }
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut kinds = Vec::new();
+    for answer in round_trip(lease, &types)? {
+        let answer = answer.extract_error()?;
+        let kind: String = redis::from_redis_value(answer).map_err(redis::RedisError::from)?;
+        kinds.push(match kind.as_str() {
+            "ReJSON-RL" => Some(Kind::Json),
+            "string" => Some(Kind::Text),
+            _ => None,
+        });
+    }
+    Ok(kinds)
 }
 
 /// Why Redis refused this document, where it did.

@@ -66,7 +66,8 @@ config.yml:31: chains.main.enabled: \"perhaps\" is not true or false
 config.yml:32: chains.second.ingress_lists: list `default` of chain `second` (line 32) is already an ingress list of chain `main` (line 29)
 config.yml:32: chains.second.ingress_lists: list `twice` of chain `second` (line 32) is already an ingress list of chain `second` (line 32)
 config.yml:33: chains.third.links: is a mapping, not a list of strings
-config.yml:34: tracers.jaeger.module: `tracers.jaeger` is not built in";
+config.yml:34: tracers.jaeger.module: `tracers.jaeger` is not built in
+warning: config.yml:17: storages.pg.options: unknown option `prot` has no effect (known: host, port, tls, mode, wait, password, password_file, headers); did you mean `port`?";
     assert_same_lines(&faults(text), expected);
 }
 
@@ -84,7 +85,8 @@ chains: {main: {links: [tagger], storages: [pg, s3], ingress_lists: [in]}}
 ";
     let expected = "\
 config.yml:5: storages.pg.on_outage: \"Defer\" is not hold or defer
-config.yml:7: storages.s3.on_outage: is a list, not a string";
+config.yml:7: storages.s3.on_outage: is a list, not a string
+warning: config.yml:1: links.tagger: unknown key `on_outage` has no effect (known: module, options, pip_name)";
     assert_same_lines(&faults(text), expected);
     let text = text.replace("Defer", "defer").replace("[hold]", "hold");
     let warning = warnings(&text);
