@@ -39,40 +39,42 @@ mod tests {
     use super::*;
     use crate::vcon::{VconId, Version};
 
-    fn run(tags: &str, text: &str) -> (Vcon, Result<Next, LinkError>) {
+    fn run(options: &str, text: &str) -> (Vcon, Result<Next, LinkError>) {
+        let mut options = Options::from_yaml(options);
+        let mut link = open(&mut options);
+        options.finish();
+        assert_eq!(options.faults(), [""; 0]);
+        assert!(link.rewrites());
         let (_drain, drained) = crossbeam_channel::bounded(0);
         let mut context = Context::new(&drained, Version::Current);
         let mut vcon = Vcon::parse(VconId::random(), text.to_owned()).unwrap();
-        let mut options = Options::from_yaml(&format!("{{tags: {tags}}}"));
-        let mut link = open(&mut options);
-        assert_eq!(options.faults(), [""; 0]);
         let next = link.run(&mut vcon, &mut context);
         (vcon, next)
     }
 
     #[test]
-    fn each_tag_becomes_an_entry_with_its_value_or_its_name_for_one() {
-        for (tags, entries) in [
-            ("[vip, 7]", r#"[\"vip:vip\",\"7:7\"]"#),
+    fn each_tag_becomes_an_entry() {
+        for (options, entries) in [
+            ("{tags: [vip, 7]}", r#"\"vip:vip\",\"7:7\""#),
+            ("{tags: vip}", r#"\"vip:vip\""#),
             (
-                "['site:north', 'opened:08:30']",
-                r#"[\"site:north\",\"opened:08:30\"]"#,
+                "{tags: ['desk:north', 'a:b:c', ':', 'x:']}",
+                r#"\"desk:north\",\"a:b:c\",\":\",\"x:\""#,
             ),
-            ("{site: north, floor: 2}", r#"[\"site:north\",\"floor:2\"]"#),
-            ("vip", r#"[\"vip:vip\"]"#),
+            ("{tags: {desk: north, n: 7}}", r#"\"desk:north\",\"n:7\""#),
         ] {
-            let (mut vcon, next) = run(tags, "{}");
+            let (mut vcon, next) = run(options, "{}");
             assert_eq!(next, Ok(Next::Continue));
             assert!(vcon.is_changed());
             let json = vcon.to_json();
-            assert!(json.contains(&format!(r#""body":"{entries}""#)), "{json}");
+            assert!(json.contains(&format!(r#""body":"[{entries}]""#)), "{json}");
         }
     }
 
     #[test]
     fn no_tags_change_nothing() {
-        for tags in ["[]", "{}", "''"] {
-            let (vcon, next) = run(tags, "{}");
+        for options in ["{tags: []}", "{tags: {}}", "{tags: ''}"] {
+            let (vcon, next) = run(options, "{}");
             assert_eq!(next, Ok(Next::Continue));
             assert!(!vcon.is_changed());
         }
@@ -80,11 +82,31 @@ mod tests {
 
     #[test]
     fn tags_that_cannot_be_added_are_a_permanent_failure() {
-        let (vcon, next) = run("[vip]", r#"{"attachments":"none"}"#);
-        let Err(LinkError::Failed(failure)) = next else {
-            unreachable!("{next:?}");
-        };
-        assert!(!failure.is_transient());
-        assert!(failure.message.contains(vcon.id().as_str()), "{failure}");
+        for (document, why) in [
+            (r#"{"attachments":{}}"#, "`attachments` is an object"),
+            (r#"{"payload":"p","signature":"s"}"#, "signed"),
+        ] {
+            let (vcon, next) = run("{tags: [a]}", document);
+            let Err(LinkError::Failed(failure)) = next else {
+                unreachable!("{next:?}");
+            };
+            assert!(!failure.is_transient());
+            assert!(failure.message.contains(vcon.id().as_str()), "{failure}");
+            assert!(failure.message.contains(why), "{failure}");
+        }
+    }
+
+    #[test]
+    fn tags_that_are_none_are_faults() {
+        for text in [
+            "{}",
+            "{tags: [[a]]}",
+            "{tags: {a: [b]}}",
+            "{tags: [{name: a, value: b}]}",
+        ] {
+            let mut options = Options::from_yaml(text);
+            open(&mut options);
+            assert!(!options.faults().is_empty(), "{text}");
+        }
     }
 }
