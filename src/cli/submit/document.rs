@@ -1,13 +1,15 @@
 //! One document as it is handed in: what it is, and the UUID under which it is kept.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::vcon::{JsonBodies, Outgoing, Vcon, VconId, Version, sealed};
+use crate::vcon::{JsonBodies, Outgoing, Sealed, Vcon, VconId, Version, sealed};
 
 /// So many times a vCon may have been made a JSON string.
 const MOST_STRINGS: usize = 3;
@@ -33,51 +35,54 @@ pub(super) fn is_named(path: &Path) -> bool {
 /// Checks one document, and makes it ready for Redis. A JSON string stands for the vCon that it
 /// holds; a signed or encrypted one stays as it is.
 pub(super) fn vcon(text: &str, names: Names<'_>, bodies: JsonBodies) -> Result<Outgoing, String> {
-    let mut text = text.trim_start_matches('\u{feff}').trim().to_owned();
+    let mut text = Cow::Borrowed(bare(text));
     let mut strings = 0;
     while text.starts_with('"') {
         strings += 1;
         if strings > MOST_STRINGS {
             return Err("is a JSON string in a JSON string".to_owned());
         }
-        let held: String = serde_json::from_str(&text).map_err(|error| not_json(&error))?;
-        held.trim_start_matches('\u{feff}')
-            .trim()
-            .clone_into(&mut text);
+        let held: String =
+            serde_json::from_str(&text).map_err(|error| format!("is not JSON: {error}"))?;
+        text = Cow::Owned(bare(&held).to_owned());
     }
-    let id = match sealed(&text) {
-        Some(kind) => id_of_sealed(&text, names)?.ok_or_else(|| {
-            format!(
-                "is {kind}, and no header, file name or --uuid says which vCon it is; name the \
-                 file <uuid>.json or give --uuid"
-            )
-        })?,
-        None => id_of_open(&text, strings > 0)?,
+    let id = match id_of_open(&text, strings > 0)? {
+        Some(id) => id,
+        None => id_of_sealed(&text, names)?,
     };
     let vcon = Vcon::read(id, &text).map_err(|error| error.to_string())?;
     Ok(vcon.writing(bodies).outgoing(Version::Current))
 }
 
-fn not_json(error: &serde_json::Error) -> String {
-    format!("is not JSON: {error}")
+/// A text without what may stand before and after it.
+fn bare(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}').trim()
 }
 
-fn id_of_open(text: &str, is_string: bool) -> Result<VconId, String> {
+/// The UUID of a vCon that is neither signed nor encrypted; nothing if it is.
+fn id_of_open(text: &str, is_string: bool) -> Result<Option<VconId>, String> {
     #[derive(Deserialize)]
     struct Named {
-        uuid: Option<String>,
+        uuid: Option<Value>,
+        payload: Option<IgnoredAny>,
+        ciphertext: Option<IgnoredAny>,
     }
     let named: Named = serde_json::from_str(text).map_err(|error| match is_string {
         true => format!("is a JSON string that holds no vCon: {error}"),
         false => format!("is not a vCon: {error}"),
     })?;
+    if (named.payload.is_some() || named.ciphertext.is_some()) && sealed(text).is_some() {
+        return Ok(None);
+    }
     let uuid = named.uuid.ok_or("has no `uuid`")?;
-    uuid.parse().map_err(|error| format!("`uuid`: {error}"))
+    let uuid = uuid.as_str().ok_or("`uuid` is not a string")?;
+    let id = uuid.parse().map_err(|error| format!("`uuid`: {error}"))?;
+    Ok(Some(id))
 }
 
 /// The UUID of a signed or encrypted vCon: from its protected header, else the one given, the
 /// file's name, an unprotected header, or the vCon that is signed.
-fn id_of_sealed(text: &str, names: Names<'_>) -> Result<Option<VconId>, String> {
+fn id_of_sealed(text: &str, names: Names<'_>) -> Result<VconId, String> {
     #[derive(Deserialize)]
     struct Envelope {
         payload: Option<Value>,
@@ -124,11 +129,18 @@ fn id_of_sealed(text: &str, names: Names<'_>) -> Result<Option<VconId>, String> 
         headers.find_map(|header| uuid_in(header)?.parse().ok())
     };
     let payload = || uuid_in(&decoded(envelope.payload.as_ref()?)?)?.parse().ok();
-    Ok(protected
+    protected
         .or_else(|| names.given.cloned())
         .or_else(|| named(names.file))
         .or_else(unprotected)
-        .or_else(payload))
+        .or_else(payload)
+        .ok_or_else(|| {
+            let kind = sealed(text).map_or("sealed", Sealed::as_str);
+            format!(
+                "is {kind}, and no header says which vCon it is; name the file <uuid>.json or \
+                 give --uuid"
+            )
+        })
 }
 
 fn uuid_in(object: &Value) -> Option<&str> {
@@ -202,6 +214,8 @@ mod tests {
             (r#""[]""#, "a JSON string that holds no vCon"),
             ("[]", "is not a vCon"),
             ("{}", "has no `uuid`"),
+            (r#"{"uuid":7}"#, "`uuid` is not a string"),
+            (r#"{"uuid":null}"#, "has no `uuid`"),
         ] {
             let error = read(text, "x.json", None).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
