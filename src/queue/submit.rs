@@ -8,6 +8,9 @@ use crate::config::ListName;
 use crate::settings::RedisFormat;
 use crate::vcon::Outgoing;
 
+/// What Redis calls a RedisJSON document.
+const JSON: &str = "ReJSON-RL";
+
 /// So many of the newest vCons tell how they are kept in this deployment.
 const LOOKED_AT: i64 = 10;
 
@@ -51,24 +54,37 @@ impl Submitter {
     /// those that Redis took. Answers for each of them nothing, or why Redis refused it.
     pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<Vec<Option<String>>, QueueError> {
         let keys: Vec<String> = vcons.iter().map(|vcon| vcon.id.key()).collect();
-        let kinds = kinds(&mut self.lease, &keys)?;
-        let mut documents = redis::pipe();
-        for (vcon, kind) in vcons.iter().zip(kinds) {
-            add_document(&mut documents, vcon, kind.unwrap_or(self.kind));
+        let mut refusals = vec![None; vcons.len()];
+        let (mut documents, mut places) = (redis::pipe(), Vec::new());
+        for (place, found) in types(&mut self.lease, &keys)?.into_iter().enumerate() {
+            let kind = match found.as_str() {
+                "none" => self.kind,
+                "string" => Kind::Text,
+                JSON => Kind::Json,
+                other => {
+                    refusals[place] = Some(format!("its key holds a {other}, not a document"));
+                    continue;
+                }
+            };
+            add_document(&mut documents, &vcons[place], kind);
+            places.push(place);
         }
-        let answers = round_trip(&mut self.lease, &documents)?;
-        let refusals = answers
-            .into_iter()
-            .map(refusal)
-            .collect::<Result<Vec<_>, _>>()?;
+        if !places.is_empty() {
+            let answers = round_trip(&mut self.lease, &documents)?;
+            for (place, answer) in places.into_iter().zip(answers) {
+                refusals[place] = refusal(answer)?;
+            }
+        }
         let mut entries = redis::pipe();
         for (vcon, refusal) in vcons.iter().zip(&refusals) {
             if refusal.is_none() {
                 self.add_entry(&mut entries, vcon);
             }
         }
-        for answer in round_trip(&mut self.lease, &entries)? {
-            answer.extract_error()?;
+        if refusals.iter().any(Option::is_none) {
+            for answer in round_trip(&mut self.lease, &entries)? {
+                answer.extract_error()?;
+            }
         }
         Ok(refusals)
     }
@@ -113,30 +129,25 @@ fn keeps_json(lease: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
     // What is no sorted set tells of no vCon.
     let found = answers.pop().and_then(|answer| answer.extract_error().ok());
     let keys = found.and_then(|found| redis::from_redis_value::<Vec<String>>(found).ok());
-    let kinds = kinds(lease, &keys.unwrap_or_default())?;
-    Ok(kinds.contains(&Some(Kind::Json)))
+    let types = types(lease, &keys.unwrap_or_default())?;
+    Ok(types.iter().any(|found| found == JSON))
 }
 
-/// How the documents under these keys are kept; `None` if there is none.
-fn kinds(lease: &mut Lease, keys: &[String]) -> Result<Vec<Option<Kind>>, QueueError> {
-    let mut types = redis::pipe();
-    for key in keys {
-        types.cmd("TYPE").arg(key);
-    }
+/// What Redis calls that which stands under each of these keys.
+fn types(lease: &mut Lease, keys: &[String]) -> Result<Vec<String>, QueueError> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    let mut kinds = Vec::new();
-    for answer in round_trip(lease, &types)? {
-        let answer = answer.extract_error()?;
-        let kind: String = redis::from_redis_value(answer).map_err(redis::RedisError::from)?;
-        kinds.push(match kind.as_str() {
-            "ReJSON-RL" => Some(Kind::Json),
-            "string" => Some(Kind::Text),
-            _ => None,
-        });
+    let mut steps = redis::pipe();
+    for key in keys {
+        steps.cmd("TYPE").arg(key);
     }
-    Ok(kinds)
+    let mut types = Vec::new();
+    for answer in round_trip(lease, &steps)? {
+        let answer = answer.extract_error()?;
+        types.push(redis::from_redis_value(answer).map_err(redis::RedisError::from)?);
+    }
+    Ok(types)
 }
 
 /// Why Redis refused this document, where it did.
