@@ -39,8 +39,8 @@ fn ended_with(finished: &Finished, code: i32) {
 
 #[test]
 fn a_file_is_submitted_and_processed() {
-    for redis in [Redis::plain(), Redis::with_json()] {
-        let conserver = Conserver::with(&redis);
+    for (redis, format) in [(Redis::plain(), "plain"), (Redis::with_json(), "json")] {
+        let conserver = Conserver::with(&redis).env("VCON_REDIS_FORMAT", format);
         let samples = [Sample::small()];
         let path = conserver.folder().join("one.json");
         fs::write(&path, samples[0].text()).expect("a file");
@@ -115,7 +115,7 @@ fn a_bad_file_is_named_and_the_others_are_submitted() {
 #[test]
 fn a_document_that_redis_refuses_is_named_and_the_others_are_submitted() {
     let redis = Redis::with_json();
-    let conserver = Conserver::with(&redis);
+    let conserver = Conserver::with(&redis).env("VCON_REDIS_FORMAT", "json");
     let (refused, taken) = (Sample::small(), [Sample::small(), Sample::small()]);
     let key = format!("vcon:{}", refused.id);
     redis.ask::<i64>(&["RPUSH", &key, "not a document"]);
