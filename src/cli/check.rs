@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
-use super::shown::say;
+use super::shown::{printable, say};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::monitor::{self, arrival};
 use crate::queue::{
     Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse,
 };
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -25,16 +25,20 @@ pub struct Check {
     /// Check the settings and config.yml alone; connect to nothing
     #[arg(long)]
     offline: bool,
+
+    /// Take warnings as faults: name them, check nothing more, and exit with 78
+    #[arg(long)]
+    deny_warnings: bool,
 }
 
 impl Check {
     /// Checks everything that is to be checked, and prints what it found.
     pub fn run(&self, settings: &Settings) -> Exit {
-        check(settings, self.offline)
+        check(settings, self.offline, self.deny_warnings)
     }
 }
 
-fn check(settings: &Settings, offline: bool) -> Exit {
+fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
         Err(errors) => {
@@ -42,6 +46,14 @@ fn check(settings: &Settings, offline: bool) -> Exit {
             return Exit::Config;
         }
     };
+    let warnings = settings::misspelt().into_iter();
+    let warnings: Vec<String> = warnings.chain(config.warnings.lines()).collect();
+    for warning in &warnings {
+        eprintln!("warning: {}", printable(warning));
+    }
+    if deny_warnings && !warnings.is_empty() {
+        return Exit::Config;
+    }
     let mut rows = vec![
         Row::fine(
             "settings",

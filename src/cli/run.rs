@@ -7,7 +7,7 @@ use crate::config::Source;
 use crate::exit::Exit;
 use crate::logging;
 use crate::procfs;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::supervisor::{self, Role, SupervisorError};
 
 /// Runs the daemon until it is told to end. In a forked child this does the child's work.
@@ -29,6 +29,12 @@ pub fn run(settings: Settings) -> Exit {
             "/proc is not mounted: there are no titles of processes, no figures of memory and no limit on it, \
              and after a crash the next daemon waits until the lease has run out"
         );
+    }
+    for warning in settings::misspelt() {
+        log::warn!("{warning}");
+    }
+    for warning in source.config.warnings.lines() {
+        log::warn!("{warning}");
     }
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");

@@ -4,6 +4,7 @@
 //! is reported together.
 
 mod http_address;
+mod misspelt;
 mod reader;
 mod redis_url;
 mod sentinel_url;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 pub use http_address::{HttpAddress, NotAnHttpAddress};
+pub use misspelt::misspelt;
 pub use reader::SettingsErrors;
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;

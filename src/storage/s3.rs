@@ -46,7 +46,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     if !name.chars().all(allowed) {
         options.fault("aws_bucket", "is not the name of a bucket");
     }
-    let endpoint = options.string("endpoint_url");
+    let endpoint = options.filled_string("endpoint_url");
     // Amazon's certificate does not cover a bucket with a dot in its name.
     let in_path = endpoint.is_some() || name.contains('.');
     let region = region(options, endpoint);
@@ -77,9 +77,10 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
 }
 
 fn region(options: &mut Options, endpoint: Option<String>) -> Region {
-    let region = options.string_or("aws_region", "us-east-1");
+    let region = options.filled_string("aws_region");
+    let region = region.unwrap_or_else(|| "us-east-1".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if region.is_empty() || !region.chars().all(allowed) {
+    if !region.chars().all(allowed) {
         options.fault("aws_region", "is not the name of a region");
     }
     let endpoint = match endpoint {
@@ -100,9 +101,9 @@ fn region(options: &mut Options, endpoint: Option<String>) -> Region {
 }
 
 fn credentials(options: &mut Options) -> Option<Credentials> {
-    let key = options.secret("aws_access_key_id");
-    let secret = options.secret("aws_secret_access_key");
-    let token = options.secret("aws_session_token");
+    let key = options.filled_secret("aws_access_key_id");
+    let secret = options.filled_secret("aws_secret_access_key");
+    let token = options.filled_secret("aws_session_token");
     match (&key, &secret) {
         (Some(_), None) => options.fault(
             "aws_secret_access_key",

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Conserver, Files, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain, run, said,
+    Conserver, Files, Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample,
+    chain, run, said, submit,
 };
 
 #[test]
@@ -140,5 +141,76 @@ fn it_names_a_folder_that_cannot_be_written() {
         finished.output().contains("/proc/vcons"),
         "{}",
         finished.output()
+    );
+}
+
+/// A configuration that works but has something without effect in it, on its third line.
+const ODD: &str = "\
+links:
+  tagger: {module: links.tag, options: {tags: [a]}}
+  bare: {module: links.tag, ingress-lists: [somewhere], options: {tags: []}}
+chains:
+  main: {links: [tagger, bare], ingress_lists: [default], egress_lists: [done]}
+";
+
+#[test]
+fn it_names_what_has_no_effect_and_refuses_it_only_if_it_is_asked_to() {
+    let conserver = Conserver::without_redis().config_text(ODD);
+    let warning = "config.yml:3: links.bare.ingress-lists: has no effect";
+    let finished = conserver.run(&["check", "--offline"]);
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("warning: ") && lines[0].contains(warning),
+        "{}",
+        finished.output()
+    );
+    let finished = conserver.run(&["check", "--offline", "--deny-warnings"]);
+    assert_eq!(finished.code, 78, "{}", finished.output());
+    assert!(finished.stderr.contains(warning), "{}", finished.output());
+
+    let text = ODD.replace("ingress-lists: [somewhere]", "ingress-lists: []");
+    let conserver = conserver.config_text(&text);
+    let finished = conserver.run(&["check", "--offline", "--deny-warnings"]);
+    assert_eq!(finished.code, 0, "{}", finished.output());
+    assert_eq!(finished.stderr, "");
+    let conserver = conserver.env("CONSERVER_WORKRES", "4");
+    for (arguments, code) in [
+        (&["check", "--offline"][..], 0),
+        (&["check", "--offline", "--deny-warnings"], 78),
+    ] {
+        let finished = conserver.run(arguments);
+        assert_eq!(finished.code, code, "{}", finished.output());
+        let warning =
+            "warning: CONSERVER_WORKRES is not a setting; did you mean CONSERVER_WORKERS?";
+        assert!(finished.stderr.contains(warning), "{}", finished.output());
+    }
+}
+
+#[test]
+fn the_daemon_logs_what_has_no_effect_and_works() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config_text(ODD)
+        .env("VCON_DLQ_EXPIRES", "60")
+        .start();
+    for warning in [
+        "config.yml:3: links.bare.ingress-lists: has no effect",
+        "VCON_DLQ_EXPIRES is not a setting; did you mean VCON_DLQ_EXPIRY?",
+    ] {
+        assert_eq!(daemon.count_in_log(warning), 1, "{}", daemon.log());
+    }
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["egress_lists"] = serde_json::json!(["done", "default"]);
+    config["chains"]["main"]["note"] = "x".into();
+    daemon.reconfigure(&config);
+    daemon.wait_for_log("unknown key `note` has no effect", PATIENCE);
+    assert!(
+        daemon.count_in_log("comes back for ever") > 0,
+        "{}",
+        daemon.log()
     );
 }

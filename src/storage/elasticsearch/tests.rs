@@ -275,7 +275,6 @@ fn options_that_make_no_sense_are_faults() {
             "{url: 'http://h', timeout: 0}",
             "timeout: must be more than 0",
         ),
-        ("{url: 'http://h', index: x}", ": unknown option `index`"),
     ] {
         let mut options = Options::from_yaml(text);
         open(&mut options);
@@ -284,6 +283,15 @@ fn options_that_make_no_sense_are_faults() {
         assert_eq!(faults.len(), 1, "{text}: {faults:?}");
         assert!(faults[0].contains(fault), "{text}: {faults:?}");
     }
+    let mut options = Options::from_yaml("{url: 'http://h', index: x, ca_certs: }");
+    open(&mut options);
+    options.finish();
+    assert_eq!(options.faults(), [""; 0]);
+    let warnings = options.warnings();
+    let [warning] = &warnings[..] else {
+        unreachable!("{warnings:?}");
+    };
+    assert!(warning.contains("unknown option `index` has no effect"));
 }
 
 #[test]
