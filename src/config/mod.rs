@@ -10,6 +10,7 @@
 mod bounds;
 mod environment;
 mod error;
+mod followers;
 mod json;
 mod list_name;
 mod on_outage;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 pub use error::{ConfigErrors, Fault};
+pub use followers::Follower;
 pub use list_name::{ListName, NotAListName};
 pub use on_outage::OnOutage;
 pub use options::Options;
@@ -53,6 +55,8 @@ pub struct Config {
     pub storages: IndexMap<String, StorageConfig>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
+    /// The servers whose vCons are pulled, in the order of the file.
+    pub followers: Vec<Follower>,
 }
 
 /// One chain: what happens to the vCons of its ingress lists.

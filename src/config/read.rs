@@ -10,7 +10,7 @@ use super::environment::Environment;
 use super::error::{Fault, did_you_mean, listed};
 use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
-use super::{Chain, Config, ListName, ModuleConfig, OnOutage, Open, Plan};
+use super::{Chain, Config, Follower, ListName, ModuleConfig, OnOutage, Open, Plan, followers};
 use crate::{link, storage};
 
 /// The keys at the top of the file.
@@ -28,14 +28,10 @@ const SECTIONS: [&str; 7] = [
 const ROUTER: &str = "links.tag_router";
 
 /// The sections of the existing daemon that have no counterpart here, with what to do instead.
-const NOT_RUN: [(&str, &str); 3] = [
+const NOT_RUN: [(&str, &str); 2] = [
     (
         "tracers",
         "tracers are not run: what they do can be a link of the chain, as links.exec or links.python",
-    ),
-    (
-        "followers",
-        "vCons are not fetched from other servers: have these put them on an ingress list",
     ),
     (
         "imports",
@@ -81,6 +77,7 @@ pub(super) fn config(
         links: links.read(&sections, &mut faults),
         storages: storages.read(&sections, &mut faults),
         chains: chains(&sections, &mut faults),
+        followers: followers::read(&sections, environment, &mut faults),
     };
     circles(&config, &sections, &mut faults);
     shared_letters(&config, &sections, &mut faults);
@@ -103,6 +100,17 @@ pub(super) fn plan(document: Option<Node>) -> (Plan, Vec<Fault>) {
         routes: routes(&sections),
     };
     (plan, faults)
+}
+
+/// Reads the followers alone.
+pub(super) fn followers(
+    document: Option<Node>,
+    environment: &Arc<Environment>,
+) -> (Vec<Follower>, Vec<Fault>) {
+    let mut faults = Vec::new();
+    let sections = top(document, &mut faults);
+    let followers = followers::read(&sections, environment, &mut faults);
+    (followers, faults)
 }
 
 /// The lists that links may announce vCons on, as far as they stand in the file itself.
@@ -184,7 +192,7 @@ fn not_run(name: &str, instead: &str, entry: Option<&Entry>, faults: &mut Vec<Fa
 }
 
 /// The entries of a section with their paths; none where it is absent or not a mapping.
-fn entries<'a>(
+pub(super) fn entries<'a>(
     sections: &'a Mapping,
     section: &str,
     faults: &mut Vec<Fault>,

@@ -34,6 +34,7 @@ mod keep;
 mod keys;
 mod lease;
 mod lengths;
+mod pull;
 mod raw;
 mod recovery;
 mod release;
@@ -62,6 +63,7 @@ pub use keys::{
 };
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
+pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Progress, Reason, Released};

@@ -3,7 +3,7 @@
 use redis::Value;
 
 use super::round_trip::round_trip;
-use super::{Lease, QueueError};
+use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
 use crate::vcon::Outgoing;
 
@@ -25,7 +25,7 @@ impl Submitter {
         sorted_set: String,
         expire: Option<u64>,
     ) -> Result<Self, QueueError> {
-        let json = lease.has_json()?;
+        let json = kind_of_new(&mut lease)? == Kind::Json;
         Ok(Self {
             lease,
             json,
@@ -86,6 +86,15 @@ impl Submitter {
             .arg(vcon.id.as_str())
             .ignore();
     }
+}
+
+/// How a document is kept whose key is new.
+pub(super) fn kind_of_new(lease: &mut Lease) -> Result<Kind, QueueError> {
+    Ok(if lease.has_json()? {
+        Kind::Json
+    } else {
+        Kind::Text
+    })
 }
 
 /// Why Redis refused this document, where it did.

@@ -192,11 +192,6 @@ fn sections_without_a_counterpart_are_refused_unless_they_are_empty() {
             "links.exec or links.python",
         ),
         (
-            "followers",
-            "{far: {url: 'http://h', pulling_interval: 60}}",
-            "ingress list",
-        ),
-        (
             "imports",
             "{extra: {module: extra, pip_name: extra}}",
             "links.python",
