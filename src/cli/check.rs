@@ -8,8 +8,9 @@ use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
 use super::shown::say;
-use crate::config::Config;
+use crate::config::{Config, Follower};
 use crate::exit::Exit;
+use crate::http;
 use crate::monitor;
 use crate::queue::{QueueError, Server};
 use crate::settings::Settings;
@@ -64,6 +65,17 @@ fn check(settings: &Settings, offline: bool) -> Exit {
     rows.extend(config.storages.iter().map(|(name, storage)| {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
         Row::fine(&format!("storage {name} ({})", storage.module), detail)
+    }));
+    rows.extend(config.followers.iter().map(|follower| {
+        let Follower {
+            name,
+            url,
+            egress_list,
+            ingress_list,
+            ..
+        } = follower;
+        let detail = format!("from list {egress_list} of {url} onto list {ingress_list}");
+        Row::fine(&format!("follower {name}"), detail)
     }));
     if !offline {
         let address = settings.http.clone();
@@ -155,7 +167,16 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
                 .map_err(|failure| failure.message)
         })
     });
-    std::iter::once(redis).chain(storages).collect()
+    let followers = config.followers.iter().map(|follower| {
+        let url = follower.url.clone();
+        Probe::start(format!("server of follower {}", follower.name), move || {
+            http::reach(&http::agent(), &url)
+                .map(|()| "can be reached".to_owned())
+                .map_err(|failure| failure.message)
+        })
+    });
+    let redis = std::iter::once(redis);
+    redis.chain(storages).chain(followers).collect()
 }
 
 fn describe(server: &Server) -> Result<String, QueueError> {

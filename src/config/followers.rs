@@ -281,6 +281,7 @@ mod tests {
                 panic!("{options}: {faults:?}")
             };
             let path = yaml::joined("followers.far", key);
+            let path = path.trim_end_matches('.');
             assert!(fault.starts_with(&format!("3: {path}: ")), "{fault}");
             assert!(
                 fault.contains(words) && !fault.contains("hunter2"),

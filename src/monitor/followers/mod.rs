@@ -42,7 +42,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// For how long one instance has the turn without a sign of life, beside the time of a document.
 const TURN: Duration = Duration::from_secs(90);
 
-/// The pauses after failures double, from the first to the longest.
+/// The pauses after failures double, from the first to the longest: ten times the time between two
+/// pulls, but not more than this.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -315,6 +316,7 @@ impl Puller {
         log::info!(
             "follower {name}: pulls list {egress_list} of {url} onto list {ingress_list} every {interval:?}"
         );
+        let longest = LONGEST_PAUSE.min(*interval * 10);
         let mut pause = FIRST_PAUSE;
         loop {
             let wait = match self.round() {
@@ -327,7 +329,7 @@ impl Puller {
                 Err(Stop::Trouble(why)) => {
                     self.tell(why);
                     let wait = pause;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause = (pause * 2).min(longest);
                     wait
                 }
                 Err(Stop::Ended) => break,
