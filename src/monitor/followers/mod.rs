@@ -11,6 +11,7 @@
 //! Redis, not even the end of the daemon; all else can be broken off and is done again.
 
 mod remote;
+mod spool;
 mod tallies;
 
 use std::io;
@@ -23,6 +24,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 pub use self::tallies::{Tallies, Tally};
 
 use self::remote::{Fetched, Popped, Remote};
+use self::spool::Spool;
 use super::LIMIT;
 use crate::child::Child;
 use crate::config::Follower;
@@ -87,6 +89,7 @@ pub(super) fn start(
             tallies: tallies.clone(),
             gate: Arc::clone(&gate),
             generation: None,
+            unread: None,
             running: Vec::new(),
         };
         let name = "followers".to_owned();
@@ -169,6 +172,8 @@ struct Manager {
     tallies: Tallies,
     gate: Arc<Gate>,
     generation: Option<u64>,
+    /// The configuration that could not be read, as it was logged.
+    unread: Option<u64>,
     /// Each ends when its sender is dropped.
     running: Vec<(Follower, Sender<()>)>,
 }
@@ -177,15 +182,28 @@ impl Manager {
     fn run(mut self) {
         loop {
             let generation = Some(self.slot.config_generation());
-            if generation != self.generation
-                && let Ok(followers) = Follower::load_all(self.slot.config_path())
-            {
-                self.generation = generation;
-                self.follow(followers);
+            if generation != self.generation {
+                self.read(generation);
             }
             if self.draining.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
+        }
+    }
+
+    fn read(&mut self, generation: Option<u64>) {
+        match Follower::load_all(self.slot.config_path()) {
+            Ok(followers) => {
+                self.generation = generation;
+                self.unread = None;
+                self.follow(followers);
+            }
+            // The supervisor could read it: a file that it names may be gone since.
+            Err(errors) if self.unread != generation => {
+                self.unread = generation;
+                log::error!("the followers could not be read, the former ones stay:\n{errors}");
+            }
+            Err(_) => {}
         }
     }
 
@@ -245,6 +263,9 @@ struct Puller {
     follower: Follower,
     remote: Remote,
     pulls: Pulls,
+    spool: Spool,
+    /// Whether the spool was read, and nothing of it is left.
+    is_unspooled: bool,
     tallies: Tallies,
     gate: Arc<Gate>,
     draining: Receiver<()>,
@@ -293,6 +314,8 @@ impl Puller {
                 &follower.ingress_list,
                 &settings.sorted_set,
             ),
+            spool: Spool::beside(manager.slot.board_path(), &follower.name),
+            is_unspooled: false,
             follower,
             tallies: manager.tallies.clone(),
             gate: Arc::clone(&manager.gate),
@@ -368,6 +391,7 @@ impl Puller {
     }
 
     fn round(&mut self) -> Result<(), Stop> {
+        self.unspool()?;
         self.renew_turn()?;
         let mut left = self.fetch_waiting()?;
         let most = u64::from(self.follower.limit).max(MOST_WAITING);
@@ -427,32 +451,84 @@ impl Puller {
         }
     }
 
-    /// Notes what was popped, however long that takes: nobody else has it. Once the daemon is to end,
-    /// it waits no longer than that does.
+    /// Notes what was popped, however long that takes: nobody else has it. If Redis is away, the spool
+    /// keeps it meanwhile. Once the daemon is to end, this waits no longer than the daemon does.
     fn note(&mut self, ids: &[VconId]) {
-        let name = self.follower.name.clone();
+        let mut is_spooled = false;
         let mut closing: Option<Instant> = None;
         while let Err(error) = self.pulls.note(ids) {
             self.tell(format!(
-                "{} UUIDs that were pulled could not be kept yet: {error}",
+                "{} UUIDs that it took could not be kept yet: {error}",
                 ids.len()
             ));
+            if !is_spooled {
+                is_spooled = self.add_to_spool(ids);
+            }
             if self.gate.is_closed() {
                 let since = *closing.get_or_insert_with(Instant::now);
                 if since.elapsed() + LIMIT > LONGEST_FAREWELL {
-                    for id in ids {
-                        log::error!(
-                            vcon_id = id.as_str();
-                            "{id}: follower {name} took its UUID, and Redis did not keep it: push it \
-                             onto list {} of {} again",
-                            self.follower.egress_list, self.follower.url
-                        );
-                    }
+                    self.tell_unkept(ids, is_spooled);
                     return;
                 }
             }
             thread::sleep(NOTE_PAUSE);
         }
+        if is_spooled {
+            self.spool.remove();
+        }
+    }
+
+    fn add_to_spool(&self, ids: &[VconId]) -> bool {
+        match self.spool.add(ids) {
+            Ok(()) => true,
+            Err(error) => {
+                let path = self.spool.path().display();
+                log::warn!("could not write {path}: {error}");
+                false
+            }
+        }
+    }
+
+    /// Logs what Redis did not keep before the end.
+    fn tell_unkept(&self, ids: &[VconId], is_spooled: bool) {
+        let name = &self.follower.name;
+        let path = self.spool.path().display();
+        if is_spooled {
+            let count = ids.len();
+            log::error!(
+                "follower {name}: Redis did not keep {count} UUIDs that it took; they are in {path}, which \
+                 the next start reads"
+            );
+            return;
+        }
+        let Follower {
+            egress_list, url, ..
+        } = &self.follower;
+        for id in ids {
+            log::error!(
+                vcon_id = id.as_str();
+                "{id}: follower {name} took its UUID, and Redis did not keep it: push it onto list \
+                 {egress_list} of {url} again"
+            );
+        }
+    }
+
+    /// Notes what an earlier monitor could not.
+    fn unspool(&mut self) -> Result<(), Stop> {
+        if self.is_unspooled {
+            return Ok(());
+        }
+        let path = self.spool.path().display();
+        let ids = self.spool.read();
+        let ids = ids.map_err(|error| Stop::Trouble(format!("could not read {path}: {error}")))?;
+        if !ids.is_empty() {
+            self.pulls.note(&ids)?;
+            let (name, count) = (&self.follower.name, ids.len());
+            log::info!("follower {name}: found {count} UUIDs that were taken before");
+            self.spool.remove();
+        }
+        self.is_unspooled = true;
+        Ok(())
     }
 
     /// Logs what was popped: until it is noted, nothing else has it.

@@ -30,7 +30,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 const MOST_OF_A_LIST: u64 = 1 << 20;
 
 /// All that is not unreserved in RFC 3986.
-const RESERVED: AsciiSet = NON_ALPHANUMERIC
+pub(super) const RESERVED: AsciiSet = NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
