@@ -122,7 +122,11 @@ fn vcons_are_pulled_and_processed_as_redisjson() {
 fn whatever_the_other_server_does_wrong_is_waited_out() {
     let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
     branch.behaves(|_| Manner::Status(500));
-    let daemon = start(&redis, &branch);
+    let mut follower = branch.follower("out");
+    follower["timeout"] = json!(1);
+    let daemon = Conserver::with(&redis)
+        .config(&config(&[("far", follower)]))
+        .start();
     daemon.wait_for_log("vcon/egress: it answered 500", PATIENCE);
     branch.behaves(|_| Manner::Status(403));
     daemon.wait_for_log("it answered 403; see to `auth_token`", PATIENCE);
@@ -159,7 +163,16 @@ fn whatever_the_other_server_does_wrong_is_waited_out() {
         }
     });
     daemon.wait_for_log("is not a JSON object", PATIENCE);
+    branch.behaves(|path| {
+        if is_egress(path) {
+            Manner::Works
+        } else {
+            Manner::Waits
+        }
+    });
+    daemon.wait_for_log("no answer within 1s", PATIENCE);
     branch.works();
+    branch.go_on();
     settles(&redis, &samples);
     daemon.wait_for_log("follower far: works again", PATIENCE);
     daemon.stop();
@@ -179,6 +192,19 @@ fn a_wrong_token_takes_nothing() {
     assert_eq!(branch.length("out"), 3);
     daemon.reconfigure(&config(&[("far", branch.follower("out"))]));
     settles(&redis, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn the_token_goes_in_the_header_that_the_environment_names() {
+    let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
+    let daemon = Conserver::with(&redis)
+        .config(&config(&[("far", branch.follower("out"))]))
+        .env("CONSERVER_HEADER_NAME", "X-Who")
+        .start();
+    wait_until("it asks", PATIENCE, || branch.asked("egress") > 0);
+    let head = &branch.heads()[0];
+    assert!(head.contains(&format!("\r\nx-who: {TOKEN}\r\n")), "{head}");
     daemon.stop();
 }
 
@@ -251,7 +277,7 @@ fn one_document_that_fails_holds_up_no_other_and_is_given_up_at_last() {
         branch.asked(&bad.id) > 2
     });
     assert_eq!(redis.list("conserver:follower:far"), [bad.id.clone()]);
-    // Beside others that can be had, it is: ten times.
+    // Beside others that can be had, it is: in five rounds.
     let mut done = 0;
     wait_until("it is given up", PATIENCE * 2, || {
         if redis.length("done") == done {
@@ -261,7 +287,7 @@ fn one_document_that_fails_holds_up_no_other_and_is_given_up_at_last() {
         redis.length("DLQ:default") == 1
     });
     let reason = reason(&redis, &bad.id);
-    assert_eq!(reason["attempts"], 10);
+    assert_eq!(reason["attempts"], 5);
     assert!(
         reason["error"]
             .as_str()
@@ -356,6 +382,59 @@ fn nor_if_the_monitor_is_killed_meanwhile() {
     settles(&redis, &samples);
     daemon.wait_for_log("found 5 UUIDs that were taken before", PATIENCE);
     assert_eq!(spools(&daemon), 0);
+    daemon.stop();
+}
+
+#[test]
+fn nor_if_it_goes_away_while_a_document_is_fetched() {
+    let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
+    let samples = fresh(5);
+    branch.announce("out", &samples);
+    branch.behaves(|path| {
+        if is_egress(path) {
+            Manner::Works
+        } else {
+            Manner::Waits
+        }
+    });
+    let daemon = start(&redis, &branch);
+    wait_until("it fetches", PATIENCE, || branch.waiting() == 1);
+    redis.kill9();
+    branch.go_on();
+    daemon.wait_for_log("follower far: could not connect to Redis", PATIENCE);
+    redis.start();
+    settles(&redis, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn large_documents_come_whole_and_larger_ones_are_dead_letters() {
+    let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
+    let large = |megabytes: usize| {
+        let mut sample = Sample::small();
+        sample.document["subject"] = json!("x".repeat(megabytes << 20));
+        sample
+    };
+    let samples = [large(3), large(5), large(2)];
+    branch.announce("out", &samples);
+    let mut follower = branch.follower("out");
+    follower["max_megabytes"] = json!(4);
+    let daemon = Conserver::with(&redis)
+        .config(&config(&[("far", follower)]))
+        .start();
+    let reason = reason(&redis, &samples[1].id);
+    let error = reason["error"].as_str().unwrap();
+    assert!(
+        error.contains("is larger than 4 MiB (option `max_megabytes`)"),
+        "{error}"
+    );
+    wait_until("the others are done", PATIENCE, || {
+        redis.length("done") == 2
+    });
+    for sample in [&samples[0], &samples[2]] {
+        assert!(same(&redis.document(&sample.id).unwrap(), &sample.document));
+    }
+    assert_eq!(redis.keys("conserver:draft:*"), Vec::<String>::new());
     daemon.stop();
 }
 

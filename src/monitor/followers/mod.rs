@@ -64,9 +64,6 @@ const MOST_WAITING: u64 = 20;
 /// If so many documents in a row cannot be had, and none before, that is the server's fault.
 const MOST_FAILURES: usize = 5;
 
-/// A document that cannot be had in so many rounds in which others could is given up.
-const MOST_TRIES: u32 = 10;
-
 /// The threads at work.
 pub(super) struct Followers {
     gate: Arc<Gate>,
@@ -270,6 +267,8 @@ struct Puller {
     gate: Arc<Gate>,
     draining: Receiver<()>,
     ended: Receiver<()>,
+    /// A document that cannot be had in so many rounds in which others could is given up; 0: never.
+    most_tries: u32,
     /// When the last pop was.
     popped: Option<Instant>,
     /// What went wrong last, as it was logged.
@@ -305,7 +304,7 @@ impl Puller {
     fn new(manager: &Manager, follower: Follower, ended: Receiver<()>) -> Self {
         let settings = &manager.settings;
         Self {
-            remote: Remote::new(&follower),
+            remote: Remote::new(&follower, &settings.header_name),
             pulls: Pulls::new(
                 manager.server.clone(),
                 Expiry::of(settings),
@@ -321,6 +320,7 @@ impl Puller {
             gate: Arc::clone(&manager.gate),
             draining: manager.draining.clone(),
             ended,
+            most_tries: settings.max_rounds,
             popped: None,
             trouble: None,
             other: None,
@@ -592,10 +592,11 @@ impl Puller {
         for (id, why) in failed {
             // If no document can be had, that is no fault of this one.
             let tries = self.pulls.put_off(id, done > 0)?;
-            if tries == 1 {
+            if done > 0 && tries == 1 {
                 let name = &self.follower.name;
                 log::warn!(vcon_id = id.as_str(); "{id}: follower {name}: {why}; it tries again");
-            } else if tries >= MOST_TRIES {
+            }
+            if self.most_tries > 0 && tries >= self.most_tries {
                 self.refuse(id, &why, tries)?;
             }
         }

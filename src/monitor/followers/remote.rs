@@ -9,15 +9,12 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
-use ureq::http::{HeaderValue, Response};
+use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
 use crate::config::Follower;
 use crate::http::{self, Url};
 use crate::vcon::{CreatedAt, VconId};
-
-/// The header that says who asks.
-const TOKEN: &str = "x-conserver-api-token";
 
 /// How long the other server may take to hand out UUIDs. They are lost if it takes longer, so this is
 /// long.
@@ -43,7 +40,8 @@ const SHOWN: usize = 80;
 pub(super) struct Remote {
     agent: Agent,
     url: Url,
-    token: Option<HeaderValue>,
+    /// What says who asks.
+    token: Option<(HeaderName, HeaderValue)>,
     egress_list: String,
     timeout: Duration,
     most_bytes: u64,
@@ -73,12 +71,12 @@ pub(super) enum Fetched {
 }
 
 impl Remote {
-    pub(super) fn new(follower: &Follower) -> Self {
+    pub(super) fn new(follower: &Follower, header: &HeaderName) -> Self {
         let token = follower.token.as_ref().and_then(|token| {
             // It was checked when the configuration was read.
             let mut token = HeaderValue::from_str(token.reveal()).ok()?;
             token.set_sensitive(true);
-            Some(token)
+            Some((header.clone(), token))
         });
         Self {
             agent: http::agent(),
@@ -168,8 +166,8 @@ impl Remote {
 
     fn get(&self, path: &str, limit: Duration) -> Result<Response<Body>, Error> {
         let mut request = self.agent.get(self.url.below(path)?);
-        if let Some(token) = &self.token {
-            request = request.header(TOKEN, token);
+        if let Some((name, token)) = &self.token {
+            request = request.header(name, token);
         }
         request
             .config()
