@@ -8,12 +8,11 @@ use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
 use super::shown::{printable, say};
-use crate::config::Config;
+use crate::config::{Config, Follower};
 use crate::exit::Exit;
+use crate::http;
 use crate::monitor::{self, arrival};
-use crate::queue::{
-    Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse,
-};
+use crate::queue::{Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse};
 use crate::settings::{self, Settings};
 
 /// How long a server may take to answer.
@@ -78,6 +77,17 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     rows.extend(config.storages.iter().map(|(name, storage)| {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
         Row::fine(&format!("storage {name} ({})", storage.module), detail)
+    }));
+    rows.extend(config.followers.iter().map(|follower| {
+        let Follower {
+            name,
+            url,
+            egress_list,
+            ingress_list,
+            ..
+        } = follower;
+        let detail = format!("from list {egress_list} of {url} onto list {ingress_list}");
+        Row::fine(&format!("follower {name}"), detail)
     }));
     if !offline {
         let address = settings.http.clone();
@@ -185,7 +195,16 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
                 .map_err(|failure| Problem::unavailable(failure.message))
         })
     });
-    std::iter::once(redis).chain(storages).collect()
+    let followers = config.followers.iter().map(|follower| {
+        let url = follower.url.clone();
+        Probe::start(format!("server of follower {}", follower.name), move || {
+            http::reach(&http::agent(), &url)
+                .map(|()| "can be reached".to_owned())
+                .map_err(|failure| Problem::unavailable(failure.message))
+        })
+    });
+    let redis = std::iter::once(redis);
+    redis.chain(storages).chain(followers).collect()
 }
 
 /// The keys that the configuration needs.
@@ -229,7 +248,10 @@ fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> 
 
 /// The version of the server, as far as it tells, and how documents are kept.
 fn about(lease: &mut Lease) -> Result<String, QueueError> {
-    let version = match redis::cmd("INFO").arg("server").query::<String>(&mut **lease) {
+    let version = match redis::cmd("INFO")
+        .arg("server")
+        .query::<String>(&mut **lease)
+    {
         // Not every user may ask.
         Err(error) if error.code().is_some() => "unknown".to_owned(),
         info => {

@@ -1,7 +1,9 @@
 //! The monitor: a child process that holds the instance's name, returns the claims of other
-//! instances that are dead, watches the ingress lists for the idle lanes, and answers by HTTP.
+//! instances that are dead, watches the ingress lists for the idle lanes, pulls vCons from other servers,
+//! and answers by HTTP.
 
 pub mod arrival;
+pub mod followers;
 pub mod http;
 mod keep;
 mod wakeup;
@@ -20,6 +22,7 @@ use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
 use crate::worker::{count_poison, report_recovered};
+use followers::Tallies;
 
 /// A command that takes longer than this, or than a third of the lease's time to live, has missed the
 /// monitor's time.
@@ -44,10 +47,18 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         log::error!("{} could not start a thread: {error}", child.name);
         return Exit::Internal;
     }
+    let tallies = Tallies::default();
+    let followers = match followers::start(child, settings, &server, &tallies) {
+        Ok(followers) => followers,
+        Err(error) => {
+            log::error!("{} could not start a thread: {error}", child.name);
+            return Exit::Internal;
+        }
+    };
     let shows_itself = Arc::new(AtomicBool::new(false));
     let http = child.slot.as_ref().map(|slot| {
         let shows_itself = Arc::clone(&shows_itself);
-        http::start(slot, settings, &server, shows_itself)
+        http::start(slot, settings, &server, shows_itself, tallies.clone())
     });
     let http = http.transpose().unwrap_or_else(|error| {
         log::error!("the monitor could not start its HTTP: {error}");
@@ -107,6 +118,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             }
             Err(error @ QueueError::InUse { .. }) => {
                 log::error!("{error}");
+                followers.close();
                 return Exit::Barred;
             }
             Err(error) if error.is_interruption() => continue,
@@ -120,6 +132,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         }
         if child.draining.recv_timeout(pause(settings)) != Err(RecvTimeoutError::Timeout) {
             // First: a server that hangs may keep us until we are killed.
+            followers.close();
             if let Some(http) = http.flatten() {
                 http.close();
             }

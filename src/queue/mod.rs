@@ -35,6 +35,7 @@ mod keys;
 mod lease;
 mod lengths;
 mod preflight;
+mod pull;
 mod raw;
 mod recovery;
 mod rehearsal;
@@ -66,6 +67,7 @@ pub use keys::{
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use preflight::{Fitness, Shortage, cluster_refusal, needed_keys};
+pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use rehearsal::{RehearsalError, rehearse};

@@ -130,7 +130,9 @@ impl Query {
                 return fault(format!("the parameter {name} is for rediss:// alone"));
             }
             let expected = match kind {
-                Kind::Unused(Value::Whole) if value.trim().parse::<i64>().is_err() => "a whole number",
+                Kind::Unused(Value::Whole) if value.trim().parse::<i64>().is_err() => {
+                    "a whole number"
+                }
                 Kind::Unused(Value::Number) if value.trim().parse::<f64>().is_err() => "a number",
                 _ => "",
             };
@@ -212,7 +214,10 @@ mod tests {
     #[test]
     fn every_parameter_is_known_and_named_if_it_cannot_be_used() {
         for (name, kind) in PARAMETERS {
-            assert!(query(&format!("{name}=1")).check(true, &[]).is_ok(), "{name}");
+            assert!(
+                query(&format!("{name}=1")).check(true, &[]).is_ok(),
+                "{name}"
+            );
             let is_of_tls = matches!(kind, Kind::OfTls | Kind::UnusedOfTls);
             let without = query(&format!("{name}=1")).check(false, &[]);
             assert_eq!(without.is_err(), is_of_tls, "{name}");

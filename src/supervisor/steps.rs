@@ -13,6 +13,7 @@ use super::rolling::{Member, Step, next};
 use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
+use crate::monitor::followers::LONGEST_FAREWELL;
 use crate::queue::{BEFORE_US, Blame};
 use crate::sys::{self, End};
 
@@ -141,6 +142,10 @@ impl Supervisor {
     /// Asks a process to end, once.
     fn drain(&mut self, post: Post) {
         let time = match post {
+            // What a follower has been handed must be kept first.
+            Post::Monitor if !self.followed.config.followers.is_empty() => {
+                FAREWELL_TIME + LONGEST_FAREWELL
+            }
             Post::Monitor => FAREWELL_TIME,
             Post::Worker(_) | Post::Recovery => self.drain_timeout,
         };

@@ -42,6 +42,7 @@ mod elasticsearch_faults;
 mod everything;
 mod failover;
 mod figures;
+mod followers;
 mod forms;
 mod get_delete;
 mod harness;

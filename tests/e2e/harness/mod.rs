@@ -4,6 +4,7 @@
 //! test ends, however it ends. A server whose program cannot be found fails the test: nothing is
 //! skipped.
 
+mod branch;
 mod browser;
 mod certificates;
 mod claims;
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 
 pub use self::postgres::{Database, PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
+pub use branch::{Branch, Manner};
 pub use browser::{Browser, Screen};
 pub use claims::LEASE;
 pub use config::{chain, delay, stuck};
