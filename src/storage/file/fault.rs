@@ -6,8 +6,8 @@
 //! | fault | met while | class |
 //! |---|---|---|
 //! | ENOSPC, EDQUOT, EROFS, EIO, ESTALE, EMFILE, ENFILE, ENOMEM, … | anything | transient |
-//! | EACCES, EPERM | making directories or a draft, reading | transient: the directory's rights |
-//! | EACCES, EPERM, EBUSY | moving over or removing the vCon's own file | permanent: that file is protected, as its directory lets us write |
+//! | EACCES, EPERM | anything | transient: the directory's rights, which may be taken away between two steps of one save |
+//! | EBUSY | moving over or removing the vCon's own file | permanent: something is mounted on that file |
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
 //! | EISDIR | the vCon's own file | permanent: a directory has its name |
 //! | EFBIG | the vCon's own file | permanent: the file system or a limit of the process has no larger files |
@@ -49,7 +49,7 @@ fn is_the_vcons(step: Step, kind: ErrorKind) -> bool {
         ErrorKind::IsADirectory | ErrorKind::FileTooLarge | ErrorKind::InvalidData => {
             step != Step::Directory
         }
-        ErrorKind::PermissionDenied | ErrorKind::ResourceBusy => step == Step::Name,
+        ErrorKind::ResourceBusy => step == Step::Name,
         _ => false,
     }
 }
