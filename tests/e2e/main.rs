@@ -47,6 +47,7 @@ mod harness;
 mod holds;
 mod inherited_claims;
 mod instances;
+mod layout;
 mod lease;
 mod link_faults;
 mod list_order;
