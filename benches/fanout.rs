@@ -8,14 +8,13 @@
 #[path = "shared/backend.rs"]
 mod backend;
 
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
 use conserver::deadline::Deadline;
 use conserver::storage::fanout::{Backend, Crew};
-use conserver::vcon::Outgoing;
+use conserver::vcon::Leaving;
 
 use backend::Taking;
 
@@ -55,10 +54,11 @@ fn main() {
 }
 
 /// How long one save takes, in milliseconds, by a lane that has saved before.
-fn save(vcon: &Arc<Outgoing>, parallel: bool) -> f64 {
+fn save(vcon: &Leaving, parallel: bool) -> f64 {
     let backends = TIMES.into_iter().enumerate().map(|(place, time)| Backend {
         name: format!("slow-{place}").into(),
         storage: Box::new(Taking(Duration::from_millis(time))),
+        is_downgraded: false,
     });
     thread::scope(|scope| {
         let mut crew = Crew::new(scope);

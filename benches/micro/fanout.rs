@@ -24,6 +24,7 @@ fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
     let backend = |place| Backend {
         name: format!("nothing-{place}").into(),
         storage: Box::new(Taking(Duration::ZERO)),
+        is_downgraded: false,
     };
     thread::scope(|scope| {
         let mut crew = Crew::new(scope);

@@ -8,7 +8,7 @@ use conserver::deadline::Deadline;
 use conserver::failure::Failure;
 use conserver::storage::Storage;
 use conserver::storage::fanout::{Backend, Outcome};
-use conserver::vcon::{Outgoing, VconId, Version};
+use conserver::vcon::{Leaving, Outgoing, VconId, Version};
 
 /// A backend that takes so long to save.
 pub struct Taking(pub Duration);
@@ -43,18 +43,23 @@ pub fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
     let lent = |Outcome { name, storage, .. }| Backend {
         name,
         storage: storage.expect("a backend that has not panicked"),
+        is_downgraded: false,
     };
     outcomes.into_iter().map(lent).collect()
 }
 
 /// A vCon with nothing in it.
-pub fn vcon() -> Arc<Outgoing> {
-    Arc::new(Outgoing {
+pub fn vcon() -> Leaving {
+    let vcon = Arc::new(Outgoing {
         id: VconId::random(),
         json: "{}".to_owned().into(),
         version: Version::Current,
         created_at: None,
         stand_in: OnceLock::new(),
         subject: None,
-    })
+    });
+    Leaving {
+        current: Arc::clone(&vcon),
+        older: vcon,
+    }
 }

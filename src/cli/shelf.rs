@@ -6,7 +6,7 @@ use crate::config::StorageConfig;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::storage::Storage;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{Leaving, VconId};
 
 /// A storage of the configuration.
 pub(super) struct Shelf {
@@ -52,7 +52,8 @@ impl Shelf {
     }
 
     /// Saves a vCon; tries once.
-    pub fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    pub fn save(&mut self, vcon: &Leaving) -> Result<(), Failure> {
+        let vcon = vcon.of(self.config.is_downgraded());
         self.once(&mut |storage| storage.save(vcon, Deadline::NONE))
     }
 

@@ -46,7 +46,8 @@ impl Submit {
             .map_err(QueueError::from)
             .and_then(|lease| {
                 let sorted_set = settings.sorted_set.clone();
-                Submitter::new(lease, self.list.clone(), sorted_set, self.expire)
+                let format = settings.redis_format;
+                Submitter::new(lease, self.list.clone(), sorted_set, self.expire, format)
             });
         let mut intake = match submitter {
             Ok(submitter) => Intake::new(submitter),

@@ -167,6 +167,11 @@ impl ModuleConfig<dyn Storage> {
     pub fn open_storage(&self) -> Box<dyn Storage> {
         self.opened()
     }
+
+    /// Whether it gets the version of `EGRESS_FORMAT_VERSION`.
+    pub fn is_downgraded(&self) -> bool {
+        storage::DOWNGRADED.contains(&self.module.as_str())
+    }
 }
 
 impl ModuleConfig<dyn Link> {

@@ -238,6 +238,43 @@ impl Options {
         strings
     }
 
+    /// Names, each with a value or without: a list of strings and mappings of strings, or one mapping.
+    pub fn names_and_values(&mut self, key: &str) -> Vec<(String, Option<String>)> {
+        let Some((line, kind)) = self.value(key) else {
+            return Vec::new();
+        };
+        let nodes = match kind {
+            Kind::Sequence(nodes) => nodes,
+            kind => vec![Node {
+                line,
+                kind,
+                plain: false,
+            }],
+        };
+        let mut found = Vec::new();
+        for node in nodes {
+            match node.kind {
+                Kind::Scalar(text) => found.push((text, None)),
+                Kind::Mapping(entries) => {
+                    for (name, entry) in entries {
+                        match entry.value.kind {
+                            Kind::Scalar(text) => found.push((name, Some(text))),
+                            other => {
+                                let key = joined(key, &name);
+                                self.mismatch(&key, entry.line, &other, "a string");
+                            }
+                        }
+                    }
+                }
+                other => {
+                    let expected = "a string, or a mapping of strings";
+                    self.mismatch(key, node.line, &other, expected);
+                }
+            }
+        }
+        found
+    }
+
     /// Records that something is wrong with the option, at its line.
     pub fn fault(&mut self, key: &str, message: impl Into<String>) {
         let line = self.line_of(key);

@@ -28,7 +28,7 @@ use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::http::{self, Url};
-use crate::vcon::Vcon;
+use crate::vcon::{Vcon, VconError};
 
 /// The most of an answer that is read, in bytes: it holds a URL.
 const ANSWER_LIMIT: u64 = 64 * 1024;
@@ -102,18 +102,24 @@ impl Link for Diet {
                 Some(media) => media.keep_bodies(vcon, context.deadline)?,
                 None => Vec::new(),
             };
-            vcon.replace_dialog_bodies(&kept);
+            vcon.replace_dialog_bodies(&kept).map_err(refused)?;
         }
         if self.analysis {
-            vcon.remove_analysis();
+            vcon.remove_analysis().map_err(refused)?;
         }
         if !self.attachment_types.is_empty() {
-            vcon.remove_attachments(&self.attachment_types);
+            let types = &self.attachment_types;
+            vcon.remove_attachments(types).map_err(refused)?;
         }
         if self.system_prompts {
-            vcon.remove_key("system_prompt");
+            vcon.remove_key("system_prompt").map_err(refused)?;
         }
         Ok(Next::Continue)
+    }
+
+    fn rewrites(&self) -> bool {
+        let has_types = !self.attachment_types.is_empty();
+        self.dialog_bodies || self.analysis || self.system_prompts || has_types
     }
 
     /// That of one post: how many there are is up to the vCon, and each ends by the deadline.
@@ -128,6 +134,11 @@ impl Link for Diet {
     }
 }
 
+/// It is the vCon in which there is nothing to take out.
+fn refused(error: VconError) -> Failure {
+    Failure::permanent(format!("could not take anything out: {error}"))
+}
+
 impl Media {
     /// Posts every body that is not kept elsewhere already; answers where each is now, by the
     /// dialog's place.
@@ -137,7 +148,7 @@ impl Media {
         deadline: Deadline,
     ) -> Result<Vec<(usize, String)>, Failure> {
         let mut kept = Vec::new();
-        for body in vcon.dialog_bodies() {
+        for body in vcon.dialog_bodies().map_err(refused)? {
             let post = Post {
                 content: body.content,
                 vcon_uuid: vcon.id().as_str(),

@@ -20,8 +20,9 @@ use super::program::{Clock, Program, Ran, Stream};
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
 use crate::failure::Failure;
+use crate::settings::Critical;
 use crate::sys::End;
-use crate::vcon::Vcon;
+use crate::vcon::{self, Vcon, VconError};
 
 /// The exit code that ends the chain: one more than the last of sysexits.
 const HALT: i32 = 79;
@@ -80,7 +81,8 @@ impl Link for Exec {
                 let document = vcon.to_json();
                 let reply = stream.ask(vcon.id(), Some(document), context)?;
                 if let Some(document) = &reply.vcon {
-                    replace(vcon, stream.program().name(), document.get().to_owned())?;
+                    let name = stream.program().name();
+                    replace(vcon, name, document.get().to_owned(), context)?;
                 }
                 reply.next(vcon.id(), stream.program().name())
             }
@@ -102,7 +104,7 @@ impl Link for Exec {
     }
 }
 
-fn once(program: &Program, vcon: &mut Vcon, context: &Context<'_>) -> Result<Next, LinkError> {
+fn once(program: &Program, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
     let input = vcon.to_json();
     let mut clock = Clock::start(program.timeout(), context);
     let Ran {
@@ -122,13 +124,38 @@ fn once(program: &Program, vcon: &mut Vcon, context: &Context<'_>) -> Result<Nex
     let output = String::from_utf8(output).map_err(|error| {
         Failure::permanent(format!("what `{name}` put out is not UTF-8: {error}"))
     })?;
-    if !output.trim_ascii().is_empty() && output.trim_ascii() != input {
-        replace(vcon, name, output)?;
+    if !output.trim_ascii().is_empty() && output.trim_ascii() != input.trim_ascii() {
+        replace(vcon, name, output, context)?;
     }
     Ok(Next::Continue)
 }
 
-fn replace(vcon: &mut Vcon, name: &str, document: String) -> Result<(), LinkError> {
+fn replace(
+    vcon: &mut Vcon,
+    name: &str,
+    document: String,
+    context: &mut Context<'_>,
+) -> Result<(), LinkError> {
+    let extensions = vcon.unknown_extensions();
+    let is_guarded = extensions.is_some() || vcon.sealed().is_some();
+    // The same in other letters is no change.
+    if is_guarded && vcon::digest(&document) == vcon::digest(&vcon.to_json()) {
+        return Ok(());
+    }
+    match extensions {
+        Some(extensions) if context.critical == Critical::Refuse => {
+            return Err(Context::refusal(&extensions).into());
+        }
+        Some(extensions) => {
+            context.left_alone = Some(extensions);
+            return Ok(());
+        }
+        None => {}
+    }
+    if let Some(sealed) = vcon.sealed() {
+        let error = VconError::Sealed(sealed);
+        return Err(Failure::permanent(format!("`{name}` changed the vCon: {error}")).into());
+    }
     vcon.replace(document)
         .map_err(|error| Failure::permanent(format!("the vCon that `{name}` put out {error}")))?;
     Ok(())

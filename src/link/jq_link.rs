@@ -10,8 +10,8 @@
 //! A vCon matches where the filter's first output is something: not `false`, `null`, `0`, or an
 //! empty string, array or object; no output at all is no match, and a second one is not asked for.
 //! Those that do not go on end their chain here. An error in the filter, or a document nested too
-//! deeply for it, makes a dead letter. Bodies of analysis and attachments are text, as they are
-//! kept: `fromjson` opens those that are JSON.
+//! deeply for it, makes a dead letter. Bodies are as they are kept: a value is a value, and
+//! `fromjson` opens those that are JSON text.
 //!
 //! The library counts no steps, so a filter that never comes to an output (`def f: f; f`) is for
 //! the chain's `timeout`, which takes the worker along; without one, it has its lane for good.
@@ -21,7 +21,7 @@ mod filter;
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
 use crate::failure::Failure;
-use crate::vcon::{Vcon, Version};
+use crate::vcon::Vcon;
 use filter::Filter;
 
 struct JqLink {
@@ -60,7 +60,7 @@ impl JqLink {
         let Some(filter) = &self.filter else {
             return Err("there is none".to_owned());
         };
-        filter.matches(&vcon.outgoing(Version::Current).json)
+        filter.matches(&vcon.with_values())
     }
 }
 
@@ -68,7 +68,7 @@ impl JqLink {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::vcon::VconId;
+    use crate::vcon::{VconId, Version};
 
     fn run(options: &str, document: &str) -> Result<Next, LinkError> {
         let mut options = Options::from_yaml(options);

@@ -25,6 +25,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use crate::config::{ListName, Options};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::settings::Critical;
 use crate::vcon::{Vcon, VconId, Version};
 
 /// One step of a chain, owned by one lane.
@@ -36,6 +37,11 @@ pub trait Link: Send {
     /// Whether it reads and writes the vCon in Redis by itself: what earlier links have done is
     /// written there before it runs, and the document is read again after it.
     fn works_in_redis(&self) -> bool {
+        false
+    }
+
+    /// Whether all it does is to change the vCon: one that nobody here may change passes by it.
+    fn rewrites(&self) -> bool {
         false
     }
 
@@ -89,6 +95,10 @@ pub struct Context<'a> {
     pub deadline: Deadline,
     /// The version in which vCons leave, from `EGRESS_FORMAT_VERSION`.
     pub version: Version,
+    /// What becomes of a change to a vCon that nobody may change who does not know its extensions.
+    pub critical: Critical,
+    /// The extensions for which the link has made no change.
+    pub left_alone: Option<String>,
     /// Time to live, in seconds, that the vCon's key in Redis gets when its work is done.
     pub expire: Option<u64>,
     /// Lists on which the vCon is announced when its work is done, besides the chain's own, also
@@ -105,6 +115,8 @@ impl<'a> Context<'a> {
             drain_end: None,
             deadline: Deadline::NONE,
             version,
+            critical: Critical::Pass,
+            left_alone: None,
             expire: None,
             routes: Vec::new(),
         }
@@ -123,6 +135,12 @@ impl<'a> Context<'a> {
     /// The same, with a deadline.
     pub fn by(self, deadline: Deadline) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// Why a vCon is not changed whose `critical` names these extensions.
+    pub fn refusal(extensions: &str) -> Failure {
+        let why = "its `critical` names extensions that are not known here";
+        Failure::permanent(format!("the vCon may not be changed: {why}: {extensions}"))
     }
 
     /// Waits for `time`, or ends with [`LinkError::Interrupted`] as soon as the worker drains.

@@ -1,7 +1,7 @@
 //! `links.tag`: tags every vCon that passes.
 //!
-//! Reads the option `tags` (a list); writes the entry `"t:t"` for each tag `t` into the vCon's
-//! `tags` attachment.
+//! Reads the option `tags`: a list of `name` or `name:value`, or a mapping of names to values. Writes
+//! the entry `name:value` for each into the vCon's `tags` attachment; of a bare name, `name:name`.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -13,11 +13,21 @@ struct Tag {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let tags = options.strings("tags");
+    let tags = options.names_and_values("tags").into_iter();
+    let tags: Vec<String> = tags.map(tag).collect();
     if tags.is_empty() {
         options.fault("tags", "needs at least one tag");
     }
     Box::new(Tag { tags })
+}
+
+/// The entry for a tag, which may have its value in its name.
+fn tag((name, value): (String, Option<String>)) -> String {
+    match value {
+        Some(value) => format!("{name}:{value}"),
+        None if name.contains(':') => name,
+        None => format!("{name}:{name}"),
+    }
 }
 
 impl Link for Tag {
@@ -27,6 +37,10 @@ impl Link for Tag {
         })?;
         Ok(Next::Continue)
     }
+
+    fn rewrites(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
@@ -35,30 +49,70 @@ mod tests {
     use super::*;
     use crate::vcon::{VconId, Version};
 
-    fn run(text: &str) -> (Vcon, Result<Next, LinkError>) {
+    fn run(options: &str, text: &str) -> (Vcon, Result<Next, LinkError>) {
+        let mut options = Options::from_yaml(options);
+        let mut link = open(&mut options);
+        options.finish();
+        assert_eq!(options.faults(), [""; 0]);
+        assert!(link.rewrites());
         let (_drain, drained) = crossbeam_channel::bounded(0);
         let mut context = Context::new(&drained, Version::Current);
         let mut vcon = Vcon::parse(VconId::random(), text.to_owned()).unwrap();
-        let tags = vec!["vip".to_owned(), "7".to_owned()];
-        let next = Tag { tags }.run(&mut vcon, &mut context);
+        let next = link.run(&mut vcon, &mut context);
         (vcon, next)
     }
 
     #[test]
     fn each_tag_becomes_an_entry() {
-        let (mut vcon, next) = run("{}");
-        assert_eq!(next, Ok(Next::Continue));
-        assert!(vcon.is_changed());
-        assert!(vcon.to_json().contains(r#""body":"[\"vip:vip\",\"7:7\"]""#));
+        for (options, entries) in [
+            ("{tags: [vip, 7]}", r#"\"vip:vip\",\"7:7\""#),
+            ("{tags: vip}", r#"\"vip:vip\""#),
+            (
+                "{tags: ['desk:north', 'a:b:c', ':', 'x:']}",
+                r#"\"desk:north\",\"a:b:c\",\":\",\"x:\""#,
+            ),
+            ("{tags: {desk: north, n: 7}}", r#"\"desk:north\",\"n:7\""#),
+            (
+                "{tags: [vip, {desk: north}]}",
+                r#"\"vip:vip\",\"desk:north\""#,
+            ),
+        ] {
+            let (mut vcon, next) = run(options, "{}");
+            assert_eq!(next, Ok(Next::Continue));
+            assert!(vcon.is_changed());
+            let json = vcon.to_json();
+            assert!(json.contains(&format!(r#""body":"[{entries}]""#)), "{json}");
+        }
     }
 
     #[test]
     fn tags_that_cannot_be_added_are_a_permanent_failure() {
-        let (vcon, next) = run(r#"{"attachments":[{"type":"tags","body":"none"}]}"#);
-        let Err(LinkError::Failed(failure)) = next else {
-            unreachable!("{next:?}");
-        };
-        assert!(!failure.is_transient());
-        assert!(failure.message.contains(vcon.id().as_str()), "{failure}");
+        for (document, why) in [
+            (r#"{"attachments":{}}"#, "`attachments` is an object"),
+            (r#"{"payload":"p","signature":"s"}"#, "signed"),
+        ] {
+            let (vcon, next) = run("{tags: [a]}", document);
+            let Err(LinkError::Failed(failure)) = next else {
+                unreachable!("{next:?}");
+            };
+            assert!(!failure.is_transient());
+            assert!(failure.message.contains(vcon.id().as_str()), "{failure}");
+            assert!(failure.message.contains(why), "{failure}");
+        }
+    }
+
+    #[test]
+    fn tags_that_are_none_are_faults() {
+        for text in [
+            "{}",
+            "{tags: []}",
+            "{tags: [[a]]}",
+            "{tags: {a: [b]}}",
+            "{tags: [{a: {}}]}",
+        ] {
+            let mut options = Options::from_yaml(text);
+            open(&mut options);
+            assert!(!options.faults().is_empty(), "{text}");
+        }
     }
 }

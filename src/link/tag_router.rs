@@ -15,6 +15,7 @@
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::{ListName, Options};
+use crate::failure::Failure;
 use crate::vcon::Vcon;
 
 struct TagRouter {
@@ -42,7 +43,9 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
 
 impl Link for TagRouter {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
-        let tags = vcon.tag_names();
+        let tags = vcon.tag_names().map_err(|error| {
+            Failure::permanent(format!("could not route vCon {}: {error}", vcon.id()))
+        })?;
         for (tag, list) in &self.routes {
             if tags.contains(tag) && !context.routes.contains(list) {
                 context.routes.push(list.clone());

@@ -106,11 +106,11 @@ impl Queue {
     }
 
     /// Puts a vCon found in a storage back into Redis, for the time such copies live; as
-    /// RedisJSON if the server has it.
-    pub fn restore(&mut self, id: &VconId, json: &str) -> Result<Kind, QueueError> {
+    /// RedisJSON only if the server has it.
+    pub fn restore(&mut self, id: &VconId, kind: Kind, json: &str) -> Result<Kind, QueueError> {
         self.with(|connection, _, _, expiry| {
             let key = id.key();
-            let kind = put_new(connection, &key, json)?;
+            let kind = put_new(connection, &key, kind, json)?;
             redis::cmd("EXPIRE")
                 .arg(&key)
                 .arg(expiry.document)
@@ -120,16 +120,19 @@ impl Queue {
     }
 }
 
-/// Writes a document under a key that may be new: RedisJSON if the server has it, else a plain
-/// string.
+/// Writes a document under a key that may be new; as a plain string if the server has no RedisJSON.
 ///
 /// The server is asked first: it repeats the beginning of a command it does not know, cut at some
 /// byte, and a cut letter is more than the client library can read.
-fn put_new(connection: &mut redis::Connection, key: &str, json: &str) -> Result<Kind, QueueError> {
-    let kind = if has_json(connection)? {
-        Kind::Json
-    } else {
-        Kind::Text
+fn put_new(
+    connection: &mut redis::Connection,
+    key: &str,
+    kind: Kind,
+    json: &str,
+) -> Result<Kind, QueueError> {
+    let kind = match kind {
+        Kind::Json if has_json(connection)? => Kind::Json,
+        Kind::Json | Kind::Text => Kind::Text,
     };
     let mut put = match kind {
         Kind::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),

@@ -326,7 +326,7 @@ mod tests {
             laid.map(|laid| {
                 assert_eq!(laid.conflicts, Vec::<String>::new());
                 let vcon = Vcon::parse(id.clone(), laid.text).unwrap();
-                vcon.tag_names()
+                vcon.tag_names().unwrap()
             })
         };
         let (first, second, other) = (tagged(&["a", "b"]), tagged(&["a", "c"]), tagged(&["a"]));

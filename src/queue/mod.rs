@@ -86,7 +86,7 @@ pub struct Expiry {
     pub document: u64,
     /// A `context:` key.
     pub context: u64,
-    /// A vCon that enters a dead letter queue; 0 keeps it for ever.
+    /// A vCon that enters a dead letter queue; 0 leaves it the time it has.
     pub dead_letter: u64,
 }
 

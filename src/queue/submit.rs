@@ -3,14 +3,22 @@
 use redis::Value;
 
 use super::round_trip::round_trip;
-use super::{Lease, QueueError};
+use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
+use crate::settings::RedisFormat;
 use crate::vcon::Outgoing;
+
+/// What Redis calls a RedisJSON document.
+const JSON: &str = "ReJSON-RL";
+
+/// So many of the newest vCons tell how they are kept in this deployment.
+const LOOKED_AT: i64 = 10;
 
 /// Where vCons are handed in, and how they are kept.
 pub struct Submitter {
     lease: Lease,
-    json: bool,
+    /// How a document is kept whose key is new.
+    kind: Kind,
     list: ListName,
     sorted_set: String,
     expire: Option<u64>,
@@ -18,17 +26,24 @@ pub struct Submitter {
 
 impl Submitter {
     /// Hands vCons in to `list`; `sorted_set` gets their keys by their time, and with `expire`
-    /// their documents live so many seconds.
+    /// their documents live so many seconds. A key that is there keeps its kind, a new one is of this
+    /// format.
     pub fn new(
         mut lease: Lease,
         list: ListName,
         sorted_set: String,
         expire: Option<u64>,
+        format: RedisFormat,
     ) -> Result<Self, QueueError> {
-        let json = lease.has_json()?;
+        let is_json = match format {
+            RedisFormat::Plain => false,
+            RedisFormat::Json => lease.has_json()?,
+            RedisFormat::Auto => lease.has_json()? && keeps_json(&mut lease, &sorted_set)?,
+        };
+        let kind = if is_json { Kind::Json } else { Kind::Text };
         Ok(Self {
             lease,
-            json,
+            kind,
             list,
             sorted_set,
             expire,
@@ -38,34 +53,40 @@ impl Submitter {
     /// Hands in several vCons: first the documents, then, in a second round trip, the entries of
     /// those that Redis took. Answers for each of them nothing, or why Redis refused it.
     pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<Vec<Option<String>>, QueueError> {
-        let mut documents = redis::pipe();
-        for vcon in vcons {
-            self.add_document(&mut documents, vcon);
+        let keys: Vec<String> = vcons.iter().map(|vcon| vcon.id.key()).collect();
+        let mut refusals = vec![None; vcons.len()];
+        let (mut documents, mut places) = (redis::pipe(), Vec::new());
+        for (place, found) in types(&mut self.lease, &keys)?.into_iter().enumerate() {
+            let kind = match found.as_str() {
+                "none" => self.kind,
+                "string" => Kind::Text,
+                JSON => Kind::Json,
+                other => {
+                    refusals[place] = Some(format!("its key holds a {other}, not a document"));
+                    continue;
+                }
+            };
+            add_document(&mut documents, &vcons[place], kind);
+            places.push(place);
         }
-        let answers = round_trip(&mut self.lease, &documents)?;
-        let refusals = answers
-            .into_iter()
-            .map(refusal)
-            .collect::<Result<Vec<_>, _>>()?;
+        if !places.is_empty() {
+            let answers = round_trip(&mut self.lease, &documents)?;
+            for (place, answer) in places.into_iter().zip(answers) {
+                refusals[place] = refusal(answer)?;
+            }
+        }
         let mut entries = redis::pipe();
         for (vcon, refusal) in vcons.iter().zip(&refusals) {
             if refusal.is_none() {
                 self.add_entry(&mut entries, vcon);
             }
         }
-        for answer in round_trip(&mut self.lease, &entries)? {
-            answer.extract_error()?;
+        if refusals.iter().any(Option::is_none) {
+            for answer in round_trip(&mut self.lease, &entries)? {
+                answer.extract_error()?;
+            }
         }
         Ok(refusals)
-    }
-
-    fn add_document(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
-        let key = vcon.id.key();
-        if self.json {
-            steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json);
-        } else {
-            steps.cmd("SET").arg(key).arg(&vcon.json);
-        }
     }
 
     fn add_entry(&self, steps: &mut redis::Pipeline, vcon: &Outgoing) {
@@ -86,6 +107,47 @@ impl Submitter {
             .arg(vcon.id.as_str())
             .ignore();
     }
+}
+
+fn add_document(steps: &mut redis::Pipeline, vcon: &Outgoing, kind: Kind) {
+    let key = vcon.id.key();
+    match kind {
+        Kind::Json => steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json),
+        Kind::Text => steps.cmd("SET").arg(key).arg(&vcon.json),
+    };
+}
+
+/// Whether any of the newest vCons is kept as RedisJSON.
+fn keeps_json(lease: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
+    let mut newest = redis::pipe();
+    newest
+        .cmd("ZREVRANGE")
+        .arg(sorted_set)
+        .arg(0)
+        .arg(LOOKED_AT - 1);
+    let mut answers = round_trip(lease, &newest)?;
+    // What is no sorted set tells of no vCon.
+    let found = answers.pop().and_then(|answer| answer.extract_error().ok());
+    let keys = found.and_then(|found| redis::from_redis_value::<Vec<String>>(found).ok());
+    let types = types(lease, &keys.unwrap_or_default())?;
+    Ok(types.iter().any(|found| found == JSON))
+}
+
+/// What Redis calls that which stands under each of these keys.
+fn types(lease: &mut Lease, keys: &[String]) -> Result<Vec<String>, QueueError> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut steps = redis::pipe();
+    for key in keys {
+        steps.cmd("TYPE").arg(key);
+    }
+    let mut types = Vec::new();
+    for answer in round_trip(lease, &steps)? {
+        let answer = answer.extract_error()?;
+        types.push(redis::from_redis_value(answer).map_err(redis::RedisError::from)?);
+    }
+    Ok(types)
 }
 
 /// Why Redis refused this document, where it did.

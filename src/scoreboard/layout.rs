@@ -15,7 +15,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 5;
+pub const VERSION: u64 = 6;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -46,6 +46,8 @@ pub mod header {
     pub const SERIES: usize = 12;
     /// After how many milliseconds of work on one vCon a lane counts as stuck; 0: never.
     pub const STUCK_AFTER: usize = 13;
+    /// Whether any worker has met a vCon that is kept as RedisJSON.
+    pub const JSON_SEEN: usize = 14;
     pub const INSTANCE: usize = 16;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;

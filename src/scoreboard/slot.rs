@@ -169,6 +169,19 @@ impl Slot {
         Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
     }
 
+    /// Shows to every process of this daemon that a vCon was met that is kept as RedisJSON.
+    pub fn note_json(&self) {
+        if !self.has_seen_json() {
+            self.header_word(header::JSON_SEEN)
+                .store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether any process of this daemon has met a vCon that is kept as RedisJSON.
+    pub fn has_seen_json(&self) -> bool {
+        self.header_word(header::JSON_SEEN).load(Ordering::Relaxed) != 0
+    }
+
     /// Shows to every process of this daemon that the lease on the instance's name was renewed at
     /// `when`, in monotonic milliseconds.
     pub fn note_lease(&self, when: u64) {
@@ -248,6 +261,10 @@ impl Slot {
     }
 
     /// A word of the monitor's slot.
+    fn header_word(&self, index: usize) -> &AtomicU64 {
+        &self.words.words()[index]
+    }
+
     fn monitor_word(&self, index: usize) -> &AtomicU64 {
         let start = layout::slot_start(layout::MONITOR, self.lanes);
         &self.words.words()[start + index]

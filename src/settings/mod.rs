@@ -25,7 +25,7 @@ pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};
 
-use crate::vcon::Version;
+use crate::vcon::{JsonBodies, Version};
 use reader::{Reader, accepted};
 
 /// Where the configuration is looked for when no variable says so.
@@ -102,14 +102,41 @@ pub struct Settings {
     pub redis_expiry: u64,
     /// `VCON_CONTEXT_EXPIRY`, in seconds.
     pub context_expiry: u64,
-    /// `VCON_DLQ_EXPIRY`, in seconds; `None` where dead letters do not expire.
+    /// `VCON_DLQ_EXPIRY`, in seconds; `None` where dead letters keep the time to live they have.
     pub dlq_expiry: Option<u64>,
     /// `VCON_SORTED_SET_NAME`
     pub sorted_set: String,
     /// `VCON_STORAGE_FALLBACK_ENABLED`
     pub storage_fallback: bool,
+    /// `VCON_REDIS_FORMAT`
+    pub redis_format: RedisFormat,
+    /// `VCON_JSON_BODIES`
+    pub json_bodies: JsonBodies,
+    /// `VCON_CRITICAL`
+    pub critical: Critical,
     /// `EGRESS_FORMAT_VERSION`
     pub egress_version: Version,
+}
+
+/// How a vCon is kept under a key that is new in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisFormat {
+    /// As a plain string, but for a server with RedisJSON in which vCons are seen to be kept so.
+    Auto,
+    /// As a plain string.
+    Plain,
+    /// As a RedisJSON document.
+    Json,
+}
+
+/// What becomes of a vCon at a link that would change it, if its `critical` names extensions that are
+/// not known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Critical {
+    /// It goes on unchanged.
+    Pass,
+    /// It goes to the dead letter queue.
+    Refuse,
 }
 
 /// How worker processes come to be.
@@ -255,6 +282,9 @@ impl Settings {
                 (!text.chars().any(char::is_control)).then(|| text.to_owned())
             }),
             storage_fallback: reader.boolean("VCON_STORAGE_FALLBACK_ENABLED", true),
+            redis_format: reader.parsed("VCON_REDIS_FORMAT", RedisFormat::Auto, redis_format),
+            json_bodies: reader.parsed("VCON_JSON_BODIES", JsonBodies::Native, json_bodies),
+            critical: reader.parsed("VCON_CRITICAL", Critical::Pass, critical),
             egress_version: reader.parsed("EGRESS_FORMAT_VERSION", Version::Current, |text| {
                 (text == "0.0.1").then_some(Version::V0_0_1)
             }),
@@ -300,6 +330,31 @@ fn list_order(text: &str) -> Option<ListOrder> {
     match text.to_ascii_lowercase().as_str() {
         "strict" => Some(ListOrder::Strict),
         "rotate" => Some(ListOrder::Rotate),
+        _ => None,
+    }
+}
+
+fn redis_format(text: &str) -> Option<RedisFormat> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => Some(RedisFormat::Auto),
+        "plain" => Some(RedisFormat::Plain),
+        "json" => Some(RedisFormat::Json),
+        _ => None,
+    }
+}
+
+fn json_bodies(text: &str) -> Option<JsonBodies> {
+    match text.to_ascii_lowercase().as_str() {
+        "native" => Some(JsonBodies::Native),
+        "text" => Some(JsonBodies::Text),
+        _ => None,
+    }
+}
+
+fn critical(text: &str) -> Option<Critical> {
+    match text.to_ascii_lowercase().as_str() {
+        "pass" => Some(Critical::Pass),
+        "refuse" => Some(Critical::Refuse),
         _ => None,
     }
 }

@@ -85,13 +85,19 @@ pub const TABLE: &[Setting] = &[
     setting("VCON_CONTEXT_EXPIRY", "86400", SECONDS,
         "Time to live of contexts"),
     setting("VCON_DLQ_EXPIRY", "604800", "a whole number of seconds from 0 to 315360000",
-        "Time to live of a vCon in a dead letter queue; 0: it stays"),
+        "Time to live of a vCon in a dead letter queue; 0: it keeps the one it has"),
     setting("VCON_SORTED_SET_NAME", "vcons", "a name without control characters",
         "The sorted set of all vCons by their time"),
     setting("VCON_STORAGE_FALLBACK_ENABLED", "true", BOOLEAN,
         "Look for a vCon that Redis does not have in the storages"),
+    setting("VCON_REDIS_FORMAT", "auto", "auto, plain or json",
+        "How a vCon is kept under a new key: as a plain string, or as RedisJSON; `auto` is plain, but RedisJSON on a server that has the module and on which this daemon has seen a vCon kept so since its start. A key that is there keeps its kind"),
+    setting("VCON_JSON_BODIES", "native", "native or text",
+        "How an object or array in the body of an analysis or attachment is written: as the value, or as its JSON text"),
+    setting("VCON_CRITICAL", "pass", "pass or refuse",
+        "At a link that would change it, a vCon whose `critical` names an extension goes on unchanged, or to the dead letter queue"),
     setting("EGRESS_FORMAT_VERSION", "(the current version)", "0.0.1",
-        "The version in which vCons leave for storages and webhooks"),
+        "The version in which vCons leave for `links.webhook` and the storages `storage.postgres`, `storage.s3` and `storage.elasticsearch`"),
 ];
 
 /// The table as Markdown, for README and the manual.

@@ -25,7 +25,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::Storage;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::vcon::Outgoing;
+use crate::vcon::{Leaving, Outgoing};
 
 /// A thread that has had nothing to save for so long ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -36,6 +36,8 @@ pub struct Backend {
     pub name: Arc<str>,
     /// The lane's own backend.
     pub storage: Box<dyn Storage>,
+    /// Whether it gets the older version.
+    pub is_downgraded: bool,
 }
 
 /// What became of a vCon at one storage.
@@ -86,14 +88,17 @@ impl<'scope, 'env> Crew<'scope, 'env> {
     pub fn save_all(
         &mut self,
         backends: Vec<Backend>,
-        vcon: &Arc<Outgoing>,
+        vcon: &Leaving,
         deadline: Deadline,
         parallel: bool,
     ) -> Vec<Outcome> {
         if !parallel || backends.len() < 2 {
             return backends
                 .into_iter()
-                .map(|b| save(b, vcon, deadline))
+                .map(|b| {
+                    let vcon = vcon.of(b.is_downgraded);
+                    save(b, vcon, deadline)
+                })
                 .collect();
         }
         let names: Vec<Arc<str>> = backends.iter().map(|b| Arc::clone(&b.name)).collect();
@@ -104,8 +109,8 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         let mut ours = Vec::new();
         for (place, backend) in backends.into_iter().enumerate() {
             let job = Job {
+                vcon: Arc::clone(vcon.of(backend.is_downgraded)),
                 backend,
-                vcon: Arc::clone(vcon),
                 deadline,
                 place,
                 done: done.clone(),
@@ -185,7 +190,9 @@ impl Outcome {
 }
 
 fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
-    let Backend { name, mut storage } = backend;
+    let Backend {
+        name, mut storage, ..
+    } = backend;
     let start = Instant::now();
     // What the panic leaves behind is not looked at again.
     let caught = panic::catch_unwind(AssertUnwindSafe(|| storage.save(vcon, deadline)));

@@ -93,3 +93,6 @@ pub const MODULES: &[Module] = &[
         open: webhook::open,
     },
 ];
+
+/// The storages that get the version of `EGRESS_FORMAT_VERSION`; the others get that of Redis.
+pub const DOWNGRADED: [&str; 3] = ["storage.postgres", "storage.s3", "storage.elasticsearch"];

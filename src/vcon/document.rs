@@ -6,7 +6,11 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::json::{self, Borrowed, Object, ObjectWriter};
-use super::{CreatedAt, Outgoing, VconError, VconId, Version, downgrade, normalise, tags};
+use super::outgoing::{JsonBodies, Leaving};
+use super::{
+    CreatedAt, Outgoing, Sealed, VconError, VconId, Version, decode, downgrade, normalise, sealed,
+    tags,
+};
 
 /// A vCon, with the property names of today whatever its age.
 ///
@@ -17,6 +21,10 @@ pub struct Vcon {
     id: VconId,
     pub(super) members: IndexMap<String, Member>,
     pub(super) changed: bool,
+    /// What keeps it from being changed, and then its text, which is all that it is.
+    pub(super) sealed: Option<(Sealed, Arc<String>)>,
+    /// How bodies that are JSON are written.
+    pub(super) bodies: JsonBodies,
 }
 
 /// A member of the document.
@@ -59,6 +67,19 @@ impl Section {
             Self::Attachments => "attachments",
         }
     }
+
+    /// The section of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|section| section.name() == name)
+    }
+
+    /// Whether bodies of its parts may be JSON.
+    pub(super) fn has_json_bodies(self) -> bool {
+        match self {
+            Self::Dialog => false,
+            Self::Analysis | Self::Attachments => true,
+        }
+    }
 }
 
 impl Vcon {
@@ -71,13 +92,19 @@ impl Vcon {
 
     /// The same, for a text that is still needed.
     pub fn read(id: VconId, text: &str) -> Result<Self, VconError> {
-        let mut members = members(text)?;
-        normalise::read_document(&mut members);
+        let (members, sealed) = opened(text)?;
         Ok(Self {
             id,
             members,
             changed: false,
+            sealed,
+            bodies: JsonBodies::default(),
         })
+    }
+
+    /// The same, which writes bodies that are JSON like this.
+    pub fn writing(self, bodies: JsonBodies) -> Self {
+        Self { bodies, ..self }
     }
 
     /// The id under which it was claimed.
@@ -90,23 +117,67 @@ impl Vcon {
         self.changed
     }
 
-    /// Adds `"t:t"` for each tag `t` to the `tags` attachment, which is made where it is missing.
+    /// Whether it is signed or encrypted: it is carried as it is then.
+    pub fn sealed(&self) -> Option<Sealed> {
+        self.sealed.as_ref().map(|(sealed, _)| *sealed)
+    }
+
+    /// # Errors
+    /// It is sealed.
+    pub(super) fn check_open(&self) -> Result<(), VconError> {
+        self.sealed()
+            .map_or(Ok(()), |sealed| Err(VconError::Sealed(sealed)))
+    }
+
+    /// The extensions that whoever changes it must know, by `critical`, and that are not known here:
+    /// none is. `None` if it asks for none.
+    pub fn unknown_extensions(&self) -> Option<String> {
+        const LONGEST: usize = 200;
+        let critical = self.raw("critical").filter(|_| self.sealed.is_none())?;
+        let names: Vec<String> = match json::elements(critical.get()) {
+            Some(names) => names.into_iter().map(json::shown).collect(),
+            None if json::is_nothing(critical) => Vec::new(),
+            None => vec![json::shown(critical)],
+        };
+        let names = names.join(", ").chars().take(LONGEST).collect::<String>();
+        (!names.is_empty()).then_some(names)
+    }
+
+    /// Adds each tag, as `name:value`, to the `tags` attachment, which is made if it is missing.
     /// Tags that are there already are no change.
+    ///
+    /// # Errors
+    /// It is sealed, or its attachments are no list.
     pub fn add_tags(&mut self, tags: &[String]) -> Result<(), VconError> {
+        self.check_open()?;
         self.changed |= tags::add(&mut self.members, tags)?;
         Ok(())
     }
 
     /// The names of its tags: what stands before the colon in each entry of its `tags` attachments.
-    pub fn tag_names(&self) -> Vec<String> {
+    /// A sealed one shows none.
+    ///
+    /// # Errors
+    /// Its attachments are no list.
+    pub fn tag_names(&self) -> Result<Vec<String>, VconError> {
+        if self.sealed.is_some() {
+            return Ok(Vec::new());
+        }
         tags::names(&self.members)
     }
 
     /// Puts another document in the place of this one. Its `uuid` is the same, or absent: then it
-    /// gets the one that was there.
+    /// gets the one that was there. A sealed document has none to see.
+    ///
+    /// # Errors
+    /// The text is no vCon, or another one's, or this one is sealed.
     pub fn replace(&mut self, text: String) -> Result<(), VconError> {
-        let mut members = members(&text)?;
-        normalise::read_document(&mut members);
+        self.check_open()?;
+        let (mut members, sealed) = opened(&text)?;
+        if sealed.is_some() {
+            (self.members, self.sealed, self.changed) = (members, sealed, true);
+            return Ok(());
+        }
         let before = self.raw("uuid").map(ToOwned::to_owned);
         match members.get("uuid") {
             None => {
@@ -144,17 +215,39 @@ impl Vcon {
 
     /// The document as it is kept in Redis.
     pub fn to_json(&mut self) -> String {
+        self.written_as(self.bodies)
+    }
+
+    /// The document with bodies as they are kept: a value is a value whatever is written.
+    pub fn with_values(&mut self) -> String {
+        self.written_as(JsonBodies::Native)
+    }
+
+    fn written_as(&mut self, bodies: JsonBodies) -> String {
+        if let Some((_, text)) = &self.sealed {
+            return text.to_string();
+        }
         normalise::write(&mut self.members);
-        write(&self.members)
+        write(&self.members, bodies)
     }
 
     /// The document as it leaves for storages and webhooks. An older version is a copy.
     pub fn outgoing(&mut self, version: Version) -> Outgoing {
+        if let Some((sealed, text)) = &self.sealed {
+            return Outgoing {
+                id: self.id.clone(),
+                json: Arc::clone(text),
+                version: Version::Sealed(*sealed),
+                created_at: None,
+                stand_in: std::sync::OnceLock::new(),
+                subject: None,
+            };
+        }
         normalise::write(&mut self.members);
         Outgoing {
             id: self.id.clone(),
             json: Arc::new(match version {
-                Version::Current => write(&self.members),
+                Version::Current | Version::Sealed(_) => write(&self.members, self.bodies),
                 Version::V0_0_1 => downgrade::write(&self.members),
             }),
             version,
@@ -167,14 +260,27 @@ impl Vcon {
     /// The document as it leaves for storages, and as it is to be kept in Redis where a link changed
     /// it. Where the two are the same text there is one of it, and the parts of the document are
     /// gone: a large one is in memory once.
-    pub fn depart(&mut self, version: Version) -> (Outgoing, Option<Arc<String>>) {
-        let outgoing = self.outgoing(version);
-        let kept = match version {
-            Version::Current => self.changed.then(|| Arc::clone(&outgoing.json)),
-            Version::V0_0_1 => self.changed.then(|| Arc::new(self.to_json())),
+    pub fn depart(&mut self, version: Version) -> (Leaving, Option<Arc<String>>) {
+        let current = Arc::new(self.outgoing(Version::Current));
+        let older = match version {
+            Version::V0_0_1 if self.sealed.is_none() => {
+                if current.created_at.is_none() {
+                    // One time for both.
+                    current.created_or_now();
+                }
+                let json = Arc::new(downgrade::write(&self.members));
+                let current = Outgoing::clone(&current);
+                Arc::new(Outgoing {
+                    json,
+                    version,
+                    ..current
+                })
+            }
+            _ => Arc::clone(&current),
         };
+        let kept = self.changed.then(|| Arc::clone(&current.json));
         self.members = IndexMap::new();
-        (outgoing, kept)
+        (Leaving { current, older }, kept)
     }
 
     fn raw(&self, name: &str) -> Option<&RawValue> {
@@ -185,28 +291,41 @@ impl Vcon {
     }
 }
 
-fn members(text: &str) -> Result<IndexMap<String, Member>, VconError> {
+/// The members of a document that go through the read step, or what it is besides if it is sealed.
+type Opened = (IndexMap<String, Member>, Option<(Sealed, Arc<String>)>);
+
+fn opened(text: &str) -> Result<Opened, VconError> {
+    let text = decode::without_mark(text);
     if !text.trim_ascii_start().starts_with('{') {
         let value: &RawValue = serde_json::from_str(text)?;
-        return Err(VconError::NotAnObject(json::kind(value)));
+        let inside = json::text(value);
+        return Err(
+            match inside.is_some_and(|text| Borrowed::read(&text).is_ok()) {
+                true => VconError::EncodedTwice,
+                false => VconError::NotAnObject(json::kind(value)),
+            },
+        );
+    }
+    let read = Borrowed::read(text)?.0;
+    if let Some(sealed) = sealed::of(&read) {
+        return Ok((IndexMap::new(), Some((sealed, Arc::new(text.to_owned())))));
     }
     let mut members = IndexMap::new();
-    for (name, value) in Borrowed::read(text)?.0 {
-        let member = match Section::ALL.iter().find(|section| section.name() == name) {
-            Some(section) => Member::Parts(*section, parts(*section, value)?),
-            None if name == "parties" => {
-                check_array("parties", value)?;
-                Member::Raw(value.to_owned())
+    for (name, value) in read {
+        let member = match Section::named(&name) {
+            // What is no list is left as it is.
+            Some(section) if json::is_array(value) => {
+                Member::Parts(section, parts(section, value)?)
             }
-            None => Member::Raw(value.to_owned()),
+            _ => Member::Raw(value.to_owned()),
         };
         members.insert(name, member);
     }
-    Ok(members)
+    normalise::read_document(&mut members);
+    Ok((members, None))
 }
 
 fn parts(section: Section, value: &RawValue) -> Result<Vec<Part>, VconError> {
-    check_array(section.name(), value)?;
     let elements: Vec<&RawValue> = serde_json::from_str(value.get())?;
     let part = |element: &RawValue| {
         if !json::is_object(element) {
@@ -219,23 +338,54 @@ fn parts(section: Section, value: &RawValue) -> Result<Vec<Part>, VconError> {
     elements.into_iter().map(part).collect()
 }
 
-fn check_array(member: &'static str, value: &RawValue) -> Result<(), VconError> {
-    if json::is_array(value) {
+/// The parts of a section. One that is missing, or `null`, has none.
+///
+/// # Errors
+/// It is something else than a list.
+pub(super) fn parts_of(
+    members: &IndexMap<String, Member>,
+    section: Section,
+) -> Result<&[Part], VconError> {
+    match members.get(section.name()) {
+        None => Ok(&[]),
+        Some(Member::Parts(_, parts)) => Ok(parts),
+        Some(Member::Raw(value)) => check_none(section, value).map(|()| &[][..]),
+    }
+}
+
+/// The same, to be changed; `None` if it has none.
+pub(super) fn parts_to_change(
+    members: &mut IndexMap<String, Member>,
+    section: Section,
+) -> Result<Option<&mut Vec<Part>>, VconError> {
+    match members.get_mut(section.name()) {
+        None => Ok(None),
+        Some(Member::Parts(_, parts)) => Ok(Some(parts)),
+        Some(Member::Raw(value)) => check_none(section, value).map(|()| None),
+    }
+}
+
+fn check_none(section: Section, value: &RawValue) -> Result<(), VconError> {
+    if value.get() == "null" {
         return Ok(());
     }
-    let kind = json::kind(value);
+    let (member, kind) = (section.name(), json::kind(value));
     Err(VconError::NotAnArray { member, kind })
 }
 
 /// Writes the document as it is.
-fn write(members: &IndexMap<String, Member>) -> String {
+fn write(members: &IndexMap<String, Member>, bodies: JsonBodies) -> String {
     let mut out = String::with_capacity(length(members));
     let mut document = ObjectWriter::begin(&mut out);
     for (key, member) in members {
         let value = document.key(key);
         match member {
             Member::Raw(raw) => value.push_str(raw.get()),
-            Member::Parts(_, parts) => write_parts(value, parts, write_part),
+            Member::Parts(section, parts) => {
+                let is_text = bodies == JsonBodies::Text && section.has_json_bodies();
+                let write = if is_text { write_with_text } else { write_part };
+                write_parts(value, parts, write);
+            }
         }
     }
     document.end();
@@ -254,6 +404,23 @@ pub(super) fn write_part(out: &mut String, part: &Part) {
         }
         Part::Other(raw) => out.push_str(raw.get()),
     }
+}
+
+/// Writes one part; a body that is a value becomes its text. That it is JSON, it says already.
+fn write_with_text(out: &mut String, part: &Part) {
+    let Part::Object(object) = part else {
+        return write_part(out, part);
+    };
+    let mut writer = ObjectWriter::begin(out);
+    for (key, value) in object {
+        let out = writer.key(key);
+        if key == "body" && (json::is_object(value) || json::is_array(value)) {
+            out.push_str(json::string(value.get()).get());
+        } else {
+            out.push_str(value.get());
+        }
+    }
+    writer.end();
 }
 
 /// Writes the array of a section's parts.
@@ -349,18 +516,120 @@ mod tests {
             ("7", "is not a JSON object but a number"),
             ("null", "is not a JSON object but null"),
             ("true", "is not a JSON object but a boolean"),
-            (r#"{"dialog":null}"#, "`dialog` is null, not an array"),
             (
-                r#"{"analysis":"x"}"#,
-                "`analysis` is a string, not an array",
+                "\"{\\\"vcon\\\":\\\"0.4.0\\\"}\"",
+                "is not a JSON object but a string that holds one: it was encoded twice",
             ),
+            ("\"[]\"", "is not a JSON object but a string"),
             (
-                r#"{"attachments":{}}"#,
-                "`attachments` is an object, not an array",
+                "\u{feff}\u{feff}{}",
+                "is not JSON: expected value at line 1 column 1",
             ),
-            (r#"{"parties":1}"#, "`parties` is a number, not an array"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_stays_as_it_is() {
+        for value in ["null", "{\"type\": 1.0}", "\"x\"", "7", "true"] {
+            for name in ["parties", "dialog", "analysis", "attachments"] {
+                let text = format!("{{\"vcon\":\"0.4.0\",\"{name}\":{value}}}");
+                assert_eq!(parse(&text).unwrap().to_json(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let text = "\u{feff} {\"vcon\":\"0.4.0\"}";
+        assert_eq!(parse(text).unwrap().to_json(), r#"{"vcon":"0.4.0"}"#);
+    }
+
+    #[test]
+    fn extensions_that_must_be_known_are_named() {
+        let long = format!("[\"{}\"]", "x".repeat(300));
+        for (critical, names) in [
+            ("[\"house_rules\",\"b\"]", Some("house_rules, b")),
+            ("[\"a\",7,{}]", Some("a, 7, {}")),
+            ("\"a\"", Some("a")),
+            ("{\"a\":1}", Some("{\"a\":1}")),
+            ("7", Some("7")),
+            ("true", Some("true")),
+            ("[]", None),
+            ("[ ]", None),
+            ("null", None),
+            ("{}", None),
+            ("\"\"", None),
+            ("false", None),
+        ] {
+            for member in ["critical", "must_support"] {
+                let vcon = parse(&format!("{{\"{member}\":{critical}}}")).unwrap();
+                assert_eq!(vcon.unknown_extensions().as_deref(), names, "{critical}");
+            }
+        }
+        let vcon = parse(&format!("{{\"critical\":{long}}}")).unwrap();
+        assert_eq!(vcon.unknown_extensions().unwrap().len(), 200);
+        for text in [
+            "{\"vcon\":\"0.4.0\"}",
+            r#"{"dialog":[{"critical":["x"]}]}"#,
+            r#"{"payload":"p","signature":"s","critical":["x"]}"#,
+        ] {
+            assert_eq!(parse(text).unwrap().unknown_extensions(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_written_as_asked_and_the_filter_sees_values() {
+        let text = concat!(
+            r#"{"vcon":"0.4.0","dialog":[{"body":{"a":1}}],"analysis":[{"body":{"b": 1.0,"a":[1e5]},"#,
+            r#""encoding":"json"},"x",{"body":"{}","encoding":"json"}],"attachments":[{"body":["t:t"]}]}"#
+        );
+        let native = text.replace(r#"["t:t"]}"#, r#"["t:t"],"encoding":"json"}"#);
+        let textual = native
+            .replace(r#"{"b": 1.0,"a":[1e5]}"#, r#""{\"b\": 1.0,\"a\":[1e5]}""#)
+            .replace(r#"["t:t"]"#, r#""[\"t:t\"]""#);
+        let mut vcon = parse(text).unwrap();
+        assert_eq!(vcon.to_json(), native);
+        assert_eq!(*vcon.outgoing(Version::Current).json, native);
+        let mut vcon = vcon.writing(JsonBodies::Text);
+        assert_eq!(vcon.to_json(), textual);
+        assert_eq!(*vcon.outgoing(Version::Current).json, textual);
+        assert_eq!(vcon.with_values(), native);
+        let old = vcon.outgoing(Version::V0_0_1).json;
+        assert!(
+            old.contains(r#""body":{"b": 1.0,"a":[1e5]},"encoding":"none""#),
+            "{old}"
+        );
+        let (leaving, _) = vcon.depart(Version::V0_0_1);
+        assert_eq!(*leaving.current.json, textual);
+        assert_eq!(leaving.older.json, old);
+    }
+
+    #[test]
+    fn what_departs_is_what_redis_keeps_and_what_older_readers_get() {
+        let text = r#"{"vcon":"0.4.0","dialog":[{"mediatype":"a/b"}]}"#;
+        for (version, older) in [
+            (Version::Current, text),
+            (
+                Version::V0_0_1,
+                r#"{"vcon":"0.0.1","dialog":[{"mimetype":"a/b"}],"group":[],"redacted":{},"appended":null}"#,
+            ),
+        ] {
+            let mut vcon = parse(text).unwrap();
+            let (leaving, kept) = vcon.clone().depart(version);
+            assert_eq!(kept, None);
+            assert_eq!(leaving.of(false).json.as_str(), text);
+            assert_eq!(leaving.of(true).json.as_str(), older);
+            assert_eq!(leaving.of(true).version, version);
+            assert_eq!(leaving.of(false).version, Version::Current);
+            // One time for all storages, whatever version they get.
+            let time = leaving.of(true).created_or_now();
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            assert_eq!(leaving.of(false).created_or_now(), time);
+            vcon.note_changed();
+            let (_, kept) = vcon.depart(version);
+            assert_eq!(kept.unwrap().as_str(), text);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The document as version 0.0.1 wrote it, for consumers that know no other.
 //!
 //! Read back and written again it is the document it was made of, but for two things: a `null`
-//! `amended` where there was none, and a body that is the JSON text of a plain value
-//! (`"5"` with `encoding: "json"`), which stays the value.
+//! `amended` where there was none, and a body that was JSON text, which stays the value.
+
+use std::borrow::Cow;
 
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
@@ -43,9 +44,10 @@ pub(super) fn write(members: &IndexMap<String, Member>) -> String {
 }
 
 fn write_part(out: &mut String, section: Section, part: &Object) {
-    let body = match section {
-        Section::Dialog => None,
-        Section::Analysis | Section::Attachments => parsed_body(part),
+    let body = if section.has_json_bodies() {
+        json_body(part)
+    } else {
+        None
     };
     let mut writer = ObjectWriter::begin(out);
     for (key, raw) in part {
@@ -67,12 +69,17 @@ fn old_name<'a, V>(renames: &[Rename], key: &'a str, object: &IndexMap<String, V
     }
 }
 
-/// What the body says, where it is JSON text.
-fn parsed_body(part: &Object) -> Option<Box<RawValue>> {
+/// The value of a body that is JSON, as it is or as its text.
+fn json_body(part: &Object) -> Option<Cow<'_, RawValue>> {
     if json::text(part.get("encoding")?)? != "json" {
         return None;
     }
-    RawValue::from_string(json::text(part.get("body")?)?).ok()
+    let body = part.get("body")?;
+    if !json::is_string(body) {
+        return Some(Cow::Borrowed(body));
+    }
+    let value = RawValue::from_string(json::text(body)?).ok()?;
+    Some(Cow::Owned(value))
 }
 
 #[cfg(test)]
@@ -122,13 +129,17 @@ mod tests {
     }
 
     #[test]
-    fn json_text_bodies_are_parsed_back() {
+    fn json_bodies_become_values() {
         assert_eq!(
-            downgraded(
-                r#"{"analysis":[{"body":{"n": 1.0},"type":"x"},{"encoding":"json","body":"5"}]}"#
-            ),
+            downgraded(concat!(
+                r#"{"analysis":[{"body":{"n": 1.0},"type":"x"},{"encoding":"json","body":"5"},"#,
+                r#"{"body":"{\"n\": 1.0}","encoding":"json"},{"body":[1],"encoding":"json"},"#,
+                r#"{"body":7,"encoding":"json"},{"body":null,"encoding":"\u006ason"}]}"#
+            )),
             concat!(
-                r#"{"analysis":[{"body":{"n": 1.0},"type":"x","encoding":"none"},{"encoding":"none","body":5}],"#,
+                r#"{"analysis":[{"body":{"n": 1.0},"type":"x","encoding":"none"},{"encoding":"none","body":5},"#,
+                r#"{"body":{"n": 1.0},"encoding":"none"},{"body":[1],"encoding":"none"},"#,
+                r#"{"body":7,"encoding":"none"},{"body":null,"encoding":"none"}],"#,
                 r#""vcon":"0.0.1","group":[],"redacted":{},"appended":null}"#
             )
         );
@@ -141,7 +152,8 @@ mod tests {
             r#"[{"body":"\ud800","encoding":"json"}]"#,
             r#"[{"body":"{}","encoding":"none"}]"#,
             r#"[{"body":"{}"}]"#,
-            r#"[{"body":7,"encoding":"json"}]"#,
+            r#"[{"body":7,"encoding":"none"}]"#,
+            r#"[{"body":7}]"#,
             r#"[{"encoding":"json"}]"#,
         ] {
             let out = downgraded(&format!(r#"{{"analysis":{analysis}}}"#));

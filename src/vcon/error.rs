@@ -1,14 +1,27 @@
 //! Why a text is not a vCon, or cannot be changed as asked.
 
+use std::str::Utf8Error;
+
+use super::Sealed;
+
 /// Why a text is not a vCon, or cannot be changed as asked. Reads well after the vCon's id.
 #[derive(Debug, thiserror::Error)]
 pub enum VconError {
     /// The text is not JSON.
     #[error("is not JSON: {0}")]
     NotJson(#[from] serde_json::Error),
+    /// The bytes are no text.
+    #[error("is not UTF-8: {0}")]
+    NotUtf8(#[from] Utf8Error),
+    /// The bytes are a text in another encoding.
+    #[error("is {0}, not UTF-8")]
+    Encoding(&'static str),
     /// The text is JSON of another kind.
     #[error("is not a JSON object but {0}")]
     NotAnObject(&'static str),
+    /// The text is a JSON string that holds the text of an object.
+    #[error("is not a JSON object but a string that holds one: it was encoded twice")]
+    EncodedTwice,
     /// A member that holds a list holds something else.
     #[error("`{member}` is {kind}, not an array")]
     NotAnArray {
@@ -28,9 +41,15 @@ pub enum VconError {
         kind: &'static str,
     },
     /// There is a `tags` attachment, and tags cannot be added to what it holds.
-    #[error("the body of the `tags` attachment is not a JSON array")]
-    TagsNotAnArray,
+    #[error("the body of the `tags` attachment is base64url, not tags")]
+    TagsEncoded,
     /// It is to take the place of a vCon with another UUID.
     #[error("has the uuid {0}, which is another vCon's")]
     AnotherVcon(String),
+    /// It is sealed, and was to be changed.
+    #[error("the vCon is {0}, so it cannot be changed")]
+    Sealed(Sealed),
+    /// It is to be merged with another document, and one of them is sealed.
+    #[error("is another than the chain's, and one of the two is {0}: they cannot be merged")]
+    SealedMeanwhile(Sealed),
 }

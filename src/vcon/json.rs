@@ -64,6 +64,14 @@ fn bare(literal: &str) -> String {
     }
 }
 
+/// A key as it is meant; one that is no Unicode text stays as it is written.
+pub(super) fn unescaped(key: &str) -> String {
+    if !key.contains('\\') {
+        return key.to_owned();
+    }
+    serde_json::from_str(&format!("\"{key}\"")).unwrap_or_else(|_| key.to_owned())
+}
+
 /// The elements of an array, or `None` where the text is not one.
 pub(super) fn elements(text: &str) -> Option<Vec<&RawValue>> {
     serde_json::from_str(text).ok()
@@ -110,6 +118,22 @@ pub(super) fn is_array(value: &RawValue) -> bool {
 /// Whether a value is an object.
 pub(super) fn is_object(value: &RawValue) -> bool {
     value.get().starts_with('{')
+}
+
+/// Whether a value is a string.
+pub(super) fn is_string(value: &RawValue) -> bool {
+    value.get().starts_with('"')
+}
+
+/// Whether a value says nothing: `null`, `false`, or an empty string, array or object.
+pub(super) fn is_nothing(value: &RawValue) -> bool {
+    let is_empty = |value| (is_array(value) || is_object(value)) && is_empty(value);
+    matches!(value.get(), "null" | "false" | "\"\"") || is_empty(value)
+}
+
+/// A value as messages show it: the text of a string, else JSON.
+pub(super) fn shown(value: &RawValue) -> String {
+    text(value).unwrap_or_else(|| value.get().to_owned())
 }
 
 /// Whether an array or object has nothing in it.

@@ -6,6 +6,7 @@
 //! knows of Redis, of links or of storages.
 
 mod created;
+mod decode;
 mod digest;
 mod document;
 mod downgrade;
@@ -19,14 +20,17 @@ mod parts;
 #[cfg(test)]
 mod properties;
 mod reduce;
+mod sealed;
 mod tags;
 
 pub use created::CreatedAt;
+pub use decode::decode;
 pub use digest::digest;
 pub use document::Vcon;
 pub use error::VconError;
 pub use id::{NotAnId, VconId};
 pub use merge::{Merged, merge};
-pub use outgoing::{Outgoing, Version};
+pub use outgoing::{JsonBodies, Leaving, Outgoing, Version};
 pub use parts::{OpenPart, Parts};
 pub use reduce::{DialogBody, nests_deeper_than};
+pub use sealed::{Sealed, sealed};

@@ -1,6 +1,7 @@
 //! The names and forms of today in documents of any age: on read the renames, on write the rest.
 
 use indexmap::IndexMap;
+use serde_json::value::RawValue;
 
 use super::document::{Member, Part, Section};
 use super::json::{self, Object};
@@ -44,6 +45,13 @@ pub(super) fn read_part(section: Section, part: &mut Object) {
             json::rename(part, old, new);
         }
     }
+    // The word of an older draft.
+    if let Some(encoding) = part.get_mut("encoding")
+        && json::is_string(encoding)
+        && json::text(encoding).as_deref() == Some("text")
+    {
+        *encoding = json::string("none");
+    }
 }
 
 /// The write step, for a document that has been through the read step.
@@ -55,23 +63,22 @@ pub(super) fn write(members: &mut IndexMap<String, Member>) {
         _ => true,
     });
     for member in members.values_mut() {
-        if let Member::Parts(Section::Analysis | Section::Attachments, parts) = member {
+        if let Member::Parts(section, parts) = member
+            && section.has_json_bodies()
+        {
             for part in parts {
                 if let Part::Object(part) = part {
-                    body_to_text(part);
+                    name_encoding(part);
                 }
             }
         }
     }
 }
 
-/// Makes a body that is an object or array its own JSON text.
-fn body_to_text(part: &mut Object) {
-    let Some(body) = part.get_mut("body") else {
-        return;
-    };
-    if json::is_object(body) || json::is_array(body) {
-        *body = json::string(body.get());
+/// A body that is an object or array is JSON, whatever else is said of it.
+fn name_encoding(part: &mut Object) {
+    let is_json = |body: &Box<RawValue>| json::is_object(body) || json::is_array(body);
+    if part.get("body").is_some_and(is_json) {
         part.insert("encoding".to_owned(), json::string("json"));
     }
 }
@@ -152,20 +159,42 @@ mod tests {
     }
 
     #[test]
-    fn bodies_of_analysis_and_attachments_become_text_as_they_are_written() {
+    fn bodies_of_analysis_and_attachments_stay_values_and_say_that_they_are_json() {
         assert_eq!(
             written(
                 r#"{"vcon":"0.4.0","analysis":[{"body":{"b": 1.0,"a":[1e5]},"encoding":"none","type":"x"}],"attachments":[{"body":["t:t"]}]}"#
             ),
-            r#"{"vcon":"0.4.0","analysis":[{"body":"{\"b\": 1.0,\"a\":[1e5]}","encoding":"json","type":"x"}],"attachments":[{"body":"[\"t:t\"]","encoding":"json"}]}"#
+            r#"{"vcon":"0.4.0","analysis":[{"body":{"b": 1.0,"a":[1e5]},"encoding":"json","type":"x"}],"attachments":[{"body":["t:t"],"encoding":"json"}]}"#
         );
+    }
+
+    #[test]
+    fn the_encoding_of_an_older_draft_gets_its_name_of_today() {
+        for section in ["dialog", "analysis", "attachments"] {
+            for old in ["\"text\"", "\"\\u0074ext\""] {
+                let text = |encoding| {
+                    format!(
+                        r#"{{"vcon":"0.4.0","{section}":[{{"body":"b","encoding":{encoding}}}]}}"#
+                    )
+                };
+                assert_eq!(written(&text(old)), text("\"none\""));
+            }
+        }
+        for kept in [
+            r#"{"vcon":"0.4.0","parties":[{"encoding":"text"}],"encoding":"text"}"#,
+            r#"{"vcon":"0.4.0","dialog":[{"encoding":["text"]},{"encoding":"Text"}]}"#,
+            r#"{"vcon":"0.4.0","dialog":{"body":"b","encoding":"text"}}"#,
+        ] {
+            assert_eq!(written(kept), kept);
+        }
     }
 
     #[test]
     fn other_bodies_stay() {
         let text = concat!(
             r#"{"vcon":"0.4.0","dialog":[{"body":{"a":1},"encoding":"none"}],"#,
-            r#""analysis":[{"body":"text","encoding":"none"},{"body":null},{"body":5},"x",7,null,[]]}"#
+            r#""analysis":[{"body":"text","encoding":"none"},{"body":"[1]","encoding":"json"},"#,
+            r#"{"body":null},{"body":5},"x",7,null,[]]}"#
         );
         assert_eq!(written(text), text);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{CreatedAt, VconId};
+use super::{CreatedAt, Sealed, VconId};
 
 /// The version of the vCon syntax in which documents leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,18 @@ pub enum Version {
     Current,
     /// The version of older consumers.
     V0_0_1,
+    /// Whatever version is under the seal: nobody can ask for it.
+    Sealed(Sealed),
+}
+
+/// How the bodies of analysis and attachments are written that are objects or arrays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JsonBodies {
+    /// As the values they are.
+    #[default]
+    Native,
+    /// As their JSON text, for readers that know no other form.
+    Text,
 }
 
 impl Version {
@@ -19,6 +31,7 @@ impl Version {
         match self {
             Self::Current => "0.4.0",
             Self::V0_0_1 => "0.0.1",
+            Self::Sealed(sealed) => sealed.as_str(),
         }
     }
 }
@@ -39,6 +52,22 @@ pub struct Outgoing {
     pub stand_in: OnceLock<CreatedAt>,
     /// Its subject.
     pub subject: Option<String>,
+}
+
+/// A vCon on its way to storages, for each of them in the version that it gets.
+#[derive(Debug, Clone)]
+pub struct Leaving {
+    /// In the version that is kept in Redis.
+    pub current: Arc<Outgoing>,
+    /// In the version of `EGRESS_FORMAT_VERSION`: the same one if that is not set.
+    pub older: Arc<Outgoing>,
+}
+
+impl Leaving {
+    /// The one for storages that get the older version, or for the others.
+    pub fn of(&self, is_older: bool) -> &Arc<Outgoing> {
+        if is_older { &self.older } else { &self.current }
+    }
 }
 
 impl Outgoing {

@@ -60,7 +60,9 @@ pub(super) fn damaged_example() -> impl Strategy<Value = Vec<u8>> {
 fn used(text: String) -> Option<String> {
     let mut vcon = Vcon::parse(VconId::random(), text).ok()?;
     vcon.outgoing(Version::V0_0_1);
-    let _ = vcon.add_tags(&["a".to_owned()]);
+    let _ = vcon.add_tags(&["a:a".to_owned()]);
+    let _ = vcon.tag_names();
+    vcon.unknown_extensions();
     let outgoing = vcon.outgoing(Version::Current);
     outgoing.created_or_now();
     Some(outgoing.json.to_string())
@@ -69,6 +71,21 @@ fn used(text: String) -> Option<String> {
 /// The document without the `amended` that a downgrade adds as `null`.
 fn without_null_amended(text: &str) -> String {
     text.replace(r#","amended":null"#, "")
+}
+
+/// Bodies that are JSON text become what it says, as after a downgrade.
+fn bodies_as_values(document: &mut serde_json::Value) {
+    for section in ["analysis", "attachments"] {
+        let parts = document.get_mut(section).and_then(|it| it.as_array_mut());
+        for part in parts.into_iter().flatten() {
+            if part["encoding"] == "json"
+                && let Some(text) = part["body"].as_str()
+                && let Ok(value) = serde_json::from_str(text)
+            {
+                part["body"] = value;
+            }
+        }
+    }
 }
 
 fn number() -> impl Strategy<Value = String> {
@@ -162,14 +179,18 @@ pub(super) fn document() -> impl Strategy<Value = String> {
 #[test]
 fn examples_downgraded_and_read_again_are_the_same() {
     for text in examples() {
-        let current = canonical(&text);
+        let mut current: serde_json::Value = serde_json::from_str(&canonical(&text)).unwrap();
+        bodies_as_values(&mut current);
         let old = parse(&text).outgoing(Version::V0_0_1).json;
         assert!(old.contains(r#""vcon":"0.0.1""#));
         assert!(!old.contains(r#""mediatype""#) && !old.contains(r#""amended""#));
-        assert_eq!(
-            without_null_amended(&canonical(&old)),
-            without_null_amended(&current)
-        );
+        let again = without_null_amended(&canonical(&old));
+        let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+        current
+            .as_object_mut()
+            .unwrap()
+            .retain(|key, value| key != "amended" || !value.is_null());
+        assert_eq!(again, current);
     }
 }
 

@@ -3,9 +3,9 @@
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::Vcon;
-use super::document::{Member, Part, Section};
+use super::document::{Member, Part, Section, parts_of, parts_to_change};
 use super::json::{self, Object};
+use super::{Vcon, VconError};
 
 /// The body of one dialog.
 #[derive(Debug, Clone)]
@@ -41,25 +41,31 @@ fn is_kept_elsewhere(dialog: &Object) -> bool {
 
 impl Vcon {
     /// The bodies of its dialogs that hold something, and not only where it is.
-    pub fn dialog_bodies(&self) -> Vec<DialogBody<'_>> {
-        let Some(Member::Parts(_, parts)) = self.members.get(Section::Dialog.name()) else {
-            return Vec::new();
-        };
-        let objects = parts.iter().filter_map(|part| match part {
+    ///
+    /// # Errors
+    /// It is sealed, or its dialogs are no list.
+    pub fn dialog_bodies(&self) -> Result<Vec<DialogBody<'_>>, VconError> {
+        self.check_open()?;
+        let parts = parts_of(&self.members, Section::Dialog)?.iter();
+        let objects = parts.filter_map(|part| match part {
             Part::Object(object) => Some(object),
             Part::Other(_) => None,
         });
-        objects
-            .enumerate()
+        let bodies = objects.enumerate();
+        Ok(bodies
             .filter_map(|(place, object)| DialogBody::of(place, object))
-            .collect()
+            .collect())
     }
 
     /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's place, get
     /// the URL instead.
-    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, String)]) {
+    ///
+    /// # Errors
+    /// It is sealed, or its dialogs are no list.
+    pub fn replace_dialog_bodies(&mut self, kept: &[(usize, String)]) -> Result<(), VconError> {
+        self.check_open()?;
         let mut changed = false;
-        let dialogs = objects(&mut self.members, Section::Dialog);
+        let dialogs = objects(&mut self.members, Section::Dialog)?;
         for (place, dialog) in dialogs.enumerate() {
             let url = kept.iter().find(|(kept, _)| *kept == place);
             let url = url.map(|(_, url)| url.as_str());
@@ -78,22 +84,38 @@ impl Vcon {
             }
         }
         self.changed |= changed;
+        Ok(())
     }
 
     /// Removes all of `analysis`.
-    pub fn remove_analysis(&mut self) {
+    ///
+    /// # Errors
+    /// It is sealed.
+    pub fn remove_analysis(&mut self) -> Result<(), VconError> {
+        self.check_open()?;
         let removed = self.members.shift_remove(Section::Analysis.name());
         self.changed |= removed.is_some();
+        Ok(())
     }
 
     /// Removes the attachments of these media types.
-    pub fn remove_attachments(&mut self, types: &[String]) {
-        self.changed |= remove_attachments(&mut self.members, types);
+    ///
+    /// # Errors
+    /// It is sealed, or its attachments are no list.
+    pub fn remove_attachments(&mut self, types: &[String]) -> Result<(), VconError> {
+        self.check_open()?;
+        self.changed |= remove_attachments(&mut self.members, types)?;
+        Ok(())
     }
 
     /// Removes a key wherever it stands, at any level and in bodies that are the text of JSON.
-    pub fn remove_key(&mut self, key: &str) {
+    ///
+    /// # Errors
+    /// It is sealed.
+    pub fn remove_key(&mut self, key: &str) -> Result<(), VconError> {
+        self.check_open()?;
         self.changed |= remove_key(&mut self.members, key);
+        Ok(())
     }
 }
 
@@ -126,24 +148,24 @@ pub fn nests_deeper_than(text: &str, levels: usize) -> bool {
 }
 
 /// The objects of a section.
-pub(super) fn objects(
+fn objects(
     members: &mut IndexMap<String, Member>,
     section: Section,
-) -> impl Iterator<Item = &mut Object> {
-    let parts = match members.get_mut(section.name()) {
-        Some(Member::Parts(_, parts)) => &mut parts[..],
-        _ => &mut [],
-    };
-    parts.iter_mut().filter_map(|part| match part {
+) -> Result<impl Iterator<Item = &mut Object>, VconError> {
+    let parts = parts_to_change(members, section)?.into_iter().flatten();
+    Ok(parts.filter_map(|part| match part {
         Part::Object(object) => Some(object),
         Part::Other(_) => None,
-    })
+    }))
 }
 
 /// Removes the attachments of these media types; answers whether there were any.
-pub(super) fn remove_attachments(members: &mut IndexMap<String, Member>, types: &[String]) -> bool {
-    let Some(Member::Parts(_, parts)) = members.get_mut(Section::Attachments.name()) else {
-        return false;
+fn remove_attachments(
+    members: &mut IndexMap<String, Member>,
+    types: &[String],
+) -> Result<bool, VconError> {
+    let Some(parts) = parts_to_change(members, Section::Attachments)? else {
+        return Ok(false);
     };
     let before = parts.len();
     parts.retain(|part| match part {
@@ -154,7 +176,7 @@ pub(super) fn remove_attachments(members: &mut IndexMap<String, Member>, types: 
         }),
         Part::Other(_) => true,
     });
-    parts.len() < before
+    Ok(parts.len() < before)
 }
 
 /// Removes a key wherever it stands, also in bodies that are the text of JSON; answers whether it

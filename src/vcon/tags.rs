@@ -1,41 +1,43 @@
-//! Tags: the JSON array in the body of the one attachment whose purpose is `tags`.
+//! Tags: a list of `name:value` in the body of the attachment whose purpose, or older `type`, is
+//! `tags`.
+//!
+//! The body may be a list, an object of names and values, the JSON text of either, or one tag as bare
+//! text. Written is the JSON text of a list.
+
+use std::borrow::Cow;
 
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::VconError;
-use super::document::{Member, Part, Section};
+use super::document::{Member, Part, Section, parts_of, parts_to_change};
 use super::json::{self, Borrowed, Object};
 
-/// Adds `"t:t"` for each tag `t` that is not there yet; answers whether any was added.
+/// Adds each tag, as `name:value`, that is not there yet; returns whether any was added.
 pub(super) fn add(
     members: &mut IndexMap<String, Member>,
     tags: &[String],
 ) -> Result<bool, VconError> {
-    let found = attachment(members);
-    let mut entries = match found.as_deref().and_then(|found| found.get("body")) {
-        Some(body) => entries(body)?,
+    let found = attachment(members)?;
+    let mut all = match found.as_deref() {
+        Some(found) => entries_of(found)?,
         None => Vec::new(),
     };
-    let mut known: Vec<String> = entries
-        .iter()
-        .filter_map(|entry| json::text(entry))
-        .collect();
-    let before = entries.len();
+    let mut known: Vec<String> = all.iter().filter_map(|entry| json::text(entry)).collect();
+    let before = all.len();
     for tag in tags {
-        let entry = format!("{tag}:{tag}");
-        if !known.contains(&entry) {
-            entries.push(json::string(&entry));
-            known.push(entry);
+        if !known.contains(tag) {
+            all.push(json::string(tag));
+            known.push(tag.clone());
         }
     }
-    if entries.len() == before {
+    if all.len() == before {
         return Ok(false);
     }
 
     match found {
-        Some(found) => set_entries(found, &entries),
-        None => append(members, &entries),
+        Some(found) => set_entries(found, &all),
+        None => append(members, &all),
     }
     Ok(true)
 }
@@ -48,69 +50,119 @@ pub(super) fn set_entries(attachment: &mut Object, entries: &[Box<RawValue>]) {
     attachment.insert("encoding".to_owned(), json::string("json"));
 }
 
-/// The names of the tags there are, from every attachment whose purpose is `tags`: an array of
-/// `"name:value"`, or an object with the names as its keys.
-pub(super) fn names(members: &IndexMap<String, Member>) -> Vec<String> {
-    let Some(Member::Parts(_, parts)) = members.get(Section::Attachments.name()) else {
-        return Vec::new();
-    };
-    let bodies = parts.iter().filter_map(|part| match part {
-        Part::Object(part) if is_tags(part) => part.get("body"),
-        _ => None,
-    });
-    bodies.flat_map(|body| names_in(body)).collect()
+/// The names of the tags there are, from every attachment of tags: what stands before the first colon
+/// of each, or the keys of an object.
+pub(super) fn names(members: &IndexMap<String, Member>) -> Result<Vec<String>, VconError> {
+    let mut names = Vec::new();
+    for part in parts_of(members, Section::Attachments)? {
+        if let Part::Object(attachment) = part
+            && is_tags(attachment)
+            // A body in another encoding holds none.
+            && let Ok(Some(content)) = content(attachment)
+        {
+            match Borrowed::read(content.get()) {
+                Ok(object) => names.extend(object.0.keys().map(|key| json::unescaped(key))),
+                Err(_) => names.extend(entries(&content).iter().filter_map(|tag| name(tag))),
+            }
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    Ok(names)
 }
 
-fn names_in(body: &RawValue) -> Vec<String> {
-    let text = json::text(body);
-    let text = text.as_deref().unwrap_or(body.get());
-    if let Ok(object) = Borrowed::read(text) {
-        return object.0.into_keys().collect();
-    }
-    let entries = json::elements(text).unwrap_or_default();
-    let name = |entry: &RawValue| Some(json::text(entry)?.split_once(':')?.0.to_owned());
-    entries
-        .into_iter()
-        .filter_map(name)
-        .filter(|name| !name.is_empty())
-        .collect()
+/// The name of a tag, if it is one.
+fn name(entry: &RawValue) -> Option<String> {
+    let tag = json::text(entry)?;
+    Some(tag.split_once(':')?.0.to_owned())
 }
 
 /// Whether an attachment is one of tags.
 pub(super) fn is_tags(part: &Object) -> bool {
-    part.get("purpose").and_then(|p| json::text(p)).as_deref() == Some("tags")
+    let is = |key| part.get(key).and_then(|it| json::text(it)).as_deref() == Some("tags");
+    is("purpose") || is("type")
 }
 
-/// The first attachment whose purpose is `tags`.
-fn attachment(members: &mut IndexMap<String, Member>) -> Option<&mut Object> {
-    let Some(Member::Parts(_, parts)) = members.get_mut(Section::Attachments.name()) else {
-        return None;
-    };
-    parts.iter_mut().find_map(|part| match part {
+/// The first attachment of tags.
+fn attachment(members: &mut IndexMap<String, Member>) -> Result<Option<&mut Object>, VconError> {
+    let mut parts = parts_to_change(members, Section::Attachments)?
+        .into_iter()
+        .flatten();
+    Ok(parts.find_map(|part| match part {
         Part::Object(part) if is_tags(part) => Some(part),
         _ => None,
+    }))
+}
+
+/// The tags of an attachment. What is no text is kept as it is.
+///
+/// # Errors
+/// The body is encoded in a way that no tags are.
+pub(super) fn entries_of(attachment: &Object) -> Result<Vec<Box<RawValue>>, VconError> {
+    let content = content(attachment)?;
+    Ok(content.map_or_else(Vec::new, |content| entries(&content)))
+}
+
+/// What the body of an attachment of tags holds: a list, an object, or one tag; `None` if nothing.
+///
+/// # Errors
+/// The body is encoded in a way that no tags are.
+fn content(attachment: &Object) -> Result<Option<Cow<'_, RawValue>>, VconError> {
+    let Some(body) = attachment.get("body").filter(|body| body.get() != "null") else {
+        return Ok(None);
+    };
+    if !json::is_string(body) {
+        return Ok(Some(Cow::Borrowed(body)));
+    }
+    let encoding = attachment.get("encoding").and_then(|it| json::text(it));
+    if encoding.as_deref() == Some("base64url") {
+        return Err(VconError::TagsEncoded);
+    }
+    // One that is no Unicode text is no JSON either.
+    let Some(text) = json::text(body) else {
+        return Ok(Some(Cow::Borrowed(body)));
+    };
+    let text = text.trim_ascii();
+    let inside = serde_json::from_str(text)
+        .ok()
+        .filter(|inside: &&RawValue| {
+            let is_json = json::is_string(inside) && encoding.as_deref() == Some("json");
+            is_json || json::is_array(inside) || json::is_object(inside)
+        });
+    Ok(match inside {
+        Some(inside) => Some(Cow::Owned(inside.to_owned())),
+        None if matches!(text, "" | "null") => None,
+        // Bare text, also if it happens to be JSON, as a number is.
+        None => Some(Cow::Borrowed(body)),
     })
 }
 
-/// The tags in a body, which is an array or, when it was written before, the text of one.
-pub(super) fn entries(body: &RawValue) -> Result<Vec<Box<RawValue>>, VconError> {
-    if body.get() == "null" {
-        return Ok(Vec::new());
+/// The tags in a value.
+fn entries(value: &RawValue) -> Vec<Box<RawValue>> {
+    if let Some(list) = json::elements(value.get()) {
+        return list.into_iter().map(ToOwned::to_owned).collect();
     }
-    let text = json::text(body);
-    let entries = json::elements(text.as_deref().unwrap_or(body.get()));
-    let entries = entries.ok_or(VconError::TagsNotAnArray)?;
-    Ok(entries.into_iter().map(ToOwned::to_owned).collect())
+    let Ok(object) = Borrowed::read(value.get()) else {
+        return vec![value.to_owned()];
+    };
+    let tag = |(name, value): (String, &RawValue)| {
+        let value = json::shown(value);
+        json::string(&format!("{}:{value}", json::unescaped(&name)))
+    };
+    object.0.into_iter().map(tag).collect()
 }
 
 fn append(members: &mut IndexMap<String, Member>, entries: &[Box<RawValue>]) {
     let mut attachment = Object::from_iter([("purpose".to_owned(), json::string("tags"))]);
     set_entries(&mut attachment, entries);
-    let attachments = members
-        .entry(Section::Attachments.name().to_owned())
-        .or_insert_with(|| Member::Parts(Section::Attachments, Vec::new()));
-    if let Member::Parts(_, parts) = attachments {
-        parts.push(Part::Object(attachment));
+    let attachment = Part::Object(attachment);
+    let name = Section::Attachments.name();
+    match members.get_mut(name) {
+        Some(Member::Parts(_, parts)) => parts.push(attachment),
+        // `null` is none.
+        _ => {
+            let parts = Member::Parts(Section::Attachments, vec![attachment]);
+            members.insert(name.to_owned(), parts);
+        }
     }
 }
 
@@ -127,75 +179,151 @@ mod tests {
         tags.iter().map(|&tag| tag.to_owned()).collect()
     }
 
+    fn with(attachment: &str) -> String {
+        format!(r#"{{"vcon":"0.4.0","attachments":[{attachment}]}}"#)
+    }
+
+    /// What the attachment becomes when a tag is added.
+    fn tagged(attachment: &str) -> String {
+        let mut vcon = parse(&with(attachment));
+        vcon.add_tags(&tags(&["a:b"])).unwrap();
+        assert!(vcon.is_changed());
+        vcon.to_json()
+    }
+
     #[test]
     fn the_attachment_is_made_where_there_is_none() {
         for text in [
             r#"{"vcon":"0.4.0"}"#,
             r#"{"vcon":"0.4.0","attachments":[]}"#,
+            r#"{"vcon":"0.4.0","attachments":null}"#,
         ] {
             let mut vcon = parse(text);
-            vcon.add_tags(&tags(&["a", "b\"", "a"])).unwrap();
+            vcon.add_tags(&tags(&["a:a", "b\":c", "a:a"])).unwrap();
             assert!(vcon.is_changed());
             assert_eq!(
                 vcon.to_json(),
-                r#"{"vcon":"0.4.0","attachments":[{"purpose":"tags","body":"[\"a:a\",\"b\\\":b\\\"\"]","encoding":"json"}]}"#
+                r#"{"vcon":"0.4.0","attachments":[{"purpose":"tags","body":"[\"a:a\",\"b\\\":c\"]","encoding":"json"}]}"#
             );
         }
     }
 
     #[test]
-    fn the_attachment_that_is_there_is_used_in_each_of_its_forms() {
-        for attachment in [
-            r#"{"purpose":"tags","body":"[\"x:y\", 1.0]","encoding":"json"}"#,
-            r#"{"type":"tags","body":["x:y", 1.0],"encoding":"none"}"#,
+    fn every_shape_of_tags_becomes_the_text_of_a_list() {
+        for (body, list) in [
+            (r#""[\"x:y\", 1.0]","encoding":"json""#, r#"\"x:y\",1.0,"#),
+            (r#"["x:y", 1.0],"encoding":"none""#, r#"\"x:y\",1.0,"#),
+            (r#"[{"name":"x"},null]"#, r#"{\"name\":\"x\"},null,"#),
+            (
+                r#"{"x":"y:z","n":2.50,"t":true,"o":{"k": 1},"q\"":"é"}"#,
+                r#"\"x:y:z\",\"n:2.50\",\"t:true\",\"o:{\\\"k\\\": 1}\",\"q\\\":é\","#,
+            ),
+            (r#"" {\"x\": \"y\"}\n""#, r#"\"x:y\","#),
+            (r#""x:y","encoding":"none""#, r#"\"x:y\","#),
+            (r#""hello""#, r#"\"hello\","#),
+            (r#""7""#, r#"\"7\","#),
+            (r#""false","encoding":"json""#, r#"\"false\","#),
+            (r#""\"x:y\"","encoding":"json""#, r#"\"x:y\","#),
+            (r#""\"x\"","encoding":"none""#, r#"\"\\\"x\\\"\","#),
+            (r#""\ud800""#, r#"\"\\ud800\","#),
+            ("7", "7,"),
+            (r#""""#, ""),
+            (r#""  ""#, ""),
+            (r#""null""#, ""),
+            (r#""[]""#, ""),
+            (r#""{}""#, ""),
+            ("[]", ""),
+            ("{}", ""),
+            ("null", ""),
         ] {
-            let mut vcon = parse(&format!(
-                r#"{{"vcon":"0.4.0","attachments":[{{"purpose":"note"}},{attachment}]}}"#
-            ));
-            vcon.add_tags(&tags(&["a"])).unwrap();
-            assert_eq!(
-                vcon.to_json(),
-                r#"{"vcon":"0.4.0","attachments":[{"purpose":"note"},{"purpose":"tags","body":"[\"x:y\",1.0,\"a:a\"]","encoding":"json"}]}"#
-            );
+            for is_by in [r#""purpose":"tags""#, r#""purpose":"note","type":"tags""#] {
+                let found = tagged(&format!(r#"{{{is_by},"body":{body}}}"#));
+                let expected = format!(r#""body":"[{list}\"a:b\"]","encoding":"json"}}]}}"#);
+                assert!(found.ends_with(&expected), "{body}: {found}");
+                assert!(found.contains(&format!("[{{{is_by},")), "{found}");
+            }
         }
+    }
+
+    #[test]
+    fn the_first_attachment_of_tags_is_used_and_what_else_it_has_stays() {
+        let attachments = concat!(
+            r#"{"purpose":"note"},"tags",{"type":"tags","party":0,"body":["x:y"]},"#,
+            r#"{"purpose":"tags","body":"[]"}"#
+        );
+        assert_eq!(
+            tagged(attachments),
+            with(concat!(
+                r#"{"purpose":"note"},"tags",{"purpose":"tags","party":0,"body":"[\"x:y\",\"a:b\"]","encoding":"json"},"#,
+                r#"{"purpose":"tags","body":"[]"}"#
+            ))
+        );
     }
 
     #[test]
     fn an_attachment_without_a_body_gets_one() {
-        for attachment in [r#"{"purpose":"tags"}"#, r#"{"purpose":"tags","body":null}"#] {
-            let mut vcon = parse(&format!(
-                r#"{{"vcon":"0.4.0","attachments":[{attachment}]}}"#
-            ));
-            vcon.add_tags(&tags(&["a"])).unwrap();
-            assert_eq!(
-                vcon.to_json(),
-                r#"{"vcon":"0.4.0","attachments":[{"purpose":"tags","body":"[\"a:a\"]","encoding":"json"}]}"#
-            );
-        }
+        assert_eq!(
+            tagged(r#"{"purpose":"tags"}"#),
+            with(r#"{"purpose":"tags","body":"[\"a:b\"]","encoding":"json"}"#)
+        );
     }
 
     #[test]
     fn tags_that_are_there_change_nothing() {
-        let text = r#"{"vcon":"0.4.0","attachments":[{"purpose":"tags","body":"[ \"\u0061:a\" ]","encoding":"json"}]}"#;
-        let mut vcon = parse(text);
-        vcon.add_tags(&tags(&["a"])).unwrap();
-        vcon.add_tags(&[]).unwrap();
-        assert!(!vcon.is_changed());
-        assert_eq!(vcon.to_json(), text);
+        for attachment in [
+            r#"{"purpose":"tags","body":"[ \"\u0061:b\" ]","encoding":"json"}"#,
+            r#"{"purpose":"tags","body":["c","a:b"],"encoding":"json"}"#,
+            r#"{"purpose":"tags","body":{"a": "b"},"encoding":"json"}"#,
+            r#"{"purpose":"tags","body":"a:b","encoding":"none"}"#,
+        ] {
+            let text = with(attachment);
+            let mut vcon = parse(&text);
+            vcon.add_tags(&tags(&["a:b"])).unwrap();
+            vcon.add_tags(&[]).unwrap();
+            assert!(!vcon.is_changed());
+            assert_eq!(vcon.to_json(), text);
+        }
     }
 
     #[test]
-    fn a_body_that_is_no_array_is_an_error_and_stays() {
-        for body in [r#""hello""#, r#"{"a":1}"#, "7", r#""\ud800""#, r#""""#] {
-            let mut vcon = parse(&format!(
-                r#"{{"attachments":[{{"purpose":"tags","body":{body}}}]}}"#
-            ));
-            let error = vcon.add_tags(&tags(&["a"])).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                "the body of the `tags` attachment is not a JSON array"
-            );
+    fn what_tags_cannot_be_added_to_is_named_and_stays() {
+        let no_list = |kind| format!("`attachments` is {kind}, not an array");
+        let encoded = r#"[{"purpose":"tags","body":"YTpi","encoding":"base64url"}]"#;
+        for (attachments, expected) in [
+            (r#"{"purpose":"tags"}"#, no_list("an object")),
+            ("\"x\"", no_list("a string")),
+            (
+                encoded,
+                "the body of the `tags` attachment is base64url, not tags".to_owned(),
+            ),
+        ] {
+            let text = format!(r#"{{"vcon":"0.4.0","attachments":{attachments}}}"#);
+            let mut vcon = parse(&text);
+            let error = vcon.add_tags(&tags(&["a:b"])).unwrap_err();
+            assert_eq!(error.to_string(), expected);
             assert!(!vcon.is_changed());
+            assert_eq!(vcon.to_json(), text);
         }
+        // A list is a list, whatever is said of it.
+        let found = tagged(r#"{"purpose":"tags","body":["x:y"],"encoding":"base64url"}"#);
+        assert!(found.contains(r#"[\"x:y\",\"a:b\"]"#), "{found}");
+    }
+
+    #[test]
+    fn names_come_from_every_attachment_of_tags_in_every_shape() {
+        let text = with(concat!(
+            r#"{"purpose":"tags","body":["vip:yes","a:b:c",":x","none",7,{"name":"n"}]},"#,
+            r#"{"purpose":"note","body":["no:no"]},"x",{"purpose":"note","type":"tags","body":"{\"k\\u00e9\":1}"},"#,
+            r#"{"type":"tags","body":"one:1"},{"purpose":"tags","body":"[\"l:2\"]","encoding":"json"},"#,
+            r#"{"purpose":"tags","body":{"o:p":{"q:r":1},"":2}},{"purpose":"tags"},"#,
+            r#"{"purpose":"tags","body":"YTpi","encoding":"base64url"}"#
+        ));
+        let names = parse(&text).tag_names().unwrap();
+        assert_eq!(names, ["vip", "a", "ké", "one", "l", "o:p"]);
+        for (attachments, names) in [("null", Ok(vec![])), ("[]", Ok(vec![])), ("{}", Err(()))] {
+            let vcon = parse(&format!(r#"{{"attachments":{attachments}}}"#));
+            assert_eq!(vcon.tag_names().map_err(|_| ()), names);
+        }
+        assert_eq!(parse("{}").tag_names().unwrap(), [""; 0]);
     }
 }

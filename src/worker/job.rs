@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::fault::{Ending, failed};
 use super::progress::Progress;
 use crate::queue::{Document, Kind};
-use crate::vcon::{Outgoing, Vcon, VconId, Version};
+use crate::vcon::{JsonBodies, Leaving, Vcon, VconId, Version};
 
 /// A vCon on its way.
 pub(super) struct Job {
@@ -17,8 +17,12 @@ pub(super) struct Job {
     /// of it too, without what the links have done.
     pub origin: Option<String>,
     pub content: Content,
+    /// How bodies that are JSON are written.
+    bodies: JsonBodies,
     /// How far it has come.
     pub progress: Progress,
+    /// Whether it has been told that links may not change it.
+    pub is_critical_told: bool,
     /// Whether any storage was asked to take it, in whatever version.
     pub was_given: bool,
 }
@@ -29,7 +33,7 @@ pub(super) enum Content {
     Open(Vcon),
     /// It is on its way to the storages, and to Redis if a link changed it.
     Leaving {
-        outgoing: Arc<Outgoing>,
+        leaving: Leaving,
         changed: Option<Arc<String>>,
     },
 }
@@ -39,15 +43,24 @@ impl Job {
     ///
     /// # Errors
     /// It is no vCon.
-    pub fn open(id: VconId, kind: Kind, text: String, progress: Progress) -> Result<Self, Ending> {
+    pub fn open(
+        id: VconId,
+        kind: Kind,
+        text: String,
+        bodies: JsonBodies,
+        progress: Progress,
+    ) -> Result<Self, Ending> {
         let vcon = Vcon::read(id, &text)
-            .map_err(|error| failed("parse", format!("the document {error}")))?;
+            .map_err(|error| failed("parse", format!("the document {error}")))?
+            .writing(bodies);
         Ok(Self {
             kind,
             base: Some(text),
             origin: None,
             content: Content::Open(vcon),
+            bodies,
             progress,
+            is_critical_told: false,
             was_given: false,
         })
     }
@@ -72,12 +85,13 @@ impl Job {
     pub fn chain_version(&self) -> Result<Vcon, Ending> {
         match &self.content {
             Content::Open(vcon) => Ok(vcon.clone()),
-            Content::Leaving { outgoing, changed } => {
+            Content::Leaving { leaving, changed } => {
                 let text = match changed {
                     Some(text) => text.as_str(),
                     None => self.base.as_deref().unwrap_or_default(),
                 };
-                Vcon::read(outgoing.id.clone(), text)
+                Vcon::read(leaving.current.id.clone(), text)
+                    .map(|vcon| vcon.writing(self.bodies))
                     .map_err(|error| failed("parse", format!("the document {error}")))
             }
         }
@@ -92,17 +106,14 @@ impl Job {
     }
 
     /// Has the document leave for the storages.
-    pub fn leave(&mut self, version: Version) -> Result<Arc<Outgoing>, Ending> {
+    pub fn leave(&mut self, version: Version) -> Result<Leaving, Ending> {
         if let Content::Open(vcon) = &mut self.content {
             // Its parts are gone then, so that a large document is not in memory twice.
-            let (outgoing, changed) = vcon.depart(version);
-            self.content = Content::Leaving {
-                outgoing: Arc::new(outgoing),
-                changed,
-            };
+            let (leaving, changed) = vcon.depart(version);
+            self.content = Content::Leaving { leaving, changed };
         }
         match &self.content {
-            Content::Leaving { outgoing, .. } => Ok(Arc::clone(outgoing)),
+            Content::Leaving { leaving, .. } => Ok(leaving.clone()),
             Content::Open(_) => Err(failed("queue", "the document has not left".to_owned())),
         }
     }
@@ -127,7 +138,7 @@ impl Job {
     pub fn id(&self) -> &VconId {
         match &self.content {
             Content::Open(vcon) => vcon.id(),
-            Content::Leaving { outgoing, .. } => &outgoing.id,
+            Content::Leaving { leaving, .. } => &leaving.current.id,
         }
     }
 }

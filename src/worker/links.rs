@@ -1,5 +1,6 @@
 //! The links of a chain, run on a vCon one after another.
 
+use std::mem;
 use std::time::Instant;
 
 use super::fault::{Ending, Fault, Stage};
@@ -9,6 +10,7 @@ use super::retry::Retry;
 use crate::link::{Context, LinkError, Next};
 use crate::queue::Overwritten;
 use crate::scoreboard::Event;
+use crate::settings::Critical;
 use crate::vcon::{self, VconId};
 
 /// How much of the drain timeout links get to finish: what is put back after it is put back in
@@ -23,7 +25,9 @@ impl Pipeline<'_, '_, '_> {
             if job.progress.is_halted() {
                 return Ok(());
             }
-            let next = if self.modules.works_in_redis(name) {
+            let next = if self.is_left_alone(name, job)? {
+                Next::Continue
+            } else if self.modules.works_in_redis(name) {
                 self.run_foreign_link(name, job)?
             } else {
                 self.run_link(name, job)?
@@ -36,6 +40,41 @@ impl Pipeline<'_, '_, '_> {
             job.progress.note_link();
         }
         Ok(())
+    }
+
+    /// Whether the vCon passes by a link that would change it: who does not know what it says must be
+    /// known, may break it.
+    ///
+    /// # Errors
+    /// It is to be refused there.
+    fn is_left_alone(&mut self, link: &str, job: &mut Job) -> Result<bool, Ending> {
+        if !self.modules.rewrites(link) {
+            return Ok(false);
+        }
+        let Some(extensions) = job.open_vcon()?.unknown_extensions() else {
+            return Ok(false);
+        };
+        if self.shared.settings.critical == Critical::Refuse {
+            let error = Context::refusal(&extensions);
+            return Err(Ending::Failed(Fault::at(
+                &Stage::Link(link.to_owned()),
+                &error,
+                1,
+            )));
+        }
+        self.tell_critical(job, &extensions);
+        Ok(true)
+    }
+
+    /// Tells once for each vCon that links do not change it.
+    fn tell_critical(&self, job: &mut Job, extensions: &str) {
+        if !mem::replace(&mut job.is_critical_told, true) {
+            let (id, chain) = (job.id(), &self.chain.name);
+            log::warn!(
+                vcon_id = id.as_str(), chain_name = chain.as_str();
+                "{id} is passed on as it is, links of chain {chain} do not change it: its `critical` names {extensions}"
+            );
+        }
     }
 
     /// Runs a link that reads and writes the vCon in Redis by itself. What others write there
@@ -105,6 +144,7 @@ impl Pipeline<'_, '_, '_> {
             let vcon = job.open_vcon()?;
             let mut context = Context::new(self.clock.drain(), settings.egress_version)
                 .finishing_within(drain_time, self.clock.drain_end());
+            context.critical = settings.critical;
             let modules = &mut *self.modules;
             let ran = self.clock.timed(
                 |deadline| {
@@ -113,7 +153,7 @@ impl Pipeline<'_, '_, '_> {
                 },
                 |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
             );
-            let (expire, routes) = (context.expire, context.routes);
+            let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
             meter.observe(start.elapsed());
             meter.count(match &ran {
                 Ok(Next::Halt) => Event::Halted,
@@ -126,6 +166,9 @@ impl Pipeline<'_, '_, '_> {
                     let id = vcon.id().clone();
                     job.progress.note_wishes(&id, expire, routes);
                     self.note_success(&stage);
+                    if let Some(extensions) = left_alone {
+                        self.tell_critical(job, &extensions);
+                    }
                     return Ok(next);
                 }
                 Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
@@ -151,7 +194,8 @@ impl Pipeline<'_, '_, '_> {
         let id = job.id().clone();
         let document = self.insist(|queue| queue.load(&id))?;
         let (kind, text) = self.found(&id, document)?;
-        let opened = Job::open(id, kind, text, job.progress.clone())?;
+        let bodies = self.shared.settings.json_bodies;
+        let opened = Job::open(id, kind, text, bodies, job.progress.clone())?;
         (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
         job.origin = None;
         Ok(())
@@ -167,7 +211,8 @@ impl Pipeline<'_, '_, '_> {
         let document = self.insist(|queue| queue.load(&id))?;
         let (kind, text) = self.found(&id, document)?;
         job.progress.note_switch(id.clone());
-        *job = Job::open(id, kind, text, job.progress.clone())?;
+        let bodies = self.shared.settings.json_bodies;
+        *job = Job::open(id, kind, text, bodies, job.progress.clone())?;
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use super::Meters;
 use super::circuit_breaker::guarded;
 use super::fault::Stage;
-use crate::config::{Chain, Config};
+use crate::config::{Chain, Config, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
@@ -72,6 +72,11 @@ impl Modules {
         self.links.get(link).is_some_and(|l| l.works_in_redis())
     }
 
+    /// Whether a link would write another vCon than it is given.
+    pub fn rewrites(&self, link: &str) -> bool {
+        self.links.get(link).is_some_and(|link| link.rewrites())
+    }
+
     /// Runs a link on a vCon; one that panics is opened anew.
     pub fn run_link(
         &mut self,
@@ -97,10 +102,14 @@ impl Modules {
     pub fn lend(&mut self, names: &[String]) -> Vec<Backend> {
         let storages = self.storages.iter_mut();
         let wanted = storages.filter(|(name, _)| names.iter().any(|wanted| **wanted == ***name));
+        let config = &self.config.storages;
         let lent = wanted.filter_map(|(name, storage)| {
             Some(Backend {
                 name: Arc::clone(name),
                 storage: storage.take()?,
+                is_downgraded: config
+                    .get(&**name)
+                    .is_some_and(StorageConfig::is_downgraded),
             })
         });
         lent.collect()

@@ -28,6 +28,7 @@ use crate::queue::{
     Claim, Document, Finish, Finished, Kind, Queue, QueueError, Replaced, Replacement,
 };
 use crate::scoreboard::{Event, Outcome};
+use crate::settings::RedisFormat;
 use crate::storage::fanout::Crew;
 use crate::vcon::{self, Merged, VconId};
 
@@ -115,7 +116,7 @@ impl Pipeline<'_, '_, '_> {
             );
         }
         let (kind, text) = self.found(&id, document)?;
-        Job::open(id, kind, text, progress)
+        Job::open(id, kind, text, self.shared.settings.json_bodies, progress)
     }
 
     /// The text of a document, or, if there is none in Redis, the one that a storage has.
@@ -126,8 +127,11 @@ impl Pipeline<'_, '_, '_> {
     ) -> Result<(Kind, String), Ending> {
         match document {
             Document::Found(kind, bytes) => {
-                let text = String::from_utf8(bytes)
-                    .map_err(|error| unusable(format!("the document is not UTF-8: {error}")))?;
+                if kind == Kind::Json {
+                    self.shared.slot.note_json();
+                }
+                let text = vcon::decode(bytes);
+                let text = text.map_err(|error| unusable(format!("the document {error}")))?;
                 Ok((kind, text))
             }
             Document::Missing => self.restore(id),
@@ -150,7 +154,8 @@ impl Pipeline<'_, '_, '_> {
                 .timed(|deadline| modules.find(id, deadline), Result::is_err)
             {
                 Ok(Some((storage, json))) => {
-                    self.insist(|queue| queue.restore(id, &json))?;
+                    let kind = self.kind_of_new();
+                    self.insist(|queue| queue.restore(id, kind, &json))?;
                     log::info!(
                         vcon_id = id.as_str(), storage_name = storage.as_str();
                         "{id} had gone from Redis and was restored from storage {storage}"
@@ -181,6 +186,15 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// How a vCon is to be kept that Redis does not have.
+    fn kind_of_new(&self) -> Kind {
+        match self.shared.settings.redis_format {
+            RedisFormat::Json => Kind::Json,
+            RedisFormat::Auto if self.shared.slot.has_seen_json() => Kind::Json,
+            RedisFormat::Auto | RedisFormat::Plain => Kind::Text,
+        }
+    }
+
     /// Writes what the links have done so far, for a link that reads it in Redis, or for the next
     /// claim.
     pub(super) fn write(&mut self, job: &mut Job) -> Result<(), Ending> {
@@ -202,14 +216,11 @@ impl Pipeline<'_, '_, '_> {
     pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let (kind, theirs) = match self.insist(|queue| queue.load(&id))? {
-            Document::Found(kind, bytes) => match String::from_utf8(bytes) {
-                Ok(text) => (kind, text),
-                Err(error) => {
-                    return Err(unusable(format!(
-                        "what was written meanwhile is not UTF-8: {error}"
-                    )));
-                }
-            },
+            Document::Found(kind, bytes) => {
+                let text = vcon::decode(bytes)
+                    .map_err(|error| unusable(format!("what was written meanwhile {error}")))?;
+                (kind, text)
+            }
             Document::Missing | Document::NotAnId => {
                 job.note_deleted();
                 return Ok(());

@@ -315,7 +315,8 @@ impl Pipeline<'_, '_, '_> {
                 "{id} has another document by now, storages get that"
             );
             let (kind, text) = self.found(&id, document)?;
-            *job = Job::open(id.clone(), kind, text, Progress::none(id.clone()))?;
+            let (bodies, progress) = (self.shared.settings.json_bodies, Progress::none(id.clone()));
+            *job = Job::open(id.clone(), kind, text, bodies, progress)?;
             is_given = match self.save(job) {
                 Ok(()) => true,
                 Err(Ending::Unavailable(_)) if !self.clock.is_draining() => {

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::queue::{Reason, StorageLetter};
 use crate::scoreboard::Event;
 use crate::storage::fanout;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{Leaving, VconId};
 
 impl Pipeline<'_, '_, '_> {
     /// Saves the vCon to the chain's storages that do not have it yet.
@@ -27,7 +27,7 @@ impl Pipeline<'_, '_, '_> {
             // sees at its finish whether that is another one by now.
             self.write(job)?;
         }
-        let mut outgoing = job.leave(version)?;
+        let mut leaving = job.leave(version)?;
         job.was_given = true;
         let config = Arc::clone(self.modules.config());
         for name in job.progress.missing(&chain.storages) {
@@ -47,7 +47,7 @@ impl Pipeline<'_, '_, '_> {
             if missing.is_empty() {
                 break;
             }
-            let away = self.try_to_save(job, &outgoing, &missing, retry.attempt());
+            let away = self.try_to_save(job, &leaving, &missing, retry.attempt());
             // Not `away`: a storage that was not asked does not count as saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
@@ -55,8 +55,8 @@ impl Pipeline<'_, '_, '_> {
             // Other storages may have it already, and this may take long: whoever stores what stands
             // in Redis meanwhile is to store this.
             self.write(job)?;
-            let before = mem::replace(&mut outgoing, job.leave(version)?);
-            if !Arc::ptr_eq(&before, &outgoing) {
+            let before = mem::replace(&mut leaving, job.leave(version)?);
+            if !Arc::ptr_eq(&before.current, &leaving.current) {
                 // It was merged with another one: all storages are to be given it.
                 continue;
             }
@@ -92,7 +92,7 @@ impl Pipeline<'_, '_, '_> {
     fn try_to_save(
         &mut self,
         job: &mut Job,
-        outgoing: &Arc<Outgoing>,
+        leaving: &Leaving,
         missing: &[String],
         attempt: u32,
     ) -> Vec<(String, Failure)> {
@@ -100,7 +100,7 @@ impl Pipeline<'_, '_, '_> {
         let parallel = self.shared.settings.parallel_storage;
         let writers = &mut *self.writers;
         let outcomes = self.clock.timed(
-            |deadline| writers.save_all(backends, outgoing, deadline, parallel),
+            |deadline| writers.save_all(backends, leaving, deadline, parallel),
             |outcomes| {
                 let failed =
                     |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
@@ -120,7 +120,7 @@ impl Pipeline<'_, '_, '_> {
             });
             match outcome.result {
                 Ok(()) => {
-                    let (id, chain) = (&outgoing.id, &self.chain.name);
+                    let (id, chain) = (&leaving.current.id, &self.chain.name);
                     log::info!(
                         vcon_id = id.as_str(), chain_name = chain.as_str(),
                         storage_name = name, storage_processing_time = seconds;

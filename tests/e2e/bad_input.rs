@@ -24,10 +24,18 @@ impl Bench {
     }
 
     fn on(redis: Redis, storages: &[(&str, Value)]) -> Self {
+        Self::with_format(redis, storages, "auto")
+    }
+
+    /// The same, where a new key is of this format.
+    fn with_format(redis: Redis, storages: &[(&str, Value)], format: &str) -> Self {
         let files = Files::new();
         let mut all = storages.to_vec();
         all.push(("files", files.storage()));
-        let daemon = Conserver::with(&redis).config(&chain(&[], &all)).start();
+        let daemon = Conserver::with(&redis)
+            .config(&chain(&[], &all))
+            .env("VCON_REDIS_FORMAT", format)
+            .start();
         Self {
             redis,
             files,
@@ -128,19 +136,36 @@ fn a_document_that_is_not_an_object() {
 }
 
 #[test]
-fn a_document_whose_dialog_is_null() {
-    says(
-        &Bench::start().refused_document(r#"{"dialog": null}"#),
-        "`dialog` is null",
-    );
+fn a_document_whose_attachments_are_no_list() {
+    let bench = Bench::start();
+    for (attachments, kind) in [("{}", "an object"), ("\"text\"", "a string")] {
+        let text = format!(r#"{{"attachments": {attachments}}}"#);
+        let reason = bench.refused_document(&text);
+        assert_eq!(reason["stage"], "link tagger");
+        says(&reason, &format!("`attachments` is {kind}"));
+        bench
+            .redis
+            .ask::<i64>(&["DEL", "DLQ:default", "conserver:dlq:default", "done"]);
+    }
 }
 
 #[test]
-fn a_document_whose_analysis_is_text() {
-    says(
-        &Bench::start().refused_document(r#"{"analysis": "text"}"#),
-        "`analysis` is ",
-    );
+fn a_document_that_was_encoded_twice() {
+    let text = serde_json::json!(r#"{"vcon": "0.4.0"}"#).to_string();
+    says(&Bench::start().refused_document(&text), "encoded twice");
+}
+
+#[test]
+fn a_document_in_another_encoding_than_utf_8() {
+    let bench = Bench::start();
+    let units = "{\"vcon\": \"0.4.0\"}".encode_utf16();
+    let text: Vec<u8> = units.flat_map(u16::to_le_bytes).collect();
+    let id = uuid::Uuid::new_v4().to_string();
+    let mut set = redis::cmd("SET");
+    set.arg(format!("vcon:{id}")).arg(text);
+    set.exec(&mut bench.redis.connection())
+        .expect("Redis takes it");
+    says(&bench.refused(&id), "UTF-16");
 }
 
 #[test]
@@ -221,7 +246,7 @@ fn an_egress_list_of_the_wrong_redis_type_is_waited_for() {
 
 #[test]
 fn a_stored_document_too_deep_for_redis() {
-    let bench = Bench::on(Redis::with_json(), &[]);
+    let bench = Bench::with_format(Redis::with_json(), &[], "json");
     let id = uuid::Uuid::new_v4().to_string();
     let deep = format!(
         r#"{{"uuid":"{id}","x":{}{}}}"#,

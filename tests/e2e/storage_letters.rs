@@ -453,15 +453,23 @@ fn a_change_during_the_save_is_saved_too() {
 }
 
 #[test]
-fn what_leaves_has_the_version_that_is_set() {
+fn what_leaves_has_the_version_that_is_set_if_its_storage_gets_that() {
     let redis = Redis::plain();
-    let server = Webhook::answering(&[]);
-    let conserver = conserver(&redis, &[hook(&server)]).env("EGRESS_FORMAT_VERSION", "0.0.1");
+    let (server, database) = (Webhook::answering(&[]), Postgres::database());
+    let storages = [hook(&server), ("pg", database.storage())];
+    let conserver = conserver(&redis, &storages).env("EGRESS_FORMAT_VERSION", "0.0.1");
     let samples = fresh(1);
-    defer(&redis, "hook", &samples);
-    run(&conserver, &["dlq", "retry", "storage:hook"], 0);
+    for storage in ["hook", "pg"] {
+        defer(&redis, storage, &samples);
+        run(
+            &conserver,
+            &["dlq", "retry", &format!("storage:{storage}")],
+            0,
+        );
+    }
     let sent: Value = serde_json::from_str(&server.requests()[0].body).expect("JSON");
-    assert_eq!(sent["vcon"], "0.0.1");
+    assert_eq!(sent["vcon"], "0.4.0");
+    assert_eq!(database.rows()[0].1["vcon"], "0.0.1");
 }
 
 #[test]

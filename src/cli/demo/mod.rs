@@ -23,7 +23,7 @@ use super::submit;
 use crate::config::ListName;
 use crate::exit::Exit;
 use crate::queue::{QueueError, Server, Submitter};
-use crate::settings::RedisUrl;
+use crate::settings::{RedisFormat, RedisUrl};
 use crate::vcon::{Outgoing, VconId};
 use processes::{Daemon, Redis};
 use report::Report;
@@ -180,7 +180,7 @@ fn submit_all(
     let list: ListName = "default".parse().map_err(|_| DemoError::NoRedis)?;
     let server = Server::new(&url).map_err(QueueError::from)?;
     let lease = server.connect("conserver:demo").map_err(QueueError::from)?;
-    let mut submitter = Submitter::new(lease, list, "vcons".to_owned(), None)?;
+    let mut submitter = Submitter::new(lease, list, "vcons".to_owned(), None, RedisFormat::Plain)?;
     for batch in vcons.chunks(100) {
         if interrupted.load(Ordering::Relaxed) {
             return Err(DemoError::Interrupted);

@@ -18,7 +18,7 @@ use crate::queue::{
     Server, Settling,
 };
 use crate::settings::Settings;
-use crate::vcon::{Outgoing, Vcon, VconId};
+use crate::vcon::{self, Leaving, Vcon, VconId};
 use crate::worker::Backoff;
 
 /// Entries read at once.
@@ -256,7 +256,7 @@ impl Replay<'_> {
         &self,
         id: &VconId,
         document: &Document,
-    ) -> Result<Outgoing, (&'static str, String)> {
+    ) -> Result<Leaving, (&'static str, String)> {
         let text = match document {
             Document::Found(_, text) => text.clone(),
             Document::Unusable(why) => return Err(("load", why.clone())),
@@ -264,18 +264,14 @@ impl Replay<'_> {
                 return Err(("load", "document gone".to_owned()));
             }
         };
-        let parsed = String::from_utf8(text)
-            .map_err(|_| "the document is not UTF-8 text".to_owned())
-            .and_then(|text| {
-                let parsed = Vcon::parse(id.clone(), text);
-                parsed.map_err(|error| format!("the document {error}"))
-            });
-        let mut vcon = parsed.map_err(|error| ("parse", error))?;
+        let parsed = vcon::decode(text).and_then(|text| Vcon::parse(id.clone(), text));
+        let parsed = parsed.map_err(|error| ("parse", format!("the document {error}")))?;
+        let mut vcon = parsed.writing(self.settings.json_bodies);
         Ok(vcon.depart(self.settings.egress_version).0)
     }
 
     /// Tries as often as a worker does.
-    fn save(&mut self, vcon: &Outgoing) -> Result<(), Failure> {
+    fn save(&mut self, vcon: &Leaving) -> Result<(), Failure> {
         let mut backoff = Backoff::new(self.settings.retry_first, self.settings.retry_max);
         loop {
             match self.storage.save(vcon) {

@@ -1,6 +1,6 @@
 -- Moves a claimed entry to its dead letter queue.
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
--- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever),
+-- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: as it is),
 --       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
 --       must stand there, its time to live.
 -- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
@@ -19,11 +19,7 @@ end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
 redis.pcall('HSET', KEYS[4], ARGV[3], with_time(ARGV[4]))
 if ARGV[5] ~= '' then
-  if ARGV[6] == '0' then
-    redis.pcall('PERSIST', ARGV[5])
-  else
-    redis.pcall('EXPIRE', ARGV[5], ARGV[6])
-  end
+  if ARGV[6] ~= '0' then redis.pcall('EXPIRE', ARGV[5], ARGV[6]) end
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.pcall('HDEL', KEYS[2], ARGV[3])

@@ -55,11 +55,7 @@ local function bury(claim, count, why)
   end
   redis.pcall('HSET', 'conserver:dlq:' .. (storage or claim.list), claim.uuid, reason)
   if claim.uuid:find(UUID) then
-    if ARGV[4] == '0' then
-      redis.pcall('PERSIST', 'vcon:' .. claim.uuid)
-    else
-      redis.pcall('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4])
-    end
+    if ARGV[4] ~= '0' then redis.pcall('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4]) end
   end
   redis.pcall('HDEL', KEYS[2], claim.uuid)
   redis.pcall('HDEL', KEYS[4], claim.uuid)

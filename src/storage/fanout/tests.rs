@@ -29,15 +29,21 @@ impl<F: FnMut(&Outgoing, Deadline) -> Result<(), Failure> + Send> Storage for Fa
     }
 }
 
-fn vcon() -> Arc<Outgoing> {
-    Arc::new(Outgoing {
-        id: VconId::random(),
-        json: "{}".to_owned().into(),
-        version: Version::Current,
-        created_at: None,
-        stand_in: std::sync::OnceLock::new(),
-        subject: None,
-    })
+fn vcon() -> Leaving {
+    let in_version = |version| {
+        Arc::new(Outgoing {
+            id: VconId::random(),
+            json: "{}".to_owned().into(),
+            version,
+            created_at: None,
+            stand_in: std::sync::OnceLock::new(),
+            subject: None,
+        })
+    };
+    Leaving {
+        current: in_version(Version::Current),
+        older: in_version(Version::V0_0_1),
+    }
 }
 
 fn backend(
@@ -55,6 +61,39 @@ fn timed_backend(
     Backend {
         name: name.into(),
         storage: Box::new(Fake(save)),
+        is_downgraded: false,
+    }
+}
+
+#[test]
+fn each_gets_the_version_that_is_its_own() {
+    for parallel in [true, false] {
+        let (seen, versions) = std::sync::mpsc::channel();
+        let backends = [("old", true), ("new", false), ("old too", true)].map(|(name, is_old)| {
+            let seen = seen.clone();
+            let told = name.to_owned();
+            let tell = move |vcon: &Outgoing| {
+                seen.send((told.clone(), vcon.version)).unwrap();
+                Ok(())
+            };
+            Backend {
+                is_downgraded: is_old,
+                ..backend(name, tell)
+            }
+        });
+        thread::scope(|scope| {
+            let mut crew = Crew::new(scope);
+            crew.save_all(backends.into(), &vcon(), Deadline::NONE, parallel)
+        });
+        let mut versions: Vec<(String, Version)> = versions.try_iter().collect();
+        versions.sort_by(|one, other| one.0.cmp(&other.0));
+        let expected = [
+            ("new", Version::Current),
+            ("old", Version::V0_0_1),
+            ("old too", Version::V0_0_1),
+        ];
+        let expected = expected.map(|(name, version)| (name.to_owned(), version));
+        assert_eq!(versions, expected);
     }
 }
 
@@ -72,6 +111,7 @@ fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
     let lent = |Outcome { name, storage, .. }| Backend {
         name,
         storage: storage.unwrap(),
+        is_downgraded: false,
     };
     outcomes.into_iter().map(lent).collect()
 }

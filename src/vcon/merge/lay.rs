@@ -11,7 +11,7 @@ use super::references::{Moves, Shift, Side};
 use super::tags::unite;
 use crate::vcon::VconError;
 use crate::vcon::digest::Digest;
-use crate::vcon::document::{Member, Part, write_part, write_parts};
+use crate::vcon::document::{Member, Part, Section, write_part, write_parts};
 use crate::vcon::json::Object;
 
 /// An element of the merged list.
@@ -28,15 +28,12 @@ pub(super) struct Laid<'a> {
     pub(super) conflicts: Vec<String>,
 }
 
-/// The member that holds these elements, in the form that one of the sides has it in.
-pub(super) fn member_of(
-    elements: Vec<Placed<'_>>,
-    like: Option<&Member>,
-) -> Result<Member, VconError> {
+/// The member of this name that holds these elements.
+pub(super) fn member_of(name: &str, elements: Vec<Placed<'_>>) -> Result<Member, VconError> {
     let parts = elements.into_iter();
     let parts: Vec<Part> = parts.map(|element| element.part.into_owned()).collect();
-    if let Some(Member::Parts(section, _)) = like {
-        return Ok(Member::Parts(*section, parts));
+    if let Some(section) = Section::named(name) {
+        return Ok(Member::Parts(section, parts));
     }
     let mut text = String::new();
     write_parts(&mut text, &parts, write_part);

@@ -15,6 +15,9 @@
 //!   added.
 //! * The first `tags` attachments of both sides become one, with the tags that either side added
 //!   and without those that either side removed.
+//! * If one of these members is no list at one side, it is a member like others; `null` is a list
+//!   without elements where another side has some.
+//! * A sealed document comes from one side as a whole; if both sides changed it, it cannot be merged.
 //! * Their elements come first, in their order, then those that ours added. Numbers that refer to a
 //!   party or dialog are changed if the element has moved.
 
@@ -37,7 +40,7 @@ use self::list::List;
 use self::references::Moves;
 use super::digest::{self, Digest};
 use super::document::Member;
-use super::{Vcon, VconError, json};
+use super::{Sealed, Vcon, VconError, json};
 
 /// The lists of a document. Those that others refer to come before them.
 const LISTS: [&str; 4] = ["parties", "dialog", "analysis", "attachments"];
@@ -60,8 +63,12 @@ pub struct Merged {
 /// # Errors
 /// `base` or `theirs` is not a vCon.
 pub fn merge(base: &str, ours: &Vcon, theirs: String) -> Result<Merged, VconError> {
-    let base = Vcon::parse(ours.id().clone(), base.to_owned())?;
-    let mut vcon = Vcon::parse(ours.id().clone(), theirs)?;
+    let base = Vcon::read(ours.id().clone(), base)?;
+    let mut vcon = Vcon::parse(ours.id().clone(), theirs)?.writing(ours.bodies);
+    let sealed = [&base, ours, &vcon].into_iter().find_map(Vcon::sealed);
+    if let Some(sealed) = sealed {
+        return whole(&base, ours, vcon, sealed);
+    }
     let sides = Sides {
         base: &base.members,
         ours: &ours.members,
@@ -77,6 +84,24 @@ pub fn merge(base: &str, ours: &Vcon, theirs: String) -> Result<Merged, VconErro
         }
     }
     Ok(Merged { vcon, conflicts })
+}
+
+/// The merge if one of the three is sealed: there is nothing in it to merge with.
+///
+/// # Errors
+/// Both sides have changed it.
+fn whole(base: &Vcon, ours: &Vcon, theirs: Vcon, sealed: Sealed) -> Result<Merged, VconError> {
+    let value = |vcon: &Vcon| digest::digest(&vcon.clone().with_values());
+    let (mut vcon, changed) = match choose(value(base), value(ours), value(&theirs)) {
+        Choice::Theirs => (theirs, false),
+        Choice::Ours => (ours.clone(), true),
+        Choice::Conflict => return Err(VconError::SealedMeanwhile(sealed)),
+    };
+    vcon.changed = changed;
+    Ok(Merged {
+        vcon,
+        conflicts: Vec::new(),
+    })
 }
 
 type Members = IndexMap<String, Member>;
@@ -123,6 +148,31 @@ impl Sides<'_> {
         Ok((changes, conflicts))
     }
 
+    /// Whether a member is merged element by element: all sides have a list, or none, and one of them
+    /// has elements in it.
+    fn is_list(&self, name: &str) -> bool {
+        let sides = [self.base, self.ours, self.theirs].map(|members| members.get(name));
+        let mut sides = sides.into_iter().flatten();
+        let has_elements = |member: &Member| match member {
+            Member::Raw(raw) if raw.get() == "null" => Some(false),
+            Member::Raw(raw) => json::is_array(raw).then(|| !json::is_empty(raw)),
+            Member::Parts(_, parts) => Some(!parts.is_empty()),
+        };
+        let has_any = sides.try_fold(false, |any, member| Some(any | has_elements(member)?));
+        has_any == Some(true)
+    }
+
+    /// What is to be done to a list of theirs that is merged as other members are.
+    fn plain(&self, name: &str, conflicts: &mut Vec<String>) -> Option<Option<Member>> {
+        let value = |members: &Members| members.get(name).map(value_of_member);
+        match choose(value(self.base), value(self.ours), value(self.theirs)) {
+            Choice::Theirs => return None,
+            Choice::Ours => {}
+            Choice::Conflict => conflicts.push(name.to_owned()),
+        }
+        Some(self.ours.get(name).cloned())
+    }
+
     /// The lists that become others than theirs.
     fn lists(
         &self,
@@ -131,6 +181,12 @@ impl Sides<'_> {
         let mut changes = HashMap::new();
         let mut moves = Moves::default();
         for name in LISTS {
+            if !self.is_list(name) {
+                if let Some(change) = self.plain(name, conflicts) {
+                    changes.insert(name, change);
+                }
+                continue;
+            }
             let [base, ours, theirs] =
                 [self.base, self.ours, self.theirs].map(|members| List::of(name, members));
             let before = theirs.values();
@@ -163,12 +219,24 @@ impl Sides<'_> {
             } else if values == as_ours && self.ours.contains_key(name) {
                 self.ours.get(name).cloned()
             } else {
-                let like = self.ours.get(name).or(self.theirs.get(name));
-                Some(member_of(elements, like)?)
+                Some(member_of(name, elements)?)
             };
             changes.insert(name, change);
         }
         Ok(changes)
+    }
+}
+
+/// The value of a list as a whole.
+fn value_of_member(member: &Member) -> Digest {
+    match member {
+        Member::Raw(raw) => digest::of(raw),
+        Member::Parts(section, parts) => {
+            let values = parts
+                .iter()
+                .map(|part| list::value_of(section.name(), part));
+            digest::of_all(b'[', values)
+        }
     }
 }
 

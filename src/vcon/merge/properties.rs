@@ -269,7 +269,10 @@ proptest! {
         let attachments = document["attachments"].as_array().unwrap();
         prop_assert!(attachments.len() <= 1 && merged.conflicts.is_empty());
         let found: Vec<u32> = attachments.first().map_or(Vec::new(), |tags| {
-            serde_json::from_str(tags["body"].as_str().unwrap()).unwrap()
+            match &tags["body"] {
+                Value::String(text) => serde_json::from_str(text).unwrap(),
+                list => serde_json::from_value(list.clone()).unwrap(),
+            }
         });
         let [before, our, their] = sides.map(|tags| {
             tags.iter().flatten().copied().collect::<BTreeSet<u32>>()

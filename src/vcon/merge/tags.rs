@@ -25,10 +25,7 @@ impl<'a> Tags<'a> {
         let mut parts = parts.iter().zip(elements).enumerate();
         parts.find_map(|(place, (part, element))| match part {
             Part::Object(attachment) if tags::is_tags(attachment) => {
-                let entries = match attachment.get("body") {
-                    Some(body) => tags::entries(body).ok()?,
-                    None => Vec::new(),
-                };
+                let entries = tags::entries_of(attachment).ok()?;
                 let entry = |json: Box<RawValue>| (digest::of(&json), json);
                 Some(Self {
                     place,

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::vcon::VconId;
+use crate::vcon::{JsonBodies, VconId};
 
 fn vcon(text: &str) -> Vcon {
     Vcon::parse(VconId::random(), text.to_owned()).unwrap()
@@ -103,7 +103,7 @@ fn a_list_that_only_ours_changed_keeps_its_text() {
 }
 
 #[test]
-fn old_names_and_bodies_that_became_text_are_no_change() {
+fn old_names_and_bodies_in_other_forms_are_no_change() {
     let base = concat!(
         r#"{"vcon":"0.0.1","group":[],"redacted":{},"appended":null,"must_support":["x"],"#,
         r#""dialog":[{"type":"text","mimetype":"a/b","body":"x"}],"#,
@@ -111,13 +111,18 @@ fn old_names_and_bodies_that_became_text_are_no_change() {
         r#""attachments":[{"type":"note","body":["n"],"encoding":"none"}]}"#
     );
     let current = vcon(base).to_json();
-    let spaced = current.replace(r#"{\"k\": 1.0}"#, r#"{\"k\" :1}"#);
+    let spaced = current.replace(r#"{"k": 1.0}"#, r#"{"k" :1}"#);
     assert_ne!(current, spaced);
+    let textual = vcon(base).writing(JsonBodies::Text).to_json();
+    assert_ne!(current, textual);
     for (ours, theirs) in [
         (current.as_str(), base),
         (base, current.as_str()),
         (spaced.as_str(), base),
         (current.as_str(), spaced.as_str()),
+        (textual.as_str(), base),
+        (current.as_str(), textual.as_str()),
+        (textual.as_str(), spaced.as_str()),
     ] {
         let (_, conflicts, changed) = merged(base, ours, theirs);
         assert!(conflicts.is_empty() && !changed);
@@ -470,19 +475,130 @@ fn tags_with_other_properties_that_both_changed_name_them() {
 
 #[test]
 fn tags_that_cannot_be_read_are_an_element_as_any_other() {
-    let [hello, object] = [json!("hello"), json!({"a": 1})]
-        .map(|body| json!({"purpose": "tags", "body": body, "encoding": "none"}));
-    let text = json!({"purpose": "tags", "body": r#"{"a":1}"#, "encoding": "json"});
+    let [ours, theirs] = ["YTpi", "Yzpk"]
+        .map(|body| json!({"purpose": "tags", "body": body, "encoding": "base64url"}));
     expect_list(
         "attachments",
         [
             json!([]),
-            json!([hello, tags(&["x"])]),
-            json!([object, tags(&["y"])]),
-            json!([text, tags(&["y", "x"]), hello]),
+            json!([ours, tags(&["x"])]),
+            json!([theirs, tags(&["y"])]),
+            json!([theirs, tags(&["y", "x"]), ours]),
         ],
         &[],
     );
+}
+
+#[test]
+fn tags_in_different_shapes_are_united() {
+    let shapes = |name: &str| {
+        [
+            json!({"purpose": "tags", "body": {name: "1"}}),
+            json!({"purpose": "tags", "body": [format!("{name}:1")], "encoding": "json"}),
+            json!({"purpose": "tags", "body": format!("{{\"{name}\":1}}"), "encoding": "json"}),
+            json!({"purpose": "tags", "body": format!("{name}:1"), "encoding": "none"}),
+        ]
+    };
+    for ours in shapes("a") {
+        for theirs in shapes("b") {
+            for base in [json!([]), json!([tags(&["gone"])])] {
+                expect_list(
+                    "attachments",
+                    [
+                        base,
+                        json!([ours]),
+                        json!([theirs]),
+                        json!([tags(&["b:1", "a:1"])]),
+                    ],
+                    &[],
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_list_is_a_member_as_any_other() {
+    let object = r#"{"a":1}"#;
+    for name in LISTS {
+        let with = |value: &str| format!(r#"{{"{name}":{value},"x":0}}"#);
+        for (sides, expected, is_conflict) in [
+            ([object, object, object], object, false),
+            (["null", "null", "null"], "null", false),
+            ([object, "[1]", object], "[1]", false),
+            ([object, object, "[1]"], "[1]", false),
+            (["[1]", object, "[1]"], object, false),
+            (["[1]", object, "[2]"], object, true),
+            ([object, "7", "[2]"], "7", true),
+            (["[]", "null", "[]"], "null", false),
+            (["null", "[]", "null"], "[]", false),
+            // Without elements it is none yet.
+            (["null", "[1]", "null"], "[1]", false),
+            (["null", "null", "[1]"], "[1]", false),
+            (["null", "[1]", "[2]"], "[2,1]", false),
+            (["[1]", "null", "[1,2]"], "[2]", false),
+        ] {
+            let [base, ours, theirs] = sides.map(with);
+            let expected = with(expected).replace('}', ",\"vcon\":\"0.4.0\"}");
+            let expected = expected.replace("{\"a\":1,\"vcon\":\"0.4.0\"}", object);
+            let (text, conflicts, changed) = merged(&base, &ours, &theirs);
+            assert_eq!(text, expected, "{sides:?}");
+            let named = conflicts.iter().map(String::as_str).collect::<Vec<_>>();
+            assert_eq!(named, if is_conflict { vec![name] } else { vec![] });
+            let theirs = theirs.replace("\"x\":0}", "\"x\":0,\"vcon\":\"0.4.0\"}");
+            assert_eq!(changed, text != theirs, "{sides:?}");
+        }
+    }
+    // A missing one is none.
+    let (text, _, _) = merged(r#"{"dialog":null}"#, r#"{"dialog":null}"#, "{}");
+    assert_eq!(text, r#"{"vcon":"0.4.0"}"#);
+    let (text, _, _) = merged("{}", r#"{"dialog":{}}"#, "{}");
+    assert_eq!(text, r#"{"dialog":{},"vcon":"0.4.0"}"#);
+}
+
+#[test]
+fn a_list_that_was_none_can_be_added_to_after_the_merge() {
+    let (text, ..) = merged(
+        r#"{"attachments":null}"#,
+        r#"{"attachments":null}"#,
+        r#"{"attachments":[{"purpose":"a"}]}"#,
+    );
+    assert!(text.contains(r#""purpose":"a""#), "{text}");
+    let ours = r#"{"attachments":[{"purpose":"b"}],"x":1}"#;
+    let theirs = r#"{"attachments":[{"purpose":"a"}]}"#;
+    let mut merged = merge(r#"{"attachments":null}"#, &vcon(ours), theirs.to_owned()).unwrap();
+    merged.vcon.add_tags(&["t:t".to_owned()]).unwrap();
+    let attachments = r#"[{"purpose":"a"},{"purpose":"b"},{"purpose":"tags","body":"[\"t:t\"]","encoding":"json"}]"#;
+    let text = merged.vcon.to_json();
+    assert!(text.contains(attachments), "{text}");
+}
+
+#[test]
+fn a_sealed_document_comes_from_one_side() {
+    let (open, more) = (r#"{"vcon":"0.4.0","a":1}"#, r#"{"vcon":"0.4.0","a":2}"#);
+    let one = r#"{"payload":"p","signatures":[{"signature":"s"}]}"#;
+    let again = r#"{ "signatures":[{"signature":"s"}],"payload":"p"}"#;
+    let other = r#"{"ciphertext":"c","iv":"i"}"#;
+    for ([base, ours, theirs], expected, is_changed) in [
+        ([one, one, one], one, false),
+        ([one, one, again], again, false),
+        ([one, again, one], one, false),
+        ([one, one, other], other, false),
+        ([one, one, open], open, false),
+        ([open, open, one], one, false),
+        ([open, one, open], one, true),
+        ([open, one, again], again, false),
+        ([one, other, one], other, true),
+        ([r#"{"a":1}"#, open, one], one, false),
+    ] {
+        let (text, conflicts, changed) = merged(base, ours, theirs);
+        assert_eq!(text, expected);
+        assert_eq!((conflicts.len(), changed), (0, is_changed), "{ours}");
+    }
+    for [base, ours, theirs] in [[open, more, one], [open, one, more], [one, other, open]] {
+        let error = merge(base, &vcon(ours), theirs.to_owned()).unwrap_err();
+        assert!(error.to_string().contains("cannot be merged"), "{error}");
+    }
 }
 
 #[test]
@@ -590,7 +706,7 @@ fn what_is_as_theirs_is_no_change() {
 #[test]
 fn what_is_no_vcon_is_an_error() {
     let ours = vcon("{}");
-    for text in ["", "[]", r#"{"dialog":null}"#, r#"{"parties":{}}"#] {
+    for text in ["", "[]", "\"{}\"", "{"] {
         assert!(merge(text, &ours, "{}".to_owned()).is_err(), "{text}");
         assert!(merge("{}", &ours, text.to_owned()).is_err(), "{text}");
     }

@@ -276,9 +276,16 @@ impl Redis {
 
     /// The documents of these vCons, parsed.
     pub fn documents(&self, ids: &[&str]) -> Vec<Option<serde_json::Value>> {
-        let read = if self.json { "JSON.GET" } else { "GET" };
-        let texts: Vec<Option<String>> =
-            self.ask_of_each(ids, |id, ask| ask.cmd(read).arg(format!("vcon:{id}")));
+        let key = |id: &str| format!("vcon:{id}");
+        let types: Vec<String> = self.ask_of_each(ids, |id, ask| ask.cmd("TYPE").arg(key(id)));
+        let is_json = |id: &str| {
+            let place = ids.iter().position(|it| *it == id);
+            place.is_some_and(|place| types[place] == "ReJSON-RL")
+        };
+        let texts: Vec<Option<String>> = self.ask_of_each(ids, |id, ask| {
+            let read = if is_json(id) { "JSON.GET" } else { "GET" };
+            ask.cmd(read).arg(key(id))
+        });
         let parsed = |text: String| serde_json::from_str(&text).expect("JSON");
         texts.into_iter().map(|text| text.map(parsed)).collect()
     }
