@@ -272,6 +272,7 @@ impl Files {
     fn remove_former(&self, vcon: &Outgoing, day: NaiveDate, directory: &Path, place: &Path) {
         let root = &self.root.path;
         let mut former = vec![root.clone()];
+        former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
         let is_of_these_days = (Utc::now().date_naive() - day).num_days().abs() <= 1;
         if is_of_these_days && vcon.created_at.is_some() {
             former.extend(days::neighbours(root, day));

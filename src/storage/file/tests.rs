@@ -30,6 +30,7 @@ fn vcon(day: &str, json: &str) -> Outgoing {
         version: Version::Current,
         created_at: Some(CreatedAt { local, unix: 0 }),
         stand_in: std::sync::OnceLock::new(),
+        formerly: None,
         subject: None,
     }
 }
@@ -252,6 +253,21 @@ fn a_copy_without_a_day_is_superseded_by_one_with_a_day() {
     std::thread::sleep(Duration::from_millis(20));
     files.save(&vcon(&tomorrow, "{}"), Deadline::NONE).unwrap();
     let day = tomorrow.replace('-', "/");
+    assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
+}
+
+#[test]
+fn the_day_before_a_link_changed_it_is_looked_at_however_far_it_is() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let former = vcon("2011-03-07", "{}");
+    files.save(&former, Deadline::NONE).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let now = Utc::now().date_naive().to_string();
+    let mut changed = vcon(&now, "{}");
+    changed.formerly = former.created_at;
+    files.save(&changed, Deadline::NONE).unwrap();
+    let day = now.replace('-', "/");
     assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
 }
 

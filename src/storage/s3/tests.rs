@@ -48,6 +48,7 @@ fn vcon() -> Outgoing {
         version: Version::Current,
         created_at: None,
         stand_in: std::sync::OnceLock::new(),
+        formerly: None,
         subject: None,
     }
 }
