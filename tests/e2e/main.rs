@@ -34,6 +34,7 @@ mod connections;
 mod context;
 mod deadlines;
 mod dependencies;
+mod differential;
 mod disk_faults;
 mod dlq;
 mod documents;
