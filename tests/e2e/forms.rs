@@ -258,7 +258,9 @@ fn no_lists() -> Vec<Case> {
 /// Who names extensions in `critical` is only carried.
 fn critical() -> Vec<Case> {
     let with = |more: &str| vcon(&format!(r#""critical":["x_rules"],{more}"#));
+    let known = vcon(r#""critical":["CC","WTF"],"attachments":[]"#);
     vec![
+        to("tag", &known, &known.replace("[]}", &format!("[{TAG}]}}"))),
         unchanged("tag", &with(r#""attachments":[]"#)),
         unchanged("diet", &with(r#""dialog":[{"body":"x"}],"analysis":[]"#)),
         unchanged("program", &with(r#""subject":"first""#)),
