@@ -381,6 +381,22 @@ fn every_form_becomes_what_it_should() {
 }
 
 #[test]
+fn a_uuid_stays_in_the_letters_it_is_written_in() {
+    let bench = Bench::start(Redis::plain(), &[]);
+    let id = uuid::Uuid::new_v4().to_string().to_uppercase();
+    let text = vcon(r#""attachments":[]"#).replace("ID", &id);
+    bench
+        .redis
+        .ask::<()>(&["SET", &format!("vcon:{id}"), &text]);
+    let end = bench.through("tag", &id);
+    let tagged = text.replace("[]}", &format!("[{TAG}]}}"));
+    assert_eq!(end, End::Stored(tagged.clone()));
+    assert_eq!(bench.in_redis(&id), tagged);
+    assert_eq!(bench.redis.keys("vcon:*"), [format!("vcon:{id}")]);
+    bench.daemon.stop();
+}
+
+#[test]
 fn unknown_critical_extensions_are_refused_on_demand() {
     let bench = Bench::start(Redis::plain(), &[("VCON_CRITICAL", "refuse")]);
     let text = vcon(r#""critical":["x_rules"],"subject":"first","attachments":[],"dialog":[]"#);
