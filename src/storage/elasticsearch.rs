@@ -60,7 +60,7 @@ use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::http::agent_that_trusts;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{Outgoing, VconId, Version};
 
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
@@ -114,7 +114,12 @@ impl Storage for Elasticsearch {
         let documents = documents::of(vcon, &self.prefix)
             .map_err(|error| Failure::permanent(self.message(&what, &error.to_string())))?;
         let former = self.former(&what, &vcon.id, &documents, limit)?;
-        self.replace(&what, &vcon.id, former, &documents, limit)
+        self.replace(&what, &vcon.id, former, &documents, limit)?;
+        if let Version::Sealed(sealed) = vcon.version {
+            let id = &vcon.id;
+            log::info!(vcon_id = id.as_str(); "{id} is {sealed} and is indexed in no part");
+        }
+        Ok(())
     }
 
     /// What is indexed does not make a vCon.

@@ -20,12 +20,13 @@ impl<'a> Parts<'a> {
         Ok(Self(Borrowed::read(&vcon.json)?))
     }
 
-    /// The elements of one of its lists; none where it has no such list.
+    /// The elements of one of its lists; none if it has no such list, or `null`.
     ///
     /// # Errors
     /// The list is none, or one of its elements is no object.
     pub fn list(&self, name: &'static str) -> Result<Vec<OpenPart<'a>>, VconError> {
-        let Some(list) = self.0.0.get(name) else {
+        let list = self.0.0.get(name).filter(|list| list.get() != "null");
+        let Some(list) = list else {
             return Ok(Vec::new());
         };
         if !json::is_array(list) {
@@ -134,9 +135,13 @@ mod tests {
 
     #[test]
     fn what_is_no_part_is_told_with_its_place() {
-        let vcon = outgoing(r#"{"dialog":[{},7]}"#);
+        let vcon = outgoing(r#"{"dialog":[{},7],"analysis":null,"attachments":{}}"#);
         let parts = Parts::of(&vcon).unwrap();
         assert_eq!(parts.list("parties").unwrap().len(), 0);
+        assert_eq!(parts.list("analysis").unwrap().len(), 0);
+        let error = parts.list("attachments").err().unwrap();
+        let expected = "`attachments` is an object, not an array";
+        assert_eq!(error.to_string(), expected);
         let error = parts.list("dialog").err().unwrap();
         assert_eq!(error.to_string(), "`dialog[1]` is a number, not an object");
     }

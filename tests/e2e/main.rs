@@ -43,6 +43,7 @@ mod elasticsearch_faults;
 mod everything;
 mod failover;
 mod figures;
+mod forms;
 mod get_delete;
 mod harness;
 mod holds;
