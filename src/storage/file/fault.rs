@@ -76,3 +76,108 @@ fn advice(error: &io::Error) -> Option<String> {
     };
     Some(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::FailureKind::{self, Permanent, Transient};
+
+    #[test]
+    fn faults_are_classified_as_the_table_says() {
+        use Step::{Directory, Document, Name};
+        let everywhere: &[Step] = &[Directory, Document, Name];
+        let table: &[(FailureKind, &[Step], &[i32])] = &[
+            (
+                Transient,
+                everywhere,
+                &[
+                    libc::ENOSPC,
+                    libc::EDQUOT,
+                    libc::EROFS,
+                    libc::EIO,
+                    libc::EMFILE,
+                    libc::ENFILE,
+                    libc::EINTR,
+                    libc::EAGAIN,
+                    libc::ENOENT,
+                    libc::ESTALE,
+                    libc::ENOTCONN,
+                    libc::ETIMEDOUT,
+                    libc::ENOMEM,
+                    libc::ENOTDIR,
+                    libc::ENAMETOOLONG,
+                    libc::ELOOP,
+                    libc::EINVAL,
+                    libc::EXDEV,
+                    libc::EACCES,
+                    libc::EPERM,
+                ],
+            ),
+            (Transient, &[Directory, Document], &[libc::EBUSY]),
+            (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
+            (Permanent, &[Name], &[libc::EBUSY]),
+            (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
+        ];
+        for (kind, steps, codes) in table {
+            for (step, code) in steps
+                .iter()
+                .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
+            {
+                let error = io::Error::from_raw_os_error(code);
+                let failure = fault(step, "write", Path::new("/data/x"), &error);
+                assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
+                assert!(failure.message.contains("/data/x"), "{failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_the_vcons() {
+        let error = io::Error::from(ErrorKind::InvalidData);
+        for (step, kind) in [
+            (Step::Directory, Transient),
+            (Step::Document, Permanent),
+            (Step::Name, Permanent),
+        ] {
+            assert_eq!(fault(step, "read", Path::new("/x"), &error).kind, kind);
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_step_the_path_the_error_and_what_helps() {
+        let user = format!(
+            "; this process, user {} and group {}, needs the right to write there",
+            nix::unistd::geteuid(),
+            nix::unistd::getegid()
+        );
+        for (code, advice) in [
+            (libc::ENOSPC, "; make room on that disk"),
+            (libc::EDQUOT, "; raise the quota, or make room"),
+            (libc::EROFS, "; mount it writable"),
+            (libc::ESTALE, "; mount the network file system anew"),
+            (
+                libc::ENOTDIR,
+                "; `path` and all above it must be directories",
+            ),
+            (libc::ENAMETOOLONG, "; give a shorter `path`"),
+            (libc::EISDIR, "; a directory has the name of the file"),
+            (libc::ELOOP, "; mend the symbolic links in `path`"),
+            (
+                libc::EMFILE,
+                "; raise the limit of open files (LimitNOFILE)",
+            ),
+            (
+                libc::EIO,
+                "; look for faults of the disk in the system's log",
+            ),
+            (libc::EACCES, user.as_str()),
+            (libc::EPERM, user.as_str()),
+            (libc::ENOENT, ""),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            let failure = fault(Step::Name, "write", Path::new("/data/x"), &error);
+            let expected = format!("could not write /data/x: {error}{advice}");
+            assert_eq!(failure.message, expected);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::failure::FailureKind::{self, Permanent, Transient};
+use crate::failure::FailureKind::Permanent;
 use crate::vcon::{CreatedAt, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
@@ -516,54 +516,5 @@ fn directories_that_are_removed_are_made_anew() {
         fs::remove_dir_all(root.join(gone)).unwrap();
         files.save(&vcon, Deadline::NONE).unwrap();
         assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
-    }
-}
-
-#[test]
-fn faults_are_classified_as_the_table_says() {
-    use Step::{Directory, Document, Name};
-    let everywhere: &[Step] = &[Directory, Document, Name];
-    let table: &[(FailureKind, &[Step], &[i32])] = &[
-        (
-            Transient,
-            everywhere,
-            &[
-                libc::ENOSPC,
-                libc::EDQUOT,
-                libc::EROFS,
-                libc::EIO,
-                libc::EMFILE,
-                libc::ENFILE,
-                libc::EINTR,
-                libc::EAGAIN,
-                libc::ENOENT,
-                libc::ESTALE,
-                libc::ENOTCONN,
-                libc::ETIMEDOUT,
-                libc::ENOMEM,
-                libc::ENOTDIR,
-                libc::ENAMETOOLONG,
-                libc::ELOOP,
-                libc::EINVAL,
-                libc::EXDEV,
-                libc::EACCES,
-                libc::EPERM,
-            ],
-        ),
-        (Transient, &[Directory, Document], &[libc::EBUSY]),
-        (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
-        (Permanent, &[Name], &[libc::EBUSY]),
-        (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
-    ];
-    for (kind, steps, codes) in table {
-        for (step, code) in steps
-            .iter()
-            .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
-        {
-            let error = io::Error::from_raw_os_error(code);
-            let failure = fault(step, "write", Path::new("/data/x"), &error);
-            assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
-            assert!(failure.message.contains("/data/x"), "{failure}");
-        }
     }
 }
