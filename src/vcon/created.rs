@@ -110,7 +110,7 @@ fn iso_8601(text: &str) -> Option<CreatedAt> {
     // The minus sign of typesetters, which ISO 8601 prefers.
     let text = text.replace('\u{2212}', "-");
     let mut rest = Rest(&text);
-    let is_compact = rest.digits_ahead() > 8;
+    let is_compact = rest.digits_ahead() >= 12;
     let (date, is_complete) = date(&mut rest)?;
     if rest.0.is_empty() {
         return CreatedAt::new(date.and_time(NaiveTime::MIN), 0);

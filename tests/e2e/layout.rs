@@ -118,14 +118,14 @@ fn a_server_that_checks_signatures_takes_every_key() {
     let daemon = conserver(&redis, &storages(&s3, &paths)).start();
     submit(&redis, "default", std::slice::from_ref(&sample));
     Ledger::of(&redis, std::slice::from_ref(&sample)).settles();
-    for number in 0..paths.len() {
+    for (number, path) in paths.iter().enumerate() {
         let storage = format!("s3_{number}");
         let got = run(
             daemon.conserver(),
             &["get", &sample.id, "--from", &storage],
             0,
         );
-        assert!(got.stdout.contains(&sample.id), "{}", paths[number]);
+        assert!(got.stdout.contains(&sample.id), "{path}");
     }
     daemon.stop();
 }
@@ -176,7 +176,7 @@ fn one_copy_is_left_when_the_day_of_a_vcon_changes() {
         redate(&redis, &sample, created_at);
         let day = created_at[..10].replace('-', "/");
         let file = files.folder().join(format!("{day}/{id}.json"));
-        assert_eq!(files.with_hidden(), [file.clone()]);
+        assert_eq!(files.with_hidden(), std::slice::from_ref(&file));
         let text = fs::read_to_string(file).expect("a file");
         assert!(text.contains(created_at), "{text}");
         let keys = [
