@@ -12,6 +12,10 @@ use super::{
     tags,
 };
 
+/// The extensions that are known here: they add properties of parties and dialogs, and kinds of
+/// analyses, of which whatever a link changes leaves the others right.
+const KNOWN: [&str; 3] = ["CC", "WTF", "wtf_transcription"];
+
 /// A vCon, with the property names of today whatever its age.
 ///
 /// Only the members of the document and of its dialogs, analyses and attachments are opened up;
@@ -21,6 +25,8 @@ pub struct Vcon {
     id: VconId,
     pub(super) members: IndexMap<String, Member>,
     pub(super) changed: bool,
+    /// The date in the text that was read.
+    read_date: Option<CreatedAt>,
     /// What keeps it from being changed, and then its text, which is all that it is.
     pub(super) sealed: Option<(Sealed, Arc<String>)>,
     /// How bodies that are JSON are written.
@@ -93,13 +99,16 @@ impl Vcon {
     /// The same, for a text that is still needed.
     pub fn read(id: VconId, text: &str) -> Result<Self, VconError> {
         let (members, sealed) = opened(text)?;
-        Ok(Self {
+        let mut vcon = Self {
             id,
             members,
             changed: false,
+            read_date: None,
             sealed,
             bodies: JsonBodies::default(),
-        })
+        };
+        vcon.read_date = vcon.created_at();
+        Ok(vcon)
     }
 
     /// The same, which writes bodies that are JSON like this.
@@ -129,13 +138,17 @@ impl Vcon {
             .map_or(Ok(()), |sealed| Err(VconError::Sealed(sealed)))
     }
 
-    /// The extensions that whoever changes it must know, by `critical`, and that are not known here:
-    /// none is. `None` if it asks for none.
+    /// The extensions that whoever changes it must know, by `critical`, and that are not known here;
+    /// `None` if there are none.
     pub fn unknown_extensions(&self) -> Option<String> {
         const LONGEST: usize = 200;
         let critical = self.raw("critical").filter(|_| self.sealed.is_none())?;
         let names: Vec<String> = match json::elements(critical.get()) {
-            Some(names) => names.into_iter().map(json::shown).collect(),
+            Some(names) => {
+                let is_known = |name: &String| KNOWN.iter().any(|it| it.eq_ignore_ascii_case(name));
+                let names = names.into_iter().map(json::shown);
+                names.filter(|name| !is_known(name)).collect()
+            }
             None if json::is_nothing(critical) => Vec::new(),
             None => vec![json::shown(critical)],
         };
@@ -240,9 +253,11 @@ impl Vcon {
                 version: Version::Sealed(*sealed),
                 created_at: None,
                 stand_in: std::sync::OnceLock::new(),
+                formerly: self.read_date,
                 subject: None,
             };
         }
+        let created_at = self.created_at();
         normalise::write(&mut self.members);
         Outgoing {
             id: self.id.clone(),
@@ -251,8 +266,9 @@ impl Vcon {
                 Version::V0_0_1 => downgrade::write(&self.members),
             }),
             version,
-            created_at: self.raw("created_at").and_then(CreatedAt::from_json),
+            created_at,
             stand_in: std::sync::OnceLock::new(),
+            formerly: self.read_date.filter(|date| Some(*date) != created_at),
             subject: self.raw("subject").and_then(json::text),
         }
     }
@@ -281,6 +297,10 @@ impl Vcon {
         let kept = self.changed.then(|| Arc::clone(&current.json));
         self.members = IndexMap::new();
         (Leaving { current, older }, kept)
+    }
+
+    fn created_at(&self) -> Option<CreatedAt> {
+        self.raw("created_at").and_then(CreatedAt::from_json)
     }
 
     fn raw(&self, name: &str) -> Option<&RawValue> {
@@ -552,6 +572,9 @@ mod tests {
         for (critical, names) in [
             ("[\"house_rules\",\"b\"]", Some("house_rules, b")),
             ("[\"a\",7,{}]", Some("a, 7, {}")),
+            ("[\"CC\",\"x\",\"wtf\"]", Some("x")),
+            ("[\"CC\",\"WTF\",\"cc\",\"wtf_transcription\"]", None),
+            ("[\"WTFs\"]", Some("WTFs")),
             ("\"a\"", Some("a")),
             ("{\"a\":1}", Some("{\"a\":1}")),
             ("7", Some("7")),
@@ -687,6 +710,20 @@ mod tests {
         assert_eq!(*outgoing.json, vcon.to_json());
         assert_eq!(outgoing.subject.as_deref(), Some("Hé"));
         assert_eq!(outgoing.created_at.unwrap().unix, 1_710_605_360);
+    }
+
+    #[test]
+    fn outgoing_has_the_date_that_a_link_has_changed() {
+        let mut vcon = parse(r#"{"created_at":"2024-03-16"}"#).unwrap();
+        assert_eq!(vcon.outgoing(Version::Current).formerly, None);
+        vcon.replace(r#"{"created_at":"2024-03-17"}"#.to_owned())
+            .unwrap();
+        let outgoing = vcon.outgoing(Version::Current);
+        assert_eq!(outgoing.formerly, CreatedAt::parse("2024-03-16"));
+        assert_eq!(outgoing.created_at, CreatedAt::parse("2024-03-17"));
+        vcon.replace("{}".to_owned()).unwrap();
+        let outgoing = vcon.outgoing(Version::Current);
+        assert_eq!(outgoing.formerly, CreatedAt::parse("2024-03-16"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn vcon() -> Leaving {
             version,
             created_at: None,
             stand_in: std::sync::OnceLock::new(),
+            formerly: None,
             subject: None,
         })
     };
