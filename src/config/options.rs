@@ -244,6 +244,13 @@ impl Options {
         self.fault_at(line, key, message);
     }
 
+    /// Records that an option of this name must not be there, and why. It does not count as known.
+    pub fn refuse(&mut self, key: &str, why: impl Into<String>) {
+        if let Some(entry) = self.entries.shift_remove(key) {
+            self.fault_at(entry.line, key, why);
+        }
+    }
+
     /// Records every key that no accessor has asked for. Called once, after the module has read
     /// its options.
     pub fn finish(&mut self) {

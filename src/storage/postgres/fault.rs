@@ -68,11 +68,11 @@ pub(super) fn is_cancelled(error: &Error) -> bool {
 }
 
 /// The session no longer fits the server, though a new one may: it was ended (57P), the server
-/// has become a read-only standby (25006), the prepared statements are gone (26000) or their
-/// result has changed (0A000), the table was dropped (42P01).
+/// has become a read-only standby (25006), a pooler has lost a statement on its way (26000), the table
+/// was dropped (42P01) or a view is in its place (42703).
 pub(super) fn is_outdated(error: &Error) -> bool {
     match state(error) {
-        Some(s) => s.starts_with("57P") || matches!(s, "25006" | "26000" | "0A000" | "42P01"),
+        Some(s) => s.starts_with("57P") || matches!(s, "25006" | "26000" | "42P01" | "42703"),
         None => error.is_closed() || has_io_cause(error),
     }
 }
@@ -86,6 +86,12 @@ pub(super) fn may_work_without_tls(error: &Error) -> bool {
             .and_then(|cause| cause.downcast_ref::<io::Error>())
             .and_then(io::Error::get_ref)
             .is_some_and(|cause| cause.is::<rustls::Error>())
+}
+
+/// Who refused the connection may take one without the startup parameter `options`: poolers say
+/// "unsupported startup parameter" (08P01) or "not supported" (0A000).
+pub(super) fn may_work_without_options(error: &Error) -> bool {
+    matches!(state(error), Some("08P01" | "0A000"))
 }
 
 /// Class 22: data that the columns do not take.
