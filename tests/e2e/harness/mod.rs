@@ -19,6 +19,7 @@ mod journal;
 mod ledger;
 mod monitor;
 mod nginx;
+mod pgbouncer;
 mod postgres;
 mod preload;
 mod processes;
@@ -56,6 +57,7 @@ pub use hook::{Hook, deferring, storage_at};
 pub use ledger::Ledger;
 pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
+pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
