@@ -21,8 +21,8 @@
 //! `statements`.
 //!
 //! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `watchdog`. When the deadline leaves less, or a pooler keeps the server from knowing the time, the
-//! statement is cancelled from our side; see the module `session`.
+//! `watchdog`. How the server learns its time, also when the deadline leaves less, is told in the module
+//! `session`.
 //!
 //! Which errors are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
@@ -35,6 +35,7 @@ mod table;
 mod tls;
 mod watchdog;
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -43,7 +44,7 @@ use postgres::{Client, Config, Error};
 
 use self::fault::{is_bad_data, is_cancelled, is_chance, is_outdated, is_the_vcons, reason};
 use self::hosts::Hosts;
-use self::session::{Access, Session};
+use self::session::{Access, Session, limited, shorter};
 use self::statements::{Document, Done, NewRow, Statements};
 use self::table::Table;
 use self::tls::Tls;
@@ -118,6 +119,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         },
         statement_limit: statement_timeout + GRACE,
         meets_rows: false,
+        is_slow: false,
         session: None,
         bounded: Bounded::new(),
     })
@@ -139,6 +141,8 @@ struct Postgres {
     statement_limit: Duration,
     /// The last save has found a row: the next one looks for it first.
     meets_rows: bool,
+    /// The last call was not done in time.
+    is_slow: bool,
     session: Option<Session>,
     bounded: Bounded,
 }
@@ -301,7 +305,10 @@ impl Postgres {
         mut session: Session,
         work: Box<Work>,
     ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
-        let times = session.times(self.access.statement_timeout, limit);
+        let own = self.access.statement_timeout;
+        let times = session.times(own, limit);
+        let at_server =
+            (self.is_slow && !session.is_direct).then(|| shorter(own, limit).unwrap_or(own));
         let can_cut = session.watchdog.can_cut();
         let call = move || {
             let Session {
@@ -310,10 +317,15 @@ impl Postgres {
                 watchdog,
                 ..
             } = &mut session;
-            let answer = watchdog.during(times, || work(client, statements, limit));
-            (session, work, answer)
+            let (answer, is_usable) = watchdog.during(times, || match at_server {
+                Some(timeout) => limited(client, timeout, |client| work(client, statements, limit)),
+                None => (work(client, statements, limit), true),
+            });
+            (session, work, answer, is_usable)
         };
-        let (session, work, answer) = if can_cut {
+        // Until the answer shows that it was in time.
+        let was_slow = mem::replace(&mut self.is_slow, true);
+        let (session, work, answer, is_usable) = if can_cut {
             call()
         } else {
             let name = self.message(what);
@@ -333,8 +345,12 @@ impl Postgres {
                 "{what}: no answer within {limit}"
             )));
         }
+        self.is_slow = match &answer {
+            Ok(_) => false,
+            Err(error) => was_slow || is_cancelled(error),
+        };
         // A request to cancel may still be under way, and would meet the next call.
-        let is_usable = !was_cancelled && !was_cut;
+        let is_usable = is_usable && !was_cancelled && !was_cut;
         Ok((is_usable.then_some(session), work, answer))
     }
 

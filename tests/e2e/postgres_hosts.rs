@@ -21,10 +21,10 @@ fn check(storage: Value) -> Finished {
 #[test]
 fn of_several_hosts_the_first_that_takes_writes_is_used() {
     let servers = [Postgres::own(), Postgres::own()];
-    let database = servers[1].create_database("both");
+    let database = servers[1].create_database("twins");
     servers[0]
-        .create_database("both")
-        .execute("ALTER DATABASE both SET default_transaction_read_only = on");
+        .create_database("twins")
+        .execute("ALTER DATABASE twins SET default_transaction_read_only = on");
     // The first server lets us in, and takes no writes.
     let (redis, samples) = (Redis::plain(), fresh(10));
     submit(&redis, "default", &samples);

@@ -2,9 +2,13 @@
 //!
 //! The server itself is to end a statement after `statement_timeout`: it does so even when this host is
 //! gone. It is told by the startup parameter `options`, which belongs to the backend process and to no
-//! other, and which `DISCARD ALL` does not undo. A pooler refuses or ignores it, since its connections
-//! serve others as well; then the server is asked to cancel the statement when its time is over, as it is
-//! when a chain's timeout leaves less time.
+//! other, and which `DISCARD ALL` does not undo. When a chain's timeout leaves less time, the statement is
+//! cancelled from our side.
+//!
+//! A pooler refuses or ignores `options`, since its connections serve others as well, and a request to
+//! cancel is not safe there: some versions of PgBouncer die of two at a time. There, a statement has no
+//! limit at the server until one was too slow. From then on, until one is in time again, each call is a
+//! transaction with a limit of its own (`SET LOCAL`), which costs two more round trips.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -46,8 +50,8 @@ pub(super) struct Session {
     pub(super) statements: Statements,
     /// Ends calls that hang.
     pub(super) watchdog: Watchdog,
-    /// The server ends a statement after `statement_timeout`.
-    knows_timeout: bool,
+    /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
+    pub(super) is_direct: bool,
 }
 
 impl Session {
@@ -59,51 +63,79 @@ impl Session {
     fn try_to_open(access: &Access) -> Result<Self, String> {
         let mark = next_mark();
         let mut client = access.connect(mark)?;
-        let watchdog = access.watch_over(&client, mark)?;
+        let may_cancel = Arc::new(AtomicBool::new(false));
+        let watchdog = access.watch_over(&client, mark, &may_cancel)?;
         let times = Times {
             cancel: None,
             cut: access.connect_limit,
         };
         let begun = watchdog.during(times, || {
-            let knows_timeout = knows_timeout(&mut client, access.statement_timeout)?;
+            let is_direct = is_direct(&mut client, access.statement_timeout)?;
             let has_xmin = access.table.make(&mut client)?;
-            Ok((knows_timeout, has_xmin))
+            Ok((is_direct, has_xmin))
         });
-        let (knows_timeout, has_xmin) = begun.map_err(|e: Error| reason(&e))?;
+        let (is_direct, has_xmin) = begun.map_err(|e: Error| reason(&e))?;
+        may_cancel.store(is_direct, Ordering::Relaxed);
         Ok(Self {
             client,
             statements: Statements::of(&access.table.quoted, has_xmin),
             watchdog,
-            knows_timeout,
+            is_direct,
         })
     }
 
     /// How long a call with this limit may take. `own` is the option `statement_timeout`.
     pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
         Times {
-            cancel: cancel_after(self.knows_timeout, own, limit),
+            cancel: shorter(own, limit).filter(|_| self.is_direct),
             cut: limit.left(),
         }
     }
 }
 
-/// Whether the server has taken over the time from the startup parameters.
-fn knows_timeout(client: &mut Client, timeout: Duration) -> Result<bool, Error> {
-    let question = "SELECT current_setting('statement_timeout')::interval = $1::interval";
-    let timeout = format!("{}ms", timeout.as_millis());
+/// Does the work in a transaction whose statements the server ends after `timeout`. Also returns whether
+/// the session can be used again.
+pub(super) fn limited<T>(
+    client: &mut Client,
+    timeout: Duration,
+    work: impl FnOnce(&mut Client) -> Result<T, Error>,
+) -> (Result<T, Error>, bool) {
+    let timeout = timeout.as_millis().max(1);
+    let begin = format!("BEGIN; SET LOCAL statement_timeout = {timeout}");
+    let done = client.batch_execute(&begin).and_then(|()| work(client));
+    // The commit has no limit: one that is ended while it waits for a standby counts as a success.
+    let end = match &done {
+        Ok(_) => "SET LOCAL statement_timeout = 0; COMMIT",
+        Err(_) => "ROLLBACK",
+    };
+    match (client.batch_execute(end), done) {
+        (Ok(()), done) => (done, true),
+        (Err(error), Ok(_)) => (Err(error), false),
+        (Err(_), Err(error)) => (Err(error), false),
+    }
+}
+
+/// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
+/// little less than the limit, so that there is an answer before the connection is cut.
+pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
+    (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
+}
+
+/// The startup parameters that tell the server of the timeout. The second is there to be asked for: the
+/// first may be what the server has by itself.
+fn startup_options(timeout: Duration) -> String {
+    let timeout = timeout.as_millis();
+    format!("-c statement_timeout={timeout} -c conserver.statement_timeout={timeout}")
+}
+
+/// Whether the server has got our startup parameters.
+fn is_direct(client: &mut Client, timeout: Duration) -> Result<bool, Error> {
+    let question =
+        "SELECT current_setting('conserver.statement_timeout', true) IS NOT DISTINCT FROM $1";
+    let timeout = timeout.as_millis().to_string();
     client
         .query_typed_one(question, &[(&timeout, Type::TEXT)])?
         .try_get(0)
-}
-
-/// When a call with this limit is to be cancelled from our side, if the server does not end it in
-/// time. `own` is the option `statement_timeout`.
-fn cancel_after(server_knows: bool, own: Duration, limit: Limit) -> Option<Duration> {
-    if limit.is_the_chains() && limit.time() < own {
-        // A little less, so that there is an answer before the connection is cut.
-        return Some(limit.time().mul_f64(0.9));
-    }
-    (!server_knows && own < limit.time()).then_some(own)
 }
 
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
@@ -140,13 +172,22 @@ impl Access {
     /// A watch over the client's calls. One that is cut is cancelled as well: the server does not
     /// notice that its client is gone while it waits for a standby, say, and would collect such
     /// sessions until it has no more to give.
-    fn watch_over(&self, client: &Client, mark: u32) -> Result<Watchdog, String> {
+    fn watch_over(
+        &self,
+        client: &Client,
+        mark: u32,
+        may_cancel: &Arc<AtomicBool>,
+    ) -> Result<Watchdog, String> {
         let socket = SocketHold::find(mark, VANISHED_MS);
         if socket.is_none() && self.tls.is_some() {
             log::debug!("the socket of a session of PostgreSQL could not be told from others");
         }
         let (token, tls) = (client.cancel_token(), self.tls.clone());
+        let may_cancel = Arc::clone(may_cancel);
         let cancel = move || {
+            if !may_cancel.load(Ordering::Relaxed) {
+                return;
+            }
             let ask = || match tls.as_ref().map(Tls::connector) {
                 Some(Ok(connector)) => token.cancel_query(connector).map_err(|e| reason(&e)),
                 Some(Err(why)) => Err(why),
@@ -166,8 +207,7 @@ impl Access {
             return self.dial(plain).map_err(|refusal| refusal.why);
         }
         let mut config = plain.clone();
-        let timeout = self.statement_timeout.as_millis();
-        config.options(&format!("-c statement_timeout={timeout}"));
+        config.options(&startup_options(self.statement_timeout));
         match self.dial(config) {
             Err(refusal) if refusal.may_be_for_options => {
                 let client = self.dial(plain).map_err(|second| second.why)?;
@@ -238,19 +278,22 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_call_is_cancelled_from_our_side_where_the_server_would_not_end_it_in_time() {
+    fn a_statement_gets_what_the_chain_leaves_where_that_is_less_than_its_own_time() {
         let own = 30 * SECOND;
         let left = |seconds| Deadline::after(Some(seconds * SECOND)).begin(own + 5 * SECOND);
-        let calls_own = Deadline::NONE.begin(own + 5 * SECOND);
-        assert_eq!(cancel_after(true, own, calls_own), None);
-        assert_eq!(cancel_after(false, own, calls_own), Some(own));
-        for knows in [true, false] {
-            let time = cancel_after(knows, own, left(10)).unwrap_or_default();
-            assert!(time > 8 * SECOND && time < 10 * SECOND, "{time:?}");
-            // A probe is cut long before.
-            assert_eq!(cancel_after(knows, own, Deadline::NONE.begin(SECOND)), None);
-        }
-        assert_eq!(cancel_after(true, own, left(33)), None);
-        assert_eq!(cancel_after(false, own, left(33)), Some(own));
+        let time = shorter(own, left(10)).unwrap_or_default();
+        assert!(time > 8 * SECOND && time < 10 * SECOND, "{time:?}");
+        assert_eq!(shorter(own, left(33)), None);
+        assert_eq!(shorter(own, Deadline::NONE.begin(own + 5 * SECOND)), None);
+        // A probe is cut long before.
+        assert_eq!(shorter(own, Deadline::NONE.begin(SECOND)), None);
+    }
+
+    #[test]
+    fn the_server_is_told_its_time_in_milliseconds() {
+        assert_eq!(
+            startup_options(SECOND * 3 / 2),
+            "-c statement_timeout=1500 -c conserver.statement_timeout=1500"
+        );
     }
 }

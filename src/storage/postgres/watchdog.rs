@@ -2,8 +2,8 @@
 //!
 //! The client has no limit of its own: a server whose kernel answers while its program does not
 //! would hold a lane for ever. A thread beside each session ends such a call by ending its
-//! connection. Before that it asks the server to cancel the statement, if the server was not told
-//! how long that may take. It sleeps until the call in work, or one that has ended since, would be over its
+//! connection. Before that it asks the server to cancel the statement, if the call has less time than the
+//! server knows of. It sleeps until the call in work, or one that has ended since, would be over its
 //! time, so that calls do not wake it:
 //!
 //! ```text
