@@ -9,7 +9,7 @@ use crate::harness::{
     Conserver, Daemon, Database, Ledger, PATIENCE, PgBouncer, Pooling, Postgres, Redis, Sample,
     Shelf, chain, fresh, number_from_env, run, same, submit, wait_until,
 };
-use crate::postgres_faults::{all_is_stored, fails};
+use crate::postgres_faults::all_is_stored;
 
 const BOTH: [Pooling; 2] = [Pooling::Transaction, Pooling::Session];
 
@@ -141,7 +141,7 @@ fn a_statement_behind_a_pooler_that_takes_too_long_is_ended_at_the_server() {
         lock.batch_execute("TRUNCATE vcons; LOCK TABLE vcons IN ACCESS EXCLUSIVE MODE")
             .expect("a lock");
         submit(&redis, "default", &samples);
-        fails(&redis, &daemon, "SQLSTATE 57014");
+        daemon.wait_for_log("SQLSTATE 57014", PATIENCE);
         // Those that were given up do not go on waiting, but for the first of each lane.
         let waiting = "SELECT count(*) FROM pg_stat_activity \
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
