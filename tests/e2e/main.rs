@@ -12,6 +12,7 @@
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
+//! | `CONSERVER_TEST_POOLED` | 300 | vCons that four daemons write through a pooler of PostgreSQL |
 //! | `CONSERVER_TEST_WORKERS` | 350 | workers of one forkserver |
 //! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
@@ -62,7 +63,10 @@ mod monitor_http;
 mod monitor_metrics;
 mod outages;
 mod page;
+mod pgbouncer;
 mod postgres_faults;
+mod postgres_hosts;
+mod postgres_late;
 mod postgres_table;
 mod postgres_tls;
 mod process_faults;

@@ -21,6 +21,7 @@ mod leash;
 mod ledger;
 mod monitor;
 mod nginx;
+mod pgbouncer;
 mod postgres;
 mod preload;
 mod processes;
@@ -60,6 +61,7 @@ pub use leash::Leashed;
 pub use ledger::Ledger;
 pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
+pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
