@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Conserver, Files, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain, run, said,
+    Conserver, Files, Ledger, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample, chain, run,
+    said, submit,
 };
 
 #[test]
@@ -40,6 +41,34 @@ fn it_makes_no_directory() {
     let left = std::fs::read_dir(place.path()).expect("a folder").count();
     assert_eq!(left, 0);
     assert_eq!(redis.keys("*"), Vec::<String>::new());
+}
+
+#[test]
+fn it_makes_no_table() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let conserver =
+        Conserver::with(&redis).config(&chain(&[], &[("pg", database.storage())]));
+    let is_there = |table: &str| -> bool {
+        let row = database
+            .client()
+            .query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]);
+        row.expect("PostgreSQL").get(0)
+    };
+    said(&run(&conserver, &["check"], 0), &["the service makes it"]);
+    assert!(!is_there("vcons"));
+    // A user who could not make it.
+    let user = database.new_user();
+    let options = serde_json::json!({"user": user, "table_name": "elsewhere.vcons"});
+    let refused = chain(&[], &[("pg", database.storage_with(options))]);
+    let refused = Conserver::with(&redis).config(&refused);
+    said(&run(&refused, &["check"], 69), &["elsewhere"]);
+    let daemon = conserver.start();
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(is_there("vcons"));
+    said(&run(daemon.conserver(), &["check"], 0), &["answers"]);
+    daemon.stop();
 }
 
 #[test]
