@@ -11,9 +11,7 @@ use super::shown::say;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::monitor::{self, arrival};
-use crate::queue::{
-    Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse,
-};
+use crate::queue::{Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse};
 use crate::settings::Settings;
 
 /// How long a server may take to answer.
@@ -217,7 +215,10 @@ fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> 
 
 /// The version of the server, as far as it tells, and how documents are kept.
 fn about(lease: &mut Lease) -> Result<String, QueueError> {
-    let version = match redis::cmd("INFO").arg("server").query::<String>(&mut **lease) {
+    let version = match redis::cmd("INFO")
+        .arg("server")
+        .query::<String>(&mut **lease)
+    {
         // Not every user may ask.
         Err(error) if error.code().is_some() => "unknown".to_owned(),
         info => {

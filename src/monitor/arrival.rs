@@ -52,7 +52,9 @@ pub(super) fn look(
                 exit: Exit::Config,
             }));
         }
-        Fitness::Lacks(shortage) => log::error!("Redis at {url} is not enough for the work: {shortage}"),
+        Fitness::Lacks(shortage) => {
+            log::error!("Redis at {url} is not enough for the work: {shortage}")
+        }
     }
     Ok(None)
 }

@@ -92,7 +92,8 @@ impl Turn {
     fn pack(turns: &[&Self], out: &mut Vec<u8>) {
         let Some(first) = turns.first() else { return };
         let mut call = Arguments::default();
-        call.arg(first.command.as_bytes()).arg(first.script.as_bytes());
+        call.arg(first.command.as_bytes())
+            .arg(first.script.as_bytes());
         call.arg(first.keys.to_string().as_bytes());
         call.add(&first.head);
         turns.iter().for_each(|turn| call.add(&turn.own));
@@ -380,8 +381,7 @@ mod tests {
         by_hash.arg(script.hash()).arg(1).arg("key").arg("$7");
         let mut expected = redis::cmd("EVAL");
         expected.arg("return 1").arg(1).arg("key").arg("$7");
-        let Request::Alone(packed) =
-            Request::Alone(by_hash.get_packed_command()).in_full(&script)
+        let Request::Alone(packed) = Request::Alone(by_hash.get_packed_command()).in_full(&script)
         else {
             unreachable!("it stands for itself");
         };

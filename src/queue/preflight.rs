@@ -28,7 +28,10 @@ const KEY: &str = "KEY";
 /// connection useless.
 const COMMANDS: [(&str, &[&str]); 8] = [
     // No script has this hash.
-    ("EVALSHA", &["0000000000000000000000000000000000000000", "0"]),
+    (
+        "EVALSHA",
+        &["0000000000000000000000000000000000000000", "0"],
+    ),
     ("EVAL", &["return 1", "0"]),
     ("BLPOP", &[KEY, "0.001"]),
     ("WATCH", &[KEY]),
@@ -70,7 +73,11 @@ impl fmt::Display for Shortage {
         }
         if !keys.is_empty() {
             let between = if commands.is_empty() { "" } else { "; " };
-            write!(f, "{between}it does not let this user use: {}", keys.join(", "))?;
+            write!(
+                f,
+                "{between}it does not let this user use: {}",
+                keys.join(", ")
+            )?;
         }
         Ok(())
     }
@@ -129,7 +136,9 @@ impl Lease {
             Err(error) if is_answered(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        shortage.commands.extend(refused_commands(&mut self, &base)?);
+        shortage
+            .commands
+            .extend(refused_commands(&mut self, &base)?);
         Ok(if shortage == Shortage::default() {
             Fitness::Fit
         } else {
@@ -183,7 +192,9 @@ fn refused_commands(connection: &mut Connection, base: &str) -> RedisResult<Vec<
     };
     let refused = COMMANDS.iter().zip(&answers);
     let refused = refused.filter(|(_, answer)| is_refused(answer));
-    Ok(refused.map(|((command, _), _)| (*command).to_owned()).collect())
+    Ok(refused
+        .map(|((command, _), _)| (*command).to_owned())
+        .collect())
 }
 
 #[cfg(test)]
@@ -263,7 +274,10 @@ mod tests {
     #[test]
     fn a_cluster_is_known_by_its_errors() {
         for (line, is_cluster) in [
-            ("CROSSSLOT Keys in request don't hash to the same slot", true),
+            (
+                "CROSSSLOT Keys in request don't hash to the same slot",
+                true,
+            ),
             ("MOVED 3999 127.0.0.1:6381", true),
             ("ASK 3999 127.0.0.1:6381", true),
             ("CLUSTERDOWN Hash slot not served", true),

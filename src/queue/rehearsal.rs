@@ -59,7 +59,8 @@ pub fn rehearse(
     settings: &Settings,
     limit: Duration,
 ) -> Result<(), RehearsalError> {
-    let mut stage = Stage::new(server, settings, limit).map_err(|cause| refused("connect", cause))?;
+    let mut stage =
+        Stage::new(server, settings, limit).map_err(|cause| refused("connect", cause))?;
     let result = stage.steps();
     let cleaned = stage.clean_up();
     result?;
@@ -105,10 +106,21 @@ impl Stage {
         leased.map_err(|cause| refused("take the lease on a name", cause))?;
 
         let mut submit = redis::pipe();
-        submit.cmd("SET").arg(self.id.key()).arg(BEFORE).arg("EX").arg(EXPIRY);
-        submit.cmd("RPUSH").arg(self.ingress.as_str()).arg(self.id.as_str());
+        submit
+            .cmd("SET")
+            .arg(self.id.key())
+            .arg(BEFORE)
+            .arg("EX")
+            .arg(EXPIRY);
+        submit
+            .cmd("RPUSH")
+            .arg(self.ingress.as_str())
+            .arg(self.id.as_str());
         submit.cmd("EXPIRE").arg(self.ingress.as_str()).arg(EXPIRY);
-        submit.cmd("EXPIRE").arg(keys::workers_key(&self.seat.instance)).arg(EXPIRY);
+        submit
+            .cmd("EXPIRE")
+            .arg(keys::workers_key(&self.seat.instance))
+            .arg(EXPIRY);
         self.run(&submit)
             .map_err(|cause| refused("submit a vCon", cause))?;
 
@@ -125,7 +137,10 @@ impl Stage {
             return Err(RehearsalError::NoEffect("load a vCon"));
         }
         let mut expire = redis::pipe();
-        for key in [self.seat.claims_key(), keys::workers_key(&self.seat.instance)] {
+        for key in [
+            self.seat.claims_key(),
+            keys::workers_key(&self.seat.instance),
+        ] {
             expire.cmd("EXPIRE").arg(key).arg(EXPIRY);
         }
         self.run(&expire)
@@ -151,7 +166,9 @@ impl Stage {
         let mut look = redis::pipe();
         look.cmd("GET").arg(self.id.key());
         look.cmd("LRANGE").arg(self.egress.as_str()).arg(0).arg(-1);
-        let found = self.run(&look).map_err(|cause| refused("see the finish", cause))?;
+        let found = self
+            .run(&look)
+            .map_err(|cause| refused("see the finish", cause))?;
         let bytes = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         if found == [bytes(AFTER), Value::Array(vec![bytes(self.id.as_str())])] {
             Ok(())

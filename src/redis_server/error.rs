@@ -133,8 +133,15 @@ mod tests {
             let (before, words) = said.split_at(said.len() - line.len());
             assert_eq!(words, line);
             let is_login = expected == Some(Refusal::Login);
-            assert_eq!(before.ends_with("authentication failed: "), is_login, "{said}");
-            assert!(before.starts_with("could not connect to Redis at redis://h: "), "{said}");
+            assert_eq!(
+                before.ends_with("authentication failed: "),
+                is_login,
+                "{said}"
+            );
+            assert!(
+                before.starts_with("could not connect to Redis at redis://h: "),
+                "{said}"
+            );
         }
         let cut = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(refusal(&cut), None);

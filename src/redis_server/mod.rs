@@ -195,8 +195,9 @@ fn greet(
     }
     commands.cmd("CLIENT").arg("SETNAME").arg(name);
     connection.send_packed_command(&commands.get_packed_pipeline())?;
-    let answers: RedisResult<Vec<Value>> =
-        (0..commands.len()).map(|_| connection.recv_response()).collect();
+    let answers: RedisResult<Vec<Value>> = (0..commands.len())
+        .map(|_| connection.recv_response())
+        .collect();
     let mut answers = answers?;
     let named = answers.pop().map(Value::extract_error);
     // A refused login says more than what is refused for the want of it.

@@ -233,7 +233,9 @@ fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
     only_for("redis://", &query, &["host", "port"])?;
     let login = login(parts, &query);
     let path = match decoded(parts.path) {
-        path if path.trim_matches('/').is_empty() => query.get("path").unwrap_or_default().to_owned(),
+        path if path.trim_matches('/').is_empty() => {
+            query.get("path").unwrap_or_default().to_owned()
+        }
         path => path,
     };
     if !path.starts_with('/') || path.ends_with('/') || path.contains(char::is_control) {
@@ -259,7 +261,12 @@ fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
 /// The login of a URL: of user and password, each is taken from before the `@` if it stands there.
 fn login(parts: &Parts<'_>, query: &Query) -> Login {
     let mut login = parts.login.map(Login::of).unwrap_or_default();
-    let given = |names: [&str; 2]| names.iter().find_map(|name| query.get(name)).map(str::to_owned);
+    let given = |names: [&str; 2]| {
+        names
+            .iter()
+            .find_map(|name| query.get(name))
+            .map(str::to_owned)
+    };
     login.user = login.user.or_else(|| given(["username", "user"]));
     login.password = login.password.or_else(|| given(["password", "pass"]));
     login
@@ -316,7 +323,10 @@ fn tls(
     };
     let has_certificate =
         |text: &Vec<u8>| String::from_utf8_lossy(text).contains("-----BEGIN CERTIFICATE-----");
-    if root_cert.as_ref().is_some_and(|text| !has_certificate(text)) {
+    if root_cert
+        .as_ref()
+        .is_some_and(|text| !has_certificate(text))
+    {
         return fault("its certificates: what ssl_ca_certs or ssl_ca_data names holds none");
     }
     let client_tls = match (query.get("ssl_certfile"), query.get("ssl_keyfile")) {
@@ -338,7 +348,10 @@ fn tls(
         let client = client.map_err(|error| NotARedisUrl(format!("its certificates: {error}")))?;
         client.get_connection_info().addr().clone()
     };
-    if query.get("ssl_check_hostname").is_some_and(|value| !is_true(value)) {
+    if query
+        .get("ssl_check_hostname")
+        .is_some_and(|value| !is_true(value))
+    {
         address.set_danger_accept_invalid_hostnames(true);
     }
     Ok(address)
@@ -509,13 +522,7 @@ mod tests {
                 Some("p"),
                 0,
             ),
-            (
-                "redis://u@h?password=q",
-                "h:6379",
-                Some("u"),
-                Some("q"),
-                0,
-            ),
+            ("redis://u@h?password=q", "h:6379", Some("u"), Some("q"), 0),
             ("redis://[::1]/2", "::1:6379", None, None, 2),
             ("rediss://[::1]:7", "::1:7", None, None, 0),
             ("unix:///a/b.sock", "/a/b.sock", None, None, 0),
@@ -616,6 +623,14 @@ mod tests {
     }
 
     #[test]
+    fn urls_are_the_same_if_they_are_written_in_the_same_way() {
+        assert_eq!(parsed("redis://h/1"), parsed("redis://h/1"));
+        assert_ne!(parsed("redis://h/1"), parsed("redis://h?db=1"));
+        assert_ne!(parsed("redis://:p@h"), parsed("redis://:q@h"));
+        assert_eq!(format!("{:?}", parsed("redis://h")), "RedisUrl(redis://h)");
+    }
+
+    #[test]
     fn parameters_without_effect_are_told() {
         assert_eq!(parsed("redis://h?db=1").parameters(), None);
         assert_eq!(
@@ -640,7 +655,11 @@ mod tests {
         ] {
             let said = parsed(text).login_advice();
             assert!(said.contains(advice) && said.contains("password"), "{text}");
-            assert_eq!(parsed(text).has_one_word(), advice == "single word", "{text}");
+            assert_eq!(
+                parsed(text).has_one_word(),
+                advice == "single word",
+                "{text}"
+            );
         }
         let usual = RedisUrl::default();
         assert!(usual.login_advice().contains("there is none"));
@@ -657,6 +676,7 @@ mod tests {
             ("redis://host/hunter2", "number of a database"),
             ("redis://host/1/2", "number of a database"),
             ("redis://host/-1", "number of a database"),
+            ("redis://host/+1", "number of a database"),
             ("redis://host?db=hunter2", "value of db"),
             ("redis://host?db=-1", "value of db"),
             ("redis://host?db=2147483648", "value of db"),

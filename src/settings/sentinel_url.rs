@@ -72,9 +72,14 @@ impl SentinelUrl {
             (None, text) => Some(database_of(text, "what follows the name of the master")?),
         };
         let mut login = parts.login.map(Login::of).unwrap_or_default();
-        login.user = login.user.or_else(|| query.get("username").map(str::to_owned));
-        login.password = login.password.or_else(|| query.get("password").map(str::to_owned));
-        let sentinels: Result<Vec<_>, _> = parts.hosts.split(',').map(|host| access.to(host)).collect();
+        login.user = login
+            .user
+            .or_else(|| query.get("username").map(str::to_owned));
+        login.password = login
+            .password
+            .or_else(|| query.get("password").map(str::to_owned));
+        let sentinels: Result<Vec<_>, _> =
+            parts.hosts.split(',').map(|host| access.to(host)).collect();
         let sentinels = sentinels?;
 
         let settings = RedisConnectionInfo::default().set_db(database.unwrap_or(0));
@@ -84,8 +89,14 @@ impl SentinelUrl {
             parts.scheme,
             if login.is_given() { "***@" } else { "" },
             addresses.join(","),
-            database.map(|number| format!("/{number}")).unwrap_or_default(),
-            if mode == TlsMode::Insecure { "#insecure" } else { "" },
+            database
+                .map(|number| format!("/{number}"))
+                .unwrap_or_default(),
+            if mode == TlsMode::Insecure {
+                "#insecure"
+            } else {
+                ""
+            },
         );
         Ok(Self {
             master: Master {
@@ -233,6 +244,14 @@ mod tests {
             address,
             ConnectionAddr::TcpTls { insecure: true, .. }
         ));
+        for text in [
+            "redis+sentinel://a/calls?sentinel_tls=no",
+            "rediss+sentinel://a/calls",
+        ] {
+            let (master, _) = parsed(text);
+            let address = master.sentinels[0].1.addr();
+            assert!(matches!(address, ConnectionAddr::Tcp(..)), "{text}");
+        }
         let (master, _) = parsed("redis+sentinel://a/calls");
         assert_eq!((master.tls, master.settings.password()), (None, None));
         assert_eq!(master.sentinels[0].1.redis_settings().password(), None);
@@ -257,18 +276,24 @@ mod tests {
                 "redis+sentinel://u:hunter2@a,u:hunter2@b/calls",
                 "stand once",
             ),
+            ("redis+sentinel://a/calls?hunter2 =1", "cannot be one"),
             (
-                "redis+sentinel://a/calls?hunter2 =1",
-                "cannot be one",
+                "redis+sentinel://a/calls?hunter2=1&x=@",
+                "unknown parameter",
             ),
-            ("redis+sentinel://a/calls?hunter2=1&x=@", "unknown parameter"),
-            ("redis+sentinel://a/calls?sentinel=1", "unknown parameter sentinel;"),
+            (
+                "redis+sentinel://a/calls?sentinel=1",
+                "unknown parameter sentinel;",
+            ),
             (
                 "redis+sentinel://a/calls?sentinel_tls=hunter2",
                 "neither true nor false",
             ),
             ("redis+sentinel://a/calls?db=hunter2", "the value of db"),
-            ("redis+sentinel://a/calls?ssl_cert_reqs=none", "rediss:// alone"),
+            (
+                "redis+sentinel://a/calls?ssl_cert_reqs=none",
+                "rediss:// alone",
+            ),
             ("redis+sentinel://a/calls#insecure", "#insecure"),
             ("rediss+sentinel://a/calls#hunter2", "#insecure"),
         ] {

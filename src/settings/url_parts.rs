@@ -47,12 +47,10 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// Whether what is split off may belong to a password that is not percent-encoded: nothing of it is
-    /// to be shown.
+    /// Whether path and query may belong to a password that is not percent-encoded: nothing of them is to
+    /// be shown.
     pub fn may_be_torn(&self) -> bool {
-        let has_at = |part: &str| part.contains('@');
-        self.login.is_none()
-            && (has_at(self.path) || has_at(self.query) || self.fragment.is_some_and(has_at))
+        self.login.is_none() && (self.path.contains('@') || self.query.contains('@'))
     }
 }
 
@@ -154,8 +152,7 @@ pub(super) fn port_of(text: &str) -> Result<Option<u16>, NotARedisUrl> {
 
 /// A host; `None` if the text is empty.
 pub(super) fn name(host: String) -> Result<Option<String>, NotARedisUrl> {
-    let is_foreign =
-        |c: char| c.is_control() || c.is_whitespace() || "/\\?#@:[]%,".contains(c);
+    let is_foreign = |c: char| c.is_control() || c.is_whitespace() || "/\\?#@:[]%,".contains(c);
     if host.contains(is_foreign) {
         return fault("the host is not a name or an IP address");
     }
@@ -165,7 +162,10 @@ pub(super) fn name(host: String) -> Result<Option<String>, NotARedisUrl> {
 fn ipv6(text: &str) -> Result<String, NotARedisUrl> {
     let (address, zone) = split(text, '%');
     let is_zone = |zone: &str| {
-        !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        !zone.is_empty()
+            && zone
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
     };
     match address.parse::<Ipv6Addr>() {
         Ok(_) if zone.is_none_or(is_zone) => Ok(text.to_owned()),
@@ -195,8 +195,21 @@ mod tests {
             assert_eq!(host_and_port(text), expected, "{text}");
         }
         for text in [
-            "a:65536", "a:+1", "a:x", "a:1:2", "::1", "[::1", "[a]", "[::1]7", "[::1%25]",
-            "[::1%25a b]", "a b", "a%2Fb", "a%00", "a]", "a,b",
+            "a:65536",
+            "a:+1",
+            "a:x",
+            "a:1:2",
+            "::1",
+            "[::1",
+            "[a]",
+            "[::1]7",
+            "[::1%25]",
+            "[::1%25a b]",
+            "a b",
+            "a%2Fb",
+            "a%00",
+            "a]",
+            "a,b",
         ] {
             assert!(host_and_port(text).is_err(), "{text}");
         }

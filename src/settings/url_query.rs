@@ -1,8 +1,6 @@
 //! The parameters of a server's URL, as redis-py 4.6 reads them: decoded twice, the first of a name
 //! counts, and empty ones do not count at all.
 
-use std::collections::BTreeSet;
-
 use super::redis_url::NotARedisUrl;
 use super::url_parts::{Parts, TORN, decoded, fault, split};
 
@@ -116,7 +114,6 @@ impl Query {
     /// One is not known, or cannot be used; it is named unless it may be a part of a password.
     pub fn check(&self, has_tls: bool, more: &[&'static str]) -> Result<Used, NotARedisUrl> {
         let mut used = Used::default();
-        let mut seen = BTreeSet::new();
         for (name, value) in &self.pairs {
             if let Some(name) = more.iter().find(|known| *known == name) {
                 used.in_effect.push(name);
@@ -130,18 +127,18 @@ impl Query {
                 return fault(format!("the parameter {name} is for rediss:// alone"));
             }
             let expected = match kind {
-                Kind::Unused(Value::Whole) if value.trim().parse::<i64>().is_err() => "a whole number",
+                Kind::Unused(Value::Whole) if value.trim().parse::<i64>().is_err() => {
+                    "a whole number"
+                }
                 Kind::Unused(Value::Number) if value.trim().parse::<f64>().is_err() => "a number",
                 _ => "",
             };
             if !expected.is_empty() {
                 return fault(format!("the parameter {name} is not {expected}"));
             }
-            if seen.insert(*name) {
-                match kind {
-                    Kind::Read | Kind::OfTls => used.in_effect.push(name),
-                    Kind::Unused(_) | Kind::UnusedOfTls => used.without.push(name),
-                }
+            match kind {
+                Kind::Read | Kind::OfTls => used.in_effect.push(name),
+                Kind::Unused(_) | Kind::UnusedOfTls => used.without.push(name),
             }
         }
         Ok(used)
@@ -212,7 +209,10 @@ mod tests {
     #[test]
     fn every_parameter_is_known_and_named_if_it_cannot_be_used() {
         for (name, kind) in PARAMETERS {
-            assert!(query(&format!("{name}=1")).check(true, &[]).is_ok(), "{name}");
+            assert!(
+                query(&format!("{name}=1")).check(true, &[]).is_ok(),
+                "{name}"
+            );
             let is_of_tls = matches!(kind, Kind::OfTls | Kind::UnusedOfTls);
             let without = query(&format!("{name}=1")).check(false, &[]);
             assert_eq!(without.is_err(), is_of_tls, "{name}");

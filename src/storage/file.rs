@@ -271,7 +271,8 @@ impl Root {
             return self.write_probe().map(|()| "answers".to_owned());
         }
         let mut above = self.path.ancestors().skip(1);
-        let is_there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+        let is_there =
+            |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
         let above = match (self.path.symlink_metadata(), above.find(is_there)) {
             // It is no directory, or a link that leads to none: that says which.
             (Ok(_), _) => return self.make(&self.path).map(|()| String::new()),

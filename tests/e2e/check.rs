@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Conserver, Files, Ledger, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample, chain, run,
-    said, submit,
+    Conserver, Files, Ledger, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample, chain,
+    run, said, submit,
 };
 
 #[test]
@@ -46,8 +46,7 @@ fn it_makes_no_directory() {
 #[test]
 fn it_makes_no_table() {
     let (redis, database) = (Redis::plain(), Postgres::database());
-    let conserver =
-        Conserver::with(&redis).config(&chain(&[], &[("pg", database.storage())]));
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("pg", database.storage())]));
     let is_there = |table: &str| -> bool {
         let row = database
             .client()

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{
-    Conserver, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, delay, deferring, fresh, run,
+    Conserver, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, delay, fresh, run,
     said, submit, wait_until,
 };
 
@@ -267,7 +267,13 @@ fn a_command_that_the_server_does_not_have_is_named() {
 fn a_step_that_fails_is_named_and_leaves_nothing() {
     let redis = Redis::plain();
     let mut words = rights(&redis, |word| word == "~conserver:*");
-    let keys = ["preflight:*", "check:*", "instance*", "workers:*", "taken:*"];
+    let keys = [
+        "preflight:*",
+        "check:*",
+        "instance*",
+        "workers:*",
+        "taken:*",
+    ];
     words.extend(keys.map(|key| format!("~conserver:{key}")));
     make_user(&redis, &words);
     let conserver = conserver(&redis).config(&chain(&[], &[]));
@@ -326,7 +332,8 @@ fn a_login_that_is_refused_later_is_waited_for() {
         let log = daemon.log();
         let (_, after) = log.split_once("Restarted Monitor").unwrap_or_default();
         let mut lines = after.lines();
-        lines.any(|line| line.contains("cannot show that it is alive") && line.contains("WRONGPASS"))
+        lines
+            .any(|line| line.contains("cannot show that it is alive") && line.contains("WRONGPASS"))
     });
     make_user(&redis, &words);
     let samples = fresh(5);

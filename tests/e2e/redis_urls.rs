@@ -161,7 +161,11 @@ fn what_cannot_be_used_is_refused_at_once() {
         ("redis://{OPEN}/x", 78, &["database"]),
         ("redis://{OPEN}/1?hunter2=1&x=@", 78, &["parameter"]),
         ("redis://{OPEN}/1?databse=1", 78, &["databse"]),
-        ("redis://{OPEN}/1?max_connections=x", 78, &["max_connections"]),
+        (
+            "redis://{OPEN}/1?max_connections=x",
+            78,
+            &["max_connections"],
+        ),
         ("redis://{OPEN}?ssl_cert_reqs=none", 78, &["ssl_cert_reqs"]),
         ("redis://:de/hunter2@{LOCK}/1", 78, &["%2F"]),
         ("redis://:12#hunter2@{LOCK}/1", 78, &["%23"]),

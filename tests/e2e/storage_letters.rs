@@ -679,7 +679,11 @@ fn backlog_behind_very_many_dead_letters_is_found_piece_by_piece() {
     for _ in 0..25_000 {
         let dead = Sample::small();
         fill.cmd("RPUSH").arg(QUEUE).arg(&dead.id).ignore();
-        fill.cmd("HSET").arg(REASONS).arg(&dead.id).arg("{}").ignore();
+        fill.cmd("HSET")
+            .arg(REASONS)
+            .arg(&dead.id)
+            .arg("{}")
+            .ignore();
     }
     fill.query::<()>(&mut redis.connection()).expect("Redis");
     let (first, second, early) = (Sample::small(), Sample::small(), Sample::small());
