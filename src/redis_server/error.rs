@@ -6,7 +6,7 @@ use redis::{RedisError, ServerError};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The server could not be reached, or let us not in.
-    #[error("could not connect to Redis at {server}: {}", in_its_words(cause))]
+    #[error("could not connect to Redis at {server}: {}", of_login(cause))]
     Unreachable {
         /// The server, without user and password.
         server: String,
@@ -58,6 +58,15 @@ fn refusal(error: &RedisError) -> Option<Refusal> {
         _ if is_one_of(&DATABASE) => Some(Refusal::Database),
         _ if is_one_of(&["cluster mode"]) => Some(Refusal::Cluster),
         _ => None,
+    }
+}
+
+/// The error of a connection as the server worded it.
+fn of_login(cause: &RedisError) -> String {
+    let words = in_its_words(cause);
+    match refusal(cause) {
+        Some(Refusal::Login) => format!("authentication failed: {words}"),
+        _ => words,
     }
 }
 
@@ -120,9 +129,18 @@ mod tests {
                 cause: error.unwrap_or_else(|| panic!("{line} is no error")),
             };
             assert_eq!(error.refusal(), expected, "{line}");
+            let said = error.to_string();
+            let (before, words) = said.split_at(said.len() - line.len());
+            assert_eq!(words, line);
+            let is_login = expected == Some(Refusal::Login);
             assert_eq!(
-                error.to_string(),
-                format!("could not connect to Redis at redis://h: {line}")
+                before.ends_with("authentication failed: "),
+                is_login,
+                "{said}"
+            );
+            assert!(
+                before.starts_with("could not connect to Redis at redis://h: "),
+                "{said}"
             );
         }
         let cut = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));

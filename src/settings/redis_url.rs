@@ -623,6 +623,14 @@ mod tests {
     }
 
     #[test]
+    fn urls_are_the_same_if_they_are_written_in_the_same_way() {
+        assert_eq!(parsed("redis://h/1"), parsed("redis://h/1"));
+        assert_ne!(parsed("redis://h/1"), parsed("redis://h?db=1"));
+        assert_ne!(parsed("redis://:p@h"), parsed("redis://:q@h"));
+        assert_eq!(format!("{:?}", parsed("redis://h")), "RedisUrl(redis://h)");
+    }
+
+    #[test]
     fn parameters_without_effect_are_told() {
         assert_eq!(parsed("redis://h?db=1").parameters(), None);
         assert_eq!(
@@ -668,6 +676,7 @@ mod tests {
             ("redis://host/hunter2", "number of a database"),
             ("redis://host/1/2", "number of a database"),
             ("redis://host/-1", "number of a database"),
+            ("redis://host/+1", "number of a database"),
             ("redis://host?db=hunter2", "value of db"),
             ("redis://host?db=-1", "value of db"),
             ("redis://host?db=2147483648", "value of db"),

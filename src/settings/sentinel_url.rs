@@ -244,6 +244,14 @@ mod tests {
             address,
             ConnectionAddr::TcpTls { insecure: true, .. }
         ));
+        for text in [
+            "redis+sentinel://a/calls?sentinel_tls=no",
+            "rediss+sentinel://a/calls",
+        ] {
+            let (master, _) = parsed(text);
+            let address = master.sentinels[0].1.addr();
+            assert!(matches!(address, ConnectionAddr::Tcp(..)), "{text}");
+        }
         let (master, _) = parsed("redis+sentinel://a/calls");
         assert_eq!((master.tls, master.settings.password()), (None, None));
         assert_eq!(master.sentinels[0].1.redis_settings().password(), None);

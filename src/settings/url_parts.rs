@@ -47,12 +47,10 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// Whether what is split off may belong to a password that is not percent-encoded: nothing of it is
-    /// to be shown.
+    /// Whether path and query may belong to a password that is not percent-encoded: nothing of them is to
+    /// be shown.
     pub fn may_be_torn(&self) -> bool {
-        let has_at = |part: &str| part.contains('@');
-        self.login.is_none()
-            && (has_at(self.path) || has_at(self.query) || self.fragment.is_some_and(has_at))
+        self.login.is_none() && (self.path.contains('@') || self.query.contains('@'))
     }
 }
 

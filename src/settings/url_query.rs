@@ -1,8 +1,6 @@
 //! The parameters of a server's URL, as redis-py 4.6 reads them: decoded twice, the first of a name
 //! counts, and empty ones do not count at all.
 
-use std::collections::BTreeSet;
-
 use super::redis_url::NotARedisUrl;
 use super::url_parts::{Parts, TORN, decoded, fault, split};
 
@@ -116,7 +114,6 @@ impl Query {
     /// One is not known, or cannot be used; it is named unless it may be a part of a password.
     pub fn check(&self, has_tls: bool, more: &[&'static str]) -> Result<Used, NotARedisUrl> {
         let mut used = Used::default();
-        let mut seen = BTreeSet::new();
         for (name, value) in &self.pairs {
             if let Some(name) = more.iter().find(|known| *known == name) {
                 used.in_effect.push(name);
@@ -139,11 +136,9 @@ impl Query {
             if !expected.is_empty() {
                 return fault(format!("the parameter {name} is not {expected}"));
             }
-            if seen.insert(*name) {
-                match kind {
-                    Kind::Read | Kind::OfTls => used.in_effect.push(name),
-                    Kind::Unused(_) | Kind::UnusedOfTls => used.without.push(name),
-                }
+            match kind {
+                Kind::Read | Kind::OfTls => used.in_effect.push(name),
+                Kind::Unused(_) | Kind::UnusedOfTls => used.without.push(name),
             }
         }
         Ok(used)

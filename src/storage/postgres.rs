@@ -225,6 +225,19 @@ impl Storage for Postgres {
             Err(trouble) => Err(self.told("write", trouble)),
         }
     }
+
+    fn check(&mut self) -> Result<String, Failure> {
+        let access = self.access.clone();
+        let message = self.message("look for its table");
+        let limit = Deadline::NONE.begin(PROBE);
+        let look = move || session::look_for_table(&access);
+        let found = self.bounded.run(&message, limit, look)?;
+        if found.map_err(|why| Failure::transient(format!("{message}: {why}")))? {
+            self.probe().map(|()| "answers".to_owned())
+        } else {
+            Ok("answers; its table is not there yet: the service makes it".to_owned())
+        }
+    }
 }
 
 /// Why some work was not done.

@@ -198,6 +198,12 @@ impl Supervisor {
 
     /// Removes the places that nobody wants; what was left behind there is remembered.
     fn remove_places(&mut self) {
+        // With the last worker, nobody wants the monitor any more.
+        while self.remove_unwanted() {}
+    }
+
+    /// Returns whether there were any.
+    fn remove_unwanted(&mut self) -> bool {
         let gone: Vec<Post> = self
             .places
             .values()
@@ -206,6 +212,7 @@ impl Supervisor {
             .collect();
         // Who has the instance's name has its claims.
         let displaced = self.is_displaced();
+        let is_any = !gone.is_empty();
         for post in gone {
             let place = self.places.remove(&post);
             if let Some(slot) = post.slot() {
@@ -219,6 +226,7 @@ impl Supervisor {
                 self.orphaned.push(Leftover { worker, blame, end });
             }
         }
+        is_any
     }
 
     fn is_over(&mut self) -> Option<Exit> {

@@ -44,6 +44,33 @@ fn it_makes_no_directory() {
 }
 
 #[test]
+fn it_makes_no_table() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("pg", database.storage())]));
+    let is_there = |table: &str| -> bool {
+        let row = database
+            .client()
+            .query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]);
+        row.expect("PostgreSQL").get(0)
+    };
+    said(&run(&conserver, &["check"], 0), &["the service makes it"]);
+    assert!(!is_there("vcons"));
+    // A user who could not make it.
+    let user = database.new_user();
+    let options = serde_json::json!({"user": user, "table_name": "elsewhere.vcons"});
+    let refused = chain(&[], &[("pg", database.storage_with(options))]);
+    let refused = Conserver::with(&redis).config(&refused);
+    said(&run(&refused, &["check"], 69), &["elsewhere"]);
+    let daemon = conserver.start();
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(is_there("vcons"));
+    said(&run(daemon.conserver(), &["check"], 0), &["answers"]);
+    daemon.stop();
+}
+
+#[test]
 fn it_tells_that_redis_takes_no_writes() {
     let redis = Redis::plain();
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);

@@ -307,7 +307,7 @@ fn a_cluster_is_refused() {
             for command in ["check", "run"] {
                 let finished = run(&conserver, &[command], 78);
                 said(&finished, &["Redis Cluster is not supported"]);
-                assert!(finished.took < Duration::from_secs(10));
+                assert!(finished.took < Duration::from_secs(4));
             }
         }
     }

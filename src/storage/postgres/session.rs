@@ -138,6 +138,13 @@ fn is_direct(client: &mut Client, timeout: Duration) -> Result<bool, Error> {
         .try_get(0)
 }
 
+/// Whether the table is there; if not, tries whether it could be made, and makes nothing.
+pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
+    let mut client = access.connect(next_mark())?;
+    let is_there = access.table.try_to_make(&mut client);
+    is_there.map_err(|e| reason(&e))
+}
+
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
 /// they have no end.
 fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {

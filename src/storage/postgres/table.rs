@@ -52,12 +52,7 @@ impl Table {
             }
             attempts += 1;
             // Both statements in one transaction: no table without its index.
-            let made = client.batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
-                 uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, \
-                 subject text, vcon_json jsonb); \
-                 CREATE INDEX IF NOT EXISTS {index} ON {quoted} USING gin (vcon_json)"
-            ));
+            let made = client.batch_execute(&definition(quoted, index));
             match made {
                 // Another worker makes it at the same time, which IF NOT EXISTS does not see.
                 Err(e) if is_race(&e) && attempts < 5 => {}
@@ -65,6 +60,36 @@ impl Table {
             }
         }
     }
+}
+
+impl Table {
+    /// Tries whether the table could be made, and makes nothing: who asks may be another user than the
+    /// service. Returns whether it is there.
+    pub(super) fn try_to_make(&self, client: &mut Client) -> Result<bool, Error> {
+        let Self { quoted, index } = self;
+        let mut transaction = client.transaction()?;
+        let found = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[quoted])?;
+        let is_there: bool = found.try_get(0)?;
+        if !is_there {
+            match transaction.batch_execute(&definition(quoted, index)) {
+                // The service makes it at this moment.
+                Err(e) if is_race(&e) => {}
+                made => made?,
+            }
+        }
+        transaction.rollback()?;
+        Ok(is_there)
+    }
+}
+
+/// What makes a table and its index.
+fn definition(quoted: &str, index: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
+         uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, \
+         subject text, vcon_json jsonb); \
+         CREATE INDEX IF NOT EXISTS {index} ON {quoted} USING gin (vcon_json)"
+    )
 }
 
 fn quote(identifier: &str) -> String {
