@@ -38,6 +38,9 @@ impl Check {
 }
 
 fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
+    let warn = |warning: &String| eprintln!("warning: {}", printable(warning));
+    let misspelt = settings::misspelt();
+    misspelt.iter().for_each(warn);
     let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
         Err(errors) => {
@@ -45,12 +48,9 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
             return Exit::Config;
         }
     };
-    let warnings = settings::misspelt().into_iter();
-    let warnings: Vec<String> = warnings.chain(config.warnings.lines()).collect();
-    for warning in &warnings {
-        eprintln!("warning: {}", printable(warning));
-    }
-    if deny_warnings && !warnings.is_empty() {
+    let odd: Vec<String> = config.warnings.lines().collect();
+    odd.iter().for_each(warn);
+    if deny_warnings && !(misspelt.is_empty() && odd.is_empty()) {
         return Exit::Config;
     }
     let mut rows = vec![

@@ -1,6 +1,6 @@
 //! From the tree of `config.yml` to [`Config`]: every section read, every fault kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -376,6 +376,7 @@ fn chains(sections: &Mapping, findings: &mut Findings) -> Vec<Chain> {
         let links = defined(&mut keys, "links", "link", sections);
         let storages = defined(&mut keys, "storages", "storage", sections);
         let ingress_lists = list_names(&mut keys, "ingress_lists");
+        let ingress_lists = each_once(&mut keys, ingress_lists);
         let egress_lists = list_names(&mut keys, "egress_lists");
         let enabled = keys.bool_or("enabled", true);
         let timeout = keys.seconds_or("timeout", 0.0);
@@ -442,6 +443,21 @@ fn claim(
             taken.insert(list.clone(), (chain.to_owned(), line));
         }
     }
+}
+
+/// The ingress lists without those that stand there again.
+fn each_once(keys: &mut Options, lists: Vec<(usize, ListName)>) -> Vec<(usize, ListName)> {
+    let mut seen = HashSet::new();
+    let mut once = Vec::new();
+    for (line, list) in lists {
+        if seen.insert(list.clone()) {
+            once.push((line, list));
+        } else {
+            let message = format!("list `{list}` stands here twice");
+            keys.warn_at(line, "ingress_lists", message);
+        }
+    }
+    once
 }
 
 fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {

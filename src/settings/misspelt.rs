@@ -59,12 +59,20 @@ fn meant(name: &str) -> Option<&'static str> {
         return None;
     }
     let words: Vec<&str> = name.split('_').collect();
-    let has_all = |words: &[&str], all: &[&str]| all.iter().all(|word| words.contains(word));
     let similar = ours.filter(|known| {
         let known: Vec<&str> = known.split('_').collect();
         has_all(&words, &known) || words.len() > 1 && has_all(&known, &words)
     });
     similar.min_by_key(|known| distance(name, known))
+}
+
+/// Whether all of `few` are among `words`, but for a letter.
+fn has_all(words: &[&str], few: &[&str]) -> bool {
+    let is_near = |one: &str, other: &str| {
+        one == other || one.len() > 3 && other.len() > 3 && distance(one, other) == 1
+    };
+    few.iter()
+        .all(|word| words.iter().any(|other| is_near(word, other)))
 }
 
 #[cfg(test)]
@@ -79,6 +87,8 @@ mod tests {
             ("CONSERVR_WORKERS", "CONSERVER_WORKERS"),
             ("Conserver_Workers", "CONSERVER_WORKERS"),
             ("CONSERVER_NUM_WORKERS", "CONSERVER_WORKERS"),
+            ("CONSERVER_WORKER_COUNT", "CONSERVER_WORKERS"),
+            ("CONSERVER_STORAGE_PARALLEL", "CONSERVER_PARALLEL_STORAGE"),
             ("CONSERVER_CONCURRENCY", "CONSERVER_VCON_CONCURRENCY"),
             ("CONSERVER_HTTP_HOST", "CONSERVER_HTTP_HOSTS"),
             ("CONSERVER_LOG_LEVEL", "LOG_LEVEL"),

@@ -64,10 +64,10 @@ config.yml:29: chains.main.ingress_lists: \"\" is not the name of a list: it is 
 config.yml:30: chains.main.timeout: \"soon\" is not a number of seconds, 0 or more
 config.yml:31: chains.main.enabled: \"perhaps\" is not true or false
 config.yml:32: chains.second.ingress_lists: list `default` of chain `second` (line 32) is already an ingress list of chain `main` (line 29)
-config.yml:32: chains.second.ingress_lists: list `twice` of chain `second` (line 32) is already an ingress list of chain `second` (line 32)
 config.yml:33: chains.third.links: is a mapping, not a list of strings
 config.yml:34: tracers.jaeger.module: `tracers.jaeger` is not built in
-warning: config.yml:17: storages.pg.options: unknown option `prot` has no effect (known: host, port, tls, mode, wait, password, password_file, headers); did you mean `port`?";
+warning: config.yml:17: storages.pg.options: unknown option `prot` has no effect (known: host, port, tls, mode, wait, password, password_file, headers); did you mean `port`?
+warning: config.yml:32: chains.second.ingress_lists: list `twice` stands here twice";
     assert_same_lines(&faults(text), expected);
 }
 

@@ -165,6 +165,16 @@ config.yml:12: chains.main.timeout: the 8s of the chain are shorter than the `ti
 }
 
 #[test]
+fn a_list_that_a_chain_names_twice_is_taken_from_once() {
+    let text = "chains:\n  a:\n    ingress_lists:\n      - in\n      - other\n      - in\n";
+    let expected = "config.yml:6: chains.a.ingress_lists: list `in` stands here twice";
+    assert_same_lines(&built_in(text), expected);
+    let config = Config::parse(text, Path::new("config.yml")).unwrap();
+    let lists: Vec<_> = config.ingress_lists();
+    assert_eq!(lists, ["in".parse().unwrap(), "other".parse().unwrap()]);
+}
+
+#[test]
 fn empty_lists_and_mappings_say_nothing() {
     let text = "\
 links:
