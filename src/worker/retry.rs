@@ -211,6 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_wait_as_often_do_not_come_back_together() {
+        let waits: Vec<f64> = (0..1000)
+            .map(|_| {
+                let second = Duration::from_secs(1);
+                Backoff::new(second, second).next_wait().as_secs_f64()
+            })
+            .collect();
+        // Anywhere between half of the time and the whole.
+        for tenth in 5..10 {
+            let from = f64::from(tenth) / 10.0;
+            let is_there = |wait: &f64| (from..from + 0.1).contains(wait);
+            let count = waits.iter().filter(|wait| is_there(wait)).count();
+            assert!(count > 100, "{count} of 1000 from {from} s on");
+        }
+    }
+
+    #[test]
     fn a_very_long_outage_does_not_overflow() {
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
         for _ in 0..100_000 {

@@ -742,6 +742,64 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
     }
 }
 
+#[test]
+fn a_vcon_that_workers_died_on_once_too_often_is_counted_from_nothing_after_that() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let counts = ["conserver:deaths", "conserver:lapses"];
+    for hash in counts {
+        redis.ask::<i64>(&["HSET", hash, id.as_str(), "1", "another", "1"]);
+    }
+    let _ = claim(&mut queue);
+    let (worker, blame, end) = (1, Blame::ALL, "killed");
+    let recovered = queue.recover(Dead { worker, blame, end }, 2).unwrap();
+    assert!(recovered[0].is_poison());
+    assert_eq!(redis.list("DLQ:in"), [id.as_str()]);
+    for hash in counts {
+        let left: Vec<String> = redis.ask(&["HKEYS", hash]);
+        assert_eq!(left, ["another"], "{hash}");
+    }
+}
+
+#[test]
+fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
+    const MOST: u32 = 3;
+    let (now, never) = (Some(Duration::ZERO), None);
+    for (rounds, last) in [
+        (vec![("a", now), ("a", now), ("a", now)], Released::Spent(3)),
+        // Two that fail in turn.
+        (
+            vec![("a", now), ("b", now), ("a", now), ("b", now), ("a", now)],
+            Released::Done,
+        ),
+        (
+            vec![("a", now), ("b", now), ("b", now), ("b", now)],
+            Released::Spent(3),
+        ),
+        // One that has not worked for anybody since.
+        (
+            vec![("a", never), ("a", never), ("a", never)],
+            Released::Done,
+        ),
+        (
+            vec![("a", now), ("a", never), ("a", now), ("a", now)],
+            Released::Spent(3),
+        ),
+    ] {
+        let redis = Redis::plain();
+        let mut queue = queue(&redis, "here", 1);
+        hand_in(&redis);
+        let mut found = None;
+        for (stage, worked) in &rounds {
+            assert!(matches!(found, None | Some(Released::Done)), "{rounds:?}");
+            let (claim, ..) = claim(&mut queue);
+            found = queue.postpone(&claim, *worked, MOST, stage, None).ok();
+        }
+        assert_eq!(found, Some(last), "{rounds:?}");
+    }
+}
+
 /// Which of two claims of a vCon was the last to give a storage its document, nobody knows.
 #[test]
 fn what_two_claims_of_a_vcon_say_of_its_progress_is_marked_unless_it_is_the_same() {
