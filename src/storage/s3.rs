@@ -280,7 +280,7 @@ impl S3 {
             text = format!("{text}; {advice}");
         }
         if is_the_vcons(status, &code) {
-            Failure::permanent(text)
+            Failure::refused(text)
         } else if matches!(status, 408 | 429 | 503) || code == "SlowDown" {
             Failure::busy(text)
         } else {

@@ -31,7 +31,7 @@ pub(super) enum Step {
 pub(super) fn failure(step: Step, message: &str, error: &RedisError) -> Failure {
     let text = with_advice(format!("{message}: {}", in_its_words(error)));
     if is_the_vcons(step, error) {
-        Failure::permanent(text)
+        Failure::refused(text)
     } else {
         Failure::transient(text)
     }
