@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use crate::config::ListName;
 use crate::vcon::VconId;
 
 /// Why an entry is a dead letter, as it is kept beside the queue.
@@ -103,6 +104,28 @@ impl Queue {
             call.arg(expiry.document).arg(stage);
             add_progress(&mut call, claim, progress);
             released(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts a dead letter of the list back at its end: what it failed for was not its own fault. Returns
+    /// whether it was still there.
+    pub fn take_back(&mut self, list: &ListName, entry: &[u8]) -> Result<bool, QueueError> {
+        self.with(|connection, scripts, _, expiry| {
+            let mut call = scripts.retry.key(dead_letter_list(list));
+            call.key(dead_letter_reasons(list)).key(list.as_str());
+            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
+            call.arg(1).arg(expiry.document).arg(entry);
+            Ok(call.invoke::<Value>(connection)? == Value::Int(1))
+        })
+    }
+
+    /// Has a dead letter of the storage wait in its queue, as it was not to blame. Returns whether it was one.
+    pub fn wait_again(&mut self, storage: &str, id: &VconId) -> Result<bool, QueueError> {
+        let reasons = keys::storage_letters_reasons(storage);
+        self.with(|connection, _, _, _| {
+            let mut forget = redis::cmd("HDEL");
+            forget.arg(reasons).arg(id.as_str());
+            Ok(forget.query::<u64>(connection)? > 0)
         })
     }
 

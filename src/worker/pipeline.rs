@@ -14,16 +14,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::MOST_FAILURES;
+use super::circuit_breaker::{MOST_FAILURES, defers};
 use super::clock::Clock;
 use super::fault::{Ending, Fault, Stage, failed};
 use super::job::{Content, Job};
 use super::modules::Modules;
 use super::next_claim::NextClaim;
 use super::progress::Progress;
+use super::refusals::{Blame, Letter};
 use super::retry::{Outage, Retry};
 use super::shared::Shared;
 use crate::config::{Chain, Config};
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{
     Claim, Document, Finish, Finished, Kind, Queue, QueueError, Replaced, Replacement,
 };
@@ -62,6 +64,7 @@ impl Pipeline<'_, '_, '_> {
         let ending = match self.process(document, &mut job) {
             Ok(took) => {
                 self.tell_finished(job.as_ref(), took.duration_since(start));
+                self.note_letters(job.as_ref());
                 return true;
             }
             Err(ending) => ending,
@@ -401,6 +404,62 @@ impl Pipeline<'_, '_, '_> {
         if failing.in_a_row >= MOST_FAILURES && self.shared.breakers.note_failing(stage, config) {
             let vcons = failing.in_a_row;
             log::warn!("{stage} has failed for {vcons} vCons in a row, one at a time is tried");
+        }
+    }
+
+    /// Whether the vCon is to blame for a failure that does not pass by itself; else it waits, and those
+    /// that were taken for bad before it are taken back.
+    pub(super) fn is_the_vcons(&mut self, stage: &Stage, id: &VconId, failure: &Failure) -> bool {
+        if failure.kind != FailureKind::Refused {
+            return failure.kind == FailureKind::Permanent;
+        }
+        match self.shared.health.judge(stage, id, &failure.message) {
+            Blame::VCon => true,
+            Blame::Place { is_news } => {
+                if is_news {
+                    log::warn!(
+                        "{stage} refuses one vCon after the other for the same reason, they wait until \
+                         it takes one: {failure}"
+                    );
+                }
+                self.take_back(stage);
+                false
+            }
+        }
+    }
+
+    /// Takes dead letters back that the stage is to blame for, as far as is known by now.
+    pub(super) fn take_back(&mut self, stage: &Stage) {
+        for letter in self.shared.health.take_letters(stage) {
+            let (taken, what) = match &letter {
+                Letter::OfList(list, entry) => {
+                    let what = String::from_utf8_lossy(entry).into_owned();
+                    (self.queue.take_back(list, entry), what)
+                }
+                Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => {
+                    (self.queue.wait_again(storage, id), id.to_string())
+                }
+                // The other storages have it, and it is announced: nobody here saves it again.
+                Letter::OfStorage(..) => continue,
+            };
+            match taken {
+                Ok(true) => log::info!("{what} is no dead letter any more, {stage} refuses all"),
+                Ok(false) => {}
+                Err(error) => {
+                    log::warn!("{what} remains a dead letter, to be tried again: {error}")
+                }
+            }
+        }
+    }
+
+    /// The vCon is done, but storages may have refused it.
+    fn note_letters(&mut self, job: Option<&Job>) {
+        let Some(job) = job else { return };
+        for (storage, ..) in job.progress.refused() {
+            let stage = Stage::Storage(storage.to_owned());
+            let letter = Letter::OfStorage(storage.to_owned(), job.id().clone());
+            self.shared.health.note_letter(&stage, job.id(), letter);
+            self.take_back(&stage);
         }
     }
 

@@ -4,7 +4,8 @@
 //! interrupted by a drain ─────────────► head of its list
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
-//! failed ─────────────────────────────► dead letter
+//! failed ─────────────────────────────► dead letter; back to the end of its list if others are
+//!                                       refused for the same reason
 //! ```
 //!
 //! What has been done by then is written to Redis, and the next claim goes on from there.
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::circuit_breaker::hold;
-use super::fault::{Ending, Fault};
+use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
+use super::refusals::Letter;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
 use crate::queue::{
@@ -42,7 +44,13 @@ impl Pipeline<'_, '_, '_> {
             Ending::ClaimLeft => Err(ClaimLeft),
             Ending::NotOurs => Ok(Released::NotOurs),
             Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.dead_letter(&mut job, &fault, start),
+            Ending::Failed(fault) => {
+                let released = self.dead_letter(&mut job, &fault, start);
+                if matches!(released, Ok(Released::Done)) {
+                    self.note_dead_letter(job.as_ref(), &fault);
+                }
+                released
+            }
             Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
         if let Ok(Released::NotOurs) = released {
@@ -202,6 +210,23 @@ impl Pipeline<'_, '_, '_> {
             fault.stage, fault.error
         );
         Ok(released)
+    }
+
+    /// The vCon was taken for bad: it is taken back if it turns out that all are refused.
+    fn note_dead_letter(&mut self, job: Option<&Job>, fault: &Fault) {
+        let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
+            return;
+        };
+        for stage in &fault.stages {
+            let letter = match stage {
+                Stage::Storage(storage) if self.is_backlog => {
+                    Letter::OfStorage(storage.clone(), id.clone())
+                }
+                _ => Letter::OfList(self.claim.list.clone(), self.claim.entry.clone()),
+            };
+            self.shared.health.note_letter(stage, &id, letter);
+            self.take_back(stage);
+        }
     }
 
     /// Writes what the links have done to Redis, and says how far the vCon has come.
