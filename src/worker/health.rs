@@ -95,10 +95,10 @@ impl Health {
     }
 
     /// It has refused this vCon. If it is to blame itself, it has failed for all that it refused alike.
-    pub fn judge(&self, stage: &Stage, id: &VconId, message: &str) -> Blame {
+    pub fn judge(&self, stage: &Stage, id: &VconId, message: &str, was_refused: bool) -> Blame {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let record = stages.entry(stage.clone()).or_default();
-        let blame = record.refusals.judge(id, message);
+        let blame = record.refusals.judge(id, message, was_refused);
         if matches!(blame, Blame::Place { .. }) {
             for other in record.refusals.some_like(id) {
                 if record.failed.len() < MOST_FAILURES && !record.failed.contains(other) {
@@ -154,7 +154,7 @@ mod tests {
         let health = Health::default();
         let stage = Stage::Storage("s".to_owned());
         let ids = [(); 3].map(|()| VconId::random());
-        let blames = [0, 1, 2].map(|number: usize| health.judge(&stage, &ids[number], "no"));
+        let blames = [0, 1, 2].map(|number: usize| health.judge(&stage, &ids[number], "no", false));
         let news = Blame::Place { is_news: true };
         assert_eq!(blames, [Blame::VCon, Blame::VCon, news]);
         health.note_letter(
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(health.take_letters(&Stage::Link("l".to_owned())), []);
         assert_eq!(health.note_failure(&stage, &ids[2]).in_a_row, 3);
         assert!(health.note_success(&stage));
-        assert_eq!(health.judge(&stage, &ids[2], "no"), Blame::VCon);
+        assert_eq!(health.judge(&stage, &ids[2], "no", false), Blame::VCon);
         assert_eq!(health.note_failure(&stage, &ids[2]).in_a_row, 1);
     }
 

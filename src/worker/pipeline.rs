@@ -413,7 +413,12 @@ impl Pipeline<'_, '_, '_> {
         if failure.kind != FailureKind::Refused {
             return failure.kind == FailureKind::Permanent;
         }
-        match self.shared.health.judge(stage, id, &failure.message) {
+        let was_refused = self.was_refused(stage);
+        match self
+            .shared
+            .health
+            .judge(stage, id, &failure.message, was_refused)
+        {
             Blame::VCon => true,
             Blame::Place { is_news } => {
                 if is_news {
@@ -428,16 +433,39 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// Whether a worker has let the vCon wait because the stage refused it like others, and it has taken
+    /// one of ours since.
+    fn was_refused(&mut self, stage: &Stage) -> bool {
+        let Some(worked) = self
+            .shared
+            .health
+            .since_success(std::slice::from_ref(stage))
+        else {
+            return false;
+        };
+        match self
+            .queue
+            .postponed(&self.claim.entry, &refused_by(&stage.to_string()))
+        {
+            Ok(postponed) => postponed.is_some_and(|postponed| worked < postponed),
+            Err(error) => {
+                log::debug!("what is known of {}: {error}", self.claim.shown());
+                false
+            }
+        }
+    }
+
     /// Takes dead letters back that the stage is to blame for, as far as is known by now.
     pub(super) fn take_back(&mut self, stage: &Stage) {
+        let why = refused_by(&stage.to_string());
         for letter in self.shared.health.take_letters(stage) {
             let (taken, what) = match &letter {
                 Letter::OfList(list, entry) => {
                     let what = String::from_utf8_lossy(entry).into_owned();
-                    (self.queue.take_back(list, entry), what)
+                    (self.queue.take_back(list, entry, &why), what)
                 }
                 Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => {
-                    (self.queue.wait_again(storage, id), id.to_string())
+                    (self.queue.wait_again(storage, id, &why), id.to_string())
                 }
                 // The other storages have it, and it is announced: nobody here saves it again.
                 Letter::OfStorage(..) => continue,
@@ -488,6 +516,11 @@ impl Pipeline<'_, '_, '_> {
             }
         }
     }
+}
+
+/// What is noted of a vCon that waits because all are refused there.
+pub(super) fn refused_by(stage: &str) -> String {
+    format!("refused by {stage}")
 }
 
 fn unusable(error: String) -> Ending {

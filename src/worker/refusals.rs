@@ -80,9 +80,10 @@ struct Row {
 }
 
 impl Refusals {
-    /// A vCon was refused with this message.
-    pub fn judge(&mut self, id: &VconId, message: &str) -> Blame {
-        let is_known = self.known.contains(id);
+    /// A vCon was refused with this message. `was_refused` if it was before, as another worker has found,
+    /// and others were taken since.
+    pub fn judge(&mut self, id: &VconId, message: &str, was_refused: bool) -> Blame {
+        let is_known = was_refused || self.known.contains(id);
         let most_again = self.successes.max(LEAST_AGAIN);
         let reason = pattern(message);
         let row = self.row(reason);
@@ -186,7 +187,7 @@ mod tests {
     /// What becomes of these vCons, all refused for one reason.
     fn judge(refusals: &mut Refusals, ids: &[VconId]) -> Vec<Blame> {
         let judge = |id: &VconId| {
-            let blame = refusals.judge(id, &format!("vCon {id} is not good"));
+            let blame = refusals.judge(id, &format!("vCon {id} is not good"), false);
             if blame == Blame::VCon {
                 refusals.note_letter(id, letter(id));
             }
@@ -224,7 +225,7 @@ mod tests {
     fn a_dead_letter_that_is_noted_late_comes_back_too() {
         let (mut refusals, ids) = (Refusals::default(), ids(3));
         for id in &ids {
-            refusals.judge(id, "no");
+            refusals.judge(id, "no", false);
         }
         assert_eq!(refusals.take_letters(), []);
         refusals.note_letter(&ids[0], letter(&ids[0]));
@@ -239,7 +240,7 @@ mod tests {
     fn the_same_vcon_again_says_nothing_new() {
         let (mut refusals, ids) = (Refusals::default(), ids(1));
         for _ in 0..10 {
-            assert_eq!(refusals.judge(&ids[0], "no"), Blame::VCon);
+            assert_eq!(refusals.judge(&ids[0], "no", false), Blame::VCon);
         }
     }
 
@@ -247,13 +248,13 @@ mod tests {
     fn different_reasons_are_different_rows_and_one_does_not_end_another() {
         let (mut refusals, ids) = (Refusals::default(), ids(6));
         for (pair, expected) in ids.chunks(2).zip([Blame::VCon, Blame::VCon, NEWS]) {
-            assert_eq!(refusals.judge(&pair[0], "too red"), expected);
-            assert_eq!(refusals.judge(&pair[1], "too blue"), expected);
+            assert_eq!(refusals.judge(&pair[0], "too red", false), expected);
+            assert_eq!(refusals.judge(&pair[1], "too blue", false), expected);
         }
         // One that is refused for a reason of its own is to blame all the same.
         let other = VconId::random();
-        assert_eq!(refusals.judge(&other, "too green"), Blame::VCon);
-        assert_eq!(refusals.judge(&ids[0], "too red"), WAITS);
+        assert_eq!(refusals.judge(&other, "too green", false), Blame::VCon);
+        assert_eq!(refusals.judge(&ids[0], "too red", false), WAITS);
     }
 
     #[test]
@@ -316,13 +317,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_another_worker_has_refused_counts_as_refused_again() {
+        let (mut refusals, bad) = (Refusals::default(), ids(5));
+        for id in &bad {
+            assert_eq!(refusals.judge(id, "no", true), Blame::VCon);
+        }
+        // Of new ones it takes three all the same.
+        let new = ids(3);
+        assert_eq!(judge(&mut refusals, &new), [Blame::VCon, Blame::VCon, NEWS]);
+    }
+
+    #[test]
     fn some_vcons_of_a_row_are_named() {
         let (mut refusals, ids) = (Refusals::default(), ids(5));
         for id in &ids {
-            refusals.judge(id, "no");
+            refusals.judge(id, "no", false);
         }
         let other = VconId::random();
-        refusals.judge(&other, "something else");
+        refusals.judge(&other, "something else", false);
         let some: Vec<&VconId> = refusals.some_like(&ids[4]).collect();
         assert_eq!(some, [&ids[0], &ids[1], &ids[2]]);
         assert_eq!(refusals.some_like(&other).collect::<Vec<_>>(), [&other]);
@@ -333,7 +345,7 @@ mod tests {
         let mut refusals = Refusals::default();
         for number in 0..2 * MOST_ROWS {
             let words = "x".repeat(number + 1);
-            refusals.judge(&VconId::random(), &words);
+            refusals.judge(&VconId::random(), &words, false);
         }
         assert_eq!(refusals.rows.len(), MOST_ROWS);
         judge(&mut refusals, &ids(2 * MOST_KNOWN));

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::circuit_breaker::hold;
 use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, refused_by};
 use super::progress::Progress;
 use super::refusals::Letter;
 use super::retry::Backoff;
@@ -138,8 +138,12 @@ impl Pipeline<'_, '_, '_> {
             };
         }
         let most = self.shared.settings.max_rounds;
+        let noted = match fault.kind {
+            FailureKind::Refused => refused_by(&fault.stage),
+            _ => fault.stage.clone(),
+        };
         let released = self.let_go_keeping(job, |queue, claim, progress| {
-            queue.postpone(claim, worked, most, &fault.stage, progress)
+            queue.postpone(claim, worked, most, &noted, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
