@@ -76,3 +76,69 @@ fn advice(error: &io::Error) -> Option<String> {
     };
     Some(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The failure of a step by this error of the system.
+    fn failed(step: Step, code: i32) -> Failure {
+        fault(
+            step,
+            "move",
+            Path::new("/data/x"),
+            &io::Error::from_raw_os_error(code),
+        )
+    }
+
+    #[test]
+    fn what_a_person_can_do_is_said() {
+        for (code, words) in [
+            (libc::ENOSPC, "; make room on that disk"),
+            (libc::EDQUOT, "; raise the quota, or make room"),
+            (libc::EROFS, "; mount it writable"),
+            (libc::ESTALE, "; mount the network file system anew"),
+            (
+                libc::ENOTDIR,
+                "; `path` and all above it must be directories",
+            ),
+            (libc::ENAMETOOLONG, "; give a shorter `path`"),
+            (libc::EISDIR, "; a directory has the name of the file"),
+            (libc::ELOOP, "; mend the symbolic links in `path`"),
+            (
+                libc::EMFILE,
+                "; raise the limit of open files (LimitNOFILE)",
+            ),
+            (
+                libc::EIO,
+                "; look for faults of the disk in the system's log",
+            ),
+            (libc::EACCES, "needs the right to write there"),
+            (libc::EPERM, "needs the right to write there"),
+            (libc::ENOMEM, "(os error 12)"),
+            (libc::ENFILE, "(os error 23)"),
+        ] {
+            let failure = failed(Step::Directory, code);
+            assert!(failure.message.ends_with(words), "{failure}");
+            let start = "could not move /data/x: ";
+            assert!(failure.message.starts_with(start), "{failure}");
+        }
+        let user = format!("; this process, user {} and", nix::unistd::geteuid());
+        let failure = failed(Step::Document, libc::EACCES);
+        assert!(failure.message.contains(&user), "{failure}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_the_fault_of_that_file() {
+        let error = io::Error::new(ErrorKind::InvalidData, "it is not UTF-8");
+        for (step, is_transient) in [
+            (Step::Directory, true),
+            (Step::Document, false),
+            (Step::Name, false),
+        ] {
+            let failure = fault(step, "read", Path::new("/data/x"), &error);
+            assert_eq!(failure.is_transient(), is_transient, "{step:?}");
+            assert_eq!(failure.message, "could not read /data/x: it is not UTF-8");
+        }
+    }
+}
