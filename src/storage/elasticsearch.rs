@@ -103,6 +103,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     })
 }
 
+#[derive(Clone)]
 struct Elasticsearch {
     /// `None` after a fault in the options.
     server: Option<Server>,
@@ -147,6 +148,10 @@ impl Storage for Elasticsearch {
             bulk.try_to_write(index);
         }
         self.write("write", &bulk, &[], limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {

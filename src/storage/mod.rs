@@ -42,6 +42,12 @@ pub trait Storage: Send {
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
 
+    /// Another one that probes what this one would, for another thread; `None` if a new one does, as
+    /// it needs to know nothing of what was refused.
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        None
+    }
+
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 

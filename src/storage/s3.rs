@@ -128,6 +128,7 @@ fn credentials(options: &mut Options) -> Option<Credentials> {
     None
 }
 
+#[derive(Clone)]
 struct S3 {
     /// `None` after a fault in the options.
     bucket: Option<Box<Bucket>>,
@@ -162,6 +163,10 @@ impl Storage for S3 {
             self.remove(&self.document_key(&day, id), limit)?;
         }
         self.remove(&self.pointer_key(id), limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {

@@ -112,7 +112,15 @@ impl Pipeline<'_, '_, '_> {
             if self.is_backlog || stage.is_in(self.chain, &config) {
                 on_hold = true;
                 let why = format!("{}: {failure}", fault.error);
-                hold(self.shared, &config, stage, &why, self.clock.drain());
+                let prober = self.modules.prober(stage);
+                hold(
+                    self.shared,
+                    &config,
+                    stage,
+                    &why,
+                    self.clock.drain(),
+                    prober,
+                );
             } else {
                 // One that may hold a document that Redis has lost.
                 let health = &self.shared.health;

@@ -165,8 +165,9 @@ impl Pipeline<'_, '_, '_> {
             match self.modules.probe(&stage, self.clock.drain()) {
                 Ok(()) => self.note_failing(&stage, job.id(), &failure.message, &config),
                 Err(_) => {
-                    let drain = self.clock.drain();
-                    hold(self.shared, &config, &stage, &failure.message, drain);
+                    let (drain, prober) = (self.clock.drain(), self.modules.prober(&stage));
+                    let why = &failure.message;
+                    hold(self.shared, &config, &stage, why, drain, prober);
                 }
             }
             job.progress.note_deferred(name);

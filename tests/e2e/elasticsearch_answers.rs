@@ -145,6 +145,13 @@ fn is_as(answer: &Answer, class: Class, what: &str) {
             }
         }
     }
+    if class == Class::Hold {
+        wait_until("the hold is shown", PATIENCE, || {
+            let status = daemon.status().unwrap_or_default();
+            let holds = status["holds"].as_array().cloned().unwrap_or_default();
+            holds.iter().any(|hold| hold["stage"] == "storage es")
+        });
+    }
     let dead = redis.length("DLQ:default");
     let expected = if class == Class::Hold {
         0

@@ -215,13 +215,22 @@ fn an_index_that_is_blocked_is_waited_out() {
         };
         block(true);
         submit(&redis, "default", &samples);
-        let daemon = conserver(&redis, &elastic.storage()).start();
+        let daemon = conserver(&redis, &elastic.storage())
+            .env("CONSERVER_RETRY_MAX_MS", "200")
+            .env("LOG_LEVEL", "DEBUG")
+            .start();
         is_away(
             &redis,
             &daemon,
             "in index calls_vcon_dialog: HTTP 403: cluster_block_exception",
         );
         assert!(daemon.log().contains("lift the block of the index"));
+        // It is asked again and again, and the hold lasts as long as the block.
+        let asked = daemon.count_in_log("storage es is still away");
+        wait_until("it is asked some times", PATIENCE, || {
+            daemon.count_in_log("storage es is still away") >= asked + 4
+        });
+        assert_eq!(daemon.count_in_log("storage es is back"), 0);
         block(false);
         all_is_stored(&redis, &elastic, &samples);
         daemon.stop();
