@@ -18,6 +18,9 @@ fn conserver(redis: &Redis, config: &Value) -> Conserver {
         .env("CONSERVER_RETRY_ATTEMPTS", "2")
 }
 
+/// A configuration with the hook in it.
+type Configure = fn(&Hook) -> Value;
+
 fn as_link(hook: &Hook) -> Value {
     chain(&[("hook", hook.link())], &[])
 }
@@ -58,8 +61,7 @@ fn all_wait(redis: &Redis, hook: &Hook, samples: &[Sample]) {
 
 #[test]
 fn a_webhook_that_refuses_everything_costs_no_dead_letter() {
-    let kinds: [(&str, fn(&Hook) -> Value); 2] =
-        [("link hook", as_link), ("storage hook", as_storage)];
+    let kinds: [(&str, Configure); 2] = [("link hook", as_link), ("storage hook", as_storage)];
     for (stage, config) in kinds {
         for (workers, lanes) in [(1, 1), (1, 4), (2, 2)] {
             let (redis, hook, samples) = (Redis::plain(), Hook::new(), fresh(20));
@@ -84,7 +86,7 @@ fn a_webhook_that_refuses_everything_costs_no_dead_letter() {
 
 #[test]
 fn bad_vcons_that_come_together_hold_up_the_good_ones_until_the_first_of_those() {
-    let kinds: [fn(&Hook) -> Value; 2] = [as_link, as_storage];
+    let kinds: [Configure; 2] = [as_link, as_storage];
     for config in kinds {
         for lanes in [1, 4] {
             let (redis, hook, samples) = (Redis::plain(), Hook::new(), fresh(15));
