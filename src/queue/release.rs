@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use redis::Value;
+use redis::{Connection, Value};
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
 use super::script::Call;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use crate::config::ListName;
 use crate::vcon::VconId;
 
 /// Why an entry is a dead letter, as it is kept beside the queue.
@@ -142,6 +143,67 @@ impl Queue {
         })
     }
 
+    /// Puts a dead letter of the list back at its end, as if it had been postponed because of `stage`:
+    /// what it failed for was not its own fault. Returns whether it was still there.
+    pub fn take_back(
+        &mut self,
+        list: &ListName,
+        entry: &[u8],
+        stage: &str,
+    ) -> Result<bool, QueueError> {
+        self.with(|connection, scripts, _, expiry| {
+            let mut call = scripts.retry.key(dead_letter_list(list));
+            call.key(dead_letter_reasons(list)).key(list.as_str());
+            call.key(keys::DEATHS).key(keys::LAPSES).key(keys::LAPSES);
+            call.arg(1).arg(expiry.document).arg(entry);
+            // Noted before: whoever claims it next knows of it.
+            note_round(connection, entry, stage)?;
+            if call.invoke::<Value>(connection)? == Value::Int(1) {
+                return Ok(true);
+            }
+            forget_rounds(connection, entry)?;
+            Ok(false)
+        })
+    }
+
+    /// Has a dead letter of the storage wait in its queue, likewise. Returns whether it was one.
+    pub fn wait_again(
+        &mut self,
+        storage: &str,
+        id: &VconId,
+        stage: &str,
+    ) -> Result<bool, QueueError> {
+        let reasons = keys::storage_letters_reasons(storage);
+        let entry = id.as_str().as_bytes();
+        self.with(|connection, _, _, _| {
+            note_round(connection, entry, stage)?;
+            let mut forget = redis::cmd("HDEL");
+            forget.arg(reasons).arg(entry);
+            if forget.query::<u64>(connection)? > 0 {
+                return Ok(true);
+            }
+            forget_rounds(connection, entry)?;
+            Ok(false)
+        })
+    }
+
+    /// How long ago the entry was last postponed because of `stage`, by whichever worker; `None` if
+    /// it was not, or because of another one since.
+    pub fn postponed(&mut self, entry: &[u8], stage: &str) -> Result<Option<Duration>, QueueError> {
+        self.with(|connection, _, _, _| {
+            let mut get = redis::cmd("HGET");
+            get.arg(keys::TRIES).arg(entry);
+            let Some(note) = get.query::<Option<String>>(connection)? else {
+                return Ok(None);
+            };
+            let now = now(connection)?;
+            let mut words = note.splitn(3, ' ');
+            let at = words.nth(1).and_then(|at| at.parse::<f64>().ok());
+            let at = at.filter(|_| words.next() == Some(stage));
+            Ok(at.and_then(|at| Duration::try_from_secs_f64(now - at).ok()))
+        })
+    }
+
     /// Puts the entry back at the head of its list, to be taken by anyone. `progress`, if any, takes
     /// the place of what was kept of it.
     pub fn release(
@@ -167,6 +229,30 @@ impl Reason<'_> {
     pub(super) fn to_json(&self) -> Result<String, QueueError> {
         serde_json::to_string(self).map_err(|_| QueueError::Answer("a reason"))
     }
+}
+
+/// The time by Redis' clock, in seconds since 1970.
+fn now(connection: &mut Connection) -> Result<f64, QueueError> {
+    let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
+    Ok(seconds + microseconds / 1e6)
+}
+
+/// Notes a first round of failed attempts at a stage, as `postpone` does.
+fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<(), QueueError> {
+    let note = format!("1 {:.6} {stage}", now(connection)?);
+    let mut set = redis::cmd("HSET");
+    set.arg(keys::TRIES).arg(entry).arg(note);
+    set.query::<()>(connection)?;
+    let mut expire = redis::cmd("EXPIRE");
+    Ok(expire
+        .arg(keys::TRIES)
+        .arg(NOTES_EXPIRY)
+        .query(connection)?)
+}
+
+fn forget_rounds(connection: &mut Connection, entry: &[u8]) -> Result<(), QueueError> {
+    let mut forget = redis::cmd("HDEL");
+    Ok(forget.arg(keys::TRIES).arg(entry).query(connection)?)
 }
 
 fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {

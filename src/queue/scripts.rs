@@ -26,6 +26,7 @@ pub(super) struct Scripts {
     pub recover: Script,
     pub lease: Script,
     pub forget: Script,
+    pub retry: Script,
     pub set_aside: Script,
     steps: [Script; 5],
 }
@@ -66,6 +67,7 @@ impl Scripts {
             set_aside: script!("set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
+            retry: script!("retry"),
             steps: [
                 script!("alive", "record", "progress", "pop", "claim", "claim_next"),
                 script!(

@@ -391,7 +391,7 @@ impl Postgres {
     fn failure(&self, what: &str, error: &Error) -> Failure {
         let message = format!("{}: {}", self.message(what), reason(error));
         if is_the_vcons(error) {
-            Failure::permanent(message)
+            Failure::refused(message)
         } else if is_chance(error) {
             Failure::busy(message)
         } else {

@@ -135,6 +135,7 @@ fn credentials(options: &mut Options) -> Option<Credentials> {
     None
 }
 
+#[derive(Clone)]
 struct S3 {
     /// `None` after a fault in the options.
     bucket: Option<Box<Bucket>>,
@@ -182,6 +183,10 @@ impl Storage for S3 {
             self.remove(&self.document_key(&day, id), limit)?;
         }
         self.remove(&self.pointer_key(id), limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {
@@ -338,7 +343,7 @@ impl S3 {
             text = format!("{text}; {advice}");
         }
         if is_the_vcons(status, &code) {
-            Failure::permanent(text)
+            Failure::refused(text)
         } else if matches!(status, 408 | 429 | 503) || code == "SlowDown" {
             Failure::busy(text)
         } else {

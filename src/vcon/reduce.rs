@@ -363,14 +363,15 @@ mod tests {
         let text = r#"{"dialog":[{"id":"a","body":"x"},{"body":"http://h/1","body_type":"url"},
             {"body":"y","body_type":"urn"},{"body":"","body_type":"none"},{"body":"z"}]}"#;
         let mut vcon = Vcon::read(crate::vcon::VconId::random(), text).unwrap();
-        let bodies = vcon.dialog_bodies();
+        let bodies = vcon.dialog_bodies().unwrap();
         let found: Vec<_> = bodies
             .iter()
             .map(|body| (body.place, body.content.get()))
             .collect();
         assert_eq!(found, [(0, "\"x\""), (2, "\"y\""), (4, "\"z\"")]);
         assert_eq!(bodies[0].dialog_id, "a");
-        vcon.replace_dialog_bodies(&[(4, "http://h/2".to_owned())]);
+        vcon.replace_dialog_bodies(&[(4, "http://h/2".to_owned())])
+            .unwrap();
         let json: serde_json::Value = serde_json::from_str(&vcon.to_json()).unwrap();
         let bodies = [0, 1, 2, 3, 4].map(|place: usize| {
             let dialog = &json["dialog"][place];

@@ -27,6 +27,7 @@ use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::failure::Failure;
 use crate::queue::{Lengths, Server, storage_letters_list};
 use crate::scoreboard::Slot;
+use crate::storage::Storage;
 
 /// So many different vCons must fail in a row at a backend that is reachable.
 pub(super) const MOST_FAILURES: usize = 3;
@@ -330,13 +331,15 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     })
 }
 
-/// Opens the breaker of `stage` until it answers a probe; asks it from a thread of its own.
+/// Opens the breaker of `stage` until it answers a probe; asks it from a thread of its own, by the
+/// `prober` if there is one.
 pub(super) fn hold(
     shared: &Arc<Shared>,
     config: &Arc<Config>,
     stage: &Stage,
     why: &str,
     drain: &Receiver<()>,
+    prober: Option<Box<dyn Storage>>,
 ) {
     if !shared.breakers.begin(stage, config, State::Away) {
         return;
@@ -352,6 +355,7 @@ pub(super) fn hold(
         config: Arc::clone(config),
         stage: stage.clone(),
         drain: drain.clone(),
+        storage: prober,
     };
     let name = "prober".to_owned();
     let started = thread::Builder::new().name(name).spawn(|| prober.run());
@@ -367,10 +371,11 @@ struct Prober {
     config: Arc<Config>,
     stage: Stage,
     drain: Receiver<()>,
+    storage: Option<Box<dyn Storage>>,
 }
 
 impl Prober {
-    fn run(self) {
+    fn run(mut self) {
         let since = Instant::now();
         let settings = &self.shared.settings;
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
@@ -408,7 +413,7 @@ impl Prober {
     }
 
     /// A backend of its own, asked as often as is wanted.
-    fn question(&self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
+    fn question(&mut self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
         match &self.stage {
             Stage::Link(name) => {
                 let mut link = self.config.links.get(name)?.open_link();
@@ -416,7 +421,10 @@ impl Prober {
                 Some(Box::new(move || guarded(|| link.probe(&drain))))
             }
             Stage::Storage(name) => {
-                let mut storage = self.config.storages.get(name)?.open_storage();
+                let mut storage = match self.storage.take() {
+                    Some(storage) => storage,
+                    None => self.config.storages.get(name)?.open_storage(),
+                };
                 Some(Box::new(move || guarded(|| storage.probe())))
             }
             Stage::List(list) => {

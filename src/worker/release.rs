@@ -4,7 +4,8 @@
 //! interrupted by a drain ─────────────► head of its list
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
-//! failed ─────────────────────────────► dead letter
+//! failed ─────────────────────────────► dead letter; back to the end of its list if others are
+//!                                       refused for the same reason
 //! ```
 //!
 //! What has been done by then is written to Redis, and the next claim goes on from there.
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::circuit_breaker::hold;
-use super::fault::{Ending, Fault};
+use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, refused_by};
 use super::progress::Progress;
+use super::refusals::Letter;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
 use crate::queue::{
@@ -42,7 +44,13 @@ impl Pipeline<'_, '_, '_> {
             Ending::ClaimLeft => Err(ClaimLeft),
             Ending::NotOurs => Ok(Released::NotOurs),
             Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.dead_letter(&mut job, &fault, start),
+            Ending::Failed(fault) => {
+                let released = self.dead_letter(&mut job, &fault, start);
+                if matches!(released, Ok(Released::Done)) {
+                    self.note_dead_letter(job.as_ref(), &fault);
+                }
+                released
+            }
             Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
         if let Ok(Released::NotOurs) = released {
@@ -104,7 +112,15 @@ impl Pipeline<'_, '_, '_> {
             if self.is_backlog || stage.is_in(self.chain, &config) {
                 on_hold = true;
                 let why = format!("{}: {failure}", fault.error);
-                hold(self.shared, &config, stage, &why, self.clock.drain());
+                let prober = self.modules.prober(stage);
+                hold(
+                    self.shared,
+                    &config,
+                    stage,
+                    &why,
+                    self.clock.drain(),
+                    prober,
+                );
             } else {
                 // One that may hold a document that Redis has lost.
                 let health = &self.shared.health;
@@ -130,8 +146,12 @@ impl Pipeline<'_, '_, '_> {
             };
         }
         let most = self.shared.settings.max_rounds;
+        let noted = match fault.kind {
+            FailureKind::Refused => refused_by(&fault.stage),
+            _ => fault.stage.clone(),
+        };
         let released = self.let_go_keeping(job, |queue, claim, progress| {
-            queue.postpone(claim, worked, most, &fault.stage, progress)
+            queue.postpone(claim, worked, most, &noted, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
@@ -233,6 +253,23 @@ impl Pipeline<'_, '_, '_> {
             );
             self.clock.insist(wait);
             has_waited = true;
+        }
+    }
+
+    /// The vCon was taken for bad: it is taken back if it turns out that all are refused.
+    fn note_dead_letter(&mut self, job: Option<&Job>, fault: &Fault) {
+        let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
+            return;
+        };
+        for stage in &fault.stages {
+            let letter = match stage {
+                Stage::Storage(storage) if self.is_backlog => {
+                    Letter::OfStorage(storage.clone(), id.clone())
+                }
+                _ => Letter::OfList(self.claim.list.clone(), self.claim.entry.clone()),
+            };
+            self.shared.health.note_letter(stage, &id, letter);
+            self.take_back(stage);
         }
     }
 
