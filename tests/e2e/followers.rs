@@ -276,7 +276,7 @@ fn one_document_that_fails_holds_up_no_other_and_is_given_up_at_last() {
     wait_until("it was tried more than once", PATIENCE, || {
         branch.asked(&bad.id) > 2
     });
-    assert_eq!(redis.list("conserver:follower:far"), [bad.id.clone()]);
+    assert_eq!(redis.list("conserver:follower:far"), [bad.id.as_str()]);
     // Beside others that can be had, it is: in five rounds.
     let mut done = 0;
     wait_until("it is given up", PATIENCE * 2, || {
