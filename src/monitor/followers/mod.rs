@@ -509,8 +509,8 @@ impl Puller {
         if is_spooled {
             let count = ids.len();
             log::error!(
-                "follower {name}: Redis did not keep {count} UUIDs that it took; they are in {path}, which \
-                 the next start reads"
+                "follower {name}: Redis did not keep {count} UUIDs that it took: the next start finds them in \
+                 {path}, unless that is removed first; the log has them after \"took\""
             );
             return;
         }
