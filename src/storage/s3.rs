@@ -217,13 +217,22 @@ impl S3 {
         format!("{}lookup/{id}.txt", self.prefix)
     }
 
-    /// The day that the pointer names before a save. What cannot be read there for good (it may not
-    /// be, without the right to list, or it holds no day) names none, and is written over.
+    /// The day that the pointer names, as far as a save must know. Where there is none, or the
+    /// server refuses to show it, the write that follows tells what ails it; what holds no day is
+    /// written over.
     fn former_day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
-        match self.day(id, limit) {
-            Err(failure) if !failure.is_transient() => Ok(None),
-            day => day,
+        let key = self.pointer_key(id);
+        let answer = self.request(&key, &Verb::Get, limit)?;
+        if answer.status >= 500 || matches!(answer.status, 408 | 429) {
+            return Err(self.failure(&Verb::Get, &key, &answer));
         }
+        let text = if answer.is_success() {
+            String::from_utf8(answer.body).ok()
+        } else {
+            None
+        };
+        let day = text.as_deref().map(str::trim).filter(|day| is_day(day));
+        Ok(day.map(ToOwned::to_owned))
     }
 
     /// Removes the document of a former day, after another one has its place and its pointer.
