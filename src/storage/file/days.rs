@@ -165,6 +165,8 @@ mod tests {
         assert_eq!(shown(root.path(), &years), ["9999", "2025", "2024", "0987"]);
         assert_eq!(months(&years[0]).unwrap(), [""; 0].map(PathBuf::from));
         assert_eq!(months(&root.path().join("none")).unwrap().len(), 0);
+        // What cannot be listed is no empty directory.
+        assert!(months(&root.path().join("x".repeat(256))).is_err());
         for name in ["00", "01", "12", "13", "1", "011"] {
             fs::create_dir_all(root.path().join("2025").join(name)).unwrap();
         }
