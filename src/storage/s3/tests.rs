@@ -335,6 +335,62 @@ fn a_server_that_cannot_show_a_pointer_now_is_waited_for() {
     }
 }
 
+/// The signatures are those of botocore, for the same request.
+#[test]
+fn a_key_is_signed_and_sent_as_it_stands() {
+    for (key, path, signature) in [
+        (
+            "2025/02/11/x.vcon",
+            "/calls/2025/02/11/x.vcon",
+            "576aad43a7b5c5e5a1f6d0cf5d2b2c05c9db6754d6eef75c9621d554afd72cf9",
+        ),
+        (
+            "/vcons/x",
+            "/calls//vcons/x",
+            "06e1b6748848dbfe1f125a9caacfd056783037a5f22733fd5f6673a2990f818c",
+        ),
+        (
+            "//a//b/",
+            "/calls///a//b/",
+            "48f1f970480c2987c2a3de3704b357e21fc54c514c95cdbf6c2defd59744dc2b",
+        ),
+        (
+            "a/../b/./c/..",
+            "/calls/a/../b/./c/..",
+            "4f45558be8d49dd2959b549f234430f87dc2a2c777777d38c7e94339559ae5ec",
+        ),
+        (
+            "..",
+            "/calls/..",
+            "c204fe3e4a052fe62ae7bd46c5bcada5f2e3ddcee7f445099858e3597c862806",
+        ),
+        (
+            "100%+ü/?#&= ~",
+            "/calls/100%25%2B%C3%BC/%3F%23%26%3D%20~",
+            "245bfbcded01fbc126ac52a9e73794c8341fdcc3fcf24d8db5ebeb867d499cc7",
+        ),
+        (
+            "%2e%2e/%2F",
+            "/calls/%252e%252e/%252F",
+            "a6adf36ea3edc6e037bfbd6e7d944920d5bbf3f5e02a42e148e8dc29ed2d5813",
+        ),
+    ] {
+        let region = Region::Custom {
+            region: "us-east-1".to_owned(),
+            endpoint: "http://127.0.0.1:9000".to_owned(),
+        };
+        let keys = Credentials::new(Some("AKID"), Some("SECRET"), None, None, None);
+        let bucket = Bucket::new("calls", region, keys.unwrap()).unwrap();
+        let signed = request::sign_at(&bucket.with_path_style(), key, 1_739_261_700).unwrap();
+        assert_eq!(signed.url, format!("http://127.0.0.1:9000{path}"));
+        let header = signed.headers["authorization"].to_str().unwrap();
+        assert!(
+            header.ends_with(&format!("Signature={signature}")),
+            "{key}: {header}"
+        );
+    }
+}
+
 #[test]
 fn only_days_become_part_of_a_key() {
     assert!(is_day("2025/03/07"));
