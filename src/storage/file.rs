@@ -4,12 +4,14 @@
 //! `.json.gz` when compressed. A document is written under the hidden name `.<uuid>.tmp` beside
 //! its place, synced and renamed, so that a reader sees a whole file or none.
 //!
-//! A vCon is got back from wherever it lies below `path`: under any day, and in `path` itself. When
-//! its day has changed, the copy under the former one is removed after the new one is on the disk.
-//! No pointer says where that is, and to look under every day at each save would cost more than
-//! the save, so these are looked at: `path` itself, the day that the document had before a link
-//! changed it, the days before and after (another time zone), and, if the vCon is not of these
-//! days and so may well be a new version of an old one, the 16 days nearest to it that there are.
+//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself.
+//!
+//! When the day of a vCon changes, a save removes the copy under the former day, after the new one
+//! is on the disk. No pointer names the former day, and a search of every day would cost more than
+//! the save. So a save looks in `path` itself, under the day that the document had before a link
+//! changed it, and under the days before and after (another time zone). A vCon of today or
+//! yesterday is most likely a first version; for any other one, and for one without a readable
+//! date, a save also looks under the 16 nearest days that have a directory.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -56,11 +58,11 @@ const GZIPPED: &str = "json.gz";
 /// How long a probe may take; a network file system that is away answers nothing at all.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// What a save is given on a disk that hangs and comes back, before its process is killed for it;
-/// and how long a vCon is looked for.
+/// What a save is given on a disk that hangs and comes back, before its process is killed for it.
+/// Also the time limit of a search for a vCon.
 const SLOW_DISK: Duration = Duration::from_secs(30);
 
-/// Drafts that could not be removed, of one lane; as many vCons fail at a time.
+/// A lane remembers at most this many drafts that it could not remove.
 const MOST_LEFT: usize = 100;
 
 /// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
@@ -100,7 +102,7 @@ struct Files {
     file_mode: u32,
     /// The probes.
     bounded: Bounded,
-    /// Drafts of saves that failed which could not be removed.
+    /// Drafts of failed saves that this lane could not remove yet.
     left: Vec<PathBuf>,
 }
 
@@ -238,10 +240,10 @@ impl Files {
         Ok(draft)
     }
 
-    /// Visits the directories that may hold a vCon until told to stop: the days, newest first, as
-    /// what is asked for is mostly young, and the root, where it lies without days. The day is
-    /// unknown to whoever has only the id, and the directories of ten years are fewer than the
-    /// files of a busy hour.
+    /// Visits the directories that may hold a vCon until `visit` stops: the days, newest first, as
+    /// most requests are for young vCons, and the root, which holds vCons without days. The
+    /// configured layout comes first. The caller has only the id and does not know the day; ten
+    /// years have fewer directories than a busy hour has files.
     fn each_directory(
         &self,
         limit: Limit,
@@ -259,7 +261,7 @@ impl Files {
                 for day in list(days::days(&month), &month)? {
                     if limit.is_over() {
                         return Err(Failure::transient(format!(
-                            "could not look through the days in {}: no answer within {limit}",
+                            "could not search the days in {}: no answer within {limit}",
                             root.display()
                         )));
                     }
@@ -275,8 +277,8 @@ impl Files {
         Ok(())
     }
 
-    /// Removes copies of the vCon from before its day changed. One that cannot be removed stays,
-    /// and the log says so: the vCon is stored.
+    /// Removes copies of the vCon from before its day changed. A copy that cannot be removed stays,
+    /// with a warning: the vCon itself is stored.
     fn remove_former(&self, vcon: &Outgoing, day: NaiveDate, directory: &Path, place: &Path) {
         let root = &self.root.path;
         let mut former = vec![root.clone()];
@@ -291,13 +293,16 @@ impl Files {
             for copy in self.names(former, &vcon.id) {
                 if let Err(e) = remove_older(&copy, former, place, &vcon.id) {
                     let failure = fault(Step::Name, "remove", &copy, &e);
-                    log::warn!("vCon {}: a former copy stays: {failure}", vcon.id);
+                    log::warn!(
+                        "vCon {}: its copy of a former day stays: {failure}",
+                        vcon.id
+                    );
                 }
             }
         }
     }
 
-    /// Notes the draft of a save that failed, if it is still there.
+    /// Remembers the draft of a failed save if it still exists.
     fn note_left(&mut self, draft: PathBuf) {
         let is_gone = fs::symlink_metadata(&draft).is_err_and(|e| is_missing(&e));
         if !is_gone && self.left.len() < MOST_LEFT && !self.left.contains(&draft) {
@@ -305,8 +310,8 @@ impl Files {
         }
     }
 
-    /// Removes drafts that could not be removed when their saves failed. Those of vCons that come
-    /// again are written over.
+    /// Tries again to remove drafts of failed saves. (The next save of the same vCon writes over its
+    /// draft.)
     fn remove_left(&mut self) {
         self.left.retain(|draft| draft::remove_left(draft).is_err());
     }
@@ -380,12 +385,13 @@ impl Root {
     }
 }
 
-/// Removes a file of the vCon that is older than the one in its place. Nobody else writes there
-/// meanwhile; and of two that have saved it under two days at the same time, one is the younger.
+/// Removes a copy of the vCon if it is older than the file in `place`. The lock keeps others from
+/// writing the copy meanwhile. If two lanes save the vCon under two days at the same time, the
+/// younger copy stays, whoever looks.
 fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io::Result<()> {
     match fs::symlink_metadata(copy) {
         Ok(found) if !found.is_dir() => {}
-        // What may not be looked at is somebody else's.
+        // Most often there is none. One that this process may not see is not its own.
         _ => return Ok(()),
     }
     let _lock = Draft::open(directory, id)?;

@@ -145,8 +145,8 @@ struct S3 {
     agent: Agent,
     /// The latest write was forbidden.
     write_refused: bool,
-    /// A vCon and the day of its former document, which no pointer names any more and which could
-    /// not be removed yet.
+    /// A vCon and the day of its former document, if that could not be removed yet. The pointer no
+    /// longer names that day.
     superseded: Option<(VconId, String)>,
 }
 
@@ -158,7 +158,7 @@ impl Storage for S3 {
         self.put(&self.document_key(&day, id), &vcon.json, limit)?;
         if pointed.as_ref() != Some(&day) {
             if let Some(former) = pointed {
-                // As soon as the server has the new pointer, nobody else knows.
+                // Only this lane knows the former day once the server has the new pointer.
                 self.superseded = Some((id.clone(), former));
             }
             self.put(&self.pointer_key(id), &day, limit)?;
@@ -223,13 +223,22 @@ impl S3 {
         format!("{}lookup/{id}.txt", self.prefix)
     }
 
-    /// The day that the pointer names before a save. What cannot be read there for good (it may not
-    /// be, without the right to list, or it holds no day) names none, and is written over.
+    /// Returns the day that the pointer names before a save; `None` if there is no pointer, it holds
+    /// no day, or the server refuses to return it. If the cause is the bucket or the keys, the write
+    /// that follows fails for it too.
     fn former_day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
-        match self.day(id, limit) {
-            Err(failure) if !failure.is_transient() => Ok(None),
-            day => day,
+        let key = self.pointer_key(id);
+        let answer = self.request(&key, &Verb::Get, limit)?;
+        if answer.status >= 500 || matches!(answer.status, 408 | 429) {
+            return Err(self.failure(&Verb::Get, &key, &answer));
         }
+        let text = if answer.is_success() {
+            String::from_utf8(answer.body).ok()
+        } else {
+            None
+        };
+        let day = text.as_deref().map(str::trim).filter(|day| is_day(day));
+        Ok(day.map(ToOwned::to_owned))
     }
 
     /// Removes the document of a former day, after another one has its place and its pointer.
@@ -240,7 +249,8 @@ impl S3 {
             Ok(answer) => {
                 let failure = self.failure(&Verb::Delete, &key, &answer);
                 if matches!(answer.status, 400..500) && !matches!(answer.status, 408 | 429) {
-                    // The vCon is stored. Keys that may write and not remove leave a second copy.
+                    // The vCon is stored. With keys that may write but not delete, a second copy
+                    // stays.
                     log::warn!("vCon {id}: its copy of a former day stays: {failure}");
                     return Ok(());
                 }

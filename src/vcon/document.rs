@@ -630,6 +630,33 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_for_the_written_document_and_not_much_more() {
+        let long = "x".repeat(100);
+        for text in [
+            format!(r#"{{"vcon":"0.4.0","{long}":"{long}"}}"#),
+            format!(r#"{{"vcon":"0.4.0","dialog":[{{"{long}":"{long}","b":1}}]}}"#),
+            format!(r#"{{"vcon":"0.4.0","dialog":["{long}",{{}},7,{{"a":"{long}"}}]}}"#),
+            r#"{"vcon":"0.4.0"}"#.to_owned(),
+        ] {
+            let vcon = parse(&text).unwrap();
+            let room = length(&vcon.members);
+            assert!(
+                (text.len()..text.len() + 24).contains(&room),
+                "{room}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_counts_as_a_change_no_more() {
+        let mut vcon = parse("{}").unwrap();
+        vcon.note_changed();
+        assert!(vcon.is_changed());
+        vcon.note_written();
+        assert!(!vcon.is_changed());
+    }
+
+    #[test]
     fn what_departs_is_what_redis_keeps_and_what_older_readers_get() {
         let text = r#"{"vcon":"0.4.0","dialog":[{"mediatype":"a/b"}]}"#;
         for (version, older) in [

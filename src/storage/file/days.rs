@@ -11,27 +11,27 @@ const YEARS: RangeInclusive<u32> = 1..=9999;
 const MONTHS: RangeInclusive<u32> = 1..=12;
 const DAYS: RangeInclusive<u32> = 1..=31;
 
-/// A directory with more entries is not listed to its end, as the root may hold millions of files:
-/// each name that may be there is tried.
+/// The longest directory that is read to its end, as the root may hold millions of files. In a
+/// longer one every possible name is tried instead.
 const MOST_ENTRIES: usize = 50_000;
 
-/// The same where a list is only of use while it is short.
+/// The longest directory that is read for [`near`].
 const FEW_ENTRIES: usize = 1_000;
 
-/// So many directories are near a day.
+/// At most this many directories are near a day.
 const MOST_NEAR: usize = 16;
 
-/// The directories of years below the root, the latest first.
+/// Returns the directories of years below the root, the latest first.
 pub(super) fn years(root: &Path) -> io::Result<Vec<PathBuf>> {
     all(root, YEARS)
 }
 
-/// Those of months below that of a year.
+/// Returns the directories of months in that of a year, the latest first.
 pub(super) fn months(year: &Path) -> io::Result<Vec<PathBuf>> {
     all(year, MONTHS)
 }
 
-/// Those of days below that of a month.
+/// Returns the directories of days in that of a month, the latest first.
 pub(super) fn days(month: &Path) -> io::Result<Vec<PathBuf>> {
     all(month, DAYS)
 }
@@ -46,11 +46,11 @@ fn all(directory: &Path, numbers: RangeInclusive<u32>) -> io::Result<Vec<PathBuf
         .collect())
 }
 
-/// The directories of the day before and the day after, and those of some other days that there
-/// are, the nearest first.
+/// Returns the directories of the days before and after, then existing ones of other days, the
+/// nearest first.
 pub(super) fn near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     let mut found = neighbours(root, day);
-    // What cannot be listed is not looked at.
+    // A directory that is too long or cannot be read counts as one with the day's own number.
     let list = |directory: &Path, numbers: &RangeInclusive<u32>, own: u32| {
         let listed = listed(directory, numbers, FEW_ENTRIES).unwrap_or_default();
         let mut listed = listed.unwrap_or_else(|| vec![own]);
@@ -62,7 +62,7 @@ pub(super) fn near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     };
     let own_year = day.year().unsigned_abs();
     for (year, directory) in list(root, &YEARS, own_year) {
-        // From another year, what is nearest is at its end or its beginning.
+        // The nearest day of another year is its last or its first.
         let (month, day) = match year.cmp(&own_year) {
             std::cmp::Ordering::Less => (12, 31),
             std::cmp::Ordering::Equal => (day.month(), day.day()),
@@ -87,7 +87,7 @@ pub(super) fn near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     found
 }
 
-/// The directories of the day before and the day after, where such days are.
+/// Returns the directories of the days before and after, whether they exist or not.
 pub(super) fn neighbours(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     [-1, 1]
         .into_iter()
@@ -101,8 +101,8 @@ fn named(directory: &Path, number: u32, numbers: &RangeInclusive<u32>) -> PathBu
     directory.join(format!("{number:0digits$}"))
 }
 
-/// The entries of a directory whose names are such numbers, in any order; `None` if it has more
-/// than so many entries.
+/// Returns the entries of a directory whose names are such numbers, in any order; `None` if it has
+/// more than `most` entries.
 fn listed(
     directory: &Path,
     numbers: &RangeInclusive<u32>,
@@ -165,6 +165,8 @@ mod tests {
         assert_eq!(shown(root.path(), &years), ["9999", "2025", "2024", "0987"]);
         assert_eq!(months(&years[0]).unwrap(), [""; 0].map(PathBuf::from));
         assert_eq!(months(&root.path().join("none")).unwrap().len(), 0);
+        // What cannot be listed is no empty directory.
+        assert!(months(&root.path().join("x".repeat(256))).is_err());
         for name in ["00", "01", "12", "13", "1", "011"] {
             fs::create_dir_all(root.path().join("2025").join(name)).unwrap();
         }

@@ -83,15 +83,15 @@ impl Drop for Draft {
     }
 }
 
-/// Where the draft of a vCon in this directory is.
+/// The path of a vCon's draft in this directory.
 pub(super) fn path(directory: &Path, id: &VconId) -> PathBuf {
     directory.join(format!(".{id}.tmp"))
 }
 
-/// Removes what a save has left behind, unless it is in work again.
+/// Removes the draft of a failed save, unless another save works on it.
 ///
 /// # Errors
-/// It is still there, and nobody's.
+/// The draft could not be removed.
 pub(super) fn remove_left(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let options = options.read(true).custom_flags(libc::O_NOFOLLOW);

@@ -70,17 +70,17 @@ pub(super) fn send(
     Ok(answer?)
 }
 
-/// What goes over the line before the body.
+/// A request without its body.
 pub(super) struct Signed {
     pub(super) url: String,
     pub(super) headers: HeaderMap,
 }
 
-/// The signed request for the object of exactly this key.
+/// Signs a request for the object with exactly this key.
 ///
 /// To S3 a key is any text: slashes at its beginning, empty folders and folders called `.` and
-/// `..` are parts of its name. The library drops one slash at the beginning, so it is given one
-/// more; and its URLs resolve `.` and `..`, so the signature of such a key is made here.
+/// `..` are parts of its name. The library drops one slash at the beginning, so it gets one more.
+/// Its URLs resolve `.` and `..`, so this module signs such a key itself.
 pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed, S3Error> {
     let command = match *verb {
         Verb::Get => Command::GetObject,
@@ -112,7 +112,7 @@ fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<Signed, S3Error>
     Ok(Signed { url, headers })
 }
 
-/// A request for an object, signed at so many seconds since 1970.
+/// Signs a request for an object as at this time, in seconds since 1970.
 #[cfg(test)]
 pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<Signed, S3Error> {
     let path = format!("/{key}");
@@ -122,14 +122,14 @@ pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<Signed, S
     finish(&request, &Verb::Get)
 }
 
-/// What comes after the host.
+/// Returns the part of a URL after its host.
 fn path_of(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let path = url[host..].find('/').map_or(url.len(), |at| host + at);
     &url[path..]
 }
 
-/// The header that signs a request without a query: all its headers, and its path as it stands.
+/// Returns the header that signs a request without a query: all its headers, and its path as it is.
 fn authorize(
     request: &AttoRequest<'_>,
     method: &str,

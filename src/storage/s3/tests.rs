@@ -305,16 +305,34 @@ fn a_save_under_the_former_day_at_the_same_time_is_seen() {
 }
 
 #[test]
-fn a_pointer_that_holds_no_day_is_written_over() {
-    let (address, server) = serve(&[(200, "../../x"), (200, ""), (200, "")]);
-    let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
-    assert_eq!(saved, Ok(()));
-    let expected = [
-        format!("get {POINTER}"),
-        format!("put {APRIL}"),
-        format!("put {POINTER}"),
-    ];
-    assert_eq!(lines(&requests(server)), expected);
+fn a_pointer_that_cannot_be_read_or_holds_no_day_is_written_over() {
+    for answer in [
+        (200, "../../x"),
+        (200, ""),
+        (403, DENIED),
+        (403, "<Error><Code>InvalidObjectState</Code></Error>"),
+        (404, ""),
+    ] {
+        let (address, server) = serve(&[answer, (200, ""), (200, "")]);
+        let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+        assert_eq!(saved, Ok(()), "{answer:?}");
+        let expected = [
+            format!("get {POINTER}"),
+            format!("put {APRIL}"),
+            format!("put {POINTER}"),
+        ];
+        assert_eq!(lines(&requests(server)), expected, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_show_a_pointer_now_is_waited_for() {
+    for status in [408, 429, 500, 503] {
+        let (address, server) = serve(&[(status, "")]);
+        let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+        assert!(saved.unwrap_err().is_transient(), "{status}");
+        requests(server);
+    }
 }
 
 /// The signatures are those of botocore, for the same request.
