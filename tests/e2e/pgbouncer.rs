@@ -125,6 +125,28 @@ fn a_storage_behind_a_pooler_keeps_what_it_is_given() {
 }
 
 #[test]
+fn only_a_session_of_our_own_has_a_prepared_insert() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let bouncer = PgBouncer::before(server.port(), Pooling::Transaction, 1, &[]);
+    // The statement that the process of the storage has run last.
+    let last = "SELECT query FROM pg_stat_activity WHERE application_name = 'conserver'";
+    for (port, is_prepared) in [(server.port(), true), (bouncer.port(), false)] {
+        let mut shelf = Shelf::open(&database.storage_with(json!({"port": port})));
+        assert_eq!(shelf.save(&fresh(1)[0]), Ok(()));
+        let query = ask(&mut database.client(), last);
+        assert!(query.starts_with("INSERT INTO \"vcons\""), "{query}");
+        // It asks whose process it is in.
+        assert_eq!(query.contains("conserver.session"), is_prepared, "{query}");
+        drop(shelf);
+        if is_prepared {
+            let gone = || database.backends().is_empty();
+            wait_until("its process is gone", PATIENCE, gone);
+        }
+    }
+}
+
+#[test]
 fn a_statement_behind_a_pooler_that_takes_too_long_is_ended_at_the_server() {
     for settings in [&[][..], &["ignore_startup_parameters = options"][..]] {
         let database = Postgres::database();
