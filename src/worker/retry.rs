@@ -208,6 +208,11 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next_wait() <= first);
+        for (failures, expected) in [(0, 100), (2, 400), (u32::MAX, 5000)] {
+            let wait = Backoff::new(first, longest).after(failures).next_wait();
+            let expected = Duration::from_millis(expected);
+            assert!(wait <= expected && wait >= expected / 2, "{wait:?}");
+        }
     }
 
     #[test]
