@@ -95,7 +95,7 @@ pub const TABLE: &[Setting] = &[
     setting("VCON_JSON_BODIES", "native", "native or text",
         "How an object or array in the body of an analysis or attachment is written: as the value, or as its JSON text"),
     setting("VCON_CRITICAL", "pass", "pass or refuse",
-        "At a link that would change it, a vCon whose `critical` names an extension goes on unchanged, or to the dead letter queue"),
+        "At a link that would change it, a vCon whose `critical` names an extension that is not known here goes on unchanged, or to the dead letter queue"),
     setting("EGRESS_FORMAT_VERSION", "(the current version)", "0.0.1",
         "The version in which vCons leave for `links.webhook` and the storages `storage.postgres`, `storage.s3` and `storage.elasticsearch`"),
 ];

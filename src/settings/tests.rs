@@ -40,6 +40,9 @@ fn unset_variables_have_their_defaults() {
     assert_eq!(settings.dlq_expiry, Some(604_800));
     assert_eq!(settings.sorted_set, "vcons");
     assert_eq!(settings.egress_version, Version::Current);
+    assert_eq!(settings.redis_format, RedisFormat::Auto);
+    assert_eq!(settings.json_bodies, JsonBodies::Native);
+    assert_eq!(settings.critical, Critical::Pass);
     assert_eq!(settings.drain_timeout, Duration::from_secs(30));
     assert_eq!(settings.max_deaths, 3);
     assert_eq!(settings.retry_first, Duration::from_millis(100));
@@ -147,6 +150,19 @@ fn values_are_understood() {
         with("EGRESS_FORMAT_VERSION", "0.0.1").egress_version,
         Version::V0_0_1
     );
+    for (value, format) in [
+        ("Auto", RedisFormat::Auto),
+        ("plain", RedisFormat::Plain),
+        ("JSON", RedisFormat::Json),
+    ] {
+        assert_eq!(with("VCON_REDIS_FORMAT", value).redis_format, format);
+    }
+    for (value, bodies) in [("Text", JsonBodies::Text), ("native", JsonBodies::Native)] {
+        assert_eq!(with("VCON_JSON_BODIES", value).json_bodies, bodies);
+    }
+    for (value, critical) in [("Refuse", Critical::Refuse), ("pass", Critical::Pass)] {
+        assert_eq!(with("VCON_CRITICAL", value).critical, critical);
+    }
     assert_eq!(with("VCON_DLQ_EXPIRY", "0").dlq_expiry, None);
     assert_eq!(with("VCON_DLQ_EXPIRY", "7").dlq_expiry, Some(7));
     assert_eq!(with("CONSERVER_MAX_DEATHS", "0").max_deaths, 0);
@@ -208,6 +224,21 @@ fn a_fault_names_the_variable_the_value_and_what_is_accepted() {
             "CONSERVER_LOG_FORMAT",
             "xml",
             r#"CONSERVER_LOG_FORMAT: "xml" is not text or json"#,
+        ),
+        (
+            "VCON_REDIS_FORMAT",
+            "rejson",
+            r#"VCON_REDIS_FORMAT: "rejson" is not auto, plain or json"#,
+        ),
+        (
+            "VCON_JSON_BODIES",
+            "json",
+            r#"VCON_JSON_BODIES: "json" is not native or text"#,
+        ),
+        (
+            "VCON_CRITICAL",
+            "ignore",
+            r#"VCON_CRITICAL: "ignore" is not pass or refuse"#,
         ),
         (
             "EGRESS_FORMAT_VERSION",

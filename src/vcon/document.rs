@@ -12,6 +12,10 @@ use super::{
     tags,
 };
 
+/// The extensions that are known here: they add properties of parties and dialogs, and kinds of
+/// analyses, of which whatever a link changes leaves the others right.
+const KNOWN: [&str; 3] = ["CC", "WTF", "wtf_transcription"];
+
 /// A vCon, with the property names of today whatever its age.
 ///
 /// Only the members of the document and of its dialogs, analyses and attachments are opened up;
@@ -129,13 +133,17 @@ impl Vcon {
             .map_or(Ok(()), |sealed| Err(VconError::Sealed(sealed)))
     }
 
-    /// The extensions that whoever changes it must know, by `critical`, and that are not known here:
-    /// none is. `None` if it asks for none.
+    /// The extensions that whoever changes it must know, by `critical`, and that are not known here;
+    /// `None` if there are none.
     pub fn unknown_extensions(&self) -> Option<String> {
         const LONGEST: usize = 200;
         let critical = self.raw("critical").filter(|_| self.sealed.is_none())?;
         let names: Vec<String> = match json::elements(critical.get()) {
-            Some(names) => names.into_iter().map(json::shown).collect(),
+            Some(names) => {
+                let is_known = |name: &String| KNOWN.iter().any(|it| it.eq_ignore_ascii_case(name));
+                let names = names.into_iter().map(json::shown);
+                names.filter(|name| !is_known(name)).collect()
+            }
             None if json::is_nothing(critical) => Vec::new(),
             None => vec![json::shown(critical)],
         };
@@ -552,6 +560,9 @@ mod tests {
         for (critical, names) in [
             ("[\"house_rules\",\"b\"]", Some("house_rules, b")),
             ("[\"a\",7,{}]", Some("a, 7, {}")),
+            ("[\"CC\",\"x\",\"wtf\"]", Some("x")),
+            ("[\"CC\",\"WTF\",\"cc\",\"wtf_transcription\"]", None),
+            ("[\"WTFs\"]", Some("WTFs")),
             ("\"a\"", Some("a")),
             ("{\"a\":1}", Some("{\"a\":1}")),
             ("7", Some("7")),

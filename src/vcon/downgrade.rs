@@ -71,7 +71,7 @@ fn old_name<'a, V>(renames: &[Rename], key: &'a str, object: &IndexMap<String, V
 
 /// The value of a body that is JSON, as it is or as its text.
 fn json_body(part: &Object) -> Option<Cow<'_, RawValue>> {
-    if json::text(part.get("encoding")?)? != "json" {
+    if !json::says(part.get("encoding")?, "json") {
         return None;
     }
     let body = part.get("body")?;

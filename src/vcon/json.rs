@@ -88,6 +88,18 @@ pub(super) fn text(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
+/// Whether a value is this text, of which no letter needs an escape.
+pub(super) fn says(value: &RawValue, expected: &str) -> bool {
+    let literal = value.get();
+    if !literal.contains('\\') {
+        let inside = literal
+            .strip_prefix('"')
+            .and_then(|it| it.strip_suffix('"'));
+        return inside == Some(expected);
+    }
+    text(value).as_deref() == Some(expected)
+}
+
 /// Gives the member `old` the name `new`, in its place; one that has that name already wins.
 pub(super) fn rename<V>(object: &mut IndexMap<String, V>, old: &str, new: &str) {
     let Some(index) = object.get_index_of(old) else {
@@ -232,5 +244,58 @@ mod tests {
         rename(&mut both, "old", "new");
         assert_eq!(keys(&both), "a new");
         assert_eq!(both["new"].get(), "3");
+    }
+
+    #[test]
+    fn a_text_is_known_however_it_is_escaped() {
+        for (value, is) in [
+            ("\"json\"", true),
+            ("\"\\u006ason\"", true),
+            ("\"JSON\"", false),
+            ("\"json", false),
+            ("json", false),
+            ("[\"json\"]", false),
+            ("\"\\ud800\"", false),
+            ("null", false),
+            ("\"\"", false),
+        ] {
+            if let Ok(value) = RawValue::from_string(value.to_owned()) {
+                assert_eq!(says(&value, "json"), is, "{value}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_empty_in_its_own_way() {
+        for (value, is) in [
+            ("null", true),
+            ("false", true),
+            ("\"\"", true),
+            ("[]", true),
+            ("[ \n]", true),
+            ("{ }", true),
+            ("true", false),
+            ("0", false),
+            ("10", false),
+            ("\" \"", false),
+            ("[0]", false),
+            ("{\"a\":1}", false),
+        ] {
+            let raw = RawValue::from_string(value.to_owned()).unwrap();
+            assert_eq!(is_nothing(&raw), is, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_as_it_is_meant() {
+        for (key, meant) in [
+            ("a", "a"),
+            (r#"a\"b"#, "a\"b"),
+            (r"\n", "\n"),
+            (r"\ud800", r"\ud800"),
+            ("é", "é"),
+        ] {
+            assert_eq!(unescaped(key), meant);
+        }
     }
 }

@@ -47,8 +47,7 @@ pub(super) fn read_part(section: Section, part: &mut Object) {
     }
     // The word of an older draft.
     if let Some(encoding) = part.get_mut("encoding")
-        && json::is_string(encoding)
-        && json::text(encoding).as_deref() == Some("text")
+        && json::says(encoding, "text")
     {
         *encoding = json::string("none");
     }
@@ -77,8 +76,8 @@ pub(super) fn write(members: &mut IndexMap<String, Member>) {
 
 /// A body that is an object or array is JSON, whatever else is said of it.
 fn name_encoding(part: &mut Object) {
-    let is_json = |body: &Box<RawValue>| json::is_object(body) || json::is_array(body);
-    if part.get("body").is_some_and(is_json) {
+    let is_json = |body: &RawValue| json::is_object(body) || json::is_array(body);
+    if part.get("body").is_some_and(|body| is_json(body)) {
         part.insert("encoding".to_owned(), json::string("json"));
     }
 }

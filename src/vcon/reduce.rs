@@ -35,8 +35,9 @@ impl<'a> DialogBody<'a> {
 
 /// Whether a dialog's body is the URL of it.
 fn is_kept_elsewhere(dialog: &Object) -> bool {
-    let body_type = dialog.get("body_type").and_then(|value| json::text(value));
-    body_type.as_deref() == Some("url")
+    dialog
+        .get("body_type")
+        .is_some_and(|it| json::says(it, "url"))
 }
 
 impl Vcon {
@@ -203,9 +204,7 @@ fn remove_from_part(part: &mut Object, key: &str) -> bool {
     let mut removed = part.shift_remove(key).is_some();
     let is_json = part
         .get("encoding")
-        .and_then(|value| json::text(value))
-        .as_deref()
-        == Some("json");
+        .is_some_and(|it| json::says(it, "json"));
     for (name, value) in part.iter_mut() {
         removed |=
             match json::text(value).filter(|text| is_json && name == "body" && is_valid(text)) {

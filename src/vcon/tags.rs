@@ -78,7 +78,7 @@ fn name(entry: &RawValue) -> Option<String> {
 
 /// Whether an attachment is one of tags.
 pub(super) fn is_tags(part: &Object) -> bool {
-    let is = |key| part.get(key).and_then(|it| json::text(it)).as_deref() == Some("tags");
+    let is = |key| part.get(key).is_some_and(|value| json::says(value, "tags"));
     is("purpose") || is("type")
 }
 
@@ -113,8 +113,12 @@ fn content(attachment: &Object) -> Result<Option<Cow<'_, RawValue>>, VconError> 
     if !json::is_string(body) {
         return Ok(Some(Cow::Borrowed(body)));
     }
-    let encoding = attachment.get("encoding").and_then(|it| json::text(it));
-    if encoding.as_deref() == Some("base64url") {
+    let is_encoding = |name| {
+        attachment
+            .get("encoding")
+            .is_some_and(|it| json::says(it, name))
+    };
+    if is_encoding("base64url") {
         return Err(VconError::TagsEncoded);
     }
     // One that is no Unicode text is no JSON either.
@@ -125,7 +129,7 @@ fn content(attachment: &Object) -> Result<Option<Cow<'_, RawValue>>, VconError> 
     let inside = serde_json::from_str(text)
         .ok()
         .filter(|inside: &&RawValue| {
-            let is_json = json::is_string(inside) && encoding.as_deref() == Some("json");
+            let is_json = json::is_string(inside) && is_encoding("json");
             is_json || json::is_array(inside) || json::is_object(inside)
         });
     Ok(match inside {

@@ -124,7 +124,7 @@ fn json_body(list: &str, object: &Object) -> Option<Digest> {
     if json::is_object(body) || json::is_array(body) {
         return (list != "dialog").then(|| digest::of(body));
     }
-    if json::text(object.get("encoding")?)? != "json" {
+    if !json::says(object.get("encoding")?, "json") {
         return None;
     }
     let text = json::text(body)?;
