@@ -182,7 +182,7 @@ links:
   none: {module: links.tag, options: {tags: {}}}
   post: {module: links.webhook, options: {webhook-urls: [], headers: []}}
   split: {module: links.tag_router, options: {tag_routes: {}}}
-  slim: {module: links.diet, options: {remove_attachment_types: '', post_media_to_url: ''}}
+  slim: {module: links.diet, options: {remove_attachment_types: '', post_media_to_url: '', s3_bucket: '', s3_path: '', aws_access_key_id: '', aws_secret_access_key: '', aws_region: us-east-1, presigned_url_expiration: 3600}}
   bare: {module: links.expire_vcon, options: []}
 storages:
   hook: {module: storage.webhook, options: {webhook-urls: []}}
