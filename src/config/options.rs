@@ -20,8 +20,9 @@ const MOST_SECONDS: f64 = 1e9;
 
 /// One module's `options:`, read by accessors that record every fault.
 ///
-/// An accessor gives the option's value, or the default where it is absent, `null` or faulty; a number
-/// or switch also where it is an empty text. A faulty option makes the whole configuration fail, so what it was replaced by is never used.
+/// An accessor gives the option's value, or the default where it is absent, `null` or faulty; of a
+/// number or switch also where it is an empty text. A faulty option makes the whole configuration
+/// fail, so what it was replaced by is never used.
 pub struct Options {
     path: String,
     noun: &'static str,
