@@ -9,8 +9,8 @@ use super::read::entries;
 use super::yaml::{Entry, Kind, Mapping, joined};
 use super::{Chain, Config, ListName};
 
-/// The most circles that are told.
-const MOST_CIRCLES: usize = 10;
+/// The most lists, and the most circles, that are told.
+const MOST_TOLD: usize = 10;
 
 /// One way of a vCon out of a chain.
 struct Way<'a> {
@@ -91,10 +91,13 @@ impl<'a> Advisor<'a> {
                 idle_takers.entry(list).or_insert(&chain.name);
             }
         }
-        for chain in &self.chains {
+        for (place, chain) in self.chains.iter().enumerate() {
             for way in self.ways(chain) {
+                if warnings.len() == MOST_TOLD {
+                    return warnings;
+                }
                 let list = way.list;
-                let message = if chain.ingress_lists.contains(list) {
+                let message = if self.takers.get(list) == Some(&place) {
                     match way.link {
                         None => format!(
                             "chain `{}` takes from list `{list}` as well: each vCon comes back for \
@@ -163,7 +166,7 @@ impl<'a> Advisor<'a> {
                         .map(|(chain, followed)| (*chain, &ways[*chain][followed - 1].0))
                         .collect();
                     circles.push(self.circle(&steps));
-                    if circles.len() == MOST_CIRCLES {
+                    if circles.len() == MOST_TOLD {
                         return circles;
                     }
                 } else if !done[*target] {

@@ -165,6 +165,18 @@ config.yml:12: chains.main.timeout: the 8s of the chain are shorter than the `ti
 }
 
 #[test]
+fn a_file_that_is_all_warnings_is_read_at_once_and_told_in_part() {
+    let lists: Vec<String> = (0..40_000).map(|n| format!("l{n}")).collect();
+    let lists = lists.join(", ");
+    let text = format!("chains: {{a: {{ingress_lists: [{lists}], egress_lists: [{lists}]}}}}\n");
+    assert_eq!(built_in(&text).lines().count(), 10);
+    let keys: String = (0..20_000).map(|n| format!("  k{n}: {n}\n")).collect();
+    let found = built_in(&format!("chains:\n a:\n{keys}"));
+    assert_eq!(found.lines().count(), 101);
+    assert!(found.ends_with("\nconfig.yml: 19900 more warnings"));
+}
+
+#[test]
 fn a_list_that_a_chain_names_twice_is_taken_from_once() {
     let text = "chains:\n  a:\n    ingress_lists:\n      - in\n      - other\n      - in\n";
     let expected = "config.yml:6: chains.a.ingress_lists: list `in` stands here twice";
