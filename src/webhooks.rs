@@ -118,6 +118,8 @@ fn kind_of_all(failures: &[Failure]) -> FailureKind {
         FailureKind::Busy
     } else if is(FailureKind::Transient) {
         FailureKind::Transient
+    } else if is(FailureKind::Refused) {
+        FailureKind::Refused
     } else {
         FailureKind::Permanent
     }

@@ -56,6 +56,7 @@ pub fn vcon() -> Leaving {
         version: Version::Current,
         created_at: None,
         stand_in: OnceLock::new(),
+        formerly: None,
         subject: None,
     });
     Leaving {

@@ -21,6 +21,9 @@ pub fn run(settings: Settings) -> Exit {
     };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    if let Some(parameters) = settings.redis_url.parameters() {
+        log::info!("REDIS_URL: {parameters}");
+    }
     if cfg!(target_os = "linux") && !procfs::is_there() {
         log::info!(
             "/proc is not mounted: there are no titles of processes, no figures of memory and no limit on it, \

@@ -11,6 +11,7 @@ mod advice;
 mod bounds;
 mod environment;
 mod error;
+mod followers;
 mod json;
 mod list_name;
 mod numbers;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 pub use error::{ConfigErrors, ConfigWarnings, Fault};
+pub use followers::Follower;
 pub use list_name::{ListName, NotAListName};
 pub use on_outage::OnOutage;
 pub use options::Options;
@@ -57,6 +59,8 @@ pub struct Config {
     pub chains: Vec<Chain>,
     /// What should be looked at, though it keeps nobody from working.
     pub warnings: ConfigWarnings,
+    /// The servers whose vCons are pulled, in the order of the file.
+    pub followers: Vec<Follower>,
 }
 
 /// One chain: what happens to the vCons of its ingress lists.

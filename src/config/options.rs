@@ -319,6 +319,13 @@ impl Options {
         self.warn_at(line, key, message);
     }
 
+    /// Records that an option of this name must not be there, and why. It does not count as known.
+    pub fn refuse(&mut self, key: &str, why: impl Into<String>) {
+        if let Some(entry) = self.entries.shift_remove(key) {
+            self.fault_at(entry.line, key, why);
+        }
+    }
+
     /// Warns of every key that no accessor has asked for and that holds something. Called once,
     /// after the module has read its options.
     pub fn finish(&mut self) {

@@ -11,7 +11,10 @@ use super::environment::Environment;
 use super::error::{Fault, Findings, listed};
 use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
-use super::{Chain, Config, ConfigWarnings, ListName, ModuleConfig, OnOutage, Open, Plan};
+use super::{
+    Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
+    followers,
+};
 use crate::spelling::did_you_mean;
 use crate::{link, storage};
 
@@ -40,12 +43,6 @@ const LISTS: [&str; 4] = [
 /// The module whose links have routes.
 const ROUTER: &str = "links.tag_router";
 
-/// The sections of the existing daemon that have no counterpart here, with what to do instead.
-const NOT_RUN: [(&str, &str); 1] = [(
-    "followers",
-    "vCons are not fetched from other servers: have these put them on an ingress list",
-)];
-
 /// The sections whose entries are Python modules of the existing deployment, and nothing else.
 const PYTHON: [&str; 2] = ["imports", "tracers"];
 
@@ -58,9 +55,6 @@ pub(super) fn config(
 ) -> (Config, Findings) {
     let mut findings = Findings::default();
     let sections = top(document, &mut findings);
-    for (name, instead) in NOT_RUN {
-        not_run(name, instead, sections.get(name), &mut findings);
-    }
     let links = Modules {
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
@@ -86,6 +80,7 @@ pub(super) fn config(
         links: links.read(&sections, &mut findings),
         storages: storages.read(&sections, &mut findings),
         chains: chains(&sections, &mut findings),
+        followers: followers::read(&sections, environment, &mut findings),
         warnings: ConfigWarnings::default(),
     };
     advice::on_chains(&config, &sections, &mut findings);
@@ -129,6 +124,17 @@ pub(super) fn plan(document: Option<Node>) -> (Plan, Findings) {
         routes: routes(&sections),
     };
     (plan, findings)
+}
+
+/// Reads the followers alone.
+pub(super) fn followers(
+    document: Option<Node>,
+    environment: &Arc<Environment>,
+) -> (Vec<Follower>, Vec<Fault>) {
+    let mut findings = Findings::default();
+    let sections = top(document, &mut findings);
+    let followers = followers::read(&sections, environment, &mut findings);
+    (followers, findings.faults)
 }
 
 /// The lists that links may announce vCons on, as far as they stand in the file itself.
@@ -200,14 +206,6 @@ fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
         Some(_) => {}
     }
     sections
-}
-
-fn not_run(name: &str, instead: &str, entry: Option<&Entry>, findings: &mut Findings) {
-    let Some(entry) = entry else { return };
-    if !entry.value.kind.is_empty() {
-        let message = format!("{instead}; remove the section");
-        findings.faults.push(Fault::at(entry.line, name, message));
-    }
 }
 
 /// The entries of a section with their paths; none where it is absent or not a mapping.

@@ -278,7 +278,7 @@ impl Audit {
         list: Option<&ListName>,
         among: &[Vec<u8>],
     ) -> Result<Place, QueueError> {
-        let mut call = self.scripts.locate.prepare_invoke();
+        let mut call = self.scripts.locate.call();
         for key in among {
             call.key(key);
         }

@@ -4,6 +4,13 @@
 //! `.json.gz` when compressed. A document is written under the hidden name `.<uuid>.tmp` beside
 //! its place, synced and renamed, so that a reader sees a whole file or none.
 //!
+//! A vCon is got back from wherever it lies below `path`: under any day, and in `path` itself. When
+//! its day has changed, the copy under the former one is removed after the new one is on the disk.
+//! No pointer says where that is, and to look under every day at each save would cost more than
+//! the save, so these are looked at: `path` itself, the day that the document had before a link
+//! changed it, the days before and after (another time zone), and, if the vCon is not of these
+//! days and so may well be a new version of an old one, the 16 days nearest to it that there are.
+//!
 //! | option | default | |
 //! |---|---|---|
 //! | `path` | `/data/vcons` | made when it is missing |
@@ -17,6 +24,7 @@
 //! ails the place is waited out (a full or read-only disk, a missing right); a vCon over the limit
 //! is refused.
 
+mod days;
 mod draft;
 mod fault;
 
@@ -27,6 +35,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::{NaiveDate, Utc};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -37,7 +46,7 @@ use fault::{Step, fault};
 use super::Storage;
 use super::bounded::Bounded;
 use crate::config::Options;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::vcon::{Outgoing, VconId};
 
@@ -47,8 +56,12 @@ const GZIPPED: &str = "json.gz";
 /// How long a probe may take; a network file system that is away answers nothing at all.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// What a save is given on a disk that hangs and comes back, before its process is killed for it.
+/// What a save is given on a disk that hangs and comes back, before its process is killed for it;
+/// and how long a vCon is looked for.
 const SLOW_DISK: Duration = Duration::from_secs(30);
+
+/// Drafts that could not be removed, of one lane; as many vCons fail at a time.
+const MOST_LEFT: usize = 100;
 
 /// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
 const PROBE_SIZE: usize = 16 * 1024;
@@ -74,6 +87,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             .unsigned_abs(),
         file_mode: options.mode_or("file_permissions", 0o644),
         bounded: Bounded::new(),
+        left: Vec::new(),
     })
 }
 
@@ -86,6 +100,8 @@ struct Files {
     file_mode: u32,
     /// The probes.
     bounded: Bounded,
+    /// Drafts of saves that failed which could not be removed.
+    left: Vec<PathBuf>,
 }
 
 /// The directory of it all, and how directories are made in it.
@@ -104,32 +120,39 @@ impl Storage for Files {
                 vcon.id, self.max_size
             )));
         }
-        let directory = if self.by_date {
-            self.root.path.join(vcon.created_or_now().day_path())
-        } else {
-            self.root.path.clone()
+        self.remove_left();
+        let day = self.by_date.then(|| vcon.created_or_now());
+        let directory = match &day {
+            Some(day) => self.root.path.join(day.day_path()),
+            None => self.root.path.clone(),
         };
         self.root
             .make(&directory)
             .map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
 
         let [place, other] = self.names(&directory, &vcon.id);
-        self.write(&directory, &place, vcon)
-            .map_err(|(step, e)| fault(step, "write", &place, &e))?;
+        if let Err((step, e)) = self.write(&directory, &place, vcon) {
+            self.note_left(draft::path(&directory, &vcon.id));
+            return Err(fault(step, "write", &place, &e));
+        }
         remove(&other).map_err(|e| fault(Step::Name, "remove", &other, &e))?;
+        if let Some(day) = day {
+            self.remove_former(vcon, day.local.date(), &directory, &place);
+        }
         Ok(())
     }
 
-    fn get(&mut self, id: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
+    fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let mut found = None;
-        self.each_directory(&mut |directory| {
+        let limit = deadline.begin(SLOW_DISK);
+        self.each_directory(limit, &mut |directory| {
             for place in self.names(directory, id) {
                 match read(&place) {
                     Ok(text) => {
                         found = Some(text);
                         return Ok(ControlFlow::Break(()));
                     }
-                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    Err(e) if is_missing(&e) => {}
                     Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
                 }
             }
@@ -139,7 +162,8 @@ impl Storage for Files {
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
-        self.each_directory(&mut |directory| {
+        let limit = Deadline::NONE.begin(SLOW_DISK);
+        self.each_directory(limit, &mut |directory| {
             for place in self.names(directory, id) {
                 remove(&place).map_err(|e| fault(Step::Name, "remove", &place, &e))?;
             }
@@ -154,10 +178,19 @@ impl Storage for Files {
 
     /// Writes, syncs and removes a small hidden file.
     fn probe(&mut self) -> Result<(), Failure> {
+        self.remove_left();
         let root = self.root.clone();
         let what = format!("could not write to directory {}", root.path.display());
         self.bounded
             .run(&what, Deadline::NONE.begin(PROBE), move || root.probe())?
+            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+    }
+
+    fn check(&mut self) -> Result<String, Failure> {
+        let root = self.root.clone();
+        let what = format!("could not write to directory {}", root.path.display());
+        self.bounded
+            .run(&what, Deadline::NONE.begin(PROBE), move || root.check())?
             .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
 }
@@ -205,26 +238,77 @@ impl Files {
         Ok(draft)
     }
 
-    /// Visits the directories that may hold a vCon until told to stop: the days, newest first,
-    /// as what is asked for is mostly young. The day itself is unknown to whoever has only the
-    /// id, and the directories of ten years are fewer than the files of a busy hour.
+    /// Visits the directories that may hold a vCon until told to stop: the days, newest first, as
+    /// what is asked for is mostly young, and the root, where it lies without days. The day is
+    /// unknown to whoever has only the id, and the directories of ten years are fewer than the
+    /// files of a busy hour.
     fn each_directory(
         &self,
+        limit: Limit,
         visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<(), Failure> {
-        if !self.by_date {
-            return visit(&self.root.path).map(|_| ());
+        let root = &self.root.path;
+        if !self.by_date && visit(root)?.is_break() {
+            return Ok(());
         }
-        for year in numbered(&self.root.path, 4)? {
-            for month in numbered(&year, 2)? {
-                for day in numbered(&month, 2)? {
+        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
+            listed.map_err(|e| fault(Step::Directory, "list", directory, &e))
+        };
+        for year in list(days::years(root), root)? {
+            for month in list(days::months(&year), &year)? {
+                for day in list(days::days(&month), &month)? {
+                    if limit.is_over() {
+                        return Err(Failure::transient(format!(
+                            "could not look through the days in {}: no answer within {limit}",
+                            root.display()
+                        )));
+                    }
                     if visit(&day)?.is_break() {
                         return Ok(());
                     }
                 }
             }
         }
+        if self.by_date {
+            return visit(root).map(|_| ());
+        }
         Ok(())
+    }
+
+    /// Removes copies of the vCon from before its day changed. One that cannot be removed stays,
+    /// and the log says so: the vCon is stored.
+    fn remove_former(&self, vcon: &Outgoing, day: NaiveDate, directory: &Path, place: &Path) {
+        let root = &self.root.path;
+        let mut former = vec![root.clone()];
+        former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
+        let is_of_these_days = (Utc::now().date_naive() - day).num_days().abs() <= 1;
+        if is_of_these_days && vcon.created_at.is_some() {
+            former.extend(days::neighbours(root, day));
+        } else {
+            former.extend(days::near(root, day));
+        }
+        for former in former.iter().filter(|former| *former != directory) {
+            for copy in self.names(former, &vcon.id) {
+                if let Err(e) = remove_older(&copy, former, place, &vcon.id) {
+                    let failure = fault(Step::Name, "remove", &copy, &e);
+                    log::warn!("vCon {}: a former copy stays: {failure}", vcon.id);
+                }
+            }
+        }
+    }
+
+    /// Notes the draft of a save that failed, if it is still there.
+    fn note_left(&mut self, draft: PathBuf) {
+        let is_gone = fs::symlink_metadata(&draft).is_err_and(|e| is_missing(&e));
+        if !is_gone && self.left.len() < MOST_LEFT && !self.left.contains(&draft) {
+            self.left.push(draft);
+        }
+    }
+
+    /// Removes drafts that could not be removed when their saves failed. Those of vCons that come
+    /// again are written over.
+    fn remove_left(&mut self) {
+        self.left.retain(|draft| draft::remove_left(draft).is_err());
     }
 }
 
@@ -256,8 +340,37 @@ impl Root {
         }
     }
 
+    /// Writes to the directory if it is there; else tries whether it could be made. It is not: who asks may
+    /// be another user than the service, which could not write to a directory of that user's.
+    fn check(&self) -> io::Result<String> {
+        if self.path.is_dir() {
+            return self.write_probe().map(|()| "answers".to_owned());
+        }
+        let mut above = self.path.ancestors().skip(1);
+        let is_there =
+            |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+        let above = match (self.path.symlink_metadata(), above.find(is_there)) {
+            // It is no directory, or a link that leads to none: that says which.
+            (Ok(_), _) => return self.make(&self.path).map(|()| String::new()),
+            (Err(_), Some(above)) if !above.as_os_str().is_empty() => above,
+            (Err(_), _) => Path::new("."),
+        };
+        tempfile::Builder::new()
+            .prefix(".probe.")
+            .tempdir_in(above)?
+            .close()?;
+        Ok(format!(
+            "is not there yet: the service makes it in {}",
+            above.display()
+        ))
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.make(&self.path)?;
+        self.write_probe()
+    }
+
+    fn write_probe(&self) -> io::Result<()> {
         let mut file = tempfile::Builder::new()
             .prefix(".probe.")
             .tempfile_in(&self.path)?;
@@ -267,29 +380,31 @@ impl Root {
     }
 }
 
-/// The entries of a directory whose names are so many digits, the highest first.
-fn numbered(directory: &Path, digits: usize) -> Result<Vec<PathBuf>, Failure> {
-    let list = || -> io::Result<Vec<PathBuf>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(directory)? {
-            let name = entry?.file_name();
-            if let Some(text) = name.to_str()
-                && text.len() == digits
-                && text.bytes().all(|b| b.is_ascii_digit())
-            {
-                names.push(directory.join(text));
-            }
-        }
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(names)
-    };
-    match list() {
-        Ok(names) => Ok(names),
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(Vec::new())
-        }
-        Err(e) => Err(fault(Step::Directory, "list", directory, &e)),
+/// Removes a file of the vCon that is older than the one in its place. Nobody else writes there
+/// meanwhile; and of two that have saved it under two days at the same time, one is the younger.
+fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io::Result<()> {
+    match fs::symlink_metadata(copy) {
+        Ok(found) if !found.is_dir() => {}
+        // What may not be looked at is somebody else's.
+        _ => return Ok(()),
     }
+    let _lock = Draft::open(directory, id)?;
+    let age = |path: &Path| {
+        Ok::<_, io::Error>((fs::symlink_metadata(path)?.modified()?, path.to_owned()))
+    };
+    let (copy_age, age) = match (age(copy), age(place)) {
+        (Ok(copy), Ok(own)) => (copy, own),
+        (Err(e), _) | (_, Err(e)) if is_missing(&e) => return Ok(()),
+        (Err(e), _) | (_, Err(e)) => return Err(e),
+    };
+    if copy_age < age {
+        remove(copy)?;
+    }
+    Ok(())
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 fn read(place: &Path) -> io::Result<String> {
@@ -311,7 +426,7 @@ fn read(place: &Path) -> io::Result<String> {
 
 fn remove(place: &Path) -> io::Result<()> {
     match fs::remove_file(place) {
-        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(e),
+        Err(e) if !is_missing(&e) => Err(e),
         _ => Ok(()),
     }
 }

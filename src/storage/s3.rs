@@ -2,7 +2,8 @@
 //! protocol.
 //!
 //! Layout: the document `[s3_path/]YYYY/MM/DD/<uuid>.vcon` by the vCon's `created_at`, then the
-//! pointer `[s3_path/]lookup/<uuid>.txt`, whose body is `YYYY/MM/DD`.
+//! pointer `[s3_path/]lookup/<uuid>.txt`, whose body is `YYYY/MM/DD`. A save reads the pointer
+//! first: if it names another day, the document there is removed once the new one has its pointer.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -11,7 +12,7 @@
 //! | `aws_session_token` | none | with keys given here |
 //! | `aws_region` | `us-east-1` | |
 //! | `endpoint_url` | Amazon's of the region | `http(s)://host[:port]`; the bucket then stands in the path |
-//! | `s3_path` | none | before every key |
+//! | `s3_path` | none | before every key; slashes at its end do not count, those at its beginning do |
 //! | `timeout` | `30` | seconds for one vCon, from the name's resolution to the last byte |
 //!
 //! Which answers are transient and which permanent stands in one table, in the module `fault`: what
@@ -54,8 +55,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     if timeout.is_zero() {
         options.fault("timeout", "must be more than 0");
     }
-    let prefix = options.string_or("s3_path", "");
-    let prefix = prefix.trim_matches('/');
+    let prefix = prefix(&options.string_or("s3_path", ""));
     let bucket = credentials(options).and_then(|credentials| {
         let mut bucket = Bucket::new(&name, region, credentials).ok()?;
         if in_path {
@@ -65,15 +65,21 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     });
     Box::new(S3 {
         bucket,
-        prefix: if prefix.is_empty() {
-            String::new()
-        } else {
-            format!("{prefix}/")
-        },
+        prefix,
         timeout,
         agent: agent(),
         write_refused: false,
+        superseded: None,
     })
+}
+
+/// What stands before every key. Slashes at the end of `s3_path` do not count; all else is part of
+/// the key, slashes at its beginning too.
+fn prefix(path: &str) -> String {
+    if path.is_empty() {
+        return String::new();
+    }
+    format!("{}/", path.trim_end_matches('/'))
 }
 
 fn region(options: &mut Options, endpoint: Option<String>) -> Region {
@@ -129,24 +135,38 @@ fn credentials(options: &mut Options) -> Option<Credentials> {
     None
 }
 
+#[derive(Clone)]
 struct S3 {
     /// `None` after a fault in the options.
     bucket: Option<Box<Bucket>>,
-    /// Empty, or ending with a slash.
+    /// What stands before every key: nothing, or a text with a slash at its end.
     prefix: String,
     timeout: Duration,
     agent: Agent,
     /// The latest write was forbidden.
     write_refused: bool,
+    /// A vCon and the day of its former document, which no pointer names any more and which could
+    /// not be removed yet.
+    superseded: Option<(VconId, String)>,
 }
 
 impl Storage for S3 {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
         let limit = deadline.begin(self.timeout);
-        let day = vcon.created_or_now().day_path();
-        let document = self.document_key(&day, &vcon.id);
-        self.put(&document, &vcon.json, limit)?;
-        self.put(&self.pointer_key(&vcon.id), &day, limit)
+        let (id, day) = (&vcon.id, vcon.created_or_now().day_path());
+        let pointed = self.former_day(id, limit)?;
+        self.put(&self.document_key(&day, id), &vcon.json, limit)?;
+        if pointed.as_ref() != Some(&day) {
+            if let Some(former) = pointed {
+                // As soon as the server has the new pointer, nobody else knows.
+                self.superseded = Some((id.clone(), former));
+            }
+            self.put(&self.pointer_key(id), &day, limit)?;
+        }
+        match self.superseded.take_if(|(it, _)| it == id) {
+            Some((_, former)) if former != day => self.remove_former(id, former, limit),
+            _ => Ok(()),
+        }
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
@@ -163,6 +183,10 @@ impl Storage for S3 {
             self.remove(&self.document_key(&day, id), limit)?;
         }
         self.remove(&self.pointer_key(id), limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {
@@ -197,6 +221,44 @@ impl S3 {
 
     fn pointer_key(&self, id: &VconId) -> String {
         format!("{}lookup/{id}.txt", self.prefix)
+    }
+
+    /// The day that the pointer names before a save. What cannot be read there for good (it may not
+    /// be, without the right to list, or it holds no day) names none, and is written over.
+    fn former_day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
+        match self.day(id, limit) {
+            Err(failure) if !failure.is_transient() => Ok(None),
+            day => day,
+        }
+    }
+
+    /// Removes the document of a former day, after another one has its place and its pointer.
+    fn remove_former(&mut self, id: &VconId, former: String, limit: Limit) -> Result<(), Failure> {
+        let key = self.document_key(&former, id);
+        let removed = match self.request(&key, &Verb::Delete, limit) {
+            Ok(answer) if answer.is_success() || answer.is_missing() => Ok(()),
+            Ok(answer) => {
+                let failure = self.failure(&Verb::Delete, &key, &answer);
+                if matches!(answer.status, 400..500) && !matches!(answer.status, 408 | 429) {
+                    // The vCon is stored. Keys that may write and not remove leave a second copy.
+                    log::warn!("vCon {id}: its copy of a former day stays: {failure}");
+                    return Ok(());
+                }
+                Err(failure)
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = removed {
+            self.superseded = Some((id.clone(), former));
+            return Err(failure);
+        }
+        if self.former_day(id, limit)?.as_ref() == Some(&former) {
+            let what = self.message(&Verb::Put(b""), &self.pointer_key(id));
+            return Err(Failure::transient(format!(
+                "{what}: the vCon was saved under another day at the same time"
+            )));
+        }
+        Ok(())
     }
 
     /// The day under which a vCon lies, as its pointer says.
@@ -281,7 +343,7 @@ impl S3 {
             text = format!("{text}; {advice}");
         }
         if is_the_vcons(status, &code) {
-            Failure::permanent(text)
+            Failure::refused(text)
         } else if matches!(status, 408 | 429 | 503) || code == "SlowDown" {
             Failure::busy(text)
         } else {

@@ -25,6 +25,8 @@ pub struct Vcon {
     id: VconId,
     pub(super) members: IndexMap<String, Member>,
     pub(super) changed: bool,
+    /// The date in the text that was read.
+    read_date: Option<CreatedAt>,
     /// What keeps it from being changed, and then its text, which is all that it is.
     pub(super) sealed: Option<(Sealed, Arc<String>)>,
     /// How bodies that are JSON are written.
@@ -97,13 +99,16 @@ impl Vcon {
     /// The same, for a text that is still needed.
     pub fn read(id: VconId, text: &str) -> Result<Self, VconError> {
         let (members, sealed) = opened(text)?;
-        Ok(Self {
+        let mut vcon = Self {
             id,
             members,
             changed: false,
+            read_date: None,
             sealed,
             bodies: JsonBodies::default(),
-        })
+        };
+        vcon.read_date = vcon.created_at();
+        Ok(vcon)
     }
 
     /// The same, which writes bodies that are JSON like this.
@@ -248,9 +253,11 @@ impl Vcon {
                 version: Version::Sealed(*sealed),
                 created_at: None,
                 stand_in: std::sync::OnceLock::new(),
+                formerly: self.read_date,
                 subject: None,
             };
         }
+        let created_at = self.created_at();
         normalise::write(&mut self.members);
         Outgoing {
             id: self.id.clone(),
@@ -259,8 +266,9 @@ impl Vcon {
                 Version::V0_0_1 => downgrade::write(&self.members),
             }),
             version,
-            created_at: self.raw("created_at").and_then(CreatedAt::from_json),
+            created_at,
             stand_in: std::sync::OnceLock::new(),
+            formerly: self.read_date.filter(|date| Some(*date) != created_at),
             subject: self.raw("subject").and_then(json::text),
         }
     }
@@ -289,6 +297,10 @@ impl Vcon {
         let kept = self.changed.then(|| Arc::clone(&current.json));
         self.members = IndexMap::new();
         (Leaving { current, older }, kept)
+    }
+
+    fn created_at(&self) -> Option<CreatedAt> {
+        self.raw("created_at").and_then(CreatedAt::from_json)
     }
 
     fn raw(&self, name: &str) -> Option<&RawValue> {
@@ -618,6 +630,33 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_for_the_written_document_and_not_much_more() {
+        let long = "x".repeat(100);
+        for text in [
+            format!(r#"{{"vcon":"0.4.0","{long}":"{long}"}}"#),
+            format!(r#"{{"vcon":"0.4.0","dialog":[{{"{long}":"{long}","b":1}}]}}"#),
+            format!(r#"{{"vcon":"0.4.0","dialog":["{long}",{{}},7,{{"a":"{long}"}}]}}"#),
+            r#"{"vcon":"0.4.0"}"#.to_owned(),
+        ] {
+            let vcon = parse(&text).unwrap();
+            let room = length(&vcon.members);
+            assert!(
+                (text.len()..text.len() + 24).contains(&room),
+                "{room}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_counts_as_a_change_no_more() {
+        let mut vcon = parse("{}").unwrap();
+        vcon.note_changed();
+        assert!(vcon.is_changed());
+        vcon.note_written();
+        assert!(!vcon.is_changed());
+    }
+
+    #[test]
     fn what_departs_is_what_redis_keeps_and_what_older_readers_get() {
         let text = r#"{"vcon":"0.4.0","dialog":[{"mediatype":"a/b"}]}"#;
         for (version, older) in [
@@ -698,6 +737,20 @@ mod tests {
         assert_eq!(*outgoing.json, vcon.to_json());
         assert_eq!(outgoing.subject.as_deref(), Some("Hé"));
         assert_eq!(outgoing.created_at.unwrap().unix, 1_710_605_360);
+    }
+
+    #[test]
+    fn outgoing_has_the_date_that_a_link_has_changed() {
+        let mut vcon = parse(r#"{"created_at":"2024-03-16"}"#).unwrap();
+        assert_eq!(vcon.outgoing(Version::Current).formerly, None);
+        vcon.replace(r#"{"created_at":"2024-03-17"}"#.to_owned())
+            .unwrap();
+        let outgoing = vcon.outgoing(Version::Current);
+        assert_eq!(outgoing.formerly, CreatedAt::parse("2024-03-16"));
+        assert_eq!(outgoing.created_at, CreatedAt::parse("2024-03-17"));
+        vcon.replace("{}".to_owned()).unwrap();
+        let outgoing = vcon.outgoing(Version::Current);
+        assert_eq!(outgoing.formerly, CreatedAt::parse("2024-03-16"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct Outgoing {
     pub created_at: Option<CreatedAt>,
     /// What stands for that where it is needed and missing, from the first time on.
     pub stand_in: OnceLock<CreatedAt>,
+    /// When it was made as the document said before a link changed that.
+    pub formerly: Option<CreatedAt>,
     /// Its subject.
     pub subject: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{
     Conserver, Files, Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample,
-    chain, submit,
+    chain, run, said, submit,
 };
 
 #[test]
@@ -27,6 +27,58 @@ fn it_is_content_when_everything_can_be_reached() {
     assert!(!output.contains(POSTGRES_PASSWORD), "{output}");
     assert_eq!(redis.keys("*"), Vec::<String>::new());
     assert_eq!(files.paths().len(), 0);
+}
+
+/// Who asks may be another user than the service, which could not write to what that user has made.
+#[test]
+fn it_makes_no_directory() {
+    let (redis, place) = (Redis::plain(), tempfile::tempdir().expect("a folder"));
+    let path = place.path().join("conserver").join("vcons");
+    let storage = serde_json::json!({"module": "storage.file", "options": {"path": path}});
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("files", storage)]));
+    let finished = run(&conserver, &["check"], 0);
+    said(&finished, &["is not there yet"]);
+    let left = std::fs::read_dir(place.path()).expect("a folder").count();
+    assert_eq!(left, 0);
+    assert_eq!(redis.keys("*"), Vec::<String>::new());
+}
+
+#[test]
+fn it_makes_no_table() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[("pg", database.storage())]));
+    let is_there = |table: &str| -> bool {
+        let row = database
+            .client()
+            .query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]);
+        row.expect("PostgreSQL").get(0)
+    };
+    said(&run(&conserver, &["check"], 0), &["the service makes it"]);
+    assert!(!is_there("vcons"));
+    // A user who could not make it.
+    let user = database.new_user();
+    let options = serde_json::json!({"user": user, "table_name": "elsewhere.vcons"});
+    let refused = chain(&[], &[("pg", database.storage_with(options))]);
+    let refused = Conserver::with(&redis).config(&refused);
+    said(&run(&refused, &["check"], 69), &["elsewhere"]);
+    let daemon = conserver.start();
+    let samples = [Sample::small()];
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(is_there("vcons"));
+    said(&run(daemon.conserver(), &["check"], 0), &["answers"]);
+    daemon.stop();
+}
+
+#[test]
+fn it_tells_that_redis_takes_no_writes() {
+    let redis = Redis::plain();
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+    said(&run(&conserver, &["check"], 69), &["OOM"]);
+    redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    redis.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    said(&run(&conserver, &["check"], 69), &["READONLY"]);
 }
 
 #[test]

@@ -100,6 +100,37 @@ fn a_folder_that_may_not_be_written_is_waited_out() {
     );
 }
 
+/// Takes the right to write away and gives it back, over and over, while vCons come in: a save may
+/// meet that at any of its steps.
+#[test]
+fn rights_that_change_under_load_cost_no_vcon_and_leave_nothing_behind() {
+    let (redis, disk) = (Redis::plain(), Disk::new());
+    let daemon = disk
+        .conserver("256m", &redis)
+        .workers(2)
+        .lanes(4)
+        .env("CONSERVER_RETRY_FIRST_MS", "1")
+        .env("CONSERVER_RETRY_MAX_MS", "20")
+        .start();
+    let samples = fresh(600);
+    let ledger = Ledger::of(&redis, &samples);
+    for part in samples.chunks(100) {
+        submit(&redis, "default", part);
+        let done = ledger.done();
+        disk.shell(
+            &daemon,
+            r#"for _ in 1 2 3 4 5 6 7 8 9 10; do
+                 find "$DISK" -type d -exec chmod 555 {} +; find "$DISK" -type d -exec chmod 755 {} +
+               done"#,
+        );
+        ledger.wait_for(done + 50);
+    }
+    ledger.settles();
+    assert!(daemon.log().contains("Permission denied"));
+    holds(&disk, &daemon, &samples);
+    daemon.stop();
+}
+
 #[test]
 fn a_file_in_the_place_of_a_folder_is_waited_out() {
     waits_until_it_is_mended(

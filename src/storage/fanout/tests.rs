@@ -37,6 +37,7 @@ fn vcon() -> Leaving {
             version,
             created_at: None,
             stand_in: std::sync::OnceLock::new(),
+            formerly: None,
             subject: None,
         })
     };
@@ -218,7 +219,7 @@ fn failures_and_panics_stay_with_their_backend_and_in_order() {
             .iter()
             .map(|o| (&*o.name, o.result.clone(), o.storage.is_none()))
             .collect();
-        let panicked = |text| Err(Failure::permanent(text));
+        let panicked = |text| Err(Failure::refused(text));
         assert_eq!(
             seen,
             [

@@ -1,6 +1,6 @@
 //! A file being written, under a hidden name beside its place.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub(super) struct Draft {
 impl Draft {
     /// An empty draft in `directory`.
     pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
-        let path = directory.join(format!(".{id}.tmp"));
+        let path = path(directory, id);
         loop {
             let opened = OpenOptions::new()
                 .write(true)
@@ -81,6 +81,35 @@ impl Drop for Draft {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Where the draft of a vCon in this directory is.
+pub(super) fn path(directory: &Path, id: &VconId) -> PathBuf {
+    directory.join(format!(".{id}.tmp"))
+}
+
+/// Removes what a save has left behind, unless it is in work again.
+///
+/// # Errors
+/// It is still there, and nobody's.
+pub(super) fn remove_left(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_NOFOLLOW);
+    let file = match options.open(path) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(());
+        }
+        opened => opened?,
+    };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => return Err(e),
+        _ => {}
+    }
+    if is_at(&file.metadata()?, path)? {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// Waits for a lock on the file, which goes with it.

@@ -6,8 +6,8 @@
 //! | fault | met while | class |
 //! |---|---|---|
 //! | ENOSPC, EDQUOT, EROFS, EIO, ESTALE, EMFILE, ENFILE, ENOMEM, … | anything | transient |
-//! | EACCES, EPERM | making directories or a draft, reading | transient: the directory's rights |
-//! | EACCES, EPERM, EBUSY | moving over or removing the vCon's own file | permanent: that file is protected, as its directory lets us write |
+//! | EACCES, EPERM | anything | transient: the directory's rights, which may be taken away between two steps of one save |
+//! | EBUSY | moving over or removing the vCon's own file | permanent: something is mounted on that file |
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
 //! | EISDIR | the vCon's own file | permanent: a directory has its name |
 //! | EFBIG | the vCon's own file | permanent: the file system or a limit of the process has no larger files |
@@ -49,7 +49,7 @@ fn is_the_vcons(step: Step, kind: ErrorKind) -> bool {
         ErrorKind::IsADirectory | ErrorKind::FileTooLarge | ErrorKind::InvalidData => {
             step != Step::Directory
         }
-        ErrorKind::PermissionDenied | ErrorKind::ResourceBusy => step == Step::Name,
+        ErrorKind::ResourceBusy => step == Step::Name,
         _ => false,
     }
 }
@@ -75,4 +75,109 @@ fn advice(error: &io::Error) -> Option<String> {
         _ => return None,
     };
     Some(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::FailureKind::{self, Permanent, Transient};
+
+    #[test]
+    fn faults_are_classified_as_the_table_says() {
+        use Step::{Directory, Document, Name};
+        let everywhere: &[Step] = &[Directory, Document, Name];
+        let table: &[(FailureKind, &[Step], &[i32])] = &[
+            (
+                Transient,
+                everywhere,
+                &[
+                    libc::ENOSPC,
+                    libc::EDQUOT,
+                    libc::EROFS,
+                    libc::EIO,
+                    libc::EMFILE,
+                    libc::ENFILE,
+                    libc::EINTR,
+                    libc::EAGAIN,
+                    libc::ENOENT,
+                    libc::ESTALE,
+                    libc::ENOTCONN,
+                    libc::ETIMEDOUT,
+                    libc::ENOMEM,
+                    libc::ENOTDIR,
+                    libc::ENAMETOOLONG,
+                    libc::ELOOP,
+                    libc::EINVAL,
+                    libc::EXDEV,
+                    libc::EACCES,
+                    libc::EPERM,
+                ],
+            ),
+            (Transient, &[Directory, Document], &[libc::EBUSY]),
+            (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
+            (Permanent, &[Name], &[libc::EBUSY]),
+            (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
+        ];
+        for (kind, steps, codes) in table {
+            for (step, code) in steps
+                .iter()
+                .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
+            {
+                let error = io::Error::from_raw_os_error(code);
+                let failure = fault(step, "write", Path::new("/data/x"), &error);
+                assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
+                assert!(failure.message.contains("/data/x"), "{failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_the_vcons() {
+        let error = io::Error::from(ErrorKind::InvalidData);
+        for (step, kind) in [
+            (Step::Directory, Transient),
+            (Step::Document, Permanent),
+            (Step::Name, Permanent),
+        ] {
+            assert_eq!(fault(step, "read", Path::new("/x"), &error).kind, kind);
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_step_the_path_the_error_and_what_helps() {
+        let user = format!(
+            "; this process, user {} and group {}, needs the right to write there",
+            nix::unistd::geteuid(),
+            nix::unistd::getegid()
+        );
+        for (code, advice) in [
+            (libc::ENOSPC, "; make room on that disk"),
+            (libc::EDQUOT, "; raise the quota, or make room"),
+            (libc::EROFS, "; mount it writable"),
+            (libc::ESTALE, "; mount the network file system anew"),
+            (
+                libc::ENOTDIR,
+                "; `path` and all above it must be directories",
+            ),
+            (libc::ENAMETOOLONG, "; give a shorter `path`"),
+            (libc::EISDIR, "; a directory has the name of the file"),
+            (libc::ELOOP, "; mend the symbolic links in `path`"),
+            (
+                libc::EMFILE,
+                "; raise the limit of open files (LimitNOFILE)",
+            ),
+            (
+                libc::EIO,
+                "; look for faults of the disk in the system's log",
+            ),
+            (libc::EACCES, user.as_str()),
+            (libc::EPERM, user.as_str()),
+            (libc::ENOENT, ""),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            let failure = fault(Step::Name, "write", Path::new("/data/x"), &error);
+            let expected = format!("could not write /data/x: {error}{advice}");
+            assert_eq!(failure.message, expected);
+        }
+    }
 }

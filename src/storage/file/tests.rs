@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::failure::FailureKind::{self, Permanent, Transient};
+use crate::failure::FailureKind::Permanent;
 use crate::vcon::{CreatedAt, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
@@ -18,6 +18,7 @@ fn files(path: &Path) -> Files {
         max_size: 1000,
         file_mode: 0o640,
         bounded: Bounded::new(),
+        left: Vec::new(),
     }
 }
 
@@ -29,6 +30,7 @@ fn vcon(day: &str, json: &str) -> Outgoing {
         version: Version::Current,
         created_at: Some(CreatedAt { local, unix: 0 }),
         stand_in: std::sync::OnceLock::new(),
+        formerly: None,
         subject: None,
     }
 }
@@ -120,8 +122,14 @@ fn the_newest_day_is_read_and_every_day_is_deleted() {
     let place = tempfile::tempdir().unwrap();
     let mut files = files(place.path());
     let newer = vcon("2025-10-02", "{\"n\":2}");
-    for vcon in [&newer, &vcon("2024-12-31", "{}"), &vcon("2025-09-30", "{}")] {
-        files.save(vcon, Deadline::NONE).unwrap();
+    for (day, text) in [
+        ("2025/10/02", &**newer.json),
+        ("2024/12/31", "{}"),
+        ("2025/09/30", "{}"),
+    ] {
+        let directory = place.path().join(day);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(format!("{ID}.json")), text).unwrap();
     }
     fs::create_dir_all(place.path().join("lost+found/99/99")).unwrap();
     fs::write(place.path().join("9999"), "a file, not a year").unwrap();
@@ -131,6 +139,213 @@ fn the_newest_day_is_read_and_every_day_is_deleted() {
     );
     files.delete(&newer.id).unwrap();
     assert_eq!(tree(place.path()), ["9999"]);
+}
+
+#[test]
+fn a_vcon_is_found_under_any_day_and_without_one() {
+    let place = tempfile::tempdir().unwrap();
+    let id: VconId = ID.parse().unwrap();
+    let mut dated = files(place.path());
+    let mut flat = Files {
+        by_date: false,
+        ..files(place.path())
+    };
+    for name in [
+        "{ID}.json",
+        "{ID}.json.gz",
+        "1999/12/31/{ID}.json",
+        "2025/03/07/{ID}.json.gz",
+    ] {
+        // Neither a file in the place of a directory nor a directory of another kind is in the way.
+        let path = place.path().join(name.replace("{ID}", ID));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::create_dir_all(place.path().join("2024/1/x")).unwrap();
+        fs::write(place.path().join("2026"), "").unwrap();
+        fs::create_dir_all(place.path().join("2024/02")).unwrap();
+        fs::write(place.path().join("2024/02/03"), "").unwrap();
+        let mut file = File::create(&path).unwrap();
+        if name.ends_with("gz") {
+            let mut gzip = GzEncoder::new(file, Compression::default());
+            gzip.write_all(b"{}").unwrap();
+            gzip.finish().unwrap();
+        } else {
+            file.write_all(b"{}").unwrap();
+        }
+        for files in [&mut dated, &mut flat] {
+            let found = files.get(&id, Deadline::NONE);
+            assert_eq!(found, Ok(Some("{}".to_owned())), "{name}");
+        }
+        flat.delete(&id).unwrap();
+        assert!(!path.exists(), "{name}");
+        assert_eq!(dated.get(&id, Deadline::NONE), Ok(None));
+    }
+}
+
+#[test]
+fn a_copy_in_the_configured_layout_goes_before_others() {
+    let place = tempfile::tempdir().unwrap();
+    let id: VconId = ID.parse().unwrap();
+    fs::create_dir_all(place.path().join("2025/03/07")).unwrap();
+    fs::write(place.path().join(format!("2025/03/07/{ID}.json")), "dated").unwrap();
+    fs::write(place.path().join(format!("{ID}.json")), "flat").unwrap();
+    for (by_date, found) in [(true, "dated"), (false, "flat")] {
+        let mut files = Files {
+            by_date,
+            ..files(place.path())
+        };
+        let text = files.get(&id, Deadline::NONE).unwrap();
+        assert_eq!(text.as_deref(), Some(found));
+    }
+}
+
+#[test]
+fn a_look_through_the_days_ends_with_its_time() {
+    let place = tempfile::tempdir().unwrap();
+    fs::create_dir_all(place.path().join("2025/03/07")).unwrap();
+    let files = files(place.path());
+    let over = Deadline::NONE.begin(Duration::ZERO);
+    let failure = files
+        .each_directory(over, &mut |_| Ok(ControlFlow::Continue(())))
+        .unwrap_err();
+    assert!(failure.is_transient());
+    assert!(failure.message.contains("no answer within"), "{failure}");
+}
+
+#[test]
+fn one_copy_is_left_when_the_day_changes() {
+    let place = tempfile::tempdir().unwrap();
+    let mut gzipped = Files {
+        compress: true,
+        ..files(place.path())
+    };
+    let mut files = files(place.path());
+    for day in [
+        "2025-03-07",
+        "2025-03-08",
+        "2025-04-01",
+        "2019-12-31",
+        "2031-01-01",
+    ] {
+        // The clock of a file system goes in ticks.
+        std::thread::sleep(Duration::from_millis(20));
+        let vcon = vcon(day, day);
+        files.save(&vcon, Deadline::NONE).unwrap();
+        let day = day.replace('-', "/");
+        assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
+        std::thread::sleep(Duration::from_millis(20));
+        gzipped.save(&vcon, Deadline::NONE).unwrap();
+        assert_eq!(tree(place.path()), [format!("{day}/{ID}.json.gz")]);
+    }
+}
+
+#[test]
+fn a_copy_without_a_day_is_superseded_by_one_with_a_day() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join(format!("{ID}.json")), "flat").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let now = Utc::now().date_naive().to_string();
+    let mut files = files(place.path());
+    files.save(&vcon(&now, "{}"), Deadline::NONE).unwrap();
+    let day = now.replace('-', "/");
+    assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
+    // Nor is one of yesterday left, which an unreadable date or another time zone gave it.
+    let tomorrow = Utc::now().date_naive().succ_opt().unwrap().to_string();
+    std::thread::sleep(Duration::from_millis(20));
+    files.save(&vcon(&tomorrow, "{}"), Deadline::NONE).unwrap();
+    let day = tomorrow.replace('-', "/");
+    assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
+}
+
+#[test]
+fn the_day_before_a_link_changed_it_is_looked_at_however_far_it_is() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let former = vcon("2011-03-07", "{}");
+    files.save(&former, Deadline::NONE).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let now = Utc::now().date_naive().to_string();
+    let mut changed = vcon(&now, "{}");
+    changed.formerly = former.created_at;
+    files.save(&changed, Deadline::NONE).unwrap();
+    let day = now.replace('-', "/");
+    assert_eq!(tree(place.path()), [format!("{day}/{ID}.json")]);
+}
+
+#[test]
+fn a_younger_copy_under_another_day_is_not_removed() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let younger = place.path().join(format!("2025/03/07/{ID}.json"));
+    files
+        .save(&vcon("2025-03-07", "young"), Deadline::NONE)
+        .unwrap();
+    let file = File::options().write(true).open(&younger).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(60);
+    file.set_modified(later).unwrap();
+    files
+        .save(&vcon("2025-03-08", "old"), Deadline::NONE)
+        .unwrap();
+    assert_eq!(fs::read_to_string(younger).unwrap(), "young");
+}
+
+#[test]
+fn lanes_that_save_a_vcon_under_many_days_at_once_leave_at_least_one() {
+    let place = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for lane in 1..=4 {
+            let place = place.path();
+            scope.spawn(move || {
+                let mut files = files(place);
+                for _ in 0..30 {
+                    let vcon = vcon(&format!("2025-03-{lane:02}"), &lane.to_string());
+                    files.save(&vcon, Deadline::NONE).unwrap();
+                }
+            });
+        }
+    });
+    let left = tree(place.path());
+    assert!((1..=4).contains(&left.len()), "{left:?}");
+    assert!(left.iter().all(|name| name.ends_with(".json")), "{left:?}");
+}
+
+#[test]
+fn a_draft_that_could_not_be_removed_is_removed_later() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let id: VconId = ID.parse().unwrap();
+    let draft = draft::path(place.path(), &id);
+    files.note_left(draft.clone());
+    assert_eq!(files.left.len(), 0);
+    fs::write(&draft, "half").unwrap();
+    for _ in 0..2 {
+        files.note_left(draft.clone());
+        assert_eq!(files.left.len(), 1);
+    }
+    files
+        .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+        .unwrap();
+    assert!(!draft.exists());
+    assert_eq!(files.left.len(), 0);
+
+    fs::write(&draft, "half").unwrap();
+    files.note_left(draft.clone());
+    files.probe().unwrap();
+    assert!(!draft.exists());
+
+    // One that is in work again is its writer's.
+    let writer = Draft::open(place.path(), &id).unwrap();
+    files.note_left(draft.clone());
+    files.probe().unwrap();
+    assert!(draft.exists());
+    assert_eq!(files.left.len(), 0);
+    drop(writer);
+
+    for number in 0..2 * MOST_LEFT {
+        let path = place.path().join(format!(".{number}.tmp"));
+        fs::write(&path, "").unwrap();
+        files.note_left(path);
+    }
+    assert_eq!(files.left.len(), MOST_LEFT);
 }
 
 #[test]
@@ -219,6 +434,33 @@ fn a_spoilt_file_is_a_permanent_failure() {
 }
 
 #[test]
+fn check_makes_no_directory_and_says_where_it_will_be() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("a").join("b");
+    let said = files(&path).check().unwrap();
+    assert!(
+        said.contains(&format!("makes it in {}", place.path().display())),
+        "{said}"
+    );
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    fs::create_dir_all(&path).unwrap();
+    assert_eq!(files(&path).check(), Ok("answers".to_owned()));
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+
+    fs::write(place.path().join("file"), "x").unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path().join("link")).unwrap();
+    for wrong in [
+        place.path().join("file"),
+        place.path().join("file").join("below"),
+        place.path().join("link"),
+        PathBuf::from("/proc/vcons"),
+    ] {
+        assert!(files(&wrong).check().is_err(), "{}", wrong.display());
+    }
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3);
+}
+
+#[test]
 fn probe_makes_the_directory_and_leaves_nothing_in_it() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("a/b");
@@ -301,60 +543,5 @@ fn directories_that_are_removed_are_made_anew() {
         fs::remove_dir_all(root.join(gone)).unwrap();
         files.save(&vcon, Deadline::NONE).unwrap();
         assert_eq!(tree(&root), [format!("2025/03/07/{ID}.json")]);
-    }
-}
-
-#[test]
-fn faults_are_classified_as_the_table_says() {
-    use Step::{Directory, Document, Name};
-    let everywhere: &[Step] = &[Directory, Document, Name];
-    let table: &[(FailureKind, &[Step], &[i32])] = &[
-        (
-            Transient,
-            everywhere,
-            &[
-                libc::ENOSPC,
-                libc::EDQUOT,
-                libc::EROFS,
-                libc::EIO,
-                libc::EMFILE,
-                libc::ENFILE,
-                libc::EINTR,
-                libc::EAGAIN,
-                libc::ENOENT,
-                libc::ESTALE,
-                libc::ENOTCONN,
-                libc::ETIMEDOUT,
-                libc::ENOMEM,
-                libc::ENOTDIR,
-                libc::ENAMETOOLONG,
-                libc::ELOOP,
-                libc::EINVAL,
-                libc::EXDEV,
-            ],
-        ),
-        (
-            Transient,
-            &[Directory, Document],
-            &[libc::EACCES, libc::EPERM, libc::EBUSY],
-        ),
-        (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
-        (
-            Permanent,
-            &[Name],
-            &[libc::EACCES, libc::EPERM, libc::EBUSY],
-        ),
-        (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
-    ];
-    for (kind, steps, codes) in table {
-        for (step, code) in steps
-            .iter()
-            .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
-        {
-            let error = io::Error::from_raw_os_error(code);
-            let failure = fault(step, "write", Path::new("/data/x"), &error);
-            assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
-            assert!(failure.message.contains("/data/x"), "{failure}");
-        }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use s3::Bucket;
 use s3::command::Command;
 use s3::error::S3Error;
 use s3::request::Request as _;
 use s3::request::blocking::AttoRequest;
+use s3::{Bucket, signing};
+use sha2::digest::Mac as _;
+use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
@@ -28,6 +30,14 @@ pub(super) enum Verb<'a> {
 }
 
 impl Verb<'_> {
+    fn method(&self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Put(_) => "PUT",
+            Self::Delete => "DELETE",
+        }
+    }
+
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Get => "read",
@@ -48,6 +58,30 @@ pub(super) fn send(
     verb: &Verb<'_>,
     limit: Duration,
 ) -> Result<Answer, Fault> {
+    let Signed { url, headers } = sign(bucket, key, verb)?;
+    let mut request = http::Request::builder().method(verb.method()).uri(url);
+    if let Some(place) = request.headers_mut() {
+        *place = headers;
+    }
+    let answer = match *verb {
+        Verb::Put(body) => run(agent, request.body(body)?, limit),
+        Verb::Get | Verb::Delete => run(agent, request.body(())?, limit),
+    };
+    Ok(answer?)
+}
+
+/// What goes over the line before the body.
+pub(super) struct Signed {
+    pub(super) url: String,
+    pub(super) headers: HeaderMap,
+}
+
+/// The signed request for the object of exactly this key.
+///
+/// To S3 a key is any text: slashes at its beginning, empty folders and folders called `.` and
+/// `..` are parts of its name. The library drops one slash at the beginning, so it is given one
+/// more; and its URLs resolve `.` and `..`, so the signature of such a key is made here.
+pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed, S3Error> {
     let command = match *verb {
         Verb::Get => Command::GetObject,
         Verb::Put(content) => Command::PutObject {
@@ -58,17 +92,70 @@ pub(super) fn send(
         },
         Verb::Delete => Command::DeleteObject,
     };
-    let signed = AttoRequest::new(bucket, key, command)?;
-    let mut request = http::Request::builder().uri(signed.url()?.as_str());
-    if let Some(headers) = request.headers_mut() {
-        *headers = signed.headers()?;
+    let path = format!("/{key}");
+    let request = AttoRequest::new(bucket, &path, command)?;
+    finish(&request, verb)
+}
+
+fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<Signed, S3Error> {
+    let mut headers = request.headers()?;
+    let encoded = signing::uri_encode(request.path, false);
+    let url = format!("{}{encoded}", request.bucket.url());
+    let path = path_of(&url);
+    if path != request.url()?.path() {
+        headers.remove(AUTHORIZATION);
+        // Never signed, as `x-amz-date` takes its place.
+        headers.remove(DATE);
+        let authorization = authorize(request, verb.method(), path, &headers)?;
+        headers.insert(AUTHORIZATION, authorization);
     }
-    let answer = match *verb {
-        Verb::Get => run(agent, request.method("GET").body(())?, limit),
-        Verb::Put(body) => run(agent, request.method("PUT").body(body)?, limit),
-        Verb::Delete => run(agent, request.method("DELETE").body(())?, limit),
-    };
-    Ok(answer?)
+    Ok(Signed { url, headers })
+}
+
+/// A request for an object, signed at so many seconds since 1970.
+#[cfg(test)]
+pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<Signed, S3Error> {
+    let path = format!("/{key}");
+    let mut request = AttoRequest::new(bucket, &path, Command::GetObject)?;
+    let later = request.datetime.unix_timestamp() - time;
+    request.datetime -= Duration::from_secs(later.unsigned_abs());
+    finish(&request, &Verb::Get)
+}
+
+/// What comes after the host.
+fn path_of(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let path = url[host..].find('/').map_or(url.len(), |at| host + at);
+    &url[path..]
+}
+
+/// The header that signs a request without a query: all its headers, and its path as it stands.
+fn authorize(
+    request: &AttoRequest<'_>,
+    method: &str,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<HeaderValue, S3Error> {
+    let (bucket, time) = (request.bucket(), request.datetime());
+    let region = bucket.region();
+    let digest = headers.get("x-amz-content-sha256");
+    let digest = digest.map_or(Ok(""), HeaderValue::to_str)?;
+    let names = signing::signed_header_string(headers);
+    let lines = signing::canonical_header_string(headers)?;
+    let canonical = format!("{method}\n{path}\n\n{lines}\n\n{names}\n{digest}");
+    let secret = bucket.secret_key()?.unwrap_or_default();
+    let key = signing::signing_key(&time, &secret, &region, "s3")?;
+    let mut hmac = signing::HmacSha256::new_from_slice(&key)?;
+    hmac.update(signing::string_to_sign(&time, &region, &canonical)?.as_bytes());
+    let signature: String = hmac
+        .finalize()
+        .into_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let id = bucket.access_key()?.unwrap_or_default();
+    let header = signing::authorization_header(&id, &time, &region, &names, &signature)?;
+    Ok(header.parse()?)
 }
 
 fn run(

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::http::tests::serve_with;
-use crate::vcon::Version;
+use crate::vcon::{Vcon, Version};
 
 /// Answers one connection for each status and body.
 fn serve(answers: &[(u16, &str)]) -> (String, JoinHandle<Vec<String>>) {
@@ -48,27 +48,43 @@ fn vcon() -> Outgoing {
         version: Version::Current,
         created_at: None,
         stand_in: std::sync::OnceLock::new(),
+        formerly: None,
         subject: None,
     }
 }
 
+fn of_day(day: &str) -> Outgoing {
+    let text = format!("{{\"created_at\":\"{day}\"}}");
+    let mut vcon = Vcon::parse(vcon().id, text).unwrap();
+    vcon.outgoing(Version::Current)
+}
+
+/// The verb and the path of each request.
+fn lines(requests: &[String]) -> Vec<String> {
+    let line = |request: &String| request.split(" http/").next().unwrap().to_owned();
+    requests.iter().map(line).collect()
+}
+
+const POINTER: &str = "/calls/a/lookup/05cec3d4-0561-4010-9fb8-23cc7edef146.txt";
+const MARCH: &str = "/calls/a/2025/03/07/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon";
+const APRIL: &str = "/calls/a/2025/04/01/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon";
 const DENIED: &str = "<Error><Code>AccessDenied</Code></Error>";
 const MISSING: &str = "<Error><Code>NoSuchKey</Code></Error>";
 
 #[test]
 fn the_document_goes_before_its_pointer_and_the_session_token_with_both() {
-    let (address, server) = serve(&[(200, ""), (200, "")]);
-    storage(&address).save(&vcon(), Deadline::NONE).unwrap();
+    let (address, server) = serve(&[(404, MISSING), (200, ""), (200, "")]);
+    storage(&address)
+        .save(&of_day("2025-03-07"), Deadline::NONE)
+        .unwrap();
     let heads = requests(server);
-    let id = vcon().id;
-    assert!(heads[0].starts_with("put /calls/a/20"), "{}", heads[0]);
-    assert!(
-        heads[0].contains(&format!("/{id}.vcon http")),
-        "{}",
-        heads[0]
-    );
-    let pointer = format!("put /calls/a/lookup/{id}.txt http");
-    assert!(heads[1].starts_with(&pointer), "{}", heads[1]);
+    let expected = [
+        format!("get {POINTER}"),
+        format!("put {MARCH}"),
+        format!("put {POINTER}"),
+    ];
+    assert_eq!(lines(&heads), expected);
+    assert!(heads[2].ends_with("\r\n\r\n2025/03/07"), "{}", heads[2]);
     for head in heads {
         assert!(
             head.contains("\r\nx-amz-security-token: token\r\n"),
@@ -85,10 +101,12 @@ fn a_probe_writes_only_after_a_write_was_forbidden() {
     let (address, server) = serve(&[
         (404, MISSING),
         (403, DENIED),
+        (404, MISSING),
         (403, DENIED),
         (403, DENIED),
         (200, ""),
         (204, ""),
+        (403, DENIED),
         (200, ""),
         (200, ""),
         (403, DENIED),
@@ -109,8 +127,9 @@ fn a_probe_writes_only_after_a_write_was_forbidden() {
     assert_eq!(storage.probe(), Ok(()));
     let heads = requests(server);
     let verbs: Vec<&str> = heads.iter().map(|h| h.split(' ').next().unwrap()).collect();
+    // Where the pointer may not be read, there is none.
     let expected = [
-        "get", "get", "put", "put", "put", "delete", "put", "put", "get",
+        "get", "get", "get", "put", "put", "put", "delete", "get", "put", "put", "get",
     ];
     assert_eq!(verbs, expected);
 }
@@ -142,6 +161,7 @@ fn s3(prefix: &str) -> S3 {
         timeout: Duration::from_secs(1),
         agent: agent(),
         write_refused: false,
+        superseded: None,
     }
 }
 
@@ -155,18 +175,200 @@ fn answer(status: u16, body: &str) -> Answer {
 #[test]
 fn keys_follow_the_layout() {
     let id = "05cec3d4-0561-4010-9fb8-23cc7edef146".parse().unwrap();
-    let cases = [
-        ("", "2025/03/07/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon"),
-        (
-            "a/b/",
-            "a/b/2025/03/07/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon",
-        ),
-    ];
-    for (prefix, key) in cases {
-        assert_eq!(s3(prefix).document_key("2025/03/07", &id), key);
+    for (path, before) in [
+        ("", ""),
+        ("a/b", "a/b/"),
+        ("a/b/", "a/b/"),
+        ("a//", "a/"),
+        ("/a", "/a/"),
+        ("//a//b//", "//a//b/"),
+        ("/", "/"),
+        ("//", "/"),
+        (" a ", " a /"),
+        ("./../a", "./../a/"),
+    ] {
+        let storage = s3(&prefix(path));
         assert_eq!(
-            s3(prefix).pointer_key(&id),
-            format!("{prefix}lookup/05cec3d4-0561-4010-9fb8-23cc7edef146.txt")
+            storage.document_key("2025/03/07", &id),
+            format!("{before}2025/03/07/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon")
+        );
+        assert_eq!(
+            storage.pointer_key(&id),
+            format!("{before}lookup/05cec3d4-0561-4010-9fb8-23cc7edef146.txt")
+        );
+    }
+}
+
+#[test]
+fn the_document_of_a_former_day_is_removed_after_the_new_one_has_its_pointer() {
+    let (address, server) = serve(&[
+        (200, "2025/03/07"),
+        (200, ""),
+        (200, ""),
+        (204, ""),
+        (200, "2025/04/01"),
+        // The same day again: the pointer is right already.
+        (200, "2025/04/01"),
+        (200, ""),
+    ]);
+    let mut storage = storage(&address);
+    for _ in 0..2 {
+        let saved = storage.save(&of_day("2025-04-01"), Deadline::NONE);
+        assert_eq!(saved, Ok(()));
+    }
+    let expected = [
+        format!("get {POINTER}"),
+        format!("put {APRIL}"),
+        format!("put {POINTER}"),
+        format!("delete {MARCH}"),
+        format!("get {POINTER}"),
+        format!("get {POINTER}"),
+        format!("put {APRIL}"),
+    ];
+    assert_eq!(lines(&requests(server)), expected);
+}
+
+#[test]
+fn a_former_document_is_remembered_until_it_is_removed() {
+    let (address, server) = serve(&[
+        (200, "2025/03/07"),
+        (200, ""),
+        // The pointer may be written, whatever the server says.
+        (503, ""),
+        (200, "2025/04/01"),
+        (200, ""),
+        (500, ""),
+        (200, "2025/04/01"),
+        (200, ""),
+        (204, ""),
+        (200, "2025/04/01"),
+        (200, "2025/04/01"),
+        (200, ""),
+    ]);
+    let mut storage = storage(&address);
+    let mut save = || storage.save(&of_day("2025-04-01"), Deadline::NONE);
+    assert!(save().unwrap_err().is_transient());
+    assert!(save().unwrap_err().is_transient());
+    assert_eq!(save(), Ok(()));
+    assert_eq!(save(), Ok(()));
+    let lines = lines(&requests(server));
+    let removed = lines.iter().filter(|line| line.starts_with("delete"));
+    assert_eq!(removed.collect::<Vec<_>>(), [&format!("delete {MARCH}"); 2]);
+    assert_eq!(lines[8], format!("delete {MARCH}"));
+}
+
+#[test]
+fn a_document_that_became_the_present_one_again_is_not_removed() {
+    let (address, server) = serve(&[
+        (200, "2025/03/07"),
+        (200, ""),
+        (200, ""),
+        (500, ""),
+        // Back to the former day, before its document could be removed.
+        (200, "2025/04/01"),
+        (200, ""),
+        (200, ""),
+        (204, ""),
+        (200, "2025/03/07"),
+    ]);
+    let mut storage = storage(&address);
+    let mut save = |day: &str| storage.save(&of_day(day), Deadline::NONE);
+    assert!(save("2025-04-01").unwrap_err().is_transient());
+    assert_eq!(save("2025-03-07"), Ok(()));
+    let lines = lines(&requests(server));
+    assert_eq!(lines[3], format!("delete {MARCH}"));
+    assert_eq!(lines[7], format!("delete {APRIL}"));
+}
+
+#[test]
+fn keys_that_may_not_remove_leave_a_second_copy_and_store_the_vcon() {
+    let (address, server) = serve(&[(200, "2025/03/07"), (200, ""), (200, ""), (403, DENIED)]);
+    let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+    assert_eq!(saved, Ok(()));
+    requests(server);
+}
+
+#[test]
+fn a_save_under_the_former_day_at_the_same_time_is_seen() {
+    let (address, server) = serve(&[
+        (200, "2025/03/07"),
+        (200, ""),
+        (200, ""),
+        (204, ""),
+        (200, "2025/03/07"),
+    ]);
+    let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+    let failure = saved.unwrap_err();
+    assert!(failure.is_transient());
+    assert!(failure.message.contains("at the same time"), "{failure}");
+    requests(server);
+}
+
+#[test]
+fn a_pointer_that_holds_no_day_is_written_over() {
+    let (address, server) = serve(&[(200, "../../x"), (200, ""), (200, "")]);
+    let saved = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+    assert_eq!(saved, Ok(()));
+    let expected = [
+        format!("get {POINTER}"),
+        format!("put {APRIL}"),
+        format!("put {POINTER}"),
+    ];
+    assert_eq!(lines(&requests(server)), expected);
+}
+
+/// The signatures are those of botocore, for the same request.
+#[test]
+fn a_key_is_signed_and_sent_as_it_stands() {
+    for (key, path, signature) in [
+        (
+            "2025/02/11/x.vcon",
+            "/calls/2025/02/11/x.vcon",
+            "576aad43a7b5c5e5a1f6d0cf5d2b2c05c9db6754d6eef75c9621d554afd72cf9",
+        ),
+        (
+            "/vcons/x",
+            "/calls//vcons/x",
+            "06e1b6748848dbfe1f125a9caacfd056783037a5f22733fd5f6673a2990f818c",
+        ),
+        (
+            "//a//b/",
+            "/calls///a//b/",
+            "48f1f970480c2987c2a3de3704b357e21fc54c514c95cdbf6c2defd59744dc2b",
+        ),
+        (
+            "a/../b/./c/..",
+            "/calls/a/../b/./c/..",
+            "4f45558be8d49dd2959b549f234430f87dc2a2c777777d38c7e94339559ae5ec",
+        ),
+        (
+            "..",
+            "/calls/..",
+            "c204fe3e4a052fe62ae7bd46c5bcada5f2e3ddcee7f445099858e3597c862806",
+        ),
+        (
+            "100%+ü/?#&= ~",
+            "/calls/100%25%2B%C3%BC/%3F%23%26%3D%20~",
+            "245bfbcded01fbc126ac52a9e73794c8341fdcc3fcf24d8db5ebeb867d499cc7",
+        ),
+        (
+            "%2e%2e/%2F",
+            "/calls/%252e%252e/%252F",
+            "a6adf36ea3edc6e037bfbd6e7d944920d5bbf3f5e02a42e148e8dc29ed2d5813",
+        ),
+    ] {
+        let region = Region::Custom {
+            region: "us-east-1".to_owned(),
+            endpoint: "http://127.0.0.1:9000".to_owned(),
+        };
+        let keys = Credentials::new(Some("AKID"), Some("SECRET"), None, None, None);
+        let bucket = Bucket::new("calls", region, keys.unwrap()).unwrap();
+        let signed = request::sign_at(&bucket.with_path_style(), key, 1_739_261_700).unwrap();
+        assert_eq!(signed.url, format!("http://127.0.0.1:9000{path}"));
+        let header = signed.headers["authorization"].to_str().unwrap();
+        assert!(
+            header.ends_with(&format!("Signature={signature}")),
+            "{key}: {header}"
         );
     }
 }
@@ -223,7 +425,7 @@ fn a_save_has_one_limit_for_both_objects() {
     assert!(begun.elapsed() < Duration::from_millis(2_900));
     assert!(failure.is_transient());
     assert!(failure.message.contains("no answer within 2s"), "{failure}");
-    assert!(failure.message.contains("/lookup/"), "{failure}");
+    assert!(failure.message.contains("could not write"), "{failure}");
     drop(server);
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -133,22 +134,49 @@ impl S3 {
 
     /// Makes the bucket of [`S3::storage`] on moto, which asks for no signature.
     pub fn make_bucket(&self) {
-        let url = format!("{}/calls", self.url());
+        self.curl(&["--request", "PUT"], "/calls");
+    }
+
+    /// Writes an object on moto.
+    pub fn put(&self, key: &str, text: &str) {
+        let path = format!("/calls/{}", utf8_percent_encode(key, NON_ALPHANUMERIC));
+        let kind = "Content-Type: binary/octet-stream";
+        self.curl(
+            &["--request", "PUT", "--header", kind, "--data-binary", text],
+            &path,
+        );
+    }
+
+    /// The keys of all objects on moto, sorted.
+    pub fn keys(&self) -> Vec<String> {
+        let list = self.curl(&[], "/calls?list-type=2&encoding-type=url");
+        let keys = list.split("<Key>").skip(1).map(|rest| {
+            let key = rest
+                .split("</Key>")
+                .next()
+                .expect("an end")
+                .replace('+', " ");
+            percent_decode_str(&key)
+                .decode_utf8()
+                .expect("UTF-8")
+                .into_owned()
+        });
+        let mut keys: Vec<String> = keys.collect();
+        keys.sort();
+        keys
+    }
+
+    fn curl(&self, arguments: &[&str], path: &str) -> String {
         let mut curl = std::process::Command::new(program("curl", &[]));
-        curl.args([
-            "--silent",
-            "--show-error",
-            "--fail",
-            "--request",
-            "PUT",
-            &url,
-        ]);
+        curl.args(["--silent", "--show-error", "--fail", "--path-as-is"]);
+        curl.args(arguments).arg(format!("{}{path}", self.url()));
         if let Some(certificates) = &self.certificates {
             curl.arg("--cacert").arg(certificates.authority());
         }
         let output = curl.output().expect("curl");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "curl: {said}");
+        String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     fn url(&self) -> String {

@@ -1,0 +1,241 @@
+//! The directories of days, `YYYY/MM/DD` below a root.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use chrono::{Datelike, NaiveDate, TimeDelta};
+
+const YEARS: RangeInclusive<u32> = 1..=9999;
+const MONTHS: RangeInclusive<u32> = 1..=12;
+const DAYS: RangeInclusive<u32> = 1..=31;
+
+/// A directory with more entries is not listed to its end, as the root may hold millions of files:
+/// each name that may be there is tried.
+const MOST_ENTRIES: usize = 50_000;
+
+/// The same where a list is only of use while it is short.
+const FEW_ENTRIES: usize = 1_000;
+
+/// So many directories are near a day.
+const MOST_NEAR: usize = 16;
+
+/// The directories of years below the root, the latest first.
+pub(super) fn years(root: &Path) -> io::Result<Vec<PathBuf>> {
+    all(root, YEARS)
+}
+
+/// Those of months below that of a year.
+pub(super) fn months(year: &Path) -> io::Result<Vec<PathBuf>> {
+    all(year, MONTHS)
+}
+
+/// Those of days below that of a month.
+pub(super) fn days(month: &Path) -> io::Result<Vec<PathBuf>> {
+    all(month, DAYS)
+}
+
+fn all(directory: &Path, numbers: RangeInclusive<u32>) -> io::Result<Vec<PathBuf>> {
+    let listed = listed(directory, &numbers, MOST_ENTRIES)?;
+    let mut found = listed.unwrap_or_else(|| numbers.clone().collect());
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found
+        .iter()
+        .map(|it| named(directory, *it, &numbers))
+        .collect())
+}
+
+/// The directories of the day before and the day after, and those of some other days that there
+/// are, the nearest first.
+pub(super) fn near(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
+    let mut found = neighbours(root, day);
+    // What cannot be listed is not looked at.
+    let list = |directory: &Path, numbers: &RangeInclusive<u32>, own: u32| {
+        let listed = listed(directory, numbers, FEW_ENTRIES).unwrap_or_default();
+        let mut listed = listed.unwrap_or_else(|| vec![own]);
+        listed.sort_by_key(|number| (number.abs_diff(own), *number));
+        listed
+            .into_iter()
+            .map(|number| (number, named(directory, number, numbers)))
+            .collect::<Vec<_>>()
+    };
+    let own_year = day.year().unsigned_abs();
+    for (year, directory) in list(root, &YEARS, own_year) {
+        // From another year, what is nearest is at its end or its beginning.
+        let (month, day) = match year.cmp(&own_year) {
+            std::cmp::Ordering::Less => (12, 31),
+            std::cmp::Ordering::Equal => (day.month(), day.day()),
+            std::cmp::Ordering::Greater => (1, 1),
+        };
+        for (number, directory) in list(&directory, &MONTHS, month) {
+            let day = match number.cmp(&month) {
+                std::cmp::Ordering::Less => 31,
+                std::cmp::Ordering::Equal => day,
+                std::cmp::Ordering::Greater => 1,
+            };
+            for (_, directory) in list(&directory, &DAYS, day) {
+                if found.len() == MOST_NEAR {
+                    return found;
+                }
+                if !found.contains(&directory) {
+                    found.push(directory);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The directories of the day before and the day after, where such days are.
+pub(super) fn neighbours(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
+    [-1, 1]
+        .into_iter()
+        .filter_map(|days| day.checked_add_signed(TimeDelta::days(days)))
+        .map(|day| root.join(day.format("%Y/%m/%d").to_string()))
+        .collect()
+}
+
+fn named(directory: &Path, number: u32, numbers: &RangeInclusive<u32>) -> PathBuf {
+    let digits = numbers.end().to_string().len();
+    directory.join(format!("{number:0digits$}"))
+}
+
+/// The entries of a directory whose names are such numbers, in any order; `None` if it has more
+/// than so many entries.
+fn listed(
+    directory: &Path,
+    numbers: &RangeInclusive<u32>,
+    most: usize,
+) -> io::Result<Option<Vec<u32>>> {
+    let entries = match fs::read_dir(directory) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Some(Vec::new()));
+        }
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for (count, entry) in entries.enumerate() {
+        if count == most {
+            return Ok(None);
+        }
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|text| text.parse().ok());
+        found.extend(number.filter(|number| {
+            // Not `7`, nor `+7`.
+            numbers.contains(number) && named(Path::new(""), *number, numbers).as_os_str() == name
+        }));
+    }
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn tree(days: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for day in days {
+            fs::create_dir_all(root.path().join(day)).unwrap();
+        }
+        root
+    }
+
+    fn shown(root: &Path, found: &[PathBuf]) -> Vec<String> {
+        let below = |path: &PathBuf| {
+            path.strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        found.iter().map(below).collect()
+    }
+
+    fn date(text: &str) -> NaiveDate {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_numbers_of_that_length_and_range_are_directories_of_days() {
+        let root = tree(&["2025", "0987", "987", "02025", "+123", "0000", "x", "2024"]);
+        fs::write(root.path().join("9999"), "a file").unwrap();
+        let years = years(root.path()).unwrap();
+        assert_eq!(shown(root.path(), &years), ["9999", "2025", "2024", "0987"]);
+        assert_eq!(months(&years[0]).unwrap(), [""; 0].map(PathBuf::from));
+        assert_eq!(months(&root.path().join("none")).unwrap().len(), 0);
+        for name in ["00", "01", "12", "13", "1", "011"] {
+            fs::create_dir_all(root.path().join("2025").join(name)).unwrap();
+        }
+        let months = months(&years[1]).unwrap();
+        assert_eq!(shown(&years[1], &months), ["12", "01"]);
+        for name in ["00", "01", "31", "32"] {
+            fs::create_dir_all(root.path().join("2025/01").join(name)).unwrap();
+        }
+        let days = days(&months[1]).unwrap();
+        assert_eq!(shown(&months[1], &days), ["31", "01"]);
+    }
+
+    #[test]
+    fn of_a_directory_with_too_many_entries_each_number_is_tried() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..=3 {
+            fs::write(root.path().join(format!("entry{number}")), "").unwrap();
+        }
+        assert_eq!(listed(root.path(), &DAYS, 3).unwrap(), None);
+        assert_eq!(listed(root.path(), &DAYS, 4).unwrap(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn days_that_are_near_come_in_the_order_of_their_distance() {
+        let root = tree(&[
+            "2024/12/30",
+            "2024/11/05",
+            "2025/01/03",
+            "2025/01/01",
+            "2025/01/07",
+            "2025/02/28",
+            "2025/02/01",
+            "2026/06/06",
+            "2023/03/03",
+        ]);
+        let found = near(root.path(), date("2025-01-02"));
+        assert_eq!(
+            shown(root.path(), &found),
+            [
+                "2025/01/01",
+                "2025/01/03",
+                "2025/01/07",
+                "2025/02/01",
+                "2025/02/28",
+                "2024/12/30",
+                "2024/11/05",
+                "2026/06/06",
+                "2023/03/03",
+            ]
+        );
+        let found = neighbours(root.path(), date("2024-12-31"));
+        assert_eq!(shown(root.path(), &found), ["2024/12/30", "2025/01/01"]);
+    }
+
+    #[test]
+    fn not_all_days_are_near() {
+        let days: Vec<String> = (1..=28).map(|day| format!("2025/02/{day:02}")).collect();
+        let days: Vec<&str> = days.iter().map(String::as_str).collect();
+        let root = tree(&days);
+        let found = near(root.path(), date("2025-02-14"));
+        assert_eq!(found.len(), MOST_NEAR);
+        let shown = shown(root.path(), &found);
+        assert_eq!(shown[..2], ["2025/02/13", "2025/02/15"]);
+        assert!(!shown.contains(&"2025/02/28".to_owned()));
+        // The root may hold more files than are worth a look.
+        for number in 0..=FEW_ENTRIES {
+            fs::write(root.path().join(format!("file{number}")), "").unwrap();
+        }
+        fs::create_dir_all(root.path().join("2024/02/01")).unwrap();
+        fs::remove_dir_all(root.path().join("2025/02/01")).unwrap();
+        assert_eq!(near(root.path(), date("2025-02-14")), found);
+        assert_eq!(near(root.path(), date("2024-03-14")).len(), 3);
+    }
+}
