@@ -134,6 +134,31 @@ config.yml:2: chains.a.egress_lists: only chain `b` takes from list `b_in`, and 
 }
 
 #[test]
+fn a_list_that_a_follower_fills_and_no_chain_takes_from_is_a_warning() {
+    let text = |list: &str| {
+        format!(
+            "\
+followers:
+  branch:
+    url: http://h/api
+    egress_list: done
+    follower_ingress_list: {list}
+chains:
+  a: {{ingress_lists: [a_in]}}
+  b: {{ingress_lists: [b_in], enabled: 0}}
+"
+        )
+    };
+    assert_eq!(built_in(&text("a_in")), "");
+    for list in ["b_in", "nowhere"] {
+        let expected = format!(
+            "config.yml:5: followers.branch.follower_ingress_list: no chain in service takes from list `{list}`: what the follower pulls waits there"
+        );
+        assert_same_lines(&built_in(&text(list)), &expected);
+    }
+}
+
+#[test]
 fn a_limit_that_is_longer_than_the_chains_is_a_warning() {
     let text = |timeout: &str| {
         format!(
