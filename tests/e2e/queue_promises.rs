@@ -766,6 +766,7 @@ fn a_vcon_that_workers_died_on_once_too_often_is_counted_from_nothing_after_that
 fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
     const MOST: u32 = 3;
     let (now, never) = (Some(Duration::ZERO), None);
+    let before = Some(Duration::from_secs(3600));
     for (rounds, last) in [
         (vec![("a", now), ("a", now), ("a", now)], Released::Spent(3)),
         // Two that fail in turn.
@@ -778,6 +779,10 @@ fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
             Released::Spent(3),
         ),
         // One that has not worked for anybody since.
+        (
+            vec![("a", now), ("a", before), ("a", before)],
+            Released::Done,
+        ),
         (
             vec![("a", never), ("a", never), ("a", never)],
             Released::Done,
