@@ -859,7 +859,7 @@ fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended
     let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
     let (id, _) = hand_in(&redis);
     redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
-    let (_, ..) = claim(&mut lanes[0]);
+    claim(&mut lanes[0]);
     let (other, _, text) = claim(&mut lanes[1]);
     lanes[1].recover(killed(1), 3).unwrap();
     let progress = Progress {
