@@ -919,7 +919,8 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
 #[test]
 fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_then() {
     type Change = fn(&mut Connection, &str) -> RedisResult<()>;
-    let changes: [(Change, fn(&Document) -> bool); 3] = [
+    type Check = fn(&Document) -> bool;
+    let changes: [(Change, Check); 3] = [
         (
             |redis, key| {
                 redis::cmd("DEL").arg(key).query::<()>(redis)?;
