@@ -270,4 +270,23 @@ mod tests {
             [true, true, true, false, false]
         );
     }
+
+    #[test]
+    fn attempts_are_counted_from_one_and_end_with_the_last() {
+        let set = [
+            ("CONSERVER_RETRY_FIRST_MS", "1"),
+            ("CONSERVER_RETRY_ATTEMPTS", "3"),
+        ];
+        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
+        let drain = crossbeam_channel::never();
+        let clock = Clock::idle(&drain, None);
+        for (attempt, more) in [(1, true), (2, true), (3, false), (3, false)] {
+            assert_eq!(retry.attempt(), attempt);
+            assert_eq!(retry.again(&clock).ok(), Some(more), "{attempt}");
+        }
+        let (hold, drain) = crossbeam_channel::bounded(0);
+        drop(hold);
+        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
+        assert!(retry.again(&Clock::idle(&drain, None)).is_err());
+    }
 }
