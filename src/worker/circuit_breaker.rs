@@ -322,6 +322,12 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
         }
     };
     drop(open);
+    // Another list each time: those in the first one may be refused for their own fault, and go to its end.
+    let mut lists = lists;
+    if lists.len() > 1 {
+        let first = fastrand::usize(..lists.len());
+        lists.rotate_left(first);
+    }
     Some(Trial {
         shared: Arc::clone(shared),
         stage,
