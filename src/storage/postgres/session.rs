@@ -146,7 +146,7 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 
 /// Whether the table is there; if not, tries whether it could be made, and makes nothing.
 pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let mut client = access.connect(next_mark())?;
+    let mut client = access.connect(next_mark(), Uuid::new_v4())?;
     let is_there = access.table.try_to_make(&mut client);
     is_there.map_err(|e| reason(&e))
 }
