@@ -272,11 +272,6 @@ mod tests {
                 "auth_token",
                 "no HTTP header can have",
             ),
-            (
-                "url: 'http://h', auth_tokn: t",
-                "",
-                "did you mean `auth_token`?",
-            ),
         ] {
             let (_, faults) = parse(&format!("  far: {{{options}, {rest}}}\n"));
             let [fault] = &faults[..] else {

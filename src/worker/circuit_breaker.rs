@@ -491,8 +491,11 @@ mod tests {
         begin_trial(&worker.shared, &worker.config())
     }
 
+    /// By name: which one a trial tries first is chance.
     fn names(lists: &[ListName]) -> Vec<&str> {
-        lists.iter().map(ListName::as_str).collect()
+        let mut names: Vec<&str> = lists.iter().map(ListName::as_str).collect();
+        names.sort_unstable();
+        names
     }
 
     #[test]

@@ -289,3 +289,17 @@ fn tags_have_every_form_of_the_existing_worker() {
         assert_eq!(found.unwrap_err().to_string(), expected);
     }
 }
+
+#[test]
+fn an_option_that_followers_do_not_know_is_told_with_the_likely_one() {
+    let told = warnings(
+        "chains: {a: {ingress_lists: [in]}}\nfollowers:\n  far: {url: 'http://h', egress_list: done, \
+         follower_ingress_list: in, auth_tokn: hunter3}\n",
+    );
+    assert!(
+        told.starts_with("config.yml:3: followers.far: unknown option `auth_tokn`"),
+        "{told}"
+    );
+    assert!(told.ends_with("did you mean `auth_token`?"), "{told}");
+    assert!(!told.contains("hunter3"), "{told}");
+}

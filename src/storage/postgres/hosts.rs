@@ -221,7 +221,6 @@ mod tests {
             ("host: 'postgresql://u:secret@db/calls'", url),
             ("host: 'host=db password=secret'", url),
             ("host: 'service=calls'", url),
-            ("host: ''", "host: has an empty name in it"),
             ("host: 'a,,b'", "host: has an empty name in it"),
             (
                 "host: '@pg'",
