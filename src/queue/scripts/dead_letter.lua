@@ -2,7 +2,7 @@
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
 -- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: for ever),
 --       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
---       must stand there, its time to live, '1' to move it at once.
+--       must stand there, its time to live, and last '1' to move it at once.
 -- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
 -- stands there, or 'again' and a number if it is still held because it has been a dead letter just before, so many times
 -- in a row: somebody puts back at once what comes here, and would never find the queue empty.
@@ -12,7 +12,7 @@ if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
 local reason, before, again = ARGV[4], redis.pcall('HGET', KEYS[4], ARGV[3]), 0
 if type(before) == 'string' and seconds_since(before) < YOUNG then
   again = (tonumber(before:match('"again":(%d+),"at":')) or 0) + 1
-  if ARGV[12] ~= '1' then return 'again ' .. again end
+  if ARGV[#ARGV] ~= '1' then return 'again ' .. again end
   reason = reason:sub(1, -2) .. ',"again":' .. again .. '}'
 end
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
