@@ -15,8 +15,8 @@ pub enum Exit {
     Unavailable,
     /// The system refused something we need, or we are at fault.
     Internal,
-    /// Another daemon has the instance's name; between our own processes only.
-    InUse,
+    /// Another daemon has the instance's name, or Redis does not let us in; between our own processes only.
+    Barred,
     /// A worker has drained, and may have left claims behind; for the supervisor alone.
     ClaimsLeft,
     /// A setting or the configuration file is wrong.
@@ -32,7 +32,7 @@ impl Exit {
             Self::Data => 65,
             Self::Unavailable => 69,
             Self::Internal => 70,
-            Self::InUse => 75,
+            Self::Barred => 75,
             Self::ClaimsLeft => 74,
             Self::Config => 78,
         }

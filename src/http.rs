@@ -147,7 +147,7 @@ pub fn post(
 /// |---|---|---|
 /// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the place's: another URL, other credentials, a service that is not deployed | transient |
 /// | 408, 423, 425, 429, 5xx | the place's: busy, slow or broken | transient |
-/// | all others: 400, 409, 413, 415, 422, … | what was sent | permanent |
+/// | all others: 400, 409, 413, 415, 422, … | what was sent, unless others are refused alike | refused |
 fn refused(url: &Url, status: StatusCode) -> Failure {
     let mut message = format!("could not POST to {url}: it answered {status}");
     let advice = match status.as_u16() {
@@ -164,7 +164,7 @@ fn refused(url: &Url, status: StatusCode) -> Failure {
         300..=399 | 401..=405 | 407 | 410 | 421 | 423 | 426 | 451 | 500.. => {
             Failure::transient(message)
         }
-        _ => Failure::permanent(message),
+        _ => Failure::refused(message),
     }
 }
 

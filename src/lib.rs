@@ -29,7 +29,7 @@
 //!   [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
-//! - [`secret`]: text that is never shown; [`procfs`]: what the system says of a process;
+//! - [`secret`]: text that is never shown; [`spelling`]: what a wrong name was meant to be; [`procfs`]: what the system says of a process;
 //!   [`sys`]: the only unsafe code.
 //!
 //! What must never happen is that a vCon is lost. A UUID is at any instant in exactly one of: an
@@ -54,6 +54,7 @@ pub mod runtime_dir;
 pub mod scoreboard;
 pub mod secret;
 pub mod settings;
+pub mod spelling;
 pub mod storage;
 pub mod supervisor;
 pub mod sys;

@@ -1,6 +1,6 @@
 //! The webhooks of one link or storage: documents posted to each of a list of URLs.
 //!
-//! Options: `webhook-urls` (a list), `headers` (a mapping), `timeout` (seconds for each URL, 30).
+//! Options: `webhook-urls` (a list, which may be empty), `headers` (a mapping), `timeout` (seconds for each URL, 30).
 
 use std::time::Duration;
 
@@ -118,16 +118,17 @@ fn kind_of_all(failures: &[Failure]) -> FailureKind {
         FailureKind::Busy
     } else if is(FailureKind::Transient) {
         FailureKind::Transient
+    } else if is(FailureKind::Refused) {
+        FailureKind::Refused
     } else {
         FailureKind::Permanent
     }
 }
 
 fn urls(options: &mut Options) -> Vec<Url> {
+    // An empty list posts nothing, as it does with the existing worker.
+    options.require("webhook-urls");
     let texts = options.strings("webhook-urls");
-    if texts.is_empty() {
-        options.fault("webhook-urls", "needs at least one URL");
-    }
     let mut urls = Vec::new();
     for (index, text) in texts.iter().enumerate() {
         match text.parse() {

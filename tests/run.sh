@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
-# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, nginx, OpenSSL, curl, unzip, Python
-# with pip, a C compiler, util-linux, and Chromium with its driver. Nothing is started: each test starts servers of its
-# own, in folders of its own.
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, PgBouncer, nginx, OpenSSL, curl,
+# unzip, Python with pip, a C compiler, util-linux, and Chromium with its driver. Nothing is started: each test starts
+# servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, the parsers of Prometheus' Python client, and promtool where the distribution has it.
 set -euo pipefail
@@ -34,9 +34,13 @@ as_root() {
   fi
 }
 
-# Neither nginx nor the server programs of PostgreSQL are in everybody's PATH on Debian.
+# Neither nginx nor PgBouncer nor the server programs of PostgreSQL are in everybody's PATH on Debian.
 has_nginx() {
   command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]
+}
+
+has_pgbouncer() {
+  command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]
 }
 
 has_postgres() {
@@ -54,7 +58,7 @@ has_everything() {
   for program in redis-server redis-sentinel openssl curl unzip cc python3 unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
-  has_postgres && has_nginx && has_browser || return 1
+  has_postgres && has_pgbouncer && has_nginx && has_browser || return 1
   { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ] &&
     [ -e "$cache/prometheus-client" ]; } ||
     python3 -m pip --version >/dev/null 2>&1
@@ -67,6 +71,7 @@ install_packages() {
     local packages=(redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3 python3-pip gcc
       libc6-dev util-linux)
     has_nginx || packages+=(nginx-light)
+    has_pgbouncer || packages+=(pgbouncer)
     as_root "${apt[@]}" update
     if ! has_browser; then
       # Ubuntu has them as snaps only, which see no private folders.
@@ -88,17 +93,21 @@ install_packages() {
       trap - EXIT
     fi
     # Nor is one that the tests brought to start with the machine.
-    if [[ ${packages[*]} == *nginx-light* ]] && command -v systemctl >/dev/null; then
-      as_root systemctl --quiet disable nginx || true
-    fi
+    local name
+    for name in nginx pgbouncer; do
+      if [[ " ${packages[*]} " == *" $name"* ]] && command -v systemctl >/dev/null; then
+        as_root systemctl --quiet disable "$name" || true
+      fi
+    done
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
-    as_root dnf install -y postgresql-server nginx openssl ca-certificates curl unzip python3 python3-pip gcc util-linux
+    as_root dnf install -y postgresql-server pgbouncer nginx openssl ca-certificates curl unzip python3 python3-pip gcc \
+      util-linux
     has_browser || as_root dnf install -y chromium chromedriver
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, nginx, openssl, curl, unzip, Python and pip, cc,
-    util-linux, Chromium, chromedriver"
+    fail "install these by hand: redis-server, PostgreSQL's server, pgbouncer, nginx, openssl, curl, unzip, Python and pip,
+    cc, util-linux, Chromium, chromedriver"
   fi
 }
 
@@ -183,6 +192,7 @@ if command -v apt-get >/dev/null && ! has_promtool; then
   say "Fetching promtool into $cache"
   fetch_promtool
 fi
+has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"

@@ -141,7 +141,7 @@ fn of_configuration() -> Result<Vec<u8>, Box<dyn Error>> {
     page.text(inlines(
         "The configuration of conserver(1) is a YAML file, `/etc/conserver/config.yml` or the one that \
          `CONSERVER_CONFIG_FILE` names. It has three mappings: the links and the storages, each with a name of your \
-         choice, its `module` and its `options`, and the chains that are made of them.",
+         choice, its `module` and its `options`, and the chains that are made of them; and a fourth for the followers.",
     ));
     heading("CHAINS", &mut page);
     for (key, text) in [
@@ -184,6 +184,8 @@ fn of_configuration() -> Result<Vec<u8>, Box<dyn Error>> {
     for row in table("| `on_outage` |")? {
         render_row(&row, &mut page);
     }
+    heading("FOLLOWERS", &mut page);
+    render(section("### Followers")?, &mut page);
     for (name, source) in [
         ("NOTES ON MODULES AND SECRETS", "### Secrets"),
         ("LINKS IN ANY LANGUAGE", "## Links in any language"),

@@ -101,6 +101,20 @@ impl Child {
         })
     }
 
+    /// One that only tests know of; its signals and its life are its own.
+    #[cfg(test)]
+    pub fn in_a_test(slot: Slot) -> Self {
+        let (drain, draining) = Drain::new(Some(slot.clone()));
+        Self {
+            name: "Worker-1".to_owned(),
+            drain,
+            draining,
+            slot: Some(slot),
+            title: Title::nowhere(),
+            supervisor: Pid::this(),
+        }
+    }
+
     /// What tells the others that this process is ready.
     pub fn readiness(&self) -> Readiness {
         Readiness {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
-use super::shown::say;
-use crate::config::Config;
+use super::shown::{printable, say};
+use crate::config::{Config, Follower};
 use crate::exit::Exit;
-use crate::monitor;
-use crate::queue::{QueueError, Server};
-use crate::settings::Settings;
+use crate::http;
+use crate::monitor::{self, arrival};
+use crate::queue::{Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse};
+use crate::settings::{self, Settings};
 
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -23,16 +24,23 @@ pub struct Check {
     /// Check the settings and config.yml alone; connect to nothing
     #[arg(long)]
     offline: bool,
+
+    /// Take warnings as faults: name them, check nothing more, and exit with 78
+    #[arg(long)]
+    deny_warnings: bool,
 }
 
 impl Check {
     /// Checks everything that is to be checked, and prints what it found.
     pub fn run(&self, settings: &Settings) -> Exit {
-        check(settings, self.offline)
+        check(settings, self.offline, self.deny_warnings)
     }
 }
 
-fn check(settings: &Settings, offline: bool) -> Exit {
+fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
+    let warn = |warning: &String| eprintln!("warning: {}", printable(warning));
+    let misspelt = settings::misspelt();
+    misspelt.iter().for_each(warn);
     let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
         Err(errors) => {
@@ -40,6 +48,11 @@ fn check(settings: &Settings, offline: bool) -> Exit {
             return Exit::Config;
         }
     };
+    let odd: Vec<String> = config.warnings.lines().collect();
+    odd.iter().for_each(warn);
+    if deny_warnings && !(misspelt.is_empty() && odd.is_empty()) {
+        return Exit::Config;
+    }
     let mut rows = vec![
         Row::fine(
             "settings",
@@ -65,10 +78,21 @@ fn check(settings: &Settings, offline: bool) -> Exit {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
         Row::fine(&format!("storage {name} ({})", storage.module), detail)
     }));
+    rows.extend(config.followers.iter().map(|follower| {
+        let Follower {
+            name,
+            url,
+            egress_list,
+            ingress_list,
+            ..
+        } = follower;
+        let detail = format!("from list {egress_list} of {url} onto list {ingress_list}");
+        Row::fine(&format!("follower {name}"), detail)
+    }));
     if !offline {
         let address = settings.http.clone();
         let http = Probe::start("HTTP of the monitor".to_owned(), move || {
-            monitor::http::check(&address)
+            monitor::http::check(&address).map_err(Problem::unavailable)
         });
         let mut probes = start_probes(settings, &config);
         probes.insert(0, http);
@@ -81,29 +105,45 @@ fn check(settings: &Settings, offline: bool) -> Exit {
     for row in &rows {
         table.add_row([
             row.what.as_str(),
-            if row.good { "ok" } else { "FAILED" },
+            if row.exit == Exit::Ok { "ok" } else { "FAILED" },
             &row.detail,
         ]);
     }
     say(table);
-    if rows.iter().all(|row| row.good) {
-        Exit::Ok
-    } else {
-        Exit::Unavailable
+    let is = |exit: Exit| rows.iter().any(|row| row.exit == exit);
+    match (is(Exit::Config), is(Exit::Unavailable)) {
+        (true, _) => Exit::Config,
+        (false, true) => Exit::Unavailable,
+        (false, false) => Exit::Ok,
     }
 }
 
 struct Row {
     what: String,
-    good: bool,
+    exit: Exit,
     detail: String,
+}
+
+/// Why something is not good.
+struct Problem {
+    exit: Exit,
+    text: String,
+}
+
+impl Problem {
+    fn unavailable(text: impl ToString) -> Self {
+        Self {
+            exit: Exit::Unavailable,
+            text: text.to_string(),
+        }
+    }
 }
 
 impl Row {
     fn fine(what: &str, detail: String) -> Self {
         Self {
             what: what.to_owned(),
-            good: true,
+            exit: Exit::Ok,
             detail,
         }
     }
@@ -112,11 +152,11 @@ impl Row {
 /// A question to a server, asked on a thread of its own and given up at the deadline.
 struct Probe {
     what: String,
-    answer: mpsc::Receiver<Result<String, String>>,
+    answer: mpsc::Receiver<Result<String, Problem>>,
 }
 
 impl Probe {
-    fn start(what: String, ask: impl FnOnce() -> Result<String, String> + Send + 'static) -> Self {
+    fn start(what: String, ask: impl FnOnce() -> Result<String, Problem> + Send + 'static) -> Self {
         let (tell, answer) = mpsc::channel();
         // Nobody waits for an answer after the deadline.
         thread::spawn(move || tell.send(ask()));
@@ -125,49 +165,104 @@ impl Probe {
 
     fn finish(self, deadline: Instant) -> Row {
         let time = deadline.saturating_duration_since(Instant::now());
-        let answer = self
-            .answer
-            .recv_timeout(time)
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", LIMIT.as_secs())));
-        let good = answer.is_ok();
+        let answer = self.answer.recv_timeout(time).unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", LIMIT.as_secs());
+            Err(Problem::unavailable(why))
+        });
+        let (exit, detail) = match answer {
+            Ok(detail) => (Exit::Ok, detail),
+            Err(problem) => (problem.exit, problem.text),
+        };
         Row {
             what: self.what,
-            good,
-            detail: answer.unwrap_or_else(|error| error),
+            exit,
+            detail,
         }
     }
 }
 
 fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
-    let url = settings.redis_url.clone();
-    let redis = Probe::start(format!("Redis {url}"), move || {
-        Server::new(&url)
-            .map_err(QueueError::from)
-            .and_then(|server| describe(&server))
-            .map_err(|error| error.to_string())
+    let needed = needed_by(config);
+    let known = settings.clone();
+    let redis = Probe::start(format!("Redis {}", settings.redis_url), move || {
+        try_redis(&known, &needed)
     });
     let storages = config.storages.iter().map(|(name, storage)| {
         let mut backend = storage.open_storage();
         Probe::start(format!("storage {name}"), move || {
             backend
-                .probe()
-                .map(|()| "answers".to_owned())
-                .map_err(|failure| failure.message)
+                .check()
+                .map_err(|failure| Problem::unavailable(failure.message))
         })
     });
-    std::iter::once(redis).chain(storages).collect()
+    let followers = config.followers.iter().map(|follower| {
+        let url = follower.url.clone();
+        Probe::start(format!("server of follower {}", follower.name), move || {
+            http::reach(&http::agent(), &url)
+                .map(|()| "can be reached".to_owned())
+                .map_err(|failure| Problem::unavailable(failure.message))
+        })
+    });
+    let redis = std::iter::once(redis);
+    redis.chain(storages).chain(followers).collect()
 }
 
-fn describe(server: &Server) -> Result<String, QueueError> {
-    let mut connection = server.connect_within("conserver:check", LIMIT)?;
-    let info: String = redis::cmd("INFO").arg("server").query(&mut *connection)?;
-    let version = info
-        .lines()
-        .find_map(|line| line.strip_prefix("redis_version:"))
-        .unwrap_or("unknown")
-        .trim()
-        .to_owned();
-    let documents = if connection.has_json()? {
+/// The keys that the configuration needs.
+fn needed_by(config: &Config) -> Vec<String> {
+    let ingress = config.ingress_lists();
+    let chains = config.chains.iter().filter(|chain| chain.enabled);
+    let egress = chains.flat_map(|chain| &chain.egress_lists);
+    let storages = config.storages.keys().map(String::as_str);
+    needed_keys(ingress.iter(), egress, storages)
+}
+
+/// Tries whether Redis is one that can be worked with, and takes the steps of a vCon's way there.
+fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> {
+    let url = &settings.redis_url;
+    let server = Server::new(url).map_err(Problem::unavailable)?;
+    let connect = || server.connect_within("conserver:check", LIMIT);
+    let mut lease = connect().map_err(|error| match arrival::refused(&error, url) {
+        Some(unfit) => Problem {
+            exit: unfit.exit,
+            text: unfit.why,
+        },
+        None => Problem::unavailable(error),
+    })?;
+    let about = about(&mut lease).map_err(Problem::unavailable)?;
+    match lease.preflight(needed).map_err(Problem::unavailable)? {
+        Fitness::Fit => {}
+        Fitness::Cluster(words) => {
+            return Err(Problem {
+                exit: Exit::Config,
+                text: cluster_refusal(&words),
+            });
+        }
+        Fitness::Lacks(shortage) => return Err(Problem::unavailable(shortage)),
+    }
+    rehearse(&server, settings, LIMIT).map_err(Problem::unavailable)?;
+    Ok(match url.parameters() {
+        Some(parameters) => format!("{about}; {parameters}"),
+        None => about,
+    })
+}
+
+/// The version of the server, as far as it tells, and how documents are kept.
+fn about(lease: &mut Lease) -> Result<String, QueueError> {
+    let version = match redis::cmd("INFO")
+        .arg("server")
+        .query::<String>(&mut **lease)
+    {
+        // Not every user may ask.
+        Err(error) if error.code().is_some() => "unknown".to_owned(),
+        info => {
+            let info = info?;
+            let version = info
+                .lines()
+                .find_map(|line| line.strip_prefix("redis_version:"));
+            version.unwrap_or("unknown").trim().to_owned()
+        }
+    };
+    let documents = if lease.has_json()? {
         "JSON documents"
     } else {
         "plain string documents"

@@ -52,8 +52,10 @@ enum Command {
     Run,
     /// Check the settings and config.yml, try to reach Redis and every storage, and print a table
     ///
-    /// Exits 0 when all is well, 78 when a setting or the configuration is wrong, 69 when a
-    /// server cannot be reached.
+    /// Warns on standard error of what has no effect or is hardly meant.
+    ///
+    /// Exits 0 when all is well, 78 when a setting or the configuration is wrong (with
+    /// --deny-warnings also when there is a warning), 69 when a server cannot be reached.
     Check(check::Check),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
@@ -68,8 +70,12 @@ enum Command {
     Top(top::Top),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
+    /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
+    /// are stored as they are.
+    ///
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
-    /// are submitted), 69 when Redis cannot be reached.
+    /// are submitted), 69 when Redis cannot be reached. With --wait also 65 when one went to a dead
+    /// letter queue, 69 when --timeout was over before all were done.
     Submit(submit::Submit),
     /// Get the document of a vCon from Redis, or else from the first storage that has it
     ///

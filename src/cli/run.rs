@@ -7,7 +7,7 @@ use crate::config::Source;
 use crate::exit::Exit;
 use crate::logging;
 use crate::procfs;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::supervisor::{self, Role, SupervisorError};
 
 /// Runs the daemon until it is told to end. In a forked child this does the child's work.
@@ -21,11 +21,20 @@ pub fn run(settings: Settings) -> Exit {
     };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    if let Some(parameters) = settings.redis_url.parameters() {
+        log::info!("REDIS_URL: {parameters}");
+    }
     if cfg!(target_os = "linux") && !procfs::is_there() {
         log::info!(
             "/proc is not mounted: there are no titles of processes, no figures of memory and no limit on it, \
              and after a crash the next daemon waits until the lease has run out"
         );
+    }
+    for warning in settings::misspelt() {
+        log::warn!("{warning}");
+    }
+    for warning in source.config.warnings.lines() {
+        log::warn!("{warning}");
     }
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");

@@ -1,20 +1,25 @@
 //! `conserver submit`: vCons from files into Redis and onto an ingress list.
 
+mod document;
+mod wait;
+
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::shown::say;
+use self::document::{Names, is_named};
+use self::wait::{Lookout, Outcome};
+use super::shown::{printable, say};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
-use crate::queue::{QueueError, Server, Submitter};
+use crate::queue::{KeptReason, Letter, QueueError, Server, Submitter};
 use crate::settings::Settings;
-use crate::vcon::{Outgoing, Vcon, VconId, Version};
+use crate::vcon::{JsonBodies, Outgoing, VconId, decode};
 
 /// So many vCons are handed in with one round trip.
 const BATCH: usize = 100;
@@ -25,7 +30,7 @@ const MANY: usize = 20;
 /// What to submit, and where to.
 #[derive(Debug, Args)]
 pub struct Submit {
-    /// Files with one or more vCons, folders of *.json files, or - for standard input
+    /// Files with one or more vCons, folders of *.json and *.vcon files, or - for standard input
     #[arg(required = true, value_name = "FILE|DIR|-")]
     sources: Vec<PathBuf>,
 
@@ -36,37 +41,105 @@ pub struct Submit {
     /// Let the documents expire from Redis after so many seconds
     #[arg(long, value_name = "SECONDS")]
     expire: Option<u64>,
+
+    /// Print the UUID of each vCon that was submitted on a line of its own, and nothing else on
+    /// standard output
+    #[arg(long)]
+    print: bool,
+
+    /// The UUID of a signed or encrypted vCon whose protected header has none
+    ///
+    /// Without it, that is the name of its file, as in <UUID>.json.
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<VconId>,
+
+    /// Wait until the vCons are done: in no ingress list, and with no worker
+    ///
+    /// The daemon may be on another machine. Exits 65 when one of them went to a dead letter queue.
+    #[arg(long)]
+    wait: bool,
+
+    /// Wait no longer than so many seconds, and exit 69 when vCons are not done by then
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    timeout: Option<u64>,
 }
 
 impl Submit {
     /// Submits every vCon that can be used, and names those that cannot.
     pub fn run(&self, settings: &Settings) -> Exit {
-        let submitter = Server::new(&settings.redis_url)
-            .and_then(|server| server.connect("conserver:submit"))
-            .map_err(QueueError::from)
-            .and_then(|lease| {
-                let sorted_set = settings.sorted_set.clone();
-                let format = settings.redis_format;
-                Submitter::new(lease, self.list.clone(), sorted_set, self.expire, format)
-            });
-        let mut intake = match submitter {
-            Ok(submitter) => Intake::new(submitter),
+        let (submitter, lookout) = match self.connect(settings) {
+            Ok(connected) => connected,
             Err(error) => {
                 eprintln!("{error}");
                 return Exit::Unavailable;
             }
         };
+        let mut intake = Intake::new(submitter, settings.json_bodies, self);
         match self.take_all(&mut intake).and_then(|()| intake.flush()) {
             Ok(()) => {
-                if intake.submitted > 0 {
+                if !intake.submitted.is_empty() {
                     warn_if_unserved(&self.list, settings);
                 }
-                intake.report(&self.list)
+                let exit = intake.report(&self.list);
+                match lookout {
+                    Some(lookout) => self.wait(lookout, intake.submitted, exit),
+                    None => exit,
+                }
             }
             Err(error) => {
-                eprintln!("{error}\nSubmitted {} vCons before that", intake.submitted);
+                let submitted = intake.submitted.len();
+                eprintln!("{error}\nSubmitted {submitted} vCons before that");
                 Exit::Unavailable
             }
+        }
+    }
+
+    fn connect(&self, settings: &Settings) -> Result<(Submitter, Option<Lookout>), QueueError> {
+        let lease = Server::new(&settings.redis_url)?.connect("conserver:submit")?;
+        let (list, sorted_set) = (self.list.clone(), settings.sorted_set.clone());
+        let format = settings.redis_format;
+        let submitter = Submitter::new(lease, list, sorted_set, self.expire, format)?;
+        // Before anything is submitted: what becomes a dead letter from now on counts.
+        let lookout = self.wait.then(|| Lookout::new(settings, &self.list));
+        Ok((submitter, lookout.transpose()?))
+    }
+
+    /// Waits for those that were submitted; `exit` is what came of submitting them.
+    fn wait(&self, lookout: Lookout, ids: Vec<VconId>, exit: Exit) -> Exit {
+        let all = ids.len();
+        let Outcome { undone, dead } =
+            match lookout.wait(ids, self.timeout.map(Duration::from_secs)) {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    eprintln!("{error}\nWhether the vCons are done is not known");
+                    return Exit::Unavailable;
+                }
+            };
+        for letter in &dead {
+            eprintln!("{}", printable(&told(letter)));
+        }
+        let done = all - undone;
+        let queue = if dead.is_empty() {
+            String::new()
+        } else {
+            format!(", {} of them to a dead letter queue", dead.len())
+        };
+        self.tell(&format!("{done} of {all} vCons are done{queue}"));
+        if undone > 0 {
+            Exit::Unavailable
+        } else if dead.is_empty() {
+            exit
+        } else {
+            Exit::Data
+        }
+    }
+
+    /// Says it where it does not get between the UUIDs.
+    fn tell(&self, line: &str) {
+        if self.print {
+            eprintln!("{line}");
+        } else {
+            say(line);
         }
     }
 
@@ -74,6 +147,10 @@ impl Submit {
         let mut files = Vec::new();
         for source in &self.sources {
             match files_of(source) {
+                Ok(found) if found.is_empty() => {
+                    let why = "is a folder without *.json or *.vcon files";
+                    intake.refuse(&source.display().to_string(), why);
+                }
                 Ok(found) => files.extend(found),
                 Err(error) => intake.refuse(&source.display().to_string(), &error.to_string()),
             }
@@ -82,13 +159,23 @@ impl Submit {
         for path in &files {
             let name = path.display().to_string();
             match read(path) {
-                Ok(text) => intake.take(&name, &text)?,
-                Err(error) => intake.refuse(&name, &error.to_string()),
+                Ok(text) => intake.take(path, &name, &text)?,
+                Err(why) => intake.refuse(&name, &why),
             }
             progress.inc(1);
         }
         progress.finish_and_clear();
         Ok(())
+    }
+}
+
+fn told(letter: &Letter) -> String {
+    let (entry, list) = (&letter.entry, &letter.list);
+    match &letter.reason {
+        Some(KeptReason::Known { stage, error, .. }) => {
+            format!("vCon {entry} is in the dead letter queue DLQ:{list}: {stage}: {error}")
+        }
+        _ => format!("vCon {entry} is in the dead letter queue DLQ:{list}"),
     }
 }
 
@@ -101,7 +188,7 @@ fn warn_if_unserved(list: &ListName, settings: &Settings) {
     }
 }
 
-/// A folder stands for its `*.json` files, in the order of their names.
+/// A folder stands for its `*.json` and `*.vcon` files, in the order of their names.
 fn files_of(source: &Path) -> io::Result<Vec<PathBuf>> {
     if !source.is_dir() {
         return Ok(vec![source.to_owned()]);
@@ -109,10 +196,7 @@ fn files_of(source: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(source)? {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "json")
-        {
+        if is_named(&path) && !path.is_dir() {
             files.push(path);
         }
     }
@@ -120,13 +204,15 @@ fn files_of(source: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text)?;
-        return Ok(text);
-    }
-    fs::read_to_string(path)
+fn read(path: &Path) -> Result<String, String> {
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        fs::read(path)
+    };
+    let bytes = bytes.map_err(|error| error.to_string())?;
+    decode(bytes).map_err(|error| error.to_string())
 }
 
 /// A bar on a terminal, where there is something to wait for.
@@ -142,33 +228,41 @@ pub(super) fn progress(steps: usize) -> ProgressBar {
     }
 }
 
-struct Intake {
+struct Intake<'a> {
     submitter: Submitter,
+    bodies: JsonBodies,
+    options: &'a Submit,
     /// With the names of the files they come from.
     waiting: Vec<(String, Outgoing)>,
-    submitted: usize,
+    submitted: Vec<VconId>,
     refused: usize,
+    /// Whether `--uuid` has named one already.
+    is_given: bool,
 }
 
-impl Intake {
-    fn new(submitter: Submitter) -> Self {
+impl<'a> Intake<'a> {
+    fn new(submitter: Submitter, bodies: JsonBodies, options: &'a Submit) -> Self {
         Self {
             submitter,
+            bodies,
+            options,
             waiting: Vec::new(),
-            submitted: 0,
+            submitted: Vec::new(),
             refused: 0,
+            is_given: false,
         }
     }
 
     /// Takes the vCons of one file: one, or several one after the other.
-    fn take(&mut self, name: &str, text: &str) -> Result<(), QueueError> {
+    fn take(&mut self, path: &Path, name: &str, text: &str) -> Result<(), QueueError> {
+        let text = text.trim_start_matches('\u{feff}');
         let documents = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
         let mut count = 0;
         for document in documents {
             count += 1;
             let name = format!("{name} (document {count})");
             let read = document.map_err(|error| format!("is not JSON: {error}"));
-            match read.and_then(|document| vcon(document.get())) {
+            match read.and_then(|document| self.vcon(path, document.get())) {
                 Ok(vcon) => self.waiting.push((name, vcon)),
                 Err(why) => self.refuse(&name, &why),
             }
@@ -182,14 +276,28 @@ impl Intake {
         Ok(())
     }
 
+    fn vcon(&mut self, file: &Path, text: &str) -> Result<Outgoing, String> {
+        let given = self.options.uuid.as_ref();
+        let vcon = document::vcon(text, Names { given, file }, self.bodies)?;
+        if given == Some(&vcon.id) && std::mem::replace(&mut self.is_given, true) {
+            return Err("another vCon has the UUID of --uuid already".to_owned());
+        }
+        Ok(vcon)
+    }
+
     fn flush(&mut self) -> Result<(), QueueError> {
         let (names, vcons): (Vec<String>, Vec<Outgoing>) =
             std::mem::take(&mut self.waiting).into_iter().unzip();
         let refusals = self.submitter.submit(&vcons)?;
-        for (name, refusal) in names.iter().zip(refusals) {
+        for ((name, vcon), refusal) in names.iter().zip(vcons).zip(refusals) {
             match refusal {
                 Some(why) => self.refuse(name, &why),
-                None => self.submitted += 1,
+                None => {
+                    if self.options.print {
+                        say(&vcon.id);
+                    }
+                    self.submitted.push(vcon.id);
+                }
             }
         }
         Ok(())
@@ -201,10 +309,10 @@ impl Intake {
     }
 
     fn report(&self, list: &ListName) -> Exit {
-        let all = self.submitted + self.refused;
-        say(format_args!(
-            "Submitted {} of {all} vCons to list {list}",
-            self.submitted
+        let submitted = self.submitted.len();
+        let all = submitted + self.refused;
+        self.options.tell(&format!(
+            "Submitted {submitted} of {all} vCons to list {list}"
         ));
         if self.refused == 0 {
             Exit::Ok
@@ -216,14 +324,9 @@ impl Intake {
 
 /// Checks one document, and makes it ready for Redis.
 pub(super) fn vcon(text: &str) -> Result<Outgoing, String> {
-    #[derive(Deserialize)]
-    struct Named {
-        uuid: Option<String>,
-    }
-    let named: Named =
-        serde_json::from_str(text).map_err(|error| format!("is not a vCon: {error}"))?;
-    let uuid = named.uuid.ok_or("has no `uuid`")?;
-    let id: VconId = uuid.parse().map_err(|error| format!("`uuid`: {error}"))?;
-    let mut vcon = Vcon::parse(id, text.to_owned()).map_err(|error| error.to_string())?;
-    Ok(vcon.outgoing(Version::Current))
+    let names = Names {
+        given: None,
+        file: Path::new("-"),
+    };
+    document::vcon(text, names, JsonBodies::default())
 }

@@ -27,6 +27,17 @@ const LEAST_FILE: usize = 4096;
 /// The folder in which systemd puts what `LoadCredential=` names.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
+/// What stands before the name of a file.
+const FILE: &str = "file:";
+
+/// A text in which values have taken the places of their names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Expanded {
+    pub text: String,
+    /// Whether a `${` was kept that neither names a variable nor is written `$${`.
+    pub has_stray: bool,
+}
+
 /// What surrounds the process when it reads a configuration.
 pub(super) struct Environment {
     variables: HashMap<OsString, OsString>,
@@ -56,16 +67,16 @@ impl Environment {
     }
 
     /// The text with the values in the places of their names; `None` where it names none. `$${`
-    /// stands for `${`.
+    /// stands for `${`, and so does a `${` that no name and `}` follow.
     ///
     /// # Errors
-    /// What is wrong, without any value: what is not the name of a variable may be part of a
-    /// password.
-    pub fn expand(&self, text: &str) -> Result<Option<String>, String> {
+    /// The variable or file that cannot be looked up.
+    pub fn expand(&self, text: &str) -> Result<Option<Expanded>, String> {
         if !text.contains("${") {
             return Ok(None);
         }
         let mut expanded = String::new();
+        let mut has_stray = false;
         let mut rest = text;
         while let Some((before, inside)) = rest.split_once("${") {
             if let Some(before) = before.strip_suffix('$') {
@@ -75,14 +86,26 @@ impl Environment {
                 continue;
             }
             expanded.push_str(before);
-            let Some((name, after)) = inside.split_once('}') else {
-                return Err(not_a_name());
-            };
-            expanded.push_str(&self.value(name)?);
-            rest = after;
+            let named = inside.split_once('}');
+            match named.filter(|(name, _)| name.starts_with(FILE) || is_variable(name)) {
+                Some((name, after)) => {
+                    let value = self.value(name);
+                    let text = |why| format!("{why}; write `$${{` for the text `${{`");
+                    expanded.push_str(&value.map_err(text)?);
+                    rest = after;
+                }
+                None => {
+                    has_stray = true;
+                    expanded.push_str("${");
+                    rest = inside;
+                }
+            }
         }
         expanded.push_str(rest);
-        Ok(Some(expanded))
+        Ok(Some(Expanded {
+            text: expanded,
+            has_stray,
+        }))
     }
 
     /// The text in a file, without the line break at its end. A relative name is that of a file in
@@ -122,16 +145,8 @@ impl Environment {
     }
 
     fn value(&self, name: &str) -> Result<String, String> {
-        if let Some(file) = name.strip_prefix("file:") {
+        if let Some(file) = name.strip_prefix(FILE) {
             return self.file(file);
-        }
-        let mut letters = name.bytes();
-        let is_name = letters
-            .next()
-            .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
-            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
-        if !is_name {
-            return Err(not_a_name());
         }
         let value = self.variables.get(&OsString::from(name));
         let value = value.ok_or_else(|| format!("the variable {name} is not set"))?;
@@ -170,9 +185,11 @@ impl Environment {
     }
 }
 
-fn not_a_name() -> String {
-    "what follows `${` is not the name of a variable and `}`; write `$${` for the text `${`"
-        .to_owned()
+fn is_variable(name: &str) -> bool {
+    let mut letters = name.bytes();
+    let first = letters.next();
+    first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_')
 }
 
 fn unreadable(place: &Path, why: &std::io::Error) -> String {
@@ -214,7 +231,32 @@ mod tests {
             ("é${USER_1}é", Some("émeé")),
         ] {
             let found = environment.expand(text).unwrap();
-            assert_eq!(found.as_deref(), expected, "{text}");
+            let found = found.map(|found| (found.text, found.has_stray));
+            let expected = expected.map(|text| (text.to_owned(), false));
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_variables_form_stays_text() {
+        let environment = Environment::of([("X", "1")]);
+        for (text, expected) in [
+            ("w7${k", "w7${k"),
+            ("a${X }", "a${X }"),
+            ("a${}b", "a${}b"),
+            ("${2x}", "${2x}"),
+            ("${X:-y}", "${X:-y}"),
+            ("${", "${"),
+            ("$${a${", "${a${"),
+            ("${${X}}", "${1}"),
+            ("${é}${X}", "${é}1"),
+        ] {
+            let found = environment.expand(text).unwrap().unwrap();
+            let expected = Expanded {
+                text: expected.to_owned(),
+                has_stray: true,
+            };
+            assert_eq!(found, expected, "{text}");
         }
     }
 
@@ -222,11 +264,10 @@ mod tests {
     fn what_cannot_be_looked_up_is_named_but_never_what_may_be_a_password() {
         let environment = Environment::of([]);
         for (text, why) in [
-            ("hunter2${MISSING}", "the variable MISSING is not set"),
-            ("a${hunter2", "write `$${`"),
-            ("a${hunter2 }", "write `$${`"),
-            ("a${}hunter2", "write `$${`"),
-            ("${2hunter2}", "write `$${`"),
+            (
+                "hunter2${MISSING}",
+                "the variable MISSING is not set; write `$${` for the text `${`",
+            ),
             ("${file:}", "names no file"),
             (
                 "${file:/none/there}",
@@ -246,8 +287,8 @@ mod tests {
         let path = folder.path().display().to_string();
         let environment = Environment::of([(CREDENTIALS, path.as_str())]);
         assert_eq!(environment.file("pw").as_deref(), Ok("Geheim"));
-        let expanded = environment.expand("Bearer ${file:pw}").unwrap();
-        assert_eq!(expanded.as_deref(), Some("Bearer Geheim"));
+        let expanded = environment.expand("Bearer ${file:pw}").unwrap().unwrap();
+        assert_eq!(expanded.text, "Bearer Geheim");
         // This one is in the current directory alone.
         let here = environment.file("Cargo.toml").unwrap();
         assert!(here.starts_with("[package]"));

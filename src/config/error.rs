@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::options::Options;
+
 /// One fault of a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -36,24 +38,98 @@ impl Fault {
     }
 }
 
+/// What was found while a file was read.
+#[derive(Default)]
+pub(super) struct Findings {
+    /// What makes the file unusable.
+    pub faults: Vec<Fault>,
+    /// What has no effect, or hardly the one that is meant.
+    pub warnings: Vec<Fault>,
+    /// The modules that are not built in, in the order of the file.
+    pub missing: Vec<String>,
+}
+
+impl Findings {
+    /// Adds what the accessors of `options` have found.
+    pub fn take(&mut self, options: &mut Options) {
+        self.faults.append(&mut options.faults);
+        self.warnings.append(&mut options.warnings);
+    }
+}
+
+/// Everything in a configuration file that is no fault but should be looked at, in the order of
+/// its lines.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigWarnings {
+    file: PathBuf,
+    warnings: Vec<Fault>,
+}
+
+impl ConfigWarnings {
+    pub(super) fn new(file: &Path, warnings: Vec<Fault>) -> Self {
+        Self {
+            file: file.to_owned(),
+            warnings: in_order(warnings),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.warnings.is_empty()
+    }
+
+    /// One line for each, as `config.yml:12: chains.main: ...`.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let file = self.file.display();
+        self.warnings
+            .iter()
+            .map(move |warning| format!("{file}{warning}"))
+    }
+}
+
+/// In the order of their lines, each once: a line shared by an alias is read more than once.
+fn in_order(mut found: Vec<Fault>) -> Vec<Fault> {
+    found.sort_by_key(|fault| (fault.line, fault.column));
+    found.dedup();
+    found
+}
+
+/// Without the name of the file, which comes before it.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for number in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
 /// Everything that is wrong with a configuration file, in the order of its lines.
 ///
-/// Prints as one line for each fault, without a line break after the last.
+/// Prints as one line for each fault, then one for each warning, without a line break after the
+/// last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: PathBuf,
     faults: Vec<Fault>,
+    warnings: ConfigWarnings,
 }
 
 impl ConfigErrors {
-    pub(super) fn new(file: &Path, mut faults: Vec<Fault>) -> Self {
-        faults.sort_by_key(|fault| (fault.line, fault.column));
-        // One faulty line shared by an alias is read more than once.
-        faults.dedup();
+    pub(super) fn new(file: &Path, faults: Vec<Fault>) -> Self {
         Self {
             file: file.to_owned(),
-            faults,
+            faults: in_order(faults),
+            warnings: ConfigWarnings::default(),
         }
+    }
+
+    /// The same, with what was warned of: a misspelt key may be the cause of a fault.
+    pub(super) fn with(self, warnings: ConfigWarnings) -> Self {
+        Self { warnings, ..self }
     }
 
     /// The faults, in the order of their lines.
@@ -68,14 +144,10 @@ impl fmt::Display for ConfigErrors {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            write!(f, "{}", self.file.display())?;
-            for number in [fault.line, fault.column].into_iter().flatten() {
-                write!(f, ":{number}")?;
-            }
-            if !fault.key.is_empty() {
-                write!(f, ": {}", fault.key)?;
-            }
-            write!(f, ": {}", fault.message)?;
+            write!(f, "{}{fault}", self.file.display())?;
+        }
+        for warning in self.warnings.lines() {
+            write!(f, "\nwarning: {warning}")?;
         }
         Ok(())
     }
@@ -101,71 +173,9 @@ pub(super) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Strin
     }
 }
 
-/// `; did you mean ...?` where one of `known` is at most two edits away from `name`.
-pub(super) fn did_you_mean<S: AsRef<str>>(
-    name: &str,
-    known: impl IntoIterator<Item = S>,
-) -> String {
-    let nearest = known
-        .into_iter()
-        .map(|known| (distance(name, known.as_ref()), known))
-        .min_by_key(|(distance, _)| *distance);
-    match nearest {
-        Some((edits, known)) if edits <= 2 && edits < known.as_ref().chars().count() => {
-            format!("; did you mean `{}`?", known.as_ref())
-        }
-        _ => String::new(),
-    }
-}
-
-/// The number of letters to insert, remove or replace to get from `a` to `b`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (slot, other) in row.iter_mut().skip(1).zip(&b) {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = *slot;
-            left = replaced.min(left + 1).min(diagonal + 1);
-            *slot = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn distance_counts_edits() {
-        for (a, b, edits) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("tagr", "tagger", 2),
-            ("storage", "storages", 1),
-            ("kitten", "sitting", 3),
-        ] {
-            assert_eq!(distance(a, b), edits, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn only_near_names_are_suggested() {
-        let known = ["links", "chains"];
-        assert_eq!(
-            did_you_mean("chain", known),
-            "; did you mean `chains`?".to_owned()
-        );
-        assert_eq!(did_you_mean("webhooks", known), "");
-        assert_eq!(did_you_mean("x", ["y"]), "");
-    }
 
     #[test]
     fn faults_print_in_the_order_of_lines() {

@@ -55,7 +55,7 @@ fn plain(text: &str) -> Option<String> {
 }
 
 /// The decimal digits of a whole number without its sign.
-fn integer(text: &str) -> Option<String> {
+pub(super) fn integer(text: &str) -> Option<String> {
     let bare: String = text.chars().filter(|c| *c != '_').collect();
     if bare.is_empty() || !text.starts_with(|c: char| c.is_ascii_digit()) {
         return None;

@@ -7,11 +7,14 @@
 //! Values from variables and files are filled in when a file is read, by each process for itself,
 //! and kept with the configuration: what is opened later is what was checked.
 
+mod advice;
 mod bounds;
 mod environment;
 mod error;
+mod followers;
 mod json;
 mod list_name;
+mod numbers;
 mod on_outage;
 mod options;
 mod plain;
@@ -32,7 +35,8 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 
-pub use error::{ConfigErrors, Fault};
+pub use error::{ConfigErrors, ConfigWarnings, Fault};
+pub use followers::Follower;
 pub use list_name::{ListName, NotAListName};
 pub use on_outage::OnOutage;
 pub use options::Options;
@@ -53,6 +57,10 @@ pub struct Config {
     pub storages: IndexMap<String, StorageConfig>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
+    /// What should be looked at, though it keeps nobody from working.
+    pub warnings: ConfigWarnings,
+    /// The servers whose vCons are pulled, in the order of the file.
+    pub followers: Vec<Follower>,
 }
 
 /// One chain: what happens to the vCons of its ingress lists.
@@ -95,6 +103,10 @@ pub struct ModuleConfig<T: ?Sized> {
     looked_up: Arc<[Secret]>,
     /// The lists on which it may announce vCons, besides those of the chain.
     pub routes: Vec<ListName>,
+    /// How long each run waits at least.
+    waits: Duration,
+    /// The limit that its option `timeout` sets, if it is given.
+    timeout: Option<Duration>,
     /// What happens to vCons while it is unavailable; a link always holds its chains.
     pub on_outage: OnOutage,
 }
@@ -119,11 +131,13 @@ impl Config {
         environment: &Arc<Environment>,
     ) -> Result<Self, ConfigErrors> {
         let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
-        let (config, faults) = read::config(document, links, storages, environment);
-        if faults.is_empty() {
+        let (mut config, findings) = read::config(document, links, storages, environment);
+        let warnings = ConfigWarnings::new(path, findings.warnings);
+        if findings.faults.is_empty() {
+            config.warnings = warnings;
             Ok(config)
         } else {
-            Err(ConfigErrors::new(path, faults))
+            Err(ConfigErrors::new(path, findings.faults).with(warnings))
         }
     }
 
@@ -192,6 +206,8 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             open: self.open,
             looked_up: Arc::clone(&self.looked_up),
             routes: self.routes.clone(),
+            waits: self.waits,
+            timeout: self.timeout,
             on_outage: self.on_outage,
         }
     }

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::environment::Environment;
-use super::error::{Fault, did_you_mean, listed};
+use super::error::{Fault, listed};
 use super::json;
+use super::numbers;
 use super::yaml::{Kind, Mapping, Node, joined};
 use crate::secret::Secret;
+use crate::spelling::did_you_mean;
 
 /// The most that an option in seconds can say: some thirty years.
 const MOST_SECONDS: f64 = 1e9;
@@ -26,9 +28,12 @@ pub struct Options {
     line: usize,
     entries: Mapping,
     asked: Vec<String>,
+    /// Keys without an effect, of which all is said.
+    told: Vec<String>,
     /// It is no mapping at all: what is missing in it need not be reported as well.
     is_broken: bool,
-    faults: Vec<Fault>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) warnings: Vec<Fault>,
     /// Where values come from that do not stand in the file; `None` once they have been filled in.
     environment: Option<Arc<Environment>>,
     /// The single values as they stand in the file, where something was filled in.
@@ -52,7 +57,7 @@ impl Options {
         let mut faults = Vec::new();
         let entries = match &node.kind {
             Kind::Mapping(entries) => entries.clone(),
-            Kind::Null => Mapping::new(),
+            other if other.is_empty() => Mapping::new(),
             other => {
                 let message = format!("is {}, not a mapping", other.described());
                 faults.push(Fault::at(line, path, message));
@@ -65,8 +70,10 @@ impl Options {
             line,
             entries,
             asked: Vec::new(),
+            told: Vec::new(),
             is_broken: !faults.is_empty(),
             faults,
+            warnings: Vec::new(),
             environment: None,
             written: HashMap::new(),
             owner: String::new(),
@@ -122,10 +129,38 @@ impl Options {
     fn mapping(&mut self, key: &str) -> Option<Mapping> {
         match self.value(key)? {
             (_, Kind::Mapping(entries)) => Some(entries),
+            (_, empty) if empty.is_empty() => Some(Mapping::new()),
             (line, other) => {
                 self.mismatch(key, line, &other, "a mapping");
                 None
             }
+        }
+    }
+
+    /// Whether the option is there and not `null`.
+    pub fn is_given(&self, key: &str) -> bool {
+        let entry = self.entries.get(key);
+        entry.is_some_and(|entry| !matches!(entry.value.kind, Kind::Null))
+    }
+
+    /// The time in seconds under `key`, if it is given and its module has asked for it.
+    pub(super) fn time_given(&self, key: &str) -> Option<Duration> {
+        let is_known = self.asked.iter().any(|asked| asked == key);
+        let seconds: f64 = match &self.entries.get(key).filter(|_| is_known)?.value {
+            Node {
+                kind: Kind::Scalar(text),
+                plain,
+                ..
+            } => numbers::any(text.trim(), *plain)?,
+            _ => return None,
+        };
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+
+    /// A collection that may be empty, but must be there.
+    pub fn require(&mut self, key: &str) {
+        if !self.is_given(key) && !self.is_broken {
+            self.fault(key, "is required");
         }
     }
 
@@ -162,22 +197,33 @@ impl Options {
         given.or(found).map(Secret::new)
     }
 
+    /// A string that is not empty: an empty one counts as none.
+    pub fn filled_string(&mut self, key: &str) -> Option<String> {
+        self.string(key).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The same of a string that is never shown.
+    pub fn filled_secret(&mut self, key: &str) -> Option<Secret> {
+        self.secret(key).filter(|it| !it.reveal().trim().is_empty())
+    }
+
     /// A whole number within `range`, quoted or not.
     pub fn integer_or(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
         let (least, most) = (*range.start(), *range.end());
         let expected = format!("a whole number from {least} to {most}");
-        self.parsed(key, &expected, |text| {
-            text.parse().ok().filter(|number| range.contains(number))
+        self.parsed(key, &expected, |text, plain| {
+            numbers::whole(text, plain).filter(|number| range.contains(number))
         })
         .unwrap_or(default)
     }
 
-    /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not.
+    /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not. An empty text is none.
     pub fn bool_or(&mut self, key: &str, default: bool) -> bool {
-        self.parsed(key, "true or false", |text| {
+        self.parsed(key, "true or false", |text, _| {
             match text.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "1" => Some(true),
                 "false" | "no" | "off" | "0" => Some(false),
+                "" => Some(default),
                 _ => None,
             }
         })
@@ -186,30 +232,24 @@ impl Options {
 
     /// A time in seconds, fractions allowed; not negative.
     pub fn seconds_or(&mut self, key: &str, default: f64) -> Duration {
-        let seconds = self.parsed(key, "a number of seconds, 0 or more", |text| {
-            let seconds = text.parse::<f64>().ok()?;
+        let seconds = self.parsed(key, "a number of seconds, 0 or more", |text, plain| {
+            let seconds = numbers::any(text, plain)?;
             (0.0..=MOST_SECONDS).contains(&seconds).then_some(seconds)
         });
         Duration::try_from_secs_f64(seconds.unwrap_or(default)).unwrap_or_default()
     }
 
-    /// Permissions of a file, in octal: `0o644`, `0644`, `'0644'`.
+    /// Permissions of a file, in octal: `0o644`, `0644`, `'0644'`; or as the decimal number that
+    /// programs which write YAML make of that, `420`.
     pub fn mode_or(&mut self, key: &str, default: u32) -> u32 {
-        let expected = "file permissions in octal, as in 0o644 or '0644'";
-        self.parsed(key, expected, |text| {
-            let digits = text.strip_prefix('0')?;
-            let digits = digits.strip_prefix(['o', 'O']).unwrap_or(digits);
-            let is_octal = digits.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-            let mode = u32::from_str_radix(digits, 8).ok().filter(|_| is_octal);
-            mode.filter(|mode| *mode <= 0o7777)
-        })
-        .unwrap_or(default)
+        let expected = "file permissions in octal, as in 0o644 or '0644', or their decimal number";
+        self.parsed(key, expected, numbers::mode).unwrap_or(default)
     }
 
     /// A number, quoted or not.
     pub fn number_or(&mut self, key: &str, default: f64) -> f64 {
-        let number = |text: &str| text.parse().ok().filter(|number: &f64| number.is_finite());
-        self.parsed(key, "a number", number).unwrap_or(default)
+        self.parsed(key, "a number", numbers::any)
+            .unwrap_or(default)
     }
 
     /// A list of strings; a single string counts as a list of one.
@@ -218,11 +258,35 @@ impl Options {
         items.into_iter().map(|(_, text)| text).collect()
     }
 
-    /// A mapping of strings to strings that are never shown.
+    /// A mapping of strings to strings that are never shown; one that is `null` is not given.
     pub fn headers(&mut self, key: &str) -> Vec<(String, Secret)> {
-        let entries = self.string_map(key).into_iter();
-        entries
-            .map(|(name, text)| (name, Secret::new(text)))
+        let mut headers = Vec::new();
+        for (name, entry) in self.mapping(key).unwrap_or_default() {
+            match entry.value.kind {
+                Kind::Scalar(text) => headers.push((name, Secret::new(text))),
+                Kind::Null => {}
+                other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
+            }
+        }
+        headers
+    }
+
+    /// Tags: a list of names, each perhaps with a value, `name:value`; or a mapping of names to
+    /// values. Each becomes `name:value`, where a name stands for its value if it has none.
+    pub fn tags(&mut self, key: &str) -> Vec<String> {
+        if let Some((_, Kind::Mapping(_))) = self.value(key) {
+            let tags = self.string_map(key).into_iter();
+            return tags
+                .map(|(name, value)| format!("{name}:{value}"))
+                .collect();
+        }
+        let how = "; write it as name:value";
+        let items = self.items_or(key, Lone::Counts, how).into_iter();
+        items
+            .map(|(_, tag)| match tag.contains(':') {
+                true => tag,
+                false => format!("{tag}:{tag}"),
+            })
             .collect()
     }
 
@@ -238,41 +302,9 @@ impl Options {
         strings
     }
 
-    /// Names, each with a value or without: a list of strings and mappings of strings, or one mapping.
-    pub fn names_and_values(&mut self, key: &str) -> Vec<(String, Option<String>)> {
-        let Some((line, kind)) = self.value(key) else {
-            return Vec::new();
-        };
-        let nodes = match kind {
-            Kind::Sequence(nodes) => nodes,
-            kind => vec![Node {
-                line,
-                kind,
-                plain: false,
-            }],
-        };
-        let mut found = Vec::new();
-        for node in nodes {
-            match node.kind {
-                Kind::Scalar(text) => found.push((text, None)),
-                Kind::Mapping(entries) => {
-                    for (name, entry) in entries {
-                        match entry.value.kind {
-                            Kind::Scalar(text) => found.push((name, Some(text))),
-                            other => {
-                                let key = joined(key, &name);
-                                self.mismatch(&key, entry.line, &other, "a string");
-                            }
-                        }
-                    }
-                }
-                other => {
-                    let expected = "a string, or a mapping of strings";
-                    self.mismatch(key, node.line, &other, expected);
-                }
-            }
-        }
-        found
+    /// Passes over an option that does nothing, without a word.
+    pub fn pass_over(&mut self, key: &str) {
+        self.told.push(key.to_owned());
     }
 
     /// Records that something is wrong with the option, at its line.
@@ -281,31 +313,59 @@ impl Options {
         self.fault_at(line, key, message);
     }
 
-    /// Records every key that no accessor has asked for. Called once, after the module has read
-    /// its options.
-    pub fn finish(&mut self) {
-        let mut unknown = Vec::new();
-        for (key, entry) in &self.entries {
-            if !self.asked.contains(key) {
-                let message = format!(
-                    "unknown {} `{key}` (known: {}){}",
-                    self.noun,
-                    listed(&self.asked),
-                    did_you_mean(key, &self.asked)
-                );
-                unknown.push(Fault::at(entry.line, self.path.as_str(), message));
-            }
+    /// Records that the option is hardly what is meant, at its line.
+    pub fn warn(&mut self, key: &str, message: impl Into<String>) {
+        let line = self.line_of(key);
+        self.warn_at(line, key, message);
+    }
+
+    /// Records that an option of this name must not be there, and why. It does not count as known.
+    pub fn refuse(&mut self, key: &str, why: impl Into<String>) {
+        if let Some(entry) = self.entries.shift_remove(key) {
+            self.fault_at(entry.line, key, why);
         }
-        self.faults.append(&mut unknown);
+    }
+
+    /// Warns of every key that no accessor has asked for and that holds something. Called once,
+    /// after the module has read its options.
+    pub fn finish(&mut self) {
+        for (key, entry) in &self.entries {
+            if self.asked.contains(key) || self.told.contains(key) || entry.value.kind.is_empty() {
+                continue;
+            }
+            let message = format!(
+                "unknown {} `{key}` has no effect (known: {}){}",
+                self.noun,
+                listed(&self.asked),
+                did_you_mean(key, &self.asked)
+            );
+            let unknown = Fault::at(entry.line, self.path.as_str(), message);
+            self.warnings.push(unknown);
+        }
+    }
+
+    /// Warns of a key that the existing worker passes over, if it holds something.
+    pub(super) fn without_effect(&mut self, key: &str, why: &str) {
+        self.told.push(key.to_owned());
+        let entry = self.entries.get(key);
+        if entry.is_some_and(|entry| !entry.value.kind.is_empty()) {
+            self.warn(key, format!("has no effect: {why}"));
+        }
     }
 
     /// The items of a list with their lines.
     pub(super) fn items(&mut self, key: &str, lone: Lone) -> Vec<(usize, String)> {
+        self.items_or(key, lone, "")
+    }
+
+    /// The same; `how` says how an item is written that is no string.
+    fn items_or(&mut self, key: &str, lone: Lone, how: &str) -> Vec<(usize, String)> {
         let Some((line, kind)) = self.value(key) else {
             return Vec::new();
         };
         let nodes = match kind {
             Kind::Sequence(nodes) => nodes,
+            empty if empty.is_empty() => return Vec::new(),
             Kind::Scalar(text) if lone == Lone::Counts => return vec![(line, text)],
             other => {
                 self.mismatch(key, line, &other, "a list of strings");
@@ -317,8 +377,11 @@ impl Options {
             match node.kind {
                 Kind::Scalar(text) => items.push((node.line, text)),
                 other => {
-                    let message =
-                        format!("item {} is {}, not a string", index + 1, other.described());
+                    let message = format!(
+                        "item {} is {}, not a string{how}",
+                        index + 1,
+                        other.described()
+                    );
                     self.fault_at(node.line, key, message);
                 }
             }
@@ -345,19 +408,19 @@ impl Options {
         self.faults.push(Fault::at(line, path, message));
     }
 
+    pub(super) fn warn_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
+        let path = joined(&self.path, key);
+        self.warnings.push(Fault::at(line, path, message));
+    }
+
     /// The line of the key, or of the mapping where it does not have the key.
     pub(super) fn line_of(&self, key: &str) -> usize {
         self.entries.get(key).map_or(self.line, |entry| entry.line)
     }
 
-    /// The faults recorded until now.
-    pub(super) fn into_faults(self) -> Vec<Fault> {
-        self.faults
-    }
-
-    /// The entries with everything filled in that was asked for, and the faults.
-    pub(super) fn into_parts(self) -> (Mapping, Vec<Fault>) {
-        (self.entries, self.faults)
+    /// The entries with everything filled in that was asked for.
+    pub(super) fn into_entries(self) -> Mapping {
+        self.entries
     }
 
     fn value(&mut self, key: &str) -> Option<(usize, Kind)> {
@@ -378,10 +441,11 @@ impl Options {
         &mut self,
         key: &str,
         expected: &str,
-        parse: impl Fn(&str) -> Option<T>,
+        parse: impl Fn(&str, bool) -> Option<T>,
     ) -> Option<T> {
+        let is_plain = self.node(key).is_some_and(|(_, node)| node.plain);
         let text = self.scalar(key, expected)?;
-        let value = parse(text.trim());
+        let value = parse(text.trim(), is_plain);
         if value.is_none() {
             // Not what a variable holds: it may be meant for another option.
             let shown = self.written.get(key).unwrap_or(&text);
@@ -423,6 +487,16 @@ impl Options {
         };
         self.faults.iter().map(shown).collect()
     }
+
+    /// The warnings recorded until now, in the same form.
+    #[cfg(test)]
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let shown = |warning: &Fault| {
+            let key = warning.key.strip_prefix("options.");
+            format!("{}: {}", key.unwrap_or(&warning.key), warning.message)
+        };
+        self.warnings.iter().map(shown).collect()
+    }
 }
 
 #[cfg(test)]
@@ -450,7 +524,8 @@ mod tests {
             ("mode", "0o10000"),
             ("mode", "0888"),
             ("mode", "0+44"),
-            ("mode", "420"),
+            ("mode", "644"),
+            ("mode", "'755'"),
             ("mode", "0o"),
         ] {
             let mut options = Options::from_yaml(&format!("{key}: {text}"));

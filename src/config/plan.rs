@@ -28,11 +28,11 @@ impl Plan {
     /// Reads `text`, the content of the file at `path`.
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
         let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
-        let (plan, faults) = read::plan(document);
-        if faults.is_empty() {
+        let (plan, findings) = read::plan(document);
+        if findings.faults.is_empty() {
             Ok(plan)
         } else {
-            Err(ConfigErrors::new(path, faults))
+            Err(ConfigErrors::new(path, findings.faults))
         }
     }
 

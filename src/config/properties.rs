@@ -56,7 +56,11 @@ fn judged(text: &str) -> Result<(), TestCaseError> {
         prop_assert!(!fault.message.is_empty());
         match fault.line {
             Some(line) => prop_assert!((1..=lines).contains(&line), "{fault:?} of {lines}"),
-            None => prop_assert!(fault.message.contains("a configuration needs"), "{fault:?}"),
+            None => prop_assert!(
+                fault.message.contains("a configuration needs")
+                    || fault.message.contains("CONSERVER_PYTHON_PATH"),
+                "{fault:?}"
+            ),
         }
     }
     prop_assert!(errors.to_string().starts_with("config.yml:"));

@@ -1,16 +1,21 @@
 //! From the tree of `config.yml` to [`Config`]: every section read, every fault kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 
+use super::advice;
 use super::environment::Environment;
-use super::error::{Fault, did_you_mean, listed};
+use super::error::{Fault, Findings, listed};
 use super::options::{Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
-use super::{Chain, Config, ListName, ModuleConfig, OnOutage, Open, Plan};
+use super::{
+    Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
+    followers,
+};
+use crate::spelling::did_you_mean;
 use crate::{link, storage};
 
 /// The keys at the top of the file.
@@ -24,24 +29,22 @@ const SECTIONS: [&str; 7] = [
     "ingress_auth",
 ];
 
+/// What the names of sections begin with that only hold values for others to repeat.
+const OWN: &str = "x-";
+
+/// Keys that the configurations of older deployments have in links.
+const LISTS: [&str; 4] = [
+    "ingress-lists",
+    "egress-lists",
+    "ingress_lists",
+    "egress_lists",
+];
+
 /// The module whose links have routes.
 const ROUTER: &str = "links.tag_router";
 
-/// The sections of the existing daemon that have no counterpart here, with what to do instead.
-const NOT_RUN: [(&str, &str); 3] = [
-    (
-        "tracers",
-        "tracers are not run: what they do can be a link of the chain, as links.exec or links.python",
-    ),
-    (
-        "followers",
-        "vCons are not fetched from other servers: have these put them on an ingress list",
-    ),
-    (
-        "imports",
-        "nothing is imported or installed at the start: name the folders of Python modules by the option `path` of each links.python",
-    ),
-];
+/// The sections whose entries are Python modules of the existing deployment, and nothing else.
+const PYTHON: [&str; 2] = ["imports", "tracers"];
 
 /// Reads the document; the configuration is whole only where there are no faults.
 pub(super) fn config(
@@ -49,22 +52,15 @@ pub(super) fn config(
     links: &[link::Module],
     storages: &[storage::Module],
     environment: &Arc<Environment>,
-) -> (Config, Vec<Fault>) {
-    let mut faults = Vec::new();
-    let sections = top(document, &mut faults);
-    for (name, instead) in NOT_RUN {
-        not_run(name, instead, sections.get(name), &mut faults);
-    }
+) -> (Config, Findings) {
+    let mut findings = Findings::default();
+    let sections = top(document, &mut findings);
     let links = Modules {
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
         routes: |link| link.routes(),
+        waits: |link| link.waits(),
         on_outage: |_| OnOutage::Hold,
-        hint: |module| {
-            format!(
-                "; to run a Python link of yours, say module: links.python with options: {{module: {module}}}"
-            )
-        },
         not_built_in: &[],
         environment,
     };
@@ -72,44 +68,80 @@ pub(super) fn config(
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
         routes: |_| Vec::new(),
+        waits: |_| Duration::ZERO,
         on_outage: OnOutage::read,
-        hint: |_| String::new(),
         not_built_in: storage::NOT_BUILT_IN,
         environment,
     };
+    for section in PYTHON {
+        python_modules(section, &sections, &mut findings);
+    }
     let config = Config {
-        links: links.read(&sections, &mut faults),
-        storages: storages.read(&sections, &mut faults),
-        chains: chains(&sections, &mut faults),
+        links: links.read(&sections, &mut findings),
+        storages: storages.read(&sections, &mut findings),
+        chains: chains(&sections, &mut findings),
+        followers: followers::read(&sections, environment, &mut findings),
+        warnings: ConfigWarnings::default(),
     };
-    circles(&config, &sections, &mut faults);
-    shared_letters(&config, &sections, &mut faults);
-    (config, faults)
+    advice::on_chains(&config, &sections, &mut findings);
+    shared_letters(&config, &sections, &mut findings);
+    if !findings.missing.is_empty() {
+        let missing = modules_missing(&findings.missing);
+        findings.faults.push(missing);
+    }
+    (config, findings)
+}
+
+/// Says once for all modules how they are found.
+fn modules_missing(missing: &[String]) -> Fault {
+    let mut names: Vec<&String> = Vec::new();
+    for name in missing {
+        if !names.contains(&name) && names.len() < 100 {
+            names.push(name);
+        }
+    }
+    Fault::of_file(format!(
+        "not built in: {}; to run the Python modules of an existing deployment, set \
+         CONSERVER_PYTHON_PATH to the folders that hold them, separated by colons, as in \
+         CONSERVER_PYTHON_PATH=/app/conserver:/app/common",
+        listed(names)
+    ))
 }
 
 /// Reads the chains alone, and the names of links and storages.
-pub(super) fn plan(document: Option<Node>) -> (Plan, Vec<Fault>) {
-    let mut faults = Vec::new();
-    let sections = top(document, &mut faults);
+pub(super) fn plan(document: Option<Node>) -> (Plan, Findings) {
+    let mut findings = Findings::default();
+    let sections = top(document, &mut findings);
     let mut names = |section| -> Vec<String> {
-        let entries = entries(&sections, section, &mut faults).into_iter();
+        let entries = entries(&sections, section, &mut findings).into_iter();
         entries.map(|(name, ..)| name.to_owned()).collect()
     };
     let plan = Plan {
         links: names("links"),
         storages: names("storages"),
         deferring: deferring(&sections),
-        chains: chains(&sections, &mut faults),
+        chains: chains(&sections, &mut findings),
         routes: routes(&sections),
     };
-    (plan, faults)
+    (plan, findings)
+}
+
+/// Reads the followers alone.
+pub(super) fn followers(
+    document: Option<Node>,
+    environment: &Arc<Environment>,
+) -> (Vec<Follower>, Vec<Fault>) {
+    let mut findings = Findings::default();
+    let sections = top(document, &mut findings);
+    let followers = followers::read(&sections, environment, &mut findings);
+    (followers, findings.faults)
 }
 
 /// The lists that links may announce vCons on, as far as they stand in the file itself.
 fn routes(sections: &Mapping) -> Vec<ListName> {
     let router = link::MODULES.iter().find(|row| row.name == ROUTER);
     // Whatever is wrong with a link is for those who read its options.
-    let entries = entries(sections, "links", &mut Vec::new());
+    let entries = entries(sections, "links", &mut Findings::default());
     let of_link = |(_, path, entry): (&str, String, &Entry)| {
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
         let is_router = keys.string("module").as_deref() == Some(ROUTER);
@@ -126,7 +158,7 @@ fn routes(sections: &Mapping) -> Vec<ListName> {
 /// The names of the storages that defer.
 fn deferring(sections: &Mapping) -> Vec<String> {
     // Whatever is wrong with a storage is for those who read its options.
-    let entries = entries(sections, "storages", &mut Vec::new()).into_iter();
+    let entries = entries(sections, "storages", &mut Findings::default()).into_iter();
     let defers = |(name, path, entry): (&str, String, &Entry)| {
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
         (OnOutage::read(&mut keys) == OnOutage::Defer).then(|| name.to_owned())
@@ -135,72 +167,67 @@ fn deferring(sections: &Mapping) -> Vec<String> {
 }
 
 /// The top of the file, as a mapping of known sections.
-fn top(document: Option<Node>, faults: &mut Vec<Fault>) -> Mapping {
+fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
     let needs = "a configuration needs `chains:`, and the `links:` and `storages:` they name";
     let sections = match document.map(|node| (node.line, node.kind)) {
         None => {
-            faults.push(Fault::of_file(format!("is empty; {needs}")));
+            findings
+                .faults
+                .push(Fault::of_file(format!("is empty; {needs}")));
             return Mapping::new();
         }
         Some((_, Kind::Mapping(sections))) => sections,
         Some((line, other)) => {
             let message = format!("is {}, not a mapping; {needs}", other.described());
-            faults.push(Fault::at(line, "", message));
+            findings.faults.push(Fault::at(line, "", message));
             return Mapping::new();
         }
     };
     for (name, entry) in &sections {
-        if !SECTIONS.contains(&name.as_str()) {
+        let is_own = name.starts_with(OWN) || entry.value.kind.is_empty();
+        if !is_own && !SECTIONS.contains(&name.as_str()) {
             let message = format!(
-                "unknown section (known: {}){}",
+                "unknown section has no effect (known: {}, and names that begin with {OWN}){}",
                 listed(SECTIONS),
                 did_you_mean(name, SECTIONS)
             );
-            faults.push(Fault::at(entry.line, name, message));
+            findings.warnings.push(Fault::at(entry.line, name, message));
         }
     }
     match sections.get("chains") {
-        None => faults.push(Fault::of_file(format!("has no `chains:`; {needs}"))),
+        None => findings
+            .faults
+            .push(Fault::of_file(format!("has no `chains:`; {needs}"))),
         Some(entry) if matches!(entry.value.kind, Kind::Null) => {
-            faults.push(Fault::at(entry.line, "chains", "names no chain"));
+            findings
+                .faults
+                .push(Fault::at(entry.line, "chains", "names no chain"));
         }
         Some(_) => {}
     }
     sections
 }
 
-fn not_run(name: &str, instead: &str, entry: Option<&Entry>, faults: &mut Vec<Fault>) {
-    let Some(entry) = entry else { return };
-    let is_empty = match &entry.value.kind {
-        Kind::Null => true,
-        Kind::Scalar(_) => false,
-        Kind::Sequence(items) => items.is_empty(),
-        Kind::Mapping(entries) => entries.is_empty(),
-    };
-    if !is_empty {
-        let message = format!("{instead}; remove the section");
-        faults.push(Fault::at(entry.line, name, message));
-    }
-}
-
 /// The entries of a section with their paths; none where it is absent or not a mapping.
-fn entries<'a>(
+pub(super) fn entries<'a>(
     sections: &'a Mapping,
     section: &str,
-    faults: &mut Vec<Fault>,
+    findings: &mut Findings,
 ) -> Vec<(&'a str, String, &'a Entry)> {
     let Some(entry) = sections.get(section) else {
         return Vec::new();
     };
     match &entry.value.kind {
-        Kind::Null => Vec::new(),
         Kind::Mapping(entries) => entries
             .iter()
             .map(|(name, entry)| (name.as_str(), joined(section, name), entry))
             .collect(),
+        empty if empty.is_empty() => Vec::new(),
         other => {
             let message = format!("is {}, not a mapping", other.described());
-            faults.push(Fault::at(entry.line, section, message));
+            findings
+                .faults
+                .push(Fault::at(entry.line, section, message));
             Vec::new()
         }
     }
@@ -212,9 +239,10 @@ struct Modules<'a, T: ?Sized> {
     known: Vec<(&'static str, Open<T>)>,
     /// The lists on which an opened one may announce vCons.
     routes: fn(&T) -> Vec<ListName>,
+    /// How long each run of an opened one waits at least.
+    waits: fn(&T) -> Duration,
     /// Reads the key that only storages have.
     on_outage: fn(&mut Options) -> OnOutage,
-    hint: fn(&str) -> String,
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
     environment: &'a Arc<Environment>,
@@ -224,11 +252,11 @@ impl<T: ?Sized> Modules<'_, T> {
     fn read(
         &self,
         sections: &Mapping,
-        faults: &mut Vec<Fault>,
+        findings: &mut Findings,
     ) -> IndexMap<String, ModuleConfig<T>> {
         let mut modules = IndexMap::new();
-        for (name, path, entry) in entries(sections, self.section, faults) {
-            if let Some(module) = self.module(name, &path, entry, faults) {
+        for (name, path, entry) in entries(sections, self.section, findings) {
+            if let Some(module) = self.module(name, &path, entry, findings) {
                 modules.insert(name.to_owned(), module);
             }
         }
@@ -240,7 +268,7 @@ impl<T: ?Sized> Modules<'_, T> {
         name: &str,
         path: &str,
         entry: &Entry,
-        faults: &mut Vec<Fault>,
+        findings: &mut Findings,
     ) -> Option<ModuleConfig<T>> {
         let mut keys = Options::new(path, "key", entry.line, &entry.value);
         let module = keys.required_string("module");
@@ -248,13 +276,17 @@ impl<T: ?Sized> Modules<'_, T> {
         let on_outage = (self.on_outage)(&mut keys);
         // The package a Python module comes from.
         keys.node("pip_name");
+        for lists in LISTS {
+            keys.without_effect(lists, "lists belong to chains");
+        }
         keys.finish();
 
         let row = self.known.iter().find(|(known, _)| *known == module);
         if row.is_none() && !module.is_empty() {
             keys.fault("module", self.missing(&module));
+            findings.missing.push(shown(&module));
         }
-        faults.append(&mut keys.into_faults());
+        findings.take(&mut keys);
 
         let (_, open) = row?;
         let (line, options) = options.unwrap_or((
@@ -268,20 +300,23 @@ impl<T: ?Sized> Modules<'_, T> {
         let path = joined(path, "options");
         let options = Options::new(&path, "option", line, &options);
         let mut options = options.filled_from(self.environment);
-        let routes = (self.routes)(&*open(&mut options));
+        let opened = open(&mut options);
+        let (routes, waits) = ((self.routes)(&*opened), (self.waits)(&*opened));
         options.finish();
+        let timeout = options.time_given("timeout");
         let looked_up = self.environment.take_looked_up().into();
-        let (options, mut found) = options.into_parts();
-        faults.append(&mut found);
+        findings.take(&mut options);
         Some(ModuleConfig {
             name: name.to_owned(),
             module,
             path,
             line,
-            options,
+            options: options.into_entries(),
             open: *open,
             looked_up,
             routes,
+            waits,
+            timeout,
             on_outage,
         })
     }
@@ -293,24 +328,55 @@ impl<T: ?Sized> Modules<'_, T> {
             return format!("`{module}` is not built in: {why}");
         }
         let known = self.known.iter().map(|(known, _)| *known);
-        let shown: String = module.chars().take(80).collect();
         format!(
-            "`{shown}` is not a module of this version (known: {}){}{}",
+            "`{}` is not built in (built in: {}){}",
+            shown(module),
             listed(known.clone()),
             did_you_mean(module, known),
-            (self.hint)(&shown)
         )
     }
 }
 
-fn chains(sections: &Mapping, faults: &mut Vec<Fault>) -> Vec<Chain> {
+/// The beginning of a name, for a message.
+fn shown(name: &str) -> String {
+    name.chars().take(80).collect()
+}
+
+/// Records the modules of a section whose modules are Python's.
+fn python_modules(section: &str, sections: &Mapping, findings: &mut Findings) {
+    for (_, path, entry) in entries(sections, section, findings) {
+        let (path, module) = match &entry.value.kind {
+            // An older form.
+            Kind::Scalar(module) => (path, module.trim().to_owned()),
+            _ => {
+                let mut keys = Options::new(&path, "key", entry.line, &entry.value);
+                let module = keys.required_string("module");
+                for known in ["pip_name", "options"] {
+                    keys.node(known);
+                }
+                keys.finish();
+                findings.take(&mut keys);
+                (joined(&path, "module"), module)
+            }
+        };
+        if !module.is_empty() {
+            let module = shown(&module);
+            let message = format!("`{module}` is not built in");
+            findings.faults.push(Fault::at(entry.line, path, message));
+            findings.missing.push(module);
+        }
+    }
+}
+
+fn chains(sections: &Mapping, findings: &mut Findings) -> Vec<Chain> {
     let mut chains = Vec::new();
     let mut taken = HashMap::new();
-    for (name, path, entry) in entries(sections, "chains", faults) {
+    for (name, path, entry) in entries(sections, "chains", findings) {
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
         let links = defined(&mut keys, "links", "link", sections);
         let storages = defined(&mut keys, "storages", "storage", sections);
         let ingress_lists = list_names(&mut keys, "ingress_lists");
+        let ingress_lists = each_once(&mut keys, ingress_lists);
         let egress_lists = list_names(&mut keys, "egress_lists");
         let enabled = keys.bool_or("enabled", true);
         let timeout = keys.seconds_or("timeout", 0.0);
@@ -319,8 +385,9 @@ fn chains(sections: &Mapping, faults: &mut Vec<Fault>) -> Vec<Chain> {
                 claim(&mut taken, &mut keys, name, *line, list);
             }
         }
+        keys.without_effect("tracers", "a tracer runs for all chains");
         keys.finish();
-        faults.append(&mut keys.into_faults());
+        findings.take(&mut keys);
         chains.push(Chain {
             name: name.to_owned(),
             links,
@@ -334,33 +401,10 @@ fn chains(sections: &Mapping, faults: &mut Vec<Fault>) -> Vec<Chain> {
     chains
 }
 
-/// Records links that would put vCons back on a list that their own chain takes from.
-fn circles(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) {
-    // What is wrong with them has been recorded.
-    for (name, path, entry) in entries(sections, "chains", &mut Vec::new()) {
-        let chains = config.chains.iter().filter(|chain| chain.enabled);
-        for chain in chains.filter(|chain| chain.name == name) {
-            let links = chain.links.iter().filter_map(|link| config.links.get(link));
-            for (link, list) in
-                links.flat_map(|link| link.routes.iter().map(move |list| (link, list)))
-            {
-                if chain.ingress_lists.contains(list) {
-                    let link = &link.name;
-                    let message = format!(
-                        "link `{link}` has a route to list `{list}`, which this chain takes from: \
-                         a vCon would go round for ever; give it a list of another chain"
-                    );
-                    faults.push(Fault::at(entry.line, joined(&path, "links"), message));
-                }
-            }
-        }
-    }
-}
-
 /// Records ingress lists whose dead letter queue is that of a storage: `DLQ:storage:x` cannot be
 /// both.
-fn shared_letters(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) {
-    for (name, path, entry) in entries(sections, "chains", &mut Vec::new()) {
+fn shared_letters(config: &Config, sections: &Mapping, findings: &mut Findings) {
+    for (name, path, entry) in entries(sections, "chains", &mut Findings::default()) {
         let chains = config.chains.iter().filter(|chain| chain.name == name);
         for list in chains.flat_map(|chain| &chain.ingress_lists) {
             let storage = list.as_str().strip_prefix("storage:");
@@ -369,7 +413,7 @@ fn shared_letters(config: &Config, sections: &Mapping, faults: &mut Vec<Fault>) 
                     "list `{list}` and storage `{storage}` would share the dead letter queue \
                      `DLQ:{list}`; give one of them another name"
                 );
-                faults.push(Fault::at(
+                findings.faults.push(Fault::at(
                     entry.line,
                     joined(&path, "ingress_lists"),
                     message,
@@ -399,6 +443,21 @@ fn claim(
             taken.insert(list.clone(), (chain.to_owned(), line));
         }
     }
+}
+
+/// The ingress lists without those that stand there again.
+fn each_once(keys: &mut Options, lists: Vec<(usize, ListName)>) -> Vec<(usize, ListName)> {
+    let mut seen = HashSet::new();
+    let mut once = Vec::new();
+    for (line, list) in lists {
+        if seen.insert(list.clone()) {
+            once.push((line, list));
+        } else {
+            let message = format!("list `{list}` stands here twice");
+            keys.warn_at(line, "ingress_lists", message);
+        }
+    }
+    once
 }
 
 fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {

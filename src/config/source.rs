@@ -66,7 +66,8 @@ impl Plan {
     }
 }
 
-fn read(path: &Path) -> Result<String, Fault> {
+/// The text of the file at `path`.
+pub(super) fn read(path: &Path) -> Result<String, Fault> {
     let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => Fault::of_file(
             "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",

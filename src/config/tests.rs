@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod faults;
+mod warnings;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -95,6 +96,13 @@ fn faults(text: &str) -> String {
         Ok(_) => panic!("accepted: {text}"),
         Err(errors) => errors.to_string(),
     }
+}
+
+/// One line for each warning.
+fn warnings(text: &str) -> String {
+    let config = parse(text).unwrap_or_else(|errors| panic!("{errors}"));
+    let lines: Vec<String> = config.warnings.lines().collect();
+    lines.join("\n")
 }
 
 /// The options of one storage, as it has read them.

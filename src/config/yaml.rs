@@ -48,6 +48,16 @@ pub(super) struct Entry {
 }
 
 impl Kind {
+    /// Whether it says nothing: empty, or an empty text, list or mapping.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Null => true,
+            Self::Scalar(text) => text.trim().is_empty(),
+            Self::Sequence(items) => items.is_empty(),
+            Self::Mapping(entries) => entries.is_empty(),
+        }
+    }
+
     /// What it is, as in "is a list, not a string".
     pub fn described(&self) -> &'static str {
         match self {

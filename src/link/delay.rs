@@ -24,6 +24,10 @@ impl Link for Delay {
         context.wait(self.time)?;
         Ok(Next::Continue)
     }
+
+    fn waits(&self) -> Duration {
+        self.time
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,15 @@ use crate::failure::Failure;
 use crate::http::{self, Url};
 use crate::vcon::{Vcon, VconError};
 
+/// Options of the existing worker's link that are only for `s3_bucket`.
+const S3_OPTIONS: [&str; 5] = [
+    "s3_path",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_region",
+    "presigned_url_expiration",
+];
+
 /// The most of an answer that is read, in bytes: it holds a URL.
 const ANSWER_LIMIT: u64 = 64 * 1024;
 
@@ -66,10 +75,10 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     if timeout.is_zero() {
         options.fault("timeout", "must be more than 0");
     }
-    let url = options.string_or("post_media_to_url", "");
-    let media = match url.as_str() {
-        "" => None,
-        text => text
+    let url = options.filled_string("post_media_to_url");
+    let media = match url {
+        None => None,
+        Some(text) => text
             .parse()
             .map_err(|error: http::NotAUrl| options.fault("post_media_to_url", error.to_string()))
             .ok()
@@ -79,10 +88,11 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
                 url,
             }),
     };
-    if options
-        .string("s3_bucket")
-        .is_some_and(|bucket| !bucket.is_empty())
-    {
+    // What belongs to `s3_bucket` does nothing without it.
+    for key in S3_OPTIONS {
+        options.pass_over(key);
+    }
+    if options.filled_string("s3_bucket").is_some() {
         let message = "is not supported: keep the whole vCon with storage.s3, or its bodies with post_media_to_url";
         options.fault("s3_bucket", message);
     }

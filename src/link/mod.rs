@@ -50,6 +50,11 @@ pub trait Link: Send {
         Duration::ZERO
     }
 
+    /// How long a run waits at least, whatever the vCon; no deadline cuts that.
+    fn waits(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Answers whether what the link depends on could be used now, within a few seconds and
     /// without doing the step. A link that depends on nothing always could. What may take longer
     /// ends when `_drain` is disconnected: the worker drains.

@@ -1,7 +1,8 @@
 //! `links.tag`: tags every vCon that passes.
 //!
-//! Reads the option `tags`: a list of `name` or `name:value`, or a mapping of names to values. Writes
-//! the entry `name:value` for each into the vCon's `tags` attachment; of a bare name, `name:name`.
+//! Reads the option `tags`: a list of `name` or `name:value`, or a mapping of names to values; it may
+//! be empty. Writes the entry `"name:value"` for each tag, `"name:name"` for one without a value, into
+//! the vCon's `tags` attachment.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;
@@ -13,21 +14,10 @@ struct Tag {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let tags = options.names_and_values("tags").into_iter();
-    let tags: Vec<String> = tags.map(tag).collect();
-    if tags.is_empty() {
-        options.fault("tags", "needs at least one tag");
-    }
-    Box::new(Tag { tags })
-}
-
-/// The entry for a tag, which may have its value in its name.
-fn tag((name, value): (String, Option<String>)) -> String {
-    match value {
-        Some(value) => format!("{name}:{value}"),
-        None if name.contains(':') => name,
-        None => format!("{name}:{name}"),
-    }
+    options.require("tags");
+    Box::new(Tag {
+        tags: options.tags("tags"),
+    })
 }
 
 impl Link for Tag {
@@ -72,16 +62,21 @@ mod tests {
                 r#"\"desk:north\",\"a:b:c\",\":\",\"x:\""#,
             ),
             ("{tags: {desk: north, n: 7}}", r#"\"desk:north\",\"n:7\""#),
-            (
-                "{tags: [vip, {desk: north}]}",
-                r#"\"vip:vip\",\"desk:north\""#,
-            ),
         ] {
             let (mut vcon, next) = run(options, "{}");
             assert_eq!(next, Ok(Next::Continue));
             assert!(vcon.is_changed());
             let json = vcon.to_json();
             assert!(json.contains(&format!(r#""body":"[{entries}]""#)), "{json}");
+        }
+    }
+
+    #[test]
+    fn no_tags_change_nothing() {
+        for options in ["{tags: []}", "{tags: {}}", "{tags: ''}"] {
+            let (vcon, next) = run(options, "{}");
+            assert_eq!(next, Ok(Next::Continue));
+            assert!(!vcon.is_changed());
         }
     }
 
@@ -105,10 +100,9 @@ mod tests {
     fn tags_that_are_none_are_faults() {
         for text in [
             "{}",
-            "{tags: []}",
             "{tags: [[a]]}",
             "{tags: {a: [b]}}",
-            "{tags: [{a: {}}]}",
+            "{tags: [{name: a, value: b}]}",
         ] {
             let mut options = Options::from_yaml(text);
             open(&mut options);

@@ -5,13 +5,13 @@
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `tag_routes` | required | a mapping, tag -> list |
+//! | `tag_routes` | none | a mapping, tag -> list |
 //! | `forward_original` | `true` | whether the vCon also goes on in this chain; else the chain ends here |
 //!
 //! The UUID is on the lists when the vCon is finished, in one step with the announcement on the
 //! chain's egress lists: each list once, however many tags lead to it, and whether or not the chain
-//! announces there as well. A route to an ingress list of the chain itself is a fault of the
-//! configuration: the tag stays, and the vCon would go round for ever.
+//! announces there as well. Of a route to an ingress list of the chain itself the configuration
+//! warns: the tag stays, and the vCon goes round for ever.
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::{ListName, Options};
@@ -25,8 +25,8 @@ struct TagRouter {
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let named = options.string_map("tag_routes");
-    if named.is_empty() {
-        options.fault("tag_routes", "needs at least one tag and its list");
+    if !options.is_given("tag_routes") {
+        options.warn("tag_routes", "is not given: the link puts vCons nowhere");
     }
     let mut routes = Vec::new();
     for (tag, list) in named {
@@ -118,14 +118,28 @@ mod tests {
     #[test]
     fn routes_that_lead_nowhere_are_faults() {
         for text in [
-            "{}",
-            "{tag_routes: {}}",
             "{tag_routes: [a]}",
             "{tag_routes: {a: ''}}",
+            "{tag_routes: {a: }}",
         ] {
             let mut options = Options::from_yaml(text);
             open(&mut options);
             assert!(!options.faults().is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_routes_are_no_fault_but_said_if_none_are_given() {
+        for (text, warnings) in [
+            ("{tag_routes: {}}", 0),
+            ("{tag_routes: []}", 0),
+            ("{}", 1),
+            ("{tag_routes: }", 1),
+        ] {
+            let mut options = Options::from_yaml(text);
+            assert_eq!(open(&mut options).routes(), []);
+            assert_eq!(options.faults(), [""; 0], "{text}");
+            assert_eq!(options.warnings().len(), warnings, "{text}");
         }
     }
 }

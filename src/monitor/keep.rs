@@ -29,6 +29,7 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
         slot,
         generation: None,
         lists: Vec::new(),
+        dead_letters: Vec::new(),
         storages: Vec::new(),
         deferring: Vec::new(),
     };
@@ -44,6 +45,8 @@ struct Watch {
     slot: Slot,
     generation: Option<u64>,
     lists: Vec<ListName>,
+    /// The lists of all chains, those out of service among them: of these the dead letters stay.
+    dead_letters: Vec<ListName>,
     storages: Vec<String>,
     /// Those of them that have a backlog.
     deferring: Vec<String>,
@@ -100,6 +103,18 @@ impl Watch {
                 }
             }
         }
+        for list in &self.dead_letters {
+            match self.keeper.forget_reasons_of_list(list) {
+                Ok(0) => {}
+                Ok(dropped) => {
+                    log::debug!("dropped {dropped} reasons of list {list} without entries");
+                }
+                Err(error) => {
+                    log::debug!("could not drop reasons of list {list}: {error}");
+                    return false;
+                }
+            }
+        }
         self.generation.is_some()
     }
 
@@ -110,6 +125,8 @@ impl Watch {
         {
             self.generation = generation;
             self.lists = plan.ingress_lists();
+            let lists = plan.chains.iter().flat_map(|chain| &chain.ingress_lists);
+            self.dead_letters = lists.cloned().collect();
             self.storages = plan.storages;
             self.deferring = plan.deferring;
         }

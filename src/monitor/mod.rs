@@ -1,6 +1,9 @@
 //! The monitor: a child process that holds the instance's name, returns the claims of other
-//! instances that are dead, watches the ingress lists for the idle lanes, and answers by HTTP.
+//! instances that are dead, watches the ingress lists for the idle lanes, pulls vCons from other servers,
+//! and answers by HTTP.
 
+pub mod arrival;
+pub mod followers;
 pub mod http;
 mod keep;
 mod wakeup;
@@ -19,6 +22,7 @@ use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
 use crate::worker::{count_poison, report_recovered};
+use followers::Tallies;
 
 /// A command that takes longer than this, or than a third of the lease's time to live, has missed the
 /// monitor's time.
@@ -27,8 +31,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// So many dead instances are seen to at one beat, so that the next is in time.
 const AT_ONCE: usize = 20;
 
-/// Does the monitor's whole work: returns when it is told to end, or when another daemon has the
-/// instance's name.
+/// Does the monitor's whole work: returns when it is told to end, when another daemon has the
+/// instance's name, or when Redis is none that can be worked with.
 pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let server = match Server::new(&settings.redis_url) {
         Ok(server) => server,
@@ -43,10 +47,18 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         log::error!("{} could not start a thread: {error}", child.name);
         return Exit::Internal;
     }
+    let tallies = Tallies::default();
+    let followers = match followers::start(child, settings, &server, &tallies) {
+        Ok(followers) => followers,
+        Err(error) => {
+            log::error!("{} could not start a thread: {error}", child.name);
+            return Exit::Internal;
+        }
+    };
     let shows_itself = Arc::new(AtomicBool::new(false));
     let http = child.slot.as_ref().map(|slot| {
         let shows_itself = Arc::clone(&shows_itself);
-        http::start(slot, settings, &server, shows_itself)
+        http::start(slot, settings, &server, shows_itself, tallies.clone())
     });
     let http = http.transpose().unwrap_or_else(|error| {
         log::error!("the monitor could not start its HTTP: {error}");
@@ -57,8 +69,8 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         worker: 0,
         lane: 0,
     };
-    let mut queue = Queue::new(server, seat, Expiry::of(settings), lease)
-        .within(LIMIT.min(settings.heartbeat_ttl / 3));
+    let limit = LIMIT.min(settings.heartbeat_ttl / 3);
+    let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).within(limit);
     child.readiness().tell();
     let mut away = false;
     let shows = || {
@@ -71,9 +83,32 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             slot.set_redis_away(is_away);
         }
     };
+    // Once the lease has been held, the server is known; its rights may change.
+    let mut is_known = child
+        .slot
+        .as_ref()
+        .is_some_and(|slot| slot.lease_renewed() > 0);
     loop {
         shows();
-        match beat(&mut queue, settings, &shows, child.slot.as_ref()) {
+        let slot = child.slot.as_ref();
+        let arrived = if is_known {
+            Ok(None)
+        } else {
+            arrival::look(&server, &settings.redis_url, slot, limit)
+        };
+        is_known |= arrived.is_ok();
+        let beaten = match arrived {
+            Ok(Some(unfit)) => {
+                log::error!("{}", unfit.why);
+                return match unfit.exit {
+                    Exit::Config => Exit::Config,
+                    _ => Exit::Barred,
+                };
+            }
+            Ok(None) => beat(&mut queue, settings, &shows, slot),
+            Err(error) => Err(error),
+        };
+        match beaten {
             Ok(()) => {
                 shows_itself.store(true, Ordering::Relaxed);
                 shows_away(false);
@@ -83,7 +118,8 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             }
             Err(error @ QueueError::InUse { .. }) => {
                 log::error!("{error}");
-                return Exit::InUse;
+                followers.close();
+                return Exit::Barred;
             }
             Err(error) if error.is_interruption() => continue,
             Err(error) => {
@@ -96,6 +132,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         }
         if child.draining.recv_timeout(pause(settings)) != Err(RecvTimeoutError::Timeout) {
             // First: a server that hangs may keep us until we are killed.
+            followers.close();
             if let Some(http) = http.flatten() {
                 http.close();
             }

@@ -150,6 +150,22 @@ impl Audit {
         Ok(())
     }
 
+    /// Strikes out the vCons that wait in an ingress list or that a worker has: work on the others is
+    /// over, unless one has moved meanwhile.
+    pub fn strike_in_work(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+        for list in self.waiting.clone() {
+            self.strike_listed(&list, ids)?;
+        }
+        self.strike_claimed(ids)
+    }
+
+    /// Looks for one vCon in the ingress lists and claims alone, in one step on the server, so that
+    /// nothing moves meanwhile.
+    pub fn is_in_work(&mut self, id: &VconId) -> Result<bool, QueueError> {
+        let place = self.ask(id, None, &self.waiting.clone())?;
+        Ok(matches!(place, Place::List | Place::Claim))
+    }
+
     /// Reads a list from its tail to its head, so that entries taken from the head meanwhile do
     /// not move others out of sight.
     fn strike_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
@@ -244,17 +260,26 @@ impl Audit {
     /// Looks for one vCon that was in no list when they were last read as a whole: in one step on
     /// the server, so that nothing moves meanwhile.
     pub fn locate(&mut self, id: &VconId) -> Result<Place, QueueError> {
-        self.ask(id, None)
+        self.ask(id, None, &self.all_lists())
     }
 
     /// Puts a vCon at the tail of `list` if it is nowhere, in the step that looks for it.
     pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Place, QueueError> {
-        self.ask(id, Some(list))
+        self.ask(id, Some(list), &self.all_lists())
     }
 
-    fn ask(&mut self, id: &VconId, list: Option<&ListName>) -> Result<Place, QueueError> {
-        let mut call = self.scripts.locate.prepare_invoke();
-        for key in self.waiting.iter().chain(&self.done) {
+    fn all_lists(&self) -> Vec<Vec<u8>> {
+        self.waiting.iter().chain(&self.done).cloned().collect()
+    }
+
+    fn ask(
+        &mut self,
+        id: &VconId,
+        list: Option<&ListName>,
+        among: &[Vec<u8>],
+    ) -> Result<Place, QueueError> {
+        let mut call = self.scripts.locate.call();
+        for key in among {
             call.key(key);
         }
         call.arg(id.as_str())

@@ -212,6 +212,17 @@ impl DeadLetters {
     }
 
     /// The reasons of these entries, in their order.
+    /// What is kept of these vCons as dead letters of the list, whether or not they are in its queue
+    /// still.
+    pub fn known_of(&mut self, list: &Raw, ids: &[VconId]) -> Result<Vec<Letter>, QueueError> {
+        let entries: Vec<Vec<u8>> = ids.iter().map(|id| id.as_str().into()).collect();
+        let reasons = self.reasons(list, &entries)?;
+        let known = entries.into_iter().map(Raw::new).zip(reasons);
+        let known = known.filter(|(_, reason)| reason.is_some());
+        let letter = |(entry, reason)| Letter::new(list, Entry { entry, reason });
+        Ok(known.map(letter).collect())
+    }
+
     fn reasons(
         &mut self,
         list: &Raw,

@@ -17,6 +17,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use redis::{Connection, RedisError, RedisResult, Value};
 
 use super::documents::LARGE;
+use super::script::Script;
 
 /// A longer request goes alone, so that it holds nobody up.
 const LONGEST: usize = 64 * 1024;
@@ -33,7 +34,9 @@ pub(super) enum Request {
 /// The call of a script that takes the requests of several lanes, of which this is one's.
 #[derive(Debug, Clone)]
 pub(super) struct Turn {
-    /// The script's hash.
+    /// `EVALSHA`, or `EVAL` if the server does not know the script.
+    pub command: &'static str,
+    /// The script's hash, or the script.
     pub script: String,
     /// What the calls of all lanes must have in common to be sent as one: keys and first arguments.
     pub head: Arguments,
@@ -79,6 +82,7 @@ impl Arguments {
 impl Turn {
     fn goes_with(&self, other: &Self) -> bool {
         self.keys == other.keys
+            && self.command == other.command
             && self.head == other.head
             && self.script == other.script
             && self.behind == other.behind
@@ -88,7 +92,8 @@ impl Turn {
     fn pack(turns: &[&Self], out: &mut Vec<u8>) {
         let Some(first) = turns.first() else { return };
         let mut call = Arguments::default();
-        call.arg(b"EVALSHA").arg(first.script.as_bytes());
+        call.arg(first.command.as_bytes())
+            .arg(first.script.as_bytes());
         call.arg(first.keys.to_string().as_bytes());
         call.add(&first.head);
         turns.iter().for_each(|turn| call.add(&turn.own));
@@ -101,12 +106,39 @@ impl Turn {
 }
 
 impl Request {
+    /// The same request, with the script that it calls by its hash.
+    pub fn in_full(self, script: &Script) -> Self {
+        match self {
+            Self::Alone(packed) => Self::Alone(packed_in_full(packed, script)),
+            Self::Turn(turn) => Self::Turn(Turn {
+                command: "EVAL",
+                script: script.code().to_owned(),
+                ..turn
+            }),
+        }
+    }
+
     fn is_long(&self) -> bool {
         match self {
             Self::Alone(bytes) => bytes.len() > LONGEST,
             Self::Turn(turn) => turn.own.bytes.len() > LONGEST,
         }
     }
+}
+
+/// The packed call of a script by its hash, as a call in full; any other command as it is.
+fn packed_in_full(packed: Vec<u8>, script: &Script) -> Vec<u8> {
+    let mut by_hash = Arguments::default();
+    by_hash.arg(b"EVALSHA").arg(script.hash().as_bytes());
+    // Before it stands the number of arguments, which is the same in full.
+    let start = packed.iter().position(|byte| *byte == b'$').unwrap_or(0);
+    let (count, call) = packed.split_at(start);
+    let Some(rest) = call.strip_prefix(&*by_hash.bytes) else {
+        return packed;
+    };
+    let mut in_full = Arguments::default();
+    in_full.arg(b"EVAL").arg(script.code().as_bytes());
+    [count, &in_full.bytes, rest].concat()
 }
 
 /// An answer to a request.
@@ -317,6 +349,7 @@ mod tests {
             arguments
         };
         Turn {
+            command: "EVALSHA",
             script: "hash".to_owned(),
             head: arguments(head),
             keys: 1,
@@ -338,6 +371,36 @@ mod tests {
         let mut expected = redis::cmd("EVALSHA");
         expected.arg("hash").arg(1).arg("key").arg("a");
         expected.arg("1").arg("2").arg("x");
+        assert_eq!(packed, expected.get_packed_command());
+    }
+
+    #[test]
+    fn a_script_that_the_server_does_not_know_is_sent_in_full() {
+        let script = Script::new("return 1");
+        let mut by_hash = redis::cmd("EVALSHA");
+        by_hash.arg(script.hash()).arg(1).arg("key").arg("$7");
+        let mut expected = redis::cmd("EVAL");
+        expected.arg("return 1").arg(1).arg("key").arg("$7");
+        let Request::Alone(packed) = Request::Alone(by_hash.get_packed_command()).in_full(&script)
+        else {
+            unreachable!("it stands for itself");
+        };
+        assert_eq!(packed, expected.get_packed_command());
+        // It is none of this script.
+        let other = Request::Alone(by_hash.get_packed_command());
+        let Request::Alone(packed) = other.in_full(&Script::new("return 2")) else {
+            unreachable!("it stands for itself");
+        };
+        assert_eq!(packed, by_hash.get_packed_command());
+
+        let mut packed = Vec::new();
+        let request = Request::Turn(turn(&["key", "a"], &["1"])).in_full(&script);
+        let Request::Turn(turn) = request else {
+            unreachable!("it is of a turn");
+        };
+        Turn::pack(&[&turn], &mut packed);
+        let mut expected = redis::cmd("EVAL");
+        expected.arg("return 1").arg(1).arg("key").arg("a").arg("1");
         assert_eq!(packed, expected.get_packed_command());
     }
 }

@@ -175,7 +175,8 @@ impl Queue {
             },
         };
         Turn {
-            script: self.scripts.step(Step::Turn).get_hash().to_owned(),
+            command: "EVALSHA",
+            script: self.scripts.step(Step::Turn).hash().to_owned(),
             keys: 3 + lists.len() + finish.egress.len(),
             head,
             own,
@@ -255,7 +256,13 @@ impl Queue {
         let routes = finish.routes.iter().map(|route| (&route.list, &route.id));
         let (pushes, ids): (Vec<&ListName>, Vec<&VconId>) = egress.chain(routes).unzip();
         let lists = lists.unwrap_or_default();
-        let mut call = self.call(step, 4 + lists.len() + pushes.len());
+        let keys = 4 + lists.len() + pushes.len();
+        let mut call = if document[0] == "draft" {
+            // Within a transaction, a script that is missing cannot be sent again.
+            self.scripts.step(step).in_full(keys)
+        } else {
+            self.call(step, keys)
+        };
         self.add_claim(&mut call, lists, &pushes);
         call.arg(&claim.record).arg(&claim.entry);
         call.arg(claim.progress_field());
@@ -293,8 +300,7 @@ impl Queue {
         let draft = self.seat.draft_key();
         let how = ["draft", "", &draft];
         let call = self.call_to_finish(Step::Finish, claim, finish, None, how);
-        self.with(|connection, scripts, _, _| {
-            scripts.step(Step::Finish).load(connection)?;
+        self.with(|connection, _, _, _| {
             let request = replacing(&draft, document.kind, text, &call);
             watched(request.send(connection)?)
         })

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use redis::Script;
-
 use super::dead_letters::is_wrong_type;
-use super::keys::{storage_letters_list, storage_letters_reasons};
+use super::keys::{
+    dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
+};
+use super::script::Script;
 use super::scripts::{forget_reasons, keep};
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
@@ -74,19 +75,31 @@ impl Keeper {
     /// Drops the reasons whose entries have gone from the dead letter queue of a storage: the API
     /// server takes entries out and does not know of reasons. Returns how many were dropped.
     pub fn forget_reasons(&mut self, storage: &str) -> Result<u64, QueueError> {
-        let list = storage_letters_list(storage);
-        let reasons = storage_letters_reasons(storage);
+        self.forget_reasons_of(
+            &storage_letters_list(storage),
+            &storage_letters_reasons(storage),
+        )
+    }
+
+    /// The same for the dead letter queue of an ingress list.
+    pub fn forget_reasons_of_list(&mut self, list: &ListName) -> Result<u64, QueueError> {
+        self.forget_reasons_of(&dead_letter_list(list), &dead_letter_reasons(list))
+    }
+
+    /// Reads the reasons a page at a time, and the queue once for each page; the server looks through the
+    /// queue only for what was not found there.
+    fn forget_reasons_of(&mut self, list: &str, reasons: &str) -> Result<u64, QueueError> {
         self.with(|connection, scripts, _| {
             let mut dropped = 0;
             let mut cursor = Some(0);
             while cursor.is_some() {
                 let mut known = HashSet::new();
-                cursor = read_reasons(connection, &reasons, cursor, &mut known)?;
-                strike(connection, &list, &mut known)?;
+                cursor = read_reasons(connection, reasons, cursor, &mut known)?;
+                strike(connection, list, &mut known)?;
                 let gone: Vec<Vec<u8>> = known.into_iter().collect();
                 for some in gone.chunks(FORGOTTEN) {
-                    let mut call = scripts.forget_reasons.key(&list);
-                    call.key(&reasons).arg(some);
+                    let mut call = scripts.forget_reasons.key(list);
+                    call.key(reasons).arg(some);
                     dropped += call.invoke::<u64>(&mut **connection)?;
                 }
             }
@@ -120,7 +133,7 @@ fn keep_all(
     // is added at the end is looked at again or is new.
     let mut last = -1;
     loop {
-        let mut call = script.prepare_invoke();
+        let mut call = script.call();
         for key in keys {
             call.key(*key);
         }

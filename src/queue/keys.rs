@@ -136,6 +136,37 @@ pub(super) fn overwritten_key(id: &VconId) -> String {
     format!("conserver:overwritten:{id}")
 }
 
+/// `conserver:followers`: set of the names of followers that have pulled anything.
+pub(super) const FOLLOWERS: &str = "conserver:followers";
+
+/// `conserver:follower:<follower>`: list of the UUIDs that were taken off the other server's list, and
+/// whose documents are still to be fetched.
+pub(super) fn follower_key(follower: &str) -> String {
+    format!("conserver:follower:{follower}")
+}
+
+/// `conserver:follower-tries:<follower>`: hash, uuid -> how often its document alone could not be
+/// fetched.
+pub(super) fn follower_tries_key(follower: &str) -> String {
+    format!("conserver:follower-tries:{follower}")
+}
+
+/// `conserver:follower-turn:<follower>`: string, the instance that pulls at present.
+pub(super) fn follower_turn_key(follower: &str) -> String {
+    format!("conserver:follower-turn:{follower}")
+}
+
+/// `conserver:draft:<instance>:follower:<follower>`: a pulled document, for the moment it takes to
+/// hand it in.
+pub(super) fn follower_draft_key(instance: &str, follower: &str) -> String {
+    format!("conserver:draft:{instance}:follower:{follower}")
+}
+
+/// `conserver:pulled:<uuid>`: string, the digest of the document that was last pulled.
+pub(super) fn pulled_key(id: &VconId) -> String {
+    format!("conserver:pulled:{id}")
+}
+
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {
     format!("DLQ:{list}")

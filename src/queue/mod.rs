@@ -34,12 +34,16 @@ mod keep;
 mod keys;
 mod lease;
 mod lengths;
+mod preflight;
+mod pull;
 mod raw;
 mod recovery;
+mod rehearsal;
 mod release;
 mod replace;
 mod replay;
 mod round_trip;
+mod script;
 mod scripts;
 mod submit;
 mod wakeup;
@@ -62,22 +66,26 @@ pub use keys::{
 };
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
+pub use preflight::{Fitness, Shortage, cluster_refusal, needed_keys};
+pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
+pub use rehearsal::{RehearsalError, rehearse};
 pub use release::{Progress, Reason, Released};
 pub use replace::{Replaced, Replacement};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;
 pub use wakeup::{Lookout, Waited, Waker, Watched};
 
-pub use crate::redis_server::{Lease, Server};
+pub use crate::redis_server::{ConnectError, Lease, Refusal, Server};
 
 use crate::config::ListName;
 use crate::settings::Settings;
 use exchange::{Request, ask_alone};
 use keys::LaneKeys;
 use redis::{Cmd, Value};
-use scripts::{Scripts, Step, is_missing};
+use script::is_missing;
+use scripts::{Scripts, Step};
 
 /// How long the keys live that this module writes, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +176,7 @@ impl Queue {
     /// The beginning of a call of a step's script with so many keys.
     fn call(&self, step: Step, keys: usize) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.scripts.step(step).get_hash()).arg(keys);
+        call.arg(self.scripts.step(step).hash()).arg(keys);
         call
     }
 
@@ -187,7 +195,7 @@ impl Queue {
             };
             match answer.value.extract_error() {
                 Err(error) if is_missing(&error) => {
-                    scripts.step(step).load(connection)?;
+                    let request = request.in_full(scripts.step(step));
                     let answer = ask_alone(connection, &request)?;
                     Ok((answer.value.extract_error()?, answer.is_large))
                 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::claim::{shown, texts};
+use super::release::NOTES_EXPIRY;
 use super::round_trip::round_trip;
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
@@ -268,7 +269,7 @@ impl Queue {
                 .arg(format!("{instance} Worker-{worker}"))
                 .arg(what);
             call.arg(record).arg(end).arg(vcons);
-            call.arg(expiry.document);
+            call.arg(expiry.document).arg(NOTES_EXPIRY);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         if let Value::BulkString(found) = reply {

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use redis::{ScriptInvocation, Value};
+use redis::{Connection, Value};
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
+use super::script::Call;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use crate::config::ListName;
 use crate::vcon::VconId;
 
 /// Why an entry is a dead letter, as it is kept beside the queue.
@@ -35,6 +37,17 @@ pub struct Progress {
     pub document: Option<String>,
 }
 
+impl Progress {
+    /// Nothing: the next claim of the vCon begins anew, whatever is kept of it.
+    pub fn void(id: VconId) -> Self {
+        Self {
+            id,
+            text: "!".to_owned(),
+            document: None,
+        }
+    }
+}
+
 /// Whether a claim was let go by this call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
@@ -49,10 +62,13 @@ pub enum Released {
     Spent(u32),
     /// It is still held: another document stands there than the progress was made with.
     Changed,
+    /// It is still held: it has been a dead letter just before, so many times in a row, and somebody has
+    /// put it back at once. It goes there after a wait.
+    Again(u32),
 }
 
 /// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
-const NOTES_EXPIRY: u64 = 604_800;
+pub(super) const NOTES_EXPIRY: u64 = 604_800;
 
 impl Queue {
     /// Moves the entry to the dead letter queue of its list, with the reason. `progress`, if any,
@@ -62,6 +78,27 @@ impl Queue {
         claim: &Claim,
         reason: &Reason<'_>,
         progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        self.dead_letter_by(claim, reason, progress, true)
+    }
+
+    /// Does what [`Queue::dead_letter`] does, unless the entry was a dead letter just before: that is
+    /// [`Released::Again`].
+    pub fn dead_letter_unless_again(
+        &mut self,
+        claim: &Claim,
+        reason: &Reason<'_>,
+        progress: Option<&Progress>,
+    ) -> Result<Released, QueueError> {
+        self.dead_letter_by(claim, reason, progress, false)
+    }
+
+    fn dead_letter_by(
+        &mut self,
+        claim: &Claim,
+        reason: &Reason<'_>,
+        progress: Option<&Progress>,
+        at_once: bool,
     ) -> Result<Released, QueueError> {
         let json = reason.to_json()?;
         let key = claim.id().map(|id| id.key());
@@ -76,7 +113,7 @@ impl Queue {
                 .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
             add_progress(&mut call, claim, progress);
-            call.arg(NOTES_EXPIRY);
+            call.arg(NOTES_EXPIRY).arg(u8::from(at_once));
             released(call.invoke::<Value>(connection)?)
         })
     }
@@ -103,6 +140,67 @@ impl Queue {
             call.arg(expiry.document).arg(stage);
             add_progress(&mut call, claim, progress);
             released(call.invoke::<Value>(connection)?)
+        })
+    }
+
+    /// Puts a dead letter of the list back at its end, as if it had been postponed because of `stage`:
+    /// what it failed for was not its own fault. Returns whether it was still there.
+    pub fn take_back(
+        &mut self,
+        list: &ListName,
+        entry: &[u8],
+        stage: &str,
+    ) -> Result<bool, QueueError> {
+        self.with(|connection, scripts, _, expiry| {
+            let mut call = scripts.retry.key(dead_letter_list(list));
+            call.key(dead_letter_reasons(list)).key(list.as_str());
+            call.key(keys::DEATHS).key(keys::LAPSES).key(keys::LAPSES);
+            call.arg(1).arg(expiry.document).arg(entry);
+            // Noted before: whoever claims it next knows of it.
+            note_round(connection, entry, stage)?;
+            if call.invoke::<Value>(connection)? == Value::Int(1) {
+                return Ok(true);
+            }
+            forget_rounds(connection, entry)?;
+            Ok(false)
+        })
+    }
+
+    /// Has a dead letter of the storage wait in its queue, likewise. Returns whether it was one.
+    pub fn wait_again(
+        &mut self,
+        storage: &str,
+        id: &VconId,
+        stage: &str,
+    ) -> Result<bool, QueueError> {
+        let reasons = keys::storage_letters_reasons(storage);
+        let entry = id.as_str().as_bytes();
+        self.with(|connection, _, _, _| {
+            note_round(connection, entry, stage)?;
+            let mut forget = redis::cmd("HDEL");
+            forget.arg(reasons).arg(entry);
+            if forget.query::<u64>(connection)? > 0 {
+                return Ok(true);
+            }
+            forget_rounds(connection, entry)?;
+            Ok(false)
+        })
+    }
+
+    /// How long ago the entry was last postponed because of `stage`, by whichever worker; `None` if
+    /// it was not, or because of another one since.
+    pub fn postponed(&mut self, entry: &[u8], stage: &str) -> Result<Option<Duration>, QueueError> {
+        self.with(|connection, _, _, _| {
+            let mut get = redis::cmd("HGET");
+            get.arg(keys::TRIES).arg(entry);
+            let Some(note) = get.query::<Option<String>>(connection)? else {
+                return Ok(None);
+            };
+            let now = now(connection)?;
+            let mut words = note.splitn(3, ' ');
+            let at = words.nth(1).and_then(|at| at.parse::<f64>().ok());
+            let at = at.filter(|_| words.next() == Some(stage));
+            Ok(at.and_then(|at| Duration::try_from_secs_f64(now - at).ok()))
         })
     }
 
@@ -133,7 +231,31 @@ impl Reason<'_> {
     }
 }
 
-fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option<&Progress>) {
+/// The time by Redis' clock, in seconds since 1970.
+fn now(connection: &mut Connection) -> Result<f64, QueueError> {
+    let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
+    Ok(seconds + microseconds / 1e6)
+}
+
+/// Notes a first round of failed attempts at a stage, as `postpone` does.
+fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<(), QueueError> {
+    let note = format!("1 {:.6} {stage}", now(connection)?);
+    let mut set = redis::cmd("HSET");
+    set.arg(keys::TRIES).arg(entry).arg(note);
+    set.query::<()>(connection)?;
+    let mut expire = redis::cmd("EXPIRE");
+    Ok(expire
+        .arg(keys::TRIES)
+        .arg(NOTES_EXPIRY)
+        .query(connection)?)
+}
+
+fn forget_rounds(connection: &mut Connection, entry: &[u8]) -> Result<(), QueueError> {
+    let mut forget = redis::cmd("HDEL");
+    Ok(forget.arg(keys::TRIES).arg(entry).query(connection)?)
+}
+
+fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
     call.arg(claim.progress_field());
     call.arg(
         progress
@@ -147,6 +269,7 @@ fn add_progress(call: &mut ScriptInvocation<'_>, claim: &Claim, progress: Option
         Some(text) if text.len() > INLINE_LIMIT => "?",
         text => text.unwrap_or_default(),
     });
+    call.arg(claim.progress.as_deref().unwrap_or_default());
 }
 
 /// What a script that lets go of a claim returns.
@@ -159,9 +282,11 @@ fn released(answer: Value) -> Result<Released, QueueError> {
             if why == "changed" {
                 return Ok(Released::Changed);
             }
-            Ok(match why.parse() {
-                Ok(rounds) => Released::Spent(rounds),
-                Err(_) => Released::Refused(why),
+            let again = why.strip_prefix("again ").map(str::parse);
+            Ok(match (again, why.parse()) {
+                (Some(Ok(times)), _) => Released::Again(times),
+                (_, Ok(rounds)) => Released::Spent(rounds),
+                (_, Err(_)) => Released::Refused(why),
             })
         }
         _ => Err(QueueError::Answer("letting go of a claim")),

@@ -136,10 +136,9 @@ impl Queue {
         let ingress = self.ingress.clone();
         self.with(|connection, scripts, seat, _| {
             let draft = seat.draft_key();
-            scripts.replace_large.load(connection)?;
-            let mut call = redis::cmd("EVALSHA");
-            call.arg(scripts.replace_large.get_hash());
-            call.arg(2).arg(id.key()).arg(&draft).arg(ingress);
+            // Within a transaction, a script that is missing cannot be sent again.
+            let mut call = scripts.replace_large.in_full(2);
+            call.arg(id.key()).arg(&draft).arg(ingress);
             let request = replacing(&draft, kind, text, &call);
             match watched(request.send(connection)?)? {
                 Some(Value::Int(1)) => Ok(Replaced::Done),

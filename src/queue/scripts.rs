@@ -1,6 +1,6 @@
 //! The Lua scripts, each one atomic step on the server.
 
-use redis::Script;
+use super::script::Script;
 
 /// A script made of files in `scripts/`, each of which may use those before it.
 macro_rules! script {
@@ -26,6 +26,7 @@ pub(super) struct Scripts {
     pub recover: Script,
     pub lease: Script,
     pub forget: Script,
+    pub retry: Script,
     pub set_aside: Script,
     steps: [Script; 5],
 }
@@ -57,13 +58,16 @@ impl Scripts {
             foreign_keep: script!("foreign", "foreign_keep"),
             replace: script!("foreign", "progress", "document", "replace"),
             replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("reason", "progress", "dead_letter"),
+            dead_letter: script!("reason", "age", "progress", "dead_letter"),
             release: script!("alive", "context", "progress", "release"),
             postpone: script!("alive", "context", "progress", "postpone"),
-            recover: script!("alive", "context", "reason", "record", "recover"),
+            recover: script!(
+                "alive", "context", "progress", "reason", "record", "recover"
+            ),
             set_aside: script!("set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
+            retry: script!("retry"),
             steps: [
                 script!("alive", "record", "progress", "pop", "claim", "claim_next"),
                 script!(
@@ -105,19 +109,19 @@ impl Scripts {
     }
 }
 
-/// Whether the server does not have the script that was called.
-pub(super) fn is_missing(error: &redis::RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
-}
-
 /// What keeps the documents of waiting vCons alive.
 pub(super) fn keep() -> Script {
     script!("alive", "keep")
 }
 
+/// What tries all that the work needs.
+pub(super) fn preflight() -> Script {
+    script!("preflight")
+}
+
 /// What drops reasons without entries.
 pub(super) fn forget_reasons() -> Script {
-    script!("forget_reasons")
+    script!("age", "forget_reasons")
 }
 
 /// What takes, renews and releases the lock of a replay.

@@ -35,12 +35,7 @@ impl Submitter {
         expire: Option<u64>,
         format: RedisFormat,
     ) -> Result<Self, QueueError> {
-        let is_json = match format {
-            RedisFormat::Plain => false,
-            RedisFormat::Json => lease.has_json()?,
-            RedisFormat::Auto => lease.has_json()? && keeps_json(&mut lease, &sorted_set)?,
-        };
-        let kind = if is_json { Kind::Json } else { Kind::Text };
+        let kind = kind_of_new(&mut lease, format, &sorted_set)?;
         Ok(Self {
             lease,
             kind,
@@ -107,6 +102,20 @@ impl Submitter {
             .arg(vcon.id.as_str())
             .ignore();
     }
+}
+
+/// How a document is kept whose key is new.
+pub(super) fn kind_of_new(
+    lease: &mut Lease,
+    format: RedisFormat,
+    sorted_set: &str,
+) -> Result<Kind, QueueError> {
+    let is_json = match format {
+        RedisFormat::Plain => false,
+        RedisFormat::Json => lease.has_json()?,
+        RedisFormat::Auto => lease.has_json()? && keeps_json(lease, sorted_set)?,
+    };
+    Ok(if is_json { Kind::Json } else { Kind::Text })
 }
 
 fn add_document(steps: &mut redis::Pipeline, vcon: &Outgoing, kind: Kind) {

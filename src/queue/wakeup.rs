@@ -16,9 +16,10 @@
 
 use std::time::Duration;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::round_trip::round_trip;
+use super::script::Script;
 use super::{Lease, NameLease, Queue, QueueError, Server, keys};
 use crate::config::ListName;
 

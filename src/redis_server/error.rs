@@ -6,7 +6,7 @@ use redis::{RedisError, ServerError};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The server could not be reached, or let us not in.
-    #[error("could not connect to Redis at {server}: {cause}")]
+    #[error("could not connect to Redis at {server}: {}", of_login(cause))]
     Unreachable {
         /// The server, without user and password.
         server: String,
@@ -21,6 +21,53 @@ pub enum ConnectError {
         /// What each sentinel said, or the server it named.
         faults: String,
     },
+}
+
+/// What a server does not accept of a URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// User or password.
+    Login,
+    /// The database.
+    Database,
+    /// Any database but the first: it is part of a cluster.
+    Cluster,
+}
+
+impl ConnectError {
+    /// What the server does not accept of its URL. `None` if the error may pass by itself, or sentinels led to
+    /// the server: the next may lead to another one.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Unreachable { cause, .. } => refusal(cause),
+            Self::NoMaster { .. } => None,
+        }
+    }
+}
+
+fn refusal(error: &RedisError) -> Option<Refusal> {
+    const LOGIN: [&str; 2] = ["any password configured", "no password is set"];
+    const DATABASE: [&str; 2] = ["DB index is out of range", "invalid DB index"];
+    let errors = error.clone().into_server_errors()?;
+    let (_, error) = errors.first()?;
+    let details = error.details().unwrap_or_default();
+    let is_one_of = |texts: &[&str]| texts.iter().any(|text| details.contains(text));
+    match error.code() {
+        "WRONGPASS" | "NOAUTH" => Some(Refusal::Login),
+        _ if is_one_of(&LOGIN) => Some(Refusal::Login),
+        _ if is_one_of(&DATABASE) => Some(Refusal::Database),
+        _ if is_one_of(&["cluster mode"]) => Some(Refusal::Cluster),
+        _ => None,
+    }
+}
+
+/// The error of a connection as the server worded it.
+fn of_login(cause: &RedisError) -> String {
+    let words = in_its_words(cause);
+    match refusal(cause) {
+        Some(Refusal::Login) => format!("authentication failed: {words}"),
+        _ => words,
+    }
 }
 
 /// An error as the server worded it, with the word in capitals that people look for.
@@ -42,4 +89,61 @@ pub(crate) fn needs_another(error: &ServerError) -> bool {
     CODES.contains(&error.code())
         || CODES.iter().any(wrapped)
         || details.starts_with("max number of clients")
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_does_not_accept_of_a_url_is_told_from_what_passes() {
+        for (line, expected) in [
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                Some(Refusal::Login),
+            ),
+            ("NOAUTH Authentication required.", Some(Refusal::Login)),
+            (
+                "ERR AUTH <password> called without any password configured for the default user.",
+                Some(Refusal::Login),
+            ),
+            (
+                "ERR Client sent AUTH, but no password is set",
+                Some(Refusal::Login),
+            ),
+            ("ERR DB index is out of range", Some(Refusal::Database)),
+            ("ERR invalid DB index", Some(Refusal::Database)),
+            (
+                "ERR SELECT is not allowed in cluster mode",
+                Some(Refusal::Cluster),
+            ),
+            ("ERR max number of clients reached", None),
+            ("LOADING Redis is loading the dataset in memory", None),
+            ("NOPERM this user has no permissions to run 'select'", None),
+        ] {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+            let error = value.and_then(redis::Value::extract_error).err();
+            let error = ConnectError::Unreachable {
+                server: "redis://h".to_owned(),
+                cause: error.unwrap_or_else(|| panic!("{line} is no error")),
+            };
+            assert_eq!(error.refusal(), expected, "{line}");
+            let said = error.to_string();
+            let (before, words) = said.split_at(said.len() - line.len());
+            assert_eq!(words, line);
+            let is_login = expected == Some(Refusal::Login);
+            assert_eq!(
+                before.ends_with("authentication failed: "),
+                is_login,
+                "{said}"
+            );
+            assert!(
+                before.starts_with("could not connect to Redis at redis://h: "),
+                "{said}"
+            );
+        }
+        let cut = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(refusal(&cut), None);
+    }
 }

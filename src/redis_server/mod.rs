@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    Client, Connection, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError,
+    Client, Connection, ConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError,
     RedisResult, Value,
 };
 
-pub use error::ConnectError;
+pub use error::{ConnectError, Refusal};
 pub(crate) use error::{in_its_words, needs_another};
 
 use self::sentinel::Sentinels;
@@ -57,8 +57,8 @@ impl Server {
         let access = match url.master() {
             Some(master) => Access::By(Sentinels::new(master.clone(), tcp_settings())),
             None => {
-                let info = url.reveal().into_connection_info();
-                Access::At(Box::new(info.map_err(unreachable_at(url))?))
+                let info = url.server().map_err(unreachable_at(url))?;
+                Access::At(Box::new(info))
             }
         };
         Ok(Self {
@@ -155,28 +155,59 @@ impl Server {
         name: &str,
         deadline: Instant,
     ) -> RedisResult<Connection> {
-        let settings = info
-            .redis_settings()
-            .clone()
-            .set_protocol(self.protocol)
-            .set_skip_set_lib_name();
+        let settings = info.redis_settings();
+        // The client library does not tell what the server says of a login.
+        let ours = self.protocol == ProtocolVersion::RESP2;
+        let theirs = if ours {
+            RedisConnectionInfo::default()
+        } else {
+            settings.clone()
+        };
         let info = info
             .clone()
             .set_tcp_settings(tcp_settings())
-            .set_redis_settings(settings);
+            .set_redis_settings(theirs.set_protocol(self.protocol).set_skip_set_lib_name());
         let client = Client::open(info)?;
         let mut connection = within::connect(client, deadline)?;
         connection.set_write_timeout(Some(left_until(deadline)))?;
         connection.set_read_timeout(Some(left_until(deadline)))?;
-        let named = redis::cmd("CLIENT")
-            .arg("SETNAME")
-            .arg(name)
-            .query::<()>(&mut connection);
-        match named {
-            // A name is not worth a connection.
-            Err(error) if !is_forbidden(&error) => Err(error),
-            _ => Ok(connection),
-        }
+        let login = ours.then_some(settings);
+        greet(&mut connection, login, name)?;
+        Ok(connection)
+    }
+}
+
+/// Logs in, selects the database and gives the connection its name, in one round trip.
+fn greet(
+    connection: &mut Connection,
+    settings: Option<&RedisConnectionInfo>,
+    name: &str,
+) -> RedisResult<()> {
+    let mut commands = redis::pipe();
+    let password = settings.and_then(RedisConnectionInfo::password);
+    if let Some(password) = password {
+        let user = settings.and_then(RedisConnectionInfo::username);
+        commands.cmd("AUTH").arg(user).arg(password);
+    }
+    let database = settings.map_or(0, RedisConnectionInfo::db);
+    if database != 0 {
+        commands.cmd("SELECT").arg(database);
+    }
+    commands.cmd("CLIENT").arg("SETNAME").arg(name);
+    connection.send_packed_command(&commands.get_packed_pipeline())?;
+    let answers: RedisResult<Vec<Value>> = (0..commands.len())
+        .map(|_| connection.recv_response())
+        .collect();
+    let mut answers = answers?;
+    let named = answers.pop().map(Value::extract_error);
+    // A refused login says more than what is refused for the want of it.
+    for answer in answers {
+        answer.extract_error()?;
+    }
+    match named {
+        // A name is not worth a connection.
+        Some(Err(error)) if !is_forbidden(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -271,7 +302,8 @@ pub(crate) fn has_json(connection: &mut Connection) -> RedisResult<bool> {
         .query::<Value>(connection);
     match asked {
         Ok(_) => Ok(true),
-        Err(error) if is_unknown_command(&error) => Ok(false),
+        // A user who may not use the module keeps none with it.
+        Err(error) if is_forbidden(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -104,6 +104,8 @@ mod tests {
             assert_eq!(address.to_string(), text);
         }
         assert_eq!("OFF".parse(), Ok(HttpAddress::Off));
+        let longest = format!("unix:/{}", "a".repeat(LONGEST_PATH - 1));
+        assert!(longest.parse::<HttpAddress>().is_ok());
         assert_eq!(HttpAddress::default().to_string(), "127.0.0.1:9180");
     }
 
@@ -124,6 +126,7 @@ mod tests {
             "http://localhost:80",
             "a b:80",
             "unix:run/http.sock",
+            "unix:/run/http\n.sock",
             "unix:/run/",
             "unix:",
             &long,

@@ -4,12 +4,15 @@
 //! is reported together.
 
 mod http_address;
+mod misspelt;
 mod reader;
 mod redis_url;
 mod sentinel_url;
 mod table;
 #[cfg(test)]
 mod tests;
+mod url_parts;
+mod url_query;
 
 use std::env;
 use std::ffi::OsString;
@@ -18,8 +21,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
+use ureq::http::HeaderName;
 
 pub use http_address::{HttpAddress, NotAnHttpAddress};
+pub use misspelt::misspelt;
 pub use reader::SettingsErrors;
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
@@ -89,6 +94,8 @@ pub struct Settings {
     pub list_order: ListOrder,
     /// `CONSERVER_HTTP`: where the monitor answers.
     pub http: HttpAddress,
+    /// `CONSERVER_HEADER_NAME`: where a follower says who asks.
+    pub header_name: HeaderName,
     /// `CONSERVER_HTTP_HOSTS`, in lower case: further names by which the monitor may be asked; `*`
     /// is any.
     pub http_hosts: Vec<String>,
@@ -271,6 +278,11 @@ impl Settings {
             http: reader.parsed("CONSERVER_HTTP", HttpAddress::default(), |text| {
                 text.parse().ok()
             }),
+            header_name: reader.parsed(
+                "CONSERVER_HEADER_NAME",
+                HeaderName::from_static("x-conserver-api-token"),
+                |text| text.trim().parse().ok(),
+            ),
             http_hosts: reader.parsed("CONSERVER_HTTP_HOSTS", Vec::new(), http_hosts),
             log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
             log_level: reader.parsed("LOG_LEVEL", LevelFilter::Info, log_level),

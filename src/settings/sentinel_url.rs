@@ -1,14 +1,16 @@
 //! The address of a Redis that sentinels look after:
 //! `redis+sentinel://[user:password@]host[:26379][,host…]/<master name>[/db][?parameters]`.
 
-use redis::{ConnectionInfo, RedisConnectionInfo, TlsMode};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsMode};
 
-use super::redis_url::{NotARedisUrl, connection_info};
+use super::redis_url::{NotARedisUrl, database_of, told};
+use super::url_parts::{Login, Parts, fault, host_and_port, split};
+use super::url_query::{Query, Used};
 
 /// Where a sentinel listens when the URL does not say.
 const PORT: u16 = 26379;
 
-const PARAMETERS: &str = "sentinel_user, sentinel_password and sentinel_tls";
+const PARAMETERS: [&str; 3] = ["sentinel_user", "sentinel_password", "sentinel_tls"];
 
 /// The present master of a group of servers, which sentinels know by its name.
 #[derive(Clone)]
@@ -28,90 +30,118 @@ pub(super) struct SentinelUrl {
     pub master: Master,
     /// The URL without its secrets.
     pub shown: String,
+    /// How to log in to the master.
+    pub login: Login,
+    pub used: Used,
 }
 
 /// How the sentinels are reached.
-#[derive(Default)]
-struct Parameters<'a> {
-    user: &'a str,
-    password: Option<&'a str>,
-    tls: bool,
+struct Access {
+    login: Login,
+    tls: Option<TlsMode>,
 }
 
 impl SentinelUrl {
-    /// Nothing where the text does not begin as such a URL.
-    pub fn parse(text: &str) -> Result<Option<Self>, NotARedisUrl> {
-        let Some((scheme, rest)) = text.split_once("://") else {
-            return Ok(None);
-        };
-        let scheme = scheme.to_ascii_lowercase();
-        let secure = match scheme.as_str() {
-            "redis+sentinel" => false,
-            "rediss+sentinel" => true,
-            _ => return Ok(None),
-        };
-        let (rest, fragment) = split(rest, '#');
-        let (rest, query) = split(rest, '?');
-        let (authority, path) = split(rest, '/');
-        let (login, hosts) = match authority.rsplit_once('@') {
-            Some((login, hosts)) => (Some(login), hosts),
-            None => (None, authority),
-        };
-        if login.is_some_and(|login| login.contains(['@', ','])) {
+    /// Reads the parts of such a URL.
+    pub fn parse(parts: &Parts<'_>) -> Result<Self, NotARedisUrl> {
+        let secure = parts.scheme == "rediss+sentinel";
+        if parts.login.is_some_and(|login| login.contains(['@', ','])) {
             return fault(
                 "user and password stand once, before the first sentinel, with @ and , percent-encoded",
             );
         }
-        let insecure = match fragment {
-            None => false,
-            Some("insecure") if secure => true,
+        let mode = match parts.fragment {
+            None => TlsMode::Secure,
+            Some("insecure") if secure => TlsMode::Insecure,
             Some(_) => return fault("only rediss+sentinel:// can end in #insecure"),
         };
-        let parameters = parameters(query.unwrap_or_default())?;
-        let (name, database) = path_of(path.unwrap_or_default())?;
-        let sentinels = sentinels(hosts, &parameters, insecure)?;
-
-        let login = login.map(|login| format!("{login}@")).unwrap_or_default();
-        let shown_login = if login.is_empty() { "" } else { "***@" };
-        let server = connection_info(format!("redis://{login}server/{database}").as_str())?;
-        let addresses: Vec<&str> = sentinels.iter().map(|(shown, _)| shown.as_str()).collect();
-        let shown_database = if database.is_empty() { "" } else { "/" };
-        let shown_fragment = if insecure { "#insecure" } else { "" };
-        let shown = format!(
-            "{scheme}://{shown_login}{}/{name}{shown_database}{database}{shown_fragment}",
-            addresses.join(",")
-        );
-        let tls = match (secure, insecure) {
-            (false, _) => None,
-            (true, false) => Some(TlsMode::Secure),
-            (true, true) => Some(TlsMode::Insecure),
+        let query = Query::of(parts);
+        let used = query.check(false, &PARAMETERS)?;
+        let access = Access {
+            login: Login {
+                user: query.get("sentinel_user").map(str::to_owned),
+                password: query.get("sentinel_password").map(str::to_owned),
+                is_one_word: false,
+            },
+            tls: is_yes(&query, "sentinel_tls")?.then_some(mode),
         };
-        Ok(Some(Self {
+        let (name, database) = path_of(parts.path)?;
+        let database = match (query.get("db"), database) {
+            (Some(database), _) => Some(database_of(database, "the value of db")?),
+            (None, "") => None,
+            (None, text) => Some(database_of(text, "what follows the name of the master")?),
+        };
+        let mut login = parts.login.map(Login::of).unwrap_or_default();
+        login.user = login
+            .user
+            .or_else(|| query.get("username").map(str::to_owned));
+        login.password = login
+            .password
+            .or_else(|| query.get("password").map(str::to_owned));
+        let sentinels: Result<Vec<_>, _> =
+            parts.hosts.split(',').map(|host| access.to(host)).collect();
+        let sentinels = sentinels?;
+
+        let settings = RedisConnectionInfo::default().set_db(database.unwrap_or(0));
+        let addresses: Vec<&str> = sentinels.iter().map(|(shown, _)| shown.as_str()).collect();
+        let shown = format!(
+            "{}://{}{}/{name}{}{}",
+            parts.scheme,
+            if login.is_given() { "***@" } else { "" },
+            addresses.join(","),
+            database
+                .map(|number| format!("/{number}"))
+                .unwrap_or_default(),
+            if mode == TlsMode::Insecure {
+                "#insecure"
+            } else {
+                ""
+            },
+        );
+        Ok(Self {
             master: Master {
                 name: name.to_owned(),
-                settings: server.redis_settings().clone(),
+                settings: login.applied_to(settings),
                 sentinels,
-                tls,
+                tls: secure.then_some(mode),
             },
             shown,
-        }))
+            login,
+            used,
+        })
     }
 }
 
-fn fault<T>(why: &str) -> Result<T, NotARedisUrl> {
-    Err(NotARedisUrl(why.to_owned()))
-}
-
-/// What is before the first `mark`, and what is after it.
-fn split(text: &str, mark: char) -> (&str, Option<&str>) {
-    match text.split_once(mark) {
-        Some((before, after)) => (before, Some(after)),
-        None => (text, None),
+impl Access {
+    /// A sentinel, and its address as it is shown.
+    fn to(&self, host: &str) -> Result<(String, ConnectionInfo), NotARedisUrl> {
+        let Ok((Some(host), port)) = host_and_port(host) else {
+            return fault("one of the sentinels is not host or host:port");
+        };
+        let port = port.unwrap_or(PORT);
+        let shown = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
+        let address = match self.tls {
+            None => ConnectionAddr::Tcp(host, port),
+            Some(mode) => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: mode == TlsMode::Insecure,
+                tls_params: None,
+            },
+        };
+        let info = address.into_connection_info().map_err(told)?;
+        let settings = self.login.applied_to(RedisConnectionInfo::default());
+        Ok((shown, info.set_redis_settings(settings)))
     }
 }
 
-/// The name of the master, and the database: a number, or nothing.
+/// The name of the master, and what follows it.
 fn path_of(path: &str) -> Result<(&str, &str), NotARedisUrl> {
+    let path = path.strip_prefix('/').unwrap_or(path);
     let (name, database) = split(path.trim_end_matches('/'), '/');
     // What Redis' documentation allows.
     let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
@@ -120,63 +150,15 @@ fn path_of(path: &str) -> Result<(&str, &str), NotARedisUrl> {
             "after the sentinels and a / comes the name of the master, of letters, digits and . - _",
         );
     }
-    let database = database.unwrap_or_default();
-    if !database.is_empty() && database.parse::<u16>().is_err() {
-        return fault("what follows the name of the master is not the number of a database");
-    }
-    Ok((name, database))
+    Ok((name, database.unwrap_or_default()))
 }
 
-fn parameters(query: &str) -> Result<Parameters<'_>, NotARedisUrl> {
-    let mut parameters = Parameters::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = split(pair, '=');
-        let value = value.unwrap_or_default();
-        if value.contains(['@', '/']) {
-            return fault("in the value of a parameter, @ and / are percent-encoded");
-        }
-        match name {
-            "sentinel_user" => parameters.user = value,
-            "sentinel_password" => parameters.password = Some(value),
-            "sentinel_tls" => match value.to_ascii_lowercase().as_str() {
-                "true" | "yes" | "1" => parameters.tls = true,
-                "false" | "no" | "0" => parameters.tls = false,
-                _ => return fault("sentinel_tls is neither true nor false"),
-            },
-            // A parameter's name may be a slip of a password.
-            _ => return fault(&format!("a parameter is none of {PARAMETERS}")),
-        }
+fn is_yes(query: &Query, name: &str) -> Result<bool, NotARedisUrl> {
+    match query.get(name).map(str::to_ascii_lowercase).as_deref() {
+        Some("true" | "yes" | "1") => Ok(true),
+        None | Some("false" | "no" | "0") => Ok(false),
+        Some(_) => fault(format!("{name} is neither true nor false")),
     }
-    Ok(parameters)
-}
-
-fn sentinels(
-    hosts: &str,
-    parameters: &Parameters<'_>,
-    insecure: bool,
-) -> Result<Vec<(String, ConnectionInfo)>, NotARedisUrl> {
-    let scheme = if parameters.tls { "rediss" } else { "redis" };
-    let fragment = if parameters.tls && insecure {
-        "#insecure"
-    } else {
-        ""
-    };
-    let login = match (parameters.user, parameters.password) {
-        ("", None) => String::new(),
-        (user, None) => format!("{user}@"),
-        (user, Some(password)) => format!("{user}:{password}@"),
-    };
-    let sentinel = |host: &str| {
-        let bare = redis::parse_redis_url(&format!("redis://{host}"));
-        let bare = bare.and_then(|url| Some((url.host_str()?.to_owned(), url.port())));
-        let Some((name, port)) = bare.filter(|(name, _)| !name.is_empty()) else {
-            return fault("one of the sentinels is not host or host:port");
-        };
-        let shown = format!("{name}:{}", port.unwrap_or(PORT));
-        let info = connection_info(format!("{scheme}://{login}{shown}/{fragment}").as_str())?;
-        Ok((shown, info))
-    };
-    hosts.split(',').map(sentinel).collect()
 }
 
 #[cfg(test)]
@@ -249,6 +231,27 @@ mod tests {
             assert_eq!(info.redis_settings().password(), Some("w/rd"));
             assert_eq!(info.redis_settings().db(), 0);
         }
+        let (master, shown) =
+            parsed("redis+sentinel://a/calls/1?db=2&username=u&password=p&socket_timeout=1");
+        assert_eq!(shown, "redis+sentinel://***@a:26379/calls/2");
+        assert_eq!(master.settings.username(), Some("u"));
+        assert_eq!(master.settings.password(), Some("p"));
+        assert_eq!(master.settings.db(), 2);
+        let (master, _) = parsed("rediss+sentinel://a/calls?sentinel_tls=yes#insecure");
+        assert_eq!(master.tls, Some(TlsMode::Insecure));
+        let address = master.sentinels[0].1.addr();
+        assert!(matches!(
+            address,
+            ConnectionAddr::TcpTls { insecure: true, .. }
+        ));
+        for text in [
+            "redis+sentinel://a/calls?sentinel_tls=no",
+            "rediss+sentinel://a/calls",
+        ] {
+            let (master, _) = parsed(text);
+            let address = master.sentinels[0].1.addr();
+            assert!(matches!(address, ConnectionAddr::Tcp(..)), "{text}");
+        }
         let (master, _) = parsed("redis+sentinel://a/calls");
         assert_eq!((master.tls, master.settings.password()), (None, None));
         assert_eq!(master.sentinels[0].1.redis_settings().password(), None);
@@ -273,17 +276,23 @@ mod tests {
                 "redis+sentinel://u:hunter2@a,u:hunter2@b/calls",
                 "stand once",
             ),
+            ("redis+sentinel://a/calls?hunter2 =1", "cannot be one"),
             (
-                "redis+sentinel://a/calls?hunter2=1",
-                "none of sentinel_user",
+                "redis+sentinel://a/calls?hunter2=1&x=@",
+                "unknown parameter",
+            ),
+            (
+                "redis+sentinel://a/calls?sentinel=1",
+                "unknown parameter sentinel;",
             ),
             (
                 "redis+sentinel://a/calls?sentinel_tls=hunter2",
                 "neither true nor false",
             ),
+            ("redis+sentinel://a/calls?db=hunter2", "the value of db"),
             (
-                "redis+sentinel://a/calls?sentinel_password=hunter2@b",
-                "percent-encoded",
+                "redis+sentinel://a/calls?ssl_cert_reqs=none",
+                "rediss:// alone",
             ),
             ("redis+sentinel://a/calls#insecure", "#insecure"),
             ("rediss+sentinel://a/calls#hunter2", "#insecure"),

@@ -70,6 +70,8 @@ pub const TABLE: &[Setting] = &[
         "A vCon at which a backend has failed in so many rounds of attempts, while it worked for others, or whose program has ended in so many, goes to the dead letter queue; 0: never"),
     setting("CONSERVER_LIST_ORDER", "strict", "strict or rotate",
         "The order in which a claim looks at the ingress lists: `strict` is that of the configuration, so that a later list waits while an earlier one holds work; with `rotate` each claim begins one list further"),
+    setting("CONSERVER_HEADER_NAME", "x-conserver-api-token", "the name of an HTTP header",
+        "The header in which a follower sends its `auth_token`"),
     setting("CONSERVER_HTTP", "127.0.0.1:9180", "off, host:port, [IPv6]:port or unix:/path",
         "Where the monitor answers by HTTP: health, status and metrics; port 0 is any that is free"),
     setting("CONSERVER_HTTP_HOSTS", "(none)", "names separated by commas, or * for any",

@@ -25,7 +25,7 @@ fn with(name: &str, value: &str) -> Settings {
 #[test]
 fn unset_variables_have_their_defaults() {
     let settings = read(&[]).unwrap();
-    assert_eq!(settings.redis_url.reveal(), "redis://localhost");
+    assert_eq!(settings.redis_url.to_string(), "redis://localhost");
     assert_eq!((settings.workers, settings.concurrency), (1, 1));
     assert!(settings.parallel_storage && settings.storage_fallback);
     assert_eq!(settings.start_method, StartMethod::DEFAULT);
@@ -143,6 +143,10 @@ fn values_are_understood() {
         with("CONSERVER_LOG_FORMAT", "JSON").log_format,
         LogFormat::Json
     );
+    assert_eq!(
+        with("CONSERVER_LOG_FORMAT", "Text").log_format,
+        LogFormat::Text
+    );
     let order = |value| with("CONSERVER_LIST_ORDER", value).list_order;
     assert_eq!(order("Strict"), ListOrder::Strict);
     assert_eq!(order("rotate"), ListOrder::Rotate);
@@ -180,6 +184,138 @@ fn values_are_understood() {
         with("CONSERVER_DRAIN_TIMEOUT", "0").drain_timeout,
         Duration::ZERO
     );
+}
+
+/// What a number became, by the variable.
+fn number(settings: &Settings, name: &str) -> u128 {
+    let seconds = |time: Duration| u128::from(time.as_secs());
+    let optional = |time: Option<Duration>| time.map_or(0, seconds);
+    match name {
+        "CONSERVER_VCON_CONCURRENCY" => settings.concurrency.into(),
+        "CONSERVER_DRAIN_TIMEOUT" => seconds(settings.drain_timeout),
+        "CONSERVER_MAX_DEATHS" => settings.max_deaths.into(),
+        "CONSERVER_STUCK_AFTER" => optional(settings.stuck_after),
+        "CONSERVER_WORKER_MAX_VCONS" => settings.worker_max_vcons.unwrap_or(0).into(),
+        "CONSERVER_WORKER_MAX_RSS_MB" => {
+            u128::from(settings.worker_max_rss.unwrap_or(0)) / 1_048_576
+        }
+        "CONSERVER_HEARTBEAT_TTL" => seconds(settings.heartbeat_ttl),
+        "CONSERVER_RETRY_ATTEMPTS" => settings.retry_attempts.into(),
+        "CONSERVER_MAX_ROUNDS" => settings.max_rounds.into(),
+        "CONSERVER_RETRY_FIRST_MS" => settings.retry_first.as_millis(),
+        "CONSERVER_RETRY_MAX_MS" => settings.retry_max.as_millis(),
+        "TICK_INTERVAL" => settings.tick.as_millis(),
+        "VCON_REDIS_EXPIRY" => settings.redis_expiry.into(),
+        "VCON_CONTEXT_EXPIRY" => settings.context_expiry.into(),
+        "VCON_DLQ_EXPIRY" => settings.dlq_expiry.unwrap_or(0).into(),
+        name => panic!("{name} is no number"),
+    }
+}
+
+#[test]
+fn numbers_are_taken_up_to_their_bounds() {
+    for (name, least, most) in [
+        ("CONSERVER_VCON_CONCURRENCY", 1, 1024),
+        ("CONSERVER_DRAIN_TIMEOUT", 0, 86_400),
+        ("CONSERVER_MAX_DEATHS", 0, 1000),
+        ("CONSERVER_STUCK_AFTER", 0, 86_400_000),
+        ("CONSERVER_WORKER_MAX_VCONS", 0, 1_000_000_000),
+        ("CONSERVER_WORKER_MAX_RSS_MB", 0, 1_048_576),
+        ("CONSERVER_HEARTBEAT_TTL", 3, 86_400),
+        ("CONSERVER_RETRY_ATTEMPTS", 1, 1000),
+        ("CONSERVER_MAX_ROUNDS", 0, 1_000_000),
+        // As long as the longest pause is left at its default.
+        ("CONSERVER_RETRY_FIRST_MS", 1, 1000),
+        ("CONSERVER_RETRY_MAX_MS", 100, 3_600_000),
+        ("TICK_INTERVAL", 1, 3_600_000),
+        ("VCON_REDIS_EXPIRY", 1, 315_360_000),
+        ("VCON_CONTEXT_EXPIRY", 1, 315_360_000),
+        ("VCON_DLQ_EXPIRY", 0, 315_360_000),
+    ] {
+        for value in [least, most, i64::midpoint(least, most)] {
+            let read = number(&with(name, &value.to_string()), name);
+            assert_eq!(read, u128::try_from(value).unwrap(), "{name}");
+        }
+        for value in [least - 1, most + 1] {
+            assert!(
+                read(&[(name, &value.to_string())]).is_err(),
+                "{name} {value}"
+            );
+        }
+    }
+}
+
+#[test]
+fn megabytes_are_told_in_bytes_and_limits_of_nothing_are_none() {
+    let rss = |value| with("CONSERVER_WORKER_MAX_RSS_MB", value).worker_max_rss;
+    assert_eq!((rss("3"), rss("0")), (Some(3_145_728), None));
+    let vcons = |value| with("CONSERVER_WORKER_MAX_VCONS", value).worker_max_vcons;
+    assert_eq!((vcons("1"), vcons("0")), (Some(1), None));
+}
+
+#[test]
+fn the_heartbeat_follows_the_tick_within_bounds() {
+    for (tick, beat) in [
+        ("1", 100),
+        ("100", 100),
+        ("250", 250),
+        ("5000", 5000),
+        ("3600000", 5000),
+    ] {
+        let settings = with("TICK_INTERVAL", tick);
+        assert_eq!(settings.beat(), Duration::from_millis(beat), "{tick}");
+    }
+}
+
+#[test]
+fn an_instance_has_a_name_that_can_be_part_of_keys_and_files() {
+    let (longest, longer) = ("a".repeat(200), "a".repeat(201));
+    for name in ["a", "...", ".a", "a.b", "-", &longest] {
+        let settings = with("CONSERVER_INSTANCE", name);
+        assert_eq!(settings.instance, name);
+        assert!(settings.instance_is_set);
+    }
+    for name in [".", "..", "a/b", "a:b", "a b", "ä", "a\u{7f}", &longer] {
+        assert!(read(&[("CONSERVER_INSTANCE", name)]).is_err(), "{name:?}");
+    }
+    assert!(!read(&[]).unwrap().instance_is_set);
+}
+
+#[test]
+fn names_have_their_values_and_blank_ones_their_defaults() {
+    assert_eq!(with("VCON_SORTED_SET_NAME", "calls").sorted_set, "calls");
+    assert_eq!(
+        with("REDIS_URL", "redis://h/1").redis_url.to_string(),
+        "redis://h/1"
+    );
+    let (fits, longer) = ("a".repeat(253), "a".repeat(254));
+    assert_eq!(with("CONSERVER_HTTP_HOSTS", &fits).http_hosts, [fits]);
+    assert!(read(&[("CONSERVER_HTTP_HOSTS", &longer)]).is_err());
+    let unset = read(&[]);
+    for row in TABLE
+        .iter()
+        .filter(|row| row.name != "CONSERVER_CONFIG_FILE")
+    {
+        if row.name != "CONSERVER_INSTANCE" {
+            assert_eq!(read(&[(row.name, " \t")]), unset, "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn start_methods_have_names_and_numbers() {
+    for (method, name, number) in [
+        (StartMethod::Fork, "fork", 1),
+        (StartMethod::Spawn, "spawn", 2),
+        (StartMethod::Forkserver, "forkserver", 3),
+    ] {
+        assert_eq!((method.number(), method.as_str()), (number, name));
+        assert_eq!(method.to_string(), name);
+        assert_eq!(StartMethod::from_number(number), Some(method));
+    }
+    for number in [0, 4] {
+        assert_eq!(StartMethod::from_number(number), None);
+    }
 }
 
 #[test]

@@ -30,8 +30,8 @@
 //! JSON text is another one afterwards. So nothing can be got back from here; `get` never finds
 //! anything, and neither a vCon that Redis has lost nor an audit is looked for in this storage.
 //!
-//! Which answers are transient and which permanent stands in one table, in the module `fault`. The
-//! server maps a field by the first value it gets: where bodies of one name are text in one vCon
+//! Which answers are transient and which permanent stands in one table, in the module `fault`; where the
+//! answer does not tell whose fault it is, a trial does (see the module `trial`). The server maps a field by the first value it gets: where bodies of one name are text in one vCon
 //! and an object in another, one of both is refused, until the index has a mapping that takes both
 //! (`"body": {"type": "object", "enabled": false}`).
 
@@ -43,18 +43,20 @@ mod names;
 mod options;
 mod request;
 mod section;
+mod trial;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use self::bulk::Bulk;
+use self::bulk::{Bulk, Refusal};
 use self::documents::Document;
-use self::fault::Reason;
+use self::fault::{Blame, Reason};
 use self::former::{Indices, MOST, Place, Window};
 use self::request::{Answer, Question, Server};
 use self::section::Section;
+use self::trial::Trial;
 use super::Storage;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
@@ -68,6 +70,9 @@ const PROBE: Duration = Duration::from_secs(5);
 /// The requests of a save, which may need more where far more of the vCon was there before; all of
 /// them together get the time of so many.
 const REQUESTS: u32 = 3;
+
+/// Where documents are written.
+const BULK: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error";
 
 /// A probe tries no more of the indices that have refused something.
 const MOST_PROBED: usize = 20;
@@ -98,6 +103,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     })
 }
 
+#[derive(Clone)]
 struct Elasticsearch {
     /// `None` after a fault in the options.
     server: Option<Server>,
@@ -146,7 +152,11 @@ impl Storage for Elasticsearch {
         for index in self.refused.iter().take(MOST_PROBED) {
             bulk.try_to_write(index);
         }
-        self.write("write", &bulk, limit)
+        self.write("write", &bulk, &[], limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {
@@ -209,7 +219,7 @@ impl Elasticsearch {
         for far in rounds.rev() {
             let mut bulk = Bulk::new(id);
             far.iter().for_each(|place| bulk.delete(place));
-            self.write(what, &bulk, limit)?;
+            self.write(what, &bulk, &[], limit)?;
         }
         let kept: HashSet<(&str, usize)> = documents
             .iter()
@@ -223,7 +233,7 @@ impl Elasticsearch {
             }
         }
         documents.iter().for_each(|document| bulk.index(document));
-        self.write(what, &bulk, limit)
+        self.write(what, &bulk, documents, limit)
     }
 
     fn indices(&self, what: &str, limit: Limit) -> Result<Indices, Failure> {
@@ -259,12 +269,18 @@ impl Elasticsearch {
         Ok(found)
     }
 
-    fn write(&mut self, what: &str, bulk: &Bulk<'_>, limit: Limit) -> Result<(), Failure> {
+    /// Sends the request, which may write `documents`.
+    fn write(
+        &mut self,
+        what: &str,
+        bulk: &Bulk<'_>,
+        documents: &[Document],
+        limit: Limit,
+    ) -> Result<(), Failure> {
         if bulk.is_empty() {
             return Ok(());
         }
-        let path = "/_bulk?filter_path=errors,items.*.status,items.*.error";
-        let answer = self.ask(what, path, Question::PostLines(bulk.body()), limit)?;
+        let answer = self.ask(what, BULK, Question::PostLines(bulk.body()), limit)?;
         let refusal = bulk
             .refusal(&answer.json)
             .map_err(|why| Failure::transient(self.message(what, why)))?;
@@ -273,11 +289,41 @@ impl Elasticsearch {
             return Ok(());
         };
         let message = self.message(what, &refusal.message);
-        if refusal.is_the_vcons {
-            return Err(Failure::permanent(message));
-        }
+        let blame = match &refusal {
+            Refusal {
+                is_the_vcons: true, ..
+            } => Blame::VCon,
+            Refusal { doubtful, .. } if doubtful.is_empty() => Blame::Place,
+            Refusal { doubtful, .. } => {
+                let trial = Trial::of(bulk.id(), documents, doubtful);
+                self.settle_doubt(what, &trial, limit)?
+            }
+        };
+        // A probe tries only what refuses every write; the others are found out by vCons.
         self.refused = refusal.indices;
-        Err(Failure::transient(message))
+        Err(match blame {
+            Blame::VCon => Failure::permanent(message),
+            Blame::Doubt => Failure::refused(message),
+            Blame::Place => Failure::transient(message),
+        })
+    }
+
+    /// Finds out whether the documents of a vCon are refused for what is in them.
+    fn settle_doubt(&self, what: &str, trial: &Trial, limit: Limit) -> Result<Blame, Failure> {
+        let answer = match self.ask(what, BULK, Question::PostLines(trial.body()), limit) {
+            Ok(answer) => answer,
+            // As if the first answer had not come.
+            Err(failure) if failure.is_transient() => return Err(failure),
+            Err(_) => return Ok(Blame::Doubt),
+        };
+        if trial.leaves_something(&answer.json) {
+            let place = self.message("remove a minimal document", "it was refused");
+            log::warn!(
+                "{place}; remove the documents in {}vcon_* that have no field but `vcon_id`",
+                self.prefix
+            );
+        }
+        Ok(trial.blame(&answer.json))
     }
 
     fn ask(

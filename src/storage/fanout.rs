@@ -201,7 +201,7 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
         Ok(result) => (result, Some(storage)),
         Err(payload) => {
             let why = panic_message(payload.as_ref());
-            let failure = Failure::permanent(format!("storage {name} panicked: {why}"));
+            let failure = Failure::refused(format!("storage {name} panicked: {why}"));
             // Neither may a second panic, of a broken backend that is dropped, cut anything short.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(storage)));
             (Err(failure), None)

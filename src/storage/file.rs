@@ -187,6 +187,14 @@ impl Storage for Files {
             .run(&what, Deadline::NONE.begin(PROBE), move || root.probe())?
             .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
+
+    fn check(&mut self) -> Result<String, Failure> {
+        let root = self.root.clone();
+        let what = format!("could not write to directory {}", root.path.display());
+        self.bounded
+            .run(&what, Deadline::NONE.begin(PROBE), move || root.check())?
+            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+    }
 }
 
 impl Files {
@@ -337,8 +345,37 @@ impl Root {
         }
     }
 
+    /// Writes to the directory if it is there; else tries whether it could be made. It is not: who asks may
+    /// be another user than the service, which could not write to a directory of that user's.
+    fn check(&self) -> io::Result<String> {
+        if self.path.is_dir() {
+            return self.write_probe().map(|()| "answers".to_owned());
+        }
+        let mut above = self.path.ancestors().skip(1);
+        let is_there =
+            |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+        let above = match (self.path.symlink_metadata(), above.find(is_there)) {
+            // It is no directory, or a link that leads to none: that says which.
+            (Ok(_), _) => return self.make(&self.path).map(|()| String::new()),
+            (Err(_), Some(above)) if !above.as_os_str().is_empty() => above,
+            (Err(_), _) => Path::new("."),
+        };
+        tempfile::Builder::new()
+            .prefix(".probe.")
+            .tempdir_in(above)?
+            .close()?;
+        Ok(format!(
+            "is not there yet: the service makes it in {}",
+            above.display()
+        ))
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.make(&self.path)?;
+        self.write_probe()
+    }
+
+    fn write_probe(&self) -> io::Result<()> {
         let mut file = tempfile::Builder::new()
             .prefix(".probe.")
             .tempfile_in(&self.path)?;

@@ -42,6 +42,18 @@ pub trait Storage: Send {
     /// a document.
     fn probe(&mut self) -> Result<(), Failure>;
 
+    /// Another one that probes what this one would, for another thread; `None` if a new one does, as
+    /// it needs to know nothing of what was refused.
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        None
+    }
+
+    /// Says whether the backend could be used, for a person who may be another user than the
+    /// service: unlike [`Storage::probe`], this makes nothing that would stay.
+    fn check(&mut self) -> Result<String, Failure> {
+        self.probe().map(|()| "answers".to_owned())
+    }
+
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 

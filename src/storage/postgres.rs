@@ -8,36 +8,44 @@
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `host`, `port` | `localhost`, `5432` | a host that begins with `/` is the directory of a Unix socket |
+//! | `host`, `port`, `target_session_attrs` | `localhost`, `5432` | see the module `hosts` |
 //! | `database`, `user` | required | |
 //! | `password` | none | |
 //! | `table_name` | `vcons` | or `schema.table` |
 //! | `sslmode` | `prefer` | `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; see the module `tls` |
 //! | `sslrootcert` | the system's | a file of the authorities to trust, in PEM form |
-//! | `connect_timeout` | `10` | seconds |
+//! | `connect_timeout` | `10` | seconds, for each host |
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
+//! There may be a pooler in between, and a write that comes late must not undo a later one: see the module
+//! `statements`.
+//!
 //! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `watchdog`. When the deadline leaves less, the server is told a shorter timeout, and the call is cut
-//! off at the deadline.
+//! `watchdog`. How the server learns its time, also when the deadline leaves less, is told in the module
+//! `session`.
 //!
 //! Which errors are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
 
 mod fault;
+mod hosts;
 mod session;
+mod statements;
 mod table;
 mod tls;
 mod watchdog;
 
+use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use postgres::types::ToSql;
-use postgres::{Client, Config, Error, Row};
+use postgres::{Client, Config, Error};
 
 use self::fault::{is_bad_data, is_cancelled, is_chance, is_outdated, is_the_vcons, reason};
-use self::session::{Access, Session, Statements, set_timeout};
+use self::hosts::Hosts;
+use self::session::{Access, Session, limited, shorter};
+use self::statements::{Document, Done, NewRow, Statements};
 use self::table::Table;
 use self::tls::Tls;
 use super::Storage;
@@ -57,17 +65,16 @@ const PROBE: Duration = Duration::from_secs(5);
 /// one that went through them.
 const LARGE: usize = 4 << 20;
 
-type Answer = Result<Option<Row>, Error>;
-type Work = dyn Fn(&mut Client, &Statements) -> Answer + Send;
+type Answer = Result<Done, Error>;
+type Work = dyn Fn(&mut Client, &Statements, Limit) -> Answer + Send;
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
-    let host = options.string_or("host", "localhost");
-    let port = options.integer_or("port", 5432, 1..=65535);
+    let hosts = Hosts::read(options);
     let database = options.required_string("database");
     let user = options.required_string("user");
     let password = options.secret("password");
-    for (key, value) in [("host", &host), ("database", &database), ("user", &user)] {
+    for (key, value) in [("database", &database), ("user", &user)] {
         if value.contains('\0') {
             options.fault(key, "holds a NUL character");
         }
@@ -85,9 +92,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     });
 
     let mut config = Config::new();
+    hosts.add_to(&mut config);
     config
-        .host(&host)
-        .port(u16::try_from(port).unwrap_or(5432))
         .dbname(&database)
         .user(&user)
         .application_name("conserver")
@@ -99,15 +105,21 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         config.password(password.reveal());
     }
     Box::new(Postgres {
-        server: format!("PostgreSQL {host}:{port}/{database}, table {table_name}"),
+        server: format!(
+            "PostgreSQL {}/{database}, table {table_name}",
+            hosts.shown()
+        ),
         access: Access {
             config,
-            tls: (!host.starts_with('/')).then_some(tls),
+            tls: (!hosts.are_sockets()).then_some(tls),
             table,
             statement_timeout,
-            connect_limit: connect_timeout + GRACE,
+            connect_limit: connect_timeout.saturating_mul(hosts.count()) + GRACE,
+            refuses_options: Arc::new(AtomicBool::new(false)),
         },
         statement_limit: statement_timeout + GRACE,
+        meets_rows: false,
+        is_slow: false,
         session: None,
         bounded: Bounded::new(),
     })
@@ -127,23 +139,26 @@ struct Postgres {
     server: String,
     access: Access,
     statement_limit: Duration,
+    /// The last save has found a row: the next one looks for it first.
+    meets_rows: bool,
+    /// The last call was not done in time.
+    is_slow: bool,
     session: Option<Session>,
     bounded: Bounded,
 }
 
 impl Storage for Postgres {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-        let id = vcon.id.uuid();
-        let version = vcon.version.as_str();
-        let created_at = vcon.created_or_now().local;
-        let (subject, json) = (vcon.subject.clone(), Arc::clone(&vcon.json));
-        let work = move |client: &mut Client, statements: &Statements| {
-            let updated_at = chrono::Local::now().naive_local();
-            let json: &str = &json;
-            let values: [&(dyn ToSql + Sync); 6] =
-                [&id, &version, &created_at, &updated_at, &subject, &json];
-            client.execute(&statements.save, &values)?;
-            Ok(None)
+        let row = NewRow {
+            id: vcon.id.uuid(),
+            version: vcon.version.as_str().to_owned(),
+            created_at: vcon.created_or_now().local,
+            subject: vcon.subject.clone(),
+            json: Document(Arc::clone(&vcon.json)),
+        };
+        let row_first = self.meets_rows;
+        let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
+            statements.save(client, &row, row_first, limit)
         };
         let what = format!("save vCon {}", vcon.id);
         let saved = self.run(&what, self.statement_limit, deadline, Box::new(work));
@@ -162,28 +177,30 @@ impl Storage for Postgres {
                 Err(failure)
             }
             Err(Trouble::Away(failure)) => Err(failure),
-            Ok(_) => Ok(()),
+            Ok(done) => {
+                self.meets_rows = matches!(done, Done::Saved { had_row: true });
+                Ok(())
+            }
         }
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let uuid = id.uuid();
         let what = format!("read vCon {id}");
-        let work = move |client: &mut Client, statements: &Statements| {
-            client.query_opt(&statements.get, &[&uuid])
+        let work = move |client: &mut Client, statements: &Statements, _: Limit| {
+            statements.get(client, uuid)
         };
         match self.run(&what, self.statement_limit, deadline, Box::new(work)) {
-            Ok(None) => Ok(None),
-            Ok(Some(row)) => row.try_get(0).map_err(|e| self.failure(&what, &e)),
+            Ok(Done::Found(document)) => Ok(document),
+            Ok(_) => Ok(None),
             Err(trouble) => Err(self.told(&what, trouble)),
         }
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let uuid = id.uuid();
-        let work = move |client: &mut Client, statements: &Statements| {
-            client.execute(&statements.delete, &[&uuid])?;
-            Ok(None)
+        let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
+            statements.delete(client, uuid, limit)
         };
         let what = format!("delete vCon {id}");
         match self.run(&what, self.statement_limit, Deadline::NONE, Box::new(work)) {
@@ -201,13 +218,24 @@ impl Storage for Postgres {
     /// Saves no row at all: that needs a session, the table with its columns, the rights, a
     /// server that writes, and nobody who locks the table. A full disk shows with the first row.
     fn probe(&mut self) -> Result<(), Failure> {
-        let work = |client: &mut Client, statements: &Statements| {
-            client.execute(&statements.try_save, &[])?;
-            Ok(None)
-        };
+        let work =
+            |client: &mut Client, statements: &Statements, _: Limit| statements.try_save(client);
         match self.run("write", PROBE, Deadline::NONE, Box::new(work)) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told("write", trouble)),
+        }
+    }
+
+    fn check(&mut self) -> Result<String, Failure> {
+        let access = self.access.clone();
+        let message = self.message("look for its table");
+        let limit = Deadline::NONE.begin(PROBE);
+        let look = move || session::look_for_table(&access);
+        let found = self.bounded.run(&message, limit, look)?;
+        if found.map_err(|why| Failure::transient(format!("{message}: {why}")))? {
+            self.probe().map(|()| "answers".to_owned())
+        } else {
+            Ok("answers; its table is not there yet: the service makes it".to_owned())
         }
     }
 }
@@ -236,7 +264,7 @@ impl Postgres {
         own: Duration,
         deadline: Deadline,
         mut work: Box<Work>,
-    ) -> Result<Option<Row>, Trouble> {
+    ) -> Result<Done, Trouble> {
         loop {
             let (session, kept) = match self.session.take() {
                 Some(session) => (session, true),
@@ -247,9 +275,23 @@ impl Postgres {
             work = back;
             let session = session.filter(|session| !session.client.is_closed());
             match answer {
-                Ok(row) => {
+                Ok(Done::TooLate) => {
                     self.session = session;
-                    return Ok(row);
+                    let message = format!("{}: not done within {limit}", self.message(what));
+                    return Err(Trouble::Away(Failure::busy(message)));
+                }
+                Ok(done) => {
+                    self.session = session;
+                    return Ok(done);
+                }
+                Err(e) if is_cancelled(&e) => {
+                    self.session = session;
+                    if limit.time() < self.access.statement_timeout {
+                        let message = format!("{}: {}", self.message(what), reason(&e));
+                        let message = format!("{message}; no answer within {limit}");
+                        return Err(Trouble::Away(Failure::busy(message)));
+                    }
+                    return Err(Trouble::Refused(e));
                 }
                 Err(e) if is_outdated(&e) || session.is_none() => {
                     if !kept {
@@ -260,20 +302,15 @@ impl Postgres {
                 }
                 Err(e) => {
                     self.session = session;
-                    if is_cancelled(&e) && limit.time() < self.access.statement_timeout {
-                        let message = format!("{}: {}", self.message(what), reason(&e));
-                        let message = format!("{message}; no answer within {limit}");
-                        return Err(Trouble::Away(Failure::busy(message)));
-                    }
                     return Err(Trouble::Refused(e));
                 }
             }
         }
     }
 
-    /// Does the work in this session, for as long as `limit` leaves: under its watchdog, or else on a
-    /// thread of its own, which is left behind with a call that hangs. The session comes back where it
-    /// can be used again.
+    /// Does the work in this session, for as long as `limit` leaves, under its watchdog; where that cannot
+    /// cut a connection, on a thread of its own, which is left behind with a call that hangs. The session
+    /// comes back where it can be used again.
     fn attempt(
         &mut self,
         what: &str,
@@ -281,27 +318,53 @@ impl Postgres {
         mut session: Session,
         work: Box<Work>,
     ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
-        let timeout = session.timeout_for(self.access.statement_timeout, limit);
-        let Some(watchdog) = &session.watchdog else {
-            let name = self.message(what);
-            return self.bounded.run(&name, limit, move || {
-                let answer =
-                    told_and_done(&mut session.client, &session.statements, timeout, &work);
-                (Some(session), work, answer)
+        let own = self.access.statement_timeout;
+        let times = session.times(own, limit);
+        let at_server =
+            (self.is_slow && !session.is_direct).then(|| shorter(own, limit).unwrap_or(own));
+        let can_cut = session.watchdog.can_cut();
+        let call = move || {
+            let Session {
+                client,
+                statements,
+                watchdog,
+                ..
+            } = &mut session;
+            let (answer, is_usable) = watchdog.during(times, || match at_server {
+                Some(timeout) => limited(client, timeout, |client| work(client, statements, limit)),
+                None => (work(client, statements, limit), true),
             });
+            (session, work, answer, is_usable)
         };
-        let answer = watchdog.during(limit.left(), || {
-            told_and_done(&mut session.client, &session.statements, timeout, &work)
-        });
-        let has_cut = watchdog.has_cut();
-        if has_cut && answer.as_ref().is_err_and(|e| e.as_db_error().is_none()) {
+        // Until the answer shows that it was in time.
+        let was_slow = mem::replace(&mut self.is_slow, true);
+        let (session, work, answer, is_usable) = if can_cut {
+            call()
+        } else {
+            let name = self.message(what);
+            self.bounded.run(&name, limit, call)?
+        };
+        let (was_cancelled, was_cut) =
+            (session.watchdog.has_cancelled(), session.watchdog.has_cut());
+        let counts = match &answer {
+            // An answer may have come just before the cut. But a commit that was cancelled while it waited
+            // for a standby is a success for the server, and the standby may not have it.
+            Ok(_) => !was_cancelled,
+            Err(error) => error.as_db_error().is_some(),
+        };
+        if (was_cancelled || was_cut) && !counts {
             let what = self.message(what);
             return Err(Failure::transient(format!(
                 "{what}: no answer within {limit}"
             )));
         }
-        // An answer may have come just before the cut.
-        Ok(((!has_cut).then_some(session), work, answer))
+        self.is_slow = match &answer {
+            Ok(_) => false,
+            Err(error) => was_slow || is_cancelled(error),
+        };
+        // A request to cancel may still be under way, and would meet the next call.
+        let is_usable = is_usable && !was_cancelled && !was_cut;
+        Ok((is_usable.then_some(session), work, answer))
     }
 
     fn connect(&mut self, what: &str, deadline: Deadline) -> Result<Session, Failure> {
@@ -328,26 +391,13 @@ impl Postgres {
     fn failure(&self, what: &str, error: &Error) -> Failure {
         let message = format!("{}: {}", self.message(what), reason(error));
         if is_the_vcons(error) {
-            Failure::permanent(message)
+            Failure::refused(message)
         } else if is_chance(error) {
             Failure::busy(message)
         } else {
             Failure::transient(message)
         }
     }
-}
-
-/// Does the work, after the server was told another timeout if one is given.
-fn told_and_done(
-    client: &mut Client,
-    statements: &Statements,
-    timeout: Option<Duration>,
-    work: &Work,
-) -> Answer {
-    if let Some(timeout) = timeout {
-        set_timeout(client, timeout)?;
-    }
-    work(client, statements)
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {

@@ -47,7 +47,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     if !name.chars().all(allowed) {
         options.fault("aws_bucket", "is not the name of a bucket");
     }
-    let endpoint = options.string("endpoint_url");
+    let endpoint = options.filled_string("endpoint_url");
     // Amazon's certificate does not cover a bucket with a dot in its name.
     let in_path = endpoint.is_some() || name.contains('.');
     let region = region(options, endpoint);
@@ -83,9 +83,10 @@ fn prefix(path: &str) -> String {
 }
 
 fn region(options: &mut Options, endpoint: Option<String>) -> Region {
-    let region = options.string_or("aws_region", "us-east-1");
+    let region = options.filled_string("aws_region");
+    let region = region.unwrap_or_else(|| "us-east-1".to_owned());
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if region.is_empty() || !region.chars().all(allowed) {
+    if !region.chars().all(allowed) {
         options.fault("aws_region", "is not the name of a region");
     }
     let endpoint = match endpoint {
@@ -106,9 +107,9 @@ fn region(options: &mut Options, endpoint: Option<String>) -> Region {
 }
 
 fn credentials(options: &mut Options) -> Option<Credentials> {
-    let key = options.secret("aws_access_key_id");
-    let secret = options.secret("aws_secret_access_key");
-    let token = options.secret("aws_session_token");
+    let key = options.filled_secret("aws_access_key_id");
+    let secret = options.filled_secret("aws_secret_access_key");
+    let token = options.filled_secret("aws_session_token");
     match (&key, &secret) {
         (Some(_), None) => options.fault(
             "aws_secret_access_key",
@@ -134,6 +135,7 @@ fn credentials(options: &mut Options) -> Option<Credentials> {
     None
 }
 
+#[derive(Clone)]
 struct S3 {
     /// `None` after a fault in the options.
     bucket: Option<Box<Bucket>>,
@@ -181,6 +183,10 @@ impl Storage for S3 {
             self.remove(&self.document_key(&day, id), limit)?;
         }
         self.remove(&self.pointer_key(id), limit)
+    }
+
+    fn prober(&self) -> Option<Box<dyn Storage>> {
+        Some(Box::new(self.clone()))
     }
 
     fn longest_call(&self) -> Duration {
@@ -347,7 +353,7 @@ impl S3 {
             text = format!("{text}; {advice}");
         }
         if is_the_vcons(status, &code) {
-            Failure::permanent(text)
+            Failure::refused(text)
         } else if matches!(status, 408 | 429 | 503) || code == "SlowDown" {
             Failure::busy(text)
         } else {

@@ -25,7 +25,7 @@ enum Meaning {
     Killed,
     /// It cannot work with its configuration.
     Refused,
-    /// Another daemon has our name.
+    /// Another daemon has our name, or Redis does not let us in.
     Displaced,
     /// Anything else.
     Died,
@@ -43,7 +43,7 @@ fn meaning(phase: Phase, end: End) -> Meaning {
         (Phase::Killed, _) => Meaning::Killed,
         (_, End::Exited(code)) if code == Exit::ClaimsLeft.code() => Meaning::LeftClaims,
         (_, End::Exited(code)) if code == Exit::Config.code() => Meaning::Refused,
-        (_, End::Exited(code)) if code == Exit::InUse.code() => Meaning::Displaced,
+        (_, End::Exited(code)) if code == Exit::Barred.code() => Meaning::Displaced,
         _ => Meaning::Died,
     }
 }
@@ -144,6 +144,15 @@ impl Supervisor {
                 let pause = pause(place.back_off(life));
                 log::info!("{name} was killed, restarting{pause}");
             }
+            // It has said why: the settings do not fit Redis.
+            Meaning::Refused if post == Post::Monitor => {
+                place.set(State::Refused);
+                self.orphaned.clear();
+                if !at_an_end {
+                    self.show_post(post);
+                    return self.stop(false, Exit::Config);
+                }
+            }
             Meaning::Refused => {
                 place.set(State::Refused);
                 log::error!(
@@ -152,7 +161,7 @@ impl Supervisor {
                     Exit::Config.code()
                 );
             }
-            // It has said by whom.
+            // It has said why.
             Meaning::Displaced => {
                 place.set(State::Refused);
                 self.orphaned.clear();

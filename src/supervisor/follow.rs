@@ -87,6 +87,9 @@ impl Followed {
         board.set_config(self.generation);
         let file = self.file.display();
         log::info!("Configuration {file} was read and is in force");
+        for warning in self.config.warnings.lines() {
+            log::warn!("{warning}");
+        }
         true
     }
 }

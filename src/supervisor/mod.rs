@@ -281,10 +281,13 @@ impl Supervisor {
         self.stop = Some(Stop::after(self.stop.take(), now, exit));
     }
 
-    /// Whether this daemon ends because another one has its name.
+    /// Whether this daemon ends because another one has its name, or Redis is none that can be worked
+    /// with: then there are no claims that it could return.
     fn is_displaced(&self) -> bool {
         let stop = self.stop.as_ref();
+        let monitor = self.places.get(&Post::Monitor);
         stop.is_some_and(|stop| stop.exit == Exit::Unavailable)
+            || monitor.is_some_and(|place| place.state == State::Refused)
     }
 
     fn scale(&mut self, wanted: u32) {

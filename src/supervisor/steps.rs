@@ -13,6 +13,7 @@ use super::rolling::{Member, Step, next};
 use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
+use crate::monitor::followers::LONGEST_FAREWELL;
 use crate::queue::{BEFORE_US, Blame};
 use crate::sys::{self, End};
 
@@ -141,6 +142,10 @@ impl Supervisor {
     /// Asks a process to end, once.
     fn drain(&mut self, post: Post) {
         let time = match post {
+            // What a follower has been handed must be kept first.
+            Post::Monitor if !self.followed.config.followers.is_empty() => {
+                FAREWELL_TIME + LONGEST_FAREWELL
+            }
             Post::Monitor => FAREWELL_TIME,
             Post::Worker(_) | Post::Recovery => self.drain_timeout,
         };
@@ -193,6 +198,12 @@ impl Supervisor {
 
     /// Removes the places that nobody wants; what was left behind there is remembered.
     fn remove_places(&mut self) {
+        // With the last worker, nobody wants the monitor any more.
+        while self.remove_unwanted() {}
+    }
+
+    /// Returns whether there were any.
+    fn remove_unwanted(&mut self) -> bool {
         let gone: Vec<Post> = self
             .places
             .values()
@@ -201,6 +212,7 @@ impl Supervisor {
             .collect();
         // Who has the instance's name has its claims.
         let displaced = self.is_displaced();
+        let is_any = !gone.is_empty();
         for post in gone {
             let place = self.places.remove(&post);
             if let Some(slot) = post.slot() {
@@ -214,6 +226,7 @@ impl Supervisor {
                 self.orphaned.push(Leftover { worker, blame, end });
             }
         }
+        is_any
     }
 
     fn is_over(&mut self) -> Option<Exit> {

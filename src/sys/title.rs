@@ -45,6 +45,12 @@ impl Title {
         Ok(Self { area })
     }
 
+    /// One that is shown nowhere: a test has more than one thread.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        Self { area: None }
+    }
+
     /// Shows `text`, as much of it as there is room for.
     pub fn set(&mut self, text: &str) {
         if let Some(area) = &self.area {

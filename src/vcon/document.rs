@@ -716,6 +716,21 @@ mod tests {
                 Err(r#"has the uuid "x", which is another vCon's"#.to_owned()),
             ),
             (
+                r#"{"uuid":"y"}"#,
+                r#"{"uuid":"x"}"#.to_owned(),
+                Err(r#"has the uuid "x", which is another vCon's"#.to_owned()),
+            ),
+            (
+                r#"{"uuid":7}"#,
+                r#"{"uuid":8}"#.to_owned(),
+                Err("has the uuid 8, which is another vCon's".to_owned()),
+            ),
+            (
+                r#"{"uuid":7}"#,
+                r#"{"uuid":7,"vcon":"1"}"#.to_owned(),
+                Ok(r#"{"uuid":7,"vcon":"0.4.0"}"#.to_owned()),
+            ),
+            (
                 "{}",
                 "[]".to_owned(),
                 Err("is not a JSON object but an array".to_owned()),

@@ -359,6 +359,36 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_is_kept_elsewhere_stays_and_is_none_to_keep() {
+        let text = r#"{"dialog":[{"id":"a","body":"x"},{"body":"http://h/1","body_type":"url"},
+            {"body":"y","body_type":"urn"},{"body":"","body_type":"none"},{"body":"z"}]}"#;
+        let mut vcon = Vcon::read(crate::vcon::VconId::random(), text).unwrap();
+        let bodies = vcon.dialog_bodies().unwrap();
+        let found: Vec<_> = bodies
+            .iter()
+            .map(|body| (body.place, body.content.get()))
+            .collect();
+        assert_eq!(found, [(0, "\"x\""), (2, "\"y\""), (4, "\"z\"")]);
+        assert_eq!(bodies[0].dialog_id, "a");
+        vcon.replace_dialog_bodies(&[(4, "http://h/2".to_owned())])
+            .unwrap();
+        let json: serde_json::Value = serde_json::from_str(&vcon.to_json()).unwrap();
+        let bodies = [0, 1, 2, 3, 4].map(|place: usize| {
+            let dialog = &json["dialog"][place];
+            (dialog["body"].as_str(), dialog["body_type"].as_str())
+        });
+        let expected = [
+            (Some(""), None),
+            (Some("http://h/1"), Some("url")),
+            (Some(""), Some("urn")),
+            (Some(""), Some("none")),
+            (Some("http://h/2"), Some("url")),
+        ];
+        assert_eq!(bodies, expected);
+        assert!(vcon.is_changed());
+    }
+
+    #[test]
     fn what_is_no_json_does_not_break_the_search() {
         for text in [
             "{\"k",

@@ -27,6 +27,7 @@ use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::failure::Failure;
 use crate::queue::{Lengths, Server, storage_letters_list};
 use crate::scoreboard::Slot;
+use crate::storage::Storage;
 
 /// So many different vCons must fail in a row at a backend that is reachable.
 pub(super) const MOST_FAILURES: usize = 3;
@@ -330,13 +331,15 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     })
 }
 
-/// Opens the breaker of `stage` until it answers a probe; asks it from a thread of its own.
+/// Opens the breaker of `stage` until it answers a probe; asks it from a thread of its own, by the
+/// `prober` if there is one.
 pub(super) fn hold(
     shared: &Arc<Shared>,
     config: &Arc<Config>,
     stage: &Stage,
     why: &str,
     drain: &Receiver<()>,
+    prober: Option<Box<dyn Storage>>,
 ) {
     if !shared.breakers.begin(stage, config, State::Away) {
         return;
@@ -352,6 +355,7 @@ pub(super) fn hold(
         config: Arc::clone(config),
         stage: stage.clone(),
         drain: drain.clone(),
+        storage: prober,
     };
     let name = "prober".to_owned();
     let started = thread::Builder::new().name(name).spawn(|| prober.run());
@@ -367,10 +371,11 @@ struct Prober {
     config: Arc<Config>,
     stage: Stage,
     drain: Receiver<()>,
+    storage: Option<Box<dyn Storage>>,
 }
 
 impl Prober {
-    fn run(self) {
+    fn run(mut self) {
         let since = Instant::now();
         let settings = &self.shared.settings;
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
@@ -408,7 +413,7 @@ impl Prober {
     }
 
     /// A backend of its own, asked as often as is wanted.
-    fn question(&self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
+    fn question(&mut self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
         match &self.stage {
             Stage::Link(name) => {
                 let mut link = self.config.links.get(name)?.open_link();
@@ -416,7 +421,10 @@ impl Prober {
                 Some(Box::new(move || guarded(|| link.probe(&drain))))
             }
             Stage::Storage(name) => {
-                let mut storage = self.config.storages.get(name)?.open_storage();
+                let mut storage = match self.storage.take() {
+                    Some(storage) => storage,
+                    None => self.config.storages.get(name)?.open_storage(),
+                };
                 Some(Box::new(move || guarded(|| storage.probe())))
             }
             Stage::List(list) => {
@@ -437,4 +445,154 @@ impl Prober {
 pub(super) fn guarded(probe: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     catch_unwind(AssertUnwindSafe(probe))
         .unwrap_or_else(|_| Err(Failure::permanent("its probe panicked")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::shared::tests::{Worker, parse};
+    use super::*;
+
+    /// Storages `a` and `b`, which hold up their chains, and `c`, which defers.
+    const CONFIG: &str = "\
+        storages: {a: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, \
+                   b: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, \
+                   c: {module: storage.webhook, on_outage: defer, options: {webhook-urls: ['http://h']}}}\n\
+        chains: {only-a: {storages: [a], ingress_lists: [la]}, \
+                 both: {storages: [a, b], ingress_lists: [lab]}, \
+                 only-b: {storages: [b], ingress_lists: [lb]}, \
+                 off: {storages: [a], ingress_lists: [off], enabled: false}, \
+                 defers: {storages: [c], ingress_lists: [lc]}}\n";
+
+    fn storage(name: &str) -> Stage {
+        Stage::Storage(name.to_owned())
+    }
+
+    /// One in which a trial is due as soon as the breaker is open.
+    fn worker() -> Worker {
+        let pauses = [
+            ("CONSERVER_RETRY_FIRST_MS", "1"),
+            ("CONSERVER_RETRY_MAX_MS", "1"),
+        ];
+        Worker::with(CONFIG, &pauses)
+    }
+
+    /// The trial that is due, or that comes due now.
+    fn trial(worker: &Worker) -> Option<Trial> {
+        let breakers = &worker.shared.breakers;
+        while breakers.next_trial().is_some_and(|wait| !wait.is_zero()) {
+            thread::yield_now();
+        }
+        begin_trial(&worker.shared, &worker.config())
+    }
+
+    fn names(lists: &[ListName]) -> Vec<&str> {
+        lists.iter().map(ListName::as_str).collect()
+    }
+
+    #[test]
+    fn what_is_open_holds_up_its_chains_and_what_defers_its_own_queue_alone() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let lists = || {
+            let open = breakers.open_lists(&config);
+            let backlogs = breakers.backlogs(&config);
+            (names(&open).join(" "), names(&backlogs).join(" "))
+        };
+        let both = |open: &str, backlogs: &str| (open.to_owned(), backlogs.to_owned());
+        assert_eq!(lists(), both("la lab lb lc", "DLQ:storage:c"));
+        assert!(breakers.begin(&storage("a"), &config, State::Away));
+        assert_eq!(lists(), both("lb lc", "DLQ:storage:c"));
+        assert!(breakers.note_failing(&storage("c"), &config));
+        assert_eq!(lists(), both("lb lc", ""));
+        assert!(!breakers.note_failing(&storage("a"), &config));
+        assert!(!breakers.note_success(&storage("a"), &config));
+        assert!(breakers.note_success(&storage("c"), &config));
+        breakers.close(&storage("a"), &config);
+        assert_eq!(lists(), both("la lab lb lc", "DLQ:storage:c"));
+    }
+
+    #[test]
+    fn what_failed_in_a_former_configuration_is_forgotten_and_what_was_away_is_not() {
+        let worker = worker();
+        let (breakers, config, former) = (&worker.shared.breakers, worker.config(), parse(CONFIG));
+        assert!(breakers.note_failing(&storage("a"), &former));
+        assert!(breakers.begin(&storage("b"), &former, State::Away));
+        assert!(breakers.note_failing(&storage("b"), &config));
+        let before = breakers.changes();
+        breakers.open_lists(&config);
+        assert!(!breakers.is_open(&storage("a"), &former));
+        assert!(breakers.is_open(&storage("b"), &former));
+        assert!(breakers.is_open(&storage("b"), &config));
+        // That is one change, and a look at the lists is none.
+        assert_eq!(breakers.changes(), before + 1);
+        breakers.open_lists(&config);
+        assert_eq!(breakers.changes(), before + 1);
+    }
+
+    #[test]
+    fn what_holds_chains_up_is_shown() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let shown = || {
+            let held = worker.board.slot(1).worker.unwrap().held;
+            held.map(|held| (held.links, held.storages))
+        };
+        assert!(breakers.begin(&storage("b"), &config, State::Away));
+        assert!(breakers.note_failing(&storage("a"), &config));
+        assert_eq!(shown(), Some((vec![], vec![0, 1])));
+        breakers.note_success(&storage("a"), &config);
+        assert_eq!(shown(), Some((vec![], vec![1])));
+        breakers.close(&storage("b"), &config);
+        assert_eq!(shown(), None);
+    }
+
+    #[test]
+    fn a_trial_takes_from_chains_that_nothing_else_holds_up() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        assert!(trial(&worker).is_none());
+        assert!(breakers.note_failing(&storage("a"), &config));
+        let first = trial(&worker).unwrap();
+        assert_eq!(names(&first.lists), ["la", "lab"]);
+        assert!(!first.is_backlog);
+        assert!(trial(&worker).is_none(), "it is tried already");
+        // With another that fails, one vCon can try both; but not while that one is tried.
+        assert!(breakers.note_failing(&storage("b"), &config));
+        let second = trial(&worker).unwrap();
+        assert_eq!(names(&second.lists), ["lb"]);
+        drop(first);
+        assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
+        drop(second);
+        assert_eq!(names(&trial(&worker).unwrap().lists), ["la", "lab"]);
+        // One that is away takes nothing.
+        assert!(breakers.begin(&storage("b"), &config, State::Away));
+        assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
+    }
+
+    #[test]
+    fn what_defers_is_tried_with_what_waits_for_it() {
+        let worker = worker();
+        let config = worker.config();
+        assert!(worker.shared.breakers.note_failing(&storage("c"), &config));
+        let trial = trial(&worker).unwrap();
+        assert_eq!(names(&trial.lists), ["DLQ:storage:c"]);
+        assert!(trial.is_backlog);
+    }
+
+    #[test]
+    fn between_two_trials_there_is_a_pause() {
+        let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
+        let worker = Worker::with(CONFIG, &long);
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        assert_eq!(breakers.next_trial(), None);
+        assert!(breakers.note_failing(&storage("a"), &config));
+        let wait = breakers.next_trial().unwrap();
+        assert!(wait > Duration::from_secs(30), "{wait:?}");
+        assert!(!breakers.has_trial_due());
+        assert!(begin_trial(&worker.shared, &config).is_none());
+        // What is away in its turn is asked by its prober alone.
+        assert!(breakers.begin(&storage("a"), &config, State::Away));
+        assert_eq!(breakers.next_trial(), None);
+    }
 }

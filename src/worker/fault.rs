@@ -148,3 +148,33 @@ impl Fault {
 pub(super) fn failed(stage: &str, error: String) -> Ending {
     Ending::Failed(Fault::of_queue(stage, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_some_storages_refuse_is_busy_if_one_of_them_is_and_else_what_the_first_says() {
+        let busy = || Failure::busy("locked");
+        let away = || Failure::transient("away");
+        let refused = || Failure::permanent("no");
+        let of = |failures: Vec<Failure>| {
+            let names = ["a", "b", "c"].map(str::to_owned).into_iter();
+            Fault::at_storages(&names.zip(failures).collect::<Vec<_>>(), 2)
+        };
+        for (failures, kind) in [
+            (vec![away(), busy()], FailureKind::Busy),
+            (vec![busy(), refused()], FailureKind::Busy),
+            (vec![away(), refused()], FailureKind::Transient),
+            (vec![refused(), away(), refused()], FailureKind::Permanent),
+        ] {
+            assert_eq!(of(failures.clone()).kind, kind, "{failures:?}");
+        }
+        let fault = of(vec![away(), refused()]);
+        assert_eq!(fault.stage, "storage a, b");
+        assert_eq!(fault.error, "a: away; b: no");
+        assert_eq!(fault.attempts, 2);
+        let stages = ["a", "b"].map(|name| Stage::Storage(name.to_owned()));
+        assert_eq!(fault.stages, stages);
+    }
+}

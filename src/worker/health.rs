@@ -10,6 +10,7 @@ use log::Level;
 
 use super::circuit_breaker::MOST_FAILURES;
 use super::fault::Stage;
+use super::refusals::{Blame, Letter, Refusals};
 use crate::failure::Failure;
 use crate::vcon::VconId;
 
@@ -39,6 +40,8 @@ struct Record {
     failed: Vec<VconId>,
     /// When a failed attempt was last told.
     told: Option<Instant>,
+    /// What it has refused since.
+    refusals: Refusals,
 }
 
 impl Health {
@@ -55,6 +58,7 @@ impl Health {
             return false;
         };
         record.worked = now;
+        record.refusals.end();
         let has_failed = !record.failed.is_empty();
         if has_failed {
             record.failed.clear();
@@ -90,6 +94,36 @@ impl Health {
         }
     }
 
+    /// It has refused this vCon. If it is to blame itself, it has failed for all that it refused alike.
+    pub fn judge(&self, stage: &Stage, id: &VconId, message: &str, was_refused: bool) -> Blame {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = stages.entry(stage.clone()).or_default();
+        let blame = record.refusals.judge(id, message, was_refused);
+        if matches!(blame, Blame::Place { .. }) {
+            for other in record.refusals.some_like(id) {
+                if record.failed.len() < MOST_FAILURES && !record.failed.contains(other) {
+                    record.failed.push(other.clone());
+                }
+            }
+        }
+        blame
+    }
+
+    /// A vCon that it has refused is a dead letter.
+    pub fn note_letter(&self, stage: &Stage, id: &VconId, letter: Letter) {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = stages.get_mut(stage) {
+            record.refusals.note_letter(id, letter);
+        }
+    }
+
+    /// The dead letters that were its own fault, as it turned out.
+    pub fn take_letters(&self, stage: &Stage) -> Vec<Letter> {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = stages.get_mut(stage);
+        record.map_or_else(Vec::new, |record| record.refusals.take_letters())
+    }
+
     /// How long ago all of these have done their work; nothing if one of them never has.
     pub fn since_success(&self, needed: &[Stage]) -> Option<Duration> {
         let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,6 +147,27 @@ mod tests {
         health.note_success(&b);
         let oldest = health.since_success(std::slice::from_ref(&a));
         assert!(health.since_success(&[a, b]) >= oldest);
+    }
+
+    #[test]
+    fn a_stage_that_refuses_everything_has_failed_for_all_of_them() {
+        let health = Health::default();
+        let stage = Stage::Storage("s".to_owned());
+        let ids = [(); 3].map(|()| VconId::random());
+        let blames = [0, 1, 2].map(|number: usize| health.judge(&stage, &ids[number], "no", false));
+        let news = Blame::Place { is_news: true };
+        assert_eq!(blames, [Blame::VCon, Blame::VCon, news]);
+        health.note_letter(
+            &stage,
+            &ids[0],
+            Letter::OfStorage("s".to_owned(), ids[0].clone()),
+        );
+        assert_eq!(health.take_letters(&stage).len(), 1);
+        assert_eq!(health.take_letters(&Stage::Link("l".to_owned())), []);
+        assert_eq!(health.note_failure(&stage, &ids[2]).in_a_row, 3);
+        assert!(health.note_success(&stage));
+        assert_eq!(health.judge(&stage, &ids[2], "no", false), Blame::VCon);
+        assert_eq!(health.note_failure(&stage, &ids[2]).in_a_row, 1);
     }
 
     #[test]

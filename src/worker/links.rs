@@ -174,12 +174,13 @@ impl Pipeline<'_, '_, '_> {
                 Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
                 Err(LinkError::Failed(failure)) => {
                     let fault = Fault::at(&stage, &failure, retry.attempt());
-                    if !failure.is_transient() {
+                    if !failure.is_transient() && self.is_the_vcons(&stage, job.id(), &failure) {
                         return Err(Ending::Failed(fault));
                     }
                     let health = &self.shared.health;
                     health.note_attempt(&stage, retry.attempt(), &failure);
-                    if !self.again(&mut retry)? {
+                    // What others are refused for as well does not change from one moment to the next.
+                    if !failure.is_transient() || !self.again(&mut retry)? {
                         return Err(Ending::Unavailable(fault));
                     }
                     meter.count(Event::Retried);

@@ -65,3 +65,33 @@ pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::shared::tests::Worker;
+    use super::*;
+
+    #[test]
+    fn a_stage_counts_in_its_own_meter_and_a_list_has_none() {
+        let worker = Worker::with(
+            "links: {same: {module: links.tag, options: {tags: [x]}}}\n\
+             storages: {same: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {main: {links: [same], storages: [same], ingress_lists: [in]}}\n",
+            &[],
+        );
+        let meters = Meters::of(&worker.config(), &worker.shared.slot);
+        let [link, storage] = [Stage::Link, Stage::Storage].map(|of| of("same".to_owned()));
+        let is = |stage: &Stage, meter: &Meter| {
+            let found = meters.stage(stage);
+            found.is_some_and(|found| std::ptr::eq(found, meter))
+        };
+        assert!(is(&link, meters.link("same")));
+        assert!(is(&storage, meters.storage("same")));
+        assert!(!std::ptr::eq(meters.link("same"), meters.storage("same")));
+        let config = worker.config();
+        let list = config.chains[0].ingress_lists[0].clone();
+        assert!(meters.stage(&Stage::List(list)).is_none());
+        let unknown = Stage::Link("other".to_owned());
+        assert!(is(&unknown, Meter::SILENT));
+    }
+}

@@ -13,7 +13,7 @@
 //! To follow one vCon: `lane` claims it and waits when there is nothing; `pipeline` takes it through
 //! its `links` and `storages` and finishes it, with the `job` that holds its document and its `progress`;
 //! `release` says how a claim ends that did not get there. Beside that way stand the pauses and
-//! attempts (`retry`), the backends that fail (`circuit_breaker`), the suspects (`quarantine`) and
+//! attempts (`retry`), the backends that fail (`circuit_breaker`) or refuse (`refusals`), the suspects (`quarantine`) and
 //! the time of a chain (`clock`).
 
 mod circuit_breaker;
@@ -32,6 +32,7 @@ mod pipeline;
 mod progress;
 mod quarantine;
 mod recover;
+mod refusals;
 mod release;
 mod renewal;
 mod retry;

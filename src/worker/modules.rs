@@ -142,6 +142,14 @@ impl Modules {
         }
     }
 
+    /// What another thread probes a storage with, if that is to know what this one has been refused.
+    pub fn prober(&self, stage: &Stage) -> Option<Box<dyn Storage>> {
+        match stage {
+            Stage::Storage(name) => self.storages.get(name.as_str())?.as_ref()?.prober(),
+            Stage::Link(_) | Stage::List(_) => None,
+        }
+    }
+
     /// Looks for a vCon in the storages, in the order of the configuration. Returns the name of the
     /// storage that has it, and the document.
     ///

@@ -69,8 +69,66 @@ impl<'a> NextClaim<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::{bounded, never};
+
+    use super::super::fault::Stage;
+    use super::super::shared::tests::{Worker, parse};
     use super::*;
+
+    const CONFIG: &str = "\
+        storages: {s: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+        chains: {main: {storages: [s], ingress_lists: [in]}}\n";
+
+    #[test]
+    fn the_next_is_asked_for_where_a_lane_would_claim_it_too() {
+        let worker = Worker::with(
+            CONFIG,
+            &[
+                ("CONSERVER_RETRY_FIRST_MS", "1"),
+                ("CONSERVER_RETRY_MAX_MS", "1"),
+            ],
+        );
+        let (shared, config) = (&worker.shared, worker.config());
+        let lists = shared.breakers.open_lists(&config);
+        let now = || NextClaim::new(&lists, shared.breakers.changes());
+        let drain = never();
+        let clock = Clock::idle(&drain, None);
+        let asks = |next: &NextClaim<'_>| next.lists(shared, &config, &clock) == Some(&lists[..]);
+        assert!(asks(&now()));
+
+        let mut sent = now();
+        sent.note_sent();
+        assert!(!asks(&sent), "it is sent already");
+
+        let other = parse(CONFIG);
+        let asked = now().lists(shared, &other, &clock);
+        assert_eq!(asked, None, "another configuration is in force");
+
+        let (hold, drain) = bounded(0);
+        drop(hold);
+        let asked = now().lists(shared, &config, &Clock::idle(&drain, None));
+        assert_eq!(asked, None, "the worker drains");
+
+        let alone = shared.quarantine.alone(Duration::ZERO, &clock);
+        assert!(alone.is_some() && !asks(&now()), "a suspect is in work");
+        drop(alone);
+        assert!(asks(&now()));
+
+        let stale = now();
+        let stage = Stage::Storage("s".to_owned());
+        assert!(shared.breakers.note_failing(&stage, &config));
+        while !shared.breakers.has_trial_due() {
+            std::thread::yield_now();
+        }
+        assert!(!asks(&now()), "a trial is due");
+        assert!(shared.breakers.note_success(&stage, &config));
+        assert!(asks(&now()));
+        assert!(!asks(&stale), "other lists may be open by now");
+    }
 
     #[test]
     fn without_an_answer_something_may_be_claimed_that_is_not_known() {

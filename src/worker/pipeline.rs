@@ -14,16 +14,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::MOST_FAILURES;
+use super::circuit_breaker::{MOST_FAILURES, defers};
 use super::clock::Clock;
 use super::fault::{Ending, Fault, Stage, failed};
 use super::job::{Content, Job};
 use super::modules::Modules;
 use super::next_claim::NextClaim;
 use super::progress::Progress;
+use super::refusals::{Blame, Letter};
 use super::retry::{Outage, Retry};
 use super::shared::Shared;
 use crate::config::{Chain, Config};
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{
     Claim, Document, Finish, Finished, Kind, Queue, QueueError, Replaced, Replacement,
 };
@@ -63,6 +65,7 @@ impl Pipeline<'_, '_, '_> {
         let ending = match self.process(document, &mut job) {
             Ok(took) => {
                 self.tell_finished(job.as_ref(), took.duration_since(start));
+                self.note_letters(job.as_ref());
                 return true;
             }
             Err(ending) => ending,
@@ -415,6 +418,90 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
+    /// Whether the vCon is to blame for a failure that does not pass by itself; else it waits, and those
+    /// that were taken for bad before it are taken back.
+    pub(super) fn is_the_vcons(&mut self, stage: &Stage, id: &VconId, failure: &Failure) -> bool {
+        if failure.kind != FailureKind::Refused {
+            return failure.kind == FailureKind::Permanent;
+        }
+        let was_refused = self.was_refused(stage);
+        match self
+            .shared
+            .health
+            .judge(stage, id, &failure.message, was_refused)
+        {
+            Blame::VCon => true,
+            Blame::Place { is_news } => {
+                if is_news {
+                    log::warn!(
+                        "{stage} refuses one vCon after the other for the same reason, they wait until \
+                         it takes one: {failure}"
+                    );
+                }
+                self.take_back(stage);
+                false
+            }
+        }
+    }
+
+    /// Whether a worker has let the vCon wait because the stage refused it like others, and it has taken
+    /// one of ours since.
+    fn was_refused(&mut self, stage: &Stage) -> bool {
+        let Some(worked) = self
+            .shared
+            .health
+            .since_success(std::slice::from_ref(stage))
+        else {
+            return false;
+        };
+        match self
+            .queue
+            .postponed(&self.claim.entry, &refused_by(&stage.to_string()))
+        {
+            Ok(postponed) => postponed.is_some_and(|postponed| worked < postponed),
+            Err(error) => {
+                log::debug!("what is known of {}: {error}", self.claim.shown());
+                false
+            }
+        }
+    }
+
+    /// Takes dead letters back that the stage is to blame for, as far as is known by now.
+    pub(super) fn take_back(&mut self, stage: &Stage) {
+        let why = refused_by(&stage.to_string());
+        for letter in self.shared.health.take_letters(stage) {
+            let (taken, what) = match &letter {
+                Letter::OfList(list, entry) => {
+                    let what = String::from_utf8_lossy(entry).into_owned();
+                    (self.queue.take_back(list, entry, &why), what)
+                }
+                Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => {
+                    (self.queue.wait_again(storage, id, &why), id.to_string())
+                }
+                // The other storages have it, and it is announced: nobody here saves it again.
+                Letter::OfStorage(..) => continue,
+            };
+            match taken {
+                Ok(true) => log::info!("{what} is no dead letter any more, {stage} refuses all"),
+                Ok(false) => {}
+                Err(error) => {
+                    log::warn!("{what} remains a dead letter, to be tried again: {error}")
+                }
+            }
+        }
+    }
+
+    /// The vCon is done, but storages may have refused it.
+    fn note_letters(&mut self, job: Option<&Job>) {
+        let Some(job) = job else { return };
+        for (storage, ..) in job.progress.refused() {
+            let stage = Stage::Storage(storage.to_owned());
+            let letter = Letter::OfStorage(storage.to_owned(), job.id().clone());
+            self.shared.health.note_letter(&stage, job.id(), letter);
+            self.take_back(&stage);
+        }
+    }
+
     /// Takes a step in Redis, and waits for Redis if need be.
     pub(super) fn insist<T>(
         &mut self,
@@ -440,6 +527,11 @@ impl Pipeline<'_, '_, '_> {
             }
         }
     }
+}
+
+/// What is noted of a vCon that waits because all are refused there.
+pub(super) fn refused_by(stage: &str) -> String {
+    format!("refused by {stage}")
 }
 
 fn unusable(error: String) -> Ending {

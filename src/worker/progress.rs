@@ -80,7 +80,10 @@ impl Progress {
     pub fn read(text: &[u8], chain: &Chain) -> Option<Self> {
         // Another chain has changed the document since.
         let changed = text.strip_prefix(b"~");
-        let record: Record = serde_json::from_slice(changed.unwrap_or(text)).ok()?;
+        let text = changed.unwrap_or(text);
+        // Another claim of the vCon, which is more than once on its list, may have given them another one.
+        let contested = text.strip_prefix(b"^");
+        let record: Record = serde_json::from_slice(contested.unwrap_or(text)).ok()?;
         if record.links != chain.links || record.storages != chain.storages {
             return None;
         }
@@ -107,6 +110,8 @@ impl Progress {
         };
         if changed.is_some() {
             progress.document = None;
+        }
+        if changed.is_some() || contested.is_some() {
             progress.forget_storages();
         }
         let has_all = progress.missing(&chain.storages).is_empty();
@@ -117,11 +122,8 @@ impl Progress {
         Some(progress)
     }
 
-    /// As it is to be kept with this document; `None` if nothing has been done yet.
+    /// As it is to be kept with this document.
     pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
-        if !self.is_begun() {
-            return None;
-        }
         let route = |route: &Route| (route.list.to_string(), route.id.to_string());
         let record = Record {
             links: chain.links.clone(),
@@ -326,7 +328,7 @@ mod tests {
     fn what_is_kept_is_read_again_unless_the_chain_is_another_one() {
         let main = chain("a, b", "s, t");
         let mut progress = Progress::none(VconId::random());
-        assert_eq!(progress.record(&main, None), None);
+        assert!(!progress.is_begun());
         progress.note_wishes(&VconId::random(), Some(7), vec!["there".parse().unwrap()]);
         progress.note_switch(OTHER.parse().unwrap());
         progress.note_link();
@@ -336,10 +338,12 @@ mod tests {
         assert_eq!(kept.id.as_str(), OTHER);
         assert!(!kept.text.contains('\n'));
         let read = |chain: &Chain| Progress::read(kept.text.as_bytes(), chain);
-        let after_a_change = Progress::read(format!("~{}", kept.text).as_bytes(), &main);
         assert_eq!(read(&main), Some(progress.clone()));
         progress.forget_storages();
-        assert_eq!(after_a_change, Some(progress));
+        for marks in ["~", "^", "~^"] {
+            let marked = Progress::read(format!("{marks}{}", kept.text).as_bytes(), &main);
+            assert_eq!(marked, Some(progress.clone()), "{marks}");
+        }
         for other in [
             chain("a", "s, t"),
             chain("b, a", "s, t"),
@@ -347,7 +351,10 @@ mod tests {
         ] {
             assert_eq!(read(&other), None);
         }
-        assert_eq!(Progress::read(b"rubbish", &main), None);
+        let void = queue::Progress::void(VconId::random());
+        for text in ["rubbish", &void.text] {
+            assert_eq!(Progress::read(text.as_bytes(), &main), None);
+        }
     }
 
     #[test]

@@ -156,6 +156,24 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_suspect_waits_to_its_end() {
+        let quarantine = Quarantine::default();
+        let drain = never();
+        let alone = quarantine.alone(LONG, &Clock::idle(&drain, None)).unwrap();
+        let (over, is_over) = bounded(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let drain = never();
+                quarantine.wait_until_open(&Clock::idle(&drain, None));
+                over.send(()).unwrap();
+            });
+            assert!(is_over.recv_timeout(LOOK / 2).is_err());
+            drop(alone);
+            is_over.recv().unwrap();
+        });
+    }
+
+    #[test]
     fn a_lane_that_hangs_does_not_hold_up_a_suspect_for_ever() {
         let quarantine = Quarantine::default();
         let drain = never();

@@ -4,7 +4,8 @@
 //! interrupted by a drain ─────────────► head of its list
 //! unavailable ─┬─ the probe fails ────► head of its list, and its chain is on hold
 //!              └─ the probe succeeds ─► end of its list; after too many rounds a dead letter
-//! failed ─────────────────────────────► dead letter
+//! failed ─────────────────────────────► dead letter; back to the end of its list if others are
+//!                                       refused for the same reason
 //! ```
 //!
 //! What has been done by then is written to Redis, and the next claim goes on from there.
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::circuit_breaker::hold;
-use super::fault::{Ending, Fault};
+use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, refused_by};
 use super::progress::Progress;
+use super::refusals::Letter;
 use super::retry::Backoff;
 use crate::failure::FailureKind;
 use crate::queue::{
@@ -42,7 +44,13 @@ impl Pipeline<'_, '_, '_> {
             Ending::ClaimLeft => Err(ClaimLeft),
             Ending::NotOurs => Ok(Released::NotOurs),
             Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => self.dead_letter(&mut job, &fault, start),
+            Ending::Failed(fault) => {
+                let released = self.dead_letter(&mut job, &fault, start);
+                if matches!(released, Ok(Released::Done)) {
+                    self.note_dead_letter(job.as_ref(), &fault);
+                }
+                released
+            }
             Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
         };
         if let Ok(Released::NotOurs) = released {
@@ -104,7 +112,15 @@ impl Pipeline<'_, '_, '_> {
             if self.is_backlog || stage.is_in(self.chain, &config) {
                 on_hold = true;
                 let why = format!("{}: {failure}", fault.error);
-                hold(self.shared, &config, stage, &why, self.clock.drain());
+                let prober = self.modules.prober(stage);
+                hold(
+                    self.shared,
+                    &config,
+                    stage,
+                    &why,
+                    self.clock.drain(),
+                    prober,
+                );
             } else {
                 // One that may hold a document that Redis has lost.
                 let health = &self.shared.health;
@@ -130,8 +146,12 @@ impl Pipeline<'_, '_, '_> {
             };
         }
         let most = self.shared.settings.max_rounds;
+        let noted = match fault.kind {
+            FailureKind::Refused => refused_by(&fault.stage),
+            _ => fault.stage.clone(),
+        };
         let released = self.let_go_keeping(job, |queue, claim, progress| {
-            queue.postpone(claim, worked, most, &fault.stage, progress)
+            queue.postpone(claim, worked, most, &noted, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
@@ -175,9 +195,7 @@ impl Pipeline<'_, '_, '_> {
                 let letters = [StorageLetter::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
-            _ => self.let_go_keeping(job, |queue, claim, progress| {
-                queue.dead_letter(claim, &reason, progress)
-            })?,
+            _ => self.move_to_dead_letters(job, &reason)?,
         };
         if released != Released::Done {
             return Ok(released);
@@ -204,21 +222,79 @@ impl Pipeline<'_, '_, '_> {
         Ok(released)
     }
 
-    /// Writes what the links have done to Redis, and says how far the vCon has come.
+    /// To the dead letter queue of its list. Who puts back at once what comes there, as the API server does
+    /// when it reprocesses the queue, would never find it empty: an entry that comes again and again is held
+    /// for a while, and longer each time.
+    fn move_to_dead_letters(
+        &mut self,
+        job: &mut Option<Job>,
+        reason: &Reason<'_>,
+    ) -> Result<Released, ClaimLeft> {
+        let mut has_waited = false;
+        loop {
+            let at_once = has_waited || self.clock.is_draining();
+            let released = self.let_go_keeping(job, |queue, claim, progress| {
+                if at_once {
+                    queue.dead_letter(claim, reason, progress)
+                } else {
+                    queue.dead_letter_unless_again(claim, reason, progress)
+                }
+            })?;
+            let Released::Again(times) = released else {
+                return Ok(released);
+            };
+            let settings = &self.shared.settings;
+            let mut backoff = Backoff::new(settings.retry_first, settings.retry_max)
+                .after(times.saturating_sub(1));
+            let wait = backoff.next_wait();
+            log::debug!(
+                "{} was a dead letter just before, and is held for {wait:.1?}",
+                self.claim.shown()
+            );
+            self.clock.insist(wait);
+            has_waited = true;
+        }
+    }
+
+    /// The vCon was taken for bad: it is taken back if it turns out that all are refused.
+    fn note_dead_letter(&mut self, job: Option<&Job>, fault: &Fault) {
+        let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
+            return;
+        };
+        for stage in &fault.stages {
+            let letter = match stage {
+                Stage::Storage(storage) if self.is_backlog => {
+                    Letter::OfStorage(storage.clone(), id.clone())
+                }
+                _ => Letter::OfList(self.claim.list.clone(), self.claim.entry.clone()),
+            };
+            self.shared.health.note_letter(stage, &id, letter);
+            self.take_back(stage);
+        }
+    }
+
+    /// Writes what the links have done to Redis, and says how far the vCon has come. `None` if nothing
+    /// has been done.
     fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
         let job = job.as_mut()?;
-        if !job.progress.is_begun() {
+        // What storages were given may be older than what another claim of the vCon has given them.
+        if !job.progress.is_begun() && !job.was_given {
             return None;
         }
-        // Without that, its next claim begins anew.
-        if let Err(ending) = self.write(job) {
-            log::debug!(
-                "what has been done for {} is not kept: {ending:?}",
-                job.id()
-            );
-            return None;
-        }
-        job.progress.record(self.chain, job.base.as_deref())
+        let kept = match self.write(job) {
+            Ok(()) => job.progress.record(self.chain, job.base.as_deref()),
+            Err(ending) => {
+                let id = job.id();
+                log::debug!("what has been done for {id} is not kept: {ending:?}");
+                None
+            }
+        };
+        kept.or_else(|| self.void())
+    }
+
+    /// That nothing that has been done for the claimed vCon counts.
+    fn void(&self) -> Option<queue::Progress> {
+        self.claim.id().map(queue::Progress::void)
     }
 
     /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
@@ -232,19 +308,16 @@ impl Pipeline<'_, '_, '_> {
             Option<&queue::Progress>,
         ) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
-        let mut merges = 0;
+        let (mut merges, mut is_void) = (0, false);
         loop {
-            let progress = self.keep(job);
+            let progress = if is_void { self.void() } else { self.keep(job) };
             let released = self.let_go(|queue, claim| step(queue, claim, progress.as_ref()))?;
             if released != Released::Changed {
                 return Ok(released);
             }
             merges += 1;
             let is_merged = job.as_mut().is_some_and(|job| self.merge(job).is_ok());
-            if !is_merged || merges == MOST_MERGES {
-                // Its next claim begins anew.
-                *job = None;
-            }
+            is_void = !is_merged || merges == MOST_MERGES;
         }
     }
 

@@ -30,6 +30,11 @@ impl Backoff {
         }
     }
 
+    /// The same after so many failures.
+    pub fn after(self, failures: u32) -> Self {
+        Self { failures, ..self }
+    }
+
     /// The next wait: between half and the whole of the doubled time.
     pub fn next_wait(&mut self) -> Duration {
         let doubled = self.first.saturating_mul(1 << self.failures.min(20));
@@ -206,6 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_wait_as_often_do_not_come_back_together() {
+        let waits: Vec<f64> = (0..1000)
+            .map(|_| {
+                let second = Duration::from_secs(1);
+                Backoff::new(second, second).next_wait().as_secs_f64()
+            })
+            .collect();
+        // Anywhere between half of the time and the whole.
+        for tenth in 5..10 {
+            let from = f64::from(tenth) / 10.0;
+            let is_there = |wait: &f64| (from..from + 0.1).contains(wait);
+            let count = waits.iter().filter(|wait| is_there(wait)).count();
+            assert!(count > 100, "{count} of 1000 from {from} s on");
+        }
+    }
+
+    #[test]
     fn a_very_long_outage_does_not_overflow() {
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
         for _ in 0..100_000 {
@@ -223,5 +245,24 @@ mod tests {
         assert_eq!(absence.end(), None);
         assert!(absence.end().is_some());
         assert!(absence.begin());
+    }
+
+    #[test]
+    fn a_worker_that_drains_makes_so_many_tries_more_and_no_other() {
+        let set = [
+            ("CONSERVER_RETRY_FIRST_MS", "1"),
+            ("CONSERVER_RETRY_ATTEMPTS", "3"),
+        ];
+        let settings = super::super::shared::tests::settings(&set);
+        let mut outage = Outage::new("Redis", &settings, &Arc::default());
+        let (hold, drain) = crossbeam_channel::bounded(0);
+        let clock = Clock::idle(&drain, None);
+        let mut insists = || outage.insist(&QueueError::Closed, &clock).is_ok();
+        assert!([(); 5].map(|()| insists()).iter().all(|more| *more));
+        drop(hold);
+        assert_eq!(
+            [(); 5].map(|()| insists()),
+            [true, true, true, false, false]
+        );
     }
 }

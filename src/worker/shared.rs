@@ -103,8 +103,84 @@ pub(super) fn spread(limit: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::spread;
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::child::Leftover;
+    use crate::queue::{Blame, Server};
+    use crate::scoreboard::{Board, Place, PlaceState};
+
+    /// A worker none of whose lanes has begun. Nothing listens at its Redis.
+    pub(in crate::worker) struct Worker {
+        pub shared: Arc<Shared>,
+        pub board: Board,
+        _folder: TempDir,
+    }
+
+    impl Worker {
+        /// One with this configuration and these settings.
+        pub fn with(config: &str, set: &[(&str, &str)]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut board = Board::create(folder.path(), "here", 1, 1).unwrap();
+            board.prepare(1).unwrap();
+            let place = Place {
+                generation: 1,
+                pid: std::process::id().cast_signed(),
+                state: PlaceState::Ready,
+                since: 0,
+                deaths: 0,
+                retry: 0,
+            };
+            board.set_place(1, Some(place));
+            let slot = Slot::attach(board.id(), 1, 1).unwrap();
+            let child = Child::in_a_test(slot.clone());
+            let settings = settings(set);
+            let wakeup = Wakeup::new(
+                &settings,
+                slot.clone(),
+                Server::new(&settings.redis_url).unwrap(),
+            );
+            let predecessor = Leftover {
+                worker: 1,
+                blame: Blame::NOBODY,
+                end: String::new(),
+            };
+            let duty = Duty {
+                predecessor,
+                sweep_above: None,
+                config_generation: 0,
+            };
+            let shared = Shared::new(child, duty, settings, parse(config), slot, wakeup);
+            Self {
+                shared: Arc::new(shared),
+                board,
+                _folder: folder,
+            }
+        }
+
+        /// The configuration in force.
+        pub fn config(&self) -> Arc<Config> {
+            self.shared.current.get()
+        }
+    }
+
+    /// The settings with these variables.
+    pub(in crate::worker) fn settings(set: &[(&str, &str)]) -> Settings {
+        let lookup = |name: &str| {
+            let found = set.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| value.into())
+        };
+        Settings::from_lookup(&lookup).unwrap()
+    }
+
+    /// A configuration.
+    pub(in crate::worker) fn parse(text: &str) -> Arc<Config> {
+        Arc::new(Config::parse(text, Path::new("config.yml")).unwrap())
+    }
 
     #[test]
     fn limits_are_spread_over_the_last_tenth() {

@@ -60,7 +60,9 @@ impl Pipeline<'_, '_, '_> {
                 // It was merged with another one: all storages are to be given it.
                 continue;
             }
-            if !self.again(&mut retry)? {
+            // What others are refused for as well does not change from one moment to the next.
+            let passes = away.iter().any(|(_, failure)| failure.is_transient());
+            if !passes || !self.again(&mut retry)? {
                 self.give_up(job, &away, retry.attempt())?;
                 break;
             }
@@ -88,7 +90,8 @@ impl Pipeline<'_, '_, '_> {
             || storages.iter().any(|name| defers(name, config))
     }
 
-    /// One attempt at each of these storages. Returns those that failed in ways that pass.
+    /// One attempt at each of these storages. Returns those that failed in ways that pass, or are to
+    /// blame for what they refuse.
     fn try_to_save(
         &mut self,
         job: &mut Job,
@@ -133,7 +136,13 @@ impl Pipeline<'_, '_, '_> {
                     self.shared.health.note_attempt(&stage, attempt, &failure);
                     away.push((name.to_owned(), failure));
                 }
-                Err(failure) => job.progress.note_refused(name, failure, attempt),
+                Err(failure) if self.is_the_vcons(&stage, &leaving.current.id, &failure) => {
+                    job.progress.note_refused(name, failure, attempt);
+                }
+                Err(failure) => {
+                    self.shared.health.note_attempt(&stage, attempt, &failure);
+                    away.push((name.to_owned(), failure));
+                }
             }
         }
         away
@@ -156,8 +165,9 @@ impl Pipeline<'_, '_, '_> {
             match self.modules.probe(&stage, self.clock.drain()) {
                 Ok(()) => self.note_failing(&stage, job.id(), &failure.message, &config),
                 Err(_) => {
-                    let drain = self.clock.drain();
-                    hold(self.shared, &config, &stage, &failure.message, drain);
+                    let (drain, prober) = (self.clock.drain(), self.modules.prober(&stage));
+                    let why = &failure.message;
+                    hold(self.shared, &config, &stage, why, drain, prober);
                 }
             }
             job.progress.note_deferred(name);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Finished, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh,
-    list, server_of, submit, wait_until,
+    list, queue, server_of, submit, wait_until,
 };
 
 fn audit(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
@@ -342,4 +342,28 @@ fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
     for (n, place) in [(0, Place::List), (1, Place::List), (2, Place::Nowhere)] {
         assert_eq!(audit.locate(&id(n)).expect("Redis"), place, "{n}");
     }
+}
+
+#[test]
+fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
+    let redis = Redis::plain();
+    let samples = fresh(2);
+    put(&redis, &samples);
+    redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
+    let lists = Lists {
+        ingress: vec![list("default")],
+        ..Lists::default()
+    };
+    let lease = server_of(&redis).connect("test").expect("a connection");
+    let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
+    let mut ids = audit.next(10).expect("Redis");
+    assert_eq!(ids.len(), 2);
+    let mut worker = queue(&redis, "new", 3);
+    let claimed = worker.claim(&[list("default")]).expect("Redis");
+    assert!(claimed.work.is_some());
+    audit.strike_queued(&mut ids).expect("Redis");
+    let lost: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    assert_eq!(lost, [samples[1].id.as_str()]);
+    let taken = samples[0].id.parse().expect("a UUID");
+    assert!(audit.standing(&taken).expect("Redis").is_claimed);
 }

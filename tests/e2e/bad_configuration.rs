@@ -65,6 +65,34 @@ fn an_unknown_module() {
 }
 
 #[test]
+fn modules_of_an_existing_deployment_are_all_told_with_what_to_set() {
+    let text = format!(
+        "{GOOD}tracers: {{audit: {{module: tracers.audit}}}}\nimports: {{helper: ours.helper}}\n"
+    )
+    .replace("links.tag,", "links.analyze,")
+    .replace("storage.file,", "storage.mongo,");
+    let conserver = Conserver::without_redis().config_text(&text);
+    let words = [
+        "config.yml:2: links.tagger.module: `links.analyze`",
+        "config.yml:4: storages.files.module: `storage.mongo`",
+        "config.yml:11: tracers.audit.module: `tracers.audit`",
+        "config.yml:12: imports.helper: `ours.helper`",
+        "set CONSERVER_PYTHON_PATH to the folders",
+    ];
+    refused(&conserver, &words);
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_named_with_how_its_text_is_written() {
+    let words = [
+        "config.yml:4",
+        "NOWHERE_SET",
+        "write `$${` for the text `${`",
+    ];
+    refused_file("/nonexistent", "'/a/${NOWHERE_SET}'", &words);
+}
+
+#[test]
 fn a_link_that_is_not_defined() {
     refused_file(
         "links: [tagger]",

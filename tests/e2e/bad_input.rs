@@ -8,7 +8,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
 use crate::harness::{
-    Conserver, Daemon, Files, PATIENCE, Postgres, Redis, Sample, chain, submit, wait_until,
+    Conserver, Daemon, Files, PATIENCE, Postgres, Redis, Sample, chain, fresh, submit, wait_until,
 };
 
 /// A daemon that has work to refuse.
@@ -216,17 +216,24 @@ fn a_list_of_the_wrong_redis_type_does_not_stop_the_others() {
     config["chains"]["main"]["ingress_lists"] = serde_json::json!(["broken", "default"]);
     redis.ask::<()>(&["SET", "broken", "not a list"]);
     let daemon = Conserver::with(&redis).config(&config).start();
-    let samples = [Sample::small(), Sample::small()];
-    submit(&redis, "default", &samples[..1]);
-    wait_until("the other list is served", PATIENCE, || {
-        redis.length("done") == 1
-    });
-    daemon.wait_for_log("broken", PATIENCE);
+    let told = || daemon.count_in_log("an ingress list cannot be read");
+    let samples = fresh(5);
+    for (sample, done) in samples[..4].iter().zip(1..) {
+        submit(&redis, "default", std::slice::from_ref(sample));
+        wait_until("the other list is served", PATIENCE, || {
+            redis.length("done") == done
+        });
+        // At each look it is so, which is no news.
+        wait_until("it is told once", PATIENCE, || told() == 1);
+    }
     redis.ask::<i64>(&["DEL", "broken"]);
-    submit(&redis, "broken", &samples[1..]);
+    submit(&redis, "broken", &samples[4..]);
     wait_until("the list is served again", PATIENCE, || {
-        redis.length("done") == 2
+        redis.length("done") == 5
     });
+    redis.ask::<()>(&["SET", "broken", "no list again"]);
+    submit(&redis, "default", &fresh(1));
+    wait_until("that is told too", PATIENCE, || told() == 2);
 }
 
 #[test]

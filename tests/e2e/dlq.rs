@@ -496,3 +496,90 @@ fn dead_letters_that_fail_again_are_not_put_back_for_ever() {
     });
     daemon.stop();
 }
+
+/// As the API server does it: what is taken from the dead letters goes back on the list, until there is no
+/// dead letter left.
+#[test]
+fn an_endless_reprocessing_comes_to_an_end() {
+    let redis = Redis::plain();
+    let daemon = conserver(&redis).lanes(4).start();
+    let samples: Vec<Sample> = (0..20).map(|_| Sample::small()).collect();
+    for sample in &samples {
+        redis.ask::<()>(&["SET", &format!("vcon:{}", sample.id), "{\"uuid\": "]);
+        redis.ask::<i64>(&["RPUSH", "default", &sample.id]);
+    }
+    wait_until("all are dead letters", PATIENCE, || {
+        redis.length("DLQ:default") == samples.len()
+    });
+    let mut moved = 0;
+    while let Some(entry) = redis.ask::<Option<String>>(&["LPOP", "DLQ:default"]) {
+        redis.ask::<i64>(&["RPUSH", "default", &entry]);
+        moved += 1;
+        assert!(moved < 1000, "there is always another dead letter");
+        // It has to ask for each by itself, and does other things besides.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    wait_until("all are dead letters again", PATIENCE, || {
+        redis.length("DLQ:default") == samples.len()
+    });
+    let reasons: Vec<String> = redis.ask(&["HVALS", "conserver:dlq:default"]);
+    assert_eq!(reasons.len(), samples.len());
+    assert!(reasons.iter().all(|reason| reason.contains("\"again\":")));
+    assert_eq!(listed(daemon.conserver()).len(), samples.len());
+
+    // What an operator puts back has no past.
+    run(daemon.conserver(), &["dlq", "retry", "default"], 0);
+    wait_until("all are dead letters once more", PATIENCE, || {
+        redis.length("DLQ:default") == samples.len()
+    });
+    let reasons: Vec<String> = redis.ask(&["HVALS", "conserver:dlq:default"]);
+    assert!(!reasons.iter().any(|reason| reason.contains("\"again\":")));
+    daemon.stop();
+}
+
+#[test]
+fn a_drain_does_not_wait_for_what_becomes_a_dead_letter_again() {
+    let redis = Redis::plain();
+    let daemon = conserver(&redis)
+        .env("CONSERVER_RETRY_FIRST_MS", "3600000")
+        .env("CONSERVER_RETRY_MAX_MS", "3600000")
+        .start();
+    let sample = Sample::small();
+    redis.ask::<()>(&["SET", &format!("vcon:{}", sample.id), "[]"]);
+    redis.ask::<i64>(&["RPUSH", "default", &sample.id]);
+    wait_until("it is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    redis.ask::<String>(&["LMOVE", "DLQ:default", "default", "LEFT", "RIGHT"]);
+    wait_until("it is held", PATIENCE, || {
+        redis.length("default") == 0 && redis.keys("conserver:claims:*").len() == 1
+    });
+    daemon.stop();
+    assert_eq!(redis.list("DLQ:default"), [sample.id.as_str()]);
+}
+
+#[test]
+fn reasons_of_entries_that_others_have_taken_are_dropped() {
+    let redis = Redis::plain();
+    let samples: Vec<Sample> = (0..3).map(|_| Sample::small()).collect();
+    for sample in &samples {
+        bury(&redis, &sample.id);
+    }
+    let [taken, kept, young] = &samples[..] else {
+        panic!("there are three");
+    };
+    redis.ask::<i64>(&["LREM", "DLQ:default", "0", &taken.id]);
+    redis.ask::<i64>(&["LREM", "DLQ:default", "0", &young.id]);
+    let (seconds, _): (String, String) = redis.ask(&["TIME"]);
+    let reason = format!("{{\"stage\":\"parse\",\"at\":{seconds}.5}}");
+    redis.ask::<i64>(&["HSET", "conserver:dlq:default", &young.id, &reason]);
+    let daemon = conserver(&redis).env("VCON_REDIS_EXPIRY", "6").start();
+    let reasons = || -> Vec<String> { redis.ask(&["HKEYS", "conserver:dlq:default"]) };
+    wait_until("the reason is dropped", PATIENCE, || {
+        !reasons().contains(&taken.id)
+    });
+    // It tells that its entry has failed just before.
+    assert!(reasons().contains(&young.id));
+    assert!(reasons().contains(&kept.id));
+    daemon.stop();
+}

@@ -166,13 +166,17 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
     elastic.prepare();
     let proxy = Proxy::before(elastic.port());
     let url = format!("http://127.0.0.1:{}", proxy.port());
-    let storage = elastic.storage_with(json!({"url": url, "timeout": 1}));
+    let storage = |timeout: u32| elastic.storage_with(json!({"url": url, "timeout": timeout}));
     proxy.delay(Duration::from_millis(50));
-    let daemon = conserver(&redis, &storage).start();
+    // A machine with much to do may take longer than the server.
+    let daemon = conserver(&redis, &storage(30)).start();
     let (slowly, later) = samples.split_at(4);
     submit(&redis, "default", slowly);
     Ledger::of(&redis, slowly).settles();
     assert_eq!(daemon.count_in_log("is away"), 0);
+    daemon.reconfigure(&chain(&[], &[("es", storage(1))]));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("was read and is in force", PATIENCE);
     proxy.black_hole();
     submit(&redis, "default", later);
     is_away(&redis, &daemon, "no answer within 1s");
@@ -211,17 +215,50 @@ fn an_index_that_is_blocked_is_waited_out() {
         };
         block(true);
         submit(&redis, "default", &samples);
-        let daemon = conserver(&redis, &elastic.storage()).start();
+        let daemon = conserver(&redis, &elastic.storage())
+            .env("CONSERVER_RETRY_MAX_MS", "200")
+            .env("LOG_LEVEL", "DEBUG")
+            .start();
         is_away(
             &redis,
             &daemon,
             "in index calls_vcon_dialog: HTTP 403: cluster_block_exception",
         );
         assert!(daemon.log().contains("lift the block of the index"));
+        // It is asked again and again, and the hold lasts as long as the block.
+        let asked = daemon.count_in_log("storage es is still away");
+        wait_until("it is asked some times", PATIENCE, || {
+            daemon.count_in_log("storage es is still away") >= asked + 4
+        });
+        assert_eq!(daemon.count_in_log("storage es is back"), 0);
         block(false);
         all_is_stored(&redis, &elastic, &samples);
         daemon.stop();
     }
+}
+
+#[test]
+fn an_index_that_takes_no_vcon_is_waited_out() {
+    let elastic = Elastic::osmem();
+    let (redis, samples) = (Redis::plain(), fresh(10));
+    elastic.prepare();
+    // No UUID is a number.
+    let mapping = json!({"mappings": {"properties": {"vcon_id": {"type": "long"}}}});
+    elastic.put("calls_vcon_dialog", &mapping);
+    submit(&redis, "default", &samples);
+    let daemon = conserver(&redis, &elastic.storage()).start();
+    let failing = "storage es has failed for 3 vCons in a row";
+    daemon.wait_for_log(failing, PATIENCE);
+    assert!(daemon.log().contains("failed to parse field [vcon_id]"));
+    assert_eq!(redis.length("DLQ:default"), 0);
+    elastic.delete("calls_vcon_dialog");
+    all_is_stored(&redis, &elastic, &samples);
+    assert_eq!(redis.length("DLQ:default"), 0);
+    // Nothing else is left there.
+    let documents = elastic.documents();
+    let is_ours = |id: &String| samples.iter().any(|sample| id.starts_with(&sample.id));
+    assert!(documents.keys().all(|(_, id)| is_ours(id)));
+    daemon.stop();
 }
 
 #[test]
@@ -245,6 +282,12 @@ fn a_vcon_that_does_not_fit_the_mapping_is_a_dead_letter_and_the_others_are_stor
         );
         Ledger::of(&redis, &samples).wait_for(samples.len());
         assert_eq!(daemon.count_in_log("is away"), 0);
+        // The minimal document that told is gone.
+        let documents = elastic.documents();
+        let strict = |(index, id): &&(String, String)| {
+            index == "calls_vcon_attachments_strict" && !id.starts_with(&misfit.id)
+        };
+        assert_eq!(documents.keys().filter(strict).count(), 0);
         // The mapping cannot be changed, but the vCon can.
         misfit.document["attachments"] = json!([{"purpose": "strict", "length": 3}]);
         redis.ask::<()>(&["SET", &format!("vcon:{}", misfit.id), &misfit.text()]);

@@ -15,8 +15,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, Redis, Sample, chain, delay, fresh, is_alive, preload, queue,
-    submit, wait_until,
+    Conserver, Ledger, PATIENCE, Proxy, Redis, Sample, chain, delay, fresh, is_alive, preload,
+    queue, submit, wait_until,
 };
 
 /// Puts a submitted vCon into the hands of a worker that is no more.
@@ -122,6 +122,38 @@ fn a_worker_that_drains_before_it_has_recovered_leaves_its_predecessors_claims_o
     let sample = samples.iter().find(|sample| sample.id == returned);
     let sample = sample.expect("one of them");
     assert_eq!(deaths_of(&redis, sample), Some(1));
+}
+
+#[test]
+fn what_a_worker_cannot_give_back_before_it_ends_is_returned_by_the_supervisor() {
+    let redis = Redis::plain();
+    let door = Proxy::before(redis.port());
+    let daemon = Conserver::with(&redis)
+        .env("REDIS_URL", format!("redis://127.0.0.1:{}", door.port()))
+        .config(&chain(&[delay(600.0)], &[]))
+        .workers(2)
+        .env("CONSERVER_RETRY_FIRST_MS", "5")
+        .env("CONSERVER_RETRY_MAX_MS", "50")
+        .env("CONSERVER_RETRY_ATTEMPTS", "2")
+        .start();
+    let workers = daemon.wait_for_workers(2);
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    redis.wait_for_claims(2);
+    door.refuse();
+    door.reset();
+    daemon.signal(Signal::SIGTTOU);
+    let gone = || !is_alive(workers[&2]);
+    wait_until("a worker has drained", PATIENCE, gone);
+    assert_eq!(redis.claims().len(), 2);
+    door.pass();
+    wait_until("its claim is back", PATIENCE, || {
+        redis.length("default") == 1
+    });
+    // It did as it was told.
+    assert_eq!(redis.keys("conserver:deaths"), Vec::<String>::new());
+    assert_eq!(daemon.count_in_log("died unexpectedly"), 0);
+    redis.wait_for_claims(1);
 }
 
 #[test]

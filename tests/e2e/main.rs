@@ -12,6 +12,7 @@
 //! | `CONSERVER_TEST_KILLS` | 40 | kills of workers for each start method |
 //! | `CONSERVER_TEST_OTHERS` | 199 | vCons beside one that kills its workers |
 //! | `CONSERVER_TEST_SHARED` | 20 | vCons that several have in hand at one time |
+//! | `CONSERVER_TEST_POOLED` | 300 | vCons that four daemons write through a pooler of PostgreSQL |
 //! | `CONSERVER_TEST_WORKERS` | 350 | workers of one forkserver |
 //! | `CONSERVER_TEST_CUTS` | 40 | bytes at which connections to Redis are cut, each way; a large number is every byte |
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
@@ -39,16 +40,19 @@ mod disk_faults;
 mod dlq;
 mod documents;
 mod elasticsearch;
+mod elasticsearch_answers;
 mod elasticsearch_faults;
 mod everything;
 mod failover;
 mod figures;
+mod followers;
 mod forms;
 mod get_delete;
 mod harness;
 mod holds;
 mod inherited_claims;
 mod instances;
+mod interrupted;
 mod layout;
 mod lease;
 mod link_faults;
@@ -60,7 +64,10 @@ mod monitor_http;
 mod monitor_metrics;
 mod outages;
 mod page;
+mod pgbouncer;
 mod postgres_faults;
+mod postgres_hosts;
+mod postgres_late;
 mod postgres_table;
 mod postgres_tls;
 mod process_faults;
@@ -76,7 +83,10 @@ mod queue_promises;
 mod redis_cuts;
 mod redis_faults;
 mod redis_full;
+mod redis_rights;
 mod redis_storage;
+mod redis_urls;
+mod refusals;
 mod restart;
 mod round_trip;
 mod routes;

@@ -8,8 +8,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Blocked, Conserver, Files, Format, Ledger, Monitor, PATIENCE, Redis, Scrape, chain, delay,
-    fresh, submit, wait_until,
+    Blocked, Conserver, Files, Format, Hook, Ledger, Monitor, PATIENCE, Redis, Scrape, chain,
+    delay, fresh, submit, wait_until,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -219,6 +219,41 @@ fn what_is_away_is_in_the_metrics() {
         Some(1.0)
     );
     drop(daemon);
+}
+
+/// Of two storages, one refuses some vCons; then both refuse all.
+#[test]
+fn what_storages_refuse_for_good_is_in_the_metrics() {
+    let (redis, first, second) = (Redis::plain(), Hook::new(), Hook::new());
+    let monitor = Monitor::at_a_port();
+    let storages = [("first", first.storage()), ("second", second.storage())];
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &storages))
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    let counts = || {
+        let scrape = Scrape::of(&monitor, Format::Classic);
+        ["first", "second"].map(|storage| {
+            let labels = [("storage", storage)];
+            scrape.get("conserver_storage_dead_lettered_total", &labels)
+        })
+    };
+    second.answers(422);
+    submit(&redis, "default", &fresh(2));
+    wait_until("the second has refused two", PATIENCE, || {
+        counts() == [Some(0.0), Some(2.0)]
+    });
+    assert_eq!(redis.length("DLQ:storage:second"), 2);
+    first.answers(422);
+    submit(&redis, "default", &fresh(3));
+    wait_until("both have refused three", PATIENCE, || {
+        counts() == [Some(3.0), Some(5.0)]
+    });
+    assert_eq!(redis.length("DLQ:default"), 3);
+    let scrape = Scrape::of(&monitor, Format::Classic);
+    let main = scrape.get("conserver_chain_dead_lettered_total", &[("chain", "main")]);
+    assert_eq!(main, Some(3.0));
+    daemon.stop();
 }
 
 #[test]

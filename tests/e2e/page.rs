@@ -252,7 +252,10 @@ fn is_readable_by_day_and_night(page: &Page) {
     for screen in [DESKTOP, AT_NIGHT] {
         page.browser.show_on(screen);
         backs.push(page.run(back));
-        for pair in page.run(contrasts).as_array().expect("contrasts") {
+        let found = page.run(contrasts);
+        let found = found.as_array().expect("contrasts");
+        assert_eq!(found.len(), 11);
+        for pair in found {
             assert!(pair[2].as_f64() >= Some(4.5), "{pair}");
         }
     }

@@ -91,6 +91,26 @@ fn titles_are_told(
     assert_eq!(forkserver, method == "forkserver", "{titles:?}");
 }
 
+#[test]
+fn a_worker_says_that_it_is_busy_as_long_as_one_of_its_lanes_is() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.5)], &[]))
+        .lanes(2)
+        .start();
+    let worker = daemon.wait_for_workers(1)[&1];
+    let samples = fresh(2);
+    for word in ["[busy]", "[idle]", "[busy]", "[idle]"] {
+        if word == "[busy]" {
+            submit(&redis, "default", &samples);
+        }
+        wait_until(&format!("it is {word}"), PATIENCE, || {
+            title_of(worker) == format!("conserver: worker 1 {word}")
+        });
+    }
+    daemon.stop();
+}
+
 /// No process has a descriptor of another above standard error.
 fn nothing_is_inherited(daemon: &Daemon) {
     // What this test's own process was given from outside goes to all.

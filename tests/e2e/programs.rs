@@ -155,6 +155,8 @@ fn a_program_gets_no_descriptor_and_no_variable_of_the_daemons() {
         .collect();
     let known = ["PATH", "HOME", "LANG", "SEEN", "SHLVL", "OLDPWD"];
     assert!(names.iter().all(|name| known.contains(name)), "{names:?}");
+    // It has looked, and sees what it was to see.
+    assert!(names.contains(&"SEEN"), "{names:?}");
     daemon.stop();
 }
 

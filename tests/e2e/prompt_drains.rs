@@ -40,8 +40,11 @@ fn a_drain_ends_the_pauses_of_lanes_that_wait_for_redis() {
     // Two lanes work, one is idle.
     let samples = fresh(2);
     submit(&redis, "default", &samples);
-    wait_until("both are in hand", PATIENCE, || {
-        redis.ask::<usize>(&["HLEN", "conserver:claims:here:1"]) == 2
+    // Not only claimed: the lanes have been told.
+    wait_until("both are in work", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        let lanes = status["workers"][0]["lanes"].as_array();
+        lanes.is_some_and(|lanes| lanes.len() == 2)
     });
     redis.kill9();
     // Both are to be finished then, in pauses of half a minute at least.

@@ -4,8 +4,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Files, Ledger, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample, chain, fresh,
-    is_alive, processes_mentioning, same, submit, title_of, wait_until, wait_until_reaped,
+    Conserver, Files, Hook, Ledger, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample, chain,
+    fresh, is_alive, processes_mentioning, same, submit, title_of, wait_until, wait_until_reaped,
 };
 
 /// A link with state: each interpreter counts its vCons, and writes into each what it finds there.
@@ -138,6 +138,29 @@ fn a_link_with_state_sees_and_changes_every_vcon_of_redis_with_json() {
 #[test]
 fn a_link_with_state_sees_and_changes_every_vcon_of_redis_without_json() {
     a_link_with_state_sees_and_changes_every_vcon(&Redis::plain());
+}
+
+#[test]
+fn what_a_module_writes_is_what_the_next_link_gets() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let (hook, programs) = (Hook::new(), Programs::new());
+        let env = if redis.has_json() {
+            json!({"JSON": "1"})
+        } else {
+            json!({})
+        };
+        let counting = programs.python("counting", COUNTING, &json!({"env": env}));
+        let links = [("counts", counting), ("hook", hook.link())];
+        let samples = fresh(4);
+        let daemon = Conserver::with(&redis).config(&chain(&links, &[])).start();
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        hook.has_taken_each("the next link", &samples, 1);
+        for (call, n) in hook.calls().iter().zip(1..) {
+            assert_eq!(counted(&call.document)["n"], n);
+        }
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! What the queue's scripts promise in a few words: nothing expires that was kept for ever, nothing is
 //! announced by halves, and a claim that cannot be made leaves everything as it was.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use conserver::queue::{
-    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Keeper, Kind, Lengths, Progress,
-    Queue, Raw, Reason, Released, Replaced, Replacement, StorageLetter,
+    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Holder, Keeper, Kind, Lengths,
+    Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server, StorageLetter,
 };
 use conserver::vcon::VconId;
+use nix::sys::signal::Signal;
+use redis::{Connection, RedisResult};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, EXPIRY, PATIENCE, Programs, Redis, Sample, exec, list, queue, server_of, submit,
-    wait_until,
+    Conserver, EXPIRY, PATIENCE, Programs, Redis, Sample, exec, lease_of, list, queue, relay,
+    server_of, submit, wait_until,
 };
 
 const CONTEXT: &str = r#"{"trace_id":"0af7"}"#;
@@ -736,6 +742,134 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
     }
 }
 
+#[test]
+fn a_vcon_that_workers_died_on_once_too_often_is_counted_from_nothing_after_that() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let counts = ["conserver:deaths", "conserver:lapses"];
+    for hash in counts {
+        redis.ask::<i64>(&["HSET", hash, id.as_str(), "1", "another", "1"]);
+    }
+    let _ = claim(&mut queue);
+    let (worker, blame, end) = (1, Blame::ALL, "killed");
+    let recovered = queue.recover(Dead { worker, blame, end }, 2).unwrap();
+    assert!(recovered[0].is_poison());
+    assert_eq!(redis.list("DLQ:in"), [id.as_str()]);
+    for hash in counts {
+        let left: Vec<String> = redis.ask(&["HKEYS", hash]);
+        assert_eq!(left, ["another"], "{hash}");
+    }
+}
+
+#[test]
+fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
+    const MOST: u32 = 3;
+    let (now, never) = (Some(Duration::ZERO), None);
+    for (rounds, last) in [
+        (vec![("a", now), ("a", now), ("a", now)], Released::Spent(3)),
+        // Two that fail in turn.
+        (
+            vec![("a", now), ("b", now), ("a", now), ("b", now), ("a", now)],
+            Released::Done,
+        ),
+        (
+            vec![("a", now), ("b", now), ("b", now), ("b", now)],
+            Released::Spent(3),
+        ),
+        // One that has not worked for anybody since.
+        (
+            vec![("a", never), ("a", never), ("a", never)],
+            Released::Done,
+        ),
+        (
+            vec![("a", now), ("a", never), ("a", now), ("a", now)],
+            Released::Spent(3),
+        ),
+    ] {
+        let redis = Redis::plain();
+        let mut queue = queue(&redis, "here", 1);
+        hand_in(&redis);
+        let mut found = None;
+        for (stage, worked) in &rounds {
+            assert!(matches!(found, None | Some(Released::Done)), "{rounds:?}");
+            let (claim, ..) = claim(&mut queue);
+            found = queue.postpone(&claim, *worked, MOST, stage, None).ok();
+        }
+        assert_eq!(found, Some(last), "{rounds:?}");
+    }
+}
+
+/// Which of two claims of a vCon was the last to give a storage its document, nobody knows.
+#[test]
+fn what_two_claims_of_a_vcon_say_of_its_progress_is_marked_unless_it_is_the_same() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
+        let (id, key) = hand_in(&redis);
+        redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
+        // Lets go of the claims in this order, each with what is said, and gives what the next claims are handed.
+        let mut turn = |says: [&str; 2], handed: &str| {
+            let claims = [0, 1].map(|lane: usize| claim(&mut lanes[lane]));
+            for (lane, says) in says.into_iter().enumerate() {
+                let (claim, _, text) = &claims[lane];
+                let progress = Progress {
+                    id: id.clone(),
+                    text: says.to_owned(),
+                    document: Some(text.clone()),
+                };
+                let void = Progress::void(id.clone());
+                let progress = if says == void.text { void } else { progress };
+                let released = lanes[lane].release(claim, Some(&progress)).unwrap();
+                assert_eq!(released, Released::Done);
+            }
+            let (next, ..) = claim(&mut lanes[0]);
+            let found = String::from_utf8(next.progress.clone().unwrap()).unwrap();
+            assert_eq!(found, handed, "{says:?}");
+            assert_eq!(lanes[0].release(&next, None).unwrap(), Released::Done);
+        };
+        turn(["a", "a"], "a");
+        turn(["b", "b"], "b");
+        // What the first says is not what the second was handed, nor what it says.
+        turn(["c", "d"], "^d");
+        // Both have given all storages the document again, and say so.
+        turn(["e", "e"], "e");
+        turn(["!", "f"], "^f");
+        turn(["g", "!"], "!");
+        turn(["h", "h"], "h");
+        // Whatever is kept of another document is none of it.
+        let kept = redis.document(id.as_str()).unwrap();
+        let other = json!({"uuid": kept["uuid"], "subject": "other"}).to_string();
+        if redis.has_json() {
+            redis.ask::<()>(&["JSON.SET", &key, "$", &other]);
+        } else {
+            redis.ask::<()>(&["SET", &key, &other]);
+        }
+        turn(["i", "i"], "i");
+    }
+}
+
+#[test]
+fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended() {
+    let redis = Redis::plain();
+    let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
+    let (id, _) = hand_in(&redis);
+    redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
+    let (_, ..) = claim(&mut lanes[0]);
+    let (other, _, text) = claim(&mut lanes[1]);
+    lanes[1].recover(killed(1), 3).unwrap();
+    let progress = Progress {
+        id,
+        text: "words".to_owned(),
+        document: Some(text),
+    };
+    let released = lanes[1].release(&other, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    for lane in &mut lanes {
+        let (next, ..) = claim(lane);
+        assert_eq!(next.progress.as_deref(), Some(&b"^words"[..]));
+    }
+}
+
 /// What the server does not let us see is not taken for nothing, nor for something else.
 #[test]
 fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
@@ -773,4 +907,103 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
 
     deny("strlen");
     queue.replace(&id, kind, &base, "{}").unwrap_err();
+}
+
+/// A document that is too large for the answer of a claim is got by a command of its own, before which
+/// somebody may put something else in its place.
+#[test]
+fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_then() {
+    type Change = fn(&mut Connection, &str) -> RedisResult<()>;
+    let changes: [(Change, fn(&Document) -> bool); 3] = [
+        (
+            |redis, key| {
+                redis::cmd("DEL").arg(key).query::<()>(redis)?;
+                redis::cmd("JSON.SET").arg(&[key, "$", "{}"]).query(redis)
+            },
+            |found| matches!(found, Document::Found(Kind::Json, text) if text == b"{}"),
+        ),
+        (
+            |redis, key| {
+                redis::cmd("DEL").arg(key).query::<()>(redis)?;
+                redis::cmd("HSET").arg(&[key, "a", "b"]).query(redis)
+            },
+            |found| matches!(found, Document::Unusable(why) if why.contains("hash")),
+        ),
+        (
+            |redis, key| redis::cmd("DEL").arg(key).query(redis),
+            |found| *found == Document::Missing,
+        ),
+    ];
+    for (change, is_it) in changes {
+        let redis = Redis::with_json();
+        let mut large = Sample::small();
+        large.document["subject"] = "x".repeat(2 << 20).into();
+        let key = format!("vcon:{}", large.id);
+        redis.ask::<()>(&["SET", &key, &large.text()]);
+        redis.ask::<i64>(&["RPUSH", "in", &large.id]);
+        let (connection, changed) = (Mutex::new(redis.connection()), Arc::default());
+        let is_changed: Arc<AtomicBool> = Arc::clone(&changed);
+        let url = relay(&redis, 1, move |bytes| {
+            let is_get = bytes.windows(7).any(|part| part == b"\r\nGET\r\n");
+            if is_get && !changed.swap(true, Ordering::SeqCst) {
+                change(&mut connection.lock().unwrap(), &key).unwrap();
+            }
+        });
+        let server = Server::new(&url.parse().unwrap()).unwrap();
+        let seat = Seat {
+            instance: "here".to_owned(),
+            worker: 1,
+            lane: 1,
+        };
+        let lease = lease_of("here", &Holder::this_process(1));
+        let mut queue = Queue::new(server, seat, EXPIRY, lease);
+        let claimed = queue.claim(&[list("in")]).unwrap();
+        let (_, document) = claimed.work.unwrap();
+        assert!(is_changed.load(Ordering::SeqCst));
+        assert!(is_it(&document), "{document:?}");
+    }
+}
+
+#[test]
+fn a_queue_with_a_limit_waits_no_longer_for_a_server_that_does_not_answer() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1).within(Duration::from_millis(300));
+    queue.take_lease().unwrap();
+    redis.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    queue.take_lease().unwrap_err();
+    let took = start.elapsed();
+    redis.signal(Signal::SIGCONT);
+    // Without one it would be many seconds.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    queue.take_lease().unwrap();
+}
+
+/// What is long is told from another version by its length, which the server knows.
+#[test]
+fn a_long_document_is_not_sent_to_let_go_of_its_claim() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let mut large = Sample::small();
+    large.document["subject"] = "x".repeat(2 << 20).into();
+    submit(&redis, "in", std::slice::from_ref(&large));
+    let (claim, _, text) = claim(&mut queue);
+    let progress = Progress {
+        id: claim.id().unwrap(),
+        text: "words".to_owned(),
+        document: Some(text),
+    };
+    // The script is known to the server from then on.
+    let before = received(&redis);
+    let released = queue.release(&claim, Some(&progress)).unwrap();
+    assert_eq!(released, Released::Done);
+    let sent = received(&redis) - before;
+    assert!(sent < 1 << 20, "{sent} bytes");
+}
+
+/// So many bytes has the server been sent.
+fn received(redis: &Redis) -> u64 {
+    let stats: String = redis.ask(&["INFO", "stats"]);
+    let of = |line: &str| line.strip_prefix("total_net_input_bytes:")?.parse().ok();
+    stats.lines().find_map(of).unwrap()
 }

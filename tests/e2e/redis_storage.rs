@@ -281,3 +281,35 @@ fn a_slow_server_is_used_and_one_that_hangs_is_waited_out() {
     all_is_kept(&redis, &keeper, &samples);
     daemon.stop();
 }
+
+#[test]
+fn a_vcon_that_redis_has_lost_is_looked_for_in_as_many_attempts_as_any_other() {
+    let (redis, keeper) = (Redis::plain(), Redis::plain());
+    let door = Proxy::before(keeper.port());
+    let samples = fresh(1);
+    submit(&redis, "aside", &samples);
+    let url = format!("redis://127.0.0.1:{}", door.port());
+    let daemon = conserver(&redis, storage(&url))
+        .env("CONSERVER_RETRY_ATTEMPTS", "3")
+        .env("LOG_LEVEL", "DEBUG")
+        .start();
+    redis.ask::<()>(&["RENAME", "aside", "default"]);
+    all_is_kept(&redis, &keeper, &samples);
+    redis.ask::<()>(&["DEL", "done", &format!("vcon:{}", samples[0].id)]);
+    door.refuse();
+    door.reset();
+    redis.ask::<()>(&["RPUSH", "default", &samples[0].id]);
+    daemon.wait_for_log("storage kept is away", PATIENCE);
+    for attempt in 1..=4 {
+        let told = format!("may hold {}, attempt {attempt}:", samples[0].id);
+        assert_eq!(
+            daemon.count_in_log(&told),
+            usize::from(attempt <= 3),
+            "{told}"
+        );
+    }
+    assert_eq!(redis.length("DLQ:default"), 0);
+    door.pass();
+    all_is_kept(&redis, &keeper, &samples);
+    daemon.stop();
+}

@@ -5,7 +5,7 @@ mod kills;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
@@ -560,6 +560,86 @@ fn a_chain_that_changes_nothing_leaves_no_old_document_beside_a_slow_storage() {
         all_are("the tag", &redis, &files, &samples, |it| {
             has_tags(it, &["a"])
         });
+        daemon.stop();
+    }
+}
+
+/// A vCon comes again, in a new version, while the old one is on its way to a slow storage. Both wait for
+/// another storage after that, and what one of them has done is kept where the other finds it.
+#[test]
+fn no_old_document_stays_where_a_vcon_is_twice_on_its_list() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let (is_slow, refuses) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicBool::new(true)),
+        );
+        let given = Arc::new(Mutex::new(Vec::new()));
+        let first = Webhook::unrecorded({
+            let (is_slow, given) = (Arc::clone(&is_slow), Arc::clone(&given));
+            move |request| {
+                let document: Value = serde_json::from_str(&request.body).unwrap();
+                let is_new = is_newer(&document, "newer");
+                if !is_new {
+                    given.lock().unwrap().push("asked");
+                    wait_until("it may take the old one", PATIENCE, || {
+                        !is_slow.load(Ordering::SeqCst)
+                    });
+                }
+                given
+                    .lock()
+                    .unwrap()
+                    .push(if is_new { "new" } else { "old" });
+                200
+            }
+        });
+        let second = Webhook::unrecorded({
+            let (refuses, waiting) = (Arc::clone(&refuses), AtomicUsize::new(0));
+            move |_| {
+                if refuses.load(Ordering::SeqCst) {
+                    return 503;
+                }
+                // Both are in work at one time.
+                waiting.fetch_add(1, Ordering::SeqCst);
+                wait_until("both are here", PATIENCE, || {
+                    waiting.load(Ordering::SeqCst) >= 2
+                });
+                200
+            }
+        });
+        let storage = |server: &Webhook| {
+            json!({"module": "storage.webhook",
+                "options": {"webhook-urls": [server.url()], "timeout": 60}})
+        };
+        let config = json!({
+            "storages": {"first": storage(&first), "second": storage(&second)},
+            "chains": {"in": {"storages": ["first", "second"], "ingress_lists": ["in"],
+                "egress_lists": ["in_done"]}},
+        });
+        let daemon = Conserver::with(&redis)
+            .config(&config)
+            .lanes(2)
+            .env("CONSERVER_RETRY_FIRST_MS", "5")
+            .env("CONSERVER_RETRY_MAX_MS", "20")
+            .env("CONSERVER_RETRY_ATTEMPTS", "2")
+            .start();
+        let has = |what: &str| given.lock().unwrap().contains(&what);
+        let old = Sample::small();
+        let new = [newer(&old, "newer")];
+        submit(&redis, "in", &[old]);
+        wait_until("the old one is on its way", PATIENCE, || has("asked"));
+        store(&redis, &new);
+        redis.ask::<i64>(&["RPUSH", "in", &new[0].id]);
+        wait_until("what was done for the new one is kept", PATIENCE, || {
+            redis.ask::<i64>(&["EXISTS", "conserver:progress"]) == 1
+        });
+        assert!(has("new"));
+        is_slow.store(false, Ordering::SeqCst);
+        daemon.wait_for_log("was changed while it was in work", PATIENCE);
+        assert!(has("old"));
+        refuses.store(false, Ordering::SeqCst);
+        settles(&redis, &new, &[("in", 2)]);
+        let given = given.lock().unwrap();
+        assert_eq!(given.last(), Some(&"new"), "{given:?}");
         daemon.stop();
     }
 }

@@ -5,17 +5,24 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Expiry, Keeper};
+use conserver::queue::{Expiry, Keeper, Reason, Released};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Finished, Format, Monitor, PATIENCE, Postgres, Redis, Sample, Scrape,
-    Terminal, Webhook, chain, fresh, list, run, said, server_of, wait_until,
+    Terminal, Webhook, chain, fresh, list, queue, run, said, server_of, wait_until,
 };
 
 const LOCK: &str = "DLQ:storage:hook:replay-lock";
+
+const REASON: Reason<'static> = Reason {
+    stage: "storage files",
+    error: "too large",
+    attempts: 1,
+    worker: "Worker-1",
+};
 
 /// A storage that posts to this server.
 fn hook(server: &Webhook) -> (&'static str, Value) {
@@ -667,6 +674,57 @@ fn reasons_whose_entries_others_have_taken_are_dropped() {
     redis.ask::<i64>(&["DEL", "DLQ:storage:files"]);
     assert_eq!(keeper.forget_reasons("files").expect("Redis"), 225);
     assert_eq!(redis.keys("conserver:*"), Vec::<String>::new());
+}
+
+/// A queue with very many dead letters is looked through piece by piece, and the next look goes on.
+#[test]
+fn backlog_behind_very_many_dead_letters_is_found_piece_by_piece() {
+    const QUEUE: &str = "DLQ:storage:files";
+    const REASONS: &str = "conserver:dlq:storage:files";
+    const HINT: &str = "conserver:backlog:storage:files";
+    let redis = Redis::plain();
+    let mut fill = redis::pipe();
+    for _ in 0..25_000 {
+        let dead = Sample::small();
+        fill.cmd("RPUSH").arg(QUEUE).arg(&dead.id).ignore();
+        fill.cmd("HSET")
+            .arg(REASONS)
+            .arg(&dead.id)
+            .arg("{}")
+            .ignore();
+    }
+    fill.query::<()>(&mut redis.connection()).expect("Redis");
+    let (first, second, early) = (Sample::small(), Sample::small(), Sample::small());
+    defer(&redis, "files", &[first.clone(), second.clone()]);
+    let mut queue = queue(&redis, "here", 1);
+    let mut look = || {
+        let claimed = queue.claim_backlog(&[list(QUEUE)]).expect("Redis");
+        let (claim, _) = claimed.work?;
+        let entry = claim.shown();
+        assert_eq!(
+            queue.dead_letter(&claim, &REASON, None).expect("Redis"),
+            Released::Done
+        );
+        Some(entry)
+    };
+    let hint = || redis.ask::<Option<u64>>(&["GET", HINT]);
+    assert_eq!((look(), hint()), (None, Some(10_000)));
+    assert_eq!((look(), hint()), (None, Some(20_000)));
+    assert_eq!((look(), hint()), (Some(first.id), Some(25_000)));
+    assert_eq!(look(), Some(second.id));
+    // Of those before the hint, some are taken, and another one comes.
+    redis.ask::<()>(&["LTRIM", QUEUE, "24990", "-1"]);
+    redis.ask::<i64>(&["LPUSH", QUEUE, &early.id]);
+    put(&redis, &early);
+    redis.ask::<()>(&["DEL", REASONS]);
+    for dead in &redis.list(QUEUE)[1..] {
+        give_reason(&redis, "files", dead);
+    }
+    redis.ask::<()>(&["SET", HINT, "5"]);
+    assert_eq!((look(), hint()), (None, None));
+    assert_eq!(look(), Some(early.id));
+    redis.ask::<()>(&["SET", HINT, "rubbish"]);
+    assert_eq!(look(), None);
 }
 
 #[test]

@@ -259,13 +259,18 @@ fn a_backlog_is_worked_off_beside_other_work() {
     daemon.stop();
 }
 
+/// What the storage says of vCons that it refuses.
+const STATUSES: [u16; 4] = [422, 400, 409, 415];
+
 /// Two storages, of which `later` refuses these vCons for good.
 fn refusing(redis: &Redis, on_outage: &str, expiry: &str, samples: &[Sample]) -> (Chain, Daemon) {
     let parts = Chain::new();
-    let bad = ids(samples);
-    parts
-        .later
-        .decides(move |id| if bad.contains(id) { 422 } else { 200 });
+    let bad: Vec<String> = samples.iter().map(|it| it.id.clone()).collect();
+    // Each for a reason of its own: one for all would be the storage's own fault.
+    parts.later.decides(move |id| {
+        let place = bad.iter().position(|bad| bad == id);
+        place.map_or(200, |place| STATUSES[place])
+    });
     let mut config = parts.config();
     config["storages"]["later"]["on_outage"] = json!(on_outage);
     let conserver = conserver(redis, &config).env("VCON_DLQ_EXPIRY", expiry);
@@ -299,15 +304,13 @@ fn what_one_storage_alone_refuses_is_announced_and_a_dead_letter_of_that_storage
             parts.link.has_taken_each("the link", &all, 1);
             parts.later.has_taken_each("the storage", &good, 1);
             assert_eq!(parts.files.paths().len(), all.len());
-            for sample in &bad {
+            for (sample, status) in bad.iter().zip(STATUSES) {
                 let reason: String = redis.ask(&["HGET", REASONS, &sample.id]);
                 let reason: Value = serde_json::from_str(&reason).expect("JSON");
                 assert_eq!(reason["stage"], "storage later");
                 assert_eq!(reason["attempts"], 1);
-                assert!(
-                    reason["error"].as_str().expect("text").contains("422"),
-                    "{reason}"
-                );
+                let error = reason["error"].as_str().expect("text");
+                assert!(error.contains(&status.to_string()), "{reason}");
                 assert!(reason["at"].as_f64().expect("a time") > 1.7e9, "{reason}");
             }
             assert!((4_900..=5_000).contains(&ttl(&redis, &bad[0])));
@@ -377,13 +380,54 @@ fn what_a_storage_refuses_from_its_backlog_is_its_dead_letter() {
     waits_all(&redis, bad);
     parts.later.has_taken_each("the storage", good, 1);
     // Lanes have looked at the queue again by now, and leave the dead letters where they are.
+    let refused = parts.later.refused();
     let more = fresh(10);
     submit(&redis, "default", &more);
     wait_until("others go through", PATIENCE, || {
         parts.later.taken().len() == good.len() + more.len()
     });
-    assert_eq!(parts.later.refused(), bad.len());
+    assert_eq!(parts.later.refused(), refused);
     assert_eq!(redis.keys("DLQ:*"), [QUEUE]);
+    daemon.stop();
+}
+
+#[test]
+fn what_is_refused_after_somebody_else_has_returned_it_is_no_dead_letter() {
+    let redis = Redis::plain();
+    let parts = Chain::new();
+    parts.door.refuse();
+    let daemon = parts.conserver(&redis).start();
+    let samples = fresh(1);
+    submit(&redis, "default", &samples);
+    are_announced(&redis, &samples);
+    let (mut connection, mut is_first) = (redis.connection(), true);
+    parts.later.decides(move |id| {
+        if !std::mem::take(&mut is_first) {
+            return 200;
+        }
+        // As recovery returns it while the storage takes its time.
+        let mut steps = redis::pipe();
+        for worker in 1..=2 {
+            steps
+                .cmd("DEL")
+                .arg(format!("conserver:claims:here:{worker}"));
+        }
+        steps.cmd("RPUSH").arg(QUEUE).arg(id);
+        steps.exec(&mut connection).expect("Redis");
+        422
+    });
+    parts.door.pass();
+    wait_until("the second call takes it", PATIENCE, || {
+        parts.later.taken().len() == samples.len()
+    });
+    wait_until("the backlog is gone", PATIENCE, || redis.length(QUEUE) == 0);
+    assert_eq!(daemon.count_in_log("the claim was settled already"), 1);
+    assert_eq!(daemon.count_in_log(" went to "), 0);
+    let status = daemon.status().expect("a daemon");
+    let workers = status["workers"].as_array().expect("workers");
+    let failed: Vec<&Value> = workers.iter().map(|worker| &worker["failed"]).collect();
+    assert_eq!(failed, [0, 0], "{status}");
+    assert_eq!(redis.keys(REASONS), Vec::<String>::new());
     daemon.stop();
 }
 

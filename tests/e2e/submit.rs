@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use serde_json::json;
+
 use crate::harness::{
-    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, children_of, processes_mentioning,
-    same, wait_until, wait_until_gone,
+    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, children_of, delay,
+    processes_mentioning, same, wait_until, wait_until_gone,
 };
 
 const LIST: [&str; 2] = ["--list", "default"];
@@ -37,8 +39,8 @@ fn ended_with(finished: &Finished, code: i32) {
 
 #[test]
 fn a_file_is_submitted_and_processed() {
-    for redis in [Redis::plain(), Redis::with_json()] {
-        let conserver = Conserver::with(&redis);
+    for (redis, format) in [(Redis::plain(), "plain"), (Redis::with_json(), "json")] {
+        let conserver = Conserver::with(&redis).env("VCON_REDIS_FORMAT", format);
         let samples = [Sample::small()];
         let path = conserver.folder().join("one.json");
         fs::write(&path, samples[0].text()).expect("a file");
@@ -113,7 +115,7 @@ fn a_bad_file_is_named_and_the_others_are_submitted() {
 #[test]
 fn a_document_that_redis_refuses_is_named_and_the_others_are_submitted() {
     let redis = Redis::with_json();
-    let conserver = Conserver::with(&redis);
+    let conserver = Conserver::with(&redis).env("VCON_REDIS_FORMAT", "json");
     let (refused, taken) = (Sample::small(), [Sample::small(), Sample::small()]);
     let key = format!("vcon:{}", refused.id);
     redis.ask::<i64>(&["RPUSH", &key, "not a document"]);
@@ -239,4 +241,221 @@ fn a_full_disk_does_not_undo_what_was_submitted() {
         finished.output()
     );
     is_submitted(&redis, &[sample]);
+}
+
+/// Files with vCons of these names in a folder, and the folder's path.
+fn folder(conserver: &Conserver, files: &[(&str, &[u8])]) -> String {
+    let folder = conserver.folder().join("calls");
+    fs::create_dir_all(&folder).expect("a folder");
+    for (name, bytes) in files {
+        fs::write(folder.join(name), bytes).expect("a file");
+    }
+    folder.display().to_string()
+}
+
+#[test]
+fn a_folder_stands_for_its_files_of_all_three_endings_and_must_have_one() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let samples: Vec<Sample> = (0..3).map(|_| Sample::small()).collect();
+    let texts: Vec<String> = samples.iter().map(Sample::text).collect();
+    let path = folder(
+        &conserver,
+        &[
+            ("a.json", texts[0].as_bytes()),
+            ("b.vcon", texts[1].as_bytes()),
+            ("c.vcon.json", texts[2].as_bytes()),
+            ("d.txt", b"no vCon"),
+        ],
+    );
+    fs::create_dir(conserver.folder().join("calls/e.json")).expect("a folder");
+    ended_with(&conserver.run(&["submit", &path, LIST[0], LIST[1]]), 0);
+    is_submitted(&redis, &samples);
+
+    let empty = conserver.folder().join("empty");
+    fs::create_dir(&empty).expect("a folder");
+    fs::write(empty.join("d.txt"), "no vCon").expect("a file");
+    let empty = empty.display().to_string();
+    let finished = conserver.run(&["submit", &empty, LIST[0], LIST[1]]);
+    ended_with(&finished, 65);
+    assert!(
+        finished.stderr.contains(&empty) && finished.stderr.contains("*.vcon"),
+        "{}",
+        finished.output()
+    );
+}
+
+#[test]
+fn every_form_in_which_a_vcon_is_written_down_is_read_or_refused_by_name() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let samples: Vec<Sample> = (0..3).map(|_| Sample::small()).collect();
+    let marked = format!("\u{feff}{}", samples[0].text());
+    let string = serde_json::to_string(&samples[1].text()).expect("JSON");
+    let marked_string = format!("\u{feff}{}", json!(samples[2].text()));
+    let wide: Vec<u8> = std::iter::once(0xfeff)
+        .chain(Sample::small().text().encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let path = folder(
+        &conserver,
+        &[
+            ("marked.json", marked.as_bytes()),
+            ("string.json", string.as_bytes()),
+            ("marked-string.json", marked_string.as_bytes()),
+            ("wide.json", &wide),
+            ("latin.json", b"{\"uuid\": \"\xe9\"}"),
+            ("words.json", b"\"hello\""),
+        ],
+    );
+    let finished = conserver.run(&["submit", &path, LIST[0], LIST[1]]);
+    ended_with(&finished, 65);
+    for (file, why) in [
+        ("wide.json", "UTF-16"),
+        ("latin.json", "not UTF-8"),
+        ("words.json", "a JSON string that holds no vCon"),
+    ] {
+        let mut lines = finished.stderr.lines();
+        let line = lines.find(|line| line.contains(file));
+        let line = line.unwrap_or_else(|| panic!("{file}: {}", finished.output()));
+        assert!(line.contains(why), "{line}");
+    }
+    is_submitted(&redis, &samples);
+}
+
+#[test]
+fn signed_and_encrypted_vcons_are_stored_as_they_are_under_the_uuid_of_header_file_or_option() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let [by_header, by_file, by_option] = [(); 3].map(|()| uuid::Uuid::new_v4().to_string());
+    // {"uuid": ...}, with white space that a writer of JSON would not make.
+    let encoded = |text: &str| {
+        use base64::Engine as _;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text)
+    };
+    let protected = encoded(&format!(r#"{{"alg":"RS256","uuid":"{by_header}"}}"#));
+    let signed = format!(
+        "{{ \"payload\" : \"eyJ9\",\n \"signatures\":[{{\"protected\":\"{protected}\",\"signature\":\"c2ln\"}}] }}"
+    );
+    let encrypted = r#"{"protected":"eyJ9",  "iv":"aXY","ciphertext":"Ym9k","tag":"dGFn"}"#;
+    let name = format!("{by_file}.vcon.json");
+    let path = folder(
+        &conserver,
+        &[
+            ("signed.json", signed.as_bytes()),
+            (&name, encrypted.as_bytes()),
+        ],
+    );
+    ended_with(&conserver.run(&["submit", &path, LIST[0], LIST[1]]), 0);
+    let nameless = conserver.folder().join("nameless.json");
+    fs::write(&nameless, encrypted).expect("a file");
+    let nameless = nameless.display().to_string();
+    let finished = conserver.run(&["submit", &nameless, LIST[0], LIST[1]]);
+    ended_with(&finished, 65);
+    assert!(
+        finished.stderr.contains("nameless.json") && finished.stderr.contains("--uuid"),
+        "{}",
+        finished.output()
+    );
+    let arguments = ["submit", &nameless, "--uuid", &by_option, LIST[0], LIST[1]];
+    ended_with(&conserver.run(&arguments), 0);
+    for (id, text) in [
+        (&by_header, signed.as_str()),
+        (&by_file, encrypted),
+        (&by_option, encrypted),
+    ] {
+        let kept: String = redis.ask(&["GET", &format!("vcon:{id}")]);
+        assert_eq!(kept, text);
+    }
+    let mut listed = redis.list("default");
+    listed.sort();
+    let mut expected = [by_header, by_file, by_option];
+    expected.sort();
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn it_prints_the_uuids_alone_if_it_is_asked_to() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let samples: Vec<Sample> = (0..2).map(|_| Sample::small()).collect();
+    let text = format!("{}\n[]\n{}", samples[0].text(), samples[1].text());
+    let arguments = ["submit", "-", "--print", LIST[0], LIST[1]];
+    let finished = conserver.run_with_input(&arguments, &text);
+    ended_with(&finished, 65);
+    let printed: Vec<&str> = finished.stdout.lines().collect();
+    assert_eq!(printed, [&samples[0].id, &samples[1].id]);
+    assert!(
+        finished.stderr.contains("Submitted 2 of 3 vCons"),
+        "{}",
+        finished.output()
+    );
+}
+
+#[test]
+fn it_waits_until_the_last_chain_has_finished() {
+    let redis = Redis::plain();
+    let mut config = chain(&[delay(0.5)], &[]);
+    config["chains"]["second"] = json!({
+        "links": ["slowly"], "ingress_lists": ["done"], "egress_lists": ["finished"],
+    });
+    let daemon = Conserver::with(&redis).config(&config).start();
+    let sample = Sample::small();
+    let arguments = ["submit", "-", "--wait", LIST[0], LIST[1]];
+    let finished = daemon
+        .conserver()
+        .run_with_input(&arguments, &sample.text());
+    ended_with(&finished, 0);
+    assert_eq!(redis.list("finished"), [sample.id.as_str()]);
+    assert!(
+        finished.stdout.contains("1 of 1 vCons are done"),
+        "{}",
+        finished.output()
+    );
+}
+
+#[test]
+fn what_goes_to_a_dead_letter_queue_is_named_and_what_was_there_before_does_not_count() {
+    let redis = Redis::plain();
+    // No list for tags: this one alone is a dead letter.
+    let mut document = Sample::small().document;
+    document["attachments"] = json!({});
+    let (bad, good) = (Sample::of(document), Sample::small());
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    let arguments = ["submit", "-", "--wait", LIST[0], LIST[1]];
+    let text = format!("{}{}", good.text(), bad.text());
+    let finished = daemon.conserver().run_with_input(&arguments, &text);
+    ended_with(&finished, 65);
+    assert_eq!(redis.list("DLQ:default"), [bad.id.as_str()]);
+    let mut lines = finished.stderr.lines();
+    let line = lines.find(|line| line.contains(&bad.id));
+    let line = line.unwrap_or_else(|| panic!("{}", finished.output()));
+    assert!(
+        line.contains("DLQ:default") && line.contains("attachments"),
+        "{line}"
+    );
+    assert!(!finished.stderr.contains(&good.id), "{}", finished.output());
+
+    let mut mended = bad.clone();
+    mended.document["attachments"] = json!([]);
+    let finished = daemon
+        .conserver()
+        .run_with_input(&arguments, &mended.text());
+    ended_with(&finished, 0);
+}
+
+#[test]
+fn it_waits_no_longer_than_it_is_told() {
+    let redis = Redis::plain();
+    let conserver = Conserver::with(&redis);
+    let arguments = ["submit", "-", "--wait", "--timeout", "1", LIST[0], LIST[1]];
+    let finished = conserver.run_with_input(&arguments, &Sample::small().text());
+    ended_with(&finished, 69);
+    assert!(
+        finished.stdout.contains("0 of 1 vCons are done"),
+        "{}",
+        finished.output()
+    );
+    let arguments = ["submit", "-", "--timeout", "1", LIST[0], LIST[1]];
+    ended_with(&conserver.run_with_input(&arguments, "{}"), 64);
 }

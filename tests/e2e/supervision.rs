@@ -296,6 +296,14 @@ fn workers_are_recycled_when_they_have_grown_too_large() {
         daemon.count_in_log("MB of memory") >= 9
     };
     wait_until("the worker was recycled", PATIENCE, recycled);
+    let log = daemon.log();
+    let sizes = log.lines().filter_map(|line| {
+        let (_, size) = line.split_once("it uses ")?;
+        size.split_once(" MB of memory")?.0.parse::<u64>().ok()
+    });
+    for size in sizes {
+        assert!((2..1000).contains(&size), "{size}");
+    }
     let samples = fresh(50);
     submit(&redis, "default", &samples);
     Ledger::of(&redis, &samples).settles();

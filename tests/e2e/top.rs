@@ -89,7 +89,9 @@ fn top_shows_what_the_daemon_does_and_moves() {
     let list = terminal.wait_for(&["done", "egress", "150"]);
     assert_eq!(cells(&list)[..3], ["done", "egress", "150"]);
     let status = daemon.status().expect("a daemon");
-    for worker in status["workers"].as_array().expect("workers") {
+    let workers = status["workers"].as_array().expect("workers");
+    assert_eq!(workers.len(), 2, "{status}");
+    for worker in workers {
         let number = worker["worker"].to_string();
         let lines = terminal.lines();
         let line = lines.iter().map(|line| cells(line));

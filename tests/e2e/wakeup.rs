@@ -3,13 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use conserver::queue::{Holder, Lookout, Watched};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh, submit,
-    wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh, lease_of,
+    list, queue_with, server_of, submit, wait_until,
 };
 
 /// Far longer than any of these tests waits for a vCon: what is taken, is taken because a lane was
@@ -313,4 +314,39 @@ fn lists_of_a_new_configuration_are_watched() {
     wait_until("it is done", PATIENCE, || redis.length("done") == 1);
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     daemon.stop();
+}
+
+#[test]
+fn a_look_sets_a_token_for_each_entry_and_tells_of_those_that_nobody_has_taken() {
+    const TOKENS: &str = "conserver:wake:here";
+    let redis = Redis::plain();
+    let (server, lease) = (
+        server_of(&redis),
+        lease_of("here", &Holder::this_process(1)),
+    );
+    let lookout = |lease| Lookout::connect(&server, "looker", lease, PATIENCE).expect("Redis");
+    let mut ours = lookout(lease.clone());
+    queue_with(&redis, "here", 1, lease)
+        .take_lease()
+        .expect("the lease");
+    let lists = ["in", "express"].map(list);
+    let look = |lookout: &mut Lookout, lanes| {
+        let Watched {
+            waiting,
+            has_tokens_left,
+        } = lookout.look(&lists, lanes).expect("Redis");
+        (waiting, has_tokens_left, redis.length(TOKENS))
+    };
+    assert_eq!(look(&mut ours, 4), (0, false, 0));
+    redis.ask::<i64>(&["RPUSH", "in", "a", "b"]);
+    redis.ask::<i64>(&["RPUSH", "express", "c"]);
+    assert_eq!(look(&mut ours, 4), (3, false, 3));
+    assert_eq!(look(&mut ours, 2), (3, true, 2));
+    redis.ask::<i64>(&["DEL", TOKENS]);
+    assert_eq!(look(&mut ours, 1), (3, false, 1));
+    // Another daemon that has lost its name looks, and wakes nobody.
+    let theirs = lease_of("here", &Holder::this_process(2));
+    assert_eq!(look(&mut lookout(theirs), 4), (3, false, 1));
+    redis.ask::<i64>(&["DEL", "in", "express"]);
+    assert_eq!(look(&mut ours, 4), (0, true, 0));
 }

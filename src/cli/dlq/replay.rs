@@ -12,7 +12,7 @@ use crate::cli::shelf::Shelf;
 use crate::cli::shown::printable;
 use crate::cli::submit::progress;
 use crate::config::StorageConfig;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::queue::{
     DeadLetters, Document, Entry, HeldLock, KeptReason, Raw, Reason, ReplayLock, ReplayStart,
     Server, Settling,
@@ -228,11 +228,11 @@ impl Replay<'_> {
             };
             if let Err(failure) = self.save(&vcon) {
                 let stage = format!("storage {}", self.done.storage);
-                return match failure.kind {
-                    FailureKind::Permanent => self.keep(entry, &stage, &failure.message),
-                    _ => Ok(Step::Stop(format!(
-                        "{stage} is unavailable, at vCon {id}: {failure}"
-                    ))),
+                return if failure.is_transient() {
+                    let why = format!("{stage} is unavailable, at vCon {id}: {failure}");
+                    Ok(Step::Stop(why))
+                } else {
+                    self.keep(entry, &stage, &failure.message)
                 };
             }
             // A worker may have saved a newer one in the meantime, which ours would have replaced.

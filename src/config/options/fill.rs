@@ -1,13 +1,17 @@
 //! Options whose values do not stand in the file itself.
 
-use std::mem;
-
 use super::super::environment::Environment;
 use super::super::yaml::{Kind, Node, joined};
 use super::Options;
 
-/// A value that could not be looked up: its line, its key, and why.
-type Gap = (usize, String, String);
+/// What is left to say of the values of one option.
+#[derive(Default)]
+struct Gaps {
+    /// Those that could not be looked up: their lines, their keys, and why.
+    missing: Vec<(usize, String, String)>,
+    /// Those with a `${` that names nothing: their lines and keys.
+    strays: Vec<(usize, String)>,
+}
 
 impl Options {
     /// Puts values in the places of their names.
@@ -22,15 +26,20 @@ impl Options {
             Kind::Scalar(text) => Some(text.clone()),
             _ => None,
         };
-        let mut faults = Vec::new();
-        expand(&environment, key, &mut entry.value, &mut faults);
+        let mut gaps = Gaps::default();
+        expand(&environment, key, &mut entry.value, &mut gaps);
         if let (Some(written), Kind::Scalar(text)) = (written, &entry.value.kind)
             && written != *text
         {
             self.written.insert(key.to_owned(), written);
         }
-        for (line, key, why) in faults {
+        for (line, key, why) in gaps.missing {
             self.fault_at(line, &key, why);
+        }
+        for (line, key) in gaps.strays {
+            let message = "`${` stays text, as it is for the existing worker: it is not followed by \
+                           the name of a variable and `}`; write `$${` for the text `${`";
+            self.warn_at(line, &key, message);
         }
     }
 
@@ -63,25 +72,31 @@ impl Options {
 
 /// Puts values in the places of their names, wherever they are in `node`. What cannot be looked up
 /// is left out.
-fn expand(environment: &Environment, key: &str, node: &mut Node, gaps: &mut Vec<Gap>) {
+fn expand(environment: &Environment, key: &str, node: &mut Node, gaps: &mut Gaps) {
     match &mut node.kind {
         Kind::Null => {}
         Kind::Scalar(text) => match environment.expand(text) {
-            Ok(expanded) => *text = expanded.unwrap_or_else(|| mem::take(text)),
+            Ok(None) => {}
+            Ok(Some(expanded)) => {
+                *text = expanded.text;
+                if expanded.has_stray {
+                    gaps.strays.push((node.line, key.to_owned()));
+                }
+            }
             Err(why) => {
-                gaps.push((node.line, key.to_owned(), why));
+                gaps.missing.push((node.line, key.to_owned(), why));
                 node.kind = Kind::Null;
             }
         },
         Kind::Sequence(items) => items.retain_mut(|item| {
-            let before = gaps.len();
+            let before = gaps.missing.len();
             expand(environment, key, item, gaps);
-            gaps.len() == before
+            gaps.missing.len() == before
         }),
         Kind::Mapping(entries) => entries.retain(|name, entry| {
-            let before = gaps.len();
+            let before = gaps.missing.len();
             expand(environment, &joined(key, name), &mut entry.value, gaps);
-            gaps.len() == before
+            gaps.missing.len() == before
         }),
     }
 }
@@ -136,13 +151,38 @@ mod tests {
         options.integer_or("port", 1, 1..=65535);
         assert_eq!(options.strings("list"), ["a"]);
         options.headers("headers");
-        let why = "the variable NONE is not set";
+        let why = "the variable NONE is not set; write `$${` for the text `${`";
         assert_eq!(
             options.faults(),
             ["host", "port", "list", "headers.x-key"].map(|key| format!("{key}: {why}"))
         );
         let lines: Vec<_> = options.faults.iter().map(|fault| fault.line).collect();
         assert_eq!(lines, [Some(1), Some(2), Some(4), Some(6)]);
+    }
+
+    #[test]
+    fn what_is_no_variables_form_is_one_warning_with_its_line_and_not_shown() {
+        let text = "password: w7${hunter2\nlist: ['a',\n '${WORD}${}']\nheaders:\n  x-key: ${1}";
+        let mut options = Options::from_yaml_with(text, VARIABLES);
+        let password = secret(&mut options, "password");
+        assert_eq!(password.as_deref(), Some("w7${hunter2"));
+        assert_eq!(options.strings("list"), ["a", "hunter2${}"]);
+        assert_eq!(options.headers("headers")[0].1.reveal(), "${1}");
+        options.finish();
+        assert_eq!(options.faults(), [""; 0]);
+        let lines: Vec<_> = options.warnings.iter().map(|it| it.line).collect();
+        assert_eq!(lines, [Some(1), Some(3), Some(5)]);
+        for (warning, key) in options
+            .warnings()
+            .iter()
+            .zip(["password", "list", "headers.x-key"])
+        {
+            assert!(warning.starts_with(&format!("{key}: `${{` stays text")));
+            assert!(
+                warning.contains("write `$${`") && !warning.contains("hunter2"),
+                "{warning}"
+            );
+        }
     }
 
     #[test]
@@ -174,7 +214,7 @@ mod tests {
         options.finish();
         assert_eq!(options.faults(), Vec::<String>::new());
         fs::remove_file(path).unwrap();
-        let (entries, _) = options.into_parts();
+        let entries = options.into_entries();
         let node = Node {
             line: 1,
             kind: Kind::Mapping(entries),

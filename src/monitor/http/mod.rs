@@ -40,6 +40,7 @@ use self::listener::Listener;
 use self::readings::Reader;
 use self::serve::{Server, Serving};
 use self::waker::Waker;
+use super::followers::Tallies;
 use crate::queue;
 use crate::scoreboard::Slot;
 use crate::settings::{HttpAddress, Settings};
@@ -69,6 +70,7 @@ pub(super) fn start(
     settings: &Settings,
     server: &queue::Server,
     shows_itself: Arc<AtomicBool>,
+    tallies: Tallies,
 ) -> io::Result<Option<Http>> {
     if settings.http == HttpAddress::Off {
         return Ok(None);
@@ -80,7 +82,7 @@ pub(super) fn start(
         hosts: Hosts::of(settings),
         board: slot.board_path().to_owned(),
         beat: settings.beat(),
-        desk: Reader::new(slot.board_path(), server, shows_itself).start(waker.clone())?,
+        desk: Reader::new(slot.board_path(), server, shows_itself, tallies).start(waker.clone())?,
         sleeper,
         ended,
     };

@@ -18,6 +18,7 @@ use super::metrics::{self, Figures, Format};
 use super::ready;
 use super::waker::Waker;
 use crate::config::Plan;
+use crate::monitor::followers::Tallies;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, Lists, Queues, View};
@@ -96,6 +97,7 @@ pub(super) struct Reader {
     lengths: Lengths,
     /// Whether this instance could show in Redis, the last time, that it is alive.
     shows_itself: Arc<AtomicBool>,
+    tallies: Tallies,
     plan: Option<(u64, Plan)>,
     asked: Option<(Instant, Queues)>,
     /// When the supervisor was started, in seconds since 1970: the same whoever asks, while clocks
@@ -104,11 +106,17 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub fn new(board: &Path, server: &Server, shows_itself: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        board: &Path,
+        server: &Server,
+        shows_itself: Arc<AtomicBool>,
+        tallies: Tallies,
+    ) -> Self {
         Self {
             board: board.to_owned(),
             lengths: Lengths::new(server.clone(), LIMIT),
             shows_itself,
+            tallies,
             plan: None,
             asked: None,
             started: None,
@@ -169,6 +177,7 @@ impl Reader {
                     snapshot,
                     queues,
                     holds,
+                    followers: self.tallies.all(),
                 };
                 match format.write(figures) {
                     Ok(text) => Answer::new(Status::Ok, format.content_type(), &text),

@@ -2,12 +2,19 @@
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
 -- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: as it is),
 --       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
---       must stand there, its time to live.
+--       must stand there, the progress that the claim was handed, its time to live, '1' to move it at once.
 -- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
--- stands there.
+-- stands there, or 'again' and a number if it is still held because it has been a dead letter just before, so many times
+-- in a row: somebody puts back at once what comes here, and would never find the queue empty.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
+local reason, before, again = ARGV[4], redis.pcall('HGET', KEYS[4], ARGV[3]), 0
+if type(before) == 'string' and seconds_since(before) < YOUNG then
+  again = (tonumber(before:match('"again":(%d+),"at":')) or 0) + 1
+  if ARGV[13] ~= '1' then return 'again ' .. again end
+  reason = reason:sub(1, -2) .. ',"again":' .. again .. '}'
+end
 -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 local kind = redis.call('TYPE', KEYS[3]).ok
@@ -17,7 +24,7 @@ else
   redis.call('RPUSH', 'conserver:unreadable', ARGV[2])
 end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
-redis.pcall('HSET', KEYS[4], ARGV[3], with_time(ARGV[4]))
+redis.pcall('HSET', KEYS[4], ARGV[3], with_time(reason))
 if ARGV[5] ~= '' then
   if ARGV[6] ~= '0' then redis.pcall('EXPIRE', ARGV[5], ARGV[6]) end
 end
@@ -25,5 +32,5 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 redis.pcall('HDEL', KEYS[2], ARGV[3])
 redis.pcall('HDEL', 'conserver:lapses', ARGV[3])
 redis.pcall('HDEL', 'conserver:tries', ARGV[3])
-keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11], ARGV[12])
 return 1

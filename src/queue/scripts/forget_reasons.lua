@@ -1,4 +1,5 @@
--- Drops reasons whose entries are not in the dead letter queue of the storage any more.
+-- Drops reasons whose entries are not in their dead letter queue any more. Young ones stay: they tell that an entry that
+-- others have put back on its list has failed just before.
 -- KEYS: the dead letter list, the hash of reasons.
 -- ARGV: the entries.
 -- Returns how many were dropped.
@@ -7,7 +8,10 @@ local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'list' and kind ~= 'none' then return 0 end
 local dropped = 0
 for _, entry in ipairs(ARGV) do
+  local reason = redis.call('HGET', KEYS[2], entry)
   -- An error: before Redis 6.0.6 there is no such command, and nothing is dropped.
-  if not redis.pcall('LPOS', KEYS[1], entry) then dropped = dropped + redis.call('HDEL', KEYS[2], entry) end
+  if reason and seconds_since(reason) >= YOUNG and not redis.pcall('LPOS', KEYS[1], entry) then
+    dropped = dropped + redis.call('HDEL', KEYS[2], entry)
+  end
 end
 return dropped

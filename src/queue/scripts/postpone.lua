@@ -3,7 +3,8 @@
 -- ARGV: lane, record, entry, context, the context's time to live, the most rounds (0: any number),
 --       seconds since the backend last did its work ('' where it never has, or where this round does not count),
 --       the rounds' time to live, the document's, the stage that has failed, the field of the vCon's progress, the
---       key of the document it is kept with, the progress or '', the text that must stand there.
+--       key of the document it is kept with, the progress or '', the text that must stand there, the progress that the
+--       claim was handed.
 -- Answers 1 when done, 0 when the claim is not ours any more. Answers the number of rounds as text, and the claim
 -- is still held, where these are too many; or 'changed', and it is still held, where another document stands there;
 -- or the name of an ingress key that is no list. Only rounds count between which the backend has worked for others, and
@@ -29,6 +30,6 @@ keep_alive('vcon:' .. ARGV[3], ARGV[9])
 redis.pcall('HSET', KEYS[2], ARGV[3], ('%d %.6f '):format(rounds, now) .. ARGV[10])
 redis.pcall('EXPIRE', KEYS[2], ARGV[8])
 put_back_context(KEYS[3], ARGV[3], ARGV[4], ARGV[5])
-keep_progress(ARGV[11], ARGV[12], ARGV[13], ARGV[8])
+keep_progress(ARGV[11], ARGV[12], ARGV[13], ARGV[15], ARGV[8])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -18,26 +18,34 @@ local function digest(key)
   return type(text) == 'string' and redis.sha1hex(text) or 'none'
 end
 
--- Keeps how far a vCon has come; '' leaves what is kept.
-local function keep_progress(field, key, progress, time)
-  if progress == '' then return end
-  redis.pcall('HSET', 'conserver:progress', field, digest(key) .. ' ' .. key .. ' ' .. progress)
-  redis.pcall('EXPIRE', 'conserver:progress', time)
-end
-
--- Whether another document stands there than the one that the progress was made with. Of a long one nobody knows.
-local function is_outdated(key, progress, text)
-  if progress == '' then return false end
-  local now = digest(key)
-  return #now == 40 and now ~= redis.sha1hex(text)
-end
-
 -- What is kept of an entry and still good, else ''.
 local function kept_progress(field)
   local kept = redis.pcall('HGET', 'conserver:progress', field)
   if type(kept) ~= 'string' then return '' end
   local was, key, progress = kept:match('^(%S+) (%S+) (.*)$')
   return was and digest(key) == was and progress or ''
+end
+
+-- Words that say no more than that nothing known before counts: the vCon begins anew.
+local VOID = '!'
+
+-- Keeps how far a vCon has come; '' leaves what is kept. `handed` is what its claim was handed. If something else is kept
+-- by now, the vCon is more than once on its list, and another claim of it has ended meanwhile. Which of the two was the
+-- last to give a storage its document, nobody knows: unless both say the same, all storages are to be given it again,
+-- which a '^' before the lane's words tells.
+local function keep_progress(field, key, progress, handed, time)
+  if progress == '' then return end
+  local kept = kept_progress(field)
+  if kept ~= '' and kept ~= handed and kept ~= progress and progress ~= VOID then progress = '^' .. progress end
+  redis.pcall('HSET', 'conserver:progress', field, digest(key) .. ' ' .. key .. ' ' .. progress)
+  redis.pcall('EXPIRE', 'conserver:progress', time)
+end
+
+-- Whether another document stands there than the one that the progress was made with. Of a long one nobody knows.
+local function is_outdated(key, progress, text)
+  if progress == '' or progress == VOID then return false end
+  local now = digest(key)
+  return #now == 40 and now ~= redis.sha1hex(text)
 end
 
 -- Before a lane writes a document: returns what makes the records that were kept with the old text good with the new

@@ -6,7 +6,7 @@
 --       to live, a dead letter document's time to live (0: for ever), the name of the worker,
 --       whether it died on 'all but' certain vCons or on 'these', or this is a 'lapse', the record that the lease must
 --       have, '' where there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between
---       spaces, the documents' time to live.
+--       spaces, the documents' time to live, that of what is kept of progress.
 -- Answers a flat list: entry, list, deaths (or lapses), 'returned', 'kept', 'poison' or 'unreadable', and so
 -- on; what was kept before, and still is, is not told again. Where the lease
 -- is another one, answers its record, '' where there is none.
@@ -104,8 +104,12 @@ for _, claim in ipairs(claims) do
     redis.call('SADD', KEYS[6], 0)
     report(claim.uuid, claim.list, count, 'kept')
   end
-  -- Nobody knows how far it came: it begins anew.
-  redis.pcall('HDEL', 'conserver:progress', claim.list .. '\n' .. claim.uuid)
+  -- Nobody knows how far it came: it begins anew, also if another claim of it, which is twice on its list, is let go.
+  local field, key = claim.list .. '\n' .. claim.uuid, 'vcon:' .. claim.uuid
+  redis.pcall('HDEL', 'conserver:progress', field)
+  if claim.uuid:find(UUID) and redis.call('EXISTS', key) == 1 then
+    keep_progress(field, key, VOID, '', ARGV[11])
+  end
   if is_gone then redis.call('HDEL', KEYS[1], claim.lane) end
 end
 if #claims > 0 then redis.pcall('EXPIRE', counts, ARGV[2]) end

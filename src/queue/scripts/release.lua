@@ -1,7 +1,8 @@
 -- Puts a claimed entry back at the head of its list, with its context.
 -- KEYS: the claims hash, the ingress list.
 -- ARGV: lane, record, entry, context, the context's time to live, the document's, the field of its progress, the
---       key of the document it is kept with, the progress or '', the text that must stand there, its time to live.
+--       key of the document it is kept with, the progress or '', the text that must stand there, the progress that the
+--       claim was handed, its time to live.
 -- Returns 1 when done, 0 when the claim is not ours any more, or why it is still held: 'changed' if another document
 -- stands there, or the name of an ingress key that is no list.
 
@@ -14,6 +15,6 @@ redis.call('HDEL', KEYS[1], '')
 redis.call('LPUSH', KEYS[2], ARGV[3])
 keep_alive('vcon:' .. ARGV[3], ARGV[6])
 put_back_context(KEYS[2], ARGV[3], ARGV[4], ARGV[5])
-keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11])
+keep_progress(ARGV[7], ARGV[8], ARGV[9], ARGV[11], ARGV[12])
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

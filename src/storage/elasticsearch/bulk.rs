@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::documents::Document;
-use super::fault;
+use super::fault::{self, Blame, Reason};
 use super::former::Place;
 use super::request::shown;
 use crate::vcon::VconId;
@@ -19,6 +19,8 @@ struct Action {
     /// What messages call the part, as in `dialog 3`.
     part: String,
     index: String,
+    /// The number in the document's id.
+    number: usize,
     /// That there is no such document is what was wanted.
     may_be_missing: bool,
 }
@@ -31,6 +33,17 @@ pub(super) struct Refusal {
     pub(super) is_the_vcons: bool,
     /// The indices for which something else is.
     pub(super) indices: Vec<String>,
+    /// The documents for which it may be either: their indices and numbers.
+    pub(super) doubtful: Vec<(String, usize)>,
+}
+
+/// What the server did with one document.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It has done what was asked for.
+    Done,
+    /// It has refused.
+    Refused(u64, Reason),
 }
 
 impl<'a> Bulk<'a> {
@@ -46,6 +59,10 @@ impl<'a> Bulk<'a> {
         self.actions.is_empty()
     }
 
+    pub(super) fn id(&self) -> &VconId {
+        self.id
+    }
+
     pub(super) fn body(&self) -> &str {
         &self.body
     }
@@ -55,6 +72,7 @@ impl<'a> Bulk<'a> {
         self.actions.push(Action {
             part: format!("former {} {}", place.section.name(), place.number),
             index: place.index.clone(),
+            number: place.number,
             may_be_missing: true,
         });
     }
@@ -66,6 +84,7 @@ impl<'a> Bulk<'a> {
         self.actions.push(Action {
             part: format!("{} {}", document.section.name(), document.number),
             index: document.index.clone(),
+            number: document.number,
             may_be_missing: false,
         });
     }
@@ -78,6 +97,7 @@ impl<'a> Bulk<'a> {
         self.actions.push(Action {
             part: "a probe".to_owned(),
             index: index.to_owned(),
+            number: 0,
             may_be_missing: true,
         });
     }
@@ -100,20 +120,23 @@ impl<'a> Bulk<'a> {
         let mut refused = Vec::new();
         let mut is_the_vcons = false;
         let mut indices: Vec<String> = Vec::new();
+        let mut doubtful = Vec::new();
         for (action, item) in self.actions.iter().zip(items) {
-            let verdict = item.as_object().and_then(|item| item.values().next());
-            let status = verdict
-                .and_then(|it| it.get("status"))
-                .and_then(Value::as_u64);
-            let status = status.ok_or("the answer does not say what became of each part")?;
-            if (200..300).contains(&status) || (action.may_be_missing && status == 404) {
+            let verdict =
+                verdict(item).ok_or("the answer does not say what became of each part")?;
+            let Verdict::Refused(status, reason) = verdict else {
+                continue;
+            };
+            if action.may_be_missing && status == 404 {
                 continue;
             }
-            let reason = fault::Reason::of(verdict.and_then(|it| it.get("error")));
-            if !action.may_be_missing && fault::is_the_vcons(status, &reason) {
-                is_the_vcons = true;
-            } else if !indices.contains(&action.index) {
-                indices.push(action.index.clone());
+            match fault::blame(status, &reason) {
+                Blame::VCon if !action.may_be_missing => is_the_vcons = true,
+                Blame::Doubt if !action.may_be_missing => {
+                    doubtful.push((action.index.clone(), action.number));
+                }
+                _ if !indices.contains(&action.index) => indices.push(action.index.clone()),
+                _ => {}
             }
             refused.push((action, status, reason));
         }
@@ -130,6 +153,17 @@ impl<'a> Bulk<'a> {
             message,
             is_the_vcons,
             indices,
+            doubtful,
         }))
     }
+}
+
+/// What an item of an answer says; `None` if it does not say what became of its document.
+pub(super) fn verdict(item: &Value) -> Option<Verdict> {
+    let about = item.as_object()?.values().next()?;
+    let status = about.get("status")?.as_u64()?;
+    if (200..300).contains(&status) {
+        return Some(Verdict::Done);
+    }
+    Some(Verdict::Refused(status, Reason::of(about.get("error"))))
 }

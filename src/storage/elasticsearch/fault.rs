@@ -4,46 +4,60 @@
 //! |---|---|
 //! | to the request: 413, the vCon is too large for the server, or a proxy before it | permanent |
 //! | to the request: all others (401, 403, 404, 429, 5xx, no answer of Elasticsearch at all, …) | transient |
-//! | to a part: 400 for what is in it: it does not fit the mapping or its limits, or an ingest pipeline says no; 413 | permanent |
-//! | to a part: 400 for the index: closed, no more shards allowed, an alias without a write index, a missing pipeline, … | transient |
-//! | to a part: 401, 403 (a right, an index blocked or read-only), 404 (no such index, and none may be made), 409, 429 (too busy, disk full), 5xx (no shard) | transient |
+//! | to a part: 413 | permanent |
+//! | to a part: 400 for the index: closed, no more shards allowed, an alias without a write index, a missing pipeline or analyzer, … | transient |
+//! | to a part: any other 400, and what the step of an ingest pipeline refuses (400, or 500 before 7.5) | in doubt |
+//! | to a part: 401, 403 (a right, an index blocked or read-only), 404 (no such index, and none may be made), 409, 429 (too busy, disk full), other 5xx (no shard) | transient |
+//!
+//! No list of reasons is complete, so doubt is settled by a trial (see `trial`): the same part is sent
+//! again, beside a minimal document for the same index.
 //!
 //! One part that is refused for good is enough: the vCon cannot be stored as a whole.
 
 use serde_json::Value;
 
 use super::request::shown;
+use crate::failure::pattern;
 
-/// Types of errors that come from what is in a document.
-const OF_THE_DOCUMENT: &[&str] = &[
-    "document_parsing_exception",
-    "mapper_parsing_exception",
-    "strict_dynamic_mapping_exception",
-    "mapper_exception",
-    "illegal_argument_exception",
-    "parsing_exception",
-    "parse_exception",
-    "x_content_parse_exception",
-    "invalid_index_name_exception",
-    "script_exception",
-    "fail_processor_exception",
+/// Types of errors that come from the index or the cluster, whatever the document.
+const KINDS_OF_THE_INDEX: &[&str] = &[
+    "index_closed_exception",
+    "validation_exception",
+    "cluster_block_exception",
+    "security_exception",
 ];
 
-/// What the reason of such an error says when it comes from the index after all.
-const OF_THE_INDEX: &[&str] = &[
+/// What the reason of another error says when it comes from there.
+const WORDS_OF_THE_INDEX: &[&str] = &[
     "pipeline with id",
     "no write index is defined",
     "has more than one ind",
     "data stream",
     "maximum shards open",
     "maximum normal shards open",
+    "has not been configured in mappings",
+    "more than 1 type",
+    "Document ID is not supported",
 ];
+
+/// Whose fault the refusal of a part is, as far as the answer tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// That of the index, the server or the login: every vCon meets it.
+    Place,
+    /// That of the vCon.
+    VCon,
+    /// It may be either.
+    Doubt,
+}
 
 /// Why something was refused, in the server's words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reason {
     pub(super) kind: String,
     pub(super) text: String,
+    /// Whether the step of an ingest pipeline says so.
+    pub(super) is_of_pipeline: bool,
 }
 
 impl Reason {
@@ -54,8 +68,8 @@ impl Reason {
         };
         if let Some(text) = error.as_str() {
             return Self {
-                kind: String::new(),
                 text: text.to_owned(),
+                ..Self::default()
             };
         }
         let text = |of: &Value, key| {
@@ -67,6 +81,7 @@ impl Reason {
         let mut reason = Self {
             kind: text(error, "type"),
             text: text(error, "reason"),
+            is_of_pipeline: error.pointer("/header/processor_type").is_some(),
         };
         if let Some(cause) = error.get("caused_by") {
             let cause = text(cause, "reason");
@@ -76,17 +91,27 @@ impl Reason {
         }
         reason
     }
+
+    /// Whether two documents were refused for the same reason.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        self.kind == other.kind && pattern(&self.text) == pattern(&other.text)
+    }
+
+    fn is_of_the_index(&self) -> bool {
+        KINDS_OF_THE_INDEX.contains(&self.kind.as_str())
+            || WORDS_OF_THE_INDEX
+                .iter()
+                .any(|words| self.text.contains(words))
+    }
 }
 
-/// Whether the vCon is to blame for the refusal of a part.
-pub(super) fn is_the_vcons(status: u64, reason: &Reason) -> bool {
+/// Who is to blame for the refusal of a part.
+pub(super) fn blame(status: u64, reason: &Reason) -> Blame {
     match status {
-        413 => true,
-        400 => {
-            OF_THE_DOCUMENT.contains(&reason.kind.as_str())
-                && !OF_THE_INDEX.iter().any(|words| reason.text.contains(words))
-        }
-        _ => false,
+        413 => Blame::VCon,
+        400 if !reason.is_of_the_index() => Blame::Doubt,
+        500 if reason.is_of_pipeline => Blame::Doubt,
+        _ => Blame::Place,
     }
 }
 
@@ -112,6 +137,7 @@ fn advice(status: u64, kind: &str) -> Option<&'static str> {
         }
         (400, "strict_dynamic_mapping_exception") => "let the mapping of the index take new fields",
         (400, "validation_exception") => "see to the cluster's limits",
+        (400, "index_closed_exception") => "open the index",
         (300..=399, _) => "give the URL that it leads to",
         (401 | 407, _) => "see to `username` and `password`, or `api_key`",
         (403, _) => {
@@ -129,21 +155,26 @@ fn advice(status: u64, kind: &str) -> Option<&'static str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn reason(kind: &str, text: &str) -> Reason {
         Reason {
             kind: kind.to_owned(),
             text: text.to_owned(),
+            is_of_pipeline: false,
         }
     }
 
     #[test]
     fn parts_are_classified_as_the_table_says() {
         for (status, kind, text) in [
+            (400, "", ""),
             (400, "mapper_parsing_exception", "failed to parse field [a]"),
             (400, "document_parsing_exception", "[1:6] failed to parse"),
             (400, "strict_dynamic_mapping_exception", ""),
+            (400, "something_new_exception", "new"),
             (
                 400,
                 "illegal_argument_exception",
@@ -155,30 +186,45 @@ mod tests {
                 "Document contains at least one immense term",
             ),
             (400, "fail_processor_exception", "not today"),
-            (413, "", ""),
         ] {
-            assert!(
-                is_the_vcons(status, &reason(kind, text)),
-                "{status} {kind} {text}"
-            );
+            let blame = blame(status, &reason(kind, text));
+            assert_eq!(blame, Blame::Doubt, "{status} {kind} {text}");
         }
+        assert_eq!(blame(413, &reason("", "")), Blame::VCon);
+        let argument = "illegal_argument_exception";
         for (status, kind, text) in [
-            (400, "", ""),
             (400, "index_closed_exception", "closed"),
             (
                 400,
                 "validation_exception",
                 "this action would add [2] shards",
             ),
+            (400, "cluster_block_exception", "blocked"),
+            (400, "security_exception", "no"),
+            (400, argument, "pipeline with id [p] does not exist"),
+            (400, argument, "no write index is defined for alias [x]"),
             (
                 400,
-                "illegal_argument_exception",
-                "pipeline with id [p] does not exist",
+                argument,
+                "alias [x] has more than one index associated",
+            ),
+            (400, argument, "only write ops with create in data stream"),
+            (400, argument, "[1000]/[1000] maximum shards open;"),
+            (400, argument, "[1000]/[1000] maximum normal shards open;"),
+            (
+                400,
+                "mapper_parsing_exception",
+                "analyzer [words] has not been configured in mappings",
             ),
             (
                 400,
-                "illegal_argument_exception",
-                "no write index is defined for alias [x]",
+                argument,
+                "the final mapping would have more than 1 type: [_doc, doc]",
+            ),
+            (
+                400,
+                argument,
+                "Document ID is not supported in create/index operation request",
             ),
             (401, "security_exception", ""),
             (403, "security_exception", ""),
@@ -192,12 +238,57 @@ mod tests {
                 "disk usage exceeded flood-stage watermark",
             ),
             (500, "", ""),
+            (
+                500,
+                "illegal_argument_exception",
+                "not an IP string literal",
+            ),
             (503, "unavailable_shards_exception", ""),
         ] {
-            assert!(
-                !is_the_vcons(status, &reason(kind, text)),
-                "{status} {kind} {text}"
-            );
+            let blame = blame(status, &reason(kind, text));
+            assert_eq!(blame, Blame::Place, "{status} {kind} {text}");
+        }
+    }
+
+    #[test]
+    fn what_the_step_of_a_pipeline_refuses_may_be_the_vcons_fault_with_either_status() {
+        let error = json!({"type": "exception", "reason": "not an IP string literal.",
+            "header": {"processor_type": "geoip"}});
+        let reason = Reason::of(Some(&error));
+        assert!(reason.is_of_pipeline);
+        for (status, expected) in [
+            (400, Blame::Doubt),
+            (500, Blame::Doubt),
+            (429, Blame::Place),
+            (503, Blame::Place),
+        ] {
+            assert_eq!(blame(status, &reason), expected, "{status}");
+        }
+        let elsewhere = json!({"type": "exception", "header": {"other": 1}});
+        assert!(!Reason::of(Some(&elsewhere)).is_of_pipeline);
+    }
+
+    #[test]
+    fn a_reason_is_the_same_if_only_the_documents_differ() {
+        let one = reason("t", "failed to parse field [a] in document with id '1_0'");
+        for (kind, text, expected) in [
+            (
+                "t",
+                "failed to parse field [a] in document with id '2_7'",
+                true,
+            ),
+            (
+                "t",
+                "failed to parse field [b] in document with id '1_0'",
+                false,
+            ),
+            (
+                "u",
+                "failed to parse field [a] in document with id '1_0'",
+                false,
+            ),
+        ] {
+            assert_eq!(one.is_as(&reason(kind, text)), expected, "{kind} {text}");
         }
     }
 
@@ -212,6 +303,11 @@ mod tests {
                 "r: c",
             ),
             (
+                r#"{"type":"t","reason":"r","caused_by":{"reason":""}}"#,
+                "t",
+                "r",
+            ),
+            (
                 r#"{"type":"t","reason":"r c","caused_by":{"reason":"c"}}"#,
                 "t",
                 "r c",
@@ -223,9 +319,71 @@ mod tests {
         }
         assert_eq!(Reason::of(None), Reason::default());
         assert_eq!(
-            described(401, &reason("security_exception", "unable to authenticate")),
+            described(
+                401,
+                &reason("security_exception", "unable to authenticate;")
+            ),
             "HTTP 401: security_exception: unable to authenticate; \
              see to `username` and `password`, or `api_key`"
         );
+        assert_eq!(described(500, &reason("", "")), "HTTP 500");
+        assert_eq!(described(500, &reason("", "why")), "HTTP 500: why");
+    }
+
+    #[test]
+    fn what_a_person_can_do_is_said() {
+        for (status, kind, words) in [
+            (
+                403,
+                "cluster_block_exception",
+                Some("make room on its disks"),
+            ),
+            (
+                429,
+                "cluster_block_exception",
+                Some("make room on its disks"),
+            ),
+            (
+                400,
+                "document_parsing_exception",
+                Some("mend the vCon, or the mapping"),
+            ),
+            (
+                400,
+                "mapper_parsing_exception",
+                Some("mend the vCon, or the mapping"),
+            ),
+            (
+                400,
+                "strict_dynamic_mapping_exception",
+                Some("take new fields"),
+            ),
+            (400, "validation_exception", Some("the cluster's limits")),
+            (400, "index_closed_exception", Some("open the index")),
+            (400, "illegal_argument_exception", None),
+            (300, "", Some("give the URL that it leads to")),
+            (399, "", Some("give the URL that it leads to")),
+            (401, "security_exception", Some("see to `username`")),
+            (407, "", Some("see to `username`")),
+            (
+                403,
+                "security_exception",
+                Some("give this user the rights read"),
+            ),
+            (404, "index_not_found_exception", Some("create the index")),
+            (404, "", Some("this is no Elasticsearch")),
+            (405, "", Some("this is no Elasticsearch")),
+            (404, "resource_not_found_exception", None),
+            (413, "", Some("raise http.max_content_length")),
+            (500, "mapper_parsing_exception", None),
+            (500, "", None),
+        ] {
+            let advice = advice(status, kind);
+            let is_as_expected = match (advice, words) {
+                (Some(advice), Some(words)) => advice.contains(words),
+                (advice, words) => advice.is_none() && words.is_none(),
+            };
+            assert!(is_as_expected, "{status} {kind}: {advice:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::secret::Secret;
 const ANSWER_LIMIT: u64 = 256 << 20;
 
 /// The server, and how it is asked.
+#[derive(Clone)]
 pub(super) struct Server {
     pub(super) url: Url,
     pub(super) agent: Agent,

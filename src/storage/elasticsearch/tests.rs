@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::failure::FailureKind;
 use crate::http::tests::serve_with as serve;
 use crate::vcon::{Vcon, Version};
 
@@ -51,32 +52,81 @@ const BUSY: &str =
     r#"{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"queue full"}}"#;
 const BLOCKED: &str = r#"{"status":403,"error":{"type":"cluster_block_exception","reason":"index [vcon_dialog] blocked"}}"#;
 const MISFIT: &str = r#"{"status":400,"error":{"type":"mapper_parsing_exception","reason":"failed to parse field [body]","caused_by":{"reason":"not a number"}}}"#;
+const STRICT: &str = r#"{"status":400,"error":{"type":"strict_dynamic_mapping_exception","reason":"introduction of [vcon_id]"}}"#;
 const ABSENT: &str = r#"{"status":404,"result":"not_found"}"#;
 
+const REMOVED: &str = r#"{"status":200,"result":"deleted"}"#;
+
+/// What the storage makes of these answers to its writes.
+fn refusal(answers: Vec<(u16, String)>) -> (Failure, Vec<String>) {
+    let mut all = vec![fine(NO_INDEX)];
+    all.extend(answers);
+    let (address, server) = serve(all);
+    let failure = storage(&address).save(&vcon(2), Deadline::NONE);
+    let failure = failure.unwrap_err();
+    let start = format!("Elasticsearch http://{address}/es/: could not save vCon {ID}: ");
+    assert!(failure.message.starts_with(&start), "{failure}");
+    (failure, server.join().unwrap())
+}
+
 #[test]
-fn a_part_that_is_refused_for_good_makes_the_failure_permanent() {
-    for (items, is_transient, words) in [
-        (
-            [OK, BUSY],
-            true,
-            "1 of 2 parts were refused, first dialog 1 in index vcon_dialog: HTTP 429: es_rejected_execution_exception: queue full",
-        ),
-        ([BUSY, MISFIT], false, "2 of 2 parts were refused"),
+fn a_part_that_is_refused_is_the_vcons_fault_if_a_minimal_document_is_taken() {
+    for (items, words) in [
+        ([BUSY, MISFIT], "2 of 2 parts were refused"),
         (
             [MISFIT, OK],
-            false,
             "first dialog 0 in index vcon_dialog: HTTP 400: mapper_parsing_exception: failed to parse field [body]: not a number; mend the vCon",
         ),
     ] {
-        let (address, server) = serve(vec![fine(NO_INDEX), done(&items)]);
-        let failure = storage(&address)
-            .save(&vcon(2), Deadline::NONE)
-            .unwrap_err();
-        assert_eq!(failure.is_transient(), is_transient, "{failure}");
+        let (failure, requests) = refusal(vec![done(&items), done(&[MISFIT, OK, REMOVED])]);
+        assert_eq!(failure.kind, FailureKind::Permanent, "{failure}");
         assert!(failure.message.contains(words), "{failure}");
-        let start = format!("Elasticsearch http://{address}/es/: could not save vCon {ID}: ");
-        assert!(failure.message.starts_with(&start), "{failure}");
-        server.join().unwrap();
+        let body = requests[2].split("\r\n\r\n").nth(1).unwrap();
+        assert_eq!(body.lines().count(), 5, "{body}");
+        assert!(body.contains(ID), "{body}");
+    }
+}
+
+#[test]
+fn a_part_that_is_refused_as_a_minimal_document_is_waits() {
+    for trial in [
+        done(&[MISFIT, MISFIT, ABSENT]),
+        done(&[OK, OK, REMOVED]),
+        (503, String::new()),
+    ] {
+        let (failure, _) = refusal(vec![done(&[MISFIT, MISFIT]), trial]);
+        assert!(failure.is_transient(), "{failure}");
+    }
+}
+
+#[test]
+fn a_part_is_in_doubt_if_the_trial_does_not_tell() {
+    for trial in [
+        done(&[MISFIT, STRICT, ABSENT]),
+        done(&[]),
+        fine("{}"),
+        (413, String::new()),
+    ] {
+        let (failure, _) = refusal(vec![done(&[OK, MISFIT]), trial]);
+        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        let words = "1 of 2 parts were refused, first dialog 1 in index vcon_dialog: HTTP 400";
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
+#[test]
+fn what_the_server_is_to_blame_for_needs_no_trial() {
+    for (items, words) in [
+        (
+            [OK, BUSY],
+            "1 of 2 parts were refused, first dialog 1 in index vcon_dialog: HTTP 429: es_rejected_execution_exception: queue full",
+        ),
+        ([BLOCKED, BLOCKED], "2 of 2 parts were refused"),
+    ] {
+        let (failure, requests) = refusal(vec![done(&items)]);
+        assert!(failure.is_transient(), "{failure}");
+        assert!(failure.message.contains(words), "{failure}");
+        assert_eq!(requests.len(), 2);
     }
 }
 
@@ -165,11 +215,13 @@ fn a_probe_tries_to_write_only_after_a_write_was_refused() {
             .unwrap_err()
             .is_transient()
     );
-    let failure = storage.probe().unwrap_err();
+    // Another thread may ask in its place.
+    let mut prober = storage.prober().unwrap();
+    let failure = prober.probe().unwrap_err();
     assert!(failure.is_transient());
     assert!(failure.message.contains("lift the block"), "{failure}");
-    assert_eq!(storage.probe(), Ok(()));
-    assert_eq!(storage.probe(), Ok(()));
+    assert_eq!(prober.probe(), Ok(()));
+    assert_eq!(prober.probe(), Ok(()));
     let requests = server.join().unwrap();
     assert!(requests[3].contains(r#"{"update":{"#), "{}", requests[3]);
     assert!(!requests[3].contains(ID), "{}", requests[3]);
@@ -275,7 +327,6 @@ fn options_that_make_no_sense_are_faults() {
             "{url: 'http://h', timeout: 0}",
             "timeout: must be more than 0",
         ),
-        ("{url: 'http://h', index: x}", ": unknown option `index`"),
     ] {
         let mut options = Options::from_yaml(text);
         open(&mut options);
@@ -284,6 +335,15 @@ fn options_that_make_no_sense_are_faults() {
         assert_eq!(faults.len(), 1, "{text}: {faults:?}");
         assert!(faults[0].contains(fault), "{text}: {faults:?}");
     }
+    let mut options = Options::from_yaml("{url: 'http://h', index: x, ca_certs: }");
+    open(&mut options);
+    options.finish();
+    assert_eq!(options.faults(), [""; 0]);
+    let warnings = options.warnings();
+    let [warning] = &warnings[..] else {
+        unreachable!("{warnings:?}");
+    };
+    assert!(warning.contains("unknown option `index` has no effect"));
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn failures_and_panics_stay_with_their_backend_and_in_order() {
             .iter()
             .map(|o| (&*o.name, o.result.clone(), o.storage.is_none()))
             .collect();
-        let panicked = |text| Err(Failure::permanent(text));
+        let panicked = |text| Err(Failure::refused(text));
         assert_eq!(
             seen,
             [

@@ -434,6 +434,33 @@ fn a_spoilt_file_is_a_permanent_failure() {
 }
 
 #[test]
+fn check_makes_no_directory_and_says_where_it_will_be() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("a").join("b");
+    let said = files(&path).check().unwrap();
+    assert!(
+        said.contains(&format!("makes it in {}", place.path().display())),
+        "{said}"
+    );
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    fs::create_dir_all(&path).unwrap();
+    assert_eq!(files(&path).check(), Ok("answers".to_owned()));
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+
+    fs::write(place.path().join("file"), "x").unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path().join("link")).unwrap();
+    for wrong in [
+        place.path().join("file"),
+        place.path().join("file").join("below"),
+        place.path().join("link"),
+        PathBuf::from("/proc/vcons"),
+    ] {
+        assert!(files(&wrong).check().is_err(), "{}", wrong.display());
+    }
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3);
+}
+
+#[test]
 fn probe_makes_the_directory_and_leaves_nothing_in_it() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("a/b");

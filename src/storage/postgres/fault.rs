@@ -68,11 +68,11 @@ pub(super) fn is_cancelled(error: &Error) -> bool {
 }
 
 /// The session no longer fits the server, though a new one may: it was ended (57P), the server
-/// has become a read-only standby (25006), the prepared statements are gone (26000) or their
-/// result has changed (0A000), the table was dropped (42P01).
+/// has become a read-only standby (25006), a pooler has lost a statement on its way (26000), the table
+/// was dropped (42P01) or a view is in its place (42703).
 pub(super) fn is_outdated(error: &Error) -> bool {
     match state(error) {
-        Some(s) => s.starts_with("57P") || matches!(s, "25006" | "26000" | "0A000" | "42P01"),
+        Some(s) => s.starts_with("57P") || matches!(s, "25006" | "26000" | "42P01" | "42703"),
         None => error.is_closed() || has_io_cause(error),
     }
 }
@@ -86,6 +86,12 @@ pub(super) fn may_work_without_tls(error: &Error) -> bool {
             .and_then(|cause| cause.downcast_ref::<io::Error>())
             .and_then(io::Error::get_ref)
             .is_some_and(|cause| cause.is::<rustls::Error>())
+}
+
+/// Who refused the connection may take one without the startup parameter `options`: poolers say
+/// "unsupported startup parameter" (08P01) or "not supported" (0A000).
+pub(super) fn may_work_without_options(error: &Error) -> bool {
+    matches!(state(error), Some("08P01" | "0A000"))
 }
 
 /// Class 22: data that the columns do not take.
@@ -147,8 +153,214 @@ fn advice(state: &str) -> Option<&'static str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use postgres::{Config, NoTls};
+
+    use super::super::tls::Tls;
     use super::*;
+    use crate::config::Options;
+
+    /// What the client makes of a server that reads something and says this, and ends the connection.
+    fn after(said: Vec<u8>, sslmode: Option<&str>) -> Error {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::new();
+        config.host("127.0.0.1").user("u").password("p");
+        config.port(listener.local_addr().unwrap().port());
+        let server = thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let read = client.read(&mut [0; 1024]).unwrap();
+            assert!(read > 0);
+            client.write_all(&said).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            // Until the client has read it: what is unread would become a reset.
+            let _ = std::io::copy(&mut client, &mut std::io::sink());
+        });
+        let error = match sslmode {
+            None => config
+                .ssl_mode(postgres::config::SslMode::Disable)
+                .connect(NoTls),
+            Some(mode) => {
+                let mut options = Options::from_yaml(&format!("sslmode: {mode}"));
+                let tls = Tls::read(&mut options);
+                config
+                    .ssl_mode(tls.wire())
+                    .connect(tls.connector().unwrap())
+            }
+        };
+        let error = error.err().unwrap();
+        server.join().unwrap();
+        error
+    }
+
+    /// The server's error of this severity and state, for this column.
+    fn answer(severity: &str, state: &str, column: &str) -> Error {
+        let fields = [
+            ('S', severity),
+            ('V', severity),
+            ('C', state),
+            ('M', "it says no"),
+            ('D', "Key (subject)=(private) already exists."),
+            ('W', "JSON data, line 1: private"),
+            ('c', column),
+        ];
+        let mut body = Vec::new();
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+            write!(body, "{name}{value}\0").unwrap();
+        }
+        body.push(0);
+        let mut message = vec![b'E'];
+        let length = u32::try_from(body.len() + 4).unwrap();
+        message.extend(length.to_be_bytes());
+        message.extend(body);
+        after(message, None)
+    }
+
+    fn error(state: &str) -> Error {
+        answer("ERROR", state, "")
+    }
+
+    fn nobody_listens() -> Error {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let mut config = Config::new();
+        config.host("127.0.0.1").user("u").port(port);
+        config.connect(NoTls).err().unwrap()
+    }
+
+    /// An error of the client's own, with a cause that is no I/O error.
+    fn own() -> Error {
+        "port=x".parse::<Config>().unwrap_err()
+    }
+
+    #[test]
+    fn an_error_that_ends_the_session_is_none_of_the_vcons() {
+        for state in ["22001", "23505", "54000", "P0001"] {
+            assert!(is_the_vcons(&error(state)), "{state}");
+            assert!(!is_the_vcons(&answer("FATAL", state, "")), "{state}");
+            assert!(!is_the_vcons(&answer("PANIC", state, "")), "{state}");
+        }
+        assert!(is_the_vcons(&answer("ERROR", "23502", "subject")));
+        assert!(!is_the_vcons(&answer("ERROR", "23502", "tenant")));
+        assert!(!is_the_vcons(&error("42501")));
+        assert!(!is_the_vcons(&nobody_listens()));
+    }
+
+    #[test]
+    fn others_in_the_way_are_chance() {
+        for state in [
+            "40001", "40P01", "53100", "53200", "53300", "53400", "55P03", "57014",
+        ] {
+            assert!(is_chance(&error(state)), "{state}");
+        }
+        for state in [
+            "08006", "22001", "23505", "25006", "42501", "55006", "57P01",
+        ] {
+            assert!(!is_chance(&error(state)), "{state}");
+        }
+        assert!(!is_chance(&nobody_listens()));
+    }
+
+    #[test]
+    fn only_57014_is_a_cancelled_statement() {
+        assert!(is_cancelled(&error("57014")));
+        for state in ["57P01", "55P03", "40001"] {
+            assert!(!is_cancelled(&error(state)), "{state}");
+        }
+        assert!(!is_cancelled(&nobody_listens()));
+    }
+
+    #[test]
+    fn a_new_session_is_worth_trying_where_the_old_one_was_ended_or_does_not_fit() {
+        for state in [
+            "57P01", "57P02", "57P03", "57P05", "25006", "26000", "42P01", "42703",
+        ] {
+            assert!(is_outdated(&error(state)), "{state}");
+        }
+        for state in [
+            "57014", "0A000", "22001", "25P02", "40001", "42501", "53300",
+        ] {
+            assert!(!is_outdated(&error(state)), "{state}");
+        }
+        let ended = after(Vec::new(), None);
+        assert!(ended.is_closed() && is_outdated(&ended), "{ended:?}");
+        let unreachable = nobody_listens();
+        assert!(!unreachable.is_closed() && is_outdated(&unreachable));
+        assert!(!is_outdated(&own()), "{:?}", own());
+    }
+
+    #[test]
+    fn without_tls_is_tried_where_tls_itself_fails_or_is_not_let_in() {
+        assert!(may_work_without_tls(&error("28000")));
+        assert!(!may_work_without_tls(&error("28P01")));
+        assert!(!may_work_without_tls(&nobody_listens()));
+        assert!(!may_work_without_tls(&own()));
+        let mut garbage = vec![b'S'];
+        garbage.extend(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let error = after(garbage, Some("require"));
+        assert!(may_work_without_tls(&error), "{error:?}");
+        let error = after(vec![b'S'], Some("require"));
+        assert!(!may_work_without_tls(&error), "{error:?}");
+        let error = after(vec![b'N'], Some("require"));
+        assert!(!may_work_without_tls(&error), "{error:?}");
+    }
+
+    #[test]
+    fn without_options_is_tried_where_a_pooler_may_have_refused_them() {
+        for state in ["08P01", "0A000"] {
+            assert!(
+                may_work_without_options(&answer("FATAL", state, "")),
+                "{state}"
+            );
+        }
+        for state in ["28P01", "3D000", "53300", "57P03", "08006"] {
+            assert!(
+                !may_work_without_options(&answer("FATAL", state, "")),
+                "{state}"
+            );
+        }
+        assert!(!may_work_without_options(&nobody_listens()));
+    }
+
+    #[test]
+    fn class_22_is_bad_data() {
+        assert!(is_bad_data(&error("22P05")) && is_bad_data(&error("22021")));
+        assert!(!is_bad_data(&error("23505")) && !is_bad_data(&nobody_listens()));
+    }
+
+    #[test]
+    fn a_reason_has_the_state_and_what_to_do_and_nothing_of_the_document() {
+        let plain = "it says no (SQLSTATE 40001)";
+        assert_eq!(reason(&error("40001")), plain);
+        let columns = "the table must have: id uuid primary key";
+        for (state, advice) in [
+            ("28000", "see to `user`, `password` and `sslmode`"),
+            ("28P01", "see to `user`, `password` and `sslmode`"),
+            ("3D000", "create the database"),
+            ("3F000", "create the schema"),
+            ("25006", "it is read-only"),
+            ("42501", "grant the user SELECT, INSERT, UPDATE and DELETE"),
+            ("42703", columns),
+            ("42804", columns),
+            ("42883", columns),
+            ("42P10", columns),
+            ("23502", columns),
+            ("53100", "make room"),
+            ("53300", "raise max_connections"),
+        ] {
+            let reason = reason(&error(state));
+            let expected = format!("it says no (SQLSTATE {state}); {advice}");
+            assert!(reason.starts_with(&expected), "{reason}");
+            assert!(!reason.contains("private"), "{reason}");
+        }
+        let reason = reason(&nobody_listens());
+        assert!(reason.contains("server: Connection refused"), "{reason}");
+    }
 
     #[test]
     fn states_are_classified_as_the_table_says() {

@@ -1,16 +1,29 @@
-//! A connection to PostgreSQL with its prepared statements.
+//! A connection to PostgreSQL, and how long its server works on a statement.
+//!
+//! The server itself is to end a statement after `statement_timeout`: it does so even when this host is
+//! gone. It is told by the startup parameter `options`, which belongs to the backend process and to no
+//! other, and which `DISCARD ALL` does not undo. When a chain's timeout leaves less time, the statement is
+//! cancelled from our side.
+//!
+//! A pooler refuses or ignores `options`, since its connections serve others as well, and a request to
+//! cancel is not safe there: some versions of PgBouncer die of two at a time. There, a statement has no
+//! limit at the server until one was too slow. From then on, until one is in time again, each call is a
+//! transaction with a limit of its own (`SET LOCAL`), which costs two more round trips.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::config::SslMode;
-use postgres::{Client, Config, Error, NoTls, Statement};
+use postgres::types::Type;
+use postgres::{Client, Config, Error, NoTls};
 
-use super::fault::{may_work_without_tls, reason};
+use super::fault::{may_work_without_options, may_work_without_tls, reason};
+use super::statements::Statements;
 use super::table::Table;
 use super::tls::Tls;
-use super::watchdog::Watchdog;
+use super::watchdog::{Times, Watchdog};
 use crate::deadline::Limit;
 use crate::sys::SocketHold;
 
@@ -27,115 +40,109 @@ pub(super) struct Access {
     pub(super) statement_timeout: Duration,
     /// For the whole way to a session.
     pub(super) connect_limit: Duration,
+    /// There is a pooler that refuses the startup parameter `options`.
+    pub(super) refuses_options: Arc<AtomicBool>,
 }
 
-/// A connection with its prepared statements.
+/// A connection, and the statements for its table.
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) statements: Statements,
-    /// Ends calls that hang; `None` where the socket cannot be found, as a Unix socket.
-    pub(super) watchdog: Option<Watchdog>,
-    /// The time after which the server ends a statement, as it was told last.
-    timeout: Duration,
-}
-
-/// What is said to the server, but for the values.
-pub(super) struct Statements {
-    pub(super) save: Statement,
-    pub(super) get: Statement,
-    pub(super) delete: Statement,
-    /// All that `save` needs of the server, for no row.
-    pub(super) try_save: Statement,
+    /// Ends calls that hang.
+    pub(super) watchdog: Watchdog,
+    /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
+    pub(super) is_direct: bool,
 }
 
 impl Session {
-    /// Connects, makes the table where it is missing, and prepares the statements. The error
-    /// says why not.
+    /// Connects, and makes the table where it is missing. The error says why not.
     pub(super) fn open(access: &Access) -> Result<Self, String> {
         caught(|| Self::try_to_open(access))
     }
 
     fn try_to_open(access: &Access) -> Result<Self, String> {
         let mark = next_mark();
-        let client = access.connect(mark)?;
-        let watchdog = access.watch_over(&client, mark)?;
-        match &watchdog {
-            Some(watchdog) => {
-                watchdog.during(access.connect_limit, || Statements::prepare(client, access))
-            }
-            None => Statements::prepare(client, access),
-        }
-        .map(|(client, statements)| Self {
+        let mut client = access.connect(mark)?;
+        let may_cancel = Arc::new(AtomicBool::new(false));
+        let watchdog = access.watch_over(&client, mark, &may_cancel)?;
+        let times = Times {
+            cancel: None,
+            cut: access.connect_limit,
+        };
+        let begun = watchdog.during(times, || {
+            let is_direct = is_direct(&mut client, access.statement_timeout)?;
+            let has_xmin = access.table.make(&mut client)?;
+            Ok((is_direct, has_xmin))
+        });
+        let (is_direct, has_xmin) = begun.map_err(|e: Error| reason(&e))?;
+        may_cancel.store(is_direct, Ordering::Relaxed);
+        Ok(Self {
             client,
-            statements,
+            statements: Statements::of(&access.table.quoted, has_xmin),
             watchdog,
-            timeout: access.statement_timeout,
+            is_direct,
         })
-        .map_err(|e| reason(&e))
     }
 
-    /// Notes the timeout that a call with this limit needs. Returns it if the server must be told
-    /// before the call. `own` is the option.
-    pub(super) fn timeout_for(&mut self, own: Duration, limit: Limit) -> Option<Duration> {
-        let next = next_timeout(self.timeout, own, limit);
-        self.timeout = next.unwrap_or(self.timeout);
-        next
+    /// How long a call with this limit may take. `own` is the option `statement_timeout`.
+    pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
+        Times {
+            cancel: shorter(own, limit).filter(|_| self.is_direct),
+            cut: limit.left(),
+        }
     }
 }
 
-/// Has the server end each statement after so long.
-pub(super) fn set_timeout(client: &mut Client, timeout: Duration) -> Result<(), Error> {
-    client.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis()))
+/// Does the work in a transaction whose statements the server ends after `timeout`. Also returns whether
+/// the session can be used again.
+pub(super) fn limited<T>(
+    client: &mut Client,
+    timeout: Duration,
+    work: impl FnOnce(&mut Client) -> Result<T, Error>,
+) -> (Result<T, Error>, bool) {
+    let timeout = timeout.as_millis().max(1);
+    let begin = format!("BEGIN; SET LOCAL statement_timeout = {timeout}");
+    let done = client.batch_execute(&begin).and_then(|()| work(client));
+    // The commit has no limit: one that is ended while it waits for a standby counts as a success.
+    let end = match &done {
+        Ok(_) => "SET LOCAL statement_timeout = 0; COMMIT",
+        Err(_) => "ROLLBACK",
+    };
+    match (client.batch_execute(end), done) {
+        (Ok(()), done) => (done, true),
+        (Err(error), Ok(_)) => (Err(error), false),
+        (Err(_), Err(error)) => (Err(error), false),
+    }
 }
 
-/// The timeout that the server must be told before a call with this limit; `None` if that which it
-/// was told last will do. `own` is the option.
-fn next_timeout(told: Duration, own: Duration, limit: Limit) -> Option<Duration> {
-    if !limit.is_the_chains() || limit.time() >= own {
-        return (told != own).then_some(own);
-    }
-    // Calls that are left about the same time share a timeout: telling costs a round trip.
-    let fits = told <= limit.time() && told >= limit.time() / 2;
-    // A little less, so that the server ends the statement before its connection is cut.
-    (!fits).then(|| limit.time().mul_f64(0.9))
+/// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
+/// little less than the limit, so that there is an answer before the connection is cut.
+pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
+    (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
 }
 
-impl Statements {
-    fn prepare(mut client: Client, access: &Access) -> Result<(Client, Self), Error> {
-        // Not among the parameters of the connection: poolers refuse it there.
-        set_timeout(&mut client, access.statement_timeout)?;
-        access.table.make(&mut client)?;
-        let name = &access.table.quoted;
-        // The casts let columns be of kindred types, as varchar, timestamptz or json.
-        let upsert = |rows: &str| {
-            format!(
-                "INSERT INTO {name} (id, vcon, uuid, created_at, updated_at, subject, vcon_json) \
-                 {rows} \
-                 ON CONFLICT (id) DO UPDATE SET vcon = excluded.vcon, uuid = excluded.uuid, \
-                 created_at = excluded.created_at, updated_at = excluded.updated_at, \
-                 subject = excluded.subject, vcon_json = excluded.vcon_json"
-            )
-        };
-        let save = client.prepare(&upsert(
-            "VALUES ($1::uuid, $2::text, $1::uuid, $3::timestamp, $4::timestamp, $5::text, \
-             $6::text::jsonb)",
-        ))?;
-        let try_save = client.prepare(&upsert(
-            "SELECT NULL::uuid, NULL::text, NULL::uuid, NULL::timestamp, NULL::timestamp, \
-             NULL::text, NULL::jsonb WHERE false",
-        ))?;
-        let get = client.prepare(&format!(
-            "SELECT vcon_json::text FROM {name} WHERE id = $1::uuid"
-        ))?;
-        let delete = client.prepare(&format!("DELETE FROM {name} WHERE id = $1::uuid"))?;
-        let statements = Self {
-            save,
-            get,
-            delete,
-            try_save,
-        };
-        Ok((client, statements))
-    }
+/// The startup parameters that tell the server of the timeout. The second is there to be asked for: the
+/// first may be what the server has by itself.
+fn startup_options(timeout: Duration) -> String {
+    let timeout = timeout.as_millis();
+    format!("-c statement_timeout={timeout} -c conserver.statement_timeout={timeout}")
+}
+
+/// Whether the server has got our startup parameters.
+fn is_direct(client: &mut Client, timeout: Duration) -> Result<bool, Error> {
+    let question =
+        "SELECT current_setting('conserver.statement_timeout', true) IS NOT DISTINCT FROM $1";
+    let timeout = timeout.as_millis().to_string();
+    client
+        .query_typed_one(question, &[(&timeout, Type::TEXT)])?
+        .try_get(0)
+}
+
+/// Whether the table is there; if not, tries whether it could be made, and makes nothing.
+pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
+    let mut client = access.connect(next_mark())?;
+    let is_there = access.table.try_to_make(&mut client);
+    is_there.map_err(|e| reason(&e))
 }
 
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
@@ -172,16 +179,23 @@ impl Access {
     /// A watch over the client's calls. One that is cut is cancelled as well: the server does not
     /// notice that its client is gone while it waits for a standby, say, and would collect such
     /// sessions until it has no more to give.
-    fn watch_over(&self, client: &Client, mark: u32) -> Result<Option<Watchdog>, String> {
-        let Some(socket) = SocketHold::find(mark, VANISHED_MS) else {
-            if self.tls.is_some() {
-                log::debug!("the socket of a session of PostgreSQL could not be told from others");
-            }
-            return Ok(None);
-        };
+    fn watch_over(
+        &self,
+        client: &Client,
+        mark: u32,
+        may_cancel: &Arc<AtomicBool>,
+    ) -> Result<Watchdog, String> {
+        let socket = SocketHold::find(mark, VANISHED_MS);
+        if socket.is_none() && self.tls.is_some() {
+            log::debug!("the socket of a session of PostgreSQL could not be told from others");
+        }
         let (token, tls) = (client.cancel_token(), self.tls.clone());
+        let may_cancel = Arc::clone(may_cancel);
         let cancel = move || {
-            let ask = || match tls.map(|tls| tls.connector()) {
+            if !may_cancel.load(Ordering::Relaxed) {
+                return;
+            }
+            let ask = || match tls.as_ref().map(Tls::connector) {
                 Some(Ok(connector)) => token.cancel_query(connector).map_err(|e| reason(&e)),
                 Some(Err(why)) => Err(why),
                 None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
@@ -190,31 +204,75 @@ impl Access {
                 log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
             }
         };
-        Watchdog::start(socket, cancel)
-            .map(Some)
-            .map_err(|e| format!("could not start a thread: {e}"))
+        Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
     }
 
     fn connect(&self, mark: u32) -> Result<Client, String> {
-        let mut config = self.config.clone();
-        config.tcp_user_timeout(Duration::from_millis(mark.into()));
+        let mut plain = self.config.clone();
+        plain.tcp_user_timeout(Duration::from_millis(mark.into()));
+        if self.refuses_options.load(Ordering::Relaxed) {
+            return self.dial(plain).map_err(|refusal| refusal.why);
+        }
+        let mut config = plain.clone();
+        config.options(&startup_options(self.statement_timeout));
+        match self.dial(config) {
+            Err(refusal) if refusal.may_be_for_options => {
+                let client = self.dial(plain).map_err(|second| second.why)?;
+                self.refuses_options.store(true, Ordering::Relaxed);
+                Ok(client)
+            }
+            dialled => dialled.map_err(|refusal| refusal.why),
+        }
+    }
+
+    /// Connects with or without TLS, as `sslmode` says.
+    fn dial(&self, mut config: Config) -> Result<Client, Refusal> {
         let Some(tls) = self
             .tls
             .as_ref()
             .filter(|tls| tls.wire() != SslMode::Disable)
         else {
             config.ssl_mode(SslMode::Disable);
-            return config.connect(NoTls).map_err(|e| reason(&e));
+            return config.connect(NoTls).map_err(Refusal::from);
         };
         config.ssl_mode(tls.wire());
         match config.connect(tls.connector()?) {
             Ok(client) => Ok(client),
             Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
                 config.ssl_mode(SslMode::Disable);
-                // What was said first is nearer to what is wrong.
-                config.connect(NoTls).map_err(|_| reason(&error))
+                config.connect(NoTls).map_err(|second| {
+                    let mut refusal = Refusal::from(second);
+                    // What was said first is nearer to what is wrong.
+                    refusal.why = reason(&error);
+                    refusal
+                })
             }
-            Err(error) => Err(reason(&error)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Why there is no connection.
+struct Refusal {
+    why: String,
+    /// There may be one without the startup parameter `options`.
+    may_be_for_options: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self {
+            why: reason(&error),
+            may_be_for_options: may_work_without_options(&error),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            may_be_for_options: false,
         }
     }
 }
@@ -227,19 +285,22 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_server_is_told_a_timeout_when_the_last_one_does_not_fit() {
+    fn a_statement_gets_what_the_chain_leaves_where_that_is_less_than_its_own_time() {
         let own = 30 * SECOND;
         let left = |seconds| Deadline::after(Some(seconds * SECOND)).begin(own + 5 * SECOND);
-        let next = |told: u32, limit| next_timeout(told * SECOND, own, limit);
-        assert_eq!(next(30, left(40)), None);
-        assert_eq!(next(30, left(33)), None);
-        assert_eq!(next(4, left(33)), Some(own));
-        assert_eq!(next(4, Deadline::NONE.begin(SECOND)), Some(own));
-        for told in [30, 11, 4] {
-            let told = next(told, left(10)).unwrap_or_default();
-            assert!(told > 8 * SECOND && told < 10 * SECOND, "{told:?}");
-        }
-        assert_eq!(next(9, left(10)), None);
-        assert_eq!(next(6, left(10)), None);
+        let time = shorter(own, left(10)).unwrap_or_default();
+        assert!(time > 8 * SECOND && time < 10 * SECOND, "{time:?}");
+        assert_eq!(shorter(own, left(33)), None);
+        assert_eq!(shorter(own, Deadline::NONE.begin(own + 5 * SECOND)), None);
+        // A probe is cut long before.
+        assert_eq!(shorter(own, Deadline::NONE.begin(SECOND)), None);
+    }
+
+    #[test]
+    fn the_server_is_told_its_time_in_milliseconds() {
+        assert_eq!(
+            startup_options(SECOND * 3 / 2),
+            "-c statement_timeout=1500 -c conserver.statement_timeout=1500"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The table of `storage.postgres`: its name, and how it is made where it is missing.
 
+use postgres::types::Type;
 use postgres::{Client, Error};
 
 /// The table's name, and that of its index, as they stand in SQL.
@@ -40,29 +41,55 @@ impl Table {
 
     /// Makes the table where it is missing. One that exists is left as it is: its owner may
     /// have given us no right but to write to it, and an index takes a lock to be looked for.
-    pub(super) fn make(&self, client: &mut Client) -> Result<(), Error> {
+    /// Returns whether it is a table with rows of its own, and no view.
+    pub(super) fn make(&self, client: &mut Client) -> Result<bool, Error> {
         let Self { quoted, index } = self;
+        let look = "SELECT relkind::text IN ('r', 'p') FROM pg_class WHERE oid = to_regclass($1)";
         let mut attempts = 0;
         loop {
-            let found = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[quoted])?;
-            if found.try_get(0)? {
-                return Ok(());
+            if let Some(found) = client.query_typed_opt(look, &[(quoted, Type::TEXT)])? {
+                return found.try_get(0);
             }
             attempts += 1;
             // Both statements in one transaction: no table without its index.
-            let made = client.batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
-                 uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, \
-                 subject text, vcon_json jsonb); \
-                 CREATE INDEX IF NOT EXISTS {index} ON {quoted} USING gin (vcon_json)"
-            ));
+            let made = client.batch_execute(&definition(quoted, index));
             match made {
                 // Another worker makes it at the same time, which IF NOT EXISTS does not see.
                 Err(e) if is_race(&e) && attempts < 5 => {}
-                made => return made,
+                made => return made.map(|()| true),
             }
         }
     }
+}
+
+impl Table {
+    /// Tries whether the table could be made, and makes nothing: who asks may be another user than the
+    /// service. Returns whether it is there.
+    pub(super) fn try_to_make(&self, client: &mut Client) -> Result<bool, Error> {
+        let Self { quoted, index } = self;
+        let mut transaction = client.transaction()?;
+        let found = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[quoted])?;
+        let is_there: bool = found.try_get(0)?;
+        if !is_there {
+            match transaction.batch_execute(&definition(quoted, index)) {
+                // The service makes it at this moment.
+                Err(e) if is_race(&e) => {}
+                made => made?,
+            }
+        }
+        transaction.rollback()?;
+        Ok(is_there)
+    }
+}
+
+/// What makes a table and its index.
+fn definition(quoted: &str, index: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
+         uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, \
+         subject text, vcon_json jsonb); \
+         CREATE INDEX IF NOT EXISTS {index} ON {quoted} USING gin (vcon_json)"
+    )
 }
 
 fn quote(identifier: &str) -> String {

@@ -63,7 +63,7 @@ impl Tls {
             options.fault("sslmode", format!("must be one of {}", known.join(", ")));
         }
         let mut mode = found.map_or(Mode::Prefer, |(_, mode)| *mode);
-        let authorities = options.string("sslrootcert").map(PathBuf::from);
+        let authorities = options.filled_string("sslrootcert").map(PathBuf::from);
         if let Some(file) = &authorities {
             if let Err(why) = read_authorities(file) {
                 options.fault("sslrootcert", why);

@@ -2,8 +2,8 @@
 //!
 //! | error | met while | class |
 //! |---|---|---|
-//! | `string exceeds maximum allowed size`, `invalid bulk length`: the document is too large for it | saving | permanent |
-//! | `WRONGTYPE`: something else has the vCon's key | reading | permanent |
+//! | `string exceeds maximum allowed size`, `invalid bulk length`: the document is too large for it | saving | refused |
+//! | `WRONGTYPE`: something else has the vCon's key | reading | refused |
 //! | a document that is not UTF-8 | reading | permanent |
 //! | all others: not reached, not trusted, login refused, no right (NOPERM), out of memory (OOM), read-only, loading, disk full (MISCONF), a cluster (MOVED), … | anything | transient |
 //!
@@ -31,7 +31,7 @@ pub(super) enum Step {
 pub(super) fn failure(step: Step, message: &str, error: &RedisError) -> Failure {
     let text = with_advice(format!("{message}: {}", in_its_words(error)));
     if is_the_vcons(step, error) {
-        Failure::permanent(text)
+        Failure::refused(text)
     } else {
         Failure::transient(text)
     }
@@ -41,7 +41,7 @@ pub(super) fn failure(step: Step, message: &str, error: &RedisError) -> Failure 
 pub(super) fn unreachable(message: &str, error: &ConnectError) -> Failure {
     let text = match error {
         // The server is named in the message.
-        ConnectError::Unreachable { cause, .. } => format!("{message}: {cause}"),
+        ConnectError::Unreachable { cause, .. } => format!("{message}: {}", in_its_words(cause)),
         ConnectError::NoMaster { faults, .. } => format!("{message}: {faults}"),
     };
     Failure::transient(with_advice(text))
@@ -160,15 +160,88 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_dropped_if_the_server_has_ended_it_or_is_not_the_one() {
+        for (line, breaks) in [
+            ("ERR string exceeds maximum allowed size (512MB)", true),
+            ("ERR Protocol error: invalid bulk length", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+            ("MASTERDOWN Link with MASTER is down", true),
+            ("NOAUTH Authentication required.", true),
+            ("WRONGPASS invalid username-password pair", true),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                false,
+            ),
+            ("WRONGTYPE Operation against a key", false),
+            ("LOADING Redis is loading the dataset in memory", false),
+            ("ERR something new", false),
+        ] {
+            assert_eq!(breaks_connection(&answered(line)), breaks, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_reached_is_the_fault_of_the_place() {
+        let cause = RedisError::from((
+            redis::ErrorKind::AuthenticationFailed,
+            "Password authentication failed",
+        ));
+        let refused = ConnectError::Unreachable {
+            server: "h:1".to_owned(),
+            cause,
+        };
+        let failure = unreachable("could not save", &refused);
+        assert!(failure.is_transient());
+        let start = "could not save: Password authentication failed";
+        assert!(failure.message.starts_with(start), "{failure}");
+        assert!(!failure.message.contains("h:1"), "{failure}");
+        assert!(
+            failure.message.contains("see to user and password"),
+            "{failure}"
+        );
+        let lost = ConnectError::NoMaster {
+            server: "m".to_owned(),
+            faults: "s:1: refused".to_owned(),
+        };
+        let failure = unreachable("could not save", &lost);
+        assert_eq!(failure, Failure::transient("could not save: s:1: refused"));
+    }
+
+    #[test]
     fn what_a_person_can_mend_is_said() {
+        let user = "see to user and password in `redis_url`";
+        let cluster = "it is part of a Redis Cluster, which this storage does not use";
         for (line, advice) in [
-            ("WRONGPASS invalid username-password pair", "`redis_url`"),
-            ("NOPERM no permissions", "allow this user"),
-            ("OOM command not allowed", "maxmemory"),
-            ("MOVED 1 h:1", "Cluster"),
+            ("WRONGPASS invalid username-password pair", user),
+            ("NOAUTH Authentication required.", user),
+            ("ERR AUTH failed: WRONG", user),
+            (
+                "NOPERM no permissions",
+                "allow this user SET, GET and DEL on the keys of `prefix`",
+            ),
+            (
+                "OOM command not allowed",
+                "raise its maxmemory, or lower `expires`",
+            ),
+            (
+                "READONLY You can't write",
+                "it is a replica: see to `redis_url`",
+            ),
+            ("MOVED 1 h:1", cluster),
+            ("ASK 1 h:1", cluster),
+            ("MISCONF Redis is configured", "see to its disk and its log"),
         ] {
             let failure = failure(Step::Save, "it failed", &answered(line));
-            assert!(failure.message.contains(advice), "{failure}");
+            assert!(failure.message.starts_with("it failed: "), "{failure}");
+            assert!(
+                failure.message.ends_with(&format!("; {advice}")),
+                "{failure}"
+            );
         }
+        let other = failure(Step::Save, "it failed", &answered("ERR something new"));
+        assert_eq!(other.message, "it failed: ERR something new");
     }
 }

@@ -30,6 +30,7 @@ const FINISH: &str = concat!(
 const RECOVER: &str = concat!(
     include_str!("../../../src/queue/scripts/alive.lua"),
     include_str!("../../../src/queue/scripts/context.lua"),
+    include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/reason.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/recover.lua")

@@ -6,14 +6,14 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Daemon, PATIENCE, Redis, private_folder, wait_until};
+use super::{Daemon, Leashed, PATIENCE, Redis, private_folder, wait_until};
 
 /// What of the test's own environment the program sees.
 const INHERITED: &[&str] = &["PATH", "HOME", "LLVM_PROFILE_FILE"];
@@ -178,9 +178,8 @@ impl Conserver {
     }
 
     /// Starts a command, for a test that does something to it.
-    pub fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut command = self.command(arguments, "spawned");
-        command.spawn().expect("the program")
+    pub fn spawn(&self, arguments: &[&str]) -> Leashed {
+        Leashed::spawn(&mut self.command(arguments, "spawned"))
     }
 
     /// Runs a command to its end.

@@ -2,27 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Child;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Conserver, PATIENCE, children_of, is_alive, tail, title_of, wait_until};
+use super::{Conserver, Leashed, PATIENCE, children_of, is_alive, tail, title_of, wait_until};
 
 /// A running daemon; the end of the test is its end.
 pub struct Daemon {
     conserver: Conserver,
-    child: Child,
+    child: Leashed,
 }
 
 impl Daemon {
     pub(super) fn launch(conserver: Conserver) -> Self {
-        let child = conserver
-            .command(&["run"], "daemon")
-            .spawn()
-            .expect("the program");
+        let child = Leashed::spawn(&mut conserver.command(&["run"], "daemon"));
         Self { conserver, child }
     }
 

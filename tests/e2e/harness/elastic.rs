@@ -148,6 +148,13 @@ impl Elastic {
         assert!(answer.status().is_success(), "PUT {path}: {text}");
     }
 
+    /// Sends it DELETE.
+    pub fn delete(&self, path: &str) {
+        let url = format!("{}/{path}", self.url());
+        let answer = self.agent.delete(&url).call().expect("an answer");
+        assert!(answer.status().is_success(), "DELETE {path}");
+    }
+
     /// Bodies and metadata of any kind are taken in all indices, and nothing that is written can
     /// be searched before a refresh.
     pub fn prepare(&self) {

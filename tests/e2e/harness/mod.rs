@@ -4,6 +4,7 @@
 //! test ends, however it ends. A server whose program cannot be found fails the test: nothing is
 //! skipped.
 
+mod branch;
 mod browser;
 mod certificates;
 mod claims;
@@ -16,9 +17,11 @@ mod files;
 mod guard;
 mod hook;
 mod journal;
+mod leash;
 mod ledger;
 mod monitor;
 mod nginx;
+mod pgbouncer;
 mod postgres;
 mod preload;
 mod processes;
@@ -44,6 +47,7 @@ use std::time::{Duration, Instant};
 
 pub use self::postgres::{Database, PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
+pub use branch::{Branch, Manner};
 pub use browser::{Browser, Screen};
 pub use claims::LEASE;
 pub use config::{chain, delay, stuck};
@@ -53,9 +57,11 @@ pub use disk::Disk;
 pub use elastic::Elastic;
 pub use files::{Blocked, Files};
 pub use hook::{Hook, deferring, storage_at};
+pub use leash::Leashed;
 pub use ledger::Ledger;
 pub use monitor::{Answer, Monitor};
 pub use nginx::{Nginx, Terms};
+pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
     children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
@@ -126,7 +132,7 @@ pub fn free_port() -> u16 {
 }
 
 /// A new private folder with a short name: paths of Unix sockets are limited to about 100 bytes.
-fn private_folder() -> tempfile::TempDir {
+pub fn private_folder() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("cons")
         .tempdir()

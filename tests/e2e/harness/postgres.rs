@@ -19,7 +19,8 @@ use super::{free_port, private_folder, program, wait_for_server};
 /// The password of the user [`USER`], which the server insists on.
 pub const PASSWORD: &str = "GeheimesPostgresWort";
 
-const USER: &str = "keeper";
+/// The user of the tests, who may do everything.
+pub(super) const USER: &str = "keeper";
 
 /// A PostgreSQL server.
 pub struct Postgres {
@@ -225,7 +226,12 @@ impl Postgres {
     /// An empty database on this server.
     pub fn new_database(&self) -> Database<'_> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("calls_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.create_database(&format!("calls_{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// An empty database of this name on this server.
+    pub fn create_database(&self, name: &str) -> Database<'_> {
+        let name = name.to_owned();
         let mut client = self.config("postgres").connect(NoTls).expect("a session");
         let create = format!("CREATE DATABASE {name}");
         client.batch_execute(&create).expect("a database");
@@ -258,6 +264,11 @@ impl Database<'_> {
         storage
     }
 
+    /// The port of its server.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -268,6 +279,22 @@ impl Database<'_> {
         self.client()
             .batch_execute(statements)
             .unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+    }
+
+    /// A session of the test's own through a pooler or a proxy on this port.
+    pub fn client_at(&self, port: u16) -> Client {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(port).dbname(&self.name);
+        config.user(USER).password(PASSWORD);
+        config.connect(NoTls).expect("a session")
+    }
+
+    /// The processes of the server that serve the storage in this database.
+    pub fn backends(&self) -> Vec<i32> {
+        let select = "SELECT pid FROM pg_stat_activity \
+                      WHERE datname = current_database() AND application_name = 'conserver'";
+        let rows = self.client().query(select, &[]).expect("the sessions");
+        rows.iter().map(|row| row.get(0)).collect()
     }
 
     /// A user with the password [`PASSWORD`] who may do in this database what the storage needs.
@@ -289,8 +316,13 @@ impl Database<'_> {
 
     /// Every row: its id and its document.
     pub fn rows(&self) -> Vec<(String, Value)> {
-        let select = "SELECT id::text, vcon_json::text FROM vcons WHERE id = uuid";
-        let rows = self.client().query(select, &[]).expect("the table vcons");
+        self.rows_of("vcons")
+    }
+
+    /// The same of another table.
+    pub fn rows_of(&self, table: &str) -> Vec<(String, Value)> {
+        let select = format!("SELECT id::text, vcon_json::text FROM {table} WHERE id = uuid");
+        let rows = self.client().query(&select, &[]).expect("the table");
         let parsed = |text: &str| serde_json::from_str(text).expect("JSON");
         rows.iter()
             .map(|row| (row.get(0), parsed(row.get(1))))
@@ -314,7 +346,7 @@ fn tool(name: &str) -> PathBuf {
 }
 
 /// A user and group without rights: those of PostgreSQL's package, else nobody's.
-fn unprivileged() -> (u32, u32) {
+pub(super) fn unprivileged() -> (u32, u32) {
     let id = |flag: &str, user: &str| -> Option<u32> {
         let output = Command::new("id").args([flag, user]).output().ok()?;
         String::from_utf8_lossy(&output.stdout).trim().parse().ok()

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Monitor, cached, program};
+use super::{Monitor, PATIENCE, cached, program, wait_until};
 
 /// Prints every sample as `[name, labels, value]`, and the type of each family.
 const READER: &str = r#"
@@ -49,7 +49,13 @@ impl Scrape {
         };
         let request =
             format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
-        let answer = monitor.send(request.as_bytes()).expect("an answer");
+        // The daemon has started before its monitor answers.
+        let mut answer = None;
+        wait_until("the monitor answers", PATIENCE, || {
+            answer = monitor.send(request.as_bytes());
+            answer.is_some()
+        });
+        let answer = answer.expect("an answer");
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.header("Content-Type"), Some(kind));
         Self::read(format, &answer.body)

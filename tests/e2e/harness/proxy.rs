@@ -63,6 +63,7 @@ enum Flow {
     Pass,
     Delay(Duration),
     Hold,
+    HoldRequests,
 }
 
 /// One client's connection, and the one to the server for it.
@@ -122,6 +123,12 @@ impl Proxy {
     /// server that hangs.
     pub fn black_hole(&self) {
         self.flow(Flow::Hold);
+    }
+
+    /// Lets answers pass, and holds what clients ask, and the end of their connections, until
+    /// [`Proxy::pass`].
+    pub fn hold_requests(&self) {
+        self.flow(Flow::HoldRequests);
     }
 
     /// Refuses new connections; the open ones stay.
@@ -274,7 +281,8 @@ impl Wires {
             let wait = match state.flow {
                 Flow::Pass => Duration::ZERO,
                 Flow::Delay(time) => time.saturating_sub(came.elapsed()),
-                Flow::Hold => PATIENCE,
+                Flow::HoldRequests if direction == Direction::ToClient => Duration::ZERO,
+                Flow::Hold | Flow::HoldRequests => PATIENCE,
             };
             if wait.is_zero() {
                 break;

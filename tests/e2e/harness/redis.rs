@@ -165,7 +165,7 @@ impl Redis {
         server.expect("Redis runs").end(Signal::SIGKILL);
     }
 
-    /// For measurements: its process.
+    /// Its process.
     #[allow(dead_code)]
     pub fn pid(&self) -> i32 {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);

@@ -119,9 +119,9 @@ impl Request {
             }
         }
         let head = head.to_lowercase();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length:"))?;
+        let mut lines = head.lines();
+        let length = lines.find_map(|line| line.strip_prefix("content-length:"));
+        let length = length.unwrap_or("0");
         let mut body = vec![0; length.trim().parse().ok()?];
         reader.read_exact(&mut body).ok()?;
         let body = String::from_utf8(body).ok()?;

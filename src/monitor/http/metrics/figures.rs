@@ -1,7 +1,10 @@
 //! The figures of each metric, from what has been read.
 
-use super::table::{Metric, Source};
+use std::collections::BTreeMap;
+
+use super::table::{Metric, Source, Tallied};
 use crate::child::MONITOR_SLOT;
+use crate::monitor::followers::Tally;
 use crate::procfs;
 use crate::scoreboard::{
     BOUNDS_US, Event, LaneState, LaneView, PlaceState, PlaceView, RestartCause, Series, SeriesKind,
@@ -16,6 +19,8 @@ pub(in crate::monitor::http) struct Figures {
     pub snapshot: Snapshot,
     pub queues: Queues,
     pub holds: Vec<Hold>,
+    /// What each follower has done.
+    pub followers: BTreeMap<String, Tally>,
     /// When the supervisor was started, in seconds since 1970.
     pub started: f64,
     /// The memory of each process, by the label it has.
@@ -107,6 +112,7 @@ impl Figures {
             Source::StorageDeadLetters => self.storages(|queue| queue.dead_letters),
             Source::StorageBacklog => self.storages(|queue| queue.backlog),
             Source::Redis => vec![alone(Value::Whole(self.queues.error.is_none().into()))],
+            Source::Followers(tallied) => self.followers(tallied),
             Source::Holds => self.holds.iter().map(hold).collect(),
         }
     }
@@ -163,6 +169,20 @@ impl Figures {
             }
         }
         samples
+    }
+
+    fn followers(&self, tallied: Tallied) -> Vec<Sample> {
+        let read = |tally: &Tally| match tallied {
+            Tallied::Pulled => tally.pulled,
+            Tallied::DeadLettered => tally.dead_lettered,
+            Tallied::Failures => tally.failures,
+            Tallied::Waiting => tally.waiting,
+            Tallied::Up => tally.error.is_none().into(),
+        };
+        let followers = self.followers.iter();
+        followers
+            .map(|(name, tally)| labelled([name.as_str()], Value::Whole(read(tally))))
+            .collect()
     }
 
     fn storages(&self, read: fn(&StorageQueue) -> u64) -> Vec<Sample> {

@@ -48,6 +48,7 @@ pub(super) enum Source {
     StorageDeadLetters,
     StorageBacklog,
     Redis,
+    Followers(Tallied),
     Holds,
 }
 
@@ -61,6 +62,16 @@ impl Kind {
             Self::Info => "info",
         }
     }
+}
+
+/// What is told of a follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tallied {
+    Pulled,
+    DeadLettered,
+    Failures,
+    Waiting,
+    Up,
 }
 
 const fn gauge(
@@ -112,6 +123,7 @@ const fn label_of(kind: SeriesKind) -> &'static [&'static str] {
 const CHAIN: SeriesKind = SeriesKind::Chain;
 const LINK: SeriesKind = SeriesKind::Link;
 const STORAGE: SeriesKind = SeriesKind::Storage;
+const FOLLOWER: &[&str] = &["follower"];
 
 /// Every metric, in the order in which they are served.
 #[rustfmt::skip]
@@ -193,6 +205,16 @@ pub const TABLE: &[Metric] = &[
         "Whether Redis answers the monitor"),
     gauge("conserver_hold_seconds", &["kind", "name"], Source::Holds,
         "For how long chains have been on hold for a link or storage (kind) that is away"),
+    counter("conserver_follower_pulled_total", FOLLOWER, Source::Followers(Tallied::Pulled),
+        "vCons that the follower has pulled since the monitor started"),
+    counter("conserver_follower_dead_lettered_total", FOLLOWER, Source::Followers(Tallied::DeadLettered),
+        "UUIDs that the follower has moved to the dead letter queue since the monitor started"),
+    counter("conserver_follower_failures_total", FOLLOWER, Source::Followers(Tallied::Failures),
+        "How often the follower could not go on since the monitor started"),
+    gauge("conserver_follower_waiting", FOLLOWER, Source::Followers(Tallied::Waiting),
+        "UUIDs that the follower has taken and whose documents are still to be fetched"),
+    gauge("conserver_follower_up", FOLLOWER, Source::Followers(Tallied::Up),
+        "Whether the follower could go on at its last try"),
 ];
 
 /// The table as Markdown, for README.

@@ -51,7 +51,9 @@ const FINISH: &[&str] = files!(
     "finish",
     "finish_alone"
 );
-const RECOVER: &[&str] = files!("alive", "context", "reason", "record", "recover");
+const RECOVER: &[&str] = files!(
+    "alive", "context", "progress", "reason", "record", "recover"
+);
 
 const RELEASE: &[&str] = files!("alive", "context", "progress", "release");
 
@@ -81,8 +83,8 @@ const CLAIM_WITHOUT_DIGEST: Broken = Broken {
 
 const RECOVERY_THAT_KEEPS_PROGRESS: Broken = Broken {
     files: RECOVER,
-    right: "redis.pcall('HDEL', 'conserver:progress', claim.list .. '\\n' .. claim.uuid)",
-    wrong: "",
+    right: "  redis.pcall('HDEL', 'conserver:progress', field)\n  if claim.uuid:find(UUID)",
+    wrong: "  if false",
 };
 
 fn check(scene: Scene, broken: &[Broken]) -> Result<usize, String> {

@@ -22,6 +22,9 @@ const EGRESS: [&str; 2] = ["from-first", "from-second"];
 /// What a lane says of how far the vCon has come.
 const WORDS: &str = "all links";
 
+/// What is kept if nothing that was done counts.
+const VOID: &str = "!";
+
 /// A request to Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Call {
@@ -183,7 +186,10 @@ impl Server {
                 steps.rpush(EGRESS[list], self.id.as_str()).ignore();
             }
             if let Some(text) = &store.progress[list] {
-                let kept = format!("{} {key} {WORDS}", digest(text));
+                let kept = match text.strip_prefix(VOID) {
+                    None => format!("{} {key} {WORDS}", digest(text)),
+                    Some(text) => format!("{} {key} {VOID}", digest(text)),
+                };
                 let field = format!("{}\n{}", LISTS[list], self.id);
                 steps.hset("conserver:progress", field, kept).ignore();
             }
@@ -261,7 +267,8 @@ impl Server {
                     let digest = kept.split(' ').next().unwrap_or_default();
                     let text = self.digests.get(digest);
                     let text = text.ok_or_else(|| format!("{call:?} keeps {kept}"))?;
-                    Some(text.clone())
+                    let void = if kept.ends_with(VOID) { VOID } else { "" };
+                    Some(void.to_owned() + text)
                 }
             };
         }
@@ -293,7 +300,9 @@ impl Server {
                         Document::Found(_, text) => String::from_utf8(text).ok(),
                         _ => None,
                     },
-                    has_progress: claim.progress.is_some(),
+                    has_progress: claim
+                        .progress
+                        .is_some_and(|it| !it.ends_with(VOID.as_bytes())),
                 });
                 return Ok(Answer {
                     word: "claimed",

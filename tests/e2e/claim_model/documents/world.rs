@@ -23,7 +23,8 @@ pub struct Store {
     pub is_done: [bool; 2],
     /// Each worker's claim, and whether anything was kept about the vCon when it was made.
     pub claims: [Option<bool>; 2],
-    /// For each list, the document that the progress is good for.
+    /// For each list, the document that the progress is good for; with a `!` before it if nothing goes on
+    /// from there.
     pub progress: [Option<String>; 2],
     /// Whether each daemon holds its name.
     pub leases: [bool; 2],

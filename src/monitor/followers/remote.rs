@@ -1,0 +1,453 @@
+//! The other server: its API, as far as a follower asks it, and what its answers mean.
+//!
+//! Nothing it sends is trusted: what is no UUID is refused, answers are limited in size and time,
+//! and none of their text is shown.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::Value;
+use ureq::http::{HeaderName, HeaderValue, Response};
+use ureq::{Agent, Body, Error};
+
+use crate::config::Follower;
+use crate::http::{self, Url};
+use crate::vcon::{CreatedAt, VconId};
+
+/// How long the other server may take to hand out UUIDs. They are lost if it takes longer, so this is
+/// long.
+const POP_TIME: Duration = Duration::from_secs(60);
+
+/// How long connecting may take.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// The most bytes of a list of UUIDs that are read: twice what the longest one takes.
+const MOST_OF_A_LIST: u64 = 1 << 20;
+
+/// All that is not unreserved in RFC 3986.
+pub(super) const RESERVED: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// So many characters of what is no UUID are shown.
+const SHOWN: usize = 80;
+
+/// The other server.
+pub(super) struct Remote {
+    agent: Agent,
+    url: Url,
+    /// What says who asks.
+    token: Option<(HeaderName, HeaderValue)>,
+    egress_list: String,
+    timeout: Duration,
+    most_bytes: u64,
+}
+
+/// What the other server has handed out. It has these no more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Popped {
+    pub ids: Vec<VconId>,
+    /// What was no UUID, escaped.
+    pub refused: Vec<String>,
+    /// Why the answer is not whole, if it is not.
+    pub cut: Option<String>,
+}
+
+/// What came of asking for a document.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// The document, an object in JSON, with when it was made.
+    Document(String, Option<CreatedAt>),
+    /// It can never be had.
+    Refused(String),
+    /// It could not be had now; others perhaps can.
+    Failed(String),
+    /// Nothing can be had at present.
+    Away(String),
+}
+
+impl Remote {
+    pub(super) fn new(follower: &Follower, header: &HeaderName) -> Self {
+        let token = follower.token.as_ref().and_then(|token| {
+            // It was checked when the configuration was read.
+            let mut token = HeaderValue::from_str(token.reveal()).ok()?;
+            token.set_sensitive(true);
+            Some((header.clone(), token))
+        });
+        Self {
+            agent: http::agent(),
+            url: follower.url.clone(),
+            token,
+            egress_list: follower.egress_list.as_str().to_owned(),
+            timeout: follower.timeout,
+            most_bytes: follower.most_bytes,
+        }
+    }
+
+    /// Takes up to `limit` UUIDs off the other server's list.
+    ///
+    /// # Errors
+    /// A sentence on why that could not be done.
+    pub(super) fn pop(&self, limit: u32) -> Result<Popped, String> {
+        let list = utf8_percent_encode(&self.egress_list, &RESERVED);
+        let path = format!("/vcon/egress?egress_list={list}&limit={limit}");
+        let at = format!("{}/vcon/egress", self.shown_url());
+        let mut response = match self.get(&path, POP_TIME) {
+            Ok(response) => response,
+            Err(error) => {
+                let why = reason(&error, POP_TIME);
+                let lost = if came_from_it(&error) {
+                    "; what it has taken off its list for this answer is lost"
+                } else {
+                    ""
+                };
+                return Err(format!("could not GET {at}: {why}{lost}"));
+            }
+        };
+        let status = response.status().as_u16();
+        if !(200..300).contains(&status) {
+            return Err(format!(
+                "could not GET {at}: it answered {status}{}",
+                advice(status)
+            ));
+        }
+        let (bytes, why) = read(&mut response, MOST_OF_A_LIST);
+        let why = why.map(|why| match why {
+            Cut::TooLong => format!("it is longer than {MOST_OF_A_LIST} bytes"),
+            Cut::Broken(error) => error.to_string(),
+        });
+        parse_list(&bytes, why).ok_or_else(|| format!("{at} did not answer with a list of UUIDs"))
+    }
+
+    /// Fetches the document of a vCon.
+    pub(super) fn document(&self, id: &VconId) -> Fetched {
+        let at = self.document_url(id);
+        let mut response = match self.get(&format!("/vcon/{id}"), self.timeout) {
+            Ok(response) => response,
+            Err(error) => {
+                let why = format!("could not GET {at}: {}", reason(&error, self.timeout));
+                return if came_from_it(&error) {
+                    Fetched::Failed(why)
+                } else {
+                    Fetched::Away(why)
+                };
+            }
+        };
+        let status = response.status().as_u16();
+        if let Some(told) = judge(status, &at) {
+            return told;
+        }
+        match read(&mut response, self.most_bytes) {
+            (bytes, None) => document(bytes, &at),
+            (_, Some(Cut::TooLong)) => {
+                let most = self.most_bytes >> 20;
+                Fetched::Refused(format!(
+                    "the document at {at} is larger than {most} MiB (option `max_megabytes`)"
+                ))
+            }
+            (_, Some(Cut::Broken(error))) => {
+                Fetched::Failed(format!("the answer of {at} broke off: {error}"))
+            }
+        }
+    }
+
+    /// Where the other server has the document, for messages.
+    pub(super) fn document_url(&self, id: &VconId) -> String {
+        format!("{}/vcon/{id}", self.shown_url())
+    }
+
+    fn shown_url(&self) -> String {
+        self.url.to_string().trim_end_matches('/').to_owned()
+    }
+
+    fn get(&self, path: &str, limit: Duration) -> Result<Response<Body>, Error> {
+        let mut request = self.agent.get(self.url.below(path)?);
+        if let Some((name, token)) = &self.token {
+            request = request.header(name, token);
+        }
+        request
+            .config()
+            .timeout_connect(Some(CONNECT_TIME))
+            .timeout_global(Some(limit))
+            .build()
+            .call()
+    }
+}
+
+/// Why an answer was not read to its end.
+enum Cut {
+    TooLong,
+    Broken(io::Error),
+}
+
+/// The bytes of an answer, as many as came.
+fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) {
+    let mut bytes = Vec::new();
+    let body = response.body_mut().with_config().limit(u64::MAX).reader();
+    let cut = match body.take(most.saturating_add(1)).read_to_end(&mut bytes) {
+        Err(error) => Some(Cut::Broken(error)),
+        Ok(length) if length as u64 > most => Some(Cut::TooLong),
+        Ok(_) => None,
+    };
+    (bytes, cut)
+}
+
+/// Whether the other server had the request, as far as the error tells.
+fn came_from_it(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        Error::Timeout(timeout) => !matches!(
+            timeout,
+            ureq::Timeout::Connect | ureq::Timeout::Resolve | ureq::Timeout::SendRequest
+        ),
+        Error::Io(error) => matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        ),
+        Error::Protocol(_) => true,
+        _ => false,
+    }
+}
+
+fn reason(error: &Error, limit: Duration) -> String {
+    match error {
+        Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            "could not connect in time".to_owned()
+        }
+        Error::Timeout(_) => format!("no answer within {limit:?}"),
+        // Its text shows the URL.
+        Error::BadUri(_) => "bad URL".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        300..=399 => "; give `url` as it leads to",
+        401 | 403 | 407 => "; see to `auth_token`",
+        404 | 405 | 410 => "; see to `url`",
+        _ => "",
+    }
+}
+
+/// What a status that is not 2xx says of a document.
+///
+/// | status | |
+/// |---|---|
+/// | 404, 410 | there is none |
+/// | 3xx, 401, 402, 403, 405, 407, 421, 426, 429, 451, 503 | the server gives none at present |
+/// | all others: 400, 422, 500, 502, … | this one cannot be had, others perhaps can |
+fn judge(status: u16, at: &str) -> Option<Fetched> {
+    let why = format!("could not GET {at}: it answered {status}");
+    match status {
+        200..=299 => None,
+        404 | 410 => Some(Fetched::Refused(why)),
+        300..=399 | 401..=403 | 405 | 407 | 421 | 426 | 429 | 451 | 503 => {
+            Some(Fetched::Away(format!("{why}{}", advice(status))))
+        }
+        _ => Some(Fetched::Failed(why)),
+    }
+}
+
+/// What the body of an answer says of a document.
+fn document(bytes: Vec<u8>, at: &str) -> Fetched {
+    #[derive(Deserialize)]
+    struct Dated {
+        created_at: Option<Value>,
+    }
+    let Ok(text) = String::from_utf8(bytes) else {
+        return Fetched::Failed(format!("the answer of {at} is not UTF-8"));
+    };
+    // What older servers answer where there is none.
+    if text.trim_ascii() == "null" {
+        return Fetched::Refused(format!("{at} has no document"));
+    }
+    if !text.trim_ascii_start().starts_with('{') {
+        return Fetched::Failed(format!("the answer of {at} is not a JSON object"));
+    }
+    match serde_json::from_str::<Dated>(&text) {
+        Ok(Dated { created_at }) => {
+            let created = created_at.and_then(|at| CreatedAt::parse(at.as_str()?));
+            Fetched::Document(text, created)
+        }
+        Err(error) => Fetched::Failed(format!("the answer of {at} is not JSON: {error}")),
+    }
+}
+
+/// The UUIDs of a list in JSON; nothing if it is no list. Of a list that is not whole, those that
+/// are: the other server has them no more.
+fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
+    let bytes = bytes.trim_ascii();
+    if cut.is_none() {
+        if bytes.is_empty() {
+            return Some(Popped::default());
+        }
+        if let Ok(entries) = serde_json::from_slice::<Vec<Value>>(bytes) {
+            return Some(sorted_out(entries.into_iter(), None));
+        }
+    }
+    if !bytes.starts_with(b"[") {
+        return None;
+    }
+    let cut = cut.unwrap_or_else(|| "it is not whole JSON".to_owned());
+    // No UUID has a quote or an escape in it: what stands between two quotes may be one.
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts: Vec<&str> = text.split('"').collect();
+    // Nothing closes the last one.
+    parts.pop();
+    let texts = parts.into_iter().skip(1).step_by(2);
+    let entries = texts.map(|text| Value::String(text.to_owned()));
+    Some(sorted_out(entries, Some(cut)))
+}
+
+fn sorted_out(entries: impl Iterator<Item = Value>, cut: Option<String>) -> Popped {
+    let mut popped = Popped {
+        cut,
+        ..Popped::default()
+    };
+    for entry in entries {
+        match entry.as_str().and_then(|text| text.parse().ok()) {
+            Some(id) => popped.ids.push(id),
+            None => {
+                let text = entry
+                    .as_str()
+                    .map_or_else(|| entry.to_string(), str::to_owned);
+                let shown = text.escape_debug().take(SHOWN).collect();
+                popped.refused.push(shown);
+            }
+        }
+    }
+    popped
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const A: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
+    const B: &str = "15cec3d4-0561-4010-9fb8-23cc7edef146";
+
+    fn ids(popped: &Popped) -> Vec<&str> {
+        popped.ids.iter().map(VconId::as_str).collect()
+    }
+
+    #[test]
+    fn a_list_is_read_and_what_is_no_uuid_is_refused() {
+        let text = format!(r#"["{A}", "../../x\u001b[31m", 7, {{"a":"{A}"}}, null, "{B}"]"#);
+        let popped = parse_list(text.as_bytes(), None).unwrap();
+        assert_eq!(ids(&popped), [A, B]);
+        assert_eq!(popped.refused.len(), 4);
+        assert_eq!(popped.refused[0], r"../../x\u{1b}[31m");
+        assert!(popped.refused.iter().all(|it| it.chars().count() <= SHOWN));
+        assert_eq!(popped.cut, None);
+        for nothing in ["", " \n", "[]", " [ ] "] {
+            assert_eq!(
+                parse_list(nothing.as_bytes(), None),
+                Some(Popped::default()),
+                "{nothing:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_a_list_that_broke_off_the_whole_uuids_are_kept() {
+        let whole = format!(r#"["{A}","{B}"]"#);
+        for length in 0..whole.len() {
+            let part = &whole.as_bytes()[..length];
+            let found = parse_list(part, Some("cut".to_owned()));
+            let Some(popped) = found else {
+                assert_eq!(length, 0);
+                continue;
+            };
+            let closed = [A.len() + 3, A.len() + B.len() + 6];
+            let count = closed.iter().filter(|end| length >= **end).count();
+            assert_eq!(ids(&popped), [A, B][..count], "{length}");
+            assert_eq!(popped.cut.as_deref(), Some("cut"));
+            assert_eq!(popped.refused, [""; 0]);
+        }
+        // Without a word of the connection on it.
+        let popped = parse_list(&whole.as_bytes()[..45], None).unwrap();
+        assert_eq!(ids(&popped), [A]);
+        assert!(popped.cut.is_some());
+    }
+
+    #[test]
+    fn another_answer_is_no_list() {
+        let page = format!("<html id=\"{A}\">");
+        for other in [page.as_str(), "null", "500", "{}", "\"[]\""] {
+            assert_eq!(parse_list(other.as_bytes(), None), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn statuses_of_documents_mean_what_the_table_says() {
+        for (status, kind) in [
+            (200, "none"),
+            (204, "none"),
+            (404, "refused"),
+            (410, "refused"),
+            (301, "away"),
+            (307, "away"),
+            (401, "away"),
+            (403, "away"),
+            (429, "away"),
+            (503, "away"),
+            (400, "failed"),
+            (422, "failed"),
+            (500, "failed"),
+            (502, "failed"),
+            (504, "failed"),
+        ] {
+            let found = match judge(status, "there") {
+                None => "none",
+                Some(Fetched::Refused(_)) => "refused",
+                Some(Fetched::Failed(_)) => "failed",
+                Some(Fetched::Away(_)) => "away",
+                Some(Fetched::Document(..)) => "document",
+            };
+            assert_eq!(found, kind, "{status}");
+        }
+        assert_eq!(
+            judge(403, "there"),
+            Some(Fetched::Away(
+                "could not GET there: it answered 403; see to `auth_token`".to_owned()
+            ))
+        );
+    }
+
+    #[test]
+    fn a_document_is_an_object_and_kept_as_it_is() {
+        let text = r#" {"vcon":"0.0.1","created_at":"2024-01-15T10:30:00Z","x":1.0e3} "#;
+        match document(text.into(), "there") {
+            Fetched::Document(found, Some(created)) => {
+                assert_eq!((found.as_str(), created.unix), (text, 1_705_314_600));
+            }
+            other => panic!("{other:?}"),
+        }
+        for undated in ["{}", r#"{"created_at":7}"#, r#"{"created_at":"soon"}"#] {
+            assert_eq!(
+                document(undated.into(), "there"),
+                Fetched::Document(undated.to_owned(), None)
+            );
+        }
+        assert!(matches!(document("null\n".into(), ""), Fetched::Refused(_)));
+        for other in ["", "[]", "500", "<html>", "{\"a\":", "{} {}"] {
+            let found = document(other.into(), "there");
+            assert!(matches!(found, Fetched::Failed(_)), "{other}: {found:?}");
+        }
+        assert!(matches!(
+            document(b"{\"a\":\"\xff\"}".to_vec(), ""),
+            Fetched::Failed(_)
+        ));
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(500), "]".repeat(500));
+        assert!(matches!(
+            document(deep.into_bytes(), ""),
+            Fetched::Document(..)
+        ));
+    }
+}

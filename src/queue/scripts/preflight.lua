@@ -1,0 +1,76 @@
+-- Tries every command that scripts and lanes need, on keys of its own, and the rights to other keys. Leaves nothing.
+-- KEYS: two strings, a list, a hash, a set, that nobody else uses.
+-- ARGV: keys whose rights are tried: nothing is written to them.
+-- Returns {commands that are refused, keys that are}.
+
+local first, second, list, hash, set = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+
+-- Redis words it in many ways; what else goes wrong, such as a full server, is not asked here.
+local function is_refused(answer)
+  if type(answer) ~= 'table' or not answer.err then return false end
+  local err = answer.err
+  return err:find('NOPERM') or err:find('o permissions') or err:find('executing the script') or err:find('nknown')
+    or err:find('not allowed from script')
+end
+
+local refused, is_known = {}, {}
+local function try(command, ...)
+  if is_refused(redis.pcall(command, ...)) and not is_known[command] then
+    is_known[command] = true
+    refused[#refused + 1] = command
+  end
+end
+
+try('DEL', first)
+try('SET', first, 'text', 'PX', 60000)
+try('GET', first)
+try('STRLEN', first)
+try('GETRANGE', first, 0, 1)
+try('TYPE', first)
+try('EXISTS', first)
+try('TTL', first)
+try('PTTL', first)
+try('EXPIRE', first, 60)
+try('PEXPIRE', first, 60000)
+try('RENAME', first, second)
+try('PERSIST', second)
+try('DEL', second)
+
+try('RPUSH', list, 'a', 'b')
+try('LPUSH', list, 'c')
+try('EXPIRE', list, 60)
+try('LLEN', list)
+try('LINDEX', list, 0)
+try('LRANGE', list, 0, 1)
+try('LPOS', list, 'a')
+try('LREM', list, 1, 'a')
+try('LTRIM', list, 0, 1)
+try('LPOP', list)
+try('RPOP', list)
+
+try('HSET', hash, 'field', 1)
+try('EXPIRE', hash, 60)
+try('HINCRBY', hash, 'field', 1)
+try('HGET', hash, 'field')
+try('HMGET', hash, 'field')
+try('HGETALL', hash)
+try('HEXISTS', hash, 'field')
+try('HLEN', hash)
+try('HSCAN', hash, 0)
+try('HDEL', hash, 'field')
+
+try('SADD', set, 'member')
+try('EXPIRE', set, 60)
+try('SMEMBERS', set)
+try('SREM', set, 'member')
+try('TIME')
+for _, key in ipairs(KEYS) do redis.pcall('DEL', key) end
+
+local closed = {}
+for _, key in ipairs(ARGV) do
+  -- On a key of another kind this is an error, and on a hash no field has that name.
+  local is_closed = not is_known.HDEL and is_refused(redis.pcall('HDEL', key, ''))
+    or not is_known.TYPE and is_refused(redis.pcall('TYPE', key))
+  if is_closed then closed[#closed + 1] = key end
+end
+return {refused, closed}

@@ -1,0 +1,65 @@
+//! Names that are nearly right: of options, modules and variables.
+
+/// `; did you mean ...?` where one of `known` is at most two edits away from `name`.
+pub fn did_you_mean<S: AsRef<str>>(name: &str, known: impl IntoIterator<Item = S>) -> String {
+    let nearest = known
+        .into_iter()
+        .map(|known| (distance(name, known.as_ref()), known))
+        .min_by_key(|(distance, _)| *distance);
+    match nearest {
+        Some((edits, known)) if edits <= 2 && edits < known.as_ref().chars().count() => {
+            format!("; did you mean `{}`?", known.as_ref())
+        }
+        _ => String::new(),
+    }
+}
+
+/// The number of letters to insert, remove or replace to get from `a` to `b`.
+pub fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (slot, other) in row.iter_mut().skip(1).zip(&b) {
+            let replaced = diagonal + usize::from(letter != *other);
+            diagonal = *slot;
+            left = replaced.min(left + 1).min(diagonal + 1);
+            *slot = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_edits() {
+        for (a, b, edits) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("tagr", "tagger", 2),
+            ("storage", "storages", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(distance(a, b), edits, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn only_near_names_are_suggested() {
+        let known = ["links", "chains"];
+        assert_eq!(
+            did_you_mean("chain", known),
+            "; did you mean `chains`?".to_owned()
+        );
+        assert_eq!(did_you_mean("webhooks", known), "");
+        assert_eq!(did_you_mean("x", ["y"]), "");
+    }
+}

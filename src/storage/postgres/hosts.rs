@@ -1,0 +1,270 @@
+//! Where the server is: one host or several, with their ports, as for PostgreSQL's own clients.
+//!
+//! | option | default | |
+//! |---|---|---|
+//! | `host` | `localhost` | names or addresses, tried in this order: `a,b` or a list; or the directory of a Unix socket, as `/var/run/postgresql` |
+//! | `port` | `5432` | one for all hosts, or one for each: `5432,5433` or a list |
+//! | `target_session_attrs` | `any`; with several hosts `read-write` | `any`: the first server that lets us in; `read-write`, `primary`: the first that takes writes |
+//!
+//! A URL or a service is refused, as this storage does not read them: what it would fall back to is
+//! another database.
+
+use postgres::Config;
+use postgres::config::TargetSessionAttrs;
+
+use crate::config::Options;
+
+/// What `port` must be.
+const PORTS: &str =
+    "must be whole numbers from 1 to 65535: one for all hosts, or one for each host";
+
+/// Options of PostgreSQL's own clients that say where the server is, and what to use here.
+const NOT_HERE: &[(&str, &str)] = &[
+    ("service", "host, port, database, user and password"),
+    ("servicefile", "host, port, database, user and password"),
+    ("url", "host, port, database, user and password"),
+    ("uri", "host, port, database, user and password"),
+    ("dsn", "host, port, database, user and password"),
+    ("conninfo", "host, port, database, user and password"),
+    ("hostaddr", "host, which may be an address"),
+    ("passfile", "password, or password_file"),
+    ("dbname", "database"),
+];
+
+/// The hosts and ports, and which of the servers will do.
+#[derive(Debug, PartialEq)]
+pub(super) struct Hosts {
+    /// Never empty.
+    hosts: Vec<(String, u16)>,
+    are_sockets: bool,
+    wants_writes: bool,
+}
+
+impl Hosts {
+    /// Reads the options.
+    pub(super) fn read(options: &mut Options) -> Self {
+        for (key, instead) in NOT_HERE {
+            options.refuse(key, format!("is not supported; use {instead}"));
+        }
+        let names = names(options);
+        let are_sockets = names.iter().all(|name| name.starts_with('/'));
+        let ports = ports(options, names.len());
+        let wants_writes = wants_writes(options, names.len());
+        Self {
+            hosts: names.into_iter().zip(ports).collect(),
+            are_sockets,
+            wants_writes,
+        }
+    }
+
+    /// Puts them into the configuration of the client.
+    pub(super) fn add_to(&self, config: &mut Config) {
+        for (host, port) in &self.hosts {
+            config.host(host).port(*port);
+        }
+        if self.wants_writes {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+    }
+
+    /// Whether they are directories of Unix sockets.
+    pub(super) fn are_sockets(&self) -> bool {
+        self.are_sockets
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// What messages call them.
+    pub(super) fn shown(&self) -> String {
+        let shown = |(host, port): &(String, u16)| format!("{host}:{port}");
+        let all: Vec<String> = self.hosts.iter().map(shown).collect();
+        all.join(",")
+    }
+}
+
+/// The items of a list, each of which may hold several with commas between them.
+fn items(options: &mut Options, key: &str) -> Vec<String> {
+    let given = options.strings(key);
+    let parts = given.iter().flat_map(|text| text.split(','));
+    parts.map(|part| part.trim().to_owned()).collect()
+}
+
+fn names(options: &mut Options) -> Vec<String> {
+    let mut names = items(options, "host");
+    if names.is_empty() {
+        names.push("localhost".to_owned());
+    }
+    // The value is not shown: a URL may hold a password.
+    let is = |test: fn(&String) -> bool| names.iter().any(test);
+    let fault = if is(|name| name.contains("://") || name.contains('=')) {
+        "is a URL or a connection string, which is not supported; use host, port, database, user and \
+         password"
+    } else if is(|name| name.contains('\0')) {
+        "holds a NUL character"
+    } else if is(String::is_empty) {
+        "has an empty name in it"
+    } else if is(|name| name.starts_with('@')) {
+        "is an abstract socket, which is not supported"
+    } else if is(|name| name.contains("/.s.PGSQL.")) {
+        "must be the directory of the Unix socket, as /var/run/postgresql, not the socket"
+    } else if is(|name| name.starts_with('/')) && is(|name| !name.starts_with('/')) {
+        "must be names and addresses, or directories of Unix sockets, not both"
+    } else {
+        return names;
+    };
+    options.fault("host", fault);
+    names
+}
+
+/// A port for each of so many hosts.
+fn ports(options: &mut Options, count: usize) -> Vec<u16> {
+    let mut given = items(options, "port");
+    if given.len() < 2 {
+        given = vec![options.integer_or("port", 5432, 1..=65535).to_string()];
+    }
+    // As for PostgreSQL's own clients, an empty one is the default.
+    let parsed = |text: &String| match text.as_str() {
+        "" => Some(5432),
+        text => text.parse().ok().filter(|port| *port > 0),
+    };
+    let ports: Option<Vec<u16>> = given.iter().map(parsed).collect();
+    match ports.as_deref() {
+        Some([one]) => vec![*one; count],
+        Some(each) if each.len() == count => each.to_vec(),
+        Some(each) => {
+            let message = format!("{PORTS}; there are {} ports, hosts: {count}", each.len());
+            options.fault("port", message);
+            vec![5432; count]
+        }
+        None => {
+            options.fault("port", PORTS);
+            vec![5432; count]
+        }
+    }
+}
+
+fn wants_writes(options: &mut Options, count: usize) -> bool {
+    match options.string("target_session_attrs").as_deref() {
+        None => count > 1,
+        Some("any") => false,
+        Some("read-write" | "primary") => true,
+        Some(_) => {
+            let message = "must be any, read-write or primary: this storage writes";
+            options.fault("target_session_attrs", message);
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(yaml: &str) -> (Hosts, Vec<String>) {
+        let mut options = Options::from_yaml(yaml);
+        let hosts = Hosts::read(&mut options);
+        options.finish();
+        (hosts, options.faults())
+    }
+
+    #[test]
+    fn hosts_and_ports_are_read_as_by_postgresqls_own_clients() {
+        for (yaml, shown, wants_writes) in [
+            ("{}", "localhost:5432", false),
+            ("host: db", "db:5432", false),
+            ("{host: db, port: 6432}", "db:6432", false),
+            ("{host: '::1', port: '6432'}", "::1:6432", false),
+            ("host: 'a,b'", "a:5432,b:5432", true),
+            ("{host: 'a, b', port: '1,2'}", "a:1,b:2", true),
+            ("{host: [a, b, c], port: [1, 2, 3]}", "a:1,b:2,c:3", true),
+            ("{host: 'a,b', port: 7}", "a:7,b:7", true),
+            ("{host: 'a,b', port: ',7'}", "a:5432,b:7", true),
+            (
+                "{host: 'a,b', target_session_attrs: any}",
+                "a:5432,b:5432",
+                false,
+            ),
+            (
+                "{host: a, target_session_attrs: read-write}",
+                "a:5432",
+                true,
+            ),
+            ("{host: a, target_session_attrs: primary}", "a:5432", true),
+        ] {
+            let (hosts, faults) = read(yaml);
+            assert_eq!(faults, [""; 0], "{yaml}");
+            assert_eq!(hosts.shown(), shown, "{yaml}");
+            assert_eq!(hosts.wants_writes, wants_writes, "{yaml}");
+            assert!(!hosts.are_sockets());
+            let mut config = Config::new();
+            hosts.add_to(&mut config);
+            assert_eq!(config.get_hosts().len(), config.get_ports().len());
+            assert_eq!(hosts.count() as usize, config.get_ports().len());
+            let writes = config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite;
+            assert_eq!(writes, wants_writes, "{yaml}");
+        }
+        let (hosts, faults) = read("host: /var/run/postgresql");
+        assert_eq!(faults, [""; 0]);
+        assert_eq!(hosts.shown(), "/var/run/postgresql:5432");
+        assert!(hosts.are_sockets());
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused_by_its_key() {
+        let url = "host: is a URL or a connection string, which is not supported; use host, port, \
+                   database, user and password";
+        let ports = format!("port: {PORTS}");
+        for (yaml, fault) in [
+            ("host: 'postgresql://u:secret@db/calls'", url),
+            ("host: 'host=db password=secret'", url),
+            ("host: 'service=calls'", url),
+            ("host: ''", "host: has an empty name in it"),
+            ("host: 'a,,b'", "host: has an empty name in it"),
+            (
+                "host: '@pg'",
+                "host: is an abstract socket, which is not supported",
+            ),
+            ("host: \"a\\0\"", "host: holds a NUL character"),
+            (
+                "host: /var/run/postgresql/.s.PGSQL.5432",
+                "host: must be the directory of the Unix socket, as /var/run/postgresql, not the socket",
+            ),
+            (
+                "host: [/var/run/postgresql, db]",
+                "host: must be names and addresses, or directories of Unix sockets, not both",
+            ),
+            (
+                "port: fuor",
+                "port: \"fuor\" is not a whole number from 1 to 65535",
+            ),
+            (
+                "port: 0",
+                "port: \"0\" is not a whole number from 1 to 65535",
+            ),
+            ("{host: 'a,b', port: '1,x'}", &*ports),
+            ("{host: 'a,b', port: '1,0'}", &*ports),
+            (
+                "{host: 'a,b', port: '1,2,3'}",
+                &*format!("{ports}; there are 3 ports, hosts: 2"),
+            ),
+            (
+                "target_session_attrs: standby",
+                "target_session_attrs: must be any, read-write or primary: this storage writes",
+            ),
+            (
+                "service: calls",
+                "service: is not supported; use host, port, database, user and password",
+            ),
+            (
+                "hostaddr: 10.0.0.1",
+                "hostaddr: is not supported; use host, which may be an address",
+            ),
+            ("dbname: calls", "dbname: is not supported; use database"),
+        ] {
+            assert_eq!(read(yaml).1, [fault], "{yaml}");
+        }
+    }
+}

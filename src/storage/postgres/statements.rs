@@ -1,0 +1,288 @@
+//! The statements that read and write a row, and the order in which a save uses them.
+//!
+//! # Nothing is left in a session
+//!
+//! Behind a pooler (PgBouncer with `pool_mode=transaction`), each transaction may run on another
+//! connection to the server, which other programs use before and after. A statement that is prepared
+//! under a name is then missing, or is another daemon's, with another table in it; a `SET` stays for
+//! others. So each statement is parsed, bound and run in one round trip without a name, as a
+//! transaction of its own, and nothing is `SET`.
+//!
+//! # A late write does not overtake
+//!
+//! A statement can reach its row long after its call was given up: its backend process was frozen, or
+//! the pooler, or its bytes were under way. A request to cancel does not help: a backend that has not
+//! yet read the statement ignores it, and it reaches nothing that is still under way. The vCon may have
+//! been saved since, in a newer version. So a write takes effect only while the row is as its writer has
+//! seen it *before* the write was sent:
+//!
+//! ```text
+//! insert, unless there is a row ──1──► done
+//!   │ 0                        ◄──────────────────────────────┐ 0: another writer was faster
+//!   └► read the row's state ──► time left? ──► update, if the row still has that state ──1──► done
+//! ```
+//!
+//! The state is `xmin`, which changes with each write. Whatever else was written meanwhile has changed it,
+//! and the late write finds no row to update. This needs no clock (those of hosts differ), no further
+//! column, no lock that outlives a transaction, and no session. A row that is deleted in between is the
+//! exception: a late insert cannot tell it from one that never was.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use chrono::NaiveDateTime;
+use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use postgres::{Client, Error};
+use uuid::Uuid;
+
+use crate::deadline::Limit;
+
+/// The columns that are written, but for `id`.
+const ASSIGNMENTS: &str = "vcon = $2, uuid = $1, created_at = $3, updated_at = $4, subject = $5, \
+                           vcon_json = $6";
+
+/// The statements for one table.
+pub(super) struct Statements {
+    insert: String,
+    state: String,
+    update: String,
+    upsert: String,
+    get: String,
+    delete: String,
+    try_save: String,
+}
+
+/// What a save writes.
+pub(super) struct NewRow {
+    pub(super) id: Uuid,
+    pub(super) version: String,
+    pub(super) created_at: NaiveDateTime,
+    pub(super) subject: Option<String>,
+    pub(super) json: Document,
+}
+
+/// A document as a parameter of the type `jsonb`. As text with a cast, the server would plan with it.
+#[derive(Debug)]
+pub(super) struct Document(pub(super) Arc<String>);
+
+/// How a piece of work has ended.
+pub(super) enum Done {
+    /// Written; whether there was a row before.
+    Saved { had_row: bool },
+    /// The document, if there is a row.
+    Found(Option<String>),
+    /// Nothing more to say.
+    Finished,
+    /// The time was over between two statements; the next was not sent.
+    TooLate,
+}
+
+/// What tells a row from the same row after another write; `None` without a row.
+type State = Option<String>;
+
+impl Statements {
+    /// For a table with this name in SQL. `has_xmin` is false for a view.
+    pub(super) fn of(table: &str, has_xmin: bool) -> Self {
+        let state = if has_xmin {
+            "t.xmin::text"
+        } else {
+            "md5(t::text)"
+        };
+        let insert = |rows: &str, on_conflict: &str| {
+            format!(
+                "INSERT INTO {table} AS t (id, vcon, uuid, created_at, updated_at, subject, vcon_json) \
+                 {rows} ON CONFLICT (id) DO {on_conflict}"
+            )
+        };
+        let values = "VALUES ($1, $2, $1, $3, $4, $5, $6)";
+        let replace = "UPDATE SET vcon = excluded.vcon, uuid = excluded.uuid, \
+                       created_at = excluded.created_at, updated_at = excluded.updated_at, \
+                       subject = excluded.subject, vcon_json = excluded.vcon_json";
+        let nothing = "SELECT NULL::uuid, NULL::text, NULL::uuid, NULL::timestamp, \
+                       NULL::timestamp, NULL::text, NULL::jsonb WHERE false";
+        Self {
+            insert: insert(values, "NOTHING"),
+            state: format!("SELECT {state} FROM {table} AS t WHERE t.id = $1"),
+            update: format!(
+                "UPDATE {table} AS t SET {ASSIGNMENTS} WHERE t.id = $1 AND {state} = $7"
+            ),
+            upsert: insert(values, replace),
+            get: format!("SELECT t.vcon_json::text FROM {table} AS t WHERE t.id = $1"),
+            delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
+            try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
+        }
+    }
+
+    /// Writes the row. `row_first` looks for a row before the first write, which saves sending the
+    /// document in vain where there is one.
+    pub(super) fn save(
+        &self,
+        client: &mut Client,
+        new: &NewRow,
+        row_first: bool,
+        limit: Limit,
+    ) -> Result<Done, Error> {
+        // The state that the last write supposed.
+        let mut tried: Option<State> = None;
+        if !row_first {
+            if self.write(client, new, &None)? {
+                return Ok(Done::Saved { had_row: false });
+            }
+            tried = Some(None);
+        }
+        loop {
+            let state = self.state_of(client, new.id)?;
+            // After the read: a process that was frozen here must not write over what others have
+            // written since. Frozen later, its write does not fit the row any more.
+            if limit.is_over() {
+                return Ok(Done::TooLate);
+            }
+            if tried.as_ref() == Some(&state) {
+                // Nobody has changed the row, and yet nothing was written: a trigger, or a policy that
+                // hides the row. Then let the server have its say.
+                client.execute_typed(&self.upsert, &new.values(&now()))?;
+                return Ok(Done::Saved {
+                    had_row: state.is_some(),
+                });
+            }
+            if self.write(client, new, &state)? {
+                return Ok(Done::Saved {
+                    had_row: state.is_some(),
+                });
+            }
+            tried = Some(state);
+        }
+    }
+
+    /// The document.
+    pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
+        let row = client.query_typed_opt(&self.get, &[(&id, Type::UUID)])?;
+        // A row may have none.
+        let document = row.map(|row| row.try_get::<_, Option<String>>(0));
+        Ok(Done::Found(document.transpose()?.flatten()))
+    }
+
+    /// Removes the row. A late removal, too, does not reach a row that was written since.
+    pub(super) fn delete(
+        &self,
+        client: &mut Client,
+        id: Uuid,
+        limit: Limit,
+    ) -> Result<Done, Error> {
+        let mut tried = None;
+        loop {
+            let state = self.state_of(client, id)?;
+            if limit.is_over() {
+                return Ok(Done::TooLate);
+            }
+            let Some(state) = state.filter(|state| tried.as_ref() != Some(state)) else {
+                return Ok(Done::Finished);
+            };
+            let values: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&id, Type::UUID), (&state, Type::TEXT)];
+            if client.execute_typed(&self.delete, &values)? > 0 {
+                return Ok(Done::Finished);
+            }
+            tried = Some(state);
+        }
+    }
+
+    /// Writes no row at all: that needs the table with its columns, the rights, and a server that
+    /// writes.
+    pub(super) fn try_save(&self, client: &mut Client) -> Result<Done, Error> {
+        client.execute_typed(&self.try_save, &[])?;
+        Ok(Done::Finished)
+    }
+
+    /// One attempt, for a row in this state. Returns whether it was written.
+    fn write(&self, client: &mut Client, new: &NewRow, state: &State) -> Result<bool, Error> {
+        let now = now();
+        let mut values = new.values(&now).to_vec();
+        let statement = if let Some(state) = state {
+            values.push((state, Type::TEXT));
+            &self.update
+        } else {
+            &self.insert
+        };
+        Ok(client.execute_typed(statement, &values)? > 0)
+    }
+
+    fn state_of(&self, client: &mut Client, id: Uuid) -> Result<State, Error> {
+        let row = client.query_typed_opt(&self.state, &[(&id, Type::UUID)])?;
+        row.map(|row| row.try_get(0)).transpose()
+    }
+}
+
+impl NewRow {
+    /// The parameters of a write at this time.
+    fn values<'a>(&'a self, now: &'a NaiveDateTime) -> [(&'a (dyn ToSql + Sync), Type); 6] {
+        [
+            (&self.id, Type::UUID),
+            (&self.version, Type::TEXT),
+            (&self.created_at, Type::TIMESTAMP),
+            (now, Type::TIMESTAMP),
+            (&self.subject, Type::TEXT),
+            (&self.json, Type::JSONB),
+        ]
+    }
+}
+
+impl ToSql for Document {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+        // The version of the format, and the text.
+        out.extend_from_slice(&[1]);
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::JSONB
+    }
+
+    to_sql_checked!();
+}
+
+/// The time of a write, on this machine's clock.
+fn now() -> NaiveDateTime {
+    chrono::Local::now().naive_local()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_fits_only_the_row_that_its_writer_has_seen() {
+        let of_table = Statements::of("\"a\".\"b\"", true);
+        assert!(of_table.insert.ends_with(" ON CONFLICT (id) DO NOTHING"));
+        assert!(
+            of_table
+                .update
+                .ends_with(" WHERE t.id = $1 AND t.xmin::text = $7")
+        );
+        assert_eq!(
+            of_table.delete,
+            "DELETE FROM \"a\".\"b\" AS t WHERE t.id = $1 AND t.xmin::text = $2"
+        );
+        // A view has no such column.
+        let of_view = Statements::of("\"b\"", false);
+        for statement in [&of_view.state, &of_view.update, &of_view.delete] {
+            assert!(!statement.contains("xmin") && statement.contains("md5(t::text)"));
+        }
+    }
+
+    #[test]
+    fn a_document_is_sent_in_the_format_of_jsonb() {
+        let mut out = BytesMut::new();
+        let document = Document(Arc::new("{\"a\":1}".to_owned()));
+        let is_null = document.to_sql_checked(&Type::JSONB, &mut out);
+        assert!(matches!(is_null, Ok(IsNull::No)));
+        assert_eq!(&out[..], b"\x01{\"a\":1}");
+        assert!(document.to_sql_checked(&Type::TEXT, &mut out).is_err());
+    }
+}
