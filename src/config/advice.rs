@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use super::error::{Fault, Findings, listed};
 use super::read::entries;
-use super::yaml::{Entry, Kind, Mapping, joined};
+use super::yaml::{Entry, Kind, Mapping, Node, joined};
 use super::{Chain, Config, ListName};
 
-/// The most circles that are told.
-const MOST_CIRCLES: usize = 10;
+/// The key of the list to which a follower brings vCons.
+const FOLLOWER_LIST: &str = "follower_ingress_list";
+
+/// The most lists, and the most circles, that are told.
+const MOST_TOLD: usize = 10;
 
 /// One way of a vCon out of a chain.
 struct Way<'a> {
@@ -23,6 +26,7 @@ struct Way<'a> {
 pub(super) fn on_chains(config: &Config, sections: &Mapping, findings: &mut Findings) {
     let advisor = Advisor::of(config, sections);
     let mut warnings = advisor.lists();
+    warnings.append(&mut advisor.pulled(sections));
     warnings.append(&mut advisor.circles());
     for chain in advisor.chains.iter().copied() {
         warnings.append(&mut advisor.limits(chain));
@@ -91,10 +95,13 @@ impl<'a> Advisor<'a> {
                 idle_takers.entry(list).or_insert(&chain.name);
             }
         }
-        for chain in &self.chains {
+        for (place, chain) in self.chains.iter().enumerate() {
             for way in self.ways(chain) {
+                if warnings.len() == MOST_TOLD {
+                    return warnings;
+                }
                 let list = way.list;
-                let message = if chain.ingress_lists.contains(list) {
+                let message = if self.takers.get(list) == Some(&place) {
                     match way.link {
                         None => format!(
                             "chain `{}` takes from list `{list}` as well: each vCon comes back for \
@@ -121,6 +128,29 @@ impl<'a> Advisor<'a> {
             }
         }
         warnings
+    }
+
+    /// Followers whose vCons come to a list that no chain in service takes from.
+    fn pulled(&self, sections: &Mapping) -> Vec<Fault> {
+        // What is wrong with them has been recorded.
+        let entries = entries(sections, "followers", &mut Findings::default());
+        let entries: HashMap<&str, &Entry> = entries
+            .into_iter()
+            .map(|(name, _, it)| (name, it))
+            .collect();
+        let followers = self.config.followers.iter();
+        let idle = followers.filter(|it| !self.takers.contains_key(&it.ingress_list));
+        idle.map(|follower| {
+            let (name, list) = (&follower.name, &follower.ingress_list);
+            let message = format!(
+                "no chain in service takes from list `{list}`: what the follower pulls waits there"
+            );
+            let entry = entries.get(name.as_str()).copied();
+            let line = entry.map_or(1, |entry| line_in(entry, FOLLOWER_LIST, None));
+            let path = joined(&joined("followers", name), FOLLOWER_LIST);
+            Fault::at(line, path, message)
+        })
+        .collect()
     }
 
     /// Circles over several chains: each way that leads back to a chain on the way to it.
@@ -163,7 +193,7 @@ impl<'a> Advisor<'a> {
                         .map(|(chain, followed)| (*chain, &ways[*chain][followed - 1].0))
                         .collect();
                     circles.push(self.circle(&steps));
-                    if circles.len() == MOST_CIRCLES {
+                    if circles.len() == MOST_TOLD {
                         return circles;
                     }
                 } else if !done[*target] {
@@ -247,21 +277,24 @@ impl<'a> Advisor<'a> {
         Fault::at(self.line(chain, key, Some(item)), path, message)
     }
 
-    /// The line of an item in a list of the chain, or that of the key.
     fn line(&self, chain: &Chain, key: &str, item: Option<&str>) -> usize {
-        let Some(entry) = self.entries.get(chain.name.as_str()) else {
-            return 1;
-        };
-        let Kind::Mapping(keys) = &entry.value.kind else {
-            return entry.line;
-        };
-        let Some(found) = keys.get(key) else {
-            return entry.line;
-        };
-        let Kind::Sequence(items) = &found.value.kind else {
-            return found.line;
-        };
-        let is_item = |node: &&super::yaml::Node| matches!(&node.kind, Kind::Scalar(text) if Some(text.as_str()) == item);
-        items.iter().find(is_item).map_or(found.line, |it| it.line)
+        let entry = self.entries.get(chain.name.as_str());
+        entry.map_or(1, |entry| line_in(entry, key, item))
     }
+}
+
+/// The line of an item in a list of the entry, or that of the key.
+fn line_in(entry: &Entry, key: &str, item: Option<&str>) -> usize {
+    let Kind::Mapping(keys) = &entry.value.kind else {
+        return entry.line;
+    };
+    let Some(found) = keys.get(key) else {
+        return entry.line;
+    };
+    let Kind::Sequence(items) = &found.value.kind else {
+        return found.line;
+    };
+    let is_item =
+        |node: &&Node| matches!(&node.kind, Kind::Scalar(text) if Some(text.as_str()) == item);
+    items.iter().find(is_item).map_or(found.line, |it| it.line)
 }

@@ -67,9 +67,15 @@ pub struct ConfigWarnings {
 
 impl ConfigWarnings {
     pub(super) fn new(file: &Path, warnings: Vec<Fault>) -> Self {
+        let mut warnings = in_order(warnings);
+        let more = warnings.len().saturating_sub(MOST_WARNINGS);
+        if more > 0 {
+            warnings.truncate(MOST_WARNINGS);
+            warnings.push(Fault::of_file(format!("{more} more warnings")));
+        }
         Self {
             file: file.to_owned(),
-            warnings: in_order(warnings),
+            warnings,
         }
     }
 
@@ -154,6 +160,9 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// How many warnings are kept: the daemon logs them whenever the file changes.
+const MOST_WARNINGS: usize = 100;
 
 /// How many names a message lists.
 const MOST_NAMES: usize = 20;

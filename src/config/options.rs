@@ -20,8 +20,9 @@ const MOST_SECONDS: f64 = 1e9;
 
 /// One module's `options:`, read by accessors that record every fault.
 ///
-/// An accessor gives the option's value, or the default where it is absent, `null` or faulty. A
-/// faulty option makes the whole configuration fail, so what it was replaced by is never used.
+/// An accessor gives the option's value, or the default where it is absent, `null` or faulty; of a
+/// number or switch also where it is an empty text. A faulty option makes the whole configuration
+/// fail, so what it was replaced by is never used.
 pub struct Options {
     path: String,
     noun: &'static str,
@@ -217,13 +218,12 @@ impl Options {
         .unwrap_or(default)
     }
 
-    /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not. An empty text is none.
+    /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not.
     pub fn bool_or(&mut self, key: &str, default: bool) -> bool {
         self.parsed(key, "true or false", |text, _| {
             match text.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "1" => Some(true),
                 "false" | "no" | "off" | "0" => Some(false),
-                "" => Some(default),
                 _ => None,
             }
         })
@@ -445,6 +445,9 @@ impl Options {
     ) -> Option<T> {
         let is_plain = self.node(key).is_some_and(|(_, node)| node.plain);
         let text = self.scalar(key, expected)?;
+        if text.trim().is_empty() {
+            return None;
+        }
         let value = parse(text.trim(), is_plain);
         if value.is_none() {
             // Not what a variable holds: it may be meant for another option.
@@ -520,7 +523,6 @@ mod tests {
             ("seconds", "nan"),
             ("seconds", "inf"),
             ("seconds", "1e300"),
-            ("seconds", "''"),
             ("mode", "0o10000"),
             ("mode", "0888"),
             ("mode", "0+44"),
@@ -540,6 +542,17 @@ mod tests {
             }
             assert_eq!(options.faults().len(), 1, "{text}");
         }
+    }
+
+    #[test]
+    fn an_empty_number_or_switch_is_none() {
+        let mut options = Options::from_yaml("{n: '', s: ' ', m: '', b: '', x: ''}");
+        assert_eq!(options.integer_or("n", 5, 1..=9), 5);
+        assert_eq!(options.seconds_or("s", 2.0), Duration::from_secs(2));
+        assert_eq!(options.mode_or("m", 0o600), 0o600);
+        assert!(options.bool_or("b", true));
+        assert_eq!(options.number_or("x", 0.5), 0.5);
+        assert_eq!(options.faults(), [""; 0]);
     }
 
     #[test]

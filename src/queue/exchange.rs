@@ -359,6 +359,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_long_from_one_byte_more_on() {
+        for (length, expected) in [(0, false), (LONGEST, false), (LONGEST + 1, true)] {
+            let alone = Request::Alone(vec![b'x'; length]);
+            assert_eq!(alone.is_long(), expected, "{length}");
+        }
+        let long = "x".repeat(LONGEST);
+        // What all turns have in common does not count.
+        for (head, own, expected) in [("a", "1", false), (&long, "1", false), ("a", &long, true)] {
+            let request = Request::Turn(turn(&[head], &[own]));
+            assert_eq!(request.is_long(), expected);
+        }
+    }
+
+    #[test]
     fn requests_of_one_kind_are_one_call() {
         let (first, second) = (
             turn(&["key", "a"], &["1"]),

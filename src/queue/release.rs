@@ -292,3 +292,34 @@ fn released(answer: Value) -> Result<Released, QueueError> {
         _ => Err(QueueError::Answer("letting go of a claim")),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_script_returns_says_what_became_of_the_claim() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        for (answer, expected) in [
+            (Value::Int(1), Released::Done),
+            (Value::Int(0), Released::NotOurs),
+            (text("changed"), Released::Changed),
+            (text("3"), Released::Spent(3)),
+            (text("again 2"), Released::Again(2)),
+            (
+                text("again holds a set"),
+                Released::Refused("again holds a set".to_owned()),
+            ),
+            (
+                text("in holds a set"),
+                Released::Refused("in holds a set".to_owned()),
+            ),
+        ] {
+            assert_eq!(released(answer).unwrap(), expected);
+        }
+        for answer in [Value::Nil, Value::Int(2)] {
+            assert!(released(answer).is_err());
+        }
+    }
+}

@@ -12,12 +12,13 @@ use crate::spelling::distance;
 /// What the names of settings begin with that nobody else would give.
 const PREFIXES: [&str; 2] = ["CONSERVER_", "VCON_"];
 
-/// Variables of others: of the API server, and of Kubernetes for a service of our name.
-const OF_OTHERS: [&str; 6] = [
+/// Variables of others: of the API server, of Kubernetes for a service of our name, and of the tests.
+const OF_OTHERS: [&str; 7] = [
     "CONSERVER_API_",
     "CONSERVER_HEADER_",
     "CONSERVER_PORT",
     "CONSERVER_SERVICE_",
+    "CONSERVER_TEST_",
     "VCON_INDEX_",
     "VCON_SORTED_FORCE_RESET",
 ];
@@ -111,7 +112,7 @@ mod tests {
             "CONSERVER_SERVICE_HOST",
             "CONSERVER_SERVICE_PORT_HTTP",
             "CONSERVER_PORT_9180_TCP_ADDR",
-            "CONSERVER_TEST_CACHE",
+            "CONSERVER_TEST_WORKERS",
             "CONSERVER_IMAGE",
             "VCON_INDEX_EXPIRY",
             "VCON_STORAGE_TYPE",

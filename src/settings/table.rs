@@ -34,7 +34,7 @@ const MILLISECONDS: &str = "a whole number of milliseconds from 1 to 3600000";
 /// Every environment variable that is read, in the order of the documentation.
 #[rustfmt::skip]
 pub const TABLE: &[Setting] = &[
-    setting("REDIS_URL", "redis://localhost", "a URL like redis://[user:password@]host[:port][/db], rediss://…, unix://path or redis+sentinel://[user:password@]host[:port],…/master[/db]",
+    setting("REDIS_URL", "redis://localhost", "a URL like redis://[user:password@]host[:port][/db], rediss://…, unix:///path[?db=…] or redis+sentinel://[user:password@]host[:port],…/master[/db]",
         "Redis; `rediss://` is TLS. With `redis+sentinel://` the sentinels are asked for the master at every connect"),
     setting("CONSERVER_CONFIG_FILE", "(`/etc/conserver/config.yml`, else `./config.yml`)", "a path",
         "The configuration file"),

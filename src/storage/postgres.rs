@@ -35,7 +35,6 @@ mod table;
 mod tls;
 mod watchdog;
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -141,7 +140,7 @@ struct Postgres {
     statement_limit: Duration,
     /// The last save has found a row: the next one looks for it first.
     meets_rows: bool,
-    /// The last call was not done in time.
+    /// The last call was too slow.
     is_slow: bool,
     session: Option<Session>,
     bounded: Bounded,
@@ -337,7 +336,7 @@ impl Postgres {
             (session, work, answer, is_usable)
         };
         // Until the answer shows that it was in time.
-        let was_slow = mem::replace(&mut self.is_slow, true);
+        self.is_slow = true;
         let (session, work, answer, is_usable) = if can_cut {
             call()
         } else {
@@ -358,10 +357,8 @@ impl Postgres {
                 "{what}: no answer within {limit}"
             )));
         }
-        self.is_slow = match &answer {
-            Ok(_) => false,
-            Err(error) => was_slow || is_cancelled(error),
-        };
+        // Also after another error: a pooler may refuse transactions.
+        self.is_slow = answer.as_ref().is_err_and(is_cancelled);
         // A request to cancel may still be under way, and would meet the next call.
         let is_usable = is_usable && !was_cancelled && !was_cut;
         Ok((is_usable.then_some(session), work, answer))

@@ -4,7 +4,7 @@
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `redis_url` | `REDIS_URL`, else `redis://localhost` | as in `REDIS_URL`: TLS, Unix sockets, sentinels |
+//! | `redis_url` | `REDIS_URL`, else `redis://localhost` | as in `REDIS_URL`: TLS, Unix sockets, sentinels, parameters |
 //! | `prefix` | `vcon_storage` | not `vcon`: the vCons in work have that |
 //! | `expires` | `604800` | seconds from the latest save; 0: never |
 //! | `timeout` | `30` | seconds for connecting, and for each command |

@@ -299,7 +299,7 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     };
     let stage = due.stage.clone();
     let is_backlog = is_deferring(&stage, config);
-    let lists = match &stage {
+    let mut lists: Vec<ListName> = match &stage {
         Stage::Storage(name) if is_backlog => backlog_list(name).into_iter().collect(),
         _ => {
             // Those of chains that nothing else holds up. Another one that fails as well can be tried
@@ -322,6 +322,11 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
         }
     };
     drop(open);
+    // Another list each time: those in the first one may be refused for their own fault, and go to its end.
+    if lists.len() > 1 {
+        let first = fastrand::usize(..lists.len());
+        lists.rotate_left(first);
+    }
     Some(Trial {
         shared: Arc::clone(shared),
         stage,

@@ -154,6 +154,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_stage_is_in_the_chains_that_need_it() {
+        let config = super::super::shared::tests::parse(
+            "links: {same: {module: links.tag, options: {tags: [x]}}, \
+                     route: {module: links.tag_router, options: {tag_routes: {x: there}}}}\n\
+             storages: {same: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {links: {links: [same], ingress_lists: [a], egress_lists: [b]}, \
+                      stores: {storages: [same], ingress_lists: [c], egress_lists: [there]}, \
+                      routes: {links: [route], ingress_lists: [d]}, \
+                      off: {links: [same, route], storages: [same], ingress_lists: [e], egress_lists: [b], enabled: false}}\n",
+        );
+        let list = |name: &str| name.parse().map(Stage::List);
+        for (stage, expected) in [
+            (Ok(Stage::Link("same".to_owned())), &["links"][..]),
+            (Ok(Stage::Storage("same".to_owned())), &["stores"]),
+            (list("there"), &["stores", "routes"]),
+            (list("b"), &["links"]),
+            (list("a"), &[]),
+        ] {
+            assert_eq!(
+                stage.map(|stage| stage.chains(&config)),
+                Ok(expected.iter().map(|it| (*it).to_owned()).collect())
+            );
+        }
+    }
+
+    #[test]
     fn what_some_storages_refuse_is_busy_if_one_of_them_is_and_else_what_the_first_says() {
         let busy = || Failure::busy("locked");
         let away = || Failure::transient("away");

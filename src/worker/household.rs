@@ -141,3 +141,19 @@ pub(super) fn beating<T>(
         Ok(result)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_is_due_once_in_its_time() {
+        let mut due = Due::every(Duration::from_secs(3600));
+        assert!(!due.is_due());
+        due.every = Duration::from_millis(1);
+        thread::sleep(due.every);
+        assert!(due.is_due());
+        due.every = Duration::from_secs(3600);
+        assert!(!due.is_due());
+    }
+}

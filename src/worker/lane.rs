@@ -417,3 +417,38 @@ fn unserved_chain(list: &ListName) -> Chain {
         timeout: None,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::shared::tests::parse;
+    use super::*;
+
+    #[test]
+    fn the_queue_of_a_storage_that_defers_is_a_chain_of_that_storage_alone() {
+        let config = parse(
+            "links: {l: {module: links.tag, options: {tags: [x]}}}\n\
+             storages: {holds: {module: storage.webhook, options: {webhook-urls: ['http://h']}}, \
+                        later: {module: storage.webhook, on_outage: defer, options: {webhook-urls: ['http://h']}}, \
+                        served: {module: storage.webhook, on_outage: defer, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {main: {links: [l], storages: [holds, later], ingress_lists: [in], egress_lists: [out]}, \
+                      other: {storages: [served], ingress_lists: ['DLQ:storage:served']}}\n",
+        );
+        let chain_of = |list: &str| backlog_chain(&list.parse().unwrap(), &config);
+        let chain = chain_of("DLQ:storage:later").unwrap();
+        assert_eq!(chain.name, "storage later");
+        assert_eq!(chain.storages, ["later"]);
+        assert!(chain.links.is_empty() && chain.egress_lists.is_empty());
+        assert_eq!(chain.ingress_lists[0].as_str(), "DLQ:storage:later");
+        assert_eq!(chain.timeout, None);
+        for list in [
+            "DLQ:storage:holds",
+            "DLQ:storage:served",
+            "DLQ:storage:none",
+            "in",
+            "later",
+        ] {
+            assert!(chain_of(list).is_none(), "{list}");
+        }
+    }
+}

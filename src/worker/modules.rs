@@ -197,7 +197,7 @@ mod tests {
     use crossbeam_channel::never;
 
     use super::*;
-    use crate::vcon::Version;
+    use crate::vcon::{Outgoing, Version};
 
     struct Panics;
 
@@ -233,6 +233,123 @@ mod tests {
         assert_eq!(failed.to_string(), "it panicked: no good");
         assert_eq!(run("first"), Ok(Next::Continue));
         assert!(run("other").is_err());
+    }
+
+    /// A storage that answers a question in this way.
+    #[derive(Clone, Copy)]
+    enum Answers {
+        Has,
+        HasNone,
+        IsAway,
+        Refuses,
+        Panics,
+    }
+
+    impl Storage for Answers {
+        fn save(&mut self, _: &Outgoing, _: Deadline) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn get(&mut self, id: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
+            match self {
+                Self::Has => Ok(Some(id.to_string())),
+                Self::HasNone => Ok(None),
+                Self::IsAway => Err(Failure::transient("away")),
+                Self::Refuses => Err(Failure::permanent("no")),
+                Self::Panics => panic!("no good"),
+            }
+        }
+
+        fn delete(&mut self, _: &VconId) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn probe(&mut self) -> Result<(), Failure> {
+            match self {
+                Self::Has => Ok(()),
+                Self::Panics => panic!("no good"),
+                _ => Err(Failure::transient("away")),
+            }
+        }
+
+        fn longest_call(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    /// Storages `a`, `b` and so on that answer like this.
+    fn asked(answers: &[Answers]) -> Modules {
+        let mut modules = open("chains: {}\n");
+        for (name, answers) in ["a", "b", "c", "d"].into_iter().zip(answers) {
+            let storage: Box<dyn Storage> = Box::new(*answers);
+            modules.storages.insert(name.into(), Some(storage));
+        }
+        modules
+    }
+
+    #[test]
+    fn a_vcon_is_in_the_first_storage_that_has_it_and_nowhere_if_all_have_said_so() {
+        use Answers::{Has, HasNone, IsAway, Panics, Refuses};
+        let id = VconId::random();
+        let has = |name: &str| Ok(Some((name.to_owned(), id.to_string())));
+        let away = |name: &str| {
+            let stage = Stage::Storage(name.to_owned());
+            Err((stage, Failure::transient("away")))
+        };
+        for (answers, expected) in [
+            (&[HasNone, Has, Has][..], has("b")),
+            (&[IsAway, Refuses, Panics, Has], has("d")),
+            (&[HasNone, HasNone], Ok(None)),
+            (&[Refuses, Panics, HasNone], Ok(None)),
+            (&[HasNone, IsAway, HasNone], away("b")),
+            (&[], Ok(None)),
+        ] {
+            let found = asked(answers).find(&id, Deadline::after(None));
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_or_panics_does_not_answer_a_probe() {
+        let mut modules = asked(&[Answers::Has, Answers::IsAway, Answers::Panics]);
+        let drain = never();
+        for (name, expected) in [
+            ("a", None),
+            ("b", Some("away")),
+            ("c", Some("its probe panicked")),
+            ("d", Some("it is not in the configuration")),
+        ] {
+            let stages = [
+                Stage::Storage(name.to_owned()),
+                Stage::Link(name.to_owned()),
+            ];
+            let [storage, link] = stages.map(|stage| modules.probe(&stage, &drain).err());
+            assert_eq!(
+                storage.map(|it| it.message),
+                expected.map(str::to_owned),
+                "{name}"
+            );
+            assert!(link.is_some());
+        }
+        let list = Stage::List("in".parse().unwrap());
+        let failure = modules.probe(&list, &drain).unwrap_err();
+        assert!(failure.is_transient());
+    }
+
+    #[test]
+    fn what_was_lent_is_lent_to_nobody_else_until_it_is_back() {
+        let mut modules = asked(&[Answers::Has, Answers::HasNone, Answers::IsAway]);
+        let names = |lent: &[Backend]| -> Vec<String> {
+            lent.iter().map(|it| it.name.to_string()).collect()
+        };
+        let [a, c] = ["a", "c"].map(str::to_owned);
+        let lent = modules.lend(&[c.clone(), a.clone()]);
+        assert_eq!(names(&lent), ["a", "c"]);
+        assert_eq!(names(&modules.lend(&[a.clone(), "b".to_owned()])), ["b"]);
+        for backend in lent {
+            modules.take_back(&backend.name, Some(backend.storage));
+        }
+        assert_eq!(names(&modules.lend(&[a, c])), ["a", "c"]);
     }
 
     #[test]

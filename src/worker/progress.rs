@@ -358,6 +358,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_done_is_counted_for_messages() {
+        let mut progress = Progress::none(VconId::random());
+        progress.note_link();
+        progress.note_link();
+        progress.note_stored("s");
+        progress.note_stored("t");
+        progress.note_refused("u", Failure::permanent("no"), 1);
+        progress.note_deferred("v");
+        assert_eq!(progress.to_string(), "2 links and 4 storages");
+    }
+
+    #[test]
     fn what_all_storages_refused_is_asked_of_them_again() {
         let main = chain("a, b", "s, t");
         let mut progress = Progress::none(VconId::random());

@@ -30,8 +30,11 @@ const MOST_ROWS: usize = 16;
 const MOST_KNOWN: usize = 1000;
 
 /// After a single success, so many vCons that are refused again may go to the dead letters in a row;
-/// after more successes, one for each.
+/// after more successes, one for each, up to [`MOST_AGAIN`].
 const LEAST_AGAIN: usize = 5;
+
+/// See [`LEAST_AGAIN`].
+const MOST_AGAIN: usize = 100;
 
 /// Who is to blame for a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +87,7 @@ impl Refusals {
     /// and others were taken since.
     pub fn judge(&mut self, id: &VconId, message: &str, was_refused: bool) -> Blame {
         let is_known = was_refused || self.known.contains(id);
-        let most_again = self.successes.max(LEAST_AGAIN);
+        let most_again = self.successes.clamp(LEAST_AGAIN, MOST_AGAIN);
         let reason = pattern(message);
         let row = self.row(reason);
         if !row.vcons.contains(id) {
@@ -348,10 +351,18 @@ mod tests {
             refusals.judge(&VconId::random(), &words, false);
         }
         assert_eq!(refusals.rows.len(), MOST_ROWS);
-        judge(&mut refusals, &ids(2 * MOST_KNOWN));
+        let newest = refusals.rows.back().map(|row| row.reason.len());
+        assert_eq!(newest, Some(2 * MOST_ROWS));
+        let many = ids(2 * MOST_KNOWN);
+        judge(&mut refusals, &many);
         let longest = refusals.rows.iter().map(|row| row.vcons.len()).max();
         assert_eq!(longest, Some(MOST_KNOWN));
         refusals.end();
         assert_eq!(refusals.known.len(), MOST_KNOWN);
+        assert!(refusals.known.contains(&many[2 * MOST_KNOWN - 1]));
+        (0..10 * MOST_AGAIN).for_each(|_| refusals.end());
+        let blames = judge(&mut refusals, &many[MOST_KNOWN + 100..]);
+        let dead = blames.iter().filter(|it| **it == Blame::VCon).count();
+        assert_eq!(dead, MOST_AGAIN);
     }
 }

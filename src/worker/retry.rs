@@ -208,6 +208,11 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next_wait() <= first);
+        for (failures, expected) in [(0, 100), (2, 400), (u32::MAX, 5000)] {
+            let wait = Backoff::new(first, longest).after(failures).next_wait();
+            let expected = Duration::from_millis(expected);
+            assert!(wait <= expected && wait >= expected / 2, "{wait:?}");
+        }
     }
 
     #[test]
@@ -264,5 +269,24 @@ mod tests {
             [(); 5].map(|()| insists()),
             [true, true, true, false, false]
         );
+    }
+
+    #[test]
+    fn attempts_are_counted_from_one_and_end_with_the_last() {
+        let set = [
+            ("CONSERVER_RETRY_FIRST_MS", "1"),
+            ("CONSERVER_RETRY_ATTEMPTS", "3"),
+        ];
+        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
+        let drain = crossbeam_channel::never();
+        let clock = Clock::idle(&drain, None);
+        for (attempt, more) in [(1, true), (2, true), (3, false), (3, false)] {
+            assert_eq!(retry.attempt(), attempt);
+            assert_eq!(retry.again(&clock).ok(), Some(more), "{attempt}");
+        }
+        let (hold, drain) = crossbeam_channel::bounded(0);
+        drop(hold);
+        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
+        assert!(retry.again(&Clock::idle(&drain, None)).is_err());
     }
 }

@@ -183,6 +183,40 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_last_chance_is_the_one_before_the_most_deaths() {
+        for (most, deaths, expected) in [
+            ("3", 0, false),
+            ("3", 1, false),
+            ("3", 2, true),
+            ("3", 3, true),
+            ("3", u32::MAX, true),
+            ("1", 0, false),
+            ("1", 1, true),
+            ("0", 5, false),
+        ] {
+            let worker = Worker::with("chains: {}\n", &[("CONSERVER_MAX_DEATHS", most)]);
+            let found = worker.shared.is_last_chance(deaths);
+            assert_eq!(found, expected, "{deaths} of {most}");
+        }
+    }
+
+    #[test]
+    fn a_worker_makes_way_once_it_has_let_go_of_its_share_of_claims() {
+        for (most, counted, expected) in [("3", 2, false), ("3", 3, true), ("0", 9, false)] {
+            let worker = Worker::with("chains: {}\n", &[("CONSERVER_WORKER_MAX_VCONS", most)]);
+            for outcome in [Outcome::Finished, Outcome::Returned, Outcome::Failed]
+                .into_iter()
+                .cycle()
+                .take(counted)
+            {
+                worker.shared.count(outcome);
+            }
+            let drains = !worker.shared.drain.begin();
+            assert_eq!(drains, expected, "{counted} of {most}");
+        }
+    }
+
+    #[test]
     fn limits_are_spread_over_the_last_tenth() {
         for (limit, least) in [(1, 1), (9, 9), (10, 9), (1000, 900)] {
             let limits: Vec<u64> = (0..20_000).map(|_| spread(limit)).collect();

@@ -367,3 +367,32 @@ fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
     let taken = samples[0].id.parse().expect("a UUID");
     assert!(audit.standing(&taken).expect("Redis").is_claimed);
 }
+
+#[test]
+fn a_long_list_is_looked_at_from_end_to_end() {
+    let redis = Redis::plain();
+    let samples = fresh(7);
+    put(&redis, &samples);
+    // More than two pages of other entries between each of them and the next.
+    let mut connection = redis.connection();
+    for sample in &samples[..5] {
+        let mut push = redis::cmd("RPUSH");
+        push.arg("default")
+            .arg(&sample.id)
+            .arg(vec!["other"; 4_500]);
+        push.query::<i64>(&mut connection).expect("a list");
+    }
+    redis.ask::<i64>(&["RPUSH", "default", &samples[5].id]);
+    let lists = Lists {
+        ingress: vec![list("default")],
+        ..Lists::default()
+    };
+    let lease = server_of(&redis).connect("test").expect("a connection");
+    let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
+    assert!(audit.estimate().expect("Redis") >= 8);
+    let mut ids = audit.next(10).expect("Redis");
+    assert_eq!(ids.len(), 7);
+    audit.strike_queued(&mut ids).expect("Redis");
+    let lost: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    assert_eq!(lost, [samples[6].id.as_str()]);
+}

@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Branch, Conserver, Daemon, Manner, Monitor, PATIENCE, Redis, Sample, chain, fresh, run, said,
-    same, wait_until,
+    Branch, Conserver, Daemon, Manner, Monitor, Nginx, PATIENCE, Redis, Sample, Terms, chain,
+    fresh, run, said, same, wait_until,
 };
 
 const TOKEN: &str = "a-token-that-nobody-may-see";
@@ -196,6 +196,36 @@ fn a_wrong_token_takes_nothing() {
 }
 
 #[test]
+fn a_server_whose_certificate_is_not_trusted_gets_no_token() {
+    let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
+    let samples = fresh(3);
+    branch.announce("out", &samples);
+    let terms = Terms {
+        tls: true,
+        ..Terms::default()
+    };
+    let nginx = Nginx::before(branch.port(), &terms);
+    let mut follower = branch.follower("out");
+    follower["url"] = json!(format!("{}/api", nginx.url()));
+    let conserver = Conserver::with(&redis).config(&config(&[("far", follower)]));
+    let again = conserver.again();
+    let daemon = conserver.start();
+    daemon.wait_for_log("could not GET https://127.0.0.1:", PATIENCE);
+    let log = daemon.log().to_lowercase();
+    assert!(
+        log.contains("certificate") && !log.contains("is lost"),
+        "{log}"
+    );
+    assert_eq!(branch.heads(), Vec::<String>::new());
+    daemon.signal(Signal::SIGTERM);
+    let mut daemon = daemon;
+    assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    let trusting = again.env("SSL_CERT_FILE", nginx.authority()).start();
+    settles(&redis, &samples);
+    trusting.stop();
+}
+
+#[test]
 fn the_token_goes_in_the_header_that_the_environment_names() {
     let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
     let daemon = Conserver::with(&redis)
@@ -276,7 +306,7 @@ fn one_document_that_fails_holds_up_no_other_and_is_given_up_at_last() {
     wait_until("it was tried more than once", PATIENCE, || {
         branch.asked(&bad.id) > 2
     });
-    assert_eq!(redis.list("conserver:follower:far"), [bad.id.clone()]);
+    assert_eq!(redis.list("conserver:follower:far"), [bad.id.as_str()]);
     // Beside others that can be had, it is: in five rounds.
     let mut done = 0;
     wait_until("it is given up", PATIENCE * 2, || {

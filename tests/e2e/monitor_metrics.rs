@@ -221,7 +221,7 @@ fn what_is_away_is_in_the_metrics() {
     drop(daemon);
 }
 
-/// Of two storages, one refuses some vCons; then both refuse all.
+/// Of two storages, one refuses some vCons and both refuse one, while others go through.
 #[test]
 fn what_storages_refuse_for_good_is_in_the_metrics() {
     let (redis, first, second) = (Redis::plain(), Hook::new(), Hook::new());
@@ -231,28 +231,46 @@ fn what_storages_refuse_for_good_is_in_the_metrics() {
         .config(&chain(&[], &storages))
         .env("CONSERVER_HTTP", monitor.setting())
         .start();
-    let counts = || {
-        let scrape = Scrape::of(&monitor, Format::Classic);
-        ["first", "second"].map(|storage| {
-            let labels = [("storage", storage)];
-            scrape.get("conserver_storage_dead_lettered_total", &labels)
-        })
+    let samples = fresh(6);
+    let bad_for = |hook: &Hook, places: &[usize]| {
+        let bad: Vec<String> = places
+            .iter()
+            .map(|place| samples[*place].id.clone())
+            .collect();
+        hook.decides(move |id| {
+            if bad.iter().any(|it| it == id) {
+                422
+            } else {
+                200
+            }
+        });
     };
-    second.answers(422);
-    submit(&redis, "default", &fresh(2));
-    wait_until("the second has refused two", PATIENCE, || {
-        counts() == [Some(0.0), Some(2.0)]
-    });
+    bad_for(&second, &[0, 2, 4]);
+    bad_for(&first, &[4]);
+    for (place, expected) in [
+        (0, [0.0, 1.0]),
+        (1, [0.0, 1.0]),
+        (2, [0.0, 2.0]),
+        (3, [0.0, 2.0]),
+        (4, [1.0, 3.0]),
+        (5, [1.0, 3.0]),
+    ] {
+        submit(&redis, "default", &samples[place..=place]);
+        wait_until("the metrics have it", PATIENCE, || {
+            let scrape = Scrape::of(&monitor, Format::Classic);
+            let count = |storage| {
+                let labels = [("storage", storage)];
+                scrape.get("conserver_storage_dead_lettered_total", &labels)
+            };
+            let done = scrape.get("conserver_link_done_total", &[("link", "tagger")]);
+            done == Some(place as f64 + 1.0) && ["first", "second"].map(count) == expected.map(Some)
+        });
+    }
     assert_eq!(redis.length("DLQ:storage:second"), 2);
-    first.answers(422);
-    submit(&redis, "default", &fresh(3));
-    wait_until("both have refused three", PATIENCE, || {
-        counts() == [Some(3.0), Some(5.0)]
-    });
-    assert_eq!(redis.length("DLQ:default"), 3);
+    assert_eq!(redis.list("DLQ:default"), [samples[4].id.as_str()]);
     let scrape = Scrape::of(&monitor, Format::Classic);
     let main = scrape.get("conserver_chain_dead_lettered_total", &[("chain", "main")]);
-    assert_eq!(main, Some(3.0));
+    assert_eq!(main, Some(1.0));
     daemon.stop();
 }
 

@@ -79,7 +79,8 @@ fn two_tables_behind_one_pool_get_each_their_own_vcons() {
         });
         for ((table, redis, samples), daemon) in places.iter().zip(&daemons) {
             Ledger::of(redis, samples).settles();
-            assert_eq!(stored(&database, table), ids(samples), "{pooling:?}");
+            let are_right = stored(&database, table) == ids(samples);
+            assert!(are_right, "{pooling:?}: other rows in {table}");
             let conserver = daemon.conserver();
             for sample in &samples[..3] {
                 let got = run(conserver, &["get", &sample.id, "--from", "pg"], 0).stdout;
@@ -91,7 +92,7 @@ fn two_tables_behind_one_pool_get_each_their_own_vcons() {
             let deleted = ["delete", &samples[0].id, "--yes", "--from", "pg"];
             let deleted = run(conserver, &deleted, 0).stdout;
             assert_eq!(deleted, "storage pg: deleted\n");
-            assert_eq!(stored(&database, table), ids(&samples[1..]), "{pooling:?}");
+            assert!(stored(&database, table) == ids(&samples[1..]), "{table}");
         }
         // What Redis no longer has comes from the table.
         let (table, redis, samples) = &places[1];
@@ -102,7 +103,7 @@ fn two_tables_behind_one_pool_get_each_their_own_vcons() {
             redis.list("done") == [gone.clone()]
         });
         assert!(redis.document(gone).is_some());
-        assert_eq!(stored(&database, table), ids(&samples[1..]));
+        assert!(stored(&database, table) == ids(&samples[1..]), "{table}");
         daemons.into_iter().for_each(Daemon::stop);
         nothing_stays(&database, &bouncer, 2);
     }
@@ -120,6 +121,28 @@ fn a_storage_behind_a_pooler_keeps_what_it_is_given() {
         let bouncer = PgBouncer::before(database.port(), pooling, 2, settings);
         Shelf::open(&storage(&database, &bouncer, "calls")).keeps_what_it_is_given();
         nothing_stays(&database, &bouncer, 2);
+    }
+}
+
+#[test]
+fn only_a_session_of_our_own_has_a_prepared_insert() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let bouncer = PgBouncer::before(server.port(), Pooling::Transaction, 1, &[]);
+    // The statement that the process of the storage has run last.
+    let last = "SELECT query FROM pg_stat_activity WHERE application_name = 'conserver'";
+    for (port, is_prepared) in [(server.port(), true), (bouncer.port(), false)] {
+        let mut shelf = Shelf::open(&database.storage_with(json!({"port": port})));
+        assert_eq!(shelf.save(&fresh(1)[0]), Ok(()));
+        let query = ask(&mut database.client(), last);
+        assert!(query.starts_with("INSERT INTO \"vcons\""), "{query}");
+        // It asks whose process it is in.
+        assert_eq!(query.contains("conserver.session"), is_prepared, "{query}");
+        drop(shelf);
+        if is_prepared {
+            let gone = || database.backends().is_empty();
+            wait_until("its process is gone", PATIENCE, gone);
+        }
     }
 }
 

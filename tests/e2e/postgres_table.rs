@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::harness::{
-    Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, Redis, fresh, submit, wait_until,
+    Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, Redis, Shelf, fresh, submit, wait_until,
 };
 use crate::postgres_faults::{all_is_stored, daemon, fails, waits_until_it_is_mended};
 
@@ -152,4 +152,69 @@ fn a_vcon_that_the_table_does_not_take_is_a_dead_letter_and_the_others_are_store
     assert!(reason.contains("SQLSTATE 23514"), "{reason}");
     assert_eq!(database.rows().len(), 19);
     daemon.stop();
+}
+
+/// The table as the storage makes it, but for its name and what follows.
+fn table(name: &str, rest: &str) -> String {
+    format!(
+        "CREATE TABLE {name} (id uuid PRIMARY KEY, vcon text NOT NULL, uuid uuid NOT NULL, \
+         created_at timestamp NOT NULL, updated_at timestamp, subject text, vcon_json jsonb) {rest};"
+    )
+}
+
+#[test]
+fn a_view_and_a_table_in_partitions_will_do() {
+    let view = table("calls", "") + "CREATE VIEW vcons AS SELECT * FROM calls";
+    let parts = table("vcons", "PARTITION BY HASH (id)")
+        + "CREATE TABLE even PARTITION OF vcons FOR VALUES WITH (MODULUS 2, REMAINDER 0); \
+           CREATE TABLE odd PARTITION OF vcons FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
+    for made in [view, parts] {
+        let database = Postgres::database();
+        database.execute(&made);
+        Shelf::open(&database.storage()).keeps_what_it_is_given();
+    }
+}
+
+#[test]
+fn what_a_trigger_keeps_out_is_stored_as_the_server_says() {
+    for (event, kept) in [("INSERT", None), ("UPDATE", Some("first"))] {
+        let database = Postgres::database();
+        database.execute(&table("vcons", ""));
+        database.execute(&format!(
+            "CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+             CREATE TRIGGER keep_out BEFORE {event} ON vcons FOR EACH ROW EXECUTE FUNCTION keep_out()"
+        ));
+        let mut shelf = Shelf::open(&database.storage());
+        let mut sample = fresh(1).remove(0);
+        for subject in ["first", "second"] {
+            sample.document["subject"] = subject.into();
+            assert_eq!(shelf.save(&sample), Ok(()), "{event}");
+        }
+        let rows = database.rows();
+        let found = rows.first().map(|(_, document)| &document["subject"]);
+        assert_eq!(found.and_then(|subject| subject.as_str()), kept, "{event}");
+    }
+}
+
+#[test]
+fn a_row_that_a_policy_hides_is_no_success() {
+    let database = Postgres::database();
+    let user = database.new_user();
+    database.execute(&format!(
+        "{} GRANT ALL ON vcons TO {user}; ALTER TABLE vcons ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY shown ON vcons USING (subject <> 'hidden')",
+        table("vcons", "")
+    ));
+    let mut sample = fresh(1).remove(0);
+    sample.document["subject"] = "hidden".into();
+    let mut owner = Shelf::open(&database.storage());
+    assert_eq!(owner.save(&sample), Ok(()));
+    sample.document["subject"] = "shown".into();
+    let mut shelf = Shelf::open(&database.storage_with(json!({"user": user})));
+    let failure = shelf.save(&sample).expect_err("a row that it cannot see");
+    assert!(
+        failure.is_transient() && failure.message.contains("42501"),
+        "{failure}"
+    );
+    assert_eq!(database.rows()[0].1["subject"], "hidden");
 }

@@ -766,6 +766,7 @@ fn a_vcon_that_workers_died_on_once_too_often_is_counted_from_nothing_after_that
 fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
     const MOST: u32 = 3;
     let (now, never) = (Some(Duration::ZERO), None);
+    let before = Some(Duration::from_secs(3600));
     for (rounds, last) in [
         (vec![("a", now), ("a", now), ("a", now)], Released::Spent(3)),
         // Two that fail in turn.
@@ -778,6 +779,10 @@ fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
             Released::Spent(3),
         ),
         // One that has not worked for anybody since.
+        (
+            vec![("a", now), ("a", before), ("a", before)],
+            Released::Done,
+        ),
         (
             vec![("a", never), ("a", never), ("a", never)],
             Released::Done,
@@ -854,7 +859,7 @@ fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended
     let mut lanes = [queue(&redis, "here", 1), queue(&redis, "here", 2)];
     let (id, _) = hand_in(&redis);
     redis.ask::<i64>(&["RPUSH", "in", id.as_str()]);
-    let (_, ..) = claim(&mut lanes[0]);
+    claim(&mut lanes[0]);
     let (other, _, text) = claim(&mut lanes[1]);
     lanes[1].recover(killed(1), 3).unwrap();
     let progress = Progress {
@@ -914,7 +919,8 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
 #[test]
 fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_then() {
     type Change = fn(&mut Connection, &str) -> RedisResult<()>;
-    let changes: [(Change, fn(&Document) -> bool); 3] = [
+    type Check = fn(&Document) -> bool;
+    let changes: [(Change, Check); 3] = [
         (
             |redis, key| {
                 redis::cmd("DEL").arg(key).query::<()>(redis)?;

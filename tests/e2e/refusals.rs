@@ -1,7 +1,7 @@
 //! A link or storage that refuses every vCon for one reason is to blame itself: they wait until it takes
 //! them. A vCon that is refused while others are taken is a dead letter.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Daemon, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, fresh, submit,
@@ -141,6 +141,25 @@ fn bad_vcons_that_are_left_alone_are_dead_letters_after_the_next_good_one() {
     daemon.wait_for_log(REFUSES, PATIENCE);
     all_wait(&redis, &hook, &bad);
     submit(&redis, "default", &good);
+    wait_until("all are done or dead", PATIENCE, || {
+        redis.length("done") == good.len() && redis.length("DLQ:default") == bad.len()
+    });
+    daemon.stop();
+}
+
+#[test]
+fn bad_vcons_of_one_list_do_not_hold_up_those_of_another() {
+    let (redis, hook, bad, good) = (Redis::plain(), Hook::new(), fresh(6), fresh(6));
+    refuses_some(&hook, &bad);
+    let mut config = as_storage(&hook);
+    let mut other = config["chains"]["main"].clone();
+    other["ingress_lists"] = json!(["other"]);
+    config["chains"]["other"] = other;
+    submit(&redis, "default", &bad);
+    let daemon = conserver(&redis, &config).lanes(2).start();
+    daemon.wait_for_log(REFUSES, PATIENCE);
+    all_wait(&redis, &hook, &bad);
+    submit(&redis, "other", &good);
     wait_until("all are done or dead", PATIENCE, || {
         redis.length("done") == good.len() && redis.length("DLQ:default") == bad.len()
     });

@@ -134,6 +134,31 @@ config.yml:2: chains.a.egress_lists: only chain `b` takes from list `b_in`, and 
 }
 
 #[test]
+fn a_list_that_a_follower_fills_and_no_chain_takes_from_is_a_warning() {
+    let text = |list: &str| {
+        format!(
+            "\
+followers:
+  branch:
+    url: http://h/api
+    egress_list: done
+    follower_ingress_list: {list}
+chains:
+  a: {{ingress_lists: [a_in]}}
+  b: {{ingress_lists: [b_in], enabled: 0}}
+"
+        )
+    };
+    assert_eq!(built_in(&text("a_in")), "");
+    for list in ["b_in", "nowhere"] {
+        let expected = format!(
+            "config.yml:5: followers.branch.follower_ingress_list: no chain in service takes from list `{list}`: what the follower pulls waits there"
+        );
+        assert_same_lines(&built_in(&text(list)), &expected);
+    }
+}
+
+#[test]
 fn a_limit_that_is_longer_than_the_chains_is_a_warning() {
     let text = |timeout: &str| {
         format!(
@@ -165,6 +190,18 @@ config.yml:12: chains.main.timeout: the 8s of the chain are shorter than the `ti
 }
 
 #[test]
+fn a_file_that_is_all_warnings_is_read_at_once_and_told_in_part() {
+    let lists: Vec<String> = (0..40_000).map(|n| format!("l{n}")).collect();
+    let lists = lists.join(", ");
+    let text = format!("chains: {{a: {{ingress_lists: [{lists}], egress_lists: [{lists}]}}}}\n");
+    assert_eq!(built_in(&text).lines().count(), 10);
+    let keys: String = (0..20_000).map(|n| format!("  k{n}: {n}\n")).collect();
+    let found = built_in(&format!("chains:\n a:\n{keys}"));
+    assert_eq!(found.lines().count(), 101);
+    assert!(found.ends_with("\nconfig.yml: 19900 more warnings"));
+}
+
+#[test]
 fn a_list_that_a_chain_names_twice_is_taken_from_once() {
     let text = "chains:\n  a:\n    ingress_lists:\n      - in\n      - other\n      - in\n";
     let expected = "config.yml:6: chains.a.ingress_lists: list `in` stands here twice";
@@ -182,7 +219,7 @@ links:
   none: {module: links.tag, options: {tags: {}}}
   post: {module: links.webhook, options: {webhook-urls: [], headers: []}}
   split: {module: links.tag_router, options: {tag_routes: {}}}
-  slim: {module: links.diet, options: {remove_attachment_types: '', post_media_to_url: ''}}
+  slim: {module: links.diet, options: {remove_attachment_types: '', post_media_to_url: '', s3_bucket: '', s3_path: '', aws_access_key_id: '', aws_secret_access_key: '', aws_region: us-east-1, presigned_url_expiration: 3600}}
   bare: {module: links.expire_vcon, options: []}
 storages:
   hook: {module: storage.webhook, options: {webhook-urls: []}}

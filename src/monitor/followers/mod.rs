@@ -86,6 +86,7 @@ pub(super) fn start(
             tallies: tallies.clone(),
             gate: Arc::clone(&gate),
             generation: None,
+            has_looked: false,
             unread: None,
             running: Vec::new(),
         };
@@ -169,6 +170,8 @@ struct Manager {
     tallies: Tallies,
     gate: Arc<Gate>,
     generation: Option<u64>,
+    /// Whether what former followers have left was looked for.
+    has_looked: bool,
     /// The configuration that could not be read, as it was logged.
     unread: Option<u64>,
     /// Each ends when its sender is dropped.
@@ -181,6 +184,9 @@ impl Manager {
             let generation = Some(self.slot.config_generation());
             if generation != self.generation {
                 self.read(generation);
+            }
+            if !self.has_looked {
+                self.has_looked = self.looks_for_left();
             }
             if self.draining.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
                 return;
@@ -215,7 +221,7 @@ impl Manager {
         });
         let names: Vec<&str> = followers.iter().map(|it| it.name.as_str()).collect();
         self.tallies.keep_only(&names);
-        self.tell_left(&names);
+        self.has_looked = false;
         for follower in followers {
             if self.running.iter().any(|(running, _)| *running == follower) {
                 continue;
@@ -237,21 +243,28 @@ impl Manager {
         }
     }
 
-    /// Names what waits for followers that are in the configuration no more.
-    fn tell_left(&self, names: &[&str]) {
-        match left_by_followers(&self.server, &self.settings.instance, names) {
-            Ok(left) => {
-                for (name, count) in left {
-                    log::warn!(
-                        "{count} vCons that follower \"{name}\" has pulled are still to be fetched, and it is \
-                         in the configuration no more: their UUIDs stay in conserver:follower:{name}"
-                    );
-                }
-            }
+    /// Names what waits for followers that are in the configuration no more; false if that is not known
+    /// yet.
+    fn looks_for_left(&self) -> bool {
+        if self.generation.is_none() {
+            return false;
+        }
+        let running = self.running.iter();
+        let names: Vec<&str> = running.map(|(it, _)| it.name.as_str()).collect();
+        let left = match left_by_followers(&self.server, &self.settings.instance, &names) {
+            Ok(left) => left,
             Err(error) => {
                 log::debug!("could not look for what former followers have left: {error}");
+                return false;
             }
+        };
+        for (name, count) in left {
+            log::warn!(
+                "{count} vCons that follower \"{name}\" has pulled are still to be fetched, and it is in the \
+                 configuration no more: their UUIDs stay in conserver:follower:{name}"
+            );
         }
+        true
     }
 }
 
@@ -497,8 +510,8 @@ impl Puller {
         if is_spooled {
             let count = ids.len();
             log::error!(
-                "follower {name}: Redis did not keep {count} UUIDs that it took; they are in {path}, which \
-                 the next start reads"
+                "follower {name}: Redis did not keep {count} UUIDs that it took: the next start finds them in \
+                 {path}, unless that is removed first; the log has them after \"took\""
             );
             return;
         }

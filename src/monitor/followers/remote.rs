@@ -325,7 +325,7 @@ fn sorted_out(entries: impl Iterator<Item = Value>, cut: Option<String>) -> Popp
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 

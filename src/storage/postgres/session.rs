@@ -18,6 +18,7 @@ use std::time::Duration;
 use postgres::config::SslMode;
 use postgres::types::Type;
 use postgres::{Client, Config, Error, NoTls};
+use uuid::Uuid;
 
 use super::fault::{may_work_without_options, may_work_without_tls, reason};
 use super::statements::Statements;
@@ -26,6 +27,9 @@ use super::tls::Tls;
 use super::watchdog::{Times, Watchdog};
 use crate::deadline::Limit;
 use crate::sys::SocketHold;
+
+/// The setting of a backend process that holds the UUID of the session it was started for.
+pub(super) const SESSION: &str = "conserver.session";
 
 /// A server that acknowledges nothing for so many milliseconds has vanished.
 const VANISHED_MS: u32 = 20_000;
@@ -61,8 +65,8 @@ impl Session {
     }
 
     fn try_to_open(access: &Access) -> Result<Self, String> {
-        let mark = next_mark();
-        let mut client = access.connect(mark)?;
+        let (mark, id) = (next_mark(), Uuid::new_v4());
+        let mut client = access.connect(mark, id)?;
         let may_cancel = Arc::new(AtomicBool::new(false));
         let watchdog = access.watch_over(&client, mark, &may_cancel)?;
         let times = Times {
@@ -70,15 +74,19 @@ impl Session {
             cut: access.connect_limit,
         };
         let begun = watchdog.during(times, || {
-            let is_direct = is_direct(&mut client, access.statement_timeout)?;
+            let is_direct = is_direct(&mut client, id)?;
             let has_xmin = access.table.make(&mut client)?;
-            Ok((is_direct, has_xmin))
+            let mut statements = Statements::of(&access.table.quoted, has_xmin);
+            if is_direct {
+                statements.prepare(&mut client, id);
+            }
+            Ok((is_direct, statements))
         });
-        let (is_direct, has_xmin) = begun.map_err(|e: Error| reason(&e))?;
+        let (is_direct, statements) = begun.map_err(|e: Error| reason(&e))?;
         may_cancel.store(is_direct, Ordering::Relaxed);
         Ok(Self {
             client,
-            statements: Statements::of(&access.table.quoted, has_xmin),
+            statements,
             watchdog,
             is_direct,
         })
@@ -121,26 +129,24 @@ pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
     (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
 }
 
-/// The startup parameters that tell the server of the timeout. The second is there to be asked for: the
-/// first may be what the server has by itself.
-fn startup_options(timeout: Duration) -> String {
+/// The startup parameters of a session: its timeout, and its UUID to know it by.
+fn startup_options(timeout: Duration, id: Uuid) -> String {
     let timeout = timeout.as_millis();
-    format!("-c statement_timeout={timeout} -c conserver.statement_timeout={timeout}")
+    format!("-c statement_timeout={timeout} -c {SESSION}={id}")
 }
 
-/// Whether the server has got our startup parameters.
-fn is_direct(client: &mut Client, timeout: Duration) -> Result<bool, Error> {
-    let question =
-        "SELECT current_setting('conserver.statement_timeout', true) IS NOT DISTINCT FROM $1";
-    let timeout = timeout.as_millis().to_string();
+/// Whether the backend process has got the startup parameters of this session.
+fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
+    let question = format!("SELECT current_setting('{SESSION}', true) IS NOT DISTINCT FROM $1");
+    let id = id.to_string();
     client
-        .query_typed_one(question, &[(&timeout, Type::TEXT)])?
+        .query_typed_one(&question, &[(&id, Type::TEXT)])?
         .try_get(0)
 }
 
 /// Whether the table is there; if not, tries whether it could be made, and makes nothing.
 pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let mut client = access.connect(next_mark())?;
+    let mut client = access.connect(next_mark(), Uuid::new_v4())?;
     let is_there = access.table.try_to_make(&mut client);
     is_there.map_err(|e| reason(&e))
 }
@@ -207,14 +213,14 @@ impl Access {
         Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
     }
 
-    fn connect(&self, mark: u32) -> Result<Client, String> {
+    fn connect(&self, mark: u32, id: Uuid) -> Result<Client, String> {
         let mut plain = self.config.clone();
         plain.tcp_user_timeout(Duration::from_millis(mark.into()));
         if self.refuses_options.load(Ordering::Relaxed) {
             return self.dial(plain).map_err(|refusal| refusal.why);
         }
         let mut config = plain.clone();
-        config.options(&startup_options(self.statement_timeout));
+        config.options(&startup_options(self.statement_timeout, id));
         match self.dial(config) {
             Err(refusal) if refusal.may_be_for_options => {
                 let client = self.dial(plain).map_err(|second| second.why)?;
@@ -299,8 +305,8 @@ mod tests {
     #[test]
     fn the_server_is_told_its_time_in_milliseconds() {
         assert_eq!(
-            startup_options(SECOND * 3 / 2),
-            "-c statement_timeout=1500 -c conserver.statement_timeout=1500"
+            startup_options(SECOND * 3 / 2, Uuid::nil()),
+            "-c statement_timeout=1500 -c conserver.session=00000000-0000-0000-0000-000000000000"
         );
     }
 }

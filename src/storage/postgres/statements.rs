@@ -8,6 +8,13 @@
 //! others. So each statement is parsed, bound and run in one round trip without a name, as a
 //! transaction of its own, and nothing is `SET`.
 //!
+//! The insert of a new row, which is what a lane does most often, is prepared all the same if the
+//! backend process has got the startup parameters of this session, among them a UUID that no other session
+//! has. No pooler that we know of hands them on; one that did could still exchange the process later. So the
+//! UUID is also a parameter of the insert, which compares it with that of the process each time: whichever
+//! statement of this name a process may have, for which table, it writes nothing in a process that is not
+//! ours. What follows is without a name.
+//!
 //! # A late write does not overtake
 //!
 //! A statement can reach its row long after its call was given up: its backend process was frozen, or
@@ -33,14 +40,17 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use chrono::NaiveDateTime;
 use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use postgres::{Client, Error};
+use postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
+use super::session::SESSION;
 use crate::deadline::Limit;
 
 /// The columns that are written, but for `id`.
 const ASSIGNMENTS: &str = "vcon = $2, uuid = $1, created_at = $3, updated_at = $4, subject = $5, \
                            vcon_json = $6";
+
+const VALUES: &str = "VALUES ($1, $2, $1, $3, $4, $5, $6)";
 
 /// The statements for one table.
 pub(super) struct Statements {
@@ -51,6 +61,13 @@ pub(super) struct Statements {
     get: String,
     delete: String,
     try_save: String,
+    prepared: Option<Prepared>,
+}
+
+/// The insert, prepared for this session.
+struct Prepared {
+    insert: Statement,
+    session: String,
 }
 
 /// What a save writes.
@@ -95,23 +112,50 @@ impl Statements {
                  {rows} ON CONFLICT (id) DO {on_conflict}"
             )
         };
-        let values = "VALUES ($1, $2, $1, $3, $4, $5, $6)";
         let replace = "UPDATE SET vcon = excluded.vcon, uuid = excluded.uuid, \
                        created_at = excluded.created_at, updated_at = excluded.updated_at, \
                        subject = excluded.subject, vcon_json = excluded.vcon_json";
         let nothing = "SELECT NULL::uuid, NULL::text, NULL::uuid, NULL::timestamp, \
                        NULL::timestamp, NULL::text, NULL::jsonb WHERE false";
         Self {
-            insert: insert(values, "NOTHING"),
+            insert: insert(VALUES, "NOTHING"),
             state: format!("SELECT {state} FROM {table} AS t WHERE t.id = $1"),
             update: format!(
                 "UPDATE {table} AS t SET {ASSIGNMENTS} WHERE t.id = $1 AND {state} = $7"
             ),
-            upsert: insert(values, replace),
+            upsert: insert(VALUES, replace),
             get: format!("SELECT t.vcon_json::text FROM {table} AS t WHERE t.id = $1"),
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
+            prepared: None,
         }
+    }
+
+    /// Prepares what a lane does most often, for a backend process that belongs to this session. Without
+    /// that, it works as well.
+    pub(super) fn prepare(&mut self, client: &mut Client, session: Uuid) {
+        const TYPES: [Type; 7] = [
+            Type::UUID,
+            Type::TEXT,
+            Type::TIMESTAMP,
+            Type::TIMESTAMP,
+            Type::TEXT,
+            Type::JSONB,
+            Type::TEXT,
+        ];
+        let session = session.to_string();
+        match client.prepare_typed(&self.insert_in_session(), &TYPES) {
+            Ok(insert) => self.prepared = Some(Prepared { insert, session }),
+            Err(error) => log::debug!("the insert could not be prepared: {error}"),
+        }
+    }
+
+    /// The insert, for a process that belongs to the session `$7`.
+    fn insert_in_session(&self) -> String {
+        let rows = format!(
+            "SELECT $1, $2, $1, $3, $4, $5, $6 WHERE current_setting('{SESSION}', true) = $7"
+        );
+        self.insert.replace(VALUES, &rows)
     }
 
     /// Writes the row. `row_first` looks for a row before the first write, which saves sending the
@@ -198,14 +242,21 @@ impl Statements {
     /// One attempt, for a row in this state. Returns whether it was written.
     fn write(&self, client: &mut Client, new: &NewRow, state: &State) -> Result<bool, Error> {
         let now = now();
-        let mut values = new.values(&now).to_vec();
-        let statement = if let Some(state) = state {
-            values.push((state, Type::TEXT));
-            &self.update
-        } else {
-            &self.insert
+        let values = new.values(&now);
+        let written = match (state, &self.prepared) {
+            (Some(state), _) => {
+                let mut values = values.to_vec();
+                values.push((state, Type::TEXT));
+                client.execute_typed(&self.update, &values)?
+            }
+            (None, Some(Prepared { insert, session })) => {
+                let [id, version, created, now, subject, json] = values.map(|(value, _)| value);
+                let values = [id, version, created, now, subject, json, session];
+                client.execute(insert, &values)?
+            }
+            (None, None) => client.execute_typed(&self.insert, &values)?,
         };
-        Ok(client.execute_typed(statement, &values)? > 0)
+        Ok(written > 0)
     }
 
     fn state_of(&self, client: &mut Client, id: Uuid) -> Result<State, Error> {
@@ -269,6 +320,9 @@ mod tests {
             of_table.delete,
             "DELETE FROM \"a\".\"b\" AS t WHERE t.id = $1 AND t.xmin::text = $2"
         );
+        let prepared = of_table.insert_in_session();
+        assert!(prepared.contains(") SELECT $1, $2, $1, $3, $4, $5, $6 WHERE current_setting("));
+        assert!(prepared.ends_with(" = $7 ON CONFLICT (id) DO NOTHING"));
         // A view has no such column.
         let of_view = Statements::of("\"b\"", false);
         for statement in [&of_view.state, &of_view.update, &of_view.delete] {

@@ -79,6 +79,10 @@ impl Branch {
         Self { port, state }
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its API.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/api", self.port)
