@@ -154,15 +154,10 @@ impl Queue {
         self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.retry.key(dead_letter_list(list));
             call.key(dead_letter_reasons(list)).key(list.as_str());
-            call.key(keys::DEATHS).key(keys::LAPSES).key(keys::LAPSES);
+            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
             call.arg(1).arg(expiry.document).arg(entry);
-            // Noted before: whoever claims it next knows of it.
-            note_round(connection, entry, stage)?;
-            if call.invoke::<Value>(connection)? == Value::Int(1) {
-                return Ok(true);
-            }
-            forget_rounds(connection, entry)?;
-            Ok(false)
+            call.arg(stage).arg(NOTES_EXPIRY);
+            Ok(call.invoke::<Value>(connection)? == Value::Int(1))
         })
     }
 
@@ -176,14 +171,16 @@ impl Queue {
         let reasons = keys::storage_letters_reasons(storage);
         let entry = id.as_str().as_bytes();
         self.with(|connection, _, _, _| {
-            note_round(connection, entry, stage)?;
             let mut forget = redis::cmd("HDEL");
             forget.arg(reasons).arg(entry);
-            if forget.query::<u64>(connection)? > 0 {
-                return Ok(true);
+            if forget.query::<u64>(connection)? == 0 {
+                return Ok(false);
             }
-            forget_rounds(connection, entry)?;
-            Ok(false)
+            // Only a note: without it, other workers find out for themselves.
+            if let Err(error) = note_round(connection, entry, stage) {
+                log::debug!("it is not noted that {id} waits for {stage}: {error}");
+            }
+            Ok(true)
         })
     }
 
@@ -248,11 +245,6 @@ fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<
         .arg(keys::TRIES)
         .arg(NOTES_EXPIRY)
         .query(connection)?)
-}
-
-fn forget_rounds(connection: &mut Connection, entry: &[u8]) -> Result<(), QueueError> {
-    let mut forget = redis::cmd("HDEL");
-    Ok(forget.arg(keys::TRIES).arg(entry).query(connection)?)
 }
 
 fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {

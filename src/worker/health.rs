@@ -124,6 +124,13 @@ impl Health {
         record.map_or_else(Vec::new, |record| record.refusals.take_letters())
     }
 
+    /// One of these could not be brought back. Returns false if it is to blame after all.
+    pub fn put_back_letter(&self, stage: &Stage, letter: Letter) -> bool {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = stages.get_mut(stage);
+        record.is_some_and(|record| record.refusals.put_back(letter))
+    }
+
     /// How long ago all of these have done their work; nothing if one of them never has.
     pub fn since_success(&self, needed: &[Stage]) -> Option<Duration> {
         let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);

@@ -484,8 +484,13 @@ impl Pipeline<'_, '_, '_> {
             match taken {
                 Ok(true) => log::info!("{what} is no dead letter any more, {stage} refuses all"),
                 Ok(false) => {}
+                Err(error) if self.shared.health.put_back_letter(stage, letter) => {
+                    log::debug!(
+                        "{what} is still a dead letter, and is brought back later: {error}"
+                    );
+                }
                 Err(error) => {
-                    log::warn!("{what} remains a dead letter, to be tried again: {error}")
+                    log::warn!("{what} remains a dead letter, to be tried again: {error}");
                 }
             }
         }

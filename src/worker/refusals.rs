@@ -152,16 +152,37 @@ impl Refusals {
     pub fn note_letter(&mut self, id: &VconId, letter: Letter) {
         let row = self.rows.iter_mut().find(|row| row.vcons.contains(id));
         if let Some(row) = row {
-            row.letters.push(letter);
+            row.keep(letter);
         }
+    }
+
+    /// A dead letter that was taken could not be brought back: it is to be taken once more. Returns
+    /// false if by now the stage has taken another vCon, so that it is to blame after all.
+    pub fn put_back(&mut self, letter: Letter) -> bool {
+        let row = self.rows.iter_mut().find(|row| row.is_to_blame_for_all());
+        row.map(|row| row.keep(letter)).is_some()
     }
 
     /// The dead letters that are not to blame after all.
     pub fn take_letters(&mut self) -> Vec<Letter> {
-        let is_wrong = |row: &&mut Row| row.is_places && row.new == MOST_FAILURES;
-        let rows = self.rows.iter_mut().filter(is_wrong);
+        let rows = self.rows.iter_mut();
+        let rows = rows.filter(|row| row.is_to_blame_for_all());
         rows.flat_map(|row| std::mem::take(&mut row.letters))
             .collect()
+    }
+}
+
+impl Row {
+    /// Whether new ones were refused, too, so that the stage is to blame for all of them.
+    fn is_to_blame_for_all(&self) -> bool {
+        self.is_places && self.new == MOST_FAILURES
+    }
+
+    /// One that fails again and again is there already.
+    fn keep(&mut self, letter: Letter) {
+        if !self.letters.contains(&letter) {
+            self.letters.push(letter);
+        }
     }
 }
 
@@ -241,10 +262,29 @@ mod tests {
 
     #[test]
     fn the_same_vcon_again_says_nothing_new() {
-        let (mut refusals, ids) = (Refusals::default(), ids(1));
+        let (mut refusals, ids) = (Refusals::default(), ids(4));
+        let (first, others) = ids.split_at(1);
         for _ in 0..10 {
-            assert_eq!(refusals.judge(&ids[0], "no", false), Blame::VCon);
+            assert_eq!(judge(&mut refusals, first), [Blame::VCon]);
         }
+        // And it is one dead letter.
+        judge(&mut refusals, others);
+        let back = [&ids[0], &ids[1]].map(letter);
+        assert_eq!(refusals.take_letters(), back);
+    }
+
+    #[test]
+    fn a_dead_letter_that_could_not_be_brought_back_is_taken_again_until_a_vcon_is() {
+        let (mut refusals, ids) = (Refusals::default(), ids(3));
+        judge(&mut refusals, &ids);
+        let [first, second] = &refusals.take_letters()[..] else {
+            panic!("two")
+        };
+        assert!(refusals.put_back(first.clone()));
+        assert_eq!(refusals.take_letters(), [first.clone()]);
+        refusals.end();
+        assert!(!refusals.put_back(second.clone()));
+        assert_eq!(refusals.take_letters(), []);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 -- KEYS: the dead letter list, the hash of reasons, the ingress list, the deaths hash, the tries hash, the lapses
 --       hash.
 -- ARGV: how many at most, the least time to live of a waiting document in seconds,
---       then, where one entry is meant: that entry, wherever it stands.
+--       then, where one entry is meant: that entry, wherever it stands; then, where it is to be as if it had been postponed:
+--       the stage that it failed at, and how long that is known in seconds.
 -- Answers how many were moved, or which key is no list.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
@@ -29,6 +30,11 @@ while moved < tonumber(ARGV[1]) do
   moved = moved + 1
   -- Nothing from here on may keep the move from being counted.
   for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5], KEYS[6]}) do redis.pcall('HDEL', key, entry) end
+  if ARGV[4] then
+    local now = redis.call('TIME')
+    redis.pcall('HSET', KEYS[5], entry, '1 ' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. ' ' .. ARGV[4])
+    redis.pcall('EXPIRE', KEYS[5], ARGV[5])
+  end
   if entry:find(UUID) then
     local left = redis.call('TTL', 'vcon:' .. entry)
     if left >= 0 and left < tonumber(ARGV[2]) then redis.pcall('EXPIRE', 'vcon:' .. entry, ARGV[2]) end
