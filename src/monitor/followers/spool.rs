@@ -7,9 +7,20 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::utf8_percent_encode;
+use sha2::{Digest, Sha256};
 
 use super::remote::RESERVED;
 use crate::vcon::VconId;
+
+/// The most bytes that a follower's name takes in a file name. A file name has at most 255 bytes, of which an
+/// instance's name takes up to 200.
+const LONGEST_NAME: usize = 48;
+
+/// Between the start of a longer name and its digest. No encoded name contains it.
+const BEFORE_DIGEST: char = '+';
+
+/// The bytes of a digest that are used; each takes two in the name.
+const DIGEST_BYTES: usize = 16;
 
 /// The file of one follower; it is there only while something is in it.
 pub(super) struct Spool(PathBuf);
@@ -17,8 +28,7 @@ pub(super) struct Spool(PathBuf);
 impl Spool {
     /// That of a follower, beside this scoreboard.
     pub(super) fn beside(board: &Path, follower: &str) -> Self {
-        let name = utf8_percent_encode(follower, &RESERVED);
-        Self(board.with_extension(format!("taken-{name}")))
+        Self(board.with_extension(format!("taken-{}", in_file_name(follower))))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -61,6 +71,33 @@ impl Spool {
     }
 }
 
+/// A follower's name as it stands in a file name: encoded, or if that is too long its start and its digest.
+fn in_file_name(follower: &str) -> String {
+    let name = encoded(follower);
+    if name.len() <= LONGEST_NAME {
+        return name;
+    }
+    let room = LONGEST_NAME - BEFORE_DIGEST.len_utf8() - 2 * DIGEST_BYTES;
+    let mut short = String::new();
+    for letter in follower.chars() {
+        let letter = encoded(letter.encode_utf8(&mut [0; 4]));
+        if short.len() + letter.len() > room {
+            break;
+        }
+        short.push_str(&letter);
+    }
+    short.push(BEFORE_DIGEST);
+    let digest = Sha256::digest(follower.as_bytes());
+    for byte in digest.iter().take(DIGEST_BYTES) {
+        short.push_str(&format!("{byte:02x}"));
+    }
+    short
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, &RESERVED).to_string()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -88,5 +125,35 @@ mod tests {
         assert_eq!(spool.read().unwrap(), ids[..1]);
         spool.remove();
         assert_eq!(spool.read().unwrap(), []);
+    }
+
+    #[test]
+    fn a_follower_with_a_long_name_has_a_file_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = folder.path().join(format!("{}.scoreboard", "i".repeat(200)));
+        let id = VconId::random();
+        let mut paths = Vec::new();
+        for name in [
+            "a".repeat(48),
+            "a".repeat(49),
+            "a".repeat(5000),
+            "ж".repeat(9),
+            "ж".repeat(200),
+            format!("{}б", "ж".repeat(199)),
+            "/".repeat(100),
+        ] {
+            let spool = Spool::beside(&board, &name);
+            assert_eq!(spool.read().unwrap(), [], "{name}");
+            spool.add(std::slice::from_ref(&id)).unwrap();
+            assert_eq!(spool.read().unwrap(), [id.clone()], "{name}");
+            paths.push(spool.path().to_owned());
+        }
+        paths.sort();
+        paths.dedup();
+        assert_eq!(paths.len(), 7);
+        // It begins with whole letters of the name.
+        let shown = in_file_name("жжж");
+        assert_eq!(shown, encoded("жжж"));
+        assert!(in_file_name(&"ж".repeat(200)).starts_with("%D0%B6%D0%B6+"));
     }
 }
