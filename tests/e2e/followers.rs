@@ -573,16 +573,30 @@ fn a_new_configuration_is_followed() {
     wait_until("it pulls", PATIENCE, || branch.asked("egress_list=out") > 0);
     let samples = fresh(2);
     branch.announce("elsewhere", &samples);
-    daemon.reconfigure(&config(&[("near", branch.follower("elsewhere"))]));
+    // Percent-encoded, this name is longer than the name of a file can be.
+    let long = "ж".repeat(60);
+    daemon.reconfigure(&config(&[(&long, branch.follower("elsewhere"))]));
     settles(&redis, &samples);
     daemon.wait_for_log("follower far: ends", PATIENCE);
     // What a follower that is gone has left is named.
     redis.ask::<()>(&["RPUSH", "conserver:follower:far", &samples[0].id]);
+    let board = fs::read_dir(daemon.conserver().runtime_folder())
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .find(|path| path.extension().is_some_and(|it| it == "scoreboard"))
+        .unwrap();
+    let spool = board.with_extension("taken-far%2Faway");
+    fs::write(&spool, format!("{}\n{}\n", fresh(1)[0].id, fresh(1)[0].id)).unwrap();
     daemon.reconfigure(&config(&[]));
     daemon.wait_for_log(
         "1 vCons that follower \"far\" has pulled are still to be fetched",
         PATIENCE,
     );
+    daemon.wait_for_log(
+        "taken-far%2Faway still holds 2 UUIDs that follower \"far/away\" took",
+        PATIENCE,
+    );
+    assert!(spool.exists());
     daemon.stop();
 }
 
