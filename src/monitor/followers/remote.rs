@@ -9,6 +9,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
@@ -257,7 +258,7 @@ fn judge(status: u16, at: &str) -> Option<Fetched> {
 fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     #[derive(Deserialize)]
     struct Dated {
-        created_at: Option<Value>,
+        created_at: Option<Box<RawValue>>,
     }
     let Ok(text) = String::from_utf8(bytes) else {
         return Fetched::Failed(format!("the answer of {at} is not UTF-8"));
@@ -271,7 +272,7 @@ fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     }
     match serde_json::from_str::<Dated>(&text) {
         Ok(Dated { created_at }) => {
-            let created = created_at.and_then(|at| CreatedAt::parse(at.as_str()?));
+            let created = created_at.and_then(|at| CreatedAt::from_json(&at));
             Fetched::Document(text, created)
         }
         Err(error) => Fetched::Failed(format!("the answer of {at} is not JSON: {error}")),
@@ -429,7 +430,24 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        for undated in ["{}", r#"{"created_at":7}"#, r#"{"created_at":"soon"}"#] {
+        for number in [
+            "1705314600",
+            "1705314600.25",
+            "1705314600250",
+            "\"1705314600\"",
+        ] {
+            let text = format!(r#"{{"created_at": {number} }}"#);
+            let Fetched::Document(_, Some(created)) = document(text.into(), "there") else {
+                panic!("{number}")
+            };
+            assert_eq!(created.unix, 1_705_314_600, "{number}");
+        }
+        for undated in [
+            "{}",
+            r#"{"created_at":null}"#,
+            r#"{"created_at":[7]}"#,
+            r#"{"created_at":"soon"}"#,
+        ] {
             assert_eq!(
                 document(undated.into(), "there"),
                 Fetched::Document(undated.to_owned(), None)
