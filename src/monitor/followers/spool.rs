@@ -167,7 +167,7 @@ mod tests {
         let board = folder
             .path()
             .join(format!("{}.scoreboard", "i".repeat(200)));
-        let id = VconId::random();
+        let ids = [VconId::random()];
         let mut paths = Vec::new();
         for name in [
             "a".repeat(48),
@@ -180,8 +180,8 @@ mod tests {
         ] {
             let spool = Spool::beside(&board, &name);
             assert_eq!(spool.read().unwrap(), [], "{name}");
-            spool.add(std::slice::from_ref(&id)).unwrap();
-            assert_eq!(spool.read().unwrap(), [id.clone()], "{name}");
+            spool.add(&ids).unwrap();
+            assert_eq!(spool.read().unwrap(), ids, "{name}");
             paths.push(spool.path().to_owned());
         }
         paths.sort();
