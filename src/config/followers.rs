@@ -29,6 +29,10 @@ const MOST: i64 = 10_000;
 /// The seconds that one document may take, where the file does not name them.
 const TIMEOUT: f64 = 60.0;
 
+/// The longest such time. The follower keeps its turn for that long if its instance dies, so no other
+/// instance pulls in this time.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// The largest document, in MiB, where the file does not name it, and the most it can name: Redis takes
 /// no larger one.
 const MEGABYTES: i64 = 64;
@@ -89,8 +93,12 @@ impl Follower {
         }
         let limit = options.integer_or("fetch_vcon_limit", LIMIT, 1..=MOST);
         let timeout = options.seconds_or("timeout", TIMEOUT);
-        if timeout.is_zero() {
-            options.fault("timeout", "must be more than 0");
+        if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
+            let most = LONGEST_TIMEOUT.as_secs();
+            options.fault(
+                "timeout",
+                format!("must be more than 0 and at most {most} seconds"),
+            );
         }
         let megabytes = options.integer_or("max_megabytes", MEGABYTES, 1..=MOST_MEGABYTES);
         Some(Self {
@@ -208,10 +216,11 @@ mod tests {
             "  far:\n    url: https://far.example.org/api/\n    auth_token: ' ${TOKEN}'\n\
              \x20   egress_list: done\n    follower_ingress_list: in\n    pulling_interval: '1.5'\n\
              \x20   fetch_vcon_limit: '25'\n\
-             \x20 near: {url: 'http://near', egress_list: a, follower_ingress_list: b}\n",
+             \x20 near: {url: 'http://near', egress_list: a, follower_ingress_list: b}\n\
+             \x20 slow: {url: 'http://slow', egress_list: a, follower_ingress_list: b, timeout: 3600}\n",
         );
         assert_eq!(faults, [""; 0]);
-        let [far, near] = &found[..] else {
+        let [far, near, slow] = &found[..] else {
             panic!("{found:?}")
         };
         assert_eq!(far.name, "far");
@@ -222,6 +231,7 @@ mod tests {
         assert_eq!((far.limit, near.limit), (25, 10));
         assert_eq!((&near.token, near.interval.as_secs()), (&None, 60));
         assert_eq!((near.timeout.as_secs(), near.most_bytes), (60, 64 << 20));
+        assert_eq!(slow.timeout, LONGEST_TIMEOUT);
         assert!(!format!("{found:?}").contains("hunter2"));
     }
 
@@ -262,6 +272,11 @@ mod tests {
                 "from 1 to 10000",
             ),
             ("url: 'http://h', timeout: 0", "timeout", "more than 0"),
+            (
+                "url: 'http://h', timeout: 3600.5",
+                "timeout",
+                "at most 3600 seconds",
+            ),
             (
                 "url: 'http://h', max_megabytes: 513",
                 "max_megabytes",

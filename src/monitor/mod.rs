@@ -100,6 +100,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         let beaten = match arrived {
             Ok(Some(unfit)) => {
                 log::error!("{}", unfit.why);
+                followers.close();
                 return match unfit.exit {
                     Exit::Config => Exit::Config,
                     _ => Exit::Barred,

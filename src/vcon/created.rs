@@ -43,7 +43,7 @@ impl CreatedAt {
 
     /// Reads a string as [`CreatedAt::parse`] does, and a number as seconds or milliseconds since
     /// 1970-01-01 UTC.
-    pub(super) fn from_json(value: &RawValue) -> Option<Self> {
+    pub fn from_json(value: &RawValue) -> Option<Self> {
         match json::text(value) {
             Some(text) => Self::parse(&text),
             None => Self::from_number(value.get().parse().ok()?),

@@ -15,6 +15,7 @@ mod spool;
 mod tallies;
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -243,8 +244,8 @@ impl Manager {
         }
     }
 
-    /// Names what waits for followers that are in the configuration no more; false if that is not known
-    /// yet.
+    /// Names what Redis and files hold for followers that are in the configuration no more; false if that
+    /// is not known yet.
     fn looks_for_left(&self) -> bool {
         if self.generation.is_none() {
             return false;
@@ -264,7 +265,34 @@ impl Manager {
                  configuration no more: their UUIDs stay in conserver:follower:{name}"
             );
         }
+        warn_of_left_spools(self.slot.board_path(), &names);
         true
+    }
+}
+
+/// Logs which files still hold UUIDs of followers that are none of these.
+fn warn_of_left_spools(board: &Path, followers: &[&str]) {
+    let left = match Spool::left_beside(board, followers) {
+        Ok(left) => left,
+        Err(error) => {
+            let board = board.display();
+            log::warn!("could not look for files of former followers beside {board}: {error}");
+            return;
+        }
+    };
+    for (name, spool) in left {
+        let path = spool.path().display();
+        match spool.read() {
+            Ok(ids) if ids.is_empty() => {}
+            Ok(ids) => log::warn!(
+                "{path} still holds {} UUIDs that follower \"{name}\" took, and it is no longer in the \
+                 configuration: add it again under this name to have them fetched",
+                ids.len()
+            ),
+            Err(error) => {
+                log::warn!("could not read {path} of the former follower \"{name}\": {error}");
+            }
+        }
     }
 }
 

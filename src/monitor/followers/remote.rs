@@ -9,6 +9,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
@@ -35,6 +36,10 @@ pub(super) const RESERVED: AsciiSet = NON_ALPHANUMERIC
 
 /// So many characters of what is no UUID are shown.
 const SHOWN: usize = 80;
+
+/// What a failed pop may have cost. The other server takes UUIDs off its list before it answers, and whether
+/// it has done so is not known here.
+const LOST: &str = "; if it has taken UUIDs off its list for this answer, they are lost";
 
 /// The other server.
 pub(super) struct Remote {
@@ -100,27 +105,20 @@ impl Remote {
             Ok(response) => response,
             Err(error) => {
                 let why = reason(&error, POP_TIME);
-                let lost = if came_from_it(&error) {
-                    "; what it has taken off its list for this answer is lost"
-                } else {
-                    ""
-                };
+                let lost = if came_from_it(&error) { LOST } else { "" };
                 return Err(format!("could not GET {at}: {why}{lost}"));
             }
         };
         let status = response.status().as_u16();
         if !(200..300).contains(&status) {
-            return Err(format!(
-                "could not GET {at}: it answered {status}{}",
-                advice(status)
-            ));
+            return Err(not_popped(status, &at));
         }
         let (bytes, why) = read(&mut response, MOST_OF_A_LIST);
         let why = why.map(|why| match why {
             Cut::TooLong => format!("it is longer than {MOST_OF_A_LIST} bytes"),
             Cut::Broken(error) => error.to_string(),
         });
-        parse_list(&bytes, why).ok_or_else(|| format!("{at} did not answer with a list of UUIDs"))
+        handed_out(&bytes, why, &at)
     }
 
     /// Fetches the document of a vCon.
@@ -234,6 +232,25 @@ fn advice(status: u16) -> &'static str {
     }
 }
 
+/// Why nothing was popped, by a status that is not 2xx. One that has advice refuses the request before the
+/// list is touched.
+fn not_popped(status: u16, at: &str) -> String {
+    let rest = match advice(status) {
+        "" => LOST,
+        advice => advice,
+    };
+    format!("could not GET {at}: it answered {status}{rest}")
+}
+
+/// What the body of an answer hands out, with why it was not read to its end, if that is so.
+fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<Popped, String> {
+    let broke_off = cut.clone();
+    parse_list(bytes, cut).ok_or_else(|| match broke_off {
+        Some(why) => format!("the answer of {at} broke off before a list of UUIDs: {why}{LOST}"),
+        None => format!("{at} did not answer with a list of UUIDs{LOST}"),
+    })
+}
+
 /// What a status that is not 2xx says of a document.
 ///
 /// | status | |
@@ -257,7 +274,7 @@ fn judge(status: u16, at: &str) -> Option<Fetched> {
 fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     #[derive(Deserialize)]
     struct Dated {
-        created_at: Option<Value>,
+        created_at: Option<Box<RawValue>>,
     }
     let Ok(text) = String::from_utf8(bytes) else {
         return Fetched::Failed(format!("the answer of {at} is not UTF-8"));
@@ -271,7 +288,7 @@ fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     }
     match serde_json::from_str::<Dated>(&text) {
         Ok(Dated { created_at }) => {
-            let created = created_at.and_then(|at| CreatedAt::parse(at.as_str()?));
+            let created = created_at.and_then(|at| CreatedAt::from_json(&at));
             Fetched::Document(text, created)
         }
         Err(error) => Fetched::Failed(format!("the answer of {at} is not JSON: {error}")),
@@ -385,6 +402,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pop_that_fails_says_what_may_be_lost() {
+        for status in [400, 429, 500, 502, 503, 504] {
+            let told = not_popped(status, "there");
+            let start = format!("could not GET there: it answered {status}; if it has taken UUIDs");
+            assert!(
+                told.starts_with(&start) && told.ends_with("are lost"),
+                "{told}"
+            );
+        }
+        for (status, advice) in [(307, "`url`"), (403, "`auth_token`"), (404, "`url`")] {
+            let told = not_popped(status, "there");
+            assert!(told.contains(advice) && !told.contains("lost"), "{told}");
+        }
+        for before in ["", " \n", "\u{feff}"] {
+            let told =
+                handed_out(before.as_bytes(), Some("reset".to_owned()), "there").unwrap_err();
+            assert!(told.contains("of there broke off before a list"), "{told}");
+            assert!(
+                told.contains("reset") && told.ends_with("are lost"),
+                "{told}"
+            );
+        }
+        let told = handed_out(b"{}", None, "there").unwrap_err();
+        assert!(
+            told.contains("did not answer with a list of UUIDs"),
+            "{told}"
+        );
+        assert!(told.ends_with("are lost"), "{told}");
+        let whole = format!("[\"{A}\"]");
+        let popped = handed_out(whole.as_bytes(), None, "there").unwrap();
+        assert_eq!((ids(&popped), &popped.cut), (vec![A], &None));
+    }
+
+    #[test]
     fn statuses_of_documents_mean_what_the_table_says() {
         for (status, kind) in [
             (200, "none"),
@@ -429,7 +480,24 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        for undated in ["{}", r#"{"created_at":7}"#, r#"{"created_at":"soon"}"#] {
+        for number in [
+            "1705314600",
+            "1705314600.25",
+            "1705314600250",
+            "\"1705314600\"",
+        ] {
+            let text = format!(r#"{{"created_at": {number} }}"#);
+            let Fetched::Document(_, Some(created)) = document(text.into(), "there") else {
+                panic!("{number}")
+            };
+            assert_eq!(created.unix, 1_705_314_600, "{number}");
+        }
+        for undated in [
+            "{}",
+            r#"{"created_at":null}"#,
+            r#"{"created_at":[7]}"#,
+            r#"{"created_at":"soon"}"#,
+        ] {
             assert_eq!(
                 document(undated.into(), "there"),
                 Fetched::Document(undated.to_owned(), None)

@@ -3,13 +3,25 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use percent_encoding::utf8_percent_encode;
+use percent_encoding::{percent_decode, utf8_percent_encode};
+use sha2::{Digest, Sha256};
 
 use super::remote::RESERVED;
 use crate::vcon::VconId;
+
+/// The most bytes that a follower's name takes in a file name. A file name has at most 255 bytes, of which an
+/// instance's name takes up to 200.
+const LONGEST_NAME: usize = 48;
+
+/// Between the start of a longer name and its digest. No encoded name contains it.
+const BEFORE_DIGEST: char = '+';
+
+/// The bytes of a digest that are used; each takes two in the name.
+const DIGEST_BYTES: usize = 16;
 
 /// The file of one follower; it is there only while something is in it.
 pub(super) struct Spool(PathBuf);
@@ -17,8 +29,29 @@ pub(super) struct Spool(PathBuf);
 impl Spool {
     /// That of a follower, beside this scoreboard.
     pub(super) fn beside(board: &Path, follower: &str) -> Self {
-        let name = utf8_percent_encode(follower, &RESERVED);
-        Self(board.with_extension(format!("taken-{name}")))
+        Self(board.with_extension(format!("taken-{}", in_file_name(follower))))
+    }
+
+    /// Those beside this scoreboard that belong to none of these followers, each with its follower's name
+    /// for messages.
+    pub(super) fn left_beside(board: &Path, followers: &[&str]) -> io::Result<Vec<(String, Self)>> {
+        let (Some(folder), Some(start)) = (board.parent(), board.file_stem()) else {
+            return Ok(Vec::new());
+        };
+        let start = [start.as_bytes(), b".taken-"].concat();
+        let known: Vec<String> = followers.iter().map(|it| in_file_name(it)).collect();
+        let mut left = Vec::new();
+        for file in fs::read_dir(folder)? {
+            let file = file?.file_name();
+            let Some(name) = file.as_bytes().strip_prefix(&start[..]) else {
+                continue;
+            };
+            if !known.iter().any(|known| known.as_bytes() == name) {
+                left.push((shown(name), Self(folder.join(&file))));
+            }
+        }
+        left.sort_by(|(_, one), (_, other)| one.0.cmp(&other.0));
+        Ok(left)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -61,6 +94,44 @@ impl Spool {
     }
 }
 
+/// A follower's name as it stands in a file name: encoded, or if that is too long its start and its digest.
+fn in_file_name(follower: &str) -> String {
+    let name = encoded(follower);
+    if name.len() <= LONGEST_NAME {
+        return name;
+    }
+    let room = LONGEST_NAME - BEFORE_DIGEST.len_utf8() - 2 * DIGEST_BYTES;
+    let mut short = String::new();
+    for letter in follower.chars() {
+        let letter = encoded(letter.encode_utf8(&mut [0; 4]));
+        if short.len() + letter.len() > room {
+            break;
+        }
+        short.push_str(&letter);
+    }
+    short.push(BEFORE_DIGEST);
+    let digest = Sha256::digest(follower.as_bytes());
+    for byte in digest.iter().take(DIGEST_BYTES) {
+        short.push_str(&format!("{byte:02x}"));
+    }
+    short
+}
+
+/// The follower's name that stands in a file name, as far as it is there.
+fn shown(name: &[u8]) -> String {
+    let is_digest = |byte: &u8| char::from(*byte) == BEFORE_DIGEST;
+    let (start, rest) = match name.iter().position(is_digest) {
+        Some(at) => (&name[..at], "…"),
+        None => (name, ""),
+    };
+    let start = percent_decode(start).decode_utf8_lossy();
+    format!("{}{rest}", start.escape_debug())
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, &RESERVED).to_string()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -88,5 +159,67 @@ mod tests {
         assert_eq!(spool.read().unwrap(), ids[..1]);
         spool.remove();
         assert_eq!(spool.read().unwrap(), []);
+    }
+
+    #[test]
+    fn a_follower_with_a_long_name_has_a_file_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = folder
+            .path()
+            .join(format!("{}.scoreboard", "i".repeat(200)));
+        let ids = [VconId::random()];
+        let mut paths = Vec::new();
+        for name in [
+            "a".repeat(48),
+            "a".repeat(49),
+            "a".repeat(5000),
+            "ж".repeat(9),
+            "ж".repeat(200),
+            format!("{}б", "ж".repeat(199)),
+            "/".repeat(100),
+        ] {
+            let spool = Spool::beside(&board, &name);
+            assert_eq!(spool.read().unwrap(), [], "{name}");
+            spool.add(&ids).unwrap();
+            assert_eq!(spool.read().unwrap(), ids, "{name}");
+            paths.push(spool.path().to_owned());
+        }
+        paths.sort();
+        paths.dedup();
+        assert_eq!(paths.len(), 7);
+        // It begins with whole letters of the name.
+        let shown = in_file_name("жжж");
+        assert_eq!(shown, encoded("жжж"));
+        assert!(in_file_name(&"ж".repeat(200)).starts_with("%D0%B6%D0%B6+"));
+    }
+
+    #[test]
+    fn files_of_former_followers_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = folder.path().join("a.b.scoreboard");
+        let long = "ж".repeat(60);
+        for name in ["here", "gone", "far/../a\x1b", &long, "жж"] {
+            let spool = Spool::beside(&board, name);
+            spool.add(&[VconId::random()]).unwrap();
+        }
+        // Not of this instance.
+        for other in ["a.b.scoreboard", "a.b.config", "a.taken-x", "a.b.c.taken-x"] {
+            fs::write(folder.path().join(other), "").unwrap();
+        }
+        let names = |followers: &[&str]| {
+            let left = Spool::left_beside(&board, followers).unwrap();
+            let names = left.into_iter().map(|(name, spool)| {
+                assert_eq!(spool.read().unwrap().len(), 1, "{name}");
+                name
+            });
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names
+        };
+        assert_eq!(
+            names(&["here", "new"]),
+            [r"far/../a\u{1b}", "gone", "жж", "жж…"]
+        );
+        assert_eq!(names(&["here", "far/../a\x1b", &long, "жж"]), ["gone"]);
     }
 }
