@@ -12,7 +12,7 @@ use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
-use crate::queue::{Fitness, Lease, QueueError, Server, cluster_refusal, needed_keys, rehearse};
+use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
 use crate::settings::{self, Settings};
 
 /// How long a server may take to answer.
@@ -182,10 +182,10 @@ impl Probe {
 }
 
 fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
-    let needed = needed_by(config);
+    let needs = Work::of(config).needs(settings);
     let known = settings.clone();
     let redis = Probe::start(format!("Redis {}", settings.redis_url), move || {
-        try_redis(&known, &needed)
+        try_redis(&known, &needs)
     });
     let storages = config.storages.iter().map(|(name, storage)| {
         let mut backend = storage.open_storage();
@@ -207,17 +207,8 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     redis.chain(storages).chain(followers).collect()
 }
 
-/// The keys that the configuration needs.
-fn needed_by(config: &Config) -> Vec<String> {
-    let ingress = config.ingress_lists();
-    let chains = config.chains.iter().filter(|chain| chain.enabled);
-    let egress = chains.flat_map(|chain| &chain.egress_lists);
-    let storages = config.storages.keys().map(String::as_str);
-    needed_keys(ingress.iter(), egress, storages)
-}
-
 /// Tries whether Redis is one that can be worked with, and takes the steps of a vCon's way there.
-fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> {
+fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, Problem> {
     let url = &settings.redis_url;
     let server = Server::new(url).map_err(Problem::unavailable)?;
     let connect = || server.connect_within("conserver:check", LIMIT);
@@ -229,7 +220,7 @@ fn try_redis(settings: &Settings, needed: &[String]) -> Result<String, Problem> 
         None => Problem::unavailable(error),
     })?;
     let about = about(&mut lease).map_err(Problem::unavailable)?;
-    match lease.preflight(needed).map_err(Problem::unavailable)? {
+    match lease.preflight(needs).map_err(Problem::unavailable)? {
         Fitness::Fit => {}
         Fitness::Cluster(words) => {
             return Err(Problem {

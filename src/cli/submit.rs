@@ -55,7 +55,8 @@ pub struct Submit {
 
     /// Wait until the vCons are done: in no ingress list, and with no worker
     ///
-    /// The daemon may be on another machine. Exits 65 when one of them went to a dead letter queue.
+    /// The daemon may be on another machine. Exits 65 when one of them went to a dead letter queue. While
+    /// Redis is away it tries again, for five minutes at a time if there is no --timeout.
     #[arg(long)]
     wait: bool,
 
@@ -77,11 +78,14 @@ impl Submit {
         let mut intake = Intake::new(submitter, settings.json_bodies, self);
         match self.take_all(&mut intake).and_then(|()| intake.flush()) {
             Ok(()) => {
-                if !intake.submitted.is_empty() {
-                    warn_if_unserved(&self.list, settings);
-                }
+                let unserved = !intake.submitted.is_empty() && is_unserved(&self.list, settings);
                 let exit = intake.report(&self.list);
                 match lookout {
+                    // Without an end to it.
+                    Some(_) if unserved && self.timeout.is_none() => {
+                        eprintln!("Not waiting for them; with --timeout it waits all the same");
+                        Exit::Unavailable
+                    }
                     Some(lookout) => self.wait(lookout, intake.submitted, exit),
                     None => exit,
                 }
@@ -107,7 +111,7 @@ impl Submit {
     /// Waits for those that were submitted; `exit` is what came of submitting them.
     fn wait(&self, lookout: Lookout, ids: Vec<VconId>, exit: Exit) -> Exit {
         let all = ids.len();
-        let Outcome { undone, dead } =
+        let Outcome { undone, dead, gone } =
             match lookout.wait(ids, self.timeout.map(Duration::from_secs)) {
                 Ok(outcome) => outcome,
                 Err(error) => {
@@ -125,7 +129,12 @@ impl Submit {
             format!(", {} of them to a dead letter queue", dead.len())
         };
         self.tell(&format!("{done} of {all} vCons are done{queue}"));
-        if undone > 0 {
+        if gone > 0 {
+            eprintln!(
+                "{gone} of them are not in Redis any more, which was away: they have expired, or are lost"
+            );
+        }
+        if undone > 0 || gone > 0 {
             Exit::Unavailable
         } else if dead.is_empty() {
             exit
@@ -179,13 +188,16 @@ fn told(letter: &Letter) -> String {
     }
 }
 
-/// Where the configuration is another machine's, nothing is known.
-fn warn_if_unserved(list: &ListName, settings: &Settings) {
+/// Whether nobody takes from the list, with a warning. Where the configuration is another machine's, nothing
+/// is known.
+fn is_unserved(list: &ListName, settings: &Settings) -> bool {
     let plan = Plan::load(&settings.config_file);
-    if plan.is_ok_and(|plan| !plan.ingress_lists().contains(list)) {
+    let is_unserved = plan.is_ok_and(|plan| !plan.ingress_lists().contains(list));
+    if is_unserved {
         let file = settings.config_file.display();
         eprintln!("warning: no enabled chain of {file} takes from list {list}: they wait there");
     }
+    is_unserved
 }
 
 /// A folder stands for its `*.json` and `*.vcon` files, in the order of their names.

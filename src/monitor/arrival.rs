@@ -4,15 +4,16 @@
 //! a server refuses of `REDIS_URL`, and a Redis Cluster, end the daemon: somebody has to change something,
 //! and sees it at once. A password that changes later is waited for.
 
+use std::path::Path;
 use std::time::Duration;
 
-use crate::config::Plan;
+use crate::config::{Follower, Plan};
 use crate::exit::Exit;
 use crate::queue::{
-    ConnectError, Fitness, QueueError, Refusal, Server, cluster_refusal, needed_keys,
+    ConnectError, Fitness, Needs, QueueError, Refusal, Server, Work, cluster_refusal,
 };
 use crate::scoreboard::Slot;
-use crate::settings::RedisUrl;
+use crate::settings::{RedisUrl, Settings};
 
 /// Why the daemon cannot work with this Redis.
 #[derive(Debug)]
@@ -29,10 +30,11 @@ pub struct Unfit {
 /// It is unavailable.
 pub(super) fn look(
     server: &Server,
-    url: &RedisUrl,
+    settings: &Settings,
     slot: Option<&Slot>,
     limit: Duration,
 ) -> Result<Option<Unfit>, QueueError> {
+    let url = &settings.redis_url;
     let lease = match server.connect_for("conserver:preflight", limit) {
         Ok(lease) => lease,
         Err(error) => {
@@ -42,9 +44,8 @@ pub(super) fn look(
             };
         }
     };
-    let plan = slot.and_then(|slot| Plan::load(slot.config_path()).ok());
-    let needed = plan.map(|plan| needed_by(&plan)).unwrap_or_default();
-    match lease.preflight(&needed)? {
+    let needs = slot.map(|slot| needs_of(slot.config_path(), settings));
+    match lease.preflight(&needs.unwrap_or_default())? {
         Fitness::Fit => {}
         Fitness::Cluster(words) => {
             return Ok(Some(Unfit {
@@ -59,13 +60,13 @@ pub(super) fn look(
     Ok(None)
 }
 
-/// The keys that a configuration needs.
-fn needed_by(plan: &Plan) -> Vec<String> {
-    let lists = plan.ingress_lists();
-    let chains = plan.chains.iter().filter(|chain| chain.enabled);
-    let egress = chains.flat_map(|chain| &chain.egress_lists);
-    let storages = plan.storages.iter().map(String::as_str);
-    needed_keys(lists.iter(), egress.chain(&plan.routes), storages)
+/// What the configuration at `path` needs, as far as it can be read here.
+fn needs_of(path: &Path, settings: &Settings) -> Needs {
+    let Ok(plan) = Plan::load(path) else {
+        return Needs::default();
+    };
+    let followers = Follower::load_all(path).unwrap_or_default();
+    Work::planned(&plan, &followers).needs(settings)
 }
 
 /// What a server does not accept of its URL.

@@ -94,7 +94,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         let arrived = if is_known {
             Ok(None)
         } else {
-            arrival::look(&server, &settings.redis_url, slot, limit)
+            arrival::look(&server, settings, slot, limit)
         };
         is_known |= arrived.is_ok();
         let beaten = match arrived {

@@ -115,6 +115,17 @@ impl Audit {
         Ok(audit)
     }
 
+    /// Takes these for the only lists where vCons wait for work, whatever dead letters there are.
+    pub fn wait_only_in(&mut self, ingress: &[ListName]) {
+        self.waiting
+            .retain(|list| ingress.iter().any(|it| it.as_str().as_bytes() == list));
+    }
+
+    /// Whether there is a document of a vCon.
+    pub fn has_document(&mut self, id: &VconId) -> Result<bool, QueueError> {
+        Ok(redis::cmd("EXISTS").arg(id.key()).query(&mut *self.lease)?)
+    }
+
     /// About how many documents there are: the number of keys.
     pub fn estimate(&mut self) -> Result<u64, QueueError> {
         Ok(redis::cmd("DBSIZE").query(&mut *self.lease)?)

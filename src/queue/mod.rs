@@ -66,7 +66,7 @@ pub use keys::{
 };
 pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
-pub use preflight::{Fitness, Shortage, cluster_refusal, needed_keys};
+pub use preflight::{Fitness, Needs, Shortage, Work, cluster_refusal};
 pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
 pub use raw::{Raw, is_visible};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};

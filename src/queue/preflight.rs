@@ -6,13 +6,15 @@
 
 use std::fmt;
 
+use indexmap::IndexSet;
 use redis::{Connection, RedisError, RedisResult, Value};
 
 use super::round_trip::Request;
 use super::scripts::preflight;
 use super::{Lease, QueueError, keys};
-use crate::config::ListName;
+use crate::config::{Chain, Config, Follower, ListName, Plan};
 use crate::redis_server::in_its_words;
+use crate::settings::{RedisFormat, Settings};
 use crate::vcon::VconId;
 
 /// The keys of one try begin with this.
@@ -91,40 +93,105 @@ pub fn cluster_refusal(words: &str) -> String {
     )
 }
 
-/// The keys that the work on these lists and storages needs, besides those of our own.
-pub fn needed_keys<'a>(
-    ingress: impl Iterator<Item = &'a ListName>,
-    egress: impl Iterator<Item = &'a ListName>,
-    storages: impl Iterator<Item = &'a str>,
-) -> Vec<String> {
-    // Nobody has this vCon.
-    let id = VconId::random();
-    let mut needed = vec![id.key()];
-    for list in ingress {
-        needed.push(list.as_str().to_owned());
-        needed.push(keys::dead_letter_list(list));
-        needed.push(format!("context:{list}:{id}"));
+/// What a configuration has the daemon work on.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// The chains, those out of service among them.
+    chains: &'a [Chain],
+    /// The lists that links may announce vCons on, besides those of their chains.
+    routes: Vec<&'a ListName>,
+    /// The names of the storages.
+    storages: Vec<&'a str>,
+    /// The servers whose vCons are pulled.
+    followers: &'a [Follower],
+}
+
+/// What the work needs of a server besides what all work needs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Keys that are not of our own.
+    keys: Vec<String>,
+    /// Whether documents are put in the sorted set.
+    sorts: bool,
+    /// Whether the sorted set tells how documents are kept, if the server has RedisJSON.
+    looks_up: bool,
+}
+
+impl<'a> Work<'a> {
+    /// That of a whole configuration.
+    pub fn of(config: &'a Config) -> Self {
+        let links = config.links.values();
+        Self {
+            chains: &config.chains,
+            routes: links.flat_map(|link| &link.routes).collect(),
+            storages: config.storages.keys().map(String::as_str).collect(),
+            followers: &config.followers,
+        }
     }
-    needed.extend(egress.map(|list| list.as_str().to_owned()));
-    needed.extend(storages.map(keys::storage_letters_list));
-    needed.truncate(MOST_KEYS);
-    needed
+
+    /// That of a configuration of which the followers are read apart.
+    pub fn planned(plan: &'a Plan, followers: &'a [Follower]) -> Self {
+        Self {
+            chains: &plan.chains,
+            routes: plan.routes.iter().collect(),
+            storages: plan.storages.iter().map(String::as_str).collect(),
+            followers,
+        }
+    }
+
+    /// What it needs with these settings.
+    pub fn needs(&self, settings: &Settings) -> Needs {
+        let sorts = !self.followers.is_empty();
+        Needs {
+            keys: self.keys(&settings.sorted_set),
+            sorts,
+            looks_up: sorts && settings.redis_format == RedisFormat::Auto,
+        }
+    }
+
+    /// The keys besides those of our own, each once.
+    fn keys(&self, sorted_set: &str) -> Vec<String> {
+        let in_service = || self.chains.iter().filter(|chain| chain.enabled);
+        // Nobody has this vCon.
+        let id = VconId::random();
+        let mut needed = IndexSet::from([id.key()]);
+        for list in in_service().flat_map(|chain| &chain.ingress_lists) {
+            needed.insert(list.as_str().to_owned());
+            needed.insert(keys::dead_letter_list(list));
+            needed.insert(format!("context:{list}:{id}"));
+        }
+        for follower in self.followers {
+            let list = &follower.ingress_list;
+            needed.insert(list.as_str().to_owned());
+            needed.insert(keys::dead_letter_list(list));
+            needed.insert(sorted_set.to_owned());
+        }
+        let egress = in_service().flat_map(|chain| &chain.egress_lists);
+        let announced = egress.chain(self.routes.iter().copied());
+        needed.extend(announced.map(|list| list.as_str().to_owned()));
+        let storages = self.storages.iter().copied();
+        needed.extend(storages.map(keys::storage_letters_list));
+        needed.truncate(MOST_KEYS);
+        needed.into_iter().collect()
+    }
 }
 
 impl Lease {
-    /// Tries all that the work needs, the rights to these keys among it.
+    /// Tries all that the work needs.
     ///
     /// # Errors
     /// The connection failed, or the server serves nobody at present.
-    pub fn preflight(mut self, needed: &[String]) -> Result<Fitness, QueueError> {
+    pub fn preflight(mut self, needs: &Needs) -> Result<Fitness, QueueError> {
         let base = format!("{PREFIX}{}", VconId::random());
         let script = preflight();
-        let kinds = ["first", "second", "list", "hash", "set"];
+        let kinds = ["first", "second", "list", "hash", "set", "sorted"];
         let mut call = script.in_full(kinds.len());
         for kind in kinds {
             call.arg(format!("{base}:{kind}"));
         }
-        call.arg(needed);
+        call.arg(u8::from(needs.sorts))
+            .arg(u8::from(needs.looks_up));
+        call.arg(&needs.keys);
         let mut shortage = Shortage::default();
         match call.query::<(Vec<String>, Vec<String>)>(&mut *self) {
             Ok((commands, keys)) => shortage = Shortage { commands, keys },
@@ -153,9 +220,11 @@ fn is_answered(error: &RedisError) -> bool {
     error.code().is_some_and(|code| !LATER.contains(&code))
 }
 
-/// Whether a user may call a command, but not with these keys.
+/// Whether a user may call a command, but not with these keys; "access one of the keys used as arguments"
+/// before Redis 7.2, "access a key" since.
 fn is_about_keys(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM") && error.detail().is_some_and(|detail| detail.contains("keys"))
+    let detail = error.detail().unwrap_or_default();
+    error.code() == Some("NOPERM") && detail.contains("permissions to access")
 }
 
 fn is_unknown(error: &RedisError) -> bool {
@@ -201,6 +270,7 @@ fn refused_commands(connection: &mut Connection, base: &str) -> RedisResult<Vec<
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::Path;
 
     use super::*;
 
@@ -220,10 +290,8 @@ mod tests {
         for file in std::fs::read_dir(folder).unwrap() {
             let script = std::fs::read_to_string(file.unwrap().path()).unwrap();
             for command in called(&script) {
-                // Those of a module are needed only if it is there; `locate` serves an operator, and
-                // only a follower keeps the sorted set.
-                let is_optional =
-                    command.starts_with("JSON.") || command == "HVALS" || command == "ZADD";
+                // Those of a module are needed only if it is there; `locate` serves an operator.
+                let is_optional = command.starts_with("JSON.") || command == "HVALS";
                 count += 1;
                 assert!(
                     is_optional || tried.contains(&format!("try('{command}'")),
@@ -237,15 +305,21 @@ mod tests {
     #[test]
     fn the_manual_lists_every_command_that_is_tried() {
         let readme = include_str!("../../README.md");
-        let (_, rest) = readme.split_once("<!-- acl -->").unwrap();
-        let (acl, _) = rest.split_once("<!-- /acl -->").unwrap();
+        let between = |begin, end| {
+            let (_, rest) = readme.split_once(begin).unwrap();
+            rest.split_once(end).unwrap().0
+        };
+        let acl = between("<!-- acl -->", "<!-- /acl -->");
+        let json = between("<!-- acl-json -->", "<!-- /acl-json -->").replace('`', "");
         let script = include_str!("scripts/preflight.lua");
         let tried = script.split("try('").skip(1);
         let tried = tried.filter_map(|rest| Some(rest.split_once('\'')?.0));
         let own = COMMANDS.iter().map(|(command, _)| *command);
         for command in tried.chain(own) {
             let right = format!("+{}", command.to_lowercase());
-            assert!(acl.split_whitespace().any(|word| word == right), "{right}");
+            // How vCons are kept is asked only of a server with RedisJSON.
+            let list = if command == "ZREVRANGE" { &json } else { acl };
+            assert!(list.split_whitespace().any(|word| word == right), "{right}");
         }
     }
 
@@ -294,16 +368,63 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_lists_and_storages_are_needed() {
-        let list = |name: &str| name.parse::<ListName>().unwrap();
-        let (ingress, egress) = ([list("in")], [list("out")]);
-        let needed = needed_keys(ingress.iter(), egress.iter(), ["pg"].into_iter());
+    fn the_keys_of_lists_followers_and_storages_are_needed_once() {
+        let text = "\
+links: {router: {module: links.tag_router, options: {tag_routes: {a: routed, b: out}}}}
+storages: {files: {module: storage.file, options: {path: /tmp}}}
+chains:
+  main: {links: [router], storages: [files], ingress_lists: [in], egress_lists: [out]}
+  spare: {ingress_lists: [unused], enabled: 0}
+followers:
+  near: {url: 'http://h', egress_list: a, follower_ingress_list: in}
+  far: {url: 'http://h', egress_list: a, follower_ingress_list: elsewhere}
+";
+        let config = Config::parse(text, Path::new("config.yml")).unwrap();
+        let mut work = Work::of(&config);
+        let needed = work.keys("vcons");
         let id = needed[0].strip_prefix("vcon:").unwrap();
         let context = format!("context:in:{id}");
-        let expected = ["in", "DLQ:in", &context, "out", "DLQ:storage:pg"];
-        assert_eq!(needed[1..], expected);
-        let many = vec![list("in"); MOST_KEYS];
-        let needed = needed_keys(many.iter(), egress.iter(), std::iter::empty());
-        assert_eq!(needed.len(), MOST_KEYS);
+        let of_chains = ["in", "DLQ:in", &context];
+        let of_followers = ["vcons", "elsewhere", "DLQ:elsewhere"];
+        let announced = ["out", "routed", "DLQ:storage:files"];
+        assert_eq!(needed[1..], [of_chains, of_followers, announced].concat());
+        work.followers = &[];
+        let needed = work.keys("vcons");
+        assert_eq!(needed.len(), 1 + of_chains.len() + announced.len());
+        assert_eq!(needed[4..], announced);
+
+        let many: Vec<ListName> = (0..MOST_KEYS)
+            .map(|number| format!("list-{number}").parse().unwrap())
+            .collect();
+        work.routes = many.iter().collect();
+        assert_eq!(work.keys("vcons").len(), MOST_KEYS);
+    }
+
+    #[test]
+    fn a_key_that_is_refused_is_told_from_a_command() {
+        for (line, is_key) in [
+            (
+                "NOPERM this user has no permissions to access one of the keys used as arguments",
+                true,
+            ),
+            ("NOPERM No permissions to access a key", true),
+            (
+                "NOPERM User keys has no permissions to access the 'a' key",
+                true,
+            ),
+            (
+                "NOPERM User keys has no permissions to run the 'blpop' command",
+                false,
+            ),
+            (
+                "NOPERM this user has no permissions to run the 'watch' command",
+                false,
+            ),
+            ("ERR no permissions to access a key", false),
+        ] {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+            let error = value.and_then(Value::extract_error).unwrap_err();
+            assert_eq!(is_about_keys(&error), is_key, "{line}");
+        }
     }
 }

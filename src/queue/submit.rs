@@ -2,6 +2,7 @@
 
 use redis::Value;
 
+use super::dead_letters::is_wrong_type;
 use super::round_trip::round_trip;
 use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
@@ -135,15 +136,21 @@ fn keeps_json(lease: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
         .arg(0)
         .arg(LOOKED_AT - 1);
     let mut answers = round_trip(lease, &newest)?;
-    // What is no sorted set tells of no vCon.
-    let found = answers.pop().and_then(|answer| answer.extract_error().ok());
-    let keys = found.and_then(|found| redis::from_redis_value::<Vec<String>>(found).ok());
-    let types = types(lease, &keys.unwrap_or_default())?;
+    let answer = answers.pop().unwrap_or(Value::Nil);
+    let keys = match answer.extract_error() {
+        Ok(found) => redis::from_redis_value::<Vec<Vec<u8>>>(found)
+            .map_err(|_| QueueError::Answer("asking for the newest vCons"))?,
+        // What is no sorted set tells of no vCon.
+        Err(error) if is_wrong_type(&error) => Vec::new(),
+        // Nothing is guessed, or every vCon would be kept in the wrong way from here on.
+        Err(error) => return Err(error.into()),
+    };
+    let types = types(lease, &keys)?;
     Ok(types.iter().any(|found| found == JSON))
 }
 
 /// What Redis calls that which stands under each of these keys.
-fn types(lease: &mut Lease, keys: &[String]) -> Result<Vec<String>, QueueError> {
+fn types<K: redis::ToRedisArgs>(lease: &mut Lease, keys: &[K]) -> Result<Vec<String>, QueueError> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }

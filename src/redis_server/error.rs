@@ -70,14 +70,55 @@ fn of_login(cause: &RedisError) -> String {
     }
 }
 
-/// An error as the server worded it, with the word in capitals that people look for.
+/// An error as the server worded it, with the word in capitals that people look for, and without what it
+/// repeats of a command.
 pub(crate) fn in_its_words(error: &RedisError) -> String {
     match error.clone().into_server_errors().as_deref() {
         Some([(_, first), ..]) => {
-            format!("{} {}", first.code(), first.details().unwrap_or_default())
+            let details = before_arguments(first.details().unwrap_or_default());
+            format!("{} {details}", first.code())
         }
         _ => error.to_string(),
     }
+}
+
+/// The text of an error without the arguments of the command, which may be a password or a document.
+fn before_arguments(details: &str) -> &str {
+    match details.split_once("with args beginning with") {
+        Some((before, _)) => before.trim_end_matches([' ', ',']),
+        None => details,
+    }
+}
+
+/// The error of a login, without what the server repeats of it.
+pub(super) fn of_greeting(error: RedisError) -> RedisError {
+    let errors = error.clone().into_server_errors().unwrap_or_default();
+    let Some((_, first)) = errors.first() else {
+        return error;
+    };
+    let details = first.details().unwrap_or_default();
+    let shown = before_arguments(details);
+    if shown == details {
+        return error;
+    }
+    redis::make_extension_error(first.code().to_owned(), Some(shown.to_owned()))
+}
+
+/// The error of `AUTH`: a server without that command may say what it was sent in any words.
+pub(super) fn of_auth(error: RedisError) -> RedisError {
+    if is_unknown_command(&error) {
+        let words = "the server does not have AUTH".to_owned();
+        redis::make_extension_error("ERR".to_owned(), Some(words))
+    } else {
+        of_greeting(error)
+    }
+}
+
+/// Whether the server does not have the command: without the JSON module, one of those.
+pub(super) fn is_unknown_command(error: &RedisError) -> bool {
+    error
+        .detail()
+        .is_some_and(|detail| detail.contains("unknown command"))
 }
 
 /// Whether an error that the server answered calls for another connection.
@@ -145,5 +186,35 @@ mod tests {
         }
         let cut = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(refusal(&cut), None);
+    }
+
+    /// The error of a command that the server answers with this line.
+    fn answered(line: &str) -> RedisError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+        let error = value.and_then(redis::Value::extract_error).err();
+        error.unwrap_or_else(|| panic!("{line} is no error"))
+    }
+
+    #[test]
+    fn what_a_server_repeats_of_a_login_is_not_shown() {
+        for line in [
+            "ERR unknown command 'AUTH', with args beginning with: 'clerk' 'hunter2' ",
+            "ERR unknown command `AUTH`, with args beginning with: `hunter2`, ",
+            "ERR unknown command 'AUTH hunter2'",
+        ] {
+            let error = of_auth(answered(line));
+            assert_eq!(in_its_words(&error), "ERR the server does not have AUTH");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{line}");
+        }
+        let line = "ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'hunter2' ";
+        let expected = "ERR unknown command 'HELLO'";
+        assert_eq!(in_its_words(&answered(line)), expected);
+        let error = of_greeting(answered(line));
+        assert_eq!(in_its_words(&error), expected);
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        let line = "WRONGPASS invalid username-password pair or user is disabled.";
+        let error = of_auth(answered(line));
+        assert_eq!(in_its_words(&error), line);
+        assert_eq!(refusal(&error), Some(Refusal::Login));
     }
 }

@@ -19,6 +19,7 @@ use redis::{
 pub use error::{ConnectError, Refusal};
 pub(crate) use error::{in_its_words, needs_another};
 
+use self::error::{is_unknown_command, of_auth, of_greeting};
 use self::sentinel::Sentinels;
 use crate::settings::RedisUrl;
 
@@ -168,7 +169,8 @@ impl Server {
             .set_tcp_settings(tcp_settings())
             .set_redis_settings(theirs.set_protocol(self.protocol).set_skip_set_lib_name());
         let client = Client::open(info)?;
-        let mut connection = within::connect(client, deadline)?;
+        // Where the client library logs in, it passes on what the server says of `HELLO`.
+        let mut connection = within::connect(client, deadline).map_err(of_greeting)?;
         connection.set_write_timeout(Some(left_until(deadline)))?;
         connection.set_read_timeout(Some(left_until(deadline)))?;
         let login = ours.then_some(settings);
@@ -200,7 +202,13 @@ fn greet(
         .collect();
     let mut answers = answers?;
     let named = answers.pop().map(Value::extract_error);
+    let mut answers = answers.into_iter();
     // A refused login says more than what is refused for the want of it.
+    if password.is_some()
+        && let Some(answer) = answers.next()
+    {
+        answer.extract_error().map_err(of_auth)?;
+    }
     for answer in answers {
         answer.extract_error()?;
     }
@@ -306,13 +314,6 @@ pub(crate) fn has_json(connection: &mut Connection) -> RedisResult<bool> {
         Err(error) if is_forbidden(&error) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Whether the server does not have the command: without the JSON module, one of those.
-fn is_unknown_command(error: &redis::RedisError) -> bool {
-    error
-        .detail()
-        .is_some_and(|detail| detail.contains("unknown command"))
 }
 
 impl std::fmt::Display for Server {

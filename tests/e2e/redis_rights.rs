@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::harness::{
     Conserver, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, delay, fresh, run,
@@ -339,5 +340,99 @@ fn a_login_that_is_refused_later_is_waited_for() {
     let samples = fresh(5);
     submit(&redis, "default", &samples);
     Ledger::of(&redis, &samples).settles();
+    daemon.stop();
+}
+
+/// A server without a command answers with its arguments; those of a login are secret.
+#[test]
+fn what_a_server_repeats_of_a_login_is_not_shown() {
+    let redis = Redis::new()
+        .with(&["--rename-command", "AUTH", "LOGIN"])
+        .started();
+    let url = format!("redis://conserver:{PASSWORD}@127.0.0.1:{}", redis.port());
+    let kept = json!({"module": "storage.redis_storage", "options": {"redis_url": url}});
+    let conserver = conserver(&redis).config(&chain(&[], &[("kept", kept)]));
+    let checked = run(&conserver, &["check"], 69);
+    let output = checked.output();
+    assert!(!output.contains(PASSWORD), "{output}");
+    let said_so = output.matches("does not have AUTH").count();
+    assert_eq!(said_so, 2, "{output}");
+    let daemon = conserver.launch();
+    daemon.wait_for_log("does not have AUTH", PATIENCE);
+    assert!(!daemon.output().contains(PASSWORD), "{}", daemon.output());
+    daemon.stop();
+
+    // The monitor logs in with this one, to be told of changes.
+    let redis = Redis::new()
+        .with(&["--rename-command", "HELLO", ""])
+        .started();
+    make_user(&redis, &rights(&redis, |_| false));
+    let daemon = self::conserver(&redis)
+        .config(&chain(&[], &[]))
+        .env("LOG_LEVEL", "DEBUG")
+        .start();
+    daemon.wait_for_log("unknown command 'HELLO'", PATIENCE);
+    let samples = fresh(3);
+    submit(&redis, "default", &samples);
+    Ledger::of(&redis, &samples).settles();
+    assert!(!daemon.output().contains(PASSWORD), "{}", daemon.output());
+    daemon.stop();
+}
+
+/// How vCons are kept is looked up before one is submitted, and not guessed.
+#[test]
+fn vcons_are_submitted_as_json_where_others_are_kept_so() {
+    let redis = Redis::with_json();
+    make_user(&redis, &rights(&redis, |_| false));
+    let samples = fresh(3);
+    let submits = |sample: &Sample, format: &str, code: i32| {
+        let conserver = conserver(&redis).env("VCON_REDIS_FORMAT", format);
+        let finished = conserver.run_with_input(&["submit", "-"], &sample.text());
+        assert_eq!(finished.code, code, "{}", finished.output());
+        finished
+    };
+    let kind = |sample: &Sample| redis.ask::<String>(&["TYPE", &format!("vcon:{}", sample.id)]);
+    submits(&samples[0], "json", 0);
+    submits(&samples[1], "auto", 0);
+    assert_eq!(kind(&samples[1]), "ReJSON-RL");
+    make_user(&redis, &rights(&redis, |word| word == "+zrevrange"));
+    let refused = submits(&samples[2], "auto", 69);
+    said(&refused, &["NOPERM", "zrevrange"]);
+    assert_eq!(kind(&samples[2]), "none");
+}
+
+#[test]
+fn what_followers_and_tag_routers_need_is_tried() {
+    let redis = Redis::with_json();
+    let lost = ["~vcons", "+zadd", "+zrevrange"];
+    let mut words = rights(&redis, |word| lost.contains(&word));
+    make_user(&redis, &words);
+    let router = json!({
+        "module": "links.tag_router", "options": {"tag_routes": {"urgent": "routed"}},
+    });
+    let mut config = chain(&[("router", router)], &[]);
+    config["followers"] = json!({"far": {
+        "url": "http://127.0.0.1:9", "egress_list": "out", "follower_ingress_list": "pulled",
+        "pulling_interval": 60,
+    }});
+    let conserver = conserver(&redis).config(&config);
+    let checked = run(&conserver, &["check"], 69);
+    let named = ["ZADD", "ZREVRANGE", "vcons", "pulled", "routed"];
+    said(&checked, &named);
+    let daemon = conserver.start();
+    daemon.wait_for_log("is not enough for the work", PATIENCE);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("is not enough"));
+    let line = line.expect("the line");
+    for name in named {
+        assert!(line.contains(name), "{name}: {line}");
+    }
+    words.extend(lost.map(str::to_owned));
+    words.extend(["~pulled", "~routed"].map(str::to_owned));
+    make_user(&redis, &words);
+    let checked = run(daemon.conserver(), &["check"], 69);
+    // The follower's server alone is away.
+    let output = checked.output();
+    assert!(!output.contains("does not let"), "{output}");
     daemon.stop();
 }

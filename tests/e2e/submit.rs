@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Finished, Ledger, PATIENCE, Redis, Sample, chain, children_of, delay,
+    Conserver, Daemon, Finished, Ledger, PATIENCE, Redis, Sample, chain, children_of, delay,
     processes_mentioning, same, wait_until, wait_until_gone,
 };
 
@@ -458,4 +458,78 @@ fn it_waits_no_longer_than_it_is_told() {
     );
     let arguments = ["submit", "-", "--timeout", "1", LIST[0], LIST[1]];
     ended_with(&conserver.run_with_input(&arguments, "{}"), 64);
+}
+
+/// What a command in the background has said so far.
+fn said_so_far(conserver: &Conserver) -> String {
+    let read = |kind| fs::read_to_string(conserver.folder().join(format!("spawned.{kind}")));
+    ["stdout", "stderr"]
+        .map(|kind| read(kind).unwrap_or_default())
+        .concat()
+}
+
+#[test]
+fn it_waits_on_while_redis_is_away() {
+    for is_durable in [true, false] {
+        let redis = Redis::new();
+        let redis = if is_durable { redis.durable() } else { redis };
+        let redis = redis.started();
+        let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
+        let sample = Sample::small();
+        let path = conserver.folder().join("one.json");
+        fs::write(&path, sample.text()).expect("a file");
+        let path = path.display().to_string();
+        let mut waiting = conserver.spawn(&["submit", &path, "--wait", LIST[0], LIST[1]]);
+        let says = |words: &str| {
+            wait_until(words, PATIENCE, || said_so_far(&conserver).contains(words));
+        };
+        says("Submitted 1 of 1 vCons");
+        redis.kill9();
+        says("trying again");
+        redis.start();
+        says("Redis is back");
+        // What is lost needs none.
+        let daemon = is_durable.then(|| conserver.launch_again());
+        let status = waiting.wait().expect("a child");
+        let said = said_so_far(&conserver);
+        if is_durable {
+            assert_eq!(status.code(), Some(0), "{said}");
+            assert_eq!(redis.list("done"), [sample.id.as_str()]);
+        } else {
+            assert_eq!(status.code(), Some(69), "{said}");
+            assert!(
+                said.contains("1 of them are not in Redis any more"),
+                "{said}"
+            );
+        }
+        daemon.into_iter().for_each(Daemon::stop);
+    }
+}
+
+#[test]
+fn it_does_not_wait_for_a_chain_out_of_service() {
+    let redis = Redis::plain();
+    let mut config = chain(&[], &[]);
+    config["chains"]["spare"] = json!({
+        "links": ["tagger"], "ingress_lists": ["done"], "enabled": 0,
+    });
+    // Dead letters from when it was in service.
+    let key = format!("vcon:{}", Sample::small().id);
+    redis.ask::<i64>(&["RPUSH", "DLQ:done", &key]);
+    let daemon = Conserver::with(&redis).config(&config).start();
+    let (passed, left) = (Sample::small(), Sample::small());
+    let arguments = ["submit", "-", "--wait", "--timeout", "20", LIST[0], LIST[1]];
+    let finished = daemon.conserver();
+    let finished = finished.run_with_input(&arguments, &passed.text());
+    ended_with(&finished, 0);
+    assert_eq!(redis.list("done"), [passed.id.as_str()]);
+
+    let arguments = ["submit", "-", "--wait", "--list", "done"];
+    let finished = daemon.conserver();
+    let finished = finished.run_with_input(&arguments, &left.text());
+    ended_with(&finished, 69);
+    for words in ["no enabled chain", "Not waiting"] {
+        assert!(finished.stderr.contains(words), "{}", finished.output());
+    }
+    assert_eq!(redis.list("done"), [passed.id, left.id]);
 }

@@ -1,9 +1,10 @@
 -- Tries every command that scripts and lanes need, on keys of its own, and the rights to other keys. Leaves nothing.
--- KEYS: two strings, a list, a hash, a set, that nobody else uses.
--- ARGV: keys whose rights are tried: nothing is written to them.
+-- KEYS: two strings, a list, a hash, a set, a sorted set, that nobody else uses.
+-- ARGV: 1 if documents are put in a sorted set, 1 if it tells how they are kept, keys whose rights are tried: nothing is
+--       written to those.
 -- Returns {commands that are refused, keys that are}.
 
-local first, second, list, hash, set = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local first, second, list, hash, set, sorted = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 
 -- Redis words it in many ways; what else goes wrong, such as a full server, is not asked here.
 local function is_refused(answer)
@@ -63,11 +64,17 @@ try('SADD', set, 'member')
 try('EXPIRE', set, 60)
 try('SMEMBERS', set)
 try('SREM', set, 'member')
+if ARGV[1] == '1' then
+  try('ZADD', sorted, 1, 'member')
+  try('EXPIRE', sorted, 60)
+end
+if ARGV[2] == '1' and not is_refused(redis.pcall('JSON.GET', second)) then try('ZREVRANGE', sorted, 0, 1) end
 try('TIME')
 for _, key in ipairs(KEYS) do redis.pcall('DEL', key) end
 
 local closed = {}
-for _, key in ipairs(ARGV) do
+for i = 3, #ARGV do
+  local key = ARGV[i]
   -- On a key of another kind this is an error, and on a hash no field has that name.
   local is_closed = not is_known.HDEL and is_refused(redis.pcall('HDEL', key, ''))
     or not is_known.TYPE and is_refused(redis.pcall('TYPE', key))
