@@ -33,7 +33,7 @@ mod fault;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -388,6 +388,8 @@ impl Root {
 /// Removes a copy of the vCon if it is older than the file in `place`. The lock keeps others from
 /// writing the copy meanwhile. If two lanes save the vCon under two days at the same time, the
 /// younger copy stays, whoever looks.
+///
+/// Two days may be one directory, by a link or a mount: then the copy is the document itself, and stays.
 fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io::Result<()> {
     match fs::symlink_metadata(copy) {
         Ok(found) if !found.is_dir() => {}
@@ -395,15 +397,17 @@ fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io:
         _ => return Ok(()),
     }
     let _lock = Draft::open(directory, id)?;
-    let age = |path: &Path| {
-        Ok::<_, io::Error>((fs::symlink_metadata(path)?.modified()?, path.to_owned()))
-    };
-    let (copy_age, age) = match (age(copy), age(place)) {
-        (Ok(copy), Ok(own)) => (copy, own),
+    let (found, own) = match (fs::symlink_metadata(copy), fs::symlink_metadata(place)) {
+        (Ok(found), Ok(own)) => (found, own),
         (Err(e), _) | (_, Err(e)) if is_missing(&e) => return Ok(()),
         (Err(e), _) | (_, Err(e)) => return Err(e),
     };
-    if copy_age < age {
+    // Two mounts of one share may differ in the number of the device. If two devices have a file of the
+    // same number by chance, a copy too many stays.
+    if found.ino() == own.ino() {
+        return Ok(());
+    }
+    if (found.modified()?, copy) < (own.modified()?, place) {
         remove(copy)?;
     }
     Ok(())

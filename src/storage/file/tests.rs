@@ -289,6 +289,26 @@ fn a_younger_copy_under_another_day_is_not_removed() {
 }
 
 #[test]
+fn days_that_are_one_directory_keep_the_only_copy() {
+    let present = ("2025/03/07", "2025/03/08");
+    for (real, link) in [present, (present.1, present.0)] {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir_all(place.path().join(real)).unwrap();
+        std::os::unix::fs::symlink(place.path().join(real), place.path().join(link)).unwrap();
+        let mut files = files(place.path());
+        for text in ["[1]", "[2]"] {
+            for day in [real, link] {
+                let vcon = vcon(&day.replace('/', "-"), text);
+                files.save(&vcon, Deadline::NONE).unwrap();
+                let found = files.get(&vcon.id, Deadline::NONE);
+                assert_eq!(found, Ok(Some(text.to_owned())), "{day}");
+            }
+        }
+        assert_eq!(fs::read_dir(place.path().join(real)).unwrap().count(), 1);
+    }
+}
+
+#[test]
 fn lanes_that_save_a_vcon_under_many_days_at_once_leave_at_least_one() {
     let place = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
