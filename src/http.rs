@@ -231,7 +231,8 @@ pub(crate) mod tests {
         (address, server)
     }
 
-    fn request(reader: &mut impl BufRead) -> String {
+    /// Reads one request, its head and its body.
+    pub(crate) fn request(reader: &mut impl BufRead) -> String {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");

@@ -4,7 +4,8 @@
 //! `.json.gz` when compressed. A document is written under the hidden name `.<uuid>.tmp` beside
 //! its place, synced and renamed, so that a reader sees a whole file or none.
 //!
-//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself.
+//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies,
+//! the one that was written last is read, as a save may leave one of a day far away.
 //!
 //! When the day of a vCon changes, a save removes the copy under the former day, after the new one
 //! is on the disk. No pointer names the former day, and a search of every day would cost more than
@@ -22,20 +23,20 @@
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
 //! | `dir_permissions` | `0o755` | of directories made here |
 //!
-//! Which faults are transient and which permanent stands in one table, in the module `fault`: what
-//! ails the place is waited out (a full or read-only disk, a missing right); a vCon over the limit
-//! is refused.
+//! What a fault means for the vCon stands in one table, in the module `fault`: what ails the place is
+//! waited out (a full or read-only disk, a missing right); a vCon over the limit is the vCon's own fault.
 
 mod days;
 mod draft;
 mod fault;
 
+use std::cmp::Reverse;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use chrono::{NaiveDate, Utc};
 use flate2::Compression;
@@ -145,22 +146,42 @@ impl Storage for Files {
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
-        let mut found = None;
         let limit = deadline.begin(SLOW_DISK);
-        self.each_directory(limit, &mut |directory| {
+        let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
+        let looked = self.each_directory(limit, &mut |directory| {
             for place in self.names(directory, id) {
-                match read(&place) {
-                    Ok(text) => {
-                        found = Some(text);
-                        return Ok(ControlFlow::Break(()));
-                    }
+                match fs::metadata(&place).and_then(|file| file.modified()) {
+                    Ok(age) => found.push((age, place)),
                     Err(e) if is_missing(&e) => {}
                     Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
                 }
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(found)
+            Ok(if !self.by_date && !found.is_empty() {
+                // It is the newest: a later save with days would have removed it.
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        });
+        if found.is_empty() {
+            return looked.map(|()| None);
+        }
+        if let Err(failure) = looked {
+            log::warn!("vCon {id}: not every day was searched for a newer copy: {failure}");
+        }
+        // Of copies of one age, the first that was found.
+        found.sort_by_key(|(age, _)| Reverse(*age));
+        for (_, place) in found {
+            match read(&place) {
+                Ok(text) => return Ok(Some(text)),
+                Err(e) if is_missing(&e) => {}
+                Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
+            }
+        }
+        Err(Failure::transient(format!(
+            "could not read vCon {id} in {}: it was moved or removed at the same time",
+            self.root.path.display()
+        )))
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
@@ -388,6 +409,8 @@ impl Root {
 /// Removes a copy of the vCon if it is older than the file in `place`. The lock keeps others from
 /// writing the copy meanwhile. If two lanes save the vCon under two days at the same time, the
 /// younger copy stays, whoever looks.
+///
+/// Two days may be one directory, by a link or a mount: then the copy is the document itself, and stays.
 fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io::Result<()> {
     match fs::symlink_metadata(copy) {
         Ok(found) if !found.is_dir() => {}
@@ -395,15 +418,17 @@ fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io:
         _ => return Ok(()),
     }
     let _lock = Draft::open(directory, id)?;
-    let age = |path: &Path| {
-        Ok::<_, io::Error>((fs::symlink_metadata(path)?.modified()?, path.to_owned()))
-    };
-    let (copy_age, age) = match (age(copy), age(place)) {
-        (Ok(copy), Ok(own)) => (copy, own),
+    let (found, own) = match (fs::symlink_metadata(copy), fs::symlink_metadata(place)) {
+        (Ok(found), Ok(own)) => (found, own),
         (Err(e), _) | (_, Err(e)) if is_missing(&e) => return Ok(()),
         (Err(e), _) | (_, Err(e)) => return Err(e),
     };
-    if copy_age < age {
+    // Two mounts of one share may differ in the number of the device. If two devices have a file of the
+    // same number by chance, a copy too many stays.
+    if found.ino() == own.ino() {
+        return Ok(());
+    }
+    if (found.modified()?, copy) < (own.modified()?, place) {
         remove(copy)?;
     }
     Ok(())

@@ -4,6 +4,8 @@
 //! Layout: the document `[s3_path/]YYYY/MM/DD/<uuid>.vcon` by the vCon's `created_at`, then the
 //! pointer `[s3_path/]lookup/<uuid>.txt`, whose body is `YYYY/MM/DD`. A save reads the pointer
 //! first: if it names another day, the document there is removed once the new one has its pointer.
+//! Two saves of one vCon under different days may each remove the document of the other. So a save
+//! that has removed one looks whether its own is still there, and fails if it is not: it is tried again.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -164,7 +166,7 @@ impl Storage for S3 {
             self.put(&self.pointer_key(id), &day, limit)?;
         }
         match self.superseded.take_if(|(it, _)| it == id) {
-            Some((_, former)) if former != day => self.remove_former(id, former, limit),
+            Some((_, former)) if former != day => self.replace_former(id, &day, former, limit),
             _ => Ok(()),
         }
     }
@@ -241,8 +243,14 @@ impl S3 {
         Ok(day.map(ToOwned::to_owned))
     }
 
-    /// Removes the document of a former day, after another one has its place and its pointer.
-    fn remove_former(&mut self, id: &VconId, former: String, limit: Limit) -> Result<(), Failure> {
+    /// Removes the document of a former day, after that of `day` has its place and its pointer.
+    fn replace_former(
+        &mut self,
+        id: &VconId,
+        day: &str,
+        former: String,
+        limit: Limit,
+    ) -> Result<(), Failure> {
         let key = self.document_key(&former, id);
         let removed = match self.request(&key, &Verb::Delete, limit) {
             Ok(answer) if answer.is_success() || answer.is_missing() => Ok(()),
@@ -262,13 +270,30 @@ impl S3 {
             self.superseded = Some((id.clone(), former));
             return Err(failure);
         }
-        if self.former_day(id, limit)?.as_ref() == Some(&former) {
-            let what = self.message(&Verb::Put(b""), &self.pointer_key(id));
-            return Err(Failure::transient(format!(
-                "{what}: the vCon was saved under another day at the same time"
-            )));
+        let lost = if self.former_day(id, limit)?.as_ref() == Some(&former) {
+            self.pointer_key(id)
+        } else {
+            let key = self.document_key(day, id);
+            if self.is_there(&key, limit)? {
+                return Ok(());
+            }
+            key
+        };
+        let what = self.message(&Verb::Put(b""), &lost);
+        Err(Failure::transient(format!(
+            "{what}: the vCon was saved under another day at the same time"
+        )))
+    }
+
+    /// Whether an object is there, as far as it may be read.
+    fn is_there(&self, key: &str, limit: Limit) -> Result<bool, Failure> {
+        let answer = self.request(key, &Verb::Head, limit)?;
+        match answer.status {
+            200..300 => Ok(true),
+            // Forbidden is what Amazon says of a missing object to whoever may not list.
+            403 | 404 => Ok(false),
+            _ => Err(self.failure(&Verb::Head, key, &answer)),
         }
-        Ok(())
     }
 
     /// The day under which a vCon lies, as its pointer says.

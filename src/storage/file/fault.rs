@@ -1,22 +1,23 @@
 //! What a fault of the file system means for the vCon, and what a person can do about it.
 //!
 //! A fault of the place meets every vCon alike: it is waited out, whoever mends it, or a full disk
-//! would fill the dead letter queue. What only this one vCon meets will not pass by waiting.
+//! would fill the dead letter queue. What only this one vCon meets will not pass by waiting. What is
+//! refused is the vCon's fault unless others meet it, too.
 //!
 //! | fault | met while | class |
 //! |---|---|---|
 //! | ENOSPC, EDQUOT, EROFS, EIO, ESTALE, EMFILE, ENFILE, ENOMEM, … | anything | transient |
 //! | EACCES, EPERM | anything | transient: the directory's rights, which may be taken away between two steps of one save |
-//! | EBUSY | moving over or removing the vCon's own file | permanent: something is mounted on that file |
+//! | EBUSY | moving over or removing the vCon's own file | refused: something is mounted on that file |
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
-//! | EISDIR | the vCon's own file | permanent: a directory has its name |
-//! | EFBIG | the vCon's own file | permanent: the file system or a limit of the process has no larger files |
+//! | EISDIR | the vCon's own file | refused: a directory has its name |
+//! | EFBIG | the vCon's own file | refused: the file system or a limit of the process has no larger files |
 //! | a file that is not UTF-8 or does not decompress | reading | permanent |
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 
 /// What was being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,21 +37,19 @@ pub(super) fn fault(step: Step, what: &str, path: &Path, error: &io::Error) -> F
         message.push_str("; ");
         message.push_str(&advice);
     }
-    if is_the_vcons(step, error.kind()) {
-        Failure::permanent(message)
-    } else {
-        Failure::transient(message)
+    Failure {
+        kind: kind(step, error.kind()),
+        message,
     }
 }
 
 /// The table in the module's head.
-fn is_the_vcons(step: Step, kind: ErrorKind) -> bool {
-    match kind {
-        ErrorKind::IsADirectory | ErrorKind::FileTooLarge | ErrorKind::InvalidData => {
-            step != Step::Directory
-        }
-        ErrorKind::ResourceBusy => step == Step::Name,
-        _ => false,
+fn kind(step: Step, error: ErrorKind) -> FailureKind {
+    match (step, error) {
+        (Step::Document | Step::Name, ErrorKind::IsADirectory | ErrorKind::FileTooLarge)
+        | (Step::Name, ErrorKind::ResourceBusy) => FailureKind::Refused,
+        (Step::Document | Step::Name, ErrorKind::InvalidData) => FailureKind::Permanent,
+        _ => FailureKind::Transient,
     }
 }
 
@@ -80,7 +79,7 @@ fn advice(error: &io::Error) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::FailureKind::{self, Permanent, Transient};
+    use crate::failure::FailureKind::{Permanent, Refused, Transient};
 
     #[test]
     fn faults_are_classified_as_the_table_says() {
@@ -115,8 +114,8 @@ mod tests {
             ),
             (Transient, &[Directory, Document], &[libc::EBUSY]),
             (Transient, &[Directory], &[libc::EISDIR, libc::EFBIG]),
-            (Permanent, &[Name], &[libc::EBUSY]),
-            (Permanent, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
+            (Refused, &[Name], &[libc::EBUSY]),
+            (Refused, &[Document, Name], &[libc::EISDIR, libc::EFBIG]),
         ];
         for (kind, steps, codes) in table {
             for (step, code) in steps

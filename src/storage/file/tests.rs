@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::failure::FailureKind::Permanent;
+use crate::failure::FailureKind::{Permanent, Refused};
 use crate::vcon::{CreatedAt, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
@@ -117,28 +117,53 @@ fn one_copy_is_left_when_compression_is_switched() {
     assert_eq!(tree(place.path()), [""; 0]);
 }
 
+/// Writes a copy of the vCon that is so many seconds old.
+fn write_copy(path: &Path, text: &str, age: u64) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    let written = SystemTime::now() - Duration::from_secs(age);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(written).unwrap();
+}
+
 #[test]
-fn the_newest_day_is_read_and_every_day_is_deleted() {
+fn the_newest_copy_is_read_and_every_copy_is_deleted() {
     let place = tempfile::tempdir().unwrap();
     let mut files = files(place.path());
-    let newer = vcon("2025-10-02", "{\"n\":2}");
-    for (day, text) in [
-        ("2025/10/02", &**newer.json),
-        ("2024/12/31", "{}"),
-        ("2025/09/30", "{}"),
-    ] {
-        let directory = place.path().join(day);
-        fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join(format!("{ID}.json")), text).unwrap();
-    }
+    let id: VconId = ID.parse().unwrap();
+    let copies = [
+        format!("2025/10/02/{ID}.json"),
+        format!("2024/12/31/{ID}.json"),
+        format!("2019/09/30/{ID}.json"),
+        format!("{ID}.json"),
+    ];
     fs::create_dir_all(place.path().join("lost+found/99/99")).unwrap();
     fs::write(place.path().join("9999"), "a file, not a year").unwrap();
-    assert_eq!(
-        files.get(&newer.id, Deadline::NONE),
-        Ok(Some(newer.json.to_string()))
-    );
-    files.delete(&newer.id).unwrap();
+    for newest in &copies {
+        for copy in &copies {
+            let age = if copy == newest { 10 } else { 20 };
+            write_copy(&place.path().join(copy), copy, age);
+        }
+        let found = files.get(&id, Deadline::NONE);
+        assert_eq!(found, Ok(Some(newest.clone())));
+    }
+    files.delete(&id).unwrap();
     assert_eq!(tree(place.path()), ["9999"]);
+}
+
+#[test]
+fn a_copy_is_read_though_another_day_cannot_be_searched() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let vcon = vcon("2025-03-07", "{}");
+    files.save(&vcon, Deadline::NONE).unwrap();
+    // Such a year cannot be listed, whoever asks.
+    std::os::unix::fs::symlink("2024", place.path().join("2024")).unwrap();
+    let found = files.get(&vcon.id, Deadline::NONE);
+    assert_eq!(found, Ok(Some("{}".to_owned())));
+    let other = "15cec3d4-0561-4010-9fb8-23cc7edef146".parse().unwrap();
+    let failure = files.get(&other, Deadline::NONE).unwrap_err();
+    assert!(failure.is_transient(), "{failure}");
 }
 
 #[test]
@@ -182,12 +207,12 @@ fn a_vcon_is_found_under_any_day_and_without_one() {
 }
 
 #[test]
-fn a_copy_in_the_configured_layout_goes_before_others() {
+fn without_days_a_copy_in_the_path_itself_goes_before_others() {
     let place = tempfile::tempdir().unwrap();
     let id: VconId = ID.parse().unwrap();
-    fs::create_dir_all(place.path().join("2025/03/07")).unwrap();
-    fs::write(place.path().join(format!("2025/03/07/{ID}.json")), "dated").unwrap();
-    fs::write(place.path().join(format!("{ID}.json")), "flat").unwrap();
+    let dated = place.path().join(format!("2025/03/07/{ID}.json"));
+    write_copy(&dated, "dated", 10);
+    write_copy(&place.path().join(format!("{ID}.json")), "flat", 20);
     for (by_date, found) in [(true, "dated"), (false, "flat")] {
         let mut files = Files {
             by_date,
@@ -286,6 +311,26 @@ fn a_younger_copy_under_another_day_is_not_removed() {
         .save(&vcon("2025-03-08", "old"), Deadline::NONE)
         .unwrap();
     assert_eq!(fs::read_to_string(younger).unwrap(), "young");
+}
+
+#[test]
+fn days_that_are_one_directory_keep_the_only_copy() {
+    let present = ("2025/03/07", "2025/03/08");
+    for (real, link) in [present, (present.1, present.0)] {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir_all(place.path().join(real)).unwrap();
+        std::os::unix::fs::symlink(place.path().join(real), place.path().join(link)).unwrap();
+        let mut files = files(place.path());
+        for text in ["[1]", "[2]"] {
+            for day in [real, link] {
+                let vcon = vcon(&day.replace('/', "-"), text);
+                files.save(&vcon, Deadline::NONE).unwrap();
+                let found = files.get(&vcon.id, Deadline::NONE);
+                assert_eq!(found, Ok(Some(text.to_owned())), "{day}");
+            }
+        }
+        assert_eq!(fs::read_dir(place.path().join(real)).unwrap().count(), 1);
+    }
 }
 
 #[test]
@@ -402,7 +447,7 @@ fn a_failed_save_leaves_no_temporary_file() {
     let failure = files
         .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
         .unwrap_err();
-    assert_eq!(failure.kind, Permanent);
+    assert_eq!(failure.kind, Refused);
     assert!(
         failure.message.contains(taken.to_str().unwrap()),
         "{failure}"

@@ -25,6 +25,8 @@ pub(super) struct Answer {
 
 pub(super) enum Verb<'a> {
     Get,
+    /// Asks whether it is there. The answer has no body, not even that of an error.
+    Head,
     Put(&'a [u8]),
     Delete,
 }
@@ -33,6 +35,7 @@ impl Verb<'_> {
     fn method(&self) -> &'static str {
         match self {
             Self::Get => "GET",
+            Self::Head => "HEAD",
             Self::Put(_) => "PUT",
             Self::Delete => "DELETE",
         }
@@ -41,6 +44,7 @@ impl Verb<'_> {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Get => "read",
+            Self::Head => "look for",
             Self::Put(_) => "write",
             Self::Delete => "delete",
         }
@@ -65,7 +69,7 @@ pub(super) fn send(
     }
     let answer = match *verb {
         Verb::Put(body) => run(agent, request.body(body)?, limit),
-        Verb::Get | Verb::Delete => run(agent, request.body(())?, limit),
+        Verb::Get | Verb::Head | Verb::Delete => run(agent, request.body(())?, limit),
     };
     Ok(answer?)
 }
@@ -84,6 +88,7 @@ pub(super) struct Signed {
 pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed, S3Error> {
     let command = match *verb {
         Verb::Get => Command::GetObject,
+        Verb::Head => Command::HeadObject,
         Verb::Put(content) => Command::PutObject {
             content,
             content_type: CONTENT_TYPE,

@@ -1,13 +1,17 @@
 //! Keys and answers of `storage.s3`; no server.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
+use std::collections::HashMap;
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crossbeam_channel::bounded;
+
 use super::*;
-use crate::http::tests::serve_with;
+use crate::http::tests::{request as read_request, serve_with};
 use crate::vcon::{Vcon, Version};
 
 /// Answers one connection for each status and body.
@@ -68,6 +72,8 @@ fn lines(requests: &[String]) -> Vec<String> {
 const POINTER: &str = "/calls/a/lookup/05cec3d4-0561-4010-9fb8-23cc7edef146.txt";
 const MARCH: &str = "/calls/a/2025/03/07/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon";
 const APRIL: &str = "/calls/a/2025/04/01/05cec3d4-0561-4010-9fb8-23cc7edef146.vcon";
+/// How long the other side of a test may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 const DENIED: &str = "<Error><Code>AccessDenied</Code></Error>";
 const MISSING: &str = "<Error><Code>NoSuchKey</Code></Error>";
 
@@ -207,6 +213,7 @@ fn the_document_of_a_former_day_is_removed_after_the_new_one_has_its_pointer() {
         (200, ""),
         (204, ""),
         (200, "2025/04/01"),
+        (200, ""),
         // The same day again: the pointer is right already.
         (200, "2025/04/01"),
         (200, ""),
@@ -222,6 +229,7 @@ fn the_document_of_a_former_day_is_removed_after_the_new_one_has_its_pointer() {
         format!("put {POINTER}"),
         format!("delete {MARCH}"),
         format!("get {POINTER}"),
+        format!("head {APRIL}"),
         format!("get {POINTER}"),
         format!("put {APRIL}"),
     ];
@@ -242,6 +250,7 @@ fn a_former_document_is_remembered_until_it_is_removed() {
         (200, ""),
         (204, ""),
         (200, "2025/04/01"),
+        (200, ""),
         (200, "2025/04/01"),
         (200, ""),
     ]);
@@ -270,6 +279,7 @@ fn a_document_that_became_the_present_one_again_is_not_removed() {
         (200, ""),
         (204, ""),
         (200, "2025/03/07"),
+        (200, ""),
     ]);
     let mut storage = storage(&address);
     let mut save = |day: &str| storage.save(&of_day(day), Deadline::NONE);
@@ -302,6 +312,121 @@ fn a_save_under_the_former_day_at_the_same_time_is_seen() {
     assert!(failure.is_transient());
     assert!(failure.message.contains("at the same time"), "{failure}");
     requests(server);
+}
+
+#[test]
+fn a_document_that_is_gone_after_a_removal_is_written_again() {
+    // Amazon says the latter to keys that may not list.
+    for status in [404, 403] {
+        let (address, server) = serve(&[
+            (200, "2025/03/07"),
+            (200, ""),
+            (200, ""),
+            (204, ""),
+            (200, "2025/04/01"),
+            (status, ""),
+            (200, "2025/04/01"),
+            (200, ""),
+        ]);
+        let mut storage = storage(&address);
+        let mut save = || storage.save(&of_day("2025-04-01"), Deadline::NONE);
+        let failure = save().unwrap_err();
+        assert!(failure.is_transient());
+        assert!(failure.message.contains("at the same time"), "{failure}");
+        assert_eq!(save(), Ok(()));
+        let lines = lines(&requests(server));
+        assert_eq!(lines[5], format!("head {APRIL}"));
+        assert_eq!(lines[7], format!("put {APRIL}"));
+    }
+}
+
+/// A server with objects. It calls `before` with the line and the body of each request
+/// before it does what is asked, and has a thread for each.
+fn serve_objects(before: impl Fn(&str, &str) + Sync + Send + 'static) -> (String, Objects) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (objects, before) = (Objects::default(), Arc::new(before));
+    let all = Arc::clone(&objects);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let (objects, before) = (Arc::clone(&all), Arc::clone(&before));
+            std::thread::spawn(move || answer_with(&objects, &*before, stream));
+        }
+    });
+    (address, objects)
+}
+
+/// Bodies by their paths.
+type Objects = Arc<Mutex<HashMap<String, String>>>;
+
+fn answer_with(objects: &Objects, before: &dyn Fn(&str, &str), mut stream: TcpStream) {
+    let request = read_request(&mut BufReader::new(&stream));
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let line = head.split(" HTTP/").next().unwrap();
+    before(line, body);
+    let (verb, path) = line.split_once(' ').unwrap();
+    let mut objects = objects.lock().unwrap();
+    let found = match verb {
+        "PUT" => {
+            objects.insert(path.to_owned(), body.to_owned());
+            Some(String::new())
+        }
+        "DELETE" => {
+            objects.remove(path);
+            Some(String::new())
+        }
+        _ => objects.get(path).cloned(),
+    };
+    let (status, body) = found.map_or((404, MISSING.to_owned()), |body| (200, body));
+    let length = body.len();
+    let body = if verb == "HEAD" { "" } else { &body };
+    let answer = format!(
+        "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(answer.as_bytes()).unwrap();
+}
+
+#[test]
+fn saves_under_two_days_that_cross_leave_a_document() {
+    let (march_may_begin, march_begins) = bounded::<()>(1);
+    let (march_is_late, march_waits) = bounded::<()>(1);
+    let (april_is_done, april_ends) = bounded::<()>(1);
+    let (address, objects) = serve_objects(move |line, body| {
+        if line == format!("DELETE {MARCH}") {
+            // The save under March begins when that under April has put its pointer, and writes its
+            // document before this one is removed.
+            march_may_begin.try_send(()).ok();
+            march_waits.recv_timeout(PATIENCE).unwrap();
+        } else if line == format!("PUT {POINTER}") && body == "2025/03/07" {
+            march_is_late.try_send(()).ok();
+            april_ends.recv_timeout(PATIENCE).unwrap();
+        }
+    });
+    let put = |path: &str, body: &str| {
+        let mut objects = objects.lock().unwrap();
+        objects.insert(path.to_owned(), body.to_owned());
+    };
+    put(MARCH, "{}");
+    put(POINTER, "2025/03/07");
+    std::thread::scope(|scope| {
+        let march = scope.spawn(|| {
+            march_begins.recv_timeout(PATIENCE).unwrap();
+            let mut storage = storage(&address);
+            let mut save = || storage.save(&of_day("2025-03-07"), Deadline::NONE);
+            let first = save();
+            (first.clone(), first.or_else(|_| save()))
+        });
+        let april = storage(&address).save(&of_day("2025-04-01"), Deadline::NONE);
+        assert_eq!(april, Ok(()));
+        april_is_done.send(()).unwrap();
+        let (first, last) = march.join().unwrap();
+        assert_eq!(last, Ok(()));
+        let mut left: Vec<String> = objects.lock().unwrap().keys().cloned().collect();
+        left.sort();
+        assert_eq!(left, [MARCH, POINTER]);
+        assert!(first.unwrap_err().is_transient());
+    });
+    assert_eq!(objects.lock().unwrap()[POINTER], "2025/03/07");
 }
 
 #[test]
