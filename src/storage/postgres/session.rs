@@ -103,15 +103,15 @@ impl Session {
     }
 }
 
-/// Does the work in a transaction whose statements the server ends after `timeout`. Also returns whether
-/// the session can be used again.
+/// Does the work in a transaction whose statements the server ends after `timeout`. If this process stops
+/// in between, the server ends the transaction, which would lock its row. Also returns whether the session
+/// can be used again.
 pub(super) fn limited<T>(
     client: &mut Client,
     timeout: Duration,
     work: impl FnOnce(&mut Client) -> Result<T, Error>,
 ) -> (Result<T, Error>, bool) {
-    let timeout = timeout.as_millis().max(1);
-    let begin = format!("BEGIN; SET LOCAL statement_timeout = {timeout}");
+    let begin = begin(timeout);
     let done = client.batch_execute(&begin).and_then(|()| work(client));
     // The commit has no limit: one that is ended while it waits for a standby counts as a success.
     let end = match &done {
@@ -123,6 +123,18 @@ pub(super) fn limited<T>(
         (Err(error), Ok(_)) => (Err(error), false),
         (Err(_), Err(error)) => (Err(error), false),
     }
+}
+
+/// Begins a transaction whose statements have this time at the server, and so has each pause between them:
+/// but one that is usual on the network must not end it.
+fn begin(timeout: Duration) -> String {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let pause = timeout.max(PAUSE).as_millis();
+    let timeout = timeout.as_millis().max(1);
+    format!(
+        "BEGIN; SET LOCAL statement_timeout = {timeout}; \
+         SET LOCAL idle_in_transaction_session_timeout = {pause}"
+    )
 }
 
 /// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
@@ -440,6 +452,23 @@ mod tests {
         assert_eq!(shorter(own, Deadline::NONE.begin(own + 5 * SECOND)), None);
         // A probe is cut long before.
         assert_eq!(shorter(own, Deadline::NONE.begin(SECOND)), None);
+    }
+
+    #[test]
+    fn a_transaction_limits_its_statements_and_the_pauses_between_them() {
+        for (timeout, statement, pause) in [
+            (30 * SECOND, 30_000, 30_000),
+            (SECOND / 5, 200, 1_000),
+            (Duration::ZERO, 1, 1_000),
+        ] {
+            assert_eq!(
+                begin(timeout),
+                format!(
+                    "BEGIN; SET LOCAL statement_timeout = {statement}; \
+                     SET LOCAL idle_in_transaction_session_timeout = {pause}"
+                )
+            );
+        }
     }
 
     #[test]
