@@ -29,10 +29,11 @@
 //!   └► read the row's state ──► time left? ──► update, if the row still has that state ──1──► done
 //! ```
 //!
-//! If nobody has changed the row, and yet nothing was written, something else keeps the write out: a trigger, a policy,
-//! a view that does not show the row. Then an upsert lets the server decide. It also supposes the state, if
-//! a row was seen. Without one, the insert is first sent once more without a name, since the prepared one
-//! writes nothing in a process that is not ours.
+//! If nobody has changed the row, and yet nothing was written, something else keeps the write out: a
+//! trigger, a policy, a view that does not show the row. Then an upsert lets the server decide. It also
+//! supposes the state, if a row was seen. Without one, the insert is first sent once more without a name,
+//! since the prepared one writes nothing in a process that is not ours.
+//!
 //!
 //! The state is `xmin`, which changes with each write; where there is no such column, a hash of the row. Whatever else was written meanwhile has changed it,
 //! and the late write finds no row to update. This needs no clock (those of hosts differ), no further
@@ -191,9 +192,10 @@ impl Statements {
             if limit.is_over() {
                 return Ok(Done::TooLate);
             }
-            in_vain = match tried.as_ref() == Some(&state) {
-                true => in_vain + 1,
-                false => 0,
+            in_vain = if tried.as_ref() == Some(&state) {
+                in_vain + 1
+            } else {
+                0
             };
             let is_done = match (in_vain, &state) {
                 (0, _) => self.write(client, new, &state)?,

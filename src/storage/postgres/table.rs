@@ -64,7 +64,8 @@ impl Table {
     }
 
     /// Whether the table, if there is one, has the column `xmin` and rows of its own: a view does not, nor
-    /// do tables of some servers that speak PostgreSQL's protocol. The catalogue tells it without a lock on the table.
+    /// do tables of some servers that speak PostgreSQL's protocol. The catalogue tells it without a lock on
+    /// the table.
     fn look(&self, client: &mut Client) -> Result<Option<bool>, Error> {
         let question = "SELECT relkind::text IN ('r', 'p') AND EXISTS (SELECT 1 FROM pg_attribute \
                         WHERE attrelid = pg_class.oid AND attname = 'xmin' AND attnum < 0) \
