@@ -269,9 +269,8 @@ mod tests {
         config.dbname("calls");
         for name in ["127.0.0.1", "::1", "localhost"] {
             let configs = Host::new(name, 7).configs(&config);
-            let configs = configs.unwrap_or_else(|why| panic!("{name}: {why}"));
-            assert!(!configs.is_empty());
-            for config in configs {
+            assert!(configs.as_ref().is_ok_and(|all| !all.is_empty()), "{name}");
+            for config in configs.unwrap_or_default() {
                 assert_eq!(config.get_hosts(), [WireHost::Tcp(name.to_owned())]);
                 assert_eq!(config.get_hostaddrs().len(), 1, "{name}");
                 assert!(config.get_hostaddrs()[0].is_loopback(), "{name}");

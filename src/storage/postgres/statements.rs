@@ -34,11 +34,11 @@
 //! supposes the state, if a row was seen. Without one, the insert is first sent once more without a name,
 //! since the prepared one writes nothing in a process that is not ours.
 //!
-//!
-//! The state is `xmin`, which changes with each write; where there is no such column, a hash of the row. Whatever else was written meanwhile has changed it,
-//! and the late write finds no row to update. This needs no clock (those of hosts differ), no further
-//! column, no lock that outlives a transaction, and no session. A row that is deleted in between is the
-//! exception: a late insert cannot tell it from one that never was.
+//! The state is `xmin`, which changes with each write; where there is no such column, a hash of the row.
+//! Whatever else was written meanwhile has changed it, and the late write finds no row to update. This
+//! needs no clock (those of hosts differ), no further column, no lock that outlives a transaction, and no
+//! session. A row that is deleted in between is the exception: a late insert cannot tell it from one that
+//! never was.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
