@@ -36,7 +36,6 @@ mod tls;
 mod watchdog;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use postgres::{Client, Config, Error};
@@ -109,12 +108,12 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             hosts.shown()
         ),
         access: Access {
+            hosts: hosts.each(),
             config,
             tls: (!hosts.are_sockets()).then_some(tls),
             table,
             statement_timeout,
             connect_limit: connect_timeout.saturating_mul(hosts.count()) + GRACE,
-            refuses_options: Arc::new(AtomicBool::new(false)),
         },
         statement_limit: statement_timeout + GRACE,
         meets_rows: false,

@@ -1,13 +1,14 @@
 //! PostgreSQL behind a pooler, which gives the connections to the server to one client after the other.
 
 use std::collections::BTreeSet;
+use std::thread;
 
 use postgres::Client;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Database, Ledger, PATIENCE, PgBouncer, Pooling, Postgres, Redis, Sample,
-    Shelf, chain, fresh, number_from_env, run, same, submit, wait_until,
+    Conserver, Daemon, Database, Ledger, PATIENCE, PgBouncer, Pooling, Postgres, Proxy, Redis,
+    Sample, Shelf, chain, fresh, number_from_env, run, same, submit, wait_until,
 };
 use crate::postgres_faults::all_is_stored;
 
@@ -175,6 +176,51 @@ fn a_statement_behind_a_pooler_that_takes_too_long_is_ended_at_the_server() {
         daemon.stop();
         nothing_stays(&database, &bouncer, 5);
     }
+}
+
+/// Its row would stay locked.
+#[test]
+fn a_transaction_behind_a_pooler_whose_client_stops_in_between_is_ended() {
+    let server = Postgres::own();
+    let database = server.new_database();
+    let bouncer = PgBouncer::before(server.port(), Pooling::Transaction, 3, &[]);
+    let proxy = Proxy::before(bouncer.port());
+    let options = json!({"port": proxy.port(), "statement_timeout": 2, "connect_timeout": 1});
+    let mut slow = Shelf::open(&database.storage_with(options));
+    slow.probe().unwrap_or_else(|error| panic!("{error}"));
+    let mut client = database.client();
+    let mut lock = client.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE vcons IN ACCESS EXCLUSIVE MODE")
+        .expect("a lock");
+    let sample = fresh(1).remove(0);
+    let failure = slow.save(&sample).expect_err("no answer");
+    assert!(failure.message.contains("no answer within"), "{failure}");
+    let mut other = database.client();
+    let mut count = |what: &str| -> i64 {
+        let question = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {what}"
+        );
+        other.query_one(&question, &[]).expect("a count").get(0)
+    };
+    let idle = "state LIKE 'idle in transaction%'";
+    thread::scope(|scope| {
+        // From now on each call is a transaction. Beside the statement that was given up, its own waits.
+        let saving = scope.spawn(|| {
+            let mut failure = slow.save(&sample).expect_err("no answer");
+            while failure.message.contains("57014") {
+                failure = slow.save(&sample).expect_err("no answer");
+            }
+        });
+        wait_until("its transaction waits", PATIENCE, || {
+            count("wait_event_type = 'Lock'") > 1
+        });
+        // What follows on its statement does not pass.
+        proxy.hold_requests();
+        lock.commit().expect("the end of the lock");
+        wait_until("its transaction is open", PATIENCE, || count(idle) > 0);
+        wait_until("its transaction is ended", PATIENCE, || count(idle) == 0);
+        saving.join().expect("the call has failed");
+    });
 }
 
 /// Four daemons, three tables, one pool of fewer connections than they have lanes, which is ended in the

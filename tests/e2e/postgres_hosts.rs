@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Conserver, Database, Finished, Postgres, Redis, chain, fresh, run, submit};
+use crate::harness::{
+    Conserver, Database, Finished, PgBouncer, Pooling, Postgres, Redis, Shelf, chain, free_port,
+    fresh, run, submit,
+};
 use crate::postgres_faults::{all_is_stored, daemon};
 
 /// The database on both servers, the second of which it is on.
@@ -43,6 +46,15 @@ fn of_several_hosts_the_first_that_takes_writes_is_used() {
     // The first server is away.
     servers[0].stop();
     assert_eq!(check(on_both(&database, &servers, json!({}))).code, 0);
+}
+
+#[test]
+fn of_several_hosts_a_pooler_is_used_while_the_last_is_down() {
+    let database = Postgres::database();
+    let bouncer = PgBouncer::before(database.port(), Pooling::Transaction, 2, &[]);
+    let ports = format!("{},{}", bouncer.port(), free_port());
+    let options = json!({"host": "127.0.0.1,127.0.0.1", "port": ports});
+    Shelf::open(&database.storage_with(options)).keeps_what_it_is_given();
 }
 
 #[test]

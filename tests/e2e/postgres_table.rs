@@ -176,6 +176,50 @@ fn a_view_and_a_table_in_partitions_will_do() {
 }
 
 #[test]
+fn a_server_without_the_column_xmin_will_do() {
+    let database = Postgres::database();
+    // As such a server answers: the column is neither in the catalogue nor in a statement.
+    database.execute(&format!(
+        "{} SET allow_system_table_mods = on; \
+         DELETE FROM pg_attribute WHERE attrelid = 'vcons'::regclass AND attname = 'xmin'",
+        table("vcons", "")
+    ));
+    let asked = database.client().batch_execute("SELECT xmin FROM vcons");
+    assert!(asked.is_err_and(|error| error.code().is_some_and(|state| state.code() == "42703")));
+    Shelf::open(&database.storage()).keeps_what_it_is_given();
+}
+
+/// The prepared insert writes nothing there, and what follows must not write over a newer row when it
+/// comes late.
+#[test]
+fn a_new_row_in_a_process_that_is_another_sessions_is_inserted_and_nothing_else() {
+    let database = Postgres::database();
+    database.execute(&format!(
+        "{} CREATE FUNCTION exchange() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         PERFORM set_config('conserver.session', 'other', false); RETURN NULL; END $$; \
+         CREATE TRIGGER exchange AFTER INSERT ON vcons FOR EACH ROW EXECUTE FUNCTION exchange()",
+        table("vcons", "")
+    ));
+    let mut shelf = Shelf::open(&database.storage());
+    for sample in fresh(3) {
+        assert_eq!(shelf.save(&sample), Ok(()));
+        shelf.has(&sample);
+    }
+    let sample = fresh(1).remove(0);
+    assert_eq!(shelf.save(&sample), Ok(()));
+    let last = "SELECT query FROM pg_stat_activity \
+                WHERE application_name = 'conserver' AND datname = current_database()";
+    let last: String = database
+        .client()
+        .query_one(last, &[])
+        .expect("a session")
+        .get(0);
+    assert!(last.ends_with("ON CONFLICT (id) DO NOTHING"), "{last}");
+    assert!(!last.contains("conserver.session"), "{last}");
+    shelf.has(&sample);
+}
+
+#[test]
 fn what_a_trigger_keeps_out_is_stored_as_the_server_says() {
     for (event, kept) in [("INSERT", None), ("UPDATE", Some("first"))] {
         let database = Postgres::database();

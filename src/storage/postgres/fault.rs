@@ -89,9 +89,15 @@ pub(super) fn may_work_without_tls(error: &Error) -> bool {
 }
 
 /// Who refused the connection may take one without the startup parameter `options`: poolers say
-/// "unsupported startup parameter" (08P01) or "not supported" (0A000).
+/// "unsupported startup parameter" (08P01) or "not supported" (0A000), servers that are not PostgreSQL's own
+/// "unrecognized configuration parameter" (42704).
 pub(super) fn may_work_without_options(error: &Error) -> bool {
-    matches!(state(error), Some("08P01" | "0A000"))
+    matches!(state(error), Some("08P01" | "0A000" | "42704"))
+}
+
+/// The server does not have a column, or does not support it.
+pub(super) fn is_without_column(error: &Error) -> bool {
+    matches!(state(error), Some("42703" | "0A000"))
 }
 
 /// Class 22: data that the columns do not take.
@@ -312,7 +318,7 @@ mod tests {
 
     #[test]
     fn without_options_is_tried_where_a_pooler_may_have_refused_them() {
-        for state in ["08P01", "0A000"] {
+        for state in ["08P01", "0A000", "42704"] {
             assert!(
                 may_work_without_options(&answer("FATAL", state, "")),
                 "{state}"
@@ -325,6 +331,15 @@ mod tests {
             );
         }
         assert!(!may_work_without_options(&nobody_listens()));
+    }
+
+    #[test]
+    fn a_column_is_missing_or_not_supported() {
+        assert!(is_without_column(&error("42703")) && is_without_column(&error("0A000")));
+        for state in ["42501", "42P01", "57014"] {
+            assert!(!is_without_column(&error(state)), "{state}");
+        }
+        assert!(!is_without_column(&nobody_listens()));
     }
 
     #[test]

@@ -9,6 +9,10 @@
 //! A URL or a service is refused, as this storage does not read them: what it would fall back to is
 //! another database.
 
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use postgres::Config;
 use postgres::config::TargetSessionAttrs;
 
@@ -57,14 +61,17 @@ impl Hosts {
         }
     }
 
-    /// Puts them into the configuration of the client.
+    /// Puts into the configuration of the client which of the servers will do.
     pub(super) fn add_to(&self, config: &mut Config) {
-        for (host, port) in &self.hosts {
-            config.host(host).port(*port);
-        }
         if self.wants_writes {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
+    }
+
+    /// Each of them, in the order in which they are tried.
+    pub(super) fn each(&self) -> Vec<Host> {
+        let host = |(name, port): &(String, u16)| Host::new(name, *port);
+        self.hosts.iter().map(host).collect()
     }
 
     /// Whether they are directories of Unix sockets.
@@ -79,9 +86,52 @@ impl Hosts {
 
     /// What messages call them.
     pub(super) fn shown(&self) -> String {
-        let shown = |(host, port): &(String, u16)| format!("{host}:{port}");
-        let all: Vec<String> = self.hosts.iter().map(shown).collect();
+        let all: Vec<String> = self.each().iter().map(Host::shown).collect();
         all.join(",")
+    }
+}
+
+/// One of the hosts.
+#[derive(Clone)]
+pub(super) struct Host {
+    name: String,
+    port: u16,
+    /// It is a pooler that refuses the startup parameter `options`.
+    pub(super) refuses_options: Arc<AtomicBool>,
+}
+
+impl Host {
+    pub(super) fn new(name: &str, port: u16) -> Self {
+        Self {
+            name: name.to_owned(),
+            port,
+            refuses_options: Arc::default(),
+        }
+    }
+
+    /// This configuration for each address of the host. Given several, the client tells only why the last
+    /// one failed, which does not show how another is to be tried again.
+    pub(super) fn configs(&self, config: &Config) -> Result<Vec<Config>, String> {
+        let mut config = config.clone();
+        config.host(&self.name).port(self.port);
+        if self.name.starts_with('/') {
+            return Ok(vec![config]);
+        }
+        let found = (self.name.as_str(), self.port).to_socket_addrs();
+        let found = found.map_err(|e| format!("could not look up the host: {e}"))?;
+        // The name stays: it is what the server's certificate is for.
+        let configs: Vec<Config> = found
+            .map(|address| config.clone().hostaddr(address.ip()).clone())
+            .collect();
+        if configs.is_empty() {
+            return Err("the host has no address".to_owned());
+        }
+        Ok(configs)
+    }
+
+    /// What messages call it.
+    pub(super) fn shown(&self) -> String {
+        format!("{}:{}", self.name, self.port)
     }
 }
 
@@ -161,6 +211,8 @@ fn wants_writes(options: &mut Options, count: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use postgres::config::Host as WireHost;
+
     use super::*;
 
     fn read(yaml: &str) -> (Hosts, Vec<String>) {
@@ -201,8 +253,7 @@ mod tests {
             assert!(!hosts.are_sockets());
             let mut config = Config::new();
             hosts.add_to(&mut config);
-            assert_eq!(config.get_hosts().len(), config.get_ports().len());
-            assert_eq!(hosts.count() as usize, config.get_ports().len());
+            assert_eq!(hosts.count() as usize, hosts.each().len());
             let writes = config.get_target_session_attrs() == TargetSessionAttrs::ReadWrite;
             assert_eq!(writes, wants_writes, "{yaml}");
         }
@@ -210,6 +261,32 @@ mod tests {
         assert_eq!(faults, [""; 0]);
         assert_eq!(hosts.shown(), "/var/run/postgresql:5432");
         assert!(hosts.are_sockets());
+    }
+
+    #[test]
+    fn each_address_of_a_host_is_tried_on_its_own_and_under_its_name() {
+        let mut config = Config::new();
+        config.dbname("calls");
+        for name in ["127.0.0.1", "::1", "localhost"] {
+            let configs = Host::new(name, 7).configs(&config);
+            assert!(configs.as_ref().is_ok_and(|all| !all.is_empty()), "{name}");
+            for config in configs.unwrap_or_default() {
+                assert_eq!(config.get_hosts(), [WireHost::Tcp(name.to_owned())]);
+                assert_eq!(config.get_hostaddrs().len(), 1, "{name}");
+                assert!(config.get_hostaddrs()[0].is_loopback(), "{name}");
+                assert_eq!(config.get_ports(), [7]);
+                assert_eq!(config.get_dbname(), Some("calls"));
+            }
+        }
+        let socket = Host::new("/var/run/postgresql", 7).configs(&config);
+        let socket = socket.unwrap_or_default();
+        assert_eq!(socket.len(), 1);
+        assert_eq!(
+            socket[0].get_hosts(),
+            [WireHost::Unix("/var/run/postgresql".into())]
+        );
+        assert!(socket[0].get_hostaddrs().is_empty());
+        assert!(Host::new("no such.host", 7).configs(&config).is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use postgres::{Client, Config, Error, NoTls};
 use uuid::Uuid;
 
 use super::fault::{may_work_without_options, may_work_without_tls, reason};
+use super::hosts::Host;
 use super::statements::Statements;
 use super::table::Table;
 use super::tls::Tls;
@@ -37,6 +38,9 @@ const VANISHED_MS: u32 = 20_000;
 /// How a session is opened.
 #[derive(Clone)]
 pub(super) struct Access {
+    /// Tried in this order.
+    pub(super) hosts: Vec<Host>,
+    /// Without a host.
     pub(super) config: Config,
     /// `None` over a Unix socket.
     pub(super) tls: Option<Tls>,
@@ -44,8 +48,6 @@ pub(super) struct Access {
     pub(super) statement_timeout: Duration,
     /// For the whole way to a session.
     pub(super) connect_limit: Duration,
-    /// There is a pooler that refuses the startup parameter `options`.
-    pub(super) refuses_options: Arc<AtomicBool>,
 }
 
 /// A connection, and the statements for its table.
@@ -101,15 +103,15 @@ impl Session {
     }
 }
 
-/// Does the work in a transaction whose statements the server ends after `timeout`. Also returns whether
-/// the session can be used again.
+/// Does the work in a transaction whose statements the server ends after `timeout`. If this process stops
+/// in between, the server ends the transaction, which would lock its row. Also returns whether the session
+/// can be used again.
 pub(super) fn limited<T>(
     client: &mut Client,
     timeout: Duration,
     work: impl FnOnce(&mut Client) -> Result<T, Error>,
 ) -> (Result<T, Error>, bool) {
-    let timeout = timeout.as_millis().max(1);
-    let begin = format!("BEGIN; SET LOCAL statement_timeout = {timeout}");
+    let begin = begin(timeout);
     let done = client.batch_execute(&begin).and_then(|()| work(client));
     // The commit has no limit: one that is ended while it waits for a standby counts as a success.
     let end = match &done {
@@ -121,6 +123,18 @@ pub(super) fn limited<T>(
         (Err(error), Ok(_)) => (Err(error), false),
         (Err(_), Err(error)) => (Err(error), false),
     }
+}
+
+/// Begins a transaction whose statements have this time at the server, and so has each pause between them:
+/// but one that is usual on the network must not end it.
+fn begin(timeout: Duration) -> String {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let pause = timeout.max(PAUSE).as_millis();
+    let timeout = timeout.as_millis().max(1);
+    format!(
+        "BEGIN; SET LOCAL statement_timeout = {timeout}; \
+         SET LOCAL idle_in_transaction_session_timeout = {pause}"
+    )
 }
 
 /// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
@@ -213,22 +227,37 @@ impl Access {
         Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
     }
 
+    /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
+    /// another way must not be lost because the last one is down.
     fn connect(&self, mark: u32, id: Uuid) -> Result<Client, String> {
-        let mut plain = self.config.clone();
-        plain.tcp_user_timeout(Duration::from_millis(mark.into()));
-        if self.refuses_options.load(Ordering::Relaxed) {
-            return self.dial(plain).map_err(|refusal| refusal.why);
-        }
-        let mut config = plain.clone();
-        config.options(&startup_options(self.statement_timeout, id));
-        match self.dial(config) {
-            Err(refusal) if refusal.may_be_for_options => {
-                let client = self.dial(plain).map_err(|second| second.why)?;
-                self.refuses_options.store(true, Ordering::Relaxed);
-                Ok(client)
+        let mut config = self.config.clone();
+        config.tcp_user_timeout(Duration::from_millis(mark.into()));
+        first(self.hosts.iter().map(|host| {
+            let client = self.connect_to(host, &config, id);
+            client.map_err(|why| match self.hosts.len() {
+                1 => why,
+                _ => format!("{}: {why}", host.shown()),
+            })
+        }))
+    }
+
+    fn connect_to(&self, host: &Host, config: &Config, id: Uuid) -> Result<Client, String> {
+        let configs = host.configs(config)?;
+        first(configs.into_iter().map(|plain| {
+            if host.refuses_options.load(Ordering::Relaxed) {
+                return self.dial(plain).map_err(|refusal| refusal.why);
             }
-            dialled => dialled.map_err(|refusal| refusal.why),
-        }
+            let mut config = plain.clone();
+            config.options(&startup_options(self.statement_timeout, id));
+            match self.dial(config) {
+                Err(refusal) if refusal.may_be_for_options => {
+                    let client = self.dial(plain).map_err(|second| second.why)?;
+                    host.refuses_options.store(true, Ordering::Relaxed);
+                    Ok(client)
+                }
+                dialled => dialled.map_err(|refusal| refusal.why),
+            }
+        }))
     }
 
     /// Connects with or without TLS, as `sslmode` says.
@@ -258,6 +287,19 @@ impl Access {
     }
 }
 
+/// The first that succeeds. If none does, the error has each reason once.
+fn first<T>(attempts: impl Iterator<Item = Result<T, String>>) -> Result<T, String> {
+    let mut reasons = Vec::new();
+    for attempt in attempts {
+        match attempt {
+            Ok(done) => return Ok(done),
+            Err(why) if reasons.contains(&why) => {}
+            Err(why) => reasons.push(why),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
 /// Why there is no connection.
 struct Refusal {
     why: String,
@@ -284,11 +326,121 @@ impl From<String> for Refusal {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
     use super::*;
+    use crate::config::Options;
     use crate::deadline::Deadline;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// The next packet of a client that has not yet begun its session.
+    fn packet(client: &mut TcpStream) -> Vec<u8> {
+        let mut length = [0; 4];
+        client.read_exact(&mut length).unwrap();
+        let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+        client.read_exact(&mut packet).unwrap();
+        packet
+    }
+
+    /// A server that says no to the first client, with this state, and lets the next in, which does
+    /// without what `is_refused` finds in the first packets of a client.
+    fn takes_the_second(state: &'static str, is_refused: fn(&[u8]) -> bool) -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut packets = packet(&mut stream);
+                // A request for TLS.
+                if packets == 80_877_103_u32.to_be_bytes() {
+                    stream.write_all(b"N").unwrap();
+                    packets.extend(packet(&mut stream));
+                }
+                if is_refused(&packets) {
+                    let error = format!("SFATAL\0VFATAL\0C{state}\0Mnot so\0\0");
+                    stream.write_all(b"E").unwrap();
+                    let length = u32::try_from(error.len() + 4).unwrap();
+                    stream.write_all(&length.to_be_bytes()).unwrap();
+                    stream.write_all(error.as_bytes()).unwrap();
+                } else {
+                    stream
+                        .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
+                        .unwrap();
+                    return;
+                }
+            }
+        });
+        Host::new("127.0.0.1", port)
+    }
+
+    fn nobody() -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Host::new("127.0.0.1", listener.local_addr().unwrap().port())
+    }
+
+    fn access(hosts: Vec<Host>) -> Access {
+        let mut config = Config::new();
+        config.user("u").password("p");
+        Access {
+            hosts,
+            config,
+            tls: Some(Tls::read(&mut Options::from_yaml("sslmode: prefer"))),
+            table: Table::parse("vcons").unwrap(),
+            statement_timeout: SECOND,
+            connect_limit: SECOND,
+        }
+    }
+
+    #[test]
+    fn a_host_that_needs_another_way_is_used_while_the_others_are_down() {
+        let has_options = |packets: &[u8]| packets.windows(8).any(|part| part == b"options\0");
+        let asked_for_tls = |packets: &[u8]| packets.starts_with(&80_877_103_u32.to_be_bytes());
+        for position in 0..3 {
+            for (state, is_refused) in [
+                ("08P01", has_options as fn(&[u8]) -> bool),
+                ("28000", asked_for_tls),
+            ] {
+                let mut hosts = vec![nobody(), nobody()];
+                hosts.insert(position, takes_the_second(state, is_refused));
+                let access = access(hosts);
+                let connected = access.connect(next_mark(), Uuid::nil());
+                assert!(
+                    connected.is_ok(),
+                    "{position}, {state}: {:?}",
+                    connected.err()
+                );
+                // Another host may still take them.
+                for (number, host) in access.hosts.iter().enumerate() {
+                    let refuses = host.refuses_options.load(Ordering::Relaxed);
+                    assert_eq!(refuses, number == position && state == "08P01");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn why_there_is_no_connection_is_told_for_each_of_several_hosts() {
+        let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
+        let [first, second] = [hosts[0].shown(), hosts[1].shown()];
+        let why = access(hosts.clone())
+            .connect(next_mark(), Uuid::nil())
+            .err();
+        let why = why.unwrap();
+        assert!(
+            why.starts_with(&format!("{first}: error connecting")),
+            "{why}"
+        );
+        assert!(why.contains(&format!("; {second}: ")), "{why}");
+        assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
+        let why = access(hosts[..1].to_vec()).connect(next_mark(), Uuid::nil());
+        let why = why.err().unwrap();
+        assert!(why.starts_with("error connecting"), "{why}");
+    }
 
     #[test]
     fn a_statement_gets_what_the_chain_leaves_where_that_is_less_than_its_own_time() {
@@ -300,6 +452,23 @@ mod tests {
         assert_eq!(shorter(own, Deadline::NONE.begin(own + 5 * SECOND)), None);
         // A probe is cut long before.
         assert_eq!(shorter(own, Deadline::NONE.begin(SECOND)), None);
+    }
+
+    #[test]
+    fn a_transaction_limits_its_statements_and_the_pauses_between_them() {
+        for (timeout, statement, pause) in [
+            (30 * SECOND, 30_000, 30_000),
+            (SECOND / 5, 200, 1_000),
+            (Duration::ZERO, 1, 1_000),
+        ] {
+            assert_eq!(
+                begin(timeout),
+                format!(
+                    "BEGIN; SET LOCAL statement_timeout = {statement}; \
+                     SET LOCAL idle_in_transaction_session_timeout = {pause}"
+                )
+            );
+        }
     }
 
     #[test]

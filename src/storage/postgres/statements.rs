@@ -29,10 +29,16 @@
 //!   └► read the row's state ──► time left? ──► update, if the row still has that state ──1──► done
 //! ```
 //!
-//! The state is `xmin`, which changes with each write. Whatever else was written meanwhile has changed it,
-//! and the late write finds no row to update. This needs no clock (those of hosts differ), no further
-//! column, no lock that outlives a transaction, and no session. A row that is deleted in between is the
-//! exception: a late insert cannot tell it from one that never was.
+//! If nobody has changed the row, and yet nothing was written, something else keeps the write out: a
+//! trigger, a policy, a view that does not show the row. Then an upsert lets the server decide. It also
+//! supposes the state, if a row was seen. Without one, the insert is first sent once more without a name,
+//! since the prepared one writes nothing in a process that is not ours.
+//!
+//! The state is `xmin`, which changes with each write; where there is no such column, a hash of the row.
+//! Whatever else was written meanwhile has changed it, and the late write finds no row to update. This
+//! needs no clock (those of hosts differ), no further column, no lock that outlives a transaction, and no
+//! session. A row that is deleted in between is the exception: a late insert cannot tell it from one that
+//! never was.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -58,6 +64,7 @@ pub(super) struct Statements {
     state: String,
     update: String,
     upsert: String,
+    upsert_seen: String,
     get: String,
     delete: String,
     try_save: String,
@@ -99,7 +106,8 @@ pub(super) enum Done {
 type State = Option<String>;
 
 impl Statements {
-    /// For a table with this name in SQL. `has_xmin` is false for a view.
+    /// For a table with this name in SQL. `has_xmin` is false for a view, and on servers
+    /// without that column.
     pub(super) fn of(table: &str, has_xmin: bool) -> Self {
         let state = if has_xmin {
             "t.xmin::text"
@@ -124,6 +132,7 @@ impl Statements {
                 "UPDATE {table} AS t SET {ASSIGNMENTS} WHERE t.id = $1 AND {state} = $7"
             ),
             upsert: insert(VALUES, replace),
+            upsert_seen: insert(VALUES, &format!("{replace} WHERE {state} = $7")),
             get: format!("SELECT t.vcon_json::text FROM {table} AS t WHERE t.id = $1"),
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
@@ -167,8 +176,9 @@ impl Statements {
         row_first: bool,
         limit: Limit,
     ) -> Result<Done, Error> {
-        // The state that the last write supposed.
+        // The state that the last write supposed, and how many writes in vain have supposed it.
         let mut tried: Option<State> = None;
+        let mut in_vain = 0;
         if !row_first {
             if self.write(client, new, &None)? {
                 return Ok(Done::Saved { had_row: false });
@@ -182,15 +192,23 @@ impl Statements {
             if limit.is_over() {
                 return Ok(Done::TooLate);
             }
-            if tried.as_ref() == Some(&state) {
-                // Nobody has changed the row, and yet nothing was written: a trigger, or a policy that
-                // hides the row. Then let the server have its say.
-                client.execute_typed(&self.upsert, &new.values(&now()))?;
-                return Ok(Done::Saved {
-                    had_row: state.is_some(),
-                });
-            }
-            if self.write(client, new, &state)? {
+            in_vain = if tried.as_ref() == Some(&state) {
+                in_vain + 1
+            } else {
+                0
+            };
+            let is_done = match (in_vain, &state) {
+                (0, _) => self.write(client, new, &state)?,
+                (1, None) => client.execute_typed(&self.insert, &new.values(&now()))? > 0,
+                (1, Some(seen)) => self.write_over(client, &self.upsert_seen, new, seen)?,
+                (_, None) => {
+                    client.execute_typed(&self.upsert, &new.values(&now()))?;
+                    true
+                }
+                // A trigger keeps it as it is, also from the upsert.
+                (_, Some(_)) => true,
+            };
+            if is_done {
                 return Ok(Done::Saved {
                     had_row: state.is_some(),
                 });
@@ -242,21 +260,31 @@ impl Statements {
     /// One attempt, for a row in this state. Returns whether it was written.
     fn write(&self, client: &mut Client, new: &NewRow, state: &State) -> Result<bool, Error> {
         let now = now();
-        let values = new.values(&now);
         let written = match (state, &self.prepared) {
-            (Some(state), _) => {
-                let mut values = values.to_vec();
-                values.push((state, Type::TEXT));
-                client.execute_typed(&self.update, &values)?
-            }
+            (Some(seen), _) => return self.write_over(client, &self.update, new, seen),
             (None, Some(Prepared { insert, session })) => {
-                let [id, version, created, now, subject, json] = values.map(|(value, _)| value);
+                let [id, version, created, now, subject, json] =
+                    new.values(&now).map(|(value, _)| value);
                 let values = [id, version, created, now, subject, json, session];
                 client.execute(insert, &values)?
             }
-            (None, None) => client.execute_typed(&self.insert, &values)?,
+            (None, None) => client.execute_typed(&self.insert, &new.values(&now))?,
         };
         Ok(written > 0)
+    }
+
+    /// Writes by this statement over a row that was seen in this state. Returns whether it was written.
+    fn write_over(
+        &self,
+        client: &mut Client,
+        statement: &str,
+        new: &NewRow,
+        seen: &String,
+    ) -> Result<bool, Error> {
+        let now = now();
+        let mut values = new.values(&now).to_vec();
+        values.push((seen, Type::TEXT));
+        Ok(client.execute_typed(statement, &values)? > 0)
     }
 
     fn state_of(&self, client: &mut Client, id: Uuid) -> Result<State, Error> {
@@ -319,6 +347,11 @@ mod tests {
         assert_eq!(
             of_table.delete,
             "DELETE FROM \"a\".\"b\" AS t WHERE t.id = $1 AND t.xmin::text = $2"
+        );
+        assert!(
+            of_table
+                .upsert_seen
+                .ends_with(", vcon_json = excluded.vcon_json WHERE t.xmin::text = $7")
         );
         let prepared = of_table.insert_in_session();
         assert!(prepared.contains(") SELECT $1, $2, $1, $3, $4, $5, $6 WHERE current_setting("));

@@ -3,6 +3,8 @@
 use postgres::types::Type;
 use postgres::{Client, Error};
 
+use super::fault::is_without_column;
+
 /// The table's name, and that of its index, as they stand in SQL.
 #[derive(Clone, Default)]
 pub(super) struct Table {
@@ -41,24 +43,44 @@ impl Table {
 
     /// Makes the table where it is missing. One that exists is left as it is: its owner may
     /// have given us no right but to write to it, and an index takes a lock to be looked for.
-    /// Returns whether it is a table with rows of its own, and no view.
+    /// Returns whether its rows have the column `xmin`, which changes with each write.
     pub(super) fn make(&self, client: &mut Client) -> Result<bool, Error> {
         let Self { quoted, index } = self;
-        let look = "SELECT relkind::text IN ('r', 'p') FROM pg_class WHERE oid = to_regclass($1)";
         let mut attempts = 0;
         loop {
-            if let Some(found) = client.query_typed_opt(look, &[(quoted, Type::TEXT)])? {
-                return found.try_get(0);
+            if let Some(has_xmin) = self.look(client)? {
+                return Ok(has_xmin && knows_xmin(client)?);
             }
             attempts += 1;
             // Both statements in one transaction: no table without its index.
-            let made = client.batch_execute(&definition(quoted, index));
-            match made {
+            match client.batch_execute(&definition(quoted, index)) {
                 // Another worker makes it at the same time, which IF NOT EXISTS does not see.
                 Err(e) if is_race(&e) && attempts < 5 => {}
-                made => return made.map(|()| true),
+                // The next look finds it; else it is dropped as often as it is made.
+                Ok(()) if attempts < 5 => {}
+                made => return made.map(|()| false),
             }
         }
+    }
+
+    /// Whether the table, if there is one, has the column `xmin` and rows of its own: a view does not, nor
+    /// do tables of some servers that speak PostgreSQL's protocol. The catalogue tells it without a lock on
+    /// the table.
+    fn look(&self, client: &mut Client) -> Result<Option<bool>, Error> {
+        let question = "SELECT relkind::text IN ('r', 'p') AND EXISTS (SELECT 1 FROM pg_attribute \
+                        WHERE attrelid = pg_class.oid AND attname = 'xmin' AND attnum < 0) \
+                        FROM pg_class WHERE oid = to_regclass($1)";
+        let found = client.query_typed_opt(question, &[(&self.quoted, Type::TEXT)])?;
+        found.map(|row| row.try_get(0)).transpose()
+    }
+}
+
+/// Whether statements can name the column `xmin`: YugabyteDB has it in its catalogue, and refuses it
+/// in every table. Asked of a table of the catalogue, since ours may be locked.
+fn knows_xmin(client: &mut Client) -> Result<bool, Error> {
+    match client.query_typed("SELECT c.xmin::text FROM pg_class AS c WHERE false", &[]) {
+        Err(error) if is_without_column(&error) => Ok(false),
+        answer => answer.map(|_| true),
     }
 }
 
