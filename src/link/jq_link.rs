@@ -9,7 +9,8 @@
 //!
 //! A vCon matches where the filter's first output is something: not `false`, `null`, `0`, or an
 //! empty string, array or object; no output at all is no match, and a second one is not asked for.
-//! Those that do not go on end their chain here. An error in the filter, or a document nested too
+//! A member that the filter names, and that should be a list and is something else, is an error: the
+//! filter would find nothing in it. Those that do not go on end their chain here. An error in the filter, or a document nested too
 //! deeply for it, makes a dead letter. Bodies are as they are kept: a value is a value, and
 //! `fromjson` opens those that are JSON text.
 //!
@@ -25,6 +26,7 @@ use crate::vcon::Vcon;
 use filter::Filter;
 
 struct JqLink {
+    code: String,
     filter: Option<Filter>,
     forward_matches: bool,
 }
@@ -36,6 +38,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
         .map_err(|why| options.fault("filter", format!("is not a jq filter: {why}")))
         .ok();
     Box::new(JqLink {
+        code,
         filter,
         forward_matches,
     })
@@ -60,6 +63,8 @@ impl JqLink {
         let Some(filter) = &self.filter else {
             return Err("there is none".to_owned());
         };
+        vcon.check_lists(|member| self.code.contains(member))
+            .map_err(|error| error.to_string())?;
         filter.matches(&vcon.with_values())
     }
 }
@@ -135,6 +140,55 @@ mod tests {
         }
         let deep = format!("{{\"x\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(run("{}", &deep).is_err());
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error_where_the_filter_names_it() {
+        for (filter, document) in [
+            (".analysis[0].body.score >= 60", r#"{"analysis":{"a":1}}"#),
+            (".dialog[-1].type", r#"{"dialog":{}}"#),
+            ("any(.parties[]; .tel)", r#"{"parties":{"tel":"1"}}"#),
+            (".attachments | length > 1", r#"{"attachments":"text"}"#),
+        ] {
+            let options = serde_json::json!({"filter": filter}).to_string();
+            let Err(LinkError::Failed(failure)) = run(&options, document) else {
+                unreachable!("{filter}");
+            };
+            let found = failure.message;
+            let member = filter
+                .split(['.', '[', ' '])
+                .find(|word| document.contains(word) && word.len() > 3);
+            let named = format!("`{}` is ", member.unwrap());
+            assert!(
+                found.contains(&named) && found.ends_with("not an array"),
+                "{found}"
+            );
+            let other = run("{filter: '.subject'}", document);
+            assert_eq!(other, Ok(Next::Halt));
+        }
+        let nothing = r#"{"dialog":null,"parties":[1]}"#;
+        let options = "{filter: '(.dialog | length) + (.parties | length) == 1'}";
+        assert_eq!(run(options, nothing), Ok(Next::Continue));
+    }
+
+    #[test]
+    fn what_people_know_from_jq_is_there() {
+        for filter in [
+            "",
+            " \n",
+            "IN(.subject; \"a\", \"s\")",
+            ".subject | IN(\"a\", \"s\")",
+            "INDEX(.parties[]; .name) | .[\"Zoë\"].tel == \"1\"",
+            ".parties | INDEX(.name) | has(\"Zoë\")",
+            "([.parties | leaf_paths] | length) == 2",
+            "(65 | ascii) == \"A\"",
+            "([1, [1]] | map(toarray)) == [[1], [1]]",
+            "(\"xax\" | trimstr(\"x\")) == \"a\"",
+        ] {
+            let options = serde_json::json!({"filter": filter}).to_string();
+            let document = r#"{"subject":"s","parties":[{"name":"Zoë","tel":"1"}]}"#;
+            assert_eq!(run(&options, document), Ok(Next::Continue), "{filter}");
+        }
     }
 
     #[test]

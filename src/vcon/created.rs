@@ -288,6 +288,11 @@ fn rfc_2822(text: &str) -> Option<CreatedAt> {
         Some((day, rest)) if day.bytes().all(|byte| byte.is_ascii_alphabetic()) => rest.trim(),
         _ => text,
     };
+    // The older zones have `UT` and `GMT` only, and people write `UTC`.
+    let text = match text.rsplit_once(' ') {
+        Some((rest, zone)) if zone.eq_ignore_ascii_case("UTC") => &format!("{rest} +0000"),
+        _ => text,
+    };
     let read = DateTime::parse_from_rfc2822(text)
         .or_else(|_| DateTime::parse_from_rfc2822(&format!("{text} +0000")));
     let time = read.ok()?;
@@ -477,6 +482,8 @@ mod tests {
         for text in [
             "Sat, 16 Mar 2024 16:09:20 +0000",
             "Sat, 16 Mar 2024 16:09:20 GMT",
+            "Sat, 16 Mar 2024 16:09:20 UTC",
+            "16 Mar 2024 16:09:20 utc",
             "16 Mar 2024 16:09:20 UT",
             "Saturday, 16 Mar 2024 16:09:20 -0000",
             "Mon, 16 Mar 2024 16:09:20 +0000",

@@ -62,6 +62,9 @@ pub(super) enum Part {
     Other(Box<RawValue>),
 }
 
+/// The list of those who took part, which no link opens up.
+const PARTIES: &str = "parties";
+
 impl Section {
     const ALL: [Self; 3] = [Self::Dialog, Self::Analysis, Self::Attachments];
 
@@ -386,11 +389,36 @@ pub(super) fn parts_to_change(
 }
 
 fn check_none(section: Section, value: &RawValue) -> Result<(), VconError> {
+    check_no_value(section.name(), value)
+}
+
+fn check_no_value(member: &'static str, value: &RawValue) -> Result<(), VconError> {
     if value.get() == "null" {
         return Ok(());
     }
-    let (member, kind) = (section.name(), json::kind(value));
+    let kind = json::kind(value);
     Err(VconError::NotAnArray { member, kind })
+}
+
+impl Vcon {
+    /// Whether the members that are needed, of those that should be lists, are lists, or there is
+    /// nothing in their place.
+    ///
+    /// # Errors
+    /// Names the first one that is something else.
+    pub fn check_lists(&self, is_needed: impl Fn(&str) -> bool) -> Result<(), VconError> {
+        for section in Section::ALL {
+            if is_needed(section.name()) {
+                parts_of(&self.members, section)?;
+            }
+        }
+        match self.members.get(PARTIES) {
+            Some(Member::Raw(value)) if is_needed(PARTIES) && !value.get().starts_with('[') => {
+                check_no_value(PARTIES, value)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Writes the document as it is.

@@ -67,6 +67,13 @@ fn id_of_open(text: &str, is_string: bool) -> Result<Option<VconId>, String> {
         payload: Option<IgnoredAny>,
         ciphertext: Option<IgnoredAny>,
     }
+    // A list of three would be read as one, too.
+    if text.starts_with('[') {
+        return Err(match is_string {
+            true => "is a JSON string that holds no vCon: it holds a list".to_owned(),
+            false => "is a list, not a vCon: hand in each vCon by itself".to_owned(),
+        });
+    }
     let named: Named = serde_json::from_str(text).map_err(|error| match is_string {
         true => format!("is a JSON string that holds no vCon: {error}"),
         false => format!("is not a vCon: {error}"),
@@ -212,7 +219,11 @@ mod tests {
             (r#""hello""#, "a JSON string that holds no vCon"),
             (r#""{\"uuid\":\"x\"}""#, "`uuid`:"),
             (r#""[]""#, "a JSON string that holds no vCon"),
-            ("[]", "is not a vCon"),
+            ("[]", "is a list, not a vCon: hand in each vCon by itself"),
+            (
+                "[null, null, null]",
+                "is a list, not a vCon: hand in each vCon by itself",
+            ),
             ("{}", "has no `uuid`"),
             (r#"{"uuid":7}"#, "`uuid` is not a string"),
             (r#"{"uuid":null}"#, "has no `uuid`"),

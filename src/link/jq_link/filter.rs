@@ -37,6 +37,18 @@ const WITHHELD: &[&str] = &[
     "env",
 ];
 
+/// Definitions of jq that the library lacks.
+const MORE: &str = r#"
+def IN(s): any(s == .; .);
+def IN(src; s): any(src == s; .);
+def INDEX(stream; f): reduce stream as $row ({}; .[$row | f | tostring] |= $row);
+def INDEX(f): INDEX(.[]; f);
+def leaf_paths: paths(scalars);
+def ascii: [.] | implode;
+def toarray: if type == "array" then . else [.] end;
+def trimstr($x): ltrimstr($x) | rtrimstr($x);
+"#;
+
 /// A compiled filter.
 pub(super) struct Filter(compile::Filter<Native<Data>>);
 
@@ -46,6 +58,8 @@ impl Filter {
         if code.len() > LONGEST {
             return Err(format!("it is longer than {LONGEST} bytes"));
         }
+        // The empty program of jq gives what it is given.
+        let code = if code.trim().is_empty() { "." } else { code };
         stacker::grow(STACK, || compiled(code)).map(Self)
     }
 
@@ -86,6 +100,7 @@ fn compiled(code: &str) -> Result<compile::Filter<Native<Data>>, String> {
     let defs = jaq_core::defs()
         .chain(jaq_std::defs())
         .chain(jaq_json::defs())
+        .chain(load::parse(MORE, |parser| parser.defs()).unwrap_or_default())
         .filter(|def| !WITHHELD.contains(&def.name));
     let funs = jaq_core::funs()
         .chain(jaq_std::funs())
