@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use redis::Value;
 use serde::Deserialize;
 
+use super::documents::JSON;
 use super::release::Reason;
 use super::replay::{HeldLock, ReplayLock, look};
 use super::scripts::Care;
@@ -153,8 +154,7 @@ impl DeadLetters {
 
     /// The time by Redis' clock, in seconds since 1970.
     pub fn now(&mut self) -> Result<f64, QueueError> {
-        let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(&mut *self.lease)?;
-        Ok(seconds + microseconds / 1e6)
+        super::now(&mut self.lease)
     }
 
     /// The ingress lists that have dead letters, in the order of their names.
@@ -371,7 +371,7 @@ impl Kept {
         let document = match kind.as_str() {
             "none" => Document::Missing,
             "string" => get("GET", Kind::Text)?,
-            "ReJSON-RL" => get("JSON.GET", Kind::Json)?,
+            JSON => get("JSON.GET", Kind::Json)?,
             other => Document::Unusable(format!("its key holds a {other}, not a document")),
         };
         Ok(Self {

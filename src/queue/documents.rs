@@ -26,7 +26,18 @@ impl Kind {
             Self::Text => "text",
         }
     }
+
+    /// The command that puts a document of this kind, but for its text.
+    pub(super) fn put(self, key: &str) -> redis::Cmd {
+        match self {
+            Self::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),
+            Self::Text => redis::cmd("SET").arg(key).clone(),
+        }
+    }
 }
+
+/// What Redis calls a RedisJSON document.
+pub(super) const JSON: &str = "ReJSON-RL";
 
 /// What stands under a vCon's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +65,7 @@ impl Queue {
             match kind.as_str() {
                 "none" => Ok(Document::Missing),
                 "string" => get("GET", Kind::Text),
-                "ReJSON-RL" => get("JSON.GET", Kind::Json),
+                JSON => get("JSON.GET", Kind::Json),
                 other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
             }
         })?;
@@ -134,11 +145,8 @@ fn put_new(
         Kind::Json if has_json(connection)? => Kind::Json,
         Kind::Json | Kind::Text => Kind::Text,
     };
-    let mut put = match kind {
-        Kind::Json => redis::cmd("JSON.SET").arg(key).arg("$").clone(),
-        Kind::Text => redis::cmd("SET").arg(key).clone(),
-    };
-    put.arg(json)
+    kind.put(key)
+        .arg(json)
         .query::<()>(connection)
         .map_err(QueueError::of_write)?;
     Ok(kind)

@@ -243,3 +243,9 @@ impl Queue {
         error
     }
 }
+
+/// The time by Redis' clock, in seconds since 1970.
+fn now(connection: &mut redis::Connection) -> Result<f64, QueueError> {
+    let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
+    Ok(seconds + microseconds / 1e6)
+}

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
 use super::script::Call;
-use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys};
+use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys, now};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -226,12 +226,6 @@ impl Reason<'_> {
     pub(super) fn to_json(&self) -> Result<String, QueueError> {
         serde_json::to_string(self).map_err(|_| QueueError::Answer("a reason"))
     }
-}
-
-/// The time by Redis' clock, in seconds since 1970.
-fn now(connection: &mut Connection) -> Result<f64, QueueError> {
-    let (seconds, microseconds): (f64, f64) = redis::cmd("TIME").query(connection)?;
-    Ok(seconds + microseconds / 1e6)
 }
 
 /// Notes a first round of failed attempts at a stage, as `postpone` does.

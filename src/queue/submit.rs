@@ -3,14 +3,12 @@
 use redis::Value;
 
 use super::dead_letters::is_wrong_type;
+use super::documents::JSON;
 use super::round_trip::round_trip;
 use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
 use crate::settings::RedisFormat;
 use crate::vcon::Outgoing;
-
-/// What Redis calls a RedisJSON document.
-const JSON: &str = "ReJSON-RL";
 
 /// So many of the newest vCons tell how they are kept in this deployment.
 const LOOKED_AT: i64 = 10;
@@ -62,7 +60,8 @@ impl Submitter {
                     continue;
                 }
             };
-            add_document(&mut documents, &vcons[place], kind);
+            let vcon = &vcons[place];
+            documents.add_command(kind.put(&vcon.id.key()).arg(&vcon.json).clone());
             places.push(place);
         }
         if !places.is_empty() {
@@ -117,14 +116,6 @@ pub(super) fn kind_of_new(
         RedisFormat::Auto => lease.has_json()? && keeps_json(lease, sorted_set)?,
     };
     Ok(if is_json { Kind::Json } else { Kind::Text })
-}
-
-fn add_document(steps: &mut redis::Pipeline, vcon: &Outgoing, kind: Kind) {
-    let key = vcon.id.key();
-    match kind {
-        Kind::Json => steps.cmd("JSON.SET").arg(key).arg("$").arg(&vcon.json),
-        Kind::Text => steps.cmd("SET").arg(key).arg(&vcon.json),
-    };
 }
 
 /// Whether any of the newest vCons is kept as RedisJSON.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::io::tcp::TcpSettings;
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsMode};
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
 use super::within;
 use crate::settings::Master;
@@ -65,16 +65,7 @@ impl Sentinels {
 
     /// How the master is reached at an address.
     pub fn server(&self, (host, port): (String, u16)) -> RedisResult<ConnectionInfo> {
-        let address = match self.master.tls {
-            None => ConnectionAddr::Tcp(host, port),
-            Some(mode) => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: mode == TlsMode::Insecure,
-                tls_params: None,
-            },
-        };
-        let info = address.into_connection_info()?;
+        let info = self.master.address(host, port).into_connection_info()?;
         Ok(info.set_redis_settings(self.master.settings.clone()))
     }
 

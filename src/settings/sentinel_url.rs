@@ -124,18 +124,29 @@ impl Access {
         } else {
             format!("{host}:{port}")
         };
-        let address = match self.tls {
-            None => ConnectionAddr::Tcp(host, port),
-            Some(mode) => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: mode == TlsMode::Insecure,
-                tls_params: None,
-            },
-        };
+        let address = address(self.tls, host, port);
         let info = address.into_connection_info().map_err(told)?;
         let settings = self.login.applied_to(RedisConnectionInfo::default());
         Ok((shown, info.set_redis_settings(settings)))
+    }
+}
+
+impl Master {
+    /// How it is reached at this host and port.
+    pub fn address(&self, host: String, port: u16) -> ConnectionAddr {
+        address(self.tls, host, port)
+    }
+}
+
+fn address(tls: Option<TlsMode>, host: String, port: u16) -> ConnectionAddr {
+    match tls {
+        None => ConnectionAddr::Tcp(host, port),
+        Some(mode) => ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: mode == TlsMode::Insecure,
+            tls_params: None,
+        },
     }
 }
 

@@ -60,6 +60,28 @@ fn is_egress(path: &str) -> bool {
     path.ends_with("/vcon/egress")
 }
 
+/// Pulls work, and all other requests are answered in this manner.
+fn to_documents(manner: Manner) -> impl FnMut(&str) -> Manner + Send {
+    move |path| {
+        if is_egress(path) {
+            Manner::Works
+        } else {
+            manner.clone()
+        }
+    }
+}
+
+/// Pulls are answered in this manner, and all other requests work.
+fn to_pulls(manner: Manner) -> impl FnMut(&str) -> Manner + Send {
+    move |path| {
+        if is_egress(path) {
+            manner.clone()
+        } else {
+            Manner::Works
+        }
+    }
+}
+
 fn pulls(redis: &Redis) {
     let branch = Branch::new(TOKEN);
     let samples = fresh(30);
@@ -138,40 +160,16 @@ fn whatever_the_other_server_does_wrong_is_waited_out() {
 
     let samples = fresh(7);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Status(401)
-        }
-    });
+    branch.behaves(to_documents(Manner::Status(401)));
     daemon.wait_for_log("it answered 401; see to `auth_token`", PATIENCE);
     // What it has handed out waits here, and nobody else has it.
     assert_eq!(branch.length("out"), 0);
     assert_eq!(redis.length("conserver:follower:far"), 7);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Cuts(20)
-        }
-    });
+    branch.behaves(to_documents(Manner::Cuts(20)));
     daemon.wait_for_log("broke off", PATIENCE);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Says("<html>".into())
-        }
-    });
+    branch.behaves(to_documents(Manner::Says("<html>".into())));
     daemon.wait_for_log("is not a JSON object", PATIENCE);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Waits
-        }
-    });
+    branch.behaves(to_documents(Manner::Waits));
     daemon.wait_for_log("no answer within 1s", PATIENCE);
     branch.works();
     branch.go_on();
@@ -335,13 +333,7 @@ fn a_killed_monitor_loses_nothing_that_was_handed_out() {
     let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
     let samples = fresh(20);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Waits
-        }
-    });
+    branch.behaves(to_documents(Manner::Waits));
     let daemon = start(&redis, &branch);
     let fetched = || branch.heads().len() - branch.asked("egress");
     for number in 1..=3 {
@@ -362,13 +354,7 @@ fn nothing_is_lost_if_redis_goes_away_after_the_other_server_has_handed_out() {
     let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
     let samples = fresh(5);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Waits
-        } else {
-            Manner::Works
-        }
-    });
+    branch.behaves(to_pulls(Manner::Waits));
     let daemon = start(&redis, &branch);
     wait_until("it pulls", PATIENCE, || branch.waiting() == 1);
     redis.kill9();
@@ -395,13 +381,7 @@ fn nor_if_the_monitor_is_killed_meanwhile() {
     let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
     let samples = fresh(5);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Waits
-        } else {
-            Manner::Works
-        }
-    });
+    branch.behaves(to_pulls(Manner::Waits));
     let daemon = start(&redis, &branch);
     wait_until("it pulls", PATIENCE, || branch.waiting() == 1);
     redis.kill9();
@@ -422,13 +402,7 @@ fn nor_if_it_goes_away_while_a_document_is_fetched() {
     let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
     let samples = fresh(5);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Waits
-        }
-    });
+    branch.behaves(to_documents(Manner::Waits));
     let daemon = start(&redis, &branch);
     wait_until("it fetches", PATIENCE, || branch.waiting() == 1);
     redis.kill9();
@@ -607,13 +581,7 @@ fn a_drain_waits_for_what_is_handed_out_and_for_nothing_else() {
     let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
     let samples = fresh(5);
     branch.announce("out", &samples);
-    branch.behaves(|path| {
-        if is_egress(path) {
-            Manner::Works
-        } else {
-            Manner::Waits
-        }
-    });
+    branch.behaves(to_documents(Manner::Waits));
     let mut daemon = start(&redis, &branch);
     wait_until("it fetches", PATIENCE, || branch.waiting() == 1);
     let start = Instant::now();
@@ -634,13 +602,7 @@ fn a_drain_waits_for_what_is_handed_out_and_for_nothing_else() {
     let branch = {
         let later = Branch::new(TOKEN);
         later.announce("late", &more);
-        later.behaves(|path| {
-            if is_egress(path) {
-                Manner::Waits
-            } else {
-                Manner::Works
-            }
-        });
+        later.behaves(to_pulls(Manner::Waits));
         later
     };
     let mut second = Conserver::with(&redis)

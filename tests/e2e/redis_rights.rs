@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, delay, fresh, run,
-    said, submit, wait_until,
+    Conserver, Daemon, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, delay,
+    fresh, run, said, submit, wait_until,
 };
 
 const PASSWORD: &str = "GeheimesRedisWort";
@@ -214,6 +214,17 @@ fn scripts_are_sent_without_the_right_to_load_them() {
     daemon.stop();
 }
 
+/// One line of the log names all of these as missing.
+fn misses(daemon: &Daemon, named: &[&str]) {
+    daemon.wait_for_log("is not enough for the work", PATIENCE);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("is not enough"));
+    let line = line.expect("the line");
+    for name in named {
+        assert!(line.contains(name), "{name}: {line}");
+    }
+}
+
 #[test]
 fn a_command_that_the_user_may_not_call_is_named_and_waited_for() {
     let redis = Redis::plain();
@@ -225,13 +236,7 @@ fn a_command_that_the_user_may_not_call_is_named_and_waited_for() {
     let named = ["LPOS", "RENAME", "EXEC", "BLPOP", "done"];
     said(&checked, &named);
     let daemon = conserver.start();
-    daemon.wait_for_log("is not enough for the work", PATIENCE);
-    let log = daemon.log();
-    let line = log.lines().find(|line| line.contains("is not enough"));
-    let line = line.expect("the line");
-    for name in named {
-        assert!(line.contains(name), "{name}: {line}");
-    }
+    misses(&daemon, &named);
     words.extend(lost.map(str::to_owned));
     make_user(&redis, &words);
     let samples = fresh(5);
@@ -420,13 +425,7 @@ fn what_followers_and_tag_routers_need_is_tried() {
     let named = ["ZADD", "ZREVRANGE", "vcons", "pulled", "routed"];
     said(&checked, &named);
     let daemon = conserver.start();
-    daemon.wait_for_log("is not enough for the work", PATIENCE);
-    let log = daemon.log();
-    let line = log.lines().find(|line| line.contains("is not enough"));
-    let line = line.expect("the line");
-    for name in named {
-        assert!(line.contains(name), "{name}: {line}");
-    }
+    misses(&daemon, &named);
     words.extend(lost.map(str::to_owned));
     words.extend(["~pulled", "~routed"].map(str::to_owned));
     make_user(&redis, &words);
