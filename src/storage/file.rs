@@ -199,7 +199,7 @@ impl Storage for Files {
         SLOW_DISK
     }
 
-    /// Writes, syncs and removes a small hidden file.
+    /// Writes and syncs a small file.
     fn probe(&mut self) -> Result<(), Failure> {
         self.remove_left();
         let root = self.root.clone();
@@ -396,13 +396,11 @@ impl Root {
         self.write_probe()
     }
 
+    /// The file has no name: one that could not be removed again would stay.
     fn write_probe(&self) -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".probe.")
-            .tempfile_in(&self.path)?;
+        let mut file = tempfile::tempfile_in(&self.path)?;
         file.write_all(&[b'p'; PROBE_SIZE])?;
-        file.as_file().sync_all()?;
-        file.close()
+        file.sync_all()
     }
 }
 
