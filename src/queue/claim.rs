@@ -15,14 +15,21 @@ use crate::vcon::VconId;
 /// copy it through its script interpreter.
 pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
+/// An entry with more bytes is none of ours; what `claim.lua` takes it for.
+const MOST_OF_ENTRY: usize = 1024;
+
+/// The same for the context that came with an entry.
+const MOST_OF_CONTEXT: usize = 64 << 10;
+
 /// So many characters of an entry are shown.
 const SHOWN: usize = 120;
 
 /// An entry this lane holds. It stays in Redis until it is let go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The record in the claims hash: proof, at every later step, that the claim is still ours.
-    pub(super) record: Vec<u8>,
+    /// The beginning of the record in the claims hash, which no other claim has: proof, at every later
+    /// step, that the claim is still ours.
+    pub(super) token: Vec<u8>,
     /// The list it was taken from.
     pub list: ListName,
     /// The entry as it stood in the list.
@@ -128,7 +135,7 @@ impl Queue {
     }
 
     /// The time of a request, in seconds since 1970: no two of this lane have the same, so that no
-    /// two claims have one record.
+    /// two claims have one token.
     pub(super) fn next_time(&mut self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |time| time.as_micros());
@@ -161,7 +168,7 @@ impl Queue {
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let fields = texts(answer).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
-        let Some([record, list, entry, mut kind, context, deaths, fault]) = fields else {
+        let Some([token, list, entry, mut kind, context, deaths, fault]) = fields else {
             return Err(self.noting(QueueError::Answer("a turn")));
         };
         if let Value::SimpleString(refusal) = &sorted {
@@ -170,15 +177,20 @@ impl Queue {
         }
         let mut text = Vec::new();
         if kind == b"string" {
-            match texts(sorted).and_then(|values| <[Vec<u8>; 2]>::try_from(values).ok()) {
+            kind = match sorted_pair(sorted) {
                 // Somebody else's, if an earlier request of the worker has come late.
-                Some([of, document]) if of == entry => text = document,
-                _ => kind = b"string-unsent".to_vec(),
-            }
+                Some((of, Some(document))) if of == entry => {
+                    text = document;
+                    kind
+                }
+                // It is gone, or kept in another way.
+                Some((of, None)) if of == entry => b"look".to_vec(),
+                _ => b"string-unsent".to_vec(),
+            };
         }
         let progress = Vec::new();
         let fields = [
-            record, list, entry, context, kind, text, fault, deaths, progress,
+            token, list, entry, context, kind, text, fault, deaths, progress,
         ];
         self.taken(fields, Step::Claim, lists)
     }
@@ -190,7 +202,7 @@ impl Queue {
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let [
-            record,
+            token,
             list,
             entry,
             context,
@@ -204,18 +216,18 @@ impl Queue {
             return Err(self.lease.lost_to(&text));
         }
         let fault = (!fault.is_empty()).then(|| String::from_utf8_lossy(&fault).into_owned());
-        if record.is_empty() {
+        if token.is_empty() {
             return Ok(Claimed { work: None, fault });
         }
         let Some(list) = String::from_utf8(list)
             .ok()
             .and_then(|list| list.parse().ok())
         else {
-            self.set_aside(&record)?;
+            self.set_aside(&token)?;
             return self.claim_by(step, lists);
         };
         let claim = Claim {
-            record,
+            token,
             list,
             entry,
             context,
@@ -226,7 +238,7 @@ impl Queue {
         if kind == b"left-behind" {
             // Somebody else had our name for a time, and may be at work on it.
             if let Released::Refused(_) = self.release(&claim, None)? {
-                self.set_aside(&claim.record)?;
+                self.set_aside(&claim.token)?;
             }
             return self.claim_by(step, lists);
         }
@@ -235,6 +247,13 @@ impl Queue {
             return self.claim_by(step, lists);
         }
         let document = match kind.as_slice() {
+            b"entry-too-long" => Document::Unusable(format!(
+                "the entry has more than {MOST_OF_ENTRY} bytes; the rest is cut off"
+            )),
+            b"context-too-long" => Document::Unusable(format!(
+                "the context that came with it has more than {MOST_OF_CONTEXT} bytes"
+            )),
+            _ if claim.id().is_none() => Document::NotAnId,
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
             b"string-unsent" | b"string-large" => match claim.id() {
@@ -246,7 +265,6 @@ impl Queue {
                 None => Document::NotAnId,
             },
             b"none" => Document::Missing,
-            b"not-a-uuid" => Document::NotAnId,
             other => Document::Unusable(describe(other, &text)),
         };
         self.is_usual = matches!(document, Document::Found(Kind::Text, _));
@@ -266,10 +284,10 @@ impl Queue {
     }
 
     /// Sets a record aside that names no list: it is not of our making.
-    fn set_aside(&mut self, record: &[u8]) -> Result<(), QueueError> {
+    fn set_aside(&mut self, token: &[u8]) -> Result<(), QueueError> {
         self.with(|connection, scripts, seat, _| {
             let mut call = scripts.set_aside.key(seat.claims_key());
-            call.arg(seat.lane).arg(record);
+            call.arg(seat.lane).arg(token);
             Ok(call.invoke::<()>(connection)?)
         })
     }
@@ -289,6 +307,18 @@ pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
             _ => None,
         })
         .collect()
+}
+
+/// What `SORT` returned for a lane: the entry, and its document, if there is one.
+fn sorted_pair(reply: Value) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let Value::Array(values) = reply else {
+        return None;
+    };
+    match <[Value; 2]>::try_from(values).ok()? {
+        [Value::BulkString(of), Value::BulkString(document)] => Some((of, Some(document))),
+        [Value::BulkString(of), Value::Nil] => Some((of, None)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ impl Queue {
         }
         let mut own = Arguments::default();
         own.arg(self.seat.lane.to_string().as_bytes());
-        own.arg(since.as_bytes()).arg(&claim.record);
+        own.arg(since.as_bytes()).arg(&claim.token);
         own.arg(finish.id.as_str().as_bytes());
         match finish.document {
             None => own.arg(b"no"),
@@ -264,7 +264,7 @@ impl Queue {
             self.call(step, keys)
         };
         self.add_claim(&mut call, lists, &pushes);
-        call.arg(&claim.record).arg(&claim.entry);
+        call.arg(&claim.token).arg(&claim.entry);
         call.arg(claim.progress_field());
         call.arg(&claim.context).arg(self.expiry.context);
         call.arg(u8::from(claim.is_noted));

@@ -108,7 +108,7 @@ impl Queue {
             call.key(dead_letter_list(&claim.list))
                 .key(dead_letter_reasons(&claim.list));
             call.arg(seat.lane)
-                .arg(&claim.record)
+                .arg(&claim.token)
                 .arg(&claim.entry)
                 .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
@@ -134,7 +134,7 @@ impl Queue {
         self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts.postpone.key(seat.claims_key());
             call.key(keys::TRIES).key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(most_rounds).arg(worked).arg(NOTES_EXPIRY);
             call.arg(expiry.document).arg(stage);
@@ -211,7 +211,7 @@ impl Queue {
         self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts.release.key(seat.claims_key());
             call.key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.record).arg(&claim.entry);
+            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(expiry.document);
             add_progress(&mut call, claim, progress);

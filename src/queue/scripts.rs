@@ -58,13 +58,13 @@ impl Scripts {
             foreign_keep: script!("foreign", "foreign_keep"),
             replace: script!("foreign", "progress", "document", "replace"),
             replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("reason", "age", "progress", "dead_letter"),
-            release: script!("alive", "context", "progress", "release"),
-            postpone: script!("alive", "context", "progress", "postpone"),
+            dead_letter: script!("held", "reason", "age", "progress", "dead_letter"),
+            release: script!("held", "alive", "context", "progress", "release"),
+            postpone: script!("held", "alive", "context", "progress", "postpone"),
             recover: script!(
                 "alive", "context", "progress", "reason", "record", "recover"
             ),
-            set_aside: script!("set_aside"),
+            set_aside: script!("held", "set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
             retry: script!("retry"),
@@ -79,6 +79,7 @@ impl Scripts {
                     "claim_next"
                 ),
                 script!(
+                    "held",
                     "foreign",
                     "progress",
                     "document",
@@ -92,6 +93,7 @@ impl Scripts {
                     "progress",
                     "pop",
                     "claim",
+                    "held",
                     "foreign",
                     "document",
                     "reason",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use redis::Commands;
 use serde_json::Value;
 
 use crate::harness::{
@@ -312,7 +313,7 @@ fn a_dead_letter_queue_of_the_wrong_redis_type() {
     daemon.stop();
 }
 
-/// Entries that are no UUIDs: any bytes, nearly a UUID, nothing, a megabyte.
+/// Entries that are no UUIDs: any bytes, nearly a UUID, nothing, as long as one may be.
 fn entries() -> Vec<Vec<u8>> {
     let uuid = "05cec3d4-0561-4010-9fb8-23cc7edef146";
     let near = (0..uuid.len(), any::<u8>()).prop_map(move |(at, byte)| {
@@ -331,7 +332,7 @@ fn entries() -> Vec<Vec<u8>> {
         .map(|_| entry.new_tree(&mut runner).expect("an entry").current())
         .filter(|entry| uuid::Uuid::try_parse_ascii(entry).is_err() || entry.len() != 36)
         .collect();
-    let large = [&b"\xff"[..], b"\0", b"\"", b"x"].map(|byte| byte.repeat(1 << 20));
+    let large = [&b"\xff"[..], b"\0", b"\"", b"x"].map(|byte| byte.repeat(1024));
     entries.extend(large);
     entries.extend([
         Vec::new(),
@@ -381,4 +382,68 @@ fn every_entry_that_is_no_uuid_is_a_dead_letter_byte_for_byte() {
         "the log holds raw control characters"
     );
     assert!(log.lines().all(|line| line.len() < 4000));
+}
+
+/// In JSON it is six times as long, and each script that has to do with a claim would get it.
+#[test]
+fn an_entry_that_is_too_long_is_cut_before_anything_is_made_of_it() {
+    let bench = Bench::start();
+    let redis = &bench.redis;
+    let mut connection = redis.connection();
+    for (length, others) in [(1025, 0), (16 << 20, 0), (16 << 20, 40)] {
+        // With others, it is taken by the script that finishes one of them.
+        let samples = fresh(others);
+        let (before, after) = samples.split_at(others / 2);
+        let mut push = redis::pipe();
+        submit(redis, "default", before);
+        push.rpush("default", b"\x01".repeat(length)).ignore();
+        push.query::<()>(&mut connection).expect("Redis takes it");
+        submit(redis, "default", after);
+        wait_until("all are done, or dead", PATIENCE, || {
+            redis.length("DLQ:default") == 1 && redis.length("done") == others
+        });
+        let letters: Vec<Vec<u8>> = connection.lrange("DLQ:default", 0, -1).expect("a list");
+        // A byte more than an entry may have: put back, it is known again.
+        assert!(letters == [b"\x01".repeat(1025)]);
+        let reasons: Vec<String> = redis.ask(&["HVALS", "conserver:dlq:default"]);
+        let reason = serde_json::from_str(&reasons[0]).expect("JSON");
+        says(&reason, "the entry has more than 1024 bytes");
+        assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+        redis.ask::<()>(&["DEL", "DLQ:default", "conserver:dlq:default", "done"]);
+    }
+    bench.goes_on();
+}
+
+#[test]
+fn a_context_that_is_too_long_makes_its_vcon_a_dead_letter() {
+    let bench = Bench::start();
+    let redis = &bench.redis;
+    let mut connection = redis.connection();
+    for (length, others) in [(65_536, 0), (65_537, 0), (16 << 20, 40)] {
+        let samples = fresh(others + 1);
+        let (before, rest) = samples.split_at(others / 2);
+        let id = &rest[0].id;
+        let context = format!("context:default:{id}");
+        let mut push = redis::cmd("RPUSH");
+        push.arg(&context).arg(b"\x01".repeat(length));
+        push.query::<()>(&mut connection).expect("Redis takes it");
+        submit(redis, "default", before);
+        submit(redis, "default", rest);
+        let dead = usize::from(length > 65_536);
+        wait_until("all are done, or dead", PATIENCE, || {
+            redis.length("DLQ:default") == dead && redis.length("done") == others + 1 - dead
+        });
+        assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
+        if dead == 1 {
+            assert_eq!(redis.list("DLQ:default"), [id.clone()]);
+            let reason: String = redis.ask(&["HGET", "conserver:dlq:default", id]);
+            let reason = serde_json::from_str(&reason).expect("JSON");
+            says(
+                &reason,
+                "context that came with it has more than 65536 bytes",
+            );
+        }
+        redis.ask::<()>(&["DEL", "DLQ:default", "conserver:dlq:default", "done"]);
+    }
+    bench.goes_on();
 }

@@ -13,6 +13,7 @@ const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/claim_next.lua")
 );
 const FINISH: &str = concat!(
+    include_str!("../../../src/queue/scripts/held.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
@@ -21,6 +22,7 @@ const FINISH: &str = concat!(
     include_str!("../../../src/queue/scripts/finish_alone.lua")
 );
 const FINISH_AND_CLAIM: &str = concat!(
+    include_str!("../../../src/queue/scripts/held.lua"),
     include_str!("../../../src/queue/scripts/alive.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
@@ -49,7 +51,7 @@ pub struct Queue {
     /// Whether the chain has storages: they were given the document that must still stand there.
     is_stored: bool,
     requests: u64,
-    record: Vec<u8>,
+    token: Vec<u8>,
     /// The document that came with the claim.
     base: Vec<u8>,
 }
@@ -72,7 +74,7 @@ impl Queue {
             finish_and_claim,
             is_stored,
             requests: 0,
-            record: Vec::new(),
+            token: Vec::new(),
             base: Vec::new(),
         }
     }
@@ -132,7 +134,7 @@ impl Queue {
     }
 
     fn add_finish(&self, call: &mut Cmd, id: &str, document: [&[u8]; 3]) {
-        call.arg(&self.record).arg(id);
+        call.arg(&self.token).arg(id);
         call.arg(format!("default\n{id}"));
         call.arg("").arg(86400).arg(0);
         call.arg(format!("vcon:{id}"));
@@ -201,9 +203,9 @@ impl Queue {
             Value::BulkString(bytes) => bytes,
             other => panic!("{other:?}"),
         };
-        self.record = text(0);
+        self.token = text(0);
         let (id, kind, mut document) = (text(2), text(4), text(5));
-        if self.record.is_empty() {
+        if self.token.is_empty() {
             return None;
         }
         let id = String::from_utf8(id).expect("an id");

@@ -5,13 +5,16 @@
 -- ARGV: 1 lane, 2 the most bytes of a document to hand over, 3 the record of our lease, 4 its time to live,
 --       5 the instance, 6 the worker, 7 the time to live that a document gets when less than half of it is left,
 --       8 the mark of our lease, 9 the time of the request, 10 how many lists, then the name of each list as JSON.
--- Returns {record, list, entry, context, kind, document, fault, deaths, progress}; record is '' if all lists are empty,
+-- Returns {token, list, entry, context, kind, document, fault, deaths, progress}; token is '' if all lists are empty,
 -- deaths is '' if nothing is kept about the entry. If another daemon has the name, kind is 'not-ours' and document its
 -- record.
 -- A claim that the lane already holds is returned again: its first answer, or its finish, was lost. If another daemon
 -- made it, which had the name in the meantime, kind is 'left-behind'.
 
 local UUID = '^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$'
+
+-- What is longer is cut before anything is made of it, to one byte more, so that it is known again.
+local MOST_OF_ENTRY, MOST_OF_CONTEXT = 1024, 65536
 
 -- What is wrong with a key, or with the rights to it, is no fault of the server.
 local function is_of_the_key(err)
@@ -32,6 +35,7 @@ local function json_document(key)
 end
 
 local function document(entry)
+  if #entry > MOST_OF_ENTRY then return 'entry-too-long', '' end
   if not entry:find(UUID) then return 'not-a-uuid', '' end
   local key = 'vcon:' .. entry
   keep_alive(key, ARGV[7])
@@ -60,10 +64,11 @@ local function notes(list, entry)
   return is_noted and '0' or '', kept_progress(field)
 end
 
-local function handed(record, list, entry, context, fault)
+local function handed(token, list, entry, context, fault)
   local kind, text = document(entry)
+  if #context > MOST_OF_CONTEXT then kind, text, context = 'context-too-long', '', '' end
   local deaths, progress = notes(list, entry)
-  return {record, list, entry, context, kind, text, fault, deaths, progress}
+  return {token, list, entry, context, kind, text, fault, deaths, progress}
 end
 
 -- The claim that the lane holds already, if any.
@@ -79,9 +84,9 @@ local function held_claim()
     return nil
   end
   if claim.by ~= '' and claim.by ~= ARGV[8] then
-    return {held, claim.list, claim.uuid, claim.context, 'left-behind', '', '', '', ''}
+    return {token_of(held), claim.list, claim.uuid, claim.context, 'left-behind', '', '', '', ''}
   end
-  return handed(held, claim.list, claim.uuid, claim.context, '')
+  return handed(token_of(held), claim.list, claim.uuid, claim.context, '')
 end
 
 -- `is_known` says that the lane's worker is known to hold claims until this very script.
@@ -110,15 +115,16 @@ local function claim(is_known)
       if not is_of_the_key(err) then return entry end
       fault = list .. ': ' .. err
     elseif entry then
+      entry = entry:sub(1, MOST_OF_ENTRY + 1)
       local context, encoded = '', '"' .. entry .. '"'
       if entry:find(UUID) then
         local popped = redis.pcall('LPOP', 'context:' .. list .. ':' .. entry)
-        if type(popped) == 'string' then context = popped end
+        if type(popped) == 'string' then context = popped:sub(1, MOST_OF_CONTEXT + 1) end
       else
         encoded = cjson.encode(entry)
       end
-      local record = '{"list":' .. ARGV[10 + i] .. ',"uuid":' .. encoded .. ',"since":' .. ARGV[9]
-        .. ',"by":"' .. ARGV[8] .. '"'
+      local token = '{"since":' .. ARGV[9] .. ',"by":"' .. ARGV[8] .. '"'
+      local record = token .. ',"list":' .. ARGV[10 + i] .. ',"uuid":' .. encoded
       if context ~= '' then record = record .. ',"context":' .. cjson.encode(context) end
       record = record .. '}'
       -- A full Redis does not refuse it, being the second write; the rights of a user may.
@@ -129,7 +135,7 @@ local function claim(is_known)
         return kept
       end
       if not is_known then redis.pcall('SADD', KEYS[4], ARGV[6]) end
-      return handed(record, list, entry, context, fault)
+      return handed(token, list, entry, context, fault)
     end
   end
   return {'', '', '', '', '', '', fault, '', ''}

@@ -1,13 +1,14 @@
 -- Moves a claimed entry to its dead letter queue.
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
--- ARGV: lane, record, entry, reason (a JSON object), the document's key or '', its time to live (0: as it is),
+-- ARGV: lane, the claim's token, entry, reason (a JSON object), the document's key or '', its time to live (0: as it is),
 --       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
 --       must stand there, the progress that the claim was handed, its time to live, '1' to move it at once.
 -- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
 -- stands there, or 'again' and a number if it is still held because it has been a dead letter just before, so many times
 -- in a row: somebody puts back at once what comes here, and would never find the queue empty.
 
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if not is_held(record, ARGV[2]) then return 0 end
 if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
 local reason, before, again = ARGV[4], redis.pcall('HGET', KEYS[4], ARGV[3]), 0
 if type(before) == 'string' and seconds_since(before) < YOUNG then
@@ -21,7 +22,7 @@ local kind = redis.call('TYPE', KEYS[3]).ok
 if kind == 'list' or kind == 'none' then
   redis.call('RPUSH', KEYS[3], ARGV[3])
 else
-  redis.call('RPUSH', 'conserver:unreadable', ARGV[2])
+  redis.call('RPUSH', 'conserver:unreadable', record)
 end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
 redis.pcall('HSET', KEYS[4], ARGV[3], with_time(reason))

@@ -1,7 +1,7 @@
 -- Replaces a finished vCon's document if it changed, makes the announcements and lets go of its claim. Goes before the
 -- scripts that finish.
 -- KEYS: 1 the claims hash, then, after the lists of `claim`, the lists to push to.
--- ARGV: 1 lane; after the arguments of `claim`: 1 record, 2 the entry claimed, 3 the field of its progress, 4 context,
+-- ARGV: 1 lane; after the arguments of `claim`: 1 the claim's token, 2 the entry claimed, 3 the field of its progress, 4 context,
 --       5 the context's time to live, 6 '1' if anything is kept about the entry,
 --       7 the vCon's key, 8 what stands there: '' (not looked at), 'text', 'json', or 'draft' (compared by the lane),
 --       9 the text that must stand there, 10 the text to write, '' to write nothing; of a draft its key,
@@ -37,8 +37,9 @@ end
 local function finish()
   local lists = tonumber(ARGV[10])
   local at, pushes = 10 + lists, 4 + lists
-  local record, key, how = ARGV[at + 1], ARGV[at + 7], ARGV[at + 8]
-  if redis.call('HGET', KEYS[1], ARGV[1]) ~= record then
+  local key, how = ARGV[at + 7], ARGV[at + 8]
+  local record = redis.call('HGET', KEYS[1], ARGV[1])
+  if not is_held(record, ARGV[at + 1]) then
     if how == 'draft' then redis.call('DEL', ARGV[at + 10]) end
     return {0}
   end

@@ -1,6 +1,6 @@
 -- Puts a claimed entry at the end of its list: a backend that answers has failed in all attempts for it.
 -- KEYS: the claims hash, the hash of rounds, the ingress list.
--- ARGV: lane, record, entry, context, the context's time to live, the most rounds (0: any number),
+-- ARGV: lane, the claim's token, entry, context, the context's time to live, the most rounds (0: any number),
 --       seconds since the backend last did its work ('' where it never has, or where this round does not count),
 --       the rounds' time to live, the document's, the stage that has failed, the field of the vCon's progress, the
 --       key of the document it is kept with, the progress or '', the text that must stand there, the progress that the
@@ -10,7 +10,7 @@
 -- or the name of an ingress key that is no list. Only rounds count between which the backend has worked for others, and
 -- only of one stage.
 
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if not is_held(redis.call('HGET', KEYS[1], ARGV[1]), ARGV[2]) then return 0 end
 if is_outdated(ARGV[12], ARGV[13], ARGV[14]) then return 'changed' end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6

@@ -4,17 +4,19 @@
 --       the ingress lists, then the egress lists.
 -- ARGV: 1 the record of our lease, 2 the time to live that a document gets when less than half of it is left, 3 the
 --       mark of our lease, 4 how many ingress lists, then the name of each as JSON, then for each lane: lane, the time
---       of its request, record, the UUID to announce, and of its document 'no', 'is' with the text that must stand
+--       of its request, the token of its claim, the UUID to announce, and of its document 'no', 'is' with the text that must stand
 --       there, or 'put' with that and the text to put.
 -- Returns for each lane an array: first 1 when it is finished, 2 when the document had been deleted meanwhile, 0 when
 -- the claim is not ours any more, 'changed', 'unwritten' with an error behind it, or 'unusual'; after 1 and 2, unless
--- that is to be asked for, {record, list, entry, kind, context, deaths, fault}; record is '' if all lists are empty,
+-- that is to be asked for, {token, list, entry, kind, context, deaths, fault}; token is '' if all lists are empty,
 -- kind is 'look' if the claim is to be looked at alone. Documents are not handed over: where kind is 'string', `SORT`
 -- gets them for the first entries of the list of what was taken, one for each lane, the last lane first. That costs the
 -- server less than half of what a script costs that returns them.
 
-local LONGEST = 1048576
-local UUID = '^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$'
+-- As in `claim.lua`.
+local MOST_OF_ENTRY, MOST_OF_CONTEXT = 1024, 65536
+-- Whether it is a UUID, the lane sees: a pattern costs more than the rest of what is done for an entry.
+local UUID_LENGTH = 36
 local call, pcall = redis.call, redis.pcall
 local lists = tonumber(ARGV[4])
 local answers, count = {}, 0
@@ -38,7 +40,8 @@ local function turn()
     local at = first[i]
     local id, how = ARGV[at + 3], ARGV[at + 4]
     local outcome = 1
-    if held[i] ~= ARGV[at + 2] then
+    local token = ARGV[at + 2]
+    if not held[i] or held[i]:sub(1, #token) ~= token then
       outcome = 0
     elseif how ~= 'no' then
       local key = 'vcon:' .. id
@@ -122,7 +125,7 @@ local function turn()
       end
       if #entries == 0 then break end
       for _, entry in ipairs(entries) do
-        taken[#taken + 1] = entry
+        taken[#taken + 1] = #entry > MOST_OF_ENTRY and entry:sub(1, MOST_OF_ENTRY + 1) or entry
         from[#taken] = l
       end
     end
@@ -141,26 +144,25 @@ local function turn()
   local ttl, fields = tonumber(ARGV[2]), {}
   for n, entry in ipairs(taken) do
     local i, list = done[n], KEYS[3 + from[n]]
-    local is_uuid = entry:find(UUID)
-    local record = '{"list":' .. ARGV[4 + from[n]] .. ',"uuid":' .. (is_uuid and '"' .. entry .. '"' or cjson.encode(entry))
-      .. ',"since":' .. ARGV[first[i] + 1] .. ',"by":"' .. ARGV[3] .. '"'
-    local answer = {'', list, entry, is_uuid and 'string' or 'not-a-uuid', '', '', fault}
-    if is_uuid then
+    local token = '{"since":' .. ARGV[first[i] + 1] .. ',"by":"' .. ARGV[3] .. '"'
+    local record = token .. ',"list":' .. ARGV[4 + from[n]] .. ',"uuid":' .. cjson.encode(entry)
+    local answer = {token, list, entry, 'string', '', '', fault}
+    if #entry ~= UUID_LENGTH then
+      answer[4] = 'look'
+    else
       if is_noted then
         local context = pcall('LPOP', keys[4 + n])
         if type(context) == 'string' then
+          if #context > MOST_OF_CONTEXT then
+            context = context:sub(1, MOST_OF_CONTEXT + 1)
+            answer[4] = 'look'
+          end
           answer[5] = context
           record = record .. ',"context":' .. cjson.encode(context)
         end
       end
-      local key = 'vcon:' .. entry
-      local size = pcall('STRLEN', key)
-      if type(size) ~= 'number' or size == 0 or size > LONGEST then
-        answer[4] = 'look'
-      else
-        local left = pcall('PTTL', key)
-        if type(left) == 'number' and left >= 0 and left < ttl * 500 then pcall('EXPIRE', key, ttl) end
-      end
+      local left = pcall('PTTL', 'vcon:' .. entry)
+      if type(left) == 'number' and left >= 0 and left < ttl * 500 then pcall('EXPIRE', 'vcon:' .. entry, ttl) end
     end
     if is_noted then
       local deaths = pcall('HGET', 'conserver:deaths', entry)
@@ -171,9 +173,8 @@ local function turn()
       end
       if pcall('HEXISTS', 'conserver:progress', list .. '\n' .. entry) ~= 0 then answer[4] = 'look' end
     end
-    answer[1] = record .. '}'
     answers[i][2] = answer
-    fields[2 * n - 1], fields[2 * n] = lanes[i], answer[1]
+    fields[2 * n - 1], fields[2 * n] = lanes[i], record .. '}'
   end
   -- A full Redis does not refuse it, being no first write; the rights of a user may.
   local kept = pcall('HSET', KEYS[1], unpack(fields))

@@ -18,6 +18,7 @@ const CLAIM: &str = concat!(
 
 /// The script that finishes.
 const FINISH: &str = concat!(
+    include_str!("../../../src/queue/scripts/held.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
@@ -96,7 +97,7 @@ impl Server {
         let id = &self.ids[vcon];
         let claims = claims_key(name, worker);
         let keys = [&claims, "lease", "instances", "workers", EGRESS];
-        let script = without_guard(FINISH, "redis.call('HGET', KEYS[1], ARGV[1]) ~= record");
+        let script = without_guard(FINISH, "not is_held(record, ARGV[at + 1])");
         let record = &self.contents.claims[&(name, worker, vcon, Run::Last(daemon))];
         let key = id.key();
         let id = id.as_str().as_bytes();

@@ -44,6 +44,7 @@ macro_rules! files {
 
 const CLAIM: &[&str] = files!("alive", "record", "progress", "pop", "claim", "claim_next");
 const FINISH: &[&str] = files!(
+    "held",
     "foreign",
     "progress",
     "document",
@@ -55,7 +56,7 @@ const RECOVER: &[&str] = files!(
     "alive", "context", "progress", "reason", "record", "recover"
 );
 
-const RELEASE: &[&str] = files!("alive", "context", "progress", "release");
+const RELEASE: &[&str] = files!("held", "alive", "context", "progress", "release");
 
 const FINISH_WITHOUT_COMPARE: Broken = Broken {
     files: FINISH,
