@@ -96,7 +96,10 @@ impl Pipeline<'_, '_, '_> {
     /// has stopped.
     fn load(&mut self, document: Document) -> Result<Job, Ending> {
         let Some(id) = self.claim.id() else {
-            let error = format!("the entry \"{}\" is not a UUID", self.claim.shown());
+            let error = match document {
+                Document::Unusable(why) => why,
+                _ => format!("the entry \"{}\" is not a UUID", self.claim.shown()),
+            };
             return Err(Ending::Failed(Fault::of_queue("queue", error)));
         };
         let kept = self.claim.progress.as_deref();
