@@ -435,7 +435,7 @@ fn a_context_that_is_too_long_makes_its_vcon_a_dead_letter() {
         });
         assert_eq!(redis.keys("conserver:claims:*"), Vec::<String>::new());
         if dead == 1 {
-            assert_eq!(redis.list("DLQ:default"), [id.clone()]);
+            assert_eq!(redis.list("DLQ:default"), std::slice::from_ref(id));
             let reason: String = redis.ask(&["HGET", "conserver:dlq:default", id]);
             let reason = serde_json::from_str(&reason).expect("JSON");
             says(
