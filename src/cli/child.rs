@@ -154,7 +154,7 @@ pub(super) fn execute(
 
 /// The configuration that the supervisor has accepted.
 fn accepted(path: &Path) -> Result<Arc<Config>, Exit> {
-    match Config::load(path) {
+    match Config::load_kept(path) {
         Ok(config) => Ok(Arc::new(config)),
         Err(errors) => {
             log::error!("the accepted configuration cannot be used:\n{errors}");

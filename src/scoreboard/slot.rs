@@ -1,18 +1,17 @@
 //! A worker's side: its own slot, written without locks and without system calls.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::libc;
-
 use super::board::config_path;
 use super::layout::{self, HEADER, NAME, WORD, header, lane, place, worker};
 use super::snapshot::{Header, Words};
 use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
+use crate::runtime_dir;
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 
@@ -50,11 +49,7 @@ impl Slot {
     pub fn attach(board: &BoardId, number: usize, generation: u64) -> Result<Self, BoardError> {
         let path = &board.path;
         let system = |what| BoardError::system(what, path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
+        let file = runtime_dir::open(path, OpenOptions::new().read(true).write(true))
             .map_err(system("open"))?;
         let mut bytes = [0; HEADER * WORD];
         file.read_exact_at(&mut bytes, 0).map_err(system("read"))?;

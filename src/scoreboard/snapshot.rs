@@ -2,18 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::libc;
 use uuid::Uuid;
 
 use super::board::{config_path, holder};
 use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
-use crate::sys;
+use crate::{runtime_dir, sys};
 
 /// The bytes of a scoreboard, as words.
 pub(super) struct Words<'a>(&'a [u8]);
@@ -338,11 +336,8 @@ impl Snapshot {
         check: impl Fn(&File, &Path, i32) -> Result<(), BoardError>,
     ) -> Result<(Self, File), BoardError> {
         let system = |what| BoardError::system(what, path);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(system("open"))?;
+        let mut file =
+            runtime_dir::open(path, OpenOptions::new().read(true)).map_err(system("open"))?;
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;

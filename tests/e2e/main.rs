@@ -91,6 +91,7 @@ mod restart;
 mod round_trip;
 mod routes;
 mod routing;
+mod runtime_folder;
 mod s3_faults;
 mod secrets;
 mod shared_vcons;

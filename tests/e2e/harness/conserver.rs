@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -82,7 +83,9 @@ impl Conserver {
             program: env!("CARGO_BIN_EXE_conserver").into(),
         };
         let runtime = conserver.runtime_folder();
-        fs::create_dir(&runtime).expect("a folder");
+        // Whatever the umask: one that others can write to is refused.
+        let private = fs::DirBuilder::new().mode(0o700).create(&runtime);
+        private.expect("a folder");
         let temporary = conserver.folder.path().to_owned();
         conserver
             .env("RUNTIME_DIRECTORY", runtime)
