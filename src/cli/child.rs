@@ -157,7 +157,8 @@ fn accepted(path: &Path) -> Result<Arc<Config>, Exit> {
     match Config::load_kept(path) {
         Ok(config) => Ok(Arc::new(config)),
         Err(errors) => {
-            log::error!("the accepted configuration cannot be used:\n{errors}");
+            log::error!("the accepted configuration cannot be used:");
+            errors.lines().for_each(|line| log::error!("{line}"));
             Err(Exit::Config)
         }
     }

@@ -11,6 +11,7 @@ use super::board::{config_path, holder};
 use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
+use crate::visible::printable;
 use crate::{runtime_dir, sys};
 
 /// The bytes of a scoreboard, as words.
@@ -107,9 +108,7 @@ fn instance(words: &Words<'_>) -> String {
     let length = usize::try_from(words.get(header::INSTANCE)).map_or(room, |n| n.min(room));
     let bytes = &words.from(header::INSTANCE + 1).0;
     let bytes = bytes.get(..length).unwrap_or_default();
-    // Shown on terminals: whatever could steer one is left out.
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().filter(|c| !c.is_control()).collect()
+    printable(&String::from_utf8_lossy(bytes)).into_owned()
 }
 
 fn pid(word: u64) -> Option<i32> {

@@ -68,7 +68,8 @@ impl Followed {
         let source = match loaded {
             Ok(Ok(source)) => source,
             Ok(Err(errors)) => {
-                log::error!("The configuration is not valid, the former one stays:\n{errors}");
+                log::error!("The configuration is not valid, the former one stays:");
+                errors.lines().for_each(|line| log::error!("{line}"));
                 return false;
             }
             Err(_) => {

@@ -38,9 +38,10 @@ impl Current {
             state.generation = generation;
             match Config::load_kept(self.slot.config_path()) {
                 Ok(config) => state.config = Arc::new(config),
-                Err(errors) => log::error!(
-                    "the accepted configuration cannot be used, the former one stays:\n{errors}"
-                ),
+                Err(errors) => {
+                    log::error!("the accepted configuration cannot be used, the former one stays:");
+                    errors.lines().for_each(|line| log::error!("{line}"));
+                }
             }
         }
         Arc::clone(&state.config)

@@ -9,7 +9,7 @@ use nix::unistd::{Pid, geteuid};
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, PATIENCE, Redis, chain, exec, fresh, run, said, submit, wait_until,
+    Conserver, Ledger, PATIENCE, Redis, chain, exec, fresh, run, said, submit, wait_until,
 };
 
 /// Any user but root, who need not be known.

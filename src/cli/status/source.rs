@@ -8,6 +8,7 @@ use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{Lists, Queues, View};
+use crate::visible::printable;
 
 /// Looks at the daemon that is meant, again and again.
 pub(in crate::cli) struct Source {
@@ -98,5 +99,6 @@ fn not_found(settings: &Settings, alive: &[Snapshot], faults: Vec<String>) -> St
             "there is {names}: set CONSERVER_INSTANCE to one of them"
         ));
     }
+    let lines: Vec<_> = lines.iter().map(|line| printable(line)).collect();
     lines.join("\n")
 }
