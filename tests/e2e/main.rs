@@ -46,6 +46,7 @@ mod everything;
 mod failover;
 mod figures;
 mod followers;
+mod forged_lines;
 mod forms;
 mod get_delete;
 mod harness;

@@ -47,13 +47,19 @@ impl Finished {
 pub fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
     let finished = conserver.run(arguments);
     assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
-    let is_fit = |c: char| c == '\n' || !c.is_control();
     assert!(
         finished.output().chars().all(is_fit),
         "{:?}",
         finished.output()
     );
     finished
+}
+
+/// Whether a text for people may hold the character: it ends a line, or can be seen.
+pub fn is_fit(c: char) -> bool {
+    let unseen = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
+    c == '\n' || !c.is_control() && !unseen
 }
 
 /// Fails unless it wrote all of this.
