@@ -17,11 +17,16 @@ pub fn is_there() -> bool {
 }
 
 /// The memory a process has for itself, with its share of what it has in common with others
-/// (proportional set size), in bytes. Others than the owner and root are not told.
+/// (proportional set size), in bytes. Of a process that hides its memory, only itself and root are told.
 pub fn proportional_set_size(pid: i32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
     kilobytes(line)
+}
+
+/// [`proportional_set_size`] of this process.
+pub fn own_proportional_set_size() -> Option<u64> {
+    proportional_set_size(i32::try_from(std::process::id()).ok()?)
 }
 
 /// The memory of this process that is in use (resident set size), in bytes.

@@ -75,6 +75,14 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
         };
         Row::fine(&name, format!("{state}from {}", lists.join(", ")))
     }));
+    rows.extend(config.links.iter().filter_map(|(name, link)| {
+        let detail = link.open_link().check().err()?;
+        Some(Row {
+            what: format!("link {name}"),
+            exit: Exit::Config,
+            detail,
+        })
+    }));
     rows.extend(config.storages.iter().map(|(name, storage)| {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
         Row::fine(&format!("storage {name} ({})", storage.module), detail)

@@ -97,12 +97,15 @@ pub(super) fn warden(settings: &Settings) -> Exit {
     }
 }
 
-/// Takes over the memory that shows this process's title.
+/// Takes over the memory that shows this process's title, and hides all of it from others.
 pub(super) fn take_title() -> Result<Title, Exit> {
-    Title::take().map_err(|error| {
+    let title = Title::take().map_err(|error| {
         log::error!("could not take over the title of the process: {error}");
         Exit::Internal
-    })
+    });
+    // Not before: the title is in the environment, which only root reads in /proc afterwards.
+    sys::hide_memory();
+    title
 }
 
 /// Does what a child process is told, in a process of its own. One that is forked from the

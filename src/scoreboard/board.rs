@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::{self, HEADER, METER, NAME, SERIES, WORD, header, place};
 use super::snapshot::{SlotView, Words};
 use super::{BoardError, Phase, PlaceState, RestartCause, SeriesKind, series};
-use crate::{runtime_dir, sys};
+use crate::{procfs, runtime_dir, sys};
 
 /// The scoreboard of a running supervisor; its end removes the file.
 pub struct Board {
@@ -214,6 +214,10 @@ impl Board {
     /// Shows that the supervisor is alive.
     pub fn beat(&mut self) {
         self.show(header::BEAT, sys::monotonic_ms());
+        self.show(
+            header::MEMORY,
+            procfs::own_proportional_set_size().unwrap_or(0),
+        );
     }
 
     /// Puts a file right that someone has cut short: workers that wrote to what is missing would

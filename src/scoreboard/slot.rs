@@ -11,9 +11,9 @@ use super::board::config_path;
 use super::layout::{self, HEADER, NAME, WORD, header, lane, place, worker};
 use super::snapshot::{Header, Words};
 use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
-use crate::runtime_dir;
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
+use crate::{procfs, runtime_dir};
 
 /// The slot of one worker; cheap to clone.
 #[derive(Clone)]
@@ -110,12 +110,15 @@ impl Slot {
         self.word(place::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
     }
 
-    /// Says that this worker is alive, and how much processor time it has used.
+    /// Says that this worker is alive, how much processor time it has used, and how much memory it has.
     pub fn beat(&self) {
         self.word(worker::BEAT)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
         let cpu = self.cpu_before.saturating_add(sys::processor_time_us());
         self.word(worker::CPU).store(cpu, Ordering::Relaxed);
+        // Others cannot see it: see `sys::hide_memory`.
+        let memory = procfs::own_proportional_set_size().unwrap_or(0);
+        self.word(worker::MEMORY).store(memory, Ordering::Relaxed);
     }
 
     /// Shows which links and storages, by their places in the configuration in force, are away, so

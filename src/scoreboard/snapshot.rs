@@ -12,7 +12,7 @@ use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
 use crate::visible::printable;
-use crate::{runtime_dir, sys};
+use crate::{procfs, runtime_dir, sys};
 
 /// The bytes of a scoreboard, as words.
 pub(super) struct Words<'a>(&'a [u8]);
@@ -58,6 +58,8 @@ pub struct Header {
     pub used: usize,
     /// When the supervisor last had a look, in monotonic milliseconds.
     pub beat: u64,
+    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    pub memory: Option<u64>,
     /// How many series there are.
     pub series: usize,
     /// After how many milliseconds on one vCon a lane is stuck.
@@ -93,6 +95,7 @@ impl Header {
                 .unwrap_or(layout::SLOTS)
                 .min(layout::SLOTS),
             beat: words.get(header::BEAT),
+            memory: Some(words.get(header::MEMORY)).filter(|bytes| *bytes > 0),
             series: usize::try_from(words.get(header::SERIES))
                 .unwrap_or(layout::SERIES)
                 .min(layout::SERIES),
@@ -158,6 +161,8 @@ pub struct WorkerView {
     pub state: WorkerState,
     /// When it was last alive, in monotonic milliseconds.
     pub beat: u64,
+    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    pub memory: Option<u64>,
     /// Whether it has returned what its predecessors left behind, and may have claims of its own.
     pub recovered: bool,
     /// Claims this very worker has let go.
@@ -206,6 +211,13 @@ impl LaneView {
 }
 
 impl SlotView {
+    /// The memory of its process, in bytes: as the system tells, or as the process does.
+    pub fn memory(&self) -> Option<u64> {
+        let pid = self.place.as_ref()?.pid?;
+        let told = || self.worker.as_ref()?.memory;
+        procfs::proportional_set_size(pid).or_else(told)
+    }
+
     /// Vcons that came to their end here, halted ones among them.
     pub fn done(&self) -> u64 {
         self.finished.saturating_add(self.halted)
@@ -249,6 +261,7 @@ impl WorkerView {
         Some(Self {
             state: state(WorkerState::ALL, words.get(worker::STATE))?,
             beat: words.get(worker::BEAT),
+            memory: Some(words.get(worker::MEMORY)).filter(|bytes| *bytes > 0),
             recovered: words.get(worker::RECOVERED) == 1,
             settled: words.get(worker::SETTLED),
             lanes: (0..lanes).filter_map(lane).collect(),
