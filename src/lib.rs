@@ -29,6 +29,7 @@
 //!   [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
+//! - [`visible`]: text from elsewhere, as people may see it.
 //! - [`secret`]: text that is never shown; [`spelling`]: what a wrong name was meant to be; [`procfs`]: what the system says of a process;
 //!   [`sys`]: the only unsafe code.
 //!
@@ -60,5 +61,6 @@ pub mod supervisor;
 pub mod sys;
 pub mod vcon;
 pub mod view;
+pub mod visible;
 pub mod webhooks;
 pub mod worker;

@@ -1,4 +1,5 @@
-//! The log: lines for people through simplelog, or one JSON object a line.
+//! The log: lines for people through simplelog, or one JSON object a line. In both, what cannot be
+//! seen is escaped here, and nowhere before.
 //!
 //! Everything goes to standard error, each line in one write, so that the lines of all processes
 //! stay whole.
@@ -22,6 +23,7 @@ use simplelog::{
 pub use stderr::{may_wait, never_wait, report_lost};
 
 use crate::settings::LogFormat;
+use crate::visible::{Printable, visible_json};
 use stderr::write_line;
 
 static WORKER: OnceLock<RwLock<String>> = OnceLock::new();
@@ -35,9 +37,17 @@ pub fn start(format: LogFormat, level: LevelFilter) {
                 Some(value) if !value.is_empty() => ColorChoice::Never,
                 _ => ColorChoice::Auto,
             };
-            TermLogger::new(level, text_config(), TerminalMode::Stderr, colors)
+            Box::new(Visible(TermLogger::new(
+                level,
+                text_config(),
+                TerminalMode::Stderr,
+                colors,
+            )))
         }
-        LogFormat::Text => WriteLogger::new(level, text_config(), WholeLines::default()),
+        LogFormat::Text => {
+            let lines = WholeLines::default();
+            Box::new(Visible(WriteLogger::new(level, text_config(), lines)))
+        }
     };
     // A second start, as in a test, changes nothing.
     let _ = CombinedLogger::init(vec![logger]);
@@ -100,6 +110,42 @@ impl Write for WholeLines {
     }
 }
 
+/// Logs each message on one line of characters that can be seen: much of what messages hold comes
+/// from elsewhere. So none of them has lines of its own.
+struct Visible<L>(Box<L>);
+
+impl<L: SharedLogger> Log for Visible<L> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let message = Printable(record.args());
+            self.0
+                .log(&record.to_builder().args(format_args!("{message}")).build());
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+impl<L: SharedLogger + 'static> SharedLogger for Visible<L> {
+    fn level(&self) -> LevelFilter {
+        self.0.level()
+    }
+
+    fn config(&self) -> Option<&Config> {
+        self.0.config()
+    }
+
+    fn as_log(self: Box<Self>) -> Box<dyn Log> {
+        self
+    }
+}
+
 /// One JSON object a line.
 struct JsonLogger {
     level: LevelFilter,
@@ -153,7 +199,8 @@ fn json_line(record: &Record<'_>) -> String {
     }
     // The visitor below refuses nothing.
     let _ = record.key_values().visit(&mut fields);
-    serde_json::Value::Object(fields.0).to_string()
+    // What cannot be seen stays in the values, and does not get into the line.
+    visible_json(&serde_json::Value::Object(fields.0).to_string())
 }
 
 fn python_name(level: Level) -> &'static str {
@@ -186,8 +233,59 @@ impl<'kvs> VisitSource<'kvs> for Fields {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    const HOSTILE: &str =
+        "no\n2026-01-01T00:00:00Z [INFO] Finished\r\x1b[2J\u{9b}K\u{202e}\u{2066}\u{2028}\u{200b}é";
+
+    #[test]
+    fn a_message_from_elsewhere_stays_one_line_that_shows_all_of_it() {
+        struct Written(Arc<Mutex<Vec<u8>>>);
+
+        impl Write for Written {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let logger = WriteLogger::new(
+            LevelFilter::Info,
+            text_config(),
+            Written(Arc::clone(&written)),
+        );
+        let mut record = Record::builder();
+        record.level(Level::Warn).target("conserver::worker");
+        Visible(logger).log(&record.args(format_args!("S3 says {HOSTILE}")).build());
+        let lines = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.matches('\n').count(), 1, "{lines:?}");
+        let shown = r"[WARN] S3 says no\n2026-01-01T00:00:00Z [INFO] Finished\r\u{1b}[2J\u{9b}K\u{202e}\u{2066}\u{2028}\u{200b}é";
+        assert_eq!(lines.trim_end().split_once(' ').unwrap().1, shown);
+    }
+
+    #[test]
+    fn a_json_line_hides_nothing_and_keeps_what_it_was_given() {
+        let pairs = [("host", Value::from(HOSTILE))];
+        let line = json_line(
+            &Record::builder()
+                .target("conserver")
+                .key_values(&pairs)
+                .args(format_args!("{HOSTILE}"))
+                .build(),
+        );
+        assert!(line.chars().all(crate::visible::is_visible), "{line:?}");
+        let fields: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(fields["message"], HOSTILE);
+        assert_eq!(fields["host"], HOSTILE);
+    }
 
     #[test]
     fn a_json_line_has_the_fields_people_filter_by() {

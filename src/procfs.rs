@@ -8,17 +8,25 @@ use std::hash::{Hash, Hasher};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+/// `overflowuid` where nobody has changed it (proc_sys_kernel(5)).
+const NOBODY: u32 = 65534;
+
 /// Whether there is such a place here.
 pub fn is_there() -> bool {
     fs::symlink_metadata("/proc/self").is_ok()
 }
 
 /// The memory a process has for itself, with its share of what it has in common with others
-/// (proportional set size), in bytes. Others than the owner and root are not told.
+/// (proportional set size), in bytes. Of a process that hides its memory, only itself and root are told.
 pub fn proportional_set_size(pid: i32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
     kilobytes(line)
+}
+
+/// [`proportional_set_size`] of this process.
+pub fn own_proportional_set_size() -> Option<u64> {
+    proportional_set_size(i32::try_from(std::process::id()).ok()?)
 }
 
 /// The memory of this process that is in use (resident set size), in bytes.
@@ -83,6 +91,25 @@ pub const SYSTEM_NAMESPACE: &str = "pid:[4026531836]";
 pub fn pid_namespace() -> Option<String> {
     let link = fs::read_link("/proc/self/ns/pid").ok()?;
     Some(link.to_str()?.to_owned())
+}
+
+/// The owner that files seem to have whose real one is not known in this user namespace; `None` if
+/// all users are known.
+pub fn unmapped_owner() -> Option<u32> {
+    if cfg!(not(target_os = "linux")) {
+        return None;
+    }
+    let everybody = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    // Where /proc is not mounted, nobody tells.
+    if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| everybody(&map)) {
+        return None;
+    }
+    let told = fs::read_to_string("/proc/sys/kernel/overflowuid");
+    Some(
+        told.ok()
+            .and_then(|id| id.trim().parse().ok())
+            .unwrap_or(NOBODY),
+    )
 }
 
 /// What tells this run of the system from the one before the last reboot.

@@ -2,63 +2,144 @@
 //!
 //! `$RUNTIME_DIRECTORY` (set by systemd, see systemd.exec(5)), else `$XDG_RUNTIME_DIR/conserver`,
 //! else a private folder under the one for temporary files.
+//!
+//! Whoever can write there could replace the configuration that workers are started with, and so
+//! run programs as the daemon. So the folder, those above it and each file opened in it must belong
+//! to this user (or root), and nobody else may write to them.
 
 use std::env;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use nix::unistd::geteuid;
+
+use crate::procfs;
 
 /// Where packages let systemd make the folder; looked at last, by a person's `conserver status`.
 const SYSTEM: &str = "/run/conserver";
 
-/// Finds the folder for a daemon, and makes it where it is missing.
+/// Group and others may write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Only who owns an entry of such a folder may rename or remove it.
+const STICKY: u32 = 0o1000;
+
+/// Finds the folder for a daemon, and makes it if it is missing.
 ///
 /// # Errors
-/// Where it cannot be made, or the one under the temporary folder is not private.
+/// If it cannot be made, or somebody else could write there.
 pub fn make() -> io::Result<PathBuf> {
-    if let Some(folder) = given() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|error| named(&folder, &error.to_string()))?;
-        return Ok(folder);
-    }
-    let folder = private();
+    let folder = match given() {
+        Some(folder) => {
+            let parents = folder.parent().unwrap_or(&folder);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parents)
+                .map_err(|error| named(&folder, &error.to_string()))?;
+            folder
+        }
+        None => private(),
+    };
     match DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(named(&folder, &error.to_string())),
     }
-    if is_private(&folder) {
-        Ok(folder)
-    } else {
-        Err(named(
-            &folder,
-            "it is not a folder that only its owner can use; set RUNTIME_DIRECTORY",
-        ))
-    }
+    checked(&folder, Whose::Daemons)
 }
 
-/// Every file that looks like a scoreboard, in each folder where one may be.
-pub fn scoreboards() -> Vec<PathBuf> {
+/// Every file that looks like a scoreboard, in each folder where one may be, and why a folder that
+/// is there is not looked into.
+pub fn scoreboards() -> (Vec<PathBuf>, Vec<io::Error>) {
     let folders = given()
         .into_iter()
-        .chain(Some(private()).filter(|folder| is_private(folder)))
-        .chain([PathBuf::from(SYSTEM)]);
-    let mut found: Vec<PathBuf> = folders
-        .filter_map(|folder| fs::read_dir(folder).ok())
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "scoreboard"))
-        .collect();
+        .chain([private(), PathBuf::from(SYSTEM)]);
+    let (mut found, mut faults) = (Vec::new(), Vec::new());
+    for folder in folders {
+        // One that is not there, or not for us, has nothing to be told of.
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        if let Err(fault) = checked(&folder, Whose::Readers) {
+            faults.push(fault);
+            continue;
+        }
+        let paths = entries.flatten().map(|entry| entry.path());
+        found.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "scoreboard")));
+    }
     found.sort();
     found.dedup();
-    found
+    (found, faults)
+}
+
+/// Opens a file in the folder: a regular file with one name that belongs to this user or root, and
+/// that nobody else may write to. To root the owner of the folder is as good, because root looks at
+/// the daemons of others too.
+///
+/// # Errors
+/// If it cannot be opened, or is anything else. The text names owner, mode and what to do.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = open_regular(path, options)?;
+    let meta = file.metadata()?;
+    if meta.mode() & OTHERS_WRITE != 0 {
+        return Err(refused(&meta, "others may write to it"));
+    }
+    Ok(file)
+}
+
+/// [`open`] for a file that is made anew if others may write to it.
+///
+/// # Errors
+/// As for [`open`], but for the mode.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    // Without waiting: a pipe would keep us until someone writes to it.
+    let opened = options
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            let meta = fs::symlink_metadata(path)?;
+            return Err(refused(&meta, "it is a symbolic link"));
+        }
+        opened => opened?,
+    };
+    let meta = file.metadata()?;
+    let kind = meta.file_type();
+    let own = geteuid().as_raw();
+    let is_ours = meta.uid() == own || meta.uid() == 0 || own == 0 && is_folders(&meta, path);
+    let fault = if kind.is_fifo() {
+        "it is a pipe, not a file"
+    } else if !kind.is_file() {
+        "it is not a file"
+    } else if !is_ours {
+        "it belongs to another user"
+    } else if meta.nlink() > 1 {
+        "it is known by more than one name"
+    } else {
+        return Ok(file);
+    };
+    Err(refused(&meta, fault))
+}
+
+/// Whether the file and its folder have the same owner.
+fn is_folders(file: &Metadata, path: &Path) -> bool {
+    let folder = path.parent().map(fs::symlink_metadata);
+    folder.is_some_and(|folder| folder.is_ok_and(|folder| folder.uid() == file.uid()))
+}
+
+fn refused(meta: &Metadata, fault: &str) -> io::Error {
+    io::Error::other(format!(
+        "{fault} ({}): remove it, or set RUNTIME_DIRECTORY to another folder",
+        owner_and_mode(meta)
+    ))
+}
+
+fn owner_and_mode(meta: &Metadata) -> String {
+    format!("owner {}, mode {:04o}", meta.uid(), meta.mode() & 0o7777)
 }
 
 /// The folder the environment names.
@@ -68,21 +149,81 @@ fn given() -> Option<PathBuf> {
     let systemd = set("RUNTIME_DIRECTORY")
         .and_then(|folders| env::split_paths(&folders).next())
         .filter(|folder| folder.is_absolute());
-    systemd.or_else(|| {
+    let folder = systemd.or_else(|| {
         let user = PathBuf::from(set("XDG_RUNTIME_DIR")?).join("conserver");
         user.is_absolute().then_some(user)
-    })
+    })?;
+    // A link with a slash behind it would be taken for what it leads to.
+    Some(folder.components().collect())
 }
 
 fn private() -> PathBuf {
     env::temp_dir().join(format!("conserver-{}", geteuid()))
 }
 
-/// Whether it is a folder, not a link to one, that is ours and that nobody else can use.
-fn is_private(folder: &Path) -> bool {
-    fs::symlink_metadata(folder).is_ok_and(|meta| {
-        meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
-    })
+/// Whose folder it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This user's, or root's.
+    Daemons,
+    /// For root, which looks at the daemons of others, anybody's.
+    Readers,
+}
+
+/// The folder, by a path without links, if nobody but its owner and root can change what is in it.
+fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
+    let fault = |what: String| named(folder, &what);
+    let seen = |path: &Path| {
+        fs::symlink_metadata(path).map_err(|error| fault(format!("{}: {error}", path.display())))
+    };
+    let meta = seen(folder)?;
+    let own = geteuid().as_raw();
+    let is_ours = meta.uid() == own || meta.uid() == 0 || own == 0 && whose == Whose::Readers;
+    let what = if meta.is_symlink() {
+        "it is a symbolic link"
+    } else if !meta.is_dir() {
+        "it is not a folder"
+    } else if !is_ours {
+        "it belongs to another user"
+    } else if meta.mode() & OTHERS_WRITE != 0 {
+        "others may write to it"
+    } else {
+        ""
+    };
+    if !what.is_empty() {
+        let seen = owner_and_mode(&meta);
+        return Err(fault(format!(
+            "{what} ({seen}), and could put their files in the place of the daemon's; {}",
+            advice(own)
+        )));
+    }
+    // By way of no link, which could lead elsewhere tomorrow.
+    let folder = fs::canonicalize(folder).map_err(|error| fault(error.to_string()))?;
+    let owner = meta.uid();
+    for above in folder.ancestors().skip(1) {
+        let meta = seen(above)?;
+        let is_trusted = [0, own, owner].contains(&meta.uid()) || is_unmapped(meta.uid());
+        if !is_trusted || meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0 {
+            let (above, seen) = (above.display(), owner_and_mode(&meta));
+            return Err(fault(format!(
+                "others can rename it in {above} ({seen}); {}",
+                advice(own)
+            )));
+        }
+    }
+    Ok(folder)
+}
+
+fn advice(own: u32) -> String {
+    format!(
+        "set RUNTIME_DIRECTORY to a folder that belongs to user {own} and that only this user can write to (mode 0750 or 0700)"
+    )
+}
+
+/// Whether files have this owner because the user is not known in this user namespace, as root is
+/// not in a container of another user's. Nobody in here can be such a user.
+fn is_unmapped(owner: u32) -> bool {
+    procfs::unmapped_owner() == Some(owner)
 }
 
 fn named(folder: &Path, what: &str) -> io::Error {
@@ -90,4 +231,129 @@ fn named(folder: &Path, what: &str) -> io::Error {
     io::Error::other(format!(
         "the runtime folder {folder} cannot be used: {what}"
     ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::unistd::{Gid, Uid, chown, mkfifo};
+
+    use super::*;
+
+    fn allow(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let top = tempfile::tempdir().unwrap();
+        let folder = top.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        allow(&folder, 0o750);
+        (top, folder)
+    }
+
+    fn refusal(folder: &Path) -> String {
+        checked(folder, Whose::Daemons).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let (top, folder) = folder();
+        checked(&folder, Whose::Daemons).unwrap();
+        for mode in [0o770, 0o702, 0o777, 0o1777] {
+            allow(&folder, mode);
+            let said = refusal(&folder);
+            let shown = format!("owner {}, mode {mode:04o}", geteuid());
+            for word in [&*shown, &folder.display().to_string(), "RUNTIME_DIRECTORY"] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+        }
+        allow(&folder, 0o700);
+        allow(top.path(), 0o777);
+        let said = refusal(&folder);
+        assert!(said.contains("others can rename it in"), "{said}");
+        allow(top.path(), 0o1777);
+        checked(&folder, Whose::Daemons).unwrap();
+    }
+
+    #[test]
+    fn a_link_and_a_file_are_no_folder_and_links_above_are_resolved() {
+        let (top, folder) = folder();
+        let link = top.path().join("link");
+        symlink(&folder, &link).unwrap();
+        assert!(refusal(&link).contains("it is a symbolic link"));
+        let file = top.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file).contains("it is not a folder"));
+        let above = top.path().join("above");
+        symlink(top.path(), &above).unwrap();
+        let found = checked(&above.join("run"), Whose::Daemons).unwrap();
+        assert_eq!(found, fs::canonicalize(&folder).unwrap());
+    }
+
+    #[test]
+    fn what_belongs_to_another_user_is_refused() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let (top, folder) = folder();
+        let other = |path: &Path| {
+            chown(path, Some(Uid::from_raw(12345)), Some(Gid::from_raw(12345))).unwrap();
+        };
+        other(&folder);
+        let said = refusal(&folder);
+        assert!(
+            said.contains("another user (owner 12345, mode 0750)"),
+            "{said}"
+        );
+        // Root may look at the daemons of others, but uses none of their folders.
+        checked(&folder, Whose::Readers).unwrap();
+        let file = folder.join("here.config");
+        fs::write(&file, "").unwrap();
+        other(&file);
+        open(&file, OpenOptions::new().read(true)).unwrap();
+        chown(&folder, Some(Uid::from_raw(0)), None).unwrap();
+        let said = open(&file, OpenOptions::new().read(true)).unwrap_err();
+        let said = said.to_string();
+        assert!(
+            said.contains("another user (owner 12345, mode 0644)"),
+            "{said}"
+        );
+        other(top.path());
+        assert!(refusal(&folder).contains("others can rename it in"));
+    }
+
+    #[test]
+    fn a_file_that_another_could_have_made_or_can_change_is_refused() {
+        let (_top, folder) = folder();
+        let refusal = |path: &Path| {
+            let opened = open(path, OpenOptions::new().read(true));
+            opened.unwrap_err().to_string()
+        };
+        let file = folder.join("here.config");
+        fs::write(&file, "").unwrap();
+        for mode in [0o620, 0o602, 0o666] {
+            allow(&file, mode);
+            let said = refusal(&file);
+            let shown = format!(
+                "others may write to it (owner {}, mode {mode:04o})",
+                geteuid()
+            );
+            assert!(said.contains(&shown), "{said}");
+            open_regular(&file, OpenOptions::new().read(true)).unwrap();
+        }
+        allow(&file, 0o644);
+        open(&file, OpenOptions::new().read(true)).unwrap();
+        let link = folder.join("link");
+        symlink(&file, &link).unwrap();
+        assert!(refusal(&link).contains("it is a symbolic link"));
+        let pipe = folder.join("pipe");
+        mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refusal(&pipe).contains("it is a pipe"));
+        assert!(refusal(&folder).contains("it is not a file"));
+        fs::hard_link(&file, folder.join("second")).unwrap();
+        assert!(refusal(&file).contains("more than one name"));
+    }
 }

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
-use super::shown::{printable, say};
+use super::shown::{complain, complain_lines, say_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
 use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
 use crate::settings::{self, Settings};
+use crate::visible::printable;
 
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -38,13 +39,13 @@ impl Check {
 }
 
 fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
-    let warn = |warning: &String| eprintln!("warning: {}", printable(warning));
+    let warn = |warning: &String| complain(format_args!("warning: {warning}"));
     let misspelt = settings::misspelt();
     misspelt.iter().for_each(warn);
     let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
         Err(errors) => {
-            eprintln!("{errors}");
+            complain_lines(errors);
             return Exit::Config;
         }
     };
@@ -73,6 +74,14 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
             "out of service, "
         };
         Row::fine(&name, format!("{state}from {}", lists.join(", ")))
+    }));
+    rows.extend(config.links.iter().filter_map(|(name, link)| {
+        let detail = link.open_link().check().err()?;
+        Some(Row {
+            what: format!("link {name}"),
+            exit: Exit::Config,
+            detail,
+        })
     }));
     rows.extend(config.storages.iter().map(|(name, storage)| {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
@@ -104,12 +113,12 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     table.set_content_arrangement(ContentArrangement::Dynamic);
     for row in &rows {
         table.add_row([
-            row.what.as_str(),
+            &*printable(&row.what),
             if row.exit == Exit::Ok { "ok" } else { "FAILED" },
-            &row.detail,
+            &*printable(&row.detail),
         ]);
     }
-    say(table);
+    say_lines(table);
     let is = |exit: Exit| rows.iter().any(|row| row.exit == exit);
     match (is(Exit::Config), is(Exit::Unavailable)) {
         (true, _) => Exit::Config,

@@ -97,12 +97,15 @@ pub(super) fn warden(settings: &Settings) -> Exit {
     }
 }
 
-/// Takes over the memory that shows this process's title.
+/// Takes over the memory that shows this process's title, and hides all of it from others.
 pub(super) fn take_title() -> Result<Title, Exit> {
-    Title::take().map_err(|error| {
+    let title = Title::take().map_err(|error| {
         log::error!("could not take over the title of the process: {error}");
         Exit::Internal
-    })
+    });
+    // Not before: the title is in the environment, which only root reads in /proc afterwards.
+    sys::hide_memory();
+    title
 }
 
 /// Does what a child process is told, in a process of its own. One that is forked from the
@@ -154,10 +157,11 @@ pub(super) fn execute(
 
 /// The configuration that the supervisor has accepted.
 fn accepted(path: &Path) -> Result<Arc<Config>, Exit> {
-    match Config::load(path) {
+    match Config::load_kept(path) {
         Ok(config) => Ok(Arc::new(config)),
         Err(errors) => {
-            log::error!("the accepted configuration cannot be used:\n{errors}");
+            log::error!("the accepted configuration cannot be used:");
+            errors.lines().for_each(|line| log::error!("{line}"));
             Err(Exit::Config)
         }
     }

@@ -7,12 +7,13 @@ use clap::Args;
 use super::ask::{can_ask, is_confirmed};
 use super::dlq;
 use super::places::{self, Deleted, Place};
-use super::shown::printable;
+use super::shown::{complain, complain_lines};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::queue::{Audit, Lists, QueueError, Removed, Server, Standing};
 use crate::settings::Settings;
 use crate::vcon::VconId;
+use crate::visible::Printable;
 
 /// Which vCon to delete, and from where.
 #[derive(Debug, Args)]
@@ -71,18 +72,18 @@ impl Delete {
         let config = match Config::load(&settings.config_file) {
             Ok(config) => config,
             Err(errors) => {
-                eprintln!("{errors}");
+                complain_lines(errors);
                 return Exit::Config;
             }
         };
         match self.prepare(settings, &config) {
             Ok(Some(places)) => self.delete(places, settings),
             Ok(None) => {
-                eprintln!("Nothing was deleted");
+                complain("Nothing was deleted");
                 Exit::Ok
             }
             Err(refusal) => {
-                eprintln!("{}", printable(&refusal.to_string()));
+                complain(&refusal);
                 refusal.exit()
             }
         }
@@ -104,7 +105,7 @@ impl Delete {
         places.sort_by_key(|place| matches!(place, Place::Redis(_)));
         let names: Vec<String> = places
             .iter()
-            .map(|place| printable(&place.to_string()))
+            .map(|place| Printable(place).to_string())
             .collect();
         let question = format!(
             "Delete vCon {} for good from {}?",
@@ -124,7 +125,7 @@ impl Delete {
         let standing = match standing(settings, config, id) {
             Ok(standing) => standing,
             Err(cause) if self.force => {
-                eprintln!("warning: {}", printable(&cause.to_string()));
+                complain(format_args!("warning: {cause}"));
                 return Ok(());
             }
             Err(cause) => {
@@ -135,16 +136,16 @@ impl Delete {
             }
         };
         for list in &standing.dead {
-            eprintln!(
+            complain(format_args!(
                 "vCon {id} is in the dead letter queue DLQ:{list}, and stays there: \
                  `conserver dlq drop {id}` drops it"
-            );
+            ));
         }
         let Some(reason) = in_work(id, &standing) else {
             return Ok(());
         };
         if self.force {
-            eprintln!("warning: {reason}");
+            complain(format_args!("warning: {reason}"));
             return Ok(());
         }
         Err(Refusal::InWork(format!(
@@ -161,11 +162,11 @@ impl Delete {
                     was_anywhere |= may_have_been_there(&deleted);
                     let line = format!("{place}: {}", outcome(&deleted, &settings.sorted_set));
                     // Whoever does not listen any more does not keep the rest from being done.
-                    said = said.and(writeln!(out, "{}", printable(&line)));
+                    said = said.and(writeln!(out, "{}", Printable(line)));
                 }
                 Err(fault) => {
                     is_done = false;
-                    eprintln!("{}", printable(&format!("{place}: NOT deleted: {fault}")));
+                    complain(format_args!("{place}: NOT deleted: {fault}"));
                 }
             }
         }

@@ -7,11 +7,12 @@ use serde::de::IgnoredAny;
 
 use super::dlq;
 use super::places::{self, Found, Place};
-use super::shown::{Layout, laid_out, life, printable, printable_lines, visible_json};
+use super::shown::{Layout, complain, complain_lines, laid_out, life};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::vcon::VconId;
+use crate::visible::{printable_lines, visible_json};
 
 /// Which vCon to get, and how.
 #[derive(Debug, Args)]
@@ -52,14 +53,14 @@ impl Get {
         let config = match Config::load(&settings.config_file) {
             Ok(config) => config,
             Err(errors) => {
-                eprintln!("{errors}");
+                complain_lines(errors);
                 return Exit::Config;
             }
         };
         let mut places = match places::chosen(settings, &config, self.from.as_slice()) {
             Ok(places) => places,
             Err(why) => {
-                eprintln!("{}", printable(&why));
+                complain(&why);
                 return Exit::Usage;
             }
         };
@@ -70,7 +71,7 @@ impl Get {
             },
             Err(search) => {
                 let (said, exit) = search.verdict(&self.uuid);
-                eprintln!("{}", printable(&said));
+                complain(&said);
                 exit
             }
         }
@@ -86,16 +87,18 @@ impl Get {
             }
             match place.get(&self.uuid) {
                 Ok(Some(found)) => {
-                    let place = printable(&name);
                     match found.ttl {
-                        Some(_) => eprintln!("Found in {place}, still lives {}", life(found.ttl)),
-                        None => eprintln!("Found in {place}"),
+                        Some(_) => complain(format_args!(
+                            "Found in {name}, still lives {}",
+                            life(found.ttl)
+                        )),
+                        None => complain(format_args!("Found in {name}")),
                     }
                     return Ok(found);
                 }
                 Ok(None) => search.empty.push(name),
                 Err(fault) => {
-                    eprintln!("{}", printable(&format!("{name}: {fault}")));
+                    complain(format_args!("{name}: {fault}"));
                     if fault.is_away() {
                         search.away.push(name);
                     } else {
@@ -126,7 +129,7 @@ fn laid_out_for_people(document: &[u8]) -> String {
             Ok(IgnoredAny) => return visible_json(&laid_out(text, Layout::Lines)),
         },
     };
-    eprintln!("What is there is not JSON: {}", printable(&why));
+    complain(format_args!("What is there is not JSON: {why}"));
     printable_lines(&String::from_utf8_lossy(document))
 }
 

@@ -26,6 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::cli::shown::complain_lines;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::sys;
@@ -168,7 +169,7 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
-            eprintln!("{errors}");
+            complain_lines(errors);
             return Exit::Config;
         }
     };

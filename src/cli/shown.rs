@@ -1,52 +1,42 @@
-//! Text from elsewhere, made fit for a terminal: nothing in Redis may steer it.
+//! What commands print: each line fit for a terminal, whatever is in it.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::io::{self, Write as _};
 
 use chrono::{DateTime, Local};
 
-use crate::queue::is_visible;
+use crate::visible::{Printable, printable, printable_lines};
 
 use super::status::duration;
 
 /// Prints a line of what has been done. That nobody reads it does not undo it.
 pub(super) fn say(line: impl Display) {
-    match writeln!(io::stdout().lock(), "{line}") {
+    print(Printable(line));
+}
+
+/// The same for a table, whose lines are its own.
+pub(super) fn say_lines(table: impl Display) {
+    print(printable_lines(&table.to_string()));
+}
+
+fn print(text: impl Display) {
+    match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("could not write the result: {error}");
+            complain(format_args!("could not write the result: {error}"));
         }
         _ => {}
     }
 }
 
-/// The text on one line of characters that can be seen.
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        push(&mut shown, c);
-    }
-    shown
+/// Writes a line to standard error, whatever is in it.
+#[allow(clippy::print_stderr)]
+pub(super) fn complain(line: impl Display) {
+    eprintln!("{}", Printable(line));
 }
 
-/// The text with its lines, and otherwise of characters that can be seen.
-pub(super) fn printable_lines(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => shown.push(c),
-            '\t' => shown.push_str("    "),
-            c => push(&mut shown, c),
-        }
-    }
-    shown
-}
-
-fn push(shown: &mut String, c: char) {
-    if is_visible(c) {
-        shown.push(c);
-    } else {
-        shown.extend(c.escape_debug());
-    }
+/// Writes each line of something whose lines are its own to standard error.
+pub(super) fn complain_lines(lines: impl Display) {
+    lines.to_string().lines().for_each(complain);
 }
 
 /// At most `most` characters of the text, the last of them a sign that there were more.
@@ -57,22 +47,6 @@ pub(super) fn shortened(text: &str, most: usize) -> String {
     let mut short: String = text.chars().take(most.saturating_sub(1)).collect();
     short.push('…');
     short
-}
-
-/// JSON with everything in its strings that cannot be seen as `\u` escapes. It stays the same JSON.
-pub(super) fn visible_json(json: &str) -> String {
-    let mut shown = String::with_capacity(json.len());
-    for c in json.chars() {
-        if is_visible(c) || c == '\n' {
-            shown.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                // Writing to a string does not fail.
-                let _ = write!(shown, "\\u{unit:04x}");
-            }
-        }
-    }
-    shown
 }
 
 /// How JSON is laid out.
@@ -137,7 +111,7 @@ pub(super) fn laid_out(json: &str, layout: Layout) -> String {
 pub(super) fn moment(at: f64, now: f64) -> String {
     // What is out of range of the target becomes its end, which is out of range of dates.
     let Some(time) = DateTime::from_timestamp(at as i64, 0) else {
-        return printable(&at.to_string());
+        return printable(&at.to_string()).into_owned();
     };
     let time = time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S");
     if at > now {
@@ -163,23 +137,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-
-    #[test]
-    fn no_text_steers_the_terminal() {
-        let hostile = "a\x1b[31m\u{9b}2J\r\u{7f}\u{202e}\\n é\n\tb";
-        assert_eq!(
-            printable(hostile),
-            "a\\u{1b}[31m\\u{9b}2J\\r\\u{7f}\\u{202e}\\n é\\n\\tb"
-        );
-        assert_eq!(
-            printable_lines(hostile),
-            "a\\u{1b}[31m\\u{9b}2J\\r\\u{7f}\\u{202e}\\n é\n    b"
-        );
-        assert_eq!(
-            visible_json("\"\u{9b}\u{7f}\u{e0001}é\""),
-            "\"\\u009b\\u007f\\udb40\\udc01é\""
-        );
-    }
+    use crate::visible::{is_visible, visible_json};
 
     #[test]
     fn long_texts_are_shortened_to_the_character() {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use self::document::{Names, is_named};
 use self::wait::{Lookout, Outcome};
-use super::shown::{printable, say};
+use super::shown::{complain, say};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
 use crate::queue::{KeptReason, Letter, QueueError, Server, Submitter};
@@ -71,7 +71,7 @@ impl Submit {
         let (submitter, lookout) = match self.connect(settings) {
             Ok(connected) => connected,
             Err(error) => {
-                eprintln!("{error}");
+                complain(error);
                 return Exit::Unavailable;
             }
         };
@@ -83,7 +83,7 @@ impl Submit {
                 match lookout {
                     // Without an end to it.
                     Some(_) if unserved && self.timeout.is_none() => {
-                        eprintln!("Not waiting for them; with --timeout it waits all the same");
+                        complain("Not waiting for them; with --timeout it waits all the same");
                         Exit::Unavailable
                     }
                     Some(lookout) => self.wait(lookout, intake.submitted, exit),
@@ -92,7 +92,8 @@ impl Submit {
             }
             Err(error) => {
                 let submitted = intake.submitted.len();
-                eprintln!("{error}\nSubmitted {submitted} vCons before that");
+                complain(error);
+                complain(format_args!("Submitted {submitted} vCons before that"));
                 Exit::Unavailable
             }
         }
@@ -115,12 +116,13 @@ impl Submit {
             match lookout.wait(ids, self.timeout.map(Duration::from_secs)) {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    eprintln!("{error}\nWhether the vCons are done is not known");
+                    complain(error);
+                    complain("Whether the vCons are done is not known");
                     return Exit::Unavailable;
                 }
             };
         for letter in &dead {
-            eprintln!("{}", printable(&told(letter)));
+            complain(told(letter));
         }
         let done = all - undone;
         let queue = if dead.is_empty() {
@@ -130,9 +132,9 @@ impl Submit {
         };
         self.tell(&format!("{done} of {all} vCons are done{queue}"));
         if gone > 0 {
-            eprintln!(
+            complain(format_args!(
                 "{gone} of them are not in Redis any more, which was away: they have expired, or are lost"
-            );
+            ));
         }
         if undone > 0 || gone > 0 {
             Exit::Unavailable
@@ -146,7 +148,7 @@ impl Submit {
     /// Says it where it does not get between the UUIDs.
     fn tell(&self, line: &str) {
         if self.print {
-            eprintln!("{line}");
+            complain(line);
         } else {
             say(line);
         }
@@ -195,7 +197,9 @@ fn is_unserved(list: &ListName, settings: &Settings) -> bool {
     let is_unserved = plan.is_ok_and(|plan| !plan.ingress_lists().contains(list));
     if is_unserved {
         let file = settings.config_file.display();
-        eprintln!("warning: no enabled chain of {file} takes from list {list}: they wait there");
+        complain(format_args!(
+            "warning: no enabled chain of {file} takes from list {list}: they wait there"
+        ));
     }
     is_unserved
 }
@@ -317,7 +321,7 @@ impl<'a> Intake<'a> {
 
     fn refuse(&mut self, name: &str, why: &str) {
         self.refused += 1;
-        eprintln!("{name}: {why}");
+        complain(format_args!("{name}: {why}"));
     }
 
     fn report(&self, list: &ListName) -> Exit {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::options::Options;
+use crate::visible::printable;
 
 /// One fault of a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +90,7 @@ impl ConfigWarnings {
         let file = self.file.display();
         self.warnings
             .iter()
-            .map(move |warning| format!("{file}{warning}"))
+            .map(move |warning| printable(&format!("{file}{warning}")).into_owned())
     }
 }
 
@@ -142,18 +143,24 @@ impl ConfigErrors {
     pub fn faults(&self) -> &[Fault] {
         &self.faults
     }
+
+    /// One line for each fault, then one for each warning.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let file = self.file.display();
+        let fault = move |fault| printable(&format!("{file}{fault}")).into_owned();
+        let warning = |warning| format!("warning: {warning}");
+        let faults = self.faults.iter().map(fault);
+        faults.chain(self.warnings.lines().map(warning))
+    }
 }
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.faults.iter().enumerate() {
+        for (index, line) in self.lines().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            write!(f, "{}{fault}", self.file.display())?;
-        }
-        for warning in self.warnings.lines() {
-            write!(f, "\nwarning: {warning}")?;
+            f.write_str(&line)?;
         }
         Ok(())
     }

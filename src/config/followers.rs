@@ -67,7 +67,7 @@ impl Follower {
     /// # Errors
     /// What is wrong with the file, or with its followers.
     pub fn load_all(path: &Path) -> Result<Vec<Self>, ConfigErrors> {
-        let text = source::read(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
+        let text = source::read_kept(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
         let environment = Arc::new(Environment::of_process());
         let document = yaml::parse(&text).map_err(|faults| ConfigErrors::new(path, faults))?;
         let (followers, faults) = read::followers(document, &environment);

@@ -117,6 +117,12 @@ impl Config {
         Source::load(path).map(|source| source.config)
     }
 
+    /// [`Config::load`] for the configuration in force, kept in the runtime folder.
+    pub fn load_kept(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = source::read_kept(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
+        Self::parse(&text, path)
+    }
+
     /// Checks `text`, the content of the file at `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
         let environment = Arc::new(Environment::of_process());

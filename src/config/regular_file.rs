@@ -1,6 +1,6 @@
 //! Reading a file that anything may stand in the place of.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -15,6 +15,11 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
+    read_all(file, most)
+}
+
+/// The bytes of a file that is open.
+pub(super) fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }

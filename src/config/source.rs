@@ -1,9 +1,11 @@
 //! The configuration's file: what it holds, and whether it has changed.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use crate::runtime_dir;
 
 use super::{Config, ConfigErrors, Fault, Plan, regular_file};
 
@@ -64,17 +66,34 @@ impl Plan {
         let text = read(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
         Self::parse(&text, path)
     }
+
+    /// [`Plan::load`] for the configuration in force, kept in the runtime folder.
+    pub fn load_kept(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = read_kept(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
+        Self::parse(&text, path)
+    }
 }
 
 /// The text of the file at `path`.
 pub(super) fn read(path: &Path) -> Result<String, Fault> {
-    let unreadable = |error: std::io::Error| match error.kind() {
+    text_of(regular_file::read(path, MOST_BYTES))
+}
+
+/// The text of the file at `path` in the runtime folder, where it is kept for processes that are not
+/// the supervisor.
+pub(super) fn read_kept(path: &Path) -> Result<String, Fault> {
+    let opened = runtime_dir::open(path, OpenOptions::new().read(true));
+    text_of(opened.and_then(|file| regular_file::read_all(file, MOST_BYTES)))
+}
+
+fn text_of(bytes: io::Result<Vec<u8>>) -> Result<String, Fault> {
+    let unreadable = |error: io::Error| match error.kind() {
         ErrorKind::NotFound => Fault::of_file(
             "there is no such file; CONSERVER_CONFIG_FILE names the configuration file",
         ),
         _ => Fault::of_file(format!("could not be read: {error}")),
     };
-    let bytes = regular_file::read(path, MOST_BYTES).map_err(unreadable)?;
+    let bytes = bytes.map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = error.as_bytes().iter().take(valid);

@@ -1,7 +1,8 @@
 //! `links.exec`: any program as a step, in any language.
 //!
 //! Reads the options `command` (a list, no shell), `mode` (once, stream), `timeout` (seconds for
-//! each vCon, 60), `env` (variables besides PATH, HOME and LANG), `max_output` (bytes) and, for
+//! each vCon, 60), `env` (variables besides PATH, HOME and LANG), `max_output` (bytes), `user` (a name or
+//! an id, where the daemon may switch) and, for
 //! `stream`, `options` (anything, handed to the program); writes what the program makes of the
 //! vCon.
 //!
@@ -94,6 +95,14 @@ impl Link for Exec {
             Self::Once(program) => program.timeout(),
             Self::Stream(stream) => stream.longest_ask(),
         }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let program = match self {
+            Self::Once(program) => program,
+            Self::Stream(stream) => stream.program(),
+        };
+        program.account().map(drop)
     }
 
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {

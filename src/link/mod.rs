@@ -55,6 +55,14 @@ pub trait Link: Send {
         Duration::ZERO
     }
 
+    /// Whether this system lets it do its step at all.
+    ///
+    /// # Errors
+    /// A sentence on why not.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Answers whether what the link depends on could be used now, within a few seconds and
     /// without doing the step. A link that depends on nothing always could. What may take longer
     /// ends when `_drain` is disconnected: the worker drains.

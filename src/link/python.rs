@@ -3,7 +3,7 @@
 //!
 //! Reads the options `module`, `path` (a string or a list, added to `sys.path`), `python` (the
 //! interpreter, python3), `timeout` (seconds for each vCon, and for the import, 60), `env`,
-//! `max_output`. Everything else, and what stands in the mapping `options`, is handed to the
+//! `max_output`, `user`. Everything else, and what stands in the mapping `options`, is handed to the
 //! module's `run`, which reads and writes the vCon in Redis itself. The interpreter gets `REDIS_URL`
 //! as the daemon has it, which may hold a password, in its environment.
 //!
@@ -69,6 +69,10 @@ impl Link for Python {
 
     fn longest_call(&self) -> Duration {
         self.stream.longest_ask()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.stream.program().account().map(drop)
     }
 
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {

@@ -62,7 +62,7 @@ pub(super) fn look(
 
 /// What the configuration at `path` needs, as far as it can be read here.
 fn needs_of(path: &Path, settings: &Settings) -> Needs {
-    let Ok(plan) = Plan::load(path) else {
+    let Ok(plan) = Plan::load_kept(path) else {
         return Needs::default();
     };
     let followers = Follower::load_all(path).unwrap_or_default();

@@ -121,7 +121,7 @@ impl Watch {
     fn follow_configuration(&mut self) {
         let generation = Some(self.slot.config_generation());
         if generation != self.generation
-            && let Ok(plan) = Plan::load(self.slot.config_path())
+            && let Ok(plan) = Plan::load_kept(self.slot.config_path())
         {
             self.generation = generation;
             self.lists = plan.ingress_lists();

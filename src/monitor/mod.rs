@@ -188,7 +188,7 @@ fn beat(
         recovered.iter().for_each(report_recovered);
         if let Some(slot) = slot
             && recovered.iter().any(Recovered::is_poison)
-            && let Ok(plan) = Plan::load(slot.config_path())
+            && let Ok(plan) = Plan::load_kept(slot.config_path())
         {
             count_poison(slot, &plan.chains, &recovered);
         }

@@ -307,7 +307,7 @@ impl Looker {
             return;
         }
         self.read = Some(Instant::now());
-        if !is_same && let Ok(plan) = Plan::load(slot.config_path()) {
+        if !is_same && let Ok(plan) = Plan::load_kept(slot.config_path()) {
             self.plan = Some((generation, plan));
         }
         let (Some((_, plan)), Ok(snapshot)) = (&self.plan, Snapshot::glance(slot.board_path()))

@@ -10,6 +10,7 @@ use super::scripts::Step;
 use super::{Document, Kind, Queue, QueueError, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
+use crate::visible::printable;
 
 /// A document above this many bytes is fetched by a command of its own, so that the server does not
 /// copy it through its script interpreter.
@@ -65,7 +66,7 @@ impl Claim {
 /// steer a terminal is escaped, and a long one is cut.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.escape_debug().take(SHOWN).collect()
+    printable(&text).chars().take(SHOWN).collect()
 }
 
 /// The outcome of asking for work.

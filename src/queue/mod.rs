@@ -68,7 +68,7 @@ pub use lease::{Holder, NameLease};
 pub use lengths::Lengths;
 pub use preflight::{Fitness, Needs, Shortage, Work, cluster_refusal};
 pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
-pub use raw::{Raw, is_visible};
+pub use raw::Raw;
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use rehearsal::{RehearsalError, rehearse};
 pub use release::{Progress, Reason, Released};

@@ -1,8 +1,9 @@
 //! Names and entries as they stand in Redis, where anyone may have written them: any bytes.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use crate::vcon::VconId;
+use crate::visible::printable;
 
 /// An entry of a list, or the name of one.
 ///
@@ -41,24 +42,14 @@ impl Raw {
 impl fmt::Display for Raw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                if is_visible(c) && c != '\\' {
-                    f.write_char(c)?;
-                } else {
-                    write!(f, "{}", c.escape_debug())?;
-                }
-            }
+            // With a backslash for each of its own, so that it can be read again.
+            f.write_str(&printable(&chunk.valid().replace('\\', r"\\")))?;
             for byte in chunk.invalid() {
                 write!(f, "\\x{byte:02x}")?;
             }
         }
         Ok(())
     }
-}
-
-/// Whether a terminal shows the character, and does nothing else with it.
-pub fn is_visible(c: char) -> bool {
-    matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1
 }
 
 /// The bytes that print as `text`; `None` where none do.
@@ -99,6 +90,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::visible::is_visible;
 
     #[test]
     fn what_steers_a_terminal_is_escaped() {

@@ -3,20 +3,19 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{self, HEADER, METER, NAME, SERIES, WORD, header, place};
 use super::snapshot::{SlotView, Words};
 use super::{BoardError, Phase, PlaceState, RestartCause, SeriesKind, series};
-use crate::sys;
+use crate::{procfs, runtime_dir, sys};
 
 /// The scoreboard of a running supervisor; its end removes the file.
 pub struct Board {
@@ -215,6 +214,10 @@ impl Board {
     /// Shows that the supervisor is alive.
     pub fn beat(&mut self) {
         self.show(header::BEAT, sys::monotonic_ms());
+        self.show(
+            header::MEMORY,
+            procfs::own_proportional_set_size().unwrap_or(0),
+        );
     }
 
     /// Puts a file right that someone has cut short: workers that wrote to what is missing would
@@ -341,19 +344,9 @@ pub(super) fn config_path(board: &Path) -> PathBuf {
 fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
     let system = |what| BoardError::system(what, path);
     loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::ELOOP) => foreign(path, "a symbolic link"),
-                _ => system("open")(error),
-            })?;
-        check_owner(&file, path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = runtime_dir::open_regular(path, options.mode(0o600)).map_err(system("open"))?;
         match fcntl(&file, FcntlArg::F_SETLK(&exclusive())) {
             Ok(_) => {}
             Err(Errno::EACCES | Errno::EAGAIN) => {
@@ -368,37 +361,16 @@ fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
         }
         // A daemon that was ending may have removed it between the two.
         let ours = file.metadata().map_err(system("look at"))?;
+        if ours.mode() & 0o022 != 0 {
+            // Others may have it open, and write to it later.
+            fs::remove_file(path).map_err(system("replace"))?;
+            continue;
+        }
         let still = fs::symlink_metadata(path);
         if still.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
             return Ok(file);
         }
     }
-}
-
-fn check_owner(file: &File, path: &Path) -> Result<(), BoardError> {
-    let meta = file
-        .metadata()
-        .map_err(BoardError::system("look at", path))?;
-    if !meta.file_type().is_file() {
-        let what = if meta.file_type().is_fifo() {
-            "a pipe, not a file"
-        } else {
-            "not a file"
-        };
-        return Err(foreign(path, what));
-    }
-    if meta.uid() != geteuid().as_raw() {
-        return Err(foreign(path, "owned by another user"));
-    }
-    if meta.nlink() != 1 {
-        return Err(foreign(path, "known by more than one name"));
-    }
-    Ok(())
-}
-
-fn foreign(path: &Path, what: &'static str) -> BoardError {
-    let path = path.to_owned();
-    BoardError::Foreign { path, what }
 }
 
 /// The process that holds the lock.

@@ -16,14 +16,6 @@ pub enum BoardError {
         /// Why not.
         cause: io::Error,
     },
-    /// Someone else's file, a link, or something that is no file.
-    #[error("the scoreboard {} is {what}: remove it, or set RUNTIME_DIRECTORY to another folder", path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: &'static str,
-    },
     /// A daemon of this name runs here already.
     #[error(
         "a conserver with CONSERVER_INSTANCE={instance} is running already (PID {pid}); give one of the two another name"

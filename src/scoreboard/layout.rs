@@ -15,7 +15,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 6;
+pub const VERSION: u64 = 7;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -48,6 +48,8 @@ pub mod header {
     pub const STUCK_AFTER: usize = 13;
     /// Whether any worker has met a vCon that is kept as RedisJSON.
     pub const JSON_SEEN: usize = 14;
+    /// The memory of the supervisor, in bytes, as of its last beat; 0 where it does not know.
+    pub const MEMORY: usize = 15;
     pub const INSTANCE: usize = 16;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
@@ -57,7 +59,7 @@ pub mod header {
 pub const INSTANCE: usize = 26;
 
 /// Words of a slot before its lanes.
-pub const SLOT: usize = 32;
+pub const SLOT: usize = 40;
 
 /// The supervisor's words of a slot.
 pub mod place {
@@ -98,6 +100,8 @@ pub mod worker {
     /// Of the monitor: when the lease was last renewed, by whichever process did it. It stands in
     /// the same page as the header, so there is always room for it.
     pub const LEASE_BEAT: usize = 31;
+    /// The memory of this worker, in bytes, as of its last beat; 0 where it does not know.
+    pub const MEMORY: usize = 32;
 }
 
 /// Words of a lane.

@@ -2,6 +2,7 @@
 
 use super::layout::{NAME, WORD};
 use super::states::state;
+use crate::visible::printable;
 
 /// What a series is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,17 +41,12 @@ pub(super) fn read(words: &[u64; NAME]) -> Option<(SeriesKind, String)> {
     let length = usize::try_from(words[0] & u64::from(u32::MAX)).ok()?;
     let bytes: Vec<u8> = words[1..].iter().flat_map(|w| w.to_ne_bytes()).collect();
     let name = std::str::from_utf8(bytes.get(..length)?).ok()?;
-    Some((kind, printable(name)))
+    Some((kind, printable(name).into_owned()))
 }
 
 /// A name as readers of the scoreboard see it.
 pub fn shown_name(name: &str) -> String {
-    printable(&name[..name.floor_char_boundary(LONGEST)])
-}
-
-/// Shown on terminals: whatever could steer one is left out.
-fn printable(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).collect()
+    printable(&name[..name.floor_char_boundary(LONGEST)]).into_owned()
 }
 
 #[cfg(test)]

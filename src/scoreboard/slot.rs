@@ -1,13 +1,11 @@
 //! A worker's side: its own slot, written without locks and without system calls.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use nix::libc;
 
 use super::board::config_path;
 use super::layout::{self, HEADER, NAME, WORD, header, lane, place, worker};
@@ -15,6 +13,7 @@ use super::snapshot::{Header, Words};
 use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
+use crate::{procfs, runtime_dir};
 
 /// The slot of one worker; cheap to clone.
 #[derive(Clone)]
@@ -50,11 +49,7 @@ impl Slot {
     pub fn attach(board: &BoardId, number: usize, generation: u64) -> Result<Self, BoardError> {
         let path = &board.path;
         let system = |what| BoardError::system(what, path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
+        let file = runtime_dir::open(path, OpenOptions::new().read(true).write(true))
             .map_err(system("open"))?;
         let mut bytes = [0; HEADER * WORD];
         file.read_exact_at(&mut bytes, 0).map_err(system("read"))?;
@@ -115,12 +110,15 @@ impl Slot {
         self.word(place::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
     }
 
-    /// Says that this worker is alive, and how much processor time it has used.
+    /// Says that this worker is alive, how much processor time it has used, and how much memory it has.
     pub fn beat(&self) {
         self.word(worker::BEAT)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
         let cpu = self.cpu_before.saturating_add(sys::processor_time_us());
         self.word(worker::CPU).store(cpu, Ordering::Relaxed);
+        // Others cannot see it: see `sys::hide_memory`.
+        let memory = procfs::own_proportional_set_size().unwrap_or(0);
+        self.word(worker::MEMORY).store(memory, Ordering::Relaxed);
     }
 
     /// Shows which links and storages, by their places in the configuration in force, are away, so

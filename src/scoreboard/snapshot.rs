@@ -2,18 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::libc;
 use uuid::Uuid;
 
 use super::board::{config_path, holder};
 use super::layout::{self, HEADER, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
-use crate::sys;
+use crate::visible::printable;
+use crate::{procfs, runtime_dir, sys};
 
 /// The bytes of a scoreboard, as words.
 pub(super) struct Words<'a>(&'a [u8]);
@@ -59,6 +58,8 @@ pub struct Header {
     pub used: usize,
     /// When the supervisor last had a look, in monotonic milliseconds.
     pub beat: u64,
+    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    pub memory: Option<u64>,
     /// How many series there are.
     pub series: usize,
     /// After how many milliseconds on one vCon a lane is stuck.
@@ -94,6 +95,7 @@ impl Header {
                 .unwrap_or(layout::SLOTS)
                 .min(layout::SLOTS),
             beat: words.get(header::BEAT),
+            memory: Some(words.get(header::MEMORY)).filter(|bytes| *bytes > 0),
             series: usize::try_from(words.get(header::SERIES))
                 .unwrap_or(layout::SERIES)
                 .min(layout::SERIES),
@@ -109,9 +111,7 @@ fn instance(words: &Words<'_>) -> String {
     let length = usize::try_from(words.get(header::INSTANCE)).map_or(room, |n| n.min(room));
     let bytes = &words.from(header::INSTANCE + 1).0;
     let bytes = bytes.get(..length).unwrap_or_default();
-    // Shown on terminals: whatever could steer one is left out.
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().filter(|c| !c.is_control()).collect()
+    printable(&String::from_utf8_lossy(bytes)).into_owned()
 }
 
 fn pid(word: u64) -> Option<i32> {
@@ -161,6 +161,8 @@ pub struct WorkerView {
     pub state: WorkerState,
     /// When it was last alive, in monotonic milliseconds.
     pub beat: u64,
+    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    pub memory: Option<u64>,
     /// Whether it has returned what its predecessors left behind, and may have claims of its own.
     pub recovered: bool,
     /// Claims this very worker has let go.
@@ -209,6 +211,13 @@ impl LaneView {
 }
 
 impl SlotView {
+    /// The memory of its process, in bytes: as the system tells, or as the process does.
+    pub fn memory(&self) -> Option<u64> {
+        let pid = self.place.as_ref()?.pid?;
+        let told = || self.worker.as_ref()?.memory;
+        procfs::proportional_set_size(pid).or_else(told)
+    }
+
     /// Vcons that came to their end here, halted ones among them.
     pub fn done(&self) -> u64 {
         self.finished.saturating_add(self.halted)
@@ -252,6 +261,7 @@ impl WorkerView {
         Some(Self {
             state: state(WorkerState::ALL, words.get(worker::STATE))?,
             beat: words.get(worker::BEAT),
+            memory: Some(words.get(worker::MEMORY)).filter(|bytes| *bytes > 0),
             recovered: words.get(worker::RECOVERED) == 1,
             settled: words.get(worker::SETTLED),
             lanes: (0..lanes).filter_map(lane).collect(),
@@ -338,11 +348,8 @@ impl Snapshot {
         check: impl Fn(&File, &Path, i32) -> Result<(), BoardError>,
     ) -> Result<(Self, File), BoardError> {
         let system = |what| BoardError::system(what, path);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(system("open"))?;
+        let mut file =
+            runtime_dir::open(path, OpenOptions::new().read(true)).map_err(system("open"))?;
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::table::TABLE;
+use crate::visible::printable;
 
 /// Everything that is wrong with the environment, one line for each variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +13,8 @@ pub struct SettingsErrors(pub(super) Vec<String>);
 
 impl fmt::Display for SettingsErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+        let lines: Vec<_> = self.0.iter().map(|fault| printable(fault)).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 

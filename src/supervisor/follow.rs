@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{Config, Source, Stamp};
+use crate::runtime_dir;
 use crate::scoreboard::{Board, SeriesKind};
 
 /// The configuration in force.
@@ -49,7 +50,7 @@ impl Followed {
     /// service that clears temporary folders, has removed it.
     pub fn look(&mut self, board: &mut Board) {
         let kept = board.config_path();
-        if !kept.exists()
+        if runtime_dir::open(&kept, OpenOptions::new().read(true)).is_err()
             && let Err(error) = keep(&kept, &self.text)
         {
             log::error!("The configuration could not be passed on: {error}");
@@ -67,7 +68,8 @@ impl Followed {
         let source = match loaded {
             Ok(Ok(source)) => source,
             Ok(Err(errors)) => {
-                log::error!("The configuration is not valid, the former one stays:\n{errors}");
+                log::error!("The configuration is not valid, the former one stays:");
+                errors.lines().for_each(|line| log::error!("{line}"));
                 return false;
             }
             Err(_) => {

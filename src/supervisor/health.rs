@@ -81,6 +81,7 @@ mod tests {
             held: None,
             redis_away: None,
             state: WorkerState::Ready,
+            memory: None,
             beat,
             recovered: true,
             settled: 0,

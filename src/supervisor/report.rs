@@ -10,7 +10,6 @@ use super::notify::Tell;
 use super::place::{Phase, Post, State};
 use super::{DaemonPhase, Supervisor};
 use crate::logging;
-use crate::procfs;
 use crate::queue::Blame;
 use crate::scoreboard::{LaneView, RestartCause, SlotView, is_silent};
 use crate::sys;
@@ -27,12 +26,9 @@ pub(super) fn log_all(supervisor: &Supervisor) {
         };
         let view = supervisor.board.slot(slot);
         let state = place.shown().state;
-        let memory = place
-            .pid()
-            .and_then(|pid| procfs::proportional_set_size(pid.as_raw()))
-            .map_or(String::new(), |bytes| {
-                format!(", {:.1} MB", bytes as f64 / f64::from(1 << 20))
-            });
+        let memory = view.memory().map_or(String::new(), |bytes| {
+            format!(", {:.1} MB", bytes as f64 / f64::from(1 << 20))
+        });
         let counts = match place.post.worker() {
             Some(_) => format!(
                 ": {}; done {}, failed {}",

@@ -67,6 +67,7 @@ mod tests {
             held: None,
             redis_away: None,
             state: WorkerState::Ready,
+            memory: None,
             beat: NOW,
             recovered: true,
             settled: 0,

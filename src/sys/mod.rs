@@ -1,5 +1,6 @@
 //! The calls to the operating system that need care: the only unsafe code of the crate.
 
+mod account;
 mod file;
 mod fork;
 mod mask;
@@ -15,6 +16,7 @@ mod title;
 mod wait;
 mod words;
 
+pub use account::Account;
 pub use file::{nameless_file, take_stdin};
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
@@ -59,6 +61,19 @@ pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
         .spawn(watch)
         .map_err(|_| Errno::EAGAIN)?;
     Ok(getppid() == parent)
+}
+
+/// Keeps other processes of this user from reading or changing this one's memory, which holds
+/// passwords and conversations, and from tracing it; it leaves no core dump. A process that is
+/// forked from here inherits that, a program that is executed does not.
+///
+/// From then on `/proc` says that most of this process's files belong to root, so what others are
+/// told there is told before or in another way.
+pub fn hide_memory() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        log::warn!("programs of this user can read the memory of this process: {error}");
+    }
 }
 
 /// Whether [`adopt_orphans`] does anything.

@@ -34,6 +34,7 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
         }
         #[cfg(not(target_os = "linux"))]
         let _ = parent;
+        super::account::keep_no_switch();
         close_others();
         super::release_signals()
     };

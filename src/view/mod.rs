@@ -17,7 +17,6 @@ pub use queues::{Lists, Queues, StorageQueue};
 pub use seconds::{Quantile, Seconds, fixed};
 
 use crate::config::Plan;
-use crate::procfs;
 use crate::scoreboard::{
     LaneState, LaneView, PlaceState, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
     is_silent,
@@ -213,7 +212,7 @@ impl Worker {
             returned: slot.returned,
             restarts: place.deaths,
             restart_in_seconds: place.retry.map(|retry| seconds(retry, now)),
-            memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+            memory_bytes: slot.memory(),
             cpu_seconds: slot.cpu_us as f64 / 1e6,
         })
     }
@@ -266,7 +265,7 @@ impl Monitor {
         Some(Self {
             pid: place.pid,
             state: place.state.to_string(),
-            memory_bytes: place.pid.and_then(procfs::proportional_set_size),
+            memory_bytes: slot.memory(),
             cpu_seconds: slot.cpu_us as f64 / 1e6,
         })
     }

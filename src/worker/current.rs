@@ -36,11 +36,12 @@ impl Current {
         let generation = self.slot.config_generation();
         if generation != state.generation {
             state.generation = generation;
-            match Config::load(self.slot.config_path()) {
+            match Config::load_kept(self.slot.config_path()) {
                 Ok(config) => state.config = Arc::new(config),
-                Err(errors) => log::error!(
-                    "the accepted configuration cannot be used, the former one stays:\n{errors}"
-                ),
+                Err(errors) => {
+                    log::error!("the accepted configuration cannot be used, the former one stays:");
+                    errors.lines().for_each(|line| log::error!("{line}"));
+                }
             }
         }
         Arc::clone(&state.config)

@@ -191,7 +191,7 @@ fn top_says_what_is_away_and_goes_on() {
     // A name cannot steer the terminal.
     terminal.wait_for(&[
         "On hold for",
-        "storage files[31m is away (workers 1), chain main waits",
+        "storage files\\u{1b}[31m is away (workers 1), chain main waits",
     ]);
     fs::remove_file(&path).expect("a file");
     wait_until("no hold is shown", PATIENCE, || {

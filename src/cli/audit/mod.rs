@@ -13,7 +13,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::dlq::Fault;
-use super::shown::printable;
+use super::shown::{complain, complain_lines};
 use crate::config::{Config, ListName};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -76,7 +76,7 @@ impl Audit {
         let config = match Config::load(&settings.config_file) {
             Ok(config) => config,
             Err(errors) => {
-                eprintln!("{errors}");
+                complain_lines(errors);
                 return Exit::Config;
             }
         };
@@ -86,14 +86,16 @@ impl Audit {
         {
             let served: Vec<&str> = served.iter().map(ListName::as_str).collect();
             let served = served.join(", ");
-            eprintln!("--requeue {list}: no enabled chain takes from that list; there is {served}");
+            complain(format_args!(
+                "--requeue {list}: no enabled chain takes from that list; there is {served}"
+            ));
             return Exit::Usage;
         }
         match self.search(settings, &config) {
             Ok(exit) => exit,
             Err(AuditFault::Output(error)) => Fault::Output(error).exit(),
             Err(fault) => {
-                eprintln!("{}", printable(&fault.to_string()));
+                complain(&fault);
                 Exit::Unavailable
             }
         }

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::cli::shown::{life, printable, shortened, size, visible_json};
+use crate::cli::shown::{life, shortened, size};
 use crate::exit::Exit;
 use crate::queue::{Document, Kept};
 use crate::vcon::VconId;
+use crate::visible::{printable, visible_json};
 
 /// A vCon that is nowhere.
 #[derive(Debug, Serialize)]

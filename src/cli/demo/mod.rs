@@ -18,7 +18,7 @@ use crossbeam_channel::RecvTimeoutError;
 use tempfile::TempDir;
 
 use super::interruption;
-use super::shown::say;
+use super::shown::{complain, say};
 use super::submit;
 use crate::config::ListName;
 use crate::exit::Exit;
@@ -109,7 +109,7 @@ impl Demo {
         match self.play() {
             Ok(()) => Exit::Ok,
             Err(error) => {
-                eprintln!("{error}");
+                complain(&error);
                 match error {
                     DemoError::NoRedis | DemoError::Queue(_) => Exit::Unavailable,
                     _ => Exit::Internal,

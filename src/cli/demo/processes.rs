@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 
 use super::{DemoError, wait_for};
 use crate::child::MONITOR_SLOT;
-use crate::scoreboard::Snapshot;
-use crate::{procfs, sys};
+use crate::scoreboard::{SlotView, Snapshot};
+use crate::sys;
 
 /// The daemon's name.
 const INSTANCE: &str = "demo";
@@ -143,9 +143,7 @@ impl Daemon {
             return Vec::new();
         };
         let workers = snapshot.slots.iter().skip(MONITOR_SLOT + 1);
-        workers
-            .filter_map(|slot| procfs::proportional_set_size(slot.place.as_ref()?.pid?))
-            .collect()
+        workers.filter_map(SlotView::memory).collect()
     }
 
     /// Drains it, as systemd would.

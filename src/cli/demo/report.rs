@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use serde::Deserialize;
 
-use super::super::shown::say;
+use super::super::shown::say_lines;
 
 /// The fields of a log line that count here.
 #[derive(Debug, Default, Deserialize)]
@@ -124,7 +124,7 @@ impl Report {
         for (name, value) in rows {
             table.add_row([name, value]);
         }
-        say(table);
+        say_lines(table);
     }
 }
 

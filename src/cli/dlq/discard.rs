@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::{Fault, configuration, find, known_lists, not_found, open, owner, queue_named};
 use crate::cli::ask::{can_ask, is_confirmed};
-use crate::cli::shown::{life, printable, visible_json};
+use crate::cli::shown::{complain, life};
 use crate::cli::submit::progress;
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, Raw};
 use crate::settings::Settings;
+use crate::visible::{printable, visible_json};
 
 /// So many dead letters are read at once.
 const BATCH: u64 = 200;
@@ -68,11 +69,11 @@ struct Letter {
 impl Discard {
     pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
         if self.all && self.what.len() != 1 {
-            eprintln!("--all drops every dead letter of one queue: name that queue and no UUID");
+            complain("--all drops every dead letter of one queue: name that queue and no UUID");
             return Ok(Exit::Usage);
         }
         if !self.yes && !can_ask() {
-            eprintln!("nobody can be asked, as standard input is no terminal: --yes drops it");
+            complain("nobody can be asked, as standard input is no terminal: --yes drops it");
             return Ok(Exit::Usage);
         }
         let config = configuration(settings);
@@ -83,7 +84,7 @@ impl Discard {
         }
         let chosen = self.chosen(&mut letters, config)?;
         if !self.yes && !self.is_confirmed(&mut letters, &chosen)? {
-            eprintln!("Nothing was dropped");
+            complain("Nothing was dropped");
             return Ok(Exit::Ok);
         }
         let mut exit = Exit::Ok;
@@ -138,7 +139,7 @@ impl Discard {
                 Moved::Some(0) => {}
                 Moved::Some(_) => done.lists.push(list.to_string()),
                 Moved::Refused(why) => {
-                    eprintln!("{}", printable(&why));
+                    complain(&why);
                     exit = Exit::Data;
                 }
             }
@@ -165,7 +166,7 @@ impl Discard {
             self.and_documents()
         );
         if !self.yes && !is_confirmed(&question)? {
-            eprintln!("Nothing was dropped");
+            complain("Nothing was dropped");
             return Ok(Exit::Ok);
         }
         let owner = owner(&list, config);

@@ -6,9 +6,10 @@ use clap::Args;
 
 use super::view::{View, listing};
 use super::{Fault, configuration, defers, known_lists, open, queue_named};
-use crate::cli::shown::visible_json;
+use crate::cli::shown::complain;
 use crate::exit::Exit;
 use crate::settings::Settings;
+use crate::visible::visible_json;
 
 /// The table has so many rows, unless more are asked for.
 const ROWS: u64 = 1000;
@@ -49,7 +50,9 @@ impl Ls {
         let mut out = io::stdout().lock();
         for list in lists {
             let Some(length) = letters.length(&list)? else {
-                eprintln!("DLQ:{list} is not a list: something else has the key");
+                complain(format_args!(
+                    "DLQ:{list} is not a list: something else has the key"
+                ));
                 continue;
             };
             all = all.saturating_add(length);
@@ -82,7 +85,9 @@ impl Ls {
         out.flush()?;
         if listed < all && !self.json {
             let more = all - listed;
-            eprintln!("{more} more are not shown (--count N, or --json for all of them)");
+            complain(format_args!(
+                "{more} more are not shown (--count N, or --json for all of them)"
+            ));
         }
         Ok(Exit::Ok)
     }

@@ -12,7 +12,7 @@ use std::io;
 
 use clap::Subcommand;
 
-use super::shown::printable;
+use super::shown::{complain, complain_lines};
 use crate::config::{ConfigErrors, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Owner, QueueError, Raw, STORAGE_PREFIX, Server};
@@ -76,8 +76,8 @@ impl Fault {
         match self {
             // A reader that has seen enough ends us.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
-            Self::Config(errors) => eprintln!("{errors}"),
-            _ => eprintln!("{}", printable(&self.to_string())),
+            Self::Config(errors) => complain_lines(errors),
+            _ => complain(self),
         }
         match self {
             Self::Queue(_) => Exit::Unavailable,
@@ -96,8 +96,8 @@ fn open(settings: &Settings) -> Result<DeadLetters, QueueError> {
 /// The configuration where it can be used; what can be done with Redis alone is done without.
 fn configuration(settings: &Settings) -> Option<Plan> {
     let warn = |errors| {
-        eprintln!("{errors}");
-        eprintln!("warning: without the configuration, only the lists that Redis has are known");
+        complain_lines(errors);
+        complain("warning: without the configuration, only the lists that Redis has are known");
     };
     Plan::load(&settings.config_file).map_err(warn).ok()
 }

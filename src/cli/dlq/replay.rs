@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Fault, queue_of};
 use crate::cli::shelf::Shelf;
-use crate::cli::shown::printable;
+use crate::cli::shown::complain;
 use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
@@ -210,7 +210,9 @@ impl Replay<'_> {
                 ..
             } = &self.done;
             let total = self.total;
-            eprintln!("storage {storage}: {saved} of {total} saved, {refused} stay");
+            complain(format_args!(
+                "storage {storage}: {saved} of {total} saved, {refused} stay"
+            ));
         }
         Ok(result)
     }
@@ -313,7 +315,7 @@ impl Replay<'_> {
             Settling::Done => {
                 self.done.refused += 1;
                 let line = format!("{} stays, {stage}: {error}", entry.entry);
-                self.bar.suspend(|| eprintln!("{}", printable(&line)));
+                self.bar.suspend(|| complain(&line));
                 Ok(Step::Stays)
             }
         }

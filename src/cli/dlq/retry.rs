@@ -12,13 +12,14 @@ use super::{
     Fault, configuration, find, known_lists, list_named, not_found, open, queue_named, storage_of,
 };
 use crate::cli::interruption;
-use crate::cli::shown::{printable, visible_json};
+use crate::cli::shown::complain;
 use crate::cli::submit::progress;
 use crate::config::{Config, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, QueueError, Raw};
 use crate::settings::Settings;
 use crate::vcon::VconId;
+use crate::visible::{printable, visible_json};
 
 /// So many dead letters are moved in one step.
 const BATCH: u64 = 200;
@@ -117,20 +118,19 @@ impl Retry {
     fn report(&self, done: &Done) -> io::Result<()> {
         for list in &done.lists {
             if let Some(error) = &list.error {
-                eprintln!("list {}: {}", list.list, printable(error));
+                complain(format_args!("list {}: {error}", list.list));
             }
             if list.served == Some(false) && list.retried > 0 {
                 let list = &list.list;
-                eprintln!("warning: no enabled chain takes from list {list}: they wait there");
+                complain(format_args!(
+                    "warning: no enabled chain takes from list {list}: they wait there"
+                ));
             }
         }
         for storage in &done.storages {
             if let Some(error) = &storage.error {
                 let name = &storage.storage;
-                eprintln!(
-                    "{}",
-                    printable(&format!("storage {name}: stopped: {error}"))
-                );
+                complain(format_args!("storage {name}: stopped: {error}"));
             }
         }
         let mut out = io::stdout().lock();

@@ -12,14 +12,13 @@ use super::view::View;
 use super::{
     Fault, configuration, defers, find, known_lists, not_found, open, queue_named, storage_of,
 };
-use crate::cli::shown::{
-    Layout, laid_out, life, moment, printable, printable_lines, size, visible_json,
-};
+use crate::cli::shown::{Layout, laid_out, life, moment, size};
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Document, HeldLock, Kept, Kind, Raw};
 use crate::settings::Settings;
 use crate::view::StorageQueue;
+use crate::visible::{printable, printable_lines, visible_json};
 
 /// Which dead letter to show, and how.
 #[derive(Debug, Args)]

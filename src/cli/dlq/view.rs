@@ -4,8 +4,9 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::cli::shown::{moment, printable, shortened};
+use crate::cli::shown::{moment, shortened};
 use crate::queue::{KeptReason, Letter};
+use crate::visible::printable;
 
 /// Entries that are no UUIDs are shortened to this in the table.
 const LONGEST_ENTRY: usize = 60;
@@ -80,12 +81,13 @@ impl View {
     }
 
     fn row(&self, now: f64) -> [String; 7] {
-        let text = |text: &Option<String>| text.as_deref().map(printable).unwrap_or_default();
+        let text =
+            |text: &Option<String>| printable(text.as_deref().unwrap_or_default()).into_owned();
         [
             shortened(&self.uuid, LONGEST_ENTRY),
             shortened(&self.list, LONGEST_ENTRY),
             shortened(&text(&self.stage), LONGEST_ENTRY),
-            printable(self.error()),
+            printable(self.error()).into_owned(),
             self.at.map(|at| moment(at, now)).unwrap_or_default(),
             self.attempts.map(|n| n.to_string()).unwrap_or_default(),
             shortened(&text(&self.worker), LONGEST_ENTRY),

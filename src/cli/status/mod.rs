@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::cli::shown::complain_lines;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::view::{Queues, View};
+use crate::visible::{printable_lines, visible_json};
 pub(super) use figures::rate;
 pub(super) use source::Source;
 pub(super) use table::{duration, megabytes, on_hold, redis_away, state, storage_rows};
@@ -48,7 +50,7 @@ impl Status {
             let view = match source.look(self.queues) {
                 Ok(view) => view,
                 Err(why) => {
-                    eprintln!("{why}");
+                    complain_lines(why);
                     return Exit::Unavailable;
                 }
             };
@@ -65,9 +67,9 @@ impl Status {
 
     fn show(&self, view: &View) -> io::Result<()> {
         let text = if self.json {
-            serde_json::to_string(view)?
+            visible_json(&serde_json::to_string(view)?)
         } else {
-            table::text(view)
+            printable_lines(&table::text(view))
         };
         let mut out = io::stdout().lock();
         if self.watch.is_some() && !self.json && out.is_terminal() {

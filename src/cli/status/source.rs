@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::config::Plan;
 use crate::queue::{Lengths, QueueError, Server};
 use crate::runtime_dir;
-use crate::scoreboard::{BoardError, Snapshot};
+use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{Lists, Queues, View};
+use crate::visible::printable;
 
 /// Looks at the daemon that is meant, again and again.
 pub(in crate::cli) struct Source {
@@ -32,7 +33,7 @@ impl Source {
     /// Sentences on why no daemon could be found.
     pub fn look(&mut self, with_queues: bool) -> Result<View, String> {
         let snapshot = find(&self.settings)?;
-        let plan = Plan::load(&snapshot.config).ok();
+        let plan = Plan::load_kept(&snapshot.config).ok();
         let queues = with_queues.then(|| self.queues(plan.as_ref()));
         Ok(View::new(&snapshot, plan.as_ref(), queues))
     }
@@ -64,11 +65,12 @@ impl Source {
 /// Finds the daemon that is meant: the one of the instance that is set, else the only one.
 fn find(settings: &Settings) -> Result<Snapshot, String> {
     let mut alive = Vec::new();
-    let mut faults = Vec::new();
-    for path in runtime_dir::scoreboards() {
+    let (paths, faults) = runtime_dir::scoreboards();
+    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    for path in paths {
         match Snapshot::take(&path) {
             Ok(snapshot) => alive.push(snapshot),
-            Err(error) => faults.push(error),
+            Err(error) => faults.push(error.to_string()),
         }
     }
     let meant = |snapshot: &Snapshot| snapshot.header.instance == settings.instance;
@@ -78,11 +80,11 @@ fn find(settings: &Settings) -> Result<Snapshot, String> {
     if let ([_], false) = (&alive[..], settings.instance_is_set) {
         return Ok(alive.swap_remove(0));
     }
-    Err(not_found(settings, &alive, &faults))
+    Err(not_found(settings, &alive, faults))
 }
 
-fn not_found(settings: &Settings, alive: &[Snapshot], faults: &[BoardError]) -> String {
-    let mut lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+fn not_found(settings: &Settings, alive: &[Snapshot], faults: Vec<String>) -> String {
+    let mut lines = faults;
     let instance = &settings.instance;
     lines.push(format!(
         "no conserver with CONSERVER_INSTANCE={instance} runs on this machine, as far as this user can see"
@@ -97,5 +99,6 @@ fn not_found(settings: &Settings, alive: &[Snapshot], faults: &[BoardError]) -> 
             "there is {names}: set CONSERVER_INSTANCE to one of them"
         ));
     }
+    let lines: Vec<_> = lines.iter().map(|line| printable(line)).collect();
     lines.join("\n")
 }

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use super::figures;
 use crate::queue::storage_letters_list;
 use crate::view::{Hold, Lane, Queues, View, Worker};
+use crate::visible::printable;
 
 /// The status as text.
 pub(super) fn text(view: &View) -> String {
@@ -140,7 +141,7 @@ pub(in crate::cli) fn storage_rows(
 
 fn queue_table(queues: &Queues) -> String {
     if let Some(error) = &queues.error {
-        return format!("The lists are not known: {error}");
+        return format!("The lists are not known: {}", printable(error));
     }
     let mut table = new_table(&["List", "Kind", "Waiting"]);
     let mut add = |kind: &str, lists: &IndexMap<String, Option<u64>>| {

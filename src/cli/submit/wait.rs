@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::progress;
+use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
 use crate::queue::{Audit, DeadLetters, KeptReason, Letter, Lists, QueueError, Raw, Server};
 use crate::settings::Settings;
@@ -156,7 +157,7 @@ impl Lookout {
             let error = match seen {
                 Ok(seen) => {
                     if is_told {
-                        eprintln!("Redis is back");
+                        complain("Redis is back");
                     }
                     return Ok(seen);
                 }
@@ -170,7 +171,7 @@ impl Lookout {
                 return Err(error);
             }
             if !is_told && !error.is_interruption() {
-                eprintln!("{error}; trying again");
+                complain(format_args!("{error}; trying again"));
                 is_told = true;
                 self.was_away = true;
             }

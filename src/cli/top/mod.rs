@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use self::history::History;
 use self::screen::{Screen, Wake, Waker};
 use super::status::Source;
+use crate::cli::shown::{complain, complain_lines};
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::view::View;
@@ -44,14 +45,14 @@ impl Top {
     /// Shows it until a key or a signal ends it.
     pub fn run(&self, settings: &Settings) -> Exit {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-            eprintln!("top needs a terminal; `conserver status --watch` writes to anything");
+            complain("top needs a terminal; `conserver status --watch` writes to anything");
             return Exit::Usage;
         }
         let mut source = Source::new(settings, LIMIT);
         let first = match source.look(true) {
             Ok(view) => view,
             Err(why) => {
-                eprintln!("{why}");
+                complain_lines(why);
                 return Exit::Unavailable;
             }
         };
@@ -60,7 +61,7 @@ impl Top {
             // The terminal is gone, and nobody is left to be told.
             Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Exit::Ok,
             Err(error) => {
-                eprintln!("the terminal could not be used: {error}");
+                complain(format_args!("the terminal could not be used: {error}"));
                 Exit::Internal
             }
         }

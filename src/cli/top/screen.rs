@@ -19,6 +19,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::{flag, low_level};
 
+use super::section::cut;
+use crate::visible::printable;
+
 /// Control bytes of keys.
 const CTRL_C: u8 = 0x03;
 const ESCAPE: u8 = 0x1b;
@@ -126,8 +129,8 @@ impl Screen {
                     SetForegroundColor(Color::Red)
                 )?,
             }
-            // Names come from elsewhere, and must not steer the terminal.
-            let shown: String = line.text.chars().filter(|c| !c.is_control()).collect();
+            // Names come from elsewhere, and must not steer the terminal. What is escaped takes more room.
+            let shown = cut(&printable(&line.text), columns.into());
             out.write_all(shown.as_bytes())?;
             queue!(
                 out,

@@ -28,7 +28,7 @@ use crate::config::Options;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::secret::Secret;
-use crate::sys::End;
+use crate::sys::{Account, End};
 use process::{Process, Until};
 use tail::Tail;
 
@@ -49,6 +49,8 @@ pub(super) struct Program {
     secrets: Arc<[Secret]>,
     timeout: Duration,
     most_output: usize,
+    /// The user it runs as, if not as the daemon's, or why there is none.
+    account: Option<Result<Account, String>>,
 }
 
 /// Why a program has not done its work.
@@ -69,7 +71,7 @@ pub(super) enum Trouble {
 }
 
 impl Program {
-    /// Reads the options `env`, `timeout` and `max_output`; what is wrong with them is recorded
+    /// Reads the options `env`, `timeout`, `max_output` and `user`; what is wrong with them is recorded
     /// there. Messages call it `name`.
     pub fn open(options: &mut Options, argv: Vec<String>, name: &str) -> Self {
         let timeout = options.seconds_or("timeout", 60.0);
@@ -93,6 +95,12 @@ impl Program {
             let value = value.or_else(|| (name == "PATH").then(|| DEFAULT_PATH.into()));
             environment.extend(value.map(|value| (name.into(), value)));
         }
+        // Not a fault of the file: whoever only looks for a vCon reads it too, and runs no program.
+        let account = options.string("user").map(|user| Account::find(&user));
+        if let Some(Ok(account)) = account.as_ref().filter(|found| !is_own(found)) {
+            environment.retain(|(name, _)| name != "HOME");
+            environment.push(("HOME".into(), account.home.clone().into()));
+        }
         let mut secrets = options.looked_up().to_vec();
         for (name, value) in variables {
             environment.retain(|(other, _)| *other != *name);
@@ -106,6 +114,7 @@ impl Program {
             secrets: secrets.into(),
             timeout,
             most_output: usize::try_from(most).unwrap_or(usize::MAX),
+            account,
         }
     }
 
@@ -144,6 +153,7 @@ impl Program {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::transient(format!("could not start `{}`: {why}", self.file()))
         };
+        let account = self.account().map_err(|why| failed(&why))?;
         // Held open until the program has begun.
         let watch = warden::watch().map_err(|why| failed(&format!("no warden: {why}")))?;
         let mut command = Command::new(self.file());
@@ -154,6 +164,10 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(account) = account {
+            // First: a program is killed with its worker only if that is asked for afterwards.
+            account.take_on(&mut command);
+        }
         crate::sys::bind(&mut command, watch.as_ref());
         let child = command.spawn();
         drop((command, watch));
@@ -184,8 +198,21 @@ impl Program {
         }
     }
 
+    /// The user it runs as, where that is another one than the daemon's.
+    ///
+    /// # Errors
+    /// There is no such user, or this process may not run programs as that one.
+    pub fn account(&self) -> Result<Option<&Account>, String> {
+        match &self.account {
+            None => Ok(None),
+            Some(Err(why)) => Err(why.clone()),
+            Some(Ok(account)) => account.check().map(|()| Some(account)),
+        }
+    }
+
     /// Answers whether there is such a program, and it may be executed.
     pub fn check(&self) -> Result<(), Failure> {
+        self.account().map_err(Failure::transient)?;
         let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
         let name = self.file();
         let found = if name.contains('/') {
@@ -247,6 +274,10 @@ pub(super) struct Ran {
     pub output: Vec<u8>,
     /// What it said last on standard error, as the end of a sentence.
     pub reason: String,
+}
+
+fn is_own(found: &Result<Account, String>) -> bool {
+    found.as_ref().is_ok_and(Account::is_own)
 }
 
 fn is_variable(name: &str) -> bool {

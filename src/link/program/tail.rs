@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::secret::Secret;
+use crate::visible::printable;
 
 /// So many bytes are kept.
 const KEPT: usize = 64 * 1024;
@@ -80,10 +81,9 @@ impl Tail {
         let text = String::from_utf8_lossy(text).into_owned();
         let secrets = self.secrets.iter();
         let text = secrets.fold(text, |text, secret| secret.hide_in(text));
-        let shown = text.chars().take(most);
-        shown
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect()
+        // What a program indents with tells nobody anything.
+        let text = text.replace('\t', " ");
+        printable(&text).chars().take(most).collect()
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(tail.reason(), "");
         tail.push(b"1\n2\n\n 3\t\n4\r\n5\n");
         tail.push(b"6 \x1b[1mno");
-        assert_eq!(tail.reason(), ": 2 | 3 | 4 | 5 | 6  [1mno");
+        assert_eq!(tail.reason(), r": 2 | 3 | 4 | 5 | 6 \u{1b}[1mno");
         tail.clear();
         assert_eq!(tail.reason(), "");
     }

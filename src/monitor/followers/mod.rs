@@ -205,7 +205,8 @@ impl Manager {
             // The supervisor could read it: a file that it names may be gone since.
             Err(errors) if self.unread != generation => {
                 self.unread = generation;
-                log::error!("the followers could not be read, the former ones stay:\n{errors}");
+                log::error!("the followers could not be read, the former ones stay:");
+                errors.lines().for_each(|line| log::error!("{line}"));
             }
             Err(_) => {}
         }
@@ -452,10 +453,9 @@ impl Puller {
         if holder != self.other {
             let name = &self.follower.name;
             match &holder {
-                Some(holder) => log::info!(
-                    "follower {name}: instance \"{}\" pulls at present",
-                    holder.escape_debug()
-                ),
+                Some(holder) => {
+                    log::info!("follower {name}: instance \"{holder}\" pulls at present");
+                }
                 None => log::info!("follower {name}: this instance pulls from now on"),
             }
             self.other.clone_from(&holder);

@@ -16,6 +16,7 @@ use ureq::{Agent, Body, Error};
 use crate::config::Follower;
 use crate::http::{self, Url};
 use crate::vcon::{CreatedAt, VconId};
+use crate::visible::printable;
 
 /// How long the other server may take to hand out UUIDs. They are lost if it takes longer, so this is
 /// long.
@@ -333,7 +334,7 @@ fn sorted_out(entries: impl Iterator<Item = Value>, cut: Option<String>) -> Popp
                 let text = entry
                     .as_str()
                     .map_or_else(|| entry.to_string(), str::to_owned);
-                let shown = text.escape_debug().take(SHOWN).collect();
+                let shown = printable(&text).chars().take(SHOWN).collect();
                 popped.refused.push(shown);
             }
         }

@@ -11,6 +11,7 @@ use percent_encoding::{percent_decode, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use super::remote::RESERVED;
+use crate::runtime_dir;
 use crate::vcon::VconId;
 
 /// The most bytes that a follower's name takes in a file name. A file name has at most 255 bytes, of which an
@@ -65,18 +66,16 @@ impl Spool {
             lines.push_str(id.as_str());
             lines.push('\n');
         }
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&self.0)?;
+        let mut options = OpenOptions::new();
+        let mut file = runtime_dir::open(&self.0, options.append(true).create(true).mode(0o600))?;
         file.write_all(lines.as_bytes())?;
         file.sync_data()
     }
 
     /// All that are in it. A line that was not written to its end is none.
     pub(super) fn read(&self) -> io::Result<Vec<VconId>> {
-        match fs::read_to_string(&self.0) {
+        let opened = runtime_dir::open(&self.0, OpenOptions::new().read(true));
+        match opened.and_then(io::read_to_string) {
             Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
@@ -125,7 +124,7 @@ fn shown(name: &[u8]) -> String {
         None => (name, ""),
     };
     let start = percent_decode(start).decode_utf8_lossy();
-    format!("{}{rest}", start.escape_debug())
+    format!("{start}{rest}")
 }
 
 fn encoded(text: &str) -> String {
@@ -218,7 +217,7 @@ mod tests {
         };
         assert_eq!(
             names(&["here", "new"]),
-            [r"far/../a\u{1b}", "gone", "жж", "жж…"]
+            ["far/../a\x1b", "gone", "жж", "жж…"]
         );
         assert_eq!(names(&["here", "far/../a\x1b", &long, "жж"]), ["gone"]);
     }

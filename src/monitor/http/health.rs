@@ -154,6 +154,7 @@ mod tests {
                 wanted,
                 config: 1,
                 used: places.len() + 1,
+                memory: None,
                 beat: NOW,
                 series: 0,
                 stuck_after: None,

@@ -191,7 +191,7 @@ impl Reader {
         let generation = snapshot.header.config;
         if self.plan.as_ref().is_none_or(|(of, _)| *of != generation) {
             // The former stays where this one cannot be read at the moment.
-            if let Ok(plan) = Plan::load(&snapshot.config) {
+            if let Ok(plan) = Plan::load_kept(&snapshot.config) {
                 self.plan = Some((generation, plan));
                 self.asked = None;
             }

@@ -43,17 +43,27 @@ impl Drop for SocketFile {
 pub(super) fn listen(path: &Path) -> io::Result<(SocketFile, UnixListener)> {
     make_way(path)?;
     let address = SockAddr::unix(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&address)?;
+    let socket = bind(&address)?;
     let file = SocketFile {
         path: path.to_owned(),
         identity: identity(path)?,
     };
-    // Nobody can connect before it listens.
+    // What the umask has taken away is given back. Nobody can connect before it listens.
     fs::set_permissions(path, Permissions::from_mode(MODE))?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok((file, OwnedFd::from(socket).into()))
+}
+
+/// A socket whose file nobody but its owner and group can ever use, not even for a moment and whatever
+/// the umask is.
+fn bind(address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // The file gets the mode of the socket. Systems that do not know that refuse it.
+    #[cfg(target_os = "linux")]
+    nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::from_bits_truncate(MODE))?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// Removes a socket that was left behind.
@@ -99,6 +109,16 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(bound);
         assert!(!path.exists());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_socket_is_made_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _socket = bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{mode:o}");
     }
 
     #[test]

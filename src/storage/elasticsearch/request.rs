@@ -10,6 +10,7 @@ use ureq::http::{HeaderValue, Request};
 use crate::deadline::Limit;
 use crate::http::Url;
 use crate::secret::Secret;
+use crate::visible::printable;
 
 /// The most that is read of an answer.
 const ANSWER_LIMIT: u64 = 256 << 20;
@@ -119,5 +120,5 @@ impl Answer {
 /// A text of the server's or the vCon's as messages show it: on one line, not too long.
 pub(super) fn shown(text: &str) -> String {
     let shown: String = text.chars().take(300).collect();
-    shown.replace(char::is_control, " ")
+    printable(&shown).into_owned()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,13 +47,19 @@ impl Finished {
 pub fn run(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
     let finished = conserver.run(arguments);
     assert_eq!(finished.code, code, "{arguments:?}: {}", finished.output());
-    let is_fit = |c: char| c == '\n' || !c.is_control();
     assert!(
         finished.output().chars().all(is_fit),
         "{:?}",
         finished.output()
     );
     finished
+}
+
+/// Whether a text for people may hold the character: it ends a line, or can be seen.
+pub fn is_fit(c: char) -> bool {
+    let unseen = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
+    c == '\n' || !c.is_control() && !unseen
 }
 
 /// Fails unless it wrote all of this.
@@ -82,7 +89,9 @@ impl Conserver {
             program: env!("CARGO_BIN_EXE_conserver").into(),
         };
         let runtime = conserver.runtime_folder();
-        fs::create_dir(&runtime).expect("a folder");
+        // Whatever the umask: one that others can write to is refused.
+        let private = fs::DirBuilder::new().mode(0o700).create(&runtime);
+        private.expect("a folder");
         let temporary = conserver.folder.path().to_owned();
         conserver
             .env("RUNTIME_DIRECTORY", runtime)

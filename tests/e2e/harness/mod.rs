@@ -51,7 +51,7 @@ pub use branch::{Branch, Manner};
 pub use browser::{Browser, Screen};
 pub use claims::LEASE;
 pub use config::{chain, delay, stuck};
-pub use conserver::{Conserver, Finished, run, said};
+pub use conserver::{Conserver, Finished, is_fit, run, said};
 pub use daemon::Daemon;
 pub use disk::Disk;
 pub use elastic::Elastic;

@@ -48,12 +48,12 @@ pub(super) enum Value {
 
 /// Reads the memory of each process.
 pub(in crate::monitor::http) fn memory(snapshot: &Snapshot) -> Vec<(String, u64)> {
-    let supervisor = ("supervisor".to_owned(), snapshot.header.pid);
-    let children = places(snapshot).filter_map(|(label, place)| Some((label, place.pid?)));
-    let processes = children.chain([supervisor]);
-    processes
-        .filter_map(|(label, pid)| Some((label, procfs::proportional_set_size(pid)?)))
-        .collect()
+    let header = &snapshot.header;
+    let supervisor = procfs::proportional_set_size(header.pid).or(header.memory);
+    let slots = snapshot.slots.iter().enumerate();
+    let children = slots.filter_map(|(number, slot)| Some((label(number), slot.memory()?)));
+    let supervisor = supervisor.map(|bytes| ("supervisor".to_owned(), bytes));
+    children.chain(supervisor).collect()
 }
 
 /// The label of a slot.
@@ -62,11 +62,6 @@ fn label(number: usize) -> String {
         MONITOR_SLOT => "monitor".to_owned(),
         number => number.to_string(),
     }
-}
-
-fn places(snapshot: &Snapshot) -> impl Iterator<Item = (String, &PlaceView)> {
-    let slots = snapshot.slots.iter().enumerate();
-    slots.filter_map(|(number, slot)| Some((label(number), slot.place.as_ref()?)))
 }
 
 impl Figures {

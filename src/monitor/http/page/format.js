@@ -1,5 +1,11 @@
 // Numbers and times, as people read them.
 
+// What cannot be seen, or changes the direction of what stands behind it, as the log has it: \u{202e}.
+function visible(text) {
+  const unseen = /[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u2800]/gu;
+  return String(text).replace(unseen, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+}
+
 const grouped = new Intl.NumberFormat("en");
 
 function count(n) {

@@ -45,7 +45,7 @@ function showState(status) {
   const held = status.holds.length ? `, ${status.holds.length} on hold` : "";
   put("state", `${state}, ${workers_ready} of ${workers_wanted} workers ready${held}`);
   document.getElementById("state").className = `mark ${isGood ? "good busy" : "warn"}`;
-  document.title = `${isGood ? "" : "⚠ "}${instance}: ${state}`;
+  document.title = visible(`${isGood ? "" : "⚠ "}${instance}: ${state}`);
 }
 
 function showTroubles({ holds, redis_away_seconds }) {

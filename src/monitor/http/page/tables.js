@@ -8,7 +8,8 @@ function element(name, role, className = "") {
   return made;
 }
 
-function setText(where, text) {
+function setText(where, given) {
+  const text = visible(given);
   if (where.textContent !== text) where.textContent = text;
 }
 

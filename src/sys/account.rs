@@ -1,0 +1,175 @@
+//! Programs that run as another user.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::libc;
+use nix::unistd::{Uid, User, geteuid};
+
+/// The capabilities that it takes: CAP_KILL to end such a program, CAP_SETGID and CAP_SETUID to start
+/// one (capabilities(7)).
+const NEEDED: [libc::c_ulong; 3] = [5, 6, 7];
+
+/// A user of this system, with all that a program gets of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    name: String,
+    user: libc::uid_t,
+    group: libc::gid_t,
+    groups: Vec<libc::gid_t>,
+    /// The home folder.
+    pub home: PathBuf,
+}
+
+impl Account {
+    /// The user of this name or id.
+    ///
+    /// # Errors
+    /// A sentence on why there is none.
+    pub fn find(user: &str) -> Result<Self, String> {
+        let found = match user.parse() {
+            Ok(id) => User::from_uid(Uid::from_raw(id)),
+            Err(_) => User::from_name(user),
+        };
+        let unknown = || format!("this system knows no user {user:?}");
+        let found = found
+            .map_err(|error| format!("{}: {error}", unknown()))?
+            .ok_or_else(unknown)?;
+        let groups = groups(&found).map_err(|error| {
+            format!(
+                "could not find out the groups of user {}: {error}",
+                found.name
+            )
+        })?;
+        Ok(Self {
+            user: found.uid.as_raw(),
+            group: found.gid.as_raw(),
+            groups,
+            home: found.dir,
+            name: found.name,
+        })
+    }
+
+    /// Whether programs of this process are this user's anyway.
+    pub fn is_own(&self) -> bool {
+        self.user == geteuid().as_raw()
+    }
+
+    /// Fails if this process cannot start, or not end, programs of this user.
+    ///
+    /// # Errors
+    /// A sentence that says what it takes.
+    pub fn check(&self) -> Result<(), String> {
+        if self.is_own() || may_switch() {
+            return Ok(());
+        }
+        Err(format!(
+            "user {} cannot run programs as user {}: that takes root, or the capabilities CAP_SETUID, \
+             CAP_SETGID and CAP_KILL",
+            geteuid(),
+            self.name
+        ))
+    }
+
+    /// Has the program run as this user, with the user's groups and no others. To be called before all
+    /// that this user must not be asked for.
+    pub fn take_on(&self, command: &mut Command) {
+        if self.is_own() {
+            return;
+        }
+        let Self { user, group, .. } = *self;
+        let groups = self.groups.clone();
+        let begin = move || {
+            // SAFETY: the list lives in this closure, and its length is its own.
+            let set = unsafe { libc::setgroups(groups.len() as _, groups.as_ptr()) };
+            // The group first: afterwards there is no right to.
+            // SAFETY: these change the process's own credentials, and touch no memory.
+            if set != 0 || unsafe { libc::setgid(group) != 0 || libc::setuid(user) != 0 } {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec it only makes system calls, in a process with one thread:
+        // setgroups, setgid, setuid; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(begin) };
+    }
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn groups(user: &User) -> Result<Vec<libc::gid_t>, String> {
+    let name = CString::new(user.name.as_str()).map_err(|error| error.to_string())?;
+    let groups = nix::unistd::getgrouplist(&name, user.gid).map_err(|error| error.to_string())?;
+    Ok(groups.into_iter().map(nix::unistd::Gid::as_raw).collect())
+}
+
+/// Where the list is of another type, the user's own group has to do.
+#[cfg(target_vendor = "apple")]
+fn groups(user: &User) -> Result<Vec<libc::gid_t>, String> {
+    Ok(vec![user.gid.as_raw()])
+}
+
+/// Whether this process has what it takes, as `/proc` tells.
+fn may_switch() -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
+        return geteuid().is_root();
+    };
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|bits| NEEDED.iter().all(|number| bits >> number & 1 == 1))
+}
+
+/// Gives up what a program of a link could become another user by, as far as this process would hand
+/// it on. Only for use between fork and exec.
+pub(super) fn keep_no_switch() {
+    #[cfg(target_os = "linux")]
+    for capability in NEEDED {
+        // SAFETY: it changes a set of the process's own credentials, and touches no memory.
+        unsafe {
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_LOWER as libc::c_ulong,
+                capability,
+                0,
+                0,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_found_by_name_and_by_id() {
+        let root = Account::find("root").unwrap();
+        assert_eq!(Account::find("0"), Ok(root.clone()));
+        assert_eq!((root.user, root.group), (0, 0));
+        assert_eq!(root.is_own(), geteuid().is_root());
+        for unknown in ["no-such-user", "4294967", "", "-1", "a\0b"] {
+            let said = Account::find(unknown).unwrap_err();
+            assert!(said.contains("knows no user"), "{said}");
+        }
+    }
+
+    #[test]
+    fn who_cannot_switch_says_what_it_takes() {
+        let other = if geteuid().is_root() {
+            "nobody"
+        } else {
+            "root"
+        };
+        let account = Account::find(other).unwrap();
+        match account.check() {
+            Ok(()) => assert!(may_switch()),
+            Err(said) => assert!(
+                said.contains("CAP_SETUID") && said.contains(other),
+                "{said}"
+            ),
+        }
+    }
+}

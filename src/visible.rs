@@ -1,0 +1,124 @@
+//! Text from elsewhere, made fit for people: nobody who writes into Redis, answers a request or names
+//! a file steers a terminal, forges a line of the log, or hides in one.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Write as _};
+
+/// Whether a terminal shows the character, and does nothing else with it.
+///
+/// What is not: control characters (C0, C1, DEL), separators of lines and paragraphs, spaces other
+/// than the usual one, what changes the direction of text (U+202A to U+202E, U+2066 to U+2069,
+/// U+200E, U+200F, U+061C), what changes or joins the character before it, and what has no shape.
+pub fn is_visible(c: char) -> bool {
+    match c {
+        ' '..='~' => true,
+        // Letters and a symbol by their category, blanks to the eye.
+        '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' => false,
+        c => c.escape_debug().len() == 1,
+    }
+}
+
+/// The text on one line of characters that can be seen; the others as in Rust's strings: `\n`,
+/// `\u{1b}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_visible) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    text.chars().for_each(|c| push(&mut shown, c));
+    shown.into()
+}
+
+/// The text with its lines, and otherwise of characters that can be seen.
+pub fn printable_lines(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push(c),
+            '\t' => shown.push_str("    "),
+            c => push(&mut shown, c),
+        }
+    }
+    shown
+}
+
+/// Something that is shown as [`printable`] has it.
+pub struct Printable<T>(pub T);
+
+impl<T: Display> Display for Printable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.0.to_string()))
+    }
+}
+
+/// Adds the character, or what stands for it where it cannot be seen.
+pub fn push(shown: &mut String, c: char) {
+    if is_visible(c) {
+        shown.push(c);
+        return;
+    }
+    let escaped = c.escape_debug();
+    if escaped.len() > 1 {
+        shown.extend(escaped);
+    } else {
+        shown.extend(c.escape_unicode());
+    }
+}
+
+/// JSON with everything in its strings that cannot be seen as `\u` escapes. It stays the same JSON.
+pub fn visible_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_visible(c) || c == '\n' {
+            shown.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a string does not fail.
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_steers_the_terminal() {
+        let hostile = "a\x1b[31m\u{9b}2J\r\u{7f}\u{202e}\\n é\n\tb";
+        assert_eq!(
+            printable(hostile),
+            "a\\u{1b}[31m\\u{9b}2J\\r\\u{7f}\\u{202e}\\n é\\n\\tb"
+        );
+        assert_eq!(
+            printable_lines(hostile),
+            "a\\u{1b}[31m\\u{9b}2J\\r\\u{7f}\\u{202e}\\n é\n    b"
+        );
+        assert_eq!(
+            visible_json("\"\u{9b}\u{7f}\u{e0001}é\""),
+            "\"\\u009b\\u007f\\udb40\\udc01é\""
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_escaped_and_nothing_else() {
+        let unseen = "\0\x07\x1b\x7f\u{80}\u{85}\u{9f}\u{a0}\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{180e}\
+                      \u{200b}\u{200c}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\
+                      \u{202e}\u{2060}\u{2064}\u{2066}\u{2067}\u{2068}\u{2069}\u{206a}\u{206f}\u{2800}\u{3000}\
+                      \u{3164}\u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffb}\u{e000}\u{1d173}\u{e0001}\u{e007f}\u{e0100}";
+        for c in unseen.chars() {
+            assert!(!is_visible(c), "{c:?}");
+            let shown = printable(c.encode_utf8(&mut [0; 4])).into_owned();
+            assert!(
+                shown.starts_with('\\') && shown.chars().all(is_visible),
+                "{shown:?}"
+            );
+            assert_eq!(Printable(c).to_string(), shown);
+        }
+        let seen = "a \\ ' \" ~ é ß 漢 かな א ب 한 😀 – … \u{fffd}";
+        assert_eq!(printable(seen), seen);
+        assert_eq!(visible_json(seen), seen);
+    }
+}
