@@ -63,11 +63,6 @@ impl Dir {
         })
     }
 
-    /// The path by which it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Opens the directory at a relative path of plain names.
     pub fn at(&self, below: &Path) -> io::Result<Self> {
         self.walk(below, Self::child)

@@ -26,7 +26,7 @@ pub(super) struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// An empty draft in the directory, with this mode.
     pub fn open(dir: &'a Dir, id: &VconId, mode: u32) -> io::Result<Self> {
-        let mut draft = Self::locked(dir, id)?;
+        let draft = Self::locked(dir, id)?;
         // Before the text: it is never under any other mode than this and 0600.
         draft.file.set_permissions(Permissions::from_mode(mode))?;
         Ok(draft)
@@ -146,78 +146,128 @@ pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<Left> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
     use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
     use std::thread;
 
     use super::*;
 
-    #[test]
-    #[allow(clippy::unwrap_used)]
-    fn what_a_killed_process_left_is_written_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let id = VconId::random();
-        fs::write(
-            directory.path().join(format!(".{id}.tmp")),
-            "half of a much longer doc",
-        )
-        .unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
+    fn entries(path: &Path) -> Vec<String> {
+        let entries = fs::read_dir(path).unwrap();
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn save(dir: &Dir, id: &VconId) {
+        let mut draft = Draft::open(dir, id, 0o640).unwrap();
         draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        draft.publish("place").unwrap();
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn what_was_left_and_may_not_be_written_is_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let id = VconId::random();
-        let path = directory.path().join(format!(".{id}.tmp"));
-        fs::write(&path, "half").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
-        draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+    fn what_a_killed_process_left_is_removed_whatever_its_mode() {
+        for mode in [0o600, 0o440] {
+            let directory = tempfile::tempdir().unwrap();
+            let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+            let left = directory.path().join(usual_name(&id));
+            fs::write(&left, "half of a much longer doc").unwrap();
+            fs::set_permissions(&left, Permissions::from_mode(mode)).unwrap();
+            save(&dir, &id);
+            assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+            assert_eq!(entries(directory.path()), ["place"]);
+        }
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn a_link_under_the_name_of_a_draft_is_not_followed() {
+    fn what_others_have_put_under_the_name_is_neither_followed_nor_opened_nor_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let (id, other) = (VconId::random(), directory.path().join("other"));
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let (usual, place) = (usual_name(&id), directory.path().join("place"));
+        let (taken, other) = (
+            directory.path().join(&usual),
+            directory.path().join("other"),
+        );
         fs::write(&other, "precious").unwrap();
-        let link = directory.path().join(format!(".{id}.tmp"));
-        std::os::unix::fs::symlink(&other, link).unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
-        draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
-        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        let make: [(&str, &dyn Fn()); 4] = [
+            ("a link", &|| {
+                std::os::unix::fs::symlink(&other, &taken).unwrap();
+            }),
+            ("a pipe", &|| {
+                nix::unistd::mkfifo(&taken, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            }),
+            ("a directory", &|| fs::create_dir(&taken).unwrap()),
+            ("a socket", &|| {
+                std::os::unix::net::UnixListener::bind(&taken).unwrap();
+            }),
+        ];
+        for (what, make) in make {
+            make();
+            save(&dir, &id);
+            assert_eq!(fs::read(&place).unwrap(), b"whole", "{what}");
+            assert_eq!(fs::read(&other).unwrap(), b"precious", "{what}");
+            assert_eq!(
+                entries(directory.path()),
+                [usual.as_str(), "other", "place"]
+            );
+            fs::remove_file(&place).unwrap();
+            fs::remove_file(&taken)
+                .or_else(|_| fs::remove_dir(&taken))
+                .unwrap();
+        }
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn writers_of_one_vcon_take_turns() {
+    fn a_lock_that_others_hold_stops_no_save() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let taken = File::create(directory.path().join(usual_name(&id))).unwrap();
+        taken.lock().unwrap();
+        save(&dir, &id);
+        assert_eq!(
+            entries(directory.path()),
+            [usual_name(&id).as_str(), "place"]
+        );
+    }
+
+    #[test]
+    fn a_draft_has_its_mode_before_its_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let mut draft = Draft::open(&dir, &id, 0o400).unwrap();
+        let found = draft.file().metadata().unwrap();
+        assert_eq!((found.mode() & 0o7777, found.len()), (0o400, 0));
+        let dropped = draft.name().to_owned();
+        drop(draft);
+        assert_eq!(entries(directory.path()), [""; 0], "{dropped}");
+    }
+
+    #[test]
+    fn writers_of_one_vcon_do_not_mix() {
         let directory = tempfile::tempdir().unwrap();
         let (id, place) = (VconId::random(), directory.path().join("place"));
         thread::scope(|scope| {
             for writer in 0..8u8 {
                 let (id, place, directory) = (&id, &place, directory.path());
                 scope.spawn(move || {
+                    let dir = Dir::open(directory).unwrap();
                     for _ in 0..20 {
-                        let mut draft = Draft::open(directory, id).unwrap();
+                        let mut draft = Draft::open(&dir, id, 0o600).unwrap();
                         draft.file().write_all(&[writer; 5000]).unwrap();
-                        draft.publish(place).unwrap();
+                        draft.publish("place").unwrap();
                         let read = fs::read(place).unwrap();
                         assert!(read.len() == 5000 && read.iter().all(|byte| *byte == read[0]));
                     }
                 });
             }
         });
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(entries(directory.path()), ["place"]);
     }
 }
