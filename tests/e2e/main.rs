@@ -93,6 +93,7 @@ mod routes;
 mod routing;
 mod s3_faults;
 mod secrets;
+mod shared_folder;
 mod shared_vcons;
 mod stop;
 mod storage_letters;
