@@ -247,13 +247,11 @@ fn a_file_is_looked_for_under_its_day_and_not_under_three_years_of_others() {
                 fs::create_dir_all(day).expect("folders");
             }
         }
-        let samples = fresh(60);
+        let samples: Vec<Sample> = (0..60).map(|_| Sample::small()).collect();
         put(&redis, &samples);
         for sample in &samples {
-            let created = sample.document["created_at"].as_str().expect("a date");
-            let day = files.folder().join(created[..10].replace('-', "/"));
-            fs::create_dir_all(&day).expect("folders");
-            let path = day.join(format!("{}.json", sample.id));
+            let path = format!("2024/03/16/{}.json", sample.id);
+            let path = files.folder().join(path);
             fs::write(path, sample.text()).expect("a file");
         }
         let listings = conserver.folder().join("listings");
