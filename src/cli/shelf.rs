@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use chrono::NaiveDate;
+
 use crate::config::StorageConfig;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -39,6 +41,16 @@ impl Shelf {
     /// The document, where it has one.
     pub fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
         self.ask(|storage| storage.get(id, Deadline::NONE))
+    }
+
+    /// Whether it has one; the day of its `created_at` tells where to look first.
+    pub fn has(&mut self, id: &VconId, day: Option<NaiveDate>) -> Result<bool, Failure> {
+        self.ask(|storage| storage.has(id, day, Deadline::NONE))
+    }
+
+    /// Whether it finds a vCon sooner if it knows the day.
+    pub fn is_kept_by_day(&self) -> bool {
+        self.storage.is_kept_by_day()
     }
 
     /// Removes what it has of the vCon.

@@ -7,17 +7,20 @@
 //!
 //! Nothing here holds the server up: keys and lists are read in pages.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use chrono::NaiveDate;
 use redis::Value;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
+use super::round_trip::round_trip;
 use super::scripts::Care;
 use super::{Lease, QueueError, Raw, keys};
 use crate::config::ListName;
-use crate::vcon::VconId;
+use crate::vcon::{CreatedAt, VconId};
 
 /// Keys looked at with one `SCAN`.
 const SCAN_COUNT: u64 = 500;
@@ -28,6 +31,12 @@ const PAGE: i64 = 2000;
 /// At the last look at a vCon, so many entries at both ends of each list are looked at: what has
 /// come since the list was read as a whole.
 const ENDS: u64 = 10_000;
+
+/// Documents whose dates are asked for at once.
+const DATES: usize = 500;
+
+/// So much of a document is read for its date, which vCon libraries write before its parts.
+const BEGINNING: usize = 1023;
 
 const CLAIMS: &[u8] = b"conserver:claims:";
 const WORKERS: &[u8] = b"conserver:workers:";
@@ -147,6 +156,41 @@ impl Audit {
             ids.extend(keys.into_iter().filter_map(id));
         }
         Ok(ids)
+    }
+
+    /// The days of these vCons, as far as the beginnings of their documents tell.
+    pub fn days(
+        &mut self,
+        ids: &HashSet<VconId>,
+    ) -> Result<HashMap<VconId, NaiveDate>, QueueError> {
+        let ids: Vec<&VconId> = ids.iter().collect();
+        let mut days = HashMap::new();
+        for some in ids.chunks(DATES) {
+            let mut ask = redis::pipe();
+            for id in some {
+                ask.cmd("GETRANGE").arg(id.key()).arg(0).arg(BEGINNING);
+            }
+            let mut others = Vec::new();
+            for (id, answer) in some.iter().zip(round_trip(&mut self.lease, &ask)?) {
+                match answer {
+                    Value::BulkString(text) => {
+                        days.extend(day_in(&text).map(|day| ((*id).clone(), day)));
+                    }
+                    _ => others.push(*id),
+                }
+            }
+            // Those are no strings. What is no document either is met later on.
+            let mut ask = redis::pipe();
+            for id in &others {
+                ask.cmd("JSON.GET").arg(id.key()).arg(".created_at");
+            }
+            for (id, answer) in others.iter().zip(round_trip(&mut self.lease, &ask)?) {
+                if let Value::BulkString(date) = answer {
+                    days.extend(day_of(&date).map(|day| ((*id).clone(), day)));
+                }
+            }
+        }
+        Ok(days)
     }
 
     /// Strikes out the vCons that are in a list or a claim.
@@ -323,9 +367,51 @@ fn ingress_of(letters: &[u8]) -> Option<Vec<u8>> {
     (!list.starts_with(STORAGE_PREFIX.as_bytes())).then(|| list.to_vec())
 }
 
+/// The day of the first `created_at` in the beginning of a document. It may be that of a part: it is
+/// a hint.
+fn day_in(text: &[u8]) -> Option<NaiveDate> {
+    const KEY: &[u8] = b"\"created_at\"";
+    let at = text.windows(KEY.len()).position(|some| some == KEY)?;
+    let value = text[at + KEY.len()..].trim_ascii_start();
+    let value = value.strip_prefix(b":")?.trim_ascii_start();
+    let end = match value.strip_prefix(b"\"") {
+        Some(rest) => rest.iter().position(|byte| *byte == b'"')? + 2,
+        None => value.iter().position(|byte| b",} \n\r\t".contains(byte))?,
+    };
+    day_of(&value[..end])
+}
+
+/// The day of a `created_at`, as JSON.
+fn day_of(date: &[u8]) -> Option<NaiveDate> {
+    let date = serde_json::from_slice::<&RawValue>(date).ok()?;
+    Some(CreatedAt::from_json(date)?.local.date())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_beginning_of_a_document_tells_its_day() {
+        for (text, day) in [
+            (
+                r#"{"uuid":"x","created_at":"2025-03-07T10:00:00Z","par"#,
+                Some("2025-03-07"),
+            ),
+            (r#"{"created_at" : 1741341600, "#, Some("2025-03-07")),
+            (r#"{"created_at":1741341600}"#, Some("2025-03-07")),
+            // Cut off, or no date.
+            (r#"{"created_at":"2025-03-0"#, None),
+            (r#"{"created_at":17413416"#, None),
+            (r#"{"created_at":null,"x":1}"#, None),
+            (r#"{"created_at"#, None),
+            (r#"{"created_at":{"a":1},"x":1}"#, None),
+            ("", None),
+        ] {
+            let found = day_in(text.as_bytes());
+            assert_eq!(found, day.and_then(|day| day.parse().ok()), "{text}");
+        }
+    }
 
     #[test]
     fn dead_letters_of_storages_tell_of_no_ingress_list() {

@@ -157,7 +157,22 @@ impl DeadLetters {
         super::now(&mut self.lease)
     }
 
-    /// The ingress lists that have dead letters, in the order of their names.
+    /// The ingress lists that a daemon has ever had dead letters of, in the order of their names. They
+    /// need not have any now, and those that only others have written to are not among them.
+    pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
+        let recorded = redis::cmd("SMEMBERS")
+            .arg(keys::LETTERS)
+            .query::<Vec<Vec<u8>>>(&mut *self.lease);
+        let recorded = match recorded {
+            Err(error) if is_wrong_type(&error) => Vec::new(),
+            recorded => recorded?,
+        };
+        let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
+        Ok(recorded.into_iter().filter_map(named).collect())
+    }
+
+    /// The ingress lists that have dead letters, whoever wrote them, in the order of their names. This
+    /// looks at every key that Redis has.
     pub fn lists(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
         let keys = scan(&mut self.lease, b"DLQ:*", "list")?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);

@@ -114,6 +114,10 @@ pub(super) fn wake_key(instance: &str) -> String {
 /// `conserver:instances`: set of the names that may have workers with claims.
 pub(super) const INSTANCES: &str = "conserver:instances";
 
+/// `conserver:letters`: set of the dead letter lists that a daemon has put anything on, also those of
+/// former configurations. The scripts that do it add to it.
+pub(super) const LETTERS: &str = "conserver:letters";
+
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 

@@ -1,18 +1,21 @@
 //! `storage.file`: one file for each vCon, under a directory.
 //!
 //! Layout: `<path>/YYYY/MM/DD/<uuid>.json` by the vCon's `created_at`, or `<path>/<uuid>.json`;
-//! `.json.gz` when compressed. A document is written under the hidden name `.<uuid>.tmp` beside
-//! its place, synced and renamed, so that a reader sees a whole file or none.
+//! `.json.gz` when compressed. A document is written under a hidden name (`.<uuid>.tmp`) beside
+//! its place, synced and renamed, so that a reader sees a whole file or none. Other users may be able
+//! to write to `path`: how directories and files are opened then, the module `dir` tells.
 //!
 //! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies,
-//! the one that was written last is read, as a save may leave one of a day far away.
+//! the one that was written last is read, as a save may leave one of a day far away. A UUID of version
+//! 7 or 8 tells when it was made: what is under that day, or the one before or after, is read without a
+//! look at the others, as a save leaves no former copy there.
 //!
 //! When the day of a vCon changes, a save removes the copy under the former day, after the new one
 //! is on the disk. No pointer names the former day, and a search of every day would cost more than
 //! the save. So a save looks in `path` itself, under the day that the document had before a link
-//! changed it, and under the days before and after (another time zone). A vCon of today or
-//! yesterday is most likely a first version; for any other one, and for one without a readable
-//! date, a save also looks under the 16 nearest days that have a directory.
+//! changed it, and under the days before and after (another time zone) its own and that of its UUID. A
+//! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
+//! readable date, a save also looks under the 16 nearest days that have a directory.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -27,14 +30,16 @@
 //! waited out (a full or read-only disk, a missing right); a vCon over the limit is the vCon's own fault.
 
 mod days;
+mod dir;
 mod draft;
 mod fault;
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -42,8 +47,10 @@ use chrono::{NaiveDate, Utc};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
+use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use draft::Draft;
+use dir::{Dir, is_missing, is_unsafe};
+use draft::{Draft, Left};
 use fault::{Step, fault};
 
 use super::Storage;
@@ -104,7 +111,22 @@ struct Files {
     /// The probes.
     bounded: Bounded,
     /// Drafts of failed saves that this lane could not remove yet.
-    left: Vec<PathBuf>,
+    left: Vec<(PathBuf, String)>,
+}
+
+/// A document that was found.
+struct Found {
+    written: SystemTime,
+    directory: PathBuf,
+    name: String,
+}
+
+/// A document that was not written.
+struct Unwritten {
+    step: Step,
+    error: io::Error,
+    /// The name of its draft.
+    draft: String,
 }
 
 /// The directory of it all, and how directories are made in it.
@@ -125,37 +147,45 @@ impl Storage for Files {
         }
         self.remove_left();
         let day = self.by_date.then(|| vcon.created_or_now());
-        let directory = match &day {
-            Some(day) => self.root.path.join(day.day_path()),
-            None => self.root.path.clone(),
-        };
-        self.root
-            .make(&directory)
-            .map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
+        let below = day.map_or_else(PathBuf::new, |day| day.day_path().into());
+        let directory = self.root.below(&below);
+        let opened = self.root.made().and_then(|top| {
+            let dir = top.make(&below, self.root.dir_mode)?;
+            Ok((top, dir))
+        });
+        let (top, dir) =
+            opened.map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
 
-        let [place, other] = self.names(&directory, &vcon.id);
-        if let Err((step, e)) = self.write(&directory, &place, vcon) {
-            self.note_left(draft::path(&directory, &vcon.id));
-            return Err(fault(step, "write", &place, &e));
-        }
-        remove(&other).map_err(|e| fault(Step::Name, "remove", &other, &e))?;
+        let [name, other] = self.names(&vcon.id);
+        let place = directory.join(&name);
+        let own = match self.write(&dir, &name, vcon) {
+            Ok(own) => own,
+            Err(unwritten) => {
+                self.note_left(&dir, below, unwritten.draft);
+                return Err(fault(unwritten.step, "write", &place, &unwritten.error));
+            }
+        };
+        dir.remove(&other)
+            .map_err(|e| fault(Step::Name, "remove", &directory.join(&other), &e))?;
         if let Some(day) = day {
-            self.remove_former(vcon, day.local.date(), &directory, &place);
+            self.remove_former(&top, vcon, day.local.date(), &directory, (&place, &own));
         }
         Ok(())
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let limit = deadline.begin(SLOW_DISK);
-        let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
+        let mut found = Vec::new();
+        for directory in self.likely(id.made_on()) {
+            // What is wrong there is met again below.
+            let _ = self.find_in(&directory, id, &mut found);
+        }
+        if let Ok(Some(text)) = self.newest(id, found) {
+            return Ok(Some(text));
+        }
+        let mut found = Vec::new();
         let looked = self.each_directory(limit, &mut |directory| {
-            for place in self.names(directory, id) {
-                match fs::metadata(&place).and_then(|file| file.modified()) {
-                    Ok(age) => found.push((age, place)),
-                    Err(e) if is_missing(&e) => {}
-                    Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
-                }
-            }
+            self.find_in(directory, id, &mut found)?;
             Ok(if !self.by_date && !found.is_empty() {
                 // It is the newest: a later save with days would have removed it.
                 ControlFlow::Break(())
@@ -169,26 +199,56 @@ impl Storage for Files {
         if let Err(failure) = looked {
             log::warn!("vCon {id}: not every day was searched for a newer copy: {failure}");
         }
-        // Of copies of one age, the first that was found.
-        found.sort_by_key(|(age, _)| Reverse(*age));
-        for (_, place) in found {
-            match read(&place) {
-                Ok(text) => return Ok(Some(text)),
-                Err(e) if is_missing(&e) => {}
-                Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
+        self.newest(id, found)
+    }
+
+    /// Stops at the first copy; a spoilt one counts, as the vCon is not lost unnoticed.
+    fn has(
+        &mut self,
+        id: &VconId,
+        day: Option<NaiveDate>,
+        deadline: Deadline,
+    ) -> Result<bool, Failure> {
+        let limit = deadline.begin(SLOW_DISK);
+        for day in [day, id.made_on()] {
+            for directory in self.likely(day) {
+                // What is wrong there is met again below.
+                if self.is_in(&directory, id) == Ok(true) {
+                    return Ok(true);
+                }
             }
         }
-        Err(Failure::transient(format!(
-            "could not read vCon {id} in {}: it was moved or removed at the same time",
-            self.root.path.display()
-        )))
+        let mut is_there = false;
+        let looked = self.each_directory(limit, &mut |directory| {
+            is_there = self.is_in(directory, id)?;
+            Ok(if is_there {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        });
+        if is_there {
+            return Ok(true);
+        }
+        looked.map(|()| false)
+    }
+
+    fn is_kept_by_day(&self) -> bool {
+        self.by_date
     }
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let limit = Deadline::NONE.begin(SLOW_DISK);
         self.each_directory(limit, &mut |directory| {
-            for place in self.names(directory, id) {
-                remove(&place).map_err(|e| fault(Step::Name, "remove", &place, &e))?;
+            for name in self.names(id) {
+                let place = directory.join(&name);
+                // Most often it is not there, and the directory need not be opened.
+                if fs::symlink_metadata(&place).is_err_and(|e| is_missing(&e)) {
+                    continue;
+                }
+                let opened = self.root.existing(directory);
+                let removed = opened.and_then(|dir| dir.remove(&name));
+                removed.map_err(|e| fault(Step::Name, "remove", &place, &e))?;
             }
             Ok(ControlFlow::Continue(()))
         })
@@ -220,87 +280,204 @@ impl Storage for Files {
 
 impl Files {
     /// The two names a vCon may have in a directory, the one that is written now first.
-    fn names(&self, directory: &Path, id: &VconId) -> [PathBuf; 2] {
+    fn names(&self, id: &VconId) -> [String; 2] {
         let (first, second) = if self.compress {
             (GZIPPED, PLAIN)
         } else {
             (PLAIN, GZIPPED)
         };
-        [first, second].map(|form| directory.join(format!("{id}.{form}")))
+        [first, second].map(|form| format!("{id}.{form}"))
     }
 
     /// Puts the document in its place at once: after a crash there is the old file, the new
     /// one, or none.
-    fn write(
-        &self,
-        directory: &Path,
-        place: &Path,
-        vcon: &Outgoing,
-    ) -> Result<(), (Step, io::Error)> {
-        let draft = self
-            .draft(directory, vcon)
-            .map_err(|e| (Step::Document, e))?;
-        draft.publish(place).map_err(|e| (Step::Name, e))?;
-        sync_directory(directory).map_err(|e| (Step::Directory, e))
+    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<FileStat, Unwritten> {
+        let unwritten = |step, error, draft: &str| Unwritten {
+            step,
+            error,
+            draft: draft.to_owned(),
+        };
+        let mut draft = Draft::open(dir, &vcon.id, self.file_mode)
+            .map_err(|e| unwritten(Step::Document, e, &draft::usual_name(&vcon.id)))?;
+        let own = self
+            .fill(draft.file(), vcon)
+            .map_err(|e| unwritten(Step::Document, e, draft.name()))?;
+        draft
+            .publish(name)
+            .map_err(|e| unwritten(Step::Name, e, draft.name()))?;
+        dir.sync()
+            .map_err(|e| unwritten(Step::Directory, e, draft.name()))?;
+        Ok(own)
     }
 
-    /// The whole document under its hidden name, on the disk.
-    fn draft(&self, directory: &Path, vcon: &Outgoing) -> io::Result<Draft> {
-        let mut draft = Draft::open(directory, &vcon.id)?;
+    /// Writes the whole document to the disk.
+    fn fill(&self, file: &mut File, vcon: &Outgoing) -> io::Result<FileStat> {
         if self.compress {
-            let mut gzip = GzEncoder::new(draft.file(), Compression::default());
+            let mut gzip = GzEncoder::new(&mut *file, Compression::default());
             gzip.write_all(vcon.json.as_bytes())?;
             gzip.finish()?;
         } else {
-            draft.file().write_all(vcon.json.as_bytes())?;
+            file.write_all(vcon.json.as_bytes())?;
         }
-        draft
-            .file()
-            .set_permissions(Permissions::from_mode(self.file_mode))?;
-        draft.file().sync_all()?;
-        Ok(draft)
+        file.sync_all()?;
+        Ok(fstat(file)?)
+    }
+
+    /// The directories in which a vCon of this day is, if it is where it should be.
+    fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
+        let days = day.filter(|_| self.by_date).map(|day| {
+            let mut days = vec![days::of(&self.root.path, day)];
+            days.extend(days::neighbours(&self.root.path, day));
+            days
+        });
+        days.unwrap_or_default()
+    }
+
+    /// Notes what has one of the vCon's names in a directory.
+    fn find_in(
+        &self,
+        directory: &Path,
+        id: &VconId,
+        found: &mut Vec<Found>,
+    ) -> Result<(), Failure> {
+        for name in self.names(id) {
+            let place = directory.join(&name);
+            match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
+                Ok(written) => found.push(Found {
+                    written,
+                    directory: directory.to_owned(),
+                    name,
+                }),
+                Err(e) if is_missing(&e) => {}
+                Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the vCon has a document in a directory.
+    fn is_in(&self, directory: &Path, id: &VconId) -> Result<bool, Failure> {
+        let mut found = Vec::new();
+        self.find_in(directory, id, &mut found)?;
+        for Found { name, .. } in found {
+            let look = |dir: Dir| dir.look(Path::new(&name));
+            match self.root.existing(directory).and_then(look) {
+                Ok(document) if dir::kind(&document) == SFlag::S_IFREG => return Ok(true),
+                Ok(_) => {}
+                Err(e) if is_missing(&e) => {}
+                Err(e) => return Err(fault(Step::Document, "read", &directory.join(name), &e)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads the newest of what was found. What another user has put there does not count if there is
+    /// a document as well.
+    fn newest(&self, id: &VconId, mut found: Vec<Found>) -> Result<Option<String>, Failure> {
+        if found.is_empty() {
+            return Ok(None);
+        }
+        // Of copies of one age, the first that was found.
+        found.sort_by_key(|copy| Reverse(copy.written));
+        let mut refused = None;
+        for Found {
+            directory, name, ..
+        } in found
+        {
+            let place = directory.join(&name);
+            let opened = self.root.existing(&directory);
+            match opened.and_then(|dir| read(&dir, &name)) {
+                Ok(text) => {
+                    if let Some(failure) = refused {
+                        log::warn!("vCon {id}: an older copy was read: {failure}");
+                    }
+                    return Ok(Some(text));
+                }
+                Err(e) if is_missing(&e) => {}
+                Err(e) => {
+                    let failure = fault(Step::Document, "read", &place, &e);
+                    if !is_unsafe(&e) {
+                        return Err(failure);
+                    }
+                    refused.get_or_insert(failure);
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            Failure::transient(format!(
+                "could not read vCon {id} in {}: it was moved or removed at the same time",
+                self.root.path.display()
+            ))
+        }))
     }
 
     /// Visits the directories that may hold a vCon until `visit` stops: the days, newest first, as
     /// most requests are for young vCons, and the root, which holds vCons without days. The
-    /// configured layout comes first. The caller has only the id and does not know the day; ten
-    /// years have fewer directories than a busy hour has files.
+    /// configured layout comes first. Ten years have fewer directories than a busy hour has files.
+    ///
+    /// # Errors
+    /// The first failure. It does not keep the other directories from being visited: another user may
+    /// have made one that cannot be read.
     fn each_directory(
         &self,
         limit: Limit,
         visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<(), Failure> {
         let root = &self.root.path;
-        if !self.by_date && visit(root)?.is_break() {
-            return Ok(());
-        }
-        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
-            listed.map_err(|e| fault(Step::Directory, "list", directory, &e))
+        let first = RefCell::new(None);
+        let note = |failure| {
+            first.borrow_mut().get_or_insert(failure);
         };
-        for year in list(days::years(root), root)? {
-            for month in list(days::months(&year), &year)? {
-                for day in list(days::days(&month), &month)? {
-                    if limit.is_over() {
-                        return Err(Failure::transient(format!(
-                            "could not search the days in {}: no answer within {limit}",
-                            root.display()
-                        )));
-                    }
-                    if visit(&day)?.is_break() {
-                        return Ok(());
+        let mut is_over = |directory: &Path| match visit(directory) {
+            Ok(flow) => flow.is_break(),
+            Err(failure) => {
+                note(failure);
+                false
+            }
+        };
+        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
+            listed.unwrap_or_else(|e| {
+                note(fault(Step::Directory, "list", directory, &e));
+                Vec::new()
+            })
+        };
+        let mut all = || {
+            if !self.by_date && is_over(root) {
+                return;
+            }
+            for year in list(days::years(root), root) {
+                for month in list(days::months(&year), &year) {
+                    for day in list(days::days(&month), &month) {
+                        if limit.is_over() {
+                            return note(Failure::transient(format!(
+                                "could not search the days in {}: no answer within {limit}",
+                                root.display()
+                            )));
+                        }
+                        if is_over(&day) {
+                            return;
+                        }
                     }
                 }
             }
-        }
-        if self.by_date {
-            return visit(root).map(|_| ());
-        }
-        Ok(())
+            if self.by_date {
+                is_over(root);
+            }
+        };
+        all();
+        first.into_inner().map_or(Ok(()), Err)
     }
 
     /// Removes copies of the vCon from before its day changed. A copy that cannot be removed stays,
     /// with a warning: the vCon itself is stored.
-    fn remove_former(&self, vcon: &Outgoing, day: NaiveDate, directory: &Path, place: &Path) {
+    fn remove_former(
+        &self,
+        top: &Dir,
+        vcon: &Outgoing,
+        day: NaiveDate,
+        directory: &Path,
+        own: (&Path, &FileStat),
+    ) {
         let root = &self.root.path;
         let mut former = vec![root.clone()];
         former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
@@ -310,9 +487,15 @@ impl Files {
         } else {
             former.extend(days::near(root, day));
         }
+        for likely in self.likely(vcon.id.made_on()) {
+            if !former.contains(&likely) {
+                former.push(likely);
+            }
+        }
         for former in former.iter().filter(|former| *former != directory) {
-            for copy in self.names(former, &vcon.id) {
-                if let Err(e) = remove_older(&copy, former, place, &vcon.id) {
+            for name in self.names(&vcon.id) {
+                let copy = former.join(&name);
+                if let Err(e) = self.remove_older(top, &copy, &name, own, &vcon.id) {
                     let failure = fault(Step::Name, "remove", &copy, &e);
                     log::warn!(
                         "vCon {}: its copy of a former day stays: {failure}",
@@ -323,22 +506,105 @@ impl Files {
         }
     }
 
+    /// Removes a copy of the vCon if it is older than the file that was written now. If two lanes save
+    /// the vCon under two days at the same time, the younger copy stays, whoever looks: each has taken
+    /// the other's out of its place before it looks at how old that is, and puts a younger one back.
+    ///
+    /// Two days may be one directory, by a link or a mount: then the copy is the document itself, and
+    /// stays.
+    fn remove_older(
+        &self,
+        top: &Dir,
+        copy: &Path,
+        name: &str,
+        (place, own): (&Path, &FileStat),
+        id: &VconId,
+    ) -> io::Result<()> {
+        let is_older = |found: &FileStat| {
+            let age = |it: &FileStat| (it.st_mtime, it.st_mtime_nsec);
+            // Two mounts of one share may differ in the number of the device. If two devices have a
+            // file of the same number by chance, a copy too many stays.
+            dir::kind(found) != SFlag::S_IFDIR
+                && found.st_ino != own.st_ino
+                && (age(found), copy) < (age(own), place)
+        };
+        let below = self.root.name_below(copy)?;
+        // Most often there is none, and its directory need not be opened. One that this process may
+        // not see is not its own.
+        if !top.look(below).is_ok_and(|found| is_older(&found)) {
+            return Ok(());
+        }
+        let dir = top.at(below.parent().unwrap_or(Path::new("")))?;
+        let aside = draft::random_name(id);
+        match dir.rename(name, &aside) {
+            Err(e) if is_missing(&e) => return Ok(()),
+            moved => moved?,
+        }
+        if !is_older(&dir.look(Path::new(&aside))?) {
+            match dir.link(&aside, name) {
+                // One that is younger still has come there meanwhile.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                // The file system has one name for each file.
+                Err(_) => return dir.rename(&aside, name),
+                Ok(()) => {}
+            }
+        }
+        dir.remove(&aside)
+    }
+
     /// Remembers the draft of a failed save if it still exists.
-    fn note_left(&mut self, draft: PathBuf) {
-        let is_gone = fs::symlink_metadata(&draft).is_err_and(|e| is_missing(&e));
-        if !is_gone && self.left.len() < MOST_LEFT && !self.left.contains(&draft) {
-            self.left.push(draft);
+    fn note_left(&mut self, dir: &Dir, below: PathBuf, name: String) {
+        let is_gone = dir.look(Path::new(&name)).is_err_and(|e| is_missing(&e));
+        let left = (below, name);
+        if !is_gone && self.left.len() < MOST_LEFT && !self.left.contains(&left) {
+            self.left.push(left);
         }
     }
 
-    /// Tries again to remove drafts of failed saves. (The next save of the same vCon writes over its
-    /// draft.)
+    /// Tries again to remove drafts of failed saves.
     fn remove_left(&mut self) {
-        self.left.retain(|draft| draft::remove_left(draft).is_err());
+        let root = &self.root;
+        self.left.retain(|(below, name)| {
+            let removed = match root.existing(&root.below(below)) {
+                Err(e) if is_missing(&e) => Ok(Left::Removed),
+                dir => dir.and_then(|dir| draft::remove_left(&dir, name)),
+            };
+            removed.is_err()
+        });
     }
 }
 
 impl Root {
+    /// Opens it, and makes what is missing of its path.
+    fn made(&self) -> io::Result<Dir> {
+        match Dir::open(&self.path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.make(&self.path)?;
+                Dir::open(&self.path)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens a directory at or below it.
+    fn existing(&self, directory: &Path) -> io::Result<Dir> {
+        let below = self.name_below(directory)?;
+        Dir::open(&self.path)?.at(below)
+    }
+
+    fn below(&self, below: &Path) -> PathBuf {
+        if below.as_os_str().is_empty() {
+            // Joined, it would end with a slash.
+            return self.path.clone();
+        }
+        self.path.join(below)
+    }
+
+    fn name_below<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
+        path.strip_prefix(&self.path)
+            .map_err(|_| ErrorKind::InvalidInput.into())
+    }
+
     /// Makes what is missing of a path. A new directory is synced into its parent, or the file
     /// in it could be lost with it.
     fn make(&self, directory: &Path) -> io::Result<()> {
@@ -404,42 +670,10 @@ impl Root {
     }
 }
 
-/// Removes a copy of the vCon if it is older than the file in `place`. The lock keeps others from
-/// writing the copy meanwhile. If two lanes save the vCon under two days at the same time, the
-/// younger copy stays, whoever looks.
-///
-/// Two days may be one directory, by a link or a mount: then the copy is the document itself, and stays.
-fn remove_older(copy: &Path, directory: &Path, place: &Path, id: &VconId) -> io::Result<()> {
-    match fs::symlink_metadata(copy) {
-        Ok(found) if !found.is_dir() => {}
-        // Most often there is none. One that this process may not see is not its own.
-        _ => return Ok(()),
-    }
-    let _lock = Draft::open(directory, id)?;
-    let (found, own) = match (fs::symlink_metadata(copy), fs::symlink_metadata(place)) {
-        (Ok(found), Ok(own)) => (found, own),
-        (Err(e), _) | (_, Err(e)) if is_missing(&e) => return Ok(()),
-        (Err(e), _) | (_, Err(e)) => return Err(e),
-    };
-    // Two mounts of one share may differ in the number of the device. If two devices have a file of the
-    // same number by chance, a copy too many stays.
-    if found.ino() == own.ino() {
-        return Ok(());
-    }
-    if (found.modified()?, copy) < (own.modified()?, place) {
-        remove(copy)?;
-    }
-    Ok(())
-}
-
-fn is_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-}
-
-fn read(place: &Path) -> io::Result<String> {
-    let mut file = File::open(place)?;
+fn read(dir: &Dir, name: &str) -> io::Result<String> {
+    let mut file = dir.document(name)?;
     let mut text = String::new();
-    if place.extension().is_some_and(|e| e == "gz") {
+    if name.ends_with(GZIPPED) {
         // A file that ends early is spoilt, and stays so.
         GzDecoder::new(file)
             .read_to_string(&mut text)
@@ -451,13 +685,6 @@ fn read(place: &Path) -> io::Result<String> {
         file.read_to_string(&mut text)?;
     }
     Ok(text)
-}
-
-fn remove(place: &Path) -> io::Result<()> {
-    match fs::remove_file(place) {
-        Err(e) if !is_missing(&e) => Err(e),
-        _ => Ok(()),
-    }
 }
 
 fn sync_directory(directory: &Path) -> io::Result<()> {

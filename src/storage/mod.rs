@@ -16,6 +16,8 @@ mod webhook;
 
 use std::time::Duration;
 
+use chrono::NaiveDate;
+
 pub use not_built_in::NOT_BUILT_IN;
 
 use crate::config::Options;
@@ -34,6 +36,23 @@ pub trait Storage: Send {
 
     /// The document as it is kept, or `None` where there is none under this id.
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure>;
+
+    /// Whether there is a document under this id. The day of its `created_at` tells where to look
+    /// first; nothing is wrong if it is unknown or another one.
+    fn has(
+        &mut self,
+        id: &VconId,
+        day: Option<NaiveDate>,
+        deadline: Deadline,
+    ) -> Result<bool, Failure> {
+        let _ = day;
+        self.get(id, deadline).map(|found| found.is_some())
+    }
+
+    /// Whether [`Storage::has`] is faster if it is told the day.
+    fn is_kept_by_day(&self) -> bool {
+        false
+    }
 
     /// Removes what is kept under the id; nothing there is no error.
     fn delete(&mut self, id: &VconId) -> Result<(), Failure>;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Finished, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh,
-    list, queue, server_of, submit, wait_until,
+    list, preload, queue, server_of, submit, wait_until,
 };
 
 fn audit(conserver: &Conserver, arguments: &[&str], code: i32) -> Finished {
@@ -216,6 +216,56 @@ fn only_lists_that_are_served_get_vcons_back() {
     }
     audit(&Conserver::with(&redis).config_text("chains: ["), &[], 78);
     assert_eq!(redis.length("default") + redis.length("off"), 0);
+}
+
+/// Counts in a file how often a directory is listed.
+const LISTINGS: &str = r#"
+    #define _GNU_SOURCE
+    #include <dirent.h>
+    #include <dlfcn.h>
+    #include <fcntl.h>
+    #include <stdlib.h>
+    #include <unistd.h>
+    DIR *opendir(const char *name) {
+        int file = open(getenv("LISTINGS"), O_WRONLY | O_CREAT | O_APPEND, 0600);
+        if (write(file, ".", 1) != 1) abort();
+        close(file);
+        DIR *(*next)(const char *) = dlsym(RTLD_NEXT, "opendir");
+        return next(name);
+    }"#;
+
+/// The document in Redis tells the day under which its file is.
+#[test]
+fn a_file_is_looked_for_under_its_day_and_not_under_three_years_of_others() {
+    for redis in [Redis::plain(), Redis::with_json()] {
+        let files = Files::new();
+        let conserver = Conserver::with(&redis).config(&chain(&[], &[("files", files.storage())]));
+        for month in 0..36 {
+            let month = format!("{}/{:02}", 2023 + month / 12, month % 12 + 1);
+            for day in 1..=28 {
+                let day = files.folder().join(format!("{month}/{day:02}"));
+                fs::create_dir_all(day).expect("folders");
+            }
+        }
+        let samples: Vec<Sample> = (0..60).map(|_| Sample::small()).collect();
+        put(&redis, &samples);
+        for sample in &samples {
+            let path = format!("2024/03/16/{}.json", sample.id);
+            let path = files.folder().join(path);
+            fs::write(path, sample.text()).expect("a file");
+        }
+        let listings = conserver.folder().join("listings");
+        let library = preload(conserver.folder(), LISTINGS);
+        let conserver = conserver
+            .env("LISTINGS", &listings)
+            .env("LD_PRELOAD", library);
+        let (reported, summary) = found(&conserver, &["--settle", "0"], 0);
+        assert_eq!(reported, [] as [Value; 0]);
+        assert_eq!(summary["shelves"], json!({"files": 60}));
+        // The look at whether the storage answers takes about 40.
+        let count = fs::metadata(&listings).expect("a file").len();
+        assert!((30..150).contains(&count), "{count} listings");
+    }
 }
 
 #[test]

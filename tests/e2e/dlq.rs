@@ -14,9 +14,14 @@ fn conserver(redis: &Redis) -> Conserver {
     Conserver::with(redis).config(&chain(&[], &[]))
 }
 
-/// What `ls --json` says.
+/// What `ls --all --json` says.
 fn listed(conserver: &Conserver) -> Vec<Value> {
-    let finished = run(conserver, &["dlq", "ls", "--json"], 0);
+    listed_by(conserver, &["--all"])
+}
+
+fn listed_by(conserver: &Conserver, arguments: &[&str]) -> Vec<Value> {
+    let arguments = [&["dlq", "ls", "--json"], arguments].concat();
+    let finished = run(conserver, &arguments, 0);
     let lines = finished.stdout.lines();
     lines
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
@@ -156,14 +161,14 @@ fn what_others_have_written_is_listed() {
     );
     assert_eq!(letters[1]["error"], "because\u{1b}[2J");
     assert_eq!(letters[2]["list"], "of another");
-    let table = run(&conserver, &["dlq", "ls"], 0);
+    let table = run(&conserver, &["dlq", "ls", "--all"], 0);
     said(
         &table,
         &["no reason was kept", "because\\u{1b}[2J", "of another"],
     );
     let table = run(&conserver, &["dlq", "ls", "of another"], 0);
     assert!(!table.stdout.contains(&ids[0]));
-    let table = run(&conserver, &["dlq", "ls", "--count", "1"], 0);
+    let table = run(&conserver, &["dlq", "ls", "--all", "--count", "1"], 0);
     said(&table, &["2 more are not shown"]);
 
     // A hash of reasons that is none.
@@ -176,6 +181,62 @@ fn what_others_have_written_is_listed() {
         &["Put 1 back"],
     );
     assert_eq!(redis.list("of another"), ["entry"]);
+}
+
+/// How often Redis was asked for a command.
+fn calls(redis: &Redis, command: &str) -> u64 {
+    let stats: String = redis.ask(&["INFO", "commandstats"]);
+    let name = format!("cmdstat_{command}:calls=");
+    let count = stats.lines().find_map(|line| line.strip_prefix(&name));
+    count.map_or(0, |rest| {
+        let digits = rest.split(',').next().expect("a count");
+        digits.parse().expect("a count")
+    })
+}
+
+/// A Redis with very many keys is not looked through for a few lists.
+#[test]
+fn lists_are_known_without_a_look_at_every_key() {
+    let redis = Redis::plain();
+    let mut former = chain(&[], &[]);
+    former["chains"]["main"]["ingress_lists"] = json!(["former"]);
+    let sample = Sample::small();
+    let daemon = Conserver::with(&redis).config(&former).start();
+    redis.ask::<()>(&["SET", &format!("vcon:{}", sample.id), "{\"uuid\": "]);
+    redis.ask::<i64>(&["RPUSH", "former", &sample.id]);
+    wait_until("there is a dead letter", PATIENCE, || {
+        redis.length("DLQ:former") == 1
+    });
+    daemon.stop();
+
+    let conserver = conserver(&redis);
+    bury(&redis, "of the configuration");
+    redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
+    let scans = calls(&redis, "scan");
+    let letters = listed_by(&conserver, &[]);
+    let lists: Vec<&Value> = letters.iter().map(|letter| &letter["list"]).collect();
+    assert_eq!(lists, ["default", "former"]);
+    // A list that is named, an entry of one that is known.
+    let named = listed_by(&conserver, &["of another"]);
+    assert_eq!(named.len(), 1);
+    run(&conserver, &["dlq", "show", &sample.id], 0);
+    run(&conserver, &["dlq", "retry", &sample.id], 0);
+    assert_eq!(redis.list("former"), [sample.id.as_str()]);
+    run(&conserver, &["dlq", "retry", "of another"], 0);
+    assert_eq!(calls(&redis, "scan"), scans);
+
+    redis.ask::<i64>(&["RPUSH", "DLQ:of another", "entry"]);
+    let lists: Vec<Value> = listed(&conserver)
+        .iter()
+        .map(|letter| letter["list"].clone())
+        .collect();
+    assert_eq!(lists, ["default", "of another"]);
+    // Nobody else knows the entry: it is looked for everywhere.
+    said(
+        &run(&conserver, &["dlq", "show", "entry"], 0),
+        &["DLQ:of another"],
+    );
+    assert!(calls(&redis, "scan") > scans);
 }
 
 #[test]

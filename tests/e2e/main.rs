@@ -95,6 +95,7 @@ mod routing;
 mod runtime_folder;
 mod s3_faults;
 mod secrets;
+mod shared_folder;
 mod shared_vcons;
 mod stop;
 mod storage_letters;

@@ -263,7 +263,7 @@ fn a_storage_that_is_not_configured_can_be_looked_at_and_emptied() {
     let samples = fresh(3);
     defer(&redis, "former", &samples);
     said(
-        &run(&conserver, &["dlq", "ls"], 0),
+        &run(&conserver, &["dlq", "ls", "--all"], 0),
         &["storage:former", &samples[0].id],
     );
     let finished = run(&conserver, &["dlq", "retry", "storage:former"], 65);

@@ -4,7 +4,7 @@ mod limits;
 mod report;
 mod shelves;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::Duration;
@@ -150,8 +150,13 @@ impl Search<'_> {
         self.audit.strike_queued(&mut ids)?;
         self.bar.inc(all - ids.len() as u64);
         let mut missing = HashSet::new();
+        let days = match self.shelves.want_days() {
+            true => self.audit.days(&ids)?,
+            false => HashMap::new(),
+        };
         for id in ids {
-            if !self.shelves.have(&id).map_err(storage_fault)? {
+            let day = days.get(&id).copied();
+            if !self.shelves.have(&id, day).map_err(storage_fault)? {
                 missing.insert(id);
             } else {
                 self.bar.inc(1);
@@ -184,7 +189,7 @@ impl Search<'_> {
     /// The last look at one vCon. The queue comes before the storages, as it does for a vCon.
     fn settle_on(&mut self, id: VconId) -> Result<(), AuditFault> {
         if self.audit.locate(&id)? != Place::Nowhere
-            || self.shelves.have(&id).map_err(storage_fault)?
+            || self.shelves.have(&id, None).map_err(storage_fault)?
             || !self.reported.insert(id.clone())
         {
             return Ok(());

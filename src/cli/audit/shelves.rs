@@ -1,5 +1,7 @@
 //! The storages of all chains, asked one after the other.
 
+use chrono::NaiveDate;
+
 use crate::cli::shelf::Shelf;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -35,13 +37,18 @@ impl Shelves {
         let nobody = VconId::random();
         self.0
             .iter_mut()
-            .try_for_each(|shelf| shelf.has(&nobody).map(|_| ()))
+            .try_for_each(|shelf| shelf.has(&nobody, None).map(|_| ()))
     }
 
-    /// Whether one of them has the vCon.
-    pub fn have(&mut self, id: &VconId) -> Result<bool, (String, Failure)> {
+    /// Whether one of them finds a vCon sooner if it knows the day.
+    pub fn want_days(&self) -> bool {
+        self.0.iter().any(|counted| counted.shelf.is_kept_by_day())
+    }
+
+    /// Whether one of them has the vCon, which is probably of this day.
+    pub fn have(&mut self, id: &VconId, day: Option<NaiveDate>) -> Result<bool, (String, Failure)> {
         for shelf in &mut self.0 {
-            if shelf.has(id)? {
+            if shelf.has(id, day)? {
                 shelf.found += 1;
                 return Ok(true);
             }
@@ -59,9 +66,8 @@ impl Shelves {
 }
 
 impl Counted {
-    fn has(&mut self, id: &VconId) -> Result<bool, (String, Failure)> {
-        let answer = self.shelf.get(id);
-        let has = answer.map(|document| document.is_some());
+    fn has(&mut self, id: &VconId, day: Option<NaiveDate>) -> Result<bool, (String, Failure)> {
+        let has = self.shelf.has(id, day);
         has.map_err(|failure| (self.shelf.name.clone(), failure))
     }
 }

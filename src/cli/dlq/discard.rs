@@ -106,7 +106,7 @@ impl Discard {
             [queue, entries @ ..] if !entries.is_empty() => {
                 let known = known_lists(letters, config)?;
                 (
-                    std::iter::once(queue_named(queue, &known)?).collect(),
+                    std::iter::once(queue_named(letters, queue, &known)?).collect(),
                     entries,
                 )
             }
@@ -156,7 +156,7 @@ impl Discard {
     /// Drops what stands in the queue by now.
     fn drop_all(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Exit, Fault> {
         let known = known_lists(letters, config)?;
-        let list = queue_named(&self.what[0], &known)?;
+        let list = queue_named(letters, &self.what[0], &known)?;
         let Some(length) = letters.length(&list)? else {
             let why = format!("DLQ:{list} is not a list: something else has the key");
             return Err(Fault::NotThere(why));

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 
 use super::view::{View, listing};
-use super::{Fault, configuration, defers, known_lists, open, queue_named};
+use super::{Fault, all_lists, configuration, defers, known_lists, open, queue_named};
 use crate::cli::shown::complain;
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -24,6 +24,13 @@ pub struct Ls {
     /// storage: storage:<NAME>
     list: Option<String>,
 
+    /// Look through all keys for dead letter queues of other lists, too
+    ///
+    /// Without it: the lists and storages of config.yml, and all others that a daemon has had dead
+    /// letters of. What others have put into queues of their own is only found by this.
+    #[arg(long, conflicts_with = "list")]
+    all: bool,
+
     /// At most so many [default: 1000 in the table, all as JSON]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -38,10 +45,13 @@ impl Ls {
         let config = configuration(settings);
         let mut letters = open(settings)?;
         let now = letters.now()?;
-        let known = known_lists(&mut letters, config.as_ref())?;
+        let known = match self.all {
+            true => all_lists(&mut letters, config.as_ref())?,
+            false => known_lists(&mut letters, config.as_ref())?,
+        };
         let lists: Vec<_> = match &self.list {
             None => known.into_iter().collect(),
-            Some(text) => vec![queue_named(text, &known)?],
+            Some(text) => vec![queue_named(&mut letters, text, &known)?],
         };
         let most = self
             .count

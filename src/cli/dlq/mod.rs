@@ -102,19 +102,38 @@ fn configuration(settings: &Settings) -> Option<Plan> {
     Plan::load(&settings.config_file).map_err(warn).ok()
 }
 
-/// The lists that have dead letters, and those of the configuration, of disabled chains and storages
-/// too.
+/// The lists that daemons have had dead letters of, and those of the configuration, of disabled chains
+/// and storages too. Without the configuration, all that have dead letters.
 fn known_lists(
     letters: &mut DeadLetters,
     config: Option<&Plan>,
 ) -> Result<BTreeSet<Raw>, QueueError> {
-    let mut known = letters.lists()?;
+    let Some(config) = config else {
+        return all_lists(letters, None);
+    };
+    let mut known = letters.recorded()?;
+    known.extend(configured(Some(config)));
+    Ok(known)
+}
+
+/// The lists that have dead letters, whoever wrote them, and those of the configuration.
+fn all_lists(
+    letters: &mut DeadLetters,
+    config: Option<&Plan>,
+) -> Result<BTreeSet<Raw>, QueueError> {
+    let mut all = letters.lists()?;
+    all.extend(configured(config));
+    Ok(all)
+}
+
+fn configured(config: Option<&Plan>) -> BTreeSet<Raw> {
     let chains = config.map_or(&[][..], |config| &config.chains);
     let lists = chains.iter().flat_map(|chain| &chain.ingress_lists);
-    known.extend(lists.map(|list| Raw::new(list.as_str())));
+    let lists = lists.map(|list| Raw::new(list.as_str()));
     let storages = config.map_or(&[][..], |config| &config.storages);
-    known.extend(storages.iter().map(|name| queue_of(name)));
-    Ok(known)
+    lists
+        .chain(storages.iter().map(|name| queue_of(name)))
+        .collect()
 }
 
 /// The queue of a storage, named as that of an ingress list is.
@@ -149,12 +168,33 @@ fn defers(list: &Raw, config: Option<&Plan>) -> bool {
 }
 
 /// The queue that is meant.
-fn queue_named(text: &str, known: &BTreeSet<Raw>) -> Result<Raw, Fault> {
-    list_named(text, known).ok_or_else(|| {
+fn queue_named(letters: &mut DeadLetters, text: &str, known: &BTreeSet<Raw>) -> Result<Raw, Fault> {
+    queue_if_named(letters, text, known)?.ok_or_else(|| {
         Fault::NotThere(format!(
             "{text} is no ingress list and no storage of the configuration, and has no dead letters"
         ))
     })
+}
+
+/// The queue that is meant, if any is: one that is known, or else one that Redis has.
+fn queue_if_named(
+    letters: &mut DeadLetters,
+    text: &str,
+    known: &BTreeSet<Raw>,
+) -> Result<Option<Raw>, QueueError> {
+    if let Some(list) = list_named(text, known) {
+        return Ok(Some(list));
+    }
+    let mut there = BTreeSet::new();
+    for name in Raw::named(text) {
+        let of_key = name.as_bytes().strip_prefix(b"DLQ:").map(Raw::new);
+        for list in of_key.into_iter().chain([name]) {
+            if letters.length(&list)?.is_some_and(|length| length > 0) {
+                there.insert(list);
+            }
+        }
+    }
+    Ok(list_named(text, &there))
 }
 
 /// The list that is meant by its name, or by the key of its dead letters.
@@ -184,6 +224,19 @@ fn find(
         }
     }
     Ok(None)
+}
+
+/// The same; if it is in none of the lists that are known, with all lists that have dead letters.
+fn find_anywhere(
+    letters: &mut DeadLetters,
+    known: &BTreeSet<Raw>,
+    text: &str,
+) -> Result<Option<(Raw, Vec<Raw>)>, QueueError> {
+    if let Some(found) = find(letters, known, text)? {
+        return Ok(Some(found));
+    }
+    let all = letters.lists()?;
+    find(letters, &all, text)
 }
 
 fn not_found(text: &str) -> Fault {

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::replay::{Replayed, Which, replay};
 use super::{
-    Fault, configuration, find, known_lists, list_named, not_found, open, queue_named, storage_of,
+    Fault, all_lists, configuration, find, find_anywhere, known_lists, not_found, open,
+    queue_if_named, queue_named, storage_of,
 };
 use crate::cli::interruption;
 use crate::cli::shown::complain;
@@ -166,9 +167,13 @@ impl Run<'_> {
     fn meant(&mut self) -> Result<Meant, Fault> {
         let known = known_lists(&mut self.letters, self.plan.as_ref())?;
         let lists: Vec<Raw> = match &self.retry.what {
-            None => known.into_iter().collect(),
+            None => {
+                let all = all_lists(&mut self.letters, self.plan.as_ref())?;
+                all.into_iter().collect()
+            }
             Some(text) if !self.retry.uuids.is_empty() => {
-                let queue = std::iter::once(queue_named(text, &known)?).collect();
+                let queue =
+                    std::iter::once(queue_named(&mut self.letters, text, &known)?).collect();
                 let mut entries = Vec::new();
                 for uuid in &self.retry.uuids {
                     let found = find(&mut self.letters, &queue, uuid)?;
@@ -176,15 +181,14 @@ impl Run<'_> {
                 }
                 return Ok(Meant::Entries(entries));
             }
-            Some(text) => match list_named(text, &known) {
+            Some(text) => match queue_if_named(&mut self.letters, text, &known)? {
                 Some(list) => vec![list],
                 None => {
-                    return match find(&mut self.letters, &known, text)? {
+                    return match find_anywhere(&mut self.letters, &known, text)? {
                         Some(found) => Ok(Meant::Entries(vec![found])),
                         None if text.parse::<VconId>().is_ok() => Err(not_found(text)),
-                        None => {
-                            queue_named(text, &known).map(|list| Meant::Queues(vec![(list, 0)]))
-                        }
+                        None => queue_named(&mut self.letters, text, &known)
+                            .map(|list| Meant::Queues(vec![(list, 0)])),
                     };
                 }
             },

@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 use super::replay::said_of_lock;
 use super::view::View;
 use super::{
-    Fault, configuration, defers, find, known_lists, not_found, open, queue_named, storage_of,
+    Fault, configuration, defers, find, find_anywhere, known_lists, not_found, open, queue_named,
+    storage_of,
 };
 use crate::cli::shown::{Layout, laid_out, life, moment, size};
 use crate::config::Plan;
@@ -93,17 +94,16 @@ impl Show {
     fn meant(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Meant, Fault> {
         if let Some(uuid) = &self.uuid {
             let known = known_lists(letters, config)?;
-            let queue = std::iter::once(queue_named(&self.what, &known)?).collect();
+            let queue = std::iter::once(queue_named(letters, &self.what, &known)?).collect();
             let found = find(letters, &queue, uuid)?;
             let (entry, lists) = found.ok_or_else(|| not_found(uuid))?;
             return Ok(Meant::Entry(entry, lists));
         }
-        let lists = letters.lists()?;
-        if let Some((entry, lists)) = find(letters, &lists, &self.what)? {
+        let known = known_lists(letters, config)?;
+        if let Some((entry, lists)) = find_anywhere(letters, &known, &self.what)? {
             return Ok(Meant::Entry(entry, lists));
         }
-        let known = known_lists(letters, config)?;
-        let queue = queue_named(&self.what, &known);
+        let queue = queue_named(letters, &self.what, &known);
         queue.map(Meant::Queue).map_err(|_| not_found(&self.what))
     }
 }

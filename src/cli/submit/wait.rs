@@ -212,7 +212,7 @@ impl Eyes {
         done: &[VconId],
         since: f64,
     ) -> Result<Vec<Letter>, QueueError> {
-        let mut queues = self.letters.lists()?;
+        let mut queues = self.letters.recorded()?;
         queues.extend(lists.iter().map(|list| Raw::new(list.as_str())));
         let mut dead = Vec::new();
         for queue in queues {

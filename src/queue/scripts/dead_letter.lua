@@ -26,6 +26,7 @@ else
 end
 -- Nothing from here on may keep the claim: the entry would be pushed again.
 redis.pcall('HSET', KEYS[4], ARGV[3], with_time(reason))
+redis.pcall('SADD', 'conserver:letters', KEYS[3])
 if ARGV[5] ~= '' then
   if ARGV[6] ~= '0' then redis.pcall('EXPIRE', ARGV[5], ARGV[6]) end
 end

@@ -29,6 +29,7 @@ local function write_letters(at)
       else
         redis.pcall('HSET', reasons, uuid, with_time(reason))
       end
+      redis.pcall('SADD', 'conserver:letters', list)
       if left >= 0 and left < ttl * 1000 then redis.pcall('EXPIRE', key, ttl) end
     end
   end

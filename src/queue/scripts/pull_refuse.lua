@@ -9,6 +9,7 @@ if why then return {'refused', why} end
 if not take(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
 redis.call('RPUSH', KEYS[3], ARGV[1])
 redis.pcall('HSET', KEYS[4], ARGV[1], with_time(ARGV[2]))
+redis.pcall('SADD', 'conserver:letters', KEYS[3])
 -- A document that is there may be in work elsewhere: its time becomes longer, never shorter.
 local left, time = redis.call('PTTL', KEYS[5]), tonumber(ARGV[3])
 if left >= 0 and time == 0 then

@@ -57,6 +57,7 @@ local function bury(claim, count, why)
     return
   end
   redis.pcall('HSET', 'conserver:dlq:' .. (storage or claim.list), claim.uuid, reason)
+  redis.pcall('SADD', 'conserver:letters', letters)
   if claim.uuid:find(UUID) then
     if ARGV[4] ~= '0' then redis.pcall('EXPIRE', 'vcon:' .. claim.uuid, ARGV[4]) end
   end

@@ -92,8 +92,13 @@ pub(super) fn neighbours(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     [-1, 1]
         .into_iter()
         .filter_map(|days| day.checked_add_signed(TimeDelta::days(days)))
-        .map(|day| root.join(day.format("%Y/%m/%d").to_string()))
+        .map(|day| of(root, day))
         .collect()
+}
+
+/// Returns the directory of a day, whether it exists or not.
+pub(super) fn of(root: &Path, day: NaiveDate) -> PathBuf {
+    root.join(day.format("%Y/%m/%d").to_string())
 }
 
 fn named(directory: &Path, number: u32, numbers: &RangeInclusive<u32>) -> PathBuf {

@@ -1,63 +1,80 @@
 //! A file being written, under a hidden name beside its place.
 
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
 
+use super::dir::{Dir, is_missing};
 use crate::vcon::VconId;
+
+/// Random names that are tried before a save gives up: each is taken only if somebody works at it.
+const MOST_NAMES: u32 = 100;
 
 /// The document of one vCon until it is whole.
 ///
-/// The name is made of the id alone, so that what a killed process leaves behind is written over
-/// when the vCon comes again. A lock on the file has a second writer of the same vCon wait.
-pub(super) struct Draft {
+/// Its name is made of the id alone, so that what a killed process leaves behind is removed when the
+/// vCon comes again. Another user may have something under that name, and another lane may be at work
+/// on the same vCon: then a draft has a random name. So nobody waits for anybody. The lock only tells a
+/// draft in work from one that was left, and is never waited for either.
+pub(super) struct Draft<'a> {
+    dir: &'a Dir,
     file: File,
-    path: PathBuf,
+    name: String,
     published: bool,
 }
 
-impl Draft {
-    /// An empty draft in `directory`.
-    pub fn open(directory: &Path, id: &VconId) -> io::Result<Self> {
-        let path = path(directory, id);
-        loop {
-            let opened = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path);
-            let file = match opened {
-                // A symbolic link has our name: nothing is lost with it.
-                Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
-                    if fs::symlink_metadata(&path)?.is_symlink() {
-                        fs::remove_file(&path)?;
-                    }
-                    continue;
-                }
-                // Left by a process that was killed when it had taken the right to write away.
-                Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
-                    remove_unless_in_work(&path).map_err(|_| e)?;
-                    continue;
-                }
-                opened => opened?,
-            };
-            lock(&file)?;
-            // While we waited for the lock, its holder has moved the file into place.
-            let found = file.metadata()?;
-            if is_at(&found, &path)? {
-                // Of an empty one, it would be a write to the file system's journal for nothing.
-                if found.len() > 0 {
-                    file.set_len(0)?;
-                }
-                return Ok(Self {
-                    file,
-                    path,
-                    published: false,
-                });
+impl<'a> Draft<'a> {
+    /// An empty draft in the directory, with this mode.
+    pub fn open(dir: &'a Dir, id: &VconId, mode: u32) -> io::Result<Self> {
+        let draft = Self::locked(dir, id)?;
+        // Before the text: it is never under any other mode than this and 0600.
+        draft.file.set_permissions(Permissions::from_mode(mode))?;
+        Ok(draft)
+    }
+
+    fn locked(dir: &'a Dir, id: &VconId) -> io::Result<Self> {
+        if let Some(draft) = Self::usual(dir, id)? {
+            return Ok(draft);
+        }
+        for _ in 0..MOST_NAMES {
+            if let Some(draft) = Self::create(dir, random_name(id))? {
+                return Ok(draft);
             }
+        }
+        Err(ErrorKind::AlreadyExists.into())
+    }
+
+    fn usual(dir: &'a Dir, id: &VconId) -> io::Result<Option<Self>> {
+        let name = usual_name(id);
+        let mut draft = Self::create(dir, name.clone())?;
+        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left == Left::Removed) {
+            draft = Self::create(dir, name)?;
+        }
+        let Some(mut draft) = draft else {
+            return Ok(None);
+        };
+        // Another lane may have looked at it before it was locked, and taken it for one that was left.
+        let is_locked = match draft.file.try_lock() {
+            Ok(()) => true,
+            Err(error) => io::Error::from(error).kind() == ErrorKind::Unsupported,
+        };
+        if is_locked && dir.has(&draft.name, &draft.file.metadata()?)? {
+            return Ok(Some(draft));
+        }
+        draft.published = true;
+        Ok(None)
+    }
+
+    fn create(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
+        match dir.create(&name) {
+            Ok(file) => Ok(Some(Self {
+                dir,
+                file,
+                name,
+                published: false,
+            })),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(None),
+            Err(e) => Err(e),
         }
     }
 
@@ -66,154 +83,191 @@ impl Draft {
         &mut self.file
     }
 
+    /// Its name in the directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Puts the draft in its place, over what may be there.
-    pub fn publish(mut self, place: &Path) -> io::Result<()> {
-        fs::rename(&self.path, place)?;
+    pub fn publish(&mut self, name: &str) -> io::Result<()> {
+        self.dir.rename(&self.name, name)?;
         self.published = true;
         Ok(())
     }
 }
 
-impl Drop for Draft {
+impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.published {
             // The error that led here is the one to tell of.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.dir.remove(&self.name);
         }
     }
 }
 
-/// The path of a vCon's draft in this directory.
-pub(super) fn path(directory: &Path, id: &VconId) -> PathBuf {
-    directory.join(format!(".{id}.tmp"))
+/// The name of a vCon's draft, unless that is taken.
+pub(super) fn usual_name(id: &VconId) -> String {
+    format!(".{id}.tmp")
 }
 
-/// Removes the draft of a failed save, unless another save works on it.
+/// A hidden name that nobody else has.
+pub(super) fn random_name(id: &VconId) -> String {
+    format!(".{id}.{:016x}.tmp", fastrand::u64(..))
+}
+
+/// What became of a draft of an earlier save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It is not there any more.
+    Removed,
+    /// A save works on it, or it is not this user's.
+    InUse,
+}
+
+/// Removes the draft of an earlier save, unless a save works on it.
 ///
 /// # Errors
 /// The draft could not be removed.
-pub(super) fn remove_left(path: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let options = options.read(true).custom_flags(libc::O_NOFOLLOW);
-    let file = match options.open(path) {
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(());
-        }
-        opened => opened?,
+pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<Left> {
+    let file = match dir.own_file(name) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Left::InUse),
+        Err(e) if is_missing(&e) => return Ok(Left::Removed),
+        Err(e) => return Err(e),
     };
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(()),
-        Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => return Err(e),
-        _ => {}
+    // Where there are no locks, it may be in work.
+    if file.try_lock().is_err() {
+        return Ok(Left::InUse);
     }
-    if is_at(&file.metadata()?, path)? {
-        fs::remove_file(path)?;
+    if dir.has(name, &file.metadata()?)? {
+        dir.remove(name)?;
     }
-    Ok(())
-}
-
-/// Waits for a lock on the file, which goes with it.
-fn lock(file: &File) -> io::Result<()> {
-    match file.lock() {
-        // Some network file systems have no locks.
-        Err(e) if e.kind() != ErrorKind::Unsupported => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a draft that may not be written; one that is about to be published is waited for.
-fn remove_unless_in_work(path: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let options = options.read(true).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(path)?;
-    lock(&file)?;
-    if is_at(&file.metadata()?, path)? {
-        fs::remove_file(path)?;
-    }
-    Ok(())
-}
-
-fn is_at(ours: &Metadata, path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
+    Ok(Left::Removed)
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
     use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
     use std::thread;
 
     use super::*;
 
-    #[test]
-    #[allow(clippy::unwrap_used)]
-    fn what_a_killed_process_left_is_written_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let id = VconId::random();
-        fs::write(
-            directory.path().join(format!(".{id}.tmp")),
-            "half of a much longer doc",
-        )
-        .unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
+    fn entries(path: &Path) -> Vec<String> {
+        let entries = fs::read_dir(path).unwrap();
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn save(dir: &Dir, id: &VconId) {
+        let mut draft = Draft::open(dir, id, 0o640).unwrap();
         draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        draft.publish("place").unwrap();
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn what_was_left_and_may_not_be_written_is_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let id = VconId::random();
-        let path = directory.path().join(format!(".{id}.tmp"));
-        fs::write(&path, "half").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
-        draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+    fn what_a_killed_process_left_is_removed_whatever_its_mode() {
+        for mode in [0o600, 0o440] {
+            let directory = tempfile::tempdir().unwrap();
+            let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+            let left = directory.path().join(usual_name(&id));
+            fs::write(&left, "half of a much longer doc").unwrap();
+            fs::set_permissions(&left, Permissions::from_mode(mode)).unwrap();
+            save(&dir, &id);
+            assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
+            assert_eq!(entries(directory.path()), ["place"]);
+        }
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn a_link_under_the_name_of_a_draft_is_not_followed() {
+    fn what_others_have_put_under_the_name_is_neither_followed_nor_opened_nor_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let (id, other) = (VconId::random(), directory.path().join("other"));
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let (usual, place) = (usual_name(&id), directory.path().join("place"));
+        let (taken, other) = (
+            directory.path().join(&usual),
+            directory.path().join("other"),
+        );
         fs::write(&other, "precious").unwrap();
-        let link = directory.path().join(format!(".{id}.tmp"));
-        std::os::unix::fs::symlink(&other, link).unwrap();
-        let mut draft = Draft::open(directory.path(), &id).unwrap();
-        draft.file().write_all(b"whole").unwrap();
-        draft.publish(&directory.path().join("place")).unwrap();
-        assert_eq!(fs::read(directory.path().join("place")).unwrap(), b"whole");
-        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        let make: [(&str, &dyn Fn()); 4] = [
+            ("a link", &|| {
+                std::os::unix::fs::symlink(&other, &taken).unwrap();
+            }),
+            ("a pipe", &|| {
+                nix::unistd::mkfifo(&taken, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            }),
+            ("a directory", &|| fs::create_dir(&taken).unwrap()),
+            ("a socket", &|| {
+                std::os::unix::net::UnixListener::bind(&taken).unwrap();
+            }),
+        ];
+        for (what, make) in make {
+            make();
+            save(&dir, &id);
+            assert_eq!(fs::read(&place).unwrap(), b"whole", "{what}");
+            assert_eq!(fs::read(&other).unwrap(), b"precious", "{what}");
+            assert_eq!(
+                entries(directory.path()),
+                [usual.as_str(), "other", "place"]
+            );
+            fs::remove_file(&place).unwrap();
+            fs::remove_file(&taken)
+                .or_else(|_| fs::remove_dir(&taken))
+                .unwrap();
+        }
     }
 
     #[test]
-    #[allow(clippy::unwrap_used)]
-    fn writers_of_one_vcon_take_turns() {
+    fn a_lock_that_others_hold_stops_no_save() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let taken = File::create(directory.path().join(usual_name(&id))).unwrap();
+        taken.lock().unwrap();
+        save(&dir, &id);
+        assert_eq!(
+            entries(directory.path()),
+            [usual_name(&id).as_str(), "place"]
+        );
+    }
+
+    #[test]
+    fn a_draft_has_its_mode_before_its_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dir, id) = (Dir::open(directory.path()).unwrap(), VconId::random());
+        let mut draft = Draft::open(&dir, &id, 0o400).unwrap();
+        let found = draft.file().metadata().unwrap();
+        assert_eq!((found.mode() & 0o7777, found.len()), (0o400, 0));
+        let dropped = draft.name().to_owned();
+        drop(draft);
+        assert_eq!(entries(directory.path()), [""; 0], "{dropped}");
+    }
+
+    #[test]
+    fn writers_of_one_vcon_do_not_mix() {
         let directory = tempfile::tempdir().unwrap();
         let (id, place) = (VconId::random(), directory.path().join("place"));
         thread::scope(|scope| {
             for writer in 0..8u8 {
                 let (id, place, directory) = (&id, &place, directory.path());
                 scope.spawn(move || {
+                    let dir = Dir::open(directory).unwrap();
                     for _ in 0..20 {
-                        let mut draft = Draft::open(directory, id).unwrap();
+                        let mut draft = Draft::open(&dir, id, 0o600).unwrap();
                         draft.file().write_all(&[writer; 5000]).unwrap();
-                        draft.publish(place).unwrap();
+                        draft.publish("place").unwrap();
                         let read = fs::read(place).unwrap();
                         assert!(read.len() == 5000 && read.iter().all(|byte| *byte == read[0]));
                     }
                 });
             }
         });
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(entries(directory.path()), ["place"]);
     }
 }

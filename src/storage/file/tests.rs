@@ -358,12 +358,15 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
     let place = tempfile::tempdir().unwrap();
     let mut files = files(place.path());
     let id: VconId = ID.parse().unwrap();
-    let draft = draft::path(place.path(), &id);
-    files.note_left(draft.clone());
+    let top = Dir::open(place.path()).unwrap();
+    let name = draft::usual_name(&id);
+    let draft = place.path().join(&name);
+    let note = |files: &mut Files| files.note_left(&top, PathBuf::new(), name.clone());
+    note(&mut files);
     assert_eq!(files.left.len(), 0);
     fs::write(&draft, "half").unwrap();
     for _ in 0..2 {
-        files.note_left(draft.clone());
+        note(&mut files);
         assert_eq!(files.left.len(), 1);
     }
     files
@@ -373,24 +376,254 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
     assert_eq!(files.left.len(), 0);
 
     fs::write(&draft, "half").unwrap();
-    files.note_left(draft.clone());
+    note(&mut files);
     files.probe().unwrap();
     assert!(!draft.exists());
 
     // One that is in work again is its writer's.
-    let writer = Draft::open(place.path(), &id).unwrap();
-    files.note_left(draft.clone());
+    let writer = Draft::open(&top, &id, 0o600).unwrap();
+    note(&mut files);
     files.probe().unwrap();
     assert!(draft.exists());
     assert_eq!(files.left.len(), 0);
     drop(writer);
 
     for number in 0..2 * MOST_LEFT {
-        let path = place.path().join(format!(".{number}.tmp"));
-        fs::write(&path, "").unwrap();
-        files.note_left(path);
+        let name = format!(".{number}.tmp");
+        fs::write(place.path().join(&name), "").unwrap();
+        files.note_left(&top, PathBuf::new(), name);
     }
     assert_eq!(files.left.len(), MOST_LEFT);
+}
+
+/// Has another user own it, which only root may do.
+fn give_away(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(12345), Some(12345)).unwrap();
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn a_directory_of_another_user_is_refused_and_named() {
+    if !is_root() {
+        return;
+    }
+    for foreign in ["2025", "2025/03", "2025/03/07"] {
+        let place = tempfile::tempdir().unwrap();
+        let mut files = files(place.path());
+        let vcon = vcon("2025-03-07", "{}");
+        fs::create_dir_all(place.path().join("2025/03/07")).unwrap();
+        let path = place.path().join(foreign);
+        give_away(&path);
+        let failure = files.save(&vcon, Deadline::NONE).unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        let says = format!("{} belongs to user 12345", path.display());
+        assert!(failure.message.contains(&says), "{failure}");
+        assert_eq!(tree(place.path()), [""; 0]);
+        // Nor is anything read there, or removed: nothing is known of the vCon.
+        fs::write(place.path().join(format!("2025/03/07/{ID}.json")), "[0]").unwrap();
+        for failure in [
+            files.get(&vcon.id, Deadline::NONE).unwrap_err(),
+            files.has(&vcon.id, None, Deadline::NONE).unwrap_err(),
+            files.delete(&vcon.id).unwrap_err(),
+        ] {
+            assert!(failure.is_transient(), "{failure}");
+            assert!(failure.message.contains(&says), "{failure}");
+        }
+        assert_eq!(tree(place.path()).len(), 1);
+        // To whom `path` belongs, it may belong as well.
+        give_away(place.path());
+        let found = files.get(&vcon.id, Deadline::NONE);
+        assert_eq!(found, Ok(Some("[0]".to_owned())));
+        files.save(&vcon, Deadline::NONE).unwrap();
+    }
+}
+
+#[test]
+fn a_younger_document_that_another_user_has_planted_is_not_read() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let vcon = vcon("2025-03-07", "[1]");
+    files.save(&vcon, Deadline::NONE).unwrap();
+    for planted in ["2026/01/01", "2024/01/01"] {
+        let directory = place.path().join(planted);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(format!("{ID}.json")), "[666]").unwrap();
+        give_away(&directory);
+        let found = files.get(&vcon.id, Deadline::NONE);
+        assert_eq!(found, Ok(Some("[1]".to_owned())));
+    }
+}
+
+#[test]
+fn a_link_of_the_operator_is_followed_unless_others_may_exchange_it() {
+    let (place, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut files = files(place.path());
+    let vcon = vcon("2025-03-07", "{}");
+    let link = place.path().join("2025");
+    std::os::unix::fs::symlink(other.path(), &link).unwrap();
+    files.save(&vcon, Deadline::NONE).unwrap();
+    assert_eq!(tree(other.path()), [format!("03/07/{ID}.json")]);
+    let refused = |files: &mut Files| {
+        for failure in [
+            files.save(&vcon, Deadline::NONE).unwrap_err(),
+            files.get(&vcon.id, Deadline::NONE).unwrap_err(),
+            files.delete(&vcon.id).unwrap_err(),
+        ] {
+            assert!(failure.is_transient(), "{failure}");
+            let says = format!("symbolic link {} is not followed", link.display());
+            assert!(failure.message.contains(&says), "{failure}");
+        }
+        assert_eq!(tree(other.path()), [format!("03/07/{ID}.json")]);
+    };
+    for mode in [0o770, 0o707, 0o1777] {
+        fs::set_permissions(place.path(), Permissions::from_mode(mode)).unwrap();
+        refused(&mut files);
+    }
+    fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(
+        files.get(&vcon.id, Deadline::NONE),
+        Ok(Some("{}".to_owned()))
+    );
+    if is_root() {
+        give_away(&link);
+        refused(&mut files);
+    }
+}
+
+#[test]
+fn neither_a_pipe_nor_a_link_under_the_name_of_a_document_is_opened() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let directory = place.path().join("2025/03/07");
+    let (taken, other) = (directory.join(format!("{ID}.json")), place.path().join("x"));
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(&other, "[666]").unwrap();
+    let vcon = vcon("2025-03-08", "[1]");
+    let make: [&dyn Fn(); 3] = [
+        &|| nix::unistd::mkfifo(&taken, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        &|| std::os::unix::fs::symlink(&other, &taken).unwrap(),
+        &|| {
+            std::os::unix::net::UnixListener::bind(&taken).unwrap();
+        },
+    ];
+    for make in make {
+        make();
+        let failure = files.get(&vcon.id, Deadline::NONE).unwrap_err();
+        assert_eq!(failure.kind, Permanent, "{failure}");
+        assert!(failure.message.contains("not a regular file"), "{failure}");
+        assert_eq!(files.has(&vcon.id, None, Deadline::NONE), Ok(false));
+        // A document under another day, older than that, is found.
+        write_copy(
+            &place.path().join(format!("2025/03/06/{ID}.json")),
+            "[0]",
+            60,
+        );
+        let found = files.get(&vcon.id, Deadline::NONE);
+        assert_eq!(found, Ok(Some("[0]".to_owned())));
+        files.delete(&vcon.id).unwrap();
+        assert_eq!(tree(place.path()), ["x"]);
+        make();
+        let own_day = Outgoing {
+            created_at: Some(CreatedAt {
+                local: "2025-03-07T12:00:00".parse().unwrap(),
+                unix: 0,
+            }),
+            ..vcon.clone()
+        };
+        files.save(&own_day, Deadline::NONE).unwrap();
+        let found = files.get(&vcon.id, Deadline::NONE);
+        assert_eq!(found, Ok(Some("[1]".to_owned())));
+        files.delete(&vcon.id).unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "[666]");
+    }
+}
+
+/// A look that is not the last: two writers of one vCon remove each other's former copies.
+#[test]
+fn of_two_copies_the_younger_stays_though_it_comes_while_the_other_is_removed() {
+    let place = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for lane in 1..=4u32 {
+            let place = place.path();
+            scope.spawn(move || {
+                let mut files = files(place);
+                for round in 0..100 {
+                    let day = format!("2025-03-{:02}", (lane + round) % 3 + 1);
+                    files.save(&vcon(&day, "{}"), Deadline::NONE).unwrap();
+                    // Whatever others remove, there is one at any time, or the next moment.
+                    let found = (0..100).any(|_| {
+                        let mut days = (1..=3).map(|day| format!("2025/03/{day:02}/{ID}.json"));
+                        days.any(|day| place.join(day).exists())
+                    });
+                    assert!(found, "{round}");
+                }
+            });
+        }
+    });
+    let left = tree(place.path());
+    assert!((1..=3).contains(&left.len()), "{left:?}");
+    assert!(left.iter().all(|name| name.ends_with(".json")), "{left:?}");
+}
+
+#[test]
+fn a_vcon_whose_day_is_known_is_found_without_a_look_at_other_days() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let day = |text: &str| Some(text.parse().unwrap());
+    let id: VconId = ID.parse().unwrap();
+    let at = |below: &str, id: &VconId| place.path().join(format!("{below}/{id}.json"));
+    write_copy(&at("2025/03/07", &id), "[1]", 60);
+    // A day that cannot be listed shows who has looked.
+    std::os::unix::fs::symlink("9999", place.path().join("9999")).unwrap();
+    for near in ["2025-03-06", "2025-03-07", "2025-03-08"] {
+        assert_eq!(files.has(&id, day(near), Deadline::NONE), Ok(true));
+    }
+    // A wrong day is no harm.
+    assert_eq!(files.has(&id, day("2019-01-01"), Deadline::NONE), Ok(true));
+    assert_eq!(files.has(&id, None, Deadline::NONE), Ok(true));
+    let other = VconId::random();
+    assert!(
+        files
+            .has(&other, day("2025-03-07"), Deadline::NONE)
+            .is_err()
+    );
+
+    // 2022-02-22
+    let dated: VconId = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f".parse().unwrap();
+    write_copy(&at("2022/02/22", &dated), "[2]", 60);
+    assert_eq!(
+        files.get(&dated, Deadline::NONE),
+        Ok(Some("[2]".to_owned()))
+    );
+    assert_eq!(files.has(&dated, None, Deadline::NONE), Ok(true));
+    write_copy(&at("2022/02/23", &dated), "[3]", 30);
+    assert_eq!(
+        files.get(&dated, Deadline::NONE),
+        Ok(Some("[3]".to_owned()))
+    );
+    // A save far away leaves nothing there, however old the vCon.
+    let local = "2025-03-07T10:00:00".parse().unwrap();
+    let moved = Outgoing {
+        id: dated.clone(),
+        created_at: Some(CreatedAt { local, unix: 0 }),
+        ..vcon("2025-03-07", "[4]")
+    };
+    let other_days = (1..=28).map(|day| format!("2025/02/{day:02}"));
+    for directory in other_days {
+        fs::create_dir_all(place.path().join(directory)).unwrap();
+    }
+    files.save(&moved, Deadline::NONE).unwrap();
+    assert!(!at("2022/02/22", &dated).exists() && !at("2022/02/23", &dated).exists());
+    assert_eq!(
+        files.get(&dated, Deadline::NONE),
+        Ok(Some("[4]".to_owned()))
+    );
 }
 
 #[test]

@@ -146,6 +146,8 @@ impl Contents {
                 }
                 // How often a vCon was postponed makes no difference here: it may be any number of times.
                 ("conserver:tries", "hash") => {}
+                // It tells only where to look for dead letters.
+                ("conserver:letters", "set") => {}
                 _ => self.read_name(&key, &kind, &values, &mut store)?,
             }
         }

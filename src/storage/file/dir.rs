@@ -1,0 +1,305 @@
+//! Directories at and below `path`, and what is done in them.
+//!
+//! Other users may be able to write to `path`, or to a directory below it. So each directory is
+//! opened by its name in the one above, which is open already, and nothing is reached by a path that
+//! somebody could bend meanwhile:
+//!
+//! - `path` is the operator's. It may be, or lead through, any link.
+//! - A directory below it belongs to this process, to root, or to the owner of `path`. In a directory
+//!   of somebody else, that user could replace what is stored.
+//! - A symbolic link below it is followed if it belongs to this process or to root, and stands in a
+//!   directory of theirs that nobody else may write to. A mount is not told from a directory.
+//! - A document is a regular file: a link is not followed, and neither a pipe nor a device is waited for.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat, mode_t};
+use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
+
+/// To reach what is in a directory, the right to list it is not needed.
+#[cfg(target_os = "linux")]
+const REACH: OFlag = OFlag::O_PATH;
+#[cfg(not(target_os = "linux"))]
+const REACH: OFlag = OFlag::O_RDONLY;
+
+const ROOT: u32 = 0;
+
+/// What is there, but is not used, whatever its rights are.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unsafe(String);
+
+/// Whether something was refused for what it is, or for whose it is.
+pub(super) fn is_unsafe(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Unsafe>())
+}
+
+/// An open directory.
+pub(super) struct Dir {
+    file: File,
+    path: PathBuf,
+    /// The owner of `path`.
+    operator: u32,
+}
+
+impl Dir {
+    /// Opens `path` itself.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let name = match path.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => path,
+        };
+        let file = open_directory(AT_FDCWD, name, OFlag::empty())?;
+        Ok(Self {
+            operator: file.metadata()?.uid(),
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Opens the directory at a relative path of plain names.
+    pub fn at(&self, below: &Path) -> io::Result<Self> {
+        self.walk(below, Self::child)
+    }
+
+    /// The same, and makes what is missing, with this mode whatever the umask.
+    pub fn make(&self, below: &Path, mode: u32) -> io::Result<Self> {
+        self.walk(below, |dir, name| dir.child_or_new(name, mode))
+    }
+
+    fn walk(
+        &self,
+        below: &Path,
+        step: impl Fn(&Self, &Path) -> io::Result<Self>,
+    ) -> io::Result<Self> {
+        let mut at: Option<Self> = None;
+        for name in below.components() {
+            let Component::Normal(name) = name else {
+                return Err(Errno::EINVAL.into());
+            };
+            at = Some(step(at.as_ref().unwrap_or(self), Path::new(name))?);
+        }
+        at.map_or_else(|| self.another(), Ok)
+    }
+
+    fn another(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+            operator: self.operator,
+        })
+    }
+
+    fn child(&self, name: &Path) -> io::Result<Self> {
+        let file = match open_directory(&self.file, name, OFlag::O_NOFOLLOW) {
+            // What Linux says of a link that is to be a directory.
+            Err(Errno::ENOTDIR | Errno::ELOOP) if self.is_link(name)? => {
+                self.check_link(name)?;
+                open_directory(&self.file, name, OFlag::empty())?
+            }
+            opened => opened?,
+        };
+        self.checked(name, file)
+    }
+
+    fn child_or_new(&self, name: &Path, mode: u32) -> io::Result<Self> {
+        match self.child(name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            child => return child,
+        }
+        match mkdirat(&self.file, name, to_mode(mode)) {
+            Ok(()) => {}
+            // Another lane made it in the meantime, or a link that leads nowhere is there.
+            Err(Errno::EEXIST) => return self.child(name),
+            Err(e) => return Err(e.into()),
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.file, name, flags, Mode::empty())?);
+        let child = self.checked(name, file)?;
+        fchmod(&child.file, to_mode(mode))?;
+        // Or the file that is stored there could be lost with it.
+        self.sync()?;
+        Ok(child)
+    }
+
+    /// Accepts an open directory unless it is somebody else's.
+    fn checked(&self, name: &Path, file: File) -> io::Result<Self> {
+        let path = self.path.join(name);
+        let owner = file.metadata()?.uid();
+        if !is_ours(owner) && owner != self.operator {
+            return Err(refusal(format!(
+                "directory {} belongs to user {owner}, neither to this process (user {}) nor to root nor to the \
+                 owner of `path`; give it to one of them",
+                path.display(),
+                geteuid()
+            )));
+        }
+        Ok(Self {
+            file,
+            path,
+            operator: self.operator,
+        })
+    }
+
+    fn is_link(&self, name: &Path) -> io::Result<bool> {
+        Ok(kind(&self.look(name)?) == SFlag::S_IFLNK)
+    }
+
+    /// As nobody else may write to this directory, the link is not exchanged after the check.
+    fn check_link(&self, name: &Path) -> io::Result<()> {
+        let here = self.file.metadata()?;
+        if is_ours(self.look(name)?.st_uid) && is_ours(here.uid()) && here.mode() & 0o022 == 0 {
+            return Ok(());
+        }
+        Err(refusal(format!(
+            "symbolic link {} is not followed: it, or the directory it is in, belongs to another user, or others may \
+             write to that directory; mount the other directory there instead",
+            self.path.join(name).display()
+        )))
+    }
+
+    /// What is there under this name, or relative path; a link itself.
+    pub fn look(&self, name: &Path) -> io::Result<FileStat> {
+        Ok(fstatat(&self.file, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Makes a new file that only this user may open; fails if anything has the name.
+    pub fn create(&self, name: &str) -> io::Result<File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        self.open_file(name, flags, 0o600)
+    }
+
+    /// Opens a document.
+    ///
+    /// # Errors
+    /// It is no regular file: a permanent fault.
+    pub fn document(&self, name: &str) -> io::Result<File> {
+        let opened = self.open_file(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0);
+        let file = match opened {
+            // A link, or a socket.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => None,
+            opened => Some(opened?),
+        };
+        match file {
+            Some(file) if file.metadata()?.is_file() => Ok(file),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                Unsafe("it is not a regular file".to_owned()),
+            )),
+        }
+    }
+
+    /// Opens a regular file of this user to lock it; `None` if something else has the name.
+    pub fn own_file(&self, name: &str) -> io::Result<Option<File>> {
+        // Some network file systems lock only what is open for writing; a mode may not allow that.
+        let file = match self.open_file(name, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                self.open_file(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)
+            }
+            opened => opened,
+        };
+        let file = match file {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)
+                ) =>
+            {
+                return Ok(None);
+            }
+            file => file?,
+        };
+        let found = file.metadata()?;
+        let is_own = found.is_file() && found.uid() == geteuid().as_raw();
+        Ok(is_own.then_some(file))
+    }
+
+    fn open_file(&self, name: &str, flags: OFlag, mode: u32) -> io::Result<File> {
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        Ok(openat(&self.file, name, flags, to_mode(mode))?.into())
+    }
+
+    /// Whether this open file still has the name.
+    pub fn has(&self, name: &str, file: &Metadata) -> io::Result<bool> {
+        match self.look(Path::new(name)) {
+            #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)]
+            Ok(there) => Ok((file.dev(), file.ino()) == (there.st_dev as u64, there.st_ino as u64)),
+            Err(e) if is_missing(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Moves a file, over what may have the other name.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.file, from, &self.file, to)?)
+    }
+
+    /// Gives a file one more name; fails if anything has it.
+    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(linkat(&self.file, from, &self.file, to, AtFlags::empty())?)
+    }
+
+    /// Removes what is not a directory, if it is there.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir).map_err(io::Error::from) {
+            Err(e) if !is_missing(&e) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the names in it are on the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let listed = openat(&self.file, ".", flags, Mode::empty())?;
+        match File::from(listed).sync_all() {
+            // Some network file systems cannot sync a directory.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
+
+pub(super) fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// What sort of file it is.
+pub(super) fn kind(found: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
+}
+
+fn open_directory(at: impl AsFd, name: &Path, flags: OFlag) -> Result<File, Errno> {
+    let at: BorrowedFd<'_> = at.as_fd();
+    let flags = flags | REACH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(at, name, flags, Mode::empty()).map(File::from)
+}
+
+fn is_ours(owner: u32) -> bool {
+    owner == ROOT || owner == geteuid().as_raw()
+}
+
+fn to_mode(mode: u32) -> Mode {
+    // Only the twelve bits of a mode, which every type for it has room for.
+    #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
+    Mode::from_bits_truncate(mode as mode_t)
+}
+
+fn refusal(why: String) -> io::Error {
+    io::Error::other(Unsafe(why))
+}
