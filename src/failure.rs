@@ -23,8 +23,11 @@ pub enum FailureKind {
     /// missing table or right).
     Transient,
     /// The fault of the place, which has too much to do or is used by others: that this request
-    /// met it is chance, however often (HTTP 429 and 503, no connection left, a deadlock).
+    /// met it is chance, however often (HTTP 429 and 503, a deadlock).
     Busy,
+    /// Like [`FailureKind::Busy`]: all connections that the server has room for are in use. It is well,
+    /// and others do their work there.
+    Crowded,
     /// The program was started anew, was ready, and died while it had this vCon. Trying again may help,
     /// but whether others get through meanwhile says nothing: the vCon cannot be tried for ever.
     Crashed,
@@ -50,6 +53,14 @@ impl Failure {
     pub fn busy(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Busy,
+            message: message.into(),
+        }
+    }
+
+    /// A failure that passes when others let go of a connection.
+    pub fn crowded(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Crowded,
             message: message.into(),
         }
     }
@@ -196,6 +207,7 @@ mod tests {
         for (failure, is_transient) in [
             (Failure::transient(""), true),
             (Failure::busy(""), true),
+            (Failure::crowded(""), true),
             (Failure::crashed(""), true),
             (Failure::refused(""), false),
             (Failure::permanent(""), false),

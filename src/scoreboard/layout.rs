@@ -15,7 +15,7 @@
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 6;
+pub const VERSION: u64 = 7;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -48,6 +48,8 @@ pub mod header {
     pub const STUCK_AFTER: usize = 13;
     /// Whether any worker has met a vCon that is kept as RedisJSON.
     pub const JSON_SEEN: usize = 14;
+    /// When any process was last refused a connection to a storage, because there are too many.
+    pub const CROWDED: usize = 15;
     pub const INSTANCE: usize = 16;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;

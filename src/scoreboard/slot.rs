@@ -182,6 +182,13 @@ impl Slot {
         self.header_word(header::JSON_SEEN).load(Ordering::Relaxed) != 0
     }
 
+    /// Shows to every process of this daemon when this one was last refused a connection to a storage, in
+    /// monotonic milliseconds, and returns when any of them was.
+    pub fn exchange_refusal(&self, ours: u64) -> u64 {
+        let word = self.header_word(header::CROWDED);
+        word.fetch_max(ours, Ordering::Relaxed).max(ours)
+    }
+
     /// Shows to every process of this daemon that the lease on the instance's name was renewed at
     /// `when`, in monotonic milliseconds.
     pub fn note_lease(&self, when: u64) {

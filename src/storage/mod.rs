@@ -5,6 +5,7 @@
 //! the lane after a panic.
 
 mod bounded;
+pub mod crowd;
 mod elasticsearch;
 pub mod fanout;
 mod file;

@@ -105,8 +105,10 @@ impl Pipeline<'_, '_, '_> {
         let id = self.claim.id();
         let (mut on_hold, mut all_answer) = (false, true);
         for stage in &fault.stages {
-            let Err(failure) = self.modules.probe(stage, self.clock.drain()) else {
-                continue;
+            let failure = match self.modules.probe(stage, self.clock.drain()) {
+                Err(failure) if failure.kind != FailureKind::Crowded => failure,
+                // It has let others in, or nobody could be too many.
+                _ => continue,
             };
             all_answer = false;
             if self.is_backlog || stage.is_in(self.chain, &config) {
@@ -141,7 +143,7 @@ impl Pipeline<'_, '_, '_> {
             worked = match fault.kind {
                 // The others of its kind say nothing of it: the program that it crashes was well.
                 FailureKind::Crashed => Some(Duration::ZERO),
-                FailureKind::Busy => None,
+                FailureKind::Busy | FailureKind::Crowded => None,
                 _ => self.shared.health.since_success(&fault.stages),
             };
         }
