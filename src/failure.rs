@@ -28,7 +28,10 @@ pub enum FailureKind {
     /// Like [`FailureKind::Busy`]: all connections that the server has room for are in use. It is well,
     /// and others do their work there.
     Crowded,
-    /// The program was started anew, was ready, and died while it had this vCon. Trying again may help,
+    /// The server has begun with this vCon, and has given up at its time limit. Others may hold a lock, or
+    /// it is too much: in doubt the first, but the vCon cannot be tried for ever.
+    Slow,
+    /// The program had begun, and was killed or died while it had this vCon. Trying again may help,
     /// but whether others get through meanwhile says nothing: the vCon cannot be tried for ever.
     Crashed,
     /// A server or file system has refused what it was given, and gives the vCon as the reason (too
@@ -61,6 +64,14 @@ impl Failure {
     pub fn crowded(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Crowded,
+            message: message.into(),
+        }
+    }
+
+    /// A failure of a server that has given up at its time limit.
+    pub fn slow(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Slow,
             message: message.into(),
         }
     }
@@ -208,6 +219,7 @@ mod tests {
             (Failure::transient(""), true),
             (Failure::busy(""), true),
             (Failure::crowded(""), true),
+            (Failure::slow(""), true),
             (Failure::crashed(""), true),
             (Failure::refused(""), false),
             (Failure::permanent(""), false),

@@ -225,8 +225,8 @@ impl Storage for Postgres {
         self.access.connect_limit + self.statement_limit.saturating_mul(2) + PATIENCE
     }
 
-    /// Saves no row at all: that needs a session, the table with its columns, the rights, a
-    /// server that writes, and nobody who locks the table. A full disk shows with the first row.
+    /// Saves a row and takes it back: that needs a session, the table with its columns, the rights, a
+    /// server that writes and has room on its disk, and nobody who locks the table.
     fn probe(&mut self) -> Result<(), Failure> {
         let work =
             |client: &mut Client, statements: &Statements, _: Limit| statements.try_save(client);
@@ -319,7 +319,7 @@ impl Postgres {
                     if limit.time() < self.access.statement_timeout {
                         let message = format!("{}: {}", self.message(what), reason(&e));
                         let message = format!("{message}; no answer within {limit}");
-                        return Err(Trouble::Away(Failure::busy(message)));
+                        return Err(Trouble::Away(Failure::slow(message)));
                     }
                     return Err(Trouble::Refused(e));
                 }
@@ -460,6 +460,8 @@ impl Postgres {
         let message = format!("{}: {}", self.message(what), reason(error));
         if is_the_vcons(error) {
             Failure::refused(message)
+        } else if is_cancelled(error) {
+            Failure::slow(message)
         } else if is_chance(error) {
             Failure::busy(message)
         } else {

@@ -166,7 +166,9 @@ impl Pipeline<'_, '_, '_> {
                 Err(failure) if failure.kind == FailureKind::Crowded => {
                     self.note_failing(&stage, job.id(), &failure.message, &config);
                 }
-                Ok(()) => self.note_failing(&stage, job.id(), &failure.message, &config),
+                Ok(()) => {
+                    self.note_failing(&stage, job.id(), &failure.message, &config);
+                }
                 Err(_) => {
                     let (drain, prober) = (self.clock.drain(), self.modules.prober(&stage));
                     let why = &failure.message;

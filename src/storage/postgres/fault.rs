@@ -10,7 +10,8 @@
 //! | 23 | a constraint that this vCon breaks; 23502 only for a column that we write | permanent |
 //! | 54 | larger than the server can hold | permanent |
 //! | P0 | a trigger that says no | permanent |
-//! | 40, 53, 55P03, 57014 | others were in the way: deadlocks and serialization, too little of something, locks, the statement timeout | transient, by chance |
+//! | 40, 53, 55P03 | others were in the way: deadlocks and serialization, too little of something, locks | transient, by chance |
+//! | 57014 | the statement timeout: a lock that others hold, or too much for the time | transient, for a while |
 //! | 53300, and what poolers say instead | too many connections | transient: a session is waited for |
 //! | all others | connections (08), read-only or a standby (25006), rights and columns (42), shutdown, start-up (57), the server's system (58), its own errors (XX), which are also those of a pooler, … | transient |
 //!
@@ -45,6 +46,12 @@ pub(super) fn is_the_vcons(error: &Error) -> bool {
     })
 }
 
+/// Whether an error is about the row of a probe: another may be let in. A policy for rows says the same as
+/// a missing right, which has been looked for by then.
+pub(super) fn is_of_this_row(error: &Error) -> bool {
+    is_the_vcons(error) || state(error) == Some("42501")
+}
+
 /// The table in the module's head.
 fn blames_vcon(state: &str, column: Option<&str>) -> bool {
     match state {
@@ -58,9 +65,8 @@ fn blames_vcon(state: &str, column: Option<&str>) -> bool {
 
 /// Whether it is chance that this statement met it: others were in the way.
 pub(super) fn is_chance(error: &Error) -> bool {
-    state(error).is_some_and(|state| {
-        state.starts_with("40") || state.starts_with("53") || matches!(state, "55P03" | "57014")
-    })
+    state(error)
+        .is_some_and(|state| state.starts_with("40") || state.starts_with("53") || state == "55P03")
 }
 
 /// Whether there are too many connections already: for the server, the user or the database, or, as a pooler
@@ -282,13 +288,18 @@ mod tests {
         assert!(is_the_vcons(&answer("ERROR", "23502", "subject")));
         assert!(!is_the_vcons(&answer("ERROR", "23502", "tenant")));
         assert!(!is_the_vcons(&error("42501")));
+        assert!(is_of_this_row(&error("42501")) && is_of_this_row(&error("23514")));
+        for state in ["53100", "25006", "42P01", "58030"] {
+            assert!(!is_of_this_row(&error(state)), "{state}");
+        }
+        assert!(!is_of_this_row(&nobody_listens()));
         assert!(!is_the_vcons(&nobody_listens()));
     }
 
     #[test]
     fn others_in_the_way_are_chance() {
         for state in [
-            "40001", "40P01", "53100", "53200", "53300", "53400", "55P03", "57014",
+            "40001", "40P01", "53100", "53200", "53300", "53400", "55P03",
         ] {
             assert!(is_chance(&error(state)), "{state}");
         }
