@@ -50,9 +50,9 @@ use self::session::{Access, NotOpened, Session, limited, shorter};
 use self::statements::{Document, Done, NewRow, Statements};
 use self::table::Table;
 use self::tls::Tls;
-use super::Storage;
 use super::bounded::Bounded;
 use super::crowd;
+use super::{Room, Storage};
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
@@ -235,6 +235,19 @@ impl Storage for Postgres {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told("write", trouble)),
         }
+    }
+
+    fn room(&mut self) -> Vec<Room> {
+        let access = self.access.clone();
+        let message = self.message("ask how many connections it has room for");
+        let limit = Deadline::NONE.begin(PROBE);
+        let ask = move || session::look_for_room(&access);
+        let asked = self.bounded.run(&message, limit, ask);
+        let asked = asked.and_then(|asked| asked.map_err(Failure::transient));
+        asked.unwrap_or_else(|why| {
+            log::debug!("{message}: {why}");
+            Vec::new()
+        })
     }
 
     fn check(&mut self) -> Result<String, Failure> {
