@@ -23,9 +23,15 @@ pub enum FailureKind {
     /// missing table or right).
     Transient,
     /// The fault of the place, which has too much to do or is used by others: that this request
-    /// met it is chance, however often (HTTP 429 and 503, no connection left, a deadlock).
+    /// met it is chance, however often (HTTP 429 and 503, a deadlock).
     Busy,
-    /// The program was started anew, was ready, and died while it had this vCon. Trying again may help,
+    /// Like [`FailureKind::Busy`]: all connections that the server has room for are in use. It is well,
+    /// and others do their work there.
+    Crowded,
+    /// The server has begun with this vCon, and has given up at its time limit. Others may hold a lock, or
+    /// it is too much: in doubt the first, but the vCon cannot be tried for ever.
+    Slow,
+    /// The program had begun, and was killed or died while it had this vCon. Trying again may help,
     /// but whether others get through meanwhile says nothing: the vCon cannot be tried for ever.
     Crashed,
     /// A server or file system has refused what it was given, and gives the vCon as the reason (too
@@ -50,6 +56,22 @@ impl Failure {
     pub fn busy(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Busy,
+            message: message.into(),
+        }
+    }
+
+    /// A failure that passes when others let go of a connection.
+    pub fn crowded(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Crowded,
+            message: message.into(),
+        }
+    }
+
+    /// A failure of a server that has given up at its time limit.
+    pub fn slow(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Slow,
             message: message.into(),
         }
     }
@@ -196,6 +218,8 @@ mod tests {
         for (failure, is_transient) in [
             (Failure::transient(""), true),
             (Failure::busy(""), true),
+            (Failure::crowded(""), true),
+            (Failure::slow(""), true),
             (Failure::crashed(""), true),
             (Failure::refused(""), false),
             (Failure::permanent(""), false),

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use conserver::scoreboard::{Board, Event, Outcome, SeriesKind, Slot};
+use conserver::scoreboard::{Board, Event, Outcome, SeriesKind, Shape, Slot};
 use conserver::vcon::VconId;
 use divan::Bencher;
 
 #[divan::bench]
 fn one_vcon(bencher: Bencher<'_, '_>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut board = Board::create(folder.path(), "bench", 4, 1).expect("a scoreboard");
+    let mut board =
+        Board::create(folder.path(), "bench", Shape::of(4, 1, 1, 1), 1).expect("a scoreboard");
     let series = [(SeriesKind::Chain, "main")];
     board.keep_figures_of(series.into_iter()).expect("room");
     board.prepare(1).expect("room");

@@ -13,7 +13,9 @@ use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
 use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
+use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
+use crate::storage::Room;
 use crate::visible::printable;
 
 /// How long a server may take to answer.
@@ -53,6 +55,13 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     odd.iter().for_each(warn);
     if deny_warnings && !(misspelt.is_empty() && odd.is_empty()) {
         return Exit::Config;
+    }
+    let series = config.chains.len() + config.links.len() + config.storages.len();
+    if series > MOST_SERIES {
+        warn(&format!(
+            "there are {series} chains, links and storages, and the scoreboard has room for the figures of \
+             {MOST_SERIES}: some chains have none"
+        ));
     }
     let mut rows = vec![
         Row::fine(
@@ -109,6 +118,8 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
         rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
     }
 
+    let crowded = crowded(settings, &config, &rows);
+    crowded.iter().for_each(warn);
     let mut table = Table::new();
     table.set_content_arrangement(ContentArrangement::Dynamic);
     for row in &rows {
@@ -122,6 +133,7 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     let is = |exit: Exit| rows.iter().any(|row| row.exit == exit);
     match (is(Exit::Config), is(Exit::Unavailable)) {
         (true, _) => Exit::Config,
+        (false, false) if deny_warnings && !crowded.is_empty() => Exit::Config,
         (false, true) => Exit::Unavailable,
         (false, false) => Exit::Ok,
     }
@@ -131,6 +143,8 @@ struct Row {
     what: String,
     exit: Exit,
     detail: String,
+    /// What the server has room for.
+    room: Vec<Room>,
 }
 
 /// Why something is not good.
@@ -154,21 +168,72 @@ impl Row {
             what: what.to_owned(),
             exit: Exit::Ok,
             detail,
+            room: Vec::new(),
         }
     }
+}
+
+/// A warning for each limit on connections that all lanes together may want to pass. Each lane has one
+/// connection for each storage while it saves.
+fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
+    let lanes = u64::from(settings.workers) * u64::from(settings.concurrency);
+    let is_used = |storage: &str| {
+        let mut chains = config.chains.iter().filter(|chain| chain.enabled);
+        chains.any(|chain| chain.storages.iter().any(|it| it == storage))
+    };
+    let mut limits: Vec<(&Room, Vec<&str>)> = Vec::new();
+    for row in rows {
+        let storage = row.what.strip_prefix("storage ").unwrap_or(&row.what);
+        for room in row.room.iter().filter(|_| is_used(storage)) {
+            match limits.iter_mut().find(|(known, _)| known.of == room.of) {
+                Some((_, storages)) => storages.push(storage),
+                None => limits.push((room, vec![storage])),
+            }
+        }
+    }
+    let warning = |(room, storages): &(&Room, Vec<&str>)| {
+        let wanted = lanes * storages.len() as u64;
+        (wanted > room.most).then(|| {
+            let (workers, concurrency) = (settings.workers, settings.concurrency);
+            format!(
+                "storage {}: {workers} workers x {concurrency} lanes may want {wanted} connections, and there is \
+                 room for {} ({}): lanes wait for each other",
+                storages.join(", "),
+                room.most,
+                room.by
+            )
+        })
+    };
+    limits.iter().filter_map(warning).collect()
 }
 
 /// A question to a server, asked on a thread of its own and given up at the deadline.
 struct Probe {
     what: String,
-    answer: mpsc::Receiver<Result<String, Problem>>,
+    answer: mpsc::Receiver<Result<Answer, Problem>>,
+}
+
+/// What a server has answered.
+struct Answer {
+    detail: String,
+    room: Vec<Room>,
+}
+
+impl From<String> for Answer {
+    fn from(detail: String) -> Self {
+        let room = Vec::new();
+        Self { detail, room }
+    }
 }
 
 impl Probe {
-    fn start(what: String, ask: impl FnOnce() -> Result<String, Problem> + Send + 'static) -> Self {
+    fn start<T: Into<Answer>>(
+        what: String,
+        ask: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Self {
         let (tell, answer) = mpsc::channel();
         // Nobody waits for an answer after the deadline.
-        thread::spawn(move || tell.send(ask()));
+        thread::spawn(move || tell.send(ask().map(T::into)));
         Self { what, answer }
     }
 
@@ -178,14 +243,15 @@ impl Probe {
             let why = format!("no answer within {} s", LIMIT.as_secs());
             Err(Problem::unavailable(why))
         });
-        let (exit, detail) = match answer {
-            Ok(detail) => (Exit::Ok, detail),
-            Err(problem) => (problem.exit, problem.text),
-        };
-        Row {
-            what: self.what,
-            exit,
-            detail,
+        match answer {
+            Ok(Answer { detail, room }) => Row {
+                room,
+                ..Row::fine(&self.what, detail)
+            },
+            Err(problem) => Row {
+                exit: problem.exit,
+                ..Row::fine(&self.what, problem.text)
+            },
         }
     }
 }
@@ -199,9 +265,10 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     let storages = config.storages.iter().map(|(name, storage)| {
         let mut backend = storage.open_storage();
         Probe::start(format!("storage {name}"), move || {
-            backend
-                .check()
-                .map_err(|failure| Problem::unavailable(failure.message))
+            let checked = backend.check();
+            let detail = checked.map_err(|failure| Problem::unavailable(failure.message))?;
+            let room = backend.room();
+            Ok(Answer { detail, room })
         })
     });
     let followers = config.followers.iter().map(|follower| {

@@ -39,6 +39,7 @@ pub use error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
 pub use list_name::{ListName, NotAListName};
 pub use on_outage::OnOutage;
+use options::Common;
 pub use options::Options;
 pub use plan::Plan;
 pub use source::{Source, Stamp};
@@ -101,6 +102,8 @@ pub struct ModuleConfig<T: ?Sized> {
     open: Open<T>,
     /// The values from variables and files, which are not to be shown.
     looked_up: Arc<[Secret]>,
+    /// What all that is opened of it has in common.
+    common: Common,
     /// The lists on which it may announce vCons, besides those of the chain.
     pub routes: Vec<ListName>,
     /// How long each run waits at least.
@@ -178,6 +181,7 @@ impl<T: ?Sized> ModuleConfig<T> {
         let mut options = Options::new(&self.path, "option", self.line, &node);
         options.set_owner(&self.name);
         options.set_looked_up(&self.looked_up);
+        options.set_common(&self.common);
         (self.open)(&mut options)
     }
 }
@@ -211,6 +215,7 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             options: self.options.clone(),
             open: self.open,
             looked_up: Arc::clone(&self.looked_up),
+            common: self.common.clone(),
             routes: self.routes.clone(),
             waits: self.waits,
             timeout: self.timeout,

@@ -2,9 +2,10 @@
 
 mod fill;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::environment::Environment;
@@ -41,7 +42,12 @@ pub struct Options {
     written: HashMap<String, String>,
     owner: String,
     looked_up: Arc<[Secret]>,
+    common: Common,
 }
+
+/// What the lanes of a process share of one link or storage; the module says what it is.
+#[derive(Clone, Default)]
+pub(super) struct Common(Arc<OnceLock<Arc<dyn Any + Send + Sync>>>);
 
 /// Whether a single string counts as a list of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +85,20 @@ impl Options {
             written: HashMap::new(),
             owner: String::new(),
             looked_up: Arc::new([]),
+            common: Common::default(),
         }
+    }
+
+    pub(super) fn set_common(&mut self, common: &Common) {
+        self.common = common.clone();
+    }
+
+    /// What everything that is opened from the same entry of the configuration has in common.
+    pub fn common<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let common = self.common.0.get_or_init(|| Arc::<T>::default());
+        let common = Arc::clone(common).downcast();
+        // A module asks for one type alone.
+        common.unwrap_or_default()
     }
 
     pub(super) fn set_owner(&mut self, name: &str) {

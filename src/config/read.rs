@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use super::advice;
 use super::environment::Environment;
 use super::error::{Fault, Findings, listed};
-use super::options::{Lone, Options};
+use super::options::{Common, Lone, Options};
 use super::yaml::{Entry, Kind, Mapping, Node, joined};
 use super::{
     Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
@@ -314,6 +314,7 @@ impl<T: ?Sized> Modules<'_, T> {
             options: options.into_entries(),
             open: *open,
             looked_up,
+            common: Common::default(),
             routes,
             waits,
             timeout,

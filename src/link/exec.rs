@@ -128,6 +128,9 @@ fn once(program: &Program, vcon: &mut Vcon, context: &mut Context<'_>) -> Result
         End::Exited(code) if !PLACE.contains(&code) => {
             return Err(Failure::permanent(format!("`{name}` failed, {end}{reason}")).into());
         }
+        End::Killed { .. } => {
+            return Err(Failure::crashed(format!("`{name}` failed, {end}{reason}")).into());
+        }
         _ => return Err(Failure::transient(format!("`{name}` failed, {end}{reason}")).into()),
     }
     let output = String::from_utf8(output).map_err(|error| {

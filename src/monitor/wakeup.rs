@@ -316,7 +316,7 @@ impl Looker {
         };
         let targets = Targets {
             lists: open_lists(plan, &holds(&snapshot)),
-            lanes: (snapshot.header.wanted).saturating_mul(snapshot.header.lanes as u64),
+            lanes: (snapshot.header.wanted).saturating_mul(snapshot.header.shape.lanes as u64),
         };
         let mut state = self.watch.state();
         if *state.targets != targets {
@@ -349,10 +349,11 @@ fn open_lists(plan: &Plan, holds: &[Option<&HeldView>]) -> Vec<ListName> {
 
 /// Whether a worker that holds these has this chain on hold.
 fn is_on_hold(chain: &Chain, plan: &Plan, held: &HeldView) -> bool {
-    // From 63 on, a place is not only its own.
+    // The last place is not only its own.
     let is_held = |places: &[usize], names: &[String], needed: &[String]| {
-        let held = places.iter().filter(|place| **place < 63);
-        held.filter_map(|place| names.get(*place))
+        let places = places.iter().filter(|place| **place < held.last);
+        places
+            .filter_map(|place| names.get(*place))
             .any(|name| needed.contains(name))
     };
     is_held(&held.links, &plan.links, &chain.links)
@@ -399,11 +400,12 @@ chains:
         let held = |links: &[usize], storages: &[usize]| HeldView {
             links: links.to_vec(),
             storages: storages.to_vec(),
+            last: 127,
             since: 1,
         };
         let [one, two, tagger] = [held(&[], &[0]), held(&[], &[1]), held(&[0], &[])];
-        // Those from 63 on are not told apart.
-        let many = held(&[63], &[63]);
+        // Those from the last on are not told apart.
+        let many = held(&[127], &[127]);
         let none: &[&str] = &[];
         for (holds, expected) in [
             (vec![], &["a", "b", "c"][..]),

@@ -71,7 +71,7 @@ pub use pull::{HandedIn, Pulled, Pulls, left_by_followers};
 pub use raw::Raw;
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use rehearsal::{RehearsalError, rehearse};
-pub use release::{Progress, Reason, Released};
+pub use release::{Evidence, Progress, Reason, Released};
 pub use replace::{Replaced, Replacement};
 pub use replay::{HeldLock, ReplayLock, ReplayStart};
 pub use submit::Submitter;

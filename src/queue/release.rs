@@ -48,6 +48,31 @@ impl Progress {
     }
 }
 
+/// What a round of failed attempts says of its vCon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evidence {
+    /// How long before the failure the backend did its work for another vCon; `None` if it did not, or
+    /// that says nothing.
+    pub worked: Option<Duration>,
+    /// How long it must have failed for this vCon, besides, until such rounds are too many.
+    pub least: Duration,
+    /// How long it must have failed for this vCon alone, until that is too long; `None` if all
+    /// others fail as well.
+    pub longest: Option<Duration>,
+    /// How long ago the failure was.
+    pub since: Duration,
+}
+
+impl Evidence {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        worked: None,
+        least: Duration::ZERO,
+        longest: None,
+        since: Duration::ZERO,
+    };
+}
+
 /// Whether a claim was let go by this call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
@@ -119,26 +144,30 @@ impl Queue {
     }
 
     /// Puts the entry at the end of its list, because a backend that is reachable has failed for it
-    /// in all attempts at `stage`; `worked` is the time since that backend last did its work, `None`
-    /// if the failures say nothing of the vCon. Counts the rounds between which it has worked
-    /// for others; the last of `most_rounds` (0: without limit) is not postponed.
+    /// in all attempts at `stage`. Counts such rounds, as far as they say something of the vCon; the last
+    /// of `most_rounds` (0: without limit) is not postponed.
     pub fn postpone(
         &mut self,
         claim: &Claim,
-        worked: Option<Duration>,
+        evidence: &Evidence,
         most_rounds: u32,
         stage: &str,
         progress: Option<&Progress>,
     ) -> Result<Released, QueueError> {
-        let worked = worked.map_or(String::new(), |time| time.as_secs_f64().to_string());
+        let seconds = |time: Option<Duration>| {
+            time.map_or(String::new(), |time| time.as_secs_f64().to_string())
+        };
         self.with(|connection, scripts, seat, expiry| {
             let mut call = scripts.postpone.key(seat.claims_key());
             call.key(keys::TRIES).key(claim.list.as_str());
             call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
-            call.arg(most_rounds).arg(worked).arg(NOTES_EXPIRY);
-            call.arg(expiry.document).arg(stage);
+            call.arg(most_rounds).arg(seconds(evidence.worked));
+            call.arg(NOTES_EXPIRY).arg(expiry.document).arg(stage);
             add_progress(&mut call, claim, progress);
+            call.arg(evidence.least.as_secs_f64());
+            call.arg(seconds(evidence.longest));
+            call.arg(evidence.since.as_secs_f64());
             released(call.invoke::<Value>(connection)?)
         })
     }
@@ -188,16 +217,32 @@ impl Queue {
     /// it was not, or because of another one since.
     pub fn postponed(&mut self, entry: &[u8], stage: &str) -> Result<Option<Duration>, QueueError> {
         self.with(|connection, _, _, _| {
-            let mut get = redis::cmd("HGET");
-            get.arg(keys::TRIES).arg(entry);
-            let Some(note) = get.query::<Option<String>>(connection)? else {
+            let Some((at, _)) = note_of(connection, entry, stage)? else {
                 return Ok(None);
             };
-            let now = now(connection)?;
-            let mut words = note.splitn(3, ' ');
-            let at = words.nth(1).and_then(|at| at.parse::<f64>().ok());
-            let at = at.filter(|_| words.next() == Some(stage));
-            Ok(at.and_then(|at| Duration::try_from_secs_f64(now - at).ok()))
+            Ok(Duration::try_from_secs_f64(now(connection)? - at).ok())
+        })
+    }
+
+    /// How often in a row the entry was postponed because of `stage`, as far as that counts.
+    pub fn rounds(&mut self, entry: &[u8], stage: &str) -> Result<u32, QueueError> {
+        self.with(|connection, _, _, _| {
+            let note = note_of(connection, entry, stage)?;
+            Ok(note.map_or(0, |(_, rounds)| rounds))
+        })
+    }
+
+    /// Whether anything waits in one of these lists.
+    pub fn has_work(&mut self, lists: &[ListName]) -> Result<bool, QueueError> {
+        if lists.is_empty() {
+            return Ok(false);
+        }
+        self.with(|connection, _, _, _| {
+            let mut exists = redis::cmd("EXISTS");
+            lists.iter().for_each(|list| {
+                exists.arg(list.as_str());
+            });
+            Ok(exists.query::<u64>(connection)? > 0)
         })
     }
 
@@ -230,7 +275,7 @@ impl Reason<'_> {
 
 /// Notes a first round of failed attempts at a stage, as `postpone` does.
 fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<(), QueueError> {
-    let note = format!("1 {:.6} {stage}", now(connection)?);
+    let note = format!("1 {:.6} 0.0 1 {stage}", now(connection)?);
     let mut set = redis::cmd("HSET");
     set.arg(keys::TRIES).arg(entry).arg(note);
     set.query::<()>(connection)?;
@@ -239,6 +284,26 @@ fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<
         .arg(keys::TRIES)
         .arg(NOTES_EXPIRY)
         .query(connection)?)
+}
+
+/// When the entry was last postponed because of `stage`, and how often in a row; `None` if it was not, or
+/// because of another one since.
+fn note_of(
+    connection: &mut Connection,
+    entry: &[u8],
+    stage: &str,
+) -> Result<Option<(f64, u32)>, QueueError> {
+    let mut get = redis::cmd("HGET");
+    get.arg(keys::TRIES).arg(entry);
+    let note = get.query::<Option<String>>(connection)?;
+    Ok(note.and_then(|note| parse_note(&note, stage)))
+}
+
+fn parse_note(note: &str, stage: &str) -> Option<(f64, u32)> {
+    let mut words = note.splitn(5, ' ');
+    let at = words.nth(1)?.parse().ok()?;
+    let rounds = words.nth(1)?.parse().ok()?;
+    (words.next() == Some(stage)).then_some((at, rounds))
 }
 
 fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
@@ -283,6 +348,17 @@ fn released(answer: Value) -> Result<Released, QueueError> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_counts_for_the_stage_that_it_names() {
+        let note = "2 1700000000.250000 61.500000 7 storage pg 1";
+        let known = Some((1_700_000_000.25, 7));
+        assert_eq!(parse_note(note, "storage pg 1"), known);
+        assert_eq!(parse_note(note, "storage pg"), None);
+        for other in ["", "1 2", "1 1700000000.5 storage pg", "x y z 1 storage pg"] {
+            assert_eq!(parse_note(other, "storage pg"), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_a_script_returns_says_what_became_of_the_claim() {

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, HEADER, METER, NAME, SERIES, WORD, header, place};
+use super::layout::{self, HEADER, METER, NAME, Shape, WORD, header, place};
 use super::snapshot::{SlotView, Words};
 use super::{BoardError, Phase, PlaceState, RestartCause, SeriesKind, series};
 use crate::{procfs, runtime_dir, sys};
@@ -21,7 +21,7 @@ use crate::{procfs, runtime_dir, sys};
 pub struct Board {
     file: File,
     id: BoardId,
-    lanes: usize,
+    shape: Shape,
     prepared: BTreeSet<usize>,
     /// The names of the series, as they are written.
     series: Vec<[u64; NAME]>,
@@ -67,7 +67,7 @@ impl Board {
     pub fn create(
         folder: &Path,
         instance: &str,
-        lanes: usize,
+        shape: Shape,
         method: u64,
     ) -> Result<Self, BoardError> {
         let path = folder.join(format!("{instance}.scoreboard"));
@@ -76,7 +76,7 @@ impl Board {
         file.set_permissions(Permissions::from_mode(0o600))
             .map_err(system("protect"))?;
         // Emptied first: nothing of a former daemon stays.
-        let length = (layout::total_words(lanes) * WORD) as u64;
+        let length = (shape.total_words() * WORD) as u64;
         file.set_len(0)
             .and_then(|()| file.set_len(length))
             .map_err(system("make room for"))?;
@@ -87,7 +87,7 @@ impl Board {
         let mut this = Self {
             file,
             id,
-            lanes,
+            shape,
             prepared: BTreeSet::new(),
             series: Vec::new(),
             cut: None,
@@ -103,7 +103,9 @@ impl Board {
         let mut words = [0; HEADER];
         words[header::VERSION] = layout::VERSION;
         words[header::NONCE] = self.id.nonce;
-        words[header::LANES] = self.lanes as u64;
+        words[header::LANES] = self.shape.lanes as u64;
+        words[header::ROOM] = self.shape.series as u64;
+        words[header::HELD] = self.shape.held as u64;
         words[header::PID] = u64::from(self.owner);
         words[header::STARTED] = sys::monotonic_ms();
         words[header::PHASE] = Phase::Starting as u64;
@@ -174,7 +176,7 @@ impl Board {
             if self.series.contains(&name) {
                 continue;
             }
-            if self.series.len() < SERIES {
+            if self.series.len() < self.shape.series {
                 self.series.push(name);
             } else {
                 left_out += 1;
@@ -202,13 +204,13 @@ impl Board {
 
     fn write_names(&self, first: usize) -> io::Result<()> {
         let names: Vec<u64> = self.series[first..].iter().flatten().copied().collect();
-        self.write(layout::name_start(first, self.lanes), &names)
+        self.write(self.shape.name_start(first), &names)
     }
 
     /// Makes sure that the meters of a slot, from this series on, take up room.
     fn write_meters(&self, number: usize, first: usize) -> io::Result<()> {
         let zeros = vec![0; self.series.len().saturating_sub(first) * METER];
-        self.write(layout::meter_start(number, first, self.lanes), &zeros)
+        self.write(self.shape.meter_start(number, first), &zeros)
     }
 
     /// Shows that the supervisor is alive.
@@ -226,7 +228,7 @@ impl Board {
     pub fn mend(&mut self) -> Result<(), BoardError> {
         let path = self.id.path.clone();
         let system = |what| BoardError::system(what, &path);
-        let length = (layout::total_words(self.lanes) * WORD) as u64;
+        let length = (self.shape.total_words() * WORD) as u64;
         let found = self.file.metadata().map_err(system("look at"))?.len();
         if found < length {
             log::error!("the scoreboard was cut short by someone, and is put right");
@@ -250,10 +252,10 @@ impl Board {
     fn fill_from(&self, cut: u64) -> io::Result<()> {
         let is_cut = |end: usize| (end * WORD) as u64 > cut;
         for number in self.prepared.iter().copied() {
-            if is_cut(layout::slot_start(number + 1, self.lanes)) {
+            if is_cut(self.shape.slot_start(number + 1)) {
                 self.write_slot(number)?;
             }
-            if is_cut(layout::meter_start(number, self.series.len(), self.lanes)) {
+            if is_cut(self.shape.meter_start(number, self.series.len())) {
                 self.write_meters(number, 0)?;
             }
         }
@@ -279,8 +281,8 @@ impl Board {
     }
 
     fn write_slot(&self, number: usize) -> io::Result<()> {
-        let zeros = vec![0; layout::slot_words(self.lanes)];
-        self.write(layout::slot_start(number, self.lanes), &zeros)
+        let zeros = vec![0; self.shape.slot_words()];
+        self.write(self.shape.slot_start(number), &zeros)
     }
 
     /// Shows a place; `None` where there is to be no worker any more.
@@ -294,7 +296,7 @@ impl Board {
             words[place::DEATHS] = shown.deaths;
             words[place::RETRY] = shown.retry;
         }
-        let start = layout::slot_start(number, self.lanes);
+        let start = self.shape.slot_start(number);
         if let Err(error) = self.write(start, &words) {
             log::error!("could not write the scoreboard: {error}");
         }
@@ -302,13 +304,13 @@ impl Board {
 
     /// What stands in a slot.
     pub fn slot(&self, number: usize) -> SlotView {
-        let mut bytes = vec![0; layout::slot_words(self.lanes) * WORD];
-        let start = (layout::slot_start(number, self.lanes) * WORD) as u64;
+        let mut bytes = vec![0; self.shape.slot_words() * WORD];
+        let start = (self.shape.slot_start(number) * WORD) as u64;
         if let Err(error) = self.file.read_exact_at(&mut bytes, start) {
             log::error!("could not read the scoreboard: {error}");
             return SlotView::default();
         }
-        SlotView::read(&Words::new(&bytes), self.lanes)
+        SlotView::read(&Words::new(&bytes), self.shape)
     }
 
     fn show(&mut self, word: usize, value: u64) {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layout::{self, METER, NAME, WORD, meter};
+use super::layout::{self, METER, NAME, Shape, WORD, meter};
 use super::meter::{BOUNDS_US, Event};
 use super::series::{self, SeriesKind};
 
@@ -50,12 +50,12 @@ impl Series {
 /// Reads the figures of the first `series` names from the first `slots` slots.
 pub(super) fn read(
     file: &File,
-    lanes: usize,
+    shape: Shape,
     slots: usize,
     series: usize,
 ) -> io::Result<Vec<Series>> {
-    let series = series.min(layout::SERIES);
-    let names = words(file, layout::name_start(0, lanes), series * NAME)?;
+    let series = series.min(shape.series);
+    let names = words(file, shape.name_start(0), series * NAME)?;
     let mut all: Vec<Option<Series>> = names
         .as_chunks::<NAME>()
         .0
@@ -71,7 +71,7 @@ pub(super) fn read(
         })
         .collect();
     for number in 0..slots.min(layout::SLOTS) {
-        let start = layout::meter_start(number, 0, lanes);
+        let start = shape.meter_start(number, 0);
         let meters = words(file, start, series * METER)?;
         for (series, meter) in all.iter_mut().zip(meters.chunks_exact(METER)) {
             if let Some(series) = series {

@@ -28,7 +28,7 @@ mod tests;
 pub use board::{Board, BoardId, Place};
 pub use error::BoardError;
 pub use figures::{BUCKETS, Series};
-pub use layout::SLOTS;
+pub use layout::{MOST_SERIES, SLOTS, Shape};
 pub use meter::{BOUNDS_US, Event, Meter};
 pub use series::{SeriesKind, shown_name};
 pub use silence::is_silent;

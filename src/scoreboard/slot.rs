@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::board::config_path;
-use super::layout::{self, HEADER, NAME, WORD, header, lane, place, worker};
+use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, header, lane, place, worker};
 use super::snapshot::{Header, Words};
 use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
 use crate::sys::{self, SharedWords};
@@ -21,7 +21,7 @@ pub struct Slot {
     words: Arc<SharedWords>,
     number: usize,
     start: usize,
-    lanes: usize,
+    shape: Shape,
     board: PathBuf,
     config: PathBuf,
     /// The processor time of this worker's predecessors, in microseconds.
@@ -61,20 +61,19 @@ impl Slot {
                 "it belongs to another supervisor",
             ));
         }
-        let words =
-            SharedWords::map(&file, layout::total_words(header.lanes)).map_err(system("map"))?;
+        let words = SharedWords::map(&file, header.shape.total_words()).map_err(system("map"))?;
         let number = number.min(layout::SLOTS - 1);
         let mut this = Self {
             words: Arc::new(words),
             number,
-            start: layout::slot_start(number, header.lanes),
-            lanes: header.lanes,
+            start: header.shape.slot_start(number),
+            shape: header.shape,
             board: path.clone(),
             config: config_path(path),
             cpu_before: 0,
         };
         this.cpu_before = this.word(worker::CPU).load(Ordering::Relaxed);
-        for number in 0..this.lanes {
+        for number in 0..this.shape.lanes {
             this.lane(number).idle();
         }
         this.word(worker::SETTLED).store(0, Ordering::Relaxed);
@@ -124,23 +123,26 @@ impl Slot {
     /// Shows which links and storages, by their places in the configuration in force, are away, so
     /// that chains are on hold.
     pub fn hold(&self, links: &[usize], storages: &[usize]) {
-        // What has no bit of its own shares the last one.
-        let bits = |places: &[usize]| {
-            places
-                .iter()
-                .fold(0, |bits, place| bits | 1 << place.min(&63))
-        };
-        let (links, storages) = (bits(links), bits(storages));
+        let is_held = !links.is_empty() || !storages.is_empty();
         let since = self.word(worker::HELD_SINCE);
-        match (links | storages, since.load(Ordering::Relaxed)) {
-            (0, _) => since.store(0, Ordering::Relaxed),
-            (_, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
-            _ => {}
+        match (is_held, since.load(Ordering::Relaxed)) {
+            (false, _) => since.store(0, Ordering::Relaxed),
+            (true, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
+            (true, _) => {}
         }
-        self.word(worker::HELD_LINKS)
-            .store(links, Ordering::Relaxed);
-        self.word(worker::HELD_STORAGES)
-            .store(storages, Ordering::Relaxed);
+        let last = self.shape.last_held();
+        for (kind, places) in [links, storages].into_iter().enumerate() {
+            let mut words = vec![0; self.shape.held];
+            for place in places {
+                // What has no bit of its own shares the last one.
+                let bit = *place.min(&last);
+                words[bit / BITS] |= 1 << (bit % BITS);
+            }
+            for (index, bits) in words.into_iter().enumerate() {
+                self.word(layout::SLOT + kind * self.shape.held + index)
+                    .store(bits, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Shows whether Redis is away.
@@ -180,6 +182,13 @@ impl Slot {
         self.header_word(header::JSON_SEEN).load(Ordering::Relaxed) != 0
     }
 
+    /// Shows to every process of this daemon when this one was last refused a connection to a storage, in
+    /// monotonic milliseconds, and returns when any of them was.
+    pub fn exchange_refusal(&self, ours: u64) -> u64 {
+        let word = self.header_word(header::CROWDED);
+        word.fetch_max(ours, Ordering::Relaxed).max(ours)
+    }
+
     /// Shows to every process of this daemon that the lease on the instance's name was renewed at
     /// `when`, in monotonic milliseconds.
     pub fn note_lease(&self, when: u64) {
@@ -213,10 +222,10 @@ impl Slot {
 
     /// The cell of one lane, counted from 0.
     pub fn lane(&self, number: usize) -> LaneCell {
-        let number = number.min(self.lanes - 1);
+        let number = number.min(self.shape.lanes - 1);
         LaneCell {
             words: Arc::clone(&self.words),
-            start: self.start + layout::SLOT + number * layout::LANE,
+            start: self.start + self.shape.lane_start(number),
         }
     }
 
@@ -224,10 +233,10 @@ impl Slot {
     pub fn meter(&self, kind: SeriesKind, name: &str) -> Meter {
         let words = self.words.words();
         let known = words[header::SERIES].load(Ordering::Acquire);
-        let known = usize::try_from(known).map_or(layout::SERIES, |n| n.min(layout::SERIES));
+        let known = usize::try_from(known).map_or(self.shape.series, |n| n.min(self.shape.series));
         let meant = series::written(kind, name);
         let is_meant = |series: &usize| {
-            let start = layout::name_start(*series, self.lanes);
+            let start = self.shape.name_start(*series);
             let name = &words[start..start + NAME];
             meant
                 .iter()
@@ -236,7 +245,7 @@ impl Slot {
         };
         match (0..known).find(is_meant) {
             Some(series) => {
-                let start = layout::meter_start(self.number, series, self.lanes);
+                let start = self.shape.meter_start(self.number, series);
                 Meter::at(&self.words, start)
             }
             None => Meter::SILENT.clone(),
@@ -264,7 +273,7 @@ impl Slot {
     }
 
     fn monitor_word(&self, index: usize) -> &AtomicU64 {
-        let start = layout::slot_start(layout::MONITOR, self.lanes);
+        let start = self.shape.slot_start(layout::MONITOR);
         &self.words.words()[start + index]
     }
 

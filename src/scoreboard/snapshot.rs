@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::board::{config_path, holder};
-use super::layout::{self, HEADER, WORD, header, lane, place, worker};
+use super::layout::{self, BITS, HEADER, Shape, WORD, header, lane, place, worker};
 use super::states::state;
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
 use crate::visible::printable;
@@ -40,8 +40,8 @@ impl<'a> Words<'a> {
 pub struct Header {
     /// Drawn by lot by each supervisor.
     pub nonce: u64,
-    /// Lanes of each worker.
-    pub lanes: usize,
+    /// Its sizes: among them, the lanes of each worker.
+    pub shape: Shape,
     /// The supervisor.
     pub pid: i32,
     /// When it started, in monotonic milliseconds.
@@ -78,13 +78,18 @@ impl Header {
         if words.get(header::VERSION) != layout::VERSION {
             return Err("its layout is of another version");
         }
-        let lanes = usize::try_from(words.get(header::LANES)).unwrap_or(0);
-        if !(1..=1024).contains(&lanes) {
-            return Err("its number of lanes makes no sense");
+        let size = |word| usize::try_from(words.get(word)).unwrap_or(0);
+        let shape = Shape {
+            lanes: size(header::LANES),
+            series: size(header::ROOM),
+            held: size(header::HELD),
+        };
+        if !shape.makes_sense() {
+            return Err("its sizes make no sense");
         }
         Ok(Self {
             nonce: words.get(header::NONCE),
-            lanes,
+            shape,
             pid: pid(words.get(header::PID)).ok_or("its supervisor's PID makes no sense")?,
             started: words.get(header::STARTED),
             phase: state(Phase::ALL, words.get(header::PHASE)),
@@ -97,8 +102,8 @@ impl Header {
             beat: words.get(header::BEAT),
             memory: Some(words.get(header::MEMORY)).filter(|bytes| *bytes > 0),
             series: usize::try_from(words.get(header::SERIES))
-                .unwrap_or(layout::SERIES)
-                .min(layout::SERIES),
+                .unwrap_or(shape.series)
+                .min(shape.series),
             stuck_after: Some(words.get(header::STUCK_AFTER)).filter(|time| *time > 0),
             restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
             instance: instance(words),
@@ -178,10 +183,12 @@ pub struct WorkerView {
 /// The links and storages that a worker has chains on hold for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldView {
-    /// The places of links in the configuration; 63 is any from there on.
+    /// The places of links in the configuration.
     pub links: Vec<usize>,
     /// The places of storages, likewise.
     pub storages: Vec<usize>,
+    /// The place that stands for any from there on.
+    pub last: usize,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
 }
@@ -223,12 +230,12 @@ impl SlotView {
         self.finished.saturating_add(self.halted)
     }
 
-    pub(super) fn read(words: &Words<'_>, lanes: usize) -> Self {
+    pub(super) fn read(words: &Words<'_>, shape: Shape) -> Self {
         let place = PlaceView::read(words);
         let generation = place.as_ref().map(|place| place.generation);
         let speaks = generation == Some(words.get(worker::GENERATION));
         Self {
-            worker: speaks.then(|| WorkerView::read(words, lanes)).flatten(),
+            worker: speaks.then(|| WorkerView::read(words, shape)).flatten(),
             place,
             finished: words.get(worker::FINISHED),
             halted: words.get(worker::HALTED),
@@ -253,9 +260,9 @@ impl PlaceView {
 }
 
 impl WorkerView {
-    fn read(words: &Words<'_>, lanes: usize) -> Option<Self> {
+    fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
         let lane = |number: usize| {
-            let words = words.from(layout::SLOT + number * layout::LANE);
+            let words = words.from(shape.lane_start(number));
             LaneView::read(&words, u32::try_from(number + 1).unwrap_or(u32::MAX))
         };
         Some(Self {
@@ -264,22 +271,28 @@ impl WorkerView {
             memory: Some(words.get(worker::MEMORY)).filter(|bytes| *bytes > 0),
             recovered: words.get(worker::RECOVERED) == 1,
             settled: words.get(worker::SETTLED),
-            lanes: (0..lanes).filter_map(lane).collect(),
-            held: HeldView::read(words),
+            lanes: (0..shape.lanes).filter_map(lane).collect(),
+            held: HeldView::read(words, shape),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
         })
     }
 }
 
 impl HeldView {
-    fn read(words: &Words<'_>) -> Option<Self> {
-        let places = |word| {
-            let word = words.get(word);
-            (0..64).filter(|place| word >> place & 1 == 1).collect()
+    fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
+        let places = |kind: usize| {
+            let start = layout::SLOT + kind * shape.held;
+            let is_held =
+                |place: &usize| words.get(start + place / BITS) >> (place % BITS) & 1 == 1;
+            (0..=shape.last_held()).filter(is_held).collect()
         };
+        if words.get(worker::HELD_SINCE) == 0 {
+            return None;
+        }
         let held = Self {
-            links: places(worker::HELD_LINKS),
-            storages: places(worker::HELD_STORAGES),
+            links: places(0),
+            storages: places(1),
+            last: shape.last_held(),
             since: words.get(worker::HELD_SINCE),
         };
         (!held.links.is_empty() || !held.storages.is_empty()).then_some(held)
@@ -338,7 +351,7 @@ impl Snapshot {
 
     fn with_figures(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
         let header = &self.header;
-        self.series = figures::read(file, header.lanes, header.used, header.series)
+        self.series = figures::read(file, header.shape, header.used, header.series)
             .map_err(BoardError::system("read the figures in", path))?;
         Ok(self)
     }
@@ -356,7 +369,7 @@ impl Snapshot {
         let header =
             Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
         check(&file, path, header.pid)?;
-        let wanted = header.used * layout::slot_words(header.lanes) * WORD;
+        let wanted = header.used * header.shape.slot_words() * WORD;
         let mut bytes = Vec::with_capacity(wanted);
         Read::by_ref(&mut file)
             .take(wanted as u64)
@@ -367,8 +380,8 @@ impl Snapshot {
         }
         let words = Words::new(&bytes);
         let slot = |number: usize| {
-            let start = number * layout::slot_words(header.lanes);
-            SlotView::read(&words.from(start), header.lanes)
+            let start = number * header.shape.slot_words();
+            SlotView::read(&words.from(start), header.shape)
         };
         let this = Self {
             series: Vec::new(),
@@ -392,8 +405,8 @@ impl Snapshot {
         let words = Words::new(bytes);
         let header = Header::read(&words).ok()?;
         let slot = |number| {
-            let words = words.from(layout::slot_start(number, header.lanes));
-            SlotView::read(&words, header.lanes)
+            let words = words.from(header.shape.slot_start(number));
+            SlotView::read(&words, header.shape)
         };
         let slots = (0..header.used).map(slot).collect();
         Some((header, slots))

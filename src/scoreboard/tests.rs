@@ -14,7 +14,7 @@ use crate::vcon::VconId;
 
 fn board(lanes: usize) -> (TempDir, Board) {
     let folder = tempfile::tempdir().unwrap();
-    let board = Board::create(folder.path(), "here", lanes, 1).unwrap();
+    let board = Board::create(folder.path(), "here", Shape::of(lanes, 0, 0, 0), 1).unwrap();
     (folder, board)
 }
 
@@ -103,7 +103,8 @@ fn a_lane_caught_halfway_is_left_out() {
     let slot = Slot::attach(board.id(), 0, 1).unwrap();
     slot.lane(0).busy(Some(&VconId::random()), None);
     let bytes = fs::read(&board.id().path).unwrap();
-    let lane = (layout::slot_start(0, 1) + layout::SLOT + layout::lane::LOW) * layout::WORD;
+    let lane =
+        (Shape::of(1, 0, 0, 0).slot_start(0) + layout::SLOT + layout::lane::LOW) * layout::WORD;
     let mut torn = bytes.clone();
     torn[lane] ^= 1;
     let lanes = |bytes: &[u8]| {
@@ -137,7 +138,7 @@ fn a_file_left_behind_is_replaced_whatever_it_holds() {
         fs::write(&path, left).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         assert!(Snapshot::take(&path).is_err());
-        let board = Board::create(folder.path(), "here", 1, 1).unwrap();
+        let board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
@@ -151,7 +152,7 @@ fn a_link_a_folder_and_a_file_of_two_names_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("here.scoreboard");
     let create = || {
-        Board::create(folder.path(), "here", 1, 1)
+        Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1)
             .map(drop)
             .unwrap_err()
             .to_string()
@@ -218,7 +219,7 @@ fn valid() -> Vec<u8> {
 /// own, which it does not see, so the liveness is left out.
 fn read(bytes: &[u8]) -> Option<usize> {
     let (header, slots) = Snapshot::parse(bytes)?;
-    assert!((1..=1024).contains(&header.lanes) && slots.len() <= SLOTS);
+    assert!((1..=1024).contains(&header.shape.lanes) && slots.len() <= SLOTS);
     let lanes = slots.iter().filter_map(|slot| slot.worker.as_ref());
     Some(lanes.map(|worker| worker.lanes.len()).sum())
 }
@@ -227,7 +228,7 @@ fn read(bytes: &[u8]) -> Option<usize> {
 fn a_scoreboard_cut_anywhere_shows_no_more_than_it_holds() {
     let bytes = valid();
     let whole = read(&bytes).unwrap();
-    let end = layout::slot_start(4, 2) * layout::WORD;
+    let end = Shape::of(2, 0, 0, 0).slot_start(4) * layout::WORD;
     let mut last = 0;
     for cut in 0..end {
         let lanes = read(&bytes[..cut]).unwrap_or(0);
@@ -260,7 +261,7 @@ proptest! {
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), any::<bool>()), 1..40),
     ) {
         let mut bytes = valid();
-        let words = layout::slot_start(4, 2);
+        let words = Shape::of(2, 0, 0, 0).slot_start(4);
         for (index, word, flip) in edits {
             let at = index.index(words) * layout::WORD;
             let cell = &mut bytes[at..at + layout::WORD];
@@ -286,10 +287,15 @@ proptest! {
         if let Some(word) = words.get_mut(layout::header::USED) {
             *word = used % 2000;
         }
+        for (index, most) in [(layout::header::ROOM, 300), (layout::header::HELD, 4)] {
+            if let Some(word) = words.get_mut(index) {
+                *word %= most;
+            }
+        }
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         bytes.truncate(bytes.len().saturating_sub(cut));
         if let Some((header, slots)) = Snapshot::parse(&bytes) {
-            prop_assert!(header.lanes > 0 && slots.len() <= SLOTS);
+            prop_assert!(header.shape.lanes > 0 && slots.len() <= SLOTS);
         }
     }
 }
@@ -353,15 +359,58 @@ fn a_series_keeps_its_figures_whatever_configurations_come_and_go() {
 fn what_there_is_no_room_for_has_no_figures() {
     let (_folder, mut board) = board(1);
     board.prepare(1).unwrap();
-    let many: Vec<String> = (0..layout::SERIES + 2).map(|n| n.to_string()).collect();
+    let many: Vec<String> = (0..layout::FEWEST_SERIES + 2)
+        .map(|n| n.to_string())
+        .collect();
     let names = || many.iter().map(|name| (SeriesKind::Link, name.as_str()));
     assert_eq!(board.keep_figures_of(names()).unwrap(), 2);
     let slot = Slot::attach(board.id(), 1, 1).unwrap();
-    let (last, none) = (&many[layout::SERIES - 1], &many[layout::SERIES]);
+    let (last, none) = (
+        &many[layout::FEWEST_SERIES - 1],
+        &many[layout::FEWEST_SERIES],
+    );
     slot.meter(SeriesKind::Link, last).count(Event::Done);
     slot.meter(SeriesKind::Link, none).count(Event::Done);
     let done: u64 = series(&board).iter().map(|s| s.count(Event::Done)).sum();
     assert_eq!(done, 1);
+}
+
+#[test]
+fn a_scoreboard_has_room_for_what_its_configuration_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape::of(2, 300, 90, 70);
+    let mut board = Board::create(folder.path(), "here", shape, 1).unwrap();
+    board.prepare(1).unwrap();
+    let place = Place {
+        generation: 1,
+        pid: 4711,
+        state: PlaceState::Ready,
+        since: 0,
+        deaths: 0,
+        retry: 0,
+    };
+    board.set_place(1, Some(place));
+    let many: Vec<String> = (0..460).map(|n| n.to_string()).collect();
+    let names = many.iter().map(|name| (SeriesKind::Link, name.as_str()));
+    assert_eq!(board.keep_figures_of(names).unwrap(), 0);
+    let slot = Slot::attach(board.id(), 1, 1).unwrap();
+    slot.meter(SeriesKind::Link, "459").count(Event::Done);
+    let figures = series(&board);
+    assert_eq!(figures.len(), 460);
+    assert_eq!(figures[459].count(Event::Done), 1);
+
+    slot.lane(1).busy(None, None);
+    slot.hold(&[0, 89], &[63, 64, 69]);
+    let worker = board.slot(1).worker.unwrap();
+    let held = worker.held.unwrap();
+    assert_eq!((held.links, held.storages), (vec![0, 89], vec![63, 64, 69]));
+    assert_eq!(worker.lanes.len(), 1);
+    // What a later configuration has beyond that is not told apart.
+    slot.hold(&[], &[shape.last_held(), 5_000]);
+    let held = board.slot(1).worker.unwrap().held.unwrap();
+    assert_eq!((held.links, held.storages), (vec![], vec![held.last]));
+    slot.hold(&[], &[]);
+    assert_eq!(board.slot(1).worker.unwrap().held, None);
 }
 
 #[test]
@@ -398,7 +447,7 @@ fn meters_have_room_in_the_file_before_anyone_writes_to_them() {
     board.keep_figures_of(names().into_iter()).unwrap();
     let file = fs::File::open(&board.id().path).unwrap();
     for series in 0..names().len() {
-        let start = layout::meter_start(1, series, 1) * layout::WORD;
+        let start = Shape::of(1, 0, 0, 0).meter_start(1, series) * layout::WORD;
         let data = nix::unistd::lseek(&file, start as i64, nix::unistd::Whence::SeekData);
         assert_eq!(data, Ok(start as i64), "series {series}");
     }
@@ -433,7 +482,7 @@ fn mending_a_file_that_was_cut_leaves_alone_what_is_still_there() {
         .unwrap();
     let length = file.metadata().unwrap().len();
     // In the midst of the second worker's meters.
-    file.set_len((layout::meter_start(2, 1, 1) * layout::WORD) as u64)
+    file.set_len((Shape::of(1, 0, 0, 0).meter_start(2, 1) * layout::WORD) as u64)
         .unwrap();
     board.mend().unwrap();
     assert_eq!(file.metadata().unwrap().len(), length);
@@ -443,7 +492,7 @@ fn mending_a_file_that_was_cut_leaves_alone_what_is_still_there() {
     assert!(shown.slots[2].worker.is_some());
     assert_eq!((shown.slots[1].finished, shown.slots[2].finished), (1, 1));
 
-    file.set_len((layout::slot_start(2, 1) * layout::WORD) as u64)
+    file.set_len((Shape::of(1, 0, 0, 0).slot_start(2) * layout::WORD) as u64)
         .unwrap();
     board.mend().unwrap();
     let shown = Snapshot::take_own(&board.id().path).unwrap();

@@ -5,6 +5,7 @@
 //! the lane after a panic.
 
 mod bounded;
+pub mod crowd;
 mod elasticsearch;
 pub mod fanout;
 mod file;
@@ -73,6 +74,11 @@ pub trait Storage: Send {
         self.probe().map(|()| "answers".to_owned())
     }
 
+    /// How many connections its server has room for. Asked after [`Storage::check`], by a person.
+    fn room(&mut self) -> Vec<Room> {
+        Vec::new()
+    }
+
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 
@@ -86,6 +92,17 @@ pub trait Storage: Send {
     fn can_delete(&self) -> bool {
         true
     }
+}
+
+/// A limit on connections, for all processes together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// What is limited: two storages with the same share it.
+    pub of: String,
+    /// How many connections there may be.
+    pub most: u64,
+    /// Where the limit is set, for a person.
+    pub by: String,
 }
 
 /// One row of the table of known storages.

@@ -29,6 +29,7 @@
 
 mod fault;
 mod hosts;
+mod pool;
 mod session;
 mod statements;
 mod table;
@@ -36,18 +37,22 @@ mod tls;
 mod watchdog;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
-use self::fault::{is_bad_data, is_cancelled, is_chance, is_outdated, is_the_vcons, reason};
+use self::fault::{
+    is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason,
+};
 use self::hosts::Hosts;
-use self::session::{Access, Session, limited, shorter};
+use self::pool::{Permit, Pool, Turn};
+use self::session::{Access, NotOpened, Session, limited, shorter};
 use self::statements::{Document, Done, NewRow, Statements};
 use self::table::Table;
 use self::tls::Tls;
-use super::Storage;
 use super::bounded::Bounded;
+use super::crowd;
+use super::{Room, Storage};
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
@@ -58,6 +63,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the query of a probe may take.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// How long a lane waits for a session in one call, if the server has no room for another.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A session is not kept after a document of more bytes: its buffers stay as large as the largest
 /// one that went through them.
@@ -118,7 +126,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         statement_limit: statement_timeout + GRACE,
         meets_rows: false,
         is_slow: false,
-        session: None,
+        pool: options.common(),
         bounded: Bounded::new(),
     })
 }
@@ -141,7 +149,7 @@ struct Postgres {
     meets_rows: bool,
     /// The last call was too slow.
     is_slow: bool,
-    session: Option<Session>,
+    pool: Arc<Pool>,
     bounded: Bounded,
 }
 
@@ -159,11 +167,13 @@ impl Storage for Postgres {
             statements.save(client, &row, row_first, limit)
         };
         let what = format!("save vCon {}", vcon.id);
-        let saved = self.run(&what, self.statement_limit, deadline, Box::new(work));
-        if vcon.json.len() > LARGE {
-            self.session = None;
-        }
-        match saved {
+        let call = Call {
+            what: &what,
+            own: self.statement_limit,
+            deadline,
+            is_large: vcon.json.len() > LARGE,
+        };
+        match self.run(&call, Box::new(work)) {
             Err(Trouble::Refused(error)) => {
                 let mut failure = self.failure(&what, &error);
                 // The server says so in its own language.
@@ -188,7 +198,8 @@ impl Storage for Postgres {
         let work = move |client: &mut Client, statements: &Statements, _: Limit| {
             statements.get(client, uuid)
         };
-        match self.run(&what, self.statement_limit, deadline, Box::new(work)) {
+        let call = self.call(&what, self.statement_limit, deadline);
+        match self.run(&call, Box::new(work)) {
             Ok(Done::Found(document)) => Ok(document),
             Ok(_) => Ok(None),
             Err(trouble) => Err(self.told(&what, trouble)),
@@ -201,27 +212,42 @@ impl Storage for Postgres {
             statements.delete(client, uuid, limit)
         };
         let what = format!("delete vCon {id}");
-        match self.run(&what, self.statement_limit, Deadline::NONE, Box::new(work)) {
+        let call = self.call(&what, self.statement_limit, Deadline::NONE);
+        match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told(&what, trouble)),
         }
     }
 
-    /// A statement in a session that turns out to be of no use, a new session, and the statement once
-    /// more.
+    /// A wait for a session, a statement in one that turns out to be of no use, a new session, and the
+    /// statement once more.
     fn longest_call(&self) -> Duration {
-        self.access.connect_limit + self.statement_limit.saturating_mul(2)
+        self.access.connect_limit + self.statement_limit.saturating_mul(2) + PATIENCE
     }
 
-    /// Saves no row at all: that needs a session, the table with its columns, the rights, a
-    /// server that writes, and nobody who locks the table. A full disk shows with the first row.
+    /// Saves a row and takes it back: that needs a session, the table with its columns, the rights, a
+    /// server that writes and has room on its disk, and nobody who locks the table.
     fn probe(&mut self) -> Result<(), Failure> {
         let work =
             |client: &mut Client, statements: &Statements, _: Limit| statements.try_save(client);
-        match self.run("write", PROBE, Deadline::NONE, Box::new(work)) {
+        let call = self.call("write", PROBE, Deadline::NONE);
+        match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(self.told("write", trouble)),
         }
+    }
+
+    fn room(&mut self) -> Vec<Room> {
+        let access = self.access.clone();
+        let message = self.message("ask how many connections it has room for");
+        let limit = Deadline::NONE.begin(PROBE);
+        let ask = move || session::look_for_room(&access);
+        let asked = self.bounded.run(&message, limit, ask);
+        let asked = asked.and_then(|asked| asked.map_err(Failure::transient));
+        asked.unwrap_or_else(|why| {
+            log::debug!("{message}: {why}");
+            Vec::new()
+        })
     }
 
     fn check(&mut self) -> Result<String, Failure> {
@@ -236,6 +262,17 @@ impl Storage for Postgres {
             Ok("answers; its table is not there yet: the service makes it".to_owned())
         }
     }
+}
+
+/// What is to be done in a session.
+struct Call<'a> {
+    /// What messages call it.
+    what: &'a str,
+    /// How long it may take by itself.
+    own: Duration,
+    deadline: Deadline,
+    /// Whether the session has large buffers after it.
+    is_large: bool,
 }
 
 /// Why some work was not done.
@@ -253,55 +290,87 @@ impl From<Failure> for Trouble {
 }
 
 impl Postgres {
-    /// Does the work in the kept session, or a new one. A kept session may have died or become
-    /// outdated since its last use; the work is idempotent and is then done once more in a new
-    /// one.
-    fn run(
-        &mut self,
-        what: &str,
-        own: Duration,
-        deadline: Deadline,
-        mut work: Box<Work>,
-    ) -> Result<Done, Trouble> {
+    fn call<'a>(&self, what: &'a str, own: Duration, deadline: Deadline) -> Call<'a> {
+        Call {
+            what,
+            own,
+            deadline,
+            is_large: false,
+        }
+    }
+
+    /// Does the work in a session that was idle, or a new one. One that was idle may have died or become
+    /// outdated since its last use; the work is idempotent and is then done once more in another one.
+    fn run(&mut self, call: &Call<'_>, mut work: Box<Work>) -> Result<Done, Trouble> {
+        let what = call.what;
+        let mut until = None;
         loop {
-            let (session, kept) = match self.session.take() {
-                Some(session) => (session, true),
-                None => (self.connect(what, deadline)?, false),
-            };
-            let limit = deadline.begin(own);
+            let (session, kept) = self.session(call, &mut until)?;
+            let limit = call.deadline.begin(call.own);
             let (session, back, answer) = self.attempt(what, limit, session, work)?;
             work = back;
             let session = session.filter(|session| !session.client.is_closed());
+            let has_session = session.is_some();
+            if let Err(e) = &answer
+                && is_crowded(e)
+            {
+                // A pooler has let us in, and has no connection to the server for us.
+                crowd::note_refused();
+                return Err(Trouble::Away(self.crowded(what, &reason(e))));
+            }
+            let is_of_use = !answer.as_ref().is_err_and(is_outdated);
+            if let Some(session) = session.filter(|_| is_of_use && !call.is_large) {
+                self.pool.put_back(session);
+            }
             match answer {
                 Ok(Done::TooLate) => {
-                    self.session = session;
                     let message = format!("{}: not done within {limit}", self.message(what));
                     return Err(Trouble::Away(Failure::busy(message)));
                 }
-                Ok(done) => {
-                    self.session = session;
-                    return Ok(done);
-                }
+                Ok(done) => return Ok(done),
                 Err(e) if is_cancelled(&e) => {
-                    self.session = session;
                     if limit.time() < self.access.statement_timeout {
                         let message = format!("{}: {}", self.message(what), reason(&e));
                         let message = format!("{message}; no answer within {limit}");
-                        return Err(Trouble::Away(Failure::busy(message)));
+                        return Err(Trouble::Away(Failure::slow(message)));
                     }
                     return Err(Trouble::Refused(e));
                 }
-                Err(e) if is_outdated(&e) || session.is_none() => {
+                Err(e) if is_outdated(&e) || !has_session => {
                     if !kept {
                         return Err(Trouble::Refused(e));
                     }
                     let name = self.message(what);
                     log::debug!("{name}: {}; connecting anew", reason(&e));
+                    // Those beside it are as old.
+                    self.pool.forget_idle();
                 }
-                Err(e) => {
-                    self.session = session;
-                    return Err(Trouble::Refused(e));
+                Err(e) => return Err(Trouble::Refused(e)),
+            }
+        }
+    }
+
+    /// A session, and whether it is one that was idle. One that the server has no room for is waited for,
+    /// for the time of one call.
+    fn session(
+        &mut self,
+        call: &Call<'_>,
+        until: &mut Option<Instant>,
+    ) -> Result<(Session, bool), Trouble> {
+        loop {
+            let until = *until.get_or_insert_with(|| {
+                let patience = call.deadline.begin(PATIENCE).time();
+                Instant::now() + patience
+            });
+            let patience = until.saturating_duration_since(Instant::now());
+            match self.pool.take(patience) {
+                Turn::Session(session) => return Ok((*session, true)),
+                Turn::Open(permit) => {
+                    if let Some(session) = self.connect(call.what, call.deadline, permit)? {
+                        return Ok((session, false));
+                    }
                 }
+                Turn::Nothing(why) => return Err(Trouble::Away(self.crowded(call.what, &why))),
             }
         }
     }
@@ -363,14 +432,30 @@ impl Postgres {
         Ok((is_usable.then_some(session), work, answer))
     }
 
-    fn connect(&mut self, what: &str, deadline: Deadline) -> Result<Session, Failure> {
+    /// A new session; `None` if the server has no room for it.
+    fn connect(
+        &mut self,
+        what: &str,
+        deadline: Deadline,
+        permit: Permit,
+    ) -> Result<Option<Session>, Failure> {
         let limit = deadline.begin(self.access.connect_limit);
         let mut access = self.access.clone();
         access.connect_limit = limit.time();
         let name = format!("{} (connecting)", self.message(what));
-        self.bounded
-            .run(&name, limit, move || Session::open(&access))?
-            .map_err(|why| Failure::transient(format!("{}: {why}", self.message(what))))
+        let open = move || Session::open(&access, permit);
+        match self.bounded.run(&name, limit, open)? {
+            Ok(session) => Ok(Some(session)),
+            Err(NotOpened::Crowded) => Ok(None),
+            Err(NotOpened::Refused(why)) => {
+                let message = format!("{}: {why}", self.message(what));
+                Err(Failure::transient(message))
+            }
+        }
+    }
+
+    fn crowded(&self, what: &str, why: &str) -> Failure {
+        Failure::crowded(format!("{}: {why}", self.message(what)))
     }
 
     fn message(&self, what: &str) -> String {
@@ -388,6 +473,8 @@ impl Postgres {
         let message = format!("{}: {}", self.message(what), reason(error));
         if is_the_vcons(error) {
             Failure::refused(message)
+        } else if is_cancelled(error) {
+            Failure::slow(message)
         } else if is_chance(error) {
             Failure::busy(message)
         } else {

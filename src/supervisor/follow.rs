@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::config::{Config, Source, Stamp};
 use crate::runtime_dir;
-use crate::scoreboard::{Board, SeriesKind};
+use crate::scoreboard::{Board, SeriesKind, Shape};
 
 /// The configuration in force.
 pub(super) struct Followed {
@@ -96,6 +96,12 @@ impl Followed {
     }
 }
 
+/// The sizes of a scoreboard for this configuration, and for others that come later.
+pub(super) fn shape(lanes: usize, config: &Config) -> Shape {
+    let (links, storages) = (config.links.len(), config.storages.len());
+    Shape::of(lanes, config.chains.len(), links, storages)
+}
+
 /// Makes room on the scoreboard for the figures of everything in the configuration. Without it
 /// vCons are processed all the same.
 fn make_room(config: &Config, board: &mut Board) {
@@ -109,7 +115,8 @@ fn make_room(config: &Config, board: &mut Board) {
         .storages
         .keys()
         .map(|name| (SeriesKind::Storage, name.as_str()));
-    match board.keep_figures_of(chains.chain(links).chain(storages)) {
+    // If there is too little of it, what holds chains up is to be seen.
+    match board.keep_figures_of(storages.chain(links).chain(chains)) {
         Ok(0) => {}
         Ok(left_out) => log::warn!(
             "There is no room left for the figures of {left_out} chains, links and storages, until the next restart"

@@ -113,7 +113,8 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
     let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
     let lanes = settings.concurrency as usize;
     let method = settings.start_method;
-    let mut board = Board::create(&folder, &settings.instance, lanes, method.number())?;
+    let shape = follow::shape(lanes, &source.config);
+    let mut board = Board::create(&folder, &settings.instance, shape, method.number())?;
     board.set_stuck_after(settings.stuck_after);
     let file = settings.config_file.clone();
     let followed = Followed::begin(source, file, &mut board).map_err(SupervisorError::Config)?;

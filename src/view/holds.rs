@@ -30,6 +30,7 @@ enum Place {
 /// Reads the scoreboard; names are those of the configuration in force, where that is known.
 pub fn of(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
     let mut found: BTreeMap<Place, (Vec<usize>, u64)> = BTreeMap::new();
+    let last = snapshot.header.shape.last_held();
     for (number, slot) in snapshot.slots.iter().enumerate() {
         let Some(held) = slot.worker.as_ref().and_then(|worker| worker.held.as_ref()) else {
             continue;
@@ -43,37 +44,37 @@ pub fn of(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
         }
     }
     let named = |(place, (workers, since)): (Place, (Vec<usize>, u64))| Hold {
-        stage: stage(place, plan),
-        chains: chains(place, plan),
+        stage: stage(place, last, plan),
+        chains: chains(place, last, plan),
         workers,
         seconds: snapshot.taken.saturating_sub(since) / 1000,
     };
     found.into_iter().map(named).collect()
 }
 
-/// The place 63 is that of all from there on.
-fn name(place: Place, plan: Option<&Plan>) -> Option<&str> {
+/// The last place is that of all from there on.
+fn name(place: Place, last: usize, plan: Option<&Plan>) -> Option<&str> {
     let plan = plan?;
-    match place {
-        Place::Link(index @ ..63) => Some(plan.links.get(index)?),
-        Place::Storage(index @ ..63) => Some(plan.storages.get(index)?),
-        _ => None,
-    }
+    let (names, index) = match place {
+        Place::Link(index) => (&plan.links, index),
+        Place::Storage(index) => (&plan.storages, index),
+    };
+    Some(names.get(index).filter(|_| index < last)?)
 }
 
-fn stage(place: Place, plan: Option<&Plan>) -> String {
+fn stage(place: Place, last: usize, plan: Option<&Plan>) -> String {
     let (kind, index) = match place {
         Place::Link(index) => ("link", index),
         Place::Storage(index) => ("storage", index),
     };
-    match name(place, plan) {
+    match name(place, last, plan) {
         Some(name) => format!("{kind} {name}"),
         None => format!("{kind} number {}", index + 1),
     }
 }
 
-fn chains(place: Place, plan: Option<&Plan>) -> Vec<String> {
-    let (Some(plan), Some(name)) = (plan, name(place, plan)) else {
+fn chains(place: Place, last: usize, plan: Option<&Plan>) -> Vec<String> {
+    let (Some(plan), Some(name)) = (plan, name(place, last, plan)) else {
         return Vec::new();
     };
     let needs = |names: &[String]| names.iter().any(|needed| needed == name);

@@ -150,7 +150,7 @@ impl View {
             uptime_seconds: seconds(snapshot.taken, header.started),
             workers_wanted: header.wanted,
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
-            lanes_per_worker: header.lanes,
+            lanes_per_worker: header.shape.lanes,
             workers: workers
                 .filter_map(|(number, slot)| Worker::new(number, slot, snapshot))
                 .collect(),
@@ -287,12 +287,12 @@ fn seconds(now: u64, then: u64) -> f64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::scoreboard::{Board, Phase};
+    use crate::scoreboard::{Board, Phase, Shape};
 
     #[test]
     fn a_supervisor_that_stands_still_is_seen_to() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = Board::create(folder.path(), "here", 1, 1).unwrap();
+        let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
         board.set_phase(Phase::Running);
         let mut snapshot = Snapshot::take_own(&board.id().path).unwrap();
         let view = View::new(&snapshot, None, None);

@@ -24,7 +24,7 @@ use super::fault::Stage;
 use super::retry::Backoff;
 use super::shared::Shared;
 use crate::config::{Chain, Config, ListName, OnOutage};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{Lengths, Server, storage_letters_list};
 use crate::scoreboard::Slot;
 use crate::storage::Storage;
@@ -396,6 +396,8 @@ impl Prober {
             }
             match ask() {
                 Ok(()) => break,
+                // It is there, and lets others in.
+                Err(failure) if failure.kind == FailureKind::Crowded => break,
                 Err(failure) => log::debug!("{} is still away: {failure}", self.stage),
             }
         }

@@ -113,7 +113,7 @@ impl Fault {
             .iter()
             .map(|(name, failure)| format!("{name}: {failure}"))
             .collect();
-        let is_busy = |(_, failure): &(String, Failure)| failure.kind == FailureKind::Busy;
+        let any = |kind| failures.iter().any(|(_, failure)| failure.kind == kind);
         Self {
             stage: format!("storage {}", names.join(", ")),
             stages: failures
@@ -122,7 +122,9 @@ impl Fault {
                 .collect(),
             error: errors.join("; "),
             attempts,
-            kind: if failures.iter().any(is_busy) {
+            kind: if any(FailureKind::Crowded) {
+                FailureKind::Crowded
+            } else if any(FailureKind::Busy) {
                 FailureKind::Busy
             } else {
                 failures
@@ -190,6 +192,7 @@ mod tests {
         };
         for (failures, kind) in [
             (vec![away(), busy()], FailureKind::Busy),
+            (vec![busy(), Failure::crowded("full")], FailureKind::Crowded),
             (vec![busy(), refused()], FailureKind::Busy),
             (vec![away(), refused()], FailureKind::Transient),
             (vec![refused(), away(), refused()], FailureKind::Permanent),

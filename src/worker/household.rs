@@ -11,6 +11,7 @@ use super::shared::{Shared, spread};
 use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
+use crate::storage::crowd;
 
 /// How often it is looked whether the ingress lists are watched for the lanes that wait.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -103,6 +104,8 @@ impl<'a> House<'a> {
             log::debug!("nobody watches the ingress lists, idle lanes look by themselves");
             shared.wakeup.wake_all();
         }
+        // Who has connections to spare is to know that others want them, in whichever process.
+        crowd::exchange(shared.slot.exchange_refusal(crowd::exchange(0)));
         // Its requests have a limit well below the time that a worker may be silent.
         if self.lease.is_due() && self.renewal.is_due() {
             self.renewal.renew();

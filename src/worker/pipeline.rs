@@ -418,14 +418,14 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// A stage is reachable and has failed in all attempts for this vCon. After some different ones
-    /// in a row, one at a time is tried.
+    /// in a row, one at a time is tried; then this returns true.
     pub(super) fn note_failing(
         &self,
         stage: &Stage,
         id: &VconId,
         error: &str,
         config: &Arc<Config>,
-    ) {
+    ) -> bool {
         let failing = self.shared.health.note_failure(stage, id);
         if failing.is_first {
             log::warn!("{stage} is reachable but fails, vCons are tried again later: {error}");
@@ -434,6 +434,7 @@ impl Pipeline<'_, '_, '_> {
             let vcons = failing.in_a_row;
             log::warn!("{stage} has failed for {vcons} vCons in a row, one at a time is tried");
         }
+        failing.in_a_row >= MOST_FAILURES
     }
 
     /// Whether the vCon is to blame for a failure that does not pass by itself; else it waits, and those

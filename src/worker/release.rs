@@ -19,11 +19,11 @@ use super::job::Job;
 use super::pipeline::{Pipeline, refused_by};
 use super::progress::Progress;
 use super::refusals::Letter;
-use super::retry::Backoff;
+use super::retry::{ALONE, Backoff, ROUND_PAUSE, SLOW};
 use crate::failure::FailureKind;
 use crate::queue::{
-    self, Claim, Document, Finish, Finished, Queue, QueueError, Reason, Released, StorageLetter,
-    dead_letter_list,
+    self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
+    StorageLetter, dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
@@ -105,8 +105,10 @@ impl Pipeline<'_, '_, '_> {
         let id = self.claim.id();
         let (mut on_hold, mut all_answer) = (false, true);
         for stage in &fault.stages {
-            let Err(failure) = self.modules.probe(stage, self.clock.drain()) else {
-                continue;
+            let failure = match self.modules.probe(stage, self.clock.drain()) {
+                Err(failure) if failure.kind != FailureKind::Crowded => failure,
+                // It has let others in, or nobody could be too many.
+                _ => continue,
             };
             all_answer = false;
             if self.is_backlog || stage.is_in(self.chain, &config) {
@@ -131,27 +133,26 @@ impl Pipeline<'_, '_, '_> {
         if on_hold {
             return self.put_back(job, Outcome::Returned, &events);
         }
-        let mut worked = None;
-        if all_answer {
-            for stage in &fault.stages {
-                if let Some(id) = &id {
-                    self.note_failing(stage, id, &fault.error, &config);
-                }
-            }
-            worked = match fault.kind {
-                // The others of its kind say nothing of it: the program that it crashes was well.
-                FailureKind::Crashed => Some(Duration::ZERO),
-                FailureKind::Busy => None,
-                _ => self.shared.health.since_success(&fault.stages),
-            };
-        }
-        let most = self.shared.settings.max_rounds;
         let noted = match fault.kind {
             FailureKind::Refused => refused_by(&fault.stage),
             _ => fault.stage.clone(),
         };
+        let mut evidence = Evidence::NONE;
+        if all_answer {
+            let mut others_fail = false;
+            for stage in &fault.stages {
+                if let Some(id) = &id {
+                    others_fail |= self.note_failing(stage, id, &fault.error, &config);
+                }
+            }
+            evidence = self.evidence(&fault, others_fail);
+            let failed = Instant::now();
+            self.pause_before_next_round(&fault, &noted);
+            evidence.since = failed.elapsed();
+        }
+        let most = self.shared.settings.max_rounds;
         let released = self.let_go_keeping(job, |queue, claim, progress| {
-            queue.postpone(claim, worked, most, &noted, progress)
+            queue.postpone(claim, &evidence, most, &noted, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
@@ -171,6 +172,70 @@ impl Pipeline<'_, '_, '_> {
                 Ok(released)
             }
             _ => Ok(released),
+        }
+    }
+
+    /// What it says of the vCon that a stage that answers has failed for it in all attempts.
+    fn evidence(&self, fault: &Fault, others_fail: bool) -> Evidence {
+        let unit = self.shared.settings.retry_max;
+        let alone = unit.saturating_mul(ALONE);
+        let of_others = self.shared.health.since_success(&fault.stages);
+        // The stage is well, as its probe says, and nobody else is known to fail there.
+        let is_well = (!others_fail).then_some(Duration::ZERO);
+        let mut evidence = Evidence {
+            worked: of_others,
+            longest: (!others_fail).then_some(alone),
+            ..Evidence::NONE
+        };
+        match fault.kind {
+            FailureKind::Crowded => return Evidence::NONE,
+            FailureKind::Busy => evidence.worked = None,
+            FailureKind::Slow => {
+                evidence.worked = is_well.or(of_others);
+                evidence.least = unit.saturating_mul(SLOW);
+            }
+            FailureKind::Crashed => {
+                evidence.worked = is_well.or(of_others);
+                evidence.longest = Some(alone);
+            }
+            _ => {}
+        }
+        evidence
+    }
+
+    /// Holds a vCon back that would be claimed again at once, as nothing else waits: longer after each
+    /// round, until another one comes or its stage does its work for one.
+    fn pause_before_next_round(&mut self, fault: &Fault, noted: &str) {
+        const LOOK: Duration = Duration::from_millis(200);
+        let config = Arc::clone(self.modules.config());
+        let shared = Arc::clone(self.shared);
+        let rounds = self.queue.rounds(&self.claim.entry, noted);
+        let (Ok(rounds), false) = (rounds, fault.kind == FailureKind::Crowded) else {
+            return;
+        };
+        let longest = shared.settings.retry_max.saturating_mul(ROUND_PAUSE);
+        let pause = Backoff::new(shared.settings.retry_max, longest)
+            .after(rounds)
+            .next_wait();
+        let begun = Instant::now();
+        loop {
+            let left = pause.saturating_sub(begun.elapsed());
+            // A stage that fails for all is tried at its own pace.
+            let is_paced = |stage: &Stage| shared.breakers.is_open(stage, &config);
+            let worked = shared.health.since_success(&fault.stages);
+            if left.is_zero()
+                || self.clock.is_draining()
+                || fault.stages.iter().any(is_paced)
+                || worked.is_some_and(|worked| worked < begun.elapsed())
+            {
+                return;
+            }
+            let mut lists = shared.breakers.open_lists(&config);
+            lists.extend(shared.breakers.backlogs(&config));
+            if !matches!(self.queue.has_work(&lists), Ok(false)) {
+                return;
+            }
+            self.clock.insist(left.min(LOOK));
         }
     }
 

@@ -7,6 +7,17 @@ use super::clock::Clock;
 use crate::queue::QueueError;
 use crate::settings::Settings;
 
+/// How long a backend must have given up at a vCon, in longest pauses between attempts, before that is the
+/// vCon's fault: ten minutes with the default pause. Until then it may be a lock that others hold.
+pub(super) const SLOW: u32 = 600;
+
+/// How long a backend that answers must have failed for a vCon while it was asked for no other, or said
+/// that it is busy, in the same unit: a day. No outage is to become a dead letter.
+pub(super) const ALONE: u32 = 86_400;
+
+/// The longest pause between two rounds, in the same unit: a minute.
+pub(super) const ROUND_PAUSE: u32 = 60;
+
 /// The worker drains; there is no time to wait.
 #[derive(Debug)]
 pub(super) struct Draining;

@@ -112,7 +112,7 @@ pub(super) mod tests {
     use super::*;
     use crate::child::Leftover;
     use crate::queue::{Blame, Server};
-    use crate::scoreboard::{Board, Place, PlaceState};
+    use crate::scoreboard::{Board, Place, PlaceState, Shape};
 
     /// A worker none of whose lanes has begun. Nothing listens at its Redis.
     pub(in crate::worker) struct Worker {
@@ -125,7 +125,7 @@ pub(super) mod tests {
         /// One with this configuration and these settings.
         pub fn with(config: &str, set: &[(&str, &str)]) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let mut board = Board::create(folder.path(), "here", 1, 1).unwrap();
+            let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
             board.prepare(1).unwrap();
             let place = Place {
                 generation: 1,

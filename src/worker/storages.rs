@@ -7,7 +7,8 @@ use super::circuit_breaker::{defers, hold};
 use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
 use super::pipeline::Pipeline;
-use crate::failure::Failure;
+use super::retry::Retry;
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{Reason, StorageLetter};
 use crate::scoreboard::Event;
 use crate::storage::fanout;
@@ -164,7 +165,12 @@ impl Pipeline<'_, '_, '_> {
         for (name, failure) in &later {
             let stage = Stage::Storage(name.clone());
             match self.modules.probe(&stage, self.clock.drain()) {
-                Ok(()) => self.note_failing(&stage, job.id(), &failure.message, &config),
+                Err(failure) if failure.kind == FailureKind::Crowded => {
+                    self.note_failing(&stage, job.id(), &failure.message, &config);
+                }
+                Ok(()) => {
+                    self.note_failing(&stage, job.id(), &failure.message, &config);
+                }
                 Err(_) => {
                     let (drain, prober) = (self.clock.drain(), self.modules.prober(&stage));
                     let why = &failure.message;

@@ -29,6 +29,32 @@ fn it_is_content_when_everything_can_be_reached() {
     assert_eq!(files.paths().len(), 0);
 }
 
+#[test]
+fn it_warns_of_more_lanes_than_connections() {
+    let (redis, database) = (Redis::plain(), Postgres::database());
+    let user = database.new_user();
+    database.execute(&format!("ALTER ROLE {user} CONNECTION LIMIT 5"));
+    let storage = database.storage_with(serde_json::json!({"user": user}));
+    let storages = [("one", storage.clone()), ("two", storage)];
+    let conserver = Conserver::with(&redis).config(&chain(&[], &storages));
+    let shown = run(&conserver, &["check"], 0).output();
+    assert!(!shown.contains("connections"), "{shown}");
+    let conserver = conserver.workers(2).lanes(2);
+    let expected = format!(
+        "warning: storage one, two: 2 workers x 2 lanes may want 8 connections, and there is room for 5 \
+         (CONNECTION LIMIT of user {user})"
+    );
+    said(&run(&conserver, &["check"], 0), &[&expected]);
+    said(
+        &run(&conserver, &["check", "--deny-warnings"], 78),
+        &[&expected],
+    );
+    let all = chain(&[], &[("pg", database.storage())]);
+    let conserver = conserver.config(&all).workers(51).lanes(4);
+    let expected = "may want 204 connections, and there is room for 200 (max_connections 200)";
+    said(&run(&conserver, &["check"], 0), &[expected]);
+}
+
 /// Who asks may be another user than the service, which could not write to what that user has made.
 #[test]
 fn it_makes_no_directory() {

@@ -15,6 +15,46 @@ fn names(status: &Value, kind: &str) -> Vec<(String, bool)> {
 }
 
 #[test]
+fn all_chains_and_storages_of_a_large_configuration_have_names_and_figures() {
+    let (redis, folder) = (Redis::plain(), Files::new());
+    let mut config = chain(&[], &[]);
+    for number in 0..300 {
+        let spare = json!({"enabled": 0, "ingress_lists": [format!("in{number}")]});
+        config["chains"][format!("spare{number}")] = spare;
+    }
+    config["storages"] = json!({});
+    for number in 0..80 {
+        let path = folder.folder().join(number.to_string());
+        let storage = json!({"module": "storage.file", "options": {"path": path}});
+        config["storages"][format!("s{number:02}")] = storage;
+    }
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", nobody.local_addr().expect("an address"));
+    drop(nobody);
+    config["storages"]["s80"] =
+        json!({"module": "storage.webhook", "options": {"webhook-urls": [url]}});
+    config["chains"]["main"]["storages"] = json!(["s79", "s80"]);
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .env("CONSERVER_RETRY_MAX_MS", "100")
+        .start();
+    submit(&redis, "default", &fresh(1));
+    let mut status = Value::Null;
+    wait_until("the last storage is away", PATIENCE, || {
+        status = daemon.status().unwrap_or_default();
+        status["holds"][0]["stage"] == "storage s80"
+    });
+    assert_eq!(status["holds"][0]["chains"], json!(["main"]));
+    assert_eq!(names(&status, "storages").len(), 81);
+    assert_eq!(names(&status, "chains").len(), 301);
+    let stored = status["storages"].as_array().expect("figures");
+    let of = |name: &str| stored.iter().find(|it| it["name"] == name);
+    assert_eq!(of("s79").expect("its figures")["done"], 1);
+    assert!(!daemon.log().contains("no room left"), "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
 fn what_a_former_configuration_had_keeps_its_figures_and_stands_last() {
     let (redis, folder) = (Redis::plain(), Files::new());
     let files = json!({"module": "storage.file", "options": {"path": folder.folder()}});

@@ -30,6 +30,37 @@ fn a_program_at_its_limit_is_killed_with_what_it_has_started() {
     daemon.stop();
 }
 
+#[test]
+fn a_program_that_is_killed_with_each_vcon_makes_a_dead_letter_of_it_after_longer_and_longer_pauses()
+ {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let program = programs.shell("dies", "date +%s%3N >>\"$RUNS\"; kill -9 $$");
+    let runs = programs.folder().join("runs");
+    let options = json!({"command": [program], "env": {"RUNS": runs}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[("dies", exec(&options))], &[]))
+        .env("CONSERVER_RETRY_FIRST_MS", "10")
+        .env("CONSERVER_RETRY_MAX_MS", "200")
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .env("CONSERVER_MAX_ROUNDS", "4")
+        .start();
+    submit(&redis, "default", &[Sample::small()]);
+    wait_until("it is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    let runs = std::fs::read_to_string(runs).expect("its runs");
+    let times: Vec<u64> = runs
+        .lines()
+        .map(|time| time.parse().expect("a time"))
+        .collect();
+    assert_eq!(times.len(), 4);
+    // At least half of 200, 400 and 800 ms.
+    for (pause, least) in times.windows(2).zip([100, 200, 400]) {
+        assert!(pause[1] - pause[0] >= least, "{times:?}");
+    }
+    daemon.stop();
+}
+
 /// A program that stays, with a child that lingers, in each lane.
 fn lingering(programs: &Programs) -> Value {
     let text = format!("{LINGERING}\nwhile read -r line; do echo '{{}}'; done");

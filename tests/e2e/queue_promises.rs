@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Claim, Dead, DeadLetters, Document, Finish, Finished, Holder, Keeper, Kind, Lengths,
-    Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server, StorageLetter,
+    Blame, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper, Kind,
+    Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
+    StorageLetter,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -62,7 +63,7 @@ fn keeps_what_is_kept_for_ever(redis: &Redis) {
         assert_eq!(queue.release(&first, None).unwrap(), Released::Done);
         assert_eq!(time_left(redis, &key), -1, "after a release");
         let (second, ..) = claim(&mut queue);
-        let postponed = queue.postpone(&second, None, 0, "storage s", None);
+        let postponed = queue.postpone(&second, &Evidence::NONE, 0, "storage s", None);
         assert_eq!(postponed.unwrap(), Released::Done);
         assert_eq!(time_left(redis, &key), -1, "after a round");
 
@@ -612,7 +613,7 @@ fn a_vcon_that_is_let_go_keeps_its_context_and_its_document_for_whoever_takes_it
             assert_eq!(queue.release(claim, None).unwrap(), Released::Done);
         },
         |queue, claim| {
-            let postponed = queue.postpone(claim, None, 0, "storage s", None);
+            let postponed = queue.postpone(claim, &Evidence::NONE, 0, "storage s", None);
             assert_eq!(postponed.unwrap(), Released::Done);
         },
         |queue, _| {
@@ -799,10 +800,73 @@ fn rounds_count_at_one_stage_alone_and_only_if_it_has_worked_in_between() {
         for (stage, worked) in &rounds {
             assert!(matches!(found, None | Some(Released::Done)), "{rounds:?}");
             let (claim, ..) = claim(&mut queue);
-            found = queue.postpone(&claim, *worked, MOST, stage, None).ok();
+            let evidence = Evidence {
+                worked: *worked,
+                ..Evidence::NONE
+            };
+            found = queue.postpone(&claim, &evidence, MOST, stage, None).ok();
         }
         assert_eq!(found, Some(last), "{rounds:?}");
     }
+}
+
+#[test]
+fn rounds_without_others_count_in_the_very_long_run_and_some_others_in_the_long_run() {
+    let long = Duration::from_secs(3600);
+    let of = |worked, least, longest| Evidence {
+        worked,
+        least,
+        longest,
+        ..Evidence::NONE
+    };
+    let at_once = Some(Duration::ZERO);
+    for (evidence, last) in [
+        // Served to others, but it has to go on for longer.
+        (of(at_once, long, None), Released::Done),
+        (of(at_once, Duration::ZERO, Some(long)), Released::Spent(3)),
+        // Nobody else was there.
+        (of(None, Duration::ZERO, Some(long)), Released::Done),
+        (of(None, Duration::ZERO, at_once), Released::Spent(3)),
+        (of(None, Duration::ZERO, None), Released::Done),
+    ] {
+        let redis = Redis::plain();
+        let mut queue = queue(&redis, "here", 1);
+        let (id, _) = hand_in(&redis);
+        let entry = id.as_str().as_bytes();
+        let mut found = Vec::new();
+        for round in 0..3 {
+            let rounds = queue.rounds(entry, "storage s").unwrap();
+            let counts = evidence != Evidence::NONE;
+            assert_eq!(rounds, if counts { round } else { round.min(1) });
+            assert_eq!(queue.rounds(entry, "storage t").unwrap(), 0);
+            let (claim, ..) = claim(&mut queue);
+            found.push(
+                queue
+                    .postpone(&claim, &evidence, 3, "storage s", None)
+                    .unwrap(),
+            );
+        }
+        assert_eq!(found[2], last, "{evidence:?}");
+        assert_eq!(found[..2], [Released::Done, Released::Done]);
+    }
+    // A failure is dated to when it was, not to when the vCon was let go.
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let (claim, ..) = claim(&mut queue);
+    let evidence = Evidence {
+        since: long,
+        ..Evidence::NONE
+    };
+    queue
+        .postpone(&claim, &evidence, 3, "storage s", None)
+        .unwrap();
+    let postponed = queue
+        .postponed(id.as_str().as_bytes(), "storage s")
+        .unwrap();
+    assert!(postponed >= Some(long), "{postponed:?}");
+    assert!(queue.has_work(&[list("none"), list("in")]).unwrap());
+    assert!(!queue.has_work(&[list("none")]).unwrap() && !queue.has_work(&[]).unwrap());
 }
 
 /// Which of two claims of a vCon was the last to give a storage its document, nobody knows.

@@ -119,7 +119,7 @@ fn is_steady(place: &PlaceView, now: u64) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::scoreboard::{Header, SlotView};
+    use crate::scoreboard::{Header, Shape, SlotView};
 
     const NOW: u64 = 1_000_000;
     const BEAT: Duration = Duration::from_secs(5);
@@ -146,7 +146,7 @@ mod tests {
             taken: NOW,
             header: Header {
                 nonce: 1,
-                lanes: 1,
+                shape: Shape::of(1, 0, 0, 0),
                 pid: 4711,
                 started: 0,
                 phase: Some(phase),

@@ -32,7 +32,7 @@ while moved < tonumber(ARGV[1]) do
   for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5], KEYS[6]}) do redis.pcall('HDEL', key, entry) end
   if ARGV[4] then
     local now = redis.call('TIME')
-    redis.pcall('HSET', KEYS[5], entry, '1 ' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. ' ' .. ARGV[4])
+    redis.pcall('HSET', KEYS[5], entry, '1 ' .. now[1] .. '.' .. ('%06d'):format(now[2]) .. ' 0.0 1 ' .. ARGV[4])
     redis.pcall('EXPIRE', KEYS[5], ARGV[5])
   end
   if entry:find(UUID) then

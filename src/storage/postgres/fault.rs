@@ -10,7 +10,9 @@
 //! | 23 | a constraint that this vCon breaks; 23502 only for a column that we write | permanent |
 //! | 54 | larger than the server can hold | permanent |
 //! | P0 | a trigger that says no | permanent |
-//! | 40, 53, 55P03, 57014 | others were in the way: deadlocks and serialization, too many connections, locks, the statement timeout | transient, by chance |
+//! | 40, 53, 55P03 | others were in the way: deadlocks and serialization, too little of something, locks | transient, by chance |
+//! | 57014 | the statement timeout: a lock that others hold, or too much for the time | transient, for a while |
+//! | 53300, and what poolers say instead | too many connections | transient: a session is waited for |
 //! | all others | connections (08), read-only or a standby (25006), rights and columns (42), shutdown, start-up (57), the server's system (58), its own errors (XX), which are also those of a pooler, … | transient |
 //!
 //! An error that ends the session (FATAL) is none of the vCon's, whatever its state.
@@ -44,6 +46,12 @@ pub(super) fn is_the_vcons(error: &Error) -> bool {
     })
 }
 
+/// Whether an error is about the row of a probe: another may be let in. A policy for rows says the same as
+/// a missing right, which has been looked for by then.
+pub(super) fn is_of_this_row(error: &Error) -> bool {
+    is_the_vcons(error) || state(error) == Some("42501")
+}
+
 /// The table in the module's head.
 fn blames_vcon(state: &str, column: Option<&str>) -> bool {
     match state {
@@ -57,9 +65,33 @@ fn blames_vcon(state: &str, column: Option<&str>) -> bool {
 
 /// Whether it is chance that this statement met it: others were in the way.
 pub(super) fn is_chance(error: &Error) -> bool {
-    state(error).is_some_and(|state| {
-        state.starts_with("40") || state.starts_with("53") || matches!(state, "55P03" | "57014")
-    })
+    state(error)
+        .is_some_and(|state| state.starts_with("40") || state.starts_with("53") || state == "55P03")
+}
+
+/// Whether there are too many connections already: for the server, the user or the database, or, as a pooler
+/// says it in its own words, for that.
+pub(super) fn is_crowded(error: &Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|db| says_crowded(db.code().code(), db.message()))
+}
+
+/// Poolers have a state of their own for it, or none: PgBouncer `08P01`, also for what the server has told
+/// it, Supavisor `XX000`.
+fn says_crowded(state: &str, message: &str) -> bool {
+    const WORDS: [&str; 6] = [
+        "no more connections allowed",
+        "query_wait_timeout",
+        "too many clients",
+        "too many connections",
+        "connection slots are reserved",
+        "max client",
+    ];
+    let message = message.to_ascii_lowercase();
+    state == "53300"
+        || matches!(state, "08P01" | "08006" | "08004" | "58000" | "XX000")
+            && WORDS.iter().any(|words| message.contains(words))
 }
 
 /// Whether the server has cancelled the statement: at its timeout, or because somebody asked.
@@ -153,7 +185,9 @@ fn advice(state: &str) -> Option<&'static str> {
              updated_at timestamp, subject text, vcon_json jsonb; and no other column without a default"
         }
         "53100" => "make room on the server's disk",
-        "53300" => "raise max_connections or the user's limit: each lane has one connection",
+        "53300" => {
+            "raise max_connections or the user's limit: each lane that saves has one connection"
+        }
         _ => return None,
     })
 }
@@ -254,13 +288,18 @@ mod tests {
         assert!(is_the_vcons(&answer("ERROR", "23502", "subject")));
         assert!(!is_the_vcons(&answer("ERROR", "23502", "tenant")));
         assert!(!is_the_vcons(&error("42501")));
+        assert!(is_of_this_row(&error("42501")) && is_of_this_row(&error("23514")));
+        for state in ["53100", "25006", "42P01", "58030"] {
+            assert!(!is_of_this_row(&error(state)), "{state}");
+        }
+        assert!(!is_of_this_row(&nobody_listens()));
         assert!(!is_the_vcons(&nobody_listens()));
     }
 
     #[test]
     fn others_in_the_way_are_chance() {
         for state in [
-            "40001", "40P01", "53100", "53200", "53300", "53400", "55P03", "57014",
+            "40001", "40P01", "53100", "53200", "53300", "53400", "55P03",
         ] {
             assert!(is_chance(&error(state)), "{state}");
         }
@@ -270,6 +309,42 @@ mod tests {
             assert!(!is_chance(&error(state)), "{state}");
         }
         assert!(!is_chance(&nobody_listens()));
+    }
+
+    #[test]
+    fn servers_and_poolers_say_in_many_ways_that_there_are_too_many_connections() {
+        for (state, message) in [
+            ("53300", "sorry, too many clients already"),
+            ("53300", "désolé, trop de clients sont déjà connectés"),
+            (
+                "53300",
+                "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+            ),
+            ("08P01", "no more connections allowed (max_client_conn)"),
+            ("08P01", "query_wait_timeout"),
+            (
+                "08P01",
+                "server login failed: FATAL sorry, too many clients already",
+            ),
+            (
+                "XX000",
+                "MaxClientsInSessionMode: max clients reached - in Session mode",
+            ),
+            ("XX000", "Max client connections reached"),
+        ] {
+            assert!(says_crowded(state, message), "{message}");
+        }
+        for (state, message) in [
+            ("08P01", "unsupported startup parameter: options"),
+            ("53100", "could not extend file"),
+            ("22001", "too many connections"),
+            ("XX000", "internal error"),
+            ("28P01", "password authentication failed"),
+        ] {
+            assert!(!says_crowded(state, message), "{message}");
+        }
+        assert!(is_crowded(&answer("FATAL", "53300", "")));
+        assert!(!is_crowded(&error("53100")) && !is_crowded(&nobody_listens()));
     }
 
     #[test]

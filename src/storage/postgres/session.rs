@@ -20,13 +20,15 @@ use postgres::types::Type;
 use postgres::{Client, Config, Error, NoTls};
 use uuid::Uuid;
 
-use super::fault::{may_work_without_options, may_work_without_tls, reason};
+use super::fault::{is_crowded, may_work_without_options, may_work_without_tls, reason};
 use super::hosts::Host;
+use super::pool::Permit;
 use super::statements::Statements;
 use super::table::Table;
 use super::tls::Tls;
 use super::watchdog::{Times, Watchdog};
 use crate::deadline::Limit;
+use crate::storage::Room;
 use crate::sys::SocketHold;
 
 /// The setting of a backend process that holds the UUID of the session it was started for.
@@ -58,15 +60,30 @@ pub(super) struct Session {
     pub(super) watchdog: Watchdog,
     /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
     pub(super) is_direct: bool,
+    /// Its place among the sessions of this process; free once the client is gone.
+    _permit: Permit,
 }
 
 impl Session {
     /// Connects, and makes the table where it is missing. The error says why not.
-    pub(super) fn open(access: &Access) -> Result<Self, String> {
-        caught(|| Self::try_to_open(access))
+    pub(super) fn open(access: &Access, permit: Permit) -> Result<Self, NotOpened> {
+        let mut permit = Some(permit);
+        let opened = caught(|| Ok(Self::try_to_open(access, &mut permit)));
+        let refusal = match opened {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(refusal)) => refusal,
+            Err(why) => why.into(),
+        };
+        if refusal.is_crowded
+            && let Some(permit) = permit
+        {
+            permit.refuse(&refusal.why);
+            return Err(NotOpened::Crowded);
+        }
+        Err(NotOpened::Refused(refusal.why))
     }
 
-    fn try_to_open(access: &Access) -> Result<Self, String> {
+    fn try_to_open(access: &Access, permit: &mut Option<Permit>) -> Result<Self, Refusal> {
         let (mark, id) = (next_mark(), Uuid::new_v4());
         let mut client = access.connect(mark, id)?;
         let may_cancel = Arc::new(AtomicBool::new(false));
@@ -75,7 +92,7 @@ impl Session {
             cancel: None,
             cut: access.connect_limit,
         };
-        let begun = watchdog.during(times, || {
+        let begun: Result<_, Error> = watchdog.during(times, || {
             let is_direct = is_direct(&mut client, id)?;
             let has_xmin = access.table.make(&mut client)?;
             let mut statements = Statements::of(&access.table.quoted, has_xmin);
@@ -84,9 +101,12 @@ impl Session {
             }
             Ok((is_direct, statements))
         });
-        let (is_direct, statements) = begun.map_err(|e: Error| reason(&e))?;
+        let (is_direct, statements) = begun?;
         may_cancel.store(is_direct, Ordering::Relaxed);
+        let permit = permit.take().ok_or("it has no place".to_owned())?;
+        permit.note_opened();
         Ok(Self {
+            _permit: permit,
             client,
             statements,
             watchdog,
@@ -160,9 +180,60 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 
 /// Whether the table is there; if not, tries whether it could be made, and makes nothing.
 pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let mut client = access.connect(next_mark(), Uuid::new_v4())?;
+    let client = access.connect(next_mark(), Uuid::new_v4());
+    let mut client = client.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     is_there.map_err(|e| reason(&e))
+}
+
+/// The limits on connections of the server, for all and for our user and database. Behind a pooler, which
+/// shares a few among many clients, none of them is known.
+pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
+    const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
+         current_setting('max_connections')::int8, \
+         current_setting('superuser_reserved_connections')::int8 \
+         + coalesce(current_setting('reserved_connections', true)::int8, 0), \
+         rolsuper, rolname::text, rolconnlimit::int8, datname::text, datconnlimit::int8 \
+         FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
+    let id = Uuid::new_v4();
+    let client = access.connect(next_mark(), id);
+    let mut client = client.map_err(|refusal| refusal.why)?;
+    let told = |e: Error| reason(&e);
+    if !is_direct(&mut client, id).map_err(told)? {
+        return Ok(Vec::new());
+    }
+    let row = client.query_typed_one(QUESTION, &[]).map_err(told)?;
+    let room = || -> Result<Vec<Room>, Error> {
+        let (server, most): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let (reserved, is_superuser): (i64, bool) = (row.try_get(2)?, row.try_get(3)?);
+        let (user, of_user): (String, i64) = (row.try_get(4)?, row.try_get(5)?);
+        let (database, of_database): (String, i64) = (row.try_get(6)?, row.try_get(7)?);
+        let mut limits = vec![(
+            server.clone(),
+            if is_superuser { most } else { most - reserved },
+            match reserved {
+                1.. if !is_superuser => format!("max_connections {most}, {reserved} reserved"),
+                _ => format!("max_connections {most}"),
+            },
+        )];
+        if !is_superuser {
+            let of = format!("{server} user {user}");
+            limits.push((of, of_user, format!("CONNECTION LIMIT of user {user}")));
+            let of = format!("{server} database {database}");
+            limits.push((
+                of,
+                of_database,
+                format!("CONNECTION LIMIT of database {database}"),
+            ));
+        }
+        let room = |(of, most, by)| {
+            // Less than nothing: no limit.
+            let most = u64::try_from(most).ok()?;
+            Some(Room { of, most, by })
+        };
+        Ok(limits.into_iter().filter_map(room).collect())
+    };
+    room().map_err(told)
 }
 
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
@@ -229,33 +300,35 @@ impl Access {
 
     /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
     /// another way must not be lost because the last one is down.
-    fn connect(&self, mark: u32, id: Uuid) -> Result<Client, String> {
+    fn connect(&self, mark: u32, id: Uuid) -> Result<Client, Refusal> {
         let mut config = self.config.clone();
         config.tcp_user_timeout(Duration::from_millis(mark.into()));
         first(self.hosts.iter().map(|host| {
             let client = self.connect_to(host, &config, id);
-            client.map_err(|why| match self.hosts.len() {
-                1 => why,
-                _ => format!("{}: {why}", host.shown()),
+            client.map_err(|mut refusal| {
+                if self.hosts.len() > 1 {
+                    refusal.why = format!("{}: {}", host.shown(), refusal.why);
+                }
+                refusal
             })
         }))
     }
 
-    fn connect_to(&self, host: &Host, config: &Config, id: Uuid) -> Result<Client, String> {
+    fn connect_to(&self, host: &Host, config: &Config, id: Uuid) -> Result<Client, Refusal> {
         let configs = host.configs(config)?;
         first(configs.into_iter().map(|plain| {
             if host.refuses_options.load(Ordering::Relaxed) {
-                return self.dial(plain).map_err(|refusal| refusal.why);
+                return self.dial(plain);
             }
             let mut config = plain.clone();
             config.options(&startup_options(self.statement_timeout, id));
             match self.dial(config) {
                 Err(refusal) if refusal.may_be_for_options => {
-                    let client = self.dial(plain).map_err(|second| second.why)?;
+                    let client = self.dial(plain)?;
                     host.refuses_options.store(true, Ordering::Relaxed);
                     Ok(client)
                 }
-                dialled => dialled.map_err(|refusal| refusal.why),
+                dialled => dialled,
             }
         }))
     }
@@ -288,30 +361,48 @@ impl Access {
 }
 
 /// The first that succeeds. If none does, the error has each reason once.
-fn first<T>(attempts: impl Iterator<Item = Result<T, String>>) -> Result<T, String> {
-    let mut reasons = Vec::new();
+fn first<T>(attempts: impl Iterator<Item = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let (mut reasons, mut is_crowded) = (Vec::new(), false);
     for attempt in attempts {
         match attempt {
             Ok(done) => return Ok(done),
-            Err(why) if reasons.contains(&why) => {}
-            Err(why) => reasons.push(why),
+            Err(refusal) => {
+                is_crowded |= refusal.is_crowded;
+                if !reasons.contains(&refusal.why) {
+                    reasons.push(refusal.why);
+                }
+            }
         }
     }
-    Err(reasons.join("; "))
+    let mut refusal = Refusal::from(reasons.join("; "));
+    refusal.is_crowded = is_crowded;
+    Err(refusal)
+}
+
+/// Why there is no session.
+pub(super) enum NotOpened {
+    /// The server has no room for it, as the pool knows by now.
+    Crowded,
+    /// Anything else.
+    Refused(String),
 }
 
 /// Why there is no connection.
+#[derive(Debug)]
 struct Refusal {
     why: String,
     /// There may be one without the startup parameter `options`.
     may_be_for_options: bool,
+    /// There are too many already.
+    is_crowded: bool,
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         Self {
             why: reason(&error),
-            may_be_for_options: may_work_without_options(&error),
+            may_be_for_options: may_work_without_options(&error) && !is_crowded(&error),
+            is_crowded: is_crowded(&error),
         }
     }
 }
@@ -321,6 +412,7 @@ impl From<String> for Refusal {
         Self {
             why,
             may_be_for_options: false,
+            is_crowded: false,
         }
     }
 }
@@ -430,7 +522,7 @@ mod tests {
         let why = access(hosts.clone())
             .connect(next_mark(), Uuid::nil())
             .err();
-        let why = why.unwrap();
+        let why = why.unwrap().why;
         assert!(
             why.starts_with(&format!("{first}: error connecting")),
             "{why}"
@@ -438,7 +530,7 @@ mod tests {
         assert!(why.contains(&format!("; {second}: ")), "{why}");
         assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
         let why = access(hosts[..1].to_vec()).connect(next_mark(), Uuid::nil());
-        let why = why.err().unwrap();
+        let why = why.err().unwrap().why;
         assert!(why.starts_with("error connecting"), "{why}");
     }
 

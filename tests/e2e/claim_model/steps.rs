@@ -1,7 +1,7 @@
 //! Claims, and the ways to let go of them, taken by the crate's own queue.
 
 use conserver::config::ListName;
-use conserver::queue::{Claimed, Finish, Finished, QueueError, Reason, Released};
+use conserver::queue::{Claimed, Evidence, Finish, Finished, QueueError, Reason, Released};
 use conserver::vcon::VconId;
 
 use super::faults::Fault;
@@ -60,7 +60,7 @@ impl Server {
                 })
             }
             How::GiveBack => queue.release(claim, None),
-            How::Postpone => queue.postpone(claim, None, 0, "", None),
+            How::Postpone => queue.postpone(claim, &Evidence::NONE, 0, "", None),
             How::Bury => {
                 let reason = Reason {
                     stage: "link",

@@ -1,0 +1,315 @@
+//! The sessions of one storage, which the lanes of a worker share.
+//!
+//! A server has room for so many, and a lane needs one only while it saves:
+//!
+//! ```text
+//! take ─┬─ one is idle ──────────────────────► work ─► put back ─► idle ──unused for a while──► closed
+//!       ├─ one more may be opened ─► connect ──┘
+//!       │            ▲                  │ too many: no more than are open, until the next try
+//!       └─ wait ◄────┴──────────────────┘
+//! ```
+//!
+//! The one used last is used next, so that those which are not needed stay idle. They are closed after
+//! [`IDLE`], and much sooner while any process of this daemon is refused a session (see the module
+//! `crowd`): other workers have a claim to them. A worker that has none tries again and again.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::session::Session;
+use crate::storage::crowd;
+
+/// A session that nobody has used for so long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The same while somebody wants one: longer than lanes that are busy leave one unused.
+const IDLE_IF_WANTED: Duration = Duration::from_millis(300);
+
+/// How often idle sessions are looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// After a refusal, the pause before one more is tried; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause before one more is tried.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The sessions of one storage in this process.
+#[derive(Default)]
+pub(super) struct Pool {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The one used last is the last.
+    idle: Vec<Idle>,
+    /// How many there are, with those in use and those that are being opened.
+    open: usize,
+    /// More than these the server has refused; `None` if it has refused none.
+    most: Option<usize>,
+    /// When one more than these may be tried.
+    next_try: Option<Instant>,
+    /// Refusals in a row.
+    refusals: u32,
+    /// What the server said at the last one.
+    why: String,
+    is_swept: bool,
+}
+
+struct Idle {
+    session: Session,
+    since: Instant,
+}
+
+/// What a lane gets that wants a session.
+pub(super) enum Turn {
+    /// One that was idle.
+    Session(Box<Session>),
+    /// It may open one.
+    Open(Permit),
+    /// Neither within its time. The server said this to who tried last.
+    Nothing(String),
+}
+
+/// A place for one session, which is free again with its end.
+pub(super) struct Permit {
+    pool: Weak<Pool>,
+}
+
+impl Pool {
+    /// An idle session, or leave to open one, within so much time.
+    pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Turn {
+        let until = Instant::now() + patience;
+        let mut state = self.lock();
+        loop {
+            if let Some(idle) = state.idle.pop() {
+                return Turn::Session(Box::new(idle.session));
+            }
+            let now = Instant::now();
+            if state.may_open(now) {
+                state.open += 1;
+                let pool = Arc::downgrade(self);
+                return Turn::Open(Permit { pool });
+            }
+            let left = until.saturating_duration_since(now);
+            if left.is_zero() {
+                return Turn::Nothing(state.why.clone());
+            }
+            let next = state.next_try.map_or(left, |next| next - now);
+            state = self
+                .changed
+                .wait_timeout(state, left.min(next))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// A session that can be used again.
+    pub(super) fn put_back(self: &Arc<Self>, session: Session) {
+        let mut state = self.lock();
+        let since = Instant::now();
+        state.idle.push(Idle { session, since });
+        if !state.is_swept {
+            let pool = Arc::downgrade(self);
+            let name = "pg-idle".to_owned();
+            let sweep = move || sweep(&pool);
+            // If there is no thread to be had, the next one that comes back tries it again.
+            state.is_swept = thread::Builder::new().name(name).spawn(sweep).is_ok();
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Closes what is idle: a session was found dead, and the others are as old.
+    pub(super) fn forget_idle(&self) {
+        let idle = std::mem::take(&mut self.lock().idle);
+        drop(idle);
+    }
+
+    /// Takes out what has been idle for too long. `None` if no session is left at all.
+    fn spare(&self) -> Option<Vec<Idle>> {
+        let mut state = self.lock();
+        if state.open == 0 {
+            state.is_swept = false;
+            return None;
+        }
+        let longest = if crowd::is_crowded() {
+            IDLE_IF_WANTED
+        } else {
+            IDLE
+        };
+        let spare = state
+            .idle
+            .partition_point(|idle| idle.since.elapsed() >= longest);
+        Some(state.idle.drain(..spare).collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes sessions that are not used any more, as long as there are any.
+fn sweep(pool: &Weak<Pool>) {
+    loop {
+        thread::sleep(LOOK);
+        let Some(spare) = pool.upgrade().and_then(|pool| pool.spare()) else {
+            return;
+        };
+        // Without the lock: to close one, the server is told.
+        drop(spare);
+    }
+}
+
+impl State {
+    /// Whether one more may be opened now. One that is more than the server has allowed is tried by one
+    /// lane at a time.
+    fn may_open(&mut self, now: Instant) -> bool {
+        if self.most.is_none_or(|most| self.open < most) {
+            return true;
+        }
+        if self.next_try.is_some_and(|next| next > now) {
+            return false;
+        }
+        self.next_try = Some(now + LONGEST_PAUSE);
+        true
+    }
+
+    fn note_refused(&mut self, why: &str) {
+        why.clone_into(&mut self.why);
+        self.most = Some(self.open.saturating_sub(1));
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10));
+        self.refusals = self.refusals.saturating_add(1);
+        let pause = pause
+            .min(LONGEST_PAUSE)
+            .mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.next_try = Some(Instant::now() + pause);
+    }
+
+    fn note_opened(&mut self) {
+        self.refusals = 0;
+        if let Some(most) = &mut self.most
+            && self.open > *most
+        {
+            *most = self.open;
+            self.next_try = None;
+        }
+    }
+}
+
+impl Permit {
+    /// The session is there.
+    pub(super) fn note_opened(&self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().note_opened();
+            pool.changed.notify_all();
+        }
+    }
+
+    /// The server has no room for it.
+    pub(super) fn refuse(self, why: &str) {
+        crowd::note_refused();
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().note_refused(why);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().open -= 1;
+            pool.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn permit(pool: &Arc<Pool>, patience: Duration) -> Option<Permit> {
+        match pool.take(patience) {
+            Turn::Open(permit) => Some(permit),
+            Turn::Nothing(_) => None,
+            Turn::Session(_) => panic!("there is none"),
+        }
+    }
+
+    /// A pool of which the server has let two be opened and refused the third.
+    fn full() -> (Arc<Pool>, Vec<Permit>) {
+        let pool = Arc::new(Pool::default());
+        let mut permits: Vec<Permit> = [(); 3]
+            .iter()
+            .filter_map(|()| permit(&pool, SOON))
+            .collect();
+        assert_eq!(permits.len(), 3);
+        permits[..2].iter().for_each(Permit::note_opened);
+        if let Some(third) = permits.pop() {
+            third.refuse("too many");
+        }
+        (pool, permits)
+    }
+
+    #[test]
+    fn after_a_refusal_as_many_as_are_open_may_be_and_one_more_is_tried_now_and_then() {
+        let (pool, mut permits) = full();
+        assert!(crowd::is_crowded());
+        pool.lock().next_try = Some(Instant::now() + LONG);
+        match pool.take(Duration::ZERO) {
+            Turn::Nothing(why) => assert_eq!(why, "too many"),
+            _ => panic!("the server has no more"),
+        }
+        // One that ends leaves its place to another.
+        permits.pop();
+        let again = permit(&pool, LONG);
+        assert!(again.is_some());
+        // One at a time may try for more.
+        pool.lock().next_try = Some(Instant::now());
+        let more = permit(&pool, Duration::ZERO);
+        assert!(more.is_some());
+        assert!(permit(&pool, Duration::ZERO).is_none());
+        // Where that is let in, the next may follow at once.
+        more.iter().for_each(Permit::note_opened);
+        assert!(permit(&pool, Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn who_waits_gets_the_place_of_one_that_ends_at_once() {
+        let (pool, mut permits) = full();
+        pool.lock().next_try = Some(Instant::now() + LONG);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| permit(&pool, LONG).is_some());
+            permits.pop();
+            assert!(waits.join().unwrap_or(false));
+        });
+        assert!(begun.elapsed() < LONG / 2);
+    }
+
+    #[test]
+    fn the_pauses_between_tries_grow() {
+        let mut state = State::default();
+        for most in [100, 200, 400, 800, 1600, 2000, 2000] {
+            state.open = 1;
+            state.note_refused("too many");
+            assert_eq!(state.most, Some(0));
+            let pause = state.next_try.map(|next| next - Instant::now());
+            let pause = pause.unwrap_or_default();
+            let most = Duration::from_millis(most);
+            assert!(pause <= most && pause >= most / 2 - SOON, "{pause:?}");
+            assert!(!state.may_open(Instant::now()));
+        }
+        state.note_opened();
+        assert_eq!(state.refusals, 0);
+    }
+}
