@@ -132,10 +132,15 @@ impl Watch {
             draining.recv_timeout(pause) == Err(RecvTimeoutError::Timeout)
         };
         for chore in &chores {
-            match self.keeper.run(chore, &mut pace)? {
-                Some(0) => {}
-                Some(count) => log::debug!("{}: {count}", what(chore)),
-                None => return Ok(false),
+            match self.keeper.run(chore, &mut pace) {
+                Ok(Some(0)) => {}
+                Ok(Some(count)) => log::debug!("{}: {count}", what(chore)),
+                Ok(None) => return Ok(false),
+                // What is wrong with one of them, such as a right that is missing, keeps nobody from the others.
+                Err(error) if !error.breaks_connection() => {
+                    log::debug!("{}: {error}", what(chore));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(true)
