@@ -32,6 +32,7 @@ mod ours;
 mod processes;
 mod redis_cost;
 mod report;
+mod scale;
 mod servers;
 mod usage;
 
@@ -80,6 +81,8 @@ enum Section {
     Redis,
     /// The most memory that one document takes
     Memory,
+    /// Very many lists, waiting vCons, lanes and instances, very large documents, ten minutes of mixed load; only if named
+    Scale,
 }
 
 /// How much is measured.
@@ -111,11 +114,14 @@ fn main() {
             window: 0.35,
         }
     };
-    let wanted = |section| arguments.sections.is_empty() || arguments.sections.contains(&section);
+    let wanted = |section| {
+        let all = arguments.sections.is_empty() && section != Section::Scale;
+        all || arguments.sections.contains(&section)
+    };
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 9] = [
+    let sections: [(Section, Measure); 10] = [
         (Section::Throughput, matrix::measure),
         (Section::Methods, matrix::measure_methods),
         (Section::Processes, processes::measure),
@@ -125,6 +131,7 @@ fn main() {
         (Section::Idle, idle::measure),
         (Section::Redis, redis_cost::measure),
         (Section::Memory, memory::measure),
+        (Section::Scale, scale::measure),
     ];
     for (section, measure) in sections {
         if wanted(section) {

@@ -41,12 +41,17 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let started = keep::start(child, settings, &server)
-        .and_then(|()| wakeup::start(child, settings, &server, &lease));
-    if let Err(error) = started {
-        log::error!("{} could not start a thread: {error}", child.name);
-        return Exit::Internal;
-    }
+    let started = keep::start(child, settings, &server).and_then(|keeping| {
+        wakeup::start(child, settings, &server, &lease)?;
+        Ok(keeping)
+    });
+    let keeping = match started {
+        Ok(keeping) => keeping,
+        Err(error) => {
+            log::error!("{} could not start a thread: {error}", child.name);
+            return Exit::Internal;
+        }
+    };
     let tallies = Tallies::default();
     let followers = match followers::start(child, settings, &server, &tallies) {
         Ok(followers) => followers,
@@ -137,6 +142,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             if let Some(http) = http.flatten() {
                 http.close();
             }
+            keeping.close();
             if let Err(error) = queue.release_lease() {
                 log::debug!("the lease will run out by itself: {error}");
             }

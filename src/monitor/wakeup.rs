@@ -3,7 +3,7 @@
 //! ```text
 //! tracker: look ──► wait until the server tells of a change ──► look …     (CLIENT TRACKING)
 //! looker:  shows that the lists are watched; looks by itself
-//!            20 times a second, while the tracker is not told of changes
+//!            20 times a second, or less often at very many lists, while the tracker is not told of changes
 //!            now and then, while entries wait that nobody takes: a token may have been lost
 //! ```
 //!
@@ -26,6 +26,12 @@ use crate::worker::Backoff;
 
 /// The pause between two looks where nobody is told of changes.
 const UNTOLD: Duration = Duration::from_millis(50);
+
+/// It is longer if there are more lists than 1,000, each of which takes the server about 1 µs.
+const UNTOLD_FOR_EACH: Duration = Duration::from_micros(50);
+
+/// Its limit: lanes look by themselves if nobody shows for a second that the lists are watched.
+const LONGEST_UNTOLD: Duration = Duration::from_millis(500);
 
 /// The looker's pause while the tracker is told of changes.
 const TOLD: Duration = Duration::from_millis(100);
@@ -100,9 +106,23 @@ struct State {
 /// What is to be looked at.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Targets {
-    lists: Vec<ListName>,
+    lists: Arc<[ListName]>,
     /// Of all workers together.
     lanes: u64,
+}
+
+impl Targets {
+    /// The pause between two looks at all of them.
+    fn pause(&self) -> Duration {
+        untold_pause(self.lists.len())
+    }
+}
+
+/// The pause between two looks at so many lists, while nobody is told of changes.
+fn untold_pause(lists: usize) -> Duration {
+    let lists = u32::try_from(lists).unwrap_or(u32::MAX);
+    let pause = UNTOLD_FOR_EACH.saturating_mul(lists);
+    pause.clamp(UNTOLD, LONGEST_UNTOLD)
 }
 
 impl Watch {
@@ -136,7 +156,7 @@ impl State {
     /// Whether the tracker is told of changes of all that is to be looked at.
     fn is_told(&self) -> bool {
         let told = self.told.as_ref();
-        told.is_some_and(|told| told.lists == self.targets.lists)
+        told.is_some_and(|told| Arc::ptr_eq(&told.lists, &self.targets.lists))
     }
 
     fn note(&mut self, found: Watched) {
@@ -145,10 +165,16 @@ impl State {
     }
 }
 
-/// How long after the last look the looker is to look by itself; nothing where it need not.
-fn look_after(is_told: bool, is_waiting: bool, fruitless: u32) -> Option<Duration> {
+/// How long after the last look the looker is to look by itself; nothing where it need not. `untold` is its
+/// pause while nobody is told of changes.
+fn look_after(
+    untold: Duration,
+    is_told: bool,
+    is_waiting: bool,
+    fruitless: u32,
+) -> Option<Duration> {
     match (is_told, is_waiting) {
-        (false, _) => Some(UNTOLD),
+        (false, _) => Some(untold),
         (true, true) => Some((TOLD * (1 << fruitless.min(8))).min(LONGEST)),
         (true, false) => None,
     }
@@ -185,9 +211,11 @@ impl Tracker {
         let lease = watch.lease.clone();
         let mut lookout = Lookout::tracking(&self.server, "tracker", lease, self.limit)?;
         let mut is_told = false;
+        let mut watched = None;
         while !watch.is_draining() {
             let targets = Arc::clone(&watch.state().targets);
-            let found = lookout.look(&targets.lists, targets.lanes)?;
+            follow(&mut lookout, &mut watched, &targets.lists);
+            let found = lookout.look(targets.lanes)?;
             let mut state = watch.state();
             state.note(found);
             state.fruitless = 0;
@@ -221,11 +249,21 @@ impl Tracker {
     }
 }
 
+/// Has the lookout look at these lists, if it does not yet.
+fn follow(lookout: &mut Lookout, watched: &mut Option<Arc<[ListName]>>, lists: &Arc<[ListName]>) {
+    let is_same = |it: &Arc<[ListName]>| Arc::ptr_eq(it, lists);
+    if !watched.as_ref().is_some_and(is_same) {
+        lookout.watch(lists);
+        *watched = Some(Arc::clone(lists));
+    }
+}
+
 /// Looks where nobody is told of changes, or a token may have been lost.
 struct Looker {
     watch: Arc<Watch>,
     server: Server,
-    lookout: Option<Lookout>,
+    /// Its connection, and the lists that it looks at.
+    lookout: Option<(Lookout, Option<Arc<[ListName]>>)>,
     backoff: Backoff,
     plan: Option<(u64, Plan)>,
     read: Option<Instant>,
@@ -255,9 +293,10 @@ impl Looker {
     fn turn(&mut self) -> Duration {
         let state = self.watch.state();
         let is_told = state.is_told();
-        let after = look_after(is_told, state.is_waiting, state.fruitless);
-        let is_due = after.is_some_and(|after| state.looked.elapsed() >= after);
         let targets = Arc::clone(&state.targets);
+        let untold = targets.pause();
+        let after = look_after(untold, is_told, state.is_waiting, state.fruitless);
+        let is_due = after.is_some_and(|after| state.looked.elapsed() >= after);
         drop(state);
         if is_told {
             self.watch.slot.beat_watch();
@@ -266,7 +305,7 @@ impl Looker {
             if after.is_none() {
                 self.lookout = None;
             }
-            return if is_told { TOLD } else { UNTOLD };
+            return if is_told { TOLD } else { untold };
         }
         match self.look(&targets) {
             Ok(found) => {
@@ -277,7 +316,7 @@ impl Looker {
                 state.fruitless = state.fruitless.saturating_add(1);
                 state.has_answered = true;
                 drop(state);
-                if is_told { TOLD } else { UNTOLD }
+                if is_told { TOLD } else { untold }
             }
             Err(error) => {
                 self.lookout = None;
@@ -288,14 +327,16 @@ impl Looker {
     }
 
     fn look(&mut self, targets: &Targets) -> Result<Watched, QueueError> {
-        let lookout = match &mut self.lookout {
+        let (lookout, watched) = match &mut self.lookout {
             Some(lookout) => lookout,
             none => {
                 let lease = self.watch.lease.clone();
-                none.insert(Lookout::connect(&self.server, "looker", lease, LIMIT)?)
+                let lookout = Lookout::connect(&self.server, "looker", lease, LIMIT)?;
+                none.insert((lookout, None))
             }
         };
-        lookout.look(&targets.lists, targets.lanes)
+        follow(lookout, watched, &targets.lists);
+        lookout.look(targets.lanes)
     }
 
     /// Follows the configuration, the number of lanes, and what is on hold.
@@ -314,11 +355,18 @@ impl Looker {
         else {
             return;
         };
+        let lists = open_lists(plan, &holds(&snapshot));
+        let mut state = self.watch.state();
+        let known = &state.targets.lists;
+        // Those who look compare the pointers.
+        let lists = match **known == *lists {
+            true => Arc::clone(known),
+            false => lists.into(),
+        };
         let targets = Targets {
-            lists: open_lists(plan, &holds(&snapshot)),
+            lists,
             lanes: (snapshot.header.wanted).saturating_mul(snapshot.header.shape.lanes as u64),
         };
-        let mut state = self.watch.state();
         if *state.targets != targets {
             state.targets = Arc::new(targets);
         }
@@ -377,9 +425,26 @@ mod tests {
             (true, true, 4, Some(1000)),
             (true, true, u32::MAX, Some(1000)),
         ] {
-            let after = look_after(is_told, is_waiting, fruitless);
+            let after = look_after(UNTOLD, is_told, is_waiting, fruitless);
             let expected = expected.map(Duration::from_millis);
             assert_eq!(after, expected, "{is_told} {is_waiting} {fruitless}");
+        }
+    }
+
+    #[test]
+    fn very_many_lists_are_looked_at_less_often_but_before_lanes_look_by_themselves() {
+        for (lists, expected) in [
+            (0, 50),
+            (1_000, 50),
+            (2_000, 100),
+            (10_000, 500),
+            (usize::MAX, 500),
+        ] {
+            assert_eq!(
+                untold_pause(lists),
+                Duration::from_millis(expected),
+                "{lists}"
+            );
         }
     }
 

@@ -102,7 +102,7 @@ impl QueueError {
     }
 
     /// Whether the connection is of no use after this error, by the table above.
-    pub(super) fn breaks_connection(&self) -> bool {
+    pub(crate) fn breaks_connection(&self) -> bool {
         match self {
             Self::Command(error) => match error.clone().into_server_errors() {
                 Some(errors) => errors.iter().any(|(_, error)| needs_another(error)),

@@ -140,6 +140,13 @@ pub(super) fn overwritten_key(id: &VconId) -> String {
     format!("conserver:overwritten:{id}")
 }
 
+/// `conserver:keeper:<digest>`: string, the instance that keeps the documents of these lists and storages
+/// from running out.
+pub(super) fn keeper_key(digest: &[u8; 32]) -> String {
+    let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
+    format!("conserver:keeper:{}", digits.collect::<String>())
+}
+
 /// `conserver:followers`: set of the names of followers that have pulled anything.
 pub(super) const FOLLOWERS: &str = "conserver:followers";
 

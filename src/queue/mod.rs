@@ -59,7 +59,7 @@ pub use error::QueueError;
 pub use exchange::Exchange;
 pub use finish::{Finish, Finished, Route, StorageLetter};
 pub use foreign::Overwritten;
-pub use keep::Keeper;
+pub use keep::{Chore, Keeper, Pace, Taken};
 pub use keys::{
     STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
     storage_letters_reasons, storage_replay_lock,

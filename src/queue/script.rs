@@ -69,16 +69,27 @@ impl Call<'_> {
         self
     }
 
+    /// The command that calls the script by its hash.
+    pub fn by_hash(&self) -> Cmd {
+        self.command("EVALSHA", &self.script.hash)
+    }
+
+    /// The command that calls the script in full.
+    pub fn in_full(&self) -> Cmd {
+        self.command("EVAL", self.script.code)
+    }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(script).arg(self.keys.len());
+        command.arg(&self.keys).arg(&self.arguments);
+        command
+    }
+
     /// Calls the script.
     pub fn invoke<T: FromRedisValue>(&self, connection: &mut dyn ConnectionLike) -> RedisResult<T> {
-        let command = |name: &str, script: &str| {
-            let mut command = redis::cmd(name);
-            command.arg(script).arg(self.keys.len());
-            command.arg(&self.keys).arg(&self.arguments);
-            command
-        };
-        match command("EVALSHA", &self.script.hash).query(connection) {
-            Err(error) if is_missing(&error) => command("EVAL", self.script.code).query(connection),
+        match self.by_hash().query(connection) {
+            Err(error) if is_missing(&error) => self.in_full().query(connection),
             answer => answer,
         }
     }

@@ -116,6 +116,11 @@ pub(super) fn keep() -> Script {
     script!("alive", "keep")
 }
 
+/// The lease of who does so.
+pub(super) fn keeper() -> Script {
+    script!("keeper")
+}
+
 /// What tries all that the work needs.
 pub(super) fn preflight() -> Script {
     script!("preflight")

@@ -11,21 +11,31 @@
 //! ```
 //!
 //! The monitor learns of changes by server-assisted client-side caching (`CLIENT TRACKING`,
-//! <https://redis.io/docs/latest/develop/reference/client-side-caching/>): reading the lengths of
-//! the lists arms it, and the server tells of the next change of any of them at once.
+//! <https://redis.io/docs/latest/develop/reference/client-side-caching/>): reading the length of a
+//! list arms it, and the server names the list when it changes next. Only lists that have changed are
+//! read again, so a push costs the same however many lists there are.
 
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use redis::Value;
+use redis::{Cmd, PushKind, Value};
 
 use super::round_trip::round_trip;
-use super::script::Script;
+use super::script::{Script, is_missing};
 use super::{Lease, NameLease, Queue, QueueError, Server, keys};
 use crate::config::ListName;
 
 /// So many tokens are put into the list at one look. Those that take them change the ingress
 /// lists, which leads to the next look.
 const MOST_TOKENS: u64 = 512;
+
+/// The script of a look reads at most this many lists. Redis 7.0 remembers all keys of a script anew at
+/// each command of it that reads, if the connection tracks: 250 ms for 1,000 lists.
+const FEW: usize = 8;
+
+/// All other lists are read by plain commands, this many in one round trip: the server serves others in
+/// between.
+const AT_ONCE: usize = 256;
 
 /// How a lane's wait has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +60,78 @@ pub struct Lookout {
     connected: Lease,
     script: Script,
     lease: NameLease,
+    /// Whether the server tells of changes.
+    is_told: bool,
+    seen: Seen,
+}
+
+/// What is known of the lists.
+#[derive(Default)]
+struct Seen {
+    lists: Vec<ListName>,
+    /// The place of each list among them.
+    places: HashMap<String, usize>,
+    /// The length of each list at the last look at it.
+    lengths: Vec<u64>,
+    /// Of all of them together.
+    waiting: u64,
+    /// The places of the lists that may have changed since.
+    changed: BTreeSet<usize>,
+}
+
+impl Seen {
+    fn of(lists: &[ListName]) -> Self {
+        let mut this = Self::default();
+        for list in lists {
+            // A list counts once.
+            if this.places.contains_key(list.as_str()) {
+                continue;
+            }
+            this.places
+                .insert(list.as_str().to_owned(), this.lists.len());
+            this.lists.push(list.clone());
+        }
+        this.lengths = vec![0; this.lists.len()];
+        this.note_all();
+        this
+    }
+
+    /// Any of them may have changed.
+    fn note_all(&mut self) {
+        self.changed = (0..self.lists.len()).collect();
+    }
+
+    /// This one is so long now. What was told of it before is older.
+    fn note_length(&mut self, place: usize, length: u64) {
+        if let Some(known) = self.lengths.get_mut(place) {
+            self.waiting = self.waiting - *known + length;
+            *known = length;
+        }
+        self.changed.remove(&place);
+    }
+
+    /// What the server has told unasked.
+    fn note_push(&mut self, kind: &PushKind, data: &[Value]) {
+        if *kind != PushKind::Invalidate {
+            return;
+        }
+        for names in data {
+            match names {
+                Value::Array(names) => {
+                    for name in names {
+                        let Value::BulkString(name) = name else {
+                            continue;
+                        };
+                        let name = std::str::from_utf8(name).ok();
+                        let place = name.and_then(|name| self.places.get(name));
+                        self.changed.extend(place);
+                    }
+                }
+                // The database was emptied.
+                _ => self.note_all(),
+            }
+        }
+    }
 }
 
 impl Lookout {
@@ -66,6 +148,8 @@ impl Lookout {
             connected: server.connect_for(&name, limit)?,
             script: Script::new(include_str!("scripts/wake.lua")),
             lease,
+            is_told: false,
+            seen: Seen::default(),
         })
     }
 
@@ -81,36 +165,121 @@ impl Lookout {
         redis::cmd("CLIENT")
             .arg(&["TRACKING", "ON"])
             .query::<()>(&mut *this.connected)?;
+        this.is_told = true;
         Ok(this)
     }
 
+    /// Looks at these lists from now on.
+    pub fn watch(&mut self, lists: &[ListName]) {
+        self.seen = Seen::of(lists);
+    }
+
     /// Looks at the lists, and puts as many tokens into the wake list as there are entries in
-    /// them, but not more than `lanes`. After an error this lookout is not to be used again.
-    pub fn look(&mut self, lists: &[ListName], lanes: u64) -> Result<Watched, QueueError> {
-        let instance = &self.lease.instance;
-        let mut call = self.script.key(keys::instance_key(instance));
-        for list in lists {
-            call.key(list.as_str());
+    /// them, but not more than `lanes`. If the server tells of changes, this looks only at lists
+    /// that have changed since the last look. After an error this lookout is not to be used again.
+    pub fn look(&mut self, lanes: u64) -> Result<Watched, QueueError> {
+        if !self.is_told {
+            self.seen.note_all();
         }
-        call.arg(&self.lease.record).arg(lanes.min(MOST_TOKENS));
-        call.arg(keys::wake_key(instance));
-        let (waiting, left): (u64, u64) = call.invoke(&mut *self.connected)?;
-        Ok(Watched {
-            waiting,
-            has_tokens_left: left > 0,
-        })
+        let changed: Vec<usize> = self.seen.changed.iter().copied().collect();
+        let (few, many) = if changed.len() > FEW {
+            (&[][..], &changed[..])
+        } else {
+            (&changed[..], &[][..])
+        };
+        for places in many.chunks(AT_ONCE) {
+            self.read(places)?;
+        }
+        self.set_tokens(few, lanes)
     }
 
     /// Waits for a change of what was looked at last, or of the lease on the instance's name: as
     /// this is renewed all the time, a server that tells of nothing is not heard any more. After
     /// an error this lookout is not to be used again.
     pub fn wait(&mut self) -> Result<(), QueueError> {
-        // What is told before the answer to a look is older than that look, and the client library
-        // passes it over.
+        if !self.seen.changed.is_empty() {
+            return Ok(());
+        }
         match self.connected.recv_response()? {
-            Value::Push { .. } => Ok(()),
+            Value::Push { kind, data } => {
+                self.seen.note_push(&kind, &data);
+                Ok(())
+            }
             _ => Err(QueueError::Answer("nothing")),
         }
+    }
+
+    /// Reads the lengths of these lists.
+    fn read(&mut self, places: &[usize]) -> Result<(), QueueError> {
+        let mut asked = Vec::new();
+        for list in places
+            .iter()
+            .filter_map(|place| self.seen.lists.get(*place))
+        {
+            let mut length = redis::cmd("LLEN");
+            asked.extend(length.arg(list.as_str()).get_packed_command());
+        }
+        self.connected.send_packed_command(&asked)?;
+        for place in places {
+            let length = length(&self.answer()?);
+            self.seen.note_length(*place, length);
+        }
+        Ok(())
+    }
+
+    /// Sets the tokens; reads the lengths of a few lists in the same step.
+    fn set_tokens(&mut self, places: &[usize], lanes: u64) -> Result<Watched, QueueError> {
+        let instance = &self.lease.instance;
+        let mut call = self.script.key(keys::instance_key(instance));
+        let mut others = self.seen.waiting;
+        for place in places {
+            call.key(self.seen.lists[*place].as_str());
+            others -= self.seen.lengths[*place];
+        }
+        call.arg(&self.lease.record).arg(lanes.min(MOST_TOKENS));
+        call.arg(keys::wake_key(instance)).arg(others);
+        let (by_hash, in_full) = (call.by_hash(), call.in_full());
+        let answer = match self.ask(&by_hash)?.extract_error() {
+            Err(error) if is_missing(&error) => self.ask(&in_full)?.extract_error()?,
+            answer => answer?,
+        };
+        let Value::Array(answers) = answer else {
+            return Err(QueueError::Answer("a look"));
+        };
+        let [left, lengths @ ..] = &answers[..] else {
+            return Err(QueueError::Answer("a look"));
+        };
+        for (place, answer) in places.iter().zip(lengths) {
+            self.seen.note_length(*place, length(answer));
+        }
+        Ok(Watched {
+            waiting: self.seen.waiting,
+            has_tokens_left: length(left) > 0,
+        })
+    }
+
+    fn ask(&mut self, command: &Cmd) -> Result<Value, QueueError> {
+        self.connected
+            .send_packed_command(&command.get_packed_command())?;
+        self.answer()
+    }
+
+    /// The next answer; notes what the server tells before it.
+    fn answer(&mut self) -> Result<Value, QueueError> {
+        loop {
+            match self.connected.recv_response()? {
+                Value::Push { kind, data } => self.seen.note_push(&kind, &data),
+                answer => return Ok(answer),
+            }
+        }
+    }
+}
+
+/// A length; nothing waits in what is no list, or may not be read.
+fn length(answer: &Value) -> u64 {
+    match answer {
+        Value::Int(length) => u64::try_from(*length).unwrap_or(0),
+        _ => 0,
     }
 }
 
@@ -207,8 +376,41 @@ fn seconds(time: Duration) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    fn seen(lists: &[&str]) -> Seen {
+        let lists: Vec<ListName> = lists.iter().map(|it| it.parse().unwrap()).collect();
+        Seen::of(&lists)
+    }
+
+    fn told(seen: &mut Seen, names: &[&str]) {
+        let names = names.iter().map(|name| Value::BulkString((*name).into()));
+        seen.note_push(&PushKind::Invalidate, &[Value::Array(names.collect())]);
+    }
+
+    #[test]
+    fn only_what_has_changed_is_looked_at_again() {
+        let mut seen = seen(&["a", "b", "a", "c"]);
+        let changed = |seen: &Seen| seen.changed.iter().copied().collect::<Vec<_>>();
+        assert_eq!(changed(&seen), [0, 1, 2]);
+        // It is older than what is read then.
+        told(&mut seen, &["a"]);
+        for (place, length) in [(0, 3), (1, 0), (2, 4)] {
+            seen.note_length(place, length);
+        }
+        assert_eq!((seen.waiting, changed(&seen)), (7, vec![]));
+        told(&mut seen, &["conserver:instance:here", "c", "no longer"]);
+        assert_eq!(changed(&seen), [2]);
+        seen.note_length(2, 1);
+        assert_eq!((seen.waiting, changed(&seen)), (4, vec![]));
+        seen.note_push(&PushKind::Message, &[Value::Nil]);
+        assert_eq!(changed(&seen), Vec::<usize>::new());
+        // As after `FLUSHALL`.
+        seen.note_push(&PushKind::Invalidate, &[Value::Nil]);
+        assert_eq!(changed(&seen), [0, 1, 2]);
+    }
 
     #[test]
     fn a_time_of_a_second_or_more_is_told_in_whole_seconds() {

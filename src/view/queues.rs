@@ -1,6 +1,6 @@
 //! The lengths of a daemon's lists.
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use serde::Serialize;
 
 use crate::config::{ListName, Plan};
@@ -79,12 +79,9 @@ impl Lists {
     /// Those of this configuration. Ingress lists stand in the order of the file, those of chains
     /// in service first.
     pub fn of(plan: &Plan) -> Self {
-        let mut ingress = plan.ingress_lists();
-        for list in plan.chains.iter().flat_map(|chain| &chain.ingress_lists) {
-            if !ingress.contains(list) {
-                ingress.push(list.clone());
-            }
-        }
+        let all = plan.chains.iter().flat_map(|chain| &chain.ingress_lists);
+        let ingress = plan.ingress_lists().into_iter().chain(all.cloned());
+        let ingress: IndexSet<ListName> = ingress.collect();
         let announced = plan.chains.iter().flat_map(|chain| &chain.egress_lists);
         let announced = announced.chain(&plan.routes).map(ListName::to_string);
         let mut egress: Vec<String> = announced.collect();

@@ -54,6 +54,7 @@ mod holds;
 mod inherited_claims;
 mod instances;
 mod interrupted;
+mod keeper;
 mod layout;
 mod lease;
 mod link_faults;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper, Kind,
+    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper, Kind,
     Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
-    StorageLetter,
+    StorageLetter, Taken,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -963,9 +963,10 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
     letters.find(&Raw::new("in"), &letter).unwrap_err();
 
     deny("lrange");
-    Keeper::new(server.clone(), EXPIRY)
-        .forget_reasons("s")
-        .unwrap_err();
+    let mut keeper = Keeper::new(server.clone(), EXPIRY, "here", PATIENCE);
+    assert_eq!(keeper.take().unwrap(), Taken::Ours);
+    let chore = Chore::StorageReasons("s".to_owned());
+    keeper.run(&chore, &mut |_| true).unwrap_err();
     assert_eq!(redis.ask::<usize>(&["HLEN", "conserver:dlq:storage:s"]), 1);
 
     // Without the right to ask whether it is there, it is.

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Expiry, Keeper, Reason, Released};
+use conserver::queue::{Chore, Expiry, Keeper, Reason, Released, Taken};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -578,6 +578,14 @@ fn a_queue_that_is_something_else_has_no_figures() {
     daemon.stop();
 }
 
+/// Does a chore as the only keeper, and gives how much was kept or dropped.
+fn keep(keeper: &mut Keeper, chore: &Chore) -> u64 {
+    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+    let count = keeper.run(chore, &mut |_| true).expect("Redis");
+    keeper.release().expect("Redis");
+    count.expect("the lease is ours")
+}
+
 #[test]
 fn the_documents_of_a_backlog_are_kept_and_those_of_dead_letters_run_out() {
     let redis = Redis::plain();
@@ -586,7 +594,7 @@ fn the_documents_of_a_backlog_are_kept_and_those_of_dead_letters_run_out() {
         context: 3600,
         dead_letter: 604_800,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry);
+    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
     // More than two pages.
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     defer(&redis, "files", &samples);
@@ -597,7 +605,7 @@ fn the_documents_of_a_backlog_are_kept_and_those_of_dead_letters_run_out() {
     redis.ask::<i64>(&["PERSIST", &key(7)]);
     redis.ask::<i64>(&["EXPIRE", &key(8), "400000"]);
     give_reason(&redis, "files", &samples[9].id);
-    assert_eq!(keeper.keep_backlog("files").expect("Redis"), 447);
+    assert_eq!(keep(&mut keeper, &Chore::Backlog("files".to_owned())), 447);
     let ttl = |n: usize| -> i64 { redis.ask(&["TTL", &key(n)]) };
     for n in 0..450 {
         let expected = match n {
@@ -609,7 +617,7 @@ fn the_documents_of_a_backlog_are_kept_and_those_of_dead_letters_run_out() {
         assert!(expected.contains(&ttl(n)), "{n}: {}", ttl(n));
     }
     redis.ask::<()>(&["SET", "DLQ:storage:files", "text"]);
-    assert_eq!(keeper.keep_backlog("files").expect("Redis"), 0);
+    assert_eq!(keep(&mut keeper, &Chore::Backlog("files".to_owned())), 0);
 }
 
 #[test]
@@ -620,7 +628,7 @@ fn waiting_documents_and_their_contexts_are_kept_however_many_there_are() {
         context: 86_400,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry);
+    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     for sample in &samples {
         put(&redis, sample);
@@ -630,7 +638,7 @@ fn waiting_documents_and_their_contexts_are_kept_however_many_there_are() {
         redis.ask::<i64>(&["RPUSH", &context, "{}"]);
         redis.ask::<i64>(&["EXPIRE", &context, "1000"]);
     }
-    assert_eq!(keeper.keep(&list("default")).expect("Redis"), 450);
+    assert_eq!(keep(&mut keeper, &Chore::Waiting(list("default"))), 450);
     for sample in &samples {
         let ttl = |key: String| -> i64 { redis.ask(&["TTL", &key]) };
         let (document, context) = (
@@ -640,7 +648,7 @@ fn waiting_documents_and_their_contexts_are_kept_however_many_there_are() {
         assert!((3500..=3600).contains(&document), "{document}");
         assert!((86_300..=86_400).contains(&context), "{context}");
     }
-    assert_eq!(keeper.keep(&list("default")).expect("Redis"), 0);
+    assert_eq!(keep(&mut keeper, &Chore::Waiting(list("default"))), 0);
 }
 
 #[test]
@@ -651,18 +659,24 @@ fn reasons_whose_entries_others_have_taken_are_dropped() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry);
+    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     defer(&redis, "files", &samples);
     for sample in &samples {
         give_reason(&redis, "files", &sample.id);
     }
-    assert_eq!(keeper.forget_reasons("files").expect("Redis"), 0);
+    assert_eq!(
+        keep(&mut keeper, &Chore::StorageReasons("files".to_owned())),
+        0
+    );
     // As the API server does it.
     for sample in samples.iter().step_by(2) {
         redis.ask::<i64>(&["LREM", "DLQ:storage:files", "1", &sample.id]);
     }
-    assert_eq!(keeper.forget_reasons("files").expect("Redis"), 225);
+    assert_eq!(
+        keep(&mut keeper, &Chore::StorageReasons("files".to_owned())),
+        225
+    );
     let mut left: Vec<String> = redis.ask(&["HKEYS", "conserver:dlq:storage:files"]);
     let mut listed = redis.list("DLQ:storage:files");
     left.sort_unstable();
@@ -670,9 +684,15 @@ fn reasons_whose_entries_others_have_taken_are_dropped() {
     assert_eq!(left, listed);
     // What stands there says nothing of the reasons.
     redis.ask::<()>(&["SET", "DLQ:storage:files", "text"]);
-    assert_eq!(keeper.forget_reasons("files").expect("Redis"), 0);
+    assert_eq!(
+        keep(&mut keeper, &Chore::StorageReasons("files".to_owned())),
+        0
+    );
     redis.ask::<i64>(&["DEL", "DLQ:storage:files"]);
-    assert_eq!(keeper.forget_reasons("files").expect("Redis"), 225);
+    assert_eq!(
+        keep(&mut keeper, &Chore::StorageReasons("files".to_owned())),
+        225
+    );
     assert_eq!(redis.keys("conserver:*"), Vec::<String>::new());
 }
 

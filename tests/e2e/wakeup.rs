@@ -75,6 +75,16 @@ fn scripts(redis: &Redis) -> u64 {
     calls.and_then(|calls| calls.parse().ok()).unwrap_or(0)
 }
 
+/// How often the length of a list was read.
+fn lengths(redis: &Redis) -> u64 {
+    let stats: String = redis.ask(&["INFO", "commandstats"]);
+    let line = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_llen:calls="));
+    let calls = line.and_then(|line| line.split(',').next());
+    calls.and_then(|calls| calls.parse().ok()).unwrap_or(0)
+}
+
 /// Waits until nothing but the monitor's few scripts is run: fewer than if anyone looked at the
 /// lists again and again.
 fn wait_until_quiet(redis: &Redis) {
@@ -140,6 +150,36 @@ fn a_push_costs_the_same_however_many_lanes_wait() {
     // Two looks, a claim that finds it, its finish, and a claim that finds nothing; a few more now
     // and then, as where the lease is renewed.
     assert!(cost < 7.0, "{cost}");
+    daemon.stop();
+}
+
+#[test]
+fn a_push_costs_the_same_however_many_lists_there_are() {
+    const LISTS: usize = 1500;
+    const PUSHES: usize = 20;
+    let redis = Redis::plain();
+    let names: Vec<String> = (0..LISTS).map(|number| format!("list-{number}")).collect();
+    let mut config = chain(&[], &[]);
+    config["chains"]["main"]["ingress_lists"] = json!(names);
+    // Whatever a look does, it holds nobody up for long; the machine may be busy.
+    redis.ask::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "100000"]);
+    let daemon = conserver(&redis).config(&config).lanes(2).start();
+    wait_until_idle(&redis, 2);
+    let before = lengths(&redis);
+    for number in 1..=PUSHES {
+        let place = number * 7919 % LISTS;
+        let start = Instant::now();
+        submit(&redis, &names[place], &[Sample::small()]);
+        wait_until("it is done", PATIENCE, || redis.length("done") == number);
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        wait_until_blocked(&redis, 2);
+    }
+    // Those of this test are among them; a look reads the list that was pushed to, and once more what the claim
+    // has changed.
+    let read = lengths(&redis) - before;
+    assert!(read < 2000, "{read} lengths were read for {PUSHES} pushes");
+    let slow: Vec<redis::Value> = redis.ask(&["SLOWLOG", "GET", "10"]);
+    assert!(slow.is_empty(), "{slow:?}");
     daemon.stop();
 }
 
@@ -324,17 +364,21 @@ fn a_look_sets_a_token_for_each_entry_and_tells_of_those_that_nobody_has_taken()
         server_of(&redis),
         lease_of("here", &Holder::this_process(1)),
     );
-    let lookout = |lease| Lookout::connect(&server, "looker", lease, PATIENCE).expect("Redis");
+    let lists = ["in", "express"].map(list);
+    let lookout = |lease| {
+        let mut lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("Redis");
+        lookout.watch(&lists);
+        lookout
+    };
     let mut ours = lookout(lease.clone());
     queue_with(&redis, "here", 1, lease)
         .take_lease()
         .expect("the lease");
-    let lists = ["in", "express"].map(list);
     let look = |lookout: &mut Lookout, lanes| {
         let Watched {
             waiting,
             has_tokens_left,
-        } = lookout.look(&lists, lanes).expect("Redis");
+        } = lookout.look(lanes).expect("Redis");
         (waiting, has_tokens_left, redis.length(TOKENS))
     };
     assert_eq!(look(&mut ours, 4), (0, false, 0));

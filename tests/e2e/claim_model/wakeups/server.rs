@@ -77,7 +77,8 @@ impl Server {
             };
             Queue::new(server.clone(), seat, expiry, lease.clone())
         });
-        let lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
+        let mut lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
+        lookout.watch(&[list(LIST)]);
         let mut this = Self {
             connection: redis.connection(),
             _redis: redis,
@@ -224,7 +225,7 @@ impl Server {
                     other => return wrong(&other),
                 }
             }
-            Call::Look => match self.lookout.look(&self.lists, u64::from(LANES)) {
+            Call::Look => match self.lookout.look(u64::from(LANES)) {
                 Ok(_) => {}
                 other => return wrong(&other),
             },
