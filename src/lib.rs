@@ -43,6 +43,9 @@ pub mod config;
 pub mod deadline;
 pub mod exit;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod link;
 pub mod logging;
