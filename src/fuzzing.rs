@@ -151,8 +151,16 @@ pub fn merged(data: &[u8]) {
     let mut again = merge(&text, &settled, text.clone()).unwrap();
     assert!(again.conflicts.is_empty() && !again.vcon.is_changed());
     assert_eq!(again.vcon.to_json(), text);
-    nothing_is_missing(&base_vcon, &ours_vcon, &theirs_vcon, &text, &merged.conflicts);
+    nothing_is_missing(
+        &base_vcon,
+        &ours_vcon,
+        &theirs_vcon,
+        &text,
+        &merged.conflicts,
+    );
 }
+
+type Members = HashMap<String, Box<RawValue>>;
 
 /// The value of a document.
 fn value(vcon: &mut Vcon) -> String {
@@ -161,8 +169,10 @@ fn value(vcon: &mut Vcon) -> String {
 
 /// The values of its members but for lists without elements: `null` is one where another side has some.
 fn elements(vcon: &mut Vcon) -> Vec<(String, String)> {
-    let text = vcon.with_values();
-    let members: HashMap<String, Box<RawValue>> = serde_json::from_str(&text).unwrap();
+    // A key may be no text: half of a pair.
+    let Ok(members) = serde_json::from_str::<Members>(&vcon.with_values()) else {
+        return Vec::new();
+    };
     let lists = ["parties", "dialog", "analysis", "attachments"];
     let is_empty = |name: &str, value: &RawValue| {
         lists.contains(&name) && matches!(value.get(), "null" | "[]")
@@ -174,15 +184,9 @@ fn elements(vcon: &mut Vcon) -> Vec<(String, String)> {
 }
 
 /// Each party that a side added is there: ours always, theirs unless a conflict is named.
-fn nothing_is_missing(
-    base: &Vcon,
-    ours: &Vcon,
-    theirs: &Vcon,
-    merged: &str,
-    conflicts: &[String],
-) {
+fn nothing_is_missing(base: &Vcon, ours: &Vcon, theirs: &Vcon, merged: &str, conflicts: &[String]) {
     let count = |text: &str| -> Option<HashMap<String, usize>> {
-        let members: HashMap<String, Box<RawValue>> = serde_json::from_str(text).ok()?;
+        let members: Members = serde_json::from_str(text).ok()?;
         let mut counts = HashMap::new();
         if let Some(list) = members.get("parties") {
             let elements: Vec<Box<RawValue>> = serde_json::from_str(list.get()).ok()?;
@@ -200,8 +204,12 @@ fn nothing_is_missing(
     };
     let get = |counts: &HashMap<String, usize>, it: &String| counts.get(it).copied().unwrap_or(0);
     let missing = |side: &HashMap<String, usize>| -> usize {
-        let added = side.keys().map(|it| (it, get(side, it).saturating_sub(get(&base, it))));
-        added.map(|(it, added)| added.saturating_sub(get(&merged, it))).sum()
+        let added = side
+            .keys()
+            .map(|it| (it, get(side, it).saturating_sub(get(&base, it))));
+        added
+            .map(|(it, added)| added.saturating_sub(get(&merged, it)))
+            .sum()
     };
     assert_eq!(missing(&ours), 0, "of ours");
     assert!(missing(&theirs) <= conflicts.len(), "of theirs");
@@ -244,17 +252,21 @@ pub fn redis_url(data: &[u8]) {
         assert_eq!(again.map(|again| again.to_string()), Ok(shown));
     }
     const SECRET: &str = "Kj7-pQ2_wX";
-    let rest = text.split_once("://").unwrap_or(("redis", text));
-    let (scheme, rest) = rest;
+    let (scheme, rest) = text.split_once("://").unwrap_or(("redis", text));
+    let mark = if rest.contains('?') { '&' } else { '?' };
+    let before_fragment = rest.split('#').next().unwrap_or_default();
     for url in [
         format!("{scheme}://user:{SECRET}@{rest}"),
         format!("{scheme}://:{SECRET}@{rest}"),
         format!("{scheme}://{SECRET}@{rest}"),
-        format!("{scheme}://{rest}?password={SECRET}"),
-        format!("{scheme}://{rest}&password={SECRET}"),
+        format!("{scheme}://{before_fragment}{mark}password={SECRET}"),
     ] {
         let told = match url.parse::<RedisUrl>() {
-            Ok(url) => format!("{url} {url:?} {} {:?}", url.login_advice(), url.parameters()),
+            Ok(url) => format!(
+                "{url} {url:?} {} {:?}",
+                url.login_advice(),
+                url.parameters()
+            ),
             Err(error) => format!("{error} {error:?}"),
         };
         assert!(!told.contains(SECRET), "{told}");
@@ -271,7 +283,12 @@ pub fn config(data: &[u8]) {
         Ok(config) => {
             for chain in &config.chains {
                 assert!(chain.links.iter().all(|it| config.links.contains_key(it)));
-                assert!(chain.storages.iter().all(|it| config.storages.contains_key(it)));
+                assert!(
+                    chain
+                        .storages
+                        .iter()
+                        .all(|it| config.storages.contains_key(it))
+                );
             }
             let lists = config.ingress_lists();
             for list in &lists {
@@ -304,13 +321,34 @@ mod tests {
     use super::*;
 
     /// So many changes are made of each file of a corpus.
-    const CHANGES: usize = 40;
+    const CHANGES: usize = 25;
 
     /// What means something to one reader or another.
     const WORDS: [&[u8]; 24] = [
-        b"\"", b"\\", b"\\u", b"\\ud800", b"{", b"}", b"[", b"]", b":", b",", b"null", b"-",
-        b"1e400", b"99999999999999999999", b"0", b"\0", b"\r\n", b"@", b"%00", b"%", b"<", b"&",
-        "\u{202e}".as_bytes(), b"\xff",
+        b"\"",
+        b"\\",
+        b"\\u",
+        b"\\ud800",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+        b",",
+        b"null",
+        b"-",
+        b"1e400",
+        b"99999999999999999999",
+        b"0",
+        b"\0",
+        b"\r\n",
+        b"@",
+        b"%00",
+        b"%",
+        b"<",
+        b"&",
+        "\u{202e}".as_bytes(),
+        b"\xff",
     ];
 
     fn corpus(name: &str) -> Vec<Vec<u8>> {

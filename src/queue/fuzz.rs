@@ -15,15 +15,28 @@ use crate::settings::Settings;
 /// same bytes as an answer of Redis, as a lease record and as the reason of a dead letter.
 pub fn answer(data: &[u8]) {
     let cut = shown(data);
-    assert!(cut.chars().count() <= 120 && !cut.chars().any(char::is_control), "{cut:?}");
-    if let KeptReason::Known { stage, worker, error, .. } = KeptReason::read(data) {
+    assert!(
+        cut.chars().count() <= 120 && !cut.chars().any(char::is_control),
+        "{cut:?}"
+    );
+    if let KeptReason::Known {
+        stage,
+        worker,
+        error,
+        ..
+    } = KeptReason::read(data)
+    {
         assert!(stage.len() + worker.len() + error.len() <= data.len());
     }
     if let Ok(value) = redis::parse_redis_value(data) {
         claimed(value);
     }
     let fields = data.split(|byte| *byte == b'\n').take(9);
-    claimed(Value::Array(fields.map(|field| Value::BulkString(field.to_vec())).collect()));
+    claimed(Value::Array(
+        fields
+            .map(|field| Value::BulkString(field.to_vec()))
+            .collect(),
+    ));
     if let Ok(holder) = serde_json::from_slice::<Holder>(data) {
         let text = serde_json::to_string(&holder).unwrap();
         let again: Holder = serde_json::from_str(&text).unwrap();

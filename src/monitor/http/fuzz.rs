@@ -52,5 +52,8 @@ fn understood(request: &Request, sent: usize) {
     }
     // Names that are not ours are nobody's who points them here.
     let is_let_in = HOSTS.with(|hosts| hosts.accept(host));
-    assert!(!is_let_in || !host.to_ascii_lowercase().contains("evil"), "{host:?}");
+    assert!(
+        !is_let_in || !host.to_ascii_lowercase().contains("evil"),
+        "{host:?}"
+    );
 }

@@ -21,7 +21,10 @@ pub fn answer(data: &[u8]) {
     let reason = Reason::of(answer.get("error"));
     assert!(reason.is_as(&reason));
     let told = fault::described(400, &reason);
-    assert!(told.len() <= LONGEST_MESSAGE && !told.chars().any(char::is_control), "{told:?}");
+    assert!(
+        told.len() <= LONGEST_MESSAGE && !told.chars().any(char::is_control),
+        "{told:?}"
+    );
 
     let id = id();
     let document = |number| Document {

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::fault::{advice, is_the_vcons};
-use super::request::Answer;
 use super::is_day;
+use super::request::Answer;
 
 /// The first two bytes are the status, the rest is the body.
 pub fn answer(data: &[u8]) {
