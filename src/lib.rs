@@ -60,6 +60,7 @@ pub mod settings;
 pub mod spelling;
 pub mod storage;
 pub mod supervisor;
+#[allow(unsafe_code)]
 pub mod sys;
 pub mod vcon;
 pub mod view;
