@@ -44,6 +44,9 @@ pub mod config;
 pub mod deadline;
 pub mod exit;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod link;
 pub mod logging;
@@ -58,6 +61,7 @@ pub mod settings;
 pub mod spelling;
 pub mod storage;
 pub mod supervisor;
+#[allow(unsafe_code)]
 pub mod sys;
 pub mod vcon;
 pub mod view;

@@ -100,6 +100,16 @@ fn the_unit_gives_the_daemon_the_time_and_the_places_it_needs() {
     assert_eq!(unit("ExecReload"), "/bin/kill -HUP $MAINPID");
 }
 
+#[test]
+fn the_unit_leaves_memory_to_others_and_loses_no_more_than_one_worker_for_it() {
+    let share = unit("MemoryMax").strip_suffix('%').expect("a share");
+    let share: u64 = share.parse().expect("a number");
+    assert!((50..90).contains(&share), "{share}%");
+    assert_eq!(unit("OOMPolicy"), "continue");
+    // It would slow workers down, so that they are taken for stuck.
+    assert!(!UNIT.lines().any(|line| line.starts_with("MemoryHigh=")));
+}
+
 /// The number after `key` in a file.
 fn number(text: &str, key: &str) -> u64 {
     let (_, rest) = text.split_once(key).unwrap_or_else(|| panic!("no {key}"));

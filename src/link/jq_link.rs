@@ -18,6 +18,8 @@
 //! the chain's `timeout`, which takes the worker along; without one, it has its lane for good.
 
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 use super::{Context, Link, LinkError, Next};
 use crate::config::Options;

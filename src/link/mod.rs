@@ -15,6 +15,9 @@ mod tag;
 mod tag_router;
 mod webhook;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use jq_link::fuzz;
+
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 

@@ -8,6 +8,13 @@ pub mod http;
 mod keep;
 mod wakeup;
 
+/// What fuzzers run.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    pub use super::followers::fuzz::answer as follower;
+    pub use super::http::fuzz::request as http_request;
+}
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -30,6 +30,8 @@ mod error;
 mod exchange;
 mod finish;
 mod foreign;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keep;
 mod keys;
 mod lease;

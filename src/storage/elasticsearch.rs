@@ -39,6 +39,8 @@ mod bulk;
 mod documents;
 mod fault;
 mod former;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod names;
 mod options;
 mod request;

@@ -15,6 +15,13 @@ mod redis_storage;
 mod s3;
 mod webhook;
 
+/// What fuzzers run.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    pub use super::elasticsearch::fuzz::answer as elasticsearch;
+    pub use super::s3::fuzz::answer as s3;
+}
+
 use std::time::Duration;
 
 use chrono::NaiveDate;

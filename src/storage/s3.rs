@@ -22,6 +22,8 @@
 //! `~/.aws/credentials` are read when the configuration is.
 
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod request;
 
 use std::time::Duration;

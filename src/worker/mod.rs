@@ -20,6 +20,8 @@ mod circuit_breaker;
 mod clock;
 mod current;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod health;
 mod household;
 mod job;

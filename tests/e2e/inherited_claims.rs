@@ -306,6 +306,43 @@ fn only_vcons_with_the_blame_have_a_death_to_their_name() {
 }
 
 #[test]
+fn a_death_with_several_vcons_in_work_makes_none_a_dead_letter() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 9);
+    queue.take_lease().expect("the name is free");
+    let ids = [(); 2].map(|()| uuid::Uuid::new_v4());
+    let entries = ids.map(|id| id.to_string());
+    for most in [1, 2, 3] {
+        // However often that is: each is then one death before its last, for which it is worked on alone.
+        for _ in 0..5 {
+            for (lane, entry) in (1..).zip(&entries) {
+                claim(&redis, 3, lane, entry, "1");
+            }
+            let recovered = queue.recover(dead(3, Blame::ALL), most);
+            let recovered = recovered.expect("Redis runs");
+            assert!(recovered.iter().all(|told| told.outcome == "returned"));
+        }
+        let deaths = (most - 1).max(1).to_string();
+        for entry in &entries {
+            let found: String = redis.ask(&["HGET", "conserver:deaths", entry]);
+            assert_eq!(found, deaths, "of at most {most}");
+        }
+        // Alone, or as the one that the supervisor names, it has the blame.
+        claim(&redis, 3, 1, &entries[0], "1");
+        claim(&redis, 3, 2, &entries[1], "1");
+        let blame = match most {
+            2 => Blame::These(vec![ids[0]]),
+            _ => Blame::AllBut(vec![ids[1]]),
+        };
+        let recovered = queue.recover(dead(3, blame), most).expect("Redis runs");
+        for told in recovered {
+            assert_eq!(told.is_poison(), told.entry == entries[0], "{told:?}");
+        }
+        redis.ask::<i64>(&["DEL", "conserver:deaths"]);
+    }
+}
+
+#[test]
 fn the_sweep_takes_nothing_from_the_workers_that_there_are() {
     let redis = Redis::plain();
     let mut queue = queue(&redis, "here", 1);

@@ -192,6 +192,36 @@ fn a_worker_that_says_it_left_claims_behind_costs_no_vcon_a_death() {
     daemon.stop();
 }
 
+/// What the kernel does to a worker that takes more memory than the unit may have.
+#[test]
+fn a_worker_killed_with_several_vcons_in_work_is_replaced_and_none_is_a_dead_letter() {
+    let (redis, samples) = (Redis::plain(), fresh(3));
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.8)], &[]))
+        .lanes(3)
+        .env("CONSERVER_MAX_DEATHS", "1")
+        .start();
+    submit(&redis, "default", &samples);
+    let in_work = || redis.ask::<usize>(&["HLEN", "conserver:claims:here:1"]);
+    wait_until("all are in work", PATIENCE, || in_work() == samples.len());
+    kill(Pid::from_raw(daemon.workers()[&1]), Signal::SIGKILL).expect("the worker runs");
+    daemon.wait_for_log("Restarted Worker-1", PATIENCE);
+    // One after another, as any of them may be what it died of.
+    let ledger = Ledger::of(&redis, &samples);
+    ledger.settles();
+    assert_eq!(redis.length("DLQ:default"), 0);
+
+    // Who is alone in work has the blame.
+    let last = fresh(1);
+    submit(&redis, "default", &last);
+    wait_until("it is in work", PATIENCE, || in_work() == 1);
+    kill(Pid::from_raw(daemon.workers()[&1]), Signal::SIGKILL).expect("the worker runs");
+    wait_until("it is a dead letter", PATIENCE, || {
+        redis.length("DLQ:default") == 1
+    });
+    daemon.stop();
+}
+
 #[test]
 fn the_vcons_of_a_worker_that_died_once_are_worked_on_together() {
     let redis = Redis::plain();

@@ -10,6 +10,8 @@
 //! A pop takes UUIDs off the other server's list, so nothing else comes between it and the note in
 //! Redis, not even the end of the daemon; all else can be broken off and is done again.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod remote;
 mod spool;
 mod tallies;

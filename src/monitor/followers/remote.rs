@@ -244,7 +244,7 @@ fn not_popped(status: u16, at: &str) -> String {
 }
 
 /// What the body of an answer hands out, with why it was not read to its end, if that is so.
-fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<Popped, String> {
+pub(super) fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<Popped, String> {
     let broke_off = cut.clone();
     parse_list(bytes, cut).ok_or_else(|| match broke_off {
         Some(why) => format!("the answer of {at} broke off before a list of UUIDs: {why}{LOST}"),
@@ -272,7 +272,7 @@ fn judge(status: u16, at: &str) -> Option<Fetched> {
 }
 
 /// What the body of an answer says of a document.
-fn document(bytes: Vec<u8>, at: &str) -> Fetched {
+pub(super) fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     #[derive(Deserialize)]
     struct Dated {
         created_at: Option<Box<RawValue>>,

@@ -14,6 +14,8 @@
 mod allowance;
 mod answer;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod health;
 mod hosts;
 mod listener;

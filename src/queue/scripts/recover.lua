@@ -1,5 +1,6 @@
 -- Returns every claim of a worker that is gone: to the head of its list, or, once too many workers have died on it, to
--- the dead letter queue. A claim whose list is no list is kept among those of worker 0, until it can be returned. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
+-- the dead letter queue. If several were in work when it died, any of them may be the reason: none is a dead letter for
+-- that, and each is worked on alone before its next death counts as its own. A claim whose list is no list is kept among those of worker 0, until it can be returned. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
 -- KEYS: the worker's claims hash, the deaths hash, the lease on its instance's name, the lapses hash, the claims hash
 --       of worker 0, the instance's set of workers.
 -- ARGV: how many deaths (or lapses) make a vCon poison (0: none), the time to live of these counts, the contexts' time
@@ -82,8 +83,16 @@ local function put_back(claim)
   return true
 end
 
+local suspects = 0
 for _, claim in ipairs(claims) do
-  local counted = not is_kept and (is_lapse or (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these'))
+  claim.counted = not is_kept and (is_lapse or (named[claim.uuid:lower()] or false) == (ARGV[6] == 'these'))
+  if claim.counted then suspects = suspects + 1 end
+end
+local in_doubt = ARGV[6] == 'all but' and suspects > 1
+
+for _, claim in ipairs(claims) do
+  local counted = claim.counted
+  local limit, is_gone = tonumber(ARGV[1]), true
   local count
   if counted then
     count = redis.pcall('HINCRBY', counts, claim.uuid, 1)
@@ -91,12 +100,17 @@ for _, claim in ipairs(claims) do
       count = 1
       redis.pcall('HSET', counts, claim.uuid, count)
     end
+    -- One below the limit, so that it is worked on alone; the first death is never forgotten.
+    local most = math.max(limit - 1, 1)
+    if in_doubt and limit > 0 and count > most then
+      count = most
+      redis.pcall('HSET', counts, claim.uuid, count)
+    end
   else
     local before = redis.pcall('HGET', counts, claim.uuid)
     count = type(before) == 'string' and tonumber(before) or 0
   end
-  local limit, is_gone = tonumber(ARGV[1]), true
-  if counted and limit > 0 and count >= limit then
+  if counted and not in_doubt and limit > 0 and count >= limit then
     bury(claim, count, too_often(count))
   elseif put_back(claim) then
     report(claim.uuid, claim.list, count, 'returned')
