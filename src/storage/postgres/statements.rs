@@ -50,6 +50,7 @@ use postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
 use super::session::SESSION;
+use super::wire::Room;
 use crate::deadline::Limit;
 
 /// The columns that are written, but for `id`.
@@ -69,6 +70,8 @@ pub(super) struct Statements {
     delete: String,
     try_save: String,
     prepared: Option<Prepared>,
+    /// What an answer may have in the session that these are for.
+    pub(super) room: Room,
 }
 
 /// The insert, prepared for this session.
@@ -137,6 +140,7 @@ impl Statements {
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
             prepared: None,
+            room: Room::default(),
         }
     }
 
@@ -219,7 +223,8 @@ impl Statements {
 
     /// The document.
     pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
-        let row = client.query_typed_opt(&self.get, &[(&id, Type::UUID)])?;
+        let get = || client.query_typed_opt(&self.get, &[(&id, Type::UUID)]);
+        let row = self.room.for_a_document(get)?;
         // A row may have none.
         let document = row.map(|row| row.try_get::<_, Option<String>>(0));
         Ok(Done::Found(document.transpose()?.flatten()))
