@@ -7,6 +7,7 @@ mod one_write;
 mod resolver;
 
 use std::fmt;
+use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
@@ -23,6 +24,10 @@ use crate::failure::Failure;
 
 /// How long connecting to one address may take when a server is only to be reached.
 const REACH: Duration = Duration::from_secs(5);
+
+/// The most that is read of a body that only explains something, as that of an error does. The head of an
+/// answer may have as much, by the client library.
+pub const EXPLANATION: u64 = 64 << 10;
 
 /// An `http` or `https` URL with a host. Shown without its user, password and query.
 #[derive(Clone, PartialEq, Eq)]
@@ -139,6 +144,31 @@ pub fn post(
         status if status.is_success() => Ok(response),
         status => Err(refused(url, status)),
     }
+}
+
+/// Why a body was not read to its end.
+#[derive(Debug)]
+pub enum Cut {
+    /// It is longer than it may be.
+    TooLong,
+    /// The connection has failed.
+    Broken(io::Error),
+}
+
+/// Reads a body, `most` bytes of it at most. What is left of it is not read, and its connection not used
+/// again. Nothing is decompressed: no request asks for a compressed answer.
+pub fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) {
+    let mut bytes = Vec::new();
+    let body = response.body_mut().with_config().limit(u64::MAX).reader();
+    let cut = match body.take(most.saturating_add(1)).read_to_end(&mut bytes) {
+        Err(error) => Some(Cut::Broken(error)),
+        Ok(length) if length as u64 > most => {
+            bytes.pop();
+            Some(Cut::TooLong)
+        }
+        Ok(_) => None,
+    };
+    (bytes, cut)
 }
 
 /// What a status that is not 2xx says about trying again.

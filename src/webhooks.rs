@@ -12,9 +12,6 @@ use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::http::{self, Url};
 
-/// How much of an answer is read, so that its connection can be used again.
-const ANSWER_LIMIT: u64 = 64 * 1024;
-
 /// URLs that get each document, and how they are reached.
 pub struct Webhooks {
     agent: Agent,
@@ -100,13 +97,9 @@ impl Webhooks {
     fn post_to(&self, url: &Url, json: &str, deadline: Deadline) -> Result<(), Failure> {
         let limit = deadline.begin(self.timeout);
         let mut answer = http::post(&self.agent, url, &self.headers, json, limit)?;
-        // The status has said it all: an answer that is too long or breaks off costs no more than
-        // its connection.
-        let _ = answer
-            .body_mut()
-            .with_config()
-            .limit(ANSWER_LIMIT)
-            .read_to_vec();
+        // So that its connection can be used again. The status has said it all: an answer that is too
+        // long or breaks off costs no more than its connection.
+        let _ = http::read(&mut answer, http::EXPLANATION);
         Ok(())
     }
 }

@@ -90,6 +90,7 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
             what: format!("link {name}"),
             exit: Exit::Config,
             detail,
+            room: Vec::new(),
         })
     }));
     rows.extend(config.storages.iter().map(|(name, storage)| {

@@ -60,7 +60,7 @@ fn claimed(value: Value) {
     let Some((claim, _)) = claimed.work else {
         return assert!(fields[0].is_empty());
     };
-    assert_eq!((&claim.record, &claim.entry), (&fields[0], &fields[2]));
+    assert_eq!((&claim.token, &claim.entry), (&fields[0], &fields[2]));
     assert_eq!(claim.list.as_str().as_bytes(), fields[1]);
     if let Some(id) = claim.id() {
         assert_eq!(id.as_str().as_bytes(), claim.entry);

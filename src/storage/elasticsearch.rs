@@ -35,6 +35,7 @@
 //! and an object in another, one of both is refused, until the index has a mapping that takes both
 //! (`"body": {"type": "object", "enabled": false}`).
 
+mod answer;
 mod bulk;
 mod documents;
 mod fault;
@@ -48,15 +49,16 @@ mod section;
 mod trial;
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use self::bulk::{Bulk, Refusal};
 use self::documents::Document;
-use self::fault::{Blame, Reason};
-use self::former::{Indices, MOST, Place, Window};
-use self::request::{Answer, Question, Server};
+use self::fault::Blame;
+use self::former::{Found, Indices, MOST, MOST_FOUND, MOST_OF_INDICES, Place, Window};
+use self::request::{Answer, Question, Reading, Server};
 use self::section::Section;
 use self::trial::Trial;
 use super::Storage;
@@ -187,13 +189,19 @@ impl Elasticsearch {
             windows.insert(*section, Window::first(parts));
         }
         let mut rounds: Vec<Vec<Place>> = Vec::new();
+        let mut count = 0;
         while !windows.is_empty() {
             let mut round = Vec::new();
             let mut next = BTreeMap::new();
             for (section, window) in windows {
-                let places = indices.get(&section);
-                let places = places.map(|indices| window.places(section, indices));
-                let found = self.found(what, id, &places.unwrap_or_default(), limit)?;
+                let indices = indices.get(&section).map(Vec::as_slice);
+                let places = window.places(section, indices.unwrap_or_default());
+                let found = self.found(what, id, places, limit)?;
+                count += found.len();
+                if count > MOST_FOUND {
+                    let why = format!("it has more than {MOST_FOUND} documents there");
+                    return Err(Failure::permanent(self.message(what, &why)));
+                }
                 next.extend(window.next(&found).map(|window| (section, window)));
                 round.extend(found);
             }
@@ -230,7 +238,7 @@ impl Elasticsearch {
         let mut bulk = Bulk::new(id);
         // First: an index may be one of ours under another name, and hold what is written next.
         for place in near {
-            if !kept.contains(&(place.index.as_str(), place.number)) {
+            if !kept.contains(&(&*place.index, place.number)) {
                 bulk.delete(&place);
             }
         }
@@ -241,9 +249,12 @@ impl Elasticsearch {
     fn indices(&self, what: &str, limit: Limit) -> Result<Indices, Failure> {
         let prefix = utf8_percent_encode(&self.prefix, NON_ALPHANUMERIC);
         let path = format!("/{prefix}vcon_*/_alias?expand_wildcards=open");
-        let answer = self.ask(what, &path, Question::Get, limit)?;
-        let indices = former::indices(&self.prefix, &answer.json);
-        indices.ok_or_else(|| self.stranger(what))
+        let reading = Reading {
+            most: MOST_OF_INDICES,
+            read: |reader: &mut dyn Read| former::indices(&self.prefix, reader),
+        };
+        let indices = self.ask(what, &path, Question::Get, reading, limit)?;
+        indices.flatten().ok_or_else(|| self.stranger(what))
     }
 
     /// Those of the places where there is a document.
@@ -251,24 +262,29 @@ impl Elasticsearch {
         &self,
         what: &str,
         id: &VconId,
-        places: &[Place],
+        mut places: impl Iterator<Item = Place>,
         limit: Limit,
     ) -> Result<Vec<Place>, Failure> {
         let mut found = Vec::new();
-        for some in places.chunks(MOST) {
-            let question = former::question(id, some);
-            let answer = self.ask(what, "/_mget", Question::Post(&question), limit)?;
-            match former::found(some, &answer.json) {
-                Ok(places) => found.extend(places.into_iter().cloned()),
-                Err(serde_json::Value::Null) => return Err(self.stranger(what)),
-                Err(error) => {
-                    let reason = Reason::of(Some(&error));
-                    let why = fault::described(u64::from(answer.status), &reason);
+        loop {
+            let some: Vec<Place> = places.by_ref().take(MOST).collect();
+            if some.is_empty() {
+                return Ok(found);
+            }
+            let question = former::question(id, &some);
+            let reading = Reading {
+                most: former::most(some.len()),
+                read: |reader: &mut dyn Read| former::found(&some, reader),
+            };
+            match self.ask(what, "/_mget", Question::Post(&question), reading, limit)? {
+                Some(Found::In(places)) => found.extend(places),
+                None | Some(Found::Stranger) => return Err(self.stranger(what)),
+                Some(Found::Not(reason)) => {
+                    let why = fault::described(200, &reason);
                     return Err(Failure::transient(self.message(what, &why)));
                 }
             }
         }
-        Ok(found)
     }
 
     /// Sends the request, which may write `documents`.
@@ -282,9 +298,17 @@ impl Elasticsearch {
         if bulk.is_empty() {
             return Ok(());
         }
-        let answer = self.ask(what, BULK, Question::PostLines(bulk.body()), limit)?;
-        let refusal = bulk
-            .refusal(&answer.json)
+        let mut tally = bulk.tally();
+        let reading = Reading {
+            most: bulk.most(),
+            read: |reader: &mut dyn Read| bulk::read(reader, &mut |it| tally.take(it)),
+        };
+        let question = Question::PostLines(bulk.body());
+        if self.ask(what, BULK, question, reading, limit)? != Some(true) {
+            return Err(self.stranger(what));
+        }
+        let refusal = tally
+            .end()
             .map_err(|why| Failure::transient(self.message(what, why)))?;
         let Some(refusal) = refusal else {
             self.refused.clear();
@@ -312,42 +336,49 @@ impl Elasticsearch {
 
     /// Finds out whether the documents of a vCon are refused for what is in them.
     fn settle_doubt(&self, what: &str, trial: &Trial, limit: Limit) -> Result<Blame, Failure> {
-        let answer = match self.ask(what, BULK, Question::PostLines(trial.body()), limit) {
-            Ok(answer) => answer,
+        let reading = Reading {
+            most: trial.most(),
+            read: |reader: &mut dyn Read| trial.read(reader),
+        };
+        let question = Question::PostLines(trial.body());
+        let answer = match self.ask(what, BULK, question, reading, limit) {
+            Ok(answer) => answer.unwrap_or_default(),
             // As if the first answer had not come.
             Err(failure) if failure.is_transient() => return Err(failure),
             Err(_) => return Ok(Blame::Doubt),
         };
-        if trial.leaves_something(&answer.json) {
+        if trial.leaves_something(&answer) {
             let place = self.message("remove a minimal document", "it was refused");
             log::warn!(
                 "{place}; remove the documents in {}vcon_* that have no field but `vcon_id`",
                 self.prefix
             );
         }
-        Ok(trial.blame(&answer.json))
+        Ok(trial.blame(&answer))
     }
 
-    fn ask(
+    /// Asks, and reads the answer; nothing where that is not JSON.
+    fn ask<T>(
         &self,
         what: &str,
         path: &str,
         question: Question<'_>,
+        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         limit: Limit,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Option<T>, Failure> {
         let Some(server) = &self.server else {
             return Err(Failure::transient(self.message(what, "no address")));
         };
         let answer = server
-            .ask(path, question, self.timeout, limit)
+            .ask(path, question, reading, self.timeout, limit)
             .map_err(|why| Failure::transient(self.message(what, &why)))?;
-        if answer.is_success() {
-            return Ok(answer);
-        }
-        let reason = Reason::of(answer.json.get("error"));
-        let why = fault::described(u64::from(answer.status), &reason);
+        let (status, reason) = match answer {
+            Answer::Done(said) => return Ok(said),
+            Answer::Refused(status, reason) => (status, reason),
+        };
+        let why = fault::described(u64::from(status), &reason);
         let message = self.message(what, &why);
-        Err(match answer.status {
+        Err(match status {
             413 => Failure::permanent(message),
             429 | 503 => Failure::busy(message),
             _ => Failure::transient(message),

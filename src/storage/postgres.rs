@@ -24,6 +24,9 @@
 //! `watchdog`. How the server learns its time, also when the deadline leaves less, is told in the module
 //! `session`.
 //!
+//! What a server may send, and when it gets the password in clear text, is told in the modules `wire` and
+//! `tls`.
+//!
 //! Which errors are transient and which permanent stands in one table, in the module `fault`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
 
@@ -35,6 +38,7 @@ mod statements;
 mod table;
 mod tls;
 mod watchdog;
+mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,7 +46,7 @@ use std::time::{Duration, Instant};
 use postgres::{Client, Config, Error};
 
 use self::fault::{
-    is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason,
+    is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
 };
 use self::hosts::Hosts;
 use self::pool::{Permit, Pool, Turn};
@@ -50,13 +54,14 @@ use self::session::{Access, NotOpened, Session, limited, shorter};
 use self::statements::{Document, Done, NewRow, Statements};
 use self::table::Table;
 use self::tls::Tls;
+use self::wire::Refused;
 use super::bounded::Bounded;
 use super::crowd;
 use super::{Room, Storage};
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// What a call gets beyond the time it has on the server or the socket.
 const GRACE: Duration = Duration::from_secs(5);
@@ -89,6 +94,11 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         options.fault("password", "holds a NUL character");
     }
     let tls = Tls::read(options);
+    if tls.allows_clear_text() && password.is_some() && !hosts.are_local() {
+        let warning = "whoever answers in the server's place gets the password in clear text if it \
+                       asks for it; set `verify-full`";
+        options.warn("sslmode", warning);
+    }
     let table_name = options.string_or("table_name", "vcons");
     let connect_timeout = timeout(options, "connect_timeout", 10.0);
     let statement_timeout = timeout(options, "statement_timeout", 30.0);
@@ -115,6 +125,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             "PostgreSQL {}/{database}, table {table_name}",
             hosts.shown()
         ),
+        way: (!hosts.are_local()).then(|| tls.described()),
         access: Access {
             hosts: hosts.each(),
             config,
@@ -143,6 +154,8 @@ fn timeout(options: &mut Options, key: &str, default: f64) -> Duration {
 struct Postgres {
     /// What messages call it.
     server: String,
+    /// What there is to know of the way to a server that is not local.
+    way: Option<&'static str>,
     access: Access,
     statement_limit: Duration,
     /// The last save has found a row: the next one looks for it first.
@@ -202,6 +215,13 @@ impl Storage for Postgres {
         match self.run(&call, Box::new(work)) {
             Ok(Done::Found(document)) => Ok(document),
             Ok(_) => Ok(None),
+            Err(Trouble::Refused(error)) if is_too_long(&error) => {
+                let most = LARGEST_DOCUMENT >> 20;
+                let message = self.message(&what);
+                Err(Failure::permanent(format!(
+                    "{message}: the document is larger than {most} MiB"
+                )))
+            }
             Err(trouble) => Err(self.told(&what, trouble)),
         }
     }
@@ -256,11 +276,17 @@ impl Storage for Postgres {
         let limit = Deadline::NONE.begin(PROBE);
         let look = move || session::look_for_table(&access);
         let found = self.bounded.run(&message, limit, look)?;
-        if found.map_err(|why| Failure::transient(format!("{message}: {why}")))? {
-            self.probe().map(|()| "answers".to_owned())
+        let has_table = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
+        let mut said = "answers".to_owned();
+        if has_table {
+            self.probe()?;
         } else {
-            Ok("answers; its table is not there yet: the service makes it".to_owned())
+            said.push_str("; its table is not there yet: the service makes it");
         }
+        if let Some(way) = self.way {
+            said = format!("{said}; {way}");
+        }
+        Ok(said)
     }
 }
 
@@ -337,7 +363,7 @@ impl Postgres {
                     return Err(Trouble::Refused(e));
                 }
                 Err(e) if is_outdated(&e) || !has_session => {
-                    if !kept {
+                    if !kept || is_too_long(&e) {
                         return Err(Trouble::Refused(e));
                     }
                     let name = self.message(what);
@@ -481,6 +507,10 @@ impl Postgres {
             Failure::transient(message)
         }
     }
+}
+
+fn is_too_long(error: &Error) -> bool {
+    matches!(refused(error), Some(Refused::TooLong(_)))
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {

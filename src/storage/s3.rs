@@ -38,11 +38,18 @@ use super::Storage;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
+use crate::http::EXPLANATION;
 use crate::secret::Secret;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// Reads a pointer, which has ten bytes.
+const POINTER: Verb<'_> = Verb::Get(EXPLANATION);
+
+/// Reads a document.
+const DOCUMENT: Verb<'_> = Verb::Get(LARGEST_DOCUMENT);
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
@@ -176,7 +183,7 @@ impl Storage for S3 {
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
         let limit = deadline.begin(self.timeout);
         match self.day(id, limit)? {
-            Some(day) => self.text(&self.document_key(&day, id), limit),
+            Some(day) => self.text(&self.document_key(&day, id), &DOCUMENT, limit),
             None => Ok(None),
         }
     }
@@ -210,11 +217,11 @@ impl Storage for S3 {
             let _ = self.request(&key, &Verb::Delete, limit);
             return Ok(());
         }
-        let answer = self.request(&key, &Verb::Get, limit)?;
+        let answer = self.request(&key, &POINTER, limit)?;
         if answer.is_success() || answer.is_missing() || answer.code() == "AccessDenied" {
             return Ok(());
         }
-        Err(self.failure(&Verb::Get, &key, &answer))
+        Err(self.failure(&POINTER, &key, &answer))
     }
 }
 
@@ -232,9 +239,9 @@ impl S3 {
     /// that follows fails for it too.
     fn former_day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
-        let answer = self.request(&key, &Verb::Get, limit)?;
+        let answer = self.request(&key, &POINTER, limit)?;
         if answer.status >= 500 || matches!(answer.status, 408 | 429) {
-            return Err(self.failure(&Verb::Get, &key, &answer));
+            return Err(self.failure(&POINTER, &key, &answer));
         }
         let text = if answer.is_success() {
             String::from_utf8(answer.body).ok()
@@ -301,37 +308,41 @@ impl S3 {
     /// The day under which a vCon lies, as its pointer says.
     fn day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
-        let Some(text) = self.text(&key, limit)? else {
+        let Some(text) = self.text(&key, &POINTER, limit)? else {
             return Ok(None);
         };
         let day = text.trim();
         if is_day(day) {
             return Ok(Some(day.to_owned()));
         }
-        let what = self.message(&Verb::Get, &key);
+        let what = self.message(&POINTER, &key);
         Err(Failure::permanent(format!("{what}: it holds no day")))
     }
 
-    fn text(&self, key: &str, limit: Limit) -> Result<Option<String>, Failure> {
-        let answer = self.request(key, &Verb::Get, limit)?;
+    /// Reads an object by this verb.
+    fn text(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<Option<String>, Failure> {
+        let answer = self.request(key, verb, limit)?;
         if answer.is_missing() {
             return Ok(None);
         }
-        if answer.code() == "AccessDenied" {
+        if !answer.is_success() && answer.code() == "AccessDenied" {
             // What Amazon says of an object that is not there to whoever may not list. It must
             // not hold up a vCon that is in another storage, or nowhere.
-            let failure = self.failure(&Verb::Get, key, &answer);
+            let failure = self.failure(verb, key, &answer);
             return Err(Failure::permanent(failure.message));
         }
         if !answer.is_success() {
-            return Err(self.failure(&Verb::Get, key, &answer));
+            return Err(self.failure(verb, key, &answer));
         }
-        String::from_utf8(answer.body).map(Some).map_err(|_| {
-            Failure::permanent(format!(
-                "{}: it is not UTF-8",
-                self.message(&Verb::Get, key)
-            ))
-        })
+        let what = self.message(verb, key);
+        if answer.is_cut {
+            let most = answer.body.len();
+            let message = format!("{what}: it is larger than {most} bytes");
+            return Err(Failure::permanent(message));
+        }
+        String::from_utf8(answer.body)
+            .map(Some)
+            .map_err(|_| Failure::permanent(format!("{what}: it is not UTF-8")))
     }
 
     fn put(&mut self, key: &str, body: &str, limit: Limit) -> Result<(), Failure> {

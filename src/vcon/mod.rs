@@ -34,3 +34,6 @@ pub use outgoing::{JsonBodies, Leaving, Outgoing, Version};
 pub use parts::{OpenPart, Parts};
 pub use reduce::{DialogBody, nests_deeper_than};
 pub use sealed::{Sealed, sealed};
+
+/// The most bytes that a document may have: Redis keeps no longer text in one value.
+pub const LARGEST_DOCUMENT: u64 = 512 << 20;

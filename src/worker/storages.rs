@@ -7,7 +7,6 @@ use super::circuit_breaker::{defers, hold};
 use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
 use super::pipeline::Pipeline;
-use super::retry::Retry;
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{Reason, StorageLetter};
 use crate::scoreboard::Event;

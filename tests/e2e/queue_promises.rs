@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper, Kind,
-    Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
+    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper,
+    Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
     StorageLetter, Taken,
 };
 use conserver::vcon::VconId;

@@ -591,6 +591,12 @@ impl Puller {
                 "follower {name}: the other server has sent \"{entry}\", which is not a UUID: refused"
             );
         }
+        if popped.unshown > 0 {
+            let count = popped.unshown;
+            log::error!(
+                "follower {name}: the other server has sent {count} more entries that are not UUIDs: refused"
+            );
+        }
     }
 
     /// Fetches the documents of what waits. Returns what still does.

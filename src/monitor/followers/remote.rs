@@ -3,18 +3,17 @@
 //! Nothing it sends is trusted: what is no UUID is refused, answers are limited in size and time,
 //! and none of their text is shown.
 
-use std::io::{self, Read};
+use std::io;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
 use crate::config::Follower;
-use crate::http::{self, Url};
+use crate::http::{self, Cut, Url};
 use crate::vcon::{CreatedAt, VconId};
 use crate::visible::printable;
 
@@ -38,6 +37,9 @@ pub(super) const RESERVED: AsciiSet = NON_ALPHANUMERIC
 /// So many characters of what is no UUID are shown.
 const SHOWN: usize = 80;
 
+/// So much of what is no UUID is shown. A list of the most bytes has hundreds of thousands of numbers.
+const MOST_SHOWN: usize = 20;
+
 /// What a failed pop may have cost. The other server takes UUIDs off its list before it answers, and whether
 /// it has done so is not known here.
 const LOST: &str = "; if it has taken UUIDs off its list for this answer, they are lost";
@@ -57,8 +59,10 @@ pub(super) struct Remote {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Popped {
     pub ids: Vec<VconId>,
-    /// What was no UUID, escaped.
+    /// What was no UUID, escaped; the first few.
     pub refused: Vec<String>,
+    /// How much more of it there was.
+    pub unshown: usize,
     /// Why the answer is not whole, if it is not.
     pub cut: Option<String>,
 }
@@ -114,7 +118,7 @@ impl Remote {
         if !(200..300).contains(&status) {
             return Err(not_popped(status, &at));
         }
-        let (bytes, why) = read(&mut response, MOST_OF_A_LIST);
+        let (bytes, why) = http::read(&mut response, MOST_OF_A_LIST);
         let why = why.map(|why| match why {
             Cut::TooLong => format!("it is longer than {MOST_OF_A_LIST} bytes"),
             Cut::Broken(error) => error.to_string(),
@@ -140,7 +144,7 @@ impl Remote {
         if let Some(told) = judge(status, &at) {
             return told;
         }
-        match read(&mut response, self.most_bytes) {
+        match http::read(&mut response, self.most_bytes) {
             (bytes, None) => document(bytes, &at),
             (_, Some(Cut::TooLong)) => {
                 let most = self.most_bytes >> 20;
@@ -175,24 +179,6 @@ impl Remote {
             .build()
             .call()
     }
-}
-
-/// Why an answer was not read to its end.
-enum Cut {
-    TooLong,
-    Broken(io::Error),
-}
-
-/// The bytes of an answer, as many as came.
-fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) {
-    let mut bytes = Vec::new();
-    let body = response.body_mut().with_config().limit(u64::MAX).reader();
-    let cut = match body.take(most.saturating_add(1)).read_to_end(&mut bytes) {
-        Err(error) => Some(Cut::Broken(error)),
-        Ok(length) if length as u64 > most => Some(Cut::TooLong),
-        Ok(_) => None,
-    };
-    (bytes, cut)
 }
 
 /// Whether the other server had the request, as far as the error tells.
@@ -304,8 +290,9 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
         if bytes.is_empty() {
             return Some(Popped::default());
         }
-        if let Ok(entries) = serde_json::from_slice::<Vec<Value>>(bytes) {
-            return Some(sorted_out(entries.into_iter(), None));
+        // Each entry is a part of the bytes: as values of their own, they would take many times as much.
+        if let Ok(entries) = serde_json::from_slice::<Vec<&RawValue>>(bytes) {
+            return Some(sorted_out(entries.into_iter().map(RawValue::get), None));
         }
     }
     if !bytes.starts_with(b"[") {
@@ -318,25 +305,25 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
     // Nothing closes the last one.
     parts.pop();
     let texts = parts.into_iter().skip(1).step_by(2);
-    let entries = texts.map(|text| Value::String(text.to_owned()));
-    Some(sorted_out(entries, Some(cut)))
+    Some(sorted_out(texts, Some(cut)))
 }
 
-fn sorted_out(entries: impl Iterator<Item = Value>, cut: Option<String>) -> Popped {
+/// `entries` are texts in JSON, or what stands between their quotes.
+fn sorted_out<'a>(entries: impl Iterator<Item = &'a str>, cut: Option<String>) -> Popped {
     let mut popped = Popped {
         cut,
         ..Popped::default()
     };
     for entry in entries {
-        match entry.as_str().and_then(|text| text.parse().ok()) {
-            Some(id) => popped.ids.push(id),
-            None => {
-                let text = entry
-                    .as_str()
-                    .map_or_else(|| entry.to_string(), str::to_owned);
-                let shown = printable(&text).chars().take(SHOWN).collect();
-                popped.refused.push(shown);
-            }
+        let text: Option<String> = serde_json::from_str(entry).ok();
+        let text = text.as_deref().unwrap_or(entry);
+        if let Ok(id) = text.parse() {
+            popped.ids.push(id);
+        } else if popped.refused.len() < MOST_SHOWN {
+            let shown = printable(text).chars().take(SHOWN).collect();
+            popped.refused.push(shown);
+        } else {
+            popped.unshown += 1;
         }
     }
     popped
@@ -362,7 +349,11 @@ mod tests {
         assert_eq!(popped.refused.len(), 4);
         assert_eq!(popped.refused[0], r"../../x\u{1b}[31m");
         assert!(popped.refused.iter().all(|it| it.chars().count() <= SHOWN));
-        assert_eq!(popped.cut, None);
+        assert_eq!((popped.cut, popped.unshown), (None, 0));
+        let many = format!("[{}\"{A}\"]", "7,".repeat(MOST_SHOWN + 5));
+        let popped = parse_list(many.as_bytes(), None).unwrap();
+        assert_eq!((popped.refused.len(), popped.unshown), (MOST_SHOWN, 5));
+        assert_eq!(ids(&popped), [A]);
         for nothing in ["", " \n", "[]", " [ ] "] {
             assert_eq!(
                 parse_list(nothing.as_bytes(), None),

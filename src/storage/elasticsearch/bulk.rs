@@ -1,11 +1,17 @@
 //! One `_bulk` request: what is to be done, and what became of it.
 
-use serde_json::{Value, json};
+use std::io::Read;
 
+use serde::de::{DeserializeSeed as _, MapAccess};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+
+use super::answer::{self, Each, Form, Pick, Picking, Single};
 use super::documents::Document;
 use super::fault::{self, Blame, Reason};
 use super::former::Place;
 use super::request::shown;
+use crate::http::EXPLANATION;
 use crate::vcon::VconId;
 
 /// The actions of a request, in their order.
@@ -71,7 +77,7 @@ impl<'a> Bulk<'a> {
         self.action("delete", &place.index, place.number);
         self.actions.push(Action {
             part: format!("former {} {}", place.section.name(), place.number),
-            index: place.index.clone(),
+            index: place.index.to_string(),
             number: place.number,
             may_be_missing: true,
         });
@@ -109,61 +115,179 @@ impl<'a> Bulk<'a> {
         self.body.push('\n');
     }
 
-    /// Reads the answer: what was refused, if anything was. The error says that it is no answer
-    /// to this request.
-    pub(super) fn refusal(&self, answer: &Value) -> Result<Option<Refusal>, &'static str> {
-        let items = answer.get("items").and_then(Value::as_array);
-        let items = items.ok_or("the answer is none of Elasticsearch; see to `url`")?;
-        if items.len() != self.actions.len() {
+    /// The most bytes that the answer may have: an error for each action, which may quote what it is about.
+    pub(super) fn most(&self) -> u64 {
+        most(self.actions.len(), &self.body)
+    }
+
+    /// Begins to count what became of the actions.
+    pub(super) fn tally(&self) -> Tally<'_> {
+        Tally {
+            actions: &self.actions,
+            told: 0,
+            is_unclear: false,
+            refused: 0,
+            first: String::new(),
+            is_the_vcons: false,
+            indices: Vec::new(),
+            doubtful: Vec::new(),
+        }
+    }
+}
+
+/// The most bytes that the answer to so many actions in this body may have.
+pub(super) fn most(actions: usize, body: &str) -> u64 {
+    const OF_AN_ACTION: usize = 4 << 10;
+    let all = actions.saturating_mul(OF_AN_ACTION);
+    EXPLANATION + all.saturating_add(body.len().saturating_mul(4)) as u64
+}
+
+/// What became of the actions of a request, one after the other.
+pub(super) struct Tally<'a> {
+    actions: &'a [Action],
+    /// How many the answer has spoken of.
+    told: usize,
+    /// It did not say what became of one of them.
+    is_unclear: bool,
+    /// How many were refused.
+    refused: usize,
+    /// What is to be said of the first of those.
+    first: String,
+    is_the_vcons: bool,
+    indices: Vec<String>,
+    doubtful: Vec<(String, usize)>,
+}
+
+impl Tally<'_> {
+    /// Counts what became of the next action.
+    pub(super) fn take(&mut self, verdict: Option<Verdict>) {
+        let action = self.actions.get(self.told);
+        self.told += 1;
+        let (action, status, reason) = match (action, verdict) {
+            (Some(action), Some(Verdict::Refused(status, reason))) => (action, status, reason),
+            (_, None) => {
+                self.is_unclear = true;
+                return;
+            }
+            _ => return,
+        };
+        if action.may_be_missing && status == 404 {
+            return;
+        }
+        match fault::blame(status, &reason) {
+            Blame::VCon if !action.may_be_missing => self.is_the_vcons = true,
+            Blame::Doubt if !action.may_be_missing => {
+                self.doubtful.push((action.index.clone(), action.number));
+            }
+            _ if !self.indices.contains(&action.index) => self.indices.push(action.index.clone()),
+            _ => {}
+        }
+        if self.refused == 0 {
+            let (part, index) = (&action.part, shown(&action.index));
+            let why = fault::described(status, &reason);
+            self.first = format!("{part} in index {index}: {why}");
+        }
+        self.refused += 1;
+    }
+
+    /// What was refused, if anything was. The error says that it is no answer to this request.
+    pub(super) fn end(self) -> Result<Option<Refusal>, &'static str> {
+        let (count, all) = (self.refused, self.actions.len());
+        if self.told != all {
             return Err("the answer does not speak of all parts");
         }
-        let mut refused = Vec::new();
-        let mut is_the_vcons = false;
-        let mut indices: Vec<String> = Vec::new();
-        let mut doubtful = Vec::new();
-        for (action, item) in self.actions.iter().zip(items) {
-            let verdict =
-                verdict(item).ok_or("the answer does not say what became of each part")?;
-            let Verdict::Refused(status, reason) = verdict else {
-                continue;
-            };
-            if action.may_be_missing && status == 404 {
-                continue;
-            }
-            match fault::blame(status, &reason) {
-                Blame::VCon if !action.may_be_missing => is_the_vcons = true,
-                Blame::Doubt if !action.may_be_missing => {
-                    doubtful.push((action.index.clone(), action.number));
-                }
-                _ if !indices.contains(&action.index) => indices.push(action.index.clone()),
-                _ => {}
-            }
-            refused.push((action, status, reason));
+        if self.is_unclear {
+            return Err("the answer does not say what became of each part");
         }
-        let Some((action, status, reason)) = refused.first() else {
+        if count == 0 {
             return Ok(None);
-        };
-        let (count, all) = (refused.len(), self.actions.len());
-        let (part, index) = (&action.part, shown(&action.index));
-        let message = format!(
-            "{count} of {all} parts were refused, first {part} in index {index}: {}",
-            fault::described(*status, reason)
-        );
+        }
+        let first = self.first;
         Ok(Some(Refusal {
-            message,
-            is_the_vcons,
-            indices,
-            doubtful,
+            message: format!("{count} of {all} parts were refused, first {first}"),
+            is_the_vcons: self.is_the_vcons,
+            indices: self.indices,
+            doubtful: self.doubtful,
         }))
     }
 }
 
-/// What an item of an answer says; `None` if it does not say what became of its document.
-pub(super) fn verdict(item: &Value) -> Option<Verdict> {
-    let about = item.as_object()?.values().next()?;
-    let status = about.get("status")?.as_u64()?;
-    if (200..300).contains(&status) {
-        return Some(Verdict::Done);
+/// Reads an answer, and hands on what it says of each action; false if it is none of Elasticsearch.
+pub(super) fn read(
+    reader: &mut dyn Read,
+    each: &mut dyn FnMut(Option<Verdict>),
+) -> serde_json::Result<bool> {
+    struct Items<'a>(&'a mut dyn FnMut(Option<Verdict>), bool);
+    impl Pick for Items<'_> {
+        fn field<'de, A: MapAccess<'de>>(
+            &mut self,
+            name: &str,
+            map: &mut A,
+        ) -> Result<(), A::Error> {
+            if name != "items" {
+                return answer::pass_over(map);
+            }
+            let mut each = |item: Item| (self.0)(item.0);
+            self.1 = answer::value(map, &mut Each(&mut each))? == Form::List;
+            Ok(())
+        }
     }
-    Some(Verdict::Refused(status, Reason::of(about.get("error"))))
+    let mut items = Items(each, false);
+    answer::read(reader, &mut items)?;
+    Ok(items.1)
+}
+
+/// What an item of an answer says; nothing if it does not say what became of its document.
+struct Item(Option<Verdict>);
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(item: D) -> Result<Self, D::Error> {
+        /// The first field, which is named after what was to be done.
+        #[derive(Default)]
+        struct Outer(Option<About>);
+        impl Pick for Outer {
+            fn field<'de, A: MapAccess<'de>>(
+                &mut self,
+                _: &str,
+                map: &mut A,
+            ) -> Result<(), A::Error> {
+                if self.0.is_some() {
+                    return answer::pass_over(map);
+                }
+                answer::value(map, self.0.insert(About::default())).map(|_| ())
+            }
+        }
+        #[derive(Default)]
+        struct About {
+            status: Option<u64>,
+            reason: Reason,
+        }
+        impl Pick for About {
+            fn field<'de, A: MapAccess<'de>>(
+                &mut self,
+                name: &str,
+                map: &mut A,
+            ) -> Result<(), A::Error> {
+                match name {
+                    "status" => {
+                        let status = answer::single(map)?;
+                        self.status = match status {
+                            Single::Number(status) => Some(status),
+                            _ => None,
+                        };
+                    }
+                    "error" => self.reason = Reason::of(map)?,
+                    _ => answer::pass_over(map)?,
+                }
+                Ok(())
+            }
+        }
+        let mut outer = Outer::default();
+        Picking(&mut outer).deserialize(item)?;
+        let about = outer.0.unwrap_or_default();
+        Ok(Self(about.status.map(|status| match status {
+            200..300 => Verdict::Done,
+            _ => Verdict::Refused(status, about.reason),
+        })))
+    }
 }

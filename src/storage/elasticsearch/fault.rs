@@ -14,8 +14,9 @@
 //!
 //! One part that is refused for good is enough: the vCon cannot be stored as a whole.
 
-use serde_json::Value;
+use serde::de::MapAccess;
 
+use super::answer::{self, Pick, Single};
 use super::request::shown;
 use crate::failure::pattern;
 
@@ -61,35 +62,37 @@ pub(super) struct Reason {
 }
 
 impl Reason {
-    /// Reads the `error` of an answer; a cause deeper down says more.
-    pub(super) fn of(error: Option<&Value>) -> Self {
-        let Some(error) = error else {
-            return Self::default();
-        };
-        if let Some(text) = error.as_str() {
-            return Self {
-                text: text.to_owned(),
-                ..Self::default()
-            };
-        }
-        let text = |of: &Value, key| {
-            of.get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let mut reason = Self {
-            kind: text(error, "type"),
-            text: text(error, "reason"),
-            is_of_pipeline: error.pointer("/header/processor_type").is_some(),
-        };
-        if let Some(cause) = error.get("caused_by") {
-            let cause = text(cause, "reason");
-            if !cause.is_empty() && !reason.text.contains(&cause) {
-                reason.text = format!("{}: {cause}", reason.text);
+    /// Reads the beginning of an answer that is an error.
+    pub(super) fn of_answer(mut body: &[u8]) -> Self {
+        struct Outer(Reason);
+        impl Pick for Outer {
+            fn field<'de, A: MapAccess<'de>>(
+                &mut self,
+                name: &str,
+                map: &mut A,
+            ) -> Result<(), A::Error> {
+                if name != "error" {
+                    return answer::pass_over(map);
+                }
+                self.0 = Reason::of(map)?;
+                Ok(())
             }
         }
-        reason
+        let mut outer = Outer(Self::default());
+        // What is no JSON, or breaks off, has no reason, or none but the first.
+        let _ = answer::read(&mut body, &mut outer);
+        outer.0
+    }
+
+    /// Reads the `error` of an answer or of a part of one; a cause deeper down says more.
+    pub(super) fn of<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Self, A::Error> {
+        let mut error = Error::default();
+        answer::value(map, &mut error)?;
+        let Error { mut reason, cause } = error;
+        if !cause.is_empty() && !reason.text.contains(&cause) {
+            reason.text = format!("{}: {cause}", reason.text);
+        }
+        Ok(reason)
     }
 
     /// Whether two documents were refused for the same reason.
@@ -102,6 +105,69 @@ impl Reason {
             || WORDS_OF_THE_INDEX
                 .iter()
                 .any(|words| self.text.contains(words))
+    }
+}
+
+/// What an error says.
+#[derive(Default)]
+struct Error {
+    reason: Reason,
+    /// The reason of its cause.
+    cause: String,
+}
+
+impl Pick for Error {
+    fn single(&mut self, single: Single) {
+        if let Single::Text(text) = single {
+            self.reason.text = text;
+        }
+    }
+
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "type" => self.reason.kind = answer::text(map)?,
+            "reason" => self.reason.text = answer::text(map)?,
+            "header" => {
+                let mut header = Named::new("processor_type");
+                answer::value(map, &mut header)?;
+                self.reason.is_of_pipeline = header.is_there;
+            }
+            "caused_by" => {
+                let mut cause = Named::new("reason");
+                answer::value(map, &mut cause)?;
+                self.cause = cause.text;
+            }
+            _ => answer::pass_over(map)?,
+        }
+        Ok(())
+    }
+}
+
+/// One field of an object.
+struct Named {
+    name: &'static str,
+    is_there: bool,
+    text: String,
+}
+
+impl Named {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            is_there: false,
+            text: String::new(),
+        }
+    }
+}
+
+impl Pick for Named {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        if name != self.name {
+            return answer::pass_over(map);
+        }
+        self.is_there = true;
+        self.text = answer::text(map)?;
+        Ok(())
     }
 }
 
@@ -155,9 +221,12 @@ fn advice(status: u64, kind: &str) -> Option<&'static str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    /// The reason of an answer with this error.
+    fn of(error: &str) -> Reason {
+        Reason::of_answer(format!("{{\"status\":400,\"error\":{error}}}").as_bytes())
+    }
 
     fn reason(kind: &str, text: &str) -> Reason {
         Reason {
@@ -252,9 +321,10 @@ mod tests {
 
     #[test]
     fn what_the_step_of_a_pipeline_refuses_may_be_the_vcons_fault_with_either_status() {
-        let error = json!({"type": "exception", "reason": "not an IP string literal.",
-            "header": {"processor_type": "geoip"}});
-        let reason = Reason::of(Some(&error));
+        let reason = of(
+            r#"{"type": "exception", "reason": "not an IP string literal.",
+            "header": {"processor_type": "geoip"}}"#,
+        );
         assert!(reason.is_of_pipeline);
         for (status, expected) in [
             (400, Blame::Doubt),
@@ -264,8 +334,8 @@ mod tests {
         ] {
             assert_eq!(blame(status, &reason), expected, "{status}");
         }
-        let elsewhere = json!({"type": "exception", "header": {"other": 1}});
-        assert!(!Reason::of(Some(&elsewhere)).is_of_pipeline);
+        let elsewhere = of(r#"{"type": "exception", "header": {"other": 1}}"#);
+        assert!(!elsewhere.is_of_pipeline);
     }
 
     #[test]
@@ -312,12 +382,26 @@ mod tests {
                 "t",
                 "r c",
             ),
-            ("[]", "", ""),
+            (
+                r#"{"type":7,"reason":["r"],"header":"h","caused_by":[1]}"#,
+                "",
+                "",
+            ),
+            (r#"{"type":"t","other":{"reason":"no"}}"#, "t", ""),
+            ("[{}]", "", ""),
+            ("7.5", "", ""),
+            ("null", "", ""),
         ] {
-            let error: Value = serde_json::from_str(error).unwrap();
-            assert_eq!(Reason::of(Some(&error)), reason(kind, text));
+            assert_eq!(of(error), reason(kind, text), "{error}");
         }
-        assert_eq!(Reason::of(None), Reason::default());
+        for no_error in ["", "{}", "[]", "<html>", "{\"error\":"] {
+            let found = Reason::of_answer(no_error.as_bytes());
+            assert_eq!(found, Reason::default(), "{no_error}");
+        }
+        let broken = Reason::of_answer(br#"{"error":{"type":"t","reason":"r"},"more":[1"#);
+        assert_eq!(broken, reason("t", "r"));
+        let long = of(&format!("\"{}\"", "é".repeat(1 << 20)));
+        assert_eq!(long.text, "é".repeat(4 << 10));
         assert_eq!(
             described(
                 401,

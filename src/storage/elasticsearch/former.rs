@@ -9,11 +9,18 @@
 //! where any of the latter is there, for twice as many, until none is.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::rc::Rc;
 
-use serde_json::{Value, json};
+use serde::de::{DeserializeSeed as _, MapAccess};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
 
+use super::answer::{self, Each, Form, Pick, Picking, Single};
+use super::fault::Reason;
 use super::names;
 use super::section::Section;
+use crate::http::EXPLANATION;
 use crate::vcon::VconId;
 
 /// So many numbers more than there are parts are asked for first.
@@ -22,31 +29,91 @@ const MORE: usize = 16;
 /// The most documents that are asked for in one request.
 pub(super) const MOST: usize = 5_000;
 
+/// The most documents of one vCon that are removed: a server that finds one in every place would have this
+/// go on for ever.
+pub(super) const MOST_FOUND: usize = 1_000_000;
+
+/// The most bytes of the list of indices: those of some ten thousand.
+pub(super) const MOST_OF_INDICES: u64 = 16 << 20;
+
 /// Where a part is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) section: Section,
-    pub(super) index: String,
+    pub(super) index: Rc<str>,
     pub(super) number: usize,
 }
 
 /// The indices of each section that has any.
-pub(super) type Indices = BTreeMap<Section, Vec<String>>;
+pub(super) type Indices = BTreeMap<Section, Vec<Rc<str>>>;
 
 /// Reads the answer to `GET <prefix>vcon_*/_alias`; `None` where it is no such answer.
-pub(super) fn indices(prefix: &str, answer: &Value) -> Option<Indices> {
-    let mut indices = Indices::new();
-    for (index, about) in answer.as_object()? {
-        let aliases = about.get("aliases")?.as_object()?;
-        let names = std::iter::once(index).chain(aliases.keys());
-        let section = names
-            .into_iter()
-            .find_map(|name| names::section(prefix, name));
-        if let Some(section) = section {
-            indices.entry(section).or_default().push(index.clone());
+pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result<Option<Indices>> {
+    struct Named<'a> {
+        prefix: &'a str,
+        indices: Indices,
+        is_strange: bool,
+    }
+    impl Pick for Named<'_> {
+        fn field<'de, A: MapAccess<'de>>(
+            &mut self,
+            name: &str,
+            map: &mut A,
+        ) -> Result<(), A::Error> {
+            let mut index = Index {
+                prefix: self.prefix,
+                section: names::section(self.prefix, name),
+                has_aliases: false,
+            };
+            answer::value(map, &mut index)?;
+            self.is_strange |= !index.has_aliases;
+            if let Some(section) = index.section {
+                let indices = self.indices.entry(section).or_default();
+                indices.push(Rc::from(name));
+            }
+            Ok(())
         }
     }
-    Some(indices)
+    /// What is said of one index.
+    struct Index<'a> {
+        prefix: &'a str,
+        section: Option<Section>,
+        has_aliases: bool,
+    }
+    impl Pick for Index<'_> {
+        fn field<'de, A: MapAccess<'de>>(
+            &mut self,
+            name: &str,
+            map: &mut A,
+        ) -> Result<(), A::Error> {
+            if name != "aliases" {
+                return answer::pass_over(map);
+            }
+            let mut aliases = Aliases(self.prefix, self.section);
+            self.has_aliases = answer::value(map, &mut aliases)? == Form::Object;
+            self.section = aliases.1;
+            Ok(())
+        }
+    }
+    struct Aliases<'a>(&'a str, Option<Section>);
+    impl Pick for Aliases<'_> {
+        fn field<'de, A: MapAccess<'de>>(
+            &mut self,
+            name: &str,
+            map: &mut A,
+        ) -> Result<(), A::Error> {
+            self.1 = self.1.or_else(|| names::section(self.0, name));
+            answer::pass_over(map)
+        }
+    }
+    let mut named = Named {
+        prefix,
+        indices: Indices::new(),
+        is_strange: false,
+    };
+    let form = answer::read(reader, &mut named)?;
+    let is_one = form == Form::Object && !named.is_strange;
+    Ok(is_one.then_some(named.indices))
 }
 
 /// The numbers to ask for in one round, the next ones after it.
@@ -79,17 +146,20 @@ impl Window {
         })
     }
 
-    /// The places of a section in this window.
-    pub(super) fn places(self, section: Section, indices: &[String]) -> Vec<Place> {
+    /// The places of a section in this window, which may be very many.
+    pub(super) fn places(
+        self,
+        section: Section,
+        indices: &[Rc<str>],
+    ) -> impl Iterator<Item = Place> {
         let numbers = self.from..self.to;
-        let places = |number| {
+        numbers.flat_map(move |number| {
             indices.iter().map(move |index| Place {
                 section,
-                index: index.clone(),
+                index: Rc::clone(index),
                 number,
             })
-        };
-        numbers.flat_map(places).collect()
+        })
     }
 }
 
@@ -97,34 +167,112 @@ impl Window {
 pub(super) fn question(id: &VconId, places: &[Place]) -> String {
     let docs = places.iter().map(|place| {
         let id = format!("{id}_{}", place.number);
-        json!({"_index": place.index, "_id": id, "_source": false})
+        json!({"_index": &*place.index, "_id": id, "_source": false})
     });
     json!({"docs": docs.collect::<Vec<_>>()}).to_string()
 }
 
-/// Those of the places where there is a document. The error is what the server says of a place
-/// that it could not look at, or nothing where its answer is no answer to this request.
-pub(super) fn found<'a>(places: &'a [Place], answer: &Value) -> Result<Vec<&'a Place>, Value> {
-    let docs = answer.get("docs").and_then(Value::as_array);
-    let docs = docs
-        .filter(|docs| docs.len() == places.len())
-        .ok_or(Value::Null)?;
-    let mut found = Vec::new();
-    for (place, doc) in places.iter().zip(docs) {
-        match (doc.get("found"), doc.get("error")) {
-            (Some(Value::Bool(true)), _) => found.push(place),
-            (Some(Value::Bool(false)), _) => {}
-            // Removed since the indices were listed.
-            (_, Some(error)) if error.get("type") == Some(&json!("index_not_found_exception")) => {}
-            (_, error) => return Err(error.cloned().unwrap_or_default()),
+/// The most bytes of an answer to a request for so many places: each may be an error.
+pub(super) fn most(places: usize) -> u64 {
+    EXPLANATION + places.saturating_mul(4 << 10) as u64
+}
+
+/// What an answer to the request for some places says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// In which of the places there is a document.
+    In(Vec<Place>),
+    /// Why the server could not look at one of them.
+    Not(Reason),
+    /// It is no answer to this request.
+    Stranger,
+}
+
+/// Reads the answer to the request for these places.
+pub(super) fn found(places: &[Place], reader: &mut dyn Read) -> serde_json::Result<Found> {
+    struct Docs<'a>(&'a mut dyn FnMut(Doc));
+    impl Pick for Docs<'_> {
+        fn field<'de, A: MapAccess<'de>>(
+            &mut self,
+            name: &str,
+            map: &mut A,
+        ) -> Result<(), A::Error> {
+            match name {
+                "docs" => answer::value(map, &mut Each(self.0)).map(|_| ()),
+                _ => answer::pass_over(map),
+            }
         }
     }
-    Ok(found)
+    let mut left = places.iter();
+    let (mut found, mut is_strange, mut error) = (Vec::new(), false, None);
+    let mut each = |doc: Doc| match (left.next(), doc) {
+        (Some(place), Doc::Is(true)) => found.push(place.clone()),
+        (Some(_), Doc::Is(false)) => {}
+        // Removed since the indices were listed.
+        (Some(_), Doc::Error(reason)) if reason.kind == "index_not_found_exception" => {}
+        (Some(_), Doc::Error(reason)) => {
+            error.get_or_insert(reason);
+        }
+        (None, _) | (_, Doc::Unclear) => is_strange = true,
+    };
+    answer::read(reader, &mut Docs(&mut each))?;
+    is_strange |= left.next().is_some();
+    Ok(match error {
+        _ if is_strange => Found::Stranger,
+        Some(reason) => Found::Not(reason),
+        None => Found::In(found),
+    })
+}
+
+/// What is said of one place.
+enum Doc {
+    /// Whether there is a document.
+    Is(bool),
+    Error(Reason),
+    Unclear,
+}
+
+impl<'de> Deserialize<'de> for Doc {
+    fn deserialize<D: Deserializer<'de>>(doc: D) -> Result<Self, D::Error> {
+        #[derive(Default)]
+        struct Said {
+            is_found: Option<bool>,
+            error: Option<Reason>,
+        }
+        impl Pick for Said {
+            fn field<'de, A: MapAccess<'de>>(
+                &mut self,
+                name: &str,
+                map: &mut A,
+            ) -> Result<(), A::Error> {
+                match name {
+                    "found" => {
+                        self.is_found = match answer::single(map)? {
+                            Single::Switch(is_found) => Some(is_found),
+                            _ => None,
+                        };
+                    }
+                    "error" => self.error = Some(Reason::of(map)?),
+                    _ => answer::pass_over(map)?,
+                }
+                Ok(())
+            }
+        }
+        let mut said = Said::default();
+        Picking(&mut said).deserialize(doc)?;
+        Ok(match (said.is_found, said.error) {
+            (Some(is_found), _) => Self::Is(is_found),
+            (None, Some(reason)) => Self::Error(reason),
+            (None, None) => Self::Unclear,
+        })
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
@@ -135,7 +283,11 @@ mod tests {
             "archive-1": {"aliases": {"everything": {}, "p_vcon_dialog": {"is_write_index": true}}},
             "p_vcon_strange": {"aliases": {}},
         });
-        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let names = |names: &[&str]| names.iter().map(|&name| Rc::from(name)).collect();
+        let indices = |answer: &Value| {
+            let text = answer.to_string();
+            indices("p_", &mut text.as_bytes()).unwrap()
+        };
         let expected = [
             (
                 Section::Parties,
@@ -143,13 +295,15 @@ mod tests {
             ),
             (Section::Dialog, names(&["archive-1"])),
         ];
-        assert_eq!(indices("p_", &answer), Some(Indices::from(expected)));
+        assert_eq!(indices(&answer), Some(Indices::from(expected)));
         for other in [
             json!([]),
             json!({"error": "x"}),
             json!({"a": {"aliases": []}}),
+            json!({"a": {}}),
+            json!(7),
         ] {
-            assert_eq!(indices("p_", &other), None, "{other}");
+            assert_eq!(indices(&other), None, "{other}");
         }
     }
 
@@ -157,7 +311,7 @@ mod tests {
     fn windows_go_on_while_there_is_a_surplus() {
         let place = |number| Place {
             section: Section::Dialog,
-            index: "x".to_owned(),
+            index: Rc::from("x"),
             number,
         };
         let first = Window::first(2);
@@ -169,6 +323,6 @@ mod tests {
         assert_eq!(second.next(&[]), None);
         let third = second.next(&[place(35)]).unwrap();
         assert_eq!((third.from, third.to), (36, 72));
-        assert_eq!(first.places(Section::Dialog, &[]), []);
+        assert_eq!(first.places(Section::Dialog, &[]).count(), 0);
     }
 }

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use serde_json::Value;
-
-use super::bulk::Bulk;
+use super::bulk::{self, Bulk};
 use super::documents::{self, Document};
 use super::fault::{self, Reason};
-use super::former::{Window, found, indices};
+use super::former::{Found, Window, found, indices};
 use super::section::Section;
 use super::trial::Trial;
 use crate::fuzzing::{LONGEST_MESSAGE, id};
@@ -15,10 +13,7 @@ use crate::vcon::{Vcon, Version};
 
 /// An answer to each of its requests; and as a document, which is sent.
 pub fn answer(data: &[u8]) {
-    let Ok(answer) = serde_json::from_slice::<Value>(data) else {
-        return;
-    };
-    let reason = Reason::of(answer.get("error"));
+    let reason = Reason::of_answer(data);
     assert!(reason.is_as(&reason));
     let told = fault::described(400, &reason);
     assert!(
@@ -36,27 +31,32 @@ pub fn answer(data: &[u8]) {
     let documents: Vec<Document> = (0..2).map(document).collect();
     let mut bulk = Bulk::new(&id);
     documents.iter().for_each(|document| bulk.index(document));
-    let items = answer.get("items").and_then(Value::as_array);
-    match bulk.refusal(&answer) {
-        Err(why) => assert!(!why.is_empty()),
-        Ok(refusal) => {
-            // It speaks of each part.
-            assert_eq!(items.map(Vec::len), Some(documents.len()));
-            if let Some(refusal) = refusal {
-                let (message, doubtful) = (&refusal.message, &refusal.doubtful);
-                assert!(message.len() <= LONGEST_MESSAGE, "{message:?}");
-                assert!(!message.chars().any(char::is_control), "{message:?}");
-                let blamed = usize::from(refusal.is_the_vcons) + doubtful.len();
-                assert!(blamed + refusal.indices.len() > 0);
-                let trial = Trial::of(&id, &documents, doubtful);
-                trial.blame(&answer);
-                trial.leaves_something(&answer);
+    let mut tally = bulk.tally();
+    let mut told = 0;
+    let read = bulk::read(&mut &*data, &mut |verdict| {
+        told += 1;
+        tally.take(verdict);
+    });
+    if let (Ok(true), Ok(refusal)) = (read, tally.end()) {
+        // It speaks of each part.
+        assert_eq!(told, documents.len());
+        if let Some(refusal) = refusal {
+            let (message, doubtful) = (&refusal.message, &refusal.doubtful);
+            assert!(message.len() <= LONGEST_MESSAGE, "{message:?}");
+            assert!(!message.chars().any(char::is_control), "{message:?}");
+            let blamed = usize::from(refusal.is_the_vcons) + doubtful.len();
+            assert!(blamed + refusal.indices.len() > 0);
+            let trial = Trial::of(&id, &documents, doubtful);
+            if let Ok(verdicts) = trial.read(&mut &*data) {
+                trial.blame(&verdicts);
+                trial.leaves_something(&verdicts);
             }
         }
     }
-    for (section, names) in indices("", &answer).into_iter().flatten() {
-        let places = Window::first(1).places(section, &names[..1]);
-        if let Ok(found) = found(&places, &answer) {
+    let indices = indices("", &mut &*data).ok().flatten();
+    for (section, names) in indices.into_iter().flatten() {
+        let places: Vec<_> = Window::first(1).places(section, &names[..1]).collect();
+        if let Ok(Found::In(found)) = found(&places, &mut &*data) {
             assert!(found.len() <= places.len());
         }
     }

@@ -1,19 +1,17 @@
 //! One request and its answer.
 
+use std::io::{self, Read};
 use std::time::Duration;
 
-use serde_json::Value;
 use ureq::Agent;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::{HeaderValue, Request};
 
+use super::fault::Reason;
 use crate::deadline::Limit;
-use crate::http::Url;
+use crate::http::{self, Cut, EXPLANATION, Url};
 use crate::secret::Secret;
 use crate::visible::printable;
-
-/// The most that is read of an answer.
-const ANSWER_LIMIT: u64 = 256 << 20;
 
 /// The server, and how it is asked.
 #[derive(Clone)]
@@ -36,40 +34,53 @@ pub(super) enum Question<'a> {
 }
 
 /// What the server said.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    /// `null` where it is not JSON.
-    pub(super) json: Value,
+pub(super) enum Answer<T> {
+    /// It has done what was asked for; what it says of that, if it is JSON.
+    Done(Option<T>),
+    /// It has refused.
+    Refused(u16, Reason),
+}
+
+/// How an answer is read.
+pub(super) struct Reading<F> {
+    /// The most bytes that it may have.
+    pub(super) most: u64,
+    pub(super) read: F,
 }
 
 impl Server {
     /// Asks, and waits for the whole answer: for `own` at most, or what the limit of the whole call
     /// leaves. The error says why there is none.
-    pub(super) fn ask(
+    pub(super) fn ask<T>(
         &self,
         path: &str,
         question: Question<'_>,
+        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         own: Duration,
         limit: Limit,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer<T>, String> {
         let left = limit.left();
-        self.request(path, question, own.min(left))
+        self.request(path, question, reading, own.min(left))
             .map_err(|error| match error {
                 ureq::Error::Timeout(_) if left < own => format!("no answer within {limit}"),
                 ureq::Error::Timeout(_) => format!("no answer within {own:?}"),
                 // Its text shows the URL.
                 ureq::Error::BadUri(_) => "bad URL".to_owned(),
+                ureq::Error::BodyExceedsLimit(most) => {
+                    format!("the answer is longer than {most} bytes, the most that it may have")
+                }
                 ureq::Error::Io(error) => error.to_string(),
                 error => error.to_string(),
             })
     }
 
-    fn request(
+    fn request<T>(
         &self,
         path: &str,
         question: Question<'_>,
+        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         limit: Duration,
-    ) -> Result<Answer, ureq::Error> {
+    ) -> Result<Answer<T>, ureq::Error> {
         let mut request = Request::builder().uri(self.url.below(path)?);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
@@ -96,24 +107,26 @@ impl Server {
                     .run(request.timeout_global(Some(limit)).build())?
             }
         };
-        let body = response.body_mut().with_config().limit(ANSWER_LIMIT);
-        let body = body.read_to_vec()?;
-        Ok(Answer {
-            status: response.status().as_u16(),
-            json: serde_json::from_slice(&body).unwrap_or_default(),
-        })
+        let status = response.status();
+        if !status.is_success() {
+            let (body, cut) = http::read(&mut response, EXPLANATION);
+            if let Some(Cut::Broken(error)) = cut {
+                return Err(error.into());
+            }
+            return Ok(Answer::Refused(status.as_u16(), Reason::of_answer(&body)));
+        }
+        let body = response.body_mut().with_config().limit(reading.most);
+        match (reading.read)(&mut body.reader()) {
+            Ok(said) => Ok(Answer::Done(Some(said))),
+            Err(error) if error.is_io() => Err(io::Error::from(error).into()),
+            Err(_) => Ok(Answer::Done(None)),
+        }
     }
 
     /// The text without what must not be shown.
     pub(super) fn without_secrets(&self, text: &str) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text.to_owned(), |text, secret| secret.hide_in(text))
-    }
-}
-
-impl Answer {
-    pub(super) fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
     }
 }
 

@@ -16,9 +16,11 @@
 //!
 //! The same request removes the minimal document again.
 
-use serde_json::{Value, json};
+use std::io::Read;
 
-use super::bulk::{Verdict, verdict};
+use serde_json::json;
+
+use super::bulk::{self, Verdict};
 use super::documents::Document;
 use super::fault::{self, Blame};
 use crate::vcon::VconId;
@@ -73,14 +75,26 @@ impl Trial {
         &self.body
     }
 
-    /// Reads the answer.
-    pub(super) fn blame(&self, answer: &Value) -> Blame {
-        let items = answer.get("items").and_then(Value::as_array);
-        let items = items.map(Vec::as_slice).unwrap_or_default();
-        let pairs = items.chunks_exact(2).take(self.pairs);
-        let blames: Vec<Blame> = pairs
-            .map(|pair| blame_of(verdict(&pair[0]), verdict(&pair[1])))
-            .collect();
+    /// The most bytes that the answer may have.
+    pub(super) fn most(&self) -> u64 {
+        bulk::most(3 * self.pairs, &self.body)
+    }
+
+    /// Reads the answer: what became of each action, of no more than there are.
+    pub(super) fn read(&self, reader: &mut dyn Read) -> serde_json::Result<Verdicts> {
+        let mut verdicts = Verdicts::new();
+        bulk::read(reader, &mut |verdict| {
+            if verdicts.len() < 3 * self.pairs {
+                verdicts.push(verdict);
+            }
+        })?;
+        Ok(verdicts)
+    }
+
+    /// Who is to blame, by the answer.
+    pub(super) fn blame(&self, answer: &Verdicts) -> Blame {
+        let pairs = answer.chunks_exact(2).take(self.pairs);
+        let blames: Vec<Blame> = pairs.map(|pair| blame_of(&pair[0], &pair[1])).collect();
         if blames.contains(&Blame::VCon) {
             Blame::VCon
         } else if blames.is_empty() || blames.contains(&Blame::Doubt) {
@@ -91,31 +105,29 @@ impl Trial {
     }
 
     /// Whether the answer says that a minimal document is still there.
-    pub(super) fn leaves_something(&self, answer: &Value) -> bool {
-        let items = answer.get("items").and_then(Value::as_array);
-        let items = items.map(Vec::as_slice).unwrap_or_default();
-        (0..self.pairs).any(|pair| {
-            let about = |place| items.get(place).and_then(verdict);
-            about(2 * pair + 1) == Some(Verdict::Done)
-                && about(2 * self.pairs + pair) != Some(Verdict::Done)
-        })
+    pub(super) fn leaves_something(&self, answer: &Verdicts) -> bool {
+        let is_done = |place: usize| answer.get(place) == Some(&Some(Verdict::Done));
+        (0..self.pairs).any(|pair| is_done(2 * pair + 1) && !is_done(2 * self.pairs + pair))
     }
 }
 
+/// What became of each action, as far as the answer says.
+pub(super) type Verdicts = Vec<Option<Verdict>>;
+
 /// The table in the module's head.
-fn blame_of(document: Option<Verdict>, minimal: Option<Verdict>) -> Blame {
+fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Blame {
     match (document, minimal) {
         (Some(Verdict::Done), _) => Blame::Place,
         (Some(Verdict::Refused(status, reason)), minimal) => {
-            match (fault::blame(status, &reason), minimal) {
+            match (fault::blame(*status, reason), minimal) {
                 (Blame::Place, _) => Blame::Place,
                 (_, Some(Verdict::Done)) => Blame::VCon,
                 (_, Some(Verdict::Refused(same, other)))
-                    if same == status && other.is_as(&reason) =>
+                    if same == status && other.is_as(reason) =>
                 {
                     Blame::Place
                 }
-                (_, Some(Verdict::Refused(status, other))) => match fault::blame(status, &other) {
+                (_, Some(Verdict::Refused(status, other))) => match fault::blame(*status, other) {
                     Blame::Place => Blame::Place,
                     Blame::VCon | Blame::Doubt => Blame::Doubt,
                 },
@@ -129,6 +141,8 @@ fn blame_of(document: Option<Verdict>, minimal: Option<Verdict>) -> Blame {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::Value;
+
     use super::super::section::Section;
     use super::*;
 
@@ -155,8 +169,14 @@ mod tests {
         }
     }
 
-    fn answer(items: &[&str]) -> Value {
-        serde_json::from_str(&format!("{{\"items\":[{}]}}", items.join(","))).unwrap()
+    /// The answer with these items, as it is read.
+    fn answer(items: &[&str]) -> Verdicts {
+        let text = format!("{{\"items\":[{}]}}", items.join(","));
+        let trial = Trial {
+            body: String::new(),
+            pairs: MOST,
+        };
+        trial.read(&mut text.as_bytes()).unwrap()
     }
 
     fn trial(documents: &[Document]) -> Trial {
@@ -186,7 +206,7 @@ mod tests {
         ] {
             assert_eq!(trial.blame(&answer(items)), expected, "{items:?}");
         }
-        assert_eq!(trial.blame(&Value::Null), Blame::Doubt);
+        assert_eq!(trial.blame(&Verdicts::new()), Blame::Doubt);
     }
 
     #[test]
@@ -265,6 +285,6 @@ mod tests {
             );
         }
         assert!(trial.leaves_something(&answer(&[MISFIT, TAKEN])));
-        assert!(!trial.leaves_something(&Value::Null));
+        assert!(!trial.leaves_something(&Verdicts::new()));
     }
 }

@@ -24,6 +24,8 @@ use std::io;
 use postgres::Error;
 use postgres::error::{DbError, Severity};
 
+use super::wire::Refused;
+
 /// The columns that are written.
 const COLUMNS: &[&str] = &[
     "id",
@@ -127,6 +129,12 @@ pub(super) fn may_work_without_options(error: &Error) -> bool {
     matches!(state(error), Some("08P01" | "0A000" | "42704"))
 }
 
+/// What of the server's answer was not taken, if that is why there is none.
+pub(super) fn refused(error: &Error) -> Option<Refused> {
+    let cause = error.source()?.downcast_ref::<io::Error>()?;
+    cause.get_ref()?.downcast_ref::<Refused>().copied()
+}
+
 /// The server does not have a column, or does not support it.
 pub(super) fn is_without_column(error: &Error) -> bool {
     matches!(state(error), Some("42703" | "0A000"))
@@ -202,6 +210,7 @@ mod tests {
     use postgres::{Config, NoTls};
 
     use super::super::tls::Tls;
+    use super::super::wire::Allowance;
     use super::*;
     use crate::config::Options;
 
@@ -220,19 +229,10 @@ mod tests {
             // Until the client has read it: what is unread would become a reset.
             let _ = std::io::copy(&mut client, &mut std::io::sink());
         });
-        let error = match sslmode {
-            None => config
-                .ssl_mode(postgres::config::SslMode::Disable)
-                .connect(NoTls),
-            Some(mode) => {
-                let mut options = Options::from_yaml(&format!("sslmode: {mode}"));
-                let tls = Tls::read(&mut options);
-                config
-                    .ssl_mode(tls.wire())
-                    .connect(tls.connector().unwrap())
-            }
-        };
-        let error = error.err().unwrap();
+        let mode = sslmode.unwrap_or("disable");
+        let tls = Tls::read(&mut Options::from_yaml(&format!("sslmode: {mode}")));
+        let wire = tls.wire(true, &Allowance::default()).unwrap();
+        let error = wire.connect(config).err().unwrap();
         server.join().unwrap();
         error
     }

@@ -9,7 +9,7 @@
 //! A URL or a service is refused, as this storage does not read them: what it would fall back to is
 //! another database.
 
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -77,6 +77,15 @@ impl Hosts {
     /// Whether they are directories of Unix sockets.
     pub(super) fn are_sockets(&self) -> bool {
         self.are_sockets
+    }
+
+    /// Whether nobody on a network can take their place, as far as their names tell.
+    pub(super) fn are_local(&self) -> bool {
+        let is_local = |name: &str| {
+            let address: Option<IpAddr> = name.parse().ok();
+            name == "localhost" || address.is_some_and(|it| it.to_canonical().is_loopback())
+        };
+        self.are_sockets || self.hosts.iter().all(|(name, _)| is_local(name))
     }
 
     /// How many there are.
@@ -251,6 +260,8 @@ mod tests {
             assert_eq!(hosts.shown(), shown, "{yaml}");
             assert_eq!(hosts.wants_writes, wants_writes, "{yaml}");
             assert!(!hosts.are_sockets());
+            let is_local = ["localhost:5432", "::1:6432"].contains(&shown);
+            assert_eq!(hosts.are_local(), is_local, "{yaml}");
             let mut config = Config::new();
             hosts.add_to(&mut config);
             assert_eq!(hosts.count() as usize, hosts.each().len());
@@ -260,7 +271,7 @@ mod tests {
         let (hosts, faults) = read("host: /var/run/postgresql");
         assert_eq!(faults, [""; 0]);
         assert_eq!(hosts.shown(), "/var/run/postgresql:5432");
-        assert!(hosts.are_sockets());
+        assert!(hosts.are_sockets() && hosts.are_local());
     }
 
     #[test]

@@ -20,13 +20,14 @@ use postgres::types::Type;
 use postgres::{Client, Config, Error, NoTls};
 use uuid::Uuid;
 
-use super::fault::{is_crowded, may_work_without_options, may_work_without_tls, reason};
+use super::fault::{is_crowded, may_work_without_options, may_work_without_tls, reason, refused};
 use super::hosts::Host;
 use super::pool::Permit;
 use super::statements::Statements;
 use super::table::Table;
 use super::tls::Tls;
 use super::watchdog::{Times, Watchdog};
+use super::wire::{Allowance, Wire};
 use crate::deadline::Limit;
 use crate::storage::Room;
 use crate::sys::SocketHold;
@@ -85,9 +86,10 @@ impl Session {
 
     fn try_to_open(access: &Access, permit: &mut Option<Permit>) -> Result<Self, Refusal> {
         let (mark, id) = (next_mark(), Uuid::new_v4());
-        let mut client = access.connect(mark, id)?;
+        let allowance = Allowance::default();
+        let (mut client, wire) = access.connect(mark, id, &allowance)?;
         let may_cancel = Arc::new(AtomicBool::new(false));
-        let watchdog = access.watch_over(&client, mark, &may_cancel)?;
+        let watchdog = watch_over(&client, wire, mark, &may_cancel)?;
         let times = Times {
             cancel: None,
             cut: access.connect_limit,
@@ -96,6 +98,7 @@ impl Session {
             let is_direct = is_direct(&mut client, id)?;
             let has_xmin = access.table.make(&mut client)?;
             let mut statements = Statements::of(&access.table.quoted, has_xmin);
+            statements.allowance = allowance;
             if is_direct {
                 statements.prepare(&mut client, id);
             }
@@ -180,8 +183,8 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 
 /// Whether the table is there; if not, tries whether it could be made, and makes nothing.
 pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let client = access.connect(next_mark(), Uuid::new_v4());
-    let mut client = client.map_err(|refusal| refusal.why)?;
+    let connected = access.connect(next_mark(), Uuid::new_v4(), &Allowance::default());
+    let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     is_there.map_err(|e| reason(&e))
 }
@@ -196,8 +199,8 @@ pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
          rolsuper, rolname::text, rolconnlimit::int8, datname::text, datconnlimit::int8 \
          FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
     let id = Uuid::new_v4();
-    let client = access.connect(next_mark(), id);
-    let mut client = client.map_err(|refusal| refusal.why)?;
+    let connected = access.connect(next_mark(), id, &Allowance::default());
+    let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let told = |e: Error| reason(&e);
     if !is_direct(&mut client, id).map_err(told)? {
         return Ok(Vec::new());
@@ -266,46 +269,48 @@ fn next_mark() -> u32 {
     VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000)
 }
 
-impl Access {
-    /// A watch over the client's calls. One that is cut is cancelled as well: the server does not
-    /// notice that its client is gone while it waits for a standby, say, and would collect such
-    /// sessions until it has no more to give.
-    fn watch_over(
-        &self,
-        client: &Client,
-        mark: u32,
-        may_cancel: &Arc<AtomicBool>,
-    ) -> Result<Watchdog, String> {
-        let socket = SocketHold::find(mark, VANISHED_MS);
-        if socket.is_none() && self.tls.is_some() {
-            log::debug!("the socket of a session of PostgreSQL could not be told from others");
-        }
-        let (token, tls) = (client.cancel_token(), self.tls.clone());
-        let may_cancel = Arc::clone(may_cancel);
-        let cancel = move || {
-            if !may_cancel.load(Ordering::Relaxed) {
-                return;
-            }
-            let ask = || match tls.as_ref().map(Tls::connector) {
-                Some(Ok(connector)) => token.cancel_query(connector).map_err(|e| reason(&e)),
-                Some(Err(why)) => Err(why),
-                None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
-            };
-            if let Err(why) = few_at_once(ask) {
-                log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
-            }
-        };
-        Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
+/// A watch over the client's calls. One that is cut is cancelled as well: the server does not
+/// notice that its client is gone while it waits for a standby, say, and would collect such
+/// sessions until it has no more to give.
+fn watch_over(
+    client: &Client,
+    wire: Option<Wire>,
+    mark: u32,
+    may_cancel: &Arc<AtomicBool>,
+) -> Result<Watchdog, String> {
+    let socket = SocketHold::find(mark, VANISHED_MS);
+    if socket.is_none() && wire.is_some() {
+        log::debug!("the socket of a session of PostgreSQL could not be told from others");
     }
+    let token = client.cancel_token();
+    let may_cancel = Arc::clone(may_cancel);
+    let cancel = move || {
+        if !may_cancel.load(Ordering::Relaxed) {
+            return;
+        }
+        let ask = || match &wire {
+            Some(wire) => wire.cancel(&token).map_err(|e| reason(&e)),
+            None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
+        };
+        if let Err(why) = few_at_once(ask) {
+            log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
+        }
+    };
+    Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
+}
 
+/// A connection, and the way it was made; `None` over a Unix socket.
+type Connected = (Client, Option<Wire>);
+
+impl Access {
     /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
     /// another way must not be lost because the last one is down.
-    fn connect(&self, mark: u32, id: Uuid) -> Result<Client, Refusal> {
+    fn connect(&self, mark: u32, id: Uuid, allowance: &Allowance) -> Result<Connected, Refusal> {
         let mut config = self.config.clone();
         config.tcp_user_timeout(Duration::from_millis(mark.into()));
         first(self.hosts.iter().map(|host| {
-            let client = self.connect_to(host, &config, id);
-            client.map_err(|mut refusal| {
+            let connected = self.connect_to(host, &config, id, allowance);
+            connected.map_err(|mut refusal| {
                 if self.hosts.len() > 1 {
                     refusal.why = format!("{}: {}", host.shown(), refusal.why);
                 }
@@ -314,19 +319,25 @@ impl Access {
         }))
     }
 
-    fn connect_to(&self, host: &Host, config: &Config, id: Uuid) -> Result<Client, Refusal> {
+    fn connect_to(
+        &self,
+        host: &Host,
+        config: &Config,
+        id: Uuid,
+        allowance: &Allowance,
+    ) -> Result<Connected, Refusal> {
         let configs = host.configs(config)?;
         first(configs.into_iter().map(|plain| {
             if host.refuses_options.load(Ordering::Relaxed) {
-                return self.dial(plain);
+                return self.dial(plain, allowance);
             }
             let mut config = plain.clone();
             config.options(&startup_options(self.statement_timeout, id));
-            match self.dial(config) {
+            match self.dial(config, allowance) {
                 Err(refusal) if refusal.may_be_for_options => {
-                    let client = self.dial(plain)?;
+                    let connected = self.dial(plain, allowance)?;
                     host.refuses_options.store(true, Ordering::Relaxed);
-                    Ok(client)
+                    Ok(connected)
                 }
                 dialled => dialled,
             }
@@ -334,29 +345,32 @@ impl Access {
     }
 
     /// Connects with or without TLS, as `sslmode` says.
-    fn dial(&self, mut config: Config) -> Result<Client, Refusal> {
-        let Some(tls) = self
-            .tls
-            .as_ref()
-            .filter(|tls| tls.wire() != SslMode::Disable)
-        else {
+    fn dial(&self, mut config: Config, allowance: &Allowance) -> Result<Connected, Refusal> {
+        let Some(tls) = &self.tls else {
             config.ssl_mode(SslMode::Disable);
-            return config.connect(NoTls).map_err(Refusal::from);
+            let client = config.connect(NoTls);
+            return client.map(|it| (it, None)).map_err(Refusal::from);
         };
-        config.ssl_mode(tls.wire());
-        match config.connect(tls.connector()?) {
-            Ok(client) => Ok(client),
+        let mut addresses = config.get_hostaddrs().iter();
+        let is_local = addresses.all(|it| it.to_canonical().is_loopback());
+        let mut wire = tls.wire(is_local, allowance)?;
+        let client = match wire.connect(config.clone()) {
             Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
-                config.ssl_mode(SslMode::Disable);
-                config.connect(NoTls).map_err(|second| {
+                wire.tls = None;
+                wire.connect(config).map_err(|second| {
+                    let is_refused = refused(&second).is_some();
                     let mut refusal = Refusal::from(second);
                     // What was said first is nearer to what is wrong.
-                    refusal.why = reason(&error);
+                    refusal.why = match is_refused {
+                        true => format!("{}; without TLS: {}", reason(&error), refusal.why),
+                        false => reason(&error),
+                    };
                     refusal
-                })
+                })?
             }
-            Err(error) => Err(error.into()),
-        }
+            client => client?,
+        };
+        Ok((client, Some(wire)))
     }
 }
 
@@ -500,12 +514,9 @@ mod tests {
                 let mut hosts = vec![nobody(), nobody()];
                 hosts.insert(position, takes_the_second(state, is_refused));
                 let access = access(hosts);
-                let connected = access.connect(next_mark(), Uuid::nil());
-                assert!(
-                    connected.is_ok(),
-                    "{position}, {state}: {:?}",
-                    connected.err()
-                );
+                let connected = access.connect(next_mark(), Uuid::nil(), &Allowance::default());
+                let refused = connected.err().map(|refusal| refusal.why);
+                assert_eq!(refused, None, "{position}, {state}");
                 // Another host may still take them.
                 for (number, host) in access.hosts.iter().enumerate() {
                     let refuses = host.refuses_options.load(Ordering::Relaxed);
@@ -519,18 +530,19 @@ mod tests {
     fn why_there_is_no_connection_is_told_for_each_of_several_hosts() {
         let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
         let [first, second] = [hosts[0].shown(), hosts[1].shown()];
-        let why = access(hosts.clone())
-            .connect(next_mark(), Uuid::nil())
-            .err();
-        let why = why.unwrap().why;
+        let refused = |hosts: &[Host]| {
+            let allowance = Allowance::default();
+            let connected = access(hosts.to_vec()).connect(next_mark(), Uuid::nil(), &allowance);
+            connected.err().unwrap().why
+        };
+        let why = refused(&hosts);
         assert!(
             why.starts_with(&format!("{first}: error connecting")),
             "{why}"
         );
         assert!(why.contains(&format!("; {second}: ")), "{why}");
         assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
-        let why = access(hosts[..1].to_vec()).connect(next_mark(), Uuid::nil());
-        let why = why.err().unwrap().why;
+        let why = refused(&hosts[..1]);
         assert!(why.starts_with("error connecting"), "{why}");
     }
 

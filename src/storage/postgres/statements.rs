@@ -51,6 +51,7 @@ use uuid::Uuid;
 
 use super::fault::is_of_this_row;
 use super::session::SESSION;
+use super::wire::Allowance;
 use crate::deadline::Limit;
 
 /// The columns that are written, but for `id`.
@@ -70,6 +71,8 @@ pub(super) struct Statements {
     delete: String,
     try_save: String,
     prepared: Option<Prepared>,
+    /// What an answer may have in the session that these are for.
+    pub(super) allowance: Allowance,
 }
 
 /// The insert, prepared for this session.
@@ -138,6 +141,7 @@ impl Statements {
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
             prepared: None,
+            allowance: Allowance::default(),
         }
     }
 
@@ -220,7 +224,8 @@ impl Statements {
 
     /// The document.
     pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
-        let row = client.query_typed_opt(&self.get, &[(&id, Type::UUID)])?;
+        let get = || client.query_typed_opt(&self.get, &[(&id, Type::UUID)]);
+        let row = self.allowance.for_a_document(get)?;
         // A row may have none.
         let document = row.map(|row| row.try_get::<_, Option<String>>(0));
         Ok(Done::Found(document.transpose()?.flatten()))

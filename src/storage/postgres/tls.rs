@@ -10,11 +10,15 @@
 //!
 //! Trusted are the authorities in the file `sslrootcert`, which is read again at each connection;
 //! without it, those of the system. Over a Unix socket there is no TLS.
+//!
+//! A server may ask for the password in clear text, and so may whoever takes its place. It gets it in three
+//! cases: the host is local (its address is a loopback one); its certificate is verified, by `verify-full`
+//! or against the file `sslrootcert`; or `disable` or `prefer` is written in the options. With SCRAM it
+//! never gets the password, and where it offers channel binding, the exchange holds for no other connection.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use postgres::config::SslMode as Wire;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -25,6 +29,7 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::wire::{Allowance, Wire};
 use crate::authorities;
 use crate::config::Options;
 
@@ -50,13 +55,16 @@ enum Mode {
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
     mode: Mode,
+    /// The mode stands in the options; else it is the default.
+    is_written: bool,
     authorities: Option<PathBuf>,
 }
 
 impl Tls {
     /// Reads the options.
     pub(super) fn read(options: &mut Options) -> Self {
-        let name = options.string_or("sslmode", "prefer");
+        let written = options.string("sslmode");
+        let name = written.as_deref().unwrap_or("prefer");
         let found = MODES.iter().find(|(known, _)| *known == name);
         if found.is_none() {
             let known: Vec<&str> = MODES.iter().map(|(name, _)| *name).collect();
@@ -72,15 +80,55 @@ impl Tls {
                 mode = Mode::VerifyCa;
             }
         }
-        Self { mode, authorities }
+        Self {
+            mode,
+            is_written: written.is_some(),
+            authorities,
+        }
     }
 
-    /// What is asked of the server.
-    pub(super) fn wire(&self) -> Wire {
+    /// The way to a server. The error says what is wrong with the authorities.
+    pub(super) fn wire(&self, is_local: bool, allowance: &Allowance) -> Result<Wire, String> {
+        let tls = match self.mode {
+            Mode::Disable => None,
+            _ => Some(self.connector()?),
+        };
+        Ok(Wire {
+            tls,
+            is_optional: self.is_optional(),
+            allows_clear_text: is_local || self.allows_clear_text() || self.is_verified(),
+            allowance: allowance.clone(),
+        })
+    }
+
+    /// Whether the options let any server have the password in clear text.
+    pub(super) fn allows_clear_text(&self) -> bool {
+        self.is_written && self.mode <= Mode::Prefer
+    }
+
+    /// Whether nobody else can have the server's certificate. From one of the authorities that the system
+    /// trusts, everybody can have one for another name.
+    fn is_verified(&self) -> bool {
+        self.mode == Mode::VerifyFull || (self.mode == Mode::VerifyCa && self.authorities.is_some())
+    }
+
+    /// What `check` says of the way to a server that is not local.
+    pub(super) fn described(&self) -> &'static str {
         match self.mode {
-            Mode::Disable => Wire::Disable,
-            Mode::Prefer => Wire::Prefer,
-            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => Wire::Require,
+            _ if self.is_verified() => "TLS with a verified certificate",
+            Mode::Disable => "without TLS, and it may have the password in clear text",
+            Mode::Prefer if self.is_written => {
+                "TLS where it has it, its certificate not verified, and it may have the password in \
+                 clear text"
+            }
+            Mode::Prefer => {
+                "by default, TLS where it has it, its certificate not verified, and no password in \
+                 clear text; `sslmode: verify-full` verifies it"
+            }
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => {
+                "TLS, its certificate not verified as that of this server, and no password in clear \
+                 text; `sslmode: verify-full` verifies it"
+            }
         }
     }
 
@@ -91,7 +139,7 @@ impl Tls {
 
     /// What makes a connection a TLS connection. The error says what is wrong with the
     /// authorities.
-    pub(super) fn connector(&self) -> Result<MakeRustlsConnect, String> {
+    fn connector(&self) -> Result<MakeRustlsConnect, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Arc::new(Judge {
             trusted: self.trusted(&provider)?,
@@ -202,17 +250,19 @@ mod tests {
 
     #[test]
     fn the_modes_are_those_of_postgresqls_own_clients() {
-        for (text, wire, judged, optional) in [
-            ("disable", Wire::Disable, false, false),
-            ("prefer", Wire::Prefer, false, true),
-            ("require", Wire::Require, false, false),
-            ("verify-ca", Wire::Require, true, false),
-            ("verify-full", Wire::Require, true, false),
+        for (text, has_tls, judged, optional) in [
+            ("disable", false, false, false),
+            ("prefer", true, false, true),
+            ("require", true, false, false),
+            ("verify-ca", true, true, false),
+            ("verify-full", true, true, false),
         ] {
             let mut options = Options::from_yaml(&format!("sslmode: {text}"));
             let tls = Tls::read(&mut options);
             assert_eq!(options.faults(), [""; 0]);
-            assert_eq!((tls.wire(), tls.is_optional()), (wire, optional), "{text}");
+            let wire = tls.wire(false, &Allowance::default()).unwrap();
+            assert_eq!(wire.tls.is_some(), has_tls, "{text}");
+            assert_eq!(wire.is_optional, optional, "{text}");
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let trusted = tls.trusted(&provider);
             assert_eq!(trusted.unwrap().is_some(), judged, "{text}");
@@ -225,6 +275,36 @@ mod tests {
             options.faults(),
             ["sslmode: must be one of disable, prefer, require, verify-ca, verify-full"]
         );
+    }
+
+    #[test]
+    fn the_password_goes_in_clear_text_only_to_who_is_local_or_verified_or_where_that_is_written() {
+        let mut tls = Tls {
+            mode: Mode::Prefer,
+            is_written: false,
+            authorities: None,
+        };
+        for (mode, is_written, has_authorities, expected) in [
+            (Mode::Prefer, false, false, false),
+            (Mode::Prefer, true, false, true),
+            (Mode::Disable, true, false, true),
+            (Mode::Require, true, false, false),
+            (Mode::VerifyCa, true, false, false),
+            (Mode::VerifyCa, true, true, true),
+            (Mode::VerifyFull, true, false, true),
+        ] {
+            (tls.mode, tls.is_written) = (mode, is_written);
+            tls.authorities = has_authorities.then(PathBuf::new);
+            let allows = tls.allows_clear_text() || tls.is_verified();
+            assert_eq!(allows, expected, "{mode:?} {has_authorities}");
+            let says_no = tls.described().contains("no password in clear text");
+            assert_eq!(says_no, !expected, "{mode:?} {has_authorities}");
+        }
+        let tls = Tls::read(&mut Options::from_yaml("{}"));
+        for (is_local, expected) in [(true, true), (false, false)] {
+            let wire = tls.wire(is_local, &Allowance::default()).unwrap();
+            assert_eq!(wire.allows_clear_text, expected);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub fn answer(data: &[u8]) {
     let answer = Answer {
         status: 100 + u16::from_be_bytes(*status) % 500,
         body: body.to_vec(),
+        is_cut: status[0] > 127,
     };
     for name in ["Code", "Message"] {
         let text = answer.element(name);

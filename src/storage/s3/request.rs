@@ -12,7 +12,7 @@ use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
-use crate::http::with_parts;
+use crate::http::{Cut, EXPLANATION, read, with_parts};
 
 /// What the existing daemon's library gives to an object of which it knows no better.
 const CONTENT_TYPE: &str = "binary/octet-stream";
@@ -21,10 +21,13 @@ const CONTENT_TYPE: &str = "binary/octet-stream";
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
+    /// It is only the beginning of the body, which is longer than it may be.
+    pub(super) is_cut: bool,
 }
 
 pub(super) enum Verb<'a> {
-    Get,
+    /// The object may have so many bytes.
+    Get(u64),
     /// Asks whether it is there. The answer has no body, not even that of an error.
     Head,
     Put(&'a [u8]),
@@ -34,7 +37,7 @@ pub(super) enum Verb<'a> {
 impl Verb<'_> {
     fn method(&self) -> &'static str {
         match self {
-            Self::Get => "GET",
+            Self::Get(_) => "GET",
             Self::Head => "HEAD",
             Self::Put(_) => "PUT",
             Self::Delete => "DELETE",
@@ -43,7 +46,7 @@ impl Verb<'_> {
 
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Get => "read",
+            Self::Get(_) => "read",
             Self::Head => "look for",
             Self::Put(_) => "write",
             Self::Delete => "delete",
@@ -51,7 +54,7 @@ impl Verb<'_> {
     }
 }
 
-/// Signs one request, sends it and reads the whole answer.
+/// Signs one request, sends it and reads the answer, as far as it may go.
 ///
 /// The signature is the S3 library's. Its own transport has no TLS here, keeps no connection,
 /// and drops the body that says why a write was refused.
@@ -68,8 +71,9 @@ pub(super) fn send(
         *place = headers;
     }
     let answer = match *verb {
-        Verb::Put(body) => run(agent, request.body(body)?, limit),
-        Verb::Get | Verb::Head | Verb::Delete => run(agent, request.body(())?, limit),
+        Verb::Put(body) => run(agent, request.body(body)?, EXPLANATION, limit),
+        Verb::Get(most) => run(agent, request.body(())?, most, limit),
+        Verb::Head | Verb::Delete => run(agent, request.body(())?, EXPLANATION, limit),
     };
     Ok(answer?)
 }
@@ -87,7 +91,7 @@ pub(super) struct Signed {
 /// Its URLs resolve `.` and `..`, so this module signs such a key itself.
 pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed, S3Error> {
     let command = match *verb {
-        Verb::Get => Command::GetObject,
+        Verb::Get(_) => Command::GetObject,
         Verb::Head => Command::HeadObject,
         Verb::Put(content) => Command::PutObject {
             content,
@@ -124,7 +128,7 @@ pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<Signed, S
     let mut request = AttoRequest::new(bucket, &path, Command::GetObject)?;
     let later = request.datetime.unix_timestamp() - time;
     request.datetime -= Duration::from_secs(later.unsigned_abs());
-    finish(&request, &Verb::Get)
+    finish(&request, &Verb::Get(EXPLANATION))
 }
 
 /// Returns the part of a URL after its host.
@@ -166,6 +170,7 @@ fn authorize(
 fn run(
     agent: &Agent,
     request: http::Request<impl AsSendBody>,
+    most: u64,
     limit: Duration,
 ) -> Result<Answer, ureq::Error> {
     let request = agent
@@ -173,10 +178,17 @@ fn run(
         .timeout_global(Some(limit))
         .build();
     let mut response = agent.run(request)?;
-    let body = response.body_mut().with_config().limit(u64::MAX);
+    let is_success = response.status().is_success();
+    let most = if is_success { most } else { EXPLANATION };
+    let (body, cut) = read(&mut response, most);
+    let is_cut = match cut {
+        Some(Cut::Broken(error)) => return Err(error.into()),
+        cut => cut.is_some(),
+    };
     Ok(Answer {
-        body: body.read_to_vec()?,
         status: response.status().as_u16(),
+        body,
+        is_cut,
     })
 }
 

@@ -175,6 +175,7 @@ fn answer(status: u16, body: &str) -> Answer {
     Answer {
         status,
         body: body.as_bytes().to_vec(),
+        is_cut: false,
     }
 }
 
