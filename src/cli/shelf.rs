@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::config::StorageConfig;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::storage::Storage;
+use crate::storage::{self, Storage};
 use crate::vcon::{Leaving, VconId};
 
 /// A storage of the configuration.
@@ -38,7 +38,7 @@ impl Shelf {
 
     /// The document, where it has one.
     pub fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
-        self.ask(|storage| storage.get(id, Deadline::NONE))
+        self.ask(|storage| storage::get(storage, id, Deadline::NONE))
     }
 
     /// Removes what it has of the vCon.

@@ -3,7 +3,7 @@
 use super::dead_letters::Kept;
 use super::round_trip::transaction;
 use super::{Lease, Queue, QueueError, keys};
-use crate::redis_server::has_json;
+use crate::redis_server::{has_json, why_too_long};
 use crate::vcon::VconId;
 
 /// After a document of more bytes than this its connection is closed.
@@ -131,6 +131,20 @@ impl Queue {
     }
 }
 
+/// Fails if the server cannot take the text in one value. To be called before it is sent.
+///
+/// # Errors
+/// [`QueueError::Document`] if it is too long.
+pub(super) fn check_length(
+    connection: &mut redis::Connection,
+    text: &str,
+) -> Result<(), QueueError> {
+    match why_too_long(connection, text.len())? {
+        Some(why) => Err(QueueError::Document(why)),
+        None => Ok(()),
+    }
+}
+
 /// Writes a document under a key that may be new; as a plain string if the server has no RedisJSON.
 ///
 /// The server is asked first: it repeats the beginning of a command it does not know, cut at some
@@ -141,6 +155,7 @@ fn put_new(
     kind: Kind,
     json: &str,
 ) -> Result<Kind, QueueError> {
+    check_length(connection, json)?;
     let kind = match kind {
         Kind::Json if has_json(connection)? => Kind::Json,
         Kind::Json | Kind::Text => Kind::Text,

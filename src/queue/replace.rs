@@ -6,6 +6,7 @@
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
+use super::documents::check_length;
 use super::round_trip::{Request, executed};
 use super::{Kind, Queue, QueueError};
 use crate::vcon::VconId;
@@ -58,6 +59,9 @@ impl Replacement<'_> {
 impl Queue {
     /// Looks whether the base of a large document still stands under its key, and has the server
     /// watch the key from before the look on.
+    ///
+    /// # Errors
+    /// [`QueueError::Document`] if the new text is too long for the server.
     pub(super) fn compare(
         &mut self,
         id: &VconId,
@@ -65,6 +69,9 @@ impl Queue {
     ) -> Result<Comparison, QueueError> {
         let key = id.key();
         self.with(|connection, _, _, _| {
+            if let Some(text) = document.text {
+                check_length(connection, text)?;
+            }
             redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
             let mut look = |base: &str| {
                 let compared = match document.kind {

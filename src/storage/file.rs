@@ -19,7 +19,7 @@
 //! | `path` | `/data/vcons` | made when it is missing |
 //! | `organize_by_date` | `true` | a directory for each day |
 //! | `compression` | `false` | gzip |
-//! | `max_file_size` | `10485760` | bytes of the JSON before compression; `0`: no limit |
+//! | `max_file_size` | `10485760` | bytes of the JSON before compression, for saves and reads; `0`: what Redis takes |
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
 //! | `dir_permissions` | `0o755` | of directories made here |
 //!
@@ -51,6 +51,7 @@ use super::bounded::Bounded;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
+use crate::redis_server::LONGEST;
 use crate::vcon::{Outgoing, VconId};
 
 const PLAIN: &str = "json";
@@ -172,7 +173,7 @@ impl Storage for Files {
         // Of copies of one age, the first that was found.
         found.sort_by_key(|(age, _)| Reverse(*age));
         for (_, place) in found {
-            match read(&place) {
+            match read(&place, self.max_size) {
                 Ok(text) => return Ok(Some(text)),
                 Err(e) if is_missing(&e) => {}
                 Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
@@ -436,19 +437,30 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-fn read(place: &Path) -> io::Result<String> {
-    let mut file = File::open(place)?;
+/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
+/// much text. What is longer is not a document of this storage, and stays so.
+fn read(place: &Path, most: u64) -> io::Result<String> {
+    let file = File::open(place)?;
+    let (most, limit) = match most {
+        0 => (LONGEST, "Redis takes"),
+        most => (most.min(LONGEST), "max_file_size allows"),
+    };
     let mut text = String::new();
     if place.extension().is_some_and(|e| e == "gz") {
         // A file that ends early is spoilt, and stays so.
         GzDecoder::new(file)
+            .take(most + 1)
             .read_to_string(&mut text)
             .map_err(|e| match e.kind() {
                 ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
                 _ => e,
             })?;
     } else {
-        file.read_to_string(&mut text)?;
+        file.take(most + 1).read_to_string(&mut text)?;
+    }
+    if text.len() as u64 > most {
+        let error = format!("it has more bytes than {limit} ({most})");
+        return Err(io::Error::new(ErrorKind::InvalidData, error));
     }
     Ok(text)
 }

@@ -21,6 +21,7 @@ pub use not_built_in::NOT_BUILT_IN;
 use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::redis_server::LONGEST;
 use crate::vcon::{Outgoing, VconId};
 
 /// A place where vCons are kept.
@@ -66,6 +67,25 @@ pub trait Storage: Send {
     /// Whether what is saved can be removed again. One that hands documents on has nothing to remove.
     fn can_delete(&self) -> bool {
         true
+    }
+}
+
+/// The document as a storage keeps it, or `None` where there is none under this id.
+///
+/// # Errors
+/// As [`Storage::get`]; a document that no Redis takes is a permanent failure.
+pub fn get(
+    storage: &mut dyn Storage,
+    id: &VconId,
+    deadline: Deadline,
+) -> Result<Option<String>, Failure> {
+    let found = storage.get(id, deadline)?;
+    match &found {
+        Some(text) if text.len() as u64 > LONGEST => Err(Failure::permanent(format!(
+            "vCon {id} has {} bytes there, more than the {LONGEST} that Redis takes",
+            text.len()
+        ))),
+        _ => Ok(found),
     }
 }
 

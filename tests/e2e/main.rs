@@ -94,6 +94,7 @@ mod routing;
 mod s3_faults;
 mod secrets;
 mod shared_vcons;
+mod sizes;
 mod stop;
 mod storage_letters;
 mod storage_outage;
