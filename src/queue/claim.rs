@@ -234,6 +234,7 @@ impl Queue {
             // It is held: it is handed over again, with all that is kept about it.
             return self.claim_by(step, lists);
         }
+        self.unwatch()?;
         let document = match kind.as_slice() {
             b"ReJSON-RL" => Document::Found(Kind::Json, text),
             b"string" => Document::Found(Kind::Text, text),
@@ -242,7 +243,7 @@ impl Queue {
                 None => Document::NotAnId,
             },
             b"json-large" => match claim.id() {
-                Some(id) => self.load(&id)?,
+                Some(id) => self.load_watched(&id)?,
                 None => Document::NotAnId,
             },
             b"none" => Document::Missing,

@@ -1,8 +1,10 @@
-//! Documents that are longer than Redis takes, or than a storage may bring: dead letters with a reason,
-//! while others go on.
+//! Large documents. Those that are longer than Redis takes, or than a storage may bring, are dead letters
+//! with a reason, while others go on; and for others, Redis is not stopped more often than it must be.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Branch, Conserver, Daemon, Files, Ledger, PATIENCE, Redis, Sample, chain, fresh, run, said,
-    submit, wait_until,
+    stuck, submit, wait_until,
 };
 
 /// The smallest limits that Redis has.
@@ -182,6 +184,165 @@ fn a_document_of_a_storage_that_redis_does_not_take_is_a_dead_letter() {
         .start();
     let reason = reason(&redis, &large.id);
     assert!(reason.contains("proto-max-bulk-len"), "{reason}");
+    is_never_away(&daemon);
+    daemon.stop();
+}
+
+/// The commands that a server runs from now on.
+struct Commands {
+    redis: u16,
+    lines: thread::JoinHandle<Vec<String>>,
+}
+
+const LAST: &str = "the last command";
+
+impl Commands {
+    fn of(redis: &Redis) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", redis.port())).expect("a connection");
+        stream.write_all(b"MONITOR\r\n").expect("a connection");
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        assert_eq!(lines.next().as_deref(), Some("+OK"));
+        let lines = thread::spawn(move || lines.take_while(|line| !line.contains(LAST)).collect());
+        Self {
+            redis: redis.port(),
+            lines,
+        }
+    }
+
+    /// The commands up to now that name this vCon, and how often its document was written out: by a script,
+    /// and by itself.
+    fn reads(self, sample: &Sample) -> (usize, usize) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.redis)).expect("a connection");
+        let last = format!("*2\r\n$4\r\nECHO\r\n${}\r\n{LAST}\r\n", LAST.len());
+        stream.write_all(last.as_bytes()).expect("a connection");
+        let lines = self.lines.join().expect("no panic");
+        let read = format!("\"JSON.GET\" \"vcon:{}\"", sample.id);
+        let reads: Vec<&String> = lines.iter().filter(|it| it.contains(&read)).collect();
+        let by_scripts = reads.iter().filter(|it| it.contains(" lua] ")).count();
+        (by_scripts, reads.len() - by_scripts)
+    }
+}
+
+/// Tags of a document: `checked` is what the chain adds.
+fn has_tag(redis: &Redis, sample: &Sample) -> bool {
+    let document = redis.document(&sample.id).expect("a document");
+    document["attachments"]
+        .to_string()
+        .contains("checked:checked")
+}
+
+/// A daemon with a link that is at work until it is let go.
+fn holding(redis: &Redis) -> (Daemon, TcpListener) {
+    let (hole, link) = stuck();
+    let daemon = Conserver::with(redis).config(&chain(&[link], &[])).start();
+    (daemon, hole)
+}
+
+/// Waits until the link has a document of at least this many bytes.
+fn wait_until_held(hole: &TcpListener, length: usize) -> TcpStream {
+    let (mut held, _) = hole.accept().expect("a connection");
+    let (mut read, mut buffer) = (0, vec![0; 64 * 1024]);
+    while read < length {
+        match held.read(&mut buffer).expect("a request") {
+            0 => panic!("the request ends after {read} bytes"),
+            count => read += count,
+        }
+    }
+    held
+}
+
+fn let_go(mut held: TcpStream) {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    held.write_all(answer.as_bytes()).expect("a connection");
+    // What is left of the request, or the answer would be lost with the connection.
+    held.read_to_end(&mut Vec::new()).expect("a connection");
+}
+
+#[test]
+fn a_large_json_document_is_written_out_once_and_never_by_a_script() {
+    let (redis, sample) = (Redis::with_json(), of_length(2_000_000));
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    let commands = Commands::of(&redis);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert_eq!(commands.reads(&sample), (0, 1));
+    assert!(has_tag(&redis, &sample));
+    // The next transaction on that connection is none of the watch's business.
+    let others = fresh(2);
+    submit(&redis, "default", &others);
+    wait_until("the others are done", PATIENCE, || {
+        redis.length("done") == 3
+    });
+    is_never_away(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn a_large_json_document_that_is_touched_while_in_work_is_compared_once_more() {
+    let (redis, sample) = (Redis::with_json(), of_length(2_000_000));
+    let (daemon, hole) = holding(&redis);
+    let commands = Commands::of(&redis);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let held = wait_until_held(&hole, 2_000_000);
+    let key = format!("vcon:{}", sample.id);
+    redis.ask::<i64>(&["EXPIRE", &key, "10000"]);
+    let_go(held);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert_eq!(commands.reads(&sample), (0, 2));
+    assert!(has_tag(&redis, &sample));
+    assert_eq!(daemon.count_in_log("was changed while it was in work"), 0);
+    let left: i64 = redis.ask(&["TTL", &key]);
+    assert!((9_900..=10_000).contains(&left), "{left}");
+    daemon.stop();
+}
+
+#[test]
+fn a_change_of_a_large_json_document_while_in_work_is_kept() {
+    let (redis, sample) = (Redis::with_json(), of_length(2_000_000));
+    let (daemon, hole) = holding(&redis);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let held = wait_until_held(&hole, 2_000_000);
+    let key = format!("vcon:{}", sample.id);
+    redis.ask::<()>(&["JSON.SET", &key, "$.extra", "\"kept\""]);
+    let_go(held);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert!(has_tag(&redis, &sample));
+    let document = redis.document(&sample.id).expect("a document");
+    assert_eq!(document["extra"], json!("kept"));
+    daemon.stop();
+}
+
+#[test]
+fn a_small_document_that_others_make_large_is_never_written_out_by_a_script() {
+    let (redis, sample) = (Redis::with_json(), fresh(1).remove(0));
+    let (daemon, hole) = holding(&redis);
+    let commands = Commands::of(&redis);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let held = wait_until_held(&hole, 500);
+    let key = format!("vcon:{}", sample.id);
+    let extra = json!("x".repeat(2_000_000)).to_string();
+    redis.ask::<()>(&["JSON.SET", &key, "$.extra", &extra]);
+    let_go(held);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    let (by_scripts, _) = commands.reads(&sample);
+    // By the claim, when it was small.
+    assert_eq!(by_scripts, 1);
+    assert!(has_tag(&redis, &sample));
+    let document = redis.document(&sample.id).expect("a document");
+    assert_eq!(document["extra"].as_str().map(str::len), Some(2_000_000));
+    daemon.stop();
+}
+
+#[test]
+fn a_large_json_document_that_becomes_a_plain_string_while_in_work_is_merged_with_it() {
+    let (redis, sample) = (Redis::with_json(), of_length(2_000_000));
+    let (daemon, hole) = holding(&redis);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    let held = wait_until_held(&hole, 2_000_000);
+    redis.ask::<()>(&["SET", &format!("vcon:{}", sample.id), &sample.text()]);
+    let_go(held);
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert!(has_tag(&redis, &sample));
     is_never_away(&daemon);
     daemon.stop();
 }
