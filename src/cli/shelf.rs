@@ -7,7 +7,7 @@ use chrono::NaiveDate;
 use crate::config::StorageConfig;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::storage::Storage;
+use crate::storage::{self, Storage};
 use crate::vcon::{Leaving, VconId};
 
 /// A storage of the configuration.
@@ -40,7 +40,7 @@ impl Shelf {
 
     /// The document, where it has one.
     pub fn get(&mut self, id: &VconId) -> Result<Option<String>, Failure> {
-        self.ask(|storage| storage.get(id, Deadline::NONE))
+        self.ask(|storage| storage::get(storage, id, Deadline::NONE))
     }
 
     /// Whether it has one; the day of its `created_at` tells where to look first.

@@ -247,6 +247,7 @@ impl Queue {
             // It is held: it is handed over again, with all that is kept about it.
             return self.claim_by(step, lists);
         }
+        self.unwatch()?;
         let document = match kind.as_slice() {
             b"entry-too-long" => Document::Unusable(format!(
                 "the entry has more than {MOST_OF_ENTRY} bytes; the rest is cut off"
@@ -262,7 +263,7 @@ impl Queue {
                 None => Document::NotAnId,
             },
             b"json-large" => match claim.id() {
-                Some(id) => self.load(&id)?,
+                Some(id) => self.load_watched(&id)?,
                 None => Document::NotAnId,
             },
             b"none" => Document::Missing,

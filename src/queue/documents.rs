@@ -3,7 +3,7 @@
 use super::dead_letters::Kept;
 use super::round_trip::transaction;
 use super::{Lease, Queue, QueueError, keys};
-use crate::redis_server::has_json;
+use crate::redis_server::{has_json, why_too_long};
 use crate::vcon::VconId;
 
 /// After a document of more bytes than this its connection is closed.
@@ -73,7 +73,30 @@ impl Queue {
         Ok(document)
     }
 
-    /// The same for one that was a plain string a moment ago.
+    /// Loads a large RedisJSON document, over a connection that is closed then, and has the next one watch
+    /// its key from before that on. As long as nobody touches it, the server need not write it out again to
+    /// have it compared: that stops it for more than a second for 100 MB.
+    pub(super) fn load_watched(&mut self, id: &VconId) -> Result<Document, QueueError> {
+        let mut watching = self.new_connection()?;
+        let mut watch = redis::cmd("WATCH");
+        watch.arg(id.key()).query::<()>(&mut *watching)?;
+        let document = self.load(id)?;
+        if matches!(document, Document::Found(Kind::Json, _)) {
+            self.connected = Some(watching);
+            self.watched = Some(id.clone());
+        }
+        Ok(document)
+    }
+
+    /// Ends the watch of a large document, which would refuse the next transaction once it is touched.
+    pub(super) fn unwatch(&mut self) -> Result<(), QueueError> {
+        if self.watched.take().is_none() {
+            return Ok(());
+        }
+        self.with(|connection, _, _, _| Ok(redis::cmd("UNWATCH").query(connection)?))
+    }
+
+    /// Does what [`Queue::load`] does for a document that was a plain string a moment ago.
     pub(super) fn load_text(&mut self, id: &VconId) -> Result<Document, QueueError> {
         let loaded = self.with(|connection, _, _, _| {
             match redis::cmd("GET").arg(id.key()).query(connection) {
@@ -104,6 +127,7 @@ impl Queue {
     pub fn defer(&mut self, storage: &str, id: &VconId) -> Result<(), QueueError> {
         let list = keys::storage_letters_list(storage);
         let reasons = keys::storage_letters_reasons(storage);
+        self.unwatch()?;
         self.with(|connection, _, _, _| {
             // What it was refused for before does not count any more.
             let mut steps = redis::pipe();
@@ -131,6 +155,20 @@ impl Queue {
     }
 }
 
+/// Fails if the server cannot take the text in one value. To be called before it is sent.
+///
+/// # Errors
+/// [`QueueError::Document`] if it is too long.
+pub(super) fn check_length(
+    connection: &mut redis::Connection,
+    text: &str,
+) -> Result<(), QueueError> {
+    match why_too_long(connection, text.len())? {
+        Some(why) => Err(QueueError::Document(why)),
+        None => Ok(()),
+    }
+}
+
 /// Writes a document under a key that may be new; as a plain string if the server has no RedisJSON.
 ///
 /// The server is asked first: it repeats the beginning of a command it does not know, cut at some
@@ -141,6 +179,7 @@ fn put_new(
     kind: Kind,
     json: &str,
 ) -> Result<Kind, QueueError> {
+    check_length(connection, json)?;
     let kind = match kind {
         Kind::Json if has_json(connection)? => Kind::Json,
         Kind::Json | Kind::Text => Kind::Text,

@@ -191,36 +191,54 @@ impl Queue {
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
     ) -> Result<(Finished, Option<Value>), QueueError> {
-        let mut finish = finish.clone();
-        let mut was_deleted = false;
-        let mut answer = None;
         if let Some(document) = finish.document.filter(Replacement::is_large) {
+            return self.finish_large(claim, finish, document, lists);
+        }
+        let (step, call) = self.finish_call(claim, finish, lists);
+        let answer = self.ask(step, &call)?;
+        match finish.document {
+            Some(document) if is_large(&answer) => {
+                self.finish_large(claim, finish, document, lists)
+            }
+            _ => outcome(answer).map_err(|error| self.noting(error)),
+        }
+    }
+
+    /// The same with a document that is too large for the script interpreter.
+    fn finish_large(
+        &mut self,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        document: Replacement<'_>,
+        lists: Option<&[ListName]>,
+    ) -> Result<(Finished, Option<Value>), QueueError> {
+        let was_deleted = loop {
+            let was_watched = self.watches(finish.id);
             match (self.compare(finish.id, document)?, document.text) {
                 (Comparison::Changed, _) => return Ok((Finished::Changed, None)),
                 (Comparison::Same, Some(text)) => {
-                    answer = self.replace_large(claim, &finish, document, text)?;
-                    if answer.is_none() {
-                        return Ok((Finished::Changed, None));
+                    match self.replace_large(claim, finish, document, text)? {
+                        Some(answer) => {
+                            return outcome(answer).map_err(|error| self.noting(error));
+                        }
+                        // A new time to live touches a key, too.
+                        None if was_watched => {}
+                        None => return Ok((Finished::Changed, None)),
                     }
                 }
                 // There is nothing to write.
-                (compared, _) => {
-                    was_deleted = compared == Comparison::Deleted;
-                    finish.document = None;
-                }
-            }
-        }
-        let answer = match answer {
-            Some(answer) => answer,
-            None => {
-                let (step, call) = self.finish_call(claim, &finish, lists);
-                self.ask(step, &call)?
+                (compared, _) => break compared == Comparison::Deleted,
             }
         };
-        let (finished, next) = outcome(answer).map_err(|error| self.noting(error))?;
-        match finished {
-            Finished::Done if was_deleted => Ok((Finished::Deleted, next)),
-            finished => Ok((finished, next)),
+        let finish = Finish {
+            document: None,
+            ..finish.clone()
+        };
+        let (step, call) = self.finish_call(claim, &finish, lists);
+        let answer = self.ask(step, &call)?;
+        match outcome(answer).map_err(|error| self.noting(error))? {
+            (Finished::Done, next) if was_deleted => Ok((Finished::Deleted, next)),
+            finished => Ok(finished),
         }
     }
 
@@ -323,6 +341,14 @@ fn of_turn(answer: Value) -> Result<Option<(Finished, Option<Value>)>, QueueErro
         Value::Array(fields) if fields.first().is_some_and(is_unusual) => Ok(None),
         _ => outcome(answer).map(Some),
     }
+}
+
+/// Whether `finish.lua` has left a document to the client that is too large for it.
+fn is_large(answer: &Value) -> bool {
+    let Value::Array(fields) = answer else {
+        return false;
+    };
+    matches!(fields.first(), Some(Value::BulkString(what)) if what == b"large")
 }
 
 /// What `finish.lua` returned, and what `claim.lua` returned behind it.

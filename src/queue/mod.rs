@@ -83,6 +83,7 @@ pub use crate::redis_server::{ConnectError, Lease, Refusal, Server};
 
 use crate::config::ListName;
 use crate::settings::Settings;
+use crate::vcon::VconId;
 use exchange::{Request, ask_alone};
 use keys::LaneKeys;
 use redis::{Cmd, Value};
@@ -115,6 +116,8 @@ impl Expiry {
 pub struct Queue {
     server: Server,
     connected: Option<Lease>,
+    /// The vCon whose key the connection watches since before its document was loaded.
+    watched: Option<VconId>,
     scripts: Scripts,
     seat: Seat,
     lane_keys: LaneKeys,
@@ -139,6 +142,7 @@ impl Queue {
         Self {
             server,
             connected: None,
+            watched: None,
             scripts: Scripts::new(),
             lane_keys: LaneKeys::of(&seat),
             seat,
@@ -214,13 +218,18 @@ impl Queue {
     /// Makes sure there is a living connection.
     pub fn connect(&mut self) -> Result<(), QueueError> {
         if self.connected.is_none() {
-            let name = self.seat.client_name();
-            self.connected = Some(match self.limit {
-                Some(limit) => self.server.connect_for(&name, limit)?,
-                None => self.server.connect(&name)?,
-            });
+            self.watched = None;
+            self.connected = Some(self.new_connection()?);
         }
         Ok(())
+    }
+
+    fn new_connection(&self) -> Result<Lease, ConnectError> {
+        let name = self.seat.client_name();
+        match self.limit {
+            Some(limit) => self.server.connect_for(&name, limit),
+            None => self.server.connect(&name),
+        }
     }
 
     /// Runs `work` on the connection; after a fault of the connection it is dropped, because an

@@ -17,6 +17,7 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use super::dead_letters::Kept;
+use super::documents::check_length;
 use super::release::Reason;
 use super::replace::{replacing, watched};
 use super::submit::kind_of_new;
@@ -197,6 +198,7 @@ impl Pulls {
         call.arg(pulled.digest).arg(NOTES_EXPIRY);
         let (format, sorted_set) = (self.format, self.sorted_set.clone());
         self.with(|connection| {
+            check_length(connection, pulled.text)?;
             let kind = kind_of_new(connection, format, &sorted_set)?;
             let request = replacing(&draft, kind, pulled.text, &call);
             let answer = watched(request.send(connection)?)?;

@@ -1,12 +1,14 @@
 //! Replacing a document, if the one it was made of still stands there.
 //!
 //! The script compares the texts; a document too large for the script interpreter is compared piece by
-//! piece, under `WATCH`.
+//! piece, under `WATCH`. The key of a large RedisJSON document is watched from its load on, so that it is
+//! compared only if somebody has touched it.
 
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
-use super::round_trip::{Request, executed};
+use super::documents::check_length;
+use super::round_trip::{Request, executed, round_trip};
 use super::{Kind, Queue, QueueError};
 use crate::vcon::VconId;
 
@@ -58,36 +60,48 @@ impl Replacement<'_> {
 impl Queue {
     /// Looks whether the base of a large document still stands under its key, and has the server
     /// watch the key from before the look on.
+    ///
+    /// # Errors
+    /// [`QueueError::Document`] if the new text is too long for the server.
     pub(super) fn compare(
         &mut self,
         id: &VconId,
         document: Replacement<'_>,
     ) -> Result<Comparison, QueueError> {
         let key = id.key();
+        let (base, text) = (document.base, document.text);
+        let is_watched = self.watches(id);
         self.with(|connection, _, _, _| {
-            redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
-            let mut look = |base: &str| {
-                let compared = match document.kind {
-                    Kind::Text => compare_pieces(connection, &key, base),
-                    Kind::Json => compare_json(connection, &key, base),
-                };
-                match compared {
-                    // What is no document any more is another one.
-                    Err(error) if error.code() == Some("WRONGTYPE") => Ok(Comparison::Changed),
-                    compared => compared,
-                }
-            };
-            let mut compared = look(document.base)?;
-            if let (Comparison::Changed, Some(text)) = (compared, document.text)
-                && look(text)? == Comparison::Same
-            {
-                compared = Comparison::Written;
+            if let Some(text) = text {
+                check_length(connection, text)?;
             }
-            if compared != Comparison::Same || document.text.is_none() {
+            if is_watched {
+                // With a new text, the transaction that writes it finds out.
+                if text.is_some() || is_untouched(connection)? {
+                    return Ok(Comparison::Same);
+                }
+            }
+            redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
+            let compared = match document.kind {
+                Kind::Text => compare_text(connection, &key, base, text),
+                Kind::Json => compare_json(connection, &key, base, text),
+            };
+            let compared = match compared {
+                // What is no document any more is another one.
+                Err(error) if is_of_another_kind(&error) => Comparison::Changed,
+                compared => compared?,
+            };
+            if compared != Comparison::Same || text.is_none() {
                 redis::cmd("UNWATCH").query::<()>(connection)?;
             }
             Ok(compared)
         })
+        .inspect(|_| self.watched = None)
+    }
+
+    /// Whether the key of this vCon is watched since its document was loaded.
+    pub(super) fn watches(&self, id: &VconId) -> bool {
+        self.connected.is_some() && self.watched.as_ref() == Some(id)
     }
 
     /// Writes what the links of a vCon have done so far, if the base still stands there.
@@ -107,12 +121,7 @@ impl Queue {
             text: Some(text),
         };
         if document.is_large() {
-            return match self.compare(id, document)? {
-                Comparison::Same => self.put_watched(id, kind, text),
-                Comparison::Written => Ok(Replaced::Done),
-                Comparison::Changed => Ok(Replaced::Changed),
-                Comparison::Deleted => Ok(Replaced::Deleted),
-            };
+            return self.replace_watched(id, document, text);
         }
         let ingress = self.ingress.clone();
         let answer = self.with(|connection, scripts, _, _| {
@@ -126,8 +135,33 @@ impl Queue {
             Some("1") => Ok(Replaced::Done),
             Some("2") => Ok(Replaced::Deleted),
             Some("changed") => Ok(Replaced::Changed),
+            Some("large") => self.replace_watched(id, document, text),
             Some("unwritten") => Err(QueueError::of_refusal(&fields.next().unwrap_or_default())),
             _ => Err(QueueError::Answer("replacing a document")),
+        }
+    }
+
+    /// Replaces a document that is too large for the script interpreter.
+    fn replace_watched(
+        &mut self,
+        id: &VconId,
+        document: Replacement<'_>,
+        text: &str,
+    ) -> Result<Replaced, QueueError> {
+        loop {
+            let was_watched = self.watches(id);
+            match self.compare(id, document)? {
+                Comparison::Same => {
+                    let replaced = self.put_watched(id, document.kind, text)?;
+                    // A new time to live touches a key, too.
+                    if replaced != Replaced::Changed || !was_watched {
+                        return Ok(replaced);
+                    }
+                }
+                Comparison::Written => return Ok(Replaced::Done),
+                Comparison::Changed => return Ok(Replaced::Changed),
+                Comparison::Deleted => return Ok(Replaced::Deleted),
+            }
         }
     }
 
@@ -173,30 +207,69 @@ pub(super) fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) 
     request
 }
 
-fn compare_pieces(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
+/// Whether a command met something else than what it is for; RedisJSON says "Existing key has wrong Redis type".
+fn is_of_another_kind(error: &RedisError) -> bool {
+    matches!(error.code(), Some("WRONGTYPE" | "Existing"))
+}
+
+/// Whether nobody has touched the keys that the connection watches; it watches none then.
+fn is_untouched(connection: &mut Connection) -> RedisResult<bool> {
+    let mut look = redis::pipe();
+    look.cmd("MULTI").cmd("EXEC");
+    let answers = round_trip(connection, &look)?;
+    match answers.into_iter().last() {
+        Some(Value::Nil) | None => Ok(false),
+        Some(answer) => answer.extract_error().map(|_| true),
+    }
+}
+
+/// Compares a plain string with the base, then with the new text.
+fn compare_text(
+    connection: &mut Connection,
+    key: &str,
+    base: &str,
+    text: Option<&str>,
+) -> RedisResult<Comparison> {
     let length: usize = redis::cmd("STRLEN").arg(key).query(connection)?;
     if length == 0 {
         return Ok(Comparison::Deleted);
     }
-    if length != base.len() {
-        return Ok(Comparison::Changed);
+    if length == base.len() && is_in_pieces(connection, key, base)? {
+        return Ok(Comparison::Same);
     }
-    for (number, piece) in base.as_bytes().chunks(PIECE).enumerate() {
+    match text {
+        Some(text) if length == text.len() && is_in_pieces(connection, key, text)? => {
+            Ok(Comparison::Written)
+        }
+        _ => Ok(Comparison::Changed),
+    }
+}
+
+/// Whether a string that is as long as this text is the text.
+fn is_in_pieces(connection: &mut Connection, key: &str, text: &str) -> RedisResult<bool> {
+    for (number, piece) in text.as_bytes().chunks(PIECE).enumerate() {
         let first = number * PIECE;
         let mut range = redis::cmd("GETRANGE");
         range.arg(key).arg(first).arg(first + piece.len() - 1);
         if range.query::<Vec<u8>>(connection)? != piece {
-            return Ok(Comparison::Changed);
+            return Ok(false);
         }
     }
-    Ok(Comparison::Same)
+    Ok(true)
 }
 
-fn compare_json(connection: &mut Connection, key: &str, base: &str) -> RedisResult<Comparison> {
-    let text: Option<Vec<u8>> = redis::cmd("JSON.GET").arg(key).query(connection)?;
-    Ok(match text {
+/// Compares a RedisJSON document with the base and the new text. The server writes it out once.
+fn compare_json(
+    connection: &mut Connection,
+    key: &str,
+    base: &str,
+    text: Option<&str>,
+) -> RedisResult<Comparison> {
+    let found: Option<Vec<u8>> = redis::cmd("JSON.GET").arg(key).query(connection)?;
+    Ok(match found {
         None => Comparison::Deleted,
-        Some(text) if text == base.as_bytes() => Comparison::Same,
+        Some(found) if found == base.as_bytes() => Comparison::Same,
+        Some(found) if text.is_some_and(|text| found == text.as_bytes()) => Comparison::Written,
         Some(_) => Comparison::Changed,
     })
 }

@@ -7,6 +7,7 @@ use super::documents::JSON;
 use super::round_trip::round_trip;
 use super::{Kind, Lease, QueueError};
 use crate::config::ListName;
+use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
 use crate::vcon::Outgoing;
 
@@ -61,6 +62,10 @@ impl Submitter {
                 }
             };
             let vcon = &vcons[place];
+            if let Some(why) = why_too_long(&mut self.lease, vcon.json.len())? {
+                refusals[place] = Some(why);
+                continue;
+            }
             documents.add_command(kind.put(&vcon.id.key()).arg(&vcon.json).clone());
             places.push(place);
         }

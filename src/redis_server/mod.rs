@@ -3,6 +3,7 @@
 //! Knows TLS, sentinels and time limits, nothing of keys.
 
 mod error;
+mod longest;
 mod sentinel;
 mod within;
 
@@ -18,6 +19,7 @@ use redis::{
 
 pub use error::{ConnectError, Refusal};
 pub(crate) use error::{in_its_words, needs_another};
+pub(crate) use longest::{LONGEST, why_too_long};
 
 use self::error::{is_unknown_command, of_auth, of_greeting};
 use self::sentinel::Sentinels;

@@ -22,7 +22,7 @@
 //! | `path` | `/data/vcons` | made when it is missing |
 //! | `organize_by_date` | `true` | a directory for each day |
 //! | `compression` | `false` | gzip |
-//! | `max_file_size` | `10485760` | bytes of the JSON before compression; `0`: no limit |
+//! | `max_file_size` | `10485760` | bytes of the JSON before compression, for saves and reads; `0`: what Redis takes |
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
 //! | `dir_permissions` | `0o755` | of directories made here |
 //!
@@ -58,6 +58,7 @@ use super::bounded::Bounded;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
+use crate::redis_server::LONGEST;
 use crate::vcon::{Outgoing, VconId};
 
 const PLAIN: &str = "json";
@@ -386,7 +387,7 @@ impl Files {
         {
             let place = directory.join(&name);
             let opened = self.root.existing(&directory);
-            match opened.and_then(|dir| read(&dir, &name)) {
+            match opened.and_then(|dir| read(&dir, &name, self.max_size)) {
                 Ok(text) => {
                     if let Some(failure) = refused {
                         log::warn!("vCon {id}: an older copy was read: {failure}");
@@ -670,19 +671,30 @@ impl Root {
     }
 }
 
-fn read(dir: &Dir, name: &str) -> io::Result<String> {
-    let mut file = dir.document(name)?;
+/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
+/// much text. What is longer is not a document of this storage, and stays so.
+fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
+    let file = dir.document(name)?;
+    let (most, limit) = match most {
+        0 => (LONGEST, "Redis takes"),
+        most => (most.min(LONGEST), "max_file_size allows"),
+    };
     let mut text = String::new();
     if name.ends_with(GZIPPED) {
         // A file that ends early is spoilt, and stays so.
         GzDecoder::new(file)
+            .take(most + 1)
             .read_to_string(&mut text)
             .map_err(|e| match e.kind() {
                 ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
                 _ => e,
             })?;
     } else {
-        file.read_to_string(&mut text)?;
+        file.take(most + 1).read_to_string(&mut text)?;
+    }
+    if text.len() as u64 > most {
+        let error = format!("it has more bytes than {limit} ({most})");
+        return Err(io::Error::new(ErrorKind::InvalidData, error));
     }
     Ok(text)
 }

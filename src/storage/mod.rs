@@ -31,6 +31,7 @@ pub use not_built_in::NOT_BUILT_IN;
 use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::redis_server::LONGEST;
 use crate::vcon::{Outgoing, VconId};
 
 /// A place where vCons are kept.
@@ -110,6 +111,25 @@ pub struct Room {
     pub most: u64,
     /// Where the limit is set, for a person.
     pub by: String,
+}
+
+/// The document as a storage keeps it, or `None` where there is none under this id.
+///
+/// # Errors
+/// As [`Storage::get`]; a document that no Redis takes is a permanent failure.
+pub fn get(
+    storage: &mut dyn Storage,
+    id: &VconId,
+    deadline: Deadline,
+) -> Result<Option<String>, Failure> {
+    let found = storage.get(id, deadline)?;
+    match &found {
+        Some(text) if text.len() as u64 > LONGEST => Err(Failure::permanent(format!(
+            "vCon {id} has {} bytes there, more than the {LONGEST} that Redis takes",
+            text.len()
+        ))),
+        _ => Ok(found),
+    }
 }
 
 /// One row of the table of known storages.

@@ -23,7 +23,7 @@ use super::bounded::Bounded;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::redis_server::{Lease, Server};
+use crate::redis_server::{Lease, Server, why_too_long};
 use crate::settings::RedisUrl;
 use crate::vcon::{Outgoing, VconId};
 
@@ -107,7 +107,8 @@ impl Storage for RedisStorage {
             set.arg("EX").arg(self.expires);
         }
         let what = format!("save vCon {}", vcon.id);
-        self.run(Step::Save, &what, set, self.timeout, deadline)
+        let command = (set, vcon.json.len());
+        self.run(Step::Save, &what, command, self.timeout, deadline)
             .map(drop)
     }
 
@@ -115,7 +116,7 @@ impl Storage for RedisStorage {
         let mut get = redis::cmd("GET");
         get.arg(self.key(id));
         let what = format!("read vCon {id}");
-        match self.run(Step::Read, &what, get, self.timeout, deadline)? {
+        match self.run(Step::Read, &what, (get, 0), self.timeout, deadline)? {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| {
                 Failure::permanent(format!("{}: it is not UTF-8", self.message(&what)))
@@ -131,7 +132,8 @@ impl Storage for RedisStorage {
         let mut delete = redis::cmd("DEL");
         delete.arg(self.key(id));
         let what = format!("delete vCon {id}");
-        self.run(Step::Delete, &what, delete, self.timeout, Deadline::NONE)
+        let command = (delete, 0);
+        self.run(Step::Delete, &what, command, self.timeout, Deadline::NONE)
             .map(drop)
     }
 
@@ -148,7 +150,7 @@ impl Storage for RedisStorage {
         set.arg(format!("{}:probe", self.prefix)).arg("");
         set.arg("PX").arg(1);
         let limit = self.timeout.min(PROBE);
-        self.run(Step::Probe, "write", set, limit, Deadline::NONE)
+        self.run(Step::Probe, "write", (set, 0), limit, Deadline::NONE)
             .map(drop)
     }
 }
@@ -162,14 +164,14 @@ impl RedisStorage {
         format!("{}: could not {what}", self.name)
     }
 
-    /// Runs the command on the kept connection, or a new one. A kept connection may have died
+    /// Runs the command, which has a value of this many bytes, on the kept connection, or a new one. A kept connection may have died
     /// since its last use, or its server may no longer be the master; each command is idempotent,
     /// and is then sent once more on a new one.
     fn run(
         &mut self,
         step: Step,
         what: &str,
-        mut command: Cmd,
+        (mut command, length): (Cmd, usize),
         own: Duration,
         deadline: Deadline,
     ) -> Result<Value, Failure> {
@@ -183,9 +185,9 @@ impl RedisStorage {
             let limit = deadline.begin(own + GRACE);
             let on_socket = Self::on_socket(own, limit);
             let (lease, back, result) = self.bounded.run(&name, limit, move || {
-                let result: Result<Value, RedisError> = lease
+                let result = lease
                     .limit(on_socket)
-                    .and_then(|()| command.query(&mut *lease));
+                    .and_then(|()| send(&mut lease, &command, length));
                 (lease, command, result)
             })?;
             command = back;
@@ -194,7 +196,8 @@ impl RedisStorage {
                 self.lease = Some(lease);
             }
             match result {
-                Ok(value) => return Ok(value),
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(why)) => return Err(Failure::refused(format!("{name}: {why}"))),
                 Err(error) if broken && kept => {
                     log::debug!("{name}: {error}; connecting anew");
                 }
@@ -221,6 +224,18 @@ impl RedisStorage {
                 server.connect_for(NAME, on_socket)
             })?
             .map_err(|error| fault::unreachable(&message, &error))
+    }
+}
+
+/// Sends a command with a value of this many bytes, or says why the server cannot take that.
+fn send(
+    lease: &mut Lease,
+    command: &Cmd,
+    length: usize,
+) -> Result<Result<Value, String>, RedisError> {
+    match why_too_long(lease, length)? {
+        Some(why) => Ok(Err(why)),
+        None => command.query(lease).map(Ok),
     }
 }
 

@@ -15,8 +15,8 @@ use crate::config::{Chain, Config, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
-use crate::storage::Storage;
 use crate::storage::fanout::Backend;
+use crate::storage::{self, Storage};
 use crate::vcon::{Vcon, VconId};
 
 /// The links and storages of a configuration, opened for one lane and kept open.
@@ -154,29 +154,35 @@ impl Modules {
     /// storage that has it, and the document.
     ///
     /// # Errors
-    /// A storage that is unavailable: the vCon may be there, so nothing is known.
+    /// A storage that is unavailable: the vCon may be there, so nothing is known. If there is none, a
+    /// storage that has something there which is no document, in a failure that is final.
     pub fn find(
         &mut self,
         id: &VconId,
         deadline: Deadline,
     ) -> Result<Option<(String, String)>, (Stage, Failure)> {
-        let mut doubt = None;
+        let (mut doubt, mut refusal) = (None, None);
         for (name, storage) in &mut self.storages {
             // Nothing is lent while a document is looked for.
             let Some(storage) = storage else { continue };
-            match catch_unwind(AssertUnwindSafe(|| storage.get(id, deadline))) {
+            match catch_unwind(AssertUnwindSafe(|| {
+                storage::get(storage.as_mut(), id, deadline)
+            })) {
                 Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {
                     doubt = Some((Stage::Storage(name.to_string()), failure));
                 }
-                Ok(Err(failure)) => log::warn!("could not look for {id} in {name}: {failure}"),
+                Ok(Err(failure)) => {
+                    log::warn!("could not get {id} from {name}: {failure}");
+                    refusal = Some((Stage::Storage(name.to_string()), failure));
+                }
                 Err(panic) => {
                     log::error!("storage {name} panicked: {}", panic_text(&*panic));
                 }
             }
         }
-        doubt.map_or(Ok(None), Err)
+        doubt.or(refusal).map_or(Ok(None), Err)
     }
 }
 

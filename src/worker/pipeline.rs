@@ -175,6 +175,11 @@ impl Pipeline<'_, '_, '_> {
                 Ok(None) => {
                     return Err(unusable(format!("{missing} and in none of the storages")));
                 }
+                Err((stage, failure)) if failure.kind.is_final() => {
+                    return Err(unusable(format!(
+                        "{missing}, and {stage} cannot give it: {failure}"
+                    )));
+                }
                 Err((stage, failure)) => {
                     let attempts = retry.attempt();
                     log::debug!("{stage} may hold {id}, attempt {attempts}: {failure}");

@@ -98,6 +98,7 @@ mod s3_faults;
 mod secrets;
 mod shared_folder;
 mod shared_vcons;
+mod sizes;
 mod stop;
 mod storage_letters;
 mod storage_outage;

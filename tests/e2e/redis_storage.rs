@@ -209,7 +209,7 @@ fn a_document_that_is_too_large_for_it_is_a_dead_letter() {
     let (redis, keeper) = (Redis::plain(), Redis::plain());
     keeper.ask::<()>(&["CONFIG", "SET", "proto-max-bulk-len", "1mb"]);
     let mut samples = fresh(4);
-    samples[0].document["subject"] = json!("x".repeat(1_200_000));
+    samples[0].document["subject"] = json!("x".repeat(9_000_000));
     submit(&redis, "default", &samples);
     let daemon = conserver(&redis, storage(&keeper.url()))
         .env("CONSERVER_RETRY_ATTEMPTS", "2")
@@ -220,6 +220,8 @@ fn a_document_that_is_too_large_for_it_is_a_dead_letter() {
         redis.length("DLQ:default") == 1
     });
     assert_eq!(redis.list("DLQ:default"), [samples[0].id.clone()]);
+    let reason: String = redis.ask(&["HGET", "conserver:dlq:default", &samples[0].id]);
+    assert!(reason.contains("proto-max-bulk-len"), "{reason}");
     daemon.stop();
 }
 

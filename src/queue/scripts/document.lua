@@ -1,9 +1,17 @@
 -- Reads and writes a document under its key, in the way it is kept there. Goes after `foreign` and `progress`, and
 -- before the scripts that need it.
 
+-- The text under a key; or nothing and true if it is too large for the script interpreter, or nobody can tell.
 local function stands(key, how)
-  if how == 'json' then return redis.pcall('JSON.GET', key) end
-  return redis.pcall('GET', key)
+  local is_json = how == 'json'
+  local size = is_json and redis.pcall('JSON.DEBUG', 'MEMORY', key) or redis.pcall('STRLEN', key)
+  if type(size) == 'table' then
+    -- What is no document any more is another one.
+    if redis.call('TYPE', key).ok ~= (is_json and 'ReJSON-RL' or 'string') then return size end
+    return nil, true
+  end
+  if size > LONGEST then return nil, true end
+  return redis.pcall(is_json and 'JSON.GET' or 'GET', key)
 end
 
 -- Writes without touching the time to live; the server may refuse the document, so this comes first.

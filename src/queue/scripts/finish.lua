@@ -10,7 +10,8 @@
 --       then how many letters, the time to live of their documents (0: as it is), and for each: the list, the hash of
 --       reasons, the UUID, the reason or ''.
 -- Returns {1} when done, {2} when done and the document had been deleted meanwhile, {0} when the claim is not ours any
--- more, {'changed'} if something else stands under the vCon's key, {'unwritten', error} if the document is refused,
+-- more, {'changed'} if something else stands under the vCon's key, {'large'} if what stands there is too large to be
+-- compared here, {'unwritten', error} if the document is refused,
 -- {'refused', list, kind} if a key to push to is no list. Nothing is done but for 1 and 2.
 
 -- What is kept of a vCon that one storage alone does not have. Nothing if the document is gone: there is nothing to save.
@@ -53,7 +54,8 @@ local function finish()
       outcome = 2
     end
   elseif how ~= '' then
-    local now, text = stands(key, how), ARGV[at + 10]
+    local text, now, is_large = ARGV[at + 10], stands(key, how)
+    if is_large then return {'large'} end
     if not now then
       outcome = 2
     elseif now ~= text then

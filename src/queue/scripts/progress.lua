@@ -5,7 +5,7 @@
 -- A longer text does not go through the script interpreter: of that, the length counts.
 local LONGEST = 1048576
 
-local function digest(key)
+local function digest_of(key)
   local size = redis.pcall('STRLEN', key)
   if type(size) == 'number' then
     if size > LONGEST then return 'length-' .. size end
@@ -16,6 +16,14 @@ local function digest(key)
   if size > LONGEST then return 'size-' .. size end
   local text = redis.pcall('JSON.GET', key)
   return type(text) == 'string' and redis.sha1hex(text) or 'none'
+end
+
+-- To look at a large RedisJSON document takes Redis a quarter of a second: once in a script, unless it writes one.
+local digests = {}
+
+local function digest(key)
+  if not digests[key] then digests[key] = digest_of(key) end
+  return digests[key]
 end
 
 -- What is kept of an entry and still good, else ''.
@@ -55,6 +63,7 @@ local function progress_of_writer(key, lists)
   if redis.call('EXISTS', 'conserver:progress') == 0 then return function() end end
   local before, uuid = digest(key), key:sub(6)
   return function()
+    digests[key] = nil
     local after = digest(key)
     for list in lists:gmatch('[^\n]+') do
       local field = list .. '\n' .. uuid

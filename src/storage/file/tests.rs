@@ -207,6 +207,42 @@ fn a_vcon_is_found_under_any_day_and_without_one() {
 }
 
 #[test]
+fn what_is_longer_than_the_limit_is_read_no_further() {
+    let place = tempfile::tempdir().unwrap();
+    let mut files = Files {
+        max_size: 1000,
+        ..files(place.path())
+    };
+    let id: VconId = ID.parse().unwrap();
+    let packed = |length: usize, cut: usize| {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+        gzip.write_all(&vec![b'x'; length]).unwrap();
+        let mut bytes = gzip.finish().unwrap();
+        bytes.truncate(bytes.len() - cut);
+        bytes
+    };
+    for (name, at_limit, beyond) in [
+        (format!("{ID}.json"), vec![b'x'; 1000], vec![b'x'; 1001]),
+        // A reader that went on to the end would find that there is none.
+        (
+            format!("{ID}.json.gz"),
+            packed(1000, 0),
+            packed(10_000_000, 8),
+        ),
+    ] {
+        let path = place.path().join(name);
+        fs::write(&path, at_limit).unwrap();
+        let found = files.get(&id, Deadline::NONE).unwrap();
+        assert_eq!(found.map(|text| text.len()), Some(1000));
+        fs::write(&path, beyond).unwrap();
+        let failure = files.get(&id, Deadline::NONE).unwrap_err();
+        assert!(failure.kind.is_final(), "{failure}");
+        assert!(failure.message.contains("max_file_size"), "{failure}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn without_days_a_copy_in_the_path_itself_goes_before_others() {
     let place = tempfile::tempdir().unwrap();
     let id: VconId = ID.parse().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! | error | met while | class |
 //! |---|---|---|
-//! | `string exceeds maximum allowed size`, `invalid bulk length`: the document is too large for it | saving | refused |
+//! | the document is longer than its limits allow, or `string exceeds maximum allowed size`, `invalid bulk length` | saving | refused |
 //! | `WRONGTYPE`: something else has the vCon's key | reading | refused |
 //! | a document that is not UTF-8 | reading | permanent |
 //! | all others: not reached, not trusted, login refused, no right (NOPERM), out of memory (OOM), read-only, loading, disk full (MISCONF), a cluster (MOVED), … | anything | transient |
