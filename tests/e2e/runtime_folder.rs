@@ -88,8 +88,10 @@ fn a_configuration_that_another_user_could_have_kept_is_not_worked_with() {
             "the worker is there again, or has refused",
             PATIENCE,
             || {
-                daemon.log().contains("cannot work with its configuration")
-                    || daemon.workers().len() == 2
+                let log = daemon.log();
+                let is_ready = || daemon.status().is_some_and(|it| it["workers_ready"] == 2);
+                log.contains("cannot work with its configuration")
+                    || log.contains("Restarted Worker-1") && is_ready()
             },
         );
         // One that met the forged one has refused it, and is started again by this.
