@@ -64,6 +64,7 @@ mod logging;
 mod monitor_attacks;
 mod monitor_http;
 mod monitor_metrics;
+mod other_users;
 mod outages;
 mod page;
 mod pgbouncer;

@@ -170,8 +170,8 @@ fn names_of_any_kind_can_be_read() {
         .env("CONSERVER_HTTP", monitor.setting())
         .start();
     monitor.wait_for("/metrics", 200);
-    // What steers a terminal is left out of names.
-    let shown = odd.replace('\n', "");
+    // What steers a terminal is escaped in names.
+    let shown = odd.replace('\n', "\\n");
     for format in [Format::Classic, Format::OpenMetrics] {
         let scrape = Scrape::of(&monitor, format);
         let done = scrape.get("conserver_chain_done_total", &[("chain", &shown)]);

@@ -84,7 +84,17 @@ fn a_configuration_that_another_user_could_have_kept_is_not_worked_with() {
         wait_until("the configuration is kept anew", PATIENCE, || {
             fs::read_to_string(&kept).is_ok_and(|found| found == text)
         });
-        // A worker that met the forged one has refused it, and is started again by this.
+        wait_until(
+            "the worker is there again, or has refused",
+            PATIENCE,
+            || {
+                let log = daemon.log();
+                let is_ready = || daemon.status().is_some_and(|it| it["workers_ready"] == 2);
+                log.contains("cannot work with its configuration")
+                    || log.contains("Restarted Worker-1") && is_ready()
+            },
+        );
+        // One that met the forged one has refused it, and is started again by this.
         daemon.signal(Signal::SIGHUP);
         daemon.wait_for_log("All workers are replaced", PATIENCE);
         let samples = fresh(3);

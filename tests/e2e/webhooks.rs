@@ -1,5 +1,8 @@
 //! The link and the storage that post vCons, against servers that answer well and badly.
 
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -181,4 +184,50 @@ fn a_storage_that_keeps_no_documents_is_not_asked_for_them() {
         audited.output()
     );
     assert_eq!(webhook.requests().len(), 1);
+}
+
+/// Pauses grow from round to round, also for one that is alone in its list and back there at once.
+#[test]
+fn a_webhook_that_always_leads_elsewhere_is_asked_less_and_less_often() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let asked = Arc::clone(&times);
+    let webhook = Webhook::deciding(move |_| {
+        asked.lock().unwrap().push(Instant::now());
+        307
+    });
+    for links in [false, true] {
+        let redis = Redis::plain();
+        times.lock().unwrap().clear();
+        let urls = json!({"webhook-urls": [webhook.url()]});
+        let config = if links {
+            chain(
+                &[("hook", json!({"module": "links.webhook", "options": urls}))],
+                &[],
+            )
+        } else {
+            chain(
+                &[],
+                &[(
+                    "hook",
+                    json!({"module": "storage.webhook", "options": urls}),
+                )],
+            )
+        };
+        let daemon = Conserver::with(&redis)
+            .config(&config)
+            .env("CONSERVER_RETRY_ATTEMPTS", "2")
+            .env("CONSERVER_RETRY_FIRST_MS", "20")
+            .env("CONSERVER_RETRY_MAX_MS", "400")
+            .start();
+        submit(&redis, "default", &fresh(1));
+        wait_until("it is asked again and again", PATIENCE, || {
+            times.lock().unwrap().len() >= 12
+        });
+        let times = times.lock().unwrap().clone();
+        let pauses: Vec<Duration> = times.windows(2).map(|it| it[1] - it[0]).collect();
+        // The fifth attempt on waits for half of 320 ms at least, then for half of the longest pause.
+        let shortest = pauses[4..11].iter().min().copied().unwrap_or_default();
+        assert!(shortest >= Duration::from_millis(150), "{pauses:?}");
+        daemon.stop();
+    }
 }
