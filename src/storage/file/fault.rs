@@ -12,6 +12,8 @@
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
 //! | EISDIR | the vCon's own file | refused: a directory has its name |
 //! | EFBIG | the vCon's own file | refused: the file system or a limit of the process has no larger files |
+//! | a directory or symbolic link in the hands of another user | anything | transient: whoever has it can give it away |
+//! | no regular file under the vCon's name | reading | permanent |
 //! | a file that is not UTF-8, does not decompress, or is longer than `max_file_size` | reading | permanent |
 
 use std::io::{self, ErrorKind};
