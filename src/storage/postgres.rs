@@ -238,10 +238,18 @@ impl Storage for Postgres {
     }
 
     fn room(&mut self) -> Vec<Room> {
+        // That of the check; there is none if the table is missing.
+        let idle = match self.pool.take(Duration::ZERO) {
+            Turn::Session(session) => Some(session),
+            _ => None,
+        };
         let access = self.access.clone();
         let message = self.message("ask how many connections it has room for");
         let limit = Deadline::NONE.begin(PROBE);
-        let ask = move || session::look_for_room(&access);
+        let ask = move || match idle {
+            Some(mut session) => session.room(PROBE),
+            None => session::look_for_room(&access),
+        };
         let asked = self.bounded.run(&message, limit, ask);
         let asked = asked.and_then(|asked| asked.map_err(Failure::transient));
         asked.unwrap_or_else(|why| {

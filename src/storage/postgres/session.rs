@@ -114,6 +114,20 @@ impl Session {
         })
     }
 
+    /// What [`look_for_room`] finds, without a connection of its own.
+    pub(super) fn room(&mut self, limit: Duration) -> Result<Vec<Room>, String> {
+        if !self.is_direct {
+            return Ok(Vec::new());
+        }
+        let times = Times {
+            cancel: None,
+            cut: limit,
+        };
+        let (client, watchdog) = (&mut self.client, &self.watchdog);
+        let asked = watchdog.during(times, || room(client));
+        asked.map_err(|e| reason(&e))
+    }
+
     /// How long a call with this limit may take. `own` is the option `statement_timeout`.
     pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
         Times {
@@ -189,12 +203,6 @@ pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
 /// The limits on connections of the server, for all and for our user and database. Behind a pooler, which
 /// shares a few among many clients, none of them is known.
 pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
-    const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
-         current_setting('max_connections')::int8, \
-         current_setting('superuser_reserved_connections')::int8 \
-         + coalesce(current_setting('reserved_connections', true)::int8, 0), \
-         rolsuper, rolname::text, rolconnlimit::int8, datname::text, datconnlimit::int8 \
-         FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
     let id = Uuid::new_v4();
     let client = access.connect(next_mark(), id);
     let mut client = client.map_err(|refusal| refusal.why)?;
@@ -202,38 +210,45 @@ pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
     if !is_direct(&mut client, id).map_err(told)? {
         return Ok(Vec::new());
     }
-    let row = client.query_typed_one(QUESTION, &[]).map_err(told)?;
-    let room = || -> Result<Vec<Room>, Error> {
-        let (server, most): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-        let (reserved, is_superuser): (i64, bool) = (row.try_get(2)?, row.try_get(3)?);
-        let (user, of_user): (String, i64) = (row.try_get(4)?, row.try_get(5)?);
-        let (database, of_database): (String, i64) = (row.try_get(6)?, row.try_get(7)?);
-        let mut limits = vec![(
-            server.clone(),
-            if is_superuser { most } else { most - reserved },
-            match reserved {
-                1.. if !is_superuser => format!("max_connections {most}, {reserved} reserved"),
-                _ => format!("max_connections {most}"),
-            },
-        )];
-        if !is_superuser {
-            let of = format!("{server} user {user}");
-            limits.push((of, of_user, format!("CONNECTION LIMIT of user {user}")));
-            let of = format!("{server} database {database}");
-            limits.push((
-                of,
-                of_database,
-                format!("CONNECTION LIMIT of database {database}"),
-            ));
-        }
-        let room = |(of, most, by)| {
-            // Less than nothing: no limit.
-            let most = u64::try_from(most).ok()?;
-            Some(Room { of, most, by })
-        };
-        Ok(limits.into_iter().filter_map(room).collect())
+    room(&mut client).map_err(told)
+}
+
+fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
+    const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
+         current_setting('max_connections')::int8, \
+         current_setting('superuser_reserved_connections')::int8 \
+         + coalesce(current_setting('reserved_connections', true)::int8, 0), \
+         rolsuper, rolname::text, rolconnlimit::int8, datname::text, datconnlimit::int8 \
+         FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
+    let row = client.query_typed_one(QUESTION, &[])?;
+    let (server, most): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let (reserved, is_superuser): (i64, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let (user, of_user): (String, i64) = (row.try_get(4)?, row.try_get(5)?);
+    let (database, of_database): (String, i64) = (row.try_get(6)?, row.try_get(7)?);
+    let mut limits = vec![(
+        server.clone(),
+        if is_superuser { most } else { most - reserved },
+        match reserved {
+            1.. if !is_superuser => format!("max_connections {most}, {reserved} reserved"),
+            _ => format!("max_connections {most}"),
+        },
+    )];
+    if !is_superuser {
+        let of = format!("{server} user {user}");
+        limits.push((of, of_user, format!("CONNECTION LIMIT of user {user}")));
+        let of = format!("{server} database {database}");
+        limits.push((
+            of,
+            of_database,
+            format!("CONNECTION LIMIT of database {database}"),
+        ));
+    }
+    let room = |(of, most, by)| {
+        // Less than nothing: no limit.
+        let most = u64::try_from(most).ok()?;
+        Some(Room { of, most, by })
     };
-    room().map_err(told)
+    Ok(limits.into_iter().filter_map(room).collect())
 }
 
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
