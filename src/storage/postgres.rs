@@ -127,6 +127,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         meets_rows: false,
         is_slow: false,
         pool: options.common(),
+        room: Vec::new(),
         bounded: Bounded::new(),
     })
 }
@@ -150,6 +151,8 @@ struct Postgres {
     /// The last call was too slow.
     is_slow: bool,
     pool: Arc<Pool>,
+    /// What the last check has found.
+    room: Vec<Room>,
     bounded: Bounded,
 }
 
@@ -238,33 +241,19 @@ impl Storage for Postgres {
     }
 
     fn room(&mut self) -> Vec<Room> {
-        // That of the check; there is none if the table is missing.
-        let idle = match self.pool.take(Duration::ZERO) {
-            Turn::Session(session) => Some(session),
-            _ => None,
-        };
-        let access = self.access.clone();
-        let message = self.message("ask how many connections it has room for");
-        let limit = Deadline::NONE.begin(PROBE);
-        let ask = move || match idle {
-            Some(mut session) => session.room(PROBE),
-            None => session::look_for_room(&access),
-        };
-        let asked = self.bounded.run(&message, limit, ask);
-        let asked = asked.and_then(|asked| asked.map_err(Failure::transient));
-        asked.unwrap_or_else(|why| {
-            log::debug!("{message}: {why}");
-            Vec::new()
-        })
+        std::mem::take(&mut self.room)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
         let access = self.access.clone();
         let message = self.message("look for its table");
         let limit = Deadline::NONE.begin(PROBE);
-        let look = move || session::look_for_table(&access);
+        let look = move || session::look_around(&access);
         let found = self.bounded.run(&message, limit, look)?;
-        if found.map_err(|why| Failure::transient(format!("{message}: {why}")))? {
+        let found = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
+        let (is_there, room) = found;
+        self.room = room;
+        if is_there {
             self.probe().map(|()| "answers".to_owned())
         } else {
             Ok("answers; its table is not there yet: the service makes it".to_owned())

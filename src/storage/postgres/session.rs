@@ -114,20 +114,6 @@ impl Session {
         })
     }
 
-    /// What [`look_for_room`] finds, without a connection of its own.
-    pub(super) fn room(&mut self, limit: Duration) -> Result<Vec<Room>, String> {
-        if !self.is_direct {
-            return Ok(Vec::new());
-        }
-        let times = Times {
-            cancel: None,
-            cut: limit,
-        };
-        let (client, watchdog) = (&mut self.client, &self.watchdog);
-        let asked = watchdog.during(times, || room(client));
-        asked.map_err(|e| reason(&e))
-    }
-
     /// How long a call with this limit may take. `own` is the option `statement_timeout`.
     pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
         Times {
@@ -192,27 +178,26 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
         .try_get(0)
 }
 
-/// Whether the table is there; if not, tries whether it could be made, and makes nothing.
-pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let client = access.connect(next_mark(), Uuid::new_v4());
-    let mut client = client.map_err(|refusal| refusal.why)?;
-    let is_there = access.table.try_to_make(&mut client);
-    is_there.map_err(|e| reason(&e))
-}
-
-/// The limits on connections of the server, for all and for our user and database. Behind a pooler, which
-/// shares a few among many clients, none of them is known.
-pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
+/// Whether the table is there; if not, tries whether it could be made, and makes nothing. Also returns the
+/// limits on connections, as far as they are known: a pooler shares a few among many clients.
+pub(super) fn look_around(access: &Access) -> Result<(bool, Vec<Room>), String> {
     let id = Uuid::new_v4();
     let client = access.connect(next_mark(), id);
     let mut client = client.map_err(|refusal| refusal.why)?;
-    let told = |e: Error| reason(&e);
-    if !is_direct(&mut client, id).map_err(told)? {
-        return Ok(Vec::new());
-    }
-    room(&mut client).map_err(told)
+    let is_there = access.table.try_to_make(&mut client);
+    let is_there = is_there.map_err(|e| reason(&e))?;
+    let found = match is_direct(&mut client, id) {
+        Ok(true) => room(&mut client),
+        other => other.map(|_| Vec::new()),
+    };
+    let room = found.unwrap_or_else(|error| {
+        log::debug!("limits on connections are not known: {}", reason(&error));
+        Vec::new()
+    });
+    Ok((is_there, room))
 }
 
+/// The limits on connections of the server, for all and for our user and database.
 fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
     const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
          current_setting('max_connections')::int8, \
