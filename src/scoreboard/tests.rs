@@ -103,8 +103,8 @@ fn a_lane_caught_halfway_is_left_out() {
     let slot = Slot::attach(board.id(), 0, 1).unwrap();
     slot.lane(0).busy(Some(&VconId::random()), None);
     let bytes = fs::read(&board.id().path).unwrap();
-    let lane =
-        (Shape::of(1, 0, 0, 0).slot_start(0) + layout::SLOT + layout::lane::LOW) * layout::WORD;
+    let shape = Shape::of(1, 0, 0, 0);
+    let lane = (shape.slot_start(0) + shape.lane_start(0) + layout::lane::LOW) * layout::WORD;
     let mut torn = bytes.clone();
     torn[lane] ^= 1;
     let lanes = |bytes: &[u8]| {

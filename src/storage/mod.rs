@@ -82,7 +82,7 @@ pub trait Storage: Send {
         self.probe().map(|()| "answers".to_owned())
     }
 
-    /// How many connections its server has room for. Asked after [`Storage::check`], by a person.
+    /// How many connections its server has room for, as [`Storage::check`] has found.
     fn room(&mut self) -> Vec<Room> {
         Vec::new()
     }

@@ -138,6 +138,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         meets_rows: false,
         is_slow: false,
         pool: options.common(),
+        room: Vec::new(),
         bounded: Bounded::new(),
     })
 }
@@ -163,6 +164,8 @@ struct Postgres {
     /// The last call was too slow.
     is_slow: bool,
     pool: Arc<Pool>,
+    /// What the last check has found.
+    room: Vec<Room>,
     bounded: Bounded,
 }
 
@@ -258,25 +261,18 @@ impl Storage for Postgres {
     }
 
     fn room(&mut self) -> Vec<Room> {
-        let access = self.access.clone();
-        let message = self.message("ask how many connections it has room for");
-        let limit = Deadline::NONE.begin(PROBE);
-        let ask = move || session::look_for_room(&access);
-        let asked = self.bounded.run(&message, limit, ask);
-        let asked = asked.and_then(|asked| asked.map_err(Failure::transient));
-        asked.unwrap_or_else(|why| {
-            log::debug!("{message}: {why}");
-            Vec::new()
-        })
+        std::mem::take(&mut self.room)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
         let access = self.access.clone();
         let message = self.message("look for its table");
         let limit = Deadline::NONE.begin(PROBE);
-        let look = move || session::look_for_table(&access);
+        let look = move || session::look_around(&access);
         let found = self.bounded.run(&message, limit, look)?;
-        let has_table = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
+        let found = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
+        let (has_table, room) = found;
+        self.room = room;
         let mut said = "answers".to_owned();
         if has_table {
             self.probe()?;

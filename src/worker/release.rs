@@ -213,7 +213,10 @@ impl Pipeline<'_, '_, '_> {
         let (Ok(rounds), false) = (rounds, fault.kind == FailureKind::Crowded) else {
             return;
         };
+        // Its document lives on from the next claim, or from when it is put back.
+        let lives = Duration::from_secs(shared.settings.redis_expiry) / 4;
         let longest = shared.settings.retry_max.saturating_mul(ROUND_PAUSE);
+        let longest = longest.min(lives);
         let pause = Backoff::new(shared.settings.retry_max, longest)
             .after(rounds)
             .next_wait();

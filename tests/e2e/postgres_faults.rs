@@ -194,9 +194,9 @@ fn a_server_without_room_for_a_row_is_away_until_there_is_some() {
     Ledger::of(&redis, &first).settles();
     redis.ask::<i64>(&["DEL", "done"]);
     database.execute(
-        "TRUNCATE vcons; CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS \
+        "TRUNCATE vcons; CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''53100''; END'; \
-         CREATE TRIGGER full BEFORE INSERT ON vcons FOR EACH ROW EXECUTE FUNCTION full()",
+         CREATE TRIGGER no_room BEFORE INSERT ON vcons FOR EACH ROW EXECUTE FUNCTION no_room()",
     );
     let samples = fresh(20);
     submit(&redis, "default", &samples);
@@ -204,7 +204,7 @@ fn a_server_without_room_for_a_row_is_away_until_there_is_some() {
     let checked = daemon.conserver().run(&["check"]);
     assert_eq!(checked.code, 69, "{}", checked.output());
     assert!(checked.output().contains("53100"), "{}", checked.output());
-    database.execute("DROP TRIGGER full ON vcons");
+    database.execute("DROP TRIGGER no_room ON vcons");
     all_is_stored(&redis, &database, &samples);
     daemon.stop();
 }

@@ -99,7 +99,7 @@ fn exit_codes_say_what_to_do() {
         assert_eq!(found, (kind, message));
     }
     let (kind, message) = failure(run(&mut *script("kill -KILL $$", ""), &mut it));
-    assert_eq!(kind, FailureKind::Transient);
+    assert_eq!(kind, FailureKind::Crashed);
     assert_eq!(message, "`sh` failed, killed by SIGKILL");
 }
 

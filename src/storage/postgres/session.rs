@@ -181,62 +181,62 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
         .try_get(0)
 }
 
-/// Whether the table is there; if not, tries whether it could be made, and makes nothing.
-pub(super) fn look_for_table(access: &Access) -> Result<bool, String> {
-    let connected = access.connect(next_mark(), Uuid::new_v4(), &Allowance::default());
+/// Whether the table is there; if not, tries whether it could be made, and makes nothing. Also returns the
+/// limits on connections, as far as they are known: a pooler shares a few among many clients.
+pub(super) fn look_around(access: &Access) -> Result<(bool, Vec<Room>), String> {
+    let id = Uuid::new_v4();
+    let connected = access.connect(next_mark(), id, &Allowance::default());
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
-    is_there.map_err(|e| reason(&e))
+    let is_there = is_there.map_err(|e| reason(&e))?;
+    let found = match is_direct(&mut client, id) {
+        Ok(true) => room(&mut client),
+        other => other.map(|_| Vec::new()),
+    };
+    let room = found.unwrap_or_else(|error| {
+        log::debug!("limits on connections are not known: {}", reason(&error));
+        Vec::new()
+    });
+    Ok((is_there, room))
 }
 
-/// The limits on connections of the server, for all and for our user and database. Behind a pooler, which
-/// shares a few among many clients, none of them is known.
-pub(super) fn look_for_room(access: &Access) -> Result<Vec<Room>, String> {
+/// The limits on connections of the server, for all and for our user and database.
+fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
     const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
          current_setting('max_connections')::int8, \
          current_setting('superuser_reserved_connections')::int8 \
          + coalesce(current_setting('reserved_connections', true)::int8, 0), \
          rolsuper, rolname::text, rolconnlimit::int8, datname::text, datconnlimit::int8 \
          FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
-    let id = Uuid::new_v4();
-    let connected = access.connect(next_mark(), id, &Allowance::default());
-    let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
-    let told = |e: Error| reason(&e);
-    if !is_direct(&mut client, id).map_err(told)? {
-        return Ok(Vec::new());
+    let row = client.query_typed_one(QUESTION, &[])?;
+    let (server, most): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let (reserved, is_superuser): (i64, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let (user, of_user): (String, i64) = (row.try_get(4)?, row.try_get(5)?);
+    let (database, of_database): (String, i64) = (row.try_get(6)?, row.try_get(7)?);
+    let mut limits = vec![(
+        server.clone(),
+        if is_superuser { most } else { most - reserved },
+        match reserved {
+            1.. if !is_superuser => format!("max_connections {most}, {reserved} reserved"),
+            _ => format!("max_connections {most}"),
+        },
+    )];
+    if !is_superuser {
+        let of = format!("{server} user {user}");
+        limits.push((of, of_user, format!("CONNECTION LIMIT of user {user}")));
+        let of = format!("{server} database {database}");
+        limits.push((
+            of,
+            of_database,
+            format!("CONNECTION LIMIT of database {database}"),
+        ));
     }
-    let row = client.query_typed_one(QUESTION, &[]).map_err(told)?;
-    let room = || -> Result<Vec<Room>, Error> {
-        let (server, most): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-        let (reserved, is_superuser): (i64, bool) = (row.try_get(2)?, row.try_get(3)?);
-        let (user, of_user): (String, i64) = (row.try_get(4)?, row.try_get(5)?);
-        let (database, of_database): (String, i64) = (row.try_get(6)?, row.try_get(7)?);
-        let mut limits = vec![(
-            server.clone(),
-            if is_superuser { most } else { most - reserved },
-            match reserved {
-                1.. if !is_superuser => format!("max_connections {most}, {reserved} reserved"),
-                _ => format!("max_connections {most}"),
-            },
-        )];
-        if !is_superuser {
-            let of = format!("{server} user {user}");
-            limits.push((of, of_user, format!("CONNECTION LIMIT of user {user}")));
-            let of = format!("{server} database {database}");
-            limits.push((
-                of,
-                of_database,
-                format!("CONNECTION LIMIT of database {database}"),
-            ));
-        }
-        let room = |(of, most, by)| {
-            // Less than nothing: no limit.
-            let most = u64::try_from(most).ok()?;
-            Some(Room { of, most, by })
-        };
-        Ok(limits.into_iter().filter_map(room).collect())
+    let room = |(of, most, by)| {
+        // Less than nothing: no limit.
+        let most = u64::try_from(most).ok()?;
+        Some(Room { of, most, by })
     };
-    room().map_err(told)
+    Ok(limits.into_iter().filter_map(room).collect())
 }
 
 /// Makes the request, unless some are still on their way: to a server that answers nothing at all,
