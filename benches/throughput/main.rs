@@ -81,8 +81,10 @@ enum Section {
     Redis,
     /// The most memory that one document takes
     Memory,
-    /// Very many lists, waiting vCons, lanes and instances, very large documents, ten minutes of mixed load; only if named
+    /// Very many lists, waiting vCons, lanes and instances, very large documents; only if named
     Scale,
+    /// Memory over ten minutes of mixed load; only if named
+    Mixed,
 }
 
 /// How much is measured.
@@ -115,13 +117,14 @@ fn main() {
         }
     };
     let wanted = |section| {
-        let all = arguments.sections.is_empty() && section != Section::Scale;
+        let is_long = matches!(section, Section::Scale | Section::Mixed);
+        let all = arguments.sections.is_empty() && !is_long;
         all || arguments.sections.contains(&section)
     };
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 10] = [
+    let sections: [(Section, Measure); 11] = [
         (Section::Throughput, matrix::measure),
         (Section::Methods, matrix::measure_methods),
         (Section::Processes, processes::measure),
@@ -132,6 +135,7 @@ fn main() {
         (Section::Redis, redis_cost::measure),
         (Section::Memory, memory::measure),
         (Section::Scale, scale::measure),
+        (Section::Mixed, scale::mixed),
     ];
     for (section, measure) in sections {
         if wanted(section) {

@@ -235,9 +235,9 @@ impl Keeper {
         Ok(left)
     }
 
-    /// After a step that began then: waits, and renews the lease. False where that is lost, or the work is to end.
-    fn goes_on(&mut self, begun: Instant, pace: Pace<'_>) -> Result<bool, QueueError> {
-        if !pace(begun.elapsed()) {
+    /// After a step that took so long: waits, and renews the lease. False where that is lost, or the work is to end.
+    fn goes_on(&mut self, took: Duration, pace: Pace<'_>) -> Result<bool, QueueError> {
+        if !pace(took) {
             return Ok(false);
         }
         if self.renewed.elapsed() < self.ttl / 3 {
@@ -256,6 +256,8 @@ impl Keeper {
         // From the end: what is taken from the head meanwhile does not move what comes next, and what
         // is added at the end is looked at again or is new.
         let mut last = -1;
+        // How many entries stand before the next step.
+        let mut left = i64::MAX;
         loop {
             let begun = Instant::now();
             let (lease, instance) = (self.lease.clone(), self.instance.clone());
@@ -269,7 +271,7 @@ impl Keeper {
                 call.arg(instance).arg(ttl);
                 Ok(call.invoke(&mut **connection)?)
             })?;
-            let [seen, more] = found[..] else {
+            let [seen, more, length] = found[..] else {
                 return Ok(None);
             };
             self.renewed = Instant::now();
@@ -278,7 +280,14 @@ impl Keeper {
                 return Ok(Some(kept));
             }
             last -= STEP;
-            if !self.goes_on(begun, pace)? {
+            let before = std::mem::replace(&mut left, length + last);
+            // Where entries are added as fast as we go, there is no rest: we would not come to the head.
+            let took = if left > before - STEP / 2 {
+                Duration::ZERO
+            } else {
+                begun.elapsed()
+            };
+            if !self.goes_on(took, pace)? {
                 return Ok(None);
             }
         }
@@ -302,7 +311,7 @@ impl Keeper {
                 let begun = Instant::now();
                 cursor =
                     self.with(|connection, _| read_reasons(connection, reasons, from, &mut known))?;
-                if !self.goes_on(begun, pace)? {
+                if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
             }
@@ -313,7 +322,7 @@ impl Keeper {
                     break;
                 }
                 last -= STEP;
-                if !self.goes_on(begun, pace)? {
+                if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
             }
@@ -325,7 +334,7 @@ impl Keeper {
                     call.key(reasons).arg(some);
                     Ok(call.invoke::<u64>(&mut **connection)?)
                 })?;
-                if !self.goes_on(begun, pace)? {
+                if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
             }

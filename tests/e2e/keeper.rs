@@ -165,6 +165,34 @@ fn only_the_holder_of_the_lease_does_a_step() {
 }
 
 #[test]
+fn the_head_of_a_list_is_reached_however_fast_it_grows() {
+    let redis = Redis::plain();
+    let samples = waiting(&redis, "default", 450, "1000");
+    let expiry = Expiry {
+        document: 3600,
+        context: 3600,
+        dead_letter: 0,
+    };
+    let mut keeper = Keeper::new(server_of(&redis), expiry, "one", PATIENCE);
+    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+    let mut steps = 0;
+    let entries = vec!["no UUID"; 250];
+    let mut pace = |took: Duration| {
+        steps += 1;
+        assert!(steps < 100, "it does not come to the head");
+        // While it rests, more is added than it has looked at.
+        if took > Duration::ZERO {
+            let push = [&["RPUSH", "default"], &entries[..]].concat();
+            redis.ask::<i64>(&push);
+        }
+        true
+    };
+    let chore = Chore::Waiting(list("default"));
+    let kept = keeper.run(&chore, &mut pace).expect("Redis");
+    assert_eq!(kept, Some(samples.len() as u64));
+}
+
+#[test]
 fn what_waits_is_kept_on_a_server_that_is_full() {
     let redis = Redis::plain();
     let samples = waiting(&redis, "default", 10, "1000");

@@ -3,14 +3,15 @@
 -- ARGV: the first and the last entry to look at, as LRANGE has them; the time to live that documents get, in
 --       seconds, once less than half of it is left; the same for contexts; the instance whose lease it is, and its
 --       time to live in milliseconds.
--- Returns how many entries there were, and how many documents were kept; nothing where the lease is not ours.
+-- Returns how many entries there were, how many documents were kept, and how long the list is; nothing where the lease
+-- is not ours.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
 if redis.pcall('GET', KEYS[1]) ~= ARGV[5] then return {} end
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 local list, reasons = KEYS[2], KEYS[3]
-if redis.call('TYPE', list).ok ~= 'list' then return {0, 0} end
+if redis.call('TYPE', list).ok ~= 'list' then return {0, 0, 0} end
 local entries = redis.call('LRANGE', list, ARGV[1], ARGV[2])
 local kept = 0
 for _, entry in ipairs(entries) do
@@ -20,4 +21,4 @@ for _, entry in ipairs(entries) do
     if not reasons then keep_alive('context:' .. list .. ':' .. entry, ARGV[4]) end
   end
 end
-return {#entries, kept}
+return {#entries, kept, redis.call('LLEN', list)}
