@@ -253,13 +253,17 @@ pub fn redis_url(data: &[u8]) {
     }
     const SECRET: &str = "Kj7-pQ2_wX";
     let (scheme, rest) = text.split_once("://").unwrap_or(("redis", text));
-    let mark = if rest.contains('?') { '&' } else { '?' };
     let before_fragment = rest.split('#').next().unwrap_or_default();
+    // A parameter behind no question mark.
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let has_query = before_fragment.contains('?');
+    let mark = if has_query { '&' } else { '?' };
     for url in [
         format!("{scheme}://user:{SECRET}@{rest}"),
         format!("{scheme}://:{SECRET}@{rest}"),
         format!("{scheme}://{SECRET}@{rest}"),
         format!("{scheme}://{before_fragment}{mark}password={SECRET}"),
+        format!("{scheme}://{host}&password={SECRET}"),
     ] {
         let told = match url.parse::<RedisUrl>() {
             Ok(url) => format!(

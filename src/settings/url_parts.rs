@@ -152,7 +152,9 @@ pub(super) fn port_of(text: &str) -> Result<Option<u16>, NotARedisUrl> {
 
 /// A host; `None` if the text is empty.
 pub(super) fn name(host: String) -> Result<Option<String>, NotARedisUrl> {
-    let is_foreign = |c: char| c.is_control() || c.is_whitespace() || "/\\?#@:[]%,".contains(c);
+    // With & and =, a parameter without the ? before it would be shown as a part of the host: its value may be a
+    // password.
+    let is_foreign = |c: char| c.is_control() || c.is_whitespace() || "/\\?#@:[]%,&=".contains(c);
     if host.contains(is_foreign) {
         return fault("the host is not a name or an IP address");
     }
@@ -210,6 +212,8 @@ mod tests {
             "a%00",
             "a]",
             "a,b",
+            "a&password=b",
+            "a=b",
         ] {
             assert!(host_and_port(text).is_err(), "{text}");
         }

@@ -295,17 +295,14 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
     let mut connection = redis.connection();
     let mut queue = queue(&redis, "here", 1);
     prepare(&mut connection, false);
-    put(
-        &mut connection,
-        1,
-        br#"{"list":"broken","uuid":"x","since":1}"#,
-    );
-    put(
-        &mut connection,
-        2,
+    // Each alone: together, neither would have the blame.
+    for record in [
+        &br#"{"list":"broken","uuid":"x","since":1}"#[..],
         br#"{"list":"default","uuid":"y","since":2}"#,
-    );
-    recover(&mut queue, Blame::ALL, 1).unwrap();
+    ] {
+        put(&mut connection, 1, record);
+        recover(&mut queue, Blame::ALL, 1).unwrap();
+    }
     assert_eq!(redis.length("conserver:unreadable"), 1);
     assert_eq!(redis.list("DLQ:default"), ["y"]);
     assert_eq!(claims(&mut connection), 0);
