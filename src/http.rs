@@ -261,6 +261,76 @@ pub(crate) mod tests {
         (address, server)
     }
 
+    /// Answers one request without an end: with these lines in its head, then `begin` and `again` and
+    /// again, until nobody reads it. Returns how many bytes went out.
+    pub(crate) fn flood(
+        status: u16,
+        lines: &str,
+        begin: &str,
+        again: &str,
+    ) -> (String, JoinHandle<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let head = format!("HTTP/1.1 {status} X\r\n{lines}\r\n\r\n");
+        let again = again.repeat((64 << 10) / again.len());
+        let in_chunks = |text: &str| match lines.contains("chunked") {
+            true => format!("{:x}\r\n{text}\r\n", text.len()),
+            false => text.to_owned(),
+        };
+        let first = head + &in_chunks(&format!("{begin}{again}"));
+        let again = in_chunks(&again);
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            request(&mut BufReader::new(&stream));
+            let mut sent = first.len();
+            stream.write_all(first.as_bytes()).unwrap();
+            while sent < FLOOD && stream.write_all(again.as_bytes()).is_ok() {
+                sent += again.len();
+            }
+            sent
+        });
+        (address, server)
+    }
+
+    /// A flood ends here; far less fits into the buffers of a connection.
+    pub(crate) const FLOOD: usize = 128 << 20;
+
+    /// The ways in which a body may be sent.
+    pub(crate) const FLOODS: [&str; 4] = [
+        "Content-Length: 1073741824",
+        "Transfer-Encoding: chunked",
+        "Content-Encoding: gzip\r\nContent-Length: 1073741824",
+        "Connection: close",
+    ];
+
+    #[test]
+    fn of_a_body_that_is_too_long_no_more_is_read() {
+        for lines in FLOODS {
+            let (address, server) = flood(200, lines, "", "x");
+            let response = agent().get(format!("http://{address}/")).call();
+            let (bytes, cut) = read(&mut response.unwrap(), 10_000);
+            assert!(bytes == [b'x'; 10_000], "{lines}: {}", bytes.len());
+            assert!(matches!(cut, Some(Cut::TooLong)), "{lines}: {cut:?}");
+            assert!(server.join().unwrap() < FLOOD, "{lines}");
+        }
+        for (most, is_cut) in [(3, true), (4, false)] {
+            let (address, server) = serve_with(vec![(200, "abcd".to_owned())]);
+            let response = agent().get(format!("http://{address}/")).call();
+            let (bytes, cut) = read(&mut response.unwrap(), most);
+            assert_eq!(bytes, b"abcd"[..most.min(4) as usize]);
+            assert_eq!(cut.is_some(), is_cut, "{most}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_head_without_an_end_may_pass() {
+        let (address, server) = flood(200, &format!("X: {}", "y".repeat(1 << 20)), "", "y");
+        let failure = post_to(&format!("http://{address}/p"), LONG).unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        assert!(server.join().unwrap() < FLOOD);
+    }
+
     /// Reads one request, its head and its body.
     pub(crate) fn request(reader: &mut impl BufRead) -> String {
         let mut head = String::new();

@@ -24,6 +24,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod alert_rules;
+mod answers;
 mod audit;
 mod bad_configuration;
 mod bad_input;

@@ -33,8 +33,8 @@ pub(super) const MOST: usize = 5_000;
 /// go on for ever.
 pub(super) const MOST_FOUND: usize = 1_000_000;
 
-/// The most bytes of the list of indices: those of some ten thousand.
-pub(super) const MOST_OF_INDICES: u64 = 16 << 20;
+/// The most bytes of the list of indices: those of more than ten thousand.
+pub(super) const MOST_OF_INDICES: u64 = 4 << 20;
 
 /// Where a part is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::failure::FailureKind;
-use crate::http::tests::serve_with as serve;
+use crate::http::tests::{FLOOD, FLOODS, flood, serve_with as serve};
 use crate::vcon::{Vcon, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
@@ -356,4 +356,56 @@ fn a_server_that_is_silent_until_the_deadline_may_answer_later() {
     let words = "no answer within 1.0 s, what was left of the chain's timeout";
     assert!(failure.message.contains(words), "{failure}");
     assert_eq!(storage(&address).longest_call(), Duration::from_secs(30));
+}
+
+#[test]
+fn an_answer_that_is_too_long_is_not_read_to_its_end() {
+    for lines in &FLOODS[..2] {
+        let (address, server) = flood(200, lines, r#"{"x":[0"#, ",[[]],{}");
+        let failure = storage(&address).save(&vcon(1), Deadline::NONE);
+        let failure = failure.unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        let words = "the answer is longer than 4194304 bytes";
+        assert!(failure.message.contains(words), "{failure}");
+        assert!(server.join().unwrap() < FLOOD, "{lines}");
+    }
+    for lines in FLOODS {
+        let error = r#"{"error":{"type":"t","reason":"r"},"x":[0"#;
+        let (address, server) = flood(500, lines, error, ",[[]],{}");
+        let failure = storage(&address).probe().unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        assert!(failure.message.ends_with("HTTP 500: t: r"), "{failure}");
+        assert!(server.join().unwrap() < FLOOD, "{lines}");
+    }
+}
+
+#[test]
+fn an_answer_may_have_as_much_as_its_request_allows() {
+    let [small, large] = [1, 1_000].map(|parts| {
+        let vcon = vcon(parts);
+        let documents = documents::of(&vcon, "").unwrap();
+        let mut bulk = Bulk::new(&vcon.id);
+        documents.iter().for_each(|it| bulk.index(it));
+        bulk.most()
+    });
+    assert!(small < 80_000, "{small}");
+    assert!(
+        large > 1_000 * (small - 65_536) && large < 10 << 20,
+        "{large}"
+    );
+    // Every part refused at length.
+    let reason = "é".repeat(1_500);
+    let item = format!(r#"{{"status":429,"error":{{"type":"t","reason":"{reason}"}}}}"#);
+    let (failure, _) = refusal(vec![done(&[&item, &item])]);
+    assert!(
+        failure.message.contains("2 of 2 parts were refused"),
+        "{failure}"
+    );
+    assert!(failure.message.len() < 2_000, "{failure}");
+    let item = item.replace("é", &"é".repeat(50));
+    let (failure, _) = refusal(vec![done(&[&item, &item])]);
+    assert!(
+        failure.message.contains("the answer is longer than"),
+        "{failure}"
+    );
 }

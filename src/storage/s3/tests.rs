@@ -11,7 +11,8 @@ use std::time::Instant;
 use crossbeam_channel::bounded;
 
 use super::*;
-use crate::http::tests::{request as read_request, serve_with};
+use crate::failure::FailureKind;
+use crate::http::tests::{FLOOD, FLOODS, flood, request as read_request, serve_with};
 use crate::vcon::{Vcon, Version};
 
 /// Answers one connection for each status and body.
@@ -597,4 +598,43 @@ fn serve_late(time: Duration) -> (String, JoinHandle<TcpStream>) {
         stream
     });
     (address, server)
+}
+
+#[test]
+fn of_an_error_only_the_beginning_is_read() {
+    for lines in FLOODS {
+        for status in [403, 500] {
+            let error = "<Error><Code>Broken</Code><Message>no</Message>";
+            let (address, server) = flood(status, lines, error, "<x>");
+            let found = storage(&address).get(&of_day("2025-04-01").id, Deadline::NONE);
+            let failure = found.unwrap_err();
+            assert!(failure.is_transient(), "{failure}");
+            assert!(failure.message.ends_with(": Broken: no"), "{failure}");
+            assert!(server.join().unwrap() < FLOOD, "{lines}");
+        }
+    }
+}
+
+#[test]
+fn an_object_that_is_too_long_is_not_read_to_its_end() {
+    for lines in FLOODS {
+        let (address, server) = flood(200, lines, "", " ");
+        let found = storage(&address).get(&of_day("2025-04-01").id, Deadline::NONE);
+        let failure = found.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Permanent, "{failure}");
+        assert!(
+            failure.message.ends_with("larger than 65536 bytes"),
+            "{failure}"
+        );
+        assert!(server.join().unwrap() < FLOOD, "{lines}");
+    }
+}
+
+#[test]
+fn a_document_that_speaks_of_an_error_is_none() {
+    let text = r#"{"subject":"<Code>AccessDenied</Code>"}"#;
+    let (address, server) = serve(&[(200, "2025/04/01"), (200, text)]);
+    let found = storage(&address).get(&of_day("2025-04-01").id, Deadline::NONE);
+    assert_eq!(found, Ok(Some(text.to_owned())));
+    server.join().unwrap();
 }

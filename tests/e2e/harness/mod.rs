@@ -49,6 +49,7 @@ pub use self::postgres::{Database, PASSWORD as POSTGRES_PASSWORD, Postgres};
 pub use self::redis::{PASSWORD as REDIS_PASSWORD, Redis, USER as REDIS_USER};
 pub use branch::{Branch, Manner};
 pub use browser::{Browser, Screen};
+pub use certificates::Certificates;
 pub use claims::LEASE;
 pub use config::{chain, delay, stuck};
 pub use conserver::{Conserver, Finished, is_fit, run, said};
@@ -64,8 +65,8 @@ pub use nginx::{Nginx, Terms};
 pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
-    children_of, descriptors_of, is_alive, processes_mentioning, resident_set_of, running_in_group,
-    title_of, zombies_of,
+    children_of, descriptors_of, is_alive, peak_memory_of, processes_mentioning, resident_set_of,
+    running_in_group, title_of, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use prometheus::{Format, Scrape};

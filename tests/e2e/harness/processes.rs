@@ -96,8 +96,17 @@ pub fn title_of(pid: i32) -> String {
 
 /// The memory of a process that is in use, in bytes.
 pub fn resident_set_of(pid: i32) -> u64 {
+    memory_of(pid, "VmRSS:")
+}
+
+/// The most memory that a process has had in use, in bytes.
+pub fn peak_memory_of(pid: i32) -> u64 {
+    memory_of(pid, "VmHWM:")
+}
+
+fn memory_of(pid: i32, key: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     kilobytes.map_or(0, |kilobytes: u64| kilobytes * 1024)
 }
