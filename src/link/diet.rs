@@ -160,7 +160,7 @@ impl Media {
         let mut kept = Vec::new();
         for body in vcon.dialog_bodies().map_err(refused)? {
             let post = Post {
-                content: body.content,
+                content: &body.content,
                 vcon_uuid: vcon.id().as_str(),
                 dialog_id: &body.dialog_id,
             };

@@ -20,7 +20,7 @@ pub use account::Account;
 pub use file::{nameless_file, take_stdin};
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
-pub use memory::give_back_large_blocks;
+pub use memory::{give_back_free_memory, give_back_large_blocks};
 #[cfg(not(target_os = "linux"))]
 pub use no_socket::SocketHold;
 pub use own::this_program;

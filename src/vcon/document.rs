@@ -1,5 +1,6 @@
 //! The parsed document: which of it is opened up, and how it is written again.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -56,10 +57,57 @@ pub(super) enum Section {
 /// An element of a section.
 #[derive(Debug, Clone)]
 pub(super) enum Part {
-    /// A dialog, an analysis, an attachment.
-    Object(Object),
+    /// A dialog, an analysis, an attachment, opened up.
+    Object(Box<Object>),
+    /// One that is short, as the text it is written as: opened up, it takes many times the memory.
+    Closed(Box<str>),
     /// Something that does not belong there, left as it is.
     Other(Box<RawValue>),
+}
+
+/// Parts up to this many bytes are kept closed. Of longer ones, what opening takes is little beside the text; and
+/// they would take long to be read anew for each question.
+const SHORT: usize = 4096;
+
+impl Part {
+    /// Its members, if it is an object.
+    pub(super) fn object(&self) -> Option<Cow<'_, Object>> {
+        match self {
+            Self::Object(object) => Some(Cow::Borrowed(object)),
+            Self::Closed(text) => Some(Cow::Owned(members_of(text))),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// Opens it up to be changed, if it is an object.
+    pub(super) fn open(&mut self) -> Option<&mut Object> {
+        if let Self::Closed(text) = self {
+            *self = Self::Object(Box::new(members_of(text)));
+        }
+        match self {
+            Self::Object(object) => Some(object),
+            Self::Closed(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// Makes it the text it is written as, if that is short.
+    pub(super) fn close(&mut self, section: Section) {
+        let Self::Object(object) = self else { return };
+        if section.has_json_bodies() {
+            normalise::name_encoding(object);
+        }
+        let length = length_of(object);
+        if length <= SHORT {
+            let mut text = String::with_capacity(length);
+            write_part(&mut text, self);
+            *self = Self::Closed(text.into_boxed_str());
+        }
+    }
+}
+
+/// The members of a part that is closed: what was written from an object is one.
+fn members_of(text: &str) -> Object {
+    Borrowed::read(text).map_or_else(|_| Object::new(), Borrowed::into_owned)
 }
 
 /// The list of those who took part, which no link opens up.
@@ -354,9 +402,11 @@ fn parts(section: Section, value: &RawValue) -> Result<Vec<Part>, VconError> {
         if !json::is_object(element) {
             return Ok(Part::Other(element.to_owned()));
         }
-        let mut part = Borrowed::read(element.get())?.into_owned();
-        normalise::read_part(section, &mut part);
-        Ok(Part::Object(part))
+        let mut object = Borrowed::read(element.get())?.into_owned();
+        normalise::read_part(section, &mut object);
+        let mut part = Part::Object(Box::new(object));
+        part.close(section);
+        Ok(part)
     };
     elements.into_iter().map(part).collect()
 }
@@ -445,22 +495,23 @@ pub(super) fn write_part(out: &mut String, part: &Part) {
     match part {
         Part::Object(part) => {
             let mut writer = ObjectWriter::begin(out);
-            for (key, value) in part {
+            for (key, value) in &**part {
                 writer.key(key).push_str(value.get());
             }
             writer.end();
         }
+        Part::Closed(text) => out.push_str(text),
         Part::Other(raw) => out.push_str(raw.get()),
     }
 }
 
 /// Writes one part; a body that is a value becomes its text. That it is JSON, it says already.
 fn write_with_text(out: &mut String, part: &Part) {
-    let Part::Object(object) = part else {
+    let Some(object) = part.object() else {
         return write_part(out, part);
     };
     let mut writer = ObjectWriter::begin(out);
-    for (key, value) in object {
+    for (key, value) in &*object {
         let out = writer.key(key);
         if key == "body" && (json::is_object(value) || json::is_array(value)) {
             out.push_str(json::string(value.get()).get());
@@ -483,16 +534,21 @@ pub(super) fn write_parts(out: &mut String, parts: &[Part], write: impl Fn(&mut 
     out.push(']');
 }
 
+/// At most the bytes around a key and its value.
+const PUNCTUATION: usize = 4;
+
+/// At least the length of a written object.
+fn length_of(object: &Object) -> usize {
+    let values: usize = object.values().map(|value| value.get().len()).sum();
+    let keys: usize = object.keys().map(|key| key.len() + PUNCTUATION).sum();
+    values + keys + 2
+}
+
 /// About the length of the written document, so that a large one is not moved while it is written.
 pub(super) fn length(members: &IndexMap<String, Member>) -> usize {
-    const PUNCTUATION: usize = 4;
-    let object = |object: &Object| -> usize {
-        let values: usize = object.values().map(|value| value.get().len()).sum();
-        let keys: usize = object.keys().map(|key| key.len() + PUNCTUATION).sum();
-        values + keys
-    };
     let part = |part: &Part| match part {
-        Part::Object(part) => object(part) + PUNCTUATION,
+        Part::Object(part) => length_of(part) + PUNCTUATION,
+        Part::Closed(text) => text.len() + PUNCTUATION,
         Part::Other(raw) => raw.get().len() + PUNCTUATION,
     };
     let member = |(key, member): (&String, &Member)| {

@@ -29,8 +29,8 @@ pub(super) fn write(members: &IndexMap<String, Member>) -> String {
             Member::Raw(_) if key == "vcon" => value.push_str("\"0.0.1\""),
             Member::Raw(raw) => value.push_str(raw.get()),
             Member::Parts(section, parts) => write_parts(value, parts, |value, part| match part {
-                Part::Object(part) => write_part(value, *section, part),
                 Part::Other(raw) => value.push_str(raw.get()),
+                part => write_part(value, *section, &part.object().unwrap_or_default()),
             }),
         }
     }

@@ -74,8 +74,9 @@ pub(super) fn write(members: &mut IndexMap<String, Member>) {
     }
 }
 
-/// A body that is an object or array is JSON, whatever else is said of it.
-fn name_encoding(part: &mut Object) {
+/// A body that is an object or array is JSON, whatever else is said of it. Parts that are closed have been
+/// through this.
+pub(super) fn name_encoding(part: &mut Object) {
     let is_json = |body: &RawValue| json::is_object(body) || json::is_array(body);
     if part.get("body").is_some_and(|body| is_json(body)) {
         part.insert("encoding".to_owned(), json::string("json"));

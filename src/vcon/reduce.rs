@@ -1,5 +1,7 @@
 //! Taking things out of a document.
 
+use std::borrow::Cow;
+
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
@@ -13,22 +15,26 @@ pub struct DialogBody<'a> {
     /// The dialog's place among the objects of `dialog`, from 0.
     pub place: usize,
     /// The body, as JSON.
-    pub content: &'a RawValue,
+    pub content: Cow<'a, RawValue>,
     /// The dialog's `id`; empty where it has none.
     pub dialog_id: String,
 }
 
 impl<'a> DialogBody<'a> {
-    fn of(place: usize, dialog: &'a Object) -> Option<Self> {
-        let content = dialog.get("body")?;
+    fn of(place: usize, dialog: Cow<'a, Object>) -> Option<Self> {
+        if is_kept_elsewhere(&dialog) {
+            return None;
+        }
+        let dialog_id = dialog.get("id").and_then(|id| json::text(id));
+        let content: Cow<'a, RawValue> = match dialog {
+            Cow::Borrowed(dialog) => Cow::Borrowed(dialog.get("body")?),
+            Cow::Owned(mut dialog) => Cow::Owned(dialog.swap_remove("body")?),
+        };
         let is_empty = matches!(content.get(), "\"\"" | "null");
-        (!is_empty && !is_kept_elsewhere(dialog)).then(|| Self {
+        (!is_empty).then(|| Self {
             place,
             content,
-            dialog_id: dialog
-                .get("id")
-                .and_then(|id| json::text(id))
-                .unwrap_or_default(),
+            dialog_id: dialog_id.unwrap_or_default(),
         })
     }
 }
@@ -48,11 +54,7 @@ impl Vcon {
     pub fn dialog_bodies(&self) -> Result<Vec<DialogBody<'_>>, VconError> {
         self.check_open()?;
         let parts = parts_of(&self.members, Section::Dialog)?.iter();
-        let objects = parts.filter_map(|part| match part {
-            Part::Object(object) => Some(object),
-            Part::Other(_) => None,
-        });
-        let bodies = objects.enumerate();
+        let bodies = parts.filter_map(Part::object).enumerate();
         Ok(bodies
             .filter_map(|(place, object)| DialogBody::of(place, object))
             .collect())
@@ -66,8 +68,12 @@ impl Vcon {
     pub fn replace_dialog_bodies(&mut self, kept: &[(usize, String)]) -> Result<(), VconError> {
         self.check_open()?;
         let mut changed = false;
-        let dialogs = objects(&mut self.members, Section::Dialog)?;
-        for (place, dialog) in dialogs.enumerate() {
+        let parts = parts_to_change(&mut self.members, Section::Dialog)?;
+        let mut places = 0..;
+        for part in parts.into_iter().flatten() {
+            let Some((dialog, place)) = part.open().zip(places.next()) else {
+                continue;
+            };
             let url = kept.iter().find(|(kept, _)| *kept == place);
             let url = url.map(|(_, url)| url.as_str());
             let elsewhere = is_kept_elsewhere(dialog);
@@ -83,6 +89,7 @@ impl Vcon {
                 }
                 _ => {}
             }
+            part.close(Section::Dialog);
         }
         self.changed |= changed;
         Ok(())
@@ -148,18 +155,6 @@ pub fn nests_deeper_than(text: &str, levels: usize) -> bool {
     false
 }
 
-/// The objects of a section.
-fn objects(
-    members: &mut IndexMap<String, Member>,
-    section: Section,
-) -> Result<impl Iterator<Item = &mut Object>, VconError> {
-    let parts = parts_to_change(members, section)?.into_iter().flatten();
-    Ok(parts.filter_map(|part| match part {
-        Part::Object(object) => Some(object),
-        Part::Other(_) => None,
-    }))
-}
-
 /// Removes the attachments of these media types; answers whether there were any.
 fn remove_attachments(
     members: &mut IndexMap<String, Member>,
@@ -169,13 +164,15 @@ fn remove_attachments(
         return Ok(false);
     };
     let before = parts.len();
-    parts.retain(|part| match part {
-        Part::Object(object) => !["mediatype", "mime_type"].iter().any(|key| {
+    parts.retain(|part| {
+        let Some(object) = part.object() else {
+            return true;
+        };
+        !["mediatype", "mime_type"].iter().any(|key| {
             let media_type = object.get(*key).and_then(|value| json::text(value));
             let is_it = |found: String| types.iter().any(|it| it.eq_ignore_ascii_case(&found));
             media_type.is_some_and(is_it)
-        }),
-        Part::Other(_) => true,
+        })
     });
     Ok(parts.len() < before)
 }
@@ -187,12 +184,13 @@ pub(super) fn remove_key(members: &mut IndexMap<String, Member>, key: &str) -> b
     for member in members.values_mut() {
         match member {
             Member::Raw(value) => removed |= replace(value, key),
-            Member::Parts(_, parts) => {
+            Member::Parts(section, parts) => {
                 for part in parts {
                     removed |= match part {
-                        Part::Object(object) => remove_from_part(object, key),
                         Part::Other(value) => replace(value, key),
+                        _ => part.open().is_some_and(|it| remove_from_part(it, key)),
                     };
+                    part.close(*section);
                 }
             }
         }

@@ -55,10 +55,10 @@ pub(super) fn set_entries(attachment: &mut Object, entries: &[Box<RawValue>]) {
 pub(super) fn names(members: &IndexMap<String, Member>) -> Result<Vec<String>, VconError> {
     let mut names = Vec::new();
     for part in parts_of(members, Section::Attachments)? {
-        if let Part::Object(attachment) = part
-            && is_tags(attachment)
+        if let Some(attachment) = part.object()
+            && is_tags(&attachment)
             // A body in another encoding holds none.
-            && let Ok(Some(content)) = content(attachment)
+            && let Ok(Some(content)) = content(&attachment)
         {
             match Borrowed::read(content.get()) {
                 Ok(object) => names.extend(object.0.keys().map(|key| json::unescaped(key))),
@@ -84,13 +84,11 @@ pub(super) fn is_tags(part: &Object) -> bool {
 
 /// The first attachment of tags.
 fn attachment(members: &mut IndexMap<String, Member>) -> Result<Option<&mut Object>, VconError> {
+    let is_it = |part: &Part| part.object().is_some_and(|object| is_tags(&object));
     let mut parts = parts_to_change(members, Section::Attachments)?
         .into_iter()
         .flatten();
-    Ok(parts.find_map(|part| match part {
-        Part::Object(part) if is_tags(part) => Some(part),
-        _ => None,
-    }))
+    Ok(parts.find(|part| is_it(part)).and_then(Part::open))
 }
 
 /// The tags of an attachment. What is no text is kept as it is.
@@ -158,7 +156,7 @@ fn entries(value: &RawValue) -> Vec<Box<RawValue>> {
 fn append(members: &mut IndexMap<String, Member>, entries: &[Box<RawValue>]) {
     let mut attachment = Object::from_iter([("purpose".to_owned(), json::string("tags"))]);
     set_entries(&mut attachment, entries);
-    let attachment = Part::Object(attachment);
+    let attachment = Part::Object(Box::new(attachment));
     let name = Section::Attachments.name();
     match members.get_mut(name) {
         Some(Member::Parts(_, parts)) => parts.push(attachment),

@@ -29,6 +29,9 @@ use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
 use crate::storage::fanout::Crew;
 
+/// What a document of more bytes than this leaves free is given back to the system.
+const LARGE: usize = 1 << 20;
+
 /// How long a suspect waits for what is in flight, which may hang.
 const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -266,6 +269,11 @@ impl Lane {
             is_backlog,
             next: NextClaim::new(&self.lists, self.breakers),
         };
+        // One that is missing comes from a storage.
+        let is_large = match &document {
+            Document::Found(_, text) => text.len() > LARGE,
+            other => *other == Document::Missing,
+        };
         let released = if is_served {
             pipeline.run(document)
         } else {
@@ -273,7 +281,11 @@ impl Lane {
             pipeline.return_unserved()
         };
         self.is_unsure = !released || pipeline.next.is_unsure();
-        pipeline.next.into_answer()
+        let next = pipeline.next.into_answer();
+        if is_large {
+            self.shared.note_large();
+        }
+        next
     }
 
     /// Puts what was not begun back at the head of its list.
@@ -343,6 +355,7 @@ impl Lane {
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
         self.show(false);
+        self.shared.give_back_memory();
         let longest = self.shared.breakers.next_trial();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {

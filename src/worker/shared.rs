@@ -1,7 +1,7 @@
 //! What all lanes of a worker share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::circuit_breaker::CircuitBreakers;
 use super::current::Current;
@@ -15,6 +15,10 @@ use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
+use crate::sys;
+
+/// A worker that is never idle gives free memory back once in this many milliseconds.
+const MOST_OFTEN: u64 = 5000;
 
 /// What all lanes of a worker share.
 pub(super) struct Shared {
@@ -31,6 +35,10 @@ pub(super) struct Shared {
     drain: Arc<Drain>,
     readiness: Readiness,
     unready: AtomicU32,
+    /// Whether a large document has left memory free that is not given back to the system.
+    has_free_memory: AtomicBool,
+    /// When it was last given back, in milliseconds.
+    given_back: AtomicU64,
     max_vcons: Option<u64>,
 }
 
@@ -55,6 +63,8 @@ impl Shared {
             drain: Arc::clone(&child.drain),
             title: BusyTitle::new(child.title, duty.predecessor.worker),
             unready: AtomicU32::new(settings.concurrency),
+            has_free_memory: AtomicBool::new(false),
+            given_back: AtomicU64::new(0),
             max_vcons: settings.worker_max_vcons.map(spread),
             settings,
             slot,
@@ -85,6 +95,25 @@ impl Shared {
         let settled = self.slot.count(outcome);
         if self.max_vcons.is_some_and(|most| settled >= most) {
             self.recycle(&format!("it has done {settled} vCons"));
+        }
+    }
+
+    /// A large document is done. The memory that it took is given back as soon as a lane is idle, and on the
+    /// way only now and then, as the next document may want it.
+    pub fn note_large(&self) {
+        self.has_free_memory.store(true, Ordering::Relaxed);
+        let now = sys::monotonic_ms();
+        if now.saturating_sub(self.given_back.load(Ordering::Relaxed)) >= MOST_OFTEN {
+            self.give_back_memory();
+        }
+    }
+
+    /// Gives the memory back that large documents have left free, if there is any.
+    pub fn give_back_memory(&self) {
+        if self.has_free_memory.swap(false, Ordering::Relaxed) {
+            sys::give_back_free_memory();
+            self.given_back
+                .store(sys::monotonic_ms(), Ordering::Relaxed);
         }
     }
 

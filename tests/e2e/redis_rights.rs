@@ -173,7 +173,12 @@ fn everything_works(redis: &Redis, without: &[&str]) {
     for optional in ["sort", "info", "client", "client|setname", "client|id"] {
         refused.remove(optional);
     }
-    for optional in ["client|tracking", "client|unblock", "json.get"] {
+    for optional in [
+        "client|tracking",
+        "client|unblock",
+        "config|get",
+        "json.get",
+    ] {
         refused.remove(optional);
     }
     assert_eq!(refused, BTreeSet::new());

@@ -346,3 +346,71 @@ fn a_large_json_document_that_becomes_a_plain_string_while_in_work_is_merged_wit
     is_never_away(&daemon);
     daemon.stop();
 }
+
+/// A vCon with about so many bytes of short dialogs.
+fn of_small_parts(length: usize) -> Sample {
+    let mut sample = fresh(1).remove(0);
+    let dialog = |number: usize| {
+        json!({"type": "text", "start": "2024-03-16T16:09:20Z", "parties": [0, 1],
+            "mediatype": "text/plain", "body": format!("words {number}")})
+    };
+    let count = length / dialog(0).to_string().len();
+    sample.document["dialog"] = (0..count).map(dialog).collect();
+    sample
+}
+
+/// What a lane may keep for its next document.
+const KEPT: usize = 6 << 20;
+
+/// A figure of a process's memory, in bytes.
+fn memory(pid: i32, name: &str) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .expect("a line");
+    let kilobytes = line.trim().trim_end_matches(" kB");
+    kilobytes.parse::<usize>().expect("a number") * 1024
+}
+
+#[test]
+fn a_document_of_many_small_parts_takes_little_more_than_others_and_gives_it_back() {
+    const SIZE: usize = 5_000_000;
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    let worker = daemon.workers()[&1];
+    let idle = memory(worker, "RssAnon:");
+    let sample = of_small_parts(SIZE);
+    submit(&redis, "default", std::slice::from_ref(&sample));
+    wait_until("it is done", PATIENCE, || redis.length("done") == 1);
+    assert!(has_tag(&redis, &sample));
+    // Opened up, its parts alone would take seven times its size.
+    let peak = memory(worker, "VmHWM:") - memory(worker, "RssFile:");
+    assert!(peak < idle + 4 * SIZE + 8_000_000, "{peak}");
+    wait_until("the memory is given back", PATIENCE, || {
+        memory(worker, "RssAnon:") < idle + KEPT
+    });
+    daemon.stop();
+}
+
+#[test]
+fn what_a_filter_makes_of_large_documents_is_given_back() {
+    const LANES: usize = 4;
+    let redis = Redis::plain();
+    let filter = json!({"module": "links.jq_link", "options": {"filter": ".dialog | length > 0"}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[("filter", filter)], &[]))
+        .lanes(LANES)
+        .start();
+    let worker = daemon.workers()[&1];
+    let idle = memory(worker, "RssAnon:");
+    let samples: Vec<Sample> = (0..LANES).map(|_| of_small_parts(1_500_000)).collect();
+    submit(&redis, "default", &samples);
+    wait_until("all are done", PATIENCE, || redis.length("done") == LANES);
+    let peak = memory(worker, "VmHWM:") - memory(worker, "RssFile:");
+    assert!(peak > idle + (LANES + 1) * KEPT, "{peak}");
+    wait_until("the memory is given back", PATIENCE, || {
+        memory(worker, "RssAnon:") < idle + LANES * KEPT
+    });
+    daemon.stop();
+}

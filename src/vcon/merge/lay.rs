@@ -194,7 +194,7 @@ impl<'a> Laying<'a> {
     }
 
     fn put_tags(&mut self, (attachment, conflicts): (Object, Vec<String>)) -> usize {
-        let part = Cow::Owned(Part::Object(attachment));
+        let part = Cow::Owned(Part::Object(Box::new(attachment)));
         let at = self.put(Element::of(self.name, part), Side::Theirs);
         let named = |key| format!("{}[{at}].{key}", self.name);
         self.laid.conflicts.extend(conflicts.into_iter().map(named));

@@ -72,8 +72,9 @@ impl<'a> Element<'a> {
     pub(super) fn of(list: &str, part: Cow<'a, Part>) -> Self {
         let value = value_of(list, &part);
         let opened;
+        let object = part.object();
         let get: &dyn Fn(&str) -> Option<Digest> = match &*part {
-            Part::Object(object) => &|key| object.get(key).and_then(|value| telling(value)),
+            Part::Object(_) | Part::Closed(_) => &|key| telling(object.as_ref()?.get(key)?),
             Part::Other(raw) if json::is_object(raw) => {
                 opened = Borrowed::read(raw.get());
                 &|key| telling(opened.as_ref().ok()?.0.get(key)?)
@@ -99,9 +100,9 @@ fn telling(value: &RawValue) -> Option<Digest> {
 
 /// The value of an element. A body that is JSON is the same as its own text, which it is written as.
 pub(super) fn value_of(list: &str, part: &Part) -> Digest {
-    let object = match part {
+    let object = &*match part {
         Part::Other(raw) => return digest::of(raw),
-        Part::Object(object) => object,
+        part => part.object().unwrap_or_default(),
     };
     let Some(body) = json_body(list, object) else {
         let members = object.iter();

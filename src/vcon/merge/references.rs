@@ -136,7 +136,7 @@ fn refer(
     targets: impl Fn(Target) -> bool,
     dangling: &mut Option<&'static str>,
 ) -> bool {
-    let Part::Object(object) = &**part else {
+    let Some(object) = part.object() else {
         return false;
     };
     let mut changed = Vec::new();
@@ -156,7 +156,8 @@ fn refer(
     if changed.is_empty() {
         return false;
     }
-    if let Part::Object(object) = part.to_mut() {
+    drop(object);
+    if let Some(object) = part.to_mut().open() {
         for (key, value) in changed {
             object.insert(key.to_owned(), value);
         }

@@ -1,5 +1,6 @@
 //! The tags of two documents that were made of one.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use serde_json::value::RawValue;
@@ -14,7 +15,7 @@ use crate::vcon::tags;
 /// The attachment that holds the tags.
 pub(super) struct Tags<'a> {
     pub(super) place: usize,
-    attachment: &'a Object,
+    attachment: Cow<'a, Object>,
     pub(super) value: Digest,
     entries: Vec<(Digest, Box<RawValue>)>,
 }
@@ -23,18 +24,16 @@ impl<'a> Tags<'a> {
     /// The first attachment whose tags can be read.
     pub(super) fn find(parts: &'a [Part], elements: &[Element<'a>]) -> Option<Self> {
         let mut parts = parts.iter().zip(elements).enumerate();
-        parts.find_map(|(place, (part, element))| match part {
-            Part::Object(attachment) if tags::is_tags(attachment) => {
-                let entries = tags::entries_of(attachment).ok()?;
-                let entry = |json: Box<RawValue>| (digest::of(&json), json);
-                Some(Self {
-                    place,
-                    attachment,
-                    value: element.original,
-                    entries: entries.into_iter().map(entry).collect(),
-                })
-            }
-            _ => None,
+        parts.find_map(|(place, (part, element))| {
+            let attachment = part.object().filter(|it| tags::is_tags(it))?;
+            let entries = tags::entries_of(&attachment).ok()?;
+            let entry = |json: Box<RawValue>| (digest::of(&json), json);
+            Some(Self {
+                place,
+                attachment,
+                value: element.original,
+                entries: entries.into_iter().map(entry).collect(),
+            })
         })
     }
 
@@ -43,7 +42,7 @@ impl<'a> Tags<'a> {
     }
 
     /// The members besides the tags.
-    fn others(&self) -> Values<'a> {
+    fn others(&self) -> Values<'_> {
         let members = self.attachment.iter();
         members
             .filter(|(key, _)| !matches!(key.as_str(), "body" | "encoding"))
@@ -53,7 +52,7 @@ impl<'a> Tags<'a> {
 
     /// The attachment with these tags.
     fn with(&self, entries: &[Box<RawValue>]) -> Object {
-        let mut attachment = self.attachment.clone();
+        let mut attachment = Object::clone(&self.attachment);
         tags::set_entries(&mut attachment, entries);
         attachment
     }
@@ -75,7 +74,7 @@ pub(super) fn unite<'a>(
     ours: Option<&Tags<'a>>,
     theirs: Option<&Tags<'a>>,
 ) -> Option<(Object, Vec<String>)> {
-    let whole = |tags: &Tags<'_>| Some((tags.attachment.clone(), Vec::new()));
+    let whole = |tags: &Tags<'_>| Some((Object::clone(&tags.attachment), Vec::new()));
     let (ours, theirs) = match (ours, theirs, base) {
         (None, None, _) => return None,
         (Some(one), None, None) | (None, Some(one), None) => return whole(one),
