@@ -113,10 +113,15 @@ local function turn()
     return type(entry) == 'table' and entry or {entry}
   end
 
-  local taken, from, fault = {}, {}, ''
+  -- So many lists are looked at in one command, to pass over those that are empty.
+  local taken, from, fault, block, empty = {}, {}, '', 50, 0
   for l = 1, lists do
     local list = KEYS[3 + l]
-    while #taken < #done do
+    if l % block == 1 and l + block - 1 <= lists and #taken < #done
+      and pcall('EXISTS', unpack(KEYS, 3 + l, 2 + l + block)) == 0 then
+      empty = l + block - 1
+    end
+    while l > empty and #taken < #done do
       local entries = pop(list, #done - #taken)
       if entries.err then
         if not (entries.err:find('WRONGTYPE') or entries.err:find('NOPERM')) then break end
