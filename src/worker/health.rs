@@ -27,15 +27,6 @@ pub(super) struct Failing {
     pub in_a_row: usize,
 }
 
-/// What has failed since a stage last did its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Past {
-    /// Rounds of attempts in a row.
-    pub rounds: u32,
-    /// Whether one of them was for the same vCon.
-    pub is_again: bool,
-}
-
 /// What is known of each link and storage.
 #[derive(Default)]
 pub(super) struct Health {
@@ -47,8 +38,6 @@ struct Record {
     worked: Option<Instant>,
     /// Different vCons for which all attempts have failed since.
     failed: Vec<VconId>,
-    /// Rounds of attempts that have failed since, be it for the same vCon.
-    rounds: u32,
     /// When a failed attempt was last told.
     told: Option<Instant>,
     /// What it has refused since.
@@ -73,7 +62,6 @@ impl Health {
         let has_failed = !record.failed.is_empty();
         if has_failed {
             record.failed.clear();
-            record.rounds = 0;
             log::info!("{stage} works again");
         }
         has_failed
@@ -97,7 +85,6 @@ impl Health {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let record = stages.entry(stage.clone()).or_default();
         let is_first = record.failed.is_empty();
-        record.rounds = record.rounds.saturating_add(1);
         if record.failed.len() < MOST_FAILURES && !record.failed.contains(id) {
             record.failed.push(id.clone());
         }
@@ -105,17 +92,6 @@ impl Health {
             is_first,
             in_a_row: record.failed.len(),
         }
-    }
-
-    /// What has failed at the one of these stages that fails the longest, of which one is tried for this
-    /// vCon now.
-    pub fn past<'a>(&self, needed: impl Iterator<Item = &'a Stage>, id: &VconId) -> Past {
-        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        let records = needed.filter_map(|stage| stages.get(stage));
-        records.fold(Past::default(), |past, record| Past {
-            rounds: past.rounds.max(record.rounds),
-            is_again: past.is_again || record.rounds > 0 && record.failed.contains(id),
-        })
     }
 
     /// It has refused this vCon. If it is to blame itself, it has failed for all that it refused alike.
@@ -199,27 +175,6 @@ mod tests {
         assert!(health.note_success(&stage));
         assert_eq!(health.judge(&stage, &ids[2], "no", false), Blame::VCon);
         assert_eq!(health.note_failure(&stage, &ids[2]).in_a_row, 1);
-    }
-
-    #[test]
-    fn rounds_in_a_row_are_counted_until_a_success() {
-        let health = Health::default();
-        let [a, b] = ["a", "b"].map(|name| Stage::Storage(name.to_owned()));
-        let ids = [(); 2].map(|()| VconId::random());
-        let past = |id: &VconId| {
-            let past = health.past([&a, &b].into_iter(), id);
-            (past.rounds, past.is_again)
-        };
-        assert_eq!(past(&ids[0]), (0, false));
-        for rounds in 1..10 {
-            health.note_failure(&a, &ids[0]);
-            assert_eq!(past(&ids[0]), (rounds, true));
-            assert_eq!(past(&ids[1]), (rounds, false));
-        }
-        health.note_failure(&b, &ids[1]);
-        assert_eq!(past(&ids[1]), (9, true));
-        health.note_success(&a);
-        assert_eq!(past(&ids[0]), (1, false));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
 use super::pipeline::Pipeline;
+use super::retry::Retry;
 use crate::link::{Context, LinkError, Next};
 use crate::queue::Overwritten;
 use crate::scoreboard::Event;
@@ -137,7 +138,7 @@ impl Pipeline<'_, '_, '_> {
         let stage = Stage::Link(name.to_owned());
         let meter = self.modules.meters().link(name).clone();
         meter.count(Event::Received);
-        let mut retry = self.round(std::iter::once(&stage), job.id())?;
+        let mut retry = Retry::new(settings);
         loop {
             let start = Instant::now();
             let vcon = job.open_vcon()?;

@@ -394,21 +394,6 @@ impl Pipeline<'_, '_, '_> {
         retry.again(self.clock).map_err(|_| Ending::Interrupted)
     }
 
-    /// A round of attempts at these stages. What they have failed at in the last round waits before the
-    /// first one: its list may hold nothing else, so that it is back at once.
-    pub(super) fn round<'a>(
-        &self,
-        stages: impl Iterator<Item = &'a Stage>,
-        id: &VconId,
-    ) -> Result<Retry, Ending> {
-        let past = self.shared.health.past(stages, id);
-        let mut retry = Retry::after_rounds(&self.shared.settings, past.rounds);
-        if past.is_again {
-            retry.rest(self.clock).map_err(|_| Ending::Interrupted)?;
-        }
-        Ok(retry)
-    }
-
     pub(super) fn note_success(&self, stage: &Stage) {
         self.shared.health.note_success(stage);
         // Whether it had failed does not tell: a success may have been noted just before the breaker

@@ -69,44 +69,28 @@ impl Backoff {
 /// Attempts with growing pauses, and an end.
 pub(super) struct Retry {
     backoff: Backoff,
-    attempt: u32,
     most: u32,
 }
 
 impl Retry {
     /// No attempt yet.
     pub fn new(settings: &Settings) -> Self {
-        Self::after_rounds(settings, 0)
-    }
-
-    /// No attempt yet, after so many rounds of attempts that have all failed: the pauses go on growing
-    /// where they were.
-    pub fn after_rounds(settings: &Settings, rounds: u32) -> Self {
-        let most = settings.retry_attempts;
-        let backoff = Backoff::new(settings.retry_first, settings.retry_max);
         Self {
-            backoff: backoff.after(rounds.saturating_mul(most)),
-            attempt: 1,
-            most,
+            backoff: Backoff::new(settings.retry_first, settings.retry_max),
+            most: settings.retry_attempts,
         }
     }
 
     /// The number of the present attempt, from 1.
     pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// The pause before the first attempt of a round for what has failed in the last one.
-    pub fn rest(&mut self, clock: &Clock<'_>) -> Result<(), Draining> {
-        clock.wait(self.backoff.next_wait())
+        self.backoff.failures().saturating_add(1)
     }
 
     /// After a failed attempt: waits for the time of the next one; false if there is none.
     pub fn again(&mut self, clock: &Clock<'_>) -> Result<bool, Draining> {
-        if self.attempt >= self.most {
+        if self.attempt() >= self.most {
             return Ok(false);
         }
-        self.attempt += 1;
         clock.wait(self.backoff.next_wait())?;
         Ok(true)
     }

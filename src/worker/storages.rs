@@ -7,6 +7,7 @@ use super::circuit_breaker::{defers, hold};
 use super::fault::{Ending, Fault, Stage};
 use super::job::Job;
 use super::pipeline::Pipeline;
+use super::retry::Retry;
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{Reason, StorageLetter};
 use crate::scoreboard::Event;
@@ -26,6 +27,8 @@ impl Pipeline<'_, '_, '_> {
             // sees at its finish whether that is another one by now.
             self.write(job)?;
         }
+        let mut leaving = job.leave(version)?;
+        job.was_given = true;
         let config = Arc::clone(self.modules.config());
         for name in job.progress.missing(&chain.storages) {
             let stage = Stage::Storage(name.clone());
@@ -38,11 +41,7 @@ impl Pipeline<'_, '_, '_> {
                 self.modules.meters().storage(&name).count(Event::Received);
             }
         }
-        let missing = job.progress.missing(&chain.storages).into_iter();
-        let missing: Vec<Stage> = missing.map(Stage::Storage).collect();
-        let mut retry = self.round(missing.iter(), job.id())?;
-        let mut leaving = job.leave(version)?;
-        job.was_given = true;
+        let mut retry = Retry::new(&self.shared.settings);
         loop {
             let missing = job.progress.missing(&chain.storages);
             if missing.is_empty() {

@@ -216,8 +216,8 @@ fn a_webhook_that_always_leads_elsewhere_is_asked_less_and_less_often() {
         let daemon = Conserver::with(&redis)
             .config(&config)
             .env("CONSERVER_RETRY_ATTEMPTS", "2")
-            .env("CONSERVER_RETRY_FIRST_MS", "20")
-            .env("CONSERVER_RETRY_MAX_MS", "400")
+            .env("CONSERVER_RETRY_FIRST_MS", "1")
+            .env("CONSERVER_RETRY_MAX_MS", "50")
             .start();
         submit(&redis, "default", &fresh(1));
         wait_until("it is asked again and again", PATIENCE, || {
@@ -225,9 +225,11 @@ fn a_webhook_that_always_leads_elsewhere_is_asked_less_and_less_often() {
         });
         let times = times.lock().unwrap().clone();
         let pauses: Vec<Duration> = times.windows(2).map(|it| it[1] - it[0]).collect();
-        // The fifth attempt on waits for half of 320 ms at least, then for half of the longest pause.
-        let shortest = pauses[4..11].iter().min().copied().unwrap_or_default();
-        assert!(shortest >= Duration::from_millis(150), "{pauses:?}");
+        // Each second pause is one between two rounds: half of 50 ms at least, then of twice that, and so on.
+        for (round, pause) in pauses.iter().skip(1).step_by(2).take(5).enumerate() {
+            let least = Duration::from_millis(25 << round);
+            assert!(*pause >= least, "{round}: {pauses:?}");
+        }
         daemon.stop();
     }
 }
