@@ -507,9 +507,9 @@ impl Files {
         }
     }
 
-    /// Removes a copy of the vCon if it is older than the file that was written now. If two lanes save
-    /// the vCon under two days at the same time, the younger copy stays, whoever looks: each has taken
-    /// the other's out of its place before it looks at how old that is, and puts a younger one back.
+    /// Removes a copy of the vCon if it is older than the file that was written now. If lanes save the
+    /// vCon under several days at the same time, one copy stays: each takes the other's out of its place
+    /// before it looks whether its own still stands, and puts it back if not, or if it is younger.
     ///
     /// Two days may be one directory, by a link or a mount: then the copy is the document itself, and
     /// stays.
@@ -521,7 +521,7 @@ impl Files {
         (place, own): (&Path, &FileStat),
         id: &VconId,
     ) -> io::Result<()> {
-        let is_older = |found: &FileStat| {
+        let is_older = |found: &FileStat, own: &FileStat| {
             let age = |it: &FileStat| (it.st_mtime, it.st_mtime_nsec);
             // Two mounts of one share may differ in the number of the device. If two devices have a
             // file of the same number by chance, a copy too many stays.
@@ -532,7 +532,7 @@ impl Files {
         let below = self.root.name_below(copy)?;
         // Most often there is none, and its directory need not be opened. One that this process may
         // not see is not its own.
-        if !top.look(below).is_ok_and(|found| is_older(&found)) {
+        if !top.look(below).is_ok_and(|found| is_older(&found, own)) {
             return Ok(());
         }
         let dir = top.at(below.parent().unwrap_or(Path::new("")))?;
@@ -541,7 +541,12 @@ impl Files {
             Err(e) if is_missing(&e) => return Ok(()),
             moved => moved?,
         }
-        if !is_older(&dir.look(Path::new(&aside))?) {
+        // Ours may be gone by now, or another one in its place. If ours is taken aside after this look, then
+        // by one whose own stands.
+        let own = top.look(self.root.name_below(place)?);
+        let found = dir.look(Path::new(&aside));
+        let is_older = matches!((&found, &own), (Ok(found), Ok(own)) if is_older(found, own));
+        if !is_older {
             match dir.link(&aside, name) {
                 // One that is younger still has come there meanwhile.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}

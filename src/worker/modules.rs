@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vcon_is_in_the_first_storage_that_has_it_and_nowhere_if_all_have_said_so() {
+    fn a_vcon_is_in_the_first_storage_that_has_it_and_nowhere_if_none_says_otherwise() {
         use Answers::{Has, HasNone, IsAway, Panics, Refuses};
         let id = VconId::random();
         let has = |name: &str| Ok(Some((name.to_owned(), id.to_string())));
@@ -302,11 +302,17 @@ mod tests {
             let stage = Stage::Storage(name.to_owned());
             Err((stage, Failure::transient("away")))
         };
+        let refused = |name: &str| {
+            let stage = Stage::Storage(name.to_owned());
+            Err((stage, Failure::permanent("no")))
+        };
         for (answers, expected) in [
             (&[HasNone, Has, Has][..], has("b")),
             (&[IsAway, Refuses, Panics, Has], has("d")),
             (&[HasNone, HasNone], Ok(None)),
-            (&[Refuses, Panics, HasNone], Ok(None)),
+            (&[Panics, HasNone], Ok(None)),
+            (&[Refuses, Panics, HasNone], refused("a")),
+            (&[IsAway, Refuses], away("a")),
             (&[HasNone, IsAway, HasNone], away("b")),
             (&[], Ok(None)),
         ] {
