@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use redis::Value;
 use serde::Deserialize;
 
+use super::claim::MOST_OF_ENTRY;
 use super::documents::JSON;
 use super::release::Reason;
 use super::replay::{HeldLock, ReplayLock, look};
@@ -191,23 +192,38 @@ impl DeadLetters {
     }
 
     /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
-    /// first, with their reasons.
+    /// first, with their reasons. An entry that is longer than any may be is cut to a byte more.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
-        let entries = self.entries(list, start, count)?.into_iter();
+        let mut call = self.scripts.letters.key(letters_key(list));
+        call.arg(start)
+            .arg(last(start, count))
+            .arg(MOST_OF_ENTRY + 1);
+        let entries = call.invoke(&mut *self.lease)?;
+        let entries = self.with_reasons(list, entries)?.into_iter();
         Ok(entries.map(|entry| Letter::new(list, entry)).collect())
     }
 
-    /// The same as [`DeadLetters::page`], with the reasons as they are kept.
+    /// The same as [`DeadLetters::page`], with entries and reasons as they are kept.
     pub fn entries(
         &mut self,
         list: &Raw,
         start: u64,
         count: u64,
     ) -> Result<Vec<Entry>, QueueError> {
-        let end = start.saturating_add(count).saturating_sub(1);
         let mut range = redis::cmd("LRANGE");
-        range.arg(letters_key(list)).arg(start).arg(end);
-        let entries: Vec<Vec<u8>> = range.query(&mut *self.lease)?;
+        range
+            .arg(letters_key(list))
+            .arg(start)
+            .arg(last(start, count));
+        let entries = range.query(&mut *self.lease)?;
+        self.with_reasons(list, entries)
+    }
+
+    fn with_reasons(
+        &mut self,
+        list: &Raw,
+        entries: Vec<Vec<u8>>,
+    ) -> Result<Vec<Entry>, QueueError> {
         let reasons = self.reasons(list, &entries)?;
         let entries = entries.into_iter().map(Raw::new).zip(reasons);
         Ok(entries
@@ -226,7 +242,6 @@ impl DeadLetters {
         }
     }
 
-    /// The reasons of these entries, in their order.
     /// What is kept of these vCons as dead letters of the list, whether or not they are in its queue
     /// still.
     pub fn known_of(&mut self, list: &Raw, ids: &[VconId]) -> Result<Vec<Letter>, QueueError> {
@@ -238,6 +253,7 @@ impl DeadLetters {
         Ok(known.map(letter).collect())
     }
 
+    /// The reasons of these entries, in their order.
     fn reasons(
         &mut self,
         list: &Raw,
@@ -394,6 +410,11 @@ impl Kept {
             ttl: u64::try_from(ttl).ok(),
         })
     }
+}
+
+/// The last of `count` entries from number `start` on, as `LRANGE` has it.
+fn last(start: u64, count: u64) -> u64 {
+    start.saturating_add(count).saturating_sub(1)
 }
 
 /// The list of dead letters of an ingress list of any name.

@@ -138,6 +138,7 @@ pub(super) fn replay_lock() -> Script {
 
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
+    pub letters: Script,
     pub retry: Script,
     pub drop: Script,
     pub saved: Script,
@@ -148,6 +149,7 @@ pub(super) struct Care {
 impl Care {
     pub fn new() -> Self {
         Self {
+            letters: script!("letters"),
             retry: script!("retry"),
             drop: script!("drop"),
             saved: script!("locked", "saved"),

@@ -145,6 +145,22 @@ fn one_dead_letter_is_shown_whole() {
     }
 }
 
+/// Anybody may have pushed it.
+#[test]
+fn an_entry_that_is_too_long_is_shown_cut() {
+    let redis = Redis::plain();
+    let mut push = redis::cmd("RPUSH");
+    push.arg("DLQ:default").arg(b"\x01".repeat(16 << 20));
+    push.query::<()>(&mut redis.connection())
+        .expect("Redis takes it");
+    let listed = listed(&conserver(&redis));
+    let [letter] = &listed[..] else {
+        panic!("{} dead letters", listed.len())
+    };
+    let shown = letter["uuid"].as_str().expect("text");
+    assert_eq!(shown, "\\u{1}".repeat(1025));
+}
+
 #[test]
 fn what_others_have_written_is_listed() {
     let redis = Redis::plain();
