@@ -269,8 +269,13 @@ impl Queue {
             b"none" => Document::Missing,
             other => Document::Unusable(describe(other, &text)),
         };
-        self.is_usual = matches!(document, Document::Found(Kind::Text, _));
-        self.let_go_of_buffer(&document);
+        // A large one may be followed by others, of which the lanes of a worker get one each.
+        self.is_usual =
+            matches!(&document, Document::Found(Kind::Text, text) if text.len() <= INLINE_LIMIT);
+        // One that watches has not read it.
+        if self.watched.is_none() {
+            self.let_go_of_buffer(&document);
+        }
         Ok(Claimed {
             work: Some((claim, document)),
             fault,

@@ -203,6 +203,15 @@ pub fn storage_letters_reasons(storage: &str) -> String {
     format!("conserver:dlq:{STORAGE_PREFIX}{storage}")
 }
 
+/// The same by the name of that queue.
+pub fn reasons_of_letters(queue: &ListName) -> String {
+    let name = queue.as_str();
+    format!(
+        "conserver:dlq:{}",
+        name.strip_prefix("DLQ:").unwrap_or(name)
+    )
+}
+
 /// `DLQ:storage:<storage>:replay-lock`: string, there while somebody saves the storage's dead
 /// letters: the API server, or `conserver dlq retry`.
 pub fn storage_replay_lock(storage: &str) -> String {

@@ -7,6 +7,7 @@ use redis::{Connection, Value};
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
+use super::round_trip::round_trip;
 use super::script::Call;
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys, now};
 use crate::config::ListName;
@@ -232,17 +233,40 @@ impl Queue {
         })
     }
 
-    /// Whether anything waits in one of these lists.
-    pub fn has_work(&mut self, lists: &[ListName]) -> Result<bool, QueueError> {
-        if lists.is_empty() {
+    /// Whether anything waits in one of these lists, or in one of these queues of storages: there, dead
+    /// letters do not count.
+    pub fn has_work(
+        &mut self,
+        lists: &[ListName],
+        backlogs: &[ListName],
+    ) -> Result<bool, QueueError> {
+        let names = || lists.iter().chain(backlogs).map(ListName::as_str);
+        if names().next().is_none() {
             return Ok(false);
         }
         self.with(|connection, _, _, _| {
             let mut exists = redis::cmd("EXISTS");
-            lists.iter().for_each(|list| {
-                exists.arg(list.as_str());
+            names().for_each(|list| {
+                exists.arg(list);
             });
-            Ok(exists.query::<u64>(connection)? > 0)
+            if exists.query::<u64>(connection)? == 0 {
+                return Ok(false);
+            }
+            let mut lengths = redis::pipe();
+            for list in names() {
+                lengths.cmd("LLEN").arg(list);
+            }
+            for queue in backlogs {
+                lengths.cmd("HLEN").arg(keys::reasons_of_letters(queue));
+            }
+            let answers = round_trip(connection, &lengths)?.into_iter();
+            // What is no list has nothing.
+            let mut counts =
+                answers.map(|answer| redis::from_redis_value::<u64>(answer).unwrap_or(0));
+            let waits = counts.by_ref().take(lists.len()).any(|length| length > 0);
+            let letters: Vec<u64> = counts.collect();
+            let (all, dead) = letters.split_at(letters.len() - backlogs.len().min(letters.len()));
+            Ok(waits || all.iter().zip(dead).any(|(all, dead)| all > dead))
         })
     }
 

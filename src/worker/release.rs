@@ -19,7 +19,7 @@ use super::job::Job;
 use super::pipeline::{Pipeline, refused_by};
 use super::progress::Progress;
 use super::refusals::Letter;
-use super::retry::{ALONE, Backoff, ROUND_PAUSE, SLOW};
+use super::retry::{ALONE, Backoff, CRASHED, ROUND_PAUSE, SLOW, SLOW_ALONE};
 use crate::failure::FailureKind;
 use crate::queue::{
     self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
@@ -103,12 +103,16 @@ impl Pipeline<'_, '_, '_> {
     ) -> Result<Released, ClaimLeft> {
         let config = Arc::clone(self.modules.config());
         let id = self.claim.id();
-        let (mut on_hold, mut all_answer) = (false, true);
+        let (mut on_hold, mut all_answer, mut is_crowded) = (false, true, false);
         for stage in &fault.stages {
             let failure = match self.modules.probe(stage, self.clock.drain()) {
                 Err(failure) if failure.kind != FailureKind::Crowded => failure,
                 // It has let others in, or nobody could be too many.
-                _ => continue,
+                Err(_) => {
+                    is_crowded = true;
+                    continue;
+                }
+                Ok(()) => continue,
             };
             all_answer = false;
             if self.is_backlog || stage.is_in(self.chain, &config) {
@@ -138,15 +142,20 @@ impl Pipeline<'_, '_, '_> {
             _ => fault.stage.clone(),
         };
         let mut evidence = Evidence::NONE;
-        if all_answer {
+        if all_answer && fault.kind != FailureKind::Crowded {
             let mut others_fail = false;
             for stage in &fault.stages {
                 if let Some(id) = &id {
                     others_fail |= self.note_failing(stage, id, &fault.error, &config);
                 }
             }
-            evidence = self.evidence(&fault, others_fail);
+            // That it had too much to do may be the reason.
+            if !is_crowded {
+                evidence = self.evidence(&fault, others_fail);
+            }
             let failed = Instant::now();
+            // What the links have done is not to be done again if this process dies meanwhile.
+            self.keep(job);
             self.pause_before_next_round(&fault, &noted);
             evidence.since = failed.elapsed();
         }
@@ -180,22 +189,21 @@ impl Pipeline<'_, '_, '_> {
         let unit = self.shared.settings.retry_max;
         let alone = unit.saturating_mul(ALONE);
         let of_others = self.shared.health.since_success(&fault.stages);
-        // The stage is well, as its probe says, and nobody else is known to fail there.
-        let is_well = (!others_fail).then_some(Duration::ZERO);
         let mut evidence = Evidence {
             worked: of_others,
             longest: (!others_fail).then_some(alone),
             ..Evidence::NONE
         };
         match fault.kind {
-            FailureKind::Crowded => return Evidence::NONE,
             FailureKind::Busy => evidence.worked = None,
             FailureKind::Slow => {
-                evidence.worked = is_well.or(of_others);
                 evidence.least = unit.saturating_mul(SLOW);
+                evidence.longest = (!others_fail).then_some(unit.saturating_mul(SLOW_ALONE));
             }
             FailureKind::Crashed => {
-                evidence.worked = is_well.or(of_others);
+                // The program was started anew: it is well, unless others fail there, too.
+                evidence.worked = (!others_fail).then_some(Duration::ZERO).or(of_others);
+                evidence.least = unit.saturating_mul(CRASHED);
                 evidence.longest = Some(alone);
             }
             _ => {}
@@ -210,9 +218,7 @@ impl Pipeline<'_, '_, '_> {
         let config = Arc::clone(self.modules.config());
         let shared = Arc::clone(self.shared);
         let rounds = self.queue.rounds(&self.claim.entry, noted);
-        let (Ok(rounds), false) = (rounds, fault.kind == FailureKind::Crowded) else {
-            return;
-        };
+        let Ok(rounds) = rounds else { return };
         // Its document lives on from the next claim, or from when it is put back.
         let lives = Duration::from_secs(shared.settings.redis_expiry) / 4;
         let longest = shared.settings.retry_max.saturating_mul(ROUND_PAUSE);
@@ -230,12 +236,14 @@ impl Pipeline<'_, '_, '_> {
                 || self.clock.is_draining()
                 || fault.stages.iter().any(is_paced)
                 || worked.is_some_and(|worked| worked < begun.elapsed())
+                || shared.breakers.has_trial_due()
+                || !Arc::ptr_eq(&config, &shared.current.get())
             {
                 return;
             }
-            let mut lists = shared.breakers.open_lists(&config);
-            lists.extend(shared.breakers.backlogs(&config));
-            if !matches!(self.queue.has_work(&lists), Ok(false)) {
+            let lists = shared.breakers.open_lists(&config);
+            let backlogs = shared.breakers.backlogs(&config);
+            if !matches!(self.queue.has_work(&lists, &backlogs), Ok(false)) {
                 return;
             }
             self.clock.insist(left.min(LOOK));

@@ -11,6 +11,13 @@ use crate::settings::Settings;
 /// vCon's fault: ten minutes with the default pause. Until then it may be a lock that others hold.
 pub(super) const SLOW: u32 = 600;
 
+/// The same where the backend was asked for no other vCon since: an hour.
+pub(super) const SLOW_ALONE: u32 = 3_600;
+
+/// How long a program must have crashed with a vCon, in the same unit, before that is the vCon's fault: five
+/// minutes. Until then a machine may be short of memory, or the program be replaced.
+pub(super) const CRASHED: u32 = 300;
+
 /// How long a backend that answers must have failed for a vCon while it was asked for no other, or said
 /// that it is busy, in the same unit: a day. No outage is to become a dead letter.
 pub(super) const ALONE: u32 = 86_400;

@@ -865,8 +865,35 @@ fn rounds_without_others_count_in_the_very_long_run_and_some_others_in_the_long_
         .postponed(id.as_str().as_bytes(), "storage s")
         .unwrap();
     assert!(postponed >= Some(long), "{postponed:?}");
-    assert!(queue.has_work(&[list("none"), list("in")]).unwrap());
-    assert!(!queue.has_work(&[list("none")]).unwrap() && !queue.has_work(&[]).unwrap());
+    assert!(queue.has_work(&[list("none"), list("in")], &[]).unwrap());
+    assert!(!queue.has_work(&[list("none")], &[]).unwrap());
+    assert!(!queue.has_work(&[], &[]).unwrap());
+    // What is no list has nothing, and a dead letter does not wait.
+    redis.ask::<()>(&["SET", "text", "in"]);
+    assert!(!queue.has_work(&[list("text")], &[]).unwrap());
+    let letters = [list("DLQ:storage:s")];
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:s", "dead"]);
+    redis.ask::<i64>(&["HSET", "conserver:dlq:storage:s", "dead", "{}"]);
+    assert!(!queue.has_work(&[list("none")], &letters).unwrap());
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:s", "waits"]);
+    assert!(queue.has_work(&[list("none")], &letters).unwrap());
+}
+
+#[test]
+fn a_context_that_is_too_long_goes_back_with_its_vcon_and_is_known_again() {
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let (id, _) = hand_in(&redis);
+    let context = format!("context:in:{id}");
+    redis.ask::<i64>(&["RPUSH", &context, &"x".repeat(70_000)]);
+    for _ in 0..2 {
+        let claimed = queue.claim(&[list("in")]).unwrap();
+        let (claim, document) = claimed.work.expect("a claim");
+        assert!(matches!(document, Document::Unusable(_)), "{document:?}");
+        assert_eq!(queue.release(&claim, None).unwrap(), Released::Done);
+        let kept: String = redis.ask(&["LINDEX", &context, "0"]);
+        assert_eq!(kept.len(), 65_537);
+    }
 }
 
 /// Which of two claims of a vCon was the last to give a storage its document, nobody knows.

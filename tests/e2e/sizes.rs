@@ -260,7 +260,7 @@ fn let_go(mut held: TcpStream) {
 
 #[test]
 fn a_large_json_document_is_written_out_once_and_never_by_a_script() {
-    let (redis, sample) = (Redis::with_json(), of_length(2_000_000));
+    let (redis, sample) = (Redis::with_json(), of_length(5_000_000));
     let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
     let commands = Commands::of(&redis);
     submit(&redis, "default", std::slice::from_ref(&sample));

@@ -66,7 +66,7 @@ end
 
 local function handed(token, list, entry, context, fault)
   local kind, text = document(entry)
-  if #context > MOST_OF_CONTEXT then kind, text, context = 'context-too-long', '', '' end
+  if #context > MOST_OF_CONTEXT then kind, text = 'context-too-long', '' end
   local deaths, progress = notes(list, entry)
   return {token, list, entry, context, kind, text, fault, deaths, progress}
 end
