@@ -289,6 +289,7 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
 
 /// The script that has a vCon wait for its next round.
 const POSTPONE: &str = concat!(
+    include_str!("../../src/queue/scripts/held.lua"),
     include_str!("../../src/queue/scripts/alive.lua"),
     include_str!("../../src/queue/scripts/context.lua"),
     include_str!("../../src/queue/scripts/progress.lua"),
@@ -850,7 +851,9 @@ fn what_a_python_link_wrote_over_is_laid_back_after_its_worker_was_killed() {
 fn what_a_python_link_wrote_over_is_laid_back_into_a_dead_letter() {
     for (redis, files) in places() {
         let parts = WrittenOver::new(&redis, &files);
-        let conserver = parts.conserver(&redis).env("CONSERVER_MAX_DEATHS", "1");
+        // Each is alone with its worker when that dies.
+        let conserver = parts.conserver(&redis).workers(4).lanes(1);
+        let conserver = conserver.env("CONSERVER_MAX_DEATHS", "1");
         let daemon = conserver.start();
         parts.write_over(&redis);
         kill_workers(&daemon);
