@@ -209,4 +209,6 @@ cargo clippy --locked --all-targets -- -D warnings
 say "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 say "Tests"
+# Most tests wait for others most of the time.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 1))}"
 cargo test --locked "$@"
