@@ -16,7 +16,7 @@ fn one_vcon(bencher: Bencher<'_, '_>) {
     board.prepare(1).expect("room");
     let slot = Slot::attach(board.id(), 1, 1).expect("a slot");
     let (lane, id) = (slot.lane(0), VconId::random());
-    let meter = slot.meter(SeriesKind::Chain, "main");
+    let meter = slot.meters().of(SeriesKind::Chain, "main");
     bencher.bench_local(|| {
         lane.busy(Some(&id), Some(Duration::from_secs(30)));
         meter.count(Event::Received);

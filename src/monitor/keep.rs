@@ -143,7 +143,26 @@ impl Watch {
                 Err(error) => return Err(error),
             }
         }
+        self.record_letters()?;
         Ok(true)
+    }
+
+    /// Goes on with the search for dead letter queues that nobody has recorded, for a part of the period: the
+    /// next round is to be in time.
+    fn record_letters(&mut self) -> Result<(), QueueError> {
+        let (begun, most, longest) = (Instant::now(), self.period / 4, self.lease / 4);
+        let draining = &self.draining;
+        let mut pace = |took: Duration| {
+            let pause = (took * REST).min(longest);
+            draining.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) && begun.elapsed() < most
+        };
+        match self.keeper.record_letters(&mut pace) {
+            Err(error) if !error.breaks_connection() => {
+                log::debug!("could not search for dead letter queues: {error}");
+                Ok(())
+            }
+            recorded => recorded,
+        }
     }
 
     fn release(&mut self) {

@@ -34,6 +34,9 @@ const REASONS: usize = 10_000;
 /// Reasons dropped in one step: for each, the server looks through the whole list.
 const FORGOTTEN: usize = 10;
 
+/// Keys looked at in one step of the search for dead letter queues.
+const KEYS: usize = 1000;
+
 /// Lengths asked for in one round trip.
 const AT_ONCE: usize = 500;
 
@@ -103,6 +106,17 @@ pub struct Keeper {
     ttl: Duration,
     renewed: Instant,
     chores: Vec<Chore>,
+    search: Search,
+}
+
+/// The search for dead letter queues that nobody has recorded.
+enum Search {
+    /// It may have been done by another daemon, or before.
+    Unknown,
+    /// It goes on at this cursor.
+    At(u64),
+    /// It is done.
+    Done,
 }
 
 struct Scripts {
@@ -129,6 +143,7 @@ impl Keeper {
             ttl,
             renewed: Instant::now(),
             chores: Vec::new(),
+            search: Search::Unknown,
         };
         this.set_chores(Vec::new());
         this
@@ -221,6 +236,54 @@ impl Keeper {
                 self.forget_reasons_of(&dead_letter_list(list), &dead_letter_reasons(list), pace)
             }
         }
+    }
+
+    /// As the holder of the lease: records the dead letter queues of lists that left the configuration before
+    /// any were recorded. This looks at every key, once for each Redis. If the lease is lost, or `pace` has
+    /// ended the work, the next call goes on where this one stopped.
+    pub fn record_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
+        let recorded = self.search_letters(pace);
+        if recorded.is_err() {
+            // The next connection may be to another server, to which the cursor says nothing.
+            self.search = Search::Unknown;
+        }
+        recorded
+    }
+
+    fn search_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
+        loop {
+            let cursor = match self.search {
+                Search::Done => return Ok(()),
+                Search::At(cursor) => cursor,
+                Search::Unknown => {
+                    if self.has_searched()? {
+                        self.search = Search::Done;
+                        continue;
+                    }
+                    0
+                }
+            };
+            let begun = Instant::now();
+            let next = self.with(|connection, _| record_some(connection, cursor))?;
+            self.search = match next {
+                0 => Search::Done,
+                next => Search::At(next),
+            };
+            if !self.goes_on(begun.elapsed(), pace)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether all keys were looked at once. This is asked once in the life of a process.
+    fn has_searched(&mut self) -> Result<bool, QueueError> {
+        // `SISMEMBER` is none of the rights that a Redis user needs for the rest.
+        let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
+            let mut members = redis::cmd("SMEMBERS");
+            Ok(members.arg(keys::LETTERS).query(&mut **connection)?)
+        })?;
+        let searched = keys::LETTERS_SEARCHED.as_bytes();
+        Ok(recorded.iter().any(|member| member == searched))
     }
 
     /// Does something with the lease; returns how long it lives if it is another's, otherwise 0.
@@ -360,6 +423,24 @@ impl Keeper {
 /// A time to live, at least the shortest there is.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// Records the dead letter queues among some keys from a cursor on; returns where it goes on, and 0 at the end.
+fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
+    let mut scan = redis::cmd("SCAN");
+    scan.arg(from).arg("MATCH").arg("DLQ:*");
+    scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
+    let (next, mut found): (u64, Vec<Vec<u8>>) = scan.query(&mut **connection)?;
+    if next == 0 {
+        found.push(keys::LETTERS_SEARCHED.into());
+    }
+    if !found.is_empty() {
+        let mut add = redis::cmd("SADD");
+        add.arg(keys::LETTERS)
+            .arg(found)
+            .query::<()>(&mut **connection)?;
+    }
+    Ok(next)
 }
 
 /// Reads some fields of the hash from a cursor on; returns where it goes on, and nothing at the end.

@@ -118,6 +118,9 @@ pub(super) const INSTANCES: &str = "conserver:instances";
 /// former configurations. The scripts that do it add to it.
 pub(super) const LETTERS: &str = "conserver:letters";
 
+/// A member of that set which names no list: the lists that were there before it are in it, too.
+pub(super) const LETTERS_SEARCHED: &str = "searched";
+
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 

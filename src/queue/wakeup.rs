@@ -16,10 +16,11 @@
 //! read again, so a push costs the same however many lists there are.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Cmd, PushKind, Value};
 
+use super::dead_letters::is_wrong_type;
 use super::round_trip::round_trip;
 use super::script::{Script, is_missing};
 use super::{Lease, NameLease, Queue, QueueError, Server, keys};
@@ -36,6 +37,10 @@ const FEW: usize = 8;
 /// All other lists are read by plain commands, this many in one round trip: the server serves others in
 /// between.
 const AT_ONCE: usize = 256;
+
+/// How often all lists are read, also those of which no change was told: the server tells of none that we
+/// had no right to read.
+const ALL_AGAIN: Duration = Duration::from_secs(30);
 
 /// How a lane's wait has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub struct Lookout {
     lease: NameLease,
     /// Whether the server tells of changes.
     is_told: bool,
+    /// When all lists were last to be read.
+    all: Instant,
     seen: Seen,
 }
 
@@ -149,6 +156,7 @@ impl Lookout {
             script: Script::new(include_str!("scripts/wake.lua")),
             lease,
             is_told: false,
+            all: Instant::now(),
             seen: Seen::default(),
         })
     }
@@ -176,9 +184,10 @@ impl Lookout {
 
     /// Looks at the lists, and puts as many tokens into the wake list as there are entries in
     /// them, but not more than `lanes`. If the server tells of changes, this looks only at lists
-    /// that have changed since the last look. After an error this lookout is not to be used again.
+    /// that have changed since the last look, and now and then at all. After an error this lookout is not to be used again.
     pub fn look(&mut self, lanes: u64) -> Result<Watched, QueueError> {
-        if !self.is_told {
+        if !self.is_told || self.all.elapsed() >= ALL_AGAIN {
+            self.all = Instant::now();
             self.seen.note_all();
         }
         let changed: Vec<usize> = self.seen.changed.iter().copied().collect();
@@ -221,7 +230,7 @@ impl Lookout {
         }
         self.connected.send_packed_command(&asked)?;
         for place in places {
-            let length = length(&self.answer()?);
+            let length = length(self.answer()?)?;
             self.seen.note_length(*place, length);
         }
         Ok(())
@@ -246,15 +255,14 @@ impl Lookout {
         let Value::Array(answers) = answer else {
             return Err(QueueError::Answer("a look"));
         };
-        let [left, lengths @ ..] = &answers[..] else {
-            return Err(QueueError::Answer("a look"));
-        };
-        for (place, answer) in places.iter().zip(lengths) {
-            self.seen.note_length(*place, length(answer));
+        let mut answers = answers.into_iter();
+        let left = answers.next().ok_or(QueueError::Answer("a look"))?;
+        for (place, answer) in places.iter().zip(answers) {
+            self.seen.note_length(*place, length(answer)?);
         }
         Ok(Watched {
             waiting: self.seen.waiting,
-            has_tokens_left: length(left) > 0,
+            has_tokens_left: length(left)? > 0,
         })
     }
 
@@ -275,11 +283,13 @@ impl Lookout {
     }
 }
 
-/// A length; nothing waits in what is no list, or may not be read.
-fn length(answer: &Value) -> u64 {
-    match answer {
-        Value::Int(length) => u64::try_from(*length).unwrap_or(0),
-        _ => 0,
+/// A length; nothing waits in what is no list, or may not be read. Any other error says nothing of the list.
+fn length(answer: Value) -> Result<u64, QueueError> {
+    match answer.extract_error() {
+        Ok(Value::Int(length)) => Ok(u64::try_from(length).unwrap_or(0)),
+        Ok(_) => Err(QueueError::Answer("a look")),
+        Err(error) if is_wrong_type(&error) || error.code() == Some("NOPERM") => Ok(0),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -410,6 +420,35 @@ mod tests {
         // As after `FLUSHALL`.
         seen.note_push(&PushKind::Invalidate, &[Value::Nil]);
         assert_eq!(changed(&seen), [0, 1, 2]);
+    }
+
+    #[test]
+    fn only_what_is_no_list_or_may_not_be_read_counts_as_empty() {
+        let answered = |line: &str| {
+            let value = redis::parse_redis_value(format!("{line}\r\n").as_bytes());
+            length(value.unwrap()).map_err(|error| error.to_string())
+        };
+        for (line, expected) in [
+            (":0", 0),
+            (":12", 12),
+            (
+                "-WRONGTYPE Operation against a key holding the wrong kind of value",
+                0,
+            ),
+            ("-NOPERM No permissions to access a key", 0),
+        ] {
+            assert_eq!(answered(line), Ok(expected), "{line}");
+        }
+        for line in [
+            "-BUSY Redis is busy running a script. You can only call SCRIPT KILL",
+            "-LOADING Redis is loading the dataset in memory",
+            "-MASTERDOWN Link with MASTER is down",
+            "-NOAUTH Authentication required.",
+            "-ERR max number of clients reached",
+        ] {
+            assert_eq!(answered(line), Err(format!("Redis: {}", &line[1..])));
+        }
+        assert!(answered("+OK").is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The supervisor's side: makes the file, holds it, and keeps the places.
 
 use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -170,14 +171,17 @@ impl Board {
         names: impl Iterator<Item = (SeriesKind, &'a str)>,
     ) -> Result<usize, BoardError> {
         let known = self.series.len();
+        // There may be many thousands, and the supervisor has one thread.
+        let mut there: HashSet<[u64; NAME]> = self.series.iter().copied().collect();
         let mut left_out = 0;
         for (kind, name) in names {
             let name = series::written(kind, name);
-            if self.series.contains(&name) {
+            if there.contains(&name) {
                 continue;
             }
             if self.series.len() < self.shape.series {
                 self.series.push(name);
+                there.insert(name);
             } else {
                 left_out += 1;
             }

@@ -32,6 +32,6 @@ pub use layout::{MOST_SERIES, SLOTS, Shape};
 pub use meter::{BOUNDS_US, Event, Meter};
 pub use series::{SeriesKind, shown_name};
 pub use silence::is_silent;
-pub use slot::{LaneCell, Outcome, Slot};
+pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
 pub use snapshot::{Header, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView};
 pub use states::{LaneState, Phase, PlaceState, RestartCause, WorkerState};

@@ -1,5 +1,6 @@
 //! A worker's side: its own slot, written without locks and without system calls.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -229,27 +230,17 @@ impl Slot {
         }
     }
 
-    /// The meter of a chain, link or storage in this slot.
-    pub fn meter(&self, kind: SeriesKind, name: &str) -> Meter {
+    /// The meters of the chains, links and storages that are known now, in this slot.
+    pub fn meters(&self) -> SlotMeters<'_> {
         let words = self.words.words();
         let known = words[header::SERIES].load(Ordering::Acquire);
         let known = usize::try_from(known).map_or(self.shape.series, |n| n.min(self.shape.series));
-        let meant = series::written(kind, name);
-        let is_meant = |series: &usize| {
-            let start = self.shape.name_start(*series);
-            let name = &words[start..start + NAME];
-            meant
-                .iter()
-                .zip(name)
-                .all(|(word, there)| there.load(Ordering::Relaxed) == *word)
+        let name = |series: usize| {
+            let start = self.shape.name_start(series);
+            std::array::from_fn(|word| words[start + word].load(Ordering::Relaxed))
         };
-        match (0..known).find(is_meant) {
-            Some(series) => {
-                let start = self.shape.meter_start(self.number, series);
-                Meter::at(&self.words, start)
-            }
-            None => Meter::SILENT.clone(),
-        }
+        let places = (0..known).map(|series| (name(series), series)).collect();
+        SlotMeters { slot: self, places }
     }
 
     /// The number of the configuration that is in force.
@@ -279,6 +270,25 @@ impl Slot {
 
     fn word(&self, index: usize) -> &AtomicU64 {
         &self.words.words()[self.start + index]
+    }
+}
+
+/// The meters of one slot. There may be many thousands: they are read once, and looked up by name.
+pub struct SlotMeters<'a> {
+    slot: &'a Slot,
+    places: HashMap<[u64; NAME], usize>,
+}
+
+impl SlotMeters<'_> {
+    /// The meter of a chain, link or storage.
+    pub fn of(&self, kind: SeriesKind, name: &str) -> Meter {
+        match self.places.get(&series::written(kind, name)) {
+            Some(series) => {
+                let slot = self.slot;
+                Meter::at(&slot.words, slot.shape.meter_start(slot.number, *series))
+            }
+            None => Meter::SILENT.clone(),
+        }
     }
 }
 

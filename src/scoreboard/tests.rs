@@ -320,12 +320,16 @@ fn figures_of_all_workers_are_added_up_and_go_on_with_their_successors() {
     board.prepare(2).unwrap();
     for (number, generation) in [(1, 1), (2, 2), (1, 3)] {
         let slot = Slot::attach(board.id(), number, generation).unwrap();
-        let meter = slot.meter(SeriesKind::Storage, "pg");
+        let meter = slot.meters().of(SeriesKind::Storage, "pg");
         meter.count(Event::Done);
         meter.observe(Duration::from_micros(250));
         meter.observe(Duration::from_micros(251));
-        slot.meter(SeriesKind::Chain, "main").count(Event::Returned);
-        slot.meter(SeriesKind::Link, "unknown").count(Event::Done);
+        slot.meters()
+            .of(SeriesKind::Chain, "main")
+            .count(Event::Returned);
+        slot.meters()
+            .of(SeriesKind::Link, "unknown")
+            .count(Event::Done);
     }
     let series = series(&board);
     assert_eq!(series.len(), 3);
@@ -344,10 +348,14 @@ fn a_series_keeps_its_figures_whatever_configurations_come_and_go() {
     board.prepare(1).unwrap();
     board.keep_figures_of(names().into_iter()).unwrap();
     let slot = Slot::attach(board.id(), 1, 1).unwrap();
-    slot.meter(SeriesKind::Chain, "main").count(Event::Done);
+    slot.meters()
+        .of(SeriesKind::Chain, "main")
+        .count(Event::Done);
     let others = [(SeriesKind::Chain, "other"), (SeriesKind::Chain, "main")];
     board.keep_figures_of(others.into_iter()).unwrap();
-    slot.meter(SeriesKind::Chain, "other").count(Event::Done);
+    slot.meters()
+        .of(SeriesKind::Chain, "other")
+        .count(Event::Done);
     let series = series(&board);
     let names: Vec<&str> = series.iter().map(|series| &*series.name).collect();
     assert_eq!(names, ["main", "main", "pg", "other"]);
@@ -369,8 +377,8 @@ fn what_there_is_no_room_for_has_no_figures() {
         &many[layout::FEWEST_SERIES - 1],
         &many[layout::FEWEST_SERIES],
     );
-    slot.meter(SeriesKind::Link, last).count(Event::Done);
-    slot.meter(SeriesKind::Link, none).count(Event::Done);
+    slot.meters().of(SeriesKind::Link, last).count(Event::Done);
+    slot.meters().of(SeriesKind::Link, none).count(Event::Done);
     let done: u64 = series(&board).iter().map(|s| s.count(Event::Done)).sum();
     assert_eq!(done, 1);
 }
@@ -394,7 +402,7 @@ fn a_scoreboard_has_room_for_what_its_configuration_has() {
     let names = many.iter().map(|name| (SeriesKind::Link, name.as_str()));
     assert_eq!(board.keep_figures_of(names).unwrap(), 0);
     let slot = Slot::attach(board.id(), 1, 1).unwrap();
-    slot.meter(SeriesKind::Link, "459").count(Event::Done);
+    slot.meters().of(SeriesKind::Link, "459").count(Event::Done);
     let figures = series(&board);
     assert_eq!(figures.len(), 460);
     assert_eq!(figures[459].count(Event::Done), 1);
@@ -419,7 +427,7 @@ fn a_time_falls_into_the_first_bucket_that_takes_it() {
     board.prepare(1).unwrap();
     board.keep_figures_of(names().into_iter()).unwrap();
     let slot = Slot::attach(board.id(), 1, 1).unwrap();
-    let meter = slot.meter(SeriesKind::Chain, "main");
+    let meter = slot.meters().of(SeriesKind::Chain, "main");
     for time in [Duration::ZERO, Duration::from_secs(60), Duration::MAX] {
         meter.observe(time);
     }
@@ -474,7 +482,9 @@ fn mending_a_file_that_was_cut_leaves_alone_what_is_still_there() {
     for number in [1, 2] {
         let slot = Slot::attach(board.id(), number, 7).unwrap();
         slot.count(Outcome::Finished);
-        slot.meter(SeriesKind::Chain, "main").count(Event::Done);
+        slot.meters()
+            .of(SeriesKind::Chain, "main")
+            .count(Event::Done);
     }
     let file = fs::File::options()
         .write(true)

@@ -113,7 +113,7 @@ impl Fault {
             .iter()
             .map(|(name, failure)| format!("{name}: {failure}"))
             .collect();
-        let any = |kind| failures.iter().any(|(_, failure)| failure.kind == kind);
+        let kinds = failures.iter().map(|(_, failure)| failure.kind);
         Self {
             stage: format!("storage {}", names.join(", ")),
             stages: failures
@@ -122,15 +122,7 @@ impl Fault {
                 .collect(),
             error: errors.join("; "),
             attempts,
-            kind: if any(FailureKind::Crowded) {
-                FailureKind::Crowded
-            } else if any(FailureKind::Busy) {
-                FailureKind::Busy
-            } else {
-                failures
-                    .first()
-                    .map_or(FailureKind::Transient, |(_, failure)| failure.kind)
-            },
+            kind: kinds.min_by_key(rank).unwrap_or(FailureKind::Transient),
         }
     }
 
@@ -143,6 +135,20 @@ impl Fault {
             attempts: 1,
             kind: FailureKind::Transient,
         }
+    }
+}
+
+/// Of several failures the one of the lowest rank counts: the place is to blame rather than the vCon, and
+/// the less a failure says of the vCon, the more so.
+fn rank(kind: &FailureKind) -> u8 {
+    match kind {
+        FailureKind::Crowded => 0,
+        FailureKind::Busy => 1,
+        FailureKind::Transient => 2,
+        FailureKind::Slow => 3,
+        FailureKind::Crashed => 4,
+        FailureKind::Refused => 5,
+        FailureKind::Permanent => 6,
     }
 }
 
@@ -182,24 +188,30 @@ mod tests {
     }
 
     #[test]
-    fn what_some_storages_refuse_is_busy_if_one_of_them_is_and_else_what_the_first_says() {
-        let busy = || Failure::busy("locked");
-        let away = || Failure::transient("away");
-        let refused = || Failure::permanent("no");
-        let of = |failures: Vec<Failure>| {
+    fn of_several_storages_the_failure_counts_that_says_least_of_the_vcon_in_whatever_order() {
+        let kinds = [
+            Failure::crowded("full"),
+            Failure::busy("locked"),
+            Failure::transient("away"),
+            Failure::slow("slow"),
+            Failure::crashed("killed"),
+            Failure::refused("too large"),
+            Failure::permanent("no"),
+        ];
+        let of = |failures: &[&Failure]| {
             let names = ["a", "b", "c"].map(str::to_owned).into_iter();
+            let failures = failures.iter().map(|it| (*it).clone());
             Fault::at_storages(&names.zip(failures).collect::<Vec<_>>(), 2)
         };
-        for (failures, kind) in [
-            (vec![away(), busy()], FailureKind::Busy),
-            (vec![busy(), Failure::crowded("full")], FailureKind::Crowded),
-            (vec![busy(), refused()], FailureKind::Busy),
-            (vec![away(), refused()], FailureKind::Transient),
-            (vec![refused(), away(), refused()], FailureKind::Permanent),
-        ] {
-            assert_eq!(of(failures.clone()).kind, kind, "{failures:?}");
+        for (i, one) in kinds.iter().enumerate() {
+            for (j, two) in kinds.iter().enumerate() {
+                for (k, three) in kinds.iter().enumerate() {
+                    let least = &kinds[i.min(j).min(k)];
+                    assert_eq!(of(&[one, two, three]).kind, least.kind, "{i} {j} {k}");
+                }
+            }
         }
-        let fault = of(vec![away(), refused()]);
+        let fault = of(&[&kinds[2], &kinds[6]]);
         assert_eq!(fault.stage, "storage a, b");
         assert_eq!(fault.error, "a: away; b: no");
         assert_eq!(fault.attempts, 2);

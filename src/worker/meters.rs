@@ -1,5 +1,6 @@
 //! The meters of everything in a configuration, in this worker's slot.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 
 use super::fault::Stage;
@@ -18,7 +19,8 @@ pub(super) struct Meters {
 impl Meters {
     /// Those that the slot has room for.
     pub fn of(config: &Config, slot: &Slot) -> Self {
-        let meter = |kind| move |name: &String| (name.clone(), slot.meter(kind, name));
+        let known = &slot.meters();
+        let meter = |kind| move |name: &String| (name.clone(), known.of(kind, name));
         let chains = config.chains.iter().map(|chain| &chain.name);
         Self {
             chains: chains.map(meter(SeriesKind::Chain)).collect(),
@@ -55,11 +57,13 @@ impl Meters {
 /// Counts the vCons that went to the dead letter queue for the workers that died on them, each for
 /// the chain it belongs to.
 pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
+    // Mostly there are none.
+    let meters = LazyCell::new(|| slot.meters());
     for claim in recovered.iter().filter(|claim| claim.is_poison()) {
         slot.count_poison();
         let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
         if let Some(chain) = chains.iter().find(served) {
-            let meter = slot.meter(SeriesKind::Chain, &chain.name);
+            let meter = meters.of(SeriesKind::Chain, &chain.name);
             meter.count(Event::Failed);
             meter.count(Event::DeadLettered);
         }

@@ -162,18 +162,17 @@ impl Pipeline<'_, '_, '_> {
             away.iter().cloned().partition(|(name, _)| defers(name));
         for (name, failure) in &later {
             let stage = Stage::Storage(name.clone());
-            match self.modules.probe(&stage, self.clock.drain()) {
-                Err(failure) if failure.kind == FailureKind::Crowded => {
-                    self.note_failing(&stage, job.id(), &failure.message, &config);
-                }
-                Ok(()) => {
-                    self.note_failing(&stage, job.id(), &failure.message, &config);
-                }
-                Err(_) => {
+            let probed = self.modules.probe(&stage, self.clock.drain());
+            match seen(failure, &probed) {
+                Seen::Away => {
                     let (drain, prober) = (self.clock.drain(), self.modules.prober(&stage));
                     let why = &failure.message;
                     hold(self.shared, &config, &stage, why, drain, prober);
                 }
+                Seen::Failing => {
+                    self.note_failing(&stage, job.id(), &failure.message, &config);
+                }
+                Seen::Crowded => {}
             }
             job.progress.note_deferred(name);
         }
@@ -210,5 +209,47 @@ impl Pipeline<'_, '_, '_> {
             letters.push(StorageLetter::deferred(storage));
         }
         letters
+    }
+}
+
+/// What is seen of a storage at which all attempts have failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It does not answer.
+    Away,
+    /// It answers, and fails for the vCon.
+    Failing,
+    /// It is well, and its connections are in use: by others, or by this worker's own lanes.
+    Crowded,
+}
+
+/// What this failure and a probe after it say.
+fn seen(failure: &Failure, probed: &Result<(), Failure>) -> Seen {
+    match probed {
+        Err(probed) if probed.kind != FailureKind::Crowded => Seen::Away,
+        // A probe that is one too many has met a server that is there.
+        _ if failure.kind == FailureKind::Crowded => Seen::Crowded,
+        _ => Seen::Failing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storage_whose_connections_are_in_use_does_not_count_as_failing() {
+        let (crowded, slow) = (Failure::crowded("too many"), Failure::slow("too long"));
+        let away = || Err(Failure::transient("nobody listens"));
+        for (failure, probed, expected) in [
+            (&crowded, Ok(()), Seen::Crowded),
+            (&crowded, Err(crowded.clone()), Seen::Crowded),
+            (&crowded, away(), Seen::Away),
+            (&slow, Ok(()), Seen::Failing),
+            (&slow, Err(crowded.clone()), Seen::Failing),
+            (&slow, away(), Seen::Away),
+        ] {
+            assert_eq!(seen(failure, &probed), expected, "{failure:?} {probed:?}");
+        }
     }
 }

@@ -660,3 +660,48 @@ fn reasons_of_entries_that_others_have_taken_are_dropped() {
     assert!(reasons().contains(&kept.id));
     daemon.stop();
 }
+
+#[test]
+fn queues_that_were_there_before_are_found_once_and_listed_without_all() {
+    let redis = Redis::plain();
+    // Enough for several steps.
+    let fill = "for i = 1, 3000 do redis.call('SET', 'other:' .. i, '') end";
+    redis.ask::<()>(&["EVAL", fill, "0"]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:former", "entry"]);
+    redis.ask::<i64>(&["RPUSH", "DLQ:storage:former", "entry"]);
+    redis.ask::<()>(&["SET", "DLQ:text", "text"]);
+    let names = || -> Vec<Value> {
+        let letters = listed_by(&conserver(&redis), &[]).into_iter();
+        letters.map(|letter| letter["list"].clone()).collect()
+    };
+    assert!(names().is_empty());
+    let round = || {
+        let daemon = conserver(&redis).start();
+        // Its lease then runs out when the next round is due.
+        wait_until("the keeper has done its work", PATIENCE, || {
+            let keys = redis.keys("conserver:keeper:*");
+            let left = |key| redis.ask::<i64>(&["PTTL", key]);
+            keys.iter().any(|key| left(key) > 60_000)
+        });
+        daemon.stop();
+        for key in redis.keys("conserver:keeper:*") {
+            redis.ask::<i64>(&["DEL", &key]);
+        }
+    };
+    round();
+    assert_eq!(names(), ["former", "storage:former"]);
+
+    // The next start does not look again.
+    let scans = || {
+        let stats: String = redis.ask(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_scan:"));
+        let calls = line.and_then(|line| line.split(&['=', ','][..]).nth(1)?.parse::<u64>().ok());
+        calls.expect("there was a scan")
+    };
+    let before = scans();
+    assert!(before >= 3);
+    redis.ask::<i64>(&["RPUSH", "DLQ:later", "entry"]);
+    round();
+    assert_eq!(scans(), before);
+    assert_eq!(names(), ["former", "storage:former"]);
+}

@@ -48,7 +48,7 @@ struct State {
     idle: Vec<Idle>,
     /// How many there are, with those in use and those that are being opened.
     open: usize,
-    /// More than these the server has refused; `None` if it has refused none.
+    /// More than these the server has refused; `None` if it has refused none, or could not be asked since.
     most: Option<usize>,
     /// When one more than these may be tried.
     next_try: Option<Instant>,
@@ -77,6 +77,8 @@ pub(super) enum Turn {
 /// A place for one session, which is free again with its end.
 pub(super) struct Permit {
     pool: Weak<Pool>,
+    /// Whether the server has said yes, or that it has no room.
+    is_answered: bool,
 }
 
 impl Pool {
@@ -91,8 +93,10 @@ impl Pool {
             let now = Instant::now();
             if state.may_open(now) {
                 state.open += 1;
-                let pool = Arc::downgrade(self);
-                return Turn::Open(Permit { pool });
+                return Turn::Open(Permit {
+                    pool: Arc::downgrade(self),
+                    is_answered: false,
+                });
             }
             let left = until.saturating_duration_since(now);
             if left.is_zero() {
@@ -203,7 +207,8 @@ impl State {
 
 impl Permit {
     /// The session is there.
-    pub(super) fn note_opened(&self) {
+    pub(super) fn note_opened(&mut self) {
+        self.is_answered = true;
         if let Some(pool) = self.pool.upgrade() {
             pool.lock().note_opened();
             pool.changed.notify_all();
@@ -211,7 +216,8 @@ impl Permit {
     }
 
     /// The server has no room for it.
-    pub(super) fn refuse(self, why: &str) {
+    pub(super) fn refuse(mut self, why: &str) {
+        self.is_answered = true;
         crowd::note_refused();
         if let Some(pool) = self.pool.upgrade() {
             pool.lock().note_refused(why);
@@ -222,8 +228,16 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.lock().open -= 1;
-            pool.changed.notify_one();
+            let mut state = pool.lock();
+            state.open -= 1;
+            if self.is_answered {
+                pool.changed.notify_one();
+            } else {
+                // What the server said before may no longer hold: each is to see for itself how it is now.
+                state.most = None;
+                state.next_try = None;
+                pool.changed.notify_all();
+            }
         }
     }
 }
@@ -253,7 +267,7 @@ mod tests {
             .filter_map(|()| permit(&pool, SOON))
             .collect();
         assert_eq!(permits.len(), 3);
-        permits[..2].iter().for_each(Permit::note_opened);
+        permits[..2].iter_mut().for_each(Permit::note_opened);
         if let Some(third) = permits.pop() {
             third.refuse("too many");
         }
@@ -275,11 +289,36 @@ mod tests {
         assert!(again.is_some());
         // One at a time may try for more.
         pool.lock().next_try = Some(Instant::now());
-        let more = permit(&pool, Duration::ZERO);
+        let mut more = permit(&pool, Duration::ZERO);
         assert!(more.is_some());
         assert!(permit(&pool, Duration::ZERO).is_none());
         // Where that is let in, the next may follow at once.
-        more.iter().for_each(Permit::note_opened);
+        more.iter_mut().for_each(Permit::note_opened);
+        assert!(permit(&pool, Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_server_that_goes_away_is_not_one_that_has_no_room() {
+        let pool = Arc::new(Pool::default());
+        if let Some(first) = permit(&pool, Duration::ZERO) {
+            first.refuse("too many");
+        }
+        assert_eq!(pool.lock().most, Some(0));
+        pool.lock().next_try = Some(Instant::now());
+        let next = permit(&pool, Duration::ZERO);
+        assert!(next.is_some());
+        assert!(permit(&pool, Duration::ZERO).is_none());
+        thread::scope(|scope| {
+            let begun = Instant::now();
+            let wait = || scope.spawn(|| permit(&pool, LONG));
+            let waiting = [wait(), wait()];
+            // It could not connect at all: all others see that for themselves, at the same time.
+            drop(next);
+            let permits = waiting.map(|it| it.join().ok().flatten());
+            assert!(permits.iter().all(Option::is_some));
+            assert!(begun.elapsed() < LONG / 2);
+        });
+        // Now nobody was refused since: whoever asks may try.
         assert!(permit(&pool, Duration::ZERO).is_some());
     }
 

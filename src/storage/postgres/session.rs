@@ -106,7 +106,7 @@ impl Session {
         });
         let (is_direct, statements) = begun?;
         may_cancel.store(is_direct, Ordering::Relaxed);
-        let permit = permit.take().ok_or("it has no place".to_owned())?;
+        let mut permit = permit.take().ok_or("it has no place".to_owned())?;
         permit.note_opened();
         Ok(Self {
             _permit: permit,
