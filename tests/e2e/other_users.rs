@@ -129,28 +129,31 @@ fn a_program_of_another_user_gets_no_capability_that_the_daemon_hands_on() {
     if !geteuid().is_root() {
         return;
     }
-    let (redis, samples) = (Redis::plain(), fresh(1));
-    let script = "cat /dev/stdin > /dev/null; grep CapEff: /proc/self/status; \
-                  grep -q 'CapEff:.0000000000000000' /proc/self/status";
-    let script = format!("({script}) >&2 && test \"$(id -un)\" = {SOMEBODY}");
-    let link = exec(&json!({"command": ["sh", "-c", script], "user": SOMEBODY}));
-    let conserver = Conserver::with(&redis).config(&chain(&[("other", link)], &[]));
-    // A user with some rights of root, that only ambient capabilities hand on to programs.
-    let path = conserver.folder().join("as-a-service");
-    let rights = ["kill", "setgid", "setuid", "chown", "dac_override"].map(|it| format!(",+{it}"));
-    let rights = rights.concat();
-    let program = env!("CARGO_BIN_EXE_conserver");
-    let text = format!(
-        "#!/bin/sh\nexec setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps -all{rights} \
-         --ambient-caps -all{rights} '{program}' \"$@\"\n"
-    );
-    fs::write(&path, text).expect("a file");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("a file");
-    let daemon = conserver.program(path).start();
-    submit(&redis, "default", &samples);
-    Ledger::of(&redis, &samples).settles();
-    assert_eq!(redis.length("DLQ:default"), 0, "{}", daemon.log());
-    daemon.stop();
+    // Without the right to give its streams to the user, the program has them all the same.
+    for (more, read) in [(",+chown", "cat /dev/stdin"), ("", "cat")] {
+        let (redis, samples) = (Redis::plain(), fresh(1));
+        let script = format!(
+            "{read} > /dev/null && test \"$(id -un)\" = {SOMEBODY} && grep CapEff: /proc/self/status >&2 \
+             && grep -q 'CapEff:.0000000000000000' /proc/self/status"
+        );
+        let link = exec(&json!({"command": ["sh", "-c", script], "user": SOMEBODY}));
+        let conserver = Conserver::with(&redis).config(&chain(&[("other", link)], &[]));
+        // A user with some rights of root, that only ambient capabilities hand on to programs.
+        let path = conserver.folder().join("as-a-service");
+        let rights = format!("-all,+kill,+setgid,+setuid,+dac_override{more}");
+        let program = env!("CARGO_BIN_EXE_conserver");
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps {rights} \
+             --ambient-caps {rights} '{program}' \"$@\"\n"
+        );
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("a file");
+        let daemon = conserver.program(path).start();
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        assert_eq!(redis.length("DLQ:default"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
 }
 
 /// Users come from a server that gives no answer for `far-away`, as long as there is this file; then
