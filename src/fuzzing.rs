@@ -313,7 +313,7 @@ pub fn config(data: &[u8]) {
 pub(crate) fn shown_and_typed(data: &[u8]) {
     let raw = Raw::new(data);
     let shown = raw.to_string();
-    assert!(shown.chars().all(crate::visible::is_visible), "{shown:?}");
+    assert_eq!(crate::visible::printable(&shown), shown);
     assert_eq!(Raw::named(&shown)[0], raw);
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Whoever can write there could replace the configuration that workers are started with, and so
 //! run programs as the daemon. So the folder, those above it and each file opened in it must belong
-//! to this user (or root), and nobody else may write to them.
+//! to this user (or root), and nobody else may write to them. The folder may be a link of root's, as
+//! systemd makes one for `DynamicUser=`; what counts then is the folder that it leads to.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -176,8 +177,13 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
     let seen = |path: &Path| {
         fs::symlink_metadata(path).map_err(|error| fault(format!("{}: {error}", path.display())))
     };
-    let meta = seen(folder)?;
     let own = geteuid().as_raw();
+    // Resolved once, and used by that name: whoever changes the link later moves nothing.
+    let followed = match is_roots_link(folder) {
+        true => fs::canonicalize(folder).map_err(|error| fault(error.to_string()))?,
+        false => folder.to_owned(),
+    };
+    let meta = seen(&followed)?;
     let is_ours = meta.uid() == own || meta.uid() == 0 || own == 0 && whose == Whose::Readers;
     let what = if meta.is_symlink() {
         "it is a symbolic link"
@@ -198,7 +204,7 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
         )));
     }
     // By way of no link, which could lead elsewhere tomorrow.
-    let folder = fs::canonicalize(folder).map_err(|error| fault(error.to_string()))?;
+    let folder = fs::canonicalize(followed).map_err(|error| fault(error.to_string()))?;
     let owner = meta.uid();
     for above in folder.ancestors().skip(1) {
         let meta = seen(above)?;
@@ -212,6 +218,18 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
         }
     }
     Ok(folder)
+}
+
+/// Whether it is a link that root has made, in a folder where root alone can make one.
+fn is_roots_link(path: &Path) -> bool {
+    let is_roots = |meta: &Metadata| meta.uid() == 0 || is_unmapped(meta.uid());
+    let Ok(link) = fs::symlink_metadata(path) else {
+        return false;
+    };
+    let above = path.parent().and_then(|above| fs::metadata(above).ok());
+    link.is_symlink()
+        && is_roots(&link)
+        && above.is_some_and(|it| is_roots(&it) && it.mode() & OTHERS_WRITE == 0)
 }
 
 fn advice(own: u32) -> String {
@@ -236,7 +254,7 @@ fn named(folder: &Path, what: &str) -> io::Error {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use nix::unistd::{Gid, Uid, chown, mkfifo};
 
@@ -283,6 +301,9 @@ mod tests {
         let (top, folder) = folder();
         let link = top.path().join("link");
         symlink(&folder, &link).unwrap();
+        if geteuid().is_root() {
+            lchown(&link, Some(12345), Some(12345)).unwrap();
+        }
         assert!(refusal(&link).contains("it is a symbolic link"));
         let file = top.path().join("file");
         fs::write(&file, "").unwrap();
@@ -291,6 +312,37 @@ mod tests {
         symlink(top.path(), &above).unwrap();
         let found = checked(&above.join("run"), Whose::Daemons).unwrap();
         assert_eq!(found, fs::canonicalize(&folder).unwrap());
+    }
+
+    #[test]
+    fn a_link_that_only_root_can_have_made_is_followed_to_a_folder_of_ours() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let (top, folder) = folder();
+        let link = top.path().join("link");
+        symlink(&folder, &link).unwrap();
+        let found = checked(&link, Whose::Daemons).unwrap();
+        assert_eq!(found, fs::canonicalize(&folder).unwrap());
+        allow(&folder, 0o777);
+        assert!(refusal(&link).contains("others may write to it"));
+        allow(&folder, 0o700);
+        lchown(&folder, Some(12345), None).unwrap();
+        assert!(refusal(&link).contains("another user"));
+        lchown(&folder, Some(0), None).unwrap();
+        // Where others can make one too, it says nothing that root has.
+        allow(top.path(), 0o1777);
+        assert!(refusal(&link).contains("it is a symbolic link"));
+        allow(top.path(), 0o700);
+        let private = top.path().join("private");
+        fs::create_dir(&private).unwrap();
+        fs::rename(&folder, private.join("run")).unwrap();
+        allow(&private, 0o777);
+        fs::remove_file(&link).unwrap();
+        symlink("private/run", &link).unwrap();
+        assert!(refusal(&link).contains("others can rename it in"));
+        allow(&private, 0o700);
+        checked(&link, Whose::Readers).unwrap();
     }
 
     #[test]

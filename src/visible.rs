@@ -18,26 +18,70 @@ pub fn is_visible(c: char) -> bool {
     }
 }
 
+/// So many marks stand on one character, more than any script has: a pile of them covers other lines.
+const MOST_MARKS: u8 = 4;
+
+/// Whether the character is a mark on the one before it: a vowel sign, an accent.
+///
+/// Those that have no shape of their own are none: joiners, selectors of a variant, tags.
+fn is_mark(c: char) -> bool {
+    let has_shape = !matches!(c, '\u{34f}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{e0000}'..='\u{e0fff}');
+    // At the beginning of a text it is escaped for being a mark, behind a letter only if it is no
+    // character to show.
+    c > '~' && has_shape && !is_visible(c) && format!("a{c}").escape_debug().eq(['a', c])
+}
+
+/// Tells, one by one, which characters of a text are shown as they are.
+#[derive(Default)]
+struct Eye {
+    /// How many marks the character before can still take.
+    room: u8,
+}
+
+impl Eye {
+    fn sees(&mut self, c: char) -> bool {
+        if is_visible(c) {
+            self.room = if c == ' ' { 0 } else { MOST_MARKS };
+            return true;
+        }
+        if self.room > 0 && is_mark(c) {
+            self.room -= 1;
+            return true;
+        }
+        self.room = 0;
+        false
+    }
+}
+
 /// The text on one line of characters that can be seen; the others as in Rust's strings: `\n`,
-/// `\u{1b}`.
+/// `\u{1b}`. Marks stay on the character that they belong to.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if text.chars().all(is_visible) {
+    let mut eye = Eye::default();
+    if text.chars().all(|c| eye.sees(c)) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    text.chars().for_each(|c| push(&mut shown, c));
+    let mut eye = Eye::default();
+    text.chars().for_each(|c| push(&mut shown, &mut eye, c));
     shown.into()
 }
 
 /// The text with its lines, and otherwise of characters that can be seen.
 pub fn printable_lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
+    let mut eye = Eye::default();
     for c in text.chars() {
-        match c {
-            '\n' => shown.push(c),
-            '\t' => shown.push_str("    "),
-            c => push(&mut shown, c),
-        }
+        let blank = match c {
+            '\n' => "\n",
+            '\t' => "    ",
+            c => {
+                push(&mut shown, &mut eye, c);
+                continue;
+            }
+        };
+        shown.push_str(blank);
+        eye = Eye::default();
     }
     shown
 }
@@ -52,8 +96,8 @@ impl<T: Display> Display for Printable<T> {
 }
 
 /// Adds the character, or what stands for it where it cannot be seen.
-pub fn push(shown: &mut String, c: char) {
-    if is_visible(c) {
+fn push(shown: &mut String, eye: &mut Eye, c: char) {
+    if eye.sees(c) {
         shown.push(c);
         return;
     }
@@ -120,5 +164,44 @@ mod tests {
         let seen = "a \\ ' \" ~ é ß 漢 かな א ب 한 😀 – … \u{fffd}";
         assert_eq!(printable(seen), seen);
         assert_eq!(visible_json(seen), seen);
+    }
+
+    #[test]
+    fn marks_stay_on_their_character_and_nowhere_else() {
+        for seen in [
+            "हिन्दी",
+            "ภาษาไทยที่นี่",
+            "Jose\u{301} Nu\u{308}n\u{303}ez",
+            "e\u{301}\u{302}\u{303}\u{304}x",
+            "עִבְרִית",
+            "مُحَمَّد",
+        ] {
+            assert_eq!(printable(seen), seen);
+            assert_eq!(printable_lines(seen), seen);
+        }
+        for (text, shown) in [
+            ("\u{301}a", "\\u{301}a"),
+            ("a \u{301}", "a \\u{301}"),
+            ("a\n\u{301}\u{301}", "a\\n\\u{301}\\u{301}"),
+            ("a\u{200b}\u{301}", "a\\u{200b}\\u{301}"),
+            // One too many, and all behind it.
+            (
+                "a\u{301}\u{301}\u{301}\u{301}\u{302}\u{303}",
+                "a\u{301}\u{301}\u{301}\u{301}\\u{302}\\u{303}",
+            ),
+            // Of no shape: joiners, selectors of a variant, tags.
+            ("क\u{94d}\u{200d}ष", "क\u{94d}\\u{200d}ष"),
+            (
+                "a\u{200c}\u{fe0f}\u{e0100}\u{e0041}\u{34f}\u{180b}\u{180f}",
+                "a\\u{200c}\\u{fe0f}\\u{e0100}\\u{e0041}\\u{34f}\\u{180b}\\u{180f}",
+            ),
+        ] {
+            assert_eq!(printable(text), shown);
+            assert_eq!(printable(shown), shown);
+        }
+        assert_eq!(
+            printable_lines("a\n\u{301}\t\u{301}"),
+            "a\n\\u{301}    \\u{301}"
+        );
     }
 }

@@ -74,8 +74,10 @@ impl Account {
         ))
     }
 
-    /// Has the program run as this user, with the user's groups and no others. To be called before all
-    /// that this user must not be asked for.
+    /// Has the program run as this user, with the user's groups and no others, and no capability of this
+    /// process's. Its first three descriptors become this user's, so that it can open them again by
+    /// their names (`/dev/stdin`), if the system lets this process give files away. To be called before
+    /// all that this user must not be asked for.
     pub fn take_on(&self, command: &mut Command) {
         if self.is_own() {
             return;
@@ -83,6 +85,23 @@ impl Account {
         let Self { user, group, .. } = *self;
         let groups = self.groups.clone();
         let begin = move || {
+            for descriptor in 0..=2 {
+                // Without CAP_CHOWN the program has them all the same, only not by name.
+                // SAFETY: it changes the owner of a pipe that is open, and touches no memory.
+                unsafe { libc::fchown(descriptor, user, libc::gid_t::MAX) };
+            }
+            #[cfg(target_os = "linux")]
+            // What this process hands on stays with a program until it is taken away, of whatever user.
+            // SAFETY: it changes a set of the process's own credentials, and touches no memory.
+            unsafe {
+                libc::prctl(
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
+                    0,
+                    0,
+                    0,
+                )
+            };
             // SAFETY: the list lives in this closure, and its length is its own.
             let set = unsafe { libc::setgroups(groups.len() as _, groups.as_ptr()) };
             // The group first: afterwards there is no right to.
@@ -93,7 +112,7 @@ impl Account {
             Ok(())
         };
         // SAFETY: between fork and exec it only makes system calls, in a process with one thread:
-        // setgroups, setgid, setuid; it allocates nothing and takes no lock.
+        // fchown, prctl, setgroups, setgid, setuid; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(begin) };
     }
 }

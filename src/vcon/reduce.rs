@@ -71,9 +71,8 @@ impl Vcon {
         let parts = parts_to_change(&mut self.members, Section::Dialog)?;
         let mut places = 0..;
         for part in parts.into_iter().flatten() {
-            let Some((dialog, place)) = part.open().zip(places.next()) else {
-                continue;
-            };
+            let Some(dialog) = part.open() else { continue };
+            let Some(place) = places.next() else { break };
             let url = kept.iter().find(|(kept, _)| *kept == place);
             let url = url.map(|(_, url)| url.as_str());
             let elsewhere = is_kept_elsewhere(dialog);
@@ -384,6 +383,31 @@ mod tests {
         ];
         assert_eq!(bodies, expected);
         assert!(vcon.is_changed());
+    }
+
+    #[test]
+    fn what_is_no_object_takes_no_place_among_the_dialogs() {
+        let text = r#"{"dialog":[null,{"body":"a"},7,{"body":"b"}]}"#;
+        let mut vcon = Vcon::read(crate::vcon::VconId::random(), text).unwrap();
+        let kept: Vec<_> = vcon
+            .dialog_bodies()
+            .unwrap()
+            .iter()
+            .map(|body| {
+                (
+                    body.place,
+                    format!("http://h/{}", body.content.get().trim_matches('"')),
+                )
+            })
+            .collect();
+        vcon.replace_dialog_bodies(&kept).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&vcon.to_json()).unwrap();
+        let dialogs = json["dialog"].as_array().unwrap();
+        let bodies: Vec<_> = dialogs
+            .iter()
+            .filter_map(|it| it["body"].as_str())
+            .collect();
+        assert_eq!(bodies, ["http://h/a", "http://h/b"]);
     }
 
     #[test]

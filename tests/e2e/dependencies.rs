@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 fn cargo_tree(arguments: &[&str]) -> Vec<String> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -43,8 +45,10 @@ fn the_only_async_runtime_is_the_one_inside_postgres() {
     let parents: BTreeSet<String> = cargo_tree(&["--invert", "tokio", "--depth", "1"])
         .into_iter()
         .collect();
-    // The last two put TLS on the connections of `postgres`, within its runtime.
+    // The last two put TLS on the connections of `postgres`, within its runtime. Of ours are the traits
+    // of the streams in between, and nothing else: see the test below.
     let allowed = [
+        "conserver",
         "tokio",
         "tokio-util",
         "tokio-postgres",
@@ -61,6 +65,32 @@ fn the_only_async_runtime_is_the_one_inside_postgres() {
     let users: BTreeSet<String> = users.into_iter().collect();
     let expected = ["tokio-postgres-rustls", "tokio-rustls"].map(str::to_owned);
     assert_eq!(users, BTreeSet::from(expected));
+}
+
+#[test]
+fn of_tokio_it_asks_for_the_traits_of_streams_alone() {
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo");
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let ours = packages.iter().find(|it| it["name"] == "conserver");
+    let asked: Vec<&Value> = ours.expect("this one")["dependencies"]
+        .as_array()
+        .expect("dependencies")
+        .iter()
+        .filter(|it| it["name"] == "tokio")
+        .collect();
+    assert!(
+        !asked.is_empty(),
+        "no tokio: the list above has no need of us"
+    );
+    for it in asked {
+        assert_eq!(it["features"], json!(["io-util"]), "{it}");
+        assert_eq!(it["uses_default_features"], json!(false), "{it}");
+    }
 }
 
 #[test]

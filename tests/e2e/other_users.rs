@@ -9,7 +9,7 @@ use nix::unistd::{User, geteuid};
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Ledger, PATIENCE, Redis, chain, exec, fresh, run, said, submit, wait_until,
+    Conserver, Ledger, PATIENCE, Redis, chain, exec, fresh, preload, run, said, submit, wait_until,
 };
 
 /// Who a program can be.
@@ -84,7 +84,7 @@ fn a_program_runs_as_its_user_with_the_groups_of_that() {
     let user = User::from_name(SOMEBODY).expect("users").expect("nobody");
     let (redis, samples) = (Redis::plain(), fresh(3));
     let script = format!(
-        "cat > /dev/null; test \"$(id -u) $(id -g) $HOME\" = '{} {} {}' && test \"$(id -G)\" = \"$(id -G {SOMEBODY})\"",
+        "cat /dev/stdin > /dev/null; : > /dev/stdout && : > /dev/stderr || exit 7; test \"$(id -u) $(id -g) $HOME\" = '{} {} {}' && test \"$(id -G)\" = \"$(id -G {SOMEBODY})\"",
         user.uid,
         user.gid,
         user.dir.display()
@@ -122,6 +122,90 @@ fn a_program_runs_as_its_user_with_the_groups_of_that() {
     });
     run(daemon.conserver(), &["check"], 0);
     daemon.stop();
+}
+
+#[test]
+fn a_program_of_another_user_gets_no_capability_that_the_daemon_hands_on() {
+    if !geteuid().is_root() {
+        return;
+    }
+    // Without the right to give its streams to the user, the program has them all the same.
+    for (more, read) in [(",+chown", "cat /dev/stdin"), ("", "cat")] {
+        let (redis, samples) = (Redis::plain(), fresh(1));
+        let script = format!(
+            "{read} > /dev/null && test \"$(id -un)\" = {SOMEBODY} && grep CapEff: /proc/self/status >&2 \
+             && grep -q 'CapEff:.0000000000000000' /proc/self/status"
+        );
+        let link = exec(&json!({"command": ["sh", "-c", script], "user": SOMEBODY}));
+        let conserver = Conserver::with(&redis).config(&chain(&[("other", link)], &[]));
+        // A user with some rights of root, that only ambient capabilities hand on to programs.
+        let path = conserver.folder().join("as-a-service");
+        let rights = format!("-all,+kill,+setgid,+setuid,+dac_override{more}");
+        let program = env!("CARGO_BIN_EXE_conserver");
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps {rights} \
+             --ambient-caps {rights} '{program}' \"$@\"\n"
+        );
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("a file");
+        let daemon = conserver.program(path).start();
+        submit(&redis, "default", &samples);
+        Ledger::of(&redis, &samples).settles();
+        assert_eq!(redis.length("DLQ:default"), 0, "{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+/// Users come from a server that gives no answer for `far-away`, as long as there is this file; then
+/// that is another name of `nobody`.
+const DIRECTORY: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pwd.h>
+#include <string.h>
+#include <unistd.h>
+
+int getpwnam_r(const char *name, struct passwd *user, char *text, size_t size, struct passwd **found) {
+    int (*ask)(const char *, struct passwd *, char *, size_t, struct passwd **) = dlsym(RTLD_NEXT, "getpwnam_r");
+    if (strcmp(name, "far-away") == 0) {
+        while (access("SILENT", F_OK) == 0) usleep(10000);
+        name = "nobody";
+    }
+    return ask(name, user, text, size, found);
+}
+"#;
+
+#[test]
+fn a_directory_of_users_that_is_silent_keeps_up_the_link_and_nothing_else() {
+    if !geteuid().is_root() {
+        return;
+    }
+    for method in ["fork", "spawn"] {
+        let redis = Redis::plain();
+        let script = format!("cat > /dev/null; test \"$(id -un)\" = {SOMEBODY}");
+        let link = exec(&json!({"command": ["sh", "-c", script], "user": "far-away"}));
+        let mut config = chain(&[("other", link)], &[]);
+        config["chains"]["main"]["egress_lists"] = json!(["late"]);
+        config["chains"]["quick"] =
+            json!({"links": ["tagger"], "ingress_lists": ["quick"], "egress_lists": ["done"]});
+        let conserver = Conserver::with(&redis).config(&config).method(method);
+        let silent = conserver.folder().join("silent");
+        fs::write(&silent, "").expect("a file");
+        let code = DIRECTORY.replace("SILENT", &silent.display().to_string());
+        let library = preload(conserver.folder(), &code);
+        let daemon = conserver.lanes(2).env("LD_PRELOAD", library).start();
+        submit(&redis, "default", &fresh(1));
+        wait_until("a lane has it", PATIENCE, || redis.length("default") == 0);
+        submit(&redis, "quick", &fresh(1));
+        wait_until("the other lane works", PATIENCE, || {
+            redis.length("done") == 1
+        });
+        assert!(daemon.status().is_some_and(|it| it["workers_ready"] == 1));
+        assert_eq!(redis.length("late"), 0);
+        fs::remove_file(silent).expect("a file");
+        wait_until("the user is found", PATIENCE, || redis.length("late") == 1);
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
@@ -46,11 +46,15 @@ pub(super) struct Program {
     argv: Vec<String>,
     name: String,
     environment: Vec<(OsString, OsString)>,
+    /// The options say what HOME is.
+    says_home: bool,
     secrets: Arc<[Secret]>,
     timeout: Duration,
     most_output: usize,
-    /// The user it runs as, if not as the daemon's, or why there is none.
-    account: Option<Result<Account, String>>,
+    /// The user it runs as, if not as the daemon's.
+    user: Option<String>,
+    /// That user, as soon as it has been asked for.
+    found: OnceLock<Account>,
 }
 
 /// Why a program has not done its work.
@@ -95,12 +99,8 @@ impl Program {
             let value = value.or_else(|| (name == "PATH").then(|| DEFAULT_PATH.into()));
             environment.extend(value.map(|value| (name.into(), value)));
         }
-        // Not a fault of the file: whoever only looks for a vCon reads it too, and runs no program.
-        let account = options.string("user").map(|user| Account::find(&user));
-        if let Some(Ok(account)) = account.as_ref().filter(|found| !is_own(found)) {
-            environment.retain(|(name, _)| name != "HOME");
-            environment.push(("HOME".into(), account.home.clone().into()));
-        }
+        let user = options.string("user");
+        let says_home = variables.iter().any(|(name, _)| name == "HOME");
         let mut secrets = options.looked_up().to_vec();
         for (name, value) in variables {
             environment.retain(|(other, _)| *other != *name);
@@ -114,7 +114,9 @@ impl Program {
             secrets: secrets.into(),
             timeout,
             most_output: usize::try_from(most).unwrap_or(usize::MAX),
-            account,
+            user,
+            says_home,
+            found: OnceLock::new(),
         }
     }
 
@@ -165,6 +167,9 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         if let Some(account) = account {
+            if !self.says_home && !account.is_own() {
+                command.env("HOME", &account.home);
+            }
             // First: a program is killed with its worker only if that is asked for afterwards.
             account.take_on(&mut command);
         }
@@ -200,14 +205,24 @@ impl Program {
 
     /// The user it runs as, where that is another one than the daemon's.
     ///
+    /// The system is asked at the first call, and until it knows the user. It may ask a server on the
+    /// network (LDAP, sssd), without a limit: this is not for the reading of a configuration, nor for
+    /// the supervisor.
+    ///
     /// # Errors
     /// There is no such user, or this process may not run programs as that one.
     pub fn account(&self) -> Result<Option<&Account>, String> {
-        match &self.account {
-            None => Ok(None),
-            Some(Err(why)) => Err(why.clone()),
-            Some(Ok(account)) => account.check().map(|()| Some(account)),
-        }
+        let Some(user) = &self.user else {
+            return Ok(None);
+        };
+        let account = match self.found.get() {
+            Some(account) => account,
+            None => {
+                let account = Account::find(user)?;
+                self.found.get_or_init(|| account)
+            }
+        };
+        account.check().map(|()| Some(account))
     }
 
     /// Answers whether there is such a program, and it may be executed.
@@ -274,10 +289,6 @@ pub(super) struct Ran {
     pub output: Vec<u8>,
     /// What it said last on standard error, as the end of a sentence.
     pub reason: String,
-}
-
-fn is_own(found: &Result<Account, String>) -> bool {
-    found.as_ref().is_ok_and(Account::is_own)
 }
 
 fn is_variable(name: &str) -> bool {
