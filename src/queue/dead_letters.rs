@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use redis::Value;
 use serde::Deserialize;
 
-use super::claim::MOST_OF_ENTRY;
 use super::documents::JSON;
 use super::release::Reason;
 use super::replay::{HeldLock, ReplayLock, look};
@@ -26,6 +25,10 @@ const PREFIX: &[u8] = b"DLQ:";
 
 /// Keys looked at with one `SCAN`.
 const SCAN_COUNT: usize = 1000;
+
+/// The most bytes of an entry that are shown. Longer ones could not be named on a command line: Linux takes no
+/// argument above 128 KiB, and an escaped byte takes up to six.
+const MOST_SHOWN: usize = 16 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,12 +195,10 @@ impl DeadLetters {
     }
 
     /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
-    /// first, with their reasons. An entry that is longer than any may be is cut to a byte more.
+    /// first, with their reasons. An entry that is longer than [`MOST_SHOWN`] is cut to a byte more.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
         let mut call = self.scripts.letters.key(letters_key(list));
-        call.arg(start)
-            .arg(last(start, count))
-            .arg(MOST_OF_ENTRY + 1);
+        call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
         let entries = call.invoke(&mut *self.lease)?;
         let entries = self.with_reasons(list, entries)?.into_iter();
         Ok(entries.map(|entry| Letter::new(list, entry)).collect())

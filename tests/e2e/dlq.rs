@@ -158,7 +158,7 @@ fn an_entry_that_is_too_long_is_shown_cut() {
         panic!("{} dead letters", listed.len())
     };
     let shown = letter["uuid"].as_str().expect("text");
-    assert_eq!(shown, "\\u{1}".repeat(1025));
+    assert_eq!(shown, "\\u{1}".repeat(16 * 1024 + 1));
 }
 
 #[test]
