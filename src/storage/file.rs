@@ -11,12 +11,14 @@
 //! look at the others, as a save leaves no former copy there.
 //!
 //! When the day of a vCon changes, a save removes the copy under the former day, after the new one
-//! is on the disk. What a killed process has left under a hidden name goes with the next save of the
-//! vCon (see the module `draft`). No pointer names the former day, and a search of every day would cost more than
+//! is on the disk. No pointer names the former day, and a search of every day would cost more than
 //! the save. So a save looks in `path` itself, under the day that the document had before a link
 //! changed it, and under the days before and after (another time zone) its own and that of its UUID. A
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
 //! readable date, a save also looks under the 16 nearest days that have a directory.
+//!
+//! What a killed process has left under a hidden name, the next save of the vCon removes, and so does a
+//! deletion (see the module `draft`). A save is not done before its own hidden files are gone.
 //!
 //! | option | default | |
 //! |---|---|---|
