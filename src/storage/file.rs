@@ -17,6 +17,9 @@
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
 //! readable date, a save also looks under the 16 nearest days that have a directory.
 //!
+//! What a killed process has left under a hidden name, the next save of the vCon removes, and so does a
+//! deletion (see the module `draft`). A save is not done before its own hidden files are gone.
+//!
 //! | option | default | |
 //! |---|---|---|
 //! | `path` | `/data/vcons` | made when it is missing |
@@ -41,6 +44,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use chrono::{NaiveDate, Utc};
@@ -49,8 +53,8 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use dir::{Dir, is_missing, is_unsafe};
-use draft::{Draft, Left};
+use dir::{Dir, is_foreign, is_missing, is_unsafe};
+use draft::Draft;
 use fault::{Step, fault};
 
 use super::Storage;
@@ -99,6 +103,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         file_mode: options.mode_or("file_permissions", 0o644),
         bounded: Bounded::new(),
         left: Vec::new(),
+        passed_over: AtomicBool::new(false),
     })
 }
 
@@ -111,8 +116,35 @@ struct Files {
     file_mode: u32,
     /// The probes.
     bounded: Bounded,
-    /// Drafts of failed saves that this lane could not remove yet.
-    left: Vec<(PathBuf, String)>,
+    /// Hidden files that this lane could not remove yet.
+    left: Vec<Hidden>,
+    /// Whether the log tells of a directory that was not searched.
+    passed_over: AtomicBool,
+}
+
+/// A hidden file that could not be removed, or given its name back.
+#[derive(Debug, PartialEq, Eq)]
+struct Hidden {
+    /// Its directory.
+    below: PathBuf,
+    name: String,
+    what: HiddenKind,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum HiddenKind {
+    Draft,
+    /// A copy that was set aside, and is superseded.
+    Superseded,
+    /// One that was not, with its name.
+    Copy(String),
+}
+
+/// A document that was written.
+struct Written {
+    file: FileStat,
+    /// The name of its draft.
+    draft: String,
 }
 
 /// A document that was found.
@@ -162,16 +194,24 @@ impl Storage for Files {
         let own = match self.write(&dir, &name, vcon) {
             Ok(own) => own,
             Err(unwritten) => {
-                self.note_left(&dir, below, unwritten.draft);
+                self.note_left(&dir, &below, unwritten.draft, HiddenKind::Draft);
                 return Err(fault(unwritten.step, "write", &place, &unwritten.error));
             }
         };
         dir.remove(&other)
             .map_err(|e| fault(Step::Name, "remove", &directory.join(&other), &e))?;
+        self.remove_dead(&dir, &vcon.id, &own)
+            .map_err(|e| fault(Step::Directory, "remove a hidden file in", &directory, &e))?;
         if let Some(day) = day {
-            self.remove_former(&top, vcon, day.local.date(), &directory, (&place, &own));
+            self.remove_former(
+                &top,
+                vcon,
+                day.local.date(),
+                &directory,
+                (&place, &own.file),
+            );
         }
-        Ok(())
+        self.remove_left_of(&vcon.id)
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
@@ -240,17 +280,27 @@ impl Storage for Files {
 
     fn delete(&mut self, id: &VconId) -> Result<(), Failure> {
         let limit = Deadline::NONE.begin(SLOW_DISK);
+        let hidden = draft::first_names(id);
         self.each_directory(limit, &mut |directory| {
-            for name in self.names(id) {
-                let place = directory.join(&name);
-                // Most often it is not there, and the directory need not be opened.
-                if fs::symlink_metadata(&place).is_err_and(|e| is_missing(&e)) {
-                    continue;
+            let names = self.names(id);
+            let mut all = names.iter().chain(&hidden);
+            let is_absent = |name: &String| {
+                let found = fs::symlink_metadata(directory.join(name));
+                found.is_err_and(|e| is_missing(&e) || self.is_passed_over(directory, &e))
+            };
+            // Most often nothing is there, and the directory need not be opened.
+            let Some(first) = all.find(|name| !is_absent(name)) else {
+                return Ok(ControlFlow::Continue(()));
+            };
+            let removed = self.root.existing(directory).and_then(|dir| {
+                for name in &names {
+                    dir.remove(name)?;
                 }
-                let opened = self.root.existing(directory);
-                let removed = opened.and_then(|dir| dir.remove(&name));
-                removed.map_err(|e| fault(Step::Name, "remove", &place, &e))?;
-            }
+                let user = nix::unistd::geteuid().as_raw();
+                draft::remove_dead(&dir, id, user, draft::now(), true)?;
+                draft::remove_asides(&dir, id, None, true)
+            });
+            removed.map_err(|e| fault(Step::Name, "remove", &directory.join(first), &e))?;
             Ok(ControlFlow::Continue(()))
         })
     }
@@ -260,21 +310,25 @@ impl Storage for Files {
         SLOW_DISK
     }
 
-    /// Writes and syncs a small file.
+    /// Writes and syncs a small file, and looks whether today's directories can be used.
     fn probe(&mut self) -> Result<(), Failure> {
         self.remove_left();
-        let root = self.root.clone();
+        let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
         self.bounded
-            .run(&what, Deadline::NONE.begin(PROBE), move || root.probe())?
+            .run(&what, Deadline::NONE.begin(PROBE), move || {
+                root.probe(by_date)
+            })?
             .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
 
     fn check(&mut self) -> Result<String, Failure> {
-        let root = self.root.clone();
+        let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
         self.bounded
-            .run(&what, Deadline::NONE.begin(PROBE), move || root.check())?
+            .run(&what, Deadline::NONE.begin(PROBE), move || {
+                root.check(by_date)
+            })?
             .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
     }
 }
@@ -292,7 +346,7 @@ impl Files {
 
     /// Puts the document in its place at once: after a crash there is the old file, the new
     /// one, or none.
-    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<FileStat, Unwritten> {
+    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<Written, Unwritten> {
         let unwritten = |step, error, draft: &str| Unwritten {
             step,
             error,
@@ -300,7 +354,7 @@ impl Files {
         };
         let mut draft = Draft::open(dir, &vcon.id, self.file_mode)
             .map_err(|e| unwritten(Step::Document, e, &draft::usual_name(&vcon.id)))?;
-        let own = self
+        let file = self
             .fill(draft.file(), vcon)
             .map_err(|e| unwritten(Step::Document, e, draft.name()))?;
         draft
@@ -308,7 +362,17 @@ impl Files {
             .map_err(|e| unwritten(Step::Name, e, draft.name()))?;
         dir.sync()
             .map_err(|e| unwritten(Step::Directory, e, draft.name()))?;
-        Ok(own)
+        Ok(Written {
+            file,
+            draft: draft.name().to_owned(),
+        })
+    }
+
+    /// Removes what killed processes have left of the vCon beside what was written now.
+    fn remove_dead(&self, dir: &Dir, id: &VconId, own: &Written) -> io::Result<()> {
+        // That name was taken, so there may be several.
+        let thorough = own.draft != draft::usual_name(id);
+        draft::remove_dead(dir, id, own.file.st_uid, changed(&own.file), thorough)
     }
 
     /// Writes the whole document to the disk.
@@ -344,6 +408,7 @@ impl Files {
         for name in self.names(id) {
             let place = directory.join(&name);
             match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
+                Err(e) if self.is_passed_over(directory, &e) => {}
                 Ok(written) => found.push(Found {
                     written,
                     directory: directory.to_owned(),
@@ -354,6 +419,20 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Whether a directory cannot be read because another user has made it where everybody may write: this
+    /// storage has nothing in it.
+    fn is_passed_over(&self, directory: &Path, error: &io::Error) -> bool {
+        let is_foreign = error.kind() == ErrorKind::PermissionDenied
+            && self.root.existing(directory).is_err_and(|e| is_foreign(&e));
+        if is_foreign && !self.passed_over.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "{} cannot be read, and is another user's: nothing is looked for there",
+                directory.display()
+            );
+        }
+        is_foreign
     }
 
     /// Whether the vCon has a document in a directory.
@@ -438,6 +517,9 @@ impl Files {
         };
         let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
             listed.unwrap_or_else(|e| {
+                if self.is_passed_over(directory, &e) {
+                    return Vec::new();
+                }
                 note(fault(Step::Directory, "list", directory, &e));
                 Vec::new()
             })
@@ -472,7 +554,7 @@ impl Files {
     /// Removes copies of the vCon from before its day changed. A copy that cannot be removed stays,
     /// with a warning: the vCon itself is stored.
     fn remove_former(
-        &self,
+        &mut self,
         top: &Dir,
         vcon: &Outgoing,
         day: NaiveDate,
@@ -504,6 +586,10 @@ impl Files {
                     );
                 }
             }
+            if let Err(e) = self.remove_dead_asides(top, former, &vcon.id, own.1) {
+                let failure = fault(Step::Directory, "remove a hidden file in", former, &e);
+                log::warn!("vCon {}: {failure}", vcon.id);
+            }
         }
     }
 
@@ -514,7 +600,7 @@ impl Files {
     /// Two days may be one directory, by a link or a mount: then the copy is the document itself, and
     /// stays.
     fn remove_older(
-        &self,
+        &mut self,
         top: &Dir,
         copy: &Path,
         name: &str,
@@ -535,48 +621,95 @@ impl Files {
         if !top.look(below).is_ok_and(|found| is_older(&found, own)) {
             return Ok(());
         }
-        let dir = top.at(below.parent().unwrap_or(Path::new("")))?;
-        let aside = draft::random_name(id);
-        match dir.rename(name, &aside) {
+        let parent = below.parent().unwrap_or(Path::new(""));
+        let dir = top.at(parent)?;
+        let aside = match draft::set_aside(&dir, name, id) {
             Err(e) if is_missing(&e) => return Ok(()),
-            moved => moved?,
-        }
+            aside => aside?,
+        };
         // Ours may be gone by now, or another one in its place. If ours is taken aside after this look, then
         // by one whose own stands.
         let own = top.look(self.root.name_below(place)?);
         let found = dir.look(Path::new(&aside));
         let is_older = matches!((&found, &own), (Ok(found), Ok(own)) if is_older(found, own));
-        if !is_older {
-            match dir.link(&aside, name) {
-                // One that is younger still has come there meanwhile.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-                // The file system has one name for each file.
-                Err(_) => return dir.rename(&aside, name),
-                Ok(()) => {}
-            }
+        let (done, what) = if is_older {
+            (dir.remove(&aside), HiddenKind::Superseded)
+        } else {
+            let copy = HiddenKind::Copy(name.to_owned());
+            (draft::put_back(&dir, &aside, name), copy)
+        };
+        if done.is_err() {
+            self.note_left(&dir, parent, aside, what);
         }
-        dir.remove(&aside)
+        done
     }
 
-    /// Remembers the draft of a failed save if it still exists.
-    fn note_left(&mut self, dir: &Dir, below: PathBuf, name: String) {
+    /// Removes copies that a killed process has set aside, as ours stands.
+    fn remove_dead_asides(
+        &self,
+        top: &Dir,
+        former: &Path,
+        id: &VconId,
+        own: &FileStat,
+    ) -> io::Result<()> {
+        let below = self.root.name_below(former)?;
+        let [.., first] = draft::first_names(id);
+        if top.look(&below.join(first)).is_err() {
+            return Ok(());
+        }
+        draft::remove_asides(&top.at(below)?, id, Some(changed(own)), true)
+    }
+
+    /// Remembers a hidden file if it still exists.
+    fn note_left(&mut self, dir: &Dir, below: &Path, name: String, what: HiddenKind) {
         let is_gone = dir.look(Path::new(&name)).is_err_and(|e| is_missing(&e));
-        let left = (below, name);
+        let left = Hidden {
+            below: below.to_owned(),
+            name,
+            what,
+        };
         if !is_gone && self.left.len() < MOST_LEFT && !self.left.contains(&left) {
             self.left.push(left);
         }
     }
 
-    /// Tries again to remove drafts of failed saves.
+    /// Tries again to remove what is hidden. It may need an attempt more when a right is given back.
     fn remove_left(&mut self) {
         let root = &self.root;
-        self.left.retain(|(below, name)| {
-            let removed = match root.existing(&root.below(below)) {
-                Err(e) if is_missing(&e) => Ok(Left::Removed),
-                dir => dir.and_then(|dir| draft::remove_left(&dir, name)),
-            };
+        self.left.retain(|left| left.remove(root).is_err());
+    }
+
+    /// The same, and fails unless nothing is left of a vCon: its lane may have no other one for long, and
+    /// another lane does not know of it.
+    fn remove_left_of(&mut self, id: &VconId) -> Result<(), Failure> {
+        let root = &self.root;
+        let start = format!(".{id}.");
+        let mut result = Ok(());
+        self.left.retain(|left| {
+            let removed = left.remove(root);
+            if let Err(e) = &removed
+                && left.name.starts_with(&start)
+            {
+                let path = root.below(&left.below).join(&left.name);
+                result = Err(fault(Step::Directory, "remove", &path, e));
+            }
             removed.is_err()
         });
+        result
+    }
+}
+
+impl Hidden {
+    fn remove(&self, root: &Root) -> io::Result<()> {
+        let dir = match root.existing(&root.below(&self.below)) {
+            Err(e) if is_missing(&e) => return Ok(()),
+            dir => dir?,
+        };
+        match &self.what {
+            HiddenKind::Draft => draft::remove_left(&dir, &self.name).map(|_| ()),
+            HiddenKind::Superseded => dir.remove(&self.name),
+            HiddenKind::Copy(name) => draft::put_back(&dir, &self.name, name),
+        }
     }
 }
 
@@ -640,9 +773,10 @@ impl Root {
 
     /// Writes to the directory if it is there; else tries whether it could be made. It is not: who asks may
     /// be another user than the service, which could not write to a directory of that user's.
-    fn check(&self) -> io::Result<String> {
+    fn check(&self, by_date: bool) -> io::Result<String> {
         if self.path.is_dir() {
-            return self.write_probe().map(|()| "answers".to_owned());
+            self.write_probe(by_date)?;
+            return Ok("answers".to_owned());
         }
         let mut above = self.path.ancestors().skip(1);
         let is_there =
@@ -663,16 +797,31 @@ impl Root {
         ))
     }
 
-    fn probe(&self) -> io::Result<()> {
+    fn probe(&self, by_date: bool) -> io::Result<()> {
         self.make(&self.path)?;
-        self.write_probe()
+        self.write_probe(by_date)
+    }
+
+    /// Opens today's directories as a save would, as far as they are there.
+    fn try_today(&self) -> io::Result<()> {
+        let day = days::of(Path::new(""), Utc::now().date_naive());
+        let mut dir = Dir::open(&self.path)?;
+        for name in &day {
+            dir = match dir.at(Path::new(name)) {
+                Err(e) if e.kind() == ErrorKind::NotFound => break,
+                below => below?,
+            };
+        }
+        dir.check_right_to_write()
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.path().display())))
     }
 
     /// The file has no name: one that could not be removed again would stay.
-    fn write_probe(&self) -> io::Result<()> {
+    fn write_probe(&self, by_date: bool) -> io::Result<()> {
         let mut file = tempfile::tempfile_in(&self.path)?;
         file.write_all(&[b'p'; PROBE_SIZE])?;
-        file.sync_all()
+        file.sync_all()?;
+        if by_date { self.try_today() } else { Ok(()) }
     }
 }
 
@@ -702,6 +851,12 @@ fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
         return Err(io::Error::new(ErrorKind::InvalidData, error));
     }
     Ok(text)
+}
+
+/// When a file was changed last, in seconds.
+#[allow(clippy::unnecessary_cast)]
+fn changed(file: &FileStat) -> i64 {
+    file.st_ctime as i64
 }
 
 fn sync_directory(directory: &Path) -> io::Result<()> {

@@ -132,8 +132,9 @@ fn rights_that_change_under_load_cost_no_vcon_and_leave_nothing_behind() {
     let ledger = Ledger::of(&redis, &samples);
     let mounted = disk.seen_through(&daemon);
     for part in samples.chunks(20) {
-        submit(&redis, "default", part);
+        // Before they come, as they may be done at once.
         let done = ledger.done();
+        submit(&redis, "default", part);
         wait_until("half of them are done", PATIENCE, || {
             let directories = directories(&mounted);
             for mode in [0o555, 0o755].repeat(1000) {

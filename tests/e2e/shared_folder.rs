@@ -11,7 +11,7 @@ use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Files, Ledger, PATIENCE, Redis, Sample, chain, run, said, submit, wait_until,
+    Conserver, Disk, Files, Ledger, PATIENCE, Redis, Sample, chain, run, said, submit, wait_until,
 };
 
 /// Another user.
@@ -173,4 +173,33 @@ fn commands_do_not_wait_for_a_pipe_with_the_name_of_a_document() {
     wait_until("it is gone", PATIENCE, || {
         fs::symlink_metadata(&taken).is_err()
     });
+}
+
+/// All users that a user namespace does not know look the same there: the one to whom `path` belongs, and
+/// anybody who has made a directory in it.
+#[test]
+fn a_directory_of_a_user_who_is_not_known_is_not_the_operators() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (redis, (files, _), disk) = (Redis::plain(), folder(), Disk::new());
+    let year = files
+        .folder()
+        .join(chrono::Utc::now().format("%Y").to_string());
+    fs::create_dir(&year).expect("a folder");
+    fs::set_permissions(&year, Permissions::from_mode(0o777)).expect("rights");
+    give(&year, OTHER);
+    give(files.folder(), OTHER + 1);
+    let check = || {
+        conserver(&redis, &files)
+            .program(disk.sized("1m"))
+            .env("COLUMNS", "1000")
+            .run(&["check"])
+    };
+    let refused = check();
+    assert_eq!(refused.code, 69, "{}", refused.output());
+    said(&refused, &[year.to_str().expect("a name"), "PrivateUsers"]);
+    give(&year, 0);
+    let accepted = check();
+    assert_eq!(accepted.code, 0, "{}", accepted.output());
 }

@@ -5,8 +5,12 @@
 //! somebody could bend meanwhile:
 //!
 //! - `path` is the operator's. It may be, or lead through, any link.
-//! - A directory below it belongs to this process, to root, or to the owner of `path`. In a directory
-//!   of somebody else, that user could replace what is stored.
+//! - In a directory that everybody may write to, one below belongs to this process, to root, or to the
+//!   owner of `path`: in a directory of somebody else, that user could replace what is stored. Who may
+//!   write to a directory as a member of its group is one of the operator's circle.
+//! - What belongs to this process is also what the file system gives to the user whom it takes this
+//!   process for: a network file system may have another one for it.
+//! - A user whom this user namespace does not know is not told from others, and is never the operator.
 //! - A symbolic link below it is followed if it belongs to this process or to root, and stands in a
 //!   directory of theirs that nobody else may write to. A mount is not told from a directory.
 //! - A document is a regular file: a link is not followed, and neither a pipe nor a device is waited for.
@@ -19,8 +23,12 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat, mode_t};
-use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, linkat, unlinkat};
+
+use crate::procfs;
 
 /// To reach what is in a directory, the right to list it is not needed.
 #[cfg(target_os = "linux")]
@@ -32,12 +40,23 @@ const ROOT: u32 = 0;
 
 /// What is there, but is not used, whatever its rights are.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Unsafe(String);
+enum Unsafe {
+    /// A directory of another user.
+    #[error("{0}")]
+    Foreign(String),
+    #[error("{0}")]
+    Other(String),
+}
 
 /// Whether something was refused for what it is, or for whose it is.
 pub(super) fn is_unsafe(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Unsafe>())
+}
+
+/// Whether something was refused because it is in a directory of another user.
+pub(super) fn is_foreign(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(Unsafe::Foreign(_)))
 }
 
 /// An open directory.
@@ -61,6 +80,11 @@ impl Dir {
             file,
             path: path.to_owned(),
         })
+    }
+
+    /// By which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Opens the directory at a relative path of plain names.
@@ -128,23 +152,58 @@ impl Dir {
         Ok(child)
     }
 
-    /// Accepts an open directory unless it is somebody else's.
+    /// Accepts an open directory unless it may be one that just anybody has made here.
     fn checked(&self, name: &Path, file: File) -> io::Result<Self> {
-        let path = self.path.join(name);
-        let owner = file.metadata()?.uid();
-        if !is_ours(owner) && owner != self.operator {
-            return Err(refusal(format!(
-                "directory {} belongs to user {owner}, neither to this process (user {}) nor to root nor to the \
-                 owner of `path`; give it to one of them",
-                path.display(),
-                geteuid()
-            )));
-        }
-        Ok(Self {
+        let child = Self {
             file,
-            path,
+            path: self.path.join(name),
             operator: self.operator,
-        })
+        };
+        let owner = child.file.metadata()?.uid();
+        if is_ours(owner) || self.file.metadata()?.mode() & 0o002 == 0 {
+            return Ok(child);
+        }
+        let is_unknown = procfs::unmapped_owner() == Some(owner);
+        if owner == self.operator && !is_unknown {
+            return Ok(child);
+        }
+        // A new file's owner cannot be forged, as that of a directory under a name could.
+        if self.owner_of_new_files().is_ok_and(|own| own == owner) {
+            return Ok(child);
+        }
+        let hint = if is_unknown {
+            " (the owner is not known in this user namespace: set PrivateUsers=no in the unit, or give it to the \
+             service's user)"
+        } else {
+            ""
+        };
+        Err(refusal(Unsafe::Foreign(format!(
+            "directory {} belongs to user {owner}, neither to this process (user {}) nor to root nor to the \
+             owner of `path`, and everybody may write to the directory above; give it to one of them{hint}",
+            child.path.display(),
+            geteuid()
+        ))))
+    }
+
+    /// Whom the file system takes this process for.
+    fn owner_of_new_files(&self) -> io::Result<u32> {
+        #[cfg(target_os = "linux")]
+        {
+            let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            if let Ok(file) = openat(&self.file, ".", flags, Mode::S_IRUSR) {
+                return Ok(File::from(file).metadata()?.uid());
+            }
+        }
+        let name = format!(".probe.{:016x}", fastrand::u64(..));
+        let owner = self.create(&name)?.metadata().map(|file| file.uid());
+        self.remove(&name)?;
+        owner
+    }
+
+    /// Fails unless this process may make files in it.
+    pub fn check_right_to_write(&self) -> io::Result<()> {
+        let right = AccessFlags::W_OK | AccessFlags::X_OK;
+        Ok(faccessat(&self.file, ".", right, AtFlags::AT_EACCESS)?)
     }
 
     fn is_link(&self, name: &Path) -> io::Result<bool> {
@@ -157,11 +216,11 @@ impl Dir {
         if is_ours(self.look(name)?.st_uid) && is_ours(here.uid()) && here.mode() & 0o022 == 0 {
             return Ok(());
         }
-        Err(refusal(format!(
+        Err(refusal(Unsafe::Other(format!(
             "symbolic link {} is not followed: it, or the directory it is in, belongs to another user, or others may \
              write to that directory; mount the other directory there instead",
             self.path.join(name).display()
-        )))
+        ))))
     }
 
     /// What is there under this name, or relative path; a link itself.
@@ -190,34 +249,20 @@ impl Dir {
             Some(file) if file.metadata()?.is_file() => Ok(file),
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                Unsafe("it is not a regular file".to_owned()),
+                Unsafe::Other("it is not a regular file".to_owned()),
             )),
         }
     }
 
-    /// Opens a regular file of this user to lock it; `None` if something else has the name.
-    pub fn own_file(&self, name: &str) -> io::Result<Option<File>> {
+    /// Opens a file to lock it.
+    pub fn lockable(&self, name: &str) -> io::Result<File> {
         // Some network file systems lock only what is open for writing; a mode may not allow that.
-        let file = match self.open_file(name, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0) {
+        match self.open_file(name, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 self.open_file(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)
             }
             opened => opened,
-        };
-        let file = match file {
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)
-                ) =>
-            {
-                return Ok(None);
-            }
-            file => file?,
-        };
-        let found = file.metadata()?;
-        let is_own = found.is_file() && found.uid() == geteuid().as_raw();
-        Ok(is_own.then_some(file))
+        }
     }
 
     fn open_file(&self, name: &str, flags: OFlag, mode: u32) -> io::Result<File> {
@@ -240,9 +285,30 @@ impl Dir {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
 
-    /// Gives a file one more name; fails if anything has it.
-    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(linkat(&self.file, from, &self.file, to, AtFlags::empty())?)
+    /// Moves a file to a name that is free; fails with `AlreadyExists` if anything has it.
+    pub fn rename_to_free(&self, from: &str, to: &str) -> io::Result<()> {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        match renameat2(
+            &self.file,
+            from,
+            &self.file,
+            to,
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
+            // The system or the file system does not have it.
+            Err(Errno::EINVAL | Errno::ENOSYS) => {}
+            moved => return Ok(moved?),
+        }
+        match linkat(&self.file, from, &self.file, to, AtFlags::empty()) {
+            Ok(()) => return self.remove(from),
+            Err(e @ (Errno::EEXIST | Errno::ENOENT)) => return Err(e.into()),
+            // The file system has one name for each file.
+            Err(_) => {}
+        }
+        if self.look(Path::new(to)).is_ok() {
+            return Err(Errno::EEXIST.into());
+        }
+        self.rename(from, to)
     }
 
     /// Removes what is not a directory, if it is there.
@@ -300,6 +366,6 @@ fn to_mode(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode as mode_t)
 }
 
-fn refusal(why: String) -> io::Error {
-    io::Error::other(Unsafe(why))
+fn refusal(why: Unsafe) -> io::Error {
+    io::Error::other(why)
 }

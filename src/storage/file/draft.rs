@@ -1,21 +1,42 @@
-//! A file being written, under a hidden name beside its place.
+//! A file being written, under a hidden name beside its place; and what else has such a name.
+//!
+//! | name | |
+//! |---|---|
+//! | `.<uuid>.tmp` | a draft |
+//! | `.<uuid>.0.tmp` to `.<uuid>.49.tmp` | drafts, if that name is taken |
+//! | `.<uuid>.50.tmp` to `.<uuid>.99.tmp` | former copies that were set aside, until it is known which one stays |
+//!
+//! So the next save of the vCon finds what a killed process has left. A draft in work is locked. A copy
+//! that was set aside is not, as it may be another user's: it is left alone while it may be put back.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use super::dir::{Dir, is_missing};
+use chrono::Utc;
+use nix::sys::stat::{FileStat, SFlag};
+use nix::unistd::geteuid;
+
+use super::dir::{self, Dir, is_missing};
 use crate::vcon::VconId;
 
-/// Random names that are tried before a save gives up: each is taken only if somebody works at it.
+const DRAFTS: Range<u32> = 0..50;
+const ASIDES: Range<u32> = 50..100;
+
+/// Random names that are tried before a save gives up, if somebody has taken all the others.
 const MOST_NAMES: u32 = 100;
+
+/// Nobody works any more at what has this age in seconds: a process that a disk holds up for so long is
+/// killed before. Renaming makes a file young again.
+const DEAD: i64 = 300;
 
 /// The document of one vCon until it is whole.
 ///
-/// Its name is made of the id alone, so that what a killed process leaves behind is removed when the
-/// vCon comes again. Another user may have something under that name, and another lane may be at work
-/// on the same vCon: then a draft has a random name. So nobody waits for anybody. The lock only tells a
-/// draft in work from one that was left, and is never waited for either.
+/// Another user may have something under its name, and another lane may be at work on the same vCon:
+/// then a draft has one of the other names. So nobody waits for anybody. The lock only tells a draft in
+/// work from one that was left, and is never waited for either.
 pub(super) struct Draft<'a> {
     dir: &'a Dir,
     file: File,
@@ -33,31 +54,31 @@ impl<'a> Draft<'a> {
     }
 
     fn locked(dir: &'a Dir, id: &VconId) -> io::Result<Self> {
-        if let Some(draft) = Self::usual(dir, id)? {
-            return Ok(draft);
+        for name in [usual_name(id)].into_iter().chain(numbered(id, DRAFTS)) {
+            if let Some(draft) = Self::named(dir, name)? {
+                return Ok(draft);
+            }
         }
         for _ in 0..MOST_NAMES {
-            if let Some(draft) = Self::create(dir, random_name(id))? {
+            let name = format!(".{id}.{:016x}.tmp", fastrand::u64(..));
+            if let Some(draft) = Self::create(dir, name)? {
                 return Ok(draft);
             }
         }
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    fn usual(dir: &'a Dir, id: &VconId) -> io::Result<Option<Self>> {
-        let name = usual_name(id);
+    fn named(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
         let mut draft = Self::create(dir, name.clone())?;
-        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left == Left::Removed) {
+        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != Left::InUse) {
             draft = Self::create(dir, name)?;
         }
         let Some(mut draft) = draft else {
             return Ok(None);
         };
         // Another lane may have looked at it before it was locked, and taken it for one that was left.
-        let is_locked = match draft.file.try_lock() {
-            Ok(()) => true,
-            Err(error) => io::Error::from(error).kind() == ErrorKind::Unsupported,
-        };
+        // Where there are no locks, nobody takes it for that before it is old.
+        let is_locked = !matches!(draft.file.try_lock(), Err(TryLockError::WouldBlock));
         if is_locked && dir.has(&draft.name, &draft.file.metadata()?)? {
             return Ok(Some(draft));
         }
@@ -110,15 +131,44 @@ pub(super) fn usual_name(id: &VconId) -> String {
     format!(".{id}.tmp")
 }
 
-/// A hidden name that nobody else has.
-pub(super) fn random_name(id: &VconId) -> String {
-    format!(".{id}.{:016x}.tmp", fastrand::u64(..))
+fn numbered(id: &VconId, numbers: Range<u32>) -> impl Iterator<Item = String> {
+    numbers.map(move |number| format!(".{id}.{number}.tmp"))
+}
+
+/// The names one of which is there if there is any, but for what is left by several at once.
+pub(super) fn first_names(id: &VconId) -> [String; 3] {
+    let first = |numbers: Range<u32>| format!(".{id}.{}.tmp", numbers.start);
+    [usual_name(id), first(DRAFTS), first(ASIDES)]
+}
+
+/// Gives a file a hidden name that was free, and returns it.
+///
+/// # Errors
+/// `NotFound` if it is not there any more.
+pub(super) fn set_aside(dir: &Dir, name: &str, id: &VconId) -> io::Result<String> {
+    for aside in numbered(id, ASIDES) {
+        match dir.rename_to_free(name, &aside) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            moved => return moved.map(|()| aside),
+        }
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+/// Gives a copy that was set aside its name again, unless that was taken meanwhile: by a younger one.
+pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
+    match dir.rename_to_free(aside, name) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => dir.remove(aside),
+        Err(e) if is_missing(&e) => Ok(()),
+        moved => moved,
+    }
 }
 
 /// What became of a draft of an earlier save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
-    /// It is not there any more.
+    /// Nothing has the name.
+    Absent,
     Removed,
     /// A save works on it, or it is not this user's.
     InUse,
@@ -129,20 +179,103 @@ pub(super) enum Left {
 /// # Errors
 /// The draft could not be removed.
 pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<Left> {
-    let file = match dir.own_file(name) {
-        Ok(Some(file)) => file,
-        Ok(None) => return Ok(Left::InUse),
-        Err(e) if is_missing(&e) => return Ok(Left::Removed),
-        Err(e) => return Err(e),
+    remove_draft(dir, name, geteuid().as_raw(), now())
+}
+
+/// The same for a user whom the file system takes this process for, and at a time by its clock.
+fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<Left> {
+    let found = match dir.look(Path::new(name)) {
+        Err(e) if is_missing(&e) => return Ok(Left::Absent),
+        found => found?,
     };
-    // Where there are no locks, it may be in work.
-    if file.try_lock().is_err() {
+    if dir::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
         return Ok(Left::InUse);
     }
+    let file = match dir.lockable(name) {
+        Err(e) if is_missing(&e) => return Ok(Left::Removed),
+        // Its own mode, not that of the directory.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && found.st_mode & 0o600 == 0 => {
+            return Ok(Left::InUse);
+        }
+        file => file?,
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        // Where there are no locks, it may be in work.
+        Err(TryLockError::Error(_)) if is_dead(&found, now) => {}
+        Err(_) => return Ok(Left::InUse),
+    }
     if dir.has(name, &file.metadata()?)? {
-        dir.remove(name)?;
+        return remove_unless_denied(dir, name);
     }
     Ok(Left::Removed)
+}
+
+/// Removes what killed processes have left of a vCon in a directory. All names are looked at if it is
+/// to be `thorough`, else no more of a series once one is free.
+///
+/// `user` is the owner of a file that was made there, and `now` the time by the clock of the file system.
+/// The vCon has a copy of its own, so one that was set aside and is dead is not put back.
+///
+/// # Errors
+/// One of them could not be removed.
+pub(super) fn remove_dead(
+    dir: &Dir,
+    id: &VconId,
+    user: u32,
+    now: i64,
+    thorough: bool,
+) -> io::Result<()> {
+    remove_draft(dir, &usual_name(id), user, now)?;
+    for name in numbered(id, DRAFTS) {
+        if remove_draft(dir, &name, user, now)? == Left::Absent && !thorough {
+            break;
+        }
+    }
+    remove_asides(dir, id, Some(now), thorough)
+}
+
+/// Removes copies that were set aside: at a time, the dead ones; else every one.
+///
+/// # Errors
+/// One of them could not be removed.
+pub(super) fn remove_asides(
+    dir: &Dir,
+    id: &VconId,
+    now: Option<i64>,
+    thorough: bool,
+) -> io::Result<()> {
+    for name in numbered(id, ASIDES) {
+        match dir.look(Path::new(&name)) {
+            Err(e) if is_missing(&e) && thorough => {}
+            Err(e) if is_missing(&e) => break,
+            Err(e) => return Err(e),
+            Ok(found) => {
+                let is_file = dir::kind(&found) == SFlag::S_IFREG;
+                if is_file && now.is_none_or(|now| is_dead(&found, now)) {
+                    remove_unless_denied(dir, &name)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What cannot be removed for what it is, not for its directory's rights, may be another user's.
+fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<Left> {
+    match dir.remove(name) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(Left::InUse),
+        removed => removed.map(|()| Left::Removed),
+    }
+}
+
+#[allow(clippy::unnecessary_cast)]
+fn is_dead(found: &FileStat, now: i64) -> bool {
+    now - found.st_ctime as i64 > DEAD
+}
+
+pub(super) fn now() -> i64 {
+    Utc::now().timestamp()
 }
 
 #[cfg(test)]

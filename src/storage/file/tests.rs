@@ -19,6 +19,7 @@ fn files(path: &Path) -> Files {
         file_mode: 0o640,
         bounded: Bounded::new(),
         left: Vec::new(),
+        passed_over: AtomicBool::new(false),
     }
 }
 
@@ -397,7 +398,8 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
     let top = Dir::open(place.path()).unwrap();
     let name = draft::usual_name(&id);
     let draft = place.path().join(&name);
-    let note = |files: &mut Files| files.note_left(&top, PathBuf::new(), name.clone());
+    let note =
+        |files: &mut Files| files.note_left(&top, Path::new(""), name.clone(), HiddenKind::Draft);
     note(&mut files);
     assert_eq!(files.left.len(), 0);
     fs::write(&draft, "half").unwrap();
@@ -427,7 +429,7 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
     for number in 0..2 * MOST_LEFT {
         let name = format!(".{number}.tmp");
         fs::write(place.path().join(&name), "").unwrap();
-        files.note_left(&top, PathBuf::new(), name);
+        files.note_left(&top, Path::new(""), name, HiddenKind::Draft);
     }
     assert_eq!(files.left.len(), MOST_LEFT);
 }
@@ -435,6 +437,22 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
 /// Has another user own it, which only root may do.
 fn give_away(path: &Path) {
     std::os::unix::fs::lchown(path, Some(12345), Some(12345)).unwrap();
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// Does something as one whom the file system takes for another user: 12345.
+#[cfg(target_os = "linux")]
+fn as_another(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let work = || {
+            nix::unistd::setfsuid(12345.into());
+            work();
+        };
+        scope.spawn(work).join().unwrap();
+    });
 }
 
 fn is_root() -> bool {
@@ -453,6 +471,8 @@ fn a_directory_of_another_user_is_refused_and_named() {
         fs::create_dir_all(place.path().join("2025/03/07")).unwrap();
         let path = place.path().join(foreign);
         give_away(&path);
+        // Whether it is sticky or not.
+        set_mode(path.parent().unwrap(), 0o1777);
         let failure = files.save(&vcon, Deadline::NONE).unwrap_err();
         assert!(failure.is_transient(), "{failure}");
         let says = format!("{} belongs to user 12345", path.display());
@@ -478,6 +498,243 @@ fn a_directory_of_another_user_is_refused_and_named() {
 }
 
 #[test]
+fn directories_of_the_group_are_used_whoever_has_made_them() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let vcon = vcon("2025-03-07", "{}");
+    set_mode(place.path(), 0o2775);
+    for directory in ["2025", "2025/03", "2025/03/06", "2025/03/07"] {
+        let directory = place.path().join(directory);
+        fs::create_dir(&directory).unwrap();
+        give_away(&directory);
+        set_mode(&directory, 0o2775);
+    }
+    let former = place.path().join(format!("2025/03/06/{ID}.json"));
+    write_copy(&former, "[0]", 60);
+    give_away(&former);
+    files.save(&vcon, Deadline::NONE).unwrap();
+    assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
+    let found = files.get(&vcon.id, Deadline::NONE);
+    assert_eq!(found, Ok(Some("{}".to_owned())));
+    assert_eq!(files.has(&vcon.id, None, Deadline::NONE), Ok(true));
+    files.delete(&vcon.id).unwrap();
+    assert_eq!(tree(place.path()), [""; 0]);
+}
+
+/// As a network file system with `root_squash` or `all_squash`.
+#[cfg(target_os = "linux")]
+#[test]
+fn directories_are_ours_if_the_file_system_takes_us_for_their_owner() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    set_mode(place.path(), 0o777);
+    as_another(|| {
+        let mut files = files(place.path());
+        files.root.dir_mode = 0o777;
+        let vcon = vcon("2025-03-07", "{}");
+        for _ in 0..2 {
+            // What a killed process left is ours as well.
+            let day = place.path().join("2025/03/07");
+            fs::create_dir_all(&day).unwrap();
+            fs::write(day.join(draft::usual_name(&vcon.id)), "half").unwrap();
+            files.save(&vcon, Deadline::NONE).unwrap();
+            assert_eq!(tree(place.path()), [format!("2025/03/07/{ID}.json")]);
+        }
+        let found = files.get(&vcon.id, Deadline::NONE);
+        assert_eq!(found, Ok(Some("{}".to_owned())));
+        files.delete(&vcon.id).unwrap();
+    });
+}
+
+#[test]
+fn a_probe_finds_that_todays_directories_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    set_mode(place.path(), 0o777);
+    let mut files = files(place.path());
+    let today = Utc::now().format("%Y").to_string();
+    let year = place.path().join(today);
+    fs::create_dir(&year).unwrap();
+    assert_eq!(files.probe(), Ok(()));
+    give_away(&year);
+    for failure in [files.probe().unwrap_err(), files.check().unwrap_err()] {
+        assert!(failure.is_transient(), "{failure}");
+        let says = format!("directory {} belongs to user 12345", year.display());
+        assert!(failure.message.contains(&says), "{failure}");
+    }
+    let mut undated = Files {
+        by_date: false,
+        ..self::files(place.path())
+    };
+    assert_eq!(undated.probe(), Ok(()));
+    set_mode(place.path(), 0o755);
+    assert_eq!(files.probe(), Ok(()));
+    #[cfg(target_os = "linux")]
+    as_another(|| {
+        set_mode(&year, 0o500);
+        // The probe itself has the rights of root.
+        let failure = files.root.try_today().unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::PermissionDenied);
+        assert!(
+            failure.to_string().contains(year.to_str().unwrap()),
+            "{failure}"
+        );
+    });
+}
+
+/// So nobody can make "not there" impossible.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_another_user_has_locked_away_counts_as_empty() {
+    if !is_root() {
+        return;
+    }
+    for (locked, is_ours) in [("9999", false), ("9999/12/31", false), ("9999/12/31", true)] {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join(locked);
+        fs::create_dir_all(place.path().join("9999/12/31")).unwrap();
+        set_mode(path.parent().unwrap(), 0o777);
+        set_mode(place.path(), 0o777);
+        set_mode(&path, 0o700);
+        if !is_ours {
+            std::os::unix::fs::chown(&path, Some(54321), None).unwrap();
+        }
+        as_another(|| {
+            let mut files = files(place.path());
+            let id: VconId = ID.parse().unwrap();
+            if is_ours {
+                assert!(files.get(&id, Deadline::NONE).is_err());
+                assert!(files.has(&id, None, Deadline::NONE).is_err());
+                assert!(files.delete(&id).is_err());
+            } else {
+                assert_eq!(files.get(&id, Deadline::NONE), Ok(None), "{locked}");
+                assert_eq!(files.has(&id, None, Deadline::NONE), Ok(false), "{locked}");
+                assert_eq!(files.delete(&id), Ok(()), "{locked}");
+            }
+        });
+    }
+}
+
+#[test]
+fn hidden_files_of_killed_processes_go_with_the_next_save_or_a_delete() {
+    let hidden = [
+        format!(".{ID}.tmp"),
+        format!(".{ID}.0.tmp"),
+        format!(".{ID}.1.tmp"),
+    ];
+    let aside = format!(".{ID}.50.tmp");
+    let place = tempfile::tempdir().unwrap();
+    let mut files = files(place.path());
+    let vcon = vcon("2025-03-07", "{}");
+    let day = place.path().join("2025/03/07");
+    fs::create_dir_all(&day).unwrap();
+    for name in hidden.iter().chain([&aside]) {
+        fs::write(day.join(name), "half").unwrap();
+    }
+    files.save(&vcon, Deadline::NONE).unwrap();
+    // A lane may be about to put that back.
+    let aside = format!("2025/03/07/{aside}");
+    let whole = format!("2025/03/07/{ID}.json");
+    assert_eq!(tree(place.path()), [aside, whole]);
+    let dir = Dir::open(&day).unwrap();
+    let later = draft::now() + 1000;
+    draft::remove_asides(&dir, &vcon.id, Some(later), false).unwrap();
+    assert_eq!(tree(place.path()).len(), 1);
+
+    // Those of several writers leave gaps, of which a name that is taken tells.
+    fs::write(day.join(format!(".{ID}.7.tmp")), "half").unwrap();
+    fs::create_dir(day.join(&hidden[0])).unwrap();
+    files.save(&vcon, Deadline::NONE).unwrap();
+    assert_eq!(tree(place.path()).len(), 1);
+    fs::remove_dir(day.join(&hidden[0])).unwrap();
+
+    for other_day in ["2025/03/06", "2019/01/01", ""] {
+        let other_day = place.path().join(other_day);
+        fs::create_dir_all(&other_day).unwrap();
+        fs::write(other_day.join(format!(".{ID}.50.tmp")), "old").unwrap();
+    }
+    for name in &hidden {
+        fs::write(day.join(name), "half").unwrap();
+    }
+    files.delete(&vcon.id).unwrap();
+    assert_eq!(tree(place.path()), [""; 0]);
+}
+
+#[test]
+fn a_copy_that_was_set_aside_is_not_put_over_a_younger_one() {
+    let place = tempfile::tempdir().unwrap();
+    let (dir, id) = (Dir::open(place.path()).unwrap(), ID.parse().unwrap());
+    let copy = place.path().join("copy");
+    for is_younger_there in [false, true] {
+        fs::write(&copy, "old").unwrap();
+        let first = draft::set_aside(&dir, "copy", &id).unwrap();
+        fs::write(&copy, "other").unwrap();
+        let second = draft::set_aside(&dir, "copy", &id).unwrap();
+        assert_ne!(first, second);
+        fs::remove_file(place.path().join(second)).unwrap();
+        if is_younger_there {
+            fs::write(&copy, "young").unwrap();
+        }
+        draft::put_back(&dir, &first, "copy").unwrap();
+        let left = if is_younger_there { "young" } else { "old" };
+        assert_eq!(fs::read_to_string(&copy).unwrap(), left);
+        assert_eq!(tree(place.path()), ["copy"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_save_is_done_when_it_has_left_nothing_hidden() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let elsewhere = place.path().join("2024");
+    let (draft, aside) = (format!(".{ID}.tmp"), format!(".{ID}.50.tmp"));
+    set_mode(place.path(), 0o777);
+    fs::create_dir(&elsewhere).unwrap();
+    for name in [&draft, &aside] {
+        fs::write(elsewhere.join(name), "half").unwrap();
+    }
+    let mut files = files(place.path());
+    files.by_date = false;
+    for (name, what) in [
+        (draft, HiddenKind::Draft),
+        (aside, HiddenKind::Copy("copy".to_owned())),
+    ] {
+        let below = PathBuf::from("2024");
+        files.left.push(Hidden { below, name, what });
+    }
+    as_another(|| {
+        let failure = files
+            .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+            .unwrap_err();
+        assert!(failure.is_transient(), "{failure}");
+        assert!(
+            failure.message.contains(elsewhere.to_str().unwrap()),
+            "{failure}"
+        );
+    });
+    set_mode(&elsewhere, 0o777);
+    as_another(|| {
+        files
+            .save(&vcon("2025-03-07", "{}"), Deadline::NONE)
+            .unwrap();
+    });
+    assert_eq!(
+        tree(place.path()),
+        [format!("{ID}.json"), "2024/copy".to_owned()]
+    );
+}
+
+#[test]
 fn a_younger_document_that_another_user_has_planted_is_not_read() {
     if !is_root() {
         return;
@@ -491,6 +748,7 @@ fn a_younger_document_that_another_user_has_planted_is_not_read() {
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join(format!("{ID}.json")), "[666]").unwrap();
         give_away(&directory);
+        set_mode(directory.parent().unwrap(), 0o777);
         let found = files.get(&vcon.id, Deadline::NONE);
         assert_eq!(found, Ok(Some("[1]".to_owned())));
     }
