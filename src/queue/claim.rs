@@ -17,7 +17,7 @@ use crate::visible::printable;
 pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
 /// An entry with more bytes is none of ours; what `claim.lua` takes it for.
-pub(super) const MOST_OF_ENTRY: usize = 1024;
+const MOST_OF_ENTRY: usize = 1024;
 
 /// The same for the context that came with an entry.
 const MOST_OF_CONTEXT: usize = 64 << 10;
