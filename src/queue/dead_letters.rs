@@ -195,7 +195,7 @@ impl DeadLetters {
     }
 
     /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
-    /// first, with their reasons. An entry that is longer than [`MOST_SHOWN`] is cut to a byte more.
+    /// first, with their reasons. An entry that is longer than 16 KiB is cut to a byte more.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
         let mut call = self.scripts.letters.key(letters_key(list));
         call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
