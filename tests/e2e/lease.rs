@@ -111,7 +111,10 @@ fn a_clean_end_leaves_no_trace_of_the_instance() {
         assert!(!known.is_empty(), "no worker has claimed anything");
         daemon.signal(signal);
         assert_eq!(daemon.wait_exit(PATIENCE), 0);
-        assert_eq!(redis.keys("conserver:*"), Vec::<String>::new(), "{signal}");
+        let mut left = redis.keys("conserver:*");
+        // Which dead letter queues there are belongs to no instance.
+        left.retain(|key| key != "conserver:letters");
+        assert_eq!(left, Vec::<String>::new(), "{signal}");
         redis.ask::<()>(&["FLUSHALL"]);
     }
 }

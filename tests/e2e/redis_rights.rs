@@ -101,7 +101,9 @@ fn everything_works(redis: &Redis, without: &[&str]) {
     run(conserver, &["dlq", "show", "storage:later"], 0);
     later.answers(200);
     wait_until("the storage has all of them", PATIENCE, || {
-        redis.length("DLQ:storage:later") == 0 && later.taken().len() == samples.len()
+        redis.length("DLQ:storage:later") == 0
+            && later.taken().len() == samples.len()
+            && redis.claims().is_empty()
     });
     ledger.settles();
 
