@@ -12,7 +12,7 @@
 //! A text of 4, 7 or 8 digits is a date and no number of seconds.
 
 use chrono::{
-    DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc,
+    DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Timelike, Utc,
 };
 use serde_json::value::RawValue;
 
@@ -296,7 +296,12 @@ fn rfc_2822(text: &str) -> Option<CreatedAt> {
     let read = DateTime::parse_from_rfc2822(text)
         .or_else(|_| DateTime::parse_from_rfc2822(&format!("{text} +0000")));
     let time = read.ok()?;
-    CreatedAt::new(time.naive_local(), time.offset().local_minus_utc())
+    let mut local = time.naive_local();
+    // A leap second, as above.
+    if local.nanosecond() > 999_999_999 {
+        local = local.with_nanosecond(999_999_999)?;
+    }
+    CreatedAt::new(local, time.offset().local_minus_utc())
 }
 
 #[cfg(test)]
@@ -417,6 +422,11 @@ mod tests {
             ("2024-12-31T24", "2025-01-01 00:00:00", 1_735_689_600),
             (
                 "2016-12-31T23:59:60Z",
+                "2016-12-31 23:59:59.999999999",
+                1_483_228_799,
+            ),
+            (
+                "Sat, 31 Dec 2016 23:59:60 +0000",
                 "2016-12-31 23:59:59.999999999",
                 1_483_228_799,
             ),
