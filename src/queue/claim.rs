@@ -16,7 +16,7 @@ use crate::visible::printable;
 /// copy it through its script interpreter.
 pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
-/// An entry with more bytes is none of ours; what `claim.lua` takes it for.
+/// An entry with more bytes is none of ours; as in `token.lua`.
 const MOST_OF_ENTRY: usize = 1024;
 
 /// The same for the context that came with an entry.
@@ -255,19 +255,15 @@ impl Queue {
             b"context-too-long" => Document::Unusable(format!(
                 "the context that came with it has more than {MOST_OF_CONTEXT} bytes"
             )),
-            _ if claim.id().is_none() => Document::NotAnId,
-            b"ReJSON-RL" => Document::Found(Kind::Json, text),
-            b"string" => Document::Found(Kind::Text, text),
-            b"string-unsent" | b"string-large" => match claim.id() {
-                Some(id) => self.load_text(&id)?,
-                None => Document::NotAnId,
+            kind => match (claim.id(), kind) {
+                (None, _) => Document::NotAnId,
+                (_, b"ReJSON-RL") => Document::Found(Kind::Json, text),
+                (_, b"string") => Document::Found(Kind::Text, text),
+                (Some(id), b"string-unsent" | b"string-large") => self.load_text(&id)?,
+                (Some(id), b"json-large") => self.load_watched(&id)?,
+                (_, b"none") => Document::Missing,
+                (_, other) => Document::Unusable(describe(other, &text)),
             },
-            b"json-large" => match claim.id() {
-                Some(id) => self.load_watched(&id)?,
-                None => Document::NotAnId,
-            },
-            b"none" => Document::Missing,
-            other => Document::Unusable(describe(other, &text)),
         };
         // A large one may be followed by others, of which the lanes of a worker get one each.
         self.is_usual =

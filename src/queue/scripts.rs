@@ -58,20 +58,29 @@ impl Scripts {
             foreign_keep: script!("foreign", "foreign_keep"),
             replace: script!("foreign", "progress", "document", "replace"),
             replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("held", "reason", "age", "progress", "dead_letter"),
-            release: script!("held", "alive", "context", "progress", "release"),
-            postpone: script!("held", "alive", "context", "progress", "postpone"),
+            dead_letter: script!("token", "reason", "age", "progress", "dead_letter"),
+            release: script!("token", "alive", "context", "progress", "release"),
+            postpone: script!("token", "alive", "context", "progress", "postpone"),
             recover: script!(
-                "alive", "context", "progress", "reason", "record", "recover"
+                "alive", "context", "progress", "reason", "token", "record", "recover"
             ),
-            set_aside: script!("held", "set_aside"),
+            set_aside: script!("token", "set_aside"),
             lease: script!("lease"),
             forget: script!("forget"),
             retry: script!("retry"),
             steps: [
-                script!("alive", "record", "progress", "pop", "claim", "claim_next"),
                 script!(
                     "alive",
+                    "token",
+                    "record",
+                    "progress",
+                    "pop",
+                    "claim",
+                    "claim_next"
+                ),
+                script!(
+                    "alive",
+                    "token",
                     "record",
                     "progress",
                     "pop_backlog",
@@ -79,7 +88,7 @@ impl Scripts {
                     "claim_next"
                 ),
                 script!(
-                    "held",
+                    "token",
                     "foreign",
                     "progress",
                     "document",
@@ -89,18 +98,18 @@ impl Scripts {
                 ),
                 script!(
                     "alive",
+                    "token",
                     "record",
                     "progress",
                     "pop",
                     "claim",
-                    "held",
                     "foreign",
                     "document",
                     "reason",
                     "finish",
                     "finish_and_claim"
                 ),
-                script!("turn"),
+                script!("token", "turn"),
             ],
         }
     }

@@ -5,6 +5,8 @@
 
 use redis::{Connection, RedisResult, Value};
 
+use crate::vcon::LARGEST_DOCUMENT;
+
 /// Every server takes this many bytes: both limits are at least 1 MiB.
 const ALWAYS: u64 = 800 << 10;
 
@@ -19,7 +21,7 @@ struct Setting {
 const SETTINGS: [Setting; 2] = [
     Setting {
         name: "proto-max-bulk-len",
-        default: 512 << 20,
+        default: LARGEST_DOCUMENT,
         eighths: 8,
     },
     // The rest of the request counts, too: keys, and a script with its other arguments.
@@ -29,9 +31,6 @@ const SETTINGS: [Setting; 2] = [
         eighths: 7,
     },
 ];
-
-/// The longest value that a server with the defaults of Redis takes.
-pub(crate) const LONGEST: u64 = SETTINGS[0].default;
 
 /// Why a value of this many bytes cannot be sent to the server; `None` if it can. A server that does not
 /// show its settings to this user is taken to have the defaults.

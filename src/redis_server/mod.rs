@@ -19,7 +19,7 @@ use redis::{
 
 pub use error::{ConnectError, Refusal};
 pub(crate) use error::{in_its_words, needs_another};
-pub(crate) use longest::{LONGEST, why_too_long};
+pub(crate) use longest::why_too_long;
 
 use self::error::{is_unknown_command, of_auth, of_greeting};
 use self::sentinel::Sentinels;

@@ -62,8 +62,7 @@ use super::bounded::Bounded;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::redis_server::LONGEST;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 const PLAIN: &str = "json";
 const GZIPPED: &str = "json.gz";
@@ -830,8 +829,8 @@ impl Root {
 fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
     let file = dir.document(name)?;
     let (most, limit) = match most {
-        0 => (LONGEST, "Redis takes"),
-        most => (most.min(LONGEST), "max_file_size allows"),
+        0 => (LARGEST_DOCUMENT, "Redis takes"),
+        most => (most.min(LARGEST_DOCUMENT), "max_file_size allows"),
     };
     let mut text = String::new();
     if name.ends_with(GZIPPED) {

@@ -31,8 +31,7 @@ pub use not_built_in::NOT_BUILT_IN;
 use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::redis_server::LONGEST;
-use crate::vcon::{Outgoing, VconId};
+use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// A place where vCons are kept.
 ///
@@ -124,8 +123,8 @@ pub fn get(
 ) -> Result<Option<String>, Failure> {
     let found = storage.get(id, deadline)?;
     match &found {
-        Some(text) if text.len() as u64 > LONGEST => Err(Failure::permanent(format!(
-            "vCon {id} has {} bytes there, more than the {LONGEST} that Redis takes",
+        Some(text) if text.len() as u64 > LARGEST_DOCUMENT => Err(Failure::permanent(format!(
+            "vCon {id} has {} bytes there, more than the {LARGEST_DOCUMENT} that Redis takes",
             text.len()
         ))),
         _ => Ok(found),

@@ -284,6 +284,7 @@ fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
         include_str!("../../src/queue/scripts/alive.lua"),
         include_str!("../../src/queue/scripts/context.lua"),
         include_str!("../../src/queue/scripts/reason.lua"),
+        include_str!("../../src/queue/scripts/token.lua"),
         include_str!("../../src/queue/scripts/record.lua"),
         include_str!("../../src/queue/scripts/recover.lua")
     );

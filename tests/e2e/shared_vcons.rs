@@ -289,7 +289,7 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
 
 /// The script that has a vCon wait for its next round.
 const POSTPONE: &str = concat!(
-    include_str!("../../src/queue/scripts/held.lua"),
+    include_str!("../../src/queue/scripts/token.lua"),
     include_str!("../../src/queue/scripts/alive.lua"),
     include_str!("../../src/queue/scripts/context.lua"),
     include_str!("../../src/queue/scripts/progress.lua"),

@@ -6,6 +6,7 @@ use super::super::servers::Servers;
 
 const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/alive.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/pop.lua"),
@@ -13,7 +14,7 @@ const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/claim_next.lua")
 );
 const FINISH: &str = concat!(
-    include_str!("../../../src/queue/scripts/held.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
@@ -22,8 +23,8 @@ const FINISH: &str = concat!(
     include_str!("../../../src/queue/scripts/finish_alone.lua")
 );
 const FINISH_AND_CLAIM: &str = concat!(
-    include_str!("../../../src/queue/scripts/held.lua"),
     include_str!("../../../src/queue/scripts/alive.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/pop.lua"),

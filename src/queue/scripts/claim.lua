@@ -13,9 +13,6 @@
 
 local UUID = '^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$'
 
--- What is longer is cut before anything is made of it, to one byte more, so that it is known again.
-local MOST_OF_ENTRY, MOST_OF_CONTEXT = 1024, 65536
-
 -- What is wrong with a key, or with the rights to it, is no fault of the server.
 local function is_of_the_key(err)
   return err:find('WRONGTYPE') or err:find('NOPERM') or err:find('user executing the script')
@@ -123,7 +120,7 @@ local function claim(is_known)
       else
         encoded = cjson.encode(entry)
       end
-      local token = '{"since":' .. ARGV[9] .. ',"by":"' .. ARGV[8] .. '"'
+      local token = new_token(ARGV[9], ARGV[8])
       local record = token .. ',"list":' .. ARGV[10 + i] .. ',"uuid":' .. encoded
       if context ~= '' then record = record .. ',"context":' .. cjson.encode(context) end
       record = record .. '}'

@@ -1,8 +1,3 @@
--- The token of a claim, which is the beginning of its record; of the record of a former version, all of it.
-local function token_of(record)
-  return record:match('^{"since":[%d.]+,"by":"[^"]*"') or record
-end
-
 -- Reads the record of a claim; nil where it is none of ours. Goes before the scripts that need it.
 local function read_record(text)
   local ok, claim = pcall(cjson.decode, text)

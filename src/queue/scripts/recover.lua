@@ -20,10 +20,8 @@ if lease ~= ARGV[7] then return lease end
 local is_lapse, is_kept = ARGV[6] == 'lapse', KEYS[1] == KEYS[5]
 local counts = is_lapse and KEYS[4] or KEYS[2]
 
--- What is no entry of ours may be of any length, and is told for the log only.
-local MOST_OF_ENTRY = 1024
-
 local out = {}
+-- What is no entry of ours may be of any length; it is told for the log only.
 local function report(entry, list, count, what)
   for _, value in ipairs({entry:sub(1, MOST_OF_ENTRY), list, count, what}) do out[#out + 1] = value end
 end

@@ -13,8 +13,6 @@
 -- gets them for the first entries of the list of what was taken, one for each lane, the last lane first. That costs the
 -- server less than half of what a script costs that returns them.
 
--- As in `claim.lua`.
-local MOST_OF_ENTRY, MOST_OF_CONTEXT = 1024, 65536
 -- Whether it is a UUID, the lane sees: a pattern costs more than the rest of what is done for an entry.
 local UUID_LENGTH = 36
 local call, pcall = redis.call, redis.pcall
@@ -40,8 +38,7 @@ local function turn()
     local at = first[i]
     local id, how = ARGV[at + 3], ARGV[at + 4]
     local outcome = 1
-    local token = ARGV[at + 2]
-    if not held[i] or held[i]:sub(1, #token) ~= token then
+    if not is_held(held[i], ARGV[at + 2]) then
       outcome = 0
     elseif how ~= 'no' then
       local key = 'vcon:' .. id
@@ -149,7 +146,7 @@ local function turn()
   local ttl, fields = tonumber(ARGV[2]), {}
   for n, entry in ipairs(taken) do
     local i, list = done[n], KEYS[3 + from[n]]
-    local token = '{"since":' .. ARGV[first[i] + 1] .. ',"by":"' .. ARGV[3] .. '"'
+    local token = new_token(ARGV[first[i] + 1], ARGV[3])
     local record = token .. ',"list":' .. ARGV[4 + from[n]] .. ',"uuid":' .. cjson.encode(entry)
     local answer = {token, list, entry, 'string', '', '', fault}
     if #entry ~= UUID_LENGTH then

@@ -9,6 +9,7 @@ use super::store::{Index, Run, Store};
 /// The script that claims, as the queue puts it together.
 const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/alive.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/pop.lua"),
@@ -18,7 +19,7 @@ const CLAIM: &str = concat!(
 
 /// The script that finishes.
 const FINISH: &str = concat!(
-    include_str!("../../../src/queue/scripts/held.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/foreign.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/document.lua"),
@@ -33,6 +34,7 @@ const RECOVER: &str = concat!(
     include_str!("../../../src/queue/scripts/context.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/reason.lua"),
+    include_str!("../../../src/queue/scripts/token.lua"),
     include_str!("../../../src/queue/scripts/record.lua"),
     include_str!("../../../src/queue/scripts/recover.lua")
 );

@@ -42,9 +42,17 @@ macro_rules! files {
     };
 }
 
-const CLAIM: &[&str] = files!("alive", "record", "progress", "pop", "claim", "claim_next");
+const CLAIM: &[&str] = files!(
+    "alive",
+    "token",
+    "record",
+    "progress",
+    "pop",
+    "claim",
+    "claim_next"
+);
 const FINISH: &[&str] = files!(
-    "held",
+    "token",
     "foreign",
     "progress",
     "document",
@@ -53,10 +61,10 @@ const FINISH: &[&str] = files!(
     "finish_alone"
 );
 const RECOVER: &[&str] = files!(
-    "alive", "context", "progress", "reason", "record", "recover"
+    "alive", "context", "progress", "reason", "token", "record", "recover"
 );
 
-const RELEASE: &[&str] = files!("held", "alive", "context", "progress", "release");
+const RELEASE: &[&str] = files!("token", "alive", "context", "progress", "release");
 
 const FINISH_WITHOUT_COMPARE: Broken = Broken {
     files: FINISH,
