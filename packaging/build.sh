@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the packages into target/packages/: a .deb and a .rpm for this machine's architecture.
 #
-#   packaging/build.sh [VERSION-RELEASE]    as in 0.1.0-2, where it is not to be the version of Cargo.toml and 1
+#   packaging/build.sh [VERSION-RELEASE]    such as 0.2.0-2; default: the version of Cargo.toml and release 1
 #
 # cargo-deb and cargo-generate-rpm are built into a cache outside the repository where they are missing.
 set -euo pipefail
@@ -31,7 +31,7 @@ tool() {
 }
 
 version=${1:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-1}
-[[ $version == *-* ]] || fail "$version is no version with a release, as 0.1.0-2 is"
+[[ $version == *-* ]] || fail "$version is no version with a release, such as 0.2.0-2"
 # It knows which packages the libraries come from.
 command -v dpkg-shlibdeps >/dev/null || fail "there is no dpkg-shlibdeps: install dpkg-dev"
 

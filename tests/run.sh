@@ -2,8 +2,8 @@
 # Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
 #
 # Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, PgBouncer, nginx, OpenSSL, curl,
-# unzip, Python with pip, a C compiler, util-linux, and Chromium with its driver. Nothing is started: each test starts
-# servers of its own, in folders of its own.
+# unzip, Python with pip, a C compiler, util-linux, mandoc, groff, and Chromium with its driver. Nothing is started:
+# each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, the parsers of Prometheus' Python client, and promtool where the distribution has it.
 set -euo pipefail
@@ -69,7 +69,7 @@ install_packages() {
     # Without the sandbox: its user may not be able to use a private folder for temporary files.
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o APT::Sandbox::User=root)
     local packages=(redis-server redis-sentinel postgresql openssl ca-certificates curl unzip python3 python3-pip gcc
-      libc6-dev util-linux)
+      libc6-dev util-linux mandoc groff-base)
     has_nginx || packages+=(nginx-light)
     has_pgbouncer || packages+=(pgbouncer)
     as_root "${apt[@]}" update
@@ -102,7 +102,9 @@ install_packages() {
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
     as_root dnf install -y postgresql-server pgbouncer nginx openssl ca-certificates curl unzip python3 python3-pip gcc \
-      util-linux
+      util-linux groff-base
+    # Not every release has it.
+    as_root dnf install -y mandoc || true
     has_browser || as_root dnf install -y chromium chromedriver
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else

@@ -1,4 +1,4 @@
-//! The curves of the last run, as images for the README.
+//! The curves of the last run, as images for the manual.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -1,31 +1,41 @@
 //! Writes the files of a package that come from the program itself: the manual, completions for
 //! shells, and the file of settings.
 //!
-//! `cargo run --example generate -- FOLDER`
+//! ```sh
+//! cargo run --example generate -- FOLDER
+//! cargo run --example generate -- --update-manual    # the tables in packaging/manual
+//! ```
 
 mod completions;
-mod manual;
-mod markdown;
-pub mod readme;
+pub mod manual;
+pub mod markdown;
 mod settings_file;
+pub mod tables;
 
 use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args_os().nth(1).map(PathBuf::from);
-    let folder = folder.ok_or("usage: generate FOLDER")?;
-    for (name, content) in files()? {
-        write(&folder.join(name), &content)?;
+    match std::env::args().nth(1).as_deref() {
+        Some("--update-manual") => tables::update(),
+        Some(folder) => {
+            for (name, content) in files()? {
+                write(&Path::new(folder).join(name), &content)?;
+            }
+            Ok(())
+        }
+        None => Err("usage: generate FOLDER | --update-manual".into()),
     }
-    Ok(())
 }
 
-/// A name below the folder, and what is to be there.
+/// A name below the folder, and the content of that file.
 pub type File = (String, Vec<u8>);
 
 /// Every file.
+///
+/// # Errors
+/// Names what the manual lacks.
 pub fn files() -> Result<Vec<File>, Box<dyn Error>> {
     let mut files = manual::pages()?;
     files.extend(completions::scripts());

@@ -35,7 +35,7 @@ use crate::sys;
 /// storage.
 ///
 /// Settings come from the environment (REDIS_URL, CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...;
-/// README lists them all), chains from config.yml.
+/// conserver-settings(7) lists them all), chains from config.yml.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {

@@ -1,4 +1,4 @@
-//! Every environment variable in one table: the contract that README and the manual repeat.
+//! Every environment variable in one table: the contract that the manual repeats.
 
 /// One environment variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ pub const TABLE: &[Setting] = &[
         "The version in which vCons leave for `links.webhook` and the storages `storage.postgres`, `storage.s3` and `storage.elasticsearch`"),
 ];
 
-/// The table as Markdown, for README and the manual.
+/// The table as Markdown, for conserver-settings(7).
 pub fn markdown_table() -> String {
     let mut text = String::from("| variable | default | values | meaning |\n|---|---|---|---|\n");
     for Setting {

@@ -480,13 +480,3 @@ proptest! {
         let _ = read(&[(TABLE[row].name, &value)]);
     }
 }
-
-#[test]
-fn the_readme_has_every_setting() {
-    let readme = include_str!("../../README.md");
-    let table = readme
-        .split_once("<!-- settings -->\n")
-        .and_then(|(_, rest)| rest.split_once("<!-- /settings -->"))
-        .map(|(table, _)| table);
-    assert_eq!(table, Some(markdown_table().as_str()));
-}

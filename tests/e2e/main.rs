@@ -18,7 +18,7 @@
 //! | `CONSERVER_TEST_SEED` | by lot | which bytes these are |
 //! | `CONSERVER_TORTURE_SECONDS` | 60 | of `torture` |
 //! | `CONSERVER_TORTURE_SEED` | by lot | its random events |
-//! | `CONSERVER_TEST_SCREENSHOTS` | | a folder for pictures of the monitor's page |
+//! | `CONSERVER_TEST_SCREENSHOTS` | | a folder for pictures of the monitor's page, and of `pictures` for the manual |
 //! | `CONSERVER_TEST_VCONS` | the project's own | a folder of other vCons |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -69,6 +69,7 @@ mod other_users;
 mod outages;
 mod page;
 mod pgbouncer;
+mod pictures;
 mod postgres_faults;
 mod postgres_hosts;
 mod postgres_late;

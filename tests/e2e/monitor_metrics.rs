@@ -12,11 +12,11 @@ use crate::harness::{
     delay, fresh, submit, wait_until,
 };
 
-const README: &str = include_str!("../../README.md");
+const MANUAL: &str = include_str!("../../packaging/manual/conserver-operations.7.md");
 
-/// The names and types that README promises.
+/// The names and types that the manual promises.
 fn promised() -> BTreeSet<(String, String)> {
-    let (_, rest) = README.split_once("<!-- metrics -->\n").expect("a table");
+    let (_, rest) = MANUAL.split_once("<!-- metrics -->\n").expect("a table");
     let (table, _) = rest.split_once("<!-- /metrics -->").expect("a table");
     let row = |line: &str| {
         let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`'));
@@ -25,7 +25,7 @@ fn promised() -> BTreeSet<(String, String)> {
     table.lines().skip(2).filter_map(row).collect()
 }
 
-/// The names and types that are served, as they stand in README.
+/// The names and types that are served, as they stand in the manual.
 fn served(scrape: &Scrape) -> BTreeSet<(String, String)> {
     let types = scrape.types.iter();
     types

@@ -16,12 +16,17 @@ use crate::harness::{
 
 const PASSWORD: &str = "GeheimesRedisWort";
 
-/// The words of the manual between two marks.
+/// The words of the manual in the block between two marks.
 fn manual(mark: &str) -> String {
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../packaging/manual/conserver-operations.7.md");
     let (begin, end) = (format!("<!-- {mark} -->"), format!("<!-- /{mark} -->"));
-    let (_, rest) = readme.split_once(&begin).expect("the mark");
-    rest.split_once(&end).expect("the end").0.replace('`', "")
+    let (_, rest) = page.split_once(&begin).expect("the mark");
+    let block = rest.split_once(&end).expect("the end").0;
+    block
+        .lines()
+        .filter(|line| !line.starts_with("```"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The command of the manual that makes the user, without the rights that `is_lost` names.

@@ -1,4 +1,4 @@
-//! Every metric in one table: the contract that README repeats.
+//! Every metric in one table: the contract that the manual repeats.
 
 use crate::scoreboard::{Event, SeriesKind};
 
@@ -53,7 +53,7 @@ pub(super) enum Source {
 }
 
 impl Kind {
-    /// The word for it in both formats of Prometheus, and in README.
+    /// The word for it in both formats of Prometheus, and in the manual.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -217,7 +217,7 @@ pub const TABLE: &[Metric] = &[
         "Whether the follower could go on at its last try"),
 ];
 
-/// The table as Markdown, for README.
+/// The table as Markdown, for conserver-operations(7).
 pub fn markdown_table() -> String {
     let mut text = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for metric in TABLE {
@@ -238,16 +238,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-
-    #[test]
-    fn the_readme_has_every_metric() {
-        let readme = include_str!("../../../../README.md");
-        let table = readme
-            .split_once("<!-- metrics -->\n")
-            .and_then(|(_, rest)| rest.split_once("<!-- /metrics -->"))
-            .map(|(table, _)| table);
-        assert_eq!(table, Some(markdown_table().as_str()));
-    }
 
     #[test]
     fn the_alert_rules_and_the_dashboard_know_no_other_metrics() {

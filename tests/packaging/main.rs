@@ -4,26 +4,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "../packaging/generate/main.rs"]
+#[path = "../../packaging/generate/main.rs"]
 #[allow(dead_code)]
 mod generate;
+mod manual;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use conserver::config::Config;
 use conserver::exit::Exit;
 use conserver::settings::{Settings, TABLE};
-use conserver::{link, storage};
-use generate::readme;
 
-const UNIT: &str = include_str!("../conserver.service");
-const DEFAULT_CONFIG: &str = include_str!("../packaging/etc/config.yml");
-const MANIFEST: &str = include_str!("../Cargo.toml");
+const UNIT: &str = include_str!("../../conserver.service");
+const DEFAULT_CONFIG: &str = include_str!("../../packaging/etc/config.yml");
+const MANIFEST: &str = include_str!("../../Cargo.toml");
 
-const COMPOSE: &str = include_str!("../packaging/container/compose.yml");
-const CONTAINER_CONFIG: &str = include_str!("../packaging/container/config.yml");
-const KUBERNETES: &str = include_str!("../packaging/kubernetes/deployment.yaml");
+const COMPOSE: &str = include_str!("../../packaging/container/compose.yml");
+const CONTAINER_CONFIG: &str = include_str!("../../packaging/container/config.yml");
+const KUBERNETES: &str = include_str!("../../packaging/kubernetes/deployment.yaml");
 
 /// The value of a line of the unit.
 fn unit(key: &str) -> &'static str {
@@ -37,7 +35,7 @@ fn unit_seconds(key: &str) -> u64 {
 }
 
 fn file(name: &str) -> String {
-    let files = generate::files().expect("README has what is looked for there");
+    let files = generate::files().unwrap_or_else(|error| panic!("{error}"));
     let found = files.into_iter().find(|(known, _)| known == name);
     String::from_utf8(found.expect(name).1).expect("text")
 }
@@ -205,74 +203,4 @@ fn each_command_has_a_page_and_a_completion() {
             "{name}"
         );
     }
-}
-
-#[test]
-fn the_manual_names_each_setting_and_each_exit_code() {
-    let page = file("man/conserver.1");
-    for setting in TABLE {
-        assert!(page.contains(setting.name), "{}", setting.name);
-    }
-    let rows = readme::table("| exit code | meaning |").unwrap();
-    let codes: BTreeSet<i32> = rows.iter().map(|row| row[0].parse().unwrap()).collect();
-    let told = [
-        Exit::Ok,
-        Exit::Usage,
-        Exit::Data,
-        Exit::Unavailable,
-        Exit::Internal,
-        Exit::Config,
-    ];
-    assert_eq!(codes, told.map(Exit::code).into());
-    assert!(page.contains("SIGTERM"));
-}
-
-/// What a module knows only to say what to do instead.
-const REFUSED: &[&str] = &["links.diet: s3_bucket"];
-
-/// The options that a module knows, as the warning of an unknown one lists them.
-fn known_options(kind: &str, module: &str) -> BTreeSet<String> {
-    let text =
-        format!("{kind}: {{it: {{module: {module}, options: {{no_such: 1}}}}}}\nchains: {{}}");
-    let told = match Config::parse(&text, Path::new("config.yml")) {
-        Ok(config) => config.warnings.lines().collect::<Vec<_>>().join("\n"),
-        // An option is missing that it needs.
-        Err(errors) => errors.to_string(),
-    };
-    let mut lines = told.lines();
-    let Some(line) = lines.find(|line| line.contains("unknown option `no_such`")) else {
-        // It hands on what it does not know.
-        assert_eq!(module, "links.python", "{told}");
-        return BTreeSet::new();
-    };
-    let (_, known) = line.split_once("(known: ").expect("the known ones");
-    let known = known.split(')').next().unwrap_or_default().split(", ");
-    known.map(str::to_owned).collect()
-}
-
-#[test]
-fn readme_and_so_the_manual_list_each_module_with_its_options() {
-    let rows = readme::table("| module | options |").unwrap();
-    let listed: BTreeSet<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
-    let links = link::MODULES.iter().map(|row| row.name);
-    let storages = storage::MODULES.iter().map(|row| row.name);
-    assert_eq!(listed, links.chain(storages).collect());
-    let page = file("man/conserver.yml.5").replace('\\', "");
-    let mut missing = Vec::new();
-    for row in &rows {
-        let module = row[0].trim_matches('`');
-        let kind = if module.starts_with("links.") {
-            "links"
-        } else {
-            "storages"
-        };
-        // Said of all secrets together.
-        let options = known_options(kind, module).into_iter();
-        for option in options.filter(|option| !option.ends_with("_file")) {
-            if !row[1].contains(&format!("`{option}`")) || !page.contains(&option) {
-                missing.push(format!("{module}: {option}"));
-            }
-        }
-    }
-    assert_eq!(missing, REFUSED);
 }
