@@ -378,12 +378,13 @@ pub fn tidy(page: &str) -> String {
             ".fi" => is_code = false,
             _ => {}
         }
+        let line = if is_code { line } else { line.trim_end() };
         if line.is_empty() && !is_code {
             out += ".sp\n";
             continue;
         }
         let mut rest = line;
-        while rest.len() > WIDTH && !is_code && !is_whole && !line.starts_with('.') {
+        while width(rest) > WIDTH && !is_code && !is_whole && !line.starts_with('.') {
             let Some(end) = last_break(rest, WIDTH) else {
                 break;
             };
@@ -397,18 +398,20 @@ pub fn tidy(page: &str) -> String {
     out
 }
 
-/// The last space up to this column, or the first one after it, at which a line may end.
-fn last_break(line: &str, width: usize) -> Option<usize> {
+/// How long a line is to man(1): what is not ASCII stands there as `\[uXXXX]`.
+fn width(line: &str) -> usize {
+    line.chars().map(|c| if c.is_ascii() { 1 } else { 8 }).sum()
+}
+
+/// The last space up to this width, or the first one after it, at which a line may end.
+fn last_break(line: &str, limit: usize) -> Option<usize> {
     let may_end = |at: &usize| {
         let rest = &line[at + 1..];
         // A line that begins so would be a macro; an empty one a paragraph.
         !rest.is_empty() && !rest.starts_with(['.', '\'', ' ']) && !line[..*at].trim().is_empty()
     };
-    let spaces: Vec<usize> = line
-        .match_indices(' ')
-        .map(|(at, _)| at)
-        .filter(may_end)
-        .collect();
-    let fits = spaces.iter().rev().find(|at| **at <= width);
+    let spaces = line.match_indices(' ').map(|(at, _)| at);
+    let spaces: Vec<usize> = spaces.filter(may_end).collect();
+    let fits = spaces.iter().rev().find(|at| width(&line[..**at]) <= limit);
     fits.or(spaces.first()).copied()
 }
