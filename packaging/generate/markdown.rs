@@ -218,6 +218,9 @@ impl Writer<'_> {
                 let upper = name.to_uppercase();
                 self.page
                     .control("TH", [upper.as_str(), section, date, source, manual]);
+                // Names of settings and keys are not to be broken, nor words to be spread.
+                self.page.control("nh", []);
+                self.page.control("ad", ["l"]);
                 self.page.control("SH", ["NAME"]);
                 self.page.text([roman(format!("{name} - {about}"))]);
                 self.head = Head::Named;
@@ -283,6 +286,9 @@ impl Writer<'_> {
 
     /// As it stands, without filling.
     fn write_code(&mut self, code: &str) {
+        if !self.begun {
+            self.page.control("sp", []);
+        }
         self.page.control("RS", ["4"]);
         self.page.control("nf", []);
         for line in code.lines() {

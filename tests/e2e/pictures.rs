@@ -24,6 +24,9 @@ const PAGE: Screen = Screen {
     height: 900,
     is_dark: false,
 };
+/// Leaves out what `top` shows too, and the bar for scrolling.
+const CROP: &str = "document.querySelector('[aria-labelledby=h-figures]').style.display = 'none';
+    document.documentElement.style.overflow = 'hidden';";
 const TERMINAL: (u16, u16) = (92, 26);
 
 /// The size of a character, in pixels.
@@ -89,6 +92,7 @@ fn pictures_of_a_daemon_at_work() {
     let picture = terminal.seen(|screen| drawn(screen, TERMINAL));
     fs::write(folder.join("top.svg"), picture).expect("a file");
     thread::sleep(Duration::from_secs(2));
+    browser.run(CROP);
     fs::write(folder.join("status-page.png"), browser.screenshot()).expect("a file");
 }
 

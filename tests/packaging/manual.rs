@@ -705,7 +705,7 @@ fn each_kind_of_markdown_has_its_form_in_a_man_page() {
         ),
         (
             "## A\n\nB:\n\n```sh\nc -d\n\n.e\n```",
-            ".SH A\nB:\n.RS 4\n.nf\nc \\-d\n\n\\&.e\n.fi\n.RE\n",
+            ".SH A\nB:\n.sp\n.RS 4\n.nf\nc \\-d\n\n\\&.e\n.fi\n.RE\n",
         ),
         (
             "## A\n\n<!-- b -->\n| option | type | meaning |\n|---|---|---|\n| `c` | d\\|e | F |\n<!-- /b -->",
