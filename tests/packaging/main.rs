@@ -204,3 +204,26 @@ fn each_command_has_a_page_and_a_completion() {
         );
     }
 }
+
+#[test]
+fn texts_name_the_version_of_the_program() {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let deb = include_str!("../../packaging/deb/changelog");
+    assert!(
+        deb.starts_with(&format!("conserver ({VERSION}-")),
+        "packaging/deb/changelog: add an entry for {VERSION} at the top"
+    );
+    let image = format!("image: conserver:{VERSION}\n");
+    assert_eq!(
+        KUBERNETES.matches("image: conserver:").count(),
+        KUBERNETES.matches(&image).count(),
+        "packaging/kubernetes/deployment.yaml: name the image conserver:{VERSION}"
+    );
+    let readme = include_str!("../../README.md");
+    for package in [
+        format!("conserver_{VERSION}-1_"),
+        format!("conserver-{VERSION}-1."),
+    ] {
+        assert!(readme.contains(&package), "README.md: install {package}…");
+    }
+}
