@@ -7,10 +7,10 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::http::{self, Url};
+use crate::options::Options;
 
 /// URLs that get each document, and how they are reached.
 pub struct Webhooks {

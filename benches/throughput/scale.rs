@@ -381,7 +381,7 @@ fn large(servers: &Servers, effort: &Effort, report: &mut Report) {
         let end = Done::of(&servers.redis).wait_for(1);
         let worker = daemons[0].workers()[&1];
         let peak = high_water(worker);
-        let after = memory(&daemons);
+        let after = memory_when_idle(&daemons);
         let longest = slowest(&mut servers.redis.connection());
         stop(servers, daemons);
         let seconds = (end - begin).as_secs_f64();
@@ -403,6 +403,19 @@ fn large(servers: &Servers, effort: &Effort, report: &mut Report) {
         &table,
         "one worker, one lane, through a link that tags to storage.file; peak: VmHWM",
     );
+}
+
+/// The memory once it has stopped to fall: what a document took is given back when its lane is idle.
+fn memory_when_idle(daemons: &[Daemon]) -> f64 {
+    let mut last = memory(daemons);
+    loop {
+        thread::sleep(Duration::from_millis(500));
+        let now = memory(daemons);
+        if now >= last {
+            return now;
+        }
+        last = now;
+    }
 }
 
 /// The most memory that a process has had, in megabytes.

@@ -4,10 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::error::{Fault, Findings, listed};
 use super::read::entries;
-use super::yaml::{Entry, Kind, Mapping, Node, joined};
 use super::{Chain, Config, ListName};
+use crate::options::error::{Fault, Findings, listed};
+use crate::options::yaml::{Entry, Kind, Mapping, Node, joined};
 
 /// The key of the list to which a follower brings vCons.
 const FOLLOWER_LIST: &str = "follower_ingress_list";

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ureq::http::HeaderValue;
 
-use super::environment::Environment;
-use super::error::{ConfigErrors, Fault, Findings};
-use super::options::Options;
-use super::yaml::{self, Entry, Kind, Mapping};
 use super::{ListName, read, source};
 use crate::http::Url;
+use crate::options::Options;
+use crate::options::environment::Environment;
+use crate::options::error::{ConfigErrors, Fault, Findings};
+use crate::options::yaml::{self, Entry, Kind, Mapping};
 use crate::secret::Secret;
 
 /// The seconds between two pulls, where the file does not name them.

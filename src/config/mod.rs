@@ -7,47 +7,32 @@
 //! Values from variables and files are filled in when a file is read, by each process for itself,
 //! and kept with the configuration: what is opened later is what was checked.
 
-mod advice;
-mod bounds;
-mod environment;
-mod error;
-mod followers;
-mod json;
-mod list_name;
-mod numbers;
-mod on_outage;
-mod options;
-mod plain;
-mod plan;
-#[cfg(test)]
-mod properties;
-mod read;
-mod regular_file;
-mod source;
-#[cfg(test)]
-mod tests;
-mod yaml;
-
+use crate::link::{self, Link};
+use crate::options::Common;
+use crate::options::environment::Environment;
+use crate::options::yaml;
+use crate::secret::Secret;
+use crate::storage::{self, Storage};
+use indexmap::IndexMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use indexmap::IndexMap;
-
-pub use error::{ConfigErrors, ConfigWarnings, Fault};
+pub use crate::list_name::{ListName, NotAListName};
+pub use crate::options::Options;
+pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
-pub use list_name::{ListName, NotAListName};
-pub use on_outage::OnOutage;
-use options::Common;
-pub use options::Options;
-pub use plan::Plan;
 pub use source::{Source, Stamp};
 
-use self::environment::Environment;
-use crate::link::{self, Link};
-use crate::secret::Secret;
-use crate::storage::{self, Storage};
+mod advice;
+mod followers;
+#[cfg(test)]
+mod properties;
+mod read;
+mod source;
+#[cfg(test)]
+mod tests;
 
 /// A whole and checked configuration.
 #[derive(Debug, Clone)]
@@ -230,5 +215,139 @@ impl<T: ?Sized> fmt::Debug for ModuleConfig<T> {
             .field("name", &self.name)
             .field("module", &self.module)
             .finish_non_exhaustive()
+    }
+}
+
+/// Which chains there are and what they are made of.
+///
+/// Options are not looked at: values from variables and files that only the daemon has need not be
+/// there.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The names of the links, in the order of the file.
+    pub links: Vec<String>,
+    /// The names of the storages, in the order of the file.
+    pub storages: Vec<String>,
+    /// Those of them that have `on_outage: defer`.
+    pub deferring: Vec<String>,
+    /// The chains in the order of the file, those out of service among them.
+    pub chains: Vec<Chain>,
+    /// The lists that links may announce vCons on, besides those of their chains, as far as they
+    /// stand in the file itself.
+    pub routes: Vec<ListName>,
+}
+
+impl Plan {
+    /// Reads `text`, the content of the file at `path`.
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
+        let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
+        let (plan, findings) = read::plan(document);
+        if findings.faults.is_empty() {
+            Ok(plan)
+        } else {
+            Err(ConfigErrors::new(path, findings.faults))
+        }
+    }
+
+    /// The ingress lists of the chains in service, in the order of the file.
+    pub fn ingress_lists(&self) -> Vec<ListName> {
+        ingress_lists(&self.chains)
+    }
+}
+
+/// The key in an entry of `storages`.
+const KEY: &str = "on_outage";
+
+/// What happens to vCons while a storage is unavailable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnOutage {
+    /// The chains that need it are put on hold.
+    #[default]
+    Hold,
+    /// The chains go on. What the storage misses waits in its backlog and is saved later.
+    Defer,
+}
+
+impl OnOutage {
+    /// The word in `config.yml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Defer => "defer",
+        }
+    }
+
+    /// Reads it from the keys of a storage.
+    pub(super) fn read(keys: &mut Options) -> Self {
+        let Some(text) = keys.string(KEY) else {
+            return Self::default();
+        };
+        let known = [Self::Hold, Self::Defer];
+        let meant = known.into_iter().find(|it| it.as_str() == text);
+        meant.unwrap_or_else(|| {
+            let shown: String = text.chars().take(80).collect();
+            keys.fault(KEY, format!("{shown:?} is not hold or defer"));
+            Self::default()
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests_of_plan {
+    use super::*;
+
+    #[test]
+    fn a_plan_has_the_routes_of_links() {
+        let text = "\
+links:
+  router: {module: links.tag_router, options: {tag_routes: {a: one, b: two, c: '${ELSEWHERE}'}}}
+  broken: {module: links.tag_router, options: 7}
+  other: {module: links.tag, options: {tag_routes: {a: three}}}
+chains: {main: {links: [router], ingress_lists: [in]}}
+";
+        let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
+        let routes = plan.routes.iter().map(ListName::as_str);
+        assert_eq!(routes.collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_plan_knows_which_storages_defer() {
+        let text = "\
+storages:
+  pg: {module: storage.postgres, on_outage: defer, options: {password_file: /none/there}}
+  s3: {module: storage.s3, on_outage: hold}
+  file: {module: storage.file}
+  odd: {on_outage: later}
+chains: {main: {storages: [pg, s3, file, odd], ingress_lists: [in]}}
+";
+        let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
+        assert_eq!(plan.deferring, ["pg"]);
+    }
+
+    #[test]
+    fn a_plan_needs_no_values_from_elsewhere() {
+        let text = "\
+links: {tagger: {module: links.tag, options: {tags: ['${CONSERVER_NOT_SET}']}}}
+storages: {pg: {module: storage.postgres, options: {password_file: /none/there}}, s3: {}}
+chains:
+  main: {links: [tagger], storages: [s3, pg], ingress_lists: [a, b]}
+  spare: {ingress_lists: [c], enabled: 0}
+";
+        let plan = Plan::parse(text, Path::new("config.yml")).unwrap();
+        assert_eq!(
+            (plan.links, plan.storages),
+            (
+                vec!["tagger".to_owned()],
+                vec!["pg".to_owned(), "s3".to_owned()]
+            )
+        );
+        assert_eq!(plan.chains.len(), 2);
+        let text = text.replace("storages: [s3, pg]", "storages: [s4]");
+        let errors = Plan::parse(&text, Path::new("config.yml")).unwrap_err();
+        assert!(
+            errors.to_string().contains("storage `s4` is not defined"),
+            "{errors}"
+        );
     }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use super::advice;
-use super::environment::Environment;
-use super::error::{Fault, Findings, listed};
-use super::options::{Common, Lone, Options};
-use super::yaml::{Entry, Kind, Mapping, Node, joined};
 use super::{
     Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
     followers,
 };
+use crate::options::environment::Environment;
+use crate::options::error::{Fault, Findings, listed};
+use crate::options::yaml::{Entry, Kind, Mapping, Node, joined};
+use crate::options::{Common, Lone, Options};
 use crate::spelling::did_you_mean;
 use crate::{link, storage};
 

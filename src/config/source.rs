@@ -5,9 +5,9 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::{Config, ConfigErrors, Fault, Plan};
+use crate::options::environment;
 use crate::runtime_dir;
-
-use super::{Config, ConfigErrors, Fault, Plan, regular_file};
 
 /// The most bytes of a configuration file: far more than anyone writes, and little enough that the
 /// supervisor, which reads it between two looks after its workers, is not held up.
@@ -76,14 +76,14 @@ impl Plan {
 
 /// The text of the file at `path`.
 pub(super) fn read(path: &Path) -> Result<String, Fault> {
-    text_of(regular_file::read(path, MOST_BYTES))
+    text_of(environment::read_regular_file(path, MOST_BYTES))
 }
 
 /// The text of the file at `path` in the runtime folder, where it is kept for processes that are not
 /// the supervisor.
 pub(super) fn read_kept(path: &Path) -> Result<String, Fault> {
     let opened = runtime_dir::open(path, OpenOptions::new().read(true));
-    text_of(opened.and_then(|file| regular_file::read_all(file, MOST_BYTES)))
+    text_of(opened.and_then(|file| environment::read_open_file(file, MOST_BYTES)))
 }
 
 fn text_of(bytes: io::Result<Vec<u8>>) -> Result<String, Fault> {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
+use crate::options::Options;
 use crate::vcon::Vcon;
 
 struct Delay {

@@ -24,10 +24,10 @@ use ureq::Agent;
 use ureq::http::HeaderMap;
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::http::{self, Url};
+use crate::options::Options;
 use crate::vcon::{Vcon, VconError};
 
 /// Options of the existing worker's link that are only for `s3_bucket`.

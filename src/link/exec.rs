@@ -19,8 +19,8 @@ use crossbeam_channel::Receiver;
 
 use super::program::{Clock, Program, Ran, Stream};
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::settings::Critical;
 use crate::sys::End;
 use crate::vcon::{self, Vcon, VconError};

@@ -3,7 +3,7 @@
 //! Reads the option `seconds` (86400); writes [`Context::expire`], not the vCon.
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
+use crate::options::Options;
 use crate::vcon::Vcon;
 
 /// A thousand years: Redis refuses times to live whose end it cannot count.

@@ -25,9 +25,10 @@ pub use program::{appoint as appoint_warden, dismiss as dismiss_warden, serve as
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use crate::config::{ListName, Options};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::list_name::ListName;
+use crate::options::Options;
 use crate::settings::Critical;
 use crate::vcon::{Vcon, VconId, Version};
 

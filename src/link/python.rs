@@ -17,8 +17,8 @@ use crossbeam_channel::Receiver;
 
 use super::program::{Program, Stream};
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::secret::Secret;
 use crate::vcon::Vcon;
 

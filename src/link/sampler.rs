@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
+use crate::options::Options;
 use crate::vcon::{Vcon, VconId};
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,8 +5,8 @@
 //! the vCon's `tags` attachment.
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::Vcon;
 
 struct Tag {

@@ -14,8 +14,9 @@
 //! warns: the tag stays, and the vCon goes round for ever.
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::{ListName, Options};
 use crate::failure::Failure;
+use crate::list_name::ListName;
+use crate::options::Options;
 use crate::vcon::Vcon;
 
 struct TagRouter {

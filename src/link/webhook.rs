@@ -7,8 +7,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::{Context, Link, LinkError, Next};
-use crate::config::Options;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::Vcon;
 use crate::webhooks::Webhooks;
 

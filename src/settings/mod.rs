@@ -4,15 +4,13 @@
 //! is reported together.
 
 mod http_address;
-mod misspelt;
 mod reader;
 mod redis_url;
 mod sentinel_url;
 mod table;
 #[cfg(test)]
 mod tests;
-mod url_parts;
-mod url_query;
+mod url;
 
 use std::env;
 use std::ffi::OsString;
@@ -24,8 +22,8 @@ use log::LevelFilter;
 use ureq::http::HeaderName;
 
 pub use http_address::{HttpAddress, NotAnHttpAddress};
-pub use misspelt::misspelt;
-pub use reader::SettingsErrors;
+
+pub use reader::{SettingsErrors, misspelt};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};

@@ -3,10 +3,9 @@
 //! It is read as redis-py 4.6 reads it, whose services share it: what stands before the `@` wins over
 //! the query, the query wins over the path, and an unknown parameter is a fault.
 
-use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::{fmt, fs};
 
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
@@ -14,8 +13,9 @@ use redis::{
 };
 
 use super::sentinel_url::{Master, SentinelUrl};
-use super::url_parts::{Login, Parts, TORN, decoded, fault, host_and_port, name, port_of};
-use super::url_query::{Query, Used, is_true};
+use super::url::{
+    Login, Parts, Query, TORN, Used, decoded, fault, host_and_port, is_true, name, port_of,
+};
 
 /// The host of a URL that names none.
 const HOST: &str = "localhost";

@@ -4,8 +4,7 @@
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsMode};
 
 use super::redis_url::{NotARedisUrl, database_of, told};
-use super::url_parts::{Login, Parts, fault, host_and_port, split};
-use super::url_query::{Query, Used};
+use super::url::{Login, Parts, Query, Used, fault, host_and_port, split};
 
 /// Where a sentinel listens when the URL does not say.
 const PORT: u16 = 26379;

@@ -62,10 +62,10 @@ use self::request::{Answer, Question, Reading, Server};
 use self::section::Section;
 use self::trial::Trial;
 use super::Storage;
-use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::http::agent_that_trusts;
+use crate::options::Options;
 use crate::vcon::{Outgoing, VconId, Version};
 
 /// How long a probe waits for an answer.

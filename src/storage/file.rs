@@ -59,9 +59,9 @@ use fault::{Step, fault};
 
 use super::Storage;
 use super::bounded::Bounded;
-use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 const PLAIN: &str = "json";

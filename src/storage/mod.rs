@@ -28,9 +28,9 @@ use chrono::NaiveDate;
 
 pub use not_built_in::NOT_BUILT_IN;
 
-use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// A place where vCons are kept.

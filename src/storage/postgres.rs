@@ -58,9 +58,9 @@ use self::wire::Refused;
 use super::bounded::Bounded;
 use super::crowd;
 use super::{Room, Storage};
-use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
 /// What a call gets beyond the time it has on the server or the socket.

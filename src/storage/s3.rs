@@ -35,10 +35,10 @@ use ureq::Agent;
 use self::fault::{advice, is_the_vcons};
 use self::request::{Answer, Fault, Verb, agent, send};
 use super::Storage;
-use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::http::EXPLANATION;
+use crate::options::Options;
 use crate::secret::Secret;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 

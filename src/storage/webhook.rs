@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use super::Storage;
-use crate::config::Options;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::vcon::{Outgoing, VconId};
 use crate::webhooks::Webhooks;
 

@@ -9,8 +9,7 @@ use serde_json::value::RawValue;
 use super::json::{self, Borrowed, Object, ObjectWriter};
 use super::outgoing::{JsonBodies, Leaving};
 use super::{
-    CreatedAt, Outgoing, Sealed, VconError, VconId, Version, decode, downgrade, normalise, sealed,
-    tags,
+    CreatedAt, Outgoing, Sealed, VconError, VconId, Version, normalise, outgoing, sealed, tags,
 };
 
 /// The extensions that are known here: they add properties of parties and dialogs, and kinds of
@@ -314,7 +313,7 @@ impl Vcon {
             id: self.id.clone(),
             json: Arc::new(match version {
                 Version::Current | Version::Sealed(_) => write(&self.members, self.bodies),
-                Version::V0_0_1 => downgrade::write(&self.members),
+                Version::V0_0_1 => outgoing::write_as_0_0_1(&self.members),
             }),
             version,
             created_at,
@@ -335,7 +334,7 @@ impl Vcon {
                     // One time for both.
                     current.created_or_now();
                 }
-                let json = Arc::new(downgrade::write(&self.members));
+                let json = Arc::new(outgoing::write_as_0_0_1(&self.members));
                 let current = Outgoing::clone(&current);
                 Arc::new(Outgoing {
                     json,
@@ -366,7 +365,7 @@ impl Vcon {
 type Opened = (IndexMap<String, Member>, Option<(Sealed, Arc<String>)>);
 
 fn opened(text: &str) -> Result<Opened, VconError> {
-    let text = decode::without_mark(text);
+    let text = json::without_mark(text);
     if !text.trim_ascii_start().starts_with('{') {
         let value: &RawValue = serde_json::from_str(text)?;
         let inside = json::text(value);

@@ -39,7 +39,7 @@ impl fmt::Display for Sealed {
 
 /// Whether a text is a signed or encrypted vCon, in the general or the flattened JSON serialisation.
 pub fn sealed(text: &str) -> Option<Sealed> {
-    let text = super::decode::without_mark(text);
+    let text = super::json::without_mark(text);
     of(&Borrowed::read(text).ok()?.0)
 }
 

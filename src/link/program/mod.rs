@@ -4,10 +4,8 @@
 //! outlives the work it was started for: it is killed at the time limit, at the end of the work,
 //! with the lane, and, by the [`warden`], with the worker.
 
-mod clock;
 mod process;
 mod stream;
-mod tail;
 mod warden;
 
 use std::env;
@@ -19,18 +17,18 @@ use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 
-pub(super) use clock::Clock;
+pub(super) use process::Clock;
 pub(super) use stream::Stream;
 pub use warden::{appoint, dismiss, serve};
 
 use super::LinkError;
-use crate::config::Options;
 use crate::deadline::Limit;
 use crate::failure::Failure;
+use crate::options::Options;
 use crate::secret::Secret;
 use crate::sys::{Account, End};
+use process::Tail;
 use process::{Process, Until};
-use tail::Tail;
 
 /// What of the daemon's environment every program gets.
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LANG"];

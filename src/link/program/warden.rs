@@ -32,12 +32,12 @@ static WARDEN: Mutex<Warden> = Mutex::new(Warden {
 
 struct Warden {
     wanted: bool,
-    post: Option<Post>,
+    post: Option<ReaperProcess>,
     /// The programs that run, for a warden that takes the place of another.
     alive: BTreeSet<i32>,
 }
 
-struct Post {
+struct ReaperProcess {
     process: Child,
     pipe: Arc<OwnedFd>,
 }
@@ -55,7 +55,7 @@ pub fn dismiss() {
         warden.post.take()
     };
     // The pipe may be held by a program that is just beginning, which needs the lock for it.
-    if let Some(Post { mut process, pipe }) = post {
+    if let Some(ReaperProcess { mut process, pipe }) = post {
         drop(pipe);
         if let Err(error) = process.wait() {
             log::error!("could not wait for the warden: {error}");
@@ -113,7 +113,7 @@ fn lock() -> MutexGuard<'static, Warden> {
     WARDEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start(alive: &BTreeSet<i32>) -> io::Result<Post> {
+fn start(alive: &BTreeSet<i32>) -> io::Result<ReaperProcess> {
     let (read, write) = io::pipe()?;
     let mut command = sys::this_program("warden")?;
     command.stdin(read).stdout(Stdio::null()).process_group(0);
@@ -123,7 +123,7 @@ fn start(alive: &BTreeSet<i32>) -> io::Result<Post> {
     for pid in alive {
         tell(&pipe, *pid);
     }
-    Ok(Post { process, pipe })
+    Ok(ReaperProcess { process, pipe })
 }
 
 /// A warden that has ended is noticed when the next program starts.

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use ureq::http::HeaderValue;
 
 use crate::authorities;
-use crate::config::Options;
 use crate::http::{Trust, Url};
+use crate::options::Options;
 use crate::secret::Secret;
 
 /// The server's address: `url`, or what `cloud_id` says.

@@ -212,7 +212,7 @@ mod tests {
     use super::super::tls::Tls;
     use super::super::wire::Allowance;
     use super::*;
-    use crate::config::Options;
+    use crate::options::Options;
 
     /// What the client makes of a server that reads something and says this, and ends the connection.
     fn after(said: Vec<u8>, sslmode: Option<&str>) -> Error {

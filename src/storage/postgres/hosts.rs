@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use postgres::Config;
 use postgres::config::TargetSessionAttrs;
 
-use crate::config::Options;
+use crate::options::Options;
 
 /// What `port` must be.
 const PORTS: &str =

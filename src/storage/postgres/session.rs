@@ -439,8 +439,8 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::config::Options;
     use crate::deadline::Deadline;
+    use crate::options::Options;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -31,7 +31,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::wire::{Allowance, Wire};
 use crate::authorities;
-use crate::config::Options;
+use crate::options::Options;
 
 const MODES: &[(&str, Mode)] = &[
     ("disable", Mode::Disable),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::lay::Placed;
+use super::Placed;
 use super::list::{Element, value_of};
 use crate::vcon::document::Part;
 use crate::vcon::json::{self, Borrowed, ObjectWriter};

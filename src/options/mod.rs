@@ -1,6 +1,10 @@
 //! One mapping of `config.yml`, read by accessors that record every fault.
 
+pub(crate) mod environment;
+pub(crate) mod error;
 mod fill;
+mod scalars;
+pub(crate) mod yaml;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -8,11 +12,9 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::environment::Environment;
-use super::error::{Fault, listed};
-use super::json;
-use super::numbers;
-use super::yaml::{Kind, Mapping, Node, joined};
+use self::environment::Environment;
+use self::error::{Fault, listed};
+use self::yaml::{Kind, Mapping, Node, joined};
 use crate::secret::Secret;
 use crate::spelling::did_you_mean;
 
@@ -34,8 +36,8 @@ pub struct Options {
     told: Vec<String>,
     /// It is no mapping at all: what is missing in it need not be reported as well.
     is_broken: bool,
-    pub(super) faults: Vec<Fault>,
-    pub(super) warnings: Vec<Fault>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) warnings: Vec<Fault>,
     /// Where values come from that do not stand in the file; `None` once they have been filled in.
     environment: Option<Arc<Environment>>,
     /// The single values as they stand in the file, where something was filled in.
@@ -47,11 +49,11 @@ pub struct Options {
 
 /// What the lanes of a process share of one link or storage; the module says what it is.
 #[derive(Clone, Default)]
-pub(super) struct Common(Arc<OnceLock<Arc<dyn Any + Send + Sync>>>);
+pub(crate) struct Common(Arc<OnceLock<Arc<dyn Any + Send + Sync>>>);
 
 /// Whether a single string counts as a list of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lone {
+pub(crate) enum Lone {
     /// It does.
     Counts,
     /// It is a fault.
@@ -60,7 +62,7 @@ pub(super) enum Lone {
 
 impl Options {
     /// The entries of `node`, which stands under the key `path` on `line`.
-    pub(super) fn new(path: &str, noun: &'static str, line: usize, node: &Node) -> Self {
+    pub(crate) fn new(path: &str, noun: &'static str, line: usize, node: &Node) -> Self {
         let mut faults = Vec::new();
         let entries = match &node.kind {
             Kind::Mapping(entries) => entries.clone(),
@@ -89,7 +91,7 @@ impl Options {
         }
     }
 
-    pub(super) fn set_common(&mut self, common: &Common) {
+    pub(crate) fn set_common(&mut self, common: &Common) {
         self.common = common.clone();
     }
 
@@ -101,11 +103,11 @@ impl Options {
         common.unwrap_or_default()
     }
 
-    pub(super) fn set_owner(&mut self, name: &str) {
+    pub(crate) fn set_owner(&mut self, name: &str) {
         name.clone_into(&mut self.owner);
     }
 
-    pub(super) fn set_looked_up(&mut self, values: &Arc<[Secret]>) {
+    pub(crate) fn set_looked_up(&mut self, values: &Arc<[Secret]>) {
         self.looked_up = Arc::clone(values);
     }
 
@@ -121,7 +123,7 @@ impl Options {
 
     /// A mapping of anything, as JSON.
     pub fn json(&mut self, key: &str) -> Option<String> {
-        self.mapping(key).map(|entries| json::object(&entries))
+        self.mapping(key).map(|entries| scalars::object(&entries))
     }
 
     /// Everything that has not been asked for, as JSON. What stands in the mapping `key` is taken
@@ -143,7 +145,7 @@ impl Options {
             );
         }
         rest.extend(within);
-        json::object(&rest)
+        scalars::object(&rest)
     }
 
     fn mapping(&mut self, key: &str) -> Option<Mapping> {
@@ -164,14 +166,14 @@ impl Options {
     }
 
     /// The time in seconds under `key`, if it is given and its module has asked for it.
-    pub(super) fn time_given(&self, key: &str) -> Option<Duration> {
+    pub(crate) fn time_given(&self, key: &str) -> Option<Duration> {
         let is_known = self.asked.iter().any(|asked| asked == key);
         let seconds: f64 = match &self.entries.get(key).filter(|_| is_known)?.value {
             Node {
                 kind: Kind::Scalar(text),
                 plain,
                 ..
-            } => numbers::any(text.trim(), *plain)?,
+            } => scalars::any(text.trim(), *plain)?,
             _ => return None,
         };
         Duration::try_from_secs_f64(seconds).ok()
@@ -185,7 +187,7 @@ impl Options {
     }
 
     /// The same, with values from variables and files filled in as they are asked for.
-    pub(super) fn filled_from(mut self, environment: &Arc<Environment>) -> Self {
+    pub(crate) fn filled_from(mut self, environment: &Arc<Environment>) -> Self {
         self.environment = Some(Arc::clone(environment));
         self
     }
@@ -232,7 +234,7 @@ impl Options {
         let (least, most) = (*range.start(), *range.end());
         let expected = format!("a whole number from {least} to {most}");
         self.parsed(key, &expected, |text, plain| {
-            numbers::whole(text, plain).filter(|number| range.contains(number))
+            scalars::whole(text, plain).filter(|number| range.contains(number))
         })
         .unwrap_or(default)
     }
@@ -252,7 +254,7 @@ impl Options {
     /// A time in seconds, fractions allowed; not negative.
     pub fn seconds_or(&mut self, key: &str, default: f64) -> Duration {
         let seconds = self.parsed(key, "a number of seconds, 0 or more", |text, plain| {
-            let seconds = numbers::any(text, plain)?;
+            let seconds = scalars::any(text, plain)?;
             (0.0..=MOST_SECONDS).contains(&seconds).then_some(seconds)
         });
         Duration::try_from_secs_f64(seconds.unwrap_or(default)).unwrap_or_default()
@@ -262,12 +264,12 @@ impl Options {
     /// programs which write YAML make of that, `420`.
     pub fn mode_or(&mut self, key: &str, default: u32) -> u32 {
         let expected = "file permissions in octal, as in 0o644 or '0644', or their decimal number";
-        self.parsed(key, expected, numbers::mode).unwrap_or(default)
+        self.parsed(key, expected, scalars::mode).unwrap_or(default)
     }
 
     /// A number, quoted or not.
     pub fn number_or(&mut self, key: &str, default: f64) -> f64 {
-        self.parsed(key, "a number", numbers::any)
+        self.parsed(key, "a number", scalars::any)
             .unwrap_or(default)
     }
 
@@ -364,7 +366,7 @@ impl Options {
     }
 
     /// Warns of a key that the existing worker passes over, if it holds something.
-    pub(super) fn without_effect(&mut self, key: &str, why: &str) {
+    pub(crate) fn without_effect(&mut self, key: &str, why: &str) {
         self.told.push(key.to_owned());
         let entry = self.entries.get(key);
         if entry.is_some_and(|entry| !entry.value.kind.is_empty()) {
@@ -373,7 +375,7 @@ impl Options {
     }
 
     /// The items of a list with their lines.
-    pub(super) fn items(&mut self, key: &str, lone: Lone) -> Vec<(usize, String)> {
+    pub(crate) fn items(&mut self, key: &str, lone: Lone) -> Vec<(usize, String)> {
         self.items_or(key, lone, "")
     }
 
@@ -409,7 +411,7 @@ impl Options {
     }
 
     /// The value under `key` as it is, and its key's line; nothing where it is absent or `null`.
-    pub(super) fn node(&mut self, key: &str) -> Option<(usize, Node)> {
+    pub(crate) fn node(&mut self, key: &str) -> Option<(usize, Node)> {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
             // The first time alone: what was filled in is not to be looked at again.
@@ -422,23 +424,23 @@ impl Options {
         }
     }
 
-    pub(super) fn fault_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
+    pub(crate) fn fault_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
         let path = joined(&self.path, key);
         self.faults.push(Fault::at(line, path, message));
     }
 
-    pub(super) fn warn_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
+    pub(crate) fn warn_at(&mut self, line: usize, key: &str, message: impl Into<String>) {
         let path = joined(&self.path, key);
         self.warnings.push(Fault::at(line, path, message));
     }
 
     /// The line of the key, or of the mapping where it does not have the key.
-    pub(super) fn line_of(&self, key: &str) -> usize {
+    pub(crate) fn line_of(&self, key: &str) -> usize {
         self.entries.get(key).map_or(self.line, |entry| entry.line)
     }
 
     /// The entries with everything filled in that was asked for.
-    pub(super) fn into_entries(self) -> Mapping {
+    pub(crate) fn into_entries(self) -> Mapping {
         self.entries
     }
 
@@ -491,7 +493,7 @@ impl Options {
     /// Options as they would stand in a file, for tests of the modules that read them.
     #[cfg(test)]
     pub(crate) fn from_yaml(text: &str) -> Self {
-        let node = super::yaml::parse(text).ok().flatten();
+        let node = yaml::parse(text).ok().flatten();
         let node = node.unwrap_or(Node {
             line: 1,
             kind: Kind::Null,

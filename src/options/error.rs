@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::options::Options;
+use super::Options;
 use crate::visible::printable;
 
 /// One fault of a configuration file.
@@ -20,7 +20,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(super) fn at(line: usize, key: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn at(line: usize, key: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             line: Some(line),
             column: None,
@@ -29,7 +29,7 @@ impl Fault {
         }
     }
 
-    pub(super) fn of_file(message: impl Into<String>) -> Self {
+    pub(crate) fn of_file(message: impl Into<String>) -> Self {
         Self {
             line: None,
             column: None,
@@ -41,7 +41,7 @@ impl Fault {
 
 /// What was found while a file was read.
 #[derive(Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// What makes the file unusable.
     pub faults: Vec<Fault>,
     /// What has no effect, or hardly the one that is meant.
@@ -67,7 +67,7 @@ pub struct ConfigWarnings {
 }
 
 impl ConfigWarnings {
-    pub(super) fn new(file: &Path, warnings: Vec<Fault>) -> Self {
+    pub(crate) fn new(file: &Path, warnings: Vec<Fault>) -> Self {
         let mut warnings = in_order(warnings);
         let more = warnings.len().saturating_sub(MOST_WARNINGS);
         if more > 0 {
@@ -126,7 +126,7 @@ pub struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    pub(super) fn new(file: &Path, faults: Vec<Fault>) -> Self {
+    pub(crate) fn new(file: &Path, faults: Vec<Fault>) -> Self {
         Self {
             file: file.to_owned(),
             faults: in_order(faults),
@@ -135,7 +135,7 @@ impl ConfigErrors {
     }
 
     /// The same, with what was warned of: a misspelt key may be the cause of a fault.
-    pub(super) fn with(self, warnings: ConfigWarnings) -> Self {
+    pub(crate) fn with(self, warnings: ConfigWarnings) -> Self {
         Self { warnings, ..self }
     }
 
@@ -176,7 +176,7 @@ const MOST_NAMES: usize = 20;
 
 /// The names in one line, or a word for none: `tagger, router`. Of many names, the first: each of
 /// many faults may list them.
-pub(super) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
+pub(crate) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
     let mut names = names.into_iter();
     let first: Vec<S> = names.by_ref().take(MOST_NAMES).collect();
     if first.is_empty() {

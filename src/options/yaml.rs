@@ -4,22 +4,21 @@
 //! here depends on the option that reads it. So the text is taken from the source again, at the
 //! place that `saphyr` gives for the scalar.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use indexmap::IndexMap;
 use indexmap::map::Entry as Slot;
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, ScanError, YamlDataOwned};
+use saphyr_parser::{Event, Parser};
 
-use super::bounds;
 use super::error::Fault;
-use super::plain::Plain;
 
 /// The longest key. It bounds the paths in messages, of which there may be many.
 const LONGEST_KEY: usize = 1024;
 
 /// A value and the line it begins on.
 #[derive(Clone)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub line: usize,
     pub kind: Kind,
     /// Whether it stands in the file without quotes.
@@ -28,7 +27,7 @@ pub(super) struct Node {
 
 /// What a value is.
 #[derive(Clone)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Nothing, `~` or `null`.
     Null,
     /// The text as it was written, without quotes.
@@ -38,11 +37,11 @@ pub(super) enum Kind {
 }
 
 /// The entries of a mapping in the order of the file.
-pub(super) type Mapping = IndexMap<String, Entry>;
+pub(crate) type Mapping = IndexMap<String, Entry>;
 
 /// The value under a key, and the key's line.
 #[derive(Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub line: usize,
     pub value: Node,
 }
@@ -70,8 +69,8 @@ impl Kind {
 }
 
 /// Reads the one document in `text`; `None` where there is none.
-pub(super) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
-    if let Some(fault) = bounds::exceeded(text) {
+pub(crate) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
+    if let Some(fault) = exceeded(text) {
         return Err(vec![fault]);
     }
     let source: Vec<char> = text.chars().collect();
@@ -249,12 +248,150 @@ impl Reader<'_> {
 }
 
 /// The path of `key` under `path`.
-pub(super) fn joined(path: &str, key: &str) -> String {
+pub(crate) fn joined(path: &str, key: &str) -> String {
     if path.is_empty() {
         key.to_owned()
     } else {
         format!("{path}.{key}")
     }
+}
+
+/// Tells values without quotes from others, in the order of the file.
+#[derive(Default)]
+pub(crate) struct Plain {
+    /// The anchors of those without quotes.
+    anchors: HashSet<String>,
+}
+
+impl Plain {
+    /// Whether it is a single value without quotes and tag. What names a variable is text, whatever
+    /// the variable holds.
+    pub fn is(&mut self, node: &MarkedYamlOwned, source: &[char]) -> bool {
+        let YamlDataOwned::Value(_) = &node.data else {
+            return false;
+        };
+        let start = node.span.start.index();
+        let text = source.get(start..node.span.end.index());
+        let text: String = text.unwrap_or_default().iter().collect();
+        let mut rest = text.trim();
+        let mut anchor = None;
+        while let Some(word) = rest.split_whitespace().next()
+            && word.starts_with(['&', '!'])
+        {
+            if word.starts_with('!') {
+                return false;
+            }
+            anchor = word.strip_prefix('&');
+            rest = rest[word.len()..].trim_start();
+        }
+        if let Some(alias) = rest.strip_prefix('*') {
+            return self.anchors.contains(alias);
+        }
+        let plain = !rest.starts_with(['"', '\''])
+            && !rest.contains("${")
+            && !is_block(source.get(..start).unwrap_or_default());
+        if let Some(anchor) = anchor.filter(|_| plain) {
+            self.anchors.insert(anchor.to_owned());
+        }
+        plain
+    }
+}
+
+/// Whether what stands before a value makes it a block of text: a `|` or `>` at the end of the
+/// last line that is not only a comment.
+fn is_block(before: &[char]) -> bool {
+    let mut blank = before.iter().rev().take_while(|c| c.is_whitespace());
+    if !blank.any(|c| *c == '\n') {
+        return false;
+    }
+    for line in before.rsplit(|c| *c == '\n') {
+        let line: String = line.iter().collect();
+        let bare = line.split(" #").next().unwrap_or_default().trim();
+        if !bare.is_empty() && !bare.starts_with('#') {
+            let word = bare.split_whitespace().next_back().unwrap_or_default();
+            return word.starts_with(['|', '>']);
+        }
+    }
+    false
+}
+
+/// The most that a configuration may become, in bytes.
+const LARGEST: usize = 64 << 20;
+
+/// How deep lists and mappings may be nested.
+const DEEPEST: usize = 500;
+
+/// About what a value takes beside its text, in bytes.
+const VALUE: usize = 64;
+
+/// An anchored value.
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    size: usize,
+    depth: usize,
+}
+
+/// A list or mapping that has begun.
+struct Open {
+    anchor: usize,
+    /// The size of all that came before it.
+    before: usize,
+    /// The depth of what is in it.
+    depth: usize,
+}
+
+/// What is wrong where the text passes a bound; nothing where it never does, or where it is not
+/// YAML before that.
+pub(crate) fn exceeded(text: &str) -> Option<Fault> {
+    let mut total = 0_usize;
+    let mut anchored: HashMap<usize, Extent> = HashMap::new();
+    let mut open: Vec<Open> = Vec::new();
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.ok()?;
+        let mut inner = 0;
+        match event {
+            Event::Scalar(text, _, anchor, _) => {
+                let size = VALUE + text.len();
+                total = total.saturating_add(size);
+                // Values without an anchor have the number 0, to which no alias leads.
+                anchored.insert(anchor, Extent { size, depth: 0 });
+            }
+            Event::Alias(anchor) => {
+                let extent = anchored.get(&anchor).copied().unwrap_or_default();
+                total = total.saturating_add(VALUE).saturating_add(extent.size);
+                inner = extent.depth;
+            }
+            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                open.push(Open {
+                    anchor,
+                    before: total,
+                    depth: 0,
+                });
+                total = total.saturating_add(VALUE);
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let ended = open.pop()?;
+                inner = ended.depth + 1;
+                let size = total - ended.before;
+                anchored.insert(ended.anchor, Extent { size, depth: inner });
+            }
+            _ => {}
+        }
+        let depth = open.len() + inner;
+        if let Some(outer) = open.last_mut() {
+            outer.depth = outer.depth.max(inner);
+        }
+        let message = if depth > DEEPEST {
+            "is nested too deeply".to_owned()
+        } else if total > LARGEST {
+            let most = LARGEST >> 20;
+            format!("with its aliases replaced, the text takes more than {most} MB")
+        } else {
+            continue;
+        };
+        return Some(Fault::at(span.start.line(), "", message));
+    }
+    None
 }
 
 #[cfg(test)]
@@ -386,6 +523,55 @@ mod tests {
     fn nothing_is_no_document() {
         for text in ["", "\n\n", "# only words\n", "---\n", "~"] {
             assert!(matches!(parse(text), Ok(None)), "{text:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod bounds_tests {
+    use super::*;
+
+    fn line(text: &str) -> Option<usize> {
+        exceeded(text).and_then(|fault| fault.line)
+    }
+
+    /// `a: &a <text>` and so many aliases to it, each on a line of its own.
+    fn aliased(text: &str, times: usize) -> String {
+        format!("a: &a {text}\nb:\n{}", "- *a\n".repeat(times))
+    }
+
+    #[test]
+    fn what_aliases_stand_for_counts_each_time() {
+        let long = "x".repeat(1 << 20);
+        assert_eq!(line(&long), None);
+        assert_eq!(line(&aliased(&long, 60)), None);
+        assert_eq!(line(&aliased(&long, 100)), Some(65));
+        assert_eq!(line(&aliased(&format!("[{long}]"), 100)), Some(65));
+        assert_eq!(line(&aliased(&format!("{{? {long}}}"), 100)), Some(65));
+    }
+
+    #[test]
+    fn depth_counts_whatever_makes_it() {
+        let nested = |n: usize, inner: &str| format!("{}{inner}{}", "[".repeat(n), "]".repeat(n));
+        let block = |n: usize, end: &str| format!("a:{end}  {}x", "- ".repeat(n));
+        let deep = nested(200, "");
+        let by_alias = |n: usize| format!("a: &a {deep}\nb: &b {deep}\nc: {}", nested(n, "*a"));
+        let by_aliases = |n: usize| {
+            let middle = nested(200, "*a");
+            format!("a: &a {deep}\nb: &b {middle}\nc:\n  {}", nested(n, "*b"))
+        };
+        assert_eq!(line(&block(400, "\n")), None);
+        for end in ["\n", "\r", "\r\n"] {
+            assert_eq!(line(&block(600, end)), Some(2), "{end:?}");
+        }
+        assert_eq!((line(&by_alias(250)), line(&by_aliases(90))), (None, None));
+        assert_eq!(line(&by_aliases(100)), Some(4));
+    }
+
+    #[test]
+    fn an_alias_to_itself_and_one_to_nothing_are_left_to_the_parser() {
+        for text in ["a: &a [x, *a]", "a: *b", "a: [", ""] {
+            assert_eq!(line(text), None, "{text}");
         }
     }
 }

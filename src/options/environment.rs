@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
 use std::mem;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::regular_file;
+use nix::libc;
+
 use crate::secret::Secret;
 
 /// The most bytes of a file that holds one value.
@@ -32,14 +35,14 @@ const FILE: &str = "file:";
 
 /// A text in which values have taken the places of their names.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Expanded {
+pub(crate) struct Expanded {
     pub text: String,
     /// Whether a `${` was kept that neither names a variable nor is written `$${`.
     pub has_stray: bool,
 }
 
 /// What surrounds the process when it reads a configuration.
-pub(super) struct Environment {
+pub(crate) struct Environment {
     variables: HashMap<OsString, OsString>,
     filled: AtomicUsize,
     looked_up: Mutex<Vec<Secret>>,
@@ -112,7 +115,7 @@ impl Environment {
     /// systemd's folder of credentials, or else in the current directory.
     pub fn file(&self, name: &str) -> Result<String, String> {
         let place = self.place(name)?;
-        let read = regular_file::read(&place, MOST_BYTES);
+        let read = read_regular_file(&place, MOST_BYTES);
         let bytes = read.map_err(|why| unreadable(&place, &why))?;
         self.count(bytes.len().max(LEAST_FILE))?;
         let text = String::from_utf8(bytes)
@@ -200,6 +203,34 @@ fn unreadable(place: &Path, why: &std::io::Error) -> String {
         );
     }
     format!("the file {shown} could not be read: {why}")
+}
+
+/// The bytes of a regular file of at most `most` bytes. Neither a pipe nor a device keeps the
+/// caller waiting.
+pub(crate) fn read_regular_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    // Without waiting: a pipe would keep us until someone writes to it.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    read_open_file(file, most)
+}
+
+/// The bytes of a file that is open.
+pub(crate) fn read_open_file(file: File, most: u64) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // It may grow while it is read.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        let megabytes = most >> 20;
+        return Err(io::Error::other(format!(
+            "it is larger than {megabytes} MiB, the most that is read of such a file"
+        )));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

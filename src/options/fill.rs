@@ -1,8 +1,8 @@
 //! Options whose values do not stand in the file itself.
 
-use super::super::environment::Environment;
-use super::super::yaml::{Kind, Node, joined};
 use super::Options;
+use super::environment::Environment;
+use super::yaml::{Kind, Node, joined};
 
 /// What is left to say of the values of one option.
 #[derive(Default)]
@@ -15,7 +15,7 @@ struct Gaps {
 
 impl Options {
     /// Puts values in the places of their names.
-    pub(super) fn fill_in(&mut self, key: &str) {
+    pub(crate) fn fill_in(&mut self, key: &str) {
         let Some(environment) = self.environment.clone() else {
             return;
         };
@@ -44,7 +44,7 @@ impl Options {
     }
 
     /// Puts the text of the file that `<key>_file` names in the place of the option itself.
-    pub(super) fn read_file_of(&mut self, key: &str, is_given: bool) -> Option<String> {
+    pub(crate) fn read_file_of(&mut self, key: &str, is_given: bool) -> Option<String> {
         let file_key = format!("{key}_file");
         let name = self.string(&file_key)?;
         if is_given {
