@@ -273,7 +273,9 @@ impl Pipeline<'_, '_, '_> {
                 DeadLetterAt::Storage(..) => continue,
             };
             match taken {
-                Ok(true) => log::info!("{what} is no dead letter any more, {stage} refuses all"),
+                Ok(true) => {
+                    log::info!("recalled the dead letter {what}: {stage} refuses every vCon")
+                }
                 Ok(false) => {}
                 Err(error) if self.shared.health.keep_letter(stage, letter) => {
                     log::debug!(

@@ -602,7 +602,7 @@ impl Pipeline<'_, '_, '_> {
     fn log_not_ours(&self) {
         let entry = self.claim.shown();
         log::warn!(
-            "{entry}: the claim was settled already, by an earlier call or by another worker"
+            "{entry}: the claim was released already, by an earlier call or by another worker"
         );
     }
 }
