@@ -126,12 +126,8 @@ fn run_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let clock = LaneClock::idle(&draining, None);
-    let note = |claim: &Recovered| {
-        report_recovered(claim);
-        count_poison(&slot, &config.chains, std::slice::from_ref(claim));
-    };
     let recovered = housekeeping::with_heartbeat(&slot, &settings, || {
-        recover_predecessor(&mut first, &duty, &settings, &clock, &note)
+        recover_predecessor(&mut first, &duty, &settings, &config.chains, &slot, &clock)
     })?;
     if !recovered {
         return Ok(true);
@@ -185,50 +181,55 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// Returns the claims of a worker's predecessor to their lists, and those that its duty names besides. Waits
-/// for Redis and for the instance's name if need be, and returns false if the worker drains before that.
-/// Passes each claim to `note` once.
+/// Returns the claims of a worker's predecessor, and those that its duty names besides. Waits for Redis and
+/// for the instance's name if need be, and returns false if the worker drains before that.
 fn recover_predecessor(
     queue: &mut Queue,
     duty: &Duty,
     settings: &Settings,
+    chains: &[Chain],
+    slot: &Slot,
     clock: &LaneClock<'_>,
-    note: &dyn Fn(&Recovered),
 ) -> bool {
     let mut outage = Outage::new(settings, &Arc::default());
     let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
-        let recovered = queue
-            .take_lease()
-            .and_then(|()| queue.recover(duty.predecessor.dead(), settings.max_deaths))
-            .and_then(|recovered| {
-                // Before the next step, which may fail.
-                recovered.iter().for_each(note);
-                match duty.sweep_above {
-                    Some(highest) => queue.recover_above(highest, settings.max_deaths),
-                    None => Ok(Vec::new()),
-                }
-            });
-        match recovered {
-            Ok(recovered) => {
+        let waited = match try_to_recover(queue, duty, settings.max_deaths, chains, slot) {
+            Ok(()) => {
                 outage.end();
-                recovered.iter().for_each(note);
                 return true;
             }
             // Another daemon has this instance's name: the monitor decides what follows.
             Err(error) if error.is_about_the_lease() => {
                 outage.end();
-                if clock.wait(displaced.next_wait()).is_err() {
-                    return false;
-                }
+                clock.wait(displaced.next_wait())
             }
-            Err(error) => {
-                if outage.wait(&error, clock).is_err() {
-                    return false;
-                }
-            }
+            Err(error) => outage.wait(&error, clock),
+        };
+        if waited.is_err() {
+            return false;
         }
     }
+}
+
+fn try_to_recover(
+    queue: &mut Queue,
+    duty: &Duty,
+    max_deaths: u32,
+    chains: &[Chain],
+    slot: &Slot,
+) -> Result<(), QueueError> {
+    queue.take_lease()?;
+    let recovered = queue.recover(duty.predecessor.dead(), max_deaths)?;
+    // Before the next step, which may fail.
+    recovered.iter().for_each(report_recovered);
+    count_poison(slot, chains, &recovered);
+    if let Some(highest) = duty.sweep_above {
+        let recovered = queue.recover_above(highest, max_deaths)?;
+        recovered.iter().for_each(report_recovered);
+        count_poison(slot, chains, &recovered);
+    }
+    Ok(())
 }
 
 /// Runs a recovery process: returns the claims of workers that have no successor. Tries once; the supervisor
