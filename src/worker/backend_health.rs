@@ -133,11 +133,11 @@ impl BackendHealth {
         id: &VconId,
         message: &str,
         was_refused: bool,
-    ) -> Culprit {
+    ) -> AtFault {
         let mut stages = self.lock();
         let record = stages.entry(stage.clone()).or_default();
         let culprit = record.refusals.judge(id, message, was_refused);
-        if matches!(culprit, Culprit::Backend { .. }) {
+        if matches!(culprit, AtFault::Backend { .. }) {
             for other in record.refusals.some_like(id) {
                 if record.failed.len() < MOST_FAILURES && !record.failed.contains(other) {
                     record.failed.push(other.clone());
@@ -223,8 +223,8 @@ impl Pipeline<'_, '_, '_> {
         let was_refused = self.was_refused(stage);
         let health = &self.shared.health;
         match health.judge_refusal(stage, id, &failure.message, was_refused) {
-            Culprit::VCon => true,
-            Culprit::Backend { is_news } => {
+            AtFault::VCon => true,
+            AtFault::Backend { is_news } => {
                 if is_news {
                     log::warn!(
                         "{stage} refuses one vCon after the other for the same reason, they wait until \
@@ -310,7 +310,7 @@ pub(super) fn refused_by(stage: &str) -> String {
 
 /// Whose fault a refusal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Culprit {
+pub(super) enum AtFault {
     /// The vCon's: it becomes a dead letter.
     VCon,
     /// The backend's: the vCon waits.
@@ -358,7 +358,7 @@ struct RefusalStreak {
 impl Refusals {
     /// A vCon was refused with this message. `was_refused`: another worker knows that it was refused before,
     /// and others were taken since.
-    fn judge(&mut self, id: &VconId, message: &str, was_refused: bool) -> Culprit {
+    fn judge(&mut self, id: &VconId, message: &str, was_refused: bool) -> AtFault {
         let is_known = was_refused || self.known.contains(id);
         let most_again = self.successes.clamp(LEAST_AGAIN, MOST_AGAIN);
         let reason = pattern(message);
@@ -372,13 +372,13 @@ impl Refusals {
             }
         }
         if streak.new < MOST_FAILURES && streak.again <= most_again {
-            return Culprit::VCon;
+            return AtFault::VCon;
         }
         let is_news = !std::mem::replace(&mut streak.is_backends, true);
         if is_news {
             self.successes = 0;
         }
-        Culprit::Backend { is_news }
+        AtFault::Backend { is_news }
     }
 
     fn streak(&mut self, reason: String) -> &mut RefusalStreak {
@@ -500,8 +500,8 @@ mod tests {
         let ids = [(); 3].map(|()| VconId::random());
         let culprits =
             [0, 1, 2].map(|number: usize| health.judge_refusal(&stage, &ids[number], "no", false));
-        let news = Culprit::Backend { is_news: true };
-        assert_eq!(culprits, [Culprit::VCon, Culprit::VCon, news]);
+        let news = AtFault::Backend { is_news: true };
+        assert_eq!(culprits, [AtFault::VCon, AtFault::VCon, news]);
         health.note_letter(
             &stage,
             &ids[0],
@@ -513,7 +513,7 @@ mod tests {
         assert!(health.note_success(&stage));
         assert_eq!(
             health.judge_refusal(&stage, &ids[2], "no", false),
-            Culprit::VCon
+            AtFault::VCon
         );
         assert_eq!(health.note_failure(&stage, &ids[2]).vcons, 1);
     }
@@ -543,8 +543,8 @@ mod tests {
         assert_eq!(fail(&ids[0]), (true, 1));
     }
 
-    const NEWS: Culprit = Culprit::Backend { is_news: true };
-    const WAITS: Culprit = Culprit::Backend { is_news: false };
+    const NEWS: AtFault = AtFault::Backend { is_news: true };
+    const WAITS: AtFault = AtFault::Backend { is_news: false };
 
     fn ids(count: usize) -> Vec<VconId> {
         (0..count).map(|_| VconId::random()).collect()
@@ -555,10 +555,10 @@ mod tests {
     }
 
     /// What becomes of these vCons, all refused for one reason.
-    fn judge(refusals: &mut Refusals, ids: &[VconId]) -> Vec<Culprit> {
+    fn judge(refusals: &mut Refusals, ids: &[VconId]) -> Vec<AtFault> {
         let judge_one = |id: &VconId| {
             let culprit = refusals.judge(id, &format!("vCon {id} is not good"), false);
-            if culprit == Culprit::VCon {
+            if culprit == AtFault::VCon {
                 refusals.note_letter(id, letter(id));
             }
             culprit
@@ -570,7 +570,7 @@ mod tests {
     fn a_bad_vcon_among_good_ones_is_a_dead_letter_at_once() {
         let mut refusals = Refusals::default();
         for id in ids(50) {
-            assert_eq!(judge(&mut refusals, &[id]), [Culprit::VCon]);
+            assert_eq!(judge(&mut refusals, &[id]), [AtFault::VCon]);
             refusals.note_success();
             assert_eq!(refusals.take_letters(), []);
         }
@@ -580,14 +580,14 @@ mod tests {
     fn from_the_third_on_a_stage_that_refuses_everything_is_at_fault_and_the_first_two_come_back() {
         let (mut refusals, ids) = (Refusals::default(), ids(5));
         let culprits = judge(&mut refusals, &ids[..2]);
-        assert_eq!(culprits, [Culprit::VCon, Culprit::VCon]);
+        assert_eq!(culprits, [AtFault::VCon, AtFault::VCon]);
         assert_eq!(refusals.take_letters(), []);
         assert_eq!(judge(&mut refusals, &ids[2..]), [NEWS, WAITS, WAITS]);
         let back = refusals.take_letters();
         assert_eq!(back, [letter(&ids[0]), letter(&ids[1])]);
         assert_eq!(refusals.take_letters(), []);
         // They wait like the others, however often they are tried.
-        let all: Vec<Culprit> = judge(&mut refusals, &ids);
+        let all: Vec<AtFault> = judge(&mut refusals, &ids);
         assert_eq!(all, [WAITS; 5]);
     }
 
@@ -611,7 +611,7 @@ mod tests {
         let (mut refusals, ids) = (Refusals::default(), ids(4));
         let (first, others) = ids.split_at(1);
         for _ in 0..10 {
-            assert_eq!(judge(&mut refusals, first), [Culprit::VCon]);
+            assert_eq!(judge(&mut refusals, first), [AtFault::VCon]);
         }
         // And it is one dead letter.
         judge(&mut refusals, others);
@@ -635,13 +635,13 @@ mod tests {
     #[test]
     fn different_reasons_are_different_rows_and_one_does_not_end_another() {
         let (mut refusals, ids) = (Refusals::default(), ids(6));
-        for (pair, expected) in ids.chunks(2).zip([Culprit::VCon, Culprit::VCon, NEWS]) {
+        for (pair, expected) in ids.chunks(2).zip([AtFault::VCon, AtFault::VCon, NEWS]) {
             assert_eq!(refusals.judge(&pair[0], "too red", false), expected);
             assert_eq!(refusals.judge(&pair[1], "too blue", false), expected);
         }
         // A vCon that is refused for a reason of its own is bad all the same.
         let other = VconId::random();
-        assert_eq!(refusals.judge(&other, "too green", false), Culprit::VCon);
+        assert_eq!(refusals.judge(&other, "too green", false), AtFault::VCon);
         assert_eq!(refusals.judge(&ids[0], "too red", false), WAITS);
     }
 
@@ -649,10 +649,10 @@ mod tests {
     fn five_bad_ones_in_a_row_are_dead_letters_once_a_good_one_was_taken() {
         let (mut refusals, bad) = (Refusals::default(), ids(5));
         let culprits = judge(&mut refusals, &bad);
-        assert_eq!(culprits, [Culprit::VCon, Culprit::VCon, NEWS, WAITS, WAITS]);
+        assert_eq!(culprits, [AtFault::VCon, AtFault::VCon, NEWS, WAITS, WAITS]);
         assert_eq!(refusals.take_letters().len(), 2);
         refusals.note_success();
-        assert_eq!(judge(&mut refusals, &bad), [Culprit::VCon; 5]);
+        assert_eq!(judge(&mut refusals, &bad), [AtFault::VCon; 5]);
         assert_eq!(refusals.take_letters(), []);
     }
 
@@ -666,7 +666,7 @@ mod tests {
             let mut culprits = culprits.into_iter();
             // What was taken back at first is among those that wait.
             if successes > 0 {
-                bad.retain(|_| culprits.next() != Some(Culprit::VCon));
+                bad.retain(|_| culprits.next() != Some(AtFault::VCon));
             }
             refusals.note_success();
             successes += 1;
@@ -681,7 +681,7 @@ mod tests {
         refusals.take_letters();
         refusals.note_success();
         let culprits = judge(&mut refusals, &ids);
-        let dead = culprits.iter().filter(|it| **it == Culprit::VCon).count();
+        let dead = culprits.iter().filter(|it| **it == AtFault::VCon).count();
         assert_eq!(dead, LEAST_AGAIN);
         // No new one was refused: those may be bad indeed.
         assert_eq!(refusals.take_letters(), []);
@@ -696,11 +696,11 @@ mod tests {
         judge(&mut refusals, &bad);
         (0..20).for_each(|_| refusals.note_success());
         let culprits = judge(&mut refusals, &bad);
-        let dead = culprits.iter().filter(|it| **it == Culprit::VCon).count();
+        let dead = culprits.iter().filter(|it| **it == AtFault::VCon).count();
         assert_eq!(dead, 20);
         refusals.note_success();
         let culprits = judge(&mut refusals, &bad[20..]);
-        let dead = culprits.iter().filter(|it| **it == Culprit::VCon).count();
+        let dead = culprits.iter().filter(|it| **it == AtFault::VCon).count();
         assert_eq!(dead, LEAST_AGAIN);
     }
 
@@ -708,13 +708,13 @@ mod tests {
     fn one_that_another_worker_has_refused_counts_as_refused_again() {
         let (mut refusals, bad) = (Refusals::default(), ids(5));
         for id in &bad {
-            assert_eq!(refusals.judge(id, "no", true), Culprit::VCon);
+            assert_eq!(refusals.judge(id, "no", true), AtFault::VCon);
         }
         // Of new ones it takes three all the same.
         let new = ids(3);
         assert_eq!(
             judge(&mut refusals, &new),
-            [Culprit::VCon, Culprit::VCon, NEWS]
+            [AtFault::VCon, AtFault::VCon, NEWS]
         );
     }
 
@@ -754,7 +754,7 @@ mod tests {
         assert!(refusals.known.contains(&many[2 * MOST_KNOWN - 1]));
         (0..10 * MOST_AGAIN).for_each(|_| refusals.note_success());
         let culprits = judge(&mut refusals, &many[MOST_KNOWN + 100..]);
-        let dead = culprits.iter().filter(|it| **it == Culprit::VCon).count();
+        let dead = culprits.iter().filter(|it| **it == AtFault::VCon).count();
         assert_eq!(dead, MOST_AGAIN);
     }
 }

@@ -486,7 +486,7 @@ pub(super) fn guarded(probe: impl FnOnce() -> Result<(), Failure>) -> Result<(),
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::shared::tests::{Worker, parse};
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
 
     /// Storages `a` and `b`, which hold up their chains, and `c`, which defers.
@@ -505,16 +505,16 @@ mod tests {
     }
 
     /// A worker in which a trial is due as soon as a backend is failing.
-    fn worker() -> Worker {
+    fn worker() -> TestWorker {
         let pauses = [
             ("CONSERVER_RETRY_FIRST_MS", "1"),
             ("CONSERVER_RETRY_MAX_MS", "1"),
         ];
-        Worker::with(CONFIG, &pauses)
+        TestWorker::with(CONFIG, &pauses)
     }
 
     /// The permit for the trial that is due; waits for it if need be.
-    fn trial(worker: &Worker) -> Option<TrialPermit> {
+    fn trial(worker: &TestWorker) -> Option<TrialPermit> {
         let breakers = &worker.shared.breakers;
         while breakers.next_trial().is_some_and(|wait| !wait.is_zero()) {
             thread::yield_now();
@@ -622,7 +622,7 @@ mod tests {
     #[test]
     fn between_two_trials_there_is_a_pause() {
         let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
-        let worker = Worker::with(CONFIG, &long);
+        let worker = TestWorker::with(CONFIG, &long);
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         assert_eq!(breakers.next_trial(), None);
         assert!(breakers.note_failing(&storage("a"), &config));

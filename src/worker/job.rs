@@ -186,7 +186,7 @@ struct StorageRefusal {
 
 /// The progress as Redis keeps it.
 #[derive(Serialize, Deserialize)]
-struct ProgressRecord {
+struct KeptProgress {
     /// The links and storages of the chain when it was kept.
     links: Vec<String>,
     storages: Vec<String>,
@@ -228,7 +228,7 @@ impl ChainProgress {
         // The mark of another claim of the vCon (its UUID was pushed more than once), which may have
         // given the storages another version.
         let contested = text.strip_prefix(b"^");
-        let record: ProgressRecord = serde_json::from_slice(contested.unwrap_or(text)).ok()?;
+        let record: KeptProgress = serde_json::from_slice(contested.unwrap_or(text)).ok()?;
         if record.links != chain.links || record.storages != chain.storages {
             return None;
         }
@@ -270,7 +270,7 @@ impl ChainProgress {
     /// The progress to be kept in Redis, with this document.
     pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
         let route = |route: &Route| (route.list.to_string(), route.id.to_string());
-        let record = ProgressRecord {
+        let record = KeptProgress {
             links: chain.links.clone(),
             storages: chain.storages.clone(),
             id: self.id.to_string(),

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
-use super::modules::Modules;
+use super::modules::LaneModules;
 use super::pipeline::Pipeline;
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
@@ -52,7 +52,7 @@ struct ClaimReply<'a> {
 pub(super) struct Lane {
     shared: Arc<SharedState>,
     queue: Queue,
-    modules: Modules,
+    modules: LaneModules,
     /// The ingress lists to claim from, none of whose chains is on hold.
     lists: Vec<ListName>,
     /// The queues of storages to claim from when those are empty.
@@ -78,7 +78,7 @@ impl Lane {
     /// A lane that has not begun. The number counts from 0.
     pub fn new(shared: Arc<SharedState>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
         let cell = shared.slot.lane(number);
-        let modules = Modules::open(shared.current.get(), &shared.slot);
+        let modules = LaneModules::open(shared.current.get(), &shared.slot);
         let outage = Outage::new(&shared.settings, &shared.redis_outage);
         let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         let mut lane = Self {
@@ -374,7 +374,7 @@ impl Lane {
         let config = self.shared.current.get();
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
-            self.modules = Modules::open(config, &self.shared.slot);
+            self.modules = LaneModules::open(config, &self.shared.slot);
         }
         if !is_same || self.shared.breakers.version() != self.breakers {
             self.refresh_lists();
@@ -507,7 +507,7 @@ mod tests {
     use crossbeam_channel::{bounded, never};
 
     use super::super::modules::Stage;
-    use super::super::shared::tests::{Worker, parse};
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
 
     const CONFIG: &str = "\
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn the_next_vcon_is_requested_only_if_the_lane_would_claim_it_anyway() {
-        let worker = Worker::with(
+        let worker = TestWorker::with(
             CONFIG,
             &[
                 ("CONSERVER_RETRY_FIRST_MS", "1"),

@@ -70,7 +70,7 @@ impl fmt::Display for Stage {
 }
 
 /// The links and storages of a configuration, open for one lane, and the meters of all its parts.
-pub(super) struct Modules {
+pub(super) struct LaneModules {
     config: Arc<Config>,
     links: HashMap<String, Box<dyn Link>>,
     /// `None` only while a storage is lent.
@@ -78,7 +78,7 @@ pub(super) struct Modules {
     meters: Meters,
 }
 
-impl Modules {
+impl LaneModules {
     /// Opens every link and storage of the configuration. None connects before it is used.
     pub fn open(config: Arc<Config>, slot: &Slot) -> Self {
         let meters = Meters::new(&config, slot);
@@ -308,7 +308,7 @@ mod tests {
 
     use crossbeam_channel::never;
 
-    use super::super::shared::tests::{Worker, parse};
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
     use crate::vcon::{Outgoing, Version};
 
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_stage_counts_in_its_own_meter_and_a_list_has_none() {
-        let worker = Worker::with(
+        let worker = TestWorker::with(
             "links: {same: {module: links.tag, options: {tags: [x]}}}\n\
              storages: {same: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
              chains: {main: {links: [same], storages: [same], ingress_lists: [in]}}\n",
@@ -374,9 +374,9 @@ mod tests {
         }
     }
 
-    fn open(text: &str) -> Modules {
+    fn open(text: &str) -> LaneModules {
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
-        Modules::with_meters(Arc::new(config), Meters::default())
+        LaneModules::with_meters(Arc::new(config), Meters::default())
     }
 
     #[test]
@@ -441,7 +441,7 @@ mod tests {
     }
 
     /// Storages `a`, `b` and so on that answer like this.
-    fn with_storages(answers: &[FakeStorage]) -> Modules {
+    fn with_storages(answers: &[FakeStorage]) -> LaneModules {
         let mut modules = open("chains: {}\n");
         for (name, answers) in ["a", "b", "c", "d"].into_iter().zip(answers) {
             let storage: Box<dyn Storage> = Box::new(*answers);

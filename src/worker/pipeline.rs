@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::circuit_breaker::{Diagnosis, defers};
 use super::job::{ChainProgress, Content, Job};
 use super::lane::NextClaim;
-use super::modules::{Modules, Stage};
+use super::modules::{LaneModules, Stage};
 use super::release::{ChainFailure, Ending};
 use super::retry::{Attempts, LaneClock, Outage};
 use super::shared::SharedState;
@@ -46,7 +46,7 @@ const LARGE: usize = 4 << 20;
 pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub shared: &'a Arc<SharedState>,
     pub queue: &'a mut Queue,
-    pub modules: &'a mut Modules,
+    pub modules: &'a mut LaneModules,
     pub writers: &'a mut Crew<'scope, 'env>,
     pub outage: &'a mut Outage,
     pub clock: &'a LaneClock<'a>,

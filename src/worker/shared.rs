@@ -177,13 +177,13 @@ pub(super) mod tests {
     use crate::scoreboard::{Board, Place, PlaceState, Shape};
 
     /// A worker without running lanes. Nothing listens at its Redis.
-    pub(in crate::worker) struct Worker {
+    pub(in crate::worker) struct TestWorker {
         pub shared: Arc<SharedState>,
         pub board: Board,
         _folder: TempDir,
     }
 
-    impl Worker {
+    impl TestWorker {
         /// One with this configuration and these settings.
         pub fn with(config: &str, set: &[(&str, &str)]) -> Self {
             let folder = tempfile::tempdir().unwrap();
@@ -256,7 +256,7 @@ pub(super) mod tests {
             ("1", 1, true),
             ("0", 5, false),
         ] {
-            let worker = Worker::with("chains: {}\n", &[("CONSERVER_MAX_DEATHS", most)]);
+            let worker = TestWorker::with("chains: {}\n", &[("CONSERVER_MAX_DEATHS", most)]);
             let found = worker.shared.is_last_chance(deaths);
             assert_eq!(found, expected, "{deaths} of {most}");
         }
@@ -265,7 +265,7 @@ pub(super) mod tests {
     #[test]
     fn a_worker_is_recycled_once_it_has_released_its_share_of_claims() {
         for (most, counted, expected) in [("3", 2, false), ("3", 3, true), ("0", 9, false)] {
-            let worker = Worker::with("chains: {}\n", &[("CONSERVER_WORKER_MAX_VCONS", most)]);
+            let worker = TestWorker::with("chains: {}\n", &[("CONSERVER_WORKER_MAX_VCONS", most)]);
             for outcome in [Outcome::Finished, Outcome::Returned, Outcome::Failed]
                 .into_iter()
                 .cycle()
