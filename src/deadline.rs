@@ -1,4 +1,4 @@
-//! By when work on a vCon must be done, and what that leaves for one call.
+//! The deadline of work on a vCon, and the time limit that it leaves for one call.
 //!
 //! A chain's `timeout` becomes a [`Deadline`] that is handed down to every link and storage. Each call
 //! to a server or program gets the shorter of its own limit and what is left:
@@ -8,23 +8,23 @@
 //! calls    ├─ own limit ─┤ ├─ own limit ─┤ ├─────┤ what is left, but at least a second
 //! ```
 //!
-//! A call that runs into the deadline is a transient failure of that server or program. Nobody is
-//! killed for it, and the vCon is not to blame.
+//! A call that runs into the deadline is a transient failure of that server or program. No worker is killed
+//! for it, and it does not count against the vCon.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// What a call gets even when nothing is left: a server that works answers within it.
-const LEAST: Duration = Duration::from_secs(1);
+/// What a call gets even if nothing is left: a server that works answers within it.
+const LEAST_PER_CALL: Duration = Duration::from_secs(1);
 
-/// A system call takes a limit of nothing for no limit.
-const MOMENT: Duration = Duration::from_millis(1);
+/// System calls take a limit of zero for no limit.
+const SHORTEST: Duration = Duration::from_millis(1);
 
-/// By when work on a vCon must be done; never, if its chain has no `timeout`.
+/// When work on a vCon must be done; never, if its chain has no `timeout`.
 ///
-/// Waiting for a server does not run the clock down, not even when the wait is inside a call. As a
-/// deadline is `Copy`, the lane sees to that: it notes [`Deadline::left`] before a call, and after a
-/// transient failure (and after every pause) goes on with `Deadline::after` of that.
+/// The time of a wait for a server does not count, not even of a wait inside a call. The lane's clock sees to
+/// that: it notes what is left before a call, and after a transient failure (and after every pause) goes on
+/// with [`Deadline::after`] of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(Option<Instant>);
 
@@ -32,9 +32,9 @@ impl Deadline {
     /// No deadline.
     pub const NONE: Self = Self(None);
 
-    /// A deadline so long from now; none without a limit.
+    /// The deadline at the end of this time; none without a limit.
     pub fn after(limit: Option<Duration>) -> Self {
-        // A limit beyond the end of time is none.
+        // A limit too long to be counted is none.
         Self(limit.and_then(|limit| Instant::now().checked_add(limit)))
     }
 
@@ -54,9 +54,9 @@ impl Deadline {
         self.begin(own).time()
     }
 
-    /// The same, for a call of several steps that begins now.
+    /// The same for a call of several steps that begins now.
     pub fn begin(self, own: Duration) -> Limit {
-        let left = self.left().map(|left| left.max(LEAST));
+        let left = self.left().map(|left| left.max(LEAST_PER_CALL));
         let chain = left.filter(|left| *left < own);
         Limit {
             begun: Instant::now(),
@@ -82,7 +82,7 @@ impl Limit {
 
     /// What is left for the next step; never nothing.
     pub fn left(self) -> Duration {
-        self.time.saturating_sub(self.begun.elapsed()).max(MOMENT)
+        self.time.saturating_sub(self.begun.elapsed()).max(SHORTEST)
     }
 
     /// Whether nothing is left.
@@ -143,7 +143,7 @@ mod tests {
         assert!(limit.left() <= 30 * SECOND && limit.left() > 20 * SECOND);
         assert!(!limit.is_over());
         limit.time = Duration::ZERO;
-        assert_eq!(limit.left(), MOMENT);
+        assert_eq!(limit.left(), SHORTEST);
         assert!(limit.is_over());
     }
 

@@ -1,50 +1,50 @@
-//! The one error type of links and storages: what went wrong, and whether trying again can help.
+//! The error type of links and storages: what went wrong, and whose fault it is.
+//!
+//! A [`FailureKind`] says what the worker does next: try again, hold the chain, or make a dead letter. Here
+//! is only what the kinds mean; the decisions are in `worker` (`retry`, `release`, `backend_health`).
 
 /// Why a backend or a link could not do its work, and whether trying again can help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What to do about it.
+    /// Whose fault it is, and whether trying again can help.
     pub kind: FailureKind,
     /// What could not be done, to what, and why. Holds no secret.
     pub message: String,
 }
 
-/// The classes of failure.
+/// The kinds of failure, by whose fault they are.
 ///
-/// What decides is whose fault it is. A fault of the place (a server that is away, a disk that is
-/// full, a password that was changed, a table that was dropped) meets every vCon alike: they wait
-/// until it is mended, whoever does it, and none becomes a dead letter. A fault of the vCon meets
-/// this one alone, and waiting would hold up the others. In doubt it is the place's.
+/// A fault of the backend (a server that is unavailable, a full disk, a changed password, a dropped table) meets
+/// every vCon alike: they wait until somebody mends it, and none becomes a dead letter. A fault of the vCon
+/// meets this one alone, and waiting would hold up the others. In doubt it is the backend's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The fault of the place: the same request may succeed later, by itself (a refused connection,
-    /// HTTP 429 and 5xx, a full disk) or after somebody has seen to it (refused credentials, a
-    /// missing table or right).
+    /// The backend's fault. The same request may succeed later: by itself (a refused connection, most HTTP
+    /// 5xx, a full disk) or after somebody has acted (refused credentials, a missing table or right).
     Transient,
-    /// The fault of the place, which has too much to do or is used by others: that this request
-    /// met it is chance, however often (HTTP 429 and 503, a deadlock).
+    /// The backend is overloaded, or others use what the request needs (HTTP 429 and 503, a deadlock).
+    /// However often that happens, it says nothing of the vCon.
     Busy,
-    /// Like [`FailureKind::Busy`]: all connections that the server has room for are in use. It is well,
-    /// and others do their work there.
+    /// All connections that the server has room for are in use. It works, and others are served.
     Crowded,
-    /// The server has begun with this vCon, and has given up at its time limit. Others may hold a lock, or
-    /// it is too much: in doubt the first, but the vCon cannot be tried for ever.
+    /// The server has begun with this vCon, and has given up at its time limit. Others may hold a lock, or the
+    /// vCon may be too much: in doubt the first, but it is not tried for ever.
     Slow,
-    /// The program had begun, and was killed or died while it had this vCon. Trying again may help,
-    /// but whether others get through meanwhile says nothing: the vCon cannot be tried for ever.
+    /// The program had begun with this vCon, and was killed or died. Trying again may help, but even if others
+    /// get through meanwhile, that proves nothing: the vCon is not tried for ever.
     Crashed,
-    /// A server or file system has refused what it was given, and gives the vCon as the reason (too
-    /// large, invalid, a constraint that it breaks). It is the fault of the vCon if others are taken, and
-    /// of the place if different vCons in a row are refused alike.
+    /// A server or file system has refused the vCon for what is in it (too large, invalid, against a
+    /// constraint). The vCon's fault if others are taken; the backend's if it refuses different vCons in a
+    /// row alike.
     Refused,
-    /// The fault of the vCon, or of what a link made of it, beyond doubt: the same request will fail
-    /// again, while those for other vCons succeed.
+    /// The fault of the vCon, or of what a link made of it, beyond doubt: the same request fails again, while
+    /// those for other vCons succeed.
     Permanent,
 }
 
 impl Failure {
-    /// A failure that may pass.
+    /// A [`FailureKind::Transient`] failure.
     pub fn transient(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Transient,
@@ -52,7 +52,7 @@ impl Failure {
         }
     }
 
-    /// A failure that passes when there is less to do.
+    /// A [`FailureKind::Busy`] failure.
     pub fn busy(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Busy,
@@ -60,7 +60,7 @@ impl Failure {
         }
     }
 
-    /// A failure that passes when others let go of a connection.
+    /// A [`FailureKind::Crowded`] failure.
     pub fn crowded(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Crowded,
@@ -68,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// A failure of a server that has given up at its time limit.
+    /// A [`FailureKind::Slow`] failure.
     pub fn slow(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Slow,
@@ -76,7 +76,7 @@ impl Failure {
         }
     }
 
-    /// The end of a program that had the vCon.
+    /// A [`FailureKind::Crashed`] failure.
     pub fn crashed(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Crashed,
@@ -84,7 +84,7 @@ impl Failure {
         }
     }
 
-    /// A refusal, which is the vCon's own fault unless others meet it, too.
+    /// A [`FailureKind::Refused`] failure.
     pub fn refused(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Refused,
@@ -92,7 +92,7 @@ impl Failure {
         }
     }
 
-    /// A failure that will not pass by itself.
+    /// A [`FailureKind::Permanent`] failure.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Permanent,
@@ -113,11 +113,11 @@ impl FailureKind {
     }
 }
 
-/// The longest pattern of a message.
+/// A pattern is cut at this many bytes.
 const LONGEST_PATTERN: usize = 400;
 
-/// A message without what differs from one vCon to the next: quoted text, and words with a digit in them
-/// (UUIDs, numbers, names of files). Two failures with one pattern have one reason.
+/// Strips from a message what differs from one vCon to the next: quoted text, and words with a digit in them
+/// (UUIDs, numbers, file names). Failures with the same pattern have the same reason.
 pub fn pattern(message: &str) -> String {
     let mut pattern = String::new();
     let mut rest = message.chars().peekable();
@@ -126,7 +126,7 @@ pub fn pattern(message: &str) -> String {
         if pattern.len() >= LONGEST_PATTERN {
             break;
         }
-        // Not an apostrophe, which stands behind a letter.
+        // Not an apostrophe, which follows a letter.
         if matches!(c, '"' | '\'' | '`') && !before.is_alphanumeric() {
             pattern.push(c);
             for quoted in rest.by_ref() {
@@ -135,9 +135,9 @@ pub fn pattern(message: &str) -> String {
                 }
             }
             before = ' ';
-        } else if is_of_word(c) {
+        } else if is_word_char(c) {
             let mut word = String::from(c);
-            while let Some(next) = rest.next_if(|&next| is_of_word(next)) {
+            while let Some(next) = rest.next_if(|&next| is_word_char(next)) {
                 word.push(next);
             }
             before = 'w';
@@ -154,7 +154,7 @@ pub fn pattern(message: &str) -> String {
     pattern
 }
 
-fn is_of_word(c: char) -> bool {
+fn is_word_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '-' | '_')
 }
 
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_one_reason_have_one_pattern() {
+    fn messages_with_the_same_reason_have_the_same_pattern() {
         for (one, other) in [
             (
                 "could not save vCon 05cec3d4-0561-4010-9fb8-23cc7edef146: 1 of 3 parts",
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_different_reasons_have_different_patterns() {
+    fn messages_with_different_reasons_have_different_patterns() {
         let messages = [
             "it answered 400 Bad Request",
             "it answered 422 Unprocessable Entity",
@@ -197,19 +197,19 @@ mod tests {
             "'reception' is not an IP string literal",
             "'reception' is not a date",
         ];
-        for (place, one) in messages.iter().enumerate() {
-            for other in &messages[place + 1..] {
+        for (index, one) in messages.iter().enumerate() {
+            for other in &messages[index + 1..] {
                 assert_ne!(pattern(one), pattern(other));
             }
         }
     }
 
     #[test]
-    fn a_pattern_has_an_end_even_if_a_quote_has_none() {
+    fn a_pattern_ends_even_if_a_quote_does_not() {
         assert_eq!(pattern("not \"closed 1"), "not \"");
         let long = "word ".repeat(1000);
         assert!(pattern(&long).len() <= LONGEST_PATTERN + 4);
-        // A word as long as the message is cut no more than the message.
+        // A word is never longer in the pattern than in the message.
         assert_eq!(pattern("x1"), "#");
     }
 

@@ -29,6 +29,7 @@
 //!   [`webhooks`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
+//! - [`backoff`]: the pause between attempts, for everything that tries again.
 //! - [`visible`]: text from elsewhere, as people may see it.
 //! - [`secret`]: text that is never shown; [`spelling`]: what a wrong name was meant to be; [`procfs`]: what the system says of a process;
 //!   [`sys`]: the only unsafe code.
@@ -38,6 +39,7 @@
 //! finish replaces a document only if it is the one that was loaded, and else merges.
 
 pub mod authorities;
+pub mod backoff;
 pub mod child;
 pub mod cli;
 pub mod config;

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::{LIMIT, pause};
+use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::{Chain, ListName, Plan};
 use crate::queue::{Lookout, NameLease, QueueError, Server, Watched};
 use crate::scoreboard::{HeldView, Slot, Snapshot, WorkerState};
 use crate::settings::Settings;
-use crate::worker::Backoff;
 
 /// The pause between two looks where nobody is told of changes.
 const UNTOLD: Duration = Duration::from_millis(50);

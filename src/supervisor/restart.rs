@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff::Backoff;
+
 /// A worker that lived this long is taken for healthy: its next death counts as the first.
 const HEALTHY: Duration = Duration::from_secs(5);
 
@@ -14,8 +16,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The quick deaths of one worker in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Restarts {
-    quick_deaths: u32,
-    longest_wait: Duration,
+    has_died: bool,
+    backoff: Backoff,
 }
 
 /// A worker's life, as far as it matters here.
@@ -31,8 +33,8 @@ impl Restarts {
     /// None yet; no wait will be longer than `longest`, nor longer than half a minute.
     pub fn none(longest: Duration) -> Self {
         Self {
-            quick_deaths: 0,
-            longest_wait: longest.min(LONGEST_WAIT),
+            has_died: false,
+            backoff: Backoff::new(FIRST_WAIT, longest.min(LONGEST_WAIT)),
         }
     }
 
@@ -41,15 +43,13 @@ impl Restarts {
     /// between 0 and 1, spreads the waits over their upper half.
     pub fn after_death(&mut self, life: Life, jitter: f64) -> Duration {
         if life.lived >= HEALTHY || life.useful {
-            self.quick_deaths = 0;
+            self.has_died = false;
+            self.backoff.reset();
         }
-        self.quick_deaths = self.quick_deaths.saturating_add(1);
-        match self.quick_deaths {
-            1 => Duration::ZERO,
-            deaths => FIRST_WAIT
-                .saturating_mul(1 << (deaths - 2).min(20))
-                .min(self.longest_wait)
-                .mul_f64(0.5 + jitter / 2.0),
+        if std::mem::replace(&mut self.has_died, true) {
+            self.backoff.next_wait_with(jitter)
+        } else {
+            Duration::ZERO
         }
     }
 }

@@ -1,16 +1,17 @@
-//! Chains on hold: while a link or storage does not do its work, nothing is claimed for the chains
-//! that need it, so that lanes do not spend themselves on what will not go.
+//! Chains on hold: while a link or storage does not work, nothing is claimed for the chains that need
+//! it, so that lanes do not waste attempts.
 //!
 //! ```text
-//!           all attempts failed, and the probe too        the probe succeeds
-//! closed ────────────────────────────────────────► away ─────────────────────► closed, lanes wake
-//!    │  the probe succeeds, but so many vCons        one vCon at a time is tried;
-//!    │  in a row have failed in all attempts         the first that goes through
-//!    └────────────────────────────────────────► failing ─────────────────────► closed, lanes wake
+//!           all attempts failed, and so does a probe         a probe succeeds
+//! closed ────────────────────────────────────► unavailable ──────────────────► closed, lanes wake
+//!    │  the probe succeeds, but three vCons        one vCon at a time is tried
+//!    │  in a row have failed in all attempts
+//!    └───────────────────────────────────────► failing ──────────────────────► closed, lanes wake
+//!                                                            one goes through
 //! ```
 //!
 //! A storage with `on_outage: defer` holds up nobody: what it cannot take waits in its own queue,
-//! which idle lanes work off when it is closed again.
+//! from which idle lanes claim when it is closed again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,27 +21,28 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::fault::Stage;
-use super::retry::Backoff;
-use super::shared::Shared;
+use super::modules::Stage;
+use super::pipeline::Pipeline;
+use super::shared::SharedState;
+use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{Lengths, Server, storage_letters_list};
 use crate::scoreboard::Slot;
 use crate::storage::Storage;
 
-/// So many different vCons must fail in a row at a backend that is reachable.
+/// After this many different vCons in a row, a reachable backend counts as failing.
 pub(super) const MOST_FAILURES: usize = 3;
 
-/// How long Redis may take to tell what a list is.
-const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// How long Redis may take to tell whether a key is a list.
+const LIST_PROBE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The backends of a worker that do not do their work, as all lanes have found it.
+/// The open breakers, as the lanes of this worker have found: of backends that do not work. All others are closed.
 pub(super) struct CircuitBreakers {
     slot: Slot,
     open: Mutex<Vec<Breaker>>,
-    changes: AtomicU64,
-    /// How many of them are of backends that fail.
+    version: AtomicU64,
+    /// How many of them are failing, to be read without the lock.
     failing: AtomicUsize,
     /// The pause between two trials.
     pause: Duration,
@@ -48,16 +50,16 @@ pub(super) struct CircuitBreakers {
 
 struct Breaker {
     stage: Stage,
-    /// A name means something in its own configuration only.
+    /// A stage's name means something in its own configuration only.
     config: Arc<Config>,
-    state: State,
+    state: BreakerState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// A prober asks it until it is back.
-    Away,
-    /// It is reachable: one vCon at a time is tried, the next from then on.
+enum BreakerState {
+    /// A prober probes it until it is back.
+    Unavailable,
+    /// It is reachable and fails. One vCon at a time is tried, the next one from `next` on.
     Failing { next: Instant, in_trial: bool },
 }
 
@@ -74,7 +76,7 @@ impl Breaker {
     }
 }
 
-/// Whether what a stage cannot take waits in a queue of its own.
+/// Whether vCons wait in a queue of its own while this stage does not work.
 fn is_deferring(stage: &Stage, config: &Config) -> bool {
     match stage {
         Stage::Storage(name) => defers(name, config),
@@ -82,39 +84,39 @@ fn is_deferring(stage: &Stage, config: &Config) -> bool {
     }
 }
 
-/// Whether vCons that this storage cannot take for now wait in its own queue.
+/// Whether this storage has `on_outage: defer`.
 pub(super) fn defers(storage: &str, config: &Config) -> bool {
     let storage = config.storages.get(storage);
     storage.is_some_and(|storage| storage.on_outage == OnOutage::Defer)
 }
 
-/// The queue of a storage, to be claimed from like an ingress list.
+/// The queue of a storage, from which lanes claim as from an ingress list.
 pub(super) fn backlog_list(storage: &str) -> Option<ListName> {
     storage_letters_list(storage).parse().ok()
 }
 
-/// A turn at a backend that is reachable and fails: no other lane of this worker tries it as long as
-/// this lives.
-pub(super) struct Trial {
-    shared: Arc<Shared>,
+/// The permit to try a failing backend with one vCon. No other lane of this worker has one for it as long
+/// as this lives.
+pub(super) struct TrialPermit {
+    shared: Arc<SharedState>,
     stage: Stage,
     config: Arc<Config>,
     /// Where there may be a vCon to try.
     pub lists: Vec<ListName>,
-    /// Whether these are the queues of storages.
+    /// Whether it is the queue of a storage.
     pub is_backlog: bool,
 }
 
-impl Drop for Trial {
+impl Drop for TrialPermit {
     fn drop(&mut self) {
         let breakers = &self.shared.breakers;
         let mut open = breakers.lock();
         let ours = open.iter_mut().find(|it| it.is(&self.stage, &self.config));
-        // It may have been found away meanwhile.
+        // It may have been found unavailable meanwhile.
         if let Some(breaker) = ours
-            && matches!(breaker.state, State::Failing { .. })
+            && matches!(breaker.state, BreakerState::Failing { .. })
         {
-            breaker.state = State::Failing {
+            breaker.state = BreakerState::Failing {
                 next: Instant::now() + breakers.pause,
                 in_trial: false,
             };
@@ -128,18 +130,18 @@ impl CircuitBreakers {
         Self {
             slot,
             open: Mutex::default(),
-            changes: AtomicU64::new(0),
+            version: AtomicU64::new(0),
             failing: AtomicUsize::new(0),
             pause,
         }
     }
 
-    /// Grows with every change, so that a lane knows when to look.
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// The version of the breakers, which grows with every change.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
-    /// The ingress lists that are claimed from now.
+    /// The ingress lists to claim from: those of chains that are not on hold.
     pub fn open_lists(&self, config: &Arc<Config>) -> Vec<ListName> {
         self.forget_others(config);
         let open = self.lock();
@@ -149,10 +151,10 @@ impl CircuitBreakers {
         lists.cloned().collect()
     }
 
-    /// A configuration that is not in force any more has nothing to be tried. What is away in it is
-    /// closed by its prober.
+    /// Forgets what fails in other configurations, which are no longer in force. What is unavailable there
+    /// is closed by its prober.
     fn forget_others(&self, config: &Arc<Config>) {
-        let is_tried = |it: &Breaker| matches!(it.state, State::Failing { .. });
+        let is_tried = |it: &Breaker| matches!(it.state, BreakerState::Failing { .. });
         self.change(|open| {
             let before = open.len();
             open.retain(|it| Arc::ptr_eq(&it.config, config) || !is_tried(it));
@@ -160,7 +162,7 @@ impl CircuitBreakers {
         });
     }
 
-    /// The queues of the storages that defer, and work.
+    /// The queues of storages to claim from: those of storages that defer and work.
     pub fn backlogs(&self, config: &Arc<Config>) -> Vec<ListName> {
         let open = self.lock();
         let works = |name: &&String| {
@@ -171,48 +173,48 @@ impl CircuitBreakers {
         names.filter_map(|name| backlog_list(name)).collect()
     }
 
-    /// Whether the storage does not do its work.
+    /// Whether a stage does not work.
     pub fn is_open(&self, stage: &Stage, config: &Arc<Config>) -> bool {
         self.lock().iter().any(|breaker| breaker.is(stage, config))
     }
 
-    /// Whether the breaker of any backend is open because it fails.
+    /// Whether any backend is failing.
     fn any_fails(&self) -> bool {
         self.failing.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether a backend is to be tried that is not tried now.
+    /// Whether a failing backend is due for a trial, and no lane tries it.
     pub fn has_trial_due(&self) -> bool {
         self.any_fails() && self.next_trial().is_some_and(|wait| wait.is_zero())
     }
 
-    /// How long it takes until a backend can be tried that is not tried now.
+    /// The time until the next trial of a failing backend that no lane tries now.
     pub fn next_trial(&self) -> Option<Duration> {
         let due = |breaker: &Breaker| match breaker.state {
-            State::Failing { next, in_trial } => (!in_trial).then_some(next),
-            State::Away => None,
+            BreakerState::Failing { next, in_trial } => (!in_trial).then_some(next),
+            BreakerState::Unavailable => None,
         };
         let next = self.lock().iter().filter_map(due).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// All attempts for this many vCons in a row have failed at a backend that is reachable.
-    /// Returns whether that is news.
+    /// [`MOST_FAILURES`] vCons in a row have failed in all attempts at a reachable backend. Returns whether
+    /// its breaker was closed.
     pub fn note_failing(&self, stage: &Stage, config: &Arc<Config>) -> bool {
-        let state = State::Failing {
+        let state = BreakerState::Failing {
             next: Instant::now() + self.pause,
             in_trial: false,
         };
-        self.begin(stage, config, state)
+        self.open_breaker(stage, config, state)
     }
 
-    /// The backend has done its work.
+    /// The backend has worked. Returns whether its breaker was open for failing.
     pub fn note_success(&self, stage: &Stage, config: &Arc<Config>) -> bool {
         if !self.any_fails() {
             return false;
         }
         let is_failing = |breaker: &Breaker| {
-            breaker.is(stage, config) && matches!(breaker.state, State::Failing { .. })
+            breaker.is(stage, config) && matches!(breaker.state, BreakerState::Failing { .. })
         };
         self.change(|open| {
             let before = open.len();
@@ -221,14 +223,14 @@ impl CircuitBreakers {
         })
     }
 
-    /// Opens a breaker; false if it is open for that already.
-    fn begin(&self, stage: &Stage, config: &Arc<Config>, state: State) -> bool {
+    /// Opens a breaker. Returns false if it is already open for that.
+    fn open_breaker(&self, stage: &Stage, config: &Arc<Config>, state: BreakerState) -> bool {
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
-                // What is away is asked by its prober, and nothing is tried meanwhile.
+                // While a prober probes what is unavailable, no vCon is tried.
                 Some(breaker) => match (breaker.state, state) {
-                    (State::Failing { .. }, State::Away) => {
+                    (BreakerState::Failing { .. }, BreakerState::Unavailable) => {
                         breaker.state = state;
                         true
                     }
@@ -257,8 +259,8 @@ impl CircuitBreakers {
         let mut open = self.lock();
         let changed = change(&mut open);
         if changed {
-            self.changes.fetch_add(1, Ordering::Release);
-            let fails = |breaker: &&Breaker| matches!(breaker.state, State::Failing { .. });
+            self.version.fetch_add(1, Ordering::Release);
+            let fails = |breaker: &&Breaker| matches!(breaker.state, BreakerState::Failing { .. });
             let failing = open.iter().filter(fails).count();
             self.failing.store(failing, Ordering::Relaxed);
             let (mut links, mut storages) = (Vec::new(), Vec::new());
@@ -281,8 +283,8 @@ impl CircuitBreakers {
     }
 }
 
-/// A turn at a backend that fails, if one is due and no other lane has it.
-pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<Trial> {
+/// The permit for a trial, if one is due and no other lane has it.
+pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Option<TrialPermit> {
     if !shared.breakers.has_trial_due() {
         return None;
     }
@@ -290,10 +292,10 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     let now = Instant::now();
     let due = open.iter_mut().find(|breaker| {
         let is_due =
-            matches!(breaker.state, State::Failing { next, in_trial: false } if next <= now);
+            matches!(breaker.state, BreakerState::Failing { next, in_trial: false } if next <= now);
         is_due && Arc::ptr_eq(&breaker.config, config)
     })?;
-    due.state = State::Failing {
+    due.state = BreakerState::Failing {
         next: now,
         in_trial: true,
     };
@@ -302,13 +304,13 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     let mut lists: Vec<ListName> = match &stage {
         Stage::Storage(name) if is_backlog => backlog_list(name).into_iter().collect(),
         _ => {
-            // Those of chains that nothing else holds up. Another one that fails as well can be tried
-            // with the same vCon, unless it is tried now: else both would wait for each other.
+            // The lists of chains that nothing else holds up. Another failing stage does not count, as the
+            // same vCon tries it too; unless another lane tries it now.
             let is_free = |chain: &&Chain| {
                 let is_held = open.iter().any(|breaker| {
                     let may_be_tried = matches!(
                         breaker.state,
-                        State::Failing {
+                        BreakerState::Failing {
                             in_trial: false,
                             ..
                         }
@@ -322,12 +324,12 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
         }
     };
     drop(open);
-    // Another list each time: those in the first one may be refused for their own fault, and go to its end.
+    // Another list each time: the vCons of the first may all be bad, and go to its end.
     if lists.len() > 1 {
         let first = fastrand::usize(..lists.len());
         lists.rotate_left(first);
     }
-    Some(Trial {
+    Some(TrialPermit {
         shared: Arc::clone(shared),
         stage,
         config: Arc::clone(config),
@@ -336,46 +338,77 @@ pub(super) fn begin_trial(shared: &Arc<Shared>, config: &Arc<Config>) -> Option<
     })
 }
 
-/// Opens the breaker of `stage` until it answers a probe; asks it from a thread of its own, by the
-/// `prober` if there is one.
-pub(super) fn hold(
-    shared: &Arc<Shared>,
-    config: &Arc<Config>,
-    stage: &Stage,
-    why: &str,
-    drain: &Receiver<()>,
-    prober: Option<Box<dyn Storage>>,
-) {
-    if !shared.breakers.begin(stage, config, State::Away) {
-        return;
-    }
-    let chains = stage.chains(config).join(", ");
-    if is_deferring(stage, config) {
-        log::warn!("{stage} is away, its vCons wait in its queue until it is back: {why}");
-    } else {
-        log::warn!("{stage} is away, on hold until it is back: chain {chains}: {why}");
-    }
-    let prober = Prober {
-        shared: Arc::clone(shared),
-        config: Arc::clone(config),
-        stage: stage.clone(),
-        drain: drain.clone(),
-        storage: prober,
-    };
-    let name = "prober".to_owned();
-    let started = thread::Builder::new().name(name).spawn(|| prober.run());
-    if let Err(error) = started {
-        log::error!("{stage} cannot be watched, its vCons are tried again at once: {error}");
-        shared.breakers.close(stage, config);
+/// What a probe tells of a stage at which all attempts for a vCon have failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Diagnosis {
+    /// It does not answer, for this reason.
+    Unavailable(Failure),
+    /// It is reachable, and fails for the vCon.
+    Failing {
+        /// Whether all its connections were in use when it was probed.
+        is_probe_crowded: bool,
+    },
+    /// It works, but all its connections are in use: by others, or by this worker's own lanes.
+    Crowded,
+}
+
+/// Says what the kind of failure and the probe after it tell.
+fn diagnose(kind: FailureKind, probed: Result<(), Failure>) -> Diagnosis {
+    match probed {
+        Err(probe) if probe.kind != FailureKind::Crowded => Diagnosis::Unavailable(probe),
+        // Whoever has no room for one more is reachable.
+        _ if kind == FailureKind::Crowded => Diagnosis::Crowded,
+        probed => Diagnosis::Failing {
+            is_probe_crowded: probed.is_err(),
+        },
     }
 }
 
-/// Asks one backend until it answers.
+impl Pipeline<'_, '_, '_> {
+    /// Probes a stage at which all attempts have failed in this way.
+    pub(super) fn diagnose(&mut self, stage: &Stage, kind: FailureKind) -> Diagnosis {
+        diagnose(kind, self.modules.probe(stage, self.clock.drain()))
+    }
+
+    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it.
+    pub(super) fn hold(&self, stage: &Stage, why: &str) {
+        let (shared, config) = (self.shared, self.modules.config());
+        if !shared
+            .breakers
+            .open_breaker(stage, config, BreakerState::Unavailable)
+        {
+            return;
+        }
+        let chains = stage.chains(config).join(", ");
+        if is_deferring(stage, config) {
+            log::warn!("{stage} is away, its vCons wait in its queue until it is back: {why}");
+        } else {
+            log::warn!("{stage} is away, on hold until it is back: chain {chains}: {why}");
+        }
+        let prober = Prober {
+            shared: Arc::clone(shared),
+            config: Arc::clone(config),
+            stage: stage.clone(),
+            drain: self.clock.drain().clone(),
+            storage: self.modules.prober(stage),
+        };
+        let thread = thread::Builder::new().name("prober".to_owned());
+        if let Err(error) = thread.spawn(|| prober.run()) {
+            log::error!(
+                "could not start a prober of {stage}; trying its vCons again at once: {error}"
+            );
+            shared.breakers.close(stage, config);
+        }
+    }
+}
+
+/// Probes one backend until that succeeds.
 struct Prober {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     config: Arc<Config>,
     stage: Stage,
     drain: Receiver<()>,
+    /// The storage to probe, if it shares something with that of a lane.
     storage: Option<Box<dyn Storage>>,
 }
 
@@ -384,19 +417,19 @@ impl Prober {
         let since = Instant::now();
         let settings = &self.shared.settings;
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
-        let Some(mut ask) = self.question() else {
+        let Some(mut probe) = self.new_probe() else {
             return self.close();
         };
         loop {
-            if self.waits(backoff.next_wait()) == Err(RecvTimeoutError::Disconnected) {
+            if self.drain.recv_timeout(backoff.next_wait()) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
             if !Arc::ptr_eq(&self.shared.current.get(), &self.config) {
                 return self.close();
             }
-            match ask() {
+            match probe() {
                 Ok(()) => break,
-                // It is there, and lets others in.
+                // It is reachable, and has connections for others.
                 Err(failure) if failure.kind == FailureKind::Crowded => break,
                 Err(failure) => log::debug!("{} is still away: {failure}", self.stage),
             }
@@ -410,17 +443,13 @@ impl Prober {
         self.close();
     }
 
-    fn waits(&self, time: Duration) -> Result<(), RecvTimeoutError> {
-        self.drain.recv_timeout(time)
-    }
-
     fn close(&self) {
         self.shared.breakers.close(&self.stage, &self.config);
         self.shared.wakeup.wake_all();
     }
 
-    /// A backend of its own, asked as often as is wanted.
-    fn question(&mut self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
+    /// Opens the backend for this thread, and returns what probes it.
+    fn new_probe(&mut self) -> Option<Box<dyn FnMut() -> Result<(), Failure>>> {
         match &self.stage {
             Stage::Link(name) => {
                 let mut link = self.config.links.get(name)?.open_link();
@@ -436,11 +465,11 @@ impl Prober {
             }
             Stage::List(list) => {
                 let server = Server::new(&self.shared.settings.redis_url).ok()?;
-                let mut lengths = Lengths::new(server, PROBE_LIMIT);
+                let mut lengths = Lengths::new(server, LIST_PROBE_LIMIT);
                 let names = [list.to_string()];
                 Some(Box::new(move || match lengths.ask(&names, &[]) {
                     Ok((lengths, _)) if lengths.iter().all(Option::is_some) => Ok(()),
-                    Ok(_) => Err(Failure::transient("it is no list")),
+                    Ok(_) => Err(Failure::transient("it is not a list")),
                     Err(error) => Err(Failure::transient(error.to_string())),
                 }))
             }
@@ -448,7 +477,7 @@ impl Prober {
     }
 }
 
-/// A probe that panics has not answered.
+/// Runs a probe; one that panics has failed.
 pub(super) fn guarded(probe: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     catch_unwind(AssertUnwindSafe(probe))
         .unwrap_or_else(|_| Err(Failure::permanent("its probe panicked")))
@@ -457,7 +486,7 @@ pub(super) fn guarded(probe: impl FnOnce() -> Result<(), Failure>) -> Result<(),
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::shared::tests::{Worker, parse};
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
 
     /// Storages `a` and `b`, which hold up their chains, and `c`, which defers.
@@ -475,17 +504,17 @@ mod tests {
         Stage::Storage(name.to_owned())
     }
 
-    /// One in which a trial is due as soon as the breaker is open.
-    fn worker() -> Worker {
+    /// A worker in which a trial is due as soon as a backend is failing.
+    fn worker() -> TestWorker {
         let pauses = [
             ("CONSERVER_RETRY_FIRST_MS", "1"),
             ("CONSERVER_RETRY_MAX_MS", "1"),
         ];
-        Worker::with(CONFIG, &pauses)
+        TestWorker::with(CONFIG, &pauses)
     }
 
-    /// The trial that is due, or that comes due now.
-    fn trial(worker: &Worker) -> Option<Trial> {
+    /// The permit for the trial that is due; waits for it if need be.
+    fn trial(worker: &TestWorker) -> Option<TrialPermit> {
         let breakers = &worker.shared.breakers;
         while breakers.next_trial().is_some_and(|wait| !wait.is_zero()) {
             thread::yield_now();
@@ -493,7 +522,7 @@ mod tests {
         begin_trial(&worker.shared, &worker.config())
     }
 
-    /// By name: which one a trial tries first is chance.
+    /// Sorted: a trial begins with any of them.
     fn names(lists: &[ListName]) -> Vec<&str> {
         let mut names: Vec<&str> = lists.iter().map(ListName::as_str).collect();
         names.sort_unstable();
@@ -511,7 +540,7 @@ mod tests {
         };
         let both = |open: &str, backlogs: &str| (open.to_owned(), backlogs.to_owned());
         assert_eq!(lists(), both("la lab lb lc", "DLQ:storage:c"));
-        assert!(breakers.begin(&storage("a"), &config, State::Away));
+        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable));
         assert_eq!(lists(), both("lb lc", "DLQ:storage:c"));
         assert!(breakers.note_failing(&storage("c"), &config));
         assert_eq!(lists(), both("lb lc", ""));
@@ -523,21 +552,21 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_in_a_former_configuration_is_forgotten_and_what_was_away_is_not() {
+    fn what_failed_in_a_former_configuration_is_forgotten_and_what_was_unavailable_is_not() {
         let worker = worker();
         let (breakers, config, former) = (&worker.shared.breakers, worker.config(), parse(CONFIG));
         assert!(breakers.note_failing(&storage("a"), &former));
-        assert!(breakers.begin(&storage("b"), &former, State::Away));
+        assert!(breakers.open_breaker(&storage("b"), &former, BreakerState::Unavailable));
         assert!(breakers.note_failing(&storage("b"), &config));
-        let before = breakers.changes();
+        let before = breakers.version();
         breakers.open_lists(&config);
         assert!(!breakers.is_open(&storage("a"), &former));
         assert!(breakers.is_open(&storage("b"), &former));
         assert!(breakers.is_open(&storage("b"), &config));
-        // That is one change, and a look at the lists is none.
-        assert_eq!(breakers.changes(), before + 1);
+        // One change; to read the lists once more is none.
+        assert_eq!(breakers.version(), before + 1);
         breakers.open_lists(&config);
-        assert_eq!(breakers.changes(), before + 1);
+        assert_eq!(breakers.version(), before + 1);
     }
 
     #[test]
@@ -548,7 +577,7 @@ mod tests {
             let held = worker.board.slot(1).worker.unwrap().held;
             held.map(|held| (held.links, held.storages))
         };
-        assert!(breakers.begin(&storage("b"), &config, State::Away));
+        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable));
         assert!(breakers.note_failing(&storage("a"), &config));
         assert_eq!(shown(), Some((vec![], vec![0, 1])));
         breakers.note_success(&storage("a"), &config);
@@ -575,8 +604,8 @@ mod tests {
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
         drop(second);
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la", "lab"]);
-        // One that is away takes nothing.
-        assert!(breakers.begin(&storage("b"), &config, State::Away));
+        // What is unavailable is not tried.
+        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable));
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
     }
 
@@ -593,7 +622,7 @@ mod tests {
     #[test]
     fn between_two_trials_there_is_a_pause() {
         let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
-        let worker = Worker::with(CONFIG, &long);
+        let worker = TestWorker::with(CONFIG, &long);
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         assert_eq!(breakers.next_trial(), None);
         assert!(breakers.note_failing(&storage("a"), &config));
@@ -601,8 +630,28 @@ mod tests {
         assert!(wait > Duration::from_secs(30), "{wait:?}");
         assert!(!breakers.has_trial_due());
         assert!(begin_trial(&worker.shared, &config).is_none());
-        // What is away in its turn is asked by its prober alone.
-        assert!(breakers.begin(&storage("a"), &config, State::Away));
+        // Once it is unavailable, only its prober tries it.
+        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable));
         assert_eq!(breakers.next_trial(), None);
+    }
+
+    #[test]
+    fn a_stage_whose_connections_are_in_use_does_not_count_as_failing() {
+        use FailureKind::{Crowded, Slow};
+        let crowded = || Err(Failure::crowded("too many"));
+        let away = Failure::transient("nobody listens");
+        let failing = |is_probe_crowded| Diagnosis::Failing { is_probe_crowded };
+        let unavailable = || Diagnosis::Unavailable(away.clone());
+        for (kind, probed, expected) in [
+            (Crowded, Ok(()), Diagnosis::Crowded),
+            (Crowded, crowded(), Diagnosis::Crowded),
+            (Crowded, Err(away.clone()), unavailable()),
+            (Slow, Ok(()), failing(false)),
+            (Slow, crowded(), failing(true)),
+            (Slow, Err(away.clone()), unavailable()),
+        ] {
+            let found = diagnose(kind, probed.clone());
+            assert_eq!(found, expected, "{kind:?} {probed:?}");
+        }
     }
 }

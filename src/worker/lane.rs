@@ -1,13 +1,17 @@
-//! One lane: claims, has the pipeline work on what it got, and waits when there is nothing, until
-//! the drain.
+//! One lane: claims a vCon, has the pipeline take it through its chain, and waits when there is none,
+//! until the worker drains.
 //!
 //! ```text
-//!         ┌──────────────── next claim, with the finish ◄─────┐
-//!         ▼                                                   │
-//! ask: trial ─► ingress lists ─► backlogs ──work──► pipeline ─┴─► released
-//!  ▲                                │ nothing
-//!  └── token, tick, unblocked ◄── BLPOP on the wake list
+//!           ┌──────────────── next claim, with the finish ◄─────┐
+//!           ▼                                                   │
+//! claim: trial ─► ingress lists ─► backlogs ──vCon──► pipeline ─┴─► released
+//!  ▲                                  │ nothing
+//!  └── token, tick, unblocked ◄── BLPOP on the wake list (wakeup)
 //! ```
+//!
+//! The request for the next vCon goes with the finish of this one ([`NextClaim`]), so that both take one
+//! round trip. Until its reply is known, Redis may have claimed something for this lane of which the lane
+//! does not know; it hands that over at the next request, or at the end.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,67 +19,67 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use super::circuit_breaker::{Trial, backlog_list, begin_trial, defers};
-use super::clock::Clock;
-use super::modules::Modules;
-use super::next_claim::NextClaim;
+use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
+use super::modules::LaneModules;
 use super::pipeline::Pipeline;
-use super::quarantine::InFlight;
-use super::retry::{Backoff, Outage};
-use super::shared::Shared;
+use super::quarantine::InFlightGuard;
+use super::retry::{LaneClock, Outage};
+use super::shared::SharedState;
+use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
 use crate::storage::fanout::Crew;
 
-/// What a document of more bytes than this leaves free is given back to the system.
+/// After a document of more bytes than this, free memory is returned to the system.
 const LARGE: usize = 1 << 20;
 
-/// How long a suspect waits for what is in flight, which may hang.
+/// How long a suspect waits for the vCons in flight, which may hang.
 const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a request for work has brought. The lane is in flight from before the request on.
-struct Asked<'a> {
+/// The reply to a request for work. The lane counts as in flight from before the request on.
+struct ClaimReply<'a> {
     claimed: Result<Claimed, QueueError>,
-    in_flight: InFlight<'a>,
-    /// If it is a vCon to try a failing backend with.
-    trial: Option<Trial>,
-    /// Whether it went with a finish: then only ingress lists were asked.
+    in_flight: InFlightGuard<'a>,
+    /// Set if the vCon is claimed to try a failing backend.
+    trial: Option<TrialPermit>,
+    /// Whether the request went with a finish: then it named only ingress lists.
     with_finish: bool,
 }
 
 /// A lane of a worker.
 pub(super) struct Lane {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     queue: Queue,
-    modules: Modules,
-    /// The ingress lists that are claimed from now.
+    modules: LaneModules,
+    /// The ingress lists to claim from, none of whose chains is on hold.
     lists: Vec<ListName>,
-    /// The queues of storages that are worked off when those are empty.
+    /// The queues of storages to claim from when those are empty.
     backlogs: Vec<ListName>,
-    /// What the circuit breakers were when these were looked at.
+    /// The version of the circuit breakers that both belong to.
     breakers: u64,
-    /// Its number, from 0.
+    /// The lane's number in its worker, from 0.
     number: usize,
     drain: Receiver<()>,
     cell: LaneCell,
     outage: Outage,
-    /// The pauses while another daemon has our name.
+    /// The pauses while another daemon has this instance's name.
     displaced: Backoff,
-    fault: Option<String>,
+    /// What the log says of an ingress list that cannot be read.
+    list_error: Option<String>,
     is_ready: bool,
     is_busy: bool,
-    /// Whether the server may have claimed something of which this lane does not know.
+    /// Whether Redis may have claimed something for this lane of which the lane does not know.
     is_unsure: bool,
 }
 
 impl Lane {
-    /// A lane that has not begun; its number is counted from 0.
-    pub fn new(shared: Arc<Shared>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
+    /// A lane that has not begun. The number counts from 0.
+    pub fn new(shared: Arc<SharedState>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
         let cell = shared.slot.lane(number);
-        let modules = shared.open_modules(shared.current.get());
-        let outage = Outage::new("Redis", &shared.settings, &shared.redis);
+        let modules = LaneModules::open(shared.current.get(), &shared.slot);
+        let outage = Outage::new(&shared.settings, &shared.redis_outage);
         let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         let mut lane = Self {
             shared,
@@ -89,48 +93,48 @@ impl Lane {
             cell,
             outage,
             displaced,
-            fault: None,
+            list_error: None,
             is_ready: false,
             is_busy: false,
             is_unsure: false,
         };
-        lane.look_at_lists();
+        lane.refresh_lists();
         lane
     }
 
-    /// Works until the worker drains. Returns false if a claim may be left that is not known here.
+    /// Works until the worker drains. Returns false if Redis may still have a claim for this lane.
     pub fn run(mut self) -> bool {
-        let nothing_left = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
+        let is_released = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
         self.shared.wakeup.note_end(self.number);
-        nothing_left
+        is_released
     }
 
     fn serve(&mut self, writers: &mut Crew<'_, '_>) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut next = None;
         loop {
-            let asked = match next.take() {
+            let reply = match next.take() {
                 // Claimed before the drain began, or while it did.
-                Some(asked) => asked,
+                Some(reply) => reply,
                 None if self.is_draining() => break,
-                None => match self.ask(&shared) {
-                    Some(asked) => asked,
+                None => match self.claim(&shared) {
+                    Some(reply) => reply,
                     None => continue,
                 },
             };
-            next = self.go_on(&shared, asked, writers);
+            next = self.handle(&shared, reply, writers);
         }
-        !self.is_unsure || self.leave()
+        !self.is_unsure || self.release_unknown()
     }
 
-    /// Asks for work; waits instead while a suspect is in work.
-    fn ask<'a>(&mut self, shared: &'a Shared) -> Option<Asked<'a>> {
+    /// Claims from whatever may have work. While a suspect is in work, waits instead and returns `None`.
+    fn claim<'a>(&mut self, shared: &'a SharedState) -> Option<ClaimReply<'a>> {
         self.follow_configuration();
         let Some(in_flight) = shared.quarantine.enter() else {
             // A lane that waits for a suspect is as ready as the one that works on it.
             self.note_ready();
-            let clock = Clock::idle(&self.drain, None);
-            // By then the worker may drain, or a list be on hold.
+            let clock = LaneClock::idle(&self.drain, None);
+            // After that the worker may drain, or a list be on hold: the caller checks anew.
             shared.quarantine.wait_until_open(&clock);
             return None;
         };
@@ -143,7 +147,7 @@ impl Lane {
                 self.queue.claim(&trial.lists)
             };
             if !found_nothing(&claimed) {
-                return Some(Asked {
+                return Some(ClaimReply {
                     claimed,
                     in_flight,
                     trial: Some(trial),
@@ -155,7 +159,7 @@ impl Lane {
         if found_nothing(&claimed) && !self.backlogs.is_empty() {
             claimed = self.queue.claim_backlog(&self.backlogs);
         }
-        Some(Asked {
+        Some(ClaimReply {
             claimed,
             in_flight,
             trial: None,
@@ -163,20 +167,21 @@ impl Lane {
         })
     }
 
-    /// Does what such an answer asks for; returns the next one if the work has brought it along.
-    fn go_on<'a>(
+    /// Works on what was claimed, or waits if it is nothing. Returns the reply to the next request if that
+    /// went with the finish.
+    fn handle<'a>(
         &mut self,
-        shared: &'a Shared,
-        asked: Asked<'a>,
+        shared: &'a SharedState,
+        reply: ClaimReply<'a>,
         writers: &mut Crew<'_, '_>,
-    ) -> Option<Asked<'a>> {
-        let Asked {
+    ) -> Option<ClaimReply<'a>> {
+        let ClaimReply {
             claimed,
             in_flight,
             trial,
             with_finish,
-        } = asked;
-        // What the server may have claimed for us is handed over by the next request.
+        } = reply;
+        // If Redis has claimed something all the same, the next request hands it over.
         self.is_unsure = claimed.is_err();
         let claimed = match claimed {
             Ok(claimed) => claimed,
@@ -186,27 +191,27 @@ impl Lane {
                 return None;
             }
         };
-        self.outage.over();
+        self.outage.end();
         self.displaced.reset();
         self.note_ready();
-        self.report(claimed.fault);
+        self.log_list_error(claimed.fault);
         let Some((claim, document)) = claimed.work else {
             drop(in_flight);
-            // Otherwise the backlogs are still to be looked at.
+            // A request with a finish has not asked the backlogs yet.
             if !with_finish || self.backlogs.is_empty() {
                 self.wait_for_work();
             }
             return None;
         };
         if self.is_draining() {
-            // It was asked for before the drain, which the finish of the one before may have begun.
-            self.give_back(&claim);
+            // It was requested before the drain, which the finish of the one before may have begun.
+            self.requeue(&claim);
             return None;
         }
         if !shared.is_last_chance(claim.deaths) {
             let claimed = self.work(&claim, document, writers)?;
             drop(trial);
-            return Some(Asked {
+            return Some(ClaimReply {
                 claimed,
                 in_flight,
                 trial: None,
@@ -215,28 +220,28 @@ impl Lane {
         }
         drop(in_flight);
         self.cell.waiting(claim.id().as_ref());
-        let alone = {
-            let clock = Clock::idle(&self.drain, None);
-            shared.quarantine.alone(QUARANTINE_TIMEOUT, &clock)
+        let suspect_guard = {
+            let clock = LaneClock::idle(&self.drain, None);
+            shared.quarantine.isolate(QUARANTINE_TIMEOUT, &clock)
         };
-        if alone.is_some() {
-            // Nothing is asked for beside a suspect.
+        if suspect_guard.is_some() {
+            // The finish of a suspect claims nothing: quarantine is closed.
             self.work(&claim, document, writers);
         } else {
-            self.give_back(&claim);
+            self.requeue(&claim);
             self.cell.idle();
         }
         None
     }
 
-    /// Works on a claim; returns the answer to the request for the next one if that was sent.
+    /// Works on a claim to its end. Returns the reply to the request for the next one if that was sent.
     fn work(
         &mut self,
         claim: &Claim,
         document: Document,
         writers: &mut Crew<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
-        self.show(true);
+        self.show_busy(true);
         self.rotate();
         let config = Arc::clone(self.modules.config());
         let configured = config.chain_for(&claim.list);
@@ -256,7 +261,7 @@ impl Lane {
         let is_served = is_backlog || configured.is_some();
         let longest_call = self.modules.longest_call(chain);
         let id = claim.id();
-        let clock = Clock::start(&self.drain, &self.cell, id, chain.timeout, longest_call);
+        let clock = LaneClock::start(&self.drain, &self.cell, id, chain.timeout, longest_call);
         let mut pipeline = Pipeline {
             shared: &self.shared,
             queue: &mut self.queue,
@@ -269,7 +274,7 @@ impl Lane {
             is_backlog,
             next: NextClaim::new(&self.lists, self.breakers),
         };
-        // One that is missing comes from a storage.
+        // A missing document comes from a storage, and may be large.
         let is_large = match &document {
             Document::Found(_, text) => text.len() > LARGE,
             other => *other == Document::Missing,
@@ -277,34 +282,35 @@ impl Lane {
         let released = if is_served {
             pipeline.run(document)
         } else {
-            // Handed over again from a former configuration, in which its list was served.
-            pipeline.return_unserved()
+            // Claimed under a former configuration, in which a chain served its list.
+            pipeline.release_unserved()
         };
         self.is_unsure = !released || pipeline.next.is_unsure();
-        let next = pipeline.next.into_answer();
+        let next = pipeline.next.into_reply();
         if is_large {
             self.shared.note_large();
         }
         next
     }
 
-    /// Puts what was not begun back at the head of its list.
-    fn give_back(&mut self, claim: &Claim) {
+    /// Returns a claim that was not begun to the head of its list.
+    fn requeue(&mut self, claim: &Claim) {
         let released = self.queue.release(claim, None);
         self.is_unsure = !matches!(released, Ok(Released::Done | Released::NotOurs));
     }
 
+    /// Waits after a request that failed.
     fn wait_after(&mut self, error: &QueueError) {
         if error.is_interruption() {
             return;
         }
-        // Another daemon has our name: it is for the monitor to say what follows.
+        // Another daemon has this instance's name: the monitor decides what follows.
         let is_displaced = error.is_about_the_lease();
         if is_displaced {
-            self.outage.over();
-            self.show(false);
+            self.outage.end();
+            self.show_busy(false);
         }
-        let clock = Clock::idle(&self.drain, Some(&self.cell));
+        let clock = LaneClock::idle(&self.drain, Some(&self.cell));
         let _ = if is_displaced {
             clock.wait(self.displaced.next_wait())
         } else {
@@ -312,24 +318,24 @@ impl Lane {
         };
     }
 
-    /// At the end: gives back what was claimed for us by a request whose answer was lost. False
-    /// if that cannot be found out.
-    fn leave(&mut self) -> bool {
+    /// At the end: releases what Redis has claimed for a request whose reply was lost. Returns false if
+    /// that is not known.
+    fn release_unknown(&mut self) -> bool {
         match self.queue.claim(&[]) {
             Ok(Claimed { work: None, .. }) => true,
             Ok(Claimed {
                 work: Some((claim, _)),
                 ..
             }) => {
-                self.give_back(&claim);
+                self.requeue(&claim);
                 !self.is_unsure
             }
-            // Whoever has the name now has returned it, or will.
+            // Whoever has the name now returns it.
             Err(error) => error.is_about_the_lease(),
         }
     }
 
-    /// A lane is ready once it has asked for work and been answered.
+    /// The lane is ready once a request for work was answered.
     fn note_ready(&mut self) {
         if !self.is_ready {
             self.is_ready = true;
@@ -337,7 +343,7 @@ impl Lane {
         }
     }
 
-    fn show(&mut self, is_busy: bool) {
+    fn show_busy(&mut self, is_busy: bool) {
         if self.is_busy != is_busy {
             self.is_busy = is_busy;
             if is_busy {
@@ -354,8 +360,8 @@ impl Lane {
 
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
-        self.show(false);
-        self.shared.give_back_memory();
+        self.show_busy(false);
+        self.shared.return_memory();
         let longest = self.shared.breakers.next_trial();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
@@ -363,50 +369,112 @@ impl Lane {
         }
     }
 
+    /// Follows a change of the configuration or of the circuit breakers.
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
-            self.modules = self.shared.open_modules(config);
+            self.modules = LaneModules::open(config, &self.shared.slot);
         }
-        if !is_same || self.shared.breakers.changes() != self.breakers {
-            self.look_at_lists();
+        if !is_same || self.shared.breakers.version() != self.breakers {
+            self.refresh_lists();
         } else {
             self.rotate();
         }
     }
 
-    fn look_at_lists(&mut self) {
+    /// Finds out from which lists to claim now.
+    fn refresh_lists(&mut self) {
         let breakers = &self.shared.breakers;
         let config = self.modules.config();
-        self.breakers = breakers.changes();
+        self.breakers = breakers.version();
         self.lists = breakers.open_lists(config);
         self.backlogs = breakers.backlogs(config);
         let lists = config.chains.iter().flat_map(|it| &it.ingress_lists);
         self.queue.set_ingress(lists);
     }
 
-    /// Begins with another list each time, so that a full one starves nobody, if that is wanted.
+    /// With `CONSERVER_LIST_ORDER=rotate`: begins with another list each time, so that a full one starves no
+    /// other.
     fn rotate(&mut self) {
         if self.shared.settings.list_order == ListOrder::Rotate && !self.lists.is_empty() {
             self.lists.rotate_left(1);
         }
     }
 
-    /// A list that is no list is reported when it is found and when it has changed, not at every
-    /// look.
-    fn report(&mut self, fault: Option<String>) {
-        if fault != self.fault {
-            if let Some(fault) = &fault {
-                log::error!("an ingress list cannot be read, the others are served: {fault}");
+    /// Logs that a key is not a list when that is found and when it has changed, not at every request.
+    fn log_list_error(&mut self, error: Option<String>) {
+        if error != self.list_error {
+            if let Some(error) = &error {
+                log::error!("an ingress list cannot be read, the others are served: {error}");
             }
-            self.fault = fault;
+            self.list_error = error;
         }
     }
 }
 
-/// The chain of what is claimed from a storage's own queue: that storage, and nothing else. None if
-/// the list is an ingress list, or the storage does not defer.
+/// The request for a lane's next vCon, which goes with the finish of the present one.
+pub(super) struct NextClaim<'a> {
+    lists: &'a [ListName],
+    /// The version of the circuit breakers that the lists belong to.
+    breakers: u64,
+    /// Whether it is sent and its reply is not known.
+    is_unsure: bool,
+    reply: Option<Result<Claimed, QueueError>>,
+}
+
+impl<'a> NextClaim<'a> {
+    /// Not sent yet.
+    pub fn new(lists: &'a [ListName], breakers: u64) -> Self {
+        Self {
+            lists,
+            breakers,
+            is_unsure: false,
+            reply: None,
+        }
+    }
+
+    /// The lists to claim from, if the lane would claim from them now as well. `None` if it is sent already.
+    pub fn lists(
+        &self,
+        shared: &SharedState,
+        config: &Arc<Config>,
+        clock: &LaneClock<'_>,
+    ) -> Option<&'a [ListName]> {
+        let may = !self.is_unsure
+            && !clock.is_draining()
+            && shared.quarantine.is_open()
+            && shared.breakers.version() == self.breakers
+            && !shared.breakers.has_trial_due()
+            && Arc::ptr_eq(&shared.current.get(), config);
+        may.then_some(self.lists)
+    }
+
+    /// It is sent. Until the reply is noted, Redis may have claimed something for this lane.
+    pub fn note_sent(&mut self) {
+        self.is_unsure = true;
+    }
+
+    /// The finish that it went with is answered. Without a reply of its own, Redis has handed over the claim
+    /// that was to be finished, or, if somebody else took that meanwhile, another one.
+    pub fn note_reply(&mut self, reply: Option<Result<Claimed, QueueError>>) {
+        self.is_unsure = reply.is_none();
+        self.reply = reply;
+    }
+
+    /// Whether Redis may have claimed something of which the lane does not know.
+    pub fn is_unsure(&self) -> bool {
+        self.is_unsure
+    }
+
+    /// The reply, if it was sent and answered.
+    pub fn into_reply(self) -> Option<Result<Claimed, QueueError>> {
+        self.reply
+    }
+}
+
+/// The chain for a vCon from the queue of a storage: that storage, and nothing else. `None` if the list is
+/// an ingress list, or the storage does not defer.
 fn backlog_chain(list: &ListName, config: &Config) -> Option<Chain> {
     let is_its_queue = |name: &&String| backlog_list(name).as_ref() == Some(list);
     let storage = config.storages.keys().find(is_its_queue)?;
@@ -434,8 +502,80 @@ fn unserved_chain(list: &ListName) -> Chain {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::shared::tests::parse;
+    use std::time::Duration;
+
+    use crossbeam_channel::{bounded, never};
+
+    use super::super::modules::Stage;
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
+
+    const CONFIG: &str = "\
+        storages: {s: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+        chains: {main: {storages: [s], ingress_lists: [in]}}\n";
+
+    #[test]
+    fn the_next_vcon_is_requested_only_if_the_lane_would_claim_it_anyway() {
+        let worker = TestWorker::with(
+            CONFIG,
+            &[
+                ("CONSERVER_RETRY_FIRST_MS", "1"),
+                ("CONSERVER_RETRY_MAX_MS", "1"),
+            ],
+        );
+        let (shared, config) = (&worker.shared, worker.config());
+        let lists = shared.breakers.open_lists(&config);
+        let now = || NextClaim::new(&lists, shared.breakers.version());
+        let drain = never();
+        let clock = LaneClock::idle(&drain, None);
+        let asks = |next: &NextClaim<'_>| next.lists(shared, &config, &clock) == Some(&lists[..]);
+        assert!(asks(&now()));
+
+        let mut sent = now();
+        sent.note_sent();
+        assert!(!asks(&sent), "it is sent already");
+
+        let other = parse(CONFIG);
+        let asked = now().lists(shared, &other, &clock);
+        assert_eq!(asked, None, "another configuration is in force");
+
+        let (hold, drain) = bounded(0);
+        drop(hold);
+        let asked = now().lists(shared, &config, &LaneClock::idle(&drain, None));
+        assert_eq!(asked, None, "the worker drains");
+
+        let alone = shared.quarantine.isolate(Duration::ZERO, &clock);
+        assert!(alone.is_some() && !asks(&now()), "a suspect is in work");
+        drop(alone);
+        assert!(asks(&now()));
+
+        let stale = now();
+        let stage = Stage::Storage("s".to_owned());
+        assert!(shared.breakers.note_failing(&stage, &config));
+        while !shared.breakers.has_trial_due() {
+            std::thread::yield_now();
+        }
+        assert!(!asks(&now()), "a trial is due");
+        assert!(shared.breakers.note_success(&stage, &config));
+        assert!(asks(&now()));
+        assert!(!asks(&stale), "other lists may be open by now");
+    }
+
+    #[test]
+    fn without_a_reply_something_may_be_claimed_that_is_not_known() {
+        let mut next = NextClaim::new(&[], 0);
+        assert!(!next.is_unsure());
+        next.note_sent();
+        assert!(next.is_unsure());
+        next.note_reply(None);
+        assert!(next.is_unsure());
+        let nothing = Claimed {
+            work: None,
+            fault: None,
+        };
+        next.note_reply(Some(Ok(nothing)));
+        assert!(!next.is_unsure());
+    }
 
     #[test]
     fn the_queue_of_a_storage_that_defers_is_a_chain_of_that_storage_alone() {

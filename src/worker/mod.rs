@@ -1,82 +1,71 @@
 //! One worker process: its lanes and the drain.
 //!
 //! ```text
-//! main thread ── shows that the worker is alive, renews the lease if the monitor does not, recycles
-//!   │            the worker, ends the waits of idle lanes in a drain
+//! main thread ── beats, renews the lease if the monitor does not, recycles the worker, ends the waits
+//!   │            of idle lanes in a drain (housekeeping)
 //!   ├─ signals ── SIGTERM or SIGINT drops the drain channel's sender
 //!   ├─ lane 1 ┐ claim ─► load ─► links ─► storages ─► finish, until the drain
-//!   │    │    │   └─ nothing there: BLPOP on the wake list, to which the monitor adds
+//!   │    │    │   └─ nothing there: BLPOP on the wake list, to which the monitor pushes (wakeup)
 //!   │    └─ store-… ── save beside it, one for each storage but one
 //!   └─ lane N ┘
 //! ```
 //!
-//! To follow one vCon: `lane` claims it and waits when there is nothing; `pipeline` takes it through
-//! its `links` and `storages` and finishes it, with the `job` that holds its document and its `progress`;
-//! `release` says how a claim ends that did not get there. Beside that way stand the pauses and
-//! attempts (`retry`), the backends that fail (`circuit_breaker`) or refuse (`refusals`), the suspects (`quarantine`) and
-//! the time of a chain (`clock`).
+//! To follow one vCon: `lane` claims it, `pipeline` takes it through its chain and finishes it, with the
+//! `job` that holds its document and its progress, on the open links and storages in `modules`. If it does
+//! not get to the finish, `release` decides how its claim ends.
+//!
+//! Beside that way: `retry` waits and tries again, `circuit_breaker` puts chains on hold,
+//! `backend_health` tells a bad vCon from a bad backend, `quarantine` isolates suspects. A worker knows
+//! nothing of other processes but what the scoreboard and Redis show.
 
+mod backend_health;
 mod circuit_breaker;
-mod clock;
-mod current;
-mod fault;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
-mod health;
-mod household;
+mod housekeeping;
 mod job;
 mod lane;
-mod links;
-mod meters;
 mod modules;
-mod next_claim;
 mod pipeline;
-mod progress;
 mod quarantine;
-mod recover;
-mod refusals;
 mod release;
-mod renewal;
 mod retry;
 mod shared;
-mod storages;
 mod wakeup;
 
+use std::cell::LazyCell;
 use std::process;
 use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::bounded;
 
-pub use meters::count_poison;
-pub use recover::{report as report_recovered, run as recover};
-pub use retry::Backoff;
+#[cfg(any(test, fuzzing))]
+pub(crate) use job::fuzz;
 
+use crate::backoff::Backoff;
 use crate::child::{Child, Leftover};
-use crate::config::Config;
+use crate::config::{Chain, Config};
 use crate::exit::Exit;
 use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
-use crate::scoreboard::Slot;
+use crate::scoreboard::{Event, SeriesKind, Slot};
 use crate::settings::Settings;
-use clock::Clock;
+use housekeeping::LeaseRenewal;
 use lane::Lane;
-use meters::Meters;
-use renewal::Renewal;
-use shared::Shared;
+use retry::{LaneClock, Outage};
+use shared::SharedState;
 use wakeup::Wakeup;
 
-/// What a worker is to do.
+/// The assignment of a worker.
 #[derive(Debug, Clone)]
 pub struct Duty {
-    /// Its number, and what the last worker of that number left behind.
+    /// Its number, and the claims that the last worker of that number may have left.
     pub predecessor: Leftover,
-    /// Whether it also returns the claims of workers with higher numbers than this.
+    /// Set if it also returns the claims of all workers with a number above this.
     pub sweep_above: Option<u32>,
-    /// The number of the configuration it begins with.
+    /// The number of the configuration that it starts with.
     pub config_generation: u64,
 }
 
-/// Does a worker's whole work in this process: returns when it has drained.
+/// Runs a worker in this process until it has drained.
 pub fn run(
     child: Child,
     duty: Duty,
@@ -89,7 +78,7 @@ pub fn run(
         log::error!("{name} has no slot on the scoreboard");
         return Exit::Internal;
     };
-    match start_lanes(child, duty, settings, config, slot, lease) {
+    match run_lanes(child, duty, settings, config, slot, lease) {
         Ok(true) => Exit::Ok,
         Ok(false) => Exit::ClaimsLeft,
         Err(error) => {
@@ -103,12 +92,13 @@ pub fn run(
 enum StartError {
     #[error(transparent)]
     Queue(#[from] QueueError),
-    #[error("no thread could be started: {0}")]
+    #[error("could not start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
 
-/// Works until the drain. False where a claim may be left that no lane knows of.
-fn start_lanes(
+/// Returns the predecessor's claims, and runs the lanes until the drain. Returns false if Redis may still
+/// have claims of this worker.
+fn run_lanes(
     child: Child,
     duty: Duty,
     settings: Settings,
@@ -119,7 +109,7 @@ fn start_lanes(
     crate::link::appoint_warden();
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
-    // What a single lane asks has nobody to wait for.
+    // Several lanes share requests; a single one has nobody to share with.
     let exchange = (settings.concurrency > 1).then(|| Arc::new(Exchange::default()));
     let queue = |lane| {
         let seat = Seat {
@@ -135,20 +125,9 @@ fn start_lanes(
     };
     let draining = child.draining.clone();
     let mut first = queue(1);
-    let clock = Clock::idle(&draining, None);
-    let tell = |claim: &Recovered| {
-        recover::report(claim);
-        count_poison(&slot, &config.chains, std::slice::from_ref(claim));
-    };
-    let recovered = household::beating(&slot, &settings, || {
-        recover::recover(
-            &mut first,
-            &duty.predecessor,
-            duty.sweep_above,
-            &settings,
-            &clock,
-            &tell,
-        )
+    let clock = LaneClock::idle(&draining, None);
+    let recovered = housekeeping::with_heartbeat(&slot, &settings, || {
+        recover_predecessor(&mut first, &duty, &settings, &config.chains, &slot, &clock)
     })?;
     if !recovered {
         return Ok(true);
@@ -156,10 +135,12 @@ fn start_lanes(
     slot.note_recovered();
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
-    let renewal = Renewal::new(slot.clone(), queue(0), settings.heartbeat_ttl);
+    let renewal = LeaseRenewal::new(slot.clone(), queue(0), settings.heartbeat_ttl);
 
     let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
-    let shared = Arc::new(Shared::new(child, duty, settings, config, slot, wakeup));
+    let shared = Arc::new(SharedState::new(
+        child, duty, settings, config, slot, wakeup,
+    ));
     let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();
     for (queue, number) in queues.into_iter().zip(1u32..) {
@@ -167,35 +148,171 @@ fn start_lanes(
         let done = done.clone();
         let thread = thread::Builder::new().name(format!("lane-{number}"));
         lanes.push(thread.spawn(move || {
-            // A lane that ends otherwise than by the drain takes its worker along: a fresh
-            // worker is better than one with fewer lanes than it was asked for.
+            // If a lane ends but for the drain, the worker ends too: a fresh worker is better than one with
+            // too few lanes.
             let abort = AbortOnPanic;
             crate::sys::seed_random();
-            let nothing_left = lane.run();
+            let is_released = lane.run();
             std::mem::forget(abort);
             drop(done);
-            nothing_left
+            is_released
         })?);
     }
     drop(done);
-    household::keep(&shared, renewal, &draining, &all_done);
-    let mut nothing_left = true;
+    housekeeping::run(&shared, renewal, &draining, &all_done);
+    let mut all_released = true;
     for (number, lane) in lanes.into_iter().enumerate() {
-        // One that waits for a server which does not answer holds nothing, and ends with the process.
+        // A lane that waits for a server that does not answer has no claim, and ends with the process.
         if !shared.wakeup.is_waiting(number) {
-            // A lane does not panic past its guard.
-            nothing_left &= lane.join().unwrap_or(false);
+            // A lane that panics aborts the process before.
+            all_released &= lane.join().unwrap_or(false);
         }
     }
     crate::link::dismiss_warden();
-    Ok(nothing_left)
+    Ok(all_released)
 }
 
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
-        log::error!("a lane ended by a panic outside any vCon's work; the worker ends with it");
+        log::error!("a lane panicked; the worker ends with it");
         process::exit(Exit::Internal.code());
+    }
+}
+
+/// Returns the claims of a worker's predecessor, and those that its duty names besides. Waits for Redis and
+/// for the instance's name if need be, and returns false if the worker drains before that.
+fn recover_predecessor(
+    queue: &mut Queue,
+    duty: &Duty,
+    settings: &Settings,
+    chains: &[Chain],
+    slot: &Slot,
+    clock: &LaneClock<'_>,
+) -> bool {
+    let mut outage = Outage::new(settings, &Arc::default());
+    let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
+    loop {
+        let waited = match try_to_recover(queue, duty, settings.max_deaths, chains, slot) {
+            Ok(()) => {
+                outage.end();
+                return true;
+            }
+            // Another daemon has this instance's name: the monitor decides what follows.
+            Err(error) if error.is_about_the_lease() => {
+                outage.end();
+                clock.wait(displaced.next_wait())
+            }
+            Err(error) => outage.wait(&error, clock),
+        };
+        if waited.is_err() {
+            return false;
+        }
+    }
+}
+
+fn try_to_recover(
+    queue: &mut Queue,
+    duty: &Duty,
+    max_deaths: u32,
+    chains: &[Chain],
+    slot: &Slot,
+) -> Result<(), QueueError> {
+    queue.take_lease()?;
+    let recovered = queue.recover(duty.predecessor.dead(), max_deaths)?;
+    // Before the next step, which may fail.
+    recovered.iter().for_each(report_recovered);
+    count_poison(slot, chains, &recovered);
+    if let Some(highest) = duty.sweep_above {
+        let recovered = queue.recover_above(highest, max_deaths)?;
+        recovered.iter().for_each(report_recovered);
+        count_poison(slot, chains, &recovered);
+    }
+    Ok(())
+}
+
+/// Runs a recovery process: returns the claims of workers that have no successor. Tries once; the supervisor
+/// decides whether there is time for another try.
+pub fn recover(
+    child: &Child,
+    leftovers: &[Leftover],
+    settings: &Settings,
+    lease: NameLease,
+) -> Exit {
+    let mut queue = match Server::new(&settings.redis_url) {
+        Ok(server) => Queue::new(
+            server,
+            Seat {
+                instance: settings.instance.clone(),
+                worker: 0,
+                lane: 0,
+            },
+            Expiry::of(settings),
+            lease,
+        ),
+        Err(error) => {
+            log::error!("{} could not start: {error}", child.name);
+            return Exit::Unavailable;
+        }
+    };
+    for left in leftovers {
+        let recovered = queue
+            .take_lease()
+            .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));
+        match recovered {
+            Ok(recovered) => recovered.iter().for_each(report_recovered),
+            Err(error) => {
+                log::error!(
+                    "could not return claims of Worker-{}; the next start will retry: {error}",
+                    left.worker
+                );
+                return Exit::Unavailable;
+            }
+        }
+    }
+    Exit::Ok
+}
+
+/// Logs what became of a claim that a worker has left behind.
+pub fn report_recovered(claim: &Recovered) {
+    let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
+    let what = match claim.outcome.as_str() {
+        "poison" => "went to the dead letter queue",
+        "returned" => "is back in its list",
+        "kept" => "is kept until its list is a list again",
+        _ => "could not be read and was moved to conserver:unreadable",
+    };
+    let level = if claim.is_poison() {
+        log::Level::Error
+    } else {
+        log::Level::Warn
+    };
+    if claim.lapses > 0 {
+        let lapses = claim.lapses;
+        log::log!(
+            level, vcon_id = entry.as_str();
+            "{entry}, claimed by a daemon whose lease ran out, {what} (list {list}, lapses: {lapses})"
+        );
+    } else {
+        log::log!(
+            level, vcon_id = entry.as_str();
+            "{entry}, left behind by a worker that ended, {what} (list {list}, deaths: {deaths})"
+        );
+    }
+}
+
+/// Counts the vCons that are dead letters now as workers have died on them, each for its chain.
+pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
+    // Read only if there is one, which is rare.
+    let meters = LazyCell::new(|| slot.meters());
+    for claim in recovered.iter().filter(|claim| claim.is_poison()) {
+        slot.count_poison();
+        let served = |chain: &&Chain| chain.ingress_lists.iter().any(|list| claim.is_of(list));
+        if let Some(chain) = chains.iter().find(served) {
+            let meter = meters.of(SeriesKind::Chain, &chain.name);
+            meter.count(Event::Failed);
+            meter.count(Event::DeadLettered);
+        }
     }
 }

@@ -1,6 +1,10 @@
-//! The links and storages of a configuration, opened for one lane and kept open.
+//! The links and storages of a configuration, as one lane has them open, each with its meter.
+//!
+//! A [`Stage`] names one of them, for everything that counts, holds or probes it. A link or storage that
+//! panics is opened anew.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,29 +12,80 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use indexmap::IndexMap;
 
-use super::Meters;
 use super::circuit_breaker::guarded;
-use super::fault::Stage;
-use crate::config::{Chain, Config, StorageConfig};
+use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
+use crate::scoreboard::{Meter, SeriesKind, Slot};
 use crate::storage::fanout::Backend;
 use crate::storage::{self, Storage};
 use crate::vcon::{Vcon, VconId};
 
-/// The links and storages of a configuration, opened for one lane and kept open.
-pub(super) struct Modules {
+/// A part of a chain that may be unavailable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    /// A link, by its name in the configuration.
+    Link(String),
+    /// A storage, by its name in the configuration.
+    Storage(String),
+    /// An egress list, or one to which a link routes vCons.
+    List(ListName),
+}
+
+impl Stage {
+    /// Whether the chain needs it.
+    pub fn is_in(&self, chain: &Chain, config: &Config) -> bool {
+        match self {
+            Self::Link(name) => chain.links.contains(name),
+            Self::Storage(name) => chain.storages.contains(name),
+            Self::List(list) => {
+                let routes = |link: &String| {
+                    let link = config.links.get(link);
+                    link.is_some_and(|link| link.routes.contains(list))
+                };
+                chain.egress_lists.contains(list) || chain.links.iter().any(routes)
+            }
+        }
+    }
+
+    /// The names of the enabled chains that need it.
+    pub fn chains(&self, config: &Arc<Config>) -> Vec<String> {
+        let chains = config.chains.iter();
+        chains
+            .filter(|chain| chain.enabled && self.is_in(chain, config))
+            .map(|chain| chain.name.clone())
+            .collect()
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(name) => write!(f, "link {name}"),
+            Self::Storage(name) => write!(f, "storage {name}"),
+            Self::List(list) => write!(f, "list {list}"),
+        }
+    }
+}
+
+/// The links and storages of a configuration, open for one lane, and the meters of all its parts.
+pub(super) struct LaneModules {
     config: Arc<Config>,
     links: HashMap<String, Box<dyn Link>>,
-    /// Each is missing only while it is lent.
+    /// `None` only while a storage is lent.
     storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
     meters: Meters,
 }
 
-impl Modules {
-    /// Opens every link and storage; none connects before it is used.
-    pub fn open(config: Arc<Config>, meters: Meters) -> Self {
+impl LaneModules {
+    /// Opens every link and storage of the configuration. None connects before it is used.
+    pub fn open(config: Arc<Config>, slot: &Slot) -> Self {
+        let meters = Meters::new(&config, slot);
+        Self::with_meters(config, meters)
+    }
+
+    fn with_meters(config: Arc<Config>, meters: Meters) -> Self {
         let links = config
             .links
             .iter()
@@ -47,7 +102,7 @@ impl Modules {
         }
     }
 
-    /// The configuration these were made for.
+    /// The configuration that they belong to.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
     }
@@ -77,7 +132,7 @@ impl Modules {
         self.links.get(link).is_some_and(|link| link.rewrites())
     }
 
-    /// Runs a link on a vCon; one that panics is opened anew.
+    /// Runs a link on a vCon. A panic is a permanent failure, and the link is opened anew.
     pub fn run_link(
         &mut self,
         name: &str,
@@ -115,8 +170,8 @@ impl Modules {
         lent.collect()
     }
 
-    /// Takes a storage back; one that has panicked is opened anew.
-    pub fn take_back(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
+    /// Takes back a storage that was lent. Without it (it has panicked), opens it anew.
+    pub fn return_storage(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
         let anew = || Some(self.config.storages.get(name)?.open_storage());
         let storage = storage.or_else(anew);
         if let Some(slot) = self.storages.get_mut(name) {
@@ -124,25 +179,26 @@ impl Modules {
         }
     }
 
-    /// Asks a link or storage whether it could be used now.
+    /// Probes a link or storage: could it be used now?
     pub fn probe(&mut self, stage: &Stage, drain: &Receiver<()>) -> Result<(), Failure> {
-        let gone = || Err(Failure::permanent("it is not in the configuration"));
+        let unknown = || Err(Failure::permanent("it is not in the configuration"));
         match stage {
             Stage::Link(name) => {
                 let link = self.links.get_mut(name);
-                link.map_or_else(gone, |link| guarded(|| link.probe(drain)))
+                link.map_or_else(unknown, |link| guarded(|| link.probe(drain)))
             }
             Stage::Storage(name) => {
                 let storage = self.storages.get_mut(name.as_str());
                 let storage = storage.and_then(Option::as_mut);
-                storage.map_or_else(gone, |storage| guarded(|| storage.probe()))
+                storage.map_or_else(unknown, |storage| guarded(|| storage.probe()))
             }
-            // Redis has just said that it is no list.
-            Stage::List(list) => Err(Failure::transient(format!("{list} is no list"))),
+            // Redis has just refused to push to it.
+            Stage::List(list) => Err(Failure::transient(format!("{list} is not a list"))),
         }
     }
 
-    /// What another thread probes a storage with, if that is to know what this one has been refused.
+    /// A copy of a storage for the prober's thread, if it must share with that what the server has told
+    /// this one. Without it, the prober opens its own.
     pub fn prober(&self, stage: &Stage) -> Option<Box<dyn Storage>> {
         match stage {
             Stage::Storage(name) => self.storages.get(name.as_str())?.as_ref()?.prober(),
@@ -150,20 +206,20 @@ impl Modules {
         }
     }
 
-    /// Looks for a vCon in the storages, in the order of the configuration. Returns the name of the
+    /// Looks for a vCon in all storages, in the order of the configuration. Returns the name of the first
     /// storage that has it, and the document.
     ///
     /// # Errors
-    /// A storage that is unavailable: the vCon may be there, so nothing is known. If there is none, a
-    /// storage that has something there which is no document, in a failure that is final.
+    /// None has it, and one is unavailable, so that the vCon may be there. If all are available, one that
+    /// cannot return what it has, in a final failure.
     pub fn find(
         &mut self,
         id: &VconId,
         deadline: Deadline,
     ) -> Result<Option<(String, String)>, (Stage, Failure)> {
-        let (mut doubt, mut refusal) = (None, None);
+        let (mut unavailable, mut refusal) = (None, None);
         for (name, storage) in &mut self.storages {
-            // Nothing is lent while a document is looked for.
+            // None is lent now: documents are looked for before the save.
             let Some(storage) = storage else { continue };
             match catch_unwind(AssertUnwindSafe(|| {
                 storage::get(storage.as_mut(), id, deadline)
@@ -171,7 +227,7 @@ impl Modules {
                 Ok(Ok(Some(json))) => return Ok(Some((name.to_string(), json))),
                 Ok(Ok(None)) => {}
                 Ok(Err(failure)) if failure.is_transient() => {
-                    doubt = Some((Stage::Storage(name.to_string()), failure));
+                    unavailable = Some((Stage::Storage(name.to_string()), failure));
                 }
                 Ok(Err(failure)) => {
                     log::warn!("could not get {id} from {name}: {failure}");
@@ -182,17 +238,67 @@ impl Modules {
                 }
             }
         }
-        doubt.or(refusal).map_or(Ok(None), Err)
+        unavailable.or(refusal).map_or(Ok(None), Err)
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+/// The meters of the chains, links and storages of one configuration, by their names.
+#[derive(Default)]
+pub(super) struct Meters {
+    chains: HashMap<String, Meter>,
+    links: HashMap<String, Meter>,
+    storages: HashMap<String, Meter>,
+}
+
+impl Meters {
+    /// The meters in a worker's slot; what the slot has no room for is not counted.
+    fn new(config: &Config, slot: &Slot) -> Self {
+        let known = &slot.meters();
+        let meter = |kind| move |name: &String| (name.clone(), known.of(kind, name));
+        let chains = config.chains.iter().map(|chain| &chain.name);
+        Self {
+            chains: chains.map(meter(SeriesKind::Chain)).collect(),
+            links: config.links.keys().map(meter(SeriesKind::Link)).collect(),
+            storages: config
+                .storages
+                .keys()
+                .map(meter(SeriesKind::Storage))
+                .collect(),
+        }
+    }
+
+    /// The meter of a chain.
+    pub fn chain(&self, name: &str) -> &Meter {
+        self.chains.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of a link.
+    pub fn link(&self, name: &str) -> &Meter {
+        self.links.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of a storage.
+    pub fn storage(&self, name: &str) -> &Meter {
+        self.storages.get(name).unwrap_or(Meter::SILENT)
+    }
+
+    /// The meter of a link or storage; lists have none.
+    pub fn stage(&self, stage: &Stage) -> Option<&Meter> {
+        match stage {
+            Stage::Link(name) => Some(self.link(name)),
+            Stage::Storage(name) => Some(self.storage(name)),
+            Stage::List(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -202,8 +308,59 @@ mod tests {
 
     use crossbeam_channel::never;
 
+    use super::super::shared::tests::{TestWorker, parse};
     use super::*;
     use crate::vcon::{Outgoing, Version};
+
+    #[test]
+    fn a_stage_is_in_the_chains_that_need_it() {
+        let config = parse(
+            "links: {same: {module: links.tag, options: {tags: [x]}}, \
+                     route: {module: links.tag_router, options: {tag_routes: {x: there}}}}\n\
+             storages: {same: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {links: {links: [same], ingress_lists: [a], egress_lists: [b]}, \
+                      stores: {storages: [same], ingress_lists: [c], egress_lists: [there]}, \
+                      routes: {links: [route], ingress_lists: [d]}, \
+                      off: {links: [same, route], storages: [same], ingress_lists: [e], egress_lists: [b], enabled: false}}\n",
+        );
+        let list = |name: &str| name.parse().map(Stage::List);
+        for (stage, expected) in [
+            (Ok(Stage::Link("same".to_owned())), &["links"][..]),
+            (Ok(Stage::Storage("same".to_owned())), &["stores"]),
+            (list("there"), &["stores", "routes"]),
+            (list("b"), &["links"]),
+            (list("a"), &[]),
+        ] {
+            assert_eq!(
+                stage.map(|stage| stage.chains(&config)),
+                Ok(expected.iter().map(|it| (*it).to_owned()).collect())
+            );
+        }
+    }
+
+    #[test]
+    fn a_stage_counts_in_its_own_meter_and_a_list_has_none() {
+        let worker = TestWorker::with(
+            "links: {same: {module: links.tag, options: {tags: [x]}}}\n\
+             storages: {same: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
+             chains: {main: {links: [same], storages: [same], ingress_lists: [in]}}\n",
+            &[],
+        );
+        let meters = Meters::new(&worker.config(), &worker.shared.slot);
+        let [link, storage] = [Stage::Link, Stage::Storage].map(|of| of("same".to_owned()));
+        let is = |stage: &Stage, meter: &Meter| {
+            let found = meters.stage(stage);
+            found.is_some_and(|found| std::ptr::eq(found, meter))
+        };
+        assert!(is(&link, meters.link("same")));
+        assert!(is(&storage, meters.storage("same")));
+        assert!(!std::ptr::eq(meters.link("same"), meters.storage("same")));
+        let config = worker.config();
+        let list = config.chains[0].ingress_lists[0].clone();
+        assert!(meters.stage(&Stage::List(list)).is_none());
+        let unknown = Stage::Link("other".to_owned());
+        assert!(is(&unknown, Meter::SILENT));
+    }
 
     struct Panics;
 
@@ -217,13 +374,13 @@ mod tests {
         }
     }
 
-    fn open(text: &str) -> Modules {
+    fn open(text: &str) -> LaneModules {
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
-        Modules::open(Arc::new(config), Meters::default())
+        LaneModules::with_meters(Arc::new(config), Meters::default())
     }
 
     #[test]
-    fn a_link_that_panics_says_so_and_is_opened_anew() {
+    fn a_link_that_panics_fails_with_its_message_and_is_opened_anew() {
         let mut modules = open(
             "links: {first: {module: links.tag, options: {tags: [x]}}}\n\
              chains: {main: {links: [first], ingress_lists: [default]}}\n",
@@ -241,17 +398,17 @@ mod tests {
         assert!(run("other").is_err());
     }
 
-    /// A storage that answers a question in this way.
+    /// A storage that answers like this.
     #[derive(Clone, Copy)]
-    enum Answers {
+    enum FakeStorage {
         Has,
-        HasNone,
-        IsAway,
+        HasNot,
+        Unavailable,
         Refuses,
         Panics,
     }
 
-    impl Storage for Answers {
+    impl Storage for FakeStorage {
         fn save(&mut self, _: &Outgoing, _: Deadline) -> Result<(), Failure> {
             Ok(())
         }
@@ -259,8 +416,8 @@ mod tests {
         fn get(&mut self, id: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
             match self {
                 Self::Has => Ok(Some(id.to_string())),
-                Self::HasNone => Ok(None),
-                Self::IsAway => Err(Failure::transient("away")),
+                Self::HasNot => Ok(None),
+                Self::Unavailable => Err(Failure::transient("away")),
                 Self::Refuses => Err(Failure::permanent("no")),
                 Self::Panics => panic!("no good"),
             }
@@ -284,7 +441,7 @@ mod tests {
     }
 
     /// Storages `a`, `b` and so on that answer like this.
-    fn asked(answers: &[Answers]) -> Modules {
+    fn with_storages(answers: &[FakeStorage]) -> LaneModules {
         let mut modules = open("chains: {}\n");
         for (name, answers) in ["a", "b", "c", "d"].into_iter().zip(answers) {
             let storage: Box<dyn Storage> = Box::new(*answers);
@@ -295,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_vcon_is_in_the_first_storage_that_has_it_and_nowhere_if_none_says_otherwise() {
-        use Answers::{Has, HasNone, IsAway, Panics, Refuses};
+        use FakeStorage::{Has, HasNot, Panics, Refuses, Unavailable};
         let id = VconId::random();
         let has = |name: &str| Ok(Some((name.to_owned(), id.to_string())));
         let away = |name: &str| {
@@ -307,23 +464,27 @@ mod tests {
             Err((stage, Failure::permanent("no")))
         };
         for (answers, expected) in [
-            (&[HasNone, Has, Has][..], has("b")),
-            (&[IsAway, Refuses, Panics, Has], has("d")),
-            (&[HasNone, HasNone], Ok(None)),
-            (&[Panics, HasNone], Ok(None)),
-            (&[Refuses, Panics, HasNone], refused("a")),
-            (&[IsAway, Refuses], away("a")),
-            (&[HasNone, IsAway, HasNone], away("b")),
+            (&[HasNot, Has, Has][..], has("b")),
+            (&[Unavailable, Refuses, Panics, Has], has("d")),
+            (&[HasNot, HasNot], Ok(None)),
+            (&[Panics, HasNot], Ok(None)),
+            (&[Refuses, Panics, HasNot], refused("a")),
+            (&[Unavailable, Refuses], away("a")),
+            (&[HasNot, Unavailable, HasNot], away("b")),
             (&[], Ok(None)),
         ] {
-            let found = asked(answers).find(&id, Deadline::after(None));
+            let found = with_storages(answers).find(&id, Deadline::after(None));
             assert_eq!(found, expected);
         }
     }
 
     #[test]
-    fn what_is_not_there_or_panics_does_not_answer_a_probe() {
-        let mut modules = asked(&[Answers::Has, Answers::IsAway, Answers::Panics]);
+    fn a_stage_that_does_not_exist_or_panics_fails_its_probe() {
+        let mut modules = with_storages(&[
+            FakeStorage::Has,
+            FakeStorage::Unavailable,
+            FakeStorage::Panics,
+        ]);
         let drain = never();
         for (name, expected) in [
             ("a", None),
@@ -349,8 +510,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lent_is_lent_to_nobody_else_until_it_is_back() {
-        let mut modules = asked(&[Answers::Has, Answers::HasNone, Answers::IsAway]);
+    fn a_storage_that_is_lent_is_lent_to_nobody_else_until_it_is_back() {
+        let mut modules = with_storages(&[
+            FakeStorage::Has,
+            FakeStorage::HasNot,
+            FakeStorage::Unavailable,
+        ]);
         let names = |lent: &[Backend]| -> Vec<String> {
             lent.iter().map(|it| it.name.to_string()).collect()
         };
@@ -359,7 +524,7 @@ mod tests {
         assert_eq!(names(&lent), ["a", "c"]);
         assert_eq!(names(&modules.lend(&[a.clone(), "b".to_owned()])), ["b"]);
         for backend in lent {
-            modules.take_back(&backend.name, Some(backend.storage));
+            modules.return_storage(&backend.name, Some(backend.storage));
         }
         assert_eq!(names(&modules.lend(&[a, c])), ["a", "c"]);
     }

@@ -3,74 +3,78 @@
 //! ```text
 //! load ─► link … link ─► storage ∥ storage ─► finish ─► done
 //!   │       │       ▲           │               │
-//!   │       │       └── merge ◄─┼───────────────┤ another document stands there
+//!   │       │       └── merge ◄─┼───────────────┤ another document is there
 //!   └───────┴───────────────────┴───────────────┴─ fails ─► release
 //! ```
 //!
-//! The document in Redis is replaced only if it is the one that was loaded, or the one that this lane
-//! wrote last: its *base*. If somebody else has written another one meanwhile, what the chain made of
-//! the base is laid over that, and the storages get the result.
+//! The functions stand in this order. The document in Redis is replaced only if it is the one that was
+//! loaded, or the one that this lane wrote last: its *base*. If somebody else has written another one
+//! meanwhile, what the chain has made of the base is merged with that, and the storages get the result.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::{MOST_FAILURES, defers};
-use super::clock::Clock;
-use super::fault::{Ending, Fault, Stage, failed};
-use super::job::{Content, Job};
-use super::modules::Modules;
-use super::next_claim::NextClaim;
-use super::progress::Progress;
-use super::refusals::{Blame, Letter};
-use super::retry::{Outage, Retry};
-use super::shared::Shared;
-use crate::config::{Chain, Config};
-use crate::failure::{Failure, FailureKind};
+use super::circuit_breaker::{Diagnosis, defers};
+use super::job::{ChainProgress, Content, Job};
+use super::lane::NextClaim;
+use super::modules::{LaneModules, Stage};
+use super::release::{ChainFailure, Ending};
+use super::retry::{Attempts, LaneClock, Outage};
+use super::shared::SharedState;
+use crate::config::Chain;
+use crate::failure::Failure;
+use crate::link::{Context, LinkError, Next};
 use crate::queue::{
-    Claim, Document, Finish, Finished, Kind, Queue, QueueError, Replaced, Replacement,
+    Claim, Document, Finish, Finished, Kind, Overwritten, Queue, QueueError, Reason, Replaced,
+    Replacement, StorageLetter,
 };
 use crate::scoreboard::{Event, Outcome};
-use crate::settings::RedisFormat;
-use crate::storage::fanout::Crew;
-use crate::vcon::{self, Merged, VconId};
+use crate::settings::{Critical, RedisFormat};
+use crate::storage::fanout::{self, Crew};
+use crate::vcon::{self, Leaving, Merged, VconId};
 
-/// A changed document of more bytes than this is let go before the next vCon is asked for, so that
-/// a lane does not hold both.
+/// The part of the drain timeout that links get to finish. The rest is for the orderly release of claims: at
+/// the end of the timeout, the worker is killed.
+const FINISHING_SHARE: f64 = 0.8;
+
+/// The finish of a changed document of more bytes than this does not claim the next vCon, so that the lane
+/// does not hold both.
 const LARGE: usize = 4 << 20;
 
 /// A lane's work on one claim.
 pub(super) struct Pipeline<'a, 'scope, 'env> {
-    pub shared: &'a Arc<Shared>,
+    pub shared: &'a Arc<SharedState>,
     pub queue: &'a mut Queue,
-    pub modules: &'a mut Modules,
+    pub modules: &'a mut LaneModules,
     pub writers: &'a mut Crew<'scope, 'env>,
     pub outage: &'a mut Outage,
-    pub clock: &'a Clock<'a>,
+    pub clock: &'a LaneClock<'a>,
     pub chain: &'a Chain,
     pub claim: &'a Claim,
-    /// Whether the claim is one of a storage's own queue.
+    /// Whether the claim comes from the queue of a storage that defers.
     pub is_backlog: bool,
-    /// The request for the next claim, to go with the finish of this one.
+    /// The request for the next vCon, to go with the finish of this one.
     pub next: NextClaim<'a>,
 }
 
 impl Pipeline<'_, '_, '_> {
-    /// Works on the claim, and lets go of it.
+    /// Works on the claim, and releases it.
     ///
-    /// Returns false if the claim may still be held: the worker drains, and Redis is away.
+    /// Returns false if it may still be claimed: the worker drains, and Redis is unavailable.
     pub fn run(&mut self, document: Document) -> bool {
         let start = Instant::now();
         self.count(Event::Received);
         let mut job = None;
         let ending = match self.process(document, &mut job) {
             Ok(took) => {
-                self.tell_finished(job.as_ref(), took.duration_since(start));
-                self.note_letters(job.as_ref());
+                self.log_finished(job.as_ref(), took.duration_since(start));
+                self.note_storage_letters(job.as_ref());
                 return true;
             }
             Err(ending) => ending,
         };
-        // The chain is done with it, however long Redis takes.
+        // However long Redis takes now, the chain is done.
         self.clock.end();
         self.release(job, ending, start)
     }
@@ -87,33 +91,32 @@ impl Pipeline<'_, '_, '_> {
             if self.finish(job)? {
                 return Ok(finishing);
             }
-            self.clock.begin_again();
+            self.clock.reopen();
             self.merge(job)?;
         }
     }
 
-    /// Makes a job of what was found under the vCon's key, and goes on where an earlier claim of it
-    /// has stopped.
+    /// Makes a job of the document, which goes on where an earlier claim of the entry has stopped.
     fn load(&mut self, document: Document) -> Result<Job, Ending> {
         let Some(id) = self.claim.id() else {
             let error = match document {
                 Document::Unusable(why) => why,
                 _ => format!("the entry \"{}\" is not a UUID", self.claim.shown()),
             };
-            return Err(Ending::Failed(Fault::of_queue("queue", error)));
+            return Err(Ending::failed("queue", error));
         };
         let kept = self.claim.progress.as_deref();
-        let kept = kept.and_then(|text| Progress::read(text, self.chain));
+        let kept = kept.and_then(|text| ChainProgress::read(text, self.chain));
         let other = match &kept {
             Some(progress) if *progress.id() != id => {
-                Some(self.insist(|queue| queue.load(progress.id()))?)
+                Some(self.with_redis(|queue| queue.load(progress.id()))?)
             }
             _ => None,
         };
-        let kept = kept.filter(|progress| progress.is_of(other.as_ref().unwrap_or(&document)));
+        let kept = kept.filter(|progress| progress.fits(other.as_ref().unwrap_or(&document)));
         let (id, document, progress) = match kept {
             Some(progress) => (progress.id().clone(), other.unwrap_or(document), progress),
-            None => (id.clone(), document, Progress::none(id)),
+            None => (id.clone(), document, ChainProgress::none(id)),
         };
         if progress.is_begun() {
             log::debug!(
@@ -121,12 +124,12 @@ impl Pipeline<'_, '_, '_> {
                 "{id} goes on in chain {} after {progress}", self.chain.name
             );
         }
-        let (kind, text) = self.found(&id, document)?;
+        let (kind, text) = self.document_text(&id, document)?;
         Job::open(id, kind, text, self.shared.settings.json_bodies, progress)
     }
 
-    /// The text of a document, or, if there is none in Redis, the one that a storage has.
-    pub(super) fn found(
+    /// Returns the text of a document that Redis has, else of the one that a storage has.
+    pub(super) fn document_text(
         &mut self,
         id: &VconId,
         document: Document,
@@ -146,13 +149,13 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Gets the document back from the first storage that has it.
+    /// Copies the document back to Redis from the first storage that has it.
     fn restore(&mut self, id: &VconId) -> Result<(Kind, String), Ending> {
         let missing = "there is no document under its key in Redis";
         if !self.shared.settings.storage_fallback {
             return Err(unusable(missing.to_owned()));
         }
-        let mut retry = Retry::new(&self.shared.settings);
+        let mut attempts = Attempts::new(&self.shared.settings);
         loop {
             let modules = &mut *self.modules;
             match self
@@ -161,15 +164,15 @@ impl Pipeline<'_, '_, '_> {
             {
                 Ok(Some((storage, json))) => {
                     let kind = self.kind_of_new();
-                    self.insist(|queue| queue.restore(id, kind, &json))?;
+                    self.with_redis(|queue| queue.restore(id, kind, &json))?;
                     log::info!(
                         vcon_id = id.as_str(), storage_name = storage.as_str();
                         "{id} had gone from Redis and was restored from storage {storage}"
                     );
-                    // As Redis has it now.
-                    return match self.insist(|queue| queue.load(id))? {
+                    // Read again: this is the text to compare with at the finish.
+                    return match self.with_redis(|queue| queue.load(id))? {
                         Document::Missing => Err(unusable(missing.to_owned())),
-                        restored => self.found(id, restored),
+                        restored => self.document_text(id, restored),
                     };
                 }
                 Ok(None) => {
@@ -177,18 +180,18 @@ impl Pipeline<'_, '_, '_> {
                 }
                 Err((stage, failure)) if failure.kind.is_final() => {
                     return Err(unusable(format!(
-                        "{missing}, and {stage} cannot give it: {failure}"
+                        "{missing}, and {stage} cannot return it: {failure}"
                     )));
                 }
                 Err((stage, failure)) => {
-                    let attempts = retry.attempt();
-                    log::debug!("{stage} may hold {id}, attempt {attempts}: {failure}");
-                    if !self.again(&mut retry)? {
-                        return Err(Ending::Unavailable(Fault {
+                    let number = attempts.number();
+                    log::debug!("{stage} may hold {id}, attempt {number}: {failure}");
+                    if !self.next_attempt(&mut attempts)? {
+                        return Err(Ending::Unavailable(ChainFailure {
                             stage: "load".to_owned(),
                             error: format!("{missing}, and {stage} may hold it: {failure}"),
                             stages: vec![stage],
-                            attempts,
+                            attempts: number,
                             kind: failure.kind,
                         }));
                     }
@@ -197,7 +200,7 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// How a vCon is to be kept that Redis does not have.
+    /// The format in which a new vCon is written to Redis.
     fn kind_of_new(&self) -> Kind {
         match self.shared.settings.redis_format {
             RedisFormat::Json => Kind::Json,
@@ -206,81 +209,370 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Writes what the links have done so far, for a link that reads it in Redis, or for the next
-    /// claim.
-    pub(super) fn write(&mut self, job: &mut Job) -> Result<(), Ending> {
-        while let (Some(text), Some(base)) = (job.changed_text(), job.base.clone()) {
-            let (id, kind) = (job.id().clone(), job.kind);
-            match self.insist(|queue| queue.replace(&id, kind, &base, &text))? {
-                Replaced::Done => {
-                    job.note_written(text.to_string());
-                    return Ok(());
-                }
-                Replaced::Deleted => job.note_deleted(),
-                Replaced::Changed => self.merge(job)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Lays what the chain has made of the base over what stands in Redis now.
-    pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
-        let id = job.id().clone();
-        let (kind, theirs) = match self.insist(|queue| queue.load(&id))? {
-            Document::Found(kind, bytes) => {
-                let text = vcon::decode(bytes)
-                    .map_err(|error| unusable(format!("what was written meanwhile {error}")))?;
-                (kind, text)
-            }
-            Document::Missing | Document::NotAnId => {
-                job.note_deleted();
+    /// Runs the links that have not run yet, in order.
+    pub(super) fn run_links(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let chain = self.chain;
+        for name in chain.links.iter().skip(job.progress.links_done()) {
+            if job.progress.is_halted() {
                 return Ok(());
             }
-            Document::Unusable(why) => return Err(unusable(why)),
-        };
-        let ours = job.chain_version()?;
-        let over_itself = vcon::merge(&theirs, &ours, theirs.clone());
-        if over_itself.is_ok_and(|merged| !merged.vcon.is_changed()) {
-            // As RedisJSON writes it, whose text is another one for the same value.
-            job.kind = kind;
-            job.note_written(theirs);
-            return Ok(());
+            let next = if self.is_skipped(name, job)? {
+                Next::Continue
+            } else if self.modules.works_in_redis(name) {
+                self.run_foreign_link(name, job)?
+            } else {
+                self.run_link(name, job)?
+            };
+            match next {
+                Next::Continue => {}
+                Next::Halt => job.progress.note_halt(),
+                Next::Switch(id) => self.switch_to(job, id)?,
+            }
+            job.progress.note_link();
         }
-        let Some(base) = job.origin.as_deref().or(job.base.as_deref()) else {
-            let error = "the document was deleted and stored again meanwhile";
-            return Err(unusable(error.to_owned()));
-        };
-        let merged = vcon::merge(base, &ours, theirs.clone());
-        let merged = merged
-            .map_err(|error| failed("parse", format!("what was written meanwhile {error}")))?;
-        job.kind = kind;
-        job.base = Some(theirs);
-        job.origin = None;
-        self.adopt(job, merged);
         Ok(())
     }
 
-    /// Goes on with what a merge has made.
-    pub(super) fn adopt(&self, job: &mut Job, merged: Merged) {
-        let Merged { vcon, conflicts } = merged;
-        let (id, chain) = (vcon.id().clone(), &self.chain.name);
-        log::info!(
-            vcon_id = id.as_str(), chain_name = chain.as_str();
-            "{id} was changed while it was in work, both changes are kept"
-        );
-        for member in conflicts {
-            log::warn!(
-                vcon_id = id.as_str(), chain_name = chain.as_str();
-                "{id}: `{member}` was changed in two ways, the value of chain {chain} stands"
-            );
+    /// Whether a link that would change the vCon is skipped, as `critical` names extensions that this daemon
+    /// does not know: a change could break them.
+    ///
+    /// # Errors
+    /// By the settings, such a vCon fails instead.
+    fn is_skipped(&mut self, link: &str, job: &mut Job) -> Result<bool, Ending> {
+        if !self.modules.rewrites(link) {
+            return Ok(false);
         }
-        job.content = Content::Open(vcon);
-        // They have the document as it was.
-        job.progress.forget_storages();
+        let Some(extensions) = job.open_vcon()?.unknown_extensions() else {
+            return Ok(false);
+        };
+        if self.shared.settings.critical == Critical::Refuse {
+            let error = Context::refusal(&extensions);
+            let stage = Stage::Link(link.to_owned());
+            return Err(Ending::Failed(ChainFailure::at(&stage, &error, 1)));
+        }
+        self.log_critical(job, &extensions);
+        Ok(true)
     }
 
-    /// Writes the document if it changed, announces the vCon and lets go of the claim. Returns false
-    /// if another document stands there by now, which is to be merged.
+    /// Logs once for each vCon that links do not change it.
+    fn log_critical(&self, job: &mut Job, extensions: &str) {
+        if !mem::replace(&mut job.is_critical_logged, true) {
+            let (id, chain) = (job.id(), &self.chain.name);
+            log::warn!(
+                vcon_id = id.as_str(), chain_name = chain.as_str();
+                "{id} is passed on as it is, links of chain {chain} do not change it: its `critical` names {extensions}"
+            );
+        }
+    }
+
+    /// Runs one link, and tries it again if it fails in ways that pass.
+    fn run_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        let settings = &self.shared.settings;
+        let drain_time = settings.drain_timeout.mul_f64(FINISHING_SHARE);
+        let stage = Stage::Link(name.to_owned());
+        let meter = self.modules.meters().link(name).clone();
+        meter.count(Event::Received);
+        let mut attempts = Attempts::new(settings);
+        loop {
+            let start = Instant::now();
+            let vcon = job.open_vcon()?;
+            let mut context = Context::new(self.clock.drain(), settings.egress_version)
+                .finishing_within(drain_time, self.clock.drain_end());
+            context.critical = settings.critical;
+            let modules = &mut *self.modules;
+            let ran = self.clock.timed(
+                |deadline| {
+                    context.deadline = deadline;
+                    modules.run_link(name, vcon, &mut context)
+                },
+                |ran| matches!(ran, Err(LinkError::Failed(failure)) if failure.is_transient()),
+            );
+            let (expire, routes, left_alone) = (context.expire, context.routes, context.left_alone);
+            meter.observe(start.elapsed());
+            meter.count(match &ran {
+                Ok(Next::Halt) => Event::Halted,
+                Ok(_) => Event::Done,
+                Err(LinkError::Interrupted) => Event::Returned,
+                Err(LinkError::Failed(_)) => Event::Failed,
+            });
+            match ran {
+                Ok(next) => {
+                    let id = vcon.id().clone();
+                    job.progress.note_requests(&id, expire, routes);
+                    self.note_success(&stage);
+                    if let Some(extensions) = left_alone {
+                        self.log_critical(job, &extensions);
+                    }
+                    return Ok(next);
+                }
+                Err(LinkError::Interrupted) => return Err(Ending::Interrupted),
+                Err(LinkError::Failed(failure)) => {
+                    let number = attempts.number();
+                    let chain_failure = ChainFailure::at(&stage, &failure, number);
+                    if !failure.is_transient() && self.is_vcon_bad(&stage, job.id(), &failure) {
+                        return Err(Ending::Failed(chain_failure));
+                    }
+                    let health = &self.shared.health;
+                    health.note_attempt(&stage, number, &failure);
+                    // A stage that refuses all vCons does not stop that within a moment.
+                    if !failure.is_transient() || !self.next_attempt(&mut attempts)? {
+                        return Err(Ending::Unavailable(chain_failure));
+                    }
+                    meter.count(Event::Retried);
+                    self.count(Event::Retried);
+                }
+            }
+        }
+    }
+
+    /// Runs a link that reads and writes the vCon in Redis by itself. It may overwrite what others write there
+    /// meanwhile: those texts are merged with what it leaves.
+    fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        self.write(job)?;
+        let id = job.id().clone();
+        self.with_redis(|queue| queue.begin_foreign_write(&id))?;
+        let next = self.run_link(name, job);
+        let Some(overwritten) = self.with_redis(|queue| queue.end_foreign_write(&id))? else {
+            if next == Ok(Next::Continue) {
+                self.read_again(job)?;
+            }
+            return next;
+        };
+        let merged = self.merge_overwritten(job, overwritten, next.is_ok());
+        // This worker has to end before that is done: recovery does it.
+        if let Err(ending @ (Ending::Interrupted | Ending::ClaimLeft)) = merged {
+            return Err(ending);
+        }
+        if let Err(Ending::Failed(failure) | Ending::Unavailable(failure)) = &merged {
+            Overwritten::tell_lost(&id, &failure.error);
+        }
+        self.with_redis(|queue| queue.forget_overwritten(&id))?;
+        // If the link itself has failed, that is how the vCon ends.
+        let next = next?;
+        merged.map(|()| next)
+    }
+
+    /// Merges what a link has left in Redis with the texts of others that it has overwritten.
+    fn merge_overwritten(
+        &mut self,
+        job: &mut Job,
+        overwritten: Overwritten,
+        is_done: bool,
+    ) -> Result<(), Ending> {
+        let read = self.read_again(job);
+        if is_done {
+            read?;
+        }
+        let id = job.id().clone();
+        for theirs in overwritten.texts {
+            let vcon = job.open_vcon()?;
+            match vcon::merge(&overwritten.base, vcon, theirs) {
+                Ok(mut merged) => {
+                    // Redis has what the link left, not what the merge made.
+                    merged.vcon.note_changed();
+                    self.adopt(job, merged);
+                }
+                Err(error) => Overwritten::tell_lost(&id, &format!("the text {error}")),
+            }
+        }
+        // The rest of the chain may take long, and this worker may die in it.
+        self.write(job)
+    }
+
+    /// Reads the document again after a link that has written it in Redis.
+    fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let id = job.id().clone();
+        let document = self.with_redis(|queue| queue.load(&id))?;
+        let (kind, text) = self.document_text(&id, document)?;
+        let bodies = self.shared.settings.json_bodies;
+        let opened = Job::open(id, kind, text, bodies, job.progress.clone())?;
+        (job.kind, job.base, job.content) = (opened.kind, opened.base, opened.content);
+        job.origin = None;
+        Ok(())
+    }
+
+    /// Writes the job's vCon, and goes on with the one that a link names.
+    fn switch_to(&mut self, job: &mut Job, id: VconId) -> Result<(), Ending> {
+        self.write(job)?;
+        if let Some(seconds) = job.progress.take_expire() {
+            let left = job.id().clone();
+            self.with_redis(|queue| queue.expire(&left, seconds))?;
+        }
+        let document = self.with_redis(|queue| queue.load(&id))?;
+        let (kind, text) = self.document_text(&id, document)?;
+        job.progress.note_switch(id.clone());
+        let bodies = self.shared.settings.json_bodies;
+        *job = Job::open(id, kind, text, bodies, job.progress.clone())?;
+        Ok(())
+    }
+
+    /// Saves the vCon to the chain's storages that do not have it yet.
+    pub(super) fn save(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let chain = self.chain;
+        if job.progress.is_halted() || chain.storages.is_empty() {
+            return Ok(());
+        }
+        let version = self.shared.settings.egress_version;
+        if self.may_be_in_work_elsewhere() {
+            // Before the storages get it: a claim that changes nothing stores what Redis has, and sees at
+            // its finish whether that has changed since.
+            self.write(job)?;
+        }
+        let mut leaving = job.leave(version)?;
+        job.was_given = true;
+        let config = Arc::clone(self.modules.config());
+        for name in job.progress.missing(&chain.storages) {
+            let stage = Stage::Storage(name.clone());
+            let is_deferred = !self.is_backlog
+                && defers(&name, &config)
+                && self.shared.breakers.is_open(&stage, &config);
+            if is_deferred {
+                job.progress.note_deferred(&name);
+            } else {
+                self.modules.meters().storage(&name).count(Event::Received);
+            }
+        }
+        let mut attempts = Attempts::new(&self.shared.settings);
+        loop {
+            let missing = job.progress.missing(&chain.storages);
+            if missing.is_empty() {
+                break;
+            }
+            let failures = self.try_to_save(job, &leaving, &missing, attempts.number());
+            // Not `failures.is_empty()`: a storage that was not asked has not been saved to.
+            if job.progress.missing(&chain.storages).is_empty() {
+                break;
+            }
+            // Other storages may have it already, and this may take long: whoever stores what Redis has
+            // meanwhile must store this version.
+            self.write(job)?;
+            let before = mem::replace(&mut leaving, job.leave(version)?);
+            if !Arc::ptr_eq(&before.current, &leaving.current) {
+                // It was merged with another version: all storages get it anew.
+                continue;
+            }
+            // A storage that refuses all vCons does not stop that within a moment.
+            let may_pass = failures.iter().any(|(_, failure)| failure.is_transient());
+            if !may_pass || !self.next_attempt(&mut attempts)? {
+                self.defer_or_fail(job, &failures, attempts.number())?;
+                break;
+            }
+            for (name, _) in &failures {
+                self.modules.meters().storage(name).count(Event::Retried);
+            }
+            self.count(Event::Retried);
+        }
+        match job.progress.refused_by_all() {
+            Some(failures) => Err(Ending::Failed(ChainFailure::at_storages(
+                &failures,
+                attempts.number(),
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether another chain, or the backlog of a storage, may save the vCon to the same storages at the same
+    /// time.
+    fn may_be_in_work_elsewhere(&self) -> bool {
+        let config = self.modules.config();
+        let storages = &self.chain.storages;
+        let mut others = config.chains.iter().filter(|it| it.name != self.chain.name);
+        others.any(|other| other.storages.iter().any(|it| storages.contains(it)))
+            || storages.iter().any(|name| defers(name, config))
+    }
+
+    /// One attempt at each of these storages. Returns those that failed in ways that pass, or that refuse
+    /// every vCon.
+    fn try_to_save(
+        &mut self,
+        job: &mut Job,
+        leaving: &Leaving,
+        missing: &[String],
+        attempt: u32,
+    ) -> Vec<(String, Failure)> {
+        let backends = self.modules.lend(missing);
+        let parallel = self.shared.settings.parallel_storage;
+        let writers = &mut *self.writers;
+        let outcomes = self.clock.timed(
+            |deadline| writers.save_all(backends, leaving, deadline, parallel),
+            |outcomes| {
+                let failed =
+                    |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
+                outcomes.iter().any(failed)
+            },
+        );
+        let mut failures = Vec::new();
+        for outcome in outcomes {
+            self.modules.return_storage(&outcome.name, outcome.storage);
+            let (name, seconds) = (&*outcome.name, outcome.took.as_secs_f64());
+            let stage = Stage::Storage(name.to_owned());
+            let meter = self.modules.meters().storage(name);
+            meter.observe(outcome.took);
+            meter.count(match outcome.result {
+                Ok(()) => Event::Done,
+                Err(_) => Event::Failed,
+            });
+            match outcome.result {
+                Ok(()) => {
+                    let (id, chain) = (&leaving.current.id, &self.chain.name);
+                    log::info!(
+                        vcon_id = id.as_str(), chain_name = chain.as_str(),
+                        storage_name = name, storage_processing_time = seconds;
+                        "Stored {id} in {name} in {seconds:.4} s"
+                    );
+                    job.progress.note_stored(name);
+                    self.note_success(&stage);
+                }
+                Err(failure) if failure.is_transient() => {
+                    self.shared.health.note_attempt(&stage, attempt, &failure);
+                    failures.push((name.to_owned(), failure));
+                }
+                Err(failure) if self.is_vcon_bad(&stage, &leaving.current.id, &failure) => {
+                    job.progress.note_refused(name, failure, attempt);
+                }
+                Err(failure) => {
+                    self.shared.health.note_attempt(&stage, attempt, &failure);
+                    failures.push((name.to_owned(), failure));
+                }
+            }
+        }
+        failures
+    }
+
+    /// All attempts have failed at these storages. The vCon waits in the queues of those that defer; the
+    /// others hold it up.
+    fn defer_or_fail(
+        &mut self,
+        job: &mut Job,
+        failures: &[(String, Failure)],
+        attempts: u32,
+    ) -> Result<(), Ending> {
+        let config = Arc::clone(self.modules.config());
+        let defers = |name: &str| !self.is_backlog && defers(name, &config);
+        let (deferred, needed): (Vec<_>, Vec<_>) =
+            failures.iter().cloned().partition(|(name, _)| defers(name));
+        for (name, failure) in &deferred {
+            let stage = Stage::Storage(name.clone());
+            match self.diagnose(&stage, failure.kind) {
+                Diagnosis::Unavailable(probe) => {
+                    self.hold(&stage, &format!("{failure}: {probe}"));
+                }
+                Diagnosis::Failing { .. } => {
+                    self.note_failing(&stage, job.id(), &failure.message);
+                }
+                Diagnosis::Crowded => {}
+            }
+            job.progress.note_deferred(name);
+        }
+        if needed.is_empty() && job.progress.missing(&self.chain.storages).is_empty() {
+            return Ok(());
+        }
+        let failure = ChainFailure::at_storages(&needed, attempts);
+        Err(Ending::Unavailable(failure))
+    }
+
+    /// Writes the document if it changed, announces the vCon and releases the claim, in one step. Returns
+    /// false if Redis has another document by now, which must be merged.
     fn finish(&mut self, job: &mut Job) -> Result<bool, Ending> {
         let changed = job.changed_text();
         let egress = if job.progress.is_halted() {
@@ -290,10 +582,10 @@ impl Pipeline<'_, '_, '_> {
         };
         let id = job.id().clone();
         let routes = job.progress.routes_besides(&id, egress);
-        let letters = self.letters(job, &id);
-        // Storages that were given an old version last must get the new one.
-        let is_looked_at = changed.is_some() || job.progress.is_stored();
-        let document = job.base.as_deref().filter(|_| is_looked_at);
+        let letters = self.storage_letters(job, &id);
+        // Even if nothing changed: storages that were given an old version must get the new one.
+        let is_compared = changed.is_some() || job.progress.is_stored();
+        let document = job.base.as_deref().filter(|_| is_compared);
         let document = document.map(|base| Replacement {
             kind: job.kind,
             base,
@@ -310,21 +602,38 @@ impl Pipeline<'_, '_, '_> {
         loop {
             match self.try_to_finish(&finish) {
                 Ok(finished) => {
-                    self.outage.over();
+                    self.outage.end();
                     return self.note_finish(&id, finished);
                 }
                 Err(error @ QueueError::Document(_)) => {
-                    self.outage.over();
-                    return Err(failed("queue", error.to_string()));
+                    self.outage.end();
+                    return Err(Ending::failed("queue", error.to_string()));
                 }
                 Err(error) => {
-                    let insisted = self.outage.insist(&error, self.clock);
-                    insisted.map_err(|_| Ending::ClaimLeft)?;
+                    let waited = self.outage.wait_anyway(&error, self.clock);
+                    waited.map_err(|_| Ending::ClaimLeft)?;
                 }
             }
         }
     }
 
+    /// Sends the finish, with the request for the next vCon if the lane would claim one now.
+    fn try_to_finish(&mut self, finish: &Finish<'_>) -> Result<Finished, QueueError> {
+        let is_large =
+            |document: &Replacement<'_>| document.text.unwrap_or(document.base).len() > LARGE;
+        let config = self.modules.config();
+        let lists = self.next.lists(self.shared, config, self.clock);
+        let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
+        let Some(lists) = lists else {
+            return self.queue.finish(self.claim, finish);
+        };
+        self.next.note_sent();
+        let (finished, next) = self.queue.finish_and_claim(self.claim, finish, lists)?;
+        self.next.note_reply(next);
+        Ok(finished)
+    }
+
+    /// Says what the reply to a finish means. Returns false if the document must be merged first.
     fn note_finish(&self, id: &VconId, finished: Finished) -> Result<bool, Ending> {
         match finished {
             Finished::Done => Ok(true),
@@ -338,31 +647,46 @@ impl Pipeline<'_, '_, '_> {
             Finished::NotOurs => Err(Ending::NotOurs),
             Finished::Changed => Ok(false),
             Finished::Refused { list, holds } => match list.parse() {
-                Ok(list) => Err(Ending::Unavailable(Fault::at_list(&list, &holds))),
-                Err(error) => Err(failed("egress", format!("{error}"))),
+                Ok(list) => Err(Ending::Unavailable(ChainFailure::at_list(&list, &holds))),
+                Err(error) => Err(Ending::failed("egress", format!("{error}"))),
             },
         }
     }
 
-    fn try_to_finish(&mut self, finish: &Finish<'_>) -> Result<Finished, QueueError> {
-        let is_large =
-            |document: &Replacement<'_>| document.text.unwrap_or(document.base).len() > LARGE;
-        let config = self.modules.config();
-        let lists = self.next.lists(self.shared, config, self.clock);
-        let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
-        let Some(lists) = lists else {
-            return self.queue.finish(self.claim, finish);
-        };
-        self.next.note_sent();
-        let (finished, next) = self.queue.finish_and_claim(self.claim, finish, lists)?;
-        self.next.note_answer(next);
-        Ok(finished)
+    /// The entries for the queues of storages that have refused the vCon or get it later.
+    fn storage_letters(&self, job: &Job, id: &VconId) -> Vec<StorageLetter> {
+        let mut letters = Vec::new();
+        for (storage, error, attempts) in job.progress.refused() {
+            let stage = format!("storage {storage}");
+            log::error!(
+                vcon_id = id.as_str(), chain_name = self.chain.name.as_str(), storage_name = storage;
+                "{id} went to DLQ:storage:{storage} from chain {}: {error}", self.chain.name
+            );
+            let meter = self.modules.meters().storage(storage);
+            meter.count(Event::DeadLettered);
+            let reason = Reason {
+                stage: &stage,
+                error,
+                attempts,
+                worker: &self.shared.name,
+            };
+            letters.push(StorageLetter::refused(storage, &reason));
+        }
+        for storage in job.progress.deferred() {
+            log::debug!(
+                vcon_id = id.as_str(), storage_name = storage;
+                "{id} waits in DLQ:storage:{storage}"
+            );
+            letters.push(StorageLetter::deferred(storage));
+        }
+        letters
     }
 
-    fn tell_finished(&self, job: Option<&Job>, took: Duration) {
+    /// Counts and logs a vCon that is done.
+    fn log_finished(&self, job: Option<&Job>, took: Duration) {
         let (entry, name, seconds) = (self.claim.shown(), &self.chain.name, took.as_secs_f64());
         if self.is_backlog {
-            // It has been counted when it was finished without that storage.
+            // It was counted when it was finished without that storage.
             return log::info!(
                 vcon_id = entry.as_str(), vcon_processing_time = seconds;
                 "{entry} left the backlog of {name} in {seconds:.4} s"
@@ -384,170 +708,117 @@ impl Pipeline<'_, '_, '_> {
         );
     }
 
-    /// Counts an event of the chain.
-    pub(super) fn count(&self, event: Event) {
-        self.modules.meters().chain(&self.chain.name).count(event);
-    }
-
-    /// After a failed attempt: waits for the time of the next one; false if there is none.
-    pub(super) fn again(&self, retry: &mut Retry) -> Result<bool, Ending> {
-        retry.again(self.clock).map_err(|_| Ending::Interrupted)
-    }
-
-    pub(super) fn note_success(&self, stage: &Stage) {
-        self.shared.health.note_success(stage);
-        // Whether it had failed does not tell: a success may have been noted just before the breaker
-        // was opened by another lane.
-        if self
-            .shared
-            .breakers
-            .note_success(stage, self.modules.config())
-        {
-            self.shared.wakeup.wake_all();
-        }
-    }
-
-    /// A stage is reachable and has failed in all attempts for this vCon. After some different ones
-    /// in a row, one at a time is tried; then this returns true.
-    pub(super) fn note_failing(
-        &self,
-        stage: &Stage,
-        id: &VconId,
-        error: &str,
-        config: &Arc<Config>,
-    ) -> bool {
-        let failing = self.shared.health.note_failure(stage, id);
-        if failing.is_first {
-            log::warn!("{stage} is reachable but fails, vCons are tried again later: {error}");
-        }
-        if failing.in_a_row >= MOST_FAILURES && self.shared.breakers.note_failing(stage, config) {
-            let vcons = failing.in_a_row;
-            log::warn!("{stage} has failed for {vcons} vCons in a row, one at a time is tried");
-        }
-        failing.in_a_row >= MOST_FAILURES
-    }
-
-    /// Whether the vCon is to blame for a failure that does not pass by itself; else it waits, and those
-    /// that were taken for bad before it are taken back.
-    pub(super) fn is_the_vcons(&mut self, stage: &Stage, id: &VconId, failure: &Failure) -> bool {
-        if failure.kind != FailureKind::Refused {
-            return failure.kind == FailureKind::Permanent;
-        }
-        let was_refused = self.was_refused(stage);
-        match self
-            .shared
-            .health
-            .judge(stage, id, &failure.message, was_refused)
-        {
-            Blame::VCon => true,
-            Blame::Place { is_news } => {
-                if is_news {
-                    log::warn!(
-                        "{stage} refuses one vCon after the other for the same reason, they wait until \
-                         it takes one: {failure}"
-                    );
-                }
-                self.take_back(stage);
-                false
+    /// Merges what the chain has made of the base with the document that Redis has now.
+    pub(super) fn merge(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let id = job.id().clone();
+        let (kind, theirs) = match self.with_redis(|queue| queue.load(&id))? {
+            Document::Found(kind, bytes) => {
+                let text = vcon::decode(bytes)
+                    .map_err(|error| unusable(format!("what was written meanwhile {error}")))?;
+                (kind, text)
             }
-        }
-    }
-
-    /// Whether a worker has let the vCon wait because the stage refused it like others, and it has taken
-    /// one of ours since.
-    fn was_refused(&mut self, stage: &Stage) -> bool {
-        let Some(worked) = self
-            .shared
-            .health
-            .since_success(std::slice::from_ref(stage))
-        else {
-            return false;
+            Document::Missing | Document::NotAnId => {
+                job.note_deleted();
+                return Ok(());
+            }
+            Document::Unusable(why) => return Err(unusable(why)),
         };
-        match self
-            .queue
-            .postponed(&self.claim.entry, &refused_by(&stage.to_string()))
-        {
-            Ok(postponed) => postponed.is_some_and(|postponed| worked < postponed),
-            Err(error) => {
-                log::debug!("what is known of {}: {error}", self.claim.shown());
-                false
+        let ours = job.chain_version()?;
+        let over_itself = vcon::merge(&theirs, &ours, theirs.clone());
+        if over_itself.is_ok_and(|merged| !merged.vcon.is_changed()) {
+            // The same value in another text, as RedisJSON writes it.
+            job.kind = kind;
+            job.note_written(theirs);
+            return Ok(());
+        }
+        let Some(base) = job.origin.as_deref().or(job.base.as_deref()) else {
+            let error = "the document was deleted and stored again meanwhile";
+            return Err(unusable(error.to_owned()));
+        };
+        let merged = vcon::merge(base, &ours, theirs.clone());
+        let merged = merged.map_err(|error| {
+            Ending::failed("parse", format!("what was written meanwhile {error}"))
+        })?;
+        job.kind = kind;
+        job.base = Some(theirs);
+        job.origin = None;
+        self.adopt(job, merged);
+        Ok(())
+    }
+
+    /// Goes on with the result of a merge, and logs what could not be merged.
+    fn adopt(&self, job: &mut Job, merged: Merged) {
+        let Merged { vcon, conflicts } = merged;
+        let (id, chain) = (vcon.id().clone(), &self.chain.name);
+        log::info!(
+            vcon_id = id.as_str(), chain_name = chain.as_str();
+            "{id} was changed while it was in work, both changes are kept"
+        );
+        for member in conflicts {
+            log::warn!(
+                vcon_id = id.as_str(), chain_name = chain.as_str();
+                "{id}: `{member}` was changed in two ways, the value of chain {chain} stands"
+            );
+        }
+        job.content = Content::Open(vcon);
+        // The storages have the former version.
+        job.progress.forget_storages();
+    }
+
+    /// Writes to Redis what the links have done so far: for a link that reads it there, or for the next claim.
+    pub(super) fn write(&mut self, job: &mut Job) -> Result<(), Ending> {
+        while let (Some(text), Some(base)) = (job.changed_text(), job.base.clone()) {
+            let (id, kind) = (job.id().clone(), job.kind);
+            match self.with_redis(|queue| queue.replace(&id, kind, &base, &text))? {
+                Replaced::Done => {
+                    job.note_written(text.to_string());
+                    return Ok(());
+                }
+                Replaced::Deleted => job.note_deleted(),
+                Replaced::Changed => self.merge(job)?,
             }
         }
+        Ok(())
     }
 
-    /// Takes dead letters back that the stage is to blame for, as far as is known by now.
-    pub(super) fn take_back(&mut self, stage: &Stage) {
-        let why = refused_by(&stage.to_string());
-        for letter in self.shared.health.take_letters(stage) {
-            let (taken, what) = match &letter {
-                Letter::OfList(list, entry) => {
-                    let what = String::from_utf8_lossy(entry).into_owned();
-                    (self.queue.take_back(list, entry, &why), what)
-                }
-                Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => {
-                    (self.queue.wait_again(storage, id, &why), id.to_string())
-                }
-                // The other storages have it, and it is announced: nobody here saves it again.
-                Letter::OfStorage(..) => continue,
-            };
-            match taken {
-                Ok(true) => log::info!("{what} is no dead letter any more, {stage} refuses all"),
-                Ok(false) => {}
-                Err(error) if self.shared.health.put_back_letter(stage, letter) => {
-                    log::debug!(
-                        "{what} is still a dead letter, and is brought back later: {error}"
-                    );
-                }
-                Err(error) => {
-                    log::warn!("{what} remains a dead letter, to be tried again: {error}");
-                }
-            }
-        }
+    /// After a failed attempt: waits for the next one. Returns false if it was the last.
+    fn next_attempt(&self, attempts: &mut Attempts) -> Result<bool, Ending> {
+        let waited = attempts.wait_for_next(self.clock);
+        waited.map_err(|_| Ending::Interrupted)
     }
 
-    /// The vCon is done, but storages may have refused it.
-    fn note_letters(&mut self, job: Option<&Job>) {
-        let Some(job) = job else { return };
-        for (storage, ..) in job.progress.refused() {
-            let stage = Stage::Storage(storage.to_owned());
-            let letter = Letter::OfStorage(storage.to_owned(), job.id().clone());
-            self.shared.health.note_letter(&stage, job.id(), letter);
-            self.take_back(&stage);
-        }
-    }
-
-    /// Takes a step in Redis, and waits for Redis if need be.
-    pub(super) fn insist<T>(
+    /// Takes a step in Redis, and tries it again until Redis answers.
+    pub(super) fn with_redis<T>(
         &mut self,
         mut step: impl FnMut(&mut Queue) -> Result<T, QueueError>,
     ) -> Result<T, Ending> {
         loop {
-            // What Redis takes is no time of the vCon's.
+            // The time that Redis takes does not count.
             self.clock.pause();
             let stepped = step(self.queue);
             self.clock.resume();
             match stepped {
                 Ok(done) => {
-                    self.outage.over();
+                    self.outage.end();
                     return Ok(done);
                 }
                 Err(error @ QueueError::Document(_)) => {
-                    return Err(failed("queue", error.to_string()));
+                    return Err(Ending::failed("queue", error.to_string()));
                 }
                 Err(error) => self
                     .outage
-                    .insist(&error, self.clock)
+                    .wait_anyway(&error, self.clock)
                     .map_err(|_| Ending::Interrupted)?,
             }
         }
     }
-}
 
-/// What is noted of a vCon that waits because all are refused there.
-pub(super) fn refused_by(stage: &str) -> String {
-    format!("refused by {stage}")
+    /// Counts an event of the chain.
+    pub(super) fn count(&self, event: Event) {
+        self.modules.meters().chain(&self.chain.name).count(event);
+    }
 }
 
 fn unusable(error: String) -> Ending {
-    failed("load", error)
+    Ending::failed("load", error)
 }

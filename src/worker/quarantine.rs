@@ -1,67 +1,68 @@
-//! Which vCons are in work at the same time as others of this worker.
+//! Suspects are worked on alone.
 //!
-//! A vCon on which workers have died is a suspect. If it were in work beside others when the next
-//! one dies, that death would count for these too, and they could be taken for poison together. So
-//! a suspect whose next death would be the last is worked on alone.
+//! A vCon on which workers have died is a suspect. If it were in work beside others when the next worker
+//! dies, that death would count for them too, and all could be taken for poison together. So a suspect
+//! whose next death would be the last waits until no other vCon of its worker is in flight, and no other is
+//! claimed until it is done.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::clock::Clock;
+use super::retry::LaneClock;
 
-/// How often a lane that waits here looks for the drain.
+/// How often a lane that waits here checks for the drain.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the lanes of a worker have in flight.
+/// The vCons of a worker's lanes: in flight beside each other, or one suspect alone.
 #[derive(Default)]
 pub(super) struct Quarantine {
-    state: Mutex<State>,
+    state: Mutex<InWork>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// Lanes that have, or ask for, a vCon.
+struct InWork {
+    /// Lanes that have a vCon or request one.
     in_flight: usize,
-    /// Suspects that wait until there are none.
+    /// Suspects that wait until none is in flight.
     waiting: usize,
     /// Whether a suspect is in work.
     has_suspect: bool,
 }
 
-impl State {
+impl InWork {
     fn is_open(&self) -> bool {
         !self.has_suspect && self.waiting == 0
     }
 }
 
-/// A lane is in flight as long as it has this.
-pub(super) struct InFlight<'a>(&'a Quarantine);
+/// Its lane is in flight as long as this lives.
+pub(super) struct InFlightGuard<'a>(&'a Quarantine);
 
-/// A suspect is in work as long as its lane has this.
-pub(super) struct Alone<'a>(&'a Quarantine);
+/// A suspect is in work as long as this lives.
+pub(super) struct SuspectGuard<'a>(&'a Quarantine);
 
 impl Quarantine {
-    /// Goes in flight, from before the claim to its end; `None` while a suspect is in work or waits.
-    pub fn enter(&self) -> Option<InFlight<'_>> {
+    /// Lets a lane request a vCon and work on it. `None` while a suspect is in work or waits.
+    pub fn enter(&self) -> Option<InFlightGuard<'_>> {
         let mut state = self.lock();
         state.is_open().then(|| {
             state.in_flight += 1;
-            InFlight(self)
+            InFlightGuard(self)
         })
     }
 
-    /// Waits while a suspect is in work or waits; ends early when the worker drains.
-    pub fn wait_until_open(&self, clock: &Clock<'_>) {
+    /// Waits until no suspect is in work or waits, or the worker drains.
+    pub fn wait_until_open(&self, clock: &LaneClock<'_>) {
         let mut state = self.lock();
         while !state.is_open() && !clock.is_draining() {
             state = self.wait(state);
         }
     }
 
-    /// Waits until nothing else is in flight, and keeps it so. What is still in flight after
-    /// `timeout` may hang, and is waited for no longer. Returns `None` when the worker drains.
-    pub fn alone(&self, timeout: Duration, clock: &Clock<'_>) -> Option<Alone<'_>> {
+    /// Waits until nothing is in flight, or for `timeout` at most, as a lane may hang; then nothing enters until
+    /// the guard is dropped. Returns `None` if the worker drains.
+    pub fn isolate(&self, timeout: Duration, clock: &LaneClock<'_>) -> Option<SuspectGuard<'_>> {
         let end = Instant::now() + timeout;
         let mut state = self.lock();
         state.waiting += 1;
@@ -76,7 +77,7 @@ impl Quarantine {
             return None;
         }
         state.has_suspect = true;
-        Some(Alone(self))
+        Some(SuspectGuard(self))
     }
 
     /// Whether no suspect is in work or waits.
@@ -84,28 +85,28 @@ impl Quarantine {
         self.lock().is_open()
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, InWork>) -> MutexGuard<'a, InWork> {
         let waited = self.changed.wait_timeout(state, LOOK);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InWork> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.in_flight -= 1;
-        // Only suspects wait for these; waking nobody is a system call, too.
+        // Only suspects wait for this, and notifying nobody costs a system call.
         if state.waiting > 0 {
             self.0.changed.notify_all();
         }
     }
 }
 
-impl Drop for Alone<'_> {
+impl Drop for SuspectGuard<'_> {
     fn drop(&mut self) {
         self.0.lock().has_suspect = false;
         self.0.changed.notify_all();
@@ -132,7 +133,9 @@ mod tests {
             let in_flight = quarantine.enter().unwrap();
             let suspect = scope.spawn(|| {
                 let drain = never();
-                let _alone = quarantine.alone(LONG, &Clock::idle(&drain, None)).unwrap();
+                let _alone = quarantine
+                    .isolate(LONG, &LaneClock::idle(&drain, None))
+                    .unwrap();
                 alone.send(()).unwrap();
                 ended.recv().unwrap();
             });
@@ -146,7 +149,7 @@ mod tests {
             assert!(quarantine.enter().is_none());
             let other = scope.spawn(|| {
                 let drain = never();
-                quarantine.wait_until_open(&Clock::idle(&drain, None));
+                quarantine.wait_until_open(&LaneClock::idle(&drain, None));
             });
             end.send(()).unwrap();
             suspect.join().unwrap();
@@ -159,12 +162,14 @@ mod tests {
     fn who_waits_for_a_suspect_waits_to_its_end() {
         let quarantine = Quarantine::default();
         let drain = never();
-        let alone = quarantine.alone(LONG, &Clock::idle(&drain, None)).unwrap();
+        let alone = quarantine
+            .isolate(LONG, &LaneClock::idle(&drain, None))
+            .unwrap();
         let (over, is_over) = bounded(1);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let drain = never();
-                quarantine.wait_until_open(&Clock::idle(&drain, None));
+                quarantine.wait_until_open(&LaneClock::idle(&drain, None));
                 over.send(()).unwrap();
             });
             assert!(is_over.recv_timeout(LOOK / 2).is_err());
@@ -178,7 +183,7 @@ mod tests {
         let quarantine = Quarantine::default();
         let drain = never();
         let _hangs = quarantine.enter();
-        let alone = quarantine.alone(Duration::from_millis(1), &Clock::idle(&drain, None));
+        let alone = quarantine.isolate(Duration::from_millis(1), &LaneClock::idle(&drain, None));
         assert!(alone.is_some());
         drop(alone);
         assert!(quarantine.enter().is_some());
@@ -190,9 +195,12 @@ mod tests {
         let (hold, drain) = bounded(0);
         let in_flight = quarantine.enter();
         thread::scope(|scope| {
-            let suspect =
-                scope.spawn(|| quarantine.alone(LONG, &Clock::idle(&drain, None)).is_none());
-            let other = scope.spawn(|| quarantine.wait_until_open(&Clock::idle(&drain, None)));
+            let suspect = scope.spawn(|| {
+                quarantine
+                    .isolate(LONG, &LaneClock::idle(&drain, None))
+                    .is_none()
+            });
+            let other = scope.spawn(|| quarantine.wait_until_open(&LaneClock::idle(&drain, None)));
             drop(hold);
             assert!(suspect.join().unwrap());
             other.join().unwrap();

@@ -13,14 +13,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::hold;
-use super::fault::{Ending, Fault, Stage};
-use super::job::Job;
-use super::pipeline::{Pipeline, refused_by};
-use super::progress::Progress;
-use super::refusals::Letter;
-use super::retry::{ALONE, Backoff, CRASHED, ROUND_PAUSE, SLOW, SLOW_ALONE};
-use crate::failure::FailureKind;
+use super::backend_health::{DeadLetterAt, refused_by};
+use super::circuit_breaker::Diagnosis;
+use super::job::{ChainProgress, Job};
+use super::modules::Stage;
+use super::pipeline::Pipeline;
+use crate::backoff::Backoff;
+use crate::config::ListName;
+use crate::failure::{Failure, FailureKind};
 use crate::queue::{
     self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
     StorageLetter, dead_letter_list,
@@ -28,60 +28,174 @@ use crate::queue::{
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
 
-/// So often what was written meanwhile is merged before a claim is let go.
+/// After this time, a vCon at which a backend gave up at its time limit is taken for bad: ten minutes with
+/// the default settings. Until then others may hold a lock. (This and the next four are in multiples of
+/// `CONSERVER_RETRY_MAX_MS`, which is a second by default.)
+const SLOW: u32 = 600;
+
+/// The same if the backend has been given no other vCon since: an hour.
+const SLOW_UNTRIED: u32 = 3_600;
+
+/// After this time, a vCon with which a program crashed is taken for bad: five minutes. Until then the
+/// machine may be short of memory, or the program be replaced.
+const CRASHED: u32 = 300;
+
+/// After this time, a vCon for which a reachable backend failed is taken for bad even if the backend has been
+/// given no other vCon since, or said that it is busy: a day. No outage may make dead letters.
+const UNTRIED: u32 = 86_400;
+
+/// The longest pause before a vCon goes to the end of its list once more: a minute.
+const ROUND_PAUSE: u32 = 60;
+
+/// How often a document that somebody else has written meanwhile is merged before a claim is released.
 const MOST_MERGES: u32 = 5;
 
-/// The worker drains, and a claim may still be held.
+/// The worker drains, and Redis may still have the claim.
 struct ClaimLeft;
 
+/// Why a vCon did not get to the end of its chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The worker drains, and the vCon would keep it waiting.
+    Interrupted,
+    /// The worker drains, and Redis does not take the claim back: the next start returns it.
+    ClaimLeft,
+    /// Somebody else has released the claim, or has it by now.
+    NotOurs,
+    /// It has failed for good.
+    Failed(ChainFailure),
+    /// All attempts have failed, in ways that pass: it is tried again later.
+    Unavailable(ChainFailure),
+}
+
+impl Ending {
+    /// It has failed for good, for what was found in the queue.
+    pub fn failed(stage: &str, error: String) -> Self {
+        Self::Failed(ChainFailure {
+            stage: stage.to_owned(),
+            stages: Vec::new(),
+            error,
+            attempts: 1,
+            kind: FailureKind::Permanent,
+        })
+    }
+}
+
+/// Why a chain cannot go on with a vCon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ChainFailure {
+    /// Where, in the words of a dead letter: `link <name>`, `storage <name>`, `load` and so on.
+    pub stage: String,
+    /// The same as stages, if these have failed.
+    pub stages: Vec<Stage>,
+    /// Why.
+    pub error: String,
+    /// Attempts made.
+    pub attempts: u32,
+    /// What it says of the vCon.
+    pub kind: FailureKind,
+}
+
+impl ChainFailure {
+    /// A failure of one stage.
+    pub fn at(stage: &Stage, failure: &Failure, attempts: u32) -> Self {
+        Self {
+            stage: stage.to_string(),
+            stages: vec![stage.clone()],
+            error: failure.message.clone(),
+            attempts,
+            kind: failure.kind,
+        }
+    }
+
+    /// The failures of these storages.
+    pub fn at_storages(failures: &[(String, Failure)], attempts: u32) -> Self {
+        let names: Vec<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
+        let errors: Vec<String> = failures
+            .iter()
+            .map(|(name, failure)| format!("{name}: {failure}"))
+            .collect();
+        let kinds = failures.iter().map(|(_, failure)| failure.kind);
+        Self {
+            stage: format!("storage {}", names.join(", ")),
+            stages: failures
+                .iter()
+                .map(|(name, _)| Stage::Storage(name.clone()))
+                .collect(),
+            error: errors.join("; "),
+            attempts,
+            kind: kinds.min_by_key(rank).unwrap_or(FailureKind::Transient),
+        }
+    }
+
+    /// The key of an egress list is not a list.
+    pub fn at_list(list: &ListName, holds: &str) -> Self {
+        Self {
+            stage: "egress".to_owned(),
+            stages: vec![Stage::List(list.clone())],
+            error: format!("the egress list {list} holds a {holds}"),
+            attempts: 1,
+            kind: FailureKind::Transient,
+        }
+    }
+}
+
+/// Of several failures, the one with the lowest rank counts: the one that says least against the vCon.
+fn rank(kind: &FailureKind) -> u8 {
+    match kind {
+        FailureKind::Crowded => 0,
+        FailureKind::Busy => 1,
+        FailureKind::Transient => 2,
+        FailureKind::Slow => 3,
+        FailureKind::Crashed => 4,
+        FailureKind::Refused => 5,
+        FailureKind::Permanent => 6,
+    }
+}
+
 impl Pipeline<'_, '_, '_> {
-    /// Lets go of the claim in the way that the ending asks for; a Redis that is away is waited for.
+    /// Releases the claim in the way that the ending requires.
     ///
-    /// Returns false if the claim may still be held: the worker drains, and Redis is away.
+    /// Returns false if Redis may still have it: the worker drains, and Redis is unavailable.
     pub(super) fn release(&mut self, job: Option<Job>, ending: Ending, start: Instant) -> bool {
         let mut job = job;
         let released = match ending {
             Ending::ClaimLeft => Err(ClaimLeft),
             Ending::NotOurs => Ok(Released::NotOurs),
-            Ending::Interrupted => self.put_back(&mut job, Outcome::Returned, &[Event::Returned]),
-            Ending::Failed(fault) => {
-                let released = self.dead_letter(&mut job, &fault, start);
+            Ending::Interrupted => self.requeue(&mut job, &[Event::Returned]),
+            Ending::Failed(failure) => {
+                let released = self.dead_letter(&mut job, &failure, start);
                 if matches!(released, Ok(Released::Done)) {
-                    self.note_dead_letter(job.as_ref(), &fault);
+                    self.note_dead_letter(job.as_ref(), &failure);
                 }
                 released
             }
-            Ending::Unavailable(fault) => self.wait_for_backend(&mut job, fault, start),
+            Ending::Unavailable(failure) => self.hold_or_postpone(&mut job, failure, start),
         };
         if let Ok(Released::NotOurs) = released {
-            self.tell_not_ours();
+            self.log_not_ours();
             if let Some(job) = job {
-                self.bring_up_to_date(job);
+                self.update_storages(job);
             }
         }
         released.is_ok()
     }
 
-    /// Lets go of a claim whose list no chain serves any more.
-    pub(super) fn return_unserved(&mut self) -> bool {
+    /// Releases a claim whose list no chain serves any more.
+    pub(super) fn release_unserved(&mut self) -> bool {
         self.clock.end();
-        let released = self.put_back(&mut None, Outcome::Returned, &[]);
+        let released = self.requeue(&mut None, &[]);
         if let Ok(Released::NotOurs) = released {
-            self.tell_not_ours();
+            self.log_not_ours();
         }
         released.is_ok()
     }
 
-    /// Back to the head of its list, to be taken again.
-    fn put_back(
-        &mut self,
-        job: &mut Option<Job>,
-        outcome: Outcome,
-        events: &[Event],
-    ) -> Result<Released, ClaimLeft> {
-        let released = self.let_go_keeping(job, Queue::release)?;
+    /// Returns the vCon to the head of its list, and counts these events of its chain.
+    fn requeue(&mut self, job: &mut Option<Job>, events: &[Event]) -> Result<Released, ClaimLeft> {
+        let released = self.release_with_progress(job, Queue::release)?;
         if released == Released::Done {
-            self.shared.count(outcome);
+            self.shared.count(Outcome::Returned);
             events.iter().for_each(|event| self.count(*event));
             let (entry, list) = (self.claim.shown(), &self.claim.list);
             log::info!(
@@ -92,91 +206,80 @@ impl Pipeline<'_, '_, '_> {
         Ok(released)
     }
 
-    /// All attempts at some stages have failed, in ways that pass. Those that do not answer a probe
-    /// are away: their chains are on hold until they are back. If all of them answer, it may be
-    /// the vCon: it goes to the end of its list, and others are tried.
-    fn wait_for_backend(
+    /// All attempts at some stages have failed, in ways that pass. If one of them is unavailable, its
+    /// chains are on hold until it is back. Else it may be the vCon: that goes to the end of its list, and
+    /// others are tried.
+    fn hold_or_postpone(
         &mut self,
         job: &mut Option<Job>,
-        fault: Fault,
+        failure: ChainFailure,
         start: Instant,
     ) -> Result<Released, ClaimLeft> {
-        let config = Arc::clone(self.modules.config());
-        let id = self.claim.id();
-        let (mut on_hold, mut all_answer, mut is_crowded) = (false, true, false);
-        for stage in &fault.stages {
-            let failure = match self.modules.probe(stage, self.clock.drain()) {
-                Err(failure) if failure.kind != FailureKind::Crowded => failure,
-                // It has let others in, or nobody could be too many.
-                Err(_) => {
-                    is_crowded = true;
-                    continue;
+        let (mut on_hold, mut all_fail, mut is_crowded) = (false, true, false);
+        for stage in &failure.stages {
+            match self.diagnose(stage, failure.kind) {
+                Diagnosis::Failing { is_probe_crowded } => is_crowded |= is_probe_crowded,
+                Diagnosis::Crowded => all_fail = false,
+                Diagnosis::Unavailable(probe) => {
+                    all_fail = false;
+                    if self.is_backlog || stage.is_in(self.chain, self.modules.config()) {
+                        on_hold = true;
+                        self.hold(stage, &format!("{}: {probe}", failure.error));
+                    } else {
+                        // A storage of another chain, which may have a document that Redis has lost.
+                        let health = &self.shared.health;
+                        health.note_attempt(stage, failure.attempts, &probe);
+                    }
                 }
-                Ok(()) => continue,
-            };
-            all_answer = false;
-            if self.is_backlog || stage.is_in(self.chain, &config) {
-                on_hold = true;
-                let why = format!("{}: {failure}", fault.error);
-                let prober = self.modules.prober(stage);
-                hold(
-                    self.shared,
-                    &config,
-                    stage,
-                    &why,
-                    self.clock.drain(),
-                    prober,
-                );
-            } else {
-                // One that may hold a document that Redis has lost.
-                let health = &self.shared.health;
-                health.note_attempt(stage, fault.attempts, &failure);
             }
         }
         let events = [Event::Failed, Event::Returned];
         if on_hold {
-            return self.put_back(job, Outcome::Returned, &events);
+            return self.requeue(job, &events);
         }
-        let noted = match fault.kind {
-            FailureKind::Refused => refused_by(&fault.stage),
-            _ => fault.stage.clone(),
+        let noted = match failure.kind {
+            FailureKind::Refused => refused_by(&failure.stage),
+            _ => failure.stage.clone(),
         };
         let mut evidence = Evidence::NONE;
-        if all_answer && fault.kind != FailureKind::Crowded {
+        if all_fail {
             let mut others_fail = false;
-            for stage in &fault.stages {
-                if let Some(id) = &id {
-                    others_fail |= self.note_failing(stage, id, &fault.error, &config);
+            if let Some(id) = self.claim.id() {
+                for stage in &failure.stages {
+                    others_fail |= self.note_failing(stage, &id, &failure.error);
                 }
             }
-            // That it had too much to do may be the reason.
+            // A crowded backend says nothing of the vCon.
             if !is_crowded {
-                evidence = self.evidence(&fault, others_fail);
+                evidence = self.evidence(&failure, others_fail);
             }
             let failed = Instant::now();
-            // What the links have done is not to be done again if this process dies meanwhile.
-            self.keep(job);
-            self.pause_before_next_round(&fault, &noted);
+            // The links must not run again if this process dies meanwhile.
+            self.save_progress(job);
+            self.pause_before_next_round(&failure, &noted);
             evidence.since = failed.elapsed();
         }
         let most = self.shared.settings.max_rounds;
-        let released = self.let_go_keeping(job, |queue, claim, progress| {
+        let released = self.release_with_progress(job, |queue, claim, progress| {
             queue.postpone(claim, &evidence, most, &noted, progress)
         })?;
         match released {
             Released::Spent(rounds) => {
-                let attempts = fault.attempts.saturating_mul(rounds);
-                let fault = Fault { attempts, ..fault };
-                self.dead_letter(job, &fault, start)
+                let attempts = failure.attempts.saturating_mul(rounds);
+                let failure = ChainFailure {
+                    attempts,
+                    ..failure
+                };
+                self.dead_letter(job, &failure, start)
             }
             Released::Done => {
                 self.shared.count(Outcome::Returned);
                 events.iter().for_each(|event| self.count(*event));
                 let (entry, list) = (self.claim.shown(), &self.claim.list);
-                // Told once for all of them, when the backend began to fail.
+                // The log has said once for all vCons that the backend fails.
                 log::debug!(
                     vcon_id = entry.as_str(), chain_name = self.chain.name.as_str();
-                    "Returned {entry} to the end of list {list}, {}: {}", fault.stage, fault.error
+                    "Returned {entry} to the end of list {list}, {}: {}", failure.stage, failure.error
                 );
                 Ok(released)
             }
@@ -184,57 +287,57 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// What it says of the vCon that a stage that answers has failed for it in all attempts.
-    fn evidence(&self, fault: &Fault, others_fail: bool) -> Evidence {
+    /// What speaks against the vCon if a reachable stage has failed for it in all attempts.
+    fn evidence(&self, failure: &ChainFailure, others_fail: bool) -> Evidence {
         let unit = self.shared.settings.retry_max;
-        let alone = unit.saturating_mul(ALONE);
-        let of_others = self.shared.health.since_success(&fault.stages);
+        let untried = unit.saturating_mul(UNTRIED);
+        let of_others = self.shared.health.since_success(&failure.stages);
         let mut evidence = Evidence {
             worked: of_others,
-            longest: (!others_fail).then_some(alone),
+            longest: (!others_fail).then_some(untried),
             ..Evidence::NONE
         };
-        match fault.kind {
+        match failure.kind {
             FailureKind::Busy => evidence.worked = None,
             FailureKind::Slow => {
                 evidence.least = unit.saturating_mul(SLOW);
-                evidence.longest = (!others_fail).then_some(unit.saturating_mul(SLOW_ALONE));
+                evidence.longest = (!others_fail).then_some(unit.saturating_mul(SLOW_UNTRIED));
             }
             FailureKind::Crashed => {
-                // The program was started anew: it is well, unless others fail there, too.
+                // The program was started anew: it works, unless it fails for others too.
                 evidence.worked = (!others_fail).then_some(Duration::ZERO).or(of_others);
                 evidence.least = unit.saturating_mul(CRASHED);
-                evidence.longest = Some(alone);
+                evidence.longest = Some(untried);
             }
             _ => {}
         }
         evidence
     }
 
-    /// Holds a vCon back that would be claimed again at once, as nothing else waits: longer after each
-    /// round, until another one comes or its stage does its work for one.
-    fn pause_before_next_round(&mut self, fault: &Fault, noted: &str) {
+    /// Waits with a vCon that would be claimed again at once, as no other waits: longer after each round, until
+    /// another one comes or the stage has worked for another.
+    fn pause_before_next_round(&mut self, failure: &ChainFailure, noted: &str) {
         const LOOK: Duration = Duration::from_millis(200);
         let config = Arc::clone(self.modules.config());
         let shared = Arc::clone(self.shared);
         let rounds = self.queue.rounds(&self.claim.entry, noted);
         let Ok(rounds) = rounds else { return };
-        // Its document lives on from the next claim, or from when it is put back.
-        let lives = Duration::from_secs(shared.settings.redis_expiry) / 4;
+        // The next claim, or the return to the list, renews the document's time to live.
+        let ttl_part = Duration::from_secs(shared.settings.redis_expiry) / 4;
         let longest = shared.settings.retry_max.saturating_mul(ROUND_PAUSE);
-        let longest = longest.min(lives);
+        let longest = longest.min(ttl_part);
         let pause = Backoff::new(shared.settings.retry_max, longest)
             .after(rounds)
             .next_wait();
         let begun = Instant::now();
         loop {
             let left = pause.saturating_sub(begun.elapsed());
-            // A stage that fails for all is tried at its own pace.
+            // A stage that fails for all vCons is tried at its own pace.
             let is_paced = |stage: &Stage| shared.breakers.is_open(stage, &config);
-            let worked = shared.health.since_success(&fault.stages);
+            let worked = shared.health.since_success(&failure.stages);
             if left.is_zero()
                 || self.clock.is_draining()
-                || fault.stages.iter().any(is_paced)
+                || failure.stages.iter().any(is_paced)
                 || worked.is_some_and(|worked| worked < begun.elapsed())
                 || shared.breakers.has_trial_due()
                 || !Arc::ptr_eq(&config, &shared.current.get())
@@ -246,30 +349,32 @@ impl Pipeline<'_, '_, '_> {
             if !matches!(self.queue.has_work(&lists, &backlogs), Ok(false)) {
                 return;
             }
-            self.clock.insist(left.min(LOOK));
+            self.clock.wait_anyway(left.min(LOOK));
         }
     }
 
-    /// To the dead letter queue of its list; what came from a storage's own queue goes back there,
-    /// with the reason.
+    /// Moves the vCon to the dead letter queue of its list, or, if it came from the queue of a storage, back
+    /// there with the reason.
     fn dead_letter(
         &mut self,
         job: &mut Option<Job>,
-        fault: &Fault,
+        failure: &ChainFailure,
         start: Instant,
     ) -> Result<Released, ClaimLeft> {
         let name = self.shared.name.clone();
         let reason = Reason {
-            stage: &fault.stage,
-            error: &fault.error,
-            attempts: fault.attempts,
+            stage: &failure.stage,
+            error: &failure.error,
+            attempts: failure.attempts,
             worker: &name,
         };
         let backlog = self.chain.storages.first().filter(|_| self.is_backlog);
         let released = match (backlog.cloned(), self.claim.id()) {
             (Some(storage), Some(id)) => {
                 let letters = [StorageLetter::refused(&storage, &reason)];
-                self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
+                self.release_until_done(|queue, claim| {
+                    requeue_in_backlog(queue, claim, &id, &letters)
+                })?
             }
             _ => self.move_to_dead_letters(job, &reason)?,
         };
@@ -280,7 +385,11 @@ impl Pipeline<'_, '_, '_> {
         self.count(Event::Failed);
         self.count(Event::DeadLettered);
         let meters = self.modules.meters();
-        for meter in fault.stages.iter().filter_map(|stage| meters.stage(stage)) {
+        for meter in failure
+            .stages
+            .iter()
+            .filter_map(|stage| meters.stage(stage))
+        {
             meter.count(Event::DeadLettered);
         }
         let (entry, chain) = (self.claim.shown(), &self.chain.name);
@@ -293,14 +402,14 @@ impl Pipeline<'_, '_, '_> {
         log::error!(
             vcon_id = entry.as_str(), chain_name = chain.as_str(), vcon_processing_time = seconds;
             "{entry} went to {dead} from chain {chain} after {seconds:.4} s, {}: {}",
-            fault.stage, fault.error
+            failure.stage, failure.error
         );
         Ok(released)
     }
 
-    /// To the dead letter queue of its list. Who puts back at once what comes there, as the API server does
-    /// when it reprocesses the queue, would never find it empty: an entry that comes again and again is held
-    /// for a while, and longer each time.
+    /// Moves the vCon to the dead letter queue of its list. The API server, when it reprocesses that queue, puts
+    /// each entry back at once and would never find it empty: so an entry that comes again and again waits,
+    /// longer each time.
     fn move_to_dead_letters(
         &mut self,
         job: &mut Option<Job>,
@@ -309,7 +418,7 @@ impl Pipeline<'_, '_, '_> {
         let mut has_waited = false;
         loop {
             let at_once = has_waited || self.clock.is_draining();
-            let released = self.let_go_keeping(job, |queue, claim, progress| {
+            let released = self.release_with_progress(job, |queue, claim, progress| {
                 if at_once {
                     queue.dead_letter(claim, reason, progress)
                 } else {
@@ -324,36 +433,36 @@ impl Pipeline<'_, '_, '_> {
                 .after(times.saturating_sub(1));
             let wait = backoff.next_wait();
             log::debug!(
-                "{} was a dead letter just before, and is held for {wait:.1?}",
+                "{} was a dead letter a moment ago, waiting for {wait:.1?}",
                 self.claim.shown()
             );
-            self.clock.insist(wait);
+            self.clock.wait_anyway(wait);
             has_waited = true;
         }
     }
 
-    /// The vCon was taken for bad: it is taken back if it turns out that all are refused.
-    fn note_dead_letter(&mut self, job: Option<&Job>, fault: &Fault) {
+    /// Remembers a dead letter, which is recalled if it turns out that the backend refuses every vCon.
+    fn note_dead_letter(&mut self, job: Option<&Job>, failure: &ChainFailure) {
         let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
             return;
         };
-        for stage in &fault.stages {
+        for stage in &failure.stages {
             let letter = match stage {
                 Stage::Storage(storage) if self.is_backlog => {
-                    Letter::OfStorage(storage.clone(), id.clone())
+                    DeadLetterAt::Storage(storage.clone(), id.clone())
                 }
-                _ => Letter::OfList(self.claim.list.clone(), self.claim.entry.clone()),
+                _ => DeadLetterAt::List(self.claim.list.clone(), self.claim.entry.clone()),
             };
             self.shared.health.note_letter(stage, &id, letter);
-            self.take_back(stage);
+            self.recall_dead_letters(stage);
         }
     }
 
-    /// Writes what the links have done to Redis, and says how far the vCon has come. `None` if nothing
-    /// has been done.
-    fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
+    /// Writes to Redis what the links have done, and returns the progress to keep there. `None` if nothing has
+    /// been done.
+    fn save_progress(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
         let job = job.as_mut()?;
-        // What storages were given may be older than what another claim of the vCon has given them.
+        // A record is needed after any save: another claim of the vCon may have saved a newer version.
         if !job.progress.is_begun() && !job.was_given {
             return None;
         }
@@ -361,21 +470,21 @@ impl Pipeline<'_, '_, '_> {
             Ok(()) => job.progress.record(self.chain, job.base.as_deref()),
             Err(ending) => {
                 let id = job.id();
-                log::debug!("what has been done for {id} is not kept: {ending:?}");
+                log::debug!("could not keep the progress of {id}: {ending:?}");
                 None
             }
         };
-        kept.or_else(|| self.void())
+        kept.or_else(|| self.void_progress())
     }
 
-    /// That nothing that has been done for the claimed vCon counts.
-    fn void(&self) -> Option<queue::Progress> {
+    /// A record that nothing done for the claimed vCon counts.
+    fn void_progress(&self) -> Option<queue::Progress> {
         self.claim.id().map(queue::Progress::void)
     }
 
-    /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
-    /// the links have done: if somebody else writes another one in between, it is merged with that.
-    fn let_go_keeping(
+    /// Releases the claim and keeps the progress, together with the document that has the work of the links.
+    /// If somebody else writes another document in between, merges with that first.
+    fn release_with_progress(
         &mut self,
         job: &mut Option<Job>,
         mut step: impl FnMut(
@@ -386,8 +495,13 @@ impl Pipeline<'_, '_, '_> {
     ) -> Result<Released, ClaimLeft> {
         let (mut merges, mut is_void) = (0, false);
         loop {
-            let progress = if is_void { self.void() } else { self.keep(job) };
-            let released = self.let_go(|queue, claim| step(queue, claim, progress.as_ref()))?;
+            let progress = if is_void {
+                self.void_progress()
+            } else {
+                self.save_progress(job)
+            };
+            let released =
+                self.release_until_done(|queue, claim| step(queue, claim, progress.as_ref()))?;
             if released != Released::Changed {
                 return Ok(released);
             }
@@ -397,9 +511,9 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Takes a step that lets go of the claim, until it is taken. A list that cannot take the vCon
-    /// back is waited for like a Redis that is away.
-    fn let_go(
+    /// Tries a step that releases the claim until it succeeds: waits for Redis, and for a list that cannot
+    /// take the vCon back.
+    fn release_until_done(
         &mut self,
         mut step: impl FnMut(&mut Queue, &Claim) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
@@ -408,7 +522,7 @@ impl Pipeline<'_, '_, '_> {
         loop {
             match step(self.queue, self.claim) {
                 Ok(Released::Refused(why)) => {
-                    self.outage.over();
+                    self.outage.end();
                     if backoff.failures() == 0 {
                         let entry = self.claim.shown();
                         log::error!("{entry} cannot be put back, trying again until it can: {why}");
@@ -416,31 +530,31 @@ impl Pipeline<'_, '_, '_> {
                     if self.clock.is_draining() {
                         return Err(ClaimLeft);
                     }
-                    self.clock.insist(backoff.next_wait());
+                    self.clock.wait_anyway(backoff.next_wait());
                 }
                 Ok(released) => {
-                    self.outage.over();
+                    self.outage.end();
                     return Ok(released);
                 }
                 Err(error) => {
-                    let insisted = self.outage.insist(&error, self.clock);
-                    insisted.map_err(|_| ClaimLeft)?;
+                    let waited = self.outage.wait_anyway(&error, self.clock);
+                    waited.map_err(|_| ClaimLeft)?;
                 }
             }
         }
     }
 
-    /// Somebody else has the claim, or had it. What this lane gave to storages may be older than what
-    /// they were given meanwhile, as after a sleep of this process: they get what stands in Redis,
-    /// until that is what they got last.
-    fn bring_up_to_date(&mut self, mut job: Job) {
+    /// Somebody else has the claim, or had it, as after a long stop of this process. Then this lane may have
+    /// saved an older document than others did meanwhile: saves what Redis has, until that is what was saved
+    /// last.
+    fn update_storages(&mut self, mut job: Job) {
         if !job.was_given {
             return;
         }
-        self.clock.begin_again();
-        let renewed = self.renew(&mut job);
+        self.clock.reopen();
+        let saved = self.save_current_document(&mut job);
         self.clock.end();
-        if let Err(ending) = renewed {
+        if let Err(ending) = saved {
             let (id, chain) = (job.id(), &self.chain.name);
             log::error!(
                 vcon_id = id.as_str(), chain_name = chain.as_str();
@@ -449,47 +563,52 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    fn renew(&mut self, job: &mut Job) -> Result<(), Ending> {
+    /// Saves the document that Redis has to the storages, until the two are the same.
+    fn save_current_document(&mut self, job: &mut Job) -> Result<(), Ending> {
         let settings = &self.shared.settings;
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
         let mut is_given = true;
         loop {
             let id = job.id().clone();
-            let document = self.insist(|queue| queue.load(&id))?;
-            if is_given && job.is_as(&document) || matches!(document, Document::Missing) {
+            let document = self.with_redis(|queue| queue.load(&id))?;
+            if is_given && job.matches(&document) || matches!(document, Document::Missing) {
                 return Ok(());
             }
             log::info!(
                 vcon_id = id.as_str(), chain_name = self.chain.name.as_str();
-                "{id} has another document by now, storages get that"
+                "{id} has another document by now, saving that to the storages"
             );
-            let (kind, text) = self.found(&id, document)?;
-            let (bodies, progress) = (self.shared.settings.json_bodies, Progress::none(id.clone()));
+            let (kind, text) = self.document_text(&id, document)?;
+            let (bodies, progress) = (
+                self.shared.settings.json_bodies,
+                ChainProgress::none(id.clone()),
+            );
             *job = Job::open(id.clone(), kind, text, bodies, progress)?;
             is_given = match self.save(job) {
                 Ok(()) => true,
                 Err(Ending::Unavailable(_)) if !self.clock.is_draining() => {
-                    self.clock.insist(backoff.next_wait());
+                    self.clock.wait_anyway(backoff.next_wait());
                     false
                 }
                 Err(ending) => return Err(ending),
             };
             for storage in job.progress.deferred().filter(|_| is_given) {
-                self.insist(|queue| queue.defer(storage, &id))?;
+                self.with_redis(|queue| queue.defer(storage, &id))?;
             }
         }
     }
 
-    fn tell_not_ours(&self) {
+    /// Logs that the claim is not this lane's any more.
+    fn log_not_ours(&self) {
         let entry = self.claim.shown();
         log::warn!(
-            "{entry}: the claim was settled already, by an earlier call or by another worker"
+            "{entry}: the claim was released already, by an earlier call or by another worker"
         );
     }
 }
 
-/// Finishes a vCon of a storage's own queue, which goes back there as a dead letter.
-fn finish_with(
+/// Releases a claim of a storage's queue, to which the vCon returns as a dead letter.
+fn requeue_in_backlog(
     queue: &mut Queue,
     claim: &Claim,
     id: &VconId,
@@ -507,4 +626,41 @@ fn finish_with(
         Finished::NotOurs => Released::NotOurs,
         _ => Released::Done,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_storages_the_failure_counts_that_says_least_of_the_vcon_in_whatever_order() {
+        let kinds = [
+            Failure::crowded("full"),
+            Failure::busy("locked"),
+            Failure::transient("away"),
+            Failure::slow("slow"),
+            Failure::crashed("killed"),
+            Failure::refused("too large"),
+            Failure::permanent("no"),
+        ];
+        let of = |failures: &[&Failure]| {
+            let names = ["a", "b", "c"].map(str::to_owned).into_iter();
+            let failures = failures.iter().map(|it| (*it).clone());
+            ChainFailure::at_storages(&names.zip(failures).collect::<Vec<_>>(), 2)
+        };
+        for (i, one) in kinds.iter().enumerate() {
+            for (j, two) in kinds.iter().enumerate() {
+                for (k, three) in kinds.iter().enumerate() {
+                    let least = &kinds[i.min(j).min(k)];
+                    assert_eq!(of(&[one, two, three]).kind, least.kind, "{i} {j} {k}");
+                }
+            }
+        }
+        let fault = of(&[&kinds[2], &kinds[6]]);
+        assert_eq!(fault.stage, "storage a, b");
+        assert_eq!(fault.error, "a: away; b: no");
+        assert_eq!(fault.attempts, 2);
+        let stages = ["a", "b"].map(|name| Stage::Storage(name.to_owned()));
+        assert_eq!(fault.stages, stages);
+    }
 }

@@ -1,85 +1,44 @@
-//! Trying again: pauses that grow, attempts that end, and a Redis that is waited for.
+//! Trying again and waiting, as one lane does it.
+//!
+//! - [`Attempts`]: the attempts of one vCon at one backend.
+//! - [`Outage`]: waits for Redis until it is back, and logs that once for all lanes.
+//! - [`LaneClock`]: the time that a chain's `timeout` leaves for a vCon. It stands still during every
+//!   wait, and shows on the scoreboard what the lane does.
+//!
+//! The pauses themselves are in [`crate::backoff`]; what follows after the last attempt is decided in
+//! `release`.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::clock::Clock;
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+
+use crate::backoff::Backoff;
+use crate::deadline::Deadline;
 use crate::queue::QueueError;
+use crate::scoreboard::LaneCell;
 use crate::settings::Settings;
+use crate::vcon::VconId;
 
-/// How long a backend must have given up at a vCon, in longest pauses between attempts, before that is the
-/// vCon's fault: ten minutes with the default pause. Until then it may be a lock that others hold.
-pub(super) const SLOW: u32 = 600;
+/// The longest wait of [`LaneClock::wait_anyway`] while the worker drains.
+const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The same where the backend was asked for no other vCon since: an hour.
-pub(super) const SLOW_ALONE: u32 = 3_600;
-
-/// How long a program must have crashed with a vCon, in the same unit, before that is the vCon's fault: five
-/// minutes. Until then a machine may be short of memory, or the program be replaced.
-pub(super) const CRASHED: u32 = 300;
-
-/// How long a backend that answers must have failed for a vCon while it was asked for no other, or said
-/// that it is busy, in the same unit: a day. No outage is to become a dead letter.
-pub(super) const ALONE: u32 = 86_400;
-
-/// The longest pause between two rounds, in the same unit: a minute.
-pub(super) const ROUND_PAUSE: u32 = 60;
+/// The scoreboard takes a limit of zero for no limit.
+const SHORTEST_LIMIT: Duration = Duration::from_millis(1);
 
 /// The worker drains; there is no time to wait.
 #[derive(Debug)]
 pub(super) struct Draining;
 
-/// Doubling waits between a first and a longest one, each with jitter so that many lanes do not
-/// come back at the same instant.
-#[derive(Debug, Clone)]
-pub struct Backoff {
-    first: Duration,
-    longest: Duration,
-    failures: u32,
-}
-
-impl Backoff {
-    /// Starts with `first`, never above `longest`.
-    pub fn new(first: Duration, longest: Duration) -> Self {
-        Self {
-            first,
-            longest,
-            failures: 0,
-        }
-    }
-
-    /// The same after so many failures.
-    pub fn after(self, failures: u32) -> Self {
-        Self { failures, ..self }
-    }
-
-    /// The next wait: between half and the whole of the doubled time.
-    pub fn next_wait(&mut self) -> Duration {
-        let doubled = self.first.saturating_mul(1 << self.failures.min(20));
-        self.failures = self.failures.saturating_add(1);
-        doubled
-            .min(self.longest)
-            .mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    /// Failures so far.
-    pub fn failures(&self) -> u32 {
-        self.failures
-    }
-
-    /// After a success: the next wait is the first again.
-    pub fn reset(&mut self) {
-        self.failures = 0;
-    }
-}
-
-/// Attempts with growing pauses, and an end.
-pub(super) struct Retry {
+/// The attempts of one vCon at one backend: at most `CONSERVER_RETRY_ATTEMPTS`, with growing pauses.
+pub(super) struct Attempts {
     backoff: Backoff,
     most: u32,
 }
 
-impl Retry {
+impl Attempts {
     /// No attempt yet.
     pub fn new(settings: &Settings) -> Self {
         Self {
@@ -88,14 +47,14 @@ impl Retry {
         }
     }
 
-    /// The number of the present attempt, from 1.
-    pub fn attempt(&self) -> u32 {
+    /// The number of the current attempt, from 1.
+    pub fn number(&self) -> u32 {
         self.backoff.failures().saturating_add(1)
     }
 
-    /// After a failed attempt: waits for the time of the next one; false if there is none.
-    pub fn again(&mut self, clock: &Clock<'_>) -> Result<bool, Draining> {
-        if self.attempt() >= self.most {
+    /// After a failed attempt: waits for the next one. Returns false if it was the last.
+    pub fn wait_for_next(&mut self, clock: &LaneClock<'_>) -> Result<bool, Draining> {
+        if self.number() >= self.most {
             return Ok(false);
         }
         clock.wait(self.backoff.next_wait())?;
@@ -103,14 +62,14 @@ impl Retry {
     }
 }
 
-/// Which threads of a worker find the server away.
+/// How many threads of this worker find Redis unavailable, so that only the first and the last log it.
 #[derive(Default)]
-pub(super) struct Absence {
+pub(super) struct SharedOutage {
     state: Mutex<(usize, Option<Instant>)>,
 }
 
-impl Absence {
-    /// One thread more finds it away; answers whether it is the first.
+impl SharedOutage {
+    /// One more thread finds it unavailable. Returns whether it is the first.
     fn begin(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (threads, since) = &mut *state;
@@ -119,7 +78,7 @@ impl Absence {
         *threads == 1
     }
 
-    /// One of these threads has had an answer; for the last, the time that all of this took.
+    /// One of these threads has reached it again. Returns how long the outage was if that is the last.
     fn end(&self) -> Option<Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (threads, since) = &mut *state;
@@ -130,163 +89,298 @@ impl Absence {
     }
 }
 
-/// The server's absence, as one thread sees it.
+/// An outage of Redis, as one thread sees it.
 pub(super) struct Outage {
-    what: &'static str,
     backoff: Backoff,
-    /// Tries since the worker began to drain, and how many are made.
-    late: u32,
-    most_late: u32,
-    away: bool,
-    absence: Arc<Absence>,
+    /// Tries since the worker began to drain, and how many are allowed.
+    drain_tries: u32,
+    most_drain_tries: u32,
+    is_going_on: bool,
+    shared: Arc<SharedOutage>,
 }
 
 impl Outage {
-    /// No absence yet of `what`.
-    pub fn new(what: &'static str, settings: &Settings, absence: &Arc<Absence>) -> Self {
+    /// No outage yet.
+    pub fn new(settings: &Settings, shared: &Arc<SharedOutage>) -> Self {
         Self {
-            what,
             backoff: Backoff::new(settings.retry_first, settings.retry_max),
-            late: 0,
-            most_late: settings.retry_attempts,
-            away: false,
-            absence: Arc::clone(absence),
+            drain_tries: 0,
+            most_drain_tries: settings.retry_attempts,
+            is_going_on: false,
+            shared: Arc::clone(shared),
         }
     }
 
-    /// Notes a failure and waits before the next try; ends early when the worker drains.
-    pub fn wait(&mut self, why: &QueueError, clock: &Clock<'_>) -> Result<(), Draining> {
+    /// Notes a failure and waits before the next try.
+    ///
+    /// # Errors
+    /// The worker drains.
+    pub fn wait(&mut self, why: &QueueError, clock: &LaneClock<'_>) -> Result<(), Draining> {
         clock.wait(self.failed(why))
     }
 
-    /// Notes a failure and waits before the next try. A worker that drains makes some tries more,
-    /// then there is none.
-    pub fn insist(&mut self, why: &QueueError, clock: &Clock<'_>) -> Result<(), Draining> {
+    /// Notes a failure and waits before the next try, also while the worker drains.
+    ///
+    /// # Errors
+    /// The worker drains, and its last tries have failed.
+    pub fn wait_anyway(&mut self, why: &QueueError, clock: &LaneClock<'_>) -> Result<(), Draining> {
         let pause = self.failed(why);
         if clock.is_draining() {
-            self.late += 1;
+            self.drain_tries += 1;
         }
-        if self.late > self.most_late {
+        if self.drain_tries > self.most_drain_tries {
             return Err(Draining);
         }
-        clock.insist(pause);
+        clock.wait_anyway(pause);
         Ok(())
     }
 
-    /// How long to wait; not at all where this process was stopped and goes on, and nothing is
-    /// wrong with the server.
+    /// Returns how long to wait: not at all if this process was stopped and continued, as then nothing
+    /// is wrong with the server.
     fn failed(&mut self, why: &QueueError) -> Duration {
         if why.is_interruption() {
             return Duration::ZERO;
         }
-        let what = self.what;
-        if !std::mem::replace(&mut self.away, true) && self.absence.begin() {
-            log::warn!("{what} is away, trying again until it is back: {why}");
+        if !std::mem::replace(&mut self.is_going_on, true) && self.shared.begin() {
+            log::warn!("Redis is away, trying again until it is back: {why}");
         } else {
-            log::debug!("{what} is still away: {why}");
+            log::debug!("Redis is still away: {why}");
         }
         self.backoff.next_wait()
     }
 
-    /// The server has answered.
-    pub fn over(&mut self) {
-        if std::mem::take(&mut self.away) {
+    /// Redis has answered.
+    pub fn end(&mut self) {
+        if std::mem::take(&mut self.is_going_on) {
             self.backoff.reset();
-            if let Some(time) = self.absence.end() {
-                log::info!("{} is back after {:.1} s", self.what, time.as_secs_f64());
+            if let Some(time) = self.shared.end() {
+                log::info!("Redis is back after {:.1} s", time.as_secs_f64());
             }
         }
     }
 }
 
 impl Drop for Outage {
-    /// A thread that ends does not wait any more.
+    /// A thread that ends no longer waits.
     fn drop(&mut self) {
-        if self.away {
-            self.absence.end();
+        if self.is_going_on {
+            self.shared.end();
+        }
+    }
+}
+
+/// The time that a lane has for the vCon that it works on. It stands still while the lane waits for a
+/// server that is unavailable, also if it waits inside a call.
+pub(super) struct LaneClock<'a> {
+    drain: &'a Receiver<()>,
+    cell: Option<&'a LaneCell>,
+    id: Option<VconId>,
+    /// What was left of the chain's timeout at `since`; `None` without a timeout.
+    left: Cell<Option<Duration>>,
+    since: Cell<Instant>,
+    /// The longest that a call may take beyond the timeout.
+    longest_call: Duration,
+    has_work: bool,
+    /// Whether the chain is done, so that the time stands still for good.
+    ended: Cell<bool>,
+    drain_end: Cell<Option<Instant>>,
+}
+
+impl<'a> LaneClock<'a> {
+    /// A clock of a lane without a vCon: it only waits.
+    pub fn idle(drain: &'a Receiver<()>, cell: Option<&'a LaneCell>) -> Self {
+        Self {
+            drain,
+            cell,
+            id: None,
+            left: Cell::new(None),
+            since: Cell::new(Instant::now()),
+            longest_call: Duration::ZERO,
+            has_work: false,
+            ended: Cell::new(false),
+            drain_end: Cell::new(None),
+        }
+    }
+
+    /// A clock of a vCon that is in work from now on, for at most `limit`. No call takes longer than
+    /// `longest_call`.
+    pub fn start(
+        drain: &'a Receiver<()>,
+        cell: &'a LaneCell,
+        id: Option<VconId>,
+        limit: Option<Duration>,
+        longest_call: Duration,
+    ) -> Self {
+        let mut this = Self::idle(drain, Some(cell));
+        (this.id, this.longest_call, this.has_work) = (id, longest_call, true);
+        this.run(limit);
+        this
+    }
+
+    /// The channel that is disconnected when the worker drains.
+    pub fn drain(&self) -> &'a Receiver<()> {
+        self.drain
+    }
+
+    /// When a program that is still running must have ended; set once it has noticed the drain.
+    pub fn drain_end(&self) -> &Cell<Option<Instant>> {
+        &self.drain_end
+    }
+
+    /// Runs a call with the time that is left. Its own time does not count if it `was_a_wait`: it failed
+    /// in a way that passes.
+    pub fn timed<T>(
+        &self,
+        call: impl FnOnce(Deadline) -> T,
+        was_a_wait: impl FnOnce(&T) -> bool,
+    ) -> T {
+        let left = self.left();
+        // The deadline ends calls, not the work: after it, each call shows that the lane still moves.
+        if left == Some(Duration::ZERO) {
+            self.show_progress(left);
+        }
+        let result = call(Deadline::after(left));
+        if was_a_wait(&result) {
+            self.left.set(left);
+            self.since.set(Instant::now());
+            self.show_progress(left);
+        }
+        result
+    }
+
+    /// Waits.
+    ///
+    /// # Errors
+    /// The worker drains.
+    pub fn wait(&self, time: Duration) -> Result<(), Draining> {
+        self.pause();
+        let waited = self.drain.recv_timeout(time);
+        self.resume();
+        match waited {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Draining),
+        }
+    }
+
+    /// Waits until the worker begins to drain, or, if it drains already, for a short time.
+    pub fn wait_anyway(&self, time: Duration) {
+        self.pause();
+        if self.is_draining() {
+            thread::sleep(time.min(DRAIN_PAUSE));
+        } else {
+            let _ = self.drain.recv_timeout(time);
+        }
+        self.resume();
+    }
+
+    /// Whether the worker drains.
+    pub fn is_draining(&self) -> bool {
+        self.drain.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Stops the clock. The scoreboard shows that the lane waits, so its vCon is no suspect if the worker
+    /// dies.
+    pub fn pause(&self) {
+        self.left.set(self.left());
+        self.since.set(Instant::now());
+        if let Some(cell) = self.cell.filter(|_| self.has_work) {
+            cell.waiting(self.id.as_ref());
+        }
+    }
+
+    /// Stops the clock for good: the chain is done, and only the release of the claim is left.
+    pub fn end(&self) {
+        self.pause();
+        self.ended.set(true);
+    }
+
+    /// Starts the clock again after [`LaneClock::end`]: there is more to do after all.
+    pub fn reopen(&self) {
+        self.ended.set(false);
+        self.resume();
+    }
+
+    /// Lets the clock run on.
+    pub fn resume(&self) {
+        self.run(self.left.get());
+    }
+
+    fn left(&self) -> Option<Duration> {
+        let left = self.left.get()?;
+        if self.ended.get() {
+            return Some(left);
+        }
+        Some(left.saturating_sub(self.since.get().elapsed()))
+    }
+
+    /// Lets the clock run from now on, with this much left.
+    fn run(&self, left: Option<Duration>) {
+        self.left.set(left);
+        self.since.set(Instant::now());
+        if let Some(cell) = self.shown() {
+            cell.busy(self.id.as_ref(), left.map(|left| self.limit(left)));
+        }
+    }
+
+    /// Shows that the lane still moves, with this much left.
+    fn show_progress(&self, left: Option<Duration>) {
+        if let (Some(left), Some(cell)) = (left, self.shown()) {
+            cell.goes_on(self.id.as_ref(), Some(self.limit(left)));
+        }
+    }
+
+    /// How long the lane may show nothing new, with this much left.
+    fn limit(&self, left: Duration) -> Duration {
+        left.max(SHORTEST_LIMIT).saturating_add(self.longest_call)
+    }
+
+    /// Where the lane shows its work, if it has any.
+    fn shown(&self) -> Option<&LaneCell> {
+        self.cell.filter(|_| self.has_work && !self.ended.get())
+    }
+}
+
+impl Drop for LaneClock<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.cell.filter(|_| self.has_work) {
+            cell.idle();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::never;
+
+    use super::super::shared::tests::settings;
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_start_over_after_a_success() {
-        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
-        let mut backoff = Backoff::new(first, longest);
-        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-            let wait = backoff.next_wait();
-            let expected = Duration::from_millis(expected);
-            assert!(
-                wait <= expected && wait >= expected / 2,
-                "{wait:?} for {expected:?}"
-            );
-        }
-        backoff.reset();
-        assert!(backoff.next_wait() <= first);
-        for (failures, expected) in [(0, 100), (2, 400), (u32::MAX, 5000)] {
-            let wait = Backoff::new(first, longest).after(failures).next_wait();
-            let expected = Duration::from_millis(expected);
-            assert!(wait <= expected && wait >= expected / 2, "{wait:?}");
-        }
+    fn only_the_first_to_notice_an_outage_and_the_last_to_see_its_end_are_news() {
+        let outage = SharedOutage::default();
+        assert!(outage.begin());
+        assert!(!outage.begin());
+        assert_eq!(outage.end(), None);
+        assert!(!outage.begin());
+        assert_eq!(outage.end(), None);
+        assert!(outage.end().is_some());
+        assert!(outage.begin());
     }
 
     #[test]
-    fn lanes_that_wait_as_often_do_not_come_back_together() {
-        let waits: Vec<f64> = (0..1000)
-            .map(|_| {
-                let second = Duration::from_secs(1);
-                Backoff::new(second, second).next_wait().as_secs_f64()
-            })
-            .collect();
-        // Anywhere between half of the time and the whole.
-        for tenth in 5..10 {
-            let from = f64::from(tenth) / 10.0;
-            let is_there = |wait: &f64| (from..from + 0.1).contains(wait);
-            let count = waits.iter().filter(|wait| is_there(wait)).count();
-            assert!(count > 100, "{count} of 1000 from {from} s on");
-        }
-    }
-
-    #[test]
-    fn a_very_long_outage_does_not_overflow() {
-        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
-        for _ in 0..100_000 {
-            assert!(backoff.next_wait() <= Duration::from_secs(1));
-        }
-    }
-
-    #[test]
-    fn only_the_first_to_notice_and_the_last_to_be_answered_are_news() {
-        let absence = Absence::default();
-        assert!(absence.begin());
-        assert!(!absence.begin());
-        assert_eq!(absence.end(), None);
-        assert!(!absence.begin());
-        assert_eq!(absence.end(), None);
-        assert!(absence.end().is_some());
-        assert!(absence.begin());
-    }
-
-    #[test]
-    fn a_worker_that_drains_makes_so_many_tries_more_and_no_other() {
+    fn a_worker_that_drains_tries_as_often_as_it_may_and_then_gives_up() {
         let set = [
             ("CONSERVER_RETRY_FIRST_MS", "1"),
             ("CONSERVER_RETRY_ATTEMPTS", "3"),
         ];
-        let settings = super::super::shared::tests::settings(&set);
-        let mut outage = Outage::new("Redis", &settings, &Arc::default());
+        let settings = settings(&set);
+        let mut outage = Outage::new(&settings, &Arc::default());
         let (hold, drain) = crossbeam_channel::bounded(0);
-        let clock = Clock::idle(&drain, None);
-        let mut insists = || outage.insist(&QueueError::Closed, &clock).is_ok();
-        assert!([(); 5].map(|()| insists()).iter().all(|more| *more));
+        let clock = LaneClock::idle(&drain, None);
+        let mut tries = || outage.wait_anyway(&QueueError::Closed, &clock).is_ok();
+        assert!([(); 5].map(|()| tries()).iter().all(|more| *more));
         drop(hold);
-        assert_eq!(
-            [(); 5].map(|()| insists()),
-            [true, true, true, false, false]
-        );
+        assert_eq!([(); 5].map(|()| tries()), [true, true, true, false, false]);
     }
 
     #[test]
@@ -295,16 +389,72 @@ mod tests {
             ("CONSERVER_RETRY_FIRST_MS", "1"),
             ("CONSERVER_RETRY_ATTEMPTS", "3"),
         ];
-        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
-        let drain = crossbeam_channel::never();
-        let clock = Clock::idle(&drain, None);
+        let mut attempts = Attempts::new(&settings(&set));
+        let drain = never();
+        let clock = LaneClock::idle(&drain, None);
         for (attempt, more) in [(1, true), (2, true), (3, false), (3, false)] {
-            assert_eq!(retry.attempt(), attempt);
-            assert_eq!(retry.again(&clock).ok(), Some(more), "{attempt}");
+            assert_eq!(attempts.number(), attempt);
+            assert_eq!(attempts.wait_for_next(&clock).ok(), Some(more), "{attempt}");
         }
         let (hold, drain) = crossbeam_channel::bounded(0);
         drop(hold);
-        let mut retry = Retry::new(&super::super::shared::tests::settings(&set));
-        assert!(retry.again(&Clock::idle(&drain, None)).is_err());
+        let mut attempts = Attempts::new(&settings(&set));
+        assert!(
+            attempts
+                .wait_for_next(&LaneClock::idle(&drain, None))
+                .is_err()
+        );
+    }
+
+    fn with_limit(drain: &Receiver<()>, limit: Duration) -> LaneClock<'_> {
+        let clock = LaneClock::idle(drain, None);
+        clock.run(Some(limit));
+        clock
+    }
+
+    #[test]
+    fn the_time_of_a_failed_call_and_of_a_pause_does_not_count() {
+        let (drain, limit) = (never(), Duration::from_secs(60));
+        let clock = with_limit(&drain, limit);
+        let slow = |_| thread::sleep(Duration::from_millis(5));
+        clock.timed(slow, |()| true);
+        let left = clock.left.get().unwrap_or_default();
+        assert!(limit - left < Duration::from_millis(5), "{left:?}");
+        clock.pause();
+        let paused = clock.left.get();
+        thread::sleep(Duration::from_millis(5));
+        clock.resume();
+        assert_eq!(clock.left.get(), paused);
+        clock.timed(slow, |()| false);
+        assert!(clock.left().unwrap_or(limit) <= left - Duration::from_millis(5));
+    }
+
+    #[test]
+    fn the_time_between_the_end_and_a_new_begin_does_not_count() {
+        let drain = never();
+        let clock = with_limit(&drain, Duration::from_secs(60));
+        clock.end();
+        let left = clock.left.get();
+        // As during a finish that Redis does not answer.
+        thread::sleep(Duration::from_millis(5));
+        clock.pause();
+        clock.resume();
+        thread::sleep(Duration::from_millis(5));
+        clock.reopen();
+        assert_eq!(clock.left.get(), left);
+    }
+
+    #[test]
+    fn a_wait_that_nothing_else_ends_is_ended_by_the_drain() {
+        let (hold, drain) = crossbeam_channel::bounded(0);
+        let clock = LaneClock::idle(&drain, None);
+        let start = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| drop(hold));
+            clock.wait_anyway(Duration::from_secs(600));
+        });
+        clock.wait_anyway(Duration::from_secs(600));
+        assert!(start.elapsed() < Duration::from_secs(60));
+        assert!(clock.wait(Duration::from_secs(600)).is_err());
     }
 }

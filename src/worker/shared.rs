@@ -1,48 +1,52 @@
-//! What all lanes of a worker share.
+//! What all lanes of a worker share: the configuration in force, the breakers, the memory limits.
+//!
+//! The supervisor alone reads `config.yml` and decides whether it is accepted. The scoreboard tells the
+//! number of the configuration in force, and where its text is kept.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Duty;
+use super::backend_health::BackendHealth;
 use super::circuit_breaker::CircuitBreakers;
-use super::current::Current;
-use super::health::Health;
-use super::modules::Modules;
 use super::quarantine::Quarantine;
-use super::retry::Absence;
+use super::retry::SharedOutage;
 use super::wakeup::Wakeup;
-use super::{Duty, Meters};
 use crate::child::{BusyTitle, Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::sys;
 
-/// A worker that is never idle gives free memory back once in this many milliseconds.
-const MOST_OFTEN: u64 = 5000;
+/// A worker that is never idle gives free memory back to the system at most once in this time.
+const MEMORY_PAUSE_MS: u64 = 5000;
 
 /// What all lanes of a worker share.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     pub settings: Settings,
-    pub current: Current,
+    pub current: CurrentConfig,
+    /// `Worker-3`.
     pub name: String,
     pub title: BusyTitle,
     pub slot: Slot,
-    pub health: Health,
+    pub health: BackendHealth,
     pub breakers: CircuitBreakers,
-    pub redis: Arc<Absence>,
+    pub redis_outage: Arc<SharedOutage>,
     pub quarantine: Quarantine,
     pub wakeup: Wakeup,
     drain: Arc<Drain>,
     readiness: Readiness,
+    /// Lanes that are not ready yet.
     unready: AtomicU32,
-    /// Whether a large document has left memory free that is not given back to the system.
+    /// Whether a large document has left free memory that the system has not got back.
     has_free_memory: AtomicBool,
-    /// When it was last given back, in milliseconds.
-    given_back: AtomicU64,
+    /// When it last got some back, in milliseconds.
+    memory_returned: AtomicU64,
+    /// After how many vCons the worker is recycled.
     max_vcons: Option<u64>,
 }
 
-impl Shared {
+impl SharedState {
     pub fn new(
         child: Child,
         duty: Duty,
@@ -52,10 +56,10 @@ impl Shared {
         wakeup: Wakeup,
     ) -> Self {
         Self {
-            current: Current::new(config, duty.config_generation, slot.clone()),
-            health: Health::default(),
+            current: CurrentConfig::new(config, duty.config_generation, slot.clone()),
+            health: BackendHealth::default(),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
-            redis: Arc::default(),
+            redis_outage: Arc::default(),
             quarantine: Quarantine::default(),
             wakeup,
             name: child.name.clone(),
@@ -64,60 +68,54 @@ impl Shared {
             title: BusyTitle::new(child.title, duty.predecessor.worker),
             unready: AtomicU32::new(settings.concurrency),
             has_free_memory: AtomicBool::new(false),
-            given_back: AtomicU64::new(0),
+            memory_returned: AtomicU64::new(0),
             max_vcons: settings.worker_max_vcons.map(spread),
             settings,
             slot,
         }
     }
 
-    /// Whether a vCon on which so many workers have died is taken for poison at the next death.
+    /// Whether the next death makes poison of a vCon on which this many workers have died.
     pub fn is_last_chance(&self, deaths: u32) -> bool {
         let most = self.settings.max_deaths;
         deaths > 0 && most > 0 && deaths.saturating_add(1) >= most
     }
 
-    /// One lane more is ready; with the last, the worker is.
+    /// One more lane is ready; with the last one, the worker is.
     pub fn note_ready(&self) {
         if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.readiness.tell();
         }
     }
 
-    /// Links and storages for one lane.
-    pub fn open_modules(&self, config: Arc<Config>) -> Modules {
-        let meters = Meters::of(&config, &self.slot);
-        Modules::open(config, meters)
-    }
-
-    /// Counts a claim that was let go; the worker is recycled after its share of them.
+    /// Counts a claim that was released, and recycles the worker after its share of them.
     pub fn count(&self, outcome: Outcome) {
-        let settled = self.slot.count(outcome);
-        if self.max_vcons.is_some_and(|most| settled >= most) {
-            self.recycle(&format!("it has done {settled} vCons"));
+        let released = self.slot.count(outcome);
+        if self.max_vcons.is_some_and(|most| released >= most) {
+            self.recycle(&format!("it has done {released} vCons"));
         }
     }
 
-    /// A large document is done. The memory that it took is given back as soon as a lane is idle, and on the
-    /// way only now and then, as the next document may want it.
+    /// A large document is done. The system gets its memory back as soon as a lane is idle; a worker that is
+    /// never idle returns it only now and then, as the next document may need it.
     pub fn note_large(&self) {
         self.has_free_memory.store(true, Ordering::Relaxed);
         let now = sys::monotonic_ms();
-        if now.saturating_sub(self.given_back.load(Ordering::Relaxed)) >= MOST_OFTEN {
-            self.give_back_memory();
+        if now.saturating_sub(self.memory_returned.load(Ordering::Relaxed)) >= MEMORY_PAUSE_MS {
+            self.return_memory();
         }
     }
 
-    /// Gives the memory back that large documents have left free, if there is any.
-    pub fn give_back_memory(&self) {
+    /// Returns to the system the memory that large documents have left free, if there is any.
+    pub fn return_memory(&self) {
         if self.has_free_memory.swap(false, Ordering::Relaxed) {
             sys::give_back_free_memory();
-            self.given_back
+            self.memory_returned
                 .store(sys::monotonic_ms(), Ordering::Relaxed);
         }
     }
 
-    /// Drains this worker, for the supervisor to put a fresh one in its place.
+    /// Drains this worker, so that the supervisor replaces it by a fresh one.
     pub fn recycle(&self, why: &str) {
         if self.drain.begin() {
             log::info!("{} makes way for a fresh one: {why}", self.name);
@@ -125,10 +123,45 @@ impl Shared {
     }
 }
 
-/// A limit up to a tenth lower, so that the workers do not all reach it together.
+/// Lowers a limit by up to a tenth at random, so that the workers do not all reach it together.
 pub(super) fn spread(limit: u64) -> u64 {
     let least = limit - limit / 10;
     fastrand::u64(least..=limit).max(1)
+}
+
+/// The configuration in force, as this worker has loaded it last.
+pub(super) struct CurrentConfig {
+    slot: Slot,
+    /// What was loaded last, and its number.
+    loaded: Mutex<(Arc<Config>, u64)>,
+}
+
+impl CurrentConfig {
+    /// Starts with a configuration that the supervisor accepted, and its number.
+    pub fn new(config: Arc<Config>, generation: u64, slot: Slot) -> Self {
+        let loaded = Mutex::new((config, generation));
+        Self { slot, loaded }
+    }
+
+    /// Returns the configuration in force now; loads it if it has changed.
+    pub fn get(&self) -> Arc<Config> {
+        // A lane that panicked left it valid: each part is replaced as a whole.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.slot.config_generation();
+        if generation != loaded.1 {
+            loaded.1 = generation;
+            match Config::load_kept(self.slot.config_path()) {
+                Ok(config) => loaded.0 = Arc::new(config),
+                Err(errors) => {
+                    log::error!(
+                        "could not load the accepted configuration; keeping the former one:"
+                    );
+                    errors.lines().for_each(|line| log::error!("{line}"));
+                }
+            }
+        }
+        Arc::clone(&loaded.0)
+    }
 }
 
 #[cfg(test)]
@@ -143,14 +176,14 @@ pub(super) mod tests {
     use crate::queue::{Blame, Server};
     use crate::scoreboard::{Board, Place, PlaceState, Shape};
 
-    /// A worker none of whose lanes has begun. Nothing listens at its Redis.
-    pub(in crate::worker) struct Worker {
-        pub shared: Arc<Shared>,
+    /// A worker without running lanes. Nothing listens at its Redis.
+    pub(in crate::worker) struct TestWorker {
+        pub shared: Arc<SharedState>,
         pub board: Board,
         _folder: TempDir,
     }
 
-    impl Worker {
+    impl TestWorker {
         /// One with this configuration and these settings.
         pub fn with(config: &str, set: &[(&str, &str)]) -> Self {
             let folder = tempfile::tempdir().unwrap();
@@ -183,7 +216,7 @@ pub(super) mod tests {
                 sweep_above: None,
                 config_generation: 0,
             };
-            let shared = Shared::new(child, duty, settings, parse(config), slot, wakeup);
+            let shared = SharedState::new(child, duty, settings, parse(config), slot, wakeup);
             Self {
                 shared: Arc::new(shared),
                 board,
@@ -223,16 +256,16 @@ pub(super) mod tests {
             ("1", 1, true),
             ("0", 5, false),
         ] {
-            let worker = Worker::with("chains: {}\n", &[("CONSERVER_MAX_DEATHS", most)]);
+            let worker = TestWorker::with("chains: {}\n", &[("CONSERVER_MAX_DEATHS", most)]);
             let found = worker.shared.is_last_chance(deaths);
             assert_eq!(found, expected, "{deaths} of {most}");
         }
     }
 
     #[test]
-    fn a_worker_makes_way_once_it_has_let_go_of_its_share_of_claims() {
+    fn a_worker_is_recycled_once_it_has_released_its_share_of_claims() {
         for (most, counted, expected) in [("3", 2, false), ("3", 3, true), ("0", 9, false)] {
-            let worker = Worker::with("chains: {}\n", &[("CONSERVER_WORKER_MAX_VCONS", most)]);
+            let worker = TestWorker::with("chains: {}\n", &[("CONSERVER_WORKER_MAX_VCONS", most)]);
             for outcome in [Outcome::Finished, Outcome::Returned, Outcome::Failed]
                 .into_iter()
                 .cycle()

@@ -1,14 +1,14 @@
-//! The wait of idle lanes.
+//! How idle lanes wait for work, and who wakes them.
 //!
 //! ```text
 //! lane: nothing to claim ──► BLPOP on the wake list ──token, or the time is over──► claim
 //!                                 ▲
-//! main thread, prober ──unblock───┘  drain, end of a hold, nobody watches the ingress lists
+//! main thread, prober ──unblock───┘  drain, end of a hold, the monitor stops watching
 //! ```
 //!
-//! No lane relies on the monitor, which watches the ingress lists for it: where that does not show
-//! that it does, the waits are short. And no end of a worker relies on Redis: a lane in this wait
-//! holds nothing, so the process may end around it.
+//! Tokens come from the monitor, which watches the ingress lists. No lane relies on that: if the
+//! monitor does not show on the scoreboard that it watches, the waits are short. And the end of a worker
+//! does not rely on Redis: a lane in this wait has no claim, so the process may end around it.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::queue::{Queue, QueueError, Server, Waited, Waker};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
-/// The longest wait, well below the time that a command may take.
-const LONGEST: Duration = Duration::from_secs(20);
+/// The longest wait, well below the time limit of a Redis command.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
-/// The longest wait while nobody watches the ingress lists.
-const UNWATCHED: Duration = Duration::from_millis(100);
+/// The longest wait while the monitor does not watch the ingress lists.
+const UNWATCHED_WAIT: Duration = Duration::from_millis(100);
 
-/// Nobody watches them where the monitor has not shown it for so long.
-const STALE: Duration = Duration::from_secs(1);
+/// The monitor watches them if it has shown that within this time.
+const WATCH_SIGN_TTL: Duration = Duration::from_secs(1);
 
 /// How a worker's idle lanes wait, and how they are woken.
 pub(super) struct Wakeup {
@@ -34,16 +34,16 @@ pub(super) struct Wakeup {
     slot: Slot,
     instance: String,
     tick: Duration,
-    lanes: Box<[Waiter]>,
+    lanes: Box<[LaneWait]>,
     has_refused: AtomicBool,
 }
 
-/// What others may know of a lane's wait.
+/// What other threads know of a lane's wait.
 #[derive(Default)]
-struct Waiter {
-    waits: AtomicBool,
+struct LaneWait {
+    is_waiting: AtomicBool,
     has_ended: AtomicBool,
-    /// What the server calls its connection; 0 where the server does not tell.
+    /// The client ID of its connection; 0 if the server does not tell.
     client: AtomicI64,
 }
 
@@ -56,14 +56,14 @@ impl Wakeup {
             instance: settings.instance.clone(),
             tick: settings.tick,
             lanes: (0..settings.concurrency)
-                .map(|_| Waiter::default())
+                .map(|_| LaneWait::default())
                 .collect(),
             has_refused: AtomicBool::new(false),
         }
     }
 
-    /// Has a lane, counted from 0, wait until there may be something to do, for `longest` at most if
-    /// that is known. It must hold no claim.
+    /// Lets a lane, counted from 0, wait until there may be work, for `longest` at most if that is given. It
+    /// must have no claim.
     pub fn wait(
         &self,
         lane: usize,
@@ -71,94 +71,93 @@ impl Wakeup {
         drain: &Receiver<()>,
         longest: Option<Duration>,
     ) -> Result<(), QueueError> {
-        let Some(waiter) = self.lanes.get(lane) else {
+        let Some(lane_wait) = self.lanes.get(lane) else {
             return Ok(());
         };
-        waiter.client.store(queue.client_id()?, Ordering::SeqCst);
-        // First it shows that it waits, then it looks for the drain: whoever begins the drain and
-        // sees it wait knows that it claims nothing any more.
-        waiter.waits.store(true, Ordering::SeqCst);
+        lane_wait.client.store(queue.client_id()?, Ordering::SeqCst);
+        // First it shows that it waits, then it checks for the drain: whoever begins the drain and sees it
+        // wait knows that it claims nothing any more.
+        lane_wait.is_waiting.store(true, Ordering::SeqCst);
         let waited = if drain.try_recv() == Err(TryRecvError::Disconnected) {
             Ok(Waited::Woken)
         } else {
             let wait = longest_wait(self.tick, self.slot.since_watch());
             queue.wait_for_token(longest.map_or(wait, |longest| longest.min(wait)))
         };
-        waiter.waits.store(false, Ordering::SeqCst);
+        lane_wait.is_waiting.store(false, Ordering::SeqCst);
         if let Waited::Refused(why) = waited? {
             if !self.has_refused.swap(true, Ordering::Relaxed) {
                 log::warn!(
-                    "Redis does not let idle lanes wait, they look 10 times a second: {why}"
+                    "Redis does not let idle lanes wait, they look for work 10 times a second: {why}"
                 );
             }
-            // Its end by the drain is seen by whoever asked for the wait.
-            let _ = drain.recv_timeout(UNWATCHED);
+            // The caller checks for the drain.
+            let _ = drain.recv_timeout(UNWATCHED_WAIT);
         }
         Ok(())
     }
 
     /// This lane has ended.
     pub fn note_end(&self, lane: usize) {
-        if let Some(waiter) = self.lanes.get(lane) {
-            waiter.has_ended.store(true, Ordering::SeqCst);
+        if let Some(lane_wait) = self.lanes.get(lane) {
+            lane_wait.has_ended.store(true, Ordering::SeqCst);
         }
     }
 
     /// Whether every lane has ended or waits.
     pub fn all_wait_or_have_ended(&self) -> bool {
-        let idle = |waiter: &Waiter| {
-            waiter.waits.load(Ordering::SeqCst) || waiter.has_ended.load(Ordering::SeqCst)
+        let idle = |lane_wait: &LaneWait| {
+            lane_wait.is_waiting.load(Ordering::SeqCst)
+                || lane_wait.has_ended.load(Ordering::SeqCst)
         };
         self.lanes.iter().all(idle)
     }
 
-    /// Whether this lane waits. Once the drain has begun, one that does holds nothing and never
-    /// will.
+    /// Whether this lane waits. Once the drain has begun, a waiting lane has no claim and makes none.
     pub fn is_waiting(&self, lane: usize) -> bool {
-        let waiter = self.lanes.get(lane);
-        waiter.is_some_and(|waiter| waiter.waits.load(Ordering::SeqCst))
+        let lane_wait = self.lanes.get(lane);
+        lane_wait.is_some_and(|lane_wait| lane_wait.is_waiting.load(Ordering::SeqCst))
     }
 
     /// Whether the monitor watches the ingress lists.
     pub fn is_watched(&self) -> bool {
-        self.slot.since_watch() <= STALE
+        self.slot.since_watch() <= WATCH_SIGN_TTL
     }
 
-    /// Has every lane of this worker that waits look for work.
+    /// Wakes every lane of this worker that waits.
     pub fn wake_all(&self) {
-        self.wake_over(&mut self.waker());
+        self.wake_all_with(&mut self.waker());
     }
 
-    /// What wakes lanes; for repeated use.
+    /// A connection for [`Wakeup::wake_all_with`], to be used more than once.
     pub fn waker(&self) -> Waker {
         Waker::new(self.server.clone(), &self.instance)
     }
 
-    /// Like [`Wakeup::wake_all`].
-    pub fn wake_over(&self, waker: &mut Waker) {
+    /// Wakes every lane of this worker that waits, over this connection.
+    pub fn wake_all_with(&self, waker: &mut Waker) {
         let waiting = self
             .lanes
             .iter()
-            .filter(|waiter| waiter.waits.load(Ordering::SeqCst));
+            .filter(|lane_wait| lane_wait.is_waiting.load(Ordering::SeqCst));
         let clients: Vec<i64> = waiting
-            .map(|waiter| waiter.client.load(Ordering::SeqCst))
+            .map(|lane_wait| lane_wait.client.load(Ordering::SeqCst))
             .collect();
         if clients.is_empty() {
             return;
         }
         if let Err(error) = waker.wake(&clients) {
-            log::debug!("idle lanes could not be woken: {error}");
+            log::debug!("could not wake idle lanes: {error}");
         }
     }
 }
 
-/// The longest time that an idle lane waits, by how long ago the monitor has shown that it watches
-/// the ingress lists.
+/// The longest wait, if the monitor has shown this long ago that it watches the ingress lists.
 fn longest_wait(tick: Duration, since_watch: Duration) -> Duration {
-    if since_watch > STALE {
-        tick.min(UNWATCHED)
+    if since_watch > WATCH_SIGN_TTL {
+        tick.min(UNWATCHED_WAIT)
     } else {
-        tick.min(LONGEST)
+        tick.min(LONGEST_WAIT)
     }
 }
 
@@ -167,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_as_long_as_the_tick_but_short_where_nobody_watches() {
+    fn a_wait_is_as_long_as_the_tick_but_short_if_nobody_watches() {
         for (tick, since_watch, expected) in [
             (5_000, 0, 5_000),
             (5_000, 1_000, 5_000),

@@ -184,7 +184,7 @@ fn an_instance_that_was_frozen_goes_on_when_another_has_done_its_work() {
     ledger.settles();
     first.signal_family(Signal::SIGCONT);
     wait_until("the first knows that it was late", PATIENCE, || {
-        first.count_in_log("the claim was settled already") == 4
+        first.count_in_log("the claim was released already") == 4
     });
     ledger.settles();
     assert_eq!(files.paths().len(), samples.len());

@@ -198,7 +198,7 @@ fn a_daemon_whose_name_was_taken_claims_nothing_more() {
         kill(Pid::from_raw(pid), Signal::SIGCONT).expect("the worker is there");
     }
     wait_until("they know that they were late", PATIENCE, || {
-        first.count_in_log("the claim was settled already") == 2
+        first.count_in_log("the claim was released already") == 2
     });
     first.signal_family(Signal::SIGCONT);
     assert_eq!(first.wait_exit(PATIENCE), 69);
@@ -381,7 +381,7 @@ fn the_workers_renew_the_lease_of_a_daemon_whose_monitor_is_frozen() {
     wait_until("no connection is left of it", PATIENCE, || renewers() == 0);
     Ledger::of(&redis, &samples).settles();
     for daemon in [&first, &second] {
-        for wrong in ["stopped showing itself", "was settled already", "killed"] {
+        for wrong in ["stopped showing itself", "was released already", "killed"] {
             assert_eq!(daemon.count_in_log(wrong), 0, "{}", daemon.log());
         }
     }

@@ -108,7 +108,7 @@ fn leaves_alone_what_came_after(redis: &Redis) {
         redis.ask::<()>(&["SET", &key, &later.to_string()]);
     }
     proxy.pass();
-    daemon.wait_for_log("the claim was settled already", PATIENCE);
+    daemon.wait_for_log("the claim was released already", PATIENCE);
     assert_eq!(redis.document(&sample.id), Some(later));
     assert_eq!(redis.keys("conserver:d*"), Vec::<String>::new());
     daemon.stop();

@@ -421,7 +421,7 @@ fn what_is_refused_after_somebody_else_has_returned_it_is_no_dead_letter() {
         parts.later.taken().len() == samples.len()
     });
     wait_until("the backlog is gone", PATIENCE, || redis.length(QUEUE) == 0);
-    assert_eq!(daemon.count_in_log("the claim was settled already"), 1);
+    assert_eq!(daemon.count_in_log("the claim was released already"), 1);
     assert_eq!(daemon.count_in_log(" went to "), 0);
     let status = daemon.status().expect("a daemon");
     let workers = status["workers"].as_array().expect("workers");

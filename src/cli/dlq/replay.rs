@@ -8,6 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{Fault, queue_of};
+use crate::backoff::Backoff;
 use crate::cli::shelf::Shelf;
 use crate::cli::shown::complain;
 use crate::cli::submit::progress;
@@ -19,7 +20,6 @@ use crate::queue::{
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};
-use crate::worker::Backoff;
 
 /// Entries read at once.
 const PAGE: u64 = 200;

@@ -29,6 +29,7 @@ pub use self::tallies::{Tallies, Tally};
 use self::remote::{Fetched, Popped, Remote};
 use self::spool::Spool;
 use super::LIMIT;
+use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
@@ -385,20 +386,18 @@ impl Puller {
             "follower {name}: pulls list {egress_list} of {url} onto list {ingress_list} every {interval:?}"
         );
         let longest = LONGEST_PAUSE.min(*interval * 10);
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, longest);
         loop {
             let wait = match self.round() {
                 Ok(()) => {
                     self.works();
-                    pause = FIRST_PAUSE;
+                    backoff.reset();
                     self.until_due()
                 }
                 Err(Stop::NotOurTurn) => TURN / 3,
                 Err(Stop::Trouble(why)) => {
                     self.tell(why);
-                    let wait = pause;
-                    pause = (pause * 2).min(longest);
-                    wait
+                    backoff.next_wait()
                 }
                 Err(Stop::Ended) => break,
             };

@@ -43,6 +43,7 @@ use self::readings::Reader;
 use self::serve::{Server, Serving};
 use self::waker::Waker;
 use super::followers::Tallies;
+use crate::backoff::Backoff;
 use crate::queue;
 use crate::scoreboard::Slot;
 use crate::settings::{HttpAddress, Settings};
@@ -113,7 +114,8 @@ impl Http {
 
 /// Listens as soon as that can be done; `None` where the end comes first.
 fn open(address: &HttpAddress, ended: &Receiver<()>) -> Option<Listener> {
-    let (start, mut pause, mut is_told) = (Instant::now(), FIRST_PAUSE, false);
+    let (start, mut is_told) = (Instant::now(), false);
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         match Listener::open(address) {
             Ok(None) => return None,
@@ -130,10 +132,9 @@ fn open(address: &HttpAddress, ended: &Receiver<()>) -> Option<Listener> {
             }
             Err(_) => {}
         }
-        if ended.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(backoff.next_wait()) != Err(RecvTimeoutError::Timeout) {
             return None;
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -18,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
+use crate::backoff::Backoff;
 use crate::storage::crowd;
 
 /// A session that nobody has used for so long is closed.
@@ -186,12 +187,9 @@ impl State {
     fn note_refused(&mut self, why: &str) {
         why.clone_into(&mut self.why);
         self.most = Some(self.open.saturating_sub(1));
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10));
-        self.refusals = self.refusals.saturating_add(1);
-        let pause = pause
-            .min(LONGEST_PAUSE)
-            .mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.next_try = Some(Instant::now() + pause);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE).after(self.refusals);
+        self.next_try = Some(Instant::now() + backoff.next_wait());
+        self.refusals = backoff.failures();
     }
 
     fn note_opened(&mut self) {

@@ -47,7 +47,7 @@ impl Logs {
         let counts = |text: &str| usize::from(line.contains(text));
         self.merged += counts("was changed while it was in work");
         self.saved_later += counts("left the backlog of");
-        self.not_ours += counts("the claim was settled already");
+        self.not_ours += counts("the claim was released already");
         let ends = [", left behind by a worker", ", claimed by a daemon whose"];
         let Some(end) = ends.iter().find_map(|text| line.find(text)) else {
             return;
