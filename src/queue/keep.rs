@@ -15,21 +15,24 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::dead_letters::is_wrong_type;
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::round_trip::round_trip;
 use super::script::Script;
-use super::scripts::{forget_reasons, keep, keeper};
+use super::scripts::{forget_reasons, keep, keeper, letters, reasoned};
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
 
 /// Entries looked at in one step on the server; it does nothing else in that time.
 const STEP: i64 = 200;
 
-/// Reasons read at once; the memory this takes is theirs.
+/// Reasons read at once; the memory this takes is that of their entries.
 const REASONS: usize = 10_000;
+
+/// The most bytes of an entry that has a reason from a daemon: a byte more than an entry may have, as it was cut to
+/// that.
+const LONGEST_ENTRY: usize = 1025;
 
 /// Reasons dropped in one step: for each, the server looks through the whole list.
 const FORGOTTEN: usize = 10;
@@ -123,6 +126,8 @@ struct Scripts {
     keep: Script,
     keeper: Script,
     forget_reasons: Script,
+    letters: Script,
+    reasoned: Script,
 }
 
 impl Keeper {
@@ -136,6 +141,8 @@ impl Keeper {
                 keep: keep(),
                 keeper: keeper(),
                 forget_reasons: forget_reasons(),
+                letters: letters(),
+                reasoned: reasoned(),
             },
             expiry,
             instance: instance.to_owned(),
@@ -372,8 +379,9 @@ impl Keeper {
                 && known.len() < REASONS
             {
                 let begun = Instant::now();
-                cursor =
-                    self.with(|connection, _| read_reasons(connection, reasons, from, &mut known))?;
+                cursor = self.with(|connection, scripts| {
+                    read_reasons(connection, scripts, reasons, from, &mut known)
+                })?;
                 if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
@@ -381,7 +389,9 @@ impl Keeper {
             let mut last = -1;
             while !known.is_empty() {
                 let begun = Instant::now();
-                if !self.with(|connection, _| strike(connection, list, last, &mut known))? {
+                if !self.with(|connection, scripts| {
+                    strike(connection, scripts, list, last, &mut known)
+                })? {
                     break;
                 }
                 last -= STEP;
@@ -446,37 +456,33 @@ fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
 /// Reads some fields of the hash from a cursor on; returns where it goes on, and nothing at the end.
 fn read_reasons(
     connection: &mut Lease,
+    scripts: &Scripts,
     reasons: &str,
     from: u64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<u64>, QueueError> {
-    let mut scan = redis::cmd("HSCAN");
-    scan.arg(reasons).arg(from).arg("COUNT").arg(STEP);
-    let (next, fields): Scanned = match scan.query(&mut **connection) {
-        Err(error) if is_wrong_type(&error) => return Ok(None),
-        found => found?,
-    };
-    known.extend(fields.into_iter().map(|(entry, _)| entry));
-    Ok((next != 0).then_some(next))
+    let mut call = scripts.reasoned.key(reasons);
+    call.arg(from).arg(STEP).arg(LONGEST_ENTRY);
+    let found: Vec<Vec<u8>> = call.invoke(&mut **connection)?;
+    let mut found = found.into_iter();
+    let next = found
+        .next()
+        .and_then(|cursor| String::from_utf8(cursor).ok()?.parse().ok());
+    known.extend(found);
+    Ok(next.filter(|next| *next != 0))
 }
 
 /// Takes the entries of a step, up to the last one from the end of the list, out of `known`; false if there are no more.
 fn strike(
     connection: &mut Lease,
+    scripts: &Scripts,
     list: &str,
     last: i64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<bool, QueueError> {
-    let mut range = redis::cmd("LRANGE");
-    range.arg(list).arg(last + 1 - STEP).arg(last);
-    let entries: Vec<Vec<u8>> = match range.query(&mut **connection) {
-        // Nothing is known of what stands there: no reason is dropped.
-        Err(error) if is_wrong_type(&error) => {
-            known.clear();
-            return Ok(false);
-        }
-        entries => entries?,
-    };
+    let mut call = scripts.letters.key(list);
+    call.arg(last + 1 - STEP).arg(last).arg(LONGEST_ENTRY + 1);
+    let entries: Vec<Vec<u8>> = call.invoke(&mut **connection)?;
     for entry in &entries {
         known.remove(entry);
     }

@@ -140,6 +140,16 @@ pub(super) fn forget_reasons() -> Script {
     script!("age", "forget_reasons")
 }
 
+/// What reads entries of a list, each up to a length.
+pub(super) fn letters() -> Script {
+    script!("letters")
+}
+
+/// What reads the entries that have a reason, each up to a length.
+pub(super) fn reasoned() -> Script {
+    script!("reasoned")
+}
+
 /// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     script!("locked", "lock")
@@ -148,6 +158,7 @@ pub(super) fn replay_lock() -> Script {
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
     pub letters: Script,
+    pub reasons: Script,
     pub retry: Script,
     pub drop: Script,
     pub saved: Script,
@@ -158,7 +169,8 @@ pub(super) struct Care {
 impl Care {
     pub fn new() -> Self {
         Self {
-            letters: script!("letters"),
+            letters: letters(),
+            reasons: script!("reasons"),
             retry: script!("retry"),
             drop: script!("drop"),
             saved: script!("locked", "saved"),

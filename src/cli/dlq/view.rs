@@ -8,8 +8,11 @@ use crate::cli::shown::{moment, shortened};
 use crate::queue::{KeptReason, Letter};
 use crate::visible::printable;
 
-/// Entries that are no UUIDs are shortened to this in the table.
-const LONGEST_ENTRY: usize = 60;
+/// Entries that are no UUIDs are shortened to this in the table, and where one is told of.
+pub(super) const LONGEST_ENTRY: usize = 60;
+
+/// Errors are shortened to this there, in a terminal to what the other columns leave. JSON and `dlq show` have all of it.
+pub(super) const LONGEST_ERROR: usize = 1000;
 
 /// The error has at least this much of the line.
 const NARROWEST_ERROR: usize = 24;
@@ -87,7 +90,10 @@ impl View {
             shortened(&self.uuid, LONGEST_ENTRY),
             shortened(&self.list, LONGEST_ENTRY),
             shortened(&text(&self.stage), LONGEST_ENTRY),
-            printable(self.error()).into_owned(),
+            shortened(
+                &printable(&shortened(self.error(), LONGEST_ERROR)),
+                LONGEST_ERROR,
+            ),
             self.at.map(|at| moment(at, now)).unwrap_or_default(),
             self.attempts.map(|n| n.to_string()).unwrap_or_default(),
             shortened(&text(&self.worker), LONGEST_ENTRY),
