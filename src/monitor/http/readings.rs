@@ -22,6 +22,7 @@ use crate::monitor::followers::Tallies;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, Lists, Queues, View};
+use crate::visible::visible_json;
 
 /// How long what has been read counts as what is.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
@@ -165,7 +166,10 @@ impl Reader {
             Topic::Status => {
                 let view = View::new(&snapshot, plan, Some(queues));
                 match serde_json::to_string(&view) {
-                    Ok(json) => Answer::new(Status::Ok, "application/json", &(json + "\n")),
+                    Ok(json) => {
+                        let json = visible_json(&json) + "\n";
+                        Answer::new(Status::Ok, "application/json", &json)
+                    }
                     Err(error) => Answer::text(Status::Unavailable, &error.to_string()),
                 }
             }
