@@ -61,6 +61,7 @@ mod lease;
 mod link_faults;
 mod list_order;
 mod local_links;
+mod long_values;
 mod logging;
 mod monitor_attacks;
 mod monitor_http;

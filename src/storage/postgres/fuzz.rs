@@ -62,14 +62,27 @@ pub fn options(data: &[u8]) {
     if let Some(name) = given.get("table_name").and_then(Value::as_str)
         && let Ok(table) = Table::parse(name)
     {
-        // Nothing of the name stands outside of the quotes but the one dot.
-        let is_quoted = |part: &str| part.len() > 2 && part.starts_with('"') && part.ends_with('"');
-        assert!(is_quoted(&table.quoted), "{}", table.quoted);
-        assert_eq!(table.quoted.matches('"').count() % 2, 0);
-        assert_eq!(
-            table.quoted.replace("\"\"", "").matches('"').count(),
-            2 + 2 * usize::from(name.contains('.'))
-        );
+        assert_eq!(unquoted(&table.quoted).join("."), name);
+    }
+}
+
+/// What the quoted identifiers stand for; there is nothing but the dots between them.
+fn unquoted(sql: &str) -> Vec<String> {
+    let (mut names, mut characters) = (Vec::new(), sql.chars().peekable());
+    loop {
+        assert_eq!(characters.next(), Some('"'), "{sql}");
+        let mut name = String::new();
+        while let Some(c) = characters.next() {
+            if c == '"' && characters.next_if_eq(&'"').is_none() {
+                break;
+            }
+            name.push(c);
+        }
+        names.push(name);
+        match characters.next() {
+            None => return names,
+            dot => assert_eq!(dot, Some('.'), "{sql}"),
+        }
     }
 }
 
