@@ -17,7 +17,7 @@ use super::documents::JSON;
 use super::release::Reason;
 use super::replay::{HeldLock, ReplayLock, look};
 use super::script::{Call, Script};
-use super::scripts::Care;
+use super::scripts::{self, Care};
 use super::{Document, Kind, Lease, QueueError, Raw, keys};
 use crate::vcon::VconId;
 
@@ -182,16 +182,10 @@ impl DeadLetters {
     /// The ingress lists that a daemon has ever had dead letters of, in the order of their names. They
     /// need not have any now, and those that only others have written to are not among them.
     pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let recorded = redis::cmd("SMEMBERS")
-            .arg(keys::LETTERS)
-            .query::<Vec<Vec<u8>>>(&mut *self.lease);
-        let recorded = match recorded {
-            Err(error) if is_wrong_type(&error) => Vec::new(),
-            recorded => recorded?,
-        };
-        let recorded = recorded.into_iter().filter(|key| key.len() <= MOST_SHOWN);
+        let mut call = self.scripts.members.key(keys::LETTERS);
+        let recorded: Vec<Vec<u8>> = call.arg(MOST_SHOWN).invoke(&mut *self.lease)?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
-        Ok(recorded.filter_map(named).collect())
+        Ok(recorded.into_iter().filter_map(named).collect())
     }
 
     /// The ingress lists that have dead letters, whoever wrote them, in the order of their names. This
@@ -446,25 +440,48 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys like `pattern` that hold a value of this type, without those whose names are too long to be named: no
-/// configuration and no command line has them.
+/// The keys like `pattern` that hold a value of this type, without those whose names are too long to be named.
 pub(super) fn scan(
     lease: &mut Lease,
     pattern: &[u8],
     kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
-    let (mut cursor, mut keys) = (0u64, BTreeSet::new());
+    let (script, mut cursor, mut keys) = (scripts::scan(), 0, BTreeSet::new());
     loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(pattern);
-        scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
-        let found: Vec<Vec<u8>>;
-        (cursor, found) = scan.query(&mut **lease)?;
-        keys.extend(found.into_iter().filter(|key| key.len() <= MOST_SHOWN));
+        let found;
+        (cursor, found) = scan_some(lease, &script, cursor, pattern, kind)?;
+        keys.extend(found);
         if cursor == 0 {
             return Ok(keys);
         }
     }
+}
+
+/// Some of those from a cursor on; returns where it goes on, and 0 at the end.
+pub(super) fn scan_some(
+    lease: &mut Lease,
+    script: &Script,
+    cursor: u64,
+    pattern: &[u8],
+    kind: &str,
+) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut call = script.call();
+    call.arg(cursor)
+        .arg(pattern)
+        .arg(SCAN_COUNT)
+        .arg(kind)
+        .arg(MOST_SHOWN);
+    cursor_and_items(call.invoke(&mut **lease)?)
+}
+
+/// The answer of a script that returns where it goes on, and what it has found.
+pub(super) fn cursor_and_items(answer: Vec<Vec<u8>>) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut items = answer.into_iter();
+    let cursor = items
+        .next()
+        .and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+    let cursor = cursor.ok_or(QueueError::Answer("a scan"))?;
+    Ok((cursor, items.collect()))
 }
 
 pub(super) fn is_wrong_type(error: &redis::RedisError) -> bool {

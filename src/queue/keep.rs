@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::dead_letters::{cursor_and_items, scan_some};
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::round_trip::round_trip;
 use super::script::Script;
-use super::scripts::{forget_reasons, keep, keeper, letters, reasoned};
+use super::scripts::{forget_reasons, keep, keeper, letters, members, reasoned, scan};
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
 
@@ -36,9 +37,6 @@ const LONGEST_ENTRY: usize = 1025;
 
 /// Reasons dropped in one step: for each, the server looks through the whole list.
 const FORGOTTEN: usize = 10;
-
-/// Keys looked at in one step of the search for dead letter queues.
-const KEYS: usize = 1000;
 
 /// Lengths asked for in one round trip.
 const AT_ONCE: usize = 500;
@@ -128,6 +126,8 @@ struct Scripts {
     forget_reasons: Script,
     letters: Script,
     reasoned: Script,
+    scan: Script,
+    members: Script,
 }
 
 impl Keeper {
@@ -143,6 +143,8 @@ impl Keeper {
                 forget_reasons: forget_reasons(),
                 letters: letters(),
                 reasoned: reasoned(),
+                scan: scan(),
+                members: members(),
             },
             expiry,
             instance: instance.to_owned(),
@@ -271,7 +273,7 @@ impl Keeper {
                 }
             };
             let begun = Instant::now();
-            let next = self.with(|connection, _| record_some(connection, cursor))?;
+            let next = self.with(|connection, scripts| record_some(connection, scripts, cursor))?;
             self.search = match next {
                 0 => Search::Done,
                 next => Search::At(next),
@@ -285,12 +287,12 @@ impl Keeper {
     /// Whether all keys were looked at once. This is asked once in the life of a process.
     fn has_searched(&mut self) -> Result<bool, QueueError> {
         // `SISMEMBER` is none of the rights that a Redis user needs for the rest.
-        let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
-            let mut members = redis::cmd("SMEMBERS");
-            Ok(members.arg(keys::LETTERS).query(&mut **connection)?)
+        let searched = keys::LETTERS_SEARCHED;
+        let recorded: Vec<Vec<u8>> = self.with(|connection, scripts| {
+            let mut call = scripts.members.key(keys::LETTERS);
+            Ok(call.arg(searched.len()).invoke(&mut **connection)?)
         })?;
-        let searched = keys::LETTERS_SEARCHED.as_bytes();
-        Ok(recorded.iter().any(|member| member == searched))
+        Ok(recorded.iter().any(|member| member == searched.as_bytes()))
     }
 
     /// Does something with the lease; returns how long it lives if it is another's, otherwise 0.
@@ -436,11 +438,8 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// Records the dead letter queues among some keys from a cursor on; returns where it goes on, and 0 at the end.
-fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
-    let mut scan = redis::cmd("SCAN");
-    scan.arg(from).arg("MATCH").arg("DLQ:*");
-    scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
-    let (next, mut found): (u64, Vec<Vec<u8>>) = scan.query(&mut **connection)?;
+fn record_some(connection: &mut Lease, scripts: &Scripts, from: u64) -> Result<u64, QueueError> {
+    let (next, mut found) = scan_some(connection, &scripts.scan, from, b"DLQ:*", "list")?;
     if next == 0 {
         found.push(keys::LETTERS_SEARCHED.into());
     }
@@ -463,13 +462,9 @@ fn read_reasons(
 ) -> Result<Option<u64>, QueueError> {
     let mut call = scripts.reasoned.key(reasons);
     call.arg(from).arg(STEP).arg(LONGEST_ENTRY);
-    let found: Vec<Vec<u8>> = call.invoke(&mut **connection)?;
-    let mut found = found.into_iter();
-    let next = found
-        .next()
-        .and_then(|cursor| String::from_utf8(cursor).ok()?.parse().ok());
+    let (next, found) = cursor_and_items(call.invoke(&mut **connection)?)?;
     known.extend(found);
-    Ok(next.filter(|next| *next != 0))
+    Ok((next != 0).then_some(next))
 }
 
 /// Takes the entries of a step, up to the last one from the end of the list, out of `known`; false if there are no more.

@@ -140,6 +140,16 @@ pub(super) fn forget_reasons() -> Script {
     script!("age", "forget_reasons")
 }
 
+/// What looks at some keys, and returns those with names up to a length.
+pub(super) fn scan() -> Script {
+    script!("scan")
+}
+
+/// What reads the members of a set up to a length.
+pub(super) fn members() -> Script {
+    script!("members")
+}
+
 /// What reads entries of a list, each up to a length.
 pub(super) fn letters() -> Script {
     script!("letters")
@@ -157,6 +167,7 @@ pub(super) fn replay_lock() -> Script {
 
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
+    pub members: Script,
     pub letters: Script,
     pub reasons: Script,
     pub retry: Script,
@@ -169,6 +180,7 @@ pub(super) struct Care {
 impl Care {
     pub fn new() -> Self {
         Self {
+            members: members(),
             letters: letters(),
             reasons: script!("reasons"),
             retry: script!("retry"),
