@@ -31,9 +31,9 @@ const SCAN_COUNT: usize = 1000;
 /// argument above 128 KiB, and an escaped byte takes up to six.
 const MOST_SHOWN: usize = 16 << 10;
 
-/// The most bytes of a reason that are read. Ours are shorter: what servers and programs say is cut before it becomes
-/// a part of one.
-const MOST_OF_REASON: usize = 64 << 10;
+/// The most bytes of a reason that are read. Ours are shorter: of what servers and programs say, at most 64 KiB become a
+/// part of one, and JSON makes it six times as long at most.
+const MOST_OF_REASON: usize = 512 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]

@@ -113,6 +113,15 @@ fn nobody_forges_a_line_of_the_log_or_steers_a_terminal() {
         &run(conserver, &["get", &entry, "--from", "postgres"], 69),
         &[SHOWN],
     );
+    submit(&redis, "DLQ:storage:s3", &fresh(1));
+    for arguments in [
+        &["get", &entry, "--from", "s3"][..],
+        &["audit", "--settle", "0"],
+        &["delete", &entry, "--yes", "--from", "postgres"],
+        &["dlq", "retry", "storage:s3"],
+    ] {
+        said(&run(conserver, arguments, 69), &[SHOWN]);
+    }
     daemon.stop();
 }
 

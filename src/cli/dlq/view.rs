@@ -77,6 +77,12 @@ impl View {
         view
     }
 
+    /// The same without what a row of a table does not show.
+    pub fn of_row(mut self) -> Self {
+        self.error = self.error.map(|error| shortened(&error, LONGEST_ERROR));
+        self
+    }
+
     /// What went wrong, for the eye.
     pub fn error(&self) -> &str {
         let none = if self.backlog { BACKLOG } else { NO_REASON };
