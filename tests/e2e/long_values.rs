@@ -18,7 +18,7 @@ const LENGTH: usize = 24 << 20;
 const ROOM: usize = 24 << 10;
 
 /// More than a command ever prints of such a value.
-const MOST_PRINTED: usize = 200_000;
+const MOST_PRINTED: usize = LENGTH / 4;
 
 const LETTERS: &str = "DLQ:default";
 const OF_STORAGE: &str = "DLQ:storage:files";
