@@ -272,7 +272,7 @@ fn neither_names_nor_errors_of_redis_steer_who_asks_the_monitor() {
         .start();
     submit(&redis, "default", &fresh(1));
     wait_until("the storage is away", PATIENCE, || {
-        let ready = monitor.get("/readyz").body;
+        let ready = monitor.wait_for("/readyz", 503).body;
         ready.contains(&format!("storage {SHOWN} is away"))
     });
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
