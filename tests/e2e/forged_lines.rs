@@ -278,7 +278,7 @@ fn neither_names_nor_errors_of_redis_steer_who_asks_the_monitor() {
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
         let body = monitor.get(path).body;
         let unfit: Vec<char> = body.chars().filter(|c| !is_fit(*c)).collect();
-        assert_eq!(unfit, [], "{path}");
+        assert_eq!(unfit, Vec::<char>::new(), "{path}");
         assert!(
             !body.lines().any(|line| line.starts_with("2026-01-01T00")),
             "{path}: {body}"
