@@ -35,6 +35,12 @@ const ENDS: u64 = 10_000;
 /// Documents whose dates are asked for at once.
 const DATES: usize = 500;
 
+/// A UUID has so many bytes; entries may have any number.
+const LONGEST_ID: usize = 36;
+
+/// So much memory a date takes in a RedisJSON document, and more than any.
+const LARGEST_DATE: i64 = 200;
+
 /// So much of a document is read for its date, which vCon libraries write before its parts.
 const BEGINNING: usize = 1023;
 
@@ -182,6 +188,19 @@ impl Audit {
             // Those are no strings. What is no document either is met later on.
             let mut ask = redis::pipe();
             for id in &others {
+                ask.cmd("JSON.DEBUG").arg("MEMORY");
+                ask.arg(id.key()).arg(".created_at");
+            }
+            // It may be of any length, and no date.
+            let is_small = |size: &Value| matches!(size, Value::Int(size) if *size <= LARGEST_DATE);
+            let sizes = round_trip(&mut self.lease, &ask)?;
+            let sized = others.into_iter().zip(&sizes);
+            let others: Vec<&VconId> = sized
+                .filter(|(_, it)| is_small(it))
+                .map(|(id, _)| id)
+                .collect();
+            let mut ask = redis::pipe();
+            for id in &others {
                 ask.cmd("JSON.GET").arg(id.key()).arg(".created_at");
             }
             for (id, answer) in others.iter().zip(round_trip(&mut self.lease, &ask)?) {
@@ -226,12 +245,9 @@ impl Audit {
     fn strike_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         let mut end = -1;
         while !ids.is_empty() {
-            let mut range = redis::cmd("LRANGE");
-            range.arg(list).arg(end - PAGE + 1).arg(end);
-            let entries: Vec<Vec<u8>> = match range.query(&mut *self.lease) {
-                Err(error) if is_wrong_type(&error) => break,
-                entries => entries?,
-            };
+            let mut call = self.scripts.letters.key(list);
+            call.arg(end - PAGE + 1).arg(end).arg(LONGEST_ID + 1);
+            let entries: Vec<Vec<u8>> = call.invoke(&mut *self.lease)?;
             if entries.is_empty() {
                 break;
             }

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use super::documents::JSON;
 use super::release::Reason;
 use super::replay::{HeldLock, ReplayLock, look};
-use super::scripts::Care;
+use super::script::{Call, Script};
+use super::scripts::{self, Care};
 use super::{Document, Kind, Lease, QueueError, Raw, keys};
 use crate::vcon::VconId;
 
@@ -29,6 +30,10 @@ const SCAN_COUNT: usize = 1000;
 /// The most bytes of an entry that are shown. Longer ones could not be named on a command line: Linux takes no
 /// argument above 128 KiB, and an escaped byte takes up to six.
 const MOST_SHOWN: usize = 16 << 10;
+
+/// The most bytes of a reason that are read. Ours are shorter: of what servers and programs say, at most 64 KiB become a
+/// part of one, and JSON makes it six times as long at most.
+const MOST_OF_REASON: usize = 512 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +101,13 @@ impl KeptReason {
                 worker,
                 at,
             },
-            Err(_) => Self::Other(String::from_utf8_lossy(bytes).into_owned()),
+            Err(_) => {
+                let mut text = String::from_utf8_lossy(bytes).into_owned();
+                if bytes.len() > MOST_OF_REASON {
+                    text.push('…');
+                }
+                Self::Other(text)
+            }
         }
     }
 }
@@ -110,13 +121,20 @@ pub enum Owner {
     Storage,
 }
 
-/// An entry of a dead letter queue, with its reason as it is kept.
+/// An entry of a dead letter queue, with its reason as it is kept, each up to a length: anybody may have written them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The entry.
     pub entry: Raw,
     /// The bytes of its reason.
     pub reason: Option<Vec<u8>>,
+}
+
+impl Entry {
+    /// Whether there is more of it in the queue, where it cannot be named.
+    pub fn is_cut(&self) -> bool {
+        self.entry.as_bytes().len() > MOST_SHOWN
+    }
 }
 
 /// Whether the result of saving an entry was recorded.
@@ -164,13 +182,8 @@ impl DeadLetters {
     /// The ingress lists that a daemon has ever had dead letters of, in the order of their names. They
     /// need not have any now, and those that only others have written to are not among them.
     pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let recorded = redis::cmd("SMEMBERS")
-            .arg(keys::LETTERS)
-            .query::<Vec<Vec<u8>>>(&mut *self.lease);
-        let recorded = match recorded {
-            Err(error) if is_wrong_type(&error) => Vec::new(),
-            recorded => recorded?,
-        };
+        let mut call = self.scripts.members.key(keys::LETTERS);
+        let recorded: Vec<Vec<u8>> = call.arg(MOST_SHOWN).invoke(&mut *self.lease)?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(recorded.into_iter().filter_map(named).collect())
     }
@@ -197,34 +210,20 @@ impl DeadLetters {
     /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
     /// first, with their reasons. An entry that is longer than 16 KiB is cut to a byte more.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
-        let mut call = self.scripts.letters.key(letters_key(list));
-        call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
-        let entries = call.invoke(&mut *self.lease)?;
-        let entries = self.with_reasons(list, entries)?.into_iter();
+        let entries = self.entries(list, start, count)?.into_iter();
         Ok(entries.map(|entry| Letter::new(list, entry)).collect())
     }
 
-    /// The same as [`DeadLetters::page`], with entries and reasons as they are kept.
+    /// The same as [`DeadLetters::page`], with reasons as they are kept.
     pub fn entries(
         &mut self,
         list: &Raw,
         start: u64,
         count: u64,
     ) -> Result<Vec<Entry>, QueueError> {
-        let mut range = redis::cmd("LRANGE");
-        range
-            .arg(letters_key(list))
-            .arg(start)
-            .arg(last(start, count));
-        let entries = range.query(&mut *self.lease)?;
-        self.with_reasons(list, entries)
-    }
-
-    fn with_reasons(
-        &mut self,
-        list: &Raw,
-        entries: Vec<Vec<u8>>,
-    ) -> Result<Vec<Entry>, QueueError> {
+        let mut call = self.scripts.letters.key(letters_key(list));
+        call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
+        let entries: Vec<Vec<u8>> = call.invoke(&mut *self.lease)?;
         let reasons = self.reasons(list, &entries)?;
         let entries = entries.into_iter().map(Raw::new).zip(reasons);
         Ok(entries
@@ -254,7 +253,7 @@ impl DeadLetters {
         Ok(known.map(letter).collect())
     }
 
-    /// The reasons of these entries, in their order.
+    /// The reasons of these entries, in their order; of one that is too long, a byte more than it may have.
     fn reasons(
         &mut self,
         list: &Raw,
@@ -263,16 +262,11 @@ impl DeadLetters {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
-        let mut get = redis::cmd("HMGET");
-        get.arg(reasons_key(list));
-        for entry in entries {
-            get.arg(entry);
-        }
-        match get.query(&mut *self.lease) {
-            Ok(kept) => Ok(kept),
-            Err(error) if is_wrong_type(&error) => Ok(vec![None; entries.len()]),
-            Err(error) => Err(error.into()),
-        }
+        let mut call = self.scripts.reasons.key(reasons_key(list));
+        call.arg(MOST_OF_REASON + 1).arg(entries);
+        let mut kept: Vec<Option<Vec<u8>>> = call.invoke(&mut *self.lease)?;
+        kept.resize(entries.len(), None);
+        Ok(kept)
     }
 
     /// The entry as a dead letter of the list, with its place in it, counted from 0; `None` where
@@ -328,15 +322,22 @@ impl DeadLetters {
         entry: &Raw,
         document: bool,
     ) -> Result<Moved, QueueError> {
-        let mut call = self.scripts.drop.key(letters_key(list));
-        call.key(reasons_key(list));
-        if owner == Owner::List {
-            // A storage's entry says nothing of work that the same vCon may be in.
-            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
-        }
-        let key = entry.id().filter(|_| document).map(|id| id.key());
-        call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
+        let mut call = dropping(&self.scripts.drop, owner, list, document);
+        call.arg("this").arg(entry.as_bytes());
         moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
+    }
+
+    /// Drops up to `count` of the oldest entries in one step, and with `documents` their documents.
+    pub fn drop_oldest(
+        &mut self,
+        owner: Owner,
+        list: &Raw,
+        count: u64,
+        documents: bool,
+    ) -> Result<Moved, QueueError> {
+        let mut call = dropping(&self.scripts.drop, owner, list, documents);
+        call.arg(count);
+        moved(call.invoke(&mut *self.lease)?, "dropping dead letters")
     }
 
     /// Takes an entry out of the queue of a storage that has its vCon now, in one step. One that
@@ -351,7 +352,7 @@ impl DeadLetters {
         call.key(reasons_key(list)).key(lock.key());
         call.arg(entry.entry.as_bytes());
         call.arg(entry.reason.as_deref().unwrap_or_default());
-        call.arg(lock.value());
+        call.arg(lock.value()).arg(MOST_OF_REASON + 1);
         settling(&call.invoke(&mut *self.lease)?)
     }
 
@@ -413,6 +414,18 @@ impl Kept {
     }
 }
 
+/// A call that drops entries, and with `documents` their documents.
+fn dropping<'a>(script: &'a Script, owner: Owner, list: &Raw, documents: bool) -> Call<'a> {
+    let mut call = script.key(letters_key(list));
+    call.key(reasons_key(list));
+    if owner == Owner::List {
+        // A storage's entry says nothing of work that the same vCon may be in.
+        call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
+    }
+    call.arg(if documents { "1" } else { "" });
+    call
+}
+
 /// The last of `count` entries from number `start` on, as `LRANGE` has it.
 fn last(start: u64, count: u64) -> u64 {
     start.saturating_add(count).saturating_sub(1)
@@ -427,24 +440,48 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys like `pattern` that hold a value of this type.
+/// The keys like `pattern` that hold a value of this type, without those whose names are too long to be named.
 pub(super) fn scan(
     lease: &mut Lease,
     pattern: &[u8],
     kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
-    let (mut cursor, mut keys) = (0u64, BTreeSet::new());
+    let (script, mut cursor, mut keys) = (scripts::scan(), 0, BTreeSet::new());
     loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(pattern);
-        scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
-        let found: Vec<Vec<u8>>;
-        (cursor, found) = scan.query(&mut **lease)?;
+        let found;
+        (cursor, found) = scan_some(lease, &script, cursor, pattern, kind)?;
         keys.extend(found);
         if cursor == 0 {
             return Ok(keys);
         }
     }
+}
+
+/// Some of those from a cursor on; returns where it goes on, and 0 at the end.
+pub(super) fn scan_some(
+    lease: &mut Lease,
+    script: &Script,
+    cursor: u64,
+    pattern: &[u8],
+    kind: &str,
+) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut call = script.call();
+    call.arg(cursor)
+        .arg(pattern)
+        .arg(SCAN_COUNT)
+        .arg(kind)
+        .arg(MOST_SHOWN);
+    cursor_and_items(call.invoke(&mut **lease)?)
+}
+
+/// The answer of a script that returns where it goes on, and what it has found.
+pub(super) fn cursor_and_items(answer: Vec<Vec<u8>>) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut items = answer.into_iter();
+    let cursor = items
+        .next()
+        .and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+    let cursor = cursor.ok_or(QueueError::Answer("a scan"))?;
+    Ok((cursor, items.collect()))
 }
 
 pub(super) fn is_wrong_type(error: &redis::RedisError) -> bool {

@@ -15,27 +15,28 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::dead_letters::is_wrong_type;
+use super::dead_letters::{cursor_and_items, scan_some};
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::round_trip::round_trip;
 use super::script::Script;
-use super::scripts::{forget_reasons, keep, keeper};
+use super::scripts::{forget_reasons, keep, keeper, letters, members, reasoned, scan};
 use super::{Expiry, Lease, QueueError, Server};
 use crate::config::ListName;
 
 /// Entries looked at in one step on the server; it does nothing else in that time.
 const STEP: i64 = 200;
 
-/// Reasons read at once; the memory this takes is theirs.
+/// Reasons read at once; the memory this takes is that of their entries.
 const REASONS: usize = 10_000;
+
+/// The most bytes of an entry that has a reason from a daemon: a byte more than an entry may have, as it was cut to
+/// that.
+const LONGEST_ENTRY: usize = 1025;
 
 /// Reasons dropped in one step: for each, the server looks through the whole list.
 const FORGOTTEN: usize = 10;
-
-/// Keys looked at in one step of the search for dead letter queues.
-const KEYS: usize = 1000;
 
 /// Lengths asked for in one round trip.
 const AT_ONCE: usize = 500;
@@ -123,6 +124,10 @@ struct Scripts {
     keep: Script,
     keeper: Script,
     forget_reasons: Script,
+    letters: Script,
+    reasoned: Script,
+    scan: Script,
+    members: Script,
 }
 
 impl Keeper {
@@ -136,6 +141,10 @@ impl Keeper {
                 keep: keep(),
                 keeper: keeper(),
                 forget_reasons: forget_reasons(),
+                letters: letters(),
+                reasoned: reasoned(),
+                scan: scan(),
+                members: members(),
             },
             expiry,
             instance: instance.to_owned(),
@@ -264,7 +273,7 @@ impl Keeper {
                 }
             };
             let begun = Instant::now();
-            let next = self.with(|connection, _| record_some(connection, cursor))?;
+            let next = self.with(|connection, scripts| record_some(connection, scripts, cursor))?;
             self.search = match next {
                 0 => Search::Done,
                 next => Search::At(next),
@@ -278,12 +287,12 @@ impl Keeper {
     /// Whether all keys were looked at once. This is asked once in the life of a process.
     fn has_searched(&mut self) -> Result<bool, QueueError> {
         // `SISMEMBER` is none of the rights that a Redis user needs for the rest.
-        let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
-            let mut members = redis::cmd("SMEMBERS");
-            Ok(members.arg(keys::LETTERS).query(&mut **connection)?)
+        let searched = keys::LETTERS_SEARCHED;
+        let recorded: Vec<Vec<u8>> = self.with(|connection, scripts| {
+            let mut call = scripts.members.key(keys::LETTERS);
+            Ok(call.arg(searched.len()).invoke(&mut **connection)?)
         })?;
-        let searched = keys::LETTERS_SEARCHED.as_bytes();
-        Ok(recorded.iter().any(|member| member == searched))
+        Ok(recorded.iter().any(|member| member == searched.as_bytes()))
     }
 
     /// Does something with the lease; returns how long it lives if it is another's, otherwise 0.
@@ -372,8 +381,9 @@ impl Keeper {
                 && known.len() < REASONS
             {
                 let begun = Instant::now();
-                cursor =
-                    self.with(|connection, _| read_reasons(connection, reasons, from, &mut known))?;
+                cursor = self.with(|connection, scripts| {
+                    read_reasons(connection, scripts, reasons, from, &mut known)
+                })?;
                 if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
@@ -381,7 +391,9 @@ impl Keeper {
             let mut last = -1;
             while !known.is_empty() {
                 let begun = Instant::now();
-                if !self.with(|connection, _| strike(connection, list, last, &mut known))? {
+                if !self.with(|connection, scripts| {
+                    strike(connection, scripts, list, last, &mut known)
+                })? {
                     break;
                 }
                 last -= STEP;
@@ -426,11 +438,8 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// Records the dead letter queues among some keys from a cursor on; returns where it goes on, and 0 at the end.
-fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
-    let mut scan = redis::cmd("SCAN");
-    scan.arg(from).arg("MATCH").arg("DLQ:*");
-    scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
-    let (next, mut found): (u64, Vec<Vec<u8>>) = scan.query(&mut **connection)?;
+fn record_some(connection: &mut Lease, scripts: &Scripts, from: u64) -> Result<u64, QueueError> {
+    let (next, mut found) = scan_some(connection, &scripts.scan, from, b"DLQ:*", "list")?;
     if next == 0 {
         found.push(keys::LETTERS_SEARCHED.into());
     }
@@ -446,37 +455,29 @@ fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
 /// Reads some fields of the hash from a cursor on; returns where it goes on, and nothing at the end.
 fn read_reasons(
     connection: &mut Lease,
+    scripts: &Scripts,
     reasons: &str,
     from: u64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<u64>, QueueError> {
-    let mut scan = redis::cmd("HSCAN");
-    scan.arg(reasons).arg(from).arg("COUNT").arg(STEP);
-    let (next, fields): Scanned = match scan.query(&mut **connection) {
-        Err(error) if is_wrong_type(&error) => return Ok(None),
-        found => found?,
-    };
-    known.extend(fields.into_iter().map(|(entry, _)| entry));
+    let mut call = scripts.reasoned.key(reasons);
+    call.arg(from).arg(STEP).arg(LONGEST_ENTRY);
+    let (next, found) = cursor_and_items(call.invoke(&mut **connection)?)?;
+    known.extend(found);
     Ok((next != 0).then_some(next))
 }
 
 /// Takes the entries of a step, up to the last one from the end of the list, out of `known`; false if there are no more.
 fn strike(
     connection: &mut Lease,
+    scripts: &Scripts,
     list: &str,
     last: i64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<bool, QueueError> {
-    let mut range = redis::cmd("LRANGE");
-    range.arg(list).arg(last + 1 - STEP).arg(last);
-    let entries: Vec<Vec<u8>> = match range.query(&mut **connection) {
-        // Nothing is known of what stands there: no reason is dropped.
-        Err(error) if is_wrong_type(&error) => {
-            known.clear();
-            return Ok(false);
-        }
-        entries => entries?,
-    };
+    let mut call = scripts.letters.key(list);
+    call.arg(last + 1 - STEP).arg(last).arg(LONGEST_ENTRY + 1);
+    let entries: Vec<Vec<u8>> = call.invoke(&mut **connection)?;
     for entry in &entries {
         known.remove(entry);
     }

@@ -19,6 +19,9 @@ const TTL_MS: u64 = 60_000;
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(15);
 
+/// The most bytes of another's lock that are shown. Ours has some hundred.
+const MOST_SHOWN: usize = 1000;
+
 /// A command on the lock's own connection may take this long.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -144,8 +147,10 @@ pub(super) fn look(lease: &mut Lease, storage: &str) -> Result<Option<HeldLock>,
 }
 
 fn holder(lease: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
-    let by = redis::cmd("GET")
+    let by = redis::cmd("GETRANGE")
         .arg(&key)
+        .arg(0)
+        .arg(MOST_SHOWN - 1)
         .query::<Option<Vec<u8>>>(&mut **lease);
     let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **lease)?;
     Ok(HeldLock {

@@ -140,6 +140,26 @@ pub(super) fn forget_reasons() -> Script {
     script!("age", "forget_reasons")
 }
 
+/// What looks at some keys, and returns those with names up to a length.
+pub(super) fn scan() -> Script {
+    script!("scan")
+}
+
+/// What reads the members of a set up to a length.
+pub(super) fn members() -> Script {
+    script!("members")
+}
+
+/// What reads entries of a list, each up to a length.
+pub(super) fn letters() -> Script {
+    script!("letters")
+}
+
+/// What reads the entries that have a reason, each up to a length.
+pub(super) fn reasoned() -> Script {
+    script!("reasoned")
+}
+
 /// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
     script!("locked", "lock")
@@ -147,7 +167,9 @@ pub(super) fn replay_lock() -> Script {
 
 /// The scripts of those who look after the queues.
 pub(super) struct Care {
+    pub members: Script,
     pub letters: Script,
+    pub reasons: Script,
     pub retry: Script,
     pub drop: Script,
     pub saved: Script,
@@ -158,7 +180,9 @@ pub(super) struct Care {
 impl Care {
     pub fn new() -> Self {
         Self {
-            letters: script!("letters"),
+            members: members(),
+            letters: letters(),
+            reasons: script!("reasons"),
             retry: script!("retry"),
             drop: script!("drop"),
             saved: script!("locked", "saved"),

@@ -1,14 +1,30 @@
--- Takes an entry out of a dead letter queue, every time it stands there, with all that is kept about it.
+-- Takes an entry out of a dead letter queue, every time it stands there, or so many of the oldest, with all that is kept
+-- about them.
 -- KEYS: the dead letter list, the hash of reasons; of an ingress list also the deaths, tries and lapses hashes.
--- ARGV: entry, the key of a document to delete as well, or ''.
--- Answers how often it stood there, or that the key is no list.
+-- ARGV: '1' to delete documents as well; how many of the oldest, or the entry behind 'this'.
+-- Answers how often they stood there, or that the key is no list.
+
+local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'list' and kind ~= 'none' then return KEYS[1] .. ' holds a ' .. kind .. ', not a list' end
-local dropped = redis.call('LREM', KEYS[1], 0, ARGV[1])
-if dropped == 0 then return 0 end
-for i = 2, #KEYS do redis.pcall('HDEL', KEYS[i], ARGV[1]) end
--- Whoever pushes the vCon again later wants all of it done.
-if #KEYS > 2 then redis.pcall('HDEL', 'conserver:progress', KEYS[1]:sub(#'DLQ:' + 1) .. '\n' .. ARGV[1]) end
-if ARGV[2] ~= '' then redis.call('DEL', ARGV[2]) end
-return dropped
+
+local function forget(entry)
+  for i = 2, #KEYS do redis.pcall('HDEL', KEYS[i], entry) end
+  -- Whoever pushes the vCon again later wants all of it done.
+  if #KEYS > 2 then redis.pcall('HDEL', 'conserver:progress', KEYS[1]:sub(#'DLQ:' + 1) .. '\n' .. entry) end
+  if ARGV[1] == '1' and entry:find(UUID) then redis.call('DEL', 'vcon:' .. entry) end
+end
+
+if ARGV[2] == 'this' then
+  local dropped = redis.call('LREM', KEYS[1], 0, ARGV[3])
+  if dropped > 0 then forget(ARGV[3]) end
+  return dropped
+end
+-- They stay on the server: anybody may have pushed them, of any length.
+for dropped = 0, tonumber(ARGV[2]) - 1 do
+  local entry = redis.call('LPOP', KEYS[1])
+  if not entry then return dropped end
+  forget(entry)
+end
+return tonumber(ARGV[2])

@@ -1,0 +1,12 @@
+-- Returns entries that have a reason, without the reasons. Anybody may have written them: what is too long to be an entry
+-- is left out.
+-- KEYS: the hash of reasons. ARGV: a cursor, how many at once, the most bytes of an entry.
+-- Returns the next cursor, then the entries.
+
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {'0'} end
+local found = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local entries, fields, most = {found[1]}, found[2], tonumber(ARGV[3])
+for i = 1, #fields, 2 do
+  if #fields[i] <= most then entries[#entries + 1] = fields[i] end
+end
+return entries
