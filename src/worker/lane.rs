@@ -65,7 +65,6 @@ pub(super) struct Lane {
     displaced: Backoff,
     fault: Option<String>,
     is_ready: bool,
-    is_busy: bool,
     /// Whether the server may have claimed something of which this lane does not know.
     is_unsure: bool,
 }
@@ -91,7 +90,6 @@ impl Lane {
             displaced,
             fault: None,
             is_ready: false,
-            is_busy: false,
             is_unsure: false,
         };
         lane.look_at_lists();
@@ -236,7 +234,6 @@ impl Lane {
         document: Document,
         writers: &mut Crew<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
-        self.show(true);
         self.rotate();
         let config = Arc::clone(self.modules.config());
         let configured = config.chain_for(&claim.list);
@@ -302,7 +299,6 @@ impl Lane {
         let is_displaced = error.is_about_the_lease();
         if is_displaced {
             self.outage.over();
-            self.show(false);
         }
         let clock = Clock::idle(&self.drain, Some(&self.cell));
         let _ = if is_displaced {
@@ -337,24 +333,12 @@ impl Lane {
         }
     }
 
-    fn show(&mut self, is_busy: bool) {
-        if self.is_busy != is_busy {
-            self.is_busy = is_busy;
-            if is_busy {
-                self.shared.title.busy();
-            } else {
-                self.shared.title.idle();
-            }
-        }
-    }
-
     fn is_draining(&self) -> bool {
         self.drain.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
-        self.show(false);
         self.shared.give_back_memory();
         let longest = self.shared.breakers.next_trial();
         let wakeup = &self.shared.wakeup;

@@ -52,7 +52,7 @@ pub use meters::count_poison;
 pub use recover::{report as report_recovered, run as recover};
 pub use retry::Backoff;
 
-use crate::child::{Child, Leftover};
+use crate::child::{Child, WorkerTask};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
@@ -65,23 +65,14 @@ use renewal::Renewal;
 use shared::Shared;
 use wakeup::Wakeup;
 
-/// What a worker is to do.
-#[derive(Debug, Clone)]
-pub struct Duty {
-    /// Its number, and what the last worker of that number left behind.
-    pub predecessor: Leftover,
-    /// Whether it also returns the claims of workers with higher numbers than this.
-    pub sweep_above: Option<u32>,
-    /// The number of the configuration it begins with.
-    pub config_generation: u64,
-}
-
-/// Does a worker's whole work in this process: returns when it has drained.
+/// Does a worker's whole work in this process: returns when it has drained. `config` is the
+/// configuration of this `config_generation`.
 pub fn run(
     child: Child,
-    duty: Duty,
+    task: WorkerTask,
     settings: Settings,
     config: Arc<Config>,
+    config_generation: u64,
     lease: NameLease,
 ) -> Exit {
     let name = child.name.clone();
@@ -89,7 +80,8 @@ pub fn run(
         log::error!("{name} has no slot on the scoreboard");
         return Exit::Internal;
     };
-    match start_lanes(child, duty, settings, config, slot, lease) {
+    let config = (config, config_generation);
+    match start_lanes(child, task, settings, config, slot, lease) {
         Ok(true) => Exit::Ok,
         Ok(false) => Exit::ClaimsLeft,
         Err(error) => {
@@ -110,9 +102,9 @@ enum StartError {
 /// Works until the drain. False where a claim may be left that no lane knows of.
 fn start_lanes(
     child: Child,
-    duty: Duty,
+    task: WorkerTask,
     settings: Settings,
-    config: Arc<Config>,
+    (config, config_generation): (Arc<Config>, u64),
     slot: Slot,
     lease: NameLease,
 ) -> Result<bool, StartError> {
@@ -124,7 +116,7 @@ fn start_lanes(
     let queue = |lane| {
         let seat = Seat {
             instance: settings.instance.clone(),
-            worker: duty.predecessor.worker,
+            worker: task.predecessor.worker,
             lane,
         };
         let queue = Queue::new(server.clone(), seat, expiry, lease.clone());
@@ -143,8 +135,8 @@ fn start_lanes(
     let recovered = household::beating(&slot, &settings, || {
         recover::recover(
             &mut first,
-            &duty.predecessor,
-            duty.sweep_above,
+            &task.predecessor,
+            task.sweep_above,
             &settings,
             &clock,
             &tell,
@@ -159,7 +151,14 @@ fn start_lanes(
     let renewal = Renewal::new(slot.clone(), queue(0), settings.heartbeat_ttl);
 
     let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
-    let shared = Arc::new(Shared::new(child, duty, settings, config, slot, wakeup));
+    let shared = Arc::new(Shared::new(
+        child,
+        settings,
+        config,
+        config_generation,
+        slot,
+        wakeup,
+    ));
     let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();
     for (queue, number) in queues.into_iter().zip(1u32..) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::Meters;
 use super::circuit_breaker::CircuitBreakers;
 use super::current::Current;
 use super::health::Health;
@@ -10,8 +11,7 @@ use super::modules::Modules;
 use super::quarantine::Quarantine;
 use super::retry::Absence;
 use super::wakeup::Wakeup;
-use super::{Duty, Meters};
-use crate::child::{BusyTitle, Child, Drain, Readiness};
+use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
@@ -25,7 +25,6 @@ pub(super) struct Shared {
     pub settings: Settings,
     pub current: Current,
     pub name: String,
-    pub title: BusyTitle,
     pub slot: Slot,
     pub health: Health,
     pub breakers: CircuitBreakers,
@@ -45,14 +44,14 @@ pub(super) struct Shared {
 impl Shared {
     pub fn new(
         child: Child,
-        duty: Duty,
         settings: Settings,
         config: Arc<Config>,
+        config_generation: u64,
         slot: Slot,
         wakeup: Wakeup,
     ) -> Self {
         Self {
-            current: Current::new(config, duty.config_generation, slot.clone()),
+            current: Current::new(config, config_generation, slot.clone()),
             health: Health::default(),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
             redis: Arc::default(),
@@ -61,7 +60,6 @@ impl Shared {
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),
-            title: BusyTitle::new(child.title, duty.predecessor.worker),
             unready: AtomicU32::new(settings.concurrency),
             has_free_memory: AtomicBool::new(false),
             given_back: AtomicU64::new(0),
@@ -80,7 +78,7 @@ impl Shared {
     /// One lane more is ready; with the last, the worker is.
     pub fn note_ready(&self) {
         if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.readiness.tell();
+            self.readiness.notify();
         }
     }
 
@@ -139,9 +137,8 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::child::Leftover;
-    use crate::queue::{Blame, Server};
-    use crate::scoreboard::{Board, Place, PlaceState, Shape};
+    use crate::queue::Server;
+    use crate::scoreboard::{Board, PlaceState, PlaceView, Shape};
 
     /// A worker none of whose lanes has begun. Nothing listens at its Redis.
     pub(in crate::worker) struct Worker {
@@ -156,13 +153,13 @@ pub(super) mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
             board.prepare(1).unwrap();
-            let place = Place {
+            let place = PlaceView {
                 generation: 1,
-                pid: std::process::id().cast_signed(),
+                pid: Some(std::process::id().cast_signed()),
                 state: PlaceState::Ready,
                 since: 0,
                 deaths: 0,
-                retry: 0,
+                retry: None,
             };
             board.set_place(1, Some(place));
             let slot = Slot::attach(board.id(), 1, 1).unwrap();
@@ -173,17 +170,7 @@ pub(super) mod tests {
                 slot.clone(),
                 Server::new(&settings.redis_url).unwrap(),
             );
-            let predecessor = Leftover {
-                worker: 1,
-                blame: Blame::NOBODY,
-                end: String::new(),
-            };
-            let duty = Duty {
-                predecessor,
-                sweep_above: None,
-                config_generation: 0,
-            };
-            let shared = Shared::new(child, duty, settings, parse(config), slot, wakeup);
+            let shared = Shared::new(child, settings, parse(config), 0, slot, wakeup);
             Self {
                 shared: Arc::new(shared),
                 board,

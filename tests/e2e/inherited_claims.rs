@@ -193,7 +193,7 @@ fn a_host_that_is_renamed_keeps_its_claims() {
         fs::write(&name, "two").expect("a file");
         // The forkserver too is started anew, and reads what the host is called now.
         let victim = if method == "forkserver" {
-            daemon.process("conserver: forkserver")
+            daemon.process("conserver-fork")
         } else {
             daemon.workers()[&1]
         };
