@@ -134,6 +134,41 @@ fn a_worker_that_refuses_its_configuration_is_told_of_once() {
 }
 
 #[test]
+fn a_worker_that_refuses_its_configuration_ends_a_rolling_restart_and_the_spare_stands_in() {
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(3.0)], &[]))
+        .method("spawn")
+        .workers(2)
+        .start();
+    daemon.wait_for_workers(2);
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    wait_until("each worker has one", PATIENCE, || {
+        redis.length("default") == 0
+    });
+    daemon.signal(Signal::SIGHUP);
+    wait_until("Worker-1 drains", PATIENCE, || {
+        daemon.status().unwrap_or_default()["workers"][0]["state"] == "draining"
+    });
+    let accepted = daemon.conserver().runtime_folder().join("here.config");
+    fs::write(&accepted, "chains: [").expect("a file");
+    daemon.wait_for_log("The workers are not replaced", PATIENCE);
+    wait_until("Worker-2 and the spare work", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        status["state"] == "running" && status["workers_ready"] == 2
+    });
+    let status = daemon.status().unwrap_or_default();
+    assert_eq!(status["workers"][0]["state"], "refused", "{status}");
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("All workers are replaced"), 0);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("All workers are replaced", PATIENCE);
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
+
+#[test]
 fn when_every_worker_refuses_its_configuration_the_daemon_ends_with_78() {
     let redis = Redis::plain();
     let mut daemon = Conserver::with(&redis)
