@@ -80,7 +80,7 @@ pub enum Task {
     /// Return the claims of workers that will have no successor, and end.
     Recover {
         /// The workers.
-        leftovers: Vec<Leftover>,
+        orphaned: Vec<OrphanedClaims>,
     },
     /// Hold the instance's name, and show other instances that this one is alive.
     Monitor,
@@ -90,7 +90,7 @@ pub enum Task {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerTask {
     /// The last worker with the same number. Its claims are returned first.
-    pub predecessor: Leftover,
+    pub predecessor: OrphanedClaims,
     /// If set, the claims of every worker with a higher number are returned too: an earlier daemon
     /// with more workers left them behind.
     pub sweep_above: Option<u32>,
@@ -98,7 +98,7 @@ pub struct WorkerTask {
 
 /// The claims that a worker which has ended may have left behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leftover {
+pub struct OrphanedClaims {
     /// Its number, from 1.
     pub worker: u32,
     /// Which of its vCons its death is counted against.
@@ -107,7 +107,7 @@ pub struct Leftover {
     pub end: String,
 }
 
-impl Leftover {
+impl OrphanedClaims {
     /// The worker, as the queue wants to know it.
     pub fn dead(&self) -> Dead<'_> {
         Dead {
@@ -336,14 +336,14 @@ pub(crate) mod tests {
 
     /// An assignment to return what this many workers have left, each with this many vCons.
     pub fn recover(workers: u32, vcons: u128) -> Assignment {
-        let left = |worker| Leftover {
+        let left = |worker| OrphanedClaims {
             worker,
             blame: Blame::AllBut((1..=vcons).map(Uuid::from_u128).collect()),
             end: "killed by SIGKILL".to_owned(),
         };
-        let leftovers = (1..=workers).map(left).collect();
+        let orphaned = (1..=workers).map(left).collect();
         Assignment {
-            task: Task::Recover { leftovers },
+            task: Task::Recover { orphaned },
             generation: 7,
             instance: "here".to_owned(),
             supervisor: 4711,

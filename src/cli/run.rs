@@ -156,7 +156,7 @@ fn run_child(
     let lease = NameLease::new(&settings, assignment.holder);
     match assignment.task {
         Task::Monitor => monitor::run(&child, &settings, lease),
-        Task::Recover { leftovers } => worker::recover(&child, &leftovers, &settings, lease),
+        Task::Recover { orphaned } => worker::recover(&child, &orphaned, &settings, lease),
         Task::Work(task) => {
             let (config, generation) = match (config, &child.slot) {
                 (Some(config), _) => (config, assignment.config_generation),

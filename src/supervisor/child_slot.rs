@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::restart_policy::{Lifetime, RestartBackoff};
-use crate::child::{Leftover, MONITOR_SLOT};
+use crate::child::{MONITOR_SLOT, OrphanedClaims};
 use crate::queue::{BEFORE_US, Blame};
 use crate::scoreboard::{PlaceState, PlaceView, RestartCause};
 use crate::sys;
@@ -89,7 +89,7 @@ pub(super) struct ChildSlot {
     /// Whether the present process was also given the sweep of an earlier daemon's claims.
     pub sweeps: bool,
     /// What a recovery process was given to return.
-    pub recovering: Vec<Leftover>,
+    pub recovering: Vec<OrphanedClaims>,
     since_ms: u64,
 }
 

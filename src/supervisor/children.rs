@@ -13,7 +13,7 @@ use super::health::work_in_hand;
 use super::restart_policy::{EndKind, Lifetime, blame, classify, restart_cause, suspects};
 use super::start_method::Started;
 use super::{LoopStep, Supervisor};
-use crate::child::{Assignment, Leftover, Task, WorkerTask};
+use crate::child::{Assignment, OrphanedClaims, Task, WorkerTask};
 use crate::exit::Exit;
 use crate::queue::{BEFORE_US, Blame};
 use crate::scoreboard::{RestartCause, WorkerState};
@@ -98,7 +98,7 @@ impl Supervisor {
                 && let Some(blame) = child.left.filter(|_| child.starts > 0 && !displaced)
             {
                 let end = child.end;
-                self.orphaned.push(Leftover { worker, blame, end });
+                self.orphaned.push(OrphanedClaims { worker, blame, end });
             }
         }
         is_any
@@ -127,7 +127,7 @@ impl Supervisor {
     fn is_being_recovered(&self, role: Role) -> bool {
         let recovery = self.children.get(&Role::Recovery);
         recovery.is_some_and(|child| {
-            let theirs = |left: &Leftover| Some(left.worker) == role.worker();
+            let theirs = |left: &OrphanedClaims| Some(left.worker) == role.worker();
             !child.is_empty() && child.recovering.iter().any(theirs)
         })
     }
@@ -158,7 +158,7 @@ impl Supervisor {
         child.starts = child.starts.saturating_add(1);
         child.recovered = false;
         match &assignment.task {
-            Task::Recover { leftovers } => child.recovering.clone_from(leftovers),
+            Task::Recover { orphaned } => child.recovering.clone_from(orphaned),
             Task::Work(task) => {
                 child.left = Some(task.predecessor.blame.clone());
                 child.sweeps = task.sweep_above.is_some();
@@ -193,7 +193,7 @@ impl Supervisor {
         match role {
             Role::Monitor => Task::Monitor,
             Role::Recovery => Task::Recover {
-                leftovers: self.orphaned.clone(),
+                orphaned: self.orphaned.clone(),
             },
             Role::Worker(worker) => {
                 let (mut blame, mut end) = (Blame::ALL, BEFORE_US.to_owned());
@@ -214,7 +214,7 @@ impl Supervisor {
                 self.orphaned = orphaned;
                 let sweeps = worker == 1 && !self.swept;
                 Task::Work(WorkerTask {
-                    predecessor: Leftover { worker, blame, end },
+                    predecessor: OrphanedClaims { worker, blame, end },
                     sweep_above: sweeps.then_some(self.first_workers),
                 })
             }

@@ -340,7 +340,7 @@ mod tests {
 
     use super::*;
     use crate::child::tests::recover;
-    use crate::child::{Leftover, Task, WorkerTask};
+    use crate::child::{OrphanedClaims, Task, WorkerTask};
     use crate::queue::Blame;
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
     fn assignment() -> ForkserverRequest {
         let assignment = Assignment {
             task: Task::Work(WorkerTask {
-                predecessor: Leftover {
+                predecessor: OrphanedClaims {
                     worker: 3,
                     blame: Blame::These(vec![uuid::Uuid::from_u128(5)]),
                     end: "killed by SIGKILL".to_owned(),

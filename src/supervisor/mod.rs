@@ -41,7 +41,7 @@ use nix::unistd::Pid;
 
 pub use forkserver::serve as forkserver;
 
-use crate::child::{Assignment, Leftover, WAKE_UP};
+use crate::child::{Assignment, OrphanedClaims, WAKE_UP};
 use crate::config::{Config, Source};
 use crate::exit::Exit;
 use crate::queue::Holder;
@@ -179,7 +179,7 @@ struct Supervisor {
     /// Counts starts of processes.
     generations: u64,
     /// Claims that no successor will return.
-    orphaned: Vec<Leftover>,
+    orphaned: Vec<OrphanedClaims>,
     /// Since when only the forkserver is left to end.
     closing: Option<Instant>,
     drain_timeout: Duration,

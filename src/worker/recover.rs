@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::child::{Child, Leftover};
+use crate::child::{Child, OrphanedClaims};
 use crate::exit::Exit;
 use crate::queue::{Expiry, NameLease, Queue, Recovered, Seat, Server};
 use crate::settings::Settings;
@@ -15,7 +15,7 @@ use super::retry::{Backoff, Outage};
 /// worker is to end before that. Tells of each claim, once.
 pub(super) fn recover(
     queue: &mut Queue,
-    predecessor: &Leftover,
+    predecessor: &OrphanedClaims,
     sweep_above: Option<u32>,
     settings: &Settings,
     clock: &Clock<'_>,
@@ -59,7 +59,12 @@ pub(super) fn recover(
 
 /// Does a recovery process's whole work: returns the claims of workers that will have no
 /// successor. Tries once; the supervisor decides whether there is time for more.
-pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: NameLease) -> Exit {
+pub fn run(
+    child: &Child,
+    orphaned: &[OrphanedClaims],
+    settings: &Settings,
+    lease: NameLease,
+) -> Exit {
     let mut queue = match Server::new(&settings.redis_url) {
         Ok(server) => Queue::new(
             server,
@@ -76,7 +81,7 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: Na
             return Exit::Unavailable;
         }
     };
-    for left in leftovers {
+    for left in orphaned {
         let recovered = queue
             .take_lease()
             .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));

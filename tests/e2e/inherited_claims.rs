@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use ::conserver::child::{Assignment, Leftover, Task};
+use ::conserver::child::{Assignment, OrphanedClaims, Task};
 use ::conserver::queue::{Blame, Dead, Holder, QueueError};
 use ::conserver::scoreboard::BoardId;
 use nix::sys::signal::{Signal, kill};
@@ -402,14 +402,14 @@ fn without_the_lease_no_claim_is_returned() {
 fn long_assignment(last: &Sample) -> Assignment {
     let mut vcons: Vec<uuid::Uuid> = (1..10_000).map(uuid::Uuid::from_u128).collect();
     vcons.push(last.id.parse().expect("a UUID"));
-    let left = Leftover {
+    let left = OrphanedClaims {
         worker: 3,
         blame: Blame::AllBut(vcons),
         end: "killed".to_owned(),
     };
     Assignment {
         task: Task::Recover {
-            leftovers: vec![left],
+            orphaned: vec![left],
         },
         generation: 1,
         instance: "here".to_owned(),
@@ -463,11 +463,11 @@ fn a_child_of_the_forkserver_is_told_of_ten_thousand_vcons() {
         .expect("the program");
     // Three of them are more than the megabyte that was once too long.
     let assignment = long_assignment(&samples[1]);
-    let Task::Recover { leftovers } = &assignment.task else {
+    let Task::Recover { orphaned } = &assignment.task else {
         panic!("there is something to recover");
     };
     let task = Task::Recover {
-        leftovers: vec![leftovers[0].clone(); 3],
+        orphaned: vec![orphaned[0].clone(); 3],
     };
     let assignment = Assignment { task, ..assignment };
     let mut text = json!({"Start": assignment}).to_string();
