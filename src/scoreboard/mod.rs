@@ -25,7 +25,7 @@ pub use layout::{
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
 pub use snapshot::{
-    Header, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView, is_silent,
+    BoardHeader, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView, is_silent,
 };
 
 /// A scoreboard between a supervisor and a worker, and files that are none.

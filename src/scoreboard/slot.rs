@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::board::config_path;
 use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
-use super::snapshot::{Header, Words};
+use super::snapshot::{BoardHeader, Words};
 use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, figures};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
@@ -54,8 +54,8 @@ impl Slot {
             .map_err(system("open"))?;
         let mut bytes = [0; HEADER * WORD];
         file.read_exact_at(&mut bytes, 0).map_err(system("read"))?;
-        let header =
-            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        let header = BoardHeader::read(&Words::new(&bytes))
+            .map_err(|what| BoardError::invalid(path, what))?;
         if header.nonce != board.nonce {
             return Err(BoardError::invalid(
                 path,

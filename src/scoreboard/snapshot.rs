@@ -36,7 +36,7 @@ impl<'a> Words<'a> {
 
 /// The header: the daemon as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub struct BoardHeader {
     /// The random number of this supervisor.
     pub nonce: u64,
     /// Its sizes: among them, the lanes of each worker.
@@ -69,7 +69,7 @@ pub struct Header {
     pub instance: String,
 }
 
-impl Header {
+impl BoardHeader {
     pub(super) fn read(words: &Words<'_>) -> Result<Self, &'static str> {
         if words.get(header::MAGIC) != layout::MAGIC {
             return Err("it does not begin as one");
@@ -326,7 +326,7 @@ pub struct Snapshot {
     /// When it was taken, in monotonic milliseconds.
     pub taken: u64,
     /// The daemon as a whole.
-    pub header: Header,
+    pub header: BoardHeader,
     /// The slots that may be in use: the monitor, then Worker-1, and so on.
     pub slots: Vec<SlotView>,
     /// The figures of chains, links and storages.
@@ -344,7 +344,7 @@ impl Snapshot {
     }
 
     /// The same without the figures, which may be many.
-    pub fn glance(path: &Path) -> Result<Self, BoardError> {
+    pub fn without_figures(path: &Path) -> Result<Self, BoardError> {
         Ok(Self::take_if(path, alive)?.0)
     }
 
@@ -365,8 +365,8 @@ impl Snapshot {
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;
-        let header =
-            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        let header = BoardHeader::read(&Words::new(&bytes))
+            .map_err(|what| BoardError::invalid(path, what))?;
         check(&file, path, header.pid)?;
         let wanted = header.used * header.shape.slot_words() * WORD;
         let mut bytes = Vec::with_capacity(wanted);
@@ -400,9 +400,9 @@ impl Snapshot {
     }
 
     #[cfg(test)]
-    pub(super) fn parse(bytes: &[u8]) -> Option<(Header, Vec<SlotView>)> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<(BoardHeader, Vec<SlotView>)> {
         let words = Words::new(bytes);
-        let header = Header::read(&words).ok()?;
+        let header = BoardHeader::read(&words).ok()?;
         let slot = |number| {
             let words = words.from(header.shape.slot_start(number));
             SlotView::read(&words, header.shape)
