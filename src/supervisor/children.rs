@@ -45,7 +45,10 @@ impl Supervisor {
     pub(super) fn is_wanted(&self, role: Role) -> bool {
         let workers_left = || self.workers().next().is_some();
         match role {
-            Role::Worker(number) => self.stop.is_none() && number <= self.wanted + self.spare(),
+            Role::Worker(number) => {
+                self.stop.is_none()
+                    && (number <= self.wanted || number <= self.wanted + self.spare())
+            }
             // It ends last: as long as there may be claims, this instance holds its name.
             Role::Monitor => self.stop.is_none() || workers_left() || !self.orphaned.is_empty(),
             Role::Recovery => !self.orphaned.is_empty() && (self.stop.is_none() || !workers_left()),

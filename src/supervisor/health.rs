@@ -347,13 +347,14 @@ impl Supervisor {
             WorkerHealth::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
                 log::error!(
-                    "{name} has not moved on with {} for {limit} s (its chain's timeout and the longest \
-                     limit of a call) and is killed",
+                    "{name} is killed: lane {} has been at work on {}, longer than its limit of {limit} s \
+                     (its chain's timeout and the longest limit of a call)",
+                    lane.number,
                     lane_in_hand(lane)
                 );
                 let end = format!(
-                    "killed for not moving on for {limit} s (its chain's timeout and the longest limit of \
-                     a call)"
+                    "killed for exceeding its limit of {limit} s (its chain's timeout and the longest limit \
+                     of a call)"
                 );
                 let vcon = lane.vcon.map(|vcon| vec![vcon]);
                 let blame = Blame::These(vcon.unwrap_or_default());

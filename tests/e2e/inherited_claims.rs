@@ -45,7 +45,8 @@ fn workers_added_while_redis_is_away_wait_for_the_sweep() {
         .start();
     for wanted in [3, 4] {
         daemon.signal(Signal::SIGTTIN);
-        daemon.wait_for_log(&format!("{wanted} workers are wanted"), PATIENCE);
+        let changed = format!("number of workers from {} to {wanted}", wanted - 1);
+        daemon.wait_for_log(&changed, PATIENCE);
     }
     // Answered in a later turn of the loop than the one that could have started them.
     daemon.signal(Signal::SIGUSR1);

@@ -286,7 +286,7 @@ fn signals_that_come_before_the_configuration_is_read_are_acted_on_later() {
     }
     let_go(&daemon);
     daemon.wait_for_log("SIGHUP received", PATIENCE);
-    daemon.wait_for_log("2 workers are wanted", PATIENCE);
+    daemon.wait_for_log("number of workers from 1 to 2", PATIENCE);
     daemon.wait_for_workers(2);
     daemon.stop();
 

@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, preload, submit,
-    wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, exec, fresh, is_alive, preload,
+    submit, wait_until,
 };
 
 fn ready(daemon: &Daemon) -> u64 {
@@ -136,8 +136,10 @@ fn a_worker_that_refuses_its_configuration_is_told_of_once() {
 #[test]
 fn a_worker_that_refuses_its_configuration_ends_a_rolling_restart_and_the_spare_stands_in() {
     let redis = Redis::plain();
+    // A drain waits for a program.
+    let slow = exec(&json!({"command": ["sh", "-c", "sleep 3; cat"]}));
     let daemon = Conserver::with(&redis)
-        .config(&chain(&[delay(3.0)], &[]))
+        .config(&chain(&[("slow", slow)], &[]))
         .method("spawn")
         .workers(2)
         .start();
@@ -205,7 +207,7 @@ fn a_vcon_beyond_its_chains_time_takes_its_worker_along_and_alone_has_the_blame(
     submit(&redis, "patient", &patient);
     wait_until("one is in hand", PATIENCE, || redis.length("patient") == 0);
     submit(&redis, "default", &hasty);
-    daemon.wait_for_log("for 1 s, which is its chain's timeout", PATIENCE);
+    daemon.wait_for_log("its limit of 1 s (its chain's timeout", PATIENCE);
     wait_until("it is a dead letter", PATIENCE, || {
         redis.length("DLQ:default") == 1
     });
