@@ -9,15 +9,16 @@ pub enum Exit {
     Ok,
     /// The command line is wrong.
     Usage,
-    /// Some of the given vCons cannot be used or are not there, or lost ones were found.
+    /// Some of the given vCons cannot be used or do not exist, or lost ones were found.
     Data,
     /// A server cannot be reached.
     Unavailable,
-    /// The system refused something we need, or we are at fault.
+    /// The system refused something, or this program is at fault.
     Internal,
-    /// Another daemon has the instance's name, or Redis does not let us in; between our own processes only.
+    /// Another daemon has the instance's name, or Redis does not let the daemon in. From the monitor to the
+    /// supervisor only.
     Barred,
-    /// A worker has drained, and may have left claims behind; for the supervisor alone.
+    /// A worker has drained, and may have left claims behind. To the supervisor only.
     ClaimsLeft,
     /// A setting or the configuration file is wrong.
     Config,

@@ -15,7 +15,8 @@
 //!
 //! The modules, in the order in which data flows; arrows point downwards only:
 //!
-//! - [`cli`]: one file for each command; [`exit`]: how a command ends; [`logging`].
+//! - [`cli`]: one file for each command (`run`: all processes of the daemon); [`exit`]: how a command
+//!   ends; [`logging`].
 //! - [`settings`]: environment -> `Settings`, every variable in one table.
 //! - [`config`]: `config.yml` -> `Config`, checked against the known links and storages.
 //! - [`supervisor`]: starts, watches, replaces and drains the workers and the monitor.

@@ -1,5 +1,5 @@
-//! What the system says of a process and of itself, mostly in `/proc`; nothing, or less, on
-//! systems that have no such place.
+//! Facts about a process, this machine and this boot, mostly from `/proc`. Systems without it, or where
+//! it is not mounted, have fewer.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -11,13 +11,13 @@ use nix::unistd::Pid;
 /// `overflowuid` where nobody has changed it (proc_sys_kernel(5)).
 const NOBODY: u32 = 65534;
 
-/// Whether there is such a place here.
+/// Whether `/proc` is mounted.
 pub fn is_there() -> bool {
     fs::symlink_metadata("/proc/self").is_ok()
 }
 
-/// The memory a process has for itself, with its share of what it has in common with others
-/// (proportional set size), in bytes. Of a process that hides its memory, only itself and root are told.
+/// The memory of a process and its share of the memory that it shares with others (proportional set
+/// size), in bytes. If the process hides its memory, only itself and root can read this.
 pub fn proportional_set_size(pid: i32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
@@ -41,25 +41,25 @@ fn kilobytes(line: &str) -> Option<u64> {
     Some(number * 1024)
 }
 
-/// What there is under a PID.
+/// Whether there is a process with a PID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     /// No process, or one that has ended and only waits to be reaped.
     Gone,
     /// A process.
     Alive {
-        /// When it was started, in ticks since the system was; `None` where that is not told.
+        /// When it was started, in ticks since boot, if that is known.
         start: Option<u64>,
     },
 }
 
-/// Looks whether there is a process of this PID, as this process sees them.
+/// Looks whether there is a process with this PID in this process's PID namespace.
 pub fn presence(pid: i32) -> Presence {
     // 0 and below stand for groups of processes.
     if pid <= 0 || nix::sys::signal::kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
         return Presence::Gone;
     }
-    // Where /proc hides other users' processes, only the signal knows of them.
+    // If /proc hides the processes of other users, only the signal finds them.
     match stat(pid) {
         Some((b'Z' | b'X', _)) => Presence::Gone,
         Some((_, start)) => Presence::Alive { start: Some(start) },
@@ -67,7 +67,7 @@ pub fn presence(pid: i32) -> Presence {
     }
 }
 
-/// When a process was started, in ticks since the system was.
+/// When a process was started, in ticks since boot.
 pub fn start_of(pid: i32) -> Option<u64> {
     stat(pid).map(|(_, start)| start)
 }
@@ -75,7 +75,7 @@ pub fn start_of(pid: i32) -> Option<u64> {
 /// The state of a process and its start, as in proc_pid_stat(5).
 fn stat(pid: i32) -> Option<(u8, u64)> {
     let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it, in parentheses, may hold anything.
+    // The name in parentheses before it may hold anything.
     let end = bytes.iter().rposition(|byte| *byte == b')')?;
     let text = std::str::from_utf8(&bytes[end + 1..]).ok()?;
     let mut fields = text.split_ascii_whitespace();
@@ -84,23 +84,23 @@ fn stat(pid: i32) -> Option<(u8, u64)> {
     Some((state, start))
 }
 
-/// The PID namespace of a system itself, the same on each (`PROC_PID_INIT_INO`).
+/// The initial PID namespace, the same on each system (`PROC_PID_INIT_INO`).
 pub const SYSTEM_NAMESPACE: &str = "pid:[4026531836]";
 
-/// The namespace in which this process's PID is one, as in `pid:[4026531836]`.
+/// The PID namespace of this process, as in `pid:[4026531836]`.
 pub fn pid_namespace() -> Option<String> {
     let link = fs::read_link("/proc/self/ns/pid").ok()?;
     Some(link.to_str()?.to_owned())
 }
 
-/// The owner that files seem to have whose real one is not known in this user namespace; `None` if
-/// all users are known.
+/// The owner that files seem to have if their real one is not mapped in this user namespace; `None` if all
+/// users are mapped.
 pub fn unmapped_owner() -> Option<u32> {
     if cfg!(not(target_os = "linux")) {
         return None;
     }
     let everybody = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
-    // Where /proc is not mounted, nobody tells.
+    // Unknown if /proc is not mounted.
     if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| everybody(&map)) {
         return None;
     }
@@ -112,14 +112,14 @@ pub fn unmapped_owner() -> Option<u32> {
     )
 }
 
-/// What tells this run of the system from the one before the last reboot.
+/// Distinguishes this boot of the system from earlier ones.
 pub fn boot_id() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
-/// What tells this machine from others, also over a reboot. The machine's id itself is not to
-/// leave it (machine-id(5)), so this is a hash.
+/// Distinguishes this machine from others, also over a reboot. The machine's id itself must not leave it
+/// (machine-id(5)), so this is a hash.
 pub fn machine() -> Option<u64> {
     let text = fs::read_to_string("/etc/machine-id").ok()?;
     let id = text.trim();

@@ -1,4 +1,4 @@
-//! The folder for what lives as long as the daemon runs.
+//! The runtime folder: it holds the scoreboard and the configuration in force while the daemon runs.
 //!
 //! `$RUNTIME_DIRECTORY` (set by systemd, see systemd.exec(5)), else `$XDG_RUNTIME_DIR/conserver`,
 //! else a private folder under the one for temporary files.
@@ -19,13 +19,14 @@ use nix::unistd::geteuid;
 
 use crate::procfs;
 
-/// Where packages let systemd make the folder; looked at last, by a person's `conserver status`.
+/// Where systemd makes the folder for a packaged daemon. `conserver status`, run by a person, looks there
+/// last.
 const SYSTEM: &str = "/run/conserver";
 
 /// Group and others may write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Only who owns an entry of such a folder may rename or remove it.
+/// Only the owner of an entry of such a folder may rename or remove it.
 const STICKY: u32 = 0o1000;
 
 /// Finds the folder for a daemon, and makes it if it is missing.
@@ -53,15 +54,15 @@ pub fn make() -> io::Result<PathBuf> {
     checked(&folder, Whose::Daemons)
 }
 
-/// Every file that looks like a scoreboard, in each folder where one may be, and why a folder that
-/// is there is not looked into.
+/// Every file that looks like a scoreboard in each possible folder, and why a folder that exists is
+/// skipped.
 pub fn scoreboards() -> (Vec<PathBuf>, Vec<io::Error>) {
     let folders = given()
         .into_iter()
         .chain([private(), PathBuf::from(SYSTEM)]);
     let (mut found, mut faults) = (Vec::new(), Vec::new());
     for folder in folders {
-        // One that is not there, or not for us, has nothing to be told of.
+        // A folder that does not exist, or that this user cannot read, is not worth a word.
         let Ok(entries) = fs::read_dir(&folder) else {
             continue;
         };
@@ -97,7 +98,7 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// # Errors
 /// As for [`open`], but for the mode.
 pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    // Without waiting: a pipe would keep us until someone writes to it.
+    // Non-blocking: opening a pipe would wait until somebody writes to it.
     let opened = options
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
@@ -143,10 +144,10 @@ fn owner_and_mode(meta: &Metadata) -> String {
     format!("owner {}, mode {:04o}", meta.uid(), meta.mode() & 0o7777)
 }
 
-/// The folder the environment names.
+/// The folder that the environment names.
 fn given() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-    // Of several, the first is the service's own.
+    // If there are several, the first is the service's own.
     let systemd = set("RUNTIME_DIRECTORY")
         .and_then(|folders| env::split_paths(&folders).next())
         .filter(|folder| folder.is_absolute());
@@ -154,7 +155,7 @@ fn given() -> Option<PathBuf> {
         let user = PathBuf::from(set("XDG_RUNTIME_DIR")?).join("conserver");
         user.is_absolute().then_some(user)
     })?;
-    // A link with a slash behind it would be taken for what it leads to.
+    // Without a trailing slash: with one, a link would count as the folder that it leads to.
     Some(folder.components().collect())
 }
 
@@ -171,14 +172,14 @@ enum Whose {
     Readers,
 }
 
-/// The folder, by a path without links, if nobody but its owner and root can change what is in it.
+/// The path of the folder without links, if nobody but its owner and root can change what is in it.
 fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
     let fault = |what: String| named(folder, &what);
     let seen = |path: &Path| {
         fs::symlink_metadata(path).map_err(|error| fault(format!("{}: {error}", path.display())))
     };
     let own = geteuid().as_raw();
-    // Resolved once, and used by that name: whoever changes the link later moves nothing.
+    // Resolved once, and used by that path: changing the link later has no effect.
     let followed = match is_roots_link(folder) {
         true => fs::canonicalize(folder).map_err(|error| fault(error.to_string()))?,
         false => folder.to_owned(),
@@ -203,7 +204,7 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
             advice(own)
         )));
     }
-    // By way of no link, which could lead elsewhere tomorrow.
+    // Without links, which could lead elsewhere later.
     let folder = fs::canonicalize(followed).map_err(|error| fault(error.to_string()))?;
     let owner = meta.uid();
     for above in folder.ancestors().skip(1) {
@@ -220,7 +221,7 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Whether it is a link that root has made, in a folder where root alone can make one.
+/// Whether it is a link made by root, in a folder where only root can make one.
 fn is_roots_link(path: &Path) -> bool {
     let is_roots = |meta: &Metadata| meta.uid() == 0 || is_unmapped(meta.uid());
     let Ok(link) = fs::symlink_metadata(path) else {

@@ -1,8 +1,8 @@
-//! A text that must not be shown: passwords, keys, tokens.
+//! Passwords, keys and tokens: text that is never shown.
 
 use std::{fmt, iter};
 
-/// A secret, or a line of one, that is shorter is not looked for: it would be found in everything.
+/// A shorter secret, or line of one, is not searched for: it would be found in everything.
 const SHORTEST: usize = 6;
 
 /// A password, key or token. It prints as `***`; only [`Secret::reveal`] gives the text.
@@ -20,7 +20,7 @@ impl Secret {
         &self.0
     }
 
-    /// What somebody else says, without this secret: neither whole, nor one of its lines alone.
+    /// Text from elsewhere without this secret: neither whole, nor any of its lines.
     pub fn hide_in(&self, text: String) -> String {
         let parts = iter::once(self.reveal()).chain(self.reveal().lines().map(str::trim));
         let parts = parts.filter(|part| part.len() >= SHORTEST);

@@ -1,6 +1,6 @@
-//! Names that are nearly right: of options, modules and variables.
+//! "Did you mean …?" for misspelt names of options, modules and variables.
 
-/// `; did you mean ...?` where one of `known` is at most two edits away from `name`.
+/// `; did you mean ...?` if one of `known` is at most two edits away from `name`.
 pub fn did_you_mean<S: AsRef<str>>(name: &str, known: impl IntoIterator<Item = S>) -> String {
     let nearest = known
         .into_iter()

@@ -523,7 +523,7 @@ fn sample(
         .collect();
     let monitors: Vec<i32> = daemons
         .iter()
-        .map(|daemon| daemon.process("conserver: monitor"))
+        .map(|daemon| daemon.process("conserver-mon"))
         .collect();
     let family: Vec<i32> = daemons.iter().flat_map(Daemon::family).collect();
     let files = |pid: &i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);

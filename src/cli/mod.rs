@@ -3,7 +3,6 @@
 mod ask;
 mod audit;
 mod check;
-mod child;
 mod delete;
 mod demo;
 mod dlq;
@@ -120,9 +119,9 @@ enum Command {
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::Demo),
     #[command(hide = true)]
-    Child(Box<child::Executed>),
+    Child(run::ChildCommand),
     #[command(hide = true)]
-    Forkserver(child::Forkserver),
+    Forkserver(run::ForkserverCommand),
     #[command(hide = true)]
     Warden,
 }
@@ -192,6 +191,6 @@ pub fn main() -> Exit {
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Forkserver(server)) => server.run(settings),
-        Some(Command::Warden) => child::warden(&settings),
+        Some(Command::Warden) => run::warden(&settings),
     }
 }

@@ -1,17 +1,26 @@
-//! `conserver run`: the daemon.
+//! The processes of the daemon: `conserver run`, and three commands that are not for people.
+//!
+//! `conserver child` is a child process executed anew (start method `spawn`), `conserver forkserver`
+//! the process that forks them, and `conserver warden` stands beside a worker that runs programs. A
+//! child of any start method ends up in [`run_child`].
 
-use nix::unistd::Pid;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
 
-use super::child::{execute, take_title};
+use clap::Args;
+use nix::unistd::{Pid, getpid};
+
+use crate::child::{Assignment, Child, Task};
 use crate::cli::shown::complain_lines;
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::exit::Exit;
-use crate::logging;
-use crate::procfs;
+use crate::queue::NameLease;
 use crate::settings::{self, Settings};
-use crate::supervisor::{self, Role, SupervisorError};
+use crate::supervisor::{self, RunResult, SupervisorError};
+use crate::{link, logging, monitor, procfs, sys, worker};
 
-/// Runs the daemon until it is told to end. In a forked child this does the child's work.
+/// Runs the daemon until it is told to end. A forked child returns from here too, at its own end.
 pub fn run(settings: Settings) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
@@ -27,8 +36,8 @@ pub fn run(settings: Settings) -> Exit {
     }
     if cfg!(target_os = "linux") && !procfs::is_there() {
         log::info!(
-            "/proc is not mounted: there are no titles of processes, no figures of memory and no limit on it, \
-             and after a crash the next daemon waits until the lease has run out"
+            "/proc is not mounted: there are no figures of memory and no limit on it, and after a crash the \
+             next daemon waits until the lease has run out"
         );
     }
     for warning in settings::misspelt() {
@@ -40,16 +49,12 @@ pub fn run(settings: Settings) -> Exit {
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }
-    let mut title = match take_title() {
-        Ok(title) => title,
-        Err(exit) => return exit,
-    };
-    title.set("conserver: supervisor");
+    sys::hide_memory();
     match supervisor::run(&settings, source) {
-        Ok(Role::Done(exit)) => exit,
-        Ok(Role::Child(assignment, config)) => {
+        Ok(RunResult::Ended(exit)) => exit,
+        Ok(RunResult::InChild(assignment, config)) => {
             let parent = Pid::from_raw(assignment.supervisor);
-            execute(*assignment, parent, title, settings, Some(config))
+            run_child(*assignment, parent, settings, Some(config))
         }
         Err(error) => {
             log::error!("The supervisor ends: {error}");
@@ -57,6 +62,127 @@ pub fn run(settings: Settings) -> Exit {
                 SupervisorError::Board(_) | SupervisorError::Folder(_) => Exit::Unavailable,
                 _ => Exit::Internal,
             }
+        }
+    }
+}
+
+/// A child process executed anew. Its assignment is its standard input.
+#[derive(Debug, Args)]
+pub struct ChildCommand {
+    /// Who it will be, for `ps`
+    #[arg(id = "NAME")]
+    _name: String,
+}
+
+impl ChildCommand {
+    /// Does what the assignment says.
+    pub fn run(self, settings: Settings) -> Exit {
+        begin("conserver", &settings);
+        let given = sys::take_stdin().map(File::from);
+        let assignment = match given.and_then(Assignment::take_over) {
+            Ok(assignment) => assignment,
+            Err(error) => {
+                log::error!("could not read the assignment from standard input: {error}");
+                return Exit::Internal;
+            }
+        };
+        let parent = Pid::from_raw(assignment.supervisor);
+        run_child(assignment, parent, settings, None)
+    }
+}
+
+/// The process that makes copies of itself.
+#[derive(Debug, Args)]
+pub struct ForkserverCommand {
+    /// The supervisor, which is at the other end of standard input
+    supervisor: i32,
+}
+
+impl ForkserverCommand {
+    /// Serves the supervisor; a new child does what its assignment says.
+    pub fn run(self, settings: Settings) -> Exit {
+        begin("conserver-fork", &settings);
+        // The supervisor waits for its answers.
+        logging::never_wait();
+        // Asked before the fork: afterwards, the child could not tell whether its parent has ended.
+        let this = getpid();
+        match supervisor::forkserver(Pid::from_raw(self.supervisor)) {
+            Ok(None) => Exit::Ok,
+            Ok(Some(assignment)) => run_child(assignment, this, settings, None),
+            Err(error) => {
+                log::error!("the forkserver ends: {error}");
+                Exit::Internal
+            }
+        }
+    }
+}
+
+/// Kills the programs that a worker leaves behind.
+pub(super) fn warden(settings: &Settings) -> Exit {
+    begin("conserver-reap", settings);
+    match link::serve_as_warden() {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            log::error!("the warden ends: {error}");
+            Exit::Internal
+        }
+    }
+}
+
+/// What every process does that was executed and not forked. `name` is for `ps -o comm`: Linux would
+/// show the name of the link in `/proc` that the program was executed by.
+fn begin(name: &str, settings: &Settings) {
+    logging::start(settings.log_format, settings.log_level);
+    sys::set_name(name);
+    sys::hide_memory();
+}
+
+/// Does the work of a child process in this process. If it was forked from the supervisor, it has its
+/// configuration already; otherwise it reads the one in force.
+fn run_child(
+    assignment: Assignment,
+    parent: Pid,
+    mut settings: Settings,
+    config: Option<Arc<Config>>,
+) -> Exit {
+    settings.instance.clone_from(&assignment.instance);
+    let child = match Child::begin(&assignment, parent) {
+        Ok(child) => child,
+        Err(error) => {
+            log::error!("{} could not begin: {error}", assignment.task.name());
+            return Exit::Internal;
+        }
+    };
+    let lease = NameLease::new(&settings, assignment.holder);
+    match assignment.task {
+        Task::Monitor => monitor::run(&child, &settings, lease),
+        Task::Recover { orphaned } => worker::recover(&child, &orphaned, &settings, lease),
+        Task::Work(task) => {
+            let (config, generation) = match (config, &child.slot) {
+                (Some(config), _) => (config, assignment.config_generation),
+                (None, Some(slot)) => {
+                    // The number first: the configuration that is read after it is no older.
+                    let generation = slot.config_generation();
+                    match config_in_force(slot.config_path()) {
+                        Ok(config) => (config, generation),
+                        Err(exit) => return exit,
+                    }
+                }
+                (None, None) => return Exit::Internal,
+            };
+            worker::run(child, task, settings, config, generation, lease)
+        }
+    }
+}
+
+/// The configuration that the supervisor has put in force.
+fn config_in_force(path: &Path) -> Result<Arc<Config>, Exit> {
+    match Config::load_kept(path) {
+        Ok(config) => Ok(Arc::new(config)),
+        Err(errors) => {
+            log::error!("the accepted configuration cannot be used:");
+            errors.lines().for_each(|line| log::error!("{line}"));
+            Err(Exit::Config)
         }
     }
 }

@@ -83,7 +83,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     };
     let limit = LIMIT.min(settings.heartbeat_ttl / 3);
     let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).within(limit);
-    child.readiness().tell();
+    child.readiness().notify();
     let mut away = false;
     let shows = || {
         if let Some(slot) = &child.slot {

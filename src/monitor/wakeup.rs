@@ -351,7 +351,8 @@ impl Looker {
         if !is_same && let Ok(plan) = Plan::load_kept(slot.config_path()) {
             self.plan = Some((generation, plan));
         }
-        let (Some((_, plan)), Ok(snapshot)) = (&self.plan, Snapshot::glance(slot.board_path()))
+        let (Some((_, plan)), Ok(snapshot)) =
+            (&self.plan, Snapshot::without_figures(slot.board_path()))
         else {
             return;
         };

@@ -1,4 +1,4 @@
-//! The supervisor's side: makes the file, holds it, and keeps the places.
+//! The supervisor's side: makes the file, locks it, and writes the header and its part of each slot.
 
 use std::collections::BTreeSet;
 use std::collections::HashSet;
@@ -13,10 +13,63 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, HEADER, METER, NAME, Shape, WORD, header, place};
+use super::layout::{self, HEADER, METER, NAME, Shape, WORD, child, header};
 use super::snapshot::{SlotView, Words};
-use super::{BoardError, Phase, PlaceState, RestartCause, SeriesKind, series};
+use super::{Phase, PlaceView, RestartCause, SeriesKind, figures};
 use crate::{procfs, runtime_dir, sys};
+
+/// Why a scoreboard cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    /// The system refused something.
+    #[error("could not {what} the scoreboard {}: {cause}", path.display())]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// A daemon of this name runs here already.
+    #[error(
+        "a conserver with CONSERVER_INSTANCE={instance} is running already (PID {pid}); give one of the two another name"
+    )]
+    InUse {
+        /// The name both have.
+        instance: String,
+        /// The one that runs.
+        pid: i32,
+    },
+    /// Not a scoreboard, or one of another version, or cut short.
+    #[error("{} is no scoreboard of this version: {what}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The daemon it belongs to has ended.
+    #[error("no conserver is running: the scoreboard {} was left behind by PID {pid}", path.display())]
+    Stale {
+        /// The file.
+        path: PathBuf,
+        /// The process that wrote it.
+        pid: i32,
+    },
+}
+
+impl BoardError {
+    pub(super) fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::System { what, path, cause }
+    }
+
+    pub(super) fn invalid(path: &Path, what: &'static str) -> Self {
+        let path = path.to_owned();
+        Self::Invalid { path, what }
+    }
+}
 
 /// The scoreboard of a running supervisor; its end removes the file.
 pub struct Board {
@@ -26,45 +79,27 @@ pub struct Board {
     prepared: BTreeSet<usize>,
     /// The names of the series, as they are written.
     series: Vec<[u64; NAME]>,
-    /// How many bytes were left of the file when it was cut short, until it has been put right.
+    /// If the file was cut short: how many bytes were left, until it has been repaired.
     cut: Option<u64>,
-    /// What the header holds.
+    /// The header as it was written last.
     header: [u64; HEADER],
     owner: u32,
 }
 
-/// What a worker needs to find its scoreboard, and to know it again.
+/// What a child needs to find its scoreboard, and to recognise it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoardId {
     /// Where it is.
     pub path: PathBuf,
-    /// Drawn by lot for each start of a supervisor.
+    /// A random number, drawn at each start of a supervisor.
     pub nonce: u64,
 }
 
-/// What the supervisor shows of one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Which start of a worker this is; no two of a supervisor's life have the same.
-    pub generation: u64,
-    /// The worker's process; 0 where there is none.
-    pub pid: i32,
-    /// What is known of it.
-    pub state: PlaceState,
-    /// Since when, in monotonic milliseconds.
-    pub since: u64,
-    /// Workers that have died here.
-    pub deaths: u64,
-    /// When the next one is started, in monotonic milliseconds; 0 where none waits for its start.
-    pub retry: u64,
-}
-
 impl Board {
-    /// Makes the scoreboard of the daemon `instance` in `folder`, in the place of one that was
-    /// left behind.
+    /// Makes the scoreboard of the daemon `instance` in `folder`. Replaces one that was left behind.
     ///
     /// # Errors
-    /// Where a daemon of this name is alive, or the file there is not ours.
+    /// If a daemon of this name runs, or the file there belongs to somebody else.
     pub fn create(
         folder: &Path,
         instance: &str,
@@ -76,7 +111,7 @@ impl Board {
         let system = |what| BoardError::system(what, &path);
         file.set_permissions(Permissions::from_mode(0o600))
             .map_err(system("protect"))?;
-        // Emptied first: nothing of a former daemon stays.
+        // Emptied first, so that nothing of a former daemon stays.
         let length = (shape.total_words() * WORD) as u64;
         file.set_len(0)
             .and_then(|()| file.set_len(length))
@@ -111,7 +146,7 @@ impl Board {
         words[header::STARTED] = sys::monotonic_ms();
         words[header::PHASE] = Phase::Starting as u64;
         words[header::START_METHOD] = method;
-        words[header::BEAT] = sys::monotonic_ms();
+        words[header::HEARTBEAT] = sys::monotonic_ms();
         words[header::INSTANCE] = instance.len() as u64;
         let name = &mut words[header::INSTANCE + 1..header::INSTANCE + layout::INSTANCE];
         for (word, bytes) in name.iter_mut().zip(instance.as_bytes().chunks(WORD)) {
@@ -120,19 +155,18 @@ impl Board {
             *word = u64::from_ne_bytes(padded);
         }
         self.write(0, &words)?;
-        // Last: before it, the file is no scoreboard.
+        // Last: without this word, the file is no scoreboard.
         words[header::MAGIC] = layout::MAGIC;
         self.header = words;
         self.write(header::MAGIC, &[layout::MAGIC])
     }
 
-    /// What workers are given to find it.
+    /// What children are given to find it.
     pub fn id(&self) -> &BoardId {
         &self.id
     }
 
-    /// Where the accepted configuration is kept for workers that are not forked from this
-    /// process.
+    /// Where the configuration in force is kept for workers that are not forked from this process.
     pub fn config_path(&self) -> PathBuf {
         config_path(&self.id.path)
     }
@@ -142,12 +176,12 @@ impl Board {
         self.show(header::PHASE, phase as u64);
     }
 
-    /// Shows how many workers there are to be.
+    /// Shows how many workers are wanted.
     pub fn set_wanted(&mut self, workers: u32) {
         self.show(header::WANTED, u64::from(workers));
     }
 
-    /// Tells the workers to read the accepted configuration, of which this is the number.
+    /// Makes the workers read the configuration in force, which has this number.
     pub fn set_config(&mut self, generation: u64) {
         self.show(header::CONFIG, generation);
     }
@@ -164,18 +198,18 @@ impl Board {
         self.show(word, self.header[word] + 1);
     }
 
-    /// Makes room for the figures of these chains, links and storages; those known already keep
-    /// theirs. To be called before workers learn of them. Answers how many there was no room for.
+    /// Makes room for the figures of these chains, links and storages, before workers learn of them;
+    /// those known already keep theirs. Returns for how many there was no room.
     pub fn keep_figures_of<'a>(
         &mut self,
         names: impl Iterator<Item = (SeriesKind, &'a str)>,
     ) -> Result<usize, BoardError> {
         let known = self.series.len();
-        // There may be many thousands, and the supervisor has one thread.
+        // A set: there may be many thousands, and the supervisor has one thread.
         let mut there: HashSet<[u64; NAME]> = self.series.iter().copied().collect();
         let mut left_out = 0;
         for (kind, name) in names {
-            let name = series::written(kind, name);
+            let name = figures::name_words(kind, name);
             if there.contains(&name) {
                 continue;
             }
@@ -194,7 +228,7 @@ impl Board {
         Ok(left_out)
     }
 
-    /// Writes the names from this one on and makes room for their meters, then shows them.
+    /// Writes the names from `first` on and makes room for their meters, then shows them.
     fn write_series(&mut self, first: usize) -> io::Result<()> {
         self.write_names(first)?;
         for number in &self.prepared {
@@ -211,32 +245,31 @@ impl Board {
         self.write(self.shape.name_start(first), &names)
     }
 
-    /// Makes sure that the meters of a slot, from this series on, take up room.
+    /// Makes the meters of a slot, from this series on, take up room on the disk.
     fn write_meters(&self, number: usize, first: usize) -> io::Result<()> {
         let zeros = vec![0; self.series.len().saturating_sub(first) * METER];
         self.write(self.shape.meter_start(number, first), &zeros)
     }
 
-    /// Shows that the supervisor is alive.
+    /// Shows that the supervisor is alive, and its memory.
     pub fn beat(&mut self) {
-        self.show(header::BEAT, sys::monotonic_ms());
+        self.show(header::HEARTBEAT, sys::monotonic_ms());
         self.show(
             header::MEMORY,
             procfs::own_proportional_set_size().unwrap_or(0),
         );
     }
 
-    /// Puts a file right that someone has cut short: workers that wrote to what is missing would
-    /// be killed, and new ones refuse it. What is still there stays as it is. Where it fails, it is
-    /// to be tried again.
+    /// Repairs the file if somebody has cut it short: workers that wrote beyond its end would be killed,
+    /// and new ones refuse it. What is still there stays as it is. After an error, try again.
     pub fn mend(&mut self) -> Result<(), BoardError> {
         let path = self.id.path.clone();
         let system = |what| BoardError::system(what, &path);
         let length = (self.shape.total_words() * WORD) as u64;
         let found = self.file.metadata().map_err(system("look at"))?.len();
         if found < length {
-            log::error!("the scoreboard was cut short by someone, and is put right");
-            // A mending before this one may have come to no end.
+            log::error!("the scoreboard was cut short by someone, and is repaired");
+            // An earlier repair may have failed halfway.
             self.cut = Some(self.cut.map_or(found, |cut| cut.min(found)));
         }
         let Some(cut) = self.cut else {
@@ -247,12 +280,12 @@ impl Board {
             .and_then(|()| self.write(0, &self.header))
             .and_then(|()| self.write_names(0))
             .and_then(|()| self.fill_from(cut))
-            .map_err(system("put right"))?;
+            .map_err(system("repair"))?;
         self.cut = None;
         Ok(())
     }
 
-    /// Makes sure that what stood beyond so many bytes takes up room again.
+    /// Makes everything beyond this many bytes take up room again.
     fn fill_from(&self, cut: u64) -> io::Result<()> {
         let is_cut = |end: usize| (end * WORD) as u64 > cut;
         for number in self.prepared.iter().copied() {
@@ -266,8 +299,8 @@ impl Board {
         Ok(())
     }
 
-    /// Makes sure that a slot's part of the file takes up room: a worker that wrote to its map
-    /// where the system has none left would be killed.
+    /// Makes a slot take up room on the disk: a worker that wrote to its map of a full disk would be
+    /// killed.
     pub fn prepare(&mut self, number: usize) -> Result<(), BoardError> {
         if self.prepared.insert(number) {
             let used = self.prepared.last().map_or(0, |last| *last as u64 + 1);
@@ -289,16 +322,16 @@ impl Board {
         self.write(self.shape.slot_start(number), &zeros)
     }
 
-    /// Shows a place; `None` where there is to be no worker any more.
-    pub fn set_place(&self, number: usize, shown: Option<Place>) {
-        let mut words = [0; place::COUNT];
+    /// Shows the state of a child; `None` if the slot is no longer in use.
+    pub fn set_place(&self, number: usize, shown: Option<PlaceView>) {
+        let mut words = [0; child::COUNT];
         if let Some(shown) = shown {
-            words[place::GENERATION] = shown.generation;
-            words[place::PID] = u64::from(shown.pid.unsigned_abs());
-            words[place::STATE] = shown.state as u64;
-            words[place::SINCE] = shown.since;
-            words[place::DEATHS] = shown.deaths;
-            words[place::RETRY] = shown.retry;
+            words[child::GENERATION] = shown.generation;
+            words[child::PID] = u64::from(shown.pid.map_or(0, i32::unsigned_abs));
+            words[child::STATE] = shown.state as u64;
+            words[child::SINCE] = shown.since;
+            words[child::DEATHS] = shown.deaths;
+            words[child::RETRY] = shown.retry.unwrap_or(0);
         }
         let start = self.shape.slot_start(number);
         if let Err(error) = self.write(start, &words) {
@@ -306,7 +339,7 @@ impl Board {
         }
     }
 
-    /// What stands in a slot.
+    /// Reads a slot.
     pub fn slot(&self, number: usize) -> SlotView {
         let mut bytes = vec![0; self.shape.slot_words() * WORD];
         let start = (self.shape.slot_start(number) * WORD) as u64;
@@ -332,21 +365,21 @@ impl Board {
 
 impl Drop for Board {
     fn drop(&mut self) {
-        // A forked child drops its copy too, and the file is not its to remove.
+        // A forked child drops its copy too, and must not remove the file.
         if self.owner == std::process::id() {
-            // What is left is seen to be stale.
+            // If that fails, readers see that the file is stale.
             let _ = fs::remove_file(self.config_path());
             let _ = fs::remove_file(&self.id.path);
         }
     }
 }
 
-/// Where the accepted configuration is kept, beside the scoreboard.
+/// Where the configuration in force is kept, beside the scoreboard.
 pub(super) fn config_path(board: &Path) -> PathBuf {
     board.with_extension("config")
 }
 
-/// Opens the file and locks it. The lock is the process's own: children do not share it.
+/// Opens the file and locks it. The lock belongs to the process; children do not inherit it.
 fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
     let system = |what| BoardError::system(what, path);
     loop {
@@ -357,7 +390,7 @@ fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
             Ok(_) => {}
             Err(Errno::EACCES | Errno::EAGAIN) => {
                 let Some(pid) = holder(&file).map_err(system("look at"))? else {
-                    // It has just ended.
+                    // That daemon has just ended.
                     continue;
                 };
                 let instance = instance.to_owned();
@@ -365,7 +398,7 @@ fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
             }
             Err(error) => return Err(system("lock")(error.into())),
         }
-        // A daemon that was ending may have removed it between the two.
+        // A daemon that was ending may have removed the file between open and lock.
         let ours = file.metadata().map_err(system("look at"))?;
         if ours.mode() & 0o022 != 0 {
             // Others may have it open, and write to it later.
@@ -389,7 +422,7 @@ pub(super) fn holder(file: &File) -> io::Result<Option<i32>> {
 /// A lock on the whole file.
 fn exclusive() -> libc::flock {
     libc::flock {
-        // Its type is another one on each system.
+        // The type of these fields differs between systems.
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,

@@ -7,10 +7,14 @@
 //! meters:  series 1 | series 2 | …
 //! ```
 //!
-//! A slot belongs to a number, not to a process: its counters and meters go on through restarts.
-//! Each half of it has one writer. A series is a chain, a link or a storage; it keeps its place for
-//! as long as the supervisor lives, whatever configurations come and go. How much room there is for
-//! series and for holds is settled at the start, by the configuration that is in force then: see [`Shape`].
+//! A slot belongs to a number, not to a process: its counters and meters go on through restarts. Each
+//! half of it has one writer. A series is a chain, a link or a storage; it keeps its position as long
+//! as the supervisor lives, through all reloads. How much room there is for series and for holds
+//! follows from the configuration at the start: see [`Shape`].
+//!
+//! States stand there as numbers from 1 in the order of their enum; any other number is no state.
+
+use std::fmt;
 
 /// The first word of every scoreboard.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
@@ -21,7 +25,7 @@ pub const VERSION: u64 = 7;
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
 
-/// Slots: the monitor, the most workers that can be wanted, and one more for a rolling restart.
+/// Slots: the monitor, the most workers that can be wanted, and the spare of a rolling restart.
 pub const SLOTS: usize = 1026;
 
 /// Bytes of one word.
@@ -30,7 +34,7 @@ pub const WORD: usize = size_of::<u64>();
 /// Words of the header.
 pub const HEADER: usize = 128;
 
-/// Words of the header, by their place in it.
+/// The words of the header.
 pub mod header {
     pub const MAGIC: usize = 0;
     pub const VERSION: usize = 1;
@@ -43,7 +47,7 @@ pub mod header {
     pub const WANTED: usize = 8;
     pub const CONFIG: usize = 9;
     pub const USED: usize = 10;
-    pub const BEAT: usize = 11;
+    pub const HEARTBEAT: usize = 11;
     pub const SERIES: usize = 12;
     /// After how many milliseconds of work on one vCon a lane counts as stuck; 0: never.
     pub const STUCK_AFTER: usize = 13;
@@ -54,9 +58,9 @@ pub mod header {
     pub const INSTANCE: usize = 16;
     /// For how many series there is room.
     pub const ROOM: usize = 42;
-    /// In how many words it stands which links are held, and in as many which storages.
+    /// How many words show which links are held; as many show which storages.
     pub const HELD: usize = 43;
-    /// The memory of the supervisor, in bytes, as of its last beat; 0 where it does not know.
+    /// The memory of the supervisor, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 44;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
@@ -69,7 +73,7 @@ pub const INSTANCE: usize = 26;
 pub const SLOT: usize = 32;
 
 /// The supervisor's words of a slot.
-pub mod place {
+pub mod child {
     pub const GENERATION: usize = 0;
     pub const PID: usize = 1;
     pub const STATE: usize = 2;
@@ -84,13 +88,13 @@ pub mod place {
 pub mod worker {
     pub const GENERATION: usize = 16;
     pub const STATE: usize = 17;
-    pub const BEAT: usize = 18;
-    pub const SETTLED: usize = 19;
+    pub const HEARTBEAT: usize = 18;
+    pub const RELEASED: usize = 19;
     pub const FINISHED: usize = 20;
     pub const HALTED: usize = 21;
     pub const FAILED: usize = 22;
     pub const RETURNED: usize = 23;
-    /// The memory of this worker, in bytes, as of its last beat; 0 where it does not know.
+    /// The memory of this process, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 24;
     /// Since when any chain is on hold.
     pub const HELD_SINCE: usize = 26;
@@ -101,10 +105,10 @@ pub mod worker {
     /// Of the monitor: since when Redis has been away.
     pub const REDIS_AWAY: usize = 29;
     /// Of the monitor: when it last watched the ingress lists for the lanes that wait.
-    pub const WATCH_BEAT: usize = 30;
-    /// Of the monitor: when the lease was last renewed, by whichever process did it. It stands in
-    /// the same page as the header, so there is always room for it.
-    pub const LEASE_BEAT: usize = 31;
+    pub const LISTS_WATCHED: usize = 30;
+    /// Of the monitor: when any process last renewed the lease. The word is in the same page as the
+    /// header, so there is always room for it.
+    pub const LEASE_RENEWED: usize = 31;
 }
 
 /// Words of a lane.
@@ -123,7 +127,7 @@ pub mod lane {
 /// The fewest series there is room for.
 pub const FEWEST_SERIES: usize = 256;
 
-/// The most: the file is sparse, but a worker takes a quarter of a kilobyte for each.
+/// The most series: the file is sparse, but each takes 256 bytes for each worker.
 pub const MOST_SERIES: usize = 16_384;
 
 /// Words of a series' name: its kind and its length, then its bytes.
@@ -157,8 +161,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// For workers of so many lanes, and a configuration of so many chains, links and storages; with room
-    /// for as many again, which reloads may bring.
+    /// For workers with this many lanes, and a configuration with this many chains, links and storages.
+    /// There is room for as many again, which reloads may bring.
     pub fn of(lanes: usize, chains: usize, links: usize, storages: usize) -> Self {
         let series = 2 * (chains + links + storages);
         let stages = 2 * links.max(storages);
@@ -206,17 +210,204 @@ impl Shape {
         self.meter_start(SLOTS, 0)
     }
 
-    /// The bit of the holds that stands for every place from there on.
+    /// The last bit of the holds, which stands for every further link or storage too.
     pub fn last_held(&self) -> usize {
         self.held * BITS - 1
     }
 }
 
-/// Ties a lane's words together: a reader that meets a writer halfway finds it wrong.
+/// A checksum over a lane's words: it is wrong for a reader that meets the writer halfway.
 pub fn check(state: u64, high: u64, low: u64, since: u64, limit: u64) -> u64 {
     [state, high, low, since, limit]
         .iter()
         .fold(MAGIC, |sum, word| sum.rotate_left(11) ^ word)
+}
+
+/// What the daemon as a whole does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not every worker has been ready yet.
+    Starting = 1,
+    /// At work.
+    Running,
+    /// Replacing its workers one by one, for a new configuration.
+    Reloading,
+    /// Ending.
+    Stopping,
+}
+
+impl Phase {
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Starting,
+        Self::Running,
+        Self::Reloading,
+        Self::Stopping,
+    ];
+
+    /// The name that status, log and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Reloading => "reloading",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The state of a child, as the supervisor knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlaceState {
+    /// There is no process; one will be started, perhaps after a back-off.
+    Vacant = 1,
+    /// The last process refused its configuration; no other is started before that changes.
+    Refused,
+    /// Started, and not ready to take work yet.
+    Starting,
+    /// Takes work.
+    Ready,
+    /// Finishes what it has in hand, then ends.
+    Draining,
+}
+
+impl PlaceState {
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Vacant,
+        Self::Refused,
+        Self::Starting,
+        Self::Ready,
+        Self::Draining,
+    ];
+
+    /// The name that status, log and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vacant => "restarting",
+            Self::Refused => "refused",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for PlaceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a process was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartCause {
+    /// It died.
+    Died = 1,
+    /// It was killed: a lane had not moved on for its chain's timeout and the longest limit of a call.
+    Overdue,
+    /// It was killed: it had stopped showing that it was alive.
+    Silent,
+    /// It was killed: its forkserver had died.
+    Forkserver,
+    /// It ended by itself to make way for a fresh one.
+    Recycled,
+    /// It was replaced in a reload.
+    Reloaded,
+}
+
+impl RestartCause {
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Died,
+        Self::Overdue,
+        Self::Silent,
+        Self::Forkserver,
+        Self::Recycled,
+        Self::Reloaded,
+    ];
+
+    /// The name that figures and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Died => "died",
+            Self::Overdue => "overdue",
+            Self::Silent => "silent",
+            Self::Forkserver => "forkserver",
+            Self::Recycled => "recycled",
+            Self::Reloaded => "reloaded",
+        }
+    }
+}
+
+/// The state of a worker, as it shows it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Returning its predecessor's claims, connecting.
+    Starting = 1,
+    /// Takes work.
+    Ready,
+    /// Finishes what it has in hand, then ends.
+    Draining,
+}
+
+impl WorkerState {
+    pub(super) const ALL: &'static [Self] = &[Self::Starting, Self::Ready, Self::Draining];
+
+    /// The name that status, log and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a lane does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneState {
+    /// There is nothing to do.
+    Idle = 1,
+    /// It works on a vCon.
+    Busy,
+    /// It holds a vCon and waits for a server that is away.
+    Waiting,
+}
+
+impl LaneState {
+    pub(super) const ALL: &'static [Self] = &[Self::Idle, Self::Busy, Self::Waiting];
+
+    /// The name that status, log and documentation use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+impl fmt::Display for LaneState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The state that a word stands for, if any.
+pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
+    let index = usize::try_from(word.checked_sub(1)?).ok()?;
+    all.get(index).copied()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A worker's side: its own slot, written without locks and without system calls.
+//! A child's side: its own slot, written without locks and without system calls.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::board::config_path;
-use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, header, lane, place, worker};
-use super::snapshot::{Header, Words};
-use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, series};
+use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
+use super::snapshot::{BoardHeader, Words};
+use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, figures};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
 
-/// The slot of one worker; cheap to clone.
+/// The slot of one child; cheap to clone.
 #[derive(Clone)]
 pub struct Slot {
     words: Arc<SharedWords>,
@@ -43,10 +43,10 @@ pub enum Outcome {
 }
 
 impl Slot {
-    /// Takes over a slot for the worker that is this `generation`. Its counters go on.
+    /// Takes over a slot for the child of this `generation`. Its counters go on.
     ///
     /// # Errors
-    /// Where the file is not the scoreboard that `board` names.
+    /// If the file is not the scoreboard that `board` names.
     pub fn attach(board: &BoardId, number: usize, generation: u64) -> Result<Self, BoardError> {
         let path = &board.path;
         let system = |what| BoardError::system(what, path);
@@ -54,8 +54,8 @@ impl Slot {
             .map_err(system("open"))?;
         let mut bytes = [0; HEADER * WORD];
         file.read_exact_at(&mut bytes, 0).map_err(system("read"))?;
-        let header =
-            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        let header = BoardHeader::read(&Words::new(&bytes))
+            .map_err(|what| BoardError::invalid(path, what))?;
         if header.nonce != board.nonce {
             return Err(BoardError::invalid(
                 path,
@@ -77,7 +77,7 @@ impl Slot {
         for number in 0..this.shape.lanes {
             this.lane(number).idle();
         }
-        this.word(worker::SETTLED).store(0, Ordering::Relaxed);
+        this.word(worker::RELEASED).store(0, Ordering::Relaxed);
         this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
         this.hold(&[], &[]);
         this.set_redis_away(false);
@@ -88,41 +88,41 @@ impl Slot {
         Ok(this)
     }
 
-    /// Says what this worker does.
+    /// Shows the state of this process.
     pub fn set_state(&self, state: WorkerState) {
         self.word(worker::STATE)
             .store(state as u64, Ordering::Release);
     }
 
-    /// Says that this worker has returned what its predecessors left behind. To be said before it
-    /// claims anything: what it leaves from then on is its own.
+    /// Shows that this worker has returned the claims of its predecessors. Called before it claims
+    /// anything: what it leaves behind from then on is its own.
     pub fn note_recovered(&self) {
         self.word(worker::RECOVERED).store(1, Ordering::Release);
     }
 
-    /// Whether this worker has not been ready yet.
+    /// Whether this process has not been ready yet.
     pub fn is_starting(&self) -> bool {
         self.word(worker::STATE).load(Ordering::Acquire) == WorkerState::Starting as u64
     }
 
-    /// Whether the supervisor wants this process to end.
+    /// Whether the supervisor asks this process to end.
     pub fn is_to_end(&self) -> bool {
-        self.word(place::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
+        self.word(child::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
     }
 
-    /// Says that this worker is alive, how much processor time it has used, and how much memory it has.
+    /// Shows that this process is alive, how much processor time it has used, and its memory.
     pub fn beat(&self) {
-        self.word(worker::BEAT)
+        self.word(worker::HEARTBEAT)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
         let cpu = self.cpu_before.saturating_add(sys::processor_time_us());
         self.word(worker::CPU).store(cpu, Ordering::Relaxed);
-        // Others cannot see it: see `sys::hide_memory`.
+        // Other processes cannot read that: see `sys::hide_memory`.
         let memory = procfs::own_proportional_set_size().unwrap_or(0);
         self.word(worker::MEMORY).store(memory, Ordering::Relaxed);
     }
 
-    /// Shows which links and storages, by their places in the configuration in force, are away, so
-    /// that chains are on hold.
+    /// Shows which links and storages are unavailable, so that chains are on hold. They stand there by
+    /// their position in the configuration in force.
     pub fn hold(&self, links: &[usize], storages: &[usize]) {
         let is_held = !links.is_empty() || !storages.is_empty();
         let since = self.word(worker::HELD_SINCE);
@@ -132,11 +132,11 @@ impl Slot {
             (true, _) => {}
         }
         let last = self.shape.last_held();
-        for (kind, places) in [links, storages].into_iter().enumerate() {
+        for (kind, positions) in [links, storages].into_iter().enumerate() {
             let mut words = vec![0; self.shape.held];
-            for place in places {
-                // What has no bit of its own shares the last one.
-                let bit = *place.min(&last);
+            for position in positions {
+                // Those without a bit of their own share the last one.
+                let bit = *position.min(&last);
                 words[bit / BITS] |= 1 << (bit % BITS);
             }
             for (index, bits) in words.into_iter().enumerate() {
@@ -146,7 +146,7 @@ impl Slot {
         }
     }
 
-    /// Shows whether Redis is away.
+    /// Shows whether Redis is unavailable.
     pub fn set_redis_away(&self, is_away: bool) {
         let since = self.word(worker::REDIS_AWAY);
         match (is_away, since.load(Ordering::Relaxed)) {
@@ -156,21 +156,21 @@ impl Slot {
         }
     }
 
-    /// Shows that the ingress lists are watched for the lanes that wait. The monitor's alone.
+    /// Shows that the ingress lists are watched for idle lanes. For the monitor alone.
     pub fn beat_watch(&self) {
-        self.word(worker::WATCH_BEAT)
+        self.word(worker::LISTS_WATCHED)
             .store(sys::monotonic_ms(), Ordering::Relaxed);
     }
 
     /// How long ago the monitor last showed that it watches the ingress lists.
     pub fn since_watch(&self) -> Duration {
         let beat = self
-            .monitor_word(worker::WATCH_BEAT)
+            .monitor_word(worker::LISTS_WATCHED)
             .load(Ordering::Relaxed);
         Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
     }
 
-    /// Shows to every process of this daemon that a vCon was met that is kept as RedisJSON.
+    /// Shows to every process of this daemon that a RedisJSON vCon was met.
     pub fn note_json(&self) {
         if !self.has_seen_json() {
             self.header_word(header::JSON_SEEN)
@@ -178,13 +178,13 @@ impl Slot {
         }
     }
 
-    /// Whether any process of this daemon has met a vCon that is kept as RedisJSON.
+    /// Whether any process of this daemon has met a RedisJSON vCon.
     pub fn has_seen_json(&self) -> bool {
         self.header_word(header::JSON_SEEN).load(Ordering::Relaxed) != 0
     }
 
-    /// Shows to every process of this daemon when this one was last refused a connection to a storage, in
-    /// monotonic milliseconds, and returns when any of them was.
+    /// Shows when this process was last refused a connection to a storage, in monotonic milliseconds.
+    /// Returns when any process of this daemon was.
     pub fn exchange_refusal(&self, ours: u64) -> u64 {
         let word = self.header_word(header::CROWDED);
         word.fetch_max(ours, Ordering::Relaxed).max(ours)
@@ -193,18 +193,18 @@ impl Slot {
     /// Shows to every process of this daemon that the lease on the instance's name was renewed at
     /// `when`, in monotonic milliseconds.
     pub fn note_lease(&self, when: u64) {
-        self.monitor_word(worker::LEASE_BEAT)
+        self.monitor_word(worker::LEASE_RENEWED)
             .store(when, Ordering::Release);
     }
 
     /// When a process of this daemon last renewed the lease, in monotonic milliseconds; 0 before
     /// the first time.
     pub fn lease_renewed(&self) -> u64 {
-        self.monitor_word(worker::LEASE_BEAT)
+        self.monitor_word(worker::LEASE_RENEWED)
             .load(Ordering::Acquire)
     }
 
-    /// Counts a claim that was let go, and answers how many this worker has let go by now.
+    /// Counts a claim that was released. Returns how many this process has released.
     pub fn count(&self, outcome: Outcome) -> u64 {
         let counter = match outcome {
             Outcome::Finished => worker::FINISHED,
@@ -213,7 +213,7 @@ impl Slot {
             Outcome::Returned => worker::RETURNED,
         };
         self.word(counter).fetch_add(1, Ordering::Relaxed);
-        self.word(worker::SETTLED).fetch_add(1, Ordering::Relaxed) + 1
+        self.word(worker::RELEASED).fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Counts a vCon of a predecessor that went to the dead letter queue.
@@ -239,8 +239,11 @@ impl Slot {
             let start = self.shape.name_start(series);
             std::array::from_fn(|word| words[start + word].load(Ordering::Relaxed))
         };
-        let places = (0..known).map(|series| (name(series), series)).collect();
-        SlotMeters { slot: self, places }
+        let positions = (0..known).map(|series| (name(series), series)).collect();
+        SlotMeters {
+            slot: self,
+            positions,
+        }
     }
 
     /// The number of the configuration that is in force.
@@ -258,11 +261,11 @@ impl Slot {
         &self.config
     }
 
-    /// A word of the monitor's slot.
     fn header_word(&self, index: usize) -> &AtomicU64 {
         &self.words.words()[index]
     }
 
+    /// A word of the monitor's slot.
     fn monitor_word(&self, index: usize) -> &AtomicU64 {
         let start = self.shape.slot_start(layout::MONITOR);
         &self.words.words()[start + index]
@@ -273,16 +276,16 @@ impl Slot {
     }
 }
 
-/// The meters of one slot. There may be many thousands: they are read once, and looked up by name.
+/// The meters of one slot, looked up by name. There may be many thousands, so the names are read once.
 pub struct SlotMeters<'a> {
     slot: &'a Slot,
-    places: HashMap<[u64; NAME], usize>,
+    positions: HashMap<[u64; NAME], usize>,
 }
 
 impl SlotMeters<'_> {
     /// The meter of a chain, link or storage.
     pub fn of(&self, kind: SeriesKind, name: &str) -> Meter {
-        match self.places.get(&series::written(kind, name)) {
+        match self.positions.get(&figures::name_words(kind, name)) {
             Some(series) => {
                 let slot = self.slot;
                 Meter::at(&slot.words, slot.shape.meter_start(slot.number, *series))
@@ -317,7 +320,7 @@ impl LaneCell {
         self.show_since(LaneState::Busy, id, limit, since);
     }
 
-    /// Holds `id` and waits for a server that is away: no limit runs.
+    /// Holds `id` and waits for a server that is unavailable: no limit runs.
     pub fn waiting(&self, id: Option<&VconId>) {
         self.show(LaneState::Waiting, id, None);
     }

@@ -1,4 +1,4 @@
-//! A reader's side: copies, in which only what makes sense counts.
+//! A reader's side: copies, in which only words that make sense count.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -8,8 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::board::{config_path, holder};
-use super::layout::{self, BITS, HEADER, Shape, WORD, header, lane, place, worker};
-use super::states::state;
+use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
@@ -22,7 +21,7 @@ impl<'a> Words<'a> {
         Self(bytes)
     }
 
-    /// A word; 0 where the bytes end before it.
+    /// A word; 0 if the bytes end before it.
     fn get(&self, index: usize) -> u64 {
         let bytes = self.0.get(index * WORD..(index + 1) * WORD);
         bytes
@@ -35,10 +34,10 @@ impl<'a> Words<'a> {
     }
 }
 
-/// What is true of the daemon as a whole.
+/// The header: the daemon as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// Drawn by lot by each supervisor.
+pub struct BoardHeader {
+    /// The random number of this supervisor.
     pub nonce: u64,
     /// Its sizes: among them, the lanes of each worker.
     pub shape: Shape,
@@ -50,27 +49,27 @@ pub struct Header {
     pub phase: Option<Phase>,
     /// The number of its start method.
     pub method: u64,
-    /// How many workers there are to be.
+    /// How many workers are wanted.
     pub wanted: u64,
     /// The number of the configuration in force.
     pub config: u64,
     /// How many slots may be in use.
     pub used: usize,
-    /// When the supervisor last had a look, in monotonic milliseconds.
+    /// The supervisor's last heartbeat, in monotonic milliseconds.
     pub beat: u64,
-    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    /// Its memory in bytes (proportional set size), as of then, if it is known.
     pub memory: Option<u64>,
     /// How many series there are.
     pub series: usize,
     /// After how many milliseconds on one vCon a lane is stuck.
     pub stuck_after: Option<u64>,
-    /// Processes that took the place of another, in the order of [`RestartCause::ALL`].
+    /// Processes that were replaced, by cause, in the order of [`RestartCause::ALL`].
     pub restarts: [u64; RestartCause::ALL.len()],
     /// `CONSERVER_INSTANCE`
     pub instance: String,
 }
 
-impl Header {
+impl BoardHeader {
     pub(super) fn read(words: &Words<'_>) -> Result<Self, &'static str> {
         if words.get(header::MAGIC) != layout::MAGIC {
             return Err("it does not begin as one");
@@ -99,7 +98,7 @@ impl Header {
             used: usize::try_from(words.get(header::USED))
                 .unwrap_or(layout::SLOTS)
                 .min(layout::SLOTS),
-            beat: words.get(header::BEAT),
+            beat: words.get(header::HEARTBEAT),
             memory: Some(words.get(header::MEMORY)).filter(|bytes| *bytes > 0),
             series: usize::try_from(words.get(header::SERIES))
                 .unwrap_or(shape.series)
@@ -123,71 +122,71 @@ fn pid(word: u64) -> Option<i32> {
     i32::try_from(word).ok().filter(|pid| *pid > 0)
 }
 
-/// What stands in one slot.
+/// A slot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SlotView {
-    /// What the supervisor says; nothing where no worker is to be.
+    /// What the supervisor shows of the child; `None` if the slot is not in use.
     pub place: Option<PlaceView>,
-    /// What the worker says that the supervisor means; nothing before it has said anything.
+    /// What that child shows of itself; `None` before it has shown anything.
     pub worker: Option<WorkerView>,
-    /// Vcons stored and announced, by this worker and its predecessors.
+    /// vCons stored and announced, by this worker and its predecessors.
     pub finished: u64,
-    /// Vcons whose chain a link ended early, likewise.
+    /// vCons whose chain a link ended early, likewise.
     pub halted: u64,
-    /// Vcons that went to a dead letter queue, likewise.
+    /// vCons that went to a dead letter queue, likewise.
     pub failed: u64,
-    /// Vcons put back into their lists, likewise.
+    /// vCons put back into their lists, likewise.
     pub returned: u64,
-    /// Processor time, in microseconds, likewise, as of the last beat.
+    /// Processor time in microseconds, likewise, as of the last heartbeat.
     pub cpu_us: u64,
 }
 
-/// What the supervisor says of a place.
+/// What the supervisor shows of a child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlaceView {
-    /// Which start this is.
+    /// Which start this is; no two in a supervisor's life have the same.
     pub generation: u64,
-    /// The worker, where one runs.
+    /// The process, if one runs.
     pub pid: Option<i32>,
-    /// What is known of it.
+    /// Its state.
     pub state: PlaceState,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
-    /// Workers that have died here.
+    /// How many processes have died in this slot.
     pub deaths: u64,
-    /// When the next is started, in monotonic milliseconds.
+    /// When the next process is started, in monotonic milliseconds, if one waits for that.
     pub retry: Option<u64>,
 }
 
-/// What a worker says of itself.
+/// What a child shows of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerView {
     /// What it does.
     pub state: WorkerState,
-    /// When it was last alive, in monotonic milliseconds.
+    /// Its last heartbeat, in monotonic milliseconds.
     pub beat: u64,
-    /// Its memory in bytes (proportional set size), as of then; `None` where it does not know.
+    /// Its memory in bytes (proportional set size), as of then, if it is known.
     pub memory: Option<u64>,
-    /// Whether it has returned what its predecessors left behind, and may have claims of its own.
+    /// Whether it has returned its predecessors' claims, and may have some of its own.
     pub recovered: bool,
-    /// Claims this very worker has let go.
-    pub settled: u64,
+    /// Claims that this process has released.
+    pub released: u64,
     /// The lanes that hold a vCon.
     pub lanes: Vec<LaneView>,
-    /// What is away, so that chains are on hold.
+    /// The links and storages that are unavailable, so that chains are on hold.
     pub held: Option<HeldView>,
-    /// Since when, in monotonic milliseconds, Redis has been away, as the monitor has found.
+    /// Since when, in monotonic milliseconds, Redis has been unavailable, as the monitor has found.
     pub redis_away: Option<u64>,
 }
 
 /// The links and storages that a worker has chains on hold for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldView {
-    /// The places of links in the configuration.
+    /// The positions of the links in the configuration.
     pub links: Vec<usize>,
-    /// The places of storages, likewise.
+    /// The positions of the storages, likewise.
     pub storages: Vec<usize>,
-    /// The place that stands for any from there on.
+    /// The position that stands for every later one too.
     pub last: usize,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
@@ -200,7 +199,7 @@ pub struct LaneView {
     pub number: u32,
     /// What it does with it.
     pub state: LaneState,
-    /// The vCon; nothing where the entry is not a UUID.
+    /// The vCon; `None` if the entry is not a UUID.
     pub vcon: Option<Uuid>,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
@@ -209,7 +208,7 @@ pub struct LaneView {
 }
 
 impl LaneView {
-    /// Whether it has worked on one vCon for so long, of which it spent `excused` in a standstill.
+    /// Whether it has worked on one vCon for longer than `stuck_after`, of which `excused` does not count.
     pub fn is_stuck(&self, now: u64, stuck_after: Option<u64>, excused: Duration) -> bool {
         let busy = Duration::from_millis(now.saturating_sub(self.since)).saturating_sub(excused);
         let limit = stuck_after.map(Duration::from_millis);
@@ -218,14 +217,14 @@ impl LaneView {
 }
 
 impl SlotView {
-    /// The memory of its process, in bytes: as the system tells, or as the process does.
+    /// The memory of its process in bytes, from the system, or else from the process itself.
     pub fn memory(&self) -> Option<u64> {
         let pid = self.place.as_ref()?.pid?;
         let told = || self.worker.as_ref()?.memory;
         procfs::proportional_set_size(pid).or_else(told)
     }
 
-    /// Vcons that came to their end here, halted ones among them.
+    /// vCons that were done here, halted ones among them.
     pub fn done(&self) -> u64 {
         self.finished.saturating_add(self.halted)
     }
@@ -249,12 +248,12 @@ impl SlotView {
 impl PlaceView {
     fn read(words: &Words<'_>) -> Option<Self> {
         Some(Self {
-            generation: words.get(place::GENERATION),
-            pid: pid(words.get(place::PID)),
-            state: state(PlaceState::ALL, words.get(place::STATE))?,
-            since: words.get(place::SINCE),
-            deaths: words.get(place::DEATHS),
-            retry: Some(words.get(place::RETRY)).filter(|retry| *retry > 0),
+            generation: words.get(child::GENERATION),
+            pid: pid(words.get(child::PID)),
+            state: state(PlaceState::ALL, words.get(child::STATE))?,
+            since: words.get(child::SINCE),
+            deaths: words.get(child::DEATHS),
+            retry: Some(words.get(child::RETRY)).filter(|retry| *retry > 0),
         })
     }
 }
@@ -267,10 +266,10 @@ impl WorkerView {
         };
         Some(Self {
             state: state(WorkerState::ALL, words.get(worker::STATE))?,
-            beat: words.get(worker::BEAT),
+            beat: words.get(worker::HEARTBEAT),
             memory: Some(words.get(worker::MEMORY)).filter(|bytes| *bytes > 0),
             recovered: words.get(worker::RECOVERED) == 1,
-            settled: words.get(worker::SETTLED),
+            released: words.get(worker::RELEASED),
             lanes: (0..shape.lanes).filter_map(lane).collect(),
             held: HeldView::read(words, shape),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
@@ -280,18 +279,18 @@ impl WorkerView {
 
 impl HeldView {
     fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
-        let places = |kind: usize| {
+        let positions = |kind: usize| {
             let start = layout::SLOT + kind * shape.held;
             let is_held =
-                |place: &usize| words.get(start + place / BITS) >> (place % BITS) & 1 == 1;
+                |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
             (0..=shape.last_held()).filter(is_held).collect()
         };
         if words.get(worker::HELD_SINCE) == 0 {
             return None;
         }
         let held = Self {
-            links: places(0),
-            storages: places(1),
+            links: positions(0),
+            storages: positions(1),
             last: shape.last_held(),
             since: words.get(worker::HELD_SINCE),
         };
@@ -327,7 +326,7 @@ pub struct Snapshot {
     /// When it was taken, in monotonic milliseconds.
     pub taken: u64,
     /// The daemon as a whole.
-    pub header: Header,
+    pub header: BoardHeader,
     /// The slots that may be in use: the monitor, then Worker-1, and so on.
     pub slots: Vec<SlotView>,
     /// The figures of chains, links and storages.
@@ -335,23 +334,23 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads the scoreboard of a daemon that is alive.
+    /// Reads the scoreboard of a running daemon.
     ///
     /// # Errors
-    /// Where there is none, it is not a scoreboard, or its daemon has ended.
+    /// If there is none, it is not a scoreboard, or its daemon has ended.
     pub fn take(path: &Path) -> Result<Self, BoardError> {
         let (this, file) = Self::take_if(path, alive)?;
         this.with_figures(path, &file)
     }
 
-    /// The same without the figures, of which there are many.
-    pub fn glance(path: &Path) -> Result<Self, BoardError> {
+    /// The same without the figures, which may be many.
+    pub fn without_figures(path: &Path) -> Result<Self, BoardError> {
         Ok(Self::take_if(path, alive)?.0)
     }
 
     fn with_figures(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
         let header = &self.header;
-        self.series = figures::read(file, header.shape, header.used, header.series)
+        self.series = figures::read_series(file, header.shape, header.used, header.series)
             .map_err(BoardError::system("read the figures in", path))?;
         Ok(self)
     }
@@ -366,8 +365,8 @@ impl Snapshot {
         let mut bytes = vec![0; HEADER * WORD];
         file.read_exact(&mut bytes)
             .map_err(|_| BoardError::invalid(path, "it is too short"))?;
-        let header =
-            Header::read(&Words::new(&bytes)).map_err(|what| BoardError::invalid(path, what))?;
+        let header = BoardHeader::read(&Words::new(&bytes))
+            .map_err(|what| BoardError::invalid(path, what))?;
         check(&file, path, header.pid)?;
         let wanted = header.used * header.shape.slot_words() * WORD;
         let mut bytes = Vec::with_capacity(wanted);
@@ -401,9 +400,9 @@ impl Snapshot {
     }
 
     #[cfg(test)]
-    pub(super) fn parse(bytes: &[u8]) -> Option<(Header, Vec<SlotView>)> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<(BoardHeader, Vec<SlotView>)> {
         let words = Words::new(bytes);
-        let header = Header::read(&words).ok()?;
+        let header = BoardHeader::read(&words).ok()?;
         let slot = |number| {
             let words = words.from(header.shape.slot_start(number));
             SlotView::read(&words, header.shape)
@@ -413,7 +412,7 @@ impl Snapshot {
     }
 }
 
-/// A daemon that is alive holds the lock on its scoreboard.
+/// Fails unless the daemon runs: it holds the lock on its scoreboard then.
 fn alive(file: &File, path: &Path, pid: i32) -> Result<(), BoardError> {
     match holder(file).map_err(BoardError::system("look at", path))? {
         Some(_) => Ok(()),
@@ -421,5 +420,31 @@ fn alive(file: &File, path: &Path, pid: i32) -> Result<(), BoardError> {
             path: path.to_owned(),
             pid,
         }),
+    }
+}
+
+/// After this many missed heartbeats, a process counts as hung,
+const MISSED_HEARTBEATS: u32 = 6;
+
+/// but not before this time: with a short interval, a busy machine would be enough.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
+
+/// Whether a process that has not shown itself for this long counts as hung.
+pub fn is_silent(silent: Duration, heartbeat: Duration) -> bool {
+    silent > (heartbeat * MISSED_HEARTBEATS).max(SHORTEST_SILENCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_heartbeat_does_not_make_the_limit_short() {
+        for (beat, seconds) in [(100, 30), (5_000, 30), (10_000, 60)] {
+            let beat = Duration::from_millis(beat);
+            let limit = Duration::from_secs(seconds);
+            assert!(!is_silent(limit, beat));
+            assert!(is_silent(limit + Duration::from_millis(1), beat));
+        }
     }
 }

@@ -1,9 +1,8 @@
 //! The supervisor: starts the workers and the monitor, watches them, replaces them, ends with them.
 //!
-//! One thread, one loop, one wait; no network. Its state is what is wanted (how many workers,
-//! which configuration, whether to stop) and what is known of each place; every turn of the loop
-//! takes one step from the one towards the other, so that start, restart, scaling, reload and
-//! stop are the same code.
+//! One thread, one loop, one wait; no network. Its state is what is wanted (how many workers, which
+//! configuration, whether to stop) and what is known of each child; every turn of the loop goes from
+//! the one towards the other, so that start, restart, scaling, reload and stop are the same code.
 //!
 //! ```text
 //! starting ──all ready──► running ◄──all replaced── reloading
@@ -13,23 +12,26 @@
 //!
 //! It reads the scoreboard as copies and trusts nothing there: a worker that crashed may have left
 //! any bits behind.
+//!
+//! The files: `child_slot` (the states of one child), `children` (starts and ends), `start_method` and
+//! `forkserver` (how a process is started), `restart_policy` (what an end means, back-off),
+//! `rolling_restart` (SIGHUP, scaling), `drain` (stopping), `health` (heartbeats, stuck lanes, status
+//! lines), `active_config`, `notify` (systemd).
 
-mod deaths;
-mod follow;
+mod active_config;
+mod child_slot;
+mod children;
+mod drain;
+mod forkserver;
 mod health;
-mod method;
 mod notify;
-mod place;
-mod report;
-mod restart;
-mod rolling;
-mod signals;
-mod steps;
-mod stuck;
-mod watch;
+mod restart_policy;
+mod rolling_restart;
+mod start_method;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -37,24 +39,24 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-pub use method::serve as forkserver;
+pub use forkserver::serve as forkserver;
 
-use crate::child::{Assignment, Leftover, NUDGE};
-use crate::config::Source;
+use crate::child::{Assignment, OrphanedClaims, WAKE_UP};
+use crate::config::{Config, Source};
 use crate::exit::Exit;
 use crate::queue::Holder;
 use crate::scoreboard::{Board, BoardError, Phase as DaemonPhase, SLOTS};
 use crate::settings::Settings;
-use crate::sys;
-use follow::Followed;
-use method::{Event, Method};
-use notify::{Notify, Tell};
-use place::{Place, Post, State};
-use signals::Signals;
-use stuck::Stuck;
-use watch::Watch;
+use crate::sys::{self, CaughtSignals};
+use active_config::ActiveConfig;
+use child_slot::{ChildSlot, ProcessPhase, Role, SlotState};
+use drain::StopRequest;
+use forkserver::ForkserverReport;
+use health::{HousekeepingTimer, StuckLanes};
+use notify::Notify;
+use start_method::Starter;
 
-/// The signals the supervisor acts on, the urgent ones first.
+/// The signals that the supervisor acts on, in this order.
 const SIGNALS: &[Signal] = &[
     Signal::SIGCHLD,
     Signal::SIGQUIT,
@@ -64,30 +66,29 @@ const SIGNALS: &[Signal] = &[
     Signal::SIGTTIN,
     Signal::SIGTTOU,
     Signal::SIGUSR1,
-    NUDGE,
+    WAKE_UP,
 ];
 
-/// The most workers that can be wanted: one slot is the monitor's, and one is kept for a rolling
+/// The most workers that can be wanted: one slot is the monitor's, and one the spare's in a rolling
 /// restart.
 const MOST_WORKERS: u32 = SLOTS as u32 - 2;
 
-/// What this process is when [`run`] returns: a fork returns twice, once on each side.
+/// Where [`run`] returns: a fork returns twice, once on each side.
 #[derive(Debug)]
-pub enum Role {
-    /// The supervisor, whose children are all gone.
-    Done(Exit),
-    /// A new child of this process's parent, forked from the supervisor. Nothing of the
-    /// supervisor is left in it.
-    Child(Box<Assignment>, std::sync::Arc<crate::config::Config>),
+pub enum RunResult {
+    /// In the supervisor, when all its children have ended.
+    Ended(Exit),
+    /// In a new child, forked from the supervisor. Nothing of the supervisor is left in it.
+    InChild(Box<Assignment>, Arc<Config>),
 }
 
 /// Why the supervisor could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
-    /// There is no scoreboard.
+    /// The scoreboard could not be made.
     #[error(transparent)]
     Board(#[from] BoardError),
-    /// There is no place for it.
+    /// The runtime folder cannot be used.
     #[error(transparent)]
     Folder(io::Error),
     /// The configuration could not be kept for the children.
@@ -96,7 +97,7 @@ pub enum SupervisorError {
     /// Signals could not be caught.
     #[error("could not catch signals: {0}")]
     Signals(#[source] io::Error),
-    /// Children could be left behind.
+    /// Orphans could be left behind.
     #[error("could not become the parent of orphans: {0}")]
     Orphans(#[source] Errno),
     /// The wait itself failed.
@@ -104,35 +105,36 @@ pub enum SupervisorError {
     Poll(#[source] Errno),
 }
 
-/// Runs the workers until a signal ends them; in a forked child, returns at once.
-pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError> {
-    let signals = Signals::catch(SIGNALS).map_err(SupervisorError::Signals)?;
+/// Runs the workers until a signal ends them. In a forked child, returns at once.
+pub fn run(settings: &Settings, source: Source) -> Result<RunResult, SupervisorError> {
+    let signals = CaughtSignals::catch(SIGNALS).map_err(SupervisorError::Signals)?;
     // Those that came earlier are acted on now.
     sys::release_signals().map_err(SupervisorError::Signals)?;
     sys::adopt_orphans().map_err(SupervisorError::Orphans)?;
     let folder = crate::runtime_dir::make().map_err(SupervisorError::Folder)?;
     let lanes = settings.concurrency as usize;
     let method = settings.start_method;
-    let shape = follow::shape(lanes, &source.config);
+    let shape = active_config::shape(lanes, &source.config);
     let mut board = Board::create(&folder, &settings.instance, shape, method.number())?;
     board.set_stuck_after(settings.stuck_after);
     let file = settings.config_file.clone();
-    let followed = Followed::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
+    let active_config =
+        ActiveConfig::begin(source, file, &mut board).map_err(SupervisorError::Config)?;
     let holder = Holder::this_process(board.id().nonce);
     let notify = Notify::from_env();
-    let beat = settings.beat();
+    let heartbeat = settings.beat();
+    let interval = notify
+        .watchdog_interval()
+        .map_or(heartbeat, |interval| interval.min(heartbeat));
     let supervisor = Supervisor {
-        method: Method::new(method),
-        watch: Watch::every(
-            notify.watchdog_beat().map_or(beat, |dog| dog.min(beat)),
-            beat,
-        ),
+        starter: Starter::new(method),
+        timer: HousekeepingTimer::every(interval, heartbeat),
         signals,
         board,
         holder,
-        followed,
+        active_config,
         notify,
-        places: BTreeMap::new(),
+        children: BTreeMap::new(),
         wanted: settings.workers,
         phase: DaemonPhase::Starting,
         up: false,
@@ -145,7 +147,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
         closing: None,
         drain_timeout: settings.drain_timeout,
         lease_ttl: settings.heartbeat_ttl,
-        stuck: Stuck::after(settings.stuck_after),
+        stuck: StuckLanes::after(settings.stuck_after),
         instance: settings.instance.clone(),
         first_workers: settings.workers,
         swept: false,
@@ -154,98 +156,81 @@ pub fn run(settings: &Settings, source: Source) -> Result<Role, SupervisorError>
 }
 
 struct Supervisor {
-    method: Method,
-    watch: Watch,
-    signals: Signals,
+    starter: Starter,
+    timer: HousekeepingTimer,
+    signals: CaughtSignals,
     board: Board,
     holder: Holder,
-    followed: Followed,
+    active_config: ActiveConfig,
     notify: Notify,
-    places: BTreeMap<Post, Place>,
-    /// How many workers there are to be.
+    children: BTreeMap<Role, ChildSlot>,
+    /// How many workers are wanted.
     wanted: u32,
     phase: DaemonPhase,
     /// Whether all workers have been ready together once, and the service manager knows.
     up: bool,
     /// Whether every worker has been started once.
     all_started: bool,
-    /// Whether workers of an earlier round are being replaced.
+    /// Whether a rolling restart is in progress.
     reloading: bool,
-    stop: Option<Stop>,
+    stop: Option<StopRequest>,
     /// Counts reloads.
     round: u64,
     /// Counts starts of processes.
     generations: u64,
     /// Claims that no successor will return.
-    orphaned: Vec<Leftover>,
-    /// Since when there is nothing left to do but the forkserver's end.
+    orphaned: Vec<OrphanedClaims>,
+    /// Since when only the forkserver is left to end.
     closing: Option<Instant>,
     drain_timeout: Duration,
     /// How long the lease on the name lives without being renewed.
     lease_ttl: Duration,
-    /// Which lanes the log has called stuck.
-    stuck: Stuck,
+    /// The lanes that the log has called stuck.
+    stuck: StuckLanes,
     /// The name of this daemon.
     instance: String,
     /// How many workers the settings ask for.
     first_workers: u32,
     /// Whether the claims of an earlier daemon's workers with higher numbers than those have been
-    /// returned. Nobody may hold claims under such a number before that.
+    /// returned. Before that, no process may hold claims under such a number.
     swept: bool,
 }
 
-/// An end that has begun.
-struct Stop {
-    /// Whether to wait for vCons in work.
-    now: bool,
-    /// The exit code at its end.
-    exit: Exit,
-}
-
-impl Stop {
-    /// What becomes of an end that may have begun before: no less of a hurry, and the first code
-    /// that tells of a fault.
-    fn after(before: Option<Self>, now: bool, exit: Exit) -> Self {
-        let (hurry, code) = before.map_or((false, Exit::Ok), |stop| (stop.now, stop.exit));
-        Self {
-            now: now || hurry,
-            exit: if code == Exit::Ok { exit } else { code },
-        }
-    }
-}
-
-/// What a turn of the loop came to.
-enum Turn {
-    GoesOn,
-    Child(Box<Assignment>),
-    Over(Exit),
+/// How the loop goes on after a turn.
+enum LoopStep {
+    /// It waits for the next event.
+    Wait,
+    /// This is a new child process.
+    InChild(Box<Assignment>),
+    /// Everything has ended.
+    End(Exit),
 }
 
 impl Supervisor {
-    fn run(mut self) -> Result<Role, SupervisorError> {
+    fn run(mut self) -> Result<RunResult, SupervisorError> {
         log::info!("Starting {} workers", self.wanted);
         self.board.set_wanted(self.wanted);
         loop {
             for signal in self.signals.take() {
                 self.act_on(signal);
             }
-            for event in self.method.events() {
-                self.note(event);
+            for report in self.starter.reports() {
+                self.note_report(report);
             }
             // Also without a SIGCHLD: one may have been swallowed by a fork in progress.
             while let Some((pid, end)) = sys::reap() {
                 self.note_end(pid, end);
             }
             self.note_readiness();
-            if self.watch.is_due() {
-                self.look_after();
+            if self.timer.is_due() {
+                self.do_housekeeping();
             }
-            match self.step() {
-                Turn::GoesOn => {}
-                Turn::Child(assignment) => {
-                    return Ok(Role::Child(assignment, self.followed.config));
+            match self.advance() {
+                LoopStep::Wait => {}
+                LoopStep::InChild(assignment) => {
+                    return Ok(RunResult::InChild(assignment, self.active_config.parsed));
                 }
-                Turn::Over(exit) => return Ok(Role::Done(exit)),
+                LoopStep::End(exit) => return Ok(RunResult::Ended(exit)),
             }
             self.wait()?;
         }
@@ -253,7 +238,7 @@ impl Supervisor {
 
     fn act_on(&mut self, signal: Signal) {
         match signal {
-            Signal::SIGCHLD | NUDGE => {}
+            Signal::SIGCHLD | WAKE_UP => {}
             Signal::SIGTERM | Signal::SIGINT => {
                 log::info!("{signal} received");
                 let again = self.stop.is_some();
@@ -269,64 +254,8 @@ impl Supervisor {
             }
             Signal::SIGTTIN => self.scale(self.wanted.saturating_add(1)),
             Signal::SIGTTOU => self.scale(self.wanted.saturating_sub(1)),
-            Signal::SIGUSR1 => report::log_all(self),
+            Signal::SIGUSR1 => health::log_children(self),
             _ => {}
-        }
-    }
-
-    fn stop(&mut self, now: bool, exit: Exit) {
-        if self.stop.is_none() {
-            self.notify.tell(Tell::Stopping);
-            self.set_phase(DaemonPhase::Stopping);
-        }
-        self.stop = Some(Stop::after(self.stop.take(), now, exit));
-    }
-
-    /// Whether this daemon ends because another one has its name, or Redis is none that can be worked
-    /// with: then there are no claims that it could return.
-    fn is_displaced(&self) -> bool {
-        let stop = self.stop.as_ref();
-        let monitor = self.places.get(&Post::Monitor);
-        stop.is_some_and(|stop| stop.exit == Exit::Unavailable)
-            || monitor.is_some_and(|place| place.state == State::Refused)
-    }
-
-    fn scale(&mut self, wanted: u32) {
-        let wanted = wanted.clamp(1, MOST_WORKERS);
-        if wanted == self.wanted {
-            log::warn!("There are to be from 1 to {MOST_WORKERS} workers: {wanted} it stays");
-        } else {
-            log::info!("{wanted} workers are wanted instead of {}", self.wanted);
-            self.wanted = wanted;
-            self.board.set_wanted(wanted);
-        }
-    }
-
-    fn reload(&mut self) {
-        if self.stop.is_some() {
-            return;
-        }
-        // Before that, it waits for the start.
-        if self.up {
-            self.notify.tell(Tell::Reloading);
-        }
-        if self.followed.read(&mut self.board) {
-            self.round += 1;
-            self.reloading = true;
-            self.set_phase(DaemonPhase::Reloading);
-            log::info!("Replacing the workers one by one");
-            self.forgive_refusals();
-        } else if self.phase == DaemonPhase::Running {
-            self.notify.tell(Tell::Ready);
-        }
-    }
-
-    /// A new configuration gives workers that refused the former one another chance.
-    fn forgive_refusals(&mut self) {
-        for place in self.places.values_mut() {
-            if place.state == State::Refused {
-                place.set(State::Vacant { until: None });
-            }
         }
     }
 
@@ -335,33 +264,45 @@ impl Supervisor {
         self.board.set_phase(phase);
     }
 
-    fn workers(&self) -> impl Iterator<Item = &Place> {
-        let is_worker = |place: &&Place| place.post.worker().is_some();
-        self.places.values().filter(is_worker)
+    fn workers(&self) -> impl Iterator<Item = &ChildSlot> {
+        let is_worker = |child: &&ChildSlot| child.role.worker().is_some();
+        self.children.values().filter(is_worker)
     }
 
-    fn note(&mut self, event: Event) {
-        match event {
-            Event::Started(generation, pid) => self.note_start(generation, pid),
-            Event::Failed(generation, error) => self.note_failed_start(generation, &error),
-            Event::Ended(pid, end) => {
+    fn ready_workers(&self) -> usize {
+        self.workers().filter(|child| child.is_ready()).count()
+    }
+
+    fn note_report(&mut self, report: ForkserverReport) {
+        match report {
+            ForkserverReport::Started { generation, pid } => {
+                self.note_start(generation, Pid::from_raw(pid));
+            }
+            ForkserverReport::Failed { generation, error } => {
+                self.note_failed_start(generation, &error);
+            }
+            ForkserverReport::Ended { pid, end } => {
+                let pid = Pid::from_raw(pid);
                 self.note_end(pid, end);
-                self.method.release(pid);
+                self.starter.release(pid);
             }
         }
     }
 
     /// Waits for a signal, the forkserver, or the next time at which there is something to do.
     fn wait(&self) -> Result<(), SupervisorError> {
-        let deadlines = self.places.values().filter_map(|place| match place.state {
-            State::Running {
-                phase: place::Phase::Draining { until },
-                ..
-            } => Some(until),
-            _ if self.stop.is_none() || place.post == Post::Recovery => place.due(),
-            _ => None,
-        });
-        let next = deadlines.chain([self.watch.due()]).min();
+        let deadlines = self
+            .children
+            .values()
+            .filter_map(|child| match child.state {
+                SlotState::Running {
+                    phase: ProcessPhase::Draining { until },
+                    ..
+                } => Some(until),
+                _ if self.stop.is_none() || child.role == Role::Recovery => child.due(),
+                _ => None,
+            });
+        let next = deadlines.chain([self.timer.due()]).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time has come when the poll returns.
             let wait = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -369,7 +310,7 @@ impl Supervisor {
         });
         let mut sources = vec![PollFd::new(self.signals.readable(), PollFlags::POLLIN)];
         sources.extend(
-            self.method
+            self.starter
                 .waits_for()
                 .map(|(socket, flags)| PollFd::new(socket, flags)),
         );
@@ -377,37 +318,5 @@ impl Supervisor {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(SupervisorError::Poll(error)),
         }
-    }
-
-    fn place_of(&mut self, pid: Pid) -> Option<&mut Place> {
-        let mut places = self.places.values_mut();
-        places.find(|place| place.pid() == Some(pid))
-    }
-
-    fn show(&self, place: &Place) {
-        if let Some(slot) = place.post.slot() {
-            self.board.set_place(slot, Some(place.shown()));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_further_stop_neither_slows_down_nor_forgets_the_fault() {
-        let stop = |steps: &[(bool, Exit)]| {
-            let stop = steps.iter().fold(None, |before, (now, exit)| {
-                Some(Stop::after(before, *now, *exit))
-            });
-            stop.map(|stop| (stop.now, stop.exit))
-        };
-        let (drain, now, config) = ((false, Exit::Ok), (true, Exit::Ok), (false, Exit::Config));
-        assert_eq!(stop(&[drain]), Some(drain));
-        assert_eq!(stop(&[drain, now]), Some(now));
-        assert_eq!(stop(&[now, drain]), Some(now));
-        assert_eq!(stop(&[config, now]), Some((true, Exit::Config)));
-        assert_eq!(stop(&[drain, config]), Some(config));
     }
 }

@@ -1,7 +1,6 @@
-//! Telling systemd how we are (sd_notify(3)).
+//! Notifications to the service manager (sd_notify(3)).
 //!
-//! A few lines of our own, because the supervisor must never block: a full socket loses the
-//! message, not the time.
+//! They never block the supervisor: if the socket is full, the message is lost.
 
 use std::env;
 use std::os::unix::net::UnixDatagram;
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// The service manager's socket; without one, nothing is told.
+/// The service manager's socket; without one, nothing is sent.
 pub(super) struct Notify {
     to: Option<(UnixDatagram, Address)>,
     watchdog: Option<Duration>,
@@ -17,20 +16,20 @@ pub(super) struct Notify {
 
 type Address = std::os::unix::net::SocketAddr;
 
-/// What can be told.
+/// What the service manager is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tell<'a> {
+pub(super) enum Notification<'a> {
     /// Every worker is ready; also after a reload.
     Ready,
-    /// The start, the reload or the end takes longer: so much more time, please.
+    /// The start, the reload or the stop needs this much more time.
     Extend(Duration),
     /// The configuration is being read again.
     Reloading,
-    /// The end has begun.
+    /// The daemon stops.
     Stopping,
     /// A line for `systemctl status`.
     Status(&'a str),
-    /// The watchdog may go on sleeping.
+    /// For the watchdog: the daemon is alive.
     Alive,
 }
 
@@ -52,35 +51,35 @@ impl Notify {
         }
     }
 
-    /// How often the watchdog wants to hear from us at the latest, halved for safety.
-    pub fn watchdog_beat(&self) -> Option<Duration> {
+    /// How often the watchdog is notified: twice in the time that it waits.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|time| time / 2)
     }
 
-    /// Tells; the watchdog only where there is one.
-    pub fn tell(&self, what: Tell<'_>) {
-        if what == Tell::Alive && self.watchdog.is_none() {
+    /// Sends a notification; for the watchdog, only if there is one.
+    pub fn send(&self, what: Notification<'_>) {
+        if what == Notification::Alive && self.watchdog.is_none() {
             return;
         }
         if let Some((from, to)) = &self.to
             && let Err(error) = from.send_to_addr(message(what).as_bytes(), to)
         {
-            log::debug!("the service manager could not be told {what:?}: {error}");
+            log::debug!("could not notify the service manager of {what:?}: {error}");
         }
     }
 }
 
-fn message(what: Tell<'_>) -> String {
+fn message(what: Notification<'_>) -> String {
     match what {
-        Tell::Ready => "READY=1".to_owned(),
-        Tell::Extend(time) => format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()),
-        Tell::Reloading => {
+        Notification::Ready => "READY=1".to_owned(),
+        Notification::Extend(time) => format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()),
+        Notification::Reloading => {
             let now = sys::monotonic().as_micros();
             format!("RELOADING=1\nMONOTONIC_USEC={now}")
         }
-        Tell::Stopping => "STOPPING=1".to_owned(),
-        Tell::Status(text) => format!("STATUS={text}"),
-        Tell::Alive => "WATCHDOG=1".to_owned(),
+        Notification::Stopping => "STOPPING=1".to_owned(),
+        Notification::Status(text) => format!("STATUS={text}"),
+        Notification::Alive => "WATCHDOG=1".to_owned(),
     }
 }
 
@@ -104,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_reload_carries_its_time() {
-        let message = message(Tell::Reloading);
+        let message = message(Notification::Reloading);
         let time = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
         assert!(time.is_some_and(|time| time.parse::<u64>().is_ok()));
     }

@@ -9,11 +9,11 @@ use std::process::Command;
 use nix::libc;
 use nix::unistd::{Uid, User, geteuid};
 
-/// The capabilities that it takes: CAP_KILL to end such a program, CAP_SETGID and CAP_SETUID to start
-/// one (capabilities(7)).
+/// The capabilities needed: CAP_KILL to end such a program, CAP_SETGID and CAP_SETUID to start one
+/// (capabilities(7)).
 const NEEDED: [libc::c_ulong; 3] = [5, 6, 7];
 
-/// A user of this system, with all that a program gets of one.
+/// A user of this system, with everything that a program run as that user gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     name: String,
@@ -53,7 +53,7 @@ impl Account {
         })
     }
 
-    /// Whether programs of this process are this user's anyway.
+    /// Whether this process runs as this user.
     pub fn is_own(&self) -> bool {
         self.user == geteuid().as_raw()
     }
@@ -61,7 +61,7 @@ impl Account {
     /// Fails if this process cannot start, or not end, programs of this user.
     ///
     /// # Errors
-    /// A sentence that says what it takes.
+    /// A sentence that says what is needed.
     pub fn check(&self) -> Result<(), String> {
         if self.is_own() || may_switch() {
             return Ok(());
@@ -74,10 +74,10 @@ impl Account {
         ))
     }
 
-    /// Has the program run as this user, with the user's groups and no others, and no capability of this
-    /// process's. Its first three descriptors become this user's, so that it can open them again by
-    /// their names (`/dev/stdin`), if the system lets this process give files away. To be called before
-    /// all that this user must not be asked for.
+    /// Makes the program run as this user, with the user's groups and no others, and without this
+    /// process's capabilities. The user becomes the owner of its first three descriptors, so that the
+    /// program can open them again by name (`/dev/stdin`), if this process may give files away. Call it
+    /// before anything that this user has no right to.
     pub fn take_on(&self, command: &mut Command) {
         if self.is_own() {
             return;
@@ -86,12 +86,12 @@ impl Account {
         let groups = self.groups.clone();
         let begin = move || {
             for descriptor in 0..=2 {
-                // Without CAP_CHOWN the program has them all the same, only not by name.
+                // Without CAP_CHOWN the program can still use them, only not by name.
                 // SAFETY: it changes the owner of a pipe that is open, and touches no memory.
                 unsafe { libc::fchown(descriptor, user, libc::gid_t::MAX) };
             }
             #[cfg(target_os = "linux")]
-            // What this process hands on stays with a program until it is taken away, of whatever user.
+            // Ambient capabilities stay with a program of any user until they are cleared.
             // SAFETY: it changes a set of the process's own credentials, and touches no memory.
             unsafe {
                 libc::prctl(
@@ -104,7 +104,7 @@ impl Account {
             };
             // SAFETY: the list lives in this closure, and its length is its own.
             let set = unsafe { libc::setgroups(groups.len() as _, groups.as_ptr()) };
-            // The group first: afterwards there is no right to.
+            // The group first: afterwards this process has no right to change it.
             // SAFETY: these change the process's own credentials, and touch no memory.
             if set != 0 || unsafe { libc::setgid(group) != 0 || libc::setuid(user) != 0 } {
                 return Err(io::Error::last_os_error());
@@ -124,13 +124,13 @@ fn groups(user: &User) -> Result<Vec<libc::gid_t>, String> {
     Ok(groups.into_iter().map(nix::unistd::Gid::as_raw).collect())
 }
 
-/// Where the list is of another type, the user's own group has to do.
+/// The list has another type on these systems, so there is only the user's own group.
 #[cfg(target_vendor = "apple")]
 fn groups(user: &User) -> Result<Vec<libc::gid_t>, String> {
     Ok(vec![user.gid.as_raw()])
 }
 
-/// Whether this process has what it takes, as `/proc` tells.
+/// Whether this process has the needed capabilities, according to `/proc`.
 fn may_switch() -> bool {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return geteuid().is_root();
@@ -140,8 +140,8 @@ fn may_switch() -> bool {
     effective.is_some_and(|bits| NEEDED.iter().all(|number| bits >> number & 1 == 1))
 }
 
-/// Gives up what a program of a link could become another user by, as far as this process would hand
-/// it on. Only for use between fork and exec.
+/// Drops the ambient capabilities by which a program of a link could become another user. Only for use
+/// between fork and exec.
 pub(super) fn keep_no_switch() {
     #[cfg(target_os = "linux")]
     for capability in NEEDED {

@@ -1,14 +1,69 @@
-//! How the allocator treats large blocks.
+//! Memory: a file mapped and shared between processes, and free memory returned to the system.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The first words of a file, shared with every process that has mapped it.
+pub struct SharedWords {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the memory is reached through atomics only, and stays mapped as long as the value lives.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above; atomics may be used from several threads at once.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Maps the first `count` words of `file`, which must be open for reading and writing.
+    ///
+    /// # Errors
+    /// If the file is shorter than that: touching what is not there would kill the process.
+    pub fn map(file: &File, count: usize) -> io::Result<Self> {
+        let bytes = NonZeroUsize::new(count.saturating_mul(size_of::<AtomicU64>()))
+            .ok_or_else(|| io::Error::other("there is nothing to map"))?;
+        if file.metadata()?.len() < bytes.get() as u64 {
+            return Err(io::Error::other("the file has been cut short"));
+        }
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the system's choice harms no memory in use.
+        let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self {
+            start: start.cast(),
+            count,
+        })
+    }
+
+    /// The words.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: a mapping begins on a page, so it is aligned; it has this many words, any bits
+        // are a valid atomic, and it lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made above, with its length, and nothing borrows it now.
+        // It fails only for a mapping that is none.
+        let _ = unsafe { munmap(self.start.cast(), self.count * size_of::<AtomicU64>()) };
+    }
+}
 
 /// A block of more bytes is a mapping of its own.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const LARGE: i32 = 1 << 20;
 
-/// Has the memory of every large block given back to the system as soon as it is free.
+/// Makes the allocator return every large block to the system as soon as it is free.
 ///
-/// glibc raises its limit for that with each large block that is freed, up to 32 MB, and keeps what
-/// is below for the next one: after some large documents a worker would hold several times their
-/// size for ever. Other allocators do not need to be told.
+/// glibc raises its limit for that with each large block that is freed, up to 32 MB, and keeps
+/// smaller ones for the next request: after some large documents a worker would hold several times
+/// their size for ever. Other allocators return them unasked.
 pub fn give_back_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -21,11 +76,11 @@ pub fn give_back_large_blocks() {
     }
 }
 
-/// Gives all memory that is free back to the system, of blocks of any size.
+/// Returns all free memory to the system, of blocks of any size.
 ///
-/// What a document of many small parts leaves free would otherwise stay with the process: the limits above
-/// are for large blocks, and for the end of the main thread's memory alone. Takes some milliseconds for each
-/// 100 MB. Other allocators do that by themselves.
+/// The many small blocks of a large document would otherwise stay with the process: the limits above
+/// concern large blocks, and the end of the main thread's memory alone. Takes some milliseconds for
+/// each 100 MB. Other allocators do this by themselves.
 pub fn give_back_free_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -33,5 +88,32 @@ pub fn give_back_free_memory() {
         unsafe {
             nix::libc::malloc_trim(0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used)]
+
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn what_one_mapping_writes_another_reads() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(64).expect("room");
+        let one = SharedWords::map(&file, 8).expect("a mapping");
+        let other = SharedWords::map(&file, 8).expect("a mapping");
+        one.words()[7].store(42, Ordering::Relaxed);
+        assert_eq!(other.words()[7].load(Ordering::Relaxed), 42);
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_refused() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(56).expect("room");
+        assert!(SharedWords::map(&file, 8).is_err());
+        assert!(SharedWords::map(&file, 0).is_err());
     }
 }

@@ -1,37 +1,29 @@
 //! The calls to the operating system that need care: the only unsafe code of the crate.
+//!
+//! Here stands what a process does to itself: its clock, its name, its tie to its parent. The files:
+//! `start` (fork, this program anew), `child_end` (how a child ended), `signals`, `memory` (shared,
+//! returned), `program` and `account` (programs of links), `socket`.
 
 mod account;
-mod file;
-mod fork;
-mod mask;
+mod child_end;
 mod memory;
-#[cfg(not(target_os = "linux"))]
-mod no_socket;
-mod own;
 mod program;
-mod random;
-#[cfg(target_os = "linux")]
+mod signals;
 mod socket;
-mod title;
-mod wait;
-mod words;
+mod start;
 
 pub use account::Account;
-pub use file::{nameless_file, take_stdin};
-pub use fork::{Fork, fork};
-pub use mask::{HeldSignals, hold_signals, release_signals};
-pub use memory::{give_back_free_memory, give_back_large_blocks};
-#[cfg(not(target_os = "linux"))]
-pub use no_socket::SocketHold;
-pub use own::this_program;
+pub use child_end::{End, peek, reap, reap_child};
+pub use memory::{SharedWords, give_back_free_memory, give_back_large_blocks};
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
-pub use random::seed_random;
-#[cfg(target_os = "linux")]
+pub use signals::{CaughtSignals, HeldSignals, hold_signals, release_signals};
 pub use socket::SocketHold;
-pub use title::Title;
-pub use wait::{End, peek, reap, reap_child};
-pub use words::SharedWords;
+pub use start::{Fork, fork, nameless_file, take_stdin, this_program};
 
+#[cfg(target_os = "linux")]
+use std::ffi::CString;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -39,16 +31,16 @@ use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getppid};
 
-/// Asks the kernel to kill this process when its parent ends, and answers whether `parent` is
-/// still there: it may have ended before the request.
+/// Asks the kernel to kill this process when its parent ends. Returns whether `parent` still runs: it
+/// may have ended before the request.
 #[cfg(target_os = "linux")]
 pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     Ok(getppid() == parent)
 }
 
-/// Ends this process soon after its parent, and answers whether `parent` is still there. The
-/// system does not tell, so a thread looks.
+/// Ends this process soon after its parent. Returns whether `parent` still runs. This system does not
+/// tell a process of its parent's end, so a thread looks.
 #[cfg(not(target_os = "linux"))]
 pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
     let watch = move || {
@@ -63,12 +55,11 @@ pub fn die_with_parent(parent: Pid) -> Result<bool, Errno> {
     Ok(getppid() == parent)
 }
 
-/// Keeps other processes of this user from reading or changing this one's memory, which holds
-/// passwords and conversations, and from tracing it; it leaves no core dump. A process that is
-/// forked from here inherits that, a program that is executed does not.
+/// Keeps other processes of this user from reading, changing or tracing this process, whose memory
+/// holds passwords and conversations; it leaves no core dump. A forked process inherits that, a
+/// program that is executed does not.
 ///
-/// From then on `/proc` says that most of this process's files belong to root, so what others are
-/// told there is told before or in another way.
+/// From then on most files of this process in `/proc` belong to root.
 pub fn hide_memory() {
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
@@ -79,7 +70,7 @@ pub fn hide_memory() {
 /// Whether [`adopt_orphans`] does anything.
 pub const ADOPTS_ORPHANS: bool = cfg!(target_os = "linux");
 
-/// Makes processes whose parent ends children of this one, which then reaps them.
+/// Makes this process the parent of its descendants whose own parent ends, so that it reaps them.
 pub fn adopt_orphans() -> Result<(), Errno> {
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_child_subreaper(true)?;
@@ -105,7 +96,7 @@ pub fn processor_time_us() -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Sends `signal`, and answers whether there was a process to send it to.
+/// Sends `signal`. Returns whether there is such a process.
 pub fn kill(pid: Pid, signal: Signal) -> bool {
     match nix::sys::signal::kill(pid, signal) {
         Ok(()) => true,
@@ -117,9 +108,60 @@ pub fn kill(pid: Pid, signal: Signal) -> bool {
     }
 }
 
-/// Names this process in `ps` and `/proc`, where that shows the file it was executed from.
-pub fn set_name() {
+/// Names this process in `top`, `pgrep` and `ps -o comm`. Linux shows the first 15 bytes.
+pub fn set_name(name: &str) {
     #[cfg(target_os = "linux")]
     // A process that could not be renamed does the same work.
-    let _ = nix::sys::prctl::set_name(c"conserver");
+    let _ = CString::new(name).map(|name| nix::sys::prctl::set_name(&name));
+    #[cfg(not(target_os = "linux"))]
+    let _ = name;
+}
+
+/// Seeds this thread's generator of random numbers anew. A forked process inherits its parent's, and
+/// would draw the same numbers as its siblings; threads seed theirs by the time of their first
+/// number, which siblings may share too.
+pub fn seed_random() {
+    fastrand::seed(entropy().unwrap_or_else(guess));
+}
+
+/// Random bits from the system, if it has any.
+fn entropy() -> Option<u64> {
+    let mut bytes = [0; size_of::<u64>()];
+    let (start, length) = (bytes.as_mut_ptr().cast(), bytes.len());
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call writes at most `length` bytes, and as many are ours from `start` on.
+    let drawn = usize::try_from(unsafe { nix::libc::getrandom(start, length, 0) }) == Ok(length);
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: the call writes `length` bytes, and as many are ours from `start` on.
+    let drawn = unsafe { nix::libc::getentropy(start, length) } == 0;
+    drawn.then(|| u64::from_ne_bytes(bytes))
+}
+
+/// Without entropy: a number that no other thread of this machine has at this moment.
+fn guess() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (std::process::id(), thread::current().id(), monotonic()).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_had_the_numbers_of_another_has_its_own() {
+        let drawn = |seeds_anew: bool| {
+            // As after a fork: the state is a copy.
+            fastrand::seed(7);
+            if seeds_anew {
+                seed_random();
+            }
+            [(); 4].map(|()| fastrand::u64(..))
+        };
+        assert_eq!(drawn(false), drawn(false));
+        assert_ne!(drawn(true), drawn(false));
+        assert_ne!(drawn(true), drawn(true));
+        assert_ne!(entropy(), entropy());
+        assert_ne!(guess(), guess());
+    }
 }

@@ -1,7 +1,6 @@
-//! Starting a program that shall not outlive this process, and seeing its end.
+//! Programs of links: they must not outlive this process, and their end is seen.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -12,11 +11,11 @@ use nix::libc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpid};
 
-/// Has the program, before it begins, lead a process group of its own, write its PID to `watch`
-/// (four bytes in the machine's order), ask the kernel to be killed with this thread where there
-/// is such a thing, stop holding back signals, and keep no descriptor but the first three.
+/// Prepares the program: before it begins, it leads a process group of its own, writes its PID to
+/// `watch` (four bytes in the machine's order), asks the kernel to be killed with this thread (on
+/// Linux), unblocks signals, and keeps no descriptor but the first three.
 ///
-/// `watch` is to stay open until the command is spawned.
+/// The caller keeps `watch` open until the command is spawned.
 pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
     command.process_group(0);
     let watch = watch.map(|watch| watch.as_fd().as_raw_fd());
@@ -25,7 +24,7 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
         if let Some(watch) = watch {
             // SAFETY: the caller keeps it open, and this process has a copy of its table.
             let watch = unsafe { BorrowedFd::borrow_raw(watch) };
-            // Where nobody reads any more, the kernel's promise below is left.
+            // If nobody reads any more, the kernel's promise below remains.
             let _ = nix::unistd::write(watch, &getpid().as_raw().to_ne_bytes());
         }
         #[cfg(target_os = "linux")]
@@ -43,7 +42,7 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
     unsafe { command.pre_exec(begin) };
 }
 
-/// Has the program keep no descriptor but the first three.
+/// Makes the program keep no descriptor but the first three.
 pub fn keep_standard_streams(command: &mut Command) {
     let begin = || {
         close_others();
@@ -53,8 +52,8 @@ pub fn keep_standard_streams(command: &mut Command) {
     unsafe { command.pre_exec(begin) };
 }
 
-/// Has every descriptor but the first three closed when the program begins: also those that this
-/// process was given itself. Kernels before 5.11 do not know how, and then those remain.
+/// Closes every descriptor but the first three when the program begins, also those that this process
+/// inherited itself. Kernels before 5.11 cannot do that, and there these remain.
 fn close_others() {
     #[cfg(target_os = "linux")]
     // SAFETY: it changes a flag of descriptors, and touches no memory.
@@ -70,32 +69,14 @@ fn close_others() {
 
 /// Whether a child has ended. It is not collected by this, so that its PID stays taken.
 pub fn has_ended(child: Pid) -> bool {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: `info` is ours to write to, and lives through the call.
-    let answer = unsafe {
-        libc::waitid(
-            libc::P_PID,
-            child.as_raw().cast_unsigned(),
-            info.as_mut_ptr(),
-            flags,
-        )
-    };
-    if answer != 0 {
-        // There is no such child (any more).
-        return Errno::last() == Errno::ECHILD;
-    }
-    // SAFETY: it was filled with zeros, which are a value of it, and what the kernel writes is one.
-    let info = unsafe { info.assume_init() };
-    // SAFETY: `waitid` fills in the fields of a child's end, or leaves the zeros.
-    unsafe { info.si_pid() != 0 }
+    super::peek(child).is_some()
 }
 
-/// How many bytes in a pipe nobody has read yet, also when nobody can any more. `pipe` is the end
-/// that is written to.
+/// How many bytes in a pipe are unread, also if no reader is left. `pipe` is the end that is written
+/// to.
 pub fn unread(pipe: &impl AsFd) -> Result<usize, Errno> {
     let mut count: libc::c_int = 0;
-    // SAFETY: the descriptor is open, and the request writes one int, which is ours.
+    // SAFETY: the descriptor is open, and the request writes one int, which belongs to this function.
     let answer = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
     Errno::result(answer)?;
     Ok(usize::try_from(count).unwrap_or(0))
@@ -106,11 +87,11 @@ pub fn is_group(leader: Pid) -> bool {
     killpg(leader, None) != Err(Errno::ESRCH)
 }
 
-/// Kills every process of a group; one that has none is fine.
+/// Kills every process of a group, if there is any.
 pub fn kill_group(leader: Pid) {
     match killpg(leader, Signal::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        // On some systems that is the answer where only zombies are left.
+        // Some systems return this if only zombies are left.
         Err(Errno::EPERM) if !cfg!(target_os = "linux") => {}
         Err(error) => log::error!("could not kill the process group {leader}: {error}"),
     }

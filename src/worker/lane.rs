@@ -69,7 +69,6 @@ pub(super) struct Lane {
     /// What the log says of an ingress list that cannot be read.
     list_error: Option<String>,
     is_ready: bool,
-    is_busy: bool,
     /// Whether Redis may have claimed something for this lane of which the lane does not know.
     is_unsure: bool,
 }
@@ -95,7 +94,6 @@ impl Lane {
             displaced,
             list_error: None,
             is_ready: false,
-            is_busy: false,
             is_unsure: false,
         };
         lane.refresh_lists();
@@ -241,7 +239,6 @@ impl Lane {
         document: Document,
         writers: &mut Crew<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
-        self.show_busy(true);
         self.rotate();
         let config = Arc::clone(self.modules.config());
         let configured = config.chain_for(&claim.list);
@@ -308,7 +305,6 @@ impl Lane {
         let is_displaced = error.is_about_the_lease();
         if is_displaced {
             self.outage.end();
-            self.show_busy(false);
         }
         let clock = LaneClock::idle(&self.drain, Some(&self.cell));
         let _ = if is_displaced {
@@ -343,24 +339,12 @@ impl Lane {
         }
     }
 
-    fn show_busy(&mut self, is_busy: bool) {
-        if self.is_busy != is_busy {
-            self.is_busy = is_busy;
-            if is_busy {
-                self.shared.title.busy();
-            } else {
-                self.shared.title.idle();
-            }
-        }
-    }
-
     fn is_draining(&self) -> bool {
         self.drain.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
-        self.show_busy(false);
         self.shared.return_memory();
         let longest = self.shared.breakers.next_trial();
         let wakeup = &self.shared.wakeup;

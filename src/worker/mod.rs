@@ -42,7 +42,7 @@ use crossbeam_channel::bounded;
 pub(crate) use job::fuzz;
 
 use crate::backoff::Backoff;
-use crate::child::{Child, Leftover};
+use crate::child::{Child, OrphanedClaims, WorkerTask};
 use crate::config::{Chain, Config};
 use crate::exit::Exit;
 use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
@@ -54,23 +54,13 @@ use retry::{LaneClock, Outage};
 use shared::SharedState;
 use wakeup::Wakeup;
 
-/// The assignment of a worker.
-#[derive(Debug, Clone)]
-pub struct Duty {
-    /// Its number, and the claims that the last worker of that number may have left.
-    pub predecessor: Leftover,
-    /// Set if it also returns the claims of all workers with a number above this.
-    pub sweep_above: Option<u32>,
-    /// The number of the configuration that it starts with.
-    pub config_generation: u64,
-}
-
-/// Runs a worker in this process until it has drained.
+/// Runs a worker in this process until it has drained. `config` is the configuration of this `config_generation`.
 pub fn run(
     child: Child,
-    duty: Duty,
+    task: WorkerTask,
     settings: Settings,
     config: Arc<Config>,
+    config_generation: u64,
     lease: NameLease,
 ) -> Exit {
     let name = child.name.clone();
@@ -78,7 +68,8 @@ pub fn run(
         log::error!("{name} has no slot on the scoreboard");
         return Exit::Internal;
     };
-    match run_lanes(child, duty, settings, config, slot, lease) {
+    let config = (config, config_generation);
+    match run_lanes(child, task, settings, config, slot, lease) {
         Ok(true) => Exit::Ok,
         Ok(false) => Exit::ClaimsLeft,
         Err(error) => {
@@ -100,9 +91,9 @@ enum StartError {
 /// have claims of this worker.
 fn run_lanes(
     child: Child,
-    duty: Duty,
+    task: WorkerTask,
     settings: Settings,
-    config: Arc<Config>,
+    (config, config_generation): (Arc<Config>, u64),
     slot: Slot,
     lease: NameLease,
 ) -> Result<bool, StartError> {
@@ -114,7 +105,7 @@ fn run_lanes(
     let queue = |lane| {
         let seat = Seat {
             instance: settings.instance.clone(),
-            worker: duty.predecessor.worker,
+            worker: task.predecessor.worker,
             lane,
         };
         let queue = Queue::new(server.clone(), seat, expiry, lease.clone());
@@ -127,7 +118,7 @@ fn run_lanes(
     let mut first = queue(1);
     let clock = LaneClock::idle(&draining, None);
     let recovered = housekeeping::with_heartbeat(&slot, &settings, || {
-        recover_predecessor(&mut first, &duty, &settings, &config.chains, &slot, &clock)
+        recover_predecessor(&mut first, &task, &settings, &config.chains, &slot, &clock)
     })?;
     if !recovered {
         return Ok(true);
@@ -139,7 +130,12 @@ fn run_lanes(
 
     let wakeup = Wakeup::new(&settings, slot.clone(), server.clone());
     let shared = Arc::new(SharedState::new(
-        child, duty, settings, config, slot, wakeup,
+        child,
+        settings,
+        config,
+        config_generation,
+        slot,
+        wakeup,
     ));
     let (done, all_done) = bounded::<()>(0);
     let mut lanes = Vec::new();
@@ -181,11 +177,11 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// Returns the claims of a worker's predecessor, and those that its duty names besides. Waits for Redis and
+/// Returns the claims of a worker's predecessor, and those that its task names besides. Waits for Redis and
 /// for the instance's name if need be, and returns false if the worker drains before that.
 fn recover_predecessor(
     queue: &mut Queue,
-    duty: &Duty,
+    task: &WorkerTask,
     settings: &Settings,
     chains: &[Chain],
     slot: &Slot,
@@ -194,7 +190,7 @@ fn recover_predecessor(
     let mut outage = Outage::new(settings, &Arc::default());
     let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
-        let waited = match try_to_recover(queue, duty, settings.max_deaths, chains, slot) {
+        let waited = match try_to_recover(queue, task, settings.max_deaths, chains, slot) {
             Ok(()) => {
                 outage.end();
                 return true;
@@ -214,17 +210,17 @@ fn recover_predecessor(
 
 fn try_to_recover(
     queue: &mut Queue,
-    duty: &Duty,
+    task: &WorkerTask,
     max_deaths: u32,
     chains: &[Chain],
     slot: &Slot,
 ) -> Result<(), QueueError> {
     queue.take_lease()?;
-    let recovered = queue.recover(duty.predecessor.dead(), max_deaths)?;
+    let recovered = queue.recover(task.predecessor.dead(), max_deaths)?;
     // Before the next step, which may fail.
     recovered.iter().for_each(report_recovered);
     count_poison(slot, chains, &recovered);
-    if let Some(highest) = duty.sweep_above {
+    if let Some(highest) = task.sweep_above {
         let recovered = queue.recover_above(highest, max_deaths)?;
         recovered.iter().for_each(report_recovered);
         count_poison(slot, chains, &recovered);
@@ -236,7 +232,7 @@ fn try_to_recover(
 /// decides whether there is time for another try.
 pub fn recover(
     child: &Child,
-    leftovers: &[Leftover],
+    orphaned: &[OrphanedClaims],
     settings: &Settings,
     lease: NameLease,
 ) -> Exit {
@@ -256,7 +252,7 @@ pub fn recover(
             return Exit::Unavailable;
         }
     };
-    for left in leftovers {
+    for left in orphaned {
         let recovered = queue
             .take_lease()
             .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));

@@ -6,13 +6,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Duty;
 use super::backend_health::BackendHealth;
 use super::circuit_breaker::CircuitBreakers;
 use super::quarantine::Quarantine;
 use super::retry::SharedOutage;
 use super::wakeup::Wakeup;
-use crate::child::{BusyTitle, Child, Drain, Readiness};
+use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
@@ -27,7 +26,6 @@ pub(super) struct SharedState {
     pub current: CurrentConfig,
     /// `Worker-3`.
     pub name: String,
-    pub title: BusyTitle,
     pub slot: Slot,
     pub health: BackendHealth,
     pub breakers: CircuitBreakers,
@@ -49,14 +47,14 @@ pub(super) struct SharedState {
 impl SharedState {
     pub fn new(
         child: Child,
-        duty: Duty,
         settings: Settings,
         config: Arc<Config>,
+        config_generation: u64,
         slot: Slot,
         wakeup: Wakeup,
     ) -> Self {
         Self {
-            current: CurrentConfig::new(config, duty.config_generation, slot.clone()),
+            current: CurrentConfig::new(config, config_generation, slot.clone()),
             health: BackendHealth::default(),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
             redis_outage: Arc::default(),
@@ -65,7 +63,6 @@ impl SharedState {
             name: child.name.clone(),
             readiness: child.readiness(),
             drain: Arc::clone(&child.drain),
-            title: BusyTitle::new(child.title, duty.predecessor.worker),
             unready: AtomicU32::new(settings.concurrency),
             has_free_memory: AtomicBool::new(false),
             memory_returned: AtomicU64::new(0),
@@ -84,7 +81,7 @@ impl SharedState {
     /// One more lane is ready; with the last one, the worker is.
     pub fn note_ready(&self) {
         if self.unready.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.readiness.tell();
+            self.readiness.notify();
         }
     }
 
@@ -172,9 +169,8 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::child::Leftover;
-    use crate::queue::{Blame, Server};
-    use crate::scoreboard::{Board, Place, PlaceState, Shape};
+    use crate::queue::Server;
+    use crate::scoreboard::{Board, PlaceState, PlaceView, Shape};
 
     /// A worker without running lanes. Nothing listens at its Redis.
     pub(in crate::worker) struct TestWorker {
@@ -189,13 +185,13 @@ pub(super) mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
             board.prepare(1).unwrap();
-            let place = Place {
+            let place = PlaceView {
                 generation: 1,
-                pid: std::process::id().cast_signed(),
+                pid: Some(std::process::id().cast_signed()),
                 state: PlaceState::Ready,
                 since: 0,
                 deaths: 0,
-                retry: 0,
+                retry: None,
             };
             board.set_place(1, Some(place));
             let slot = Slot::attach(board.id(), 1, 1).unwrap();
@@ -206,17 +202,7 @@ pub(super) mod tests {
                 slot.clone(),
                 Server::new(&settings.redis_url).unwrap(),
             );
-            let predecessor = Leftover {
-                worker: 1,
-                blame: Blame::NOBODY,
-                end: String::new(),
-            };
-            let duty = Duty {
-                predecessor,
-                sweep_above: None,
-                config_generation: 0,
-            };
-            let shared = SharedState::new(child, duty, settings, parse(config), slot, wakeup);
+            let shared = SharedState::new(child, settings, parse(config), 0, slot, wakeup);
             Self {
                 shared: Arc::new(shared),
                 board,

@@ -339,7 +339,7 @@ fn a_killed_monitor_loses_nothing_that_was_handed_out() {
     for number in 1..=3 {
         wait_until("it fetches", PATIENCE, || fetched() == number);
         assert_eq!(redis.length("conserver:follower:far"), 7);
-        let monitor = daemon.process("conserver: monitor");
+        let monitor = daemon.process("conserver-mon");
         kill(Pid::from_raw(monitor), Signal::SIGKILL).unwrap();
     }
     wait_until("it fetches once more", PATIENCE, || fetched() == 4);
@@ -387,7 +387,7 @@ fn nor_if_the_monitor_is_killed_meanwhile() {
     redis.kill9();
     branch.go_on();
     wait_until("they are in a file", PATIENCE, || spools(&daemon) == 1);
-    let monitor = daemon.process("conserver: monitor");
+    let monitor = daemon.process("conserver-mon");
     kill(Pid::from_raw(monitor), Signal::SIGKILL).unwrap();
     daemon.wait_for_log("Restarted Monitor", PATIENCE);
     redis.start();

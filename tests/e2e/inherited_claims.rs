@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use ::conserver::child::{Assignment, Leftover, Task};
+use ::conserver::child::{Assignment, OrphanedClaims, Task};
 use ::conserver::queue::{Blame, Dead, Holder, QueueError};
 use ::conserver::scoreboard::BoardId;
 use nix::sys::signal::{Signal, kill};
@@ -45,7 +45,8 @@ fn workers_added_while_redis_is_away_wait_for_the_sweep() {
         .start();
     for wanted in [3, 4] {
         daemon.signal(Signal::SIGTTIN);
-        daemon.wait_for_log(&format!("{wanted} workers are wanted"), PATIENCE);
+        let changed = format!("number of workers from {} to {wanted}", wanted - 1);
+        daemon.wait_for_log(&changed, PATIENCE);
     }
     // Answered in a later turn of the loop than the one that could have started them.
     daemon.signal(Signal::SIGUSR1);
@@ -193,7 +194,7 @@ fn a_host_that_is_renamed_keeps_its_claims() {
         fs::write(&name, "two").expect("a file");
         // The forkserver too is started anew, and reads what the host is called now.
         let victim = if method == "forkserver" {
-            daemon.process("conserver: forkserver")
+            daemon.process("conserver-fork")
         } else {
             daemon.workers()[&1]
         };
@@ -402,14 +403,14 @@ fn without_the_lease_no_claim_is_returned() {
 fn long_assignment(last: &Sample) -> Assignment {
     let mut vcons: Vec<uuid::Uuid> = (1..10_000).map(uuid::Uuid::from_u128).collect();
     vcons.push(last.id.parse().expect("a UUID"));
-    let left = Leftover {
+    let left = OrphanedClaims {
         worker: 3,
         blame: Blame::AllBut(vcons),
         end: "killed".to_owned(),
     };
     Assignment {
         task: Task::Recover {
-            leftovers: vec![left],
+            orphaned: vec![left],
         },
         generation: 1,
         instance: "here".to_owned(),
@@ -463,11 +464,11 @@ fn a_child_of_the_forkserver_is_told_of_ten_thousand_vcons() {
         .expect("the program");
     // Three of them are more than the megabyte that was once too long.
     let assignment = long_assignment(&samples[1]);
-    let Task::Recover { leftovers } = &assignment.task else {
+    let Task::Recover { orphaned } = &assignment.task else {
         panic!("there is something to recover");
     };
     let task = Task::Recover {
-        leftovers: vec![leftovers[0].clone(); 3],
+        orphaned: vec![orphaned[0].clone(); 3],
     };
     let assignment = Assignment { task, ..assignment };
     let mut text = json!({"Start": assignment}).to_string();

@@ -113,7 +113,7 @@ fn instances_whose_monitors_freeze_in_turn_bury_nothing() {
     submit(&redis, "default", &samples);
     redis.wait_for_claims(8);
     for turn in 0..4 {
-        let monitor = daemons[turn % 2].process("conserver: monitor");
+        let monitor = daemons[turn % 2].process("conserver-mon");
         kill(Pid::from_raw(monitor), Signal::SIGSTOP).expect("it runs");
         // Longer than the lease: what is tested is that this does no harm.
         thread::sleep(Duration::from_secs(5));

@@ -367,7 +367,7 @@ fn the_workers_renew_the_lease_of_a_daemon_whose_monitor_is_frozen() {
     };
     assert_eq!(renewers(), 0);
 
-    let monitor = Pid::from_raw(first.process("conserver: monitor"));
+    let monitor = Pid::from_raw(first.process("conserver-mon"));
     kill(monitor, Signal::SIGSTOP).expect("the monitor runs");
     // More than twice the lease's time to live.
     let start = Instant::now();
@@ -410,7 +410,7 @@ fn a_monitor_that_keeps_dying_is_restarted_before_its_lease_runs_out() {
     let daemon = conserver.env("LD_PRELOAD", library).start();
     daemon.wait_for_workers(1);
     fs::write(&crash, "").expect("a file");
-    let monitor = Pid::from_raw(daemon.process("conserver: monitor"));
+    let monitor = Pid::from_raw(daemon.process("conserver-mon"));
     kill(monitor, Signal::SIGKILL).expect("the monitor runs");
     // After that many the pause would be over three seconds long.
     wait_until("it has died often", PATIENCE * 2, || {

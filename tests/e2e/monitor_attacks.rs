@@ -161,7 +161,7 @@ fn a_thousand_bad_requests_cost_nothing() {
         .start();
     monitor.wait_for("/readyz", 200);
     monitor.wait_for("/status", 200);
-    let pid = daemon.process("conserver: monitor");
+    let pid = daemon.process("conserver-mon");
     let (memory, descriptors) = (resident_set_of(pid), descriptors_of(pid).len());
     let samples = fresh(500);
     submit(&redis, "default", &samples);
@@ -194,7 +194,7 @@ fn a_thousand_bad_requests_cost_nothing() {
     wait_until("all connections are gone", PATIENCE, || {
         descriptors_of(pid).len() <= descriptors
     });
-    assert_eq!(daemon.process("conserver: monitor"), pid);
+    assert_eq!(daemon.process("conserver-mon"), pid);
     assert_eq!(monitor.get("/healthz").status, 200);
     daemon.stop();
 }

@@ -315,7 +315,7 @@ fn an_address_that_is_not_of_this_machine_fails_the_check() {
 fn a_monitor_that_is_killed_answers_again_at_the_same_address() {
     let redis = Redis::plain();
     let (daemon, monitor) = with_monitor(&redis);
-    let before = daemon.process("conserver: monitor");
+    let before = daemon.process("conserver-mon");
     kill(Pid::from_raw(before), Signal::SIGKILL).expect("it runs");
     wait_until("another answers", PATIENCE, || {
         let answer = monitor.try_get("/status");

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::harness::{
     Conserver, Daemon, Ledger, PATIENCE, Redis, chain, exec, fresh, is_alive, number_from_env,
-    preload, stuck, submit, title_of, wait_until,
+    preload, stuck, submit, wait_until,
 };
 
 fn a_worker_killed_by_a_real_time_signal_is_replaced(method: &str) {
@@ -158,24 +158,6 @@ fn a_log_that_nobody_reads_does_not_stop_the_supervisor() {
 }
 
 #[test]
-fn what_the_environment_holds_does_not_matter() {
-    let redis = Redis::plain();
-    for (name, value) in [("=foo", "bar"), ("", "nameless")] {
-        let daemon = Conserver::with(&redis)
-            .config(&chain(&[], &[]))
-            .env(name, value)
-            .start();
-        daemon.wait_for_workers(1);
-        let title = title_of(daemon.pid());
-        assert!(
-            !title.is_empty() && "conserver: supervisor".starts_with(&title),
-            "{title}"
-        );
-        daemon.stop();
-    }
-}
-
-#[test]
 fn a_forkserver_that_dies_during_the_drain_costs_no_vcon_a_death() {
     let redis = Redis::plain();
     let (_hole, stuck) = stuck();
@@ -189,7 +171,7 @@ fn a_forkserver_that_dies_during_the_drain_costs_no_vcon_a_death() {
     let samples = fresh(4);
     submit(&redis, "default", &samples);
     wait_until("work is in hand", PATIENCE, || redis.length("default") == 2);
-    let forkserver = daemon.process("conserver: forkserver");
+    let forkserver = daemon.process("conserver-fork");
     daemon.terminate();
     daemon.wait_for_log("SIGTERM received", PATIENCE);
     kill(Pid::from_raw(forkserver), Signal::SIGKILL).expect("it runs");
@@ -212,7 +194,7 @@ fn the_monitor_stays_as_long_as_a_worker_when_the_whole_group_is_told_to_end() {
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     let (mut asked, _) = server.accept().expect("the webhook is called");
-    let monitor = daemon.process("conserver: monitor");
+    let monitor = daemon.process("conserver-mon");
     killpg(Pid::from_raw(daemon.pid()), Signal::SIGTERM).expect("the daemon runs");
     daemon.wait_for_log("SIGTERM received", PATIENCE);
     // That nothing happens is what is tested.
@@ -235,7 +217,7 @@ fn a_child_that_does_not_answer_for_a_while_is_left_alone() {
         .env("TICK_INTERVAL", "100")
         .start();
     let before = daemon.wait_for_workers(1);
-    let monitor = daemon.process("conserver: monitor");
+    let monitor = daemon.process("conserver-mon");
     for pid in [before[&1], monitor] {
         kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
     }
@@ -304,7 +286,7 @@ fn signals_that_come_before_the_configuration_is_read_are_acted_on_later() {
     }
     let_go(&daemon);
     daemon.wait_for_log("SIGHUP received", PATIENCE);
-    daemon.wait_for_log("2 workers are wanted", PATIENCE);
+    daemon.wait_for_log("number of workers from 1 to 2", PATIENCE);
     daemon.wait_for_workers(2);
     daemon.stop();
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::harness::{
     Conserver, Daemon, Files, Ledger, PATIENCE, Redis, chain, delay, descriptors_of, fresh,
-    is_alive, number_from_env, submit, title_of, wait_until, zombies_of,
+    is_alive, name_of, number_from_env, submit, wait_until, zombies_of,
 };
 
 /// The suite.
@@ -24,7 +24,7 @@ fn start_process_crash_reload_scale_drain(method: &str, count: usize) {
         .start();
     let first = daemon.wait_for_workers(count);
     assert_eq!(daemon.status().unwrap_or_default()["start_method"], method);
-    titles_are_told(&daemon, method, &first);
+    processes_have_names(&daemon, method, &first);
     nothing_is_inherited(&daemon);
 
     let samples = fresh(200 * count);
@@ -73,42 +73,19 @@ fn start_process_crash_reload_scale_drain(method: &str, count: usize) {
     assert_eq!(daemon.status(), None);
 }
 
-fn titles_are_told(
+fn processes_have_names(
     daemon: &Daemon,
     method: &str,
     workers: &std::collections::BTreeMap<usize, i32>,
 ) {
-    assert_eq!(title_of(daemon.pid()), "conserver: supervisor");
+    assert_eq!(name_of(daemon.pid()), "conserver");
     for (number, pid) in workers {
-        assert_eq!(title_of(*pid), format!("conserver: worker {number} [idle]"));
+        assert_eq!(name_of(*pid), format!("conserver-w{number}"));
     }
-    let titles: Vec<String> = daemon.family().into_iter().map(title_of).collect();
-    assert!(
-        titles.iter().any(|title| title == "conserver: monitor"),
-        "{titles:?}"
-    );
-    let forkserver = titles.iter().any(|title| title == "conserver: forkserver");
-    assert_eq!(forkserver, method == "forkserver", "{titles:?}");
-}
-
-#[test]
-fn a_worker_says_that_it_is_busy_as_long_as_one_of_its_lanes_is() {
-    let redis = Redis::plain();
-    let daemon = Conserver::with(&redis)
-        .config(&chain(&[delay(0.5)], &[]))
-        .lanes(2)
-        .start();
-    let worker = daemon.wait_for_workers(1)[&1];
-    let samples = fresh(2);
-    for word in ["[busy]", "[idle]", "[busy]", "[idle]"] {
-        if word == "[busy]" {
-            submit(&redis, "default", &samples);
-        }
-        wait_until(&format!("it is {word}"), PATIENCE, || {
-            title_of(worker) == format!("conserver: worker 1 {word}")
-        });
-    }
-    daemon.stop();
+    let names: Vec<String> = daemon.family().into_iter().map(name_of).collect();
+    assert!(names.iter().any(|it| it == "conserver-mon"), "{names:?}");
+    let forkserver = names.iter().any(|it| it == "conserver-fork");
+    assert_eq!(forkserver, method == "forkserver", "{names:?}");
 }
 
 /// No process has a descriptor of another above standard error.
@@ -127,7 +104,7 @@ fn nothing_is_inherited(daemon: &Daemon) {
         assert!(
             shared.is_empty(),
             "{} has inherited {shared:?}",
-            title_of(pid)
+            name_of(pid)
         );
         seen.extend(own);
     }
@@ -288,7 +265,7 @@ fn the_forkserver_dies_and_its_workers_are_replaced() {
     let ledger = Ledger::of(&redis, &samples);
     submit(&redis, "default", &samples);
     ledger.wait_for(20);
-    let is_forkserver = |pid: &i32| title_of(*pid) == "conserver: forkserver";
+    let is_forkserver = |pid: &i32| name_of(*pid) == "conserver-fork";
     let forkserver = daemon.family().into_iter().find(is_forkserver);
     let forkserver = forkserver.expect("a forkserver");
     kill(Pid::from_raw(forkserver), Signal::SIGKILL).expect("it runs");

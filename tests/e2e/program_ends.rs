@@ -5,8 +5,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, LINGERING, PATIENCE, Programs, Redis, Sample, chain, children_of, exec,
-    fresh, is_alive, submit, title_of, wait_until, wait_until_gone, wait_until_reaped,
+    Conserver, Daemon, LINGERING, PATIENCE, Programs, Redis, Sample, chain, children_of,
+    command_line_of, exec, fresh, is_alive, submit, wait_until, wait_until_gone, wait_until_reaped,
 };
 
 #[test]
@@ -118,7 +118,9 @@ fn nothing_is_left_of_the_programs_of_a_worker_that_is_killed() {
     let (killed, kept) = (theirs(workers[&1]), theirs(workers[&2]));
     assert_eq!((killed.len(), kept.len()), (4, 4));
     let warden = children_of(workers[&1]);
-    let warden = warden.iter().find(|pid| title_of(**pid).contains("warden"));
+    let warden = warden
+        .iter()
+        .find(|pid| command_line_of(**pid).contains("warden"));
     let warden = *warden.expect("a warden");
     kill(Pid::from_raw(workers[&1]), Signal::SIGKILL).expect("the worker runs");
     wait_until_gone(&killed);
@@ -149,7 +151,7 @@ fn a_warden_that_is_killed_is_replaced_and_knows_what_it_is_to_watch() {
     let wardens = || -> Vec<i32> {
         let children = workers.values().flat_map(|pid| children_of(*pid));
         children
-            .filter(|pid| is_alive(*pid) && title_of(*pid).contains("warden"))
+            .filter(|pid| is_alive(*pid) && command_line_of(*pid).contains("warden"))
             .collect()
     };
     let first = wardens();

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Hook, Ledger, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample, chain,
-    fresh, is_alive, processes_mentioning, same, submit, title_of, wait_until, wait_until_reaped,
+    command_line_of, fresh, is_alive, processes_mentioning, same, submit, wait_until,
+    wait_until_reaped,
 };
 
 /// A link with state: each interpreter counts its vCons, and writes into each what it finds there.
@@ -299,11 +300,11 @@ fn the_password_of_redis_reaches_the_module_and_nobody_else() {
     for text in [shown, daemon.output()] {
         assert!(!text.contains(REDIS_PASSWORD), "{text}");
     }
-    let titles: Vec<String> = daemon.family().into_iter().map(title_of).collect();
+    let lines: Vec<String> = daemon.family().into_iter().map(command_line_of).collect();
     assert!(
-        titles.iter().any(|title| title.ends_with(" telling")),
-        "{titles:?}"
+        lines.iter().any(|line| line.ends_with(" telling")),
+        "{lines:?}"
     );
-    assert!(!titles.concat().contains(REDIS_PASSWORD), "{titles:?}");
+    assert!(!lines.concat().contains(REDIS_PASSWORD), "{lines:?}");
     daemon.stop();
 }

@@ -343,7 +343,7 @@ fn a_login_that_is_refused_later_is_waited_for() {
         let left = redis.ask::<i64>(&["PTTL", "conserver:instance:here"]);
         left > std::mem::replace(&mut last, if left > 0 { left } else { i64::MAX })
     });
-    let monitor = Pid::from_raw(daemon.process("conserver: monitor"));
+    let monitor = Pid::from_raw(daemon.process("conserver-mon"));
     redis.ask::<()>(&["ACL", "SETUSER", "conserver", "resetpass", ">other"]);
     redis.ask::<i64>(&["CLIENT", "KILL", "USER", "conserver"]);
     daemon.wait_for_log("Redis is away", PATIENCE);

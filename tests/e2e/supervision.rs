@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, fresh, is_alive, preload, submit,
-    wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Redis, chain, delay, exec, fresh, is_alive, preload,
+    submit, wait_until,
 };
 
 fn ready(daemon: &Daemon) -> u64 {
@@ -134,6 +134,43 @@ fn a_worker_that_refuses_its_configuration_is_told_of_once() {
 }
 
 #[test]
+fn a_worker_that_refuses_its_configuration_ends_a_rolling_restart_and_the_spare_stands_in() {
+    let redis = Redis::plain();
+    // A drain waits for a program.
+    let slow = exec(&json!({"command": ["sh", "-c", "sleep 3; cat"]}));
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[("slow", slow)], &[]))
+        .method("spawn")
+        .workers(2)
+        .start();
+    daemon.wait_for_workers(2);
+    let samples = fresh(2);
+    submit(&redis, "default", &samples);
+    wait_until("each worker has one", PATIENCE, || {
+        redis.length("default") == 0
+    });
+    daemon.signal(Signal::SIGHUP);
+    wait_until("Worker-1 drains", PATIENCE, || {
+        daemon.status().unwrap_or_default()["workers"][0]["state"] == "draining"
+    });
+    let accepted = daemon.conserver().runtime_folder().join("here.config");
+    fs::write(&accepted, "chains: [").expect("a file");
+    daemon.wait_for_log("The workers are not replaced", PATIENCE);
+    wait_until("Worker-2 and the spare work", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        status["state"] == "running" && status["workers_ready"] == 2
+    });
+    let status = daemon.status().unwrap_or_default();
+    assert_eq!(status["workers"][0]["state"], "refused", "{status}");
+    Ledger::of(&redis, &samples).settles();
+    assert_eq!(daemon.count_in_log("All workers are replaced"), 0);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("All workers are replaced", PATIENCE);
+    daemon.wait_for_workers(2);
+    daemon.stop();
+}
+
+#[test]
 fn when_every_worker_refuses_its_configuration_the_daemon_ends_with_78() {
     let redis = Redis::plain();
     let mut daemon = Conserver::with(&redis)
@@ -170,7 +207,7 @@ fn a_vcon_beyond_its_chains_time_takes_its_worker_along_and_alone_has_the_blame(
     submit(&redis, "patient", &patient);
     wait_until("one is in hand", PATIENCE, || redis.length("patient") == 0);
     submit(&redis, "default", &hasty);
-    daemon.wait_for_log("for 1 s, which is its chain's timeout", PATIENCE);
+    daemon.wait_for_log("its limit of 1 s (its chain's timeout", PATIENCE);
     wait_until("it is a dead letter", PATIENCE, || {
         redis.length("DLQ:default") == 1
     });

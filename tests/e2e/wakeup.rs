@@ -224,7 +224,7 @@ fn lanes_look_by_themselves_while_the_monitor_is_frozen() {
     let redis = Redis::plain();
     let daemon = conserver(&redis).lanes(2).start();
     wait_until_idle(&redis, 2);
-    let monitor = daemon.process("conserver: monitor");
+    let monitor = daemon.process("conserver-mon");
     signal(monitor, Signal::SIGSTOP);
     for _ in 0..3 {
         is_taken_soon(&redis);
@@ -241,7 +241,7 @@ fn lanes_are_woken_while_the_monitor_is_restarted() {
     let daemon = conserver(&redis).lanes(2).start();
     for _ in 0..3 {
         wait_until_blocked(&redis, 2);
-        signal(daemon.process("conserver: monitor"), Signal::SIGKILL);
+        signal(daemon.process("conserver-mon"), Signal::SIGKILL);
         is_taken_soon(&redis);
         wait_until("there is another monitor", PATIENCE, || {
             daemon.status().unwrap_or_default()["monitor"]["pid"].is_i64()

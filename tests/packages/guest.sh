@@ -120,7 +120,7 @@ contains() { case $1 in *"$2"*) ;; *) echo "$2 is not in: $1"; return 1 ;; esac;
 stored() { in_guest 'find /var/lib/conserver/vcons -name "*.json" 2>/dev/null | wc -l'; }
 has_stored() { equals "$(stored)" "$1"; }
 main_pid_is_new() { [ "$(property MainPID)" != "$1" ] && is_active; }
-workers() { in_guest 'pgrep -f "^conserver: worker " | sort' || true; }
+workers() { in_guest 'pgrep "^conserver-w" | sort' || true; }
 workers_are_new() { [ -n "$(workers)" ] && [ -z "$(comm -12 <(echo "$1") <(workers))" ]; }
 logged() { in_guest "journalctl ${2:--u conserver} --no-pager -o cat | grep -cF -- '$1'"; }
 install_deb() { in_guest "dpkg --force-confold -i /test/*-$1_*.deb 2>&1"; }

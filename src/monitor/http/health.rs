@@ -119,7 +119,7 @@ fn is_steady(place: &PlaceView, now: u64) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::scoreboard::{Header, Shape, SlotView};
+    use crate::scoreboard::{BoardHeader, Shape, SlotView};
 
     const NOW: u64 = 1_000_000;
     const BEAT: Duration = Duration::from_secs(5);
@@ -144,7 +144,7 @@ mod tests {
         Snapshot {
             config: "here.config".into(),
             taken: NOW,
-            header: Header {
+            header: BoardHeader {
                 nonce: 1,
                 shape: Shape::of(1, 0, 0, 0),
                 pid: 4711,

@@ -256,7 +256,7 @@ impl Server {
         {
             return Arc::clone(answer);
         }
-        let judged = match Snapshot::glance(&self.serving.board) {
+        let judged = match Snapshot::without_figures(&self.serving.board) {
             Ok(snapshot) => self.health.judge(&snapshot, self.serving.beat),
             Err(error) => Err(vec![error.to_string()]),
         };

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Conserver, Leashed, PATIENCE, children_of, is_alive, tail, title_of, wait_until};
+use super::{Conserver, Leashed, PATIENCE, children_of, is_alive, name_of, tail, wait_until};
 
 /// A running daemon; the end of the test is its end.
 pub struct Daemon {
@@ -116,11 +116,11 @@ impl Daemon {
         family
     }
 
-    /// The process of this title, as `ps` shows it.
-    pub fn process(&self, title: &str) -> i32 {
-        let is_it = |pid: &i32| title_of(*pid) == title;
+    /// The process of this name, as `ps -o comm` shows it.
+    pub fn process(&self, name: &str) -> i32 {
+        let is_it = |pid: &i32| name_of(*pid) == name;
         let found = self.family().into_iter().find(is_it);
-        found.unwrap_or_else(|| panic!("there is no {title}"))
+        found.unwrap_or_else(|| panic!("there is no {name}"))
     }
 
     /// The program with the same settings, for other commands.

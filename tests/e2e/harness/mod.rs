@@ -65,8 +65,8 @@ pub use nginx::{Nginx, Terms};
 pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
-    children_of, descriptors_of, is_alive, peak_memory_of, processes_mentioning, resident_set_of,
-    running_in_group, title_of, zombies_of,
+    children_of, command_line_of, descriptors_of, is_alive, name_of, peak_memory_of,
+    processes_mentioning, resident_set_of, running_in_group, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
 pub use prometheus::{Format, Scrape};

@@ -87,8 +87,14 @@ pub fn descriptors_of(pid: i32) -> Vec<String> {
         .collect()
 }
 
-/// The title of a process, as `ps` shows it.
-pub fn title_of(pid: i32) -> String {
+/// The name of a process, as `ps -o comm` shows it.
+pub fn name_of(pid: i32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+/// The command line of a process, as `ps -o args` shows it.
+pub fn command_line_of(pid: i32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).replace('\0', " ");
     line.trim_end().to_owned()

@@ -19,7 +19,7 @@ use self::barrier::Barrier;
 use self::history::History;
 use super::{all_are, config, has_tags, is_newer, newer, settles, tag};
 use crate::harness::{
-    Conserver, Daemon, Files, PATIENCE, Redis, Sample, running_in_group, same, submit, title_of,
+    Conserver, Daemon, Files, PATIENCE, Redis, Sample, name_of, running_in_group, same, submit,
     wait_until,
 };
 
@@ -154,9 +154,8 @@ impl Scene {
     /// The workers and their PIDs, as soon as all of them run.
     fn workers(&self) -> BTreeMap<usize, i32> {
         let number = |pid: i32| {
-            let title = title_of(pid);
-            let rest = title.strip_prefix("conserver: worker ")?;
-            Some((rest.split_once(' ')?.0.parse().ok()?, pid))
+            let name = name_of(pid);
+            Some((name.strip_prefix("conserver-w")?.parse().ok()?, pid))
         };
         let mut workers = BTreeMap::new();
         wait_until("all workers run", PATIENCE, || {

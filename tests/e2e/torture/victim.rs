@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use super::run::{Event, Run};
 use super::servers::millis;
-use crate::harness::{Conserver, Daemon, PATIENCE, running_in_group, title_of};
+use crate::harness::{Conserver, Daemon, PATIENCE, name_of, running_in_group};
 
 /// After this many seconds without a sign of life, an instance counts as dead.
 pub const HEARTBEAT_TTL: u64 = 3;
@@ -116,14 +116,14 @@ impl<'a> Victim<'a> {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::KillWorker => self.kill_titled("conserver: worker", 1, Event::WorkerKilled),
+            Act::KillWorker => self.kill_named("conserver-w", 1, Event::WorkerKilled),
             Act::KillSeveral => {
                 let count = self.random.usize(2..=4);
-                self.kill_titled("conserver: worker", count, Event::WorkerKilled);
+                self.kill_named("conserver-w", count, Event::WorkerKilled);
             }
-            Act::KillMonitor => self.kill_titled("conserver: monitor", 1, Event::MonitorKilled),
+            Act::KillMonitor => self.kill_named("conserver-mon", 1, Event::MonitorKilled),
             Act::KillForkserver => {
-                self.kill_titled("conserver: forkserver", 1, Event::ForkserverKilled);
+                self.kill_named("conserver-fork", 1, Event::ForkserverKilled);
             }
             Act::KillSupervisor => {
                 self.daemon.signal(Signal::SIGKILL);
@@ -156,7 +156,7 @@ impl<'a> Victim<'a> {
                 self.run.note(self.name, Event::Reload, "");
             }
             Act::FreezeWorker => {
-                let workers = self.titled("conserver: worker");
+                let workers = self.named("conserver-w");
                 if let Some(worker) = self.random.choice(workers) {
                     self.freeze(worker, Event::WorkerFrozen);
                 }
@@ -176,18 +176,18 @@ impl<'a> Victim<'a> {
         }
     }
 
-    /// Its processes with such a title.
-    fn titled(&self, title: &str) -> Vec<i32> {
+    /// Its processes whose names begin like this.
+    fn named(&self, name: &str) -> Vec<i32> {
         let mut pids = running_in_group(self.daemon.pid());
-        pids.retain(|pid| title_of(*pid).starts_with(title));
+        pids.retain(|pid| name_of(*pid).starts_with(name));
         pids
     }
 
-    fn kill_titled(&mut self, title: &str, count: usize, event: Event) {
-        let mut pids = self.titled(title);
+    fn kill_named(&mut self, name: &str, count: usize, event: Event) {
+        let mut pids = self.named(name);
         self.random.shuffle(&mut pids);
         for pid in pids.into_iter().take(count) {
-            let shown = title_of(pid);
+            let shown = name_of(pid);
             if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
                 let detail = format!("PID {pid} ({shown})");
                 self.run.note(self.name, event, &detail);
@@ -227,7 +227,7 @@ impl<'a> Victim<'a> {
         let (start, group) = (Instant::now(), before.pid());
         while !running_in_group(group).is_empty() {
             if start.elapsed() > Duration::from_secs(5) {
-                let left: Vec<String> = running_in_group(group).into_iter().map(title_of).collect();
+                let left: Vec<String> = running_in_group(group).into_iter().map(name_of).collect();
                 let name = self.name;
                 self.run
                     .fault(format!("{name}: these outlived their supervisor: {left:?}"));

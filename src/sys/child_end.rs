@@ -1,4 +1,4 @@
-//! Collecting children that have ended.
+//! How a child ended: reaping it, or only looking.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub enum End {
         /// Whether it left a core dump.
         core: bool,
     },
-    /// Somewhere else, unseen.
+    /// Another process reaped it.
     Unseen,
 }
 
@@ -49,13 +49,13 @@ fn signal_name(number: i32) -> String {
     format!("signal {number}")
 }
 
-/// Collects one child that has ended, without waiting.
+/// Reaps one child that has ended, without waiting.
 pub fn reap() -> Option<(Pid, End)> {
     collect(-1)
 }
 
-/// Collects the child `pid`, or with -1 any child, where it has ended. Decoded here: a library
-/// that has no name for the signal would have consumed the child by the time it says so.
+/// Reaps the child `pid`, or with -1 any child, if it has ended. The status is decoded here, because a
+/// library that has no name for the signal fails only after it has reaped the child.
 fn collect(pid: i32) -> Option<(Pid, End)> {
     loop {
         let mut status = 0;
@@ -77,13 +77,13 @@ fn collect(pid: i32) -> Option<(Pid, End)> {
     }
 }
 
-/// Collects the child `pid` where it has ended, without waiting.
+/// Reaps the child `pid` if it has ended, without waiting.
 pub fn reap_child(pid: Pid) -> Option<End> {
     collect(pid.as_raw()).map(|(_, end)| end)
 }
 
-/// Looks whether the child `pid` has ended, and leaves it there: its PID is not given to another
-/// process before it is collected.
+/// Looks whether the child `pid` has ended, and does not reap it: until then its PID is not given to
+/// another process.
 pub fn peek(pid: Pid) -> Option<End> {
     let id = libc::id_t::try_from(pid.as_raw()).ok()?;
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
@@ -110,7 +110,7 @@ pub fn peek(pid: Pid) -> Option<End> {
     }
 }
 
-/// Nothing for a child that was stopped or goes on, which nobody asked to be told of.
+/// `None` for a child that was stopped or continued, which nobody asked to hear of.
 fn decode(status: i32) -> Option<End> {
     if libc::WIFEXITED(status) {
         Some(End::Exited(libc::WEXITSTATUS(status)))

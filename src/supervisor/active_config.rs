@@ -1,8 +1,8 @@
-//! The configuration in force: read by the supervisor alone, handed to everyone.
+//! The configuration in force: only the supervisor reads `config.yml`, and hands it to its children.
 //!
-//! A file that does not check never replaces one that did. The text of the one in force is kept
-//! beside the scoreboard, private to this user, for children that are not forked from here and
-//! for workers that are at work already.
+//! A file that is not valid never replaces one that was. The text in force is kept beside the
+//! scoreboard, private to this user, for children that are not forked from the supervisor and for
+//! workers that run already.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -16,17 +16,17 @@ use crate::runtime_dir;
 use crate::scoreboard::{Board, SeriesKind, Shape};
 
 /// The configuration in force.
-pub(super) struct Followed {
+pub(super) struct ActiveConfig {
     file: PathBuf,
     stamp: Option<Stamp>,
     text: String,
-    /// What new workers forked from here begin with.
-    pub config: Arc<Config>,
+    /// What workers forked from the supervisor begin with.
+    pub parsed: Arc<Config>,
     /// Its number.
     pub generation: u64,
 }
 
-impl Followed {
+impl ActiveConfig {
     /// Puts the first configuration in force.
     pub fn begin(source: Source, file: PathBuf, board: &mut Board) -> io::Result<Self> {
         keep(&board.config_path(), &source.text)?;
@@ -36,7 +36,7 @@ impl Followed {
             file,
             stamp: source.stamp,
             text: source.text,
-            config: Arc::new(source.config),
+            parsed: Arc::new(source.config),
             generation: 1,
         })
     }
@@ -46,8 +46,8 @@ impl Followed {
         &self.file
     }
 
-    /// Reads the file again if it has changed. The kept text is replaced where someone, like a
-    /// service that clears temporary folders, has removed it.
+    /// Reads the file again if it has changed. The kept text is replaced if someone, like a service that
+    /// clears temporary folders, has removed it.
     pub fn look(&mut self, board: &mut Board) {
         let kept = board.config_path();
         if runtime_dir::open(&kept, OpenOptions::new().read(true)).is_err()
@@ -60,7 +60,7 @@ impl Followed {
         }
     }
 
-    /// Reads the file again, and answers whether it is in force now.
+    /// Reads the file again. Returns whether it is in force now.
     pub fn read(&mut self, board: &mut Board) -> bool {
         self.stamp = Stamp::of(&self.file);
         // No file may bring the supervisor down.
@@ -83,27 +83,27 @@ impl Followed {
         }
         self.stamp = source.stamp;
         self.text = source.text;
-        self.config = Arc::new(source.config);
+        self.parsed = Arc::new(source.config);
         self.generation += 1;
-        make_room(&self.config, board);
+        make_room(&self.parsed, board);
         board.set_config(self.generation);
         let file = self.file.display();
         log::info!("Configuration {file} was read and is in force");
-        for warning in self.config.warnings.lines() {
+        for warning in self.parsed.warnings.lines() {
             log::warn!("{warning}");
         }
         true
     }
 }
 
-/// The sizes of a scoreboard for this configuration, and for others that come later.
+/// The sizes of a scoreboard for this configuration, and for later ones.
 pub(super) fn shape(lanes: usize, config: &Config) -> Shape {
     let (links, storages) = (config.links.len(), config.storages.len());
     Shape::of(lanes, config.chains.len(), links, storages)
 }
 
-/// Makes room on the scoreboard for the figures of everything in the configuration. Without it
-/// vCons are processed all the same.
+/// Makes room on the scoreboard for the figures of every chain, link and storage. vCons are processed
+/// without them too.
 fn make_room(config: &Config, board: &mut Board) {
     let chains = config.chains.iter().map(|chain| &chain.name);
     let chains = chains.map(|name| (SeriesKind::Chain, name.as_str()));
@@ -115,17 +115,19 @@ fn make_room(config: &Config, board: &mut Board) {
         .storages
         .keys()
         .map(|name| (SeriesKind::Storage, name.as_str()));
-    // If there is too little of it, what holds chains up is to be seen.
+    // If there is too little, storages come first: they hold chains up.
     match board.keep_figures_of(storages.chain(links).chain(chains)) {
         Ok(0) => {}
         Ok(left_out) => log::warn!(
-            "There is no room left for the figures of {left_out} chains, links and storages, until the next restart"
+            "no room for the figures of {left_out} chains, links and storages until the next restart"
         ),
-        Err(error) => log::error!("New chains, links and storages have no figures: {error}"),
+        Err(error) => log::error!(
+            "could not make room for the figures of new chains, links and storages: {error}"
+        ),
     }
 }
 
-/// Writes the text in the place of the former one, in one step.
+/// Replaces the kept text in one step.
 fn keep(path: &Path, text: &str) -> io::Result<()> {
     let draft = path.with_extension("config-draft");
     match fs::remove_file(&draft) {

@@ -1,4 +1,4 @@
-//! The supervisor's signals, as something a poll can wait for.
+//! Signals of this process: blocked across the start of another process, or caught for a poll loop.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,18 +6,54 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::{SigId, flag, low_level};
 
-/// Signals of this process, caught from the making of this value to its drop.
-pub(super) struct Signals {
+/// Signals are blocked for this thread until the value is dropped.
+pub struct HeldSignals {
+    before: SigSet,
+    keep: bool,
+}
+
+/// Blocks every signal that can be blocked.
+pub fn hold_signals() -> io::Result<HeldSignals> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    Ok(HeldSignals {
+        before,
+        keep: false,
+    })
+}
+
+/// Unblocks all signals for this thread.
+pub fn release_signals() -> io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+impl HeldSignals {
+    /// Leaves the signals blocked until [`release_signals`].
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Setting a mask that was in force before cannot fail.
+            let _ = self.before.thread_set_mask();
+        }
+    }
+}
+
+/// The signals that this process catches while the value lives, as something that `poll` can wait for.
+pub struct CaughtSignals {
     wake: UnixStream,
     caught: Vec<(Signal, Arc<AtomicBool>)>,
     ids: Vec<SigId>,
 }
 
-impl Signals {
-    /// Catches `signals`; [`Signals::take`] answers them in the order given here.
+impl CaughtSignals {
+    /// Catches `signals`; [`CaughtSignals::take`] returns them in the order given here.
     pub fn catch(signals: &[Signal]) -> io::Result<Self> {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -58,7 +94,7 @@ impl Signals {
     }
 }
 
-impl Drop for Signals {
+impl Drop for CaughtSignals {
     fn drop(&mut self) {
         for id in self.ids.drain(..) {
             low_level::unregister(id);
