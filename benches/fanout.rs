@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use comfy_table::Table;
 use conserver::deadline::Deadline;
-use conserver::storage::fanout::{Backend, Crew};
+use conserver::storage::fan_out::{Backend, Crew};
 use conserver::vcon::Leaving;
 
 use backend::Taking;

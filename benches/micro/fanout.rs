@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{mem, thread};
 
 use conserver::deadline::Deadline;
-use conserver::storage::fanout::{Backend, Crew};
+use conserver::storage::fan_out::{Backend, Crew};
 use divan::Bencher;
 
 use crate::backend::{Taking, lent_again, vcon};

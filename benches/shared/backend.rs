@@ -7,7 +7,7 @@ use std::time::Duration;
 use conserver::deadline::Deadline;
 use conserver::failure::Failure;
 use conserver::storage::Storage;
-use conserver::storage::fanout::{Backend, Outcome};
+use conserver::storage::fan_out::{Backend, Outcome};
 use conserver::vcon::{Leaving, Outgoing, VconId, Version};
 
 /// A backend that takes so long to save.

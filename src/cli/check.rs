@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table};
 use super::shown::{complain, complain_lines, say_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
-use crate::http;
+use crate::http_client;
 use crate::monitor::{self, arrival};
 use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
 use crate::scoreboard::MOST_SERIES;
@@ -275,7 +275,7 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
     let followers = config.followers.iter().map(|follower| {
         let url = follower.url.clone();
         Probe::start(format!("server of follower {}", follower.name), move || {
-            http::reach(&http::agent(), &url)
+            http_client::reach(&http_client::agent(), &url)
                 .map(|()| "can be reached".to_owned())
                 .map_err(|failure| Problem::unavailable(failure.message))
         })

@@ -11,7 +11,7 @@ use super::error::{ConfigErrors, Fault, Findings};
 use super::options::Options;
 use super::yaml::{self, Entry, Kind, Mapping};
 use super::{ListName, read, source};
-use crate::http::Url;
+use crate::http_client::Url;
 use crate::secret::Secret;
 
 /// The seconds between two pulls, where the file does not name them.

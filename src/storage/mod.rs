@@ -4,16 +4,14 @@
 //! It belongs to one lane, connects when first used, keeps its connection, and is opened anew by
 //! the lane after a panic.
 
-mod bounded;
-pub mod crowd;
 mod elasticsearch;
-pub mod fanout;
+pub mod fan_out;
 mod file;
-mod not_built_in;
 mod postgres;
 mod redis_storage;
 mod s3;
-mod webhook;
+mod timed_call;
+pub(crate) mod webhook;
 
 /// What fuzzers run.
 #[cfg(any(test, fuzzing))]
@@ -26,7 +24,7 @@ use std::time::Duration;
 
 use chrono::NaiveDate;
 
-pub use not_built_in::NOT_BUILT_IN;
+pub use self::postgres::share_latest_refusal;
 
 use crate::config::Options;
 use crate::deadline::Deadline;
@@ -170,3 +168,53 @@ pub const MODULES: &[Module] = &[
 
 /// The storages that get the version of `EGRESS_FORMAT_VERSION`; the others get that of Redis.
 pub const DOWNGRADED: [&str; 3] = ["storage.postgres", "storage.s3", "storage.elasticsearch"];
+
+/// Storages of the existing deployment that are not here: the name in `config.yml`, and what to do instead.
+pub const NOT_BUILT_IN: &[(&str, &str)] = &[
+    (
+        "storage.mongo",
+        "the client library of MongoDB works only inside an asynchronous runtime, which this daemon \
+         does without; use `storage.postgres`, whose column `vcon_json` can be queried and indexed",
+    ),
+    (
+        "storage.sftp",
+        "the SSH libraries either work only inside an asynchronous runtime, which this daemon does \
+         without, or need OpenSSL and an unreleased version of libssh2; use `storage.file` with a \
+         `path` on a file system mounted with sshfs",
+    ),
+    (
+        "storage.vcon_mcp",
+        "its service takes vCons as JSON; use `storage.webhook` with `<base_url>/vcons` among the \
+         `webhook-urls`, and `Authorization: Bearer <api_key>` among the `headers`",
+    ),
+    (
+        "storage.supabase_direct",
+        "it fills tables of its own; use `storage.postgres`, which keeps whole vCons in one table of \
+         the same database",
+    ),
+    (
+        "storage.milvus",
+        "it has OpenAI compute embeddings of each vCon; let a program of your own do that with the \
+         vCons of an egress list",
+    ),
+    (
+        "storage.chatgpt_files",
+        "it uploads each vCon to OpenAI; let a program of your own do that with the vCons of an \
+         egress list",
+    ),
+    (
+        "storage.dataverse",
+        "it needs tokens of Microsoft's login service; use `storage.webhook` with a service that \
+         writes to Dataverse",
+    ),
+    (
+        "storage.spaceandtime",
+        "it needs the client library of Space and Time; use `storage.webhook` with a service that \
+         writes there",
+    ),
+    (
+        "storage.scitt",
+        "it signs and registers statements about a vCon, and keeps none; let a program of your own do \
+         that with the vCons of an egress list",
+    ),
+];

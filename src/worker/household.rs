@@ -11,7 +11,7 @@ use super::shared::{Shared, spread};
 use crate::procfs;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
-use crate::storage::crowd;
+use crate::storage::share_latest_refusal;
 
 /// How often it is looked whether the ingress lists are watched for the lanes that wait.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -105,7 +105,7 @@ impl<'a> House<'a> {
             shared.wakeup.wake_all();
         }
         // Who has connections to spare is to know that others want them, in whichever process.
-        crowd::exchange(shared.slot.exchange_refusal(crowd::exchange(0)));
+        share_latest_refusal(shared.slot.exchange_refusal(share_latest_refusal(0)));
         // Its requests have a limit well below the time that a worker may be silent.
         if self.lease.is_due() && self.renewal.is_due() {
             self.renewal.renew();

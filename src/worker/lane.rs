@@ -27,7 +27,7 @@ use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
-use crate::storage::fanout::Crew;
+use crate::storage::fan_out::Crew;
 
 /// What a document of more bytes than this leaves free is given back to the system.
 const LARGE: usize = 1 << 20;

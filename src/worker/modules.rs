@@ -15,7 +15,7 @@ use crate::config::{Chain, Config, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
-use crate::storage::fanout::Backend;
+use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
 use crate::vcon::{Vcon, VconId};
 

@@ -31,7 +31,7 @@ use crate::queue::{
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::settings::RedisFormat;
-use crate::storage::fanout::Crew;
+use crate::storage::fan_out::Crew;
 use crate::vcon::{self, Merged, VconId};
 
 /// A changed document of more bytes than this is let go before the next vCon is asked for, so that

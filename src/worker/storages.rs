@@ -11,7 +11,7 @@ use super::retry::Retry;
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{Reason, StorageLetter};
 use crate::scoreboard::Event;
-use crate::storage::fanout;
+use crate::storage::fan_out;
 use crate::vcon::{Leaving, VconId};
 
 impl Pipeline<'_, '_, '_> {
@@ -106,7 +106,7 @@ impl Pipeline<'_, '_, '_> {
             |deadline| writers.save_all(backends, leaving, deadline, parallel),
             |outcomes| {
                 let failed =
-                    |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
+                    |it: &fan_out::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
                 outcomes.iter().any(failed)
             },
         );

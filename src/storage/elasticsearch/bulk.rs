@@ -6,12 +6,10 @@ use serde::de::{DeserializeSeed as _, MapAccess};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use super::answer::{self, Each, Form, Pick, Picking, Single};
-use super::documents::Document;
-use super::fault::{self, Blame, Reason};
-use super::former::Place;
-use super::request::shown;
-use crate::http::EXPLANATION;
+use super::client::{self, Each, Form, Pick, Picking, Single, shown};
+use super::documents::{Document, Place};
+use super::errors::{self, Blame, Reason};
+use crate::http_client::EXPLANATION;
 use crate::vcon::VconId;
 
 /// The actions of a request, in their order.
@@ -174,7 +172,7 @@ impl Tally<'_> {
         if action.may_be_missing && status == 404 {
             return;
         }
-        match fault::blame(status, &reason) {
+        match errors::blame(status, &reason) {
             Blame::VCon if !action.may_be_missing => self.is_the_vcons = true,
             Blame::Doubt if !action.may_be_missing => {
                 self.doubtful.push((action.index.clone(), action.number));
@@ -184,7 +182,7 @@ impl Tally<'_> {
         }
         if self.refused == 0 {
             let (part, index) = (&action.part, shown(&action.index));
-            let why = fault::described(status, &reason);
+            let why = errors::described(status, &reason);
             self.first = format!("{part} in index {index}: {why}");
         }
         self.refused += 1;
@@ -225,15 +223,15 @@ pub(super) fn read(
             map: &mut A,
         ) -> Result<(), A::Error> {
             if name != "items" {
-                return answer::pass_over(map);
+                return client::pass_over(map);
             }
             let mut each = |item: Item| (self.0)(item.0);
-            self.1 = answer::value(map, &mut Each(&mut each))? == Form::List;
+            self.1 = client::value(map, &mut Each(&mut each))? == Form::List;
             Ok(())
         }
     }
     let mut items = Items(each, false);
-    answer::read(reader, &mut items)?;
+    client::read_json(reader, &mut items)?;
     Ok(items.1)
 }
 
@@ -252,9 +250,9 @@ impl<'de> Deserialize<'de> for Item {
                 map: &mut A,
             ) -> Result<(), A::Error> {
                 if self.0.is_some() {
-                    return answer::pass_over(map);
+                    return client::pass_over(map);
                 }
-                answer::value(map, self.0.insert(About::default())).map(|_| ())
+                client::value(map, self.0.insert(About::default())).map(|_| ())
             }
         }
         #[derive(Default)]
@@ -270,14 +268,14 @@ impl<'de> Deserialize<'de> for Item {
             ) -> Result<(), A::Error> {
                 match name {
                     "status" => {
-                        let status = answer::single(map)?;
+                        let status = client::single(map)?;
                         self.status = match status {
                             Single::Number(status) => Some(status),
                             _ => None,
                         };
                     }
                     "error" => self.reason = Reason::of(map)?,
-                    _ => answer::pass_over(map)?,
+                    _ => client::pass_over(map)?,
                 }
                 Ok(())
             }
@@ -289,5 +287,85 @@ impl<'de> Deserialize<'de> for Item {
             200..300 => Verdict::Done,
             _ => Verdict::Refused(status, about.reason),
         })))
+    }
+}
+
+/// What a fuzzer runs on answers of Elasticsearch, and on the documents that it is sent.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub mod fuzz {
+    use super::super::documents::{self, Document, Found, Section, Window, found, indices};
+    use super::super::errors::{self, Reason, Trial};
+    use super::Bulk;
+    use crate::fuzzing::{LONGEST_MESSAGE, id};
+    use crate::vcon::{Vcon, Version};
+
+    /// An answer to each of its requests; and as a document, which is sent.
+    pub fn answer(data: &[u8]) {
+        let reason = Reason::of_answer(data);
+        assert!(reason.is_as(&reason));
+        let told = errors::described(400, &reason);
+        assert!(
+            told.len() <= LONGEST_MESSAGE && !told.chars().any(char::is_control),
+            "{told:?}"
+        );
+
+        let id = id();
+        let document = |number| Document {
+            section: Section::Dialog,
+            number,
+            index: format!("vcon_dialog{}", number % 2),
+            json: format!("{{\"n\":{number}}}"),
+        };
+        let documents: Vec<Document> = (0..2).map(document).collect();
+        let mut bulk = Bulk::new(&id);
+        documents.iter().for_each(|document| bulk.index(document));
+        let mut tally = bulk.tally();
+        let mut told = 0;
+        let read = super::read(&mut &*data, &mut |verdict| {
+            told += 1;
+            tally.take(verdict);
+        });
+        if let (Ok(true), Ok(refusal)) = (read, tally.end()) {
+            // It speaks of each part.
+            assert_eq!(told, documents.len());
+            if let Some(refusal) = refusal {
+                let (message, doubtful) = (&refusal.message, &refusal.doubtful);
+                assert!(message.len() <= LONGEST_MESSAGE, "{message:?}");
+                assert!(!message.chars().any(char::is_control), "{message:?}");
+                let blamed = usize::from(refusal.is_the_vcons) + doubtful.len();
+                assert!(blamed + refusal.indices.len() > 0);
+                let trial = Trial::of(&id, &documents, doubtful);
+                if let Ok(verdicts) = trial.read(&mut &*data) {
+                    trial.culprit(&verdicts);
+                    trial.leaves_something(&verdicts);
+                }
+            }
+        }
+        let indices = indices("", &mut &*data).ok().flatten();
+        for (section, names) in indices.into_iter().flatten() {
+            let places: Vec<_> = Window::first(1).places(section, &names[..1]).collect();
+            if let Ok(Found::In(found)) = found(&places, &mut &*data) {
+                assert!(found.len() <= places.len());
+            }
+        }
+        sent(data);
+    }
+
+    /// Each part of a vCon is sent on a line of its own, with an index that may be one.
+    fn sent(data: &[u8]) {
+        let Ok(mut vcon) = Vcon::parse(id(), String::from_utf8_lossy(data).into_owned()) else {
+            return;
+        };
+        let Ok(documents) = documents::of(&vcon.outgoing(Version::Current), "") else {
+            return;
+        };
+        for document in documents {
+            assert!(!document.json.contains('\n'), "{}", document.json);
+            assert!(document.index.len() <= 255 && document.index.starts_with("vcon_"));
+            let is_bad =
+                |c: char| c.is_control() || c.is_whitespace() || "\\/*?\"<>|,#:".contains(c);
+            assert!(!document.index.contains(is_bad), "{:?}", document.index);
+        }
     }
 }

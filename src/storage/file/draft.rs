@@ -19,7 +19,7 @@ use chrono::Utc;
 use nix::sys::stat::{FileStat, SFlag};
 use nix::unistd::geteuid;
 
-use super::dir::{self, Dir, is_missing};
+use super::directory::{self, Dir, is_missing};
 use crate::vcon::VconId;
 
 const DRAFTS: Range<u32> = 0..50;
@@ -188,7 +188,7 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<Left> 
         Err(e) if is_missing(&e) => return Ok(Left::Absent),
         found => found?,
     };
-    if dir::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
+    if directory::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
         return Ok(Left::InUse);
     }
     let file = match dir.lockable(name) {
@@ -251,7 +251,7 @@ pub(super) fn remove_asides(
             Err(e) if is_missing(&e) => break,
             Err(e) => return Err(e),
             Ok(found) => {
-                let is_file = dir::kind(&found) == SFlag::S_IFREG;
+                let is_file = directory::kind(&found) == SFlag::S_IFREG;
                 if is_file && now.is_none_or(|now| is_dead(&found, now)) {
                     remove_unless_denied(dir, &name)?;
                 }

@@ -1,6 +1,8 @@
 //! What `storage.file` leaves on the disk.
 #![allow(clippy::unwrap_used)]
 
+use std::time::SystemTime;
+
 use super::*;
 use crate::failure::FailureKind::{Permanent, Refused};
 use crate::vcon::{CreatedAt, Version};
@@ -17,7 +19,7 @@ fn files(path: &Path) -> Files {
         compress: false,
         max_size: 1000,
         file_mode: 0o640,
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
     }

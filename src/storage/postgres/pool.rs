@@ -10,15 +10,18 @@
 //! ```
 //!
 //! The one used last is used next, so that those which are not needed stay idle. They are closed after
-//! [`IDLE`], and much sooner while any process of this daemon is refused a session (see the module
-//! `crowd`): other workers have a claim to them. A worker that has none tries again and again.
+//! [`IDLE`], and much sooner while any process of this daemon is refused a session: other workers have a claim to
+//! them, and connections are not told apart across processes. The worker hands the time of the latest refusal
+//! to the other processes of the daemon, and brings theirs ([`share_latest_refusal`]). A worker that has no
+//! session tries again and again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
-use crate::storage::crowd;
+use crate::sys;
 
 /// A session that nobody has used for so long is closed.
 const IDLE: Duration = Duration::from_secs(10);
@@ -140,11 +143,7 @@ impl Pool {
             state.is_swept = false;
             return None;
         }
-        let longest = if crowd::is_crowded() {
-            IDLE_IF_WANTED
-        } else {
-            IDLE
-        };
+        let longest = if is_crowded() { IDLE_IF_WANTED } else { IDLE };
         let spare = state
             .idle
             .partition_point(|idle| idle.since.elapsed() >= longest);
@@ -218,7 +217,7 @@ impl Permit {
     /// The server has no room for it.
     pub(super) fn refuse(mut self, why: &str) {
         self.is_answered = true;
-        crowd::note_refused();
+        note_refused();
         if let Some(pool) = self.pool.upgrade() {
             pool.lock().note_refused(why);
         }
@@ -240,6 +239,33 @@ impl Drop for Permit {
             }
         }
     }
+}
+
+/// How long a refusal counts: whoever is refused tries again before this is over.
+const CROWDED: Duration = Duration::from_secs(4);
+
+/// When a process of this daemon was last refused, as far as this one knows, in monotonic milliseconds; 0: never.
+static LATEST_REFUSAL: AtomicU64 = AtomicU64::new(0);
+
+/// This process was refused a connection, because there are too many.
+pub(super) fn note_refused() {
+    share_latest_refusal(sys::monotonic_ms());
+}
+
+/// Takes over when another process was last refused, and returns the latest time that is known.
+pub fn share_latest_refusal(known_elsewhere: u64) -> u64 {
+    LATEST_REFUSAL
+        .fetch_max(known_elsewhere, Ordering::Relaxed)
+        .max(known_elsewhere)
+}
+
+/// Whether somebody wants what this process has to spare.
+fn is_crowded() -> bool {
+    is_fresh(LATEST_REFUSAL.load(Ordering::Relaxed), sys::monotonic_ms())
+}
+
+fn is_fresh(last: u64, now: u64) -> bool {
+    last > 0 && Duration::from_millis(now.saturating_sub(last)) < CROWDED
 }
 
 #[cfg(test)]
@@ -277,7 +303,7 @@ mod tests {
     #[test]
     fn after_a_refusal_as_many_as_are_open_may_be_and_one_more_is_tried_now_and_then() {
         let (pool, mut permits) = full();
-        assert!(crowd::is_crowded());
+        assert!(is_crowded());
         pool.lock().next_try = Some(Instant::now() + LONG);
         match pool.take(Duration::ZERO) {
             Turn::Nothing(why) => assert_eq!(why, "too many"),
@@ -351,5 +377,31 @@ mod tests {
         }
         state.note_opened();
         assert_eq!(state.refusals, 0);
+    }
+
+    #[test]
+    fn a_refusal_is_known_for_some_seconds() {
+        let fresh = u64::try_from(CROWDED.as_millis()).unwrap_or_default();
+        for (last, now, expected) in [
+            (0, 0, false),
+            (0, 1, false),
+            (10_000, 10_000, true),
+            (10_000, 9_990, true),
+            (10_000, 10_000 + fresh - 1, true),
+            (10_000, 10_000 + fresh, false),
+        ] {
+            assert_eq!(is_fresh(last, now), expected, "{last} {now}");
+        }
+    }
+
+    #[test]
+    fn the_latest_time_of_all_processes_counts() {
+        let known = share_latest_refusal(1);
+        assert!(known >= 1);
+        note_refused();
+        let ours = share_latest_refusal(0);
+        assert!(ours > known || ours >= 1);
+        assert_eq!(share_latest_refusal(ours + 5), ours + 5);
+        assert_eq!(share_latest_refusal(ours), ours + 5);
     }
 }

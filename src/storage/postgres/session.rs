@@ -15,17 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use postgres::config::SslMode;
 use postgres::types::Type;
-use postgres::{Client, Config, Error, NoTls};
+use postgres::{Client, Error, NoTls};
 use uuid::Uuid;
 
-use super::fault::{is_crowded, may_work_without_options, may_work_without_tls, reason, refused};
-use super::hosts::Host;
+use super::connect::{Access, Refusal, VANISHED_MS};
+use super::errors::reason;
 use super::pool::Permit;
 use super::statements::Statements;
-use super::table::Table;
-use super::tls::Tls;
 use super::watchdog::{Times, Watchdog};
 use super::wire::{Allowance, Wire};
 use crate::deadline::Limit;
@@ -34,24 +31,6 @@ use crate::sys::SocketHold;
 
 /// The setting of a backend process that holds the UUID of the session it was started for.
 pub(super) const SESSION: &str = "conserver.session";
-
-/// A server that acknowledges nothing for so many milliseconds has vanished.
-const VANISHED_MS: u32 = 20_000;
-
-/// How a session is opened.
-#[derive(Clone)]
-pub(super) struct Access {
-    /// Tried in this order.
-    pub(super) hosts: Vec<Host>,
-    /// Without a host.
-    pub(super) config: Config,
-    /// `None` over a Unix socket.
-    pub(super) tls: Option<Tls>,
-    pub(super) table: Table,
-    pub(super) statement_timeout: Duration,
-    /// For the whole way to a session.
-    pub(super) connect_limit: Duration,
-}
 
 /// A connection, and the statements for its table.
 pub(super) struct Session {
@@ -167,7 +146,7 @@ pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
 }
 
 /// The startup parameters of a session: its timeout, and its UUID to know it by.
-fn startup_options(timeout: Duration, id: Uuid) -> String {
+pub(super) fn startup_options(timeout: Duration, id: Uuid) -> String {
     let timeout = timeout.as_millis();
     format!("-c statement_timeout={timeout} -c {SESSION}={id}")
 }
@@ -264,7 +243,7 @@ fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 /// The time after which a server has vanished, and a little more that no other socket of this
 /// process has while it connects: by that it is found. In steps that older kernels, which count in
 /// ticks, can tell as well.
-fn next_mark() -> u32 {
+pub(super) fn next_mark() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000)
 }
@@ -299,100 +278,6 @@ fn watch_over(
     Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
 }
 
-/// A connection, and the way it was made; `None` over a Unix socket.
-type Connected = (Client, Option<Wire>);
-
-impl Access {
-    /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
-    /// another way must not be lost because the last one is down.
-    fn connect(&self, mark: u32, id: Uuid, allowance: &Allowance) -> Result<Connected, Refusal> {
-        let mut config = self.config.clone();
-        config.tcp_user_timeout(Duration::from_millis(mark.into()));
-        first(self.hosts.iter().map(|host| {
-            let connected = self.connect_to(host, &config, id, allowance);
-            connected.map_err(|mut refusal| {
-                if self.hosts.len() > 1 {
-                    refusal.why = format!("{}: {}", host.shown(), refusal.why);
-                }
-                refusal
-            })
-        }))
-    }
-
-    fn connect_to(
-        &self,
-        host: &Host,
-        config: &Config,
-        id: Uuid,
-        allowance: &Allowance,
-    ) -> Result<Connected, Refusal> {
-        let configs = host.configs(config)?;
-        first(configs.into_iter().map(|plain| {
-            if host.refuses_options.load(Ordering::Relaxed) {
-                return self.dial(plain, allowance);
-            }
-            let mut config = plain.clone();
-            config.options(&startup_options(self.statement_timeout, id));
-            match self.dial(config, allowance) {
-                Err(refusal) if refusal.may_be_for_options => {
-                    let connected = self.dial(plain, allowance)?;
-                    host.refuses_options.store(true, Ordering::Relaxed);
-                    Ok(connected)
-                }
-                dialled => dialled,
-            }
-        }))
-    }
-
-    /// Connects with or without TLS, as `sslmode` says.
-    fn dial(&self, mut config: Config, allowance: &Allowance) -> Result<Connected, Refusal> {
-        let Some(tls) = &self.tls else {
-            config.ssl_mode(SslMode::Disable);
-            let client = config.connect(NoTls);
-            return client.map(|it| (it, None)).map_err(Refusal::from);
-        };
-        let mut addresses = config.get_hostaddrs().iter();
-        let is_local = addresses.all(|it| it.to_canonical().is_loopback());
-        let mut wire = tls.wire(is_local, allowance)?;
-        let client = match wire.connect(config.clone()) {
-            Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
-                wire.tls = None;
-                wire.connect(config).map_err(|second| {
-                    let is_refused = refused(&second).is_some();
-                    let mut refusal = Refusal::from(second);
-                    // What was said first is nearer to what is wrong.
-                    refusal.why = match is_refused {
-                        true => format!("{}; without TLS: {}", reason(&error), refusal.why),
-                        false => reason(&error),
-                    };
-                    refusal
-                })?
-            }
-            client => client?,
-        };
-        Ok((client, Some(wire)))
-    }
-}
-
-/// The first that succeeds. If none does, the error has each reason once.
-fn first<T>(attempts: impl Iterator<Item = Result<T, Refusal>>) -> Result<T, Refusal> {
-    let (mut reasons, mut is_crowded) = (Vec::new(), false);
-    for attempt in attempts {
-        match attempt {
-            Ok(done) => return Ok(done),
-            Err(refusal) => {
-                is_crowded |= refusal.is_crowded;
-                if !reasons.contains(&refusal.why) {
-                    reasons.push(refusal.why);
-                }
-            }
-        }
-    }
-    let mut refusal = Refusal::from(reasons.join("; "));
-    refusal.is_crowded = is_crowded;
-    Err(refusal)
-}
-
 /// Why there is no session.
 pub(super) enum NotOpened {
     /// The server has no room for it, as the pool knows by now.
@@ -401,150 +286,12 @@ pub(super) enum NotOpened {
     Refused(String),
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-struct Refusal {
-    why: String,
-    /// There may be one without the startup parameter `options`.
-    may_be_for_options: bool,
-    /// There are too many already.
-    is_crowded: bool,
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self {
-            why: reason(&error),
-            may_be_for_options: may_work_without_options(&error) && !is_crowded(&error),
-            is_crowded: is_crowded(&error),
-        }
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(why: String) -> Self {
-        Self {
-            why,
-            may_be_for_options: false,
-            is_crowded: false,
-        }
-    }
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread;
-
     use super::*;
-    use crate::config::Options;
     use crate::deadline::Deadline;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    /// The next packet of a client that has not yet begun its session.
-    fn packet(client: &mut TcpStream) -> Vec<u8> {
-        let mut length = [0; 4];
-        client.read_exact(&mut length).unwrap();
-        let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
-        client.read_exact(&mut packet).unwrap();
-        packet
-    }
-
-    /// A server that says no to the first client, with this state, and lets the next in, which does
-    /// without what `is_refused` finds in the first packets of a client.
-    fn takes_the_second(state: &'static str, is_refused: fn(&[u8]) -> bool) -> Host {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut packets = packet(&mut stream);
-                // A request for TLS.
-                if packets == 80_877_103_u32.to_be_bytes() {
-                    stream.write_all(b"N").unwrap();
-                    packets.extend(packet(&mut stream));
-                }
-                if is_refused(&packets) {
-                    let error = format!("SFATAL\0VFATAL\0C{state}\0Mnot so\0\0");
-                    stream.write_all(b"E").unwrap();
-                    let length = u32::try_from(error.len() + 4).unwrap();
-                    stream.write_all(&length.to_be_bytes()).unwrap();
-                    stream.write_all(error.as_bytes()).unwrap();
-                } else {
-                    stream
-                        .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
-                        .unwrap();
-                    return;
-                }
-            }
-        });
-        Host::new("127.0.0.1", port)
-    }
-
-    fn nobody() -> Host {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Host::new("127.0.0.1", listener.local_addr().unwrap().port())
-    }
-
-    fn access(hosts: Vec<Host>) -> Access {
-        let mut config = Config::new();
-        config.user("u").password("p");
-        Access {
-            hosts,
-            config,
-            tls: Some(Tls::read(&mut Options::from_yaml("sslmode: prefer"))),
-            table: Table::parse("vcons").unwrap(),
-            statement_timeout: SECOND,
-            connect_limit: SECOND,
-        }
-    }
-
-    #[test]
-    fn a_host_that_needs_another_way_is_used_while_the_others_are_down() {
-        let has_options = |packets: &[u8]| packets.windows(8).any(|part| part == b"options\0");
-        let asked_for_tls = |packets: &[u8]| packets.starts_with(&80_877_103_u32.to_be_bytes());
-        for position in 0..3 {
-            for (state, is_refused) in [
-                ("08P01", has_options as fn(&[u8]) -> bool),
-                ("28000", asked_for_tls),
-            ] {
-                let mut hosts = vec![nobody(), nobody()];
-                hosts.insert(position, takes_the_second(state, is_refused));
-                let access = access(hosts);
-                let connected = access.connect(next_mark(), Uuid::nil(), &Allowance::default());
-                let refused = connected.err().map(|refusal| refusal.why);
-                assert_eq!(refused, None, "{position}, {state}");
-                // Another host may still take them.
-                for (number, host) in access.hosts.iter().enumerate() {
-                    let refuses = host.refuses_options.load(Ordering::Relaxed);
-                    assert_eq!(refuses, number == position && state == "08P01");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn why_there_is_no_connection_is_told_for_each_of_several_hosts() {
-        let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
-        let [first, second] = [hosts[0].shown(), hosts[1].shown()];
-        let refused = |hosts: &[Host]| {
-            let allowance = Allowance::default();
-            let connected = access(hosts.to_vec()).connect(next_mark(), Uuid::nil(), &allowance);
-            connected.err().unwrap().why
-        };
-        let why = refused(&hosts);
-        assert!(
-            why.starts_with(&format!("{first}: error connecting")),
-            "{why}"
-        );
-        assert!(why.contains(&format!("; {second}: ")), "{why}");
-        assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
-        let why = refused(&hosts[..1]);
-        assert!(why.starts_with("error connecting"), "{why}");
-    }
 
     #[test]
     fn a_statement_gets_what_the_chain_leaves_where_that_is_less_than_its_own_time() {

@@ -30,8 +30,8 @@ use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::wire::{Allowance, Wire};
-use crate::authorities;
 use crate::config::Options;
+use crate::http_client;
 
 const MODES: &[(&str, Mode)] = &[
     ("disable", Mode::Disable),
@@ -177,7 +177,7 @@ impl Tls {
 
 fn read_authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(authorities::read(file)?);
+    roots.add_parsable_certificates(http_client::read_authorities(file)?);
     Ok(roots)
 }
 

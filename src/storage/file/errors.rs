@@ -23,7 +23,7 @@ use crate::failure::{Failure, FailureKind};
 
 /// What was being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum FileStep {
     /// Making, listing or trying a directory.
     Directory,
     /// Writing or reading a document.
@@ -33,7 +33,7 @@ pub(super) enum Step {
 }
 
 /// The failure of one step.
-pub(super) fn fault(step: Step, what: &str, path: &Path, error: &io::Error) -> Failure {
+pub(super) fn failure(step: FileStep, what: &str, path: &Path, error: &io::Error) -> Failure {
     let mut message = format!("could not {what} {}: {error}", path.display());
     if let Some(advice) = advice(error) {
         message.push_str("; ");
@@ -46,11 +46,14 @@ pub(super) fn fault(step: Step, what: &str, path: &Path, error: &io::Error) -> F
 }
 
 /// The table in the module's head.
-fn kind(step: Step, error: ErrorKind) -> FailureKind {
+fn kind(step: FileStep, error: ErrorKind) -> FailureKind {
     match (step, error) {
-        (Step::Document | Step::Name, ErrorKind::IsADirectory | ErrorKind::FileTooLarge)
-        | (Step::Name, ErrorKind::ResourceBusy) => FailureKind::Refused,
-        (Step::Document | Step::Name, ErrorKind::InvalidData) => FailureKind::Permanent,
+        (
+            FileStep::Document | FileStep::Name,
+            ErrorKind::IsADirectory | ErrorKind::FileTooLarge,
+        )
+        | (FileStep::Name, ErrorKind::ResourceBusy) => FailureKind::Refused,
+        (FileStep::Document | FileStep::Name, ErrorKind::InvalidData) => FailureKind::Permanent,
         _ => FailureKind::Transient,
     }
 }
@@ -85,9 +88,9 @@ mod tests {
 
     #[test]
     fn faults_are_classified_as_the_table_says() {
-        use Step::{Directory, Document, Name};
-        let everywhere: &[Step] = &[Directory, Document, Name];
-        let table: &[(FailureKind, &[Step], &[i32])] = &[
+        use FileStep::{Directory, Document, Name};
+        let everywhere: &[FileStep] = &[Directory, Document, Name];
+        let table: &[(FailureKind, &[FileStep], &[i32])] = &[
             (
                 Transient,
                 everywhere,
@@ -125,7 +128,7 @@ mod tests {
                 .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
             {
                 let error = io::Error::from_raw_os_error(code);
-                let failure = fault(step, "write", Path::new("/data/x"), &error);
+                let failure = failure(step, "write", Path::new("/data/x"), &error);
                 assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
                 assert!(failure.message.contains("/data/x"), "{failure}");
             }
@@ -136,11 +139,11 @@ mod tests {
     fn what_cannot_be_read_is_the_vcons() {
         let error = io::Error::from(ErrorKind::InvalidData);
         for (step, kind) in [
-            (Step::Directory, Transient),
-            (Step::Document, Permanent),
-            (Step::Name, Permanent),
+            (FileStep::Directory, Transient),
+            (FileStep::Document, Permanent),
+            (FileStep::Name, Permanent),
         ] {
-            assert_eq!(fault(step, "read", Path::new("/x"), &error).kind, kind);
+            assert_eq!(failure(step, "read", Path::new("/x"), &error).kind, kind);
         }
     }
 
@@ -176,7 +179,7 @@ mod tests {
             (libc::ENOENT, ""),
         ] {
             let error = io::Error::from_raw_os_error(code);
-            let failure = fault(Step::Name, "write", Path::new("/data/x"), &error);
+            let failure = failure(FileStep::Name, "write", Path::new("/data/x"), &error);
             let expected = format!("could not write /data/x: {error}{advice}");
             assert_eq!(failure.message, expected);
         }

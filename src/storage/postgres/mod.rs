@@ -8,7 +8,7 @@
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `host`, `port`, `target_session_attrs` | `localhost`, `5432` | see the module `hosts` |
+//! | `host`, `port`, `target_session_attrs` | `localhost`, `5432` | see the module `connect` |
 //! | `database`, `user` | required | |
 //! | `password` | none | |
 //! | `table_name` | `vcons` | or `schema.table` |
@@ -27,15 +27,14 @@
 //! What a server may send, and when it gets the password in clear text, is told in the modules `wire` and
 //! `tls`.
 //!
-//! Which errors are transient and which permanent stands in one table, in the module `fault`: what
+//! Which errors are transient and which permanent stands in one table, in the module `errors`: what
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
 
-mod fault;
-mod hosts;
+mod connect;
+mod errors;
 mod pool;
 mod session;
 mod statements;
-mod table;
 mod tls;
 mod watchdog;
 mod wire;
@@ -45,18 +44,17 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
-use self::fault::{
+use self::connect::{Access, Hosts};
+use self::errors::{
     is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
 };
-use self::hosts::Hosts;
-use self::pool::{Permit, Pool, Turn};
-use self::session::{Access, NotOpened, Session, limited, shorter};
-use self::statements::{Document, Done, NewRow, Statements};
-use self::table::Table;
+pub use self::pool::share_latest_refusal;
+use self::pool::{Permit, Pool, Turn, note_refused};
+use self::session::{NotOpened, Session, limited, shorter};
+use self::statements::{Document, Done, NewRow, Statements, Table};
 use self::tls::Tls;
 use self::wire::Refused;
-use super::bounded::Bounded;
-use super::crowd;
+use super::timed_call::TimedCalls;
 use super::{Room, Storage};
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
@@ -139,7 +137,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         is_slow: false,
         pool: options.common(),
         room: Vec::new(),
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
     })
 }
 
@@ -166,7 +164,7 @@ struct Postgres {
     pool: Arc<Pool>,
     /// What the last check has found.
     room: Vec<Room>,
-    bounded: Bounded,
+    timed_calls: TimedCalls,
 }
 
 impl Storage for Postgres {
@@ -269,7 +267,7 @@ impl Storage for Postgres {
         let message = self.message("look for its table");
         let limit = Deadline::NONE.begin(PROBE);
         let look = move || session::look_around(&access);
-        let found = self.bounded.run(&message, limit, look)?;
+        let found = self.timed_calls.run(&message, limit, look)?;
         let found = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
         let (has_table, room) = found;
         self.room = room;
@@ -337,7 +335,7 @@ impl Postgres {
                 && is_crowded(e)
             {
                 // A pooler has let us in, and has no connection to the server for us.
-                crowd::note_refused();
+                note_refused();
                 return Err(Trouble::Away(self.crowded(what, &reason(e))));
             }
             let is_of_use = !answer.as_ref().is_err_and(is_outdated);
@@ -431,7 +429,7 @@ impl Postgres {
             call()
         } else {
             let name = self.message(what);
-            self.bounded.run(&name, limit, call)?
+            self.timed_calls.run(&name, limit, call)?
         };
         let (was_cancelled, was_cut) =
             (session.watchdog.has_cancelled(), session.watchdog.has_cut());
@@ -466,7 +464,7 @@ impl Postgres {
         access.connect_limit = limit.time();
         let name = format!("{} (connecting)", self.message(what));
         let open = move || Session::open(&access, permit);
-        match self.bounded.run(&name, limit, open)? {
+        match self.timed_calls.run(&name, limit, open)? {
             Ok(session) => Ok(Some(session)),
             Err(NotOpened::Crowded) => Ok(None),
             Err(NotOpened::Refused(why)) => {

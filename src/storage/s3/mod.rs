@@ -17,13 +17,10 @@
 //! | `s3_path` | none | before every key; slashes at its end do not count, those at its beginning do |
 //! | `timeout` | `30` | seconds for one vCon, from the name's resolution to the last byte |
 //!
-//! Which answers are transient and which permanent stands in one table, in the module `fault`: what
-//! ails the server, the keys or the bucket is waited out. Keys from the environment or
+//! The module `request` has the table of the answers and what each means for the vCon: what is wrong with
+//! the server, the keys or the bucket is waited out. Keys from the environment or
 //! `~/.aws/credentials` are read when the configuration is.
 
-mod fault;
-#[cfg(any(test, fuzzing))]
-pub(super) mod fuzz;
 mod request;
 
 use std::time::Duration;
@@ -32,13 +29,14 @@ use s3::creds::Credentials;
 use s3::{Bucket, Region};
 use ureq::Agent;
 
-use self::fault::{advice, is_the_vcons};
-use self::request::{Answer, Fault, Verb, agent, send};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::request::fuzz;
+use self::request::{RequestError, S3Answer, Verb, advice, agent, is_the_vcons, send};
 use super::Storage;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::http::EXPLANATION;
+use crate::http_client::EXPLANATION;
 use crate::secret::Secret;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
@@ -363,23 +361,23 @@ impl S3 {
         Err(self.failure(&Verb::Delete, key, &answer))
     }
 
-    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<Answer, Failure> {
+    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<S3Answer, Failure> {
         let Some(bucket) = &self.bucket else {
             let message = self.message(verb, key);
             return Err(Failure::transient(format!("{message}: no credentials")));
         };
-        send(&self.agent, bucket, key, verb, limit.left()).map_err(|fault| {
+        send(&self.agent, bucket, key, verb, limit.left()).map_err(|error| {
             let message = self.message(verb, key);
-            Failure::transient(match fault {
-                Fault::Send(ureq::Error::Timeout(_)) => {
+            Failure::transient(match error {
+                RequestError::Send(ureq::Error::Timeout(_)) => {
                     format!("{message}: no answer within {limit}")
                 }
-                _ => format!("{message}: {fault}"),
+                _ => format!("{message}: {error}"),
             })
         })
     }
 
-    fn failure(&self, verb: &Verb<'_>, key: &str, answer: &Answer) -> Failure {
+    fn failure(&self, verb: &Verb<'_>, key: &str, answer: &S3Answer) -> Failure {
         let (status, code) = (answer.status, answer.code());
         let mut text = format!("{}: HTTP {status}", self.message(verb, key));
         for part in [code.clone(), answer.element("Message")] {

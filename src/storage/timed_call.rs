@@ -1,14 +1,13 @@
-//! A limit on the time of a call that has none of its own.
+//! Timed calls: a limit on the time of a call that has none of its own.
 //!
 //! Timeouts of sockets do not cover name resolution, nor a peer whose kernel answers while its
-//! program does not. So that neither can hold a lane for ever, such calls run on a thread of their
-//! own, which is left behind with the call whose time is over. It then ends when the call does; the
-//! keepalive of its connection sees to that when the peer is gone. (PostgreSQL has another way for
-//! what it does most often; see its module `watchdog`.)
+//! program does not. Such calls run on a helper thread, so that neither can hold a lane for ever. A call
+//! that is over its time is left behind together with its thread, which ends when the call does; the
+//! keepalive of its connection sees to that when the peer is gone.
 //!
 //! ```text
-//! lane: run(call) ──job──► helper: call() ──answer──► lane        the helper is kept for the next
-//!                                  └─ too late ─► left behind     the next call starts another
+//! lane: run(call) ──call──► helper: call() ──result──► lane       the helper is kept for the next call
+//!                                   └─ too late ─► left behind    the next call starts another helper
 //! ```
 
 use std::any::Any;
@@ -21,32 +20,32 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
-/// So many calls may be left behind before new ones have to wait their turn.
+/// At most this many calls may be left behind; then new ones fail at once.
 const MOST_LEFT: usize = 4;
 
-/// When that many are left behind, one more is tried in this time.
+/// While that many are left behind, one more is tried after this time.
 const PAUSE: Duration = Duration::from_secs(300);
 
-/// A helper that has had nothing to do for so long ends.
+/// An idle helper thread ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce() + Send>;
+type BoxedCall = Box<dyn FnOnce() + Send>;
 
-/// The calls of one backend, and how many of them are left behind.
-pub(super) struct Bounded {
-    helper: Option<Helper>,
+/// Runs the calls of one backend, and counts those that are left behind.
+pub(super) struct TimedCalls {
+    helper: Option<HelperThread>,
     left: Vec<thread::JoinHandle<()>>,
-    /// When the last of them was left.
+    /// When the latest of them was left behind.
     latest: Instant,
 }
 
-/// A thread that does one job after the other.
-struct Helper {
-    jobs: Sender<Job>,
+/// A thread that makes one call after the other.
+struct HelperThread {
+    calls: Sender<BoxedCall>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Bounded {
+impl TimedCalls {
     pub(super) fn new() -> Self {
         Self {
             helper: None,
@@ -55,8 +54,8 @@ impl Bounded {
         }
     }
 
-    /// Runs `call` for as long as `limit` leaves; `what` names it in the failure. A panic in the call goes
-    /// on in the caller.
+    /// Runs `call` for as long as `limit` leaves; `what` names it in the failure. A panic in the call
+    /// continues in the caller.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         what: &str,
@@ -71,12 +70,12 @@ impl Bounded {
             )));
         }
         let (answer, answered) = bounded(1);
-        let job = move || {
+        let call = move || {
             let result = panic::catch_unwind(AssertUnwindSafe(call));
-            // Nobody waits any more when the time was over.
+            // Nobody waits any more if the time is over.
             let _ = answer.send(result);
         };
-        self.hand_over(Box::new(job))
+        self.hand_over(Box::new(call))
             .map_err(|e| Failure::transient(format!("{what}: could not start a thread: {e}")))?;
         let result: Result<T, Box<dyn Any + Send>> = match answered.recv_timeout(limit.left()) {
             Ok(result) => result,
@@ -94,29 +93,29 @@ impl Bounded {
         result.or_else(|payload| panic::resume_unwind(payload))
     }
 
-    /// Has the helper do the job; one that has ended, because it was idle, has a successor.
-    fn hand_over(&mut self, job: Job) -> std::io::Result<()> {
-        let job = match self.helper.take() {
-            Some(helper) => match helper.jobs.send(job) {
+    /// Hands the call to the helper thread, or to a new one if that has ended because it was idle.
+    fn hand_over(&mut self, call: BoxedCall) -> std::io::Result<()> {
+        let call = match self.helper.take() {
+            Some(helper) => match helper.calls.send(call) {
                 Ok(()) => {
                     self.helper = Some(helper);
                     return Ok(());
                 }
                 Err(unsent) => unsent.into_inner(),
             },
-            None => job,
+            None => call,
         };
-        // Without room for a job: one is taken only by a helper that is there for it.
-        let (jobs, todo) = bounded::<Job>(0);
+        // Zero capacity: a call is taken only by a helper that is waiting for it.
+        let (calls, todo) = bounded::<BoxedCall>(0);
         let name = thread::current().name().unwrap_or("store").to_owned();
         let work = move || {
-            job();
-            while let Ok(job) = todo.recv_timeout(IDLE) {
-                job();
+            call();
+            while let Ok(call) = todo.recv_timeout(IDLE) {
+                call();
             }
         };
         let thread = thread::Builder::new().name(name).spawn(work)?;
-        self.helper = Some(Helper { jobs, thread });
+        self.helper = Some(HelperThread { calls, thread });
         Ok(())
     }
 }
@@ -141,73 +140,77 @@ mod tests {
 
     #[test]
     fn a_call_in_time_gives_its_value_and_a_panic_passes_through() {
-        let mut bounded = Bounded::new();
-        assert_eq!(bounded.run("add", long(), || 1 + 1), Ok(2));
+        let mut timed_calls = TimedCalls::new();
+        assert_eq!(timed_calls.run("add", long(), || 1 + 1), Ok(2));
         let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            bounded.run("break", long(), || panic!("inside"))
+            timed_calls.run("break", long(), || panic!("inside"))
         }));
         assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"inside"));
     }
 
     #[test]
     fn calls_share_a_thread_and_one_that_has_ended_is_replaced() {
-        let mut bounded = Bounded::new();
+        let mut timed_calls = TimedCalls::new();
         let here = thread::current().id();
-        let first = bounded.run("look", long(), || thread::current().id());
+        let first = timed_calls.run("look", long(), || thread::current().id());
         assert_eq!(
-            bounded.run("look", long(), || thread::current().id()),
+            timed_calls.run("look", long(), || thread::current().id()),
             first
         );
         assert_ne!(first, Ok(here));
         // As if it had been idle for too long.
-        bounded.helper.as_mut().unwrap().jobs = crossbeam_channel::bounded(0).0;
-        let second = bounded.run("look", long(), || thread::current().id());
+        timed_calls.helper.as_mut().unwrap().calls = crossbeam_channel::bounded(0).0;
+        let second = timed_calls.run("look", long(), || thread::current().id());
         assert!(second.is_ok() && second != first);
     }
 
     #[test]
     fn after_a_panic_and_after_a_call_that_was_left_there_is_a_thread_again() {
-        let mut bounded = Bounded::new();
+        let mut timed_calls = TimedCalls::new();
         let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            bounded.run("break", long(), || panic!("inside"))
+            timed_calls.run("break", long(), || panic!("inside"))
         }));
         assert!(caught.is_err());
-        assert_eq!(bounded.run("add", long(), || 1 + 1), Ok(2));
+        assert_eq!(timed_calls.run("add", long(), || 1 + 1), Ok(2));
         let (hold, held) = sync_channel::<()>(0);
-        assert!(bounded.run("wait", short(), move || held.recv()).is_err());
-        assert_eq!(bounded.run("add", long(), || 1 + 2), Ok(3));
+        assert!(
+            timed_calls
+                .run("wait", short(), move || held.recv())
+                .is_err()
+        );
+        assert_eq!(timed_calls.run("add", long(), || 1 + 2), Ok(3));
         drop(hold);
     }
 
     #[test]
     fn calls_left_behind_are_counted_until_they_end() {
-        let mut bounded = Bounded::new();
+        let mut timed_calls = TimedCalls::new();
         let mut holds = Vec::new();
         for _ in 0..MOST_LEFT {
             let (hold, held) = sync_channel::<()>(0);
             holds.push(hold);
-            let failure = bounded
+            let failure = timed_calls
                 .run("wait", short(), move || held.recv())
                 .unwrap_err();
             assert!(failure.is_transient());
             assert!(failure.message.contains("no answer within"), "{failure}");
         }
-        let failure = bounded.run("go on", long(), || ()).unwrap_err();
+        let failure = timed_calls.run("go on", long(), || ()).unwrap_err();
         assert!(failure.is_transient());
         assert!(failure.message.contains("4 earlier calls"), "{failure}");
 
-        bounded.latest = Instant::now()
+        timed_calls.latest = Instant::now()
             .checked_sub(PAUSE)
             .unwrap_or_else(Instant::now);
-        assert_eq!(bounded.run("try once more", long(), || 1), Ok(1));
-        bounded.latest = Instant::now();
+        assert_eq!(timed_calls.run("try once more", long(), || 1), Ok(1));
+        timed_calls.latest = Instant::now();
 
         drop(holds);
         let start = Instant::now();
-        while bounded.left.iter().any(|thread| !thread.is_finished()) {
+        while timed_calls.left.iter().any(|thread| !thread.is_finished()) {
             assert!(start.elapsed() < LONG);
             thread::yield_now();
         }
-        assert_eq!(bounded.run("go on", long(), || 2), Ok(2));
+        assert_eq!(timed_calls.run("go on", long(), || 2), Ok(2));
     }
 }

@@ -1,24 +1,32 @@
-//! HTTP as links and storages use it: checked URLs, one agent, one classification of faults.
+//! The HTTP client that links and storages share: checked URLs, one kind of agent, time limits.
 //!
-//! Knows nothing of vCons. Messages name a URL without its user, password and query.
+//! Knows nothing of vCons. What a status or an error means for trying again is in [`errors`].
+//! Messages name a URL without its user, password and query.
 
-mod agent;
+mod errors;
 mod one_write;
 mod resolver;
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::config::Config;
 use ureq::http::header::CONTENT_TYPE;
 use ureq::http::uri::Scheme;
-use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::http::{HeaderMap, Response, Uri};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, Body};
 
-use ureq::{Agent, Body, Error};
-
-pub use self::agent::{Trust, agent, agent_that_trusts, with_parts};
+use self::one_write::OneWrite;
+use self::resolver::Remembering;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
@@ -92,6 +100,73 @@ impl fmt::Debug for Url {
     }
 }
 
+/// Whose certificates are taken.
+pub enum Trust {
+    /// Those of the authorities that the system trusts.
+    System,
+    /// Those of these authorities.
+    Authorities(Vec<CertificateDer<'static>>),
+    /// Anybody's.
+    Anyone,
+}
+
+/// An agent that keeps its connections, trusts what the system trusts, and follows no redirect: a
+/// redirected POST loses its body. Each request brings its own time limit.
+pub fn agent() -> Agent {
+    agent_that_trusts(&Trust::System)
+}
+
+/// The same, with other certificates.
+pub fn agent_that_trusts(trust: &Trust) -> Agent {
+    let roots = match trust {
+        Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
+        Trust::Authorities(authorities) => {
+            let owned = |der: &CertificateDer<'static>| Certificate::from_der(der).to_owned();
+            RootCerts::from(authorities.iter().map(owned))
+        }
+    };
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(roots)
+        .disable_verification(matches!(trust, Trust::Anyone))
+        .build();
+    let config = Agent::config_builder()
+        .tls_config(tls)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
+        .build();
+    with_parts(config)
+}
+
+/// An agent that does not look up its host for every request, and sends each in one piece.
+pub fn with_parts(config: Config) -> Agent {
+    let connector = DefaultConnector::default().chain(OneWrite);
+    Agent::with_parts(config, connector, Remembering::default())
+}
+
+/// Reads a file of authorities in PEM form: at least one certificate, each of which can be used.
+///
+/// # Errors
+/// What is wrong with the file, with its name.
+pub fn read_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = file.display();
+    let unreadable = |error| format!("could not read {shown}: {error}");
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
+        let certificate = certificate.map_err(unreadable)?;
+        RootCertStore::empty()
+            .add(certificate.clone())
+            .map_err(|e| format!("{shown} holds a certificate that cannot be used: {e}"))?;
+        authorities.push(certificate);
+    }
+    if authorities.is_empty() {
+        return Err(format!("{shown} holds no certificate in PEM form"));
+    }
+    Ok(authorities)
+}
+
 /// Answers whether a connection to the URL's host can be made, within a few seconds. Nothing is
 /// sent: what a server makes of a request that it does not expect says little of those it does.
 /// Behind a proxy nothing can be known without a request.
@@ -139,10 +214,10 @@ pub fn post(
     let request = request.config().timeout_global(Some(limit.left())).build();
     let response = request
         .send(json)
-        .map_err(|error| broken(url, &error, limit))?;
+        .map_err(|error| errors::no_answer(url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
-        status => Err(refused(url, status)),
+        status => Err(errors::refused(url, status)),
     }
 }
 
@@ -171,62 +246,15 @@ pub fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) 
     (bytes, cut)
 }
 
-/// What a status that is not 2xx says about trying again.
-///
-/// | status | whose fault | |
-/// |---|---|---|
-/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the place's: another URL, other credentials, a service that is not deployed | transient |
-/// | 408, 423, 425, 429, 5xx | the place's: busy, slow or broken | transient |
-/// | all others: 400, 409, 413, 415, 422, … | what was sent, unless others are refused alike | refused |
-fn refused(url: &Url, status: StatusCode) -> Failure {
-    let mut message = format!("could not POST to {url}: it answered {status}");
-    let advice = match status.as_u16() {
-        300..=399 => Some("give the URL that it leads to"),
-        401 | 403 | 407 => Some("see to the credentials in `headers` or the URL"),
-        404 | 405 | 410 => Some("see to the URL"),
-        _ => None,
-    };
-    if let Some(advice) = advice {
-        message = format!("{message}; {advice}");
-    }
-    match status.as_u16() {
-        408 | 425 | 429 | 503 => Failure::busy(message),
-        300..=399 | 401..=405 | 407 | 410 | 421 | 423 | 426 | 451 | 500.. => {
-            Failure::transient(message)
-        }
-        _ => Failure::refused(message),
-    }
-}
-
-/// What a request without an answer says about trying again.
-///
-/// All that the network or the server did may pass, a certificate out of date as well; what is
-/// wrong with the request itself does not.
-fn broken(url: &Url, error: &Error, limit: Limit) -> Failure {
-    match error {
-        // Its text shows the URL.
-        Error::BadUri(_) => Failure::permanent(format!("could not POST to {url}: bad URL")),
-        Error::Http(_) | Error::BodyExceedsLimit(_) => {
-            Failure::permanent(format!("could not POST to {url}: {error}"))
-        }
-        Error::Timeout(_) => {
-            Failure::transient(format!("could not POST to {url}: no answer within {limit}"))
-        }
-        Error::Io(error) => Failure::transient(format!("could not POST to {url}: {error}")),
-        _ => Failure::transient(format!("could not POST to {url}: {error}")),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 pub(crate) mod tests {
+    use super::*;
+    use crate::deadline::Deadline;
     use std::fmt::Display;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
-
-    use super::*;
-    use crate::deadline::Deadline;
 
     /// Answers one connection for each status and returns the requests as they came.
     pub(crate) fn serve(statuses: &[&str]) -> (String, JoinHandle<Vec<String>>) {
@@ -345,13 +373,13 @@ pub(crate) mod tests {
         head + &String::from_utf8(body).unwrap()
     }
 
-    fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
+    pub(super) fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
         let limit = Deadline::NONE.begin(timeout);
         let url: Url = url.parse().unwrap();
         post(&agent(), &url, &HeaderMap::new(), "{}", limit).map(drop)
     }
 
-    const LONG: Duration = Duration::from_secs(10);
+    pub(super) const LONG: Duration = Duration::from_secs(10);
 
     #[test]
     fn only_web_urls_with_a_host_are_urls() {
@@ -397,50 +425,6 @@ pub(crate) mod tests {
         ] {
             let url: Url = url.parse().unwrap();
             assert_eq!(url.below("/_x?y=z").unwrap().to_string(), below);
-        }
-    }
-
-    #[test]
-    fn statuses_are_classified() {
-        for (status, transient, advice) in [
-            ("500 Internal Server Error", true, ""),
-            ("503 Service Unavailable", true, ""),
-            ("429 Too Many Requests", true, ""),
-            ("408 Request Timeout", true, ""),
-            (
-                "401 Unauthorized",
-                true,
-                "; see to the credentials in `headers` or the URL",
-            ),
-            (
-                "403 Forbidden",
-                true,
-                "; see to the credentials in `headers` or the URL",
-            ),
-            ("404 Not Found", true, "; see to the URL"),
-            ("410 Gone", true, "; see to the URL"),
-            ("302 Found", true, "; give the URL that it leads to"),
-            (
-                "307 Temporary Redirect",
-                true,
-                "; give the URL that it leads to",
-            ),
-            ("400 Bad Request", false, ""),
-            ("406 Not Acceptable", false, ""),
-            ("409 Conflict", false, ""),
-            ("413 Payload Too Large", false, ""),
-            ("415 Unsupported Media Type", false, ""),
-            ("422 Unprocessable Entity", false, ""),
-        ] {
-            let (address, server) = serve(&[status]);
-            let failure =
-                post_to(&format!("http://u:secret@{address}/p?k=secret"), LONG).unwrap_err();
-            assert_eq!(failure.is_transient(), transient, "{status}");
-            assert_eq!(
-                failure.message,
-                format!("could not POST to http://{address}/p: it answered {status}{advice}")
-            );
-            assert_eq!(server.join().unwrap().len(), 1);
         }
     }
 

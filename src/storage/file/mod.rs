@@ -3,7 +3,7 @@
 //! Layout: `<path>/YYYY/MM/DD/<uuid>.json` by the vCon's `created_at`, or `<path>/<uuid>.json`;
 //! `.json.gz` when compressed. A document is written under a hidden name (`.<uuid>.tmp`) beside
 //! its place, synced and renamed, so that a reader sees a whole file or none. Other users may be able
-//! to write to `path`: how directories and files are opened then, the module `dir` tells.
+//! to write to `path`: the module `directory` tells how directories and files are opened then.
 //!
 //! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies,
 //! the one that was written last is read, as a save may leave one of a day far away. A UUID of version
@@ -29,40 +29,37 @@
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
 //! | `dir_permissions` | `0o755` | of directories made here |
 //!
-//! What a fault means for the vCon stands in one table, in the module `fault`: what ails the place is
+//! What a fault means for the vCon stands in one table, in the module `errors`: what ails the place is
 //! waited out (a full or read-only disk, a missing right); a vCon over the limit is the vCon's own fault.
 
-mod days;
-mod dir;
+mod directory;
 mod draft;
-mod fault;
+mod errors;
+mod search;
 
-use std::cell::RefCell;
-use std::cmp::Reverse;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use chrono::{NaiveDate, Utc};
 use flate2::Compression;
-use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use dir::{Dir, is_foreign, is_missing, is_unsafe};
-use draft::Draft;
-use fault::{Step, fault};
+use self::directory::{Dir, is_missing};
+use self::draft::Draft;
+use self::errors::{FileStep, failure};
 
 use super::Storage;
-use super::bounded::Bounded;
+use super::timed_call::TimedCalls;
 use crate::config::Options;
-use crate::deadline::{Deadline, Limit};
+use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
+use crate::vcon::{Outgoing, VconId};
 
 const PLAIN: &str = "json";
 const GZIPPED: &str = "json.gz";
@@ -100,7 +97,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             .integer_or("max_file_size", 10_485_760, 0..=i64::MAX)
             .unsigned_abs(),
         file_mode: options.mode_or("file_permissions", 0o644),
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
     })
@@ -114,7 +111,7 @@ struct Files {
     max_size: u64,
     file_mode: u32,
     /// The probes.
-    bounded: Bounded,
+    timed_calls: TimedCalls,
     /// Hidden files that this lane could not remove yet.
     left: Vec<Hidden>,
     /// Whether the log tells of a directory that was not searched.
@@ -146,16 +143,9 @@ struct Written {
     draft: String,
 }
 
-/// A document that was found.
-struct Found {
-    written: SystemTime,
-    directory: PathBuf,
-    name: String,
-}
-
 /// A document that was not written.
 struct Unwritten {
-    step: Step,
+    step: FileStep,
     error: io::Error,
     /// The name of its draft.
     draft: String,
@@ -186,7 +176,7 @@ impl Storage for Files {
             Ok((top, dir))
         });
         let (top, dir) =
-            opened.map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
+            opened.map_err(|e| failure(FileStep::Directory, "make directory", &directory, &e))?;
 
         let [name, other] = self.names(&vcon.id);
         let place = directory.join(&name);
@@ -194,13 +184,19 @@ impl Storage for Files {
             Ok(own) => own,
             Err(unwritten) => {
                 self.note_left(&dir, &below, unwritten.draft, HiddenKind::Draft);
-                return Err(fault(unwritten.step, "write", &place, &unwritten.error));
+                return Err(failure(unwritten.step, "write", &place, &unwritten.error));
             }
         };
         dir.remove(&other)
-            .map_err(|e| fault(Step::Name, "remove", &directory.join(&other), &e))?;
-        self.remove_dead(&dir, &vcon.id, &own)
-            .map_err(|e| fault(Step::Directory, "remove a hidden file in", &directory, &e))?;
+            .map_err(|e| failure(FileStep::Name, "remove", &directory.join(&other), &e))?;
+        self.remove_dead(&dir, &vcon.id, &own).map_err(|e| {
+            failure(
+                FileStep::Directory,
+                "remove a hidden file in",
+                &directory,
+                &e,
+            )
+        })?;
         if let Some(day) = day {
             self.remove_former(
                 &top,
@@ -299,7 +295,7 @@ impl Storage for Files {
                 draft::remove_dead(&dir, id, user, draft::now(), true)?;
                 draft::remove_asides(&dir, id, None, true)
             });
-            removed.map_err(|e| fault(Step::Name, "remove", &directory.join(first), &e))?;
+            removed.map_err(|e| failure(FileStep::Name, "remove", &directory.join(first), &e))?;
             Ok(ControlFlow::Continue(()))
         })
     }
@@ -314,21 +310,35 @@ impl Storage for Files {
         self.remove_left();
         let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
-        self.bounded
+        self.timed_calls
             .run(&what, Deadline::NONE.begin(PROBE), move || {
                 root.probe(by_date)
             })?
-            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+            .map_err(|e| {
+                failure(
+                    FileStep::Directory,
+                    "write to directory",
+                    &self.root.path,
+                    &e,
+                )
+            })
     }
 
     fn check(&mut self) -> Result<String, Failure> {
         let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
-        self.bounded
+        self.timed_calls
             .run(&what, Deadline::NONE.begin(PROBE), move || {
                 root.check(by_date)
             })?
-            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+            .map_err(|e| {
+                failure(
+                    FileStep::Directory,
+                    "write to directory",
+                    &self.root.path,
+                    &e,
+                )
+            })
     }
 }
 
@@ -352,15 +362,15 @@ impl Files {
             draft: draft.to_owned(),
         };
         let mut draft = Draft::open(dir, &vcon.id, self.file_mode)
-            .map_err(|e| unwritten(Step::Document, e, &draft::usual_name(&vcon.id)))?;
+            .map_err(|e| unwritten(FileStep::Document, e, &draft::usual_name(&vcon.id)))?;
         let file = self
             .fill(draft.file(), vcon)
-            .map_err(|e| unwritten(Step::Document, e, draft.name()))?;
+            .map_err(|e| unwritten(FileStep::Document, e, draft.name()))?;
         draft
             .publish(name)
-            .map_err(|e| unwritten(Step::Name, e, draft.name()))?;
+            .map_err(|e| unwritten(FileStep::Name, e, draft.name()))?;
         dir.sync()
-            .map_err(|e| unwritten(Step::Directory, e, draft.name()))?;
+            .map_err(|e| unwritten(FileStep::Directory, e, draft.name()))?;
         Ok(Written {
             file,
             draft: draft.name().to_owned(),
@@ -387,169 +397,6 @@ impl Files {
         Ok(fstat(file)?)
     }
 
-    /// The directories in which a vCon of this day is, if it is where it should be.
-    fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
-        let days = day.filter(|_| self.by_date).map(|day| {
-            let mut days = vec![days::of(&self.root.path, day)];
-            days.extend(days::neighbours(&self.root.path, day));
-            days
-        });
-        days.unwrap_or_default()
-    }
-
-    /// Notes what has one of the vCon's names in a directory.
-    fn find_in(
-        &self,
-        directory: &Path,
-        id: &VconId,
-        found: &mut Vec<Found>,
-    ) -> Result<(), Failure> {
-        for name in self.names(id) {
-            let place = directory.join(&name);
-            match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
-                Err(e) if self.is_passed_over(directory, &e) => {}
-                Ok(written) => found.push(Found {
-                    written,
-                    directory: directory.to_owned(),
-                    name,
-                }),
-                Err(e) if is_missing(&e) => {}
-                Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a directory cannot be read because another user has made it where everybody may write: this
-    /// storage has nothing in it.
-    fn is_passed_over(&self, directory: &Path, error: &io::Error) -> bool {
-        let is_foreign = error.kind() == ErrorKind::PermissionDenied
-            && self.root.existing(directory).is_err_and(|e| is_foreign(&e));
-        if is_foreign && !self.passed_over.swap(true, Ordering::Relaxed) {
-            log::warn!(
-                "{} cannot be read, and is another user's: nothing is looked for there",
-                directory.display()
-            );
-        }
-        is_foreign
-    }
-
-    /// Whether the vCon has a document in a directory.
-    fn is_in(&self, directory: &Path, id: &VconId) -> Result<bool, Failure> {
-        let mut found = Vec::new();
-        self.find_in(directory, id, &mut found)?;
-        for Found { name, .. } in found {
-            let look = |dir: Dir| dir.look(Path::new(&name));
-            match self.root.existing(directory).and_then(look) {
-                Ok(document) if dir::kind(&document) == SFlag::S_IFREG => return Ok(true),
-                Ok(_) => {}
-                Err(e) if is_missing(&e) => {}
-                Err(e) => return Err(fault(Step::Document, "read", &directory.join(name), &e)),
-            }
-        }
-        Ok(false)
-    }
-
-    /// Reads the newest of what was found. What another user has put there does not count if there is
-    /// a document as well.
-    fn newest(&self, id: &VconId, mut found: Vec<Found>) -> Result<Option<String>, Failure> {
-        if found.is_empty() {
-            return Ok(None);
-        }
-        // Of copies of one age, the first that was found.
-        found.sort_by_key(|copy| Reverse(copy.written));
-        let mut refused = None;
-        for Found {
-            directory, name, ..
-        } in found
-        {
-            let place = directory.join(&name);
-            let opened = self.root.existing(&directory);
-            match opened.and_then(|dir| read(&dir, &name, self.max_size)) {
-                Ok(text) => {
-                    if let Some(failure) = refused {
-                        log::warn!("vCon {id}: an older copy was read: {failure}");
-                    }
-                    return Ok(Some(text));
-                }
-                Err(e) if is_missing(&e) => {}
-                Err(e) => {
-                    let failure = fault(Step::Document, "read", &place, &e);
-                    if !is_unsafe(&e) {
-                        return Err(failure);
-                    }
-                    refused.get_or_insert(failure);
-                }
-            }
-        }
-        Err(refused.unwrap_or_else(|| {
-            Failure::transient(format!(
-                "could not read vCon {id} in {}: it was moved or removed at the same time",
-                self.root.path.display()
-            ))
-        }))
-    }
-
-    /// Visits the directories that may hold a vCon until `visit` stops: the days, newest first, as
-    /// most requests are for young vCons, and the root, which holds vCons without days. The
-    /// configured layout comes first. Ten years have fewer directories than a busy hour has files.
-    ///
-    /// # Errors
-    /// The first failure. It does not keep the other directories from being visited: another user may
-    /// have made one that cannot be read.
-    fn each_directory(
-        &self,
-        limit: Limit,
-        visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
-    ) -> Result<(), Failure> {
-        let root = &self.root.path;
-        let first = RefCell::new(None);
-        let note = |failure| {
-            first.borrow_mut().get_or_insert(failure);
-        };
-        let mut is_over = |directory: &Path| match visit(directory) {
-            Ok(flow) => flow.is_break(),
-            Err(failure) => {
-                note(failure);
-                false
-            }
-        };
-        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
-            listed.unwrap_or_else(|e| {
-                if self.is_passed_over(directory, &e) {
-                    return Vec::new();
-                }
-                note(fault(Step::Directory, "list", directory, &e));
-                Vec::new()
-            })
-        };
-        let mut all = || {
-            if !self.by_date && is_over(root) {
-                return;
-            }
-            for year in list(days::years(root), root) {
-                for month in list(days::months(&year), &year) {
-                    for day in list(days::days(&month), &month) {
-                        if limit.is_over() {
-                            return note(Failure::transient(format!(
-                                "could not search the days in {}: no answer within {limit}",
-                                root.display()
-                            )));
-                        }
-                        if is_over(&day) {
-                            return;
-                        }
-                    }
-                }
-            }
-            if self.by_date {
-                is_over(root);
-            }
-        };
-        all();
-        first.into_inner().map_or(Ok(()), Err)
-    }
-
     /// Removes copies of the vCon from before its day changed. A copy that cannot be removed stays,
     /// with a warning: the vCon itself is stored.
     fn remove_former(
@@ -565,9 +412,9 @@ impl Files {
         former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
         let is_of_these_days = (Utc::now().date_naive() - day).num_days().abs() <= 1;
         if is_of_these_days && vcon.created_at.is_some() {
-            former.extend(days::neighbours(root, day));
+            former.extend(search::neighbours(root, day));
         } else {
-            former.extend(days::near(root, day));
+            former.extend(search::near(root, day));
         }
         for likely in self.likely(vcon.id.made_on()) {
             if !former.contains(&likely) {
@@ -578,7 +425,7 @@ impl Files {
             for name in self.names(&vcon.id) {
                 let copy = former.join(&name);
                 if let Err(e) = self.remove_older(top, &copy, &name, own, &vcon.id) {
-                    let failure = fault(Step::Name, "remove", &copy, &e);
+                    let failure = failure(FileStep::Name, "remove", &copy, &e);
                     log::warn!(
                         "vCon {}: its copy of a former day stays: {failure}",
                         vcon.id
@@ -586,7 +433,7 @@ impl Files {
                 }
             }
             if let Err(e) = self.remove_dead_asides(top, former, &vcon.id, own.1) {
-                let failure = fault(Step::Directory, "remove a hidden file in", former, &e);
+                let failure = failure(FileStep::Directory, "remove a hidden file in", former, &e);
                 log::warn!("vCon {}: {failure}", vcon.id);
             }
         }
@@ -610,7 +457,7 @@ impl Files {
             let age = |it: &FileStat| (it.st_mtime, it.st_mtime_nsec);
             // Two mounts of one share may differ in the number of the device. If two devices have a
             // file of the same number by chance, a copy too many stays.
-            dir::kind(found) != SFlag::S_IFDIR
+            directory::kind(found) != SFlag::S_IFDIR
                 && found.st_ino != own.st_ino
                 && (age(found), copy) < (age(own), place)
         };
@@ -690,7 +537,7 @@ impl Files {
                 && left.name.starts_with(&start)
             {
                 let path = root.below(&left.below).join(&left.name);
-                result = Err(fault(Step::Directory, "remove", &path, e));
+                result = Err(failure(FileStep::Directory, "remove", &path, e));
             }
             removed.is_err()
         });
@@ -803,7 +650,7 @@ impl Root {
 
     /// Opens today's directories as a save would, as far as they are there.
     fn try_today(&self) -> io::Result<()> {
-        let day = days::of(Path::new(""), Utc::now().date_naive());
+        let day = search::of(Path::new(""), Utc::now().date_naive());
         let mut dir = Dir::open(&self.path)?;
         for name in &day {
             dir = match dir.at(Path::new(name)) {
@@ -822,34 +669,6 @@ impl Root {
         file.sync_all()?;
         if by_date { self.try_today() } else { Ok(()) }
     }
-}
-
-/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
-/// much text. What is longer is not a document of this storage, and stays so.
-fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
-    let file = dir.document(name)?;
-    let (most, limit) = match most {
-        0 => (LARGEST_DOCUMENT, "Redis takes"),
-        most => (most.min(LARGEST_DOCUMENT), "max_file_size allows"),
-    };
-    let mut text = String::new();
-    if name.ends_with(GZIPPED) {
-        // A file that ends early is spoilt, and stays so.
-        GzDecoder::new(file)
-            .take(most + 1)
-            .read_to_string(&mut text)
-            .map_err(|e| match e.kind() {
-                ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
-                _ => e,
-            })?;
-    } else {
-        file.take(most + 1).read_to_string(&mut text)?;
-    }
-    if text.len() as u64 > most {
-        let error = format!("it has more bytes than {limit} ({most})");
-        return Err(io::Error::new(ErrorKind::InvalidData, error));
-    }
-    Ok(text)
 }
 
 /// When a file was changed last, in seconds.

@@ -1,11 +1,24 @@
-//! The directories of days, `YYYY/MM/DD` below a root.
+//! Where a vCon may be: the directories of days, `YYYY/MM/DD` below a root, and the search through them.
 
+use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::fs;
-use std::io::{self, ErrorKind};
-use std::ops::RangeInclusive;
+use std::io::{self, ErrorKind, Read};
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use chrono::{Datelike, NaiveDate, TimeDelta};
+use flate2::read::GzDecoder;
+use nix::sys::stat::SFlag;
+
+use super::directory::{self, Dir, is_foreign, is_missing, is_unsafe};
+use super::errors::{FileStep, failure};
+use super::{Files, GZIPPED};
+use crate::deadline::Limit;
+use crate::failure::Failure;
+use crate::vcon::{LARGEST_DOCUMENT, VconId};
 
 const YEARS: RangeInclusive<u32> = 1..=9999;
 const MONTHS: RangeInclusive<u32> = 1..=12;
@@ -132,6 +145,217 @@ fn listed(
         }));
     }
     Ok(Some(found))
+}
+
+/// A document that was found.
+pub(super) struct Found {
+    written: SystemTime,
+    directory: PathBuf,
+    name: String,
+}
+
+impl Files {
+    /// The directories in which a vCon of this day is, if it is where it should be.
+    pub(super) fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
+        let days = day.filter(|_| self.by_date).map(|day| {
+            let mut days = vec![of(&self.root.path, day)];
+            days.extend(neighbours(&self.root.path, day));
+            days
+        });
+        days.unwrap_or_default()
+    }
+
+    /// Notes what has one of the vCon's names in a directory.
+    pub(super) fn find_in(
+        &self,
+        directory: &Path,
+        id: &VconId,
+        found: &mut Vec<Found>,
+    ) -> Result<(), Failure> {
+        for name in self.names(id) {
+            let place = directory.join(&name);
+            match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
+                Err(e) if self.is_passed_over(directory, &e) => {}
+                Ok(written) => found.push(Found {
+                    written,
+                    directory: directory.to_owned(),
+                    name,
+                }),
+                Err(e) if is_missing(&e) => {}
+                Err(e) => return Err(failure(FileStep::Document, "read", &place, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory cannot be read because another user has made it where everybody may write: this
+    /// storage has nothing in it.
+    pub(super) fn is_passed_over(&self, directory: &Path, error: &io::Error) -> bool {
+        let is_foreign = error.kind() == ErrorKind::PermissionDenied
+            && self.root.existing(directory).is_err_and(|e| is_foreign(&e));
+        if is_foreign && !self.passed_over.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "{} cannot be read, and is another user's: nothing is looked for there",
+                directory.display()
+            );
+        }
+        is_foreign
+    }
+
+    /// Whether the vCon has a document in a directory.
+    pub(super) fn is_in(&self, directory: &Path, id: &VconId) -> Result<bool, Failure> {
+        let mut found = Vec::new();
+        self.find_in(directory, id, &mut found)?;
+        for Found { name, .. } in found {
+            let look = |dir: Dir| dir.look(Path::new(&name));
+            match self.root.existing(directory).and_then(look) {
+                Ok(document) if directory::kind(&document) == SFlag::S_IFREG => return Ok(true),
+                Ok(_) => {}
+                Err(e) if is_missing(&e) => {}
+                Err(e) => {
+                    return Err(failure(
+                        FileStep::Document,
+                        "read",
+                        &directory.join(name),
+                        &e,
+                    ));
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads the newest of what was found. What another user has put there does not count if there is
+    /// a document as well.
+    pub(super) fn newest(
+        &self,
+        id: &VconId,
+        mut found: Vec<Found>,
+    ) -> Result<Option<String>, Failure> {
+        if found.is_empty() {
+            return Ok(None);
+        }
+        // Of copies of one age, the first that was found.
+        found.sort_by_key(|copy| Reverse(copy.written));
+        let mut refused = None;
+        for Found {
+            directory, name, ..
+        } in found
+        {
+            let place = directory.join(&name);
+            let opened = self.root.existing(&directory);
+            match opened.and_then(|dir| read(&dir, &name, self.max_size)) {
+                Ok(text) => {
+                    if let Some(failure) = refused {
+                        log::warn!("vCon {id}: an older copy was read: {failure}");
+                    }
+                    return Ok(Some(text));
+                }
+                Err(e) if is_missing(&e) => {}
+                Err(e) => {
+                    let failure = failure(FileStep::Document, "read", &place, &e);
+                    if !is_unsafe(&e) {
+                        return Err(failure);
+                    }
+                    refused.get_or_insert(failure);
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            Failure::transient(format!(
+                "could not read vCon {id} in {}: it was moved or removed at the same time",
+                self.root.path.display()
+            ))
+        }))
+    }
+
+    /// Visits the directories that may hold a vCon until `visit` stops: the days, newest first, as
+    /// most requests are for young vCons, and the root, which holds vCons without days. The
+    /// configured layout comes first. Ten years have fewer directories than a busy hour has files.
+    ///
+    /// # Errors
+    /// The first failure. It does not keep the other directories from being visited: another user may
+    /// have made one that cannot be read.
+    pub(super) fn each_directory(
+        &self,
+        limit: Limit,
+        visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        let root = &self.root.path;
+        let first = RefCell::new(None);
+        let note = |failure| {
+            first.borrow_mut().get_or_insert(failure);
+        };
+        let mut is_over = |directory: &Path| match visit(directory) {
+            Ok(flow) => flow.is_break(),
+            Err(failure) => {
+                note(failure);
+                false
+            }
+        };
+        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
+            listed.unwrap_or_else(|e| {
+                if self.is_passed_over(directory, &e) {
+                    return Vec::new();
+                }
+                note(failure(FileStep::Directory, "list", directory, &e));
+                Vec::new()
+            })
+        };
+        let mut all = || {
+            if !self.by_date && is_over(root) {
+                return;
+            }
+            for year in list(years(root), root) {
+                for month in list(months(&year), &year) {
+                    for day in list(days(&month), &month) {
+                        if limit.is_over() {
+                            return note(Failure::transient(format!(
+                                "could not search the days in {}: no answer within {limit}",
+                                root.display()
+                            )));
+                        }
+                        if is_over(&day) {
+                            return;
+                        }
+                    }
+                }
+            }
+            if self.by_date {
+                is_over(root);
+            }
+        };
+        all();
+        first.into_inner().map_or(Ok(()), Err)
+    }
+}
+
+/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
+/// much text. What is longer is not a document of this storage, and stays so.
+pub(super) fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
+    let file = dir.document(name)?;
+    let (most, limit) = match most {
+        0 => (LARGEST_DOCUMENT, "Redis takes"),
+        most => (most.min(LARGEST_DOCUMENT), "max_file_size allows"),
+    };
+    let mut text = String::new();
+    if name.ends_with(GZIPPED) {
+        // A file that ends early is spoilt, and stays so.
+        GzDecoder::new(file)
+            .take(most + 1)
+            .read_to_string(&mut text)
+            .map_err(|e| match e.kind() {
+                ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
+                _ => e,
+            })?;
+    } else {
+        file.take(most + 1).read_to_string(&mut text)?;
+    }
+    if text.len() as u64 > most {
+        let error = format!("it has more bytes than {limit} ({most})");
+        return Err(io::Error::new(ErrorKind::InvalidData, error));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
