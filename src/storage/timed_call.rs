@@ -62,6 +62,18 @@ impl TimedCalls {
         limit: Limit,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failure> {
+        self.run_or_cancel(what, limit, (None, &|| ()), call)
+    }
+
+    /// The same for a call that can be cancelled: after a time of its own, if there is one, and when the
+    /// limit is over.
+    pub(super) fn run_or_cancel<T: Send + 'static>(
+        &mut self,
+        what: &str,
+        limit: Limit,
+        (after, cancel): (Option<Duration>, &dyn Fn()),
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
         self.left.retain(|thread| !thread.is_finished());
         if self.left.len() >= MOST_LEFT && self.latest.elapsed() < PAUSE {
             return Err(Failure::transient(format!(
@@ -77,9 +89,20 @@ impl TimedCalls {
         };
         self.hand_over(Box::new(call))
             .map_err(|e| Failure::transient(format!("{what}: could not start a thread: {e}")))?;
-        let result: Result<T, Box<dyn Any + Send>> = match answered.recv_timeout(limit.left()) {
+        let mut received = Err(RecvTimeoutError::Timeout);
+        if let Some(time) = after.filter(|time| *time < limit.left()) {
+            received = answered.recv_timeout(time);
+            if matches!(received, Err(RecvTimeoutError::Timeout)) {
+                cancel();
+            }
+        }
+        if matches!(received, Err(RecvTimeoutError::Timeout)) {
+            received = answered.recv_timeout(limit.left());
+        }
+        let result: Result<T, Box<dyn Any + Send>> = match received {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
+                cancel();
                 self.left.extend(self.helper.take().map(|it| it.thread));
                 self.latest = Instant::now();
                 return Err(Failure::transient(format!(
@@ -212,5 +235,23 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(timed_calls.run("go on", long(), || 2), Ok(2));
+    }
+
+    #[test]
+    fn a_call_is_cancelled_after_its_own_time_and_when_the_limit_is_over() {
+        let mut timed_calls = TimedCalls::new();
+        let (hold, held) = sync_channel::<()>(1);
+        let cancel = || hold.try_send(()).unwrap();
+        let early = (Some(Duration::from_millis(20)), &cancel as &dyn Fn());
+        let result = timed_calls.run_or_cancel("wait", long(), early, move || held.recv());
+        assert_eq!(result, Ok(Ok(())));
+
+        let cancelled = std::cell::Cell::new(0);
+        let cancel = || cancelled.set(cancelled.get() + 1);
+        let (_hold, held) = sync_channel::<()>(0);
+        let early = (Some(LONG), &cancel as &dyn Fn());
+        let result = timed_calls.run_or_cancel("wait", short(), early, move || held.recv());
+        assert!(result.is_err());
+        assert_eq!(cancelled.get(), 1);
     }
 }

@@ -5,13 +5,9 @@ mod file;
 mod fork;
 mod mask;
 mod memory;
-#[cfg(not(target_os = "linux"))]
-mod no_socket;
 mod own;
 mod program;
 mod random;
-#[cfg(target_os = "linux")]
-mod socket;
 mod title;
 mod wait;
 mod words;
@@ -21,13 +17,9 @@ pub use file::{nameless_file, take_stdin};
 pub use fork::{Fork, fork};
 pub use mask::{HeldSignals, hold_signals, release_signals};
 pub use memory::{give_back_free_memory, give_back_large_blocks};
-#[cfg(not(target_os = "linux"))]
-pub use no_socket::SocketHold;
 pub use own::this_program;
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
 pub use random::seed_random;
-#[cfg(target_os = "linux")]
-pub use socket::SocketHold;
 pub use title::Title;
 pub use wait::{End, peek, reap, reap_child};
 pub use words::SharedWords;

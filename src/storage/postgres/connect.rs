@@ -23,11 +23,11 @@ use super::errors::{is_crowded, may_work_without_options, may_work_without_tls, 
 use super::session::startup_options;
 use super::statements::Table;
 use super::tls::Tls;
-use super::wire::{Allowance, Wire};
+use super::wire::{CallLimits, Wire};
 use crate::config::Options;
 
-/// A server that acknowledges nothing for so many milliseconds has vanished.
-pub(super) const VANISHED_MS: u32 = 20_000;
+/// A server that acknowledges nothing for so long has vanished.
+const VANISHED: Duration = Duration::from_secs(20);
 
 /// What `port` must be.
 const PORTS: &str =
@@ -250,16 +250,11 @@ pub(super) type Connected = (Client, Option<Wire>);
 impl Access {
     /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
     /// another way must not be lost because the last one is down.
-    pub(super) fn connect(
-        &self,
-        mark: u32,
-        id: Uuid,
-        allowance: &Allowance,
-    ) -> Result<Connected, Refusal> {
+    pub(super) fn connect(&self, id: Uuid, limits: &CallLimits) -> Result<Connected, Refusal> {
         let mut config = self.config.clone();
-        config.tcp_user_timeout(Duration::from_millis(mark.into()));
+        config.tcp_user_timeout(VANISHED);
         first(self.hosts.iter().map(|host| {
-            let connected = self.connect_to(host, &config, id, allowance);
+            let connected = self.connect_to(host, &config, id, limits);
             connected.map_err(|mut refusal| {
                 if self.hosts.len() > 1 {
                     refusal.why = format!("{}: {}", host.shown(), refusal.why);
@@ -274,18 +269,18 @@ impl Access {
         host: &Host,
         config: &Config,
         id: Uuid,
-        allowance: &Allowance,
+        limits: &CallLimits,
     ) -> Result<Connected, Refusal> {
         let configs = host.configs(config)?;
         first(configs.into_iter().map(|plain| {
             if host.refuses_options.load(Ordering::Relaxed) {
-                return self.dial(plain, allowance);
+                return self.dial(plain, limits);
             }
             let mut config = plain.clone();
             config.options(&startup_options(self.statement_timeout, id));
-            match self.dial(config, allowance) {
+            match self.dial(config, limits) {
                 Err(refusal) if refusal.may_be_for_options => {
-                    let connected = self.dial(plain, allowance)?;
+                    let connected = self.dial(plain, limits)?;
                     host.refuses_options.store(true, Ordering::Relaxed);
                     Ok(connected)
                 }
@@ -295,7 +290,7 @@ impl Access {
     }
 
     /// Connects with or without TLS, as `sslmode` says.
-    fn dial(&self, mut config: Config, allowance: &Allowance) -> Result<Connected, Refusal> {
+    fn dial(&self, mut config: Config, limits: &CallLimits) -> Result<Connected, Refusal> {
         let Some(tls) = &self.tls else {
             config.ssl_mode(SslMode::Disable);
             let client = config.connect(NoTls);
@@ -303,7 +298,7 @@ impl Access {
         };
         let mut addresses = config.get_hostaddrs().iter();
         let is_local = addresses.all(|it| it.to_canonical().is_loopback());
-        let mut wire = tls.wire(is_local, allowance)?;
+        let mut wire = tls.wire(is_local, limits)?;
         let client = match wire.connect(config.clone()) {
             Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
                 wire.tls = None;
@@ -382,7 +377,6 @@ mod tests {
 
     use postgres::config::Host as WireHost;
 
-    use super::super::session::next_mark;
     use super::*;
 
     fn read(yaml: &str) -> (Hosts, Vec<String>) {
@@ -588,7 +582,7 @@ mod tests {
                 let mut hosts = vec![nobody(), nobody()];
                 hosts.insert(position, takes_the_second(state, is_refused));
                 let access = access(hosts);
-                let connected = access.connect(next_mark(), Uuid::nil(), &Allowance::default());
+                let connected = access.connect(Uuid::nil(), &CallLimits::default());
                 let refused = connected.err().map(|refusal| refusal.why);
                 assert_eq!(refused, None, "{position}, {state}");
                 // Another host may still take them.
@@ -605,8 +599,8 @@ mod tests {
         let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
         let [first, second] = [hosts[0].shown(), hosts[1].shown()];
         let refused = |hosts: &[Host]| {
-            let allowance = Allowance::default();
-            let connected = access(hosts.to_vec()).connect(next_mark(), Uuid::nil(), &allowance);
+            let limits = CallLimits::default();
+            let connected = access(hosts.to_vec()).connect(Uuid::nil(), &limits);
             connected.err().unwrap().why
         };
         let why = refused(&hosts);

@@ -20,6 +20,7 @@
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 
 use postgres::Error;
 use postgres::error::{DbError, Severity};
@@ -200,6 +201,12 @@ fn advice(state: &str) -> Option<&'static str> {
     })
 }
 
+/// The client panics where it cannot have a descriptor for a connection: no vCon is to blame.
+pub(super) fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -210,7 +217,7 @@ mod tests {
     use postgres::{Config, NoTls};
 
     use super::super::tls::Tls;
-    use super::super::wire::Allowance;
+    use super::super::wire::CallLimits;
     use super::*;
     use crate::config::Options;
 
@@ -231,7 +238,7 @@ mod tests {
         });
         let mode = sslmode.unwrap_or("disable");
         let tls = Tls::read(&mut Options::from_yaml(&format!("sslmode: {mode}")));
-        let wire = tls.wire(true, &Allowance::default()).unwrap();
+        let wire = tls.wire(true, &CallLimits::default()).unwrap();
         let error = wire.connect(config).err().unwrap();
         server.join().unwrap();
         error

@@ -21,7 +21,7 @@
 //! `statements`.
 //!
 //! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `watchdog`. How the server learns its time, also when the deadline leaves less, is told in the module
+//! `wire`. How the server learns its time, also when the deadline leaves less, is told in the module
 //! `session`.
 //!
 //! What a server may send, and when it gets the password in clear text, is told in the modules `wire` and
@@ -36,7 +36,6 @@ mod pool;
 mod session;
 mod statements;
 mod tls;
-mod watchdog;
 mod wire;
 
 use std::sync::Arc;
@@ -395,9 +394,9 @@ impl Postgres {
         }
     }
 
-    /// Does the work in this session, for as long as `limit` leaves, under its watchdog; where that cannot
-    /// cut a connection, on a thread of its own, which is left behind with a call that hangs. The session
-    /// comes back where it can be used again.
+    /// Does the work in this session, for as long as `limit` leaves. Over a Unix socket, which cannot be cut,
+    /// it does so on a thread of its own, and leaves that behind with a call that hangs. Returns the session
+    /// if it can be used again.
     fn attempt(
         &mut self,
         what: &str,
@@ -409,15 +408,15 @@ impl Postgres {
         let times = session.times(own, limit);
         let at_server =
             (self.is_slow && !session.is_direct).then(|| shorter(own, limit).unwrap_or(own));
-        let can_cut = session.watchdog.can_cut();
+        let (can_cut, limits) = (session.can_cut, session.limits.clone());
         let call = move || {
             let Session {
                 client,
                 statements,
-                watchdog,
+                limits: of_session,
                 ..
             } = &mut session;
-            let (answer, is_usable) = watchdog.during(times, || match at_server {
+            let (answer, is_usable) = of_session.during(times, || match at_server {
                 Some(timeout) => limited(client, timeout, |client| work(client, statements, limit)),
                 None => (work(client, statements, limit), true),
             });
@@ -429,10 +428,11 @@ impl Postgres {
             call()
         } else {
             let name = self.message(what);
-            self.timed_calls.run(&name, limit, call)?
+            let cancel = || limits.cancel();
+            self.timed_calls
+                .run_or_cancel(&name, limit, (times.cancel, &cancel), call)?
         };
-        let (was_cancelled, was_cut) =
-            (session.watchdog.has_cancelled(), session.watchdog.has_cut());
+        let (was_cancelled, was_cut) = (session.limits.has_cancelled(), session.limits.has_cut());
         let counts = match &answer {
             // An answer may have come just before the cut. But a commit that was cancelled while it waited
             // for a standby is a success for the server, and the standby may not have it.

@@ -10,24 +10,19 @@
 //! limit at the server until one was too slow. From then on, until one is in time again, each call is a
 //! transaction with a limit of its own (`SET LOCAL`), which costs two more round trips.
 
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::types::Type;
-use postgres::{Client, Error, NoTls};
+use postgres::{Client, Error};
 use uuid::Uuid;
 
-use super::connect::{Access, Refusal, VANISHED_MS};
-use super::errors::reason;
+use super::connect::{Access, Refusal};
+use super::errors::{caught, reason};
 use super::pool::Permit;
 use super::statements::Statements;
-use super::watchdog::{Times, Watchdog};
-use super::wire::{Allowance, Wire};
+use super::wire::{CallLimits, CallTimes, Canceller};
 use crate::deadline::Limit;
 use crate::storage::Room;
-use crate::sys::SocketHold;
 
 /// The setting of a backend process that holds the UUID of the session it was started for.
 pub(super) const SESSION: &str = "conserver.session";
@@ -36,8 +31,10 @@ pub(super) const SESSION: &str = "conserver.session";
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) statements: Statements,
-    /// Ends calls that hang.
-    pub(super) watchdog: Watchdog,
+    /// Ends calls that hang, if the session can be cut.
+    pub(super) limits: CallLimits,
+    /// It is not over a Unix socket.
+    pub(super) can_cut: bool,
     /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
     pub(super) is_direct: bool,
     /// Its place among the sessions of this process; free once the client is gone.
@@ -64,41 +61,44 @@ impl Session {
     }
 
     fn try_to_open(access: &Access, permit: &mut Option<Permit>) -> Result<Self, Refusal> {
-        let (mark, id) = (next_mark(), Uuid::new_v4());
-        let allowance = Allowance::default();
-        let (mut client, wire) = access.connect(mark, id, &allowance)?;
-        let may_cancel = Arc::new(AtomicBool::new(false));
-        let watchdog = watch_over(&client, wire, mark, &may_cancel)?;
-        let times = Times {
+        let id = Uuid::new_v4();
+        let limits = CallLimits::default();
+        // The lane gives up first, and says why.
+        let times = CallTimes {
             cancel: None,
-            cut: access.connect_limit,
+            cut: access.connect_limit + Duration::from_secs(1),
         };
-        let begun: Result<_, Error> = watchdog.during(times, || {
+        let (mut client, wire) = limits.during(times, || access.connect(id, &limits))?;
+        let can_cut = wire.is_some();
+        let begun: Result<_, Error> = limits.during(times, || {
             let is_direct = is_direct(&mut client, id)?;
             let has_xmin = access.table.make(&mut client)?;
             let mut statements = Statements::of(&access.table.quoted, has_xmin);
-            statements.allowance = allowance;
+            statements.limits = limits.clone();
             if is_direct {
                 statements.prepare(&mut client, id);
             }
             Ok((is_direct, statements))
         });
         let (is_direct, statements) = begun?;
-        may_cancel.store(is_direct, Ordering::Relaxed);
+        if is_direct {
+            limits.allow_to_cancel(Canceller::new(&client, wire));
+        }
         let mut permit = permit.take().ok_or("it has no place".to_owned())?;
         permit.note_opened();
         Ok(Self {
             _permit: permit,
             client,
             statements,
-            watchdog,
+            limits,
+            can_cut,
             is_direct,
         })
     }
 
     /// How long a call with this limit may take. `own` is the option `statement_timeout`.
-    pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
-        Times {
+    pub(super) fn times(&self, own: Duration, limit: Limit) -> CallTimes {
+        CallTimes {
             cancel: shorter(own, limit).filter(|_| self.is_direct),
             cut: limit.left(),
         }
@@ -164,7 +164,7 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 /// limits on connections, as far as they are known: a pooler shares a few among many clients.
 pub(super) fn look_around(access: &Access) -> Result<(bool, Vec<Room>), String> {
     let id = Uuid::new_v4();
-    let connected = access.connect(next_mark(), id, &Allowance::default());
+    let connected = access.connect(id, &CallLimits::default());
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     let is_there = is_there.map_err(|e| reason(&e))?;
@@ -216,66 +216,6 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
         Some(Room { of, most, by })
     };
     Ok(limits.into_iter().filter_map(room).collect())
-}
-
-/// Makes the request, unless some are still on their way: to a server that answers nothing at all,
-/// they have no end.
-fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    const MOST: usize = 4;
-    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-    if UNDER_WAY.fetch_add(1, Ordering::Relaxed) >= MOST {
-        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-        return Err(format!(
-            "{MOST} earlier requests are still without an answer"
-        ));
-    }
-    let asked = caught(ask);
-    UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-    asked
-}
-
-/// The client panics where it cannot have a descriptor for a connection: no vCon is to blame.
-fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    panic::catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
-}
-
-/// The time after which a server has vanished, and a little more that no other socket of this
-/// process has while it connects: by that it is found. In steps that older kernels, which count in
-/// ticks, can tell as well.
-pub(super) fn next_mark() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000)
-}
-
-/// A watch over the client's calls. One that is cut is cancelled as well: the server does not
-/// notice that its client is gone while it waits for a standby, say, and would collect such
-/// sessions until it has no more to give.
-fn watch_over(
-    client: &Client,
-    wire: Option<Wire>,
-    mark: u32,
-    may_cancel: &Arc<AtomicBool>,
-) -> Result<Watchdog, String> {
-    let socket = SocketHold::find(mark, VANISHED_MS);
-    if socket.is_none() && wire.is_some() {
-        log::debug!("the socket of a session of PostgreSQL could not be told from others");
-    }
-    let token = client.cancel_token();
-    let may_cancel = Arc::clone(may_cancel);
-    let cancel = move || {
-        if !may_cancel.load(Ordering::Relaxed) {
-            return;
-        }
-        let ask = || match &wire {
-            Some(wire) => wire.cancel(&token).map_err(|e| reason(&e)),
-            None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
-        };
-        if let Err(why) = few_at_once(ask) {
-            log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
-        }
-    };
-    Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
 }
 
 /// Why there is no session.

@@ -52,7 +52,7 @@ use uuid::Uuid;
 
 use super::errors::{is_of_this_row, is_without_column};
 use super::session::SESSION;
-use super::wire::Allowance;
+use super::wire::CallLimits;
 use crate::deadline::Limit;
 
 /// The table's name, and that of its index, as they stand in SQL.
@@ -192,7 +192,7 @@ pub(super) struct Statements {
     try_save: String,
     prepared: Option<Prepared>,
     /// What an answer may have in the session that these are for.
-    pub(super) allowance: Allowance,
+    pub(super) limits: CallLimits,
 }
 
 /// The insert, prepared for this session.
@@ -261,7 +261,7 @@ impl Statements {
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
             prepared: None,
-            allowance: Allowance::default(),
+            limits: CallLimits::default(),
         }
     }
 
@@ -345,7 +345,7 @@ impl Statements {
     /// The document.
     pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
         let get = || client.query_typed_opt(&self.get, &[(&id, Type::UUID)]);
-        let row = self.allowance.for_a_document(get)?;
+        let row = self.limits.for_a_document(get)?;
         // A row may have none.
         let document = row.map(|row| row.try_get::<_, Option<String>>(0));
         Ok(Done::Found(document.transpose()?.flatten()))

@@ -29,7 +29,7 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::wire::{Allowance, Wire};
+use super::wire::{CallLimits, Wire};
 use crate::config::Options;
 use crate::http_client;
 
@@ -88,7 +88,7 @@ impl Tls {
     }
 
     /// The way to a server. The error says what is wrong with the authorities.
-    pub(super) fn wire(&self, is_local: bool, allowance: &Allowance) -> Result<Wire, String> {
+    pub(super) fn wire(&self, is_local: bool, limits: &CallLimits) -> Result<Wire, String> {
         let tls = match self.mode {
             Mode::Disable => None,
             _ => Some(self.connector()?),
@@ -97,7 +97,7 @@ impl Tls {
             tls,
             is_optional: self.is_optional(),
             allows_clear_text: is_local || self.allows_clear_text() || self.is_verified(),
-            allowance: allowance.clone(),
+            limits: limits.clone(),
         })
     }
 
@@ -260,7 +260,7 @@ mod tests {
             let mut options = Options::from_yaml(&format!("sslmode: {text}"));
             let tls = Tls::read(&mut options);
             assert_eq!(options.faults(), [""; 0]);
-            let wire = tls.wire(false, &Allowance::default()).unwrap();
+            let wire = tls.wire(false, &CallLimits::default()).unwrap();
             assert_eq!(wire.tls.is_some(), has_tls, "{text}");
             assert_eq!(wire.is_optional, optional, "{text}");
             let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -302,7 +302,7 @@ mod tests {
         }
         let tls = Tls::read(&mut Options::from_yaml("{}"));
         for (is_local, expected) in [(true, true), (false, false)] {
-            let wire = tls.wire(is_local, &Allowance::default()).unwrap();
+            let wire = tls.wire(is_local, &CallLimits::default()).unwrap();
             assert_eq!(wire.allows_clear_text, expected);
         }
     }

@@ -1,4 +1,4 @@
-//! The way to the server, with TLS or without, and what may come over it.
+//! The way to the server, with TLS or without, what may come over it, and how long it is waited for.
 //!
 //! The client library believes its server: it collects each message whole, however long, keeps every
 //! notice and notification, and sends the password in the form that the server asks for. So all bytes of
@@ -14,22 +14,35 @@
 //!
 //! The library hands out its socket only to code that begins TLS on it. Told that TLS begins at once
 //! ("direct"), it hands the socket out before anything was sent; whether there is TLS is then decided here.
-//! For a Unix socket it never does that: there is no limit over those.
+//! For a Unix socket it never does that: there is no limit over those, and calls run on a thread of their own.
+//!
+//! Nor has the library a limit on the time of a call: a server whose kernel answers while its program does
+//! not would hold a lane for ever. So the stream fails once the call in work is over its time. Before that, it
+//! has the server asked to cancel the statement, if the call has less time than the server knows of:
+//!
+//! ```text
+//! lane    ├─call─┤  ├─call────────────────────────────────────── … ─┤ error
+//! stream            waits ───────────┤ asks to cancel, waits ─── … ─┤ fails, and asks to cancel
+//! ```
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use postgres::config::{SslMode, SslNegotiation};
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use postgres::{CancelToken, Client, Config, Error, Socket};
+use postgres::{CancelToken, Client, Config, Error, NoTls, Socket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Sleep, sleep_until, timeout_at};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::errors::{caught, reason};
 use crate::vcon::LARGEST_DOCUMENT;
 
 /// The most bytes of a server before a session has begun. A login takes some hundred.
@@ -57,25 +70,237 @@ const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// The first bytes of a message: its kind and its length.
 const HEAD: usize = 5;
 
-/// How many bytes the answer to a statement may have, for one session.
-#[derive(Debug, Clone)]
-pub(super) struct Allowance(Arc<AtomicUsize>);
+/// How long a request to cancel may take.
+const CANCELLING: Duration = Duration::from_secs(10);
 
-impl Default for Allowance {
+/// The limits of the calls in one session. The lane sets them, the session's stream keeps them.
+#[derive(Clone, Default)]
+pub(super) struct CallLimits(Arc<Limits>);
+
+struct Limits {
+    /// How many bytes the answer may have.
+    most_bytes: AtomicUsize,
+    clock: Mutex<CallClock>,
+}
+
+impl Default for Limits {
     fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(SMALL)))
+        Self {
+            most_bytes: AtomicUsize::new(SMALL),
+            clock: Mutex::default(),
+        }
     }
 }
 
-impl Allowance {
+/// How long a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallTimes {
+    /// After this, the server is asked to cancel it, if at all.
+    pub(super) cancel: Option<Duration>,
+    /// After this, its connection fails.
+    pub(super) cut: Duration,
+}
+
+#[derive(Default)]
+struct CallClock {
+    /// When the server is to be asked to cancel the call in work.
+    cancel_at: Option<Instant>,
+    /// When the call in work is over its time.
+    cut_at: Option<Instant>,
+    /// The server has been asked to cancel a call.
+    has_cancelled: bool,
+    /// The connection has been given up.
+    has_cut: bool,
+    /// `None` if the server must not be asked to cancel.
+    canceller: Option<Canceller>,
+}
+
+impl CallLimits {
     /// Makes the call, whose answer may have a document in it.
     pub(super) fn for_a_document<T>(&self, call: impl FnOnce() -> T) -> T {
         let most = usize::try_from(LARGEST_DOCUMENT).unwrap_or(usize::MAX);
-        self.0.store(most.saturating_add(SMALL), Ordering::Relaxed);
+        let most_bytes = &self.0.most_bytes;
+        most_bytes.store(most.saturating_add(SMALL), Ordering::Relaxed);
         let answer = call();
-        self.0.store(SMALL, Ordering::Relaxed);
+        most_bytes.store(SMALL, Ordering::Relaxed);
         answer
     }
+
+    /// Makes the call, which is cancelled and cut when it takes too long, and cut when it panics.
+    pub(super) fn during<T>(&self, times: CallTimes, call: impl FnOnce() -> T) -> T {
+        let now = Instant::now();
+        let mut clock = self.clock();
+        clock.cancel_at = times.cancel.map(|time| now + time);
+        clock.cut_at = Some(now + times.cut);
+        drop(clock);
+        let _end = EndOfCall(self);
+        call()
+    }
+
+    /// From now on, the server may be asked to cancel calls in this way.
+    pub(super) fn allow_to_cancel(&self, canceller: Canceller) {
+        self.clock().canceller = Some(canceller);
+    }
+
+    /// Asks the server to cancel the call in work, unless it must not be asked.
+    pub(super) fn cancel(&self) {
+        self.clock().cancel();
+    }
+
+    /// Whether the server was asked to cancel a call before its time was over. The request may reach it
+    /// later than the call's answer: nothing else must be asked in this session.
+    pub(super) fn has_cancelled(&self) -> bool {
+        self.clock().has_cancelled
+    }
+
+    /// Whether the connection was given up, and the session is of no use any more.
+    pub(super) fn has_cut(&self) -> bool {
+        self.clock().has_cut
+    }
+
+    /// Does what is due, and returns when there is something to do again.
+    fn keep(&self, now: Instant) -> io::Result<Option<Instant>> {
+        let mut clock = self.clock();
+        if !clock.has_cut && clock.cut_at.is_some_and(|at| at <= now) {
+            clock.has_cut = true;
+            clock.ask_aside();
+        }
+        if clock.has_cut {
+            return Err(too_late());
+        }
+        if clock.cancel_at.is_some_and(|at| at <= now) {
+            clock.cancel_at = None;
+            clock.cancel();
+        }
+        Ok(clock.cancel_at.into_iter().chain(clock.cut_at).min())
+    }
+
+    fn clock(&self) -> MutexGuard<'_, CallClock> {
+        // Nothing panics while it holds the lock.
+        self.0.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the limits of a call.
+struct EndOfCall<'a>(&'a CallLimits);
+
+impl Drop for EndOfCall<'_> {
+    fn drop(&mut self) {
+        let mut clock = self.0.clock();
+        (clock.cancel_at, clock.cut_at) = (None, None);
+        // The client, which is dropped next, would wait for the answer.
+        clock.has_cut |= thread::panicking();
+    }
+}
+
+impl CallClock {
+    fn cancel(&mut self) {
+        if self.canceller.is_some() {
+            self.has_cancelled = true;
+            self.ask_aside();
+        }
+    }
+
+    /// Asks on a thread of its own: a server that does not answer must not hold anybody up.
+    fn ask_aside(&self) {
+        let Some(canceller) = self.canceller.clone() else {
+            return;
+        };
+        let ask = move || {
+            if let Err(why) = few_at_once(|| canceller.ask()) {
+                log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
+            }
+        };
+        let thread = thread::Builder::new().name("pg-cancel".to_owned());
+        if let Err(why) = thread.spawn(ask) {
+            log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
+        }
+    }
+}
+
+/// How a server is asked to cancel what it does in a session. It does not notice that its client is gone
+/// while it waits for a standby, say, and would collect such sessions until it has no more to give.
+#[derive(Clone)]
+pub(super) struct Canceller {
+    token: CancelToken,
+    wire: Option<Wire>,
+}
+
+impl Canceller {
+    /// For a session that was opened in this way; `None` over a Unix socket.
+    pub(super) fn new(client: &Client, wire: Option<Wire>) -> Self {
+        let token = client.cancel_token();
+        let wire = wire.map(Wire::with_own_limits);
+        Self { token, wire }
+    }
+
+    fn ask(&self) -> Result<(), String> {
+        let asked = match &self.wire {
+            Some(wire) => {
+                let times = CallTimes {
+                    cancel: None,
+                    cut: CANCELLING,
+                };
+                let wire = wire.clone().with_own_limits();
+                let limits = wire.limits.clone();
+                limits.during(times, || self.token.cancel_query(wire))
+            }
+            None => self.token.cancel_query(NoTls),
+        };
+        asked.map_err(|e| reason(&e))
+    }
+}
+
+/// Makes the request, unless some are still on their way: over a Unix socket, to a server that answers
+/// nothing at all, they have no end.
+fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    const MOST: usize = 4;
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+    if UNDER_WAY.fetch_add(1, Ordering::Relaxed) >= MOST {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!(
+            "{MOST} earlier requests are still without an answer"
+        ));
+    }
+    let asked = caught(ask);
+    UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    asked
+}
+
+/// Fails what waits for the server once the call in work is over its time.
+struct CallTimer {
+    limits: CallLimits,
+    /// Wakes the task that waits. It may be set for an earlier call, and is then set anew.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl CallTimer {
+    fn keep<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            return polled;
+        }
+        while let Some(next) = self.limits.keep(Instant::now())? {
+            let next = tokio::time::Instant::from_std(next);
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if next < sleep.deadline() || sleep.is_elapsed() {
+                sleep.as_mut().reset(next);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                break;
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn too_late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
 }
 
 /// What the server sent and this side does not take.
@@ -108,7 +333,7 @@ pub(super) struct Wire {
     pub(super) is_optional: bool,
     /// The server may have the password in clear text.
     pub(super) allows_clear_text: bool,
-    pub(super) allowance: Allowance,
+    pub(super) limits: CallLimits,
 }
 
 impl Wire {
@@ -120,9 +345,12 @@ impl Wire {
         config.connect(self.clone())
     }
 
-    /// Asks the server to cancel what it does in a session that was opened in this way.
-    pub(super) fn cancel(&self, token: &CancelToken) -> Result<(), Error> {
-        token.cancel_query(self.clone())
+    /// The same way, with limits that no session has.
+    fn with_own_limits(self) -> Self {
+        Self {
+            limits: CallLimits::default(),
+            ..self
+        }
     }
 }
 
@@ -139,7 +367,8 @@ impl MakeTlsConnect<Socket> for Wire {
         Ok(Connect {
             tls: tls.map(make).transpose()?,
             is_optional: self.is_optional,
-            filter: Filter::new(self.allows_clear_text, self.allowance.clone()),
+            filter: Filter::new(self.allows_clear_text, self.limits.clone()),
+            limits: self.limits.clone(),
         })
     }
 }
@@ -152,6 +381,7 @@ pub(super) struct Connect {
     tls: Option<Rustls>,
     is_optional: bool,
     filter: Filter,
+    limits: CallLimits,
 }
 
 impl TlsConnect<Socket> for Connect {
@@ -160,7 +390,16 @@ impl TlsConnect<Socket> for Connect {
     type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
-        Box::pin(self.begin(socket))
+        let cut_at = self.limits.clock().cut_at;
+        let begun = self.begin(socket);
+        Box::pin(async move {
+            match cut_at {
+                Some(at) => timeout_at(at.into(), begun)
+                    .await
+                    .unwrap_or_else(|_| Err(too_late())),
+                None => begun.await,
+            }
+        })
     }
 }
 
@@ -183,6 +422,10 @@ impl Connect {
         Ok(Stream {
             inner,
             filter: self.filter,
+            timer: CallTimer {
+                limits: self.limits,
+                sleep: None,
+            },
             input: Box::new([0; BUFFER]),
             ready: BytesMut::new(),
         })
@@ -193,6 +436,7 @@ impl Connect {
 pub(super) struct Stream {
     inner: Inner,
     filter: Filter,
+    timer: CallTimer,
     input: Box<[u8; BUFFER]>,
     /// What the library has not read yet.
     ready: BytesMut,
@@ -237,12 +481,14 @@ impl AsyncRead for Stream {
             let passing = this.filter.passing().min(room).min(LONG_BUFFER);
             if passing > BUFFER {
                 let part = buffer.initialize_unfilled_to(passing);
-                let length = ready!(this.inner.poll_read(cx, part))?;
+                let read = this.inner.poll_read(cx, part);
+                let length = ready!(this.timer.keep(cx, read))?;
                 this.filter.pass(length);
                 buffer.advance(length);
                 return Poll::Ready(Ok(()));
             }
-            let length = ready!(this.inner.poll_read(cx, &mut this.input[..]))?;
+            let read = this.inner.poll_read(cx, &mut this.input[..]);
+            let length = ready!(this.timer.keep(cx, read))?;
             if length == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -257,24 +503,30 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let done = match &mut this.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
             Inner::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        this.timer.keep(cx, done)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let done = match &mut this.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_flush(cx),
             Inner::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        this.timer.keep(cx, done)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let done = match &mut this.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Inner::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        };
+        this.timer.keep(cx, done)
     }
 }
 
@@ -290,7 +542,7 @@ impl TlsStream for Stream {
 /// Lets through what a server may send. It never holds more than [`KEPT`] bytes and a head.
 struct Filter {
     allows_clear_text: bool,
-    allowance: Allowance,
+    limits: CallLimits,
     /// No session has begun yet.
     is_login: bool,
     /// The bytes that were let through, and those that were dropped, since the last complete answer.
@@ -315,10 +567,10 @@ enum Fate {
 }
 
 impl Filter {
-    fn new(allows_clear_text: bool, allowance: Allowance) -> Self {
+    fn new(allows_clear_text: bool, limits: CallLimits) -> Self {
         Self {
             allows_clear_text,
-            allowance,
+            limits,
             is_login: true,
             passed: 0,
             dropped: 0,
@@ -401,7 +653,7 @@ impl Filter {
         let (most, most_dropped) = if self.is_login {
             (LOGIN, LOGIN)
         } else {
-            (self.allowance.0.load(Ordering::Relaxed), DROPPED)
+            (self.limits.0.most_bytes.load(Ordering::Relaxed), DROPPED)
         };
         if self.passed > most {
             return Err(Refused::TooLong(most));
@@ -473,9 +725,16 @@ fn shortened(beginning: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::super::tls::Tls;
     use super::*;
+    use crate::config::Options;
 
     fn message(kind: u8, body: &[u8]) -> Vec<u8> {
         let mut message = head(kind, body.len());
@@ -489,7 +748,7 @@ mod tests {
     }
 
     fn filter() -> Filter {
-        Filter::new(false, Allowance::default())
+        Filter::new(false, CallLimits::default())
     }
 
     /// A filter of a session that has begun.
@@ -559,9 +818,9 @@ mod tests {
             assert_eq!(found, Err(Refused::TooLong(DROPPED)), "{kind}");
         }
         let mut session = begun();
-        let allowance = session.allowance.clone();
+        let limits = session.limits.clone();
         let document = usize::try_from(LARGEST_DOCUMENT).unwrap();
-        allowance.for_a_document(|| {
+        limits.for_a_document(|| {
             let found = fed(&mut session, &head(b'D', document));
             assert_eq!(found, Ok(head(b'D', document)));
             let found = fed(&mut begun(), &head(b'D', document));
@@ -631,12 +890,144 @@ mod tests {
                 asks.chunks(size).map(|it| fed(&mut refused, it)).collect();
             assert_eq!(found, Err(Refused::ClearText));
         }
-        let mut allowed = Filter::new(true, Allowance::default());
+        let mut allowed = Filter::new(true, CallLimits::default());
         assert_eq!(fed(&mut allowed, &asks).unwrap(), asks);
         // MD5 and SASL.
         for way in [5, 10] {
             let asks = message(b'R', &[0, 0, 0, way]);
             assert_eq!(fed(&mut filter(), &asks).unwrap(), asks);
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn cut_after(cut: Duration) -> CallTimes {
+        CallTimes { cancel: None, cut }
+    }
+
+    /// Whoever has come to the server.
+    enum Came {
+        /// A client that was let in, and gets no answers.
+        Session(TcpStream),
+        /// A request to cancel.
+        Cancel,
+    }
+
+    /// A server that lets clients in and answers nothing.
+    fn silent_server() -> (Config, Receiver<Came>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::new();
+        config.host("127.0.0.1").user("u");
+        config.port(listener.local_addr().unwrap().port());
+        let (tell, came) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut length = [0; 4];
+                stream.read_exact(&mut length).unwrap();
+                let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+                stream.read_exact(&mut packet).unwrap();
+                let who = if packet.starts_with(&80_877_102_u32.to_be_bytes()) {
+                    Came::Cancel
+                } else {
+                    let login = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+                    stream.write_all(login).unwrap();
+                    Came::Session(stream)
+                };
+                if tell.send(who).is_err() {
+                    return;
+                }
+            }
+        });
+        (config, came)
+    }
+
+    /// A session with that server, the server's end of it, and the requests to cancel.
+    fn session() -> (Client, CallLimits, TcpStream, Receiver<Came>) {
+        let (config, came) = silent_server();
+        let limits = CallLimits::default();
+        let wire = Wire {
+            tls: None,
+            is_optional: true,
+            allows_clear_text: false,
+            limits: limits.clone(),
+        };
+        let client = wire.connect(config).unwrap();
+        limits.allow_to_cancel(Canceller::new(&client, Some(wire)));
+        match came.recv_timeout(LONG) {
+            Ok(Came::Session(stream)) => (client, limits, stream, came),
+            _ => panic!("no session"),
+        }
+    }
+
+    fn is_cancelled(came: &Receiver<Came>) -> bool {
+        matches!(came.recv_timeout(LONG), Ok(Came::Cancel))
+    }
+
+    #[test]
+    fn a_call_over_its_time_fails_and_is_cancelled_also_after_one_with_more_time() {
+        let (mut client, limits, _server, came) = session();
+        let over = limits.during(cut_after(SHORT), || client.batch_execute("SELECT 1"));
+        let cause = reason(&over.unwrap_err());
+        assert!(cause.ends_with("no answer in time"), "{cause}");
+        assert!(limits.has_cut() && !limits.has_cancelled());
+        assert!(is_cancelled(&came));
+        let again = limits.during(cut_after(LONG), || client.batch_execute("SELECT 1"));
+        assert!(again.is_err());
+    }
+
+    #[test]
+    fn a_call_is_cancelled_in_its_time_and_cut_only_when_that_does_not_help() {
+        let (mut client, limits, mut server, came) = session();
+        let times = |cut| CallTimes {
+            cancel: Some(SHORT),
+            cut,
+        };
+        let answer = thread::spawn(move || {
+            assert!(is_cancelled(&came));
+            let error = message(b'E', b"SERROR\0VERROR\0C57014\0Mno\0\0");
+            server.write_all(&error).unwrap();
+            server.write_all(&message(b'Z', b"I")).unwrap();
+            (server, came)
+        });
+        let ended = limits.during(times(LONG), || client.batch_execute("SELECT 1"));
+        assert!(ended.unwrap_err().as_db_error().is_some());
+        assert!(limits.has_cancelled() && !limits.has_cut());
+        let (_server, came) = answer.join().unwrap();
+
+        let over = limits.during(times(2 * SHORT), || client.batch_execute("SELECT 1"));
+        assert!(over.unwrap_err().as_db_error().is_none());
+        assert!(limits.has_cut());
+        // Before the cut, and after it.
+        assert!(is_cancelled(&came) && is_cancelled(&came));
+    }
+
+    #[test]
+    fn a_call_that_panics_leaves_nothing_to_wait_for() {
+        let (mut client, limits, _server, _came) = session();
+        let call = AssertUnwindSafe(|| limits.during(cut_after(LONG), || panic!("inside")));
+        assert!(catch_unwind(call).is_err());
+        assert!(limits.has_cut());
+        assert!(client.batch_execute("SELECT 1").is_err());
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_a_login_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::new();
+        config.host("127.0.0.1").user("u");
+        config.port(listener.local_addr().unwrap().port());
+        for sslmode in ["disable", "require"] {
+            let tls = Tls::read(&mut Options::from_yaml(&format!("sslmode: {sslmode}")));
+            let limits = CallLimits::default();
+            let wire = tls.wire(true, &limits).unwrap();
+            let connect = || wire.connect(config.clone());
+            assert!(
+                limits.during(cut_after(SHORT), connect).is_err(),
+                "{sslmode}"
+            );
         }
     }
 }
