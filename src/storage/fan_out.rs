@@ -56,12 +56,12 @@ pub struct Outcome {
 /// The threads that save beside a lane's own, each for one backend.
 pub struct Crew<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
-    members: HashMap<Arc<str>, Sender<Job>>,
+    members: HashMap<Arc<str>, Sender<SaveJob>>,
     /// The storage that took longest last time.
     slowest: Option<Arc<str>>,
 }
 
-struct Job {
+struct SaveJob {
     backend: Backend,
     vcon: Arc<Outgoing>,
     deadline: Deadline,
@@ -108,7 +108,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         let (done, outcomes) = bounded(names.len());
         let mut ours = Vec::new();
         for (place, backend) in backends.into_iter().enumerate() {
-            let job = Job {
+            let job = SaveJob {
                 vcon: Arc::clone(vcon.of(backend.is_downgraded)),
                 backend,
                 deadline,
@@ -123,7 +123,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             }
         }
         drop(done);
-        ours.into_iter().for_each(Job::run);
+        ours.into_iter().for_each(SaveJob::run);
 
         let mut slots: Vec<Option<Outcome>> = names.iter().map(|_| None).collect();
         for (place, outcome) in outcomes {
@@ -140,7 +140,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
 
     /// Has the backend's thread do the job; one that has ended, because it was idle, has a
     /// successor. Gives the job back where no thread can be started.
-    fn hand_over(&mut self, job: Job) -> Result<(), Job> {
+    fn hand_over(&mut self, job: SaveJob) -> Result<(), SaveJob> {
         let name = Arc::clone(&job.backend.name);
         let job = match self.members.get(&name) {
             Some(member) => match member.send(job) {
@@ -150,7 +150,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             None => job,
         };
         // Without room for a job: one is taken only by a thread that is there for it.
-        let (jobs, todo) = bounded::<Job>(0);
+        let (jobs, todo) = bounded::<SaveJob>(0);
         let work = move || {
             while let Ok(job) = todo.recv_timeout(IDLE) {
                 job.run();
@@ -166,7 +166,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
     }
 }
 
-impl Job {
+impl SaveJob {
     fn run(self) {
         let outcome = save(self.backend, &self.vcon, self.deadline);
         // Its lane may let go of a large document as soon as it has the outcome.

@@ -6,9 +6,9 @@ use serde::de::{DeserializeSeed as _, MapAccess};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use super::client::{self, Each, Form, Pick, Picking, Single, shown};
-use super::documents::{Document, Place};
-use super::errors::{self, Blame, Reason};
+use super::client::{self, Each, Pick, Picking, Scalar, ValueForm, shown};
+use super::documents::{IndexedPart, PartDocument};
+use super::errors::{self, Culprit, Reason};
 use crate::http_client::EXPLANATION;
 use crate::vcon::VconId;
 
@@ -16,10 +16,10 @@ use crate::vcon::VconId;
 pub(super) struct Bulk<'a> {
     id: &'a VconId,
     body: String,
-    actions: Vec<Action>,
+    actions: Vec<BulkAction>,
 }
 
-struct Action {
+struct BulkAction {
     /// What messages call the part, as in `dialog 3`.
     part: String,
     index: String,
@@ -30,7 +30,7 @@ struct Action {
 }
 
 /// What the server did not do.
-pub(super) struct Refusal {
+pub(super) struct BulkRefusal {
     /// What it refused, and why.
     pub(super) message: String,
     /// The vCon is to blame for one of them.
@@ -71,9 +71,9 @@ impl<'a> Bulk<'a> {
         &self.body
     }
 
-    pub(super) fn delete(&mut self, place: &Place) {
+    pub(super) fn delete(&mut self, place: &IndexedPart) {
         self.action("delete", &place.index, place.number);
-        self.actions.push(Action {
+        self.actions.push(BulkAction {
             part: format!("former {} {}", place.section.name(), place.number),
             index: place.index.to_string(),
             number: place.number,
@@ -81,11 +81,11 @@ impl<'a> Bulk<'a> {
         });
     }
 
-    pub(super) fn index(&mut self, document: &Document) {
+    pub(super) fn index(&mut self, document: &PartDocument) {
         self.action("index", &document.index, document.number);
         self.body.push_str(&document.json);
         self.body.push('\n');
-        self.actions.push(Action {
+        self.actions.push(BulkAction {
             part: format!("{} {}", document.section.name(), document.number),
             index: document.index.clone(),
             number: document.number,
@@ -98,7 +98,7 @@ impl<'a> Bulk<'a> {
     pub(super) fn try_to_write(&mut self, index: &str) {
         self.action("update", index, 0);
         self.body.push_str("{\"doc\":{}}\n");
-        self.actions.push(Action {
+        self.actions.push(BulkAction {
             part: "a probe".to_owned(),
             index: index.to_owned(),
             number: 0,
@@ -119,8 +119,8 @@ impl<'a> Bulk<'a> {
     }
 
     /// Begins to count what became of the actions.
-    pub(super) fn tally(&self) -> Tally<'_> {
-        Tally {
+    pub(super) fn tally(&self) -> BulkTally<'_> {
+        BulkTally {
             actions: &self.actions,
             told: 0,
             is_unclear: false,
@@ -141,8 +141,8 @@ pub(super) fn most(actions: usize, body: &str) -> u64 {
 }
 
 /// What became of the actions of a request, one after the other.
-pub(super) struct Tally<'a> {
-    actions: &'a [Action],
+pub(super) struct BulkTally<'a> {
+    actions: &'a [BulkAction],
     /// How many the answer has spoken of.
     told: usize,
     /// It did not say what became of one of them.
@@ -156,7 +156,7 @@ pub(super) struct Tally<'a> {
     doubtful: Vec<(String, usize)>,
 }
 
-impl Tally<'_> {
+impl BulkTally<'_> {
     /// Counts what became of the next action.
     pub(super) fn take(&mut self, verdict: Option<Verdict>) {
         let action = self.actions.get(self.told);
@@ -173,8 +173,8 @@ impl Tally<'_> {
             return;
         }
         match errors::blame(status, &reason) {
-            Blame::VCon if !action.may_be_missing => self.is_the_vcons = true,
-            Blame::Doubt if !action.may_be_missing => {
+            Culprit::VCon if !action.may_be_missing => self.is_the_vcons = true,
+            Culprit::Unclear if !action.may_be_missing => {
                 self.doubtful.push((action.index.clone(), action.number));
             }
             _ if !self.indices.contains(&action.index) => self.indices.push(action.index.clone()),
@@ -189,7 +189,7 @@ impl Tally<'_> {
     }
 
     /// What was refused, if anything was. The error says that it is no answer to this request.
-    pub(super) fn end(self) -> Result<Option<Refusal>, &'static str> {
+    pub(super) fn end(self) -> Result<Option<BulkRefusal>, &'static str> {
         let (count, all) = (self.refused, self.actions.len());
         if self.told != all {
             return Err("the answer does not speak of all parts");
@@ -201,7 +201,7 @@ impl Tally<'_> {
             return Ok(None);
         }
         let first = self.first;
-        Ok(Some(Refusal {
+        Ok(Some(BulkRefusal {
             message: format!("{count} of {all} parts were refused, first {first}"),
             is_the_vcons: self.is_the_vcons,
             indices: self.indices,
@@ -225,8 +225,8 @@ pub(super) fn read(
             if name != "items" {
                 return client::pass_over(map);
             }
-            let mut each = |item: Item| (self.0)(item.0);
-            self.1 = client::value(map, &mut Each(&mut each))? == Form::List;
+            let mut each = |item: BulkItem| (self.0)(item.0);
+            self.1 = client::value(map, &mut Each(&mut each))? == ValueForm::List;
             Ok(())
         }
     }
@@ -236,9 +236,9 @@ pub(super) fn read(
 }
 
 /// What an item of an answer says; nothing if it does not say what became of its document.
-struct Item(Option<Verdict>);
+struct BulkItem(Option<Verdict>);
 
-impl<'de> Deserialize<'de> for Item {
+impl<'de> Deserialize<'de> for BulkItem {
     fn deserialize<D: Deserializer<'de>>(item: D) -> Result<Self, D::Error> {
         /// The first field, which is named after what was to be done.
         #[derive(Default)]
@@ -270,7 +270,7 @@ impl<'de> Deserialize<'de> for Item {
                     "status" => {
                         let status = client::single(map)?;
                         self.status = match status {
-                            Single::Number(status) => Some(status),
+                            Scalar::Number(status) => Some(status),
                             _ => None,
                         };
                     }
@@ -294,8 +294,10 @@ impl<'de> Deserialize<'de> for Item {
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 pub mod fuzz {
-    use super::super::documents::{self, Document, Found, Section, Window, found, indices};
-    use super::super::errors::{self, Reason, Trial};
+    use super::super::documents::{
+        self, PartDocument, PartsFound, VconList, Window, found, indices,
+    };
+    use super::super::errors::{self, Reason, RefusalTrial};
     use super::Bulk;
     use crate::fuzzing::{LONGEST_MESSAGE, id};
     use crate::vcon::{Vcon, Version};
@@ -311,13 +313,13 @@ pub mod fuzz {
         );
 
         let id = id();
-        let document = |number| Document {
-            section: Section::Dialog,
+        let document = |number| PartDocument {
+            section: VconList::Dialog,
             number,
             index: format!("vcon_dialog{}", number % 2),
             json: format!("{{\"n\":{number}}}"),
         };
-        let documents: Vec<Document> = (0..2).map(document).collect();
+        let documents: Vec<PartDocument> = (0..2).map(document).collect();
         let mut bulk = Bulk::new(&id);
         documents.iter().for_each(|document| bulk.index(document));
         let mut tally = bulk.tally();
@@ -335,7 +337,7 @@ pub mod fuzz {
                 assert!(!message.chars().any(char::is_control), "{message:?}");
                 let blamed = usize::from(refusal.is_the_vcons) + doubtful.len();
                 assert!(blamed + refusal.indices.len() > 0);
-                let trial = Trial::of(&id, &documents, doubtful);
+                let trial = RefusalTrial::of(&id, &documents, doubtful);
                 if let Ok(verdicts) = trial.read(&mut &*data) {
                     trial.culprit(&verdicts);
                     trial.leaves_something(&verdicts);
@@ -345,7 +347,7 @@ pub mod fuzz {
         let indices = indices("", &mut &*data).ok().flatten();
         for (section, names) in indices.into_iter().flatten() {
             let places: Vec<_> = Window::first(1).places(section, &names[..1]).collect();
-            if let Ok(Found::In(found)) = found(&places, &mut &*data) {
+            if let Ok(PartsFound::In(found)) = found(&places, &mut &*data) {
                 assert!(found.len() <= places.len());
             }
         }

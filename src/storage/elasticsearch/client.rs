@@ -155,7 +155,7 @@ fn given(options: &mut Options, key: &str) -> Option<String> {
 
 /// The server, and how it is asked.
 #[derive(Clone)]
-pub(super) struct Server {
+pub(super) struct ElasticServer {
     pub(super) url: Url,
     pub(super) agent: Agent,
     pub(super) authorization: Option<HeaderValue>,
@@ -165,7 +165,7 @@ pub(super) struct Server {
 
 /// What is asked.
 #[derive(Clone, Copy)]
-pub(super) enum Question<'a> {
+pub(super) enum RequestBody<'a> {
     Get,
     /// JSON.
     Post(&'a str),
@@ -174,7 +174,7 @@ pub(super) enum Question<'a> {
 }
 
 /// What the server said.
-pub(super) enum Answer<T> {
+pub(super) enum Reply<T> {
     /// It has done what was asked for; what it says of that, if it is JSON.
     Done(Option<T>),
     /// It has refused.
@@ -182,23 +182,23 @@ pub(super) enum Answer<T> {
 }
 
 /// How an answer is read.
-pub(super) struct Reading<F> {
+pub(super) struct ReplyReader<F> {
     /// The most bytes that it may have.
     pub(super) most: u64,
     pub(super) read: F,
 }
 
-impl Server {
+impl ElasticServer {
     /// Asks, and waits for the whole answer: for `own` at most, or what the limit of the whole call
     /// leaves. The error says why there is none.
     pub(super) fn ask<T>(
         &self,
         path: &str,
-        question: Question<'_>,
-        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
+        question: RequestBody<'_>,
+        reading: ReplyReader<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         own: Duration,
         limit: Limit,
-    ) -> Result<Answer<T>, String> {
+    ) -> Result<Reply<T>, String> {
         let left = limit.left();
         self.request(path, question, reading, own.min(left))
             .map_err(|error| match error {
@@ -217,18 +217,18 @@ impl Server {
     fn request<T>(
         &self,
         path: &str,
-        question: Question<'_>,
-        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
+        question: RequestBody<'_>,
+        reading: ReplyReader<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         limit: Duration,
-    ) -> Result<Answer<T>, ureq::Error> {
+    ) -> Result<Reply<T>, ureq::Error> {
         let mut request = Request::builder().uri(self.url.below(path)?);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
         let (kind, body) = match question {
-            Question::Get => ("", None),
-            Question::Post(body) => ("application/json", Some(body)),
-            Question::PostLines(body) => ("application/x-ndjson", Some(body)),
+            RequestBody::Get => ("", None),
+            RequestBody::Post(body) => ("application/json", Some(body)),
+            RequestBody::PostLines(body) => ("application/x-ndjson", Some(body)),
         };
         let mut response = match body {
             None => {
@@ -253,13 +253,13 @@ impl Server {
             if let Some(Cut::Broken(error)) = cut {
                 return Err(error.into());
             }
-            return Ok(Answer::Refused(status.as_u16(), Reason::of_answer(&body)));
+            return Ok(Reply::Refused(status.as_u16(), Reason::of_answer(&body)));
         }
         let body = response.body_mut().with_config().limit(reading.most);
         match (reading.read)(&mut body.reader()) {
-            Ok(said) => Ok(Answer::Done(Some(said))),
+            Ok(said) => Ok(Reply::Done(Some(said))),
             Err(error) if error.is_io() => Err(io::Error::from(error).into()),
-            Err(_) => Ok(Answer::Done(None)),
+            Err(_) => Ok(Reply::Done(None)),
         }
     }
 
@@ -282,7 +282,7 @@ const MOST_OF_A_TEXT: usize = 8 << 10;
 /// What is picked out of a value. All of it is passed over unless a method says otherwise.
 pub(super) trait Pick {
     /// It is neither an object nor a list.
-    fn single(&mut self, _: Single) {}
+    fn single(&mut self, _: Scalar) {}
 
     /// Reads the value of a field, wanted or not.
     fn field<'de, A: MapAccess<'de>>(&mut self, _: &str, map: &mut A) -> Result<(), A::Error> {
@@ -297,15 +297,15 @@ pub(super) trait Pick {
 
 /// What a value was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ValueForm {
     Object,
     List,
-    Single,
+    Scalar,
 }
 
 /// A value that is neither an object nor a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Single {
+pub(super) enum Scalar {
     /// The beginning of a text.
     Text(String),
     Number(u64),
@@ -314,7 +314,10 @@ pub(super) enum Single {
 }
 
 /// Reads a whole answer, which must be JSON.
-pub(super) fn read_json(reader: &mut dyn Read, pick: &mut impl Pick) -> serde_json::Result<Form> {
+pub(super) fn read_json(
+    reader: &mut dyn Read,
+    pick: &mut impl Pick,
+) -> serde_json::Result<ValueForm> {
     let mut json = serde_json::Deserializer::from_reader(BufReader::new(reader));
     let form = Picking(pick).deserialize(&mut json)?;
     json.end()?;
@@ -325,7 +328,7 @@ pub(super) fn read_json(reader: &mut dyn Read, pick: &mut impl Pick) -> serde_js
 pub(super) fn value<'de, A: MapAccess<'de>>(
     map: &mut A,
     pick: &mut impl Pick,
-) -> Result<Form, A::Error> {
+) -> Result<ValueForm, A::Error> {
     map.next_value_seed(Picking(pick))
 }
 
@@ -335,14 +338,14 @@ pub(super) fn pass_over<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Er
 }
 
 /// Reads the value of a field if that is neither an object nor a list.
-pub(super) fn single<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Single, A::Error> {
-    struct Only(Single);
+pub(super) fn single<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Scalar, A::Error> {
+    struct Only(Scalar);
     impl Pick for Only {
-        fn single(&mut self, single: Single) {
+        fn single(&mut self, single: Scalar) {
             self.0 = single;
         }
     }
-    let mut only = Only(Single::Other);
+    let mut only = Only(Scalar::Other);
     value(map, &mut only)?;
     Ok(only.0)
 }
@@ -350,7 +353,7 @@ pub(super) fn single<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Single, A::E
 /// Reads the value of a field; what is no text is an empty one.
 pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Error> {
     Ok(match single(map)? {
-        Single::Text(text) => text,
+        Scalar::Text(text) => text,
         _ => String::new(),
     })
 }
@@ -369,62 +372,62 @@ impl<T: DeserializeOwned> Pick for Each<'_, T> {
 pub(super) struct Picking<'a, P>(pub(super) &'a mut P);
 
 impl<'de, P: Pick> DeserializeSeed<'de> for Picking<'_, P> {
-    type Value = Form;
+    type Value = ValueForm;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, value: D) -> Result<Form, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(self, value: D) -> Result<ValueForm, D::Error> {
         value.deserialize_any(self)
     }
 }
 
 impl<P: Pick> Picking<'_, P> {
-    fn single(self, single: Single) -> Form {
+    fn single(self, single: Scalar) -> ValueForm {
         self.0.single(single);
-        Form::Single
+        ValueForm::Scalar
     }
 }
 
 impl<'de, P: Pick> Visitor<'de> for Picking<'_, P> {
-    type Value = Form;
+    type Value = ValueForm;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Form, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ValueForm, A::Error> {
         while let Some(name) = map.next_key::<String>()? {
             self.0.field(&name, &mut map)?;
         }
-        Ok(Form::Object)
+        Ok(ValueForm::Object)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Form, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ValueForm, A::Error> {
         while self.0.item(&mut list)? {}
-        Ok(Form::List)
+        Ok(ValueForm::List)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Form, E> {
+    fn visit_str<E>(self, text: &str) -> Result<ValueForm, E> {
         let beginning = &text[..text.floor_char_boundary(MOST_OF_A_TEXT)];
-        Ok(self.single(Single::Text(beginning.to_owned())))
+        Ok(self.single(Scalar::Text(beginning.to_owned())))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Form, E> {
-        Ok(self.single(Single::Number(number)))
+    fn visit_u64<E>(self, number: u64) -> Result<ValueForm, E> {
+        Ok(self.single(Scalar::Number(number)))
     }
 
-    fn visit_bool<E>(self, switch: bool) -> Result<Form, E> {
-        Ok(self.single(Single::Switch(switch)))
+    fn visit_bool<E>(self, switch: bool) -> Result<ValueForm, E> {
+        Ok(self.single(Scalar::Switch(switch)))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Form, E> {
-        Ok(self.single(Single::Other))
+    fn visit_i64<E>(self, _: i64) -> Result<ValueForm, E> {
+        Ok(self.single(Scalar::Other))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Form, E> {
-        Ok(self.single(Single::Other))
+    fn visit_f64<E>(self, _: f64) -> Result<ValueForm, E> {
+        Ok(self.single(Scalar::Other))
     }
 
-    fn visit_unit<E>(self) -> Result<Form, E> {
-        Ok(self.single(Single::Other))
+    fn visit_unit<E>(self) -> Result<ValueForm, E> {
+        Ok(self.single(Scalar::Other))
     }
 }
 

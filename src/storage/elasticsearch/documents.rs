@@ -17,14 +17,14 @@ use serde::de::{DeserializeSeed as _, MapAccess};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use super::client::{self, Each, Form, Pick, Picking, Single};
+use super::client::{self, Each, Pick, Picking, Scalar, ValueForm};
 use super::errors::Reason;
 use crate::http_client::EXPLANATION;
 use crate::vcon::{OpenPart, Outgoing, Parts, VconError, VconId};
 
 /// One of these lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Section {
+pub(super) enum VconList {
     /// Who took part.
     Parties,
     /// What came with it.
@@ -35,7 +35,7 @@ pub(super) enum Section {
     Dialog,
 }
 
-impl Section {
+impl VconList {
     pub(super) const ALL: [Self; 4] = [
         Self::Parties,
         Self::Attachments,
@@ -84,8 +84,8 @@ impl Section {
 
 /// One part as it is indexed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Document {
-    pub(super) section: Section,
+pub(super) struct PartDocument {
+    pub(super) section: VconList,
     /// Its place in the list.
     pub(super) number: usize,
     pub(super) index: String,
@@ -94,11 +94,11 @@ pub(super) struct Document {
 }
 
 /// Makes the documents of a vCon, list by list.
-pub(super) fn of(vcon: &Outgoing, prefix: &str) -> Result<Vec<Document>, VconError> {
+pub(super) fn of(vcon: &Outgoing, prefix: &str) -> Result<Vec<PartDocument>, VconError> {
     let parts = Parts::of(vcon)?;
     let common = common(vcon, &parts)?;
     let mut documents = Vec::new();
-    for section in Section::ALL {
+    for section in VconList::ALL {
         for (number, mut part) in parts.list(section.name())?.into_iter().enumerate() {
             let word = section.word(&part);
             if section.parses_bodies()
@@ -111,7 +111,7 @@ pub(super) fn of(vcon: &Outgoing, prefix: &str) -> Result<Vec<Document>, VconErr
             }
             let mut json = String::new();
             part.write(&mut json);
-            documents.push(Document {
+            documents.push(PartDocument {
                 section,
                 number,
                 index: index(prefix, section, word.as_deref()),
@@ -155,7 +155,7 @@ fn tenant(attachment: &OpenPart<'_>) -> Option<String> {
 const LONGEST: usize = 255;
 
 /// The index for parts of a section that are distinguished by this word.
-fn index(prefix: &str, section: Section, word: Option<&str>) -> String {
+fn index(prefix: &str, section: VconList, word: Option<&str>) -> String {
     let mut name = format!("{prefix}{}", section.stem());
     if let Some(word) = word {
         name.push('_');
@@ -198,9 +198,9 @@ pub(super) fn prefix_fault(prefix: &str) -> Option<&'static str> {
 
 /// The section whose parts an index holds, by its name: that of an index that we write to, or of
 /// one behind such a name (`vcon_dialog-000001`).
-fn section(prefix: &str, index: &str) -> Option<Section> {
+fn section(prefix: &str, index: &str) -> Option<VconList> {
     let name = index.strip_prefix(prefix)?;
-    Section::ALL.into_iter().find(|section| {
+    VconList::ALL.into_iter().find(|section| {
         name.strip_prefix(section.stem())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', '-']))
     })
@@ -221,29 +221,29 @@ pub(super) const MOST_OF_INDICES: u64 = 4 << 20;
 
 /// Where a part is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) section: Section,
+pub(super) struct IndexedPart {
+    pub(super) section: VconList,
     pub(super) index: Rc<str>,
     pub(super) number: usize,
 }
 
 /// The indices of each section that has any.
-pub(super) type Indices = BTreeMap<Section, Vec<Rc<str>>>;
+pub(super) type Indices = BTreeMap<VconList, Vec<Rc<str>>>;
 
 /// Reads the answer to `GET <prefix>vcon_*/_alias`; `None` where it is no such answer.
 pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result<Option<Indices>> {
-    struct Named<'a> {
+    struct NamedIndices<'a> {
         prefix: &'a str,
         indices: Indices,
         is_strange: bool,
     }
-    impl Pick for Named<'_> {
+    impl Pick for NamedIndices<'_> {
         fn field<'de, A: MapAccess<'de>>(
             &mut self,
             name: &str,
             map: &mut A,
         ) -> Result<(), A::Error> {
-            let mut index = Index {
+            let mut index = IndexEntry {
                 prefix: self.prefix,
                 section: section(self.prefix, name),
                 has_aliases: false,
@@ -258,12 +258,12 @@ pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result
         }
     }
     /// What is said of one index.
-    struct Index<'a> {
+    struct IndexEntry<'a> {
         prefix: &'a str,
-        section: Option<Section>,
+        section: Option<VconList>,
         has_aliases: bool,
     }
-    impl Pick for Index<'_> {
+    impl Pick for IndexEntry<'_> {
         fn field<'de, A: MapAccess<'de>>(
             &mut self,
             name: &str,
@@ -273,12 +273,12 @@ pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result
                 return client::pass_over(map);
             }
             let mut aliases = Aliases(self.prefix, self.section);
-            self.has_aliases = client::value(map, &mut aliases)? == Form::Object;
+            self.has_aliases = client::value(map, &mut aliases)? == ValueForm::Object;
             self.section = aliases.1;
             Ok(())
         }
     }
-    struct Aliases<'a>(&'a str, Option<Section>);
+    struct Aliases<'a>(&'a str, Option<VconList>);
     impl Pick for Aliases<'_> {
         fn field<'de, A: MapAccess<'de>>(
             &mut self,
@@ -289,13 +289,13 @@ pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result
             client::pass_over(map)
         }
     }
-    let mut named = Named {
+    let mut named = NamedIndices {
         prefix,
         indices: Indices::new(),
         is_strange: false,
     };
     let form = client::read_json(reader, &mut named)?;
-    let is_one = form == Form::Object && !named.is_strange;
+    let is_one = form == ValueForm::Object && !named.is_strange;
     Ok(is_one.then_some(named.indices))
 }
 
@@ -320,8 +320,8 @@ impl Window {
 
     /// The one after it, as long as all before it together, where something was found that the
     /// vCon has no longer.
-    pub(super) fn next(self, found: &[Place]) -> Option<Self> {
-        let is_surplus = |place: &Place| place.number >= self.surplus;
+    pub(super) fn next(self, found: &[IndexedPart]) -> Option<Self> {
+        let is_surplus = |place: &IndexedPart| place.number >= self.surplus;
         found.iter().any(is_surplus).then_some(Self {
             from: self.to,
             to: self.to.saturating_mul(2),
@@ -332,12 +332,12 @@ impl Window {
     /// The places of a section in this window, which may be very many.
     pub(super) fn places(
         self,
-        section: Section,
+        section: VconList,
         indices: &[Rc<str>],
-    ) -> impl Iterator<Item = Place> {
+    ) -> impl Iterator<Item = IndexedPart> {
         let numbers = self.from..self.to;
         numbers.flat_map(move |number| {
-            indices.iter().map(move |index| Place {
+            indices.iter().map(move |index| IndexedPart {
                 section,
                 index: Rc::clone(index),
                 number,
@@ -347,7 +347,7 @@ impl Window {
 }
 
 /// The request for some places.
-pub(super) fn question(id: &VconId, places: &[Place]) -> String {
+pub(super) fn question(id: &VconId, places: &[IndexedPart]) -> String {
     let docs = places.iter().map(|place| {
         let id = format!("{id}_{}", place.number);
         json!({"_index": &*place.index, "_id": id, "_source": false})
@@ -362,9 +362,9 @@ pub(super) fn most(places: usize) -> u64 {
 
 /// What an answer to the request for some places says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum PartsFound {
     /// In which of the places there is a document.
-    In(Vec<Place>),
+    In(Vec<IndexedPart>),
     /// Why the server could not look at one of them.
     Not(Reason),
     /// It is no answer to this request.
@@ -372,8 +372,11 @@ pub(super) enum Found {
 }
 
 /// Reads the answer to the request for these places.
-pub(super) fn found(places: &[Place], reader: &mut dyn Read) -> serde_json::Result<Found> {
-    struct Docs<'a>(&'a mut dyn FnMut(Doc));
+pub(super) fn found(
+    places: &[IndexedPart],
+    reader: &mut dyn Read,
+) -> serde_json::Result<PartsFound> {
+    struct Docs<'a>(&'a mut dyn FnMut(MgetItem));
     impl Pick for Docs<'_> {
         fn field<'de, A: MapAccess<'de>>(
             &mut self,
@@ -388,34 +391,34 @@ pub(super) fn found(places: &[Place], reader: &mut dyn Read) -> serde_json::Resu
     }
     let mut left = places.iter();
     let (mut found, mut is_strange, mut error) = (Vec::new(), false, None);
-    let mut each = |doc: Doc| match (left.next(), doc) {
-        (Some(place), Doc::Is(true)) => found.push(place.clone()),
-        (Some(_), Doc::Is(false)) => {}
+    let mut each = |doc: MgetItem| match (left.next(), doc) {
+        (Some(place), MgetItem::Is(true)) => found.push(place.clone()),
+        (Some(_), MgetItem::Is(false)) => {}
         // Removed since the indices were listed.
-        (Some(_), Doc::Error(reason)) if reason.kind == "index_not_found_exception" => {}
-        (Some(_), Doc::Error(reason)) => {
+        (Some(_), MgetItem::Error(reason)) if reason.kind == "index_not_found_exception" => {}
+        (Some(_), MgetItem::Error(reason)) => {
             error.get_or_insert(reason);
         }
-        (None, _) | (_, Doc::Unclear) => is_strange = true,
+        (None, _) | (_, MgetItem::Unclear) => is_strange = true,
     };
     client::read_json(reader, &mut Docs(&mut each))?;
     is_strange |= left.next().is_some();
     Ok(match error {
-        _ if is_strange => Found::Stranger,
-        Some(reason) => Found::Not(reason),
-        None => Found::In(found),
+        _ if is_strange => PartsFound::Stranger,
+        Some(reason) => PartsFound::Not(reason),
+        None => PartsFound::In(found),
     })
 }
 
 /// What is said of one place.
-enum Doc {
+enum MgetItem {
     /// Whether there is a document.
     Is(bool),
     Error(Reason),
     Unclear,
 }
 
-impl<'de> Deserialize<'de> for Doc {
+impl<'de> Deserialize<'de> for MgetItem {
     fn deserialize<D: Deserializer<'de>>(doc: D) -> Result<Self, D::Error> {
         #[derive(Default)]
         struct Said {
@@ -431,7 +434,7 @@ impl<'de> Deserialize<'de> for Doc {
                 match name {
                     "found" => {
                         self.is_found = match client::single(map)? {
-                            Single::Switch(is_found) => Some(is_found),
+                            Scalar::Switch(is_found) => Some(is_found),
                             _ => None,
                         };
                     }
@@ -552,24 +555,24 @@ mod tests {
     #[test]
     fn names_are_made_legal() {
         for (section, word, name) in [
-            (Section::Parties, None, "p_vcon_parties"),
-            (Section::Parties, Some("Agent"), "p_vcon_parties_agent"),
-            (Section::Dialog, None, "p_vcon_dialog"),
+            (VconList::Parties, None, "p_vcon_parties"),
+            (VconList::Parties, Some("Agent"), "p_vcon_parties_agent"),
+            (VconList::Dialog, None, "p_vcon_dialog"),
             (
-                Section::Analysis,
+                VconList::Analysis,
                 Some("a/b\\c*d?e\"f<g>h|i j,k#l:m\nn"),
                 "p_vcon_analysis_a_b_c_d_e_f_g_h_i_j_k_l_m_n",
             ),
-            (Section::Attachments, Some("ÉTÉ"), "p_vcon_attachments_été"),
+            (VconList::Attachments, Some("ÉTÉ"), "p_vcon_attachments_été"),
             (
-                Section::Attachments,
+                VconList::Attachments,
                 Some("-_+."),
                 "p_vcon_attachments_-_+.",
             ),
         ] {
             assert_eq!(index("p_", section, word), name);
         }
-        let long = index("p_", Section::Analysis, Some(&"é".repeat(300)));
+        let long = index("p_", VconList::Analysis, Some(&"é".repeat(300)));
         assert_eq!(long.len(), 254);
         assert!(long.ends_with('é'));
     }
@@ -590,11 +593,11 @@ mod tests {
     #[test]
     fn an_index_is_known_by_its_name() {
         for (name, expected) in [
-            ("p_vcon_parties", Some(Section::Parties)),
-            ("p_vcon_parties_agent", Some(Section::Parties)),
-            ("p_vcon_dialog-000001", Some(Section::Dialog)),
-            ("p_vcon_analysis_x", Some(Section::Analysis)),
-            ("p_vcon_attachments_x", Some(Section::Attachments)),
+            ("p_vcon_parties", Some(VconList::Parties)),
+            ("p_vcon_parties_agent", Some(VconList::Parties)),
+            ("p_vcon_dialog-000001", Some(VconList::Dialog)),
+            ("p_vcon_analysis_x", Some(VconList::Analysis)),
+            ("p_vcon_attachments_x", Some(VconList::Attachments)),
             ("p_vcon_dialogue", None),
             ("p_vcon_archive", None),
             ("vcon_dialog", None),
@@ -618,10 +621,10 @@ mod tests {
         };
         let expected = [
             (
-                Section::Parties,
+                VconList::Parties,
                 names(&["p_vcon_parties", "p_vcon_parties_agent"]),
             ),
-            (Section::Dialog, names(&["archive-1"])),
+            (VconList::Dialog, names(&["archive-1"])),
         ];
         assert_eq!(indices(&answer), Some(Indices::from(expected)));
         for other in [
@@ -637,8 +640,8 @@ mod tests {
 
     #[test]
     fn windows_go_on_while_there_is_a_surplus() {
-        let place = |number| Place {
-            section: Section::Dialog,
+        let place = |number| IndexedPart {
+            section: VconList::Dialog,
             index: Rc::from("x"),
             number,
         };
@@ -651,6 +654,6 @@ mod tests {
         assert_eq!(second.next(&[]), None);
         let third = second.next(&[place(35)]).unwrap();
         assert_eq!((third.from, third.to), (36, 72));
-        assert_eq!(first.places(Section::Dialog, &[]).count(), 0);
+        assert_eq!(first.places(VconList::Dialog, &[]).count(), 0);
     }
 }

@@ -33,8 +33,8 @@ use serde::de::MapAccess;
 use serde_json::json;
 
 use super::bulk::{self, Verdict};
-use super::client::{self, Pick, Single, shown};
-use super::documents::Document;
+use super::client::{self, Pick, Scalar, shown};
+use super::documents::PartDocument;
 use crate::failure::pattern;
 use crate::vcon::VconId;
 
@@ -56,18 +56,18 @@ const WORDS_OF_THE_INDEX: &[&str] = &[
     "maximum normal shards open",
     "has not been configured in mappings",
     "more than 1 type",
-    "Document ID is not supported",
+    "PartDocument ID is not supported",
 ];
 
 /// Whose fault the refusal of a part is, as far as the answer tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blame {
-    /// That of the index, the server or the login: every vCon meets it.
-    Place,
-    /// That of the vCon.
+pub(super) enum Culprit {
+    /// The index, the server or the login: every vCon meets it.
+    Server,
+    /// The vCon.
     VCon,
-    /// It may be either.
-    Doubt,
+    /// Either of them.
+    Unclear,
 }
 
 /// Why something was refused, in the server's words.
@@ -104,9 +104,9 @@ impl Reason {
 
     /// Reads the `error` of an answer or of a part of one; a cause deeper down says more.
     pub(super) fn of<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Self, A::Error> {
-        let mut error = Error::default();
+        let mut error = ErrorBody::default();
         client::value(map, &mut error)?;
-        let Error { mut reason, cause } = error;
+        let ErrorBody { mut reason, cause } = error;
         if !cause.is_empty() && !reason.text.contains(&cause) {
             reason.text = format!("{}: {cause}", reason.text);
         }
@@ -128,15 +128,15 @@ impl Reason {
 
 /// What an error says.
 #[derive(Default)]
-struct Error {
+struct ErrorBody {
     reason: Reason,
     /// The reason of its cause.
     cause: String,
 }
 
-impl Pick for Error {
-    fn single(&mut self, single: Single) {
-        if let Single::Text(text) = single {
+impl Pick for ErrorBody {
+    fn single(&mut self, single: Scalar) {
+        if let Scalar::Text(text) = single {
             self.reason.text = text;
         }
     }
@@ -146,12 +146,12 @@ impl Pick for Error {
             "type" => self.reason.kind = client::text(map)?,
             "reason" => self.reason.text = client::text(map)?,
             "header" => {
-                let mut header = Named::new("processor_type");
+                let mut header = NamedField::new("processor_type");
                 client::value(map, &mut header)?;
                 self.reason.is_of_pipeline = header.is_there;
             }
             "caused_by" => {
-                let mut cause = Named::new("reason");
+                let mut cause = NamedField::new("reason");
                 client::value(map, &mut cause)?;
                 self.cause = cause.text;
             }
@@ -162,13 +162,13 @@ impl Pick for Error {
 }
 
 /// One field of an object.
-struct Named {
+struct NamedField {
     name: &'static str,
     is_there: bool,
     text: String,
 }
 
-impl Named {
+impl NamedField {
     fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -178,7 +178,7 @@ impl Named {
     }
 }
 
-impl Pick for Named {
+impl Pick for NamedField {
     fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
         if name != self.name {
             return client::pass_over(map);
@@ -190,12 +190,12 @@ impl Pick for Named {
 }
 
 /// Who is to blame for the refusal of a part.
-pub(super) fn blame(status: u64, reason: &Reason) -> Blame {
+pub(super) fn blame(status: u64, reason: &Reason) -> Culprit {
     match status {
-        413 => Blame::VCon,
-        400 if !reason.is_of_the_index() => Blame::Doubt,
-        500 if reason.is_of_pipeline => Blame::Doubt,
-        _ => Blame::Place,
+        413 => Culprit::VCon,
+        400 if !reason.is_of_the_index() => Culprit::Unclear,
+        500 if reason.is_of_pipeline => Culprit::Unclear,
+        _ => Culprit::Server,
     }
 }
 
@@ -240,18 +240,22 @@ fn advice(status: u64, kind: &str) -> Option<&'static str> {
 const MOST: usize = 20;
 
 /// A request that tells whose fault a refusal is.
-pub(super) struct Trial {
+pub(super) struct RefusalTrial {
     body: String,
     /// How many documents are sent again, each with a minimal one after it.
     pairs: usize,
 }
 
-impl Trial {
+impl RefusalTrial {
     /// Of the first doubtful document of each index.
-    pub(super) fn of(id: &VconId, documents: &[Document], doubtful: &[(String, usize)]) -> Self {
-        let mut tried: Vec<&Document> = Vec::new();
+    pub(super) fn of(
+        id: &VconId,
+        documents: &[PartDocument],
+        doubtful: &[(String, usize)],
+    ) -> Self {
+        let mut tried: Vec<&PartDocument> = Vec::new();
         for (index, number) in doubtful {
-            let is_refused = |it: &&Document| it.index == *index && it.number == *number;
+            let is_refused = |it: &&PartDocument| it.index == *index && it.number == *number;
             let is_tried = tried.len() == MOST || tried.iter().any(|it| it.index == *index);
             if !is_tried && let Some(document) = documents.iter().find(is_refused) {
                 tried.push(document);
@@ -303,15 +307,15 @@ impl Trial {
     }
 
     /// Who is to blame, by the answer.
-    pub(super) fn culprit(&self, answer: &Verdicts) -> Blame {
+    pub(super) fn culprit(&self, answer: &Verdicts) -> Culprit {
         let pairs = answer.chunks_exact(2).take(self.pairs);
-        let blames: Vec<Blame> = pairs.map(|pair| blame_of(&pair[0], &pair[1])).collect();
-        if blames.contains(&Blame::VCon) {
-            Blame::VCon
-        } else if blames.is_empty() || blames.contains(&Blame::Doubt) {
-            Blame::Doubt
+        let blames: Vec<Culprit> = pairs.map(|pair| blame_of(&pair[0], &pair[1])).collect();
+        if blames.contains(&Culprit::VCon) {
+            Culprit::VCon
+        } else if blames.is_empty() || blames.contains(&Culprit::Unclear) {
+            Culprit::Unclear
         } else {
-            Blame::Place
+            Culprit::Server
         }
     }
 
@@ -326,26 +330,26 @@ impl Trial {
 pub(super) type Verdicts = Vec<Option<Verdict>>;
 
 /// The table in the module's head.
-fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Blame {
+fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Culprit {
     match (document, minimal) {
-        (Some(Verdict::Done), _) => Blame::Place,
+        (Some(Verdict::Done), _) => Culprit::Server,
         (Some(Verdict::Refused(status, reason)), minimal) => {
             match (blame(*status, reason), minimal) {
-                (Blame::Place, _) => Blame::Place,
-                (_, Some(Verdict::Done)) => Blame::VCon,
+                (Culprit::Server, _) => Culprit::Server,
+                (_, Some(Verdict::Done)) => Culprit::VCon,
                 (_, Some(Verdict::Refused(same, other)))
                     if same == status && other.is_as(reason) =>
                 {
-                    Blame::Place
+                    Culprit::Server
                 }
                 (_, Some(Verdict::Refused(status, other))) => match blame(*status, other) {
-                    Blame::Place => Blame::Place,
-                    Blame::VCon | Blame::Doubt => Blame::Doubt,
+                    Culprit::Server => Culprit::Server,
+                    Culprit::VCon | Culprit::Unclear => Culprit::Unclear,
                 },
-                (_, None) => Blame::Doubt,
+                (_, None) => Culprit::Unclear,
             }
         }
-        (None, _) => Blame::Doubt,
+        (None, _) => Culprit::Unclear,
     }
 }
 
@@ -354,7 +358,7 @@ fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Blame {
 mod tests {
     use serde_json::Value;
 
-    use super::super::documents::Section;
+    use super::super::documents::VconList;
     use super::*;
 
     /// The reason of an answer with this error.
@@ -386,14 +390,14 @@ mod tests {
             (
                 400,
                 "illegal_argument_exception",
-                "Document contains at least one immense term",
+                "PartDocument contains at least one immense term",
             ),
             (400, "fail_processor_exception", "not today"),
         ] {
             let blame = blame(status, &reason(kind, text));
-            assert_eq!(blame, Blame::Doubt, "{status} {kind} {text}");
+            assert_eq!(blame, Culprit::Unclear, "{status} {kind} {text}");
         }
-        assert_eq!(blame(413, &reason("", "")), Blame::VCon);
+        assert_eq!(blame(413, &reason("", "")), Culprit::VCon);
         let argument = "illegal_argument_exception";
         for (status, kind, text) in [
             (400, "index_closed_exception", "closed"),
@@ -427,7 +431,7 @@ mod tests {
             (
                 400,
                 argument,
-                "Document ID is not supported in create/index operation request",
+                "PartDocument ID is not supported in create/index operation request",
             ),
             (401, "security_exception", ""),
             (403, "security_exception", ""),
@@ -449,7 +453,7 @@ mod tests {
             (503, "unavailable_shards_exception", ""),
         ] {
             let blame = blame(status, &reason(kind, text));
-            assert_eq!(blame, Blame::Place, "{status} {kind} {text}");
+            assert_eq!(blame, Culprit::Server, "{status} {kind} {text}");
         }
     }
 
@@ -461,10 +465,10 @@ mod tests {
         );
         assert!(reason.is_of_pipeline);
         for (status, expected) in [
-            (400, Blame::Doubt),
-            (500, Blame::Doubt),
-            (429, Blame::Place),
-            (503, Blame::Place),
+            (400, Culprit::Unclear),
+            (500, Culprit::Unclear),
+            (429, Culprit::Server),
+            (503, Culprit::Server),
         ] {
             assert_eq!(blame(status, &reason), expected, "{status}");
         }
@@ -619,9 +623,9 @@ mod tests {
     const BUSY: &str = r#"{"index":{"status":429}}"#;
     const UNKNOWN: &str = r#"{"index":{}}"#;
 
-    fn document(index: &str, number: usize) -> Document {
-        Document {
-            section: Section::Dialog,
+    fn document(index: &str, number: usize) -> PartDocument {
+        PartDocument {
+            section: VconList::Dialog,
             number,
             index: index.to_owned(),
             json: format!("{{\"number\":{number}}}"),
@@ -631,51 +635,51 @@ mod tests {
     /// The answer with these items, as it is read.
     fn answer(items: &[&str]) -> Verdicts {
         let text = format!("{{\"items\":[{}]}}", items.join(","));
-        let trial = Trial {
+        let trial = RefusalTrial {
             body: String::new(),
             pairs: MOST,
         };
         trial.read(&mut text.as_bytes()).unwrap()
     }
 
-    fn trial(documents: &[Document]) -> Trial {
+    fn trial(documents: &[PartDocument]) -> RefusalTrial {
         let places = documents.iter().map(|it| (it.index.clone(), it.number));
         let doubtful: Vec<(String, usize)> = places.collect();
-        Trial::of(&VconId::random(), documents, &doubtful)
+        RefusalTrial::of(&VconId::random(), documents, &doubtful)
     }
 
     #[test]
     fn what_refuses_the_minimal_document_as_well_is_the_places_fault() {
         let trial = trial(&[document("a", 0)]);
         for (items, expected) in [
-            (&[MISFIT, TAKEN, REMOVED][..], Blame::VCon),
-            (&[MISFIT, TAKEN], Blame::VCon),
-            (&[MISFIT, ALIKE, ABSENT], Blame::Place),
-            (&[MISFIT, OTHERWISE, ABSENT], Blame::Doubt),
-            (&[MISFIT, OTHER_KIND, ABSENT], Blame::Doubt),
-            (&[MISFIT, OTHER_STATUS, ABSENT], Blame::Doubt),
-            (&[MISFIT, BUSY, ABSENT], Blame::Place),
-            (&[BUSY, TAKEN, REMOVED], Blame::Place),
-            (&[TAKEN, TAKEN, REMOVED], Blame::Place),
-            (&[TAKEN, MISFIT, ABSENT], Blame::Place),
-            (&[MISFIT, UNKNOWN, ABSENT], Blame::Doubt),
-            (&[UNKNOWN, TAKEN, REMOVED], Blame::Doubt),
-            (&[MISFIT], Blame::Doubt),
-            (&[], Blame::Doubt),
+            (&[MISFIT, TAKEN, REMOVED][..], Culprit::VCon),
+            (&[MISFIT, TAKEN], Culprit::VCon),
+            (&[MISFIT, ALIKE, ABSENT], Culprit::Server),
+            (&[MISFIT, OTHERWISE, ABSENT], Culprit::Unclear),
+            (&[MISFIT, OTHER_KIND, ABSENT], Culprit::Unclear),
+            (&[MISFIT, OTHER_STATUS, ABSENT], Culprit::Unclear),
+            (&[MISFIT, BUSY, ABSENT], Culprit::Server),
+            (&[BUSY, TAKEN, REMOVED], Culprit::Server),
+            (&[TAKEN, TAKEN, REMOVED], Culprit::Server),
+            (&[TAKEN, MISFIT, ABSENT], Culprit::Server),
+            (&[MISFIT, UNKNOWN, ABSENT], Culprit::Unclear),
+            (&[UNKNOWN, TAKEN, REMOVED], Culprit::Unclear),
+            (&[MISFIT], Culprit::Unclear),
+            (&[], Culprit::Unclear),
         ] {
             assert_eq!(trial.culprit(&answer(items)), expected, "{items:?}");
         }
-        assert_eq!(trial.culprit(&Verdicts::new()), Blame::Doubt);
+        assert_eq!(trial.culprit(&Verdicts::new()), Culprit::Unclear);
     }
 
     #[test]
     fn one_document_that_is_the_vcons_fault_is_enough_and_one_in_doubt_remains_so() {
         let trial = trial(&[document("a", 0), document("b", 0)]);
         for (pairs, expected) in [
-            ([MISFIT, ALIKE, MISFIT, TAKEN], Blame::VCon),
-            ([MISFIT, OTHERWISE, MISFIT, TAKEN], Blame::VCon),
-            ([MISFIT, ALIKE, MISFIT, OTHERWISE], Blame::Doubt),
-            ([MISFIT, ALIKE, MISFIT, ALIKE], Blame::Place),
+            ([MISFIT, ALIKE, MISFIT, TAKEN], Culprit::VCon),
+            ([MISFIT, OTHERWISE, MISFIT, TAKEN], Culprit::VCon),
+            ([MISFIT, ALIKE, MISFIT, OTHERWISE], Culprit::Unclear),
+            ([MISFIT, ALIKE, MISFIT, ALIKE], Culprit::Server),
         ] {
             let items = [&pairs[..], &[REMOVED, ABSENT]].concat();
             assert_eq!(trial.culprit(&answer(&items)), expected, "{pairs:?}");
@@ -722,7 +726,8 @@ mod tests {
 
     #[test]
     fn a_trial_has_an_end() {
-        let documents: Vec<Document> = (0..100).map(|n| document(&format!("i{n}"), n)).collect();
+        let documents: Vec<PartDocument> =
+            (0..100).map(|n| document(&format!("i{n}"), n)).collect();
         let trial = trial(&documents);
         assert_eq!(trial.body().lines().count(), MOST * 5);
         assert_eq!(trial.pairs, MOST);

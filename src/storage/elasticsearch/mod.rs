@@ -48,12 +48,13 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use self::bulk::fuzz;
-use self::bulk::{Bulk, Refusal};
-use self::client::{Answer, Question, Reading, Server};
+use self::bulk::{Bulk, BulkRefusal};
+use self::client::{ElasticServer, Reply, ReplyReader, RequestBody};
 use self::documents::{
-    Document, Found, Indices, MOST, MOST_FOUND, MOST_OF_INDICES, Place, Section, Window,
+    IndexedPart, Indices, MOST, MOST_FOUND, MOST_OF_INDICES, PartDocument, PartsFound, VconList,
+    Window,
 };
-use self::errors::{Blame, Trial};
+use self::errors::{Culprit, RefusalTrial};
 use super::Storage;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
@@ -88,7 +89,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         options.fault("timeout", "must be more than 0");
     }
     Box::new(Elasticsearch {
-        server: url.map(|url| Server {
+        server: url.map(|url| ElasticServer {
             url,
             agent: agent_that_trusts(&trust),
             authorization,
@@ -103,7 +104,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
 #[derive(Clone)]
 struct Elasticsearch {
     /// `None` after a fault in the options.
-    server: Option<Server>,
+    server: Option<ElasticServer>,
     prefix: String,
     timeout: Duration,
     /// The indices to which the latest write was refused, for a reason that may pass.
@@ -172,16 +173,16 @@ impl Elasticsearch {
         &self,
         what: &str,
         id: &VconId,
-        documents: &[Document],
+        documents: &[PartDocument],
         limit: Limit,
-    ) -> Result<Vec<Vec<Place>>, Failure> {
+    ) -> Result<Vec<Vec<IndexedPart>>, Failure> {
         let indices = self.indices(what, limit)?;
-        let mut windows: BTreeMap<Section, Window> = BTreeMap::new();
+        let mut windows: BTreeMap<VconList, Window> = BTreeMap::new();
         for section in indices.keys() {
             let parts = documents.iter().filter(|it| it.section == *section).count();
             windows.insert(*section, Window::first(parts));
         }
-        let mut rounds: Vec<Vec<Place>> = Vec::new();
+        let mut rounds: Vec<Vec<IndexedPart>> = Vec::new();
         let mut count = 0;
         while !windows.is_empty() {
             let mut round = Vec::new();
@@ -213,8 +214,8 @@ impl Elasticsearch {
         &mut self,
         what: &str,
         id: &VconId,
-        former: Vec<Vec<Place>>,
-        documents: &[Document],
+        former: Vec<Vec<IndexedPart>>,
+        documents: &[PartDocument],
         limit: Limit,
     ) -> Result<(), Failure> {
         let mut rounds = former.into_iter();
@@ -242,11 +243,11 @@ impl Elasticsearch {
     fn indices(&self, what: &str, limit: Limit) -> Result<Indices, Failure> {
         let prefix = utf8_percent_encode(&self.prefix, NON_ALPHANUMERIC);
         let path = format!("/{prefix}vcon_*/_alias?expand_wildcards=open");
-        let reading = Reading {
+        let reading = ReplyReader {
             most: MOST_OF_INDICES,
             read: |reader: &mut dyn Read| documents::indices(&self.prefix, reader),
         };
-        let indices = self.ask(what, &path, Question::Get, reading, limit)?;
+        let indices = self.ask(what, &path, RequestBody::Get, reading, limit)?;
         indices.flatten().ok_or_else(|| self.stranger(what))
     }
 
@@ -255,24 +256,24 @@ impl Elasticsearch {
         &self,
         what: &str,
         id: &VconId,
-        mut places: impl Iterator<Item = Place>,
+        mut places: impl Iterator<Item = IndexedPart>,
         limit: Limit,
-    ) -> Result<Vec<Place>, Failure> {
+    ) -> Result<Vec<IndexedPart>, Failure> {
         let mut found = Vec::new();
         loop {
-            let some: Vec<Place> = places.by_ref().take(MOST).collect();
+            let some: Vec<IndexedPart> = places.by_ref().take(MOST).collect();
             if some.is_empty() {
                 return Ok(found);
             }
             let question = documents::question(id, &some);
-            let reading = Reading {
+            let reading = ReplyReader {
                 most: documents::most(some.len()),
                 read: |reader: &mut dyn Read| documents::found(&some, reader),
             };
-            match self.ask(what, "/_mget", Question::Post(&question), reading, limit)? {
-                Some(Found::In(places)) => found.extend(places),
-                None | Some(Found::Stranger) => return Err(self.stranger(what)),
-                Some(Found::Not(reason)) => {
+            match self.ask(what, "/_mget", RequestBody::Post(&question), reading, limit)? {
+                Some(PartsFound::In(places)) => found.extend(places),
+                None | Some(PartsFound::Stranger) => return Err(self.stranger(what)),
+                Some(PartsFound::Not(reason)) => {
                     let why = errors::described(200, &reason);
                     return Err(Failure::transient(self.message(what, &why)));
                 }
@@ -285,18 +286,18 @@ impl Elasticsearch {
         &mut self,
         what: &str,
         bulk: &Bulk<'_>,
-        documents: &[Document],
+        documents: &[PartDocument],
         limit: Limit,
     ) -> Result<(), Failure> {
         if bulk.is_empty() {
             return Ok(());
         }
         let mut tally = bulk.tally();
-        let reading = Reading {
+        let reading = ReplyReader {
             most: bulk.most(),
             read: |reader: &mut dyn Read| bulk::read(reader, &mut |it| tally.take(it)),
         };
-        let question = Question::PostLines(bulk.body());
+        let question = RequestBody::PostLines(bulk.body());
         if self.ask(what, BULK, question, reading, limit)? != Some(true) {
             return Err(self.stranger(what));
         }
@@ -309,36 +310,41 @@ impl Elasticsearch {
         };
         let message = self.message(what, &refusal.message);
         let blame = match &refusal {
-            Refusal {
+            BulkRefusal {
                 is_the_vcons: true, ..
-            } => Blame::VCon,
-            Refusal { doubtful, .. } if doubtful.is_empty() => Blame::Place,
-            Refusal { doubtful, .. } => {
-                let trial = Trial::of(bulk.id(), documents, doubtful);
+            } => Culprit::VCon,
+            BulkRefusal { doubtful, .. } if doubtful.is_empty() => Culprit::Server,
+            BulkRefusal { doubtful, .. } => {
+                let trial = RefusalTrial::of(bulk.id(), documents, doubtful);
                 self.settle_doubt(what, &trial, limit)?
             }
         };
         // A probe tries only what refuses every write; the others are found out by vCons.
         self.refused = refusal.indices;
         Err(match blame {
-            Blame::VCon => Failure::permanent(message),
-            Blame::Doubt => Failure::refused(message),
-            Blame::Place => Failure::transient(message),
+            Culprit::VCon => Failure::permanent(message),
+            Culprit::Unclear => Failure::refused(message),
+            Culprit::Server => Failure::transient(message),
         })
     }
 
     /// Finds out whether the documents of a vCon are refused for what is in them.
-    fn settle_doubt(&self, what: &str, trial: &Trial, limit: Limit) -> Result<Blame, Failure> {
-        let reading = Reading {
+    fn settle_doubt(
+        &self,
+        what: &str,
+        trial: &RefusalTrial,
+        limit: Limit,
+    ) -> Result<Culprit, Failure> {
+        let reading = ReplyReader {
             most: trial.most(),
             read: |reader: &mut dyn Read| trial.read(reader),
         };
-        let question = Question::PostLines(trial.body());
+        let question = RequestBody::PostLines(trial.body());
         let answer = match self.ask(what, BULK, question, reading, limit) {
             Ok(answer) => answer.unwrap_or_default(),
             // As if the first answer had not come.
             Err(failure) if failure.is_transient() => return Err(failure),
-            Err(_) => return Ok(Blame::Doubt),
+            Err(_) => return Ok(Culprit::Unclear),
         };
         if trial.leaves_something(&answer) {
             let place = self.message("remove a minimal document", "it was refused");
@@ -355,8 +361,8 @@ impl Elasticsearch {
         &self,
         what: &str,
         path: &str,
-        question: Question<'_>,
-        reading: Reading<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
+        question: RequestBody<'_>,
+        reading: ReplyReader<impl FnOnce(&mut dyn Read) -> serde_json::Result<T>>,
         limit: Limit,
     ) -> Result<Option<T>, Failure> {
         let Some(server) = &self.server else {
@@ -366,8 +372,8 @@ impl Elasticsearch {
             .ask(path, question, reading, self.timeout, limit)
             .map_err(|why| Failure::transient(self.message(what, &why)))?;
         let (status, reason) = match answer {
-            Answer::Done(said) => return Ok(said),
-            Answer::Refused(status, reason) => (status, reason),
+            Reply::Done(said) => return Ok(said),
+            Reply::Refused(status, reason) => (status, reason),
         };
         let why = errors::described(u64::from(status), &reason);
         let message = self.message(what, &why);

@@ -40,7 +40,7 @@ const ROOT: u32 = 0;
 
 /// What is there, but is not used, whatever its rights are.
 #[derive(Debug, thiserror::Error)]
-enum Unsafe {
+enum UnsafeEntry {
     /// A directory of another user.
     #[error("{0}")]
     Foreign(String),
@@ -50,13 +50,15 @@ enum Unsafe {
 
 /// Whether something was refused for what it is, or for whose it is.
 pub(super) fn is_unsafe(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Unsafe>())
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<UnsafeEntry>())
 }
 
 /// Whether something was refused because it is in a directory of another user.
 pub(super) fn is_foreign(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    matches!(inner, Some(Unsafe::Foreign(_)))
+    matches!(inner, Some(UnsafeEntry::Foreign(_)))
 }
 
 /// An open directory.
@@ -177,7 +179,7 @@ impl Dir {
         } else {
             ""
         };
-        Err(refusal(Unsafe::Foreign(format!(
+        Err(refusal(UnsafeEntry::Foreign(format!(
             "directory {} belongs to user {owner}, neither to this process (user {}) nor to root nor to the \
              owner of `path`, and everybody may write to the directory above; give it to one of them{hint}",
             child.path.display(),
@@ -216,7 +218,7 @@ impl Dir {
         if is_ours(self.look(name)?.st_uid) && is_ours(here.uid()) && here.mode() & 0o022 == 0 {
             return Ok(());
         }
-        Err(refusal(Unsafe::Other(format!(
+        Err(refusal(UnsafeEntry::Other(format!(
             "symbolic link {} is not followed: it, or the directory it is in, belongs to another user, or others may \
              write to that directory; mount the other directory there instead",
             self.path.join(name).display()
@@ -249,7 +251,7 @@ impl Dir {
             Some(file) if file.metadata()?.is_file() => Ok(file),
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                Unsafe::Other("it is not a regular file".to_owned()),
+                UnsafeEntry::Other("it is not a regular file".to_owned()),
             )),
         }
     }
@@ -366,6 +368,6 @@ fn to_mode(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode as mode_t)
 }
 
-fn refusal(why: Unsafe) -> io::Error {
+fn refusal(why: UnsafeEntry) -> io::Error {
     io::Error::other(why)
 }

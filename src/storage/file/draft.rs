@@ -70,7 +70,8 @@ impl<'a> Draft<'a> {
 
     fn named(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
         let mut draft = Self::create(dir, name.clone())?;
-        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != Left::InUse) {
+        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != DraftRemoval::InUse)
+        {
             draft = Self::create(dir, name)?;
         }
         let Some(mut draft) = draft else {
@@ -166,7 +167,7 @@ pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
 
 /// What became of a draft of an earlier save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum DraftRemoval {
     /// Nothing has the name.
     Absent,
     Removed,
@@ -178,24 +179,24 @@ pub(super) enum Left {
 ///
 /// # Errors
 /// The draft could not be removed.
-pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<Left> {
+pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<DraftRemoval> {
     remove_draft(dir, name, geteuid().as_raw(), now())
 }
 
 /// The same for a user whom the file system takes this process for, and at a time by its clock.
-fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<Left> {
+fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftRemoval> {
     let found = match dir.look(Path::new(name)) {
-        Err(e) if is_missing(&e) => return Ok(Left::Absent),
+        Err(e) if is_missing(&e) => return Ok(DraftRemoval::Absent),
         found => found?,
     };
     if directory::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
-        return Ok(Left::InUse);
+        return Ok(DraftRemoval::InUse);
     }
     let file = match dir.lockable(name) {
-        Err(e) if is_missing(&e) => return Ok(Left::Removed),
+        Err(e) if is_missing(&e) => return Ok(DraftRemoval::Removed),
         // Its own mode, not that of the directory.
         Err(e) if e.kind() == ErrorKind::PermissionDenied && found.st_mode & 0o600 == 0 => {
-            return Ok(Left::InUse);
+            return Ok(DraftRemoval::InUse);
         }
         file => file?,
     };
@@ -203,12 +204,12 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<Left> 
         Ok(()) => {}
         // Where there are no locks, it may be in work.
         Err(TryLockError::Error(_)) if is_dead(&found, now) => {}
-        Err(_) => return Ok(Left::InUse),
+        Err(_) => return Ok(DraftRemoval::InUse),
     }
     if dir.has(name, &file.metadata()?)? {
         return remove_unless_denied(dir, name);
     }
-    Ok(Left::Removed)
+    Ok(DraftRemoval::Removed)
 }
 
 /// Removes what killed processes have left of a vCon in a directory. All names are looked at if it is
@@ -228,7 +229,7 @@ pub(super) fn remove_dead(
 ) -> io::Result<()> {
     remove_draft(dir, &usual_name(id), user, now)?;
     for name in numbered(id, DRAFTS) {
-        if remove_draft(dir, &name, user, now)? == Left::Absent && !thorough {
+        if remove_draft(dir, &name, user, now)? == DraftRemoval::Absent && !thorough {
             break;
         }
     }
@@ -262,10 +263,10 @@ pub(super) fn remove_asides(
 }
 
 /// What cannot be removed for what it is, not for its directory's rights, may be another user's.
-fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<Left> {
+fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<DraftRemoval> {
     match dir.remove(name) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(Left::InUse),
-        removed => removed.map(|()| Left::Removed),
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(DraftRemoval::InUse),
+        removed => removed.map(|()| DraftRemoval::Removed),
     }
 }
 

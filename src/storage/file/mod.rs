@@ -86,8 +86,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     if path.contains('\0') {
         options.fault("path", "holds a NUL character");
     }
-    Box::new(Files {
-        root: Root {
+    Box::new(FileStorage {
+        root: StorageRoot {
             path: PathBuf::from(path),
             dir_mode: options.mode_or("dir_permissions", 0o755),
         },
@@ -103,8 +103,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     })
 }
 
-struct Files {
-    root: Root,
+struct FileStorage {
+    root: StorageRoot,
     by_date: bool,
     compress: bool,
     /// Bytes of JSON; 0 for no limit.
@@ -113,14 +113,14 @@ struct Files {
     /// The probes.
     timed_calls: TimedCalls,
     /// Hidden files that this lane could not remove yet.
-    left: Vec<Hidden>,
+    left: Vec<HiddenFile>,
     /// Whether the log tells of a directory that was not searched.
     passed_over: AtomicBool,
 }
 
 /// A hidden file that could not be removed, or given its name back.
 #[derive(Debug, PartialEq, Eq)]
-struct Hidden {
+struct HiddenFile {
     /// Its directory.
     below: PathBuf,
     name: String,
@@ -137,14 +137,14 @@ enum HiddenKind {
 }
 
 /// A document that was written.
-struct Written {
+struct WrittenDocument {
     file: FileStat,
     /// The name of its draft.
     draft: String,
 }
 
 /// A document that was not written.
-struct Unwritten {
+struct WriteError {
     step: FileStep,
     error: io::Error,
     /// The name of its draft.
@@ -153,12 +153,12 @@ struct Unwritten {
 
 /// The directory of it all, and how directories are made in it.
 #[derive(Clone)]
-struct Root {
+struct StorageRoot {
     path: PathBuf,
     dir_mode: u32,
 }
 
-impl Storage for Files {
+impl Storage for FileStorage {
     fn save(&mut self, vcon: &Outgoing, _: Deadline) -> Result<(), Failure> {
         let size = vcon.json.len() as u64;
         if self.max_size > 0 && size > self.max_size {
@@ -342,7 +342,7 @@ impl Storage for Files {
     }
 }
 
-impl Files {
+impl FileStorage {
     /// The two names a vCon may have in a directory, the one that is written now first.
     fn names(&self, id: &VconId) -> [String; 2] {
         let (first, second) = if self.compress {
@@ -355,8 +355,8 @@ impl Files {
 
     /// Puts the document in its place at once: after a crash there is the old file, the new
     /// one, or none.
-    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<Written, Unwritten> {
-        let unwritten = |step, error, draft: &str| Unwritten {
+    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<WrittenDocument, WriteError> {
+        let unwritten = |step, error, draft: &str| WriteError {
             step,
             error,
             draft: draft.to_owned(),
@@ -371,14 +371,14 @@ impl Files {
             .map_err(|e| unwritten(FileStep::Name, e, draft.name()))?;
         dir.sync()
             .map_err(|e| unwritten(FileStep::Directory, e, draft.name()))?;
-        Ok(Written {
+        Ok(WrittenDocument {
             file,
             draft: draft.name().to_owned(),
         })
     }
 
     /// Removes what killed processes have left of the vCon beside what was written now.
-    fn remove_dead(&self, dir: &Dir, id: &VconId, own: &Written) -> io::Result<()> {
+    fn remove_dead(&self, dir: &Dir, id: &VconId, own: &WrittenDocument) -> io::Result<()> {
         // That name was taken, so there may be several.
         let thorough = own.draft != draft::usual_name(id);
         draft::remove_dead(dir, id, own.file.st_uid, changed(&own.file), thorough)
@@ -509,7 +509,7 @@ impl Files {
     /// Remembers a hidden file if it still exists.
     fn note_left(&mut self, dir: &Dir, below: &Path, name: String, what: HiddenKind) {
         let is_gone = dir.look(Path::new(&name)).is_err_and(|e| is_missing(&e));
-        let left = Hidden {
+        let left = HiddenFile {
             below: below.to_owned(),
             name,
             what,
@@ -545,8 +545,8 @@ impl Files {
     }
 }
 
-impl Hidden {
-    fn remove(&self, root: &Root) -> io::Result<()> {
+impl HiddenFile {
+    fn remove(&self, root: &StorageRoot) -> io::Result<()> {
         let dir = match root.existing(&root.below(&self.below)) {
             Err(e) if is_missing(&e) => return Ok(()),
             dir => dir?,
@@ -559,7 +559,7 @@ impl Hidden {
     }
 }
 
-impl Root {
+impl StorageRoot {
     /// Opens it, and makes what is missing of its path.
     fn made(&self) -> io::Result<Dir> {
         match Dir::open(&self.path) {
@@ -650,7 +650,7 @@ impl Root {
 
     /// Opens today's directories as a save would, as far as they are there.
     fn try_today(&self) -> io::Result<()> {
-        let day = search::of(Path::new(""), Utc::now().date_naive());
+        let day = search::day_directory(Path::new(""), Utc::now().date_naive());
         let mut dir = Dir::open(&self.path)?;
         for name in &day {
             dir = match dir.at(Path::new(name)) {

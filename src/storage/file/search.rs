@@ -15,7 +15,7 @@ use nix::sys::stat::SFlag;
 
 use super::directory::{self, Dir, is_foreign, is_missing, is_unsafe};
 use super::errors::{FileStep, failure};
-use super::{Files, GZIPPED};
+use super::{FileStorage, GZIPPED};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::vcon::{LARGEST_DOCUMENT, VconId};
@@ -105,12 +105,12 @@ pub(super) fn neighbours(root: &Path, day: NaiveDate) -> Vec<PathBuf> {
     [-1, 1]
         .into_iter()
         .filter_map(|days| day.checked_add_signed(TimeDelta::days(days)))
-        .map(|day| of(root, day))
+        .map(|day| day_directory(root, day))
         .collect()
 }
 
 /// Returns the directory of a day, whether it exists or not.
-pub(super) fn of(root: &Path, day: NaiveDate) -> PathBuf {
+pub(super) fn day_directory(root: &Path, day: NaiveDate) -> PathBuf {
     root.join(day.format("%Y/%m/%d").to_string())
 }
 
@@ -148,17 +148,17 @@ fn listed(
 }
 
 /// A document that was found.
-pub(super) struct Found {
+pub(super) struct FoundCopy {
     written: SystemTime,
     directory: PathBuf,
     name: String,
 }
 
-impl Files {
+impl FileStorage {
     /// The directories in which a vCon of this day is, if it is where it should be.
     pub(super) fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
         let days = day.filter(|_| self.by_date).map(|day| {
-            let mut days = vec![of(&self.root.path, day)];
+            let mut days = vec![day_directory(&self.root.path, day)];
             days.extend(neighbours(&self.root.path, day));
             days
         });
@@ -170,13 +170,13 @@ impl Files {
         &self,
         directory: &Path,
         id: &VconId,
-        found: &mut Vec<Found>,
+        found: &mut Vec<FoundCopy>,
     ) -> Result<(), Failure> {
         for name in self.names(id) {
             let place = directory.join(&name);
             match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
                 Err(e) if self.is_passed_over(directory, &e) => {}
-                Ok(written) => found.push(Found {
+                Ok(written) => found.push(FoundCopy {
                     written,
                     directory: directory.to_owned(),
                     name,
@@ -206,7 +206,7 @@ impl Files {
     pub(super) fn is_in(&self, directory: &Path, id: &VconId) -> Result<bool, Failure> {
         let mut found = Vec::new();
         self.find_in(directory, id, &mut found)?;
-        for Found { name, .. } in found {
+        for FoundCopy { name, .. } in found {
             let look = |dir: Dir| dir.look(Path::new(&name));
             match self.root.existing(directory).and_then(look) {
                 Ok(document) if directory::kind(&document) == SFlag::S_IFREG => return Ok(true),
@@ -230,7 +230,7 @@ impl Files {
     pub(super) fn newest(
         &self,
         id: &VconId,
-        mut found: Vec<Found>,
+        mut found: Vec<FoundCopy>,
     ) -> Result<Option<String>, Failure> {
         if found.is_empty() {
             return Ok(None);
@@ -238,7 +238,7 @@ impl Files {
         // Of copies of one age, the first that was found.
         found.sort_by_key(|copy| Reverse(copy.written));
         let mut refused = None;
-        for Found {
+        for FoundCopy {
             directory, name, ..
         } in found
         {

@@ -231,7 +231,7 @@ fn wants_writes(options: &mut Options, count: usize) -> bool {
 
 /// How a session is opened.
 #[derive(Clone)]
-pub(super) struct Access {
+pub(super) struct ServerAccess {
     /// Tried in this order.
     pub(super) hosts: Vec<Host>,
     /// Without a host.
@@ -247,10 +247,10 @@ pub(super) struct Access {
 /// A connection, and the way it was made; `None` over a Unix socket.
 pub(super) type Connected = (Client, Option<Wire>);
 
-impl Access {
+impl ServerAccess {
     /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
     /// another way must not be lost because the last one is down.
-    pub(super) fn connect(&self, id: Uuid, limits: &CallLimits) -> Result<Connected, Refusal> {
+    pub(super) fn connect(&self, id: Uuid, limits: &CallLimits) -> Result<Connected, DialError> {
         let mut config = self.config.clone();
         config.tcp_user_timeout(VANISHED);
         first(self.hosts.iter().map(|host| {
@@ -270,7 +270,7 @@ impl Access {
         config: &Config,
         id: Uuid,
         limits: &CallLimits,
-    ) -> Result<Connected, Refusal> {
+    ) -> Result<Connected, DialError> {
         let configs = host.configs(config)?;
         first(configs.into_iter().map(|plain| {
             if host.refuses_options.load(Ordering::Relaxed) {
@@ -290,11 +290,11 @@ impl Access {
     }
 
     /// Connects with or without TLS, as `sslmode` says.
-    fn dial(&self, mut config: Config, limits: &CallLimits) -> Result<Connected, Refusal> {
+    fn dial(&self, mut config: Config, limits: &CallLimits) -> Result<Connected, DialError> {
         let Some(tls) = &self.tls else {
             config.ssl_mode(SslMode::Disable);
             let client = config.connect(NoTls);
-            return client.map(|it| (it, None)).map_err(Refusal::from);
+            return client.map(|it| (it, None)).map_err(DialError::from);
         };
         let mut addresses = config.get_hostaddrs().iter();
         let is_local = addresses.all(|it| it.to_canonical().is_loopback());
@@ -304,7 +304,7 @@ impl Access {
                 wire.tls = None;
                 wire.connect(config).map_err(|second| {
                     let is_refused = refused(&second).is_some();
-                    let mut refusal = Refusal::from(second);
+                    let mut refusal = DialError::from(second);
                     // What was said first is nearer to what is wrong.
                     refusal.why = match is_refused {
                         true => format!("{}; without TLS: {}", reason(&error), refusal.why),
@@ -320,7 +320,7 @@ impl Access {
 }
 
 /// The first that succeeds. If none does, the error has each reason once.
-fn first<T>(attempts: impl Iterator<Item = Result<T, Refusal>>) -> Result<T, Refusal> {
+fn first<T>(attempts: impl Iterator<Item = Result<T, DialError>>) -> Result<T, DialError> {
     let (mut reasons, mut is_crowded) = (Vec::new(), false);
     for attempt in attempts {
         match attempt {
@@ -333,14 +333,14 @@ fn first<T>(attempts: impl Iterator<Item = Result<T, Refusal>>) -> Result<T, Ref
             }
         }
     }
-    let mut refusal = Refusal::from(reasons.join("; "));
+    let mut refusal = DialError::from(reasons.join("; "));
     refusal.is_crowded = is_crowded;
     Err(refusal)
 }
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct DialError {
     pub(super) why: String,
     /// There may be one without the startup parameter `options`.
     may_be_for_options: bool,
@@ -348,7 +348,7 @@ pub(super) struct Refusal {
     pub(super) is_crowded: bool,
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for DialError {
     fn from(error: Error) -> Self {
         Self {
             why: reason(&error),
@@ -358,7 +358,7 @@ impl From<Error> for Refusal {
     }
 }
 
-impl From<String> for Refusal {
+impl From<String> for DialError {
     fn from(why: String) -> Self {
         Self {
             why,
@@ -557,10 +557,10 @@ mod tests {
         Host::new("127.0.0.1", listener.local_addr().unwrap().port())
     }
 
-    fn access(hosts: Vec<Host>) -> Access {
+    fn access(hosts: Vec<Host>) -> ServerAccess {
         let mut config = Config::new();
         config.user("u").password("p");
-        Access {
+        ServerAccess {
             hosts,
             config,
             tls: Some(Tls::read(&mut Options::from_yaml("sslmode: prefer"))),

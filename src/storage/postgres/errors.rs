@@ -25,7 +25,7 @@ use std::panic::{self, AssertUnwindSafe};
 use postgres::Error;
 use postgres::error::{DbError, Severity};
 
-use super::wire::Refused;
+use super::wire::RejectedAnswer;
 
 /// The columns that are written.
 const COLUMNS: &[&str] = &[
@@ -131,9 +131,9 @@ pub(super) fn may_work_without_options(error: &Error) -> bool {
 }
 
 /// What of the server's answer was not taken, if that is why there is none.
-pub(super) fn refused(error: &Error) -> Option<Refused> {
+pub(super) fn refused(error: &Error) -> Option<RejectedAnswer> {
     let cause = error.source()?.downcast_ref::<io::Error>()?;
-    cause.get_ref()?.downcast_ref::<Refused>().copied()
+    cause.get_ref()?.downcast_ref::<RejectedAnswer>().copied()
 }
 
 /// The server does not have a column, or does not support it.

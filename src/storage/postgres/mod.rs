@@ -43,16 +43,16 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
-use self::connect::{Access, Hosts};
+use self::connect::{Hosts, ServerAccess};
 use self::errors::{
     is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
 };
 pub use self::pool::share_latest_refusal;
-use self::pool::{Permit, Pool, Turn, note_refused};
-use self::session::{NotOpened, Session, limited, shorter};
-use self::statements::{Document, Done, NewRow, Statements, Table};
+use self::pool::{Checkout, Permit, Pool, note_refused};
+use self::session::{OpenError, Session, limited, shorter};
+use self::statements::{Jsonb, NewRow, StatementResult, Statements, Table};
 use self::tls::Tls;
-use self::wire::Refused;
+use self::wire::RejectedAnswer;
 use super::timed_call::TimedCalls;
 use super::{Room, Storage};
 use crate::config::Options;
@@ -73,8 +73,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// one that went through them.
 const LARGE: usize = 4 << 20;
 
-type Answer = Result<Done, Error>;
-type Work = dyn Fn(&mut Client, &Statements, Limit) -> Answer + Send;
+type WorkResult = Result<StatementResult, Error>;
+type SessionWork = dyn Fn(&mut Client, &Statements, Limit) -> WorkResult + Send;
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
@@ -123,7 +123,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             hosts.shown()
         ),
         way: (!hosts.are_local()).then(|| tls.described()),
-        access: Access {
+        access: ServerAccess {
             hosts: hosts.each(),
             config,
             tls: (!hosts.are_sockets()).then_some(tls),
@@ -154,7 +154,7 @@ struct Postgres {
     server: String,
     /// What there is to know of the way to a server that is not local.
     way: Option<&'static str>,
-    access: Access,
+    access: ServerAccess,
     statement_limit: Duration,
     /// The last save has found a row: the next one looks for it first.
     meets_rows: bool,
@@ -173,21 +173,21 @@ impl Storage for Postgres {
             version: vcon.version.as_str().to_owned(),
             created_at: vcon.created_or_now().local,
             subject: vcon.subject.clone(),
-            json: Document(Arc::clone(&vcon.json)),
+            json: Jsonb(Arc::clone(&vcon.json)),
         };
         let row_first = self.meets_rows;
         let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
             statements.save(client, &row, row_first, limit)
         };
         let what = format!("save vCon {}", vcon.id);
-        let call = Call {
+        let call = SessionCall {
             what: &what,
             own: self.statement_limit,
             deadline,
             is_large: vcon.json.len() > LARGE,
         };
         match self.run(&call, Box::new(work)) {
-            Err(Trouble::Refused(error)) => {
+            Err(CallError::Server(error)) => {
                 let mut failure = self.failure(&what, &error);
                 // The server says so in its own language.
                 if is_bad_data(&error) && has_nul(vcon) {
@@ -197,9 +197,9 @@ impl Storage for Postgres {
                 }
                 Err(failure)
             }
-            Err(Trouble::Away(failure)) => Err(failure),
+            Err(CallError::Unavailable(failure)) => Err(failure),
             Ok(done) => {
-                self.meets_rows = matches!(done, Done::Saved { had_row: true });
+                self.meets_rows = matches!(done, StatementResult::Saved { had_row: true });
                 Ok(())
             }
         }
@@ -213,9 +213,9 @@ impl Storage for Postgres {
         };
         let call = self.call(&what, self.statement_limit, deadline);
         match self.run(&call, Box::new(work)) {
-            Ok(Done::Found(document)) => Ok(document),
+            Ok(StatementResult::Found(document)) => Ok(document),
             Ok(_) => Ok(None),
-            Err(Trouble::Refused(error)) if is_too_long(&error) => {
+            Err(CallError::Server(error)) if is_too_long(&error) => {
                 let most = LARGEST_DOCUMENT >> 20;
                 let message = self.message(&what);
                 Err(Failure::permanent(format!(
@@ -284,7 +284,7 @@ impl Storage for Postgres {
 }
 
 /// What is to be done in a session.
-struct Call<'a> {
+struct SessionCall<'a> {
     /// What messages call it.
     what: &'a str,
     /// How long it may take by itself.
@@ -295,22 +295,22 @@ struct Call<'a> {
 }
 
 /// Why some work was not done.
-enum Trouble {
+enum CallError {
     /// There is no session, or no answer.
-    Away(Failure),
-    /// The server's answer in a session.
-    Refused(Error),
+    Unavailable(Failure),
+    /// The server's error in a session.
+    Server(Error),
 }
 
-impl From<Failure> for Trouble {
+impl From<Failure> for CallError {
     fn from(failure: Failure) -> Self {
-        Self::Away(failure)
+        Self::Unavailable(failure)
     }
 }
 
 impl Postgres {
-    fn call<'a>(&self, what: &'a str, own: Duration, deadline: Deadline) -> Call<'a> {
-        Call {
+    fn call<'a>(&self, what: &'a str, own: Duration, deadline: Deadline) -> SessionCall<'a> {
+        SessionCall {
             what,
             own,
             deadline,
@@ -320,7 +320,11 @@ impl Postgres {
 
     /// Does the work in a session that was idle, or a new one. One that was idle may have died or become
     /// outdated since its last use; the work is idempotent and is then done once more in another one.
-    fn run(&mut self, call: &Call<'_>, mut work: Box<Work>) -> Result<Done, Trouble> {
+    fn run(
+        &mut self,
+        call: &SessionCall<'_>,
+        mut work: Box<SessionWork>,
+    ) -> Result<StatementResult, CallError> {
         let what = call.what;
         let mut until = None;
         loop {
@@ -335,36 +339,36 @@ impl Postgres {
             {
                 // A pooler has let us in, and has no connection to the server for us.
                 note_refused();
-                return Err(Trouble::Away(self.crowded(what, &reason(e))));
+                return Err(CallError::Unavailable(self.crowded(what, &reason(e))));
             }
             let is_of_use = !answer.as_ref().is_err_and(is_outdated);
             if let Some(session) = session.filter(|_| is_of_use && !call.is_large) {
                 self.pool.put_back(session);
             }
             match answer {
-                Ok(Done::TooLate) => {
+                Ok(StatementResult::TooLate) => {
                     let message = format!("{}: not done within {limit}", self.message(what));
-                    return Err(Trouble::Away(Failure::busy(message)));
+                    return Err(CallError::Unavailable(Failure::busy(message)));
                 }
                 Ok(done) => return Ok(done),
                 Err(e) if is_cancelled(&e) => {
                     if limit.time() < self.access.statement_timeout {
                         let message = format!("{}: {}", self.message(what), reason(&e));
                         let message = format!("{message}; no answer within {limit}");
-                        return Err(Trouble::Away(Failure::slow(message)));
+                        return Err(CallError::Unavailable(Failure::slow(message)));
                     }
-                    return Err(Trouble::Refused(e));
+                    return Err(CallError::Server(e));
                 }
                 Err(e) if is_outdated(&e) || !has_session => {
                     if !kept || is_too_long(&e) {
-                        return Err(Trouble::Refused(e));
+                        return Err(CallError::Server(e));
                     }
                     let name = self.message(what);
                     log::debug!("{name}: {}; connecting anew", reason(&e));
                     // Those beside it are as old.
                     self.pool.forget_idle();
                 }
-                Err(e) => return Err(Trouble::Refused(e)),
+                Err(e) => return Err(CallError::Server(e)),
             }
         }
     }
@@ -373,9 +377,9 @@ impl Postgres {
     /// for the time of one call.
     fn session(
         &mut self,
-        call: &Call<'_>,
+        call: &SessionCall<'_>,
         until: &mut Option<Instant>,
-    ) -> Result<(Session, bool), Trouble> {
+    ) -> Result<(Session, bool), CallError> {
         loop {
             let until = *until.get_or_insert_with(|| {
                 let patience = call.deadline.begin(PATIENCE).time();
@@ -383,13 +387,15 @@ impl Postgres {
             });
             let patience = until.saturating_duration_since(Instant::now());
             match self.pool.take(patience) {
-                Turn::Session(session) => return Ok((*session, true)),
-                Turn::Open(permit) => {
+                Checkout::Session(session) => return Ok((*session, true)),
+                Checkout::MayOpen(permit) => {
                     if let Some(session) = self.connect(call.what, call.deadline, permit)? {
                         return Ok((session, false));
                     }
                 }
-                Turn::Nothing(why) => return Err(Trouble::Away(self.crowded(call.what, &why))),
+                Checkout::NoRoom(why) => {
+                    return Err(CallError::Unavailable(self.crowded(call.what, &why)));
+                }
             }
         }
     }
@@ -402,8 +408,8 @@ impl Postgres {
         what: &str,
         limit: Limit,
         mut session: Session,
-        work: Box<Work>,
-    ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
+        work: Box<SessionWork>,
+    ) -> Result<(Option<Session>, Box<SessionWork>, WorkResult), Failure> {
         let own = self.access.statement_timeout;
         let times = session.times(own, limit);
         let at_server =
@@ -466,8 +472,8 @@ impl Postgres {
         let open = move || Session::open(&access, permit);
         match self.timed_calls.run(&name, limit, open)? {
             Ok(session) => Ok(Some(session)),
-            Err(NotOpened::Crowded) => Ok(None),
-            Err(NotOpened::Refused(why)) => {
+            Err(OpenError::Crowded) => Ok(None),
+            Err(OpenError::Failed(why)) => {
                 let message = format!("{}: {why}", self.message(what));
                 Err(Failure::transient(message))
             }
@@ -482,10 +488,10 @@ impl Postgres {
         format!("{}: could not {what}", self.server)
     }
 
-    fn told(&self, what: &str, trouble: Trouble) -> Failure {
+    fn told(&self, what: &str, trouble: CallError) -> Failure {
         match trouble {
-            Trouble::Away(failure) => failure,
-            Trouble::Refused(error) => self.failure(what, &error),
+            CallError::Unavailable(failure) => failure,
+            CallError::Server(error) => self.failure(what, &error),
         }
     }
 
@@ -504,7 +510,7 @@ impl Postgres {
 }
 
 fn is_too_long(error: &Error) -> bool {
-    matches!(refused(error), Some(Refused::TooLong(_)))
+    matches!(refused(error), Some(RejectedAnswer::TooLong(_)))
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {

@@ -41,14 +41,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The sessions of one storage in this process.
 #[derive(Default)]
 pub(super) struct Pool {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     /// The one used last is the last.
-    idle: Vec<Idle>,
+    idle: Vec<IdleSession>,
     /// How many there are, with those in use and those that are being opened.
     open: usize,
     /// More than these the server has refused; `None` if it has refused none, or could not be asked since.
@@ -62,19 +62,19 @@ struct State {
     is_swept: bool,
 }
 
-struct Idle {
+struct IdleSession {
     session: Session,
     since: Instant,
 }
 
 /// What a lane gets that wants a session.
-pub(super) enum Turn {
+pub(super) enum Checkout {
     /// One that was idle.
     Session(Box<Session>),
     /// It may open one.
-    Open(Permit),
+    MayOpen(Permit),
     /// Neither within its time. The server said this to who tried last.
-    Nothing(String),
+    NoRoom(String),
 }
 
 /// A place for one session, which is free again with its end.
@@ -86,24 +86,24 @@ pub(super) struct Permit {
 
 impl Pool {
     /// An idle session, or leave to open one, within so much time.
-    pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Turn {
+    pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Checkout {
         let until = Instant::now() + patience;
         let mut state = self.lock();
         loop {
             if let Some(idle) = state.idle.pop() {
-                return Turn::Session(Box::new(idle.session));
+                return Checkout::Session(Box::new(idle.session));
             }
             let now = Instant::now();
             if state.may_open(now) {
                 state.open += 1;
-                return Turn::Open(Permit {
+                return Checkout::MayOpen(Permit {
                     pool: Arc::downgrade(self),
                     is_answered: false,
                 });
             }
             let left = until.saturating_duration_since(now);
             if left.is_zero() {
-                return Turn::Nothing(state.why.clone());
+                return Checkout::NoRoom(state.why.clone());
             }
             let next = state.next_try.map_or(left, |next| next - now);
             state = self
@@ -118,7 +118,7 @@ impl Pool {
     pub(super) fn put_back(self: &Arc<Self>, session: Session) {
         let mut state = self.lock();
         let since = Instant::now();
-        state.idle.push(Idle { session, since });
+        state.idle.push(IdleSession { session, since });
         if !state.is_swept {
             let pool = Arc::downgrade(self);
             let name = "pg-idle".to_owned();
@@ -137,7 +137,7 @@ impl Pool {
     }
 
     /// Takes out what has been idle for too long. `None` if no session is left at all.
-    fn spare(&self) -> Option<Vec<Idle>> {
+    fn spare(&self) -> Option<Vec<IdleSession>> {
         let mut state = self.lock();
         if state.open == 0 {
             state.is_swept = false;
@@ -150,7 +150,7 @@ impl Pool {
         Some(state.idle.drain(..spare).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // Nothing panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,7 +168,7 @@ fn sweep(pool: &Weak<Pool>) {
     }
 }
 
-impl State {
+impl PoolState {
     /// Whether one more may be opened now. One that is more than the server has allowed is tried by one
     /// lane at a time.
     fn may_open(&mut self, now: Instant) -> bool {
@@ -279,9 +279,9 @@ mod tests {
 
     fn permit(pool: &Arc<Pool>, patience: Duration) -> Option<Permit> {
         match pool.take(patience) {
-            Turn::Open(permit) => Some(permit),
-            Turn::Nothing(_) => None,
-            Turn::Session(_) => panic!("there is none"),
+            Checkout::MayOpen(permit) => Some(permit),
+            Checkout::NoRoom(_) => None,
+            Checkout::Session(_) => panic!("there is none"),
         }
     }
 
@@ -306,7 +306,7 @@ mod tests {
         assert!(is_crowded());
         pool.lock().next_try = Some(Instant::now() + LONG);
         match pool.take(Duration::ZERO) {
-            Turn::Nothing(why) => assert_eq!(why, "too many"),
+            Checkout::NoRoom(why) => assert_eq!(why, "too many"),
             _ => panic!("the server has no more"),
         }
         // One that ends leaves its place to another.
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn the_pauses_between_tries_grow() {
-        let mut state = State::default();
+        let mut state = PoolState::default();
         for most in [100, 200, 400, 800, 1600, 2000, 2000] {
             state.open = 1;
             state.note_refused("too many");

@@ -16,7 +16,7 @@ use postgres::types::Type;
 use postgres::{Client, Error};
 use uuid::Uuid;
 
-use super::connect::{Access, Refusal};
+use super::connect::{DialError, ServerAccess};
 use super::errors::{caught, reason};
 use super::pool::Permit;
 use super::statements::Statements;
@@ -43,7 +43,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Connects, and makes the table where it is missing. The error says why not.
-    pub(super) fn open(access: &Access, permit: Permit) -> Result<Self, NotOpened> {
+    pub(super) fn open(access: &ServerAccess, permit: Permit) -> Result<Self, OpenError> {
         let mut permit = Some(permit);
         let opened = caught(|| Ok(Self::try_to_open(access, &mut permit)));
         let refusal = match opened {
@@ -55,12 +55,12 @@ impl Session {
             && let Some(permit) = permit
         {
             permit.refuse(&refusal.why);
-            return Err(NotOpened::Crowded);
+            return Err(OpenError::Crowded);
         }
-        Err(NotOpened::Refused(refusal.why))
+        Err(OpenError::Failed(refusal.why))
     }
 
-    fn try_to_open(access: &Access, permit: &mut Option<Permit>) -> Result<Self, Refusal> {
+    fn try_to_open(access: &ServerAccess, permit: &mut Option<Permit>) -> Result<Self, DialError> {
         let id = Uuid::new_v4();
         let limits = CallLimits::default();
         // The lane gives up first, and says why.
@@ -162,7 +162,7 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 
 /// Whether the table is there; if not, tries whether it could be made, and makes nothing. Also returns the
 /// limits on connections, as far as they are known: a pooler shares a few among many clients.
-pub(super) fn look_around(access: &Access) -> Result<(bool, Vec<Room>), String> {
+pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<Room>), String> {
     let id = Uuid::new_v4();
     let connected = access.connect(id, &CallLimits::default());
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
@@ -219,11 +219,11 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
 }
 
 /// Why there is no session.
-pub(super) enum NotOpened {
+pub(super) enum OpenError {
     /// The server has no room for it, as the pool knows by now.
     Crowded,
     /// Anything else.
-    Refused(String),
+    Failed(String),
 }
 
 #[cfg(test)]

@@ -207,15 +207,15 @@ pub(super) struct NewRow {
     pub(super) version: String,
     pub(super) created_at: NaiveDateTime,
     pub(super) subject: Option<String>,
-    pub(super) json: Document,
+    pub(super) json: Jsonb,
 }
 
 /// A document as a parameter of the type `jsonb`. As text with a cast, the server would plan with it.
 #[derive(Debug)]
-pub(super) struct Document(pub(super) Arc<String>);
+pub(super) struct Jsonb(pub(super) Arc<String>);
 
 /// How a piece of work has ended.
-pub(super) enum Done {
+pub(super) enum StatementResult {
     /// Written; whether there was a row before.
     Saved { had_row: bool },
     /// The document, if there is a row.
@@ -227,7 +227,7 @@ pub(super) enum Done {
 }
 
 /// What tells a row from the same row after another write; `None` without a row.
-type State = Option<String>;
+type RowState = Option<String>;
 
 impl Statements {
     /// For a table with this name in SQL. `has_xmin` is false for a view, and on servers
@@ -300,13 +300,13 @@ impl Statements {
         new: &NewRow,
         row_first: bool,
         limit: Limit,
-    ) -> Result<Done, Error> {
+    ) -> Result<StatementResult, Error> {
         // The state that the last write supposed, and how many writes in vain have supposed it.
-        let mut tried: Option<State> = None;
+        let mut tried: Option<RowState> = None;
         let mut in_vain = 0;
         if !row_first {
             if self.write(client, new, &None)? {
-                return Ok(Done::Saved { had_row: false });
+                return Ok(StatementResult::Saved { had_row: false });
             }
             tried = Some(None);
         }
@@ -315,7 +315,7 @@ impl Statements {
             // After the read: a process that was frozen here must not write over what others have
             // written since. Frozen later, its write does not fit the row any more.
             if limit.is_over() {
-                return Ok(Done::TooLate);
+                return Ok(StatementResult::TooLate);
             }
             in_vain = if tried.as_ref() == Some(&state) {
                 in_vain + 1
@@ -334,7 +334,7 @@ impl Statements {
                 (_, Some(_)) => true,
             };
             if is_done {
-                return Ok(Done::Saved {
+                return Ok(StatementResult::Saved {
                     had_row: state.is_some(),
                 });
             }
@@ -343,12 +343,12 @@ impl Statements {
     }
 
     /// The document.
-    pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
+    pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<StatementResult, Error> {
         let get = || client.query_typed_opt(&self.get, &[(&id, Type::UUID)]);
         let row = self.limits.for_a_document(get)?;
         // A row may have none.
         let document = row.map(|row| row.try_get::<_, Option<String>>(0));
-        Ok(Done::Found(document.transpose()?.flatten()))
+        Ok(StatementResult::Found(document.transpose()?.flatten()))
     }
 
     /// Removes the row. A late removal, too, does not reach a row that was written since.
@@ -357,20 +357,20 @@ impl Statements {
         client: &mut Client,
         id: Uuid,
         limit: Limit,
-    ) -> Result<Done, Error> {
+    ) -> Result<StatementResult, Error> {
         let mut tried = None;
         loop {
             let state = self.state_of(client, id)?;
             if limit.is_over() {
-                return Ok(Done::TooLate);
+                return Ok(StatementResult::TooLate);
             }
             let Some(state) = state.filter(|state| tried.as_ref() != Some(state)) else {
-                return Ok(Done::Finished);
+                return Ok(StatementResult::Finished);
             };
             let values: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&id, Type::UUID), (&state, Type::TEXT)];
             if client.execute_typed(&self.delete, &values)? > 0 {
-                return Ok(Done::Finished);
+                return Ok(StatementResult::Finished);
             }
             tried = Some(state);
         }
@@ -379,11 +379,11 @@ impl Statements {
     /// Writes no row at all, which needs the table with its columns and the rights; then one that is taken
     /// back, which needs room on the server's disk as well. A trigger of the table sees that one, and what it
     /// does in the database is taken back, too.
-    pub(super) fn try_save(&self, client: &mut Client) -> Result<Done, Error> {
+    pub(super) fn try_save(&self, client: &mut Client) -> Result<StatementResult, Error> {
         client.execute_typed(&self.try_save, &[])?;
         // A pooler that gives out its connections for single statements has no transactions.
         if client.batch_execute("BEGIN").is_err_and(|e| !e.is_closed()) {
-            return Ok(Done::Finished);
+            return Ok(StatementResult::Finished);
         }
         let row = NewRow::for_probe();
         let written = client.execute_typed(&self.insert, &row.values(&now()));
@@ -391,12 +391,12 @@ impl Statements {
         match written {
             // Constraints, triggers and policies may let in other rows only.
             Err(error) if !is_of_this_row(&error) => Err(error),
-            _ => ended.map(|()| Done::Finished),
+            _ => ended.map(|()| StatementResult::Finished),
         }
     }
 
     /// One attempt, for a row in this state. Returns whether it was written.
-    fn write(&self, client: &mut Client, new: &NewRow, state: &State) -> Result<bool, Error> {
+    fn write(&self, client: &mut Client, new: &NewRow, state: &RowState) -> Result<bool, Error> {
         let now = now();
         let written = match (state, &self.prepared) {
             (Some(seen), _) => return self.write_over(client, &self.update, new, seen),
@@ -425,7 +425,7 @@ impl Statements {
         Ok(client.execute_typed(statement, &values)? > 0)
     }
 
-    fn state_of(&self, client: &mut Client, id: Uuid) -> Result<State, Error> {
+    fn state_of(&self, client: &mut Client, id: Uuid) -> Result<RowState, Error> {
         let row = client.query_typed_opt(&self.state, &[(&id, Type::UUID)])?;
         row.map(|row| row.try_get(0)).transpose()
     }
@@ -443,7 +443,7 @@ impl NewRow {
             version: "0".to_owned(),
             created_at: now(),
             subject: None,
-            json: Document(Arc::new(format!("{{\"probe\":\"{noise}\"}}"))),
+            json: Jsonb(Arc::new(format!("{{\"probe\":\"{noise}\"}}"))),
         }
     }
 
@@ -460,7 +460,7 @@ impl NewRow {
     }
 }
 
-impl ToSql for Document {
+impl ToSql for Jsonb {
     fn to_sql(
         &self,
         _: &Type,
@@ -520,7 +520,7 @@ mod tests {
     #[test]
     fn a_document_is_sent_in_the_format_of_jsonb() {
         let mut out = BytesMut::new();
-        let document = Document(Arc::new("{\"a\":1}".to_owned()));
+        let document = Jsonb(Arc::new("{\"a\":1}".to_owned()));
         let is_null = document.to_sql_checked(&Type::JSONB, &mut out);
         assert!(matches!(is_null, Ok(IsNull::No)));
         assert_eq!(&out[..], b"\x01{\"a\":1}");

@@ -305,7 +305,7 @@ fn too_late() -> io::Error {
 
 /// What the server sent and this side does not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum RejectedAnswer {
     #[error("the answer is longer than {0} bytes, the most that it may have here")]
     TooLong(usize),
     #[error(
@@ -315,11 +315,11 @@ pub(super) enum Refused {
     )]
     ClearText,
     #[error("the answer is none of PostgreSQL")]
-    Stranger,
+    NotPostgres,
 }
 
-impl From<Refused> for io::Error {
-    fn from(refused: Refused) -> Self {
+impl From<RejectedAnswer> for io::Error {
+    fn from(refused: RejectedAnswer) -> Self {
         Self::new(io::ErrorKind::InvalidData, refused)
     }
 }
@@ -355,19 +355,19 @@ impl Wire {
 }
 
 impl MakeTlsConnect<Socket> for Wire {
-    type Stream = Stream;
-    type TlsConnect = Connect;
+    type Stream = SessionStream;
+    type TlsConnect = Handshake;
     type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
 
-    fn make_tls_connect(&mut self, host: &str) -> Result<Connect, Self::Error> {
+    fn make_tls_connect(&mut self, host: &str) -> Result<Handshake, Self::Error> {
         let tls = self.tls.as_mut();
         let make = |tls: &mut MakeRustlsConnect| {
             <MakeRustlsConnect as MakeTlsConnect<Socket>>::make_tls_connect(tls, host)
         };
-        Ok(Connect {
+        Ok(Handshake {
             tls: tls.map(make).transpose()?,
             is_optional: self.is_optional,
-            filter: Filter::new(self.allows_clear_text, self.limits.clone()),
+            filter: AnswerFilter::new(self.allows_clear_text, self.limits.clone()),
             limits: self.limits.clone(),
         })
     }
@@ -377,17 +377,17 @@ type Rustls = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
 type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
 /// One connection that is about to be made.
-pub(super) struct Connect {
+pub(super) struct Handshake {
     tls: Option<Rustls>,
     is_optional: bool,
-    filter: Filter,
+    filter: AnswerFilter,
     limits: CallLimits,
 }
 
-impl TlsConnect<Socket> for Connect {
-    type Stream = Stream;
+impl TlsConnect<Socket> for Handshake {
+    type Stream = SessionStream;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<SessionStream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
         let cut_at = self.limits.clock().cut_at;
@@ -403,23 +403,23 @@ impl TlsConnect<Socket> for Connect {
     }
 }
 
-impl Connect {
-    async fn begin(self, mut socket: Socket) -> io::Result<Stream> {
+impl Handshake {
+    async fn begin(self, mut socket: Socket) -> io::Result<SessionStream> {
         let inner = match self.tls {
-            None => Inner::Plain(socket),
+            None => Transport::Plain(socket),
             Some(tls) => {
                 socket.write_all(&TLS_REQUEST).await?;
                 // No byte more: what follows belongs to TLS.
                 if socket.read_u8().await? == b'S' {
-                    Inner::Tls(Box::new(tls.connect(socket).await?))
+                    Transport::Tls(Box::new(tls.connect(socket).await?))
                 } else if self.is_optional {
-                    Inner::Plain(socket)
+                    Transport::Plain(socket)
                 } else {
                     return Err(io::Error::other("server does not support TLS"));
                 }
             }
         };
-        Ok(Stream {
+        Ok(SessionStream {
             inner,
             filter: self.filter,
             timer: CallTimer {
@@ -433,21 +433,21 @@ impl Connect {
 }
 
 /// What the library reads and writes.
-pub(super) struct Stream {
-    inner: Inner,
-    filter: Filter,
+pub(super) struct SessionStream {
+    inner: Transport,
+    filter: AnswerFilter,
     timer: CallTimer,
     input: Box<[u8; BUFFER]>,
     /// What the library has not read yet.
     ready: BytesMut,
 }
 
-enum Inner {
+enum Transport {
     Plain(Socket),
     Tls(Box<RustlsStream>),
 }
 
-impl Inner {
+impl Transport {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -462,7 +462,7 @@ impl Inner {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for SessionStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -497,7 +497,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for SessionStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -505,8 +505,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let done = match &mut this.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Inner::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
         this.timer.keep(cx, done)
     }
@@ -514,8 +514,8 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let done = match &mut this.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Inner::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         };
         this.timer.keep(cx, done)
     }
@@ -523,24 +523,24 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let done = match &mut this.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Inner::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         };
         this.timer.keep(cx, done)
     }
 }
 
-impl TlsStream for Stream {
+impl TlsStream for SessionStream {
     fn channel_binding(&self) -> ChannelBinding {
         match &self.inner {
-            Inner::Plain(_) => ChannelBinding::none(),
-            Inner::Tls(stream) => stream.channel_binding(),
+            Transport::Plain(_) => ChannelBinding::none(),
+            Transport::Tls(stream) => stream.channel_binding(),
         }
     }
 }
 
 /// Lets through what a server may send. It never holds more than [`KEPT`] bytes and a head.
-struct Filter {
+struct AnswerFilter {
     allows_clear_text: bool,
     limits: CallLimits,
     /// No session has begun yet.
@@ -550,7 +550,7 @@ struct Filter {
     dropped: usize,
     /// The head of the message at hand, as far as it has come.
     head: Vec<u8>,
-    fate: Fate,
+    fate: MessageFate,
     /// How much of the message is still to come after its head.
     left: usize,
     /// The message, if it is looked at.
@@ -559,14 +559,14 @@ struct Filter {
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum MessageFate {
     Pass,
     /// It is looked at before it passes.
     Keep,
     Drop,
 }
 
-impl Filter {
+impl AnswerFilter {
     fn new(allows_clear_text: bool, limits: CallLimits) -> Self {
         Self {
             allows_clear_text,
@@ -575,7 +575,7 @@ impl Filter {
             passed: 0,
             dropped: 0,
             head: Vec::with_capacity(HEAD),
-            fate: Fate::Pass,
+            fate: MessageFate::Pass,
             left: 0,
             kept: Vec::new(),
         }
@@ -583,7 +583,7 @@ impl Filter {
 
     /// How many of the next bytes pass, whatever they are.
     fn passing(&self) -> usize {
-        let is_passing = self.head.len() == HEAD && self.fate == Fate::Pass;
+        let is_passing = self.head.len() == HEAD && self.fate == MessageFate::Pass;
         if is_passing { self.left } else { 0 }
     }
 
@@ -596,7 +596,7 @@ impl Filter {
     }
 
     /// Reads what has come, and adds to `ready` what the library gets of it.
-    fn feed(&mut self, mut input: &[u8], ready: &mut BytesMut) -> Result<(), Refused> {
+    fn feed(&mut self, mut input: &[u8], ready: &mut BytesMut) -> Result<(), RejectedAnswer> {
         while !input.is_empty() {
             let is_head = self.head.len() < HEAD;
             let wanted = if is_head {
@@ -615,12 +615,12 @@ impl Filter {
             } else {
                 self.left -= part.len();
                 match self.fate {
-                    Fate::Pass => ready.extend_from_slice(part),
-                    Fate::Keep => {
+                    MessageFate::Pass => ready.extend_from_slice(part),
+                    MessageFate::Keep => {
                         let room = KEPT - self.kept.len();
                         self.kept.extend_from_slice(&part[..room.min(part.len())]);
                     }
-                    Fate::Drop => {}
+                    MessageFate::Drop => {}
                 }
             }
             if self.left == 0 {
@@ -631,20 +631,22 @@ impl Filter {
     }
 
     /// The head of a message is there.
-    fn begin(&mut self, ready: &mut BytesMut) -> Result<(), Refused> {
+    fn begin(&mut self, ready: &mut BytesMut) -> Result<(), RejectedAnswer> {
         let (kind, length) = (self.head[0], &self.head[1..]);
         let length = length
             .iter()
             .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
-        self.left = length.checked_sub(HEAD - 1).ok_or(Refused::Stranger)?;
+        self.left = length
+            .checked_sub(HEAD - 1)
+            .ok_or(RejectedAnswer::NotPostgres)?;
         self.fate = match kind {
-            b'A' | b'N' | b'S' => Fate::Drop,
-            b'E' | b'R' => Fate::Keep,
-            _ => Fate::Pass,
+            b'A' | b'N' | b'S' => MessageFate::Drop,
+            b'E' | b'R' => MessageFate::Keep,
+            _ => MessageFate::Pass,
         };
         let all = self.left.saturating_add(HEAD);
         let passes = match (self.fate, kind) {
-            (Fate::Drop, _) => 0,
+            (MessageFate::Drop, _) => 0,
             (_, b'E') => all.min(KEPT),
             _ => all,
         };
@@ -656,30 +658,31 @@ impl Filter {
             (self.limits.0.most_bytes.load(Ordering::Relaxed), DROPPED)
         };
         if self.passed > most {
-            return Err(Refused::TooLong(most));
+            return Err(RejectedAnswer::TooLong(most));
         }
         if self.dropped > most_dropped {
-            return Err(Refused::TooLong(most_dropped));
+            return Err(RejectedAnswer::TooLong(most_dropped));
         }
-        if self.fate == Fate::Pass {
+        if self.fate == MessageFate::Pass {
             ready.extend_from_slice(&self.head);
         }
         Ok(())
     }
 
     /// The message is complete.
-    fn end(&mut self, ready: &mut BytesMut) -> Result<(), Refused> {
-        if self.fate == Fate::Keep {
+    fn end(&mut self, ready: &mut BytesMut) -> Result<(), RejectedAnswer> {
+        if self.fate == MessageFate::Keep {
             let kind = self.head[0];
             // The third way to log in.
             if kind == b'R' && self.kept.starts_with(&[0, 0, 0, 3]) && !self.allows_clear_text {
-                return Err(Refused::ClearText);
+                return Err(RejectedAnswer::ClearText);
             }
             let mut body = std::mem::take(&mut self.kept);
             if kind == b'E' && body.len() == KEPT {
                 body = shortened(&body);
             }
-            let length = u32::try_from(body.len() + HEAD - 1).map_err(|_| Refused::Stranger)?;
+            let length =
+                u32::try_from(body.len() + HEAD - 1).map_err(|_| RejectedAnswer::NotPostgres)?;
             ready.extend_from_slice(&[kind]);
             ready.extend_from_slice(&length.to_be_bytes());
             ready.extend_from_slice(&body);
@@ -747,19 +750,19 @@ mod tests {
         [&[kind][..], &length.to_be_bytes()].concat()
     }
 
-    fn filter() -> Filter {
-        Filter::new(false, CallLimits::default())
+    fn filter() -> AnswerFilter {
+        AnswerFilter::new(false, CallLimits::default())
     }
 
     /// A filter of a session that has begun.
-    fn begun() -> Filter {
+    fn begun() -> AnswerFilter {
         let mut filter = filter();
         let login = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
         filter.feed(&login, &mut BytesMut::new()).unwrap();
         filter
     }
 
-    fn fed(filter: &mut Filter, input: &[u8]) -> Result<Vec<u8>, Refused> {
+    fn fed(filter: &mut AnswerFilter, input: &[u8]) -> Result<Vec<u8>, RejectedAnswer> {
         let mut ready = BytesMut::new();
         filter.feed(input, &mut ready)?;
         Ok(ready.to_vec())
@@ -809,13 +812,13 @@ mod tests {
         let two_gib = 0x7fff_fff0;
         for kind in [b'E', b'N', b'S', b'R', b'D', b'?'] {
             let found = fed(&mut filter(), &head(kind, two_gib));
-            assert_eq!(found, Err(Refused::TooLong(LOGIN)), "{kind}");
+            assert_eq!(found, Err(RejectedAnswer::TooLong(LOGIN)), "{kind}");
         }
         let found = fed(&mut begun(), &head(b'D', SMALL));
-        assert_eq!(found, Err(Refused::TooLong(SMALL)));
+        assert_eq!(found, Err(RejectedAnswer::TooLong(SMALL)));
         for kind in [b'E', b'N'] {
             let found = fed(&mut begun(), &head(kind, two_gib));
-            assert_eq!(found, Err(Refused::TooLong(DROPPED)), "{kind}");
+            assert_eq!(found, Err(RejectedAnswer::TooLong(DROPPED)), "{kind}");
         }
         let mut session = begun();
         let limits = session.limits.clone();
@@ -824,9 +827,12 @@ mod tests {
             let found = fed(&mut session, &head(b'D', document));
             assert_eq!(found, Ok(head(b'D', document)));
             let found = fed(&mut begun(), &head(b'D', document));
-            assert_eq!(found, Err(Refused::TooLong(SMALL)));
+            assert_eq!(found, Err(RejectedAnswer::TooLong(SMALL)));
         });
-        assert_eq!(fed(&mut filter(), b"R\0\0\0\x03"), Err(Refused::Stranger));
+        assert_eq!(
+            fed(&mut filter(), b"R\0\0\0\x03"),
+            Err(RejectedAnswer::NotPostgres)
+        );
     }
 
     #[test]
@@ -841,13 +847,13 @@ mod tests {
         }
         let mut rows = (0..1_100).map(|_| fed(&mut session, &row));
         let refused = rows.find_map(Result::err);
-        assert_eq!(refused, Some(Refused::TooLong(SMALL)));
+        assert_eq!(refused, Some(RejectedAnswer::TooLong(SMALL)));
 
         let notice = message(b'N', &[0; 1_000]);
         let mut login = filter();
         let mut notices = (0..100).map(|_| fed(&mut login, &notice));
         let refused = notices.find_map(Result::err);
-        assert_eq!(refused, Some(Refused::TooLong(LOGIN)));
+        assert_eq!(refused, Some(RejectedAnswer::TooLong(LOGIN)));
     }
 
     #[test]
@@ -888,9 +894,9 @@ mod tests {
             let mut refused = filter();
             let found: Result<Vec<_>, _> =
                 asks.chunks(size).map(|it| fed(&mut refused, it)).collect();
-            assert_eq!(found, Err(Refused::ClearText));
+            assert_eq!(found, Err(RejectedAnswer::ClearText));
         }
-        let mut allowed = Filter::new(true, CallLimits::default());
+        let mut allowed = AnswerFilter::new(true, CallLimits::default());
         assert_eq!(fed(&mut allowed, &asks).unwrap(), asks);
         // MD5 and SASL.
         for way in [5, 10] {
