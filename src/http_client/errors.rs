@@ -7,13 +7,12 @@ use super::Url;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
-/// What a status that is not 2xx says about trying again.
+/// What a status that is not 2xx means for trying again.
 ///
-/// | status | whose fault | |
-/// |---|---|---|
-/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the place's: another URL, other credentials, a service that is not deployed | transient |
-/// | 408, 423, 425, 429, 5xx | the place's: busy, slow or broken | transient |
-/// | all others: 400, 409, 413, 415, 422, … | what was sent, unless others are refused alike | refused |
+/// | status | whose fault | | |---|---|---| | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 |
+/// the server's or the configuration's: another URL, other credentials, a service that is not deployed |
+/// transient | | 408, 423, 425, 429, 5xx | the server's: busy, slow or broken | transient | | all
+/// others: 400, 409, 413, 415, 422, … | the vCon's, unless the server refuses others alike | refused |
 pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
     let mut message = format!("could not POST to {url}: it answered {status}");
     let advice = match status.as_u16() {
@@ -34,10 +33,10 @@ pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
     }
 }
 
-/// What a request without an answer says about trying again.
+/// The failure of a request without an answer.
 ///
-/// All that the network or the server did may pass, a certificate out of date as well; what is
-/// wrong with the request itself does not.
+/// Everything that the network or the server did may pass, an expired certificate as well; a fault of
+/// the request itself does not.
 pub(super) fn no_answer(url: &Url, error: &Error, limit: Limit) -> Failure {
     match error {
         // Its text shows the URL.

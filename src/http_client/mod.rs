@@ -1,7 +1,7 @@
 //! The HTTP client that links and storages share: checked URLs, one kind of agent, time limits.
 //!
-//! Knows nothing of vCons. What a status or an error means for trying again is in [`errors`].
-//! Messages name a URL without its user, password and query.
+//! Knows nothing of vCons. The module `errors` has the table of what a status, or no answer, means for
+//! trying again. Messages name a URL without its user, password and query.
 
 mod errors;
 mod one_write;
@@ -30,11 +30,11 @@ use self::resolver::Remembering;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
-/// How long connecting to one address may take when a server is only to be reached.
+/// How long connecting to one address may take in [`reach`].
 const REACH: Duration = Duration::from_secs(5);
 
-/// The most that is read of a body that only explains something, as that of an error does. The head of an
-/// answer may have as much, by the client library.
+/// The most bytes read of a body that only explains something, like that of an error. The client library
+/// has the same limit for the head of an answer.
 pub const EXPLANATION: u64 = 64 << 10;
 
 /// An `http` or `https` URL with a host. Shown without its user, password and query.
@@ -67,8 +67,8 @@ impl FromStr for Url {
 }
 
 impl Url {
-    /// The URL of something below it; `path` begins with a slash and may have a query. A query
-    /// of its own is lost.
+    /// The URL of a resource below it; `path` begins with a slash and may have a query. The query of the
+    /// URL itself is dropped.
     pub fn below(&self, path: &str) -> Result<Uri, ureq::http::Error> {
         let above = self.0.path().trim_end_matches('/');
         let authority = self
@@ -100,13 +100,13 @@ impl fmt::Debug for Url {
     }
 }
 
-/// Whose certificates are taken.
+/// The authorities whose certificates are accepted.
 pub enum Trust {
-    /// Those of the authorities that the system trusts.
+    /// The authorities that the system trusts.
     System,
-    /// Those of these authorities.
+    /// These authorities.
     Authorities(Vec<CertificateDer<'static>>),
-    /// Anybody's.
+    /// Any certificate is accepted.
     Anyone,
 }
 
@@ -167,9 +167,9 @@ pub fn read_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, Str
     Ok(authorities)
 }
 
-/// Answers whether a connection to the URL's host can be made, within a few seconds. Nothing is
-/// sent: what a server makes of a request that it does not expect says little of those it does.
-/// Behind a proxy nothing can be known without a request.
+/// Checks that the URL's host accepts a connection, within a few seconds. Sends nothing: the answer to a
+/// request that the server does not expect would say little about the others. Behind a proxy, returns
+/// `Ok` at once, as only a request could tell.
 pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
     if agent.config().proxy().is_some() {
         return Ok(());
@@ -194,9 +194,8 @@ pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
     Err(failed(fault))
 }
 
-/// Posts JSON within the limit, which covers the answer too, and answers with the response if its
-/// status is 2xx. A `Content-Type` among the
-/// headers takes the place of `application/json`.
+/// Posts JSON within the limit, which covers the answer too. Returns the response if its status is 2xx.
+/// A `Content-Type` among the headers replaces `application/json`.
 pub fn post(
     agent: &Agent,
     url: &Url,
@@ -226,12 +225,12 @@ pub fn post(
 pub enum Cut {
     /// It is longer than it may be.
     TooLong,
-    /// The connection has failed.
+    /// The connection failed.
     Broken(io::Error),
 }
 
-/// Reads a body, `most` bytes of it at most. What is left of it is not read, and its connection not used
-/// again. Nothing is decompressed: no request asks for a compressed answer.
+/// Reads at most `most` bytes of a body. If there are more, leaves them unread, and the connection is
+/// not used again. Decompresses nothing: no request asks for a compressed answer.
 pub fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) {
     let mut bytes = Vec::new();
     let body = response.body_mut().with_config().limit(u64::MAX).reader();

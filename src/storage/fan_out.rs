@@ -27,7 +27,7 @@ use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::vcon::{Leaving, Outgoing};
 
-/// A thread that has had nothing to save for so long ends.
+/// An idle thread ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// One of the chain's storages, lent by its lane.
@@ -138,8 +138,8 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         outcomes
     }
 
-    /// Has the backend's thread do the job; one that has ended, because it was idle, has a
-    /// successor. Gives the job back where no thread can be started.
+    /// Hands the job to the backend's thread, or to a new one if that has ended because it was idle.
+    /// Returns the job if no thread can be started.
     fn hand_over(&mut self, job: SaveJob) -> Result<(), SaveJob> {
         let name = Arc::clone(&job.backend.name);
         let job = match self.members.get(&name) {
@@ -149,7 +149,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             },
             None => job,
         };
-        // Without room for a job: one is taken only by a thread that is there for it.
+        // Zero capacity: a job is taken only by a thread that is waiting for it.
         let (jobs, todo) = bounded::<SaveJob>(0);
         let work = move || {
             while let Ok(job) = todo.recv_timeout(IDLE) {
@@ -169,15 +169,15 @@ impl<'scope, 'env> Crew<'scope, 'env> {
 impl SaveJob {
     fn run(self) {
         let outcome = save(self.backend, &self.vcon, self.deadline);
-        // Its lane may let go of a large document as soon as it has the outcome.
+        // Dropped first, so that the lane can free a large document as soon as it has the outcome.
         drop(self.vcon);
-        // Fails only where the lane is gone, by a panic.
+        // Fails only if the lane is gone, by a panic.
         let _ = self.done.send((self.place, outcome));
     }
 }
 
 impl Outcome {
-    /// That of a backend whose thread has ended without one.
+    /// The outcome of a backend whose thread has ended without one.
     fn lost(name: Arc<str>) -> Self {
         let failure = Failure::transient(format!("storage {name}: its thread has ended"));
         Self {
@@ -194,7 +194,7 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
         name, mut storage, ..
     } = backend;
     let start = Instant::now();
-    // What the panic leaves behind is not looked at again.
+    // Nobody looks at the state that a panic leaves behind.
     let caught = panic::catch_unwind(AssertUnwindSafe(|| storage.save(vcon, deadline)));
     let took = start.elapsed();
     let (result, storage) = match caught {
@@ -202,7 +202,7 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
         Err(payload) => {
             let why = panic_message(payload.as_ref());
             let failure = Failure::refused(format!("storage {name} panicked: {why}"));
-            // Neither may a second panic, of a broken backend that is dropped, cut anything short.
+            // A second panic, while the broken backend is dropped, must not cut anything short either.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(storage)));
             (Err(failure), None)
         }

@@ -1,8 +1,10 @@
-//! Where vCons are kept: one trait, one file for each backend, one table that lists them.
+//! Storages: one trait, one file or folder for each backend, and the table that lists them
+//! ([`MODULES`]).
 //!
-//! A backend knows its server and its layout, nothing of queues, workers or the supervisor.
-//! It belongs to one lane, connects when first used, keeps its connection, and is opened anew by
-//! the lane after a panic.
+//! To add a storage: a file here, a row in that table, a row in the documentation. A backend knows its
+//! server and its layout, nothing of queues, workers or the supervisor. It belongs to one lane, connects
+//! at its first use, keeps its connection, and is opened anew by the lane after a panic. What the errors
+//! of its server mean for a vCon is in the `errors` module of each backend, or in its head.
 
 mod elasticsearch;
 pub mod fan_out;
@@ -40,7 +42,7 @@ pub trait Storage: Send {
     /// Stores the document, replacing what was kept under its id.
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure>;
 
-    /// The document as it is kept, or `None` where there is none under this id.
+    /// The document as it is stored, or `None` if there is none under this id.
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure>;
 
     /// Whether there is a document under this id. The day of its `created_at` tells where to look
@@ -60,15 +62,14 @@ pub trait Storage: Send {
         false
     }
 
-    /// Removes what is kept under the id; nothing there is no error.
+    /// Removes the document under the id; it is no error if there is none.
     fn delete(&mut self, id: &VconId) -> Result<(), Failure>;
 
-    /// Answers whether the backend could be used now, within a few seconds and without writing
-    /// a document.
+    /// Checks that the backend can be used now, within a few seconds and without writing a document.
     fn probe(&mut self) -> Result<(), Failure>;
 
-    /// Another one that probes what this one would, for another thread; `None` if a new one does, as
-    /// it needs to know nothing of what was refused.
+    /// A second one for another thread, which probes what this one would; `None` if a new one does, as
+    /// its probes depend on nothing that was refused.
     fn prober(&self) -> Option<Box<dyn Storage>> {
         None
     }
@@ -79,7 +80,7 @@ pub trait Storage: Send {
         self.probe().map(|()| "answers".to_owned())
     }
 
-    /// How many connections its server has room for, as [`Storage::check`] has found.
+    /// The limits on connections of its server, as found by [`Storage::check`].
     fn room(&mut self) -> Vec<Room> {
         Vec::new()
     }
@@ -87,22 +88,22 @@ pub trait Storage: Send {
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 
-    /// Whether what is saved can be got back. One that hands documents on, and keeps none, is not
+    /// Whether saved documents can be read again. One that passes documents on, and keeps none, is not
     /// asked for them.
     fn keeps_documents(&self) -> bool {
         true
     }
 
-    /// Whether what is saved can be removed again. One that hands documents on has nothing to remove.
+    /// Whether saved documents can be removed. One that passes documents on has nothing to remove.
     fn can_delete(&self) -> bool {
         true
     }
 }
 
-/// A limit on connections, for all processes together.
+/// A limit on the connections of all processes together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
-    /// What is limited: two storages with the same share it.
+    /// What is limited: two storages with the same share the limit.
     pub of: String,
     /// How many connections there may be.
     pub most: u64,

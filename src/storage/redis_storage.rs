@@ -33,7 +33,7 @@ use crate::redis_server::{ConnectError, Lease, Server, in_its_words, needs_anoth
 use crate::settings::RedisUrl;
 use crate::vcon::{Outgoing, VconId};
 
-/// What a call gets beyond the time it has on the socket, for the resolution of names.
+/// How much longer than its time on the socket a call may take, for name resolution.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The longest that a probe takes.
@@ -42,7 +42,7 @@ const PROBE: Duration = Duration::from_secs(5);
 /// The longest time to live, in seconds: some ten years.
 const LONGEST: i64 = 315_360_000;
 
-/// What `CLIENT LIST` shows.
+/// The name that `CLIENT LIST` shows.
 const NAME: &str = "conserver:storage";
 
 /// Reads the options.
@@ -176,9 +176,9 @@ impl RedisStorage {
         format!("{}: could not {what}", self.name)
     }
 
-    /// Runs the command, which has a value of this many bytes, on the kept connection, or a new one. A kept connection may have died
-    /// since its last use, or its server may no longer be the master; each command is idempotent,
-    /// and is then sent once more on a new one.
+    /// Runs the command, which has a value of this many bytes, on the kept connection or on a new one. A
+    /// kept connection may have died since its last use, or its server may no longer be the master: then
+    /// the command, which is idempotent, is sent again on a new connection.
     fn run(
         &mut self,
         step: RedisStep,
@@ -193,7 +193,7 @@ impl RedisStorage {
                 None => (self.connect(what, own, deadline)?, false),
             };
             let name = self.message(what);
-            // Of the time limits of sockets, each counts for one read or write alone.
+            // The time limits of sockets count for each read and write alone.
             let limit = deadline.begin(own + GRACE);
             let on_socket = Self::on_socket(own, limit);
             let (lease, back, result) = self.timed_calls.run(&name, limit, move || {
@@ -218,8 +218,8 @@ impl RedisStorage {
         }
     }
 
-    /// The limit of the socket, which says more when it is reached. Where less is left, it only ends
-    /// a call that is left behind.
+    /// The time limit of the socket, whose error says more. If less time is left, it only ends a call
+    /// that is left behind.
     fn on_socket(own: Duration, limit: Limit) -> Duration {
         own.min(limit.left() + Duration::from_secs(1))
     }
@@ -251,7 +251,7 @@ fn send(
     }
 }
 
-/// What was being done.
+/// The step of an operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RedisStep {
     /// Writing a document.
@@ -260,7 +260,7 @@ enum RedisStep {
     Read,
     /// Removing one.
     Delete,
-    /// Trying whether it can be used.
+    /// Probing.
     Probe,
 }
 
@@ -274,7 +274,7 @@ fn failure(step: RedisStep, message: &str, error: &RedisError) -> Failure {
     }
 }
 
-/// The failure of a connection that could not be made: none of the vCon's.
+/// The failure to connect: no vCon is to blame.
 fn unreachable(message: &str, error: &ConnectError) -> Failure {
     let text = match error {
         // The server is named in the message.

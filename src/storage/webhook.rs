@@ -41,7 +41,7 @@ struct Accepted {
 }
 
 impl Webhooks {
-    /// Reads the options; what is wrong with them is recorded there.
+    /// Reads the options and records their faults there.
     pub(crate) fn open(options: &mut Options) -> Self {
         let timeout = options.seconds_or("timeout", 30.0);
         if timeout.is_zero() {
@@ -60,12 +60,12 @@ impl Webhooks {
         }
     }
 
-    /// Posts the document to every URL. One that fails does not keep it from the others, and the
-    /// failure names all of them; it may pass as long as one of them may. The same document posted
-    /// again after a failure goes only to those that have not accepted it.
+    /// Posts the document to every URL. One that fails does not keep it from the others, and the failure
+    /// names all that failed; it may pass as long as one of them may. The same document posted again
+    /// after a failure goes only to URLs that have not accepted it.
     ///
-    /// Each URL gets what is left until the deadline, so that one that is silent does not keep the
-    /// document from the others.
+    /// Each URL gets the time left until the deadline, so that a silent one does not keep the document
+    /// from the others.
     pub(crate) fn post(&mut self, json: &str, deadline: Deadline) -> Result<(), Failure> {
         let again = self.accepted.take().filter(|last| last.json == json);
         let mut by = again.map_or_else(Vec::new, |last| last.by);
@@ -99,7 +99,7 @@ impl Webhooks {
         self.timeout.saturating_mul(urls)
     }
 
-    /// Answers whether every server can be reached.
+    /// Checks that every server accepts connections.
     pub(crate) fn reach(&self) -> Result<(), Failure> {
         self.urls
             .iter()
@@ -109,14 +109,15 @@ impl Webhooks {
     fn post_to(&self, url: &Url, json: &str, deadline: Deadline) -> Result<(), Failure> {
         let limit = deadline.begin(self.timeout);
         let mut answer = http_client::post(&self.agent, url, &self.headers, json, limit)?;
-        // So that its connection can be used again. The status has said it all: an answer that is too
-        // long or breaks off costs no more than its connection.
+        // The connection can then be used again. The status was the answer: a body that is too long or
+        // breaks off costs only the connection.
         let _ = http_client::read(&mut answer, http_client::EXPLANATION);
         Ok(())
     }
 }
 
-/// It may pass as long as one of them may, and says nothing of the vCon where one of them does not.
+/// The kind of all failures together: may pass if one of them may, and says nothing of the vCon if one
+/// of them does not.
 fn kind_of_all(failures: &[Failure]) -> FailureKind {
     let is = |kind| failures.iter().any(|failure| failure.kind == kind);
     if is(FailureKind::Busy) {

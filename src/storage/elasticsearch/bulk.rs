@@ -1,4 +1,4 @@
-//! One `_bulk` request: what is to be done, and what became of it.
+//! One `_bulk` request: its actions, and the result of each.
 
 use std::io::Read;
 
@@ -20,33 +20,33 @@ pub(super) struct Bulk<'a> {
 }
 
 struct BulkAction {
-    /// What messages call the part, as in `dialog 3`.
+    /// The part's name in messages, as in `dialog 3`.
     part: String,
     index: String,
     /// The number in the document's id.
     number: usize,
-    /// That there is no such document is what was wanted.
+    /// Whether "no such document" is a success.
     may_be_missing: bool,
 }
 
-/// What the server did not do.
+/// The actions that the server refused.
 pub(super) struct BulkRefusal {
-    /// What it refused, and why.
+    /// How many it refused, the first of them and why.
     pub(super) message: String,
-    /// The vCon is to blame for one of them.
+    /// Whether the vCon is to blame for one of them.
     pub(super) is_the_vcons: bool,
-    /// The indices for which something else is.
+    /// The indices of those for which something else is to blame.
     pub(super) indices: Vec<String>,
-    /// The documents for which it may be either: their indices and numbers.
+    /// The documents for which either may be to blame: their indices and numbers.
     pub(super) doubtful: Vec<(String, usize)>,
 }
 
-/// What the server did with one document.
+/// The server's result for one document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It has done what was asked for.
+    /// It did the action.
     Done,
-    /// It has refused.
+    /// It refused the action, with this status.
     Refused(u64, Reason),
 }
 
@@ -93,8 +93,7 @@ impl<'a> Bulk<'a> {
         });
     }
 
-    /// Tries to write to an index, and changes nothing: nobody has the document that this is to
-    /// update.
+    /// Tries to write to an index, and changes nothing: the document to update does not exist.
     pub(super) fn try_to_write(&mut self, index: &str) {
         self.action("update", index, 0);
         self.body.push_str("{\"doc\":{}}\n");
@@ -118,7 +117,7 @@ impl<'a> Bulk<'a> {
         most(self.actions.len(), &self.body)
     }
 
-    /// Begins to count what became of the actions.
+    /// Begins to count the results of the actions.
     pub(super) fn tally(&self) -> BulkTally<'_> {
         BulkTally {
             actions: &self.actions,
@@ -133,23 +132,23 @@ impl<'a> Bulk<'a> {
     }
 }
 
-/// The most bytes that the answer to so many actions in this body may have.
+/// The most bytes that the answer to this many actions in this body may have.
 pub(super) fn most(actions: usize, body: &str) -> u64 {
     const OF_AN_ACTION: usize = 4 << 10;
     let all = actions.saturating_mul(OF_AN_ACTION);
     EXPLANATION + all.saturating_add(body.len().saturating_mul(4)) as u64
 }
 
-/// What became of the actions of a request, one after the other.
+/// The results of the actions of a request, counted one after the other.
 pub(super) struct BulkTally<'a> {
     actions: &'a [BulkAction],
-    /// How many the answer has spoken of.
+    /// How many actions the answer has mentioned.
     told: usize,
-    /// It did not say what became of one of them.
+    /// Whether it did not tell the result of one of them.
     is_unclear: bool,
     /// How many were refused.
     refused: usize,
-    /// What is to be said of the first of those.
+    /// The message about the first of those.
     first: String,
     is_the_vcons: bool,
     indices: Vec<String>,
@@ -157,7 +156,7 @@ pub(super) struct BulkTally<'a> {
 }
 
 impl BulkTally<'_> {
-    /// Counts what became of the next action.
+    /// Counts the result of the next action.
     pub(super) fn take(&mut self, verdict: Option<Verdict>) {
         let action = self.actions.get(self.told);
         self.told += 1;
@@ -188,7 +187,7 @@ impl BulkTally<'_> {
         self.refused += 1;
     }
 
-    /// What was refused, if anything was. The error says that it is no answer to this request.
+    /// Returns what was refused, if anything was. The error says that this is no answer to this request.
     pub(super) fn end(self) -> Result<Option<BulkRefusal>, &'static str> {
         let (count, all) = (self.refused, self.actions.len());
         if self.told != all {
@@ -210,7 +209,8 @@ impl BulkTally<'_> {
     }
 }
 
-/// Reads an answer, and hands on what it says of each action; false if it is none of Elasticsearch.
+/// Reads an answer and passes each action's result to `each`; returns false if it is no answer of
+/// Elasticsearch.
 pub(super) fn read(
     reader: &mut dyn Read,
     each: &mut dyn FnMut(Option<Verdict>),
@@ -235,12 +235,12 @@ pub(super) fn read(
     Ok(items.1)
 }
 
-/// What an item of an answer says; nothing if it does not say what became of its document.
+/// The result of one action; `None` if the item does not tell it.
 struct BulkItem(Option<Verdict>);
 
 impl<'de> Deserialize<'de> for BulkItem {
     fn deserialize<D: Deserializer<'de>>(item: D) -> Result<Self, D::Error> {
-        /// The first field, which is named after what was to be done.
+        /// The first field, which is named after the action.
         #[derive(Default)]
         struct Outer(Option<About>);
         impl Pick for Outer {

@@ -1,9 +1,9 @@
-//! The client of Elasticsearch: the options that say where the server is and who asks, one request, and
-//! its answer, read as it comes.
+//! The client of Elasticsearch: the options for its address and login, one request, and its answer, read
+//! as it comes.
 //!
-//! An answer is never kept: one of a few megabytes that is made of many small values takes twenty times
-//! that as a tree. What is wanted is picked out while it is read. What has another form than expected
-//! counts as absent, as the servers and their versions differ.
+//! An answer is never kept as a tree: one of a few megabytes with many small values would take twenty
+//! times that. The reader picks out what it wants. A value of an unexpected form counts as absent, as
+//! servers and their versions differ.
 
 use std::fmt;
 use std::io::{self, BufReader, Read};
@@ -104,7 +104,7 @@ pub(super) fn trust(options: &mut Options) -> Trust {
     }
 }
 
-/// Who asks: the header that says so, and what must not be shown.
+/// The header for the login, and the secrets that must not be shown.
 pub(super) fn login(options: &mut Options) -> (Option<HeaderValue>, Vec<Secret>) {
     let [username, password, api_key] = ["username", "password", "api_key"].map(|key| {
         let secret = options.secret(key);
@@ -148,7 +148,7 @@ pub(super) fn login(options: &mut Options) -> (Option<HeaderValue>, Vec<Secret>)
     (header, secrets.collect())
 }
 
-/// A string that is there and not empty: the existing configurations have empty ones.
+/// A string that is given and not empty: existing configurations have empty ones.
 fn given(options: &mut Options, key: &str) -> Option<String> {
     options.string(key).filter(|text| !text.trim().is_empty())
 }
@@ -159,11 +159,11 @@ pub(super) struct ElasticServer {
     pub(super) url: Url,
     pub(super) agent: Agent,
     pub(super) authorization: Option<HeaderValue>,
-    /// What must not be shown, even where the server says it.
+    /// Secrets that must not be shown, even if the server quotes them.
     pub(super) secrets: Vec<Secret>,
 }
 
-/// What is asked.
+/// The body of a request.
 #[derive(Clone, Copy)]
 pub(super) enum RequestBody<'a> {
     Get,
@@ -173,11 +173,11 @@ pub(super) enum RequestBody<'a> {
     PostLines(&'a str),
 }
 
-/// What the server said.
+/// The server's answer.
 pub(super) enum Reply<T> {
-    /// It has done what was asked for; what it says of that, if it is JSON.
+    /// It did the request; its answer, if that is JSON.
     Done(Option<T>),
-    /// It has refused.
+    /// It refused the request, with this status.
     Refused(u16, Reason),
 }
 
@@ -189,8 +189,8 @@ pub(super) struct ReplyReader<F> {
 }
 
 impl ElasticServer {
-    /// Asks, and waits for the whole answer: for `own` at most, or what the limit of the whole call
-    /// leaves. The error says why there is none.
+    /// Asks, and waits for the whole answer, for at most `own` and what the limit of the whole call
+    /// leaves. The error says why there is no answer.
     pub(super) fn ask<T>(
         &self,
         path: &str,
@@ -263,14 +263,14 @@ impl ElasticServer {
         }
     }
 
-    /// The text without what must not be shown.
+    /// The text without the secrets.
     pub(super) fn without_secrets(&self, text: &str) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text.to_owned(), |text, secret| secret.hide_in(text))
     }
 }
 
-/// A text of the server's or the vCon's as messages show it: on one line, not too long.
+/// A text from the server or the vCon, for a message: on one line, and not too long.
 pub(super) fn shown(text: &str) -> String {
     let shown: String = text.chars().take(300).collect();
     printable(&shown).into_owned()
@@ -279,7 +279,7 @@ pub(super) fn shown(text: &str) -> String {
 /// The most bytes that are kept of one text.
 const MOST_OF_A_TEXT: usize = 8 << 10;
 
-/// What is picked out of a value. All of it is passed over unless a method says otherwise.
+/// A reader that picks what it wants out of a value. It skips everything unless a method does otherwise.
 pub(super) trait Pick {
     /// It is neither an object nor a list.
     fn single(&mut self, _: Scalar) {}
@@ -295,7 +295,7 @@ pub(super) trait Pick {
     }
 }
 
-/// What a value was.
+/// The form of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueForm {
     Object,
@@ -350,7 +350,7 @@ pub(super) fn single<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Scalar, A::E
     Ok(only.0)
 }
 
-/// Reads the value of a field; what is no text is an empty one.
+/// Reads the value of a field; returns an empty text if it is none.
 pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Error> {
     Ok(match single(map)? {
         Scalar::Text(text) => text,
@@ -358,7 +358,7 @@ pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Err
     })
 }
 
-/// Hands on each item of a list.
+/// Passes on each item of a list.
 pub(super) struct Each<'a, T>(pub(super) &'a mut dyn FnMut(T));
 
 impl<T: DeserializeOwned> Pick for Each<'_, T> {
@@ -368,7 +368,7 @@ impl<T: DeserializeOwned> Pick for Each<'_, T> {
     }
 }
 
-/// Reads a value into what is picked out of it.
+/// Deserializes a value by a [`Pick`].
 pub(super) struct Picking<'a, P>(pub(super) &'a mut P);
 
 impl<'de, P: Pick> DeserializeSeed<'de> for Picking<'_, P> {

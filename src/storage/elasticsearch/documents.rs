@@ -1,13 +1,13 @@
-//! The documents of a vCon in Elasticsearch: those that are made of its parts, the indices they belong to,
-//! and those that are there from before.
+//! The documents of a vCon in Elasticsearch: those made of its parts, the indices they belong to, and
+//! those that the server has from earlier saves.
 //!
-//! Parts that an update has dropped must go, so the former documents have to be found. A search, and with
-//! it `_delete_by_query`, sees only what the index has refreshed: it would miss parts that were written a
-//! moment ago, and they would stay for ever. `_mget` sees every document as soon as its write is answered,
-//! but asks for an index and an id. Both are known: the indices are those of the layout that exist
-//! (metadata of the cluster, which needs no refresh either), and the ids of a list are numbered without a
-//! gap. So the storage asks for the numbers that the vCon has now and some more; if any of the latter is
-//! there, for twice as many, until none is.
+//! Parts that an update has dropped must go, so a save has to find the earlier documents. A search, and
+//! with it `_delete_by_query`, sees only what the index has refreshed: it would miss parts written a
+//! moment ago, and they would stay for ever. `_mget` sees every document as soon as its write is
+//! confirmed, but needs an index and an id. Both are known: the indices are the existing ones of the
+//! layout (metadata of the cluster, which needs no refresh either), and the ids of a list are numbered
+//! without a gap. So a save asks for the numbers that the vCon has now and some more; if one of those
+//! exists, for twice as many, until none does.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -22,7 +22,7 @@ use super::errors::Reason;
 use crate::http_client::EXPLANATION;
 use crate::vcon::{OpenPart, Outgoing, Parts, VconError, VconId};
 
-/// One of these lists.
+/// A list of a vCon whose parts are indexed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum VconList {
     /// Who took part.
@@ -53,7 +53,7 @@ impl VconList {
         }
     }
 
-    /// What the names of its indices begin with, after the prefix.
+    /// The beginning of the names of its indices, after the prefix.
     pub(super) fn stem(self) -> &'static str {
         match self {
             Self::Parties => "vcon_parties",
@@ -63,7 +63,7 @@ impl VconList {
         }
     }
 
-    /// The word that tells the indices of the section apart.
+    /// The part's word by which the indices of the list are told apart.
     pub(super) fn word(self, part: &OpenPart<'_>) -> Option<String> {
         let text = |key| part.text(key).filter(|text| !text.is_empty());
         let unknown = || Some("unknown".to_owned());
@@ -75,8 +75,8 @@ impl VconList {
         }
     }
 
-    /// Whether a body that is JSON text is indexed as what it says. Dialogs share one index, in
-    /// which most bodies are plain text: an object among them would be refused.
+    /// Whether a body that is JSON text is indexed parsed. Dialogs share one index, in which most bodies
+    /// are plain text, so that it would refuse an object.
     pub(super) fn parses_bodies(self) -> bool {
         matches!(self, Self::Attachments | Self::Analysis)
     }
@@ -122,7 +122,7 @@ pub(super) fn of(vcon: &Outgoing, prefix: &str) -> Result<Vec<PartDocument>, Vco
     Ok(documents)
 }
 
-/// What every document has, as JSON.
+/// The fields that every document has, as JSON.
 fn common(vcon: &Outgoing, parts: &Parts<'_>) -> Result<Vec<(&'static str, String)>, VconError> {
     let mut common = vec![("vcon_id", format!("\"{}\"", vcon.id))];
     let dialog = parts.list("dialog")?;
@@ -136,7 +136,7 @@ fn common(vcon: &Outgoing, parts: &Parts<'_>) -> Result<Vec<(&'static str, Strin
     Ok(common)
 }
 
-/// The tenant's id, where an attachment says it: in an object, or in the JSON text of one.
+/// The tenant's id, if this attachment holds it: in an object, or in the JSON text of one.
 fn tenant(attachment: &OpenPart<'_>) -> Option<String> {
     let purpose = attachment
         .text("purpose")
@@ -154,7 +154,7 @@ fn tenant(attachment: &OpenPart<'_>) -> Option<String> {
 /// The longest name of an index, in bytes.
 const LONGEST: usize = 255;
 
-/// The index for parts of a section that are distinguished by this word.
+/// The index for the parts of a list that have this word.
 fn index(prefix: &str, section: VconList, word: Option<&str>) -> String {
     let mut name = format!("{prefix}{}", section.stem());
     if let Some(word) = word {
@@ -165,7 +165,7 @@ fn index(prefix: &str, section: VconList, word: Option<&str>) -> String {
     name
 }
 
-/// The character, or what stands for it where the name of an index cannot have it.
+/// The character, or a `_` in its place if the name of an index cannot have it.
 fn legal(character: char) -> char {
     let forbidden = matches!(
         character,
@@ -178,7 +178,7 @@ fn legal(character: char) -> char {
     }
 }
 
-/// What is wrong with a prefix; nothing where the names that begin with it are legal.
+/// The fault of a prefix; `None` if the names that begin with it are legal.
 pub(super) fn prefix_fault(prefix: &str) -> Option<&'static str> {
     if prefix.starts_with(['-', '_', '+']) {
         Some("must not begin with -, _ or +")
@@ -196,8 +196,8 @@ pub(super) fn prefix_fault(prefix: &str) -> Option<&'static str> {
     }
 }
 
-/// The section whose parts an index holds, by its name: that of an index that we write to, or of
-/// one behind such a name (`vcon_dialog-000001`).
+/// The list whose parts an index holds, by its name: the one that we write to, or one behind such a name
+/// (`vcon_dialog-000001`).
 fn section(prefix: &str, index: &str) -> Option<VconList> {
     let name = index.strip_prefix(prefix)?;
     VconList::ALL.into_iter().find(|section| {
@@ -206,20 +206,20 @@ fn section(prefix: &str, index: &str) -> Option<VconList> {
     })
 }
 
-/// So many numbers more than there are parts are asked for first.
+/// The first round asks for this many numbers more than there are parts.
 const MORE: usize = 16;
 
 /// The most documents that are asked for in one request.
 pub(super) const MOST: usize = 5_000;
 
-/// The most documents of one vCon that are removed: a server that finds one in every place would have this
-/// go on for ever.
+/// The most documents of one vCon that are removed: without it, a server that finds a document for every
+/// number would keep a save going for ever.
 pub(super) const MOST_FOUND: usize = 1_000_000;
 
 /// The most bytes of the list of indices: those of more than ten thousand.
 pub(super) const MOST_OF_INDICES: u64 = 4 << 20;
 
-/// Where a part is.
+/// An indexed part: its index and number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IndexedPart {
     pub(super) section: VconList,
@@ -230,7 +230,7 @@ pub(super) struct IndexedPart {
 /// The indices of each section that has any.
 pub(super) type Indices = BTreeMap<VconList, Vec<Rc<str>>>;
 
-/// Reads the answer to `GET <prefix>vcon_*/_alias`; `None` where it is no such answer.
+/// Reads the answer to `GET <prefix>vcon_*/_alias`; `None` if it has another form.
 pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result<Option<Indices>> {
     struct NamedIndices<'a> {
         prefix: &'a str,
@@ -299,17 +299,17 @@ pub(super) fn indices(prefix: &str, reader: &mut dyn Read) -> serde_json::Result
     Ok(is_one.then_some(named.indices))
 }
 
-/// The numbers to ask for in one round, the next ones after it.
+/// The numbers to ask for in one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Window {
     from: usize,
     to: usize,
-    /// What is found from here on says that there may be more.
+    /// A document from here on shows that there may be more.
     surplus: usize,
 }
 
 impl Window {
-    /// The first one, for a section that has so many parts now.
+    /// The first window, for a list that has this many parts now.
     pub(super) fn first(parts: usize) -> Self {
         Self {
             from: 0,
@@ -318,7 +318,7 @@ impl Window {
         }
     }
 
-    /// The one after it, as long as all before it together, where something was found that the
+    /// The next window, as long as all before it together; `None` if this one had no document that the
     /// vCon has no longer.
     pub(super) fn next(self, found: &[IndexedPart]) -> Option<Self> {
         let is_surplus = |place: &IndexedPart| place.number >= self.surplus;
@@ -329,7 +329,7 @@ impl Window {
         })
     }
 
-    /// The places of a section in this window, which may be very many.
+    /// The places of a list in this window, which may be very many.
     pub(super) fn places(
         self,
         section: VconList,
@@ -360,14 +360,14 @@ pub(super) fn most(places: usize) -> u64 {
     EXPLANATION + places.saturating_mul(4 << 10) as u64
 }
 
-/// What an answer to the request for some places says.
+/// The answer to the request for some places.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PartsFound {
-    /// In which of the places there is a document.
+    /// The places that have a document.
     In(Vec<IndexedPart>),
     /// Why the server could not look at one of them.
     Not(Reason),
-    /// It is no answer to this request.
+    /// It does not answer this request.
     Stranger,
 }
 
@@ -410,7 +410,7 @@ pub(super) fn found(
     })
 }
 
-/// What is said of one place.
+/// The part of an answer that is about one place.
 enum MgetItem {
     /// Whether there is a document.
     Is(bool),

@@ -38,7 +38,7 @@ use super::documents::PartDocument;
 use crate::failure::pattern;
 use crate::vcon::VconId;
 
-/// Types of errors that come from the index or the cluster, whatever the document.
+/// Types of errors that come from the index or the cluster, whatever the document is.
 const KINDS_OF_THE_INDEX: &[&str] = &[
     "index_closed_exception",
     "validation_exception",
@@ -46,7 +46,7 @@ const KINDS_OF_THE_INDEX: &[&str] = &[
     "security_exception",
 ];
 
-/// What the reason of another error says when it comes from there.
+/// Words in the reason of other errors that come from there.
 const WORDS_OF_THE_INDEX: &[&str] = &[
     "pipeline with id",
     "no write index is defined",
@@ -59,7 +59,7 @@ const WORDS_OF_THE_INDEX: &[&str] = &[
     "PartDocument ID is not supported",
 ];
 
-/// Whose fault the refusal of a part is, as far as the answer tells.
+/// Who is to blame for the refusal of a part, as far as the answer tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Culprit {
     /// The index, the server or the login: every vCon meets it.
@@ -70,7 +70,7 @@ pub(super) enum Culprit {
     Unclear,
 }
 
-/// Why something was refused, in the server's words.
+/// The server's reason to refuse something, in its words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reason {
     pub(super) kind: String,
@@ -97,12 +97,12 @@ impl Reason {
             }
         }
         let mut outer = Outer(Self::default());
-        // What is no JSON, or breaks off, has no reason, or none but the first.
+        // An answer that is not JSON, or breaks off, has no reason, or an incomplete one.
         let _ = client::read_json(&mut body, &mut outer);
         outer.0
     }
 
-    /// Reads the `error` of an answer or of a part of one; a cause deeper down says more.
+    /// Reads the `error` of an answer or of a part of one; adds a deeper cause, which says more.
     pub(super) fn of<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Self, A::Error> {
         let mut error = ErrorBody::default();
         client::value(map, &mut error)?;
@@ -126,7 +126,7 @@ impl Reason {
     }
 }
 
-/// What an error says.
+/// The fields of an error.
 #[derive(Default)]
 struct ErrorBody {
     reason: Reason,
@@ -236,10 +236,10 @@ fn advice(status: u64, kind: &str) -> Option<&'static str> {
     })
 }
 
-/// A trial sends no more documents than this again.
+/// A trial sends at most this many documents again.
 const MOST: usize = 20;
 
-/// A request that tells whose fault a refusal is.
+/// A request whose answer tells who is to blame for a refusal.
 pub(super) struct RefusalTrial {
     body: String,
     /// How many documents are sent again, each with a minimal one after it.
@@ -247,7 +247,7 @@ pub(super) struct RefusalTrial {
 }
 
 impl RefusalTrial {
-    /// Of the first doubtful document of each index.
+    /// Makes a trial of the first doubtful document of each index.
     pub(super) fn of(
         id: &VconId,
         documents: &[PartDocument],
@@ -295,7 +295,7 @@ impl RefusalTrial {
         bulk::most(3 * self.pairs, &self.body)
     }
 
-    /// Reads the answer: what became of each action, of no more than there are.
+    /// Reads the answer: the result of each action, of no more than there are.
     pub(super) fn read(&self, reader: &mut dyn Read) -> serde_json::Result<Verdicts> {
         let mut verdicts = Verdicts::new();
         bulk::read(reader, &mut |verdict| {
@@ -326,7 +326,7 @@ impl RefusalTrial {
     }
 }
 
-/// What became of each action, as far as the answer says.
+/// The result of each action, as far as the answer tells.
 pub(super) type Verdicts = Vec<Option<Verdict>>;
 
 /// The table in the module's head.

@@ -65,14 +65,14 @@ use crate::vcon::{Outgoing, VconId, Version};
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// The requests of a save, which may need more where far more of the vCon was there before; all of
-/// them together get the time of so many.
+/// The usual number of requests of a save, which have this many times the time of one together. A save
+/// needs more if there were far more documents of the vCon before.
 const REQUESTS: u32 = 3;
 
 /// Where documents are written.
 const BULK: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error";
 
-/// A probe tries no more of the indices that have refused something.
+/// A probe tries at most this many of the indices that refused something.
 const MOST_PROBED: usize = 20;
 
 /// Reads the options.
@@ -107,7 +107,7 @@ struct Elasticsearch {
     server: Option<ElasticServer>,
     prefix: String,
     timeout: Duration,
-    /// The indices to which the latest write was refused, for a reason that may pass.
+    /// The indices that refused the latest write for a reason that may pass.
     refused: Vec<String>,
 }
 
@@ -126,7 +126,7 @@ impl Storage for Elasticsearch {
         Ok(())
     }
 
-    /// What is indexed does not make a vCon.
+    /// Finds nothing: the indexed documents do not make a vCon.
     fn get(&mut self, _: &VconId, _: Deadline) -> Result<Option<String>, Failure> {
         Ok(None)
     }
@@ -138,8 +138,9 @@ impl Storage for Elasticsearch {
         self.replace(&what, id, former, &[], limit)
     }
 
-    /// Asks which indices there are, as each save does. After a write was refused for a reason
-    /// that may pass, only another write can tell: one that finds no document to update.
+    /// Asks which indices there are, as each save does. After a write was refused for a reason that may
+    /// pass, only another write shows whether it has passed: the probe updates a document that does not
+    /// exist.
     fn probe(&mut self) -> Result<(), Failure> {
         let limit = Deadline::NONE.begin(self.timeout.min(PROBE));
         if self.refused.is_empty() {
@@ -167,8 +168,8 @@ impl Storage for Elasticsearch {
 }
 
 impl Elasticsearch {
-    /// Where parts of the vCon are, by rounds of their numbers; the first round covers all the
-    /// numbers that the documents have, and some more.
+    /// Returns the documents of the vCon that the server has, by rounds of their numbers. The first
+    /// round covers all numbers that the new documents have, and some more.
     fn former(
         &self,
         what: &str,
@@ -205,11 +206,11 @@ impl Elasticsearch {
         Ok(rounds)
     }
 
-    /// Removes what was there and is no more, and writes the documents, in one request.
+    /// Removes the documents that the vCon has no longer, and writes the others, in one request.
     ///
-    /// Only where there was far more than there is now, the surplus goes first, the highest
-    /// numbers before the others: so whatever is left when that breaks off is found again, as no
-    /// gap is wider than what is asked for.
+    /// If there were far more documents than there are now, removes the surplus before that, the highest
+    /// numbers first: if that breaks off, the next save finds what is left, as no gap is wider than the
+    /// range that it asks for.
     fn replace(
         &mut self,
         what: &str,
@@ -230,7 +231,8 @@ impl Elasticsearch {
             .map(|document| (document.index.as_str(), document.number))
             .collect();
         let mut bulk = Bulk::new(id);
-        // First: an index may be one of ours under another name, and hold what is written next.
+        // Removals come first: an index may be another one under a second name, and hold a document that
+        // is written next.
         for place in near {
             if !kept.contains(&(&*place.index, place.number)) {
                 bulk.delete(&place);
@@ -251,7 +253,7 @@ impl Elasticsearch {
         indices.flatten().ok_or_else(|| self.stranger(what))
     }
 
-    /// Those of the places where there is a document.
+    /// Returns those of the places that have a document.
     fn found(
         &self,
         what: &str,
@@ -319,7 +321,7 @@ impl Elasticsearch {
                 self.settle_doubt(what, &trial, limit)?
             }
         };
-        // A probe tries only what refuses every write; the others are found out by vCons.
+        // A probe tries only indices that refuse every write; vCons find out about the others.
         self.refused = refusal.indices;
         Err(match blame {
             Culprit::VCon => Failure::permanent(message),
@@ -328,7 +330,7 @@ impl Elasticsearch {
         })
     }
 
-    /// Finds out whether the documents of a vCon are refused for what is in them.
+    /// Finds out whether the server refuses the documents of a vCon for their content.
     fn settle_doubt(
         &self,
         what: &str,
@@ -342,7 +344,7 @@ impl Elasticsearch {
         let question = RequestBody::PostLines(trial.body());
         let answer = match self.ask(what, BULK, question, reading, limit) {
             Ok(answer) => answer.unwrap_or_default(),
-            // As if the first answer had not come.
+            // As if the first answer had been lost.
             Err(failure) if failure.is_transient() => return Err(failure),
             Err(_) => return Ok(Culprit::Unclear),
         };
@@ -356,7 +358,7 @@ impl Elasticsearch {
         Ok(trial.culprit(&answer))
     }
 
-    /// Asks, and reads the answer; nothing where that is not JSON.
+    /// Asks, and reads the answer; returns `None` if it is not JSON.
     fn ask<T>(
         &self,
         what: &str,

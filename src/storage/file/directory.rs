@@ -30,7 +30,7 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, linkat, unlink
 
 use crate::procfs;
 
-/// To reach what is in a directory, the right to list it is not needed.
+/// Opens a directory without the right to list it, which is not needed to reach the files in it.
 #[cfg(target_os = "linux")]
 const REACH: OFlag = OFlag::O_PATH;
 #[cfg(not(target_os = "linux"))]
@@ -38,7 +38,7 @@ const REACH: OFlag = OFlag::O_RDONLY;
 
 const ROOT: u32 = 0;
 
-/// What is there, but is not used, whatever its rights are.
+/// An entry that is not used, whatever its rights are.
 #[derive(Debug, thiserror::Error)]
 enum UnsafeEntry {
     /// A directory of another user.
@@ -48,14 +48,14 @@ enum UnsafeEntry {
     Other(String),
 }
 
-/// Whether something was refused for what it is, or for whose it is.
+/// Whether an entry was refused for its kind or its owner.
 pub(super) fn is_unsafe(error: &io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(|inner| inner.is::<UnsafeEntry>())
 }
 
-/// Whether something was refused because it is in a directory of another user.
+/// Whether an entry was refused because it is in a directory of another user.
 pub(super) fn is_foreign(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     matches!(inner, Some(UnsafeEntry::Foreign(_)))
@@ -84,7 +84,7 @@ impl Dir {
         })
     }
 
-    /// By which it was opened.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -94,7 +94,7 @@ impl Dir {
         self.walk(below, Self::child)
     }
 
-    /// The same, and makes what is missing, with this mode whatever the umask.
+    /// The same, after creating what is missing, with this mode whatever the umask is.
     pub fn make(&self, below: &Path, mode: u32) -> io::Result<Self> {
         self.walk(below, |dir, name| dir.child_or_new(name, mode))
     }
@@ -124,7 +124,7 @@ impl Dir {
 
     fn child(&self, name: &Path) -> io::Result<Self> {
         let file = match open_directory(&self.file, name, OFlag::O_NOFOLLOW) {
-            // What Linux says of a link that is to be a directory.
+            // Linux reports this for a link that should be a directory.
             Err(Errno::ENOTDIR | Errno::ELOOP) if self.is_link(name)? => {
                 self.check_link(name)?;
                 open_directory(&self.file, name, OFlag::empty())?
@@ -149,12 +149,12 @@ impl Dir {
         let file = File::from(openat(&self.file, name, flags, Mode::empty())?);
         let child = self.checked(name, file)?;
         fchmod(&child.file, to_mode(mode))?;
-        // Or the file that is stored there could be lost with it.
+        // Otherwise the file that is stored there could be lost with it.
         self.sync()?;
         Ok(child)
     }
 
-    /// Accepts an open directory unless it may be one that just anybody has made here.
+    /// Accepts an open directory unless just anybody may have created it here.
     fn checked(&self, name: &Path, file: File) -> io::Result<Self> {
         let child = Self {
             file,
@@ -187,7 +187,7 @@ impl Dir {
         ))))
     }
 
-    /// Whom the file system takes this process for.
+    /// The user that the file system takes this process for.
     fn owner_of_new_files(&self) -> io::Result<u32> {
         #[cfg(target_os = "linux")]
         {
@@ -202,7 +202,7 @@ impl Dir {
         owner
     }
 
-    /// Fails unless this process may make files in it.
+    /// Fails unless this process may create files in it.
     pub fn check_right_to_write(&self) -> io::Result<()> {
         let right = AccessFlags::W_OK | AccessFlags::X_OK;
         Ok(faccessat(&self.file, ".", right, AtFlags::AT_EACCESS)?)
@@ -225,12 +225,12 @@ impl Dir {
         ))))
     }
 
-    /// What is there under this name, or relative path; a link itself.
+    /// The status of the entry at this name or relative path; of a link itself.
     pub fn look(&self, name: &Path) -> io::Result<FileStat> {
         Ok(fstatat(&self.file, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
-    /// Makes a new file that only this user may open; fails if anything has the name.
+    /// Creates a file that only this user may open; fails if the name exists.
     pub fn create(&self, name: &str) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         self.open_file(name, flags, 0o600)
@@ -256,7 +256,7 @@ impl Dir {
         }
     }
 
-    /// Opens a file to lock it.
+    /// Opens a file in order to lock it.
     pub fn lockable(&self, name: &str) -> io::Result<File> {
         // Some network file systems lock only what is open for writing; a mode may not allow that.
         match self.open_file(name, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0) {
@@ -282,12 +282,12 @@ impl Dir {
         }
     }
 
-    /// Moves a file, over what may have the other name.
+    /// Renames a file, over one that may have the other name.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
 
-    /// Moves a file to a name that is free; fails with `AlreadyExists` if anything has it.
+    /// Renames a file to a free name; fails with `AlreadyExists` if it is taken.
     pub fn rename_to_free(&self, from: &str, to: &str) -> io::Result<()> {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         match renameat2(
@@ -313,7 +313,7 @@ impl Dir {
         self.rename(from, to)
     }
 
-    /// Removes what is not a directory, if it is there.
+    /// Removes an entry that is not a directory, if it exists.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir).map_err(io::Error::from) {
             Err(e) if !is_missing(&e) => Err(e),
@@ -347,7 +347,7 @@ pub(super) fn is_missing(error: &io::Error) -> bool {
     )
 }
 
-/// What sort of file it is.
+/// The kind of a file.
 pub(super) fn kind(found: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
 }

@@ -25,18 +25,18 @@ use crate::vcon::VconId;
 const DRAFTS: Range<u32> = 0..50;
 const ASIDES: Range<u32> = 50..100;
 
-/// Random names that are tried before a save gives up, if somebody has taken all the others.
+/// The number of random names that a save tries if all the others are taken.
 const MOST_NAMES: u32 = 100;
 
-/// Nobody works any more at what has this age in seconds: a process that a disk holds up for so long is
+/// A hidden file of this age in seconds is not in use: a process that a disk holds up for so long is
 /// killed before. Renaming makes a file young again.
 const DEAD: i64 = 300;
 
-/// The document of one vCon until it is whole.
+/// The document of one vCon while it is being written.
 ///
-/// Another user may have something under its name, and another lane may be at work on the same vCon:
-/// then a draft has one of the other names. So nobody waits for anybody. The lock only tells a draft in
-/// work from one that was left, and is never waited for either.
+/// Another user may have a file under its name, and another lane may be saving the same vCon: then the
+/// draft takes one of the other names, so that no lane waits for another. The lock only distinguishes a
+/// draft in use from one that was left; nobody waits for it either.
 pub(super) struct Draft<'a> {
     dir: &'a Dir,
     file: File,
@@ -77,8 +77,8 @@ impl<'a> Draft<'a> {
         let Some(mut draft) = draft else {
             return Ok(None);
         };
-        // Another lane may have looked at it before it was locked, and taken it for one that was left.
-        // Where there are no locks, nobody takes it for that before it is old.
+        // Another lane may have seen it before it was locked, and taken it for an abandoned one. Without
+        // locks, lanes take a draft for that only once it is old.
         let is_locked = !matches!(draft.file.try_lock(), Err(TryLockError::WouldBlock));
         if is_locked && dir.has(&draft.name, &draft.file.metadata()?)? {
             return Ok(Some(draft));
@@ -121,7 +121,7 @@ impl<'a> Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.published {
-            // The error that led here is the one to tell of.
+            // The error that led here is the one to report.
             let _ = self.dir.remove(&self.name);
         }
     }
@@ -136,7 +136,8 @@ fn numbered(id: &VconId, numbers: Range<u32>) -> impl Iterator<Item = String> {
     numbers.map(move |number| format!(".{id}.{number}.tmp"))
 }
 
-/// The names one of which is there if there is any, but for what is left by several at once.
+/// At least one of these names exists if any hidden file does, apart from those that several processes
+/// have left.
 pub(super) fn first_names(id: &VconId) -> [String; 3] {
     let first = |numbers: Range<u32>| format!(".{id}.{}.tmp", numbers.start);
     [usual_name(id), first(DRAFTS), first(ASIDES)]
@@ -156,7 +157,7 @@ pub(super) fn set_aside(dir: &Dir, name: &str, id: &VconId) -> io::Result<String
     Err(ErrorKind::AlreadyExists.into())
 }
 
-/// Gives a copy that was set aside its name again, unless that was taken meanwhile: by a younger one.
+/// Renames a copy that was set aside back, unless a younger copy has taken the name.
 pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
     match dir.rename_to_free(aside, name) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => dir.remove(aside),
@@ -165,7 +166,7 @@ pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
     }
 }
 
-/// What became of a draft of an earlier save.
+/// What happened to the draft of an earlier save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DraftRemoval {
     /// Nothing has the name.
@@ -202,7 +203,7 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftR
     };
     match file.try_lock() {
         Ok(()) => {}
-        // Where there are no locks, it may be in work.
+        // Without locks, it may be in use.
         Err(TryLockError::Error(_)) if is_dead(&found, now) => {}
         Err(_) => return Ok(DraftRemoval::InUse),
     }
@@ -212,14 +213,13 @@ fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftR
     Ok(DraftRemoval::Removed)
 }
 
-/// Removes what killed processes have left of a vCon in a directory. All names are looked at if it is
-/// to be `thorough`, else no more of a series once one is free.
+/// Removes the hidden files of a vCon that killed processes have left in a directory. If `thorough`,
+/// looks for all names; otherwise stops at the first free name of each series.
 ///
-/// `user` is the owner of a file that was made there, and `now` the time by the clock of the file system.
-/// The vCon has a copy of its own, so one that was set aside and is dead is not put back.
+/// `user` owns files that were created there, and `now` is the time by the clock of the file system. The
+/// vCon has a copy of its own, so a dead one that was set aside is not renamed back.
 ///
-/// # Errors
-/// One of them could not be removed.
+/// # Errors One of them could not be removed.
 pub(super) fn remove_dead(
     dir: &Dir,
     id: &VconId,
@@ -262,7 +262,8 @@ pub(super) fn remove_asides(
     Ok(())
 }
 
-/// What cannot be removed for what it is, not for its directory's rights, may be another user's.
+/// Removes a file, unless that is forbidden for the file itself and not by the rights of its directory:
+/// it may be another user's.
 fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<DraftRemoval> {
     match dir.remove(name) {
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(DraftRemoval::InUse),

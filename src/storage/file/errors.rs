@@ -21,14 +21,14 @@ use std::path::Path;
 
 use crate::failure::{Failure, FailureKind};
 
-/// What was being done.
+/// The step of an operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileStep {
     /// Making, listing or trying a directory.
     Directory,
     /// Writing or reading a document.
     Document,
-    /// Moving a whole draft over the vCon's own name, or removing what is there.
+    /// Renaming a draft to the vCon's own name, or removing a file.
     Name,
 }
 

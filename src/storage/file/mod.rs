@@ -64,17 +64,18 @@ use crate::vcon::{Outgoing, VconId};
 const PLAIN: &str = "json";
 const GZIPPED: &str = "json.gz";
 
-/// How long a probe may take; a network file system that is away answers nothing at all.
+/// How long a probe may take: a network file system that is gone does not answer at all.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// What a save is given on a disk that hangs and comes back, before its process is killed for it.
-/// Also the time limit of a search for a vCon.
+/// The time a save has on a disk that hangs and comes back, before its process is killed for it. Also
+/// the time limit of a search for a vCon.
 const SLOW_DISK: Duration = Duration::from_secs(30);
 
 /// A lane remembers at most this many drafts that it could not remove.
 const MOST_LEFT: usize = 100;
 
-/// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
+/// The bytes that a probe writes, about as many as a vCon has: a disk may have room for a name and for
+/// nothing else.
 const PROBE_SIZE: usize = 16 * 1024;
 
 /// Reads the options.
@@ -110,15 +111,15 @@ struct FileStorage {
     /// Bytes of JSON; 0 for no limit.
     max_size: u64,
     file_mode: u32,
-    /// The probes.
+    /// Runs the probes.
     timed_calls: TimedCalls,
     /// Hidden files that this lane could not remove yet.
     left: Vec<HiddenFile>,
-    /// Whether the log tells of a directory that was not searched.
+    /// Whether the log already names a directory that was not searched.
     passed_over: AtomicBool,
 }
 
-/// A hidden file that could not be removed, or given its name back.
+/// A hidden file that could not be removed or renamed back.
 #[derive(Debug, PartialEq, Eq)]
 struct HiddenFile {
     /// Its directory.
@@ -132,18 +133,18 @@ enum HiddenKind {
     Draft,
     /// A copy that was set aside, and is superseded.
     Superseded,
-    /// One that was not, with its name.
+    /// A copy that was set aside, and is still needed, with its name.
     Copy(String),
 }
 
-/// A document that was written.
+/// A written document.
 struct WrittenDocument {
     file: FileStat,
     /// The name of its draft.
     draft: String,
 }
 
-/// A document that was not written.
+/// Why a document was not written.
 struct WriteError {
     step: FileStep,
     error: io::Error,
@@ -151,7 +152,7 @@ struct WriteError {
     draft: String,
 }
 
-/// The directory of it all, and how directories are made in it.
+/// The option `path`, and the mode of new directories in it.
 #[derive(Clone)]
 struct StorageRoot {
     path: PathBuf,
@@ -238,7 +239,7 @@ impl Storage for FileStorage {
         self.newest(id, found)
     }
 
-    /// Stops at the first copy; a spoilt one counts, as the vCon is not lost unnoticed.
+    /// Stops at the first copy. A damaged one counts: the vCon is not lost unnoticed.
     fn has(
         &mut self,
         id: &VconId,
@@ -300,12 +301,12 @@ impl Storage for FileStorage {
         })
     }
 
-    /// The system has no limit for the calls of a save; none of them can be cut short.
+    /// The system calls of a save have no time limit, and none of them can be cut short.
     fn longest_call(&self) -> Duration {
         SLOW_DISK
     }
 
-    /// Writes and syncs a small file, and looks whether today's directories can be used.
+    /// Writes and syncs a small file, and checks that today's directories can be used.
     fn probe(&mut self) -> Result<(), Failure> {
         self.remove_left();
         let (root, by_date) = (self.root.clone(), self.by_date);
@@ -353,8 +354,8 @@ impl FileStorage {
         [first, second].map(|form| format!("{id}.{form}"))
     }
 
-    /// Puts the document in its place at once: after a crash there is the old file, the new
-    /// one, or none.
+    /// Puts the document in its place in one step: after a crash there is the old file, the new one, or
+    /// none.
     fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<WrittenDocument, WriteError> {
         let unwritten = |step, error, draft: &str| WriteError {
             step,
@@ -379,7 +380,7 @@ impl FileStorage {
 
     /// Removes what killed processes have left of the vCon beside what was written now.
     fn remove_dead(&self, dir: &Dir, id: &VconId, own: &WrittenDocument) -> io::Result<()> {
-        // That name was taken, so there may be several.
+        // The usual name was taken, so there may be several.
         let thorough = own.draft != draft::usual_name(id);
         draft::remove_dead(dir, id, own.file.st_uid, changed(&own.file), thorough)
     }
@@ -440,8 +441,8 @@ impl FileStorage {
     }
 
     /// Removes a copy of the vCon if it is older than the file that was written now. If lanes save the
-    /// vCon under several days at the same time, one copy stays: each takes the other's out of its place
-    /// before it looks whether its own still stands, and puts it back if not, or if it is younger.
+    /// vCon under several days at the same time, one copy stays: each lane moves the other's copy aside
+    /// before it checks that its own still exists, and moves it back if not, or if that copy is younger.
     ///
     /// Two days may be one directory, by a link or a mount: then the copy is the document itself, and
     /// stays.
@@ -473,8 +474,8 @@ impl FileStorage {
             Err(e) if is_missing(&e) => return Ok(()),
             aside => aside?,
         };
-        // Ours may be gone by now, or another one in its place. If ours is taken aside after this look, then
-        // by one whose own stands.
+        // Our own copy may be gone by now, or replaced. If another lane moves it aside after this check,
+        // that lane's copy exists.
         let own = top.look(self.root.name_below(place)?);
         let found = dir.look(Path::new(&aside));
         let is_older = matches!((&found, &own), (Ok(found), Ok(own)) if is_older(found, own));
@@ -490,7 +491,7 @@ impl FileStorage {
         done
     }
 
-    /// Removes copies that a killed process has set aside, as ours stands.
+    /// Removes copies that a killed process has set aside: our own copy exists.
     fn remove_dead_asides(
         &self,
         top: &Dir,
@@ -519,14 +520,15 @@ impl FileStorage {
         }
     }
 
-    /// Tries again to remove what is hidden. It may need an attempt more when a right is given back.
+    /// Tries again to remove hidden files, or to rename them back. After a right is restored, that may
+    /// take one more attempt.
     fn remove_left(&mut self) {
         let root = &self.root;
         self.left.retain(|left| left.remove(root).is_err());
     }
 
-    /// The same, and fails unless nothing is left of a vCon: its lane may have no other one for long, and
-    /// another lane does not know of it.
+    /// The same, and fails unless nothing is left of the vCon: its lane may not get another vCon for
+    /// long, and other lanes do not know about the file.
     fn remove_left_of(&mut self, id: &VconId) -> Result<(), Failure> {
         let root = &self.root;
         let start = format!(".{id}.");
@@ -560,7 +562,7 @@ impl HiddenFile {
 }
 
 impl StorageRoot {
-    /// Opens it, and makes what is missing of its path.
+    /// Opens it, after creating the missing part of its path.
     fn made(&self) -> io::Result<Dir> {
         match Dir::open(&self.path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -590,8 +592,8 @@ impl StorageRoot {
             .map_err(|_| ErrorKind::InvalidInput.into())
     }
 
-    /// Makes what is missing of a path. A new directory is synced into its parent, or the file
-    /// in it could be lost with it.
+    /// Creates the missing part of a path. Syncs a new directory into its parent: otherwise the file in
+    /// it could be lost with it.
     fn make(&self, directory: &Path) -> io::Result<()> {
         // `.` for the parent of a relative name.
         if directory.as_os_str().is_empty() || directory.is_dir() {
@@ -604,7 +606,7 @@ impl StorageRoot {
             // Another lane made it in the meantime.
             Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => return Ok(()),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                // A link that leads nowhere, or round in circles, says so here.
+                // Reports a link that leads nowhere, or in circles.
                 fs::metadata(directory)?;
                 return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
             }
@@ -617,8 +619,9 @@ impl StorageRoot {
         }
     }
 
-    /// Writes to the directory if it is there; else tries whether it could be made. It is not: who asks may
-    /// be another user than the service, which could not write to a directory of that user's.
+    /// Writes to the directory if it exists; otherwise tries whether it could be created, and does not
+    /// create it: the caller may be another user than the service, and the service could not write to
+    /// that user's directory.
     fn check(&self, by_date: bool) -> io::Result<String> {
         if self.path.is_dir() {
             self.write_probe(by_date)?;
@@ -628,7 +631,7 @@ impl StorageRoot {
         let is_there =
             |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
         let above = match (self.path.symlink_metadata(), above.find(is_there)) {
-            // It is no directory, or a link that leads to none: that says which.
+            // This reports that it is no directory, or a link that leads to none.
             (Ok(_), _) => return self.make(&self.path).map(|()| String::new()),
             (Err(_), Some(above)) if !above.as_os_str().is_empty() => above,
             (Err(_), _) => Path::new("."),
@@ -648,7 +651,7 @@ impl StorageRoot {
         self.write_probe(by_date)
     }
 
-    /// Opens today's directories as a save would, as far as they are there.
+    /// Opens those of today's directories that exist, as a save would.
     fn try_today(&self) -> io::Result<()> {
         let day = search::day_directory(Path::new(""), Utc::now().date_naive());
         let mut dir = Dir::open(&self.path)?;
@@ -662,7 +665,7 @@ impl StorageRoot {
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.path().display())))
     }
 
-    /// The file has no name: one that could not be removed again would stay.
+    /// The file has no name: a named one that could not be removed would stay.
     fn write_probe(&self, by_date: bool) -> io::Result<()> {
         let mut file = tempfile::tempfile_in(&self.path)?;
         file.write_all(&[b'p'; PROBE_SIZE])?;

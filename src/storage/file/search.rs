@@ -24,11 +24,11 @@ const YEARS: RangeInclusive<u32> = 1..=9999;
 const MONTHS: RangeInclusive<u32> = 1..=12;
 const DAYS: RangeInclusive<u32> = 1..=31;
 
-/// The longest directory that is read to its end, as the root may hold millions of files. In a
-/// longer one every possible name is tried instead.
+/// The most entries of a directory that are read, as the root may hold millions of files. In a longer
+/// one, every possible name is tried instead.
 const MOST_ENTRIES: usize = 50_000;
 
-/// The longest directory that is read for [`near`].
+/// The most entries of a directory that are read for [`near`].
 const FEW_ENTRIES: usize = 1_000;
 
 /// At most this many directories are near a day.
@@ -155,7 +155,7 @@ pub(super) struct FoundCopy {
 }
 
 impl FileStorage {
-    /// The directories in which a vCon of this day is, if it is where it should be.
+    /// The directories that should hold a vCon of this day.
     pub(super) fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
         let days = day.filter(|_| self.by_date).map(|day| {
             let mut days = vec![day_directory(&self.root.path, day)];
@@ -165,7 +165,7 @@ impl FileStorage {
         days.unwrap_or_default()
     }
 
-    /// Notes what has one of the vCon's names in a directory.
+    /// Adds the files with one of the vCon's names in a directory.
     pub(super) fn find_in(
         &self,
         directory: &Path,
@@ -188,8 +188,8 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Whether a directory cannot be read because another user has made it where everybody may write: this
-    /// storage has nothing in it.
+    /// Whether a directory cannot be read because another user has created it in a directory that
+    /// everybody may write to: this storage has nothing in it.
     pub(super) fn is_passed_over(&self, directory: &Path, error: &io::Error) -> bool {
         let is_foreign = error.kind() == ErrorKind::PermissionDenied
             && self.root.existing(directory).is_err_and(|e| is_foreign(&e));
@@ -225,7 +225,7 @@ impl FileStorage {
         Ok(false)
     }
 
-    /// Reads the newest of what was found. What another user has put there does not count if there is
+    /// Reads the newest of the copies. A file that another user has put there does not count if there is
     /// a document as well.
     pub(super) fn newest(
         &self,
@@ -235,7 +235,7 @@ impl FileStorage {
         if found.is_empty() {
             return Ok(None);
         }
-        // Of copies of one age, the first that was found.
+        // Among copies of the same age, the first comes first.
         found.sort_by_key(|copy| Reverse(copy.written));
         let mut refused = None;
         for FoundCopy {
@@ -330,8 +330,8 @@ impl FileStorage {
     }
 }
 
-/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
-/// much text. What is longer is not a document of this storage, and stays so.
+/// The text of a file of at most `most` bytes; 0 stands for the most that Redis takes. The limit counts
+/// after decompression, as a small file may hold very much text.
 pub(super) fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
     let file = dir.document(name)?;
     let (most, limit) = match most {
@@ -340,7 +340,7 @@ pub(super) fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
     };
     let mut text = String::new();
     if name.ends_with(GZIPPED) {
-        // A file that ends early is spoilt, and stays so.
+        // A file that ends early is damaged for good.
         GzDecoder::new(file)
             .take(most + 1)
             .read_to_string(&mut text)

@@ -26,14 +26,14 @@ use super::tls::Tls;
 use super::wire::{CallLimits, Wire};
 use crate::config::Options;
 
-/// A server that acknowledges nothing for so long has vanished.
+/// A server that acknowledges nothing for this long is gone.
 const VANISHED: Duration = Duration::from_secs(20);
 
-/// What `port` must be.
+/// The fault of an option `port` that is wrong.
 const PORTS: &str =
     "must be whole numbers from 1 to 65535: one for all hosts, or one for each host";
 
-/// Options of PostgreSQL's own clients that say where the server is, and what to use here.
+/// Options of PostgreSQL's own clients that are not supported, and the ones to use instead.
 const NOT_HERE: &[(&str, &str)] = &[
     ("service", "host, port, database, user and password"),
     ("servicefile", "host, port, database, user and password"),
@@ -46,7 +46,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("dbname", "database"),
 ];
 
-/// The hosts and ports, and which of the servers will do.
+/// The hosts and ports, and whether any of the servers is acceptable or only one that writes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Hosts {
     /// Never empty.
@@ -72,7 +72,7 @@ impl Hosts {
         }
     }
 
-    /// Puts into the configuration of the client which of the servers will do.
+    /// Tells the client library which servers are acceptable.
     pub(super) fn add_to(&self, config: &mut Config) {
         if self.wants_writes {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -90,7 +90,8 @@ impl Hosts {
         self.are_sockets
     }
 
-    /// Whether nobody on a network can take their place, as far as their names tell.
+    /// Whether all of them are on this host, as far as their names tell: nobody on a network can take
+    /// their place.
     pub(super) fn are_local(&self) -> bool {
         let is_local = |name: &str| {
             let address: Option<IpAddr> = name.parse().ok();
@@ -129,8 +130,8 @@ impl Host {
         }
     }
 
-    /// This configuration for each address of the host. Given several, the client tells only why the last
-    /// one failed, which does not show how another is to be tried again.
+    /// Returns this configuration for each address of the host. Given several, the client library
+    /// reports only why the last one failed, which does not show how to try another one again.
     pub(super) fn configs(&self, config: &Config) -> Result<Vec<Config>, String> {
         let mut config = config.clone();
         config.host(&self.name).port(self.port);
@@ -189,7 +190,7 @@ fn names(options: &mut Options) -> Vec<String> {
     names
 }
 
-/// A port for each of so many hosts.
+/// The port of each host.
 fn ports(options: &mut Options, count: usize) -> Vec<u16> {
     let mut given = items(options, "port");
     if given.len() < 2 {
@@ -229,7 +230,7 @@ fn wants_writes(options: &mut Options, count: usize) -> bool {
     }
 }
 
-/// How a session is opened.
+/// Everything that is needed to open a session.
 #[derive(Clone)]
 pub(super) struct ServerAccess {
     /// Tried in this order.
@@ -240,15 +241,15 @@ pub(super) struct ServerAccess {
     pub(super) tls: Option<Tls>,
     pub(super) table: Table,
     pub(super) statement_timeout: Duration,
-    /// For the whole way to a session.
+    /// The time limit for opening a session.
     pub(super) connect_limit: Duration,
 }
 
-/// A connection, and the way it was made; `None` over a Unix socket.
+/// A connection, and the wire that made it; `None` over a Unix socket.
 pub(super) type Connected = (Client, Option<Wire>);
 
 impl ServerAccess {
-    /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
+    /// Connects to the first acceptable host. Tries each in all ways before the next: one that needs
     /// another way must not be lost because the last one is down.
     pub(super) fn connect(&self, id: Uuid, limits: &CallLimits) -> Result<Connected, DialError> {
         let mut config = self.config.clone();
@@ -305,7 +306,7 @@ impl ServerAccess {
                 wire.connect(config).map_err(|second| {
                     let is_refused = refused(&second).is_some();
                     let mut refusal = DialError::from(second);
-                    // What was said first is nearer to what is wrong.
+                    // The first error is nearer to the cause.
                     refusal.why = match is_refused {
                         true => format!("{}; without TLS: {}", reason(&error), refusal.why),
                         false => reason(&error),
@@ -319,7 +320,7 @@ impl ServerAccess {
     }
 }
 
-/// The first that succeeds. If none does, the error has each reason once.
+/// Returns the first success. If there is none, the error has each reason once.
 fn first<T>(attempts: impl Iterator<Item = Result<T, DialError>>) -> Result<T, DialError> {
     let (mut reasons, mut is_crowded) = (Vec::new(), false);
     for attempt in attempts {
@@ -342,7 +343,7 @@ fn first<T>(attempts: impl Iterator<Item = Result<T, DialError>>) -> Result<T, D
 #[derive(Debug)]
 pub(super) struct DialError {
     pub(super) why: String,
-    /// There may be one without the startup parameter `options`.
+    /// A connection without the startup parameter `options` may succeed.
     may_be_for_options: bool,
     /// There are too many already.
     pub(super) is_crowded: bool,

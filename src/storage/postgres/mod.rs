@@ -60,7 +60,7 @@ use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
-/// What a call gets beyond the time it has on the server or the socket.
+/// How much longer than its time at the server or on the socket a call may take.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the query of a probe may take.
@@ -69,8 +69,8 @@ const PROBE: Duration = Duration::from_secs(5);
 /// How long a lane waits for a session in one call, if the server has no room for another.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A session is not kept after a document of more bytes: its buffers stay as large as the largest
-/// one that went through them.
+/// A session is closed after a document of more bytes: its buffers stay as large as the largest document
+/// that went through them.
 const LARGE: usize = 4 << 20;
 
 type WorkResult = Result<StatementResult, Error>;
@@ -152,16 +152,16 @@ fn timeout(options: &mut Options, key: &str, default: f64) -> Duration {
 struct Postgres {
     /// What messages call it.
     server: String,
-    /// What there is to know of the way to a server that is not local.
+    /// A description of the way to a server that is not local, for `check`.
     way: Option<&'static str>,
     access: ServerAccess,
     statement_limit: Duration,
-    /// The last save has found a row: the next one looks for it first.
+    /// The last save found a row: the next one looks for a row first.
     meets_rows: bool,
     /// The last call was too slow.
     is_slow: bool,
     pool: Arc<Pool>,
-    /// What the last check has found.
+    /// The limits on connections that the last check found.
     room: Vec<Room>,
     timed_calls: TimedCalls,
 }
@@ -189,7 +189,7 @@ impl Storage for Postgres {
         match self.run(&call, Box::new(work)) {
             Err(CallError::Server(error)) => {
                 let mut failure = self.failure(&what, &error);
-                // The server says so in its own language.
+                // The server says this only in the language that it is set to.
                 if is_bad_data(&error) && has_nul(vcon) {
                     failure.message.push_str(
                         "; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
@@ -239,14 +239,14 @@ impl Storage for Postgres {
         }
     }
 
-    /// A wait for a session, a statement in one that turns out to be of no use, a new session, and the
-    /// statement once more.
+    /// The longest case: wait for a session, run the statement in a stale one, open a new session, run
+    /// the statement again.
     fn longest_call(&self) -> Duration {
         self.access.connect_limit + self.statement_limit.saturating_mul(2) + PATIENCE
     }
 
-    /// Saves a row and takes it back: that needs a session, the table with its columns, the rights, a
-    /// server that writes and has room on its disk, and nobody who locks the table.
+    /// Saves a row and rolls back. That needs a session, the table with its columns, the rights, a
+    /// server that writes and has room on its disk, and a table that nobody locks.
     fn probe(&mut self) -> Result<(), Failure> {
         let work =
             |client: &mut Client, statements: &Statements, _: Limit| statements.try_save(client);
@@ -283,18 +283,18 @@ impl Storage for Postgres {
     }
 }
 
-/// What is to be done in a session.
+/// A call in a session, and its limits.
 struct SessionCall<'a> {
     /// What messages call it.
     what: &'a str,
-    /// How long it may take by itself.
+    /// Its own time limit; the deadline may leave less.
     own: Duration,
     deadline: Deadline,
-    /// Whether the session has large buffers after it.
+    /// Whether the session keeps large buffers afterwards.
     is_large: bool,
 }
 
-/// Why some work was not done.
+/// Why a call failed.
 enum CallError {
     /// There is no session, or no answer.
     Unavailable(Failure),
@@ -318,8 +318,8 @@ impl Postgres {
         }
     }
 
-    /// Does the work in a session that was idle, or a new one. One that was idle may have died or become
-    /// outdated since its last use; the work is idempotent and is then done once more in another one.
+    /// Does the work in an idle session, or in a new one. An idle session may have died or become
+    /// outdated since its last use: then the work, which is idempotent, is done again in another one.
     fn run(
         &mut self,
         call: &SessionCall<'_>,
@@ -337,7 +337,7 @@ impl Postgres {
             if let Err(e) = &answer
                 && is_crowded(e)
             {
-                // A pooler has let us in, and has no connection to the server for us.
+                // A pooler accepted the connection, and has none to the server for it.
                 note_refused();
                 return Err(CallError::Unavailable(self.crowded(what, &reason(e))));
             }
@@ -365,7 +365,7 @@ impl Postgres {
                     }
                     let name = self.message(what);
                     log::debug!("{name}: {}; connecting anew", reason(&e));
-                    // Those beside it are as old.
+                    // The other idle sessions are as old.
                     self.pool.forget_idle();
                 }
                 Err(e) => return Err(CallError::Server(e)),
@@ -373,8 +373,8 @@ impl Postgres {
         }
     }
 
-    /// A session, and whether it is one that was idle. One that the server has no room for is waited for,
-    /// for the time of one call.
+    /// Returns a session, and whether it was idle before. If the server has no room for another, waits
+    /// for one for the time of one call.
     fn session(
         &mut self,
         call: &SessionCall<'_>,
@@ -451,14 +451,14 @@ impl Postgres {
                 "{what}: no answer within {limit}"
             )));
         }
-        // Also after another error: a pooler may refuse transactions.
+        // After any other error as well: a pooler may refuse transactions.
         self.is_slow = answer.as_ref().is_err_and(is_cancelled);
-        // A request to cancel may still be under way, and would meet the next call.
+        // A request to cancel may still be on its way, and would hit the next call.
         let is_usable = is_usable && !was_cancelled && !was_cut;
         Ok((is_usable.then_some(session), work, answer))
     }
 
-    /// A new session; `None` if the server has no room for it.
+    /// Opens a session; returns `None` if the server has no room for it.
     fn connect(
         &mut self,
         what: &str,

@@ -1,6 +1,5 @@
-//! The sessions of one storage, which the lanes of a worker share.
-//!
-//! A server has room for so many, and a lane needs one only while it saves:
+//! The sessions of one storage, shared by the lanes of a worker, so that a lane holds one only while it
+//! saves.
 //!
 //! ```text
 //! take ─┬─ one is idle ──────────────────────► work ─► put back ─► idle ──unused for a while──► closed
@@ -9,11 +8,10 @@
 //!       └─ wait ◄────┴──────────────────┘
 //! ```
 //!
-//! The one used last is used next, so that those which are not needed stay idle. They are closed after
-//! [`IDLE`], and much sooner while any process of this daemon is refused a session: other workers have a claim to
-//! them, and connections are not told apart across processes. The worker hands the time of the latest refusal
-//! to the other processes of the daemon, and brings theirs ([`share_latest_refusal`]). A worker that has no
-//! session tries again and again.
+//! The session used last is used next, so that sessions that are not needed stay idle. They are closed
+//! after [`IDLE`], and much sooner while the server refuses a session to any process of this daemon, as
+//! only closing helps the others. The worker passes the time of the latest refusal to the other
+//! processes of the daemon, and theirs to this one ([`share_latest_refusal`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -23,13 +21,13 @@ use std::time::{Duration, Instant};
 use super::session::Session;
 use crate::sys;
 
-/// A session that nobody has used for so long is closed.
+/// A session unused for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// The same while somebody wants one: longer than lanes that are busy leave one unused.
+/// The same while another process is refused a session: longer than a busy lane leaves one unused.
 const IDLE_IF_WANTED: Duration = Duration::from_millis(300);
 
-/// How often idle sessions are looked at.
+/// How often the pool looks for idle sessions to close.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// After a refusal, the pause before one more is tried; it doubles with each.
@@ -47,13 +45,14 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct PoolState {
-    /// The one used last is the last.
+    /// In the order of their last use.
     idle: Vec<IdleSession>,
-    /// How many there are, with those in use and those that are being opened.
+    /// The number of all sessions: idle, in use, and being opened.
     open: usize,
-    /// More than these the server has refused; `None` if it has refused none, or could not be asked since.
+    /// The number above which the server refused one; `None` if it has refused none, or could not be
+    /// asked since.
     most: Option<usize>,
-    /// When one more than these may be tried.
+    /// When a lane may try to open one more than that.
     next_try: Option<Instant>,
     /// Refusals in a row.
     refusals: u32,
@@ -67,25 +66,25 @@ struct IdleSession {
     since: Instant,
 }
 
-/// What a lane gets that wants a session.
+/// What a lane gets when it asks for a session.
 pub(super) enum Checkout {
     /// One that was idle.
     Session(Box<Session>),
-    /// It may open one.
+    /// It may open a session.
     MayOpen(Permit),
-    /// Neither within its time. The server said this to who tried last.
+    /// Neither in time; with the server's latest reason to refuse a session.
     NoRoom(String),
 }
 
-/// A place for one session, which is free again with its end.
+/// The permit to open one session, given back when it is dropped with the session.
 pub(super) struct Permit {
     pool: Weak<Pool>,
-    /// Whether the server has said yes, or that it has no room.
+    /// Whether the server accepted the session, or refused it for lack of room.
     is_answered: bool,
 }
 
 impl Pool {
-    /// An idle session, or leave to open one, within so much time.
+    /// Returns an idle session or a permit to open one, waiting for at most this time.
     pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Checkout {
         let until = Instant::now() + patience;
         let mut state = self.lock();
@@ -114,7 +113,7 @@ impl Pool {
         }
     }
 
-    /// A session that can be used again.
+    /// Takes back a session that can be used again.
     pub(super) fn put_back(self: &Arc<Self>, session: Session) {
         let mut state = self.lock();
         let since = Instant::now();
@@ -123,20 +122,20 @@ impl Pool {
             let pool = Arc::downgrade(self);
             let name = "pg-idle".to_owned();
             let sweep = move || sweep(&pool);
-            // If there is no thread to be had, the next one that comes back tries it again.
+            // If no thread can be started, the next session that comes back tries again.
             state.is_swept = thread::Builder::new().name(name).spawn(sweep).is_ok();
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Closes what is idle: a session was found dead, and the others are as old.
+    /// Closes the idle sessions: one was found dead, and the others are as old.
     pub(super) fn forget_idle(&self) {
         let idle = std::mem::take(&mut self.lock().idle);
         drop(idle);
     }
 
-    /// Takes out what has been idle for too long. `None` if no session is left at all.
+    /// Takes out the sessions that were idle for too long; `None` if there is no session at all.
     fn spare(&self) -> Option<Vec<IdleSession>> {
         let mut state = self.lock();
         if state.open == 0 {
@@ -169,8 +168,8 @@ fn sweep(pool: &Weak<Pool>) {
 }
 
 impl PoolState {
-    /// Whether one more may be opened now. One that is more than the server has allowed is tried by one
-    /// lane at a time.
+    /// Whether a lane may open one more now. Above the number that the server accepts, one lane at a
+    /// time may try.
     fn may_open(&mut self, now: Instant) -> bool {
         if self.most.is_none_or(|most| self.open < most) {
             return true;
@@ -232,7 +231,7 @@ impl Drop for Permit {
             if self.is_answered {
                 pool.changed.notify_one();
             } else {
-                // What the server said before may no longer hold: each is to see for itself how it is now.
+                // The server's earlier refusal may no longer hold: each lane finds out for itself.
                 state.most = None;
                 state.next_try = None;
                 pool.changed.notify_all();
@@ -241,13 +240,13 @@ impl Drop for Permit {
     }
 }
 
-/// How long a refusal counts: whoever is refused tries again before this is over.
+/// How long a refusal counts: a process that is refused tries again sooner.
 const CROWDED: Duration = Duration::from_secs(4);
 
 /// When a process of this daemon was last refused, as far as this one knows, in monotonic milliseconds; 0: never.
 static LATEST_REFUSAL: AtomicU64 = AtomicU64::new(0);
 
-/// This process was refused a connection, because there are too many.
+/// Notes that the server refused this process a connection because there are too many.
 pub(super) fn note_refused() {
     share_latest_refusal(sys::monotonic_ms());
 }
@@ -259,7 +258,7 @@ pub fn share_latest_refusal(known_elsewhere: u64) -> u64 {
         .max(known_elsewhere)
 }
 
-/// Whether somebody wants what this process has to spare.
+/// Whether another process wants the sessions that this one has to spare.
 fn is_crowded() -> bool {
     is_fresh(LATEST_REFUSAL.load(Ordering::Relaxed), sys::monotonic_ms())
 }

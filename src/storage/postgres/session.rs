@@ -1,14 +1,15 @@
-//! A connection to PostgreSQL, and how long its server works on a statement.
+//! A session with PostgreSQL, and how its server limits the time of a statement.
 //!
-//! The server itself is to end a statement after `statement_timeout`: it does so even when this host is
-//! gone. It is told by the startup parameter `options`, which belongs to the backend process and to no
-//! other, and which `DISCARD ALL` does not undo. When a chain's timeout leaves less time, the statement is
-//! cancelled from our side.
+//! The server ends a statement after `statement_timeout`, even when this host is gone. It learns that
+//! time from the startup parameter `options`, which belongs to this backend process alone and which
+//! `DISCARD ALL` does not undo. When a chain's timeout leaves less time, this side asks the server to
+//! cancel the statement.
 //!
 //! A pooler refuses or ignores `options`, since its connections serve others as well, and a request to
-//! cancel is not safe there: some versions of PgBouncer die of two at a time. There, a statement has no
-//! limit at the server until one was too slow. From then on, until one is in time again, each call is a
-//! transaction with a limit of its own (`SET LOCAL`), which costs two more round trips.
+//! cancel is not safe there: some versions of PgBouncer crash on two at a time. Behind a pooler, a
+//! statement has no limit at the server until one was too slow. From then on, until one is in time
+//! again, each call is a transaction with a limit of its own (`SET LOCAL`), which costs two more round
+//! trips.
 
 use std::time::Duration;
 
@@ -24,25 +25,25 @@ use super::wire::{CallLimits, CallTimes, Canceller};
 use crate::deadline::Limit;
 use crate::storage::Room;
 
-/// The setting of a backend process that holds the UUID of the session it was started for.
+/// The setting of a backend process that holds the UUID of its session.
 pub(super) const SESSION: &str = "conserver.session";
 
 /// A connection, and the statements for its table.
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) statements: Statements,
-    /// Ends calls that hang, if the session can be cut.
+    /// The limits of calls. Their time is kept if the session can be cut.
     pub(super) limits: CallLimits,
-    /// It is not over a Unix socket.
+    /// Its stream ends a call that is over its time: true unless it is over a Unix socket.
     pub(super) can_cut: bool,
     /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
     pub(super) is_direct: bool,
-    /// Its place among the sessions of this process; free once the client is gone.
+    /// The permit for one of the sessions of this process; dropped after the client.
     _permit: Permit,
 }
 
 impl Session {
-    /// Connects, and makes the table where it is missing. The error says why not.
+    /// Connects, and creates the table if it is missing. The error says why it could not.
     pub(super) fn open(access: &ServerAccess, permit: Permit) -> Result<Self, OpenError> {
         let mut permit = Some(permit);
         let opened = caught(|| Ok(Self::try_to_open(access, &mut permit)));
@@ -63,7 +64,7 @@ impl Session {
     fn try_to_open(access: &ServerAccess, permit: &mut Option<Permit>) -> Result<Self, DialError> {
         let id = Uuid::new_v4();
         let limits = CallLimits::default();
-        // The lane gives up first, and says why.
+        // The lane, which waits a little less, gives up first and reports it.
         let times = CallTimes {
             cancel: None,
             cut: access.connect_limit + Duration::from_secs(1),
@@ -127,8 +128,8 @@ pub(super) fn limited<T>(
     }
 }
 
-/// Begins a transaction whose statements have this time at the server, and so has each pause between them:
-/// but one that is usual on the network must not end it.
+/// Begins a transaction. Each of its statements has this time at the server, and so has each pause
+/// between them, but at least as much as pauses on a network take.
 fn begin(timeout: Duration) -> String {
     const PAUSE: Duration = Duration::from_secs(1);
     let pause = timeout.max(PAUSE).as_millis();
@@ -139,19 +140,19 @@ fn begin(timeout: Duration) -> String {
     )
 }
 
-/// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
-/// little less than the limit, so that there is an answer before the connection is cut.
+/// The time that `limit` leaves a statement, if that is less than `own`, the option `statement_timeout`.
+/// It is a little less than the limit, so that the server answers before the connection is cut.
 pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
     (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
 }
 
-/// The startup parameters of a session: its timeout, and its UUID to know it by.
+/// The startup parameters of a session: its timeout, and the UUID that identifies it.
 pub(super) fn startup_options(timeout: Duration, id: Uuid) -> String {
     let timeout = timeout.as_millis();
     format!("-c statement_timeout={timeout} -c {SESSION}={id}")
 }
 
-/// Whether the backend process has got the startup parameters of this session.
+/// Whether the backend process has the startup parameters of this session.
 fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
     let question = format!("SELECT current_setting('{SESSION}', true) IS NOT DISTINCT FROM $1");
     let id = id.to_string();
@@ -160,8 +161,8 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
         .try_get(0)
 }
 
-/// Whether the table is there; if not, tries whether it could be made, and makes nothing. Also returns the
-/// limits on connections, as far as they are known: a pooler shares a few among many clients.
+/// Returns whether the table exists; if not, tries whether it could be created, and rolls back. Also
+/// returns the limits on connections, unless a pooler shares a few connections among many clients.
 pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<Room>), String> {
     let id = Uuid::new_v4();
     let connected = access.connect(id, &CallLimits::default());
@@ -179,7 +180,7 @@ pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<Room>), St
     Ok((is_there, room))
 }
 
-/// The limits on connections of the server, for all and for our user and database.
+/// The server's limits on connections: for all users, for this user and for this database.
 fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
     const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
          current_setting('max_connections')::int8, \
@@ -211,7 +212,7 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
         ));
     }
     let room = |(of, most, by)| {
-        // Less than nothing: no limit.
+        // A negative number means no limit.
         let most = u64::try_from(most).ok()?;
         Some(Room { of, most, by })
     };
@@ -220,7 +221,7 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
 
 /// Why there is no session.
 pub(super) enum OpenError {
-    /// The server has no room for it, as the pool knows by now.
+    /// The server has no room for it; the pool has noted that.
     Crowded,
     /// Anything else.
     Failed(String),

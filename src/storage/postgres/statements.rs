@@ -55,10 +55,10 @@ use super::session::SESSION;
 use super::wire::CallLimits;
 use crate::deadline::Limit;
 
-/// The table's name, and that of its index, as they stand in SQL.
+/// The names of the table and of its index, quoted for SQL.
 #[derive(Clone, Default)]
 pub(super) struct Table {
-    /// The name as it stands in SQL.
+    /// The table's name, quoted for SQL.
     pub(super) quoted: String,
     index: String,
 }
@@ -91,9 +91,9 @@ impl Table {
         })
     }
 
-    /// Makes the table where it is missing. One that exists is left as it is: its owner may
-    /// have given us no right but to write to it, and an index takes a lock to be looked for.
-    /// Returns whether its rows have the column `xmin`, which changes with each write.
+    /// Creates the table if it is missing. An existing table stays as it is: its owner may have granted
+    /// no right but to write to it, and looking for the index takes a lock. Returns whether its rows
+    /// have the column `xmin`, which changes with each write.
     pub(super) fn make(&self, client: &mut Client) -> Result<bool, Error> {
         let Self { quoted, index } = self;
         let mut attempts = 0;
@@ -102,11 +102,11 @@ impl Table {
                 return Ok(has_xmin && knows_xmin(client)?);
             }
             attempts += 1;
-            // Both statements in one transaction: no table without its index.
+            // Both statements run in one transaction: there is never a table without its index.
             match client.batch_execute(&definition(quoted, index)) {
-                // Another worker makes it at the same time, which IF NOT EXISTS does not see.
+                // Another worker creates it at the same time, which IF NOT EXISTS does not see.
                 Err(e) if is_race(&e) && attempts < 5 => {}
-                // The next look finds it; else it is dropped as often as it is made.
+                // The next look finds it, unless somebody drops it as often as it is created.
                 Ok(()) if attempts < 5 => {}
                 made => return made.map(|()| false),
             }
@@ -124,8 +124,8 @@ impl Table {
         found.map(|row| row.try_get(0)).transpose()
     }
 
-    /// Tries whether the table could be made, and makes nothing: who asks may be another user than the
-    /// service. Returns whether it is there.
+    /// Returns whether the table exists; if not, tries whether it could be created, and rolls back: the
+    /// caller may be another user than the service.
     pub(super) fn try_to_make(&self, client: &mut Client) -> Result<bool, Error> {
         let Self { quoted, index } = self;
         let mut transaction = client.transaction()?;
@@ -133,7 +133,7 @@ impl Table {
         let is_there: bool = found.try_get(0)?;
         if !is_there {
             match transaction.batch_execute(&definition(quoted, index)) {
-                // The service makes it at this moment.
+                // The service creates it at this moment.
                 Err(e) if is_race(&e) => {}
                 made => made?,
             }
@@ -143,8 +143,8 @@ impl Table {
     }
 }
 
-/// Whether statements can name the column `xmin`: YugabyteDB has it in its catalogue, and refuses it
-/// in every table. Asked of a table of the catalogue, since ours may be locked.
+/// Whether statements can name the column `xmin`: YugabyteDB lists it in its catalogue and refuses it in
+/// every table. Asks a table of the catalogue, since ours may be locked.
 fn knows_xmin(client: &mut Client) -> Result<bool, Error> {
     match client.query_typed("SELECT c.xmin::text FROM pg_class AS c WHERE false", &[]) {
         Err(error) if is_without_column(&error) => Ok(false),
@@ -152,7 +152,7 @@ fn knows_xmin(client: &mut Client) -> Result<bool, Error> {
     }
 }
 
-/// What makes a table and its index.
+/// The SQL that creates a table and its index.
 fn definition(quoted: &str, index: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
@@ -191,7 +191,7 @@ pub(super) struct Statements {
     delete: String,
     try_save: String,
     prepared: Option<Prepared>,
-    /// What an answer may have in the session that these are for.
+    /// The limits of the session that the statements are prepared for.
     pub(super) limits: CallLimits,
 }
 
@@ -214,19 +214,19 @@ pub(super) struct NewRow {
 #[derive(Debug)]
 pub(super) struct Jsonb(pub(super) Arc<String>);
 
-/// How a piece of work has ended.
+/// The result of the statements of one call.
 pub(super) enum StatementResult {
     /// Written; whether there was a row before.
     Saved { had_row: bool },
     /// The document, if there is a row.
     Found(Option<String>),
-    /// Nothing more to say.
+    /// Done, with nothing to return.
     Finished,
-    /// The time was over between two statements; the next was not sent.
+    /// The time ran out between two statements; the second was not sent.
     TooLate,
 }
 
-/// What tells a row from the same row after another write; `None` without a row.
+/// The version of a row, which changes with every write; `None` if there is no row.
 type RowState = Option<String>;
 
 impl Statements {
@@ -265,8 +265,8 @@ impl Statements {
         }
     }
 
-    /// Prepares what a lane does most often, for a backend process that belongs to this session. Without
-    /// that, it works as well.
+    /// Prepares the insert, which a lane does most often, for a backend process that belongs to this
+    /// session. If that fails, inserts work without.
     pub(super) fn prepare(&mut self, client: &mut Client, session: Uuid) {
         const TYPES: [Type; 7] = [
             Type::UUID,
@@ -292,8 +292,8 @@ impl Statements {
         self.insert.replace(VALUES, &rows)
     }
 
-    /// Writes the row. `row_first` looks for a row before the first write, which saves sending the
-    /// document in vain where there is one.
+    /// Writes the row. With `row_first`, looks for a row before the first write, which spares sending
+    /// the document twice if there is one.
     pub(super) fn save(
         &self,
         client: &mut Client,
@@ -301,7 +301,8 @@ impl Statements {
         row_first: bool,
         limit: Limit,
     ) -> Result<StatementResult, Error> {
-        // The state that the last write supposed, and how many writes in vain have supposed it.
+        // The state that the last write expected, and how many writes in a row have failed while it
+        // stayed the same.
         let mut tried: Option<RowState> = None;
         let mut in_vain = 0;
         if !row_first {
@@ -330,7 +331,7 @@ impl Statements {
                     client.execute_typed(&self.upsert, &new.values(&now()))?;
                     true
                 }
-                // A trigger keeps it as it is, also from the upsert.
+                // A trigger keeps the row as it is, even from the upsert.
                 (_, Some(_)) => true,
             };
             if is_done {
@@ -395,7 +396,7 @@ impl Statements {
         }
     }
 
-    /// One attempt, for a row in this state. Returns whether it was written.
+    /// Tries once to write over a row in this state. Returns whether it was written.
     fn write(&self, client: &mut Client, new: &NewRow, state: &RowState) -> Result<bool, Error> {
         let now = now();
         let written = match (state, &self.prepared) {
@@ -411,7 +412,7 @@ impl Statements {
         Ok(written > 0)
     }
 
-    /// Writes by this statement over a row that was seen in this state. Returns whether it was written.
+    /// Writes over a row in this state, by this statement. Returns whether it was written.
     fn write_over(
         &self,
         client: &mut Client,
@@ -432,7 +433,7 @@ impl Statements {
 }
 
 impl NewRow {
-    /// One that needs some new pages: its document does not get shorter when it is compressed.
+    /// A row that needs some new pages: its document does not compress.
     fn for_probe() -> Self {
         const BYTES: usize = 32 << 10;
         let noise: String = std::iter::repeat_with(fastrand::alphanumeric)

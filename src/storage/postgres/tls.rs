@@ -55,7 +55,7 @@ enum TlsMode {
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
     mode: TlsMode,
-    /// The mode stands in the options; else it is the default.
+    /// The mode is given in the options; otherwise it is the default.
     is_written: bool,
     authorities: Option<PathBuf>,
 }
@@ -87,7 +87,7 @@ impl Tls {
         }
     }
 
-    /// The way to a server. The error says what is wrong with the authorities.
+    /// Returns the wire to a server. The error says what is wrong with the authorities.
     pub(super) fn wire(&self, is_local: bool, limits: &CallLimits) -> Result<Wire, String> {
         let tls = match self.mode {
             TlsMode::Disable => None,
@@ -101,19 +101,19 @@ impl Tls {
         })
     }
 
-    /// Whether the options let any server have the password in clear text.
+    /// Whether the options allow any server to get the password in clear text.
     pub(super) fn allows_clear_text(&self) -> bool {
         self.is_written && self.mode <= TlsMode::Prefer
     }
 
-    /// Whether nobody else can have the server's certificate. From one of the authorities that the system
-    /// trusts, everybody can have one for another name.
+    /// Whether nobody else can have the server's certificate. From an authority that the system trusts,
+    /// anybody can get one for another name.
     fn is_verified(&self) -> bool {
         self.mode == TlsMode::VerifyFull
             || (self.mode == TlsMode::VerifyCa && self.authorities.is_some())
     }
 
-    /// What `check` says of the way to a server that is not local.
+    /// Describes the way to a server that is not local, for `check`.
     pub(super) fn described(&self) -> &'static str {
         match self.mode {
             _ if self.is_verified() => "TLS with a verified certificate",
@@ -133,13 +133,12 @@ impl Tls {
         }
     }
 
-    /// Whether a connection without TLS will do where one with it fails.
+    /// Whether a connection without TLS is acceptable if one with TLS fails.
     pub(super) fn is_optional(&self) -> bool {
         self.mode == TlsMode::Prefer
     }
 
-    /// What makes a connection a TLS connection. The error says what is wrong with the
-    /// authorities.
+    /// Returns the connector for TLS. The error says what is wrong with the authorities.
     fn connector(&self) -> Result<MakeRustlsConnect, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Arc::new(CertificateVerifier {
@@ -182,10 +181,10 @@ fn read_authorities(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Judges a server's certificate as far as the mode asks.
+/// Verifies a server's certificate as far as the mode asks.
 ///
-/// That the server has the certificate's key is always asked: the password's exchange may be
-/// bound to the certificate, which is worth nothing without.
+/// Always verifies that the server has the certificate's key: the exchange of the password may be bound
+/// to the certificate, which is worth nothing without the key.
 #[derive(Debug)]
 struct CertificateVerifier {
     /// `None`: any certificate will do.

@@ -126,7 +126,7 @@ impl CallLimits {
         answer
     }
 
-    /// Makes the call, which is cancelled and cut when it takes too long, and cut when it panics.
+    /// Makes the call. It is cancelled and cut when it takes too long, and cut when it panics.
     pub(super) fn during<T>(&self, times: CallTimes, call: impl FnOnce() -> T) -> T {
         let now = Instant::now();
         let mut clock = self.clock();
@@ -137,7 +137,7 @@ impl CallLimits {
         call()
     }
 
-    /// From now on, the server may be asked to cancel calls in this way.
+    /// Allows requests to cancel calls from now on.
     pub(super) fn allow_to_cancel(&self, canceller: Canceller) {
         self.clock().canceller = Some(canceller);
     }
@@ -148,7 +148,7 @@ impl CallLimits {
     }
 
     /// Whether the server was asked to cancel a call before its time was over. The request may reach it
-    /// later than the call's answer: nothing else must be asked in this session.
+    /// after the answer to the call: the session must not be used for another call.
     pub(super) fn has_cancelled(&self) -> bool {
         self.clock().has_cancelled
     }
@@ -158,7 +158,7 @@ impl CallLimits {
         self.clock().has_cut
     }
 
-    /// Does what is due, and returns when there is something to do again.
+    /// Cancels or cuts the call if that is due, and returns when the next is due.
     fn keep(&self, now: Instant) -> io::Result<Option<Instant>> {
         let mut clock = self.clock();
         if !clock.has_cut && clock.cut_at.is_some_and(|at| at <= now) {
@@ -218,8 +218,8 @@ impl CallClock {
     }
 }
 
-/// How a server is asked to cancel what it does in a session. It does not notice that its client is gone
-/// while it waits for a standby, say, and would collect such sessions until it has no more to give.
+/// Asks the server to cancel what it does in a session. It does not notice that its client is gone while
+/// it waits for a standby, for example, and would collect such sessions until it runs out of them.
 #[derive(Clone)]
 pub(super) struct Canceller {
     token: CancelToken,
@@ -227,7 +227,7 @@ pub(super) struct Canceller {
 }
 
 impl Canceller {
-    /// For a session that was opened in this way; `None` over a Unix socket.
+    /// For a session that was opened through this wire; `None` over a Unix socket.
     pub(super) fn new(client: &Client, wire: Option<Wire>) -> Self {
         let token = client.cancel_token();
         let wire = wire.map(Wire::with_own_limits);
@@ -251,8 +251,8 @@ impl Canceller {
     }
 }
 
-/// Makes the request, unless some are still on their way: over a Unix socket, to a server that answers
-/// nothing at all, they have no end.
+/// Makes the request, unless too many are still unanswered: over a Unix socket, requests to a server
+/// that does not answer never end.
 fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     const MOST: usize = 4;
     static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
@@ -303,7 +303,7 @@ fn too_late() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
 }
 
-/// What the server sent and this side does not take.
+/// The part of an answer that this side rejects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RejectedAnswer {
     #[error("the answer is longer than {0} bytes, the most that it may have here")]
@@ -587,7 +587,7 @@ impl AnswerFilter {
         if is_passing { self.left } else { 0 }
     }
 
-    /// Notes that so many bytes of those have passed by.
+    /// Notes that this many of those bytes have passed.
     fn pass(&mut self, length: usize) {
         self.left -= length;
         if self.left == 0 {

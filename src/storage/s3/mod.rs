@@ -154,8 +154,8 @@ struct S3 {
     agent: Agent,
     /// The latest write was forbidden.
     write_refused: bool,
-    /// A vCon and the day of its former document, if that could not be removed yet. The pointer no
-    /// longer names that day.
+    /// A vCon and the day of its former document, if that could not be removed yet. The pointer does not
+    /// name that day any more.
     superseded: Option<(VconId, String)>,
 }
 
@@ -202,16 +202,16 @@ impl Storage for S3 {
         self.timeout
     }
 
-    /// Asks for a pointer that is not there. The answer "no such key" needs the server, the
-    /// bucket and the keys; where listing is not allowed, Amazon says "access denied" in its
-    /// stead. After a write that was forbidden, only another write can tell: of an empty object,
-    /// which is removed again.
+    /// Asks for a pointer that does not exist. The answer "no such key" needs the server, the bucket and
+    /// the keys; to keys that may not list, Amazon answers "access denied" instead. After a write was
+    /// forbidden, only another write shows whether it is allowed again: the probe writes an empty object
+    /// and removes it.
     fn probe(&mut self) -> Result<(), Failure> {
         let key = format!("{}lookup/probe.txt", self.prefix);
         let limit = Deadline::NONE.begin(self.timeout.min(PROBE));
         if self.write_refused {
             self.put(&key, "", limit)?;
-            // What cannot be removed is an empty object that the next probe writes over.
+            // If the empty object cannot be removed, the next probe overwrites it.
             let _ = self.request(&key, &Verb::Delete, limit);
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl S3 {
         Ok(day.map(ToOwned::to_owned))
     }
 
-    /// Removes the document of a former day, after that of `day` has its place and its pointer.
+    /// Removes the document of a former day, after the document of `day` and its pointer are written.
     fn replace_former(
         &mut self,
         id: &VconId,
@@ -297,13 +297,13 @@ impl S3 {
         let answer = self.request(key, &Verb::Head, limit)?;
         match answer.status {
             200..300 => Ok(true),
-            // Forbidden is what Amazon says of a missing object to whoever may not list.
+            // Amazon answers 403 for a missing object if the keys may not list.
             403 | 404 => Ok(false),
             _ => Err(self.failure(&Verb::Head, key, &answer)),
         }
     }
 
-    /// The day under which a vCon lies, as its pointer says.
+    /// The day of a vCon's document, by its pointer.
     fn day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
         let Some(text) = self.text(&key, &POINTER, limit)? else {
@@ -324,8 +324,8 @@ impl S3 {
             return Ok(None);
         }
         if !answer.is_success() && answer.code() == "AccessDenied" {
-            // What Amazon says of an object that is not there to whoever may not list. It must
-            // not hold up a vCon that is in another storage, or nowhere.
+            // Amazon's answer for a missing object if the keys may not list. It must not hold up a vCon
+            // that is in another storage, or nowhere.
             let failure = self.failure(verb, key, &answer);
             return Err(Failure::permanent(failure.message));
         }

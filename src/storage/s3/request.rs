@@ -21,21 +21,21 @@ use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
-/// What the existing daemon's library gives to an object of which it knows no better.
+/// The content type that the existing daemon's library gives to objects of unknown type.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
-/// What the server said.
+/// The server's answer.
 pub(super) struct S3Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
-    /// It is only the beginning of the body, which is longer than it may be.
+    /// Whether the body is cut off, because it is longer than it may be.
     pub(super) is_cut: bool,
 }
 
 pub(super) enum Verb<'a> {
-    /// The object may have so many bytes.
+    /// Reads an object of at most this many bytes.
     Get(u64),
-    /// Asks whether it is there. The answer has no body, not even that of an error.
+    /// Asks whether the object exists. The answer has no body, not even that of an error.
     Head,
     Put(&'a [u8]),
     Delete,
@@ -61,10 +61,10 @@ impl Verb<'_> {
     }
 }
 
-/// Signs one request, sends it and reads the answer, as far as it may go.
+/// Signs one request, sends it and reads the answer, up to its limit.
 ///
-/// The signature is the S3 library's. Its own transport has no TLS here, keeps no connection,
-/// and drops the body that says why a write was refused.
+/// The S3 library makes the signature. Its own transport has no TLS here, keeps no connection, and drops
+/// the body that says why a write was refused.
 pub(super) fn send(
     agent: &Agent,
     bucket: &Bucket,
@@ -199,8 +199,8 @@ fn run(
     })
 }
 
-/// One connection, kept. Certificates are judged by the system's roots; every status is an
-/// answer, a redirection too, as its body says why.
+/// An agent that keeps its connection and trusts the system's authorities. Every status is an answer,
+/// even a redirection, as its body says why.
 pub(super) fn agent() -> Agent {
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
@@ -231,7 +231,7 @@ impl S3Answer {
         (200..300).contains(&self.status)
     }
 
-    /// There is no such object; a missing bucket is something else.
+    /// Whether there is no such object; a missing bucket is something else.
     pub(super) fn is_missing(&self) -> bool {
         self.status == 404 && self.code() == "NoSuchKey"
     }
