@@ -171,7 +171,7 @@ impl BulkTally<'_> {
         if action.may_be_missing && status == 404 {
             return;
         }
-        match errors::blame(status, &reason) {
+        match errors::culprit(status, &reason) {
             Culprit::VCon if !action.may_be_missing => self.is_the_vcons = true,
             Culprit::Unclear if !action.may_be_missing => {
                 self.doubtful.push((action.index.clone(), action.number));

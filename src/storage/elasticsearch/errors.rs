@@ -190,7 +190,7 @@ impl Pick for NamedField {
 }
 
 /// Who is to blame for the refusal of a part.
-pub(super) fn blame(status: u64, reason: &Reason) -> Culprit {
+pub(super) fn culprit(status: u64, reason: &Reason) -> Culprit {
     match status {
         413 => Culprit::VCon,
         400 if !reason.is_of_the_index() => Culprit::Unclear,
@@ -309,10 +309,10 @@ impl RefusalTrial {
     /// Who is to blame, by the answer.
     pub(super) fn culprit(&self, answer: &Verdicts) -> Culprit {
         let pairs = answer.chunks_exact(2).take(self.pairs);
-        let blames: Vec<Culprit> = pairs.map(|pair| blame_of(&pair[0], &pair[1])).collect();
-        if blames.contains(&Culprit::VCon) {
+        let culprits: Vec<Culprit> = pairs.map(|pair| culprit_of_pair(&pair[0], &pair[1])).collect();
+        if culprits.contains(&Culprit::VCon) {
             Culprit::VCon
-        } else if blames.is_empty() || blames.contains(&Culprit::Unclear) {
+        } else if culprits.is_empty() || culprits.contains(&Culprit::Unclear) {
             Culprit::Unclear
         } else {
             Culprit::Server
@@ -330,11 +330,11 @@ impl RefusalTrial {
 pub(super) type Verdicts = Vec<Option<Verdict>>;
 
 /// The table in the module's head.
-fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Culprit {
+fn culprit_of_pair(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Culprit {
     match (document, minimal) {
         (Some(Verdict::Done), _) => Culprit::Server,
         (Some(Verdict::Refused(status, reason)), minimal) => {
-            match (blame(*status, reason), minimal) {
+            match (culprit(*status, reason), minimal) {
                 (Culprit::Server, _) => Culprit::Server,
                 (_, Some(Verdict::Done)) => Culprit::VCon,
                 (_, Some(Verdict::Refused(same, other)))
@@ -342,7 +342,7 @@ fn blame_of(document: &Option<Verdict>, minimal: &Option<Verdict>) -> Culprit {
                 {
                     Culprit::Server
                 }
-                (_, Some(Verdict::Refused(status, other))) => match blame(*status, other) {
+                (_, Some(Verdict::Refused(status, other))) => match culprit(*status, other) {
                     Culprit::Server => Culprit::Server,
                     Culprit::VCon | Culprit::Unclear => Culprit::Unclear,
                 },
@@ -394,10 +394,10 @@ mod tests {
             ),
             (400, "fail_processor_exception", "not today"),
         ] {
-            let blame = blame(status, &reason(kind, text));
-            assert_eq!(blame, Culprit::Unclear, "{status} {kind} {text}");
+            let culprit = culprit(status, &reason(kind, text));
+            assert_eq!(culprit, Culprit::Unclear, "{status} {kind} {text}");
         }
-        assert_eq!(blame(413, &reason("", "")), Culprit::VCon);
+        assert_eq!(culprit(413, &reason("", "")), Culprit::VCon);
         let argument = "illegal_argument_exception";
         for (status, kind, text) in [
             (400, "index_closed_exception", "closed"),
@@ -452,8 +452,8 @@ mod tests {
             ),
             (503, "unavailable_shards_exception", ""),
         ] {
-            let blame = blame(status, &reason(kind, text));
-            assert_eq!(blame, Culprit::Server, "{status} {kind} {text}");
+            let culprit = culprit(status, &reason(kind, text));
+            assert_eq!(culprit, Culprit::Server, "{status} {kind} {text}");
         }
     }
 
@@ -470,7 +470,7 @@ mod tests {
             (429, Culprit::Server),
             (503, Culprit::Server),
         ] {
-            assert_eq!(blame(status, &reason), expected, "{status}");
+            assert_eq!(culprit(status, &reason), expected, "{status}");
         }
         let elsewhere = of(r#"{"type": "exception", "header": {"other": 1}}"#);
         assert!(!elsewhere.is_of_pipeline);

@@ -250,7 +250,7 @@ impl Elasticsearch {
             read: |reader: &mut dyn Read| documents::indices(&self.prefix, reader),
         };
         let indices = self.ask(what, &path, RequestBody::Get, reading, limit)?;
-        indices.flatten().ok_or_else(|| self.stranger(what))
+        indices.flatten().ok_or_else(|| self.not_elasticsearch(what))
     }
 
     /// Returns those of the places that have a document.
@@ -274,7 +274,7 @@ impl Elasticsearch {
             };
             match self.ask(what, "/_mget", RequestBody::Post(&question), reading, limit)? {
                 Some(PartsFound::In(places)) => found.extend(places),
-                None | Some(PartsFound::Stranger) => return Err(self.stranger(what)),
+                None | Some(PartsFound::Stranger) => return Err(self.not_elasticsearch(what)),
                 Some(PartsFound::Not(reason)) => {
                     let why = errors::described(200, &reason);
                     return Err(Failure::transient(self.message(what, &why)));
@@ -301,7 +301,7 @@ impl Elasticsearch {
         };
         let question = RequestBody::PostLines(bulk.body());
         if self.ask(what, BULK, question, reading, limit)? != Some(true) {
-            return Err(self.stranger(what));
+            return Err(self.not_elasticsearch(what));
         }
         let refusal = tally
             .end()
@@ -311,19 +311,19 @@ impl Elasticsearch {
             return Ok(());
         };
         let message = self.message(what, &refusal.message);
-        let blame = match &refusal {
+        let culprit = match &refusal {
             BulkRefusal {
                 is_the_vcons: true, ..
             } => Culprit::VCon,
             BulkRefusal { doubtful, .. } if doubtful.is_empty() => Culprit::Server,
             BulkRefusal { doubtful, .. } => {
                 let trial = RefusalTrial::of(bulk.id(), documents, doubtful);
-                self.settle_doubt(what, &trial, limit)?
+                self.find_culprit(what, &trial, limit)?
             }
         };
         // A probe tries only indices that refuse every write; vCons find out about the others.
         self.refused = refusal.indices;
-        Err(match blame {
+        Err(match culprit {
             Culprit::VCon => Failure::permanent(message),
             Culprit::Unclear => Failure::refused(message),
             Culprit::Server => Failure::transient(message),
@@ -331,7 +331,7 @@ impl Elasticsearch {
     }
 
     /// Finds out whether the server refuses the documents of a vCon for their content.
-    fn settle_doubt(
+    fn find_culprit(
         &self,
         what: &str,
         trial: &RefusalTrial,
@@ -386,7 +386,7 @@ impl Elasticsearch {
         })
     }
 
-    fn stranger(&self, what: &str) -> Failure {
+    fn not_elasticsearch(&self, what: &str) -> Failure {
         let why = "the answer is none of Elasticsearch; see to `url`";
         Failure::transient(self.message(what, why))
     }

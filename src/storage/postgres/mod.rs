@@ -67,7 +67,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(5);
 
 /// How long a lane waits for a session in one call, if the server has no room for another.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SESSION_WAIT: Duration = Duration::from_secs(2);
 
 /// A session is closed after a document of more bytes: its buffers stay as large as the largest document
 /// that went through them.
@@ -222,7 +222,7 @@ impl Storage for Postgres {
                     "{message}: the document is larger than {most} MiB"
                 )))
             }
-            Err(trouble) => Err(self.told(&what, trouble)),
+            Err(error) => Err(self.failure_of(&what, error)),
         }
     }
 
@@ -235,14 +235,14 @@ impl Storage for Postgres {
         let call = self.call(&what, self.statement_limit, Deadline::NONE);
         match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
-            Err(trouble) => Err(self.told(&what, trouble)),
+            Err(error) => Err(self.failure_of(&what, error)),
         }
     }
 
     /// The longest case: wait for a session, run the statement in a stale one, open a new session, run
     /// the statement again.
     fn longest_call(&self) -> Duration {
-        self.access.connect_limit + self.statement_limit.saturating_mul(2) + PATIENCE
+        self.access.connect_limit + self.statement_limit.saturating_mul(2) + SESSION_WAIT
     }
 
     /// Saves a row and rolls back. That needs a session, the table with its columns, the rights, a
@@ -253,7 +253,7 @@ impl Storage for Postgres {
         let call = self.call("write", PROBE, Deadline::NONE);
         match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
-            Err(trouble) => Err(self.told("write", trouble)),
+            Err(error) => Err(self.failure_of("write", error)),
         }
     }
 
@@ -382,11 +382,11 @@ impl Postgres {
     ) -> Result<(Session, bool), CallError> {
         loop {
             let until = *until.get_or_insert_with(|| {
-                let patience = call.deadline.begin(PATIENCE).time();
-                Instant::now() + patience
+                let timeout = call.deadline.begin(SESSION_WAIT).time();
+                Instant::now() + timeout
             });
-            let patience = until.saturating_duration_since(Instant::now());
-            match self.pool.take(patience) {
+            let timeout = until.saturating_duration_since(Instant::now());
+            match self.pool.take(timeout) {
                 Checkout::Session(session) => return Ok((*session, true)),
                 Checkout::MayOpen(permit) => {
                     if let Some(session) = self.connect(call.what, call.deadline, permit)? {
@@ -488,8 +488,8 @@ impl Postgres {
         format!("{}: could not {what}", self.server)
     }
 
-    fn told(&self, what: &str, trouble: CallError) -> Failure {
-        match trouble {
+    fn failure_of(&self, what: &str, error: CallError) -> Failure {
+        match error {
             CallError::Unavailable(failure) => failure,
             CallError::Server(error) => self.failure(what, &error),
         }

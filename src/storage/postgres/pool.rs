@@ -85,8 +85,8 @@ pub(super) struct Permit {
 
 impl Pool {
     /// Returns an idle session or a permit to open one, waiting for at most this time.
-    pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Checkout {
-        let until = Instant::now() + patience;
+    pub(super) fn take(self: &Arc<Self>, timeout: Duration) -> Checkout {
+        let until = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
             if let Some(idle) = state.idle.pop() {
@@ -276,8 +276,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn permit(pool: &Arc<Pool>, patience: Duration) -> Option<Permit> {
-        match pool.take(patience) {
+    fn permit(pool: &Arc<Pool>, timeout: Duration) -> Option<Permit> {
+        match pool.take(timeout) {
             Checkout::MayOpen(permit) => Some(permit),
             Checkout::NoRoom(_) => None,
             Checkout::Session(_) => panic!("there is none"),
