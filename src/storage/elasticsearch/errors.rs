@@ -309,7 +309,9 @@ impl RefusalTrial {
     /// Who is to blame, by the answer.
     pub(super) fn culprit(&self, answer: &Verdicts) -> Culprit {
         let pairs = answer.chunks_exact(2).take(self.pairs);
-        let culprits: Vec<Culprit> = pairs.map(|pair| culprit_of_pair(&pair[0], &pair[1])).collect();
+        let culprits: Vec<Culprit> = pairs
+            .map(|pair| culprit_of_pair(&pair[0], &pair[1]))
+            .collect();
         if culprits.contains(&Culprit::VCon) {
             Culprit::VCon
         } else if culprits.is_empty() || culprits.contains(&Culprit::Unclear) {

@@ -250,7 +250,9 @@ impl Elasticsearch {
             read: |reader: &mut dyn Read| documents::indices(&self.prefix, reader),
         };
         let indices = self.ask(what, &path, RequestBody::Get, reading, limit)?;
-        indices.flatten().ok_or_else(|| self.not_elasticsearch(what))
+        indices
+            .flatten()
+            .ok_or_else(|| self.not_elasticsearch(what))
     }
 
     /// Returns those of the places that have a document.

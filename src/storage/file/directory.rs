@@ -1,8 +1,8 @@
-//! Directories at and below `path`, and what is done in them.
+//! Directories at and below `path`, opened safely, and the files in them.
 //!
 //! Other users may be able to write to `path`, or to a directory below it. So each directory is
-//! opened by its name in the one above, which is open already, and nothing is reached by a path that
-//! somebody could bend meanwhile:
+//! opened by its name in its parent, which is open already, and never by a path that another user could
+//! redirect meanwhile:
 //!
 //! - `path` is the operator's. It may be, or lead through, any link.
 //! - In a directory that everybody may write to, one below belongs to this process, to root, or to the

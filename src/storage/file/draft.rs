@@ -1,4 +1,4 @@
-//! A file being written, under a hidden name beside its place; and what else has such a name.
+//! Hidden files: drafts, which are files being written beside their place, and copies that were set aside.
 //!
 //! | name | |
 //! |---|---|
@@ -6,8 +6,9 @@
 //! | `.<uuid>.0.tmp` to `.<uuid>.49.tmp` | drafts, if that name is taken |
 //! | `.<uuid>.50.tmp` to `.<uuid>.99.tmp` | former copies that were set aside, until it is known which one stays |
 //!
-//! So the next save of the vCon finds what a killed process has left. A draft in work is locked. A copy
-//! that was set aside is not, as it may be another user's: it is left alone while it may be put back.
+//! By these names the next save of the vCon finds the hidden files that a killed process has left. A draft
+//! in use is locked. A copy that was set aside is not, as it may be another user's: it stays until it is too
+//! old to be renamed back.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};

@@ -1,10 +1,10 @@
-//! What a fault of the file system means for the vCon, and what a person can do about it.
+//! What an error of the file system means for the vCon, and what a person can do about it.
 //!
-//! A fault of the place meets every vCon alike: it is waited out, whoever mends it, or a full disk
-//! would fill the dead letter queue. What only this one vCon meets will not pass by waiting. What is
-//! refused is the vCon's fault unless others meet it, too.
+//! An error of the directory or the disk affects every vCon alike and is waited out; otherwise a full disk
+//! would fill the dead letter queue. An error that affects only this vCon does not pass by waiting: it is
+//! refused, which counts as the vCon's fault unless others are refused too.
 //!
-//! | fault | met while | class |
+//! | error | while | class |
 //! |---|---|---|
 //! | ENOSPC, EDQUOT, EROFS, EIO, ESTALE, EMFILE, ENFILE, ENOMEM, … | anything | transient |
 //! | EACCES, EPERM | anything | transient: the directory's rights, which may be taken away between two steps of one save |
@@ -12,7 +12,7 @@
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
 //! | EISDIR | the vCon's own file | refused: a directory has its name |
 //! | EFBIG | the vCon's own file | refused: the file system or a limit of the process has no larger files |
-//! | a directory or symbolic link in the hands of another user | anything | transient: whoever has it can give it away |
+//! | a directory or symbolic link of another user | anything | transient: whoever has it can give it away |
 //! | no regular file under the vCon's name | reading | permanent |
 //! | a file that is not UTF-8, does not decompress, or is longer than `max_file_size` | reading | permanent |
 

@@ -5,10 +5,10 @@
 //! its place, synced and renamed, so that a reader sees a whole file or none. Other users may be able
 //! to write to `path`: the module `directory` tells how directories and files are opened then.
 //!
-//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies,
-//! the one that was written last is read, as a save may leave one of a day far away. A UUID of version
-//! 7 or 8 tells when it was made: what is under that day, or the one before or after, is read without a
-//! look at the others, as a save leaves no former copy there.
+//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies it
+//! reads the one written last, as a save may leave one under a day far away. A UUID of version 7 or 8 tells
+//! when it was made: a copy under that day, or the day before or after, is read without looking for others,
+//! as a save leaves no former copy there. The module `search` does that.
 //!
 //! When the day of a vCon changes, a save removes the copy under the former day, after the new one
 //! is on the disk. No pointer names the former day, and a search of every day would cost more than
@@ -17,20 +17,20 @@
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
 //! readable date, a save also looks under the 16 nearest days that have a directory.
 //!
-//! What a killed process has left under a hidden name, the next save of the vCon removes, and so does a
+//! The next save of a vCon removes the hidden files that a killed process has left of it, and so does a
 //! deletion (see the module `draft`). A save is not done before its own hidden files are gone.
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `path` | `/data/vcons` | made when it is missing |
+//! | `path` | `/data/vcons` | created if it is missing |
 //! | `organize_by_date` | `true` | a directory for each day |
 //! | `compression` | `false` | gzip |
 //! | `max_file_size` | `10485760` | bytes of the JSON before compression, for saves and reads; `0`: what Redis takes |
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
-//! | `dir_permissions` | `0o755` | of directories made here |
+//! | `dir_permissions` | `0o755` | of directories created here |
 //!
-//! What a fault means for the vCon stands in one table, in the module `errors`: what ails the place is
-//! waited out (a full or read-only disk, a missing right); a vCon over the limit is the vCon's own fault.
+//! The module `errors` has the table of what an error means for the vCon: an error of the disk, the
+//! directory or its rights is waited out; a vCon over the limit is refused.
 
 mod directory;
 mod draft;

@@ -17,18 +17,18 @@
 //! | `connect_timeout` | `10` | seconds, for each host |
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
-//! There may be a pooler in between, and a write that comes late must not undo a later one: see the module
+//! There may be a pooler in between, and a late write must not undo a newer one: see the module
 //! `statements`.
 //!
-//! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `wire`. How the server learns its time, also when the deadline leaves less, is told in the module
-//! `session`.
-//!
-//! What a server may send, and when it gets the password in clear text, is told in the modules `wire` and
-//! `tls`.
-//!
-//! Which errors are transient and which permanent stands in one table, in the module `errors`: what
-//! ails the server, the login or the table is waited out; data that it does not take is refused.
+//! | module | owns |
+//! |---|---|
+//! | `connect` | the hosts, and the ways to connect to them |
+//! | `tls` | `sslmode`, and when a server gets the password in clear text |
+//! | `wire` | the stream to the server: what a server may send, and how long a call may take |
+//! | `session` | a connection with its statements, and the time that the server gives a statement |
+//! | `pool` | the sessions that the lanes of a worker share |
+//! | `statements` | the table, and the SQL to save, read and delete |
+//! | `errors` | what an error means: those of the server, the login or the table are waited out; data that the table does not take is refused |
 
 mod connect;
 mod errors;

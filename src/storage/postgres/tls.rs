@@ -11,10 +11,10 @@
 //! Trusted are the authorities in the file `sslrootcert`, which is read again at each connection;
 //! without it, those of the system. Over a Unix socket there is no TLS.
 //!
-//! A server may ask for the password in clear text, and so may whoever takes its place. It gets it in three
+//! A server may ask for the password in clear text, and so may an impostor. It gets the password in three
 //! cases: the host is local (its address is a loopback one); its certificate is verified, by `verify-full`
 //! or against the file `sslrootcert`; or `disable` or `prefer` is written in the options. With SCRAM it
-//! never gets the password, and where it offers channel binding, the exchange holds for no other connection.
+//! never gets the password, and with channel binding, the exchange is valid for no other connection.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
