@@ -4,15 +4,14 @@
 //! trying again. Messages name a URL without its user, password and query.
 
 mod errors;
-mod one_write;
-mod resolver;
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -22,11 +21,10 @@ use ureq::http::header::CONTENT_TYPE;
 use ureq::http::uri::Scheme;
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
-use self::one_write::OneWrite;
-use self::resolver::Remembering;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
@@ -36,6 +34,10 @@ const REACH: Duration = Duration::from_secs(5);
 /// The most bytes read of a body that only explains something, like that of an error. The client library
 /// has the same limit for the head of an answer.
 pub const EXPLANATION: u64 = 64 << 10;
+
+/// A host that moves to another address is found there after this time. Kept connections stay where they
+/// are, in any case.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// An `http` or `https` URL with a host. Shown without its user, password and query.
 #[derive(Clone, PartialEq, Eq)]
@@ -137,13 +139,69 @@ pub fn agent_that_trusts(trust: &Trust) -> Agent {
         .http_status_as_error(false)
         .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
         .build();
-    with_parts(config)
+    Agent::with_parts(
+        config,
+        DefaultConnector::default(),
+        CachingResolver::default(),
+    )
 }
 
-/// An agent that does not look up its host for every request, and sends each in one piece.
-pub fn with_parts(config: Config) -> Agent {
-    let connector = DefaultConnector::default().chain(OneWrite);
-    Agent::with_parts(config, connector, Remembering::default())
+/// Looks names up, and remembers the last one for [`FRESH`].
+///
+/// The client library looks a name up before it looks for a connection that it has kept: without this,
+/// each request would cost a lookup in the DNS and, as that has a time limit, a thread.
+#[derive(Debug, Default)]
+struct CachingResolver {
+    resolver: DefaultResolver,
+    last: Mutex<Option<Lookup>>,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    /// Without a user and password.
+    host_and_port: String,
+    at: Instant,
+    addresses: ResolvedSocketAddrs,
+}
+
+impl CachingResolver {
+    fn remembered(&self, host_and_port: &str) -> Option<ResolvedSocketAddrs> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = last.as_ref()?;
+        (found.host_and_port == host_and_port && found.at.elapsed() < FRESH)
+            .then(|| self.copy(&found.addresses))
+    }
+
+    fn copy(&self, addresses: &ResolvedSocketAddrs) -> ResolvedSocketAddrs {
+        let mut copy = self.empty();
+        addresses.iter().for_each(|address| copy.push(*address));
+        copy
+    }
+}
+
+impl Resolver for CachingResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.scheme().zip(uri.authority());
+        let host_and_port =
+            authority.and_then(|(scheme, at)| DefaultResolver::host_and_port(scheme, at));
+        let known = host_and_port.as_ref().and_then(|it| self.remembered(it));
+        if let Some(addresses) = known {
+            return Ok(addresses);
+        }
+        let addresses = self.resolver.resolve(uri, config, timeout)?;
+        let found = host_and_port.map(|host_and_port| Lookup {
+            host_and_port,
+            at: Instant::now(),
+            addresses: self.copy(&addresses),
+        });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(addresses)
+    }
 }
 
 /// Reads a file of authorities in PEM form: at least one certificate, each of which can be used.
@@ -490,5 +548,34 @@ pub(crate) mod tests {
     fn an_unknown_host_may_become_known() {
         let failure = post_to("http://nowhere.invalid/p", LONG).unwrap_err();
         assert!(failure.is_transient(), "{failure}");
+    }
+
+    fn look_up(resolver: &CachingResolver, uri: &'static str) -> Vec<String> {
+        let found = resolver.resolve(
+            &Uri::from_static(uri),
+            &Config::default(),
+            NextTimeout::default(),
+        );
+        found.unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_last_host_is_remembered_for_a_while_and_no_other_is_taken_for_it() {
+        let resolver = CachingResolver::default();
+        let first = ["127.0.0.1:80".to_owned()];
+        assert_eq!(look_up(&resolver, "http://127.0.0.1/a"), first);
+        // Whatever is remembered is taken.
+        let elsewhere = "127.0.0.9:80".parse().unwrap();
+        let mut addresses = resolver.empty();
+        addresses.push(elsewhere);
+        resolver.last.lock().unwrap().as_mut().unwrap().addresses = addresses;
+        assert_eq!(look_up(&resolver, "http://127.0.0.1/b"), ["127.0.0.9:80"]);
+        assert_eq!(look_up(&resolver, "https://127.0.0.1/"), ["127.0.0.1:443"]);
+        assert_eq!(look_up(&resolver, "http://127.0.0.1:81/"), ["127.0.0.1:81"]);
+        let mut last = resolver.last.lock().unwrap();
+        last.as_mut().unwrap().at -= FRESH;
+        last.as_mut().unwrap().addresses = resolver.empty();
+        drop(last);
+        assert_eq!(look_up(&resolver, "http://127.0.0.1:81/"), ["127.0.0.1:81"]);
     }
 }

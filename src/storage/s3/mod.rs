@@ -31,12 +31,12 @@ use ureq::Agent;
 
 #[cfg(any(test, fuzzing))]
 pub(super) use self::request::fuzz;
-use self::request::{RequestError, S3Answer, Verb, advice, agent, is_the_vcons, send};
+use self::request::{RequestError, S3Answer, Verb, advice, is_the_vcons, send};
 use super::Storage;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::http_client::EXPLANATION;
+use crate::http_client::{self, EXPLANATION};
 use crate::secret::Secret;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
@@ -76,7 +76,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         bucket,
         prefix,
         timeout,
-        agent: agent(),
+        agent: http_client::agent(),
         write_refused: false,
         superseded: None,
     })

@@ -9,7 +9,7 @@
 //!
 //! No answer at all is always the fault of the place: the network, the server, its certificate.
 
-use crate::http_client::{Cut, EXPLANATION, read, with_parts};
+use crate::http_client::{Cut, EXPLANATION, read};
 use s3::command::Command;
 use s3::error::S3Error;
 use s3::request::Request as _;
@@ -18,7 +18,6 @@ use s3::{Bucket, signing};
 use sha2::digest::Mac as _;
 use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
 /// The content type that the existing daemon's library gives to objects of unknown type.
@@ -197,22 +196,6 @@ fn run(
         body,
         is_cut,
     })
-}
-
-/// An agent that keeps its connection and trusts the system's authorities. Every status is an answer,
-/// even a redirection, as its body says why.
-pub(super) fn agent() -> Agent {
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::PlatformVerifier)
-        .build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
-        .build();
-    with_parts(config)
 }
 
 /// Why a request got no answer.

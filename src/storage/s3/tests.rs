@@ -166,7 +166,7 @@ fn s3(prefix: &str) -> S3 {
         bucket: None,
         prefix: prefix.to_owned(),
         timeout: Duration::from_secs(1),
-        agent: agent(),
+        agent: http_client::agent(),
         write_refused: false,
         superseded: None,
     }
