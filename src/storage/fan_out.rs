@@ -41,7 +41,7 @@ pub struct Backend {
 }
 
 /// What became of a vCon at one storage.
-pub struct Outcome {
+pub struct SaveOutcome {
     /// The storage's name in `config.yml`.
     pub name: Arc<str>,
     /// Whether the vCon is stored.
@@ -54,9 +54,9 @@ pub struct Outcome {
 }
 
 /// The threads that save beside a lane's own, each for one backend.
-pub struct Crew<'scope, 'env> {
+pub struct WriterPool<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
-    members: HashMap<Arc<str>, Sender<SaveJob>>,
+    writers: HashMap<Arc<str>, Sender<SaveJob>>,
     /// The storage that took longest last time.
     slowest: Option<Arc<str>>,
 }
@@ -67,16 +67,16 @@ struct SaveJob {
     deadline: Deadline,
     /// Its place among the outcomes.
     place: usize,
-    done: Sender<(usize, Outcome)>,
+    done: Sender<(usize, SaveOutcome)>,
 }
 
-impl<'scope, 'env> Crew<'scope, 'env> {
-    /// A crew without threads yet. All of them end with the scope, for which the crew must be
+impl<'scope, 'env> WriterPool<'scope, 'env> {
+    /// A pool without threads yet. All of them end with the scope, for which the pool must be
     /// gone.
     pub fn new(scope: &'scope Scope<'scope, 'env>) -> Self {
         Self {
             scope,
-            members: HashMap::new(),
+            writers: HashMap::new(),
             slowest: None,
         }
     }
@@ -91,7 +91,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         vcon: &Leaving,
         deadline: Deadline,
         parallel: bool,
-    ) -> Vec<Outcome> {
+    ) -> Vec<SaveOutcome> {
         if !parallel || backends.len() < 2 {
             return backends
                 .into_iter()
@@ -125,13 +125,13 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         drop(done);
         ours.into_iter().for_each(SaveJob::run);
 
-        let mut slots: Vec<Option<Outcome>> = names.iter().map(|_| None).collect();
+        let mut slots: Vec<Option<SaveOutcome>> = names.iter().map(|_| None).collect();
         for (place, outcome) in outcomes {
             slots[place] = Some(outcome);
         }
         let outcomes = names.into_iter().zip(slots);
-        let outcomes: Vec<Outcome> = outcomes
-            .map(|(name, outcome)| outcome.unwrap_or_else(|| Outcome::lost(name)))
+        let outcomes: Vec<SaveOutcome> = outcomes
+            .map(|(name, outcome)| outcome.unwrap_or_else(|| SaveOutcome::lost(name)))
             .collect();
         let slowest = outcomes.iter().max_by_key(|outcome| outcome.took);
         self.slowest = slowest.map(|outcome| Arc::clone(&outcome.name));
@@ -142,8 +142,8 @@ impl<'scope, 'env> Crew<'scope, 'env> {
     /// Returns the job if no thread can be started.
     fn hand_over(&mut self, job: SaveJob) -> Result<(), SaveJob> {
         let name = Arc::clone(&job.backend.name);
-        let job = match self.members.get(&name) {
-            Some(member) => match member.send(job) {
+        let job = match self.writers.get(&name) {
+            Some(writer) => match writer.send(job) {
                 Ok(()) => return Ok(()),
                 Err(unsent) => unsent.into_inner(),
             },
@@ -161,7 +161,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             return Err(job);
         }
         let sent = jobs.send(job).map_err(|unsent| unsent.into_inner());
-        self.members.insert(name, jobs);
+        self.writers.insert(name, jobs);
         sent
     }
 }
@@ -176,7 +176,7 @@ impl SaveJob {
     }
 }
 
-impl Outcome {
+impl SaveOutcome {
     /// The outcome of a backend whose thread has ended without one.
     fn lost(name: Arc<str>) -> Self {
         let failure = Failure::transient(format!("storage {name}: its thread has ended"));
@@ -189,7 +189,7 @@ impl Outcome {
     }
 }
 
-fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
+fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> SaveOutcome {
     let Backend {
         name, mut storage, ..
     } = backend;
@@ -207,7 +207,7 @@ fn save(backend: Backend, vcon: &Outgoing, deadline: Deadline) -> Outcome {
             (Err(failure), None)
         }
     };
-    Outcome {
+    SaveOutcome {
         name,
         result,
         took,
@@ -317,8 +317,8 @@ mod tests {
                     }
                 });
             thread::scope(|scope| {
-                let mut crew = Crew::new(scope);
-                crew.save_all(backends.into(), &vcon(), Deadline::NONE, parallel)
+                let mut pool = WriterPool::new(scope);
+                pool.save_all(backends.into(), &vcon(), Deadline::NONE, parallel)
             });
             let mut versions: Vec<(String, Version)> = versions.try_iter().collect();
             versions.sort_by(|one, other| one.0.cmp(&other.0));
@@ -342,8 +342,8 @@ mod tests {
         })
     }
 
-    fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
-        let lent = |Outcome { name, storage, .. }| Backend {
+    fn lent_again(outcomes: Vec<SaveOutcome>) -> Vec<Backend> {
+        let lent = |SaveOutcome { name, storage, .. }| Backend {
             name,
             storage: storage.unwrap(),
             is_downgraded: false,
@@ -370,7 +370,8 @@ mod tests {
             backend("b", meet(to_a, from_a)),
         ];
         thread::scope(|scope| {
-            for outcome in Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, true) {
+            for outcome in WriterPool::new(scope).save_all(backends, &vcon(), Deadline::NONE, true)
+            {
                 assert_eq!(outcome.result, Ok(()), "{}", outcome.name);
             }
         });
@@ -386,7 +387,7 @@ mod tests {
                 .collect();
             thread::scope(|scope| {
                 let outcomes =
-                    Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel);
+                    WriterPool::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel);
                 assert_eq!(outcomes.len(), count);
             });
             let here = thread::current().id();
@@ -404,10 +405,10 @@ mod tests {
             told("b", &on_b, Duration::from_millis(200)),
         ];
         thread::scope(|scope| {
-            let mut crew = Crew::new(scope);
+            let mut pool = WriterPool::new(scope);
             let mut backends = backends;
             for _ in 0..3 {
-                backends = lent_again(crew.save_all(backends, &vcon(), Deadline::NONE, true));
+                backends = lent_again(pool.save_all(backends, &vcon(), Deadline::NONE, true));
             }
         });
         let here = thread::current().id();
@@ -422,14 +423,14 @@ mod tests {
         let (on, threads) = sync_channel(4);
         let backends = ["a", "b"].map(|name| told(name, &on, Duration::ZERO));
         thread::scope(|scope| {
-            let mut crew = Crew::new(scope);
-            let outcomes = crew.save_all(backends.into(), &vcon(), Deadline::NONE, true);
+            let mut pool = WriterPool::new(scope);
+            let outcomes = pool.save_all(backends.into(), &vcon(), Deadline::NONE, true);
             // As if they had been idle for too long.
-            for member in crew.members.values_mut() {
-                *member = bounded(0).0;
+            for writer in pool.writers.values_mut() {
+                *writer = bounded(0).0;
             }
-            crew.slowest = None;
-            let outcomes = crew.save_all(lent_again(outcomes), &vcon(), Deadline::NONE, true);
+            pool.slowest = None;
+            let outcomes = pool.save_all(lent_again(outcomes), &vcon(), Deadline::NONE, true);
             assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
         });
         assert_eq!(threads.try_iter().count(), 4);
@@ -448,7 +449,7 @@ mod tests {
                 backend("fourth", |_| panic!("bare")),
             ];
             let outcomes = thread::scope(|scope| {
-                Crew::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel)
+                WriterPool::new(scope).save_all(backends, &vcon(), Deadline::NONE, parallel)
             });
             let seen: Vec<_> = outcomes
                 .iter()
@@ -473,7 +474,7 @@ mod tests {
     fn no_backends_no_outcomes() {
         thread::scope(|scope| {
             assert!(
-                Crew::new(scope)
+                WriterPool::new(scope)
                     .save_all(Vec::new(), &vcon(), Deadline::NONE, true)
                     .is_empty()
             );
@@ -501,7 +502,9 @@ mod tests {
                 })
             };
             let backends = vec![backend("a"), backend("b")];
-            thread::scope(|scope| Crew::new(scope).save_all(backends, &vcon(), deadline, parallel));
+            thread::scope(|scope| {
+                WriterPool::new(scope).save_all(backends, &vcon(), deadline, parallel)
+            });
             drop(tell);
             assert_eq!(told.iter().collect::<Vec<_>>(), [deadline; 2]);
         }

@@ -81,7 +81,7 @@ pub trait Storage: Send {
     }
 
     /// The limits on connections of its server, as found by [`Storage::check`].
-    fn room(&mut self) -> Vec<Room> {
+    fn connection_limits(&mut self) -> Vec<ConnectionLimit> {
         Vec::new()
     }
 
@@ -102,7 +102,7 @@ pub trait Storage: Send {
 
 /// A limit on the connections of all processes together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
+pub struct ConnectionLimit {
     /// What is limited: two storages with the same share the limit.
     pub of: String,
     /// How many connections there may be.

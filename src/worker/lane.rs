@@ -27,7 +27,7 @@ use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
-use crate::storage::fan_out::Crew;
+use crate::storage::fan_out::WriterPool;
 
 /// What a document of more bytes than this leaves free is given back to the system.
 const LARGE: usize = 1 << 20;
@@ -100,12 +100,12 @@ impl Lane {
 
     /// Works until the worker drains. Returns false if a claim may be left that is not known here.
     pub fn run(mut self) -> bool {
-        let nothing_left = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
+        let nothing_left = thread::scope(|scope| self.serve(&mut WriterPool::new(scope)));
         self.shared.wakeup.note_end(self.number);
         nothing_left
     }
 
-    fn serve(&mut self, writers: &mut Crew<'_, '_>) -> bool {
+    fn serve(&mut self, writers: &mut WriterPool<'_, '_>) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut next = None;
         loop {
@@ -168,7 +168,7 @@ impl Lane {
         &mut self,
         shared: &'a Shared,
         asked: Asked<'a>,
-        writers: &mut Crew<'_, '_>,
+        writers: &mut WriterPool<'_, '_>,
     ) -> Option<Asked<'a>> {
         let Asked {
             claimed,
@@ -234,7 +234,7 @@ impl Lane {
         &mut self,
         claim: &Claim,
         document: Document,
-        writers: &mut Crew<'_, '_>,
+        writers: &mut WriterPool<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
         self.show(true);
         self.rotate();

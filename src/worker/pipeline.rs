@@ -31,7 +31,7 @@ use crate::queue::{
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::settings::RedisFormat;
-use crate::storage::fan_out::Crew;
+use crate::storage::fan_out::WriterPool;
 use crate::vcon::{self, Merged, VconId};
 
 /// A changed document of more bytes than this is let go before the next vCon is asked for, so that
@@ -43,7 +43,7 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub shared: &'a Arc<Shared>,
     pub queue: &'a mut Queue,
     pub modules: &'a mut Modules,
-    pub writers: &'a mut Crew<'scope, 'env>,
+    pub writers: &'a mut WriterPool<'scope, 'env>,
     pub outage: &'a mut Outage,
     pub clock: &'a Clock<'a>,
     pub chain: &'a Chain,

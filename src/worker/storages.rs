@@ -105,8 +105,9 @@ impl Pipeline<'_, '_, '_> {
         let outcomes = self.clock.timed(
             |deadline| writers.save_all(backends, leaving, deadline, parallel),
             |outcomes| {
-                let failed =
-                    |it: &fan_out::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
+                let failed = |it: &fan_out::SaveOutcome| {
+                    it.result.as_ref().is_err_and(Failure::is_transient)
+                };
                 outcomes.iter().any(failed)
             },
         );

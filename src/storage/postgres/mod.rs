@@ -54,7 +54,7 @@ use self::statements::{Jsonb, NewRow, StatementResult, Statements, Table};
 use self::tls::Tls;
 use self::wire::RejectedAnswer;
 use super::timed_call::TimedCalls;
-use super::{Room, Storage};
+use super::{ConnectionLimit, Storage};
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
@@ -135,7 +135,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         meets_rows: false,
         is_slow: false,
         pool: options.common(),
-        room: Vec::new(),
+        connection_limits: Vec::new(),
         timed_calls: TimedCalls::new(),
     })
 }
@@ -162,7 +162,7 @@ struct Postgres {
     is_slow: bool,
     pool: Arc<Pool>,
     /// The limits on connections that the last check found.
-    room: Vec<Room>,
+    connection_limits: Vec<ConnectionLimit>,
     timed_calls: TimedCalls,
 }
 
@@ -257,8 +257,8 @@ impl Storage for Postgres {
         }
     }
 
-    fn room(&mut self) -> Vec<Room> {
-        std::mem::take(&mut self.room)
+    fn connection_limits(&mut self) -> Vec<ConnectionLimit> {
+        std::mem::take(&mut self.connection_limits)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
@@ -268,8 +268,8 @@ impl Storage for Postgres {
         let look = move || session::look_around(&access);
         let found = self.timed_calls.run(&message, limit, look)?;
         let found = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
-        let (has_table, room) = found;
-        self.room = room;
+        let (has_table, limits) = found;
+        self.connection_limits = limits;
         let mut said = "answers".to_owned();
         if has_table {
             self.probe()?;

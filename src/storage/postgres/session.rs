@@ -23,7 +23,7 @@ use super::pool::Permit;
 use super::statements::Statements;
 use super::wire::{CallLimits, CallTimes, Canceller};
 use crate::deadline::Limit;
-use crate::storage::Room;
+use crate::storage::ConnectionLimit;
 
 /// The setting of a backend process that holds the UUID of its session.
 pub(super) const SESSION: &str = "conserver.session";
@@ -163,25 +163,25 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 
 /// Returns whether the table exists; if not, tries whether it could be created, and rolls back. Also
 /// returns the limits on connections, unless a pooler shares a few connections among many clients.
-pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<Room>), String> {
+pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<ConnectionLimit>), String> {
     let id = Uuid::new_v4();
     let connected = access.connect(id, &CallLimits::default());
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     let is_there = is_there.map_err(|e| reason(&e))?;
     let found = match is_direct(&mut client, id) {
-        Ok(true) => room(&mut client),
+        Ok(true) => connection_limits(&mut client),
         other => other.map(|_| Vec::new()),
     };
-    let room = found.unwrap_or_else(|error| {
+    let limits = found.unwrap_or_else(|error| {
         log::debug!("limits on connections are not known: {}", reason(&error));
         Vec::new()
     });
-    Ok((is_there, room))
+    Ok((is_there, limits))
 }
 
 /// The server's limits on connections: for all users, for this user and for this database.
-fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
+fn connection_limits(client: &mut Client) -> Result<Vec<ConnectionLimit>, Error> {
     const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
          current_setting('max_connections')::int8, \
          current_setting('superuser_reserved_connections')::int8 \
@@ -211,12 +211,12 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
             format!("CONNECTION LIMIT of database {database}"),
         ));
     }
-    let room = |(of, most, by)| {
+    let limit = |(of, most, by)| {
         // A negative number means no limit.
         let most = u64::try_from(most).ok()?;
-        Some(Room { of, most, by })
+        Some(ConnectionLimit { of, most, by })
     };
-    Ok(limits.into_iter().filter_map(room).collect())
+    Ok(limits.into_iter().filter_map(limit).collect())
 }
 
 /// Why there is no session.
