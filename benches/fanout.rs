@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use comfy_table::Table;
 use conserver::deadline::Deadline;
-use conserver::storage::fanout::{Backend, Crew};
+use conserver::storage::fan_out::{Backend, WriterPool};
 use conserver::vcon::Leaving;
 
 use backend::Taking;
@@ -61,11 +61,11 @@ fn save(vcon: &Leaving, parallel: bool) -> f64 {
         is_downgraded: false,
     });
     thread::scope(|scope| {
-        let mut crew = Crew::new(scope);
-        let before = crew.save_all(backends.collect(), vcon, Deadline::NONE, parallel);
+        let mut writers = WriterPool::new(scope);
+        let before = writers.save_all(backends.collect(), vcon, Deadline::NONE, parallel);
         let backends = backend::lent_again(before);
         let start = Instant::now();
-        let outcomes = crew.save_all(backends, vcon, Deadline::NONE, parallel);
+        let outcomes = writers.save_all(backends, vcon, Deadline::NONE, parallel);
         let took = start.elapsed();
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
         took.as_secs_f64() * 1e3

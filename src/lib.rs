@@ -26,8 +26,7 @@
 //! - [`view`]: what a daemon does, in words and numbers, as `status` and the monitor show it.
 //! - [`queue`]: the work in Redis: claims, dead letters, recovery, each step one atomic script.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they
-//!   know nothing of the queue, and share [`failure`], [`deadline`], [`http`], [`authorities`] and
-//!   [`webhooks`].
+//!   know nothing of the queue, and share [`failure`], [`deadline`] and [`http_client`].
 //! - [`redis_server`]: connections to Redis, for the queue and for a storage.
 //! - [`vcon`]: the document: parse, normalise, downgrade, tags, merge.
 //! - [`backoff`]: the pause between attempts, for everything that tries again.
@@ -39,7 +38,6 @@
 //! ingress list, a claims hash, a dead letter queue, or finished. Nor is a change to one ever lost: the
 //! finish replaces a document only if it is the one that was loaded, and else merges.
 
-pub mod authorities;
 pub mod backoff;
 pub mod child;
 pub mod cli;
@@ -50,7 +48,7 @@ pub mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod http;
+pub mod http_client;
 pub mod link;
 pub mod list_name;
 pub mod logging;
@@ -71,5 +69,4 @@ pub mod sys;
 pub mod vcon;
 pub mod view;
 pub mod visible;
-pub mod webhooks;
 pub mod worker;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{mem, thread};
 
 use conserver::deadline::Deadline;
-use conserver::storage::fanout::{Backend, Crew};
+use conserver::storage::fan_out::{Backend, WriterPool};
 use divan::Bencher;
 
 use crate::backend::{Taking, lent_again, vcon};
@@ -27,10 +27,11 @@ fn save(bencher: Bencher<'_, '_>, storages: usize, parallel: bool) {
         is_downgraded: false,
     };
     thread::scope(|scope| {
-        let mut crew = Crew::new(scope);
+        let mut writers = WriterPool::new(scope);
         let mut backends: Vec<Backend> = (0..storages).map(backend).collect();
         bencher.bench_local(|| {
-            let outcomes = crew.save_all(mem::take(&mut backends), &vcon, Deadline::NONE, parallel);
+            let outcomes =
+                writers.save_all(mem::take(&mut backends), &vcon, Deadline::NONE, parallel);
             backends = lent_again(outcomes);
         });
     });

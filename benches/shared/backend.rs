@@ -7,7 +7,7 @@ use std::time::Duration;
 use conserver::deadline::Deadline;
 use conserver::failure::Failure;
 use conserver::storage::Storage;
-use conserver::storage::fanout::{Backend, Outcome};
+use conserver::storage::fan_out::{Backend, SaveOutcome};
 use conserver::vcon::{Leaving, Outgoing, VconId, Version};
 
 /// A backend that takes so long to save.
@@ -39,8 +39,8 @@ impl Storage for Taking {
 }
 
 /// The backends that these outcomes give back.
-pub fn lent_again(outcomes: Vec<Outcome>) -> Vec<Backend> {
-    let lent = |Outcome { name, storage, .. }| Backend {
+pub fn lent_again(outcomes: Vec<SaveOutcome>) -> Vec<Backend> {
+    let lent = |SaveOutcome { name, storage, .. }| Backend {
         name,
         storage: storage.expect("a backend that has not panicked"),
         is_downgraded: false,

@@ -10,12 +10,12 @@ use comfy_table::{ContentArrangement, Table};
 use super::shown::{complain, complain_lines, say_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
-use crate::http;
+use crate::http_client;
 use crate::monitor::{self, arrival};
 use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
 use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
-use crate::storage::Room;
+use crate::storage::ConnectionLimit;
 use crate::visible::printable;
 
 /// How long a server may take to answer.
@@ -145,7 +145,7 @@ struct Row {
     exit: Exit,
     detail: String,
     /// What the server has room for.
-    room: Vec<Room>,
+    room: Vec<ConnectionLimit>,
 }
 
 /// Why something is not good.
@@ -182,7 +182,7 @@ fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
         let mut chains = config.chains.iter().filter(|chain| chain.enabled);
         chains.any(|chain| chain.storages.iter().any(|it| it == storage))
     };
-    let mut limits: Vec<(&Room, Vec<&str>)> = Vec::new();
+    let mut limits: Vec<(&ConnectionLimit, Vec<&str>)> = Vec::new();
     for row in rows {
         let storage = row.what.strip_prefix("storage ").unwrap_or(&row.what);
         for room in row.room.iter().filter(|_| is_used(storage)) {
@@ -192,7 +192,7 @@ fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
             }
         }
     }
-    let warning = |(room, storages): &(&Room, Vec<&str>)| {
+    let warning = |(room, storages): &(&ConnectionLimit, Vec<&str>)| {
         let wanted = lanes * storages.len() as u64;
         (wanted > room.most).then(|| {
             let (workers, concurrency) = (settings.workers, settings.concurrency);
@@ -217,7 +217,7 @@ struct Probe {
 /// What a server has answered.
 struct Answer {
     detail: String,
-    room: Vec<Room>,
+    room: Vec<ConnectionLimit>,
 }
 
 impl From<String> for Answer {
@@ -268,14 +268,14 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
         Probe::start(format!("storage {name}"), move || {
             let checked = backend.check();
             let detail = checked.map_err(|failure| Problem::unavailable(failure.message))?;
-            let room = backend.room();
+            let room = backend.connection_limits();
             Ok(Answer { detail, room })
         })
     });
     let followers = config.followers.iter().map(|follower| {
         let url = follower.url.clone();
         Probe::start(format!("server of follower {}", follower.name), move || {
-            http::reach(&http::agent(), &url)
+            http_client::reach(&http_client::agent(), &url)
                 .map(|()| "can be reached".to_owned())
                 .map_err(|failure| Problem::unavailable(failure.message))
         })

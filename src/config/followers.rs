@@ -7,7 +7,7 @@ use std::time::Duration;
 use ureq::http::HeaderValue;
 
 use super::{ListName, read, source};
-use crate::http::Url;
+use crate::http_client::Url;
 use crate::options::Options;
 use crate::options::environment::Environment;
 use crate::options::error::{ConfigErrors, Fault, Findings};

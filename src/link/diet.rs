@@ -26,7 +26,7 @@ use ureq::http::HeaderMap;
 use super::{Context, Link, LinkError, Next};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::http::{self, Url};
+use crate::http_client::{self, Url};
 use crate::options::Options;
 use crate::vcon::{Vcon, VconError};
 
@@ -80,10 +80,12 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
         None => None,
         Some(text) => text
             .parse()
-            .map_err(|error: http::NotAUrl| options.fault("post_media_to_url", error.to_string()))
+            .map_err(|error: http_client::NotAUrl| {
+                options.fault("post_media_to_url", error.to_string())
+            })
             .ok()
             .map(|url| Media {
-                agent: http::agent(),
+                agent: http_client::agent(),
                 timeout,
                 url,
             }),
@@ -140,7 +142,7 @@ impl Link for Diet {
 
     fn probe(&mut self, _: &Receiver<()>) -> Result<(), Failure> {
         let media = self.media.as_ref();
-        media.map_or(Ok(()), |media| http::reach(&media.agent, &media.url))
+        media.map_or(Ok(()), |media| http_client::reach(&media.agent, &media.url))
     }
 }
 
@@ -167,7 +169,8 @@ impl Media {
             let json = serde_json::to_string(&post)
                 .map_err(|error| Failure::permanent(format!("could not write a body: {error}")))?;
             let limit = deadline.begin(self.timeout);
-            let mut answer = http::post(&self.agent, &self.url, &HeaderMap::new(), &json, limit)?;
+            let mut answer =
+                http_client::post(&self.agent, &self.url, &HeaderMap::new(), &json, limit)?;
             let text = answer
                 .body_mut()
                 .with_config()
@@ -194,7 +197,7 @@ impl Media {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::http::tests::serve;
+    use crate::http_client::tests::serve;
     use crate::vcon::{VconId, Version};
 
     fn diet(options: &str) -> Box<dyn Link> {

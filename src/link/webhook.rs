@@ -9,20 +9,20 @@ use crossbeam_channel::Receiver;
 use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
+use crate::storage::webhook::Webhooks;
 use crate::vcon::Vcon;
-use crate::webhooks::Webhooks;
 
-struct Webhook {
+struct WebhookLink {
     webhooks: Webhooks,
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    Box::new(Webhook {
+    Box::new(WebhookLink {
         webhooks: Webhooks::open(options),
     })
 }
 
-impl Link for Webhook {
+impl Link for WebhookLink {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
         let json = vcon.outgoing(context.version).json;
         self.webhooks.post(&json, context.deadline)?;
@@ -42,15 +42,15 @@ impl Link for Webhook {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::http::tests::serve;
+    use crate::http_client::tests::serve;
+    use crate::storage::webhook::tests::webhooks;
     use crate::vcon::{VconId, Version};
-    use crate::webhooks::tests::webhooks;
 
     #[test]
     fn it_posts_the_version_that_leaves() {
         let (_drain, drained) = crossbeam_channel::bounded(0);
         let (address, server) = serve(&["200 OK", "200 OK"]);
-        let mut link = Webhook {
+        let mut link = WebhookLink {
             webhooks: webhooks(&[address]),
         };
         let text = r#"{"dialog":[{"mimetype":"a/b"}]}"#.to_owned();

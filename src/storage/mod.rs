@@ -1,19 +1,19 @@
-//! Where vCons are kept: one trait, one file for each backend, one table that lists them.
+//! Storages: one trait, one file or folder for each backend, and the table that lists them
+//! ([`MODULES`]).
 //!
-//! A backend knows its server and its layout, nothing of queues, workers or the supervisor.
-//! It belongs to one lane, connects when first used, keeps its connection, and is opened anew by
-//! the lane after a panic.
+//! To add a storage: a file here, a row in that table, a row in the documentation. A backend knows its
+//! server and its layout, nothing of queues, workers or the supervisor. It belongs to one lane, connects
+//! at its first use, keeps its connection, and is opened anew by the lane after a panic. What the errors
+//! of its server mean for a vCon is in the `errors` module of each backend, or in its head.
 
-mod bounded;
-pub mod crowd;
 mod elasticsearch;
-pub mod fanout;
+pub mod fan_out;
 mod file;
-mod not_built_in;
 mod postgres;
 mod redis_storage;
 mod s3;
-mod webhook;
+mod timed_call;
+pub(crate) mod webhook;
 
 /// What fuzzers run.
 #[cfg(any(test, fuzzing))]
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use chrono::NaiveDate;
 
-pub use not_built_in::NOT_BUILT_IN;
+pub use self::postgres::share_latest_refusal;
 
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -43,7 +43,7 @@ pub trait Storage: Send {
     /// Stores the document, replacing what was kept under its id.
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure>;
 
-    /// The document as it is kept, or `None` where there is none under this id.
+    /// The document as it is stored, or `None` if there is none under this id.
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure>;
 
     /// Whether there is a document under this id. The day of its `created_at` tells where to look
@@ -63,15 +63,14 @@ pub trait Storage: Send {
         false
     }
 
-    /// Removes what is kept under the id; nothing there is no error.
+    /// Removes the document under the id; it is no error if there is none.
     fn delete(&mut self, id: &VconId) -> Result<(), Failure>;
 
-    /// Answers whether the backend could be used now, within a few seconds and without writing
-    /// a document.
+    /// Checks that the backend can be used now, within a few seconds and without writing a document.
     fn probe(&mut self) -> Result<(), Failure>;
 
-    /// Another one that probes what this one would, for another thread; `None` if a new one does, as
-    /// it needs to know nothing of what was refused.
+    /// A second one for another thread, which probes what this one would; `None` if a new one does, as
+    /// its probes depend on nothing that was refused.
     fn prober(&self) -> Option<Box<dyn Storage>> {
         None
     }
@@ -82,30 +81,30 @@ pub trait Storage: Send {
         self.probe().map(|()| "answers".to_owned())
     }
 
-    /// How many connections its server has room for, as [`Storage::check`] has found.
-    fn room(&mut self) -> Vec<Room> {
+    /// The limits on connections of its server, as found by [`Storage::check`].
+    fn connection_limits(&mut self) -> Vec<ConnectionLimit> {
         Vec::new()
     }
 
     /// The longest time that one save or get may take by its own limits.
     fn longest_call(&self) -> Duration;
 
-    /// Whether what is saved can be got back. One that hands documents on, and keeps none, is not
+    /// Whether saved documents can be read again. One that passes documents on, and keeps none, is not
     /// asked for them.
     fn keeps_documents(&self) -> bool {
         true
     }
 
-    /// Whether what is saved can be removed again. One that hands documents on has nothing to remove.
+    /// Whether saved documents can be removed. One that passes documents on has nothing to remove.
     fn can_delete(&self) -> bool {
         true
     }
 }
 
-/// A limit on connections, for all processes together.
+/// A limit on the connections of all processes together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
-    /// What is limited: two storages with the same share it.
+pub struct ConnectionLimit {
+    /// What is limited: two storages with the same share the limit.
     pub of: String,
     /// How many connections there may be.
     pub most: u64,
@@ -171,3 +170,53 @@ pub const MODULES: &[Module] = &[
 
 /// The storages that get the version of `EGRESS_FORMAT_VERSION`; the others get that of Redis.
 pub const DOWNGRADED: [&str; 3] = ["storage.postgres", "storage.s3", "storage.elasticsearch"];
+
+/// Storages of the existing deployment that are not here: the name in `config.yml`, and what to do instead.
+pub const NOT_BUILT_IN: &[(&str, &str)] = &[
+    (
+        "storage.mongo",
+        "the client library of MongoDB works only inside an asynchronous runtime, which this daemon \
+         does without; use `storage.postgres`, whose column `vcon_json` can be queried and indexed",
+    ),
+    (
+        "storage.sftp",
+        "the SSH libraries either work only inside an asynchronous runtime, which this daemon does \
+         without, or need OpenSSL and an unreleased version of libssh2; use `storage.file` with a \
+         `path` on a file system mounted with sshfs",
+    ),
+    (
+        "storage.vcon_mcp",
+        "its service takes vCons as JSON; use `storage.webhook` with `<base_url>/vcons` among the \
+         `webhook-urls`, and `Authorization: Bearer <api_key>` among the `headers`",
+    ),
+    (
+        "storage.supabase_direct",
+        "it fills tables of its own; use `storage.postgres`, which keeps whole vCons in one table of \
+         the same database",
+    ),
+    (
+        "storage.milvus",
+        "it has OpenAI compute embeddings of each vCon; let a program of your own do that with the \
+         vCons of an egress list",
+    ),
+    (
+        "storage.chatgpt_files",
+        "it uploads each vCon to OpenAI; let a program of your own do that with the vCons of an \
+         egress list",
+    ),
+    (
+        "storage.dataverse",
+        "it needs tokens of Microsoft's login service; use `storage.webhook` with a service that \
+         writes to Dataverse",
+    ),
+    (
+        "storage.spaceandtime",
+        "it needs the client library of Space and Time; use `storage.webhook` with a service that \
+         writes there",
+    ),
+    (
+        "storage.scitt",
+        "it signs and registers statements about a vCon, and keeps none; let a program of your own do \
+         that with the vCons of an egress list",
+    ),
+];

@@ -9,25 +9,31 @@
 //! | `expires` | `604800` | seconds from the latest save; 0: never |
 //! | `timeout` | `30` | seconds for connecting, and for each command |
 //!
-//! Which errors are transient and which permanent stands in one table, in the module `fault`.
-
-mod fault;
+//! What an error means for the vCon, and what a person can do about it:
+//!
+//! | error | met while | class |
+//! |---|---|---|
+//! | the document is longer than its limits allow, or `string exceeds maximum allowed size`, `invalid bulk length` | saving | refused |
+//! | `WRONGTYPE`: something else has the vCon's key | reading | refused |
+//! | a document that is not UTF-8 | reading | permanent |
+//! | all others: not reached, not trusted, login refused, no right (NOPERM), out of memory (OOM), read-only, loading, disk full (MISCONF), a cluster (MOVED), … | anything | transient |
+//!
+//! A connection that was cut, or to a server that is not the master any more, is dropped.
 
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
 
-use self::fault::{Step, breaks_connection, failure};
 use super::Storage;
-use super::bounded::Bounded;
+use super::timed_call::TimedCalls;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::options::Options;
-use crate::redis_server::{Lease, Server, why_too_long};
+use crate::redis_server::{ConnectError, Lease, Server, in_its_words, needs_another, why_too_long};
 use crate::settings::RedisUrl;
 use crate::vcon::{Outgoing, VconId};
 
-/// What a call gets beyond the time it has on the socket, for the resolution of names.
+/// How much longer than its time on the socket a call may take, for name resolution.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The longest that a probe takes.
@@ -36,7 +42,7 @@ const PROBE: Duration = Duration::from_secs(5);
 /// The longest time to live, in seconds: some ten years.
 const LONGEST: i64 = 315_360_000;
 
-/// What `CLIENT LIST` shows.
+/// The name that `CLIENT LIST` shows.
 const NAME: &str = "conserver:storage";
 
 /// Reads the options.
@@ -64,7 +70,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         expires,
         timeout,
         lease: None,
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
     })
 }
 
@@ -96,7 +102,7 @@ struct RedisStorage {
     expires: i64,
     timeout: Duration,
     lease: Option<Lease>,
-    bounded: Bounded,
+    timed_calls: TimedCalls,
 }
 
 impl Storage for RedisStorage {
@@ -108,7 +114,7 @@ impl Storage for RedisStorage {
         }
         let what = format!("save vCon {}", vcon.id);
         let command = (set, vcon.json.len());
-        self.run(Step::Save, &what, command, self.timeout, deadline)
+        self.run(RedisStep::Save, &what, command, self.timeout, deadline)
             .map(drop)
     }
 
@@ -116,7 +122,7 @@ impl Storage for RedisStorage {
         let mut get = redis::cmd("GET");
         get.arg(self.key(id));
         let what = format!("read vCon {id}");
-        match self.run(Step::Read, &what, (get, 0), self.timeout, deadline)? {
+        match self.run(RedisStep::Read, &what, (get, 0), self.timeout, deadline)? {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| {
                 Failure::permanent(format!("{}: it is not UTF-8", self.message(&what)))
@@ -133,8 +139,14 @@ impl Storage for RedisStorage {
         delete.arg(self.key(id));
         let what = format!("delete vCon {id}");
         let command = (delete, 0);
-        self.run(Step::Delete, &what, command, self.timeout, Deadline::NONE)
-            .map(drop)
+        self.run(
+            RedisStep::Delete,
+            &what,
+            command,
+            self.timeout,
+            Deadline::NONE,
+        )
+        .map(drop)
     }
 
     /// A command on a connection that turns out to be of no use, a new connection, and the command
@@ -150,7 +162,7 @@ impl Storage for RedisStorage {
         set.arg(format!("{}:probe", self.prefix)).arg("");
         set.arg("PX").arg(1);
         let limit = self.timeout.min(PROBE);
-        self.run(Step::Probe, "write", (set, 0), limit, Deadline::NONE)
+        self.run(RedisStep::Probe, "write", (set, 0), limit, Deadline::NONE)
             .map(drop)
     }
 }
@@ -164,12 +176,12 @@ impl RedisStorage {
         format!("{}: could not {what}", self.name)
     }
 
-    /// Runs the command, which has a value of this many bytes, on the kept connection, or a new one. A kept connection may have died
-    /// since its last use, or its server may no longer be the master; each command is idempotent,
-    /// and is then sent once more on a new one.
+    /// Runs the command, which has a value of this many bytes, on the kept connection or on a new one. A
+    /// kept connection may have died since its last use, or its server may no longer be the master: then
+    /// the command, which is idempotent, is sent again on a new connection.
     fn run(
         &mut self,
-        step: Step,
+        step: RedisStep,
         what: &str,
         (mut command, length): (Cmd, usize),
         own: Duration,
@@ -181,10 +193,10 @@ impl RedisStorage {
                 None => (self.connect(what, own, deadline)?, false),
             };
             let name = self.message(what);
-            // Of the time limits of sockets, each counts for one read or write alone.
+            // The time limits of sockets count for each read and write alone.
             let limit = deadline.begin(own + GRACE);
             let on_socket = Self::on_socket(own, limit);
-            let (lease, back, result) = self.bounded.run(&name, limit, move || {
+            let (lease, back, result) = self.timed_calls.run(&name, limit, move || {
                 let result = lease
                     .limit(on_socket)
                     .and_then(|()| send(&mut lease, &command, length));
@@ -206,8 +218,8 @@ impl RedisStorage {
         }
     }
 
-    /// The limit of the socket, which says more when it is reached. Where less is left, it only ends
-    /// a call that is left behind.
+    /// The time limit of the socket, whose error says more. If less time is left, it only ends a call
+    /// that is left behind.
     fn on_socket(own: Duration, limit: Limit) -> Duration {
         own.min(limit.left() + Duration::from_secs(1))
     }
@@ -219,11 +231,11 @@ impl RedisStorage {
         };
         let limit = deadline.begin(own + GRACE);
         let on_socket = Self::on_socket(own, limit);
-        self.bounded
+        self.timed_calls
             .run(&format!("{message} (connecting)"), limit, move || {
                 server.connect_for(NAME, on_socket)
             })?
-            .map_err(|error| fault::unreachable(&message, &error))
+            .map_err(|error| unreachable(&message, &error))
     }
 }
 
@@ -239,9 +251,102 @@ fn send(
     }
 }
 
+/// The step of an operation that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RedisStep {
+    /// Writing a document.
+    Save,
+    /// Reading one.
+    Read,
+    /// Removing one.
+    Delete,
+    /// Probing.
+    Probe,
+}
+
+/// The failure of one command; `message` says what could not be done.
+fn failure(step: RedisStep, message: &str, error: &RedisError) -> Failure {
+    let text = with_advice(format!("{message}: {}", in_its_words(error)));
+    if is_the_vcons(step, error) {
+        Failure::refused(text)
+    } else {
+        Failure::transient(text)
+    }
+}
+
+/// The failure to connect: no vCon is to blame.
+fn unreachable(message: &str, error: &ConnectError) -> Failure {
+    let text = match error {
+        // The server is named in the message.
+        ConnectError::Unreachable { cause, .. } => format!("{message}: {}", in_its_words(cause)),
+        ConnectError::NoMaster { faults, .. } => format!("{message}: {faults}"),
+    };
+    Failure::transient(with_advice(text))
+}
+
+/// Whether the connection is of no use after this error.
+fn breaks_connection(error: &RedisError) -> bool {
+    match error.clone().into_server_errors() {
+        Some(errors) => errors
+            .iter()
+            .any(|(_, error)| needs_another(error) || is_about_size(error.details())),
+        None => true,
+    }
+}
+
+/// The table in the module's head.
+fn is_the_vcons(step: RedisStep, error: &RedisError) -> bool {
+    let answered = error.clone().into_server_errors().unwrap_or_default();
+    answered.iter().any(|(_, error)| match step {
+        RedisStep::Save => is_about_size(error.details()),
+        RedisStep::Read => error.code() == "WRONGTYPE",
+        RedisStep::Delete | RedisStep::Probe => false,
+    })
+}
+
+fn is_about_size(details: Option<&str>) -> bool {
+    let details = details.unwrap_or_default();
+    ["exceeds maximum allowed size", "invalid bulk length"]
+        .iter()
+        .any(|text| details.contains(text))
+}
+
+fn with_advice(text: String) -> String {
+    match advice(&text) {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
+    }
+}
+
+fn advice(text: &str) -> Option<&'static str> {
+    let advices = [
+        (
+            &["WRONGPASS", "NOAUTH", "AuthenticationFailed", "AUTH failed"][..],
+            "see to user and password in `redis_url`",
+        ),
+        (
+            &["NOPERM"],
+            "allow this user SET, GET and DEL on the keys of `prefix`",
+        ),
+        (&["OOM "], "raise its maxmemory, or lower `expires`"),
+        (&["READONLY"], "it is a replica: see to `redis_url`"),
+        (
+            &["MOVED ", "ASK "],
+            "it is part of a Redis Cluster, which this storage does not use",
+        ),
+        (&["MISCONF"], "see to its disk and its log"),
+    ];
+    advices
+        .iter()
+        .find(|(words, _)| words.iter().any(|word| text.contains(word)))
+        .map(|(_, advice)| *advice)
+}
+
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -286,5 +391,138 @@ mod tests {
             options.finish();
             assert_eq!(options.faults(), Vec::<String>::new(), "{text}");
         }
+    }
+
+    /// The error of a command that the server answers with this line.
+    fn answered(line: &str) -> RedisError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+        let error = value.and_then(redis::Value::extract_error).err();
+        error.unwrap_or_else(|| panic!("{line} is no error"))
+    }
+
+    #[test]
+    fn errors_are_classified_as_the_table_says() {
+        use RedisStep::{Delete, Probe, Read, Save};
+        let size = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+        let wrong = "WRONGTYPE Operation against a key holding the wrong kind of value";
+        for (line, permanent_at) in [
+            (size, &[Save][..]),
+            ("ERR Protocol error: invalid bulk length", &[Save]),
+            (wrong, &[Read]),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                &[],
+            ),
+            ("READONLY You can't write against a read only replica.", &[]),
+            (
+                "NOPERM this user has no permissions to run the 'set' command",
+                &[],
+            ),
+            ("NOAUTH Authentication required.", &[]),
+            ("LOADING Redis is loading the dataset in memory", &[]),
+            (
+                "MISCONF Redis is configured to save RDB snapshots, but",
+                &[],
+            ),
+            ("MOVED 3999 127.0.0.1:6381", &[]),
+            ("ERR something new", &[]),
+        ] {
+            for step in [Save, Read, Delete, Probe] {
+                let failure = failure(step, "it failed", &answered(line));
+                let expected = !permanent_at.contains(&step);
+                assert_eq!(failure.is_transient(), expected, "{step:?} {line}");
+                let word = line.split(' ').next().unwrap_or_default();
+                assert!(failure.message.contains(word), "{failure}");
+            }
+        }
+        let cut = RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert!(failure(Save, "it failed", &cut).is_transient());
+        assert!(breaks_connection(&cut));
+    }
+
+    #[test]
+    fn a_connection_is_dropped_if_the_server_has_ended_it_or_is_not_the_one() {
+        for (line, breaks) in [
+            ("ERR string exceeds maximum allowed size (512MB)", true),
+            ("ERR Protocol error: invalid bulk length", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+            ("MASTERDOWN Link with MASTER is down", true),
+            ("NOAUTH Authentication required.", true),
+            ("WRONGPASS invalid username-password pair", true),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                false,
+            ),
+            ("WRONGTYPE Operation against a key", false),
+            ("LOADING Redis is loading the dataset in memory", false),
+            ("ERR something new", false),
+        ] {
+            assert_eq!(breaks_connection(&answered(line)), breaks, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_reached_is_the_fault_of_the_place() {
+        let cause = RedisError::from((
+            redis::ErrorKind::AuthenticationFailed,
+            "Password authentication failed",
+        ));
+        let refused = ConnectError::Unreachable {
+            server: "h:1".to_owned(),
+            cause,
+        };
+        let failure = unreachable("could not save", &refused);
+        assert!(failure.is_transient());
+        let start = "could not save: Password authentication failed";
+        assert!(failure.message.starts_with(start), "{failure}");
+        assert!(!failure.message.contains("h:1"), "{failure}");
+        assert!(
+            failure.message.contains("see to user and password"),
+            "{failure}"
+        );
+        let lost = ConnectError::NoMaster {
+            server: "m".to_owned(),
+            faults: "s:1: refused".to_owned(),
+        };
+        let failure = unreachable("could not save", &lost);
+        assert_eq!(failure, Failure::transient("could not save: s:1: refused"));
+    }
+
+    #[test]
+    fn what_a_person_can_mend_is_said() {
+        let user = "see to user and password in `redis_url`";
+        let cluster = "it is part of a Redis Cluster, which this storage does not use";
+        for (line, advice) in [
+            ("WRONGPASS invalid username-password pair", user),
+            ("NOAUTH Authentication required.", user),
+            ("ERR AUTH failed: WRONG", user),
+            (
+                "NOPERM no permissions",
+                "allow this user SET, GET and DEL on the keys of `prefix`",
+            ),
+            (
+                "OOM command not allowed",
+                "raise its maxmemory, or lower `expires`",
+            ),
+            (
+                "READONLY You can't write",
+                "it is a replica: see to `redis_url`",
+            ),
+            ("MOVED 1 h:1", cluster),
+            ("ASK 1 h:1", cluster),
+            ("MISCONF Redis is configured", "see to its disk and its log"),
+        ] {
+            let failure = failure(RedisStep::Save, "it failed", &answered(line));
+            assert!(failure.message.starts_with("it failed: "), "{failure}");
+            assert!(
+                failure.message.ends_with(&format!("; {advice}")),
+                "{failure}"
+            );
+        }
+        let other = failure(RedisStep::Save, "it failed", &answered("ERR something new"));
+        assert_eq!(other.message, "it failed: ERR something new");
     }
 }

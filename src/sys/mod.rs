@@ -2,14 +2,13 @@
 //!
 //! Here stands what a process does to itself: its clock, its name, its tie to its parent. The files:
 //! `start` (fork, this program anew), `child_end` (how a child ended), `signals`, `memory` (shared,
-//! returned), `program` and `account` (programs of links), `socket`.
+//! returned), `program` and `account` (programs of links).
 
 mod account;
 mod child_end;
 mod memory;
 mod program;
 mod signals;
-mod socket;
 mod start;
 
 pub use account::Account;
@@ -17,7 +16,6 @@ pub use child_end::{End, peek, reap, reap_child};
 pub use memory::{SharedWords, give_back_free_memory, give_back_large_blocks};
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
 pub use signals::{CaughtSignals, HeldSignals, hold_signals, release_signals};
-pub use socket::SocketHold;
 pub use start::{Fork, fork, nameless_file, take_stdin, this_program};
 
 #[cfg(target_os = "linux")]

@@ -20,7 +20,7 @@ use crate::procfs;
 use crate::queue::{Queue, QueueError};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
-use crate::storage::crowd;
+use crate::storage::share_latest_refusal;
 use crate::sys;
 
 /// The longest that connecting, or one command, may take for the lease.
@@ -117,7 +117,7 @@ impl<'a> Housekeeping<'a> {
             shared.wakeup.wake_all();
         }
         // Storages that have connections to spare learn that other processes want some.
-        crowd::exchange(shared.slot.exchange_refusal(crowd::exchange(0)));
+        share_latest_refusal(shared.slot.exchange_refusal(share_latest_refusal(0)));
         // This takes far less time than the supervisor allows a worker to be silent.
         if self.lease.is_due() && self.renewal.is_due() {
             self.renewal.renew();

@@ -30,7 +30,7 @@ use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
-use crate::storage::fanout::Crew;
+use crate::storage::fan_out::WriterPool;
 
 /// After a document of more bytes than this, free memory is returned to the system.
 const LARGE: usize = 1 << 20;
@@ -102,12 +102,12 @@ impl Lane {
 
     /// Works until the worker drains. Returns false if Redis may still have a claim for this lane.
     pub fn run(mut self) -> bool {
-        let is_released = thread::scope(|scope| self.serve(&mut Crew::new(scope)));
+        let is_released = thread::scope(|scope| self.serve(&mut WriterPool::new(scope)));
         self.shared.wakeup.note_end(self.number);
         is_released
     }
 
-    fn serve(&mut self, writers: &mut Crew<'_, '_>) -> bool {
+    fn serve(&mut self, writers: &mut WriterPool<'_, '_>) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut next = None;
         loop {
@@ -171,7 +171,7 @@ impl Lane {
         &mut self,
         shared: &'a SharedState,
         reply: ClaimReply<'a>,
-        writers: &mut Crew<'_, '_>,
+        writers: &mut WriterPool<'_, '_>,
     ) -> Option<ClaimReply<'a>> {
         let ClaimReply {
             claimed,
@@ -237,7 +237,7 @@ impl Lane {
         &mut self,
         claim: &Claim,
         document: Document,
-        writers: &mut Crew<'_, '_>,
+        writers: &mut WriterPool<'_, '_>,
     ) -> Option<Result<Claimed, QueueError>> {
         self.rotate();
         let config = Arc::clone(self.modules.config());

@@ -18,7 +18,7 @@ use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
 use crate::scoreboard::{Meter, SeriesKind, Slot};
-use crate::storage::fanout::Backend;
+use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
 use crate::vcon::{Vcon, VconId};
 

@@ -31,7 +31,7 @@ use crate::queue::{
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::settings::{Critical, RedisFormat};
-use crate::storage::fanout::{self, Crew};
+use crate::storage::fan_out::{self, WriterPool};
 use crate::vcon::{self, Leaving, Merged, VconId};
 
 /// The part of the drain timeout that links get to finish. The rest is for the orderly release of claims: at
@@ -47,7 +47,7 @@ pub(super) struct Pipeline<'a, 'scope, 'env> {
     pub shared: &'a Arc<SharedState>,
     pub queue: &'a mut Queue,
     pub modules: &'a mut LaneModules,
-    pub writers: &'a mut Crew<'scope, 'env>,
+    pub writers: &'a mut WriterPool<'scope, 'env>,
     pub outage: &'a mut Outage,
     pub clock: &'a LaneClock<'a>,
     pub chain: &'a Chain,
@@ -496,8 +496,9 @@ impl Pipeline<'_, '_, '_> {
         let outcomes = self.clock.timed(
             |deadline| writers.save_all(backends, leaving, deadline, parallel),
             |outcomes| {
-                let failed =
-                    |it: &fanout::Outcome| it.result.as_ref().is_err_and(Failure::is_transient);
+                let failed = |it: &fan_out::SaveOutcome| {
+                    it.result.as_ref().is_err_and(Failure::is_transient)
+                };
                 outcomes.iter().any(failed)
             },
         );

@@ -68,7 +68,7 @@ fn the_only_async_runtime_is_the_one_inside_postgres() {
 }
 
 #[test]
-fn of_tokio_it_asks_for_the_traits_of_streams_alone() {
+fn of_tokio_it_asks_for_the_traits_and_the_timer_of_streams_alone() {
     let metadata = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -88,7 +88,7 @@ fn of_tokio_it_asks_for_the_traits_of_streams_alone() {
         "no tokio: the list above has no need of us"
     );
     for it in asked {
-        assert_eq!(it["features"], json!(["io-util"]), "{it}");
+        assert_eq!(it["features"], json!(["io-util", "time"]), "{it}");
         assert_eq!(it["uses_default_features"], json!(false), "{it}");
     }
 }

@@ -13,7 +13,7 @@ use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
 use crate::config::Follower;
-use crate::http::{self, Cut, Url};
+use crate::http_client::{self, Cut, Url};
 use crate::vcon::{CreatedAt, VconId};
 use crate::visible::printable;
 
@@ -89,7 +89,7 @@ impl Remote {
             Some((header.clone(), token))
         });
         Self {
-            agent: http::agent(),
+            agent: http_client::agent(),
             url: follower.url.clone(),
             token,
             egress_list: follower.egress_list.as_str().to_owned(),
@@ -118,7 +118,7 @@ impl Remote {
         if !(200..300).contains(&status) {
             return Err(not_popped(status, &at));
         }
-        let (bytes, why) = http::read(&mut response, MOST_OF_A_LIST);
+        let (bytes, why) = http_client::read(&mut response, MOST_OF_A_LIST);
         let why = why.map(|why| match why {
             Cut::TooLong => format!("it is longer than {MOST_OF_A_LIST} bytes"),
             Cut::Broken(error) => error.to_string(),
@@ -144,7 +144,7 @@ impl Remote {
         if let Some(told) = judge(status, &at) {
             return told;
         }
-        match http::read(&mut response, self.most_bytes) {
+        match http_client::read(&mut response, self.most_bytes) {
             (bytes, None) => document(bytes, &at),
             (_, Some(Cut::TooLong)) => {
                 let most = self.most_bytes >> 20;

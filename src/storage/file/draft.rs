@@ -1,4 +1,4 @@
-//! A file being written, under a hidden name beside its place; and what else has such a name.
+//! Hidden files: drafts, which are files being written beside their place, and copies that were set aside.
 //!
 //! | name | |
 //! |---|---|
@@ -6,8 +6,9 @@
 //! | `.<uuid>.0.tmp` to `.<uuid>.49.tmp` | drafts, if that name is taken |
 //! | `.<uuid>.50.tmp` to `.<uuid>.99.tmp` | former copies that were set aside, until it is known which one stays |
 //!
-//! So the next save of the vCon finds what a killed process has left. A draft in work is locked. A copy
-//! that was set aside is not, as it may be another user's: it is left alone while it may be put back.
+//! By these names the next save of the vCon finds the hidden files that a killed process has left. A draft
+//! in use is locked. A copy that was set aside is not, as it may be another user's: it stays until it is too
+//! old to be renamed back.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -19,24 +20,24 @@ use chrono::Utc;
 use nix::sys::stat::{FileStat, SFlag};
 use nix::unistd::geteuid;
 
-use super::dir::{self, Dir, is_missing};
+use super::directory::{self, Dir, is_missing};
 use crate::vcon::VconId;
 
 const DRAFTS: Range<u32> = 0..50;
 const ASIDES: Range<u32> = 50..100;
 
-/// Random names that are tried before a save gives up, if somebody has taken all the others.
+/// The number of random names that a save tries if all the others are taken.
 const MOST_NAMES: u32 = 100;
 
-/// Nobody works any more at what has this age in seconds: a process that a disk holds up for so long is
+/// A hidden file of this age in seconds is not in use: a process that a disk holds up for so long is
 /// killed before. Renaming makes a file young again.
 const DEAD: i64 = 300;
 
-/// The document of one vCon until it is whole.
+/// The document of one vCon while it is being written.
 ///
-/// Another user may have something under its name, and another lane may be at work on the same vCon:
-/// then a draft has one of the other names. So nobody waits for anybody. The lock only tells a draft in
-/// work from one that was left, and is never waited for either.
+/// Another user may have a file under its name, and another lane may be saving the same vCon: then the
+/// draft takes one of the other names, so that no lane waits for another. The lock only distinguishes a
+/// draft in use from one that was left; nobody waits for it either.
 pub(super) struct Draft<'a> {
     dir: &'a Dir,
     file: File,
@@ -70,14 +71,15 @@ impl<'a> Draft<'a> {
 
     fn named(dir: &'a Dir, name: String) -> io::Result<Option<Self>> {
         let mut draft = Self::create(dir, name.clone())?;
-        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != Left::InUse) {
+        if draft.is_none() && remove_left(dir, &name).is_ok_and(|left| left != DraftRemoval::InUse)
+        {
             draft = Self::create(dir, name)?;
         }
         let Some(mut draft) = draft else {
             return Ok(None);
         };
-        // Another lane may have looked at it before it was locked, and taken it for one that was left.
-        // Where there are no locks, nobody takes it for that before it is old.
+        // Another lane may have seen it before it was locked, and taken it for an abandoned one. Without
+        // locks, lanes take a draft for that only once it is old.
         let is_locked = !matches!(draft.file.try_lock(), Err(TryLockError::WouldBlock));
         if is_locked && dir.has(&draft.name, &draft.file.metadata()?)? {
             return Ok(Some(draft));
@@ -120,7 +122,7 @@ impl<'a> Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.published {
-            // The error that led here is the one to tell of.
+            // The error that led here is the one to report.
             let _ = self.dir.remove(&self.name);
         }
     }
@@ -135,7 +137,8 @@ fn numbered(id: &VconId, numbers: Range<u32>) -> impl Iterator<Item = String> {
     numbers.map(move |number| format!(".{id}.{number}.tmp"))
 }
 
-/// The names one of which is there if there is any, but for what is left by several at once.
+/// At least one of these names exists if any hidden file does, apart from those that several processes
+/// have left.
 pub(super) fn first_names(id: &VconId) -> [String; 3] {
     let first = |numbers: Range<u32>| format!(".{id}.{}.tmp", numbers.start);
     [usual_name(id), first(DRAFTS), first(ASIDES)]
@@ -155,7 +158,7 @@ pub(super) fn set_aside(dir: &Dir, name: &str, id: &VconId) -> io::Result<String
     Err(ErrorKind::AlreadyExists.into())
 }
 
-/// Gives a copy that was set aside its name again, unless that was taken meanwhile: by a younger one.
+/// Renames a copy that was set aside back, unless a younger copy has taken the name.
 pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
     match dir.rename_to_free(aside, name) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => dir.remove(aside),
@@ -164,9 +167,9 @@ pub(super) fn put_back(dir: &Dir, aside: &str, name: &str) -> io::Result<()> {
     }
 }
 
-/// What became of a draft of an earlier save.
+/// What happened to the draft of an earlier save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum DraftRemoval {
     /// Nothing has the name.
     Absent,
     Removed,
@@ -178,47 +181,46 @@ pub(super) enum Left {
 ///
 /// # Errors
 /// The draft could not be removed.
-pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<Left> {
+pub(super) fn remove_left(dir: &Dir, name: &str) -> io::Result<DraftRemoval> {
     remove_draft(dir, name, geteuid().as_raw(), now())
 }
 
 /// The same for a user whom the file system takes this process for, and at a time by its clock.
-fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<Left> {
+fn remove_draft(dir: &Dir, name: &str, user: u32, now: i64) -> io::Result<DraftRemoval> {
     let found = match dir.look(Path::new(name)) {
-        Err(e) if is_missing(&e) => return Ok(Left::Absent),
+        Err(e) if is_missing(&e) => return Ok(DraftRemoval::Absent),
         found => found?,
     };
-    if dir::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
-        return Ok(Left::InUse);
+    if directory::kind(&found) != SFlag::S_IFREG || found.st_uid != user {
+        return Ok(DraftRemoval::InUse);
     }
     let file = match dir.lockable(name) {
-        Err(e) if is_missing(&e) => return Ok(Left::Removed),
+        Err(e) if is_missing(&e) => return Ok(DraftRemoval::Removed),
         // Its own mode, not that of the directory.
         Err(e) if e.kind() == ErrorKind::PermissionDenied && found.st_mode & 0o600 == 0 => {
-            return Ok(Left::InUse);
+            return Ok(DraftRemoval::InUse);
         }
         file => file?,
     };
     match file.try_lock() {
         Ok(()) => {}
-        // Where there are no locks, it may be in work.
+        // Without locks, it may be in use.
         Err(TryLockError::Error(_)) if is_dead(&found, now) => {}
-        Err(_) => return Ok(Left::InUse),
+        Err(_) => return Ok(DraftRemoval::InUse),
     }
     if dir.has(name, &file.metadata()?)? {
         return remove_unless_denied(dir, name);
     }
-    Ok(Left::Removed)
+    Ok(DraftRemoval::Removed)
 }
 
-/// Removes what killed processes have left of a vCon in a directory. All names are looked at if it is
-/// to be `thorough`, else no more of a series once one is free.
+/// Removes the hidden files of a vCon that killed processes have left in a directory. If `thorough`,
+/// looks for all names; otherwise stops at the first free name of each series.
 ///
-/// `user` is the owner of a file that was made there, and `now` the time by the clock of the file system.
-/// The vCon has a copy of its own, so one that was set aside and is dead is not put back.
+/// `user` owns files that were created there, and `now` is the time by the clock of the file system. The
+/// vCon has a copy of its own, so a dead one that was set aside is not renamed back.
 ///
-/// # Errors
-/// One of them could not be removed.
+/// # Errors One of them could not be removed.
 pub(super) fn remove_dead(
     dir: &Dir,
     id: &VconId,
@@ -228,7 +230,7 @@ pub(super) fn remove_dead(
 ) -> io::Result<()> {
     remove_draft(dir, &usual_name(id), user, now)?;
     for name in numbered(id, DRAFTS) {
-        if remove_draft(dir, &name, user, now)? == Left::Absent && !thorough {
+        if remove_draft(dir, &name, user, now)? == DraftRemoval::Absent && !thorough {
             break;
         }
     }
@@ -251,7 +253,7 @@ pub(super) fn remove_asides(
             Err(e) if is_missing(&e) => break,
             Err(e) => return Err(e),
             Ok(found) => {
-                let is_file = dir::kind(&found) == SFlag::S_IFREG;
+                let is_file = directory::kind(&found) == SFlag::S_IFREG;
                 if is_file && now.is_none_or(|now| is_dead(&found, now)) {
                     remove_unless_denied(dir, &name)?;
                 }
@@ -261,11 +263,12 @@ pub(super) fn remove_asides(
     Ok(())
 }
 
-/// What cannot be removed for what it is, not for its directory's rights, may be another user's.
-fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<Left> {
+/// Removes a file, unless that is forbidden for the file itself and not by the rights of its directory:
+/// it may be another user's.
+fn remove_unless_denied(dir: &Dir, name: &str) -> io::Result<DraftRemoval> {
     match dir.remove(name) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(Left::InUse),
-        removed => removed.map(|()| Left::Removed),
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(DraftRemoval::InUse),
+        removed => removed.map(|()| DraftRemoval::Removed),
     }
 }
 

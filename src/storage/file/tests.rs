@@ -1,15 +1,17 @@
 //! What `storage.file` leaves on the disk.
 #![allow(clippy::unwrap_used)]
 
+use std::time::SystemTime;
+
 use super::*;
 use crate::failure::FailureKind::{Permanent, Refused};
 use crate::vcon::{CreatedAt, Version};
 
 const ID: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";
 
-fn files(path: &Path) -> Files {
-    Files {
-        root: Root {
+fn files(path: &Path) -> FileStorage {
+    FileStorage {
+        root: StorageRoot {
             path: path.to_owned(),
             dir_mode: 0o750,
         },
@@ -17,7 +19,7 @@ fn files(path: &Path) -> Files {
         compress: false,
         max_size: 1000,
         file_mode: 0o640,
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
     }
@@ -76,7 +78,7 @@ fn a_vcon_lies_under_its_day_and_comes_back() {
 #[test]
 fn without_days_it_lies_in_the_path_itself() {
     let place = tempfile::tempdir().unwrap();
-    let mut files = Files {
+    let mut files = FileStorage {
         by_date: false,
         ..files(place.path())
     };
@@ -95,7 +97,7 @@ fn without_days_it_lies_in_the_path_itself() {
 fn one_copy_is_left_when_compression_is_switched() {
     let place = tempfile::tempdir().unwrap();
     let mut plain = files(place.path());
-    let mut gzipped = Files {
+    let mut gzipped = FileStorage {
         compress: true,
         ..files(place.path())
     };
@@ -172,7 +174,7 @@ fn a_vcon_is_found_under_any_day_and_without_one() {
     let place = tempfile::tempdir().unwrap();
     let id: VconId = ID.parse().unwrap();
     let mut dated = files(place.path());
-    let mut flat = Files {
+    let mut flat = FileStorage {
         by_date: false,
         ..files(place.path())
     };
@@ -210,7 +212,7 @@ fn a_vcon_is_found_under_any_day_and_without_one() {
 #[test]
 fn what_is_longer_than_the_limit_is_read_no_further() {
     let place = tempfile::tempdir().unwrap();
-    let mut files = Files {
+    let mut files = FileStorage {
         max_size: 1000,
         ..files(place.path())
     };
@@ -251,7 +253,7 @@ fn without_days_a_copy_in_the_path_itself_goes_before_others() {
     write_copy(&dated, "dated", 10);
     write_copy(&place.path().join(format!("{ID}.json")), "flat", 20);
     for (by_date, found) in [(true, "dated"), (false, "flat")] {
-        let mut files = Files {
+        let mut files = FileStorage {
             by_date,
             ..files(place.path())
         };
@@ -276,7 +278,7 @@ fn a_look_through_the_days_ends_with_its_time() {
 #[test]
 fn one_copy_is_left_when_the_day_changes() {
     let place = tempfile::tempdir().unwrap();
-    let mut gzipped = Files {
+    let mut gzipped = FileStorage {
         compress: true,
         ..files(place.path())
     };
@@ -398,8 +400,9 @@ fn a_draft_that_could_not_be_removed_is_removed_later() {
     let top = Dir::open(place.path()).unwrap();
     let name = draft::usual_name(&id);
     let draft = place.path().join(&name);
-    let note =
-        |files: &mut Files| files.note_left(&top, Path::new(""), name.clone(), HiddenKind::Draft);
+    let note = |files: &mut FileStorage| {
+        files.note_left(&top, Path::new(""), name.clone(), HiddenKind::Draft)
+    };
     note(&mut files);
     assert_eq!(files.left.len(), 0);
     fs::write(&draft, "half").unwrap();
@@ -569,7 +572,7 @@ fn a_probe_finds_that_todays_directories_are_refused() {
         let says = format!("directory {} belongs to user 12345", year.display());
         assert!(failure.message.contains(&says), "{failure}");
     }
-    let mut undated = Files {
+    let mut undated = FileStorage {
         by_date: false,
         ..self::files(place.path())
     };
@@ -710,7 +713,7 @@ fn a_save_is_done_when_it_has_left_nothing_hidden() {
         (aside, HiddenKind::Copy("copy".to_owned())),
     ] {
         let below = PathBuf::from("2024");
-        files.left.push(Hidden { below, name, what });
+        files.left.push(HiddenFile { below, name, what });
     }
     as_another(|| {
         let failure = files
@@ -763,7 +766,7 @@ fn a_link_of_the_operator_is_followed_unless_others_may_exchange_it() {
     std::os::unix::fs::symlink(other.path(), &link).unwrap();
     files.save(&vcon, Deadline::NONE).unwrap();
     assert_eq!(tree(other.path()), [format!("03/07/{ID}.json")]);
-    let refused = |files: &mut Files| {
+    let refused = |files: &mut FileStorage| {
         for failure in [
             files.save(&vcon, Deadline::NONE).unwrap_err(),
             files.get(&vcon.id, Deadline::NONE).unwrap_err(),
@@ -929,7 +932,7 @@ fn permissions_are_as_configured_whatever_the_umask() {
     // One wider than the usual umask, and one that does not let us write again.
     for wanted in [0o666, 0o440] {
         let place = tempfile::tempdir().unwrap();
-        let mut files = Files {
+        let mut files = FileStorage {
             file_mode: wanted,
             ..files(place.path())
         };
@@ -989,7 +992,7 @@ fn a_failed_save_leaves_no_temporary_file() {
 #[test]
 fn a_spoilt_file_is_a_permanent_failure() {
     let place = tempfile::tempdir().unwrap();
-    let mut gzipped = Files {
+    let mut gzipped = FileStorage {
         compress: true,
         ..files(place.path())
     };

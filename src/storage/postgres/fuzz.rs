@@ -4,12 +4,12 @@
 
 use serde_json::{Map, Value};
 
-use super::hosts::Hosts;
+use super::connect::Hosts;
 use super::open;
-use super::table::Table;
+use super::statements::Table;
 use super::wire::filtered;
-use crate::config::Options;
 use crate::fuzzing::LONGEST_MESSAGE;
+use crate::options::Options;
 
 const SECRET: &str = "Kj7-pQ2_wX";
 

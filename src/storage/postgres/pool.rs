@@ -1,6 +1,5 @@
-//! The sessions of one storage, which the lanes of a worker share.
-//!
-//! A server has room for so many, and a lane needs one only while it saves:
+//! The sessions of one storage, shared by the lanes of a worker, so that a lane holds one only while it
+//! saves.
 //!
 //! ```text
 //! take ─┬─ one is idle ──────────────────────► work ─► put back ─► idle ──unused for a while──► closed
@@ -9,25 +8,27 @@
 //!       └─ wait ◄────┴──────────────────┘
 //! ```
 //!
-//! The one used last is used next, so that those which are not needed stay idle. They are closed after
-//! [`IDLE`], and much sooner while any process of this daemon is refused a session (see the module
-//! `crowd`): other workers have a claim to them. A worker that has none tries again and again.
+//! The session used last is used next, so that sessions that are not needed stay idle. They are closed
+//! after [`IDLE`], and much sooner while the server refuses a session to any process of this daemon, as
+//! only closing helps the others. The worker passes the time of the latest refusal to the other
+//! processes of the daemon, and theirs to this one ([`share_latest_refusal`]).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
 use crate::backoff::Backoff;
-use crate::storage::crowd;
+use crate::sys;
 
-/// A session that nobody has used for so long is closed.
+/// A session unused for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// The same while somebody wants one: longer than lanes that are busy leave one unused.
+/// The same while another process is refused a session: longer than a busy lane leaves one unused.
 const IDLE_IF_WANTED: Duration = Duration::from_millis(300);
 
-/// How often idle sessions are looked at.
+/// How often the pool looks for idle sessions to close.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// After a refusal, the pause before one more is tried; it doubles with each.
@@ -39,19 +40,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The sessions of one storage in this process.
 #[derive(Default)]
 pub(super) struct Pool {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// The one used last is the last.
-    idle: Vec<Idle>,
-    /// How many there are, with those in use and those that are being opened.
+struct PoolState {
+    /// In the order of their last use.
+    idle: Vec<IdleSession>,
+    /// The number of all sessions: idle, in use, and being opened.
     open: usize,
-    /// More than these the server has refused; `None` if it has refused none, or could not be asked since.
+    /// The number above which the server refused one; `None` if it has refused none, or could not be
+    /// asked since.
     most: Option<usize>,
-    /// When one more than these may be tried.
+    /// When a lane may try to open one more than that.
     next_try: Option<Instant>,
     /// Refusals in a row.
     refusals: u32,
@@ -60,48 +62,48 @@ struct State {
     is_swept: bool,
 }
 
-struct Idle {
+struct IdleSession {
     session: Session,
     since: Instant,
 }
 
-/// What a lane gets that wants a session.
-pub(super) enum Turn {
+/// What a lane gets when it asks for a session.
+pub(super) enum Checkout {
     /// One that was idle.
     Session(Box<Session>),
-    /// It may open one.
-    Open(Permit),
-    /// Neither within its time. The server said this to who tried last.
-    Nothing(String),
+    /// It may open a session.
+    MayOpen(Permit),
+    /// Neither in time; with the server's latest reason to refuse a session.
+    NoRoom(String),
 }
 
-/// A place for one session, which is free again with its end.
+/// The permit to open one session, given back when it is dropped with the session.
 pub(super) struct Permit {
     pool: Weak<Pool>,
-    /// Whether the server has said yes, or that it has no room.
+    /// Whether the server accepted the session, or refused it for lack of room.
     is_answered: bool,
 }
 
 impl Pool {
-    /// An idle session, or leave to open one, within so much time.
-    pub(super) fn take(self: &Arc<Self>, patience: Duration) -> Turn {
-        let until = Instant::now() + patience;
+    /// Returns an idle session or a permit to open one, waiting for at most this time.
+    pub(super) fn take(self: &Arc<Self>, timeout: Duration) -> Checkout {
+        let until = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
             if let Some(idle) = state.idle.pop() {
-                return Turn::Session(Box::new(idle.session));
+                return Checkout::Session(Box::new(idle.session));
             }
             let now = Instant::now();
             if state.may_open(now) {
                 state.open += 1;
-                return Turn::Open(Permit {
+                return Checkout::MayOpen(Permit {
                     pool: Arc::downgrade(self),
                     is_answered: false,
                 });
             }
             let left = until.saturating_duration_since(now);
             if left.is_zero() {
-                return Turn::Nothing(state.why.clone());
+                return Checkout::NoRoom(state.why.clone());
             }
             let next = state.next_try.map_or(left, |next| next - now);
             state = self
@@ -112,47 +114,43 @@ impl Pool {
         }
     }
 
-    /// A session that can be used again.
+    /// Takes back a session that can be used again.
     pub(super) fn put_back(self: &Arc<Self>, session: Session) {
         let mut state = self.lock();
         let since = Instant::now();
-        state.idle.push(Idle { session, since });
+        state.idle.push(IdleSession { session, since });
         if !state.is_swept {
             let pool = Arc::downgrade(self);
             let name = "pg-idle".to_owned();
             let sweep = move || sweep(&pool);
-            // If there is no thread to be had, the next one that comes back tries it again.
+            // If no thread can be started, the next session that comes back tries again.
             state.is_swept = thread::Builder::new().name(name).spawn(sweep).is_ok();
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Closes what is idle: a session was found dead, and the others are as old.
+    /// Closes the idle sessions: one was found dead, and the others are as old.
     pub(super) fn forget_idle(&self) {
         let idle = std::mem::take(&mut self.lock().idle);
         drop(idle);
     }
 
-    /// Takes out what has been idle for too long. `None` if no session is left at all.
-    fn spare(&self) -> Option<Vec<Idle>> {
+    /// Takes out the sessions that were idle for too long; `None` if there is no session at all.
+    fn spare(&self) -> Option<Vec<IdleSession>> {
         let mut state = self.lock();
         if state.open == 0 {
             state.is_swept = false;
             return None;
         }
-        let longest = if crowd::is_crowded() {
-            IDLE_IF_WANTED
-        } else {
-            IDLE
-        };
+        let longest = if is_crowded() { IDLE_IF_WANTED } else { IDLE };
         let spare = state
             .idle
             .partition_point(|idle| idle.since.elapsed() >= longest);
         Some(state.idle.drain(..spare).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // Nothing panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,9 +168,9 @@ fn sweep(pool: &Weak<Pool>) {
     }
 }
 
-impl State {
-    /// Whether one more may be opened now. One that is more than the server has allowed is tried by one
-    /// lane at a time.
+impl PoolState {
+    /// Whether a lane may open one more now. Above the number that the server accepts, one lane at a
+    /// time may try.
     fn may_open(&mut self, now: Instant) -> bool {
         if self.most.is_none_or(|most| self.open < most) {
             return true;
@@ -216,7 +214,7 @@ impl Permit {
     /// The server has no room for it.
     pub(super) fn refuse(mut self, why: &str) {
         self.is_answered = true;
-        crowd::note_refused();
+        note_refused();
         if let Some(pool) = self.pool.upgrade() {
             pool.lock().note_refused(why);
         }
@@ -231,13 +229,40 @@ impl Drop for Permit {
             if self.is_answered {
                 pool.changed.notify_one();
             } else {
-                // What the server said before may no longer hold: each is to see for itself how it is now.
+                // The server's earlier refusal may no longer hold: each lane finds out for itself.
                 state.most = None;
                 state.next_try = None;
                 pool.changed.notify_all();
             }
         }
     }
+}
+
+/// How long a refusal counts: a process that is refused tries again sooner.
+const CROWDED: Duration = Duration::from_secs(4);
+
+/// When a process of this daemon was last refused, as far as this one knows, in monotonic milliseconds; 0: never.
+static LATEST_REFUSAL: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that the server refused this process a connection because there are too many.
+pub(super) fn note_refused() {
+    share_latest_refusal(sys::monotonic_ms());
+}
+
+/// Takes over when another process was last refused, and returns the latest time that is known.
+pub fn share_latest_refusal(known_elsewhere: u64) -> u64 {
+    LATEST_REFUSAL
+        .fetch_max(known_elsewhere, Ordering::Relaxed)
+        .max(known_elsewhere)
+}
+
+/// Whether another process wants the sessions that this one has to spare.
+fn is_crowded() -> bool {
+    is_fresh(LATEST_REFUSAL.load(Ordering::Relaxed), sys::monotonic_ms())
+}
+
+fn is_fresh(last: u64, now: u64) -> bool {
+    last > 0 && Duration::from_millis(now.saturating_sub(last)) < CROWDED
 }
 
 #[cfg(test)]
@@ -249,11 +274,11 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn permit(pool: &Arc<Pool>, patience: Duration) -> Option<Permit> {
-        match pool.take(patience) {
-            Turn::Open(permit) => Some(permit),
-            Turn::Nothing(_) => None,
-            Turn::Session(_) => panic!("there is none"),
+    fn permit(pool: &Arc<Pool>, timeout: Duration) -> Option<Permit> {
+        match pool.take(timeout) {
+            Checkout::MayOpen(permit) => Some(permit),
+            Checkout::NoRoom(_) => None,
+            Checkout::Session(_) => panic!("there is none"),
         }
     }
 
@@ -275,10 +300,10 @@ mod tests {
     #[test]
     fn after_a_refusal_as_many_as_are_open_may_be_and_one_more_is_tried_now_and_then() {
         let (pool, mut permits) = full();
-        assert!(crowd::is_crowded());
+        assert!(is_crowded());
         pool.lock().next_try = Some(Instant::now() + LONG);
         match pool.take(Duration::ZERO) {
-            Turn::Nothing(why) => assert_eq!(why, "too many"),
+            Checkout::NoRoom(why) => assert_eq!(why, "too many"),
             _ => panic!("the server has no more"),
         }
         // One that ends leaves its place to another.
@@ -336,7 +361,7 @@ mod tests {
 
     #[test]
     fn the_pauses_between_tries_grow() {
-        let mut state = State::default();
+        let mut state = PoolState::default();
         for most in [100, 200, 400, 800, 1600, 2000, 2000] {
             state.open = 1;
             state.note_refused("too many");
@@ -349,5 +374,31 @@ mod tests {
         }
         state.note_opened();
         assert_eq!(state.refusals, 0);
+    }
+
+    #[test]
+    fn a_refusal_is_known_for_some_seconds() {
+        let fresh = u64::try_from(CROWDED.as_millis()).unwrap_or_default();
+        for (last, now, expected) in [
+            (0, 0, false),
+            (0, 1, false),
+            (10_000, 10_000, true),
+            (10_000, 9_990, true),
+            (10_000, 10_000 + fresh - 1, true),
+            (10_000, 10_000 + fresh, false),
+        ] {
+            assert_eq!(is_fresh(last, now), expected, "{last} {now}");
+        }
+    }
+
+    #[test]
+    fn the_latest_time_of_all_processes_counts() {
+        let known = share_latest_refusal(1);
+        assert!(known >= 1);
+        note_refused();
+        let ours = share_latest_refusal(0);
+        assert!(ours > known || ours >= 1);
+        assert_eq!(share_latest_refusal(ours + 5), ours + 5);
+        assert_eq!(share_latest_refusal(ours), ours + 5);
     }
 }

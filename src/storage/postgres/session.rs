@@ -1,73 +1,50 @@
-//! A connection to PostgreSQL, and how long its server works on a statement.
+//! A session with PostgreSQL, and how its server limits the time of a statement.
 //!
-//! The server itself is to end a statement after `statement_timeout`: it does so even when this host is
-//! gone. It is told by the startup parameter `options`, which belongs to the backend process and to no
-//! other, and which `DISCARD ALL` does not undo. When a chain's timeout leaves less time, the statement is
-//! cancelled from our side.
+//! The server ends a statement after `statement_timeout`, even when this host is gone. It learns that
+//! time from the startup parameter `options`, which belongs to this backend process alone and which
+//! `DISCARD ALL` does not undo. When a chain's timeout leaves less time, this side asks the server to
+//! cancel the statement.
 //!
 //! A pooler refuses or ignores `options`, since its connections serve others as well, and a request to
-//! cancel is not safe there: some versions of PgBouncer die of two at a time. There, a statement has no
-//! limit at the server until one was too slow. From then on, until one is in time again, each call is a
-//! transaction with a limit of its own (`SET LOCAL`), which costs two more round trips.
+//! cancel is not safe there: some versions of PgBouncer crash on two at a time. Behind a pooler, a
+//! statement has no limit at the server until one was too slow. From then on, until one is in time
+//! again, each call is a transaction with a limit of its own (`SET LOCAL`), which costs two more round
+//! trips.
 
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use postgres::config::SslMode;
 use postgres::types::Type;
-use postgres::{Client, Config, Error, NoTls};
+use postgres::{Client, Error};
 use uuid::Uuid;
 
-use super::fault::{is_crowded, may_work_without_options, may_work_without_tls, reason, refused};
-use super::hosts::Host;
+use super::connect::{DialError, ServerAccess};
+use super::errors::{caught, reason};
 use super::pool::Permit;
 use super::statements::Statements;
-use super::table::Table;
-use super::tls::Tls;
-use super::watchdog::{Times, Watchdog};
-use super::wire::{Allowance, Wire};
+use super::wire::{CallLimits, CallTimes, Canceller};
 use crate::deadline::Limit;
-use crate::storage::Room;
-use crate::sys::SocketHold;
+use crate::storage::ConnectionLimit;
 
-/// The setting of a backend process that holds the UUID of the session it was started for.
+/// The setting of a backend process that holds the UUID of its session.
 pub(super) const SESSION: &str = "conserver.session";
-
-/// A server that acknowledges nothing for so many milliseconds has vanished.
-const VANISHED_MS: u32 = 20_000;
-
-/// How a session is opened.
-#[derive(Clone)]
-pub(super) struct Access {
-    /// Tried in this order.
-    pub(super) hosts: Vec<Host>,
-    /// Without a host.
-    pub(super) config: Config,
-    /// `None` over a Unix socket.
-    pub(super) tls: Option<Tls>,
-    pub(super) table: Table,
-    pub(super) statement_timeout: Duration,
-    /// For the whole way to a session.
-    pub(super) connect_limit: Duration,
-}
 
 /// A connection, and the statements for its table.
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) statements: Statements,
-    /// Ends calls that hang.
-    pub(super) watchdog: Watchdog,
+    /// The limits of calls. Their time is kept if the session can be cut.
+    pub(super) limits: CallLimits,
+    /// Its stream ends a call that is over its time: true unless it is over a Unix socket.
+    pub(super) can_cut: bool,
     /// There is no pooler in between, and the server ends a statement after `statement_timeout`.
     pub(super) is_direct: bool,
-    /// Its place among the sessions of this process; free once the client is gone.
+    /// The permit for one of the sessions of this process; dropped after the client.
     _permit: Permit,
 }
 
 impl Session {
-    /// Connects, and makes the table where it is missing. The error says why not.
-    pub(super) fn open(access: &Access, permit: Permit) -> Result<Self, NotOpened> {
+    /// Connects, and creates the table if it is missing. The error says why it could not.
+    pub(super) fn open(access: &ServerAccess, permit: Permit) -> Result<Self, OpenError> {
         let mut permit = Some(permit);
         let opened = caught(|| Ok(Self::try_to_open(access, &mut permit)));
         let refusal = match opened {
@@ -79,47 +56,50 @@ impl Session {
             && let Some(permit) = permit
         {
             permit.refuse(&refusal.why);
-            return Err(NotOpened::Crowded);
+            return Err(OpenError::Crowded);
         }
-        Err(NotOpened::Refused(refusal.why))
+        Err(OpenError::Failed(refusal.why))
     }
 
-    fn try_to_open(access: &Access, permit: &mut Option<Permit>) -> Result<Self, Refusal> {
-        let (mark, id) = (next_mark(), Uuid::new_v4());
-        let allowance = Allowance::default();
-        let (mut client, wire) = access.connect(mark, id, &allowance)?;
-        let may_cancel = Arc::new(AtomicBool::new(false));
-        let watchdog = watch_over(&client, wire, mark, &may_cancel)?;
-        let times = Times {
+    fn try_to_open(access: &ServerAccess, permit: &mut Option<Permit>) -> Result<Self, DialError> {
+        let id = Uuid::new_v4();
+        let limits = CallLimits::default();
+        // The lane, which waits a little less, gives up first and reports it.
+        let times = CallTimes {
             cancel: None,
-            cut: access.connect_limit,
+            cut: access.connect_limit + Duration::from_secs(1),
         };
-        let begun: Result<_, Error> = watchdog.during(times, || {
+        let (mut client, wire) = limits.during(times, || access.connect(id, &limits))?;
+        let can_cut = wire.is_some();
+        let begun: Result<_, Error> = limits.during(times, || {
             let is_direct = is_direct(&mut client, id)?;
             let has_xmin = access.table.make(&mut client)?;
             let mut statements = Statements::of(&access.table.quoted, has_xmin);
-            statements.allowance = allowance;
+            statements.limits = limits.clone();
             if is_direct {
                 statements.prepare(&mut client, id);
             }
             Ok((is_direct, statements))
         });
         let (is_direct, statements) = begun?;
-        may_cancel.store(is_direct, Ordering::Relaxed);
+        if is_direct {
+            limits.allow_to_cancel(Canceller::new(&client, wire));
+        }
         let mut permit = permit.take().ok_or("it has no place".to_owned())?;
         permit.note_opened();
         Ok(Self {
             _permit: permit,
             client,
             statements,
-            watchdog,
+            limits,
+            can_cut,
             is_direct,
         })
     }
 
     /// How long a call with this limit may take. `own` is the option `statement_timeout`.
-    pub(super) fn times(&self, own: Duration, limit: Limit) -> Times {
-        Times {
+    pub(super) fn times(&self, own: Duration, limit: Limit) -> CallTimes {
+        CallTimes {
             cancel: shorter(own, limit).filter(|_| self.is_direct),
             cut: limit.left(),
         }
@@ -148,8 +128,8 @@ pub(super) fn limited<T>(
     }
 }
 
-/// Begins a transaction whose statements have this time at the server, and so has each pause between them:
-/// but one that is usual on the network must not end it.
+/// Begins a transaction. Each of its statements has this time at the server, and so has each pause
+/// between them, but at least as much as pauses on a network take.
 fn begin(timeout: Duration) -> String {
     const PAUSE: Duration = Duration::from_secs(1);
     let pause = timeout.max(PAUSE).as_millis();
@@ -160,19 +140,19 @@ fn begin(timeout: Duration) -> String {
     )
 }
 
-/// What `limit` leaves a statement, where that is less than `own`, the option `statement_timeout`. It is a
-/// little less than the limit, so that there is an answer before the connection is cut.
+/// The time that `limit` leaves a statement, if that is less than `own`, the option `statement_timeout`.
+/// It is a little less than the limit, so that the server answers before the connection is cut.
 pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
     (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
 }
 
-/// The startup parameters of a session: its timeout, and its UUID to know it by.
-fn startup_options(timeout: Duration, id: Uuid) -> String {
+/// The startup parameters of a session: its timeout, and the UUID that identifies it.
+pub(super) fn startup_options(timeout: Duration, id: Uuid) -> String {
     let timeout = timeout.as_millis();
     format!("-c statement_timeout={timeout} -c {SESSION}={id}")
 }
 
-/// Whether the backend process has got the startup parameters of this session.
+/// Whether the backend process has the startup parameters of this session.
 fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
     let question = format!("SELECT current_setting('{SESSION}', true) IS NOT DISTINCT FROM $1");
     let id = id.to_string();
@@ -181,27 +161,27 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
         .try_get(0)
 }
 
-/// Whether the table is there; if not, tries whether it could be made, and makes nothing. Also returns the
-/// limits on connections, as far as they are known: a pooler shares a few among many clients.
-pub(super) fn look_around(access: &Access) -> Result<(bool, Vec<Room>), String> {
+/// Returns whether the table exists; if not, tries whether it could be created, and rolls back. Also
+/// returns the limits on connections, unless a pooler shares a few connections among many clients.
+pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<ConnectionLimit>), String> {
     let id = Uuid::new_v4();
-    let connected = access.connect(next_mark(), id, &Allowance::default());
+    let connected = access.connect(id, &CallLimits::default());
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     let is_there = is_there.map_err(|e| reason(&e))?;
     let found = match is_direct(&mut client, id) {
-        Ok(true) => room(&mut client),
+        Ok(true) => connection_limits(&mut client),
         other => other.map(|_| Vec::new()),
     };
-    let room = found.unwrap_or_else(|error| {
+    let limits = found.unwrap_or_else(|error| {
         log::debug!("limits on connections are not known: {}", reason(&error));
         Vec::new()
     });
-    Ok((is_there, room))
+    Ok((is_there, limits))
 }
 
-/// The limits on connections of the server, for all and for our user and database.
-fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
+/// The server's limits on connections: for all users, for this user and for this database.
+fn connection_limits(client: &mut Client) -> Result<Vec<ConnectionLimit>, Error> {
     const QUESTION: &str = "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'), \
          current_setting('max_connections')::int8, \
          current_setting('superuser_reserved_connections')::int8 \
@@ -231,320 +211,28 @@ fn room(client: &mut Client) -> Result<Vec<Room>, Error> {
             format!("CONNECTION LIMIT of database {database}"),
         ));
     }
-    let room = |(of, most, by)| {
-        // Less than nothing: no limit.
+    let limit = |(of, most, by)| {
+        // A negative number means no limit.
         let most = u64::try_from(most).ok()?;
-        Some(Room { of, most, by })
+        Some(ConnectionLimit { of, most, by })
     };
-    Ok(limits.into_iter().filter_map(room).collect())
-}
-
-/// Makes the request, unless some are still on their way: to a server that answers nothing at all,
-/// they have no end.
-fn few_at_once(ask: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    const MOST: usize = 4;
-    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-    if UNDER_WAY.fetch_add(1, Ordering::Relaxed) >= MOST {
-        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-        return Err(format!(
-            "{MOST} earlier requests are still without an answer"
-        ));
-    }
-    let asked = caught(ask);
-    UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-    asked
-}
-
-/// The client panics where it cannot have a descriptor for a connection: no vCon is to blame.
-fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    panic::catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
-}
-
-/// The time after which a server has vanished, and a little more that no other socket of this
-/// process has while it connects: by that it is found. In steps that older kernels, which count in
-/// ticks, can tell as well.
-fn next_mark() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    VANISHED_MS + 20 * (1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000)
-}
-
-/// A watch over the client's calls. One that is cut is cancelled as well: the server does not
-/// notice that its client is gone while it waits for a standby, say, and would collect such
-/// sessions until it has no more to give.
-fn watch_over(
-    client: &Client,
-    wire: Option<Wire>,
-    mark: u32,
-    may_cancel: &Arc<AtomicBool>,
-) -> Result<Watchdog, String> {
-    let socket = SocketHold::find(mark, VANISHED_MS);
-    if socket.is_none() && wire.is_some() {
-        log::debug!("the socket of a session of PostgreSQL could not be told from others");
-    }
-    let token = client.cancel_token();
-    let may_cancel = Arc::clone(may_cancel);
-    let cancel = move || {
-        if !may_cancel.load(Ordering::Relaxed) {
-            return;
-        }
-        let ask = || match &wire {
-            Some(wire) => wire.cancel(&token).map_err(|e| reason(&e)),
-            None => token.cancel_query(NoTls).map_err(|e| reason(&e)),
-        };
-        if let Err(why) = few_at_once(ask) {
-            log::debug!("PostgreSQL could not be asked to cancel a call: {why}");
-        }
-    };
-    Watchdog::start(socket, cancel).map_err(|e| format!("could not start a thread: {e}"))
-}
-
-/// A connection, and the way it was made; `None` over a Unix socket.
-type Connected = (Client, Option<Wire>);
-
-impl Access {
-    /// Connects to the first host that will do. Each is tried in all ways before the next: one that needs
-    /// another way must not be lost because the last one is down.
-    fn connect(&self, mark: u32, id: Uuid, allowance: &Allowance) -> Result<Connected, Refusal> {
-        let mut config = self.config.clone();
-        config.tcp_user_timeout(Duration::from_millis(mark.into()));
-        first(self.hosts.iter().map(|host| {
-            let connected = self.connect_to(host, &config, id, allowance);
-            connected.map_err(|mut refusal| {
-                if self.hosts.len() > 1 {
-                    refusal.why = format!("{}: {}", host.shown(), refusal.why);
-                }
-                refusal
-            })
-        }))
-    }
-
-    fn connect_to(
-        &self,
-        host: &Host,
-        config: &Config,
-        id: Uuid,
-        allowance: &Allowance,
-    ) -> Result<Connected, Refusal> {
-        let configs = host.configs(config)?;
-        first(configs.into_iter().map(|plain| {
-            if host.refuses_options.load(Ordering::Relaxed) {
-                return self.dial(plain, allowance);
-            }
-            let mut config = plain.clone();
-            config.options(&startup_options(self.statement_timeout, id));
-            match self.dial(config, allowance) {
-                Err(refusal) if refusal.may_be_for_options => {
-                    let connected = self.dial(plain, allowance)?;
-                    host.refuses_options.store(true, Ordering::Relaxed);
-                    Ok(connected)
-                }
-                dialled => dialled,
-            }
-        }))
-    }
-
-    /// Connects with or without TLS, as `sslmode` says.
-    fn dial(&self, mut config: Config, allowance: &Allowance) -> Result<Connected, Refusal> {
-        let Some(tls) = &self.tls else {
-            config.ssl_mode(SslMode::Disable);
-            let client = config.connect(NoTls);
-            return client.map(|it| (it, None)).map_err(Refusal::from);
-        };
-        let mut addresses = config.get_hostaddrs().iter();
-        let is_local = addresses.all(|it| it.to_canonical().is_loopback());
-        let mut wire = tls.wire(is_local, allowance)?;
-        let client = match wire.connect(config.clone()) {
-            Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
-                wire.tls = None;
-                wire.connect(config).map_err(|second| {
-                    let is_refused = refused(&second).is_some();
-                    let mut refusal = Refusal::from(second);
-                    // What was said first is nearer to what is wrong.
-                    refusal.why = match is_refused {
-                        true => format!("{}; without TLS: {}", reason(&error), refusal.why),
-                        false => reason(&error),
-                    };
-                    refusal
-                })?
-            }
-            client => client?,
-        };
-        Ok((client, Some(wire)))
-    }
-}
-
-/// The first that succeeds. If none does, the error has each reason once.
-fn first<T>(attempts: impl Iterator<Item = Result<T, Refusal>>) -> Result<T, Refusal> {
-    let (mut reasons, mut is_crowded) = (Vec::new(), false);
-    for attempt in attempts {
-        match attempt {
-            Ok(done) => return Ok(done),
-            Err(refusal) => {
-                is_crowded |= refusal.is_crowded;
-                if !reasons.contains(&refusal.why) {
-                    reasons.push(refusal.why);
-                }
-            }
-        }
-    }
-    let mut refusal = Refusal::from(reasons.join("; "));
-    refusal.is_crowded = is_crowded;
-    Err(refusal)
+    Ok(limits.into_iter().filter_map(limit).collect())
 }
 
 /// Why there is no session.
-pub(super) enum NotOpened {
-    /// The server has no room for it, as the pool knows by now.
+pub(super) enum OpenError {
+    /// The server has no room for it; the pool has noted that.
     Crowded,
     /// Anything else.
-    Refused(String),
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-struct Refusal {
-    why: String,
-    /// There may be one without the startup parameter `options`.
-    may_be_for_options: bool,
-    /// There are too many already.
-    is_crowded: bool,
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self {
-            why: reason(&error),
-            may_be_for_options: may_work_without_options(&error) && !is_crowded(&error),
-            is_crowded: is_crowded(&error),
-        }
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(why: String) -> Self {
-        Self {
-            why,
-            may_be_for_options: false,
-            is_crowded: false,
-        }
-    }
+    Failed(String),
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread;
-
     use super::*;
     use crate::deadline::Deadline;
-    use crate::options::Options;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    /// The next packet of a client that has not yet begun its session.
-    fn packet(client: &mut TcpStream) -> Vec<u8> {
-        let mut length = [0; 4];
-        client.read_exact(&mut length).unwrap();
-        let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
-        client.read_exact(&mut packet).unwrap();
-        packet
-    }
-
-    /// A server that says no to the first client, with this state, and lets the next in, which does
-    /// without what `is_refused` finds in the first packets of a client.
-    fn takes_the_second(state: &'static str, is_refused: fn(&[u8]) -> bool) -> Host {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut packets = packet(&mut stream);
-                // A request for TLS.
-                if packets == 80_877_103_u32.to_be_bytes() {
-                    stream.write_all(b"N").unwrap();
-                    packets.extend(packet(&mut stream));
-                }
-                if is_refused(&packets) {
-                    let error = format!("SFATAL\0VFATAL\0C{state}\0Mnot so\0\0");
-                    stream.write_all(b"E").unwrap();
-                    let length = u32::try_from(error.len() + 4).unwrap();
-                    stream.write_all(&length.to_be_bytes()).unwrap();
-                    stream.write_all(error.as_bytes()).unwrap();
-                } else {
-                    stream
-                        .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
-                        .unwrap();
-                    return;
-                }
-            }
-        });
-        Host::new("127.0.0.1", port)
-    }
-
-    fn nobody() -> Host {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Host::new("127.0.0.1", listener.local_addr().unwrap().port())
-    }
-
-    fn access(hosts: Vec<Host>) -> Access {
-        let mut config = Config::new();
-        config.user("u").password("p");
-        Access {
-            hosts,
-            config,
-            tls: Some(Tls::read(&mut Options::from_yaml("sslmode: prefer"))),
-            table: Table::parse("vcons").unwrap(),
-            statement_timeout: SECOND,
-            connect_limit: SECOND,
-        }
-    }
-
-    #[test]
-    fn a_host_that_needs_another_way_is_used_while_the_others_are_down() {
-        let has_options = |packets: &[u8]| packets.windows(8).any(|part| part == b"options\0");
-        let asked_for_tls = |packets: &[u8]| packets.starts_with(&80_877_103_u32.to_be_bytes());
-        for position in 0..3 {
-            for (state, is_refused) in [
-                ("08P01", has_options as fn(&[u8]) -> bool),
-                ("28000", asked_for_tls),
-            ] {
-                let mut hosts = vec![nobody(), nobody()];
-                hosts.insert(position, takes_the_second(state, is_refused));
-                let access = access(hosts);
-                let connected = access.connect(next_mark(), Uuid::nil(), &Allowance::default());
-                let refused = connected.err().map(|refusal| refusal.why);
-                assert_eq!(refused, None, "{position}, {state}");
-                // Another host may still take them.
-                for (number, host) in access.hosts.iter().enumerate() {
-                    let refuses = host.refuses_options.load(Ordering::Relaxed);
-                    assert_eq!(refuses, number == position && state == "08P01");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn why_there_is_no_connection_is_told_for_each_of_several_hosts() {
-        let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
-        let [first, second] = [hosts[0].shown(), hosts[1].shown()];
-        let refused = |hosts: &[Host]| {
-            let allowance = Allowance::default();
-            let connected = access(hosts.to_vec()).connect(next_mark(), Uuid::nil(), &allowance);
-            connected.err().unwrap().why
-        };
-        let why = refused(&hosts);
-        assert!(
-            why.starts_with(&format!("{first}: error connecting")),
-            "{why}"
-        );
-        assert!(why.contains(&format!("; {second}: ")), "{why}");
-        assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
-        let why = refused(&hosts[..1]);
-        assert!(why.starts_with("error connecting"), "{why}");
-    }
 
     #[test]
     fn a_statement_gets_what_the_chain_leaves_where_that_is_less_than_its_own_time() {

@@ -1,4 +1,5 @@
-//! The statements that read and write a row, and the order in which a save uses them.
+//! The table, how it is made if it is missing, the statements that read and write a row, and the order in which
+//! a save uses them.
 //!
 //! # Nothing is left in a session
 //!
@@ -49,10 +50,129 @@ use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
-use super::fault::is_of_this_row;
+use super::errors::{is_of_this_row, is_without_column};
 use super::session::SESSION;
-use super::wire::Allowance;
+use super::wire::CallLimits;
 use crate::deadline::Limit;
+
+/// The names of the table and of its index, quoted for SQL.
+#[derive(Clone, Default)]
+pub(super) struct Table {
+    /// The table's name, quoted for SQL.
+    pub(super) quoted: String,
+    index: String,
+}
+
+impl Table {
+    /// `table` or `schema.table`; upper and lower case are kept.
+    pub(super) fn parse(name: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = name.split('.').collect();
+        let longest = 63;
+        if parts.len() > 2
+            || parts
+                .iter()
+                .any(|p| p.is_empty() || p.len() > longest || p.contains('\0'))
+        {
+            return Err(format!(
+                "must be `table` or `schema.table`, each of 1 to {longest} bytes"
+            ));
+        }
+        let suffix = "_vcon_json";
+        let mut index = parts.last().map(|p| (*p).to_owned()).unwrap_or_default();
+        // The server would cut the suffix off, and the index would have the table's name.
+        while index.len() + suffix.len() > longest {
+            index.pop();
+        }
+        index.push_str(suffix);
+        let quoted: Vec<String> = parts.iter().map(|p| quote(p)).collect();
+        Ok(Self {
+            quoted: quoted.join("."),
+            index: quote(&index),
+        })
+    }
+
+    /// Creates the table if it is missing. An existing table stays as it is: its owner may have granted
+    /// no right but to write to it, and looking for the index takes a lock. Returns whether its rows
+    /// have the column `xmin`, which changes with each write.
+    pub(super) fn make(&self, client: &mut Client) -> Result<bool, Error> {
+        let Self { quoted, index } = self;
+        let mut attempts = 0;
+        loop {
+            if let Some(has_xmin) = self.look(client)? {
+                return Ok(has_xmin && knows_xmin(client)?);
+            }
+            attempts += 1;
+            // Both statements run in one transaction: there is never a table without its index.
+            match client.batch_execute(&definition(quoted, index)) {
+                // Another worker creates it at the same time, which IF NOT EXISTS does not see.
+                Err(e) if is_race(&e) && attempts < 5 => {}
+                // The next look finds it, unless somebody drops it as often as it is created.
+                Ok(()) if attempts < 5 => {}
+                made => return made.map(|()| false),
+            }
+        }
+    }
+
+    /// Whether the table, if there is one, has the column `xmin` and rows of its own: a view does not, nor
+    /// do tables of some servers that speak PostgreSQL's protocol. The catalogue tells it without a lock on
+    /// the table.
+    fn look(&self, client: &mut Client) -> Result<Option<bool>, Error> {
+        let question = "SELECT relkind::text IN ('r', 'p') AND EXISTS (SELECT 1 FROM pg_attribute \
+                        WHERE attrelid = pg_class.oid AND attname = 'xmin' AND attnum < 0) \
+                        FROM pg_class WHERE oid = to_regclass($1)";
+        let found = client.query_typed_opt(question, &[(&self.quoted, Type::TEXT)])?;
+        found.map(|row| row.try_get(0)).transpose()
+    }
+
+    /// Returns whether the table exists; if not, tries whether it could be created, and rolls back: the
+    /// caller may be another user than the service.
+    pub(super) fn try_to_make(&self, client: &mut Client) -> Result<bool, Error> {
+        let Self { quoted, index } = self;
+        let mut transaction = client.transaction()?;
+        let found = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[quoted])?;
+        let is_there: bool = found.try_get(0)?;
+        if !is_there {
+            match transaction.batch_execute(&definition(quoted, index)) {
+                // The service creates it at this moment.
+                Err(e) if is_race(&e) => {}
+                made => made?,
+            }
+        }
+        transaction.rollback()?;
+        Ok(is_there)
+    }
+}
+
+/// Whether statements can name the column `xmin`: YugabyteDB lists it in its catalogue and refuses it in
+/// every table. Asks a table of the catalogue, since ours may be locked.
+fn knows_xmin(client: &mut Client) -> Result<bool, Error> {
+    match client.query_typed("SELECT c.xmin::text FROM pg_class AS c WHERE false", &[]) {
+        Err(error) if is_without_column(&error) => Ok(false),
+        answer => answer.map(|_| true),
+    }
+}
+
+/// The SQL that creates a table and its index.
+fn definition(quoted: &str, index: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {quoted} (id uuid PRIMARY KEY, vcon text NOT NULL, \
+         uuid uuid NOT NULL, created_at timestamp NOT NULL, updated_at timestamp, \
+         subject text, vcon_json jsonb); \
+         CREATE INDEX IF NOT EXISTS {index} ON {quoted} USING gin (vcon_json)"
+    )
+}
+
+fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// Two sessions made the same table: unique_violation in the catalogue, duplicate_table,
+/// duplicate_object.
+fn is_race(error: &Error) -> bool {
+    error
+        .code()
+        .is_some_and(|c| matches!(c.code(), "23505" | "42P07" | "42710"))
+}
 
 /// The columns that are written, but for `id`.
 const ASSIGNMENTS: &str = "vcon = $2, uuid = $1, created_at = $3, updated_at = $4, subject = $5, \
@@ -71,8 +191,8 @@ pub(super) struct Statements {
     delete: String,
     try_save: String,
     prepared: Option<Prepared>,
-    /// What an answer may have in the session that these are for.
-    pub(super) allowance: Allowance,
+    /// The limits of the session that the statements are prepared for.
+    pub(super) limits: CallLimits,
 }
 
 /// The insert, prepared for this session.
@@ -87,27 +207,27 @@ pub(super) struct NewRow {
     pub(super) version: String,
     pub(super) created_at: NaiveDateTime,
     pub(super) subject: Option<String>,
-    pub(super) json: Document,
+    pub(super) json: Jsonb,
 }
 
 /// A document as a parameter of the type `jsonb`. As text with a cast, the server would plan with it.
 #[derive(Debug)]
-pub(super) struct Document(pub(super) Arc<String>);
+pub(super) struct Jsonb(pub(super) Arc<String>);
 
-/// How a piece of work has ended.
-pub(super) enum Done {
+/// The result of the statements of one call.
+pub(super) enum StatementResult {
     /// Written; whether there was a row before.
     Saved { had_row: bool },
     /// The document, if there is a row.
     Found(Option<String>),
-    /// Nothing more to say.
+    /// Done, with nothing to return.
     Finished,
-    /// The time was over between two statements; the next was not sent.
+    /// The time ran out between two statements; the second was not sent.
     TooLate,
 }
 
-/// What tells a row from the same row after another write; `None` without a row.
-type State = Option<String>;
+/// The version of a row, which changes with every write; `None` if there is no row.
+type RowState = Option<String>;
 
 impl Statements {
     /// For a table with this name in SQL. `has_xmin` is false for a view, and on servers
@@ -141,12 +261,12 @@ impl Statements {
             delete: format!("DELETE FROM {table} AS t WHERE t.id = $1 AND {state} = $2"),
             try_save: insert(nothing, &format!("{replace} WHERE {state} <> ''")),
             prepared: None,
-            allowance: Allowance::default(),
+            limits: CallLimits::default(),
         }
     }
 
-    /// Prepares what a lane does most often, for a backend process that belongs to this session. Without
-    /// that, it works as well.
+    /// Prepares the insert, which a lane does most often, for a backend process that belongs to this
+    /// session. If that fails, inserts work without.
     pub(super) fn prepare(&mut self, client: &mut Client, session: Uuid) {
         const TYPES: [Type; 7] = [
             Type::UUID,
@@ -172,21 +292,22 @@ impl Statements {
         self.insert.replace(VALUES, &rows)
     }
 
-    /// Writes the row. `row_first` looks for a row before the first write, which saves sending the
-    /// document in vain where there is one.
+    /// Writes the row. With `row_first`, looks for a row before the first write, which spares sending
+    /// the document twice if there is one.
     pub(super) fn save(
         &self,
         client: &mut Client,
         new: &NewRow,
         row_first: bool,
         limit: Limit,
-    ) -> Result<Done, Error> {
-        // The state that the last write supposed, and how many writes in vain have supposed it.
-        let mut tried: Option<State> = None;
+    ) -> Result<StatementResult, Error> {
+        // The state that the last write expected, and how many writes in a row have failed while it
+        // stayed the same.
+        let mut tried: Option<RowState> = None;
         let mut in_vain = 0;
         if !row_first {
             if self.write(client, new, &None)? {
-                return Ok(Done::Saved { had_row: false });
+                return Ok(StatementResult::Saved { had_row: false });
             }
             tried = Some(None);
         }
@@ -195,7 +316,7 @@ impl Statements {
             // After the read: a process that was frozen here must not write over what others have
             // written since. Frozen later, its write does not fit the row any more.
             if limit.is_over() {
-                return Ok(Done::TooLate);
+                return Ok(StatementResult::TooLate);
             }
             in_vain = if tried.as_ref() == Some(&state) {
                 in_vain + 1
@@ -210,11 +331,11 @@ impl Statements {
                     client.execute_typed(&self.upsert, &new.values(&now()))?;
                     true
                 }
-                // A trigger keeps it as it is, also from the upsert.
+                // A trigger keeps the row as it is, even from the upsert.
                 (_, Some(_)) => true,
             };
             if is_done {
-                return Ok(Done::Saved {
+                return Ok(StatementResult::Saved {
                     had_row: state.is_some(),
                 });
             }
@@ -223,12 +344,12 @@ impl Statements {
     }
 
     /// The document.
-    pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<Done, Error> {
+    pub(super) fn get(&self, client: &mut Client, id: Uuid) -> Result<StatementResult, Error> {
         let get = || client.query_typed_opt(&self.get, &[(&id, Type::UUID)]);
-        let row = self.allowance.for_a_document(get)?;
+        let row = self.limits.for_a_document(get)?;
         // A row may have none.
         let document = row.map(|row| row.try_get::<_, Option<String>>(0));
-        Ok(Done::Found(document.transpose()?.flatten()))
+        Ok(StatementResult::Found(document.transpose()?.flatten()))
     }
 
     /// Removes the row. A late removal, too, does not reach a row that was written since.
@@ -237,20 +358,20 @@ impl Statements {
         client: &mut Client,
         id: Uuid,
         limit: Limit,
-    ) -> Result<Done, Error> {
+    ) -> Result<StatementResult, Error> {
         let mut tried = None;
         loop {
             let state = self.state_of(client, id)?;
             if limit.is_over() {
-                return Ok(Done::TooLate);
+                return Ok(StatementResult::TooLate);
             }
             let Some(state) = state.filter(|state| tried.as_ref() != Some(state)) else {
-                return Ok(Done::Finished);
+                return Ok(StatementResult::Finished);
             };
             let values: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&id, Type::UUID), (&state, Type::TEXT)];
             if client.execute_typed(&self.delete, &values)? > 0 {
-                return Ok(Done::Finished);
+                return Ok(StatementResult::Finished);
             }
             tried = Some(state);
         }
@@ -259,11 +380,11 @@ impl Statements {
     /// Writes no row at all, which needs the table with its columns and the rights; then one that is taken
     /// back, which needs room on the server's disk as well. A trigger of the table sees that one, and what it
     /// does in the database is taken back, too.
-    pub(super) fn try_save(&self, client: &mut Client) -> Result<Done, Error> {
+    pub(super) fn try_save(&self, client: &mut Client) -> Result<StatementResult, Error> {
         client.execute_typed(&self.try_save, &[])?;
         // A pooler that gives out its connections for single statements has no transactions.
         if client.batch_execute("BEGIN").is_err_and(|e| !e.is_closed()) {
-            return Ok(Done::Finished);
+            return Ok(StatementResult::Finished);
         }
         let row = NewRow::for_probe();
         let written = client.execute_typed(&self.insert, &row.values(&now()));
@@ -271,12 +392,12 @@ impl Statements {
         match written {
             // Constraints, triggers and policies may let in other rows only.
             Err(error) if !is_of_this_row(&error) => Err(error),
-            _ => ended.map(|()| Done::Finished),
+            _ => ended.map(|()| StatementResult::Finished),
         }
     }
 
-    /// One attempt, for a row in this state. Returns whether it was written.
-    fn write(&self, client: &mut Client, new: &NewRow, state: &State) -> Result<bool, Error> {
+    /// Tries once to write over a row in this state. Returns whether it was written.
+    fn write(&self, client: &mut Client, new: &NewRow, state: &RowState) -> Result<bool, Error> {
         let now = now();
         let written = match (state, &self.prepared) {
             (Some(seen), _) => return self.write_over(client, &self.update, new, seen),
@@ -291,7 +412,7 @@ impl Statements {
         Ok(written > 0)
     }
 
-    /// Writes by this statement over a row that was seen in this state. Returns whether it was written.
+    /// Writes over a row in this state, by this statement. Returns whether it was written.
     fn write_over(
         &self,
         client: &mut Client,
@@ -305,14 +426,14 @@ impl Statements {
         Ok(client.execute_typed(statement, &values)? > 0)
     }
 
-    fn state_of(&self, client: &mut Client, id: Uuid) -> Result<State, Error> {
+    fn state_of(&self, client: &mut Client, id: Uuid) -> Result<RowState, Error> {
         let row = client.query_typed_opt(&self.state, &[(&id, Type::UUID)])?;
         row.map(|row| row.try_get(0)).transpose()
     }
 }
 
 impl NewRow {
-    /// One that needs some new pages: its document does not get shorter when it is compressed.
+    /// A row that needs some new pages: its document does not compress.
     fn for_probe() -> Self {
         const BYTES: usize = 32 << 10;
         let noise: String = std::iter::repeat_with(fastrand::alphanumeric)
@@ -323,7 +444,7 @@ impl NewRow {
             version: "0".to_owned(),
             created_at: now(),
             subject: None,
-            json: Document(Arc::new(format!("{{\"probe\":\"{noise}\"}}"))),
+            json: Jsonb(Arc::new(format!("{{\"probe\":\"{noise}\"}}"))),
         }
     }
 
@@ -340,7 +461,7 @@ impl NewRow {
     }
 }
 
-impl ToSql for Document {
+impl ToSql for Jsonb {
     fn to_sql(
         &self,
         _: &Type,
@@ -365,6 +486,7 @@ fn now() -> NaiveDateTime {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -399,10 +521,33 @@ mod tests {
     #[test]
     fn a_document_is_sent_in_the_format_of_jsonb() {
         let mut out = BytesMut::new();
-        let document = Document(Arc::new("{\"a\":1}".to_owned()));
+        let document = Jsonb(Arc::new("{\"a\":1}".to_owned()));
         let is_null = document.to_sql_checked(&Type::JSONB, &mut out);
         assert!(matches!(is_null, Ok(IsNull::No)));
         assert_eq!(&out[..], b"\x01{\"a\":1}");
         assert!(document.to_sql_checked(&Type::TEXT, &mut out).is_err());
+    }
+
+    #[test]
+    fn names_of_tables_are_quoted() {
+        let cases = [
+            ("vcons", "\"vcons\"", "\"vcons_vcon_json\""),
+            ("crm.Calls", "\"crm\".\"Calls\"", "\"Calls_vcon_json\""),
+            (
+                "a\"; DROP TABLE b; --",
+                "\"a\"\"; DROP TABLE b; --\"",
+                "\"a\"\"; DROP TABLE b; --_vcon_json\"",
+            ),
+        ];
+        for (name, quoted, index) in cases {
+            let table = Table::parse(name).unwrap();
+            assert_eq!((&*table.quoted, &*table.index), (quoted, index));
+        }
+        let long = "x".repeat(63);
+        let index = Table::parse(&long).unwrap().index;
+        assert_eq!(index, format!("\"{}_vcon_json\"", "x".repeat(53)));
+        for bad in ["", ".", "a.", ".b", "a.b.c", "a\0", &"x".repeat(64)] {
+            assert!(Table::parse(bad).is_err(), "{bad:?}");
+        }
     }
 }

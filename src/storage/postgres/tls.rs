@@ -11,10 +11,10 @@
 //! Trusted are the authorities in the file `sslrootcert`, which is read again at each connection;
 //! without it, those of the system. Over a Unix socket there is no TLS.
 //!
-//! A server may ask for the password in clear text, and so may whoever takes its place. It gets it in three
+//! A server may ask for the password in clear text, and so may an impostor. It gets the password in three
 //! cases: the host is local (its address is a loopback one); its certificate is verified, by `verify-full`
 //! or against the file `sslrootcert`; or `disable` or `prefer` is written in the options. With SCRAM it
-//! never gets the password, and where it offers channel binding, the exchange holds for no other connection.
+//! never gets the password, and with channel binding, the exchange is valid for no other connection.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,21 +29,21 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::wire::{Allowance, Wire};
-use crate::authorities;
+use super::wire::{CallLimits, Wire};
+use crate::http_client;
 use crate::options::Options;
 
-const MODES: &[(&str, Mode)] = &[
-    ("disable", Mode::Disable),
-    ("prefer", Mode::Prefer),
-    ("require", Mode::Require),
-    ("verify-ca", Mode::VerifyCa),
-    ("verify-full", Mode::VerifyFull),
+const MODES: &[(&str, TlsMode)] = &[
+    ("disable", TlsMode::Disable),
+    ("prefer", TlsMode::Prefer),
+    ("require", TlsMode::Require),
+    ("verify-ca", TlsMode::VerifyCa),
+    ("verify-full", TlsMode::VerifyFull),
 ];
 
 /// How much TLS there is, and what it must prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-enum Mode {
+enum TlsMode {
     Disable,
     Prefer,
     Require,
@@ -54,8 +54,8 @@ enum Mode {
 /// The options `sslmode` and `sslrootcert`.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
-    mode: Mode,
-    /// The mode stands in the options; else it is the default.
+    mode: TlsMode,
+    /// The mode is given in the options; otherwise it is the default.
     is_written: bool,
     authorities: Option<PathBuf>,
 }
@@ -70,14 +70,14 @@ impl Tls {
             let known: Vec<&str> = MODES.iter().map(|(name, _)| *name).collect();
             options.fault("sslmode", format!("must be one of {}", known.join(", ")));
         }
-        let mut mode = found.map_or(Mode::Prefer, |(_, mode)| *mode);
+        let mut mode = found.map_or(TlsMode::Prefer, |(_, mode)| *mode);
         let authorities = options.filled_string("sslrootcert").map(PathBuf::from);
         if let Some(file) = &authorities {
             if let Err(why) = read_authorities(file) {
                 options.fault("sslrootcert", why);
             }
-            if mode == Mode::Require {
-                mode = Mode::VerifyCa;
+            if mode == TlsMode::Require {
+                mode = TlsMode::VerifyCa;
             }
         }
         Self {
@@ -87,63 +87,63 @@ impl Tls {
         }
     }
 
-    /// The way to a server. The error says what is wrong with the authorities.
-    pub(super) fn wire(&self, is_local: bool, allowance: &Allowance) -> Result<Wire, String> {
+    /// Returns the wire to a server. The error says what is wrong with the authorities.
+    pub(super) fn wire(&self, is_local: bool, limits: &CallLimits) -> Result<Wire, String> {
         let tls = match self.mode {
-            Mode::Disable => None,
+            TlsMode::Disable => None,
             _ => Some(self.connector()?),
         };
         Ok(Wire {
             tls,
             is_optional: self.is_optional(),
             allows_clear_text: is_local || self.allows_clear_text() || self.is_verified(),
-            allowance: allowance.clone(),
+            limits: limits.clone(),
         })
     }
 
-    /// Whether the options let any server have the password in clear text.
+    /// Whether the options allow any server to get the password in clear text.
     pub(super) fn allows_clear_text(&self) -> bool {
-        self.is_written && self.mode <= Mode::Prefer
+        self.is_written && self.mode <= TlsMode::Prefer
     }
 
-    /// Whether nobody else can have the server's certificate. From one of the authorities that the system
-    /// trusts, everybody can have one for another name.
+    /// Whether nobody else can have the server's certificate. From an authority that the system trusts,
+    /// anybody can get one for another name.
     fn is_verified(&self) -> bool {
-        self.mode == Mode::VerifyFull || (self.mode == Mode::VerifyCa && self.authorities.is_some())
+        self.mode == TlsMode::VerifyFull
+            || (self.mode == TlsMode::VerifyCa && self.authorities.is_some())
     }
 
-    /// What `check` says of the way to a server that is not local.
+    /// Describes the way to a server that is not local, for `check`.
     pub(super) fn described(&self) -> &'static str {
         match self.mode {
             _ if self.is_verified() => "TLS with a verified certificate",
-            Mode::Disable => "without TLS, and it may have the password in clear text",
-            Mode::Prefer if self.is_written => {
+            TlsMode::Disable => "without TLS, and it may have the password in clear text",
+            TlsMode::Prefer if self.is_written => {
                 "TLS where it has it, its certificate not verified, and it may have the password in \
                  clear text"
             }
-            Mode::Prefer => {
+            TlsMode::Prefer => {
                 "by default, TLS where it has it, its certificate not verified, and no password in \
                  clear text; `sslmode: verify-full` verifies it"
             }
-            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => {
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => {
                 "TLS, its certificate not verified as that of this server, and no password in clear \
                  text; `sslmode: verify-full` verifies it"
             }
         }
     }
 
-    /// Whether a connection without TLS will do where one with it fails.
+    /// Whether a connection without TLS is acceptable if one with TLS fails.
     pub(super) fn is_optional(&self) -> bool {
-        self.mode == Mode::Prefer
+        self.mode == TlsMode::Prefer
     }
 
-    /// What makes a connection a TLS connection. The error says what is wrong with the
-    /// authorities.
+    /// Returns the connector for TLS. The error says what is wrong with the authorities.
     fn connector(&self) -> Result<MakeRustlsConnect, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Arc::new(Judge {
+        let verifier = Arc::new(CertificateVerifier {
             trusted: self.trusted(&provider)?,
-            name_counts: self.mode == Mode::VerifyFull,
+            name_counts: self.mode == TlsMode::VerifyFull,
             provider: Arc::clone(&provider),
         });
         let config = ClientConfig::builder_with_provider(provider)
@@ -159,7 +159,7 @@ impl Tls {
         &self,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Option<Arc<dyn ServerCertVerifier>>, String> {
-        if self.mode < Mode::VerifyCa {
+        if self.mode < TlsMode::VerifyCa {
             return Ok(None);
         }
         let Some(file) = &self.authorities else {
@@ -177,23 +177,23 @@ impl Tls {
 
 fn read_authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(authorities::read(file)?);
+    roots.add_parsable_certificates(http_client::read_authorities(file)?);
     Ok(roots)
 }
 
-/// Judges a server's certificate as far as the mode asks.
+/// Verifies a server's certificate as far as the mode asks.
 ///
-/// That the server has the certificate's key is always asked: the password's exchange may be
-/// bound to the certificate, which is worth nothing without.
+/// Always verifies that the server has the certificate's key: the exchange of the password may be bound
+/// to the certificate, which is worth nothing without the key.
 #[derive(Debug)]
-struct Judge {
+struct CertificateVerifier {
     /// `None`: any certificate will do.
     trusted: Option<Arc<dyn ServerCertVerifier>>,
     name_counts: bool,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Judge {
+impl ServerCertVerifier for CertificateVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -260,7 +260,7 @@ mod tests {
             let mut options = Options::from_yaml(&format!("sslmode: {text}"));
             let tls = Tls::read(&mut options);
             assert_eq!(options.faults(), [""; 0]);
-            let wire = tls.wire(false, &Allowance::default()).unwrap();
+            let wire = tls.wire(false, &CallLimits::default()).unwrap();
             assert_eq!(wire.tls.is_some(), has_tls, "{text}");
             assert_eq!(wire.is_optional, optional, "{text}");
             let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -268,7 +268,7 @@ mod tests {
             assert_eq!(trusted.unwrap().is_some(), judged, "{text}");
         }
         let mut options = Options::from_yaml("{}");
-        assert_eq!(Tls::read(&mut options).mode, Mode::Prefer);
+        assert_eq!(Tls::read(&mut options).mode, TlsMode::Prefer);
         let mut options = Options::from_yaml("sslmode: yes please");
         Tls::read(&mut options);
         assert_eq!(
@@ -280,18 +280,18 @@ mod tests {
     #[test]
     fn the_password_goes_in_clear_text_only_to_who_is_local_or_verified_or_where_that_is_written() {
         let mut tls = Tls {
-            mode: Mode::Prefer,
+            mode: TlsMode::Prefer,
             is_written: false,
             authorities: None,
         };
         for (mode, is_written, has_authorities, expected) in [
-            (Mode::Prefer, false, false, false),
-            (Mode::Prefer, true, false, true),
-            (Mode::Disable, true, false, true),
-            (Mode::Require, true, false, false),
-            (Mode::VerifyCa, true, false, false),
-            (Mode::VerifyCa, true, true, true),
-            (Mode::VerifyFull, true, false, true),
+            (TlsMode::Prefer, false, false, false),
+            (TlsMode::Prefer, true, false, true),
+            (TlsMode::Disable, true, false, true),
+            (TlsMode::Require, true, false, false),
+            (TlsMode::VerifyCa, true, false, false),
+            (TlsMode::VerifyCa, true, true, true),
+            (TlsMode::VerifyFull, true, false, true),
         ] {
             (tls.mode, tls.is_written) = (mode, is_written);
             tls.authorities = has_authorities.then(PathBuf::new);
@@ -302,7 +302,7 @@ mod tests {
         }
         let tls = Tls::read(&mut Options::from_yaml("{}"));
         for (is_local, expected) in [(true, true), (false, false)] {
-            let wire = tls.wire(is_local, &Allowance::default()).unwrap();
+            let wire = tls.wire(is_local, &CallLimits::default()).unwrap();
             assert_eq!(wire.allows_clear_text, expected);
         }
     }

@@ -1,34 +1,40 @@
-//! One signed request to S3 and its answer.
+//! One signed request to S3, and what its answer means for the vCon and for a person who can help.
+//!
+//! | answer | class |
+//! |---|---|
+//! | 413, EntityTooLarge, MaxMessageLengthExceeded: the document is too large for it | refused |
+//! | InvalidObjectState: this object was moved to an archive | refused |
+//! | AccessDenied at reading: the object may just not be there | permanent |
+//! | all others: refused or expired keys (403), a missing bucket or right, another region (301, 400), a proxy or no S3 at all (404, 405, 501), too many requests (429, SlowDown), 5xx, … | transient |
+//!
+//! No answer at all is always the fault of the place: the network, the server, its certificate.
 
-use std::time::Duration;
-
+use crate::http_client::{Cut, EXPLANATION, read};
 use s3::command::Command;
 use s3::error::S3Error;
 use s3::request::Request as _;
 use s3::request::blocking::AttoRequest;
 use s3::{Bucket, signing};
 use sha2::digest::Mac as _;
+use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, http};
 
-use crate::http::{Cut, EXPLANATION, read, with_parts};
-
-/// What the existing daemon's library gives to an object of which it knows no better.
+/// The content type that the existing daemon's library gives to objects of unknown type.
 const CONTENT_TYPE: &str = "binary/octet-stream";
 
-/// What the server said.
-pub(super) struct Answer {
+/// The server's answer.
+pub(super) struct S3Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
-    /// It is only the beginning of the body, which is longer than it may be.
+    /// Whether the body is cut off, because it is longer than it may be.
     pub(super) is_cut: bool,
 }
 
 pub(super) enum Verb<'a> {
-    /// The object may have so many bytes.
+    /// Reads an object of at most this many bytes.
     Get(u64),
-    /// Asks whether it is there. The answer has no body, not even that of an error.
+    /// Asks whether the object exists. The answer has no body, not even that of an error.
     Head,
     Put(&'a [u8]),
     Delete,
@@ -54,18 +60,18 @@ impl Verb<'_> {
     }
 }
 
-/// Signs one request, sends it and reads the answer, as far as it may go.
+/// Signs one request, sends it and reads the answer, up to its limit.
 ///
-/// The signature is the S3 library's. Its own transport has no TLS here, keeps no connection,
-/// and drops the body that says why a write was refused.
+/// The S3 library makes the signature. Its own transport has no TLS here, keeps no connection, and drops
+/// the body that says why a write was refused.
 pub(super) fn send(
     agent: &Agent,
     bucket: &Bucket,
     key: &str,
     verb: &Verb<'_>,
     limit: Duration,
-) -> Result<Answer, Fault> {
-    let Signed { url, headers } = sign(bucket, key, verb)?;
+) -> Result<S3Answer, RequestError> {
+    let SignedRequest { url, headers } = sign(bucket, key, verb)?;
     let mut request = http::Request::builder().method(verb.method()).uri(url);
     if let Some(place) = request.headers_mut() {
         *place = headers;
@@ -79,7 +85,7 @@ pub(super) fn send(
 }
 
 /// A request without its body.
-pub(super) struct Signed {
+pub(super) struct SignedRequest {
     pub(super) url: String,
     pub(super) headers: HeaderMap,
 }
@@ -89,7 +95,7 @@ pub(super) struct Signed {
 /// To S3 a key is any text: slashes at its beginning, empty folders and folders called `.` and
 /// `..` are parts of its name. The library drops one slash at the beginning, so it gets one more.
 /// Its URLs resolve `.` and `..`, so this module signs such a key itself.
-pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed, S3Error> {
+pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<SignedRequest, S3Error> {
     let command = match *verb {
         Verb::Get(_) => Command::GetObject,
         Verb::Head => Command::HeadObject,
@@ -106,7 +112,7 @@ pub(super) fn sign(bucket: &Bucket, key: &str, verb: &Verb<'_>) -> Result<Signed
     finish(&request, verb)
 }
 
-fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<Signed, S3Error> {
+fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<SignedRequest, S3Error> {
     let mut headers = request.headers()?;
     let encoded = signing::uri_encode(request.path, false);
     let url = format!("{}{encoded}", request.bucket.url());
@@ -118,12 +124,12 @@ fn finish(request: &AttoRequest<'_>, verb: &Verb<'_>) -> Result<Signed, S3Error>
         let authorization = authorize(request, verb.method(), path, &headers)?;
         headers.insert(AUTHORIZATION, authorization);
     }
-    Ok(Signed { url, headers })
+    Ok(SignedRequest { url, headers })
 }
 
 /// Signs a request for an object as at this time, in seconds since 1970.
 #[cfg(test)]
-pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<Signed, S3Error> {
+pub(super) fn sign_at(bucket: &Bucket, key: &str, time: i64) -> Result<SignedRequest, S3Error> {
     let path = format!("/{key}");
     let mut request = AttoRequest::new(bucket, &path, Command::GetObject)?;
     let later = request.datetime.unix_timestamp() - time;
@@ -172,7 +178,7 @@ fn run(
     request: http::Request<impl AsSendBody>,
     most: u64,
     limit: Duration,
-) -> Result<Answer, ureq::Error> {
+) -> Result<S3Answer, ureq::Error> {
     let request = agent
         .configure_request(request)
         .timeout_global(Some(limit))
@@ -185,32 +191,16 @@ fn run(
         Some(Cut::Broken(error)) => return Err(error.into()),
         cut => cut.is_some(),
     };
-    Ok(Answer {
+    Ok(S3Answer {
         status: response.status().as_u16(),
         body,
         is_cut,
     })
 }
 
-/// One connection, kept. Certificates are judged by the system's roots; every status is an
-/// answer, a redirection too, as its body says why.
-pub(super) fn agent() -> Agent {
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::PlatformVerifier)
-        .build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
-        .build();
-    with_parts(config)
-}
-
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum RequestError {
     #[error("could not sign the request: {0}")]
     Sign(#[from] S3Error),
     #[error("could not make the request: {0}")]
@@ -219,12 +209,12 @@ pub(super) enum Fault {
     Send(#[from] ureq::Error),
 }
 
-impl Answer {
+impl S3Answer {
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// There is no such object; a missing bucket is something else.
+    /// Whether there is no such object; a missing bucket is something else.
     pub(super) fn is_missing(&self) -> bool {
         self.status == 404 && self.code() == "NoSuchKey"
     }
@@ -247,5 +237,149 @@ impl Answer {
             .replace("&quot;", "\"")
             .replace("&apos;", "'")
             .replace("&amp;", "&")
+    }
+}
+
+/// Whether the vCon at hand is to blame for an answer.
+pub(super) fn is_the_vcons(status: u16, code: &str) -> bool {
+    status == 413
+        || matches!(
+            code,
+            "EntityTooLarge" | "MaxMessageLengthExceeded" | "InvalidObjectState"
+        )
+}
+
+/// What a person can do about an answer.
+pub(super) fn advice(status: u16, code: &str) -> Option<&'static str> {
+    Some(match (status, code) {
+        (_, "NoSuchBucket") => "create the bucket, or mend `aws_bucket`",
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch") => {
+            "see to `aws_access_key_id` and `aws_secret_access_key`"
+        }
+        (_, "ExpiredToken" | "InvalidToken") => "see to the keys and `aws_session_token`",
+        (_, "AccessDenied" | "AllAccessDisabled" | "AccountProblem") => {
+            "allow these keys to get, put and delete objects in the bucket"
+        }
+        (_, "RequestTimeTooSkewed") => "set this machine's clock",
+        (301 | 307, _) | (_, "PermanentRedirect" | "AuthorizationHeaderMalformed") => {
+            "see to `aws_region` and `endpoint_url`"
+        }
+        (404 | 405 | 501, "") => "this is no S3: see to `endpoint_url`",
+        _ => return None,
+    })
+}
+
+/// What a fuzzer runs on answers.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub mod fuzz {
+    use super::super::is_day;
+    use super::{S3Answer, advice, is_the_vcons};
+
+    /// The first two bytes are the status, the rest is the body.
+    pub fn answer(data: &[u8]) {
+        let Some((status, body)) = data.split_first_chunk::<2>() else {
+            return;
+        };
+        let answer = S3Answer {
+            status: 100 + u16::from_be_bytes(*status) % 500,
+            body: body.to_vec(),
+            is_cut: status[0] > 127,
+        };
+        for name in ["Code", "Message"] {
+            let text = answer.element(name);
+            assert!(text.chars().count() <= 300, "{text:?}");
+        }
+        let code = answer.code();
+        if is_the_vcons(answer.status, &code) {
+            assert!(!answer.is_success() || !code.is_empty());
+        }
+        let _ = advice(answer.status, &code);
+        assert!(!answer.is_missing() || answer.status == 404);
+        if let Ok(text) = std::str::from_utf8(body) {
+            let day = text.trim();
+            if is_day(day) {
+                // It becomes part of a key.
+                assert!(!day.contains("..") && day.split('/').count() == 3);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_classified_as_the_table_says() {
+        for (status, code) in [
+            (400, "EntityTooLarge"),
+            (413, ""),
+            (400, "MaxMessageLengthExceeded"),
+            (403, "InvalidObjectState"),
+        ] {
+            assert!(is_the_vcons(status, code), "{status} {code}");
+        }
+        for (status, code) in [
+            (301, "PermanentRedirect"),
+            (400, ""),
+            (400, "AuthorizationHeaderMalformed"),
+            (400, "BadDigest"),
+            (400, "ExpiredToken"),
+            (400, "RequestTimeout"),
+            (403, "AccessDenied"),
+            (403, "InvalidAccessKeyId"),
+            (403, "RequestTimeTooSkewed"),
+            (403, "SignatureDoesNotMatch"),
+            (404, ""),
+            (404, "NoSuchBucket"),
+            (405, ""),
+            (408, ""),
+            (409, "OperationAborted"),
+            (429, ""),
+            (500, "InternalError"),
+            (501, "NotImplemented"),
+            (503, "SlowDown"),
+            (507, ""),
+        ] {
+            assert!(!is_the_vcons(status, code), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn what_a_person_can_do_fits_the_answer() {
+        let bucket = "create the bucket, or mend `aws_bucket`";
+        let keys = "see to `aws_access_key_id` and `aws_secret_access_key`";
+        let token = "see to the keys and `aws_session_token`";
+        let rights = "allow these keys to get, put and delete objects in the bucket";
+        let region = "see to `aws_region` and `endpoint_url`";
+        let stranger = "this is no S3: see to `endpoint_url`";
+        for (status, code, expected) in [
+            (404, "NoSuchBucket", Some(bucket)),
+            (403, "InvalidAccessKeyId", Some(keys)),
+            (403, "SignatureDoesNotMatch", Some(keys)),
+            (400, "ExpiredToken", Some(token)),
+            (400, "InvalidToken", Some(token)),
+            (403, "AccessDenied", Some(rights)),
+            (403, "AllAccessDisabled", Some(rights)),
+            (403, "AccountProblem", Some(rights)),
+            (
+                403,
+                "RequestTimeTooSkewed",
+                Some("set this machine's clock"),
+            ),
+            (301, "", Some(region)),
+            (307, "TemporaryRedirect", Some(region)),
+            (400, "PermanentRedirect", Some(region)),
+            (400, "AuthorizationHeaderMalformed", Some(region)),
+            (404, "", Some(stranger)),
+            (405, "", Some(stranger)),
+            (501, "", Some(stranger)),
+            (405, "MethodNotAllowed", None),
+            (403, "", None),
+            (503, "SlowDown", None),
+        ] {
+            assert_eq!(advice(status, code), expected, "{status} {code}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use crossbeam_channel::bounded;
 
 use super::*;
 use crate::failure::FailureKind;
-use crate::http::tests::{FLOOD, FLOODS, flood, request as read_request, serve_with};
+use crate::http_client::tests::{FLOOD, FLOODS, flood, request as read_request, serve_with};
 use crate::vcon::{Vcon, Version};
 
 /// Answers one connection for each status and body.
@@ -166,14 +166,14 @@ fn s3(prefix: &str) -> S3 {
         bucket: None,
         prefix: prefix.to_owned(),
         timeout: Duration::from_secs(1),
-        agent: agent(),
+        agent: http_client::agent(),
         write_refused: false,
         superseded: None,
     }
 }
 
-fn answer(status: u16, body: &str) -> Answer {
-    Answer {
+fn answer(status: u16, body: &str) -> S3Answer {
+    S3Answer {
         status,
         body: body.as_bytes().to_vec(),
         is_cut: false,

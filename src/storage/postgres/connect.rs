@@ -1,4 +1,5 @@
-//! Where the server is: one host or several, with their ports, as for PostgreSQL's own clients.
+//! The way to the server: one host or several, with their ports, as for PostgreSQL's own clients; with TLS or
+//! without; with startup options or, if a pooler refuses them, without.
 //!
 //! | option | default | |
 //! |---|---|---|
@@ -11,18 +12,28 @@
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use postgres::Config;
-use postgres::config::TargetSessionAttrs;
+use postgres::config::{SslMode, TargetSessionAttrs};
+use postgres::{Client, Config, Error, NoTls};
+use uuid::Uuid;
 
+use super::errors::{is_crowded, may_work_without_options, may_work_without_tls, reason, refused};
+use super::session::startup_options;
+use super::statements::Table;
+use super::tls::Tls;
+use super::wire::{CallLimits, Wire};
 use crate::options::Options;
 
-/// What `port` must be.
+/// A server that acknowledges nothing for this long is gone.
+const VANISHED: Duration = Duration::from_secs(20);
+
+/// The fault of an option `port` that is wrong.
 const PORTS: &str =
     "must be whole numbers from 1 to 65535: one for all hosts, or one for each host";
 
-/// Options of PostgreSQL's own clients that say where the server is, and what to use here.
+/// Options of PostgreSQL's own clients that are not supported, and the ones to use instead.
 const NOT_HERE: &[(&str, &str)] = &[
     ("service", "host, port, database, user and password"),
     ("servicefile", "host, port, database, user and password"),
@@ -35,7 +46,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("dbname", "database"),
 ];
 
-/// The hosts and ports, and which of the servers will do.
+/// The hosts and ports, and whether any of the servers is acceptable or only one that writes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Hosts {
     /// Never empty.
@@ -61,7 +72,7 @@ impl Hosts {
         }
     }
 
-    /// Puts into the configuration of the client which of the servers will do.
+    /// Tells the client library which servers are acceptable.
     pub(super) fn add_to(&self, config: &mut Config) {
         if self.wants_writes {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -79,7 +90,8 @@ impl Hosts {
         self.are_sockets
     }
 
-    /// Whether nobody on a network can take their place, as far as their names tell.
+    /// Whether all of them are on this host, as far as their names tell: nobody on a network can take
+    /// their place.
     pub(super) fn are_local(&self) -> bool {
         let is_local = |name: &str| {
             let address: Option<IpAddr> = name.parse().ok();
@@ -118,8 +130,8 @@ impl Host {
         }
     }
 
-    /// This configuration for each address of the host. Given several, the client tells only why the last
-    /// one failed, which does not show how another is to be tried again.
+    /// Returns this configuration for each address of the host. Given several, the client library
+    /// reports only why the last one failed, which does not show how to try another one again.
     pub(super) fn configs(&self, config: &Config) -> Result<Vec<Config>, String> {
         let mut config = config.clone();
         config.host(&self.name).port(self.port);
@@ -178,7 +190,7 @@ fn names(options: &mut Options) -> Vec<String> {
     names
 }
 
-/// A port for each of so many hosts.
+/// The port of each host.
 fn ports(options: &mut Options, count: usize) -> Vec<u16> {
     let mut given = items(options, "port");
     if given.len() < 2 {
@@ -218,8 +230,152 @@ fn wants_writes(options: &mut Options, count: usize) -> bool {
     }
 }
 
+/// Everything that is needed to open a session.
+#[derive(Clone)]
+pub(super) struct ServerAccess {
+    /// Tried in this order.
+    pub(super) hosts: Vec<Host>,
+    /// Without a host.
+    pub(super) config: Config,
+    /// `None` over a Unix socket.
+    pub(super) tls: Option<Tls>,
+    pub(super) table: Table,
+    pub(super) statement_timeout: Duration,
+    /// The time limit for opening a session.
+    pub(super) connect_limit: Duration,
+}
+
+/// A connection, and the wire that made it; `None` over a Unix socket.
+pub(super) type Connected = (Client, Option<Wire>);
+
+impl ServerAccess {
+    /// Connects to the first acceptable host. Tries each in all ways before the next: one that needs
+    /// another way must not be lost because the last one is down.
+    pub(super) fn connect(&self, id: Uuid, limits: &CallLimits) -> Result<Connected, DialError> {
+        let mut config = self.config.clone();
+        config.tcp_user_timeout(VANISHED);
+        first(self.hosts.iter().map(|host| {
+            let connected = self.connect_to(host, &config, id, limits);
+            connected.map_err(|mut refusal| {
+                if self.hosts.len() > 1 {
+                    refusal.why = format!("{}: {}", host.shown(), refusal.why);
+                }
+                refusal
+            })
+        }))
+    }
+
+    fn connect_to(
+        &self,
+        host: &Host,
+        config: &Config,
+        id: Uuid,
+        limits: &CallLimits,
+    ) -> Result<Connected, DialError> {
+        let configs = host.configs(config)?;
+        first(configs.into_iter().map(|plain| {
+            if host.refuses_options.load(Ordering::Relaxed) {
+                return self.dial(plain, limits);
+            }
+            let mut config = plain.clone();
+            config.options(&startup_options(self.statement_timeout, id));
+            match self.dial(config, limits) {
+                Err(refusal) if refusal.may_be_for_options => {
+                    let connected = self.dial(plain, limits)?;
+                    host.refuses_options.store(true, Ordering::Relaxed);
+                    Ok(connected)
+                }
+                dialled => dialled,
+            }
+        }))
+    }
+
+    /// Connects with or without TLS, as `sslmode` says.
+    fn dial(&self, mut config: Config, limits: &CallLimits) -> Result<Connected, DialError> {
+        let Some(tls) = &self.tls else {
+            config.ssl_mode(SslMode::Disable);
+            let client = config.connect(NoTls);
+            return client.map(|it| (it, None)).map_err(DialError::from);
+        };
+        let mut addresses = config.get_hostaddrs().iter();
+        let is_local = addresses.all(|it| it.to_canonical().is_loopback());
+        let mut wire = tls.wire(is_local, limits)?;
+        let client = match wire.connect(config.clone()) {
+            Err(error) if tls.is_optional() && may_work_without_tls(&error) => {
+                wire.tls = None;
+                wire.connect(config).map_err(|second| {
+                    let is_refused = refused(&second).is_some();
+                    let mut refusal = DialError::from(second);
+                    // The first error is nearer to the cause.
+                    refusal.why = match is_refused {
+                        true => format!("{}; without TLS: {}", reason(&error), refusal.why),
+                        false => reason(&error),
+                    };
+                    refusal
+                })?
+            }
+            client => client?,
+        };
+        Ok((client, Some(wire)))
+    }
+}
+
+/// Returns the first success. If there is none, the error has each reason once.
+fn first<T>(attempts: impl Iterator<Item = Result<T, DialError>>) -> Result<T, DialError> {
+    let (mut reasons, mut is_crowded) = (Vec::new(), false);
+    for attempt in attempts {
+        match attempt {
+            Ok(done) => return Ok(done),
+            Err(refusal) => {
+                is_crowded |= refusal.is_crowded;
+                if !reasons.contains(&refusal.why) {
+                    reasons.push(refusal.why);
+                }
+            }
+        }
+    }
+    let mut refusal = DialError::from(reasons.join("; "));
+    refusal.is_crowded = is_crowded;
+    Err(refusal)
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) struct DialError {
+    pub(super) why: String,
+    /// A connection without the startup parameter `options` may succeed.
+    may_be_for_options: bool,
+    /// There are too many already.
+    pub(super) is_crowded: bool,
+}
+
+impl From<Error> for DialError {
+    fn from(error: Error) -> Self {
+        Self {
+            why: reason(&error),
+            may_be_for_options: may_work_without_options(&error) && !is_crowded(&error),
+            is_crowded: is_crowded(&error),
+        }
+    }
+}
+
+impl From<String> for DialError {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            may_be_for_options: false,
+            is_crowded: false,
+        }
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
     use postgres::config::Host as WireHost;
 
     use super::*;
@@ -353,5 +509,109 @@ mod tests {
         ] {
             assert_eq!(read(yaml).1, [fault], "{yaml}");
         }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The next packet of a client that has not yet begun its session.
+    fn packet(client: &mut TcpStream) -> Vec<u8> {
+        let mut length = [0; 4];
+        client.read_exact(&mut length).unwrap();
+        let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
+        client.read_exact(&mut packet).unwrap();
+        packet
+    }
+
+    /// A server that says no to the first client, with this state, and lets the next in, which does
+    /// without what `is_refused` finds in the first packets of a client.
+    fn takes_the_second(state: &'static str, is_refused: fn(&[u8]) -> bool) -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut packets = packet(&mut stream);
+                // A request for TLS.
+                if packets == 80_877_103_u32.to_be_bytes() {
+                    stream.write_all(b"N").unwrap();
+                    packets.extend(packet(&mut stream));
+                }
+                if is_refused(&packets) {
+                    let error = format!("SFATAL\0VFATAL\0C{state}\0Mnot so\0\0");
+                    stream.write_all(b"E").unwrap();
+                    let length = u32::try_from(error.len() + 4).unwrap();
+                    stream.write_all(&length.to_be_bytes()).unwrap();
+                    stream.write_all(error.as_bytes()).unwrap();
+                } else {
+                    stream
+                        .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
+                        .unwrap();
+                    return;
+                }
+            }
+        });
+        Host::new("127.0.0.1", port)
+    }
+
+    fn nobody() -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Host::new("127.0.0.1", listener.local_addr().unwrap().port())
+    }
+
+    fn access(hosts: Vec<Host>) -> ServerAccess {
+        let mut config = Config::new();
+        config.user("u").password("p");
+        ServerAccess {
+            hosts,
+            config,
+            tls: Some(Tls::read(&mut Options::from_yaml("sslmode: prefer"))),
+            table: Table::parse("vcons").unwrap(),
+            statement_timeout: SECOND,
+            connect_limit: SECOND,
+        }
+    }
+
+    #[test]
+    fn a_host_that_needs_another_way_is_used_while_the_others_are_down() {
+        let has_options = |packets: &[u8]| packets.windows(8).any(|part| part == b"options\0");
+        let asked_for_tls = |packets: &[u8]| packets.starts_with(&80_877_103_u32.to_be_bytes());
+        for position in 0..3 {
+            for (state, is_refused) in [
+                ("08P01", has_options as fn(&[u8]) -> bool),
+                ("28000", asked_for_tls),
+            ] {
+                let mut hosts = vec![nobody(), nobody()];
+                hosts.insert(position, takes_the_second(state, is_refused));
+                let access = access(hosts);
+                let connected = access.connect(Uuid::nil(), &CallLimits::default());
+                let refused = connected.err().map(|refusal| refusal.why);
+                assert_eq!(refused, None, "{position}, {state}");
+                // Another host may still take them.
+                for (number, host) in access.hosts.iter().enumerate() {
+                    let refuses = host.refuses_options.load(Ordering::Relaxed);
+                    assert_eq!(refuses, number == position && state == "08P01");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn why_there_is_no_connection_is_told_for_each_of_several_hosts() {
+        let hosts = vec![nobody(), takes_the_second("28P01", |_| true)];
+        let [first, second] = [hosts[0].shown(), hosts[1].shown()];
+        let refused = |hosts: &[Host]| {
+            let limits = CallLimits::default();
+            let connected = access(hosts.to_vec()).connect(Uuid::nil(), &limits);
+            connected.err().unwrap().why
+        };
+        let why = refused(&hosts);
+        assert!(
+            why.starts_with(&format!("{first}: error connecting")),
+            "{why}"
+        );
+        assert!(why.contains(&format!("; {second}: ")), "{why}");
+        assert!(why.contains("not so (SQLSTATE 28P01)"), "{why}");
+        let why = refused(&hosts[..1]);
+        assert!(why.starts_with("error connecting"), "{why}");
     }
 }

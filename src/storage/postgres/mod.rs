@@ -8,7 +8,7 @@
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `host`, `port`, `target_session_attrs` | `localhost`, `5432` | see the module `hosts` |
+//! | `host`, `port`, `target_session_attrs` | `localhost`, `5432` | see the module `connect` |
 //! | `database`, `user` | required | |
 //! | `password` | none | |
 //! | `table_name` | `vcons` | or `schema.table` |
@@ -17,29 +17,27 @@
 //! | `connect_timeout` | `10` | seconds, for each host |
 //! | `statement_timeout` | `30` | seconds; the server ends the statement |
 //!
-//! There may be a pooler in between, and a write that comes late must not undo a later one: see the module
+//! There may be a pooler in between, and a late write must not undo a newer one: see the module
 //! `statements`.
 //!
-//! A call that gets no answer is cut off some seconds after its time on the server; see the module
-//! `watchdog`. How the server learns its time, also when the deadline leaves less, is told in the module
-//! `session`.
-//!
-//! What a server may send, and when it gets the password in clear text, is told in the modules `wire` and
-//! `tls`.
-//!
-//! Which errors are transient and which permanent stands in one table, in the module `fault`: what
-//! ails the server, the login or the table is waited out; data that it does not take is refused.
+//! | module | owns |
+//! |---|---|
+//! | `connect` | the hosts, and the ways to connect to them |
+//! | `tls` | `sslmode`, and when a server gets the password in clear text |
+//! | `wire` | the stream to the server: what a server may send, and how long a call may take |
+//! | `session` | a connection with its statements, and the time that the server gives a statement |
+//! | `pool` | the sessions that the lanes of a worker share |
+//! | `statements` | the table, and the SQL to save, read and delete |
+//! | `errors` | what an error means: those of the server, the login or the table are waited out; data that the table does not take is refused |
 
-mod fault;
+mod connect;
+mod errors;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
-mod hosts;
 mod pool;
 mod session;
 mod statements;
-mod table;
 mod tls;
-mod watchdog;
 mod wire;
 
 use std::sync::Arc;
@@ -47,39 +45,38 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Config, Error};
 
-use self::fault::{
+use self::connect::{Hosts, ServerAccess};
+use self::errors::{
     is_bad_data, is_cancelled, is_chance, is_crowded, is_outdated, is_the_vcons, reason, refused,
 };
-use self::hosts::Hosts;
-use self::pool::{Permit, Pool, Turn};
-use self::session::{Access, NotOpened, Session, limited, shorter};
-use self::statements::{Document, Done, NewRow, Statements};
-use self::table::Table;
+pub use self::pool::share_latest_refusal;
+use self::pool::{Checkout, Permit, Pool, note_refused};
+use self::session::{OpenError, Session, limited, shorter};
+use self::statements::{Jsonb, NewRow, StatementResult, Statements, Table};
 use self::tls::Tls;
-use self::wire::Refused;
-use super::bounded::Bounded;
-use super::crowd;
-use super::{Room, Storage};
+use self::wire::RejectedAnswer;
+use super::timed_call::TimedCalls;
+use super::{ConnectionLimit, Storage};
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::options::Options;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
 
-/// What a call gets beyond the time it has on the server or the socket.
+/// How much longer than its time at the server or on the socket a call may take.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the query of a probe may take.
 const PROBE: Duration = Duration::from_secs(5);
 
 /// How long a lane waits for a session in one call, if the server has no room for another.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SESSION_WAIT: Duration = Duration::from_secs(2);
 
-/// A session is not kept after a document of more bytes: its buffers stay as large as the largest
-/// one that went through them.
+/// A session is closed after a document of more bytes: its buffers stay as large as the largest document
+/// that went through them.
 const LARGE: usize = 4 << 20;
 
-type Answer = Result<Done, Error>;
-type Work = dyn Fn(&mut Client, &Statements, Limit) -> Answer + Send;
+type WorkResult = Result<StatementResult, Error>;
+type SessionWork = dyn Fn(&mut Client, &Statements, Limit) -> WorkResult + Send;
 
 /// Reads the options.
 pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
@@ -128,7 +125,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             hosts.shown()
         ),
         way: (!hosts.are_local()).then(|| tls.described()),
-        access: Access {
+        access: ServerAccess {
             hosts: hosts.each(),
             config,
             tls: (!hosts.are_sockets()).then_some(tls),
@@ -140,8 +137,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         meets_rows: false,
         is_slow: false,
         pool: options.common(),
-        room: Vec::new(),
-        bounded: Bounded::new(),
+        connection_limits: Vec::new(),
+        timed_calls: TimedCalls::new(),
     })
 }
 
@@ -157,18 +154,18 @@ fn timeout(options: &mut Options, key: &str, default: f64) -> Duration {
 struct Postgres {
     /// What messages call it.
     server: String,
-    /// What there is to know of the way to a server that is not local.
+    /// A description of the way to a server that is not local, for `check`.
     way: Option<&'static str>,
-    access: Access,
+    access: ServerAccess,
     statement_limit: Duration,
-    /// The last save has found a row: the next one looks for it first.
+    /// The last save found a row: the next one looks for a row first.
     meets_rows: bool,
     /// The last call was too slow.
     is_slow: bool,
     pool: Arc<Pool>,
-    /// What the last check has found.
-    room: Vec<Room>,
-    bounded: Bounded,
+    /// The limits on connections that the last check found.
+    connection_limits: Vec<ConnectionLimit>,
+    timed_calls: TimedCalls,
 }
 
 impl Storage for Postgres {
@@ -178,23 +175,23 @@ impl Storage for Postgres {
             version: vcon.version.as_str().to_owned(),
             created_at: vcon.created_or_now().local,
             subject: vcon.subject.clone(),
-            json: Document(Arc::clone(&vcon.json)),
+            json: Jsonb(Arc::clone(&vcon.json)),
         };
         let row_first = self.meets_rows;
         let work = move |client: &mut Client, statements: &Statements, limit: Limit| {
             statements.save(client, &row, row_first, limit)
         };
         let what = format!("save vCon {}", vcon.id);
-        let call = Call {
+        let call = SessionCall {
             what: &what,
             own: self.statement_limit,
             deadline,
             is_large: vcon.json.len() > LARGE,
         };
         match self.run(&call, Box::new(work)) {
-            Err(Trouble::Refused(error)) => {
+            Err(CallError::Server(error)) => {
                 let mut failure = self.failure(&what, &error);
-                // The server says so in its own language.
+                // The server says this only in the language that it is set to.
                 if is_bad_data(&error) && has_nul(vcon) {
                     failure.message.push_str(
                         "; the vCon holds a NUL character (\\u0000), which PostgreSQL cannot hold",
@@ -202,9 +199,9 @@ impl Storage for Postgres {
                 }
                 Err(failure)
             }
-            Err(Trouble::Away(failure)) => Err(failure),
+            Err(CallError::Unavailable(failure)) => Err(failure),
             Ok(done) => {
-                self.meets_rows = matches!(done, Done::Saved { had_row: true });
+                self.meets_rows = matches!(done, StatementResult::Saved { had_row: true });
                 Ok(())
             }
         }
@@ -218,16 +215,16 @@ impl Storage for Postgres {
         };
         let call = self.call(&what, self.statement_limit, deadline);
         match self.run(&call, Box::new(work)) {
-            Ok(Done::Found(document)) => Ok(document),
+            Ok(StatementResult::Found(document)) => Ok(document),
             Ok(_) => Ok(None),
-            Err(Trouble::Refused(error)) if is_too_long(&error) => {
+            Err(CallError::Server(error)) if is_too_long(&error) => {
                 let most = LARGEST_DOCUMENT >> 20;
                 let message = self.message(&what);
                 Err(Failure::permanent(format!(
                     "{message}: the document is larger than {most} MiB"
                 )))
             }
-            Err(trouble) => Err(self.told(&what, trouble)),
+            Err(error) => Err(self.failure_of(&what, error)),
         }
     }
 
@@ -240,30 +237,30 @@ impl Storage for Postgres {
         let call = self.call(&what, self.statement_limit, Deadline::NONE);
         match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
-            Err(trouble) => Err(self.told(&what, trouble)),
+            Err(error) => Err(self.failure_of(&what, error)),
         }
     }
 
-    /// A wait for a session, a statement in one that turns out to be of no use, a new session, and the
-    /// statement once more.
+    /// The longest case: wait for a session, run the statement in a stale one, open a new session, run
+    /// the statement again.
     fn longest_call(&self) -> Duration {
-        self.access.connect_limit + self.statement_limit.saturating_mul(2) + PATIENCE
+        self.access.connect_limit + self.statement_limit.saturating_mul(2) + SESSION_WAIT
     }
 
-    /// Saves a row and takes it back: that needs a session, the table with its columns, the rights, a
-    /// server that writes and has room on its disk, and nobody who locks the table.
+    /// Saves a row and rolls back. That needs a session, the table with its columns, the rights, a
+    /// server that writes and has room on its disk, and a table that nobody locks.
     fn probe(&mut self) -> Result<(), Failure> {
         let work =
             |client: &mut Client, statements: &Statements, _: Limit| statements.try_save(client);
         let call = self.call("write", PROBE, Deadline::NONE);
         match self.run(&call, Box::new(work)) {
             Ok(_) => Ok(()),
-            Err(trouble) => Err(self.told("write", trouble)),
+            Err(error) => Err(self.failure_of("write", error)),
         }
     }
 
-    fn room(&mut self) -> Vec<Room> {
-        std::mem::take(&mut self.room)
+    fn connection_limits(&mut self) -> Vec<ConnectionLimit> {
+        std::mem::take(&mut self.connection_limits)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
@@ -271,10 +268,10 @@ impl Storage for Postgres {
         let message = self.message("look for its table");
         let limit = Deadline::NONE.begin(PROBE);
         let look = move || session::look_around(&access);
-        let found = self.bounded.run(&message, limit, look)?;
+        let found = self.timed_calls.run(&message, limit, look)?;
         let found = found.map_err(|why| Failure::transient(format!("{message}: {why}")))?;
-        let (has_table, room) = found;
-        self.room = room;
+        let (has_table, limits) = found;
+        self.connection_limits = limits;
         let mut said = "answers".to_owned();
         if has_table {
             self.probe()?;
@@ -288,34 +285,34 @@ impl Storage for Postgres {
     }
 }
 
-/// What is to be done in a session.
-struct Call<'a> {
+/// A call in a session, and its limits.
+struct SessionCall<'a> {
     /// What messages call it.
     what: &'a str,
-    /// How long it may take by itself.
+    /// Its own time limit; the deadline may leave less.
     own: Duration,
     deadline: Deadline,
-    /// Whether the session has large buffers after it.
+    /// Whether the session keeps large buffers afterwards.
     is_large: bool,
 }
 
-/// Why some work was not done.
-enum Trouble {
+/// Why a call failed.
+enum CallError {
     /// There is no session, or no answer.
-    Away(Failure),
-    /// The server's answer in a session.
-    Refused(Error),
+    Unavailable(Failure),
+    /// The server's error in a session.
+    Server(Error),
 }
 
-impl From<Failure> for Trouble {
+impl From<Failure> for CallError {
     fn from(failure: Failure) -> Self {
-        Self::Away(failure)
+        Self::Unavailable(failure)
     }
 }
 
 impl Postgres {
-    fn call<'a>(&self, what: &'a str, own: Duration, deadline: Deadline) -> Call<'a> {
-        Call {
+    fn call<'a>(&self, what: &'a str, own: Duration, deadline: Deadline) -> SessionCall<'a> {
+        SessionCall {
             what,
             own,
             deadline,
@@ -323,9 +320,13 @@ impl Postgres {
         }
     }
 
-    /// Does the work in a session that was idle, or a new one. One that was idle may have died or become
-    /// outdated since its last use; the work is idempotent and is then done once more in another one.
-    fn run(&mut self, call: &Call<'_>, mut work: Box<Work>) -> Result<Done, Trouble> {
+    /// Does the work in an idle session, or in a new one. An idle session may have died or become
+    /// outdated since its last use: then the work, which is idempotent, is done again in another one.
+    fn run(
+        &mut self,
+        call: &SessionCall<'_>,
+        mut work: Box<SessionWork>,
+    ) -> Result<StatementResult, CallError> {
         let what = call.what;
         let mut until = None;
         loop {
@@ -338,90 +339,92 @@ impl Postgres {
             if let Err(e) = &answer
                 && is_crowded(e)
             {
-                // A pooler has let us in, and has no connection to the server for us.
-                crowd::note_refused();
-                return Err(Trouble::Away(self.crowded(what, &reason(e))));
+                // A pooler accepted the connection, and has none to the server for it.
+                note_refused();
+                return Err(CallError::Unavailable(self.crowded(what, &reason(e))));
             }
             let is_of_use = !answer.as_ref().is_err_and(is_outdated);
             if let Some(session) = session.filter(|_| is_of_use && !call.is_large) {
                 self.pool.put_back(session);
             }
             match answer {
-                Ok(Done::TooLate) => {
+                Ok(StatementResult::TooLate) => {
                     let message = format!("{}: not done within {limit}", self.message(what));
-                    return Err(Trouble::Away(Failure::busy(message)));
+                    return Err(CallError::Unavailable(Failure::busy(message)));
                 }
                 Ok(done) => return Ok(done),
                 Err(e) if is_cancelled(&e) => {
                     if limit.time() < self.access.statement_timeout {
                         let message = format!("{}: {}", self.message(what), reason(&e));
                         let message = format!("{message}; no answer within {limit}");
-                        return Err(Trouble::Away(Failure::slow(message)));
+                        return Err(CallError::Unavailable(Failure::slow(message)));
                     }
-                    return Err(Trouble::Refused(e));
+                    return Err(CallError::Server(e));
                 }
                 Err(e) if is_outdated(&e) || !has_session => {
                     if !kept || is_too_long(&e) {
-                        return Err(Trouble::Refused(e));
+                        return Err(CallError::Server(e));
                     }
                     let name = self.message(what);
                     log::debug!("{name}: {}; connecting anew", reason(&e));
-                    // Those beside it are as old.
+                    // The other idle sessions are as old.
                     self.pool.forget_idle();
                 }
-                Err(e) => return Err(Trouble::Refused(e)),
+                Err(e) => return Err(CallError::Server(e)),
             }
         }
     }
 
-    /// A session, and whether it is one that was idle. One that the server has no room for is waited for,
-    /// for the time of one call.
+    /// Returns a session, and whether it was idle before. If the server has no room for another, waits
+    /// for one for the time of one call.
     fn session(
         &mut self,
-        call: &Call<'_>,
+        call: &SessionCall<'_>,
         until: &mut Option<Instant>,
-    ) -> Result<(Session, bool), Trouble> {
+    ) -> Result<(Session, bool), CallError> {
         loop {
             let until = *until.get_or_insert_with(|| {
-                let patience = call.deadline.begin(PATIENCE).time();
-                Instant::now() + patience
+                let timeout = call.deadline.begin(SESSION_WAIT).time();
+                Instant::now() + timeout
             });
-            let patience = until.saturating_duration_since(Instant::now());
-            match self.pool.take(patience) {
-                Turn::Session(session) => return Ok((*session, true)),
-                Turn::Open(permit) => {
+            let timeout = until.saturating_duration_since(Instant::now());
+            match self.pool.take(timeout) {
+                Checkout::Session(session) => return Ok((*session, true)),
+                Checkout::MayOpen(permit) => {
                     if let Some(session) = self.connect(call.what, call.deadline, permit)? {
                         return Ok((session, false));
                     }
                 }
-                Turn::Nothing(why) => return Err(Trouble::Away(self.crowded(call.what, &why))),
+                Checkout::NoRoom(why) => {
+                    return Err(CallError::Unavailable(self.crowded(call.what, &why)));
+                }
             }
         }
     }
 
-    /// Does the work in this session, for as long as `limit` leaves, under its watchdog; where that cannot
-    /// cut a connection, on a thread of its own, which is left behind with a call that hangs. The session
-    /// comes back where it can be used again.
+    /// Does the work in this session, for as long as `limit` leaves. Over a Unix socket, which cannot be cut,
+    /// it does so on a thread of its own, and leaves that behind with a call that hangs. Returns the session
+    /// if it can be used again.
     fn attempt(
         &mut self,
         what: &str,
         limit: Limit,
         mut session: Session,
-        work: Box<Work>,
-    ) -> Result<(Option<Session>, Box<Work>, Answer), Failure> {
+        work: Box<SessionWork>,
+    ) -> Result<(Option<Session>, Box<SessionWork>, WorkResult), Failure> {
         let own = self.access.statement_timeout;
         let times = session.times(own, limit);
         let at_server =
             (self.is_slow && !session.is_direct).then(|| shorter(own, limit).unwrap_or(own));
-        let can_cut = session.watchdog.can_cut();
+        let (can_cut, limits) = (session.can_cut, session.limits.clone());
         let call = move || {
             let Session {
                 client,
                 statements,
-                watchdog,
+                limits: of_session,
                 ..
             } = &mut session;
-            let (answer, is_usable) = watchdog.during(times, || match at_server {
+            let (answer, is_usable) = of_session.during(times, || match at_server {
                 Some(timeout) => limited(client, timeout, |client| work(client, statements, limit)),
                 None => (work(client, statements, limit), true),
             });
@@ -433,10 +436,11 @@ impl Postgres {
             call()
         } else {
             let name = self.message(what);
-            self.bounded.run(&name, limit, call)?
+            let cancel = || limits.cancel();
+            self.timed_calls
+                .run_or_cancel(&name, limit, (times.cancel, &cancel), call)?
         };
-        let (was_cancelled, was_cut) =
-            (session.watchdog.has_cancelled(), session.watchdog.has_cut());
+        let (was_cancelled, was_cut) = (session.limits.has_cancelled(), session.limits.has_cut());
         let counts = match &answer {
             // An answer may have come just before the cut. But a commit that was cancelled while it waited
             // for a standby is a success for the server, and the standby may not have it.
@@ -449,14 +453,14 @@ impl Postgres {
                 "{what}: no answer within {limit}"
             )));
         }
-        // Also after another error: a pooler may refuse transactions.
+        // After any other error as well: a pooler may refuse transactions.
         self.is_slow = answer.as_ref().is_err_and(is_cancelled);
-        // A request to cancel may still be under way, and would meet the next call.
+        // A request to cancel may still be on its way, and would hit the next call.
         let is_usable = is_usable && !was_cancelled && !was_cut;
         Ok((is_usable.then_some(session), work, answer))
     }
 
-    /// A new session; `None` if the server has no room for it.
+    /// Opens a session; returns `None` if the server has no room for it.
     fn connect(
         &mut self,
         what: &str,
@@ -468,10 +472,10 @@ impl Postgres {
         access.connect_limit = limit.time();
         let name = format!("{} (connecting)", self.message(what));
         let open = move || Session::open(&access, permit);
-        match self.bounded.run(&name, limit, open)? {
+        match self.timed_calls.run(&name, limit, open)? {
             Ok(session) => Ok(Some(session)),
-            Err(NotOpened::Crowded) => Ok(None),
-            Err(NotOpened::Refused(why)) => {
+            Err(OpenError::Crowded) => Ok(None),
+            Err(OpenError::Failed(why)) => {
                 let message = format!("{}: {why}", self.message(what));
                 Err(Failure::transient(message))
             }
@@ -486,10 +490,10 @@ impl Postgres {
         format!("{}: could not {what}", self.server)
     }
 
-    fn told(&self, what: &str, trouble: Trouble) -> Failure {
-        match trouble {
-            Trouble::Away(failure) => failure,
-            Trouble::Refused(error) => self.failure(what, &error),
+    fn failure_of(&self, what: &str, error: CallError) -> Failure {
+        match error {
+            CallError::Unavailable(failure) => failure,
+            CallError::Server(error) => self.failure(what, &error),
         }
     }
 
@@ -508,7 +512,7 @@ impl Postgres {
 }
 
 fn is_too_long(error: &Error) -> bool {
-    matches!(refused(error), Some(Refused::TooLong(_)))
+    matches!(refused(error), Some(RejectedAnswer::TooLong(_)))
 }
 
 fn has_nul(vcon: &Outgoing) -> bool {

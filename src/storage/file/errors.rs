@@ -1,10 +1,10 @@
-//! What a fault of the file system means for the vCon, and what a person can do about it.
+//! What an error of the file system means for the vCon, and what a person can do about it.
 //!
-//! A fault of the place meets every vCon alike: it is waited out, whoever mends it, or a full disk
-//! would fill the dead letter queue. What only this one vCon meets will not pass by waiting. What is
-//! refused is the vCon's fault unless others meet it, too.
+//! An error of the directory or the disk affects every vCon alike and is waited out; otherwise a full disk
+//! would fill the dead letter queue. An error that affects only this vCon does not pass by waiting: it is
+//! refused, which counts as the vCon's fault unless others are refused too.
 //!
-//! | fault | met while | class |
+//! | error | while | class |
 //! |---|---|---|
 //! | ENOSPC, EDQUOT, EROFS, EIO, ESTALE, EMFILE, ENFILE, ENOMEM, … | anything | transient |
 //! | EACCES, EPERM | anything | transient: the directory's rights, which may be taken away between two steps of one save |
@@ -12,7 +12,7 @@
 //! | ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL, EXDEV | anything | transient: `path`, a link or a mount in it |
 //! | EISDIR | the vCon's own file | refused: a directory has its name |
 //! | EFBIG | the vCon's own file | refused: the file system or a limit of the process has no larger files |
-//! | a directory or symbolic link in the hands of another user | anything | transient: whoever has it can give it away |
+//! | a directory or symbolic link of another user | anything | transient: whoever has it can give it away |
 //! | no regular file under the vCon's name | reading | permanent |
 //! | a file that is not UTF-8, does not decompress, or is longer than `max_file_size` | reading | permanent |
 
@@ -21,19 +21,19 @@ use std::path::Path;
 
 use crate::failure::{Failure, FailureKind};
 
-/// What was being done.
+/// The step of an operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum FileStep {
     /// Making, listing or trying a directory.
     Directory,
     /// Writing or reading a document.
     Document,
-    /// Moving a whole draft over the vCon's own name, or removing what is there.
+    /// Renaming a draft to the vCon's own name, or removing a file.
     Name,
 }
 
 /// The failure of one step.
-pub(super) fn fault(step: Step, what: &str, path: &Path, error: &io::Error) -> Failure {
+pub(super) fn failure(step: FileStep, what: &str, path: &Path, error: &io::Error) -> Failure {
     let mut message = format!("could not {what} {}: {error}", path.display());
     if let Some(advice) = advice(error) {
         message.push_str("; ");
@@ -46,11 +46,14 @@ pub(super) fn fault(step: Step, what: &str, path: &Path, error: &io::Error) -> F
 }
 
 /// The table in the module's head.
-fn kind(step: Step, error: ErrorKind) -> FailureKind {
+fn kind(step: FileStep, error: ErrorKind) -> FailureKind {
     match (step, error) {
-        (Step::Document | Step::Name, ErrorKind::IsADirectory | ErrorKind::FileTooLarge)
-        | (Step::Name, ErrorKind::ResourceBusy) => FailureKind::Refused,
-        (Step::Document | Step::Name, ErrorKind::InvalidData) => FailureKind::Permanent,
+        (
+            FileStep::Document | FileStep::Name,
+            ErrorKind::IsADirectory | ErrorKind::FileTooLarge,
+        )
+        | (FileStep::Name, ErrorKind::ResourceBusy) => FailureKind::Refused,
+        (FileStep::Document | FileStep::Name, ErrorKind::InvalidData) => FailureKind::Permanent,
         _ => FailureKind::Transient,
     }
 }
@@ -85,9 +88,9 @@ mod tests {
 
     #[test]
     fn faults_are_classified_as_the_table_says() {
-        use Step::{Directory, Document, Name};
-        let everywhere: &[Step] = &[Directory, Document, Name];
-        let table: &[(FailureKind, &[Step], &[i32])] = &[
+        use FileStep::{Directory, Document, Name};
+        let everywhere: &[FileStep] = &[Directory, Document, Name];
+        let table: &[(FailureKind, &[FileStep], &[i32])] = &[
             (
                 Transient,
                 everywhere,
@@ -125,7 +128,7 @@ mod tests {
                 .flat_map(|step| codes.iter().map(move |code| (*step, *code)))
             {
                 let error = io::Error::from_raw_os_error(code);
-                let failure = fault(step, "write", Path::new("/data/x"), &error);
+                let failure = failure(step, "write", Path::new("/data/x"), &error);
                 assert_eq!(failure.kind, *kind, "{step:?}: {failure}");
                 assert!(failure.message.contains("/data/x"), "{failure}");
             }
@@ -136,11 +139,11 @@ mod tests {
     fn what_cannot_be_read_is_the_vcons() {
         let error = io::Error::from(ErrorKind::InvalidData);
         for (step, kind) in [
-            (Step::Directory, Transient),
-            (Step::Document, Permanent),
-            (Step::Name, Permanent),
+            (FileStep::Directory, Transient),
+            (FileStep::Document, Permanent),
+            (FileStep::Name, Permanent),
         ] {
-            assert_eq!(fault(step, "read", Path::new("/x"), &error).kind, kind);
+            assert_eq!(failure(step, "read", Path::new("/x"), &error).kind, kind);
         }
     }
 
@@ -176,7 +179,7 @@ mod tests {
             (libc::ENOENT, ""),
         ] {
             let error = io::Error::from_raw_os_error(code);
-            let failure = fault(Step::Name, "write", Path::new("/data/x"), &error);
+            let failure = failure(FileStep::Name, "write", Path::new("/data/x"), &error);
             let expected = format!("could not write /data/x: {error}{advice}");
             assert_eq!(failure.message, expected);
         }

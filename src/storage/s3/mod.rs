@@ -17,13 +17,10 @@
 //! | `s3_path` | none | before every key; slashes at its end do not count, those at its beginning do |
 //! | `timeout` | `30` | seconds for one vCon, from the name's resolution to the last byte |
 //!
-//! Which answers are transient and which permanent stands in one table, in the module `fault`: what
-//! ails the server, the keys or the bucket is waited out. Keys from the environment or
+//! The module `request` has the table of the answers and what each means for the vCon: what is wrong with
+//! the server, the keys or the bucket is waited out. Keys from the environment or
 //! `~/.aws/credentials` are read when the configuration is.
 
-mod fault;
-#[cfg(any(test, fuzzing))]
-pub(super) mod fuzz;
 mod request;
 
 use std::time::Duration;
@@ -32,12 +29,13 @@ use s3::creds::Credentials;
 use s3::{Bucket, Region};
 use ureq::Agent;
 
-use self::fault::{advice, is_the_vcons};
-use self::request::{Answer, Fault, Verb, agent, send};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::request::fuzz;
+use self::request::{RequestError, S3Answer, Verb, advice, is_the_vcons, send};
 use super::Storage;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::http::EXPLANATION;
+use crate::http_client::{self, EXPLANATION};
 use crate::options::Options;
 use crate::secret::Secret;
 use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
@@ -78,7 +76,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
         bucket,
         prefix,
         timeout,
-        agent: agent(),
+        agent: http_client::agent(),
         write_refused: false,
         superseded: None,
     })
@@ -156,8 +154,8 @@ struct S3 {
     agent: Agent,
     /// The latest write was forbidden.
     write_refused: bool,
-    /// A vCon and the day of its former document, if that could not be removed yet. The pointer no
-    /// longer names that day.
+    /// A vCon and the day of its former document, if that could not be removed yet. The pointer does not
+    /// name that day any more.
     superseded: Option<(VconId, String)>,
 }
 
@@ -204,16 +202,16 @@ impl Storage for S3 {
         self.timeout
     }
 
-    /// Asks for a pointer that is not there. The answer "no such key" needs the server, the
-    /// bucket and the keys; where listing is not allowed, Amazon says "access denied" in its
-    /// stead. After a write that was forbidden, only another write can tell: of an empty object,
-    /// which is removed again.
+    /// Asks for a pointer that does not exist. The answer "no such key" needs the server, the bucket and
+    /// the keys; to keys that may not list, Amazon answers "access denied" instead. After a write was
+    /// forbidden, only another write shows whether it is allowed again: the probe writes an empty object
+    /// and removes it.
     fn probe(&mut self) -> Result<(), Failure> {
         let key = format!("{}lookup/probe.txt", self.prefix);
         let limit = Deadline::NONE.begin(self.timeout.min(PROBE));
         if self.write_refused {
             self.put(&key, "", limit)?;
-            // What cannot be removed is an empty object that the next probe writes over.
+            // If the empty object cannot be removed, the next probe overwrites it.
             let _ = self.request(&key, &Verb::Delete, limit);
             return Ok(());
         }
@@ -252,7 +250,7 @@ impl S3 {
         Ok(day.map(ToOwned::to_owned))
     }
 
-    /// Removes the document of a former day, after that of `day` has its place and its pointer.
+    /// Removes the document of a former day, after the document of `day` and its pointer are written.
     fn replace_former(
         &mut self,
         id: &VconId,
@@ -299,13 +297,13 @@ impl S3 {
         let answer = self.request(key, &Verb::Head, limit)?;
         match answer.status {
             200..300 => Ok(true),
-            // Forbidden is what Amazon says of a missing object to whoever may not list.
+            // Amazon answers 403 for a missing object if the keys may not list.
             403 | 404 => Ok(false),
             _ => Err(self.failure(&Verb::Head, key, &answer)),
         }
     }
 
-    /// The day under which a vCon lies, as its pointer says.
+    /// The day of a vCon's document, by its pointer.
     fn day(&self, id: &VconId, limit: Limit) -> Result<Option<String>, Failure> {
         let key = self.pointer_key(id);
         let Some(text) = self.text(&key, &POINTER, limit)? else {
@@ -326,8 +324,8 @@ impl S3 {
             return Ok(None);
         }
         if !answer.is_success() && answer.code() == "AccessDenied" {
-            // What Amazon says of an object that is not there to whoever may not list. It must
-            // not hold up a vCon that is in another storage, or nowhere.
+            // Amazon's answer for a missing object if the keys may not list. It must not hold up a vCon
+            // that is in another storage, or nowhere.
             let failure = self.failure(verb, key, &answer);
             return Err(Failure::permanent(failure.message));
         }
@@ -363,23 +361,23 @@ impl S3 {
         Err(self.failure(&Verb::Delete, key, &answer))
     }
 
-    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<Answer, Failure> {
+    fn request(&self, key: &str, verb: &Verb<'_>, limit: Limit) -> Result<S3Answer, Failure> {
         let Some(bucket) = &self.bucket else {
             let message = self.message(verb, key);
             return Err(Failure::transient(format!("{message}: no credentials")));
         };
-        send(&self.agent, bucket, key, verb, limit.left()).map_err(|fault| {
+        send(&self.agent, bucket, key, verb, limit.left()).map_err(|error| {
             let message = self.message(verb, key);
-            Failure::transient(match fault {
-                Fault::Send(ureq::Error::Timeout(_)) => {
+            Failure::transient(match error {
+                RequestError::Send(ureq::Error::Timeout(_)) => {
                     format!("{message}: no answer within {limit}")
                 }
-                _ => format!("{message}: {fault}"),
+                _ => format!("{message}: {error}"),
             })
         })
     }
 
-    fn failure(&self, verb: &Verb<'_>, key: &str, answer: &Answer) -> Failure {
+    fn failure(&self, verb: &Verb<'_>, key: &str, answer: &S3Answer) -> Failure {
         let (status, code) = (answer.status, answer.code());
         let mut text = format!("{}: HTTP {status}", self.message(verb, key));
         for part in [code.clone(), answer.element("Message")] {

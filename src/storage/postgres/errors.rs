@@ -20,11 +20,12 @@
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 
 use postgres::Error;
 use postgres::error::{DbError, Severity};
 
-use super::wire::Refused;
+use super::wire::RejectedAnswer;
 
 /// The columns that are written.
 const COLUMNS: &[&str] = &[
@@ -48,8 +49,8 @@ pub(super) fn is_the_vcons(error: &Error) -> bool {
     })
 }
 
-/// Whether an error is about the row of a probe: another may be let in. A policy for rows says the same as
-/// a missing right, which has been looked for by then.
+/// Whether an error is about the row of a probe, while another row may be accepted. A row policy reports
+/// the same as a missing right, which was checked before.
 pub(super) fn is_of_this_row(error: &Error) -> bool {
     is_the_vcons(error) || state(error) == Some("42501")
 }
@@ -57,7 +58,7 @@ pub(super) fn is_of_this_row(error: &Error) -> bool {
 /// The table in the module's head.
 fn blames_vcon(state: &str, column: Option<&str>) -> bool {
     match state {
-        // A column that somebody has added and that takes no NULL: no vCon fits.
+        // Somebody added a column that takes no NULL: no vCon fits.
         "23502" => column.is_some_and(|column| COLUMNS.contains(&column)),
         _ => ["21", "22", "23", "44", "54", "P0"]
             .iter()
@@ -65,22 +66,22 @@ fn blames_vcon(state: &str, column: Option<&str>) -> bool {
     }
 }
 
-/// Whether it is chance that this statement met it: others were in the way.
+/// Whether others were in the way of this statement by chance.
 pub(super) fn is_chance(error: &Error) -> bool {
     state(error)
         .is_some_and(|state| state.starts_with("40") || state.starts_with("53") || state == "55P03")
 }
 
-/// Whether there are too many connections already: for the server, the user or the database, or, as a pooler
-/// says it in its own words, for that.
+/// Whether there are too many connections already, for the server, the user or the database; poolers
+/// report that in words of their own.
 pub(super) fn is_crowded(error: &Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|db| says_crowded(db.code().code(), db.message()))
 }
 
-/// Poolers have a state of their own for it, or none: PgBouncer `08P01`, also for what the server has told
-/// it, Supavisor `XX000`.
+/// Poolers use a state of their own or none: PgBouncer `08P01`, also for what it heard from the server,
+/// Supavisor `XX000`.
 fn says_crowded(state: &str, message: &str) -> bool {
     const WORDS: [&str; 6] = [
         "no more connections allowed",
@@ -96,7 +97,7 @@ fn says_crowded(state: &str, message: &str) -> bool {
             && WORDS.iter().any(|words| message.contains(words))
 }
 
-/// Whether the server has cancelled the statement: at its timeout, or because somebody asked.
+/// Whether the server cancelled the statement: at its timeout, or on request.
 pub(super) fn is_cancelled(error: &Error) -> bool {
     state(error) == Some("57014")
 }
@@ -111,8 +112,8 @@ pub(super) fn is_outdated(error: &Error) -> bool {
     }
 }
 
-/// TLS itself failed, or the server lets us in only without it: a mode that does not insist on
-/// TLS goes on without.
+/// Whether TLS itself failed, or the server accepts only connections without it: a mode that does not
+/// insist on TLS goes on without.
 pub(super) fn may_work_without_tls(error: &Error) -> bool {
     state(error) == Some("28000")
         || error
@@ -122,20 +123,20 @@ pub(super) fn may_work_without_tls(error: &Error) -> bool {
             .is_some_and(|cause| cause.is::<rustls::Error>())
 }
 
-/// Who refused the connection may take one without the startup parameter `options`: poolers say
-/// "unsupported startup parameter" (08P01) or "not supported" (0A000), servers that are not PostgreSQL's own
-/// "unrecognized configuration parameter" (42704).
+/// Whether the peer may accept a connection without the startup parameter `options`: poolers refuse it
+/// with "unsupported startup parameter" (08P01) or "not supported" (0A000), servers that are not
+/// PostgreSQL's own with "unrecognized configuration parameter" (42704).
 pub(super) fn may_work_without_options(error: &Error) -> bool {
     matches!(state(error), Some("08P01" | "0A000" | "42704"))
 }
 
-/// What of the server's answer was not taken, if that is why there is none.
-pub(super) fn refused(error: &Error) -> Option<Refused> {
+/// The part of the server's answer that was rejected, if that is the cause of the error.
+pub(super) fn refused(error: &Error) -> Option<RejectedAnswer> {
     let cause = error.source()?.downcast_ref::<io::Error>()?;
-    cause.get_ref()?.downcast_ref::<Refused>().copied()
+    cause.get_ref()?.downcast_ref::<RejectedAnswer>().copied()
 }
 
-/// The server does not have a column, or does not support it.
+/// Whether the server does not have a column, or does not support it.
 pub(super) fn is_without_column(error: &Error) -> bool {
     matches!(state(error), Some("42703" | "0A000"))
 }
@@ -200,6 +201,13 @@ fn advice(state: &str) -> Option<&'static str> {
     })
 }
 
+/// Catches a panic of the client library, which panics if it gets no file descriptor: no vCon is to
+/// blame for that.
+pub(super) fn caught<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the client has panicked".to_owned()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -210,7 +218,7 @@ mod tests {
     use postgres::{Config, NoTls};
 
     use super::super::tls::Tls;
-    use super::super::wire::Allowance;
+    use super::super::wire::CallLimits;
     use super::*;
     use crate::options::Options;
 
@@ -231,7 +239,7 @@ mod tests {
         });
         let mode = sslmode.unwrap_or("disable");
         let tls = Tls::read(&mut Options::from_yaml(&format!("sslmode: {mode}")));
-        let wire = tls.wire(true, &Allowance::default()).unwrap();
+        let wire = tls.wire(true, &CallLimits::default()).unwrap();
         let error = wire.connect(config).err().unwrap();
         server.join().unwrap();
         error

@@ -1,8 +1,8 @@
-//! Directories at and below `path`, and what is done in them.
+//! Directories at and below `path`, opened safely, and the files in them.
 //!
 //! Other users may be able to write to `path`, or to a directory below it. So each directory is
-//! opened by its name in the one above, which is open already, and nothing is reached by a path that
-//! somebody could bend meanwhile:
+//! opened by its name in its parent, which is open already, and never by a path that another user could
+//! redirect meanwhile:
 //!
 //! - `path` is the operator's. It may be, or lead through, any link.
 //! - In a directory that everybody may write to, one below belongs to this process, to root, or to the
@@ -30,7 +30,7 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, linkat, unlink
 
 use crate::procfs;
 
-/// To reach what is in a directory, the right to list it is not needed.
+/// Opens a directory without the right to list it, which is not needed to reach the files in it.
 #[cfg(target_os = "linux")]
 const REACH: OFlag = OFlag::O_PATH;
 #[cfg(not(target_os = "linux"))]
@@ -38,9 +38,9 @@ const REACH: OFlag = OFlag::O_RDONLY;
 
 const ROOT: u32 = 0;
 
-/// What is there, but is not used, whatever its rights are.
+/// An entry that is not used, whatever its rights are.
 #[derive(Debug, thiserror::Error)]
-enum Unsafe {
+enum UnsafeEntry {
     /// A directory of another user.
     #[error("{0}")]
     Foreign(String),
@@ -48,15 +48,17 @@ enum Unsafe {
     Other(String),
 }
 
-/// Whether something was refused for what it is, or for whose it is.
+/// Whether an entry was refused for its kind or its owner.
 pub(super) fn is_unsafe(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Unsafe>())
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<UnsafeEntry>())
 }
 
-/// Whether something was refused because it is in a directory of another user.
+/// Whether an entry was refused because it is in a directory of another user.
 pub(super) fn is_foreign(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    matches!(inner, Some(Unsafe::Foreign(_)))
+    matches!(inner, Some(UnsafeEntry::Foreign(_)))
 }
 
 /// An open directory.
@@ -82,7 +84,7 @@ impl Dir {
         })
     }
 
-    /// By which it was opened.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -92,7 +94,7 @@ impl Dir {
         self.walk(below, Self::child)
     }
 
-    /// The same, and makes what is missing, with this mode whatever the umask.
+    /// The same, after creating what is missing, with this mode whatever the umask is.
     pub fn make(&self, below: &Path, mode: u32) -> io::Result<Self> {
         self.walk(below, |dir, name| dir.child_or_new(name, mode))
     }
@@ -122,7 +124,7 @@ impl Dir {
 
     fn child(&self, name: &Path) -> io::Result<Self> {
         let file = match open_directory(&self.file, name, OFlag::O_NOFOLLOW) {
-            // What Linux says of a link that is to be a directory.
+            // Linux reports this for a link that should be a directory.
             Err(Errno::ENOTDIR | Errno::ELOOP) if self.is_link(name)? => {
                 self.check_link(name)?;
                 open_directory(&self.file, name, OFlag::empty())?
@@ -147,12 +149,12 @@ impl Dir {
         let file = File::from(openat(&self.file, name, flags, Mode::empty())?);
         let child = self.checked(name, file)?;
         fchmod(&child.file, to_mode(mode))?;
-        // Or the file that is stored there could be lost with it.
+        // Otherwise the file that is stored there could be lost with it.
         self.sync()?;
         Ok(child)
     }
 
-    /// Accepts an open directory unless it may be one that just anybody has made here.
+    /// Accepts an open directory unless just anybody may have created it here.
     fn checked(&self, name: &Path, file: File) -> io::Result<Self> {
         let child = Self {
             file,
@@ -177,7 +179,7 @@ impl Dir {
         } else {
             ""
         };
-        Err(refusal(Unsafe::Foreign(format!(
+        Err(refusal(UnsafeEntry::Foreign(format!(
             "directory {} belongs to user {owner}, neither to this process (user {}) nor to root nor to the \
              owner of `path`, and everybody may write to the directory above; give it to one of them{hint}",
             child.path.display(),
@@ -185,7 +187,7 @@ impl Dir {
         ))))
     }
 
-    /// Whom the file system takes this process for.
+    /// The user that the file system takes this process for.
     fn owner_of_new_files(&self) -> io::Result<u32> {
         #[cfg(target_os = "linux")]
         {
@@ -200,7 +202,7 @@ impl Dir {
         owner
     }
 
-    /// Fails unless this process may make files in it.
+    /// Fails unless this process may create files in it.
     pub fn check_right_to_write(&self) -> io::Result<()> {
         let right = AccessFlags::W_OK | AccessFlags::X_OK;
         Ok(faccessat(&self.file, ".", right, AtFlags::AT_EACCESS)?)
@@ -216,19 +218,19 @@ impl Dir {
         if is_ours(self.look(name)?.st_uid) && is_ours(here.uid()) && here.mode() & 0o022 == 0 {
             return Ok(());
         }
-        Err(refusal(Unsafe::Other(format!(
+        Err(refusal(UnsafeEntry::Other(format!(
             "symbolic link {} is not followed: it, or the directory it is in, belongs to another user, or others may \
              write to that directory; mount the other directory there instead",
             self.path.join(name).display()
         ))))
     }
 
-    /// What is there under this name, or relative path; a link itself.
+    /// The status of the entry at this name or relative path; of a link itself.
     pub fn look(&self, name: &Path) -> io::Result<FileStat> {
         Ok(fstatat(&self.file, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
-    /// Makes a new file that only this user may open; fails if anything has the name.
+    /// Creates a file that only this user may open; fails if the name exists.
     pub fn create(&self, name: &str) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         self.open_file(name, flags, 0o600)
@@ -249,12 +251,12 @@ impl Dir {
             Some(file) if file.metadata()?.is_file() => Ok(file),
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                Unsafe::Other("it is not a regular file".to_owned()),
+                UnsafeEntry::Other("it is not a regular file".to_owned()),
             )),
         }
     }
 
-    /// Opens a file to lock it.
+    /// Opens a file in order to lock it.
     pub fn lockable(&self, name: &str) -> io::Result<File> {
         // Some network file systems lock only what is open for writing; a mode may not allow that.
         match self.open_file(name, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0) {
@@ -280,12 +282,12 @@ impl Dir {
         }
     }
 
-    /// Moves a file, over what may have the other name.
+    /// Renames a file, over one that may have the other name.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
 
-    /// Moves a file to a name that is free; fails with `AlreadyExists` if anything has it.
+    /// Renames a file to a free name; fails with `AlreadyExists` if it is taken.
     pub fn rename_to_free(&self, from: &str, to: &str) -> io::Result<()> {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         match renameat2(
@@ -311,7 +313,7 @@ impl Dir {
         self.rename(from, to)
     }
 
-    /// Removes what is not a directory, if it is there.
+    /// Removes an entry that is not a directory, if it exists.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir).map_err(io::Error::from) {
             Err(e) if !is_missing(&e) => Err(e),
@@ -345,7 +347,7 @@ pub(super) fn is_missing(error: &io::Error) -> bool {
     )
 }
 
-/// What sort of file it is.
+/// The kind of a file.
 pub(super) fn kind(found: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
 }
@@ -366,6 +368,6 @@ fn to_mode(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode as mode_t)
 }
 
-fn refusal(why: Unsafe) -> io::Error {
+fn refusal(why: UnsafeEntry) -> io::Error {
     io::Error::other(why)
 }

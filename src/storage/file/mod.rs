@@ -3,12 +3,12 @@
 //! Layout: `<path>/YYYY/MM/DD/<uuid>.json` by the vCon's `created_at`, or `<path>/<uuid>.json`;
 //! `.json.gz` when compressed. A document is written under a hidden name (`.<uuid>.tmp`) beside
 //! its place, synced and renamed, so that a reader sees a whole file or none. Other users may be able
-//! to write to `path`: how directories and files are opened then, the module `dir` tells.
+//! to write to `path`: the module `directory` tells how directories and files are opened then.
 //!
-//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies,
-//! the one that was written last is read, as a save may leave one of a day far away. A UUID of version
-//! 7 or 8 tells when it was made: what is under that day, or the one before or after, is read without a
-//! look at the others, as a save leaves no former copy there.
+//! A read finds a vCon anywhere below `path`: under any day, and in `path` itself. Of several copies it
+//! reads the one written last, as a save may leave one under a day far away. A UUID of version 7 or 8 tells
+//! when it was made: a copy under that day, or the day before or after, is read without looking for others,
+//! as a save leaves no former copy there. The module `search` does that.
 //!
 //! When the day of a vCon changes, a save removes the copy under the former day, after the new one
 //! is on the disk. No pointer names the former day, and a search of every day would cost more than
@@ -17,67 +17,65 @@
 //! vCon of today or yesterday is most likely a first version; for any other one, and for one without a
 //! readable date, a save also looks under the 16 nearest days that have a directory.
 //!
-//! What a killed process has left under a hidden name, the next save of the vCon removes, and so does a
+//! The next save of a vCon removes the hidden files that a killed process has left of it, and so does a
 //! deletion (see the module `draft`). A save is not done before its own hidden files are gone.
 //!
 //! | option | default | |
 //! |---|---|---|
-//! | `path` | `/data/vcons` | made when it is missing |
+//! | `path` | `/data/vcons` | created if it is missing |
 //! | `organize_by_date` | `true` | a directory for each day |
 //! | `compression` | `false` | gzip |
 //! | `max_file_size` | `10485760` | bytes of the JSON before compression, for saves and reads; `0`: what Redis takes |
 //! | `file_permissions` | `0o644` | exactly these, whatever the umask |
-//! | `dir_permissions` | `0o755` | of directories made here |
+//! | `dir_permissions` | `0o755` | of directories created here |
 //!
-//! What a fault means for the vCon stands in one table, in the module `fault`: what ails the place is
-//! waited out (a full or read-only disk, a missing right); a vCon over the limit is the vCon's own fault.
+//! The module `errors` has the table of what an error means for the vCon: an error of the disk, the
+//! directory or its rights is waited out; a vCon over the limit is refused.
 
-mod days;
-mod dir;
+mod directory;
 mod draft;
-mod fault;
+mod errors;
+mod search;
 
-use std::cell::RefCell;
-use std::cmp::Reverse;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use chrono::{NaiveDate, Utc};
 use flate2::Compression;
-use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use dir::{Dir, is_foreign, is_missing, is_unsafe};
-use draft::Draft;
-use fault::{Step, fault};
+use self::directory::{Dir, is_missing};
+use self::draft::Draft;
+use self::errors::{FileStep, failure};
 
 use super::Storage;
-use super::bounded::Bounded;
-use crate::deadline::{Deadline, Limit};
+use super::timed_call::TimedCalls;
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::options::Options;
-use crate::vcon::{LARGEST_DOCUMENT, Outgoing, VconId};
+use crate::vcon::{Outgoing, VconId};
 
 const PLAIN: &str = "json";
 const GZIPPED: &str = "json.gz";
 
-/// How long a probe may take; a network file system that is away answers nothing at all.
+/// How long a probe may take: a network file system that is gone does not answer at all.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// What a save is given on a disk that hangs and comes back, before its process is killed for it.
-/// Also the time limit of a search for a vCon.
+/// The time a save has on a disk that hangs and comes back, before its process is killed for it. Also
+/// the time limit of a search for a vCon.
 const SLOW_DISK: Duration = Duration::from_secs(30);
 
 /// A lane remembers at most this many drafts that it could not remove.
 const MOST_LEFT: usize = 100;
 
-/// The bytes that a probe writes: about a vCon's, as a disk may have room for nothing but a name.
+/// The bytes that a probe writes, about as many as a vCon has: a disk may have room for a name and for
+/// nothing else.
 const PROBE_SIZE: usize = 16 * 1024;
 
 /// Reads the options.
@@ -89,8 +87,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
     if path.contains('\0') {
         options.fault("path", "holds a NUL character");
     }
-    Box::new(Files {
-        root: Root {
+    Box::new(FileStorage {
+        root: StorageRoot {
             path: PathBuf::from(path),
             dir_mode: options.mode_or("dir_permissions", 0o755),
         },
@@ -100,30 +98,30 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Storage> {
             .integer_or("max_file_size", 10_485_760, 0..=i64::MAX)
             .unsigned_abs(),
         file_mode: options.mode_or("file_permissions", 0o644),
-        bounded: Bounded::new(),
+        timed_calls: TimedCalls::new(),
         left: Vec::new(),
         passed_over: AtomicBool::new(false),
     })
 }
 
-struct Files {
-    root: Root,
+struct FileStorage {
+    root: StorageRoot,
     by_date: bool,
     compress: bool,
     /// Bytes of JSON; 0 for no limit.
     max_size: u64,
     file_mode: u32,
-    /// The probes.
-    bounded: Bounded,
+    /// Runs the probes.
+    timed_calls: TimedCalls,
     /// Hidden files that this lane could not remove yet.
-    left: Vec<Hidden>,
-    /// Whether the log tells of a directory that was not searched.
+    left: Vec<HiddenFile>,
+    /// Whether the log already names a directory that was not searched.
     passed_over: AtomicBool,
 }
 
-/// A hidden file that could not be removed, or given its name back.
+/// A hidden file that could not be removed or renamed back.
 #[derive(Debug, PartialEq, Eq)]
-struct Hidden {
+struct HiddenFile {
     /// Its directory.
     below: PathBuf,
     name: String,
@@ -135,40 +133,33 @@ enum HiddenKind {
     Draft,
     /// A copy that was set aside, and is superseded.
     Superseded,
-    /// One that was not, with its name.
+    /// A copy that was set aside, and is still needed, with its name.
     Copy(String),
 }
 
-/// A document that was written.
-struct Written {
+/// A written document.
+struct WrittenDocument {
     file: FileStat,
     /// The name of its draft.
     draft: String,
 }
 
-/// A document that was found.
-struct Found {
-    written: SystemTime,
-    directory: PathBuf,
-    name: String,
-}
-
-/// A document that was not written.
-struct Unwritten {
-    step: Step,
+/// Why a document was not written.
+struct WriteError {
+    step: FileStep,
     error: io::Error,
     /// The name of its draft.
     draft: String,
 }
 
-/// The directory of it all, and how directories are made in it.
+/// The option `path`, and the mode of new directories in it.
 #[derive(Clone)]
-struct Root {
+struct StorageRoot {
     path: PathBuf,
     dir_mode: u32,
 }
 
-impl Storage for Files {
+impl Storage for FileStorage {
     fn save(&mut self, vcon: &Outgoing, _: Deadline) -> Result<(), Failure> {
         let size = vcon.json.len() as u64;
         if self.max_size > 0 && size > self.max_size {
@@ -186,7 +177,7 @@ impl Storage for Files {
             Ok((top, dir))
         });
         let (top, dir) =
-            opened.map_err(|e| fault(Step::Directory, "make directory", &directory, &e))?;
+            opened.map_err(|e| failure(FileStep::Directory, "make directory", &directory, &e))?;
 
         let [name, other] = self.names(&vcon.id);
         let place = directory.join(&name);
@@ -194,13 +185,19 @@ impl Storage for Files {
             Ok(own) => own,
             Err(unwritten) => {
                 self.note_left(&dir, &below, unwritten.draft, HiddenKind::Draft);
-                return Err(fault(unwritten.step, "write", &place, &unwritten.error));
+                return Err(failure(unwritten.step, "write", &place, &unwritten.error));
             }
         };
         dir.remove(&other)
-            .map_err(|e| fault(Step::Name, "remove", &directory.join(&other), &e))?;
-        self.remove_dead(&dir, &vcon.id, &own)
-            .map_err(|e| fault(Step::Directory, "remove a hidden file in", &directory, &e))?;
+            .map_err(|e| failure(FileStep::Name, "remove", &directory.join(&other), &e))?;
+        self.remove_dead(&dir, &vcon.id, &own).map_err(|e| {
+            failure(
+                FileStep::Directory,
+                "remove a hidden file in",
+                &directory,
+                &e,
+            )
+        })?;
         if let Some(day) = day {
             self.remove_former(
                 &top,
@@ -242,7 +239,7 @@ impl Storage for Files {
         self.newest(id, found)
     }
 
-    /// Stops at the first copy; a spoilt one counts, as the vCon is not lost unnoticed.
+    /// Stops at the first copy. A damaged one counts: the vCon is not lost unnoticed.
     fn has(
         &mut self,
         id: &VconId,
@@ -299,40 +296,54 @@ impl Storage for Files {
                 draft::remove_dead(&dir, id, user, draft::now(), true)?;
                 draft::remove_asides(&dir, id, None, true)
             });
-            removed.map_err(|e| fault(Step::Name, "remove", &directory.join(first), &e))?;
+            removed.map_err(|e| failure(FileStep::Name, "remove", &directory.join(first), &e))?;
             Ok(ControlFlow::Continue(()))
         })
     }
 
-    /// The system has no limit for the calls of a save; none of them can be cut short.
+    /// The system calls of a save have no time limit, and none of them can be cut short.
     fn longest_call(&self) -> Duration {
         SLOW_DISK
     }
 
-    /// Writes and syncs a small file, and looks whether today's directories can be used.
+    /// Writes and syncs a small file, and checks that today's directories can be used.
     fn probe(&mut self) -> Result<(), Failure> {
         self.remove_left();
         let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
-        self.bounded
+        self.timed_calls
             .run(&what, Deadline::NONE.begin(PROBE), move || {
                 root.probe(by_date)
             })?
-            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+            .map_err(|e| {
+                failure(
+                    FileStep::Directory,
+                    "write to directory",
+                    &self.root.path,
+                    &e,
+                )
+            })
     }
 
     fn check(&mut self) -> Result<String, Failure> {
         let (root, by_date) = (self.root.clone(), self.by_date);
         let what = format!("could not write to directory {}", root.path.display());
-        self.bounded
+        self.timed_calls
             .run(&what, Deadline::NONE.begin(PROBE), move || {
                 root.check(by_date)
             })?
-            .map_err(|e| fault(Step::Directory, "write to directory", &self.root.path, &e))
+            .map_err(|e| {
+                failure(
+                    FileStep::Directory,
+                    "write to directory",
+                    &self.root.path,
+                    &e,
+                )
+            })
     }
 }
 
-impl Files {
+impl FileStorage {
     /// The two names a vCon may have in a directory, the one that is written now first.
     fn names(&self, id: &VconId) -> [String; 2] {
         let (first, second) = if self.compress {
@@ -343,33 +354,33 @@ impl Files {
         [first, second].map(|form| format!("{id}.{form}"))
     }
 
-    /// Puts the document in its place at once: after a crash there is the old file, the new
-    /// one, or none.
-    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<Written, Unwritten> {
-        let unwritten = |step, error, draft: &str| Unwritten {
+    /// Puts the document in its place in one step: after a crash there is the old file, the new one, or
+    /// none.
+    fn write(&self, dir: &Dir, name: &str, vcon: &Outgoing) -> Result<WrittenDocument, WriteError> {
+        let unwritten = |step, error, draft: &str| WriteError {
             step,
             error,
             draft: draft.to_owned(),
         };
         let mut draft = Draft::open(dir, &vcon.id, self.file_mode)
-            .map_err(|e| unwritten(Step::Document, e, &draft::usual_name(&vcon.id)))?;
+            .map_err(|e| unwritten(FileStep::Document, e, &draft::usual_name(&vcon.id)))?;
         let file = self
             .fill(draft.file(), vcon)
-            .map_err(|e| unwritten(Step::Document, e, draft.name()))?;
+            .map_err(|e| unwritten(FileStep::Document, e, draft.name()))?;
         draft
             .publish(name)
-            .map_err(|e| unwritten(Step::Name, e, draft.name()))?;
+            .map_err(|e| unwritten(FileStep::Name, e, draft.name()))?;
         dir.sync()
-            .map_err(|e| unwritten(Step::Directory, e, draft.name()))?;
-        Ok(Written {
+            .map_err(|e| unwritten(FileStep::Directory, e, draft.name()))?;
+        Ok(WrittenDocument {
             file,
             draft: draft.name().to_owned(),
         })
     }
 
     /// Removes what killed processes have left of the vCon beside what was written now.
-    fn remove_dead(&self, dir: &Dir, id: &VconId, own: &Written) -> io::Result<()> {
-        // That name was taken, so there may be several.
+    fn remove_dead(&self, dir: &Dir, id: &VconId, own: &WrittenDocument) -> io::Result<()> {
+        // The usual name was taken, so there may be several.
         let thorough = own.draft != draft::usual_name(id);
         draft::remove_dead(dir, id, own.file.st_uid, changed(&own.file), thorough)
     }
@@ -387,169 +398,6 @@ impl Files {
         Ok(fstat(file)?)
     }
 
-    /// The directories in which a vCon of this day is, if it is where it should be.
-    fn likely(&self, day: Option<NaiveDate>) -> Vec<PathBuf> {
-        let days = day.filter(|_| self.by_date).map(|day| {
-            let mut days = vec![days::of(&self.root.path, day)];
-            days.extend(days::neighbours(&self.root.path, day));
-            days
-        });
-        days.unwrap_or_default()
-    }
-
-    /// Notes what has one of the vCon's names in a directory.
-    fn find_in(
-        &self,
-        directory: &Path,
-        id: &VconId,
-        found: &mut Vec<Found>,
-    ) -> Result<(), Failure> {
-        for name in self.names(id) {
-            let place = directory.join(&name);
-            match fs::symlink_metadata(&place).and_then(|file| file.modified()) {
-                Err(e) if self.is_passed_over(directory, &e) => {}
-                Ok(written) => found.push(Found {
-                    written,
-                    directory: directory.to_owned(),
-                    name,
-                }),
-                Err(e) if is_missing(&e) => {}
-                Err(e) => return Err(fault(Step::Document, "read", &place, &e)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a directory cannot be read because another user has made it where everybody may write: this
-    /// storage has nothing in it.
-    fn is_passed_over(&self, directory: &Path, error: &io::Error) -> bool {
-        let is_foreign = error.kind() == ErrorKind::PermissionDenied
-            && self.root.existing(directory).is_err_and(|e| is_foreign(&e));
-        if is_foreign && !self.passed_over.swap(true, Ordering::Relaxed) {
-            log::warn!(
-                "{} cannot be read, and is another user's: nothing is looked for there",
-                directory.display()
-            );
-        }
-        is_foreign
-    }
-
-    /// Whether the vCon has a document in a directory.
-    fn is_in(&self, directory: &Path, id: &VconId) -> Result<bool, Failure> {
-        let mut found = Vec::new();
-        self.find_in(directory, id, &mut found)?;
-        for Found { name, .. } in found {
-            let look = |dir: Dir| dir.look(Path::new(&name));
-            match self.root.existing(directory).and_then(look) {
-                Ok(document) if dir::kind(&document) == SFlag::S_IFREG => return Ok(true),
-                Ok(_) => {}
-                Err(e) if is_missing(&e) => {}
-                Err(e) => return Err(fault(Step::Document, "read", &directory.join(name), &e)),
-            }
-        }
-        Ok(false)
-    }
-
-    /// Reads the newest of what was found. What another user has put there does not count if there is
-    /// a document as well.
-    fn newest(&self, id: &VconId, mut found: Vec<Found>) -> Result<Option<String>, Failure> {
-        if found.is_empty() {
-            return Ok(None);
-        }
-        // Of copies of one age, the first that was found.
-        found.sort_by_key(|copy| Reverse(copy.written));
-        let mut refused = None;
-        for Found {
-            directory, name, ..
-        } in found
-        {
-            let place = directory.join(&name);
-            let opened = self.root.existing(&directory);
-            match opened.and_then(|dir| read(&dir, &name, self.max_size)) {
-                Ok(text) => {
-                    if let Some(failure) = refused {
-                        log::warn!("vCon {id}: an older copy was read: {failure}");
-                    }
-                    return Ok(Some(text));
-                }
-                Err(e) if is_missing(&e) => {}
-                Err(e) => {
-                    let failure = fault(Step::Document, "read", &place, &e);
-                    if !is_unsafe(&e) {
-                        return Err(failure);
-                    }
-                    refused.get_or_insert(failure);
-                }
-            }
-        }
-        Err(refused.unwrap_or_else(|| {
-            Failure::transient(format!(
-                "could not read vCon {id} in {}: it was moved or removed at the same time",
-                self.root.path.display()
-            ))
-        }))
-    }
-
-    /// Visits the directories that may hold a vCon until `visit` stops: the days, newest first, as
-    /// most requests are for young vCons, and the root, which holds vCons without days. The
-    /// configured layout comes first. Ten years have fewer directories than a busy hour has files.
-    ///
-    /// # Errors
-    /// The first failure. It does not keep the other directories from being visited: another user may
-    /// have made one that cannot be read.
-    fn each_directory(
-        &self,
-        limit: Limit,
-        visit: &mut dyn FnMut(&Path) -> Result<ControlFlow<()>, Failure>,
-    ) -> Result<(), Failure> {
-        let root = &self.root.path;
-        let first = RefCell::new(None);
-        let note = |failure| {
-            first.borrow_mut().get_or_insert(failure);
-        };
-        let mut is_over = |directory: &Path| match visit(directory) {
-            Ok(flow) => flow.is_break(),
-            Err(failure) => {
-                note(failure);
-                false
-            }
-        };
-        let list = |listed: io::Result<Vec<PathBuf>>, directory: &Path| {
-            listed.unwrap_or_else(|e| {
-                if self.is_passed_over(directory, &e) {
-                    return Vec::new();
-                }
-                note(fault(Step::Directory, "list", directory, &e));
-                Vec::new()
-            })
-        };
-        let mut all = || {
-            if !self.by_date && is_over(root) {
-                return;
-            }
-            for year in list(days::years(root), root) {
-                for month in list(days::months(&year), &year) {
-                    for day in list(days::days(&month), &month) {
-                        if limit.is_over() {
-                            return note(Failure::transient(format!(
-                                "could not search the days in {}: no answer within {limit}",
-                                root.display()
-                            )));
-                        }
-                        if is_over(&day) {
-                            return;
-                        }
-                    }
-                }
-            }
-            if self.by_date {
-                is_over(root);
-            }
-        };
-        all();
-        first.into_inner().map_or(Ok(()), Err)
-    }
-
     /// Removes copies of the vCon from before its day changed. A copy that cannot be removed stays,
     /// with a warning: the vCon itself is stored.
     fn remove_former(
@@ -565,9 +413,9 @@ impl Files {
         former.extend(vcon.formerly.map(|date| root.join(date.day_path())));
         let is_of_these_days = (Utc::now().date_naive() - day).num_days().abs() <= 1;
         if is_of_these_days && vcon.created_at.is_some() {
-            former.extend(days::neighbours(root, day));
+            former.extend(search::neighbours(root, day));
         } else {
-            former.extend(days::near(root, day));
+            former.extend(search::near(root, day));
         }
         for likely in self.likely(vcon.id.made_on()) {
             if !former.contains(&likely) {
@@ -578,7 +426,7 @@ impl Files {
             for name in self.names(&vcon.id) {
                 let copy = former.join(&name);
                 if let Err(e) = self.remove_older(top, &copy, &name, own, &vcon.id) {
-                    let failure = fault(Step::Name, "remove", &copy, &e);
+                    let failure = failure(FileStep::Name, "remove", &copy, &e);
                     log::warn!(
                         "vCon {}: its copy of a former day stays: {failure}",
                         vcon.id
@@ -586,15 +434,15 @@ impl Files {
                 }
             }
             if let Err(e) = self.remove_dead_asides(top, former, &vcon.id, own.1) {
-                let failure = fault(Step::Directory, "remove a hidden file in", former, &e);
+                let failure = failure(FileStep::Directory, "remove a hidden file in", former, &e);
                 log::warn!("vCon {}: {failure}", vcon.id);
             }
         }
     }
 
     /// Removes a copy of the vCon if it is older than the file that was written now. If lanes save the
-    /// vCon under several days at the same time, one copy stays: each takes the other's out of its place
-    /// before it looks whether its own still stands, and puts it back if not, or if it is younger.
+    /// vCon under several days at the same time, one copy stays: each lane moves the other's copy aside
+    /// before it checks that its own still exists, and moves it back if not, or if that copy is younger.
     ///
     /// Two days may be one directory, by a link or a mount: then the copy is the document itself, and
     /// stays.
@@ -610,7 +458,7 @@ impl Files {
             let age = |it: &FileStat| (it.st_mtime, it.st_mtime_nsec);
             // Two mounts of one share may differ in the number of the device. If two devices have a
             // file of the same number by chance, a copy too many stays.
-            dir::kind(found) != SFlag::S_IFDIR
+            directory::kind(found) != SFlag::S_IFDIR
                 && found.st_ino != own.st_ino
                 && (age(found), copy) < (age(own), place)
         };
@@ -626,8 +474,8 @@ impl Files {
             Err(e) if is_missing(&e) => return Ok(()),
             aside => aside?,
         };
-        // Ours may be gone by now, or another one in its place. If ours is taken aside after this look, then
-        // by one whose own stands.
+        // Our own copy may be gone by now, or replaced. If another lane moves it aside after this check,
+        // that lane's copy exists.
         let own = top.look(self.root.name_below(place)?);
         let found = dir.look(Path::new(&aside));
         let is_older = matches!((&found, &own), (Ok(found), Ok(own)) if is_older(found, own));
@@ -643,7 +491,7 @@ impl Files {
         done
     }
 
-    /// Removes copies that a killed process has set aside, as ours stands.
+    /// Removes copies that a killed process has set aside: our own copy exists.
     fn remove_dead_asides(
         &self,
         top: &Dir,
@@ -662,7 +510,7 @@ impl Files {
     /// Remembers a hidden file if it still exists.
     fn note_left(&mut self, dir: &Dir, below: &Path, name: String, what: HiddenKind) {
         let is_gone = dir.look(Path::new(&name)).is_err_and(|e| is_missing(&e));
-        let left = Hidden {
+        let left = HiddenFile {
             below: below.to_owned(),
             name,
             what,
@@ -672,14 +520,15 @@ impl Files {
         }
     }
 
-    /// Tries again to remove what is hidden. It may need an attempt more when a right is given back.
+    /// Tries again to remove hidden files, or to rename them back. After a right is restored, that may
+    /// take one more attempt.
     fn remove_left(&mut self) {
         let root = &self.root;
         self.left.retain(|left| left.remove(root).is_err());
     }
 
-    /// The same, and fails unless nothing is left of a vCon: its lane may have no other one for long, and
-    /// another lane does not know of it.
+    /// The same, and fails unless nothing is left of the vCon: its lane may not get another vCon for
+    /// long, and other lanes do not know about the file.
     fn remove_left_of(&mut self, id: &VconId) -> Result<(), Failure> {
         let root = &self.root;
         let start = format!(".{id}.");
@@ -690,7 +539,7 @@ impl Files {
                 && left.name.starts_with(&start)
             {
                 let path = root.below(&left.below).join(&left.name);
-                result = Err(fault(Step::Directory, "remove", &path, e));
+                result = Err(failure(FileStep::Directory, "remove", &path, e));
             }
             removed.is_err()
         });
@@ -698,8 +547,8 @@ impl Files {
     }
 }
 
-impl Hidden {
-    fn remove(&self, root: &Root) -> io::Result<()> {
+impl HiddenFile {
+    fn remove(&self, root: &StorageRoot) -> io::Result<()> {
         let dir = match root.existing(&root.below(&self.below)) {
             Err(e) if is_missing(&e) => return Ok(()),
             dir => dir?,
@@ -712,8 +561,8 @@ impl Hidden {
     }
 }
 
-impl Root {
-    /// Opens it, and makes what is missing of its path.
+impl StorageRoot {
+    /// Opens it, after creating the missing part of its path.
     fn made(&self) -> io::Result<Dir> {
         match Dir::open(&self.path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -743,8 +592,8 @@ impl Root {
             .map_err(|_| ErrorKind::InvalidInput.into())
     }
 
-    /// Makes what is missing of a path. A new directory is synced into its parent, or the file
-    /// in it could be lost with it.
+    /// Creates the missing part of a path. Syncs a new directory into its parent: otherwise the file in
+    /// it could be lost with it.
     fn make(&self, directory: &Path) -> io::Result<()> {
         // `.` for the parent of a relative name.
         if directory.as_os_str().is_empty() || directory.is_dir() {
@@ -757,7 +606,7 @@ impl Root {
             // Another lane made it in the meantime.
             Err(e) if e.kind() == ErrorKind::AlreadyExists && directory.is_dir() => return Ok(()),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                // A link that leads nowhere, or round in circles, says so here.
+                // Reports a link that leads nowhere, or in circles.
                 fs::metadata(directory)?;
                 return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
             }
@@ -770,8 +619,9 @@ impl Root {
         }
     }
 
-    /// Writes to the directory if it is there; else tries whether it could be made. It is not: who asks may
-    /// be another user than the service, which could not write to a directory of that user's.
+    /// Writes to the directory if it exists; otherwise tries whether it could be created, and does not
+    /// create it: the caller may be another user than the service, and the service could not write to
+    /// that user's directory.
     fn check(&self, by_date: bool) -> io::Result<String> {
         if self.path.is_dir() {
             self.write_probe(by_date)?;
@@ -781,7 +631,7 @@ impl Root {
         let is_there =
             |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
         let above = match (self.path.symlink_metadata(), above.find(is_there)) {
-            // It is no directory, or a link that leads to none: that says which.
+            // This reports that it is no directory, or a link that leads to none.
             (Ok(_), _) => return self.make(&self.path).map(|()| String::new()),
             (Err(_), Some(above)) if !above.as_os_str().is_empty() => above,
             (Err(_), _) => Path::new("."),
@@ -801,9 +651,9 @@ impl Root {
         self.write_probe(by_date)
     }
 
-    /// Opens today's directories as a save would, as far as they are there.
+    /// Opens those of today's directories that exist, as a save would.
     fn try_today(&self) -> io::Result<()> {
-        let day = days::of(Path::new(""), Utc::now().date_naive());
+        let day = search::day_directory(Path::new(""), Utc::now().date_naive());
         let mut dir = Dir::open(&self.path)?;
         for name in &day {
             dir = match dir.at(Path::new(name)) {
@@ -815,41 +665,13 @@ impl Root {
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.path().display())))
     }
 
-    /// The file has no name: one that could not be removed again would stay.
+    /// The file has no name: a named one that could not be removed would stay.
     fn write_probe(&self, by_date: bool) -> io::Result<()> {
         let mut file = tempfile::tempfile_in(&self.path)?;
         file.write_all(&[b'p'; PROBE_SIZE])?;
         file.sync_all()?;
         if by_date { self.try_today() } else { Ok(()) }
     }
-}
-
-/// The text of a file, of at most `most` bytes, or for 0 of as many as Redis takes: a small file may hold very
-/// much text. What is longer is not a document of this storage, and stays so.
-fn read(dir: &Dir, name: &str, most: u64) -> io::Result<String> {
-    let file = dir.document(name)?;
-    let (most, limit) = match most {
-        0 => (LARGEST_DOCUMENT, "Redis takes"),
-        most => (most.min(LARGEST_DOCUMENT), "max_file_size allows"),
-    };
-    let mut text = String::new();
-    if name.ends_with(GZIPPED) {
-        // A file that ends early is spoilt, and stays so.
-        GzDecoder::new(file)
-            .take(most + 1)
-            .read_to_string(&mut text)
-            .map_err(|e| match e.kind() {
-                ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::InvalidData, e),
-                _ => e,
-            })?;
-    } else {
-        file.take(most + 1).read_to_string(&mut text)?;
-    }
-    if text.len() as u64 > most {
-        let error = format!("it has more bytes than {limit} ({most})");
-        return Err(io::Error::new(ErrorKind::InvalidData, error));
-    }
-    Ok(text)
 }
 
 /// When a file was changed last, in seconds.

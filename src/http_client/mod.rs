@@ -1,33 +1,43 @@
-//! HTTP as links and storages use it: checked URLs, one agent, one classification of faults.
+//! The HTTP client that links and storages share: checked URLs, one kind of agent, time limits.
 //!
-//! Knows nothing of vCons. Messages name a URL without its user, password and query.
+//! Knows nothing of vCons. The module `errors` has the table of what a status, or no answer, means for
+//! trying again. Messages name a URL without its user, password and query.
 
-mod agent;
-mod one_write;
-mod resolver;
+mod errors;
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::config::Config;
 use ureq::http::header::CONTENT_TYPE;
 use ureq::http::uri::Scheme;
-use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::http::{HeaderMap, Response, Uri};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Body};
 
-use ureq::{Agent, Body, Error};
-
-pub use self::agent::{Trust, agent, agent_that_trusts, with_parts};
 use crate::deadline::Limit;
 use crate::failure::Failure;
 
-/// How long connecting to one address may take when a server is only to be reached.
+/// How long connecting to one address may take in [`reach`].
 const REACH: Duration = Duration::from_secs(5);
 
-/// The most that is read of a body that only explains something, as that of an error does. The head of an
-/// answer may have as much, by the client library.
+/// The most bytes read of a body that only explains something, like that of an error. The client library
+/// has the same limit for the head of an answer.
 pub const EXPLANATION: u64 = 64 << 10;
+
+/// A host that moves to another address is found there after this time. Kept connections stay where they
+/// are, in any case.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// An `http` or `https` URL with a host. Shown without its user, password and query.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,8 +69,8 @@ impl FromStr for Url {
 }
 
 impl Url {
-    /// The URL of something below it; `path` begins with a slash and may have a query. A query
-    /// of its own is lost.
+    /// The URL of a resource below it; `path` begins with a slash and may have a query. The query of the
+    /// URL itself is dropped.
     pub fn below(&self, path: &str) -> Result<Uri, ureq::http::Error> {
         let above = self.0.path().trim_end_matches('/');
         let authority = self
@@ -92,9 +102,132 @@ impl fmt::Debug for Url {
     }
 }
 
-/// Answers whether a connection to the URL's host can be made, within a few seconds. Nothing is
-/// sent: what a server makes of a request that it does not expect says little of those it does.
-/// Behind a proxy nothing can be known without a request.
+/// The authorities whose certificates are accepted.
+pub enum Trust {
+    /// The authorities that the system trusts.
+    System,
+    /// These authorities.
+    Authorities(Vec<CertificateDer<'static>>),
+    /// Any certificate is accepted.
+    Anyone,
+}
+
+/// An agent that keeps its connections, trusts what the system trusts, and follows no redirect: a
+/// redirected POST loses its body. Each request brings its own time limit.
+pub fn agent() -> Agent {
+    agent_that_trusts(&Trust::System)
+}
+
+/// The same, with other certificates.
+pub fn agent_that_trusts(trust: &Trust) -> Agent {
+    let roots = match trust {
+        Trust::System | Trust::Anyone => RootCerts::PlatformVerifier,
+        Trust::Authorities(authorities) => {
+            let owned = |der: &CertificateDer<'static>| Certificate::from_der(der).to_owned();
+            RootCerts::from(authorities.iter().map(owned))
+        }
+    };
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(roots)
+        .disable_verification(matches!(trust, Trust::Anyone))
+        .build();
+    let config = Agent::config_builder()
+        .tls_config(tls)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .user_agent(concat!("conserver/", env!("CARGO_PKG_VERSION")))
+        .build();
+    Agent::with_parts(
+        config,
+        DefaultConnector::default(),
+        CachingResolver::default(),
+    )
+}
+
+/// Looks names up, and remembers the last one for [`FRESH`].
+///
+/// The client library looks a name up before it looks for a connection that it has kept: without this,
+/// each request would cost a lookup in the DNS and, as that has a time limit, a thread.
+#[derive(Debug, Default)]
+struct CachingResolver {
+    resolver: DefaultResolver,
+    last: Mutex<Option<Lookup>>,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    /// Without a user and password.
+    host_and_port: String,
+    at: Instant,
+    addresses: ResolvedSocketAddrs,
+}
+
+impl CachingResolver {
+    fn remembered(&self, host_and_port: &str) -> Option<ResolvedSocketAddrs> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = last.as_ref()?;
+        (found.host_and_port == host_and_port && found.at.elapsed() < FRESH)
+            .then(|| self.copy(&found.addresses))
+    }
+
+    fn copy(&self, addresses: &ResolvedSocketAddrs) -> ResolvedSocketAddrs {
+        let mut copy = self.empty();
+        addresses.iter().for_each(|address| copy.push(*address));
+        copy
+    }
+}
+
+impl Resolver for CachingResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.scheme().zip(uri.authority());
+        let host_and_port =
+            authority.and_then(|(scheme, at)| DefaultResolver::host_and_port(scheme, at));
+        let known = host_and_port.as_ref().and_then(|it| self.remembered(it));
+        if let Some(addresses) = known {
+            return Ok(addresses);
+        }
+        let addresses = self.resolver.resolve(uri, config, timeout)?;
+        let found = host_and_port.map(|host_and_port| Lookup {
+            host_and_port,
+            at: Instant::now(),
+            addresses: self.copy(&addresses),
+        });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(addresses)
+    }
+}
+
+/// Reads a file of authorities in PEM form: at least one certificate, each of which can be used.
+///
+/// # Errors
+/// What is wrong with the file, with its name.
+pub fn read_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = file.display();
+    let unreadable = |error| format!("could not read {shown}: {error}");
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
+        let certificate = certificate.map_err(unreadable)?;
+        RootCertStore::empty()
+            .add(certificate.clone())
+            .map_err(|e| format!("{shown} holds a certificate that cannot be used: {e}"))?;
+        authorities.push(certificate);
+    }
+    if authorities.is_empty() {
+        return Err(format!("{shown} holds no certificate in PEM form"));
+    }
+    Ok(authorities)
+}
+
+/// Checks that the URL's host accepts a connection, within a few seconds. Sends nothing: the answer to a
+/// request that the server does not expect would say little about the others. Behind a proxy, returns
+/// `Ok` at once, as only a request could tell.
 pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
     if agent.config().proxy().is_some() {
         return Ok(());
@@ -119,9 +252,8 @@ pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
     Err(failed(fault))
 }
 
-/// Posts JSON within the limit, which covers the answer too, and answers with the response if its
-/// status is 2xx. A `Content-Type` among the
-/// headers takes the place of `application/json`.
+/// Posts JSON within the limit, which covers the answer too. Returns the response if its status is 2xx.
+/// A `Content-Type` among the headers replaces `application/json`.
 pub fn post(
     agent: &Agent,
     url: &Url,
@@ -139,10 +271,10 @@ pub fn post(
     let request = request.config().timeout_global(Some(limit.left())).build();
     let response = request
         .send(json)
-        .map_err(|error| broken(url, &error, limit))?;
+        .map_err(|error| errors::no_answer(url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
-        status => Err(refused(url, status)),
+        status => Err(errors::refused(url, status)),
     }
 }
 
@@ -151,12 +283,12 @@ pub fn post(
 pub enum Cut {
     /// It is longer than it may be.
     TooLong,
-    /// The connection has failed.
+    /// The connection failed.
     Broken(io::Error),
 }
 
-/// Reads a body, `most` bytes of it at most. What is left of it is not read, and its connection not used
-/// again. Nothing is decompressed: no request asks for a compressed answer.
+/// Reads at most `most` bytes of a body. If there are more, leaves them unread, and the connection is
+/// not used again. Decompresses nothing: no request asks for a compressed answer.
 pub fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) {
     let mut bytes = Vec::new();
     let body = response.body_mut().with_config().limit(u64::MAX).reader();
@@ -171,62 +303,15 @@ pub fn read(response: &mut Response<Body>, most: u64) -> (Vec<u8>, Option<Cut>) 
     (bytes, cut)
 }
 
-/// What a status that is not 2xx says about trying again.
-///
-/// | status | whose fault | |
-/// |---|---|---|
-/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the place's: another URL, other credentials, a service that is not deployed | transient |
-/// | 408, 423, 425, 429, 5xx | the place's: busy, slow or broken | transient |
-/// | all others: 400, 409, 413, 415, 422, … | what was sent, unless others are refused alike | refused |
-fn refused(url: &Url, status: StatusCode) -> Failure {
-    let mut message = format!("could not POST to {url}: it answered {status}");
-    let advice = match status.as_u16() {
-        300..=399 => Some("give the URL that it leads to"),
-        401 | 403 | 407 => Some("see to the credentials in `headers` or the URL"),
-        404 | 405 | 410 => Some("see to the URL"),
-        _ => None,
-    };
-    if let Some(advice) = advice {
-        message = format!("{message}; {advice}");
-    }
-    match status.as_u16() {
-        408 | 425 | 429 | 503 => Failure::busy(message),
-        300..=399 | 401..=405 | 407 | 410 | 421 | 423 | 426 | 451 | 500.. => {
-            Failure::transient(message)
-        }
-        _ => Failure::refused(message),
-    }
-}
-
-/// What a request without an answer says about trying again.
-///
-/// All that the network or the server did may pass, a certificate out of date as well; what is
-/// wrong with the request itself does not.
-fn broken(url: &Url, error: &Error, limit: Limit) -> Failure {
-    match error {
-        // Its text shows the URL.
-        Error::BadUri(_) => Failure::permanent(format!("could not POST to {url}: bad URL")),
-        Error::Http(_) | Error::BodyExceedsLimit(_) => {
-            Failure::permanent(format!("could not POST to {url}: {error}"))
-        }
-        Error::Timeout(_) => {
-            Failure::transient(format!("could not POST to {url}: no answer within {limit}"))
-        }
-        Error::Io(error) => Failure::transient(format!("could not POST to {url}: {error}")),
-        _ => Failure::transient(format!("could not POST to {url}: {error}")),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 pub(crate) mod tests {
+    use super::*;
+    use crate::deadline::Deadline;
     use std::fmt::Display;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
-
-    use super::*;
-    use crate::deadline::Deadline;
 
     /// Answers one connection for each status and returns the requests as they came.
     pub(crate) fn serve(statuses: &[&str]) -> (String, JoinHandle<Vec<String>>) {
@@ -345,13 +430,13 @@ pub(crate) mod tests {
         head + &String::from_utf8(body).unwrap()
     }
 
-    fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
+    pub(super) fn post_to(url: &str, timeout: Duration) -> Result<(), Failure> {
         let limit = Deadline::NONE.begin(timeout);
         let url: Url = url.parse().unwrap();
         post(&agent(), &url, &HeaderMap::new(), "{}", limit).map(drop)
     }
 
-    const LONG: Duration = Duration::from_secs(10);
+    pub(super) const LONG: Duration = Duration::from_secs(10);
 
     #[test]
     fn only_web_urls_with_a_host_are_urls() {
@@ -397,50 +482,6 @@ pub(crate) mod tests {
         ] {
             let url: Url = url.parse().unwrap();
             assert_eq!(url.below("/_x?y=z").unwrap().to_string(), below);
-        }
-    }
-
-    #[test]
-    fn statuses_are_classified() {
-        for (status, transient, advice) in [
-            ("500 Internal Server Error", true, ""),
-            ("503 Service Unavailable", true, ""),
-            ("429 Too Many Requests", true, ""),
-            ("408 Request Timeout", true, ""),
-            (
-                "401 Unauthorized",
-                true,
-                "; see to the credentials in `headers` or the URL",
-            ),
-            (
-                "403 Forbidden",
-                true,
-                "; see to the credentials in `headers` or the URL",
-            ),
-            ("404 Not Found", true, "; see to the URL"),
-            ("410 Gone", true, "; see to the URL"),
-            ("302 Found", true, "; give the URL that it leads to"),
-            (
-                "307 Temporary Redirect",
-                true,
-                "; give the URL that it leads to",
-            ),
-            ("400 Bad Request", false, ""),
-            ("406 Not Acceptable", false, ""),
-            ("409 Conflict", false, ""),
-            ("413 Payload Too Large", false, ""),
-            ("415 Unsupported Media Type", false, ""),
-            ("422 Unprocessable Entity", false, ""),
-        ] {
-            let (address, server) = serve(&[status]);
-            let failure =
-                post_to(&format!("http://u:secret@{address}/p?k=secret"), LONG).unwrap_err();
-            assert_eq!(failure.is_transient(), transient, "{status}");
-            assert_eq!(
-                failure.message,
-                format!("could not POST to http://{address}/p: it answered {status}{advice}")
-            );
-            assert_eq!(server.join().unwrap().len(), 1);
         }
     }
 
@@ -507,5 +548,34 @@ pub(crate) mod tests {
     fn an_unknown_host_may_become_known() {
         let failure = post_to("http://nowhere.invalid/p", LONG).unwrap_err();
         assert!(failure.is_transient(), "{failure}");
+    }
+
+    fn look_up(resolver: &CachingResolver, uri: &'static str) -> Vec<String> {
+        let found = resolver.resolve(
+            &Uri::from_static(uri),
+            &Config::default(),
+            NextTimeout::default(),
+        );
+        found.unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_last_host_is_remembered_for_a_while_and_no_other_is_taken_for_it() {
+        let resolver = CachingResolver::default();
+        let first = ["127.0.0.1:80".to_owned()];
+        assert_eq!(look_up(&resolver, "http://127.0.0.1/a"), first);
+        // Whatever is remembered is taken.
+        let elsewhere = "127.0.0.9:80".parse().unwrap();
+        let mut addresses = resolver.empty();
+        addresses.push(elsewhere);
+        resolver.last.lock().unwrap().as_mut().unwrap().addresses = addresses;
+        assert_eq!(look_up(&resolver, "http://127.0.0.1/b"), ["127.0.0.9:80"]);
+        assert_eq!(look_up(&resolver, "https://127.0.0.1/"), ["127.0.0.1:443"]);
+        assert_eq!(look_up(&resolver, "http://127.0.0.1:81/"), ["127.0.0.1:81"]);
+        let mut last = resolver.last.lock().unwrap();
+        last.as_mut().unwrap().at -= FRESH;
+        last.as_mut().unwrap().addresses = resolver.empty();
+        drop(last);
+        assert_eq!(look_up(&resolver, "http://127.0.0.1:81/"), ["127.0.0.1:81"]);
     }
 }
