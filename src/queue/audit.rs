@@ -8,17 +8,17 @@
 //! Nothing here holds the server up: keys and lists are read in pages.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use redis::Value;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
+use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
-use super::round_trip::round_trip;
-use super::scripts::Care;
-use super::{Lease, QueueError, Raw, keys};
+use super::requests::{AdminScripts, round_trip};
+use super::{Kept, Lease, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::vcon::{CreatedAt, VconId};
 
@@ -82,7 +82,7 @@ pub struct Standing {
 /// A walk through the documents in Redis.
 pub struct Audit {
     lease: Lease,
-    scripts: Care,
+    scripts: AdminScripts,
     least_ttl: u64,
     cursor: Option<u64>,
     /// Where vCons may be, in the order in which they get there.
@@ -98,7 +98,7 @@ impl Audit {
         let name = |list: &ListName| list.as_str().as_bytes().to_vec();
         let mut audit = Self {
             lease,
-            scripts: Care::new(),
+            scripts: AdminScripts::new(),
             least_ttl,
             cursor: Some(0),
             waiting: lists.ingress.iter().map(name).collect(),
@@ -385,6 +385,59 @@ fn day_in(text: &[u8]) -> Option<NaiveDate> {
 fn day_of(date: &[u8]) -> Option<NaiveDate> {
     let date = serde_json::from_slice::<&RawValue>(date).ok()?;
     Some(CreatedAt::from_json(date)?.local.date())
+}
+
+/// The lengths of lists, and those of hashes.
+type Counts = (Vec<Option<u64>>, Vec<Option<u64>>);
+
+/// Asks for the lengths of lists, over one connection that is kept from question to question.
+pub struct Lengths {
+    server: Server,
+    limit: Duration,
+    connected: Option<Lease>,
+}
+
+impl Lengths {
+    /// Neither connecting nor an answer may take longer than `limit`.
+    pub fn new(server: Server, limit: Duration) -> Self {
+        Self {
+            server,
+            limit,
+            connected: None,
+        }
+    }
+
+    /// The lengths of the lists of these names, and how many fields the hashes of those names have.
+    /// What is not a list, or not a hash, has none. Without names, this asks only whether the server
+    /// is there.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or does not serve at present.
+    pub fn ask(&mut self, lists: &[String], hashes: &[String]) -> Result<Counts, QueueError> {
+        let mut lease = match self.connected.take() {
+            Some(lease) => lease,
+            None => self.server.connect_for("conserver:lengths", self.limit)?,
+        };
+        let mut asked = redis::pipe();
+        asked.cmd("PING");
+        for name in lists {
+            asked.cmd("LLEN").arg(name);
+        }
+        for name in hashes {
+            asked.cmd("HLEN").arg(name);
+        }
+        let mut answers = round_trip(&mut lease, &asked)?.into_iter();
+        match answers.next().unwrap_or(Value::Nil).extract_error() {
+            // This user may not ask, but it was answered.
+            Err(error) if error.code() != Some("NOPERM") => return Err(error.into()),
+            _ => {}
+        }
+        self.connected = Some(lease);
+        let length = |answer: Value| redis::from_redis_value(answer).ok();
+        let mut counts: Vec<_> = answers.map(length).collect();
+        let of_hashes = counts.split_off(lists.len().min(counts.len()));
+        Ok((counts, of_hashes))
+    }
 }
 
 #[cfg(test)]

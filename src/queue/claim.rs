@@ -6,7 +6,7 @@ use redis::{Cmd, Value};
 
 use super::documents::{LARGE, describe};
 use super::release::Released;
-use super::scripts::Step;
+use super::requests::LaneScript;
 use super::{Document, Kind, Queue, QueueError, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
@@ -90,7 +90,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::InUse`] if another daemon has our name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
-        self.claim_by(Step::Claim, lists)
+        self.claim_by(LaneScript::Claim, lists)
     }
 
     /// Claims the oldest entry of the first of these storages' queues that has one which is no
@@ -99,10 +99,10 @@ impl Queue {
     /// # Errors
     /// As those of [`Queue::claim`].
     pub fn claim_backlog(&mut self, queues: &[ListName]) -> Result<Claimed, QueueError> {
-        self.claim_by(Step::ClaimBacklog, queues)
+        self.claim_by(LaneScript::ClaimBacklog, queues)
     }
 
-    fn claim_by(&mut self, step: Step, lists: &[ListName]) -> Result<Claimed, QueueError> {
+    fn claim_by(&mut self, step: LaneScript, lists: &[ListName]) -> Result<Claimed, QueueError> {
         let mut call = self.call(step, 4 + lists.len());
         self.add_claim(&mut call, lists, &[]);
         let answer = self.ask(step, &call)?;
@@ -153,7 +153,7 @@ impl Queue {
     pub(super) fn claimed(
         &mut self,
         answer: Value,
-        step: Step,
+        step: LaneScript,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let fields = texts(answer).and_then(|fields| Answer::try_from(fields).ok());
@@ -162,7 +162,7 @@ impl Queue {
     }
 
     /// What `turn.lua` has answered, and `SORT` behind it: the entry and its document.
-    pub(super) fn claimed_in_turn(
+    pub(super) fn claimed_by_many(
         &mut self,
         answer: Value,
         sorted: Value,
@@ -170,7 +170,7 @@ impl Queue {
     ) -> Result<Claimed, QueueError> {
         let fields = texts(answer).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
         let Some([token, list, entry, mut kind, context, deaths, fault]) = fields else {
-            return Err(self.noting(QueueError::Answer("a turn")));
+            return Err(self.noting(QueueError::Answer("finishing several vCons")));
         };
         if let Value::SimpleString(refusal) = &sorted {
             // Of anything else that the server says, tomorrow it may not.
@@ -193,13 +193,13 @@ impl Queue {
         let fields = [
             token, list, entry, context, kind, text, fault, deaths, progress,
         ];
-        self.taken(fields, Step::Claim, lists)
+        self.taken(fields, LaneScript::Claim, lists)
     }
 
     fn taken(
         &mut self,
         fields: Answer,
-        step: Step,
+        step: LaneScript,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let [
@@ -321,6 +321,90 @@ fn sorted_pair(reply: Value) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         [Value::BulkString(of), Value::BulkString(document)] => Some((of, Some(document))),
         [Value::BulkString(of), Value::Nil] => Some((of, None)),
         _ => None,
+    }
+}
+
+/// What a fuzzer runs on the bytes that Redis may hold.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(crate) mod fuzz {
+    use std::cell::RefCell;
+
+    use redis::Value;
+
+    use super::super::requests::LaneScript;
+    use super::super::{Expiry, Holder, KeptReason, NameLease, Queue, QueueError, Seat, Server};
+    use super::{shown, texts};
+    use crate::settings::Settings;
+
+    /// Fields of one claim, as the claim's script answers them, with a line end between them; then the
+    /// same bytes as an answer of Redis, as a lease record and as the reason of a dead letter.
+    pub fn answer(data: &[u8]) {
+        let cut = shown(data);
+        assert!(
+            cut.chars().count() <= 120 && !cut.chars().any(char::is_control),
+            "{cut:?}"
+        );
+        if let KeptReason::Known {
+            stage,
+            worker,
+            error,
+            ..
+        } = KeptReason::read(data)
+        {
+            assert!(stage.len() + worker.len() + error.len() <= data.len());
+        }
+        if let Ok(value) = redis::parse_redis_value(data) {
+            claimed(value);
+        }
+        let fields = data.split(|byte| *byte == b'\n').take(9);
+        claimed(Value::Array(
+            fields
+                .map(|field| Value::BulkString(field.to_vec()))
+                .collect(),
+        ));
+        if let Ok(holder) = serde_json::from_slice::<Holder>(data) {
+            let text = serde_json::to_string(&holder).unwrap();
+            let again: Holder = serde_json::from_str(&text).unwrap();
+            assert_eq!(again.host, holder.host);
+        }
+    }
+
+    /// An answer to a claim is a claim of a list, or an error, whoever has written the record.
+    fn claimed(value: Value) {
+        thread_local! {
+            static QUEUE: RefCell<Queue> = RefCell::new(unreachable());
+        }
+        let fields = texts(value.clone());
+        let result = QUEUE.with_borrow_mut(|queue| queue.claimed(value, LaneScript::Claim, &[]));
+        let Some(fields) = fields.filter(|fields| fields.len() == 9) else {
+            return assert!(matches!(result, Err(QueueError::Answer(_))), "{result:?}");
+        };
+        let Ok(claimed) = result else {
+            return;
+        };
+        let Some((claim, _)) = claimed.work else {
+            return assert!(fields[0].is_empty());
+        };
+        assert_eq!((&claim.token, &claim.entry), (&fields[0], &fields[2]));
+        assert_eq!(claim.list.as_str().as_bytes(), fields[1]);
+        if let Some(id) = claim.id() {
+            assert_eq!(id.as_str().as_bytes(), claim.entry);
+        }
+    }
+
+    /// A queue without a server: whatever it asks for fails at once.
+    fn unreachable() -> Queue {
+        let settings = |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
+        let settings = Settings::from_lookup(&settings).unwrap();
+        let seat = Seat {
+            instance: "fuzz".to_owned(),
+            worker: 1,
+            lane: 1,
+        };
+        let lease = NameLease::new(&settings, Holder::this_process(1));
+        let server = Server::new(&settings.redis_url).unwrap();
+        Queue::new(server, seat, Expiry::of(&settings), lease)
     }
 }
 

@@ -9,15 +9,16 @@
 //! one place whenever the program that asked for the move dies.
 
 use std::collections::BTreeSet;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use redis::Value;
 use serde::Deserialize;
 
-use super::documents::JSON;
 use super::release::Reason;
-use super::replay::{HeldLock, ReplayLock, look};
-use super::scripts::Care;
-use super::{Document, Kind, Lease, QueueError, Raw, keys};
+use super::requests::{AdminScripts, replay_lock};
+use super::{Kept, Lease, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.
@@ -142,7 +143,7 @@ pub enum Moved {
 /// Access to the dead letter queues.
 pub struct DeadLetters {
     lease: Lease,
-    scripts: Care,
+    scripts: AdminScripts,
     least_ttl: u64,
 }
 
@@ -151,7 +152,7 @@ impl DeadLetters {
     pub fn new(lease: Lease, least_ttl: u64) -> Self {
         Self {
             lease,
-            scripts: Care::new(),
+            scripts: AdminScripts::new(),
             least_ttl,
         }
     }
@@ -381,38 +382,6 @@ impl DeadLetters {
     }
 }
 
-/// A document in Redis, and how long it still lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
-    /// What stands under its key.
-    pub document: Document,
-    /// Seconds until it expires; `None` where it does not, or is not there.
-    pub ttl: Option<u64>,
-}
-
-impl Kept {
-    pub(super) fn read(lease: &mut Lease, id: &VconId) -> Result<Self, QueueError> {
-        let key = id.key();
-        let mut ask = redis::pipe();
-        ask.cmd("TYPE").arg(&key).cmd("TTL").arg(&key);
-        let (kind, ttl): (String, i64) = ask.query(&mut **lease)?;
-        let mut get = |command: &str, kind| {
-            let text: Option<Vec<u8>> = redis::cmd(command).arg(&key).query(&mut **lease)?;
-            Ok::<_, QueueError>(text.map_or(Document::Missing, |text| Document::Found(kind, text)))
-        };
-        let document = match kind.as_str() {
-            "none" => Document::Missing,
-            "string" => get("GET", Kind::Text)?,
-            JSON => get("JSON.GET", Kind::Json)?,
-            other => Document::Unusable(format!("its key holds a {other}, not a document")),
-        };
-        Ok(Self {
-            document,
-            ttl: u64::try_from(ttl).ok(),
-        })
-    }
-}
-
 /// The last of `count` entries from number `start` on, as `LRANGE` has it.
 fn last(start: u64, count: u64) -> u64 {
     start.saturating_add(count).saturating_sub(1)
@@ -447,10 +416,6 @@ pub(super) fn scan(
     }
 }
 
-pub(super) fn is_wrong_type(error: &redis::RedisError) -> bool {
-    error.code() == Some("WRONGTYPE")
-}
-
 fn settling(answer: &Value) -> Result<Settling, QueueError> {
     match answer {
         Value::Int(0) => Ok(Settling::Gone),
@@ -466,6 +431,157 @@ fn moved(answer: Value, what: &'static str) -> Result<Moved, QueueError> {
         Value::BulkString(why) => Ok(Moved::Refused(String::from_utf8_lossy(&why).into_owned())),
         _ => Err(QueueError::Answer(what)),
     }
+}
+
+/// How long the lock outlives a process that does not renew it, in milliseconds.
+const TTL_MS: u64 = 60_000;
+
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_secs(15);
+
+/// A command on the lock's own connection may take this long.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The result of asking for the lock.
+pub enum ReplayStart {
+    /// We hold it.
+    Ours(ReplayLock),
+    /// Somebody else holds it.
+    Held(HeldLock),
+}
+
+/// A replay lock that somebody else holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLock {
+    /// Its key.
+    pub key: String,
+    /// Its value, where it has one.
+    pub by: Option<Raw>,
+    /// Whether it expires by itself.
+    pub expires: bool,
+}
+
+/// A replay lock of ours. It is released when this is dropped.
+pub struct ReplayLock {
+    key: String,
+    value: String,
+    /// Ends the thread that renews the lock when it is dropped.
+    stop: Option<Sender<()>>,
+    renewal: Option<JoinHandle<()>>,
+}
+
+impl ReplayLock {
+    /// Takes the lock of this storage, if nobody has it.
+    ///
+    /// # Errors
+    /// Redis failed, or the system has no thread to give.
+    pub fn take(server: &Server, storage: &str) -> Result<ReplayStart, QueueError> {
+        let mut lease = server.connect_for("conserver:replay", LIMIT)?;
+        let key = keys::storage_replay_lock(storage);
+        let value = value();
+        if !run(&mut lease, "take", &key, &value)? {
+            return Ok(ReplayStart::Held(holder(&mut lease, key)?));
+        }
+        let (stop, stopped) = bounded(0);
+        let mut renewal = Renewal {
+            server: server.clone(),
+            connected: Some(lease),
+            key: key.clone(),
+            value: value.clone(),
+        };
+        let thread = thread::Builder::new().name("replay-lock".to_owned());
+        let thread = thread.spawn(move || renewal.keep(&stopped));
+        Ok(ReplayStart::Ours(Self {
+            key,
+            value,
+            stop: Some(stop),
+            renewal: Some(thread.map_err(QueueError::Thread)?),
+        }))
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl Drop for ReplayLock {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.renewal.take() {
+            // It does not panic, and the lock expires in any case.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread that keeps a lock, and releases it at the end.
+struct Renewal {
+    server: Server,
+    connected: Option<Lease>,
+    key: String,
+    value: String,
+}
+
+impl Renewal {
+    fn keep(&mut self, stopped: &Receiver<()>) {
+        while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
+            // Each step on the queue checks the lock: one that is lost ends the replay there.
+            let _ = self.run("renew");
+        }
+        // If Redis is away, the lock expires.
+        let _ = self.run("release");
+    }
+
+    fn run(&mut self, step: &str) -> Result<(), QueueError> {
+        let mut lease = match self.connected.take() {
+            Some(lease) => lease,
+            None => self.server.connect_for("conserver:replay", LIMIT)?,
+        };
+        run(&mut lease, step, &self.key, &self.value)?;
+        self.connected = Some(lease);
+        Ok(())
+    }
+}
+
+/// Takes, renews or releases the lock; whether it is, or was, ours.
+fn run(lease: &mut Lease, step: &str, key: &str, value: &str) -> Result<bool, QueueError> {
+    let script = replay_lock();
+    let mut call = script.key(key);
+    call.arg(step).arg(value).arg(TTL_MS);
+    Ok(call.invoke::<i64>(&mut **lease)? == 1)
+}
+
+/// Who holds the lock of this storage, if anybody does.
+pub(super) fn look(lease: &mut Lease, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+    let key = keys::storage_replay_lock(storage);
+    let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **lease)?;
+    exists.then(|| holder(lease, key)).transpose()
+}
+
+fn holder(lease: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
+    let by = redis::cmd("GET")
+        .arg(&key)
+        .query::<Option<Vec<u8>>>(&mut **lease);
+    let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **lease)?;
+    Ok(HeldLock {
+        key,
+        // What is no string has no value to show.
+        by: by.ok().flatten().map(Raw::new),
+        expires: ttl >= 0,
+    })
+}
+
+/// Names this process, and is the value of no other lock.
+fn value() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy();
+    let (pid, nonce) = (std::process::id(), VconId::random());
+    format!("conserver dlq retry, PID {pid} on {host}, {nonce}")
 }
 
 #[cfg(test)]

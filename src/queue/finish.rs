@@ -9,9 +9,8 @@
 use redis::{Cmd, Value};
 
 use super::claim::Claimed;
-use super::exchange::{Arguments, Request as Asked, Turn};
-use super::replace::{Comparison, Replacement, replacing, watched};
-use super::scripts::Step;
+use super::documents::{Comparison, Replacement, replacing, watched};
+use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
 use super::{Claim, Kind, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
@@ -114,18 +113,18 @@ impl Queue {
         lists: &[ListName],
     ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
         if self.is_usual(claim, finish) {
-            let turn = self.turn(claim, finish, lists);
-            let answer = self.send(Step::Turn, Asked::Turn(turn))?;
+            let call = self.shared_call(claim, finish, lists);
+            let answer = self.send(LaneScript::FinishAndClaimMany, LaneRequest::Shared(call))?;
             let (answer, document) =
-                pair(answer).ok_or_else(|| self.noting(QueueError::Answer("a turn")))?;
-            if let Some((finished, next)) = of_turn(answer).map_err(|error| self.noting(error))? {
-                let next = next.map(|next| self.claimed_in_turn(next, document, lists));
+                pair(answer).ok_or_else(|| self.noting(QueueError::Answer("finishing several vCons")))?;
+            if let Some((finished, next)) = outcome_of_many(answer).map_err(|error| self.noting(error))? {
+                let next = next.map(|next| self.claimed_by_many(next, document, lists));
                 return Ok((finished, next));
             }
         }
         let (finished, next) = self.finish_asking(claim, finish, Some(lists))?;
         let claimed = next.map(|answer| match answer.extract_error() {
-            Ok(answer) => self.claimed(answer, Step::Claim, lists),
+            Ok(answer) => self.claimed(answer, LaneScript::Claim, lists),
             Err(error) => Err(self.noting(error.into())),
         });
         Ok((finished, claimed))
@@ -146,7 +145,7 @@ impl Queue {
     }
 
     /// The request to finish in the usual way, and to take the next entry.
-    fn turn(&mut self, claim: &Claim, finish: &Finish<'_>, lists: &[ListName]) -> Turn {
+    fn shared_call(&mut self, claim: &Claim, finish: &Finish<'_>, lists: &[ListName]) -> SharedCall {
         let since = self.next_time();
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
@@ -174,9 +173,9 @@ impl Queue {
                 Some(text) => own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes()),
             },
         };
-        Turn {
+        SharedCall {
             command: "EVALSHA",
-            script: self.scripts.step(Step::Turn).hash().to_owned(),
+            script: self.scripts.step(LaneScript::FinishAndClaimMany).hash().to_owned(),
             keys: 3 + lists.len() + finish.egress.len(),
             head,
             own,
@@ -247,10 +246,10 @@ impl Queue {
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
-    ) -> (Step, Cmd) {
+    ) -> (LaneScript, Cmd) {
         let step = match lists {
-            Some(_) => Step::FinishAndClaim,
-            None => Step::Finish,
+            Some(_) => LaneScript::FinishAndClaim,
+            None => LaneScript::Finish,
         };
         let (how, base, text) = match finish.document {
             None => ("", "", ""),
@@ -264,7 +263,7 @@ impl Queue {
     /// text that must stand there, and the new one.
     fn call_to_finish(
         &mut self,
-        step: Step,
+        step: LaneScript,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
@@ -317,7 +316,7 @@ impl Queue {
     ) -> Result<Option<Value>, QueueError> {
         let draft = self.seat.draft_key();
         let how = ["draft", "", &draft];
-        let call = self.call_to_finish(Step::Finish, claim, finish, None, how);
+        let call = self.call_to_finish(LaneScript::Finish, claim, finish, None, how);
         self.with(|connection, _, _, _| {
             let request = replacing(&draft, document.kind, text, &call);
             watched(request.send(connection)?)
@@ -335,7 +334,7 @@ fn pair(answer: Value) -> Option<(Value, Value)> {
 }
 
 /// What `turn.lua` returned for a lane; `None` if it has left that to the other scripts.
-fn of_turn(answer: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+fn outcome_of_many(answer: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
     let is_unusual = |first: &Value| matches!(first, Value::BulkString(it) if it == b"unusual");
     match &answer {
         Value::Array(fields) if fields.first().is_some_and(is_unusual) => Ok(None),

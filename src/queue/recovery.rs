@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::claim::{shown, texts};
 use super::release::NOTES_EXPIRY;
-use super::round_trip::round_trip;
+use super::requests::round_trip;
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
 

@@ -7,8 +7,7 @@ use redis::{Connection, Value};
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
-use super::round_trip::round_trip;
-use super::script::Call;
+use super::requests::{Call, round_trip};
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys, now};
 use crate::config::ListName;
 use crate::vcon::VconId;

@@ -20,10 +20,8 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, PushKind, Value};
 
-use super::dead_letters::is_wrong_type;
-use super::round_trip::round_trip;
-use super::script::{Script, is_missing};
-use super::{Lease, NameLease, Queue, QueueError, Server, keys};
+use super::requests::{Script, is_missing, round_trip};
+use super::{Lease, NameLease, Queue, QueueError, Server, is_wrong_type, keys};
 use crate::config::ListName;
 
 /// So many tokens are put into the list at one look. Those that take them change the ingress

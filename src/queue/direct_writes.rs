@@ -10,10 +10,9 @@
 
 use std::collections::BTreeSet;
 
-use super::dead_letters::is_wrong_type;
-use super::keep::Scanned;
+use super::housekeeping::Scanned;
 use super::recovery::Pause;
-use super::{Document, Queue, QueueError, Replaced, keys};
+use super::{Document, Queue, QueueError, Replaced, is_wrong_type, keys};
 use crate::vcon::{self, Vcon, VconError, VconId};
 
 /// A link that has not ended its write after this many seconds has died with its worker.

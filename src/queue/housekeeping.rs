@@ -15,14 +15,11 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::dead_letters::is_wrong_type;
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
-use super::round_trip::round_trip;
-use super::script::Script;
-use super::scripts::{forget_reasons, keep, keeper};
-use super::{Expiry, Lease, QueueError, Server};
+use super::requests::{Script, forget_reasons, keep, keeper, round_trip};
+use super::{Expiry, Lease, QueueError, Server, is_wrong_type};
 use crate::config::ListName;
 
 /// Entries looked at in one step on the server; it does nothing else in that time.
