@@ -188,22 +188,22 @@ fn refusal(answer: Value) -> Result<Option<String>, QueueError> {
 }
 
 const STORE: &str = concat!(
-    include_str!("scripts/alive.lua"),
-    include_str!("scripts/pull.lua"),
-    include_str!("scripts/pull_store.lua")
+    include_str!("scripts/extend_ttl.lua"),
+    include_str!("scripts/follower.lua"),
+    include_str!("scripts/follower_submit.lua")
 );
 const AGAIN: &str = concat!(
-    include_str!("scripts/alive.lua"),
-    include_str!("scripts/pull.lua"),
-    include_str!("scripts/pull_again.lua")
+    include_str!("scripts/extend_ttl.lua"),
+    include_str!("scripts/follower.lua"),
+    include_str!("scripts/follower_submit_existing.lua")
 );
 const REFUSE: &str = concat!(
-    include_str!("scripts/reason.lua"),
-    include_str!("scripts/pull.lua"),
-    include_str!("scripts/pull_refuse.lua")
+    include_str!("scripts/reason_time.lua"),
+    include_str!("scripts/follower.lua"),
+    include_str!("scripts/follower_dead_letter.lua")
 );
-const LATER: &str = include_str!("scripts/pull_later.lua");
-const TURN: &str = include_str!("scripts/pull_turn.lua");
+const LATER: &str = include_str!("scripts/follower_postpone.lua");
+const TURN: &str = include_str!("scripts/follower_lease.lua");
 
 /// How long it is known which document was pulled, and how often one could not be had.
 const NOTES_EXPIRY: u64 = 604_800;

@@ -167,67 +167,67 @@ pub(super) enum LaneScript {
 impl LaneScripts {
     pub fn new() -> Self {
         Self {
-            foreign_begin: script!("foreign", "foreign_begin"),
-            foreign_end: script!("foreign", "foreign_end"),
-            foreign_forget: script!("foreign", "foreign_forget"),
-            foreign_left: script!("foreign", "foreign_left"),
-            foreign_kept: script!("foreign", "foreign_kept"),
-            foreign_laid: script!("foreign", "foreign_laid"),
-            foreign_keep: script!("foreign", "foreign_keep"),
-            replace: script!("foreign", "progress", "document", "replace"),
-            replace_large: script!("foreign", "progress", "document", "replace_large"),
-            dead_letter: script!("token", "reason", "age", "progress", "dead_letter"),
-            release: script!("token", "alive", "context", "progress", "release"),
-            postpone: script!("token", "alive", "context", "progress", "postpone"),
+            foreign_begin: script!("direct_writes", "direct_write_begin"),
+            foreign_end: script!("direct_writes", "direct_write_end"),
+            foreign_forget: script!("direct_writes", "direct_write_forget"),
+            foreign_left: script!("direct_writes", "direct_write_orphans"),
+            foreign_kept: script!("direct_writes", "direct_write_overwritten"),
+            foreign_laid: script!("direct_writes", "direct_write_restored"),
+            foreign_keep: script!("direct_writes", "direct_write_reassign"),
+            replace: script!("direct_writes", "progress", "compare_and_write", "replace_document"),
+            replace_large: script!("direct_writes", "progress", "compare_and_write", "replace_large_document"),
+            dead_letter: script!("claim_token", "reason_time", "reason_age", "progress", "dead_letter"),
+            release: script!("claim_token", "extend_ttl", "put_back_context", "progress", "release"),
+            postpone: script!("claim_token", "extend_ttl", "put_back_context", "progress", "postpone"),
             recover: script!(
-                "alive", "context", "progress", "reason", "token", "record", "recover"
+                "extend_ttl", "put_back_context", "progress", "reason_time", "claim_token", "claim_record", "recover"
             ),
-            set_aside: script!("token", "set_aside"),
-            lease: script!("lease"),
-            forget: script!("forget"),
-            retry: script!("retry"),
+            set_aside: script!("claim_token", "unreadable_claim"),
+            lease: script!("instance_lease"),
+            forget: script!("forget_instance"),
+            retry: script!("retry_dead_letters"),
             steps: [
                 script!(
-                    "alive",
-                    "token",
-                    "record",
+                    "extend_ttl",
+                    "claim_token",
+                    "claim_record",
                     "progress",
-                    "pop",
+                    "pop_ingress",
                     "claim",
-                    "claim_next"
+                    "run_claim"
                 ),
                 script!(
-                    "alive",
-                    "token",
-                    "record",
+                    "extend_ttl",
+                    "claim_token",
+                    "claim_record",
                     "progress",
                     "pop_backlog",
                     "claim",
-                    "claim_next"
+                    "run_claim"
                 ),
                 script!(
-                    "token",
-                    "foreign",
+                    "claim_token",
+                    "direct_writes",
                     "progress",
-                    "document",
-                    "reason",
+                    "compare_and_write",
+                    "reason_time",
                     "finish",
-                    "finish_alone"
+                    "run_finish"
                 ),
                 script!(
-                    "alive",
-                    "token",
-                    "record",
+                    "extend_ttl",
+                    "claim_token",
+                    "claim_record",
                     "progress",
-                    "pop",
+                    "pop_ingress",
                     "claim",
-                    "foreign",
-                    "document",
-                    "reason",
+                    "direct_writes",
+                    "compare_and_write",
+                    "reason_time",
                     "finish",
-                    "finish_and_claim"
+                    "run_finish_and_claim"
                 ),
-                script!("token", "turn"),
+                script!("claim_token", "finish_and_claim_many"),
             ],
         }
     }
@@ -240,12 +240,12 @@ impl LaneScripts {
 
 /// What keeps the documents of waiting vCons alive.
 pub(super) fn keep() -> Script {
-    script!("alive", "keep")
+    script!("extend_ttl", "extend_waiting")
 }
 
 /// The lease of who does so.
 pub(super) fn keeper() -> Script {
-    script!("keeper")
+    script!("housekeeping_lease")
 }
 
 /// What tries all that the work needs.
@@ -255,12 +255,12 @@ pub(super) fn preflight() -> Script {
 
 /// What drops reasons without entries.
 pub(super) fn forget_reasons() -> Script {
-    script!("age", "forget_reasons")
+    script!("reason_age", "drop_stale_reasons")
 }
 
 /// What takes, renews and releases the lock of a replay.
 pub(super) fn replay_lock() -> Script {
-    script!("locked", "lock")
+    script!("replay_lock_held", "replay_lock")
 }
 
 /// The scripts of those who look after the queues.
@@ -276,12 +276,12 @@ pub(super) struct AdminScripts {
 impl AdminScripts {
     pub fn new() -> Self {
         Self {
-            letters: script!("letters"),
-            retry: script!("retry"),
-            drop: script!("drop"),
-            saved: script!("locked", "saved"),
-            refused: script!("locked", "reason", "refused"),
-            locate: script!("locate"),
+            letters: script!("page_dead_letters"),
+            retry: script!("retry_dead_letters"),
+            drop: script!("drop_dead_letter"),
+            saved: script!("replay_lock_held", "replay_saved"),
+            refused: script!("replay_lock_held", "reason_time", "replay_refused"),
+            locate: script!("locate_vcon"),
         }
     }
 }

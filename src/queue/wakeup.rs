@@ -151,7 +151,7 @@ impl Lookout {
         let name = keys::client_name(&lease.instance, name);
         Ok(Self {
             connected: server.connect_for(&name, limit)?,
-            script: Script::new(include_str!("scripts/wake.lua")),
+            script: Script::new(include_str!("scripts/wake_tokens.lua")),
             lease,
             is_told: false,
             all: Instant::now(),
