@@ -1,12 +1,11 @@
-//! Dead letter queues from the operator's side: look, try again, drop.
+//! Dead letter queues for operators: list, retry, discard; and the lock under which the entries of a
+//! storage's queue are saved again.
 //!
-//! There is one for each ingress list, `DLQ:<list>`, and one for each storage, named as that of an
-//! ingress list `storage:<name>` would be. An entry of a storage's queue that has no reason is
-//! backlog: the storage was unavailable when its turn came.
+//! Each ingress list has one, `DLQ:<list>`, and so has each storage, `DLQ:storage:<name>`. A queue is a list
+//! of bare entries, which others write too, and a hash of reasons, which only daemons write. An entry of a
+//! storage's queue without a reason is backlog: the storage was unavailable.
 //!
-//! A dead letter queue is a list of bare entries, `DLQ:<list>`, that others write too, and a hash
-//! of reasons beside it that only we write. Whatever moves is moved by one script: an entry is in
-//! one place whenever the program that asked for the move dies.
+//! One script makes each move, so an entry is in exactly one list whenever the program dies.
 
 use std::collections::BTreeSet;
 use std::thread::{self, JoinHandle};
@@ -17,7 +16,7 @@ use redis::Value;
 use serde::Deserialize;
 
 use super::release::Reason;
-use super::requests::{AdminScripts, replay_lock};
+use super::requests::{OperatorScripts, replay_lock_script};
 use super::{Kept, Lease, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::vcon::VconId;
 
@@ -27,8 +26,8 @@ const PREFIX: &[u8] = b"DLQ:";
 /// Keys looked at with one `SCAN`.
 const SCAN_COUNT: usize = 1000;
 
-/// The most bytes of an entry that are shown. Longer ones could not be named on a command line: Linux takes no
-/// argument above 128 KiB, and an escaped byte takes up to six.
+/// How many bytes of an entry are shown. A user could not type longer ones: Linux takes no argument above
+/// 128 KiB, and an escaped byte has up to six characters.
 const MOST_SHOWN: usize = 16 << 10;
 
 /// An entry of a dead letter queue.
@@ -38,14 +37,14 @@ pub struct Letter {
     pub list: Raw,
     /// The entry: a UUID, or whatever was in the list.
     pub entry: Raw,
-    /// Why it is there; `None` where whoever buried it did not say.
+    /// Why it is there; `None` if whoever put it there did not say.
     pub reason: Option<KeptReason>,
 }
 
-/// What is kept beside a dead letter.
+/// The reason that Redis holds for a dead letter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KeptReason {
-    /// As we write it.
+    /// In the form that daemons write.
     Known {
         /// The step that failed.
         stage: String,
@@ -58,7 +57,7 @@ pub enum KeptReason {
         /// When, in seconds since 1970 by Redis' clock.
         at: f64,
     },
-    /// Something else, as text.
+    /// In any other form, as text.
     Other(String),
 }
 
@@ -73,7 +72,7 @@ impl Letter {
 }
 
 impl KeptReason {
-    /// Reads a reason as it is kept.
+    /// Reads a reason as Redis holds it.
     pub fn read(bytes: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Record {
@@ -105,13 +104,13 @@ impl KeptReason {
 /// Whose dead letters a queue holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// An ingress list's: the whole work on the vCon failed.
+    /// An ingress list: the vCon failed in its chain.
     List,
-    /// A storage's: all else is done.
+    /// A storage: everything else about the vCon is done.
     Storage,
 }
 
-/// An entry of a dead letter queue, with its reason as it is kept.
+/// An entry of a dead letter queue, with its reason as Redis holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The entry.
@@ -120,54 +119,55 @@ pub struct Entry {
     pub reason: Option<Vec<u8>>,
 }
 
-/// Whether the result of saving an entry was recorded.
+/// Whether the result of a replay of one entry was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settling {
     /// It was.
     Done,
-    /// The entry is not in the queue any more.
+    /// The entry is no longer in the queue.
     Gone,
-    /// The lock is not ours any more. Nothing was changed.
+    /// This process no longer holds the replay lock. Nothing was changed.
     Lost,
 }
 
-/// Whether a move was made.
+/// The result of a move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
-    /// So many entries were moved.
+    /// This number of entries was moved.
     Some(u64),
-    /// None: a key is not the list it should be. In the server's words, and so of any bytes.
+    /// None, because a key holds another type. In the server's words, and so of any bytes.
     Refused(String),
 }
 
 /// Access to the dead letter queues.
 pub struct DeadLetters {
-    lease: Lease,
-    scripts: AdminScripts,
+    connection: Lease,
+    scripts: OperatorScripts,
     least_ttl: u64,
 }
 
 impl DeadLetters {
-    /// Over this connection. A document that has to wait again lives at least `least_ttl` seconds.
-    pub fn new(lease: Lease, least_ttl: u64) -> Self {
+    /// Access over this connection. The document of a vCon that is put back on a list lives for at least
+    /// `least_ttl` seconds.
+    pub fn new(connection: Lease, least_ttl: u64) -> Self {
         Self {
-            lease,
-            scripts: AdminScripts::new(),
+            connection,
+            scripts: OperatorScripts::new(),
             least_ttl,
         }
     }
 
     /// The time by Redis' clock, in seconds since 1970.
     pub fn now(&mut self) -> Result<f64, QueueError> {
-        super::now(&mut self.lease)
+        super::now(&mut self.connection)
     }
 
-    /// The ingress lists that a daemon has ever had dead letters of, in the order of their names. They
-    /// need not have any now, and those that only others have written to are not among them.
+    /// The ingress lists for which a daemon has ever written dead letters, in the order of their names.
+    /// They may have none now. Queues that only others have written to are not among them.
     pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
         let recorded = redis::cmd("SMEMBERS")
-            .arg(keys::LETTERS)
-            .query::<Vec<Vec<u8>>>(&mut *self.lease);
+            .arg(keys::DEAD_LETTER_LISTS)
+            .query::<Vec<Vec<u8>>>(&mut *self.connection);
         let recorded = match recorded {
             Err(error) if is_wrong_type(&error) => Vec::new(),
             recorded => recorded?,
@@ -176,18 +176,18 @@ impl DeadLetters {
         Ok(recorded.into_iter().filter_map(named).collect())
     }
 
-    /// The ingress lists that have dead letters, whoever wrote them, in the order of their names. This
-    /// looks at every key that Redis has.
+    /// The ingress lists that have dead letters, whoever wrote them, in the order of their names. Looks at
+    /// every key in Redis.
     pub fn lists(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let keys = scan(&mut self.lease, b"DLQ:*", "list")?;
+        let keys = scan(&mut self.connection, b"DLQ:*", "list")?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(keys.into_iter().filter_map(named).collect())
     }
 
-    /// How many dead letters the list has; `None` where something else has its key.
+    /// How many dead letters the list has; `None` if the key of the queue holds another type.
     pub fn length(&mut self, list: &Raw) -> Result<Option<u64>, QueueError> {
         let key = letters_key(list);
-        let length = redis::cmd("LLEN").arg(key).query(&mut *self.lease);
+        let length = redis::cmd("LLEN").arg(key).query(&mut *self.connection);
         match length {
             Ok(length) => Ok(Some(length)),
             Err(error) if is_wrong_type(&error) => Ok(None),
@@ -195,17 +195,17 @@ impl DeadLetters {
         }
     }
 
-    /// Up to `count` dead letters of the list from number `start` on, counted from 0, the oldest
-    /// first, with their reasons. An entry that is longer than 16 KiB is cut to a byte more.
+    /// Up to `count` dead letters of the list with their reasons, from index `start` on, the oldest first.
+    /// Cuts an entry of more than 16 KiB to that and one byte.
     pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
-        let mut call = self.scripts.letters.key(letters_key(list));
+        let mut call = self.scripts.page_dead_letters.key(letters_key(list));
         call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
-        let entries = call.invoke(&mut *self.lease)?;
+        let entries = call.invoke(&mut *self.connection)?;
         let entries = self.with_reasons(list, entries)?.into_iter();
         Ok(entries.map(|entry| Letter::new(list, entry)).collect())
     }
 
-    /// The same as [`DeadLetters::page`], with entries and reasons as they are kept.
+    /// Like [`DeadLetters::page`], with entries and reasons as Redis holds them.
     pub fn entries(
         &mut self,
         list: &Raw,
@@ -217,7 +217,7 @@ impl DeadLetters {
             .arg(letters_key(list))
             .arg(start)
             .arg(last(start, count));
-        let entries = range.query(&mut *self.lease)?;
+        let entries = range.query(&mut *self.connection)?;
         self.with_reasons(list, entries)
     }
 
@@ -237,15 +237,14 @@ impl DeadLetters {
     pub fn reasoned(&mut self, list: &Raw) -> Result<u64, QueueError> {
         let count = redis::cmd("HLEN")
             .arg(reasons_key(list))
-            .query(&mut *self.lease);
+            .query(&mut *self.connection);
         match count {
             Err(error) if is_wrong_type(&error) => Ok(0),
             count => Ok(count?),
         }
     }
 
-    /// What is kept of these vCons as dead letters of the list, whether or not they are in its queue
-    /// still.
+    /// The recorded reasons of these vCons as dead letters of the list, whether or not they still are.
     pub fn known_of(&mut self, list: &Raw, ids: &[VconId]) -> Result<Vec<Letter>, QueueError> {
         let entries: Vec<Vec<u8>> = ids.iter().map(|id| id.as_str().into()).collect();
         let reasons = self.reasons(list, &entries)?;
@@ -269,20 +268,19 @@ impl DeadLetters {
         for entry in entries {
             get.arg(entry);
         }
-        match get.query(&mut *self.lease) {
+        match get.query(&mut *self.connection) {
             Ok(kept) => Ok(kept),
             Err(error) if is_wrong_type(&error) => Ok(vec![None; entries.len()]),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The entry as a dead letter of the list, with its place in it, counted from 0; `None` where
-    /// it is not there.
+    /// The entry as a dead letter of the list, with its index in the queue; `None` if it is not there.
     pub fn find(&mut self, list: &Raw, entry: &Raw) -> Result<Option<(u64, Letter)>, QueueError> {
         let mut find = redis::cmd("LPOS");
         find.arg(letters_key(list)).arg(entry.as_bytes());
-        let place = match find.query::<Option<u64>>(&mut *self.lease) {
-            Ok(Some(place)) => place,
+        let index = match find.query::<Option<u64>>(&mut *self.connection) {
+            Ok(Some(index)) => index,
             Ok(None) => return Ok(None),
             Err(error) if is_wrong_type(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -292,7 +290,7 @@ impl DeadLetters {
             entry: entry.clone(),
             reason: reason.into_iter().next().flatten(),
         };
-        Ok(Some((place, Letter::new(list, entry))))
+        Ok(Some((index, Letter::new(list, entry))))
     }
 
     /// Moves up to `count` of the oldest dead letters to the tail of their ingress list, in one
@@ -301,27 +299,27 @@ impl DeadLetters {
         self.retry(list, count, None)
     }
 
-    /// Moves one dead letter to the tail of its ingress list, in one step. One that stood in the
-    /// queue more than once stands in the list once.
+    /// Moves one dead letter to the tail of its ingress list, in one step. An entry that was several times
+    /// in the queue is put on the list once.
     pub fn retry_one(&mut self, list: &Raw, entry: &Raw) -> Result<Moved, QueueError> {
         self.retry(list, 1, Some(entry))
     }
 
     fn retry(&mut self, list: &Raw, count: u64, entry: Option<&Raw>) -> Result<Moved, QueueError> {
-        let mut call = self.scripts.retry.key(letters_key(list));
+        let mut call = self.scripts.retry_dead_letters.key(letters_key(list));
         call.key(reasons_key(list))
             .key(list.as_bytes())
             .key(keys::DEATHS)
-            .key(keys::TRIES)
+            .key(keys::ROUNDS)
             .key(keys::LAPSES);
         call.arg(count).arg(self.least_ttl);
         if let Some(entry) = entry {
             call.arg(entry.as_bytes());
         }
-        moved(call.invoke(&mut *self.lease)?, "retrying dead letters")
+        moved(call.invoke(&mut *self.connection)?, "retrying dead letters")
     }
 
-    /// Drops a dead letter in one step, and with `document` its document.
+    /// Discards a dead letter in one step, and with `document` its document.
     pub fn drop_one(
         &mut self,
         owner: Owner,
@@ -329,34 +327,34 @@ impl DeadLetters {
         entry: &Raw,
         document: bool,
     ) -> Result<Moved, QueueError> {
-        let mut call = self.scripts.drop.key(letters_key(list));
+        let mut call = self.scripts.drop_dead_letter.key(letters_key(list));
         call.key(reasons_key(list));
         if owner == Owner::List {
-            // A storage's entry says nothing of work that the same vCon may be in.
-            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
+            // The vCon of a storage's entry may be in work: these counts belong to that.
+            call.key(keys::DEATHS).key(keys::ROUNDS).key(keys::LAPSES);
         }
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
-        moved(call.invoke(&mut *self.lease)?, "dropping a dead letter")
+        moved(call.invoke(&mut *self.connection)?, "discarding a dead letter")
     }
 
-    /// Takes an entry out of the queue of a storage that has its vCon now, in one step. One that
-    /// stands there more than once is taken once.
+    /// Removes an entry from the queue of a storage that has saved its vCon now, in one step. Removes one
+    /// copy of an entry that is several times in the queue.
     pub fn saved(
         &mut self,
         lock: &ReplayLock,
         list: &Raw,
         entry: &Entry,
     ) -> Result<Settling, QueueError> {
-        let mut call = self.scripts.saved.key(letters_key(list));
+        let mut call = self.scripts.replay_saved.key(letters_key(list));
         call.key(reasons_key(list)).key(lock.key());
         call.arg(entry.entry.as_bytes());
         call.arg(entry.reason.as_deref().unwrap_or_default());
         call.arg(lock.value());
-        settling(&call.invoke(&mut *self.lease)?)
+        settling(&call.invoke(&mut *self.connection)?)
     }
 
-    /// Keeps a new reason for an entry that has to stay in the queue of a storage.
+    /// Records a new reason for an entry that stays in the queue of a storage.
     pub fn refused(
         &mut self,
         lock: &ReplayLock,
@@ -364,30 +362,30 @@ impl DeadLetters {
         entry: &Raw,
         reason: &Reason<'_>,
     ) -> Result<Settling, QueueError> {
-        let json = serde_json::to_string(reason).map_err(|_| QueueError::Answer("a reason"))?;
-        let mut call = self.scripts.refused.key(letters_key(list));
+        let mut call = self.scripts.replay_refused.key(letters_key(list));
         call.key(reasons_key(list)).key(lock.key());
-        call.arg(entry.as_bytes()).arg(json).arg(lock.value());
-        settling(&call.invoke(&mut *self.lease)?)
+        call.arg(entry.as_bytes()).arg(reason.to_json()?);
+        call.arg(lock.value());
+        settling(&call.invoke(&mut *self.connection)?)
     }
 
-    /// Who saves the dead letters of this storage at present, if anybody does.
+    /// Who holds the replay lock of this storage, if anybody does.
     pub fn replay_lock(&mut self, storage: &str) -> Result<Option<HeldLock>, QueueError> {
-        look(&mut self.lease, storage)
+        find_lock(&mut self.connection, storage)
     }
 
     /// The document of a vCon.
     pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
-        Kept::read(&mut self.lease, id)
+        Kept::read(&mut self.connection, id)
     }
 }
 
-/// The last of `count` entries from number `start` on, as `LRANGE` has it.
+/// The index of the last of `count` entries from `start` on, for `LRANGE`.
 fn last(start: u64, count: u64) -> u64 {
     start.saturating_add(count).saturating_sub(1)
 }
 
-/// The list of dead letters of an ingress list of any name.
+/// The dead letter queue of an ingress list with any name.
 pub(super) fn letters_key(list: &Raw) -> Vec<u8> {
     [PREFIX, list.as_bytes()].concat()
 }
@@ -396,9 +394,9 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys like `pattern` that hold a value of this type.
+/// The keys that match `pattern` and hold this type.
 pub(super) fn scan(
-    lease: &mut Lease,
+    connection: &mut Lease,
     pattern: &[u8],
     kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
@@ -408,7 +406,7 @@ pub(super) fn scan(
         scan.arg(cursor).arg("MATCH").arg(pattern);
         scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
         let found: Vec<Vec<u8>>;
-        (cursor, found) = scan.query(&mut **lease)?;
+        (cursor, found) = scan.query(&mut **connection)?;
         keys.extend(found);
         if cursor == 0 {
             return Ok(keys);
@@ -416,8 +414,8 @@ pub(super) fn scan(
     }
 }
 
-fn settling(answer: &Value) -> Result<Settling, QueueError> {
-    match answer {
+fn settling(reply: &Value) -> Result<Settling, QueueError> {
+    match reply {
         Value::Int(0) => Ok(Settling::Gone),
         Value::Int(_) => Ok(Settling::Done),
         Value::BulkString(why) if why == b"lost" => Ok(Settling::Lost),
@@ -425,26 +423,26 @@ fn settling(answer: &Value) -> Result<Settling, QueueError> {
     }
 }
 
-fn moved(answer: Value, what: &'static str) -> Result<Moved, QueueError> {
-    match answer {
+fn moved(reply: Value, what: &'static str) -> Result<Moved, QueueError> {
+    match reply {
         Value::Int(count) => Ok(Moved::Some(u64::try_from(count).unwrap_or(0))),
         Value::BulkString(why) => Ok(Moved::Refused(String::from_utf8_lossy(&why).into_owned())),
         _ => Err(QueueError::Answer(what)),
     }
 }
 
-/// How long the lock outlives a process that does not renew it, in milliseconds.
+/// How long the replay lock outlives a process that does not renew it, in milliseconds.
 const TTL_MS: u64 = 60_000;
 
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(15);
 
-/// A command on the lock's own connection may take this long.
+/// How long a command on the lock's own connection may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The result of asking for the lock.
+/// The result of an attempt to take a replay lock.
 pub enum ReplayStart {
-    /// We hold it.
+    /// This process holds it.
     Ours(ReplayLock),
     /// Somebody else holds it.
     Held(HeldLock),
@@ -455,13 +453,17 @@ pub enum ReplayStart {
 pub struct HeldLock {
     /// Its key.
     pub key: String,
-    /// Its value, where it has one.
+    /// Its value, if it is a string.
     pub by: Option<Raw>,
     /// Whether it expires by itself.
     pub expires: bool,
 }
 
-/// A replay lock of ours. It is released when this is dropped.
+/// The lock under which this process saves the dead letters of a storage. Dropping it releases the lock.
+///
+/// The deployment's API server holds the same key while it replays, without a time to live, and checks only
+/// whether the key exists. This lock has a time to live, which a thread renews: however this process ends,
+/// the key is gone soon after.
 pub struct ReplayLock {
     key: String,
     value: String,
@@ -471,21 +473,21 @@ pub struct ReplayLock {
 }
 
 impl ReplayLock {
-    /// Takes the lock of this storage, if nobody has it.
+    /// Takes the lock of this storage, if nobody holds it.
     ///
     /// # Errors
-    /// Redis failed, or the system has no thread to give.
+    /// Redis failed, or the operating system refused a thread.
     pub fn take(server: &Server, storage: &str) -> Result<ReplayStart, QueueError> {
-        let mut lease = server.connect_for("conserver:replay", LIMIT)?;
+        let mut connection = server.connect_for("conserver:replay", LIMIT)?;
         let key = keys::storage_replay_lock(storage);
-        let value = value();
-        if !run(&mut lease, "take", &key, &value)? {
-            return Ok(ReplayStart::Held(holder(&mut lease, key)?));
+        let value = lock_value();
+        if !change_lock(&mut connection, "take", &key, &value)? {
+            return Ok(ReplayStart::Held(holder(&mut connection, key)?));
         }
         let (stop, stopped) = bounded(0);
         let mut renewal = Renewal {
             server: server.clone(),
-            connected: Some(lease),
+            connected: Some(connection),
             key: key.clone(),
             value: value.clone(),
         };
@@ -513,13 +515,13 @@ impl Drop for ReplayLock {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.renewal.take() {
-            // It does not panic, and the lock expires in any case.
+            // The thread does not panic, and the lock expires in any case.
             let _ = thread.join();
         }
     }
 }
 
-/// The thread that keeps a lock, and releases it at the end.
+/// The thread that renews a lock, and releases it at the end.
 struct Renewal {
     server: Server,
     connected: Option<Lease>,
@@ -530,54 +532,54 @@ struct Renewal {
 impl Renewal {
     fn keep(&mut self, stopped: &Receiver<()>) {
         while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
-            // Each step on the queue checks the lock: one that is lost ends the replay there.
+            // Each step on the queue checks the lock, so a lost lock ends the replay there.
             let _ = self.run("renew");
         }
-        // If Redis is away, the lock expires.
+        // If Redis is unavailable, the lock expires.
         let _ = self.run("release");
     }
 
     fn run(&mut self, step: &str) -> Result<(), QueueError> {
-        let mut lease = match self.connected.take() {
-            Some(lease) => lease,
+        let mut connection = match self.connected.take() {
+            Some(connection) => connection,
             None => self.server.connect_for("conserver:replay", LIMIT)?,
         };
-        run(&mut lease, step, &self.key, &self.value)?;
-        self.connected = Some(lease);
+        change_lock(&mut connection, step, &self.key, &self.value)?;
+        self.connected = Some(connection);
         Ok(())
     }
 }
 
-/// Takes, renews or releases the lock; whether it is, or was, ours.
-fn run(lease: &mut Lease, step: &str, key: &str, value: &str) -> Result<bool, QueueError> {
-    let script = replay_lock();
+/// Takes, renews or releases the lock. Returns whether it is, or was, held with this value.
+fn change_lock(connection: &mut Lease, step: &str, key: &str, value: &str) -> Result<bool, QueueError> {
+    let script = replay_lock_script();
     let mut call = script.key(key);
     call.arg(step).arg(value).arg(TTL_MS);
-    Ok(call.invoke::<i64>(&mut **lease)? == 1)
+    Ok(call.invoke::<i64>(&mut **connection)? == 1)
 }
 
 /// Who holds the lock of this storage, if anybody does.
-pub(super) fn look(lease: &mut Lease, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+fn find_lock(connection: &mut Lease, storage: &str) -> Result<Option<HeldLock>, QueueError> {
     let key = keys::storage_replay_lock(storage);
-    let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **lease)?;
-    exists.then(|| holder(lease, key)).transpose()
+    let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **connection)?;
+    exists.then(|| holder(connection, key)).transpose()
 }
 
-fn holder(lease: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
+fn holder(connection: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
     let by = redis::cmd("GET")
         .arg(&key)
-        .query::<Option<Vec<u8>>>(&mut **lease);
-    let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **lease)?;
+        .query::<Option<Vec<u8>>>(&mut **connection);
+    let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **connection)?;
     Ok(HeldLock {
         key,
-        // What is no string has no value to show.
+        // A key of another type has no value to show.
         by: by.ok().flatten().map(Raw::new),
         expires: ttl >= 0,
     })
 }
 
-/// Names this process, and is the value of no other lock.
-fn value() -> String {
+/// A value that names this process and that no other lock has.
+fn lock_value() -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
     let host = host.to_string_lossy();
     let (pid, nonce) = (std::process::id(), VconId::random());

@@ -1,66 +1,66 @@
-//! Links that write a vCon in Redis by themselves: they do not look at what others write meanwhile.
+//! Direct writes: links (Python ones) that write their vCon to Redis by themselves, without a look at what
+//! others write meanwhile. This module keeps the texts of those others, to merge them in again.
 //!
 //! ```text
-//! begin ─► the link reads … writes ─► end ─► what is kept is merged and written ─► forget
-//!            └ others write: what they write is kept ┘     ▲
-//!                      the worker dies anywhere here ──────┴─ by recovery
+//! begin ─► the link reads … writes ─► end ─► the recorded texts are merged and written ─► forget
+//!           └ others write: texts recorded ┘       ▲
+//!                 the worker dies anywhere here ───┴─ by recovery
 //! ```
 //!
-//! What is kept is a list of texts; how each came about stands before it (see `document.lua`).
+//! The texts are a list in Redis; a sign before each says what it was made of (see
+//! `compare_and_write.lua`).
 
 use std::collections::BTreeSet;
 
-use super::housekeeping::Scanned;
+use super::housekeeping::HashPage;
 use super::recovery::Pause;
 use super::{Document, Queue, QueueError, Replaced, is_wrong_type, keys};
 use crate::vcon::{self, Vcon, VconError, VconId};
 
 /// A link that has not ended its write after this many seconds has died with its worker.
-const FOREIGN_EXPIRY: u64 = 86_400;
+const DIRECT_WRITE_EXPIRY: u64 = 86_400;
 
-/// Fields of a hash looked at in one step on the server.
+/// How many fields of a hash one step on the server looks at.
 const STEP: usize = 1000;
 
 impl Queue {
-    /// Notes that a link is about to write a vCon by itself, without a look at what others write. To
-    /// be followed by [`Queue::end_foreign_write`].
+    /// Records that a link is about to write a vCon directly. [`Queue::end_foreign_write`] follows.
     pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<(), QueueError> {
         self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_begin.key(keys::FOREIGN);
+            let mut call = scripts.direct_write_begin.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
             call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
-            Ok(call.arg(FOREIGN_EXPIRY).invoke::<()>(connection)?)
+            Ok(call.arg(DIRECT_WRITE_EXPIRY).invoke::<()>(connection)?)
         })
     }
 
-    /// What the link may have written over, if others have written since the begin. To be followed by
-    /// [`Queue::forget_overwritten`] then.
+    /// Returns the texts that the link may have overwritten, if others have written since it began. If so,
+    /// [`Queue::forget_overwritten`] follows once they are merged.
     pub fn end_foreign_write(&mut self, id: &VconId) -> Result<Option<Overwritten>, QueueError> {
         self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_end.key(keys::FOREIGN);
+            let mut call = scripts.direct_write_end.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
             call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
             Ok(Overwritten::of(call.invoke(connection)?))
         })
     }
 
-    /// What others wrote is in the document by now.
+    /// Forgets the texts of others, which have been merged into the document.
     pub fn forget_overwritten(&mut self, id: &VconId) -> Result<(), QueueError> {
         self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_forget.key(keys::FOREIGN);
+            let mut call = scripts.direct_write_forget.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).arg(id.as_str());
             call.arg(seat.claims_key()).arg(seat.lane);
             Ok(call.invoke::<()>(connection)?)
         })
     }
 
-    /// Lays what a worker's links have written over, and could not merge before the worker ended,
-    /// under what they have left; calls `pause` before each vCon. Returns the vCons that this is done
-    /// for.
+    /// Restores what a worker's links overwrote and could not merge before the worker ended. Calls `pause`
+    /// before each vCon. Returns the vCons for which this is done.
     ///
-    /// If the worker may be alive, its links still count as at work on these vCons. A vCon for which
-    /// this cannot be done now holds up nothing: it is left to [`Queue::recover_kept`].
-    pub(super) fn lay_back(
+    /// If the worker may be alive, its links still count as writers of these vCons. If a vCon cannot be
+    /// restored now, [`Queue::recover_kept`] does it later.
+    pub(super) fn restore_overwritten(
         &mut self,
         instance: &str,
         worker: u32,
@@ -68,19 +68,19 @@ impl Queue {
         pause: &mut Pause<'_>,
     ) -> Result<Vec<VconId>, QueueError> {
         let claims = keys::claims_key(instance, worker);
-        let left: Vec<(String, u64, u64)> = self.with(|connection, scripts, _, _| {
-            let mut call = scripts.foreign_left.key(keys::FOREIGN);
+        let orphans: Vec<(String, u64, u64)> = self.with(|connection, scripts, _, _| {
+            let mut call = scripts.direct_write_orphans.key(keys::DIRECT_WRITES);
             Ok(call.arg(&claims).invoke(connection)?)
         })?;
         let mut ids = Vec::new();
-        for (id, base, start) in left {
+        for (id, base, start) in orphans {
             let Ok(id) = id.parse::<VconId>() else {
                 continue;
             };
             pause(self)?;
-            match self.lay_back_one(&id, base, start) {
+            match self.restore_one(&id, base, start) {
                 Ok(Some(written)) if may_be_alive => self.with(|connection, scripts, _, _| {
-                    let mut call = scripts.foreign_laid.key(keys::FOREIGN);
+                    let mut call = scripts.direct_write_restored.key(keys::DIRECT_WRITES);
                     call.arg(id.as_str()).arg(&claims).arg(written);
                     Ok(call.invoke::<()>(connection)?)
                 })?,
@@ -88,8 +88,8 @@ impl Queue {
                 Err(error) if error.is_interruption() => return Err(error),
                 Err(error) => {
                     // If this fails as well, the vCon is not the reason.
-                    self.keep_for_later(&id, &claims, may_be_alive)?;
-                    tell_kept(&id, worker, &error);
+                    self.restore_later(&id, &claims, may_be_alive)?;
+                    log_postponed(&id, worker, &error);
                     continue;
                 }
             }
@@ -98,23 +98,23 @@ impl Queue {
         Ok(ids)
     }
 
-    /// Has our monitor try again, as worker 0, to lay back what could not be laid back now.
-    fn keep_for_later(
+    /// Leaves the texts that could not be restored now to worker 0, for which our monitor tries again.
+    fn restore_later(
         &mut self,
         id: &VconId,
         claims: &str,
         may_be_alive: bool,
     ) -> Result<(), QueueError> {
         self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.foreign_keep.key(keys::FOREIGN);
+            let mut call = scripts.direct_write_reassign.key(keys::DIRECT_WRITES);
             call.arg(id.as_str()).arg(claims);
-            call.arg(keys::claims_key(&seat.instance, keys::KEPT));
+            call.arg(keys::claims_key(&seat.instance, keys::UNRETURNED));
             Ok(call.arg(u8::from(may_be_alive)).invoke::<()>(connection)?)
         })
     }
 
-    /// A worker that has ended writes these vCons no more.
-    pub(super) fn forget_foreign_writes(
+    /// Forgets the direct writes of a worker that has ended to these vCons.
+    pub(super) fn forget_direct_writes(
         &mut self,
         instance: &str,
         worker: u32,
@@ -123,7 +123,7 @@ impl Queue {
         let claims = keys::claims_key(instance, worker);
         for id in ids {
             self.with(|connection, scripts, _, _| {
-                let mut call = scripts.foreign_forget.key(keys::FOREIGN);
+                let mut call = scripts.direct_write_forget.key(keys::DIRECT_WRITES);
                 call.key(keys::overwritten_key(id)).arg(id.as_str());
                 Ok(call.arg(&claims).invoke::<()>(connection)?)
             })?;
@@ -131,38 +131,40 @@ impl Queue {
         Ok(())
     }
 
-    /// Lays back what links may have written over of a vCon: the texts from `start` on; they began with
-    /// the one at `base`. If this writes a text, returns from where on that one is kept.
-    fn lay_back_one(
+    /// Merges what links may have overwritten of a vCon: the texts from index `start` on, by links that
+    /// began with the text at `base`. If this writes a text, returns its index in the list.
+    fn restore_one(
         &mut self,
         id: &VconId,
         base: u64,
         start: u64,
     ) -> Result<Option<u64>, QueueError> {
-        let (count, kept): (u64, Vec<Vec<u8>>) = self.with(|connection, scripts, _, _| {
-            let mut call = scripts.foreign_kept.key(keys::overwritten_key(id));
+        let (count, texts): (u64, Vec<Vec<u8>>) = self.with(|connection, scripts, _, _| {
+            let mut call = scripts
+                .direct_write_overwritten
+                .key(keys::overwritten_key(id));
             Ok(call.arg(base).arg(start).invoke(connection)?)
         })?;
-        let Some(overwritten) = Overwritten::of(kept) else {
+        let Some(overwritten) = Overwritten::of(texts) else {
             return Ok(None);
         };
-        // Not between the load and the replacement, which others must not come between.
+        // Before the load: the time between load and replacement is kept short.
         let mut ingress = self.lists_with_progress(id)?;
         loop {
             let Document::Found(kind, bytes) = self.load(id)? else {
                 return Ok(None);
             };
-            let laid = String::from_utf8(bytes)
+            let restored = String::from_utf8(bytes)
                 .map_err(|error| format!("the document is not UTF-8: {error}"))
-                .and_then(|now| match lay_under(id, &now, &overwritten) {
-                    Ok(laid) => Ok(laid.map(|laid| (now, laid))),
+                .and_then(|now| match merge_overwritten(id, &now, &overwritten) {
+                    Ok(restored) => Ok(restored.map(|restored| (now, restored))),
                     Err(error) => Err(format!("the document {error}")),
                 });
-            let (now, Laid { text, conflicts }) = match laid {
-                Ok(Some(laid)) => laid,
+            let (now, Restored { text, conflicts }) = match restored {
+                Ok(Some(restored)) => restored,
                 Ok(None) => return Ok(None),
                 Err(why) => {
-                    Overwritten::tell_lost(id, &why);
+                    Overwritten::log_lost(id, &why);
                     return Ok(None);
                 }
             };
@@ -171,13 +173,13 @@ impl Queue {
             std::mem::swap(&mut self.ingress, &mut ingress);
             match replaced {
                 Ok(Replaced::Done) => {
-                    tell_laid(id, &conflicts);
+                    log_restored(id, &conflicts);
                     return Ok(Some(count));
                 }
                 Ok(Replaced::Changed) => {}
                 Ok(Replaced::Deleted) => return Ok(None),
                 Err(QueueError::Document(why)) => {
-                    Overwritten::tell_lost(id, &why);
+                    Overwritten::log_lost(id, &why);
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -185,7 +187,7 @@ impl Queue {
         }
     }
 
-    /// The lists of whatever configuration for which progress of a vCon is kept, a line each.
+    /// The lists for which Redis holds progress of a vCon, of any configuration, a line each.
     fn lists_with_progress(&mut self, id: &VconId) -> Result<String, QueueError> {
         let end = format!("\n{id}");
         let pattern = format!("*{end}");
@@ -195,7 +197,7 @@ impl Queue {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(keys::PROGRESS).arg(cursor);
                 scan.arg("MATCH").arg(&pattern).arg("COUNT").arg(STEP);
-                let (next, found): Scanned = match scan.query(connection) {
+                let (next, found): HashPage = match scan.query(connection) {
                     Err(error) if is_wrong_type(&error) => break,
                     found => found?,
                 };
@@ -212,7 +214,7 @@ impl Queue {
     }
 }
 
-/// What a link that writes a vCon by itself may have written over.
+/// The texts that a direct write may have overwritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overwritten {
     /// The text that the link began with.
@@ -222,38 +224,43 @@ pub struct Overwritten {
 }
 
 impl Overwritten {
-    /// As a script returns it: the base, then the texts; or nothing.
-    fn of(kept: Vec<Vec<u8>>) -> Option<Self> {
+    /// Reads what a script returned: the base, then the texts; or nothing.
+    fn of(texts: Vec<Vec<u8>>) -> Option<Self> {
         // Lanes write only UTF-8.
-        let mut kept = kept.into_iter().map(|text| match String::from_utf8(text) {
+        let mut texts = texts.into_iter().map(|text| match String::from_utf8(text) {
             Ok(text) => text,
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         });
-        let base = kept.next()?;
-        let texts = kept.collect();
+        let base = texts.next()?;
+        let texts = texts.collect();
         Some(Self { base, texts })
     }
 
-    /// Logs that what a link has written over of this vCon cannot be laid back.
-    pub fn tell_lost(id: &VconId, why: &str) {
+    /// Logs that what a link overwrote of this vCon could not be restored.
+    pub fn log_lost(id: &VconId, why: &str) {
         log::error!(
             vcon_id = id.as_str();
-            "{id}: a link wrote over what others had written, and that cannot be laid back: {why}"
+            "{id}: a link overwrote the changes of others, which could not be restored: {why}"
         );
     }
 }
 
-/// What a document becomes.
-struct Laid {
+/// A document with the overwritten changes in it again.
+struct Restored {
     text: String,
     conflicts: Vec<String>,
 }
 
-/// Lays what a link has written over under what stands in Redis now; `None` if that has all of it.
+/// Merges the texts that a link overwrote into the document that stands in Redis now; `None` if that has all
+/// of their changes.
 ///
 /// # Errors
-/// What stands there is not a vCon.
-fn lay_under(id: &VconId, now: &str, overwritten: &Overwritten) -> Result<Option<Laid>, VconError> {
+/// The document in Redis is not a vCon.
+fn merge_overwritten(
+    id: &VconId,
+    now: &str,
+    overwritten: &Overwritten,
+) -> Result<Option<Restored>, VconError> {
     let mut vcon = Vcon::read(id.clone(), now)?;
     let mut conflicts = Vec::new();
     for text in &overwritten.texts {
@@ -262,7 +269,7 @@ fn lay_under(id: &VconId, now: &str, overwritten: &Overwritten) -> Result<Option
                 vcon = merged.vcon;
                 conflicts.extend(merged.conflicts);
             }
-            Err(error) => Overwritten::tell_lost(id, &format!("the text {error}")),
+            Err(error) => Overwritten::log_lost(id, &format!("the text {error}")),
         }
     }
     if !vcon::merge(now, &vcon, now.to_owned())?.vcon.is_changed() {
@@ -270,13 +277,13 @@ fn lay_under(id: &VconId, now: &str, overwritten: &Overwritten) -> Result<Option
     }
     vcon.note_changed();
     let text = vcon.to_json();
-    Ok(Some(Laid { text, conflicts }))
+    Ok(Some(Restored { text, conflicts }))
 }
 
-fn tell_laid(id: &VconId, conflicts: &[String]) {
+fn log_restored(id: &VconId, conflicts: &[String]) {
     log::info!(
         vcon_id = id.as_str();
-        "{id}: a link wrote over what others had written, and its worker ended: both changes are kept"
+        "{id}: a link overwrote the changes of others before its worker ended, both changes are kept"
     );
     for member in conflicts {
         log::warn!(
@@ -286,16 +293,16 @@ fn tell_laid(id: &VconId, conflicts: &[String]) {
     }
 }
 
-fn tell_kept(id: &VconId, worker: u32, error: &QueueError) {
-    // It has been told when it was kept.
-    let level = if worker == keys::KEPT {
+fn log_postponed(id: &VconId, worker: u32, error: &QueueError) {
+    // The first attempt has been logged.
+    let level = if worker == keys::UNRETURNED {
         log::Level::Debug
     } else {
         log::Level::Warn
     };
     log::log!(
         level, vcon_id = id.as_str();
-        "{id}: a link wrote over what others had written, that will be laid back later: {error}"
+        "{id}: could not restore the changes of others that a link overwrote, will retry: {error}"
     );
 }
 
@@ -313,33 +320,33 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_over_is_laid_back_and_nothing_else() {
+    fn what_was_overwritten_is_restored_and_nothing_else() {
         let id = VconId::random();
         let base = tagged(&["a"]);
-        let lay = |now: &str, texts: &[&str]| {
+        let restore = |now: &str, texts: &[&str]| {
             let overwritten = Overwritten {
                 base: base.clone(),
                 texts: texts.iter().copied().map(str::to_owned).collect(),
             };
-            let laid = lay_under(&id, now, &overwritten).unwrap();
-            laid.map(|laid| {
-                assert_eq!(laid.conflicts, Vec::<String>::new());
-                let vcon = Vcon::parse(id.clone(), laid.text).unwrap();
+            let restored = merge_overwritten(&id, now, &overwritten).unwrap();
+            restored.map(|restored| {
+                assert_eq!(restored.conflicts, Vec::<String>::new());
+                let vcon = Vcon::parse(id.clone(), restored.text).unwrap();
                 vcon.tag_names().unwrap()
             })
         };
         let (first, second, other) = (tagged(&["a", "b"]), tagged(&["a", "c"]), tagged(&["a"]));
-        assert_eq!(lay(&first, &[&first]), None);
-        assert_eq!(lay(&first, &[&other]), None);
-        let both = lay(&first, &[&second]).unwrap();
+        assert_eq!(restore(&first, &[&first]), None);
+        assert_eq!(restore(&first, &[&other]), None);
+        let both = restore(&first, &[&second]).unwrap();
         assert_eq!(BTreeSet::from_iter(both), tags(&["a", "b", "c"]));
-        let all = lay(&tagged(&["a", "d"]), &[&first, "no vCon", &second]).unwrap();
+        let all = restore(&tagged(&["a", "d"]), &[&first, "no vCon", &second]).unwrap();
         assert_eq!(BTreeSet::from_iter(all), tags(&["a", "b", "c", "d"]));
         let overwritten = Overwritten {
             base: base.clone(),
             texts: Vec::new(),
         };
-        assert!(lay_under(&id, "no vCon", &overwritten).is_err());
+        assert!(merge_overwritten(&id, "no vCon", &overwritten).is_err());
     }
 
     fn tags(tags: &[&str]) -> BTreeSet<String> {

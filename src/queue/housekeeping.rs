@@ -1,13 +1,15 @@
-//! Documents whose vCons wait must not run out before their turn has come.
+//! Housekeeping in Redis: keeps the documents of waiting vCons from expiring, and drops stale reasons.
 //!
-//! Daemons with the same lists and storages share this work: whoever holds the keeper's lease does it, and
-//! then leaves the lease to run out when the work is due again. So nobody does it before its time. If a
-//! keeper dies at work, its lease runs out soon.
+//! Daemons with the same lists and storages share this work. The one that holds the housekeeping lease does
+//! it, and then lets the lease run out when the next round is due, so that nobody starts earlier. If the
+//! holder dies at work, its lease runs out soon.
 //!
 //! ```text
-//! lease ──held by another──► wait, as long as it lives
+//! lease ──held by another──► wait until it runs out
 //!   └─ours─► step, pause, step, pause … ─► rest: the lease runs out when the next round is due
 //! ```
+//!
+//! Works in small steps, because the server does nothing else during one. The caller sets the pace.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -18,58 +20,59 @@ use sha2::{Digest as _, Sha256};
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
-use super::requests::{Script, forget_reasons, keep, keeper, round_trip};
+use super::requests::{HousekeepingScripts, round_trip};
 use super::{Expiry, Lease, QueueError, Server, is_wrong_type};
 use crate::config::ListName;
 
-/// Entries looked at in one step on the server; it does nothing else in that time.
+/// How many entries one step on the server looks at.
 const STEP: i64 = 200;
 
-/// Reasons read at once; the memory this takes is theirs.
+/// How many reasons are read at once, and held in memory.
 const REASONS: usize = 10_000;
 
-/// Reasons dropped in one step: for each, the server looks through the whole list.
-const FORGOTTEN: usize = 10;
+/// How many reasons one step drops: for each, the server searches the whole list.
+const DROPPED: usize = 10;
 
-/// Keys looked at in one step of the search for dead letter queues.
+/// How many keys one step of the search for dead letter queues looks at.
 const KEYS: usize = 1000;
 
-/// Lengths asked for in one round trip.
+/// How many lengths one round trip asks for.
 const AT_ONCE: usize = 500;
 
-/// Where a scan of a hash goes on, with the fields it found and their values.
-pub(super) type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+/// The reply to an `HSCAN`: the next cursor, and fields with their values.
+pub(super) type HashPage = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// A part of the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chore {
-    /// Gives each document of an ingress list of which less than half of its time is left the whole of
-    /// it again.
+    /// Extends the time to live of the documents of an ingress list to its full length, once less than half
+    /// of it is left.
     Waiting(ListName),
-    /// The same for the backlog of a storage. Its documents live as long as dead letters, so that
-    /// they outlive the daemon's own absence too; dead letters themselves run out.
+    /// The same for the backlog of a storage. These documents live as long as dead letters, so that they
+    /// also outlive a stop of the daemon. Dead letters themselves may expire.
     Backlog(String),
-    /// Drops the reasons whose entries have gone from the dead letter queue of a storage: the API
-    /// server takes entries out and does not know of reasons.
+    /// Drops the reasons of entries that are no longer in the dead letter queue of a storage: the API server
+    /// removes entries and knows no reasons.
     StorageReasons(String),
     /// The same for the dead letter queue of an ingress list.
     Reasons(ListName),
 }
 
-/// The result of asking for the lease.
+/// The result of an attempt to take the housekeeping lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
-    /// We hold it.
+    /// This daemon holds it.
     Ours,
-    /// Another daemon's lives that long, if nobody renews it.
+    /// Another daemon holds it, for this time unless it renews it.
     Held(Duration),
 }
 
-/// Called after each step with the time that the step took. Waits as it likes; false ends the work.
+/// Called after each step with the time that the step took. Waits as long as it wants; returns false to end
+/// the work.
 pub type Pace<'a> = &'a mut dyn FnMut(Duration) -> bool;
 
 impl Chore {
-    /// What tells it from others.
+    /// A name that no other chore has.
     fn name(&self) -> String {
         match self {
             Self::Waiting(list) => format!("waiting:{list}\n"),
@@ -79,7 +82,7 @@ impl Chore {
         }
     }
 
-    /// The command that tells how much there is to look at.
+    /// The command that says how much there is to look at.
     fn size(&self) -> (&'static str, String) {
         match self {
             Self::Waiting(list) => ("LLEN", list.to_string()),
@@ -90,63 +93,53 @@ impl Chore {
     }
 }
 
-/// Keeps the documents of waiting vCons alive.
+/// Does the housekeeping for the lists and storages of one configuration.
 pub struct Keeper {
     server: Server,
     connected: Option<Lease>,
-    scripts: Scripts,
+    scripts: HousekeepingScripts,
     expiry: Expiry,
     instance: String,
-    /// The lease's key.
+    /// The key of the lease.
     lease: String,
-    /// How long the lease outlives a keeper that does not renew it.
+    /// The time to live of the lease during the work.
     ttl: Duration,
     renewed: Instant,
     chores: Vec<Chore>,
-    search: Search,
+    search: DeadLetterSearch,
 }
 
-/// The search for dead letter queues that nobody has recorded.
-enum Search {
-    /// It may have been done by another daemon, or before.
+/// How far the search for dead letter queues is that nobody has recorded.
+enum DeadLetterSearch {
+    /// Unknown: any daemon may have done it before.
     Unknown,
-    /// It goes on at this cursor.
+    /// It continues at this cursor.
     At(u64),
     /// It is done.
     Done,
 }
 
-struct Scripts {
-    keep: Script,
-    keeper: Script,
-    forget_reasons: Script,
-}
-
 impl Keeper {
-    /// One that connects when first used, and has nothing to do; it works for this instance, and its lease
-    /// lives for `ttl` without it.
+    /// Connects when first used, and has no chores yet. Works for this instance; the lease outlives it for
+    /// `ttl`.
     pub fn new(server: Server, expiry: Expiry, instance: &str, ttl: Duration) -> Self {
         let mut this = Self {
             server,
             connected: None,
-            scripts: Scripts {
-                keep: keep(),
-                keeper: keeper(),
-                forget_reasons: forget_reasons(),
-            },
+            scripts: HousekeepingScripts::new(),
             expiry,
             instance: instance.to_owned(),
             lease: String::new(),
             ttl,
             renewed: Instant::now(),
             chores: Vec::new(),
-            search: Search::Unknown,
+            search: DeadLetterSearch::Unknown,
         };
         this.set_chores(Vec::new());
         this
     }
 
-    /// Has this to do from now on; the lease must not be held. Who has the same to do shares it.
+    /// Sets the chores. It must not hold the lease. All that have the same chores share one lease.
     pub fn set_chores(&mut self, chores: Vec<Chore>) {
         let Expiry {
             document,
@@ -159,11 +152,11 @@ impl Keeper {
         hash.update(format!("{document} {context} {dead_letter}\n"));
         names.iter().for_each(|name| hash.update(name));
         let digest: [u8; 32] = hash.finalize().into();
-        self.lease = keys::keeper_key(&digest);
+        self.lease = keys::housekeeping_key(&digest);
         self.chores = chores;
     }
 
-    /// Takes the lease, if no other instance has it.
+    /// Takes the lease, if no other instance holds it.
     pub fn take(&mut self) -> Result<Taken, QueueError> {
         let left = self.call("take", self.ttl)?;
         Ok(match left {
@@ -172,17 +165,17 @@ impl Keeper {
         })
     }
 
-    /// Has the lease run out in this time, when the work is due again.
+    /// Lets the lease run out after this time, when the next round is due.
     pub fn rest(&mut self, time: Duration) -> Result<(), QueueError> {
         self.call("renew", time).map(|_| ())
     }
 
-    /// Gives the lease up, if we have it.
+    /// Releases the lease, if this instance holds it.
     pub fn release(&mut self) -> Result<(), QueueError> {
         self.call("release", self.ttl).map(|_| ())
     }
 
-    /// Those of the chores for which there is something to do, and how many steps they take, about.
+    /// The chores for which there is something to do, and about how many steps they take.
     pub fn filled(&mut self) -> Result<(Vec<Chore>, u64), QueueError> {
         let (mut filled, mut steps) = (Vec::new(), 0);
         let chores = self.chores.clone();
@@ -194,7 +187,7 @@ impl Keeper {
             }
             let sizes = self.with(|connection, _| Ok(round_trip(connection, &asked)?))?;
             for (chore, size) in some.iter().zip(sizes) {
-                // What is of another kind holds nothing to be kept.
+                // There is nothing to do for a key that holds another type.
                 if let Value::Int(size) = size
                     && size > 0
                 {
@@ -206,8 +199,8 @@ impl Keeper {
         Ok((filled, steps))
     }
 
-    /// As the holder of the lease: does this chore. Returns how many documents were kept, or reasons dropped;
-    /// nothing where the lease is lost, or `pace` has ended the work.
+    /// Does this chore, as the holder of the lease. Returns how many documents were extended, or reasons
+    /// dropped; `None` if the lease is lost, or `pace` has ended the work.
     pub fn run(&mut self, chore: &Chore, pace: Pace<'_>) -> Result<Option<u64>, QueueError> {
         let Expiry {
             document,
@@ -215,46 +208,46 @@ impl Keeper {
             dead_letter,
         } = self.expiry;
         match chore {
-            Chore::Waiting(list) => self.keep_all(&[list.as_str()], [document, context], pace),
+            Chore::Waiting(list) => self.extend_all(&[list.as_str()], [document, context], pace),
             Chore::Backlog(storage) => {
                 let (list, reasons) = (
                     storage_letters_list(storage),
                     storage_letters_reasons(storage),
                 );
                 let times = [document.max(dead_letter), context];
-                self.keep_all(&[&list, &reasons], times, pace)
+                self.extend_all(&[&list, &reasons], times, pace)
             }
-            Chore::StorageReasons(storage) => self.forget_reasons_of(
+            Chore::StorageReasons(storage) => self.drop_stale_reasons(
                 &storage_letters_list(storage),
                 &storage_letters_reasons(storage),
                 pace,
             ),
             Chore::Reasons(list) => {
-                self.forget_reasons_of(&dead_letter_list(list), &dead_letter_reasons(list), pace)
+                self.drop_stale_reasons(&dead_letter_list(list), &dead_letter_reasons(list), pace)
             }
         }
     }
 
-    /// As the holder of the lease: records the dead letter queues of lists that left the configuration before
-    /// any were recorded. This looks at every key, once for each Redis. If the lease is lost, or `pace` has
-    /// ended the work, the next call goes on where this one stopped.
+    /// Records the dead letter queues of lists that left the configuration before daemons recorded any, as
+    /// the holder of the lease. Looks at every key, once for each Redis. If the lease is lost, or `pace` has
+    /// ended the work, the next call continues.
     pub fn record_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
-        let recorded = self.search_letters(pace);
+        let recorded = self.search_dead_letters(pace);
         if recorded.is_err() {
-            // The next connection may be to another server, to which the cursor says nothing.
-            self.search = Search::Unknown;
+            // The next connection may be to another server, for which the cursor means nothing.
+            self.search = DeadLetterSearch::Unknown;
         }
         recorded
     }
 
-    fn search_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
+    fn search_dead_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
         loop {
             let cursor = match self.search {
-                Search::Done => return Ok(()),
-                Search::At(cursor) => cursor,
-                Search::Unknown => {
+                DeadLetterSearch::Done => return Ok(()),
+                DeadLetterSearch::At(cursor) => cursor,
+                DeadLetterSearch::Unknown => {
                     if self.has_searched()? {
-                        self.search = Search::Done;
+                        self.search = DeadLetterSearch::Done;
                         continue;
                     }
                     0
@@ -263,8 +256,8 @@ impl Keeper {
             let begun = Instant::now();
             let next = self.with(|connection, _| record_some(connection, cursor))?;
             self.search = match next {
-                0 => Search::Done,
-                next => Search::At(next),
+                0 => DeadLetterSearch::Done,
+                next => DeadLetterSearch::At(next),
             };
             if !self.goes_on(begun.elapsed(), pace)? {
                 return Ok(());
@@ -272,22 +265,22 @@ impl Keeper {
         }
     }
 
-    /// Whether all keys were looked at once. This is asked once in the life of a process.
+    /// Whether any daemon has searched all keys. A process asks once.
     fn has_searched(&mut self) -> Result<bool, QueueError> {
-        // `SISMEMBER` is none of the rights that a Redis user needs for the rest.
+        // Not `SISMEMBER`, which nothing else needs: a Redis user would need one more right.
         let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
             let mut members = redis::cmd("SMEMBERS");
-            Ok(members.arg(keys::LETTERS).query(&mut **connection)?)
+            Ok(members.arg(keys::DEAD_LETTER_LISTS).query(&mut **connection)?)
         })?;
-        let searched = keys::LETTERS_SEARCHED.as_bytes();
+        let searched = keys::ALL_SEARCHED.as_bytes();
         Ok(recorded.iter().any(|member| member == searched))
     }
 
-    /// Does something with the lease; returns how long it lives if it is another's, otherwise 0.
+    /// Takes, renews or releases the lease. Returns its time to live if somebody else holds it, otherwise 0.
     fn call(&mut self, what: &str, ttl: Duration) -> Result<u64, QueueError> {
         let (lease, instance) = (self.lease.clone(), self.instance.clone());
         let left = self.with(|connection, scripts| {
-            let mut call = scripts.keeper.key(lease);
+            let mut call = scripts.lease.key(lease);
             call.arg(what).arg(instance).arg(millis(ttl));
             Ok(call.invoke(&mut **connection)?)
         })?;
@@ -295,7 +288,8 @@ impl Keeper {
         Ok(left)
     }
 
-    /// After a step that took so long: waits, and renews the lease. False where that is lost, or the work is to end.
+    /// Waits after a step that took this time, and renews the lease. Returns false if the lease is lost, or
+    /// `pace` ends the work.
     fn goes_on(&mut self, took: Duration, pace: Pace<'_>) -> Result<bool, QueueError> {
         if !pace(took) {
             return Ok(false);
@@ -306,24 +300,24 @@ impl Keeper {
         Ok(self.call("renew", self.ttl)? == 0)
     }
 
-    fn keep_all(
+    fn extend_all(
         &mut self,
         keys: &[&str],
         times: [u64; 2],
         pace: Pace<'_>,
     ) -> Result<Option<u64>, QueueError> {
-        let mut kept = 0;
-        // From the end: what is taken from the head meanwhile does not move what comes next, and what
-        // is added at the end is looked at again or is new.
+        let mut extended = 0;
+        // From the tail: entries taken from the head meanwhile do not move the next ones. Entries added at
+        // the tail are new, or make the next step look at some again.
         let mut last = -1;
-        // How many entries stand before the next step.
+        // How many entries the next steps still have to look at.
         let mut left = i64::MAX;
         loop {
             let begun = Instant::now();
             let (lease, instance) = (self.lease.clone(), self.instance.clone());
             let ttl = millis(self.ttl);
             let found: Vec<i64> = self.with(|connection, scripts| {
-                let mut call = scripts.keep.key(lease);
+                let mut call = scripts.extend_waiting.key(lease);
                 for key in keys {
                     call.key(*key);
                 }
@@ -335,13 +329,13 @@ impl Keeper {
                 return Ok(None);
             };
             self.renewed = Instant::now();
-            kept += u64::try_from(more).unwrap_or(0);
+            extended += u64::try_from(more).unwrap_or(0);
             if seen < STEP {
-                return Ok(Some(kept));
+                return Ok(Some(extended));
             }
             last -= STEP;
             let before = std::mem::replace(&mut left, length + last);
-            // Where entries are added as fast as we go, there is no rest: we would not come to the head.
+            // No pause while entries are added as fast as the steps go: they would never reach the head.
             let took = if left > before - STEP / 2 {
                 Duration::ZERO
             } else {
@@ -353,9 +347,9 @@ impl Keeper {
         }
     }
 
-    /// Reads the reasons a page at a time, and the queue once for each page; the server looks through the
-    /// queue only for what was not found there.
-    fn forget_reasons_of(
+    /// Drops the reasons without entries. Reads the reasons a page at a time, and the whole queue once for
+    /// each page. The server searches the queue only for entries that were not found that way.
+    fn drop_stale_reasons(
         &mut self,
         list: &str,
         reasons: &str,
@@ -378,7 +372,7 @@ impl Keeper {
             let mut last = -1;
             while !known.is_empty() {
                 let begun = Instant::now();
-                if !self.with(|connection, _| strike(connection, list, last, &mut known))? {
+                if !self.with(|connection, _| remove_queued(connection, list, last, &mut known))? {
                     break;
                 }
                 last -= STEP;
@@ -387,10 +381,10 @@ impl Keeper {
                 }
             }
             let gone: Vec<Vec<u8>> = known.into_iter().collect();
-            for some in gone.chunks(FORGOTTEN) {
+            for some in gone.chunks(DROPPED) {
                 let begun = Instant::now();
                 dropped += self.with(|connection, scripts| {
-                    let mut call = scripts.forget_reasons.key(list);
+                    let mut call = scripts.drop_stale_reasons.key(list);
                     call.key(reasons).arg(some);
                     Ok(call.invoke::<u64>(&mut **connection)?)
                 })?;
@@ -404,43 +398,43 @@ impl Keeper {
 
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut Lease, &Scripts) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut Lease, &HousekeepingScripts) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         let mut connection = match self.connected.take() {
             Some(connection) => connection,
             None => self.server.connect("conserver:keeper")?,
         };
-        // After a failure it is not used again: an answer may still be on its way.
+        // Not used again after a failure: a reply may still arrive.
         let result = work(&mut connection, &self.scripts)?;
         self.connected = Some(connection);
         Ok(result)
     }
 }
 
-/// A time to live, at least the shortest there is.
+/// A time to live in milliseconds, at least 1.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Records the dead letter queues among some keys from a cursor on; returns where it goes on, and 0 at the end.
+/// Records the dead letter queues among some keys from a cursor on. Returns the next cursor, 0 at the end.
 fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
     let mut scan = redis::cmd("SCAN");
     scan.arg(from).arg("MATCH").arg("DLQ:*");
     scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
     let (next, mut found): (u64, Vec<Vec<u8>>) = scan.query(&mut **connection)?;
     if next == 0 {
-        found.push(keys::LETTERS_SEARCHED.into());
+        found.push(keys::ALL_SEARCHED.into());
     }
     if !found.is_empty() {
         let mut add = redis::cmd("SADD");
-        add.arg(keys::LETTERS)
+        add.arg(keys::DEAD_LETTER_LISTS)
             .arg(found)
             .query::<()>(&mut **connection)?;
     }
     Ok(next)
 }
 
-/// Reads some fields of the hash from a cursor on; returns where it goes on, and nothing at the end.
+/// Reads some fields of the hash from a cursor on. Returns the next cursor, `None` at the end.
 fn read_reasons(
     connection: &mut Lease,
     reasons: &str,
@@ -449,7 +443,7 @@ fn read_reasons(
 ) -> Result<Option<u64>, QueueError> {
     let mut scan = redis::cmd("HSCAN");
     scan.arg(reasons).arg(from).arg("COUNT").arg(STEP);
-    let (next, fields): Scanned = match scan.query(&mut **connection) {
+    let (next, fields): HashPage = match scan.query(&mut **connection) {
         Err(error) if is_wrong_type(&error) => return Ok(None),
         found => found?,
     };
@@ -457,8 +451,9 @@ fn read_reasons(
     Ok((next != 0).then_some(next))
 }
 
-/// Takes the entries of a step, up to the last one from the end of the list, out of `known`; false if there are no more.
-fn strike(
+/// Removes the entries of one step, which ends at index `last`, from `known`. Returns false if there are no
+/// more entries.
+fn remove_queued(
     connection: &mut Lease,
     list: &str,
     last: i64,
@@ -467,7 +462,7 @@ fn strike(
     let mut range = redis::cmd("LRANGE");
     range.arg(list).arg(last + 1 - STEP).arg(last);
     let entries: Vec<Vec<u8>> = match range.query(&mut **connection) {
-        // Nothing is known of what stands there: no reason is dropped.
+        // The key holds another type, so nothing is known: no reason is dropped.
         Err(error) if is_wrong_type(&error) => {
             known.clear();
             return Ok(false);

@@ -1,24 +1,27 @@
-//! What a follower pulls from another server: UUIDs first, then their documents.
+//! How vCons come in: by `conserver submit`, or pulled by a follower from another server.
 //!
-//! The other server takes UUIDs off its list when it hands them out, so from then on they are kept
-//! here until their vCons are handed in:
+//! Both do what the API server does: write the document, then its key to the sorted set, then the UUID to
+//! the ingress list.
+//!
+//! A follower gets UUIDs first, then their documents. The other server removes UUIDs from its list when it
+//! returns them, so from then on this Redis keeps them until their vCons are submitted:
 //!
 //! ```text
-//! the other's list ──note──► conserver:follower:<name> ──hand in──► document, sorted set, ingress list
-//!                                │            ▲   │
-//!                                └── later ───┘   └──refuse──► dead letter queue of the ingress list
+//! the other's list ──record──► conserver:follower:<name> ──submit──► document, sorted set, ingress list
+//!                                  │            ▲   │
+//!                                  └─ postpone ─┘   └─dead-letter──► dead letter queue of the ingress list
 //! ```
 //!
-//! Every step takes the UUID out of the list in the same script that puts it elsewhere, so several
-//! instances can work on one list; so that they do not fetch everything twice, one has the turn.
+//! Each step removes the UUID from the list in the script that puts it elsewhere, so several instances can
+//! work on one list. One of them holds a lease to pull, so that they do not fetch everything twice.
 
 use std::time::Duration;
 
 use redis::{Cmd, Value};
 
-use super::documents::{JSON, check_length, replacing, watched};
+use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
-use super::requests::round_trip;
+use super::requests::{code, round_trip};
 use super::{
     Document, Expiry, Kept, Kind, Lease, QueueError, Server, claim, is_wrong_type, keys,
 };
@@ -27,13 +30,13 @@ use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
 use crate::vcon::{Outgoing, VconId};
 
-/// So many of the newest vCons tell how they are kept in this deployment.
-const LOOKED_AT: i64 = 10;
+/// How many of the newest vCons show how this deployment stores documents.
+const NEWEST: i64 = 10;
 
-/// Where vCons are handed in, and how they are kept.
+/// Submits vCons to one ingress list.
 pub struct Submitter {
-    lease: Lease,
-    /// How a document is kept whose key is new.
+    connection: Lease,
+    /// How a document is stored whose key is new.
     kind: Kind,
     list: ListName,
     sorted_set: String,
@@ -41,19 +44,18 @@ pub struct Submitter {
 }
 
 impl Submitter {
-    /// Hands vCons in to `list`; `sorted_set` gets their keys by their time, and with `expire`
-    /// their documents live so many seconds. A key that is there keeps its kind, a new one is of this
-    /// format.
+    /// Submits to `list`. Adds the keys of the documents to `sorted_set`, scored by time. `expire` is the time
+    /// to live of the documents in seconds. A key that exists keeps its type, a new one gets this format.
     pub fn new(
-        mut lease: Lease,
+        mut connection: Lease,
         list: ListName,
         sorted_set: String,
         expire: Option<u64>,
         format: RedisFormat,
     ) -> Result<Self, QueueError> {
-        let kind = kind_of_new(&mut lease, format, &sorted_set)?;
+        let kind = kind_of_new(&mut connection, format, &sorted_set)?;
         Ok(Self {
-            lease,
+            connection,
             kind,
             list,
             sorted_set,
@@ -61,34 +63,34 @@ impl Submitter {
         })
     }
 
-    /// Hands in several vCons: first the documents, then, in a second round trip, the entries of
-    /// those that Redis took. Answers for each of them nothing, or why Redis refused it.
+    /// Submits several vCons: first the documents, then, in a second round trip, the entries of those that
+    /// Redis took. Returns for each of them why Redis refused it, or `None`.
     pub fn submit(&mut self, vcons: &[Outgoing]) -> Result<Vec<Option<String>>, QueueError> {
         let keys: Vec<String> = vcons.iter().map(|vcon| vcon.id.key()).collect();
         let mut refusals = vec![None; vcons.len()];
-        let (mut documents, mut places) = (redis::pipe(), Vec::new());
-        for (place, found) in types(&mut self.lease, &keys)?.into_iter().enumerate() {
+        let (mut documents, mut indexes) = (redis::pipe(), Vec::new());
+        for (index, found) in types(&mut self.connection, &keys)?.into_iter().enumerate() {
             let kind = match found.as_str() {
                 "none" => self.kind,
                 "string" => Kind::Text,
                 JSON => Kind::Json,
                 other => {
-                    refusals[place] = Some(format!("its key holds a {other}, not a document"));
+                    refusals[index] = Some(describe(other.as_bytes(), b""));
                     continue;
                 }
             };
-            let vcon = &vcons[place];
-            if let Some(why) = why_too_long(&mut self.lease, vcon.json.len())? {
-                refusals[place] = Some(why);
+            let vcon = &vcons[index];
+            if let Some(why) = why_too_long(&mut self.connection, vcon.json.len())? {
+                refusals[index] = Some(why);
                 continue;
             }
             documents.add_command(kind.put(&vcon.id.key()).arg(&vcon.json).clone());
-            places.push(place);
+            indexes.push(index);
         }
-        if !places.is_empty() {
-            let answers = round_trip(&mut self.lease, &documents)?;
-            for (place, answer) in places.into_iter().zip(answers) {
-                refusals[place] = refusal(answer)?;
+        if !indexes.is_empty() {
+            let replies = round_trip(&mut self.connection, &documents)?;
+            for (index, reply) in indexes.into_iter().zip(replies) {
+                refusals[index] = refusal(reply)?;
             }
         }
         let mut entries = redis::pipe();
@@ -98,8 +100,8 @@ impl Submitter {
             }
         }
         if refusals.iter().any(Option::is_none) {
-            for answer in round_trip(&mut self.lease, &entries)? {
-                answer.extract_error()?;
+            for reply in round_trip(&mut self.connection, &entries)? {
+                reply.extract_error()?;
             }
         }
         Ok(refusals)
@@ -125,44 +127,44 @@ impl Submitter {
     }
 }
 
-/// How a document is kept whose key is new.
-pub(super) fn kind_of_new(
-    lease: &mut Lease,
+/// How to store a document whose key is new.
+fn kind_of_new(
+    connection: &mut Lease,
     format: RedisFormat,
     sorted_set: &str,
 ) -> Result<Kind, QueueError> {
     let is_json = match format {
         RedisFormat::Plain => false,
-        RedisFormat::Json => lease.has_json()?,
-        RedisFormat::Auto => lease.has_json()? && keeps_json(lease, sorted_set)?,
+        RedisFormat::Json => connection.has_json()?,
+        RedisFormat::Auto => connection.has_json()? && newest_are_json(connection, sorted_set)?,
     };
     Ok(if is_json { Kind::Json } else { Kind::Text })
 }
 
-/// Whether any of the newest vCons is kept as RedisJSON.
-fn keeps_json(lease: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
+/// Whether any of the newest vCons is stored as RedisJSON.
+fn newest_are_json(connection: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
     let mut newest = redis::pipe();
     newest
         .cmd("ZREVRANGE")
         .arg(sorted_set)
         .arg(0)
-        .arg(LOOKED_AT - 1);
-    let mut answers = round_trip(lease, &newest)?;
-    let answer = answers.pop().unwrap_or(Value::Nil);
-    let keys = match answer.extract_error() {
+        .arg(NEWEST - 1);
+    let mut replies = round_trip(connection, &newest)?;
+    let reply = replies.pop().unwrap_or(Value::Nil);
+    let keys = match reply.extract_error() {
         Ok(found) => redis::from_redis_value::<Vec<Vec<u8>>>(found)
             .map_err(|_| QueueError::Answer("asking for the newest vCons"))?,
-        // What is no sorted set tells of no vCon.
+        // A key of another type names no vCons.
         Err(error) if is_wrong_type(&error) => Vec::new(),
-        // Nothing is guessed, or every vCon would be kept in the wrong way from here on.
+        // Do not guess: all vCons from here on would be stored in the wrong way.
         Err(error) => return Err(error.into()),
     };
-    let types = types(lease, &keys)?;
+    let types = types(connection, &keys)?;
     Ok(types.iter().any(|found| found == JSON))
 }
 
-/// What Redis calls that which stands under each of these keys.
-fn types<K: redis::ToRedisArgs>(lease: &mut Lease, keys: &[K]) -> Result<Vec<String>, QueueError> {
+/// The type of each of these keys.
+fn types<K: redis::ToRedisArgs>(connection: &mut Lease, keys: &[K]) -> Result<Vec<String>, QueueError> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
@@ -171,44 +173,32 @@ fn types<K: redis::ToRedisArgs>(lease: &mut Lease, keys: &[K]) -> Result<Vec<Str
         steps.cmd("TYPE").arg(key);
     }
     let mut types = Vec::new();
-    for answer in round_trip(lease, &steps)? {
-        let answer = answer.extract_error()?;
-        types.push(redis::from_redis_value(answer).map_err(redis::RedisError::from)?);
+    for reply in round_trip(connection, &steps)? {
+        let reply = reply.extract_error()?;
+        types.push(redis::from_redis_value(reply).map_err(redis::RedisError::from)?);
     }
     Ok(types)
 }
 
-/// Why Redis refused this document, where it did.
-fn refusal(answer: Value) -> Result<Option<String>, QueueError> {
-    match answer.extract_error().map_err(QueueError::of_write) {
+/// Why Redis refused a document, if it did.
+fn refusal(reply: Value) -> Result<Option<String>, QueueError> {
+    match reply.extract_error().map_err(QueueError::of_write) {
         Ok(_) => Ok(None),
         Err(QueueError::Document(why)) => Ok(Some(why)),
         Err(error) => Err(error),
     }
 }
 
-const STORE: &str = concat!(
-    include_str!("scripts/extend_ttl.lua"),
-    include_str!("scripts/follower.lua"),
-    include_str!("scripts/follower_submit.lua")
-);
-const AGAIN: &str = concat!(
-    include_str!("scripts/extend_ttl.lua"),
-    include_str!("scripts/follower.lua"),
-    include_str!("scripts/follower_submit_existing.lua")
-);
-const REFUSE: &str = concat!(
-    include_str!("scripts/reason_time.lua"),
-    include_str!("scripts/follower.lua"),
-    include_str!("scripts/follower_dead_letter.lua")
-);
-const LATER: &str = include_str!("scripts/follower_postpone.lua");
-const TURN: &str = include_str!("scripts/follower_lease.lua");
+const SUBMIT: &str = code!("extend_ttl", "follower", "follower_submit");
+const SUBMIT_EXISTING: &str = code!("extend_ttl", "follower", "follower_submit_existing");
+const DEAD_LETTER: &str = code!("reason_time", "follower", "follower_dead_letter");
+const POSTPONE: &str = code!("follower_postpone");
+const PULL_LEASE: &str = code!("follower_lease");
 
-/// How long it is known which document was pulled, and how often one could not be had.
-const NOTES_EXPIRY: u64 = 604_800;
+/// How long, in seconds, Redis remembers which document was pulled, and how often one could not be fetched.
+const PULL_RECORDS_EXPIRY: u64 = 604_800;
 
-/// Access to what one follower has pulled.
+/// What one follower has pulled and not submitted yet.
 pub struct Pulls {
     server: Server,
     connected: Option<Lease>,
@@ -220,7 +210,7 @@ pub struct Pulls {
     format: RedisFormat,
 }
 
-/// A document to hand in.
+/// A pulled document to submit.
 #[derive(Debug, Clone, Copy)]
 pub struct Pulled<'a> {
     /// The UUID it was fetched by.
@@ -233,23 +223,23 @@ pub struct Pulled<'a> {
     pub created: i64,
 }
 
-/// The result of handing a vCon in, or of refusing it.
+/// The result of a submission of a pulled vCon, or of its refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandedIn {
     /// It was done.
     Done,
     /// Another instance has done it.
     NotOurs,
-    /// There is a document of that vCon; it stays as it is.
+    /// Nothing was done: a document of that vCon exists.
     There,
-    /// The document that was there is gone.
+    /// Nothing was done: the document no longer exists.
     Gone,
-    /// Nothing was changed: a key is not what it should be. Says which.
+    /// Nothing was done: a key holds another type. Names the key and the type.
     Refused(String),
 }
 
 impl Pulls {
-    /// What `follower` pulls onto `ingress_list`. Connects when first used.
+    /// What `follower` pulls for `ingress_list`. Connects when first used.
     pub fn new(
         server: Server,
         expiry: Expiry,
@@ -271,26 +261,26 @@ impl Pulls {
         }
     }
 
-    /// Takes the turn for `time`, or renews it; returns who has it, if another instance does.
+    /// Takes the lease to pull for `time`, or renews it. Returns who holds it, if another instance does.
     ///
     /// # Errors
-    /// Redis takes no writes, among others: then nothing may be pulled.
+    /// Nothing may be pulled after an error: among others, Redis may refuse writes.
     pub fn take_turn(&mut self, time: Duration) -> Result<Option<String>, QueueError> {
         let milliseconds = time.as_millis().max(1).to_string();
-        let holder = self.turn(&milliseconds)?;
+        let holder = self.change_lease(&milliseconds)?;
         Ok((holder != self.instance).then_some(holder))
     }
 
-    /// Gives the turn up, for others to take it.
+    /// Releases the lease to pull.
     pub fn give_up_turn(&mut self) -> Result<(), QueueError> {
-        self.turn("0").map(drop)
+        self.change_lease("0").map(drop)
     }
 
-    fn turn(&mut self, time: &str) -> Result<String, QueueError> {
+    fn change_lease(&mut self, time: &str) -> Result<String, QueueError> {
         let mut call = script(
-            TURN,
+            PULL_LEASE,
             &[
-                keys::follower_turn_key(&self.follower),
+                keys::follower_lease_key(&self.follower),
                 keys::follower_key(&self.follower),
                 keys::FOLLOWERS.to_owned(),
             ],
@@ -300,7 +290,7 @@ impl Pulls {
         Ok(String::from_utf8_lossy(&holder).into_owned())
     }
 
-    /// Keeps UUIDs whose documents are to be fetched. To keep one twice does no harm.
+    /// Records UUIDs whose documents are to be fetched. To record one twice does no harm.
     pub fn note(&mut self, ids: &[VconId]) -> Result<(), QueueError> {
         let ids: Vec<&str> = ids.iter().map(VconId::as_str).collect();
         let mut push = redis::cmd("RPUSH");
@@ -308,8 +298,8 @@ impl Pulls {
         self.with(|connection| Ok(push.query::<()>(connection)?))
     }
 
-    /// Up to `most` UUIDs whose documents are to be fetched, in their order, and how many there are
-    /// in all. What is no UUID is dropped with a line in the log.
+    /// Up to `most` UUIDs whose documents are to be fetched, in their order, and the number of all. Drops an
+    /// entry that is no UUID, with a line in the log.
     pub fn waiting(&mut self, most: usize) -> Result<(Vec<VconId>, u64), QueueError> {
         let key = keys::follower_key(&self.follower);
         let mut ask = redis::pipe();
@@ -337,14 +327,14 @@ impl Pulls {
         Ok(())
     }
 
-    /// Hands a vCon in, unless there is a document of it.
+    /// Submits a vCon, unless a document of it exists.
     ///
     /// # Errors
     /// [`QueueError::Document`] if Redis refuses the document.
     pub fn hand_in(&mut self, pulled: &Pulled<'_>) -> Result<HandedIn, QueueError> {
         let draft = keys::follower_draft_key(&self.instance, &self.follower);
         let mut call = script(
-            STORE,
+            SUBMIT,
             &[
                 keys::follower_key(&self.follower),
                 keys::follower_tries_key(&self.follower),
@@ -356,21 +346,21 @@ impl Pulls {
             ],
         );
         call.arg(pulled.id.as_str()).arg(pulled.created);
-        call.arg(pulled.digest).arg(NOTES_EXPIRY);
+        call.arg(pulled.digest).arg(PULL_RECORDS_EXPIRY);
         let (format, sorted_set) = (self.format, self.sorted_set.clone());
         self.with(|connection| {
             check_length(connection, pulled.text)?;
             let kind = kind_of_new(connection, format, &sorted_set)?;
             let request = replacing(&draft, kind, pulled.text, &call);
-            let answer = watched(request.send(connection)?)?;
-            handed_in(answer.unwrap_or(Value::Nil))
+            let reply = watched(request.send(connection)?)?;
+            handed_in(reply.unwrap_or(Value::Nil))
         })
     }
 
-    /// Hands a vCon in with the document that is there.
+    /// Submits a vCon with the document that exists.
     pub fn hand_in_again(&mut self, id: &VconId, digest: &str) -> Result<HandedIn, QueueError> {
         let mut call = script(
-            AGAIN,
+            SUBMIT_EXISTING,
             &[
                 keys::follower_key(&self.follower),
                 keys::follower_tries_key(&self.follower),
@@ -379,7 +369,7 @@ impl Pulls {
                 keys::pulled_key(id),
             ],
         );
-        call.arg(id.as_str()).arg(digest).arg(NOTES_EXPIRY);
+        call.arg(id.as_str()).arg(digest).arg(PULL_RECORDS_EXPIRY);
         call.arg(self.expiry.document);
         self.with(|connection| handed_in(call.query(connection)?))
     }
@@ -387,7 +377,7 @@ impl Pulls {
     /// Moves a UUID to the dead letter queue of the ingress list.
     pub fn refuse(&mut self, id: &VconId, reason: &Reason<'_>) -> Result<HandedIn, QueueError> {
         let mut call = script(
-            REFUSE,
+            DEAD_LETTER,
             &[
                 keys::follower_key(&self.follower),
                 keys::follower_tries_key(&self.follower),
@@ -401,22 +391,22 @@ impl Pulls {
         self.with(|connection| handed_in(call.query(connection)?))
     }
 
-    /// Puts a UUID whose document could not be fetched behind the others. Returns how many of these
-    /// tries have counted.
+    /// Puts a UUID whose document could not be fetched at the end of the list. Returns the number of tries
+    /// that counted.
     pub fn put_off(&mut self, id: &VconId, counts: bool) -> Result<u32, QueueError> {
         let mut call = script(
-            LATER,
+            POSTPONE,
             &[
                 keys::follower_key(&self.follower),
                 keys::follower_tries_key(&self.follower),
             ],
         );
         call.arg(id.as_str()).arg(u8::from(counts));
-        call.arg(NOTES_EXPIRY);
+        call.arg(PULL_RECORDS_EXPIRY);
         self.with(|connection| Ok(call.query(connection)?))
     }
 
-    /// What stands under the vCon's key, and the digest of what was last pulled of it.
+    /// What the vCon's key holds, and the digest of the document that was pulled last.
     pub fn document(&mut self, id: &VconId) -> Result<(Document, Option<String>), QueueError> {
         self.with(|connection| {
             let kept = Kept::read(connection, id)?;
@@ -437,7 +427,7 @@ impl Pulls {
             None => connect(&self.server, &self.instance)?,
         };
         let result = work(&mut connection);
-        // An answer may still be on its way.
+        // After such an error a reply may still arrive.
         if !matches!(&result, Err(error) if error.breaks_connection()) {
             self.connected = Some(connection);
         }
@@ -445,7 +435,7 @@ impl Pulls {
     }
 }
 
-/// How many UUIDs wait for followers that are none of these, with the names of those followers.
+/// The names of followers other than these that have left UUIDs, with the numbers of UUIDs.
 pub fn left_by_followers(
     server: &Server,
     instance: &str,
@@ -473,20 +463,20 @@ fn connect(server: &Server, instance: &str) -> Result<Lease, QueueError> {
     Ok(server.connect(&keys::client_name(instance, "follower"))?)
 }
 
-/// The call of a script. Followers run few, so the text is sent each time: that needs no `SCRIPT`.
+/// The call of a script, in full: followers make few calls.
 fn script(text: &str, keys: &[String]) -> Cmd {
     let mut call = redis::cmd("EVAL");
     call.arg(text).arg(keys.len()).arg(keys);
     call
 }
 
-fn handed_in(answer: Value) -> Result<HandedIn, QueueError> {
+fn handed_in(reply: Value) -> Result<HandedIn, QueueError> {
     let unknown = QueueError::Answer("handing in a pulled vCon");
-    match answer {
+    match reply {
         Value::Int(1) => Ok(HandedIn::Done),
         Value::Int(0) => Ok(HandedIn::NotOurs),
-        answer => {
-            let words: Vec<String> = redis::from_redis_value(answer).unwrap_or_default();
+        reply => {
+            let words: Vec<String> = redis::from_redis_value(reply).unwrap_or_default();
             match (words.first().map(String::as_str), words.get(1)) {
                 (Some("there"), _) => Ok(HandedIn::There),
                 (Some("gone"), _) => Ok(HandedIn::Gone),

@@ -1,4 +1,6 @@
-//! The names of our Redis keys, the id of a lane, and names and entries that others wrote.
+//! The names of Redis keys, the id of a lane, and names and entries that anyone may have written.
+//!
+//! The Lua scripts spell some of these names out themselves; a key that is renamed here is renamed there.
 
 use std::fmt;
 
@@ -7,7 +9,7 @@ use crate::config::ListName;
 use crate::vcon::VconId;
 use crate::visible::printable;
 
-/// Where a lane sits: its claims are kept under this address.
+/// Which lane of which worker of which daemon: its claim stands in Redis under this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     /// The name of this daemon among those on the same Redis (`CONSERVER_INSTANCE`).
@@ -18,14 +20,14 @@ pub struct Seat {
     pub lane: u32,
 }
 
-/// The keys that a lane needs for each request, made once.
+/// The keys that a lane needs for each request, composed once.
 pub(super) struct LaneKeys {
     pub claims: String,
     pub lease: String,
     pub workers: String,
     pub taken: String,
-    /// The command that gets the documents of the first of these entries, each behind its entry. How many
-    /// it is to get is missing.
+    /// The command that gets the documents of the first entries of `taken`, each behind its entry. Its
+    /// last argument, the number of entries, is missing.
     pub get_taken: Arguments,
 }
 
@@ -42,7 +44,7 @@ impl LaneKeys {
     }
 }
 
-/// A list is sorted by nothing if the pattern has no asterisk.
+/// `SORT` does not sort if the pattern after `BY` has no asterisk.
 fn get_documents(list: &str) -> Arguments {
     let mut command = Arguments::default();
     for word in [
@@ -59,8 +61,7 @@ impl Seat {
         claims_key(&self.instance, self.worker)
     }
 
-    /// `conserver:draft:<instance>:<worker>:<lane>`: a changed document, for as long as it takes to
-    /// put it in the place of the old one.
+    /// `conserver:draft:<instance>:<worker>:<lane>`: a changed document, until it replaces the old one.
     pub(super) fn draft_key(&self) -> String {
         let Self {
             instance,
@@ -70,13 +71,13 @@ impl Seat {
         format!("conserver:draft:{instance}:{worker}:{lane}")
     }
 
-    /// What `CLIENT LIST` shows.
+    /// The name of the lane's connection in `CLIENT LIST`.
     pub(super) fn client_name(&self) -> String {
         client_name(&self.instance, &format!("{}:{}", self.worker, self.lane))
     }
 }
 
-/// What `CLIENT LIST` shows for one of an instance's connections.
+/// The name of one of an instance's connections in `CLIENT LIST`.
 pub(super) fn client_name(instance: &str, what: &str) -> String {
     let printable: String = instance
         .chars()
@@ -85,101 +86,104 @@ pub(super) fn client_name(instance: &str, what: &str) -> String {
     format!("conserver:{printable}:{what}")
 }
 
-/// No worker has this number. Among its claims is what could not be returned, as its list is no list.
-pub(super) const KEPT: u32 = 0;
+/// A worker number that no worker has. Its claims hash holds the claims that could not be returned
+/// because the key of their list holds another type.
+pub(super) const UNRETURNED: u32 = 0;
 
-/// The claims hash of one worker.
+/// `conserver:claims:<instance>:<worker>`: hash, lane -> the record of its claim.
 pub(super) fn claims_key(instance: &str, worker: u32) -> String {
     format!("conserver:claims:{instance}:{worker}")
 }
 
-/// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes got with their last
-/// requests, where their documents are to be got.
+/// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes claimed in their
+/// last shared call, for `SORT` to get their documents.
 pub(super) fn taken_key(instance: &str, worker: u32) -> String {
     format!("conserver:taken:{instance}:{worker}")
 }
 
-/// `conserver:workers:<instance>`: set of the worker numbers that may hold claims.
+/// `conserver:workers:<instance>`: set of the numbers of the workers that may hold claims.
 pub(super) fn workers_key(instance: &str) -> String {
     format!("conserver:workers:{instance}")
 }
 
-/// `conserver:instance:<instance>`: the lease on the name: who has it, as long as it is alive.
+/// `conserver:instance:<instance>`: string, the lease on the name: the record of its holder, with a time
+/// to live.
 pub(super) fn instance_key(instance: &str) -> String {
     format!("conserver:instance:{instance}")
 }
 
-/// `conserver:wake:<instance>`: list of the tokens that wake idle lanes; one is worth nothing.
+/// `conserver:wake:<instance>`: list of the tokens that wake idle lanes. A lost token costs time only.
 pub(super) fn wake_key(instance: &str) -> String {
     format!("conserver:wake:{instance}")
 }
 
-/// `conserver:instances`: set of the names that may have workers with claims.
+/// `conserver:instances`: set of the instances that may have workers with claims.
 pub(super) const INSTANCES: &str = "conserver:instances";
 
-/// `conserver:letters`: set of the dead letter lists that a daemon has put anything on, also those of
-/// former configurations. The scripts that do it add to it.
-pub(super) const LETTERS: &str = "conserver:letters";
+/// `conserver:letters`: set of the dead letter lists that any daemon has written to, also those of former
+/// configurations. The scripts that write dead letters add to it.
+pub(super) const DEAD_LETTER_LISTS: &str = "conserver:letters";
 
-/// A member of that set which names no list: the lists that were there before it are in it, too.
-pub(super) const LETTERS_SEARCHED: &str = "searched";
+/// A member of that set which is no list: it says that all keys were searched for lists that nobody had
+/// recorded.
+pub(super) const ALL_SEARCHED: &str = "searched";
 
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 
-/// `conserver:lapses`: hash, uuid -> how often the lease of the daemon that worked on it ran out.
+/// `conserver:lapses`: hash, uuid -> how often the lease of a daemon ran out that worked on it.
 pub(super) const LAPSES: &str = "conserver:lapses";
 
-/// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
-/// when the last one was.
-pub(super) const TRIES: &str = "conserver:tries";
+/// `conserver:tries`: hash, uuid -> in how many rounds of attempts a reachable backend failed for it, and
+/// when the last round was.
+pub(super) const ROUNDS: &str = "conserver:tries";
 
-/// `conserver:progress`: hash, list and uuid -> how far a vCon has come that was let go before its end.
+/// `conserver:progress`: hash, list and uuid -> how far a vCon has come whose claim was released before
+/// its finish.
 pub(super) const PROGRESS: &str = "conserver:progress";
 
-/// `conserver:foreign`: hash, uuid -> the lanes with links that write it by themselves at this moment.
-pub(super) const FOREIGN: &str = "conserver:foreign";
+/// `conserver:foreign`: hash, uuid -> the lanes whose link writes the vCon directly at this moment.
+pub(super) const DIRECT_WRITES: &str = "conserver:foreign";
 
-/// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over; before each text
-/// stands how it came about.
+/// `conserver:overwritten:<uuid>`: list of the texts that others wrote during a direct write, which may
+/// overwrite them. A sign before each text says what it was made of.
 pub(super) fn overwritten_key(id: &VconId) -> String {
     format!("conserver:overwritten:{id}")
 }
 
-/// `conserver:keeper:<digest>`: string, the instance that keeps the documents of these lists and storages
-/// from running out.
-pub(super) fn keeper_key(digest: &[u8; 32]) -> String {
+/// `conserver:keeper:<digest>`: string, the instance that does the housekeeping for these lists and
+/// storages.
+pub(super) fn housekeeping_key(digest: &[u8; 32]) -> String {
     let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
     format!("conserver:keeper:{}", digits.collect::<String>())
 }
 
-/// `conserver:followers`: set of the names of followers that have pulled anything.
+/// `conserver:followers`: set of the names of followers that have ever pulled.
 pub(super) const FOLLOWERS: &str = "conserver:followers";
 
-/// `conserver:follower:<follower>`: list of the UUIDs that were taken off the other server's list, and
-/// whose documents are still to be fetched.
+/// `conserver:follower:<follower>`: list of the UUIDs that the follower took off the other server's list,
+/// and whose documents it has not fetched yet.
 pub(super) fn follower_key(follower: &str) -> String {
     format!("conserver:follower:{follower}")
 }
 
-/// `conserver:follower-tries:<follower>`: hash, uuid -> how often its document alone could not be
-/// fetched.
+/// `conserver:follower-tries:<follower>`: hash, uuid -> how often its document could not be fetched while
+/// others could.
 pub(super) fn follower_tries_key(follower: &str) -> String {
     format!("conserver:follower-tries:{follower}")
 }
 
 /// `conserver:follower-turn:<follower>`: string, the instance that pulls at present.
-pub(super) fn follower_turn_key(follower: &str) -> String {
+pub(super) fn follower_lease_key(follower: &str) -> String {
     format!("conserver:follower-turn:{follower}")
 }
 
-/// `conserver:draft:<instance>:follower:<follower>`: a pulled document, for the moment it takes to
-/// hand it in.
+/// `conserver:draft:<instance>:follower:<follower>`: a pulled document, until it is submitted.
 pub(super) fn follower_draft_key(instance: &str, follower: &str) -> String {
     format!("conserver:draft:{instance}:follower:{follower}")
 }
 
-/// `conserver:pulled:<uuid>`: string, the digest of the document that was last pulled.
+/// `conserver:pulled:<uuid>`: string, the digest of the document that a follower pulled last.
 pub(super) fn pulled_key(id: &VconId) -> String {
     format!("conserver:pulled:{id}")
 }
@@ -194,23 +198,23 @@ pub fn dead_letter_reasons(list: &ListName) -> String {
     format!("conserver:dlq:{list}")
 }
 
-/// The name of a storage's dead letter queue among those of ingress lists.
+/// The dead letter queue of a storage is named like that of an ingress list with this prefix.
 pub const STORAGE_PREFIX: &str = "storage:";
 
-/// `DLQ:storage:<storage>`: list of the vCons that the storage does not have, oldest first: its dead
+/// `DLQ:storage:<storage>`: list of the vCons that are not saved in the storage, oldest first: its dead
 /// letters and its backlog.
 pub fn storage_letters_list(storage: &str) -> String {
     format!("DLQ:{STORAGE_PREFIX}{storage}")
 }
 
-/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage does not take it, as JSON. An
-/// entry without one is backlog.
+/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage refused it, as JSON. An entry without
+/// a reason is backlog.
 pub fn storage_letters_reasons(storage: &str) -> String {
     format!("conserver:dlq:{STORAGE_PREFIX}{storage}")
 }
 
-/// The same by the name of that queue.
-pub fn reasons_of_letters(queue: &ListName) -> String {
+/// The hash of reasons that belongs to the dead letter queue with this name.
+pub fn reasons_of_queue(queue: &ListName) -> String {
     let name = queue.as_str();
     format!(
         "conserver:dlq:{}",
@@ -218,17 +222,17 @@ pub fn reasons_of_letters(queue: &ListName) -> String {
     )
 }
 
-/// `DLQ:storage:<storage>:replay-lock`: string, there while somebody saves the storage's dead
-/// letters: the API server, or `conserver dlq retry`.
+/// `DLQ:storage:<storage>:replay-lock`: string that exists while the API server or `conserver dlq retry`
+/// saves the storage's dead letters.
 pub fn storage_replay_lock(storage: &str) -> String {
     format!("DLQ:{STORAGE_PREFIX}{storage}:replay-lock")
 }
 
-/// An entry of a list, or the name of one.
+/// An entry of a list, or the name of a list: any bytes.
 ///
-/// It prints on one line of characters that can be seen, with escapes as in Rust's strings for the
-/// rest (`\n`, `\u{1b}`, `\xff`, `\\`), and [`Raw::named`] reads that again. So nothing in Redis
-/// steers a terminal, and what a command shows can be given to the next one.
+/// It prints as one line of visible characters, with escapes as in Rust's strings for the rest (`\n`,
+/// `\u{1b}`, `\xff`, `\\`), and [`Raw::named`] reads that again. So nothing in Redis controls a
+/// terminal, and a user can pass what one command shows to the next command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Raw(Vec<u8>);
 
@@ -243,12 +247,12 @@ impl Raw {
         &self.0
     }
 
-    /// The entry as an identity; `None` where it is none.
+    /// The entry as the id of a vCon; `None` if it is not one.
     pub fn id(&self) -> Option<VconId> {
         std::str::from_utf8(&self.0).ok()?.parse().ok()
     }
 
-    /// What somebody who types `text` may mean: what prints like that, else these very bytes.
+    /// What a user who types `text` may mean: the bytes that print like that, and these very bytes.
     pub fn named(text: &str) -> Vec<Self> {
         let typed = Self::new(text);
         match unescape(text).map(Self) {
@@ -261,7 +265,7 @@ impl Raw {
 impl fmt::Display for Raw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            // With a backslash for each of its own, so that it can be read again.
+            // Each backslash is doubled, so that the text can be read again.
             f.write_str(&printable(&chunk.valid().replace('\\', r"\\")))?;
             for byte in chunk.invalid() {
                 write!(f, "\\x{byte:02x}")?;
@@ -271,7 +275,7 @@ impl fmt::Display for Raw {
     }
 }
 
-/// The bytes that print as `text`; `None` where none do.
+/// The bytes that print as `text`; `None` if there are none.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,26 +1,34 @@
 //! The work in Redis: ingress lists, claims, egress lists, dead letter queues.
 //!
-//! Every step in the life of a vCon is one atomic script on the server, and every script first
-//! checks that the claim it works on is still there. So a step whose answer was lost on the way
-//! can be sent again, and a UUID is at any instant in exactly one place:
+//! Every step in the life of a vCon is one atomic script on the server. Every script first checks that
+//! the lane still holds the claim, so a step whose reply was lost can be sent again. At any instant a
+//! UUID is in exactly one of these:
 //!
 //! ```text
-//! ingress list ──claim──► claims hash ──finish──► egress lists, and the queue of a storage that
-//!      ▲                     │   │                alone does not have it
+//! ingress list ──claim──► claims hash ──finish──► egress lists, and the queue of each storage that
+//!      ▲                     │   │                failed to save the vCon
 //!      └──release, postpone──┘   └─dead-letter───► dead letter queue
 //! ```
 //!
-//! The claims of a daemon are kept under its instance's name, on which it holds a lease: nothing
-//! is claimed, and no worker's claims are returned, by a daemon that does not hold the name.
+//! | To find | look in |
+//! |---|---|
+//! | how vCons come in: `conserver submit`, followers | `intake.rs` |
+//! | what wakes an idle lane | `wakeup.rs` |
+//! | how a lane gets an entry and its document | `claim.rs`, `documents.rs` |
+//! | how a claim ends | `finish.rs`, `release.rs` |
+//! | what becomes of the claims of a dead worker or a dead daemon | `recovery.rs`, `lease.rs` |
+//! | dead letters, and how they are retried | `dead_letters.rs` |
+//! | links that write their vCon by themselves | `direct_writes.rs` |
+//! | what keeps waiting documents from expiring | `housekeeping.rs` |
+//! | vCons that are in no list | `audit.rs` |
+//! | whether a server and its user's rights suffice | `preflight.rs` |
+//! | the names of keys | `keys.rs` |
+//! | how scripts are sent, and lanes share a request | `requests.rs`, `scripts/*.lua` |
 //!
-//! A lane that finds nothing waits for a token in its instance's wake list (see [`Lookout`]).
+//! The claims of a daemon are stored under its instance name, on which it holds a lease. A daemon that
+//! does not hold the name claims nothing, and returns no worker's claims.
 //!
-//! From the dead letter queue an operator puts entries back on the ingress list, or saves those of a
-//! storage to it under a lock ([`DeadLetters`], [`ReplayLock`]);
-//! [`Audit`] looks for vCons that are in none of these places; [`Documents`] gets and removes what
-//! is kept of one.
-//!
-//! This module knows Redis and its keys, nothing of chains, links or storages.
+//! This module knows Redis and its keys, nothing of links or storages.
 
 mod audit;
 mod claim;
@@ -61,9 +69,7 @@ pub use keys::{
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
-pub use preflight::{
-    Fitness, Needs, RehearsalError, Shortage, Work, cluster_refusal, rehearse,
-};
+pub use preflight::{Fitness, Needs, RehearsalError, Shortage, Work, cluster_refusal, rehearse};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Evidence, Progress, Reason, Released};
 pub use requests::Exchange;
@@ -86,12 +92,12 @@ pub struct Expiry {
     pub document: u64,
     /// A `context:` key.
     pub context: u64,
-    /// A vCon that enters a dead letter queue; 0 leaves it the time it has.
+    /// A vCon that enters a dead letter queue; 0 leaves its time to live unchanged.
     pub dead_letter: u64,
 }
 
 impl Expiry {
-    /// As the settings say.
+    /// The times in the settings.
     pub fn of(settings: &Settings) -> Self {
         Self {
             document: settings.redis_expiry,
@@ -101,11 +107,11 @@ impl Expiry {
     }
 }
 
-/// One lane's access to the work: a connection of its own and the seat it sits on.
+/// One lane's access to the work: its own connection, and the lane's id, under which its claims stand.
 pub struct Queue {
     server: Server,
     connected: Option<Lease>,
-    /// The vCon whose key the connection watches since before its document was loaded.
+    /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
     seat: Seat,
@@ -115,13 +121,13 @@ pub struct Queue {
     limit: Option<Duration>,
     /// All ingress lists of the configuration, a line each.
     ingress: String,
-    /// Where the lanes of a worker meet to ask together.
+    /// Sends requests together with those of the worker's other lanes.
     exchange: Option<Arc<Exchange>>,
     /// The time of the last request for work, in microseconds.
     last_time: u128,
-    /// Whether the last document was one that `turn.lua` hands over.
-    is_usual: bool,
-    /// Whether the server is not known to refuse the `SORT` that gets documents.
+    /// Whether the last document was one that a shared call returns: a string that is not large.
+    was_small_string: bool,
+    /// False once the server has refused the `SORT` that gets documents.
     can_sort: bool,
 }
 
@@ -141,12 +147,12 @@ impl Queue {
             ingress: String::new(),
             exchange: None,
             last_time: 0,
-            is_usual: true,
+            was_small_string: true,
             can_sort: true,
         }
     }
 
-    /// The same, but nothing on its connection may take longer than `limit`.
+    /// The same with a time limit: neither connecting nor a request may take longer.
     pub fn within(self, limit: Duration) -> Self {
         Self {
             limit: Some(limit),
@@ -154,7 +160,7 @@ impl Queue {
         }
     }
 
-    /// The same, but it asks together with others that share the exchange.
+    /// The same, but it sends requests together with the other lanes that use this `exchange`.
     pub fn sharing(self, exchange: Arc<Exchange>) -> Self {
         Self {
             exchange: Some(exchange),
@@ -162,49 +168,49 @@ impl Queue {
         }
     }
 
-    /// Names all ingress lists there are: a vCon may have made progress on each of them.
+    /// Sets all ingress lists of the configuration: progress may be recorded for a vCon in each of them.
     pub fn set_ingress<'a>(&mut self, lists: impl Iterator<Item = &'a ListName>) {
         let names: Vec<&str> = lists.map(ListName::as_str).collect();
         self.ingress = names.join("\n");
     }
 
-    /// The beginning of a call of a step's script with so many keys.
-    fn call(&self, step: LaneScript, keys: usize) -> Cmd {
+    /// The beginning of a call of a script with this number of keys.
+    fn call(&self, script: LaneScript, keys: usize) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(self.scripts.step(step).hash()).arg(keys);
+        call.arg(self.scripts.of(script).hash()).arg(keys);
         call
     }
 
-    /// Calls the script of a step, and returns what it returned, errors included.
-    fn ask(&mut self, step: LaneScript, call: &Cmd) -> Result<Value, QueueError> {
-        self.send(step, LaneRequest::Alone(call.get_packed_command()))
+    /// Sends a call of a script, and returns its reply. An error that the server replies is an error.
+    fn ask(&mut self, script: LaneScript, call: &Cmd) -> Result<Value, QueueError> {
+        self.send(script, LaneRequest::Alone(call.get_packed_command()))
     }
 
-    /// Sends the call of a step's script, together with those of other lanes.
-    fn send(&mut self, step: LaneScript, request: LaneRequest) -> Result<Value, QueueError> {
+    /// Sends a call of a script, together with the requests of other lanes.
+    fn send(&mut self, script: LaneScript, request: LaneRequest) -> Result<Value, QueueError> {
         let exchange = self.exchange.clone();
-        let answer = self.with(|connection, scripts, _, _| {
-            let answer = match exchange {
+        let reply = self.with(|connection, scripts, _, _| {
+            let reply = match exchange {
                 Some(exchange) => exchange.ask(connection, request.clone())?,
                 None => ask_alone(connection, &request)?,
             };
-            match answer.value.extract_error() {
+            match reply.value.extract_error() {
                 Err(error) if is_missing(&error) => {
-                    let request = request.in_full(scripts.step(step));
-                    let answer = ask_alone(connection, &request)?;
-                    Ok((answer.value.extract_error()?, answer.is_large))
+                    let request = request.in_full(scripts.of(script));
+                    let reply = ask_alone(connection, &request)?;
+                    Ok((reply.value.extract_error()?, reply.is_large))
                 }
-                value => Ok((value?, answer.is_large)),
+                value => Ok((value?, reply.is_large)),
             }
         });
-        let (value, is_large) = answer?;
+        let (value, is_large) = reply?;
         if is_large {
             self.connected = None;
         }
         Ok(value)
     }
 
-    /// Makes sure there is a living connection.
+    /// Connects, if there is no connection.
     pub fn connect(&mut self) -> Result<(), QueueError> {
         if self.connected.is_none() {
             self.watched = None;
@@ -221,22 +227,27 @@ impl Queue {
         }
     }
 
-    /// Runs `work` on the connection; after a fault of the connection it is dropped, because an
-    /// answer may still be on its way.
+    /// Runs `work` on the connection. Drops the connection if `work` fails in a way that breaks it: a
+    /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut redis::Connection, &LaneScripts, &Seat, Expiry) -> Result<T, QueueError>,
+        work: impl FnOnce(
+            &mut redis::Connection,
+            &LaneScripts,
+            &Seat,
+            Expiry,
+        ) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {
             return Err(QueueError::Closed);
         };
         let result = work(connected, &self.scripts, &self.seat, self.expiry);
-        result.map_err(|error| self.noting(error))
+        result.map_err(|error| self.on_error(error))
     }
 
-    /// The same error; where it says that the connection is of no use any more, that is dropped.
-    fn noting(&mut self, error: QueueError) -> QueueError {
+    /// Drops the connection if the error breaks it. Returns the error.
+    fn on_error(&mut self, error: QueueError) -> QueueError {
         if error.breaks_connection() {
             self.connected = None;
         }
@@ -244,7 +255,22 @@ impl Queue {
     }
 }
 
-/// Why a step on the queue was not done. Each of them may pass: the step is tried again.
+/// Why a step on the queue failed, and what that means for the connection.
+///
+/// Every error may pass, so the lane tries the same step again until it is done. Each step is safe to
+/// repeat, whether or not the server did it before.
+///
+/// | What happened | The connection |
+/// |---|---|
+/// | It was cut or reset, timed out, was interrupted, or brought a reply that cannot be read | dropped: a reply may still arrive |
+/// | `READONLY`, `MASTERDOWN`: this server is no longer the master | dropped: the next one is made to the present master |
+/// | `NOAUTH`, `WRONGPASS`: the server's users have changed | dropped: the next one logs in again |
+/// | `max number of clients reached` | dropped: the server has closed it |
+/// | `LOADING`, `BUSY`: the server will reply soon | kept |
+/// | `OOM`, `MISCONF`, `NOREPLICAS`: the server takes no writes for now | kept |
+/// | `NOSCRIPT` | kept: the script is sent in full, at once |
+/// | `EXECABORT` | as for the error that aborted the transaction |
+/// | Any other error that the server replies, such as `NOPERM` or `WRONGTYPE` | kept |
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// No connection could be made.
@@ -253,10 +279,10 @@ pub enum QueueError {
     /// A command failed.
     #[error("Redis: {}", in_its_words(.0))]
     Command(#[from] RedisError),
-    /// A script answered in a form it never should.
+    /// A script replied in a form that it never should.
     #[error("Redis: unexpected answer to {0}")]
     Answer(&'static str),
-    /// Another daemon has our name.
+    /// Another daemon holds our instance name.
     #[error(
         "the instance name {instance:?} is in use by {by}; \
          set CONSERVER_INSTANCE to another name here"
@@ -264,16 +290,16 @@ pub enum QueueError {
     InUse {
         /// Our name.
         instance: String,
-        /// Who has it.
+        /// Who holds it.
         by: String,
     },
-    /// The lease on a name is not held.
+    /// This daemon does not hold the lease on its instance name.
     #[error("the lease on the instance name {0:?} has run out or is contended")]
     Lapsed(String),
-    /// The server does not take this document, and will not the next time.
+    /// The server refuses this document for good.
     #[error("Redis refuses the document: {0}")]
     Document(String),
-    /// The system refused a thread.
+    /// The operating system refused a thread.
     #[error("could not start a thread: {0}")]
     Thread(#[source] io::Error),
     /// The connection is gone.
@@ -282,8 +308,8 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// Whether nothing is wrong with Redis: this process was stopped and went on, which ends a
-    /// read that has a time limit (signal(7)).
+    /// Whether a signal interrupted the call and Redis is well: a process that is stopped and continued
+    /// ends a read that has a time limit (signal(7)).
     pub fn is_interruption(&self) -> bool {
         let (Self::Command(error) | Self::Connect(ConnectError::Unreachable { cause: error, .. })) =
             self
@@ -298,14 +324,14 @@ impl QueueError {
             .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
     }
 
-    /// Whether nothing is wrong with Redis: this daemon does not hold its name at the moment.
+    /// Whether Redis is well and this daemon does not hold its instance name at the moment.
     pub fn is_about_the_lease(&self) -> bool {
         matches!(self, Self::InUse { .. } | Self::Lapsed(_))
     }
 
-    /// What went wrong when a document was written: a refusal is about the document, unless it is
-    /// one that passes.
-    pub(super) fn of_write(error: RedisError) -> Self {
+    /// The error of a command that wrote a document. If the server refused it for a reason that does not
+    /// pass, the error is about the document.
+    fn of_write(error: RedisError) -> Self {
         let refused = error.clone().into_server_errors();
         if refused.is_some_and(|errors| !errors.iter().any(|(_, error)| passes(error))) {
             Self::Document(in_its_words(&error))
@@ -314,15 +340,15 @@ impl QueueError {
         }
     }
 
-    /// What went wrong when a script wrote a document, by what the server said to it.
-    pub(super) fn of_refusal(said: &str) -> Self {
+    /// The error of a script that wrote a document, by the text that the server replied to it.
+    fn of_refusal(said: &str) -> Self {
         let said = said.trim_start_matches('-');
         let (code, detail) = said.split_once(' ').unwrap_or((said, ""));
         let error = redis::make_extension_error(code.to_owned(), Some(detail.to_owned()));
         Self::of_write(error)
     }
 
-    /// Whether the connection is of no use after this error, by the table above.
+    /// Whether the connection cannot be used after this error, by the table above.
     pub(crate) fn breaks_connection(&self) -> bool {
         match self {
             Self::Command(error) => match error.clone().into_server_errors() {
@@ -335,7 +361,7 @@ impl QueueError {
     }
 }
 
-/// Whether an error that the server answered is about its own state, which changes.
+/// Whether an error that the server replied is about its own state, which changes.
 fn passes(error: &ServerError) -> bool {
     const CODES: [&str; 16] = [
         "ASK",
@@ -364,7 +390,7 @@ fn passes(error: &ServerError) -> bool {
         || details.starts_with("unknown command")
 }
 
-/// Whether a command met a key of another type.
+/// Whether the key of a command holds another type.
 fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
 }

@@ -24,7 +24,9 @@ use redis::{
 
 use super::documents::LARGE;
 
-/// A script.
+/// A Lua script: called by its hash, and in full if the server does not know it.
+///
+/// `EVAL` stores the script on the server as `SCRIPT LOAD` does, for which a user may lack the right.
 pub(super) struct Script {
     code: &'static str,
     hash: String,
@@ -38,7 +40,7 @@ pub(super) struct Call<'a> {
 }
 
 impl Script {
-    /// This code.
+    /// A script with this code.
     pub fn new(code: &'static str) -> Self {
         let hash = redis::Script::new(code).get_hash().to_owned();
         Self { code, hash }
@@ -68,7 +70,7 @@ impl Script {
         call
     }
 
-    /// The beginning of a command that calls the script in full, with so many keys.
+    /// The beginning of a command that calls the script in full, with this number of keys.
     pub fn in_full(&self, keys: usize) -> Cmd {
         let mut command = redis::cmd("EVAL");
         command.arg(self.code).arg(keys);
@@ -110,83 +112,125 @@ impl Call<'_> {
     pub fn invoke<T: FromRedisValue>(&self, connection: &mut dyn ConnectionLike) -> RedisResult<T> {
         match self.by_hash().query(connection) {
             Err(error) if is_missing(&error) => self.in_full().query(connection),
-            answer => answer,
+            reply => reply,
         }
     }
 }
 
-/// Whether the server does not have the script that was called.
+/// Whether the server does not know the script that was called.
 pub(super) fn is_missing(error: &redis::RedisError) -> bool {
     error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 
-/// A script made of files in `scripts/`, each of which may use those before it.
+/// The code of a script made of files in `scripts/`, each of which may use those before it.
+macro_rules! code {
+    ($($file:literal),+) => {
+        concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+)
+    };
+}
+pub(super) use code;
+
 macro_rules! script {
     ($($file:literal),+) => {
-        Script::new(concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+))
+        Script::new(code!($($file),+))
     };
 }
 
-/// The scripts of one lane; each is sent by its hash, and in full if the server has lost it.
+/// The scripts of a vCon's usual way through a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LaneScript {
+    /// Claims the next entry.
+    Claim,
+    /// Claims the next entry of a storage's backlog.
+    ClaimBacklog,
+    /// Finishes a vCon.
+    Finish,
+    /// Finishes a vCon, then claims the next entry.
+    FinishAndClaim,
+    /// The same for several lanes at once, for vCons with nothing unusual about them.
+    FinishAndClaimMany,
+}
+
+/// All scripts of one lane.
 pub(super) struct LaneScripts {
-    pub replace: Script,
-    pub replace_large: Script,
-    pub foreign_begin: Script,
-    pub foreign_end: Script,
-    pub foreign_forget: Script,
-    pub foreign_left: Script,
-    pub foreign_kept: Script,
-    pub foreign_laid: Script,
-    pub foreign_keep: Script,
+    pub replace_document: Script,
+    pub replace_large_document: Script,
+    pub direct_write_begin: Script,
+    pub direct_write_end: Script,
+    pub direct_write_forget: Script,
+    pub direct_write_orphans: Script,
+    pub direct_write_overwritten: Script,
+    pub direct_write_restored: Script,
+    pub direct_write_reassign: Script,
     pub dead_letter: Script,
     pub release: Script,
     pub postpone: Script,
     pub recover: Script,
-    pub lease: Script,
-    pub forget: Script,
-    pub retry: Script,
-    pub set_aside: Script,
-    steps: [Script; 5],
-}
-
-/// The steps of a vCon's usual way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LaneScript {
-    /// Takes the next entry.
-    Claim,
-    /// Takes the next entry of a storage's queue.
-    ClaimBacklog,
-    /// Finishes a vCon.
-    Finish,
-    /// Finishes a vCon, then takes the next entry.
-    FinishAndClaim,
-    /// The same for several lanes, in the usual way.
-    FinishAndClaimMany,
+    pub instance_lease: Script,
+    pub forget_instance: Script,
+    pub retry_dead_letters: Script,
+    pub unreadable_claim: Script,
+    /// In the order of [`LaneScript`].
+    usual: [Script; 5],
 }
 
 impl LaneScripts {
     pub fn new() -> Self {
         Self {
-            foreign_begin: script!("direct_writes", "direct_write_begin"),
-            foreign_end: script!("direct_writes", "direct_write_end"),
-            foreign_forget: script!("direct_writes", "direct_write_forget"),
-            foreign_left: script!("direct_writes", "direct_write_orphans"),
-            foreign_kept: script!("direct_writes", "direct_write_overwritten"),
-            foreign_laid: script!("direct_writes", "direct_write_restored"),
-            foreign_keep: script!("direct_writes", "direct_write_reassign"),
-            replace: script!("direct_writes", "progress", "compare_and_write", "replace_document"),
-            replace_large: script!("direct_writes", "progress", "compare_and_write", "replace_large_document"),
-            dead_letter: script!("claim_token", "reason_time", "reason_age", "progress", "dead_letter"),
-            release: script!("claim_token", "extend_ttl", "put_back_context", "progress", "release"),
-            postpone: script!("claim_token", "extend_ttl", "put_back_context", "progress", "postpone"),
-            recover: script!(
-                "extend_ttl", "put_back_context", "progress", "reason_time", "claim_token", "claim_record", "recover"
+            direct_write_begin: script!("direct_writes", "direct_write_begin"),
+            direct_write_end: script!("direct_writes", "direct_write_end"),
+            direct_write_forget: script!("direct_writes", "direct_write_forget"),
+            direct_write_orphans: script!("direct_writes", "direct_write_orphans"),
+            direct_write_overwritten: script!("direct_writes", "direct_write_overwritten"),
+            direct_write_restored: script!("direct_writes", "direct_write_restored"),
+            direct_write_reassign: script!("direct_writes", "direct_write_reassign"),
+            replace_document: script!(
+                "direct_writes",
+                "progress",
+                "compare_and_write",
+                "replace_document"
             ),
-            set_aside: script!("claim_token", "unreadable_claim"),
-            lease: script!("instance_lease"),
-            forget: script!("forget_instance"),
-            retry: script!("retry_dead_letters"),
-            steps: [
+            replace_large_document: script!(
+                "direct_writes",
+                "progress",
+                "compare_and_write",
+                "replace_large_document"
+            ),
+            dead_letter: script!(
+                "claim_token",
+                "reason_time",
+                "reason_age",
+                "progress",
+                "dead_letter"
+            ),
+            release: script!(
+                "claim_token",
+                "extend_ttl",
+                "put_back_context",
+                "progress",
+                "release"
+            ),
+            postpone: script!(
+                "claim_token",
+                "extend_ttl",
+                "put_back_context",
+                "progress",
+                "postpone"
+            ),
+            recover: script!(
+                "extend_ttl",
+                "put_back_context",
+                "progress",
+                "reason_time",
+                "claim_token",
+                "claim_record",
+                "recover"
+            ),
+            unreadable_claim: script!("claim_token", "unreadable_claim"),
+            instance_lease: script!("instance_lease"),
+            forget_instance: script!("forget_instance"),
+            retry_dead_letters: script!("retry_dead_letters"),
+            usual: [
                 script!(
                     "extend_ttl",
                     "claim_token",
@@ -232,76 +276,78 @@ impl LaneScripts {
         }
     }
 
-    /// The script of a step.
-    pub fn step(&self, step: LaneScript) -> &Script {
-        &self.steps[step as usize]
+    /// One of the usual scripts.
+    pub fn of(&self, script: LaneScript) -> &Script {
+        &self.usual[script as usize]
     }
 }
 
-/// What keeps the documents of waiting vCons alive.
-pub(super) fn keep() -> Script {
-    script!("extend_ttl", "extend_waiting")
+/// The scripts of whoever does the housekeeping.
+pub(super) struct HousekeepingScripts {
+    pub lease: Script,
+    pub extend_waiting: Script,
+    pub drop_stale_reasons: Script,
 }
 
-/// The lease of who does so.
-pub(super) fn keeper() -> Script {
-    script!("housekeeping_lease")
-}
-
-/// What tries all that the work needs.
-pub(super) fn preflight() -> Script {
-    script!("preflight")
-}
-
-/// What drops reasons without entries.
-pub(super) fn forget_reasons() -> Script {
-    script!("reason_age", "drop_stale_reasons")
-}
-
-/// What takes, renews and releases the lock of a replay.
-pub(super) fn replay_lock() -> Script {
-    script!("replay_lock_held", "replay_lock")
-}
-
-/// The scripts of those who look after the queues.
-pub(super) struct AdminScripts {
-    pub letters: Script,
-    pub retry: Script,
-    pub drop: Script,
-    pub saved: Script,
-    pub refused: Script,
-    pub locate: Script,
-}
-
-impl AdminScripts {
+impl HousekeepingScripts {
     pub fn new() -> Self {
         Self {
-            letters: script!("page_dead_letters"),
-            retry: script!("retry_dead_letters"),
-            drop: script!("drop_dead_letter"),
-            saved: script!("replay_lock_held", "replay_saved"),
-            refused: script!("replay_lock_held", "reason_time", "replay_refused"),
-            locate: script!("locate_vcon"),
+            lease: script!("housekeeping_lease"),
+            extend_waiting: script!("extend_ttl", "extend_waiting"),
+            drop_stale_reasons: script!("reason_age", "drop_stale_reasons"),
         }
     }
 }
 
-/// A text up to this many bytes is copied in among the commands, so that all go out at once.
+/// The scripts of an operator's commands.
+pub(super) struct OperatorScripts {
+    pub page_dead_letters: Script,
+    pub retry_dead_letters: Script,
+    pub drop_dead_letter: Script,
+    pub replay_saved: Script,
+    pub replay_refused: Script,
+    pub locate_vcon: Script,
+}
+
+impl OperatorScripts {
+    pub fn new() -> Self {
+        Self {
+            page_dead_letters: script!("page_dead_letters"),
+            retry_dead_letters: script!("retry_dead_letters"),
+            drop_dead_letter: script!("drop_dead_letter"),
+            replay_saved: script!("replay_lock_held", "replay_saved"),
+            replay_refused: script!("replay_lock_held", "reason_time", "replay_refused"),
+            locate_vcon: script!("locate_vcon"),
+        }
+    }
+}
+
+/// The script that tries every command the daemon needs.
+pub(super) fn preflight_script() -> Script {
+    script!("preflight")
+}
+
+/// The script that takes, renews and releases a replay lock.
+pub(super) fn replay_lock_script() -> Script {
+    script!("replay_lock_held", "replay_lock")
+}
+
+/// A text of at most this many bytes is copied in among the commands, so that all are sent at once.
 const SHORT: usize = 64 * 1024;
 
-/// About the bytes of the commands around such a text.
+/// About how many bytes the commands around such a text have.
 const ROOM: usize = 2048;
 
-/// Commands that are sent together; at most one of them holds a long text, which is not copied.
+/// Commands that are sent in one round trip. At most one of them holds a long text, which is not copied.
 ///
-/// The client library's own pipelines copy their arguments more than once, and go on reading after
-/// an answer that did not come in time, so that a server that hangs holds them up for one time
-/// limit per command; this stops at the first.
+/// The client library's own pipelines copy their arguments more than once, and go on reading after a
+/// reply that did not come in time: a server that hangs costs them one time limit for each command. This
+/// one stops at the first.
 pub(super) struct Commands<'a> {
     before: Vec<u8>,
     text: &'a str,
     after: Vec<u8>,
-    answers: usize,
+    replies: usize,
 }
 
 impl<'a> Commands<'a> {
@@ -311,11 +357,11 @@ impl<'a> Commands<'a> {
             before: commands.get_packed_pipeline(),
             text: "",
             after: Vec::new(),
-            answers: commands.len(),
+            replies: commands.len(),
         }
     }
 
-    /// One command more: words, a text, words.
+    /// Adds a command: words, a text, words.
     pub fn command(mut self, first: &[&str], text: &'a str, last: &[&str]) -> Self {
         let count = first.len() + 1 + last.len();
         let out = &mut self.before;
@@ -333,29 +379,29 @@ impl<'a> Commands<'a> {
         let out = self.tail();
         out.extend_from_slice(b"\r\n");
         last.iter().for_each(|word| push_word(out, word));
-        self.answers += 1;
+        self.replies += 1;
         self
     }
 
-    /// More commands.
+    /// Adds commands.
     pub fn add(&mut self, commands: &Pipeline) {
         let packed = commands.get_packed_pipeline();
         self.tail().extend_from_slice(&packed);
-        self.answers += commands.len();
+        self.replies += commands.len();
     }
 
-    /// Sends the commands and reads an answer to each; what the server refuses is among the
-    /// answers, as [`Value::ServerError`].
+    /// Sends the commands and reads a reply to each. An error that the server replies to a command is a
+    /// [`Value::ServerError`] among the replies.
     ///
     /// # Errors
-    /// The connection failed; it is not to be used again.
+    /// The connection failed and must not be used again.
     pub fn send(&self, connection: &mut Connection) -> RedisResult<Vec<Value>> {
         for bytes in [&*self.before, self.text.as_bytes(), &*self.after] {
             if !bytes.is_empty() {
                 connection.send_packed_command(bytes)?;
             }
         }
-        (0..self.answers)
+        (0..self.replies)
             .map(|_| connection.recv_response())
             .collect()
     }
@@ -378,19 +424,19 @@ fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// The answers to the commands of a transaction, from the answers to all that was sent from its
-/// `MULTI` to its `EXEC`; what the server refuses when it comes to a command is among them.
+/// The replies to the commands of a transaction, taken from the replies to everything from its `MULTI` to
+/// its `EXEC`. Errors of the commands are among them.
 ///
 /// # Errors
-/// The first thing the server refused before the transaction.
-pub(super) fn executed(mut answers: Vec<Value>) -> RedisResult<Vec<Value>> {
-    let executed = answers.pop();
-    // What was refused before EXEC says more than its "discarded because of previous errors".
-    for answer in answers {
-        answer.extract_error()?;
+/// The first command that the server refused to queue.
+pub(super) fn executed(mut replies: Vec<Value>) -> RedisResult<Vec<Value>> {
+    let executed = replies.pop();
+    // The error of a command says more than the "discarded because of previous errors" of `EXEC`.
+    for reply in replies {
+        reply.extract_error()?;
     }
     match executed {
-        Some(Value::Array(answers)) => Ok(answers),
+        Some(Value::Array(replies)) => Ok(replies),
         Some(Value::ServerError(error)) => Err(error.into()),
         _ => Err((
             redis::ErrorKind::UnexpectedReturnType,
@@ -400,7 +446,7 @@ pub(super) fn executed(mut answers: Vec<Value>) -> RedisResult<Vec<Value>> {
     }
 }
 
-/// Sends the commands together and reads an answer to each, as [`Commands::send`] does.
+/// Sends the commands together and reads a reply to each, as [`Commands::send`] does.
 pub(super) fn round_trip(
     connection: &mut Connection,
     commands: &Pipeline,
@@ -411,10 +457,10 @@ pub(super) fn round_trip(
     Commands::of(commands).send(connection)
 }
 
-/// Runs the commands as one transaction and gives the answer to each, as [`executed`] does.
+/// Runs the commands as one transaction and returns the reply to each, as [`executed`] does.
 ///
 /// # Errors
-/// The first thing the server refused before the transaction, or the connection failed.
+/// The connection failed, or the first command that the server refused to queue.
 pub(super) fn transaction(
     connection: &mut Connection,
     commands: &Pipeline,
@@ -428,34 +474,34 @@ pub(super) fn transaction(
     executed(round_trip(connection, &steps)?)
 }
 
-/// A longer request goes alone, so that it holds nobody up.
+/// A longer request is sent alone, so that no other lane waits for it.
 const LONGEST: usize = 64 * 1024;
 
-/// A command that a lane has to send.
+/// A command that a lane wants to send.
 #[derive(Debug, Clone)]
 pub(super) enum LaneRequest {
-    /// One that stands for itself, packed.
+    /// A command of its own, packed.
     Alone(Vec<u8>),
-    /// The call of a script that takes the requests of several lanes.
+    /// One lane's part of a call that serves several lanes.
     Shared(SharedCall),
 }
 
-/// The call of a script that takes the requests of several lanes, of which this is one's.
+/// One lane's part of a script call that serves several lanes.
 #[derive(Debug, Clone)]
 pub(super) struct SharedCall {
     /// `EVALSHA`, or `EVAL` if the server does not know the script.
     pub command: &'static str,
     /// The script's hash, or the script.
     pub script: String,
-    /// What the calls of all lanes must have in common to be sent as one: keys and first arguments.
+    /// Keys and first arguments: lanes share a call only if these are the same.
     pub head: Arguments,
     /// How many of those are keys.
     pub keys: usize,
     /// The lane's own arguments.
     pub own: Arguments,
-    /// A command to send behind the call, which gets two values for each lane, the last lane first; their
-    /// number follows its arguments. Nothing where the server is known to refuse it.
-    pub behind: Option<Arguments>,
+    /// A command to send after the call. It returns two values for each lane, the last lane first; its
+    /// last argument, the number of lanes, is added. `None` once the server has refused it.
+    pub then: Option<Arguments>,
 }
 
 /// Arguments of a command, packed.
@@ -466,7 +512,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Adds one.
+    /// Adds an argument.
     pub fn arg(&mut self, bytes: &[u8]) -> &mut Self {
         // Writing to memory does not fail.
         let _ = write!(self.bytes, "${}\r\n", bytes.len());
@@ -489,15 +535,15 @@ impl Arguments {
 }
 
 impl SharedCall {
-    fn goes_with(&self, other: &Self) -> bool {
+    fn can_share(&self, other: &Self) -> bool {
         self.keys == other.keys
             && self.command == other.command
             && self.head == other.head
             && self.script == other.script
-            && self.behind == other.behind
+            && self.then == other.then
     }
 
-    /// The call for these lanes.
+    /// The one call for all these lanes.
     fn pack(calls: &[&Self], out: &mut Vec<u8>) {
         let Some(first) = calls.first() else { return };
         let mut call = Arguments::default();
@@ -507,15 +553,15 @@ impl SharedCall {
         call.add(&first.head);
         calls.iter().for_each(|lane| call.add(&lane.own));
         call.pack(out);
-        if let Some(behind) = &first.behind {
-            let mut behind = behind.clone();
-            behind.arg(calls.len().to_string().as_bytes()).pack(out);
+        if let Some(then) = &first.then {
+            let mut then = then.clone();
+            then.arg(calls.len().to_string().as_bytes()).pack(out);
         }
     }
 }
 
 impl LaneRequest {
-    /// The same request, with the script that it calls by its hash.
+    /// The same request with the whole script in place of its hash.
     pub fn in_full(self, script: &Script) -> Self {
         match self {
             Self::Alone(packed) => Self::Alone(packed_in_full(packed, script)),
@@ -535,11 +581,12 @@ impl LaneRequest {
     }
 }
 
-/// The packed call of a script by its hash, as a call in full; any other command as it is.
+/// Turns the packed call of this script by its hash into a call in full. Returns any other command as it
+/// is.
 fn packed_in_full(packed: Vec<u8>, script: &Script) -> Vec<u8> {
     let mut by_hash = Arguments::default();
     by_hash.arg(b"EVALSHA").arg(script.hash().as_bytes());
-    // Before it stands the number of arguments, which is the same in full.
+    // The number of arguments before it is the same in full.
     let start = packed.iter().position(|byte| *byte == b'$').unwrap_or(0);
     let (count, call) = packed.split_at(start);
     let Some(rest) = call.strip_prefix(&*by_hash.bytes) else {
@@ -550,23 +597,23 @@ fn packed_in_full(packed: Vec<u8>, script: &Script) -> Vec<u8> {
     [count, &in_full.bytes, rest].concat()
 }
 
-/// An answer to a request.
+/// A reply of the server to one lane.
 pub(super) struct Reply {
-    /// What the server refuses is a [`Value::ServerError`].
+    /// An error that the server replied is a [`Value::ServerError`].
     pub value: Value,
-    /// Whether the connection has read so much for it that it is better closed: the client library
-    /// keeps a buffer as large as the longest answer for as long as the connection lives.
+    /// Whether the lane should close its connection because it read a large reply: the client library
+    /// keeps a buffer as large as the longest reply for as long as the connection lives.
     pub is_large: bool,
 }
 
-/// Sends one request and returns its answer.
+/// Sends one request and returns its reply.
 pub(super) fn ask_alone(connection: &mut Connection, request: &LaneRequest) -> RedisResult<Reply> {
-    let (mut answers, is_large) = send(connection, std::slice::from_ref(request));
-    let value = answers.pop().unwrap_or_else(|| Err(not_sent()))?;
+    let (mut replies, is_large) = send(connection, std::slice::from_ref(request));
+    let value = replies.pop().unwrap_or_else(|| Err(not_sent()))?;
     Ok(Reply { value, is_large })
 }
 
-/// What the lanes of a worker have to ask.
+/// Joins the requests of a worker's lanes.
 #[derive(Default)]
 pub struct Exchange {
     state: Mutex<BatcherState>,
@@ -575,20 +622,20 @@ pub struct Exchange {
 
 #[derive(Default)]
 struct BatcherState {
-    /// Requests that nobody has sent yet, by number.
+    /// Requests that no lane has sent yet, with their numbers.
     waiting: Vec<(u64, LaneRequest)>,
-    /// Answers that their lanes have not taken yet.
-    answers: HashMap<u64, RedisResult<Value>>,
+    /// Replies that their lanes have not taken yet, by number.
+    replies: HashMap<u64, RedisResult<Value>>,
     is_sending: bool,
     last: u64,
 }
 
 impl Exchange {
-    /// Sends one request, together with those of other lanes, and returns its answer. The connection is
-    /// used only if this lane sends.
+    /// Sends one request, together with those of other lanes, and returns its reply. Uses the connection
+    /// only if this lane is the one that sends.
     ///
     /// # Errors
-    /// The connection that was used, this lane's or another one's, failed.
+    /// The connection that was used, of this lane or another, failed.
     pub(super) fn ask(&self, connection: &mut Connection, request: LaneRequest) -> RedisResult<Reply> {
         if request.is_long() {
             return ask_alone(connection, &request);
@@ -599,32 +646,32 @@ impl Exchange {
         state.waiting.push((number, request));
         while state.is_sending {
             state = self.wait(state);
-            if let Some(answer) = state.answers.remove(&number) {
+            if let Some(reply) = state.replies.remove(&number) {
                 let is_large = false;
-                return answer.map(|value| Reply { value, is_large });
+                return reply.map(|value| Reply { value, is_large });
             }
         }
         state.is_sending = true;
         drop(state);
-        // Lanes that were answered together are about to ask again: those that wait for a processor get
-        // one here, and go along. With 4 workers of 4 lanes on 2 processors, 3.4 requests share a call
-        // instead of 2.4, and Redis pays a tenth less.
+        // Lanes that got their replies together are about to ask again. Those that wait for a processor
+        // get one here and join. With 4 workers of 4 lanes on 2 processors, 3.4 requests instead of 2.4
+        // share a call, and Redis spends a tenth less.
         std::thread::yield_now();
         let waiting = std::mem::take(&mut self.lock().waiting);
         let (numbers, batch): (Vec<u64>, Vec<LaneRequest>) = waiting.into_iter().unzip();
-        let (answers, is_large) = send(connection, &batch);
+        let (replies, is_large) = send(connection, &batch);
         let mut state = self.lock();
         state.is_sending = false;
         let mut own = None;
-        for (asked, answer) in numbers.into_iter().zip(answers) {
+        for (asked, reply) in numbers.into_iter().zip(replies) {
             if asked == number {
-                own = Some(answer);
+                own = Some(reply);
             } else {
-                state.answers.insert(asked, answer);
+                state.replies.insert(asked, reply);
             }
         }
-        // Waking nobody is a system call, too.
-        if !state.answers.is_empty() || !state.waiting.is_empty() {
+        // A notification is a system call even if no lane waits.
+        if !state.replies.is_empty() || !state.waiting.is_empty() {
             self.changed.notify_all();
         }
         drop(state);
@@ -643,18 +690,18 @@ impl Exchange {
     }
 }
 
-/// Sends the requests together and returns an answer to each, in their order, and whether what the
-/// commands behind calls have got is large. After a fault of the connection, the rest have that for an
-/// answer.
+/// Sends the requests together. Returns a reply to each, in their order, and whether the documents that
+/// the commands after shared calls returned are large. Once the connection has failed, the rest of the
+/// replies is that error.
 fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<Value>>, bool) {
-    // Which requests a command stands for.
+    // The requests that each command serves.
     let mut commands: Vec<Vec<usize>> = Vec::new();
     for (index, request) in batch.iter().enumerate() {
-        let goes_with = |command: &&mut Vec<usize>| match (&batch[command[0]], request) {
-            (LaneRequest::Shared(first), LaneRequest::Shared(call)) => first.goes_with(call),
+        let can_share = |command: &&mut Vec<usize>| match (&batch[command[0]], request) {
+            (LaneRequest::Shared(first), LaneRequest::Shared(call)) => first.can_share(call),
             _ => false,
         };
-        match commands.iter_mut().find(goes_with) {
+        match commands.iter_mut().find(can_share) {
             Some(command) => command.push(index),
             None => commands.push(vec![index]),
         }
@@ -673,51 +720,48 @@ fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<
             .collect();
         SharedCall::pack(&calls, &mut packed);
     }
-    let mut fault = connection.send_packed_command(&packed).err();
-    let mut answers: Vec<Option<RedisResult<Value>>> = batch.iter().map(|_| None).collect();
+    let mut error = connection.send_packed_command(&packed).err();
+    let mut replies: Vec<Option<RedisResult<Value>>> = batch.iter().map(|_| None).collect();
     let mut is_large = false;
     for command in &commands {
         let mut receive = || {
-            let answer = match &fault {
-                Some(fault) => Err(fault.clone()),
+            let reply = match &error {
+                Some(error) => Err(error.clone()),
                 None => connection.recv_response(),
             };
-            fault = answer.as_ref().err().cloned();
-            answer
+            error = reply.as_ref().err().cloned();
+            reply
         };
-        let mut answer = receive();
-        let mut behind = Value::Nil;
-        if let LaneRequest::Shared(SharedCall {
-            behind: Some(_), ..
-        }) = &batch[command[0]]
-        {
+        let mut reply = receive();
+        let mut then = Value::Nil;
+        if let LaneRequest::Shared(SharedCall { then: Some(_), .. }) = &batch[command[0]] {
             match receive() {
-                Ok(value) => behind = value,
-                // Half an answer is none: the lanes ask again, and are handed over what they hold.
-                Err(fault) => answer = Err(fault),
+                Ok(value) => then = value,
+                // Half a reply is none: the lanes ask again, and get the claims that they hold.
+                Err(error) => reply = Err(error),
             }
         }
-        match (answer, &batch[command[0]]) {
+        match (reply, &batch[command[0]]) {
             (Ok(Value::Array(of_lanes)), LaneRequest::Shared(_)) => {
-                is_large |= size_of(&behind) > LARGE;
-                let behind = of_each(behind, command.len());
-                for ((index, answer), behind) in command.iter().zip(of_lanes).zip(behind) {
-                    answers[*index] = Some(Ok(Value::Array(vec![answer, behind])));
+                is_large |= size_of(&then) > LARGE;
+                let then = of_each(then, command.len());
+                for ((index, reply), then) in command.iter().zip(of_lanes).zip(then) {
+                    replies[*index] = Some(Ok(Value::Array(vec![reply, then])));
                 }
             }
-            (answer, _) => {
+            (reply, _) => {
                 for index in command {
-                    answers[*index] = Some(answer.clone());
+                    replies[*index] = Some(reply.clone());
                 }
             }
         }
     }
-    let answers = answers.into_iter();
-    let answers = answers.map(|answer| answer.unwrap_or_else(|| Err(not_sent())));
-    (answers.collect(), is_large)
+    let replies = replies.into_iter();
+    let replies = replies.map(|reply| reply.unwrap_or_else(|| Err(not_sent())));
+    (replies.collect(), is_large)
 }
 
-/// The bytes of a list of strings.
+/// How many bytes the strings of an array have.
 fn size_of(values: &Value) -> usize {
     let size = |value: &Value| match value {
         Value::BulkString(bytes) => bytes.len(),
@@ -729,10 +773,10 @@ fn size_of(values: &Value) -> usize {
     }
 }
 
-/// What the command behind a call has got for each lane: a pair, or, as a simple string, the code of the
-/// error by which the server refused it. That is no fault of the call, whose answer holds.
-fn of_each(behind: Value, lanes: usize) -> Vec<Value> {
-    match behind {
+/// What the command after a call returned for each lane: a pair, or the code of the server's error as a
+/// simple string. Such an error does not void the reply to the call.
+fn of_each(then: Value, lanes: usize) -> Vec<Value> {
+    match then {
         Value::Array(mut values) if values.len() == 2 * lanes => (0..lanes)
             .map(|_| Value::Array(values.split_off(values.len() - 2)))
             .collect(),
@@ -742,7 +786,7 @@ fn of_each(behind: Value, lanes: usize) -> Vec<Value> {
 }
 
 fn not_sent() -> RedisError {
-    (redis::ErrorKind::Client, "a request has no answer").into()
+    (redis::ErrorKind::Client, "a request has no reply").into()
 }
 
 #[cfg(test)]
@@ -763,7 +807,7 @@ mod tests {
             head: arguments(head),
             keys: 1,
             own: arguments(own),
-            behind: None,
+            then: None,
         }
     }
 
@@ -787,8 +831,8 @@ mod tests {
             call(&["key", "a"], &["1"]),
             call(&["key", "a"], &["2", "x"]),
         );
-        assert!(first.goes_with(&second));
-        assert!(!first.goes_with(&call(&["key", "b"], &["1"])));
+        assert!(first.can_share(&second));
+        assert!(!first.can_share(&call(&["key", "b"], &["1"])));
         let mut packed = Vec::new();
         SharedCall::pack(&[&first, &second], &mut packed);
         let mut expected = redis::cmd("EVALSHA");
@@ -806,20 +850,20 @@ mod tests {
         expected.arg("return 1").arg(1).arg("key").arg("$7");
         let LaneRequest::Alone(packed) = LaneRequest::Alone(by_hash.get_packed_command()).in_full(&script)
         else {
-            unreachable!("it stands for itself");
+            unreachable!("it is sent alone");
         };
         assert_eq!(packed, expected.get_packed_command());
         // It is none of this script.
         let other = LaneRequest::Alone(by_hash.get_packed_command());
         let LaneRequest::Alone(packed) = other.in_full(&Script::new("return 2")) else {
-            unreachable!("it stands for itself");
+            unreachable!("it is sent alone");
         };
         assert_eq!(packed, by_hash.get_packed_command());
 
         let mut packed = Vec::new();
         let request = LaneRequest::Shared(call(&["key", "a"], &["1"])).in_full(&script);
         let LaneRequest::Shared(call) = request else {
-            unreachable!("it is of a call");
+            unreachable!("it is a shared call");
         };
         SharedCall::pack(&[&call], &mut packed);
         let mut expected = redis::cmd("EVAL");

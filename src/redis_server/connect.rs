@@ -22,47 +22,48 @@ use redis::{
 
 use crate::settings::Master;
 
-/// While so many attempts of this process are left behind, no other is made.
-const MOST_LEFT: usize = 32;
+/// While this process has abandoned this many attempts that have not ended, it makes no other.
+const MOST_ABANDONED: usize = 32;
 
-/// Where the library itself notices that the time is over, it has more to say.
+/// How much longer the caller waits: if the library itself notices that the time is over, its error says
+/// more.
 const GRACE: Duration = Duration::from_millis(100);
 
-static LEFT: Left = Left(AtomicUsize::new(0));
+static ABANDONED: Abandoned = Abandoned(AtomicUsize::new(0));
 
-/// How many attempts are left behind.
-struct Left(AtomicUsize);
+/// How many abandoned attempts have not ended.
+struct Abandoned(AtomicUsize);
 
-/// One attempt, from its begin to the end of its thread.
+/// One attempt to connect. Its caller or its thread gives up on it first, and the second one of the two
+/// finds `is_over` set.
 struct Attempt {
-    left: &'static Left,
-    /// Set by its end, and by whoever leaves it behind.
-    is_noted: AtomicBool,
+    abandoned: &'static Abandoned,
+    is_over: AtomicBool,
 }
 
-/// The thread's own hold on its attempt.
-struct Hold(Arc<Attempt>);
+/// Held by the thread of an attempt until it ends.
+struct AttemptGuard(Arc<Attempt>);
 
 impl Attempt {
-    /// Nobody waits for it any more.
-    fn leave(&self) {
-        // Before the note, which its end looks for.
-        self.left.0.fetch_add(1, Ordering::AcqRel);
-        if self.is_noted.swap(true, Ordering::AcqRel) {
-            self.left.0.fetch_sub(1, Ordering::AcqRel);
+    /// The caller stops waiting.
+    fn abandon(&self) {
+        // Counted first: the thread subtracts as soon as it finds the flag set.
+        self.abandoned.0.fetch_add(1, Ordering::AcqRel);
+        if self.is_over.swap(true, Ordering::AcqRel) {
+            self.abandoned.0.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-impl Drop for Hold {
+impl Drop for AttemptGuard {
     fn drop(&mut self) {
-        if self.0.is_noted.swap(true, Ordering::AcqRel) {
-            self.0.left.0.fetch_sub(1, Ordering::AcqRel);
+        if self.0.is_over.swap(true, Ordering::AcqRel) {
+            self.0.abandoned.0.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-/// Connects until `deadline` at the longest.
+/// Connects, by `deadline` at the latest.
 pub(super) fn connect(client: Client, deadline: Instant) -> RedisResult<Connection> {
     let has_name = match client.get_connection_info().addr() {
         ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => {
@@ -70,48 +71,48 @@ pub(super) fn connect(client: Client, deadline: Instant) -> RedisResult<Connecti
         }
         _ => false,
     };
-    // A limit of nothing would be taken for none.
+    // A limit of 0 would mean no limit.
     let left = move || {
         let left = deadline.saturating_duration_since(Instant::now());
         left.max(Duration::from_millis(1))
     };
     if has_name {
         let connect = move || client.get_connection_with_timeout(left());
-        within(&LEFT, deadline + GRACE, connect)
+        connect_by(&ABANDONED, deadline + GRACE, connect)
     } else {
         client.get_connection_with_timeout(left())
     }
 }
 
-/// Runs `connect` until `deadline` at the longest.
-fn within<T: Send + 'static>(
-    left: &'static Left,
+/// Runs `connect` on a thread, which it abandons at `deadline`.
+fn connect_by<T: Send + 'static>(
+    abandoned: &'static Abandoned,
     deadline: Instant,
     connect: impl FnOnce() -> RedisResult<T> + Send + 'static,
 ) -> RedisResult<T> {
     let in_time = || io::Error::new(io::ErrorKind::TimedOut, "there was no connection in time");
-    if left.0.load(Ordering::Acquire) >= MOST_LEFT {
-        let why = format!("{MOST_LEFT} earlier attempts to connect have not ended yet");
+    if abandoned.0.load(Ordering::Acquire) >= MOST_ABANDONED {
+        let why = format!("{MOST_ABANDONED} earlier attempts to connect have not ended yet");
         return Err(io::Error::new(io::ErrorKind::TimedOut, why).into());
     }
     let attempt = Arc::new(Attempt {
-        left,
-        is_noted: AtomicBool::new(false),
+        abandoned,
+        is_over: AtomicBool::new(false),
     });
-    let (answer, answered) = bounded(1);
-    let hold = Hold(Arc::clone(&attempt));
+    let (result, received) = bounded(1);
+    let guard = AttemptGuard(Arc::clone(&attempt));
     let work = move || {
-        let _hold = hold;
-        // Nobody waits any more when the time was over.
-        let _ = answer.send(connect());
+        let _guard = guard;
+        // Fails if the caller has stopped waiting.
+        let _ = result.send(connect());
     };
     thread::Builder::new()
         .name("connect".to_owned())
         .spawn(work)?;
-    match answered.recv_deadline(deadline) {
+    match received.recv_deadline(deadline) {
         Ok(connected) => connected,
         Err(RecvTimeoutError::Timeout) => {
-            attempt.leave();
+            attempt.abandon();
             Err(in_time().into())
         }
         Err(RecvTimeoutError::Disconnected) => {
@@ -124,17 +125,17 @@ fn within<T: Send + 'static>(
 pub(super) struct Sentinels {
     master: Master,
     tcp: TcpSettings,
-    /// The one to ask first: the last that knew a master.
+    /// The index of the one to ask first: the last that knew a master.
     first: AtomicUsize,
 }
 
-/// What a sentinel said.
-pub(super) struct Advice {
-    /// Which one, for [`Sentinels::trust`].
-    pub number: usize,
-    /// Its address.
+/// What a sentinel replied.
+pub(super) struct SentinelReply {
+    /// The sentinel's index, for [`Sentinels::trust`].
+    pub index: usize,
+    /// The sentinel's address.
     pub sentinel: String,
-    /// Where it takes the master to be, or why it does not say.
+    /// The master's address, or why there is none.
     pub master: Result<(String, u16), String>,
 }
 
@@ -148,37 +149,37 @@ impl Sentinels {
         }
     }
 
-    /// Asks one after the other, as long as the caller goes on. None gets more than its share of
-    /// the time until `deadline`, and one share is left for the master itself.
-    pub fn ask(&self, deadline: Instant) -> impl Iterator<Item = Advice> {
+    /// Asks one sentinel after another, as long as the caller iterates. None gets more than its share of the
+    /// time until `deadline`; one share is left for the master itself.
+    pub fn ask(&self, deadline: Instant) -> impl Iterator<Item = SentinelReply> {
         let count = self.master.sentinels.len();
         let first = self.first.load(Ordering::Relaxed);
         (0..count).map(move |asked| {
-            let number = (first + asked) % count;
-            let (sentinel, info) = &self.master.sentinels[number];
+            let index = (first + asked) % count;
+            let (sentinel, info) = &self.master.sentinels[index];
             let left = deadline.saturating_duration_since(Instant::now());
             let shares = u32::try_from(count - asked + 1).unwrap_or(u32::MAX);
-            Advice {
-                number,
+            SentinelReply {
+                index,
                 sentinel: sentinel.clone(),
                 master: self.ask_one(info, left / shares),
             }
         })
     }
 
-    /// The sentinel with this number was right: it is asked first from now on.
-    pub fn trust(&self, number: usize) {
-        self.first.store(number, Ordering::Relaxed);
+    /// Makes the sentinel with this index the first to ask: it knew the master.
+    pub fn trust(&self, index: usize) {
+        self.first.store(index, Ordering::Relaxed);
     }
 
-    /// How the master is reached at an address.
+    /// How to connect to the master at an address.
     pub fn server(&self, (host, port): (String, u16)) -> RedisResult<ConnectionInfo> {
         let info = self.master.address(host, port).into_connection_info()?;
         Ok(info.set_redis_settings(self.master.settings.clone()))
     }
 
     fn ask_one(&self, info: &ConnectionInfo, limit: Duration) -> Result<(String, u16), String> {
-        let answer = || -> RedisResult<Option<(String, u16)>> {
+        let ask = || -> RedisResult<Option<(String, u16)>> {
             let deadline = Instant::now() + limit;
             let settings = info.redis_settings().clone().set_skip_set_lib_name();
             let info = info.clone().set_tcp_settings(self.tcp.clone());
@@ -191,7 +192,7 @@ impl Sentinels {
                 .arg(&self.master.name)
                 .query(&mut connection)
         };
-        match answer() {
+        match ask() {
             Ok(Some(address)) => Ok(address),
             Ok(None) => Err(format!("it knows no master {}", self.master.name)),
             Err(error) if error.is_timeout() => Err("no answer in time".to_owned()),
@@ -207,8 +208,8 @@ mod tests {
 
     use super::*;
 
-    static MANY: Left = Left(AtomicUsize::new(0));
-    static ONE: Left = Left(AtomicUsize::new(0));
+    static MANY: Abandoned = Abandoned(AtomicUsize::new(0));
+    static ONE: Abandoned = Abandoned(AtomicUsize::new(0));
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(10)
@@ -219,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_in_time_is_the_answer() {
-        assert_eq!(within(&ONE, later(), || Ok(7)).unwrap(), 7);
-        let refused = within(&ONE, later(), || {
+    fn a_connection_in_time_is_returned() {
+        assert_eq!(connect_by(&ONE, later(), || Ok(7)).unwrap(), 7);
+        let refused = connect_by(&ONE, later(), || {
             Err::<(), _>((ErrorKind::Client, "no").into())
         });
         assert!(refused.unwrap_err().to_string().contains("no"));
@@ -229,22 +230,22 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_longer_is_left_behind_and_not_without_number() {
+    fn an_attempt_that_takes_longer_is_abandoned_up_to_a_number() {
         let (hold, held) = bounded::<()>(0);
         let hang = || {
             let held = held.clone();
-            within(&MANY, soon(), move || Ok(held.recv()))
+            connect_by(&MANY, soon(), move || Ok(held.recv()))
         };
-        for _ in 0..MOST_LEFT {
+        for _ in 0..MOST_ABANDONED {
             assert!(hang().unwrap_err().is_timeout());
         }
         let start = Instant::now();
-        let refused = within(&MANY, start + Duration::from_secs(60), || Ok(()));
+        let refused = connect_by(&MANY, start + Duration::from_secs(60), || Ok(()));
         assert!(refused.unwrap_err().is_timeout());
         drop(hold);
         while MANY.0.load(Ordering::Acquire) > 0 {
             thread::yield_now();
         }
-        assert!(within(&MANY, later(), || Ok(())).is_ok());
+        assert!(connect_by(&MANY, later(), || Ok(())).is_ok());
     }
 }

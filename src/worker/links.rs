@@ -96,7 +96,7 @@ impl Pipeline<'_, '_, '_> {
             return Err(ending);
         }
         if let Err(Ending::Failed(fault) | Ending::Unavailable(fault)) = &laid {
-            Overwritten::tell_lost(&id, &fault.error);
+            Overwritten::log_lost(&id, &fault.error);
         }
         self.insist(|queue| queue.forget_overwritten(&id))?;
         // If the link has failed itself, the vCon ends by that.
@@ -124,7 +124,7 @@ impl Pipeline<'_, '_, '_> {
                     merged.vcon.note_changed();
                     self.adopt(job, merged);
                 }
-                Err(error) => Overwritten::tell_lost(&id, &format!("the text {error}")),
+                Err(error) => Overwritten::log_lost(&id, &format!("the text {error}")),
             }
         }
         // The rest of the chain may take long, and this worker may die in it.

@@ -842,7 +842,7 @@ fn what_a_python_link_wrote_over_is_laid_back_after_its_worker_was_killed() {
         kill_workers(&daemon);
         parts.settles(&redis, &files);
         nothing_is_kept(&redis);
-        assert_eq!(daemon.count_in_log("cannot be laid back"), 0);
+        assert_eq!(daemon.count_in_log("could not be restored"), 0);
         daemon.stop();
     }
 }
@@ -1010,7 +1010,7 @@ fn what_cannot_be_laid_under_is_told_and_hides_no_failure_of_the_link() {
         });
         let why: String = redis.ask(&["HGET", "conserver:dlq:right", &sample.id]);
         assert!(why.contains("the link's own reason"), "{why}");
-        assert_eq!(daemon.count_in_log("cannot be laid back"), 1);
+        assert_eq!(daemon.count_in_log("could not be restored"), 1);
         nothing_is_kept(&redis);
         daemon.stop();
     }
