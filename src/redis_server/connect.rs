@@ -34,8 +34,8 @@ static ABANDONED: Abandoned = Abandoned(AtomicUsize::new(0));
 /// How many abandoned attempts have not ended.
 struct Abandoned(AtomicUsize);
 
-/// One attempt to connect. Its caller or its thread gives up on it first, and the second one of the two
-/// finds `is_over` set.
+/// One attempt to connect. The caller that abandons it and the thread that ends it both set `is_over`; the
+/// second of the two finds it set, and takes the attempt out of the count.
 struct Attempt {
     abandoned: &'static Abandoned,
     is_over: AtomicBool,
@@ -71,17 +71,18 @@ pub(super) fn connect(client: Client, deadline: Instant) -> RedisResult<Connecti
         }
         _ => false,
     };
-    // A limit of 0 would mean no limit.
-    let left = move || {
-        let left = deadline.saturating_duration_since(Instant::now());
-        left.max(Duration::from_millis(1))
-    };
+    let connect = move || client.get_connection_with_timeout(left_until(deadline));
     if has_name {
-        let connect = move || client.get_connection_with_timeout(left());
         connect_by(&ABANDONED, deadline + GRACE, connect)
     } else {
-        client.get_connection_with_timeout(left())
+        connect()
     }
+}
+
+/// The time until `deadline`, at least 1 ms: a limit of 0 would mean no limit.
+pub(super) fn left_until(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
 }
 
 /// Runs `connect` on a thread, which it abandons at `deadline`.
@@ -185,8 +186,7 @@ impl Sentinels {
             let info = info.clone().set_tcp_settings(self.tcp.clone());
             let client = Client::open(info.set_redis_settings(settings))?;
             let mut connection = connect(client, deadline)?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            connection.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            connection.set_read_timeout(Some(left_until(deadline)))?;
             redis::cmd("SENTINEL")
                 .arg("GET-MASTER-ADDR-BY-NAME")
                 .arg(&self.master.name)

@@ -19,7 +19,7 @@ use redis::{
 pub use error::{ConnectError, Refusal};
 pub(crate) use error::{in_its_words, needs_another};
 
-use self::connect::Sentinels;
+use self::connect::{Sentinels, left_until};
 use self::error::{is_unknown_command, of_auth, of_greeting};
 use crate::settings::RedisUrl;
 use crate::vcon::LARGEST_DOCUMENT;
@@ -236,11 +236,6 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// The time until `deadline`, at least 1 ms: a limit of 0 would mean no limit.
-fn left_until(deadline: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(Instant::now());
-    left.max(Duration::from_millis(1))
-}
 
 /// Whether this user may not call the command, or the server does not know it.
 fn is_forbidden(error: &RedisError) -> bool {

@@ -1,4 +1,4 @@
--- Reads the record of a claim; nil where it is none of ours. Goes before the scripts that need it.
+-- Reads the record of a claim. Returns nil if no daemon wrote it. Goes before the scripts that need it.
 local function read_record(text)
   local ok, claim = pcall(cjson.decode, text)
   if not ok or type(claim) ~= 'table' then return nil end
@@ -9,7 +9,7 @@ local function read_record(text)
     uuid = claim.uuid,
     by = type(claim.by) == 'string' and claim.by or '', -- which daemon claimed it
     context = type(claim.context) == 'string' and claim.context or '',
-    since = since and since == since and since or 0, -- not a number is no order to sort by
+    since = since and since == since and since or 0, -- NaN cannot be sorted
   }
 end
 

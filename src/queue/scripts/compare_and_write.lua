@@ -1,12 +1,12 @@
--- Reads and writes a document under its key, in the way it is kept there. Goes after `foreign` and `progress`, and
--- before the scripts that need it.
+-- Compares and writes a document under its key, in the form in which it is stored there. Goes after `direct_writes` and
+-- `progress`, and before the scripts that need it.
 
--- The text under a key; or nothing and true if it is too large for the script interpreter, or nobody can tell.
+-- The text under a key; or nil and true if it is too large for the script interpreter, or its size is unknown.
 local function stands(key, how)
   local is_json = how == 'json'
   local size = is_json and redis.pcall('JSON.DEBUG', 'MEMORY', key) or redis.pcall('STRLEN', key)
   if type(size) == 'table' then
-    -- What is no document any more is another one.
+    -- A key of another type counts as another document.
     if redis.call('TYPE', key).ok ~= (is_json and 'ReJSON-RL' or 'string') then return size end
     return nil, true
   end
@@ -14,7 +14,7 @@ local function stands(key, how)
   return redis.pcall(is_json and 'JSON.GET' or 'GET', key)
 end
 
--- Writes without touching the time to live; the server may refuse the document, so this comes first.
+-- Writes a document and keeps its time to live. The server may refuse the document, so this comes first.
 local function put(key, how, text)
   if how == 'json' then return redis.pcall('JSON.SET', key, '$', text) end
   local left = redis.call('PTTL', key)
@@ -27,12 +27,12 @@ local function put(key, how, text)
   return redis.pcall('SET', key, text)
 end
 
--- Before a lane writes a document: returns what keeps the new text for the links that write this vCon by themselves at
--- the moment. They do not compare, so they may write over it. In the list, first comes what stood there before, after a
--- '='; then each text, after a '+' if it was made of the one before it in the list, or after a '*' if of another one.
--- Lists take only what the script has read: for as long as such a link is at work, or may be, each write costs the time
--- and memory of whole copies, even if the document came as a draft. If Redis refuses to keep one, as it is too long or
--- Redis is full, the document is written all the same.
+-- Called before a lane writes a document. Returns a function that records the new text for the links that write this vCon
+-- directly at the moment. They do not compare, so they may overwrite it. The list holds first the text that stood there
+-- before, after a '='; then each new text, after a '+' if it was made of the text before it in the list, or after a '*' if
+-- it was made of another one. While such a link may be at work, each write costs the time and memory of whole copies, even
+-- if the document came as a draft: the script has to read what it pushes. If Redis refuses to record a text, because it is
+-- too long or Redis is full, the document is written all the same.
 local function teller_of_foreign_links(key)
   local uuid = key:sub(6)
   local list = 'conserver:overwritten:' .. uuid
@@ -51,7 +51,7 @@ local function teller_of_foreign_links(key)
   end
 end
 
--- Writes a document, for a lane that serves these lists. Returns why the server refuses it, if it does.
+-- Writes a document, for a lane that serves these lists. Returns why the server refuses it, or nil.
 local function write(key, how, text, lists)
   local rebase, tell = progress_of_writer(key, lists), teller_of_foreign_links(key)
   local written = put(key, how, text)

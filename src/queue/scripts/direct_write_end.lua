@@ -1,9 +1,9 @@
 
--- A link has written a vCon by itself.
--- KEYS: the hash of vCons that such links work on, the list of what was written meanwhile, the vCon's key.
+-- Records that a link has written a vCon directly.
+-- KEYS: the hash of vCons that links write directly, the list of recorded texts, the vCon's key.
 -- ARGV: uuid, the key of the worker's claims, the lane.
--- Returns what the link began with, and what it may have written over. If there is anything, the link counts as at work
--- until `foreign_forget`: this answer may be lost, and the worker may die before it has merged the texts.
+-- Returns the text that the link began with, and those that it may have overwritten. If there are any, the link counts
+-- as a writer until `direct_write_forget`: this reply may be lost, and the worker may die before it has merged them.
 
 local own, base, start = redis.sha1hex(ARGV[2])
 for name, lane, first, second in lanes_of(KEYS[1], ARGV[1]):gmatch(LANE) do
@@ -12,7 +12,7 @@ end
 if not base then return {} end
 local texts = written_over(KEYS[2], base, start)
 if #texts > 0 then return texts end
--- What this link made of the last text is one more that others may write over, and what later texts are made of.
+-- What this link made of the last text is one more text that others may overwrite, and that later texts are made of.
 local count, last = last_kept(KEYS[2])
 local text = last and text_under(KEYS[3]) or ''
 if text ~= '' and text ~= last:sub(2) then

@@ -1,8 +1,8 @@
 
--- Finds the vCons that a worker left behind in the hands of links that write them by themselves.
--- KEYS: the hash of vCons that such links work on. ARGV: the key of the worker's claims.
--- Returns a flat list: UUID, which of the texts that are kept the first of these links began with, from which one on
--- they may be written over, and so on.
+-- Finds the vCons whose direct writes a worker left behind.
+-- KEYS: the hash of vCons that links write directly. ARGV: the key of the worker's claims.
+-- Returns a flat list: UUID, the index of the recorded text that the first of these links began with, the index of the
+-- first text that they may have overwritten, and so on.
 
 local left, worker = {}, redis.sha1hex(ARGV[1])
 local fields = redis.pcall('HGETALL', KEYS[1])

@@ -1,8 +1,8 @@
 
--- What the links of a worker may have written over could not be laid back now: another worker has that to do.
--- KEYS: the hash of vCons that such links work on.
--- ARGV: uuid, the key of the worker's claims, that of the other's, whether the first may be alive and write over it
--- again ('1').
+-- The texts that the links of a worker may have overwritten could not be restored now. Leaves that to another worker.
+-- KEYS: the hash of vCons that links write directly.
+-- ARGV: uuid, the key of the worker's claims, that of the other worker's, '1' if the first worker may be alive and
+--       overwrite the texts again.
 
 local from, to, lanes = redis.sha1hex(ARGV[2]), redis.sha1hex(ARGV[3]), ''
 local function add(...)

@@ -1,8 +1,8 @@
 
--- What the links of a worker may have written over was laid back, and the worker may be alive. They count as at work
--- for as long as they may yet write: what may be written over next is the text that was written now.
--- KEYS: the hash of vCons that such links work on.
--- ARGV: uuid, the key of the worker's claims, which of the texts that are kept is that one.
+-- The texts that the links of a worker may have overwritten were restored, but the worker may be alive. Its links count as
+-- writers for as long as they may still write. What they may overwrite next is the text that was written now.
+-- KEYS: the hash of vCons that links write directly.
+-- ARGV: uuid, the key of the worker's claims, the index of that text among the recorded ones.
 
 local worker = redis.sha1hex(ARGV[2])
 local lanes = lanes_of(KEYS[1], ARGV[1]):gsub(LANE, function(name, lane, base, start, till)

@@ -1,6 +1,6 @@
--- Which lanes have a link at work that writes a vCon by itself: for each, a digest of its worker's claims key, its
--- number, which of the texts that are kept it began with, from which one on it may have written over them, and until
--- when that counts, as its worker may die. The texts are counted from 0. Goes before the scripts that need it.
+-- Which lanes have a link that writes a vCon directly at the moment. For each lane there is a digest of its worker's claims
+-- key, its number, the index of the recorded text that the link began with, the index of the first text that it may have
+-- overwritten, and the time at which this expires, as its worker may die. Goes before the scripts that need it.
 
 local LANE = '(%x+)%-(%d+):(%d+)%+(%d+)@(%d+) '
 
@@ -13,7 +13,7 @@ local function lanes_of(hash, uuid)
   return type(lanes) == 'string' and lanes or ''
 end
 
--- Those of a vCon, but for one lane of a worker, or for all of its lanes if none is named.
+-- The lanes of a vCon without one lane of a worker, or without all of its lanes if none is named.
 local function lanes_at_work(hash, uuid, worker, lane)
   local own, now, others = redis.sha1hex(worker), tonumber(redis.call('TIME')[1]), ''
   for name, number, base, start, till in lanes_of(hash, uuid):gmatch(LANE) do
@@ -24,34 +24,34 @@ local function lanes_at_work(hash, uuid, worker, lane)
 end
 
 local function set_lanes(hash, uuid, lanes)
-  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+  -- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
   redis.call('HDEL', hash, '')
   if lanes ~= '' then redis.call('HSET', hash, uuid, lanes) else redis.call('HDEL', hash, uuid) end
 end
 
--- That link, or those links, are done with the vCon. What was kept for them goes with the last.
+-- Ends the direct writes of one lane, or of all lanes of a worker. The last one to end removes the recorded texts.
 local function end_work(hash, list, uuid, worker, lane)
   local others = lanes_at_work(hash, uuid, worker, lane)
   set_lanes(hash, uuid, others)
   if others == '' then redis.call('DEL', list) end
 end
 
--- The text of a document, however it is kept.
+-- The text of a document, whether it is a string or RedisJSON.
 local function text_under(key)
   local text = redis.pcall('GET', key)
   if type(text) ~= 'string' then text = redis.pcall('JSON.GET', key) end
   return type(text) == 'string' and text or ''
 end
 
--- How many texts are kept, and the last of them; 0 and nothing if there is no list.
+-- The number of recorded texts, and the last of them; 0 and nil if there is no list.
 local function last_kept(list)
   local last = redis.pcall('LINDEX', list, -1)
   if type(last) ~= 'string' then return 0 end
   return redis.call('LLEN', list), last
 end
 
--- What a link began with, and all it may have written over since then but for the texts that a later one was made of:
--- that one has them. Nothing if there are none. One text is looked at after another, as all may be much.
+-- The text that a link began with, and those that it may have overwritten since, without the texts that a later one was
+-- made of: that one includes them. Empty if there are none. Reads one text after another, as all together may be large.
 local function written_over(list, base, start)
   local texts, is_in_next = {}, false
   for i = last_kept(list) - 1, start, -1 do

@@ -1,4 +1,4 @@
--- Gives what has less than half of its time left the whole of it again; answers 1 where it did. Goes before the
+-- Sets the time to live of a key to its full length if less than half of it is left. Returns 1 if it did. Goes before the
 -- scripts that need it.
 local function keep_alive(key, time)
   local left = redis.call('PTTL', key)

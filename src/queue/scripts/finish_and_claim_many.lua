@@ -1,26 +1,26 @@
--- Finishes the vCons of several lanes of a worker that were processed in the usual way, and takes the next entry for
--- each. What is not usual is left to `finish` and `claim`: the lane is told so, and nothing is done for it.
--- KEYS: 1 the worker's claims hash, 2 the lease on the instance's name, 3 the list of what the worker has taken, then
---       the ingress lists, then the egress lists.
--- ARGV: 1 the record of our lease, 2 the time to live that a document gets when less than half of it is left, 3 the
---       mark of our lease, 4 how many ingress lists, then the name of each as JSON, then for each lane: lane, the time
---       of its request, the token of its claim, the UUID to announce, and of its document 'no', 'is' with the text that must stand
---       there, or 'put' with that and the text to put.
--- Returns for each lane an array: first 1 when it is finished, 2 when the document had been deleted meanwhile, 0 when
--- the claim is not ours any more, 'changed', 'unwritten' with an error behind it, or 'unusual'; after 1 and 2, unless
--- that is to be asked for, {token, list, entry, kind, context, deaths, fault}; token is '' if all lists are empty,
--- kind is 'look' if the claim is to be looked at alone. Documents are not handed over: where kind is 'string', `SORT`
--- gets them for the first entries of the list of what was taken, one for each lane, the last lane first. That costs the
--- server less than half of what a script costs that returns them.
+-- Finishes the vCons of several lanes of a worker, and claims the next entry for each. Does only what is usual: for
+-- anything unusual it does nothing and tells the lane, which calls `finish` and `claim`.
+-- KEYS: 1 the worker's claims hash, 2 the lease on the instance's name, 3 the list of the entries that the worker has
+--       claimed, then the ingress lists, then the egress lists.
+-- ARGV: 1 the record of our lease, 2 the time to live that a document gets once less than half of it is left, 3 the mark
+--       of our lease, 4 the number of ingress lists, then the name of each as JSON, then for each lane: lane, the time of
+--       its request, the token of its claim, the UUID to announce, and for its document 'no', or 'is' with the text that
+--       must stand there, or 'put' with that and the text to write.
+-- Returns for each lane an array. Its first element is 1 if the vCon is finished, 2 if it is and its document had been
+-- deleted meanwhile, 0 if the lane no longer holds the claim, 'changed', 'unwritten' followed by an error, or 'unusual'.
+-- After 1 and 2 follows {token, list, entry, kind, context, deaths, fault}, unless the lane has to ask for that again.
+-- token is '' if all lists are empty; kind is 'look' if the lane has to ask for the claim alone. Documents are not
+-- returned here: if kind is 'string', `SORT` gets them for the first entries of the list of claimed entries, one for each
+-- lane, the last lane first. That costs the server less than half of what a script costs that returns them.
 
--- Whether it is a UUID, the lane sees: a pattern costs more than the rest of what is done for an entry.
+-- The lane checks whether an entry is a UUID: a pattern would cost more than everything else done for an entry here.
 local UUID_LENGTH = 36
 local call, pcall = redis.call, redis.pcall
 local lists = tonumber(ARGV[4])
 local answers, count = {}, 0
 
 local function turn()
-  -- Where the arguments of each lane begin.
+  -- The index at which the arguments of each lane begin.
   local first, lanes = {}, {}
   local at = 5 + lists
   while ARGV[at] do
@@ -73,8 +73,8 @@ local function turn()
   end
   if #done == 0 then return end
   local is_ours = call('GET', KEYS[2]) == ARGV[1]
-  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing; and
-  -- who may not do it, is not to come so far that a claim must be let go.
+  -- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing. And a
+  -- user without the right to it must fail here, before claims have to be ended.
   call('HDEL', KEYS[1], '')
 
   for e = 4 + lists, #KEYS do
@@ -88,7 +88,7 @@ local function turn()
     end
   end
 
-  -- Lets go of the claims of those who get no new one.
+  -- Ends the claims of the lanes that get no new one.
   local function release(from)
     local released = {}
     for n = from, #done do released[#released + 1] = lanes[done[n]] end
@@ -97,20 +97,20 @@ local function turn()
 
   if not is_ours then return release(1) end
 
-  -- Takes up to so many entries from a list.
+  -- Takes up to `wanted` entries from a list.
   local function pop(list, wanted)
     if wanted > 1 then
       local entries = pcall('LPOP', list, wanted)
       if not entries then return {} end
       if not entries.err then return entries end
-      -- Before Redis 6.2 there is no count.
+      -- LPOP takes no count before Redis 6.2.
     end
     local entry = pcall('LPOP', list)
     if not entry then return {} end
     return type(entry) == 'table' and entry or {entry}
   end
 
-  -- So many lists are looked at in one command, to pass over those that are empty.
+  -- One command looks at `block` lists at once, to skip empty ones.
   local taken, from, fault, block, empty = {}, {}, '', 50, 0
   for l = 1, lists do
     local list = KEYS[3 + l]
@@ -135,8 +135,8 @@ local function turn()
   for n = #taken + 1, #done do answers[done[n]][2] = {'', '', '', '', '', '', fault} end
   if #taken == 0 then return release(1) end
 
-  -- What was taken is nowhere until it is claimed: nothing on the way there may end this script.
-  -- What may be kept about an entry is rare: one command asks for all of it.
+  -- The entries taken are nowhere until they are claimed: no error may end this script before that.
+  -- Redis rarely holds anything about an entry, so one command asks for all of it.
   local keys = {'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress'}
   for n, entry in ipairs(taken) do
     keys[4 + n] = 'context:' .. KEYS[3 + from[n]] .. ':' .. entry
@@ -178,7 +178,7 @@ local function turn()
     answers[i][2] = answer
     fields[2 * n - 1], fields[2 * n] = lanes[i], record .. '}'
   end
-  -- A full Redis does not refuse it, being no first write; the rights of a user may.
+  -- A full Redis does not refuse it, as it is not the first write. A missing right may.
   local kept = pcall('HSET', KEYS[1], unpack(fields))
   if type(kept) == 'table' then
     for n = #taken, 1, -1 do
@@ -193,8 +193,8 @@ local function turn()
 end
 
 turn()
--- One element for each lane, '' if no document is to be got for it. Those of former calls are of no use, and none is left
--- where nothing was taken.
+-- One element for each lane, '' if `SORT` has no document to get for it. The elements of earlier calls are useless, so the
+-- list is trimmed now and then, and deleted if nothing was taken.
 local to_get, is_any = {}, false
 for i = 1, count do
   local answer = answers[i][2]

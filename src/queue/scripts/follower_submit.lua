@@ -1,8 +1,8 @@
--- Has a pulled document take its place, and hands the vCon in. A document that is there already stays as it is.
--- KEYS: the list of what is to be fetched, the hash of its tries, the vCon's key, the draft, the ingress list, the sorted
---       set, what notes the document's digest.
--- ARGV: the UUID, its score in the sorted set, the digest, how long the digest is noted.
--- Returns 1 when done, 0 if another instance has done it, {'there'} if there is a document, {'refused', why}.
+-- Submits a pulled vCon: moves the draft of its document to its place. Leaves a document alone that exists.
+-- KEYS: the list of UUIDs to fetch, the hash of their tries, the vCon's key, the draft, the ingress list, the sorted set,
+--       the key of the document's digest.
+-- ARGV: the UUID, its score in the sorted set, the digest, the digest's time to live.
+-- Returns 1 if done, 0 if another instance has done it, {'there'} if a document exists, {'refused', why}.
 
 local function without_draft(answer)
   redis.call('DEL', KEYS[4])

@@ -1,8 +1,8 @@
--- Hands in a vCon whose document is there already, as it is.
--- KEYS: the list of what is to be fetched, the hash of its tries, the vCon's key, the ingress list, what notes the
---       document's digest.
--- ARGV: the UUID, the digest, how long the digest is noted, the documents' time to live.
--- Returns 1 when done, 0 if another instance has done it, {'gone'} if there is no document any more, {'refused', why}.
+-- Submits a pulled vCon whose document exists, with that document.
+-- KEYS: the list of UUIDs to fetch, the hash of their tries, the vCon's key, the ingress list, the key of the document's
+--       digest.
+-- ARGV: the UUID, the digest, the digest's time to live, the documents' time to live.
+-- Returns 1 if done, 0 if another instance has done it, {'gone'} if the document no longer exists, {'refused', why}.
 
 local why = no_list(KEYS[4])
 if why then return {'refused', why} end

@@ -1,7 +1,7 @@
--- Gives up the lease on an instance's name, and removes the bookkeeping of its workers that have no claims.
+-- Releases the lease on an instance's name, and removes the records of its workers that hold no claims.
 -- KEYS: the lease, the set of instances, the instance's set of workers, its wake list.
--- ARGV: the record that the lease must have, '' where there must be none; the instance.
--- Answers 1 when nothing is left of the instance, else 0.
+-- ARGV: the record that the lease must have, '' if there must be no lease; the instance.
+-- Returns 1 if nothing is left of the instance, else 0.
 
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[4])

@@ -1,8 +1,8 @@
--- Takes the lease of the one who keeps what waits from running out, renews it, or gives it up.
+-- Takes the housekeeping lease, renews it, or releases it.
 -- KEYS: the lease.
 -- ARGV: 'take', 'renew' or 'release', the instance, the lease's time to live in milliseconds.
--- Returns 0 where the instance has it, or has given it up; otherwise how long somebody else's lives, in milliseconds, at
--- least 1.
+-- Returns 0 if the instance holds the lease, or has released it; otherwise the time to live of somebody else's in
+-- milliseconds, at least 1.
 
 local holder = redis.pcall('GET', KEYS[1])
 if holder == ARGV[2] then
@@ -14,9 +14,9 @@ if holder == ARGV[2] then
   return 0
 end
 local left = redis.call('PTTL', KEYS[1])
--- What does not run out is no lease.
+-- A key without a time to live is no lease.
 if left >= 0 or ARGV[1] ~= 'take' then return math.max(1, left) end
--- Nothing that grows comes first, so that the lease can be had on a server that is full.
+-- Nothing that takes memory comes first, so that the lease can be taken on a full server.
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 0

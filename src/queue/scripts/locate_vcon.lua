@@ -1,9 +1,8 @@
--- Says where a vCon is at this instant, and puts it on a list when it is nowhere.
--- KEYS: the lists to look in.
--- ARGV: uuid, how many entries at both ends of each list are looked at, the list to put it on or '',
---       the least time to live of a waiting document in seconds,
---       then claims hashes besides those of the workers of the known instances.
--- Answers where: 'gone' (its document), 'list', 'claim', 'nowhere' or 'requeued'.
+-- Says where a vCon is at this instant, and puts it on a list if it is nowhere.
+-- KEYS: the lists to search.
+-- ARGV: uuid, how many entries at both ends of each list to search, the list to put it on or '', the least time to live of
+--       a waiting document in seconds, then claims hashes besides those of the workers of the known instances.
+-- Returns 'gone' (its document), 'list', 'claim', 'nowhere' or 'requeued'.
 
 local uuid, key = ARGV[1], 'vcon:' .. ARGV[1]
 if redis.call('EXISTS', key) == 0 then return 'gone' end

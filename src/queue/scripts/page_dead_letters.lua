@@ -1,6 +1,6 @@
--- Returns entries of a dead letter queue for somebody to look at. Anybody may have pushed them: what is too long to be
--- shown is cut.
--- KEYS: the dead letter list. ARGV: the first and the last entry, as LRANGE has them; the most bytes of an entry.
+-- Returns entries of a dead letter queue to show them. Anybody may have pushed them: cuts entries that are too long.
+-- KEYS: the dead letter list.
+-- ARGV: the indexes of the first and the last entry, as for LRANGE; how many bytes of an entry to return.
 
 local entries, most = redis.call('LRANGE', KEYS[1], ARGV[1], ARGV[2]), tonumber(ARGV[3])
 for i, entry in ipairs(entries) do

@@ -1,14 +1,14 @@
--- Takes the next entry of a list; `claim` does so list by list, in the order of its keys.
+-- Takes the next entry of a list. `claim` calls it for each list, in the order of its keys.
 
--- So many lists are looked at in one command, to pass over those that are empty: a command for each of 1,000 lists takes
--- three times as long.
+-- How many lists one command looks at, to skip empty ones: with 1,000 lists, one command for each takes three times as
+-- long.
 local BLOCK = 50
 local looked, empty = 0, 0
 
 local function pop(list)
   looked = looked + 1
   if looked <= empty then return false end
-  -- The lists stand behind four other keys.
+  -- Four other keys come before the lists.
   local first = 4 + looked
   if (looked - 1) % BLOCK == 0 and KEYS[first] == list and #KEYS >= first + BLOCK - 1 then
     if redis.pcall('EXISTS', unpack(KEYS, first, first + BLOCK - 1)) == 0 then

@@ -1,4 +1,4 @@
--- Gives an entry that goes back to its list the context it came with. Goes before the scripts that need it.
+-- Restores the context of an entry that goes back to its list. Goes before the scripts that need it.
 local function put_back_context(list, entry, context, time)
   if context == '' then return end
   local key = 'context:' .. list .. ':' .. entry

@@ -1,7 +1,6 @@
--- Replaces a document by a newer one, if the one that it was made of still stands there.
--- KEYS: the vCon's key. ARGV: how it is kept, the text that must stand there, the text to write, all ingress lists.
--- Returns as `finish` does: {1}, {2} if the document has been deleted, {'changed'}, {'large'}, {'unwritten',
--- error}.
+-- Replaces a document by a newer one, if the one that this was made of still stands there.
+-- KEYS: the vCon's key. ARGV: how it is stored, the text that must stand there, the text to write, all ingress lists.
+-- Returns as `finish` does: {1}, {2} if the document has been deleted, {'changed'}, {'large'}, {'unwritten', error}.
 
 local now, is_large = stands(KEYS[1], ARGV[1])
 if is_large then return {'large'} end

@@ -1,6 +1,6 @@
--- Puts a draft in the place of a document, in a transaction that watches it.
+-- Moves a draft to the place of a document, in a transaction that watches the document.
 -- KEYS: the vCon's key, the draft's. ARGV: all ingress lists.
--- Returns 1, or 2 if the document has been deleted: it may have run out just now.
+-- Returns 1, or 2 if the document has been deleted: it may have expired just now.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('DEL', KEYS[2])

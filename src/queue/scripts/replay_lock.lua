@@ -1,12 +1,12 @@
 -- Takes a replay lock, renews it, or releases it.
 -- KEYS: the lock.
 -- ARGV: 'take', 'renew' or 'release', the value of the lock, its time to live in milliseconds.
--- Returns 1, or 0 where somebody else has it, or, to renew or release it, nobody.
+-- Returns 1 if done. Returns 0 if somebody else holds it, or, to renew or release it, if nobody does.
 
 if ARGV[1] == 'take' then
-  -- What the API server has there is a lock whatever it is.
+  -- A key that the API server set is a lock, whatever its type.
   if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+  -- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
   return 1

@@ -1,10 +1,9 @@
 -- Moves entries from a dead letter queue to the tail of its ingress list, the oldest first.
--- KEYS: the dead letter list, the hash of reasons, the ingress list, the deaths hash, the tries hash, the lapses
---       hash.
--- ARGV: how many at most, the least time to live of a waiting document in seconds,
---       then, where one entry is meant: that entry, wherever it stands; then, where it is to be as if it had been postponed:
---       the stage that it failed at, and how long that is known in seconds.
--- Answers how many were moved, or which key is no list.
+-- KEYS: the dead letter list, the hash of reasons, the ingress list, the deaths hash, the tries hash, the lapses hash.
+-- ARGV: 1 how many at most, 2 the least time to live of a waiting document in seconds. To move one entry, wherever it is in
+--       the queue: 3 that entry. To make it look as if it had been postponed: 4 the stage that it failed at, 5 the time to
+--       live of that record in seconds.
+-- Returns how many were moved, or which key holds another type.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
@@ -18,17 +17,17 @@ local function oldest()
   return redis.call('LPOS', KEYS[1], ARGV[3]) and ARGV[3]
 end
 
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+-- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
 redis.call('LTRIM', KEYS[1], 0, -1)
 local moved = 0
 while moved < tonumber(ARGV[1]) do
   local entry = oldest()
   if not entry then break end
-  -- Put before it is taken: what is refused here leaves it where it is.
+  -- Pushed before it is removed: if the push is refused, the entry stays where it is.
   redis.call('RPUSH', KEYS[3], entry)
   if ARGV[3] then redis.call('LREM', KEYS[1], 0, entry) else redis.call('LPOP', KEYS[1]) end
   moved = moved + 1
-  -- Nothing from here on may keep the move from being counted.
+  -- No failure from here on may keep the move from being counted.
   for _, key in ipairs({KEYS[2], KEYS[4], KEYS[5], KEYS[6]}) do redis.pcall('HDEL', key, entry) end
   if ARGV[4] then
     local now = redis.call('TIME')

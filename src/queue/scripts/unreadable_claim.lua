@@ -1,7 +1,7 @@
--- Puts a record that cannot be worked on where it is in nobody's way and not lost.
+-- Moves the record of a claim that cannot be worked on to a list of such records, so that it is not lost.
 -- KEYS: the claims hash.
 -- ARGV: lane, the claim's token.
--- Answers 1 when done, 0 when the claim is not ours any more.
+-- Returns 1 if done, 0 if the lane no longer holds the claim.
 
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 if not is_held(record, ARGV[2]) then return 0 end
