@@ -134,7 +134,9 @@ impl Audit {
 
     /// Whether the document of a vCon is in Redis.
     pub fn has_document(&mut self, id: &VconId) -> Result<bool, QueueError> {
-        Ok(redis::cmd("EXISTS").arg(id.key()).query(&mut *self.connection)?)
+        Ok(redis::cmd("EXISTS")
+            .arg(id.key())
+            .query(&mut *self.connection)?)
     }
 
     /// About how many documents there are: the number of keys.

@@ -398,7 +398,8 @@ pub(crate) mod fuzz {
 
     /// A queue without a server: every request fails at once.
     fn unreachable() -> Queue {
-        let settings = |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
+        let settings =
+            |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
         let settings = Settings::from_lookup(&settings).unwrap();
         let seat = Seat {
             instance: "fuzz".to_owned(),

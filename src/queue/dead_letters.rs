@@ -335,7 +335,10 @@ impl DeadLetters {
         }
         let key = entry.id().filter(|_| document).map(|id| id.key());
         call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
-        moved(call.invoke(&mut *self.connection)?, "discarding a dead letter")
+        moved(
+            call.invoke(&mut *self.connection)?,
+            "discarding a dead letter",
+        )
     }
 
     /// Removes an entry from the queue of a storage that has saved its vCon now, in one step. Removes one
@@ -551,7 +554,12 @@ impl Renewal {
 }
 
 /// Takes, renews or releases the lock. Returns whether it is, or was, held with this value.
-fn change_lock(connection: &mut Lease, step: &str, key: &str, value: &str) -> Result<bool, QueueError> {
+fn change_lock(
+    connection: &mut Lease,
+    step: &str,
+    key: &str,
+    value: &str,
+) -> Result<bool, QueueError> {
     let script = replay_lock_script();
     let mut call = script.key(key);
     call.arg(step).arg(value).arg(TTL_MS);

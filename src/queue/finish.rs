@@ -147,7 +147,12 @@ impl Queue {
     }
 
     /// This lane's part of a call of `finish_and_claim_many.lua`.
-    fn shared_call(&mut self, claim: &Claim, finish: &Finish<'_>, lists: &[ListName]) -> SharedCall {
+    fn shared_call(
+        &mut self,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        lists: &[ListName],
+    ) -> SharedCall {
         let since = self.next_time();
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();

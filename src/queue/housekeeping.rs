@@ -270,7 +270,9 @@ impl Keeper {
         // Not `SISMEMBER`, which nothing else needs: a Redis user would need one more right.
         let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
             let mut members = redis::cmd("SMEMBERS");
-            Ok(members.arg(keys::DEAD_LETTER_LISTS).query(&mut **connection)?)
+            Ok(members
+                .arg(keys::DEAD_LETTER_LISTS)
+                .query(&mut **connection)?)
         })?;
         let searched = keys::ALL_SEARCHED.as_bytes();
         Ok(recorded.iter().any(|member| member == searched))

@@ -22,9 +22,7 @@ use redis::{Cmd, Value};
 use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
 use super::requests::{code, round_trip};
-use super::{
-    Document, Expiry, Kept, Kind, Lease, QueueError, Server, claim, is_wrong_type, keys,
-};
+use super::{Document, Expiry, Kept, Kind, Lease, QueueError, Server, claim, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
@@ -164,7 +162,10 @@ fn newest_are_json(connection: &mut Lease, sorted_set: &str) -> Result<bool, Que
 }
 
 /// The type of each of these keys.
-fn types<K: redis::ToRedisArgs>(connection: &mut Lease, keys: &[K]) -> Result<Vec<String>, QueueError> {
+fn types<K: redis::ToRedisArgs>(
+    connection: &mut Lease,
+    keys: &[K],
+) -> Result<Vec<String>, QueueError> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }

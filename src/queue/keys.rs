@@ -310,10 +310,11 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use super::Seat;
 
     #[test]
     fn no_two_lanes_share_a_draft() {

@@ -206,7 +206,9 @@ impl Queue {
     fn try_lease(&mut self, stale: &str) -> Result<(String, Vec<u8>), QueueError> {
         let lease = Arc::clone(&self.lease);
         self.with(|connection, scripts, _, _| {
-            let mut call = scripts.instance_lease.key(keys::instance_key(&lease.instance));
+            let mut call = scripts
+                .instance_lease
+                .key(keys::instance_key(&lease.instance));
             call.key(keys::INSTANCES);
             call.arg(&lease.record).arg(stale);
             call.arg(lease.ttl).arg(&lease.instance);

@@ -231,12 +231,7 @@ impl Queue {
     /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(
-            &mut redis::Connection,
-            &LaneScripts,
-            &Seat,
-            Expiry,
-        ) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut redis::Connection, &LaneScripts, &Seat, Expiry) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {

@@ -267,7 +267,8 @@ impl Queue {
             }
             let replies = round_trip(connection, &lengths)?.into_iter();
             // Nothing waits in a key of another type.
-            let mut counts = replies.map(|reply| redis::from_redis_value::<u64>(reply).unwrap_or(0));
+            let mut counts =
+                replies.map(|reply| redis::from_redis_value::<u64>(reply).unwrap_or(0));
             let waits = counts.by_ref().take(lists.len()).any(|length| length > 0);
             let letters: Vec<u64> = counts.collect();
             let (all, dead) = letters.split_at(letters.len() - backlogs.len().min(letters.len()));

@@ -636,7 +636,11 @@ impl Exchange {
     ///
     /// # Errors
     /// The connection that was used, of this lane or another, failed.
-    pub(super) fn ask(&self, connection: &mut Connection, request: LaneRequest) -> RedisResult<Reply> {
+    pub(super) fn ask(
+        &self,
+        connection: &mut Connection,
+        request: LaneRequest,
+    ) -> RedisResult<Reply> {
         if request.is_long() {
             return ask_alone(connection, &request);
         }
@@ -848,7 +852,8 @@ mod tests {
         by_hash.arg(script.hash()).arg(1).arg("key").arg("$7");
         let mut expected = redis::cmd("EVAL");
         expected.arg("return 1").arg(1).arg("key").arg("$7");
-        let LaneRequest::Alone(packed) = LaneRequest::Alone(by_hash.get_packed_command()).in_full(&script)
+        let LaneRequest::Alone(packed) =
+            LaneRequest::Alone(by_hash.get_packed_command()).in_full(&script)
         else {
             unreachable!("it is sent alone");
         };

@@ -236,7 +236,6 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-
 /// Whether this user may not call the command, or the server does not know it.
 fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || is_unknown_command(error)
