@@ -208,7 +208,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Removes the vCons from `ids` that wait in an ingress list or are claimed. Work on the others is over,
+    /// Removes the vCons from `ids` that wait in an ingress list or are claimed. The others are done,
     /// unless one has moved meanwhile.
     pub fn strike_in_work(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         for list in self.waiting.clone() {

@@ -116,7 +116,7 @@ impl Queue {
         let since = self.next_time();
         let Self {
             lane_keys: lane,
-            seat,
+            lane_id,
             expiry,
             lease,
             ..
@@ -126,9 +126,9 @@ impl Queue {
         for list in lists.iter().chain(pushes.iter().copied()) {
             call.arg(list.as_str());
         }
-        call.arg(seat.lane).arg(INLINE_LIMIT);
+        call.arg(lane_id.lane).arg(INLINE_LIMIT);
         call.arg(&lease.record).arg(lease.ttl);
-        call.arg(&lease.instance).arg(seat.worker);
+        call.arg(&lease.instance).arg(lane_id.worker);
         call.arg(expiry.document).arg(&lease.mark);
         call.arg(since).arg(lists.len());
         for list in lists {
@@ -291,9 +291,9 @@ impl Queue {
 
     /// Moves a record that names no list, and so was not written by a daemon, to `conserver:unreadable`.
     fn discard_unreadable(&mut self, token: &[u8]) -> Result<(), QueueError> {
-        self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.unreadable_claim.key(seat.claims_key());
-            call.arg(seat.lane).arg(token);
+        self.with(|connection, scripts, lane_id, _| {
+            let mut call = scripts.unreadable_claim.key(lane_id.claims_key());
+            call.arg(lane_id.lane).arg(token);
             Ok(call.invoke::<()>(connection)?)
         })
     }
@@ -401,14 +401,14 @@ pub(crate) mod fuzz {
         let settings =
             |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
         let settings = Settings::from_lookup(&settings).unwrap();
-        let seat = Seat {
+        let lane_id = Seat {
             instance: "fuzz".to_owned(),
             worker: 1,
             lane: 1,
         };
         let lease = NameLease::new(&settings, Holder::this_process(1));
         let server = Server::new(&settings.redis_url).unwrap();
-        Queue::new(server, seat, Expiry::of(&settings), lease)
+        Queue::new(server, lane_id, Expiry::of(&settings), lease)
     }
 }
 

@@ -26,10 +26,10 @@ const STEP: usize = 1000;
 impl Queue {
     /// Records that a link is about to write a vCon directly. [`Queue::end_foreign_write`] follows.
     pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<(), QueueError> {
-        self.with(|connection, scripts, seat, _| {
+        self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_begin.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
-            call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
+            call.arg(id.as_str()).arg(lane_id.claims_key()).arg(lane_id.lane);
             Ok(call.arg(DIRECT_WRITE_EXPIRY).invoke::<()>(connection)?)
         })
     }
@@ -37,20 +37,20 @@ impl Queue {
     /// Returns the texts that the link may have overwritten, if others have written since it began. If so,
     /// [`Queue::forget_overwritten`] follows once they are merged.
     pub fn end_foreign_write(&mut self, id: &VconId) -> Result<Option<Overwritten>, QueueError> {
-        self.with(|connection, scripts, seat, _| {
+        self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_end.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
-            call.arg(id.as_str()).arg(seat.claims_key()).arg(seat.lane);
+            call.arg(id.as_str()).arg(lane_id.claims_key()).arg(lane_id.lane);
             Ok(Overwritten::of(call.invoke(connection)?))
         })
     }
 
     /// Forgets the texts of others, which have been merged into the document.
     pub fn forget_overwritten(&mut self, id: &VconId) -> Result<(), QueueError> {
-        self.with(|connection, scripts, seat, _| {
+        self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_forget.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).arg(id.as_str());
-            call.arg(seat.claims_key()).arg(seat.lane);
+            call.arg(lane_id.claims_key()).arg(lane_id.lane);
             Ok(call.invoke::<()>(connection)?)
         })
     }
@@ -105,10 +105,10 @@ impl Queue {
         claims: &str,
         may_be_alive: bool,
     ) -> Result<(), QueueError> {
-        self.with(|connection, scripts, seat, _| {
+        self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_reassign.key(keys::DIRECT_WRITES);
             call.arg(id.as_str()).arg(claims);
-            call.arg(keys::claims_key(&seat.instance, keys::UNRETURNED));
+            call.arg(keys::claims_key(&lane_id.instance, keys::UNRETURNED));
             Ok(call.arg(u8::from(may_be_alive)).invoke::<()>(connection)?)
         })
     }

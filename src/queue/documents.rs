@@ -444,8 +444,8 @@ impl Queue {
     /// Replaces a document whose key the connection watches by a draft.
     fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
         let ingress = self.ingress.clone();
-        self.with(|connection, scripts, seat, _| {
-            let draft = seat.draft_key();
+        self.with(|connection, scripts, lane_id, _| {
+            let draft = lane_id.draft_key();
             // A script that is missing in a transaction cannot be sent again.
             let mut call = scripts.replace_large_document.in_full(2);
             call.arg(id.key()).arg(&draft).arg(ingress);

@@ -170,7 +170,7 @@ impl Queue {
             head.arg(&serde_json::to_vec(list.as_str()).unwrap_or_default());
         }
         let mut own = Arguments::default();
-        own.arg(self.seat.lane.to_string().as_bytes());
+        own.arg(self.lane_id.lane.to_string().as_bytes());
         own.arg(since.as_bytes()).arg(&claim.token);
         own.arg(finish.id.as_str().as_bytes());
         match finish.document {
@@ -325,7 +325,7 @@ impl Queue {
         document: Replacement<'_>,
         text: &str,
     ) -> Result<Option<Value>, QueueError> {
-        let draft = self.seat.draft_key();
+        let draft = self.lane_id.draft_key();
         let how = ["draft", "", &draft];
         let call = self.call_to_finish(LaneScript::Finish, claim, finish, None, how);
         self.with(|connection, _, _, _| {

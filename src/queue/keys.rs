@@ -32,12 +32,12 @@ pub(super) struct LaneKeys {
 }
 
 impl LaneKeys {
-    pub fn of(seat: &Seat) -> Self {
-        let taken = taken_key(&seat.instance, seat.worker);
+    pub fn of(lane_id: &Seat) -> Self {
+        let taken = taken_key(&lane_id.instance, lane_id.worker);
         Self {
-            claims: seat.claims_key(),
-            lease: instance_key(&seat.instance),
-            workers: workers_key(&seat.instance),
+            claims: lane_id.claims_key(),
+            lease: instance_key(&lane_id.instance),
+            workers: workers_key(&lane_id.instance),
             get_taken: get_documents(&taken),
             taken,
         }
@@ -318,19 +318,19 @@ mod tests {
 
     #[test]
     fn no_two_lanes_share_a_draft() {
-        let seat = |instance: &str, worker, lane| Seat {
+        let lane_id = |instance: &str, worker, lane| Seat {
             instance: instance.to_owned(),
             worker,
             lane,
         };
-        let seats = [
-            seat("here", 1, 1),
-            seat("here", 1, 2),
-            seat("here", 2, 1),
-            seat("there", 1, 1),
+        let lane_ids = [
+            lane_id("here", 1, 1),
+            lane_id("here", 1, 2),
+            lane_id("here", 2, 1),
+            lane_id("there", 1, 1),
         ];
-        let keys: BTreeSet<String> = seats.iter().map(Seat::draft_key).collect();
-        assert_eq!(keys.len(), seats.len());
+        let keys: BTreeSet<String> = lane_ids.iter().map(Seat::draft_key).collect();
+        assert_eq!(keys.len(), lane_ids.len());
         assert!(keys.iter().all(|key| key.starts_with("conserver:draft:")));
     }
 

@@ -114,7 +114,7 @@ pub struct Queue {
     /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
-    seat: Seat,
+    lane_id: Seat,
     lane_keys: LaneKeys,
     expiry: Expiry,
     lease: Arc<NameLease>,
@@ -133,14 +133,14 @@ pub struct Queue {
 
 impl Queue {
     /// A queue that connects when first used.
-    pub fn new(server: Server, seat: Seat, expiry: Expiry, lease: NameLease) -> Self {
+    pub fn new(server: Server, lane_id: Seat, expiry: Expiry, lease: NameLease) -> Self {
         Self {
             server,
             connected: None,
             watched: None,
             scripts: LaneScripts::new(),
-            lane_keys: LaneKeys::of(&seat),
-            seat,
+            lane_keys: LaneKeys::of(&lane_id),
+            lane_id,
             expiry,
             lease: Arc::new(lease),
             limit: None,
@@ -220,7 +220,7 @@ impl Queue {
     }
 
     fn new_connection(&self) -> Result<Lease, ConnectError> {
-        let name = self.seat.client_name();
+        let name = self.lane_id.client_name();
         match self.limit {
             Some(limit) => self.server.connect_for(&name, limit),
             None => self.server.connect(&name),
@@ -237,7 +237,7 @@ impl Queue {
         let Some(connected) = self.connected.as_mut() else {
             return Err(QueueError::Closed);
         };
-        let result = work(connected, &self.scripts, &self.seat, self.expiry);
+        let result = work(connected, &self.scripts, &self.lane_id, self.expiry);
         result.map_err(|error| self.on_error(error))
     }
 

@@ -301,7 +301,7 @@ pub enum RehearsalError {
 struct Rehearsal {
     queue: Queue,
     tools: Lease,
-    seat: Seat,
+    lane_id: Seat,
     id: VconId,
     ingress: ListName,
     egress: ListName,
@@ -331,13 +331,13 @@ fn refused(step: &'static str, cause: QueueError) -> RehearsalError {
 impl Rehearsal {
     fn new(server: &Server, settings: &Settings, limit: Duration) -> Result<Self, QueueError> {
         let id = VconId::random();
-        let seat = Seat {
+        let lane_id = Seat {
             instance: format!("check-{id}"),
             worker: 1,
             lane: 1,
         };
         let settings = Settings {
-            instance: seat.instance.clone(),
+            instance: lane_id.instance.clone(),
             heartbeat_ttl: LEASE,
             ..settings.clone()
         };
@@ -349,11 +349,11 @@ impl Rehearsal {
         let lease = NameLease::new(&settings, Holder::this_process(fastrand::u64(1..)));
         let expiry = Expiry::of(&settings);
         Ok(Self {
-            queue: Queue::new(server.clone(), seat.clone(), expiry, lease).within(limit),
+            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease).within(limit),
             tools: server.connect_for("conserver:check", limit)?,
             ingress: list("in")?,
             egress: list("out")?,
-            seat,
+            lane_id,
             id,
         })
     }
@@ -376,7 +376,7 @@ impl Rehearsal {
         submit.cmd("EXPIRE").arg(self.ingress.as_str()).arg(EXPIRY);
         submit
             .cmd("EXPIRE")
-            .arg(keys::workers_key(&self.seat.instance))
+            .arg(keys::workers_key(&self.lane_id.instance))
             .arg(EXPIRY);
         self.run(&submit)
             .map_err(|cause| refused("submit a vCon", cause))?;
@@ -395,8 +395,8 @@ impl Rehearsal {
         }
         let mut expire = redis::pipe();
         for key in [
-            self.seat.claims_key(),
-            keys::workers_key(&self.seat.instance),
+            self.lane_id.claims_key(),
+            keys::workers_key(&self.lane_id.instance),
         ] {
             expire.cmd("EXPIRE").arg(key).arg(EXPIRY);
         }
@@ -442,13 +442,13 @@ impl Rehearsal {
 
     /// Removes what the steps have left, wherever they stopped.
     fn clean_up(&mut self) -> Result<(), QueueError> {
-        let instance = &self.seat.instance;
+        let instance = &self.lane_id.instance;
         let mut delete = redis::pipe();
         // One by one: the user may lack the right to some.
         for key in [
-            self.seat.claims_key(),
+            self.lane_id.claims_key(),
             keys::workers_key(instance),
-            keys::taken_key(instance, self.seat.worker),
+            keys::taken_key(instance, self.lane_id.worker),
             self.id.key(),
             self.ingress.as_str().to_owned(),
             self.egress.as_str().to_owned(),

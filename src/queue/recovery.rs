@@ -147,7 +147,7 @@ impl Queue {
     ) -> Result<Vec<Recovered>, QueueError> {
         let worker = dead.worker;
         let recovered = self.recover(dead, max_deaths)?;
-        let instance = &self.seat.instance;
+        let instance = &self.lane_id.instance;
         let mut steps = redis::pipe();
         steps
             .cmd("SREM")
@@ -177,7 +177,7 @@ impl Queue {
         highest: u32,
         max_deaths: u32,
     ) -> Result<Vec<Recovered>, QueueError> {
-        let known = self.workers_of(&self.seat.instance.clone())?;
+        let known = self.workers_of(&self.lane_id.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
             let (blame, end) = (Blame::ALL, BEFORE_US);
@@ -192,7 +192,7 @@ impl Queue {
         let names = self.members(keys::INSTANCES)?;
         let others: Vec<String> = names
             .into_iter()
-            .filter(|name| *name != self.seat.instance)
+            .filter(|name| *name != self.lane_id.instance)
             .collect();
         if others.is_empty() {
             return Ok(others);

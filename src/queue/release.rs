@@ -135,12 +135,12 @@ impl Queue {
     ) -> Result<Released, QueueError> {
         let json = reason.to_json()?;
         let key = claim.id().map(|id| id.key());
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.dead_letter.key(seat.claims_key());
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.dead_letter.key(lane_id.claims_key());
             call.key(keys::DEATHS);
             call.key(dead_letter_list(&claim.list))
                 .key(dead_letter_reasons(&claim.list));
-            call.arg(seat.lane)
+            call.arg(lane_id.lane)
                 .arg(&claim.token)
                 .arg(&claim.entry)
                 .arg(json);
@@ -165,10 +165,10 @@ impl Queue {
         let seconds = |time: Option<Duration>| {
             time.map_or(String::new(), |time| time.as_secs_f64().to_string())
         };
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.postpone.key(seat.claims_key());
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.postpone.key(lane_id.claims_key());
             call.key(keys::ROUNDS).key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
+            call.arg(lane_id.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(most_rounds).arg(seconds(evidence.worked));
             call.arg(RECORDS_EXPIRY).arg(expiry.document).arg(stage);
@@ -283,10 +283,10 @@ impl Queue {
         claim: &Claim,
         progress: Option<&Progress>,
     ) -> Result<Released, QueueError> {
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.release.key(seat.claims_key());
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.release.key(lane_id.claims_key());
             call.key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
+            call.arg(lane_id.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(expiry.document);
             add_progress(&mut call, claim, progress);

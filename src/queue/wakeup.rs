@@ -355,7 +355,7 @@ impl Queue {
     /// # Errors
     /// The connection cannot be used any more.
     pub fn wait_for_token(&mut self, time: Duration) -> Result<Waited, QueueError> {
-        let key = keys::wake_key(&self.seat.instance);
+        let key = keys::wake_key(&self.lane_id.instance);
         let waited = self.with(|connection, _, _, _| {
             let popped = redis::cmd("BLPOP")
                 .arg(key)
