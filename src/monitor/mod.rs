@@ -24,7 +24,7 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::child::Child;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, Recovered, LaneId, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
@@ -76,7 +76,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         log::error!("the monitor could not start its HTTP: {error}");
         None
     });
-    let seat = Seat {
+    let seat = LaneId {
         instance: settings.instance.clone(),
         worker: 0,
         lane: 0,

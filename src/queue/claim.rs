@@ -336,7 +336,7 @@ pub(crate) mod fuzz {
     use redis::Value;
 
     use super::super::requests::LaneScript;
-    use super::super::{Expiry, Holder, KeptReason, NameLease, Queue, QueueError, Seat, Server};
+    use super::super::{Expiry, Holder, KeptReason, NameLease, Queue, QueueError, LaneId, Server};
     use super::{shown, texts};
     use crate::settings::Settings;
 
@@ -401,7 +401,7 @@ pub(crate) mod fuzz {
         let settings =
             |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
         let settings = Settings::from_lookup(&settings).unwrap();
-        let lane_id = Seat {
+        let lane_id = LaneId {
             instance: "fuzz".to_owned(),
             worker: 1,
             lane: 1,

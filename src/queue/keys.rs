@@ -11,7 +11,7 @@ use crate::visible::printable;
 
 /// Which lane of which worker of which daemon: its claim stands in Redis under this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seat {
+pub struct LaneId {
     /// The name of this daemon among those on the same Redis (`CONSERVER_INSTANCE`).
     pub instance: String,
     /// The worker's number, from 1.
@@ -32,7 +32,7 @@ pub(super) struct LaneKeys {
 }
 
 impl LaneKeys {
-    pub fn of(lane_id: &Seat) -> Self {
+    pub fn of(lane_id: &LaneId) -> Self {
         let taken = taken_key(&lane_id.instance, lane_id.worker);
         Self {
             claims: lane_id.claims_key(),
@@ -55,7 +55,7 @@ fn get_documents(list: &str) -> Arguments {
     command
 }
 
-impl Seat {
+impl LaneId {
     /// `conserver:claims:<instance>:<worker>`: hash, lane -> the claim's record.
     pub fn claims_key(&self) -> String {
         claims_key(&self.instance, self.worker)
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn no_two_lanes_share_a_draft() {
-        let lane_id = |instance: &str, worker, lane| Seat {
+        let lane_id = |instance: &str, worker, lane| LaneId {
             instance: instance.to_owned(),
             worker,
             lane,
@@ -329,7 +329,7 @@ mod tests {
             lane_id("here", 2, 1),
             lane_id("there", 1, 1),
         ];
-        let keys: BTreeSet<String> = lane_ids.iter().map(Seat::draft_key).collect();
+        let keys: BTreeSet<String> = lane_ids.iter().map(LaneId::draft_key).collect();
         assert_eq!(keys.len(), lane_ids.len());
         assert!(keys.iter().all(|key| key.starts_with("conserver:draft:")));
     }

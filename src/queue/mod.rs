@@ -65,7 +65,7 @@ pub use finish::{Finish, Finished, Route, StorageLetter};
 pub use housekeeping::{Chore, Keeper, Pace, Taken};
 pub use intake::{HandedIn, Pulled, Pulls, Submitter, left_by_followers};
 pub use keys::{
-    Raw, STORAGE_PREFIX, Seat, dead_letter_list, dead_letter_reasons, storage_letters_list,
+    Raw, STORAGE_PREFIX, LaneId, dead_letter_list, dead_letter_reasons, storage_letters_list,
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
@@ -114,7 +114,7 @@ pub struct Queue {
     /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
-    lane_id: Seat,
+    lane_id: LaneId,
     lane_keys: LaneKeys,
     expiry: Expiry,
     lease: Arc<NameLease>,
@@ -133,7 +133,7 @@ pub struct Queue {
 
 impl Queue {
     /// A queue that connects when first used.
-    pub fn new(server: Server, lane_id: Seat, expiry: Expiry, lease: NameLease) -> Self {
+    pub fn new(server: Server, lane_id: LaneId, expiry: Expiry, lease: NameLease) -> Self {
         Self {
             server,
             connected: None,
@@ -231,7 +231,7 @@ impl Queue {
     /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut redis::Connection, &LaneScripts, &Seat, Expiry) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut redis::Connection, &LaneScripts, &LaneId, Expiry) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {

@@ -16,7 +16,7 @@ use redis::{Connection, RedisError, RedisResult, Value};
 use super::requests::{Commands, preflight_script, round_trip};
 use super::{
     Claimed, Document, Expiry, Finish, Finished, Holder, Kind, Lease, NameLease, Queue, QueueError,
-    Replacement, Seat, Server, keys,
+    Replacement, LaneId, Server, keys,
 };
 use crate::config::{Chain, Config, Follower, ListName, Plan};
 use crate::redis_server::in_its_words;
@@ -301,7 +301,7 @@ pub enum RehearsalError {
 struct Rehearsal {
     queue: Queue,
     tools: Lease,
-    lane_id: Seat,
+    lane_id: LaneId,
     id: VconId,
     ingress: ListName,
     egress: ListName,
@@ -331,7 +331,7 @@ fn refused(step: &'static str, cause: QueueError) -> RehearsalError {
 impl Rehearsal {
     fn new(server: &Server, settings: &Settings, limit: Duration) -> Result<Self, QueueError> {
         let id = VconId::random();
-        let lane_id = Seat {
+        let lane_id = LaneId {
             instance: format!("check-{id}"),
             worker: 1,
             lane: 1,

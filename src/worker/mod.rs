@@ -55,7 +55,7 @@ pub use retry::Backoff;
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, LaneId, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use clock::Clock;
@@ -122,7 +122,7 @@ fn start_lanes(
     // What a single lane asks has nobody to wait for.
     let exchange = (settings.concurrency > 1).then(|| Arc::new(Exchange::default()));
     let queue = |lane| {
-        let seat = Seat {
+        let seat = LaneId {
             instance: settings.instance.clone(),
             worker: duty.predecessor.worker,
             lane,

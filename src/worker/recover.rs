@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::child::{Child, Leftover};
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, Recovered, Seat, Server};
+use crate::queue::{Expiry, NameLease, Queue, Recovered, LaneId, Server};
 use crate::settings::Settings;
 
 use super::clock::Clock;
@@ -63,7 +63,7 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: Na
     let mut queue = match Server::new(&settings.redis_url) {
         Ok(server) => Queue::new(
             server,
-            Seat {
+            LaneId {
                 instance: settings.instance.clone(),
                 worker: 0,
                 lane: 0,

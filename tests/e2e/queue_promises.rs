@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use conserver::queue::{
     Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper,
-    Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
+    Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
     StorageLetter, Taken,
 };
 use conserver::vcon::VconId;
@@ -1048,7 +1048,7 @@ fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_th
             }
         });
         let server = Server::new(&url.parse().unwrap()).unwrap();
-        let seat = Seat {
+        let seat = LaneId {
             instance: "here".to_owned(),
             worker: 1,
             lane: 1,

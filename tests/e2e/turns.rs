@@ -6,7 +6,7 @@ use std::thread;
 use conserver::config::ListName;
 use conserver::queue::{
     Blame, Claim, Claimed, Dead, Document, Exchange, Finish, Finished, Holder, Kind, Progress,
-    Queue, QueueError, Released, Seat,
+    Queue, QueueError, Released, LaneId,
 };
 use conserver::vcon::VconId;
 
@@ -40,7 +40,7 @@ fn lanes(redis: &Redis) -> Vec<(Queue, Claim)> {
     submit(redis, "in", &samples(LANES));
     let exchange = Arc::new(Exchange::default());
     let lane = |lane| {
-        let seat = Seat {
+        let seat = LaneId {
             instance: "here".to_owned(),
             worker: 1,
             lane,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use conserver::config::ListName;
 use conserver::queue::{
     Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, Progress, Queue,
-    Released, Replaced, Replacement, Seat,
+    Released, Replaced, Replacement, LaneId,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -92,7 +92,7 @@ impl Server {
         let holders = [1, 2].map(Holder::this_process);
         let lists = LISTS.map(list);
         let queues = [0, 1].map(|worker: Index| {
-            let seat = Seat {
+            let seat = LaneId {
                 instance: NAMES[worker].to_owned(),
                 worker: 1,
                 lane: 1,

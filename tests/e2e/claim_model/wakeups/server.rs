@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, Lookout, Queue, Released, Seat, Waited,
+    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, Lookout, Queue, Released, LaneId, Waited,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -65,7 +65,7 @@ impl Server {
         let holder = Holder::this_process(1);
         let lease = lease_of(NAME, &holder);
         let queues = [1, 2].map(|worker| {
-            let seat = Seat {
+            let seat = LaneId {
                 instance: NAME.to_owned(),
                 worker,
                 lane: 1,
