@@ -12,7 +12,7 @@ use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
-use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
+use crate::queue::{Fitness, RedisConnection, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
 use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
 use crate::storage::Room;
@@ -315,7 +315,7 @@ fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, Problem> {
 }
 
 /// The version of the server, as far as it tells, and how documents are kept.
-fn about(lease: &mut Lease) -> Result<String, QueueError> {
+fn about(lease: &mut RedisConnection) -> Result<String, QueueError> {
     let version = match redis::cmd("INFO")
         .arg("server")
         .query::<String>(&mut **lease)

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
 use super::requests::{OperatorScripts, round_trip};
-use super::{Kept, Lease, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{Kept, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::vcon::{CreatedAt, VconId};
 
@@ -81,7 +81,7 @@ pub struct Standing {
 
 /// A walk through the documents in Redis.
 pub struct Audit {
-    connection: Lease,
+    connection: RedisConnection,
     scripts: OperatorScripts,
     least_ttl: u64,
     cursor: Option<u64>,
@@ -96,7 +96,7 @@ pub struct Audit {
 impl Audit {
     /// Prepares a walk. The document of a vCon that is put back on a list lives for at least `least_ttl`
     /// seconds.
-    pub fn new(connection: Lease, lists: &Lists, least_ttl: u64) -> Result<Self, QueueError> {
+    pub fn new(connection: RedisConnection, lists: &Lists, least_ttl: u64) -> Result<Self, QueueError> {
         let name = |list: &ListName| list.as_str().as_bytes().to_vec();
         let mut audit = Self {
             connection,
@@ -397,7 +397,7 @@ type Counts = (Vec<Option<u64>>, Vec<Option<u64>>);
 pub struct Lengths {
     server: Server,
     limit: Duration,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
 }
 
 impl Lengths {

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::release::Reason;
 use super::requests::{OperatorScripts, replay_lock_script};
-use super::{Kept, Lease, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{Kept, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.
@@ -141,7 +141,7 @@ pub enum Moved {
 
 /// Access to the dead letter queues.
 pub struct DeadLetters {
-    connection: Lease,
+    connection: RedisConnection,
     scripts: OperatorScripts,
     least_ttl: u64,
 }
@@ -149,7 +149,7 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Access over this connection. The document of a vCon that is put back on a list lives for at least
     /// `least_ttl` seconds.
-    pub fn new(connection: Lease, least_ttl: u64) -> Self {
+    pub fn new(connection: RedisConnection, least_ttl: u64) -> Self {
         Self {
             connection,
             scripts: OperatorScripts::new(),
@@ -399,7 +399,7 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
 
 /// The keys that match `pattern` and hold this type.
 pub(super) fn scan(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     pattern: &[u8],
     kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
@@ -527,7 +527,7 @@ impl Drop for ReplayLock {
 /// The thread that renews a lock, and releases it at the end.
 struct Renewal {
     server: Server,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
     key: String,
     value: String,
 }
@@ -555,7 +555,7 @@ impl Renewal {
 
 /// Takes, renews or releases the lock. Returns whether it is, or was, held with this value.
 fn change_lock(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     step: &str,
     key: &str,
     value: &str,
@@ -567,13 +567,13 @@ fn change_lock(
 }
 
 /// Who holds the lock of this storage, if anybody does.
-fn find_lock(connection: &mut Lease, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+fn find_lock(connection: &mut RedisConnection, storage: &str) -> Result<Option<HeldLock>, QueueError> {
     let key = keys::storage_replay_lock(storage);
     let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **connection)?;
     exists.then(|| holder(connection, key)).transpose()
 }
 
-fn holder(connection: &mut Lease, key: String) -> Result<HeldLock, QueueError> {
+fn holder(connection: &mut RedisConnection, key: String) -> Result<HeldLock, QueueError> {
     let by = redis::cmd("GET")
         .arg(&key)
         .query::<Option<Vec<u8>>>(&mut **connection);

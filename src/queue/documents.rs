@@ -11,7 +11,7 @@ use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
 use super::requests::{Commands, executed, round_trip, transaction};
-use super::{Lease, Queue, QueueError, keys};
+use super::{RedisConnection, Queue, QueueError, keys};
 use crate::redis_server::{has_json, why_too_long};
 use crate::vcon::VconId;
 
@@ -71,7 +71,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub(super) fn read(connection: &mut Lease, id: &VconId) -> Result<Self, QueueError> {
+    pub(super) fn read(connection: &mut RedisConnection, id: &VconId) -> Result<Self, QueueError> {
         let key = id.key();
         let mut ask = redis::pipe();
         ask.cmd("TYPE").arg(&key).cmd("TTL").arg(&key);
@@ -241,7 +241,7 @@ pub(super) fn describe(kind: &[u8], detail: &[u8]) -> String {
 
 /// Access to documents for the commands that look at one or remove it.
 pub struct Documents {
-    connection: Lease,
+    connection: RedisConnection,
 }
 
 /// Which parts of a vCon were in Redis and have been removed.
@@ -255,7 +255,7 @@ pub struct Removed {
 
 impl Documents {
     /// Access over this connection.
-    pub fn new(connection: Lease) -> Self {
+    pub fn new(connection: RedisConnection) -> Self {
         Self { connection }
     }
 

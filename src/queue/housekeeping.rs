@@ -21,7 +21,7 @@ use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::requests::{HousekeepingScripts, round_trip};
-use super::{Expiry, Lease, QueueError, Server, is_wrong_type};
+use super::{Expiry, RedisConnection, QueueError, Server, is_wrong_type};
 use crate::config::ListName;
 
 /// How many entries one step on the server looks at.
@@ -96,7 +96,7 @@ impl Chore {
 /// Does the housekeeping for the lists and storages of one configuration.
 pub struct Keeper {
     server: Server,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
     scripts: HousekeepingScripts,
     expiry: Expiry,
     instance: String,
@@ -400,7 +400,7 @@ impl Keeper {
 
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut Lease, &HousekeepingScripts) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut RedisConnection, &HousekeepingScripts) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         let mut connection = match self.connected.take() {
             Some(connection) => connection,
@@ -419,7 +419,7 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// Records the dead letter queues among some keys from a cursor on. Returns the next cursor, 0 at the end.
-fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
+fn record_some(connection: &mut RedisConnection, from: u64) -> Result<u64, QueueError> {
     let mut scan = redis::cmd("SCAN");
     scan.arg(from).arg("MATCH").arg("DLQ:*");
     scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
@@ -438,7 +438,7 @@ fn record_some(connection: &mut Lease, from: u64) -> Result<u64, QueueError> {
 
 /// Reads some fields of the hash from a cursor on. Returns the next cursor, `None` at the end.
 fn read_reasons(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     reasons: &str,
     from: u64,
     known: &mut HashSet<Vec<u8>>,
@@ -456,7 +456,7 @@ fn read_reasons(
 /// Removes the entries of one step, which ends at index `last`, from `known`. Returns false if there are no
 /// more entries.
 fn remove_queued(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     list: &str,
     last: i64,
     known: &mut HashSet<Vec<u8>>,

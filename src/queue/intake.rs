@@ -22,7 +22,7 @@ use redis::{Cmd, Value};
 use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
 use super::requests::{code, round_trip};
-use super::{Document, Expiry, Kept, Kind, Lease, QueueError, Server, claim, is_wrong_type, keys};
+use super::{Document, Expiry, Kept, Kind, RedisConnection, QueueError, Server, claim, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
@@ -33,7 +33,7 @@ const NEWEST: i64 = 10;
 
 /// Submits vCons to one ingress list.
 pub struct Submitter {
-    connection: Lease,
+    connection: RedisConnection,
     /// How a document is stored whose key is new.
     kind: Kind,
     list: ListName,
@@ -45,7 +45,7 @@ impl Submitter {
     /// Submits to `list`. Adds the keys of the documents to `sorted_set`, scored by time. `expire` is the time
     /// to live of the documents in seconds. A key that exists keeps its type, a new one gets this format.
     pub fn new(
-        mut connection: Lease,
+        mut connection: RedisConnection,
         list: ListName,
         sorted_set: String,
         expire: Option<u64>,
@@ -127,7 +127,7 @@ impl Submitter {
 
 /// How to store a document whose key is new.
 fn kind_of_new(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     format: RedisFormat,
     sorted_set: &str,
 ) -> Result<Kind, QueueError> {
@@ -140,7 +140,7 @@ fn kind_of_new(
 }
 
 /// Whether any of the newest vCons is stored as RedisJSON.
-fn newest_are_json(connection: &mut Lease, sorted_set: &str) -> Result<bool, QueueError> {
+fn newest_are_json(connection: &mut RedisConnection, sorted_set: &str) -> Result<bool, QueueError> {
     let mut newest = redis::pipe();
     newest
         .cmd("ZREVRANGE")
@@ -163,7 +163,7 @@ fn newest_are_json(connection: &mut Lease, sorted_set: &str) -> Result<bool, Que
 
 /// The type of each of these keys.
 fn types<K: redis::ToRedisArgs>(
-    connection: &mut Lease,
+    connection: &mut RedisConnection,
     keys: &[K],
 ) -> Result<Vec<String>, QueueError> {
     if keys.is_empty() {
@@ -202,7 +202,7 @@ const PULL_RECORDS_EXPIRY: u64 = 604_800;
 /// What one follower has pulled and not submitted yet.
 pub struct Pulls {
     server: Server,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
     expiry: Expiry,
     instance: String,
     follower: String,
@@ -421,7 +421,7 @@ impl Pulls {
 
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut Lease) -> Result<T, QueueError>,
+        work: impl FnOnce(&mut RedisConnection) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         let mut connection = match self.connected.take() {
             Some(connection) => connection,
@@ -460,7 +460,7 @@ pub fn left_by_followers(
     Ok(left)
 }
 
-fn connect(server: &Server, instance: &str) -> Result<Lease, QueueError> {
+fn connect(server: &Server, instance: &str) -> Result<RedisConnection, QueueError> {
     Ok(server.connect(&keys::client_name(instance, "follower"))?)
 }
 

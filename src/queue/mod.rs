@@ -75,7 +75,7 @@ pub use release::{Evidence, Progress, Reason, Released};
 pub use requests::Exchange;
 pub use wakeup::{Lookout, Waited, Waker, Watched};
 
-pub use crate::redis_server::{ConnectError, Lease, Refusal, Server};
+pub use crate::redis_server::{ConnectError, RedisConnection, Refusal, Server};
 
 use crate::config::ListName;
 use crate::redis_server::{in_its_words, needs_another};
@@ -110,7 +110,7 @@ impl Expiry {
 /// One lane's access to the work: its own connection, and the lane's id, under which its claims stand.
 pub struct Queue {
     server: Server,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
     /// The vCon whose key the connection has watched since before its document was loaded.
     watched: Option<VconId>,
     scripts: LaneScripts,
@@ -219,7 +219,7 @@ impl Queue {
         Ok(())
     }
 
-    fn new_connection(&self) -> Result<Lease, ConnectError> {
+    fn new_connection(&self) -> Result<RedisConnection, ConnectError> {
         let name = self.lane_id.client_name();
         match self.limit {
             Some(limit) => self.server.connect_for(&name, limit),

@@ -15,7 +15,7 @@ use redis::{Connection, RedisError, RedisResult, Value};
 
 use super::requests::{Commands, preflight_script, round_trip};
 use super::{
-    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, Lease, NameLease, Queue, QueueError,
+    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, RedisConnection, NameLease, Queue, QueueError,
     Replacement, LaneId, Server, keys,
 };
 use crate::config::{Chain, Config, Follower, ListName, Plan};
@@ -183,7 +183,7 @@ impl<'a> Work<'a> {
     }
 }
 
-impl Lease {
+impl RedisConnection {
     /// Tries everything that the daemon needs.
     ///
     /// # Errors
@@ -300,7 +300,7 @@ pub enum RehearsalError {
 /// A vCon that nobody else sees, and the lists it goes through.
 struct Rehearsal {
     queue: Queue,
-    tools: Lease,
+    tools: RedisConnection,
     lane_id: LaneId,
     id: VconId,
     ingress: ListName,

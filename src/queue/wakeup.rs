@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, PushKind, Value};
 
 use super::requests::{Script, is_missing, round_trip};
-use super::{Lease, NameLease, Queue, QueueError, Server, is_wrong_type, keys};
+use super::{RedisConnection, NameLease, Queue, QueueError, Server, is_wrong_type, keys};
 use crate::config::ListName;
 
 /// How many tokens one look puts into the list at most. The lanes that take them change the ingress lists,
@@ -58,7 +58,7 @@ pub struct Watched {
 
 /// Watches the ingress lists, and wakes idle lanes for the entries that wait there.
 pub struct Lookout {
-    connected: Lease,
+    connected: RedisConnection,
     script: Script,
     lease: NameLease,
     /// Whether the server announces changes.
@@ -295,7 +295,7 @@ fn length(reply: Value) -> Result<u64, QueueError> {
 pub struct Waker {
     server: Server,
     key: String,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
 }
 
 impl Waker {

@@ -48,7 +48,7 @@ enum ServerAddress {
 }
 
 /// A connection, logged in.
-pub struct Lease {
+pub struct RedisConnection {
     connection: Connection,
     client_id: Option<i64>,
 }
@@ -81,19 +81,19 @@ impl Server {
     }
 
     /// Connects, authenticates and selects the database; `name` is what `CLIENT LIST` shows.
-    pub fn connect(&self, name: &str) -> Result<Lease, ConnectError> {
+    pub fn connect(&self, name: &str) -> Result<RedisConnection, ConnectError> {
         self.connect_within(name, CONNECT_TIMEOUT)
     }
 
     /// Like [`Server::connect`]. Neither connecting nor any later command may take longer than `limit`.
-    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
+    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<RedisConnection, ConnectError> {
         let connected = self.connect_within(name, limit)?;
         connected.limit(limit).map_err(unreachable_at(self))?;
         Ok(connected)
     }
 
     /// Like [`Server::connect`]. Connecting may not take longer than `limit`.
-    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
+    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<RedisConnection, ConnectError> {
         let deadline = Instant::now() + limit;
         let connection = match &*self.address {
             ServerAddress::Known(info) => {
@@ -102,7 +102,7 @@ impl Server {
             }
             ServerAddress::FromSentinels(sentinels) => self.find(sentinels, name, deadline)?,
         };
-        let connected = Lease {
+        let connected = RedisConnection {
             connection,
             client_id: None,
         };
@@ -274,7 +274,7 @@ fn unreachable_at(server: &impl std::fmt::Display) -> impl Fn(RedisError) -> Con
     }
 }
 
-impl Lease {
+impl RedisConnection {
     /// Limits the time of each later read from and write to the socket.
     pub(crate) fn limit(&self, limit: Duration) -> RedisResult<()> {
         self.connection.set_read_timeout(Some(limit))?;
@@ -392,7 +392,7 @@ impl std::fmt::Display for Server {
     }
 }
 
-impl Deref for Lease {
+impl Deref for RedisConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -400,7 +400,7 @@ impl Deref for Lease {
     }
 }
 
-impl DerefMut for Lease {
+impl DerefMut for RedisConnection {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.connection
     }

@@ -23,7 +23,7 @@ use super::bounded::Bounded;
 use crate::config::Options;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
-use crate::redis_server::{Lease, Server, why_too_long};
+use crate::redis_server::{RedisConnection, Server, why_too_long};
 use crate::settings::RedisUrl;
 use crate::vcon::{Outgoing, VconId};
 
@@ -95,7 +95,7 @@ struct RedisStorage {
     prefix: String,
     expires: i64,
     timeout: Duration,
-    lease: Option<Lease>,
+    lease: Option<RedisConnection>,
     bounded: Bounded,
 }
 
@@ -212,7 +212,7 @@ impl RedisStorage {
         own.min(limit.left() + Duration::from_secs(1))
     }
 
-    fn connect(&mut self, what: &str, own: Duration, deadline: Deadline) -> Result<Lease, Failure> {
+    fn connect(&mut self, what: &str, own: Duration, deadline: Deadline) -> Result<RedisConnection, Failure> {
         let message = self.message(what);
         let Some(server) = self.server.clone() else {
             return Err(Failure::transient(format!("{message}: no server")));
@@ -229,7 +229,7 @@ impl RedisStorage {
 
 /// Sends a command with a value of this many bytes, or says why the server cannot take that.
 fn send(
-    lease: &mut Lease,
+    lease: &mut RedisConnection,
     command: &Cmd,
     length: usize,
 ) -> Result<Result<Value, String>, RedisError> {
