@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
 use super::requests::{OperatorScripts, round_trip};
-use super::{Kept, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{StoredDocument, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::vcon::{CreatedAt, VconId};
 
@@ -358,8 +358,8 @@ impl Audit {
     }
 
     /// The document of a vCon.
-    pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
-        Kept::read(&mut self.connection, id)
+    pub fn document(&mut self, id: &VconId) -> Result<StoredDocument, QueueError> {
+        StoredDocument::read(&mut self.connection, id)
     }
 }
 

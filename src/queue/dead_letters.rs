@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::release::Reason;
 use super::requests::{OperatorScripts, replay_lock_script};
-use super::{Kept, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{StoredDocument, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.
@@ -378,8 +378,8 @@ impl DeadLetters {
     }
 
     /// The document of a vCon.
-    pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
-        Kept::read(&mut self.connection, id)
+    pub fn document(&mut self, id: &VconId) -> Result<StoredDocument, QueueError> {
+        StoredDocument::read(&mut self.connection, id)
     }
 }
 

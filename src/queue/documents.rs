@@ -63,14 +63,14 @@ pub enum Document {
 
 /// What the key of a vCon holds, and its time to live.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredDocument {
     /// What the key holds.
     pub document: Document,
     /// Seconds until it expires; `None` if it does not expire, or does not exist.
     pub ttl: Option<u64>,
 }
 
-impl Kept {
+impl StoredDocument {
     pub(super) fn read(connection: &mut RedisConnection, id: &VconId) -> Result<Self, QueueError> {
         let key = id.key();
         let mut ask = redis::pipe();
@@ -260,8 +260,8 @@ impl Documents {
     }
 
     /// The document of a vCon.
-    pub fn get(&mut self, id: &VconId) -> Result<Kept, QueueError> {
-        Kept::read(&mut self.connection, id)
+    pub fn get(&mut self, id: &VconId) -> Result<StoredDocument, QueueError> {
+        StoredDocument::read(&mut self.connection, id)
     }
 
     /// Removes the document of a vCon, and its entry in this sorted set.

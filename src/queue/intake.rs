@@ -22,7 +22,7 @@ use redis::{Cmd, Value};
 use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
 use super::requests::{code, round_trip};
-use super::{Document, Expiry, Kept, Kind, RedisConnection, QueueError, Server, claim, is_wrong_type, keys};
+use super::{Document, Expiry, StoredDocument, Kind, RedisConnection, QueueError, Server, claim, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
@@ -410,7 +410,7 @@ impl Pulls {
     /// What the vCon's key holds, and the digest of the document that was pulled last.
     pub fn document(&mut self, id: &VconId) -> Result<(Document, Option<String>), QueueError> {
         self.with(|connection| {
-            let kept = Kept::read(connection, id)?;
+            let kept = StoredDocument::read(connection, id)?;
             let mut get = redis::cmd("GET");
             get.arg(keys::pulled_key(id));
             let digest: Option<Vec<u8>> = get.query(connection)?;

@@ -60,7 +60,7 @@ pub use dead_letters::{
     Settling,
 };
 pub use direct_writes::Overwritten;
-pub use documents::{Document, Documents, Kept, Kind, Removed, Replaced, Replacement};
+pub use documents::{Document, Documents, StoredDocument, Kind, Removed, Replaced, Replacement};
 pub use finish::{Finish, Finished, Route, StorageLetter};
 pub use housekeeping::{Chore, Keeper, Pace, Taken};
 pub use intake::{HandedIn, Pulled, Pulls, Submitter, left_by_followers};
