@@ -17,7 +17,7 @@ use self::wait::{Lookout, Outcome};
 use super::shown::{complain, say};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
-use crate::queue::{KeptReason, Letter, QueueError, Server, Submitter};
+use crate::queue::{StoredReason, Letter, QueueError, Server, Submitter};
 use crate::settings::Settings;
 use crate::vcon::{JsonBodies, Outgoing, VconId, decode};
 
@@ -183,7 +183,7 @@ impl Submit {
 fn told(letter: &Letter) -> String {
     let (entry, list) = (&letter.entry, &letter.list);
     match &letter.reason {
-        Some(KeptReason::Known { stage, error, .. }) => {
+        Some(StoredReason::Known { stage, error, .. }) => {
             format!("vCon {entry} is in the dead letter queue DLQ:{list}: {stage}: {error}")
         }
         _ => format!("vCon {entry} is in the dead letter queue DLQ:{list}"),

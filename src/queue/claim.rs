@@ -336,7 +336,7 @@ pub(crate) mod fuzz {
     use redis::Value;
 
     use super::super::requests::LaneScript;
-    use super::super::{Expiry, Holder, KeptReason, NameLease, Queue, QueueError, LaneId, Server};
+    use super::super::{Expiry, Holder, StoredReason, NameLease, Queue, QueueError, LaneId, Server};
     use super::{shown, texts};
     use crate::settings::Settings;
 
@@ -348,12 +348,12 @@ pub(crate) mod fuzz {
             cut.chars().count() <= 120 && !cut.chars().any(char::is_control),
             "{cut:?}"
         );
-        if let KeptReason::Known {
+        if let StoredReason::Known {
             stage,
             worker,
             error,
             ..
-        } = KeptReason::read(data)
+        } = StoredReason::read(data)
         {
             assert!(stage.len() + worker.len() + error.len() <= data.len());
         }

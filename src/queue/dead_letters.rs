@@ -38,12 +38,12 @@ pub struct Letter {
     /// The entry: a UUID, or whatever was in the list.
     pub entry: Raw,
     /// Why it is there; `None` if whoever put it there did not say.
-    pub reason: Option<KeptReason>,
+    pub reason: Option<StoredReason>,
 }
 
 /// The reason that Redis holds for a dead letter.
 #[derive(Debug, Clone, PartialEq)]
-pub enum KeptReason {
+pub enum StoredReason {
     /// In the form that daemons write.
     Known {
         /// The step that failed.
@@ -66,12 +66,12 @@ impl Letter {
         Self {
             list: list.clone(),
             entry: entry.entry,
-            reason: entry.reason.map(|bytes| KeptReason::read(&bytes)),
+            reason: entry.reason.map(|bytes| StoredReason::read(&bytes)),
         }
     }
 }
 
-impl KeptReason {
+impl StoredReason {
     /// Reads a reason as Redis holds it.
     pub fn read(bytes: &[u8]) -> Self {
         #[derive(Deserialize)]
@@ -602,8 +602,8 @@ mod tests {
     fn a_reason_of_another_form_is_text() {
         let ours = br#"{"stage":"load","error":"e","attempts":1,"worker":"W","at":1.5}"#;
         assert_eq!(
-            KeptReason::read(ours),
-            KeptReason::Known {
+            StoredReason::read(ours),
+            StoredReason::Known {
                 stage: "load".to_owned(),
                 error: "e".to_owned(),
                 attempts: 1,
@@ -620,7 +620,7 @@ mod tests {
             br#"{"stage":"load","error":"e","attempts":-1,"worker":"W","at":1.5}"#,
         ] {
             let text = String::from_utf8_lossy(other).into_owned();
-            assert_eq!(KeptReason::read(other), KeptReason::Other(text));
+            assert_eq!(StoredReason::read(other), StoredReason::Other(text));
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::queue::{
-    DeadLetters, Document, Entry, HeldLock, KeptReason, Raw, Reason, ReplayLock, ReplayStart,
+    DeadLetters, Document, Entry, HeldLock, StoredReason, Raw, Reason, ReplayLock, ReplayStart,
     Server, Settling,
 };
 use crate::settings::Settings;
@@ -291,9 +291,9 @@ impl Replay<'_> {
 
     /// Leaves the entry where it is, with this reason.
     fn keep(&mut self, entry: &Entry, stage: &str, error: &str) -> Result<Step, Fault> {
-        let before = entry.reason.as_deref().map(KeptReason::read);
+        let before = entry.reason.as_deref().map(StoredReason::read);
         let attempts = match before {
-            Some(KeptReason::Known {
+            Some(StoredReason::Known {
                 stage: before,
                 attempts,
                 ..

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::cli::shown::{moment, shortened};
-use crate::queue::{KeptReason, Letter};
+use crate::queue::{StoredReason, Letter};
 use crate::visible::printable;
 
 /// Entries that are no UUIDs are shortened to this in the table.
@@ -56,8 +56,8 @@ impl View {
         };
         match letter.reason {
             None => {}
-            Some(KeptReason::Other(text)) => view.error = Some(text),
-            Some(KeptReason::Known {
+            Some(StoredReason::Other(text)) => view.error = Some(text),
+            Some(StoredReason::Known {
                 stage,
                 error,
                 attempts,
@@ -167,7 +167,7 @@ mod tests {
         Letter {
             list: Raw::new("default"),
             entry: Raw::new("05cec3d4-0561-4010-9fb8-23cc7edef146"),
-            reason: Some(KeptReason::Known {
+            reason: Some(StoredReason::Known {
                 stage: "storage pg".to_owned(),
                 error: error.to_owned(),
                 attempts: 2,
@@ -214,7 +214,7 @@ mod tests {
         let hostile = "\x1b[2J\n".repeat(1000);
         for reason in [
             None,
-            Some(KeptReason::Other(hostile.clone())),
+            Some(StoredReason::Other(hostile.clone())),
             known(&hostile).reason,
         ] {
             let view = View::new(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::progress;
 use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
-use crate::queue::{Audit, DeadLetters, KeptReason, Letter, Lists, QueueError, Raw, Server};
+use crate::queue::{Audit, DeadLetters, StoredReason, Letter, Lists, QueueError, Raw, Server};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -226,5 +226,5 @@ impl Eyes {
 }
 
 fn is_new(letter: &Letter, since: f64) -> bool {
-    matches!(&letter.reason, Some(KeptReason::Known { at, .. }) if *at >= since)
+    matches!(&letter.reason, Some(StoredReason::Known { at, .. }) if *at >= since)
 }
