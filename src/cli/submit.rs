@@ -17,7 +17,7 @@ use self::wait::{Lookout, Outcome};
 use super::shown::{complain, say};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
-use crate::queue::{StoredReason, Letter, QueueError, Server, Submitter};
+use crate::queue::{StoredReason, DeadLetter, QueueError, Server, Submitter};
 use crate::settings::Settings;
 use crate::vcon::{JsonBodies, Outgoing, VconId, decode};
 
@@ -180,7 +180,7 @@ impl Submit {
     }
 }
 
-fn told(letter: &Letter) -> String {
+fn told(letter: &DeadLetter) -> String {
     let (entry, list) = (&letter.entry, &letter.list);
     match &letter.reason {
         Some(StoredReason::Known { stage, error, .. }) => {

@@ -32,7 +32,7 @@ const MOST_SHOWN: usize = 16 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Letter {
+pub struct DeadLetter {
     /// The ingress list it failed in.
     pub list: Raw,
     /// The entry: a UUID, or whatever was in the list.
@@ -61,7 +61,7 @@ pub enum StoredReason {
     Other(String),
 }
 
-impl Letter {
+impl DeadLetter {
     fn new(list: &Raw, entry: Entry) -> Self {
         Self {
             list: list.clone(),
@@ -197,12 +197,12 @@ impl DeadLetters {
 
     /// Up to `count` dead letters of the list with their reasons, from index `start` on, the oldest first.
     /// Cuts an entry of more than 16 KiB to that and one byte.
-    pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<Letter>, QueueError> {
+    pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<DeadLetter>, QueueError> {
         let mut call = self.scripts.page_dead_letters.key(letters_key(list));
         call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
         let entries = call.invoke(&mut *self.connection)?;
         let entries = self.with_reasons(list, entries)?.into_iter();
-        Ok(entries.map(|entry| Letter::new(list, entry)).collect())
+        Ok(entries.map(|entry| DeadLetter::new(list, entry)).collect())
     }
 
     /// Like [`DeadLetters::page`], with entries and reasons as Redis holds them.
@@ -245,12 +245,12 @@ impl DeadLetters {
     }
 
     /// The recorded reasons of these vCons as dead letters of the list, whether or not they still are.
-    pub fn known_of(&mut self, list: &Raw, ids: &[VconId]) -> Result<Vec<Letter>, QueueError> {
+    pub fn known_of(&mut self, list: &Raw, ids: &[VconId]) -> Result<Vec<DeadLetter>, QueueError> {
         let entries: Vec<Vec<u8>> = ids.iter().map(|id| id.as_str().into()).collect();
         let reasons = self.reasons(list, &entries)?;
         let known = entries.into_iter().map(Raw::new).zip(reasons);
         let known = known.filter(|(_, reason)| reason.is_some());
-        let letter = |(entry, reason)| Letter::new(list, Entry { entry, reason });
+        let letter = |(entry, reason)| DeadLetter::new(list, Entry { entry, reason });
         Ok(known.map(letter).collect())
     }
 
@@ -276,7 +276,7 @@ impl DeadLetters {
     }
 
     /// The entry as a dead letter of the list, with its index in the queue; `None` if it is not there.
-    pub fn find(&mut self, list: &Raw, entry: &Raw) -> Result<Option<(u64, Letter)>, QueueError> {
+    pub fn find(&mut self, list: &Raw, entry: &Raw) -> Result<Option<(u64, DeadLetter)>, QueueError> {
         let mut find = redis::cmd("LPOS");
         find.arg(letters_key(list)).arg(entry.as_bytes());
         let index = match find.query::<Option<u64>>(&mut *self.connection) {
@@ -290,7 +290,7 @@ impl DeadLetters {
             entry: entry.clone(),
             reason: reason.into_iter().next().flatten(),
         };
-        Ok(Some((index, Letter::new(list, entry))))
+        Ok(Some((index, DeadLetter::new(list, entry))))
     }
 
     /// Moves up to `count` of the oldest dead letters to the tail of their ingress list, in one

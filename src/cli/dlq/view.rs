@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::cli::shown::{moment, shortened};
-use crate::queue::{StoredReason, Letter};
+use crate::queue::{StoredReason, DeadLetter};
 use crate::visible::printable;
 
 /// Entries that are no UUIDs are shortened to this in the table.
@@ -43,7 +43,7 @@ pub(super) struct View {
 
 impl View {
     /// That of a letter in a queue which may also hold a backlog, if the storage defers.
-    pub fn new(letter: Letter, defers: bool) -> Self {
+    pub fn new(letter: DeadLetter, defers: bool) -> Self {
         let mut view = Self {
             uuid: letter.entry.to_string(),
             list: letter.list.to_string(),
@@ -163,8 +163,8 @@ mod tests {
     use super::*;
     use crate::queue::Raw;
 
-    fn known(error: &str) -> Letter {
-        Letter {
+    fn known(error: &str) -> DeadLetter {
+        DeadLetter {
             list: Raw::new("default"),
             entry: Raw::new("05cec3d4-0561-4010-9fb8-23cc7edef146"),
             reason: Some(StoredReason::Known {
@@ -218,7 +218,7 @@ mod tests {
             known(&hostile).reason,
         ] {
             let view = View::new(
-                Letter {
+                DeadLetter {
                     list: Raw::new(hostile.as_str()),
                     entry: Raw::new(hostile.as_str()),
                     reason,
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_letter_without_a_reason_says_so() {
-        let letter = Letter {
+        let letter = DeadLetter {
             reason: None,
             ..known("")
         };

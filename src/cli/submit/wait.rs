@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::progress;
 use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
-use crate::queue::{Audit, DeadLetters, StoredReason, Letter, Lists, QueueError, Raw, Server};
+use crate::queue::{Audit, DeadLetters, StoredReason, DeadLetter, Lists, QueueError, Raw, Server};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -52,7 +52,7 @@ pub(super) struct Outcome {
     /// Those that were not done in time.
     pub undone: usize,
     /// Those that went to a dead letter queue.
-    pub dead: Vec<Letter>,
+    pub dead: Vec<DeadLetter>,
     /// How many of those that are in no list have no document either, after Redis was away: they have
     /// expired, or Redis has lost them.
     pub gone: usize,
@@ -211,7 +211,7 @@ impl Eyes {
         lists: &[ListName],
         done: &[VconId],
         since: f64,
-    ) -> Result<Vec<Letter>, QueueError> {
+    ) -> Result<Vec<DeadLetter>, QueueError> {
         let mut queues = self.letters.recorded()?;
         queues.extend(lists.iter().map(|list| Raw::new(list.as_str())));
         let mut dead = Vec::new();
@@ -225,6 +225,6 @@ impl Eyes {
     }
 }
 
-fn is_new(letter: &Letter, since: f64) -> bool {
+fn is_new(letter: &DeadLetter, since: f64) -> bool {
     matches!(&letter.reason, Some(StoredReason::Known { at, .. }) if *at >= since)
 }
