@@ -62,7 +62,7 @@ pub enum StoredReason {
 }
 
 impl DeadLetter {
-    fn new(list: &Raw, entry: Entry) -> Self {
+    fn new(list: &Raw, entry: RawDeadLetter) -> Self {
         Self {
             list: list.clone(),
             entry: entry.entry,
@@ -112,7 +112,7 @@ pub enum Owner {
 
 /// An entry of a dead letter queue, with its reason as Redis holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct RawDeadLetter {
     /// The entry.
     pub entry: Raw,
     /// The bytes of its reason.
@@ -211,7 +211,7 @@ impl DeadLetters {
         list: &Raw,
         start: u64,
         count: u64,
-    ) -> Result<Vec<Entry>, QueueError> {
+    ) -> Result<Vec<RawDeadLetter>, QueueError> {
         let mut range = redis::cmd("LRANGE");
         range
             .arg(letters_key(list))
@@ -225,11 +225,11 @@ impl DeadLetters {
         &mut self,
         list: &Raw,
         entries: Vec<Vec<u8>>,
-    ) -> Result<Vec<Entry>, QueueError> {
+    ) -> Result<Vec<RawDeadLetter>, QueueError> {
         let reasons = self.reasons(list, &entries)?;
         let entries = entries.into_iter().map(Raw::new).zip(reasons);
         Ok(entries
-            .map(|(entry, reason)| Entry { entry, reason })
+            .map(|(entry, reason)| RawDeadLetter { entry, reason })
             .collect())
     }
 
@@ -250,7 +250,7 @@ impl DeadLetters {
         let reasons = self.reasons(list, &entries)?;
         let known = entries.into_iter().map(Raw::new).zip(reasons);
         let known = known.filter(|(_, reason)| reason.is_some());
-        let letter = |(entry, reason)| DeadLetter::new(list, Entry { entry, reason });
+        let letter = |(entry, reason)| DeadLetter::new(list, RawDeadLetter { entry, reason });
         Ok(known.map(letter).collect())
     }
 
@@ -286,7 +286,7 @@ impl DeadLetters {
             Err(error) => return Err(error.into()),
         };
         let reason = self.reasons(list, &[entry.as_bytes().to_vec()])?;
-        let entry = Entry {
+        let entry = RawDeadLetter {
             entry: entry.clone(),
             reason: reason.into_iter().next().flatten(),
         };
@@ -347,7 +347,7 @@ impl DeadLetters {
         &mut self,
         lock: &ReplayLock,
         list: &Raw,
-        entry: &Entry,
+        entry: &RawDeadLetter,
     ) -> Result<Settling, QueueError> {
         let mut call = self.scripts.replay_saved.key(letters_key(list));
         call.key(reasons_key(list)).key(lock.key());

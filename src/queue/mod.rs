@@ -56,7 +56,7 @@ pub use audit::{Audit, Lengths, Lists, Place, Standing};
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};
 pub use dead_letters::{
-    DeadLetters, Entry, HeldLock, StoredReason, DeadLetter, Moved, Owner, ReplayLock, ReplayStart,
+    DeadLetters, RawDeadLetter, HeldLock, StoredReason, DeadLetter, Moved, Owner, ReplayLock, ReplayStart,
     Settling,
 };
 pub use direct_writes::Overwritten;

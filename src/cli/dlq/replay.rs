@@ -14,7 +14,7 @@ use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::queue::{
-    DeadLetters, Document, Entry, HeldLock, StoredReason, Raw, Reason, ReplayLock, ReplayStart,
+    DeadLetters, Document, RawDeadLetter, HeldLock, StoredReason, Raw, Reason, ReplayLock, ReplayStart,
     Server, Settling,
 };
 use crate::settings::Settings;
@@ -195,7 +195,7 @@ impl Replay<'_> {
     }
 
     /// One entry, unless a signal came.
-    fn next(&mut self, entry: &Entry) -> Result<Step, Fault> {
+    fn next(&mut self, entry: &RawDeadLetter) -> Result<Step, Fault> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Ok(Step::Stop("interrupted".to_owned()));
         }
@@ -217,7 +217,7 @@ impl Replay<'_> {
         Ok(result)
     }
 
-    fn one(&mut self, entry: &Entry) -> Result<Step, Fault> {
+    fn one(&mut self, entry: &RawDeadLetter) -> Result<Step, Fault> {
         let Some(id) = entry.entry.id() else {
             let error = format!("the entry \"{}\" is not a UUID", entry.entry);
             return self.keep(entry, "queue", &error);
@@ -290,7 +290,7 @@ impl Replay<'_> {
     }
 
     /// Leaves the entry where it is, with this reason.
-    fn keep(&mut self, entry: &Entry, stage: &str, error: &str) -> Result<Step, Fault> {
+    fn keep(&mut self, entry: &RawDeadLetter, stage: &str, error: &str) -> Result<Step, Fault> {
         let before = entry.reason.as_deref().map(StoredReason::read);
         let attempts = match before {
             Some(StoredReason::Known {
