@@ -121,7 +121,7 @@ pub struct RawDeadLetter {
 
 /// Whether the result of a replay of one entry was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settling {
+pub enum ReplayOutcome {
     /// It was.
     Done,
     /// The entry is no longer in the queue.
@@ -348,7 +348,7 @@ impl DeadLetters {
         lock: &ReplayLock,
         list: &Raw,
         entry: &RawDeadLetter,
-    ) -> Result<Settling, QueueError> {
+    ) -> Result<ReplayOutcome, QueueError> {
         let mut call = self.scripts.replay_saved.key(letters_key(list));
         call.key(reasons_key(list)).key(lock.key());
         call.arg(entry.entry.as_bytes());
@@ -364,7 +364,7 @@ impl DeadLetters {
         list: &Raw,
         entry: &Raw,
         reason: &Reason<'_>,
-    ) -> Result<Settling, QueueError> {
+    ) -> Result<ReplayOutcome, QueueError> {
         let mut call = self.scripts.replay_refused.key(letters_key(list));
         call.key(reasons_key(list)).key(lock.key());
         call.arg(entry.as_bytes()).arg(reason.to_json()?);
@@ -417,11 +417,11 @@ pub(super) fn scan(
     }
 }
 
-fn settling(reply: &Value) -> Result<Settling, QueueError> {
+fn settling(reply: &Value) -> Result<ReplayOutcome, QueueError> {
     match reply {
-        Value::Int(0) => Ok(Settling::Gone),
-        Value::Int(_) => Ok(Settling::Done),
-        Value::BulkString(why) if why == b"lost" => Ok(Settling::Lost),
+        Value::Int(0) => Ok(ReplayOutcome::Gone),
+        Value::Int(_) => Ok(ReplayOutcome::Done),
+        Value::BulkString(why) if why == b"lost" => Ok(ReplayOutcome::Lost),
         _ => Err(QueueError::Answer("saving a dead letter")),
     }
 }

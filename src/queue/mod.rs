@@ -57,7 +57,7 @@ pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};
 pub use dead_letters::{
     DeadLetters, RawDeadLetter, HeldLock, StoredReason, DeadLetter, Moved, Owner, ReplayLock, ReplayStart,
-    Settling,
+    ReplayOutcome,
 };
 pub use direct_writes::Overwritten;
 pub use documents::{Document, Documents, StoredDocument, Kind, Removed, Replaced, Replacement};

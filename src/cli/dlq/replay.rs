@@ -15,7 +15,7 @@ use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::queue::{
     DeadLetters, Document, RawDeadLetter, HeldLock, StoredReason, Raw, Reason, ReplayLock, ReplayStart,
-    Server, Settling,
+    Server, ReplayOutcome,
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};
@@ -245,8 +245,8 @@ impl Replay<'_> {
             document = now;
         }
         match self.letters.saved(&self.lock, &self.list, entry)? {
-            Settling::Lost => Ok(Step::Stop(self.lost())),
-            Settling::Done | Settling::Gone => {
+            ReplayOutcome::Lost => Ok(Step::Stop(self.lost())),
+            ReplayOutcome::Done | ReplayOutcome::Gone => {
                 self.done.saved += 1;
                 Ok(Step::Left)
             }
@@ -310,9 +310,9 @@ impl Replay<'_> {
             .letters
             .refused(&self.lock, &self.list, &entry.entry, &reason)?;
         match kept {
-            Settling::Lost => Ok(Step::Stop(self.lost())),
-            Settling::Gone => Ok(Step::Left),
-            Settling::Done => {
+            ReplayOutcome::Lost => Ok(Step::Stop(self.lost())),
+            ReplayOutcome::Gone => Ok(Step::Left),
+            ReplayOutcome::Done => {
                 self.done.refused += 1;
                 let line = format!("{} stays, {stage}: {error}", entry.entry);
                 self.bar.suspend(|| complain(&line));
