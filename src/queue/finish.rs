@@ -31,7 +31,7 @@ pub struct Finish<'a> {
     /// What links announce besides.
     pub routes: &'a [Route],
     /// The storages that failed to save it.
-    pub letters: &'a [StorageLetter],
+    pub letters: &'a [FailedStorage],
 }
 
 /// A vCon that a link announces on a list.
@@ -45,14 +45,14 @@ pub struct Route {
 
 /// A storage that failed to save a vCon, which goes to the storage's dead letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StorageLetter {
+pub struct FailedStorage {
     /// The storage's name in `config.yml`.
     pub storage: String,
     /// Why the storage refuses the vCon, as JSON; `None` if the vCon waits for an unavailable storage.
     pub reason: Option<String>,
 }
 
-impl StorageLetter {
+impl FailedStorage {
     /// A storage that refuses the vCon for good.
     pub fn refused(storage: &str, reason: &Reason<'_>) -> Self {
         Self {

@@ -23,7 +23,7 @@ use super::retry::{ALONE, Backoff, CRASHED, ROUND_PAUSE, SLOW, SLOW_ALONE};
 use crate::failure::FailureKind;
 use crate::queue::{
     self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
-    StorageLetter, dead_letter_list,
+    FailedStorage, dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
@@ -268,7 +268,7 @@ impl Pipeline<'_, '_, '_> {
         let backlog = self.chain.storages.first().filter(|_| self.is_backlog);
         let released = match (backlog.cloned(), self.claim.id()) {
             (Some(storage), Some(id)) => {
-                let letters = [StorageLetter::refused(&storage, &reason)];
+                let letters = [FailedStorage::refused(&storage, &reason)];
                 self.let_go(|queue, claim| finish_with(queue, claim, &id, &letters))?
             }
             _ => self.move_to_dead_letters(job, &reason)?,
@@ -493,7 +493,7 @@ fn finish_with(
     queue: &mut Queue,
     claim: &Claim,
     id: &VconId,
-    letters: &[StorageLetter],
+    letters: &[FailedStorage],
 ) -> Result<Released, QueueError> {
     let finish = Finish {
         id,

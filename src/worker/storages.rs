@@ -9,7 +9,7 @@ use super::job::Job;
 use super::pipeline::Pipeline;
 use super::retry::Retry;
 use crate::failure::{Failure, FailureKind};
-use crate::queue::{Reason, StorageLetter};
+use crate::queue::{Reason, FailedStorage};
 use crate::scoreboard::Event;
 use crate::storage::fanout;
 use crate::vcon::{Leaving, VconId};
@@ -183,7 +183,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// What the storages that do not have the vCon are told.
-    pub(super) fn letters(&self, job: &Job, id: &VconId) -> Vec<StorageLetter> {
+    pub(super) fn letters(&self, job: &Job, id: &VconId) -> Vec<FailedStorage> {
         let mut letters = Vec::new();
         for (storage, error, attempts) in job.progress.refused() {
             let stage = format!("storage {storage}");
@@ -199,14 +199,14 @@ impl Pipeline<'_, '_, '_> {
                 attempts,
                 worker: &self.shared.name,
             };
-            letters.push(StorageLetter::refused(storage, &reason));
+            letters.push(FailedStorage::refused(storage, &reason));
         }
         for storage in job.progress.deferred() {
             log::debug!(
                 vcon_id = id.as_str(), storage_name = storage;
                 "{id} waits in DLQ:storage:{storage}"
             );
-            letters.push(StorageLetter::deferred(storage));
+            letters.push(FailedStorage::deferred(storage));
         }
         letters
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use conserver::queue::{
     Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper,
     Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
-    StorageLetter, Taken,
+    FailedStorage, Taken,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -74,7 +74,7 @@ fn keeps_what_is_kept_for_ever(redis: &Redis) {
             base: &base,
             text: is_changed.then_some(&text),
         };
-        let letters = [StorageLetter::deferred("s")];
+        let letters = [FailedStorage::deferred("s")];
         let finish = Finish {
             letters: &letters,
             ..finish(&id, Some(document))
