@@ -29,14 +29,14 @@ pub struct Finish<'a> {
     /// The lists to announce it on.
     pub egress: &'a [ListName],
     /// What links announce besides.
-    pub routes: &'a [Route],
+    pub routes: &'a [Announcement],
     /// The storages that failed to save it.
     pub letters: &'a [FailedStorage],
 }
 
 /// A vCon that a link announces on a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct Announcement {
     /// The list.
     pub list: ListName,
     /// The vCon: the claimed one, or one that a link returned in its place.

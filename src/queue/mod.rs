@@ -61,7 +61,7 @@ pub use dead_letters::{
 };
 pub use direct_writes::Overwritten;
 pub use documents::{Document, Documents, StoredDocument, Kind, Removed, Replaced, Replacement};
-pub use finish::{Finish, Finished, Route, FailedStorage};
+pub use finish::{Finish, Finished, Announcement, FailedStorage};
 pub use housekeeping::{Chore, Keeper, Pace, Taken};
 pub use intake::{HandedIn, Pulled, Pulls, Submitter, left_by_followers};
 pub use keys::{

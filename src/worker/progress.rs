@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
-use crate::queue::{self, Document, Route};
+use crate::queue::{self, Document, Announcement};
 use crate::vcon::{self, VconId};
 
 /// Of a longer document the server may compare no more than the length. It counts a RedisJSON document by
@@ -24,7 +24,7 @@ pub(super) struct Progress {
     links: usize,
     is_halted: bool,
     expire: Option<u64>,
-    routes: Vec<Route>,
+    routes: Vec<Announcement>,
     stored: Vec<String>,
     refused: Vec<Refused>,
     deferred: Vec<String>,
@@ -88,7 +88,7 @@ impl Progress {
             return None;
         }
         let route = |(list, id): (String, String)| {
-            Some(Route {
+            Some(Announcement {
                 list: list.parse().ok()?,
                 id: id.parse().ok()?,
             })
@@ -124,7 +124,7 @@ impl Progress {
 
     /// As it is to be kept with this document.
     pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
-        let route = |route: &Route| (route.list.to_string(), route.id.to_string());
+        let route = |route: &Announcement| (route.list.to_string(), route.id.to_string());
         let record = Record {
             links: chain.links.clone(),
             storages: chain.storages.clone(),
@@ -194,7 +194,7 @@ impl Progress {
         self.expire = expire.or(self.expire);
         for list in lists {
             let id = id.clone();
-            let route = Route { list, id };
+            let route = Announcement { list, id };
             if !self.routes.contains(&route) {
                 self.routes.push(route);
             }
@@ -212,8 +212,8 @@ impl Progress {
     }
 
     /// What links want announced, without what the chain announces there anyway.
-    pub fn routes_besides(&self, id: &VconId, egress: &[ListName]) -> Vec<Route> {
-        let is_announced = |route: &&Route| route.id == *id && egress.contains(&route.list);
+    pub fn routes_besides(&self, id: &VconId, egress: &[ListName]) -> Vec<Announcement> {
+        let is_announced = |route: &&Announcement| route.id == *id && egress.contains(&route.list);
         let routes = self.routes.iter();
         routes.filter(|it| !is_announced(it)).cloned().collect()
     }
