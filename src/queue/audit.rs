@@ -54,7 +54,7 @@ pub struct Lists {
 
 /// Where the last look found a vCon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// Its document is no longer in Redis.
     Gone,
     /// In one of the lists.
@@ -221,7 +221,7 @@ impl Audit {
     /// moves meanwhile.
     pub fn is_in_work(&mut self, id: &VconId) -> Result<bool, QueueError> {
         let place = self.ask(id, None, &self.waiting.clone())?;
-        Ok(matches!(place, Place::List | Place::Claim))
+        Ok(matches!(place, Location::List | Location::Claim))
     }
 
     /// Removes the entries of a list from `ids`. Reads from the tail to the head, so that no entry is missed
@@ -317,12 +317,12 @@ impl Audit {
 
     /// Looks for one vCon that was in no list when the lists were read as a whole. Looks in one step on the
     /// server, so that nothing moves meanwhile.
-    pub fn locate(&mut self, id: &VconId) -> Result<Place, QueueError> {
+    pub fn locate(&mut self, id: &VconId) -> Result<Location, QueueError> {
         self.ask(id, None, &self.all_lists())
     }
 
     /// Looks for a vCon and puts it at the tail of `list` if it is nowhere, in one step.
-    pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Place, QueueError> {
+    pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Location, QueueError> {
         self.ask(id, Some(list), &self.all_lists())
     }
 
@@ -335,7 +335,7 @@ impl Audit {
         id: &VconId,
         list: Option<&ListName>,
         among: &[Vec<u8>],
-    ) -> Result<Place, QueueError> {
+    ) -> Result<Location, QueueError> {
         let mut call = self.scripts.locate_vcon.call();
         for key in among {
             call.key(key);
@@ -346,11 +346,11 @@ impl Audit {
         call.arg(self.least_ttl).arg(&self.claims);
         match call.invoke::<Value>(&mut *self.connection)? {
             Value::BulkString(found) => match found.as_slice() {
-                b"gone" => Ok(Place::Gone),
-                b"list" => Ok(Place::List),
-                b"claim" => Ok(Place::Claim),
-                b"nowhere" => Ok(Place::Nowhere),
-                b"requeued" => Ok(Place::Requeued),
+                b"gone" => Ok(Location::Gone),
+                b"list" => Ok(Location::List),
+                b"claim" => Ok(Location::Claim),
+                b"nowhere" => Ok(Location::Nowhere),
+                b"requeued" => Ok(Location::Requeued),
                 _ => Err(QueueError::Answer("looking for a vCon")),
             },
             _ => Err(QueueError::Answer("looking for a vCon")),

@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Audit, Lists, Place};
+use conserver::queue::{Audit, Lists, Location};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -382,14 +382,14 @@ fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
     let id = |n: usize| samples[n].id.parse().expect("a UUID");
-    assert_eq!(audit.locate(&id(0)).expect("Redis"), Place::Nowhere);
+    assert_eq!(audit.locate(&id(0)).expect("Redis"), Location::Nowhere);
     // More entries than are looked at from one end.
     let others = vec!["other"; 10_500];
     let mut push = redis::cmd("RPUSH");
     push.arg("default").arg(&samples[0].id).arg(&others);
     push.arg(&samples[1].id);
     push.query::<i64>(&mut redis.connection()).expect("a list");
-    for (n, place) in [(0, Place::List), (1, Place::List), (2, Place::Nowhere)] {
+    for (n, place) in [(0, Location::List), (1, Location::List), (2, Location::Nowhere)] {
         assert_eq!(audit.locate(&id(n)).expect("Redis"), place, "{n}");
     }
 }
