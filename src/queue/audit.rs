@@ -69,7 +69,7 @@ pub enum Location {
 
 /// Which queues one vCon is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct Whereabouts {
     /// The ingress lists it waits in.
     pub waiting: Vec<Raw>,
     /// Whether a worker holds a claim on it.
@@ -282,7 +282,7 @@ impl Audit {
     }
 
     /// Which queues one vCon is in, whether or not its document is in Redis.
-    pub fn standing(&mut self, id: &VconId) -> Result<Standing, QueueError> {
+    pub fn standing(&mut self, id: &VconId) -> Result<Whereabouts, QueueError> {
         let mut waiting = self.among(&self.waiting.clone(), id)?;
         let mut ids = HashSet::from([id.clone()]);
         self.remove_claimed(&mut ids)?;
@@ -294,7 +294,7 @@ impl Audit {
         let done = self.among(&self.done.clone(), id)?;
         let letters = done.iter().map(Raw::as_bytes);
         let dead = letters.filter_map(|key| key.strip_prefix(b"DLQ:").map(Raw::new));
-        Ok(Standing {
+        Ok(Whereabouts {
             waiting,
             is_claimed,
             dead: dead.collect(),
