@@ -43,7 +43,7 @@ const WORKERS: &[u8] = b"conserver:workers:";
 
 /// The lists of a deployment.
 #[derive(Debug, Clone, Default)]
-pub struct Lists {
+pub struct AuditLists {
     /// Where vCons wait for work.
     pub ingress: Vec<ListName>,
     /// Where they are announced.
@@ -96,7 +96,7 @@ pub struct Audit {
 impl Audit {
     /// Prepares a walk. The document of a vCon that is put back on a list lives for at least `least_ttl`
     /// seconds.
-    pub fn new(connection: RedisConnection, lists: &Lists, least_ttl: u64) -> Result<Self, QueueError> {
+    pub fn new(connection: RedisConnection, lists: &AuditLists, least_ttl: u64) -> Result<Self, QueueError> {
         let name = |list: &ListName| list.as_str().as_bytes().to_vec();
         let mut audit = Self {
             connection,

@@ -51,7 +51,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use audit::{Audit, Lengths, Lists, Location, Whereabouts};
+pub use audit::{Audit, Lengths, AuditLists, Location, Whereabouts};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};

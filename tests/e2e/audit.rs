@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Audit, Lists, Location};
+use conserver::queue::{Audit, AuditLists, Location};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -375,9 +375,9 @@ fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
     let redis = Redis::plain();
     let samples = fresh(3);
     put(&redis, &samples);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
@@ -400,9 +400,9 @@ fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
     let samples = fresh(2);
     put(&redis, &samples);
     redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
@@ -433,9 +433,9 @@ fn a_long_list_is_looked_at_from_end_to_end() {
         push.query::<i64>(&mut connection).expect("a list");
     }
     redis.ask::<i64>(&["RPUSH", "default", &samples[5].id]);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");

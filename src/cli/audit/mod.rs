@@ -17,7 +17,7 @@ use super::shown::{complain, complain_lines};
 use crate::config::{Config, ListName};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::queue::{self, Lists, Location, QueueError, Server};
+use crate::queue::{self, AuditLists, Location, QueueError, Server};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use report::{Found, Report};
@@ -215,10 +215,10 @@ fn storage_fault((name, failure): (String, Failure)) -> AuditFault {
 }
 
 /// The lists of all chains: of those out of service too.
-fn lists(config: &Config) -> Lists {
-    let mut lists = Lists {
+fn lists(config: &Config) -> AuditLists {
+    let mut lists = AuditLists {
         storages: config.storages.keys().cloned().collect(),
-        ..Lists::default()
+        ..AuditLists::default()
     };
     for chain in &config.chains {
         lists.ingress.extend(chain.ingress_lists.iter().cloned());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::progress;
 use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
-use crate::queue::{Audit, DeadLetters, StoredReason, DeadLetter, Lists, QueueError, Raw, Server};
+use crate::queue::{Audit, DeadLetters, StoredReason, DeadLetter, AuditLists, QueueError, Raw, Server};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -29,7 +29,7 @@ const PORTION: usize = 1000;
 /// A look-out for vCons that are submitted after it was made.
 pub(super) struct Lookout {
     server: Server,
-    known: Lists,
+    known: AuditLists,
     /// Whether the lists are those of a configuration, so that there are no others.
     has_plan: bool,
     least_ttl: u64,
@@ -63,9 +63,9 @@ impl Lookout {
     /// on, as far as the configuration is known here.
     pub fn new(settings: &Settings, list: &ListName) -> Result<Self, QueueError> {
         let plan = Plan::load(&settings.config_file).ok();
-        let mut known = Lists {
+        let mut known = AuditLists {
             ingress: vec![list.clone()],
-            ..Lists::default()
+            ..AuditLists::default()
         };
         let has_plan = plan.is_some();
         if let Some(plan) = plan {
