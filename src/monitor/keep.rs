@@ -1,7 +1,7 @@
 //! A thread of the monitor that keeps waiting vCons from running out, however long an outage, a
 //! hold or a backlog lasts.
 //!
-//! Of all daemons on a Redis, one at a time does this (see [`Keeper`]), in small steps with pauses.
+//! Of all daemons on a Redis, one at a time does this (see [`Housekeeper`]), in small steps with pauses.
 
 use std::io;
 use std::thread;
@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 
 use crate::child::Child;
 use crate::config::{ListName, Plan};
-use crate::queue::{Chore, Expiry, Keeper, QueueError, Server, Taken};
+use crate::queue::{Chore, Expiry, Housekeeper, QueueError, Server, Taken};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -55,7 +55,7 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
     let period = (Duration::from_secs(settings.redis_expiry) / 6).clamp(SHORTEST, LONGEST);
     let lease = period.min(LEASE);
     let watch = Watch {
-        keeper: Keeper::new(
+        keeper: Housekeeper::new(
             server.clone(),
             Expiry::of(settings),
             &settings.instance,
@@ -78,7 +78,7 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
 }
 
 struct Watch {
-    keeper: Keeper,
+    keeper: Housekeeper,
     draining: Receiver<()>,
     period: Duration,
     /// How long the keeper's lease lives.

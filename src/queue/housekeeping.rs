@@ -94,7 +94,7 @@ impl Chore {
 }
 
 /// Does the housekeeping for the lists and storages of one configuration.
-pub struct Keeper {
+pub struct Housekeeper {
     server: Server,
     connected: Option<RedisConnection>,
     scripts: HousekeepingScripts,
@@ -119,7 +119,7 @@ enum DeadLetterSearch {
     Done,
 }
 
-impl Keeper {
+impl Housekeeper {
     /// Connects when first used, and has no chores yet. Works for this instance; the lease outlives it for
     /// `ttl`.
     pub fn new(server: Server, expiry: Expiry, instance: &str, ttl: Duration) -> Self {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conserver::queue::{Chore, Expiry, Keeper, Taken};
+use conserver::queue::{Chore, Expiry, Housekeeper, Taken};
 
 use crate::harness::{
     Conserver, Daemon, PATIENCE, Redis, Sample, chain, delay, fresh, list, server_of, submit,
@@ -116,7 +116,7 @@ fn only_the_holder_of_the_lease_does_a_step() {
     waiting(&redis, "in", 450, "1000");
     let chore = Chore::Waiting(list("in"));
     let keeper = |name: &str, lists: &[&str]| {
-        let mut keeper = Keeper::new(server.clone(), expiry, name, Duration::from_secs(30));
+        let mut keeper = Housekeeper::new(server.clone(), expiry, name, Duration::from_secs(30));
         let chores = lists.iter().map(|name| Chore::Waiting(list(name)));
         keeper.set_chores(chores.collect());
         keeper
@@ -173,7 +173,7 @@ fn the_head_of_a_list_is_reached_however_fast_it_grows() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "one", PATIENCE);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "one", PATIENCE);
     assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
     let mut steps = 0;
     let entries = vec!["no UUID"; 250];
@@ -202,7 +202,7 @@ fn what_waits_is_kept_on_a_server_that_is_full() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "one", PATIENCE);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "one", PATIENCE);
     assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
     let chore = Chore::Waiting(list("default"));
     let kept = keeper.run(&chore, &mut |_| true).expect("Redis");

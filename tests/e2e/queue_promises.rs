@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper,
+    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Housekeeper,
     Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
     FailedStorage, Taken,
 };
@@ -990,7 +990,7 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
     letters.find(&Raw::new("in"), &letter).unwrap_err();
 
     deny("lrange");
-    let mut keeper = Keeper::new(server.clone(), EXPIRY, "here", PATIENCE);
+    let mut keeper = Housekeeper::new(server.clone(), EXPIRY, "here", PATIENCE);
     assert_eq!(keeper.take().unwrap(), Taken::Ours);
     let chore = Chore::StorageReasons("s".to_owned());
     keeper.run(&chore, &mut |_| true).unwrap_err();
