@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 
 use crate::child::Child;
 use crate::config::{ListName, Plan};
-use crate::queue::{Chore, Expiry, Housekeeper, QueueError, Server, Taken};
+use crate::queue::{Chore, Expiry, Housekeeper, QueueError, Server, HousekeepingLease};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -109,7 +109,7 @@ impl Watch {
     /// Does the work, unless another daemon has done it not long ago, or does it. Returns how long it is
     /// until the next look.
     fn look(&mut self) -> Result<Duration, QueueError> {
-        if let Taken::Held(left) = self.keeper.take()? {
+        if let HousekeepingLease::Held(left) = self.keeper.take()? {
             return Ok(left.max(self.lease / 4));
         }
         let begun = Instant::now();

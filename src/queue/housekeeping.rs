@@ -60,7 +60,7 @@ pub enum Chore {
 
 /// The result of an attempt to take the housekeeping lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
+pub enum HousekeepingLease {
     /// This daemon holds it.
     Ours,
     /// Another daemon holds it, for this time unless it renews it.
@@ -157,11 +157,11 @@ impl Housekeeper {
     }
 
     /// Takes the lease, if no other instance holds it.
-    pub fn take(&mut self) -> Result<Taken, QueueError> {
+    pub fn take(&mut self) -> Result<HousekeepingLease, QueueError> {
         let left = self.call("take", self.ttl)?;
         Ok(match left {
-            0 => Taken::Ours,
-            left => Taken::Held(Duration::from_millis(left)),
+            0 => HousekeepingLease::Ours,
+            left => HousekeepingLease::Held(Duration::from_millis(left)),
         })
     }
 

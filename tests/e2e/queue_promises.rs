@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use conserver::queue::{
     Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Housekeeper,
     Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
-    FailedStorage, Taken,
+    FailedStorage, HousekeepingLease,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -991,7 +991,7 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
 
     deny("lrange");
     let mut keeper = Housekeeper::new(server.clone(), EXPIRY, "here", PATIENCE);
-    assert_eq!(keeper.take().unwrap(), Taken::Ours);
+    assert_eq!(keeper.take().unwrap(), HousekeepingLease::Ours);
     let chore = Chore::StorageReasons("s".to_owned());
     keeper.run(&chore, &mut |_| true).unwrap_err();
     assert_eq!(redis.ask::<usize>(&["HLEN", "conserver:dlq:storage:s"]), 1);

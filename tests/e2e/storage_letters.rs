@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Chore, Expiry, Housekeeper, Reason, Released, Taken};
+use conserver::queue::{Chore, Expiry, Housekeeper, Reason, Released, HousekeepingLease};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -580,7 +580,7 @@ fn a_queue_that_is_something_else_has_no_figures() {
 
 /// Does a chore as the only keeper, and gives how much was kept or dropped.
 fn keep(keeper: &mut Housekeeper, chore: &Chore) -> u64 {
-    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+    assert_eq!(keeper.take().expect("Redis"), HousekeepingLease::Ours);
     let count = keeper.run(chore, &mut |_| true).expect("Redis");
     keeper.release().expect("Redis");
     count.expect("the lease is ours")
