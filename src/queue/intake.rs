@@ -226,7 +226,7 @@ pub struct Pulled<'a> {
 
 /// The result of a submission of a pulled vCon, or of its refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HandedIn {
+pub enum SubmitOutcome {
     /// It was done.
     Done,
     /// Another instance has done it.
@@ -332,7 +332,7 @@ impl Pulls {
     ///
     /// # Errors
     /// [`QueueError::Document`] if Redis refuses the document.
-    pub fn hand_in(&mut self, pulled: &Pulled<'_>) -> Result<HandedIn, QueueError> {
+    pub fn hand_in(&mut self, pulled: &Pulled<'_>) -> Result<SubmitOutcome, QueueError> {
         let draft = keys::follower_draft_key(&self.instance, &self.follower);
         let mut call = script(
             SUBMIT,
@@ -359,7 +359,7 @@ impl Pulls {
     }
 
     /// Submits a vCon with the document that exists.
-    pub fn hand_in_again(&mut self, id: &VconId, digest: &str) -> Result<HandedIn, QueueError> {
+    pub fn hand_in_again(&mut self, id: &VconId, digest: &str) -> Result<SubmitOutcome, QueueError> {
         let mut call = script(
             SUBMIT_EXISTING,
             &[
@@ -376,7 +376,7 @@ impl Pulls {
     }
 
     /// Moves a UUID to the dead letter queue of the ingress list.
-    pub fn refuse(&mut self, id: &VconId, reason: &Reason<'_>) -> Result<HandedIn, QueueError> {
+    pub fn refuse(&mut self, id: &VconId, reason: &Reason<'_>) -> Result<SubmitOutcome, QueueError> {
         let mut call = script(
             DEAD_LETTER,
             &[
@@ -471,17 +471,17 @@ fn script(text: &str, keys: &[String]) -> Cmd {
     call
 }
 
-fn handed_in(reply: Value) -> Result<HandedIn, QueueError> {
+fn handed_in(reply: Value) -> Result<SubmitOutcome, QueueError> {
     let unknown = QueueError::Answer("handing in a pulled vCon");
     match reply {
-        Value::Int(1) => Ok(HandedIn::Done),
-        Value::Int(0) => Ok(HandedIn::NotOurs),
+        Value::Int(1) => Ok(SubmitOutcome::Done),
+        Value::Int(0) => Ok(SubmitOutcome::NotOurs),
         reply => {
             let words: Vec<String> = redis::from_redis_value(reply).unwrap_or_default();
             match (words.first().map(String::as_str), words.get(1)) {
-                (Some("there"), _) => Ok(HandedIn::There),
-                (Some("gone"), _) => Ok(HandedIn::Gone),
-                (Some("refused"), Some(why)) => Ok(HandedIn::Refused(why.clone())),
+                (Some("there"), _) => Ok(SubmitOutcome::There),
+                (Some("gone"), _) => Ok(SubmitOutcome::Gone),
+                (Some("refused"), Some(why)) => Ok(SubmitOutcome::Refused(why.clone())),
                 _ => Err(unknown),
             }
         }

@@ -32,7 +32,7 @@ use super::LIMIT;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
-    Document, Expiry, HandedIn, Pulled, Pulls, QueueError, Reason, Server, left_by_followers,
+    Document, Expiry, SubmitOutcome, Pulled, Pulls, QueueError, Reason, Server, left_by_followers,
 };
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -678,7 +678,7 @@ impl Puller {
                     let why = format!("Redis refuses the document: {why}");
                     return self.refuse(id, &why, 1);
                 }
-                Ok(HandedIn::There) => match self.compare(&pulled)? {
+                Ok(SubmitOutcome::There) => match self.compare(&pulled)? {
                     Compared::Same => self.pulls.hand_in_again(id, &digest)?,
                     Compared::Gone => continue,
                     Compared::Other(why) => return self.refuse(id, &why, 1),
@@ -687,14 +687,14 @@ impl Puller {
             };
             let name = &self.follower.name;
             match handed_in {
-                HandedIn::Done => {
+                SubmitOutcome::Done => {
                     let list = &self.follower.ingress_list;
                     log::info!(vcon_id = id.as_str(); "{id}: follower {name} pulled it onto list {list}");
                     self.tallies.note(name, |it| it.pulled += 1);
                 }
-                HandedIn::NotOurs => log::debug!("{id}: another instance has handed it in"),
-                HandedIn::Gone | HandedIn::There => continue,
-                HandedIn::Refused(why) => return Err(Stop::Trouble(why)),
+                SubmitOutcome::NotOurs => log::debug!("{id}: another instance has handed it in"),
+                SubmitOutcome::Gone | SubmitOutcome::There => continue,
+                SubmitOutcome::Refused(why) => return Err(Stop::Trouble(why)),
             }
             return Ok(());
         }
@@ -730,8 +730,8 @@ impl Puller {
             worker: "Monitor",
         };
         match self.pulls.refuse(id, &reason)? {
-            HandedIn::Refused(why) => Err(Stop::Trouble(why)),
-            HandedIn::Done => {
+            SubmitOutcome::Refused(why) => Err(Stop::Trouble(why)),
+            SubmitOutcome::Done => {
                 let list = &self.follower.ingress_list;
                 log::error!(
                     vcon_id = id.as_str();
@@ -740,7 +740,7 @@ impl Puller {
                 self.tallies.note(name, |it| it.dead_lettered += 1);
                 Ok(())
             }
-            HandedIn::NotOurs | HandedIn::There | HandedIn::Gone => Ok(()),
+            SubmitOutcome::NotOurs | SubmitOutcome::There | SubmitOutcome::Gone => Ok(()),
         }
     }
 
