@@ -213,7 +213,7 @@ pub struct Pulls {
 
 /// A pulled document to submit.
 #[derive(Debug, Clone, Copy)]
-pub struct Pulled<'a> {
+pub struct PulledVcon<'a> {
     /// The UUID it was fetched by.
     pub id: &'a VconId,
     /// The document.
@@ -332,7 +332,7 @@ impl Pulls {
     ///
     /// # Errors
     /// [`QueueError::Document`] if Redis refuses the document.
-    pub fn hand_in(&mut self, pulled: &Pulled<'_>) -> Result<SubmitOutcome, QueueError> {
+    pub fn hand_in(&mut self, pulled: &PulledVcon<'_>) -> Result<SubmitOutcome, QueueError> {
         let draft = keys::follower_draft_key(&self.instance, &self.follower);
         let mut call = script(
             SUBMIT,

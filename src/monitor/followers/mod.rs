@@ -32,7 +32,7 @@ use super::LIMIT;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
-    Document, Expiry, SubmitOutcome, Pulled, Pulls, QueueError, Reason, Server, left_by_followers,
+    Document, Expiry, SubmitOutcome, PulledVcon, Pulls, QueueError, Reason, Server, left_by_followers,
 };
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -666,7 +666,7 @@ impl Puller {
             );
             CreatedAt::now()
         });
-        let pulled = Pulled {
+        let pulled = PulledVcon {
             id,
             text,
             digest: &digest,
@@ -702,7 +702,7 @@ impl Puller {
 
     /// Compares a pulled document with the one that is here. That one may have changes of ours in it,
     /// so it is never written over.
-    fn compare(&mut self, pulled: &Pulled<'_>) -> Result<Compared, Stop> {
+    fn compare(&mut self, pulled: &PulledVcon<'_>) -> Result<Compared, Stop> {
         let (here, last) = self.pulls.document(pulled.id)?;
         let here = match here {
             Document::Missing => return Ok(Compared::Gone),
