@@ -200,7 +200,7 @@ const PULL_LEASE: &str = code!("follower_lease");
 const PULL_RECORDS_EXPIRY: u64 = 604_800;
 
 /// What one follower has pulled and not submitted yet.
-pub struct Pulls {
+pub struct FollowerQueue {
     server: Server,
     connected: Option<RedisConnection>,
     expiry: Expiry,
@@ -239,7 +239,7 @@ pub enum SubmitOutcome {
     Refused(String),
 }
 
-impl Pulls {
+impl FollowerQueue {
     /// What `follower` pulls for `ingress_list`. Connects when first used.
     pub fn new(
         server: Server,

@@ -63,7 +63,7 @@ pub use direct_writes::Overwritten;
 pub use documents::{Document, Documents, StoredDocument, Kind, Removed, Replaced, Replacement};
 pub use finish::{Finish, Finished, Announcement, FailedStorage};
 pub use housekeeping::{Chore, Housekeeper, Pace, HousekeepingLease};
-pub use intake::{SubmitOutcome, PulledVcon, Pulls, Submitter, left_by_followers};
+pub use intake::{SubmitOutcome, PulledVcon, FollowerQueue, Submitter, left_by_followers};
 pub use keys::{
     Raw, STORAGE_PREFIX, LaneId, dead_letter_list, dead_letter_reasons, storage_letters_list,
     storage_letters_reasons, storage_replay_lock,

@@ -32,7 +32,7 @@ use super::LIMIT;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
-    Document, Expiry, SubmitOutcome, PulledVcon, Pulls, QueueError, Reason, Server, left_by_followers,
+    Document, Expiry, SubmitOutcome, PulledVcon, FollowerQueue, QueueError, Reason, Server, left_by_followers,
 };
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -303,7 +303,7 @@ fn warn_of_left_spools(board: &Path, followers: &[&str]) {
 struct Puller {
     follower: Follower,
     remote: Remote,
-    pulls: Pulls,
+    pulls: FollowerQueue,
     spool: Spool,
     /// Whether the spool was read, and nothing of it is left.
     is_unspooled: bool,
@@ -349,7 +349,7 @@ impl Puller {
         let settings = &manager.settings;
         Self {
             remote: Remote::new(&follower, &settings.header_name),
-            pulls: Pulls::new(
+            pulls: FollowerQueue::new(
                 manager.server.clone(),
                 Expiry::of(settings),
                 &settings.instance,
