@@ -12,7 +12,7 @@ use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
-use crate::queue::{Fitness, RedisConnection, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
+use crate::queue::{Fitness, RedisConnection, Needs, QueueError, Server, ConfiguredWork, cluster_refusal, rehearse};
 use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
 use crate::storage::Room;
@@ -258,7 +258,7 @@ impl Probe {
 }
 
 fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
-    let needs = Work::of(config).needs(settings);
+    let needs = ConfiguredWork::of(config).needs(settings);
     let known = settings.clone();
     let redis = Probe::start(format!("Redis {}", settings.redis_url), move || {
         try_redis(&known, &needs)

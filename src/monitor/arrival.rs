@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::{Follower, Plan};
 use crate::exit::Exit;
 use crate::queue::{
-    ConnectError, Fitness, Needs, QueueError, Refusal, Server, Work, cluster_refusal,
+    ConnectError, Fitness, Needs, QueueError, Refusal, Server, ConfiguredWork, cluster_refusal,
 };
 use crate::scoreboard::Slot;
 use crate::settings::{RedisUrl, Settings};
@@ -66,7 +66,7 @@ fn needs_of(path: &Path, settings: &Settings) -> Needs {
         return Needs::default();
     };
     let followers = Follower::load_all(path).unwrap_or_default();
-    Work::planned(&plan, &followers).needs(settings)
+    ConfiguredWork::planned(&plan, &followers).needs(settings)
 }
 
 /// What a server does not accept of its URL.

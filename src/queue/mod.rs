@@ -69,7 +69,7 @@ pub use keys::{
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
-pub use preflight::{Fitness, Needs, RehearsalError, Shortage, Work, cluster_refusal, rehearse};
+pub use preflight::{Fitness, Needs, RehearsalError, Shortage, ConfiguredWork, cluster_refusal, rehearse};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Evidence, Progress, Reason, Released};
 pub use requests::Exchange;

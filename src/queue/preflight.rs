@@ -101,7 +101,7 @@ pub fn cluster_refusal(words: &str) -> String {
 
 /// The parts of a configuration that need something of the server.
 #[derive(Debug)]
-pub struct Work<'a> {
+pub struct ConfiguredWork<'a> {
     /// The chains, disabled ones included.
     chains: &'a [Chain],
     /// The lists on which links may announce vCons, besides those of their chains.
@@ -124,7 +124,7 @@ pub struct Needs {
     looks_up: bool,
 }
 
-impl<'a> Work<'a> {
+impl<'a> ConfiguredWork<'a> {
     /// The parts of a whole configuration.
     pub fn of(config: &'a Config) -> Self {
         let links = config.links.values();
@@ -576,7 +576,7 @@ followers:
   far: {url: 'http://h', egress_list: a, follower_ingress_list: elsewhere}
 ";
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
-        let mut work = Work::of(&config);
+        let mut work = ConfiguredWork::of(&config);
         let needed = work.keys("vcons");
         let id = needed[0].strip_prefix("vcon:").unwrap();
         let context = format!("context:in:{id}");
