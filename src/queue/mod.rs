@@ -75,7 +75,7 @@ pub use release::{Evidence, Progress, Reason, Released};
 pub use requests::Exchange;
 pub use wakeup::{Lookout, Waited, Waker, Watched};
 
-pub use crate::redis_server::{ConnectError, RedisConnection, Refusal, Server};
+pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 
 use crate::config::ListName;
 use crate::redis_server::{in_its_words, needs_another};

@@ -25,7 +25,7 @@ pub enum ConnectError {
 
 /// The part of its URL that a server refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RefusedUrlPart {
     /// User or password.
     Login,
     /// The database.
@@ -37,7 +37,7 @@ pub enum Refusal {
 impl ConnectError {
     /// The part of its URL that the server refuses. `None` if the error may pass by itself, or if sentinels
     /// named the server: they may name another one next time.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub fn refusal(&self) -> Option<RefusedUrlPart> {
         match self {
             Self::Unreachable { cause, .. } => refusal(cause),
             Self::NoMaster { .. } => None,
@@ -45,7 +45,7 @@ impl ConnectError {
     }
 }
 
-fn refusal(error: &RedisError) -> Option<Refusal> {
+fn refusal(error: &RedisError) -> Option<RefusedUrlPart> {
     const LOGIN: [&str; 2] = ["any password configured", "no password is set"];
     const DATABASE: [&str; 2] = ["DB index is out of range", "invalid DB index"];
     let errors = error.clone().into_server_errors()?;
@@ -53,10 +53,10 @@ fn refusal(error: &RedisError) -> Option<Refusal> {
     let details = error.details().unwrap_or_default();
     let is_one_of = |texts: &[&str]| texts.iter().any(|text| details.contains(text));
     match error.code() {
-        "WRONGPASS" | "NOAUTH" => Some(Refusal::Login),
-        _ if is_one_of(&LOGIN) => Some(Refusal::Login),
-        _ if is_one_of(&DATABASE) => Some(Refusal::Database),
-        _ if is_one_of(&["cluster mode"]) => Some(Refusal::Cluster),
+        "WRONGPASS" | "NOAUTH" => Some(RefusedUrlPart::Login),
+        _ if is_one_of(&LOGIN) => Some(RefusedUrlPart::Login),
+        _ if is_one_of(&DATABASE) => Some(RefusedUrlPart::Database),
+        _ if is_one_of(&["cluster mode"]) => Some(RefusedUrlPart::Cluster),
         _ => None,
     }
 }
@@ -65,7 +65,7 @@ fn refusal(error: &RedisError) -> Option<Refusal> {
 fn of_login(cause: &RedisError) -> String {
     let words = in_its_words(cause);
     match refusal(cause) {
-        Some(Refusal::Login) => format!("authentication failed: {words}"),
+        Some(RefusedUrlPart::Login) => format!("authentication failed: {words}"),
         _ => words,
     }
 }
@@ -142,22 +142,22 @@ mod tests {
         for (line, expected) in [
             (
                 "WRONGPASS invalid username-password pair or user is disabled.",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
-            ("NOAUTH Authentication required.", Some(Refusal::Login)),
+            ("NOAUTH Authentication required.", Some(RefusedUrlPart::Login)),
             (
                 "ERR AUTH <password> called without any password configured for the default user.",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
             (
                 "ERR Client sent AUTH, but no password is set",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
-            ("ERR DB index is out of range", Some(Refusal::Database)),
-            ("ERR invalid DB index", Some(Refusal::Database)),
+            ("ERR DB index is out of range", Some(RefusedUrlPart::Database)),
+            ("ERR invalid DB index", Some(RefusedUrlPart::Database)),
             (
                 "ERR SELECT is not allowed in cluster mode",
-                Some(Refusal::Cluster),
+                Some(RefusedUrlPart::Cluster),
             ),
             ("ERR max number of clients reached", None),
             ("LOADING Redis is loading the dataset in memory", None),
@@ -173,7 +173,7 @@ mod tests {
             let said = error.to_string();
             let (before, words) = said.split_at(said.len() - line.len());
             assert_eq!(words, line);
-            let is_login = expected == Some(Refusal::Login);
+            let is_login = expected == Some(RefusedUrlPart::Login);
             assert_eq!(
                 before.ends_with("authentication failed: "),
                 is_login,
@@ -215,6 +215,6 @@ mod tests {
         let line = "WRONGPASS invalid username-password pair or user is disabled.";
         let error = of_auth(answered(line));
         assert_eq!(in_its_words(&error), line);
-        assert_eq!(refusal(&error), Some(Refusal::Login));
+        assert_eq!(refusal(&error), Some(RefusedUrlPart::Login));
     }
 }

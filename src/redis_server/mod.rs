@@ -16,7 +16,7 @@ use redis::{
     RedisResult, Value,
 };
 
-pub use error::{ConnectError, Refusal};
+pub use error::{ConnectError, RefusedUrlPart};
 pub(crate) use error::{in_its_words, needs_another};
 
 use self::connect::{Sentinels, left_until};
