@@ -292,13 +292,13 @@ fn length(reply: Value) -> Result<u64, QueueError> {
 }
 
 /// Ends the waits of certain lanes: at a drain, or when a hold ends.
-pub struct Waker {
+pub struct LaneWaker {
     server: Server,
     key: String,
     connected: Option<RedisConnection>,
 }
 
-impl Waker {
+impl LaneWaker {
     /// How long connecting, or one reply, may take.
     const LIMIT: Duration = Duration::from_secs(1);
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use crate::queue::{Queue, QueueError, Server, Waited, Waker};
+use crate::queue::{Queue, QueueError, Server, Waited, LaneWaker};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -130,12 +130,12 @@ impl Wakeup {
     }
 
     /// What wakes lanes; for repeated use.
-    pub fn waker(&self) -> Waker {
-        Waker::new(self.server.clone(), &self.instance)
+    pub fn waker(&self) -> LaneWaker {
+        LaneWaker::new(self.server.clone(), &self.instance)
     }
 
     /// Like [`Wakeup::wake_all`].
-    pub fn wake_over(&self, waker: &mut Waker) {
+    pub fn wake_over(&self, waker: &mut LaneWaker) {
         let waiting = self
             .lanes
             .iter()
