@@ -73,7 +73,7 @@ pub use preflight::{Fitness, Needs, RehearsalError, Shortage, ConfiguredWork, cl
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Evidence, Progress, Reason, Released};
 pub use requests::Exchange;
-pub use wakeup::{Lookout, Waited, LaneWaker, Watched};
+pub use wakeup::{IngressWatcher, Waited, LaneWaker, Watched};
 
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 

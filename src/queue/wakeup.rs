@@ -57,7 +57,7 @@ pub struct Watched {
 }
 
 /// Watches the ingress lists, and wakes idle lanes for the entries that wait there.
-pub struct Lookout {
+pub struct IngressWatcher {
     connected: RedisConnection,
     script: Script,
     lease: NameLease,
@@ -137,7 +137,7 @@ impl KnownLengths {
     }
 }
 
-impl Lookout {
+impl IngressWatcher {
     /// A watcher that can only look. `name` identifies its connection among those of the instance. Neither
     /// connecting nor a reply may take longer than `limit`.
     pub fn connect(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, Lookout, Queue, Released, LaneId, Waited,
+    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, IngressWatcher, Queue, Released, LaneId, Waited,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -47,7 +47,7 @@ pub struct Server {
     lists: [ListName; 1],
     egress: [ListName; 1],
     queues: [Queue; 2],
-    lookout: Lookout,
+    lookout: IngressWatcher,
     lease: String,
     /// The claim of each lane, with its record.
     claims: Vec<(Claim, String)>,
@@ -77,7 +77,7 @@ impl Server {
             };
             Queue::new(server.clone(), seat, expiry, lease.clone())
         });
-        let mut lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
+        let mut lookout = IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
         lookout.watch(&[list(LIST)]);
         let mut this = Self {
             connection: redis.connection(),
