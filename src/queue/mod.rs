@@ -72,7 +72,7 @@ pub use lease::{Holder, NameLease};
 pub use preflight::{Fitness, Needs, RehearsalError, Shortage, ConfiguredWork, cluster_refusal, rehearse};
 pub use recovery::{BEFORE_US, Blame, Dead, MAX_LAPSES, Pause, Recovered};
 pub use release::{Evidence, Progress, Reason, Released};
-pub use requests::Exchange;
+pub use requests::RequestBatcher;
 pub use wakeup::{IngressWatcher, Waited, LaneWaker, Watched};
 
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
@@ -122,7 +122,7 @@ pub struct Queue {
     /// All ingress lists of the configuration, a line each.
     ingress: String,
     /// Sends requests together with those of the worker's other lanes.
-    exchange: Option<Arc<Exchange>>,
+    exchange: Option<Arc<RequestBatcher>>,
     /// The time of the last request for work, in microseconds.
     last_time: u128,
     /// Whether the last document was one that a shared call returns: a string that is not large.
@@ -161,7 +161,7 @@ impl Queue {
     }
 
     /// The same, but it sends requests together with the other lanes that use this `exchange`.
-    pub fn sharing(self, exchange: Arc<Exchange>) -> Self {
+    pub fn sharing(self, exchange: Arc<RequestBatcher>) -> Self {
         Self {
             exchange: Some(exchange),
             ..self

@@ -615,7 +615,7 @@ pub(super) fn ask_alone(connection: &mut Connection, request: &LaneRequest) -> R
 
 /// Joins the requests of a worker's lanes.
 #[derive(Default)]
-pub struct Exchange {
+pub struct RequestBatcher {
     state: Mutex<BatcherState>,
     changed: Condvar,
 }
@@ -630,7 +630,7 @@ struct BatcherState {
     last: u64,
 }
 
-impl Exchange {
+impl RequestBatcher {
     /// Sends one request, together with those of other lanes, and returns its reply. Uses the connection
     /// only if this lane is the one that sends.
     ///

@@ -55,7 +55,7 @@ pub use retry::Backoff;
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, LaneId, Server};
+use crate::queue::{RequestBatcher, Expiry, NameLease, Queue, QueueError, Recovered, LaneId, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use clock::Clock;
@@ -120,7 +120,7 @@ fn start_lanes(
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
     // What a single lane asks has nobody to wait for.
-    let exchange = (settings.concurrency > 1).then(|| Arc::new(Exchange::default()));
+    let exchange = (settings.concurrency > 1).then(|| Arc::new(RequestBatcher::default()));
     let queue = |lane| {
         let seat = LaneId {
             instance: settings.instance.clone(),

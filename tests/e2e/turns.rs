@@ -5,7 +5,7 @@ use std::thread;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, Exchange, Finish, Finished, Holder, Kind, Progress,
+    Blame, Claim, Claimed, Dead, Document, RequestBatcher, Finish, Finished, Holder, Kind, Progress,
     Queue, QueueError, Released, LaneId,
 };
 use conserver::vcon::VconId;
@@ -38,7 +38,7 @@ fn samples(count: u32) -> Vec<Sample> {
 /// The lanes of one worker, each with a claim.
 fn lanes(redis: &Redis) -> Vec<(Queue, Claim)> {
     submit(redis, "in", &samples(LANES));
-    let exchange = Arc::new(Exchange::default());
+    let exchange = Arc::new(RequestBatcher::default());
     let lane = |lane| {
         let seat = LaneId {
             instance: "here".to_owned(),
