@@ -24,7 +24,7 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::child::Child;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, Recovered, LaneId, Server};
+use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, RecoveredClaim, LaneId, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
@@ -200,7 +200,7 @@ fn beat(
         let (recovered, forgotten) = queue.recover_instance(instance, most, &mut pause)?;
         recovered.iter().for_each(report_recovered);
         if let Some(slot) = slot
-            && recovered.iter().any(Recovered::is_poison)
+            && recovered.iter().any(RecoveredClaim::is_poison)
             && let Ok(plan) = Plan::load_kept(slot.config_path())
         {
             count_poison(slot, &plan.chains, &recovered);

@@ -43,7 +43,7 @@ impl Blame {
 
 /// A claim of a dead worker, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovered {
+pub struct RecoveredClaim {
     /// The entry, for messages.
     pub entry: String,
     /// The list it was taken from, for messages.
@@ -57,7 +57,7 @@ pub struct Recovered {
     pub outcome: String,
 }
 
-impl Recovered {
+impl RecoveredClaim {
     /// Whether it went to the dead letter queue, because of its deaths or lapses.
     pub fn is_poison(&self) -> bool {
         self.outcome == "poison"
@@ -122,7 +122,7 @@ impl Queue {
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         self.recover_pausing(dead, max_deaths, &mut |_| Ok(()))
     }
 
@@ -131,7 +131,7 @@ impl Queue {
         dead: Dead<'_>,
         max_deaths: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let lease = Arc::clone(&self.lease);
         let (worker, counted) = (dead.worker, Counted::Death(&dead));
         let name = (&*lease.instance, &*lease.record);
@@ -144,7 +144,7 @@ impl Queue {
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let worker = dead.worker;
         let recovered = self.recover(dead, max_deaths)?;
         let instance = &self.lane_id.instance;
@@ -166,7 +166,7 @@ impl Queue {
     /// Returns the claims that could not be returned because the key of their list held another type, if
     /// it does no longer. Restores the overwritten texts that could not be restored before, and calls
     /// `pause` before each vCon of those.
-    pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<Recovered>, QueueError> {
+    pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<RecoveredClaim>, QueueError> {
         let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, BEFORE_US);
         self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }
@@ -176,7 +176,7 @@ impl Queue {
         &mut self,
         highest: u32,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let known = self.workers_of(&self.lane_id.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
@@ -219,7 +219,7 @@ impl Queue {
         instance: &str,
         max_lapses: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<(Vec<Recovered>, bool), QueueError> {
+    ) -> Result<(Vec<RecoveredClaim>, bool), QueueError> {
         let mut recovered = Vec::new();
         for worker in self.workers_of(instance)? {
             match self.recover_of((instance, ""), worker, &Counted::Lapse, max_lapses, pause)? {
@@ -259,7 +259,7 @@ impl Queue {
         counted: &Counted<'_>,
         most: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
+    ) -> Result<Result<Vec<RecoveredClaim>, Vec<u8>>, QueueError> {
         let may_be_alive = matches!(counted, Counted::Lapse);
         let restored = self.restore_overwritten(instance, worker, may_be_alive, pause)?;
         let (what, end, vcons) = counted.arguments();
@@ -294,7 +294,7 @@ impl Queue {
                     Counted::Death(_) => (count, 0),
                     Counted::Lapse => (0, count),
                 };
-                Recovered {
+                RecoveredClaim {
                     entry: shown(&claim[0]),
                     list: shown(&claim[1]),
                     deaths,
@@ -315,7 +315,7 @@ mod tests {
     fn a_claim_is_of_its_list_whatever_the_name_of_that() {
         let long = "x".repeat(200);
         for name in ["default", "it's \"new\"", "C:\\in", "Zoë", &long] {
-            let claim = Recovered {
+            let claim = RecoveredClaim {
                 entry: String::new(),
                 list: shown(name.as_bytes()),
                 deaths: 3,

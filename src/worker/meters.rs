@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::fault::Stage;
 use crate::config::{Chain, Config};
-use crate::queue::Recovered;
+use crate::queue::RecoveredClaim;
 use crate::scoreboard::{Event, Meter, SeriesKind, Slot};
 
 /// The meters of the chains, links and storages of one configuration, by their names.
@@ -56,7 +56,7 @@ impl Meters {
 
 /// Counts the vCons that went to the dead letter queue for the workers that died on them, each for
 /// the chain it belongs to.
-pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
+pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[RecoveredClaim]) {
     // Mostly there are none.
     let meters = LazyCell::new(|| slot.meters());
     for claim in recovered.iter().filter(|claim| claim.is_poison()) {

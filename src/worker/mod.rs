@@ -55,7 +55,7 @@ pub use retry::Backoff;
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{RequestBatcher, Expiry, NameLease, Queue, QueueError, Recovered, LaneId, Server};
+use crate::queue::{RequestBatcher, Expiry, NameLease, Queue, QueueError, RecoveredClaim, LaneId, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use clock::Clock;
@@ -136,7 +136,7 @@ fn start_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let clock = Clock::idle(&draining, None);
-    let tell = |claim: &Recovered| {
+    let tell = |claim: &RecoveredClaim| {
         recover::report(claim);
         count_poison(&slot, &config.chains, std::slice::from_ref(claim));
     };

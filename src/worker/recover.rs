@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::child::{Child, Leftover};
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, Recovered, LaneId, Server};
+use crate::queue::{Expiry, NameLease, Queue, RecoveredClaim, LaneId, Server};
 use crate::settings::Settings;
 
 use super::clock::Clock;
@@ -19,7 +19,7 @@ pub(super) fn recover(
     sweep_above: Option<u32>,
     settings: &Settings,
     clock: &Clock<'_>,
-    tell: &dyn Fn(&Recovered),
+    tell: &dyn Fn(&RecoveredClaim),
 ) -> bool {
     let mut outage = Outage::new("Redis", settings, &Arc::default());
     let mut patience = Backoff::new(settings.retry_first, settings.retry_max);
@@ -95,7 +95,7 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: Na
 }
 
 /// Logs what became of a claim that was left behind.
-pub fn report(claim: &Recovered) {
+pub fn report(claim: &RecoveredClaim) {
     let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
     let what = match claim.outcome.as_str() {
         "poison" => "went to the dead letter queue",

@@ -1,7 +1,7 @@
 //! Whatever stands in a claims hash: claiming and recovery go on, and nothing that was there is lost.
 
 use conserver::queue::{
-    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, Recovered, Released,
+    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, RecoveredClaim, Released,
 };
 use conserver::vcon::VconId;
 use proptest::prelude::*;
@@ -309,7 +309,7 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
 }
 
 /// Returns what the first worker held, as its successor does.
-fn recover(queue: &mut Queue, blame: Blame, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
+fn recover(queue: &mut Queue, blame: Blame, max_deaths: u32) -> Result<Vec<RecoveredClaim>, QueueError> {
     queue.take_lease()?;
     let dead = Dead {
         worker: 1,
