@@ -84,7 +84,7 @@ pub struct Dead<'a> {
 pub type Pause<'a> = dyn FnMut(&mut Queue) -> Result<(), QueueError> + 'a;
 
 /// How a worker ended that an earlier daemon has left behind, in words.
-pub const BEFORE_US: &str = "with its daemon, before this one was started";
+pub const ENDED_BEFORE_START: &str = "with its daemon, before this one was started";
 
 /// What a return of claims counts against the vCons.
 enum Counted<'a> {
@@ -167,7 +167,7 @@ impl Queue {
     /// it does no longer. Restores the overwritten texts that could not be restored before, and calls
     /// `pause` before each vCon of those.
     pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<RecoveredClaim>, QueueError> {
-        let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, BEFORE_US);
+        let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, ENDED_BEFORE_START);
         self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }
 
@@ -180,7 +180,7 @@ impl Queue {
         let known = self.workers_of(&self.lane_id.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            let (blame, end) = (Blame::ALL, BEFORE_US);
+            let (blame, end) = (Blame::ALL, ENDED_BEFORE_START);
             let dead = Dead { worker, blame, end };
             recovered.extend(self.recover_seat(dead, max_deaths)?);
         }

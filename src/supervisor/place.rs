@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::restart::{Life, Restarts};
 use crate::child::{Leftover, MONITOR_SLOT};
-use crate::queue::{BEFORE_US, Blame};
+use crate::queue::{ENDED_BEFORE_START, Blame};
 use crate::scoreboard::{Place as Shown, PlaceState, RestartCause};
 use crate::sys;
 
@@ -133,7 +133,7 @@ impl Place {
             left: post.worker().map(|_| Blame::ALL),
             verdict: None,
             killed_for: None,
-            end: BEFORE_US.to_owned(),
+            end: ENDED_BEFORE_START.to_owned(),
             recovered: false,
             sweeps: false,
             load: Vec::new(),

@@ -14,7 +14,7 @@ use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
 use crate::monitor::followers::LONGEST_FAREWELL;
-use crate::queue::{BEFORE_US, Blame};
+use crate::queue::{ENDED_BEFORE_START, Blame};
 use crate::sys::{self, End};
 
 /// How long a recovery process may take: Redis is near, or it is away.
@@ -344,7 +344,7 @@ impl Supervisor {
                 leftovers: self.orphaned.clone(),
             },
             Post::Worker(worker) => {
-                let (mut blame, mut end) = (Blame::ALL, BEFORE_US.to_owned());
+                let (mut blame, mut end) = (Blame::ALL, ENDED_BEFORE_START.to_owned());
                 if let Some(place) = self.places.get(&post) {
                     blame = place.left.clone().unwrap_or(Blame::ALL);
                     end.clone_from(&place.end);
