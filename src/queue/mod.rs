@@ -71,7 +71,7 @@ pub use keys::{
 pub use lease::{Holder, NameLease};
 pub use preflight::{Fitness, Needs, RehearsalError, Shortage, ConfiguredWork, cluster_refusal, rehearse};
 pub use recovery::{ENDED_BEFORE_START, Blame, Dead, MAX_LAPSES, Pause, RecoveredClaim};
-pub use release::{Evidence, Progress, Reason, Released};
+pub use release::{Evidence, ProgressRecord, Reason, Released};
 pub use requests::RequestBatcher;
 pub use wakeup::{IngressWatcher, Waited, LaneWaker, Watched};
 

@@ -35,7 +35,7 @@ pub struct Reason<'a> {
 
 /// How far a vCon has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
+pub struct ProgressRecord {
     /// The vCon whose document holds the work of the links: the claimed one, or the one that a link
     /// returned in its place. The progress is void once another document stands under its key.
     pub id: VconId,
@@ -45,7 +45,7 @@ pub struct Progress {
     pub document: Option<String>,
 }
 
-impl Progress {
+impl ProgressRecord {
     /// No progress: the next claim of the vCon begins anew, whatever Redis holds.
     pub fn void(id: VconId) -> Self {
         Self {
@@ -110,7 +110,7 @@ impl Queue {
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         self.dead_letter_by(claim, reason, progress, true)
     }
@@ -121,7 +121,7 @@ impl Queue {
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         self.dead_letter_by(claim, reason, progress, false)
     }
@@ -130,7 +130,7 @@ impl Queue {
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
         at_once: bool,
     ) -> Result<Released, QueueError> {
         let json = reason.to_json()?;
@@ -160,7 +160,7 @@ impl Queue {
         evidence: &Evidence,
         most_rounds: u32,
         stage: &str,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         let seconds = |time: Option<Duration>| {
             time.map_or(String::new(), |time| time.as_secs_f64().to_string())
@@ -281,7 +281,7 @@ impl Queue {
     pub fn release(
         &mut self,
         claim: &Claim,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         self.with(|connection, scripts, lane_id, expiry| {
             let mut call = scripts.release.key(lane_id.claims_key());
@@ -336,7 +336,7 @@ fn parse_rounds(record: &str, stage: &str) -> Option<(f64, u32)> {
     (words.next() == Some(stage)).then_some((at, rounds))
 }
 
-fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
+fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&ProgressRecord>) {
     call.arg(claim.progress_field());
     call.arg(
         progress

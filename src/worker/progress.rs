@@ -123,7 +123,7 @@ impl Progress {
     }
 
     /// As it is to be kept with this document.
-    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
+    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::ProgressRecord> {
         let route = |route: &Announcement| (route.list.to_string(), route.id.to_string());
         let record = Record {
             links: chain.links.clone(),
@@ -138,7 +138,7 @@ impl Progress {
             deferred: self.deferred.clone(),
             document: document.filter(|it| it.len() > LONG).map(vcon::digest),
         };
-        Some(queue::Progress {
+        Some(queue::ProgressRecord {
             id: self.id.clone(),
             text: serde_json::to_string(&record).ok()?,
             document: document.map(str::to_owned),
@@ -351,7 +351,7 @@ mod tests {
         ] {
             assert_eq!(read(&other), None);
         }
-        let void = queue::Progress::void(VconId::random());
+        let void = queue::ProgressRecord::void(VconId::random());
         for text in ["rubbish", &void.text] {
             assert_eq!(Progress::read(text.as_bytes(), &main), None);
         }

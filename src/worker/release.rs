@@ -351,7 +351,7 @@ impl Pipeline<'_, '_, '_> {
 
     /// Writes what the links have done to Redis, and says how far the vCon has come. `None` if nothing
     /// has been done.
-    fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
+    fn keep(&mut self, job: &mut Option<Job>) -> Option<queue::ProgressRecord> {
         let job = job.as_mut()?;
         // What storages were given may be older than what another claim of the vCon has given them.
         if !job.progress.is_begun() && !job.was_given {
@@ -369,8 +369,8 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// That nothing that has been done for the claimed vCon counts.
-    fn void(&self) -> Option<queue::Progress> {
-        self.claim.id().map(queue::Progress::void)
+    fn void(&self) -> Option<queue::ProgressRecord> {
+        self.claim.id().map(queue::ProgressRecord::void)
     }
 
     /// Lets go of the claim with how far its vCon has come. That is kept with the document that has what
@@ -381,7 +381,7 @@ impl Pipeline<'_, '_, '_> {
         mut step: impl FnMut(
             &mut Queue,
             &Claim,
-            Option<&queue::Progress>,
+            Option<&queue::ProgressRecord>,
         ) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
         let (mut merges, mut is_void) = (0, false);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use conserver::queue::{
     Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Housekeeper,
-    Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
+    Kind, Lengths, ProgressRecord, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
     FailedStorage, HousekeepingLease,
 };
 use conserver::vcon::VconId;
@@ -729,7 +729,7 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
     let mut queue = queue(&redis, "here", 1);
     let (id, _) = hand_in(&redis);
     let (first, _, text) = claim(&mut queue);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id,
         text: "words".to_owned(),
         document: Some(text),
@@ -908,12 +908,12 @@ fn what_two_claims_of_a_vcon_say_of_its_progress_is_marked_unless_it_is_the_same
             let claims = [0, 1].map(|lane: usize| claim(&mut lanes[lane]));
             for (lane, says) in says.into_iter().enumerate() {
                 let (claim, _, text) = &claims[lane];
-                let progress = Progress {
+                let progress = ProgressRecord {
                     id: id.clone(),
                     text: says.to_owned(),
                     document: Some(text.clone()),
                 };
-                let void = Progress::void(id.clone());
+                let void = ProgressRecord::void(id.clone());
                 let progress = if says == void.text { void } else { progress };
                 let released = lanes[lane].release(claim, Some(&progress)).unwrap();
                 assert_eq!(released, Released::Done);
@@ -953,7 +953,7 @@ fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended
     claim(&mut lanes[0]);
     let (other, _, text) = claim(&mut lanes[1]);
     lanes[1].recover(killed(1), 3).unwrap();
-    let progress = Progress {
+    let progress = ProgressRecord {
         id,
         text: "words".to_owned(),
         document: Some(text),
@@ -1086,7 +1086,7 @@ fn a_long_document_is_not_sent_to_let_go_of_its_claim() {
     large.document["subject"] = "x".repeat(2 << 20).into();
     submit(&redis, "in", std::slice::from_ref(&large));
     let (claim, _, text) = claim(&mut queue);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id: claim.id().unwrap(),
         text: "words".to_owned(),
         document: Some(text),

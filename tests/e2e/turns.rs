@@ -5,7 +5,7 @@ use std::thread;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, RequestBatcher, Finish, Finished, Holder, Kind, Progress,
+    Blame, Claim, Claimed, Dead, Document, RequestBatcher, Finish, Finished, Holder, Kind, ProgressRecord,
     Queue, QueueError, Released, LaneId,
 };
 use conserver::vcon::VconId;
@@ -414,7 +414,7 @@ fn what_was_kept_of_an_entry_goes_on_in_a_turn() {
     submit(&redis, "in", &samples);
     let claim = claim_of(&mut queue);
     let begun = claim_of(&mut other);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id: begun.id().unwrap(),
         text: "words".to_owned(),
         document: Some(samples[1].text()),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, Progress, Queue,
+    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, ProgressRecord, Queue,
     Released, Replaced, Replacement, LaneId,
 };
 use conserver::vcon::VconId;
@@ -352,7 +352,7 @@ impl Server {
                 progress,
             } => {
                 let (claim, _) = &self.claims[&(*worker, *is_noted)];
-                let progress = progress.as_ref().map(|document| Progress {
+                let progress = progress.as_ref().map(|document| ProgressRecord {
                     id: id.clone(),
                     text: WORDS.to_owned(),
                     document: document.clone(),
