@@ -24,8 +24,8 @@ const DIRECT_WRITE_EXPIRY: u64 = 86_400;
 const STEP: usize = 1000;
 
 impl Queue {
-    /// Records that a link is about to write a vCon directly. [`Queue::end_foreign_write`] follows.
-    pub fn begin_foreign_write(&mut self, id: &VconId) -> Result<(), QueueError> {
+    /// Records that a link is about to write a vCon directly. [`Queue::end_direct_write`] follows.
+    pub fn begin_direct_write(&mut self, id: &VconId) -> Result<(), QueueError> {
         self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_begin.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
@@ -36,7 +36,7 @@ impl Queue {
 
     /// Returns the texts that the link may have overwritten, if others have written since it began. If so,
     /// [`Queue::forget_overwritten`] follows once they are merged.
-    pub fn end_foreign_write(&mut self, id: &VconId) -> Result<Option<Overwritten>, QueueError> {
+    pub fn end_direct_write(&mut self, id: &VconId) -> Result<Option<Overwritten>, QueueError> {
         self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_end.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());

@@ -82,9 +82,9 @@ impl Pipeline<'_, '_, '_> {
     fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
         self.write(job)?;
         let id = job.id().clone();
-        self.insist(|queue| queue.begin_foreign_write(&id))?;
+        self.insist(|queue| queue.begin_direct_write(&id))?;
         let next = self.run_link(name, job);
-        let Some(overwritten) = self.insist(|queue| queue.end_foreign_write(&id))? else {
+        let Some(overwritten) = self.insist(|queue| queue.end_direct_write(&id))? else {
             if next == Ok(Next::Continue) {
                 self.read_again(job)?;
             }

@@ -219,14 +219,14 @@ fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
     };
     let first_text: String = redis.ask(&["GET", &key]);
     let told = |queue: &mut Queue| {
-        let overwritten = queue.end_foreign_write(&id).unwrap().unwrap();
+        let overwritten = queue.end_direct_write(&id).unwrap().unwrap();
         assert_eq!(overwritten.base, first_text);
         overwritten.texts
     };
     for _ in 0..2 {
-        first.begin_foreign_write(&id).unwrap();
+        first.begin_direct_write(&id).unwrap();
     }
-    second.begin_foreign_write(&id).unwrap();
+    second.begin_direct_write(&id).unwrap();
     let once = write();
     for _ in 0..2 {
         assert_eq!(told(&mut first), std::slice::from_ref(&once));
@@ -278,8 +278,8 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
         document["analysis"] = json!([{"type": name, "body": name, "encoding": "none"}]);
         document.to_string()
     };
-    dead.begin_foreign_write(&id).unwrap();
-    alive.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
+    alive.begin_direct_write(&id).unwrap();
     let replaced = queue(redis, "here", 4).replace(&id, kind, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let over = with("link");
@@ -312,7 +312,7 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
     let progress: String = redis.ask(&["HGET", "conserver:progress", &field]);
     assert!(progress.ends_with(" ~words"), "{progress}");
     // The one that is alive may write over it yet.
-    let told = alive.end_foreign_write(&id).unwrap().unwrap();
+    let told = alive.end_direct_write(&id).unwrap().unwrap();
     assert_eq!((told.base, told.texts.len()), (base, 2));
     let last: Value = serde_json::from_str(&told.texts[1]).unwrap();
     assert_eq!(last, document);
@@ -342,7 +342,7 @@ fn what_is_none_of_ours_keeps_no_claim_from_its_list() {
         &["RPUSH", &overwritten, "=no vCon", "+either"],
     ] {
         let mut link = self::queue(&redis, "here", 1);
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
         redis.ask::<redis::Value>(kept);
         recover();
         assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
@@ -407,7 +407,7 @@ fn what_a_link_writes_over_after_the_lease_ran_out_is_laid_back_too() {
         asleep.take_lease().unwrap();
         claim(&mut asleep);
         let base = loaded(&mut asleep, &id);
-        asleep.begin_foreign_write(&id).unwrap();
+        asleep.begin_direct_write(&id).unwrap();
         let theirs = analysed(&sample, &["theirs"], "s");
         let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -441,11 +441,11 @@ fn a_link_that_began_late_has_not_changed_what_was_written_before() {
     let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
     writer.take_lease().unwrap();
     let base = loaded(&mut writer, &id);
-    first.begin_foreign_write(&id).unwrap();
+    first.begin_direct_write(&id).unwrap();
     let one = analysed(&sample, &["x"], "one");
     let replaced = writer.replace(&id, Kind::Text, &base, &one);
     assert_eq!(replaced.unwrap(), Replaced::Done);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let two = analysed(&sample, &[], "two");
     let replaced = writer.replace(&id, Kind::Text, &one, &two);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -465,13 +465,13 @@ fn a_link_that_began_after_another_wrote_over_a_text_has_not_removed_that() {
     let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
     writer.take_lease().unwrap();
     let base = loaded(&mut writer, &id);
-    first.begin_foreign_write(&id).unwrap();
+    first.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
     let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let left = analysed(&sample, &["first"], "s");
     write_over(&redis, &id, &left);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let both = analysed(&sample, &["theirs", "first"], "s");
     let replaced = writer.replace(&id, Kind::Text, &left, &both);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -491,7 +491,7 @@ fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
     let [mut dead, mut monitor] = [1, 0].map(|worker| queue(&redis, "here", worker));
     dead.take_lease().unwrap();
     let (_, _, base) = claim(&mut dead);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let theirs = analysed(&samples[0], &["theirs"], "s");
     let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -519,7 +519,7 @@ fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
         [("here", 0), ("there", 1), ("there", 0)].map(|(name, worker)| queue(&redis, name, worker));
     asleep.take_lease().unwrap();
     let (_, _, base) = claim(&mut asleep);
-    asleep.begin_foreign_write(&id).unwrap();
+    asleep.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
     let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -556,11 +556,11 @@ fn a_text_that_a_later_one_was_made_of_is_not_laid_under_again() {
         ("=a rubbish *b", "b"),
         ("=a rubbish", ""),
     ] {
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
         for text in kept.split(' ') {
             redis.ask::<i64>(&["RPUSH", &list, text]);
         }
-        let overwritten = link.end_foreign_write(&id).unwrap();
+        let overwritten = link.end_direct_write(&id).unwrap();
         let texts_found = overwritten.as_ref().map(|it| it.texts.join(" "));
         assert_eq!(texts_found.unwrap_or_default(), texts, "{kept}");
         assert!(overwritten.is_none_or(|it| it.base == "a"), "{kept}");
@@ -579,7 +579,7 @@ fn the_monitor_shows_itself_before_each_vcon_that_is_laid_back() {
     for sample in &samples {
         let id: VconId = sample.id.parse().unwrap();
         let base = loaded(&mut monitor, &id);
-        dead.begin_foreign_write(&id).unwrap();
+        dead.begin_direct_write(&id).unwrap();
         let theirs = analysed(sample, &["theirs"], "s");
         let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -681,7 +681,7 @@ fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_ov
     };
     other.take_lease().unwrap();
     for link in [&mut lapsed, &mut other] {
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
     }
     let replaced = queue(&redis, "there", 2).replace(&id, Kind::Text, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
