@@ -187,7 +187,7 @@ fn beat(
         shows();
         renew(queue, slot)
     };
-    let kept = queue.recover_kept(&mut pause)?;
+    let kept = queue.recover_unreturned(&mut pause)?;
     kept.iter().for_each(report_recovered);
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         pause(queue)?;

@@ -59,7 +59,7 @@ impl Queue {
     /// before each vCon. Returns the vCons for which this is done.
     ///
     /// If the worker may be alive, its links still count as writers of these vCons. If a vCon cannot be
-    /// restored now, [`Queue::recover_kept`] does it later.
+    /// restored now, [`Queue::recover_unreturned`] does it later.
     pub(super) fn restore_overwritten(
         &mut self,
         instance: &str,

@@ -140,7 +140,7 @@ impl Queue {
     }
 
     /// Returns every claim of a worker that will have no successor.
-    pub fn recover_seat(
+    pub fn retire_worker(
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
@@ -166,7 +166,7 @@ impl Queue {
     /// Returns the claims that could not be returned because the key of their list held another type, if
     /// it does no longer. Restores the overwritten texts that could not be restored before, and calls
     /// `pause` before each vCon of those.
-    pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<RecoveredClaim>, QueueError> {
+    pub fn recover_unreturned(&mut self, pause: &mut Pause<'_>) -> Result<Vec<RecoveredClaim>, QueueError> {
         let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, ENDED_BEFORE_START);
         self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }
@@ -182,7 +182,7 @@ impl Queue {
         for worker in known.into_iter().filter(|worker| *worker > highest) {
             let (blame, end) = (Blame::ALL, ENDED_BEFORE_START);
             let dead = Dead { worker, blame, end };
-            recovered.extend(self.recover_seat(dead, max_deaths)?);
+            recovered.extend(self.retire_worker(dead, max_deaths)?);
         }
         Ok(recovered)
     }

@@ -79,7 +79,7 @@ pub fn run(child: &Child, leftovers: &[Leftover], settings: &Settings, lease: Na
     for left in leftovers {
         let recovered = queue
             .take_lease()
-            .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));
+            .and_then(|()| queue.retire_worker(left.dead(), settings.max_deaths));
         match recovered {
             Ok(recovered) => recovered.iter().for_each(report),
             Err(error) => {

@@ -151,12 +151,12 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
                 let kept: usize = kept.unwrap();
                 prop_assert_eq!(entries(&mut connection) + kept, records.len());
                 // What still cannot be returned is not told again.
-                prop_assert_eq!(queue.recover_kept(&mut |_| Ok(())).unwrap().len(), 0);
+                prop_assert_eq!(queue.recover_unreturned(&mut |_| Ok(())).unwrap().len(), 0);
                 redis::cmd("DEL")
                     .arg(&["broken", "conserver:deaths"])
                     .query::<()>(&mut connection)
                     .unwrap();
-                let returned = queue.recover_kept(&mut |_| Ok(())).unwrap();
+                let returned = queue.recover_unreturned(&mut |_| Ok(())).unwrap();
                 prop_assert!(returned.iter().all(|claim| claim.outcome == "returned"));
                 prop_assert_eq!(returned.len(), kept);
                 prop_assert_eq!(entries(&mut connection), records.len());

@@ -500,10 +500,10 @@ fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     monitor.recover(killed(1), 3).unwrap();
     assert_eq!(redis.length("in"), 2);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["link"]);
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
     nothing_is_kept_for_links(&redis);
 }
@@ -533,7 +533,7 @@ fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
     assert!(is_forgotten);
     assert_eq!(redis.list("in"), [id.as_str()]);
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
     write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
     back.take_lease().unwrap();

@@ -330,7 +330,7 @@ fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
         blame: Blame::ALL,
         end: "it was killed",
     };
-    queue.recover_seat(dead, 0).unwrap();
+    queue.retire_worker(dead, 0).unwrap();
     assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
     assert_eq!(redis.length("in"), 1);
 }
