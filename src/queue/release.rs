@@ -182,7 +182,7 @@ impl Queue {
 
     /// Puts a dead letter of the list back at the list's tail, as if it had been postponed because of
     /// `stage`: it was not the reason of the failure. Returns whether it was still a dead letter.
-    pub fn take_back(
+    pub fn undo_dead_letter(
         &mut self,
         list: &ListName,
         entry: &[u8],
@@ -199,7 +199,7 @@ impl Queue {
     }
 
     /// Turns a dead letter of the storage into backlog, likewise. Returns whether it was a dead letter.
-    pub fn wait_again(
+    pub fn undo_storage_dead_letter(
         &mut self,
         storage: &str,
         id: &VconId,
