@@ -31,7 +31,7 @@ pub struct Finish<'a> {
     /// What links announce besides.
     pub routes: &'a [Announcement],
     /// The storages that failed to save it.
-    pub letters: &'a [FailedStorage],
+    pub failed_storages: &'a [FailedStorage],
 }
 
 /// A vCon that a link announces on a list.
@@ -142,7 +142,7 @@ impl Queue {
             && claim.id().as_ref() == Some(finish.id)
             && finish.expire.is_none()
             && finish.routes.is_empty()
-            && finish.letters.is_empty()
+            && finish.failed_storages.is_empty()
             && finish.document.is_none_or(is_small)
     }
 
@@ -305,9 +305,9 @@ impl Queue {
         for id in ids {
             call.arg(id.as_str());
         }
-        call.arg(finish.letters.len());
+        call.arg(finish.failed_storages.len());
         call.arg(self.expiry.dead_letter);
-        for letter in finish.letters {
+        for letter in finish.failed_storages {
             call.arg(keys::storage_letters_list(&letter.storage));
             call.arg(keys::storage_letters_reasons(&letter.storage));
             call.arg(finish.id.as_str());

@@ -413,7 +413,7 @@ impl Rehearsal {
             expire: Some(EXPIRY),
             egress: std::slice::from_ref(&self.egress),
             routes: &[],
-            letters: &[],
+            failed_storages: &[],
         };
         let finished = self.queue.finish(&claim, &finish);
         match finished.map_err(|cause| refused("finish a vCon", cause))? {

@@ -305,7 +305,7 @@ impl Pipeline<'_, '_, '_> {
             expire: job.progress.expire().filter(|_| job.base.is_some()),
             egress,
             routes: &routes,
-            letters: &letters,
+            failed_storages: &letters,
         };
         loop {
             match self.try_to_finish(&finish) {

@@ -501,7 +501,7 @@ fn finish_with(
         expire: None,
         egress: &[],
         routes: &[],
-        letters,
+        failed_storages: letters,
     };
     Ok(match queue.finish(claim, &finish)? {
         Finished::NotOurs => Released::NotOurs,

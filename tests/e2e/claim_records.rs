@@ -201,7 +201,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         expire: None,
                         egress: &egress,
                         routes: &[],
-                        letters: &[],
+                        failed_storages: &[],
                     };
                     let finished = queue.finish(&claim, &finish);
                     finished.map(|finished| finished == Finished::Done)

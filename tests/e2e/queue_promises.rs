@@ -50,7 +50,7 @@ fn finish<'a>(id: &'a VconId, document: Option<Replacement<'a>>) -> Finish<'a> {
         expire: None,
         egress: &[],
         routes: &[],
-        letters: &[],
+        failed_storages: &[],
     }
 }
 
@@ -76,7 +76,7 @@ fn keeps_what_is_kept_for_ever(redis: &Redis) {
         };
         let letters = [FailedStorage::deferred("s")];
         let finish = Finish {
-            letters: &letters,
+            failed_storages: &letters,
             ..finish(&id, Some(document))
         };
         assert_eq!(queue.finish(&third, &finish).unwrap(), Finished::Done);

@@ -328,7 +328,7 @@ impl Server {
                     expire: None,
                     egress: std::slice::from_ref(egress),
                     routes: &[],
-                    letters: &[],
+                    failed_storages: &[],
                 };
                 match self.queues[*worker].finish(claim, &finish) {
                     Ok(Finished::Done) => "done",

@@ -197,7 +197,7 @@ impl Server {
                     expire: None,
                     egress: &self.egress,
                     routes: &[],
-                    letters: &[],
+                    failed_storages: &[],
                 };
                 match self.queues[lane].finish(&self.claims[lane].0, &finish) {
                     Ok(Finished::Done) => {}
