@@ -266,14 +266,14 @@ impl FollowerQueue {
     ///
     /// # Errors
     /// Nothing may be pulled after an error: among others, Redis may refuse writes.
-    pub fn take_turn(&mut self, time: Duration) -> Result<Option<String>, QueueError> {
+    pub fn take_lease(&mut self, time: Duration) -> Result<Option<String>, QueueError> {
         let milliseconds = time.as_millis().max(1).to_string();
         let holder = self.change_lease(&milliseconds)?;
         Ok((holder != self.instance).then_some(holder))
     }
 
     /// Releases the lease to pull.
-    pub fn give_up_turn(&mut self) -> Result<(), QueueError> {
+    pub fn release_lease(&mut self) -> Result<(), QueueError> {
         self.change_lease("0").map(drop)
     }
 
@@ -292,7 +292,7 @@ impl FollowerQueue {
     }
 
     /// Records UUIDs whose documents are to be fetched. To record one twice does no harm.
-    pub fn note(&mut self, ids: &[VconId]) -> Result<(), QueueError> {
+    pub fn record(&mut self, ids: &[VconId]) -> Result<(), QueueError> {
         let ids: Vec<&str> = ids.iter().map(VconId::as_str).collect();
         let mut push = redis::cmd("RPUSH");
         push.arg(keys::follower_key(&self.follower)).arg(ids);
@@ -332,7 +332,7 @@ impl FollowerQueue {
     ///
     /// # Errors
     /// [`QueueError::Document`] if Redis refuses the document.
-    pub fn hand_in(&mut self, pulled: &PulledVcon<'_>) -> Result<SubmitOutcome, QueueError> {
+    pub fn submit(&mut self, pulled: &PulledVcon<'_>) -> Result<SubmitOutcome, QueueError> {
         let draft = keys::follower_draft_key(&self.instance, &self.follower);
         let mut call = script(
             SUBMIT,
@@ -354,12 +354,12 @@ impl FollowerQueue {
             let kind = kind_of_new(connection, format, &sorted_set)?;
             let request = replacing(&draft, kind, pulled.text, &call);
             let reply = watched(request.send(connection)?)?;
-            handed_in(reply.unwrap_or(Value::Nil))
+            submit_outcome(reply.unwrap_or(Value::Nil))
         })
     }
 
     /// Submits a vCon with the document that exists.
-    pub fn hand_in_again(&mut self, id: &VconId, digest: &str) -> Result<SubmitOutcome, QueueError> {
+    pub fn submit_existing(&mut self, id: &VconId, digest: &str) -> Result<SubmitOutcome, QueueError> {
         let mut call = script(
             SUBMIT_EXISTING,
             &[
@@ -372,7 +372,7 @@ impl FollowerQueue {
         );
         call.arg(id.as_str()).arg(digest).arg(PULL_RECORDS_EXPIRY);
         call.arg(self.expiry.document);
-        self.with(|connection| handed_in(call.query(connection)?))
+        self.with(|connection| submit_outcome(call.query(connection)?))
     }
 
     /// Moves a UUID to the dead letter queue of the ingress list.
@@ -389,12 +389,12 @@ impl FollowerQueue {
         );
         call.arg(id.as_str()).arg(reason.to_json()?);
         call.arg(self.expiry.dead_letter);
-        self.with(|connection| handed_in(call.query(connection)?))
+        self.with(|connection| submit_outcome(call.query(connection)?))
     }
 
     /// Puts a UUID whose document could not be fetched at the end of the list. Returns the number of tries
     /// that counted.
-    pub fn put_off(&mut self, id: &VconId, counts: bool) -> Result<u32, QueueError> {
+    pub fn postpone(&mut self, id: &VconId, counts: bool) -> Result<u32, QueueError> {
         let mut call = script(
             POSTPONE,
             &[
@@ -471,7 +471,7 @@ fn script(text: &str, keys: &[String]) -> Cmd {
     call
 }
 
-fn handed_in(reply: Value) -> Result<SubmitOutcome, QueueError> {
+fn submit_outcome(reply: Value) -> Result<SubmitOutcome, QueueError> {
     let unknown = QueueError::Answer("handing in a pulled vCon");
     match reply {
         Value::Int(1) => Ok(SubmitOutcome::Done),

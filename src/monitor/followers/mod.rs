@@ -407,7 +407,7 @@ impl Puller {
             }
         }
         // Another instance need not wait until it expires.
-        if let Err(error) = self.pulls.give_up_turn() {
+        if let Err(error) = self.pulls.release_lease() {
             log::debug!(
                 "the turn of follower {} will expire: {error}",
                 self.follower.name
@@ -451,7 +451,7 @@ impl Puller {
         if self.is_to_end() {
             return Err(Stop::Ended);
         }
-        let holder = self.pulls.take_turn(TURN + self.follower.timeout)?;
+        let holder = self.pulls.take_lease(TURN + self.follower.timeout)?;
         if holder != self.other {
             let name = &self.follower.name;
             match &holder {
@@ -500,7 +500,7 @@ impl Puller {
     fn note(&mut self, ids: &[VconId]) {
         let mut is_spooled = false;
         let mut closing: Option<Instant> = None;
-        while let Err(error) = self.pulls.note(ids) {
+        while let Err(error) = self.pulls.record(ids) {
             self.tell(format!(
                 "{} UUIDs that it took could not be kept yet: {error}",
                 ids.len()
@@ -566,7 +566,7 @@ impl Puller {
         let ids = self.spool.read();
         let ids = ids.map_err(|error| Stop::Trouble(format!("could not read {path}: {error}")))?;
         if !ids.is_empty() {
-            self.pulls.note(&ids)?;
+            self.pulls.record(&ids)?;
             let (name, count) = (&self.follower.name, ids.len());
             log::info!("follower {name}: found {count} UUIDs that were taken before");
             self.spool.remove();
@@ -641,7 +641,7 @@ impl Puller {
         let last = failed.last().map(|(_, why)| why.clone());
         for (id, why) in failed {
             // If no document can be had, that is no fault of this one.
-            let tries = self.pulls.put_off(id, done > 0)?;
+            let tries = self.pulls.postpone(id, done > 0)?;
             if done > 0 && tries == 1 {
                 let name = &self.follower.name;
                 log::warn!(vcon_id = id.as_str(); "{id}: follower {name}: {why}; it tries again");
@@ -673,13 +673,13 @@ impl Puller {
             created: created.unix,
         };
         loop {
-            let handed_in = match self.pulls.hand_in(&pulled) {
+            let handed_in = match self.pulls.submit(&pulled) {
                 Err(QueueError::Document(why)) => {
                     let why = format!("Redis refuses the document: {why}");
                     return self.refuse(id, &why, 1);
                 }
                 Ok(SubmitOutcome::There) => match self.compare(&pulled)? {
-                    Compared::Same => self.pulls.hand_in_again(id, &digest)?,
+                    Compared::Same => self.pulls.submit_existing(id, &digest)?,
                     Compared::Gone => continue,
                     Compared::Other(why) => return self.refuse(id, &why, 1),
                 },
