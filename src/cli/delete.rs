@@ -187,7 +187,7 @@ fn standing(settings: &Settings, config: &Config, id: &VconId) -> Result<Whereab
         storages: config.storages.keys().cloned().collect(),
         ..AuditLists::default()
     };
-    Audit::new(lease, &lists, settings.redis_expiry)?.standing(id)
+    Audit::new(lease, &lists, settings.redis_expiry)?.whereabouts(id)
 }
 
 /// Why the vCon would come back.

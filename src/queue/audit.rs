@@ -282,7 +282,7 @@ impl Audit {
     }
 
     /// Which queues one vCon is in, whether or not its document is in Redis.
-    pub fn standing(&mut self, id: &VconId) -> Result<Whereabouts, QueueError> {
+    pub fn whereabouts(&mut self, id: &VconId) -> Result<Whereabouts, QueueError> {
         let mut waiting = self.among(&self.waiting.clone(), id)?;
         let mut ids = HashSet::from([id.clone()]);
         self.remove_claimed(&mut ids)?;

@@ -415,7 +415,7 @@ fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
     let lost: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
     assert_eq!(lost, [samples[1].id.as_str()]);
     let taken = samples[0].id.parse().expect("a UUID");
-    assert!(audit.standing(&taken).expect("Redis").is_claimed);
+    assert!(audit.whereabouts(&taken).expect("Redis").is_claimed);
 }
 
 #[test]
