@@ -156,7 +156,7 @@ impl Watch {
             let pause = (took * REST).min(longest);
             draining.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) && begun.elapsed() < most
         };
-        match self.keeper.record_letters(&mut pace) {
+        match self.keeper.record_dead_letter_lists(&mut pace) {
             Err(error) if !error.breaks_connection() => {
                 log::debug!("could not search for dead letter queues: {error}");
                 Ok(())

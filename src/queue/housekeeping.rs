@@ -231,7 +231,7 @@ impl Housekeeper {
     /// Records the dead letter queues of lists that left the configuration before daemons recorded any, as
     /// the holder of the lease. Looks at every key, once for each Redis. If the lease is lost, or `pace` has
     /// ended the work, the next call continues.
-    pub fn record_letters(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
+    pub fn record_dead_letter_lists(&mut self, pace: Pace<'_>) -> Result<(), QueueError> {
         let recorded = self.search_dead_letters(pace);
         if recorded.is_err() {
             // The next connection may be to another server, for which the cursor means nothing.
