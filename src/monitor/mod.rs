@@ -82,7 +82,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         lane: 0,
     };
     let limit = LIMIT.min(settings.heartbeat_ttl / 3);
-    let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).within(limit);
+    let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
     child.readiness().tell();
     let mut away = false;
     let shows = || {

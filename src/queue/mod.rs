@@ -153,7 +153,7 @@ impl Queue {
     }
 
     /// The same with a time limit: neither connecting nor a request may take longer.
-    pub fn within(self, limit: Duration) -> Self {
+    pub fn with_time_limit(self, limit: Duration) -> Self {
         Self {
             limit: Some(limit),
             ..self

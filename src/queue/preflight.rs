@@ -349,7 +349,7 @@ impl Rehearsal {
         let lease = NameLease::new(&settings, Holder::this_process(fastrand::u64(1..)));
         let expiry = Expiry::of(&settings);
         Ok(Self {
-            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease).within(limit),
+            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease).with_time_limit(limit),
             tools: server.connect_for("conserver:check", limit)?,
             ingress: list("in")?,
             egress: list("out")?,

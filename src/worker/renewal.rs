@@ -57,7 +57,7 @@ impl Renewal {
     pub fn new(slot: Slot, queue: Queue, ttl: Duration) -> Self {
         Self {
             slot,
-            queue: queue.within(LIMIT.min(ttl / 3)),
+            queue: queue.with_time_limit(LIMIT.min(ttl / 3)),
             ttl,
             own: None,
             told: false,

@@ -1065,7 +1065,7 @@ fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_th
 #[test]
 fn a_queue_with_a_limit_waits_no_longer_for_a_server_that_does_not_answer() {
     let redis = Redis::plain();
-    let mut queue = queue(&redis, "here", 1).within(Duration::from_millis(300));
+    let mut queue = queue(&redis, "here", 1).with_time_limit(Duration::from_millis(300));
     queue.take_lease().unwrap();
     redis.signal(Signal::SIGSTOP);
     let start = Instant::now();
