@@ -12,7 +12,9 @@ use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http;
 use crate::monitor::{self, arrival};
-use crate::queue::{Fitness, RedisConnection, Needs, QueueError, Server, ConfiguredWork, cluster_refusal, rehearse};
+use crate::queue::{
+    ConfiguredWork, Fitness, Needs, QueueError, RedisConnection, Server, cluster_refusal, rehearse,
+};
 use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
 use crate::storage::Room;

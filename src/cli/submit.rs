@@ -17,7 +17,7 @@ use self::wait::{Lookout, Outcome};
 use super::shown::{complain, say};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
-use crate::queue::{StoredReason, DeadLetter, QueueError, Server, Submitter};
+use crate::queue::{DeadLetter, QueueError, Server, StoredReason, Submitter};
 use crate::settings::Settings;
 use crate::vcon::{JsonBodies, Outgoing, VconId, decode};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::config::{Follower, Plan};
 use crate::exit::Exit;
 use crate::queue::{
-    ConnectError, Fitness, Needs, QueueError, RefusedUrlPart, Server, ConfiguredWork, cluster_refusal,
+    ConfiguredWork, ConnectError, Fitness, Needs, QueueError, RefusedUrlPart, Server,
+    cluster_refusal,
 };
 use crate::scoreboard::Slot;
 use crate::settings::{RedisUrl, Settings};
@@ -72,7 +73,9 @@ fn needs_of(path: &Path, settings: &Settings) -> Needs {
 /// What a server does not accept of its URL.
 pub fn refused(error: &ConnectError, url: &RedisUrl) -> Option<Unfit> {
     let (why, exit) = match error.refusal()? {
-        RefusedUrlPart::Login if url.has_one_word() => (url.login_advice().to_owned(), Exit::Config),
+        RefusedUrlPart::Login if url.has_one_word() => {
+            (url.login_advice().to_owned(), Exit::Config)
+        }
         RefusedUrlPart::Login => (url.login_advice().to_owned(), Exit::Unavailable),
         RefusedUrlPart::Database => (
             "the server does not have this database".to_owned(),

@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 
 use crate::child::Child;
 use crate::config::{ListName, Plan};
-use crate::queue::{Chore, Expiry, Housekeeper, QueueError, Server, HousekeepingLease};
+use crate::queue::{Chore, Expiry, Housekeeper, HousekeepingLease, QueueError, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 

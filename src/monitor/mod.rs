@@ -24,7 +24,9 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::child::Child;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, RecoveredClaim, LaneId, Server};
+use crate::queue::{
+    Expiry, LaneId, MAX_LAPSES, NameLease, Queue, QueueError, RecoveredClaim, Server,
+};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
@@ -82,7 +84,8 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         lane: 0,
     };
     let limit = LIMIT.min(settings.heartbeat_ttl / 3);
-    let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
+    let mut queue =
+        Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
     child.readiness().tell();
     let mut away = false;
     let shows = || {

@@ -250,7 +250,11 @@ impl Tracker {
 }
 
 /// Has the lookout look at these lists, if it does not yet.
-fn follow(lookout: &mut IngressWatcher, watched: &mut Option<Arc<[ListName]>>, lists: &Arc<[ListName]>) {
+fn follow(
+    lookout: &mut IngressWatcher,
+    watched: &mut Option<Arc<[ListName]>>,
+    lists: &Arc<[ListName]>,
+) {
     let is_same = |it: &Arc<[ListName]>| Arc::ptr_eq(it, lists);
     if !watched.as_ref().is_some_and(is_same) {
         lookout.watch(lists);

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
 use super::requests::{OperatorScripts, round_trip};
-use super::{StoredDocument, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::vcon::{CreatedAt, VconId};
 
@@ -96,7 +96,11 @@ pub struct Audit {
 impl Audit {
     /// Prepares a walk. The document of a vCon that is put back on a list lives for at least `least_ttl`
     /// seconds.
-    pub fn new(connection: RedisConnection, lists: &AuditLists, least_ttl: u64) -> Result<Self, QueueError> {
+    pub fn new(
+        connection: RedisConnection,
+        lists: &AuditLists,
+        least_ttl: u64,
+    ) -> Result<Self, QueueError> {
         let name = |list: &ListName| list.as_str().as_bytes().to_vec();
         let mut audit = Self {
             connection,

@@ -336,7 +336,9 @@ pub(crate) mod fuzz {
     use redis::Value;
 
     use super::super::requests::LaneScript;
-    use super::super::{Expiry, Holder, StoredReason, NameLease, Queue, QueueError, LaneId, Server};
+    use super::super::{
+        Expiry, Holder, LaneId, NameLease, Queue, QueueError, Server, StoredReason,
+    };
     use super::{shown, texts};
     use crate::settings::Settings;
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::release::Reason;
 use super::requests::{OperatorScripts, replay_lock_script};
-use super::{StoredDocument, RedisConnection, QueueError, Raw, Server, is_wrong_type, keys};
+use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
 use crate::vcon::VconId;
 
 /// The keys of dead letter lists begin with this.
@@ -197,7 +197,12 @@ impl DeadLetters {
 
     /// Up to `count` dead letters of the list with their reasons, from index `start` on, the oldest first.
     /// Cuts an entry of more than 16 KiB to that and one byte.
-    pub fn page(&mut self, list: &Raw, start: u64, count: u64) -> Result<Vec<DeadLetter>, QueueError> {
+    pub fn page(
+        &mut self,
+        list: &Raw,
+        start: u64,
+        count: u64,
+    ) -> Result<Vec<DeadLetter>, QueueError> {
         let mut call = self.scripts.page_dead_letters.key(letters_key(list));
         call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
         let entries = call.invoke(&mut *self.connection)?;
@@ -276,7 +281,11 @@ impl DeadLetters {
     }
 
     /// The entry as a dead letter of the list, with its index in the queue; `None` if it is not there.
-    pub fn find(&mut self, list: &Raw, entry: &Raw) -> Result<Option<(u64, DeadLetter)>, QueueError> {
+    pub fn find(
+        &mut self,
+        list: &Raw,
+        entry: &Raw,
+    ) -> Result<Option<(u64, DeadLetter)>, QueueError> {
         let mut find = redis::cmd("LPOS");
         find.arg(letters_key(list)).arg(entry.as_bytes());
         let index = match find.query::<Option<u64>>(&mut *self.connection) {
@@ -567,7 +576,10 @@ fn change_lock(
 }
 
 /// Who holds the lock of this storage, if anybody does.
-fn find_lock(connection: &mut RedisConnection, storage: &str) -> Result<Option<HeldLock>, QueueError> {
+fn find_lock(
+    connection: &mut RedisConnection,
+    storage: &str,
+) -> Result<Option<HeldLock>, QueueError> {
     let key = keys::storage_replay_lock(storage);
     let exists: bool = redis::cmd("EXISTS").arg(&key).query(&mut **connection)?;
     exists.then(|| holder(connection, key)).transpose()

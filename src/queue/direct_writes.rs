@@ -29,7 +29,9 @@ impl Queue {
         self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_begin.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
-            call.arg(id.as_str()).arg(lane_id.claims_key()).arg(lane_id.lane);
+            call.arg(id.as_str())
+                .arg(lane_id.claims_key())
+                .arg(lane_id.lane);
             Ok(call.arg(DIRECT_WRITE_EXPIRY).invoke::<()>(connection)?)
         })
     }
@@ -40,7 +42,9 @@ impl Queue {
         self.with(|connection, scripts, lane_id, _| {
             let mut call = scripts.direct_write_end.key(keys::DIRECT_WRITES);
             call.key(keys::overwritten_key(id)).key(id.key());
-            call.arg(id.as_str()).arg(lane_id.claims_key()).arg(lane_id.lane);
+            call.arg(id.as_str())
+                .arg(lane_id.claims_key())
+                .arg(lane_id.lane);
             Ok(Overwritten::of(call.invoke(connection)?))
         })
     }

@@ -11,7 +11,7 @@ use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 
 use super::claim::{INLINE_LIMIT, texts};
 use super::requests::{Commands, executed, round_trip, transaction};
-use super::{RedisConnection, Queue, QueueError, keys};
+use super::{Queue, QueueError, RedisConnection, keys};
 use crate::redis_server::{has_json, why_too_long};
 use crate::vcon::VconId;
 

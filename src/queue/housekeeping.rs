@@ -21,7 +21,7 @@ use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::requests::{HousekeepingScripts, round_trip};
-use super::{Expiry, RedisConnection, QueueError, Server, is_wrong_type};
+use super::{Expiry, QueueError, RedisConnection, Server, is_wrong_type};
 use crate::config::ListName;
 
 /// How many entries one step on the server looks at.

@@ -22,7 +22,10 @@ use redis::{Cmd, Value};
 use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
 use super::requests::{code, round_trip};
-use super::{Document, Expiry, StoredDocument, Kind, RedisConnection, QueueError, Server, claim, is_wrong_type, keys};
+use super::{
+    Document, Expiry, Kind, QueueError, RedisConnection, Server, StoredDocument, claim,
+    is_wrong_type, keys,
+};
 use crate::config::ListName;
 use crate::redis_server::why_too_long;
 use crate::settings::RedisFormat;
@@ -359,7 +362,11 @@ impl FollowerQueue {
     }
 
     /// Submits a vCon with the document that exists.
-    pub fn submit_existing(&mut self, id: &VconId, digest: &str) -> Result<SubmitOutcome, QueueError> {
+    pub fn submit_existing(
+        &mut self,
+        id: &VconId,
+        digest: &str,
+    ) -> Result<SubmitOutcome, QueueError> {
         let mut call = script(
             SUBMIT_EXISTING,
             &[
@@ -376,7 +383,11 @@ impl FollowerQueue {
     }
 
     /// Moves a UUID to the dead letter queue of the ingress list.
-    pub fn refuse(&mut self, id: &VconId, reason: &Reason<'_>) -> Result<SubmitOutcome, QueueError> {
+    pub fn refuse(
+        &mut self,
+        id: &VconId,
+        reason: &Reason<'_>,
+    ) -> Result<SubmitOutcome, QueueError> {
         let mut call = script(
             DEAD_LETTER,
             &[

@@ -51,29 +51,31 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use audit::{Audit, Lengths, AuditLists, Location, Whereabouts};
+pub use audit::{Audit, AuditLists, Lengths, Location, Whereabouts};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};
 pub use dead_letters::{
-    DeadLetters, RawDeadLetter, HeldLock, StoredReason, DeadLetter, Moved, Owner, ReplayLock, ReplayStart,
-    ReplayOutcome,
+    DeadLetter, DeadLetters, HeldLock, Moved, Owner, RawDeadLetter, ReplayLock, ReplayOutcome,
+    ReplayStart, StoredReason,
 };
 pub use direct_writes::Overwritten;
-pub use documents::{Document, Documents, StoredDocument, Kind, Removed, Replaced, Replacement};
-pub use finish::{Finish, Finished, Announcement, FailedStorage};
-pub use housekeeping::{Chore, Housekeeper, Pace, HousekeepingLease};
-pub use intake::{SubmitOutcome, PulledVcon, FollowerQueue, Submitter, left_by_followers};
+pub use documents::{Document, Documents, Kind, Removed, Replaced, Replacement, StoredDocument};
+pub use finish::{Announcement, FailedStorage, Finish, Finished};
+pub use housekeeping::{Chore, Housekeeper, HousekeepingLease, Pace};
+pub use intake::{FollowerQueue, PulledVcon, SubmitOutcome, Submitter, left_by_followers};
 pub use keys::{
-    Raw, STORAGE_PREFIX, LaneId, dead_letter_list, dead_letter_reasons, storage_letters_list,
+    LaneId, Raw, STORAGE_PREFIX, dead_letter_list, dead_letter_reasons, storage_letters_list,
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
-pub use preflight::{Fitness, Needs, RehearsalError, Shortage, ConfiguredWork, cluster_refusal, rehearse};
-pub use recovery::{ENDED_BEFORE_START, Blame, Dead, MAX_LAPSES, Pause, RecoveredClaim};
+pub use preflight::{
+    ConfiguredWork, Fitness, Needs, RehearsalError, Shortage, cluster_refusal, rehearse,
+};
+pub use recovery::{Blame, Dead, ENDED_BEFORE_START, MAX_LAPSES, Pause, RecoveredClaim};
 pub use release::{Evidence, ProgressRecord, Reason, Released};
 pub use requests::RequestBatcher;
-pub use wakeup::{IngressWatcher, Waited, LaneWaker, Watched};
+pub use wakeup::{IngressWatcher, LaneWaker, Waited, Watched};
 
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 
@@ -231,7 +233,12 @@ impl Queue {
     /// reply may still arrive.
     fn with<T>(
         &mut self,
-        work: impl FnOnce(&mut redis::Connection, &LaneScripts, &LaneId, Expiry) -> Result<T, QueueError>,
+        work: impl FnOnce(
+            &mut redis::Connection,
+            &LaneScripts,
+            &LaneId,
+            Expiry,
+        ) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {

@@ -15,8 +15,8 @@ use redis::{Connection, RedisError, RedisResult, Value};
 
 use super::requests::{Commands, preflight_script, round_trip};
 use super::{
-    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, RedisConnection, NameLease, Queue, QueueError,
-    Replacement, LaneId, Server, keys,
+    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, NameLease, Queue,
+    QueueError, RedisConnection, Replacement, Server, keys,
 };
 use crate::config::{Chain, Config, Follower, ListName, Plan};
 use crate::redis_server::in_its_words;
@@ -349,7 +349,8 @@ impl Rehearsal {
         let lease = NameLease::new(&settings, Holder::this_process(fastrand::u64(1..)));
         let expiry = Expiry::of(&settings);
         Ok(Self {
-            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease).with_time_limit(limit),
+            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease)
+                .with_time_limit(limit),
             tools: server.connect_for("conserver:check", limit)?,
             ingress: list("in")?,
             egress: list("out")?,

@@ -166,7 +166,10 @@ impl Queue {
     /// Returns the claims that could not be returned because the key of their list held another type, if
     /// it does no longer. Restores the overwritten texts that could not be restored before, and calls
     /// `pause` before each vCon of those.
-    pub fn recover_unreturned(&mut self, pause: &mut Pause<'_>) -> Result<Vec<RecoveredClaim>, QueueError> {
+    pub fn recover_unreturned(
+        &mut self,
+        pause: &mut Pause<'_>,
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, ENDED_BEFORE_START);
         self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, PushKind, Value};
 
 use super::requests::{Script, is_missing, round_trip};
-use super::{RedisConnection, NameLease, Queue, QueueError, Server, is_wrong_type, keys};
+use super::{NameLease, Queue, QueueError, RedisConnection, Server, is_wrong_type, keys};
 use crate::config::ListName;
 
 /// How many tokens one look puts into the list at most. The lanes that take them change the ingress lists,

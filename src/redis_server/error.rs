@@ -144,7 +144,10 @@ mod tests {
                 "WRONGPASS invalid username-password pair or user is disabled.",
                 Some(RefusedUrlPart::Login),
             ),
-            ("NOAUTH Authentication required.", Some(RefusedUrlPart::Login)),
+            (
+                "NOAUTH Authentication required.",
+                Some(RefusedUrlPart::Login),
+            ),
             (
                 "ERR AUTH <password> called without any password configured for the default user.",
                 Some(RefusedUrlPart::Login),
@@ -153,7 +156,10 @@ mod tests {
                 "ERR Client sent AUTH, but no password is set",
                 Some(RefusedUrlPart::Login),
             ),
-            ("ERR DB index is out of range", Some(RefusedUrlPart::Database)),
+            (
+                "ERR DB index is out of range",
+                Some(RefusedUrlPart::Database),
+            ),
             ("ERR invalid DB index", Some(RefusedUrlPart::Database)),
             (
                 "ERR SELECT is not allowed in cluster mode",

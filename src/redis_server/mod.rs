@@ -86,14 +86,22 @@ impl Server {
     }
 
     /// Like [`Server::connect`]. Neither connecting nor any later command may take longer than `limit`.
-    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<RedisConnection, ConnectError> {
+    pub fn connect_for(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> Result<RedisConnection, ConnectError> {
         let connected = self.connect_within(name, limit)?;
         connected.limit(limit).map_err(unreachable_at(self))?;
         Ok(connected)
     }
 
     /// Like [`Server::connect`]. Connecting may not take longer than `limit`.
-    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<RedisConnection, ConnectError> {
+    pub fn connect_within(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> Result<RedisConnection, ConnectError> {
         let deadline = Instant::now() + limit;
         let connection = match &*self.address {
             ServerAddress::Known(info) => {

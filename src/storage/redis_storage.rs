@@ -212,7 +212,12 @@ impl RedisStorage {
         own.min(limit.left() + Duration::from_secs(1))
     }
 
-    fn connect(&mut self, what: &str, own: Duration, deadline: Deadline) -> Result<RedisConnection, Failure> {
+    fn connect(
+        &mut self,
+        what: &str,
+        own: Duration,
+        deadline: Deadline,
+    ) -> Result<RedisConnection, Failure> {
         let message = self.message(what);
         let Some(server) = self.server.clone() else {
             return Err(Failure::transient(format!("{message}: no server")));

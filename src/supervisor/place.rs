@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::restart::{Life, Restarts};
 use crate::child::{Leftover, MONITOR_SLOT};
-use crate::queue::{ENDED_BEFORE_START, Blame};
+use crate::queue::{Blame, ENDED_BEFORE_START};
 use crate::scoreboard::{Place as Shown, PlaceState, RestartCause};
 use crate::sys;
 

@@ -14,7 +14,7 @@ use super::{DaemonPhase, Supervisor, Turn};
 use crate::child::{Assignment, Leftover, Task};
 use crate::exit::Exit;
 use crate::monitor::followers::LONGEST_FAREWELL;
-use crate::queue::{ENDED_BEFORE_START, Blame};
+use crate::queue::{Blame, ENDED_BEFORE_START};
 use crate::sys::{self, End};
 
 /// How long a recovery process may take: Redis is near, or it is away.

@@ -55,7 +55,9 @@ pub use retry::Backoff;
 use crate::child::{Child, Leftover};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{RequestBatcher, Expiry, NameLease, Queue, QueueError, RecoveredClaim, LaneId, Server};
+use crate::queue::{
+    Expiry, LaneId, NameLease, Queue, QueueError, RecoveredClaim, RequestBatcher, Server,
+};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use clock::Clock;

@@ -484,9 +484,10 @@ impl Pipeline<'_, '_, '_> {
                     let what = String::from_utf8_lossy(entry).into_owned();
                     (self.queue.undo_dead_letter(list, entry, &why), what)
                 }
-                Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => {
-                    (self.queue.undo_storage_dead_letter(storage, id, &why), id.to_string())
-                }
+                Letter::OfStorage(storage, id) if defers(storage, self.modules.config()) => (
+                    self.queue.undo_storage_dead_letter(storage, id, &why),
+                    id.to_string(),
+                ),
                 // The other storages have it, and it is announced: nobody here saves it again.
                 Letter::OfStorage(..) => continue,
             };

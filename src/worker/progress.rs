@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
-use crate::queue::{self, Document, Announcement};
+use crate::queue::{self, Announcement, Document};
 use crate::vcon::{self, VconId};
 
 /// Of a longer document the server may compare no more than the length. It counts a RedisJSON document by

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::child::{Child, Leftover};
 use crate::exit::Exit;
-use crate::queue::{Expiry, NameLease, Queue, RecoveredClaim, LaneId, Server};
+use crate::queue::{Expiry, LaneId, NameLease, Queue, RecoveredClaim, Server};
 use crate::settings::Settings;
 
 use super::clock::Clock;

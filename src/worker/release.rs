@@ -22,8 +22,8 @@ use super::refusals::Letter;
 use super::retry::{ALONE, Backoff, CRASHED, ROUND_PAUSE, SLOW, SLOW_ALONE};
 use crate::failure::FailureKind;
 use crate::queue::{
-    self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
-    FailedStorage, dead_letter_list,
+    self, Claim, Document, Evidence, FailedStorage, Finish, Finished, Queue, QueueError, Reason,
+    Released, dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;

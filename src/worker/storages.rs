@@ -9,7 +9,7 @@ use super::job::Job;
 use super::pipeline::Pipeline;
 use super::retry::Retry;
 use crate::failure::{Failure, FailureKind};
-use crate::queue::{Reason, FailedStorage};
+use crate::queue::{FailedStorage, Reason};
 use crate::scoreboard::Event;
 use crate::storage::fanout;
 use crate::vcon::{Leaving, VconId};

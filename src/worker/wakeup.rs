@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use crate::queue::{Queue, QueueError, Server, Waited, LaneWaker};
+use crate::queue::{LaneWaker, Queue, QueueError, Server, Waited};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 

@@ -389,7 +389,11 @@ fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
     push.arg("default").arg(&samples[0].id).arg(&others);
     push.arg(&samples[1].id);
     push.query::<i64>(&mut redis.connection()).expect("a list");
-    for (n, place) in [(0, Location::List), (1, Location::List), (2, Location::Nowhere)] {
+    for (n, place) in [
+        (0, Location::List),
+        (1, Location::List),
+        (2, Location::Nowhere),
+    ] {
         assert_eq!(audit.locate(&id(n)).expect("Redis"), place, "{n}");
     }
 }

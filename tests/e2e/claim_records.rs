@@ -309,7 +309,11 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
 }
 
 /// Returns what the first worker held, as its successor does.
-fn recover(queue: &mut Queue, blame: Blame, max_deaths: u32) -> Result<Vec<RecoveredClaim>, QueueError> {
+fn recover(
+    queue: &mut Queue,
+    blame: Blame,
+    max_deaths: u32,
+) -> Result<Vec<RecoveredClaim>, QueueError> {
     queue.take_lease()?;
     let dead = Dead {
         worker: 1,

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Housekeeper,
-    Kind, Lengths, ProgressRecord, Queue, Raw, Reason, Released, Replaced, Replacement, LaneId, Server,
-    FailedStorage, HousekeepingLease,
+    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, FailedStorage, Finish, Finished,
+    Holder, Housekeeper, HousekeepingLease, Kind, LaneId, Lengths, ProgressRecord, Queue, Raw,
+    Reason, Released, Replaced, Replacement, Server,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;

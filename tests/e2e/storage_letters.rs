@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Chore, Expiry, Housekeeper, Reason, Released, HousekeepingLease};
+use conserver::queue::{Chore, Expiry, Housekeeper, HousekeepingLease, Reason, Released};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};

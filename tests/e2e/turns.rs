@@ -5,8 +5,8 @@ use std::thread;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, RequestBatcher, Finish, Finished, Holder, Kind, ProgressRecord,
-    Queue, QueueError, Released, LaneId,
+    Blame, Claim, Claimed, Dead, Document, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
+    Queue, QueueError, Released, RequestBatcher,
 };
 use conserver::vcon::VconId;
 

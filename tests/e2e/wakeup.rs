@@ -366,7 +366,8 @@ fn a_look_sets_a_token_for_each_entry_and_tells_of_those_that_nobody_has_taken()
     );
     let lists = ["in", "express"].map(list);
     let lookout = |lease| {
-        let mut lookout = IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("Redis");
+        let mut lookout =
+            IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("Redis");
         lookout.watch(&lists);
         lookout
     };

@@ -14,8 +14,8 @@ use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::queue::{
-    DeadLetters, Document, RawDeadLetter, HeldLock, StoredReason, Raw, Reason, ReplayLock, ReplayStart,
-    Server, ReplayOutcome,
+    DeadLetters, Document, HeldLock, Raw, RawDeadLetter, Reason, ReplayLock, ReplayOutcome,
+    ReplayStart, Server, StoredReason,
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};

@@ -16,7 +16,7 @@ use super::{
 use crate::cli::shown::{Layout, laid_out, life, moment, size};
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Document, HeldLock, StoredDocument, Kind, Raw};
+use crate::queue::{DeadLetters, Document, HeldLock, Kind, Raw, StoredDocument};
 use crate::settings::Settings;
 use crate::view::StorageQueue;
 use crate::visible::{printable, printable_lines, visible_json};

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::cli::shown::{moment, shortened};
-use crate::queue::{StoredReason, DeadLetter};
+use crate::queue::{DeadLetter, StoredReason};
 use crate::visible::printable;
 
 /// Entries that are no UUIDs are shortened to this in the table.

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use super::progress;
 use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
-use crate::queue::{Audit, DeadLetters, StoredReason, DeadLetter, AuditLists, QueueError, Raw, Server};
+use crate::queue::{
+    Audit, AuditLists, DeadLetter, DeadLetters, QueueError, Raw, Server, StoredReason,
+};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 

@@ -32,7 +32,8 @@ use super::LIMIT;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
-    Document, Expiry, SubmitOutcome, PulledVcon, FollowerQueue, QueueError, Reason, Server, left_by_followers,
+    Document, Expiry, FollowerQueue, PulledVcon, QueueError, Reason, Server, SubmitOutcome,
+    left_by_followers,
 };
 use crate::scoreboard::Slot;
 use crate::settings::Settings;

@@ -1,7 +1,7 @@
 //! The crate's own access to the work in Redis, without a daemon.
 
 use conserver::config::ListName;
-use conserver::queue::{Expiry, Holder, NameLease, Queue, LaneId, Server};
+use conserver::queue::{Expiry, Holder, LaneId, NameLease, Queue, Server};
 use conserver::settings::Settings;
 
 use super::Redis;

@@ -61,10 +61,22 @@ const FINISH: &[&str] = files!(
     "run_finish"
 );
 const RECOVER: &[&str] = files!(
-    "extend_ttl", "put_back_context", "progress", "reason_time", "claim_token", "claim_record", "recover"
+    "extend_ttl",
+    "put_back_context",
+    "progress",
+    "reason_time",
+    "claim_token",
+    "claim_record",
+    "recover"
 );
 
-const RELEASE: &[&str] = files!("claim_token", "extend_ttl", "put_back_context", "progress", "release");
+const RELEASE: &[&str] = files!(
+    "claim_token",
+    "extend_ttl",
+    "put_back_context",
+    "progress",
+    "release"
+);
 
 const FINISH_WITHOUT_COMPARE: Broken = Broken {
     files: FINISH,

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, ProgressRecord, Queue,
-    Released, Replaced, Replacement, LaneId,
+    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
+    Queue, Released, Replaced, Replacement,
 };
 use conserver::vcon::VconId;
 use redis::Connection;

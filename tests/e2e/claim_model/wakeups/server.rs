@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, IngressWatcher, Queue, Released, LaneId, Waited,
+    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, IngressWatcher, LaneId, Queue, Released,
+    Waited,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -77,7 +78,8 @@ impl Server {
             };
             Queue::new(server.clone(), seat, expiry, lease.clone())
         });
-        let mut lookout = IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
+        let mut lookout =
+            IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
         lookout.watch(&[list(LIST)]);
         let mut this = Self {
             connection: redis.connection(),
