@@ -124,7 +124,7 @@ pub struct Queue {
     /// All ingress lists of the configuration, a line each.
     ingress: String,
     /// Sends requests together with those of the worker's other lanes.
-    exchange: Option<Arc<RequestBatcher>>,
+    batcher: Option<Arc<RequestBatcher>>,
     /// The time of the last request for work, in microseconds.
     last_time: u128,
     /// Whether the last document was one that a shared call returns: a string that is not large.
@@ -147,7 +147,7 @@ impl Queue {
             lease: Arc::new(lease),
             limit: None,
             ingress: String::new(),
-            exchange: None,
+            batcher: None,
             last_time: 0,
             was_small_string: true,
             can_sort: true,
@@ -162,10 +162,10 @@ impl Queue {
         }
     }
 
-    /// The same, but it sends requests together with the other lanes that use this `exchange`.
-    pub fn sharing(self, exchange: Arc<RequestBatcher>) -> Self {
+    /// The same, but it sends requests together with the other lanes that use this `batcher`.
+    pub fn sharing(self, batcher: Arc<RequestBatcher>) -> Self {
         Self {
-            exchange: Some(exchange),
+            batcher: Some(batcher),
             ..self
         }
     }
@@ -190,10 +190,10 @@ impl Queue {
 
     /// Sends a call of a script, together with the requests of other lanes.
     fn send(&mut self, script: LaneScript, request: LaneRequest) -> Result<Value, QueueError> {
-        let exchange = self.exchange.clone();
+        let batcher = self.batcher.clone();
         let reply = self.with(|connection, scripts, _, _| {
-            let reply = match exchange {
-                Some(exchange) => exchange.ask(connection, request.clone())?,
+            let reply = match batcher {
+                Some(batcher) => batcher.ask(connection, request.clone())?,
                 None => ask_alone(connection, &request)?,
             };
             match reply.value.extract_error() {
