@@ -355,9 +355,9 @@ impl Audit {
                 b"claim" => Ok(Location::Claim),
                 b"nowhere" => Ok(Location::Nowhere),
                 b"requeued" => Ok(Location::Requeued),
-                _ => Err(QueueError::Answer("looking for a vCon")),
+                _ => Err(QueueError::UnexpectedReply("looking for a vCon")),
             },
-            _ => Err(QueueError::Answer("looking for a vCon")),
+            _ => Err(QueueError::UnexpectedReply("looking for a vCon")),
         }
     }
 

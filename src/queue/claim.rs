@@ -159,7 +159,7 @@ impl Queue {
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let fields = texts(reply).and_then(|fields| ClaimFields::try_from(fields).ok());
-        let fields = fields.ok_or(QueueError::Answer("claim"))?;
+        let fields = fields.ok_or(QueueError::UnexpectedReply("claim"))?;
         self.read_claim(fields, script, lists)
     }
 
@@ -173,7 +173,7 @@ impl Queue {
     ) -> Result<Claimed, QueueError> {
         let fields = texts(reply).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
         let Some([token, list, entry, mut kind, context, deaths, fault]) = fields else {
-            return Err(self.on_error(QueueError::Answer("finishing several vCons")));
+            return Err(self.on_error(QueueError::UnexpectedReply("finishing several vCons")));
         };
         if let Value::SimpleString(refusal) = &sorted {
             // The server may stop replying any other error.
@@ -383,7 +383,7 @@ pub(crate) mod fuzz {
         let fields = texts(value.clone());
         let result = QUEUE.with_borrow_mut(|queue| queue.claimed(value, LaneScript::Claim, &[]));
         let Some(fields) = fields.filter(|fields| fields.len() == 9) else {
-            return assert!(matches!(result, Err(QueueError::Answer(_))), "{result:?}");
+            return assert!(matches!(result, Err(QueueError::UnexpectedReply(_))), "{result:?}");
         };
         let Ok(claimed) = result else {
             return;

@@ -431,7 +431,7 @@ fn settling(reply: &Value) -> Result<ReplayOutcome, QueueError> {
         Value::Int(0) => Ok(ReplayOutcome::Gone),
         Value::Int(_) => Ok(ReplayOutcome::Done),
         Value::BulkString(why) if why == b"lost" => Ok(ReplayOutcome::Lost),
-        _ => Err(QueueError::Answer("saving a dead letter")),
+        _ => Err(QueueError::UnexpectedReply("saving a dead letter")),
     }
 }
 
@@ -439,7 +439,7 @@ fn moved(reply: Value, what: &'static str) -> Result<Moved, QueueError> {
     match reply {
         Value::Int(count) => Ok(Moved::Some(u64::try_from(count).unwrap_or(0))),
         Value::BulkString(why) => Ok(Moved::Refused(String::from_utf8_lossy(&why).into_owned())),
-        _ => Err(QueueError::Answer(what)),
+        _ => Err(QueueError::UnexpectedReply(what)),
     }
 }
 

@@ -280,7 +280,7 @@ impl Documents {
                 document: document > 0,
                 entry: entry > 0,
             }),
-            _ => Err(QueueError::Answer("deleting a document")),
+            _ => Err(QueueError::UnexpectedReply("deleting a document")),
         }
     }
 }
@@ -405,7 +405,7 @@ impl Queue {
             call.arg(kind.word()).arg(base).arg(text).arg(ingress);
             Ok(call.invoke::<Value>(connection)?)
         })?;
-        let fields = texts(reply).ok_or(QueueError::Answer("replacing a document"))?;
+        let fields = texts(reply).ok_or(QueueError::UnexpectedReply("replacing a document"))?;
         let mut fields = fields.iter().map(|field| String::from_utf8_lossy(field));
         match fields.next().as_deref() {
             Some("1") => Ok(Replaced::Done),
@@ -413,7 +413,7 @@ impl Queue {
             Some("changed") => Ok(Replaced::Changed),
             Some("large") => self.replace_watched(id, document, text),
             Some("unwritten") => Err(QueueError::of_refusal(&fields.next().unwrap_or_default())),
-            _ => Err(QueueError::Answer("replacing a document")),
+            _ => Err(QueueError::UnexpectedReply("replacing a document")),
         }
     }
 
@@ -454,7 +454,7 @@ impl Queue {
                 Some(Value::Int(1)) => Ok(Replaced::Done),
                 Some(Value::Int(2)) => Ok(Replaced::Deleted),
                 None => Ok(Replaced::Changed),
-                Some(_) => Err(QueueError::Answer("replacing a large document")),
+                Some(_) => Err(QueueError::UnexpectedReply("replacing a large document")),
             }
         })
     }

@@ -117,7 +117,7 @@ impl Queue {
             let call = self.shared_call(claim, finish, lists);
             let reply = self.send(LaneScript::FinishAndClaimMany, LaneRequest::Shared(call))?;
             let (reply, document) = pair(reply)
-                .ok_or_else(|| self.on_error(QueueError::Answer("finishing several vCons")))?;
+                .ok_or_else(|| self.on_error(QueueError::UnexpectedReply("finishing several vCons")))?;
             let finished = shared_outcome(reply).map_err(|error| self.on_error(error))?;
             if let Some((finished, next)) = finished {
                 let next = next.map(|next| self.claimed_by_many(next, document, lists));
@@ -364,7 +364,7 @@ fn is_large(reply: &Value) -> bool {
 /// Reads what `finish.lua` returned, and what `claim.lua` returned after it.
 fn outcome(reply: Value) -> Result<(Finished, Option<Value>), QueueError> {
     let Value::Array(fields) = reply.extract_error()? else {
-        return Err(QueueError::Answer("a finish"));
+        return Err(QueueError::UnexpectedReply("a finish"));
     };
     let mut fields = fields.into_iter();
     match (fields.next(), fields.next(), fields.next()) {
@@ -384,9 +384,9 @@ fn outcome(reply: Value) -> Result<(Finished, Option<Value>), QueueError> {
                     let (list, holds) = (word(first), word(second));
                     Ok((Finished::Refused { list, holds }, None))
                 }
-                _ => Err(QueueError::Answer("a finish")),
+                _ => Err(QueueError::UnexpectedReply("a finish")),
             }
         }
-        _ => Err(QueueError::Answer("a finish")),
+        _ => Err(QueueError::UnexpectedReply("a finish")),
     }
 }

@@ -154,7 +154,7 @@ fn newest_are_json(connection: &mut RedisConnection, sorted_set: &str) -> Result
     let reply = replies.pop().unwrap_or(Value::Nil);
     let keys = match reply.extract_error() {
         Ok(found) => redis::from_redis_value::<Vec<Vec<u8>>>(found)
-            .map_err(|_| QueueError::Answer("asking for the newest vCons"))?,
+            .map_err(|_| QueueError::UnexpectedReply("asking for the newest vCons"))?,
         // A key of another type names no vCons.
         Err(error) if is_wrong_type(&error) => Vec::new(),
         // Do not guess: all vCons from here on would be stored in the wrong way.
@@ -483,7 +483,7 @@ fn script(text: &str, keys: &[String]) -> Cmd {
 }
 
 fn submit_outcome(reply: Value) -> Result<SubmitOutcome, QueueError> {
-    let unknown = QueueError::Answer("handing in a pulled vCon");
+    let unknown = QueueError::UnexpectedReply("handing in a pulled vCon");
     match reply {
         Value::Int(1) => Ok(SubmitOutcome::Done),
         Value::Int(0) => Ok(SubmitOutcome::NotOurs),

@@ -283,7 +283,7 @@ pub enum QueueError {
     Command(#[from] RedisError),
     /// A script replied in a form that it never should.
     #[error("Redis: unexpected answer to {0}")]
-    Answer(&'static str),
+    UnexpectedReply(&'static str),
     /// Another daemon holds our instance name.
     #[error(
         "the instance name {instance:?} is in use by {by}; \
@@ -357,7 +357,7 @@ impl QueueError {
                 Some(errors) => errors.iter().any(|(_, error)| needs_another(error)),
                 None => true,
             },
-            Self::Connect(_) | Self::Answer(_) | Self::Closed => true,
+            Self::Connect(_) | Self::UnexpectedReply(_) | Self::Closed => true,
             Self::InUse { .. } | Self::Lapsed(_) | Self::Document(_) | Self::Thread(_) => false,
         }
     }
@@ -481,7 +481,7 @@ mod tests {
             let error = QueueError::from(RedisError::from(io::Error::from(kind)));
             assert!(error.breaks_connection(), "{kind}");
         }
-        assert!(QueueError::Answer("claim").breaks_connection());
+        assert!(QueueError::UnexpectedReply("claim").breaks_connection());
     }
 
     #[test]

@@ -344,7 +344,7 @@ impl Rehearsal {
         let list = |end: &str| {
             let name = format!("conserver:check:{id}:{end}");
             name.parse::<ListName>()
-                .map_err(|_| QueueError::Answer("the name of a list"))
+                .map_err(|_| QueueError::UnexpectedReply("the name of a list"))
         };
         let lease = NameLease::new(&settings, Holder::this_process(fastrand::u64(1..)));
         let expiry = Expiry::of(&settings);

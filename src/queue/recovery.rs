@@ -287,7 +287,7 @@ impl Queue {
         if let Counted::Death(_) = counted {
             self.forget_direct_writes(instance, worker, &restored)?;
         }
-        let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;
+        let fields = texts(reply).ok_or(QueueError::UnexpectedReply("recovery"))?;
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
         Ok(Ok(fields
             .chunks_exact(4)

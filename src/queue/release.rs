@@ -299,7 +299,7 @@ impl Queue {
 impl Reason<'_> {
     /// As JSON.
     pub(super) fn to_json(&self) -> Result<String, QueueError> {
-        serde_json::to_string(self).map_err(|_| QueueError::Answer("a reason"))
+        serde_json::to_string(self).map_err(|_| QueueError::UnexpectedReply("a reason"))
     }
 }
 
@@ -370,7 +370,7 @@ fn released(reply: Value) -> Result<Released, QueueError> {
                 (_, Err(_)) => Released::Refused(why),
             })
         }
-        _ => Err(QueueError::Answer("letting go of a claim")),
+        _ => Err(QueueError::UnexpectedReply("letting go of a claim")),
     }
 }
 

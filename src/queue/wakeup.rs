@@ -209,7 +209,7 @@ impl IngressWatcher {
                 self.known.on_push(&kind, &data);
                 Ok(())
             }
-            _ => Err(QueueError::Answer("nothing")),
+            _ => Err(QueueError::UnexpectedReply("nothing")),
         }
     }
 
@@ -248,10 +248,10 @@ impl IngressWatcher {
             reply => reply?,
         };
         let Value::Array(replies) = reply else {
-            return Err(QueueError::Answer("a look"));
+            return Err(QueueError::UnexpectedReply("a look"));
         };
         let mut replies = replies.into_iter();
-        let left = replies.next().ok_or(QueueError::Answer("a look"))?;
+        let left = replies.next().ok_or(QueueError::UnexpectedReply("a look"))?;
         for (index, reply) in indexes.iter().zip(replies) {
             self.known.set_length(*index, length(reply)?);
         }
@@ -285,7 +285,7 @@ impl IngressWatcher {
 fn length(reply: Value) -> Result<u64, QueueError> {
     match reply.extract_error() {
         Ok(Value::Int(length)) => Ok(u64::try_from(length).unwrap_or(0)),
-        Ok(_) => Err(QueueError::Answer("a look")),
+        Ok(_) => Err(QueueError::UnexpectedReply("a look")),
         Err(error) if is_wrong_type(&error) || error.code() == Some("NOPERM") => Ok(0),
         Err(error) => Err(error.into()),
     }
