@@ -383,7 +383,10 @@ pub(crate) mod fuzz {
         let fields = texts(value.clone());
         let result = QUEUE.with_borrow_mut(|queue| queue.claimed(value, LaneScript::Claim, &[]));
         let Some(fields) = fields.filter(|fields| fields.len() == 9) else {
-            return assert!(matches!(result, Err(QueueError::UnexpectedReply(_))), "{result:?}");
+            return assert!(
+                matches!(result, Err(QueueError::UnexpectedReply(_))),
+                "{result:?}"
+            );
         };
         let Ok(claimed) = result else {
             return;

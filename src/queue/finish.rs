@@ -116,8 +116,9 @@ impl Queue {
         if self.can_share_call(claim, finish) {
             let call = self.shared_call(claim, finish, lists);
             let reply = self.send(LaneScript::FinishAndClaimMany, LaneRequest::Shared(call))?;
-            let (reply, document) = pair(reply)
-                .ok_or_else(|| self.on_error(QueueError::UnexpectedReply("finishing several vCons")))?;
+            let (reply, document) = pair(reply).ok_or_else(|| {
+                self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
+            })?;
             let finished = shared_outcome(reply).map_err(|error| self.on_error(error))?;
             if let Some((finished, next)) = finished {
                 let next = next.map(|next| self.claimed_by_many(next, document, lists));

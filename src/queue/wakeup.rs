@@ -251,7 +251,9 @@ impl IngressWatcher {
             return Err(QueueError::UnexpectedReply("a look"));
         };
         let mut replies = replies.into_iter();
-        let left = replies.next().ok_or(QueueError::UnexpectedReply("a look"))?;
+        let left = replies
+            .next()
+            .ok_or(QueueError::UnexpectedReply("a look"))?;
         for (index, reply) in indexes.iter().zip(replies) {
             self.known.set_length(*index, length(reply)?);
         }
