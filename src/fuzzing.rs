@@ -20,14 +20,14 @@ use crate::vcon::{CreatedAt, Vcon, VconId, Version, decode, digest, merge};
 
 pub use crate::link::fuzz::{jq_document, jq_filter};
 pub use crate::monitor::fuzz::{follower, http_request};
-pub use crate::storage::fuzz::{elasticsearch, s3};
+pub use crate::storage::fuzz::{elasticsearch, postgres, postgres_options, s3};
 pub use crate::worker::fuzz::claim;
 
 /// A function that a fuzzer runs.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their programs and corpora.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("claim", claim),
     ("config", config),
     ("created_at", created_at),
@@ -38,6 +38,8 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("jq_document", jq_document),
     ("jq_filter", jq_filter),
     ("merge", merged),
+    ("postgres", postgres),
+    ("postgres_options", postgres_options),
     ("redis_url", redis_url),
     ("s3", s3),
 ];

@@ -3,18 +3,20 @@
 mod document;
 mod wait;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::libc;
 use serde_json::value::RawValue;
 
 use self::document::{Names, is_named};
 use self::wait::{Lookout, Outcome};
-use super::shown::{complain, say};
+use super::shown::{complain, say, shortened};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetter, QueueError, Server, StoredReason, Submitter};
@@ -26,6 +28,9 @@ const BATCH: usize = 100;
 
 /// From so many files on there is a progress bar.
 const MANY: usize = 20;
+
+/// So many characters of an error are told; `dlq show` has all of it.
+const LONGEST_ERROR: usize = 1000;
 
 /// What to submit, and where to.
 #[derive(Debug, Args)]
@@ -162,14 +167,14 @@ impl Submit {
                     let why = "is a folder without *.json or *.vcon files";
                     intake.refuse(&source.display().to_string(), why);
                 }
-                Ok(found) => files.extend(found),
+                Ok(found) => files.extend(found.into_iter().map(|file| (file, source.is_dir()))),
                 Err(error) => intake.refuse(&source.display().to_string(), &error.to_string()),
             }
         }
         let progress = progress(files.len());
-        for path in &files {
+        for (path, is_of_folder) in &files {
             let name = path.display().to_string();
-            match read(path) {
+            match read(path, *is_of_folder) {
                 Ok(text) => intake.take(path, &name, &text)?,
                 Err(why) => intake.refuse(&name, &why),
             }
@@ -184,6 +189,7 @@ fn told(letter: &DeadLetter) -> String {
     let (entry, list) = (&letter.entry, &letter.list);
     match &letter.reason {
         Some(StoredReason::Known { stage, error, .. }) => {
+            let error = shortened(error, LONGEST_ERROR);
             format!("vCon {entry} is in the dead letter queue DLQ:{list}: {stage}: {error}")
         }
         _ => format!("vCon {entry} is in the dead letter queue DLQ:{list}"),
@@ -220,8 +226,10 @@ fn files_of(source: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read(path: &Path) -> Result<String, String> {
-    let bytes = if path == Path::new("-") {
+fn read(path: &Path, is_of_folder: bool) -> Result<String, String> {
+    let bytes = if is_of_folder {
+        read_regular(path)
+    } else if path == Path::new("-") {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).map(|_| bytes)
     } else {
@@ -229,6 +237,22 @@ fn read(path: &Path) -> Result<String, String> {
     };
     let bytes = bytes.map_err(|error| error.to_string())?;
     decode(bytes).map_err(|error| error.to_string())
+}
+
+/// Reads a file that nobody has named. In a folder that others may write to, a pipe could have its name: it would keep
+/// us waiting until they write to it.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A bar on a terminal, where there is something to wait for.

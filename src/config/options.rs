@@ -489,7 +489,7 @@ impl Options {
     }
 
     /// Options as they would stand in a file, for tests of the modules that read them.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn from_yaml(text: &str) -> Self {
         let node = super::yaml::parse(text).ok().flatten();
         let node = node.unwrap_or(Node {
@@ -501,7 +501,7 @@ impl Options {
     }
 
     /// The faults recorded until now, as in `port: "x" is not a number`.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn faults(&self) -> Vec<String> {
         let shown = |fault: &Fault| {
             let key = fault.key.strip_prefix("options.").unwrap_or(&fault.key);

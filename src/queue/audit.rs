@@ -35,6 +35,12 @@ const ENDS: u64 = 10_000;
 /// How many documents are asked for their dates at once.
 const DATES: usize = 500;
 
+/// How many bytes a UUID has; entries may have any number.
+const LONGEST_ID: usize = 36;
+
+/// The most memory of a date in a RedisJSON document. None takes as much.
+const LARGEST_DATE: i64 = 200;
+
 /// The last byte of a document that is read for its date, which vCon libraries write before the parts.
 const BEGINNING: usize = 1023;
 
@@ -189,6 +195,19 @@ impl Audit {
             // These are not strings. Whoever reads one finds out if it is no document either.
             let mut ask = redis::pipe();
             for id in &others {
+                ask.cmd("JSON.DEBUG").arg("MEMORY");
+                ask.arg(id.key()).arg(".created_at");
+            }
+            // It may be something other than a date, of any length.
+            let is_small = |size: &Value| matches!(size, Value::Int(size) if *size <= LARGEST_DATE);
+            let sizes = round_trip(&mut self.connection, &ask)?;
+            let sized = others.into_iter().zip(&sizes);
+            let others: Vec<&VconId> = sized
+                .filter(|(_, it)| is_small(it))
+                .map(|(id, _)| id)
+                .collect();
+            let mut ask = redis::pipe();
+            for id in &others {
                 ask.cmd("JSON.GET").arg(id.key()).arg(".created_at");
             }
             for (id, reply) in others.iter().zip(round_trip(&mut self.connection, &ask)?) {
@@ -233,12 +252,9 @@ impl Audit {
     fn remove_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         let mut end = -1;
         while !ids.is_empty() {
-            let mut range = redis::cmd("LRANGE");
-            range.arg(list).arg(end - PAGE + 1).arg(end);
-            let entries: Vec<Vec<u8>> = match range.query(&mut *self.connection) {
-                Err(error) if is_wrong_type(&error) => break,
-                entries => entries?,
-            };
+            let mut call = self.scripts.read_list.key(list);
+            call.arg(end - PAGE + 1).arg(end).arg(LONGEST_ID + 1);
+            let entries: Vec<Vec<u8>> = call.invoke(&mut *self.connection)?;
             if entries.is_empty() {
                 break;
             }

@@ -16,7 +16,7 @@ use redis::Value;
 use serde::Deserialize;
 
 use super::release::Reason;
-use super::requests::{OperatorScripts, replay_lock_script};
+use super::requests::{Call, OperatorScripts, Script, replay_lock_script, scan_keys_script};
 use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
 use crate::vcon::VconId;
 
@@ -29,6 +29,10 @@ const SCAN_COUNT: usize = 1000;
 /// How many bytes of an entry are shown. A user could not type longer ones: Linux takes no argument above
 /// 128 KiB, and an escaped byte has up to six characters.
 const MOST_SHOWN: usize = 16 << 10;
+
+/// How many bytes of a reason are read. Those of daemons are shorter: they hold at most 64 KiB of what a server
+/// or a program says, and JSON makes that six times as long at most.
+const MOST_OF_REASON: usize = 512 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +100,13 @@ impl StoredReason {
                 worker,
                 at,
             },
-            Err(_) => Self::Other(String::from_utf8_lossy(bytes).into_owned()),
+            Err(_) => {
+                let mut text = String::from_utf8_lossy(bytes).into_owned();
+                if bytes.len() > MOST_OF_REASON {
+                    text.push('…');
+                }
+                Self::Other(text)
+            }
         }
     }
 }
@@ -110,13 +120,21 @@ pub enum Owner {
     Storage,
 }
 
-/// An entry of a dead letter queue, with its reason as Redis holds it.
+/// An entry of a dead letter queue, with its reason as Redis holds it. Anybody may have written them: both are
+/// cut if they are too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawDeadLetter {
     /// The entry.
     pub entry: Raw,
     /// The bytes of its reason.
     pub reason: Option<Vec<u8>>,
+}
+
+impl RawDeadLetter {
+    /// Whether the entry in the queue is longer than this, so that no command can name it.
+    pub fn is_cut(&self) -> bool {
+        self.entry.as_bytes().len() > MOST_SHOWN
+    }
 }
 
 /// Whether the result of a replay of one entry was recorded.
@@ -165,13 +183,8 @@ impl DeadLetters {
     /// The ingress lists for which a daemon has ever written dead letters, in the order of their names.
     /// They may have none now. Queues that only others have written to are not among them.
     pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let recorded = redis::cmd("SMEMBERS")
-            .arg(keys::DEAD_LETTER_LISTS)
-            .query::<Vec<Vec<u8>>>(&mut *self.connection);
-        let recorded = match recorded {
-            Err(error) if is_wrong_type(&error) => Vec::new(),
-            recorded => recorded?,
-        };
+        let mut call = self.scripts.read_members.key(keys::DEAD_LETTER_LISTS);
+        let recorded: Vec<Vec<u8>> = call.arg(MOST_SHOWN).invoke(&mut *self.connection)?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(recorded.into_iter().filter_map(named).collect())
     }
@@ -203,34 +216,20 @@ impl DeadLetters {
         start: u64,
         count: u64,
     ) -> Result<Vec<DeadLetter>, QueueError> {
-        let mut call = self.scripts.page_dead_letters.key(letters_key(list));
-        call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
-        let entries = call.invoke(&mut *self.connection)?;
-        let entries = self.with_reasons(list, entries)?.into_iter();
+        let entries = self.entries(list, start, count)?.into_iter();
         Ok(entries.map(|entry| DeadLetter::new(list, entry)).collect())
     }
 
-    /// Like [`DeadLetters::page`], with entries and reasons as Redis holds them.
+    /// Like [`DeadLetters::page`], with reasons as Redis holds them.
     pub fn entries(
         &mut self,
         list: &Raw,
         start: u64,
         count: u64,
     ) -> Result<Vec<RawDeadLetter>, QueueError> {
-        let mut range = redis::cmd("LRANGE");
-        range
-            .arg(letters_key(list))
-            .arg(start)
-            .arg(last(start, count));
-        let entries = range.query(&mut *self.connection)?;
-        self.with_reasons(list, entries)
-    }
-
-    fn with_reasons(
-        &mut self,
-        list: &Raw,
-        entries: Vec<Vec<u8>>,
-    ) -> Result<Vec<RawDeadLetter>, QueueError> {
+        let mut call = self.scripts.read_list.key(letters_key(list));
+        call.arg(start).arg(last(start, count)).arg(MOST_SHOWN + 1);
+        let entries: Vec<Vec<u8>> = call.invoke(&mut *self.connection)?;
         let reasons = self.reasons(list, &entries)?;
         let entries = entries.into_iter().map(Raw::new).zip(reasons);
         Ok(entries
@@ -259,7 +258,8 @@ impl DeadLetters {
         Ok(known.map(letter).collect())
     }
 
-    /// The reasons of these entries, in their order.
+    /// The reasons of these entries, in their order. Cuts a reason of more than [`MOST_OF_REASON`] bytes to that
+    /// and one byte.
     fn reasons(
         &mut self,
         list: &Raw,
@@ -268,16 +268,11 @@ impl DeadLetters {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
-        let mut get = redis::cmd("HMGET");
-        get.arg(reasons_key(list));
-        for entry in entries {
-            get.arg(entry);
-        }
-        match get.query(&mut *self.connection) {
-            Ok(kept) => Ok(kept),
-            Err(error) if is_wrong_type(&error) => Ok(vec![None; entries.len()]),
-            Err(error) => Err(error.into()),
-        }
+        let mut call = self.scripts.read_reasons.key(reasons_key(list));
+        call.arg(MOST_OF_REASON + 1).arg(entries);
+        let mut kept: Vec<Option<Vec<u8>>> = call.invoke(&mut *self.connection)?;
+        kept.resize(entries.len(), None);
+        Ok(kept)
     }
 
     /// The entry as a dead letter of the list, with its index in the queue; `None` if it is not there.
@@ -336,17 +331,27 @@ impl DeadLetters {
         entry: &Raw,
         document: bool,
     ) -> Result<Moved, QueueError> {
-        let mut call = self.scripts.drop_dead_letter.key(letters_key(list));
-        call.key(reasons_key(list));
-        if owner == Owner::List {
-            // The vCon of a storage's entry may be in work: these counts belong to that.
-            call.key(keys::DEATHS).key(keys::ROUNDS).key(keys::LAPSES);
-        }
-        let key = entry.id().filter(|_| document).map(|id| id.key());
-        call.arg(entry.as_bytes()).arg(key.unwrap_or_default());
+        let mut call = dropping(&self.scripts.drop_dead_letters, owner, list, document);
+        call.arg("this").arg(entry.as_bytes());
         moved(
             call.invoke(&mut *self.connection)?,
             "discarding a dead letter",
+        )
+    }
+
+    /// Discards up to `count` of the oldest dead letters in one step, and with `documents` their documents.
+    pub fn drop_oldest(
+        &mut self,
+        owner: Owner,
+        list: &Raw,
+        count: u64,
+        documents: bool,
+    ) -> Result<Moved, QueueError> {
+        let mut call = dropping(&self.scripts.drop_dead_letters, owner, list, documents);
+        call.arg(count);
+        moved(
+            call.invoke(&mut *self.connection)?,
+            "discarding dead letters",
         )
     }
 
@@ -362,7 +367,7 @@ impl DeadLetters {
         call.key(reasons_key(list)).key(lock.key());
         call.arg(entry.entry.as_bytes());
         call.arg(entry.reason.as_deref().unwrap_or_default());
-        call.arg(lock.value());
+        call.arg(lock.value()).arg(MOST_OF_REASON + 1);
         settling(&call.invoke(&mut *self.connection)?)
     }
 
@@ -392,6 +397,18 @@ impl DeadLetters {
     }
 }
 
+/// A call that discards dead letters, and with `documents` their documents.
+fn dropping<'a>(script: &'a Script, owner: Owner, list: &Raw, documents: bool) -> Call<'a> {
+    let mut call = script.key(letters_key(list));
+    call.key(reasons_key(list));
+    if owner == Owner::List {
+        // The vCon of a storage's entry may be in work: these counts belong to that.
+        call.key(keys::DEATHS).key(keys::ROUNDS).key(keys::LAPSES);
+    }
+    call.arg(if documents { "1" } else { "" });
+    call
+}
+
 /// The index of the last of `count` entries from `start` on, for `LRANGE`.
 fn last(start: u64, count: u64) -> u64 {
     start.saturating_add(count).saturating_sub(1)
@@ -406,24 +423,49 @@ fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 
-/// The keys that match `pattern` and hold this type.
+/// The keys that match `pattern` and hold this type, except those whose names are too long for any command.
 pub(super) fn scan(
     connection: &mut RedisConnection,
     pattern: &[u8],
     kind: &str,
 ) -> Result<BTreeSet<Vec<u8>>, QueueError> {
-    let (mut cursor, mut keys) = (0u64, BTreeSet::new());
+    let (script, mut cursor, mut keys) = (scan_keys_script(), 0, BTreeSet::new());
     loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(pattern);
-        scan.arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg(kind);
-        let found: Vec<Vec<u8>>;
-        (cursor, found) = scan.query(&mut **connection)?;
+        let found;
+        (cursor, found) = scan_some(connection, &script, cursor, pattern, kind)?;
         keys.extend(found);
         if cursor == 0 {
             return Ok(keys);
         }
     }
+}
+
+/// Some of those keys from a cursor on, found by the script that scans keys. Returns the next cursor, 0 at the
+/// end.
+pub(super) fn scan_some(
+    connection: &mut RedisConnection,
+    script: &Script,
+    cursor: u64,
+    pattern: &[u8],
+    kind: &str,
+) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut call = script.call();
+    call.arg(cursor)
+        .arg(pattern)
+        .arg(SCAN_COUNT)
+        .arg(kind)
+        .arg(MOST_SHOWN);
+    cursor_and_items(call.invoke(&mut **connection)?)
+}
+
+/// Splits the reply of a script that returns the next cursor, and then what it has found.
+pub(super) fn cursor_and_items(reply: Vec<Vec<u8>>) -> Result<(u64, Vec<Vec<u8>>), QueueError> {
+    let mut items = reply.into_iter();
+    let cursor = items
+        .next()
+        .and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+    let cursor = cursor.ok_or(QueueError::UnexpectedReply("a scan"))?;
+    Ok((cursor, items.collect()))
 }
 
 fn settling(reply: &Value) -> Result<ReplayOutcome, QueueError> {
@@ -448,6 +490,9 @@ const TTL_MS: u64 = 60_000;
 
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(15);
+
+/// How many bytes of somebody else's lock are shown. This program's have some hundred.
+const MOST_OF_LOCK: usize = 1000;
 
 /// How long a command on the lock's own connection may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -586,8 +631,10 @@ fn find_lock(
 }
 
 fn holder(connection: &mut RedisConnection, key: String) -> Result<HeldLock, QueueError> {
-    let by = redis::cmd("GET")
+    let by = redis::cmd("GETRANGE")
         .arg(&key)
+        .arg(0)
+        .arg(MOST_OF_LOCK - 1)
         .query::<Option<Vec<u8>>>(&mut **connection);
     let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut **connection)?;
     Ok(HeldLock {

@@ -12,7 +12,6 @@
 
 use std::collections::BTreeSet;
 
-use super::housekeeping::HashPage;
 use super::recovery::Pause;
 use super::{Document, Queue, QueueError, Replaced, is_wrong_type, keys};
 use crate::vcon::{self, Vcon, VconError, VconId};
@@ -22,6 +21,9 @@ const DIRECT_WRITE_EXPIRY: u64 = 86_400;
 
 /// How many fields of a hash one step on the server looks at.
 const STEP: usize = 1000;
+
+/// The reply to an `HSCAN`: the next cursor, and fields with their values.
+type HashPage = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Queue {
     /// Records that a link is about to write a vCon directly. [`Queue::end_direct_write`] follows.

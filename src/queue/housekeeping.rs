@@ -17,30 +17,29 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::dead_letters::{cursor_and_items, scan_some};
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
 use super::requests::{HousekeepingScripts, round_trip};
-use super::{Expiry, QueueError, RedisConnection, Server, is_wrong_type};
+use super::{Expiry, QueueError, RedisConnection, Server};
 use crate::config::ListName;
 
 /// How many entries one step on the server looks at.
 const STEP: i64 = 200;
 
-/// How many reasons are read at once, and held in memory.
+/// How many reasons are looked at at once. Their entries are held in memory.
 const REASONS: usize = 10_000;
+
+/// The most bytes of an entry for which a daemon has recorded a reason: daemons cut an entry to a byte more than
+/// one may have.
+const LONGEST_ENTRY: usize = 1025;
 
 /// How many reasons one step drops: for each, the server searches the whole list.
 const DROPPED: usize = 10;
 
-/// How many keys one step of the search for dead letter queues looks at.
-const KEYS: usize = 1000;
-
 /// How many lengths one round trip asks for.
 const AT_ONCE: usize = 500;
-
-/// The reply to an `HSCAN`: the next cursor, and fields with their values.
-pub(super) type HashPage = (u64, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// A part of the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +253,7 @@ impl Housekeeper {
                 }
             };
             let begun = Instant::now();
-            let next = self.with(|connection, _| record_some(connection, cursor))?;
+            let next = self.with(|connection, scripts| record_some(connection, scripts, cursor))?;
             self.search = match next {
                 0 => DeadLetterSearch::Done,
                 next => DeadLetterSearch::At(next),
@@ -268,14 +267,12 @@ impl Housekeeper {
     /// Whether any daemon has searched all keys. A process asks once.
     fn has_searched(&mut self) -> Result<bool, QueueError> {
         // Not `SISMEMBER`, which nothing else needs: a Redis user would need one more right.
-        let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
-            let mut members = redis::cmd("SMEMBERS");
-            Ok(members
-                .arg(keys::DEAD_LETTER_LISTS)
-                .query(&mut **connection)?)
+        let searched = keys::ALL_SEARCHED;
+        let recorded: Vec<Vec<u8>> = self.with(|connection, scripts| {
+            let mut call = scripts.read_members.key(keys::DEAD_LETTER_LISTS);
+            Ok(call.arg(searched.len()).invoke(&mut **connection)?)
         })?;
-        let searched = keys::ALL_SEARCHED.as_bytes();
-        Ok(recorded.iter().any(|member| member == searched))
+        Ok(recorded.iter().any(|member| member == searched.as_bytes()))
     }
 
     /// Takes, renews or releases the lease. Returns its time to live if somebody else holds it, otherwise 0.
@@ -365,8 +362,9 @@ impl Housekeeper {
                 && known.len() < REASONS
             {
                 let begun = Instant::now();
-                cursor =
-                    self.with(|connection, _| read_reasons(connection, reasons, from, &mut known))?;
+                cursor = self.with(|connection, scripts| {
+                    read_reasons(connection, scripts, reasons, from, &mut known)
+                })?;
                 if !self.goes_on(begun.elapsed(), pace)? {
                     return Ok(None);
                 }
@@ -374,7 +372,9 @@ impl Housekeeper {
             let mut last = -1;
             while !known.is_empty() {
                 let begun = Instant::now();
-                if !self.with(|connection, _| remove_queued(connection, list, last, &mut known))? {
+                if !self.with(|connection, scripts| {
+                    remove_queued(connection, scripts, list, last, &mut known)
+                })? {
                     break;
                 }
                 last -= STEP;
@@ -419,11 +419,12 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// Records the dead letter queues among some keys from a cursor on. Returns the next cursor, 0 at the end.
-fn record_some(connection: &mut RedisConnection, from: u64) -> Result<u64, QueueError> {
-    let mut scan = redis::cmd("SCAN");
-    scan.arg(from).arg("MATCH").arg("DLQ:*");
-    scan.arg("COUNT").arg(KEYS).arg("TYPE").arg("list");
-    let (next, mut found): (u64, Vec<Vec<u8>>) = scan.query(&mut **connection)?;
+fn record_some(
+    connection: &mut RedisConnection,
+    scripts: &HousekeepingScripts,
+    from: u64,
+) -> Result<u64, QueueError> {
+    let (next, mut found) = scan_some(connection, &scripts.scan_keys, from, b"DLQ:*", "list")?;
     if next == 0 {
         found.push(keys::ALL_SEARCHED.into());
     }
@@ -439,17 +440,15 @@ fn record_some(connection: &mut RedisConnection, from: u64) -> Result<u64, Queue
 /// Reads some fields of the hash from a cursor on. Returns the next cursor, `None` at the end.
 fn read_reasons(
     connection: &mut RedisConnection,
+    scripts: &HousekeepingScripts,
     reasons: &str,
     from: u64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<u64>, QueueError> {
-    let mut scan = redis::cmd("HSCAN");
-    scan.arg(reasons).arg(from).arg("COUNT").arg(STEP);
-    let (next, fields): HashPage = match scan.query(&mut **connection) {
-        Err(error) if is_wrong_type(&error) => return Ok(None),
-        found => found?,
-    };
-    known.extend(fields.into_iter().map(|(entry, _)| entry));
+    let mut call = scripts.scan_reasons.key(reasons);
+    call.arg(from).arg(STEP).arg(LONGEST_ENTRY);
+    let (next, found) = cursor_and_items(call.invoke(&mut **connection)?)?;
+    known.extend(found);
     Ok((next != 0).then_some(next))
 }
 
@@ -457,20 +456,14 @@ fn read_reasons(
 /// more entries.
 fn remove_queued(
     connection: &mut RedisConnection,
+    scripts: &HousekeepingScripts,
     list: &str,
     last: i64,
     known: &mut HashSet<Vec<u8>>,
 ) -> Result<bool, QueueError> {
-    let mut range = redis::cmd("LRANGE");
-    range.arg(list).arg(last + 1 - STEP).arg(last);
-    let entries: Vec<Vec<u8>> = match range.query(&mut **connection) {
-        // The key holds another type, so nothing is known: no reason is dropped.
-        Err(error) if is_wrong_type(&error) => {
-            known.clear();
-            return Ok(false);
-        }
-        entries => entries?,
-    };
+    let mut call = scripts.read_list.key(list);
+    call.arg(last + 1 - STEP).arg(last).arg(LONGEST_ENTRY + 1);
+    let entries: Vec<Vec<u8>> = call.invoke(&mut **connection)?;
     for entry in &entries {
         known.remove(entry);
     }

@@ -26,6 +26,9 @@ use crate::settings::Settings;
 /// Each try fails only if somebody else has taken the lease since the one before.
 const TRIES: u32 = 5;
 
+/// The longest name of a host (RFC 1035). Anybody may have written the record.
+const LONGEST_HOST: usize = 253;
+
 /// Identifies a daemon among all others on any host, by its supervisor. All processes of a daemon have the
 /// same holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,10 +161,10 @@ impl NameLease {
             return QueueError::Lapsed(instance);
         }
         let by = match serde_json::from_slice::<Holder>(found) {
-            Ok(holder) => format!(
-                "the conserver on host {} with PID {}",
-                holder.host, holder.pid
-            ),
+            Ok(holder) => {
+                let host: String = holder.host.chars().take(LONGEST_HOST).collect();
+                format!("the conserver on host {host} with PID {}", holder.pid)
+            }
             Err(_) => format!(
                 "something else that has written {}",
                 keys::instance_key(&instance)

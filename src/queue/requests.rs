@@ -287,6 +287,10 @@ pub(super) struct HousekeepingScripts {
     pub lease: Script,
     pub extend_waiting: Script,
     pub drop_stale_reasons: Script,
+    pub read_list: Script,
+    pub read_members: Script,
+    pub scan_keys: Script,
+    pub scan_reasons: Script,
 }
 
 impl HousekeepingScripts {
@@ -295,15 +299,21 @@ impl HousekeepingScripts {
             lease: script!("housekeeping_lease"),
             extend_waiting: script!("extend_ttl", "extend_waiting"),
             drop_stale_reasons: script!("reason_age", "drop_stale_reasons"),
+            read_list: script!("read_list"),
+            read_members: script!("read_members"),
+            scan_keys: scan_keys_script(),
+            scan_reasons: script!("scan_reasons"),
         }
     }
 }
 
 /// The scripts of an operator's commands.
 pub(super) struct OperatorScripts {
-    pub page_dead_letters: Script,
+    pub read_list: Script,
+    pub read_members: Script,
+    pub read_reasons: Script,
     pub retry_dead_letters: Script,
-    pub drop_dead_letter: Script,
+    pub drop_dead_letters: Script,
     pub replay_saved: Script,
     pub replay_refused: Script,
     pub locate_vcon: Script,
@@ -312,9 +322,11 @@ pub(super) struct OperatorScripts {
 impl OperatorScripts {
     pub fn new() -> Self {
         Self {
-            page_dead_letters: script!("page_dead_letters"),
+            read_list: script!("read_list"),
+            read_members: script!("read_members"),
+            read_reasons: script!("read_reasons"),
             retry_dead_letters: script!("retry_dead_letters"),
-            drop_dead_letter: script!("drop_dead_letter"),
+            drop_dead_letters: script!("drop_dead_letters"),
             replay_saved: script!("replay_lock_held", "replay_saved"),
             replay_refused: script!("replay_lock_held", "reason_time", "replay_refused"),
             locate_vcon: script!("locate_vcon"),
@@ -325,6 +337,11 @@ impl OperatorScripts {
 /// The script that tries every command the daemon needs.
 pub(super) fn preflight_script() -> Script {
     script!("preflight")
+}
+
+/// The script that returns the next keys of a type, up to a length of their names.
+pub(super) fn scan_keys_script() -> Script {
+    script!("scan_keys")
 }
 
 /// The script that takes, renews and releases a replay lock.

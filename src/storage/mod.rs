@@ -19,6 +19,7 @@ mod webhook;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz {
     pub use super::elasticsearch::fuzz::answer as elasticsearch;
+    pub use super::postgres::fuzz::{answer as postgres, options as postgres_options};
     pub use super::s3::fuzz::answer as s3;
 }
 

@@ -31,6 +31,8 @@
 //! ails the server, the login or the table is waited out; data that it does not take is refused.
 
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod hosts;
 mod pool;
 mod session;

@@ -195,6 +195,13 @@ fn waits(server: &Server, storage: &Value, why: &str) {
         redis.ask::<i64>(&["DEL", "aside"]);
         is_told(&daemon.conserver().run(&["audit", "--settle", "0"]), 69);
     }
+    let nobody = "05cec3d4-0561-4010-9fb8-23cc7edef147";
+    let delete = ["delete", nobody, "--from", "bad", "--yes"];
+    is_told(&daemon.conserver().run(&delete), 69);
+    submit(&redis, "DLQ:storage:bad", &fresh(1));
+    let retry = ["dlq", "retry", "storage:bad"];
+    is_told(&daemon.conserver().run(&retry), 69);
+    assert_eq!(redis.length("DLQ:storage:bad"), 1);
     wait_until("all connections are over", PATIENCE, || server.count() >= 4);
     assert!(server.most() < FLOOD, "{}", server.most());
     daemon.stop();

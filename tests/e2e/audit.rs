@@ -278,9 +278,9 @@ fn a_vcon_that_is_just_being_submitted_is_not_lost() {
     let mut child = conserver.spawn(&["audit", "--settle", "5", "--json"]);
     let is_looking = || {
         let statistics: String = redis.ask(&["INFO", "commandstats"]);
-        statistics.contains("cmdstat_lrange")
+        statistics.contains("cmdstat_smembers")
     };
-    wait_until("the audit has looked at a list", PATIENCE, is_looking);
+    wait_until("the audit has looked at the lists", PATIENCE, is_looking);
     redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
     redis.ask::<i64>(&["DEL", &format!("vcon:{}", samples[1].id)]);
     wait_until("the audit ends", PATIENCE, || {

@@ -62,6 +62,7 @@ mod link_faults;
 mod list_order;
 mod local_links;
 mod logging;
+mod long_values;
 mod monitor_attacks;
 mod monitor_http;
 mod monitor_metrics;

@@ -175,6 +175,51 @@ fn commands_do_not_wait_for_a_pipe_with_the_name_of_a_document() {
     });
 }
 
+/// A command that saves what a storage does not have, and one that reads a folder, are not held up either.
+#[test]
+fn neither_a_retry_nor_a_submit_waits_for_what_others_have_prepared() {
+    let (redis, (files, day)) = (Redis::plain(), folder());
+    let conserver = conserver(&redis, &files);
+    let samples: Vec<Sample> = (0..3).map(|_| sample()).collect();
+    let named = |sample: &Sample, ending: &str| day.join(format!("{}{ending}", sample.id));
+    pipe(&day.join(format!(".{}.tmp", samples[0].id)));
+    pipe(&named(&samples[1], ".json"));
+    let elsewhere = files.folder().join("elsewhere");
+    fs::write(&elsewhere, "").expect("a file");
+    std::os::unix::fs::symlink(&elsewhere, named(&samples[2], ".json")).expect("a link");
+    submit(&redis, "DLQ:storage:files", &samples);
+    run(&conserver, &["dlq", "retry", "storage:files"], 0);
+    assert_eq!(redis.length("DLQ:storage:files"), 0);
+    for sample in &samples {
+        let found = fs::symlink_metadata(named(sample, ".json")).expect("a file");
+        assert!(
+            found.is_file() && found.mode() & 0o7777 == 0o600,
+            "{found:?}"
+        );
+        let got = run(&conserver, &["get", &sample.id, "--from", "files"], 0);
+        assert!(got.stdout.contains("secret"));
+    }
+    assert_eq!(fs::read_to_string(&elsewhere).expect("a file"), "");
+
+    let calls = conserver.folder().join("calls");
+    fs::create_dir(&calls).expect("a folder");
+    let good = sample();
+    fs::write(calls.join("good.json"), good.text()).expect("a file");
+    pipe(&calls.join("pipe.json"));
+    std::os::unix::fs::symlink("pipe.json", calls.join("link.json")).expect("a link");
+    std::os::unix::fs::symlink("/dev/zero", calls.join("zero.vcon")).expect("a link");
+    std::os::unix::fs::symlink("nowhere", calls.join("gone.json")).expect("a link");
+    let submitted = run(&conserver, &["submit", "calls", "--list", "default"], 65);
+    said(&submitted, &["Submitted 1 of 5 vCons"]);
+    for name in ["pipe.json", "link.json", "zero.vcon"] {
+        said(
+            &submitted,
+            &[&format!("calls/{name}: it is not a regular file")],
+        );
+    }
+    assert_eq!(redis.list("default"), [good.id]);
+}
+
 /// All users that a user namespace does not know look the same there: the one to whom `path` belongs, and
 /// anybody who has made a directory in it.
 #[test]

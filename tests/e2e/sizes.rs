@@ -172,6 +172,47 @@ fn a_small_file_that_unpacks_to_very_much_is_read_no_further_than_it_may_be() {
     daemon.stop();
 }
 
+/// What is too large stays where it is, is named, and keeps no command from the others.
+#[test]
+fn commands_name_what_is_too_large_and_go_on() {
+    let (redis, keeper) = (Redis::plain(), Redis::new().with(&VALUES).started());
+    let files = Files::new();
+    let kept = json!({"module": "storage.redis_storage", "options": {"redis_url": keeper.url()}});
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[("files", files.storage()), ("kept", kept)]))
+        .env("CONSERVER_RETRY_ATTEMPTS", "1");
+    let (large, other, packed) = (of_length(3_000_000), fresh(1).remove(0), fresh(1).remove(0));
+    submit(&redis, "DLQ:storage:kept", &[large.clone(), other.clone()]);
+    let retried = run(&conserver, &["dlq", "retry", "storage:kept", "--json"], 65);
+    let done: Value = serde_json::from_str(&retried.stdout).expect("JSON");
+    assert_eq!(done["storages"][0]["saved"], 1, "{done}");
+    said(&retried, &[&large.id, "proto-max-bulk-len"]);
+    assert_eq!(redis.list("DLQ:storage:kept"), [large.id.as_str()]);
+    assert_eq!(
+        keeper.keys("vcon_storage:*"),
+        [format!("vcon_storage:{}", other.id)]
+    );
+    let shown = run(&conserver, &["dlq", "show", &large.id, "--json"], 0);
+    let shown: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let error = shown["letters"][0]["error"].as_str().expect("a reason");
+    assert!(error.contains("proto-max-bulk-len"), "{error}");
+    assert_eq!(shown["document"]["subject"], large.document["subject"]);
+
+    // It is there, whatever is in it.
+    bomb(&files, &packed.id, 30_000_000);
+    redis.ask::<()>(&["SET", &format!("vcon:{}", packed.id), "{}"]);
+    let audited = run(&conserver, &["audit", "--settle", "0"], 0);
+    said(&audited, &["Storage files has 1 of the others"]);
+    let from_files = ["get", &packed.id, "--from", "files"];
+    said(&run(&conserver, &from_files, 65), &["max_file_size"]);
+    let path = files.paths().remove(0).display().to_string();
+    let submitted = run(&conserver, &["submit", &path, "--list", "default"], 65);
+    said(&submitted, &[&path, "Submitted 0 of 1 vCons"]);
+    let delete = ["delete", &packed.id, "--yes", "--from", "files"];
+    said(&run(&conserver, &delete, 0), &["storage files: deleted"]);
+    assert_eq!(files.paths().len(), 0);
+}
+
 #[test]
 fn a_document_of_a_storage_that_redis_does_not_take_is_a_dead_letter() {
     let (redis, files) = (Redis::new().with(&VALUES).started(), Files::new());

@@ -11,6 +11,9 @@ use crate::queue::{Document, StoredDocument};
 use crate::vcon::VconId;
 use crate::visible::{printable, visible_json};
 
+/// So many characters of a date are shown: it may be any text.
+const LONGEST_DATE: usize = 80;
+
 /// A vCon that is nowhere.
 #[derive(Debug, Serialize)]
 pub(super) struct Found {
@@ -60,7 +63,8 @@ fn created_at(text: &[u8]) -> Option<String> {
     }
     let raw = serde_json::from_slice::<Dated<'_>>(text).ok()?.created_at?;
     let text = serde_json::from_str::<String>(raw.get());
-    Some(text.unwrap_or_else(|_| shortened(raw.get(), 80)))
+    let text = text.as_deref().unwrap_or(raw.get());
+    Some(shortened(text, LONGEST_DATE))
 }
 
 /// What has been found so far.

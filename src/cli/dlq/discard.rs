@@ -15,8 +15,11 @@ use crate::queue::{DeadLetters, Moved, Raw};
 use crate::settings::Settings;
 use crate::visible::{printable, visible_json};
 
-/// So many dead letters are read at once.
+/// So many dead letters are dropped in one step.
 const BATCH: u64 = 200;
+
+/// The same if their documents are deleted, which may be large.
+const BATCH_WITH_DOCUMENTS: u64 = 10;
 
 /// Which dead letters to drop.
 #[derive(Debug, Args)]
@@ -172,21 +175,21 @@ impl Discard {
         let owner = owner(&list, config);
         let bar = progress(usize::try_from(length).unwrap_or(usize::MAX));
         let mut dropped = 0;
+        let batch = if self.document {
+            BATCH_WITH_DOCUMENTS
+        } else {
+            BATCH
+        };
         // Those that come meanwhile stand behind these.
         while dropped < length {
-            let batch = letters.entries(&list, 0, BATCH.min(length - dropped))?;
-            if batch.is_empty() {
+            let some = batch.min(length - dropped);
+            let Moved::Some(count @ 1..) =
+                letters.drop_oldest(owner, &list, some, self.document)?
+            else {
                 break;
-            }
-            for entry in batch {
-                // One that stands there twice is dropped with the first.
-                if let Moved::Some(count) =
-                    letters.drop_one(owner, &list, &entry.entry, self.document)?
-                {
-                    dropped += count;
-                    bar.inc(count);
-                }
-            }
+            };
+            dropped += count;
+            bar.inc(count);
         }
         bar.finish_and_clear();
         let list = list.to_string();

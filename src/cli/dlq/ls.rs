@@ -14,8 +14,8 @@ use crate::visible::visible_json;
 /// The table has so many rows, unless more are asked for.
 const ROWS: u64 = 1000;
 
-/// Dead letters read at once.
-const PAGE: u64 = 500;
+/// Dead letters read at once. With reasons as long as they may be, they take some 100 MB.
+const PAGE: u64 = 100;
 
 /// Which dead letters to list, and how.
 #[derive(Debug, Args)]
@@ -83,7 +83,7 @@ impl Ls {
                         writeln!(out, "{}", visible_json(&json))?;
                     }
                 } else {
-                    views.extend(some);
+                    views.extend(some.map(View::of_row));
                 }
             }
         }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::view::{LONGEST_ENTRY, LONGEST_ERROR};
 use super::{Fault, queue_of};
 use crate::cli::shelf::Shelf;
-use crate::cli::shown::complain;
+use crate::cli::shown::{complain, shortened};
 use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
@@ -219,7 +220,16 @@ impl Replay<'_> {
 
     fn one(&mut self, entry: &RawDeadLetter) -> Result<Step, Fault> {
         let Some(id) = entry.entry.id() else {
-            let error = format!("the entry \"{}\" is not a UUID", entry.entry);
+            if entry.is_cut() {
+                // Without the whole entry, no reason can be recorded for it.
+                return Ok(self.stays(
+                    entry,
+                    "queue",
+                    "the entry is not a UUID, and too long to be shown",
+                ));
+            }
+            let shown = shortened(&entry.entry.to_string(), LONGEST_ENTRY);
+            let error = format!("the entry \"{shown}\" is not a UUID");
             return self.keep(entry, "queue", &error);
         };
         let mut document = self.letters.document(&id)?.document;
@@ -312,13 +322,17 @@ impl Replay<'_> {
         match kept {
             ReplayOutcome::Lost => Ok(Step::Stop(self.lost())),
             ReplayOutcome::Gone => Ok(Step::Left),
-            ReplayOutcome::Done => {
-                self.done.refused += 1;
-                let line = format!("{} stays, {stage}: {error}", entry.entry);
-                self.bar.suspend(|| complain(&line));
-                Ok(Step::Stays)
-            }
+            ReplayOutcome::Done => Ok(self.stays(entry, stage, error)),
         }
+    }
+
+    fn stays(&mut self, entry: &RawDeadLetter, stage: &str, error: &str) -> Step {
+        self.done.refused += 1;
+        let entry = shortened(&entry.entry.to_string(), LONGEST_ENTRY);
+        let error = shortened(error, LONGEST_ERROR);
+        self.bar
+            .suspend(|| complain(format_args!("{entry} stays, {stage}: {error}")));
+        Step::Stays
     }
 
     fn lost(&self) -> String {

@@ -8,8 +8,11 @@ use crate::cli::shown::{moment, shortened};
 use crate::queue::{DeadLetter, StoredReason};
 use crate::visible::printable;
 
-/// Entries that are no UUIDs are shortened to this in the table.
-const LONGEST_ENTRY: usize = 60;
+/// Entries that are no UUIDs are shortened to this in the table, and where one is told of.
+pub(super) const LONGEST_ENTRY: usize = 60;
+
+/// Errors are shortened to this there, in a terminal to what the other columns leave. JSON and `dlq show` have all of it.
+pub(super) const LONGEST_ERROR: usize = 1000;
 
 /// The error has at least this much of the line.
 const NARROWEST_ERROR: usize = 24;
@@ -74,6 +77,12 @@ impl View {
         view
     }
 
+    /// The same without what a row of a table does not show.
+    pub fn of_row(mut self) -> Self {
+        self.error = self.error.map(|error| shortened(&error, LONGEST_ERROR));
+        self
+    }
+
     /// What went wrong, for the eye.
     pub fn error(&self) -> &str {
         let none = if self.backlog { BACKLOG } else { NO_REASON };
@@ -87,7 +96,10 @@ impl View {
             shortened(&self.uuid, LONGEST_ENTRY),
             shortened(&self.list, LONGEST_ENTRY),
             shortened(&text(&self.stage), LONGEST_ENTRY),
-            printable(self.error()).into_owned(),
+            shortened(
+                &printable(&shortened(self.error(), LONGEST_ERROR)),
+                LONGEST_ERROR,
+            ),
             self.at.map(|at| moment(at, now)).unwrap_or_default(),
             self.attempts.map(|n| n.to_string()).unwrap_or_default(),
             shortened(&text(&self.worker), LONGEST_ENTRY),

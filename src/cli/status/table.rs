@@ -57,12 +57,13 @@ pub(in crate::cli) fn on_hold(hold: &Hold) -> String {
         [] => String::new(),
         chains => format!(", chain {} waits", chains.join(", ")),
     };
-    format!(
+    let line = format!(
         "On hold for {}: {} is away (workers {}){waiting}",
         duration(hold.seconds as f64),
         hold.stage,
         workers.join(", ")
-    )
+    );
+    printable(&line).into_owned()
 }
 
 /// `Stuck: worker 3, lane 2 has worked on 05cec3d4-… for 1 h 2 min`

@@ -25,8 +25,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// a failover, takes less.
 const LONGEST_AWAY: Duration = Duration::from_secs(300);
 
-/// So many reasons are asked for at once.
-const PORTION: usize = 1000;
+/// So many reasons are asked for at once: with reasons as long as they may be, they take some 100 MB.
+const PORTION: usize = 200;
 
 /// A look-out for vCons that are submitted after it was made.
 pub(super) struct Lookout {

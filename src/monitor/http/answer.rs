@@ -3,6 +3,7 @@
 use chrono::Utc;
 
 use super::request::Refusal;
+use crate::visible::printable_lines;
 
 /// What a browser may do with an answer: show it, and nothing else.
 const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -80,9 +81,10 @@ impl Answer {
         }
     }
 
-    /// A line for people.
-    pub fn text(status: Status, line: &str) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", &format!("{line}\n"))
+    /// Lines for people, who may look at them in a terminal.
+    pub fn text(status: Status, lines: &str) -> Self {
+        let lines = printable_lines(lines) + "\n";
+        Self::new(status, "text/plain; charset=utf-8", &lines)
     }
 
     /// Why a request is not answered.
@@ -109,6 +111,16 @@ impl Answer {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_for_people_steers_no_terminal() {
+        let answer = Answer::text(Status::Unavailable, "a\u{1b}[2J\nb\u{202e}");
+        let text = std::str::from_utf8(answer.bytes(false)).unwrap();
+        assert!(
+            text.ends_with("\r\n\r\na\\u{1b}[2J\nb\\u{202e}\n"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn an_answer_is_http_and_its_head_is_its_beginning() {

@@ -22,6 +22,7 @@ use crate::monitor::followers::Tallies;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, Lists, Queues, View};
+use crate::visible::{printable, visible_json};
 
 /// How long what has been read counts as what is.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
@@ -165,7 +166,10 @@ impl Reader {
             Topic::Status => {
                 let view = View::new(&snapshot, plan, Some(queues));
                 match serde_json::to_string(&view) {
-                    Ok(json) => Answer::new(Status::Ok, "application/json", &(json + "\n")),
+                    Ok(json) => {
+                        let json = visible_json(&json) + "\n";
+                        Answer::new(Status::Ok, "application/json", &json)
+                    }
                     Err(error) => Answer::text(Status::Unavailable, &error.to_string()),
                 }
             }
@@ -225,7 +229,10 @@ fn started(snapshot: &Snapshot) -> f64 {
 pub(super) fn verdict(judged: Result<String, Vec<String>>) -> Answer {
     match judged {
         Ok(line) => Answer::text(Status::Ok, &line),
-        Err(faults) => Answer::text(Status::Unavailable, &faults.join("\n")),
+        Err(faults) => {
+            let lines: Vec<_> = faults.iter().map(|fault| printable(fault)).collect();
+            Answer::text(Status::Unavailable, &lines.join("\n"))
+        }
     }
 }
 

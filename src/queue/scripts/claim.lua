@@ -96,7 +96,7 @@ local function claim(is_known)
     redis.call('SADD', KEYS[3], ARGV[5])
     is_known = false
   elseif holder ~= ARGV[3] then
-    return {'', '', '', '', 'not-ours', holder, '', '', ''}
+    return {'', '', '', '', 'not-ours', holder:sub(1, 4096), '', '', ''}
   end
   if not is_known then
     local held = held_claim()

@@ -13,7 +13,7 @@ if not is_held(record, ARGV[2]) then return 0 end
 if is_outdated(ARGV[8], ARGV[9], ARGV[10]) then return 'changed' end
 local reason, before, again = ARGV[4], redis.pcall('HGET', KEYS[4], ARGV[3]), 0
 if type(before) == 'string' and seconds_since(before) < YOUNG then
-  again = (tonumber(before:match('"again":(%d+),"at":')) or 0) + 1
+  again = (tonumber(before:sub(-80):match('"again":(%d+),"at":')) or 0) + 1
   if ARGV[13] ~= '1' then return 'again ' .. again end
   reason = reason:sub(1, -2) .. ',"again":' .. again .. '}'
 end

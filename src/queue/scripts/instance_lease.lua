@@ -12,7 +12,8 @@ elseif not held or held == ARGV[2] then
   redis.call('DEL', KEYS[1])
   redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
 else
-  return {'held', held}
+  -- Anybody may have written it, of any length.
+  return {'held', held:sub(1, 4096)}
 end
 redis.call('SADD', KEYS[2], ARGV[4])
 if held and held ~= ARGV[1] then return {'taken', held} end

@@ -58,6 +58,7 @@ try('HGETALL', hash)
 try('HEXISTS', hash, 'field')
 try('HLEN', hash)
 try('HSCAN', hash, 0)
+try('SCAN', 0, 'COUNT', 1)
 try('HDEL', hash, 'field')
 
 try('SADD', set, 'member')

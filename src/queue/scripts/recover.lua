@@ -17,7 +17,7 @@
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
 local lease = redis.call('GET', KEYS[3]) or ''
-if lease ~= ARGV[7] then return lease end
+if lease ~= ARGV[7] then return lease:sub(1, 4096) end
 
 local is_lapse, is_kept = ARGV[6] == 'lapse', KEYS[1] == KEYS[5]
 local counts = is_lapse and KEYS[4] or KEYS[2]

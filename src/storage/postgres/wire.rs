@@ -472,6 +472,18 @@ fn shortened(beginning: &[u8]) -> Vec<u8> {
     fields
 }
 
+/// What the library gets of these bytes of a server, if they come in pieces of this size.
+#[cfg(any(test, fuzzing))]
+pub(super) fn filtered(bytes: &[u8], size: usize) -> Result<Vec<u8>, Refused> {
+    let mut filter = Filter::new(false, Allowance::default());
+    let mut ready = BytesMut::new();
+    for piece in bytes.chunks(size) {
+        filter.feed(piece, &mut ready)?;
+        assert!(filter.kept.len() <= KEPT && filter.head.len() <= HEAD);
+    }
+    Ok(ready.to_vec())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -12,6 +12,7 @@ use crate::scoreboard::{
 };
 use crate::settings::StartMethod;
 use crate::view::{Hold, Queues, StorageQueue};
+use crate::visible::printable;
 
 /// What has been read.
 #[derive(Debug)]
@@ -214,9 +215,10 @@ fn alone(value: Value) -> Sample {
     }
 }
 
+/// Names are escaped as on the page: who scrapes may look at them in a terminal.
 fn labelled<const N: usize>(labels: [&str; N], value: Value) -> Sample {
     Sample {
-        labels: labels.map(str::to_owned).to_vec(),
+        labels: labels.map(|it| printable(it).into_owned()).to_vec(),
         value,
     }
 }
