@@ -56,7 +56,7 @@ impl Bench {
             expire: None,
             egress: &egress,
             routes: &[],
-            letters: &[],
+            failed_storages: &[],
         };
         self.queue.finish(claim, &finish).expect("Redis");
     }

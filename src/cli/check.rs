@@ -12,7 +12,9 @@ use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http_client;
 use crate::monitor::{self, arrival};
-use crate::queue::{Fitness, Lease, Needs, QueueError, Server, Work, cluster_refusal, rehearse};
+use crate::queue::{
+    ConfiguredWork, Fitness, Needs, QueueError, RedisConnection, Server, cluster_refusal, rehearse,
+};
 use crate::scoreboard::MOST_SERIES;
 use crate::settings::{self, Settings};
 use crate::storage::ConnectionLimit;
@@ -258,7 +260,7 @@ impl Probe {
 }
 
 fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
-    let needs = Work::of(config).needs(settings);
+    let needs = ConfiguredWork::of(config).needs(settings);
     let known = settings.clone();
     let redis = Probe::start(format!("Redis {}", settings.redis_url), move || {
         try_redis(&known, &needs)
@@ -315,7 +317,7 @@ fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, Problem> {
 }
 
 /// The version of the server, as far as it tells, and how documents are kept.
-fn about(lease: &mut Lease) -> Result<String, QueueError> {
+fn about(lease: &mut RedisConnection) -> Result<String, QueueError> {
     let version = match redis::cmd("INFO")
         .arg("server")
         .query::<String>(&mut **lease)

@@ -10,7 +10,7 @@ use super::places::{self, Deleted, Place};
 use super::shown::{complain, complain_lines};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::queue::{Audit, Lists, QueueError, Removed, Server, Standing};
+use crate::queue::{Audit, AuditLists, QueueError, Removed, Server, Whereabouts};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use crate::visible::Printable;
@@ -179,19 +179,19 @@ impl Delete {
     }
 }
 
-fn standing(settings: &Settings, config: &Config, id: &VconId) -> Result<Standing, QueueError> {
+fn standing(settings: &Settings, config: &Config, id: &VconId) -> Result<Whereabouts, QueueError> {
     let lease = Server::new(&settings.redis_url)?.connect("conserver:delete")?;
     let ingress = config.chains.iter().flat_map(|it| it.ingress_lists.clone());
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: ingress.collect(),
         storages: config.storages.keys().cloned().collect(),
-        ..Lists::default()
+        ..AuditLists::default()
     };
-    Audit::new(lease, &lists, settings.redis_expiry)?.standing(id)
+    Audit::new(lease, &lists, settings.redis_expiry)?.whereabouts(id)
 }
 
 /// Why the vCon would come back.
-fn in_work(id: &VconId, standing: &Standing) -> Option<String> {
+fn in_work(id: &VconId, standing: &Whereabouts) -> Option<String> {
     if !standing.waiting.is_empty() {
         let lists: Vec<String> = standing.waiting.iter().map(ToString::to_string).collect();
         return Some(format!("vCon {id} waits in list {}", lists.join(", ")));

@@ -19,7 +19,7 @@ use self::wait::{Lookout, Outcome};
 use super::shown::{complain, say, shortened};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
-use crate::queue::{KeptReason, Letter, QueueError, Server, Submitter};
+use crate::queue::{DeadLetter, QueueError, Server, StoredReason, Submitter};
 use crate::settings::Settings;
 use crate::vcon::{JsonBodies, Outgoing, VconId, decode};
 
@@ -185,10 +185,10 @@ impl Submit {
     }
 }
 
-fn told(letter: &Letter) -> String {
+fn told(letter: &DeadLetter) -> String {
     let (entry, list) = (&letter.entry, &letter.list);
     match &letter.reason {
-        Some(KeptReason::Known { stage, error, .. }) => {
+        Some(StoredReason::Known { stage, error, .. }) => {
             let error = shortened(error, LONGEST_ERROR);
             format!("vCon {entry} is in the dead letter queue DLQ:{list}: {stage}: {error}")
         }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::config::{Follower, Plan};
 use crate::exit::Exit;
 use crate::queue::{
-    ConnectError, Fitness, Needs, QueueError, Refusal, Server, Work, cluster_refusal,
+    ConfiguredWork, ConnectError, Fitness, Needs, QueueError, RefusedUrlPart, Server,
+    cluster_refusal,
 };
 use crate::scoreboard::Slot;
 use crate::settings::{RedisUrl, Settings};
@@ -66,19 +67,21 @@ fn needs_of(path: &Path, settings: &Settings) -> Needs {
         return Needs::default();
     };
     let followers = Follower::load_all(path).unwrap_or_default();
-    Work::planned(&plan, &followers).needs(settings)
+    ConfiguredWork::planned(&plan, &followers).needs(settings)
 }
 
 /// What a server does not accept of its URL.
 pub fn refused(error: &ConnectError, url: &RedisUrl) -> Option<Unfit> {
     let (why, exit) = match error.refusal()? {
-        Refusal::Login if url.has_one_word() => (url.login_advice().to_owned(), Exit::Config),
-        Refusal::Login => (url.login_advice().to_owned(), Exit::Unavailable),
-        Refusal::Database => (
+        RefusedUrlPart::Login if url.has_one_word() => {
+            (url.login_advice().to_owned(), Exit::Config)
+        }
+        RefusedUrlPart::Login => (url.login_advice().to_owned(), Exit::Unavailable),
+        RefusedUrlPart::Database => (
             "the server does not have this database".to_owned(),
             Exit::Unavailable,
         ),
-        Refusal::Cluster => (
+        RefusedUrlPart::Cluster => (
             cluster_refusal("a cluster has one database alone"),
             Exit::Config,
         ),

@@ -1,7 +1,7 @@
 //! A thread of the monitor that keeps waiting vCons from running out, however long an outage, a
 //! hold or a backlog lasts.
 //!
-//! Of all daemons on a Redis, one at a time does this (see [`Keeper`]), in small steps with pauses.
+//! Of all daemons on a Redis, one at a time does this (see [`Housekeeper`]), in small steps with pauses.
 
 use std::io;
 use std::thread;
@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 
 use crate::child::Child;
 use crate::config::{ListName, Plan};
-use crate::queue::{Chore, Expiry, Keeper, QueueError, Server, Taken};
+use crate::queue::{Chore, Expiry, Housekeeper, HousekeepingLease, QueueError, Server};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -55,7 +55,7 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
     let period = (Duration::from_secs(settings.redis_expiry) / 6).clamp(SHORTEST, LONGEST);
     let lease = period.min(LEASE);
     let watch = Watch {
-        keeper: Keeper::new(
+        keeper: Housekeeper::new(
             server.clone(),
             Expiry::of(settings),
             &settings.instance,
@@ -78,7 +78,7 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
 }
 
 struct Watch {
-    keeper: Keeper,
+    keeper: Housekeeper,
     draining: Receiver<()>,
     period: Duration,
     /// How long the keeper's lease lives.
@@ -109,7 +109,7 @@ impl Watch {
     /// Does the work, unless another daemon has done it not long ago, or does it. Returns how long it is
     /// until the next look.
     fn look(&mut self) -> Result<Duration, QueueError> {
-        if let Taken::Held(left) = self.keeper.take()? {
+        if let HousekeepingLease::Held(left) = self.keeper.take()? {
             return Ok(left.max(self.lease / 4));
         }
         let begun = Instant::now();
@@ -156,7 +156,7 @@ impl Watch {
             let pause = (took * REST).min(longest);
             draining.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) && begun.elapsed() < most
         };
-        match self.keeper.record_letters(&mut pace) {
+        match self.keeper.record_dead_letter_lists(&mut pace) {
             Err(error) if !error.breaks_connection() => {
                 log::debug!("could not search for dead letter queues: {error}");
                 Ok(())

@@ -24,7 +24,9 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::child::Child;
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{Expiry, MAX_LAPSES, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{
+    Expiry, LaneId, MAX_LAPSES, NameLease, Queue, QueueError, RecoveredClaim, Server,
+};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 use crate::sys;
@@ -76,13 +78,14 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         log::error!("the monitor could not start its HTTP: {error}");
         None
     });
-    let seat = Seat {
+    let seat = LaneId {
         instance: settings.instance.clone(),
         worker: 0,
         lane: 0,
     };
     let limit = LIMIT.min(settings.heartbeat_ttl / 3);
-    let mut queue = Queue::new(server.clone(), seat, Expiry::of(settings), lease).within(limit);
+    let mut queue =
+        Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
     child.readiness().notify();
     let mut away = false;
     let shows = || {
@@ -187,7 +190,7 @@ fn beat(
         shows();
         renew(queue, slot)
     };
-    let kept = queue.recover_kept(&mut pause)?;
+    let kept = queue.recover_unreturned(&mut pause)?;
     kept.iter().for_each(report_recovered);
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         pause(queue)?;
@@ -200,7 +203,7 @@ fn beat(
         let (recovered, forgotten) = queue.recover_instance(instance, most, &mut pause)?;
         recovered.iter().for_each(report_recovered);
         if let Some(slot) = slot
-            && recovered.iter().any(Recovered::is_poison)
+            && recovered.iter().any(RecoveredClaim::is_poison)
             && let Ok(plan) = Plan::load_kept(slot.config_path())
         {
             count_poison(slot, &plan.chains, &recovered);

@@ -20,7 +20,7 @@ use super::{LIMIT, pause};
 use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::{Chain, ListName, Plan};
-use crate::queue::{Lookout, NameLease, QueueError, Server, Watched};
+use crate::queue::{IngressWatcher, NameLease, QueueError, Server, Watched};
 use crate::scoreboard::{HeldView, Slot, Snapshot, WorkerState};
 use crate::settings::Settings;
 
@@ -209,7 +209,7 @@ impl Tracker {
     fn track(&self, backoff: &mut Backoff) -> Result<(), QueueError> {
         let watch = &*self.watch;
         let lease = watch.lease.clone();
-        let mut lookout = Lookout::tracking(&self.server, "tracker", lease, self.limit)?;
+        let mut lookout = IngressWatcher::tracking(&self.server, "tracker", lease, self.limit)?;
         let mut is_told = false;
         let mut watched = None;
         while !watch.is_draining() {
@@ -250,7 +250,11 @@ impl Tracker {
 }
 
 /// Has the lookout look at these lists, if it does not yet.
-fn follow(lookout: &mut Lookout, watched: &mut Option<Arc<[ListName]>>, lists: &Arc<[ListName]>) {
+fn follow(
+    lookout: &mut IngressWatcher,
+    watched: &mut Option<Arc<[ListName]>>,
+    lists: &Arc<[ListName]>,
+) {
     let is_same = |it: &Arc<[ListName]>| Arc::ptr_eq(it, lists);
     if !watched.as_ref().is_some_and(is_same) {
         lookout.watch(lists);
@@ -263,7 +267,7 @@ struct Looker {
     watch: Arc<Watch>,
     server: Server,
     /// Its connection, and the lists that it looks at.
-    lookout: Option<(Lookout, Option<Arc<[ListName]>>)>,
+    lookout: Option<(IngressWatcher, Option<Arc<[ListName]>>)>,
     backoff: Backoff,
     plan: Option<(u64, Plan)>,
     read: Option<Instant>,
@@ -331,7 +335,7 @@ impl Looker {
             Some(lookout) => lookout,
             none => {
                 let lease = self.watch.lease.clone();
-                let lookout = Lookout::connect(&self.server, "looker", lease, LIMIT)?;
+                let lookout = IngressWatcher::connect(&self.server, "looker", lease, LIMIT)?;
                 none.insert((lookout, None))
             }
         };

@@ -1,47 +1,47 @@
-//! Looking for vCons that are in none of the places where a vCon can be.
+//! Where vCons are: finds vCons that are in no list, locates one vCon, counts entries.
 //!
-//! The server works on while somebody looks, and vCons move: from the ingress list into a claim,
-//! from there to an egress list or a dead letter queue. So the places are read in that order, after
-//! the keys of the documents: what moves on meanwhile is met later on. What moves against the
-//! stream (a claim that is given back) is met by looking again, at last by one atomic script.
+//! Daemons work on during an audit, and vCons move: from the ingress list into a claim, from there to an
+//! egress list or a dead letter queue. So an audit reads the keys of the documents first, and then the lists
+//! in that order: it meets a vCon that moves on later. A vCon that moves back (a claim that is released)
+//! is found by a second look, in the end by one atomic script.
 //!
-//! Nothing here holds the server up: keys and lists are read in pages.
+//! Reads keys and lists in pages, so that it never blocks the server for long.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use redis::Value;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::dead_letters::{Kept, is_wrong_type, letters_key, scan};
+use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
-use super::round_trip::round_trip;
-use super::scripts::Care;
-use super::{Lease, QueueError, Raw, keys};
+use super::requests::{OperatorScripts, round_trip};
+use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
 use crate::config::ListName;
 use crate::vcon::{CreatedAt, VconId};
 
-/// Keys looked at with one `SCAN`.
+/// How many keys one `SCAN` looks at.
 const SCAN_COUNT: u64 = 500;
 
-/// Entries of a list read at once.
+/// How many entries of a list are read at once.
 const PAGE: i64 = 2000;
 
-/// At the last look at a vCon, so many entries at both ends of each list are looked at: what has
-/// come since the list was read as a whole.
+/// How many entries at both ends of each list the last look at a vCon covers: those that have come since the
+/// list was read as a whole.
 const ENDS: u64 = 10_000;
 
-/// Documents whose dates are asked for at once.
+/// How many documents are asked for their dates at once.
 const DATES: usize = 500;
 
-/// A UUID has so many bytes; entries may have any number.
+/// How many bytes a UUID has; entries may have any number.
 const LONGEST_ID: usize = 36;
 
-/// So much memory a date takes in a RedisJSON document, and more than any.
+/// The most memory of a date in a RedisJSON document. None takes as much.
 const LARGEST_DATE: i64 = 200;
 
-/// So much of a document is read for its date, which vCon libraries write before its parts.
+/// The last byte of a document that is read for its date, which vCon libraries write before the parts.
 const BEGINNING: usize = 1023;
 
 const CLAIMS: &[u8] = b"conserver:claims:";
@@ -49,36 +49,36 @@ const WORKERS: &[u8] = b"conserver:workers:";
 
 /// The lists of a deployment.
 #[derive(Debug, Clone, Default)]
-pub struct Lists {
+pub struct AuditLists {
     /// Where vCons wait for work.
     pub ingress: Vec<ListName>,
     /// Where they are announced.
     pub egress: Vec<ListName>,
-    /// The names of the storages, whose dead letter queues they may be in.
+    /// The names of the storages in whose dead letter queues they may be.
     pub storages: Vec<String>,
 }
 
-/// Where a vCon was found at the last look.
+/// Where the last look found a vCon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Its document has gone from Redis.
+pub enum Location {
+    /// Its document is no longer in Redis.
     Gone,
     /// In one of the lists.
     List,
-    /// In the hands of a worker.
+    /// In a claim of a worker.
     Claim,
     /// Nowhere.
     Nowhere,
-    /// It was nowhere, and is now in the list asked for.
+    /// It was nowhere, and has been put on the list.
     Requeued,
 }
 
-/// Where one vCon stands.
+/// Which queues one vCon is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct Whereabouts {
     /// The ingress lists it waits in.
     pub waiting: Vec<Raw>,
-    /// Whether a worker has it.
+    /// Whether a worker holds a claim on it.
     pub is_claimed: bool,
     /// The ingress lists in whose dead letter queues it is, and `storage:<name>` for those of
     /// storages.
@@ -87,31 +87,37 @@ pub struct Standing {
 
 /// A walk through the documents in Redis.
 pub struct Audit {
-    lease: Lease,
-    scripts: Care,
+    connection: RedisConnection,
+    scripts: OperatorScripts,
     least_ttl: u64,
     cursor: Option<u64>,
-    /// Where vCons may be, in the order in which they get there.
+    /// The lists in which vCons wait.
     waiting: Vec<Vec<u8>>,
+    /// The egress lists and the dead letter queues.
     done: Vec<Vec<u8>>,
+    /// The claims hashes that were there at the beginning.
     claims: Vec<Vec<u8>>,
 }
 
 impl Audit {
-    /// Prepares a walk. A vCon that is put back has a document that lives at least `least_ttl`
+    /// Prepares a walk. The document of a vCon that is put back on a list lives for at least `least_ttl`
     /// seconds.
-    pub fn new(lease: Lease, lists: &Lists, least_ttl: u64) -> Result<Self, QueueError> {
+    pub fn new(
+        connection: RedisConnection,
+        lists: &AuditLists,
+        least_ttl: u64,
+    ) -> Result<Self, QueueError> {
         let name = |list: &ListName| list.as_str().as_bytes().to_vec();
         let mut audit = Self {
-            lease,
-            scripts: Care::new(),
+            connection,
+            scripts: OperatorScripts::new(),
             least_ttl,
             cursor: Some(0),
             waiting: lists.ingress.iter().map(name).collect(),
             done: lists.egress.iter().map(name).collect(),
             claims: Vec::new(),
         };
-        let letters = scan(&mut audit.lease, b"DLQ:*", "list")?;
+        let letters = scan(&mut audit.connection, b"DLQ:*", "list")?;
         audit
             .waiting
             .extend(letters.iter().filter_map(|key| ingress_of(key)));
@@ -124,30 +130,31 @@ impl Audit {
             lists.sort_unstable();
             lists.dedup();
         }
-        // Those of living daemons come and go, and are known by the names of the daemons.
-        let claims = scan(&mut audit.lease, &[CLAIMS, b"*"].concat(), "hash")?;
+        // The claims hashes of living daemons come and go; the names of the instances lead to those.
+        let claims = scan(&mut audit.connection, &[CLAIMS, b"*"].concat(), "hash")?;
         audit.claims = claims.into_iter().collect();
         Ok(audit)
     }
 
-    /// Takes these for the only lists where vCons wait for work, whatever dead letters there are.
+    /// Looks for waiting vCons in these lists alone, not in those that dead letter queues suggest.
     pub fn wait_only_in(&mut self, ingress: &[ListName]) {
         self.waiting
             .retain(|list| ingress.iter().any(|it| it.as_str().as_bytes() == list));
     }
 
-    /// Whether there is a document of a vCon.
+    /// Whether the document of a vCon is in Redis.
     pub fn has_document(&mut self, id: &VconId) -> Result<bool, QueueError> {
-        Ok(redis::cmd("EXISTS").arg(id.key()).query(&mut *self.lease)?)
+        Ok(redis::cmd("EXISTS")
+            .arg(id.key())
+            .query(&mut *self.connection)?)
     }
 
     /// About how many documents there are: the number of keys.
     pub fn estimate(&mut self) -> Result<u64, QueueError> {
-        Ok(redis::cmd("DBSIZE").query(&mut *self.lease)?)
+        Ok(redis::cmd("DBSIZE").query(&mut *self.connection)?)
     }
 
-    /// The next documents' ids, at least `count` of them while there are so many; none when all
-    /// have been seen.
+    /// The ids of the next documents: at least `count` of them, fewer at the end of the walk, none after it.
     pub fn next(&mut self, count: usize) -> Result<HashSet<VconId>, QueueError> {
         let mut ids = HashSet::new();
         while let Some(cursor) = self.cursor
@@ -156,7 +163,7 @@ impl Audit {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg("vcon:*");
             scan.arg("COUNT").arg(SCAN_COUNT);
-            let (next, keys): (u64, Vec<Vec<u8>>) = scan.query(&mut *self.lease)?;
+            let (next, keys): (u64, Vec<Vec<u8>>) = scan.query(&mut *self.connection)?;
             self.cursor = (next != 0).then_some(next);
             let id = |key: Vec<u8>| Raw::new(key.strip_prefix(b"vcon:")?).id();
             ids.extend(keys.into_iter().filter_map(id));
@@ -164,7 +171,7 @@ impl Audit {
         Ok(ids)
     }
 
-    /// The days of these vCons, as far as the beginnings of their documents tell.
+    /// The days on which these vCons were made, if the beginnings of their documents say so.
     pub fn days(
         &mut self,
         ids: &HashSet<VconId>,
@@ -177,23 +184,23 @@ impl Audit {
                 ask.cmd("GETRANGE").arg(id.key()).arg(0).arg(BEGINNING);
             }
             let mut others = Vec::new();
-            for (id, answer) in some.iter().zip(round_trip(&mut self.lease, &ask)?) {
-                match answer {
+            for (id, reply) in some.iter().zip(round_trip(&mut self.connection, &ask)?) {
+                match reply {
                     Value::BulkString(text) => {
                         days.extend(day_in(&text).map(|day| ((*id).clone(), day)));
                     }
                     _ => others.push(*id),
                 }
             }
-            // Those are no strings. What is no document either is met later on.
+            // These are not strings. Whoever reads one finds out if it is no document either.
             let mut ask = redis::pipe();
             for id in &others {
                 ask.cmd("JSON.DEBUG").arg("MEMORY");
                 ask.arg(id.key()).arg(".created_at");
             }
-            // It may be of any length, and no date.
+            // It may be something other than a date, of any length.
             let is_small = |size: &Value| matches!(size, Value::Int(size) if *size <= LARGEST_DATE);
-            let sizes = round_trip(&mut self.lease, &ask)?;
+            let sizes = round_trip(&mut self.connection, &ask)?;
             let sized = others.into_iter().zip(&sizes);
             let others: Vec<&VconId> = sized
                 .filter(|(_, it)| is_small(it))
@@ -203,8 +210,8 @@ impl Audit {
             for id in &others {
                 ask.cmd("JSON.GET").arg(id.key()).arg(".created_at");
             }
-            for (id, answer) in others.iter().zip(round_trip(&mut self.lease, &ask)?) {
-                if let Value::BulkString(date) = answer {
+            for (id, reply) in others.iter().zip(round_trip(&mut self.connection, &ask)?) {
+                if let Value::BulkString(date) = reply {
                     days.extend(day_of(&date).map(|day| ((*id).clone(), day)));
                 }
             }
@@ -212,42 +219,42 @@ impl Audit {
         Ok(days)
     }
 
-    /// Strikes out the vCons that are in a list or a claim.
+    /// Removes the vCons from `ids` that are in a list or a claim.
     pub fn strike_queued(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         for list in self.waiting.clone() {
-            self.strike_listed(&list, ids)?;
+            self.remove_listed(&list, ids)?;
         }
-        self.strike_claimed(ids)?;
+        self.remove_claimed(ids)?;
         for list in self.done.clone() {
-            self.strike_listed(&list, ids)?;
+            self.remove_listed(&list, ids)?;
         }
         Ok(())
     }
 
-    /// Strikes out the vCons that wait in an ingress list or that a worker has: work on the others is
-    /// over, unless one has moved meanwhile.
+    /// Removes the vCons from `ids` that wait in an ingress list or are claimed. The others are done,
+    /// unless one has moved meanwhile.
     pub fn strike_in_work(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         for list in self.waiting.clone() {
-            self.strike_listed(&list, ids)?;
+            self.remove_listed(&list, ids)?;
         }
-        self.strike_claimed(ids)
+        self.remove_claimed(ids)
     }
 
-    /// Looks for one vCon in the ingress lists and claims alone, in one step on the server, so that
-    /// nothing moves meanwhile.
+    /// Whether one vCon is in an ingress list or a claim. Looks in one step on the server, so that nothing
+    /// moves meanwhile.
     pub fn is_in_work(&mut self, id: &VconId) -> Result<bool, QueueError> {
         let place = self.ask(id, None, &self.waiting.clone())?;
-        Ok(matches!(place, Place::List | Place::Claim))
+        Ok(matches!(place, Location::List | Location::Claim))
     }
 
-    /// Reads a list from its tail to its head, so that entries taken from the head meanwhile do
-    /// not move others out of sight.
-    fn strike_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+    /// Removes the entries of a list from `ids`. Reads from the tail to the head, so that no entry is missed
+    /// if others are taken from the head meanwhile.
+    fn remove_listed(&mut self, list: &[u8], ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         let mut end = -1;
         while !ids.is_empty() {
-            let mut call = self.scripts.letters.key(list);
+            let mut call = self.scripts.read_list.key(list);
             call.arg(end - PAGE + 1).arg(end).arg(LONGEST_ID + 1);
-            let entries: Vec<Vec<u8>> = call.invoke(&mut *self.lease)?;
+            let entries: Vec<Vec<u8>> = call.invoke(&mut *self.connection)?;
             if entries.is_empty() {
                 break;
             }
@@ -259,7 +266,7 @@ impl Audit {
         Ok(())
     }
 
-    fn strike_claimed(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
+    fn remove_claimed(&mut self, ids: &mut HashSet<VconId>) -> Result<(), QueueError> {
         #[derive(Deserialize)]
         struct Record {
             uuid: String,
@@ -272,7 +279,7 @@ impl Audit {
         }
         for hash in hashes {
             let mut values = redis::cmd("HVALS");
-            let records: Vec<Vec<u8>> = match values.arg(hash).query(&mut *self.lease) {
+            let records: Vec<Vec<u8>> = match values.arg(hash).query(&mut *self.connection) {
                 Err(error) if is_wrong_type(&error) => continue,
                 records => records?,
             };
@@ -288,26 +295,26 @@ impl Audit {
     }
 
     fn members(&mut self, set: &[u8]) -> Result<Vec<Vec<u8>>, QueueError> {
-        match redis::cmd("SMEMBERS").arg(set).query(&mut *self.lease) {
+        match redis::cmd("SMEMBERS").arg(set).query(&mut *self.connection) {
             Err(error) if is_wrong_type(&error) => Ok(Vec::new()),
             members => Ok(members?),
         }
     }
 
-    /// Where one vCon stands, whether or not its document is in Redis.
-    pub fn standing(&mut self, id: &VconId) -> Result<Standing, QueueError> {
+    /// Which queues one vCon is in, whether or not its document is in Redis.
+    pub fn whereabouts(&mut self, id: &VconId) -> Result<Whereabouts, QueueError> {
         let mut waiting = self.among(&self.waiting.clone(), id)?;
         let mut ids = HashSet::from([id.clone()]);
-        self.strike_claimed(&mut ids)?;
+        self.remove_claimed(&mut ids)?;
         let is_claimed = ids.is_empty();
         if waiting.is_empty() && !is_claimed {
-            // A claim may have been given back between the two looks.
+            // A claim may have been released between the two looks.
             waiting = self.among(&self.waiting.clone(), id)?;
         }
         let done = self.among(&self.done.clone(), id)?;
         let letters = done.iter().map(Raw::as_bytes);
         let dead = letters.filter_map(|key| key.strip_prefix(b"DLQ:").map(Raw::new));
-        Ok(Standing {
+        Ok(Whereabouts {
             waiting,
             is_claimed,
             dead: dead.collect(),
@@ -320,22 +327,22 @@ impl Audit {
         for list in lists {
             let mut find = redis::cmd("LPOS");
             find.arg(list).arg(id.as_str());
-            match find.query::<Option<u64>>(&mut *self.lease) {
+            match find.query::<Option<u64>>(&mut *self.connection) {
                 Err(error) if is_wrong_type(&error) => {}
-                place => among.extend(place?.map(|_| Raw::new(list.clone()))),
+                index => among.extend(index?.map(|_| Raw::new(list.clone()))),
             }
         }
         Ok(among)
     }
 
-    /// Looks for one vCon that was in no list when they were last read as a whole: in one step on
-    /// the server, so that nothing moves meanwhile.
-    pub fn locate(&mut self, id: &VconId) -> Result<Place, QueueError> {
+    /// Looks for one vCon that was in no list when the lists were read as a whole. Looks in one step on the
+    /// server, so that nothing moves meanwhile.
+    pub fn locate(&mut self, id: &VconId) -> Result<Location, QueueError> {
         self.ask(id, None, &self.all_lists())
     }
 
-    /// Puts a vCon at the tail of `list` if it is nowhere, in the step that looks for it.
-    pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Place, QueueError> {
+    /// Looks for a vCon and puts it at the tail of `list` if it is nowhere, in one step.
+    pub fn requeue(&mut self, id: &VconId, list: &ListName) -> Result<Location, QueueError> {
         self.ask(id, Some(list), &self.all_lists())
     }
 
@@ -348,8 +355,8 @@ impl Audit {
         id: &VconId,
         list: Option<&ListName>,
         among: &[Vec<u8>],
-    ) -> Result<Place, QueueError> {
-        let mut call = self.scripts.locate.call();
+    ) -> Result<Location, QueueError> {
+        let mut call = self.scripts.locate_vcon.call();
         for key in among {
             call.key(key);
         }
@@ -357,34 +364,34 @@ impl Audit {
             .arg(ENDS)
             .arg(list.map_or("", ListName::as_str));
         call.arg(self.least_ttl).arg(&self.claims);
-        match call.invoke::<Value>(&mut *self.lease)? {
-            Value::BulkString(place) => match place.as_slice() {
-                b"gone" => Ok(Place::Gone),
-                b"list" => Ok(Place::List),
-                b"claim" => Ok(Place::Claim),
-                b"nowhere" => Ok(Place::Nowhere),
-                b"requeued" => Ok(Place::Requeued),
-                _ => Err(QueueError::Answer("looking for a vCon")),
+        match call.invoke::<Value>(&mut *self.connection)? {
+            Value::BulkString(found) => match found.as_slice() {
+                b"gone" => Ok(Location::Gone),
+                b"list" => Ok(Location::List),
+                b"claim" => Ok(Location::Claim),
+                b"nowhere" => Ok(Location::Nowhere),
+                b"requeued" => Ok(Location::Requeued),
+                _ => Err(QueueError::UnexpectedReply("looking for a vCon")),
             },
-            _ => Err(QueueError::Answer("looking for a vCon")),
+            _ => Err(QueueError::UnexpectedReply("looking for a vCon")),
         }
     }
 
     /// The document of a vCon.
-    pub fn document(&mut self, id: &VconId) -> Result<Kept, QueueError> {
-        Kept::read(&mut self.lease, id)
+    pub fn document(&mut self, id: &VconId) -> Result<StoredDocument, QueueError> {
+        StoredDocument::read(&mut self.connection, id)
     }
 }
 
-/// The ingress list that a dead letter queue tells of, even where the configuration does not. A
-/// storage's queue tells of none: an ingress list of such a name is known by the configuration alone.
+/// The ingress list to which a dead letter queue belongs, even if the configuration does not name it. The
+/// queue of a storage belongs to none: only the configuration can name an ingress list `storage:...`.
 fn ingress_of(letters: &[u8]) -> Option<Vec<u8>> {
     let list = letters.strip_prefix(b"DLQ:")?;
     (!list.starts_with(STORAGE_PREFIX.as_bytes())).then(|| list.to_vec())
 }
 
-/// The day of the first `created_at` in the beginning of a document. It may be that of a part: it is
-/// a hint.
+/// The day of the first `created_at` in the beginning of a document. This is a hint: it may belong to a
+/// part of the document.
 fn day_in(text: &[u8]) -> Option<NaiveDate> {
     const KEY: &[u8] = b"\"created_at\"";
     let at = text.windows(KEY.len()).position(|some| some == KEY)?;
@@ -401,6 +408,58 @@ fn day_in(text: &[u8]) -> Option<NaiveDate> {
 fn day_of(date: &[u8]) -> Option<NaiveDate> {
     let date = serde_json::from_slice::<&RawValue>(date).ok()?;
     Some(CreatedAt::from_json(date)?.local.date())
+}
+
+/// The lengths of lists, and the numbers of fields of hashes.
+type Counts = (Vec<Option<u64>>, Vec<Option<u64>>);
+
+/// Asks for the lengths of lists, each time over the same connection.
+pub struct Lengths {
+    server: Server,
+    limit: Duration,
+    connected: Option<RedisConnection>,
+}
+
+impl Lengths {
+    /// Connects when first used. Neither connecting nor a reply may take longer than `limit`.
+    pub fn new(server: Server, limit: Duration) -> Self {
+        Self {
+            server,
+            limit,
+            connected: None,
+        }
+    }
+
+    /// The lengths of these lists, and the numbers of fields of these hashes; `None` for a key that holds
+    /// another type. Without names, only checks that the server serves.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or does not serve at present.
+    pub fn ask(&mut self, lists: &[String], hashes: &[String]) -> Result<Counts, QueueError> {
+        let mut connection = match self.connected.take() {
+            Some(connection) => connection,
+            None => self.server.connect_for("conserver:lengths", self.limit)?,
+        };
+        let mut asked = redis::pipe();
+        asked.cmd("PING");
+        for name in lists {
+            asked.cmd("LLEN").arg(name);
+        }
+        for name in hashes {
+            asked.cmd("HLEN").arg(name);
+        }
+        let mut replies = round_trip(&mut connection, &asked)?.into_iter();
+        match replies.next().unwrap_or(Value::Nil).extract_error() {
+            // The user may not send PING, but the server replied.
+            Err(error) if error.code() != Some("NOPERM") => return Err(error.into()),
+            _ => {}
+        }
+        self.connected = Some(connection);
+        let length = |reply: Value| redis::from_redis_value(reply).ok();
+        let mut counts: Vec<_> = replies.map(length).collect();
+        let of_hashes = counts.split_off(lists.len().min(counts.len()));
+        Ok((counts, of_hashes))
+    }
 }
 
 #[cfg(test)]

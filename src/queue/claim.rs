@@ -1,4 +1,6 @@
-//! Taking work: the next entry of the lists, claimed and loaded in one round trip.
+//! How a lane gets work: it claims the next entry of its lists and loads the document in one round trip.
+//!
+//! Knows the form of a claim and of the replies of `claim.lua`, not what a lane does with a claim.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,30 +8,30 @@ use redis::{Cmd, Value};
 
 use super::documents::{LARGE, describe};
 use super::release::Released;
-use super::scripts::Step;
+use super::requests::LaneScript;
 use super::{Document, Kind, Queue, QueueError, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 use crate::visible::printable;
 
-/// A document above this many bytes is fetched by a command of its own, so that the server does not
-/// copy it through its script interpreter.
+/// A document of more bytes is fetched by a command of its own, so that the server does not copy it through
+/// its script interpreter.
 pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
-/// An entry with more bytes is none of ours; as in `token.lua`.
+/// An entry of more bytes is no UUID; the same number stands in `claim_token.lua`.
 const MOST_OF_ENTRY: usize = 1024;
 
-/// The same for the context that came with an entry.
+/// The same limit for the context of an entry.
 const MOST_OF_CONTEXT: usize = 64 << 10;
 
-/// So many characters of an entry are shown.
+/// How many characters of an entry messages show.
 const SHOWN: usize = 120;
 
-/// An entry this lane holds. It stays in Redis until it is let go.
+/// An entry that this lane holds. Its record stays in the claims hash until the claim ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The beginning of the record in the claims hash, which no other claim has: proof, at every later
-    /// step, that the claim is still ours.
+    /// The beginning of the record in the claims hash, which no other claim has. Every later step checks it
+    /// to see whether the lane still holds the claim.
     pub(super) token: Vec<u8>,
     /// The list it was taken from.
     pub list: ListName,
@@ -37,16 +39,16 @@ pub struct Claim {
     pub entry: Vec<u8>,
     /// The context that came with it, a JSON text; empty if there was none.
     pub context: Vec<u8>,
-    /// How many workers have died while they were at work on it.
+    /// How many workers have died while they worked on it.
     pub deaths: u32,
-    /// How far an earlier claim of it has come, in the words of its lane.
+    /// How far an earlier claim of it has come, as its lane wrote it.
     pub progress: Option<Vec<u8>>,
-    /// Whether anything is kept about the entry beside the claim.
+    /// Whether Redis holds deaths, lapses, rounds or progress of the entry.
     pub(super) is_noted: bool,
 }
 
 impl Claim {
-    /// The entry as an identity; `None` if it is none.
+    /// The entry as the id of a vCon; `None` if it is not one.
     pub fn id(&self) -> Option<VconId> {
         std::str::from_utf8(&self.entry).ok()?.parse().ok()
     }
@@ -62,59 +64,59 @@ impl Claim {
     }
 }
 
-/// What stands in Redis, for messages: anyone may have put it there, so what could end a line or
-/// steer a terminal is escaped, and a long one is cut.
+/// Bytes from Redis, for messages. Anyone may have put them there, so line ends and control characters are
+/// escaped, and a long text is cut.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     printable(&text).chars().take(SHOWN).collect()
 }
 
-/// The outcome of asking for work.
+/// The result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
     /// The claim with its document; `None` if all lists are empty.
     pub work: Option<(Claim, Document)>,
-    /// A list that is no list, with the server's words.
+    /// A list whose key holds another type, with the server's error.
     pub fault: Option<String>,
 }
 
 /// What `claim.lua` returns, in its order.
-type Answer = [Vec<u8>; 9];
+type ClaimFields = [Vec<u8>; 9];
 
 impl Queue {
     /// Claims the first entry of the first list that has one, and loads its document.
     ///
-    /// A claim this lane still holds is handed over again: sending the same request twice never
-    /// takes two entries. A lease on our name that has run out is taken in passing.
+    /// If the lane still holds a claim, it gets that claim again: sending the same request twice never
+    /// takes two entries. Takes the lease on the instance name if it has run out.
     ///
     /// # Errors
-    /// [`QueueError::InUse`] if another daemon has our name by now.
+    /// [`QueueError::InUse`] if another daemon holds the name by now.
     pub fn claim(&mut self, lists: &[ListName]) -> Result<Claimed, QueueError> {
-        self.claim_by(Step::Claim, lists)
+        self.claim_by(LaneScript::Claim, lists)
     }
 
-    /// Claims the oldest entry of the first of these storages' queues that has one which is no
-    /// dead letter; like [`Queue::claim`] otherwise.
+    /// Claims the oldest entry of the first of these storages' queues that has backlog; otherwise like
+    /// [`Queue::claim`].
     ///
     /// # Errors
-    /// As those of [`Queue::claim`].
+    /// As [`Queue::claim`].
     pub fn claim_backlog(&mut self, queues: &[ListName]) -> Result<Claimed, QueueError> {
-        self.claim_by(Step::ClaimBacklog, queues)
+        self.claim_by(LaneScript::ClaimBacklog, queues)
     }
 
-    fn claim_by(&mut self, step: Step, lists: &[ListName]) -> Result<Claimed, QueueError> {
-        let mut call = self.call(step, 4 + lists.len());
+    fn claim_by(&mut self, script: LaneScript, lists: &[ListName]) -> Result<Claimed, QueueError> {
+        let mut call = self.call(script, 4 + lists.len());
         self.add_claim(&mut call, lists, &[]);
-        let answer = self.ask(step, &call)?;
-        self.claimed(answer, step, lists)
+        let reply = self.ask(script, &call)?;
+        self.claimed(reply, script, lists)
     }
 
-    /// Adds keys and arguments of `claim.lua`; behind its keys, those of `finish.lua`.
+    /// Adds the keys and arguments of `claim.lua`; after its keys, the `pushes` of `finish.lua`.
     pub(super) fn add_claim(&mut self, call: &mut Cmd, lists: &[ListName], pushes: &[&ListName]) {
         let since = self.next_time();
         let Self {
             lane_keys: lane,
-            seat,
+            lane_id,
             expiry,
             lease,
             ..
@@ -124,9 +126,9 @@ impl Queue {
         for list in lists.iter().chain(pushes.iter().copied()) {
             call.arg(list.as_str());
         }
-        call.arg(seat.lane).arg(INLINE_LIMIT);
+        call.arg(lane_id.lane).arg(INLINE_LIMIT);
         call.arg(&lease.record).arg(lease.ttl);
-        call.arg(&lease.instance).arg(seat.worker);
+        call.arg(&lease.instance).arg(lane_id.worker);
         call.arg(expiry.document).arg(&lease.mark);
         call.arg(since).arg(lists.len());
         for list in lists {
@@ -135,8 +137,8 @@ impl Queue {
         }
     }
 
-    /// The time of a request, in seconds since 1970: no two of this lane have the same, so that no
-    /// two claims have one token.
+    /// The time of a request, in seconds since 1970. No two requests of this lane have the same, so no two
+    /// claims have one token.
     pub(super) fn next_time(&mut self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |time| time.as_micros());
@@ -148,43 +150,44 @@ impl Queue {
         )
     }
 
-    /// What the script has answered; a claim that is none of ours is put back, and the next one
-    /// asked for by `step`.
+    /// Reads the reply of `claim.lua`. Returns a claim that another daemon made to its list, and asks for
+    /// the next one with `script`.
     pub(super) fn claimed(
         &mut self,
-        answer: Value,
-        step: Step,
+        reply: Value,
+        script: LaneScript,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let fields = texts(answer).and_then(|fields| Answer::try_from(fields).ok());
-        let fields = fields.ok_or(QueueError::Answer("claim"))?;
-        self.taken(fields, step, lists)
+        let fields = texts(reply).and_then(|fields| ClaimFields::try_from(fields).ok());
+        let fields = fields.ok_or(QueueError::UnexpectedReply("claim"))?;
+        self.read_claim(fields, script, lists)
     }
 
-    /// What `turn.lua` has answered, and `SORT` behind it: the entry and its document.
-    pub(super) fn claimed_in_turn(
+    /// Reads the lane's part of the reply of `finish_and_claim_many.lua`, and of the `SORT` after it, which
+    /// returned the entry and its document.
+    pub(super) fn claimed_by_many(
         &mut self,
-        answer: Value,
+        reply: Value,
         sorted: Value,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let fields = texts(answer).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
+        let fields = texts(reply).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
         let Some([token, list, entry, mut kind, context, deaths, fault]) = fields else {
-            return Err(self.noting(QueueError::Answer("a turn")));
+            return Err(self.on_error(QueueError::UnexpectedReply("finishing several vCons")));
         };
         if let Value::SimpleString(refusal) = &sorted {
-            // Of anything else that the server says, tomorrow it may not.
+            // The server may stop replying any other error.
             self.can_sort = !matches!(refusal.as_str(), "NOPERM" | "ERR" | "WRONGTYPE");
         }
         let mut text = Vec::new();
         if kind == b"string" {
             kind = match sorted_pair(sorted) {
-                // Somebody else's, if an earlier request of the worker has come late.
+                // Another entry if an earlier request of the worker arrived late.
                 Some((of, Some(document))) if of == entry => {
                     text = document;
                     kind
                 }
-                // It is gone, or kept in another way.
+                // The document is gone, or its key holds another type.
                 Some((of, None)) if of == entry => b"look".to_vec(),
                 _ => b"string-unsent".to_vec(),
             };
@@ -193,13 +196,13 @@ impl Queue {
         let fields = [
             token, list, entry, context, kind, text, fault, deaths, progress,
         ];
-        self.taken(fields, Step::Claim, lists)
+        self.read_claim(fields, LaneScript::Claim, lists)
     }
 
-    fn taken(
+    fn read_claim(
         &mut self,
-        fields: Answer,
-        step: Step,
+        fields: ClaimFields,
+        script: LaneScript,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
         let [
@@ -224,8 +227,8 @@ impl Queue {
             .ok()
             .and_then(|list| list.parse().ok())
         else {
-            self.set_aside(&token)?;
-            return self.claim_by(step, lists);
+            self.discard_unreadable(&token)?;
+            return self.claim_by(script, lists);
         };
         let claim = Claim {
             token,
@@ -237,15 +240,15 @@ impl Queue {
             is_noted: !deaths.is_empty(),
         };
         if kind == b"left-behind" {
-            // Somebody else had our name for a time, and may be at work on it.
+            // Another daemon held our name for a time, and may still work on it.
             if let Released::Refused(_) = self.release(&claim, None)? {
-                self.set_aside(&claim.token)?;
+                self.discard_unreadable(&claim.token)?;
             }
-            return self.claim_by(step, lists);
+            return self.claim_by(script, lists);
         }
         if kind == b"look" {
-            // It is held: it is handed over again, with all that is kept about it.
-            return self.claim_by(step, lists);
+            // The lane holds the claim, and gets it again with everything that Redis holds about it.
+            return self.claim_by(script, lists);
         }
         self.unwatch()?;
         let document = match kind.as_slice() {
@@ -265,12 +268,12 @@ impl Queue {
                 (_, other) => Document::Unusable(describe(other, &text)),
             },
         };
-        // A large one may be followed by others, of which the lanes of a worker get one each.
-        self.is_usual =
+        // More large ones may follow; a shared call would fetch them for all lanes on one connection.
+        self.was_small_string =
             matches!(&document, Document::Found(Kind::Text, text) if text.len() <= INLINE_LIMIT);
-        // One that watches has not read it.
+        // A connection that watches the key is not the one that read the document.
         if self.watched.is_none() {
-            self.let_go_of_buffer(&document);
+            self.close_after_large(&document);
         }
         Ok(Claimed {
             work: Some((claim, document)),
@@ -278,19 +281,19 @@ impl Queue {
         })
     }
 
-    /// Closes the connection after a large document: the client library keeps a buffer as large as
-    /// the longest answer for as long as the connection lives.
-    pub(super) fn let_go_of_buffer(&mut self, document: &Document) {
+    /// Closes the connection after a large document: the client library keeps a buffer as large as the
+    /// longest reply for as long as the connection lives.
+    pub(super) fn close_after_large(&mut self, document: &Document) {
         if matches!(document, Document::Found(_, text) if text.len() > LARGE) {
             self.connected = None;
         }
     }
 
-    /// Sets a record aside that names no list: it is not of our making.
-    fn set_aside(&mut self, token: &[u8]) -> Result<(), QueueError> {
-        self.with(|connection, scripts, seat, _| {
-            let mut call = scripts.set_aside.key(seat.claims_key());
-            call.arg(seat.lane).arg(token);
+    /// Moves a record that names no list, and so was not written by a daemon, to `conserver:unreadable`.
+    fn discard_unreadable(&mut self, token: &[u8]) -> Result<(), QueueError> {
+        self.with(|connection, scripts, lane_id, _| {
+            let mut call = scripts.unreadable_claim.key(lane_id.claims_key());
+            call.arg(lane_id.lane).arg(token);
             Ok(call.invoke::<()>(connection)?)
         })
     }
@@ -312,7 +315,7 @@ pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// What `SORT` returned for a lane: the entry, and its document, if there is one.
+/// What `SORT` returned for a lane: the entry, and its document if there is one.
 fn sorted_pair(reply: Value) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let Value::Array(values) = reply else {
         return None;
@@ -321,6 +324,96 @@ fn sorted_pair(reply: Value) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         [Value::BulkString(of), Value::BulkString(document)] => Some((of, Some(document))),
         [Value::BulkString(of), Value::Nil] => Some((of, None)),
         _ => None,
+    }
+}
+
+/// What a fuzzer runs on the bytes that Redis may hold.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(crate) mod fuzz {
+    use std::cell::RefCell;
+
+    use redis::Value;
+
+    use super::super::requests::LaneScript;
+    use super::super::{
+        Expiry, Holder, LaneId, NameLease, Queue, QueueError, Server, StoredReason,
+    };
+    use super::{shown, texts};
+    use crate::settings::Settings;
+
+    /// Reads the bytes as the fields of a claim, a line each, as `claim.lua` returns them; then as a reply
+    /// of Redis, as a lease record and as the reason of a dead letter.
+    pub fn answer(data: &[u8]) {
+        let cut = shown(data);
+        assert!(
+            cut.chars().count() <= 120 && !cut.chars().any(char::is_control),
+            "{cut:?}"
+        );
+        if let StoredReason::Known {
+            stage,
+            worker,
+            error,
+            ..
+        } = StoredReason::read(data)
+        {
+            assert!(stage.len() + worker.len() + error.len() <= data.len());
+        }
+        if let Ok(value) = redis::parse_redis_value(data) {
+            claimed(value);
+        }
+        let fields = data.split(|byte| *byte == b'\n').take(9);
+        claimed(Value::Array(
+            fields
+                .map(|field| Value::BulkString(field.to_vec()))
+                .collect(),
+        ));
+        if let Ok(holder) = serde_json::from_slice::<Holder>(data) {
+            let text = serde_json::to_string(&holder).unwrap();
+            let again: Holder = serde_json::from_str(&text).unwrap();
+            assert_eq!(again.host, holder.host);
+        }
+    }
+
+    /// The reply to a claim is a claim from a list, or an error, whoever wrote the record.
+    fn claimed(value: Value) {
+        thread_local! {
+            static QUEUE: RefCell<Queue> = RefCell::new(unreachable());
+        }
+        let fields = texts(value.clone());
+        let result = QUEUE.with_borrow_mut(|queue| queue.claimed(value, LaneScript::Claim, &[]));
+        let Some(fields) = fields.filter(|fields| fields.len() == 9) else {
+            return assert!(
+                matches!(result, Err(QueueError::UnexpectedReply(_))),
+                "{result:?}"
+            );
+        };
+        let Ok(claimed) = result else {
+            return;
+        };
+        let Some((claim, _)) = claimed.work else {
+            return assert!(fields[0].is_empty());
+        };
+        assert_eq!((&claim.token, &claim.entry), (&fields[0], &fields[2]));
+        assert_eq!(claim.list.as_str().as_bytes(), fields[1]);
+        if let Some(id) = claim.id() {
+            assert_eq!(id.as_str().as_bytes(), claim.entry);
+        }
+    }
+
+    /// A queue without a server: every request fails at once.
+    fn unreachable() -> Queue {
+        let settings =
+            |name: &str| (name == "REDIS_URL").then(|| "unix:///nowhere/redis.sock".into());
+        let settings = Settings::from_lookup(&settings).unwrap();
+        let lane_id = LaneId {
+            instance: "fuzz".to_owned(),
+            worker: 1,
+            lane: 1,
+        };
+        let lease = NameLease::new(&settings, Holder::this_process(1));
+        let server = Server::new(&settings.redis_url).unwrap();
+        Queue::new(server, lane_id, Expiry::of(&settings), lease)
     }
 }
 

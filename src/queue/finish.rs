@@ -1,58 +1,59 @@
-//! Finishing a vCon: its new document, its announcements, what a storage could not take, and letting
-//! go of its claim, in one step; and asking for the next vCon in the same step.
+//! How a vCon is finished. One step replaces its document, announces it on the egress lists, queues it for
+//! the storages that failed, ends the claim, and may claim the next entry.
 //!
-//! The document is replaced only if the one that was loaded, or that this lane wrote last, still
-//! stands there: whoever wrote another one meanwhile does not lose it. The script compares the
-//! texts; a document too large for the script interpreter is compared piece by piece, under `WATCH`,
-//! and its new text is written under a key of its own before.
+//! The step replaces the document only if the one that this lane loaded or wrote last still stands there,
+//! so no change of anyone else is lost. If it is too large for the script interpreter, the lane compares it
+//! before (see `documents.rs`) and writes the new text under a key of its own.
+//!
+//! Several lanes of a worker share one call (`finish_and_claim_many.lua`) if there is nothing unusual about
+//! their vCons.
 
 use redis::{Cmd, Value};
 
 use super::claim::Claimed;
-use super::exchange::{Arguments, Request as Asked, Turn};
-use super::replace::{Comparison, Replacement, replacing, watched};
-use super::scripts::Step;
+use super::documents::{Comparison, Replacement, replacing, watched};
+use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
 use super::{Claim, Kind, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
-/// What is to be done when a vCon is finished.
+/// What to do at the end of a vCon.
 #[derive(Debug, Clone)]
 pub struct Finish<'a> {
-    /// The vCon to announce: the claimed one, or the one a link went over to.
+    /// The vCon to announce: the claimed one, or the one that a link returned in its place.
     pub id: &'a VconId,
-    /// What must stand under its key, and what is to stand there; `None` to do neither.
+    /// Which document must stand under its key, and which replaces it; `None` to leave the key alone.
     pub document: Option<Replacement<'a>>,
     /// A time to live for its key, in seconds.
     pub expire: Option<u64>,
-    /// Where to announce it.
+    /// The lists to announce it on.
     pub egress: &'a [ListName],
-    /// What links want announced besides.
-    pub routes: &'a [Route],
-    /// The storages that do not have it.
-    pub letters: &'a [StorageLetter],
+    /// What links announce besides.
+    pub routes: &'a [Announcement],
+    /// The storages that failed to save it.
+    pub failed_storages: &'a [FailedStorage],
 }
 
-/// A vCon and a list on which to announce it.
+/// A vCon that a link announces on a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct Announcement {
     /// The list.
     pub list: ListName,
-    /// The vCon: the claimed one, or one that a link went over to or has left.
+    /// The vCon: the claimed one, or one that a link returned in its place.
     pub id: VconId,
 }
 
-/// A vCon that one storage alone does not have.
+/// A storage that failed to save a vCon, which goes to the storage's dead letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StorageLetter {
+pub struct FailedStorage {
     /// The storage's name in `config.yml`.
     pub storage: String,
-    /// Why the storage refuses it, as JSON; `None` if it waits for the storage to come back.
+    /// Why the storage refuses the vCon, as JSON; `None` if the vCon waits for an unavailable storage.
     pub reason: Option<String>,
 }
 
-impl StorageLetter {
-    /// A vCon that the storage refuses for good.
+impl FailedStorage {
+    /// A storage that refuses the vCon for good.
     pub fn refused(storage: &str, reason: &Reason<'_>) -> Self {
         Self {
             storage: storage.to_owned(),
@@ -61,7 +62,7 @@ impl StorageLetter {
         }
     }
 
-    /// A vCon that waits for the storage.
+    /// A storage that is unavailable: the vCon waits for it.
     pub fn deferred(storage: &str) -> Self {
         Self {
             storage: storage.to_owned(),
@@ -70,29 +71,29 @@ impl StorageLetter {
     }
 }
 
-/// What became of a finish.
+/// The result of a finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finished {
     /// It is done.
     Done,
-    /// It is done, but the document had been deleted meanwhile: it was not brought back.
+    /// It is done, but somebody had deleted the document, which was not written again.
     Deleted,
-    /// The claim was gone already: let go by an earlier call whose answer was lost, or returned by
-    /// somebody who took us for dead.
+    /// The lane no longer held the claim: an earlier call whose reply was lost ended it, or somebody who
+    /// took this daemon for dead returned it.
     NotOurs,
-    /// Nothing is done: another document stands under the vCon's key.
+    /// Nothing was done: another document stands under the vCon's key.
     Changed,
-    /// Nothing is done: a key to push to is no list.
+    /// Nothing was done: the key of a list to announce on holds another type.
     Refused {
         /// The key.
         list: String,
-        /// What it holds.
+        /// The type that it holds.
         holds: String,
     },
 }
 
 impl Queue {
-    /// Does all that belongs to the finish, and lets go of the claim.
+    /// Finishes a vCon and ends its claim.
     ///
     /// # Errors
     /// [`QueueError::Document`] if Redis refuses the document.
@@ -101,52 +102,58 @@ impl Queue {
         Ok(finished)
     }
 
-    /// Does what [`Queue::finish`] does, then what [`Queue::claim`] does, in one step.
-    ///
-    /// There is no second answer if the claim that was to be finished is still held.
+    /// Does what [`Queue::finish`] does, then what [`Queue::claim`] does, in one step. Claims nothing if the
+    /// lane still holds the claim that it wanted to finish.
     ///
     /// # Errors
-    /// The finish may have been done, and the next entry claimed, or not.
+    /// After an error, each of the two may or may not have been done.
     pub fn finish_and_claim(
         &mut self,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: &[ListName],
     ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
-        if self.is_usual(claim, finish) {
-            let turn = self.turn(claim, finish, lists);
-            let answer = self.send(Step::Turn, Asked::Turn(turn))?;
-            let (answer, document) =
-                pair(answer).ok_or_else(|| self.noting(QueueError::Answer("a turn")))?;
-            if let Some((finished, next)) = of_turn(answer).map_err(|error| self.noting(error))? {
-                let next = next.map(|next| self.claimed_in_turn(next, document, lists));
+        if self.can_share_call(claim, finish) {
+            let call = self.shared_call(claim, finish, lists);
+            let reply = self.send(LaneScript::FinishAndClaimMany, LaneRequest::Shared(call))?;
+            let (reply, document) = pair(reply).ok_or_else(|| {
+                self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
+            })?;
+            let finished = shared_outcome(reply).map_err(|error| self.on_error(error))?;
+            if let Some((finished, next)) = finished {
+                let next = next.map(|next| self.claimed_by_many(next, document, lists));
                 return Ok((finished, next));
             }
         }
         let (finished, next) = self.finish_asking(claim, finish, Some(lists))?;
-        let claimed = next.map(|answer| match answer.extract_error() {
-            Ok(answer) => self.claimed(answer, Step::Claim, lists),
-            Err(error) => Err(self.noting(error.into())),
+        let claimed = next.map(|reply| match reply.extract_error() {
+            Ok(reply) => self.claimed(reply, LaneScript::Claim, lists),
+            Err(error) => Err(self.on_error(error.into())),
         });
         Ok((finished, claimed))
     }
 
-    /// Whether `turn.lua` can do it.
-    fn is_usual(&self, claim: &Claim, finish: &Finish<'_>) -> bool {
+    /// Whether `finish_and_claim_many.lua` can do it: there is nothing unusual about the vCon.
+    fn can_share_call(&self, claim: &Claim, finish: &Finish<'_>) -> bool {
         let is_small =
             |document: Replacement<'_>| document.kind == Kind::Text && !document.is_large();
-        self.is_usual
+        self.was_small_string
             && !claim.is_noted
             && claim.context.is_empty()
             && claim.id().as_ref() == Some(finish.id)
             && finish.expire.is_none()
             && finish.routes.is_empty()
-            && finish.letters.is_empty()
+            && finish.failed_storages.is_empty()
             && finish.document.is_none_or(is_small)
     }
 
-    /// The request to finish in the usual way, and to take the next entry.
-    fn turn(&mut self, claim: &Claim, finish: &Finish<'_>, lists: &[ListName]) -> Turn {
+    /// This lane's part of a call of `finish_and_claim_many.lua`.
+    fn shared_call(
+        &mut self,
+        claim: &Claim,
+        finish: &Finish<'_>,
+        lists: &[ListName],
+    ) -> SharedCall {
         let since = self.next_time();
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
@@ -164,7 +171,7 @@ impl Queue {
             head.arg(&serde_json::to_vec(list.as_str()).unwrap_or_default());
         }
         let mut own = Arguments::default();
-        own.arg(self.seat.lane.to_string().as_bytes());
+        own.arg(self.lane_id.lane.to_string().as_bytes());
         own.arg(since.as_bytes()).arg(&claim.token);
         own.arg(finish.id.as_str().as_bytes());
         match finish.document {
@@ -174,17 +181,22 @@ impl Queue {
                 Some(text) => own.arg(b"put").arg(base.as_bytes()).arg(text.as_bytes()),
             },
         };
-        Turn {
+        SharedCall {
             command: "EVALSHA",
-            script: self.scripts.step(Step::Turn).hash().to_owned(),
+            script: self
+                .scripts
+                .of(LaneScript::FinishAndClaimMany)
+                .hash()
+                .to_owned(),
             keys: 3 + lists.len() + finish.egress.len(),
             head,
             own,
-            behind: self.can_sort.then(|| lane.get_taken.clone()),
+            then: self.can_sort.then(|| lane.get_taken.clone()),
         }
     }
 
-    /// The outcome of the finish, and the answer to the request for the next entry.
+    /// Finishes. With `lists`, claims the next entry of these in the same step. Returns the outcome of the
+    /// finish, and the reply of `claim.lua`.
     fn finish_asking(
         &mut self,
         claim: &Claim,
@@ -194,17 +206,15 @@ impl Queue {
         if let Some(document) = finish.document.filter(Replacement::is_large) {
             return self.finish_large(claim, finish, document, lists);
         }
-        let (step, call) = self.finish_call(claim, finish, lists);
-        let answer = self.ask(step, &call)?;
+        let (script, call) = self.finish_call(claim, finish, lists);
+        let reply = self.ask(script, &call)?;
         match finish.document {
-            Some(document) if is_large(&answer) => {
-                self.finish_large(claim, finish, document, lists)
-            }
-            _ => outcome(answer).map_err(|error| self.noting(error)),
+            Some(document) if is_large(&reply) => self.finish_large(claim, finish, document, lists),
+            _ => outcome(reply).map_err(|error| self.on_error(error)),
         }
     }
 
-    /// The same with a document that is too large for the script interpreter.
+    /// The same if a document is too large for the script interpreter.
     fn finish_large(
         &mut self,
         claim: &Claim,
@@ -218,10 +228,10 @@ impl Queue {
                 (Comparison::Changed, _) => return Ok((Finished::Changed, None)),
                 (Comparison::Same, Some(text)) => {
                     match self.replace_large(claim, finish, document, text)? {
-                        Some(answer) => {
-                            return outcome(answer).map_err(|error| self.noting(error));
+                        Some(reply) => {
+                            return outcome(reply).map_err(|error| self.on_error(error));
                         }
-                        // A new time to live touches a key, too.
+                        // Perhaps only the time to live has changed: compare.
                         None if was_watched => {}
                         None => return Ok((Finished::Changed, None)),
                     }
@@ -234,9 +244,9 @@ impl Queue {
             document: None,
             ..finish.clone()
         };
-        let (step, call) = self.finish_call(claim, &finish, lists);
-        let answer = self.ask(step, &call)?;
-        match outcome(answer).map_err(|error| self.noting(error))? {
+        let (script, call) = self.finish_call(claim, &finish, lists);
+        let reply = self.ask(script, &call)?;
+        match outcome(reply).map_err(|error| self.on_error(error))? {
             (Finished::Done, next) if was_deleted => Ok((Finished::Deleted, next)),
             finished => Ok(finished),
         }
@@ -247,24 +257,24 @@ impl Queue {
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
-    ) -> (Step, Cmd) {
-        let step = match lists {
-            Some(_) => Step::FinishAndClaim,
-            None => Step::Finish,
+    ) -> (LaneScript, Cmd) {
+        let script = match lists {
+            Some(_) => LaneScript::FinishAndClaim,
+            None => LaneScript::Finish,
         };
         let (how, base, text) = match finish.document {
             None => ("", "", ""),
             Some(Replacement { kind, base, text }) => (kind.word(), base, text.unwrap_or_default()),
         };
-        let call = self.call_to_finish(step, claim, finish, lists, [how, base, text]);
-        (step, call)
+        let call = self.call_to_finish(script, claim, finish, lists, [how, base, text]);
+        (script, call)
     }
 
-    /// The call of `finish.lua`, alone or before `claim.lua`; `document` is how it is looked at, the
-    /// text that must stand there, and the new one.
+    /// The call of `finish.lua`, alone or before `claim.lua`. `document` is how it is compared, the text
+    /// that must stand there, and the new text.
     fn call_to_finish(
         &mut self,
-        step: Step,
+        script: LaneScript,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: Option<&[ListName]>,
@@ -276,10 +286,10 @@ impl Queue {
         let lists = lists.unwrap_or_default();
         let keys = 4 + lists.len() + pushes.len();
         let mut call = if document[0] == "draft" {
-            // Within a transaction, a script that is missing cannot be sent again.
-            self.scripts.step(step).in_full(keys)
+            // A script that is missing in a transaction cannot be sent again.
+            self.scripts.of(script).in_full(keys)
         } else {
-            self.call(step, keys)
+            self.call(script, keys)
         };
         self.add_claim(&mut call, lists, &pushes);
         call.arg(&claim.token).arg(&claim.entry);
@@ -296,9 +306,9 @@ impl Queue {
         for id in ids {
             call.arg(id.as_str());
         }
-        call.arg(finish.letters.len());
+        call.arg(finish.failed_storages.len());
         call.arg(self.expiry.dead_letter);
-        for letter in finish.letters {
+        for letter in finish.failed_storages {
             call.arg(keys::storage_letters_list(&letter.storage));
             call.arg(keys::storage_letters_reasons(&letter.storage));
             call.arg(finish.id.as_str());
@@ -307,7 +317,8 @@ impl Queue {
         call
     }
 
-    /// Finishes with a large document, whose key is watched: `None` if it has changed since.
+    /// Finishes with a large document, whose key the connection watches. Returns `None` if the key has
+    /// changed since.
     fn replace_large(
         &mut self,
         claim: &Claim,
@@ -315,9 +326,9 @@ impl Queue {
         document: Replacement<'_>,
         text: &str,
     ) -> Result<Option<Value>, QueueError> {
-        let draft = self.seat.draft_key();
+        let draft = self.lane_id.draft_key();
         let how = ["draft", "", &draft];
-        let call = self.call_to_finish(Step::Finish, claim, finish, None, how);
+        let call = self.call_to_finish(LaneScript::Finish, claim, finish, None, how);
         self.with(|connection, _, _, _| {
             let request = replacing(&draft, document.kind, text, &call);
             watched(request.send(connection)?)
@@ -325,36 +336,36 @@ impl Queue {
     }
 }
 
-/// What `turn.lua` returned for a lane, and what `SORT` got for it.
-fn pair(answer: Value) -> Option<(Value, Value)> {
-    let Value::Array(values) = answer else {
+/// What `finish_and_claim_many.lua` returned for a lane, and what `SORT` returned for it.
+fn pair(reply: Value) -> Option<(Value, Value)> {
+    let Value::Array(values) = reply else {
         return None;
     };
-    let [answer, document] = <[Value; 2]>::try_from(values).ok()?;
-    Some((answer, document))
+    let [reply, document] = <[Value; 2]>::try_from(values).ok()?;
+    Some((reply, document))
 }
 
-/// What `turn.lua` returned for a lane; `None` if it has left that to the other scripts.
-fn of_turn(answer: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+/// Reads what `finish_and_claim_many.lua` returned for a lane; `None` if it left the vCon to `finish.lua`.
+fn shared_outcome(reply: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
     let is_unusual = |first: &Value| matches!(first, Value::BulkString(it) if it == b"unusual");
-    match &answer {
+    match &reply {
         Value::Array(fields) if fields.first().is_some_and(is_unusual) => Ok(None),
-        _ => outcome(answer).map(Some),
+        _ => outcome(reply).map(Some),
     }
 }
 
-/// Whether `finish.lua` has left a document to the client that is too large for it.
-fn is_large(answer: &Value) -> bool {
-    let Value::Array(fields) = answer else {
+/// Whether `finish.lua` found a document that is too large for it.
+fn is_large(reply: &Value) -> bool {
+    let Value::Array(fields) = reply else {
         return false;
     };
     matches!(fields.first(), Some(Value::BulkString(what)) if what == b"large")
 }
 
-/// What `finish.lua` returned, and what `claim.lua` returned behind it.
-fn outcome(answer: Value) -> Result<(Finished, Option<Value>), QueueError> {
-    let Value::Array(fields) = answer.extract_error()? else {
-        return Err(QueueError::Answer("a finish"));
+/// Reads what `finish.lua` returned, and what `claim.lua` returned after it.
+fn outcome(reply: Value) -> Result<(Finished, Option<Value>), QueueError> {
+    let Value::Array(fields) = reply.extract_error()? else {
+        return Err(QueueError::UnexpectedReply("a finish"));
     };
     let mut fields = fields.into_iter();
     match (fields.next(), fields.next(), fields.next()) {
@@ -374,9 +385,9 @@ fn outcome(answer: Value) -> Result<(Finished, Option<Value>), QueueError> {
                     let (list, holds) = (word(first), word(second));
                     Ok((Finished::Refused { list, holds }, None))
                 }
-                _ => Err(QueueError::Answer("a finish")),
+                _ => Err(QueueError::UnexpectedReply("a finish")),
             }
         }
-        _ => Err(QueueError::Answer("a finish")),
+        _ => Err(QueueError::UnexpectedReply("a finish")),
     }
 }

@@ -1,12 +1,17 @@
-//! The Redis keys of our own, and who holds what.
+//! The names of Redis keys, the id of a lane, and names and entries that anyone may have written.
+//!
+//! The Lua scripts spell some of these names out themselves; a key that is renamed here is renamed there.
 
-use super::exchange::Arguments;
+use std::fmt;
+
+use super::requests::Arguments;
 use crate::config::ListName;
 use crate::vcon::VconId;
+use crate::visible::printable;
 
-/// Where a lane sits: its claims are kept under this address.
+/// Which lane of which worker of which daemon: its claim stands in Redis under this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seat {
+pub struct LaneId {
     /// The name of this daemon among those on the same Redis (`CONSERVER_INSTANCE`).
     pub instance: String,
     /// The worker's number, from 1.
@@ -15,31 +20,31 @@ pub struct Seat {
     pub lane: u32,
 }
 
-/// The keys that a lane needs for each request, made once.
+/// The keys that a lane needs for each request, composed once.
 pub(super) struct LaneKeys {
     pub claims: String,
     pub lease: String,
     pub workers: String,
     pub taken: String,
-    /// The command that gets the documents of the first of these entries, each behind its entry. How many
-    /// it is to get is missing.
+    /// The command that gets the documents of the first entries of `taken`, each behind its entry. Its
+    /// last argument, the number of entries, is missing.
     pub get_taken: Arguments,
 }
 
 impl LaneKeys {
-    pub fn of(seat: &Seat) -> Self {
-        let taken = taken_key(&seat.instance, seat.worker);
+    pub fn of(lane_id: &LaneId) -> Self {
+        let taken = taken_key(&lane_id.instance, lane_id.worker);
         Self {
-            claims: seat.claims_key(),
-            lease: instance_key(&seat.instance),
-            workers: workers_key(&seat.instance),
+            claims: lane_id.claims_key(),
+            lease: instance_key(&lane_id.instance),
+            workers: workers_key(&lane_id.instance),
             get_taken: get_documents(&taken),
             taken,
         }
     }
 }
 
-/// A list is sorted by nothing if the pattern has no asterisk.
+/// `SORT` does not sort if the pattern after `BY` has no asterisk.
 fn get_documents(list: &str) -> Arguments {
     let mut command = Arguments::default();
     for word in [
@@ -50,14 +55,13 @@ fn get_documents(list: &str) -> Arguments {
     command
 }
 
-impl Seat {
+impl LaneId {
     /// `conserver:claims:<instance>:<worker>`: hash, lane -> the claim's record.
     pub fn claims_key(&self) -> String {
         claims_key(&self.instance, self.worker)
     }
 
-    /// `conserver:draft:<instance>:<worker>:<lane>`: a changed document, for as long as it takes to
-    /// put it in the place of the old one.
+    /// `conserver:draft:<instance>:<worker>:<lane>`: a changed document, until it replaces the old one.
     pub(super) fn draft_key(&self) -> String {
         let Self {
             instance,
@@ -67,13 +71,13 @@ impl Seat {
         format!("conserver:draft:{instance}:{worker}:{lane}")
     }
 
-    /// What `CLIENT LIST` shows.
+    /// The name of the lane's connection in `CLIENT LIST`.
     pub(super) fn client_name(&self) -> String {
         client_name(&self.instance, &format!("{}:{}", self.worker, self.lane))
     }
 }
 
-/// What `CLIENT LIST` shows for one of an instance's connections.
+/// The name of one of an instance's connections in `CLIENT LIST`.
 pub(super) fn client_name(instance: &str, what: &str) -> String {
     let printable: String = instance
         .chars()
@@ -82,101 +86,104 @@ pub(super) fn client_name(instance: &str, what: &str) -> String {
     format!("conserver:{printable}:{what}")
 }
 
-/// No worker has this number. Among its claims is what could not be returned, as its list is no list.
-pub(super) const KEPT: u32 = 0;
+/// A worker number that no worker has. Its claims hash holds the claims that could not be returned
+/// because the key of their list holds another type.
+pub(super) const UNRETURNED: u32 = 0;
 
-/// The claims hash of one worker.
+/// `conserver:claims:<instance>:<worker>`: hash, lane -> the record of its claim.
 pub(super) fn claims_key(instance: &str, worker: u32) -> String {
     format!("conserver:claims:{instance}:{worker}")
 }
 
-/// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes got with their last
-/// requests, where their documents are to be got.
+/// `conserver:taken:<instance>:<worker>`: list of the entries that the worker's lanes claimed in their
+/// last shared call, for `SORT` to get their documents.
 pub(super) fn taken_key(instance: &str, worker: u32) -> String {
     format!("conserver:taken:{instance}:{worker}")
 }
 
-/// `conserver:workers:<instance>`: set of the worker numbers that may hold claims.
+/// `conserver:workers:<instance>`: set of the numbers of the workers that may hold claims.
 pub(super) fn workers_key(instance: &str) -> String {
     format!("conserver:workers:{instance}")
 }
 
-/// `conserver:instance:<instance>`: the lease on the name: who has it, as long as it is alive.
+/// `conserver:instance:<instance>`: string, the lease on the name: the record of its holder, with a time
+/// to live.
 pub(super) fn instance_key(instance: &str) -> String {
     format!("conserver:instance:{instance}")
 }
 
-/// `conserver:wake:<instance>`: list of the tokens that wake idle lanes; one is worth nothing.
+/// `conserver:wake:<instance>`: list of the tokens that wake idle lanes. A lost token costs time only.
 pub(super) fn wake_key(instance: &str) -> String {
     format!("conserver:wake:{instance}")
 }
 
-/// `conserver:instances`: set of the names that may have workers with claims.
+/// `conserver:instances`: set of the instances that may have workers with claims.
 pub(super) const INSTANCES: &str = "conserver:instances";
 
-/// `conserver:letters`: set of the dead letter lists that a daemon has put anything on, also those of
-/// former configurations. The scripts that do it add to it.
-pub(super) const LETTERS: &str = "conserver:letters";
+/// `conserver:letters`: set of the dead letter lists that any daemon has written to, also those of former
+/// configurations. The scripts that write dead letters add to it.
+pub(super) const DEAD_LETTER_LISTS: &str = "conserver:letters";
 
-/// A member of that set which names no list: the lists that were there before it are in it, too.
-pub(super) const LETTERS_SEARCHED: &str = "searched";
+/// A member of that set which is no list: it says that all keys were searched for lists that nobody had
+/// recorded.
+pub(super) const ALL_SEARCHED: &str = "searched";
 
 /// `conserver:deaths`: hash, uuid -> how many workers died on it.
 pub(super) const DEATHS: &str = "conserver:deaths";
 
-/// `conserver:lapses`: hash, uuid -> how often the lease of the daemon that worked on it ran out.
+/// `conserver:lapses`: hash, uuid -> how often the lease of a daemon ran out that worked on it.
 pub(super) const LAPSES: &str = "conserver:lapses";
 
-/// `conserver:tries`: hash, uuid -> in how many rounds a backend that answers failed for it, and
-/// when the last one was.
-pub(super) const TRIES: &str = "conserver:tries";
+/// `conserver:tries`: hash, uuid -> in how many rounds of attempts a reachable backend failed for it, and
+/// when the last round was.
+pub(super) const ROUNDS: &str = "conserver:tries";
 
-/// `conserver:progress`: hash, list and uuid -> how far a vCon has come that was let go before its end.
+/// `conserver:progress`: hash, list and uuid -> how far a vCon has come whose claim was released before
+/// its finish.
 pub(super) const PROGRESS: &str = "conserver:progress";
 
-/// `conserver:foreign`: hash, uuid -> the lanes with links that write it by themselves at this moment.
-pub(super) const FOREIGN: &str = "conserver:foreign";
+/// `conserver:foreign`: hash, uuid -> the lanes whose link writes the vCon directly at this moment.
+pub(super) const DIRECT_WRITES: &str = "conserver:foreign";
 
-/// `conserver:overwritten:<uuid>`: list of what was written meanwhile, and may be written over; before each text
-/// stands how it came about.
+/// `conserver:overwritten:<uuid>`: list of the texts that others wrote during a direct write, which may
+/// overwrite them. A sign before each text says what it was made of.
 pub(super) fn overwritten_key(id: &VconId) -> String {
     format!("conserver:overwritten:{id}")
 }
 
-/// `conserver:keeper:<digest>`: string, the instance that keeps the documents of these lists and storages
-/// from running out.
-pub(super) fn keeper_key(digest: &[u8; 32]) -> String {
+/// `conserver:keeper:<digest>`: string, the instance that does the housekeeping for these lists and
+/// storages.
+pub(super) fn housekeeping_key(digest: &[u8; 32]) -> String {
     let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
     format!("conserver:keeper:{}", digits.collect::<String>())
 }
 
-/// `conserver:followers`: set of the names of followers that have pulled anything.
+/// `conserver:followers`: set of the names of followers that have ever pulled.
 pub(super) const FOLLOWERS: &str = "conserver:followers";
 
-/// `conserver:follower:<follower>`: list of the UUIDs that were taken off the other server's list, and
-/// whose documents are still to be fetched.
+/// `conserver:follower:<follower>`: list of the UUIDs that the follower took off the other server's list,
+/// and whose documents it has not fetched yet.
 pub(super) fn follower_key(follower: &str) -> String {
     format!("conserver:follower:{follower}")
 }
 
-/// `conserver:follower-tries:<follower>`: hash, uuid -> how often its document alone could not be
-/// fetched.
+/// `conserver:follower-tries:<follower>`: hash, uuid -> how often its document could not be fetched while
+/// others could.
 pub(super) fn follower_tries_key(follower: &str) -> String {
     format!("conserver:follower-tries:{follower}")
 }
 
 /// `conserver:follower-turn:<follower>`: string, the instance that pulls at present.
-pub(super) fn follower_turn_key(follower: &str) -> String {
+pub(super) fn follower_lease_key(follower: &str) -> String {
     format!("conserver:follower-turn:{follower}")
 }
 
-/// `conserver:draft:<instance>:follower:<follower>`: a pulled document, for the moment it takes to
-/// hand it in.
+/// `conserver:draft:<instance>:follower:<follower>`: a pulled document, until it is submitted.
 pub(super) fn follower_draft_key(instance: &str, follower: &str) -> String {
     format!("conserver:draft:{instance}:follower:{follower}")
 }
 
-/// `conserver:pulled:<uuid>`: string, the digest of the document that was last pulled.
+/// `conserver:pulled:<uuid>`: string, the digest of the document that a follower pulled last.
 pub(super) fn pulled_key(id: &VconId) -> String {
     format!("conserver:pulled:{id}")
 }
@@ -191,23 +198,23 @@ pub fn dead_letter_reasons(list: &ListName) -> String {
     format!("conserver:dlq:{list}")
 }
 
-/// The name of a storage's dead letter queue among those of ingress lists.
+/// The dead letter queue of a storage is named like that of an ingress list with this prefix.
 pub const STORAGE_PREFIX: &str = "storage:";
 
-/// `DLQ:storage:<storage>`: list of the vCons that the storage does not have, oldest first: its dead
+/// `DLQ:storage:<storage>`: list of the vCons that are not saved in the storage, oldest first: its dead
 /// letters and its backlog.
 pub fn storage_letters_list(storage: &str) -> String {
     format!("DLQ:{STORAGE_PREFIX}{storage}")
 }
 
-/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage does not take it, as JSON. An
-/// entry without one is backlog.
+/// `conserver:dlq:storage:<storage>`: hash, uuid -> why the storage refused it, as JSON. An entry without
+/// a reason is backlog.
 pub fn storage_letters_reasons(storage: &str) -> String {
     format!("conserver:dlq:{STORAGE_PREFIX}{storage}")
 }
 
-/// The same by the name of that queue.
-pub fn reasons_of_letters(queue: &ListName) -> String {
+/// The hash of reasons that belongs to the dead letter queue with this name.
+pub fn reasons_of_queue(queue: &ListName) -> String {
     let name = queue.as_str();
     format!(
         "conserver:dlq:{}",
@@ -215,33 +222,166 @@ pub fn reasons_of_letters(queue: &ListName) -> String {
     )
 }
 
-/// `DLQ:storage:<storage>:replay-lock`: string, there while somebody saves the storage's dead
-/// letters: the API server, or `conserver dlq retry`.
+/// `DLQ:storage:<storage>:replay-lock`: string that exists while the API server or `conserver dlq retry`
+/// saves the storage's dead letters.
 pub fn storage_replay_lock(storage: &str) -> String {
     format!("DLQ:{STORAGE_PREFIX}{storage}:replay-lock")
 }
 
+/// An entry of a list, or the name of a list: any bytes.
+///
+/// It prints as one line of visible characters, with escapes as in Rust's strings for the rest (`\n`,
+/// `\u{1b}`, `\xff`, `\\`), and [`Raw::named`] reads that again. So nothing in Redis controls a
+/// terminal, and a user can pass what one command shows to the next command.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Raw(Vec<u8>);
+
+impl Raw {
+    /// These bytes.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes as they are in Redis.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The entry as the id of a vCon; `None` if it is not one.
+    pub fn id(&self) -> Option<VconId> {
+        std::str::from_utf8(&self.0).ok()?.parse().ok()
+    }
+
+    /// What a user who types `text` may mean: the bytes that print like that, and these very bytes.
+    pub fn named(text: &str) -> Vec<Self> {
+        let typed = Self::new(text);
+        match unescape(text).map(Self) {
+            Some(shown) if shown != typed => vec![shown, typed],
+            _ => vec![typed],
+        }
+    }
+}
+
+impl fmt::Display for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            // Each backslash is doubled, so that the text can be read again.
+            f.write_str(&printable(&chunk.valid().replace('\\', r"\\")))?;
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that print as `text`; `None` if there are none.
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        bytes.extend_from_slice(before.as_bytes());
+        let mut characters = escape.chars();
+        let kind = characters.next()?;
+        rest = characters.as_str();
+        match kind {
+            'n' => bytes.push(b'\n'),
+            'r' => bytes.push(b'\r'),
+            't' => bytes.push(b'\t'),
+            '0' => bytes.push(0),
+            '\\' => bytes.push(b'\\'),
+            'x' => {
+                bytes.push(u8::from_str_radix(rest.get(..2)?, 16).ok()?);
+                rest = rest.get(2..)?;
+            }
+            'u' => {
+                let (digits, after) = rest.strip_prefix('{')?.split_once('}')?;
+                let c = char::from_u32(u32::from_str_radix(digits, 16).ok()?)?;
+                bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = after;
+            }
+            _ => return None,
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    Some(bytes)
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::Seat;
+    use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn no_two_lanes_share_a_draft() {
-        let seat = |instance: &str, worker, lane| Seat {
+        let lane_id = |instance: &str, worker, lane| LaneId {
             instance: instance.to_owned(),
             worker,
             lane,
         };
-        let seats = [
-            seat("here", 1, 1),
-            seat("here", 1, 2),
-            seat("here", 2, 1),
-            seat("there", 1, 1),
+        let lane_ids = [
+            lane_id("here", 1, 1),
+            lane_id("here", 1, 2),
+            lane_id("here", 2, 1),
+            lane_id("there", 1, 1),
         ];
-        let keys: BTreeSet<String> = seats.iter().map(Seat::draft_key).collect();
-        assert_eq!(keys.len(), seats.len());
+        let keys: BTreeSet<String> = lane_ids.iter().map(LaneId::draft_key).collect();
+        assert_eq!(keys.len(), lane_ids.len());
         assert!(keys.iter().all(|key| key.starts_with("conserver:draft:")));
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped() {
+        for (bytes, shown) in [
+            (&b"05cec3d4-0561-4010-9fb8-23cc7edef146"[..], None),
+            ("Grüße 'an' \"alle\"".as_bytes(), None),
+            (b"", None),
+            (b"a\nb\r\t\0", Some("a\\nb\\r\\t\\0")),
+            (b"\x1b[2J", Some("\\u{1b}[2J")),
+            ("\u{9b}2J\u{202e}".as_bytes(), Some("\\u{9b}2J\\u{202e}")),
+            (b"C:\\n", Some("C:\\\\n")),
+            (b"a\xff\xc3", Some("a\\xff\\xc3")),
+        ] {
+            let expected = shown.unwrap_or_else(|| std::str::from_utf8(bytes).unwrap());
+            assert_eq!(Raw::new(bytes).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_typed_is_the_shown_form_or_the_bytes_themselves() {
+        let named = |text: &str| -> Vec<Vec<u8>> {
+            let names = Raw::named(text).into_iter();
+            names.map(|name| name.as_bytes().to_vec()).collect()
+        };
+        assert_eq!(named("plain"), [b"plain"]);
+        assert_eq!(named("a\\n"), [&b"a\n"[..], b"a\\n"]);
+        for odd in ["a\\", "a\\q", "\\xé0", "\\x4", "\\u{d800}", "\\u{", "\\u41"] {
+            assert_eq!(named(odd), [odd.as_bytes()], "{odd}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_can_be_typed(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let raw = Raw::new(bytes);
+            let shown = raw.to_string();
+            prop_assert_eq!(&printable(&shown), &shown);
+            prop_assert_eq!(&Raw::named(&shown)[0], &raw);
+        }
+
+        #[test]
+        fn text_that_is_shown_can_be_typed(text in "([a-e \\\\\n\u{301}\u{93f}\u{200d}\u{fe0f}\u{20dd}]|.){0,40}") {
+            let raw = Raw::new(text);
+            prop_assert_eq!(&Raw::named(&raw.to_string())[0], &raw);
+        }
+
+        #[test]
+        fn anything_can_be_typed(text in "(\\\\|x|u|\\{|\\}|[0-9a-f]|é){0,12}") {
+            prop_assert!(!Raw::named(&text).is_empty());
+        }
     }
 }

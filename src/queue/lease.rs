@@ -1,9 +1,8 @@
-//! The lease of an instance on its name.
+//! The lease of a daemon on its instance name.
 //!
-//! Claims are kept under the name of an instance, so only one daemon may use it. It holds the
-//! name by a key that expires when nobody renews it, and every script that takes a claim, or
-//! returns the claims of a worker, checks in the same step that the name is still held by the
-//! daemon that asks.
+//! Claims stand under the name of an instance, so only one daemon may use a name. A daemon holds its name
+//! by a key that expires unless somebody renews it. Every script that claims an entry, or returns the claims
+//! of a worker, checks in the same step that the daemon still holds the name.
 //!
 //! ```text
 //!        take: absent, or its process is gone
@@ -13,7 +12,7 @@
 //!   └──── the time to live runs out ───────────────┘ others return its claims
 //! ```
 //!
-//! Only the server's clock counts.
+//! Only the server's clock counts. Who renews the lease, and when, is up to the callers.
 
 use std::sync::Arc;
 
@@ -24,33 +23,33 @@ use super::{Queue, QueueError, keys};
 use crate::procfs::{self, Presence};
 use crate::settings::Settings;
 
-/// Each try fails only when somebody else has taken the lease since the one before.
+/// Each try fails only if somebody else has taken the lease since the one before.
 const TRIES: u32 = 5;
 
-/// The longest name that a host has (RFC 1035); anybody may have written the record.
+/// The longest name of a host (RFC 1035). Anybody may have written the record.
 const LONGEST_HOST: usize = 253;
 
-/// The supervisor of a daemon, told from every other on any host. All processes of a daemon have
-/// the same.
+/// Identifies a daemon among all others on any host, by its supervisor. All processes of a daemon have the
+/// same holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its host's name.
+    /// The name of its host.
     pub host: String,
     /// Its PID.
     pub pid: i32,
-    /// When it was started, in ticks since its host was.
+    /// When it was started, in clock ticks since its host booted.
     #[serde(default)]
     start: Option<u64>,
-    /// Which run of its host that was.
+    /// The boot id of its host.
     #[serde(default)]
     boot: Option<String>,
-    /// The PID namespace it is in.
+    /// Its PID namespace.
     #[serde(default)]
     namespace: Option<String>,
-    /// Its machine, over reboots.
+    /// Its machine, the same after a reboot.
     #[serde(default)]
     machine: Option<u64>,
-    /// Drawn by lot at its start.
+    /// A random number, drawn at its start.
     #[serde(default)]
     nonce: u64,
 }
@@ -71,7 +70,7 @@ impl Holder {
         }
     }
 
-    /// Whether `other` certainly does not run any more, which only a process beside it can tell.
+    /// Whether `other` has certainly ended. Only a process on the same host can know.
     fn knows_the_end_of(&self, other: &Self, presence: impl FnOnce(i32) -> Presence) -> bool {
         if self.host != other.host {
             return false;
@@ -82,8 +81,8 @@ impl Holder {
                 && self.namespace == other.namespace
                 && (self.pid == other.pid || self.has_ended(other, presence(other.pid)));
         }
-        // After a reboot nothing of before it runs. Another machine of the same name is told
-        // from that by its id; what is in containers is not, their images may share one.
+        // No process outlives a reboot. A machine id tells another machine of the same name apart, but not
+        // another container: images may share an id.
         let outside = |holder: &Self| {
             holder.boot.is_some() && holder.namespace.as_deref() == Some(procfs::SYSTEM_NAMESPACE)
         };
@@ -99,7 +98,7 @@ impl Holder {
     }
 }
 
-/// What is to be done about a lease that somebody else holds.
+/// What to do about a lease that somebody else holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Decision {
     /// Its holder has ended: take it over.
@@ -108,7 +107,7 @@ enum Decision {
     Leave,
 }
 
-/// Decides about the lease that `held` is the record of.
+/// Decides what to do about the lease with the record `held`.
 fn decide(held: &str, ours: &Holder, presence: impl FnOnce(i32) -> Presence) -> Decision {
     let theirs: Option<Holder> = serde_json::from_str(held).ok();
     if theirs.is_some_and(|theirs| ours.knows_the_end_of(&theirs, presence)) {
@@ -118,16 +117,16 @@ fn decide(held: &str, ours: &Holder, presence: impl FnOnce(i32) -> Presence) -> 
     }
 }
 
-/// What a process needs to hold the lease of its instance, and to prove that it does.
+/// What a process needs to take the lease on its instance name, and to prove that it holds it.
 #[derive(Debug, Clone)]
 pub struct NameLease {
     holder: Holder,
     pub(super) instance: String,
-    /// What stands in Redis as long as the lease is ours.
+    /// The value of the key in Redis while this daemon holds the lease.
     pub(super) record: String,
-    /// What tells our claims from those of a daemon that had the name before.
+    /// Marks the claims of this daemon: an earlier holder of the name has another mark.
     pub(super) mark: String,
-    /// How long it lives without being renewed, in seconds.
+    /// The lease's time to live, in seconds.
     pub(super) ttl: u64,
 }
 
@@ -142,7 +141,7 @@ fn mark(record: &str) -> String {
 }
 
 impl NameLease {
-    /// The lease on the name in the settings, for the daemon of this supervisor.
+    /// The lease on the name in the settings, for the daemon of this holder.
     pub fn new(settings: &Settings, holder: Holder) -> Self {
         // Text and numbers are always JSON.
         let record = serde_json::to_string(&holder).unwrap_or_default();
@@ -155,7 +154,7 @@ impl NameLease {
         }
     }
 
-    /// The error for a lease that is not ours, by the record that was found in its place.
+    /// The error if this daemon does not hold the lease, by the record that was found in its place.
     pub(super) fn lost_to(&self, found: &[u8]) -> QueueError {
         let instance = self.instance.clone();
         if found.is_empty() {
@@ -176,15 +175,15 @@ impl NameLease {
 }
 
 impl Queue {
-    /// Takes the lease of this instance on its name, or renews it.
+    /// Takes the lease on the instance name, or renews it.
     ///
     /// # Errors
-    /// [`QueueError::InUse`] where another daemon has it that is not certainly dead.
+    /// [`QueueError::InUse`] if another daemon holds it that has not certainly ended.
     pub fn take_lease(&mut self) -> Result<(), QueueError> {
         let mut stale = String::new();
         for _ in 0..TRIES {
-            let (answer, held) = self.try_lease(&stale)?;
-            match answer.as_str() {
+            let (outcome, held) = self.try_lease(&stale)?;
+            match outcome.as_str() {
                 "ours" => return Ok(()),
                 "taken" => {
                     let instance = &self.lease.instance;
@@ -210,7 +209,9 @@ impl Queue {
     fn try_lease(&mut self, stale: &str) -> Result<(String, Vec<u8>), QueueError> {
         let lease = Arc::clone(&self.lease);
         self.with(|connection, scripts, _, _| {
-            let mut call = scripts.lease.key(keys::instance_key(&lease.instance));
+            let mut call = scripts
+                .instance_lease
+                .key(keys::instance_key(&lease.instance));
             call.key(keys::INSTANCES);
             call.arg(&lease.record).arg(stale);
             call.arg(lease.ttl).arg(&lease.instance);
@@ -218,18 +219,19 @@ impl Queue {
         })
     }
 
-    /// Gives the name up, if it is ours, and with it the bookkeeping of workers without claims.
+    /// Releases the lease, if this daemon holds it, and removes the records of its workers that hold no
+    /// claims.
     pub fn release_lease(&mut self) -> Result<(), QueueError> {
         let lease = Arc::clone(&self.lease);
         self.forget(&lease.instance, &lease.record)?;
         Ok(())
     }
 
-    /// Removes the traces of an instance whose lease is `record` (empty: gone), as far as it has
-    /// no claims. Answers whether nothing is left of it.
+    /// Removes the records of an instance whose lease is `record` (empty: it has run out), but for those of
+    /// workers with claims. Returns whether nothing is left of it.
     pub(super) fn forget(&mut self, instance: &str, record: &str) -> Result<bool, QueueError> {
         self.with(|connection, scripts, _, _| {
-            let mut call = scripts.forget.key(keys::instance_key(instance));
+            let mut call = scripts.forget_instance.key(keys::instance_key(instance));
             call.key(keys::INSTANCES).key(keys::workers_key(instance));
             call.key(keys::wake_key(instance));
             call.arg(record).arg(instance);

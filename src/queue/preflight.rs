@@ -1,32 +1,38 @@
-//! Whether a server, and the rights that it gives its user, are enough for the daemon.
+//! Whether a server, and the rights of its user, suffice for the daemon.
 //!
-//! Every command that is needed is tried on keys that nobody else uses. A server that lacks one, or a
-//! user who may not call it, would be found out in the middle of the work otherwise, one command at a
-//! time.
+//! *Preflight* tries every command that the daemon needs, on keys that nobody else uses: otherwise a missing
+//! command or right would show in the middle of the work, one at a time.
+//!
+//! *Rehearsal* takes a vCon that nobody else sees through lease, claim and finish, as a lane does, under an
+//! instance name and on lists of its own. It removes everything at the end; what a sudden end leaves behind
+//! expires.
 
 use std::fmt;
+use std::time::Duration;
 
 use indexmap::IndexSet;
 use redis::{Connection, RedisError, RedisResult, Value};
 
-use super::round_trip::Request;
-use super::scripts::preflight;
-use super::{Lease, QueueError, keys};
+use super::requests::{Commands, preflight_script, round_trip};
+use super::{
+    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, NameLease, Queue,
+    QueueError, RedisConnection, Replacement, Server, keys,
+};
 use crate::config::{Chain, Config, Follower, ListName, Plan};
 use crate::redis_server::in_its_words;
 use crate::settings::{RedisFormat, Settings};
 use crate::vcon::VconId;
 
-/// The keys of one try begin with this.
+/// The keys of a preflight begin with this.
 const PREFIX: &str = "conserver:preflight:";
 
-/// More keys than these are not tried, nor named.
+/// A preflight tries at most this many keys of the configuration.
 const MOST_KEYS: usize = 200;
 
-/// Stands for a key that is not there.
+/// Stands for a key that does not exist.
 const KEY: &str = "KEY";
 
-/// The commands that scripts cannot call. A transaction comes last, as one that cannot be ended makes the
+/// The commands that scripts cannot call. The transaction comes last: one that cannot be ended makes the
 /// connection useless.
 const COMMANDS: [(&str, &[&str]); 8] = [
     // No script has this hash.
@@ -43,23 +49,23 @@ const COMMANDS: [(&str, &[&str]); 8] = [
     ("EXEC", &[]),
 ];
 
-/// What a server lacks.
+/// What a server, or its user's rights, lack.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shortage {
-    /// Commands that it does not have, or does not let this user call.
+    /// Commands that the server does not have, or does not let this user call.
     pub commands: Vec<String>,
     /// Keys that this user may not use.
     pub keys: Vec<String>,
 }
 
-/// What a server is like.
+/// The result of a preflight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fitness {
-    /// All that is needed is there.
+    /// The server has everything that the daemon needs.
     Fit,
-    /// It is a part of a Redis Cluster. Its words.
+    /// The server is a node of a Redis Cluster. Its error.
     Cluster(String),
-    /// The work cannot be done before somebody changes this.
+    /// The server lacks something.
     Lacks(Shortage),
 }
 
@@ -85,7 +91,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// What is said of a server that is part of a cluster.
+/// The message about a server that is a node of a cluster.
 pub fn cluster_refusal(words: &str) -> String {
     format!(
         "Redis Cluster is not supported, as one step changes a vCon, its lists and its claim, which a cluster \
@@ -93,32 +99,33 @@ pub fn cluster_refusal(words: &str) -> String {
     )
 }
 
-/// What a configuration has the daemon work on.
+/// The parts of a configuration that need something of the server.
 #[derive(Debug)]
-pub struct Work<'a> {
-    /// The chains, those out of service among them.
+pub struct ConfiguredWork<'a> {
+    /// The chains, disabled ones included.
     chains: &'a [Chain],
-    /// The lists that links may announce vCons on, besides those of their chains.
+    /// The lists on which links may announce vCons, besides those of their chains.
     routes: Vec<&'a ListName>,
     /// The names of the storages.
     storages: Vec<&'a str>,
-    /// The servers whose vCons are pulled.
+    /// The followers.
     followers: &'a [Follower],
 }
 
-/// What the work needs of a server besides what all work needs.
+/// What a configuration needs of a server besides what every configuration needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// Keys that are not of our own.
+    /// Keys outside `conserver:`.
     keys: Vec<String>,
-    /// Whether documents are put in the sorted set.
+    /// Whether the daemon adds documents to the sorted set.
     sorts: bool,
-    /// Whether the sorted set tells how documents are kept, if the server has RedisJSON.
+    /// Whether the daemon reads the sorted set to find out how documents are stored, if the server has
+    /// RedisJSON.
     looks_up: bool,
 }
 
-impl<'a> Work<'a> {
-    /// That of a whole configuration.
+impl<'a> ConfiguredWork<'a> {
+    /// The parts of a whole configuration.
     pub fn of(config: &'a Config) -> Self {
         let links = config.links.values();
         Self {
@@ -129,7 +136,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// That of a configuration of which the followers are read apart.
+    /// The parts of a configuration of which the followers are read apart.
     pub fn planned(plan: &'a Plan, followers: &'a [Follower]) -> Self {
         Self {
             chains: &plan.chains,
@@ -139,7 +146,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What it needs with these settings.
+    /// What the configuration needs with these settings.
     pub fn needs(&self, settings: &Settings) -> Needs {
         let sorts = !self.followers.is_empty();
         Needs {
@@ -149,10 +156,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The keys besides those of our own, each once.
+    /// The keys outside `conserver:`, each once.
     fn keys(&self, sorted_set: &str) -> Vec<String> {
         let in_service = || self.chains.iter().filter(|chain| chain.enabled);
-        // Nobody has this vCon.
+        // A vCon that does not exist.
         let id = VconId::random();
         let mut needed = IndexSet::from([id.key()]);
         for list in in_service().flat_map(|chain| &chain.ingress_lists) {
@@ -176,14 +183,14 @@ impl<'a> Work<'a> {
     }
 }
 
-impl Lease {
-    /// Tries all that the work needs.
+impl RedisConnection {
+    /// Tries everything that the daemon needs.
     ///
     /// # Errors
     /// The connection failed, or the server serves nobody at present.
     pub fn preflight(mut self, needs: &Needs) -> Result<Fitness, QueueError> {
         let base = format!("{PREFIX}{}", VconId::random());
-        let script = preflight();
+        let script = preflight_script();
         let kinds = ["first", "second", "list", "hash", "set", "sorted"];
         let mut call = script.in_full(kinds.len());
         for kind in kinds {
@@ -199,8 +206,8 @@ impl Lease {
                 return Ok(Fitness::Cluster(in_its_words(&error)));
             }
             Err(error) if is_about_keys(&error) => shortage.keys.push(format!("{PREFIX}*")),
-            // Those that scripts cannot call tell whether it is `EVAL`.
-            Err(error) if is_answered(&error) => {}
+            // The commands that scripts cannot call show whether `EVAL` is refused.
+            Err(error) if is_refusal(&error) => {}
             Err(error) => return Err(error.into()),
         }
         shortage
@@ -214,13 +221,13 @@ impl Lease {
     }
 }
 
-/// Whether the server has answered, and not only that it will serve later.
-fn is_answered(error: &RedisError) -> bool {
+/// Whether the server has replied, and not only that it will serve later.
+fn is_refusal(error: &RedisError) -> bool {
     const LATER: [&str; 3] = ["BUSY", "LOADING", "MASTERDOWN"];
     error.code().is_some_and(|code| !LATER.contains(&code))
 }
 
-/// Whether a user may call a command, but not with these keys; "access one of the keys used as arguments"
+/// Whether a user may call the command, but not with these keys: "access one of the keys used as arguments"
 /// before Redis 7.2, "access a key" since.
 fn is_about_keys(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
@@ -233,13 +240,13 @@ fn is_unknown(error: &RedisError) -> bool {
         .is_some_and(|detail| detail.starts_with("unknown command"))
 }
 
-/// Whether the error of a script with several keys is that of a part of a cluster.
+/// Whether an error to a script with several keys is that of a node of a cluster.
 fn is_of_cluster(error: &RedisError) -> bool {
     const CODES: [&str; 4] = ["CROSSSLOT", "MOVED", "ASK", "CLUSTERDOWN"];
     error.code().is_some_and(|code| CODES.contains(&code))
 }
 
-/// Those of the commands that scripts cannot call which the server refuses.
+/// The commands that scripts cannot call and that the server refuses.
 fn refused_commands(connection: &mut Connection, base: &str) -> RedisResult<Vec<String>> {
     let key = format!("{base}:absent");
     let mut all = redis::pipe();
@@ -249,21 +256,211 @@ fn refused_commands(connection: &mut Connection, base: &str) -> RedisResult<Vec<
             all.arg(if *argument == KEY { &key } else { *argument });
         }
     }
-    let answers = Request::of(&all).send(connection)?;
-    let is_refused = |answer: &Value| match answer.clone().extract_error() {
+    let replies = Commands::of(&all).send(connection)?;
+    let is_refused = |reply: &Value| match reply.clone().extract_error() {
         Err(error) => {
-            // An `EXEC` that is refused aborts its transaction.
+            // A refused `EXEC` aborts its transaction, and the error quotes the refusal.
             let detail = error.detail().unwrap_or_default();
             let is_denied = error.code() == Some("NOPERM") && !is_about_keys(&error);
             is_denied || detail.contains("NOPERM") || is_unknown(&error)
         }
         Ok(_) => false,
     };
-    let refused = COMMANDS.iter().zip(&answers);
-    let refused = refused.filter(|(_, answer)| is_refused(answer));
+    let refused = COMMANDS.iter().zip(&replies);
+    let refused = refused.filter(|(_, reply)| is_refused(reply));
     Ok(refused
         .map(|((command, _), _)| (*command).to_owned())
         .collect())
+}
+
+/// How long the keys of a rehearsal live if nobody removes them, in seconds. The lease lives longer than the
+/// claim: otherwise another daemon would return the claim to its list.
+const EXPIRY: u64 = 30;
+const LEASE: Duration = Duration::from_secs(60);
+
+const BEFORE: &str = r#"{"rehearsal":"before"}"#;
+const AFTER: &str = r#"{"rehearsal":"after"}"#;
+
+/// Why a rehearsal failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RehearsalError {
+    /// Redis refused a step.
+    #[error("could not {step}: {cause}")]
+    Refused {
+        /// The step.
+        step: &'static str,
+        /// Its error.
+        cause: QueueError,
+    },
+    /// A step had another result than it should.
+    #[error("could not {0}: it had no effect")]
+    NoEffect(&'static str),
+}
+
+/// A vCon that nobody else sees, and the lists it goes through.
+struct Rehearsal {
+    queue: Queue,
+    tools: RedisConnection,
+    lane_id: LaneId,
+    id: VconId,
+    ingress: ListName,
+    egress: ListName,
+}
+
+/// Takes a vCon through all steps, and cleans up. No request may take longer than `limit`.
+///
+/// # Errors
+/// The first step that failed.
+pub fn rehearse(
+    server: &Server,
+    settings: &Settings,
+    limit: Duration,
+) -> Result<(), RehearsalError> {
+    let mut rehearsal =
+        Rehearsal::new(server, settings, limit).map_err(|cause| refused("connect", cause))?;
+    let result = rehearsal.steps();
+    let cleaned = rehearsal.clean_up();
+    result?;
+    cleaned.map_err(|cause| refused("remove the probe", cause))
+}
+
+fn refused(step: &'static str, cause: QueueError) -> RehearsalError {
+    RehearsalError::Refused { step, cause }
+}
+
+impl Rehearsal {
+    fn new(server: &Server, settings: &Settings, limit: Duration) -> Result<Self, QueueError> {
+        let id = VconId::random();
+        let lane_id = LaneId {
+            instance: format!("check-{id}"),
+            worker: 1,
+            lane: 1,
+        };
+        let settings = Settings {
+            instance: lane_id.instance.clone(),
+            heartbeat_ttl: LEASE,
+            ..settings.clone()
+        };
+        let list = |end: &str| {
+            let name = format!("conserver:check:{id}:{end}");
+            name.parse::<ListName>()
+                .map_err(|_| QueueError::UnexpectedReply("the name of a list"))
+        };
+        let lease = NameLease::new(&settings, Holder::this_process(fastrand::u64(1..)));
+        let expiry = Expiry::of(&settings);
+        Ok(Self {
+            queue: Queue::new(server.clone(), lane_id.clone(), expiry, lease)
+                .with_time_limit(limit),
+            tools: server.connect_for("conserver:check", limit)?,
+            ingress: list("in")?,
+            egress: list("out")?,
+            lane_id,
+            id,
+        })
+    }
+
+    fn steps(&mut self) -> Result<(), RehearsalError> {
+        let leased = self.queue.take_lease();
+        leased.map_err(|cause| refused("take the lease on a name", cause))?;
+
+        let mut submit = redis::pipe();
+        submit
+            .cmd("SET")
+            .arg(self.id.key())
+            .arg(BEFORE)
+            .arg("EX")
+            .arg(EXPIRY);
+        submit
+            .cmd("RPUSH")
+            .arg(self.ingress.as_str())
+            .arg(self.id.as_str());
+        submit.cmd("EXPIRE").arg(self.ingress.as_str()).arg(EXPIRY);
+        submit
+            .cmd("EXPIRE")
+            .arg(keys::workers_key(&self.lane_id.instance))
+            .arg(EXPIRY);
+        self.run(&submit)
+            .map_err(|cause| refused("submit a vCon", cause))?;
+
+        let claimed = self.queue.claim(std::slice::from_ref(&self.ingress));
+        let claimed = claimed.map_err(|cause| refused("claim a vCon", cause))?;
+        let Claimed {
+            work: Some((claim, Document::Found(Kind::Text, text))),
+            ..
+        } = claimed
+        else {
+            return Err(RehearsalError::NoEffect("claim a vCon"));
+        };
+        if text != BEFORE.as_bytes() {
+            return Err(RehearsalError::NoEffect("load a vCon"));
+        }
+        let mut expire = redis::pipe();
+        for key in [
+            self.lane_id.claims_key(),
+            keys::workers_key(&self.lane_id.instance),
+        ] {
+            expire.cmd("EXPIRE").arg(key).arg(EXPIRY);
+        }
+        self.run(&expire)
+            .map_err(|cause| refused("have a claim expire", cause))?;
+
+        let finish = Finish {
+            id: &self.id,
+            document: Some(Replacement {
+                kind: Kind::Text,
+                base: BEFORE,
+                text: Some(AFTER),
+            }),
+            expire: Some(EXPIRY),
+            egress: std::slice::from_ref(&self.egress),
+            routes: &[],
+            failed_storages: &[],
+        };
+        let finished = self.queue.finish(&claim, &finish);
+        match finished.map_err(|cause| refused("finish a vCon", cause))? {
+            Finished::Done => {}
+            _ => return Err(RehearsalError::NoEffect("finish a vCon")),
+        }
+        let mut look = redis::pipe();
+        look.cmd("GET").arg(self.id.key());
+        look.cmd("LRANGE").arg(self.egress.as_str()).arg(0).arg(-1);
+        let found = self
+            .run(&look)
+            .map_err(|cause| refused("see the finish", cause))?;
+        let bytes = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        if found == [bytes(AFTER), Value::Array(vec![bytes(self.id.as_str())])] {
+            Ok(())
+        } else {
+            Err(RehearsalError::NoEffect("finish a vCon"))
+        }
+    }
+
+    fn run(&mut self, commands: &redis::Pipeline) -> Result<Vec<Value>, QueueError> {
+        let replies = round_trip(&mut self.tools, commands)?;
+        let replies = replies.into_iter().map(Value::extract_error);
+        Ok(replies.collect::<Result<_, _>>()?)
+    }
+
+    /// Removes what the steps have left, wherever they stopped.
+    fn clean_up(&mut self) -> Result<(), QueueError> {
+        let instance = &self.lane_id.instance;
+        let mut delete = redis::pipe();
+        // One by one: the user may lack the right to some.
+        for key in [
+            self.lane_id.claims_key(),
+            keys::workers_key(instance),
+            keys::taken_key(instance, self.lane_id.worker),
+            self.id.key(),
+            self.ingress.as_str().to_owned(),
+            self.egress.as_str().to_owned(),
+            keys::instance_key(instance),
+        ] {
+            delete.cmd("DEL").arg(key);
+        }
+        // Last: other daemons return the claims of the instances in this set.
+        delete.cmd("SREM").arg(keys::INSTANCES).arg(instance);
+        self.run(&delete).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -290,7 +487,7 @@ mod tests {
         for file in std::fs::read_dir(folder).unwrap() {
             let script = std::fs::read_to_string(file.unwrap().path()).unwrap();
             for command in called(&script) {
-                // Those of a module are needed only if it is there; `locate` serves an operator.
+                // Commands of a module are needed only if it is loaded; `HVALS` only by an operator.
                 let is_optional = command.starts_with("JSON.") || command == "HVALS";
                 count += 1;
                 assert!(
@@ -369,7 +566,7 @@ mod tests {
             let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
             let error = value.and_then(Value::extract_error).unwrap_err();
             assert_eq!(is_of_cluster(&error), is_cluster, "{line}");
-            assert_eq!(is_answered(&error), !line.starts_with("LOADING"), "{line}");
+            assert_eq!(is_refusal(&error), !line.starts_with("LOADING"), "{line}");
         }
     }
 
@@ -386,7 +583,7 @@ followers:
   far: {url: 'http://h', egress_list: a, follower_ingress_list: elsewhere}
 ";
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
-        let mut work = Work::of(&config);
+        let mut work = ConfiguredWork::of(&config);
         let needed = work.keys("vcons");
         let id = needed[0].strip_prefix("vcon:").unwrap();
         let context = format!("context:in:{id}");

@@ -1,4 +1,10 @@
-//! What a dead worker, or a dead instance, held goes back to its lists.
+//! Recovery: returns the claims of a dead worker, or of a dead instance, to their lists.
+//!
+//! A *death* is the end of a process that held the vCon; a *lapse* is the end of the lease on an instance's
+//! name, for which no vCon is to blame. A vCon with too many of either is poison: it goes to the dead letter
+//! queue. The script (`recover.lua`) checks the lease in the same step.
+//!
+//! Who died, and which of its vCons are suspects, is up to the callers.
 
 use std::sync::Arc;
 
@@ -7,53 +13,52 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::claim::{shown, texts};
-use super::release::NOTES_EXPIRY;
-use super::round_trip::round_trip;
+use super::release::RECORDS_EXPIRY;
+use super::requests::round_trip;
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
 
-/// The counts of deaths, and those of lapses, are forgotten after this many seconds without another.
+/// The counts of deaths, and those of lapses, expire this many seconds after the last one.
 const DEATHS_EXPIRY: u64 = 604_800;
 
-/// A vCon that was in work in this many lapses is poison: it may be what takes hosts down.
+/// A vCon that was in work in this many lapses is poison: it may be what crashes hosts.
 pub const MAX_LAPSES: u32 = 10;
 
-/// Which of a dead worker's vCons have one more death to their name.
+/// Which of a dead worker's vCons are suspects: its death counts against them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Blame {
-    /// All but these: any of the others may have killed it.
+    /// All but these: any of the others may have killed the worker.
     AllBut(Vec<Uuid>),
-    /// These, where they are still found: by its worker's end a lane may have gone on.
+    /// These, if the worker still held them: a lane may have finished one before the worker ended.
     These(Vec<Uuid>),
 }
 
 impl Blame {
-    /// Any of them may have killed it.
+    /// Any of them may have killed the worker.
     pub const ALL: Self = Self::AllBut(Vec::new());
 
-    /// It was killed for reasons of our own.
+    /// The daemon killed the worker for reasons of its own.
     pub const NOBODY: Self = Self::These(Vec::new());
 }
 
-/// One claim found in a dead worker's hands.
+/// A claim of a dead worker, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovered {
+pub struct RecoveredClaim {
     /// The entry, for messages.
     pub entry: String,
     /// The list it was taken from, for messages.
     pub list: String,
-    /// How many workers have died on it by now; 0 if its daemon's lease ran out.
+    /// How many workers have died on it; 0 if a lease ran out.
     pub deaths: u32,
-    /// How often the lease of the daemon that worked on it has run out by now; 0 if a worker died.
+    /// How often the lease of a daemon has run out that worked on it; 0 if a worker died.
     pub lapses: u32,
-    /// What was done with it: `returned`, `kept` (its list is no list), `poison` (buried) or
-    /// `unreadable` (set aside).
+    /// What was done with it: `returned`, `kept` (the key of its list holds another type), `poison` (a dead
+    /// letter) or `unreadable` (moved to `conserver:unreadable`).
     pub outcome: String,
 }
 
-impl Recovered {
-    /// Whether it went to the dead letter queue, for the workers that died on it or the leases that
-    /// ran out.
+impl RecoveredClaim {
+    /// Whether it went to the dead letter queue, because of its deaths or lapses.
     pub fn is_poison(&self) -> bool {
         self.outcome == "poison"
     }
@@ -64,34 +69,34 @@ impl Recovered {
     }
 }
 
-/// A worker that has ended, and whose claims are to be returned.
+/// A worker that has ended, and whose claims are returned.
 #[derive(Debug, Clone)]
 pub struct Dead<'a> {
     /// Its number, from 1.
     pub worker: u32,
-    /// Which of its vCons its death is counted against.
+    /// Against which of its vCons its death counts.
     pub blame: Blame,
     /// How it ended, in words.
     pub end: &'a str,
 }
 
-/// What is done before each step of a recovery that may take long.
+/// Called before each step of a recovery that may take long; the caller renews its lease and waits.
 pub type Pause<'a> = dyn FnMut(&mut Queue) -> Result<(), QueueError> + 'a;
 
-/// What is said of the end of a worker that a daemon before this one has left behind.
-pub const BEFORE_US: &str = "with its daemon, before this one was started";
+/// How a worker ended that an earlier daemon has left behind, in words.
+pub const ENDED_BEFORE_START: &str = "with its daemon, before this one was started";
 
 /// What a return of claims counts against the vCons.
 enum Counted<'a> {
-    /// The end of this worker.
+    /// The death of this worker.
     Death(&'a Dead<'a>),
-    /// The lease on its instance's name ran out. Nobody saw its workers end: the host may have lost
-    /// its power, or only its network, so nobody is blamed.
+    /// A lapse of its instance. Nobody saw its workers end: the host may have lost its power, or only its
+    /// network, so no vCon is a suspect.
     Lapse,
 }
 
 impl Counted<'_> {
-    /// As the script wants it: what is counted, how the worker ended, and the UUIDs that matter.
+    /// The arguments of the script: what counts, how the worker ended, and the UUIDs that matter.
     fn arguments(&self) -> (&'static str, &str, String) {
         let Self::Death(dead) = self else {
             return ("lapse", "", String::new());
@@ -106,18 +111,18 @@ impl Counted<'_> {
 }
 
 impl Queue {
-    /// Returns every claim of the worker that had its number before, counting one death for each
-    /// vCon that has the blame.
+    /// Returns every claim of the last worker with this number. Counts one death for each suspect.
     ///
-    /// `max_deaths` is the number of deaths that make a vCon poison; 0 means none does.
+    /// `max_deaths` is the number of deaths that make a vCon poison; 0 means that none does.
     ///
     /// # Errors
-    /// Also where this daemon does not hold the lease on its name: so for every such function.
+    /// This function and the others that recover claims of this instance also fail if this daemon does not
+    /// hold the lease on its name.
     pub fn recover(
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         self.recover_pausing(dead, max_deaths, &mut |_| Ok(()))
     }
 
@@ -126,7 +131,7 @@ impl Queue {
         dead: Dead<'_>,
         max_deaths: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let lease = Arc::clone(&self.lease);
         let (worker, counted) = (dead.worker, Counted::Death(&dead));
         let name = (&*lease.instance, &*lease.record);
@@ -135,14 +140,14 @@ impl Queue {
     }
 
     /// Returns every claim of a worker that will have no successor.
-    pub fn recover_seat(
+    pub fn retire_worker(
         &mut self,
         dead: Dead<'_>,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let worker = dead.worker;
         let recovered = self.recover(dead, max_deaths)?;
-        let instance = &self.seat.instance;
+        let instance = &self.lane_id.instance;
         let mut steps = redis::pipe();
         steps
             .cmd("SREM")
@@ -150,34 +155,37 @@ impl Queue {
             .arg(worker);
         steps.cmd("DEL").arg(keys::taken_key(instance, worker));
         self.with(|connection, _, _, _| {
-            for answer in round_trip(connection, &steps)? {
-                answer.extract_error()?;
+            for reply in round_trip(connection, &steps)? {
+                reply.extract_error()?;
             }
             Ok(())
         })?;
         Ok(recovered)
     }
 
-    /// Returns the claims that are kept because their lists were no lists, if they are by now. Lays
-    /// back what could not be laid back before, and calls `pause` before each vCon of that.
-    pub fn recover_kept(&mut self, pause: &mut Pause<'_>) -> Result<Vec<Recovered>, QueueError> {
-        let (worker, blame, end) = (keys::KEPT, Blame::NOBODY, BEFORE_US);
+    /// Returns the claims that could not be returned because the key of their list held another type, if
+    /// it does no longer. Restores the overwritten texts that could not be restored before, and calls
+    /// `pause` before each vCon of those.
+    pub fn recover_unreturned(
+        &mut self,
+        pause: &mut Pause<'_>,
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
+        let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, ENDED_BEFORE_START);
         self.recover_pausing(Dead { worker, blame, end }, 0, pause)
     }
 
-    /// Returns the claims of every worker above `highest`: those of an earlier start with more
-    /// workers than now.
+    /// Returns the claims of every worker above `highest`: an earlier start had more workers.
     pub fn recover_above(
         &mut self,
         highest: u32,
         max_deaths: u32,
-    ) -> Result<Vec<Recovered>, QueueError> {
-        let known = self.workers_of(&self.seat.instance.clone())?;
+    ) -> Result<Vec<RecoveredClaim>, QueueError> {
+        let known = self.workers_of(&self.lane_id.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            let (blame, end) = (Blame::ALL, BEFORE_US);
+            let (blame, end) = (Blame::ALL, ENDED_BEFORE_START);
             let dead = Dead { worker, blame, end };
-            recovered.extend(self.recover_seat(dead, max_deaths)?);
+            recovered.extend(self.retire_worker(dead, max_deaths)?);
         }
         Ok(recovered)
     }
@@ -187,7 +195,7 @@ impl Queue {
         let names = self.members(keys::INSTANCES)?;
         let others: Vec<String> = names
             .into_iter()
-            .filter(|name| *name != self.seat.instance)
+            .filter(|name| *name != self.lane_id.instance)
             .collect();
         if others.is_empty() {
             return Ok(others);
@@ -203,18 +211,18 @@ impl Queue {
         Ok(dead.map(|(name, _)| name).collect())
     }
 
-    /// Returns every claim of an instance whose lease has run out, counting one lapse for each vCon,
-    /// and forgets the instance. Where it has come back in the meantime, that is the end of it.
-    /// Answers also whether it is forgotten.
+    /// Returns every claim of an instance whose lease has run out. Counts one lapse for each vCon, and
+    /// forgets the instance. Stops if the instance has come back meanwhile. Returns also whether the
+    /// instance is forgotten.
     ///
-    /// `max_lapses` is the number of lapses that make a vCon poison; 0 means none does. Calls
-    /// `pause` before each vCon that a link may have written over.
+    /// `max_lapses` is the number of lapses that make a vCon poison; 0 means that none does. Calls `pause`
+    /// before each vCon that a link may have overwritten.
     pub fn recover_instance(
         &mut self,
         instance: &str,
         max_lapses: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<(Vec<Recovered>, bool), QueueError> {
+    ) -> Result<(Vec<RecoveredClaim>, bool), QueueError> {
         let mut recovered = Vec::new();
         for worker in self.workers_of(instance)? {
             match self.recover_of((instance, ""), worker, &Counted::Lapse, max_lapses, pause)? {
@@ -237,16 +245,16 @@ impl Queue {
     fn members(&mut self, key: &str) -> Result<Vec<String>, QueueError> {
         let members: Vec<Vec<u8>> = self
             .with(|connection, _, _, _| Ok(redis::cmd("SMEMBERS").arg(key).query(connection)?))?;
-        // What is no text was not written by us.
+        // Daemons write only UTF-8.
         let texts = members.into_iter().map(String::from_utf8);
         Ok(texts.filter_map(Result::ok).collect())
     }
 
-    /// Returns the claims of a worker, as long as the lease on its instance's name is `record`;
-    /// else answers what was found in its place. `most` deaths or lapses make a vCon poison.
+    /// Returns the claims of a worker if the lease on its instance's name is `record`; otherwise returns,
+    /// as an inner error, the record found in its place. `most` deaths or lapses make a vCon poison.
     ///
-    /// What its links wrote over is laid back before, so that nobody claims a vCon without it. If the
-    /// lease turns out to be another one, that does no harm: its links count as at work on.
+    /// Restores before what its links overwrote, so that nobody claims a vCon without it. That does no harm
+    /// if somebody else turns out to hold the lease: the links of the worker still count as writers then.
     fn recover_of(
         &mut self,
         (instance, record): (&str, &str),
@@ -254,32 +262,32 @@ impl Queue {
         counted: &Counted<'_>,
         most: u32,
         pause: &mut Pause<'_>,
-    ) -> Result<Result<Vec<Recovered>, Vec<u8>>, QueueError> {
+    ) -> Result<Result<Vec<RecoveredClaim>, Vec<u8>>, QueueError> {
         let may_be_alive = matches!(counted, Counted::Lapse);
-        let left = self.lay_back(instance, worker, may_be_alive, pause)?;
+        let restored = self.restore_overwritten(instance, worker, may_be_alive, pause)?;
         let (what, end, vcons) = counted.arguments();
         let reply = self.with(|connection, scripts, _, expiry| {
             let mut call = scripts.recover.key(keys::claims_key(instance, worker));
             call.key(keys::DEATHS).key(keys::instance_key(instance));
             call.key(keys::LAPSES);
-            call.key(keys::claims_key(instance, keys::KEPT));
+            call.key(keys::claims_key(instance, keys::UNRETURNED));
             call.key(keys::workers_key(instance));
             call.arg(most).arg(DEATHS_EXPIRY).arg(expiry.context);
             call.arg(expiry.dead_letter)
                 .arg(format!("{instance} Worker-{worker}"))
                 .arg(what);
             call.arg(record).arg(end).arg(vcons);
-            call.arg(expiry.document).arg(NOTES_EXPIRY);
+            call.arg(expiry.document).arg(RECORDS_EXPIRY);
             Ok(call.invoke::<Value>(connection)?)
         })?;
         if let Value::BulkString(found) = reply {
             return Ok(Err(found));
         }
-        // While nobody saw the worker end, it may be alive, and write over it again.
+        // After a lapse the worker may be alive, and overwrite the texts again.
         if let Counted::Death(_) = counted {
-            self.forget_foreign_writes(instance, worker, &left)?;
+            self.forget_direct_writes(instance, worker, &restored)?;
         }
-        let fields = texts(reply).ok_or(QueueError::Answer("recovery"))?;
+        let fields = texts(reply).ok_or(QueueError::UnexpectedReply("recovery"))?;
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
         Ok(Ok(fields
             .chunks_exact(4)
@@ -289,7 +297,7 @@ impl Queue {
                     Counted::Death(_) => (count, 0),
                     Counted::Lapse => (0, count),
                 };
-                Recovered {
+                RecoveredClaim {
                     entry: shown(&claim[0]),
                     list: shown(&claim[1]),
                     deaths,
@@ -310,7 +318,7 @@ mod tests {
     fn a_claim_is_of_its_list_whatever_the_name_of_that() {
         let long = "x".repeat(200);
         for name in ["default", "it's \"new\"", "C:\\in", "Zoë", &long] {
-            let claim = Recovered {
+            let claim = RecoveredClaim {
                 entry: String::new(),
                 list: shown(name.as_bytes()),
                 deaths: 3,

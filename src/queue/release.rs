@@ -1,5 +1,13 @@
-//! Letting go of a claim that is not finished: released, postponed or dead-lettered. How far its vCon
-//! has come is kept for its next claim.
+//! How a claim ends before its vCon is finished: released, postponed, or dead-lettered.
+//!
+//! ```text
+//!        release   ──► head of the list      the lane drains, or holds: anyone may claim it at once
+//! claim ─postpone  ──► tail of the list      a reachable backend fails for it: another round later
+//!        dead_letter ► dead letter queue     it failed for good
+//! ```
+//!
+//! Each records how far the vCon has come, so that its next claim goes on from there. Counts rounds of
+//! failed attempts; the lane decides what they mean.
 
 use std::time::Duration;
 
@@ -7,13 +15,12 @@ use redis::{Connection, Value};
 use serde::Serialize;
 
 use super::claim::INLINE_LIMIT;
-use super::round_trip::round_trip;
-use super::script::Call;
+use super::requests::{Call, round_trip};
 use super::{Claim, Queue, QueueError, dead_letter_list, dead_letter_reasons, keys, now};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
-/// Why an entry is a dead letter, as it is kept beside the queue.
+/// Why an entry is a dead letter, as Redis stores it beside the queue.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reason<'a> {
     /// The step that failed: `queue`, `parse`, `link <name>`, `storage <name>`, `egress`.
@@ -28,18 +35,18 @@ pub struct Reason<'a> {
 
 /// How far a vCon has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// The vCon whose document has what the links have done: the claimed one, or the one a link went
-    /// over to. Once that document is another one, the progress is void.
+pub struct ProgressRecord {
+    /// The vCon whose document holds the work of the links: the claimed one, or the one that a link
+    /// returned in its place. The progress is void once another document stands under its key.
     pub id: VconId,
-    /// What the lane says of it, as text on one line.
+    /// What the lane records, as text on one line.
     pub text: String,
-    /// The document that has it, as far as the lane knows; `None` if that has been deleted.
+    /// The document as the lane knows it; `None` if it has been deleted.
     pub document: Option<String>,
 }
 
-impl Progress {
-    /// Nothing: the next claim of the vCon begins anew, whatever is kept of it.
+impl ProgressRecord {
+    /// No progress: the next claim of the vCon begins anew, whatever Redis holds.
     pub fn void(id: VconId) -> Self {
         Self {
             id,
@@ -49,23 +56,23 @@ impl Progress {
     }
 }
 
-/// What a round of failed attempts says of its vCon.
+/// What a round of failed attempts says about its vCon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Evidence {
-    /// How long before the failure the backend did its work for another vCon; `None` if it did not, or
-    /// that says nothing.
+    /// How long before the failure the backend worked for another vCon; `None` if it did not, or if that
+    /// does not count.
     pub worked: Option<Duration>,
-    /// How long it must have failed for this vCon, besides, until such rounds are too many.
+    /// Rounds are too many only after the backend has failed for this vCon for at least this time.
     pub least: Duration,
-    /// How long it must have failed for this vCon alone, until that is too long; `None` if all
-    /// others fail as well.
+    /// The vCon is given up once the backend has failed for it alone for this time; `None` if the backend
+    /// fails for all others as well.
     pub longest: Option<Duration>,
     /// How long ago the failure was.
     pub since: Duration,
 }
 
 impl Evidence {
-    /// Nothing.
+    /// A round that says nothing about the vCon.
     pub const NONE: Self = Self {
         worked: None,
         least: Duration::ZERO,
@@ -74,47 +81,47 @@ impl Evidence {
     };
 }
 
-/// Whether a claim was let go by this call.
+/// Whether a call ended the claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
-    /// It was.
+    /// It did.
     Done,
-    /// It was gone already: let go by an earlier call whose answer was lost, or returned by
-    /// somebody who took us for dead.
+    /// The lane no longer held the claim: an earlier call whose reply was lost ended it, or somebody who
+    /// took this daemon for dead returned it.
     NotOurs,
-    /// It is still held: the key that is to take the UUID is no list. Says which, and what it is.
+    /// The lane still holds the claim: the key of the list holds another type. Names the key and the type.
     Refused(String),
-    /// It is still held: it has been postponed often enough. These are the rounds.
+    /// The lane still holds the claim: it has been postponed for this number of rounds, which is enough.
     Spent(u32),
-    /// It is still held: another document stands there than the progress was made with.
+    /// The lane still holds the claim: another document stands there than the progress was made with.
     Changed,
-    /// It is still held: it has been a dead letter just before, so many times in a row, and somebody has
-    /// put it back at once. It goes there after a wait.
+    /// The lane still holds the claim: the entry was a dead letter just before, this number of times in a
+    /// row, and somebody put it back at once. It becomes a dead letter after a wait.
     Again(u32),
 }
 
-/// What is kept of rounds and of progress is forgotten after this many seconds without anything new.
-pub(super) const NOTES_EXPIRY: u64 = 604_800;
+/// Records of rounds and of progress expire this many seconds after the last one.
+pub(super) const RECORDS_EXPIRY: u64 = 604_800;
 
 impl Queue {
-    /// Moves the entry to the dead letter queue of its list, with the reason. `progress`, if any,
-    /// takes the place of what was kept of it.
+    /// Moves the entry to the dead letter queue of its list, with the reason. A `progress` replaces the
+    /// recorded one.
     pub fn dead_letter(
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         self.dead_letter_by(claim, reason, progress, true)
     }
 
-    /// Does what [`Queue::dead_letter`] does, unless the entry was a dead letter just before: that is
-    /// [`Released::Again`].
+    /// Like [`Queue::dead_letter`], but returns [`Released::Again`] if the entry was a dead letter just
+    /// before.
     pub fn dead_letter_unless_again(
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         self.dead_letter_by(claim, reason, progress, false)
     }
@@ -123,48 +130,48 @@ impl Queue {
         &mut self,
         claim: &Claim,
         reason: &Reason<'_>,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
         at_once: bool,
     ) -> Result<Released, QueueError> {
         let json = reason.to_json()?;
         let key = claim.id().map(|id| id.key());
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.dead_letter.key(seat.claims_key());
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.dead_letter.key(lane_id.claims_key());
             call.key(keys::DEATHS);
             call.key(dead_letter_list(&claim.list))
                 .key(dead_letter_reasons(&claim.list));
-            call.arg(seat.lane)
+            call.arg(lane_id.lane)
                 .arg(&claim.token)
                 .arg(&claim.entry)
                 .arg(json);
             call.arg(key.unwrap_or_default()).arg(expiry.dead_letter);
             add_progress(&mut call, claim, progress);
-            call.arg(NOTES_EXPIRY).arg(u8::from(at_once));
+            call.arg(RECORDS_EXPIRY).arg(u8::from(at_once));
             released(call.invoke::<Value>(connection)?)
         })
     }
 
-    /// Puts the entry at the end of its list, because a backend that is reachable has failed for it
-    /// in all attempts at `stage`. Counts such rounds, as far as they say something of the vCon; the last
-    /// of `most_rounds` (0: without limit) is not postponed.
+    /// Puts the entry at the tail of its list, because a reachable backend has failed for it in all attempts
+    /// at `stage`. Counts the rounds that say something about the vCon. After `most_rounds` (0: no limit)
+    /// the claim is kept instead: [`Released::Spent`].
     pub fn postpone(
         &mut self,
         claim: &Claim,
         evidence: &Evidence,
         most_rounds: u32,
         stage: &str,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
         let seconds = |time: Option<Duration>| {
             time.map_or(String::new(), |time| time.as_secs_f64().to_string())
         };
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.postpone.key(seat.claims_key());
-            call.key(keys::TRIES).key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.postpone.key(lane_id.claims_key());
+            call.key(keys::ROUNDS).key(claim.list.as_str());
+            call.arg(lane_id.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(most_rounds).arg(seconds(evidence.worked));
-            call.arg(NOTES_EXPIRY).arg(expiry.document).arg(stage);
+            call.arg(RECORDS_EXPIRY).arg(expiry.document).arg(stage);
             add_progress(&mut call, claim, progress);
             call.arg(evidence.least.as_secs_f64());
             call.arg(seconds(evidence.longest));
@@ -173,26 +180,26 @@ impl Queue {
         })
     }
 
-    /// Puts a dead letter of the list back at its end, as if it had been postponed because of `stage`:
-    /// what it failed for was not its own fault. Returns whether it was still there.
-    pub fn take_back(
+    /// Puts a dead letter of the list back at the list's tail, as if it had been postponed because of
+    /// `stage`: it was not the reason of the failure. Returns whether it was still a dead letter.
+    pub fn undo_dead_letter(
         &mut self,
         list: &ListName,
         entry: &[u8],
         stage: &str,
     ) -> Result<bool, QueueError> {
         self.with(|connection, scripts, _, expiry| {
-            let mut call = scripts.retry.key(dead_letter_list(list));
+            let mut call = scripts.retry_dead_letters.key(dead_letter_list(list));
             call.key(dead_letter_reasons(list)).key(list.as_str());
-            call.key(keys::DEATHS).key(keys::TRIES).key(keys::LAPSES);
+            call.key(keys::DEATHS).key(keys::ROUNDS).key(keys::LAPSES);
             call.arg(1).arg(expiry.document).arg(entry);
-            call.arg(stage).arg(NOTES_EXPIRY);
+            call.arg(stage).arg(RECORDS_EXPIRY);
             Ok(call.invoke::<Value>(connection)? == Value::Int(1))
         })
     }
 
-    /// Has a dead letter of the storage wait in its queue, likewise. Returns whether it was one.
-    pub fn wait_again(
+    /// Turns a dead letter of the storage into backlog, likewise. Returns whether it was a dead letter.
+    pub fn undo_storage_dead_letter(
         &mut self,
         storage: &str,
         id: &VconId,
@@ -206,35 +213,34 @@ impl Queue {
             if forget.query::<u64>(connection)? == 0 {
                 return Ok(false);
             }
-            // Only a note: without it, other workers find out for themselves.
-            if let Err(error) = note_round(connection, entry, stage) {
-                log::debug!("it is not noted that {id} waits for {stage}: {error}");
+            // Without this record, other workers find out for themselves.
+            if let Err(error) = record_round(connection, entry, stage) {
+                log::debug!("could not record that {id} waits for {stage}: {error}");
             }
             Ok(true)
         })
     }
 
-    /// How long ago the entry was last postponed because of `stage`, by whichever worker; `None` if
-    /// it was not, or because of another one since.
+    /// How long ago any worker last postponed the entry because of `stage`; `None` if none did, or one has
+    /// postponed it because of another stage since.
     pub fn postponed(&mut self, entry: &[u8], stage: &str) -> Result<Option<Duration>, QueueError> {
         self.with(|connection, _, _, _| {
-            let Some((at, _)) = note_of(connection, entry, stage)? else {
+            let Some((at, _)) = rounds_of(connection, entry, stage)? else {
                 return Ok(None);
             };
             Ok(Duration::try_from_secs_f64(now(connection)? - at).ok())
         })
     }
 
-    /// How often in a row the entry was postponed because of `stage`, as far as that counts.
+    /// How often in a row the entry was postponed because of `stage`, in rounds that count.
     pub fn rounds(&mut self, entry: &[u8], stage: &str) -> Result<u32, QueueError> {
         self.with(|connection, _, _, _| {
-            let note = note_of(connection, entry, stage)?;
-            Ok(note.map_or(0, |(_, rounds)| rounds))
+            let known = rounds_of(connection, entry, stage)?;
+            Ok(known.map_or(0, |(_, rounds)| rounds))
         })
     }
 
-    /// Whether anything waits in one of these lists, or in one of these queues of storages: there, dead
-    /// letters do not count.
+    /// Whether anything waits in one of these lists, or in the backlog of one of these queues of storages.
     pub fn has_work(
         &mut self,
         lists: &[ListName],
@@ -257,12 +263,12 @@ impl Queue {
                 lengths.cmd("LLEN").arg(list);
             }
             for queue in backlogs {
-                lengths.cmd("HLEN").arg(keys::reasons_of_letters(queue));
+                lengths.cmd("HLEN").arg(keys::reasons_of_queue(queue));
             }
-            let answers = round_trip(connection, &lengths)?.into_iter();
-            // What is no list has nothing.
+            let replies = round_trip(connection, &lengths)?.into_iter();
+            // Nothing waits in a key of another type.
             let mut counts =
-                answers.map(|answer| redis::from_redis_value::<u64>(answer).unwrap_or(0));
+                replies.map(|reply| redis::from_redis_value::<u64>(reply).unwrap_or(0));
             let waits = counts.by_ref().take(lists.len()).any(|length| length > 0);
             let letters: Vec<u64> = counts.collect();
             let (all, dead) = letters.split_at(letters.len() - backlogs.len().min(letters.len()));
@@ -270,21 +276,21 @@ impl Queue {
         })
     }
 
-    /// Puts the entry back at the head of its list, to be taken by anyone. `progress`, if any, takes
-    /// the place of what was kept of it.
+    /// Puts the entry back at the head of its list, for anyone to claim. A `progress` replaces the recorded
+    /// one.
     pub fn release(
         &mut self,
         claim: &Claim,
-        progress: Option<&Progress>,
+        progress: Option<&ProgressRecord>,
     ) -> Result<Released, QueueError> {
-        self.with(|connection, scripts, seat, expiry| {
-            let mut call = scripts.release.key(seat.claims_key());
+        self.with(|connection, scripts, lane_id, expiry| {
+            let mut call = scripts.release.key(lane_id.claims_key());
             call.key(claim.list.as_str());
-            call.arg(seat.lane).arg(&claim.token).arg(&claim.entry);
+            call.arg(lane_id.lane).arg(&claim.token).arg(&claim.entry);
             call.arg(&claim.context).arg(expiry.context);
             call.arg(expiry.document);
             add_progress(&mut call, claim, progress);
-            call.arg(NOTES_EXPIRY);
+            call.arg(RECORDS_EXPIRY);
             released(call.invoke::<Value>(connection)?)
         })
     }
@@ -293,44 +299,44 @@ impl Queue {
 impl Reason<'_> {
     /// As JSON.
     pub(super) fn to_json(&self) -> Result<String, QueueError> {
-        serde_json::to_string(self).map_err(|_| QueueError::Answer("a reason"))
+        serde_json::to_string(self).map_err(|_| QueueError::UnexpectedReply("a reason"))
     }
 }
 
-/// Notes a first round of failed attempts at a stage, as `postpone` does.
-fn note_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<(), QueueError> {
-    let note = format!("1 {:.6} 0.0 1 {stage}", now(connection)?);
+/// Records a first round of failed attempts at a stage, as `postpone` does.
+fn record_round(connection: &mut Connection, entry: &[u8], stage: &str) -> Result<(), QueueError> {
+    let record = format!("1 {:.6} 0.0 1 {stage}", now(connection)?);
     let mut set = redis::cmd("HSET");
-    set.arg(keys::TRIES).arg(entry).arg(note);
+    set.arg(keys::ROUNDS).arg(entry).arg(record);
     set.query::<()>(connection)?;
     let mut expire = redis::cmd("EXPIRE");
     Ok(expire
-        .arg(keys::TRIES)
-        .arg(NOTES_EXPIRY)
+        .arg(keys::ROUNDS)
+        .arg(RECORDS_EXPIRY)
         .query(connection)?)
 }
 
 /// When the entry was last postponed because of `stage`, and how often in a row; `None` if it was not, or
-/// because of another one since.
-fn note_of(
+/// has been postponed because of another stage since.
+fn rounds_of(
     connection: &mut Connection,
     entry: &[u8],
     stage: &str,
 ) -> Result<Option<(f64, u32)>, QueueError> {
     let mut get = redis::cmd("HGET");
-    get.arg(keys::TRIES).arg(entry);
-    let note = get.query::<Option<String>>(connection)?;
-    Ok(note.and_then(|note| parse_note(&note, stage)))
+    get.arg(keys::ROUNDS).arg(entry);
+    let record = get.query::<Option<String>>(connection)?;
+    Ok(record.and_then(|record| parse_rounds(&record, stage)))
 }
 
-fn parse_note(note: &str, stage: &str) -> Option<(f64, u32)> {
-    let mut words = note.splitn(5, ' ');
+fn parse_rounds(record: &str, stage: &str) -> Option<(f64, u32)> {
+    let mut words = record.splitn(5, ' ');
     let at = words.nth(1)?.parse().ok()?;
     let rounds = words.nth(1)?.parse().ok()?;
     (words.next() == Some(stage)).then_some((at, rounds))
 }
 
-fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>) {
+fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&ProgressRecord>) {
     call.arg(claim.progress_field());
     call.arg(
         progress
@@ -340,16 +346,16 @@ fn add_progress(call: &mut Call<'_>, claim: &Claim, progress: Option<&Progress>)
     call.arg(progress.map_or("", |progress| &progress.text));
     let document = progress.and_then(|progress| progress.document.as_deref());
     call.arg(match document {
-        // No other document of that length is told from it, and a shorter one is another one.
+        // The script does not compare long documents; a shorter one differs.
         Some(text) if text.len() > INLINE_LIMIT => "?",
         text => text.unwrap_or_default(),
     });
     call.arg(claim.progress.as_deref().unwrap_or_default());
 }
 
-/// What a script that lets go of a claim returns.
-fn released(answer: Value) -> Result<Released, QueueError> {
-    match answer {
+/// Reads the reply of a script that ends a claim.
+fn released(reply: Value) -> Result<Released, QueueError> {
+    match reply {
         Value::Int(1) => Ok(Released::Done),
         Value::Int(0) => Ok(Released::NotOurs),
         Value::BulkString(why) => {
@@ -364,7 +370,7 @@ fn released(answer: Value) -> Result<Released, QueueError> {
                 (_, Err(_)) => Released::Refused(why),
             })
         }
-        _ => Err(QueueError::Answer("letting go of a claim")),
+        _ => Err(QueueError::UnexpectedReply("letting go of a claim")),
     }
 }
 
@@ -374,20 +380,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_counts_for_the_stage_that_it_names() {
-        let note = "2 1700000000.250000 61.500000 7 storage pg 1";
+    fn rounds_count_for_the_stage_that_their_record_names() {
+        let record = "2 1700000000.250000 61.500000 7 storage pg 1";
         let known = Some((1_700_000_000.25, 7));
-        assert_eq!(parse_note(note, "storage pg 1"), known);
-        assert_eq!(parse_note(note, "storage pg"), None);
+        assert_eq!(parse_rounds(record, "storage pg 1"), known);
+        assert_eq!(parse_rounds(record, "storage pg"), None);
         for other in ["", "1 2", "1 1700000000.5 storage pg", "x y z 1 storage pg"] {
-            assert_eq!(parse_note(other, "storage pg"), None, "{other}");
+            assert_eq!(parse_rounds(other, "storage pg"), None, "{other}");
         }
     }
 
     #[test]
     fn what_a_script_returns_says_what_became_of_the_claim() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-        for (answer, expected) in [
+        for (reply, expected) in [
             (Value::Int(1), Released::Done),
             (Value::Int(0), Released::NotOurs),
             (text("changed"), Released::Changed),
@@ -402,10 +408,10 @@ mod tests {
                 Released::Refused("in holds a set".to_owned()),
             ),
         ] {
-            assert_eq!(released(answer).unwrap(), expected);
+            assert_eq!(released(reply).unwrap(), expected);
         }
-        for answer in [Value::Nil, Value::Int(2)] {
-            assert!(released(answer).is_err());
+        for reply in [Value::Nil, Value::Int(2)] {
+            assert!(released(reply).is_err());
         }
     }
 }

@@ -1,124 +1,120 @@
-//! Waking idle lanes without taking work.
+//! What wakes an idle lane: tokens in its instance's wake list.
 //!
-//! `BLPOP` on an ingress list takes the entry out of Redis before anyone holds a claim on it: a
-//! worker killed, or a connection cut, between the server's answer and the next command loses the
-//! vCon. So an idle lane blocks in `BLPOP` on its instance's *wake list*, in which there are
-//! tokens, and then claims. A token is worth nothing: one that is lost, or one too many, costs
-//! time and never a vCon.
+//! `BLPOP` on an ingress list would take the entry out of Redis before anyone holds a claim on it: a worker
+//! that is killed, or a connection that is cut, between the server's reply and the next command would lose
+//! the vCon. So an idle lane blocks in `BLPOP` on the *wake list* of its instance, which holds tokens, and
+//! then claims. A token that is lost, or one too many, costs time and never a vCon.
 //!
 //! ```text
 //! ingress lists ──changed──► monitor ──one token for each entry──► wake list ──BLPOP──► idle lane ──► claim
 //! ```
 //!
 //! The monitor learns of changes by server-assisted client-side caching (`CLIENT TRACKING`,
-//! <https://redis.io/docs/latest/develop/reference/client-side-caching/>): reading the length of a
-//! list arms it, and the server names the list when it changes next. Only lists that have changed are
-//! read again, so a push costs the same however many lists there are.
+//! <https://redis.io/docs/latest/develop/reference/client-side-caching/>): reading the length of a list
+//! arms it, and the server names the list at its next change. The monitor reads only lists that have
+//! changed, so a push costs the same for any number of lists.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, PushKind, Value};
 
-use super::dead_letters::is_wrong_type;
-use super::round_trip::round_trip;
-use super::script::{Script, is_missing};
-use super::{Lease, NameLease, Queue, QueueError, Server, keys};
+use super::requests::{Script, is_missing, round_trip};
+use super::{NameLease, Queue, QueueError, RedisConnection, Server, is_wrong_type, keys};
 use crate::config::ListName;
 
-/// So many tokens are put into the list at one look. Those that take them change the ingress
-/// lists, which leads to the next look.
+/// How many tokens one look puts into the list at most. The lanes that take them change the ingress lists,
+/// which leads to the next look.
 const MOST_TOKENS: u64 = 512;
 
-/// The script of a look reads at most this many lists. Redis 7.0 remembers all keys of a script anew at
-/// each command of it that reads, if the connection tracks: 250 ms for 1,000 lists.
+/// How many lists the script of a look reads at most. On a tracking connection, Redis 7.0 records all keys
+/// of a script again at each command that reads: 250 ms for 1,000 lists.
 const FEW: usize = 8;
 
-/// All other lists are read by plain commands, this many in one round trip: the server serves others in
-/// between.
+/// How many of the other lists one round trip of plain commands reads: the server serves others in between.
 const AT_ONCE: usize = 256;
 
-/// How often all lists are read, also those of which no change was told: the server tells of none that we
-/// had no right to read.
+/// How often all lists are read, whether or not they have changed: the server announces no changes of lists
+/// that the user had no right to read.
 const ALL_AGAIN: Duration = Duration::from_secs(30);
 
-/// How a lane's wait has ended.
+/// How the wait of an idle lane ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Waited {
-    /// By a token, or the time was over.
+    /// A token came, or the time was over.
     Woken,
-    /// The server did not let it wait; says why.
+    /// The server refused to let the lane wait. Says why.
     Refused(String),
 }
 
-/// What a look at the ingress lists has found.
+/// What a look at the ingress lists found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watched {
-    /// How many entries wait in them.
+    /// How many entries wait in the lists.
     pub waiting: u64,
-    /// Whether there were tokens left that no lane has taken: all are at work.
+    /// Whether lanes had left tokens from the look before: all lanes are busy.
     pub has_tokens_left: bool,
 }
 
-/// Looks at the ingress lists, and has idle lanes woken for what waits there.
-pub struct Lookout {
-    connected: Lease,
+/// Watches the ingress lists, and wakes idle lanes for the entries that wait there.
+pub struct IngressWatcher {
+    connected: RedisConnection,
     script: Script,
     lease: NameLease,
-    /// Whether the server tells of changes.
-    is_told: bool,
-    /// When all lists were last to be read.
-    all: Instant,
-    seen: Seen,
+    /// Whether the server announces changes.
+    is_tracking: bool,
+    /// When all lists were read last.
+    all_read: Instant,
+    known: KnownLengths,
 }
 
-/// What is known of the lists.
+/// The lengths of the lists as they were read last.
 #[derive(Default)]
-struct Seen {
+struct KnownLengths {
     lists: Vec<ListName>,
-    /// The place of each list among them.
-    places: HashMap<String, usize>,
-    /// The length of each list at the last look at it.
+    /// The index of each list in `lists`.
+    indexes: HashMap<String, usize>,
+    /// The length of each list, by index.
     lengths: Vec<u64>,
-    /// Of all of them together.
+    /// The sum of the lengths.
     waiting: u64,
-    /// The places of the lists that may have changed since.
+    /// The indexes of the lists that may have changed since.
     changed: BTreeSet<usize>,
 }
 
-impl Seen {
+impl KnownLengths {
     fn of(lists: &[ListName]) -> Self {
         let mut this = Self::default();
         for list in lists {
-            // A list counts once.
-            if this.places.contains_key(list.as_str()) {
+            // A list that is named twice counts once.
+            if this.indexes.contains_key(list.as_str()) {
                 continue;
             }
-            this.places
+            this.indexes
                 .insert(list.as_str().to_owned(), this.lists.len());
             this.lists.push(list.clone());
         }
         this.lengths = vec![0; this.lists.len()];
-        this.note_all();
+        this.mark_all();
         this
     }
 
-    /// Any of them may have changed.
-    fn note_all(&mut self) {
+    /// Marks all lists as changed.
+    fn mark_all(&mut self) {
         self.changed = (0..self.lists.len()).collect();
     }
 
-    /// This one is so long now. What was told of it before is older.
-    fn note_length(&mut self, place: usize, length: u64) {
-        if let Some(known) = self.lengths.get_mut(place) {
+    /// Sets the length of a list. Changes that the server announced before are older.
+    fn set_length(&mut self, index: usize, length: u64) {
+        if let Some(known) = self.lengths.get_mut(index) {
             self.waiting = self.waiting - *known + length;
             *known = length;
         }
-        self.changed.remove(&place);
+        self.changed.remove(&index);
     }
 
-    /// What the server has told unasked.
-    fn note_push(&mut self, kind: &PushKind, data: &[Value]) {
+    /// Marks the lists as changed that the server names in a push message.
+    fn on_push(&mut self, kind: &PushKind, data: &[Value]) {
         if *kind != PushKind::Invalidate {
             return;
         }
@@ -130,20 +126,20 @@ impl Seen {
                             continue;
                         };
                         let name = std::str::from_utf8(name).ok();
-                        let place = name.and_then(|name| self.places.get(name));
-                        self.changed.extend(place);
+                        let index = name.and_then(|name| self.indexes.get(name));
+                        self.changed.extend(index);
                     }
                 }
                 // The database was emptied.
-                _ => self.note_all(),
+                _ => self.mark_all(),
             }
         }
     }
 }
 
-impl Lookout {
-    /// One that can only look; `name` tells it from the other connections of the instance. Neither
-    /// connecting nor an answer may take longer than `limit`.
+impl IngressWatcher {
+    /// A watcher that can only look. `name` identifies its connection among those of the instance. Neither
+    /// connecting nor a reply may take longer than `limit`.
     pub fn connect(
         server: &Server,
         name: &str,
@@ -153,15 +149,15 @@ impl Lookout {
         let name = keys::client_name(&lease.instance, name);
         Ok(Self {
             connected: server.connect_for(&name, limit)?,
-            script: Script::new(include_str!("scripts/wake.lua")),
+            script: Script::new(include_str!("scripts/wake_tokens.lua")),
             lease,
-            is_told: false,
-            all: Instant::now(),
-            seen: Seen::default(),
+            is_tracking: false,
+            all_read: Instant::now(),
+            known: KnownLengths::default(),
         })
     }
 
-    /// One that can also wait for a change; `server` must be one [`Server::with_pushes`]. The wait
+    /// A watcher that can also wait for a change; `server` must come from [`Server::with_pushes`]. A wait
     /// may not take longer than `limit` either.
     pub fn tracking(
         server: &Server,
@@ -173,95 +169,96 @@ impl Lookout {
         redis::cmd("CLIENT")
             .arg(&["TRACKING", "ON"])
             .query::<()>(&mut *this.connected)?;
-        this.is_told = true;
+        this.is_tracking = true;
         Ok(this)
     }
 
-    /// Looks at these lists from now on.
+    /// Sets the lists to watch.
     pub fn watch(&mut self, lists: &[ListName]) {
-        self.seen = Seen::of(lists);
+        self.known = KnownLengths::of(lists);
     }
 
-    /// Looks at the lists, and puts as many tokens into the wake list as there are entries in
-    /// them, but not more than `lanes`. If the server tells of changes, this looks only at lists
-    /// that have changed since the last look, and now and then at all. After an error this lookout is not to be used again.
+    /// Looks at the lists, and puts one token into the wake list for each entry in them, at most one for each
+    /// of `lanes`. If the server announces changes, reads only lists that have changed since the last look,
+    /// and now and then all. Must not be used again after an error.
     pub fn look(&mut self, lanes: u64) -> Result<Watched, QueueError> {
-        if !self.is_told || self.all.elapsed() >= ALL_AGAIN {
-            self.all = Instant::now();
-            self.seen.note_all();
+        if !self.is_tracking || self.all_read.elapsed() >= ALL_AGAIN {
+            self.all_read = Instant::now();
+            self.known.mark_all();
         }
-        let changed: Vec<usize> = self.seen.changed.iter().copied().collect();
+        let changed: Vec<usize> = self.known.changed.iter().copied().collect();
         let (few, many) = if changed.len() > FEW {
             (&[][..], &changed[..])
         } else {
             (&changed[..], &[][..])
         };
-        for places in many.chunks(AT_ONCE) {
-            self.read(places)?;
+        for indexes in many.chunks(AT_ONCE) {
+            self.read(indexes)?;
         }
         self.set_tokens(few, lanes)
     }
 
-    /// Waits for a change of what was looked at last, or of the lease on the instance's name: as
-    /// this is renewed all the time, a server that tells of nothing is not heard any more. After
-    /// an error this lookout is not to be used again.
+    /// Waits for a change of the lists, or of the lease on the instance's name. The lease is renewed all the
+    /// time, so a server that announces nothing is unavailable. Must not be used again after an error.
     pub fn wait(&mut self) -> Result<(), QueueError> {
-        if !self.seen.changed.is_empty() {
+        if !self.known.changed.is_empty() {
             return Ok(());
         }
         match self.connected.recv_response()? {
             Value::Push { kind, data } => {
-                self.seen.note_push(&kind, &data);
+                self.known.on_push(&kind, &data);
                 Ok(())
             }
-            _ => Err(QueueError::Answer("nothing")),
+            _ => Err(QueueError::UnexpectedReply("nothing")),
         }
     }
 
     /// Reads the lengths of these lists.
-    fn read(&mut self, places: &[usize]) -> Result<(), QueueError> {
+    fn read(&mut self, indexes: &[usize]) -> Result<(), QueueError> {
         let mut asked = Vec::new();
-        for list in places
+        for list in indexes
             .iter()
-            .filter_map(|place| self.seen.lists.get(*place))
+            .filter_map(|index| self.known.lists.get(*index))
         {
             let mut length = redis::cmd("LLEN");
             asked.extend(length.arg(list.as_str()).get_packed_command());
         }
         self.connected.send_packed_command(&asked)?;
-        for place in places {
-            let length = length(self.answer()?)?;
-            self.seen.note_length(*place, length);
+        for index in indexes {
+            let length = length(self.reply()?)?;
+            self.known.set_length(*index, length);
         }
         Ok(())
     }
 
-    /// Sets the tokens; reads the lengths of a few lists in the same step.
-    fn set_tokens(&mut self, places: &[usize], lanes: u64) -> Result<Watched, QueueError> {
+    /// Sets the number of tokens. Reads the lengths of a few lists in the same step.
+    fn set_tokens(&mut self, indexes: &[usize], lanes: u64) -> Result<Watched, QueueError> {
         let instance = &self.lease.instance;
         let mut call = self.script.key(keys::instance_key(instance));
-        let mut others = self.seen.waiting;
-        for place in places {
-            call.key(self.seen.lists[*place].as_str());
-            others -= self.seen.lengths[*place];
+        let mut others = self.known.waiting;
+        for index in indexes {
+            call.key(self.known.lists[*index].as_str());
+            others -= self.known.lengths[*index];
         }
         call.arg(&self.lease.record).arg(lanes.min(MOST_TOKENS));
         call.arg(keys::wake_key(instance)).arg(others);
         let (by_hash, in_full) = (call.by_hash(), call.in_full());
-        let answer = match self.ask(&by_hash)?.extract_error() {
+        let reply = match self.ask(&by_hash)?.extract_error() {
             Err(error) if is_missing(&error) => self.ask(&in_full)?.extract_error()?,
-            answer => answer?,
+            reply => reply?,
         };
-        let Value::Array(answers) = answer else {
-            return Err(QueueError::Answer("a look"));
+        let Value::Array(replies) = reply else {
+            return Err(QueueError::UnexpectedReply("a look"));
         };
-        let mut answers = answers.into_iter();
-        let left = answers.next().ok_or(QueueError::Answer("a look"))?;
-        for (place, answer) in places.iter().zip(answers) {
-            self.seen.note_length(*place, length(answer)?);
+        let mut replies = replies.into_iter();
+        let left = replies
+            .next()
+            .ok_or(QueueError::UnexpectedReply("a look"))?;
+        for (index, reply) in indexes.iter().zip(replies) {
+            self.known.set_length(*index, length(reply)?);
         }
         Ok(Watched {
-            waiting: self.seen.waiting,
+            waiting: self.known.waiting,
             has_tokens_left: length(left)? > 0,
         })
     }
@@ -269,42 +266,45 @@ impl Lookout {
     fn ask(&mut self, command: &Cmd) -> Result<Value, QueueError> {
         self.connected
             .send_packed_command(&command.get_packed_command())?;
-        self.answer()
+        self.reply()
     }
 
-    /// The next answer; notes what the server tells before it.
-    fn answer(&mut self) -> Result<Value, QueueError> {
+    /// The next reply. Reads the push messages that come before it.
+    fn reply(&mut self) -> Result<Value, QueueError> {
         loop {
             match self.connected.recv_response()? {
-                Value::Push { kind, data } => self.seen.note_push(&kind, &data),
-                answer => return Ok(answer),
+                Value::Push { kind, data } => self.known.on_push(&kind, &data),
+                reply => return Ok(reply),
             }
         }
     }
 }
 
-/// A length; nothing waits in what is no list, or may not be read. Any other error says nothing of the list.
-fn length(answer: Value) -> Result<u64, QueueError> {
-    match answer.extract_error() {
+/// The length in a reply. Nothing waits in a key that holds another type, or that the user may not read.
+///
+/// # Errors
+/// Any other error: it says nothing about the list.
+fn length(reply: Value) -> Result<u64, QueueError> {
+    match reply.extract_error() {
         Ok(Value::Int(length)) => Ok(u64::try_from(length).unwrap_or(0)),
-        Ok(_) => Err(QueueError::Answer("a look")),
+        Ok(_) => Err(QueueError::UnexpectedReply("a look")),
         Err(error) if is_wrong_type(&error) || error.code() == Some("NOPERM") => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Ends the waits of lanes.
-pub struct Waker {
+/// Ends the waits of certain lanes: at a drain, or when a hold ends.
+pub struct LaneWaker {
     server: Server,
     key: String,
-    connected: Option<Lease>,
+    connected: Option<RedisConnection>,
 }
 
-impl Waker {
-    /// How long connecting, or one answer, may take.
+impl LaneWaker {
+    /// How long connecting, or one reply, may take.
     const LIMIT: Duration = Duration::from_secs(1);
 
-    /// One for the lanes of an instance; connects when first used.
+    /// A waker for the lanes of an instance. Connects when first used.
     pub fn new(server: Server, instance: &str) -> Self {
         Self {
             server,
@@ -313,8 +313,8 @@ impl Waker {
         }
     }
 
-    /// Ends the waits of these lanes, by what the server calls their connections. For each that is
-    /// not known, or not for us to end, there is a token instead: another lane may take it.
+    /// Ends the waits of the lanes with these client ids. Puts a token into the wake list for each lane whose
+    /// id is unknown (0), or that the user has no right to unblock; another lane may take it.
     pub fn wake(&mut self, clients: &[i64]) -> Result<(), QueueError> {
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
@@ -325,8 +325,8 @@ impl Waker {
         for client in &known {
             unblock.cmd("CLIENT").arg("UNBLOCK").arg(**client);
         }
-        let answers = round_trip(&mut connected, &unblock)?;
-        let refused = answers
+        let replies = round_trip(&mut connected, &unblock)?;
+        let refused = replies
             .iter()
             .filter(|it| matches!(it, Value::ServerError(_)));
         let tokens = vec![""; clients.len() - known.len() + refused.count()];
@@ -342,22 +342,22 @@ impl Waker {
 }
 
 impl Queue {
-    /// What the server calls this connection; 0 if it does not tell.
+    /// The client id of this connection; 0 if the server does not tell.
     pub fn client_id(&mut self) -> Result<i64, QueueError> {
         self.connect()?;
         let Some(connected) = self.connected.as_mut() else {
             return Err(QueueError::Closed);
         };
         let id = connected.client_id();
-        id.map_err(|error| self.noting(error.into()))
+        id.map_err(|error| self.on_error(error.into()))
     }
 
-    /// Waits for a token, and for `time` at the longest.
+    /// Waits for a token, for at most `time`.
     ///
     /// # Errors
-    /// The connection is of no use any more.
+    /// The connection cannot be used any more.
     pub fn wait_for_token(&mut self, time: Duration) -> Result<Waited, QueueError> {
-        let key = keys::wake_key(&self.seat.instance);
+        let key = keys::wake_key(&self.lane_id.instance);
         let waited = self.with(|connection, _, _, _| {
             let popped = redis::cmd("BLPOP")
                 .arg(key)
@@ -367,7 +367,7 @@ impl Queue {
         });
         match waited {
             Ok(_) => Ok(Waited::Woken),
-            // By somebody else, or because the server is no master any more.
+            // `CLIENT UNBLOCK`, or the server is no longer the master.
             Err(QueueError::Command(error)) if error.code() == Some("UNBLOCKED") => {
                 Ok(Waited::Woken)
             }
@@ -377,7 +377,7 @@ impl Queue {
     }
 }
 
-/// A time as `BLPOP` takes it: before Redis 6 in whole seconds only.
+/// A time for `BLPOP`, which takes only whole seconds before Redis 6.
 fn seconds(time: Duration) -> String {
     match time.as_secs() {
         0 => format!("{:.3}", time.as_secs_f64().max(0.001)),
@@ -390,40 +390,40 @@ fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn seen(lists: &[&str]) -> Seen {
+    fn known(lists: &[&str]) -> KnownLengths {
         let lists: Vec<ListName> = lists.iter().map(|it| it.parse().unwrap()).collect();
-        Seen::of(&lists)
+        KnownLengths::of(&lists)
     }
 
-    fn told(seen: &mut Seen, names: &[&str]) {
+    fn announce(known: &mut KnownLengths, names: &[&str]) {
         let names = names.iter().map(|name| Value::BulkString((*name).into()));
-        seen.note_push(&PushKind::Invalidate, &[Value::Array(names.collect())]);
+        known.on_push(&PushKind::Invalidate, &[Value::Array(names.collect())]);
     }
 
     #[test]
-    fn only_what_has_changed_is_looked_at_again() {
-        let mut seen = seen(&["a", "b", "a", "c"]);
-        let changed = |seen: &Seen| seen.changed.iter().copied().collect::<Vec<_>>();
-        assert_eq!(changed(&seen), [0, 1, 2]);
-        // It is older than what is read then.
-        told(&mut seen, &["a"]);
-        for (place, length) in [(0, 3), (1, 0), (2, 4)] {
-            seen.note_length(place, length);
+    fn only_lists_that_have_changed_are_read_again() {
+        let mut known = known(&["a", "b", "a", "c"]);
+        let changed = |known: &KnownLengths| known.changed.iter().copied().collect::<Vec<_>>();
+        assert_eq!(changed(&known), [0, 1, 2]);
+        // Older than what is read next.
+        announce(&mut known, &["a"]);
+        for (index, length) in [(0, 3), (1, 0), (2, 4)] {
+            known.set_length(index, length);
         }
-        assert_eq!((seen.waiting, changed(&seen)), (7, vec![]));
-        told(&mut seen, &["conserver:instance:here", "c", "no longer"]);
-        assert_eq!(changed(&seen), [2]);
-        seen.note_length(2, 1);
-        assert_eq!((seen.waiting, changed(&seen)), (4, vec![]));
-        seen.note_push(&PushKind::Message, &[Value::Nil]);
-        assert_eq!(changed(&seen), Vec::<usize>::new());
+        assert_eq!((known.waiting, changed(&known)), (7, vec![]));
+        announce(&mut known, &["conserver:instance:here", "c", "no longer"]);
+        assert_eq!(changed(&known), [2]);
+        known.set_length(2, 1);
+        assert_eq!((known.waiting, changed(&known)), (4, vec![]));
+        known.on_push(&PushKind::Message, &[Value::Nil]);
+        assert_eq!(changed(&known), Vec::<usize>::new());
         // As after `FLUSHALL`.
-        seen.note_push(&PushKind::Invalidate, &[Value::Nil]);
-        assert_eq!(changed(&seen), [0, 1, 2]);
+        known.on_push(&PushKind::Invalidate, &[Value::Nil]);
+        assert_eq!(changed(&known), [0, 1, 2]);
     }
 
     #[test]
-    fn only_what_is_no_list_or_may_not_be_read_counts_as_empty() {
+    fn only_a_key_of_another_type_or_without_rights_counts_as_empty() {
         let answered = |line: &str| {
             let value = redis::parse_redis_value(format!("{line}\r\n").as_bytes());
             length(value.unwrap()).map_err(|error| error.to_string())
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_a_second_or_more_is_told_in_whole_seconds() {
+    fn a_time_of_a_second_or_more_is_rounded_to_whole_seconds() {
         for (ms, expected) in [
             (0, "0.001"),
             (1, "0.001"),
@@ -462,7 +462,7 @@ mod tests {
             (2500, "2"),
             (20_000, "20"),
         ] {
-            // 0 would be without end.
+            // 0 would mean no limit.
             assert_eq!(seconds(Duration::from_millis(ms)), expected);
         }
     }

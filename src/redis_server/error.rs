@@ -1,16 +1,16 @@
-//! Why there is no connection, and what the server says in one.
+//! Why there is no connection, and what the error of a server means.
 
 use redis::{RedisError, ServerError};
 
 /// Why no connection could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The server could not be reached, or let us not in.
+    /// The server could not be reached, or refused the login.
     #[error("could not connect to Redis at {server}: {}", of_login(cause))]
     Unreachable {
         /// The server, without user and password.
         server: String,
-        /// What the client library said.
+        /// The error of the client library.
         cause: RedisError,
     },
     /// No sentinel led to a master.
@@ -18,26 +18,26 @@ pub enum ConnectError {
     NoMaster {
         /// The sentinels and the master's name, without users and passwords.
         server: String,
-        /// What each sentinel said, or the server it named.
+        /// The error of each sentinel, or of the server it named.
         faults: String,
     },
 }
 
-/// What a server does not accept of a URL.
+/// The part of its URL that a server refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RefusedUrlPart {
     /// User or password.
     Login,
     /// The database.
     Database,
-    /// Any database but the first: it is part of a cluster.
+    /// Any database but the first: the server is a node of a cluster.
     Cluster,
 }
 
 impl ConnectError {
-    /// What the server does not accept of its URL. `None` if the error may pass by itself, or sentinels led to
-    /// the server: the next may lead to another one.
-    pub fn refusal(&self) -> Option<Refusal> {
+    /// The part of its URL that the server refuses. `None` if the error may pass by itself, or if sentinels
+    /// named the server: they may name another one next time.
+    pub fn refusal(&self) -> Option<RefusedUrlPart> {
         match self {
             Self::Unreachable { cause, .. } => refusal(cause),
             Self::NoMaster { .. } => None,
@@ -45,7 +45,7 @@ impl ConnectError {
     }
 }
 
-fn refusal(error: &RedisError) -> Option<Refusal> {
+fn refusal(error: &RedisError) -> Option<RefusedUrlPart> {
     const LOGIN: [&str; 2] = ["any password configured", "no password is set"];
     const DATABASE: [&str; 2] = ["DB index is out of range", "invalid DB index"];
     let errors = error.clone().into_server_errors()?;
@@ -53,25 +53,25 @@ fn refusal(error: &RedisError) -> Option<Refusal> {
     let details = error.details().unwrap_or_default();
     let is_one_of = |texts: &[&str]| texts.iter().any(|text| details.contains(text));
     match error.code() {
-        "WRONGPASS" | "NOAUTH" => Some(Refusal::Login),
-        _ if is_one_of(&LOGIN) => Some(Refusal::Login),
-        _ if is_one_of(&DATABASE) => Some(Refusal::Database),
-        _ if is_one_of(&["cluster mode"]) => Some(Refusal::Cluster),
+        "WRONGPASS" | "NOAUTH" => Some(RefusedUrlPart::Login),
+        _ if is_one_of(&LOGIN) => Some(RefusedUrlPart::Login),
+        _ if is_one_of(&DATABASE) => Some(RefusedUrlPart::Database),
+        _ if is_one_of(&["cluster mode"]) => Some(RefusedUrlPart::Cluster),
         _ => None,
     }
 }
 
-/// The error of a connection as the server worded it.
+/// The error of a connection in the server's words.
 fn of_login(cause: &RedisError) -> String {
     let words = in_its_words(cause);
     match refusal(cause) {
-        Some(Refusal::Login) => format!("authentication failed: {words}"),
+        Some(RefusedUrlPart::Login) => format!("authentication failed: {words}"),
         _ => words,
     }
 }
 
-/// An error as the server worded it, with the word in capitals that people look for, and without what it
-/// repeats of a command.
+/// An error in the server's words, with the code in capitals that people search for, and without the part
+/// that repeats a command.
 pub(crate) fn in_its_words(error: &RedisError) -> String {
     match error.clone().into_server_errors().as_deref() {
         Some([(_, first), ..]) => {
@@ -82,7 +82,7 @@ pub(crate) fn in_its_words(error: &RedisError) -> String {
     }
 }
 
-/// The text of an error without the arguments of the command, which may be a password or a document.
+/// The text of an error without the command's arguments, which may be a password or a document.
 fn before_arguments(details: &str) -> &str {
     match details.split_once("with args beginning with") {
         Some((before, _)) => before.trim_end_matches([' ', ',']),
@@ -90,7 +90,7 @@ fn before_arguments(details: &str) -> &str {
     }
 }
 
-/// The error of a login, without what the server repeats of it.
+/// The error of a login, without the part that repeats the login.
 pub(super) fn of_greeting(error: RedisError) -> RedisError {
     let errors = error.clone().into_server_errors().unwrap_or_default();
     let Some((_, first)) = errors.first() else {
@@ -104,7 +104,7 @@ pub(super) fn of_greeting(error: RedisError) -> RedisError {
     redis::make_extension_error(first.code().to_owned(), Some(shown.to_owned()))
 }
 
-/// The error of `AUTH`: a server without that command may say what it was sent in any words.
+/// The error of `AUTH`. A server without that command may repeat the login in any form.
 pub(super) fn of_auth(error: RedisError) -> RedisError {
     if is_unknown_command(&error) {
         let words = "the server does not have AUTH".to_owned();
@@ -114,18 +114,18 @@ pub(super) fn of_auth(error: RedisError) -> RedisError {
     }
 }
 
-/// Whether the server does not have the command: without the JSON module, one of those.
+/// Whether the server does not know the command, such as one of a module that is not loaded.
 pub(super) fn is_unknown_command(error: &RedisError) -> bool {
     error
         .detail()
         .is_some_and(|detail| detail.contains("unknown command"))
 }
 
-/// Whether an error that the server answered calls for another connection.
+/// Whether an error that the server replied calls for another connection.
 pub(crate) fn needs_another(error: &ServerError) -> bool {
     const CODES: [&str; 4] = ["READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
     let details = error.details().unwrap_or_default();
-    // Redis 6 wraps the error of a command into that of its script.
+    // Redis 6 wraps the error of a command into the error of its script.
     let wrapped = |code: &&str| details.contains(&format!("-{code} "));
     CODES.contains(&error.code())
         || CODES.iter().any(wrapped)
@@ -142,22 +142,28 @@ mod tests {
         for (line, expected) in [
             (
                 "WRONGPASS invalid username-password pair or user is disabled.",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
-            ("NOAUTH Authentication required.", Some(Refusal::Login)),
+            (
+                "NOAUTH Authentication required.",
+                Some(RefusedUrlPart::Login),
+            ),
             (
                 "ERR AUTH <password> called without any password configured for the default user.",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
             (
                 "ERR Client sent AUTH, but no password is set",
-                Some(Refusal::Login),
+                Some(RefusedUrlPart::Login),
             ),
-            ("ERR DB index is out of range", Some(Refusal::Database)),
-            ("ERR invalid DB index", Some(Refusal::Database)),
+            (
+                "ERR DB index is out of range",
+                Some(RefusedUrlPart::Database),
+            ),
+            ("ERR invalid DB index", Some(RefusedUrlPart::Database)),
             (
                 "ERR SELECT is not allowed in cluster mode",
-                Some(Refusal::Cluster),
+                Some(RefusedUrlPart::Cluster),
             ),
             ("ERR max number of clients reached", None),
             ("LOADING Redis is loading the dataset in memory", None),
@@ -173,7 +179,7 @@ mod tests {
             let said = error.to_string();
             let (before, words) = said.split_at(said.len() - line.len());
             assert_eq!(words, line);
-            let is_login = expected == Some(Refusal::Login);
+            let is_login = expected == Some(RefusedUrlPart::Login);
             assert_eq!(
                 before.ends_with("authentication failed: "),
                 is_login,
@@ -215,6 +221,6 @@ mod tests {
         let line = "WRONGPASS invalid username-password pair or user is disabled.";
         let error = of_auth(answered(line));
         assert_eq!(in_its_words(&error), line);
-        assert_eq!(refusal(&error), Some(Refusal::Login));
+        assert_eq!(refusal(&error), Some(RefusedUrlPart::Login));
     }
 }

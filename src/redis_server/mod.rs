@@ -1,11 +1,10 @@
-//! Connections to a Redis server: the one of the queue, or one that keeps vCons.
+//! Connections to a Redis server: that of the queue, or one that stores vCons.
 //!
-//! Knows TLS, sentinels and time limits, nothing of keys.
+//! `mod.rs` logs in and says what a server can do; `connect.rs` connects in time and asks sentinels;
+//! `error.rs` says what a server's error means. Knows TLS, sentinels and time limits, nothing of keys.
 
+mod connect;
 mod error;
-mod longest;
-mod sentinel;
-mod within;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -17,39 +16,39 @@ use redis::{
     RedisResult, Value,
 };
 
-pub use error::{ConnectError, Refusal};
+pub use error::{ConnectError, RefusedUrlPart};
 pub(crate) use error::{in_its_words, needs_another};
-pub(crate) use longest::why_too_long;
 
+use self::connect::{Sentinels, left_until};
 use self::error::{is_unknown_command, of_auth, of_greeting};
-use self::sentinel::Sentinels;
 use crate::settings::RedisUrl;
+use crate::vcon::LARGEST_DOCUMENT;
 
 /// How long connecting may take, sentinels included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one command may take; a document of 512 MB has to pass within it.
+/// How long one command may take. A document of 512 MB must pass within it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A vanished host is noticed after about twice this time, even on an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// A Redis server, or the present master of a group of them; cheap to clone.
+/// A Redis server, or the present master of a group of servers. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
-    access: Arc<Access>,
+    address: Arc<ServerAddress>,
     protocol: ProtocolVersion,
     name: String,
 }
 
-/// How the server is found.
-enum Access {
-    At(Box<ConnectionInfo>),
-    By(Sentinels),
+/// How to find the server.
+enum ServerAddress {
+    Known(Box<ConnectionInfo>),
+    FromSentinels(Sentinels),
 }
 
-/// A connection together with its server's name for messages.
-pub struct Lease {
+/// A connection, logged in.
+pub struct RedisConnection {
     connection: Connection,
     client_id: Option<i64>,
 }
@@ -57,21 +56,23 @@ pub struct Lease {
 impl Server {
     /// Prepares access; nothing is sent yet.
     pub fn new(url: &RedisUrl) -> Result<Self, ConnectError> {
-        let access = match url.master() {
-            Some(master) => Access::By(Sentinels::new(master.clone(), tcp_settings())),
+        let address = match url.master() {
+            Some(master) => {
+                ServerAddress::FromSentinels(Sentinels::new(master.clone(), tcp_settings()))
+            }
             None => {
                 let info = url.server().map_err(unreachable_at(url))?;
-                Access::At(Box::new(info))
+                ServerAddress::Known(Box::new(info))
             }
         };
         Ok(Self {
-            access: Arc::new(access),
+            address: Arc::new(address),
             protocol: ProtocolVersion::RESP2,
             name: url.to_string(),
         })
     }
 
-    /// The same server, for connections that receive messages it sends unasked.
+    /// The same server, for connections that receive push messages.
     pub fn with_pushes(&self) -> Self {
         Self {
             protocol: ProtocolVersion::RESP3,
@@ -80,37 +81,46 @@ impl Server {
     }
 
     /// Connects, authenticates and selects the database; `name` is what `CLIENT LIST` shows.
-    pub fn connect(&self, name: &str) -> Result<Lease, ConnectError> {
+    pub fn connect(&self, name: &str) -> Result<RedisConnection, ConnectError> {
         self.connect_within(name, CONNECT_TIMEOUT)
     }
 
-    /// Like [`Server::connect`]; neither this nor any command later may take longer than `limit`.
-    pub fn connect_for(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
-        let lease = self.connect_within(name, limit)?;
-        lease.limit(limit).map_err(unreachable_at(self))?;
-        Ok(lease)
+    /// Like [`Server::connect`]. Neither connecting nor any later command may take longer than `limit`.
+    pub fn connect_for(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> Result<RedisConnection, ConnectError> {
+        let connected = self.connect_within(name, limit)?;
+        connected.limit(limit).map_err(unreachable_at(self))?;
+        Ok(connected)
     }
 
-    /// Like [`Server::connect`], within `limit`.
-    pub fn connect_within(&self, name: &str, limit: Duration) -> Result<Lease, ConnectError> {
+    /// Like [`Server::connect`]. Connecting may not take longer than `limit`.
+    pub fn connect_within(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> Result<RedisConnection, ConnectError> {
         let deadline = Instant::now() + limit;
-        let connection = match &*self.access {
-            Access::At(info) => {
+        let connection = match &*self.address {
+            ServerAddress::Known(info) => {
                 let opened = self.open(info, name, deadline);
                 opened.map_err(unreachable_at(self))?
             }
-            Access::By(sentinels) => self.find(sentinels, name, deadline)?,
+            ServerAddress::FromSentinels(sentinels) => self.find(sentinels, name, deadline)?,
         };
-        let lease = Lease {
+        let connected = RedisConnection {
             connection,
             client_id: None,
         };
-        lease.limit(COMMAND_TIMEOUT).map_err(unreachable_at(self))?;
-        Ok(lease)
+        let limited = connected.limit(COMMAND_TIMEOUT);
+        limited.map_err(unreachable_at(self))?;
+        Ok(connected)
     }
 
-    /// Connects to the server that sentinels name, if it is a master. A sentinel that was cut off
-    /// may name a former one, so the others are asked too.
+    /// Connects to the server that sentinels name, if it is a master. Asks further sentinels if not: one that
+    /// was cut off may name a former master.
     fn find(
         &self,
         sentinels: &Sentinels,
@@ -119,12 +129,12 @@ impl Server {
     ) -> Result<Connection, ConnectError> {
         let mut tried: Vec<(String, u16)> = Vec::new();
         let mut faults: Vec<String> = Vec::new();
-        for advice in sentinels.ask(deadline) {
-            let address = match advice.master {
+        for reply in sentinels.ask(deadline) {
+            let address = match reply.master {
                 Ok(address) if tried.contains(&address) => continue,
                 Ok(address) => address,
                 Err(why) => {
-                    faults.push(format!("sentinel {}: {why}", advice.sentinel));
+                    faults.push(format!("sentinel {}: {why}", reply.sentinel));
                     continue;
                 }
             };
@@ -137,12 +147,12 @@ impl Server {
             });
             match connected {
                 Ok(connection) => {
-                    sentinels.trust(advice.number);
+                    sentinels.trust(reply.index);
                     return Ok(connection);
                 }
                 Err(error) => faults.push(format!(
                     "{shown}, the master according to sentinel {}: {error}",
-                    advice.sentinel
+                    reply.sentinel
                 )),
             }
         }
@@ -159,7 +169,7 @@ impl Server {
         deadline: Instant,
     ) -> RedisResult<Connection> {
         let settings = info.redis_settings();
-        // The client library does not tell what the server says of a login.
+        // The client library hides the server's error to a login, so with RESP2 this module logs in.
         let ours = self.protocol == ProtocolVersion::RESP2;
         let theirs = if ours {
             RedisConnectionInfo::default()
@@ -171,8 +181,8 @@ impl Server {
             .set_tcp_settings(tcp_settings())
             .set_redis_settings(theirs.set_protocol(self.protocol).set_skip_set_lib_name());
         let client = Client::open(info)?;
-        // Where the client library logs in, it passes on what the server says of `HELLO`.
-        let mut connection = within::connect(client, deadline).map_err(of_greeting)?;
+        // If the client library logs in, its error is the server's error to `HELLO`.
+        let mut connection = connect::connect(client, deadline).map_err(of_greeting)?;
         connection.set_write_timeout(Some(left_until(deadline)))?;
         connection.set_read_timeout(Some(left_until(deadline)))?;
         let login = ours.then_some(settings);
@@ -181,7 +191,7 @@ impl Server {
     }
 }
 
-/// Logs in, selects the database and gives the connection its name, in one round trip.
+/// Logs in, selects the database and names the connection, in one round trip.
 fn greet(
     connection: &mut Connection,
     settings: Option<&RedisConnectionInfo>,
@@ -205,7 +215,7 @@ fn greet(
     let mut answers = answers?;
     let named = answers.pop().map(Value::extract_error);
     let mut answers = answers.into_iter();
-    // A refused login says more than what is refused for the want of it.
+    // The error of a login says more than the errors that follow from it.
     if password.is_some()
         && let Some(answer) = answers.next()
     {
@@ -215,7 +225,7 @@ fn greet(
         answer.extract_error()?;
     }
     match named {
-        // A name is not worth a connection.
+        // The connection works without a name.
         Some(Err(error)) if !is_forbidden(&error) => Err(error),
         _ => Ok(()),
     }
@@ -234,13 +244,7 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// At least a moment: a limit of nothing would be taken for none.
-fn left_until(deadline: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(Instant::now());
-    left.max(Duration::from_millis(1))
-}
-
-/// Whether a command is not for this user, or not known to this server.
+/// Whether this user may not call the command, or the server does not know it.
 fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || is_unknown_command(error)
 }
@@ -250,7 +254,7 @@ fn check_is_master(connection: &mut Connection, deadline: Instant) -> RedisResul
     connection.set_read_timeout(Some(left_until(deadline)))?;
     let role = redis::cmd("ROLE").query::<Value>(connection);
     let role = match role {
-        // Then it is found out by the first write.
+        // The first write will show it.
         Err(error) if is_forbidden(&error) => return Ok(()),
         role => role?,
     };
@@ -270,7 +274,7 @@ fn not_a_master(role: String) -> RedisError {
     (redis::ErrorKind::Client, "it is no master but", role).into()
 }
 
-/// Names the server with the cause.
+/// Makes an error that names the server.
 fn unreachable_at(server: &impl std::fmt::Display) -> impl Fn(RedisError) -> ConnectError {
     move |cause| ConnectError::Unreachable {
         server: server.to_string(),
@@ -278,20 +282,20 @@ fn unreachable_at(server: &impl std::fmt::Display) -> impl Fn(RedisError) -> Con
     }
 }
 
-impl Lease {
-    /// Limits the time of each read from and write to the socket from now on.
+impl RedisConnection {
+    /// Limits the time of each later read from and write to the socket.
     pub(crate) fn limit(&self, limit: Duration) -> RedisResult<()> {
         self.connection.set_read_timeout(Some(limit))?;
         self.connection.set_write_timeout(Some(limit))
     }
 
-    /// What the server calls this connection; 0 where it does not tell. Asked once.
+    /// The client id of this connection; 0 if the server does not tell. Asks once.
     pub fn client_id(&mut self) -> RedisResult<i64> {
         if let Some(id) = self.client_id {
             return Ok(id);
         }
         let id = match redis::cmd("CLIENT").arg("ID").query(&mut self.connection) {
-            // The server does not know the question, or does not answer it to this user.
+            // The server does not know the command, or refuses it to this user.
             Err(error) if error.code().is_some() => 0,
             id => id?,
         };
@@ -299,23 +303,95 @@ impl Lease {
         Ok(id)
     }
 
-    /// Whether the server keeps JSON documents.
+    /// Whether the server has RedisJSON and lets this user call it.
     pub fn has_json(&mut self) -> RedisResult<bool> {
         has_json(&mut self.connection)
     }
 }
 
-/// Whether the server keeps JSON documents.
+/// Whether the server has RedisJSON and lets this user call it.
 pub(crate) fn has_json(connection: &mut Connection) -> RedisResult<bool> {
     let asked = redis::cmd("JSON.GET")
         .arg("conserver:probe")
         .query::<Value>(connection);
     match asked {
         Ok(_) => Ok(true),
-        // A user who may not use the module keeps none with it.
         Err(error) if is_forbidden(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Every server takes a value of this many bytes: both limits are at least 1 MiB.
+const ALWAYS: u64 = 800 << 10;
+
+/// A setting of the server that limits the length of a value.
+struct LengthLimit {
+    name: &'static str,
+    default: u64,
+    /// How many eighths of the limit a value may have.
+    eighths: u64,
+}
+
+const LENGTH_LIMITS: [LengthLimit; 2] = [
+    LengthLimit {
+        name: "proto-max-bulk-len",
+        default: LARGEST_DOCUMENT,
+        eighths: 8,
+    },
+    // The rest of the request counts as well: keys, and a script with its other arguments.
+    LengthLimit {
+        name: "client-query-buffer-limit",
+        default: 1 << 30,
+        eighths: 7,
+    },
+];
+
+/// Why a value of this many bytes cannot be sent to the server; `None` if it can.
+///
+/// A server closes the connection to a client that sends more, which looks like an unavailable server. So
+/// the length is compared with the server's limits before. If the server does not show its settings to this
+/// user, the defaults count.
+pub(crate) fn why_too_long(
+    connection: &mut Connection,
+    length: usize,
+) -> RedisResult<Option<String>> {
+    let length = length as u64;
+    if length <= ALWAYS {
+        return Ok(None);
+    }
+    for limit in &LENGTH_LIMITS {
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg(limit.name);
+        let set = match ask.query::<Value>(connection) {
+            Ok(reply) => number(reply),
+            // The server does not know the command, or refuses it.
+            Err(error) if error.code().is_some() => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(why) = limit.why_too_long(length, set) {
+            return Ok(Some(why));
+        }
+    }
+    Ok(None)
+}
+
+impl LengthLimit {
+    fn why_too_long(&self, length: u64, set: Option<u64>) -> Option<String> {
+        let longest = set.unwrap_or(self.default) / 8 * self.eighths;
+        (length > longest).then(|| {
+            format!(
+                "it has {length} bytes, more than the {longest} that the server takes ({})",
+                self.name
+            )
+        })
+    }
+}
+
+/// The number in a reply to `CONFIG GET`; `None` if there is none, or if it is 0, which means no limit.
+fn number(reply: Value) -> Option<u64> {
+    let pair: Vec<String> = redis::from_redis_value(reply).ok()?;
+    let [_, text] = <[String; 2]>::try_from(pair).ok()?;
+    text.parse().ok().filter(|number| *number > 0)
 }
 
 impl std::fmt::Display for Server {
@@ -324,7 +400,7 @@ impl std::fmt::Display for Server {
     }
 }
 
-impl Deref for Lease {
+impl Deref for RedisConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -332,8 +408,43 @@ impl Deref for Lease {
     }
 }
 
-impl DerefMut for Lease {
+impl DerefMut for RedisConnection {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_fits_up_to_the_limit_and_not_one_byte_more() {
+        let [value, request] = &LENGTH_LIMITS;
+        for (limit, set, longest) in [
+            (value, None, 512 << 20),
+            (value, Some(1 << 20), 1 << 20),
+            (request, None, 7 << 27),
+            (request, Some(1 << 20), 7 << 17),
+        ] {
+            assert_eq!(limit.why_too_long(longest, set), None, "{}", limit.name);
+            let why = limit.why_too_long(longest + 1, set).unwrap_or_default();
+            assert!(why.contains(limit.name), "{why}");
+            assert!(why.contains(&(longest + 1).to_string()), "{why}");
+        }
+        // A value below `ALWAYS` fits the smallest limits that a server may have.
+        for limit in &LENGTH_LIMITS {
+            assert_eq!(limit.why_too_long(ALWAYS, Some(1 << 20)), None);
+        }
+    }
+
+    #[test]
+    fn a_reply_without_a_number_leaves_the_default() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let pair = |value: &str| Value::Array(vec![text("proto-max-bulk-len"), text(value)]);
+        assert_eq!(number(pair("1048576")), Some(1 << 20));
+        for reply in [pair("1mb"), pair("0"), Value::Array(Vec::new()), Value::Nil] {
+            assert_eq!(number(reply), None);
+        }
     }
 }

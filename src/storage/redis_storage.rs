@@ -29,7 +29,9 @@ use super::timed_call::TimedCalls;
 use crate::deadline::{Deadline, Limit};
 use crate::failure::Failure;
 use crate::options::Options;
-use crate::redis_server::{ConnectError, Lease, Server, in_its_words, needs_another, why_too_long};
+use crate::redis_server::{
+    ConnectError, RedisConnection, Server, in_its_words, needs_another, why_too_long,
+};
 use crate::settings::RedisUrl;
 use crate::vcon::{Outgoing, VconId};
 
@@ -101,7 +103,7 @@ struct RedisStorage {
     prefix: String,
     expires: i64,
     timeout: Duration,
-    lease: Option<Lease>,
+    lease: Option<RedisConnection>,
     timed_calls: TimedCalls,
 }
 
@@ -224,7 +226,12 @@ impl RedisStorage {
         own.min(limit.left() + Duration::from_secs(1))
     }
 
-    fn connect(&mut self, what: &str, own: Duration, deadline: Deadline) -> Result<Lease, Failure> {
+    fn connect(
+        &mut self,
+        what: &str,
+        own: Duration,
+        deadline: Deadline,
+    ) -> Result<RedisConnection, Failure> {
         let message = self.message(what);
         let Some(server) = self.server.clone() else {
             return Err(Failure::transient(format!("{message}: no server")));
@@ -241,7 +248,7 @@ impl RedisStorage {
 
 /// Sends a command with a value of this many bytes, or says why the server cannot take that.
 fn send(
-    lease: &mut Lease,
+    lease: &mut RedisConnection,
     command: &Cmd,
     length: usize,
 ) -> Result<Result<Value, String>, RedisError> {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::restart_policy::{Lifetime, RestartBackoff};
 use crate::child::{MONITOR_SLOT, OrphanedClaims};
-use crate::queue::{BEFORE_US, Blame};
+use crate::queue::{Blame, ENDED_BEFORE_START};
 use crate::scoreboard::{PlaceState, PlaceView, RestartCause};
 use crate::sys;
 
@@ -137,7 +137,7 @@ impl ChildSlot {
             left: role.worker().map(|_| Blame::ALL),
             verdict: None,
             killed_for: None,
-            end: BEFORE_US.to_owned(),
+            end: ENDED_BEFORE_START.to_owned(),
             recovered: false,
             sweeps: false,
             recovering: Vec::new(),

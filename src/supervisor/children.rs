@@ -15,7 +15,7 @@ use super::start_method::Started;
 use super::{LoopStep, Supervisor};
 use crate::child::{Assignment, OrphanedClaims, Task, WorkerTask};
 use crate::exit::Exit;
-use crate::queue::{BEFORE_US, Blame};
+use crate::queue::{Blame, ENDED_BEFORE_START};
 use crate::scoreboard::{RestartCause, WorkerState};
 use crate::sys::{self, End};
 
@@ -199,7 +199,7 @@ impl Supervisor {
                 orphaned: self.orphaned.clone(),
             },
             Role::Worker(worker) => {
-                let (mut blame, mut end) = (Blame::ALL, BEFORE_US.to_owned());
+                let (mut blame, mut end) = (Blame::ALL, ENDED_BEFORE_START.to_owned());
                 if let Some(child) = self.children.get(&role) {
                     blame = child.left.clone().unwrap_or(Blame::ALL);
                     end.clone_from(&child.end);

@@ -264,11 +264,12 @@ impl Pipeline<'_, '_, '_> {
             let (taken, what) = match &letter {
                 DeadLetterAt::List(list, entry) => {
                     let what = String::from_utf8_lossy(entry).into_owned();
-                    (self.queue.take_back(list, entry, &why), what)
+                    (self.queue.undo_dead_letter(list, entry, &why), what)
                 }
-                DeadLetterAt::Storage(storage, id) if defers(storage, self.modules.config()) => {
-                    (self.queue.wait_again(storage, id, &why), id.to_string())
-                }
+                DeadLetterAt::Storage(storage, id) if defers(storage, self.modules.config()) => (
+                    self.queue.undo_storage_dead_letter(storage, id, &why),
+                    id.to_string(),
+                ),
                 // The other storages have it and it is announced, so no worker saves it again.
                 DeadLetterAt::Storage(..) => continue,
             };

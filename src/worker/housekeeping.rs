@@ -200,7 +200,7 @@ impl LeaseRenewal {
     pub fn new(slot: Slot, queue: Queue, ttl: Duration) -> Self {
         Self {
             slot,
-            queue: queue.within(LEASE_LIMIT.min(ttl / 3)),
+            queue: queue.with_time_limit(LEASE_LIMIT.min(ttl / 3)),
             ttl,
             own: None,
             is_logged: false,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::release::Ending;
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
-use crate::queue::{self, Document, Kind, Route};
+use crate::queue::{self, Announcement, Document, Kind};
 use crate::vcon::{self, JsonBodies, Leaving, Vcon, VconId, Version};
 
 /// Of a longer document the server may compare only the length, so a digest is kept with the progress. (It
@@ -168,7 +168,7 @@ pub(super) struct ChainProgress {
     links: usize,
     is_halted: bool,
     expire: Option<u64>,
-    routes: Vec<Route>,
+    routes: Vec<Announcement>,
     stored: Vec<String>,
     refused: Vec<StorageRefusal>,
     deferred: Vec<String>,
@@ -233,7 +233,7 @@ impl ChainProgress {
             return None;
         }
         let route = |(list, id): (String, String)| {
-            Some(Route {
+            Some(Announcement {
                 list: list.parse().ok()?,
                 id: id.parse().ok()?,
             })
@@ -268,8 +268,8 @@ impl ChainProgress {
     }
 
     /// The progress to be kept in Redis, with this document.
-    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::Progress> {
-        let route = |route: &Route| (route.list.to_string(), route.id.to_string());
+    pub fn record(&self, chain: &Chain, document: Option<&str>) -> Option<queue::ProgressRecord> {
+        let route = |route: &Announcement| (route.list.to_string(), route.id.to_string());
         let record = KeptProgress {
             links: chain.links.clone(),
             storages: chain.storages.clone(),
@@ -283,7 +283,7 @@ impl ChainProgress {
             deferred: self.deferred.clone(),
             document: document.filter(|it| it.len() > LONG).map(vcon::digest),
         };
-        Some(queue::Progress {
+        Some(queue::ProgressRecord {
             id: self.id.clone(),
             text: serde_json::to_string(&record).ok()?,
             document: document.map(str::to_owned),
@@ -339,7 +339,7 @@ impl ChainProgress {
         self.expire = expire.or(self.expire);
         for list in lists {
             let id = id.clone();
-            let route = Route { list, id };
+            let route = Announcement { list, id };
             if !self.routes.contains(&route) {
                 self.routes.push(route);
             }
@@ -357,8 +357,8 @@ impl ChainProgress {
     }
 
     /// The announcements that links want, without those that the chain makes anyway.
-    pub fn routes_besides(&self, id: &VconId, egress: &[ListName]) -> Vec<Route> {
-        let is_announced = |route: &&Route| route.id == *id && egress.contains(&route.list);
+    pub fn routes_besides(&self, id: &VconId, egress: &[ListName]) -> Vec<Announcement> {
+        let is_announced = |route: &&Announcement| route.id == *id && egress.contains(&route.list);
         let routes = self.routes.iter();
         routes.filter(|it| !is_announced(it)).cloned().collect()
     }
@@ -529,7 +529,7 @@ mod tests {
         ] {
             assert_eq!(read(&other), None);
         }
-        let void = queue::Progress::void(VconId::random());
+        let void = queue::ProgressRecord::void(VconId::random());
         for text in ["rubbish", &void.text] {
             assert_eq!(ChainProgress::read(text.as_bytes(), &main), None);
         }

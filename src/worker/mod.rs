@@ -45,7 +45,9 @@ use crate::backoff::Backoff;
 use crate::child::{Child, OrphanedClaims, WorkerTask};
 use crate::config::{Chain, Config};
 use crate::exit::Exit;
-use crate::queue::{Exchange, Expiry, NameLease, Queue, QueueError, Recovered, Seat, Server};
+use crate::queue::{
+    Expiry, LaneId, NameLease, Queue, QueueError, RecoveredClaim, RequestBatcher, Server,
+};
 use crate::scoreboard::{Event, SeriesKind, Slot};
 use crate::settings::Settings;
 use housekeeping::LeaseRenewal;
@@ -101,9 +103,9 @@ fn run_lanes(
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
     // Several lanes share requests; a single one has nobody to share with.
-    let exchange = (settings.concurrency > 1).then(|| Arc::new(Exchange::default()));
+    let exchange = (settings.concurrency > 1).then(|| Arc::new(RequestBatcher::default()));
     let queue = |lane| {
-        let seat = Seat {
+        let seat = LaneId {
             instance: settings.instance.clone(),
             worker: task.predecessor.worker,
             lane,
@@ -239,7 +241,7 @@ pub fn recover(
     let mut queue = match Server::new(&settings.redis_url) {
         Ok(server) => Queue::new(
             server,
-            Seat {
+            LaneId {
                 instance: settings.instance.clone(),
                 worker: 0,
                 lane: 0,
@@ -255,7 +257,7 @@ pub fn recover(
     for left in orphaned {
         let recovered = queue
             .take_lease()
-            .and_then(|()| queue.recover_seat(left.dead(), settings.max_deaths));
+            .and_then(|()| queue.retire_worker(left.dead(), settings.max_deaths));
         match recovered {
             Ok(recovered) => recovered.iter().for_each(report_recovered),
             Err(error) => {
@@ -271,7 +273,7 @@ pub fn recover(
 }
 
 /// Logs what became of a claim that a worker has left behind.
-pub fn report_recovered(claim: &Recovered) {
+pub fn report_recovered(claim: &RecoveredClaim) {
     let (entry, list, deaths) = (&claim.entry, &claim.list, claim.deaths);
     let what = match claim.outcome.as_str() {
         "poison" => "went to the dead letter queue",
@@ -299,7 +301,7 @@ pub fn report_recovered(claim: &Recovered) {
 }
 
 /// Counts the vCons that are dead letters now as workers have died on them, each for its chain.
-pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[Recovered]) {
+pub fn count_poison(slot: &Slot, chains: &[Chain], recovered: &[RecoveredClaim]) {
     // Read only if there is one, which is rare.
     let meters = LazyCell::new(|| slot.meters());
     for claim in recovered.iter().filter(|claim| claim.is_poison()) {

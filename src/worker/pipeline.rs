@@ -26,8 +26,8 @@ use crate::config::Chain;
 use crate::failure::Failure;
 use crate::link::{Context, LinkError, Next};
 use crate::queue::{
-    Claim, Document, Finish, Finished, Kind, Overwritten, Queue, QueueError, Reason, Replaced,
-    Replacement, StorageLetter,
+    Claim, Document, FailedStorage, Finish, Finished, Kind, Overwritten, Queue, QueueError, Reason,
+    Replaced, Replacement,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::settings::{Critical, RedisFormat};
@@ -330,9 +330,9 @@ impl Pipeline<'_, '_, '_> {
     fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
         self.write(job)?;
         let id = job.id().clone();
-        self.with_redis(|queue| queue.begin_foreign_write(&id))?;
+        self.with_redis(|queue| queue.begin_direct_write(&id))?;
         let next = self.run_link(name, job);
-        let Some(overwritten) = self.with_redis(|queue| queue.end_foreign_write(&id))? else {
+        let Some(overwritten) = self.with_redis(|queue| queue.end_direct_write(&id))? else {
             if next == Ok(Next::Continue) {
                 self.read_again(job)?;
             }
@@ -344,7 +344,7 @@ impl Pipeline<'_, '_, '_> {
             return Err(ending);
         }
         if let Err(Ending::Failed(failure) | Ending::Unavailable(failure)) = &merged {
-            Overwritten::tell_lost(&id, &failure.error);
+            Overwritten::log_lost(&id, &failure.error);
         }
         self.with_redis(|queue| queue.forget_overwritten(&id))?;
         // If the link itself has failed, that is how the vCon ends.
@@ -372,7 +372,7 @@ impl Pipeline<'_, '_, '_> {
                     merged.vcon.note_changed();
                     self.adopt(job, merged);
                 }
-                Err(error) => Overwritten::tell_lost(&id, &format!("the text {error}")),
+                Err(error) => Overwritten::log_lost(&id, &format!("the text {error}")),
             }
         }
         // The rest of the chain may take long, and this worker may die in it.
@@ -598,7 +598,7 @@ impl Pipeline<'_, '_, '_> {
             expire: job.progress.expire().filter(|_| job.base.is_some()),
             egress,
             routes: &routes,
-            letters: &letters,
+            failed_storages: &letters,
         };
         loop {
             match self.try_to_finish(&finish) {
@@ -655,7 +655,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// The entries for the queues of storages that have refused the vCon or get it later.
-    fn storage_letters(&self, job: &Job, id: &VconId) -> Vec<StorageLetter> {
+    fn storage_letters(&self, job: &Job, id: &VconId) -> Vec<FailedStorage> {
         let mut letters = Vec::new();
         for (storage, error, attempts) in job.progress.refused() {
             let stage = format!("storage {storage}");
@@ -671,14 +671,14 @@ impl Pipeline<'_, '_, '_> {
                 attempts,
                 worker: &self.shared.name,
             };
-            letters.push(StorageLetter::refused(storage, &reason));
+            letters.push(FailedStorage::refused(storage, &reason));
         }
         for storage in job.progress.deferred() {
             log::debug!(
                 vcon_id = id.as_str(), storage_name = storage;
                 "{id} waits in DLQ:storage:{storage}"
             );
-            letters.push(StorageLetter::deferred(storage));
+            letters.push(FailedStorage::deferred(storage));
         }
         letters
     }

@@ -22,8 +22,8 @@ use crate::backoff::Backoff;
 use crate::config::ListName;
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{
-    self, Claim, Document, Evidence, Finish, Finished, Queue, QueueError, Reason, Released,
-    StorageLetter, dead_letter_list,
+    self, Claim, Document, Evidence, FailedStorage, Finish, Finished, Queue, QueueError, Reason,
+    Released, dead_letter_list,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::vcon::VconId;
@@ -371,7 +371,7 @@ impl Pipeline<'_, '_, '_> {
         let backlog = self.chain.storages.first().filter(|_| self.is_backlog);
         let released = match (backlog.cloned(), self.claim.id()) {
             (Some(storage), Some(id)) => {
-                let letters = [StorageLetter::refused(&storage, &reason)];
+                let letters = [FailedStorage::refused(&storage, &reason)];
                 self.release_until_done(|queue, claim| {
                     requeue_in_backlog(queue, claim, &id, &letters)
                 })?
@@ -460,7 +460,7 @@ impl Pipeline<'_, '_, '_> {
 
     /// Writes to Redis what the links have done, and returns the progress to keep there. `None` if nothing has
     /// been done.
-    fn save_progress(&mut self, job: &mut Option<Job>) -> Option<queue::Progress> {
+    fn save_progress(&mut self, job: &mut Option<Job>) -> Option<queue::ProgressRecord> {
         let job = job.as_mut()?;
         // A record is needed after any save: another claim of the vCon may have saved a newer version.
         if !job.progress.is_begun() && !job.was_given {
@@ -478,8 +478,8 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// A record that nothing done for the claimed vCon counts.
-    fn void_progress(&self) -> Option<queue::Progress> {
-        self.claim.id().map(queue::Progress::void)
+    fn void_progress(&self) -> Option<queue::ProgressRecord> {
+        self.claim.id().map(queue::ProgressRecord::void)
     }
 
     /// Releases the claim and keeps the progress, together with the document that has the work of the links.
@@ -490,7 +490,7 @@ impl Pipeline<'_, '_, '_> {
         mut step: impl FnMut(
             &mut Queue,
             &Claim,
-            Option<&queue::Progress>,
+            Option<&queue::ProgressRecord>,
         ) -> Result<Released, QueueError>,
     ) -> Result<Released, ClaimLeft> {
         let (mut merges, mut is_void) = (0, false);
@@ -612,7 +612,7 @@ fn requeue_in_backlog(
     queue: &mut Queue,
     claim: &Claim,
     id: &VconId,
-    letters: &[StorageLetter],
+    letters: &[FailedStorage],
 ) -> Result<Released, QueueError> {
     let finish = Finish {
         id,
@@ -620,7 +620,7 @@ fn requeue_in_backlog(
         expire: None,
         egress: &[],
         routes: &[],
-        letters,
+        failed_storages: letters,
     };
     Ok(match queue.finish(claim, &finish)? {
         Finished::NotOurs => Released::NotOurs,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
-use crate::queue::{Queue, QueueError, Server, Waited, Waker};
+use crate::queue::{LaneWaker, Queue, QueueError, Server, Waited};
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -130,12 +130,12 @@ impl Wakeup {
     }
 
     /// A connection for [`Wakeup::wake_all_with`], to be used more than once.
-    pub fn waker(&self) -> Waker {
-        Waker::new(self.server.clone(), &self.instance)
+    pub fn waker(&self) -> LaneWaker {
+        LaneWaker::new(self.server.clone(), &self.instance)
     }
 
     /// Wakes every lane of this worker that waits, over this connection.
-    pub fn wake_all_with(&self, waker: &mut Waker) {
+    pub fn wake_all_with(&self, waker: &mut LaneWaker) {
         let waiting = self
             .lanes
             .iter()

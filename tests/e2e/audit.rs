@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Audit, Lists, Place};
+use conserver::queue::{Audit, AuditLists, Location};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -375,21 +375,25 @@ fn the_last_look_finds_a_vcon_at_both_ends_of_a_long_list() {
     let redis = Redis::plain();
     let samples = fresh(3);
     put(&redis, &samples);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
     let id = |n: usize| samples[n].id.parse().expect("a UUID");
-    assert_eq!(audit.locate(&id(0)).expect("Redis"), Place::Nowhere);
+    assert_eq!(audit.locate(&id(0)).expect("Redis"), Location::Nowhere);
     // More entries than are looked at from one end.
     let others = vec!["other"; 10_500];
     let mut push = redis::cmd("RPUSH");
     push.arg("default").arg(&samples[0].id).arg(&others);
     push.arg(&samples[1].id);
     push.query::<i64>(&mut redis.connection()).expect("a list");
-    for (n, place) in [(0, Place::List), (1, Place::List), (2, Place::Nowhere)] {
+    for (n, place) in [
+        (0, Location::List),
+        (1, Location::List),
+        (2, Location::Nowhere),
+    ] {
         assert_eq!(audit.locate(&id(n)).expect("Redis"), place, "{n}");
     }
 }
@@ -400,9 +404,9 @@ fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
     let samples = fresh(2);
     put(&redis, &samples);
     redis.ask::<i64>(&["RPUSH", "default", &samples[0].id]);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");
@@ -415,7 +419,7 @@ fn what_a_worker_takes_that_began_after_the_audit_is_in_its_hands() {
     let lost: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
     assert_eq!(lost, [samples[1].id.as_str()]);
     let taken = samples[0].id.parse().expect("a UUID");
-    assert!(audit.standing(&taken).expect("Redis").is_claimed);
+    assert!(audit.whereabouts(&taken).expect("Redis").is_claimed);
 }
 
 #[test]
@@ -433,9 +437,9 @@ fn a_long_list_is_looked_at_from_end_to_end() {
         push.query::<i64>(&mut connection).expect("a list");
     }
     redis.ask::<i64>(&["RPUSH", "default", &samples[5].id]);
-    let lists = Lists {
+    let lists = AuditLists {
         ingress: vec![list("default")],
-        ..Lists::default()
+        ..AuditLists::default()
     };
     let lease = server_of(&redis).connect("test").expect("a connection");
     let mut audit = Audit::new(lease, &lists, 3600).expect("Redis");

@@ -1,7 +1,7 @@
 //! Whatever stands in a claims hash: claiming and recovery go on, and nothing that was there is lost.
 
 use conserver::queue::{
-    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, Recovered, Released,
+    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, RecoveredClaim, Released,
 };
 use conserver::vcon::VconId;
 use proptest::prelude::*;
@@ -151,12 +151,12 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
                 let kept: usize = kept.unwrap();
                 prop_assert_eq!(entries(&mut connection) + kept, records.len());
                 // What still cannot be returned is not told again.
-                prop_assert_eq!(queue.recover_kept(&mut |_| Ok(())).unwrap().len(), 0);
+                prop_assert_eq!(queue.recover_unreturned(&mut |_| Ok(())).unwrap().len(), 0);
                 redis::cmd("DEL")
                     .arg(&["broken", "conserver:deaths"])
                     .query::<()>(&mut connection)
                     .unwrap();
-                let returned = queue.recover_kept(&mut |_| Ok(())).unwrap();
+                let returned = queue.recover_unreturned(&mut |_| Ok(())).unwrap();
                 prop_assert!(returned.iter().all(|claim| claim.outcome == "returned"));
                 prop_assert_eq!(returned.len(), kept);
                 prop_assert_eq!(entries(&mut connection), records.len());
@@ -201,7 +201,7 @@ fn claiming_hands_over_or_sets_aside_whatever_record_there_is() {
                         expire: None,
                         egress: &egress,
                         routes: &[],
-                        letters: &[],
+                        failed_storages: &[],
                     };
                     let finished = queue.finish(&claim, &finish);
                     finished.map(|finished| finished == Finished::Done)
@@ -309,7 +309,11 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
 }
 
 /// Returns what the first worker held, as its successor does.
-fn recover(queue: &mut Queue, blame: Blame, max_deaths: u32) -> Result<Vec<Recovered>, QueueError> {
+fn recover(
+    queue: &mut Queue,
+    blame: Blame,
+    max_deaths: u32,
+) -> Result<Vec<RecoveredClaim>, QueueError> {
     queue.take_lease()?;
     let dead = Dead {
         worker: 1,

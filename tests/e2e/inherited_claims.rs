@@ -221,7 +221,7 @@ fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
             blame: Blame::These(vec![in_hand]),
             end: "killed",
         };
-        let recovered = queue.recover_seat(dead, 5).expect("Redis runs");
+        let recovered = queue.retire_worker(dead, 5).expect("Redis runs");
         assert_eq!(recovered.len(), 1);
         assert_eq!(deaths_of(&redis, sample), deaths);
         redis.ask::<i64>(&["DEL", "default"]);
@@ -260,7 +260,7 @@ fn what_was_claimed_first_is_first_in_its_list_again() {
         claim(&redis, 3, lane + 1, &format!("nan {number}"), "\"nan\"");
     }
     queue
-        .recover_seat(dead(3, Blame::ALL), 5)
+        .retire_worker(dead(3, Blame::ALL), 5)
         .expect("Redis runs");
     let list = redis.list("default");
     let (timeless, rest) = list.split_at(9);
@@ -370,7 +370,7 @@ fn the_sweep_takes_nothing_from_the_workers_that_there_are() {
     queue.recover(dead(2, Blame::ALL), 5).expect("Redis runs");
     assert_eq!(workers_known(&redis), ["1", "2", "3"]);
     queue
-        .recover_seat(dead(2, Blame::ALL), 5)
+        .retire_worker(dead(2, Blame::ALL), 5)
         .expect("Redis runs");
     assert_eq!(workers_known(&redis), ["1", "3"]);
 }

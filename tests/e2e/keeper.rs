@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conserver::queue::{Chore, Expiry, Keeper, Taken};
+use conserver::queue::{Chore, Expiry, Housekeeper, HousekeepingLease};
 
 use crate::harness::{
     Conserver, Daemon, PATIENCE, Redis, Sample, chain, delay, fresh, list, server_of, submit,
@@ -116,16 +116,16 @@ fn only_the_holder_of_the_lease_does_a_step() {
     waiting(&redis, "in", 450, "1000");
     let chore = Chore::Waiting(list("in"));
     let keeper = |name: &str, lists: &[&str]| {
-        let mut keeper = Keeper::new(server.clone(), expiry, name, Duration::from_secs(30));
+        let mut keeper = Housekeeper::new(server.clone(), expiry, name, Duration::from_secs(30));
         let chores = lists.iter().map(|name| Chore::Waiting(list(name)));
         keeper.set_chores(chores.collect());
         keeper
     };
     let (mut one, mut two) = (keeper("one", &["in", "out"]), keeper("two", &["out", "in"]));
-    assert_eq!(one.take().expect("Redis"), Taken::Ours);
+    assert_eq!(one.take().expect("Redis"), HousekeepingLease::Ours);
     let held = two.take().expect("Redis");
     assert!(
-        matches!(held, Taken::Held(left) if left > Duration::from_secs(20)),
+        matches!(held, HousekeepingLease::Held(left) if left > Duration::from_secs(20)),
         "{held:?}"
     );
     assert_eq!(two.run(&chore, &mut |_| true).expect("Redis"), None);
@@ -133,7 +133,7 @@ fn only_the_holder_of_the_lease_does_a_step() {
     two.release().expect("Redis");
     // Who keeps other lists is another keeper.
     let mut other = keeper("other", &["elsewhere"]);
-    assert_eq!(other.take().expect("Redis"), Taken::Ours);
+    assert_eq!(other.take().expect("Redis"), HousekeepingLease::Ours);
 
     let (filled, steps) = one.filled().expect("Redis");
     assert_eq!((filled, steps), (vec![chore.clone()], 3));
@@ -148,20 +148,20 @@ fn only_the_holder_of_the_lease_does_a_step() {
     };
     assert_eq!(one.run(&chore, &mut pace).expect("Redis"), None);
     assert_eq!(calls, 1);
-    assert_eq!(two.take().expect("Redis"), Taken::Ours);
+    assert_eq!(two.take().expect("Redis"), HousekeepingLease::Ours);
     // The first step of the other one kept 200.
     assert_eq!(two.run(&chore, &mut |_| true).expect("Redis"), Some(250));
     two.rest(Duration::from_millis(1)).expect("Redis");
     wait_until("the next round is due", PATIENCE, || {
-        one.take().expect("Redis") == Taken::Ours
+        one.take().expect("Redis") == HousekeepingLease::Ours
     });
     // Somebody's key that never runs out is no lease.
     let key = &redis.keys("conserver:keeper:*")[0];
     redis.ask::<()>(&["SET", key, "for ever"]);
-    assert_eq!(one.take().expect("Redis"), Taken::Ours);
+    assert_eq!(one.take().expect("Redis"), HousekeepingLease::Ours);
     redis.ask::<i64>(&["DEL", key]);
     redis.ask::<i64>(&["HSET", key, "a", "b"]);
-    assert_eq!(one.take().expect("Redis"), Taken::Ours);
+    assert_eq!(one.take().expect("Redis"), HousekeepingLease::Ours);
 }
 
 #[test]
@@ -173,8 +173,8 @@ fn the_head_of_a_list_is_reached_however_fast_it_grows() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "one", PATIENCE);
-    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "one", PATIENCE);
+    assert_eq!(keeper.take().expect("Redis"), HousekeepingLease::Ours);
     let mut steps = 0;
     let entries = vec!["no UUID"; 250];
     let mut pace = |took: Duration| {
@@ -202,8 +202,8 @@ fn what_waits_is_kept_on_a_server_that_is_full() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "one", PATIENCE);
-    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "one", PATIENCE);
+    assert_eq!(keeper.take().expect("Redis"), HousekeepingLease::Ours);
     let chore = Chore::Waiting(list("default"));
     let kept = keeper.run(&chore, &mut |_| true).expect("Redis");
     assert_eq!(kept, Some(samples.len() as u64));

@@ -281,11 +281,11 @@ fn run_script<T: redis::FromRedisValue>(
 #[test]
 fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
     let script = concat!(
-        include_str!("../../src/queue/scripts/alive.lua"),
-        include_str!("../../src/queue/scripts/context.lua"),
-        include_str!("../../src/queue/scripts/reason.lua"),
-        include_str!("../../src/queue/scripts/token.lua"),
-        include_str!("../../src/queue/scripts/record.lua"),
+        include_str!("../../src/queue/scripts/extend_ttl.lua"),
+        include_str!("../../src/queue/scripts/put_back_context.lua"),
+        include_str!("../../src/queue/scripts/reason_time.lua"),
+        include_str!("../../src/queue/scripts/claim_token.lua"),
+        include_str!("../../src/queue/scripts/claim_record.lua"),
         include_str!("../../src/queue/scripts/recover.lua")
     );
     let redis = Redis::plain();
@@ -321,7 +321,7 @@ fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
 
 #[test]
 fn a_lease_is_taken_over_only_from_the_holder_that_was_looked_at() {
-    let script = include_str!("../../src/queue/scripts/lease.lua");
+    let script = include_str!("../../src/queue/scripts/instance_lease.lua");
     let redis = Redis::plain();
     let take = |ours: &str, stale: &str| {
         let keys = [LEASE, "conserver:instances"];

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, Finish, Finished, Holder, Keeper,
-    Kind, Lengths, Progress, Queue, Raw, Reason, Released, Replaced, Replacement, Seat, Server,
-    StorageLetter, Taken,
+    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, FailedStorage, Finish, Finished,
+    Holder, Housekeeper, HousekeepingLease, Kind, LaneId, Lengths, ProgressRecord, Queue, Raw,
+    Reason, Released, Replaced, Replacement, Server,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -50,7 +50,7 @@ fn finish<'a>(id: &'a VconId, document: Option<Replacement<'a>>) -> Finish<'a> {
         expire: None,
         egress: &[],
         routes: &[],
-        letters: &[],
+        failed_storages: &[],
     }
 }
 
@@ -74,9 +74,9 @@ fn keeps_what_is_kept_for_ever(redis: &Redis) {
             base: &base,
             text: is_changed.then_some(&text),
         };
-        let letters = [StorageLetter::deferred("s")];
+        let letters = [FailedStorage::deferred("s")];
         let finish = Finish {
-            letters: &letters,
+            failed_storages: &letters,
             ..finish(&id, Some(document))
         };
         assert_eq!(queue.finish(&third, &finish).unwrap(), Finished::Done);
@@ -219,14 +219,14 @@ fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
     };
     let first_text: String = redis.ask(&["GET", &key]);
     let told = |queue: &mut Queue| {
-        let overwritten = queue.end_foreign_write(&id).unwrap().unwrap();
+        let overwritten = queue.end_direct_write(&id).unwrap().unwrap();
         assert_eq!(overwritten.base, first_text);
         overwritten.texts
     };
     for _ in 0..2 {
-        first.begin_foreign_write(&id).unwrap();
+        first.begin_direct_write(&id).unwrap();
     }
-    second.begin_foreign_write(&id).unwrap();
+    second.begin_direct_write(&id).unwrap();
     let once = write();
     for _ in 0..2 {
         assert_eq!(told(&mut first), std::slice::from_ref(&once));
@@ -278,8 +278,8 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
         document["analysis"] = json!([{"type": name, "body": name, "encoding": "none"}]);
         document.to_string()
     };
-    dead.begin_foreign_write(&id).unwrap();
-    alive.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
+    alive.begin_direct_write(&id).unwrap();
     let replaced = queue(redis, "here", 4).replace(&id, kind, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let over = with("link");
@@ -312,7 +312,7 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
     let progress: String = redis.ask(&["HGET", "conserver:progress", &field]);
     assert!(progress.ends_with(" ~words"), "{progress}");
     // The one that is alive may write over it yet.
-    let told = alive.end_foreign_write(&id).unwrap().unwrap();
+    let told = alive.end_direct_write(&id).unwrap().unwrap();
     assert_eq!((told.base, told.texts.len()), (base, 2));
     let last: Value = serde_json::from_str(&told.texts[1]).unwrap();
     assert_eq!(last, document);
@@ -342,7 +342,7 @@ fn what_is_none_of_ours_keeps_no_claim_from_its_list() {
         &["RPUSH", &overwritten, "=no vCon", "+either"],
     ] {
         let mut link = self::queue(&redis, "here", 1);
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
         redis.ask::<redis::Value>(kept);
         recover();
         assert_eq!(redis.keys("conserver:foreign"), Vec::<String>::new());
@@ -407,7 +407,7 @@ fn what_a_link_writes_over_after_the_lease_ran_out_is_laid_back_too() {
         asleep.take_lease().unwrap();
         claim(&mut asleep);
         let base = loaded(&mut asleep, &id);
-        asleep.begin_foreign_write(&id).unwrap();
+        asleep.begin_direct_write(&id).unwrap();
         let theirs = analysed(&sample, &["theirs"], "s");
         let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -441,11 +441,11 @@ fn a_link_that_began_late_has_not_changed_what_was_written_before() {
     let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
     writer.take_lease().unwrap();
     let base = loaded(&mut writer, &id);
-    first.begin_foreign_write(&id).unwrap();
+    first.begin_direct_write(&id).unwrap();
     let one = analysed(&sample, &["x"], "one");
     let replaced = writer.replace(&id, Kind::Text, &base, &one);
     assert_eq!(replaced.unwrap(), Replaced::Done);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let two = analysed(&sample, &[], "two");
     let replaced = writer.replace(&id, Kind::Text, &one, &two);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -465,13 +465,13 @@ fn a_link_that_began_after_another_wrote_over_a_text_has_not_removed_that() {
     let [mut first, mut dead, mut writer] = [1, 2, 3].map(|worker| queue(&redis, "here", worker));
     writer.take_lease().unwrap();
     let base = loaded(&mut writer, &id);
-    first.begin_foreign_write(&id).unwrap();
+    first.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
     let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let left = analysed(&sample, &["first"], "s");
     write_over(&redis, &id, &left);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let both = analysed(&sample, &["theirs", "first"], "s");
     let replaced = writer.replace(&id, Kind::Text, &left, &both);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -491,7 +491,7 @@ fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
     let [mut dead, mut monitor] = [1, 0].map(|worker| queue(&redis, "here", worker));
     dead.take_lease().unwrap();
     let (_, _, base) = claim(&mut dead);
-    dead.begin_foreign_write(&id).unwrap();
+    dead.begin_direct_write(&id).unwrap();
     let theirs = analysed(&samples[0], &["theirs"], "s");
     let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -500,10 +500,10 @@ fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     monitor.recover(killed(1), 3).unwrap();
     assert_eq!(redis.length("in"), 2);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["link"]);
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
     nothing_is_kept_for_links(&redis);
 }
@@ -519,7 +519,7 @@ fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
         [("here", 0), ("there", 1), ("there", 0)].map(|(name, worker)| queue(&redis, name, worker));
     asleep.take_lease().unwrap();
     let (_, _, base) = claim(&mut asleep);
-    asleep.begin_foreign_write(&id).unwrap();
+    asleep.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
     let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -533,7 +533,7 @@ fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
     assert!(is_forgotten);
     assert_eq!(redis.list("in"), [id.as_str()]);
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    monitor.recover_kept(&mut |_| Ok(())).unwrap();
+    monitor.recover_unreturned(&mut |_| Ok(())).unwrap();
     assert_eq!(analyses(&redis, &id), ["theirs", "link"]);
     write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
     back.take_lease().unwrap();
@@ -556,11 +556,11 @@ fn a_text_that_a_later_one_was_made_of_is_not_laid_under_again() {
         ("=a rubbish *b", "b"),
         ("=a rubbish", ""),
     ] {
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
         for text in kept.split(' ') {
             redis.ask::<i64>(&["RPUSH", &list, text]);
         }
-        let overwritten = link.end_foreign_write(&id).unwrap();
+        let overwritten = link.end_direct_write(&id).unwrap();
         let texts_found = overwritten.as_ref().map(|it| it.texts.join(" "));
         assert_eq!(texts_found.unwrap_or_default(), texts, "{kept}");
         assert!(overwritten.is_none_or(|it| it.base == "a"), "{kept}");
@@ -579,7 +579,7 @@ fn the_monitor_shows_itself_before_each_vcon_that_is_laid_back() {
     for sample in &samples {
         let id: VconId = sample.id.parse().unwrap();
         let base = loaded(&mut monitor, &id);
-        dead.begin_foreign_write(&id).unwrap();
+        dead.begin_direct_write(&id).unwrap();
         let theirs = analysed(sample, &["theirs"], "s");
         let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -681,7 +681,7 @@ fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_ov
     };
     other.take_lease().unwrap();
     for link in [&mut lapsed, &mut other] {
-        link.begin_foreign_write(&id).unwrap();
+        link.begin_direct_write(&id).unwrap();
     }
     let replaced = queue(&redis, "there", 2).replace(&id, Kind::Text, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
@@ -729,7 +729,7 @@ fn a_claim_that_is_let_go_before_anything_was_done_leaves_the_progress_that_was_
     let mut queue = queue(&redis, "here", 1);
     let (id, _) = hand_in(&redis);
     let (first, _, text) = claim(&mut queue);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id,
         text: "words".to_owned(),
         document: Some(text),
@@ -908,12 +908,12 @@ fn what_two_claims_of_a_vcon_say_of_its_progress_is_marked_unless_it_is_the_same
             let claims = [0, 1].map(|lane: usize| claim(&mut lanes[lane]));
             for (lane, says) in says.into_iter().enumerate() {
                 let (claim, _, text) = &claims[lane];
-                let progress = Progress {
+                let progress = ProgressRecord {
                     id: id.clone(),
                     text: says.to_owned(),
                     document: Some(text.clone()),
                 };
-                let void = Progress::void(id.clone());
+                let void = ProgressRecord::void(id.clone());
                 let progress = if says == void.text { void } else { progress };
                 let released = lanes[lane].release(claim, Some(&progress)).unwrap();
                 assert_eq!(released, Released::Done);
@@ -953,7 +953,7 @@ fn a_vcon_whose_worker_died_begins_anew_also_after_another_claim_of_it_has_ended
     claim(&mut lanes[0]);
     let (other, _, text) = claim(&mut lanes[1]);
     lanes[1].recover(killed(1), 3).unwrap();
-    let progress = Progress {
+    let progress = ProgressRecord {
         id,
         text: "words".to_owned(),
         document: Some(text),
@@ -990,8 +990,8 @@ fn what_may_not_be_looked_at_is_an_error_and_not_an_absence() {
     letters.find(&Raw::new("in"), &letter).unwrap_err();
 
     deny("lrange");
-    let mut keeper = Keeper::new(server.clone(), EXPIRY, "here", PATIENCE);
-    assert_eq!(keeper.take().unwrap(), Taken::Ours);
+    let mut keeper = Housekeeper::new(server.clone(), EXPIRY, "here", PATIENCE);
+    assert_eq!(keeper.take().unwrap(), HousekeepingLease::Ours);
     let chore = Chore::StorageReasons("s".to_owned());
     keeper.run(&chore, &mut |_| true).unwrap_err();
     assert_eq!(redis.ask::<usize>(&["HLEN", "conserver:dlq:storage:s"]), 1);
@@ -1048,7 +1048,7 @@ fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_th
             }
         });
         let server = Server::new(&url.parse().unwrap()).unwrap();
-        let seat = Seat {
+        let seat = LaneId {
             instance: "here".to_owned(),
             worker: 1,
             lane: 1,
@@ -1065,7 +1065,7 @@ fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_th
 #[test]
 fn a_queue_with_a_limit_waits_no_longer_for_a_server_that_does_not_answer() {
     let redis = Redis::plain();
-    let mut queue = queue(&redis, "here", 1).within(Duration::from_millis(300));
+    let mut queue = queue(&redis, "here", 1).with_time_limit(Duration::from_millis(300));
     queue.take_lease().unwrap();
     redis.signal(Signal::SIGSTOP);
     let start = Instant::now();
@@ -1086,7 +1086,7 @@ fn a_long_document_is_not_sent_to_let_go_of_its_claim() {
     large.document["subject"] = "x".repeat(2 << 20).into();
     submit(&redis, "in", std::slice::from_ref(&large));
     let (claim, _, text) = claim(&mut queue);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id: claim.id().unwrap(),
         text: "words".to_owned(),
         document: Some(text),

@@ -289,9 +289,9 @@ fn a_new_version_that_comes_while_the_old_one_is_in_work_stands_with_the_tag() {
 
 /// The script that has a vCon wait for its next round.
 const POSTPONE: &str = concat!(
-    include_str!("../../src/queue/scripts/token.lua"),
-    include_str!("../../src/queue/scripts/alive.lua"),
-    include_str!("../../src/queue/scripts/context.lua"),
+    include_str!("../../src/queue/scripts/claim_token.lua"),
+    include_str!("../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../src/queue/scripts/put_back_context.lua"),
     include_str!("../../src/queue/scripts/progress.lua"),
     include_str!("../../src/queue/scripts/postpone.lua")
 );
@@ -842,7 +842,7 @@ fn what_a_python_link_wrote_over_is_laid_back_after_its_worker_was_killed() {
         kill_workers(&daemon);
         parts.settles(&redis, &files);
         nothing_is_kept(&redis);
-        assert_eq!(daemon.count_in_log("cannot be laid back"), 0);
+        assert_eq!(daemon.count_in_log("could not be restored"), 0);
         daemon.stop();
     }
 }
@@ -911,8 +911,8 @@ fn what_a_python_link_wrote_over_is_laid_back_by_another_instance() {
 
 /// The script that ends what a link writes by itself.
 const END_WRITE: &str = concat!(
-    include_str!("../../src/queue/scripts/foreign.lua"),
-    include_str!("../../src/queue/scripts/foreign_end.lua")
+    include_str!("../../src/queue/scripts/direct_writes.lua"),
+    include_str!("../../src/queue/scripts/direct_write_end.lua")
 );
 
 #[test]
@@ -1010,7 +1010,7 @@ fn what_cannot_be_laid_under_is_told_and_hides_no_failure_of_the_link() {
         });
         let why: String = redis.ask(&["HGET", "conserver:dlq:right", &sample.id]);
         assert!(why.contains("the link's own reason"), "{why}");
-        assert_eq!(daemon.count_in_log("cannot be laid back"), 1);
+        assert_eq!(daemon.count_in_log("could not be restored"), 1);
         nothing_is_kept(&redis);
         daemon.stop();
     }

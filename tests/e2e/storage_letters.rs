@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use conserver::queue::{Chore, Expiry, Keeper, Reason, Released, Taken};
+use conserver::queue::{Chore, Expiry, Housekeeper, HousekeepingLease, Reason, Released};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -579,8 +579,8 @@ fn a_queue_that_is_something_else_has_no_figures() {
 }
 
 /// Does a chore as the only keeper, and gives how much was kept or dropped.
-fn keep(keeper: &mut Keeper, chore: &Chore) -> u64 {
-    assert_eq!(keeper.take().expect("Redis"), Taken::Ours);
+fn keep(keeper: &mut Housekeeper, chore: &Chore) -> u64 {
+    assert_eq!(keeper.take().expect("Redis"), HousekeepingLease::Ours);
     let count = keeper.run(chore, &mut |_| true).expect("Redis");
     keeper.release().expect("Redis");
     count.expect("the lease is ours")
@@ -594,7 +594,7 @@ fn the_documents_of_a_backlog_are_kept_and_those_of_dead_letters_run_out() {
         context: 3600,
         dead_letter: 604_800,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "here", PATIENCE);
     // More than two pages.
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     defer(&redis, "files", &samples);
@@ -628,7 +628,7 @@ fn waiting_documents_and_their_contexts_are_kept_however_many_there_are() {
         context: 86_400,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "here", PATIENCE);
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     for sample in &samples {
         put(&redis, sample);
@@ -659,7 +659,7 @@ fn reasons_whose_entries_others_have_taken_are_dropped() {
         context: 3600,
         dead_letter: 0,
     };
-    let mut keeper = Keeper::new(server_of(&redis), expiry, "here", PATIENCE);
+    let mut keeper = Housekeeper::new(server_of(&redis), expiry, "here", PATIENCE);
     let samples: Vec<Sample> = (0..450).map(|_| Sample::small()).collect();
     defer(&redis, "files", &samples);
     for sample in &samples {

@@ -5,8 +5,8 @@ use std::thread;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, Exchange, Finish, Finished, Holder, Kind, Progress,
-    Queue, QueueError, Released, Seat,
+    Blame, Claim, Claimed, Dead, Document, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
+    Queue, QueueError, Released, RequestBatcher,
 };
 use conserver::vcon::VconId;
 
@@ -38,9 +38,9 @@ fn samples(count: u32) -> Vec<Sample> {
 /// The lanes of one worker, each with a claim.
 fn lanes(redis: &Redis) -> Vec<(Queue, Claim)> {
     submit(redis, "in", &samples(LANES));
-    let exchange = Arc::new(Exchange::default());
+    let exchange = Arc::new(RequestBatcher::default());
     let lane = |lane| {
-        let seat = Seat {
+        let seat = LaneId {
             instance: "here".to_owned(),
             worker: 1,
             lane,
@@ -66,7 +66,7 @@ fn finish<'a>(id: &'a VconId, egress: &'a [ListName]) -> Finish<'a> {
         expire: None,
         egress,
         routes: &[],
-        letters: &[],
+        failed_storages: &[],
     }
 }
 
@@ -330,7 +330,7 @@ fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
         blame: Blame::ALL,
         end: "it was killed",
     };
-    queue.recover_seat(dead, 0).unwrap();
+    queue.retire_worker(dead, 0).unwrap();
     assert_eq!(redis.keys("conserver:taken:*"), Vec::<String>::new());
     assert_eq!(redis.length("in"), 1);
 }
@@ -414,7 +414,7 @@ fn what_was_kept_of_an_entry_goes_on_in_a_turn() {
     submit(&redis, "in", &samples);
     let claim = claim_of(&mut queue);
     let begun = claim_of(&mut other);
-    let progress = Progress {
+    let progress = ProgressRecord {
         id: begun.id().unwrap(),
         text: "words".to_owned(),
         document: Some(samples[1].text()),

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conserver::queue::{Holder, Lookout, Watched};
+use conserver::queue::{Holder, IngressWatcher, Watched};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -366,7 +366,8 @@ fn a_look_sets_a_token_for_each_entry_and_tells_of_those_that_nobody_has_taken()
     );
     let lists = ["in", "express"].map(list);
     let lookout = |lease| {
-        let mut lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("Redis");
+        let mut lookout =
+            IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("Redis");
         lookout.watch(&lists);
         lookout
     };
@@ -374,7 +375,7 @@ fn a_look_sets_a_token_for_each_entry_and_tells_of_those_that_nobody_has_taken()
     queue_with(&redis, "here", 1, lease)
         .take_lease()
         .expect("the lease");
-    let look = |lookout: &mut Lookout, lanes| {
+    let look = |lookout: &mut IngressWatcher, lanes| {
         let Watched {
             waiting,
             has_tokens_left,

@@ -17,7 +17,7 @@ use super::shown::{complain, complain_lines};
 use crate::config::{Config, ListName};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::queue::{self, Lists, Place, QueueError, Server};
+use crate::queue::{self, AuditLists, Location, QueueError, Server};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 use report::{Found, Report};
@@ -188,7 +188,7 @@ impl Search<'_> {
 
     /// The last look at one vCon. The queue comes before the storages, as it does for a vCon.
     fn settle_on(&mut self, id: VconId) -> Result<(), AuditFault> {
-        if self.audit.locate(&id)? != Place::Nowhere
+        if self.audit.locate(&id)? != Location::Nowhere
             || self.shelves.have(&id, None).map_err(storage_fault)?
             || !self.reported.insert(id.clone())
         {
@@ -198,7 +198,7 @@ impl Search<'_> {
         let is_requeued = match self.requeue {
             None => false,
             Some(list) => match self.audit.requeue(&id, list)? {
-                Place::Requeued => true,
+                Location::Requeued => true,
                 // Somebody else has just taken care of it.
                 _ => return Ok(()),
             },
@@ -215,10 +215,10 @@ fn storage_fault((name, failure): (String, Failure)) -> AuditFault {
 }
 
 /// The lists of all chains: of those out of service too.
-fn lists(config: &Config) -> Lists {
-    let mut lists = Lists {
+fn lists(config: &Config) -> AuditLists {
+    let mut lists = AuditLists {
         storages: config.storages.keys().cloned().collect(),
-        ..Lists::default()
+        ..AuditLists::default()
     };
     for chain in &config.chains {
         lists.ingress.extend(chain.ingress_lists.iter().cloned());

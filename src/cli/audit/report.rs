@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::cli::shown::{life, shortened, size};
 use crate::exit::Exit;
-use crate::queue::{Document, Kept};
+use crate::queue::{Document, StoredDocument};
 use crate::vcon::VconId;
 use crate::visible::{printable, visible_json};
 
@@ -27,7 +27,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    pub fn new(id: &VconId, kept: &Kept, requeued: bool) -> Self {
+    pub fn new(id: &VconId, kept: &StoredDocument, requeued: bool) -> Self {
         let text = match &kept.document {
             Document::Found(_, text) => Some(text),
             Document::Missing | Document::NotAnId | Document::Unusable(_) => None,
@@ -162,7 +162,7 @@ mod tests {
     use crate::queue::Kind;
 
     fn found(document: Document) -> Found {
-        let kept = Kept {
+        let kept = StoredDocument {
             document,
             ttl: None,
         };

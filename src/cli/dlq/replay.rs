@@ -16,8 +16,8 @@ use crate::cli::submit::progress;
 use crate::config::StorageConfig;
 use crate::failure::Failure;
 use crate::queue::{
-    DeadLetters, Document, Entry, HeldLock, KeptReason, Raw, Reason, ReplayLock, ReplayStart,
-    Server, Settling,
+    DeadLetters, Document, HeldLock, Raw, RawDeadLetter, Reason, ReplayLock, ReplayOutcome,
+    ReplayStart, Server, StoredReason,
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};
@@ -196,7 +196,7 @@ impl Replay<'_> {
     }
 
     /// One entry, unless a signal came.
-    fn next(&mut self, entry: &Entry) -> Result<Step, Fault> {
+    fn next(&mut self, entry: &RawDeadLetter) -> Result<Step, Fault> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Ok(Step::Stop("interrupted".to_owned()));
         }
@@ -218,10 +218,10 @@ impl Replay<'_> {
         Ok(result)
     }
 
-    fn one(&mut self, entry: &Entry) -> Result<Step, Fault> {
+    fn one(&mut self, entry: &RawDeadLetter) -> Result<Step, Fault> {
         let Some(id) = entry.entry.id() else {
             if entry.is_cut() {
-                // No reason can be kept of what cannot be named.
+                // Without the whole entry, no reason can be recorded for it.
                 return Ok(self.stays(
                     entry,
                     "queue",
@@ -255,8 +255,8 @@ impl Replay<'_> {
             document = now;
         }
         match self.letters.saved(&self.lock, &self.list, entry)? {
-            Settling::Lost => Ok(Step::Stop(self.lost())),
-            Settling::Done | Settling::Gone => {
+            ReplayOutcome::Lost => Ok(Step::Stop(self.lost())),
+            ReplayOutcome::Done | ReplayOutcome::Gone => {
                 self.done.saved += 1;
                 Ok(Step::Left)
             }
@@ -300,10 +300,10 @@ impl Replay<'_> {
     }
 
     /// Leaves the entry where it is, with this reason.
-    fn keep(&mut self, entry: &Entry, stage: &str, error: &str) -> Result<Step, Fault> {
-        let before = entry.reason.as_deref().map(KeptReason::read);
+    fn keep(&mut self, entry: &RawDeadLetter, stage: &str, error: &str) -> Result<Step, Fault> {
+        let before = entry.reason.as_deref().map(StoredReason::read);
         let attempts = match before {
-            Some(KeptReason::Known {
+            Some(StoredReason::Known {
                 stage: before,
                 attempts,
                 ..
@@ -320,13 +320,13 @@ impl Replay<'_> {
             .letters
             .refused(&self.lock, &self.list, &entry.entry, &reason)?;
         match kept {
-            Settling::Lost => Ok(Step::Stop(self.lost())),
-            Settling::Gone => Ok(Step::Left),
-            Settling::Done => Ok(self.stays(entry, stage, error)),
+            ReplayOutcome::Lost => Ok(Step::Stop(self.lost())),
+            ReplayOutcome::Gone => Ok(Step::Left),
+            ReplayOutcome::Done => Ok(self.stays(entry, stage, error)),
         }
     }
 
-    fn stays(&mut self, entry: &Entry, stage: &str, error: &str) -> Step {
+    fn stays(&mut self, entry: &RawDeadLetter, stage: &str, error: &str) -> Step {
         self.done.refused += 1;
         let entry = shortened(&entry.entry.to_string(), LONGEST_ENTRY);
         let error = shortened(error, LONGEST_ERROR);

@@ -16,7 +16,7 @@ use super::{
 use crate::cli::shown::{Layout, laid_out, life, moment, size};
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Document, HeldLock, Kept, Kind, Raw};
+use crate::queue::{DeadLetters, Document, HeldLock, Kind, Raw, StoredDocument};
 use crate::settings::Settings;
 use crate::view::StorageQueue;
 use crate::visible::{printable, printable_lines, visible_json};
@@ -205,7 +205,7 @@ fn gather(
     }
     let kept = match entry.id() {
         Some(id) => letters.document(&id)?,
-        None => Kept {
+        None => StoredDocument {
             document: Document::NotAnId,
             ttl: None,
         },
@@ -213,7 +213,7 @@ fn gather(
     Ok(whole(entry.to_string(), places, kept))
 }
 
-fn whole(uuid: String, letters: Vec<Place>, kept: Kept) -> Whole {
+fn whole(uuid: String, letters: Vec<Place>, kept: StoredDocument) -> Whole {
     let mut whole = Whole {
         uuid,
         letters,

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::cli::shown::{moment, shortened};
-use crate::queue::{KeptReason, Letter};
+use crate::queue::{DeadLetter, StoredReason};
 use crate::visible::printable;
 
 /// Entries that are no UUIDs are shortened to this in the table, and where one is told of.
@@ -46,7 +46,7 @@ pub(super) struct View {
 
 impl View {
     /// That of a letter in a queue which may also hold a backlog, if the storage defers.
-    pub fn new(letter: Letter, defers: bool) -> Self {
+    pub fn new(letter: DeadLetter, defers: bool) -> Self {
         let mut view = Self {
             uuid: letter.entry.to_string(),
             list: letter.list.to_string(),
@@ -59,8 +59,8 @@ impl View {
         };
         match letter.reason {
             None => {}
-            Some(KeptReason::Other(text)) => view.error = Some(text),
-            Some(KeptReason::Known {
+            Some(StoredReason::Other(text)) => view.error = Some(text),
+            Some(StoredReason::Known {
                 stage,
                 error,
                 attempts,
@@ -175,11 +175,11 @@ mod tests {
     use super::*;
     use crate::queue::Raw;
 
-    fn known(error: &str) -> Letter {
-        Letter {
+    fn known(error: &str) -> DeadLetter {
+        DeadLetter {
             list: Raw::new("default"),
             entry: Raw::new("05cec3d4-0561-4010-9fb8-23cc7edef146"),
-            reason: Some(KeptReason::Known {
+            reason: Some(StoredReason::Known {
                 stage: "storage pg".to_owned(),
                 error: error.to_owned(),
                 attempts: 2,
@@ -226,11 +226,11 @@ mod tests {
         let hostile = "\x1b[2J\n".repeat(1000);
         for reason in [
             None,
-            Some(KeptReason::Other(hostile.clone())),
+            Some(StoredReason::Other(hostile.clone())),
             known(&hostile).reason,
         ] {
             let view = View::new(
-                Letter {
+                DeadLetter {
                     list: Raw::new(hostile.as_str()),
                     entry: Raw::new(hostile.as_str()),
                     reason,
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_letter_without_a_reason_says_so() {
-        let letter = Letter {
+        let letter = DeadLetter {
             reason: None,
             ..known("")
         };

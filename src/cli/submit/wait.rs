@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use super::progress;
 use crate::cli::shown::complain;
 use crate::config::{ListName, Plan};
-use crate::queue::{Audit, DeadLetters, KeptReason, Letter, Lists, QueueError, Raw, Server};
+use crate::queue::{
+    Audit, AuditLists, DeadLetter, DeadLetters, QueueError, Raw, Server, StoredReason,
+};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -29,7 +31,7 @@ const PORTION: usize = 200;
 /// A look-out for vCons that are submitted after it was made.
 pub(super) struct Lookout {
     server: Server,
-    known: Lists,
+    known: AuditLists,
     /// Whether the lists are those of a configuration, so that there are no others.
     has_plan: bool,
     least_ttl: u64,
@@ -52,7 +54,7 @@ pub(super) struct Outcome {
     /// Those that were not done in time.
     pub undone: usize,
     /// Those that went to a dead letter queue.
-    pub dead: Vec<Letter>,
+    pub dead: Vec<DeadLetter>,
     /// How many of those that are in no list have no document either, after Redis was away: they have
     /// expired, or Redis has lost them.
     pub gone: usize,
@@ -63,9 +65,9 @@ impl Lookout {
     /// on, as far as the configuration is known here.
     pub fn new(settings: &Settings, list: &ListName) -> Result<Self, QueueError> {
         let plan = Plan::load(&settings.config_file).ok();
-        let mut known = Lists {
+        let mut known = AuditLists {
             ingress: vec![list.clone()],
-            ..Lists::default()
+            ..AuditLists::default()
         };
         let has_plan = plan.is_some();
         if let Some(plan) = plan {
@@ -211,7 +213,7 @@ impl Eyes {
         lists: &[ListName],
         done: &[VconId],
         since: f64,
-    ) -> Result<Vec<Letter>, QueueError> {
+    ) -> Result<Vec<DeadLetter>, QueueError> {
         let mut queues = self.letters.recorded()?;
         queues.extend(lists.iter().map(|list| Raw::new(list.as_str())));
         let mut dead = Vec::new();
@@ -225,6 +227,6 @@ impl Eyes {
     }
 }
 
-fn is_new(letter: &Letter, since: f64) -> bool {
-    matches!(&letter.reason, Some(KeptReason::Known { at, .. }) if *at >= since)
+fn is_new(letter: &DeadLetter, since: f64) -> bool {
+    matches!(&letter.reason, Some(StoredReason::Known { at, .. }) if *at >= since)
 }

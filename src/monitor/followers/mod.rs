@@ -33,7 +33,8 @@ use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{
-    Document, Expiry, HandedIn, Pulled, Pulls, QueueError, Reason, Server, left_by_followers,
+    Document, Expiry, FollowerQueue, PulledVcon, QueueError, Reason, Server, SubmitOutcome,
+    left_by_followers,
 };
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
@@ -304,7 +305,7 @@ fn warn_of_left_spools(board: &Path, followers: &[&str]) {
 struct Puller {
     follower: Follower,
     remote: Remote,
-    pulls: Pulls,
+    pulls: FollowerQueue,
     spool: Spool,
     /// Whether the spool was read, and nothing of it is left.
     is_unspooled: bool,
@@ -350,7 +351,7 @@ impl Puller {
         let settings = &manager.settings;
         Self {
             remote: Remote::new(&follower, &settings.header_name),
-            pulls: Pulls::new(
+            pulls: FollowerQueue::new(
                 manager.server.clone(),
                 Expiry::of(settings),
                 &settings.instance,
@@ -406,7 +407,7 @@ impl Puller {
             }
         }
         // Another instance need not wait until it expires.
-        if let Err(error) = self.pulls.give_up_turn() {
+        if let Err(error) = self.pulls.release_lease() {
             log::debug!(
                 "the turn of follower {} will expire: {error}",
                 self.follower.name
@@ -450,7 +451,7 @@ impl Puller {
         if self.is_to_end() {
             return Err(Stop::Ended);
         }
-        let holder = self.pulls.take_turn(TURN + self.follower.timeout)?;
+        let holder = self.pulls.take_lease(TURN + self.follower.timeout)?;
         if holder != self.other {
             let name = &self.follower.name;
             match &holder {
@@ -499,7 +500,7 @@ impl Puller {
     fn note(&mut self, ids: &[VconId]) {
         let mut is_spooled = false;
         let mut closing: Option<Instant> = None;
-        while let Err(error) = self.pulls.note(ids) {
+        while let Err(error) = self.pulls.record(ids) {
             self.tell(format!(
                 "{} UUIDs that it took could not be kept yet: {error}",
                 ids.len()
@@ -565,7 +566,7 @@ impl Puller {
         let ids = self.spool.read();
         let ids = ids.map_err(|error| Stop::Trouble(format!("could not read {path}: {error}")))?;
         if !ids.is_empty() {
-            self.pulls.note(&ids)?;
+            self.pulls.record(&ids)?;
             let (name, count) = (&self.follower.name, ids.len());
             log::info!("follower {name}: found {count} UUIDs that were taken before");
             self.spool.remove();
@@ -640,7 +641,7 @@ impl Puller {
         let last = failed.last().map(|(_, why)| why.clone());
         for (id, why) in failed {
             // If no document can be had, that is no fault of this one.
-            let tries = self.pulls.put_off(id, done > 0)?;
+            let tries = self.pulls.postpone(id, done > 0)?;
             if done > 0 && tries == 1 {
                 let name = &self.follower.name;
                 log::warn!(vcon_id = id.as_str(); "{id}: follower {name}: {why}; it tries again");
@@ -665,20 +666,20 @@ impl Puller {
             );
             CreatedAt::now()
         });
-        let pulled = Pulled {
+        let pulled = PulledVcon {
             id,
             text,
             digest: &digest,
             created: created.unix,
         };
         loop {
-            let handed_in = match self.pulls.hand_in(&pulled) {
+            let handed_in = match self.pulls.submit(&pulled) {
                 Err(QueueError::Document(why)) => {
                     let why = format!("Redis refuses the document: {why}");
                     return self.refuse(id, &why, 1);
                 }
-                Ok(HandedIn::There) => match self.compare(&pulled)? {
-                    Compared::Same => self.pulls.hand_in_again(id, &digest)?,
+                Ok(SubmitOutcome::There) => match self.compare(&pulled)? {
+                    Compared::Same => self.pulls.submit_existing(id, &digest)?,
                     Compared::Gone => continue,
                     Compared::Other(why) => return self.refuse(id, &why, 1),
                 },
@@ -686,14 +687,14 @@ impl Puller {
             };
             let name = &self.follower.name;
             match handed_in {
-                HandedIn::Done => {
+                SubmitOutcome::Done => {
                     let list = &self.follower.ingress_list;
                     log::info!(vcon_id = id.as_str(); "{id}: follower {name} pulled it onto list {list}");
                     self.tallies.note(name, |it| it.pulled += 1);
                 }
-                HandedIn::NotOurs => log::debug!("{id}: another instance has handed it in"),
-                HandedIn::Gone | HandedIn::There => continue,
-                HandedIn::Refused(why) => return Err(Stop::Trouble(why)),
+                SubmitOutcome::NotOurs => log::debug!("{id}: another instance has handed it in"),
+                SubmitOutcome::Gone | SubmitOutcome::There => continue,
+                SubmitOutcome::Refused(why) => return Err(Stop::Trouble(why)),
             }
             return Ok(());
         }
@@ -701,7 +702,7 @@ impl Puller {
 
     /// Compares a pulled document with the one that is here. That one may have changes of ours in it,
     /// so it is never written over.
-    fn compare(&mut self, pulled: &Pulled<'_>) -> Result<Compared, Stop> {
+    fn compare(&mut self, pulled: &PulledVcon<'_>) -> Result<Compared, Stop> {
         let (here, last) = self.pulls.document(pulled.id)?;
         let here = match here {
             Document::Missing => return Ok(Compared::Gone),
@@ -729,8 +730,8 @@ impl Puller {
             worker: "Monitor",
         };
         match self.pulls.refuse(id, &reason)? {
-            HandedIn::Refused(why) => Err(Stop::Trouble(why)),
-            HandedIn::Done => {
+            SubmitOutcome::Refused(why) => Err(Stop::Trouble(why)),
+            SubmitOutcome::Done => {
                 let list = &self.follower.ingress_list;
                 log::error!(
                     vcon_id = id.as_str();
@@ -739,7 +740,7 @@ impl Puller {
                 self.tallies.note(name, |it| it.dead_lettered += 1);
                 Ok(())
             }
-            HandedIn::NotOurs | HandedIn::There | HandedIn::Gone => Ok(()),
+            SubmitOutcome::NotOurs | SubmitOutcome::There | SubmitOutcome::Gone => Ok(()),
         }
     }
 

@@ -1,19 +1,19 @@
--- Takes the next entry for one lane. Goes after `pop`, which takes an entry from one list, and before the scripts
--- that claim.
+-- Claims the next entry for one lane. Goes after `pop_ingress` or `pop_backlog`, whose `pop` takes an entry from one
+-- list, and before the scripts that claim.
 -- KEYS: 1 the worker's claims hash, 2 the lease on the instance's name, 3 the set of instances, 4 the instance's set
 --       of workers, then the lists in order.
--- ARGV: 1 lane, 2 the most bytes of a document to hand over, 3 the record of our lease, 4 its time to live,
---       5 the instance, 6 the worker, 7 the time to live that a document gets when less than half of it is left,
---       8 the mark of our lease, 9 the time of the request, 10 how many lists, then the name of each list as JSON.
--- Returns {token, list, entry, context, kind, document, fault, deaths, progress}; token is '' if all lists are empty,
--- deaths is '' if nothing is kept about the entry. If another daemon has the name, kind is 'not-ours' and document its
--- record.
--- A claim that the lane already holds is returned again: its first answer, or its finish, was lost. If another daemon
--- made it, which had the name in the meantime, kind is 'left-behind'.
+-- ARGV: 1 lane, 2 how many bytes a document may have to be returned here, 3 the record of our lease, 4 its time to
+--       live, 5 the instance, 6 the worker, 7 the time to live that a document gets once less than half of it is left,
+--       8 the mark of our lease, 9 the time of the request, 10 the number of lists, then the name of each list as JSON.
+-- Returns {token, list, entry, context, kind, document, fault, deaths, progress}. token is '' if all lists are empty;
+-- deaths is '' if Redis holds nothing about the entry. If another daemon holds the name, kind is 'not-ours' and document
+-- its record.
+-- If the lane still holds a claim, returns that claim again: its first reply, or its finish, was lost. If another daemon
+-- made that claim while it held the name, kind is 'left-behind'.
 
 local UUID = '^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$'
 
--- What is wrong with a key, or with the rights to it, is no fault of the server.
+-- Whether an error is about a key, or the rights to it, and not about the server.
 local function is_of_the_key(err)
   return err:find('WRONGTYPE') or err:find('NOPERM') or err:find('user executing the script')
 end
@@ -23,7 +23,7 @@ local function json_document(key)
   if type(size) ~= 'number' or size > tonumber(ARGV[2]) then return 'json-large', '' end
   local text = redis.pcall('JSON.GET', key)
   if type(text) == 'table' then
-    -- What the user may not do is no fault of the document: it is waited out.
+    -- A missing right is no fault of the document: the lane waits until it has the right.
     local err = text.err or ''
     if err:find('NOPERM') or err:find('user executing the script') then error(text) end
     return 'unreadable', err
@@ -48,7 +48,7 @@ local function document(entry)
   return kind, ''
 end
 
--- What is kept about an entry beside its claim: rarely anything, so one command asks for all of it.
+-- What Redis holds about an entry besides its claim: rarely anything, so one command asks for all of it.
 local function notes(list, entry)
   if redis.call('EXISTS', 'conserver:deaths', 'conserver:lapses', 'conserver:tries', 'conserver:progress') == 0 then
     return '', ''
@@ -74,7 +74,7 @@ local function held_claim()
   if not held then return nil end
   local claim = read_record(held)
   if not claim then
-    -- The first write of a script, if it may take memory, is refused by a full Redis: this one takes none.
+    -- A full Redis refuses the first write of a script if it may take memory. This one takes none.
     redis.call('HDEL', KEYS[1], '')
     redis.call('RPUSH', 'conserver:unreadable', held)
     redis.call('HDEL', KEYS[1], ARGV[1])
@@ -86,11 +86,11 @@ local function held_claim()
   return handed(token_of(held), claim.list, claim.uuid, claim.context, '')
 end
 
--- `is_known` says that the lane's worker is known to hold claims until this very script.
+-- `is_known` says that the lane held a claim until this very script, so its worker is in the set of workers.
 local function claim(is_known)
   local holder = redis.call('GET', KEYS[2])
   if not holder then
-    -- Nothing that grows comes first, so that the lease can be had on a server that is full.
+    -- Nothing that takes memory comes first, so that the lease can be taken on a full server.
     redis.call('DEL', KEYS[2])
     redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
     redis.call('SADD', KEYS[3], ARGV[5])
@@ -107,7 +107,7 @@ local function claim(is_known)
     local list = KEYS[4 + i]
     local entry = pop(list)
     if type(entry) == 'table' then
-      -- What is wrong with one list keeps nobody from the others; what is wrong with the server does.
+      -- An error about one list does not keep the lane from the others; an error of the server does.
       local err = entry.err or ''
       if not is_of_the_key(err) then return entry end
       fault = list .. ': ' .. err
@@ -124,7 +124,7 @@ local function claim(is_known)
       local record = token .. ',"list":' .. ARGV[10 + i] .. ',"uuid":' .. encoded
       if context ~= '' then record = record .. ',"context":' .. cjson.encode(context) end
       record = record .. '}'
-      -- A full Redis does not refuse it, being the second write; the rights of a user may.
+      -- A full Redis does not refuse it, as it is the second write. A missing right may.
       local kept = redis.pcall('HSET', KEYS[1], ARGV[1], record)
       if type(kept) == 'table' then
         if context ~= '' then redis.pcall('LPUSH', 'context:' .. list .. ':' .. entry, context) end

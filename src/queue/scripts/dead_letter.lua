@@ -1,11 +1,12 @@
 -- Moves a claimed entry to its dead letter queue.
 -- KEYS: the claims hash, the deaths hash, the dead letter list, the hash of reasons.
--- ARGV: lane, the claim's token, entry, reason (a JSON object), the document's key or '', its time to live (0: as it is),
---       the field of the vCon's progress, the key of the document it is kept with, the progress or '', the text that
---       must stand there, the progress that the claim was handed, its time to live, '1' to move it at once.
--- Answers 1 when done, 0 when the claim is not ours any more, 'changed' if it is still held because another document
--- stands there, or 'again' and a number if it is still held because it has been a dead letter just before, so many times
--- in a row: somebody puts back at once what comes here, and would never find the queue empty.
+-- ARGV: lane, the claim's token, entry, reason (a JSON object), the document's key or '', its time to live (0: unchanged),
+--       the field of the vCon's progress, the key of the document that the progress belongs to, the progress or '', the
+--       text that must stand there, the progress that the claim got, the time to live of progress, '1' to move the entry
+--       even if it was a dead letter just before.
+-- Returns 1 if done, 0 if the lane no longer holds the claim. If the lane still holds it, returns 'changed' if another
+-- document stands there, or 'again' and a number if the entry was a dead letter just before, that many times in a row:
+-- somebody puts back at once whatever comes here, and would never see the queue empty.
 
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 if not is_held(record, ARGV[2]) then return 0 end
@@ -16,7 +17,7 @@ if type(before) == 'string' and seconds_since(before) < YOUNG then
   if ARGV[13] ~= '1' then return 'again ' .. again end
   reason = reason:sub(1, -2) .. ',"again":' .. again .. '}'
 end
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+-- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 local kind = redis.call('TYPE', KEYS[3]).ok
 if kind == 'list' or kind == 'none' then
@@ -24,7 +25,7 @@ if kind == 'list' or kind == 'none' then
 else
   redis.call('RPUSH', 'conserver:unreadable', record)
 end
--- Nothing from here on may keep the claim: the entry would be pushed again.
+-- No failure from here on may leave the claim in place: the entry would be pushed again.
 redis.pcall('HSET', KEYS[4], ARGV[3], with_time(reason))
 redis.pcall('SADD', 'conserver:letters', KEYS[3])
 if ARGV[5] ~= '' then

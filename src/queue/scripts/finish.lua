@@ -1,20 +1,20 @@
--- Replaces a finished vCon's document if it changed, makes the announcements and lets go of its claim. Goes before the
--- scripts that finish.
+-- Finishes a vCon: replaces its document if it changed, announces it, and ends its claim. Goes before the scripts that
+-- finish.
 -- KEYS: 1 the claims hash, then, after the lists of `claim`, the lists to push to.
--- ARGV: 1 lane; after the arguments of `claim`: 1 the claim's token, 2 the entry claimed, 3 the field of its progress, 4 context,
---       5 the context's time to live, 6 '1' if anything is kept about the entry,
---       7 the vCon's key, 8 what stands there: '' (not looked at), 'text', 'json', or 'draft' (compared by the lane),
---       9 the text that must stand there, 10 the text to write, '' to write nothing; of a draft its key,
---       11 a time to live for the vCon's key or '', 12 all ingress lists, a line each, 13 how many
---       announcements, then the UUID of each,
---       then how many letters, the time to live of their documents (0: as it is), and for each: the list, the hash of
---       reasons, the UUID, the reason or ''.
--- Returns {1} when done, {2} when done and the document had been deleted meanwhile, {0} when the claim is not ours any
--- more, {'changed'} if something else stands under the vCon's key, {'large'} if what stands there is too large to be
--- compared here, {'unwritten', error} if the document is refused,
--- {'refused', list, kind} if a key to push to is no list. Nothing is done but for 1 and 2.
+-- ARGV: 1 lane; after the arguments of `claim`: 1 the claim's token, 2 the entry claimed, 3 the field of its progress,
+--       4 context, 5 the context's time to live, 6 '1' if Redis holds anything about the entry,
+--       7 the vCon's key, 8 how to compare its document: '' (not at all), 'text', 'json', or 'draft' (the lane has compared
+--       it), 9 the text that must stand there, 10 the text to write, '' to write nothing; the key of a draft,
+--       11 a time to live for the vCon's key or '', 12 all ingress lists, a line each, 13 the number of announcements, then
+--       the UUID of each,
+--       then the number of storages that failed, the time to live of their documents (0: unchanged), and for each: its dead
+--       letter list, the hash of reasons, the UUID, the reason or ''.
+-- Returns {1} if done, {2} if done and the document had been deleted meanwhile, {0} if the lane no longer holds the claim,
+-- {'changed'} if another document stands under the vCon's key, {'large'} if it is too large to be compared here,
+-- {'unwritten', error} if the server refuses the document, {'refused', list, kind} if a key to push to holds another type.
+-- Nothing is done but for 1 and 2.
 
--- What is kept of a vCon that one storage alone does not have. Nothing if the document is gone: there is nothing to save.
+-- Queues a vCon for each storage that failed to save it. Does nothing if the document is gone: there is nothing to save.
 local function write_letters(at)
   local letters, ttl = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
   for i = at + 2, at + 1 + 4 * letters, 4 do
@@ -25,7 +25,7 @@ local function write_letters(at)
       if type(redis.pcall('RPUSH', list, uuid)) == 'table' then
         redis.call('RPUSH', 'conserver:unreadable', '{"list":' .. cjson.encode(list) .. ',"uuid":"' .. uuid .. '"}')
       elseif reason == '' then
-        -- It waits again: what it was refused for before does not count any more.
+        -- It is backlog again: an earlier reason no longer counts.
         redis.pcall('HDEL', reasons, uuid)
       else
         redis.pcall('HSET', reasons, uuid, with_time(reason))
@@ -59,7 +59,7 @@ local function finish()
     if not now then
       outcome = 2
     elseif now ~= text then
-      -- The text itself stands there if an earlier try was refused further on.
+      -- The new text stands there already if an earlier try was refused later on.
       if now ~= ARGV[at + 9] then return {'changed'} end
       if text ~= '' then
         local refusal = write(key, how, text, ARGV[at + 12])
@@ -67,13 +67,13 @@ local function finish()
       end
     end
   end
-  -- A full Redis refuses the first write of a script, if it may take memory. This one takes none.
+  -- A full Redis refuses the first write of a script if it may take memory. This one takes none.
   redis.call('HDEL', KEYS[1], ARGV[1])
   local announcements = tonumber(ARGV[at + 13])
   for i = 1, announcements do
     local pushed = redis.pcall('RPUSH', KEYS[pushes + i], ARGV[at + 13 + i])
     if type(pushed) == 'table' then
-      -- Not half of it: it will be tried again. The claim comes first, as the user may not have the right to `RPOP`.
+      -- Undo it: the lane will try all of it again. The claim comes first, as the user may lack the right to `RPOP`.
       redis.call('HSET', KEYS[1], ARGV[1], record)
       for j = 1, i - 1 do redis.pcall('RPOP', KEYS[pushes + j]) end
       local kind = redis.call('TYPE', KEYS[pushes + i]).ok

@@ -1,19 +1,19 @@
--- Takes the oldest entry of a storage's queue that is no dead letter: one without a reason. Nothing while somebody
+-- Takes the oldest entry of a storage's queue that is backlog: one without a reason. Takes nothing while somebody
 -- replays the queue.
 
--- So many entries are looked at in one call, which holds Redis up for some 8 ms. The next goes on from there.
+-- How many entries one call looks at, which blocks Redis for some 8 ms. The next call continues there.
 local REACH = 10000
 
 local function pop(list)
   local kind = redis.call('TYPE', list).ok
   if kind ~= 'list' or redis.call('EXISTS', list .. ':replay-lock') == 1 then return false end
   local reasons, hint = 'conserver:dlq:' .. list:sub(5), 'conserver:backlog:' .. list:sub(5)
-  -- A long queue of nothing but dead letters is not looked through each time; some of the reasons may be of letters that
-  -- others have taken, until the monitor drops those.
+  -- Do not search a long queue of nothing but dead letters each time. Until the monitor drops stale reasons, some may belong
+  -- to entries that others have removed.
   local length, dead = redis.call('LLEN', list), redis.pcall('HLEN', reasons)
   if type(dead) ~= 'number' or (length > 1000 and dead >= length) then return false end
-  -- How many dead letters stood before the last entry that was taken, or looked at. If some of them have been taken since,
-  -- this is too far: then the look begins anew once it has come to the end.
+  -- The number of dead letters before the last entry that was taken or looked at. If some of these have been removed since,
+  -- this is too far: the search begins anew once it has reached the end.
   local from = tonumber(redis.pcall('GET', hint)) or 0
   if from >= length then from = 0 end
   local till = math.min(length, from + REACH)

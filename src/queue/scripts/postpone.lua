@@ -1,17 +1,16 @@
--- Puts a claimed entry at the end of its list: a backend that answers has failed in all attempts for it.
+-- Puts a claimed entry at the tail of its list, because a reachable backend has failed for it in all attempts.
 -- KEYS: the claims hash, the hash of rounds, the ingress list.
--- ARGV: lane, the claim's token, entry, context, the context's time to live, the most rounds (0: any number),
---       seconds between the time that the backend last did its work and the failure ('' where it never has, or where that
---       does not count),
---       the rounds' time to live, the document's, the stage that has failed, the field of the vCon's progress, the
---       key of the document it is kept with, the progress or '', the text that must stand there, the progress that the
---       claim was handed, how long it must have failed for such rounds, how long for all rounds that count otherwise ('' where
---       none does), seconds since the failure.
--- Answers 1 when done, 0 when the claim is not ours any more. Answers the number of rounds as text, and the claim
--- is still held, where these are too many; or 'changed', and it is still held, where another document stands there;
--- or the name of an ingress key that is no list. Only rounds of one stage count. Of those between which the backend has
--- worked for others, so many are too many; of others, only if that goes on for very long. A time in which nobody tried it
--- counts for no more than a part of that.
+-- ARGV: 1 lane, 2 the claim's token, 3 entry, 4 context, 5 the context's time to live, 6 how many rounds are too many (0: no
+--       limit), 7 seconds between the last success of the backend and the failure ('' if it never succeeded, or if that
+--       does not count), 8 the rounds' time to live, 9 the document's, 10 the stage that failed, 11 the field of the
+--       vCon's progress, 12 the key of the document that the progress belongs to, 13 the progress or '', 14 the text that
+--       must stand there, 15 the progress that the claim got, 16 how long such rounds must have gone on, 17 how long all
+--       other rounds that count must have gone on ('' if none counts), 18 seconds since the failure.
+-- Returns 1 if done, 0 if the lane no longer holds the claim. If the lane still holds it, returns the number of rounds as
+-- text if these are too many, 'changed' if another document stands there, or the name of an ingress key that holds another
+-- type.
+-- Only rounds of one stage count. A limited number of rounds is allowed if the backend succeeded for others in between;
+-- otherwise rounds may go on for very long. A time in which nobody tried the backend counts as a small part of that at most.
 
 if not is_held(redis.call('HGET', KEYS[1], ARGV[1]), ARGV[2]) then return 0 end
 if is_outdated(ARGV[12], ARGV[13], ARGV[14]) then return 'changed' end
@@ -33,11 +32,11 @@ if most > 0 and since and longest and all >= most and spent >= longest then retu
 local kind = redis.call('TYPE', KEYS[3]).ok
 if kind ~= 'list' and kind ~= 'none' then return KEYS[3] .. ' holds a ' .. kind end
 
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+-- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 redis.call('RPUSH', KEYS[3], ARGV[3])
 keep_alive('vcon:' .. ARGV[3], ARGV[9])
--- Nothing from here on may keep the claim: the entry would be pushed again.
+-- No failure from here on may leave the claim in place: the entry would be pushed again.
 redis.pcall('HSET', KEYS[2], ARGV[3], ('%d %.6f %.6f %d '):format(rounds, failed, spent, all) .. ARGV[10])
 redis.pcall('EXPIRE', KEYS[2], ARGV[8])
 put_back_context(KEYS[3], ARGV[3], ARGV[4], ARGV[5])

@@ -1,12 +1,12 @@
--- Tries every command that scripts and lanes need, on keys of its own, and the rights to other keys. Leaves nothing.
+-- Tries every command that scripts and lanes need, on keys of its own, and the rights to other keys. Leaves nothing behind.
 -- KEYS: two strings, a list, a hash, a set, a sorted set, that nobody else uses.
--- ARGV: 1 if documents are put in a sorted set, 1 if it tells how they are kept, keys whose rights are tried: nothing is
---       written to those.
--- Returns {commands that are refused, keys that are}.
+-- ARGV: 1 if documents are added to a sorted set, 1 if the sorted set shows how documents are stored, then keys to which
+--       the rights are tried: nothing is written to those.
+-- Returns {commands that are refused, keys that are refused}.
 
 local first, second, list, hash, set, sorted = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 
--- Redis words it in many ways; what else goes wrong, such as a full server, is not asked here.
+-- Whether an error is a refusal, which Redis words in many ways. Other errors, such as that of a full server, do not count.
 local function is_refused(answer)
   if type(answer) ~= 'table' or not answer.err then return false end
   local err = answer.err
@@ -76,7 +76,7 @@ for _, key in ipairs(KEYS) do redis.pcall('DEL', key) end
 local closed = {}
 for i = 3, #ARGV do
   local key = ARGV[i]
-  -- On a key of another kind this is an error, and on a hash no field has that name.
+  -- On a key of another type this is an error; in a hash, no field has that name.
   local is_closed = not is_known.HDEL and is_refused(redis.pcall('HDEL', key, ''))
     or not is_known.TYPE and is_refused(redis.pcall('TYPE', key))
   if is_closed then closed[#closed + 1] = key end

@@ -1,8 +1,8 @@
--- How far a vCon has come that was let go before its end: `conserver:progress`, by list and UUID. A record is good as
--- long as the document is the one that it was kept with; it has that document's digest, its key, and the lane's words.
--- Goes before the scripts that need it.
+-- How far a vCon has come whose claim was released before its finish: `conserver:progress`, by list and UUID. A record
+-- holds the digest of the document, the document's key, and what the lane wrote. It is valid as long as the document is the
+-- same. Goes before the scripts that need it.
 
--- A longer text does not go through the script interpreter: of that, the length counts.
+-- A longer text does not go through the script interpreter: its length takes the place of its digest.
 local LONGEST = 1048576
 
 local function digest_of(key)
@@ -18,7 +18,7 @@ local function digest_of(key)
   return type(text) == 'string' and redis.sha1hex(text) or 'none'
 end
 
--- To look at a large RedisJSON document takes Redis a quarter of a second: once in a script, unless it writes one.
+-- The digests that this script has computed: one of a large RedisJSON document takes Redis a quarter of a second.
 local digests = {}
 
 local function digest(key)
@@ -26,7 +26,7 @@ local function digest(key)
   return digests[key]
 end
 
--- What is kept of an entry and still good, else ''.
+-- The recorded progress of an entry, if it is still valid, else ''.
 local function kept_progress(field)
   local kept = redis.pcall('HGET', 'conserver:progress', field)
   if type(kept) ~= 'string' then return '' end
@@ -34,13 +34,13 @@ local function kept_progress(field)
   return was and digest(key) == was and progress or ''
 end
 
--- Words that say no more than that nothing known before counts: the vCon begins anew.
+-- The progress of a vCon that begins anew: nothing recorded before counts.
 local VOID = '!'
 
--- Keeps how far a vCon has come; '' leaves what is kept. `handed` is what its claim was handed. If something else is kept
--- by now, the vCon is more than once on its list, and another claim of it has ended meanwhile. Which of the two was the
--- last to give a storage its document, nobody knows: unless both say the same, all storages are to be given it again,
--- which a '^' before the lane's words tells.
+-- Records how far a vCon has come; '' changes nothing. `handed` is the progress that its claim got. If another progress is
+-- recorded by now, the vCon is on its list more than once, and another claim of it has ended meanwhile. Nobody knows which
+-- of the two saved its document last to a storage. So unless both say the same, a '^' before the progress says that all
+-- storages must save it again.
 local function keep_progress(field, key, progress, handed, time)
   if progress == '' then return end
   local kept = kept_progress(field)
@@ -49,16 +49,17 @@ local function keep_progress(field, key, progress, handed, time)
   redis.pcall('EXPIRE', 'conserver:progress', time)
 end
 
--- Whether another document stands there than the one that the progress was made with. Of a long one nobody knows.
+-- Whether another document stands there than the one that the progress was made with. False for long ones, which are not
+-- compared.
 local function is_outdated(key, progress, text)
   if progress == '' or progress == VOID then return false end
   local now = digest(key)
   return #now == 40 and now ~= redis.sha1hex(text)
 end
 
--- Before a lane writes a document: returns what makes the records that were kept with the old text good with the new
--- one, in each of these lists. What a chain writes is no new version: no link runs again. But the storages of these
--- records have the old text, which a '~' before the lane's words tells.
+-- Called before a lane writes a document. Returns a function that makes the records of progress which are valid with the
+-- old text valid with the new one, in each of these lists. What a chain writes is no new version, so no link runs again.
+-- But the storages of these records have the old text: a '~' before the progress says so.
 local function progress_of_writer(key, lists)
   if redis.call('EXISTS', 'conserver:progress') == 0 then return function() end end
   local before, uuid = digest(key), key:sub(6)

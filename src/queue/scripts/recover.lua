@@ -1,16 +1,18 @@
--- Returns every claim of a worker that is gone: to the head of its list, or, once too many workers have died on it, to
--- the dead letter queue. If several were in work when it died, any of them may be the reason: none is a dead letter for
--- that, and each is worked on alone before its next death counts as its own. A claim whose list is no list is kept among those of worker 0, until it can be returned. If the lease on its instance's name ran out, nobody saw the worker die: that counts as a lapse.
--- KEYS: the worker's claims hash, the deaths hash, the lease on its instance's name, the lapses hash, the claims hash
---       of worker 0, the instance's set of workers.
--- ARGV: how many deaths (or lapses) make a vCon poison (0: none), the time to live of these counts, the contexts' time
---       to live, a dead letter document's time to live (0: for ever), the name of the worker,
---       whether it died on 'all but' certain vCons or on 'these', or this is a 'lapse', the record that the lease must
---       have, '' where there must be none, how the worker ended, the UUIDs of those vCons, in lower case and between
---       spaces, the documents' time to live, that of what is kept of progress.
--- Answers a flat list: entry, list, deaths (or lapses), 'returned', 'kept', 'poison' or 'unreadable', and so
--- on; what was kept before, and still is, is not told again. Where the lease
--- is another one, answers its record, '' where there is none.
+-- Returns every claim of a worker that has ended: to the head of its list, or, once too many workers have died on it, to the
+-- dead letter queue. If several suspects were in work when the worker died, any of them may be the reason: none becomes a
+-- dead letter for that, and each is worked on alone before its next death counts as its own. A claim whose list's key
+-- holds another type goes to the claims of worker 0 until it can be returned. If the lease on the instance's name ran out,
+-- nobody saw the worker die: that counts as a lapse.
+-- KEYS: 1 the worker's claims hash, 2 the deaths hash, 3 the lease on its instance's name, 4 the lapses hash, 5 the claims
+--       hash of worker 0, 6 the instance's set of workers.
+-- ARGV: 1 how many deaths (or lapses) make a vCon poison (0: none), 2 the time to live of these counts, 3 that of contexts,
+--       4 that of a dead letter's document (0: unchanged), 5 the name of the worker, 6 whether the suspects are 'all but'
+--       certain vCons or 'these', or this is a 'lapse', 7 the record that the lease must have, '' if there must be no lease,
+--       8 how the worker ended, 9 the UUIDs of those vCons, in lower case and separated by spaces, 10 the time to live of
+--       documents, 11 that of progress.
+-- Returns a flat list: entry, list, deaths (or lapses), 'returned', 'kept', 'poison' or 'unreadable', and so on. A claim
+-- that worker 0 held before, and still holds, is not listed. If the lease has another record, returns that, '' if there is
+-- none.
 
 local UUID = '^' .. ('%x'):rep(8) .. '%-' .. (('%x'):rep(4) .. '%-'):rep(3) .. ('%x'):rep(12) .. '$'
 
@@ -21,14 +23,14 @@ local is_lapse, is_kept = ARGV[6] == 'lapse', KEYS[1] == KEYS[5]
 local counts = is_lapse and KEYS[4] or KEYS[2]
 
 local out = {}
--- What is no entry of ours may be of any length; it is told for the log only.
+-- An entry that is no UUID may have any length. It is returned for the log only.
 local function report(entry, list, count, what)
   for _, value in ipairs({entry:sub(1, MOST_OF_ENTRY), list, count, what}) do out[#out + 1] = value end
 end
 
 local claims = {}
 local fields = redis.call('HGETALL', KEYS[1])
--- A full Redis refuses the first write of a script, if it may take memory. This one takes none and changes nothing.
+-- A full Redis refuses the first write of a script if it may take memory. This one takes none and changes nothing.
 redis.call('HDEL', KEYS[1], '')
 for i = 1, #fields, 2 do
   local claim = read_record(fields[i + 1])
@@ -47,7 +49,7 @@ table.sort(claims, function(a, b) return a.since > b.since end)
 local function bury(claim, count, why)
   local reason = with_time('{"stage":"worker","error":' .. cjson.encode(why)
     .. ',"attempts":' .. count .. ',"worker":' .. cjson.encode(ARGV[5]) .. '}')
-  -- What came from the queue of a storage goes back there.
+  -- An entry from the queue of a storage goes back there.
   local storage = claim.list:match('^DLQ:(storage:.+)$')
   local letters = storage and claim.list or 'DLQ:' .. claim.list
   if type(redis.pcall('RPUSH', letters, claim.uuid)) == 'table' then
@@ -73,7 +75,7 @@ local function too_often(count)
   return count .. ' workers died while they worked on it; how the last one ended: ' .. ARGV[8]
 end
 
--- Puts an entry back at the head of its list, if that is a list.
+-- Puts an entry back at the head of its list. Returns false if the key holds another type.
 local function put_back(claim)
   keep_alive('vcon:' .. claim.uuid, ARGV[10])
   if type(redis.pcall('LPUSH', claim.list, claim.uuid)) == 'table' then return false end
@@ -98,7 +100,7 @@ for _, claim in ipairs(claims) do
       count = 1
       redis.pcall('HSET', counts, claim.uuid, count)
     end
-    -- One below the limit, so that it is worked on alone; the first death is never forgotten.
+    -- One below the limit, so that it is worked on alone. The first death always counts.
     local most = math.max(limit - 1, 1)
     if in_doubt and limit > 0 and count > most then
       count = most
@@ -120,7 +122,7 @@ for _, claim in ipairs(claims) do
     redis.call('SADD', KEYS[6], 0)
     report(claim.uuid, claim.list, count, 'kept')
   end
-  -- Nobody knows how far it came: it begins anew, also if another claim of it, which is twice on its list, is let go.
+  -- Nobody knows how far it came, so it begins anew; also if it is on its list twice, and another claim of it is released.
   local field, key = claim.list .. '\n' .. claim.uuid, 'vcon:' .. claim.uuid
   redis.pcall('HDEL', 'conserver:progress', field)
   if claim.uuid:find(UUID) and redis.call('EXISTS', key) == 1 then

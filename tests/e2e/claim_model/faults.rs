@@ -8,34 +8,34 @@ use super::store::{Index, Run, Store};
 
 /// The script that claims, as the queue puts it together.
 const CLAIM: &str = concat!(
-    include_str!("../../../src/queue/scripts/alive.lua"),
-    include_str!("../../../src/queue/scripts/token.lua"),
-    include_str!("../../../src/queue/scripts/record.lua"),
+    include_str!("../../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../../src/queue/scripts/claim_token.lua"),
+    include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/pop.lua"),
+    include_str!("../../../src/queue/scripts/pop_ingress.lua"),
     include_str!("../../../src/queue/scripts/claim.lua"),
-    include_str!("../../../src/queue/scripts/claim_next.lua")
+    include_str!("../../../src/queue/scripts/run_claim.lua")
 );
 
 /// The script that finishes.
 const FINISH: &str = concat!(
-    include_str!("../../../src/queue/scripts/token.lua"),
-    include_str!("../../../src/queue/scripts/foreign.lua"),
+    include_str!("../../../src/queue/scripts/claim_token.lua"),
+    include_str!("../../../src/queue/scripts/direct_writes.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/document.lua"),
-    include_str!("../../../src/queue/scripts/reason.lua"),
+    include_str!("../../../src/queue/scripts/compare_and_write.lua"),
+    include_str!("../../../src/queue/scripts/reason_time.lua"),
     include_str!("../../../src/queue/scripts/finish.lua"),
-    include_str!("../../../src/queue/scripts/finish_alone.lua")
+    include_str!("../../../src/queue/scripts/run_finish.lua")
 );
 
 /// The script that returns the claims of a worker that is gone.
 const RECOVER: &str = concat!(
-    include_str!("../../../src/queue/scripts/alive.lua"),
-    include_str!("../../../src/queue/scripts/context.lua"),
+    include_str!("../../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../../src/queue/scripts/put_back_context.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
-    include_str!("../../../src/queue/scripts/reason.lua"),
-    include_str!("../../../src/queue/scripts/token.lua"),
-    include_str!("../../../src/queue/scripts/record.lua"),
+    include_str!("../../../src/queue/scripts/reason_time.lua"),
+    include_str!("../../../src/queue/scripts/claim_token.lua"),
+    include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/recover.lua")
 );
 

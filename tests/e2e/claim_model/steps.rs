@@ -90,6 +90,6 @@ fn finish<'a>(id: &'a VconId, egress: &'a [ListName]) -> Finish<'a> {
         expire: None,
         egress,
         routes: &[],
-        letters: &[],
+        failed_storages: &[],
     }
 }

@@ -1,7 +1,7 @@
 //! The crate's own access to the work in Redis, without a daemon.
 
 use conserver::config::ListName;
-use conserver::queue::{Expiry, Holder, NameLease, Queue, Seat, Server};
+use conserver::queue::{Expiry, Holder, LaneId, NameLease, Queue, Server};
 use conserver::settings::Settings;
 
 use super::Redis;
@@ -28,7 +28,7 @@ pub fn lease_of(instance: &str, holder: &Holder) -> NameLease {
 
 /// The queue of a worker's only lane.
 pub fn queue_with(redis: &Redis, instance: &str, worker: u32, lease: NameLease) -> Queue {
-    let seat = Seat {
+    let seat = LaneId {
         instance: instance.to_owned(),
         worker,
         lane: 1,

@@ -43,28 +43,40 @@ macro_rules! files {
 }
 
 const CLAIM: &[&str] = files!(
-    "alive",
-    "token",
-    "record",
+    "extend_ttl",
+    "claim_token",
+    "claim_record",
     "progress",
-    "pop",
+    "pop_ingress",
     "claim",
-    "claim_next"
+    "run_claim"
 );
 const FINISH: &[&str] = files!(
-    "token",
-    "foreign",
+    "claim_token",
+    "direct_writes",
     "progress",
-    "document",
-    "reason",
+    "compare_and_write",
+    "reason_time",
     "finish",
-    "finish_alone"
+    "run_finish"
 );
 const RECOVER: &[&str] = files!(
-    "alive", "context", "progress", "reason", "token", "record", "recover"
+    "extend_ttl",
+    "put_back_context",
+    "progress",
+    "reason_time",
+    "claim_token",
+    "claim_record",
+    "recover"
 );
 
-const RELEASE: &[&str] = files!("token", "alive", "context", "progress", "release");
+const RELEASE: &[&str] = files!(
+    "claim_token",
+    "extend_ttl",
+    "put_back_context",
+    "progress",
+    "release"
+);
 
 const FINISH_WITHOUT_COMPARE: Broken = Broken {
     files: FINISH,

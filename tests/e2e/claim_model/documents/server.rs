@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, Progress, Queue,
-    Released, Replaced, Replacement, Seat,
+    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
+    Queue, Released, Replaced, Replacement,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -92,7 +92,7 @@ impl Server {
         let holders = [1, 2].map(Holder::this_process);
         let lists = LISTS.map(list);
         let queues = [0, 1].map(|worker: Index| {
-            let seat = Seat {
+            let seat = LaneId {
                 instance: NAMES[worker].to_owned(),
                 worker: 1,
                 lane: 1,
@@ -328,7 +328,7 @@ impl Server {
                     expire: None,
                     egress: std::slice::from_ref(egress),
                     routes: &[],
-                    letters: &[],
+                    failed_storages: &[],
                 };
                 match self.queues[*worker].finish(claim, &finish) {
                     Ok(Finished::Done) => "done",
@@ -352,7 +352,7 @@ impl Server {
                 progress,
             } => {
                 let (claim, _) = &self.claims[&(*worker, *is_noted)];
-                let progress = progress.as_ref().map(|document| Progress {
+                let progress = progress.as_ref().map(|document| ProgressRecord {
                     id: id.clone(),
                     text: WORDS.to_owned(),
                     document: document.clone(),

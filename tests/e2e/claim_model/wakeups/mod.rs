@@ -21,14 +21,18 @@ const MOST_STATES: usize = 400_000;
 
 /// Looks that add tokens to those that are left.
 const LOOK_WITHOUT_RESET: Broken = Broken {
-    files: &[include_str!("../../../../src/queue/scripts/wake.lua")],
+    files: &[include_str!(
+        "../../../../src/queue/scripts/wake_tokens.lua"
+    )],
     right: "local left = redis.call('DEL', ARGV[3])",
     wrong: "local left = redis.call('EXISTS', ARGV[3])",
 };
 
 /// Looks that put no tokens into the wake list.
 const LOOK_WITHOUT_TOKENS: Broken = Broken {
-    files: &[include_str!("../../../../src/queue/scripts/wake.lua")],
+    files: &[include_str!(
+        "../../../../src/queue/scripts/wake_tokens.lua"
+    )],
     right: "if #tokens > 0 then",
     wrong: "if false then",
 };

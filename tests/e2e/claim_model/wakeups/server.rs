@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, Lookout, Queue, Released, Seat, Waited,
+    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, IngressWatcher, LaneId, Queue, Released,
+    Waited,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -47,7 +48,7 @@ pub struct Server {
     lists: [ListName; 1],
     egress: [ListName; 1],
     queues: [Queue; 2],
-    lookout: Lookout,
+    lookout: IngressWatcher,
     lease: String,
     /// The claim of each lane, with its record.
     claims: Vec<(Claim, String)>,
@@ -65,7 +66,7 @@ impl Server {
         let holder = Holder::this_process(1);
         let lease = lease_of(NAME, &holder);
         let queues = [1, 2].map(|worker| {
-            let seat = Seat {
+            let seat = LaneId {
                 instance: NAME.to_owned(),
                 worker,
                 lane: 1,
@@ -77,7 +78,8 @@ impl Server {
             };
             Queue::new(server.clone(), seat, expiry, lease.clone())
         });
-        let mut lookout = Lookout::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
+        let mut lookout =
+            IngressWatcher::connect(&server, "looker", lease, PATIENCE).expect("a lookout");
         lookout.watch(&[list(LIST)]);
         let mut this = Self {
             connection: redis.connection(),
@@ -197,7 +199,7 @@ impl Server {
                     expire: None,
                     egress: &self.egress,
                     routes: &[],
-                    letters: &[],
+                    failed_storages: &[],
                 };
                 match self.queues[lane].finish(&self.claims[lane].0, &finish) {
                     Ok(Finished::Done) => {}

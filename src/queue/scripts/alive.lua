@@ -1,8 +1,0 @@
--- Gives what has less than half of its time left the whole of it again; answers 1 where it did. Goes before the
--- scripts that need it.
-local function keep_alive(key, time)
-  local left = redis.call('PTTL', key)
-  if left < 0 or left >= (tonumber(time) or 0) * 500 then return 0 end
-  return redis.pcall('EXPIRE', key, time) == 1 and 1 or 0
-end
-

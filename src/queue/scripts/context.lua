@@ -1,8 +1,0 @@
--- Gives an entry that goes back to its list the context it came with. Goes before the scripts that need it.
-local function put_back_context(list, entry, context, time)
-  if context == '' then return end
-  local key = 'context:' .. list .. ':' .. entry
-  redis.pcall('LPUSH', key, context)
-  redis.pcall('EXPIRE', key, time)
-end
-
