@@ -13,12 +13,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::answer::{Answer, Status};
-use super::metrics::{self, Figures, Format};
-use super::ready;
+use super::health;
+use super::metrics::{self, ExpositionFormat, MetricInputs};
+use super::response::{Answer, Status};
 use super::waker::Waker;
 use crate::config::Plan;
-use crate::monitor::followers::Tallies;
+use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, Lists, Queues, View};
@@ -37,7 +37,7 @@ pub(super) enum Topic {
     /// What `conserver status --json --queues` prints.
     Status,
     /// Every metric.
-    Metrics(Format),
+    Metrics(ExpositionFormat),
 }
 
 impl Topic {
@@ -45,8 +45,8 @@ impl Topic {
     pub const ALL: [Self; 4] = [
         Self::Ready,
         Self::Status,
-        Self::Metrics(Format::Classic),
-        Self::Metrics(Format::OpenMetrics),
+        Self::Metrics(ExpositionFormat::Classic),
+        Self::Metrics(ExpositionFormat::OpenMetrics),
     ];
 
     /// Its place among all of them.
@@ -54,8 +54,8 @@ impl Topic {
         match self {
             Self::Ready => 0,
             Self::Status => 1,
-            Self::Metrics(Format::Classic) => 2,
-            Self::Metrics(Format::OpenMetrics) => 3,
+            Self::Metrics(ExpositionFormat::Classic) => 2,
+            Self::Metrics(ExpositionFormat::OpenMetrics) => 3,
         }
     }
 
@@ -97,7 +97,7 @@ pub(super) struct Reader {
     lengths: Lengths,
     /// Whether this instance could show in Redis, the last time, that it is alive.
     shows_itself: Arc<AtomicBool>,
-    tallies: Tallies,
+    stats: StatsByFollower,
     plan: Option<(u64, Plan)>,
     asked: Option<(Instant, Queues)>,
     /// When the supervisor was started, in seconds since 1970: the same whoever asks, while clocks
@@ -110,13 +110,13 @@ impl Reader {
         board: &Path,
         server: &Server,
         shows_itself: Arc<AtomicBool>,
-        tallies: Tallies,
+        stats: StatsByFollower,
     ) -> Self {
         Self {
             board: board.to_owned(),
             lengths: Lengths::new(server.clone(), LIMIT),
             shows_itself,
-            tallies,
+            stats,
             plan: None,
             asked: None,
             started: None,
@@ -155,7 +155,7 @@ impl Reader {
                 let redis = queues.error.as_deref().map_or(Ok(()), Err);
                 let holds = view::holds(&snapshot, plan);
                 let shows_itself = self.shows_itself.load(Ordering::Relaxed);
-                verdict(ready::judge(
+                verdict(health::readiness(
                     snapshot.header.phase,
                     &holds,
                     redis,
@@ -171,13 +171,13 @@ impl Reader {
             }
             Topic::Metrics(format) => {
                 let holds = view::holds(&snapshot, plan);
-                let figures = Figures {
+                let figures = MetricInputs {
                     started: *self.started.get_or_insert_with(|| started(&snapshot)),
                     memory: metrics::memory(&snapshot),
                     snapshot,
                     queues,
                     holds,
-                    followers: self.tallies.all(),
+                    followers: self.stats.all(),
                 };
                 match format.write(figures) {
                     Ok(text) => Answer::new(Status::Ok, format.content_type(), &text),

@@ -12,21 +12,15 @@
 //! There is GET and HEAD only, a connection is for one request, and nothing may be kept.
 
 mod allowance;
-mod answer;
+mod cache;
 mod connection;
-#[cfg(any(test, fuzzing))]
-pub(super) mod fuzz;
 mod health;
-mod hosts;
 mod listener;
 pub mod metrics;
-mod page;
-mod readings;
-mod ready;
-mod request;
+pub(super) mod request;
+mod response;
 mod routes;
 mod serve;
-mod socket_file;
 mod waker;
 
 use std::io;
@@ -37,12 +31,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use self::hosts::Hosts;
+use self::cache::Reader;
 use self::listener::Listener;
-use self::readings::Reader;
+use self::request::Hosts;
 use self::serve::{Server, Serving};
 use self::waker::Waker;
-use super::followers::Tallies;
+use super::followers::StatsByFollower;
 use crate::queue;
 use crate::scoreboard::Slot;
 use crate::settings::{HttpAddress, Settings};
@@ -72,7 +66,7 @@ pub(super) fn start(
     settings: &Settings,
     server: &queue::Server,
     shows_itself: Arc<AtomicBool>,
-    tallies: Tallies,
+    stats: StatsByFollower,
 ) -> io::Result<Option<Http>> {
     if settings.http == HttpAddress::Off {
         return Ok(None);
@@ -84,7 +78,7 @@ pub(super) fn start(
         hosts: Hosts::of(settings),
         board: slot.board_path().to_owned(),
         beat: settings.beat(),
-        desk: Reader::new(slot.board_path(), server, shows_itself, tallies).start(waker.clone())?,
+        desk: Reader::new(slot.board_path(), server, shows_itself, stats).start(waker.clone())?,
         sleeper,
         ended,
     };

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::answer::{Answer, Status};
+use super::cache::Topic;
 use super::listener::Stream;
-use super::readings::Topic;
 use super::request::{self, LONGEST, Request};
+use super::response::{Answer, Status};
 
 /// How long a request may take to come.
 const READING: Duration = Duration::from_secs(5);

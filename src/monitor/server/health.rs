@@ -1,13 +1,16 @@
-//! `/healthz`: whether every worker that there is to be is alive.
+//! `/healthz`: is every wanted worker alive? `/readyz`: would the daemon take on work now?
 //!
-//! A worker that is being started, or replaced at once, is no fault. A place is at fault that has
-//! had no process for some time, whose workers keep dying, or refuse their configuration. It stays
-//! so until a worker has been ready there for some time: between two crashes, one looks alive.
+//! Healthy: a worker that is starting, or that is replaced at once, is fine. A child slot is faulty if it has had
+//! no process for some time, if its workers keep dying, or if they refuse their configuration. It stays faulty
+//! until a worker has been ready there for some time: between two crashes, one looks alive.
+//!
+//! Both are judged from a snapshot alone; nothing here reads the scoreboard or asks Redis.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{Phase, PlaceState, PlaceView, Snapshot, is_silent};
+use crate::view::Hold;
 
 /// How long a place may be without a process, and how long one must have been ready at a place
 /// that was at fault, in milliseconds.
@@ -112,6 +115,39 @@ fn is_steady(place: &PlaceView, now: u64) -> bool {
         PlaceState::Ready => lasts,
         PlaceState::Draining => true,
         PlaceState::Starting | PlaceState::Vacant | PlaceState::Refused => false,
+    }
+}
+
+/// Judges the daemon: a line for each thing that it waits for.
+pub(super) fn readiness(
+    phase: Option<Phase>,
+    holds: &[Hold],
+    redis: Result<(), &str>,
+    shows_itself: bool,
+) -> Result<String, Vec<String>> {
+    let mut waits = Vec::new();
+    match phase {
+        // Workers are replaced one by one: all are at work.
+        Some(Phase::Running | Phase::Reloading) => {}
+        Some(phase) => waits.push(format!("the daemon is {phase}")),
+        None => waits.push("the daemon is in no known phase".to_owned()),
+    }
+    match redis {
+        Err(why) => waits.push(why.to_owned()),
+        Ok(()) if !shows_itself => waits.push(
+            "Redis answers, but this instance cannot show there that it is alive: the log has why"
+                .to_owned(),
+        ),
+        Ok(()) => {}
+    }
+    waits.extend(holds.iter().map(|hold| {
+        let chains = hold.chains.join(", ");
+        format!("{} is away: chains on hold: {chains}", hold.stage)
+    }));
+    if waits.is_empty() {
+        Ok("ready".to_owned())
+    } else {
+        Err(waits)
     }
 }
 
@@ -245,5 +281,33 @@ mod tests {
         let scaled = [place(PlaceState::Ready, 0, None), None];
         let scaled = snapshot(Phase::Running, 1, &scaled);
         assert!(Health::default().judge(&scaled, BEAT).is_ok());
+    }
+
+    #[test]
+    fn it_is_ready_when_it_waits_for_nothing() {
+        for phase in [Phase::Running, Phase::Reloading] {
+            assert_eq!(readiness(Some(phase), &[], Ok(()), true).unwrap(), "ready");
+        }
+    }
+
+    #[test]
+    fn everything_it_waits_for_is_told() {
+        let hold = Hold {
+            stage: "storage pg".to_owned(),
+            chains: vec!["main".to_owned(), "spare".to_owned()],
+            workers: vec![1],
+            seconds: 3,
+        };
+        let waits = readiness(Some(Phase::Starting), &[hold], Err("Redis is away"), true);
+        let expected = [
+            "the daemon is starting",
+            "Redis is away",
+            "storage pg is away: chains on hold: main, spare",
+        ];
+        assert_eq!(waits.unwrap_err(), expected);
+        let waits = readiness(Some(Phase::Running), &[], Ok(()), false).unwrap_err();
+        assert!(waits[0].contains("cannot show there"), "{waits:?}");
+        assert!(readiness(Some(Phase::Stopping), &[], Ok(()), true).is_err());
+        assert!(readiness(None, &[], Ok(()), true).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! What there is to be asked for.
 
-use super::answer::{Answer, Status};
-use super::readings::Topic;
+use super::cache::Topic;
+use super::response::{Answer, Status};
 
 /// What stands at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

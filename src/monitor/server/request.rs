@@ -1,6 +1,14 @@
-//! From the bytes that somebody has sent to a request, or to why it is none.
+//! From the bytes that a client sends to a request, or to why it is refused.
+//!
+//! A page from elsewhere can make a browser ask the monitor by a name of its own that resolves to this machine,
+//! and read the response ("DNS rebinding"). So the `Host` must be one of the monitor's names. Addresses are fine:
+//! no name is behind them that could be made to resolve here.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use httparse::{EMPTY_HEADER, Header, Status as Parsed};
+
+use crate::settings::{HttpAddress, Settings};
 
 /// The most bytes that a request may have.
 pub(super) const LONGEST: usize = 8 * 1024;
@@ -109,9 +117,138 @@ fn accept(headers: &[Header<'_>]) -> String {
     String::from_utf8_lossy(&lines.join(&b","[..])).into_owned()
 }
 
+/// The names that are ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hosts {
+    is_any: bool,
+    names: Vec<String>,
+}
+
+impl Hosts {
+    /// As the settings say.
+    pub fn of(settings: &Settings) -> Self {
+        let machine = nix::unistd::gethostname().unwrap_or_default();
+        let mut names = settings.http_hosts.clone();
+        names.push("localhost".to_owned());
+        names.push(machine.to_string_lossy().to_ascii_lowercase());
+        if let HttpAddress::Tcp { host, .. } = &settings.http {
+            names.push(host.to_ascii_lowercase());
+        }
+        // No browser comes to a Unix socket.
+        let is_unix = matches!(settings.http, HttpAddress::Unix(_));
+        Self {
+            is_any: is_unix || names.iter().any(|name| name == "*"),
+            names,
+        }
+    }
+
+    /// Whether we may be asked by this `Host` header.
+    pub fn accept(&self, header: &str) -> bool {
+        if self.is_any {
+            return true;
+        }
+        match name_of(header) {
+            Some(Name::Address) => true,
+            Some(Name::Words(name)) => self
+                .names
+                .iter()
+                .any(|ours| ours.eq_ignore_ascii_case(name)),
+            None => false,
+        }
+    }
+}
+
+enum Name<'a> {
+    Address,
+    Words(&'a str),
+}
+
+/// What a `Host` header names, without its port; nothing where it is none.
+fn name_of(header: &str) -> Option<Name<'_>> {
+    let is_port = |rest: &str| {
+        let port = rest.strip_prefix(':');
+        rest.is_empty() || port.is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
+    };
+    if let Some(rest) = header.strip_prefix('[') {
+        let (address, port) = rest.split_once(']')?;
+        let is_good = address.parse::<Ipv6Addr>().is_ok() && is_port(port);
+        return is_good.then_some(Name::Address);
+    }
+    let (name, port) = header.split_at(header.find(':').unwrap_or(header.len()));
+    if !is_port(port) {
+        return None;
+    }
+    if name.parse::<Ipv4Addr>().is_ok() {
+        return Some(Name::Address);
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty()).then_some(Name::Words(name))
+}
+
+/// What a fuzzer runs on requests to the monitor.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(in crate::monitor) mod fuzz {
+    use super::*;
+    use crate::monitor::server::metrics::ExpositionFormat;
+    use crate::monitor::server::response::Answer;
+    use crate::monitor::server::routes;
+
+    /// The bytes that somebody has sent, all at once and bit by bit.
+    pub fn request(data: &[u8]) {
+        let whole = read(data);
+        match &whole {
+            None => assert!(data.len() < LONGEST),
+            Some(Ok(request)) => understood(request, data.len()),
+            Some(Err(refusal)) => {
+                let answer = Answer::refusal(*refusal);
+                let head = answer.bytes(true);
+                assert!(head.starts_with(b"HTTP/1.1 ") && head.ends_with(b"\r\n\r\n"));
+            }
+        }
+        // What has been answered once is not answered otherwise when more has come.
+        let step = (data.len() / 64).max(1);
+        for end in (0..data.len()).step_by(step) {
+            match (read(&data[..end]), &whole) {
+                (None, _) => {}
+                (Some(Ok(early)), late) => assert_eq!(Some(&Ok(early)), late.as_ref()),
+                (Some(Err(Refusal::TooLarge)), _) => {}
+                (Some(Err(_)), late) => assert!(matches!(late, Some(Err(_))), "{late:?}"),
+            }
+        }
+    }
+
+    fn understood(request: &Request, sent: usize) {
+        let path = &request.path;
+        assert!(path.starts_with('/') && !path.contains('?'), "{path:?}");
+        assert!(!path.chars().any(char::is_control), "{path:?}");
+        let host = request.host.as_deref().unwrap_or_default();
+        // A byte that is no text becomes a character of three.
+        assert!(path.len() + host.len() + request.accept.len() <= 3 * sent);
+        if routes::find(path).is_none() {
+            let none = routes::none();
+            assert!(none.bytes(false).len() < 4096);
+        }
+        let _ = ExpositionFormat::for_accept(&request.accept);
+        thread_local! {
+            static HOSTS: Hosts = Hosts::of(&Settings::from_lookup(&|name| {
+                (name == "CONSERVER_HTTP_HOSTS").then(|| "watch.example.org".into())
+            }).unwrap());
+        }
+        // Names that are not ours are nobody's who points them here.
+        let is_let_in = HOSTS.with(|hosts| hosts.accept(host));
+        assert!(
+            !is_let_in || !host.to_ascii_lowercase().contains("evil"),
+            "{host:?}"
+        );
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::ffi::OsString;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -218,6 +355,67 @@ mod tests {
             if let Some(Err(Refusal::Malformed(_))) = read(&bytes) {
                 prop_assert!(matches!(read(&[bytes, more].concat()), Some(Err(_))));
             }
+        }
+    }
+
+    fn hosts(http: &str, names: &str) -> Hosts {
+        let settings = Settings::from_lookup(&|name| match name {
+            "CONSERVER_HTTP" => Some(OsString::from(http)),
+            "CONSERVER_HTTP_HOSTS" => Some(OsString::from(names)),
+            _ => None,
+        });
+        Hosts::of(&settings.unwrap())
+    }
+
+    #[test]
+    fn addresses_and_names_of_ours_are_accepted() {
+        let hosts = hosts("Bound.example:80", "given.example");
+        for header in [
+            "127.0.0.1",
+            "10.1.2.3:9180",
+            "[::1]",
+            "[fe80::1]:9180",
+            "localhost",
+            "LocalHost:9180",
+            "localhost.",
+            "bound.example",
+            "given.example:1",
+        ] {
+            assert!(hosts.accept(header), "{header}");
+        }
+        let machine = nix::unistd::gethostname().unwrap();
+        assert!(hosts.accept(&machine.to_string_lossy()));
+        for header in [
+            "",
+            ".",
+            ":80",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1:80:80",
+            "127.0.0.1:x",
+            "[::1",
+            "[::1]x",
+            "[localhost]",
+            "localhost/",
+            "localhost@evil.example",
+        ] {
+            assert!(!hosts.accept(header), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_star_and_a_unix_socket_accept_any_name() {
+        assert!(hosts("127.0.0.1:1", "a,*").accept("evil.example"));
+        assert!(hosts("unix:/run/http.sock", "").accept("evil.example"));
+        assert!(!hosts("127.0.0.1:1", "a").accept("evil.example"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_judged(header in any::<String>()) {
+            let accepted = hosts("127.0.0.1:1", "").accept(&header);
+            prop_assert!(!accepted || header.is_ascii());
         }
     }
 }

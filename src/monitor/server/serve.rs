@@ -13,15 +13,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::allowance::Allowance;
-use super::answer::{Answer, Status};
+use super::cache::{Desk, FRESH, Topic, verdict};
 use super::connection::Connection;
 use super::health::Health;
-use super::hosts::Hosts;
 use super::listener::Listener;
-use super::metrics::Format;
-use super::page;
-use super::readings::{Desk, FRESH, Topic, verdict};
+use super::metrics::ExpositionFormat;
+use super::request::Hosts;
 use super::request::Request;
+use super::response;
+use super::response::{Answer, Status};
 use super::routes::{self, Route};
 use super::waker::Sleeper;
 use crate::scoreboard::Snapshot;
@@ -207,10 +207,10 @@ impl Server {
         }
         let topic = match routes::find(&request.path) {
             None => return Ok(Arc::new(routes::none())),
-            Some(Route::Page) => return Ok(Arc::new(page::answer())),
+            Some(Route::Page) => return Ok(Arc::new(response::page())),
             Some(Route::Health) => return Ok(self.health(now)),
             Some(Route::Reading(topic)) => topic,
-            Some(Route::Metrics) => Topic::Metrics(Format::for_accept(&request.accept)),
+            Some(Route::Metrics) => Topic::Metrics(ExpositionFormat::for_accept(&request.accept)),
         };
         self.reading(topic, now).ok_or(topic)
     }
