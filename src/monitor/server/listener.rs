@@ -1,7 +1,7 @@
-//! Where connections come in: a TCP port or a Unix socket.
+//! Where connections come in, a TCP port or a Unix socket, and the streams of clients.
 //!
 //! A Unix socket has a file: made for its owner and group alone, taken over from a daemon that died, and removed
-//! at the end.
+//! at the end. Reads and writes on a stream have a deadline: [`TimedStream`].
 
 use std::fmt;
 use std::fs::{self, Permissions};
@@ -11,25 +11,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::settings::HttpAddress;
 
-/// A place where connections come in.
+/// Where connections come in.
 pub(super) enum Listener {
     Tcp(TcpListener),
-    /// The file is removed before the socket is closed: nobody takes over one that goes.
+    /// The file is removed before the socket is closed, so that nobody takes over a socket that is about to go.
     Unix(SocketFile, UnixListener),
 }
 
-/// One connection. It is never waited for.
-pub(super) enum Stream {
+/// One connection.
+pub(super) enum ClientStream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// Why nothing can come in.
+/// Why the monitor cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error("could not listen at {address} (CONSERVER_HTTP): {cause}")]
 pub(super) struct ListenError {
@@ -38,14 +39,14 @@ pub(super) struct ListenError {
 }
 
 impl ListenError {
-    /// Whether somebody else listens there.
+    /// Whether another process listens there.
     pub fn is_in_use(&self) -> bool {
         self.cause.kind() == io::ErrorKind::AddrInUse
     }
 }
 
 impl Listener {
-    /// Begins to listen; `None` where there is to be no listener.
+    /// Starts to listen; `None` if HTTP is off.
     pub fn open(address: &HttpAddress) -> Result<Option<Self>, ListenError> {
         let opened = match address {
             HttpAddress::Off => return Ok(None),
@@ -60,21 +61,22 @@ impl Listener {
         })
     }
 
-    /// The next connection that has come in.
+    /// Takes the next connection, without waiting for one.
     ///
     /// # Errors
-    /// As of accept(2), when there is none, or none can be taken now.
-    pub fn accept(&self) -> io::Result<Stream> {
+    /// As of accept(2), if there is none, or none can be taken now.
+    pub fn accept(&self) -> io::Result<ClientStream> {
+        // Some systems hand the listener's flag on.
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Tcp(stream))
+                stream.set_nonblocking(false)?;
+                Ok(ClientStream::Tcp(stream))
             }
             Self::Unix(_, listener) => {
                 let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Unix(stream))
+                stream.set_nonblocking(false)?;
+                Ok(ClientStream::Unix(stream))
             }
         }
     }
@@ -82,18 +84,18 @@ impl Listener {
 
 /// Listens at the first of the host's addresses that is one of this machine's.
 fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
-    let mut fault = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in (host, port).to_socket_addrs()? {
-        // A port that a former monitor has used is free at once: the library says SO_REUSEADDR.
+        // The library sets SO_REUSEADDR, so the port of a former monitor is free at once.
         match TcpListener::bind(address) {
             Ok(listener) => {
                 listener.set_nonblocking(true)?;
                 return Ok(listener);
             }
-            Err(error) => fault = error,
+            Err(error) => last = error,
         }
     }
-    Err(fault)
+    Err(last)
 }
 
 impl fmt::Display for Listener {
@@ -117,39 +119,67 @@ impl AsFd for Listener {
     }
 }
 
-impl Stream {
-    /// Says that nothing more will be sent.
-    pub fn end(&self) -> io::Result<()> {
+impl ClientStream {
+    /// Ends the sending side, the receiving side, or both; a thread that is blocked in it returns.
+    pub fn shut_down(&self, side: Shutdown) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tcp(stream) => stream.shutdown(side),
+            Self::Unix(stream) => stream.shutdown(side),
+        }
+    }
+
+    /// Lets all reads and writes together take until `deadline`.
+    pub fn until(&self, deadline: Instant) -> TimedStream<'_> {
+        TimedStream {
+            stream: self,
+            deadline,
         }
     }
 }
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+/// A stream on which all reads and writes together end by a deadline, however many there are.
+pub(super) struct TimedStream<'a> {
+    stream: &'a ClientStream,
+    deadline: Instant,
+}
+
+impl TimedStream<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
         }
     }
 }
 
-impl Read for Stream {
+impl Read for TimedStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+        let left = self.left()?;
+        match self.stream {
+            ClientStream::Tcp(stream) => {
+                stream.set_read_timeout(left)?;
+                (&*stream).read(buffer)
+            }
+            ClientStream::Unix(stream) => {
+                stream.set_read_timeout(left)?;
+                (&*stream).read(buffer)
+            }
         }
     }
 }
 
-impl Write for Stream {
+impl Write for TimedStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
+        let left = self.left()?;
+        match self.stream {
+            ClientStream::Tcp(stream) => {
+                stream.set_write_timeout(left)?;
+                (&*stream).write(bytes)
+            }
+            ClientStream::Unix(stream) => {
+                stream.set_write_timeout(left)?;
+                (&*stream).write(bytes)
+            }
         }
     }
 
@@ -158,16 +188,16 @@ impl Write for Stream {
     }
 }
 
-/// Its owner and the group may connect.
+/// The owner and the group may connect.
 const MODE: u32 = 0o660;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// The file of a socket that is ours; its end removes it.
+/// The file of the socket of this process; dropping it removes the file.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and number.
+    /// Device and inode.
     identity: (u64, u64),
 }
 
@@ -180,15 +210,15 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have put another in its place.
+        // Another process may have replaced it.
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // What is left behind is taken over by the next.
+            // The next daemon takes over a file that stays.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens at a socket of this path, in the place of one at which nobody listens.
+/// Listens at a socket of this path, in place of one at which nobody listens.
 fn listen_at_file(path: &Path) -> io::Result<(SocketFile, UnixListener)> {
     make_way(path)?;
     let address = SockAddr::unix(path)?;
@@ -197,18 +227,17 @@ fn listen_at_file(path: &Path) -> io::Result<(SocketFile, UnixListener)> {
         path: path.to_owned(),
         identity: identity(path)?,
     };
-    // What the umask has taken away is given back. Nobody can connect before it listens.
+    // Gives back what the umask has taken away. Nobody can connect before it listens.
     fs::set_permissions(path, Permissions::from_mode(MODE))?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok((file, OwnedFd::from(socket).into()))
 }
 
-/// A socket whose file nobody but its owner and group can ever use, not even for a moment and whatever
-/// the umask is.
+/// A socket whose file nobody but its owner and group can use, not even for a moment, whatever the umask is.
 fn bind(address: &SockAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // The file gets the mode of the socket. Systems that do not know that refuse it.
+    // The file gets the mode of the socket. Other systems refuse to set it.
     #[cfg(target_os = "linux")]
     nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::from_bits_truncate(MODE))?;
     socket.bind(address)?;
@@ -227,7 +256,7 @@ fn make_way(path: &Path) -> io::Result<()> {
         }
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // One that listens and has no room for more is not waited for.
+    // So that a full backlog does not block.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -299,5 +328,25 @@ mod tests {
         assert!(listen_at_file(&path).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         assert!(listen_at_file(&folder.path().join("none/s")).is_err());
+    }
+
+    #[test]
+    fn many_small_reads_and_writes_do_not_extend_the_deadline() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let far = ClientStream::Unix(far);
+        let start = Instant::now();
+        let deadline = start + Duration::from_millis(100);
+        let writing = std::thread::spawn(move || {
+            while (&near).write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut stream = far.until(deadline);
+        while stream.read(&mut [0; 8]).is_ok() {}
+        assert!(start.elapsed() >= Duration::from_millis(100));
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(stream.write(b"x").is_err());
+        drop(far);
+        writing.join().unwrap();
     }
 }

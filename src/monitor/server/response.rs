@@ -1,8 +1,9 @@
-//! Responses in the bytes that go out, and the page at `/`.
+//! Responses, how they are sent, and the page at `/`.
 //!
 //! The page is one response and loads nothing but `/status`: its style and script stand in it, and its policy
 //! allows these two by their hashes and nothing else.
 
+use std::io::{ErrorKind, Read};
 use std::sync::LazyLock;
 
 use base64::Engine;
@@ -10,14 +11,14 @@ use base64::prelude::BASE64_STANDARD;
 use chrono::Utc;
 use sha2::{Digest, Sha256};
 
-use super::request::Refusal;
+use super::request::RequestError;
 
-/// What a browser may do with an answer: show it, and nothing else.
-const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'";
+/// The policy of most responses: a browser may show them, and nothing else.
+const SHOW_ONLY: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// The answers that are given.
+/// The statuses of responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum StatusCode {
     Ok = 200,
     Malformed = 400,
     NotFound = 404,
@@ -29,7 +30,7 @@ pub(super) enum Status {
     Version = 505,
 }
 
-impl Status {
+impl StatusCode {
     fn reason(self) -> &'static str {
         match self {
             Self::Ok => "OK",
@@ -45,25 +46,29 @@ impl Status {
     }
 }
 
-/// An answer in the bytes that go out.
+/// After a response, the server reads this many bytes more before it closes: a connection that is closed with
+/// something unread takes the response back.
+const MOST_UNREAD: usize = 64 * 1024;
+
+/// A response in the bytes that go out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     bytes: Vec<u8>,
-    /// How many of these are before the body.
+    /// The length of the head.
     head: usize,
 }
 
-impl Answer {
-    /// One that nothing may be kept of, and that a browser only shows.
-    pub fn new(status: Status, content_type: &str, body: &str) -> Self {
-        Self::with_policy(status, content_type, NOTHING, body)
+impl Response {
+    /// A response that nobody may store, and that a browser only shows.
+    pub fn new(status: StatusCode, content_type: &str, body: &str) -> Self {
+        Self::with_policy(status, content_type, SHOW_ONLY, body)
     }
 
-    /// The same, with which a browser may do what this policy says.
-    pub fn with_policy(status: Status, content_type: &str, policy: &str, body: &str) -> Self {
+    /// The same with another `Content-Security-Policy`.
+    pub fn with_policy(status: StatusCode, content_type: &str, policy: &str, body: &str) -> Self {
         let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
         let allow = match status {
-            Status::NotAllowed => "Allow: GET, HEAD\r\n",
+            StatusCode::NotAllowed => "Allow: GET, HEAD\r\n",
             _ => "",
         };
         let head = format!(
@@ -88,22 +93,29 @@ impl Answer {
         }
     }
 
-    /// A line for people.
-    pub fn text(status: Status, line: &str) -> Self {
+    /// Plain text.
+    pub fn text(status: StatusCode, line: &str) -> Self {
         Self::new(status, "text/plain; charset=utf-8", &format!("{line}\n"))
     }
 
-    /// Why a request is not answered.
-    pub fn refusal(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Malformed(why) => Self::text(Status::Malformed, why),
-            Refusal::Method => Self::text(Status::NotAllowed, "there is only GET and HEAD here"),
-            Refusal::TooLarge => Self::text(Status::TooLarge, "the request is too large"),
-            Refusal::Version => Self::text(Status::Version, "there is only HTTP/1.1 here"),
+    /// Says why a request is refused.
+    pub fn refusal(error: RequestError) -> Self {
+        match error {
+            RequestError::Malformed(why) => Self::text(StatusCode::Malformed, why),
+            RequestError::Method => {
+                Self::text(StatusCode::NotAllowed, "the method must be GET or HEAD")
+            }
+            RequestError::TooLarge => Self::text(StatusCode::TooLarge, "the request is too large"),
+            RequestError::TooSlow => {
+                Self::text(StatusCode::TooSlow, "the request did not arrive in time")
+            }
+            RequestError::Version => {
+                Self::text(StatusCode::Version, "the version must be HTTP/1.1")
+            }
         }
     }
 
-    /// What goes out, all of it or only the head.
+    /// All bytes, or only the head.
     pub fn bytes(&self, is_head: bool) -> &[u8] {
         if is_head {
             &self.bytes[..self.head]
@@ -113,14 +125,28 @@ impl Answer {
     }
 }
 
-/// What stands between `<style>` and `</style>`.
+/// Reads what the client still sends, until it ends or has sent too much, or the deadline of `stream`.
+pub(super) fn drain(stream: &mut impl Read) {
+    let mut room = [0; 8 * 1024];
+    let mut total = 0;
+    while total < MOST_UNREAD {
+        match stream.read(&mut room) {
+            Ok(0) => return,
+            Ok(count) => total += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The text between `<style>` and `</style>`.
 macro_rules! style {
     () => {
         include_str!("page/page.css")
     };
 }
 
-/// What stands between `<script>` and `</script>`, in the order in which data flows.
+/// The text between `<script>` and `</script>`, in the order in which data flows.
 macro_rules! script {
     () => {
         concat!(
@@ -164,8 +190,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The page.
-pub(super) fn page() -> Answer {
-    Answer::with_policy(Status::Ok, "text/html; charset=utf-8", &POLICY, PAGE)
+pub(super) fn page() -> Response {
+    Response::with_policy(StatusCode::Ok, "text/html; charset=utf-8", &POLICY, PAGE)
 }
 
 #[cfg(test)]
@@ -174,17 +200,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_http_and_its_head_is_its_beginning() {
-        let answer = Answer::text(Status::NotAllowed, "no");
-        let text = std::str::from_utf8(answer.bytes(false)).unwrap();
+    fn a_response_is_http_and_starts_with_its_head() {
+        let response = Response::text(StatusCode::NotAllowed, "no");
+        let text = std::str::from_utf8(response.bytes(false)).unwrap();
         assert!(text.starts_with("HTTP/1.1 405 Method Not Allowed\r\nDate: "));
         assert!(text.ends_with("\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\nno\n"));
-        let head = std::str::from_utf8(answer.bytes(true)).unwrap();
+        let head = std::str::from_utf8(response.bytes(true)).unwrap();
         assert_eq!(Some(head), text.strip_suffix("no\n"));
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut parsed = httparse::Response::new(&mut headers);
-        assert!(parsed.parse(answer.bytes(true)).unwrap().is_complete());
+        assert!(parsed.parse(response.bytes(true)).unwrap().is_complete());
         let length = parsed.headers.iter().find(|h| h.name == "Content-Length");
         assert_eq!(length.unwrap().value, b"3");
+    }
+
+    #[test]
+    fn a_client_that_sends_without_end_is_drained_only_for_a_while() {
+        let mut endless = std::io::repeat(b'x').take(1 << 30);
+        drain(&mut endless);
+        assert!((1 << 30) - endless.limit() <= 2 * MOST_UNREAD as u64);
     }
 }
