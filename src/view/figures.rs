@@ -9,14 +9,13 @@ use serde::{Serialize, Serializer};
 use crate::config::Plan;
 use crate::scoreboard::{BOUNDS_US, BUCKETS, Event, Series, SeriesKind, Snapshot, shown_name};
 
-/// The figures of one chain, link or storage. A chain counts vCons; a link or storage counts what
-/// it is asked to do.
+/// The figures of one chain, link or storage. A chain counts vCons; a link or storage counts attempts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
     /// Its name in the configuration.
     pub name: String,
-    /// Whether it is in the configuration in force, a chain also in service; so are all where that
-    /// configuration is not known.
+    /// Whether it is in the configuration in force, a chain also enabled; true for all if that configuration is
+    /// not known.
     pub in_force: bool,
     /// Taken from a list; handed to a link or storage.
     pub received: u64,
@@ -34,12 +33,12 @@ pub struct Figures {
     /// Went back to its list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub returned: Option<u64>,
-    /// How long it took.
+    /// How long each took.
     pub seconds: Seconds,
 }
 
-/// Those of everything of one kind: first what is in force, in the order of the file, then what
-/// former configurations had.
+/// The figures of all of one kind: first those in force, in the order of the file, then those of former
+/// configurations.
 pub(super) fn of(kind: SeriesKind, snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Figures> {
     let names = plan.map(|plan| names(kind, plan));
     let place = |series: &Series| match &names {
@@ -82,21 +81,21 @@ impl Figures {
         }
     }
 
-    /// How much came to its end here, halted or not.
+    /// How many vCons finished here, halted or not.
     pub fn through(&self) -> u64 {
         self.done.saturating_add(self.halted.unwrap_or(0))
     }
 }
 
-/// How long something took, each time that it was done.
+/// Durations, counted in buckets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seconds {
     sum_us: u64,
-    /// How many fell into each bucket, each for itself.
+    /// The count of each bucket alone.
     each: [u64; BUCKETS],
 }
 
-/// A quantile, as far as buckets tell it.
+/// A quantile, as exact as buckets allow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Quantile {
     /// Between the bounds of a bucket, in seconds.
@@ -106,7 +105,7 @@ pub enum Quantile {
 }
 
 impl Seconds {
-    /// Those of a series.
+    /// The durations of a series.
     pub fn of(series: &Series) -> Self {
         Self {
             sum_us: series.sum_us,
@@ -114,12 +113,12 @@ impl Seconds {
         }
     }
 
-    /// How many times were taken.
+    /// How many durations there are.
     pub fn count(&self) -> u64 {
         self.each.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
-    /// Those that have come since `earlier`.
+    /// The durations that were added since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             sum_us: self.sum_us.saturating_sub(earlier.sum_us),
@@ -127,8 +126,8 @@ impl Seconds {
         }
     }
 
-    /// The time that the share `q` of all stays below or at, 0.5 for the median; nothing where
-    /// there are none. Within a bucket, times are taken to be spread evenly.
+    /// The duration that the share `q` of all do not exceed, 0.5 for the median; `None` if there are none. Assumes
+    /// that durations within a bucket are spread evenly.
     pub fn quantile(&self, q: f64) -> Option<Quantile> {
         let rank = q * self.count() as f64;
         let mut below = 0.0;
@@ -153,7 +152,7 @@ fn bound(bucket: usize) -> Option<f64> {
     BOUNDS_US.get(bucket).map(|bound| *bound as f64 / 1e6)
 }
 
-/// The upper bound of a bucket as it is shown to programs.
+/// The upper bound of a bucket in JSON.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Bound {
@@ -205,8 +204,8 @@ fn short(seconds: f64) -> String {
     format!("{} {unit}", fixed(number, digits))
 }
 
-/// A number with so many digits behind the point; like the `toFixed` of the monitor's page, half of the
-/// last one goes up. `format!` has it go to the even one.
+/// A number with this many digits behind the point. Rounds half up, like the `toFixed` of the monitor's page;
+/// `format!` rounds half to even.
 pub fn fixed(number: f64, digits: i32) -> String {
     // No more than three bits behind the point can be half of the first or second digit there.
     let is_half = (number * 8.0).fract() == 0.0 && (number * 10_f64.powi(digits)).fract() == 0.5;
