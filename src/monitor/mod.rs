@@ -144,6 +144,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
                 http.close();
             }
             ttl.close();
+            followers.wait_for_release();
             if let Err(error) = queue.release_lease() {
                 log::debug!("could not release the lease, it will expire: {error}");
             }

@@ -28,12 +28,17 @@ use crate::settings::Settings;
 /// The end of the daemon waits at most this long for a pop.
 pub const LONGEST_FAREWELL: Duration = Duration::from_secs(10);
 
+/// How long the end of the daemon waits until the pullers have released their leases.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// How often the manager looks for a new configuration.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The running threads.
 pub(super) struct Followers {
     gate: Arc<Gate>,
+    /// Disconnected once all threads have ended.
+    ended: Receiver<()>,
 }
 
 /// Starts the threads; they live until the monitor drains.
@@ -44,6 +49,7 @@ pub(super) fn start(
     stats: &StatsByFollower,
 ) -> io::Result<Followers> {
     let gate = Arc::new(Gate::default());
+    let (end, ended) = bounded(0);
     if let Some(slot) = child.slot.clone() {
         let manager = Manager {
             slot,
@@ -52,6 +58,7 @@ pub(super) fn start(
             settings: settings.clone(),
             stats: stats.clone(),
             gate: Arc::clone(&gate),
+            end,
             generation: None,
             has_looked: false,
             unread: None,
@@ -60,18 +67,25 @@ pub(super) fn start(
         let name = "followers".to_owned();
         thread::Builder::new().name(name).spawn(|| manager.run())?;
     }
-    Ok(Followers { gate })
+    Ok(Followers { gate, ended })
 }
 
 impl Followers {
     /// Lets no further pop start, and waits for those under way.
-    pub(super) fn close(self) {
+    pub(super) fn close(&self) {
         if !self.gate.close(LONGEST_FAREWELL) {
             log::error!(
                 "a follower still waits for UUIDs at shutdown: UUIDs that the other server has taken off its \
                  list for this response are lost"
             );
         }
+    }
+
+    /// Waits shortly until the pullers have released their leases, once the monitor drains. Leases that they do
+    /// not release expire.
+    pub(super) fn wait_for_release(&self) {
+        // Nothing is sent: the threads close the channel.
+        let _ = self.ended.recv_timeout(FAREWELL);
     }
 }
 
@@ -137,6 +151,8 @@ struct Manager {
     settings: Settings,
     stats: StatsByFollower,
     gate: Arc<Gate>,
+    /// Each thread has a copy until it ends.
+    end: Sender<()>,
     generation: Option<u64>,
     /// Whether the manager has looked for what removed followers have left behind.
     has_looked: bool,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 
 use super::remote::{Fetched, Popped, RemoteServer};
 use super::spool::Spool;
@@ -58,6 +58,8 @@ pub(super) struct Puller {
     gate: Arc<Gate>,
     draining: Receiver<()>,
     ended: Receiver<()>,
+    /// Dropped at the end of the thread.
+    _end: Sender<()>,
     /// The puller gives a document up that it could not fetch in this many rounds in which it could fetch
     /// others; 0: never.
     most_tries: u32,
@@ -113,6 +115,7 @@ impl Puller {
             gate: Arc::clone(&manager.gate),
             draining: manager.draining.clone(),
             ended,
+            _end: manager.end.clone(),
             most_tries: settings.max_rounds,
             popped: None,
             logged_error: None,
