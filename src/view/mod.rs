@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 pub use figures::{Figures, Quantile, Seconds, fixed};
-pub use queues::{Lists, Queues, StorageQueue};
+pub use queues::{ListNames, Queues, StorageQueue};
 
 use crate::config::Plan;
 use crate::scoreboard::{
@@ -45,9 +45,9 @@ pub struct View {
     /// `CONSERVER_VCON_CONCURRENCY`
     pub lanes_per_worker: usize,
     /// Every worker's child slot.
-    pub workers: Vec<Worker>,
+    pub workers: Vec<WorkerStatus>,
     /// The monitor, once it has a child slot.
-    pub monitor: Option<Monitor>,
+    pub monitor: Option<MonitorStatus>,
     /// For how long Redis has been unavailable to the monitor.
     pub redis_away_seconds: Option<f64>,
     /// Processes that replaced another, by cause, since the daemon started.
@@ -67,7 +67,7 @@ pub struct View {
 
 /// One worker's child slot.
 #[derive(Debug, Serialize)]
-pub struct Worker {
+pub struct WorkerStatus {
     /// Its number, from 1.
     pub worker: usize,
     /// Its process, if one runs.
@@ -79,7 +79,7 @@ pub struct Worker {
     /// How long, in seconds.
     pub seconds: Option<f64>,
     /// The lanes that hold a vCon.
-    pub lanes: Vec<Lane>,
+    pub lanes: Vec<LaneStatus>,
     /// vCons that came to their end here, halted ones among them, by this worker and its
     /// predecessors.
     pub done: u64,
@@ -101,7 +101,7 @@ pub struct Worker {
 
 /// A lane that holds a vCon.
 #[derive(Debug, Serialize)]
-pub struct Lane {
+pub struct LaneStatus {
     /// Its number, from 1.
     pub lane: u32,
     /// What it does with it, in a word.
@@ -118,7 +118,7 @@ pub struct Lane {
 
 /// The monitor.
 #[derive(Debug, Serialize)]
-pub struct Monitor {
+pub struct MonitorStatus {
     /// Its process, if one runs.
     pub pid: Option<i32>,
     /// What it does, in a word.
@@ -151,9 +151,9 @@ impl View {
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
             lanes_per_worker: header.shape.lanes,
             workers: workers
-                .filter_map(|(number, slot)| Worker::new(number, slot, snapshot))
+                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot))
                 .collect(),
-            monitor: snapshot.slots.first().and_then(Monitor::new),
+            monitor: snapshot.slots.first().and_then(MonitorStatus::new),
             redis_away_seconds: redis_away(snapshot),
             restarts: (RestartCause::ALL.iter().zip(header.restarts))
                 .map(|(cause, n)| (cause.as_str(), n))
@@ -187,7 +187,7 @@ fn daemon_state(snapshot: &Snapshot) -> &'static str {
     header.phase.map_or("unknown", |phase| phase.as_str())
 }
 
-impl Worker {
+impl WorkerStatus {
     fn new(number: usize, slot: &SlotView, snapshot: &Snapshot) -> Option<Self> {
         let now = snapshot.taken;
         let stuck_after = snapshot.header.stuck_after;
@@ -203,7 +203,7 @@ impl Worker {
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: (lanes.iter())
-                .map(|lane| Lane::new(lane, now, stuck_after))
+                .map(|lane| LaneStatus::new(lane, now, stuck_after))
                 .collect(),
             done: slot.done(),
             halted: slot.halted,
@@ -245,7 +245,7 @@ fn state(
     .to_owned()
 }
 
-impl Lane {
+impl LaneStatus {
     fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>) -> Self {
         Self {
             lane: lane.number,
@@ -258,7 +258,7 @@ impl Lane {
     }
 }
 
-impl Monitor {
+impl MonitorStatus {
     fn new(slot: &SlotView) -> Option<Self> {
         let place = slot.place.as_ref()?;
         Some(Self {

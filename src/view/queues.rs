@@ -11,7 +11,7 @@ use crate::scoreboard::shown_name;
 
 /// The names of all lists of a configuration, also of disabled chains, where entries may wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lists {
+pub struct ListNames {
     ingress: Vec<String>,
     egress: Vec<String>,
     dead_letters: Vec<String>,
@@ -74,7 +74,7 @@ impl StorageQueue {
     }
 }
 
-impl Lists {
+impl ListNames {
     /// Those of this configuration. Ingress lists are in the order of the file, those of enabled chains first.
     pub fn of(plan: &Plan) -> Self {
         let all = plan.chains.iter().flat_map(|chain| &chain.ingress_lists);
@@ -157,7 +157,7 @@ chains:
   main: {links: [router], ingress_lists: [b, c], egress_lists: [done]}
 ";
         std::fs::write(&path, text).unwrap();
-        let lists = Lists::of(&Plan::load(&path).unwrap());
+        let lists = ListNames::of(&Plan::load(&path).unwrap());
         assert_eq!(lists.ingress, ["b", "c", "a"]);
         assert_eq!(lists.egress, ["done", "gone", "routed"]);
         assert_eq!(lists.dead_letters, ["DLQ:b", "DLQ:c", "DLQ:a"]);
@@ -188,7 +188,7 @@ storages: {pg: {module: storage.postgres, on_outage: defer}, s3: {module: storag
 chains: {main: {storages: [pg], ingress_lists: [a]}}
 ";
         std::fs::write(&path, text).unwrap();
-        let lists = Lists::of(&Plan::load(&path).unwrap());
+        let lists = ListNames::of(&Plan::load(&path).unwrap());
         let keys = |it: &StorageKeys| (it.list.clone(), it.reasons.clone(), it.defers);
         let keys: Vec<_> = lists.storages.iter().map(keys).collect();
         let key = |text: &str| text.to_owned();

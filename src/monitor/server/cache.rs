@@ -20,7 +20,7 @@ use crate::config::Plan;
 use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
-use crate::view::{self, Lists, Queues, View};
+use crate::view::{self, ListNames, Queues, View};
 
 /// How long a response serves every client that asks.
 const FRESH: Duration = Duration::from_secs(1);
@@ -275,7 +275,7 @@ impl ResponseMaker {
             return queues.clone();
         }
         let plan = self.plan.as_ref().map(|(_, plan)| plan);
-        let lists = plan.map(Lists::of).unwrap_or_default();
+        let lists = plan.map(ListNames::of).unwrap_or_default();
         let asked = lists.ask(&mut self.lengths);
         let queues = asked.unwrap_or_else(|error| Queues::unknown(error.to_string()));
         self.queues = Some((Instant::now(), queues.clone()));
