@@ -1,8 +1,8 @@
 //! The monitor: a child process that renews the lease on the instance's name (the heartbeat), and returns the claims
 //! of instances that are dead.
 //!
-//! Its other duties have threads of their own: [`wakeup`] watches the ingress lists and wakes idle lanes, [`ttl`]
-//! keeps waiting documents from expiring, [`followers`] pulls vCons from other servers, [`server`] answers by HTTP.
+//! Its other duties have threads of their own: `wakeup` watches the ingress lists and wakes idle lanes, `ttl`
+//! keeps waiting documents from expiring, `followers` pulls vCons from other servers, `server` answers by HTTP.
 //!
 //! Before its first heartbeat it checks whether Redis is fit for the work. It waits for a server that is
 //! unavailable or lacks rights. A `REDIS_URL` that the server refuses, and a Redis Cluster, end the daemon: somebody

@@ -1,8 +1,8 @@
 //! Followers pull vCons from other servers into ingress lists of this one.
 //!
 //! This file owns the threads and their end: one thread for each entry of `followers`, and a manager that starts
-//! and ends these when the configuration changes. [`puller`] is the work of one thread, [`remote`] the API of the
-//! other server, [`spool`] the file that keeps UUIDs while Redis is unavailable.
+//! and ends these when the configuration changes. `puller` is the work of one thread, `remote` the API of the
+//! other server, `spool` the file that keeps UUIDs while Redis is unavailable.
 
 mod puller;
 pub(super) mod remote;
