@@ -61,13 +61,13 @@ const _: () = assert!(MOST_WAITING < MOST);
 /// The stack of such a thread.
 const STACK: usize = 256 * 1024;
 
-/// The most connections in a second are one in this time,
+/// Limits the rate of new connections: each takes up this time,
 const SHARE: Duration = Duration::from_millis(2);
 
-/// after so many in a row,
+/// this many may come at once,
 const AT_ONCE: u32 = 32;
 
-/// with a pause after each so many.
+/// and beyond that the accept loop pauses for the time of this many.
 const SOME: u32 = 8;
 
 /// The pause after the system could not give a connection or thread: it is short of something.
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_connections_are_accepted_at_once_and_then_so_many_in_a_second() {
+    fn connections_are_accepted_at_a_limited_rate_after_a_burst() {
         let mut rate = AcceptRate::new();
         let mut now = rate.used_until;
         let mut at_once = 0;
