@@ -1,6 +1,6 @@
-//! The command line: one file for each command.
+//! The command line: one file for each command, [`output`] for what they print, and
+//! [`storage_access`] for the documents they read and delete.
 
-mod ask;
 mod audit;
 mod check;
 mod child;
@@ -8,11 +8,10 @@ mod delete;
 mod demo;
 mod dlq;
 mod get;
-mod places;
+mod output;
 mod run;
-mod shelf;
-mod shown;
 mod status;
+mod storage_access;
 mod submit;
 mod top;
 
@@ -26,7 +25,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::cli::shown::complain_lines;
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::sys;
@@ -35,7 +34,7 @@ use crate::sys;
 /// storage.
 ///
 /// Settings come from the environment (REDIS_URL, CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...;
-/// README lists them all), chains from config.yml.
+/// conserver-settings(7) lists them all), chains from config.yml.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
@@ -57,18 +56,18 @@ enum Command {
     ///
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong (with
     /// --deny-warnings also when there is a warning), 69 when a server cannot be reached.
-    Check(check::Check),
+    Check(check::CheckArgs),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
     /// 69 when none does, or its supervisor has stood still for half a minute.
-    Status(status::Status),
+    Status(status::StatusArgs),
     /// Show live in a terminal what the daemon on this machine does: rates, times, workers, queues
     ///
     /// Rates and times are those of the last minute, counts those since the daemon started. q, Esc
     /// or Ctrl-C ends it. Reads the scoreboard, and asks Redis for the lengths of the lists; without
     /// Redis, these are left out. Exits 69 when no daemon runs, 64 without a terminal.
-    Top(top::Top),
+    Top(top::TopArgs),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
@@ -77,7 +76,7 @@ enum Command {
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
     /// are submitted), 69 when Redis cannot be reached. With --wait also 65 when one went to a dead
     /// letter queue, 69 when --timeout was over before all were done.
-    Submit(submit::Submit),
+    Submit(submit::SubmitArgs),
     /// Get the document of a vCon from Redis, or else from the first storage that has it
     ///
     /// Says on standard error where it was found. A place that cannot be reached is named, and the
@@ -85,7 +84,7 @@ enum Command {
     ///
     /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but a place could
     /// not be reached, 64 for a storage that is not there or cannot be asked.
-    Get(get::Get),
+    Get(get::GetArgs),
     /// Delete a vCon from every storage and from Redis, for good
     ///
     /// In Redis, its document goes and its entry in the sorted set VCON_SORTED_SET_NAME. Entries of
@@ -95,7 +94,7 @@ enum Command {
     ///
     /// Exits 0 when it is deleted, 65 when it is nowhere or would come back, 69 when a place could
     /// not be reached (it is deleted from the others), 64 for a storage that is not there.
-    Delete(delete::Delete),
+    Delete(delete::DeleteArgs),
     /// Look at the dead letter queues: list, show, try again, drop
     ///
     /// A vCon that cannot be done goes to the dead letter queue of its list, with the step that
@@ -107,7 +106,7 @@ enum Command {
     /// refuses a vCon again, 69 when Redis or a storage is unavailable or somebody else replays the
     /// dead letters of the storage, 78 when the configuration is wrong.
     #[command(subcommand)]
-    Dlq(dlq::Dlq),
+    Dlq(dlq::DlqCommand),
     /// Find vCons that are in Redis but in no list, with no worker and in no storage
     ///
     /// An earlier daemon, or a host that died, may have lost vCons: their documents are still in
@@ -116,9 +115,9 @@ enum Command {
     ///
     /// Exits 0 when there are none (or all were put back), 65 when there are, 69 when Redis or a
     /// storage cannot be reached: nothing can be said then.
-    Audit(audit::Audit),
+    Audit(audit::AuditArgs),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
-    Demo(demo::Demo),
+    Demo(demo::DemoArgs),
     #[command(hide = true)]
     Child(Box<child::Executed>),
     #[command(hide = true)]
@@ -135,6 +134,14 @@ fn interruption() -> io::Result<Arc<AtomicBool>> {
         flag::register(signal, Arc::clone(&interrupted))?;
     }
     Ok(interrupted)
+}
+
+/// Loads the configuration. Prints what is wrong with it otherwise, and returns the exit code.
+fn load_config(settings: &Settings) -> Result<Config, Exit> {
+    Config::load(&settings.config_file).map_err(|errors| {
+        output::eprint_lines(errors);
+        Exit::Config
+    })
 }
 
 /// The command line as clap describes it, for the manual and for completions.
@@ -169,7 +176,7 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
-            complain_lines(errors);
+            output::eprint_lines(errors);
             return Exit::Config;
         }
     };

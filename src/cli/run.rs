@@ -3,7 +3,7 @@
 use nix::unistd::Pid;
 
 use super::child::{execute, take_title};
-use crate::cli::shown::complain_lines;
+use crate::cli::output::eprint_lines;
 use crate::config::Source;
 use crate::exit::Exit;
 use crate::logging;
@@ -16,7 +16,7 @@ pub fn run(settings: Settings) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
         Err(errors) => {
-            complain_lines(errors);
+            eprint_lines(errors);
             return Exit::Config;
         }
     };

@@ -6,7 +6,8 @@ use indexmap::IndexMap;
 use super::history::History;
 use super::screen::{Line, Look, Size};
 use super::section::{Column, Row, Section, Side, Weight, cut, share};
-use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state, storage_rows};
+use crate::cli::output::{duration, megabytes, rate};
+use crate::cli::status::{on_hold, redis_away, storage_rows, worker_state};
 use crate::view::{Figures, Queues, View, Worker};
 
 /// The most holds that are told one by one.
@@ -130,7 +131,7 @@ fn workers(history: &History, view: &View) -> Section {
     let row = |worker: &Worker| Row {
         cells: vec![
             worker.worker.to_string(),
-            state(worker, view.lanes_per_worker),
+            worker_state(worker, view.lanes_per_worker),
             worker.vcon.clone().unwrap_or_default(),
             worker
                 .seconds

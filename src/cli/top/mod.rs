@@ -20,8 +20,8 @@ use nix::errno::Errno;
 
 use self::history::History;
 use self::screen::{Screen, Wake, Waker};
-use super::status::Source;
-use crate::cli::shown::{complain, complain_lines};
+use super::status::DaemonReader;
+use crate::cli::output::{eprint_line, eprint_lines};
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::view::View;
@@ -34,25 +34,25 @@ type Reading = Result<View, String>;
 
 /// How to show it.
 #[derive(Debug, Args)]
-pub struct Top {
+pub struct TopArgs {
     /// Look again every so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=60))]
     every: u64,
 }
 
-impl Top {
+impl TopArgs {
     /// Shows it until a key or a signal ends it.
     pub fn run(&self, settings: &Settings) -> Exit {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-            complain("top needs a terminal; `conserver status --watch` writes to anything");
+            eprint_line("top needs a terminal; `conserver status --watch` writes to anything");
             return Exit::Usage;
         }
-        let mut source = Source::new(settings, LIMIT);
-        let first = match source.look(true) {
+        let mut source = DaemonReader::new(settings, LIMIT);
+        let first = match source.read(true) {
             Ok(view) => view,
             Err(why) => {
-                complain_lines(why);
+                eprint_lines(why);
                 return Exit::Unavailable;
             }
         };
@@ -61,13 +61,13 @@ impl Top {
             // The terminal is gone, and nobody is left to be told.
             Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Exit::Ok,
             Err(error) => {
-                complain(format_args!("the terminal could not be used: {error}"));
+                eprint_line(format_args!("the terminal could not be used: {error}"));
                 Exit::Internal
             }
         }
     }
 
-    fn show(&self, source: Source, first: View) -> io::Result<()> {
+    fn show(&self, source: DaemonReader, first: View) -> io::Result<()> {
         let mut screen = Screen::open()?;
         let (sender, readings) = crossbeam_channel::bounded(1);
         let (waker, every) = (screen.waker(), Duration::from_secs(self.every));
@@ -79,10 +79,10 @@ impl Top {
     }
 }
 
-fn read(mut source: Source, every: Duration, readings: &Sender<Reading>, waker: &Arc<Waker>) {
+fn read(mut source: DaemonReader, every: Duration, readings: &Sender<Reading>, waker: &Arc<Waker>) {
     loop {
         thread::sleep(every);
-        if readings.send(source.look(true)).is_err() {
+        if readings.send(source.read(true)).is_err() {
             return;
         }
         waker.wake();
