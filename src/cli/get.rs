@@ -141,7 +141,7 @@ impl FailedSearch {
         part("it is not in", &self.empty);
         part("no answer from", &self.unavailable);
         part("unreadable in", &self.unreadable);
-        part("never returned by", &self.write_only);
+        part("cannot be read back from", &self.write_only);
         let exit = if !self.unavailable.is_empty() {
             Exit::Unavailable
         } else if self.empty.is_empty() && self.unreadable.is_empty() {
@@ -181,7 +181,7 @@ mod tests {
                 &["storage c"],
                 Exit::Unavailable,
                 "it is not in Redis; no answer from storage a; unreadable in \
-                 storage b; never returned by storage c",
+                 storage b; cannot be read back from storage c",
             ),
             (
                 &[],
@@ -197,7 +197,7 @@ mod tests {
                 &[],
                 &["storage c"],
                 Exit::Usage,
-                "never returned by storage c",
+                "cannot be read back from storage c",
             ),
         ] {
             let search = FailedSearch {

@@ -197,7 +197,7 @@ fn status_text(view: &View) -> String {
     );
     if let Some(seconds) = view.redis_away_seconds {
         text.push('\n');
-        text.push_str(&redis_away(seconds));
+        text.push_str(&redis_unavailable(seconds));
     }
     for worker in &view.workers {
         for lane in worker.lanes.iter().filter(|lane| lane.stuck) {
@@ -219,22 +219,26 @@ fn status_text(view: &View) -> String {
     text
 }
 
-pub(super) fn redis_away(seconds: f64) -> String {
-    format!("Redis has been away for {}", duration(seconds))
+pub(super) fn redis_unavailable(seconds: f64) -> String {
+    format!("Redis has been unavailable for {}", duration(seconds))
 }
 
-/// `On hold for 12 s: storage pg is away (workers 1, 2), chain main waits`
+/// `On hold for 12 s: storage pg is unavailable (workers 1, 2), chain main waits`
 pub(super) fn on_hold(hold: &Hold) -> String {
     let workers: Vec<String> = hold.workers.iter().map(usize::to_string).collect();
+    let workers = match &workers[..] {
+        [worker] => format!("worker {worker}"),
+        workers => format!("workers {}", workers.join(", ")),
+    };
     let waiting = match &hold.chains[..] {
         [] => String::new(),
-        chains => format!(", chain {} waits", chains.join(", ")),
+        [chain] => format!(", chain {chain} waits"),
+        chains => format!(", chains {} wait", chains.join(", ")),
     };
     format!(
-        "On hold for {}: {} is away (workers {}){waiting}",
+        "On hold for {}: {} is unavailable ({workers}){waiting}",
         duration(hold.seconds as f64),
-        hold.stage,
-        workers.join(", ")
+        hold.stage
     )
 }
 

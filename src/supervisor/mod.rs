@@ -223,7 +223,12 @@ enum Turn {
 
 impl Supervisor {
     fn run(mut self) -> Result<Role, SupervisorError> {
-        log::info!("Starting {} workers", self.wanted);
+        let noun = if self.wanted == 1 {
+            "worker"
+        } else {
+            "workers"
+        };
+        log::info!("Starting {} {noun}", self.wanted);
         self.board.set_wanted(self.wanted);
         loop {
             for signal in self.signals.take() {

@@ -72,7 +72,7 @@ fn a_failure_is_seen_mended_and_tried_again(redis: &Redis) {
         &[
             "DLQ:default, number 1 of 1",
             "parse",
-            "still lives",
+            "expires in",
             "{\"uuid\": ",
         ],
     );

@@ -169,7 +169,7 @@ fn a_redis_that_is_away_makes_it_unready_and_not_unhealthy() {
     });
     let printed = daemon.conserver().run(&["status"]);
     assert!(
-        printed.stdout.contains("Redis has been away for "),
+        printed.stdout.contains("Redis has been unavailable for "),
         "{}",
         printed.output()
     );

@@ -172,7 +172,7 @@ fn top_fits_whatever_size_the_terminal_gets() {
 }
 
 #[test]
-fn top_says_what_is_away_and_goes_on() {
+fn top_says_what_is_unavailable_and_goes_on() {
     let (redis, folder) = (Redis::plain(), Files::new());
     let path = folder.folder().join("missing");
     fs::write(&path, "no folder").expect("a file");
@@ -187,7 +187,7 @@ fn top_says_what_is_away_and_goes_on() {
     // A name cannot steer the terminal.
     terminal.wait_for(&[
         "On hold for",
-        "storage files\\u{1b}[31m is away (workers 1), chain main waits",
+        "storage files\\u{1b}[31m is unavailable (worker 1), chain main waits",
     ]);
     fs::remove_file(&path).expect("a file");
     wait_until("no hold is shown", PATIENCE, || {

@@ -393,7 +393,7 @@ struct StorageResult {
     is_unknown: bool,
 }
 
-/// ReplayScope entries to save.
+/// Which entries to save.
 enum ReplayScope<'a> {
     /// The oldest, at most this many.
     Oldest(u64),
