@@ -33,7 +33,7 @@ use crate::visible::{Printable, visible_json};
 /// The worker whose process this is.
 static WORKER: OnceLock<RwLock<String>> = OnceLock::new();
 
-/// Starts logging in this process; what is forked from it goes on with it.
+/// Starts logging in this process; processes forked from it log too.
 pub fn start(format: LogFormat, level: LevelFilter) {
     let logger: Box<dyn SharedLogger> = match format {
         LogFormat::Json => Box::new(JsonLogger { level }),
@@ -355,7 +355,7 @@ fn has_room() -> bool {
     matches!(poll(&mut room, PollTimeout::ZERO), Ok(1))
 }
 
-/// The line, truncated to what is written in one piece.
+/// The line, truncated to [`LONGEST_LINE`].
 fn truncated(line: &[u8]) -> Cow<'_, [u8]> {
     if line.len() <= LONGEST_LINE {
         return line.into();

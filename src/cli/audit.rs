@@ -34,7 +34,7 @@ pub struct AuditArgs {
     #[arg(long, value_name = "LIST")]
     requeue: Option<ListName>,
 
-    /// Look again after so many seconds before a vCon is reported
+    /// The pause before a second look, after which a vCon is reported
     ///
     /// It has to be longer than a producer takes from storing a document to pushing its UUID. The
     /// Python worker of vCon Server leaves no trace of the vCons it has in hand: stop it first,
@@ -53,7 +53,7 @@ pub struct AuditArgs {
 enum AuditError {
     #[error(transparent)]
     Queue(#[from] QueueError),
-    #[error("nothing can be said without {0}: a vCon may be there")]
+    #[error("the audit cannot go on without {0}: a vCon may be there")]
     Storage(String),
     #[error(transparent)]
     Output(#[from] io::Error),

@@ -33,7 +33,7 @@ pub struct GetArgs {
     raw: bool,
 }
 
-/// A search that found nothing: the stores by what they said.
+/// The stores of a search that found nothing, by their replies.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct FailedSearch {
     /// Do not have it.
@@ -66,8 +66,8 @@ impl GetArgs {
                 Err(error) => output_failed(&error),
             },
             Err(search) => {
-                let (said, exit) = search.verdict(&self.uuid);
-                eprint_line(&said);
+                let (message, exit) = search.verdict(&self.uuid);
+                eprint_line(&message);
                 exit
             }
         }

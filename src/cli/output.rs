@@ -68,7 +68,7 @@ pub(super) fn is_confirmed(question: &str) -> io::Result<bool> {
     Ok(matches!(reply.trim(), "y" | "Y" | "yes"))
 }
 
-/// A progress bar, hidden without a terminal and where there are few steps.
+/// A progress bar, hidden without a terminal or for a few steps.
 pub(super) fn progress_bar(steps: usize) -> ProgressBar {
     if steps < STEPS_WORTH_A_BAR {
         return ProgressBar::hidden();

@@ -33,7 +33,7 @@ pub struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Show it again every so many seconds, until the daemon ends or Ctrl-C
+    /// Show it again at this interval (2 without a number), until the daemon ends or Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,

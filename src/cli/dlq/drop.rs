@@ -23,8 +23,8 @@ const BATCH: u64 = 200;
 pub struct DropArgs {
     /// The vCon's UUID, to drop it from every queue; or one queue, and the UUIDs to drop from it
     ///
-    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
-    /// prints it.
+    /// A queue is named by its ingress list, or as storage:NAME. An entry that is no UUID is named as
+    /// `dlq ls` prints it.
     #[arg(required = true, value_name = "[QUEUE] UUID")]
     what: Vec<String>,
 

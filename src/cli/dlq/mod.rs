@@ -23,19 +23,19 @@ use crate::settings::Settings;
 pub enum DlqCommand {
     /// List dead letters, the oldest of each list first, with the step that failed and why
     Ls(list::LsArgs),
-    /// Show one dead letter: where it is, the whole reason, its document; or one queue
+    /// Show one dead letter with its queues, the whole reason and its document; or one queue
     Show(show::ShowArgs),
     /// Put dead letters back at the tail of the list they failed in, the oldest first; or save them
-    /// to the storage that did not take them
+    /// to the storage that refused them
     ///
     /// Those of a storage (storage:NAME) are saved to that storage alone, and no link runs again. The
     /// API server's replay and this keep each other out by the key DLQ:storage:NAME:replay-lock. It
-    /// stops where the storage is unavailable; vCons that it refuses again stay, with the new reason.
+    /// stops if the storage is unavailable; vCons that it refuses again stay, with the new reason.
     ///
-    /// Those of an ingress list are put back.
-    /// Each is moved in one step, so that it is in one place whatever happens. Deaths and failed
-    /// tries are forgotten: it gets as many chances as a new vCon. Where its document would expire
-    /// soon, it gets VCON_REDIS_EXPIRY. Those that fail while this runs are not put back again.
+    /// Those of an ingress list are put back, each moved in one step, so that none is lost or
+    /// doubled. Crashes and failed attempts are forgotten: each gets as many as a new vCon. A
+    /// document that would expire sooner lives for VCON_REDIS_EXPIRY. Those that fail while this
+    /// runs are not put back again.
     Retry(retry::RetryArgs),
     /// Drop dead letters for good
     ///

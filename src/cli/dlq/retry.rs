@@ -52,7 +52,7 @@ pub struct RetryArgs {
     #[arg(long, requires = "what", conflicts_with_all = ["uuids", "count"])]
     all: bool,
 
-    /// At most so many, the oldest first
+    /// At most this many, the oldest first
     #[arg(long, value_name = "N", conflicts_with = "uuids",
         value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,

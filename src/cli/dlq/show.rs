@@ -26,8 +26,8 @@ use crate::visible::{printable, printable_lines, visible_json};
 pub struct ShowArgs {
     /// The vCon's UUID; or a queue, to show how much is in it, and the oldest
     ///
-    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
-    /// prints it.
+    /// A queue is named by its ingress list, or as storage:NAME. An entry that is no UUID is named as
+    /// `dlq ls` prints it.
     #[arg(value_name = "UUID|QUEUE")]
     what: String,
 

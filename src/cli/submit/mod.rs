@@ -41,7 +41,7 @@ pub struct SubmitArgs {
     #[arg(long, default_value = "default")]
     list: ListName,
 
-    /// Let the documents expire from Redis after so many seconds
+    /// Let the documents expire from Redis after this time
     #[arg(long, value_name = "SECONDS")]
     expire: Option<u64>,
 
@@ -52,18 +52,18 @@ pub struct SubmitArgs {
 
     /// The UUID of a signed or encrypted vCon whose protected header has none
     ///
-    /// Without it, that is the name of its file, as in <UUID>.json.
+    /// Without it, the UUID is the name of its file, as in <UUID>.json.
     #[arg(long, value_name = "UUID")]
     uuid: Option<VconId>,
 
     /// Wait until the vCons are done: in no ingress list, and with no worker
     ///
     /// The daemon may be on another machine. Exits 65 when one of them went to a dead letter queue. While
-    /// Redis is away it tries again, for five minutes at a time if there is no --timeout.
+    /// Redis is unavailable it tries again, for five minutes at a time if there is no --timeout.
     #[arg(long)]
     wait: bool,
 
-    /// Wait no longer than so many seconds, and exit 69 when vCons are not done by then
+    /// Wait no longer than this, and exit 69 when vCons are not done by then
     #[arg(long, value_name = "SECONDS", requires = "wait")]
     timeout: Option<u64>,
 }
@@ -146,7 +146,7 @@ impl SubmitArgs {
         self.print_summary(&format!("{done} of {all} vCons are done{queue}"));
         if missing > 0 {
             eprint_line(format_args!(
-                "{missing} of them are not in Redis any more, which was away: they have expired, or are lost"
+                "{missing} of them are not in Redis any more, which was unavailable: they have expired, or are lost"
             ));
         }
         if pending > 0 || missing > 0 {
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_vcon_has_vcon_ending_by_its_protected_header_first() {
+    fn a_sealed_vcon_is_named_by_its_protected_header_first() {
         let header = format!(r#"{{"alg":"RS256","uuid":"{ONE}"}}"#);
         let general = signed(&header, &format!(r#"{{"uuid":"{TWO}"}}"#));
         let protected = encoded(&header);

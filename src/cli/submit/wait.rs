@@ -40,7 +40,7 @@ pub(super) struct CompletionWait {
     was_unavailable: bool,
 }
 
-/// What is asked of Redis, over a connection each.
+/// The queries, over a connection each.
 struct RedisQueries {
     audit: Audit,
     letters: DeadLetters,

@@ -45,7 +45,7 @@ const NOW: f64 = 10.0;
 /// How to show it.
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Look again every so many seconds
+    /// The interval between two readings
     #[arg(long, value_name = "SECONDS", default_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=60))]
     every: u64,
