@@ -147,7 +147,7 @@ fn numbers_and_the_order_of_keys_are_shown_as_they_are() {
     redis.ask::<i64>(&["DEL", &key(&sample)]);
     redis.ask::<i64>(&["HSET", &key(&sample), "a", "b"]);
     let unusable = run(&conserver, &["get", &sample.id], 65);
-    said(&unusable.stderr, &["a hash", "cannot be read: Redis"]);
+    said(&unusable.stderr, &["a hash", "unreadable in Redis"]);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_document_that_cannot_be_read_is_deleted_all_the_same() {
     Shelf::open(&files.storage()).save(&sample).expect("a file");
     fs::write(&files.paths()[0], b"\xff\xfe").expect("a file");
     let damaged = run(&conserver, &["get", &sample.id], 65);
-    said(&damaged.stderr, &["cannot be read: storage files"]);
+    said(&damaged.stderr, &["unreadable in storage files"]);
     run(&conserver, &["delete", &sample.id, "--yes"], 0);
     assert_eq!(files.paths().len(), 0);
 }

@@ -181,7 +181,7 @@ fn top_says_what_is_unavailable_and_goes_on() {
         .config(&chain(&[], &[("files\u{1b}[31m", storage)]))
         .env("CONSERVER_RETRY_ATTEMPTS", "1")
         .start();
-    let mut terminal = Terminal::run(daemon.conserver(), &EVERY_SECOND, USUAL);
+    let mut terminal = Terminal::run(daemon.conserver(), &EVERY_SECOND, (100, 24));
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     // A name cannot steer the terminal.

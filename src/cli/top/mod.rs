@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::errno::Errno;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
+use ratatui::layout::{Position, Rect};
 
 use super::interruption;
 use super::status::DaemonReader;
@@ -111,8 +112,10 @@ impl TopArgs {
                 Some(TopEvent::View(Err(why))) => error = Some(why),
                 Some(TopEvent::Input(Err(error))) => return Err(error),
                 Some(TopEvent::Input(Ok(Event::Key(key)))) if is_quit(key) => return Ok(()),
-                // Any other key repairs what another program wrote over it.
-                Some(TopEvent::Input(Ok(_))) => screen.clear()?,
+                // A key that does nothing else repairs a screen that another program wrote on.
+                Some(TopEvent::Input(Ok(Event::Key(_)))) => screen.clear()?,
+                // Drawing adapts to a new size.
+                Some(TopEvent::Input(Ok(_))) => {}
             }
         }
     }
@@ -179,8 +182,11 @@ impl Screen {
         self.0.draw(draw).map(|_| ())
     }
 
+    /// Clears the screen, so that the next frame is drawn as a whole. `Terminal::clear` does not serve:
+    /// it asks the terminal for the cursor, and the input thread would take the reply.
     fn clear(&mut self) -> io::Result<()> {
-        self.0.clear()
+        let size = self.0.size()?;
+        self.0.resize(Rect::from((Position::ORIGIN, size)))
     }
 }
 
