@@ -173,7 +173,7 @@ impl Supervisor {
             Health::Overdue(lane) => {
                 let limit = lane.limit.unwrap_or(0) as f64 / 1e3;
                 log::error!(
-                    "{name} has not moved on with {} for {limit} s, which is its chain's timeout and the \
+                    "{name} has been at work on {}, longer than {limit} s, which is its chain's timeout and the \
                      longest limit of a call: it is killed",
                     in_hand(lane)
                 );
