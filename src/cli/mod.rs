@@ -1,5 +1,5 @@
-//! The command line: one file for each command, [`output`] for what they print, and
-//! [`storage_access`] for the documents they read and delete.
+//! The command line: one file for each command, `output` for what they print, and `storage_access`
+//! for the documents they read and delete.
 
 mod audit;
 mod check;

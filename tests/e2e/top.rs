@@ -216,6 +216,33 @@ fn top_says_what_is_unavailable_and_goes_on() {
 }
 
 #[test]
+fn top_marks_trouble_in_bold_and_in_colour_unless_no_color_is_set() {
+    let (redis, folder) = (Redis::plain(), Files::new());
+    let path = folder.folder().join("missing");
+    fs::write(&path, "no folder").expect("a file");
+    let storage = json!({"module": "storage.file", "options": {"path": path}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("files", storage)]))
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .start();
+    submit(&redis, "default", &fresh(1));
+    for (no_color, is_coloured) in [("", true), ("1", false)] {
+        let conserver = daemon.conserver().again().env("NO_COLOR", no_color);
+        let terminal = Terminal::run(&conserver, &EVERY_SECOND, USUAL);
+        terminal.wait_for(&["On hold for"]);
+        let lines = terminal.lines();
+        let row = lines.iter().position(|line| line.starts_with("On hold"));
+        let row = u16::try_from(row.expect("a line")).expect("a row");
+        terminal.seen(|screen| {
+            let cell = screen.cell(row, 0).expect("a cell");
+            let is_plain = cell.fgcolor() == vt100::Color::Default;
+            assert_eq!((cell.bold(), is_plain), (true, !is_coloured), "{no_color}");
+        });
+    }
+    daemon.stop();
+}
+
+#[test]
 fn top_needs_a_terminal_and_a_daemon() {
     let redis = Redis::plain();
     let conserver = Conserver::with(&redis).config(&chain(&[], &[]));
