@@ -72,7 +72,7 @@ fn a_failure_is_seen_mended_and_tried_again(redis: &Redis) {
         &[
             "DLQ:default, number 1 of 1",
             "parse",
-            "still lives",
+            "expires in",
             "{\"uuid\": ",
         ],
     );
@@ -139,7 +139,7 @@ fn one_dead_letter_is_shown_whole() {
 
         redis.ask::<i64>(&["DEL", &format!("vcon:{}", sample.id)]);
         let shown = run(&conserver, &["dlq", "show", &sample.id], 0);
-        said(&shown, &["gone from Redis"]);
+        said(&shown, &["no longer in Redis"]);
         let shown = run(&conserver, &["dlq", "show", "before"], 0);
         said(&shown, &["not a UUID"]);
     }

@@ -141,7 +141,7 @@ pub(super) fn readiness(
     }
     waits.extend(holds.iter().map(|hold| {
         let chains = hold.chains.join(", ");
-        format!("{} is away: chains on hold: {chains}", hold.stage)
+        format!("{} is unavailable: chains on hold: {chains}", hold.stage)
     }));
     if waits.is_empty() {
         Ok("ready".to_owned())
@@ -301,7 +301,7 @@ mod tests {
         let expected = [
             "the daemon is starting",
             "Redis is away",
-            "storage pg is away: chains on hold: main, spare",
+            "storage pg is unavailable: chains on hold: main, spare",
         ];
         assert_eq!(waits.unwrap_err(), expected);
         let waits = readiness(Some(Phase::Running), &[], Ok(()), false).unwrap_err();

@@ -52,9 +52,9 @@ function showTroubles({ holds, redis_away_seconds }) {
   const section = document.getElementById("troubles"), list = section.firstElementChild;
   const lines = holds.map(({ stage, chains, workers, seconds }) => {
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
-    return `On hold for ${duration(seconds)}: ${stage} is away (workers ${workers.join(", ")})${waits}`;
+    return `On hold for ${duration(seconds)}: ${stage} is unavailable (workers ${workers.join(", ")})${waits}`;
   });
-  if (redis_away_seconds !== null) lines.unshift(`Redis has been away for ${duration(redis_away_seconds)}`);
+  if (redis_away_seconds !== null) lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}`);
   section.hidden = lines.length === 0;
   while (list.children.length > lines.length) list.lastElementChild.remove();
   lines.forEach((line, i) => setText(list.children[i] ?? list.appendChild(element("li")), line));
