@@ -343,11 +343,13 @@ const LONGEST_DATE: usize = 80;
 /// The date of the document, as written.
 fn created_at(text: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
-    struct Dated<'a> {
+    struct DatedDocument<'a> {
         #[serde(borrow)]
         created_at: Option<&'a RawValue>,
     }
-    let raw = serde_json::from_slice::<Dated<'_>>(text).ok()?.created_at?;
+    let raw = serde_json::from_slice::<DatedDocument<'_>>(text)
+        .ok()?
+        .created_at?;
     let text = serde_json::from_str::<String>(raw.get());
     let text = text.as_deref().unwrap_or(raw.get());
     Some(truncated(text, LONGEST_DATE))

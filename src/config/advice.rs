@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::read::entries;
 use super::{Chain, Config, ListName};
 use crate::options::error::{Fault, Findings, listed};
-use crate::options::yaml::{Entry, Kind, Mapping, Node, joined};
+use crate::options::yaml::{Entry, Mapping, Node, NodeKind, joined};
 
 /// The key of the list to which a follower brings vCons.
 const FOLLOWER_LIST: &str = "follower_ingress_list";
@@ -285,16 +285,16 @@ impl<'a> Advisor<'a> {
 
 /// The line of an item in a list of the entry, or that of the key.
 fn line_in(entry: &Entry, key: &str, item: Option<&str>) -> usize {
-    let Kind::Mapping(keys) = &entry.value.kind else {
+    let NodeKind::Mapping(keys) = &entry.value.kind else {
         return entry.line;
     };
     let Some(found) = keys.get(key) else {
         return entry.line;
     };
-    let Kind::Sequence(items) = &found.value.kind else {
+    let NodeKind::Sequence(items) = &found.value.kind else {
         return found.line;
     };
     let is_item =
-        |node: &&Node| matches!(&node.kind, Kind::Scalar(text) if Some(text.as_str()) == item);
+        |node: &&Node| matches!(&node.kind, NodeKind::Scalar(text) if Some(text.as_str()) == item);
     items.iter().find(is_item).map_or(found.line, |it| it.line)
 }

@@ -11,7 +11,7 @@ use crate::http_client::Url;
 use crate::options::Options;
 use crate::options::environment::Environment;
 use crate::options::error::{ConfigErrors, Fault, Findings};
-use crate::options::yaml::{self, Entry, Kind, Mapping};
+use crate::options::yaml::{self, Entry, Mapping, NodeKind};
 use crate::secret::Secret;
 
 /// The seconds between two pulls, where the file does not name them.
@@ -145,7 +145,7 @@ pub(super) fn read(
 }
 
 fn is_empty_list(entry: &Entry) -> bool {
-    matches!(&entry.value.kind, Kind::Sequence(items) if items.is_empty())
+    matches!(&entry.value.kind, NodeKind::Sequence(items) if items.is_empty())
 }
 
 fn url(options: &mut Options) -> Option<Url> {

@@ -160,7 +160,7 @@ impl<T: ?Sized> ModuleConfig<T> {
     fn opened(&self) -> Box<T> {
         let node = yaml::Node {
             line: self.line,
-            kind: yaml::Kind::Mapping(self.options.clone()),
+            kind: yaml::NodeKind::Mapping(self.options.clone()),
             plain: false,
         };
         let mut options = Options::new(&self.path, "option", self.line, &node);

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::options::environment::Environment;
 use crate::options::error::{Fault, Findings, listed};
-use crate::options::yaml::{Entry, Kind, Mapping, Node, joined};
+use crate::options::yaml::{Entry, Mapping, Node, NodeKind, joined};
 use crate::options::{Common, Lone, Options};
 use crate::spelling::did_you_mean;
 use crate::{link, storage};
@@ -176,7 +176,7 @@ fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
                 .push(Fault::of_file(format!("is empty; {needs}")));
             return Mapping::new();
         }
-        Some((_, Kind::Mapping(sections))) => sections,
+        Some((_, NodeKind::Mapping(sections))) => sections,
         Some((line, other)) => {
             let message = format!("is {}, not a mapping; {needs}", other.described());
             findings.faults.push(Fault::at(line, "", message));
@@ -198,7 +198,7 @@ fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
         None => findings
             .faults
             .push(Fault::of_file(format!("has no `chains:`; {needs}"))),
-        Some(entry) if matches!(entry.value.kind, Kind::Null) => {
+        Some(entry) if matches!(entry.value.kind, NodeKind::Null) => {
             findings
                 .faults
                 .push(Fault::at(entry.line, "chains", "names no chain"));
@@ -218,7 +218,7 @@ pub(super) fn entries<'a>(
         return Vec::new();
     };
     match &entry.value.kind {
-        Kind::Mapping(entries) => entries
+        NodeKind::Mapping(entries) => entries
             .iter()
             .map(|(name, entry)| (name.as_str(), joined(section, name), entry))
             .collect(),
@@ -293,7 +293,7 @@ impl<T: ?Sized> Modules<'_, T> {
             entry.line,
             Node {
                 line: entry.line,
-                kind: Kind::Null,
+                kind: NodeKind::Null,
                 plain: false,
             },
         ));
@@ -348,7 +348,7 @@ fn python_modules(section: &str, sections: &Mapping, findings: &mut Findings) {
     for (_, path, entry) in entries(sections, section, findings) {
         let (path, module) = match &entry.value.kind {
             // An older form.
-            Kind::Scalar(module) => (path, module.trim().to_owned()),
+            NodeKind::Scalar(module) => (path, module.trim().to_owned()),
             _ => {
                 let mut keys = Options::new(&path, "key", entry.line, &entry.value);
                 let module = keys.required_string("module");
@@ -475,7 +475,7 @@ fn list_names(keys: &mut Options, key: &str) -> Vec<(usize, ListName)> {
 /// The names of links or storages in a chain, each checked to be an entry of that section.
 fn defined(keys: &mut Options, section: &str, noun: &str, sections: &Mapping) -> Vec<String> {
     let known = match sections.get(section).map(|entry| &entry.value.kind) {
-        Some(Kind::Mapping(entries)) => Some(entries),
+        Some(NodeKind::Mapping(entries)) => Some(entries),
         _ => None,
     };
     let mut names = Vec::new();

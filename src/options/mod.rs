@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use self::environment::Environment;
 use self::error::{Fault, listed};
-use self::yaml::{Kind, Mapping, Node, joined};
+use self::yaml::{Mapping, Node, NodeKind, joined};
 use crate::secret::Secret;
 use crate::spelling::did_you_mean;
 
@@ -64,7 +64,7 @@ impl Options {
     pub(crate) fn new(path: &str, noun: &'static str, line: usize, node: &Node) -> Self {
         let mut faults = Vec::new();
         let entries = match &node.kind {
-            Kind::Mapping(entries) => entries.clone(),
+            NodeKind::Mapping(entries) => entries.clone(),
             other if other.is_empty() => Mapping::new(),
             other => {
                 let message = format!("is {}, not a mapping", other.described());
@@ -149,7 +149,7 @@ impl Options {
 
     fn mapping(&mut self, key: &str) -> Option<Mapping> {
         match self.value(key)? {
-            (_, Kind::Mapping(entries)) => Some(entries),
+            (_, NodeKind::Mapping(entries)) => Some(entries),
             (_, empty) if empty.is_empty() => Some(Mapping::new()),
             (line, other) => {
                 self.mismatch(key, line, &other, "a mapping");
@@ -161,7 +161,7 @@ impl Options {
     /// Whether the option is there and not `null`.
     pub fn is_given(&self, key: &str) -> bool {
         let entry = self.entries.get(key);
-        entry.is_some_and(|entry| !matches!(entry.value.kind, Kind::Null))
+        entry.is_some_and(|entry| !matches!(entry.value.kind, NodeKind::Null))
     }
 
     /// The time in seconds under `key`, if it is given and its module has asked for it.
@@ -169,7 +169,7 @@ impl Options {
         let is_known = self.asked.iter().any(|asked| asked == key);
         let seconds: f64 = match &self.entries.get(key).filter(|_| is_known)?.value {
             Node {
-                kind: Kind::Scalar(text),
+                kind: NodeKind::Scalar(text),
                 plain,
                 ..
             } => scalars::any(text.trim(), *plain)?,
@@ -283,8 +283,8 @@ impl Options {
         let mut headers = Vec::new();
         for (name, entry) in self.mapping(key).unwrap_or_default() {
             match entry.value.kind {
-                Kind::Scalar(text) => headers.push((name, Secret::new(text))),
-                Kind::Null => {}
+                NodeKind::Scalar(text) => headers.push((name, Secret::new(text))),
+                NodeKind::Null => {}
                 other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
             }
         }
@@ -294,7 +294,7 @@ impl Options {
     /// Tags: a list of names, each perhaps with a value, `name:value`; or a mapping of names to
     /// values. Each becomes `name:value`, where a name stands for its value if it has none.
     pub fn tags(&mut self, key: &str) -> Vec<String> {
-        if let Some((_, Kind::Mapping(_))) = self.value(key) {
+        if let Some((_, NodeKind::Mapping(_))) = self.value(key) {
             let tags = self.string_map(key).into_iter();
             return tags
                 .map(|(name, value)| format!("{name}:{value}"))
@@ -315,7 +315,7 @@ impl Options {
         let mut strings = Vec::new();
         for (name, entry) in self.mapping(key).unwrap_or_default() {
             match entry.value.kind {
-                Kind::Scalar(text) => strings.push((name, text)),
+                NodeKind::Scalar(text) => strings.push((name, text)),
                 other => self.mismatch(&joined(key, &name), entry.line, &other, "a string"),
             }
         }
@@ -384,9 +384,9 @@ impl Options {
             return Vec::new();
         };
         let nodes = match kind {
-            Kind::Sequence(nodes) => nodes,
+            NodeKind::Sequence(nodes) => nodes,
             empty if empty.is_empty() => return Vec::new(),
-            Kind::Scalar(text) if lone == Lone::Counts => return vec![(line, text)],
+            NodeKind::Scalar(text) if lone == Lone::Counts => return vec![(line, text)],
             other => {
                 self.mismatch(key, line, &other, "a list of strings");
                 return Vec::new();
@@ -395,7 +395,7 @@ impl Options {
         let mut items = Vec::new();
         for (index, node) in nodes.into_iter().enumerate() {
             match node.kind {
-                Kind::Scalar(text) => items.push((node.line, text)),
+                NodeKind::Scalar(text) => items.push((node.line, text)),
                 other => {
                     let message = format!(
                         "item {} is {}, not a string{how}",
@@ -418,7 +418,7 @@ impl Options {
         }
         let entry = self.entries.get(key)?;
         match entry.value.kind {
-            Kind::Null => None,
+            NodeKind::Null => None,
             _ => Some((entry.line, entry.value.clone())),
         }
     }
@@ -443,13 +443,13 @@ impl Options {
         self.entries
     }
 
-    fn value(&mut self, key: &str) -> Option<(usize, Kind)> {
+    fn value(&mut self, key: &str) -> Option<(usize, NodeKind)> {
         self.node(key).map(|(line, node)| (line, node.kind))
     }
 
     fn scalar(&mut self, key: &str, expected: &str) -> Option<String> {
         match self.value(key)? {
-            (_, Kind::Scalar(text)) => Some(text),
+            (_, NodeKind::Scalar(text)) => Some(text),
             (line, other) => {
                 self.mismatch(key, line, &other, expected);
                 None
@@ -478,7 +478,7 @@ impl Options {
         value
     }
 
-    fn mismatch(&mut self, key: &str, line: usize, found: &Kind, expected: &str) {
+    fn mismatch(&mut self, key: &str, line: usize, found: &NodeKind, expected: &str) {
         let message = format!("is {}, not {expected}", found.described());
         self.fault_at(line, key, message);
     }
@@ -495,7 +495,7 @@ impl Options {
         let node = yaml::parse(text).ok().flatten();
         let node = node.unwrap_or(Node {
             line: 1,
-            kind: Kind::Null,
+            kind: NodeKind::Null,
             plain: false,
         });
         Self::new("options", "option", 1, &node)
@@ -541,12 +541,12 @@ impl Options {
             return;
         };
         let written = match &entry.value.kind {
-            Kind::Scalar(text) => Some(text.clone()),
+            NodeKind::Scalar(text) => Some(text.clone()),
             _ => None,
         };
         let mut gaps = Gaps::default();
         expand(&environment, key, &mut entry.value, &mut gaps);
-        if let (Some(written), Kind::Scalar(text)) = (written, &entry.value.kind)
+        if let (Some(written), NodeKind::Scalar(text)) = (written, &entry.value.kind)
             && written != *text
         {
             self.written.insert(key.to_owned(), written);
@@ -576,7 +576,7 @@ impl Options {
         match environment.file(&name) {
             Ok(text) => {
                 let mut entry = self.entries.shift_remove(&file_key)?;
-                entry.value.kind = Kind::Scalar(text.clone());
+                entry.value.kind = NodeKind::Scalar(text.clone());
                 self.entries.insert(key.to_owned(), entry);
                 Some(text)
             }
@@ -592,8 +592,8 @@ impl Options {
 /// is left out.
 fn expand(environment: &Environment, key: &str, node: &mut Node, gaps: &mut Gaps) {
     match &mut node.kind {
-        Kind::Null => {}
-        Kind::Scalar(text) => match environment.expand(text) {
+        NodeKind::Null => {}
+        NodeKind::Scalar(text) => match environment.expand(text) {
             Ok(None) => {}
             Ok(Some(expanded)) => {
                 *text = expanded.text;
@@ -603,15 +603,15 @@ fn expand(environment: &Environment, key: &str, node: &mut Node, gaps: &mut Gaps
             }
             Err(why) => {
                 gaps.missing.push((node.line, key.to_owned(), why));
-                node.kind = Kind::Null;
+                node.kind = NodeKind::Null;
             }
         },
-        Kind::Sequence(items) => items.retain_mut(|item| {
+        NodeKind::Sequence(items) => items.retain_mut(|item| {
             let before = gaps.missing.len();
             expand(environment, key, item, gaps);
             gaps.missing.len() == before
         }),
-        Kind::Mapping(entries) => entries.retain(|name, entry| {
+        NodeKind::Mapping(entries) => entries.retain(|name, entry| {
             let before = gaps.missing.len();
             expand(environment, &joined(key, name), &mut entry.value, gaps);
             gaps.missing.len() == before
@@ -804,7 +804,7 @@ mod fill_tests {
         let entries = options.into_entries();
         let node = Node {
             line: 1,
-            kind: Kind::Mapping(entries),
+            kind: NodeKind::Mapping(entries),
             plain: false,
         };
         let mut again = Options::new("options", "option", 1, &node);

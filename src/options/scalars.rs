@@ -4,19 +4,19 @@
 //! 1.1: `yes` is true, `012` is ten. Two of its readings are left out, dates and numbers to the
 //! base of sixty (`12:30`): they stay text, as do infinities, which JSON does not have.
 
-use super::yaml::{Kind, Mapping, Node};
+use super::yaml::{Mapping, Node, NodeKind};
 
 /// A value as JSON.
 pub(crate) fn value(node: &Node) -> String {
     match &node.kind {
-        Kind::Null => "null".to_owned(),
-        Kind::Scalar(text) if node.plain => plain(text).unwrap_or_else(|| string(text)),
-        Kind::Scalar(text) => string(text),
-        Kind::Sequence(items) => {
+        NodeKind::Null => "null".to_owned(),
+        NodeKind::Scalar(text) if node.plain => plain(text).unwrap_or_else(|| string(text)),
+        NodeKind::Scalar(text) => string(text),
+        NodeKind::Sequence(items) => {
             let items: Vec<String> = items.iter().map(value).collect();
             format!("[{}]", items.join(","))
         }
-        Kind::Mapping(entries) => object(entries),
+        NodeKind::Mapping(entries) => object(entries),
     }
 }
 
@@ -286,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_it_is_it_becomes_json(text in "[-+0-9xbeE_.:aé\"\\\\ ]{0,12}") {
-            let plain = Node { line: 1, kind: Kind::Scalar(text), plain: true };
+            let plain = Node { line: 1, kind: NodeKind::Scalar(text), plain: true };
             serde_json::from_str::<&serde_json::value::RawValue>(&value(&plain)).unwrap();
         }
     }

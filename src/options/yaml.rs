@@ -20,14 +20,14 @@ const LONGEST_KEY: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Node {
     pub line: usize,
-    pub kind: Kind,
+    pub kind: NodeKind,
     /// Whether it stands in the file without quotes.
     pub plain: bool,
 }
 
 /// What a value is.
 #[derive(Clone)]
-pub(crate) enum Kind {
+pub(crate) enum NodeKind {
     /// Nothing, `~` or `null`.
     Null,
     /// The text as it was written, without quotes.
@@ -46,7 +46,7 @@ pub(crate) struct Entry {
     pub value: Node,
 }
 
-impl Kind {
+impl NodeKind {
     /// Whether it says nothing: empty, or an empty text, list or mapping.
     pub fn is_empty(&self) -> bool {
         match self {
@@ -84,7 +84,7 @@ pub(crate) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     let Some(document) = documents.first() else {
         return Ok(None);
     };
-    let mut reader = Reader {
+    let mut reader = YamlReader {
         source: &source,
         anchors: HashMap::new(),
         plain: Plain::default(),
@@ -93,7 +93,7 @@ pub(crate) fn parse(text: &str) -> Result<Option<Node>, Vec<Fault>> {
     let node = reader.node(document, "");
     if reader.faults.is_empty() {
         Ok(match node.kind {
-            Kind::Null => None,
+            NodeKind::Null => None,
             _ => Some(node),
         })
     } else {
@@ -123,7 +123,7 @@ fn not_yaml(error: &ScanError, source: &[char]) -> Fault {
 }
 
 /// Turns `saphyr`'s tree into ours.
-struct Reader<'a> {
+struct YamlReader<'a> {
     source: &'a [char],
     /// The text of anchored scalars: an alias to one has the alias's place in the source.
     anchors: HashMap<String, String>,
@@ -131,31 +131,31 @@ struct Reader<'a> {
     faults: Vec<Fault>,
 }
 
-impl Reader<'_> {
+impl YamlReader<'_> {
     fn node(&mut self, node: &MarkedYamlOwned, path: &str) -> Node {
         let line = node.span.start.line();
         let kind = match &node.data {
-            YamlDataOwned::Value(ScalarOwned::Null) => Kind::Null,
+            YamlDataOwned::Value(ScalarOwned::Null) => NodeKind::Null,
             YamlDataOwned::Value(ScalarOwned::String(text))
-            | YamlDataOwned::Representation(text, ..) => Kind::Scalar(text.clone()),
-            YamlDataOwned::Value(_) => Kind::Scalar(self.written(node)),
+            | YamlDataOwned::Representation(text, ..) => NodeKind::Scalar(text.clone()),
+            YamlDataOwned::Value(_) => NodeKind::Scalar(self.written(node)),
             YamlDataOwned::Sequence(items) => {
-                Kind::Sequence(items.iter().map(|item| self.node(item, path)).collect())
+                NodeKind::Sequence(items.iter().map(|item| self.node(item, path)).collect())
             }
             YamlDataOwned::Mapping(entries) => {
                 let entries = entries.iter();
-                Kind::Mapping(self.mapping(entries, path))
+                NodeKind::Mapping(self.mapping(entries, path))
             }
             YamlDataOwned::Tagged(..) => {
                 // What looks like a tag may be a password without quotes, so it is not shown.
                 let message = "what begins with `!` is a tag; put it in quotes if it is text";
                 self.faults.push(Fault::at(line, path, message));
-                Kind::Null
+                NodeKind::Null
             }
             YamlDataOwned::Alias(_) | YamlDataOwned::BadValue => {
                 let message = "the value is not what its tag or alias promises";
                 self.faults.push(Fault::at(line, path, message));
-                Kind::Null
+                NodeKind::Null
             }
         };
         let plain = self.plain.is(node, self.source);
@@ -171,7 +171,7 @@ impl Reader<'_> {
         let mut merged = Vec::new();
         for (key, value) in entries {
             let line = key.span.start.line();
-            let Kind::Scalar(name) = self.node(key, path).kind else {
+            let NodeKind::Scalar(name) = self.node(key, path).kind else {
                 let message = "a key must be a single word or a quoted string";
                 self.faults.push(Fault::at(line, path, message));
                 continue;
@@ -206,17 +206,17 @@ impl Reader<'_> {
     /// The merge key `<<`: adds what the mapping does not have itself.
     fn merge(&mut self, mapping: &mut Mapping, node: Node, path: &str) {
         match node.kind {
-            Kind::Mapping(other) => {
+            NodeKind::Mapping(other) => {
                 for (name, entry) in other {
                     mapping.entry(name).or_insert(entry);
                 }
             }
-            Kind::Sequence(items) => {
+            NodeKind::Sequence(items) => {
                 for item in items {
                     self.merge(mapping, item, path);
                 }
             }
-            Kind::Null | Kind::Scalar(_) => {
+            NodeKind::Null | NodeKind::Scalar(_) => {
                 let message = "takes a mapping, or a list of mappings";
                 self.faults
                     .push(Fault::at(node.line, joined(path, "<<"), message));
@@ -332,7 +332,7 @@ struct Extent {
 }
 
 /// A list or mapping that has begun.
-struct Open {
+struct OpenNode {
     anchor: usize,
     /// The size of all that came before it.
     before: usize,
@@ -345,7 +345,7 @@ struct Open {
 pub(crate) fn exceeded(text: &str) -> Option<Fault> {
     let mut total = 0_usize;
     let mut anchored: HashMap<usize, Extent> = HashMap::new();
-    let mut open: Vec<Open> = Vec::new();
+    let mut open: Vec<OpenNode> = Vec::new();
     for event in Parser::new_from_str(text) {
         let (event, span) = event.ok()?;
         let mut inner = 0;
@@ -362,7 +362,7 @@ pub(crate) fn exceeded(text: &str) -> Option<Fault> {
                 inner = extent.depth;
             }
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
-                open.push(Open {
+                open.push(OpenNode {
                     anchor,
                     before: total,
                     depth: 0,
@@ -405,20 +405,20 @@ mod tests {
             .unwrap()
             .kind
         {
-            Kind::Mapping(mapping) => mapping,
+            NodeKind::Mapping(mapping) => mapping,
             other => panic!("{}", other.described()),
         }
     }
 
-    fn shown(kind: &Kind) -> String {
+    fn shown(kind: &NodeKind) -> String {
         match kind {
-            Kind::Null => "null".into(),
-            Kind::Scalar(text) => format!("{text:?}"),
-            Kind::Sequence(items) => {
+            NodeKind::Null => "null".into(),
+            NodeKind::Scalar(text) => format!("{text:?}"),
+            NodeKind::Sequence(items) => {
                 let items: Vec<_> = items.iter().map(|item| shown(&item.kind)).collect();
                 format!("[{}]", items.join(", "))
             }
-            Kind::Mapping(entries) => {
+            NodeKind::Mapping(entries) => {
                 let entries: Vec<_> = entries
                     .iter()
                     .map(|(key, entry)| format!("{key}: {}", shown(&entry.value.kind)))
@@ -453,7 +453,7 @@ mod tests {
             ("\u{feff}a: 012", r#"{a: "012"}"#),
             ("a: 012\r\nb: 013\r\n", r#"{a: "012", b: "013"}"#),
         ] {
-            assert_eq!(shown(&Kind::Mapping(mapping(yaml))), expected, "{yaml}");
+            assert_eq!(shown(&NodeKind::Mapping(mapping(yaml))), expected, "{yaml}");
         }
     }
 

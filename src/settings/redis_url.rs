@@ -15,7 +15,7 @@ use redis::{
 
 use super::sentinel_url::{Master, SentinelUrl};
 use super::url::{
-    Login, Parts, Query, TORN, Used, decoded, fault, host_and_port, is_true, name, port_of,
+    Login, Query, TORN, UrlParts, Used, decoded, fault, host_and_port, is_true, name, port_of,
 };
 
 /// The host of a URL that names none.
@@ -30,14 +30,14 @@ const PORT: u16 = 6379;
 pub struct RedisUrl {
     text: String,
     shown: String,
-    target: Target,
+    target: ConnectionTarget,
     advice: &'static str,
     has_one_word: bool,
     used: Used,
 }
 
 #[derive(Clone)]
-enum Target {
+enum ConnectionTarget {
     /// What has been left out is as usual.
     Usual,
     Server(Box<ConnectionInfo>),
@@ -56,9 +56,11 @@ impl RedisUrl {
     /// Sentinels are to be asked for it.
     pub fn server(&self) -> RedisResult<ConnectionInfo> {
         match &self.target {
-            Target::Usual => ConnectionAddr::Tcp(HOST.to_owned(), PORT).into_connection_info(),
-            Target::Server(info) => Ok((**info).clone()),
-            Target::Master(_) => {
+            ConnectionTarget::Usual => {
+                ConnectionAddr::Tcp(HOST.to_owned(), PORT).into_connection_info()
+            }
+            ConnectionTarget::Server(info) => Ok((**info).clone()),
+            ConnectionTarget::Master(_) => {
                 Err((ErrorKind::InvalidClientConfig, "the URL names sentinels").into())
             }
         }
@@ -67,8 +69,8 @@ impl RedisUrl {
     /// Where the server is to be asked of sentinels: whom, for what, and how to talk to it.
     pub fn master(&self) -> Option<&Master> {
         match &self.target {
-            Target::Master(master) => Some(master),
-            Target::Usual | Target::Server(_) => None,
+            ConnectionTarget::Master(master) => Some(master),
+            ConnectionTarget::Usual | ConnectionTarget::Server(_) => None,
         }
     }
 
@@ -121,7 +123,7 @@ impl Default for RedisUrl {
         Self {
             shown: text.clone(),
             text,
-            target: Target::Usual,
+            target: ConnectionTarget::Usual,
             advice: advice(&Login::default()),
             has_one_word: false,
             used: Used::default(),
@@ -133,7 +135,7 @@ impl FromStr for RedisUrl {
     type Err = NotARedisUrl;
 
     fn from_str(text: &str) -> Result<Self, NotARedisUrl> {
-        let Some(parts) = Parts::of(text) else {
+        let Some(parts) = UrlParts::of(text) else {
             return fault("it begins with no scheme such as redis://");
         };
         if text.contains(char::is_control) {
@@ -142,7 +144,7 @@ impl FromStr for RedisUrl {
         let (shown, target, login, used) = match parts.scheme.as_str() {
             "redis+sentinel" | "rediss+sentinel" => {
                 let url = SentinelUrl::parse(&parts)?;
-                let target = Target::Master(Box::new(url.master));
+                let target = ConnectionTarget::Master(Box::new(url.master));
                 (url.shown, target, url.login, url.used)
             }
             "redis" | "valkey" => of_tcp(&parts, false)?,
@@ -161,10 +163,10 @@ impl FromStr for RedisUrl {
     }
 }
 
-type Read = (String, Target, Login, Used);
+type Read = (String, ConnectionTarget, Login, Used);
 
 /// A server that is reached by TCP.
-fn of_tcp(parts: &Parts<'_>, has_tls: bool) -> Result<Read, NotARedisUrl> {
+fn of_tcp(parts: &UrlParts<'_>, has_tls: bool) -> Result<Read, NotARedisUrl> {
     let is_insecure = match parts.fragment {
         None => false,
         Some("insecure") if has_tls => true,
@@ -225,7 +227,7 @@ fn of_tcp(parts: &Parts<'_>, has_tls: bool) -> Result<Read, NotARedisUrl> {
 const ENDS_A_PATH: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
 
 /// A server that is reached by a socket of the file system.
-fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
+fn of_unix(parts: &UrlParts<'_>) -> Result<Read, NotARedisUrl> {
     if parts.fragment.is_some() {
         return fault(format!("it holds a #; {TORN}"));
     }
@@ -264,7 +266,7 @@ fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
 }
 
 /// The login of a URL: of user and password, each is taken from before the `@` if it stands there.
-fn login(parts: &Parts<'_>, query: &Query) -> Login {
+fn login(parts: &UrlParts<'_>, query: &Query) -> Login {
     let mut login = parts.login.map(Login::of).unwrap_or_default();
     let given = |names: [&str; 2]| {
         names
@@ -294,10 +296,16 @@ pub(super) fn database_of(text: &str, what: &str) -> Result<i64, NotARedisUrl> {
     }
 }
 
-fn server(address: ConnectionAddr, login: &Login, database: i64) -> Result<Target, NotARedisUrl> {
+fn server(
+    address: ConnectionAddr,
+    login: &Login,
+    database: i64,
+) -> Result<ConnectionTarget, NotARedisUrl> {
     let info = address.into_connection_info().map_err(told)?;
     let settings = login.applied_to(RedisConnectionInfo::default().set_db(database));
-    Ok(Target::Server(Box::new(info.set_redis_settings(settings))))
+    Ok(ConnectionTarget::Server(Box::new(
+        info.set_redis_settings(settings),
+    )))
 }
 
 /// An address by TLS, with what the parameters say of certificates.

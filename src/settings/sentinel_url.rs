@@ -4,7 +4,7 @@
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsMode};
 
 use super::redis_url::{NotARedisUrl, database_of, told};
-use super::url::{Login, Parts, Query, Used, fault, host_and_port, split};
+use super::url::{Login, Query, UrlParts, Used, fault, host_and_port, split};
 
 /// Where a sentinel listens when the URL does not say.
 const PORT: u16 = 26379;
@@ -42,7 +42,7 @@ struct Access {
 
 impl SentinelUrl {
     /// Reads the parts of such a URL.
-    pub fn parse(parts: &Parts<'_>) -> Result<Self, NotARedisUrl> {
+    pub fn parse(parts: &UrlParts<'_>) -> Result<Self, NotARedisUrl> {
         let secure = parts.scheme == "rediss+sentinel";
         if parts.login.is_some_and(|login| login.contains(['@', ','])) {
             return fault(

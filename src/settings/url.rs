@@ -12,7 +12,7 @@ pub(super) const TORN: &str =
     "in a user or password, / is written %2F, ? is written %3F and # is written %23";
 
 /// A URL, as it is written.
-pub(super) struct Parts<'a> {
+pub(super) struct UrlParts<'a> {
     /// In lower case.
     pub scheme: String,
     /// What stands before the `@`.
@@ -25,7 +25,7 @@ pub(super) struct Parts<'a> {
     pub fragment: Option<&'a str>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> UrlParts<'a> {
     /// `None` if there is no scheme.
     pub fn of(text: &'a str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
@@ -177,19 +177,19 @@ fn ipv6(text: &str) -> Result<String, NotARedisUrl> {
 
 /// What a parameter is for, and what it can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ParameterKind {
     /// It is read here.
     Read,
     /// It is read here, and means nothing without TLS.
     OfTls,
     /// A setting of the client library of the Python services, without effect here.
-    Unused(Value),
+    Unused(ParameterValue),
     /// The same, and it means nothing without TLS.
     UnusedOfTls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Value {
+enum ParameterValue {
     Any,
     Whole,
     Number,
@@ -197,48 +197,48 @@ enum Value {
 
 /// Every parameter that redis-py knows.
 #[rustfmt::skip]
-const PARAMETERS: &[(&str, Kind)] = &[
-    ("db", Kind::Read),
-    ("host", Kind::Read),
-    ("password", Kind::Read),
-    ("path", Kind::Read),
-    ("port", Kind::Read),
-    ("username", Kind::Read),
-    ("ssl_ca_certs", Kind::OfTls),
-    ("ssl_ca_data", Kind::OfTls),
-    ("ssl_cert_reqs", Kind::OfTls),
-    ("ssl_certfile", Kind::OfTls),
-    ("ssl_check_hostname", Kind::OfTls),
-    ("ssl_keyfile", Kind::OfTls),
-    ("auto_close_connection_pool", Kind::Unused(Value::Any)),
-    ("client_name", Kind::Unused(Value::Any)),
-    ("decode_responses", Kind::Unused(Value::Any)),
-    ("encoding", Kind::Unused(Value::Any)),
-    ("encoding_errors", Kind::Unused(Value::Any)),
-    ("health_check_interval", Kind::Unused(Value::Whole)),
-    ("lib_name", Kind::Unused(Value::Any)),
-    ("lib_version", Kind::Unused(Value::Any)),
-    ("max_connections", Kind::Unused(Value::Whole)),
-    ("protocol", Kind::Unused(Value::Any)),
-    ("retry", Kind::Unused(Value::Any)),
-    ("retry_on_error", Kind::Unused(Value::Any)),
-    ("retry_on_timeout", Kind::Unused(Value::Any)),
-    ("single_connection_client", Kind::Unused(Value::Any)),
-    ("socket_connect_timeout", Kind::Unused(Value::Number)),
-    ("socket_keepalive", Kind::Unused(Value::Any)),
-    ("socket_keepalive_options", Kind::Unused(Value::Any)),
-    ("socket_read_size", Kind::Unused(Value::Whole)),
-    ("socket_timeout", Kind::Unused(Value::Number)),
-    ("socket_type", Kind::Unused(Value::Any)),
-    ("timeout", Kind::Unused(Value::Number)),
-    ("ssl_ca_path", Kind::UnusedOfTls),
-    ("ssl_ciphers", Kind::UnusedOfTls),
-    ("ssl_min_version", Kind::UnusedOfTls),
-    ("ssl_ocsp_context", Kind::UnusedOfTls),
-    ("ssl_ocsp_expected_cert", Kind::UnusedOfTls),
-    ("ssl_password", Kind::UnusedOfTls),
-    ("ssl_validate_ocsp", Kind::UnusedOfTls),
-    ("ssl_validate_ocsp_stapled", Kind::UnusedOfTls),
+const PARAMETERS: &[(&str, ParameterKind)] = &[
+    ("db", ParameterKind::Read),
+    ("host", ParameterKind::Read),
+    ("password", ParameterKind::Read),
+    ("path", ParameterKind::Read),
+    ("port", ParameterKind::Read),
+    ("username", ParameterKind::Read),
+    ("ssl_ca_certs", ParameterKind::OfTls),
+    ("ssl_ca_data", ParameterKind::OfTls),
+    ("ssl_cert_reqs", ParameterKind::OfTls),
+    ("ssl_certfile", ParameterKind::OfTls),
+    ("ssl_check_hostname", ParameterKind::OfTls),
+    ("ssl_keyfile", ParameterKind::OfTls),
+    ("auto_close_connection_pool", ParameterKind::Unused(ParameterValue::Any)),
+    ("client_name", ParameterKind::Unused(ParameterValue::Any)),
+    ("decode_responses", ParameterKind::Unused(ParameterValue::Any)),
+    ("encoding", ParameterKind::Unused(ParameterValue::Any)),
+    ("encoding_errors", ParameterKind::Unused(ParameterValue::Any)),
+    ("health_check_interval", ParameterKind::Unused(ParameterValue::Whole)),
+    ("lib_name", ParameterKind::Unused(ParameterValue::Any)),
+    ("lib_version", ParameterKind::Unused(ParameterValue::Any)),
+    ("max_connections", ParameterKind::Unused(ParameterValue::Whole)),
+    ("protocol", ParameterKind::Unused(ParameterValue::Any)),
+    ("retry", ParameterKind::Unused(ParameterValue::Any)),
+    ("retry_on_error", ParameterKind::Unused(ParameterValue::Any)),
+    ("retry_on_timeout", ParameterKind::Unused(ParameterValue::Any)),
+    ("single_connection_client", ParameterKind::Unused(ParameterValue::Any)),
+    ("socket_connect_timeout", ParameterKind::Unused(ParameterValue::Number)),
+    ("socket_keepalive", ParameterKind::Unused(ParameterValue::Any)),
+    ("socket_keepalive_options", ParameterKind::Unused(ParameterValue::Any)),
+    ("socket_read_size", ParameterKind::Unused(ParameterValue::Whole)),
+    ("socket_timeout", ParameterKind::Unused(ParameterValue::Number)),
+    ("socket_type", ParameterKind::Unused(ParameterValue::Any)),
+    ("timeout", ParameterKind::Unused(ParameterValue::Number)),
+    ("ssl_ca_path", ParameterKind::UnusedOfTls),
+    ("ssl_ciphers", ParameterKind::UnusedOfTls),
+    ("ssl_min_version", ParameterKind::UnusedOfTls),
+    ("ssl_ocsp_context", ParameterKind::UnusedOfTls),
+    ("ssl_ocsp_expected_cert", ParameterKind::UnusedOfTls),
+    ("ssl_password", ParameterKind::UnusedOfTls),
+    ("ssl_validate_ocsp", ParameterKind::UnusedOfTls),
+    ("ssl_validate_ocsp_stapled", ParameterKind::UnusedOfTls),
 ];
 
 /// The parameters of one URL.
@@ -255,7 +255,7 @@ pub(super) struct Used {
 }
 
 impl Query {
-    pub fn of(parts: &Parts<'_>) -> Self {
+    pub fn of(parts: &UrlParts<'_>) -> Self {
         let decode = |text: &str| decoded(&text.replace('+', " "));
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in parts.query.split('&') {
@@ -293,23 +293,29 @@ impl Query {
             let Some((name, kind)) = PARAMETERS.iter().find(|(known, _)| known == name) else {
                 return fault(self.unknown(name));
             };
-            let is_of_tls = matches!(kind, Kind::OfTls | Kind::UnusedOfTls);
+            let is_of_tls = matches!(kind, ParameterKind::OfTls | ParameterKind::UnusedOfTls);
             if is_of_tls && !has_tls {
                 return fault(format!("the parameter {name} is for rediss:// alone"));
             }
             let expected = match kind {
-                Kind::Unused(Value::Whole) if value.trim().parse::<i64>().is_err() => {
+                ParameterKind::Unused(ParameterValue::Whole)
+                    if value.trim().parse::<i64>().is_err() =>
+                {
                     "a whole number"
                 }
-                Kind::Unused(Value::Number) if value.trim().parse::<f64>().is_err() => "a number",
+                ParameterKind::Unused(ParameterValue::Number)
+                    if value.trim().parse::<f64>().is_err() =>
+                {
+                    "a number"
+                }
                 _ => "",
             };
             if !expected.is_empty() {
                 return fault(format!("the parameter {name} is not {expected}"));
             }
             match kind {
-                Kind::Read | Kind::OfTls => used.in_effect.push(name),
-                Kind::Unused(_) | Kind::UnusedOfTls => used.without.push(name),
+                ParameterKind::Read | ParameterKind::OfTls => used.in_effect.push(name),
+                ParameterKind::Unused(_) | ParameterKind::UnusedOfTls => used.without.push(name),
             }
         }
         Ok(used)
@@ -420,7 +426,7 @@ mod query_tests {
     use super::*;
 
     fn query(text: &str) -> Query {
-        Query::of(&Parts::of(&format!("redis://h?{text}")).unwrap())
+        Query::of(&UrlParts::of(&format!("redis://h?{text}")).unwrap())
     }
 
     #[test]
@@ -462,11 +468,14 @@ mod query_tests {
                 query(&format!("{name}=1")).check(true, &[]).is_ok(),
                 "{name}"
             );
-            let is_of_tls = matches!(kind, Kind::OfTls | Kind::UnusedOfTls);
+            let is_of_tls = matches!(kind, ParameterKind::OfTls | ParameterKind::UnusedOfTls);
             let without = query(&format!("{name}=1")).check(false, &[]);
             assert_eq!(without.is_err(), is_of_tls, "{name}");
             let word = query(&format!("{name}=x")).check(true, &[]);
-            let is_number = matches!(kind, Kind::Unused(Value::Whole | Value::Number));
+            let is_number = matches!(
+                kind,
+                ParameterKind::Unused(ParameterValue::Whole | ParameterValue::Number)
+            );
             assert_eq!(word.is_err(), is_number, "{name}");
             for refused in [without, word].into_iter().filter_map(Result::err) {
                 assert!(refused.to_string().contains(name), "{refused}");

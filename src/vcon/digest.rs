@@ -17,7 +17,7 @@ use super::reduce::string_end;
 pub(super) type Digest = [u8; 32];
 
 /// An array or object whose end has not come yet.
-enum Open<'a> {
+enum OpenValue<'a> {
     Array(Sha256),
     Object(Vec<Member<'a>>, Option<Cow<'a, [u8]>>),
 }
@@ -51,34 +51,34 @@ pub fn digest(text: &str) -> String {
 /// The digest of a text that is JSON.
 fn of_json(text: &str) -> Digest {
     let bytes = text.as_bytes();
-    let mut open: Vec<Open<'_>> = Vec::new();
+    let mut open: Vec<OpenValue<'_>> = Vec::new();
     let mut last = Digest::default();
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
         let start = at;
         let done = match byte {
             b'[' => {
-                open.push(Open::Array(Sha256::new_with_prefix("[")));
+                open.push(OpenValue::Array(Sha256::new_with_prefix("[")));
                 at += 1;
                 continue;
             }
             b'{' => {
-                open.push(Open::Object(Vec::new(), None));
+                open.push(OpenValue::Object(Vec::new(), None));
                 at += 1;
                 continue;
             }
             b']' | b'}' => {
                 at += 1;
                 match open.pop() {
-                    Some(Open::Array(hash)) => hash.finalize().into(),
-                    Some(Open::Object(members, _)) => of_object(members),
+                    Some(OpenValue::Array(hash)) => hash.finalize().into(),
+                    Some(OpenValue::Object(members, _)) => of_object(members),
                     None => continue,
                 }
             }
             b'"' => {
                 at = string_end(bytes, at);
                 let string = unescaped(&text[start..at]);
-                if let Some(Open::Object(_, key @ None)) = open.last_mut() {
+                if let Some(OpenValue::Object(_, key @ None)) = open.last_mut() {
                     *key = Some(string);
                     continue;
                 }
@@ -99,8 +99,8 @@ fn of_json(text: &str) -> Digest {
             }
         };
         match open.last_mut() {
-            Some(Open::Array(hash)) => hash.update(done),
-            Some(Open::Object(members, key)) => {
+            Some(OpenValue::Array(hash)) => hash.update(done),
+            Some(OpenValue::Object(members, key)) => {
                 members.push((key.take().unwrap_or_default(), done));
             }
             None => last = done,

@@ -242,8 +242,8 @@ impl<'de> Deserialize<'de> for BulkItem {
     fn deserialize<D: Deserializer<'de>>(item: D) -> Result<Self, D::Error> {
         /// The first field, which is named after the action.
         #[derive(Default)]
-        struct Outer(Option<About>);
-        impl Pick for Outer {
+        struct BulkAnswer(Option<About>);
+        impl Pick for BulkAnswer {
             fn field<'de, A: MapAccess<'de>>(
                 &mut self,
                 _: &str,
@@ -280,7 +280,7 @@ impl<'de> Deserialize<'de> for BulkItem {
                 Ok(())
             }
         }
-        let mut outer = Outer::default();
+        let mut outer = BulkAnswer::default();
         Picking(&mut outer).deserialize(item)?;
         let about = outer.0.unwrap_or_default();
         Ok(Self(about.status.map(|status| match status {

@@ -29,27 +29,30 @@ pub(super) struct Shift {
 
 /// A list that elements refer to by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
+enum ReferredList {
     Parties,
     Dialog,
 }
 
 /// The properties of a list's elements that hold places in another list.
-fn references(list: &str) -> &'static [(&'static str, Target)] {
+fn references(list: &str) -> &'static [(&'static str, ReferredList)] {
     match list {
         "dialog" => &[
-            ("parties", Target::Parties),
-            ("originator", Target::Parties),
-            ("party_history", Target::Parties),
-            ("transferee", Target::Parties),
-            ("transferor", Target::Parties),
-            ("transfer_target", Target::Parties),
-            ("original", Target::Dialog),
-            ("consultation", Target::Dialog),
-            ("target_dialog", Target::Dialog),
+            ("parties", ReferredList::Parties),
+            ("originator", ReferredList::Parties),
+            ("party_history", ReferredList::Parties),
+            ("transferee", ReferredList::Parties),
+            ("transferor", ReferredList::Parties),
+            ("transfer_target", ReferredList::Parties),
+            ("original", ReferredList::Dialog),
+            ("consultation", ReferredList::Dialog),
+            ("target_dialog", ReferredList::Dialog),
         ],
-        "analysis" => &[("dialog", Target::Dialog)],
-        "attachments" => &[("dialog", Target::Dialog), ("party", Target::Parties)],
+        "analysis" => &[("dialog", ReferredList::Dialog)],
+        "attachments" => &[
+            ("dialog", ReferredList::Dialog),
+            ("party", ReferredList::Parties),
+        ],
         _ => &[],
     }
 }
@@ -70,10 +73,10 @@ enum Reference {
 }
 
 impl Moves {
-    fn reference(&self, target: Target, side: Side, place: usize) -> Reference {
+    fn reference(&self, target: ReferredList, side: Side, place: usize) -> Reference {
         let shift = match target {
-            Target::Parties => &self.parties,
-            Target::Dialog => &self.dialog,
+            ReferredList::Parties => &self.parties,
+            ReferredList::Dialog => &self.dialog,
         };
         let (ours, theirs) = (shift.ours.get(place), shift.theirs.get(place));
         let moved = match side {
@@ -95,7 +98,7 @@ impl Element<'_> {
     /// Changes the references that are known before the list is laid: all but those of dialogs to
     /// dialogs.
     pub(super) fn refer(&mut self, list: &str, side: Side, moves: &Moves) {
-        let is_known = |target| list != "dialog" || target == Target::Parties;
+        let is_known = |target| list != "dialog" || target == ReferredList::Parties;
         // What both sides have alike is compared as it is.
         if side == Side::Both {
             return;
@@ -118,7 +121,7 @@ impl Placed<'_> {
     /// Changes the references that are left; returns the one that refers to something removed.
     pub(super) fn refer_after(&mut self, list: &str, moves: &Moves) -> Option<&'static str> {
         let is_left =
-            |target| self.side == Side::Both || list == "dialog" && target == Target::Dialog;
+            |target| self.side == Side::Both || list == "dialog" && target == ReferredList::Dialog;
         let (side, mut dangling) = (self.side, None);
         if refer(&mut self.part, list, side, moves, is_left, &mut dangling) {
             self.value = value_of(list, &self.part);
@@ -133,7 +136,7 @@ fn refer(
     list: &str,
     side: Side,
     moves: &Moves,
-    targets: impl Fn(Target) -> bool,
+    targets: impl Fn(ReferredList) -> bool,
     dangling: &mut Option<&'static str>,
 ) -> bool {
     let Some(object) = part.object() else {
