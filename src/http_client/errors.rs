@@ -9,10 +9,11 @@ use crate::failure::Failure;
 
 /// What a status that is not 2xx means for trying again.
 ///
-/// | status | whose fault | | |---|---|---| | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 |
-/// the server's or the configuration's: another URL, other credentials, a service that is not deployed |
-/// transient | | 408, 423, 425, 429, 5xx | the server's: busy, slow or broken | transient | | all
-/// others: 400, 409, 413, 415, 422, … | the vCon's, unless the server refuses others alike | refused |
+/// | status | whose fault | |
+/// |---|---|---|
+/// | 3xx, 401, 402, 403, 404, 405, 407, 410, 421, 426, 451 | the server's or the configuration's: another URL, other credentials, a service that is not deployed | transient |
+/// | 408, 423, 425, 429, 5xx | the server's: busy, slow or broken | transient |
+/// | all others: 400, 409, 413, 415, 422, … | the vCon's, unless the server refuses others alike | refused |
 pub(super) fn refused(url: &Url, status: StatusCode) -> Failure {
     let mut message = format!("could not POST to {url}: it answered {status}");
     let advice = match status.as_u16() {

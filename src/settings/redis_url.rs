@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::{fmt, fs};
 
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
     RedisConnectionInfo, RedisResult, TlsCertificates,
@@ -220,6 +221,9 @@ fn of_tcp(parts: &Parts<'_>, has_tls: bool) -> Result<Read, NotARedisUrl> {
     Ok((shown, server(address, &login, database)?, login, used))
 }
 
+/// What has a meaning of its own in the path of a URL.
+const ENDS_A_PATH: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
+
 /// A server that is reached by a socket of the file system.
 fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
     if parts.fragment.is_some() {
@@ -246,9 +250,10 @@ fn of_unix(parts: &Parts<'_>) -> Result<Read, NotARedisUrl> {
         None => 0,
     };
     let shown = format!(
-        "{}://{}{path}{}",
+        "{}://{}{}{}",
         parts.scheme,
         if login.is_given() { "***@" } else { "" },
+        utf8_percent_encode(&path, ENDS_A_PATH),
         match query.get("db") {
             Some(_) => format!("?db={database}"),
             None => String::new(),
@@ -442,6 +447,7 @@ mod tests {
             ("redis://[::1]:6379", "redis://[::1]:6379"),
             ("unix:///run/redis.sock", "unix:///run/redis.sock"),
             ("unix:///run/@redis.sock", "unix:///run/@redis.sock"),
+            ("unix:///run/%25a%3Fb.sock", "unix:///run/%25a%3Fb.sock"),
             (
                 "unix:///run/redis.sock?user=me&pass=hunter2&db=1",
                 "unix://***@/run/redis.sock?db=1",

@@ -26,6 +26,7 @@ impl Supervisor {
     /// Takes every step that can be taken now.
     pub(super) fn advance(&mut self) -> LoopStep {
         self.act_on_refusals();
+        self.note_spare();
         // What former processes left behind decides which are wanted.
         self.remove_slots();
         self.drain_unwanted();
@@ -380,7 +381,7 @@ impl Supervisor {
             }
             EndKind::RefusedFormer => {
                 child.set(SlotState::Vacant { until: None });
-                log::warn!("{name} could not work with the former configuration, restarting");
+                log::warn!("{name} could not work with the former configuration");
             }
             // It has logged why.
             EndKind::Displaced => {

@@ -140,6 +140,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<RunResult, SupervisorE
         up: false,
         all_started: false,
         reloading: false,
+        spare_stands_in: false,
         stop: None,
         round: 0,
         generations: 0,
@@ -173,6 +174,8 @@ struct Supervisor {
     all_started: bool,
     /// Whether a rolling restart is in progress.
     reloading: bool,
+    /// The spare of a rolling restart that was given up does the work of a worker that refuses.
+    spare_stands_in: bool,
     stop: Option<StopRequest>,
     /// Counts reloads.
     round: u64,

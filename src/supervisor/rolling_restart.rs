@@ -71,14 +71,14 @@ fn next_step(workers: &[RollingWorker], wanted: u32) -> RollingStep {
 }
 
 /// Whether the spare is needed although no rolling restart is in progress: a worker with a wanted number
-/// refuses the configuration, and the spare, which has been started, does not.
-fn spare_stands_in(children: &BTreeMap<Role, ChildSlot>, wanted: u32) -> bool {
+/// refuses the configuration, and the spare, which has been started, does not. One that stands in already
+/// does so until all workers with wanted numbers are ready.
+fn spare_stands_in(children: &BTreeMap<Role, ChildSlot>, wanted: u32, stands_in: bool) -> bool {
     let refuses = |child: &ChildSlot| child.state == SlotState::Refused;
     let spare = children.get(&Role::Worker(wanted + 1));
+    let mut in_place = children.range(..=Role::Worker(wanted)).map(|(_, it)| it);
     spare.is_some_and(|child| child.starts > 0 && !refuses(child))
-        && children
-            .range(..=Role::Worker(wanted))
-            .any(|(_, child)| refuses(child))
+        && in_place.any(|child| refuses(child) || (stands_in && !child.is_ready()))
 }
 
 impl Supervisor {
@@ -111,9 +111,14 @@ impl Supervisor {
         }
     }
 
+    /// Decides whether the spare of a rolling restart that was given up is still needed.
+    pub(super) fn note_spare(&mut self) {
+        self.spare_stands_in = spare_stands_in(&self.children, self.wanted, self.spare_stands_in);
+    }
+
     /// How many workers there are beside the wanted ones: the spare of a rolling restart, or none.
     pub(super) fn spare(&self) -> u32 {
-        u32::from(self.reloading || spare_stands_in(&self.children, self.wanted))
+        u32::from(self.reloading || self.spare_stands_in)
     }
 
     /// Goes on with a rolling restart, and notes when the daemon runs as it should.
@@ -177,6 +182,7 @@ impl Supervisor {
             log::error!("The workers are not replaced: {name} cannot work with the configuration");
             self.give_up_reload();
         }
+        self.note_spare();
         let all_refuse = self
             .workers()
             .filter(|child| self.is_wanted(child.role))
@@ -274,7 +280,21 @@ mod tests {
                 (child.role, child)
             };
             let children = (1..).zip(states).map(child).collect();
-            assert_eq!(spare_stands_in(&children, 2), expected, "{states:?}");
+            assert_eq!(spare_stands_in(&children, 2, false), expected, "{states:?}");
         }
+    }
+
+    #[test]
+    fn a_spare_that_stands_in_does_so_until_the_others_are_ready() {
+        let slot = |number| {
+            let mut child = ChildSlot::new(Role::Worker(number), Duration::MAX);
+            child.starts = 1;
+            (child.role, child)
+        };
+        // The configuration was mended: the worker that refused it is to be started again.
+        let mut children: BTreeMap<_, _> = (1..=2).map(slot).collect();
+        assert!(spare_stands_in(&children, 1, true));
+        children.remove(&Role::Worker(2));
+        assert!(!spare_stands_in(&children, 1, true));
     }
 }

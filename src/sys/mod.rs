@@ -5,18 +5,19 @@
 //! returned), `program` and `account` (programs of links).
 
 mod account;
-mod child_end;
 mod memory;
+mod process;
 mod program;
 mod signals;
-mod start;
 
 pub use account::Account;
-pub use child_end::{End, peek, reap, reap_child};
+
 pub use memory::{SharedWords, give_back_free_memory, give_back_large_blocks};
+pub use process::{
+    End, Fork, fork, nameless_file, peek, reap, reap_child, take_stdin, this_program,
+};
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
 pub use signals::{CaughtSignals, HeldSignals, hold_signals, release_signals};
-pub use start::{Fork, fork, nameless_file, take_stdin, this_program};
 
 #[cfg(target_os = "linux")]
 use std::ffi::CString;

@@ -56,7 +56,7 @@ const WORDS_OF_THE_INDEX: &[&str] = &[
     "maximum normal shards open",
     "has not been configured in mappings",
     "more than 1 type",
-    "PartDocument ID is not supported",
+    "Document ID is not supported",
 ];
 
 /// Who is to blame for the refusal of a part, as far as the answer tells.
@@ -392,7 +392,7 @@ mod tests {
             (
                 400,
                 "illegal_argument_exception",
-                "PartDocument contains at least one immense term",
+                "Document contains at least one immense term",
             ),
             (400, "fail_processor_exception", "not today"),
         ] {
@@ -433,7 +433,7 @@ mod tests {
             (
                 400,
                 argument,
-                "PartDocument ID is not supported in create/index operation request",
+                "Document ID is not supported in create/index operation request",
             ),
             (401, "security_exception", ""),
             (403, "security_exception", ""),

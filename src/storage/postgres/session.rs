@@ -42,6 +42,12 @@ pub(super) struct Session {
     _permit: Permit,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.limits.limit_end();
+    }
+}
+
 impl Session {
     /// Connects, and creates the table if it is missing. The error says why it could not.
     pub(super) fn open(access: &ServerAccess, permit: Permit) -> Result<Self, OpenError> {
@@ -164,8 +170,21 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 /// Returns whether the table exists; if not, tries whether it could be created, and rolls back. Also
 /// returns the limits on connections, unless a pooler shares a few connections among many clients.
 pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<ConnectionLimit>), String> {
+    let limits = CallLimits::default();
+    // Whoever asked, waits a little less.
+    let times = CallTimes {
+        cancel: None,
+        cut: access.connect_limit + Duration::from_secs(1),
+    };
+    limits.during(times, || try_to_look_around(access, &limits))
+}
+
+fn try_to_look_around(
+    access: &ServerAccess,
+    limits: &CallLimits,
+) -> Result<(bool, Vec<ConnectionLimit>), String> {
     let id = Uuid::new_v4();
-    let connected = access.connect(id, &CallLimits::default());
+    let connected = access.connect(id, limits);
     let (mut client, _) = connected.map_err(|refusal| refusal.why)?;
     let is_there = access.table.try_to_make(&mut client);
     let is_there = is_there.map_err(|e| reason(&e))?;

@@ -70,6 +70,9 @@ const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// The first bytes of a message: its kind and its length.
 const HEAD: usize = 5;
 
+/// How long a client that is dropped may wait for its server.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// How long a request to cancel may take.
 const CANCELLING: Duration = Duration::from_secs(10);
 
@@ -135,6 +138,13 @@ impl CallLimits {
         drop(clock);
         let _end = EndOfCall(self);
         call()
+    }
+
+    /// Gives the client a last time to end with its connection: it would wait for ever for what the server still owes.
+    pub(super) fn limit_end(&self) {
+        let mut clock = self.clock();
+        clock.canceller = None;
+        clock.cut_at = Some(Instant::now() + ENDING);
     }
 
     /// Allows requests to cancel calls from now on.
