@@ -209,6 +209,7 @@ fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
 fn the_manual_has_each_module_with_its_options_and_an_example() {
     let text = page("conserver.yml.5.md");
     let place = "packaging/manual/conserver.yml.5.md";
+    let contents = text.split("\n## ").next().unwrap_or_default();
     let mut faults = Vec::new();
     let links = link::MODULES.iter().map(|row| ("links", row.name));
     let storages = storage::MODULES.iter().map(|row| ("storages", row.name));
@@ -221,6 +222,12 @@ fn the_manual_has_each_module_with_its_options_and_an_example() {
             ));
             continue;
         };
+        let anchor = module.replace('.', "");
+        if !contents.contains(&format!("[{module}](#{anchor})")) {
+            faults.push(format!(
+                "{place}: add [{module}](#{anchor}) to the contents at the top"
+            ));
+        }
         if !section.contains("\n```yaml\n") {
             faults.push(format!(
                 "{place}: add an example in a ```yaml block to {module}"
