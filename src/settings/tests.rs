@@ -71,10 +71,10 @@ fn the_table_lists_what_is_read_with_its_defaults() {
     });
     let listed: BTreeSet<String> = TABLE.iter().map(|row| row.name.to_owned()).collect();
     let asked = asked.into_inner();
-    for name in asked.difference(&listed) {
+    if let Some(name) = asked.difference(&listed).next() {
         panic!("src/settings/table.rs: add a row for {name}, which `Settings::read` reads");
     }
-    for name in listed.difference(&asked) {
+    if let Some(name) = listed.difference(&asked).next() {
         panic!(
             "src/settings/mod.rs: read {name} in `Settings::read`, or remove its row in table.rs"
         );
