@@ -1,5 +1,13 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then runs all of them. Arguments are handed to `cargo test`.
+# Installs what the tests need, then runs them:
+#
+#   tests/run.sh                       everything, as continuous integration does: format, lints, documentation,
+#                                      dependencies, all tests
+#   tests/run.sh holds                 one group of the end-to-end tests, in seconds: tests/e2e/holds.rs
+#   tests/run.sh holds dlq::retry      several groups, and tests of one whose names begin so
+#   tests/run.sh --test packaging      everything before the tests; then arguments that begin with - go to `cargo test`
+#
+# After the names of groups, arguments go to the tests: `tests/run.sh holds -- --nocapture`.
 #
 # Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, PgBouncer, nginx, OpenSSL, curl,
 # unzip, Python with pip, a C compiler, util-linux, mandoc, groff, and Chromium with its driver. Nothing is started:
@@ -159,6 +167,27 @@ install_python() {
   mv "$cache/$folder.new" "$cache/$folder"
 }
 
+# Runs the end-to-end tests whose names begin with one of these, up to the arguments that begin with -.
+run_groups() {
+  local groups=() group known tests=() found
+  while [ $# -gt 0 ] && [[ $1 != -* ]]; do
+    groups+=("$1")
+    shift
+  done
+  [ "${1:-}" != -- ] || shift
+  say "Tests of ${groups[*]}"
+  known=$(cargo test --locked --test e2e -- --list | sed -n 's/: test$//p')
+  for group in "${groups[@]}"; do
+    # A group as a whole, or the beginning of a test's name in it.
+    [[ $group == *::* ]] || group=$group::
+    found=$(awk -v begin="$group" 'index($0, begin) == 1' <<<"$known")
+    [ -n "$found" ] || fail "no end-to-end test is named $group…; the groups: $(
+      sed 's/::.*//' <<<"$known" | sort -u | paste -sd ' ')"
+    mapfile -t -O "${#tests[@]}" tests <<<"$found"
+  done
+  cargo test --locked --test e2e -- --exact "${tests[@]}" "$@"
+}
+
 command -v cargo >/dev/null || fail "there is no cargo: install Rust from https://rustup.rs"
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
@@ -198,6 +227,14 @@ has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+# Most tests wait for others most of the time.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 1))}"
+
+if [ $# -gt 0 ] && [[ $1 != -* ]]; then
+  run_groups "$@"
+  exit
+fi
+
 if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
   command -v rustup >/dev/null || fail "there is no rustfmt or clippy, and no rustup to add them"
   say "Adding rustfmt and clippy"
@@ -210,7 +247,12 @@ say "Lints"
 cargo clippy --locked --all-targets -- -D warnings
 say "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+if command -v cargo-deny >/dev/null; then
+  say "Dependencies"
+  # Told by errors alone: versions that stand side by side are others' choices.
+  cargo deny --locked --log-level error check bans licenses sources
+else
+  say "There is no cargo-deny here: licences and bans of dependencies are not checked (cargo install cargo-deny)"
+fi
 say "Tests"
-# Most tests wait for others most of the time.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 1))}"
 cargo test --locked "$@"

@@ -152,19 +152,22 @@ fn refused(error: VconError) -> Failure {
 }
 
 impl Media {
-    /// Posts every body that is not kept elsewhere already; answers where each is now, by the
-    /// dialog's place.
+    /// Posts every body that is not kept elsewhere already; returns where each is now, by the
+    /// dialog's index.
     fn keep_bodies(
         &self,
         vcon: &Vcon,
         deadline: Deadline,
     ) -> Result<Vec<(usize, String)>, Failure> {
         let mut kept = Vec::new();
-        for body in vcon.dialog_bodies().map_err(refused)? {
+        for dialog in vcon.dialog().map_err(refused)? {
+            let Some(content) = dialog.body() else {
+                continue;
+            };
             let post = Post {
-                content: &body.content,
+                content,
                 vcon_uuid: vcon.id().as_str(),
-                dialog_id: &body.dialog_id,
+                dialog_id: &dialog.text("id").unwrap_or_default(),
             };
             let json = serde_json::to_string(&post)
                 .map_err(|error| Failure::permanent(format!("could not write a body: {error}")))?;
@@ -187,7 +190,7 @@ impl Media {
                 let message = format!("{url} took a body and did not answer with {{\"url\": …}}");
                 return Err(Failure::transient(message));
             };
-            kept.push((body.place, kept_at));
+            kept.push((dialog.index, kept_at));
         }
         Ok(kept)
     }
@@ -198,22 +201,15 @@ impl Media {
 mod tests {
     use super::*;
     use crate::http_client::tests::serve;
-    use crate::vcon::{VconId, Version};
+    use crate::link::testing;
 
     fn diet(options: &str) -> Box<dyn Link> {
-        let mut options = Options::from_yaml(options);
-        let link = open(&mut options);
-        options.finish();
-        assert_eq!(options.faults(), [""; 0]);
-        link
+        testing::opened(open, options)
     }
 
     fn run(link: &mut dyn Link, document: &str) -> (Result<Next, LinkError>, bool, String) {
-        let (_drain, drained) = crossbeam_channel::bounded(0);
-        let mut context = Context::new(&drained, Version::Current);
-        let mut vcon = Vcon::parse(VconId::random(), document.to_owned()).unwrap();
-        let next = link.run(&mut vcon, &mut context);
-        (next, vcon.is_changed(), vcon.to_json())
+        let mut ran = testing::run(link, document);
+        (ran.next, ran.vcon.is_changed(), ran.vcon.to_json())
     }
 
     const DOCUMENT: &str = concat!(

@@ -28,19 +28,17 @@ impl Link for ExpireVcon {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::vcon::{VconId, Version};
+    use crate::link::testing::{opened, run};
 
     #[test]
     fn it_leaves_the_time_to_live_and_the_vcon_as_it_is() {
-        let (_drain, drained) = crossbeam_channel::bounded(0);
-        let mut context = Context::new(&drained, Version::Current);
-        let mut vcon = Vcon::parse(VconId::random(), "{}".to_owned()).unwrap();
-        let next = ExpireVcon { seconds: 60 }.run(&mut vcon, &mut context);
-        assert_eq!(next, Ok(Next::Continue));
-        assert_eq!(context.expire, Some(60));
-        assert!(!vcon.is_changed());
+        for (options, expire) in [("{}", 86_400), ("{seconds: 60}", 60)] {
+            let ran = run(&mut *opened(open, options), "{}");
+            assert_eq!(ran.next, Ok(Next::Continue));
+            assert_eq!(ran.expire, Some(expire));
+            assert!(!ran.vcon.is_changed());
+        }
     }
 }

@@ -312,18 +312,12 @@ pub(crate) mod fuzz {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::vcon::{VconId, Version};
+    use crate::link::testing;
 
     fn run(options: &str, document: &str) -> Result<Next, LinkError> {
-        let mut options = Options::from_yaml(options);
-        let mut link = open(&mut options);
-        assert_eq!(options.faults(), [""; 0]);
-        let (_drain, drained) = crossbeam_channel::bounded(0);
-        let mut context = Context::new(&drained, Version::Current);
-        let mut vcon = Vcon::parse(VconId::random(), document.to_owned()).unwrap();
-        let next = link.run(&mut vcon, &mut context);
-        assert!(!vcon.is_changed());
-        next
+        let ran = testing::run(&mut *testing::opened(open, options), document);
+        assert!(!ran.vcon.is_changed());
+        ran.next
     }
 
     #[test]

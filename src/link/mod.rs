@@ -1,4 +1,8 @@
-//! The steps of a chain: one trait, one file for each link, one table that lists them.
+//! The steps of a chain: one trait ([`Link`]), one file for each link, one table that lists them
+//! ([`MODULES`]).
+//!
+//! To add a link, see the front page of the crate. `tag` is the shortest one that changes a vCon,
+//! `tag_router` one that reads it, `webhook` one that calls a server.
 //!
 //! A link reads and changes the vCon it is given, in memory. It knows nothing of queues, workers
 //! or the supervisor; what it wants done in Redis it leaves in [`Context`].
@@ -30,7 +34,7 @@ use crate::failure::Failure;
 use crate::list_name::ListName;
 use crate::options::Options;
 use crate::settings::Critical;
-use crate::vcon::{Vcon, VconId, Version};
+use crate::vcon::{Vcon, VconError, VconId, Version};
 
 /// One step of a chain, owned by one lane.
 pub trait Link: Send {
@@ -44,7 +48,8 @@ pub trait Link: Send {
         false
     }
 
-    /// Whether all it does is to change the vCon: one that nobody here may change passes by it.
+    /// Whether all it does is to change the vCon. Then a vCon whose `critical` names an extension that is
+    /// not known here does not come to it, and goes on unchanged (see `VCON_CRITICAL`).
     fn rewrites(&self) -> bool {
         false
     }
@@ -100,6 +105,13 @@ pub enum LinkError {
     /// The worker drains, and the link gave up waiting; the vCon goes back to its list.
     #[error("interrupted by the drain of the worker")]
     Interrupted,
+}
+
+/// The vCon cannot be changed as the link would: it becomes a dead letter.
+impl From<VconError> for LinkError {
+    fn from(error: VconError) -> Self {
+        Self::Failed(Failure::permanent(error.to_string()))
+    }
 }
 
 /// What a link sees of the world besides the vCon, and what it leaves for the lane to do.
@@ -178,46 +190,68 @@ pub struct Module {
     pub open: fn(&mut Options) -> Box<dyn Link>,
 }
 
-/// Every link there is.
+const fn module(name: &'static str, open: fn(&mut Options) -> Box<dyn Link>) -> Module {
+    Module { name, open }
+}
+
+/// Every link there is, one line each.
 pub const MODULES: &[Module] = &[
-    Module {
-        name: "links.tag",
-        open: tag::open,
-    },
-    Module {
-        name: "links.tag_router",
-        open: tag_router::open,
-    },
-    Module {
-        name: "links.jq_link",
-        open: jq_link::open,
-    },
-    Module {
-        name: "links.sampler",
-        open: sampler::open,
-    },
-    Module {
-        name: "links.diet",
-        open: diet::open,
-    },
-    Module {
-        name: "links.delay",
-        open: delay::open,
-    },
-    Module {
-        name: "links.expire_vcon",
-        open: expire_vcon::open,
-    },
-    Module {
-        name: "links.webhook",
-        open: webhook::open,
-    },
-    Module {
-        name: "links.exec",
-        open: exec::open,
-    },
-    Module {
-        name: "links.python",
-        open: python::open,
-    },
+    module("links.tag", tag::open),
+    module("links.tag_router", tag_router::open),
+    module("links.jq_link", jq_link::open),
+    module("links.sampler", sampler::open),
+    module("links.diet", diet::open),
+    module("links.delay", delay::open),
+    module("links.expire_vcon", expire_vcon::open),
+    module("links.webhook", webhook::open),
+    module("links.exec", exec::open),
+    module("links.python", python::open),
 ];
+
+/// What the tests of links share.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod testing {
+    use super::*;
+
+    /// A link with these options, in YAML, of which none is unknown or wrong.
+    pub(super) fn opened(open: fn(&mut Options) -> Box<dyn Link>, options: &str) -> Box<dyn Link> {
+        let mut options = Options::from_yaml(options);
+        let link = open(&mut options);
+        options.finish();
+        assert_eq!(options.faults(), [""; 0]);
+        link
+    }
+
+    /// What a link left: how the chain goes on, the vCon, and its wishes.
+    pub(super) struct LinkRun {
+        pub(super) next: Result<Next, LinkError>,
+        pub(super) vcon: Vcon,
+        pub(super) routes: Vec<ListName>,
+        pub(super) expire: Option<u64>,
+    }
+
+    impl LinkRun {
+        /// Why it failed.
+        pub(super) fn failure(&self) -> &Failure {
+            match &self.next {
+                Err(LinkError::Failed(failure)) => failure,
+                other => unreachable!("{other:?}"),
+            }
+        }
+    }
+
+    /// Runs a link on a document, in a worker that does not drain.
+    pub(super) fn run(link: &mut dyn Link, document: &str) -> LinkRun {
+        let (_drain, drained) = crossbeam_channel::bounded(0);
+        let mut context = Context::new(&drained, Version::Current);
+        let mut vcon = Vcon::read(VconId::random(), document).unwrap();
+        let next = link.run(&mut vcon, &mut context);
+        LinkRun {
+            next,
+            routes: context.routes,
+            expire: context.expire,
+            vcon,
+        }
+    }
+}

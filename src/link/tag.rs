@@ -37,19 +37,12 @@ impl Link for Tag {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::vcon::{VconId, Version};
+    use crate::link::testing::{LinkRun, opened};
 
-    fn run(options: &str, text: &str) -> (Vcon, Result<Next, LinkError>) {
-        let mut options = Options::from_yaml(options);
-        let mut link = open(&mut options);
-        options.finish();
-        assert_eq!(options.faults(), [""; 0]);
+    fn run(options: &str, document: &str) -> LinkRun {
+        let mut link = opened(open, options);
         assert!(link.rewrites());
-        let (_drain, drained) = crossbeam_channel::bounded(0);
-        let mut context = Context::new(&drained, Version::Current);
-        let mut vcon = Vcon::parse(VconId::random(), text.to_owned()).unwrap();
-        let next = link.run(&mut vcon, &mut context);
-        (vcon, next)
+        crate::link::testing::run(&mut *link, document)
     }
 
     #[test]
@@ -63,10 +56,10 @@ mod tests {
             ),
             ("{tags: {desk: north, n: 7}}", r#"\"desk:north\",\"n:7\""#),
         ] {
-            let (mut vcon, next) = run(options, "{}");
-            assert_eq!(next, Ok(Next::Continue));
-            assert!(vcon.is_changed());
-            let json = vcon.to_json();
+            let mut ran = run(options, "{}");
+            assert_eq!(ran.next, Ok(Next::Continue));
+            assert!(ran.vcon.is_changed());
+            let json = ran.vcon.to_json();
             assert!(json.contains(&format!(r#""body":"[{entries}]""#)), "{json}");
         }
     }
@@ -74,9 +67,9 @@ mod tests {
     #[test]
     fn no_tags_change_nothing() {
         for options in ["{tags: []}", "{tags: {}}", "{tags: ''}"] {
-            let (vcon, next) = run(options, "{}");
-            assert_eq!(next, Ok(Next::Continue));
-            assert!(!vcon.is_changed());
+            let ran = run(options, "{}");
+            assert_eq!(ran.next, Ok(Next::Continue));
+            assert!(!ran.vcon.is_changed());
         }
     }
 
@@ -86,12 +79,11 @@ mod tests {
             (r#"{"attachments":{}}"#, "`attachments` is an object"),
             (r#"{"payload":"p","signature":"s"}"#, "signed"),
         ] {
-            let (vcon, next) = run("{tags: [a]}", document);
-            let Err(LinkError::Failed(failure)) = next else {
-                unreachable!("{next:?}");
-            };
+            let ran = run("{tags: [a]}", document);
+            let failure = ran.failure();
             assert!(!failure.is_transient());
-            assert!(failure.message.contains(vcon.id().as_str()), "{failure}");
+            let id = ran.vcon.id().as_str();
+            assert!(failure.message.contains(id), "{failure}");
             assert!(failure.message.contains(why), "{failure}");
         }
     }

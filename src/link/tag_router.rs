@@ -44,11 +44,11 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
 
 impl Link for TagRouter {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
-        let tags = vcon.tag_names().map_err(|error| {
+        let tags = vcon.tags().map_err(|error| {
             Failure::permanent(format!("could not route vCon {}: {error}", vcon.id()))
         })?;
         for (tag, list) in &self.routes {
-            if tags.contains(tag) && !context.routes.contains(list) {
+            if tags.iter().any(|(name, _)| name == tag) && !context.routes.contains(list) {
                 context.routes.push(list.clone());
             }
         }
@@ -68,20 +68,13 @@ impl Link for TagRouter {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::vcon::{VconId, Version};
+    use crate::link::testing;
 
     fn run(options: &str, document: &str) -> (Result<Next, LinkError>, Vec<String>) {
-        let mut options = Options::from_yaml(options);
-        let mut link = open(&mut options);
-        options.finish();
-        assert_eq!(options.faults(), [""; 0]);
-        let (_drain, drained) = crossbeam_channel::bounded(0);
-        let mut context = Context::new(&drained, Version::Current);
-        let mut vcon = Vcon::parse(VconId::random(), document.to_owned()).unwrap();
-        let next = link.run(&mut vcon, &mut context);
-        assert!(!vcon.is_changed());
-        let routes = context.routes.iter().map(ListName::to_string);
-        (next, routes.collect())
+        let ran = testing::run(&mut *testing::opened(open, options), document);
+        assert!(!ran.vcon.is_changed());
+        let routes = ran.routes.iter().map(ListName::to_string);
+        (ran.next, routes.collect())
     }
 
     #[test]

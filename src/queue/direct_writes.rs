@@ -338,7 +338,8 @@ mod tests {
             restored.map(|restored| {
                 assert_eq!(restored.conflicts, Vec::<String>::new());
                 let vcon = Vcon::parse(id.clone(), restored.text).unwrap();
-                vcon.tag_names().unwrap()
+                let tags = vcon.tags().unwrap().into_iter();
+                tags.map(|(name, _)| name).collect::<Vec<_>>()
             })
         };
         let (first, second, other) = (tagged(&["a", "b"]), tagged(&["a", "c"]), tagged(&["a"]));

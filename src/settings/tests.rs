@@ -70,13 +70,35 @@ fn the_table_lists_what_is_read_with_its_defaults() {
         None
     });
     let listed: BTreeSet<String> = TABLE.iter().map(|row| row.name.to_owned()).collect();
-    assert_eq!(asked.into_inner(), listed);
-    assert_eq!(listed.len(), TABLE.len());
+    let asked = asked.into_inner();
+    if let Some(name) = asked.difference(&listed).next() {
+        panic!("src/settings/table.rs: add a row for {name}, which `Settings::read` reads");
+    }
+    if let Some(name) = listed.difference(&asked).next() {
+        panic!(
+            "src/settings/mod.rs: read {name} in `Settings::read`, or remove its row in table.rs"
+        );
+    }
+    assert_eq!(
+        listed.len(),
+        TABLE.len(),
+        "src/settings/table.rs: a name stands there twice"
+    );
     for row in TABLE.iter().filter(|row| !row.default.starts_with('(')) {
-        assert_eq!(read(&[(row.name, row.default)]), unset, "{}", row.name);
+        assert_eq!(
+            read(&[(row.name, row.default)]),
+            unset,
+            "src/settings/table.rs: give {} the default that `Settings::read` gives it",
+            row.name
+        );
     }
     for row in TABLE {
-        assert_eq!(read(&[(row.name, "")]), unset, "{}", row.name);
+        assert_eq!(
+            read(&[(row.name, "")]),
+            unset,
+            "src/settings/mod.rs: an empty {} counts as unset",
+            row.name
+        );
     }
 }
 
@@ -208,7 +230,7 @@ fn number(settings: &Settings, name: &str) -> u128 {
         "VCON_REDIS_EXPIRY" => settings.redis_expiry.into(),
         "VCON_CONTEXT_EXPIRY" => settings.context_expiry.into(),
         "VCON_DLQ_EXPIRY" => settings.dlq_expiry.unwrap_or(0).into(),
-        name => panic!("{name} is no number"),
+        name => panic!("src/settings/tests.rs: add the field of {name} to `number`"),
     }
 }
 

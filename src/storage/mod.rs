@@ -140,32 +140,18 @@ pub struct Module {
     pub open: fn(&mut Options) -> Box<dyn Storage>,
 }
 
-/// Every storage there is.
+const fn module(name: &'static str, open: fn(&mut Options) -> Box<dyn Storage>) -> Module {
+    Module { name, open }
+}
+
+/// Every storage there is, one line each.
 pub const MODULES: &[Module] = &[
-    Module {
-        name: "storage.postgres",
-        open: postgres::open,
-    },
-    Module {
-        name: "storage.s3",
-        open: s3::open,
-    },
-    Module {
-        name: "storage.elasticsearch",
-        open: elasticsearch::open,
-    },
-    Module {
-        name: "storage.file",
-        open: file::open,
-    },
-    Module {
-        name: "storage.redis_storage",
-        open: redis_storage::open,
-    },
-    Module {
-        name: "storage.webhook",
-        open: webhook::open,
-    },
+    module("storage.postgres", postgres::open),
+    module("storage.s3", s3::open),
+    module("storage.elasticsearch", elasticsearch::open),
+    module("storage.file", file::open),
+    module("storage.redis_storage", redis_storage::open),
+    module("storage.webhook", webhook::open),
 ];
 
 /// The storages that get the version of `EGRESS_FORMAT_VERSION`; the others get that of Redis.

@@ -217,16 +217,16 @@ impl Vcon {
         Ok(())
     }
 
-    /// The names of its tags: what stands before the colon in each entry of its `tags` attachments.
-    /// A sealed one shows none.
+    /// Its tags, each with its name and value: what stands before and after the first colon in each
+    /// entry of its `tags` attachments. A sealed one shows none.
     ///
     /// # Errors
     /// Its attachments are no list.
-    pub fn tag_names(&self) -> Result<Vec<String>, VconError> {
+    pub fn tags(&self) -> Result<Vec<(String, String)>, VconError> {
         if self.sealed.is_some() {
             return Ok(Vec::new());
         }
-        tags::names(&self.members)
+        tags::pairs(&self.members)
     }
 
     /// Puts another document in the place of this one. Its `uuid` is the same, or absent: then it

@@ -85,6 +85,16 @@ pub(super) fn string(text: &str) -> Box<RawValue> {
     to_raw_value(text).unwrap_or_default()
 }
 
+/// Indices as JSON: one as a number, several as an array.
+pub(super) fn indices(indices: &[usize]) -> Box<RawValue> {
+    let written = match indices {
+        [one] => to_raw_value(one),
+        several => to_raw_value(several),
+    };
+    // Writing numbers to memory does not fail.
+    written.unwrap_or_default()
+}
+
 /// The text that a string literal stands for; `None` for other values and for lone surrogates.
 pub(super) fn text(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()

@@ -1,5 +1,9 @@
 //! The vCon document: parse, normalise, downgrade, tags, merge.
 //!
+//! A link reads a [`Vcon`] by [`Vcon::dialog`] and [`Vcon::tags`], and changes it by
+//! [`Vcon::add_tags`], [`Vcon::add_attachment`], [`Vcon::add_analysis`] and the functions that take
+//! things out (`remove_…`).
+//!
 //! A document is looked at only where there is something to do. The rest stays the text it was, so
 //! that the order of keys, numbers of any size, unknown properties and any depth of nesting come
 //! out as they went in, and a document in memory is hardly larger than its text. Nothing here
@@ -14,8 +18,8 @@ pub use id::{NotAnId, VconId};
 pub use json::decode;
 pub use merge::{Merged, merge};
 pub use outgoing::{JsonBodies, Leaving, OpenPart, Outgoing, Parts, Version};
-
-pub use reduce::{DialogBody, nests_deeper_than};
+pub use parts::{Body, Dialog};
+pub use reduce::nests_deeper_than;
 pub use sealed::{Sealed, sealed};
 
 mod created;
@@ -26,6 +30,7 @@ mod json;
 mod merge;
 mod normalise;
 mod outgoing;
+mod parts;
 #[cfg(test)]
 mod properties;
 mod reduce;

@@ -61,7 +61,8 @@ fn used(text: String) -> Option<String> {
     let mut vcon = Vcon::parse(VconId::random(), text).ok()?;
     vcon.outgoing(Version::V0_0_1);
     let _ = vcon.add_tags(&["a:a".to_owned()]);
-    let _ = vcon.tag_names();
+    let _ = vcon.tags();
+    let _ = vcon.dialog().map(Iterator::count);
     vcon.unknown_extensions();
     let outgoing = vcon.outgoing(Version::Current);
     outgoing.created_or_now();

@@ -1,66 +1,15 @@
 //! Taking things out of a document.
 
-use std::borrow::Cow;
-
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::document::{Member, Part, Section, parts_of, parts_to_change};
+use super::document::{Member, Part, Section, parts_to_change};
 use super::json::{self, Object};
+use super::parts::is_kept_elsewhere;
 use super::{Vcon, VconError};
 
-/// The body of one dialog.
-#[derive(Debug, Clone)]
-pub struct DialogBody<'a> {
-    /// The dialog's place among the objects of `dialog`, from 0.
-    pub place: usize,
-    /// The body, as JSON.
-    pub content: Cow<'a, RawValue>,
-    /// The dialog's `id`; empty where it has none.
-    pub dialog_id: String,
-}
-
-impl<'a> DialogBody<'a> {
-    fn of(place: usize, dialog: Cow<'a, Object>) -> Option<Self> {
-        if is_kept_elsewhere(&dialog) {
-            return None;
-        }
-        let dialog_id = dialog.get("id").and_then(|id| json::text(id));
-        let content: Cow<'a, RawValue> = match dialog {
-            Cow::Borrowed(dialog) => Cow::Borrowed(dialog.get("body")?),
-            Cow::Owned(mut dialog) => Cow::Owned(dialog.swap_remove("body")?),
-        };
-        let is_empty = matches!(content.get(), "\"\"" | "null");
-        (!is_empty).then(|| Self {
-            place,
-            content,
-            dialog_id: dialog_id.unwrap_or_default(),
-        })
-    }
-}
-
-/// Whether a dialog's body is the URL of it.
-fn is_kept_elsewhere(dialog: &Object) -> bool {
-    dialog
-        .get("body_type")
-        .is_some_and(|it| json::says(it, "url"))
-}
-
 impl Vcon {
-    /// The bodies of its dialogs that hold something, and not only where it is.
-    ///
-    /// # Errors
-    /// It is sealed, or its dialogs are no list.
-    pub fn dialog_bodies(&self) -> Result<Vec<DialogBody<'_>>, VconError> {
-        self.check_open()?;
-        let parts = parts_of(&self.members, Section::Dialog)?.iter();
-        let bodies = parts.filter_map(Part::object).enumerate();
-        Ok(bodies
-            .filter_map(|(place, object)| DialogBody::of(place, object))
-            .collect())
-    }
-
-    /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's place, get
+    /// Empties the bodies of all dialogs; those that are kept elsewhere, by the dialog's index, get
     /// the URL instead.
     ///
     /// # Errors
@@ -69,11 +18,9 @@ impl Vcon {
         self.check_open()?;
         let mut changed = false;
         let parts = parts_to_change(&mut self.members, Section::Dialog)?;
-        let mut places = 0..;
-        for part in parts.into_iter().flatten() {
+        for (index, part) in parts.into_iter().flatten().enumerate() {
             let Some(dialog) = part.open() else { continue };
-            let Some(place) = places.next() else { break };
-            let url = kept.iter().find(|(kept, _)| *kept == place);
+            let url = kept.iter().find(|(kept, _)| *kept == index);
             let url = url.map(|(_, url)| url.as_str());
             let elsewhere = is_kept_elsewhere(dialog);
             match (dialog.get_mut("body"), url) {
@@ -360,13 +307,15 @@ mod tests {
         let text = r#"{"dialog":[{"id":"a","body":"x"},{"body":"http://h/1","body_type":"url"},
             {"body":"y","body_type":"urn"},{"body":"","body_type":"none"},{"body":"z"}]}"#;
         let mut vcon = Vcon::read(crate::vcon::VconId::random(), text).unwrap();
-        let bodies = vcon.dialog_bodies().unwrap();
-        let found: Vec<_> = bodies
-            .iter()
-            .map(|body| (body.place, body.content.get()))
+        let dialogs = vcon.dialog().unwrap();
+        let found: Vec<_> = dialogs
+            .filter_map(|it| Some((it.index, it.body()?.get().to_owned())))
             .collect();
-        assert_eq!(found, [(0, "\"x\""), (2, "\"y\""), (4, "\"z\"")]);
-        assert_eq!(bodies[0].dialog_id, "a");
+        let expected = [(0, "\"x\""), (2, "\"y\""), (4, "\"z\"")];
+        assert_eq!(
+            found,
+            expected.map(|(index, body)| (index, body.to_owned()))
+        );
         vcon.replace_dialog_bodies(&[(4, "http://h/2".to_owned())])
             .unwrap();
         let json: serde_json::Value = serde_json::from_str(&vcon.to_json()).unwrap();
@@ -386,19 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_takes_no_place_among_the_dialogs() {
+    fn a_body_goes_to_its_own_dialog_whatever_stands_among_them() {
         let text = r#"{"dialog":[null,{"body":"a"},7,{"body":"b"}]}"#;
         let mut vcon = Vcon::read(crate::vcon::VconId::random(), text).unwrap();
-        let kept: Vec<_> = vcon
-            .dialog_bodies()
-            .unwrap()
-            .iter()
-            .map(|body| {
-                (
-                    body.place,
-                    format!("http://h/{}", body.content.get().trim_matches('"')),
-                )
-            })
+        let dialogs = vcon.dialog().unwrap();
+        let kept: Vec<_> = dialogs
+            .filter_map(|it| Some((it.index, format!("http://h/{}", it.text("body")?))))
             .collect();
         vcon.replace_dialog_bodies(&kept).unwrap();
         let json: serde_json::Value = serde_json::from_str(&vcon.to_json()).unwrap();

@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::VconError;
 use super::document::{Member, Part, Section, parts_of, parts_to_change};
 use super::json::{self, Borrowed, Object};
+use super::{VconError, parts};
 
 /// Adds each tag, as `name:value`, that is not there yet; returns whether any was added.
 pub(super) fn add(
@@ -37,7 +37,12 @@ pub(super) fn add(
 
     match found {
         Some(found) => set_entries(found, &all),
-        None => append(members, &all),
+        None => {
+            let mut attachment = Object::new();
+            attachment.insert("purpose".to_owned(), json::string("tags"));
+            set_entries(&mut attachment, &all);
+            parts::add(members, Section::Attachments, attachment)?;
+        }
     }
     Ok(true)
 }
@@ -50,10 +55,12 @@ pub(super) fn set_entries(attachment: &mut Object, entries: &[Box<RawValue>]) {
     attachment.insert("encoding".to_owned(), json::string("json"));
 }
 
-/// The names of the tags there are, from every attachment of tags: what stands before the first colon
-/// of each, or the keys of an object.
-pub(super) fn names(members: &IndexMap<String, Member>) -> Result<Vec<String>, VconError> {
-    let mut names = Vec::new();
+/// The tags there are, each with its name and value, from every attachment of tags. What has no colon
+/// or no name is none.
+pub(super) fn pairs(
+    members: &IndexMap<String, Member>,
+) -> Result<Vec<(String, String)>, VconError> {
+    let mut pairs = Vec::new();
     for part in parts_of(members, Section::Attachments)? {
         if let Some(attachment) = part.object()
             && is_tags(&attachment)
@@ -61,19 +68,25 @@ pub(super) fn names(members: &IndexMap<String, Member>) -> Result<Vec<String>, V
             && let Ok(Some(content)) = content(&attachment)
         {
             match Borrowed::read(content.get()) {
-                Ok(object) => names.extend(object.0.keys().map(|key| json::unescaped(key))),
-                Err(_) => names.extend(entries(&content).iter().filter_map(|tag| name(tag))),
+                Ok(object) => pairs.extend(object.0.into_iter().map(named)),
+                Err(_) => pairs.extend(entries(&content).iter().filter_map(|tag| pair(tag))),
             }
         }
     }
-    names.retain(|name| !name.is_empty());
-    Ok(names)
+    pairs.retain(|(name, _)| !name.is_empty());
+    Ok(pairs)
 }
 
-/// The name of a tag, if it is one.
-fn name(entry: &RawValue) -> Option<String> {
+/// The name and the value of a tag, if it is one.
+fn pair(entry: &RawValue) -> Option<(String, String)> {
     let tag = json::text(entry)?;
-    Some(tag.split_once(':')?.0.to_owned())
+    let (name, value) = tag.split_once(':')?;
+    Some((name.to_owned(), value.to_owned()))
+}
+
+/// A member of an object of tags: its key is a name, whatever stands in it.
+fn named((key, value): (String, &RawValue)) -> (String, String) {
+    (json::unescaped(&key), json::shown(value))
 }
 
 /// Whether an attachment is one of tags.
@@ -146,26 +159,8 @@ fn entries(value: &RawValue) -> Vec<Box<RawValue>> {
     let Ok(object) = Borrowed::read(value.get()) else {
         return vec![value.to_owned()];
     };
-    let tag = |(name, value): (String, &RawValue)| {
-        let value = json::shown(value);
-        json::string(&format!("{}:{value}", json::unescaped(&name)))
-    };
-    object.0.into_iter().map(tag).collect()
-}
-
-fn append(members: &mut IndexMap<String, Member>, entries: &[Box<RawValue>]) {
-    let mut attachment = Object::from_iter([("purpose".to_owned(), json::string("tags"))]);
-    set_entries(&mut attachment, entries);
-    let attachment = Part::Object(Box::new(attachment));
-    let name = Section::Attachments.name();
-    match members.get_mut(name) {
-        Some(Member::Parts(_, parts)) => parts.push(attachment),
-        // `null` is none.
-        _ => {
-            let parts = Member::Parts(Section::Attachments, vec![attachment]);
-            members.insert(name.to_owned(), parts);
-        }
-    }
+    let tag = |(name, value)| json::string(&format!("{name}:{value}"));
+    object.0.into_iter().map(named).map(tag).collect()
 }
 
 #[cfg(test)]
@@ -312,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn names_come_from_every_attachment_of_tags_in_every_shape() {
+    fn names_and_values_come_from_every_attachment_of_tags_in_every_shape() {
         let text = with(concat!(
             r#"{"purpose":"tags","body":["vip:yes","a:b:c",":x","none",7,{"name":"n"}]},"#,
             r#"{"purpose":"note","body":["no:no"]},"x",{"purpose":"note","type":"tags","body":"{\"k\\u00e9\":1}"},"#,
@@ -320,12 +315,23 @@ mod tests {
             r#"{"purpose":"tags","body":{"o:p":{"q:r":1},"":2}},{"purpose":"tags"},"#,
             r#"{"purpose":"tags","body":"YTpi","encoding":"base64url"}"#
         ));
-        let names = parse(&text).tag_names().unwrap();
-        assert_eq!(names, ["vip", "a", "ké", "one", "l", "o:p"]);
-        for (attachments, names) in [("null", Ok(vec![])), ("[]", Ok(vec![])), ("{}", Err(()))] {
+        let tags = parse(&text).tags().unwrap();
+        let tags: Vec<(&str, &str)> = tags.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let expected = [
+            ("vip", "yes"),
+            ("a", "b:c"),
+            ("ké", "1"),
+            ("one", "1"),
+            ("l", "2"),
+            ("o:p", r#"{"q:r":1}"#),
+        ];
+        assert_eq!(tags, expected);
+        for (attachments, is_list) in [("null", true), ("[]", true), ("{}", false)] {
             let vcon = parse(&format!(r#"{{"attachments":{attachments}}}"#));
-            assert_eq!(vcon.tag_names().map_err(|_| ()), names);
+            let tags = vcon.tags();
+            assert_eq!(tags.is_ok(), is_list);
+            assert!(tags.unwrap_or_default().is_empty());
         }
-        assert_eq!(parse("{}").tag_names().unwrap(), [""; 0]);
+        assert!(parse("{}").tags().unwrap().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! The daemon from outside: private servers, real processes, and what its documents promise.
 //!
-//! `tests/run.sh` installs what these tests need and runs them. One area alone:
-//! `cargo test --test e2e outages`. Larger runs, by variables:
+//! `tests/run.sh` installs what these tests need and runs them. One group alone (a file here):
+//! `tests/run.sh outages`. Larger runs, by variables:
 //!
 //! | variable | default | |
 //! |---|---|---|

@@ -1,9 +1,11 @@
-//! What the packages bring, held against the program: unit, default configuration, settings, manual.
+//! What the packages bring, held against the program: unit, default configuration, settings, manual; and
+//! the front page of the code.
 //!
 //! `tests/packages.sh` installs them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod front_page;
 #[path = "../../packaging/generate/main.rs"]
 #[allow(dead_code)]
 mod generate;

@@ -41,7 +41,7 @@ fn books() -> BTreeMap<PathBuf, String> {
     books
 }
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -70,7 +70,7 @@ fn rows(text: &str) -> Vec<Vec<String>> {
 }
 
 /// What stands in backticks.
-fn codes(text: &str) -> impl Iterator<Item = &str> {
+pub fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
@@ -209,15 +209,25 @@ fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
 fn the_manual_has_each_module_with_its_options_and_an_example() {
     let text = page("conserver.yml.5.md");
     let place = "packaging/manual/conserver.yml.5.md";
+    let contents = text.split("\n## ").next().unwrap_or_default();
     let mut faults = Vec::new();
     let links = link::MODULES.iter().map(|row| ("links", row.name));
     let storages = storage::MODULES.iter().map(|row| ("storages", row.name));
     let modules: Vec<(&str, &str)> = links.chain(storages).collect();
     for (kind, module) in &modules {
         let Some(section) = section(&text, &format!("### {module}")) else {
-            faults.push(format!("{place}: add a section `### {module}`"));
+            faults.push(format!(
+                "{place}: add a section `### {module}`: what it does, a table `| option | type | default | \
+                 meaning |` of its options, and an example in a ```yaml block"
+            ));
             continue;
         };
+        let anchor = module.replace('.', "");
+        if !contents.contains(&format!("[{module}](#{anchor})")) {
+            faults.push(format!(
+                "{place}: add [{module}](#{anchor}) to the contents at the top"
+            ));
+        }
         if !section.contains("\n```yaml\n") {
             faults.push(format!(
                 "{place}: add an example in a ```yaml block to {module}"
@@ -305,7 +315,7 @@ fn key_words(text: &str) -> BTreeSet<&str> {
 }
 
 /// Every file below a folder whose name ends so.
-fn files_below(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
+pub fn files_below(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.to_string_lossy();

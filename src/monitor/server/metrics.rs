@@ -579,21 +579,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_has_every_metric() {
-        let readme = include_str!("../../../README.md");
-        let table = readme
-            .split_once("<!-- metrics -->\n")
-            .and_then(|(_, rest)| rest.split_once("<!-- /metrics -->"))
-            .map(|(table, _)| table);
-        assert_eq!(table, Some(markdown_table().as_str()));
-    }
-
-    #[test]
     fn the_alert_rules_and_the_dashboard_know_no_other_metrics() {
-        for text in [
-            include_str!("../../../packaging/prometheus/alerts.yml"),
-            include_str!("../../../packaging/prometheus/alerts.test.yml"),
-            include_str!("../../../packaging/prometheus/dashboard.json"),
+        for (file, text) in [
+            (
+                "alerts.yml",
+                include_str!("../../../packaging/prometheus/alerts.yml"),
+            ),
+            (
+                "alerts.test.yml",
+                include_str!("../../../packaging/prometheus/alerts.test.yml"),
+            ),
+            (
+                "dashboard.json",
+                include_str!("../../../packaging/prometheus/dashboard.json"),
+            ),
         ] {
             let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let named: BTreeSet<&str> = words.filter(|it| it.starts_with("conserver_")).collect();
@@ -607,7 +606,11 @@ mod tests {
                         _ => rest == Some(""),
                     }
                 };
-                assert!(TABLE.iter().any(|metric| is_it(&metric)), "{name}");
+                assert!(
+                    TABLE.iter().any(|metric| is_it(&metric)),
+                    "packaging/prometheus/{file} names {name}, which is no metric: name one of TABLE in {}",
+                    file!()
+                );
             }
         }
     }
@@ -615,28 +618,41 @@ mod tests {
     #[test]
     fn names_follow_the_conventions() {
         let names: BTreeSet<&str> = TABLE.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), TABLE.len());
+        assert_eq!(
+            names.len(),
+            TABLE.len(),
+            "{}: a name stands in TABLE twice",
+            file!()
+        );
         for metric in TABLE {
             let name = metric.name;
             let is_good = |c: char| c.is_ascii_lowercase() || c == '_';
-            assert!(
-                name.starts_with("conserver_") && name.chars().all(is_good),
-                "{name}"
-            );
-            assert_eq!(
-                name.ends_with("_total"),
-                metric.kind == MetricKind::Counter,
-                "{name}"
-            );
-            assert_eq!(
-                name.ends_with("_info"),
-                metric.kind == MetricKind::Info,
-                "{name}"
-            );
-            if metric.kind == MetricKind::Histogram {
-                assert!(name.ends_with("_seconds"), "{name}");
+            let is = |kind| metric.kind == kind;
+            let rules = [
+                (
+                    name.starts_with("conserver_") && name.chars().all(is_good),
+                    "begin the name with conserver_, and use small letters and _",
+                ),
+                (
+                    name.ends_with("_total") == is(MetricKind::Counter),
+                    "end the names of counters, and no others, with _total",
+                ),
+                (
+                    name.ends_with("_info") == is(MetricKind::Info),
+                    "end the names of infos, and no others, with _info",
+                ),
+                (
+                    name.ends_with("_seconds") || !is(MetricKind::Histogram),
+                    "count in seconds, and end the name with _seconds",
+                ),
+                (
+                    !metric.help.ends_with('.'),
+                    "end the meaning without a full stop",
+                ),
+            ];
+            for (holds, rule) in rules {
+                assert!(holds, "{}: {name}: {rule}", file!());
             }
-            assert!(!metric.help.ends_with('.'), "{name}");
         }
     }
 
