@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs;
 
 use clap::{Arg, Command};
-use conserver::monitor::http::metrics;
+use conserver::monitor::server::metrics;
 use conserver::settings;
 
 use super::manual;

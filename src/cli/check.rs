@@ -11,7 +11,7 @@ use super::shown::{complain, complain_lines, say_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http_client;
-use crate::monitor::{self, arrival};
+use crate::monitor;
 use crate::queue::{
     ConfiguredWork, Fitness, Needs, QueueError, RedisConnection, Server, cluster_refusal, rehearse,
 };
@@ -113,7 +113,7 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     if !offline {
         let address = settings.http.clone();
         let http = Probe::start("HTTP of the monitor".to_owned(), move || {
-            monitor::http::check(&address).map_err(Problem::unavailable)
+            monitor::server::check(&address).map_err(Problem::unavailable)
         });
         let mut probes = start_probes(settings, &config);
         probes.insert(0, http);
@@ -291,7 +291,7 @@ fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, Problem> {
     let url = &settings.redis_url;
     let server = Server::new(url).map_err(Problem::unavailable)?;
     let connect = || server.connect_within("conserver:check", LIMIT);
-    let mut lease = connect().map_err(|error| match arrival::refused(&error, url) {
+    let mut lease = connect().map_err(|error| match monitor::redis_refusal(&error, url) {
         Some(unfit) => Problem {
             exit: unfit.exit,
             text: unfit.why,

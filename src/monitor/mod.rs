@@ -1,20 +1,26 @@
-//! The monitor: a child process that holds the instance's name, returns the claims of other
-//! instances that are dead, watches the ingress lists for the idle lanes, pulls vCons from other servers,
-//! and answers by HTTP.
+//! The monitor: a child process that renews the lease on the instance's name (the heartbeat), and returns the claims
+//! of instances that are dead.
+//!
+//! Its other duties have threads of their own: `wakeup` watches the ingress lists and wakes idle lanes, `ttl`
+//! keeps waiting documents from expiring, `followers` pulls vCons from other servers, `server` answers by HTTP.
+//!
+//! Before its first heartbeat it checks whether Redis is fit for the work. It waits for a server that is
+//! unavailable or lacks rights. A `REDIS_URL` that the server refuses, and a Redis Cluster, end the daemon: somebody
+//! has to change something, and sees it at once. A password that changes later does not.
 
-pub mod arrival;
 pub mod followers;
-pub mod http;
-mod keep;
+pub mod server;
+mod ttl;
 mod wakeup;
 
 /// What fuzzers run.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz {
-    pub use super::followers::fuzz::answer as follower;
-    pub use super::http::fuzz::request as http_request;
+    pub use super::followers::remote::fuzz::answer as follower;
+    pub use super::server::request::fuzz::request as http_request;
 }
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,26 +28,26 @@ use std::time::Duration;
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::child::Child;
-use crate::config::Plan;
+use crate::config::{Follower, Plan};
 use crate::exit::Exit;
 use crate::queue::{
-    Expiry, LaneId, MAX_LAPSES, NameLease, Queue, QueueError, RecoveredClaim, Server,
+    ConfiguredWork, ConnectError, Expiry, Fitness, LaneId, MAX_LAPSES, NameLease, Needs, Queue,
+    QueueError, RecoveredClaim, RefusedUrlPart, Server, cluster_refusal,
 };
 use crate::scoreboard::Slot;
-use crate::settings::Settings;
+use crate::settings::{RedisUrl, Settings};
 use crate::sys;
 use crate::worker::{count_poison, report_recovered};
-use followers::Tallies;
+use followers::StatsByFollower;
 
-/// A command that takes longer than this, or than a third of the lease's time to live, has missed the
-/// monitor's time.
+/// The time limit of each command to Redis, unless a third of the lease's time to live is shorter.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// So many dead instances are seen to at one beat, so that the next is in time.
+/// Dead instances that one heartbeat recovers, so that the next one is in time.
 const AT_ONCE: usize = 20;
 
-/// Does the monitor's whole work: returns when it is told to end, when another daemon has the
-/// instance's name, or when Redis is none that can be worked with.
+/// Does the monitor's whole work. Returns when the monitor drains, when another daemon has the instance's name, or
+/// when Redis is unfit.
 pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let server = match Server::new(&settings.redis_url) {
         Ok(server) => server,
@@ -50,32 +56,27 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let started = keep::start(child, settings, &server).and_then(|keeping| {
+    let stats = StatsByFollower::default();
+    let started = ttl::start(child, settings, &server).and_then(|ttl| {
         wakeup::start(child, settings, &server, &lease)?;
-        Ok(keeping)
+        let followers = followers::start(child, settings, &server, &stats)?;
+        Ok((ttl, followers))
     });
-    let keeping = match started {
-        Ok(keeping) => keeping,
+    let (ttl, followers) = match started {
+        Ok(started) => started,
         Err(error) => {
             log::error!("{} could not start a thread: {error}", child.name);
             return Exit::Internal;
         }
     };
-    let tallies = Tallies::default();
-    let followers = match followers::start(child, settings, &server, &tallies) {
-        Ok(followers) => followers,
-        Err(error) => {
-            log::error!("{} could not start a thread: {error}", child.name);
-            return Exit::Internal;
-        }
-    };
-    let shows_itself = Arc::new(AtomicBool::new(false));
-    let http = child.slot.as_ref().map(|slot| {
-        let shows_itself = Arc::clone(&shows_itself);
-        http::start(slot, settings, &server, shows_itself, tallies.clone())
+    let has_heartbeat = Arc::new(AtomicBool::new(false));
+    let slot = child.slot.as_ref();
+    let http = slot.map(|slot| {
+        let has_heartbeat = Arc::clone(&has_heartbeat);
+        server::start(slot, settings, &server, has_heartbeat, stats)
     });
     let http = http.transpose().unwrap_or_else(|error| {
-        log::error!("the monitor could not start its HTTP: {error}");
+        log::error!("could not start the monitor's HTTP server: {error}");
         None
     });
     let seat = LaneId {
@@ -87,32 +88,23 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let mut queue =
         Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
     child.readiness().notify();
-    let mut away = false;
-    let shows = || {
-        if let Some(slot) = &child.slot {
-            slot.beat();
-        }
-    };
-    let shows_away = |is_away| {
-        if let Some(slot) = &child.slot {
+    let mut is_away = false;
+    let set_redis_away = |is_away| {
+        if let Some(slot) = slot {
             slot.set_redis_away(is_away);
         }
     };
-    // Once the lease has been held, the server is known; its rights may change.
-    let mut is_known = child
-        .slot
-        .as_ref()
-        .is_some_and(|slot| slot.lease_renewed() > 0);
+    // Once somebody has held the lease, Redis is known to be fit; its rights may change.
+    let mut is_checked = slot.is_some_and(|slot| slot.lease_renewed() > 0);
     loop {
-        shows();
-        let slot = child.slot.as_ref();
-        let arrived = if is_known {
+        show_alive(slot);
+        let checked = if is_checked {
             Ok(None)
         } else {
-            arrival::look(&server, settings, slot, limit)
+            check_redis(&server, settings, slot, limit)
         };
-        is_known |= arrived.is_ok();
-        let beaten = match arrived {
+        is_checked |= checked.is_ok();
+        let beaten = match checked {
             Ok(Some(unfit)) => {
                 log::error!("{}", unfit.why);
                 followers.close();
@@ -121,14 +113,14 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
                     _ => Exit::Barred,
                 };
             }
-            Ok(None) => beat(&mut queue, settings, &shows, slot),
+            Ok(None) => beat(&mut queue, settings, slot),
             Err(error) => Err(error),
         };
         match beaten {
             Ok(()) => {
-                shows_itself.store(true, Ordering::Relaxed);
-                shows_away(false);
-                if std::mem::take(&mut away) {
+                has_heartbeat.store(true, Ordering::Relaxed);
+                set_redis_away(false);
+                if std::mem::take(&mut is_away) {
                     log::info!("this instance shows again that it is alive");
                 }
             }
@@ -139,25 +131,33 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             }
             Err(error) if error.is_interruption() => continue,
             Err(error) => {
-                shows_itself.store(false, Ordering::Relaxed);
-                shows_away(!error.is_about_the_lease());
-                if !std::mem::replace(&mut away, true) {
+                has_heartbeat.store(false, Ordering::Relaxed);
+                set_redis_away(!error.is_about_the_lease());
+                if !std::mem::replace(&mut is_away, true) {
                     log::warn!("this instance cannot show that it is alive: {error}");
                 }
             }
         }
         if child.draining.recv_timeout(pause(settings)) != Err(RecvTimeoutError::Timeout) {
-            // First: a server that hangs may keep us until we are killed.
+            // First: a server that hangs may keep this process until it is killed.
             followers.close();
             if let Some(http) = http.flatten() {
                 http.close();
             }
-            keeping.close();
+            ttl.close();
+            followers.wait_for_release();
             if let Err(error) = queue.release_lease() {
-                log::debug!("the lease will run out by itself: {error}");
+                log::debug!("could not release the lease, it will expire: {error}");
             }
             return Exit::Ok;
         }
+    }
+}
+
+/// Shows the supervisor that the monitor is alive.
+fn show_alive(slot: Option<&Slot>) {
+    if let Some(slot) = slot {
+        slot.beat();
     }
 }
 
@@ -166,9 +166,9 @@ fn pause(settings: &Settings) -> Duration {
     settings.beat().min(settings.heartbeat_ttl / 3)
 }
 
-/// Renews the lease, and shows that to the workers, which do it if this one does not.
+/// Renews the lease, and notes that on the scoreboard: the workers renew it if the monitor does not.
 fn renew(queue: &mut Queue, slot: Option<&Slot>) -> Result<(), QueueError> {
-    // Before the request: the server counts from later.
+    // Before the request: the lease cannot expire earlier than counted from here.
     let now = sys::monotonic_ms();
     queue.take_lease()?;
     if let Some(slot) = slot {
@@ -177,24 +177,19 @@ fn renew(queue: &mut Queue, slot: Option<&Slot>) -> Result<(), QueueError> {
     Ok(())
 }
 
-/// Renews the lease, then sees to the instances that have let theirs run out; shows in between that
-/// the monitor is alive.
-fn beat(
-    queue: &mut Queue,
-    settings: &Settings,
-    shows: &dyn Fn(),
-    slot: Option<&Slot>,
-) -> Result<(), QueueError> {
+/// One heartbeat: renews the lease, then returns the claims of instances whose lease has expired. Shows in between
+/// that the monitor is alive.
+fn beat(queue: &mut Queue, settings: &Settings, slot: Option<&Slot>) -> Result<(), QueueError> {
     renew(queue, slot)?;
     let mut pause = |queue: &mut Queue| {
-        shows();
+        show_alive(slot);
         renew(queue, slot)
     };
     let kept = queue.recover_unreturned(&mut pause)?;
     kept.iter().for_each(report_recovered);
     for instance in queue.dead_instances()?.iter().take(AT_ONCE) {
         pause(queue)?;
-        // Who wants no vCon to be poison for deaths wants none for lapses.
+        // A setting that counts no crashes against a vCon counts no lapses either.
         let most = if settings.max_deaths == 0 {
             0
         } else {
@@ -216,4 +211,82 @@ fn beat(
         }
     }
     Ok(())
+}
+
+/// Why the daemon cannot work with this Redis.
+#[derive(Debug)]
+pub struct UnfitRedis {
+    /// A sentence for operators.
+    pub why: String,
+    /// The exit code of the daemon: [`Exit::Unavailable`] if the cause may go away by itself.
+    pub exit: Exit,
+}
+
+/// Checks whether Redis is fit for the work, within `limit` for each step.
+///
+/// # Errors
+/// Redis is unavailable.
+fn check_redis(
+    server: &Server,
+    settings: &Settings,
+    slot: Option<&Slot>,
+    limit: Duration,
+) -> Result<Option<UnfitRedis>, QueueError> {
+    let url = &settings.redis_url;
+    let lease = match server.connect_for("conserver:preflight", limit) {
+        Ok(lease) => lease,
+        Err(error) => {
+            return match redis_refusal(&error, url) {
+                Some(unfit) => Ok(Some(unfit)),
+                None => Err(error.into()),
+            };
+        }
+    };
+    let needs = slot.map(|slot| needs_of(slot.config_path(), settings));
+    match lease.preflight(&needs.unwrap_or_default())? {
+        Fitness::Fit => {}
+        Fitness::Cluster(words) => {
+            return Ok(Some(UnfitRedis {
+                why: format!("Redis at {url}: {}", cluster_refusal(&words)),
+                exit: Exit::Config,
+            }));
+        }
+        Fitness::Lacks(shortage) => {
+            log::error!("Redis at {url} is not enough for the work: {shortage}")
+        }
+    }
+    Ok(None)
+}
+
+/// The rights that the configuration at `path` needs, as far as the monitor can read it.
+fn needs_of(path: &Path, settings: &Settings) -> Needs {
+    let Ok(plan) = Plan::load_kept(path) else {
+        return Needs::default();
+    };
+    let followers = Follower::load_all(path).unwrap_or_default();
+    ConfiguredWork::planned(&plan, &followers).needs(settings)
+}
+
+/// What the server refuses of `REDIS_URL`, if the error is about that.
+pub fn redis_refusal(error: &ConnectError, url: &RedisUrl) -> Option<UnfitRedis> {
+    let (why, exit) = match error.refusal()? {
+        RefusedUrlPart::Login if url.has_one_word() => {
+            (url.login_advice().to_owned(), Exit::Config)
+        }
+        RefusedUrlPart::Login => (url.login_advice().to_owned(), Exit::Unavailable),
+        RefusedUrlPart::Database => (
+            "the server does not have this database".to_owned(),
+            Exit::Unavailable,
+        ),
+        RefusedUrlPart::Cluster => (
+            cluster_refusal("a cluster has one database alone"),
+            Exit::Config,
+        ),
+    };
+    let error = error.to_string();
+    let error = error.trim_end_matches('.');
+    Some(UnfitRedis {
+        why: format!("REDIS_URL: {error}; {why}"),
+        exit,
+    })
 }

@@ -1,13 +1,14 @@
-//! Two threads of the monitor that watch the ingress lists, and wake idle lanes.
+//! Who wakes a lane: two threads of the monitor watch the ingress lists, and wake idle lanes.
 //!
 //! ```text
-//! tracker: look ──► wait until the server tells of a change ──► look …     (CLIENT TRACKING)
-//! looker:  shows that the lists are watched; looks by itself
-//!            20 times a second, or less often at very many lists, while the tracker is not told of changes
-//!            now and then, while entries wait that nobody takes: a token may have been lost
+//! tracker: check ──► wait until Redis reports a change ──► check …     (CLIENT TRACKING)
+//! poller:  shows on the scoreboard that the lists are watched; checks them itself
+//!            20 times a second (less often if there are very many), while Redis reports no changes to the tracker
+//!            now and then, while entries wait that no lane takes: a token may have been lost
 //! ```
 //!
-//! The lanes wait for long as long as the looker shows that the lists are watched.
+//! Idle lanes block as long as the poller shows that the lists are watched; otherwise they check by themselves.
+//! What a check does in Redis (add wake-up tokens) is up to [`IngressWatcher`].
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,27 +25,27 @@ use crate::queue::{IngressWatcher, NameLease, QueueError, Server, Watched};
 use crate::scoreboard::{HeldView, Slot, Snapshot, WorkerState};
 use crate::settings::Settings;
 
-/// The pause between two looks where nobody is told of changes.
-const UNTOLD: Duration = Duration::from_millis(50);
+/// The pause between two polls while Redis reports no changes.
+const UNTRACKED: Duration = Duration::from_millis(50);
 
-/// It is longer if there are more lists than 1,000, each of which takes the server about 1 µs.
-const UNTOLD_FOR_EACH: Duration = Duration::from_micros(50);
+/// The pause is longer if there are more than 1,000 lists, each of which costs the server about 1 µs.
+const UNTRACKED_FOR_EACH: Duration = Duration::from_micros(50);
 
-/// Its limit: lanes look by themselves if nobody shows for a second that the lists are watched.
-const LONGEST_UNTOLD: Duration = Duration::from_millis(500);
+/// Its limit: lanes check by themselves if nobody shows for a second that the lists are watched.
+const LONGEST_UNTRACKED: Duration = Duration::from_millis(500);
 
-/// The looker's pause while the tracker is told of changes.
-const TOLD: Duration = Duration::from_millis(100);
+/// The poller's pause while Redis reports changes to the tracker.
+const TRACKED: Duration = Duration::from_millis(100);
 
-/// The longest pause between two looks while entries wait that nobody takes.
+/// The longest pause between two polls while entries wait that no lane takes.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// How long changes are not looked at when there are tokens left: all lanes are at work, and the
-/// first that is not finds one.
+/// How long the tracker ignores changes while tokens are left: all lanes are busy, and the first idle one finds a
+/// token.
 const BUSY: Duration = Duration::from_millis(5);
 
-/// How often the scoreboard is read: how many lanes there are, and what is on hold.
-const READ: Duration = Duration::from_millis(500);
+/// How often the poller reads from the scoreboard how many lanes there are, and what is on hold.
+const READ_BOARD: Duration = Duration::from_millis(500);
 
 /// The pauses between attempts double, from the first to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -60,74 +61,74 @@ pub(super) fn start(
     let Some(slot) = child.slot.clone() else {
         return Ok(());
     };
-    let watch = Arc::new(Watch {
+    let watch = Arc::new(WatchContext {
         slot,
         lease: lease.clone(),
         draining: child.draining.clone(),
-        state: Mutex::new(State::new()),
+        state: Mutex::new(WatchState::new()),
     });
     let tracker = Tracker {
         watch: Arc::clone(&watch),
         server: server.with_pushes(),
-        // It is told of every renewal of the lease.
+        // Redis reports every renewal of the lease.
         limit: LIMIT.max(pause(settings) * 3),
-        has_said_so: false,
+        has_logged: false,
     };
-    let mut looker = Looker::new(watch, server.clone());
-    // So that the tracker knows from the first what to look at.
-    looker.read_board();
+    let mut poller = Poller::new(watch, server.clone());
+    // So that the tracker knows what to check from the start.
+    poller.read_board();
     let thread = |name: &str| thread::Builder::new().name(name.to_owned());
     thread("tracker").spawn(|| tracker.run())?;
-    thread("looker").spawn(|| looker.run())?;
+    thread("poller").spawn(|| poller.run())?;
     Ok(())
 }
 
 /// What both threads share.
-struct Watch {
+struct WatchContext {
     slot: Slot,
     lease: NameLease,
     draining: Receiver<()>,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
 }
 
-struct State {
-    targets: Arc<Targets>,
-    /// The targets of whose changes the tracker is told.
-    told: Option<Arc<Targets>>,
-    /// Whether entries waited at the last look.
+struct WatchState {
+    targets: Arc<WatchTargets>,
+    /// The targets whose changes Redis reports to the tracker.
+    tracked: Option<Arc<WatchTargets>>,
+    /// Whether entries waited at the last check.
     is_waiting: bool,
     looked: Instant,
-    /// Looks since the last change.
+    /// Polls since the last change.
     fruitless: u32,
-    /// Whether the looker has been answered since the tracker last failed.
-    has_answered: bool,
+    /// Whether a poll has succeeded since the tracker last failed.
+    has_polled: bool,
 }
 
-/// What is to be looked at.
+/// What to check.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Targets {
+struct WatchTargets {
     lists: Arc<[ListName]>,
-    /// Of all workers together.
+    /// The number of lanes of all workers.
     lanes: u64,
 }
 
-impl Targets {
-    /// The pause between two looks at all of them.
+impl WatchTargets {
+    /// The pause between two polls of all lists.
     fn pause(&self) -> Duration {
-        untold_pause(self.lists.len())
+        untracked_pause(self.lists.len())
     }
 }
 
-/// The pause between two looks at so many lists, while nobody is told of changes.
-fn untold_pause(lists: usize) -> Duration {
+/// The pause between two polls of this many lists, while Redis reports no changes.
+fn untracked_pause(lists: usize) -> Duration {
     let lists = u32::try_from(lists).unwrap_or(u32::MAX);
-    let pause = UNTOLD_FOR_EACH.saturating_mul(lists);
-    pause.clamp(UNTOLD, LONGEST_UNTOLD)
+    let pause = UNTRACKED_FOR_EACH.saturating_mul(lists);
+    pause.clamp(UNTRACKED, LONGEST_UNTRACKED)
 }
 
-impl Watch {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each change of it is whole.
+impl WatchContext {
+    fn state(&self) -> MutexGuard<'_, WatchState> {
+        // No change of the state is left half done by a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -135,28 +136,28 @@ impl Watch {
         self.draining.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits; false where the monitor drains.
+    /// Sleeps; false if the monitor drains.
     fn pause(&self, time: Duration) -> bool {
         self.draining.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
     }
 }
 
-impl State {
+impl WatchState {
     fn new() -> Self {
         Self {
             targets: Arc::default(),
-            told: None,
+            tracked: None,
             is_waiting: false,
             looked: Instant::now(),
             fruitless: 0,
-            has_answered: false,
+            has_polled: false,
         }
     }
 
-    /// Whether the tracker is told of changes of all that is to be looked at.
-    fn is_told(&self) -> bool {
-        let told = self.told.as_ref();
-        told.is_some_and(|told| Arc::ptr_eq(&told.lists, &self.targets.lists))
+    /// Whether Redis reports changes of all targets to the tracker.
+    fn is_tracked(&self) -> bool {
+        let tracked = self.tracked.as_ref();
+        tracked.is_some_and(|tracked| Arc::ptr_eq(&tracked.lists, &self.targets.lists))
     }
 
     fn note(&mut self, found: Watched) {
@@ -165,28 +166,28 @@ impl State {
     }
 }
 
-/// How long after the last look the looker is to look by itself; nothing where it need not. `untold` is its
-/// pause while nobody is told of changes.
-fn look_after(
-    untold: Duration,
-    is_told: bool,
+/// How long after the last check the poller polls; `None` if it need not. `untracked` is its pause while Redis
+/// reports no changes.
+fn poll_after(
+    untracked: Duration,
+    is_tracked: bool,
     is_waiting: bool,
     fruitless: u32,
 ) -> Option<Duration> {
-    match (is_told, is_waiting) {
-        (false, _) => Some(untold),
-        (true, true) => Some((TOLD * (1 << fruitless.min(8))).min(LONGEST)),
+    match (is_tracked, is_waiting) {
+        (false, _) => Some(untracked),
+        (true, true) => Some((TRACKED * (1 << fruitless.min(8))).min(LONGEST)),
         (true, false) => None,
     }
 }
 
-/// Looks whenever the server tells of a change.
+/// Checks whenever Redis reports a change.
 struct Tracker {
-    watch: Arc<Watch>,
+    watch: Arc<WatchContext>,
     server: Server,
     limit: Duration,
-    /// Whether the log says that it is told of nothing.
-    has_said_so: bool,
+    /// Whether the log says that Redis reports no changes.
+    has_logged: bool,
 }
 
 impl Tracker {
@@ -203,14 +204,14 @@ impl Tracker {
         }
     }
 
-    /// Looks again and again until the monitor drains. It counts as told of changes once it was
-    /// told of one, at the latest when the lease is renewed: a server may accept the tracking and
-    /// still keep silent.
+    /// Checks after each change until the monitor drains. The lists count as tracked once Redis has reported a
+    /// change, at the latest when the lease on the instance's name is renewed: a server may accept
+    /// CLIENT TRACKING and still report nothing.
     fn track(&self, backoff: &mut Backoff) -> Result<(), QueueError> {
         let watch = &*self.watch;
         let lease = watch.lease.clone();
         let mut lookout = IngressWatcher::tracking(&self.server, "tracker", lease, self.limit)?;
-        let mut is_told = false;
+        let mut is_tracked = false;
         let mut watched = None;
         while !watch.is_draining() {
             let targets = Arc::clone(&watch.state().targets);
@@ -219,37 +220,36 @@ impl Tracker {
             let mut state = watch.state();
             state.note(found);
             state.fruitless = 0;
-            state.told = is_told.then_some(targets);
+            state.tracked = is_tracked.then_some(targets);
             drop(state);
             if found.has_tokens_left {
                 thread::sleep(BUSY);
             }
             lookout.wait()?;
-            is_told = true;
+            is_tracked = true;
             backoff.reset();
         }
         Ok(())
     }
 
-    /// Notes that it is told of nothing. Where that is so although the server is there, it is for
-    /// the log to say, once.
+    /// Notes that nothing is tracked. Logs that, once, if the server works otherwise.
     fn note(&mut self, error: &QueueError, failures: u32) {
         let mut state = self.watch.state();
-        state.told = None;
-        let is_there = std::mem::take(&mut state.has_answered);
+        state.tracked = None;
+        let is_there = std::mem::take(&mut state.has_polled);
         drop(state);
-        if failures > 0 && is_there && !std::mem::replace(&mut self.has_said_so, true) {
+        if failures > 0 && is_there && !std::mem::replace(&mut self.has_logged, true) {
             log::info!(
-                "the server does not tell of changes, \
-                 the ingress lists are looked at 20 times a second instead: {error}"
+                "Redis does not report changes (CLIENT TRACKING), \
+                 polling the ingress lists 20 times a second instead: {error}"
             );
         } else {
-            log::debug!("the server tells of no changes: {error}");
+            log::debug!("Redis reports no changes: {error}");
         }
     }
 }
 
-/// Has the lookout look at these lists, if it does not yet.
+/// Makes the lookout check these lists, if it does not yet.
 fn follow(
     lookout: &mut IngressWatcher,
     watched: &mut Option<Arc<[ListName]>>,
@@ -262,24 +262,24 @@ fn follow(
     }
 }
 
-/// Looks where nobody is told of changes, or a token may have been lost.
-struct Looker {
-    watch: Arc<Watch>,
+/// Checks while Redis reports no changes, or a token may have been lost.
+struct Poller {
+    watch: Arc<WatchContext>,
     server: Server,
-    /// Its connection, and the lists that it looks at.
+    /// Its connection, and the lists that it checks.
     lookout: Option<(IngressWatcher, Option<Arc<[ListName]>>)>,
     backoff: Backoff,
     plan: Option<(u64, Plan)>,
     read: Option<Instant>,
 }
 
-impl Looker {
-    fn new(watch: Arc<Watch>, server: Server) -> Self {
+impl Poller {
+    fn new(watch: Arc<WatchContext>, server: Server) -> Self {
         Self {
             watch,
             server,
             lookout: None,
-            backoff: Backoff::new(UNTOLD * 2, LONGEST),
+            backoff: Backoff::new(UNTRACKED * 2, LONGEST),
             plan: None,
             read: None,
         }
@@ -289,27 +289,27 @@ impl Looker {
         let mut pause = Duration::ZERO;
         while self.watch.pause(pause) {
             self.read_board();
-            pause = self.turn();
+            pause = self.poll();
         }
     }
 
-    /// Does what is due; answers how long it is to the next time.
-    fn turn(&mut self) -> Duration {
+    /// Checks if a check is due; returns the pause until the next call.
+    fn poll(&mut self) -> Duration {
         let state = self.watch.state();
-        let is_told = state.is_told();
+        let is_tracked = state.is_tracked();
         let targets = Arc::clone(&state.targets);
-        let untold = targets.pause();
-        let after = look_after(untold, is_told, state.is_waiting, state.fruitless);
+        let untracked = targets.pause();
+        let after = poll_after(untracked, is_tracked, state.is_waiting, state.fruitless);
         let is_due = after.is_some_and(|after| state.looked.elapsed() >= after);
         drop(state);
-        if is_told {
+        if is_tracked {
             self.watch.slot.beat_watch();
         }
         if !is_due {
             if after.is_none() {
                 self.lookout = None;
             }
-            return if is_told { TOLD } else { untold };
+            return if is_tracked { TRACKED } else { untracked };
         }
         match self.look(&targets) {
             Ok(found) => {
@@ -318,24 +318,24 @@ impl Looker {
                 let mut state = self.watch.state();
                 state.note(found);
                 state.fruitless = state.fruitless.saturating_add(1);
-                state.has_answered = true;
+                state.has_polled = true;
                 drop(state);
-                if is_told { TOLD } else { untold }
+                if is_tracked { TRACKED } else { untracked }
             }
             Err(error) => {
                 self.lookout = None;
-                log::debug!("the ingress lists could not be looked at: {error}");
+                log::debug!("could not check the ingress lists: {error}");
                 self.backoff.next_wait()
             }
         }
     }
 
-    fn look(&mut self, targets: &Targets) -> Result<Watched, QueueError> {
+    fn look(&mut self, targets: &WatchTargets) -> Result<Watched, QueueError> {
         let (lookout, watched) = match &mut self.lookout {
             Some(lookout) => lookout,
             none => {
                 let lease = self.watch.lease.clone();
-                let lookout = IngressWatcher::connect(&self.server, "looker", lease, LIMIT)?;
+                let lookout = IngressWatcher::connect(&self.server, "poller", lease, LIMIT)?;
                 none.insert((lookout, None))
             }
         };
@@ -348,7 +348,7 @@ impl Looker {
         let slot = &self.watch.slot;
         let generation = slot.config_generation();
         let is_same = self.plan.as_ref().is_some_and(|(it, _)| *it == generation);
-        if is_same && self.read.is_some_and(|read| read.elapsed() < READ) {
+        if is_same && self.read.is_some_and(|read| read.elapsed() < READ_BOARD) {
             return;
         }
         self.read = Some(Instant::now());
@@ -363,12 +363,12 @@ impl Looker {
         let lists = open_lists(plan, &holds(&snapshot));
         let mut state = self.watch.state();
         let known = &state.targets.lists;
-        // Those who look compare the pointers.
+        // The threads compare the pointers.
         let lists = match **known == *lists {
             true => Arc::clone(known),
             false => lists.into(),
         };
-        let targets = Targets {
+        let targets = WatchTargets {
             lists,
             lanes: (snapshot.header.wanted).saturating_mul(snapshot.header.shape.lanes as u64),
         };
@@ -400,13 +400,13 @@ fn open_lists(plan: &Plan, holds: &[Option<&HeldView>]) -> Vec<ListName> {
         .collect()
 }
 
-/// Whether a worker that holds these has this chain on hold.
+/// Whether a worker with these holds has this chain on hold.
 fn is_on_hold(chain: &Chain, plan: &Plan, held: &HeldView) -> bool {
-    // The last place is not only its own.
-    let is_held = |places: &[usize], names: &[String], needed: &[String]| {
-        let places = places.iter().filter(|place| **place < held.last);
-        places
-            .filter_map(|place| names.get(*place))
+    // The last number stands for all from there on.
+    let is_held = |numbers: &[usize], names: &[String], needed: &[String]| {
+        let numbers = numbers.iter().filter(|number| **number < held.last);
+        numbers
+            .filter_map(|number| names.get(*number))
             .any(|name| needed.contains(name))
     };
     is_held(&held.links, &plan.links, &chain.links)
@@ -419,8 +419,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_are_rare_while_changes_are_told() {
-        for (is_told, is_waiting, fruitless, expected) in [
+    fn polls_are_rare_while_redis_reports_changes() {
+        for (is_tracked, is_waiting, fruitless, expected) in [
             (false, false, 0, Some(50)),
             (false, true, 9, Some(50)),
             (true, false, 9, None),
@@ -430,14 +430,14 @@ mod tests {
             (true, true, 4, Some(1000)),
             (true, true, u32::MAX, Some(1000)),
         ] {
-            let after = look_after(UNTOLD, is_told, is_waiting, fruitless);
+            let after = poll_after(UNTRACKED, is_tracked, is_waiting, fruitless);
             let expected = expected.map(Duration::from_millis);
-            assert_eq!(after, expected, "{is_told} {is_waiting} {fruitless}");
+            assert_eq!(after, expected, "{is_tracked} {is_waiting} {fruitless}");
         }
     }
 
     #[test]
-    fn very_many_lists_are_looked_at_less_often_but_before_lanes_look_by_themselves() {
+    fn very_many_lists_are_polled_less_often_but_before_lanes_check_by_themselves() {
         for (lists, expected) in [
             (0, 50),
             (1_000, 50),
@@ -446,7 +446,7 @@ mod tests {
             (usize::MAX, 500),
         ] {
             assert_eq!(
-                untold_pause(lists),
+                untracked_pause(lists),
                 Duration::from_millis(expected),
                 "{lists}"
             );
@@ -474,7 +474,7 @@ chains:
             since: 1,
         };
         let [one, two, tagger] = [held(&[], &[0]), held(&[], &[1]), held(&[0], &[])];
-        // Those from the last on are not told apart.
+        // Numbers from the last on are not told apart.
         let many = held(&[127], &[127]);
         let none: &[&str] = &[];
         for (holds, expected) in [

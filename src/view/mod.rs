@@ -1,20 +1,19 @@
-//! What a daemon does, in words and numbers: the scoreboard and the lengths of the lists, as
-//! `conserver status` and the monitor show them.
+//! What a daemon does, in words and numbers, as `conserver status` and the monitor show it.
+//!
+//! Made from a snapshot of the scoreboard, the configuration in force, and the lengths of the lists. Its fields are
+//! the JSON of `status --json` and `/status`.
 
 mod figures;
-mod holds;
 mod queues;
-mod seconds;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 use serde::Serialize;
 
-pub use figures::Figures;
-pub use holds::{Hold, of as holds};
-pub use queues::{Lists, Queues, StorageQueue};
-pub use seconds::{Quantile, Seconds, fixed};
+pub use figures::{Figures, Quantile, Seconds, fixed};
+pub use queues::{ListNames, Queues, StorageQueue};
 
 use crate::config::Plan;
 use crate::scoreboard::{
@@ -30,7 +29,7 @@ pub struct View {
     pub instance: String,
     /// The supervisor.
     pub pid: i32,
-    /// What it does, in a word.
+    /// Its phase, in a word.
     pub state: String,
     /// The version of the program that looks: the daemon's own, unless its file has been replaced
     /// since it was started.
@@ -39,21 +38,21 @@ pub struct View {
     pub start_method: String,
     /// How long the supervisor has run.
     pub uptime_seconds: f64,
-    /// How many workers there are to be.
+    /// How many workers the supervisor keeps running.
     pub workers_wanted: u64,
     /// How many are ready to take work.
     pub workers_ready: usize,
     /// `CONSERVER_VCON_CONCURRENCY`
     pub lanes_per_worker: usize,
-    /// Every worker's place.
-    pub workers: Vec<Worker>,
-    /// The monitor, once there is to be one.
-    pub monitor: Option<Monitor>,
-    /// For how long Redis has been away, as the monitor has found.
+    /// Every worker's child slot.
+    pub workers: Vec<WorkerStatus>,
+    /// The monitor, once it has a child slot.
+    pub monitor: Option<MonitorStatus>,
+    /// For how long Redis has been unavailable to the monitor.
     pub redis_away_seconds: Option<f64>,
-    /// Processes that took the place of another, by cause, since the daemon started.
+    /// Processes that replaced another, by cause, since the daemon started.
     pub restarts: IndexMap<&'static str, u64>,
-    /// What is away, so that chains are on hold.
+    /// Links and storages that are unavailable, so that chains are on hold.
     pub holds: Vec<Hold>,
     /// What chains have done.
     pub chains: Vec<Figures>,
@@ -61,26 +60,26 @@ pub struct View {
     pub links: Vec<Figures>,
     /// What storages have done.
     pub storages: Vec<Figures>,
-    /// The lengths of the lists, where they were asked for.
+    /// The lengths of the lists, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<Queues>,
 }
 
-/// One worker's place.
+/// One worker's child slot.
 #[derive(Debug, Serialize)]
-pub struct Worker {
+pub struct WorkerStatus {
     /// Its number, from 1.
     pub worker: usize,
-    /// Its process, where one runs.
+    /// Its process, if one runs.
     pub pid: Option<i32>,
     /// What it does, in a word.
     pub state: String,
-    /// The vCon that is longest in work.
+    /// The vCon that a lane has held for the longest time.
     pub vcon: Option<String>,
     /// How long, in seconds.
     pub seconds: Option<f64>,
     /// The lanes that hold a vCon.
-    pub lanes: Vec<Lane>,
+    pub lanes: Vec<LaneStatus>,
     /// vCons that came to their end here, halted ones among them, by this worker and its
     /// predecessors.
     pub done: u64,
@@ -92,9 +91,9 @@ pub struct Worker {
     pub returned: u64,
     /// Workers that have died here.
     pub restarts: u64,
-    /// When the next one is started, where one waits for its start.
+    /// When the next worker starts, if it backs off.
     pub restart_in_seconds: Option<f64>,
-    /// Proportional set size, where the system tells.
+    /// Proportional set size, if the system reports it.
     pub memory_bytes: Option<u64>,
     /// Processor time of it and its predecessors, as of its last beat.
     pub cpu_seconds: f64,
@@ -102,12 +101,12 @@ pub struct Worker {
 
 /// A lane that holds a vCon.
 #[derive(Debug, Serialize)]
-pub struct Lane {
+pub struct LaneStatus {
     /// Its number, from 1.
     pub lane: u32,
     /// What it does with it, in a word.
     pub state: String,
-    /// The vCon; nothing where the entry is no UUID.
+    /// The vCon; `None` if the entry is not a UUID.
     pub vcon: Option<String>,
     /// How long it has held it.
     pub seconds: f64,
@@ -119,19 +118,19 @@ pub struct Lane {
 
 /// The monitor.
 #[derive(Debug, Serialize)]
-pub struct Monitor {
-    /// Its process, where one runs.
+pub struct MonitorStatus {
+    /// Its process, if one runs.
     pub pid: Option<i32>,
     /// What it does, in a word.
     pub state: String,
-    /// Proportional set size, where the system tells.
+    /// Proportional set size, if the system reports it.
     pub memory_bytes: Option<u64>,
     /// Processor time of it and its predecessors, as of its last beat.
     pub cpu_seconds: f64,
 }
 
 impl View {
-    /// Puts it into words. `plan` is the configuration in force, where that is known.
+    /// Makes it. `plan` is the configuration in force, if known.
     pub fn new(snapshot: &Snapshot, plan: Option<&Plan>, queues: Option<Queues>) -> Self {
         let header = &snapshot.header;
         let workers = snapshot.slots.iter().enumerate().skip(1);
@@ -152,14 +151,14 @@ impl View {
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
             lanes_per_worker: header.shape.lanes,
             workers: workers
-                .filter_map(|(number, slot)| Worker::new(number, slot, snapshot))
+                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot))
                 .collect(),
-            monitor: snapshot.slots.first().and_then(Monitor::new),
+            monitor: snapshot.slots.first().and_then(MonitorStatus::new),
             redis_away_seconds: redis_away(snapshot),
             restarts: (RestartCause::ALL.iter().zip(header.restarts))
                 .map(|(cause, n)| (cause.as_str(), n))
                 .collect(),
-            holds: holds::of(snapshot, plan),
+            holds: holds(snapshot, plan),
             chains: figures::of(SeriesKind::Chain, snapshot, plan),
             links: figures::of(SeriesKind::Link, snapshot, plan),
             storages: figures::of(SeriesKind::Storage, snapshot, plan),
@@ -169,26 +168,26 @@ impl View {
 }
 
 impl View {
-    /// Whether its supervisor stands still, so that nobody is replaced or stopped.
+    /// Whether the supervisor hangs, so that nobody is replaced or stopped.
     pub fn stands_still(&self) -> bool {
-        self.state == STANDS_STILL
+        self.state == NOT_ANSWERING
     }
 }
 
-/// What stands in the place of the daemon's state where its supervisor stands still.
-const STANDS_STILL: &str = "not answering";
+/// The state of a daemon whose supervisor hangs.
+const NOT_ANSWERING: &str = "not answering";
 
 fn daemon_state(snapshot: &Snapshot) -> &'static str {
     let header = &snapshot.header;
     let silent = Duration::from_millis(snapshot.taken.saturating_sub(header.beat));
-    // Its beat is short enough for the shortest silence to count.
+    // The supervisor beats often enough for the shortest limit of silence.
     if is_silent(silent, Duration::ZERO) {
-        return STANDS_STILL;
+        return NOT_ANSWERING;
     }
     header.phase.map_or("unknown", |phase| phase.as_str())
 }
 
-impl Worker {
+impl WorkerStatus {
     fn new(number: usize, slot: &SlotView, snapshot: &Snapshot) -> Option<Self> {
         let now = snapshot.taken;
         let stuck_after = snapshot.header.stuck_after;
@@ -204,7 +203,7 @@ impl Worker {
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: (lanes.iter())
-                .map(|lane| Lane::new(lane, now, stuck_after))
+                .map(|lane| LaneStatus::new(lane, now, stuck_after))
                 .collect(),
             done: slot.done(),
             halted: slot.halted,
@@ -218,8 +217,8 @@ impl Worker {
     }
 }
 
-/// A ready worker is idle, holds chains whose backends are away, is busy, waits for a server, has a lane
-/// that should have moved by now, or works on one vCon for longer than anybody expects.
+/// The state of a worker. A ready one is idle, holds chains whose backends are unavailable, is busy, waits for a
+/// server, has a lane beyond its chain's timeout (overdue), or works on one vCon for suspiciously long (stuck).
 fn state(
     place: PlaceState,
     worker: Option<&WorkerView>,
@@ -246,7 +245,7 @@ fn state(
     .to_owned()
 }
 
-impl Lane {
+impl LaneStatus {
     fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>) -> Self {
         Self {
             lane: lane.number,
@@ -259,7 +258,7 @@ impl Lane {
     }
 }
 
-impl Monitor {
+impl MonitorStatus {
     fn new(slot: &SlotView) -> Option<Self> {
         let place = slot.place.as_ref()?;
         Some(Self {
@@ -278,9 +277,90 @@ fn redis_away(snapshot: &Snapshot) -> Option<f64> {
         .map(|since| seconds(snapshot.taken, since))
 }
 
-/// From milliseconds to seconds; what lies in the future has no length.
+/// From milliseconds to seconds; 0 if `then` is in the future.
 fn seconds(now: u64, then: u64) -> f64 {
     now.saturating_sub(then) as f64 / 1e3
+}
+
+/// A link or storage that is unavailable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    /// `link <name>` or `storage <name>`.
+    pub stage: String,
+    /// The chains that wait for it.
+    pub chains: Vec<String>,
+    /// The workers to which it is unavailable.
+    pub workers: Vec<usize>,
+    /// Since when one of them has had a chain on hold, in seconds.
+    pub seconds: u64,
+}
+
+/// One link or storage, by its number in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum HeldStage {
+    Link(usize),
+    Storage(usize),
+}
+
+/// Finds what is on hold; names come from the configuration in force, if known.
+pub fn holds(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
+    let mut found: BTreeMap<HeldStage, (Vec<usize>, u64)> = BTreeMap::new();
+    let last = snapshot.header.shape.last_held();
+    for (number, slot) in snapshot.slots.iter().enumerate() {
+        let Some(held) = slot.worker.as_ref().and_then(|worker| worker.held.as_ref()) else {
+            continue;
+        };
+        let links = held.links.iter().copied().map(HeldStage::Link);
+        let storages = held.storages.iter().copied().map(HeldStage::Storage);
+        for stage in links.chain(storages) {
+            let (workers, since) = found.entry(stage).or_insert((Vec::new(), held.since));
+            workers.push(number);
+            *since = held.since.min(*since);
+        }
+    }
+    let named = |(stage, (workers, since)): (HeldStage, (Vec<usize>, u64))| Hold {
+        stage: stage_name(stage, last, plan),
+        chains: chains(stage, last, plan),
+        workers,
+        seconds: snapshot.taken.saturating_sub(since) / 1000,
+    };
+    found.into_iter().map(named).collect()
+}
+
+/// The last number stands for all from there on.
+fn name(stage: HeldStage, last: usize, plan: Option<&Plan>) -> Option<&str> {
+    let plan = plan?;
+    let (names, index) = match stage {
+        HeldStage::Link(index) => (&plan.links, index),
+        HeldStage::Storage(index) => (&plan.storages, index),
+    };
+    Some(names.get(index).filter(|_| index < last)?)
+}
+
+fn stage_name(stage: HeldStage, last: usize, plan: Option<&Plan>) -> String {
+    let (kind, index) = match stage {
+        HeldStage::Link(index) => ("link", index),
+        HeldStage::Storage(index) => ("storage", index),
+    };
+    match name(stage, last, plan) {
+        Some(name) => format!("{kind} {name}"),
+        None => format!("{kind} number {}", index + 1),
+    }
+}
+
+fn chains(stage: HeldStage, last: usize, plan: Option<&Plan>) -> Vec<String> {
+    let (Some(plan), Some(name)) = (plan, name(stage, last, plan)) else {
+        return Vec::new();
+    };
+    let needs = |names: &[String]| names.iter().any(|needed| needed == name);
+    let chains = plan.chains.iter().filter(|chain| {
+        chain.enabled
+            && match stage {
+                HeldStage::Link(_) => needs(&chain.links),
+                HeldStage::Storage(_) => needs(&chain.storages),
+            }
+    });
+    chains.map(|chain| chain.name.clone()).collect()
 }
 
 #[cfg(test)]
@@ -290,7 +370,7 @@ mod tests {
     use crate::scoreboard::{Board, Phase, Shape};
 
     #[test]
-    fn a_supervisor_that_stands_still_is_seen_to() {
+    fn a_supervisor_that_hangs_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
         board.set_phase(Phase::Running);

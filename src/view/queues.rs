@@ -9,17 +9,16 @@ use crate::queue::{
 };
 use crate::scoreboard::shown_name;
 
-/// The names of all lists that a configuration speaks of, those of chains out of service among
-/// them: what waits there, waits.
+/// The names of all lists of a configuration, also of disabled chains, where entries may wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lists {
+pub struct ListNames {
     ingress: Vec<String>,
     egress: Vec<String>,
     dead_letters: Vec<String>,
     storages: Vec<StorageKeys>,
 }
 
-/// Where Redis keeps what a storage does not have.
+/// The keys of the dead letters and the backlog of a storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct StorageKeys {
     name: String,
@@ -31,16 +30,16 @@ struct StorageKeys {
 /// The lengths of all lists, or why they are not known.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Queues {
-    /// Ingress lists; what is not a list has no length.
+    /// Ingress lists; a key that is not a list has no length.
     pub ingress: IndexMap<String, Option<u64>>,
     /// Egress lists, and those that links may announce vCons on.
     pub egress: IndexMap<String, Option<u64>>,
     /// Dead letter queues of ingress lists.
     pub dead_letters: IndexMap<String, Option<u64>>,
-    /// What storages do not have, by the name of the storage as all figures have it; no figures where something else has
-    /// the key of the list.
+    /// What storages do not have, by the name of the storage as all figures show it; `None` if the key of its list
+    /// is not a list.
     pub storages: IndexMap<String, Option<StorageQueue>>,
-    /// Why nothing is known.
+    /// Why no length is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -48,14 +47,14 @@ pub struct Queues {
 /// What a storage does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct StorageQueue {
-    /// vCons that it refused for good.
+    /// vCons that it refused permanently.
     pub dead_letters: u64,
     /// vCons that wait until it is available again.
     pub backlog: u64,
 }
 
 impl StorageQueue {
-    /// Of so many entries, of which so many have a reason. Only a storage that defers has a backlog.
+    /// Splits the entries of the list, some of which have a reason. Only a storage that defers has a backlog.
     pub fn of(entries: u64, reasons: u64, defers: bool) -> Self {
         // A reason may outlast its entry: the API server does not know the reasons.
         let dead_letters = if defers {
@@ -75,9 +74,8 @@ impl StorageQueue {
     }
 }
 
-impl Lists {
-    /// Those of this configuration. Ingress lists stand in the order of the file, those of chains
-    /// in service first.
+impl ListNames {
+    /// Those of this configuration. Ingress lists are in the order of the file, those of enabled chains first.
     pub fn of(plan: &Plan) -> Self {
         let all = plan.chains.iter().flat_map(|chain| &chain.ingress_lists);
         let ingress = plan.ingress_lists().into_iter().chain(all.cloned());
@@ -134,7 +132,7 @@ impl Lists {
 }
 
 impl Queues {
-    /// Lengths that are not known, and why.
+    /// No lengths, and why.
     pub fn unknown(error: String) -> Self {
         Self {
             error: Some(error),
@@ -159,7 +157,7 @@ chains:
   main: {links: [router], ingress_lists: [b, c], egress_lists: [done]}
 ";
         std::fs::write(&path, text).unwrap();
-        let lists = Lists::of(&Plan::load(&path).unwrap());
+        let lists = ListNames::of(&Plan::load(&path).unwrap());
         assert_eq!(lists.ingress, ["b", "c", "a"]);
         assert_eq!(lists.egress, ["done", "gone", "routed"]);
         assert_eq!(lists.dead_letters, ["DLQ:b", "DLQ:c", "DLQ:a"]);
@@ -190,7 +188,7 @@ storages: {pg: {module: storage.postgres, on_outage: defer}, s3: {module: storag
 chains: {main: {storages: [pg], ingress_lists: [a]}}
 ";
         std::fs::write(&path, text).unwrap();
-        let lists = Lists::of(&Plan::load(&path).unwrap());
+        let lists = ListNames::of(&Plan::load(&path).unwrap());
         let keys = |it: &StorageKeys| (it.list.clone(), it.reasons.clone(), it.defers);
         let keys: Vec<_> = lists.storages.iter().map(keys).collect();
         let key = |text: &str| text.to_owned();

@@ -170,7 +170,7 @@ fn whatever_the_other_server_does_wrong_is_waited_out() {
     branch.behaves(to_documents(Manner::Says("<html>".into())));
     daemon.wait_for_log("is not a JSON object", PATIENCE);
     branch.behaves(to_documents(Manner::Waits));
-    daemon.wait_for_log("no answer within 1s", PATIENCE);
+    daemon.wait_for_log("no response within 1s", PATIENCE);
     branch.works();
     branch.go_on();
     settles(&redis, &samples);
@@ -359,7 +359,7 @@ fn nothing_is_lost_if_redis_goes_away_after_the_other_server_has_handed_out() {
     wait_until("it pulls", PATIENCE, || branch.waiting() == 1);
     redis.kill9();
     branch.go_on();
-    daemon.wait_for_log("5 UUIDs that it took could not be kept yet", PATIENCE);
+    daemon.wait_for_log("could not note 5 UUIDs that it took in Redis yet", PATIENCE);
     assert_eq!(branch.length("out"), 0);
     redis.start();
     settles(&redis, &samples);
@@ -522,14 +522,16 @@ fn two_instances_pull_each_vcon_once() {
     };
     let (one, two) = (start("one"), start("two"));
     wait_until("one of them waits for the other", PATIENCE, || {
-        one.count_in_log("instance \"two\" pulls") + two.count_in_log("instance \"one\" pulls") == 1
+        one.count_in_log("instance \"two\" holds the lease")
+            + two.count_in_log("instance \"one\" holds the lease")
+            == 1
     });
     let samples = fresh(20);
     branch.announce("out", &samples);
     settles(&redis, &samples);
     assert_eq!(branch.heads().len() - branch.asked("egress"), samples.len());
     // The other one goes on soon after this one has ended.
-    let (first, second) = if two.count_in_log("instance \"one\" pulls") == 1 {
+    let (first, second) = if two.count_in_log("instance \"one\" holds the lease") == 1 {
         (one, two)
     } else {
         (two, one)
@@ -553,7 +555,7 @@ fn a_new_configuration_is_followed() {
     let long = "ж".repeat(60);
     daemon.reconfigure(&config(&[(&long, branch.follower("elsewhere"))]));
     settles(&redis, &samples);
-    daemon.wait_for_log("follower far: ends", PATIENCE);
+    daemon.wait_for_log("follower far: stops", PATIENCE);
     // What a follower that is gone has left is named.
     redis.ask::<()>(&["RPUSH", "conserver:follower:far", &samples[0].id]);
     let board = fs::read_dir(daemon.conserver().runtime_folder())
@@ -565,7 +567,7 @@ fn a_new_configuration_is_followed() {
     fs::write(&spool, format!("{}\n{}\n", fresh(1)[0].id, fresh(1)[0].id)).unwrap();
     daemon.reconfigure(&config(&[]));
     daemon.wait_for_log(
-        "1 vCons that follower \"far\" has pulled are still to be fetched",
+        "follower \"far\" is no longer in the configuration, and 1 vCons that it took",
         PATIENCE,
     );
     daemon.wait_for_log(

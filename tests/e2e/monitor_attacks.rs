@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::harness::{
     Answer, Conserver, Ledger, Monitor, PATIENCE, Redis, chain, descriptors_of, fresh,
     resident_set_of, submit, wait_until,
@@ -221,5 +223,40 @@ fn slow_connections_have_an_end() {
         "{:?}",
         start.elapsed()
     );
+    daemon.stop();
+}
+
+#[test]
+fn probes_are_answered_while_others_hang() {
+    let redis = Redis::plain();
+    let monitor = Monitor::at_a_port();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    monitor.wait_for("/readyz", 200);
+    redis.signal(Signal::SIGSTOP);
+    // More than there may be at a time, silent ones and ones that wait for Redis.
+    let hanging: Vec<_> = (0..200)
+        .filter_map(|number| {
+            let mut stream = monitor.connect().ok()?;
+            if number % 2 == 0 {
+                let request = b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n";
+                stream.write_all(request).ok()?;
+            }
+            Some(stream)
+        })
+        .collect();
+    assert!(hanging.len() > 150, "{}", hanging.len());
+    for (path, status) in [("/healthz", 200), ("/readyz", 503), ("/healthz", 200)] {
+        let start = Instant::now();
+        assert_eq!(monitor.get(path).status, status, "{path}");
+        // A probe has a second, and this machine other things to do.
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(3), "{path}: {took:?}");
+    }
+    redis.signal(Signal::SIGCONT);
+    drop(hanging);
+    monitor.wait_for("/readyz", 200);
     daemon.stop();
 }

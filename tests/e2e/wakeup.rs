@@ -250,7 +250,7 @@ fn lanes_are_woken_while_the_monitor_is_restarted() {
     daemon.stop();
 }
 
-const UNTOLD: &str = "the server does not tell of changes";
+const UNTOLD: &str = "Redis does not report changes";
 
 /// Has a daemon work that logs in as a user with all rights but one; gives its log.
 fn works_without(right: &str) -> String {

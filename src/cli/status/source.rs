@@ -7,7 +7,7 @@ use crate::queue::{Lengths, QueueError, Server};
 use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
-use crate::view::{Lists, Queues, View};
+use crate::view::{ListNames, Queues, View};
 use crate::visible::printable;
 
 /// Looks at the daemon that is meant, again and again.
@@ -56,7 +56,7 @@ impl Source {
             Some(lengths) => lengths,
             None => Lengths::new(Server::new(&self.settings.redis_url)?, self.limit),
         };
-        let asked = Lists::of(plan).ask(&mut lengths);
+        let asked = ListNames::of(plan).ask(&mut lengths);
         self.lengths = Some(lengths);
         asked
     }

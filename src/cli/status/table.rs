@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 
 use super::figures;
 use crate::queue::storage_letters_list;
-use crate::view::{Hold, Lane, Queues, View, Worker};
+use crate::view::{Hold, LaneStatus, Queues, View, WorkerStatus};
 use crate::visible::printable;
 
 /// The status as text.
@@ -67,7 +67,7 @@ pub(in crate::cli) fn on_hold(hold: &Hold) -> String {
 }
 
 /// `Stuck: worker 3, lane 2 has worked on 05cec3d4-… for 1 h 2 min`
-fn stuck(worker: &Worker, lane: &Lane) -> String {
+fn stuck(worker: &WorkerStatus, lane: &LaneStatus) -> String {
     let vcon = lane.vcon.as_deref().unwrap_or("an entry that is no UUID");
     let (number, time) = (worker.worker, duration(lane.seconds));
     format!(
@@ -111,7 +111,7 @@ fn workers(view: &View) -> Table {
     table
 }
 
-pub(in crate::cli) fn state(worker: &Worker, lanes: usize) -> String {
+pub(in crate::cli) fn state(worker: &WorkerStatus, lanes: usize) -> String {
     match worker.restart_in_seconds {
         Some(seconds) => format!("{} in {seconds:.1} s", worker.state),
         None if lanes > 1 && !worker.lanes.is_empty() => {

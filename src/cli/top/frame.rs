@@ -7,7 +7,7 @@ use super::history::History;
 use super::screen::{Line, Look, Size};
 use super::section::{Column, Row, Section, Side, Weight, cut, share};
 use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state, storage_rows};
-use crate::view::{Figures, Queues, View, Worker};
+use crate::view::{Figures, Queues, View, WorkerStatus};
 
 /// The most holds that are told one by one.
 const HOLDS: usize = 3;
@@ -127,7 +127,7 @@ fn flexible(name: &'static str, worth: u8, narrowest: usize) -> Column {
 }
 
 fn workers(history: &History, view: &View) -> Section {
-    let row = |worker: &Worker| Row {
+    let row = |worker: &WorkerStatus| Row {
         cells: vec![
             worker.worker.to_string(),
             state(worker, view.lanes_per_worker),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::view::{Figures, Queues, Seconds, View, Worker};
+use crate::view::{Figures, Queues, Seconds, View, WorkerStatus};
 
 /// How far back rates and times go, in seconds.
 const RECENT: f64 = 60.0;
@@ -75,7 +75,7 @@ impl History {
     }
 
     /// The share of a processor that a worker has used; nothing before it had time to say.
-    pub fn cpu(&self, worker: &Worker) -> Option<f64> {
+    pub fn cpu(&self, worker: &WorkerStatus) -> Option<f64> {
         let (now, then) = (self.now()?, self.before(RECENT)?);
         let time = now.uptime_seconds - then.uptime_seconds;
         let old = then.workers.iter().find(|it| it.worker == worker.worker)?;

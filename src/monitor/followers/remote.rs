@@ -1,7 +1,7 @@
-//! The other server: its API, as far as a follower asks it, and what its answers mean.
+//! The other server: the part of its API that a follower uses, and what its responses mean.
 //!
-//! Nothing it sends is trusted: what is no UUID is refused, answers are limited in size and time,
-//! and none of their text is shown.
+//! Nothing it sends is trusted: what is not a UUID is refused, responses are limited in size and time, and none
+//! of their text is shown. [`judge`] has the table of statuses.
 
 use std::io;
 use std::time::Duration;
@@ -18,70 +18,69 @@ use crate::http_client::{self, Cut, Url};
 use crate::vcon::{CreatedAt, VconId};
 use crate::visible::printable;
 
-/// How long the other server may take to hand out UUIDs. They are lost if it takes longer, so this is
-/// long.
+/// How long the other server may take to hand out UUIDs. They are lost if it takes longer, so the limit is long.
 const POP_TIME: Duration = Duration::from_secs(60);
 
 /// How long connecting may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
-/// The most bytes of a list of UUIDs that are read: twice what the longest one takes.
+/// The most bytes of a list of UUIDs that are read: twice the size of the longest one.
 const MOST_OF_A_LIST: u64 = 1 << 20;
 
-/// All that is not unreserved in RFC 3986.
+/// Every byte that RFC 3986 does not call unreserved.
 pub(super) const RESERVED: AsciiSet = NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// So many characters of what is no UUID are shown.
+/// Characters of an entry that is not a UUID that the log shows.
 const SHOWN: usize = 80;
 
-/// So much of what is no UUID is shown. A list of the most bytes has hundreds of thousands of numbers.
+/// Entries that are not UUIDs that the log shows. A list of the most bytes could have hundreds of thousands.
 const MOST_SHOWN: usize = 20;
 
-/// What a failed pop may have cost. The other server takes UUIDs off its list before it answers, and whether
-/// it has done so is not known here.
+/// What a failed pop may have cost. The other server takes UUIDs off its list before it responds, and nobody
+/// here knows whether it has done so.
 const LOST: &str = "; if it has taken UUIDs off its list for this answer, they are lost";
 
 /// The other server.
-pub(super) struct Remote {
+pub(super) struct RemoteServer {
     agent: Agent,
     url: Url,
-    /// What says who asks.
+    /// The header that authenticates the follower.
     token: Option<(HeaderName, HeaderValue)>,
     egress_list: String,
     timeout: Duration,
     most_bytes: u64,
 }
 
-/// What the other server has handed out. It has these no more.
+/// What the other server has handed out, and no longer has.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Popped {
     pub ids: Vec<VconId>,
-    /// What was no UUID, escaped; the first few.
+    /// The first entries that are not UUIDs, escaped.
     pub refused: Vec<String>,
-    /// How much more of it there was.
+    /// How many more of these there were.
     pub unshown: usize,
-    /// Why the answer is not whole, if it is not.
+    /// Why the response is incomplete, if it is.
     pub cut: Option<String>,
 }
 
-/// What came of asking for a document.
+/// The result of fetching a document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fetched {
     /// The document, an object in JSON, with when it was made.
     Document(String, Option<CreatedAt>),
-    /// It can never be had.
+    /// The server will never give it.
     Refused(String),
-    /// It could not be had now; others perhaps can.
+    /// This one failed now; others perhaps do not.
     Failed(String),
-    /// Nothing can be had at present.
-    Away(String),
+    /// The server gives no document at present.
+    Unavailable(String),
 }
 
-impl Remote {
+impl RemoteServer {
     pub(super) fn new(follower: &Follower, header: &HeaderName) -> Self {
         let token = follower.token.as_ref().and_then(|token| {
             // It was checked when the configuration was read.
@@ -102,7 +101,7 @@ impl Remote {
     /// Takes up to `limit` UUIDs off the other server's list.
     ///
     /// # Errors
-    /// A sentence on why that could not be done.
+    /// A sentence that says why the pop failed.
     pub(super) fn pop(&self, limit: u32) -> Result<Popped, String> {
         let list = utf8_percent_encode(&self.egress_list, &RESERVED);
         let path = format!("/vcon/egress?egress_list={list}&limit={limit}");
@@ -137,7 +136,7 @@ impl Remote {
                 return if came_from_it(&error) {
                     Fetched::Failed(why)
                 } else {
-                    Fetched::Away(why)
+                    Fetched::Unavailable(why)
                 };
             }
         };
@@ -186,7 +185,7 @@ impl Remote {
     }
 }
 
-/// Whether the other server had the request, as far as the error tells.
+/// Whether the other server may have received the request, judging by the error.
 fn came_from_it(error: &Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match error {
@@ -208,7 +207,7 @@ fn reason(error: &Error, limit: Duration) -> String {
         Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
             "could not connect in time".to_owned()
         }
-        Error::Timeout(_) => format!("no answer within {limit:?}"),
+        Error::Timeout(_) => format!("no response within {limit:?}"),
         // Its text shows the URL.
         Error::BadUri(_) => "bad URL".to_owned(),
         error => error.to_string(),
@@ -224,8 +223,8 @@ fn advice(status: u16) -> &'static str {
     }
 }
 
-/// Why nothing was popped, by a status that is not 2xx. One that has advice refuses the request before the
-/// list is touched.
+/// Why a pop failed with a status that is not 2xx. A server that sends a status with advice has not touched the
+/// list.
 fn not_popped(status: u16, at: &str) -> String {
     let rest = match advice(status) {
         "" => LOST,
@@ -234,7 +233,7 @@ fn not_popped(status: u16, at: &str) -> String {
     format!("could not GET {at}: it answered {status}{rest}")
 }
 
-/// What the body of an answer hands out, with why it was not read to its end, if that is so.
+/// Reads the UUIDs in the body of a response; `cut` says why the body is incomplete, if it is.
 pub(super) fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<Popped, String> {
     let broke_off = cut.clone();
     parse_list(bytes, cut).ok_or_else(|| match broke_off {
@@ -243,26 +242,26 @@ pub(super) fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<
     })
 }
 
-/// What a status that is not 2xx says of a document.
+/// What a status that is not 2xx says about a document.
 ///
 /// | status | |
 /// |---|---|
-/// | 404, 410 | there is none |
-/// | 3xx, 401, 402, 403, 405, 407, 421, 426, 429, 451, 503 | the server gives none at present |
-/// | all others: 400, 422, 500, 502, … | this one cannot be had, others perhaps can |
+/// | 404, 410 | there is no such document |
+/// | 3xx, 401, 402, 403, 405, 407, 421, 426, 429, 451, 503 | the server gives no document at present |
+/// | all others: 400, 422, 500, 502, … | this one fails, others perhaps do not |
 fn judge(status: u16, at: &str) -> Option<Fetched> {
     let why = format!("could not GET {at}: it answered {status}");
     match status {
         200..=299 => None,
         404 | 410 => Some(Fetched::Refused(why)),
         300..=399 | 401..=403 | 405 | 407 | 421 | 426 | 429 | 451 | 503 => {
-            Some(Fetched::Away(format!("{why}{}", advice(status))))
+            Some(Fetched::Unavailable(format!("{why}{}", advice(status))))
         }
         _ => Some(Fetched::Failed(why)),
     }
 }
 
-/// What the body of an answer says of a document.
+/// Reads the body of a response as a document.
 pub(super) fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     #[derive(Deserialize)]
     struct Dated {
@@ -271,7 +270,7 @@ pub(super) fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     let Ok(text) = String::from_utf8(bytes) else {
         return Fetched::Failed(format!("the answer of {at} is not UTF-8"));
     };
-    // What older servers answer where there is none.
+    // Older servers send this if there is no document.
     if text.trim_ascii() == "null" {
         return Fetched::Refused(format!("{at} has no document"));
     }
@@ -287,8 +286,8 @@ pub(super) fn document(bytes: Vec<u8>, at: &str) -> Fetched {
     }
 }
 
-/// The UUIDs of a list in JSON; nothing if it is no list. Of a list that is not whole, those that
-/// are: the other server has them no more.
+/// The UUIDs of a JSON list; `None` if it is not a list. Of an incomplete list, the UUIDs that are complete: the
+/// other server no longer has them.
 fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
     let bytes = bytes.trim_ascii();
     if cut.is_none() {
@@ -303,8 +302,8 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
     if !bytes.starts_with(b"[") {
         return None;
     }
-    let cut = cut.unwrap_or_else(|| "it is not whole JSON".to_owned());
-    // No UUID has a quote or an escape in it: what stands between two quotes may be one.
+    let cut = cut.unwrap_or_else(|| "it is not complete JSON".to_owned());
+    // No UUID contains a quote or an escape: text between two quotes may be one.
     let text = String::from_utf8_lossy(bytes);
     let mut parts: Vec<&str> = text.split('"').collect();
     // Nothing closes the last one.
@@ -313,7 +312,7 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
     Some(sorted_out(texts, Some(cut)))
 }
 
-/// `entries` are texts in JSON, or what stands between their quotes.
+/// `entries` are JSON strings, or the text between their quotes.
 fn sorted_out<'a>(entries: impl Iterator<Item = &'a str>, cut: Option<String>) -> Popped {
     let mut popped = Popped {
         cut,
@@ -332,6 +331,39 @@ fn sorted_out<'a>(entries: impl Iterator<Item = &'a str>, cut: Option<String>) -
         }
     }
     popped
+}
+
+/// What a fuzzer runs on the responses of servers that vCons are pulled from.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(in crate::monitor) mod fuzz {
+    use super::{Fetched, document, handed_out};
+
+    /// An answer to a pop, whole and broken off; and an answer to a request for a document.
+    pub fn answer(data: &[u8]) {
+        for cut in [None, Some("it broke off".to_owned())] {
+            let is_cut = cut.is_some();
+            let Ok(popped) = handed_out(data, cut, "there") else {
+                continue;
+            };
+            assert!(popped.cut.is_some() || !is_cut);
+            for shown in &popped.refused {
+                assert!(shown.chars().count() <= 80, "{shown:?}");
+                assert!(!shown.chars().any(char::is_control), "{shown:?}");
+            }
+            let text = String::from_utf8_lossy(data);
+            for id in &popped.ids {
+                // A whole answer may spell it with escapes.
+                assert!(text.contains(id.as_str()) || text.contains('\\'), "{id}");
+            }
+        }
+        match document(data.to_vec(), "there") {
+            Fetched::Document(text, _) => assert_eq!(text.as_bytes(), data),
+            Fetched::Refused(why) | Fetched::Failed(why) | Fetched::Unavailable(why) => {
+                assert!(why.len() <= 1000, "{why:?}");
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -439,12 +471,12 @@ mod tests {
             (204, "none"),
             (404, "refused"),
             (410, "refused"),
-            (301, "away"),
-            (307, "away"),
-            (401, "away"),
-            (403, "away"),
-            (429, "away"),
-            (503, "away"),
+            (301, "unavailable"),
+            (307, "unavailable"),
+            (401, "unavailable"),
+            (403, "unavailable"),
+            (429, "unavailable"),
+            (503, "unavailable"),
             (400, "failed"),
             (422, "failed"),
             (500, "failed"),
@@ -455,14 +487,14 @@ mod tests {
                 None => "none",
                 Some(Fetched::Refused(_)) => "refused",
                 Some(Fetched::Failed(_)) => "failed",
-                Some(Fetched::Away(_)) => "away",
+                Some(Fetched::Unavailable(_)) => "unavailable",
                 Some(Fetched::Document(..)) => "document",
             };
             assert_eq!(found, kind, "{status}");
         }
         assert_eq!(
             judge(403, "there"),
-            Some(Fetched::Away(
+            Some(Fetched::Unavailable(
                 "could not GET there: it answered 403; see to `auth_token`".to_owned()
             ))
         );

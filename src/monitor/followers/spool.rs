@@ -1,5 +1,5 @@
-//! A file for UUIDs that were taken while Redis is away: beside the scoreboard, so that the next monitor
-//! finds them if this one dies.
+//! A file of UUIDs that a follower took while Redis is unavailable. It is beside the scoreboard, so that the next
+//! monitor finds it if this one dies.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -28,12 +28,12 @@ const DIGEST_BYTES: usize = 16;
 pub(super) struct Spool(PathBuf);
 
 impl Spool {
-    /// That of a follower, beside this scoreboard.
+    /// The spool of a follower, beside this scoreboard.
     pub(super) fn beside(board: &Path, follower: &str) -> Self {
         Self(board.with_extension(format!("taken-{}", in_file_name(follower))))
     }
 
-    /// Those beside this scoreboard that belong to none of these followers, each with its follower's name
+    /// The spools beside this scoreboard that belong to none of these followers, each with its follower's name
     /// for messages.
     pub(super) fn left_beside(board: &Path, followers: &[&str]) -> io::Result<Vec<(String, Self)>> {
         let (Some(folder), Some(start)) = (board.parent(), board.file_stem()) else {
@@ -59,7 +59,7 @@ impl Spool {
         &self.0
     }
 
-    /// Adds these.
+    /// Appends these UUIDs, and syncs the file.
     pub(super) fn add(&self, ids: &[VconId]) -> io::Result<()> {
         let mut lines = String::new();
         for id in ids {
@@ -72,7 +72,7 @@ impl Spool {
         file.sync_data()
     }
 
-    /// All that are in it. A line that was not written to its end is none.
+    /// Reads all UUIDs. Skips a line that was not written to its end.
     pub(super) fn read(&self) -> io::Result<Vec<VconId>> {
         let opened = runtime_dir::open(&self.0, OpenOptions::new().read(true));
         match opened.and_then(io::read_to_string) {
@@ -82,7 +82,7 @@ impl Spool {
         }
     }
 
-    /// Removes it: Redis has them.
+    /// Removes the file: Redis has the UUIDs.
     pub(super) fn remove(&self) {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -93,7 +93,7 @@ impl Spool {
     }
 }
 
-/// A follower's name as it stands in a file name: encoded, or if that is too long its start and its digest.
+/// A follower's name within a file name: percent-encoded, or if that is too long its start and its digest.
 fn in_file_name(follower: &str) -> String {
     let name = encoded(follower);
     if name.len() <= LONGEST_NAME {
@@ -116,7 +116,7 @@ fn in_file_name(follower: &str) -> String {
     short
 }
 
-/// The follower's name that stands in a file name, as far as it is there.
+/// The follower's name within a file name, or its start if the file name has a digest.
 fn shown(name: &[u8]) -> String {
     let is_digest = |byte: &u8| char::from(*byte) == BEFORE_DIGEST;
     let (start, rest) = match name.iter().position(is_digest) {

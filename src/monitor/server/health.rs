@@ -1,30 +1,32 @@
-//! `/healthz`: whether every worker that there is to be is alive.
+//! `/healthz`: is every wanted worker alive? `/readyz`: would the daemon take on work now?
 //!
-//! A worker that is being started, or replaced at once, is no fault. A place is at fault that has
-//! had no process for some time, whose workers keep dying, or refuse their configuration. It stays
-//! so until a worker has been ready there for some time: between two crashes, one looks alive.
+//! Healthy: a worker that is starting, or that is replaced at once, is fine. A child slot is faulty if it has had
+//! no process for some time, if its workers keep dying, or if they refuse their configuration. It stays faulty
+//! until a worker has been ready there for some time: between two crashes, one looks alive.
+//!
+//! Both are judged from a snapshot alone; nothing here reads the scoreboard or asks Redis.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{Phase, PlaceState, PlaceView, Snapshot, is_silent};
+use crate::view::Hold;
 
-/// How long a place may be without a process, and how long one must have been ready at a place
-/// that was at fault, in milliseconds.
-const PATIENCE: u64 = 5_000;
+/// How long a child slot may be without a process, and how long a worker must have been ready in a slot that was
+/// faulty, in milliseconds.
+const GRACE: u64 = 5_000;
 
-/// A wait before the next start that is so long, in milliseconds, follows on several deaths in a
-/// row.
+/// A back-off before the next start that is this long, in milliseconds, follows several crashes in a row.
 const LONG_WAIT: u64 = 1_000;
 
-/// What is remembered from one look to the next.
+/// Judges health; remembers which slots were faulty.
 #[derive(Debug, Default)]
-pub(super) struct Health {
+pub(super) struct HealthCheck {
     faulty: BTreeSet<usize>,
 }
 
-impl Health {
-    /// Judges the daemon: a line for each fault. The supervisor shows itself once in `beat`.
+impl HealthCheck {
+    /// Judges the daemon: a line for each fault. The supervisor shows itself once every `beat`.
     pub fn judge(&mut self, snapshot: &Snapshot, beat: Duration) -> Result<String, Vec<String>> {
         let (header, now) = (&snapshot.header, snapshot.taken);
         let silent = Duration::from_millis(now.saturating_sub(header.beat));
@@ -37,7 +39,7 @@ impl Health {
             ));
         }
         if header.phase == Some(Phase::Stopping) {
-            // Its workers are meant to go.
+            // Its workers are supposed to end.
             self.faulty.clear();
         } else {
             faults.extend(self.workers(snapshot));
@@ -51,7 +53,7 @@ impl Health {
 
     fn workers(&mut self, snapshot: &Snapshot) -> Vec<String> {
         let now = snapshot.taken;
-        // Those that are wanted and not there, and those that are there and not wanted any more.
+        // Wanted workers that are missing, and workers that are no longer wanted.
         let wanted = usize::try_from(snapshot.header.wanted).unwrap_or(usize::MAX);
         let last = wanted.max(snapshot.slots.len().saturating_sub(1));
         let mut faults = Vec::new();
@@ -63,7 +65,7 @@ impl Health {
                 None if number > wanted => None,
                 None => {
                     let uptime = now.saturating_sub(snapshot.header.started);
-                    (uptime > PATIENCE).then(|| "has no process".to_owned())
+                    (uptime > GRACE).then(|| "has no process".to_owned())
                 }
             };
             match (fault, place) {
@@ -85,7 +87,7 @@ impl Health {
     }
 }
 
-/// What is wrong at a place.
+/// What is wrong with a slot.
 fn fault(place: &PlaceView, now: u64) -> Option<String> {
     let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
     match (place.state, place.retry) {
@@ -97,7 +99,7 @@ fn fault(place: &PlaceView, now: u64) -> Option<String> {
                 seconds(now, retry)
             ))
         }
-        (PlaceState::Vacant, None) if now.saturating_sub(place.since) > PATIENCE => Some(format!(
+        (PlaceState::Vacant, None) if now.saturating_sub(place.since) > GRACE => Some(format!(
             "has had no process for {:.1} s",
             seconds(place.since, now)
         )),
@@ -105,13 +107,46 @@ fn fault(place: &PlaceView, now: u64) -> Option<String> {
     }
 }
 
-/// Whether a worker has been at work there for some time.
+/// Whether the slot's worker has lasted for some time.
 fn is_steady(place: &PlaceView, now: u64) -> bool {
-    let lasts = now.saturating_sub(place.since) >= PATIENCE;
+    let lasts = now.saturating_sub(place.since) >= GRACE;
     match place.state {
         PlaceState::Ready => lasts,
         PlaceState::Draining => true,
         PlaceState::Starting | PlaceState::Vacant | PlaceState::Refused => false,
+    }
+}
+
+/// Judges whether the daemon would take on work: a line for each thing that it waits for.
+pub(super) fn readiness(
+    phase: Option<Phase>,
+    holds: &[Hold],
+    redis: Result<(), &str>,
+    has_heartbeat: bool,
+) -> Result<String, Vec<String>> {
+    let mut waits = Vec::new();
+    match phase {
+        // A reload replaces workers one by one: all others work.
+        Some(Phase::Running | Phase::Reloading) => {}
+        Some(phase) => waits.push(format!("the daemon is {phase}")),
+        None => waits.push("the daemon is in no known phase".to_owned()),
+    }
+    match redis {
+        Err(why) => waits.push(why.to_owned()),
+        Ok(()) if !has_heartbeat => waits.push(
+            "Redis answers, but this instance cannot show there that it is alive: the log has why"
+                .to_owned(),
+        ),
+        Ok(()) => {}
+    }
+    waits.extend(holds.iter().map(|hold| {
+        let chains = hold.chains.join(", ");
+        format!("{} is away: chains on hold: {chains}", hold.stage)
+    }));
+    if waits.is_empty() {
+        Ok("ready".to_owned())
+    } else {
+        Err(waits)
     }
 }
 
@@ -168,7 +203,7 @@ mod tests {
 
     fn judged(places: &[Option<PlaceView>]) -> Result<String, Vec<String>> {
         let wanted = places.len() as u64;
-        Health::default().judge(&snapshot(Phase::Running, wanted, places), BEAT)
+        HealthCheck::default().judge(&snapshot(Phase::Running, wanted, places), BEAT)
     }
 
     #[test]
@@ -176,10 +211,10 @@ mod tests {
         for (state, since) in [
             (PlaceState::Ready, NOW),
             (PlaceState::Ready, 0),
-            // Redis may be away.
+            // Redis may be unavailable.
             (PlaceState::Starting, 0),
             (PlaceState::Draining, 0),
-            (PlaceState::Vacant, NOW - PATIENCE),
+            (PlaceState::Vacant, NOW - GRACE),
         ] {
             let judged = judged(&[place(state, since, None)]);
             assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
@@ -212,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_place_that_was_at_fault_is_so_until_a_worker_has_lasted() {
-        let mut health = Health::default();
+        let mut health = HealthCheck::default();
         let mut judge = |state, since, retry| {
             let places = [place(state, since, retry)];
             health
@@ -222,17 +257,17 @@ mod tests {
         assert!(judge(PlaceState::Starting, NOW, None));
         assert!(!judge(PlaceState::Vacant, NOW, Some(NOW + LONG_WAIT)));
         assert!(!judge(PlaceState::Starting, NOW, None));
-        assert!(!judge(PlaceState::Ready, NOW - PATIENCE + 1, None));
-        assert!(judge(PlaceState::Ready, NOW - PATIENCE, None));
+        assert!(!judge(PlaceState::Ready, NOW - GRACE + 1, None));
+        assert!(judge(PlaceState::Ready, NOW - GRACE, None));
         assert!(judge(PlaceState::Starting, NOW, None));
     }
 
     #[test]
     fn a_daemon_that_stops_is_healthy_and_one_whose_supervisor_hangs_is_not() {
         let mut stopping = snapshot(Phase::Stopping, 2, &[None, None]);
-        assert!(Health::default().judge(&stopping, BEAT).is_ok());
+        assert!(HealthCheck::default().judge(&stopping, BEAT).is_ok());
         stopping.header.beat = NOW - 30_001;
-        let faults = Health::default().judge(&stopping, BEAT).unwrap_err();
+        let faults = HealthCheck::default().judge(&stopping, BEAT).unwrap_err();
         let expected = "the supervisor (PID 4711) has not shown itself for 30 s";
         assert_eq!(faults, [expected]);
     }
@@ -240,10 +275,38 @@ mod tests {
     #[test]
     fn a_daemon_that_has_just_started_or_was_scaled_down_is_healthy() {
         let mut young = snapshot(Phase::Starting, 2, &[]);
-        young.header.started = NOW - PATIENCE;
-        assert!(Health::default().judge(&young, BEAT).is_ok());
+        young.header.started = NOW - GRACE;
+        assert!(HealthCheck::default().judge(&young, BEAT).is_ok());
         let scaled = [place(PlaceState::Ready, 0, None), None];
         let scaled = snapshot(Phase::Running, 1, &scaled);
-        assert!(Health::default().judge(&scaled, BEAT).is_ok());
+        assert!(HealthCheck::default().judge(&scaled, BEAT).is_ok());
+    }
+
+    #[test]
+    fn it_is_ready_when_it_waits_for_nothing() {
+        for phase in [Phase::Running, Phase::Reloading] {
+            assert_eq!(readiness(Some(phase), &[], Ok(()), true).unwrap(), "ready");
+        }
+    }
+
+    #[test]
+    fn everything_it_waits_for_is_told() {
+        let hold = Hold {
+            stage: "storage pg".to_owned(),
+            chains: vec!["main".to_owned(), "spare".to_owned()],
+            workers: vec![1],
+            seconds: 3,
+        };
+        let waits = readiness(Some(Phase::Starting), &[hold], Err("Redis is away"), true);
+        let expected = [
+            "the daemon is starting",
+            "Redis is away",
+            "storage pg is away: chains on hold: main, spare",
+        ];
+        assert_eq!(waits.unwrap_err(), expected);
+        let waits = readiness(Some(Phase::Running), &[], Ok(()), false).unwrap_err();
+        assert!(waits[0].contains("cannot show there"), "{waits:?}");
+        assert!(readiness(Some(Phase::Stopping), &[], Ok(()), true).is_err());
+        assert!(readiness(None, &[], Ok(()), true).is_err());
     }
 }

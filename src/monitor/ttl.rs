@@ -1,7 +1,8 @@
-//! A thread of the monitor that keeps waiting vCons from running out, however long an outage, a
-//! hold or a backlog lasts.
+//! A thread of the monitor that renews the time to live of documents that wait, so that none expires during a long
+//! outage, hold or backlog.
 //!
-//! Of all daemons on a Redis, one at a time does this (see [`Housekeeper`]), in small steps with pauses.
+//! Of all daemons on a Redis, one at a time does this (the holder of a lease, see [`Housekeeper`]), in small steps with
+//! pauses. What each step does in Redis is up to [`Chore`].
 
 use std::io;
 use std::thread;
@@ -16,45 +17,45 @@ use crate::queue::{Chore, Expiry, Housekeeper, HousekeepingLease, QueueError, Se
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
-/// How often everything is looked through, by the time that documents live.
+/// Limits of the time between two rounds, which follows from the time that documents live.
 const SHORTEST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// The pause after something went wrong.
+/// The pause after an error.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The longest time to live of the lease of a keeper at work: if a keeper dies, another one goes on after it.
+/// The longest lease of a working keeper. If a keeper dies, another one continues after this time.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// A pause is this many times as long as the step before it took: so the steps take 3% of the server's time.
+/// A pause is this many times as long as the step before it: so the steps take 3% of the server's time.
 const REST: u32 = 30;
 
-/// How long the end of the daemon waits for the keeper to give its lease up.
+/// How long the end of the daemon waits until the keeper has released its lease.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// The thread.
-pub(super) struct Keeping(Option<Receiver<()>>);
+/// The running thread.
+pub(super) struct TtlThread(Option<Receiver<()>>);
 
-impl Keeping {
-    /// Waits for its end, once the monitor drains.
+impl TtlThread {
+    /// Waits for the end of the thread, once the monitor drains.
     pub(super) fn close(self) {
         if let Some(ended) = self.0 {
-            // Nothing is sent: it is closed at the end. A lease that is kept runs out.
+            // The thread closes the channel at its end. A lease that it does not release expires.
             let _ = ended.recv_timeout(FAREWELL);
         }
     }
 }
 
 /// Starts the thread; it lives until the monitor drains.
-pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::Result<Keeping> {
+pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::Result<TtlThread> {
     let Some(slot) = child.slot.clone() else {
-        return Ok(Keeping(None));
+        return Ok(TtlThread(None));
     };
-    // Documents are kept once half of their time has gone: two rounds fall into the other half, even if
-    // the keeper changes in between.
+    // A round renews documents whose time is half over: two rounds fall into the other half, even if the
+    // keeper changes in between.
     let period = (Duration::from_secs(settings.redis_expiry) / 6).clamp(SHORTEST, LONGEST);
     let lease = period.min(LEASE);
-    let watch = Watch {
+    let keeper = TtlKeeper {
         keeper: Housekeeper::new(
             server.clone(),
             Expiry::of(settings),
@@ -69,33 +70,32 @@ pub(super) fn start(child: &Child, settings: &Settings, server: &Server) -> io::
     };
     let (end, ended) = bounded::<()>(0);
     let work = move || {
-        watch.run();
+        keeper.run();
         drop(end);
     };
     let name = "keeper".to_owned();
     thread::Builder::new().name(name).spawn(work)?;
-    Ok(Keeping(Some(ended)))
+    Ok(TtlThread(Some(ended)))
 }
 
-struct Watch {
+struct TtlKeeper {
     keeper: Housekeeper,
     draining: Receiver<()>,
     period: Duration,
-    /// How long the keeper's lease lives.
     lease: Duration,
     slot: Slot,
     generation: Option<u64>,
 }
 
-impl Watch {
+impl TtlKeeper {
     fn run(mut self) {
         loop {
             self.follow_configuration();
-            let pause = match self.look() {
+            let pause = match self.round() {
                 Ok(pause) if self.generation.is_some() => pause.min(self.period),
                 Ok(_) => RETRY,
                 Err(error) => {
-                    log::debug!("could not keep waiting documents: {error}");
+                    log::debug!("could not renew the time to live of waiting documents: {error}");
                     RETRY
                 }
             };
@@ -106,9 +106,8 @@ impl Watch {
         self.release();
     }
 
-    /// Does the work, unless another daemon has done it not long ago, or does it. Returns how long it is
-    /// until the next look.
-    fn look(&mut self) -> Result<Duration, QueueError> {
+    /// Does a round, unless another daemon holds the lease. Returns the pause until the next attempt.
+    fn round(&mut self) -> Result<Duration, QueueError> {
         if let HousekeepingLease::Held(left) = self.keeper.take()? {
             return Ok(left.max(self.lease / 4));
         }
@@ -116,13 +115,13 @@ impl Watch {
         if !self.work()? {
             return Ok(self.lease);
         }
-        // Our own lease does not keep us from the next round, so that it is in time.
+        // This daemon's own lease does not keep it from the next round.
         let rest = (self.period.saturating_sub(begun.elapsed())).max(SHORTEST);
         self.keeper.rest(rest)?;
         Ok(rest)
     }
 
-    /// Does the work as the holder of the lease; false if that is lost, or the monitor drains.
+    /// Does all chores as the holder of the lease; false if the lease is lost, or the monitor drains.
     fn work(&mut self) -> Result<bool, QueueError> {
         let (chores, steps) = self.keeper.filled()?;
         let longest = longest_pause(self.period, self.lease, steps);
@@ -134,11 +133,11 @@ impl Watch {
         for chore in &chores {
             match self.keeper.run(chore, &mut pace) {
                 Ok(Some(0)) => {}
-                Ok(Some(count)) => log::debug!("{}: {count}", what(chore)),
+                Ok(Some(count)) => log::debug!("{}: {count}", done_by(chore)),
                 Ok(None) => return Ok(false),
-                // What is wrong with one of them, such as a right that is missing, keeps nobody from the others.
+                // An error of one chore, such as a missing right, does not prevent the others.
                 Err(error) if !error.breaks_connection() => {
-                    log::debug!("{}: {error}", what(chore));
+                    log::debug!("{}: {error}", done_by(chore));
                 }
                 Err(error) => return Err(error),
             }
@@ -147,8 +146,8 @@ impl Watch {
         Ok(true)
     }
 
-    /// Goes on with the search for dead letter queues that nobody has recorded, for a part of the period: the
-    /// next round is to be in time.
+    /// Continues the search for dead letter queues that nobody has recorded, for a quarter of the period, so that
+    /// the next round starts in time.
     fn record_letters(&mut self) -> Result<(), QueueError> {
         let (begun, most, longest) = (Instant::now(), self.period / 4, self.lease / 4);
         let draining = &self.draining;
@@ -167,7 +166,7 @@ impl Watch {
 
     fn release(&mut self) {
         if let Err(error) = self.keeper.release() {
-            log::debug!("the keeper's lease will run out by itself: {error}");
+            log::debug!("could not release the keeper's lease, it will expire: {error}");
         }
     }
 
@@ -185,18 +184,18 @@ impl Watch {
     }
 }
 
-/// The longest pause between two steps: all of them fall into half the period, and the lease does not run out.
+/// The longest pause between two steps: all steps fall into half the period, and the lease does not expire.
 fn longest_pause(period: Duration, lease: Duration, steps: u64) -> Duration {
     let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
     (period / 2 / steps).min(lease / 4)
 }
 
-/// What is to be done for a configuration.
+/// The chores for a configuration.
 fn chores(plan: &Plan) -> Vec<Chore> {
     let waiting = plan.ingress_lists().into_iter().map(Chore::Waiting);
     let backlogs = plan.deferring.iter().cloned().map(Chore::Backlog);
     let storages = plan.storages.iter().cloned().map(Chore::StorageReasons);
-    // Those of chains out of service among them: of these the dead letters stay.
+    // Also lists of chains out of service: their dead letters stay.
     let lists = plan.chains.iter().flat_map(|chain| &chain.ingress_lists);
     let lists: IndexSet<&ListName> = lists.collect();
     let reasons = lists.into_iter().cloned().map(Chore::Reasons);
@@ -207,12 +206,12 @@ fn chores(plan: &Plan) -> Vec<Chore> {
         .collect()
 }
 
-/// What was done, for the log.
-fn what(chore: &Chore) -> String {
+/// What a chore has done, for the log.
+fn done_by(chore: &Chore) -> String {
     match chore {
-        Chore::Waiting(list) => format!("kept documents of list {list} from running out"),
+        Chore::Waiting(list) => format!("renewed documents of list {list}"),
         Chore::Backlog(storage) => {
-            format!("kept documents of the backlog of storage {storage} from running out")
+            format!("renewed documents of the backlog of storage {storage}")
         }
         Chore::StorageReasons(storage) => {
             format!("dropped reasons of storage {storage} without entries")

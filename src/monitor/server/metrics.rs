@@ -1,0 +1,662 @@
+//! `/metrics`: every metric in one table (README repeats it), its samples, and the two formats of Prometheus.
+//!
+//! The samples come from one snapshot of the scoreboard, the lengths of the queues and the statistics of the
+//! followers. Nothing here reads the scoreboard or asks Redis.
+
+use crate::visible::printable;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::child::MONITOR_SLOT;
+use crate::monitor::followers::FollowerStats;
+use crate::procfs;
+use crate::scoreboard::{
+    BOUNDS_US, Event, LaneState, LaneView, PlaceState, PlaceView, RestartCause, Series, SeriesKind,
+    SlotView, Snapshot,
+};
+use crate::settings::StartMethod;
+use crate::view::{Hold, Queues, StorageQueue};
+
+/// One metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name as it is served; those of a histogram have `_bucket`, `_sum` and `_count` besides.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: MetricKind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What its value means.
+    pub help: &'static str,
+    pub(super) source: MetricSource,
+}
+
+/// The type of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows while the daemon lives.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts durations by buckets.
+    Histogram,
+    /// Is always 1; its labels are the information.
+    Info,
+}
+
+/// Where the samples of a metric come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MetricSource {
+    Build,
+    Start,
+    Wanted,
+    Ready,
+    BackingOff,
+    Memory,
+    Cpu,
+    Restarts,
+    InFlight,
+    Waiting,
+    Counts(SeriesKind, Event),
+    Times(SeriesKind),
+    Queues,
+    StorageDeadLetters,
+    StorageBacklog,
+    Redis,
+    Followers(FollowerFigure),
+    Holds,
+}
+
+impl MetricKind {
+    /// Its name in both formats of Prometheus, and in README.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Info => "info",
+        }
+    }
+}
+
+/// One of the statistics of a follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FollowerFigure {
+    Pulled,
+    DeadLettered,
+    Failures,
+    Waiting,
+    Up,
+}
+
+const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    source: MetricSource,
+    help: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind: MetricKind::Gauge,
+        labels,
+        help,
+        source,
+    }
+}
+
+const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    source: MetricSource,
+    help: &'static str,
+) -> Metric {
+    Metric {
+        kind: MetricKind::Counter,
+        ..gauge(name, labels, source, help)
+    }
+}
+
+const fn counts(name: &'static str, kind: SeriesKind, event: Event, help: &'static str) -> Metric {
+    counter(
+        name,
+        label_of(kind),
+        MetricSource::Counts(kind, event),
+        help,
+    )
+}
+
+const fn times(name: &'static str, kind: SeriesKind, help: &'static str) -> Metric {
+    Metric {
+        kind: MetricKind::Histogram,
+        ..gauge(name, label_of(kind), MetricSource::Times(kind), help)
+    }
+}
+
+const fn label_of(kind: SeriesKind) -> &'static [&'static str] {
+    match kind {
+        SeriesKind::Chain => &["chain"],
+        SeriesKind::Link => &["link"],
+        SeriesKind::Storage => &["storage"],
+    }
+}
+
+const CHAIN: SeriesKind = SeriesKind::Chain;
+const LINK: SeriesKind = SeriesKind::Link;
+const STORAGE: SeriesKind = SeriesKind::Storage;
+const FOLLOWER: &[&str] = &["follower"];
+
+/// Every metric, in the order in which they are served.
+#[rustfmt::skip]
+pub const TABLE: &[Metric] = &[
+    Metric {
+        name: "conserver_build_info",
+        kind: MetricKind::Info,
+        labels: &["version", "start_method"],
+        help: "This program",
+        source: MetricSource::Build,
+    },
+    gauge("conserver_start_time_seconds", &[], MetricSource::Start,
+        "When the supervisor was started, in seconds since 1970"),
+    gauge("conserver_workers_wanted", &[], MetricSource::Wanted,
+        "Workers that there are to be"),
+    gauge("conserver_workers_ready", &[], MetricSource::Ready,
+        "Workers that are ready to take work"),
+    gauge("conserver_workers_backing_off", &[], MetricSource::BackingOff,
+        "Workers that keep dying and wait for their next start"),
+    counter("conserver_worker_restarts_total", &["cause"], MetricSource::Restarts,
+        "Processes, the monitor among them, that took the place of another"),
+    gauge("conserver_worker_memory_bytes", &["worker"], MetricSource::Memory,
+        "Memory of each process, its share of what it has in common with others included"),
+    counter("conserver_worker_cpu_seconds_total", &["worker"], MetricSource::Cpu,
+        "Processor time of each worker and its predecessors"),
+    gauge("conserver_vcons_in_flight", &[], MetricSource::InFlight,
+        "vCons that workers hold"),
+    gauge("conserver_vcons_waiting", &[], MetricSource::Waiting,
+        "vCons that workers hold and that wait for a server"),
+    counts("conserver_chain_received_total", CHAIN, Event::Received,
+        "vCons taken from a list of the chain"),
+    counts("conserver_chain_done_total", CHAIN, Event::Done,
+        "vCons stored and announced"),
+    counts("conserver_chain_halted_total", CHAIN, Event::Halted,
+        "vCons whose chain a link ended early"),
+    counts("conserver_chain_failed_total", CHAIN, Event::Failed,
+        "vCons that failed in all attempts, or for good"),
+    counts("conserver_chain_dead_lettered_total", CHAIN, Event::DeadLettered,
+        "vCons that went to the dead letter queue"),
+    counts("conserver_chain_retried_total", CHAIN, Event::Retried,
+        "Further attempts at links and storages of the chain"),
+    counts("conserver_chain_returned_total", CHAIN, Event::Returned,
+        "vCons that went back to their list"),
+    times("conserver_chain_duration_seconds", CHAIN,
+        "The whole work on a vCon that was finished or halted"),
+    counts("conserver_link_received_total", LINK, Event::Received,
+        "vCons handed to the link"),
+    counts("conserver_link_done_total", LINK, Event::Done,
+        "vCons that the link has done its work on"),
+    counts("conserver_link_halted_total", LINK, Event::Halted,
+        "vCons whose chain the link ended"),
+    counts("conserver_link_failed_total", LINK, Event::Failed,
+        "Failed attempts of the link"),
+    counts("conserver_link_dead_lettered_total", LINK, Event::DeadLettered,
+        "vCons that went to the dead letter queue because of the link"),
+    counts("conserver_link_retried_total", LINK, Event::Retried,
+        "Further attempts of the link"),
+    times("conserver_link_duration_seconds", LINK,
+        "Each attempt of the link at a vCon"),
+    counts("conserver_storage_received_total", STORAGE, Event::Received,
+        "vCons handed to the storage"),
+    counts("conserver_storage_done_total", STORAGE, Event::Done,
+        "vCons that the storage has"),
+    counts("conserver_storage_failed_total", STORAGE, Event::Failed,
+        "Failed attempts at the storage"),
+    counts("conserver_storage_dead_lettered_total", STORAGE, Event::DeadLettered,
+        "vCons that went to the dead letter queue because of the storage"),
+    counts("conserver_storage_retried_total", STORAGE, Event::Retried,
+        "Further attempts at the storage"),
+    times("conserver_storage_duration_seconds", STORAGE,
+        "Each attempt to save a vCon in the storage"),
+    gauge("conserver_queue_length", &["list", "kind"], MetricSource::Queues,
+        "Entries of each list (kind: ingress, egress, dead_letter); none while Redis is away"),
+    gauge("conserver_storage_dead_letters", &["storage"], MetricSource::StorageDeadLetters,
+        "vCons that the storage refused for good and that wait for an operator; none while Redis is away"),
+    gauge("conserver_storage_backlog", &["storage"], MetricSource::StorageBacklog,
+        "vCons that are saved as soon as the storage is available again; none while Redis is away"),
+    gauge("conserver_redis_up", &[], MetricSource::Redis,
+        "Whether Redis answers the monitor"),
+    gauge("conserver_hold_seconds", &["kind", "name"], MetricSource::Holds,
+        "For how long chains have been on hold for a link or storage (kind) that is away"),
+    counter("conserver_follower_pulled_total", FOLLOWER, MetricSource::Followers(FollowerFigure::Pulled),
+        "vCons that the follower has pulled since the monitor started"),
+    counter("conserver_follower_dead_lettered_total", FOLLOWER, MetricSource::Followers(FollowerFigure::DeadLettered),
+        "UUIDs that the follower has moved to the dead letter queue since the monitor started"),
+    counter("conserver_follower_failures_total", FOLLOWER, MetricSource::Followers(FollowerFigure::Failures),
+        "How often the follower could not go on since the monitor started"),
+    gauge("conserver_follower_waiting", FOLLOWER, MetricSource::Followers(FollowerFigure::Waiting),
+        "UUIDs that the follower has taken and whose documents are still to be fetched"),
+    gauge("conserver_follower_up", FOLLOWER, MetricSource::Followers(FollowerFigure::Up),
+        "Whether the follower could go on at its last try"),
+];
+
+/// The table as Markdown, for README.
+pub fn markdown_table() -> String {
+    let mut text = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for metric in TABLE {
+        let labels: Vec<String> = metric.labels.iter().map(|it| format!("`{it}`")).collect();
+        text += &format!(
+            "| `{}` | {} | {} | {} |\n",
+            metric.name,
+            metric.kind.as_str(),
+            labels.join(", "),
+            metric.help
+        );
+    }
+    text
+}
+
+/// Everything that the samples are computed from.
+#[derive(Debug)]
+pub(in crate::monitor::server) struct MetricInputs {
+    pub snapshot: Snapshot,
+    pub queues: Queues,
+    pub holds: Vec<Hold>,
+    /// The statistics of each follower.
+    pub followers: BTreeMap<String, FollowerStats>,
+    /// When the supervisor was started, in seconds since 1970.
+    pub started: f64,
+    /// The memory of each process, by the label it has.
+    pub memory: Vec<(String, u64)>,
+}
+
+/// One sample of a metric: the values of its labels, and its value.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sample {
+    pub labels: Vec<String>,
+    pub value: SampleValue,
+}
+
+/// The value of a sample.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum SampleValue {
+    Whole(u64),
+    Real(f64),
+    /// The sum of all durations in seconds, and the count of each bucket alone with its upper bound.
+    Times {
+        sum: f64,
+        buckets: Vec<(f64, u64)>,
+    },
+}
+
+/// Reads the memory of each process; the label of the process comes first.
+pub(in crate::monitor::server) fn memory(snapshot: &Snapshot) -> Vec<(String, u64)> {
+    let header = &snapshot.header;
+    let supervisor = procfs::proportional_set_size(header.pid).or(header.memory);
+    let slots = snapshot.slots.iter().enumerate();
+    let children = slots.filter_map(|(number, slot)| Some((label(number), slot.memory()?)));
+    let supervisor = supervisor.map(|bytes| ("supervisor".to_owned(), bytes));
+    children.chain(supervisor).collect()
+}
+
+/// The label of a slot.
+fn label(number: usize) -> String {
+    match number {
+        MONITOR_SLOT => "monitor".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+impl MetricInputs {
+    /// The samples of one metric.
+    pub(super) fn of(&self, metric: &Metric) -> Vec<Sample> {
+        let header = &self.snapshot.header;
+        match metric.source {
+            MetricSource::Build => vec![Sample {
+                labels: vec![
+                    env!("CARGO_PKG_VERSION").to_owned(),
+                    StartMethod::from_number(header.method)
+                        .map_or("unknown", StartMethod::as_str)
+                        .to_owned(),
+                ],
+                value: SampleValue::Whole(1),
+            }],
+            MetricSource::Start => vec![alone(SampleValue::Real(self.started))],
+            MetricSource::Wanted => vec![alone(SampleValue::Whole(header.wanted))],
+            MetricSource::Ready => self.workers(|place| place.state == PlaceState::Ready),
+            MetricSource::BackingOff => {
+                self.workers(|place| place.state == PlaceState::Vacant && place.retry.is_some())
+            }
+            MetricSource::Restarts => {
+                let counted = RestartCause::ALL.iter().zip(header.restarts);
+                let sample = |(cause, count): (&RestartCause, u64)| {
+                    labelled([cause.as_str()], SampleValue::Whole(count))
+                };
+                counted.map(sample).collect()
+            }
+            MetricSource::Memory => {
+                let processes = self.memory.iter();
+                let sample = |(label, bytes): &(String, u64)| {
+                    labelled([label.as_str()], SampleValue::Whole(*bytes))
+                };
+                processes.map(sample).collect()
+            }
+            MetricSource::Cpu => self.processor_time(),
+            MetricSource::InFlight => self.lanes(|_| true),
+            MetricSource::Waiting => self.lanes(|lane| lane.state == LaneState::Waiting),
+            MetricSource::Counts(kind, event) => self.series(kind, |series| count(series, event)),
+            MetricSource::Times(kind) => self.series(kind, bucket_counts),
+            MetricSource::Queues => self.lengths(),
+            MetricSource::StorageDeadLetters => self.storages(|queue| queue.dead_letters),
+            MetricSource::StorageBacklog => self.storages(|queue| queue.backlog),
+            MetricSource::Redis => vec![alone(SampleValue::Whole(
+                self.queues.error.is_none().into(),
+            ))],
+            MetricSource::Followers(figure) => self.followers(figure),
+            MetricSource::Holds => self.holds.iter().map(hold).collect(),
+        }
+    }
+
+    fn workers(&self, counts: impl Fn(&PlaceView) -> bool) -> Vec<Sample> {
+        let workers = self.snapshot.slots.iter().skip(MONITOR_SLOT + 1);
+        let places = workers.filter_map(|slot| slot.place.as_ref());
+        let count = places.filter(|place| counts(place)).count();
+        vec![alone(SampleValue::Whole(count as u64))]
+    }
+
+    fn lanes(&self, counts: impl Fn(&LaneView) -> bool) -> Vec<Sample> {
+        let workers = self.snapshot.slots.iter();
+        let lanes = workers.filter_map(|slot| Some(&slot.worker.as_ref()?.lanes));
+        let count = lanes.flatten().filter(|lane| counts(lane)).count();
+        vec![alone(SampleValue::Whole(count as u64))]
+    }
+
+    /// Also of slots without a process: a counter must not vanish.
+    fn processor_time(&self) -> Vec<Sample> {
+        let slots = self.snapshot.slots.iter().enumerate();
+        let was_used = |slot: &SlotView| slot.place.is_some() || slot.cpu_us > 0;
+        let used = slots.filter(|(_, slot)| was_used(slot));
+        used.map(|(number, slot)| {
+            labelled(
+                [label(number).as_str()],
+                SampleValue::Real(slot.cpu_us as f64 / 1e6),
+            )
+        })
+        .collect()
+    }
+
+    fn series(&self, kind: SeriesKind, read: impl Fn(&Series) -> SampleValue) -> Vec<Sample> {
+        let series = self.snapshot.series.iter();
+        let of_kind = series.filter(|series| series.kind == kind);
+        of_kind
+            .map(|series| labelled([series.name.as_str()], read(series)))
+            .collect()
+    }
+
+    fn lengths(&self) -> Vec<Sample> {
+        let kinds = [
+            ("ingress", &self.queues.ingress),
+            ("egress", &self.queues.egress),
+            ("dead_letter", &self.queues.dead_letters),
+        ];
+        let mut samples = Vec::new();
+        for (kind, lists) in kinds {
+            for (list, length) in lists {
+                // A key that is not a list has no length.
+                samples.extend(
+                    length
+                        .map(|length| labelled([list.as_str(), kind], SampleValue::Whole(length))),
+                );
+            }
+        }
+        samples
+    }
+
+    fn followers(&self, figure: FollowerFigure) -> Vec<Sample> {
+        let read = |stats: &FollowerStats| match figure {
+            FollowerFigure::Pulled => stats.pulled,
+            FollowerFigure::DeadLettered => stats.dead_lettered,
+            FollowerFigure::Failures => stats.failures,
+            FollowerFigure::Waiting => stats.waiting,
+            FollowerFigure::Up => stats.error.is_none().into(),
+        };
+        let followers = self.followers.iter();
+        followers
+            .map(|(name, stats)| labelled([name.as_str()], SampleValue::Whole(read(stats))))
+            .collect()
+    }
+
+    fn storages(&self, read: fn(&StorageQueue) -> u64) -> Vec<Sample> {
+        let known = self.queues.storages.iter();
+        let known = known.filter_map(|(name, queue)| Some((name, queue.as_ref()?)));
+        known
+            .map(|(name, queue)| labelled([name.as_str()], SampleValue::Whole(read(queue))))
+            .collect()
+    }
+}
+
+fn count(series: &Series, event: Event) -> SampleValue {
+    SampleValue::Whole(series.count(event))
+}
+
+fn bucket_counts(series: &Series) -> SampleValue {
+    let bounds = BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6);
+    let bounds = bounds.chain([f64::INFINITY]);
+    SampleValue::Times {
+        sum: series.sum_us as f64 / 1e6,
+        buckets: bounds.zip(series.buckets).collect(),
+    }
+}
+
+fn hold(hold: &Hold) -> Sample {
+    let (kind, name) = hold.stage.split_once(' ').unwrap_or((&hold.stage, ""));
+    labelled([kind, name], SampleValue::Whole(hold.seconds))
+}
+
+fn alone(value: SampleValue) -> Sample {
+    Sample {
+        labels: Vec::new(),
+        value,
+    }
+}
+
+/// Names are escaped as on the page: who scrapes may look at them in a terminal.
+fn labelled<const N: usize>(labels: [&str; N], value: SampleValue) -> Sample {
+    Sample {
+        labels: labels.map(|it| printable(it).into_owned()).to_vec(),
+        value,
+    }
+}
+
+/// The text formats of Prometheus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExpositionFormat {
+    /// The classic format, which every reader knows.
+    Classic,
+    /// OpenMetrics 1.0, for readers that ask for it.
+    OpenMetrics,
+}
+
+impl ExpositionFormat {
+    /// The best one for this `Accept` header.
+    pub fn for_accept(header: &str) -> Self {
+        let mut ranges = header.split(',');
+        let is_open = |range: &str| {
+            let kind = range.split(';').next().unwrap_or_default();
+            kind.trim()
+                .eq_ignore_ascii_case("application/openmetrics-text")
+        };
+        if ranges.any(is_open) {
+            Self::OpenMetrics
+        } else {
+            Self::Classic
+        }
+    }
+
+    /// The `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Classic => prometheus_text::CONTENT_TYPE,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// Writes all metrics in this format.
+    pub fn write(self, figures: MetricInputs) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(figures));
+        let mut written = String::new();
+        match self {
+            Self::Classic => prometheus_text::encode(&mut written, &registry)?,
+            Self::OpenMetrics => text::encode(&mut written, &registry)?,
+        }
+        Ok(written)
+    }
+}
+
+impl Collector for MetricInputs {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for metric in TABLE {
+            let samples = self.of(metric);
+            let name = metric.name;
+            // The library adds these suffixes itself.
+            let name = name.strip_suffix("_total").unwrap_or(name);
+            let name = name.strip_suffix("_info").unwrap_or(name);
+            let kind = match metric.kind {
+                MetricKind::Counter => MetricType::Counter,
+                MetricKind::Gauge => MetricType::Gauge,
+                MetricKind::Histogram => MetricType::Histogram,
+                MetricKind::Info => MetricType::Info,
+            };
+            let mut encoder = encoder.encode_descriptor(name, metric.help, None, kind)?;
+            let mut seen = HashSet::new();
+            for sample in &samples {
+                // Readers refuse a whole scrape with a duplicate. Two names that differ only in characters that
+                // are not shown become duplicates.
+                if seen.insert(&sample.labels) {
+                    encode(&mut encoder, metric, sample)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode(encoder: &mut MetricEncoder<'_>, metric: &Metric, sample: &Sample) -> fmt::Result {
+    let names = metric.labels.iter().copied();
+    let labels: Vec<(&str, &str)> = names
+        .zip(sample.labels.iter().map(String::as_str))
+        .collect();
+    if metric.kind == MetricKind::Info {
+        return encoder.encode_info(&labels);
+    }
+    let mut encoder = encoder.encode_family(&labels)?;
+    match (&sample.value, metric.kind) {
+        (SampleValue::Whole(number), MetricKind::Counter) => {
+            encoder.encode_counter::<NoLabelSet, _, u64>(number, None)
+        }
+        (SampleValue::Real(number), MetricKind::Counter) => {
+            encoder.encode_counter::<NoLabelSet, _, u64>(number, None)
+        }
+        (SampleValue::Whole(number), _) => encoder.encode_gauge(number),
+        (SampleValue::Real(number), _) => encoder.encode_gauge(number),
+        (SampleValue::Times { sum, buckets }, _) => {
+            let count = buckets.iter().map(|(_, count)| *count);
+            let count = count.fold(0, u64::wrapping_add);
+            encoder.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_readme_has_every_metric() {
+        let readme = include_str!("../../../README.md");
+        let table = readme
+            .split_once("<!-- metrics -->\n")
+            .and_then(|(_, rest)| rest.split_once("<!-- /metrics -->"))
+            .map(|(table, _)| table);
+        assert_eq!(table, Some(markdown_table().as_str()));
+    }
+
+    #[test]
+    fn the_alert_rules_and_the_dashboard_know_no_other_metrics() {
+        for text in [
+            include_str!("../../../packaging/prometheus/alerts.yml"),
+            include_str!("../../../packaging/prometheus/alerts.test.yml"),
+            include_str!("../../../packaging/prometheus/dashboard.json"),
+        ] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let named: BTreeSet<&str> = words.filter(|it| it.starts_with("conserver_")).collect();
+            assert!(!named.is_empty());
+            for name in named {
+                let is_it = |metric: &&Metric| {
+                    let rest = name.strip_prefix(metric.name);
+                    let part = ["", "_bucket", "_sum", "_count"];
+                    match metric.kind {
+                        MetricKind::Histogram => rest.is_some_and(|rest| part.contains(&rest)),
+                        _ => rest == Some(""),
+                    }
+                };
+                assert!(TABLE.iter().any(|metric| is_it(&metric)), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let names: BTreeSet<&str> = TABLE.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), TABLE.len());
+        for metric in TABLE {
+            let name = metric.name;
+            let is_good = |c: char| c.is_ascii_lowercase() || c == '_';
+            assert!(
+                name.starts_with("conserver_") && name.chars().all(is_good),
+                "{name}"
+            );
+            assert_eq!(
+                name.ends_with("_total"),
+                metric.kind == MetricKind::Counter,
+                "{name}"
+            );
+            assert_eq!(
+                name.ends_with("_info"),
+                metric.kind == MetricKind::Info,
+                "{name}"
+            );
+            if metric.kind == MetricKind::Histogram {
+                assert!(name.ends_with("_seconds"), "{name}");
+            }
+            assert!(!metric.help.ends_with('.'), "{name}");
+        }
+    }
+
+    #[test]
+    fn open_metrics_are_for_who_asks_for_them() {
+        for (accept, format) in [
+            ("", ExpositionFormat::Classic),
+            ("*/*", ExpositionFormat::Classic),
+            ("text/plain;version=0.0.4", ExpositionFormat::Classic),
+            ("application/openmetrics-textual", ExpositionFormat::Classic),
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                ExpositionFormat::OpenMetrics,
+            ),
+            (
+                "text/plain, Application/OpenMetrics-Text",
+                ExpositionFormat::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(ExpositionFormat::for_accept(accept), format, "{accept}");
+        }
+    }
+}
