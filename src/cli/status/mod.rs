@@ -17,7 +17,7 @@ use crate::view::{Queues, View};
 use crate::visible::{printable_lines, visible_json};
 pub(super) use figures::rate;
 pub(super) use source::Source;
-pub(super) use table::{duration, megabytes, on_hold, redis_away, state, storage_rows};
+pub(super) use table::{deferring, duration, megabytes, on_hold, redis_away, state, storage_rows};
 
 /// How long Redis may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 
 use super::figures;
 use crate::queue::storage_letters_list;
-use crate::view::{Hold, LaneStatus, Queues, View, WorkerStatus};
+use crate::view::{Hold, LaneStatus, Outage, Queues, View, WorkerStatus};
 use crate::visible::printable;
 
 /// The status as text.
@@ -36,6 +36,10 @@ pub(super) fn text(view: &View) -> String {
         text.push('\n');
         text.push_str(&on_hold(hold));
     }
+    for outage in &view.outages {
+        text.push('\n');
+        text.push_str(&deferring(outage, view.queues.as_ref()));
+    }
     if let Some(figures) = figures::table(view) {
         text.push_str(&format!("\n{figures}"));
     }
@@ -58,9 +62,26 @@ pub(in crate::cli) fn on_hold(hold: &Hold) -> String {
         chains => format!(", chain {} waits", chains.join(", ")),
     };
     let line = format!(
-        "On hold for {}: {} is away (workers {}){waiting}",
+        "On hold for {}: {} (workers {}){waiting}",
         duration(hold.seconds as f64),
-        hold.stage,
+        hold.fault(),
+        workers.join(", ")
+    );
+    printable(&line).into_owned()
+}
+
+/// `Storage pg has been away for 12 s (workers 1, 2): 5 vCons wait in its backlog, chains go on`
+pub(in crate::cli) fn deferring(outage: &Outage, queues: Option<&Queues>) -> String {
+    let workers: Vec<String> = outage.workers.iter().map(usize::to_string).collect();
+    let queue = queues.and_then(|queues| queues.storages.get(&outage.storage));
+    let waiting = match queue {
+        Some(Some(queue)) => format!("{} vCons wait", queue.backlog),
+        _ => "its vCons wait".to_owned(),
+    };
+    let line = format!(
+        "Storage {} has been away for {} (workers {}): {waiting} in its backlog, chains go on",
+        outage.storage,
+        duration(outage.seconds as f64),
         workers.join(", ")
     );
     printable(&line).into_owned()

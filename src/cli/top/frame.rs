@@ -6,7 +6,9 @@ use indexmap::IndexMap;
 use super::history::History;
 use super::screen::{Line, Look, Size};
 use super::section::{Column, Row, Section, Side, Weight, cut, share};
-use crate::cli::status::{duration, megabytes, on_hold, rate, redis_away, state, storage_rows};
+use crate::cli::status::{
+    deferring, duration, megabytes, on_hold, rate, redis_away, state, storage_rows,
+};
 use crate::view::{Figures, Queues, View, WorkerStatus};
 
 /// The most holds that are told one by one.
@@ -106,6 +108,9 @@ fn troubles(view: &View) -> Vec<Line> {
         let more = view.holds.len() - HOLDS;
         lines.push(alarm(format!("… and {more} more are away")));
     }
+    let outages = view.outages.iter().take(HOLDS);
+    let queues = view.queues.as_ref();
+    lines.extend(outages.map(|outage| alarm(deferring(outage, queues))));
     lines
 }
 
