@@ -1,43 +1,49 @@
-//! The log: lines for people through simplelog, or one JSON object a line. In both, what cannot be
-//! seen is escaped here, and nowhere before.
+//! The log: lines for people through `simplelog`, or one JSON object a line, on standard error.
 //!
-//! Everything goes to standard error, each line in one write, so that the lines of all processes
-//! stay whole.
+//! Invisible characters are escaped here, and nowhere before. Each line is one write, so that the
+//! lines of all processes stay whole. Workers wait for a log that is full: a slow worker is better than
+//! a silent one. The supervisor never waits, or it would reap and stop nobody while nobody reads the
+//! log: it loses lines, and logs how many.
 
-mod stderr;
-
+use std::borrow::Cow;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::panic;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use chrono::{SecondsFormat, Utc};
 use log::kv::{Error as KvError, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
 use serde_json::Map;
 use simplelog::{
     ColorChoice, CombinedLogger, Config, ConfigBuilder, SharedLogger, TermLogger, TerminalMode,
     WriteLogger,
 };
-
-pub use stderr::{may_wait, never_wait, report_lost};
+use socket2::SockRef;
 
 use crate::settings::LogFormat;
 use crate::visible::{Printable, visible_json};
-use stderr::write_line;
 
+/// The worker whose process this is.
 static WORKER: OnceLock<RwLock<String>> = OnceLock::new();
 
-/// Starts logging in this process; what is forked from it goes on with it.
+/// Starts logging in this process; processes forked from it log too.
 pub fn start(format: LogFormat, level: LevelFilter) {
     let logger: Box<dyn SharedLogger> = match format {
         LogFormat::Json => Box::new(JsonLogger { level }),
         LogFormat::Text if io::stderr().is_terminal() => {
-            let colors = match std::env::var_os("NO_COLOR") {
-                Some(value) if !value.is_empty() => ColorChoice::Never,
-                _ => ColorChoice::Auto,
+            let colors = if no_color() {
+                ColorChoice::Never
+            } else {
+                ColorChoice::Auto
             };
-            Box::new(Visible(TermLogger::new(
+            Box::new(EscapingLogger(TermLogger::new(
                 level,
                 text_config(),
                 TerminalMode::Stderr,
@@ -45,17 +51,26 @@ pub fn start(format: LogFormat, level: LevelFilter) {
             )))
         }
         LogFormat::Text => {
-            let lines = WholeLines::default();
-            Box::new(Visible(WriteLogger::new(level, text_config(), lines)))
+            let lines = LineWriter::default();
+            Box::new(EscapingLogger(WriteLogger::new(
+                level,
+                text_config(),
+                lines,
+            )))
         }
     };
     // A second start, as in a test, changes nothing.
     let _ = CombinedLogger::init(vec![logger]);
     panic::set_hook(Box::new(|info| {
-        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("no message");
-        log::error!("panic at {place}: {text}");
+        log::error!("panic at {location}: {text}");
     }));
+}
+
+/// Whether the user wants no colours: `NO_COLOR` is set and not empty.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// Names the worker whose process this is, for the `worker` field.
@@ -77,8 +92,8 @@ fn text_config() -> Config {
     config.build()
 }
 
-/// Whether standard error is the journal, which stamps the lines itself: `JOURNAL_STREAM` holds
-/// the device and inode it is connected to (systemd.exec(5)).
+/// Whether standard error is the journal, which stamps lines itself: `JOURNAL_STREAM` holds its
+/// device and inode (systemd.exec(5)).
 fn under_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
@@ -89,13 +104,13 @@ fn under_journal() -> bool {
     stream == format!("{}:{}", stderr.dev(), stderr.ino())
 }
 
-/// Standard error, written line by line.
+/// Writes to standard error line by line.
 #[derive(Default)]
-struct WholeLines {
+struct LineWriter {
     line: Vec<u8>,
 }
 
-impl Write for WholeLines {
+impl Write for LineWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n") {
@@ -110,11 +125,10 @@ impl Write for WholeLines {
     }
 }
 
-/// Logs each message on one line of characters that can be seen: much of what messages hold comes
-/// from elsewhere. So none of them has lines of its own.
-struct Visible<L>(Box<L>);
+/// Logs each message on one line of visible characters, as messages hold text from elsewhere.
+struct EscapingLogger<L>(Box<L>);
 
-impl<L: SharedLogger> Log for Visible<L> {
+impl<L: SharedLogger> Log for EscapingLogger<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.0.enabled(metadata)
     }
@@ -132,7 +146,7 @@ impl<L: SharedLogger> Log for Visible<L> {
     }
 }
 
-impl<L: SharedLogger + 'static> SharedLogger for Visible<L> {
+impl<L: SharedLogger + 'static> SharedLogger for EscapingLogger<L> {
     fn level(&self) -> LevelFilter {
         self.0.level()
     }
@@ -182,7 +196,7 @@ impl SharedLogger for JsonLogger {
 }
 
 fn json_line(record: &Record<'_>) -> String {
-    let mut fields = Fields(Map::new());
+    let mut fields = JsonFields(Map::new());
     let asctime = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     fields.text("asctime", asctime);
     fields.text("levelname", python_name(record.level()).to_owned());
@@ -197,9 +211,9 @@ fn json_line(record: &Record<'_>) -> String {
                 .clone(),
         );
     }
-    // The visitor below refuses nothing.
+    // The visitor never fails.
     let _ = record.key_values().visit(&mut fields);
-    // What cannot be seen stays in the values, and does not get into the line.
+    // The values keep invisible characters, the line shows their escapes.
     visible_json(&serde_json::Value::Object(fields.0).to_string())
 }
 
@@ -212,15 +226,15 @@ fn python_name(level: Level) -> &'static str {
     }
 }
 
-struct Fields(Map<String, serde_json::Value>);
+struct JsonFields(Map<String, serde_json::Value>);
 
-impl Fields {
+impl JsonFields {
     fn text(&mut self, key: &str, value: String) {
         self.0.insert(key.to_owned(), value.into());
     }
 }
 
-impl<'kvs> VisitSource<'kvs> for Fields {
+impl<'kvs> VisitSource<'kvs> for JsonFields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), KvError> {
         match value.to_f64() {
             Some(number) => {
@@ -232,10 +246,133 @@ impl<'kvs> VisitSource<'kvs> for Fields {
     }
 }
 
+/// The longest line that a pipe takes in one piece or not at all (PIPE_BUF on Linux).
+const LONGEST_LINE: usize = 4096;
+
+/// The end of a line that was truncated.
+const ELLIPSIS: &[u8] = b"...\n";
+
+static NEVER_WAIT: AtomicBool = AtomicBool::new(false);
+static STDERR: Mutex<Option<StderrOutput>> = Mutex::new(None);
+static LOST_LINES: AtomicU64 = AtomicU64::new(0);
+
+/// How to write to standard error without waiting.
+enum StderrOutput {
+    /// A regular file never makes a writer wait.
+    File,
+    /// A pipe or a terminal, opened again: O_NONBLOCK belongs to the open file description, and the
+    /// inherited one is shared with other processes.
+    Reopened(File),
+    /// A socket takes a flag with each message.
+    Socket,
+    /// Anything else is polled first. Another process may fill it in between, so this is the last
+    /// resort.
+    Polled,
+}
+
+/// From now on this process loses lines rather than wait for standard error.
+pub fn never_wait() {
+    let mut output = STDERR.lock().unwrap_or_else(PoisonError::into_inner);
+    *output = Some(StderrOutput::find());
+    NEVER_WAIT.store(true, Ordering::Relaxed);
+}
+
+/// From now on this process waits for standard error, whatever its parent did before the fork.
+pub fn may_wait() {
+    NEVER_WAIT.store(false, Ordering::Relaxed);
+    *STDERR.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// Logs how many lines were lost since the last call, as soon as standard error takes a line again.
+pub fn report_lost() {
+    let lost = LOST_LINES.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        log::warn!("{lost} lines of this log were lost: standard error did not take them");
+        if LOST_LINES.load(Ordering::Relaxed) > 0 {
+            LOST_LINES.store(lost, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes one line, which ends in a line break.
+fn write_line(line: &[u8]) {
+    if !NEVER_WAIT.load(Ordering::Relaxed) {
+        // A log that cannot be written has nowhere to report it.
+        let _ = io::stderr().write_all(line);
+        return;
+    }
+    let output = STDERR.lock().unwrap_or_else(PoisonError::into_inner);
+    let written = output.as_ref().is_none_or(|output| output.write(line));
+    if !written {
+        LOST_LINES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl StderrOutput {
+    fn find() -> Self {
+        let kind = fstat(io::stderr()).map_or(0, |stat| stat.st_mode) & SFlag::S_IFMT.bits();
+        match SFlag::from_bits_truncate(kind) {
+            SFlag::S_IFREG => Self::File,
+            SFlag::S_IFSOCK => Self::Socket,
+            _ => reopen().map_or(Self::Polled, Self::Reopened),
+        }
+    }
+
+    /// Returns whether the line was written.
+    fn write(&self, line: &[u8]) -> bool {
+        let written = match self {
+            Self::File => io::stderr().write_all(line).map(|()| line.len()),
+            Self::Reopened(file) => (&mut &*file).write(&truncated(line)),
+            Self::Socket => send(&io::stderr(), &truncated(line)),
+            Self::Polled if has_room() => io::stderr().write(&truncated(line)),
+            Self::Polled => return false,
+        };
+        written.is_ok()
+    }
+}
+
+fn send(socket: &impl AsFd, line: &[u8]) -> io::Result<usize> {
+    SockRef::from(socket).send_with_flags(line, libc::MSG_DONTWAIT)
+}
+
+#[cfg(target_os = "linux")]
+fn reopen() -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open("/proc/self/fd/2")
+}
+
+/// On other systems such a name stands for the descriptor itself.
+#[cfg(not(target_os = "linux"))]
+fn reopen() -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn has_room() -> bool {
+    let stderr = io::stderr();
+    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    matches!(poll(&mut room, PollTimeout::ZERO), Ok(1))
+}
+
+/// The line, truncated to [`LONGEST_LINE`].
+fn truncated(line: &[u8]) -> Cow<'_, [u8]> {
+    if line.len() <= LONGEST_LINE {
+        return line.into();
+    }
+    let mut end = LONGEST_LINE - ELLIPSIS.len();
+    // Not in the middle of a character.
+    while end > 0 && line[end] & 0xC0 == 0x80 {
+        end -= 1;
+    }
+    [&line[..end], ELLIPSIS].concat().into()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
 
     use super::*;
 
@@ -264,7 +401,7 @@ mod tests {
         );
         let mut record = Record::builder();
         record.level(Level::Warn).target("conserver::worker");
-        Visible(logger).log(&record.args(format_args!("S3 says {HOSTILE}")).build());
+        EscapingLogger(logger).log(&record.args(format_args!("S3 says {HOSTILE}")).build());
         let lines = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         assert_eq!(lines.matches('\n').count(), 1, "{lines:?}");
         let shown = r"[WARN] S3 says no\n2026-01-01T00:00:00Z [INFO] Finished\r\u{1b}[2J\u{9b}K\u{202e}\u{2066}\u{2028}\u{200b}é";
@@ -312,5 +449,31 @@ mod tests {
                 .as_str()
                 .is_some_and(|time| time.ends_with('Z'))
         );
+    }
+
+    #[test]
+    fn a_socket_that_nobody_reads_fails_rather_than_waits() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let line = [b'x'; 1000];
+        let refusal = loop {
+            if let Err(error) = send(&here, &line) {
+                break error;
+            }
+        };
+        assert_eq!(refusal.kind(), io::ErrorKind::WouldBlock);
+        drop(there);
+    }
+
+    #[test]
+    fn a_long_line_is_truncated_between_characters() {
+        let short = b"short\n";
+        assert_eq!(*truncated(short), *short);
+        for shift in 0..4 {
+            let long = "x".repeat(shift) + &"\u{1F600}".repeat(2000) + "\n";
+            let line = truncated(long.as_bytes()).into_owned();
+            assert!(line.len() <= LONGEST_LINE && line.len() > LONGEST_LINE - 8);
+            let text = String::from_utf8(line).unwrap_or_default();
+            assert!(text.ends_with("\u{1F600}...\n"));
+        }
     }
 }

@@ -1,14 +1,14 @@
-//! Text from elsewhere, made fit for people: nobody who writes into Redis, answers a request or names
-//! a file steers a terminal, forges a line of the log, or hides in one.
+//! Escapes text from elsewhere, so that nobody who writes into Redis, replies to a request or names a file
+//! can steer a terminal, forge a line of the log, or hide in one.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 
 /// Whether a terminal shows the character, and does nothing else with it.
 ///
-/// What is not: control characters (C0, C1, DEL), separators of lines and paragraphs, spaces other
-/// than the usual one, what changes the direction of text (U+202A to U+202E, U+2066 to U+2069,
-/// U+200E, U+200F, U+061C), what changes or joins the character before it, and what has no shape.
+/// Not visible are: control characters (C0, C1, DEL), separators of lines and paragraphs, spaces other
+/// than the usual one, characters that change the direction of text (U+202A to U+202E, U+2066 to U+2069,
+/// U+200E, U+200F, U+061C), that change or join the character before them, and that have no shape.
 pub fn is_visible(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -18,29 +18,28 @@ pub fn is_visible(c: char) -> bool {
     }
 }
 
-/// So many marks stand on one character, more than any script has: a pile of them covers other lines.
+/// Marks on one character, more than any script has. A higher pile would cover other lines.
 const MOST_MARKS: u8 = 4;
 
 /// Whether the character is a mark on the one before it: a vowel sign, an accent.
 ///
-/// Those that have no shape of their own are none: joiners, selectors of a variant, tags.
+/// Joiners, variation selectors and tags, which have no shape of their own, are no marks.
 fn is_mark(c: char) -> bool {
     let has_shape = !matches!(c, '\u{34f}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
         | '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{e0000}'..='\u{e0fff}');
-    // At the beginning of a text it is escaped for being a mark, behind a letter only if it is no
-    // character to show.
+    // `escape_debug` escapes a mark at the beginning of a text, but not behind a letter.
     c > '~' && has_shape && !is_visible(c) && format!("a{c}").escape_debug().eq(['a', c])
 }
 
-/// Tells, one by one, which characters of a text are shown as they are.
+/// Tells, one by one, which characters of a text need no escape.
 #[derive(Default)]
-struct Eye {
-    /// How many marks the character before can still take.
+struct VisibilityFilter {
+    /// How many more marks the previous character takes.
     room: u8,
 }
 
-impl Eye {
-    fn sees(&mut self, c: char) -> bool {
+impl VisibilityFilter {
+    fn shows(&mut self, c: char) -> bool {
         if is_visible(c) {
             self.room = if c == ' ' { 0 } else { MOST_MARKS };
             return true;
@@ -54,39 +53,39 @@ impl Eye {
     }
 }
 
-/// The text on one line of characters that can be seen; the others as in Rust's strings: `\n`,
-/// `\u{1b}`. Marks stay on the character that they belong to.
+/// The text on one line of visible characters; others are escaped as in Rust strings: `\n`, `\u{1b}`.
+/// Marks stay on the character that they belong to.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let mut eye = Eye::default();
-    if text.chars().all(|c| eye.sees(c)) {
+    let mut filter = VisibilityFilter::default();
+    if text.chars().all(|c| filter.shows(c)) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    let mut eye = Eye::default();
-    text.chars().for_each(|c| push(&mut shown, &mut eye, c));
+    let mut filter = VisibilityFilter::default();
+    text.chars().for_each(|c| push(&mut shown, &mut filter, c));
     shown.into()
 }
 
-/// The text with its lines, and otherwise of characters that can be seen.
+/// The text with its line breaks, and otherwise as [`printable`] has it.
 pub fn printable_lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
-    let mut eye = Eye::default();
+    let mut filter = VisibilityFilter::default();
     for c in text.chars() {
         let blank = match c {
             '\n' => "\n",
             '\t' => "    ",
             c => {
-                push(&mut shown, &mut eye, c);
+                push(&mut shown, &mut filter, c);
                 continue;
             }
         };
         shown.push_str(blank);
-        eye = Eye::default();
+        filter = VisibilityFilter::default();
     }
     shown
 }
 
-/// Something that is shown as [`printable`] has it.
+/// Displays a value as [`printable`] text.
 pub struct Printable<T>(pub T);
 
 impl<T: Display> Display for Printable<T> {
@@ -95,9 +94,9 @@ impl<T: Display> Display for Printable<T> {
     }
 }
 
-/// Adds the character, or what stands for it where it cannot be seen.
-fn push(shown: &mut String, eye: &mut Eye, c: char) {
-    if eye.sees(c) {
+/// Adds the character, or its escape.
+fn push(shown: &mut String, filter: &mut VisibilityFilter, c: char) {
+    if filter.shows(c) {
         shown.push(c);
         return;
     }
@@ -109,7 +108,7 @@ fn push(shown: &mut String, eye: &mut Eye, c: char) {
     }
 }
 
-/// JSON with everything in its strings that cannot be seen as `\u` escapes. It stays the same JSON.
+/// The JSON with invisible characters as `\u` escapes: an equal document.
 pub fn visible_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {

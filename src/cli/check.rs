@@ -1,4 +1,4 @@
-//! `conserver check`: the settings, the configuration, and whether every server answers.
+//! `conserver check`: checks the settings and the configuration, and tries to reach every server.
 
 use std::sync::mpsc;
 use std::thread;
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
-use super::shown::{complain, complain_lines, say_lines};
+use super::load_config;
+use super::output::{counted, eprint_line, print_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http_client;
@@ -20,38 +21,35 @@ use crate::settings::{self, Settings};
 use crate::storage::ConnectionLimit;
 use crate::visible::printable;
 
-/// How long a server may take to answer.
-const LIMIT: Duration = Duration::from_secs(5);
+/// The time limit for the reply of a server.
+const REPLY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What to check.
 #[derive(Debug, Args)]
-pub struct Check {
+pub struct CheckArgs {
     /// Check the settings and config.yml alone; connect to nothing
     #[arg(long)]
     offline: bool,
 
-    /// Take warnings as faults: name them, check nothing more, and exit with 78
+    /// Treat warnings as errors: name them, check nothing more, and exit with 78
     #[arg(long)]
     deny_warnings: bool,
 }
 
-impl Check {
-    /// Checks everything that is to be checked, and prints what it found.
+impl CheckArgs {
+    /// Runs all checks, and prints a table of the results.
     pub fn run(&self, settings: &Settings) -> Exit {
         check(settings, self.offline, self.deny_warnings)
     }
 }
 
 fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
-    let warn = |warning: &String| complain(format_args!("warning: {warning}"));
+    let warn = |warning: &String| eprint_line(format_args!("warning: {warning}"));
     let misspelt = settings::misspelt();
     misspelt.iter().for_each(warn);
-    let config = match Config::load(&settings.config_file) {
+    let config = match load_config(settings) {
         Ok(config) => config,
-        Err(errors) => {
-            complain_lines(errors);
-            return Exit::Config;
-        }
+        Err(exit) => return exit,
     };
     let odd: Vec<String> = config.warnings.lines().collect();
     odd.iter().for_each(warn);
@@ -66,11 +64,8 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
         ));
     }
     let mut rows = vec![
-        Row::fine(
-            "settings",
-            format!("{} workers x {}", settings.workers, settings.concurrency),
-        ),
-        Row::fine("configuration", settings.config_file.display().to_string()),
+        CheckRow::fine("settings", lanes_text(settings)),
+        CheckRow::fine("configuration", settings.config_file.display().to_string()),
     ];
     rows.extend(config.chains.iter().map(|chain| {
         let name = format!("chain {}", chain.name);
@@ -84,11 +79,11 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
         } else {
             "out of service, "
         };
-        Row::fine(&name, format!("{state}from {}", lists.join(", ")))
+        CheckRow::fine(&name, format!("{state}from {}", lists.join(", ")))
     }));
     rows.extend(config.links.iter().filter_map(|(name, link)| {
         let detail = link.open_link().check().err()?;
-        Some(Row {
+        Some(CheckRow {
             what: format!("link {name}"),
             exit: Exit::Config,
             detail,
@@ -97,7 +92,7 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     }));
     rows.extend(config.storages.iter().map(|(name, storage)| {
         let detail = format!("on_outage: {}", storage.on_outage.as_str());
-        Row::fine(&format!("storage {name} ({})", storage.module), detail)
+        CheckRow::fine(&format!("storage {name} ({})", storage.module), detail)
     }));
     rows.extend(config.followers.iter().map(|follower| {
         let Follower {
@@ -108,16 +103,16 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
             ..
         } = follower;
         let detail = format!("from list {egress_list} of {url} onto list {ingress_list}");
-        Row::fine(&format!("follower {name}"), detail)
+        CheckRow::fine(&format!("follower {name}"), detail)
     }));
     if !offline {
         let address = settings.http.clone();
-        let http = Probe::start("HTTP of the monitor".to_owned(), move || {
-            monitor::server::check(&address).map_err(Problem::unavailable)
+        let http = ServerProbe::start("HTTP of the monitor".to_owned(), move || {
+            monitor::server::check(&address).map_err(CheckFailure::unavailable)
         });
         let mut probes = start_probes(settings, &config);
         probes.insert(0, http);
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + REPLY_LIMIT;
         rows.extend(probes.into_iter().map(|probe| probe.finish(deadline)));
     }
 
@@ -132,7 +127,7 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
             &*printable(&row.detail),
         ]);
     }
-    say_lines(table);
+    print_lines(table);
     let is = |exit: Exit| rows.iter().any(|row| row.exit == exit);
     match (is(Exit::Config), is(Exit::Unavailable)) {
         (true, _) => Exit::Config,
@@ -142,21 +137,21 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
     }
 }
 
-struct Row {
+struct CheckRow {
     what: String,
     exit: Exit,
     detail: String,
-    /// What the server has room for.
+    /// The connections that the server allows.
     room: Vec<ConnectionLimit>,
 }
 
-/// Why something is not good.
-struct Problem {
+/// Why a check failed.
+struct CheckFailure {
     exit: Exit,
     text: String,
 }
 
-impl Problem {
+impl CheckFailure {
     fn unavailable(text: impl ToString) -> Self {
         Self {
             exit: Exit::Unavailable,
@@ -165,7 +160,7 @@ impl Problem {
     }
 }
 
-impl Row {
+impl CheckRow {
     fn fine(what: &str, detail: String) -> Self {
         Self {
             what: what.to_owned(),
@@ -176,9 +171,18 @@ impl Row {
     }
 }
 
-/// A warning for each limit on connections that all lanes together may want to pass. Each lane has one
-/// connection for each storage while it saves.
-fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
+/// `1 worker x 4 lanes`
+fn lanes_text(settings: &Settings) -> String {
+    format!(
+        "{} x {}",
+        counted(settings.workers, "worker"),
+        counted(settings.concurrency, "lane")
+    )
+}
+
+/// A warning for each limit on connections that all lanes together may exceed. While it saves, a lane has
+/// one connection for each storage.
+fn crowded(settings: &Settings, config: &Config, rows: &[CheckRow]) -> Vec<String> {
     let lanes = u64::from(settings.workers) * u64::from(settings.concurrency);
     let is_used = |storage: &str| {
         let mut chains = config.chains.iter().filter(|chain| chain.enabled);
@@ -197,11 +201,11 @@ fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
     let warning = |(room, storages): &(&ConnectionLimit, Vec<&str>)| {
         let wanted = lanes * storages.len() as u64;
         (wanted > room.most).then(|| {
-            let (workers, concurrency) = (settings.workers, settings.concurrency);
             format!(
-                "storage {}: {workers} workers x {concurrency} lanes may want {wanted} connections, and there is \
+                "storage {}: {} may want {wanted} connections, and there is \
                  room for {} ({}): lanes wait for each other",
                 storages.join(", "),
+                lanes_text(settings),
                 room.most,
                 room.by
             )
@@ -210,119 +214,122 @@ fn crowded(settings: &Settings, config: &Config, rows: &[Row]) -> Vec<String> {
     limits.iter().filter_map(warning).collect()
 }
 
-/// A question to a server, asked on a thread of its own and given up at the deadline.
-struct Probe {
+/// A check of a server, on a thread of its own and given up at the deadline.
+struct ServerProbe {
     what: String,
-    answer: mpsc::Receiver<Result<Answer, Problem>>,
+    result: mpsc::Receiver<Result<ProbeResult, CheckFailure>>,
 }
 
-/// What a server has answered.
-struct Answer {
+/// What a server told.
+struct ProbeResult {
     detail: String,
     room: Vec<ConnectionLimit>,
 }
 
-impl From<String> for Answer {
+impl From<String> for ProbeResult {
     fn from(detail: String) -> Self {
         let room = Vec::new();
         Self { detail, room }
     }
 }
 
-impl Probe {
-    fn start<T: Into<Answer>>(
+impl ServerProbe {
+    fn start<T: Into<ProbeResult>>(
         what: String,
-        ask: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+        check: impl FnOnce() -> Result<T, CheckFailure> + Send + 'static,
     ) -> Self {
-        let (tell, answer) = mpsc::channel();
-        // Nobody waits for an answer after the deadline.
-        thread::spawn(move || tell.send(ask().map(T::into)));
-        Self { what, answer }
+        let (send, result) = mpsc::channel();
+        // Nobody receives it after the deadline.
+        thread::spawn(move || send.send(check().map(T::into)));
+        Self { what, result }
     }
 
-    fn finish(self, deadline: Instant) -> Row {
+    fn finish(self, deadline: Instant) -> CheckRow {
         let time = deadline.saturating_duration_since(Instant::now());
-        let answer = self.answer.recv_timeout(time).unwrap_or_else(|_| {
-            let why = format!("no answer within {} s", LIMIT.as_secs());
-            Err(Problem::unavailable(why))
+        let result = self.result.recv_timeout(time).unwrap_or_else(|_| {
+            let why = format!("no reply within {} s", REPLY_LIMIT.as_secs());
+            Err(CheckFailure::unavailable(why))
         });
-        match answer {
-            Ok(Answer { detail, room }) => Row {
+        match result {
+            Ok(ProbeResult { detail, room }) => CheckRow {
                 room,
-                ..Row::fine(&self.what, detail)
+                ..CheckRow::fine(&self.what, detail)
             },
-            Err(problem) => Row {
-                exit: problem.exit,
-                ..Row::fine(&self.what, problem.text)
+            Err(failure) => CheckRow {
+                exit: failure.exit,
+                ..CheckRow::fine(&self.what, failure.text)
             },
         }
     }
 }
 
-fn start_probes(settings: &Settings, config: &Config) -> Vec<Probe> {
+fn start_probes(settings: &Settings, config: &Config) -> Vec<ServerProbe> {
     let needs = ConfiguredWork::of(config).needs(settings);
     let known = settings.clone();
-    let redis = Probe::start(format!("Redis {}", settings.redis_url), move || {
+    let redis = ServerProbe::start(format!("Redis {}", settings.redis_url), move || {
         try_redis(&known, &needs)
     });
     let storages = config.storages.iter().map(|(name, storage)| {
         let mut backend = storage.open_storage();
-        Probe::start(format!("storage {name}"), move || {
+        ServerProbe::start(format!("storage {name}"), move || {
             let checked = backend.check();
-            let detail = checked.map_err(|failure| Problem::unavailable(failure.message))?;
+            let detail = checked.map_err(|failure| CheckFailure::unavailable(failure.message))?;
             let room = backend.connection_limits();
-            Ok(Answer { detail, room })
+            Ok(ProbeResult { detail, room })
         })
     });
     let followers = config.followers.iter().map(|follower| {
         let url = follower.url.clone();
-        Probe::start(format!("server of follower {}", follower.name), move || {
+        ServerProbe::start(format!("server of follower {}", follower.name), move || {
             http_client::reach(&http_client::agent(), &url)
                 .map(|()| "can be reached".to_owned())
-                .map_err(|failure| Problem::unavailable(failure.message))
+                .map_err(|failure| CheckFailure::unavailable(failure.message))
         })
     });
     let redis = std::iter::once(redis);
     redis.chain(storages).chain(followers).collect()
 }
 
-/// Tries whether Redis is one that can be worked with, and takes the steps of a vCon's way there.
-fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, Problem> {
+/// Checks that this Redis can be used, and rehearses the commands for one vCon.
+fn try_redis(settings: &Settings, needs: &Needs) -> Result<String, CheckFailure> {
     let url = &settings.redis_url;
-    let server = Server::new(url).map_err(Problem::unavailable)?;
-    let connect = || server.connect_within("conserver:check", LIMIT);
-    let mut lease = connect().map_err(|error| match monitor::redis_refusal(&error, url) {
-        Some(unfit) => Problem {
+    let server = Server::new(url).map_err(CheckFailure::unavailable)?;
+    let connect = || server.connect_within("conserver:check", REPLY_LIMIT);
+    let mut connection = connect().map_err(|error| match monitor::redis_refusal(&error, url) {
+        Some(unfit) => CheckFailure {
             exit: unfit.exit,
             text: unfit.why,
         },
-        None => Problem::unavailable(error),
+        None => CheckFailure::unavailable(error),
     })?;
-    let about = about(&mut lease).map_err(Problem::unavailable)?;
-    match lease.preflight(needs).map_err(Problem::unavailable)? {
+    let about = server_facts(&mut connection).map_err(CheckFailure::unavailable)?;
+    match connection
+        .preflight(needs)
+        .map_err(CheckFailure::unavailable)?
+    {
         Fitness::Fit => {}
         Fitness::Cluster(words) => {
-            return Err(Problem {
+            return Err(CheckFailure {
                 exit: Exit::Config,
                 text: cluster_refusal(&words),
             });
         }
-        Fitness::Lacks(shortage) => return Err(Problem::unavailable(shortage)),
+        Fitness::Lacks(shortage) => return Err(CheckFailure::unavailable(shortage)),
     }
-    rehearse(&server, settings, LIMIT).map_err(Problem::unavailable)?;
+    rehearse(&server, settings, REPLY_LIMIT).map_err(CheckFailure::unavailable)?;
     Ok(match url.parameters() {
         Some(parameters) => format!("{about}; {parameters}"),
         None => about,
     })
 }
 
-/// The version of the server, as far as it tells, and how documents are kept.
-fn about(lease: &mut RedisConnection) -> Result<String, QueueError> {
+/// The version of the server if it tells, and the format of documents.
+fn server_facts(connection: &mut RedisConnection) -> Result<String, QueueError> {
     let version = match redis::cmd("INFO")
         .arg("server")
-        .query::<String>(&mut **lease)
+        .query::<String>(&mut **connection)
     {
-        // Not every user may ask.
+        // The user may lack the right to ask.
         Err(error) if error.code().is_some() => "unknown".to_owned(),
         info => {
             let info = info?;
@@ -332,7 +339,7 @@ fn about(lease: &mut RedisConnection) -> Result<String, QueueError> {
             version.unwrap_or("unknown").trim().to_owned()
         }
     };
-    let documents = if lease.has_json()? {
+    let documents = if connection.has_json()? {
         "JSON documents"
     } else {
         "plain string documents"

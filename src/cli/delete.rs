@@ -1,13 +1,12 @@
-//! `conserver delete`: a vCon is removed from wherever it is kept.
+//! `conserver delete`: deletes a vCon from every storage and from Redis.
 
 use std::io::{self, Write};
 
 use clap::Args;
 
-use super::ask::{can_ask, is_confirmed};
-use super::dlq;
-use super::places::{self, Deleted, Place};
-use super::shown::{complain, complain_lines};
+use super::load_config;
+use super::output::{can_ask, eprint_line, is_confirmed, output_failed};
+use super::storage_access::{Deletion, DocumentStore, select_stores};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::queue::{Audit, AuditLists, QueueError, Removed, Server, Whereabouts};
@@ -17,7 +16,7 @@ use crate::visible::Printable;
 
 /// Which vCon to delete, and from where.
 #[derive(Debug, Args)]
-pub struct Delete {
+pub struct DeleteArgs {
     /// The vCon's UUID
     uuid: VconId,
 
@@ -27,27 +26,27 @@ pub struct Delete {
     #[arg(long, value_name = "STORAGE")]
     from: Vec<String>,
 
-    /// Do not ask; needed where nobody can be asked
+    /// Do not ask for confirmation; required without a terminal
     #[arg(long)]
     yes: bool,
 
-    /// Delete it although a worker has it or it waits in a list, or Redis cannot say so
+    /// Delete it even if a worker has it, it waits in a list, or Redis cannot tell
     ///
-    /// What is in work is stored again when it is done; what waits without a document anywhere
-    /// becomes a dead letter.
+    /// A vCon in work is stored again when it is done; one that waits in a list becomes a dead letter
+    /// once it has no document.
     #[arg(long)]
     force: bool,
 }
 
 /// Why nothing was deleted.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum DeleteError {
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
     InWork(String),
     #[error(
-        "whether vCon {id} is in work cannot be told: {cause}; nothing was deleted \
+        "could not find out whether vCon {id} is in work: {cause}; nothing was deleted \
          (--force deletes it all the same)"
     )]
     Unknown { id: VconId, cause: QueueError },
@@ -55,7 +54,7 @@ enum Refusal {
     Ask(#[from] io::Error),
 }
 
-impl Refusal {
+impl DeleteError {
     fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
@@ -66,46 +65,43 @@ impl Refusal {
     }
 }
 
-impl Delete {
-    /// Deletes it, and says for each place what happened.
+impl DeleteArgs {
+    /// Deletes it, and prints a line for each store.
     pub fn run(&self, settings: &Settings) -> Exit {
-        let config = match Config::load(&settings.config_file) {
+        let config = match load_config(settings) {
             Ok(config) => config,
-            Err(errors) => {
-                complain_lines(errors);
-                return Exit::Config;
-            }
+            Err(exit) => return exit,
         };
         match self.prepare(settings, &config) {
-            Ok(Some(places)) => self.delete(places, settings),
+            Ok(Some(stores)) => self.delete(stores, settings),
             Ok(None) => {
-                complain("Nothing was deleted");
+                eprint_line("Nothing was deleted");
                 Exit::Ok
             }
-            Err(refusal) => {
-                complain(&refusal);
-                refusal.exit()
+            Err(error) => {
+                eprint_line(&error);
+                error.exit()
             }
         }
     }
 
-    /// The places it is to be deleted from; `None` where whoever was asked said no.
+    /// The stores to delete it from; `None` if the answer was no.
     fn prepare<'a>(
         &self,
         settings: &'a Settings,
         config: &Config,
-    ) -> Result<Option<Vec<Place<'a>>>, Refusal> {
-        let mut places = places::chosen(settings, config, &self.from).map_err(Refusal::Usage)?;
+    ) -> Result<Option<Vec<DocumentStore<'a>>>, DeleteError> {
+        let mut stores = select_stores(settings, config, &self.from).map_err(DeleteError::Usage)?;
         if !self.yes && !can_ask() {
-            let why = "nobody can be asked, as standard input is no terminal: --yes deletes it";
-            return Err(Refusal::Usage(why.to_owned()));
+            let why = "standard input is no terminal, so nobody can confirm: --yes deletes without asking";
+            return Err(DeleteError::Usage(why.to_owned()));
         }
         self.check_standing(settings, config)?;
-        // Redis is the last: who misses a vCon there may fetch it from a storage that still has it.
-        places.sort_by_key(|place| matches!(place, Place::Redis(_)));
-        let names: Vec<String> = places
+        // Redis last: a worker that misses the vCon there would fetch it from a storage that still has it.
+        stores.sort_by_key(|store| matches!(store, DocumentStore::Redis(_)));
+        let names: Vec<String> = stores
             .iter()
-            .map(|place| Printable(place).to_string())
+            .map(|store| Printable(store).to_string())
             .collect();
         let question = format!(
             "Delete vCon {} for good from {}?",
@@ -113,30 +109,30 @@ impl Delete {
             names.join(", ")
         );
         if self.yes || is_confirmed(&question)? {
-            Ok(Some(places))
+            Ok(Some(stores))
         } else {
             Ok(None)
         }
     }
 
-    /// Refuses while the vCon is in work or will be: it would come back.
-    fn check_standing(&self, settings: &Settings, config: &Config) -> Result<(), Refusal> {
+    /// Fails while the vCon is in work or waits in a list: it would come back.
+    fn check_standing(&self, settings: &Settings, config: &Config) -> Result<(), DeleteError> {
         let id = &self.uuid;
         let standing = match standing(settings, config, id) {
             Ok(standing) => standing,
             Err(cause) if self.force => {
-                complain(format_args!("warning: {cause}"));
+                eprint_line(format_args!("warning: {cause}"));
                 return Ok(());
             }
             Err(cause) => {
-                return Err(Refusal::Unknown {
+                return Err(DeleteError::Unknown {
                     id: id.clone(),
                     cause,
                 });
             }
         };
         for list in &standing.dead {
-            complain(format_args!(
+            eprint_line(format_args!(
                 "vCon {id} is in the dead letter queue DLQ:{list}, and stays there: \
                  `conserver dlq drop {id}` drops it"
             ));
@@ -145,34 +141,34 @@ impl Delete {
             return Ok(());
         };
         if self.force {
-            complain(format_args!("warning: {reason}"));
+            eprint_line(format_args!("warning: {reason}"));
             return Ok(());
         }
-        Err(Refusal::InWork(format!(
+        Err(DeleteError::InWork(format!(
             "{reason}; nothing was deleted (--force deletes it all the same)"
         )))
     }
 
-    fn delete(&self, places: Vec<Place<'_>>, settings: &Settings) -> Exit {
+    fn delete(&self, stores: Vec<DocumentStore<'_>>, settings: &Settings) -> Exit {
         let mut out = io::stdout().lock();
-        let (mut said, mut was_anywhere, mut is_done) = (Ok(()), false, true);
-        for mut place in places {
-            match place.delete(&self.uuid) {
+        let (mut printed, mut was_anywhere, mut is_complete) = (Ok(()), false, true);
+        for mut store in stores {
+            match store.delete(&self.uuid) {
                 Ok(deleted) => {
                     was_anywhere |= may_have_been_there(&deleted);
-                    let line = format!("{place}: {}", outcome(&deleted, &settings.sorted_set));
-                    // Whoever does not listen any more does not keep the rest from being done.
-                    said = said.and(writeln!(out, "{}", Printable(line)));
+                    let line = format!("{store}: {}", outcome(&deleted, &settings.sorted_set));
+                    // A closed pipe does not keep the rest from being deleted.
+                    printed = printed.and(writeln!(out, "{}", Printable(line)));
                 }
-                Err(fault) => {
-                    is_done = false;
-                    complain(format_args!("{place}: NOT deleted: {fault}"));
+                Err(error) => {
+                    is_complete = false;
+                    eprint_line(format_args!("{store}: NOT deleted: {error}"));
                 }
             }
         }
-        match said.and(out.flush()) {
-            _ if !is_done => Exit::Unavailable,
-            Err(error) => dlq::Fault::Output(error).exit(),
+        match printed.and(out.flush()) {
+            _ if !is_complete => Exit::Unavailable,
+            Err(error) => output_failed(&error),
             Ok(()) if was_anywhere => Exit::Ok,
             Ok(()) => Exit::Data,
         }
@@ -180,14 +176,14 @@ impl Delete {
 }
 
 fn standing(settings: &Settings, config: &Config, id: &VconId) -> Result<Whereabouts, QueueError> {
-    let lease = Server::new(&settings.redis_url)?.connect("conserver:delete")?;
+    let connection = Server::new(&settings.redis_url)?.connect("conserver:delete")?;
     let ingress = config.chains.iter().flat_map(|it| it.ingress_lists.clone());
     let lists = AuditLists {
         ingress: ingress.collect(),
         storages: config.storages.keys().cloned().collect(),
         ..AuditLists::default()
     };
-    Audit::new(lease, &lists, settings.redis_expiry)?.whereabouts(id)
+    Audit::new(connection, &lists, settings.redis_expiry)?.whereabouts(id)
 }
 
 /// Why the vCon would come back.
@@ -196,29 +192,29 @@ fn in_work(id: &VconId, standing: &Whereabouts) -> Option<String> {
         let lists: Vec<String> = standing.waiting.iter().map(ToString::to_string).collect();
         return Some(format!("vCon {id} waits in list {}", lists.join(", ")));
     }
-    let claimed = || format!("a worker has vCon {id}, and will store it when it is done");
+    let claimed = || format!("a worker has vCon {id}, and stores it when it is done");
     standing.is_claimed.then(claimed)
 }
 
-fn may_have_been_there(deleted: &Deleted) -> bool {
+fn may_have_been_there(deleted: &Deletion) -> bool {
     match deleted {
-        Deleted::Storage | Deleted::Unseen => true,
-        Deleted::Redis(Removed { document, entry }) => *document || *entry,
-        Deleted::Nothing | Deleted::HandedOn => false,
+        Deletion::Storage | Deletion::Unknown => true,
+        Deletion::Redis(Removed { document, entry }) => *document || *entry,
+        Deletion::NotThere | Deletion::HandedOn => false,
     }
 }
 
-fn outcome(deleted: &Deleted, sorted_set: &str) -> String {
+fn outcome(deleted: &Deletion, sorted_set: &str) -> String {
     match deleted {
-        Deleted::Storage => "deleted".to_owned(),
-        Deleted::Redis(Removed { document, entry }) => match (document, entry) {
+        Deletion::Storage => "deleted".to_owned(),
+        Deletion::Redis(Removed { document, entry }) => match (document, entry) {
             (true, true) => format!("deleted, and its entry in {sorted_set}"),
             (true, false) => "deleted".to_owned(),
             (false, true) => format!("was not there; its entry in {sorted_set} is deleted"),
             (false, false) => "was not there".to_owned(),
         },
-        Deleted::Nothing => "was not there".to_owned(),
-        Deleted::Unseen => "deleted whatever it had of it, which it does not tell".to_owned(),
-        Deleted::HandedOn => "keeps none; what it handed on cannot be taken back".to_owned(),
+        Deletion::NotThere => "was not there".to_owned(),
+        Deletion::Unknown => "deleted, if it was there".to_owned(),
+        Deletion::HandedOn => "keeps no vCons; it cannot take back what it handed on".to_owned(),
     }
 }

@@ -1,14 +1,13 @@
-//! `conserver get`: the document of a vCon, wherever it is.
+//! `conserver get`: prints the document of a vCon, from Redis or else from a storage.
 
 use std::io::{self, Write};
 
 use clap::Args;
 use serde::de::IgnoredAny;
 
-use super::dlq;
-use super::places::{self, Found, Place};
-use super::shown::{Layout, complain, complain_lines, laid_out, life};
-use crate::config::Config;
+use super::load_config;
+use super::output::{JsonLayout, eprint_line, format_json, output_failed, remaining_ttl};
+use super::storage_access::{DocumentStore, FoundDocument, select_stores};
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::vcon::VconId;
@@ -16,7 +15,7 @@ use crate::visible::{printable_lines, visible_json};
 
 /// Which vCon to get, and how.
 #[derive(Debug, Args)]
-pub struct Get {
+pub struct GetArgs {
     /// The vCon's UUID
     uuid: VconId,
 
@@ -34,73 +33,70 @@ pub struct Get {
     raw: bool,
 }
 
-/// The places that did not have it.
+/// The stores of a search that found nothing, by their replies.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Search {
-    /// Those that said so.
+struct FailedSearch {
+    /// Do not have it.
     empty: Vec<String>,
-    /// Those that cannot be reached.
-    away: Vec<String>,
-    /// Those that have something under its id which cannot be read.
+    /// Cannot be reached.
+    unavailable: Vec<String>,
+    /// Have something under its id that cannot be read.
     unreadable: Vec<String>,
-    /// Those that keep no documents.
-    blind: Vec<String>,
+    /// Do not give documents back.
+    write_only: Vec<String>,
 }
 
-impl Get {
+impl GetArgs {
     /// Looks for it, and prints it.
     pub fn run(&self, settings: &Settings) -> Exit {
-        let config = match Config::load(&settings.config_file) {
+        let config = match load_config(settings) {
             Ok(config) => config,
-            Err(errors) => {
-                complain_lines(errors);
-                return Exit::Config;
-            }
+            Err(exit) => return exit,
         };
-        let mut places = match places::chosen(settings, &config, self.from.as_slice()) {
-            Ok(places) => places,
+        let mut stores = match select_stores(settings, &config, self.from.as_slice()) {
+            Ok(stores) => stores,
             Err(why) => {
-                complain(&why);
+                eprint_line(&why);
                 return Exit::Usage;
             }
         };
-        match self.find(&mut places) {
+        match self.find(&mut stores) {
             Ok(found) => match self.print(&found.document) {
                 Ok(()) => Exit::Ok,
-                Err(error) => dlq::Fault::Output(error).exit(),
+                Err(error) => output_failed(&error),
             },
             Err(search) => {
-                let (said, exit) = search.verdict(&self.uuid);
-                complain(&said);
+                let (message, exit) = search.verdict(&self.uuid);
+                eprint_line(&message);
                 exit
             }
         }
     }
 
-    fn find(&self, places: &mut [Place<'_>]) -> Result<Found, Search> {
-        let mut search = Search::default();
-        for place in places {
-            let name = place.to_string();
-            if !place.keeps_documents() {
-                search.blind.push(name);
+    fn find(&self, stores: &mut [DocumentStore<'_>]) -> Result<FoundDocument, FailedSearch> {
+        let mut search = FailedSearch::default();
+        for store in stores {
+            let name = store.to_string();
+            if !store.keeps_documents() {
+                search.write_only.push(name);
                 continue;
             }
-            match place.get(&self.uuid) {
+            match store.get(&self.uuid) {
                 Ok(Some(found)) => {
                     match found.ttl {
-                        Some(_) => complain(format_args!(
-                            "Found in {name}, still lives {}",
-                            life(found.ttl)
+                        Some(_) => eprint_line(format_args!(
+                            "Found in {name}, expires in {}",
+                            remaining_ttl(found.ttl)
                         )),
-                        None => complain(format_args!("Found in {name}")),
+                        None => eprint_line(format_args!("Found in {name}")),
                     }
                     return Ok(found);
                 }
                 Ok(None) => search.empty.push(name),
-                Err(fault) => {
-                    complain(format_args!("{name}: {fault}"));
-                    if fault.is_away() {
-                        search.away.push(name);
+                Err(error) => {
+                    eprint_line(format_args!("{name}: {error}"));
+                    if error.is_unavailable() {
+                        search.unavailable.push(name);
                     } else {
                         search.unreadable.push(name);
                     }
@@ -126,15 +122,15 @@ fn laid_out_for_people(document: &[u8]) -> String {
         Err(error) => error.to_string(),
         Ok(text) => match serde_json::from_str::<IgnoredAny>(text) {
             Err(error) => error.to_string(),
-            Ok(IgnoredAny) => return visible_json(&laid_out(text, Layout::Lines)),
+            Ok(IgnoredAny) => return visible_json(&format_json(text, JsonLayout::Indented)),
         },
     };
-    complain(format_args!("What is there is not JSON: {why}"));
+    eprint_line(format_args!("the document is not JSON: {why}"));
     printable_lines(&String::from_utf8_lossy(document))
 }
 
-impl Search {
-    /// What to say when it was not found, and how to end.
+impl FailedSearch {
+    /// The message, and the exit code.
     fn verdict(&self, id: &VconId) -> (String, Exit) {
         let mut parts = Vec::new();
         let mut part = |what: &str, names: &[String]| {
@@ -143,10 +139,10 @@ impl Search {
             }
         };
         part("it is not in", &self.empty);
-        part("no answer from", &self.away);
-        part("what is there cannot be read:", &self.unreadable);
-        part("not to be got back from", &self.blind);
-        let exit = if !self.away.is_empty() {
+        part("no answer from", &self.unavailable);
+        part("unreadable in", &self.unreadable);
+        part("cannot be read back from", &self.write_only);
+        let exit = if !self.unavailable.is_empty() {
             Exit::Unavailable
         } else if self.empty.is_empty() && self.unreadable.is_empty() {
             Exit::Usage
@@ -166,10 +162,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_found_may_be_where_nobody_answers() {
+    fn a_vcon_that_was_not_found_may_be_in_a_store_that_is_unavailable() {
         let id: VconId = "05cec3d4-0561-4010-9fb8-23cc7edef146".parse().unwrap();
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        for (empty, away, unreadable, blind, exit, said) in [
+        for (empty, unavailable, unreadable, write_only, exit, said) in [
             (
                 &["Redis", "storage a"][..],
                 &[][..],
@@ -184,8 +180,8 @@ mod tests {
                 &["storage b"],
                 &["storage c"],
                 Exit::Unavailable,
-                "it is not in Redis; no answer from storage a; what is there cannot be read: \
-                 storage b; not to be got back from storage c",
+                "it is not in Redis; no answer from storage a; unreadable in \
+                 storage b; cannot be read back from storage c",
             ),
             (
                 &[],
@@ -193,7 +189,7 @@ mod tests {
                 &["storage b"],
                 &[],
                 Exit::Data,
-                "what is there cannot be read: storage b",
+                "unreadable in storage b",
             ),
             (
                 &[],
@@ -201,14 +197,14 @@ mod tests {
                 &[],
                 &["storage c"],
                 Exit::Usage,
-                "not to be got back from storage c",
+                "cannot be read back from storage c",
             ),
         ] {
-            let search = Search {
+            let search = FailedSearch {
                 empty: names(empty),
-                away: names(away),
+                unavailable: names(unavailable),
                 unreadable: names(unreadable),
-                blind: names(blind),
+                write_only: names(write_only),
             };
             let expected = format!("vCon {id} was not found: {said}");
             assert_eq!(search.verdict(&id), (expected, exit));

@@ -1,17 +1,16 @@
-//! The command line: one file for each command.
+//! The command line: one file for each command, `output` for what they print, and `storage_access`
+//! for the documents they read and delete.
 
-mod ask;
 mod audit;
 mod check;
 mod delete;
 mod demo;
 mod dlq;
 mod get;
-mod places;
+mod output;
 mod run;
-mod shelf;
-mod shown;
 mod status;
+mod storage_access;
 mod submit;
 mod top;
 
@@ -25,7 +24,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::cli::shown::complain_lines;
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::sys;
@@ -52,22 +51,22 @@ enum Command {
     Run,
     /// Check the settings and config.yml, try to reach Redis and every storage, and print a table
     ///
-    /// Warns on standard error of what has no effect or is hardly meant.
+    /// Warns on standard error of settings that have no effect or are probably mistakes.
     ///
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong (with
     /// --deny-warnings also when there is a warning), 69 when a server cannot be reached.
-    Check(check::Check),
+    Check(check::CheckArgs),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
     /// 69 when none does, or its supervisor has stood still for half a minute.
-    Status(status::Status),
+    Status(status::StatusArgs),
     /// Show live in a terminal what the daemon on this machine does: rates, times, workers, queues
     ///
     /// Rates and times are those of the last minute, counts those since the daemon started. q, Esc
     /// or Ctrl-C ends it. Reads the scoreboard, and asks Redis for the lengths of the lists; without
     /// Redis, these are left out. Exits 69 when no daemon runs, 64 without a terminal.
-    Top(top::Top),
+    Top(top::TopArgs),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
@@ -76,37 +75,38 @@ enum Command {
     /// Exits 0 when all were submitted, 65 when some could not be used (each is named, the others
     /// are submitted), 69 when Redis cannot be reached. With --wait also 65 when one went to a dead
     /// letter queue, 69 when --timeout was over before all were done.
-    Submit(submit::Submit),
+    Submit(submit::SubmitArgs),
     /// Get the document of a vCon from Redis, or else from the first storage that has it
     ///
-    /// Says on standard error where it was found. A place that cannot be reached is named, and the
-    /// others are asked all the same.
+    /// Names on standard error where it was found. A storage that cannot be reached is named too, and
+    /// the others are still asked.
     ///
-    /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but a place could
-    /// not be reached, 64 for a storage that is not there or cannot be asked.
-    Get(get::Get),
+    /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but Redis or a
+    /// storage could not be reached, 64 for a storage that does not exist or cannot be asked.
+    Get(get::GetArgs),
     /// Delete a vCon from every storage and from Redis, for good
     ///
-    /// In Redis, its document goes and its entry in the sorted set VCON_SORTED_SET_NAME. Entries of
-    /// egress lists and dead letter queues stay, and so do contexts, which belong to entries of
+    /// Deletes from Redis its document and its entry in the sorted set VCON_SORTED_SET_NAME. Entries
+    /// of egress lists and dead letter queues stay, and so do contexts, which belong to entries of
     /// lists and expire by themselves. While it waits in an ingress list or a worker has it, it
     /// would come back: nothing is deleted then.
     ///
-    /// Exits 0 when it is deleted, 65 when it is nowhere or would come back, 69 when a place could
-    /// not be reached (it is deleted from the others), 64 for a storage that is not there.
-    Delete(delete::Delete),
-    /// Look at the dead letter queues: list, show, try again, drop
+    /// Exits 0 when it is deleted, 65 when it is nowhere or would come back, 69 when Redis or a
+    /// storage could not be reached (it is deleted from the others), 64 for a storage that does not
+    /// exist.
+    Delete(delete::DeleteArgs),
+    /// List, show, retry and drop dead letters
     ///
-    /// A vCon that cannot be done goes to the dead letter queue of its list, with the step that
-    /// failed and why. It stays there until somebody tries it again or drops it; its document
-    /// lives for VCON_DLQ_EXPIRY. One that a single storage refused stands in the queue of that
-    /// storage, storage:NAME.
+    /// A vCon that fails goes to the dead letter queue of its list, with the step that failed and
+    /// why. It stays there until somebody retries or drops it; its document expires after
+    /// VCON_DLQ_EXPIRY. One that a single storage refused is in the queue of that storage,
+    /// storage:NAME.
     ///
-    /// Exits 0 when all is well, 65 when the list or vCon that is named is not there or a storage
+    /// Exits 0 when all is well, 65 when the named list or vCon does not exist or a storage
     /// refuses a vCon again, 69 when Redis or a storage is unavailable or somebody else replays the
     /// dead letters of the storage, 78 when the configuration is wrong.
     #[command(subcommand)]
-    Dlq(dlq::Dlq),
+    Dlq(dlq::DlqCommand),
     /// Find vCons that are in Redis but in no list, with no worker and in no storage
     ///
     /// An earlier daemon, or a host that died, may have lost vCons: their documents are still in
@@ -114,10 +114,10 @@ enum Command {
     /// without holding up the server, and looks again after a pause before it reports one.
     ///
     /// Exits 0 when there are none (or all were put back), 65 when there are, 69 when Redis or a
-    /// storage cannot be reached: nothing can be said then.
-    Audit(audit::Audit),
+    /// storage cannot be reached, as a vCon may be there.
+    Audit(audit::AuditArgs),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
-    Demo(demo::Demo),
+    Demo(demo::DemoArgs),
     #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
@@ -126,7 +126,7 @@ enum Command {
     Warden,
 }
 
-/// Becomes true with the first signal that would end this program; the second does end it.
+/// A flag that the first SIGINT, SIGTERM or SIGHUP sets; the second ends the program.
 fn interruption() -> io::Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -136,22 +136,30 @@ fn interruption() -> io::Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
+/// Loads the configuration, or prints its errors and returns the exit code.
+fn load_config(settings: &Settings) -> Result<Config, Exit> {
+    Config::load(&settings.config_file).map_err(|errors| {
+        output::eprint_lines(errors);
+        Exit::Config
+    })
+}
+
 /// The command line as clap describes it, for the manual and for completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Reads the command line and does what it says.
+/// Parses the command line, and runs the command.
 pub fn main() -> Exit {
-    // First of all: a signal that comes before somebody can act on it has to wait, and not to end
-    // a daemon that was only to read its configuration again. Setting a mask does not fail.
+    // First of all: a signal before there is a handler must wait. A SIGHUP would end a daemon that is
+    // to read its configuration again. Setting a mask does not fail.
     let held = sys::hold_signals();
     sys::give_back_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to standard output, errors to standard error; where neither
-            // can be written, the exit code is left.
+            // Help and version go to standard output, errors to standard error. If neither can be
+            // written, there is still the exit code.
             let _ = error.print();
             return if error.use_stderr() {
                 Exit::Usage
@@ -168,14 +176,14 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
-            complain_lines(errors);
+            output::eprint_lines(errors);
             return Exit::Config;
         }
     };
     if let (None | Some(Command::Run | Command::Child(_) | Command::Forkserver(_)), Ok(held)) =
         (&cli.command, held)
     {
-        // These let them through when they are ready for them.
+        // The daemon unblocks them when its handlers are ready.
         held.keep();
     }
     match cli.command {

@@ -12,7 +12,7 @@ use clap::Args;
 use nix::unistd::{Pid, getpid};
 
 use crate::child::{Assignment, Child, Task};
-use crate::cli::shown::complain_lines;
+use crate::cli::output::eprint_lines;
 use crate::config::{Config, Source};
 use crate::exit::Exit;
 use crate::queue::NameLease;
@@ -25,7 +25,7 @@ pub fn run(settings: Settings) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
         Err(errors) => {
-            complain_lines(errors);
+            eprint_lines(errors);
             return Exit::Config;
         }
     };

@@ -208,7 +208,12 @@ enum LoopStep {
 
 impl Supervisor {
     fn run(mut self) -> Result<RunResult, SupervisorError> {
-        log::info!("Starting {} workers", self.wanted);
+        let noun = if self.wanted == 1 {
+            "worker"
+        } else {
+            "workers"
+        };
+        log::info!("Starting {} {noun}", self.wanted);
         self.board.set_wanted(self.wanted);
         loop {
             for signal in self.signals.take() {

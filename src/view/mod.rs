@@ -299,11 +299,11 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// What is wrong: `storage pg is away`, `list done is not a list`.
+    /// What is wrong: `storage pg is unavailable`, `list done is not a list`.
     pub fn fault(&self) -> String {
         let fault = match self.stage.split_once(' ') {
             Some(("list", _)) => "is not a list",
-            _ => "is away",
+            _ => "is unavailable",
         };
         format!("{} {fault}", self.stage)
     }
@@ -498,7 +498,10 @@ chains:
         stages.storages = vec![0];
         stages.lists = vec![1];
         slot.show_unavailable(&stages);
-        let holds = words(&["storage s3 is away: main", "list gone is not a list: other"]);
+        let holds = words(&[
+            "storage s3 is unavailable: main",
+            "list gone is not a list: other",
+        ]);
         assert_eq!(view(), ("holding".to_owned(), holds, words(&["pg"])));
     }
 }

@@ -111,10 +111,14 @@ impl ChainFailure {
     /// The failures of these storages.
     pub fn at_storages(failures: &[(String, Failure)], attempts: u32) -> Self {
         let names: Vec<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
-        let errors: Vec<String> = failures
-            .iter()
-            .map(|(name, failure)| format!("{name}: {failure}"))
-            .collect();
+        let errors: Vec<String> = match failures {
+            // The stage names it.
+            [(_, failure)] => vec![failure.to_string()],
+            _ => failures
+                .iter()
+                .map(|(name, failure)| format!("{name}: {failure}"))
+                .collect(),
+        };
         let kinds = failures.iter().map(|(_, failure)| failure.kind);
         Self {
             stage: format!("storage {}", names.join(", ")),

@@ -193,7 +193,7 @@ fn a_storage_that_is_away_leaves_nothing_to_say() {
     server.stop();
     let finished = audit(&conserver, &["--settle", "0"], 69);
     assert_eq!(finished.stdout, "");
-    let said = "nothing can be said without storage pg";
+    let said = "the audit cannot go on without storage pg";
     assert!(finished.stderr.contains(said), "{}", finished.stderr);
     redis.kill9();
     audit(&conserver, &["--settle", "0"], 69);

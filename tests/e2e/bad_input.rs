@@ -258,7 +258,7 @@ fn an_egress_list_of_the_wrong_redis_type_is_waited_for() {
     assert_eq!(status["holds"][0]["stage"], "list done");
     assert_eq!(status["workers"][0]["state"], "holding");
     let shown = daemon.conserver().run(&["status"]).stdout;
-    let words = "list done is not a list (workers 1), chain main waits";
+    let words = "list done is not a list (worker 1), chain main waits";
     assert!(shown.contains(words), "{shown}");
     wait_until("it is back in its list", PATIENCE, || {
         redis.length("default") == 1 && redis.keys("conserver:claims:*").is_empty()

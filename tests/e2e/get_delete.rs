@@ -61,7 +61,7 @@ fn a_vcon_is_found_where_it_is_and_then_deleted_everywhere(redis: &Redis) {
     ));
     assert!(same(&get(&["--from", "files"], "storage files"), &stored));
     redis.ask::<i64>(&["EXPIRE", &key(sample), "590"]);
-    get(&["--from", "redis"], "Redis, still lives 9 min");
+    get(&["--from", "redis"], "Redis, expires in 9 min");
     redis.ask::<i64>(&["DEL", &key(sample)]);
     assert!(same(&get(&[], "storage db"), &stored));
     Shelf::open(&storages[0].1)
@@ -72,7 +72,7 @@ fn a_vcon_is_found_where_it_is_and_then_deleted_everywhere(redis: &Redis) {
     said(&missing.stderr, &["it is not in storage db"]);
     assert_eq!(missing.stdout, "");
     let blind = run(conserver, &["get", id, "--from", "hook"], 64);
-    said(&blind.stderr, &["not to be got back from storage hook"]);
+    said(&blind.stderr, &["cannot be read back from storage hook"]);
 
     let deleted = run(conserver, &["delete", id, "--yes"], 0);
     let lines: Vec<&str> = deleted.stdout.lines().collect();
@@ -81,7 +81,7 @@ fn a_vcon_is_found_where_it_is_and_then_deleted_everywhere(redis: &Redis) {
         [
             "storage db: was not there",
             "storage files: deleted",
-            "storage hook: keeps none; what it handed on cannot be taken back",
+            "storage hook: keeps no vCons; it cannot take back what it handed on",
             "Redis: was not there; its entry in vcons is deleted",
         ]
     );
@@ -91,7 +91,7 @@ fn a_vcon_is_found_where_it_is_and_then_deleted_everywhere(redis: &Redis) {
         &missing.stderr,
         &[
             "it is not in Redis, storage db, storage files",
-            "not to be got back from storage hook",
+            "cannot be read back from storage hook",
         ],
     );
     run(conserver, &["delete", id, "--yes"], 65);
@@ -147,7 +147,7 @@ fn numbers_and_the_order_of_keys_are_shown_as_they_are() {
     redis.ask::<i64>(&["DEL", &key(&sample)]);
     redis.ask::<i64>(&["HSET", &key(&sample), "a", "b"]);
     let unusable = run(&conserver, &["get", &sample.id], 65);
-    said(&unusable.stderr, &["a hash", "cannot be read: Redis"]);
+    said(&unusable.stderr, &["a hash", "unreadable in Redis"]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_place_that_is_away_does_not_keep_the_others_from_being_asked() {
     said(&found.stderr, &["Redis: ", "Found in storage files"]);
     let arguments = ["delete", &sample.id, "--yes", "--from", "files"];
     let refused = run(&conserver, &arguments, 69);
-    said(&refused.stderr, &["cannot be told", "--force"]);
+    said(&refused.stderr, &["could not find out whether", "--force"]);
     assert_eq!(files.paths().len(), 1);
     let deleted = run(&conserver, &[&arguments[..], &["--force"]].concat(), 0);
     assert_eq!(deleted.stdout, "storage files: deleted\n");
@@ -230,7 +230,7 @@ fn a_document_that_cannot_be_read_is_deleted_all_the_same() {
     Shelf::open(&files.storage()).save(&sample).expect("a file");
     fs::write(&files.paths()[0], b"\xff\xfe").expect("a file");
     let damaged = run(&conserver, &["get", &sample.id], 65);
-    said(&damaged.stderr, &["cannot be read: storage files"]);
+    said(&damaged.stderr, &["unreadable in storage files"]);
     run(&conserver, &["delete", &sample.id, "--yes"], 0);
     assert_eq!(files.paths().len(), 0);
 }

@@ -64,7 +64,7 @@ fn a_storage_that_is_away_holds_its_own_chain_only() {
     assert_eq!(hold[0]["chains"], json!(["main"]));
     let shown = daemon.conserver().run(&["status"]).stdout;
     assert!(
-        shown.contains("storage pg is away (workers 1, 2), chain main waits"),
+        shown.contains("storage pg is unavailable (workers 1, 2), chain main waits"),
         "{shown}"
     );
     assert!(shown.contains("holding"), "{shown}");

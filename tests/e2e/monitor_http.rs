@@ -169,7 +169,7 @@ fn a_redis_that_is_away_makes_it_unready_and_not_unhealthy() {
     });
     let printed = daemon.conserver().run(&["status"]);
     assert!(
-        printed.stdout.contains("Redis has been away for "),
+        printed.stdout.contains("Redis has been unavailable for "),
         "{}",
         printed.output()
     );
@@ -194,7 +194,7 @@ fn chains_on_hold_make_it_unready() {
     let unready = monitor.wait_for("/readyz", 503);
     assert_eq!(
         unready.body,
-        "storage files is away: chains on hold: main\n"
+        "storage files is unavailable: chains on hold: main\n"
     );
     assert_eq!(monitor.get("/healthz").status, 200);
     blocked.free();

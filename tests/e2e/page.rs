@@ -347,7 +347,7 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
     submit(&redis, "default", &samples);
     page.wait_until("what is on hold", || {
         let held = page.text("troubles");
-        held.contains("storage files is away (workers 1); waiting: chain main")
+        held.contains("storage files is unavailable (workers 1); waiting: chain main")
             && page.text("state").ends_with(", 1 on hold")
     });
     blocked.free();
@@ -360,7 +360,7 @@ fn the_page_says_what_is_away_and_when_nobody_answers() {
     });
     page.wait_until("that Redis is away", || {
         page.text("troubles")
-            .starts_with("Redis has been away for ")
+            .starts_with("Redis has been unavailable for ")
     });
     assert_eq!(page.text("waiting"), "–");
     assert_eq!(page.row("workers", "1")[1], "idle");

@@ -172,7 +172,7 @@ fn top_fits_whatever_size_the_terminal_gets() {
 }
 
 #[test]
-fn top_says_what_is_away_and_goes_on() {
+fn top_says_what_is_unavailable_and_goes_on() {
     let (redis, folder) = (Redis::plain(), Files::new());
     let path = folder.folder().join("missing");
     fs::write(&path, "no folder").expect("a file");
@@ -181,13 +181,13 @@ fn top_says_what_is_away_and_goes_on() {
         .config(&chain(&[], &[("files\u{1b}[31m", storage)]))
         .env("CONSERVER_RETRY_ATTEMPTS", "1")
         .start();
-    let mut terminal = Terminal::run(daemon.conserver(), &EVERY_SECOND, USUAL);
+    let mut terminal = Terminal::run(daemon.conserver(), &EVERY_SECOND, (100, 24));
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     // A name cannot steer the terminal.
     terminal.wait_for(&[
         "On hold for",
-        "storage files\\u{1b}[31m is away (workers 1), chain main waits",
+        "storage files\\u{1b}[31m is unavailable (worker 1), chain main waits",
     ]);
     fs::remove_file(&path).expect("a file");
     wait_until("no hold is shown", PATIENCE, || {
@@ -213,6 +213,33 @@ fn top_says_what_is_away_and_goes_on() {
     terminal.type_keys(b"q");
     assert_eq!(terminal.wait_exit(), 0);
     again.stop();
+}
+
+#[test]
+fn top_marks_trouble_in_bold_and_in_colour_unless_no_color_is_set() {
+    let (redis, folder) = (Redis::plain(), Files::new());
+    let path = folder.folder().join("missing");
+    fs::write(&path, "no folder").expect("a file");
+    let storage = json!({"module": "storage.file", "options": {"path": path}});
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[("files", storage)]))
+        .env("CONSERVER_RETRY_ATTEMPTS", "1")
+        .start();
+    submit(&redis, "default", &fresh(1));
+    for (no_color, is_coloured) in [("", true), ("1", false)] {
+        let conserver = daemon.conserver().again().env("NO_COLOR", no_color);
+        let terminal = Terminal::run(&conserver, &EVERY_SECOND, USUAL);
+        terminal.wait_for(&["On hold for"]);
+        let lines = terminal.lines();
+        let row = lines.iter().position(|line| line.starts_with("On hold"));
+        let row = u16::try_from(row.expect("a line")).expect("a row");
+        terminal.seen(|screen| {
+            let cell = screen.cell(row, 0).expect("a cell");
+            let is_plain = cell.fgcolor() == vt100::Color::Default;
+            assert_eq!((cell.bold(), is_plain), (true, !is_coloured), "{no_color}");
+        });
+    }
+    daemon.stop();
 }
 
 #[test]

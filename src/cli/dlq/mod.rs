@@ -1,18 +1,18 @@
-//! `conserver dlq`: what became dead letters, and what becomes of them.
+//! `conserver dlq`: lists, shows, retries and drops dead letters.
+//!
+//! Here: how arguments name a queue or an entry. One file for each command.
 
-mod discard;
-mod ls;
-mod replay;
+mod drop;
+mod list;
 mod retry;
 mod show;
-mod view;
 
 use std::collections::BTreeSet;
 use std::io;
 
 use clap::Subcommand;
 
-use super::shown::{complain, complain_lines};
+use super::output::{eprint_line, eprint_lines, output_failed};
 use crate::config::{ConfigErrors, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Owner, QueueError, Raw, STORAGE_PREFIX, Server};
@@ -20,46 +20,46 @@ use crate::settings::Settings;
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
-pub enum Dlq {
+pub enum DlqCommand {
     /// List dead letters, the oldest of each list first, with the step that failed and why
-    Ls(ls::Ls),
-    /// Show one dead letter: where it is, the whole reason, its document; or one queue
-    Show(show::Show),
+    Ls(list::LsArgs),
+    /// Show one dead letter with its queues, the whole reason and its document; or one queue
+    Show(show::ShowArgs),
     /// Put dead letters back at the tail of the list they failed in, the oldest first; or save them
-    /// to the storage that did not take them
+    /// to the storage that refused them
     ///
     /// Those of a storage (storage:NAME) are saved to that storage alone, and no link runs again. The
     /// API server's replay and this keep each other out by the key DLQ:storage:NAME:replay-lock. It
-    /// stops where the storage is unavailable; vCons that it refuses again stay, with the new reason.
+    /// stops if the storage is unavailable; vCons that it refuses again stay, with the new reason.
     ///
-    /// Those of an ingress list are put back.
-    /// Each is moved in one step, so that it is in one place whatever happens. Deaths and failed
-    /// tries are forgotten: it gets as many chances as a new vCon. Where its document would expire
-    /// soon, it gets VCON_REDIS_EXPIRY. Those that fail while this runs are not put back again.
-    Retry(retry::Retry),
+    /// Those of an ingress list are put back, each moved in one step, so that none is lost or
+    /// doubled. Crashes and failed attempts are forgotten: each gets as many as a new vCon. A
+    /// document that would expire sooner lives for VCON_REDIS_EXPIRY. Those that fail while this
+    /// runs are not put back again.
+    Retry(retry::RetryArgs),
     /// Drop dead letters for good
     ///
     /// Their documents stay in Redis until they expire, and `conserver audit` will find them, unless
     /// --document deletes them too.
-    Drop(discard::Discard),
+    Drop(drop::DropArgs),
 }
 
-impl Dlq {
-    /// Does it.
+impl DlqCommand {
+    /// Runs the command.
     pub fn run(&self, settings: &Settings) -> Exit {
-        let done = match self {
+        let result = match self {
             Self::Ls(ls) => ls.run(settings),
             Self::Show(show) => show.run(settings),
             Self::Retry(retry) => retry.run(settings),
-            Self::Drop(discard) => discard.run(settings),
+            Self::Drop(drop) => drop.run(settings),
         };
-        done.unwrap_or_else(|fault| fault.exit())
+        result.unwrap_or_else(|error| error.report())
     }
 }
 
-/// Why a command was not done.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+enum DlqError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     #[error(transparent)]
@@ -70,82 +70,81 @@ pub(super) enum Fault {
     Output(#[from] io::Error),
 }
 
-impl Fault {
-    /// Says it, and gives the exit code.
-    pub(super) fn exit(&self) -> Exit {
+impl DlqError {
+    /// Prints the error, and returns the exit code.
+    fn report(&self) -> Exit {
         match self {
-            // A reader that has seen enough ends us.
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
-            Self::Config(errors) => complain_lines(errors),
-            _ => complain(self),
-        }
-        match self {
-            Self::Queue(_) => Exit::Unavailable,
-            Self::Config(_) => Exit::Config,
-            Self::NotThere(_) => Exit::Data,
-            Self::Output(_) => Exit::Internal,
+            Self::Output(error) => output_failed(error),
+            Self::Config(errors) => {
+                eprint_lines(errors);
+                Exit::Config
+            }
+            Self::Queue(error) => {
+                eprint_line(error);
+                Exit::Unavailable
+            }
+            Self::NotThere(_) => {
+                eprint_line(self);
+                Exit::Data
+            }
         }
     }
 }
 
-fn open(settings: &Settings) -> Result<DeadLetters, QueueError> {
-    let lease = Server::new(&settings.redis_url)?.connect("conserver:dlq")?;
-    Ok(DeadLetters::new(lease, settings.redis_expiry))
+fn connect(settings: &Settings) -> Result<DeadLetters, QueueError> {
+    let connection = Server::new(&settings.redis_url)?.connect("conserver:dlq")?;
+    Ok(DeadLetters::new(connection, settings.redis_expiry))
 }
 
-/// The configuration where it can be used; what can be done with Redis alone is done without.
-fn configuration(settings: &Settings) -> Option<Plan> {
+/// Loads the configuration. Without a valid one, warns and returns `None`: Redis alone is enough for most.
+fn load_plan(settings: &Settings) -> Option<Plan> {
     let warn = |errors| {
-        complain_lines(errors);
-        complain("warning: without the configuration, only the lists that Redis has are known");
+        eprint_lines(errors);
+        eprint_line("warning: without the configuration, only the lists that Redis has are known");
     };
     Plan::load(&settings.config_file).map_err(warn).ok()
 }
 
-/// The lists that daemons have had dead letters of, and those of the configuration, of disabled chains
-/// and storages too. Without the configuration, all that have dead letters.
+/// The lists that daemons recorded dead letters of, and those of the configuration, disabled chains and
+/// storages included. Without a configuration, all that have dead letters.
 fn known_lists(
     letters: &mut DeadLetters,
-    config: Option<&Plan>,
+    plan: Option<&Plan>,
 ) -> Result<BTreeSet<Raw>, QueueError> {
-    let Some(config) = config else {
+    let Some(plan) = plan else {
         return all_lists(letters, None);
     };
     let mut known = letters.recorded()?;
-    known.extend(configured(Some(config)));
+    known.extend(configured_lists(Some(plan)));
     Ok(known)
 }
 
 /// The lists that have dead letters, whoever wrote them, and those of the configuration.
-fn all_lists(
-    letters: &mut DeadLetters,
-    config: Option<&Plan>,
-) -> Result<BTreeSet<Raw>, QueueError> {
+fn all_lists(letters: &mut DeadLetters, plan: Option<&Plan>) -> Result<BTreeSet<Raw>, QueueError> {
     let mut all = letters.lists()?;
-    all.extend(configured(config));
+    all.extend(configured_lists(plan));
     Ok(all)
 }
 
-fn configured(config: Option<&Plan>) -> BTreeSet<Raw> {
-    let chains = config.map_or(&[][..], |config| &config.chains);
+fn configured_lists(plan: Option<&Plan>) -> BTreeSet<Raw> {
+    let chains = plan.map_or(&[][..], |plan| &plan.chains);
     let lists = chains.iter().flat_map(|chain| &chain.ingress_lists);
     let lists = lists.map(|list| Raw::new(list.as_str()));
-    let storages = config.map_or(&[][..], |config| &config.storages);
+    let storages = plan.map_or(&[][..], |plan| &plan.storages);
     lists
         .chain(storages.iter().map(|name| queue_of(name)))
         .collect()
 }
 
-/// The queue of a storage, named as that of an ingress list is.
+/// The dead letter queue of a storage, named like a list.
 fn queue_of(storage: &str) -> Raw {
     Raw::new(format!("{STORAGE_PREFIX}{storage}"))
 }
 
-/// The storage whose queue this is. An ingress list of the configuration may have such a name too:
-/// then it is that list's.
-fn storage_of(list: &Raw, config: Option<&Plan>) -> Option<String> {
+/// The storage whose queue this is; `None` for that of an ingress list, which may have such a name too.
+fn storage_of(list: &Raw, plan: Option<&Plan>) -> Option<String> {
     let name = list.as_bytes().strip_prefix(STORAGE_PREFIX.as_bytes())?;
-    let chains = config.map_or(&[][..], |config| &config.chains);
+    let chains = plan.map_or(&[][..], |plan| &plan.chains);
     let mut ingress = chains.iter().flat_map(|chain| &chain.ingress_lists);
     if ingress.any(|it| it.as_str().as_bytes() == list.as_bytes()) {
         return None;
@@ -153,30 +152,37 @@ fn storage_of(list: &Raw, config: Option<&Plan>) -> Option<String> {
     Some(String::from_utf8_lossy(name).into_owned())
 }
 
-fn owner(list: &Raw, config: Option<&Plan>) -> Owner {
-    match storage_of(list, config) {
+fn owner(list: &Raw, plan: Option<&Plan>) -> Owner {
+    match storage_of(list, plan) {
         Some(_) => Owner::Storage,
         None => Owner::List,
     }
 }
 
-/// Whether the queue is that of a storage that defers, so that it may hold a backlog.
-fn defers(list: &Raw, config: Option<&Plan>) -> bool {
-    let storage = storage_of(list, config);
-    let deferring = config.map_or(&[][..], |config| &config.deferring);
+/// Whether the queue may hold a backlog, as that of a storage with `on_outage: defer`.
+fn defers(list: &Raw, plan: Option<&Plan>) -> bool {
+    let storage = storage_of(list, plan);
+    let deferring = plan.map_or(&[][..], |plan| &plan.deferring);
     storage.is_some_and(|name| deferring.contains(&name))
 }
 
-/// The queue that is meant.
-fn queue_named(letters: &mut DeadLetters, text: &str, known: &BTreeSet<Raw>) -> Result<Raw, Fault> {
+/// The queue of this name.
+///
+/// # Errors
+/// If there is none.
+fn queue_named(
+    letters: &mut DeadLetters,
+    text: &str,
+    known: &BTreeSet<Raw>,
+) -> Result<Raw, DlqError> {
     queue_if_named(letters, text, known)?.ok_or_else(|| {
-        Fault::NotThere(format!(
+        DlqError::NotThere(format!(
             "{text} is no ingress list and no storage of the configuration, and has no dead letters"
         ))
     })
 }
 
-/// The queue that is meant, if any is: one that is known, or else one that Redis has.
+/// The queue of this name: one of the known, else one that Redis has.
 fn queue_if_named(
     letters: &mut DeadLetters,
     text: &str,
@@ -197,7 +203,7 @@ fn queue_if_named(
     Ok(list_named(text, &there))
 }
 
-/// The list that is meant by its name, or by the key of its dead letters.
+/// The list of this name, or with its dead letters under this key.
 fn list_named(text: &str, known: &BTreeSet<Raw>) -> Option<Raw> {
     let of_key = |name: &Raw| name.as_bytes().strip_prefix(b"DLQ:").map(Raw::new);
     Raw::named(text).into_iter().find_map(|name| {
@@ -206,8 +212,8 @@ fn list_named(text: &str, known: &BTreeSet<Raw>) -> Option<Raw> {
     })
 }
 
-/// The entry that is meant, with the lists in which it is a dead letter.
-fn find(
+/// The entry of this name, with the lists in which it is a dead letter.
+fn find_entry(
     letters: &mut DeadLetters,
     lists: &BTreeSet<Raw>,
     text: &str,
@@ -226,21 +232,21 @@ fn find(
     Ok(None)
 }
 
-/// The same; if it is in none of the lists that are known, with all lists that have dead letters.
-fn find_anywhere(
+/// The same, in all lists that have dead letters if it is in none of the known.
+fn find_entry_anywhere(
     letters: &mut DeadLetters,
     known: &BTreeSet<Raw>,
     text: &str,
 ) -> Result<Option<(Raw, Vec<Raw>)>, QueueError> {
-    if let Some(found) = find(letters, known, text)? {
+    if let Some(found) = find_entry(letters, known, text)? {
         return Ok(Some(found));
     }
     let all = letters.lists()?;
-    find(letters, &all, text)
+    find_entry(letters, &all, text)
 }
 
-fn not_found(text: &str) -> Fault {
-    Fault::NotThere(format!("{text} is in no dead letter queue"))
+fn no_such_entry(text: &str) -> DlqError {
+    DlqError::NotThere(format!("{text} is in no dead letter queue"))
 }
 
 #[cfg(test)]
@@ -249,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_decides_whose_queue_it_is() {
+    fn the_configuration_tells_queues_of_lists_and_storages_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yml");
         let text = "\

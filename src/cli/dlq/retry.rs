@@ -1,33 +1,45 @@
-//! `conserver dlq retry`
+//! `conserver dlq retry`: puts dead letters back on their list, or saves them to the storage that
+//! refused them.
+//!
+//! Dead letters of an ingress list are moved, each in one step. Those of a storage are saved by
+//! [`StorageReplay`], under the lock that the API server takes as well.
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::replay::{Replayed, Which, replay};
+use super::list::{LONGEST_ENTRY, LONGEST_ERROR};
 use super::{
-    Fault, all_lists, configuration, find, find_anywhere, known_lists, not_found, open,
-    queue_if_named, queue_named, storage_of,
+    DlqError, all_lists, connect, find_entry, find_entry_anywhere, known_lists, load_plan,
+    no_such_entry, queue_if_named, queue_named, queue_of, storage_of,
 };
+use crate::backoff::Backoff;
 use crate::cli::interruption;
-use crate::cli::shown::complain;
-use crate::cli::submit::progress;
-use crate::config::{Config, Plan};
+use crate::cli::output::{eprint_line, progress_bar, truncated};
+use crate::cli::storage_access::StorageHandle;
+use crate::config::{Config, Plan, StorageConfig};
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Moved, QueueError, Raw};
+use crate::failure::Failure;
+use crate::queue::{
+    DeadLetters, Document, HeldLock, Moved, QueueError, Raw, RawDeadLetter, Reason, ReplayLock,
+    ReplayOutcome, ReplayStart, Server, StoredReason,
+};
 use crate::settings::Settings;
-use crate::vcon::VconId;
+use crate::vcon::{self, Leaving, Vcon, VconId};
 use crate::visible::{printable, visible_json};
 
-/// So many dead letters are moved in one step.
+/// Dead letters moved in one step.
 const BATCH: u64 = 200;
 
-/// Which dead letters to try again.
+/// ReplayScope dead letters to try again.
 #[derive(Debug, Args)]
-pub struct Retry {
+pub struct RetryArgs {
     /// The dead letters of this ingress list or storage (storage:NAME), or this one; without it, all
     /// there are
     #[arg(value_name = "LIST|storage:NAME|UUID")]
@@ -41,7 +53,7 @@ pub struct Retry {
     #[arg(long, requires = "what", conflicts_with_all = ["uuids", "count"])]
     all: bool,
 
-    /// At most so many, the oldest first
+    /// At most this many, the oldest first
     #[arg(long, value_name = "N", conflicts_with = "uuids",
         value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -51,29 +63,29 @@ pub struct Retry {
     json: bool,
 }
 
-/// What was done.
+/// The result of the command.
 #[derive(Debug, Default, Serialize)]
-struct Done {
+struct RetryResult {
     retried: u64,
-    lists: Vec<List>,
+    lists: Vec<ListResult>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    storages: Vec<Replayed>,
+    storages: Vec<StorageResult>,
 }
 
-/// What was done with the dead letters of one list.
+/// The result for the dead letters of one list.
 #[derive(Debug, Serialize)]
-struct List {
+struct ListResult {
     list: String,
     retried: u64,
-    /// Whether a chain in service takes from the list; not known without the configuration.
+    /// Whether a chain in service takes from the list; unknown without a configuration.
     served: Option<bool>,
     /// Why not all were moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
-/// What is meant by the arguments.
-enum Meant {
+/// What the arguments name.
+enum RetryTarget {
     /// Queues with their lengths.
     Queues(Vec<(Raw, u64)>),
     /// Entries of queues.
@@ -81,33 +93,33 @@ enum Meant {
 }
 
 /// One run of the command.
-struct Run<'a> {
-    retry: &'a Retry,
+struct RetryRun<'a> {
+    args: &'a RetryArgs,
     settings: &'a Settings,
     plan: Option<Plan>,
-    /// With the options of storages; read when the first one is needed.
+    /// The full configuration, loaded when the first storage is needed.
     config: Option<Config>,
     letters: DeadLetters,
-    /// Becomes true with a signal, from the first storage on.
+    /// Set by a signal, from the first storage on.
     interrupted: Option<Arc<AtomicBool>>,
-    done: Done,
+    done: RetryResult,
 }
 
-impl Retry {
-    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
-        let mut run = Run {
-            retry: self,
+impl RetryArgs {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, DlqError> {
+        let mut run = RetryRun {
+            args: self,
             settings,
-            plan: configuration(settings),
+            plan: load_plan(settings),
             config: None,
-            letters: open(settings)?,
+            letters: connect(settings)?,
             interrupted: None,
-            done: Done::default(),
+            done: RetryResult::default(),
         };
-        let meant = run.meant()?;
-        let result = match meant {
-            Meant::Queues(queues) => run.queues(queues),
-            Meant::Entries(entries) => run.entries(&entries),
+        let target = run.target()?;
+        let result = match target {
+            RetryTarget::Queues(queues) => run.queues(queues),
+            RetryTarget::Entries(entries) => run.entries(&entries),
         };
         let mut done = run.done;
         done.retried = done.lists.iter().map(|list| list.retried).sum();
@@ -116,14 +128,14 @@ impl Retry {
         Ok(done.exit())
     }
 
-    fn report(&self, done: &Done) -> io::Result<()> {
+    fn report(&self, done: &RetryResult) -> io::Result<()> {
         for list in &done.lists {
             if let Some(error) = &list.error {
-                complain(format_args!("list {}: {error}", list.list));
+                eprint_line(format_args!("list {}: {error}", list.list));
             }
             if list.served == Some(false) && list.retried > 0 {
                 let list = &list.list;
-                complain(format_args!(
+                eprint_line(format_args!(
                     "warning: no enabled chain takes from list {list}: they wait there"
                 ));
             }
@@ -131,7 +143,7 @@ impl Retry {
         for storage in &done.storages {
             if let Some(error) = &storage.error {
                 let name = &storage.storage;
-                complain(format_args!("storage {name}: stopped: {error}"));
+                eprint_line(format_args!("storage {name}: stopped: {error}"));
             }
         }
         let mut out = io::stdout().lock();
@@ -141,7 +153,7 @@ impl Retry {
             for list in done.lists.iter().filter(|list| list.retried > 0) {
                 writeln!(out, "Put {} back on list {}", list.retried, list.list)?;
             }
-            for Replayed {
+            for StorageResult {
                 storage,
                 saved,
                 refused,
@@ -163,32 +175,32 @@ impl Retry {
     }
 }
 
-impl Run<'_> {
-    fn meant(&mut self) -> Result<Meant, Fault> {
+impl RetryRun<'_> {
+    fn target(&mut self) -> Result<RetryTarget, DlqError> {
         let known = known_lists(&mut self.letters, self.plan.as_ref())?;
-        let lists: Vec<Raw> = match &self.retry.what {
+        let lists: Vec<Raw> = match &self.args.what {
             None => {
                 let all = all_lists(&mut self.letters, self.plan.as_ref())?;
                 all.into_iter().collect()
             }
-            Some(text) if !self.retry.uuids.is_empty() => {
+            Some(text) if !self.args.uuids.is_empty() => {
                 let queue =
                     std::iter::once(queue_named(&mut self.letters, text, &known)?).collect();
                 let mut entries = Vec::new();
-                for uuid in &self.retry.uuids {
-                    let found = find(&mut self.letters, &queue, uuid)?;
-                    entries.push(found.ok_or_else(|| not_found(uuid))?);
+                for uuid in &self.args.uuids {
+                    let found = find_entry(&mut self.letters, &queue, uuid)?;
+                    entries.push(found.ok_or_else(|| no_such_entry(uuid))?);
                 }
-                return Ok(Meant::Entries(entries));
+                return Ok(RetryTarget::Entries(entries));
             }
             Some(text) => match queue_if_named(&mut self.letters, text, &known)? {
                 Some(list) => vec![list],
                 None => {
-                    return match find_anywhere(&mut self.letters, &known, text)? {
-                        Some(found) => Ok(Meant::Entries(vec![found])),
-                        None if text.parse::<VconId>().is_ok() => Err(not_found(text)),
+                    return match find_entry_anywhere(&mut self.letters, &known, text)? {
+                        Some(found) => Ok(RetryTarget::Entries(vec![found])),
+                        None if text.parse::<VconId>().is_ok() => Err(no_such_entry(text)),
                         None => queue_named(&mut self.letters, text, &known)
-                            .map(|list| Meant::Queues(vec![(list, 0)])),
+                            .map(|list| RetryTarget::Queues(vec![(list, 0)])),
                     };
                 }
             },
@@ -197,16 +209,16 @@ impl Run<'_> {
         for list in lists {
             match self.letters.length(&list)? {
                 Some(0) => {}
-                // A key that is no list is told of when the move is refused.
+                // A key that is not a list is reported when the move fails.
                 length => counted.push((list, length.unwrap_or(1))),
             }
         }
-        Ok(Meant::Queues(counted))
+        Ok(RetryTarget::Queues(counted))
     }
 
-    /// First what only has to be moved, then what is to be saved.
-    fn queues(&mut self, queues: Vec<(Raw, u64)>) -> Result<(), Fault> {
-        let mut left = self.retry.count.unwrap_or(u64::MAX);
+    /// Moves those of lists first, then saves those of storages.
+    fn queues(&mut self, queues: Vec<(Raw, u64)>) -> Result<(), DlqError> {
+        let mut left = self.args.count.unwrap_or(u64::MAX);
         let of_storage = |(list, _): &(Raw, u64)| storage_of(list, self.plan.as_ref());
         let (storages, lists): (Vec<_>, Vec<_>) = queues
             .into_iter()
@@ -216,7 +228,7 @@ impl Run<'_> {
             if let Some(storage) = storage_of(&list, self.plan.as_ref())
                 && left > 0
             {
-                let done = self.storage(&storage, &Which::Oldest(left))?;
+                let done = self.storage(&storage, &ReplayScope::Oldest(left))?;
                 left = left.saturating_sub(done);
             }
         }
@@ -227,10 +239,10 @@ impl Run<'_> {
         let all = lists
             .iter()
             .fold(0u64, |all, (_, n)| all.saturating_add(*n));
-        let bar = progress(usize::try_from(all.min(*left)).unwrap_or(usize::MAX));
+        let bar = progress_bar(usize::try_from(all.min(*left)).unwrap_or(usize::MAX));
         for (list, length) in lists {
             let entry = self.done.begin(&list, self.plan.as_ref());
-            // Those that fail again meanwhile come behind these.
+            // Those that fail again are appended behind these.
             let mut of_list = length.min(*left);
             while of_list > 0 {
                 let moved = self.letters.retry_oldest(&list, of_list.min(BATCH));
@@ -249,8 +261,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn entries(&mut self, entries: &[(Raw, Vec<Raw>)]) -> Result<(), Fault> {
-        // Those of one storage are saved under one lock.
+    fn entries(&mut self, entries: &[(Raw, Vec<Raw>)]) -> Result<(), DlqError> {
+        // All of one storage are saved under one lock.
         let mut of_storages: Vec<(String, Vec<Raw>)> = Vec::new();
         for (entry, lists) in entries {
             for list in lists {
@@ -267,13 +279,13 @@ impl Run<'_> {
             }
         }
         for (storage, entries) in of_storages {
-            self.storage(&storage, &Which::These(&entries))?;
+            self.storage(&storage, &ReplayScope::These(&entries))?;
         }
         Ok(())
     }
 
-    /// Saves dead letters to a storage; returns how many were looked at.
-    fn storage(&mut self, name: &str, which: &Which<'_>) -> Result<u64, Fault> {
+    /// Saves dead letters to a storage; returns how many were processed.
+    fn storage(&mut self, name: &str, which: &ReplayScope<'_>) -> Result<u64, DlqError> {
         let config = match &mut self.config {
             Some(config) => config,
             empty => empty.insert(Config::load(&self.settings.config_file)?),
@@ -290,32 +302,32 @@ impl Run<'_> {
                 which,
                 interrupted,
             )?,
-            None => Replayed {
+            None => StorageResult {
                 storage: name.to_owned(),
                 error: Some("the configuration has no storage of this name".to_owned()),
                 is_unknown: true,
-                ..Replayed::default()
+                ..StorageResult::default()
             },
         };
-        let looked_at = done.saved + done.refused;
+        let processed = done.saved + done.refused;
         self.done.storages.push(done);
-        Ok(looked_at)
+        Ok(processed)
     }
 }
 
-impl Done {
-    fn begin(&mut self, list: &Raw, plan: Option<&Plan>) -> &mut List {
+impl RetryResult {
+    fn begin(&mut self, list: &Raw, plan: Option<&Plan>) -> &mut ListResult {
         let is_served = |plan: &Plan| {
             let lists = plan.ingress_lists();
             lists
                 .iter()
                 .any(|served| served.as_str().as_bytes() == list.as_bytes())
         };
-        // Single entries of one list are told together.
+        // Single entries of one list are reported together.
         let name = list.to_string();
-        let place = self.lists.iter().position(|known| known.list == name);
-        let place = place.unwrap_or_else(|| {
-            self.lists.push(List {
+        let index = self.lists.iter().position(|known| known.list == name);
+        let index = index.unwrap_or_else(|| {
+            self.lists.push(ListResult {
                 list: name,
                 retried: 0,
                 served: plan.map(is_served),
@@ -323,15 +335,15 @@ impl Done {
             });
             self.lists.len() - 1
         });
-        &mut self.lists[place]
+        &mut self.lists[index]
     }
 
     fn exit(&self) -> Exit {
-        let stopped = |storage: &Replayed| storage.error.is_some() && !storage.is_unknown;
+        let stopped = |storage: &StorageResult| storage.error.is_some() && !storage.is_unknown;
         if self.storages.iter().any(stopped) {
             return Exit::Unavailable;
         }
-        let is_left = |storage: &Replayed| storage.refused > 0 || storage.is_unknown;
+        let is_left = |storage: &StorageResult| storage.refused > 0 || storage.is_unknown;
         if self.lists.iter().any(|list| list.error.is_some()) || self.storages.iter().any(is_left) {
             return Exit::Data;
         }
@@ -339,7 +351,7 @@ impl Done {
     }
 }
 
-impl List {
+impl ListResult {
     fn add(&mut self, moved: &Moved) {
         match moved {
             Moved::Some(count) => self.retried += count,
@@ -352,5 +364,334 @@ fn count(moved: &Moved) -> u64 {
     match moved {
         Moved::Some(count) => *count,
         Moved::Refused(_) => 0,
+    }
+}
+
+/// Entries read at once.
+const REPLAY_PAGE: u64 = 200;
+
+/// A vCon that others keep changing while it is saved is saved again at most this often.
+const MOST_CHANGES: usize = 10;
+
+/// Without a terminal, a line of progress is printed this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The worker in the reason of an entry that stays.
+const REASON_WORKER: &str = "conserver dlq retry";
+
+/// The result for the dead letters of a storage.
+#[derive(Debug, Default, Serialize)]
+struct StorageResult {
+    storage: String,
+    saved: u64,
+    /// Those that stay, with a new reason.
+    refused: u64,
+    /// Why it stopped before the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// Whether the configuration has no such storage.
+    #[serde(skip)]
+    is_unknown: bool,
+}
+
+/// Which entries to save.
+enum ReplayScope<'a> {
+    /// The oldest, at most this many.
+    Oldest(u64),
+    /// These.
+    These(&'a [Raw]),
+}
+
+/// The result for one entry.
+enum EntryResult {
+    /// It is saved, or no longer there.
+    Removed,
+    /// It stays.
+    Stays,
+    /// The replay cannot go on, for this reason.
+    Stop(String),
+}
+
+/// One run over the dead letters of one storage.
+struct StorageReplay<'a> {
+    letters: &'a mut DeadLetters,
+    settings: &'a Settings,
+    interrupted: &'a AtomicBool,
+    storage: StorageHandle,
+    list: Raw,
+    lock: ReplayLock,
+    bar: ProgressBar,
+    total: u64,
+    reported_at: Instant,
+    done: StorageResult,
+}
+
+/// Saves dead letters to their storage, under its lock.
+fn replay(
+    letters: &mut DeadLetters,
+    settings: &Settings,
+    config: &StorageConfig,
+    scope: &ReplayScope<'_>,
+    interrupted: &AtomicBool,
+) -> Result<StorageResult, DlqError> {
+    let name = &config.name;
+    let stopped = |error: String| StorageResult {
+        storage: name.clone(),
+        error: Some(error),
+        ..StorageResult::default()
+    };
+    let list = queue_of(name);
+    let length = letters.length(&list)?;
+    let Some(length) = length else {
+        let error = format!("DLQ:{list} is not a list: something else has the key");
+        return Ok(stopped(error));
+    };
+    let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
+    let lock = match ReplayLock::take(&server, name)? {
+        ReplayStart::Ours(lock) => lock,
+        ReplayStart::Held(held) => return Ok(stopped(held_lock_message(&held))),
+    };
+    let mut storage = StorageHandle::open(config);
+    if let Err(failure) = storage.probe() {
+        return Ok(stopped(format!("storage {name} is unavailable: {failure}")));
+    }
+    let total = match scope {
+        ReplayScope::Oldest(count) => length.min(*count),
+        ReplayScope::These(entries) => entries.len() as u64,
+    };
+    let mut replay = StorageReplay {
+        letters,
+        settings,
+        interrupted,
+        storage,
+        list,
+        lock,
+        bar: progress_bar(usize::try_from(total).unwrap_or(usize::MAX)),
+        total,
+        reported_at: Instant::now(),
+        done: StorageResult {
+            storage: name.clone(),
+            ..StorageResult::default()
+        },
+    };
+    let ended = match scope {
+        ReplayScope::Oldest(_) => replay.save_oldest(),
+        ReplayScope::These(entries) => replay.save_these(entries),
+    };
+    replay.bar.finish_and_clear();
+    let mut done = replay.done;
+    match ended {
+        Ok(stopped) => done.error = stopped,
+        // The entries done before are reported as well.
+        Err(error) => done.error = Some(error.to_string()),
+    }
+    Ok(done)
+}
+
+/// Names who has the lock, and what to do about it.
+pub(super) fn held_lock_message(lock: &HeldLock) -> String {
+    let key = &lock.key;
+    let by = match &lock.by {
+        Some(by) => format!(" (its value: {by})"),
+        None => String::new(),
+    };
+    let end = if lock.expires {
+        "it expires by itself if its holder has ended".to_owned()
+    } else {
+        format!("if nobody replays any more, remove it: redis-cli DEL '{key}'")
+    };
+    format!("the API server, or another conserver, replays it now: {key} is there{by}; {end}")
+}
+
+impl StorageReplay<'_> {
+    /// Saves the oldest, passing over those that stay.
+    fn save_oldest(&mut self) -> Result<Option<String>, DlqError> {
+        let (mut left, mut stay) = (self.total, 0);
+        while left > 0 {
+            let entries = self
+                .letters
+                .entries(&self.list, stay, REPLAY_PAGE.min(left))?;
+            if entries.is_empty() {
+                break;
+            }
+            for entry in entries {
+                match self.save_next(&entry)? {
+                    EntryResult::Removed => {}
+                    EntryResult::Stays => stay += 1,
+                    EntryResult::Stop(why) => return Ok(Some(why)),
+                }
+                left -= 1;
+            }
+        }
+        Ok(None)
+    }
+
+    fn save_these(&mut self, entries: &[Raw]) -> Result<Option<String>, DlqError> {
+        for entry in entries {
+            let Some((index, _)) = self.letters.find(&self.list, entry)? else {
+                continue;
+            };
+            // Read again, with its reason: somebody may just have removed it.
+            let found = self.letters.entries(&self.list, index, 1)?.into_iter();
+            for found in found.filter(|found| found.entry == *entry) {
+                if let EntryResult::Stop(why) = self.save_next(&found)? {
+                    return Ok(Some(why));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Saves one entry, unless a signal came.
+    fn save_next(&mut self, entry: &RawDeadLetter) -> Result<EntryResult, DlqError> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Ok(EntryResult::Stop("interrupted".to_owned()));
+        }
+        let result = self.save_entry(entry)?;
+        self.bar.inc(1);
+        if self.bar.is_hidden() && self.reported_at.elapsed() >= REPORT_INTERVAL {
+            self.reported_at = Instant::now();
+            let StorageResult {
+                storage,
+                saved,
+                refused,
+                ..
+            } = &self.done;
+            let total = self.total;
+            eprint_line(format_args!(
+                "storage {storage}: {saved} of {total} saved, {refused} stay"
+            ));
+        }
+        Ok(result)
+    }
+
+    fn save_entry(&mut self, entry: &RawDeadLetter) -> Result<EntryResult, DlqError> {
+        let Some(id) = entry.entry.id() else {
+            if entry.is_cut() {
+                // No reason can be kept of what cannot be named.
+                return Ok(self.stays(
+                    entry,
+                    "queue",
+                    "the entry is not a UUID, and too long to be shown",
+                ));
+            }
+            let shown = truncated(&entry.entry.to_string(), LONGEST_ENTRY);
+            let error = format!("the entry \"{shown}\" is not a UUID");
+            return self.keep_with_reason(entry, "queue", &error);
+        };
+        let mut document = self.letters.document(&id)?.document;
+        for _ in 0..MOST_CHANGES {
+            let vcon = match self.outgoing(&id, &document) {
+                Ok(vcon) => vcon,
+                Err((stage, error)) => return self.keep_with_reason(entry, stage, &error),
+            };
+            if let Err(failure) = self.save(&vcon) {
+                let stage = format!("storage {}", self.done.storage);
+                return if failure.is_transient() {
+                    let why = format!("{stage} is unavailable, at vCon {id}: {failure}");
+                    Ok(EntryResult::Stop(why))
+                } else {
+                    self.keep_with_reason(entry, &stage, &failure.message)
+                };
+            }
+            // A worker may have saved a newer document in the meantime, which this save has replaced.
+            let now = self.letters.document(&id)?.document;
+            if now == document || now == Document::Missing {
+                break;
+            }
+            document = now;
+        }
+        match self.letters.saved(&self.lock, &self.list, entry)? {
+            ReplayOutcome::Lost => Ok(EntryResult::Stop(self.lock_lost())),
+            ReplayOutcome::Done | ReplayOutcome::Gone => {
+                self.done.saved += 1;
+                Ok(EntryResult::Removed)
+            }
+        }
+    }
+
+    /// The document as workers save it.
+    ///
+    /// # Errors
+    /// The stage that failed, and why.
+    fn outgoing(
+        &self,
+        id: &VconId,
+        document: &Document,
+    ) -> Result<Leaving, (&'static str, String)> {
+        let text = match document {
+            Document::Found(_, text) => text.clone(),
+            Document::Unusable(why) => return Err(("load", why.clone())),
+            Document::Missing | Document::NotAnId => {
+                return Err(("load", "document gone".to_owned()));
+            }
+        };
+        let parsed = vcon::decode(text).and_then(|text| Vcon::parse(id.clone(), text));
+        let parsed = parsed.map_err(|error| ("parse", format!("the document {error}")))?;
+        let mut vcon = parsed.writing(self.settings.json_bodies);
+        Ok(vcon.depart(self.settings.egress_version).0)
+    }
+
+    /// Saves the vCon, with as many attempts as a worker makes.
+    fn save(&mut self, vcon: &Leaving) -> Result<(), Failure> {
+        let mut backoff = Backoff::new(self.settings.retry_first, self.settings.retry_max);
+        loop {
+            match self.storage.save(vcon) {
+                Err(failure)
+                    if failure.is_transient()
+                        && backoff.failures() + 1 < self.settings.retry_attempts
+                        && !self.interrupted.load(Ordering::Relaxed) =>
+                {
+                    thread::sleep(backoff.next_wait());
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Leaves the entry where it is, with this reason.
+    fn keep_with_reason(
+        &mut self,
+        entry: &RawDeadLetter,
+        stage: &str,
+        error: &str,
+    ) -> Result<EntryResult, DlqError> {
+        let before = entry.reason.as_deref().map(StoredReason::read);
+        let attempts = match before {
+            Some(StoredReason::Known {
+                stage: before,
+                attempts,
+                ..
+            }) if before == stage => u32::try_from(attempts).unwrap_or(u32::MAX),
+            _ => 0,
+        };
+        let reason = Reason {
+            stage,
+            error,
+            attempts: attempts.saturating_add(1),
+            worker: REASON_WORKER,
+        };
+        let kept = self
+            .letters
+            .refused(&self.lock, &self.list, &entry.entry, &reason)?;
+        match kept {
+            ReplayOutcome::Lost => Ok(EntryResult::Stop(self.lock_lost())),
+            ReplayOutcome::Gone => Ok(EntryResult::Removed),
+            ReplayOutcome::Done => Ok(self.stays(entry, stage, error)),
+        }
+    }
+
+    fn stays(&mut self, entry: &RawDeadLetter, stage: &str, error: &str) -> EntryResult {
+        self.done.refused += 1;
+        let entry = truncated(&entry.entry.to_string(), LONGEST_ENTRY);
+        let error = truncated(error, LONGEST_ERROR);
+        self.bar
+            .suspend(|| eprint_line(format_args!("{entry} stays, {stage}: {error}")));
+        EntryResult::Stays
+    }
+
+    fn lock_lost(&self) -> String {
+        let key = self.lock.key();
+        format!("somebody has removed or taken the lock {key}")
     }
 }

@@ -1,4 +1,4 @@
-//! `conserver dlq show`
+//! `conserver dlq show`: one dead letter with its document, or one queue.
 
 use std::io::{self, Write};
 
@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::replay::said_of_lock;
-use super::view::View;
+use super::list::DeadLetterView;
+use super::retry::held_lock_message;
 use super::{
-    Fault, configuration, defers, find, find_anywhere, known_lists, not_found, open, queue_named,
-    storage_of,
+    DlqError, connect, defers, find_entry, find_entry_anywhere, known_lists, load_plan,
+    no_such_entry, queue_named, storage_of,
 };
-use crate::cli::shown::{Layout, laid_out, life, moment, size};
+use crate::cli::output::{JsonLayout, byte_size, format_json, remaining_ttl, time_and_age};
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Document, HeldLock, Kind, Raw, StoredDocument};
@@ -23,11 +23,11 @@ use crate::visible::{printable, printable_lines, visible_json};
 
 /// Which dead letter to show, and how.
 #[derive(Debug, Args)]
-pub struct Show {
+pub struct ShowArgs {
     /// The vCon's UUID; or a queue, to show how much is in it, and the oldest
     ///
-    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
-    /// prints it.
+    /// A queue is named by its ingress list, or as storage:NAME. An entry that is no UUID is named as
+    /// `dlq ls` prints it.
     #[arg(value_name = "UUID|QUEUE")]
     what: String,
 
@@ -41,44 +41,44 @@ pub struct Show {
 
 /// Everything known of a dead letter.
 #[derive(Serialize)]
-struct Whole {
+struct EntryDetails {
     uuid: String,
-    letters: Vec<Place>,
+    letters: Vec<QueuePosition>,
     /// `json`, `text`, `missing`, `not-an-id` or `unusable`.
     kind: &'static str,
-    /// Why there is no document.
+    /// Why there is no JSON document.
     fault: Option<String>,
     bytes: Option<usize>,
     ttl_seconds: Option<u64>,
     document: Option<Box<RawValue>>,
-    /// The document where it is not JSON.
+    /// The document if it is not JSON.
     text: Option<String>,
 }
 
-/// One place where it is.
+/// A queue that holds the entry, and the position in it.
 #[derive(Serialize)]
-struct Place {
+struct QueuePosition {
     #[serde(flatten)]
-    letter: View,
-    /// From 1, the oldest.
+    letter: DeadLetterView,
+    /// From 1 for the oldest.
     number: u64,
     of: u64,
 }
 
-impl Show {
-    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
-        let config = configuration(settings);
-        let config = config.as_ref();
-        let mut letters = open(settings)?;
+impl ShowArgs {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, DlqError> {
+        let plan = load_plan(settings);
+        let plan = plan.as_ref();
+        let mut letters = connect(settings)?;
         let now = letters.now()?;
-        let (json, text) = match self.meant(&mut letters, config)? {
-            Meant::Entry(entry, lists) => {
-                let whole = gather(&mut letters, config, &entry, lists)?;
-                (serde_json::to_string(&whole), text(&whole, now))
+        let (json, text) = match self.target(&mut letters, plan)? {
+            ShowTarget::Entry(entry, lists) => {
+                let details = entry_details(&mut letters, plan, &entry, lists)?;
+                (serde_json::to_string(&details), entry_text(&details, now))
             }
-            Meant::Queue(list) => {
-                let whole = look_at_queue(&mut letters, config, &list)?;
-                (serde_json::to_string(&whole), text_of_queue(&whole, now))
+            ShowTarget::Queue(list) => {
+                let details = queue_details(&mut letters, plan, &list)?;
+                (serde_json::to_string(&details), queue_text(&details, now))
             }
         };
         let mut out = io::stdout().lock();
@@ -91,82 +91,88 @@ impl Show {
         Ok(Exit::Ok)
     }
 
-    fn meant(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Meant, Fault> {
+    fn target(
+        &self,
+        letters: &mut DeadLetters,
+        plan: Option<&Plan>,
+    ) -> Result<ShowTarget, DlqError> {
         if let Some(uuid) = &self.uuid {
-            let known = known_lists(letters, config)?;
+            let known = known_lists(letters, plan)?;
             let queue = std::iter::once(queue_named(letters, &self.what, &known)?).collect();
-            let found = find(letters, &queue, uuid)?;
-            let (entry, lists) = found.ok_or_else(|| not_found(uuid))?;
-            return Ok(Meant::Entry(entry, lists));
+            let found = find_entry(letters, &queue, uuid)?;
+            let (entry, lists) = found.ok_or_else(|| no_such_entry(uuid))?;
+            return Ok(ShowTarget::Entry(entry, lists));
         }
-        let known = known_lists(letters, config)?;
-        if let Some((entry, lists)) = find_anywhere(letters, &known, &self.what)? {
-            return Ok(Meant::Entry(entry, lists));
+        let known = known_lists(letters, plan)?;
+        if let Some((entry, lists)) = find_entry_anywhere(letters, &known, &self.what)? {
+            return Ok(ShowTarget::Entry(entry, lists));
         }
         let queue = queue_named(letters, &self.what, &known);
-        queue.map(Meant::Queue).map_err(|_| not_found(&self.what))
+        queue
+            .map(ShowTarget::Queue)
+            .map_err(|_| no_such_entry(&self.what))
     }
 }
 
-/// What the arguments name.
-enum Meant {
+/// What the arguments name: an entry with the queues that hold it, or a queue.
+enum ShowTarget {
     Entry(Raw, Vec<Raw>),
     Queue(Raw),
 }
 
 /// Everything known of a queue.
 #[derive(Serialize)]
-struct Queue {
+struct QueueDetails {
     list: String,
     #[serde(flatten)]
     counts: StorageQueue,
-    /// Who saves them at present.
-    replay: Option<Replay>,
-    oldest: Option<View>,
+    /// The replay that holds its lock.
+    replay: Option<HeldReplay>,
+    oldest: Option<DeadLetterView>,
 }
 
 #[derive(Serialize)]
-struct Replay {
+struct HeldReplay {
     key: String,
     by: Option<String>,
     #[serde(skip)]
-    said: String,
+    message: String,
 }
 
-impl Replay {
+impl HeldReplay {
     fn of(lock: &HeldLock) -> Self {
         Self {
             key: lock.key.clone(),
             by: lock.by.as_ref().map(Raw::to_string),
-            said: said_of_lock(lock),
+            message: held_lock_message(lock),
         }
     }
 }
 
-fn look_at_queue(
+fn queue_details(
     letters: &mut DeadLetters,
-    config: Option<&Plan>,
+    plan: Option<&Plan>,
     list: &Raw,
-) -> Result<Queue, Fault> {
+) -> Result<QueueDetails, DlqError> {
     let Some(entries) = letters.length(list)? else {
         let why = format!("DLQ:{list} is not a list: something else has the key");
-        return Err(Fault::NotThere(why));
+        return Err(DlqError::NotThere(why));
     };
-    let defers = defers(list, config);
-    let replay = match storage_of(list, config) {
+    let defers = defers(list, plan);
+    let replay = match storage_of(list, plan) {
         Some(storage) => letters.replay_lock(&storage)?,
         None => None,
     };
     let oldest = letters.page(list, 0, 1)?.into_iter().next();
-    Ok(Queue {
+    Ok(QueueDetails {
         list: list.to_string(),
         counts: StorageQueue::of(entries, letters.reasoned(list)?, defers),
-        replay: replay.as_ref().map(Replay::of),
-        oldest: oldest.map(|letter| View::new(letter, defers)),
+        replay: replay.as_ref().map(HeldReplay::of),
+        oldest: oldest.map(|letter| DeadLetterView::new(letter, defers)),
     })
 }
 
-fn text_of_queue(queue: &Queue, now: f64) -> String {
+fn queue_text(queue: &QueueDetails, now: f64) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<9} {value}\n"));
     line("Queue", &format!("DLQ:{}", queue.list));
@@ -175,10 +181,10 @@ fn text_of_queue(queue: &Queue, now: f64) -> String {
         line("Backlog", &queue.counts.backlog.to_string());
     }
     if let Some(replay) = &queue.replay {
-        line("Replay", &replay.said);
+        line("Replay", &replay.message);
     }
     if let Some(oldest) = &queue.oldest {
-        let when = oldest.at.map(|at| format!(", {}", moment(at, now)));
+        let when = oldest.at.map(|at| format!(", {}", time_and_age(at, now)));
         let when = when.unwrap_or_default();
         line("Oldest", &format!("{}{when}", oldest.uuid));
         line("Error", &printable(oldest.error()));
@@ -186,19 +192,19 @@ fn text_of_queue(queue: &Queue, now: f64) -> String {
     text
 }
 
-fn gather(
+fn entry_details(
     letters: &mut DeadLetters,
-    config: Option<&Plan>,
+    plan: Option<&Plan>,
     entry: &Raw,
     lists: Vec<Raw>,
-) -> Result<Whole, Fault> {
-    let mut places = Vec::new();
+) -> Result<EntryDetails, DlqError> {
+    let mut positions = Vec::new();
     for list in lists {
-        // It may have been moved just now.
-        if let Some((place, letter)) = letters.find(&list, entry)? {
-            places.push(Place {
-                letter: View::new(letter, defers(&list, config)),
-                number: place + 1,
+        // It may just have been moved.
+        if let Some((index, letter)) = letters.find(&list, entry)? {
+            positions.push(QueuePosition {
+                letter: DeadLetterView::new(letter, defers(&list, plan)),
+                number: index + 1,
                 of: letters.length(&list)?.unwrap_or(0),
             });
         }
@@ -210,11 +216,11 @@ fn gather(
             ttl: None,
         },
     };
-    Ok(whole(entry.to_string(), places, kept))
+    Ok(details(entry.to_string(), positions, kept))
 }
 
-fn whole(uuid: String, letters: Vec<Place>, kept: StoredDocument) -> Whole {
-    let mut whole = Whole {
+fn details(uuid: String, letters: Vec<QueuePosition>, kept: StoredDocument) -> EntryDetails {
+    let mut details = EntryDetails {
         uuid,
         letters,
         kind: "missing",
@@ -226,51 +232,52 @@ fn whole(uuid: String, letters: Vec<Place>, kept: StoredDocument) -> Whole {
     };
     match kept.document {
         Document::Found(kind, bytes) => {
-            whole.kind = match kind {
+            details.kind = match kind {
                 Kind::Json => "json",
                 Kind::Text => "text",
             };
-            whole.bytes = Some(bytes.len());
-            match read(&bytes) {
-                Ok(document) => whole.document = Some(document),
+            details.bytes = Some(bytes.len());
+            match read_json(&bytes) {
+                Ok(document) => details.document = Some(document),
                 Err(why) => {
-                    whole.fault = Some(format!("it is not JSON: {why}"));
-                    whole.text = Some(String::from_utf8_lossy(&bytes).into_owned());
+                    details.fault = Some(format!("it is not JSON: {why}"));
+                    details.text = Some(String::from_utf8_lossy(&bytes).into_owned());
                 }
             }
         }
         Document::Missing => {
-            whole.fault = Some("it has gone from Redis; a storage may still have it".to_owned());
+            details.fault =
+                Some("it is no longer in Redis; a storage may still have it".to_owned());
         }
         Document::NotAnId => {
-            whole.kind = "not-an-id";
-            whole.fault = Some("there is none: the entry is not a UUID".to_owned());
+            details.kind = "not-an-id";
+            details.fault = Some("there is none: the entry is not a UUID".to_owned());
         }
         Document::Unusable(why) => {
-            whole.kind = "unusable";
-            whole.fault = Some(why);
+            details.kind = "unusable";
+            details.fault = Some(why);
         }
     }
-    whole
+    details
 }
 
 /// The document on one line.
-fn read(bytes: &[u8]) -> Result<Box<RawValue>, serde_json::Error> {
+fn read_json(bytes: &[u8]) -> Result<Box<RawValue>, serde_json::Error> {
     serde_json::from_slice::<IgnoredAny>(bytes)?;
-    let line = laid_out(&String::from_utf8_lossy(bytes), Layout::Line);
+    let line = format_json(&String::from_utf8_lossy(bytes), JsonLayout::Compact);
     RawValue::from_string(line)
 }
 
-fn text(whole: &Whole, now: f64) -> String {
+fn entry_text(details: &EntryDetails, now: f64) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let value = value.replace('\n', "\n          ");
         text.push_str(&format!("{name:<9} {value}\n"));
     };
-    line("vCon", &whole.uuid);
-    for place in &whole.letters {
-        let letter = &place.letter;
-        let (number, of) = (place.number, place.of);
+    line("vCon", &details.uuid);
+    for position in &details.letters {
+        let letter = &position.letter;
+        let (number, of) = (position.number, position.of);
         let list = &letter.list;
         line(
             "Queue",
@@ -287,26 +294,33 @@ fn text(whole: &Whole, now: f64) -> String {
             line("Worker", &printable(worker));
         }
         if let Some(at) = letter.at {
-            line("When", &moment(at, now));
+            line("When", &time_and_age(at, now));
         }
     }
-    let expires = whole.ttl_seconds.is_some();
-    let still = if expires { "still lives" } else { "lives" };
-    let mut said = match whole.bytes {
-        Some(bytes) => format!("{}, {still} {}", size(bytes), life(whole.ttl_seconds)),
+    let expires = details.ttl_seconds.is_some();
+    let verb = if expires { "expires in" } else { "lives" };
+    let mut description = match details.bytes {
+        Some(bytes) => format!(
+            "{}, {verb} {}",
+            byte_size(bytes),
+            remaining_ttl(details.ttl_seconds)
+        ),
         None => String::new(),
     };
-    if let Some(fault) = &whole.fault {
-        if !said.is_empty() {
-            said.push_str("; ");
+    if let Some(fault) = &details.fault {
+        if !description.is_empty() {
+            description.push_str("; ");
         }
-        said.push_str(&printable(fault));
+        description.push_str(&printable(fault));
     }
-    line("Document", &said);
-    if let Some(document) = &whole.document {
-        text.push_str(&visible_json(&laid_out(document.get(), Layout::Lines)));
+    line("Document", &description);
+    if let Some(document) = &details.document {
+        text.push_str(&visible_json(&format_json(
+            document.get(),
+            JsonLayout::Indented,
+        )));
         text.push('\n');
-    } else if let Some(document) = &whole.text {
+    } else if let Some(document) = &details.text {
         text.push_str(&printable_lines(document));
         text.push('\n');
     }

@@ -1,15 +1,14 @@
 //! Waiting until vCons that were submitted are done.
 //!
 //! A vCon is done if it is in no ingress list of a chain in service and no worker has it: its chain has
-//! finished or halted, or it is a dead letter. Redis tells all of it, so the daemon may be on any machine.
-//! That Redis is away for a while ends nothing.
+//! finished or halted, or it is a dead letter. All of that is read from Redis, so the daemon may be on any machine.
+//! While Redis is unavailable, the wait goes on.
 
 use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::progress;
-use crate::cli::shown::complain;
+use crate::cli::output::{eprint_line, progress_bar};
 use crate::config::{ListName, Plan};
 use crate::queue::{
     Audit, AuditLists, DeadLetter, DeadLetters, QueueError, Raw, Server, StoredReason,
@@ -17,50 +16,50 @@ use crate::queue::{
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
-/// The pauses between looks.
-const SHORTEST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(1);
+/// The shortest and the longest pause between two checks.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Without a time limit it waits so long for a Redis that is away: a restart that loads many documents, or
-/// a failover, takes less.
-const LONGEST_AWAY: Duration = Duration::from_secs(300);
+/// Without a time limit, the wait for an unavailable Redis ends after this long. A restart that loads many
+/// documents takes less, and so does a failover.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(300);
 
-/// So many reasons are asked for at once: with reasons as long as they may be, they take some 100 MB.
-const PORTION: usize = 200;
+/// Dead letters looked up at once: with the longest reasons they take some 100 MB.
+const BATCH: usize = 200;
 
-/// A look-out for vCons that are submitted after it was made.
-pub(super) struct Lookout {
+/// Waits for vCons that are submitted after it was made.
+pub(super) struct CompletionWait {
     server: Server,
     known: AuditLists,
-    /// Whether the lists are those of a configuration, so that there are no others.
+    /// Whether the lists come from a configuration, and are therefore all there are.
     has_plan: bool,
     least_ttl: u64,
     /// `None` after Redis has failed.
-    eyes: Option<Eyes>,
-    /// When it was made, by Redis' clock.
+    queries: Option<RedisQueries>,
+    /// When it was made, by the clock of Redis.
     since: f64,
     /// Whether Redis has failed meanwhile.
-    was_away: bool,
+    was_unavailable: bool,
 }
 
-/// What looks, each over a connection of its own.
-struct Eyes {
+/// The queries, over a connection each.
+struct RedisQueries {
     audit: Audit,
     letters: DeadLetters,
 }
 
-/// How it ended.
-pub(super) struct Outcome {
-    /// Those that were not done in time.
-    pub undone: usize,
+/// The result of the wait.
+pub(super) struct WaitResult {
+    /// How many were not done in time.
+    pub pending: usize,
     /// Those that went to a dead letter queue.
     pub dead: Vec<DeadLetter>,
-    /// How many of those that are in no list have no document either, after Redis was away: they have
+    /// How many of those that are in no list have no document either, after Redis was unavailable: they have
     /// expired, or Redis has lost them.
-    pub gone: usize,
+    pub missing: usize,
 }
 
-impl Lookout {
+impl CompletionWait {
     /// Prepares to wait for vCons of `list`, and of the ingress lists to which their chains pass them
     /// on, as far as the configuration is known here.
     pub fn new(settings: &Settings, list: &ListName) -> Result<Self, QueueError> {
@@ -71,33 +70,33 @@ impl Lookout {
         };
         let has_plan = plan.is_some();
         if let Some(plan) = plan {
-            // What only a chain out of service takes stays where it is: it is done.
+            // A vCon in a list that only disabled chains take from stays there: it counts as done.
             known.ingress.extend(plan.ingress_lists());
             known.storages = plan.storages;
         }
-        let mut lookout = Self {
+        let mut completion = Self {
             server: Server::new(&settings.redis_url)?,
             known,
             has_plan,
             least_ttl: settings.redis_expiry,
-            eyes: None,
+            queries: None,
             since: 0.0,
-            was_away: false,
+            was_unavailable: false,
         };
-        let mut eyes = lookout.open()?;
-        lookout.since = eyes.letters.now()?;
-        lookout.eyes = Some(eyes);
-        Ok(lookout)
+        let mut queries = completion.open()?;
+        completion.since = queries.letters.now()?;
+        completion.queries = Some(queries);
+        Ok(completion)
     }
 
-    fn open(&self) -> Result<Eyes, QueueError> {
+    fn open(&self) -> Result<RedisQueries, QueueError> {
         let connect = || self.server.connect("conserver:submit");
         let mut audit = Audit::new(connect()?, &self.known, self.least_ttl)?;
         if self.has_plan {
             audit.wait_only_in(&self.known.ingress);
         }
         let letters = DeadLetters::new(connect()?, self.least_ttl);
-        Ok(Eyes { audit, letters })
+        Ok(RedisQueries { audit, letters })
     }
 
     /// Waits until these are done, or the time is over.
@@ -105,79 +104,80 @@ impl Lookout {
         mut self,
         ids: Vec<VconId>,
         timeout: Option<Duration>,
-    ) -> Result<Outcome, QueueError> {
+    ) -> Result<WaitResult, QueueError> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let bar = progress(ids.len());
-        let mut undone: HashSet<VconId> = ids.iter().cloned().collect();
-        let all = undone.len();
-        let mut pause = SHORTEST;
+        let bar = progress_bar(ids.len());
+        let mut pending: HashSet<VconId> = ids.iter().cloned().collect();
+        let all = pending.len();
+        let mut pause = SHORTEST_PAUSE;
         loop {
-            self.patiently(end, |eyes| eyes.strike_done(&mut undone))?;
-            bar.set_position((all - undone.len()) as u64);
+            self.retry_while_unavailable(end, |queries| queries.strike_done(&mut pending))?;
+            bar.set_position((all - pending.len()) as u64);
             let left = left_until(end);
-            if undone.is_empty() || left.is_some_and(|left| left.is_zero()) {
+            if pending.is_empty() || left.is_some_and(|left| left.is_zero()) {
                 break;
             }
             thread::sleep(left.map_or(pause, |left| left.min(pause)));
-            pause = (pause * 2).min(LONGEST);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         bar.finish_and_clear();
-        let done: Vec<VconId> = ids.into_iter().filter(|id| !undone.contains(id)).collect();
+        let done: Vec<VconId> = ids.into_iter().filter(|id| !pending.contains(id)).collect();
         let (since, lists) = (self.since, self.known.ingress.clone());
-        let dead = self.patiently(end, |eyes| eyes.dead(&lists, &done, since))?;
-        let gone = if self.was_away {
-            self.patiently(end, |eyes| eyes.gone(&done))?
+        let dead =
+            self.retry_while_unavailable(end, |queries| queries.dead(&lists, &done, since))?;
+        let missing = if self.was_unavailable {
+            self.retry_while_unavailable(end, |queries| queries.missing(&done))?
         } else {
             0
         };
-        Ok(Outcome {
-            undone: undone.len(),
+        Ok(WaitResult {
+            pending: pending.len(),
             dead,
-            gone,
+            missing,
         })
     }
 
-    /// Looks, and while Redis fails looks again over new connections: until the end, or without one for
-    /// [`LONGEST_AWAY`].
-    fn patiently<T>(
+    /// Asks, and while Redis fails asks again over new connections: until `end`, or without one for
+    /// [`LONGEST_OUTAGE`].
+    fn retry_while_unavailable<T>(
         &mut self,
         end: Option<Instant>,
-        mut look: impl FnMut(&mut Eyes) -> Result<T, QueueError>,
+        mut query: impl FnMut(&mut RedisQueries) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
         let start = Instant::now();
         let mut is_told = false;
         loop {
-            let opened = match self.eyes.take() {
-                Some(eyes) => Ok(eyes),
+            let opened = match self.queries.take() {
+                Some(queries) => Ok(queries),
                 None => self.open(),
             };
-            let seen = opened.and_then(|mut eyes| {
-                let seen = look(&mut eyes)?;
-                self.eyes = Some(eyes);
-                Ok(seen)
+            let result = opened.and_then(|mut queries| {
+                let answer = query(&mut queries)?;
+                self.queries = Some(queries);
+                Ok(answer)
             });
-            let error = match seen {
-                Ok(seen) => {
+            let error = match result {
+                Ok(answer) => {
                     if is_told {
-                        complain("Redis is back");
+                        eprint_line("Redis is back");
                     }
-                    return Ok(seen);
+                    return Ok(answer);
                 }
                 Err(error) => error,
             };
             let left = match end {
                 Some(_) => left_until(end).unwrap_or_default(),
-                None => LONGEST_AWAY.saturating_sub(start.elapsed()),
+                None => LONGEST_OUTAGE.saturating_sub(start.elapsed()),
             };
             if left.is_zero() {
                 return Err(error);
             }
             if !is_told && !error.is_interruption() {
-                complain(format_args!("{error}; trying again"));
+                eprint_line(format_args!("{error}; trying again"));
                 is_told = true;
-                self.was_away = true;
+                self.was_unavailable = true;
             }
-            thread::sleep(left.min(LONGEST));
+            thread::sleep(left.min(LONGEST_PAUSE));
         }
     }
 }
@@ -186,25 +186,25 @@ fn left_until(end: Option<Instant>) -> Option<Duration> {
     end.map(|end| end.saturating_duration_since(Instant::now()))
 }
 
-impl Eyes {
-    fn strike_done(&mut self, undone: &mut HashSet<VconId>) -> Result<(), QueueError> {
-        let mut resting = undone.clone();
+impl RedisQueries {
+    fn strike_done(&mut self, pending: &mut HashSet<VconId>) -> Result<(), QueueError> {
+        let mut resting = pending.clone();
         self.audit.strike_in_work(&mut resting)?;
         for id in resting {
-            // A claim may have been returned to its list between the looks at both.
+            // A claim may have been returned to its list between the two queries.
             if !self.audit.is_in_work(&id)? {
-                undone.remove(&id);
+                pending.remove(&id);
             }
         }
         Ok(())
     }
 
-    fn gone(&mut self, done: &[VconId]) -> Result<usize, QueueError> {
-        let mut gone = 0;
+    fn missing(&mut self, done: &[VconId]) -> Result<usize, QueueError> {
+        let mut missing = 0;
         for id in done {
-            gone += usize::from(!self.audit.has_document(id)?);
+            missing += usize::from(!self.audit.has_document(id)?);
         }
-        Ok(gone)
+        Ok(missing)
     }
 
     /// Those that have become dead letters of these and other lists since then.
@@ -218,7 +218,7 @@ impl Eyes {
         queues.extend(lists.iter().map(|list| Raw::new(list.as_str())));
         let mut dead = Vec::new();
         for queue in queues {
-            for some in done.chunks(PORTION) {
+            for some in done.chunks(BATCH) {
                 let letters = self.letters.known_of(&queue, some)?.into_iter();
                 dead.extend(letters.filter(|letter| is_new(letter, since)));
             }

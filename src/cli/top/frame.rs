@@ -1,90 +1,144 @@
-//! What stands on the screen.
+//! The frame of `top`: a heading, then tables of workers, lists and figures, each with its share of
+//! the rows. Columns and rows without room are left out, the least telling first.
+//!
+//! Names come from elsewhere and must not steer the terminal: all text is escaped when a cell or a
+//! line is made, before its width counts.
 
 use chrono::Local;
 use indexmap::IndexMap;
+use ratatui::Frame;
+use ratatui::layout::{Alignment, Constraint, Rect};
+use ratatui::style::{Style, Stylize};
+use ratatui::text::{Line, Text};
+use ratatui::widgets;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::history::History;
-use super::screen::{Line, Look, Size};
-use super::section::{Column, Row, Section, Side, Weight, cut, share};
-use crate::cli::status::{
-    deferring, duration, megabytes, on_hold, rate, redis_away, state, storage_rows,
-};
+use super::ViewHistory;
+use crate::cli::output::{duration, megabytes, rate};
+use crate::cli::status::{on_hold, outage, redis_unavailable, storage_rows, worker_state};
+use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus};
+use crate::visible::printable;
 
-/// The most holds that are told one by one.
-const HOLDS: usize = 3;
+/// The most holds that have a line each.
+const MOST_HOLDS: usize = 3;
 
-/// A frame of this size: the daemon as a whole, then workers, queues and figures, each with its
-/// share of the rows. `fault` is why there is nothing new.
-pub(super) fn lines(history: &History, fault: Option<&str>, (width, height): Size) -> Vec<Line> {
+/// The columns between two columns of a table.
+const GAP: u16 = 2;
+
+/// Draws the latest view. `error` is why there is no newer one.
+pub(super) fn draw(frame: &mut Frame<'_>, history: &ViewHistory, error: Option<&str>) {
     let Some(view) = history.now() else {
-        return Vec::new();
+        return;
     };
-    let mut lines = vec![title(view, width), totals(history, view)];
-    if let Some(fault) = fault {
-        let why = fault.lines().next().unwrap_or(fault);
-        lines.push(alarm(format!("Nothing new, trying again: {why}")));
-    }
-    lines.extend(troubles(view));
+    let area = frame.area();
+    let heading = heading(history, view, error, area.width.into());
     let queues = view.queues.as_ref();
-    if let Some(error) = queues.and_then(|queues| queues.error.as_ref()) {
-        lines.push(alarm(format!("The lists are not known: {error}")));
-    }
-    let sections = [
+    let tables = [
         workers(history, view),
         lists(history, queues),
         figures(history, view),
     ];
-    // Above each of them, an empty line and the names of its columns.
-    let room = height.saturating_sub(lines.len() + 2 * sections.len());
-    let rooms = share(sections.each_ref().map(|section| section.rows.len()), room);
-    for (section, room) in sections.iter().zip(rooms) {
-        if !section.rows.is_empty() {
-            lines.push(plain(String::new()));
-            lines.extend(section.lines(width, room));
+    // Above the rows of each table: an empty line and the header.
+    let room = usize::from(area.height).saturating_sub(heading.len() + 2 * tables.len());
+    let rooms = share_rows(tables.each_ref().map(|table| table.rows.len()), room);
+    let mut bottom = area.top();
+    let mut next = |lines: usize| {
+        let left = area.bottom() - bottom;
+        let height = u16::try_from(lines).unwrap_or(left).min(left);
+        let top = bottom;
+        bottom += height;
+        Rect {
+            y: top,
+            height,
+            ..area
+        }
+    };
+    frame.render_widget(
+        Text::from_iter(heading.iter().cloned()),
+        next(heading.len()),
+    );
+    for (table, room) in tables.into_iter().zip(rooms) {
+        if !table.rows.is_empty() {
+            next(1);
+            let area = next(1 + room);
+            table.draw(frame, area, room);
         }
     }
-    lines.truncate(height);
+}
+
+/// What concerns the daemon as a whole.
+fn heading(
+    history: &ViewHistory,
+    view: &View,
+    error: Option<&str>,
+    width: usize,
+) -> Vec<Line<'static>> {
+    let mut lines = vec![title(view, width), totals(history, view)];
+    if let Some(error) = error {
+        let why = error.lines().next().unwrap_or(error);
+        lines.push(alarm(&format!("Nothing new, trying again: {why}")));
+    }
+    lines.extend(troubles(view));
+    let queues = view.queues.as_ref();
+    if let Some(error) = queues.and_then(|queues| queues.error.as_ref()) {
+        lines.push(alarm(&format!("The lists are not known: {error}")));
+    }
     for line in &mut lines {
-        line.text = cut(&line.text, width);
+        // What does not fit ends in an ellipsis.
+        if line.width() > width {
+            let style = line.style;
+            *line = Line::styled(truncated_to(&line.to_string(), width), style);
+        }
     }
     lines
 }
 
-fn plain(text: String) -> Line {
-    let look = Look::Plain;
-    Line { text, look }
+fn plain(text: &str) -> Line<'static> {
+    Line::raw(printable(text).into_owned())
 }
 
-fn alarm(text: String) -> Line {
-    let look = Look::Alarm;
-    Line { text, look }
+fn alarm(text: &str) -> Line<'static> {
+    plain(text).style(alarm_style())
 }
 
-fn title(view: &View, width: usize) -> Line {
+/// Bold and red. With `NO_COLOR` bold alone: `crossterm` would write a reset in the place of the colour.
+fn alarm_style() -> Style {
+    let bold = Style::new().bold();
+    if no_color() { bold } else { bold.red() }
+}
+
+fn title(view: &View, width: usize) -> Line<'static> {
     let (ready, wanted) = (view.workers_ready, view.workers_wanted);
     let is_calm = view.holds.is_empty() && view.redis_away_seconds.is_none();
     let is_good = view.state == "running" && ready as u64 == wanted && is_calm;
     let (instance, state, up) = (&view.instance, &view.state, duration(view.uptime_seconds));
-    let left = format!("{instance}: {state}, {ready} of {wanted} workers ready, up {up}");
+    let left = printable(&format!(
+        "{instance}: {state}, {ready} of {wanted} workers ready, up {up}"
+    ))
+    .into_owned();
     let right = format!("{}  q: end", Local::now().format("%H:%M:%S"));
-    let space = width.saturating_sub(left.chars().count() + right.chars().count());
+    let space = width.saturating_sub(left.width() + right.width());
     let text = if space > 1 {
         format!("{left}{}{right}", " ".repeat(space))
     } else {
         left
     };
-    let look = if is_good { Look::Strong } else { Look::Alarm };
-    Line { text, look }
+    let style = if is_good {
+        Style::new().bold()
+    } else {
+        alarm_style()
+    };
+    Line::styled(text, style)
 }
 
-fn totals(history: &History, view: &View) -> Line {
+fn totals(history: &ViewHistory, view: &View) -> Line<'static> {
     let in_work: usize = view.workers.iter().map(|worker| worker.lanes.len()).sum();
     let lanes = (view.lanes_per_worker as u64).saturating_mul(view.workers_wanted);
     let known = view.queues.as_ref().filter(|queues| queues.error.is_none());
     let total =
         |lengths: fn(&Queues) -> u64| known.map_or("?".to_owned(), |q| lengths(q).to_string());
-    plain(format!(
+    plain(&format!(
         "done {}/s   failed {}/s   in work {in_work} of {lanes}   waiting {}   dead letters {}",
         optional_rate(history.done()),
         optional_rate(history.failed()),
@@ -100,42 +154,29 @@ fn dead_letters(queues: &Queues) -> u64 {
     of_lists + storages.map(|queue| queue.dead_letters).sum::<u64>()
 }
 
-fn troubles(view: &View) -> Vec<Line> {
-    let away = view.redis_away_seconds.map(redis_away);
-    let holds = view.holds.iter().take(HOLDS).map(on_hold);
-    let mut lines: Vec<Line> = away.into_iter().chain(holds).map(alarm).collect();
-    if view.holds.len() > HOLDS {
-        let more = view.holds.len() - HOLDS;
-        lines.push(alarm(format!("… and {more} more are away")));
+fn troubles(view: &View) -> Vec<Line<'static>> {
+    let redis = view.redis_away_seconds.map(redis_unavailable);
+    let holds = view.holds.iter().take(MOST_HOLDS).map(on_hold);
+    let mut lines: Vec<Line<'static>> = redis
+        .into_iter()
+        .chain(holds)
+        .map(|text| alarm(&text))
+        .collect();
+    if view.holds.len() > MOST_HOLDS {
+        let more = view.holds.len() - MOST_HOLDS;
+        lines.push(alarm(&format!("… and {more} more are unavailable")));
     }
-    let outages = view.outages.iter().take(HOLDS);
     let queues = view.queues.as_ref();
-    lines.extend(outages.map(|outage| alarm(deferring(outage, queues))));
+    let outages = view.outages.iter().take(MOST_HOLDS);
+    lines.extend(outages.map(|it| alarm(&outage(it, queues))));
     lines
 }
 
-fn column(name: &'static str, side: Side, worth: u8) -> Column {
-    Column {
-        name,
-        side,
-        worth,
-        narrowest: None,
-    }
-}
-
-/// A column whose cells may be cut.
-fn flexible(name: &'static str, worth: u8, narrowest: usize) -> Column {
-    Column {
-        narrowest: Some(narrowest),
-        ..column(name, Side::Left, worth)
-    }
-}
-
-fn workers(history: &History, view: &View) -> Section {
-    let row = |worker: &WorkerStatus| Row {
+fn workers(history: &ViewHistory, view: &View) -> TopTable {
+    let row = |worker: &WorkerStatus| TopRow {
         cells: vec![
             worker.worker.to_string(),
-            state(worker, view.lanes_per_worker),
+            worker_state(worker, view.lanes_per_worker),
             worker.vcon.clone().unwrap_or_default(),
             worker
                 .seconds
@@ -150,32 +191,32 @@ fn workers(history: &History, view: &View) -> Section {
             worker.pid.map_or(String::new(), |pid| pid.to_string()),
         ],
         weight: match &worker.state[..] {
-            "restarting" | "refused" | "overdue" | "stuck" => Weight::Trouble,
-            _ if !worker.lanes.is_empty() => Weight::Active,
-            _ => Weight::Quiet,
+            "restarting" | "refused" | "overdue" | "stuck" => RowWeight::Trouble,
+            _ if !worker.lanes.is_empty() => RowWeight::Active,
+            _ => RowWeight::Quiet,
         },
     };
-    Section {
+    TopTable {
         columns: vec![
-            column("Worker", Side::Right, 9),
-            column("State", Side::Left, 8),
-            flexible("vCon", 1, 8),
-            column("For", Side::Right, 5),
-            column("Done", Side::Right, 7),
-            column("Failed", Side::Right, 6),
-            column("Restarts", Side::Right, 4),
-            column("Memory", Side::Right, 3),
-            column("CPU", Side::Right, 2),
-            column("PID", Side::Right, 0),
+            TopColumn::right("Worker", 9),
+            TopColumn::left("State", 8),
+            TopColumn::flexible("vCon", 1, 8),
+            TopColumn::right("For", 5),
+            TopColumn::right("Done", 7),
+            TopColumn::right("Failed", 6),
+            TopColumn::right("Restarts", 4),
+            TopColumn::right("Memory", 3),
+            TopColumn::right("CPU", 2),
+            TopColumn::right("PID", 0),
         ],
         rows: view.workers.iter().map(row).collect(),
     }
 }
 
 /// The name of a list, its kind and its length.
-type Length = (String, &'static str, Option<u64>);
+type ListLength = (String, &'static str, Option<u64>);
 
-fn lengths(queues: &Queues) -> Vec<Length> {
+fn lengths(queues: &Queues) -> Vec<ListLength> {
     let kinds = [
         ("ingress", &queues.ingress),
         ("egress", &queues.egress),
@@ -190,16 +231,16 @@ fn lengths(queues: &Queues) -> Vec<Length> {
     lists.chain(storage_rows(queues)).collect()
 }
 
-fn lists(history: &History, queues: Option<&Queues>) -> Section {
+fn lists(history: &ViewHistory, queues: Option<&Queues>) -> TopTable {
     let then = history.queues_before().map(lengths).unwrap_or_default();
-    let row = |(name, kind, length): Length| {
-        let same = |it: &&Length| (&it.0, it.1) == (&name, kind);
+    let row = |(name, kind, length): ListLength| {
+        let same = |it: &&ListLength| (&it.0, it.1) == (&name, kind);
         let before = then.iter().find(same).and_then(|(.., length)| *length);
-        Row {
+        TopRow {
             weight: match length {
-                Some(1..) if kind == "dead letters" => Weight::Trouble,
-                Some(1..) => Weight::Active,
-                _ => Weight::Quiet,
+                Some(1..) if kind == "dead letters" => RowWeight::Trouble,
+                Some(1..) => RowWeight::Active,
+                _ => RowWeight::Quiet,
             },
             cells: vec![
                 name,
@@ -210,12 +251,12 @@ fn lists(history: &History, queues: Option<&Queues>) -> Section {
         }
     };
     let now = queues.map(lengths).unwrap_or_default();
-    Section {
+    TopTable {
         columns: vec![
-            flexible("List", 9, 12),
-            column("Kind", Side::Left, 2),
-            column("Length", Side::Right, 8),
-            column("Last minute", Side::Right, 3),
+            TopColumn::flexible("List", 9, 12),
+            TopColumn::left("Kind", 2),
+            TopColumn::right("Length", 8),
+            TopColumn::right("Last minute", 3),
         ],
         rows: now.into_iter().map(row).collect(),
     }
@@ -230,7 +271,7 @@ fn change(before: Option<u64>, now: Option<u64>) -> String {
     }
 }
 
-fn figures(history: &History, view: &View) -> Section {
+fn figures(history: &ViewHistory, view: &View) -> TopTable {
     type All = fn(&View) -> &[Figures];
     let kinds: [(&str, All); 3] = [
         ("chain", |view| &view.chains),
@@ -248,7 +289,7 @@ fn figures(history: &History, view: &View) -> Section {
                     .quantile(q)
                     .map_or(String::new(), |q| q.to_string())
             };
-            rows.push(Row {
+            rows.push(TopRow {
                 cells: vec![
                     kind.to_owned(),
                     figures.name.clone(),
@@ -262,25 +303,25 @@ fn figures(history: &History, view: &View) -> Section {
                     figures.dead_lettered.to_string(),
                 ],
                 weight: if recent.seconds.count() > 0 {
-                    Weight::Active
+                    RowWeight::Active
                 } else {
-                    Weight::Quiet
+                    RowWeight::Quiet
                 },
             });
         }
     }
-    Section {
+    TopTable {
         columns: vec![
-            column("", Side::Left, 5),
-            flexible("Name", 9, 12),
-            column("Per s", Side::Right, 8),
-            column("p50", Side::Right, 7),
-            column("p95", Side::Right, 4),
-            column("p99", Side::Right, 6),
-            column("Done", Side::Right, 3),
-            column("Failed", Side::Right, 6),
-            column("Retried", Side::Right, 0),
-            column("Dead letters", Side::Right, 2),
+            TopColumn::left("", 5),
+            TopColumn::flexible("Name", 9, 12),
+            TopColumn::right("Per s", 8),
+            TopColumn::right("p50", 7),
+            TopColumn::right("p95", 4),
+            TopColumn::right("p99", 6),
+            TopColumn::right("Done", 3),
+            TopColumn::right("Failed", 6),
+            TopColumn::right("Retried", 0),
+            TopColumn::right("Dead letters", 2),
         ],
         rows,
     }
@@ -288,4 +329,278 @@ fn figures(history: &History, view: &View) -> Section {
 
 fn optional_rate(per_second: Option<f64>) -> String {
     per_second.map_or("?".to_owned(), rate)
+}
+
+/// A table that is drawn as it fits.
+struct TopTable {
+    columns: Vec<TopColumn>,
+    rows: Vec<TopRow>,
+}
+
+struct TopColumn {
+    name: &'static str,
+    alignment: Alignment,
+    /// Columns with the smallest number are left out first.
+    worth: u8,
+    /// The width to which it may shrink before any column is left out.
+    narrowest: Option<usize>,
+}
+
+/// A cell for each column.
+struct TopRow {
+    cells: Vec<String>,
+    weight: RowWeight,
+}
+
+/// The order in which rows are shown if there is no room for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum RowWeight {
+    Trouble,
+    Active,
+    Quiet,
+}
+
+impl TopColumn {
+    fn left(name: &'static str, worth: u8) -> Self {
+        Self {
+            name,
+            alignment: Alignment::Left,
+            worth,
+            narrowest: None,
+        }
+    }
+
+    fn right(name: &'static str, worth: u8) -> Self {
+        Self {
+            alignment: Alignment::Right,
+            ..Self::left(name, worth)
+        }
+    }
+
+    /// A column whose cells may be truncated.
+    fn flexible(name: &'static str, worth: u8, narrowest: usize) -> Self {
+        Self {
+            narrowest: Some(narrowest),
+            ..Self::left(name, worth)
+        }
+    }
+}
+
+impl TopTable {
+    /// Draws the header and at most `room` rows.
+    fn draw(mut self, frame: &mut Frame<'_>, area: Rect, room: usize) {
+        let mut left_out = 0;
+        if self.rows.len() > room {
+            self.rows.sort_by_key(|row| row.weight);
+            let shown = room.saturating_sub(1);
+            left_out = self.rows.len() - shown;
+            self.rows.truncate(shown);
+        }
+        for cell in self.rows.iter_mut().flat_map(|row| &mut row.cells) {
+            *cell = printable(cell).into_owned();
+        }
+        let columns = self.fitting_columns(area.width.into());
+        let cells = |texts: &[&str]| -> widgets::Row<'static> {
+            let cell = |(index, width): &(usize, usize)| {
+                let text = truncated_to(texts.get(*index).unwrap_or(&""), *width);
+                Text::raw(text).alignment(self.columns[*index].alignment)
+            };
+            widgets::Row::new(columns.iter().map(cell))
+        };
+        let names: Vec<&str> = self.columns.iter().map(|column| column.name).collect();
+        let rows = self.rows.iter().map(|row| {
+            let texts: Vec<&str> = row.cells.iter().map(String::as_str).collect();
+            match row.weight {
+                RowWeight::Trouble => cells(&texts).style(alarm_style()),
+                RowWeight::Active | RowWeight::Quiet => cells(&texts),
+            }
+        });
+        let width = |(_, width): &(usize, usize)| {
+            Constraint::Length(u16::try_from(*width).unwrap_or(u16::MAX))
+        };
+        let table = widgets::Table::new(rows, columns.iter().map(width))
+            .header(cells(&names).dim())
+            .column_spacing(GAP);
+        frame.render_widget(table, area);
+        if left_out > 0 && room > 0 {
+            let text = truncated_to(&format!("… and {left_out} more"), area.width.into());
+            let below = 1 + u16::try_from(self.rows.len()).unwrap_or(u16::MAX);
+            if let Some(line) = area.rows().nth(below.into()) {
+                frame.render_widget(Line::raw(text).dim(), line);
+            }
+        }
+    }
+
+    /// The columns that fit, each with its width.
+    fn fitting_columns(&self, width: usize) -> Vec<(usize, usize)> {
+        let widest = |(index, column): (usize, &TopColumn)| {
+            let cells = self.rows.iter().filter_map(|row| row.cells.get(index));
+            let widths = cells.map(|cell| cell.width());
+            let widest = widths.max().unwrap_or(0).max(column.name.width());
+            (index, widest)
+        };
+        let mut shown: Vec<(usize, usize)> = self.columns.iter().enumerate().map(widest).collect();
+        loop {
+            let gaps = usize::from(GAP) * shown.len().saturating_sub(1);
+            let taken: usize = gaps + shown.iter().map(|(_, width)| width).sum::<usize>();
+            let mut over = taken.saturating_sub(width);
+            let mut fitting = shown.clone();
+            for (index, width) in &mut fitting {
+                let narrowest = match shown.len() {
+                    1 => 0,
+                    _ => self.columns[*index].narrowest.unwrap_or(*width),
+                };
+                let less = over.min(width.saturating_sub(narrowest));
+                *width -= less;
+                over -= less;
+            }
+            if over == 0 {
+                return fitting;
+            }
+            let least = shown
+                .iter()
+                .min_by_key(|(index, _)| self.columns[*index].worth);
+            let least = least.map(|(index, _)| *index);
+            shown.retain(|(index, _)| Some(*index) != least);
+        }
+    }
+}
+
+/// As much of the text as fits; an ellipsis stands for the rest.
+fn truncated_to(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut left = width.saturating_sub(1);
+    let mut short = String::new();
+    for c in text.chars() {
+        let Some(rest) = left.checked_sub(c.width().unwrap_or(0)) else {
+            break;
+        };
+        left = rest;
+        short.push(c);
+    }
+    if width > 0 {
+        short.push('…');
+    }
+    short
+}
+
+/// How many of `room` rows each table gets that wants this many: what one does not need, others get.
+fn share_rows<const N: usize>(wanted: [usize; N], room: usize) -> [usize; N] {
+    let mut given = [0; N];
+    for _ in 0..room {
+        let hungry = given.iter_mut().zip(wanted);
+        let hungry = hungry.filter(|(given, wanted)| **given < *wanted);
+        match hungry.min_by_key(|(given, _)| **given) {
+            Some((given, _)) => *given += 1,
+            None => break,
+        }
+    }
+    given
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    fn table(rows: &[(&str, RowWeight)]) -> TopTable {
+        let row = |(name, weight): &(&str, RowWeight)| TopRow {
+            cells: vec![(*name).to_owned(), "1234".to_owned(), "xyz".to_owned()],
+            weight: *weight,
+        };
+        TopTable {
+            columns: vec![
+                TopColumn::flexible("Name", 9, 4),
+                TopColumn::left("Much", 1),
+                TopColumn::left("Less", 2),
+            ],
+            rows: rows.iter().map(row).collect(),
+        }
+    }
+
+    /// The lines of the table in a terminal of this width.
+    fn shown(table: TopTable, width: u16, room: usize) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, 10)).unwrap();
+        let mut table = Some(table);
+        terminal
+            .draw(|frame| table.take().unwrap().draw(frame, frame.area(), room))
+            .unwrap();
+        let buffer = terminal.backend().buffer();
+        let lines = buffer.content.chunks(width.max(1).into());
+        let lines = lines.map(|line| line.iter().map(|cell| cell.symbol()).collect::<String>());
+        lines
+            .map(|line| line.trim_end().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect()
+    }
+
+    #[test]
+    fn columns_shrink_and_then_go_the_least_telling_first() {
+        for (width, expected) in [
+            (21, "workbench  1234  xyz"),
+            (18, "workb…  1234  xyz"),
+            (14, "workben…  xyz"),
+            (11, "work…  xyz"),
+            (9, "workbench"),
+            (4, "wor…"),
+        ] {
+            let lines = shown(table(&[("workbench", RowWeight::Quiet)]), width, 5);
+            assert_eq!(lines[1], expected, "{width}");
+        }
+        assert_eq!(
+            shown(table(&[("workbench", RowWeight::Quiet)]), 0, 5),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn rows_without_room_are_counted_and_trouble_stays() {
+        let rows = [
+            ("quiet", RowWeight::Quiet),
+            ("busy", RowWeight::Active),
+            ("broken", RowWeight::Trouble),
+        ];
+        let names = |room| -> Vec<String> {
+            let lines = shown(table(&rows), 80, room).into_iter().skip(1);
+            lines
+                .map(|line| line.split("  ").next().unwrap_or("").to_owned())
+                .collect()
+        };
+        assert_eq!(names(3), ["quiet", "busy", "broken"]);
+        assert_eq!(names(2), ["broken", "… and 2 more"]);
+        assert_eq!(names(1), ["… and 3 more"]);
+        assert_eq!(names(0), Vec::<String>::new());
+    }
+
+    #[test]
+    fn no_name_steers_the_terminal_or_breaks_its_line() {
+        let lines = shown(table(&[("a\x1b[2J\n\u{202e}b", RowWeight::Trouble)]), 80, 5);
+        assert_eq!(lines[1], r"a\u{1b}[2J\n\u{202e}b  1234  xyz");
+    }
+
+    #[test]
+    fn an_ellipsis_stands_for_the_rest_and_wide_letters_count_twice() {
+        let texts = [
+            ("abc", 3),
+            ("abcd", 3),
+            ("日本語", 5),
+            ("日本語", 4),
+            ("a", 0),
+        ];
+        let shown = texts.map(|(text, width)| truncated_to(text, width));
+        assert_eq!(shown, ["abc", "ab…", "日本…", "日…", ""]);
+    }
+
+    #[test]
+    fn rows_are_shared_and_what_one_table_does_not_need_others_get() {
+        assert_eq!(share_rows([2, 9, 3], 20), [2, 9, 3]);
+        assert_eq!(share_rows([2, 90, 30], 12), [2, 5, 5]);
+        assert_eq!(share_rows([2, 90, 4], 12), [2, 6, 4]);
+        assert_eq!(share_rows([5, 5], 0), [0, 0]);
+    }
 }

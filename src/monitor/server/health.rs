@@ -304,7 +304,7 @@ mod tests {
         let expected = [
             "the daemon is starting",
             "Redis is away",
-            "storage pg is away: chains on hold: main, spare",
+            "storage pg is unavailable: chains on hold: main, spare",
         ];
         assert_eq!(waits.unwrap_err(), expected);
         let waits = readiness(Some(Phase::Running), &[], Ok(()), false).unwrap_err();

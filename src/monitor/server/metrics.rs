@@ -579,9 +579,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_has_every_metric() {
-        let readme = include_str!("../../../README.md");
-        let table = readme
+    fn the_manual_has_every_metric() {
+        let manual = include_str!("../../../packaging/manual/conserver-operations.7.md");
+        let table = manual
             .split_once("<!-- metrics -->\n")
             .and_then(|(_, rest)| rest.split_once("<!-- /metrics -->"))
             .map(|(table, _)| table);

@@ -1,21 +1,21 @@
-//! `conserver dlq drop`
+//! `conserver dlq drop`: removes dead letters for good.
 
 use std::io::{self, Write};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Fault, configuration, find, known_lists, not_found, open, owner, queue_named};
-use crate::cli::ask::{can_ask, is_confirmed};
-use crate::cli::shown::{complain, life};
-use crate::cli::submit::progress;
+use super::{
+    DlqError, connect, find_entry, known_lists, load_plan, no_such_entry, owner, queue_named,
+};
+use crate::cli::output::{can_ask, eprint_line, is_confirmed, progress_bar, remaining_ttl};
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, Raw};
 use crate::settings::Settings;
 use crate::visible::{printable, visible_json};
 
-/// So many dead letters are dropped in one step.
+/// Dead letters dropped in one step.
 const BATCH: u64 = 200;
 
 /// The same if their documents are deleted, which may be large.
@@ -23,11 +23,11 @@ const BATCH_WITH_DOCUMENTS: u64 = 10;
 
 /// Which dead letters to drop.
 #[derive(Debug, Args)]
-pub struct Discard {
+pub struct DropArgs {
     /// The vCon's UUID, to drop it from every queue; or one queue, and the UUIDs to drop from it
     ///
-    /// A queue is named by its ingress list, or as storage:NAME. What is no UUID is named as `dlq ls`
-    /// prints it.
+    /// A queue is named by its ingress list, or as storage:NAME. An entry that is no UUID is named as
+    /// `dlq ls` prints it.
     #[arg(required = true, value_name = "[QUEUE] UUID")]
     what: Vec<String>,
 
@@ -39,7 +39,7 @@ pub struct Discard {
     #[arg(long)]
     document: bool,
 
-    /// Do not ask; needed where nobody can be asked
+    /// Do not ask for confirmation; required without a terminal
     #[arg(long)]
     yes: bool,
 
@@ -48,66 +48,68 @@ pub struct Discard {
     json: bool,
 }
 
-/// What was done with one entry.
+/// The result for one entry.
 #[derive(Serialize)]
-struct Done {
+struct DroppedEntry {
     uuid: String,
     lists: Vec<String>,
     document_deleted: bool,
 }
 
-/// What was done with a whole queue.
+/// The result for a whole queue.
 #[derive(Serialize)]
-struct Emptied {
+struct EmptiedQueue {
     list: String,
     dropped: u64,
 }
 
 /// An entry, and the queues to drop it from.
-struct Letter {
+struct ChosenEntry {
     entry: Raw,
     lists: Vec<Raw>,
 }
 
-impl Discard {
-    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, Fault> {
+impl DropArgs {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, DlqError> {
         if self.all && self.what.len() != 1 {
-            complain("--all drops every dead letter of one queue: name that queue and no UUID");
+            eprint_line("--all drops every dead letter of one queue: name that queue and no UUID");
             return Ok(Exit::Usage);
         }
         if !self.yes && !can_ask() {
-            complain("nobody can be asked, as standard input is no terminal: --yes drops it");
+            eprint_line(
+                "standard input is no terminal, so nobody can confirm: --yes drops without asking",
+            );
             return Ok(Exit::Usage);
         }
-        let config = configuration(settings);
-        let config = config.as_ref();
-        let mut letters = open(settings)?;
+        let plan = load_plan(settings);
+        let plan = plan.as_ref();
+        let mut letters = connect(settings)?;
         if self.all {
-            return self.drop_all(&mut letters, config);
+            return self.drop_all(&mut letters, plan);
         }
-        let chosen = self.chosen(&mut letters, config)?;
+        let chosen = self.chosen(&mut letters, plan)?;
         if !self.yes && !self.is_confirmed(&mut letters, &chosen)? {
-            complain("Nothing was dropped");
+            eprint_line("Nothing was dropped");
             return Ok(Exit::Ok);
         }
         let mut exit = Exit::Ok;
         for letter in chosen {
-            if self.drop_one(&mut letters, config, letter)? != Exit::Ok {
+            if self.drop_one(&mut letters, plan, letter)? != Exit::Ok {
                 exit = Exit::Data;
             }
         }
         Ok(exit)
     }
 
-    /// The entries that are meant.
+    /// The entries that the arguments name.
     fn chosen(
         &self,
         letters: &mut DeadLetters,
-        config: Option<&Plan>,
-    ) -> Result<Vec<Letter>, Fault> {
+        plan: Option<&Plan>,
+    ) -> Result<Vec<ChosenEntry>, DlqError> {
         let (lists, entries) = match &self.what[..] {
             [queue, entries @ ..] if !entries.is_empty() => {
-                let known = known_lists(letters, config)?;
+                let known = known_lists(letters, plan)?;
                 (
                     std::iter::once(queue_named(letters, queue, &known)?).collect(),
                     entries,
@@ -117,9 +119,9 @@ impl Discard {
         };
         let mut chosen = Vec::new();
         for text in entries {
-            let found = find(letters, &lists, text)?;
-            let (entry, lists) = found.ok_or_else(|| not_found(text))?;
-            chosen.push(Letter { entry, lists });
+            let found = find_entry(letters, &lists, text)?;
+            let (entry, lists) = found.ok_or_else(|| no_such_entry(text))?;
+            chosen.push(ChosenEntry { entry, lists });
         }
         Ok(chosen)
     }
@@ -127,60 +129,60 @@ impl Discard {
     fn drop_one(
         &self,
         letters: &mut DeadLetters,
-        config: Option<&Plan>,
-        Letter { entry, lists }: Letter,
-    ) -> Result<Exit, Fault> {
-        let mut done = Done {
+        plan: Option<&Plan>,
+        ChosenEntry { entry, lists }: ChosenEntry,
+    ) -> Result<Exit, DlqError> {
+        let mut done = DroppedEntry {
             uuid: entry.to_string(),
             lists: Vec::new(),
             document_deleted: false,
         };
         let mut exit = Exit::Ok;
         for list in lists {
-            let owner = owner(&list, config);
+            let owner = owner(&list, plan);
             match letters.drop_one(owner, &list, &entry, self.document)? {
                 Moved::Some(0) => {}
                 Moved::Some(_) => done.lists.push(list.to_string()),
                 Moved::Refused(why) => {
-                    complain(&why);
+                    eprint_line(&why);
                     exit = Exit::Data;
                 }
             }
         }
         if done.lists.is_empty() && exit == Exit::Ok {
-            // Somebody else was faster.
-            return Err(not_found(&entry.to_string()));
+            // Somebody else has just removed it.
+            return Err(no_such_entry(&entry.to_string()));
         }
         done.document_deleted = self.document && entry.id().is_some() && !done.lists.is_empty();
         self.report(&done)?;
         Ok(exit)
     }
 
-    /// Drops what stands in the queue by now.
-    fn drop_all(&self, letters: &mut DeadLetters, config: Option<&Plan>) -> Result<Exit, Fault> {
-        let known = known_lists(letters, config)?;
+    /// Drops all that is in the queue now.
+    fn drop_all(&self, letters: &mut DeadLetters, plan: Option<&Plan>) -> Result<Exit, DlqError> {
+        let known = known_lists(letters, plan)?;
         let list = queue_named(letters, &self.what[0], &known)?;
         let Some(length) = letters.length(&list)? else {
             let why = format!("DLQ:{list} is not a list: something else has the key");
-            return Err(Fault::NotThere(why));
+            return Err(DlqError::NotThere(why));
         };
         let question = format!(
             "Drop all {length} entries of DLQ:{list}{}?",
             self.and_documents()
         );
         if !self.yes && !is_confirmed(&question)? {
-            complain("Nothing was dropped");
+            eprint_line("Nothing was dropped");
             return Ok(Exit::Ok);
         }
-        let owner = owner(&list, config);
-        let bar = progress(usize::try_from(length).unwrap_or(usize::MAX));
+        let owner = owner(&list, plan);
+        let bar = progress_bar(usize::try_from(length).unwrap_or(usize::MAX));
         let mut dropped = 0;
         let batch = if self.document {
             BATCH_WITH_DOCUMENTS
         } else {
             BATCH
         };
-        // Those that come meanwhile stand behind these.
+        // Later ones are appended behind these.
         while dropped < length {
             let some = batch.min(length - dropped);
             let Moved::Some(count @ 1..) =
@@ -196,7 +198,7 @@ impl Discard {
         let mut out = io::stdout().lock();
         if self.json {
             let json =
-                serde_json::to_string(&Emptied { list, dropped }).map_err(io::Error::from)?;
+                serde_json::to_string(&EmptiedQueue { list, dropped }).map_err(io::Error::from)?;
             writeln!(out, "{}", visible_json(&json))?;
         } else {
             writeln!(out, "Dropped {dropped} entries of DLQ:{list}")?;
@@ -205,8 +207,12 @@ impl Discard {
         Ok(Exit::Ok)
     }
 
-    fn is_confirmed(&self, letters: &mut DeadLetters, chosen: &[Letter]) -> Result<bool, Fault> {
-        let [Letter { entry, lists }] = chosen else {
+    fn is_confirmed(
+        &self,
+        letters: &mut DeadLetters,
+        chosen: &[ChosenEntry],
+    ) -> Result<bool, DlqError> {
+        let [ChosenEntry { entry, lists }] = chosen else {
             let queue = printable(self.what.first().map_or("", String::as_str));
             let (count, documents) = (chosen.len(), self.and_documents());
             let question = format!("Drop {count} entries from {queue}{documents}?");
@@ -218,7 +224,7 @@ impl Discard {
             Some(_) if self.document => ", and delete its document".to_owned(),
             Some(id) => {
                 let ttl = letters.document(&id)?.ttl;
-                format!(" (a document in Redis stays there: {})", life(ttl))
+                format!(" (a document in Redis stays there: {})", remaining_ttl(ttl))
             }
         };
         let question = format!("Drop {entry} from {}{document}?", lists.join(", "));
@@ -233,7 +239,7 @@ impl Discard {
         }
     }
 
-    fn report(&self, done: &Done) -> io::Result<()> {
+    fn report(&self, done: &DroppedEntry) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", visible_json(&serde_json::to_string(done)?))?;

@@ -1,20 +1,121 @@
-//! Dead letters as people and programs see them.
+//! `conserver dlq ls`: dead letters as a table or as JSON.
 
+use std::io::{self, Write};
+
+use clap::Args;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::cli::shown::{moment, shortened};
+use super::{DlqError, all_lists, connect, defers, known_lists, load_plan, queue_named};
+use crate::cli::output::{align_right, eprint_line, time_and_age, truncated};
+use crate::exit::Exit;
 use crate::queue::{DeadLetter, StoredReason};
-use crate::visible::printable;
+use crate::settings::Settings;
+use crate::visible::{printable, visible_json};
 
-/// Entries that are no UUIDs are shortened to this in the table, and where one is told of.
+/// Rows of the table without `--count`.
+const ROWS: u64 = 1000;
+
+/// Dead letters read at once.
+const PAGE: u64 = 100;
+
+/// Which dead letters to list, and how.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Only those of this ingress list, named as in config.yml or by its key, DLQ:<LIST>; or of a
+    /// storage: storage:<NAME>
+    list: Option<String>,
+
+    /// Look through all keys for dead letter queues of other lists, too
+    ///
+    /// Without it: the lists and storages of config.yml, and all others that a daemon has had dead
+    /// letters of. What others have put into queues of their own is only found by this.
+    #[arg(long, conflicts_with = "list")]
+    all: bool,
+
+    /// At most this many [default: 1000 in the table, all as JSON]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// Print one JSON object on each line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl LsArgs {
+    pub(super) fn run(&self, settings: &Settings) -> Result<Exit, DlqError> {
+        let plan = load_plan(settings);
+        let mut letters = connect(settings)?;
+        let now = letters.now()?;
+        let known = match self.all {
+            true => all_lists(&mut letters, plan.as_ref())?,
+            false => known_lists(&mut letters, plan.as_ref())?,
+        };
+        let lists: Vec<_> = match &self.list {
+            None => known.into_iter().collect(),
+            Some(text) => vec![queue_named(&mut letters, text, &known)?],
+        };
+        let most = self
+            .count
+            .unwrap_or(if self.json { u64::MAX } else { ROWS });
+        let (mut views, mut listed, mut all) = (Vec::new(), 0u64, 0u64);
+        let mut out = io::stdout().lock();
+        for list in lists {
+            let Some(length) = letters.length(&list)? else {
+                eprint_line(format_args!(
+                    "DLQ:{list} is not a list: something else has the key"
+                ));
+                continue;
+            };
+            all = all.saturating_add(length);
+            let defers = defers(&list, plan.as_ref());
+            let mut offset = 0;
+            while offset < length && listed < most {
+                let page = PAGE.min(most - listed).min(length - offset);
+                let some = letters.page(&list, offset, page)?;
+                if some.is_empty() {
+                    break;
+                }
+                offset += page;
+                listed += some.len() as u64;
+                let some = some
+                    .into_iter()
+                    .map(|letter| DeadLetterView::new(letter, defers));
+                if self.json {
+                    for view in some {
+                        let json = serde_json::to_string(&view).map_err(io::Error::from)?;
+                        writeln!(out, "{}", visible_json(&json))?;
+                    }
+                } else {
+                    views.extend(some.map(DeadLetterView::of_row));
+                }
+            }
+        }
+        if !self.json && views.is_empty() {
+            writeln!(out, "There are no dead letters")?;
+        } else if !self.json {
+            writeln!(out, "{}", table_or_pairs(&views, now))?;
+        }
+        out.flush()?;
+        if listed < all && !self.json {
+            let more = all - listed;
+            eprint_line(format_args!(
+                "{more} more are not shown (--count N, or --json for all of them)"
+            ));
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// Tables and messages truncate entries that are no UUIDs to this.
 pub(super) const LONGEST_ENTRY: usize = 60;
 
-/// Errors are shortened to this there, in a terminal to what the other columns leave. JSON and `dlq show` have all of it.
+/// Tables and messages truncate errors to this; in a terminal, to what the other columns leave. JSON and `dlq show`
+/// have all of it.
 pub(super) const LONGEST_ERROR: usize = 1000;
 
-/// The error has at least this much of the line.
+/// The narrowest column for errors in a table.
 const NARROWEST_ERROR: usize = 24;
 
 const NO_REASON: &str = "(no reason was kept)";
@@ -25,27 +126,27 @@ const HEADER: [&str; 7] = [
     "UUID", "List", "Stage", "Error", "When", "Attempts", "Worker",
 ];
 
-/// A dead letter in words and numbers.
+/// A dead letter for people and programs.
 #[derive(Debug, Serialize)]
-pub(super) struct View {
-    /// The entry; what is no UUID is escaped as the commands take it.
+pub(super) struct DeadLetterView {
+    /// The entry; one that is no UUID is escaped, and commands take it in that form.
     pub uuid: String,
-    /// The ingress list, escaped in the same way.
+    /// The list, escaped in the same way.
     pub list: String,
     pub stage: Option<String>,
-    /// What went wrong, or the whole reason where somebody else wrote it.
+    /// The error, or the whole reason if another program wrote it.
     pub error: Option<String>,
     pub attempts: Option<u64>,
     pub worker: Option<String>,
     /// Seconds since 1970.
     pub at: Option<f64>,
-    /// Not dead: it waits until its storage is available again.
+    /// No dead letter, but one of the backlog that waits for its storage.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub backlog: bool,
 }
 
-impl View {
-    /// That of a letter in a queue which may also hold a backlog, if the storage defers.
+impl DeadLetterView {
+    /// `defers` says whether the queue may also hold a backlog.
     pub fn new(letter: DeadLetter, defers: bool) -> Self {
         let mut view = Self {
             uuid: letter.entry.to_string(),
@@ -78,12 +179,12 @@ impl View {
     }
 
     /// The same without what a row of a table does not show.
-    pub fn of_row(mut self) -> Self {
-        self.error = self.error.map(|error| shortened(&error, LONGEST_ERROR));
+    fn of_row(mut self) -> Self {
+        self.error = self.error.map(|error| truncated(&error, LONGEST_ERROR));
         self
     }
 
-    /// What went wrong, for the eye.
+    /// The error for people.
     pub fn error(&self) -> &str {
         let none = if self.backlog { BACKLOG } else { NO_REASON };
         self.error.as_deref().unwrap_or(none)
@@ -93,23 +194,23 @@ impl View {
         let text =
             |text: &Option<String>| printable(text.as_deref().unwrap_or_default()).into_owned();
         [
-            shortened(&self.uuid, LONGEST_ENTRY),
-            shortened(&self.list, LONGEST_ENTRY),
-            shortened(&text(&self.stage), LONGEST_ENTRY),
-            shortened(
-                &printable(&shortened(self.error(), LONGEST_ERROR)),
+            truncated(&self.uuid, LONGEST_ENTRY),
+            truncated(&self.list, LONGEST_ENTRY),
+            truncated(&text(&self.stage), LONGEST_ENTRY),
+            truncated(
+                &printable(&truncated(self.error(), LONGEST_ERROR)),
                 LONGEST_ERROR,
             ),
-            self.at.map(|at| moment(at, now)).unwrap_or_default(),
+            self.at.map(|at| time_and_age(at, now)).unwrap_or_default(),
             self.attempts.map(|n| n.to_string()).unwrap_or_default(),
-            shortened(&text(&self.worker), LONGEST_ENTRY),
+            truncated(&text(&self.worker), LONGEST_ENTRY),
         ]
     }
 }
 
-/// The dead letters for people: as a table, in which an error has what the other columns leave it,
-/// or, where the terminal is too narrow for that, two lines for each.
-pub(super) fn listing(views: &[View], now: f64) -> String {
+/// A table, in which errors get the width that the other columns leave; or two lines for each dead
+/// letter if the terminal is too narrow for that.
+fn table_or_pairs(views: &[DeadLetterView], now: f64) -> String {
     let rows: Vec<[String; 7]> = views.iter().map(|view| view.row(now)).collect();
     match Table::new().width().map(usize::from) {
         None => table(rows),
@@ -124,12 +225,12 @@ fn fitted(mut rows: Vec<[String; 7]>, width: usize) -> String {
         return pairs.collect::<Vec<_>>().join("\n");
     }
     for row in &mut rows {
-        row[3] = shortened(&row[3], room);
+        row[3] = truncated(&row[3], room);
     }
     table(rows)
 }
 
-/// What and where on one line; why and when on the next.
+/// Two lines: what and where; when and why.
 fn pair([uuid, list, stage, error, when, attempts, worker]: &[String; 7], width: usize) -> String {
     let line = |words: [&str; 4]| {
         let words = words.iter().filter(|word| !word.is_empty());
@@ -143,7 +244,7 @@ fn pair([uuid, list, stage, error, when, attempts, worker]: &[String; 7], width:
     let first = line([uuid, list, stage, worker]);
     let second = line(["", when, &tries, error]);
     let room = width.saturating_sub(4).max(NARROWEST_ERROR);
-    format!("{first}\n    {}", shortened(&second, room))
+    format!("{first}\n    {}", truncated(&second, room))
 }
 
 fn table(rows: Vec<[String; 7]>) -> String {
@@ -153,13 +254,11 @@ fn table(rows: Vec<[String; 7]>) -> String {
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(HEADER)
         .add_rows(rows);
-    if let Some(column) = table.column_mut(5) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align_right(&mut table, [5]);
     table.to_string()
 }
 
-/// What the other columns leave of a line.
+/// The width that the other columns leave.
 fn room_for_errors(rows: &[[String; 7]], width: usize) -> usize {
     let width_of = |column: usize| {
         let widths = rows.iter().map(|row| row[column].chars().count());
@@ -191,7 +290,7 @@ mod tests {
 
     #[test]
     fn an_error_has_the_rest_of_the_line() {
-        let rows = [View::new(known("e"), true).row(1060.0)];
+        let rows = [DeadLetterView::new(known("e"), true).row(1060.0)];
         let when = rows[0][4].chars().count();
         // UUID, list, stage, when, attempts, worker, and the frame.
         let others = 36 + 7 + 10 + when + 8 + 8 + 22;
@@ -205,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_has_two_lines_for_each() {
-        let rows = vec![View::new(known(&"error ".repeat(50)), true).row(1060.0)];
+        let rows = vec![DeadLetterView::new(known(&"error ".repeat(50)), true).row(1060.0)];
         let text = fitted(rows.clone(), 80);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -229,7 +328,7 @@ mod tests {
             Some(StoredReason::Other(hostile.clone())),
             known(&hostile).reason,
         ] {
-            let view = View::new(
+            let view = DeadLetterView::new(
                 DeadLetter {
                     list: Raw::new(hostile.as_str()),
                     entry: Raw::new(hostile.as_str()),
@@ -257,7 +356,10 @@ mod tests {
             reason: None,
             ..known("")
         };
-        assert_eq!(View::new(letter.clone(), false).row(0.0)[3], NO_REASON);
-        assert_eq!(View::new(letter, true).row(0.0)[3], BACKLOG);
+        assert_eq!(
+            DeadLetterView::new(letter.clone(), false).row(0.0)[3],
+            NO_REASON
+        );
+        assert_eq!(DeadLetterView::new(letter, true).row(0.0)[3], BACKLOG);
     }
 }

@@ -1,0 +1,316 @@
+//! What commands print and ask: lines fit for a terminal whatever text from elsewhere is in them,
+//! times, sizes and JSON for people, tables, progress bars, and the question before something is deleted.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write as _};
+
+use chrono::{DateTime, Local};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::exit::Exit;
+use crate::view::fixed;
+use crate::visible::{Printable, printable, printable_lines};
+
+/// A progress bar is shown from this many steps on.
+const STEPS_WORTH_A_BAR: usize = 20;
+
+/// Prints a line on standard output. If nobody reads it, the command goes on: what it reports is done.
+pub(super) fn print_line(line: impl Display) {
+    print(Printable(line));
+}
+
+/// The same for a text of several lines, as a table is.
+pub(super) fn print_lines(lines: impl Display) {
+    print(printable_lines(&lines.to_string()));
+}
+
+fn print(text: impl Display) {
+    if let Err(error) = writeln!(io::stdout().lock(), "{text}") {
+        output_failed(&error);
+    }
+}
+
+/// Names what kept the result from being written, and returns the exit code. A reader that has seen
+/// enough and closes the pipe is no error.
+pub(super) fn output_failed(error: &io::Error) -> Exit {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Exit::Ok;
+    }
+    eprint_line(format_args!("could not write the result: {error}"));
+    Exit::Internal
+}
+
+/// Writes a line to standard error.
+#[allow(clippy::print_stderr)]
+pub(super) fn eprint_line(line: impl Display) {
+    eprintln!("{}", Printable(line));
+}
+
+/// Writes each line of the text to standard error.
+pub(super) fn eprint_lines(lines: impl Display) {
+    lines.to_string().lines().for_each(eprint_line);
+}
+
+/// Whether somebody at a terminal can be asked.
+pub(super) fn can_ask() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// Asks, and returns whether the reply was a yes.
+pub(super) fn is_confirmed(question: &str) -> io::Result<bool> {
+    let mut terminal = io::stderr().lock();
+    write!(terminal, "{question} [y/N] ")?;
+    terminal.flush()?;
+    let mut reply = String::new();
+    io::stdin().read_line(&mut reply)?;
+    Ok(matches!(reply.trim(), "y" | "Y" | "yes"))
+}
+
+/// A progress bar, hidden without a terminal or for a few steps.
+pub(super) fn progress_bar(steps: usize) -> ProgressBar {
+    if steps < STEPS_WORTH_A_BAR {
+        return ProgressBar::hidden();
+    }
+    progress_bar_of(steps as u64, "{wide_bar} {pos}/{len} {per_sec} {eta}")
+}
+
+/// A progress bar with this template of `indicatif`, hidden without a terminal.
+pub(super) fn progress_bar_of(steps: u64, template: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(steps);
+    // Without the style the bar has its usual look.
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// An empty table that fits the width of the terminal.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+/// Aligns columns of numbers to the right.
+pub(super) fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// At most `most` characters of the text; an ellipsis stands for the rest.
+pub(super) fn truncated(text: &str, most: usize) -> String {
+    if text.chars().nth(most).is_none() {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(most.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+/// The layout of JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum JsonLayout {
+    /// A line for each member and element.
+    Indented,
+    /// All on one line.
+    Compact,
+}
+
+/// Formats valid JSON. Numbers, strings and the order of keys stay as they were written.
+pub(super) fn format_json(json: &str, layout: JsonLayout) -> String {
+    let mut shown = String::with_capacity(json.len());
+    let (mut depth, mut is_string, mut is_escaped) = (0usize, false, false);
+    let mut significant = json.chars().peekable();
+    let new_line = |shown: &mut String, depth: usize| {
+        if layout == JsonLayout::Indented {
+            shown.push('\n');
+            shown.extend(std::iter::repeat_n("  ", depth));
+        }
+    };
+    while let Some(c) = significant.next() {
+        if is_string {
+            shown.push(c);
+            is_string = c != '"' || is_escaped;
+            is_escaped = c == '\\' && !is_escaped;
+            continue;
+        }
+        match c {
+            ' ' | '\t' | '\r' | '\n' => {}
+            '{' | '[' => {
+                shown.push(c);
+                while significant.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(end) = significant.next_if(|next| matches!(next, '}' | ']')) {
+                    shown.push(end);
+                } else {
+                    depth += 1;
+                    new_line(&mut shown, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut shown, depth);
+                shown.push(c);
+            }
+            ',' => {
+                shown.push(c);
+                new_line(&mut shown, depth);
+            }
+            ':' if layout == JsonLayout::Indented => shown.push_str(": "),
+            c => {
+                is_string = c == '"';
+                shown.push(c);
+            }
+        }
+    }
+    shown
+}
+
+/// The local time of a time in seconds since 1970, and how long before `now` that was.
+pub(super) fn time_and_age(at: f64, now: f64) -> String {
+    // The cast saturates, and its ends are out of range of dates.
+    let Some(time) = DateTime::from_timestamp(at as i64, 0) else {
+        return printable(&at.to_string()).into_owned();
+    };
+    let time = time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S");
+    if at > now {
+        return time.to_string();
+    }
+    format!("{time} ({} ago)", duration(now - at))
+}
+
+/// A size, as in `24.1 kB`.
+pub(super) fn byte_size(bytes: usize) -> String {
+    indicatif::DecimalBytes(bytes as u64).to_string()
+}
+
+/// The time until something expires; `None` is for ever.
+pub(super) fn remaining_ttl(ttl: Option<u64>) -> String {
+    ttl.map_or("for ever".to_owned(), |seconds| duration(seconds as f64))
+}
+
+/// `1 worker`, `4 workers`
+pub(super) fn counted(count: impl Into<u64>, noun: &str) -> String {
+    match count.into() {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
+/// `24.1 MB`, of 2^20 bytes.
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// `3 d 4 h`, `5 min 6 s`: the two largest units.
+pub(super) fn duration(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
+        (days, hours, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// A rate, with two digits if it is small: `0`, `0.02`, `2.5`, `25`.
+pub(super) fn rate(per_second: f64) -> String {
+    let digits = match per_second {
+        n if n == 0.0 || n >= 9.95 => 0,
+        n if n >= 0.995 => 1,
+        _ => 2,
+    };
+    fixed(per_second, digits)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::visible::{is_visible, visible_json};
+
+    #[test]
+    fn long_texts_are_truncated_to_the_character() {
+        for (text, most, short) in [
+            ("abc", 3, "abc"),
+            ("abcd", 3, "ab…"),
+            ("ääää", 3, "ää…"),
+            ("", 0, ""),
+            ("a", 0, "…"),
+        ] {
+            assert_eq!(truncated(text, most), short);
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_numbers_and_keys_when_it_is_laid_out() {
+        let json =
+            "{\"b\" :1.0e5, \"a\":[ ],\n\"c\":{ } , \"d\":[1,{\"x\":\"[,:\\\"\\\\\"}],\"b\":2}";
+        let lines = "{\n  \"b\": 1.0e5,\n  \"a\": [],\n  \"c\": {},\n  \"d\": [\n    1,\n    {\n      \
+            \"x\": \"[,:\\\"\\\\\"\n    }\n  ],\n  \"b\": 2\n}";
+        assert_eq!(format_json(json, JsonLayout::Indented), lines);
+        let line = "{\"b\":1.0e5,\"a\":[],\"c\":{},\"d\":[1,{\"x\":\"[,:\\\"\\\\\"}],\"b\":2}";
+        assert_eq!(format_json(lines, JsonLayout::Compact), line);
+    }
+
+    #[test]
+    fn moments_have_an_age_unless_they_are_to_come() {
+        assert!(time_and_age(1000.0, 1065.0).ends_with(" (1 min 5 s ago)"));
+        assert!(!time_and_age(1065.0, 1000.0).contains('('));
+        for odd in [1e300, -1e300, f64::NAN, f64::INFINITY] {
+            assert!(!time_and_age(odd, 0.0).is_empty());
+        }
+    }
+
+    #[test]
+    fn durations_have_their_two_largest_units() {
+        let shown = [5.9, 65.0, 3661.0, 90_061.0].map(duration);
+        assert_eq!(shown, ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn rates_have_two_digits_if_they_are_small() {
+        let shown = [0.0, 0.02, 0.999, 2.54, 9.96, 1234.5].map(rate);
+        assert_eq!(shown, ["0", "0.02", "1.0", "2.5", "10", "1235"]);
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(any::<String>(), inner, 0..4)
+                    .prop_map(|members| members.into_iter().collect::<Value>()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_the_same_json_however_it_is_shown(value in json()) {
+            for layout in [JsonLayout::Compact, JsonLayout::Indented] {
+                let shown = visible_json(&format_json(&value.to_string(), layout));
+                prop_assert!(shown.chars().all(|c| c == '\n' || is_visible(c)), "{shown:?}");
+                prop_assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value.clone());
+            }
+        }
+    }
+}
