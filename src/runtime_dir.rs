@@ -9,6 +9,7 @@
 //! systemd makes one for `DynamicUser=`; what counts then is the folder that it leads to.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -41,7 +42,7 @@ pub fn make() -> io::Result<PathBuf> {
                 .recursive(true)
                 .mode(0o700)
                 .create(parents)
-                .map_err(|error| named(&folder, &error.to_string()))?;
+                .map_err(|error| named(&folder, Whose::Daemons, &error.to_string()))?;
             folder
         }
         None => private(),
@@ -49,9 +50,19 @@ pub fn make() -> io::Result<PathBuf> {
     match DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(named(&folder, &error.to_string())),
+        Err(error) => return Err(named(&folder, Whose::Daemons, &error.to_string())),
     }
     checked(&folder, Whose::Daemons)
+}
+
+/// Finds the state folder: the one for what must outlast the daemon and a reboot, unlike the
+/// runtime folder. `None` unless systemd names one in `$STATE_DIRECTORY`.
+///
+/// # Errors
+/// If it is missing, or somebody else could write there.
+pub fn state() -> Option<io::Result<PathBuf>> {
+    let folder: PathBuf = named_by_systemd("STATE_DIRECTORY")?.components().collect();
+    Some(checked(&folder, Whose::State))
 }
 
 /// Every file that looks like a scoreboard in each possible folder, and why a folder that exists is
@@ -135,7 +146,7 @@ fn is_folders(file: &Metadata, path: &Path) -> bool {
 
 fn refused(meta: &Metadata, fault: &str) -> io::Error {
     io::Error::other(format!(
-        "{fault} ({}): remove it, or set RUNTIME_DIRECTORY to another folder",
+        "{fault} ({}): remove it, or use another folder (RUNTIME_DIRECTORY, STATE_DIRECTORY)",
         owner_and_mode(meta)
     ))
 }
@@ -146,17 +157,22 @@ fn owner_and_mode(meta: &Metadata) -> String {
 
 /// The folder that the environment names.
 fn given() -> Option<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-    // If there are several, the first is the service's own.
-    let systemd = set("RUNTIME_DIRECTORY")
-        .and_then(|folders| env::split_paths(&folders).next())
-        .filter(|folder| folder.is_absolute());
-    let folder = systemd.or_else(|| {
+    let folder = named_by_systemd("RUNTIME_DIRECTORY").or_else(|| {
         let user = PathBuf::from(set("XDG_RUNTIME_DIR")?).join("conserver");
         user.is_absolute().then_some(user)
     })?;
     // Without a trailing slash: with one, a link would count as the folder that it leads to.
     Some(folder.components().collect())
+}
+
+/// The folder in this variable of systemd's. If there are several, the first is the service's own.
+fn named_by_systemd(variable: &str) -> Option<PathBuf> {
+    let first = env::split_paths(&set(variable)?).next()?;
+    first.is_absolute().then_some(first)
+}
+
+fn set(variable: &str) -> Option<OsString> {
+    env::var_os(variable).filter(|value| !value.is_empty())
 }
 
 fn private() -> PathBuf {
@@ -170,11 +186,23 @@ enum Whose {
     Daemons,
     /// For root, which looks at the daemons of others, anybody's.
     Readers,
+    /// This user's, or root's: the state folder.
+    State,
+}
+
+impl Whose {
+    /// What the folder is called, and the variable that names it.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Daemons | Self::Readers => ("runtime folder", "RUNTIME_DIRECTORY"),
+            Self::State => ("state folder", "STATE_DIRECTORY"),
+        }
+    }
 }
 
 /// The path of the folder without links, if nobody but its owner and root can change what is in it.
 fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
-    let fault = |what: String| named(folder, &what);
+    let fault = |what: String| named(folder, whose, &what);
     let seen = |path: &Path| {
         fs::symlink_metadata(path).map_err(|error| fault(format!("{}: {error}", path.display())))
     };
@@ -201,7 +229,7 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
         let seen = owner_and_mode(&meta);
         return Err(fault(format!(
             "{what} ({seen}), and could put their files in the place of the daemon's; {}",
-            advice(own)
+            advice(own, whose)
         )));
     }
     // Without links, which could lead elsewhere later.
@@ -214,7 +242,7 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
             let (above, seen) = (above.display(), owner_and_mode(&meta));
             return Err(fault(format!(
                 "others can rename it in {above} ({seen}); {}",
-                advice(own)
+                advice(own, whose)
             )));
         }
     }
@@ -233,9 +261,10 @@ fn is_roots_link(path: &Path) -> bool {
         && above.is_some_and(|it| is_roots(&it) && it.mode() & OTHERS_WRITE == 0)
 }
 
-fn advice(own: u32) -> String {
+fn advice(own: u32, whose: Whose) -> String {
+    let (_, variable) = whose.words();
     format!(
-        "set RUNTIME_DIRECTORY to a folder that belongs to user {own} and that only this user can write to (mode 0750 or 0700)"
+        "set {variable} to a folder that belongs to user {own} and that only this user can write to (mode 0750 or 0700)"
     )
 }
 
@@ -245,11 +274,9 @@ fn is_unmapped(owner: u32) -> bool {
     procfs::unmapped_owner() == Some(owner)
 }
 
-fn named(folder: &Path, what: &str) -> io::Error {
-    let folder = folder.display();
-    io::Error::other(format!(
-        "the runtime folder {folder} cannot be used: {what}"
-    ))
+fn named(folder: &Path, whose: Whose, what: &str) -> io::Error {
+    let ((name, _), folder) = (whose.words(), folder.display());
+    io::Error::other(format!("the {name} {folder} cannot be used: {what}"))
 }
 
 #[cfg(test)]
@@ -289,6 +316,9 @@ mod tests {
                 assert!(said.contains(word), "{word}: {said}");
             }
         }
+        let state = checked(&folder, Whose::State).unwrap_err().to_string();
+        assert!(state.starts_with("the state folder "), "{state}");
+        assert!(state.contains("set STATE_DIRECTORY to"), "{state}");
         allow(&folder, 0o700);
         allow(top.path(), 0o777);
         let said = refusal(&folder);

@@ -17,7 +17,9 @@ use crate::queue::{Lengths, QueueError, Server, storage_letters_list};
 use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
-use crate::view::{Figures, Hold, LaneStatus, ListNames, Quantile, Queues, View, WorkerStatus};
+use crate::view::{
+    Figures, Hold, LaneStatus, ListNames, Outage, Quantile, Queues, View, WorkerStatus,
+};
 use crate::visible::{printable, printable_lines, visible_json};
 
 /// The time limit for the lengths of lists in Redis.
@@ -209,6 +211,10 @@ fn status_text(view: &View) -> String {
         text.push('\n');
         text.push_str(&on_hold(hold));
     }
+    for it in &view.outages {
+        text.push('\n');
+        text.push_str(&outage(it, view.queues.as_ref()));
+    }
     if let Some(figures) = figures_table(view) {
         text.push_str(&format!("\n{figures}"));
     }
@@ -225,22 +231,42 @@ pub(super) fn redis_unavailable(seconds: f64) -> String {
 
 /// `On hold for 12 s: storage pg is unavailable (workers 1, 2), chain main waits`
 pub(super) fn on_hold(hold: &Hold) -> String {
-    let workers: Vec<String> = hold.workers.iter().map(usize::to_string).collect();
-    let workers = match &workers[..] {
-        [worker] => format!("worker {worker}"),
-        workers => format!("workers {}", workers.join(", ")),
-    };
     let waiting = match &hold.chains[..] {
         [] => String::new(),
         [chain] => format!(", chain {chain} waits"),
         chains => format!(", chains {} wait", chains.join(", ")),
     };
     let line = format!(
-        "On hold for {}: {} is unavailable ({workers}){waiting}",
+        "On hold for {}: {} ({}){waiting}",
         duration(hold.seconds as f64),
-        hold.stage
+        hold.fault(),
+        worker_numbers(&hold.workers)
     );
     printable(&line).into_owned()
+}
+
+/// `Storage pg has been unavailable for 12 s (worker 1): 5 vCons wait in its backlog, chains go on`
+pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> String {
+    let queue = queues.and_then(|queues| queues.storages.get(&outage.storage));
+    let waiting = match queue {
+        Some(Some(queue)) => format!("{} vCons wait", queue.backlog),
+        _ => "its vCons wait".to_owned(),
+    };
+    let line = format!(
+        "Storage {} has been unavailable for {} ({}): {waiting} in its backlog, chains go on",
+        outage.storage,
+        duration(outage.seconds as f64),
+        worker_numbers(&outage.workers)
+    );
+    printable(&line).into_owned()
+}
+
+fn worker_numbers(workers: &[usize]) -> String {
+    let workers: Vec<String> = workers.iter().map(usize::to_string).collect();
+    match &workers[..] {
+        [worker] => format!("worker {worker}"),
+        workers => format!("workers {}", workers.join(", ")),
+    }
 }
 
 /// `Stuck: worker 3, lane 2 has worked on 05cec3d4-… for 1 h 2 min`

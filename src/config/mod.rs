@@ -13,7 +13,7 @@ use crate::options::environment::Environment;
 use crate::options::yaml;
 use crate::secret::Secret;
 use crate::storage::{self, Storage};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +43,9 @@ pub struct Config {
     pub storages: IndexMap<String, StorageConfig>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
+    /// The lists of all chains that vCons are announced on, and then those that links may announce them on, as
+    /// far as these stand in the file itself.
+    pub egress_lists: IndexSet<ListName>,
     /// What should be looked at, though it keeps nobody from working.
     pub warnings: ConfigWarnings,
     /// The servers whose vCons are pulled, in the order of the file.
@@ -156,6 +159,12 @@ fn ingress_lists(chains: &[Chain]) -> Vec<ListName> {
         .collect()
 }
 
+/// All lists that vCons are announced on: those of chains, those out of service among them, then the routes.
+fn egress_lists(chains: &[Chain], routes: &[ListName]) -> IndexSet<ListName> {
+    let of_chains = chains.iter().flat_map(|chain| &chain.egress_lists);
+    of_chains.chain(routes).cloned().collect()
+}
+
 impl<T: ?Sized> ModuleConfig<T> {
     fn opened(&self) -> Box<T> {
         let node = yaml::Node {
@@ -252,6 +261,11 @@ impl Plan {
     /// The ingress lists of the chains in service, in the order of the file.
     pub fn ingress_lists(&self) -> Vec<ListName> {
         ingress_lists(&self.chains)
+    }
+
+    /// All lists that vCons are announced on, in the same order as in [`Config::egress_lists`].
+    pub fn egress_lists(&self) -> IndexSet<ListName> {
+        egress_lists(&self.chains, &self.routes)
     }
 }
 

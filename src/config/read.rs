@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use super::advice;
 use super::{
     Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
-    followers,
+    egress_lists, followers,
 };
 use crate::options::environment::Environment;
 use crate::options::error::{Fault, Findings, listed};
@@ -76,10 +76,16 @@ pub(super) fn config(
     for section in PYTHON {
         python_modules(section, &sections, &mut findings);
     }
+    let (links, storages) = (
+        links.read(&sections, &mut findings),
+        storages.read(&sections, &mut findings),
+    );
+    let chains = chains(&sections, &mut findings);
     let config = Config {
-        links: links.read(&sections, &mut findings),
-        storages: storages.read(&sections, &mut findings),
-        chains: chains(&sections, &mut findings),
+        links,
+        storages,
+        egress_lists: egress_lists(&chains, &routes(&sections)),
+        chains,
         followers: followers::read(&sections, environment, &mut findings),
         warnings: ConfigWarnings::default(),
     };

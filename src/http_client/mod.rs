@@ -13,13 +13,16 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use ureq::config::Config;
-use ureq::http::header::CONTENT_TYPE;
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::uri::Scheme;
-use ureq::http::{HeaderMap, Response, Uri};
+use ureq::http::{HeaderMap, HeaderValue, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
@@ -69,6 +72,20 @@ impl FromStr for Url {
 }
 
 impl Url {
+    /// The value of `Authorization` for the user and password in the URL, percent-decoded; `None` if it has
+    /// none. The client library would send them as they are written.
+    pub fn authorization(&self) -> Option<HeaderValue> {
+        let (login, _) = self.0.authority()?.as_str().rsplit_once('@')?;
+        let (user, password) = login.split_once(':').unwrap_or((login, ""));
+        let mut decoded: Vec<u8> = percent_decode_str(user).collect();
+        decoded.push(b':');
+        decoded.extend(percent_decode_str(password));
+        let mut value =
+            HeaderValue::try_from(format!("Basic {}", STANDARD.encode(decoded))).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
     /// The URL of a resource below it; `path` begins with a slash and may have a query. The query of the
     /// URL itself is dropped.
     pub fn below(&self, path: &str) -> Result<Uri, ureq::http::Error> {
@@ -253,7 +270,7 @@ pub fn reach(agent: &Agent, url: &Url) -> Result<(), Failure> {
 }
 
 /// Posts JSON within the limit, which covers the answer too. Returns the response if its status is 2xx.
-/// A `Content-Type` among the headers replaces `application/json`.
+/// A `Content-Type` among the headers replaces `application/json`, and an `Authorization` the login in the URL.
 pub fn post(
     agent: &Agent,
     url: &Url,
@@ -264,6 +281,11 @@ pub fn post(
     let mut request = agent.post(url.0.clone());
     if !headers.contains_key(CONTENT_TYPE) {
         request = request.content_type("application/json");
+    }
+    if !headers.contains_key(AUTHORIZATION)
+        && let Some(authorization) = url.authorization()
+    {
+        request = request.header(AUTHORIZATION, authorization);
     }
     for (name, value) in headers {
         request = request.header(name, value);
@@ -482,6 +504,46 @@ pub(crate) mod tests {
         ] {
             let url: Url = url.parse().unwrap();
             assert_eq!(url.below("/_x?y=z").unwrap().to_string(), below);
+        }
+    }
+
+    #[test]
+    fn a_login_in_a_url_is_sent_percent_decoded() {
+        for (login, header, expected) in [
+            ("us:pa%40ss@", None, Some("us:pa@ss")),
+            ("a%3Ab:%C3%A9%25%FF@", None, Some("a:b:\u{e9}%")),
+            ("a:b:c@", None, Some("a:b:c")),
+            ("us@", None, Some("us:")),
+            ("us:pass@", Some("Bearer x"), None),
+            ("", None, None),
+        ] {
+            let (address, server) = serve(&["200 OK"]);
+            let url: Url = format!("http://{login}{address}/").parse().unwrap();
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert(AUTHORIZATION, HeaderValue::from_static(header));
+            }
+            let limit = Deadline::NONE.begin(LONG);
+            post(&agent(), &url, &headers, "{}", limit).unwrap();
+            let request = server.join().unwrap().remove(0);
+            let sent: Vec<_> = request
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .filter(|(name, _)| name.eq_ignore_ascii_case("authorization"))
+                .map(|(_, value)| value.trim())
+                .collect();
+            match expected {
+                Some(expected) => {
+                    let [value] = sent[..] else {
+                        unreachable!("{sent:?}");
+                    };
+                    let login = STANDARD.decode(value.strip_prefix("Basic ").unwrap());
+                    let login = login.unwrap();
+                    let login = String::from_utf8_lossy(&login);
+                    assert_eq!(login.trim_end_matches('\u{fffd}'), expected);
+                }
+                None => assert_eq!(sent, Vec::from_iter(header)),
+            }
         }
     }
 

@@ -409,8 +409,16 @@ fn is_on_hold(chain: &Chain, plan: &Plan, held: &HeldView) -> bool {
             .filter_map(|number| names.get(*number))
             .any(|name| needed.contains(name))
     };
+    let is_list_held = || {
+        let lists = plan.egress_lists();
+        let numbers = held.lists.iter().filter(|number| **number < held.last);
+        numbers
+            .filter_map(|number| lists.get_index(*number))
+            .any(|list| chain.egress_lists.contains(list))
+    };
     is_held(&held.links, &plan.links, &chain.links)
         || is_held(&held.storages, &plan.storages, &chain.storages)
+        || !held.lists.is_empty() && is_list_held()
 }
 
 #[cfg(test)]
@@ -462,7 +470,7 @@ links: {tagger: {module: links.tag, options: {tags: [a]}}}
 storages: {one: {module: storage.file}, two: {module: storage.file}}
 chains:
   first: {links: [tagger], storages: [one], ingress_lists: [a, b]}
-  second: {storages: [two], ingress_lists: [c]}
+  second: {storages: [two], ingress_lists: [c], egress_lists: [done]}
   spare: {ingress_lists: [d], enabled: 0}
 ";
         std::fs::write(&path, text).unwrap();
@@ -470,11 +478,16 @@ chains:
         let held = |links: &[usize], storages: &[usize]| HeldView {
             links: links.to_vec(),
             storages: storages.to_vec(),
+            lists: vec![],
             last: 127,
             since: 1,
         };
         let [one, two, tagger] = [held(&[], &[0]), held(&[], &[1]), held(&[0], &[])];
         // Numbers from the last on are not told apart.
+        let done = HeldView {
+            lists: vec![0],
+            ..held(&[], &[])
+        };
         let many = held(&[127], &[127]);
         let none: &[&str] = &[];
         for (holds, expected) in [
@@ -486,6 +499,7 @@ chains:
             (vec![Some(&one), Some(&two)], &["a", "b", "c"]),
             (vec![Some(&two)], &["a", "b"]),
             (vec![Some(&many)], &["a", "b", "c"]),
+            (vec![Some(&done)], &["a", "b"]),
             (vec![Some(&held(&[0], &[1]))], none),
         ] {
             let open = open_lists(&plan, &holds);

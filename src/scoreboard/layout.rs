@@ -3,7 +3,7 @@
 //! ```text
 //! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
 //!        | names of the series | meters of the monitor | meters of Worker-1 | …
-//! slot:    the supervisor's words | the worker's own words | held links | held storages | lane 1 | lane 2 | …
+//! slot:    the supervisor's words | the worker's own words | unavailable links | storages | lists | deferring storages | lane 1 | lane 2 | …
 //! meters:  series 1 | series 2 | …
 //! ```
 //!
@@ -20,7 +20,7 @@ use std::fmt;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 7;
+pub const VERSION: u64 = 8;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -58,7 +58,7 @@ pub mod header {
     pub const INSTANCE: usize = 16;
     /// For how many series there is room.
     pub const ROOM: usize = 42;
-    /// How many words show which links are held; as many show which storages.
+    /// How many words show which links are unavailable; as many show each other kind of stage.
     pub const HELD: usize = 43;
     /// The memory of the supervisor, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 44;
@@ -96,6 +96,8 @@ pub mod worker {
     pub const RETURNED: usize = 23;
     /// The memory of this process, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 24;
+    /// Since when a storage that holds no chain is unavailable.
+    pub const DEFERRING_SINCE: usize = 25;
     /// Since when any chain is on hold.
     pub const HELD_SINCE: usize = 26;
     /// Processor time of this worker and its predecessors, in microseconds.
@@ -110,6 +112,10 @@ pub mod worker {
     /// header, so there is always room for it.
     pub const LEASE_RENEWED: usize = 31;
 }
+
+/// Kinds of stages that have words of their own: links, storages that hold chains, egress lists, and storages with
+/// `on_outage: defer`, which hold none.
+pub const STAGE_KINDS: usize = 4;
 
 /// Words of a lane.
 pub const LANE: usize = 8;
@@ -156,7 +162,7 @@ pub struct Shape {
     pub lanes: usize,
     /// For how many series there is room.
     pub series: usize,
-    /// Words of the holds on links, and as many of those on storages; each link or storage has one bit.
+    /// Words of the holds on links, and as many of each other kind; each link, storage or list has one bit.
     pub held: usize,
 }
 
@@ -187,7 +193,7 @@ impl Shape {
 
     /// The first word of a lane in its slot.
     pub fn lane_start(&self, lane: usize) -> usize {
-        SLOT + 2 * self.held + lane * LANE
+        SLOT + STAGE_KINDS * self.held + lane * LANE
     }
 
     /// The first word of a slot.

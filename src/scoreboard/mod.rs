@@ -23,9 +23,10 @@ pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_na
 pub use layout::{
     LaneState, MOST_SERIES, Phase, PlaceState, RestartCause, SLOTS, Shape, WorkerState,
 };
-pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
+pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
 pub use snapshot::{
-    BoardHeader, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView, is_silent,
+    BoardHeader, DeferringView, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView,
+    is_silent,
 };
 
 /// A scoreboard between a supervisor and a worker, and files that are none.
@@ -438,17 +439,36 @@ mod tests {
         assert_eq!(figures[459].count(Event::Done), 1);
 
         slot.lane(1).busy(None, None);
-        slot.hold(&[0, 89], &[63, 64, 69]);
+        let mut stages = UnavailableStages {
+            links: vec![0, 89],
+            storages: vec![63, 64, 69],
+            lists: vec![7],
+            deferring: vec![1, 64],
+        };
+        slot.show_unavailable(&stages);
         let worker = board.slot(1).worker.unwrap();
         let held = worker.held.unwrap();
         assert_eq!((held.links, held.storages), (vec![0, 89], vec![63, 64, 69]));
+        assert_eq!(held.lists, [7]);
+        assert_eq!(worker.deferring.unwrap().storages, [1, 64]);
         assert_eq!(worker.lanes.len(), 1);
         // What a later configuration has beyond that is not told apart.
-        slot.hold(&[], &[shape.last_held(), 5_000]);
+        stages = UnavailableStages {
+            storages: vec![shape.last_held(), 5_000],
+            ..UnavailableStages::default()
+        };
+        slot.show_unavailable(&stages);
         let held = board.slot(1).worker.unwrap().held.unwrap();
         assert_eq!((held.links, held.storages), (vec![], vec![held.last]));
-        slot.hold(&[], &[]);
-        assert_eq!(board.slot(1).worker.unwrap().held, None);
+        stages = UnavailableStages {
+            deferring: vec![0],
+            ..UnavailableStages::default()
+        };
+        slot.show_unavailable(&stages);
+        let worker = board.slot(1).worker.unwrap();
+        assert_eq!((worker.held, worker.deferring.is_some()), (None, true));
+        slot.show_unavailable(&UnavailableStages::default());
+        assert_eq!(board.slot(1).worker.unwrap().deferring, None);
     }
 
     #[test]

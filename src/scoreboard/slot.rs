@@ -16,6 +16,19 @@ use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
 
+/// The stages that a worker has found unavailable, by their positions in the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnavailableStages {
+    /// Links, whose chains are on hold.
+    pub links: Vec<usize>,
+    /// Storages whose chains are on hold.
+    pub storages: Vec<usize>,
+    /// Egress lists whose chains are on hold, by [`Config::egress_lists`](crate::config::Config::egress_lists).
+    pub lists: Vec<usize>,
+    /// Storages with `on_outage: defer`, whose chains go on.
+    pub deferring: Vec<usize>,
+}
+
 /// The slot of one child; cheap to clone.
 #[derive(Clone)]
 pub struct Slot {
@@ -79,7 +92,7 @@ impl Slot {
         }
         this.word(worker::RELEASED).store(0, Ordering::Relaxed);
         this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
-        this.hold(&[], &[]);
+        this.show_unavailable(&UnavailableStages::default());
         this.set_redis_away(false);
         this.beat();
         this.set_state(WorkerState::Starting);
@@ -121,18 +134,20 @@ impl Slot {
         self.word(worker::MEMORY).store(memory, Ordering::Relaxed);
     }
 
-    /// Shows which links and storages are unavailable, so that chains are on hold. They stand there by
-    /// their position in the configuration in force.
-    pub fn hold(&self, links: &[usize], storages: &[usize]) {
-        let is_held = !links.is_empty() || !storages.is_empty();
-        let since = self.word(worker::HELD_SINCE);
-        match (is_held, since.load(Ordering::Relaxed)) {
-            (false, _) => since.store(0, Ordering::Relaxed),
-            (true, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
-            (true, _) => {}
-        }
+    /// Shows which stages are unavailable: those that put chains on hold, and storages that defer.
+    pub fn show_unavailable(&self, stages: &UnavailableStages) {
+        let UnavailableStages {
+            links,
+            storages,
+            lists,
+            deferring,
+        } = stages;
+        let is_held = [links, storages, lists].iter().any(|it| !it.is_empty());
+        self.show_since(worker::HELD_SINCE, is_held);
+        self.show_since(worker::DEFERRING_SINCE, !deferring.is_empty());
         let last = self.shape.last_held();
-        for (kind, positions) in [links, storages].into_iter().enumerate() {
+        let kinds: [_; layout::STAGE_KINDS] = [links, storages, lists, deferring];
+        for (kind, positions) in kinds.into_iter().enumerate() {
             let mut words = vec![0; self.shape.held];
             for position in positions {
                 // Those without a bit of their own share the last one.
@@ -146,14 +161,19 @@ impl Slot {
         }
     }
 
-    /// Shows whether Redis is unavailable.
-    pub fn set_redis_away(&self, is_away: bool) {
-        let since = self.word(worker::REDIS_AWAY);
-        match (is_away, since.load(Ordering::Relaxed)) {
+    /// Shows since when something has been so; a time that is there already stays.
+    fn show_since(&self, word: usize, is_so: bool) {
+        let since = self.word(word);
+        match (is_so, since.load(Ordering::Relaxed)) {
             (false, _) => since.store(0, Ordering::Relaxed),
             (true, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
             (true, _) => {}
         }
+    }
+
+    /// Shows whether Redis is unavailable.
+    pub fn set_redis_away(&self, is_away: bool) {
+        self.show_since(worker::REDIS_AWAY, is_away);
     }
 
     /// Shows that the ingress lists are watched for idle lanes. For the monitor alone.

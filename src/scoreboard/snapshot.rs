@@ -173,21 +173,34 @@ pub struct WorkerView {
     pub released: u64,
     /// The lanes that hold a vCon.
     pub lanes: Vec<LaneView>,
-    /// The links and storages that are unavailable, so that chains are on hold.
+    /// The links, storages and lists that are unavailable, so that chains are on hold.
     pub held: Option<HeldView>,
+    /// The storages that are unavailable and put no chain on hold, as they defer.
+    pub deferring: Option<DeferringView>,
     /// Since when, in monotonic milliseconds, Redis has been unavailable, as the monitor has found.
     pub redis_away: Option<u64>,
 }
 
-/// The links and storages that a worker has chains on hold for.
+/// The links, storages and lists that a worker has chains on hold for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldView {
     /// The positions of the links in the configuration.
     pub links: Vec<usize>,
     /// The positions of the storages, likewise.
     pub storages: Vec<usize>,
+    /// The positions of the egress lists, likewise: see [`Plan::egress_lists`](crate::config::Plan::egress_lists).
+    pub lists: Vec<usize>,
     /// The position that stands for every later one too.
     pub last: usize,
+    /// Since when, in monotonic milliseconds.
+    pub since: u64,
+}
+
+/// The storages with `on_outage: defer` that a worker has found unavailable. Their chains go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeferringView {
+    /// Their positions in the configuration, as in [`HeldView`].
+    pub storages: Vec<usize>,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
 }
@@ -272,29 +285,46 @@ impl WorkerView {
             released: words.get(worker::RELEASED),
             lanes: (0..shape.lanes).filter_map(lane).collect(),
             held: HeldView::read(words, shape),
+            deferring: DeferringView::read(words, shape),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
         })
     }
 }
 
+/// The positions of the stages of this kind, in the order of [`layout::STAGE_KINDS`].
+fn unavailable(words: &Words<'_>, shape: Shape, kind: usize) -> Vec<usize> {
+    let start = layout::SLOT + kind * shape.held;
+    let is_set =
+        |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
+    (0..=shape.last_held()).filter(is_set).collect()
+}
+
 impl HeldView {
     fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
-        let positions = |kind: usize| {
-            let start = layout::SLOT + kind * shape.held;
-            let is_held =
-                |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
-            (0..=shape.last_held()).filter(is_held).collect()
-        };
-        if words.get(worker::HELD_SINCE) == 0 {
+        let since = words.get(worker::HELD_SINCE);
+        if since == 0 {
             return None;
         }
-        let held = Self {
-            links: positions(0),
-            storages: positions(1),
+        let [links, storages, lists] = [0, 1, 2].map(|kind| unavailable(words, shape, kind));
+        let is_any = [&links, &storages, &lists].iter().any(|it| !it.is_empty());
+        is_any.then_some(Self {
+            links,
+            storages,
+            lists,
             last: shape.last_held(),
-            since: words.get(worker::HELD_SINCE),
-        };
-        (!held.links.is_empty() || !held.storages.is_empty()).then_some(held)
+            since,
+        })
+    }
+}
+
+impl DeferringView {
+    fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
+        let since = words.get(worker::DEFERRING_SINCE);
+        if since == 0 {
+            return None;
+        }
+        let storages = unavailable(words, shape, 3);
+        (!storages.is_empty()).then_some(Self { storages, since })
     }
 }
 

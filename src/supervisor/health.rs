@@ -402,6 +402,7 @@ mod tests {
             };
         WorkerView {
             held: None,
+            deferring: None,
             redis_away: None,
             state: WorkerState::Ready,
             memory: None,
@@ -474,6 +475,7 @@ mod tests {
         };
         WorkerView {
             held: None,
+            deferring: None,
             redis_away: None,
             state: WorkerState::Ready,
             memory: None,

@@ -28,7 +28,7 @@ use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
 use crate::failure::{Failure, FailureKind};
 use crate::queue::{Lengths, Server, storage_letters_list};
-use crate::scoreboard::Slot;
+use crate::scoreboard::{Slot, UnavailableStages};
 use crate::storage::Storage;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
@@ -263,17 +263,25 @@ impl CircuitBreakers {
             let fails = |breaker: &&Breaker| matches!(breaker.state, BreakerState::Failing { .. });
             let failing = open.iter().filter(fails).count();
             self.failing.store(failing, Ordering::Relaxed);
-            let (mut links, mut storages) = (Vec::new(), Vec::new());
+            let mut shown = UnavailableStages::default();
             for breaker in open.iter() {
+                let config = &breaker.config;
                 match &breaker.stage {
-                    Stage::Link(name) => links.extend(breaker.config.links.get_index_of(name)),
-                    Stage::Storage(name) => {
-                        storages.extend(breaker.config.storages.get_index_of(name));
+                    Stage::Link(name) => shown.links.extend(config.links.get_index_of(name)),
+                    Stage::Storage(name) if defers(name, config) => {
+                        shown.deferring.extend(config.storages.get_index_of(name));
                     }
-                    Stage::List(_) => {}
+                    Stage::Storage(name) => {
+                        shown.storages.extend(config.storages.get_index_of(name));
+                    }
+                    Stage::List(list) => {
+                        // A list that only a variable names has no position: it shares the last one.
+                        let position = config.egress_lists.get_index_of(list);
+                        shown.lists.push(position.unwrap_or(usize::MAX));
+                    }
                 }
             }
-            self.slot.hold(&links, &storages);
+            self.slot.show_unavailable(&shown);
         }
         changed
     }
@@ -498,7 +506,7 @@ mod tests {
                  both: {storages: [a, b], ingress_lists: [lab]}, \
                  only-b: {storages: [b], ingress_lists: [lb]}, \
                  off: {storages: [a], ingress_lists: [off], enabled: false}, \
-                 defers: {storages: [c], ingress_lists: [lc]}}\n";
+                 defers: {storages: [c], ingress_lists: [lc], egress_lists: [done, out]}}\n";
 
     fn storage(name: &str) -> Stage {
         Stage::Storage(name.to_owned())
@@ -584,6 +592,23 @@ mod tests {
         assert_eq!(shown(), Some((vec![], vec![1])));
         breakers.close(&storage("b"), &config);
         assert_eq!(shown(), None);
+    }
+
+    #[test]
+    fn a_list_is_shown_as_a_hold_and_a_storage_that_defers_is_not() {
+        let worker = worker();
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let shown = || worker.board.slot(1).worker.unwrap();
+        assert!(breakers.open_breaker(&storage("c"), &config, BreakerState::Unavailable));
+        assert_eq!(shown().held, None);
+        assert_eq!(shown().deferring.unwrap().storages, [2]);
+        let list = Stage::List("out".parse().unwrap());
+        assert!(breakers.open_breaker(&list, &config, BreakerState::Unavailable));
+        assert_eq!(shown().held.unwrap().lists, [1]);
+        breakers.close(&storage("c"), &config);
+        assert_eq!(shown().deferring, None);
+        breakers.close(&list, &config);
+        assert_eq!(shown().held, None);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use redis::Commands;
 use serde_json::Value;
 
 use crate::harness::{
-    Conserver, Daemon, Files, PATIENCE, Postgres, Redis, Sample, chain, fresh, submit, wait_until,
+    Conserver, Daemon, Files, Monitor, PATIENCE, Postgres, Redis, Sample, chain, fresh, submit,
+    wait_until,
 };
 
 /// A daemon that has work to refuse.
@@ -241,9 +242,24 @@ fn a_list_of_the_wrong_redis_type_does_not_stop_the_others() {
 fn an_egress_list_of_the_wrong_redis_type_is_waited_for() {
     let redis = Redis::plain();
     redis.ask::<()>(&["SET", "done", "not a list"]);
-    let daemon = Conserver::with(&redis).config(&chain(&[], &[])).start();
+    let monitor = Monitor::at_a_port();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
     submit(&redis, "default", &[Sample::small()]);
     daemon.wait_for_log("the egress list done holds a string", PATIENCE);
+    let unready = monitor.wait_for("/readyz", 503);
+    assert_eq!(
+        unready.body,
+        "list done is not a list: chains on hold: main\n"
+    );
+    let status = daemon.status().unwrap_or_default();
+    assert_eq!(status["holds"][0]["stage"], "list done");
+    assert_eq!(status["workers"][0]["state"], "holding");
+    let shown = daemon.conserver().run(&["status"]).stdout;
+    let words = "list done is not a list (worker 1), chain main waits";
+    assert!(shown.contains(words), "{shown}");
     wait_until("it is back in its list", PATIENCE, || {
         redis.length("default") == 1 && redis.keys("conserver:claims:*").is_empty()
     });

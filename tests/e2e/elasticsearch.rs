@@ -58,7 +58,7 @@ fn expected(id: &str, vcon: &Value) -> BTreeMap<(String, String), Value> {
             let word = match list {
                 "parties" => text(&part, "role"),
                 "analysis" => text(&part, "type"),
-                "attachments" => text(&part, "purpose").or(text(&part, "type")),
+                "attachments" => text(&part, "type").or(text(&part, "purpose")),
                 _ => None,
             };
             let word = word.map_or(String::new(), |word| format!("_{}", word.replace(' ', "_")));

@@ -398,6 +398,40 @@ fn nor_if_the_monitor_is_killed_meanwhile() {
 }
 
 #[test]
+fn nor_if_the_daemon_stops_and_its_runtime_folder_is_emptied() {
+    let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
+    let state = tempfile::tempdir().unwrap();
+    let files = || fs::read_dir(state.path()).unwrap().count();
+    let samples = fresh(5);
+    branch.announce("out", &samples);
+    branch.behaves(to_pulls(Manner::Waits));
+    let mut folders = state.path().as_os_str().to_owned();
+    folders.push(":/none/there");
+    let mut daemon = Conserver::with(&redis)
+        .config(&config(&[("far", branch.follower("out"))]))
+        .env("STATE_DIRECTORY", folders)
+        .start();
+    wait_until("it pulls", PATIENCE, || branch.waiting() == 1);
+    redis.kill9();
+    branch.go_on();
+    wait_until("they are in a file", PATIENCE, || files() == 1);
+    assert_eq!(spools(&daemon), 0);
+    daemon.terminate();
+    daemon.wait_exit(PATIENCE);
+    // As systemd does at a stop.
+    let runtime = daemon.conserver().runtime_folder();
+    for file in fs::read_dir(runtime).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    redis.start();
+    let daemon = daemon.conserver().launch_again();
+    settles(&redis, &samples);
+    daemon.wait_for_log("found 5 UUIDs that were taken before", PATIENCE);
+    assert_eq!(files(), 0);
+    daemon.stop();
+}
+
+#[test]
 fn nor_if_it_goes_away_while_a_document_is_fetched() {
     let (redis, branch) = (Redis::plain().durable().started(), Branch::new(TOKEN));
     let samples = fresh(5);

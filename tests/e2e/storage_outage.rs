@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Blocked, Conserver, Daemon, Files, Hook, PATIENCE, Proxy, Redis, Sample, chain, deferring,
-    fresh, number_from_env, storage_at, submit, wait_until,
+    Blocked, Conserver, Daemon, Files, Hook, Monitor, PATIENCE, Proxy, Redis, Sample, chain,
+    deferring, fresh, number_from_env, storage_at, submit, wait_until,
 };
 
 const QUEUE: &str = "DLQ:storage:later";
@@ -86,14 +86,42 @@ fn waits_all(redis: &Redis, samples: &[Sample]) {
     assert_eq!(queue.into_iter().collect::<BTreeSet<_>>(), ids(samples));
 }
 
+/// Fails unless the outage is shown, and not as a hold: the chain goes on.
+fn is_no_hold(daemon: &Daemon, monitor: &Monitor) {
+    let mut status = Value::Null;
+    wait_until("the outage is shown", PATIENCE, || {
+        status = daemon.status().unwrap_or_default();
+        status["outages"][0]["storage"] == "later"
+    });
+    assert_eq!(status["holds"], json!([]));
+    let states = status["workers"].as_array().into_iter().flatten();
+    assert!(
+        states.clone().all(|worker| worker["state"] != "holding"),
+        "{status}"
+    );
+    let shown = daemon.conserver().run(&["status", "--queues"]).stdout;
+    said_in(&shown, "Storage later has been unavailable for");
+    said_in(&shown, "100 vCons wait in its backlog, chains go on");
+    assert!(!shown.contains("On hold"), "{shown}");
+    assert_eq!(monitor.wait_for("/readyz", 200).body, "ready\n");
+    let metrics = monitor.get("/metrics").body;
+    assert!(!metrics.contains("conserver_hold_seconds{"), "{metrics}");
+}
+
+fn said_in(text: &str, words: &str) {
+    assert!(text.contains(words), "{words}: {text}");
+}
+
 fn a_deferring_storage_that_is_away_costs_nobody_anything(redis: &Redis) {
     let parts = Chain::new();
     parts.door.refuse();
     // Pauses that would be noticed if every vCon had to wait for them.
     let conserver = parts.conserver(redis);
+    let monitor = Monitor::at_a_port();
     let daemon = conserver
         .env("CONSERVER_RETRY_FIRST_MS", "500")
         .env("CONSERVER_RETRY_MAX_MS", "500")
+        .env("CONSERVER_HTTP", monitor.setting())
         .start();
     let samples = fresh(100);
     submit(redis, "default", &samples);
@@ -113,6 +141,7 @@ fn a_deferring_storage_that_is_away_costs_nobody_anything(redis: &Redis) {
         "storage later is away, its vCons wait in its queue until it is back",
         PATIENCE,
     );
+    is_no_hold(&daemon, &monitor);
     parts.door.pass();
     wait_until("the backlog is gone", PATIENCE, || redis.length(QUEUE) == 0);
     wait_until("all are saved", PATIENCE, || {

@@ -15,7 +15,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
-use crate::cli::status::{on_hold, redis_unavailable, storage_rows, worker_state};
+use crate::cli::status::{on_hold, outage, redis_unavailable, storage_rows, worker_state};
 use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus};
 use crate::visible::printable;
@@ -166,6 +166,9 @@ fn troubles(view: &View) -> Vec<Line<'static>> {
         let more = view.holds.len() - MOST_HOLDS;
         lines.push(alarm(&format!("… and {more} more are unavailable")));
     }
+    let queues = view.queues.as_ref();
+    let outages = view.outages.iter().take(MOST_HOLDS);
+    lines.extend(outages.map(|it| alarm(&outage(it, queues))));
     lines
 }
 

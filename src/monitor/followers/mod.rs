@@ -10,7 +10,7 @@ mod spool;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use self::spool::Spool;
 use crate::child::Child;
 use crate::config::Follower;
 use crate::queue::{Server, left_by_followers};
+use crate::runtime_dir;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
 
@@ -53,6 +54,7 @@ pub(super) fn start(
     if let Some(slot) = child.slot.clone() {
         let manager = Manager {
             slot,
+            state: state_folder(),
             draining: child.draining.clone(),
             server: server.clone(),
             settings: settings.clone(),
@@ -143,9 +145,22 @@ impl Drop for Pass<'_> {
     }
 }
 
+/// The folder for files that must outlast the daemon, if systemd names one that can be used.
+fn state_folder() -> Option<PathBuf> {
+    match runtime_dir::state()? {
+        Ok(folder) => Some(folder),
+        Err(error) => {
+            log::warn!("{error}; until then followers keep UUIDs in the runtime folder");
+            None
+        }
+    }
+}
+
 /// The thread that starts and ends the pullers.
 struct Manager {
     slot: Slot,
+    /// The state folder, if systemd names one that can be used.
+    state: Option<PathBuf>,
     draining: Receiver<()>,
     server: Server,
     settings: Settings,
@@ -254,32 +269,32 @@ impl Manager {
                  to be fetched: their UUIDs stay in conserver:follower:{name}"
             );
         }
-        warn_of_left_spools(self.slot.board_path(), &names);
+        self.warn_of_left_spools(&names);
         true
     }
-}
 
-/// Logs which files still hold UUIDs of followers other than these.
-fn warn_of_left_spools(board: &Path, followers: &[&str]) {
-    let left = match Spool::left_beside(board, followers) {
-        Ok(left) => left,
-        Err(error) => {
-            let board = board.display();
-            log::warn!("could not look for files of removed followers beside {board}: {error}");
-            return;
-        }
-    };
-    for (name, spool) in left {
-        let path = spool.path().display();
-        match spool.read() {
-            Ok(ids) if ids.is_empty() => {}
-            Ok(ids) => log::warn!(
-                "{path} still holds {} UUIDs that follower \"{name}\" took, and it is no longer in the \
-                 configuration: add it again under this name to have them fetched",
-                ids.len()
-            ),
+    /// Logs which files still hold UUIDs of followers other than these.
+    fn warn_of_left_spools(&self, followers: &[&str]) {
+        let board = self.slot.board_path();
+        let left = match Spool::left(board, self.state.as_deref(), followers) {
+            Ok(left) => left,
             Err(error) => {
-                log::warn!("could not read {path} of the removed follower \"{name}\": {error}");
+                log::warn!("could not look for files of removed followers: {error}");
+                return;
+            }
+        };
+        for (name, spool) in left {
+            let path = spool.path().display();
+            match spool.read() {
+                Ok(ids) if ids.is_empty() => {}
+                Ok(ids) => log::warn!(
+                    "{path} still holds {} UUIDs that follower \"{name}\" took, and it is no longer in the \
+                     configuration: add it again under this name to have them fetched",
+                    ids.len()
+                ),
+                Err(error) => {
+                    log::warn!("could not read {path} of the removed follower \"{name}\": {error}");
+                }
             }
         }
     }

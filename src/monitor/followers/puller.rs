@@ -111,7 +111,11 @@ impl Puller {
                 &settings.sorted_set,
                 settings.redis_format,
             ),
-            spool: Spool::beside(manager.slot.board_path(), &follower.name),
+            spool: Spool::new(
+                manager.slot.board_path(),
+                manager.state.as_deref(),
+                &follower.name,
+            ),
             is_unspooled: false,
             follower,
             stats: manager.stats.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use ureq::http::header::AUTHORIZATION;
 use ureq::http::{HeaderName, HeaderValue, Response};
 use ureq::{Agent, Body, Error};
 
@@ -170,6 +171,10 @@ impl RemoteServer {
         let mut request = self.agent.get(self.url.below(path)?);
         if let Some((name, token)) = &self.token {
             request = request.header(name, token);
+        }
+        let is_token_there = self.token.iter().any(|(name, _)| name == AUTHORIZATION);
+        if !is_token_there && let Some(authorization) = self.url.authorization() {
+            request = request.header(AUTHORIZATION, authorization);
         }
         request
             .config()

@@ -1,7 +1,8 @@
-//! A file of UUIDs that a follower took while Redis is unavailable. It is beside the scoreboard, so that the next
-//! monitor finds it if this one dies.
+//! A file of UUIDs that a follower took while Redis is unavailable, so that the next monitor finds them if this one
+//! ends. It is in the state folder if systemd names one, else beside the scoreboard. Older versions left it beside the
+//! scoreboard in any case: what is there is read too.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,41 +26,63 @@ const BEFORE_DIGEST: char = '+';
 const DIGEST_BYTES: usize = 16;
 
 /// The file of one follower; it is there only while something is in it.
-pub(super) struct Spool(PathBuf);
+pub(super) struct Spool {
+    path: PathBuf,
+    /// Where an older version has written it.
+    former: Option<PathBuf>,
+}
 
 impl Spool {
-    /// The spool of a follower, beside this scoreboard.
-    pub(super) fn beside(board: &Path, follower: &str) -> Self {
-        Self(board.with_extension(format!("taken-{}", in_file_name(follower))))
+    /// The spool of a follower of the daemon with this scoreboard, in the state folder if there is one.
+    pub(super) fn new(board: &Path, state: Option<&Path>, follower: &str) -> Self {
+        let beside = board.with_extension(format!("taken-{}", in_file_name(follower)));
+        match (state, beside.file_name()) {
+            (Some(state), Some(name)) => Self {
+                path: state.join(name),
+                former: Some(beside),
+            },
+            _ => Self::at(beside),
+        }
     }
 
-    /// The spools beside this scoreboard that belong to none of these followers, each with its follower's name
-    /// for messages.
-    pub(super) fn left_beside(board: &Path, followers: &[&str]) -> io::Result<Vec<(String, Self)>> {
-        let (Some(folder), Some(start)) = (board.parent(), board.file_stem()) else {
+    fn at(path: PathBuf) -> Self {
+        let former = None;
+        Self { path, former }
+    }
+
+    /// The spools of the daemon with this scoreboard that belong to none of these followers, each with its
+    /// follower's name for messages.
+    pub(super) fn left(
+        board: &Path,
+        state: Option<&Path>,
+        followers: &[&str],
+    ) -> io::Result<Vec<(String, Self)>> {
+        let (Some(beside), Some(start)) = (board.parent(), board.file_stem()) else {
             return Ok(Vec::new());
         };
         let start = [start.as_bytes(), b".taken-"].concat();
         let known: Vec<String> = followers.iter().map(|it| in_file_name(it)).collect();
         let mut left = Vec::new();
-        for file in fs::read_dir(folder)? {
-            let file = file?.file_name();
-            let Some(name) = file.as_bytes().strip_prefix(&start[..]) else {
-                continue;
-            };
-            if !known.iter().any(|known| known.as_bytes() == name) {
-                left.push((shown(name), Self(folder.join(&file))));
+        for folder in [Some(beside), state].into_iter().flatten() {
+            for file in fs::read_dir(folder)? {
+                let file = file?.file_name();
+                let Some(name) = file.as_bytes().strip_prefix(&start[..]) else {
+                    continue;
+                };
+                if !known.iter().any(|known| known.as_bytes() == name) {
+                    left.push((shown(name), Self::at(folder.join(&file))));
+                }
             }
         }
-        left.sort_by(|(_, one), (_, other)| one.0.cmp(&other.0));
+        left.sort_by(|(_, one), (_, other)| one.path.cmp(&other.path));
         Ok(left)
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
-    /// Appends these UUIDs, and syncs the file.
+    /// Appends these UUIDs, and syncs the file and its folder.
     pub(super) fn add(&self, ids: &[VconId]) -> io::Result<()> {
         let mut lines = String::new();
         for id in ids {
@@ -67,29 +90,50 @@ impl Spool {
             lines.push('\n');
         }
         let mut options = OpenOptions::new();
-        let mut file = runtime_dir::open(&self.0, options.append(true).create(true).mode(0o600))?;
+        let mut file =
+            runtime_dir::open(&self.path, options.append(true).create(true).mode(0o600))?;
         file.write_all(lines.as_bytes())?;
-        file.sync_data()
+        file.sync_data()?;
+        match self.path.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
     }
 
-    /// Reads all UUIDs. Skips a line that was not written to its end.
+    /// Reads all UUIDs, those that an older version left among them. Skips a line that was not written to its end.
     pub(super) fn read(&self) -> io::Result<Vec<VconId>> {
-        let opened = runtime_dir::open(&self.0, OpenOptions::new().read(true));
-        match opened.and_then(io::read_to_string) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
+        let mut ids = read(&self.path)?;
+        if let Some(former) = &self.former {
+            ids.extend(read(former).map_err(|error| {
+                let message = format!("{}: {error}", former.display());
+                io::Error::new(error.kind(), message)
+            })?);
         }
+        Ok(ids)
     }
 
     /// Removes the file: Redis has the UUIDs.
     pub(super) fn remove(&self) {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::debug!("could not remove {}: {error}", self.0.display());
+        for path in [Some(&self.path), self.former.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::debug!("could not remove {}: {error}", path.display());
+                }
+                _ => {}
             }
-            _ => {}
         }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<VconId>> {
+    let opened = runtime_dir::open(path, OpenOptions::new().read(true));
+    match opened.and_then(io::read_to_string) {
+        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -139,7 +183,7 @@ mod tests {
     #[test]
     fn what_was_added_is_found_until_it_is_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let spool = Spool::beside(&folder.path().join("a.b.scoreboard"), "far/../away");
+        let spool = Spool::new(&folder.path().join("a.b.scoreboard"), None, "far/../away");
         assert_eq!(
             spool.path(),
             folder.path().join("a.b.taken-far%2F..%2Faway")
@@ -161,6 +205,31 @@ mod tests {
     }
 
     #[test]
+    fn the_file_is_in_the_state_folder_and_one_that_was_left_beside_the_scoreboard_is_found() {
+        let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let board = folder.path().join("a.b.scoreboard");
+        let ids = [(); 2].map(|()| VconId::random());
+        Spool::new(&board, None, "far").add(&ids[..1]).unwrap();
+        let spool = Spool::new(&board, Some(state.path()), "far");
+        assert_eq!(spool.path(), state.path().join("a.b.taken-far"));
+        assert_eq!(spool.read().unwrap(), ids[..1]);
+        spool.add(&ids[1..]).unwrap();
+        assert_eq!(spool.read().unwrap(), [ids[1].clone(), ids[0].clone()]);
+        let left = |followers: &[&str]| {
+            let left = Spool::left(&board, Some(state.path()), followers).unwrap();
+            let paths = left.into_iter().map(|(_, spool)| spool.path().to_owned());
+            paths.collect::<Vec<_>>()
+        };
+        assert_eq!(left(&["far"]), [""; 0].map(PathBuf::from));
+        let mut both = [&folder, &state].map(|it| it.path().join("a.b.taken-far"));
+        both.sort();
+        assert_eq!(left(&[]), both);
+        spool.remove();
+        assert_eq!(spool.read().unwrap(), []);
+        assert_eq!(left(&[]), [""; 0].map(PathBuf::from));
+    }
+
+    #[test]
     fn a_follower_with_a_long_name_has_a_file_of_its_own() {
         let folder = tempfile::tempdir().unwrap();
         let board = folder
@@ -177,7 +246,7 @@ mod tests {
             format!("{}б", "ж".repeat(199)),
             "/".repeat(100),
         ] {
-            let spool = Spool::beside(&board, &name);
+            let spool = Spool::new(&board, None, &name);
             assert_eq!(spool.read().unwrap(), [], "{name}");
             spool.add(&ids).unwrap();
             assert_eq!(spool.read().unwrap(), ids, "{name}");
@@ -198,7 +267,7 @@ mod tests {
         let board = folder.path().join("a.b.scoreboard");
         let long = "ж".repeat(60);
         for name in ["here", "gone", "far/../a\x1b", &long, "жж"] {
-            let spool = Spool::beside(&board, name);
+            let spool = Spool::new(&board, None, name);
             spool.add(&[VconId::random()]).unwrap();
         }
         // Not of this instance.
@@ -206,7 +275,7 @@ mod tests {
             fs::write(folder.path().join(other), "").unwrap();
         }
         let names = |followers: &[&str]| {
-            let left = Spool::left_beside(&board, followers).unwrap();
+            let left = Spool::left(&board, None, followers).unwrap();
             let names = left.into_iter().map(|(name, spool)| {
                 assert_eq!(spool.read().unwrap().len(), 1, "{name}");
                 name

@@ -140,8 +140,11 @@ pub(super) fn readiness(
         Ok(()) => {}
     }
     waits.extend(holds.iter().map(|hold| {
-        let chains = hold.chains.join(", ");
-        format!("{} is unavailable: chains on hold: {chains}", hold.stage)
+        let fault = hold.fault();
+        match &hold.chains[..] {
+            [] => format!("{fault}: chains on hold"),
+            chains => format!("{fault}: chains on hold: {}", chains.join(", ")),
+        }
     }));
     if waits.is_empty() {
         Ok("ready".to_owned())

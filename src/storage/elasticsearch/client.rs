@@ -222,7 +222,8 @@ impl ElasticServer {
         limit: Duration,
     ) -> Result<Reply<T>, ureq::Error> {
         let mut request = Request::builder().uri(self.url.below(path)?);
-        if let Some(authorization) = &self.authorization {
+        let of_url = || self.url.authorization();
+        if let Some(authorization) = self.authorization.clone().or_else(of_url) {
             request = request.header(AUTHORIZATION, authorization);
         }
         let (kind, body) = match question {

@@ -69,7 +69,8 @@ impl VconList {
         let unknown = || Some("unknown".to_owned());
         match self {
             Self::Parties => text("role"),
-            Self::Attachments => text("purpose").or_else(|| text("type")).or_else(unknown),
+            // Reading a vCon renames a `type` without a `purpose`: a `type` that is left says more.
+            Self::Attachments => text("type").or_else(|| text("purpose")).or_else(unknown),
             Self::Analysis => text("type").or_else(unknown),
             Self::Dialog => None,
         }
@@ -498,7 +499,7 @@ mod tests {
                 r#""purpose":"Order Form","body":{"n": 1.0},"encoding":"json","#,
             ),
             (
-                "p_vcon_attachments_tenant",
+                "p_vcon_attachments_x",
                 r#""purpose":"tenant","type":"x","body":{"id": 17},"encoding":"json","#,
             ),
             (

@@ -2,7 +2,7 @@
 //! OpenSearch.
 //!
 //! Layout: parties in `<prefix>vcon_parties_<role>` or `<prefix>vcon_parties`, attachments in
-//! `<prefix>vcon_attachments_<purpose, type or unknown>`, analyses in
+//! `<prefix>vcon_attachments_<type, purpose or unknown>`, analyses in
 //! `<prefix>vcon_analysis_<type or unknown>`, dialogs in `<prefix>vcon_dialog`, under the id
 //! `<uuid>_<place in its list>`. The names are in lower case; what no index may be called becomes
 //! `_`. Each document is the part with `vcon_id`, `started_at` (the first dialog's `start`, where
@@ -600,6 +600,27 @@ mod tests {
                 r#"{"index":{"_id":"U_0"}}"#
             ]
         );
+    }
+
+    #[test]
+    fn an_attachment_that_is_indexed_under_another_name_is_moved() {
+        let text = r#"{"attachments":[{"purpose":"tenant","type":"X Y"}]}"#;
+        let mut vcon = Vcon::parse(ID.parse().unwrap(), text.to_owned()).unwrap();
+        let vcon = vcon.outgoing(Version::Current);
+        let answers = vec![
+            fine(r#"{"vcon_attachments_tenant":{"aliases":{}}}"#),
+            there(17, &[0]),
+            done(&[OK, OK]),
+        ];
+        let (address, server) = serve(answers);
+        storage(&address).save(&vcon, Deadline::NONE).unwrap();
+        let requests = server.join().unwrap();
+        let body = requests[2].split("\r\n\r\n").nth(1).unwrap();
+        let lines = body.lines().filter(|line| line.contains("_index"));
+        let expected = [("delete", "tenant"), ("index", "x_y")].map(|(action, word)| {
+            format!(r#"{{"{action}":{{"_id":"{ID}_0","_index":"vcon_attachments_{word}"}}}}"#)
+        });
+        assert_eq!(lines.collect::<Vec<_>>(), expected);
     }
 
     #[test]

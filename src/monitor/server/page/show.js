@@ -48,12 +48,19 @@ function showState(status) {
   document.title = visible(`${isGood ? "" : "⚠ "}${instance}: ${state}`);
 }
 
-function showTroubles({ holds, redis_away_seconds }) {
+function showTroubles({ holds, outages, queues, redis_away_seconds }) {
   const section = document.getElementById("troubles"), list = section.firstElementChild;
   const lines = holds.map(({ stage, chains, workers, seconds }) => {
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
-    return `On hold for ${duration(seconds)}: ${stage} is unavailable (workers ${workers.join(", ")})${waits}`;
+    const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
+    return `On hold for ${duration(seconds)}: ${stage} ${fault} (workers ${workers.join(", ")})${waits}`;
   });
+  for (const { storage, workers, seconds } of outages) {
+    const backlog = queues?.storages?.[storage]?.backlog;
+    const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
+    const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
+    lines.push(`Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`);
+  }
   if (redis_away_seconds !== null) lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}`);
   section.hidden = lines.length === 0;
   while (list.children.length > lines.length) list.lastElementChild.remove();
