@@ -1,9 +1,9 @@
-//! What a child process of the daemon is told, and does first.
+//! The common start of all child processes: the assignment, the signals, the slot on the scoreboard.
 //!
-//! The supervisor starts each child with an [`Assignment`], handed over by memory (fork), as a file
-//! on standard input (spawn) or over a socket (forkserver). [`Child::begin`] ties the child's life to
-//! the supervisor's, takes over its signals, and finds its slot on the scoreboard. What a worker or
-//! the monitor does then is not known here.
+//! Each child gets an [`Assignment`] from the supervisor: in memory (fork), as a file on standard
+//! input (spawn) or over a socket (forkserver). [`Child::begin`] makes the child end with its
+//! supervisor, handles its signals, and finds its slot on the scoreboard. Nothing here knows the work
+//! of a worker or of the monitor.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -25,8 +25,8 @@
 //! 1. **It comes in.** A producer, `conserver submit` (`src/cli/submit/mod.rs`) or a follower
 //!    (`src/monitor/followers/mod.rs`) writes the document and pushes the UUID onto an ingress list:
 //!    `src/queue/intake.rs`.
-//! 2. **A lane wakes.** The monitor watches the lists (`src/monitor/wakeup.rs`) and adds wake-up tokens
-//!    (`src/queue/wakeup.rs`), for which idle lanes wait (`src/worker/wakeup.rs`).
+//! 2. **A lane wakes.** The monitor watches the lists (`src/monitor/ingress_watch.rs`) and adds wake-up tokens
+//!    (`src/queue/wake_list.rs`), for which idle lanes wait (`src/worker/wakeup.rs`).
 //! 3. **The lane claims it**, in `src/worker/lane.rs`. `src/queue/claim.rs` calls
 //!    `src/queue/scripts/claim.lua`: in one step the UUID moves from the list to the claims hash, and the
 //!    document comes back.

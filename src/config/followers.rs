@@ -9,8 +9,8 @@ use ureq::http::HeaderValue;
 use super::{ListName, read, source};
 use crate::http_client::Url;
 use crate::options::Options;
-use crate::options::environment::Environment;
 use crate::options::error::{ConfigErrors, Fault, Findings};
+use crate::options::substitution::Environment;
 use crate::options::yaml::{self, Entry, Mapping, NodeKind};
 use crate::secret::Secret;
 

@@ -9,7 +9,7 @@
 
 use crate::link::{self, Link};
 use crate::options::Common;
-use crate::options::environment::Environment;
+use crate::options::substitution::Environment;
 use crate::options::yaml;
 use crate::secret::Secret;
 use crate::storage::{self, Storage};

@@ -11,8 +11,8 @@ use super::{
     Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
     egress_lists, followers,
 };
-use crate::options::environment::Environment;
 use crate::options::error::{Fault, Findings, listed};
+use crate::options::substitution::Environment;
 use crate::options::yaml::{Entry, Mapping, Node, NodeKind, joined};
 use crate::options::{Common, Lone, Options};
 use crate::spelling::did_you_mean;

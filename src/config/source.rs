@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{Config, ConfigErrors, Fault, Plan};
-use crate::options::environment;
+use crate::options::substitution;
 use crate::runtime_dir;
 
 /// The most bytes of a configuration file: far more than anyone writes, and little enough that the
@@ -76,14 +76,14 @@ impl Plan {
 
 /// The text of the file at `path`.
 pub(super) fn read(path: &Path) -> Result<String, Fault> {
-    text_of(environment::read_regular_file(path, MOST_BYTES))
+    text_of(substitution::read_regular_file(path, MOST_BYTES))
 }
 
 /// The text of the file at `path` in the runtime folder, where it is kept for processes that are not
 /// the supervisor.
 pub(super) fn read_kept(path: &Path) -> Result<String, Fault> {
     let opened = runtime_dir::open(path, OpenOptions::new().read(true));
-    text_of(opened.and_then(|file| environment::read_open_file(file, MOST_BYTES)))
+    text_of(opened.and_then(|file| substitution::read_open_file(file, MOST_BYTES)))
 }
 
 fn text_of(bytes: io::Result<Vec<u8>>) -> Result<String, Fault> {

@@ -13,7 +13,7 @@ use super::{Config, ConfigErrors, Options};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{self, Link, LinkError, Next};
-use crate::options::environment::Environment;
+use crate::options::substitution::Environment;
 use crate::storage::{self, Storage};
 use crate::vcon::{Outgoing, Vcon, VconId};
 

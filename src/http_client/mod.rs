@@ -1,9 +1,9 @@
 //! The HTTP client that links and storages share: checked URLs, one kind of agent, time limits.
 //!
-//! Knows nothing of vCons. The module `errors` has the table of what a status, or no answer, means for
+//! Knows nothing of vCons. The module `status` has the table of what a status, or no answer, means for
 //! trying again. Messages name a URL without its user, password and query.
 
-mod errors;
+mod status;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -293,10 +293,10 @@ pub fn post(
     let request = request.config().timeout_global(Some(limit.left())).build();
     let response = request
         .send(json)
-        .map_err(|error| errors::no_answer(url, &error, limit))?;
+        .map_err(|error| status::no_answer(url, &error, limit))?;
     match response.status() {
         status if status.is_success() => Ok(response),
-        status => Err(errors::refused(url, status)),
+        status => Err(status::refused(url, status)),
     }
 }
 

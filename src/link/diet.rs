@@ -1,4 +1,4 @@
-//! `links.diet`: takes out of a vCon what is not to be kept.
+//! `links.diet`: removes bodies, analyses, attachments or system prompts from a vCon.
 //!
 //! Reads and writes the vCon:
 //!
@@ -146,7 +146,7 @@ impl Link for Diet {
     }
 }
 
-/// It is the vCon in which there is nothing to take out.
+/// The failure of a vCon whose parts cannot be removed: it is sealed, or malformed.
 fn refused(error: VconError) -> Failure {
     Failure::permanent(format!("could not take anything out: {error}"))
 }

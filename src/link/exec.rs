@@ -9,7 +9,7 @@
 //! `once`: the program is started for each vCon, which is its standard input. Exit code 0 with a
 //! JSON object on standard output replaces the vCon, and without output leaves it; 79 ends the
 //! chain. 75 (`EX_TEMPFAIL`), 126 and 127 (a shell's "cannot execute", "not found") and a signal
-//! are faults of the place, every other code is an error of this vCon's.
+//! mean that the vCon is tried again; any other code is the vCon's fault.
 //!
 //! `stream`: one program for each lane, a line of JSON each way for each vCon: see [`Stream`].
 

@@ -9,9 +9,9 @@
 //! | `modulo` | every so many-th, by the id: the same ones always | a whole number from 1 |
 //! | `time_based` | those that come in a second of Unix time that can be divided by it | a whole number from 1 |
 //!
-//! With a `seed`, what is drawn by lot depends on it and the id alone: the same vCon has the same
-//! lot in every worker and at every try. Without one it draws anew at each try, also when it has
-//! gone back to its list because something was away.
+//! With a `seed`, the random choice depends only on the seed and the id: it is the same for a vCon in
+//! every worker and at every try. Without one the link chooses anew at each try, also after the vCon
+//! went back to its list because a server was unavailable.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

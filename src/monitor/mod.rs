@@ -1,7 +1,7 @@
 //! The monitor: a child process that renews the lease on the instance's name (the heartbeat), and returns the claims
 //! of instances that are dead.
 //!
-//! Its other duties have threads of their own: `wakeup` watches the ingress lists and wakes idle lanes, `ttl`
+//! Its other duties have threads of their own: `ingress_watch` watches the ingress lists and wakes idle lanes, `ttl`
 //! keeps waiting documents from expiring, `followers` pulls vCons from other servers, `server` answers by HTTP.
 //!
 //! Before its first heartbeat it checks whether Redis is fit for the work. It waits for a server that is
@@ -9,9 +9,9 @@
 //! has to change something, and sees it at once. A password that changes later does not.
 
 pub mod followers;
+mod ingress_watch;
 pub mod server;
 mod ttl;
-mod wakeup;
 
 /// What fuzzers run.
 #[cfg(any(test, fuzzing))]
@@ -58,7 +58,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     };
     let stats = StatsByFollower::default();
     let started = ttl::start(child, settings, &server).and_then(|ttl| {
-        wakeup::start(child, settings, &server, &lease)?;
+        ingress_watch::start(child, settings, &server, &lease)?;
         let followers = followers::start(child, settings, &server, &stats)?;
         Ok((ttl, followers))
     });

@@ -6,15 +6,15 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use self::environment::Environment;
 use self::error::{Fault, listed};
+use self::substitution::Environment;
 use self::yaml::{Mapping, Node, NodeKind, joined};
 use crate::secret::Secret;
 use crate::spelling::did_you_mean;
 
-pub(crate) mod environment;
 pub(crate) mod error;
 mod scalars;
+pub(crate) mod substitution;
 pub(crate) mod yaml;
 
 /// The most that an option in seconds can say: some thirty years.

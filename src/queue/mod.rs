@@ -13,7 +13,7 @@
 //! | To find | look in |
 //! |---|---|
 //! | how vCons come in: `conserver submit`, followers | `intake.rs` |
-//! | what wakes an idle lane | `wakeup.rs` |
+//! | what wakes an idle lane | `wake_list.rs` |
 //! | how a lane gets an entry and its document | `claim.rs`, `documents.rs` |
 //! | how a claim ends | `finish.rs`, `release.rs` |
 //! | what becomes of the claims of a dead worker or a dead daemon | `recovery.rs`, `lease.rs` |
@@ -44,7 +44,7 @@ mod preflight;
 mod recovery;
 mod release;
 mod requests;
-mod wakeup;
+mod wake_list;
 
 use std::error::Error;
 use std::io;
@@ -75,7 +75,7 @@ pub use preflight::{
 pub use recovery::{Blame, Dead, ENDED_BEFORE_START, MAX_LAPSES, Pause, RecoveredClaim};
 pub use release::{Evidence, ProgressRecord, Reason, Released};
 pub use requests::RequestBatcher;
-pub use wakeup::{IngressWatcher, LaneWaker, Waited, Watched};
+pub use wake_list::{IngressWatcher, LaneWaker, Waited, Watched};
 
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};
 

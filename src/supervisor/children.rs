@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::child_slot::{ChildSlot, ProcessPhase, Role, SlotState};
-use super::health::work_in_hand;
+use super::housekeeping::work_in_hand;
 use super::restart_policy::{EndKind, Lifetime, blame, classify, restart_cause, suspects};
 use super::start_method::Started;
 use super::{LoopStep, Supervisor};

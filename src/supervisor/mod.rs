@@ -15,7 +15,7 @@
 //!
 //! The files: `child_slot` (the states of one child), `children` (starts and ends), `start_method` and
 //! `forkserver` (how a process is started), `restart_policy` (what an end means, back-off),
-//! `rolling_restart` (SIGHUP, scaling), `drain` (stopping), `health` (heartbeats, stuck lanes, status
+//! `rolling_restart` (SIGHUP, scaling), `drain` (stopping), `housekeeping` (heartbeats, stuck lanes, status
 //! lines), `active_config`, `notify` (systemd).
 
 mod active_config;
@@ -23,7 +23,7 @@ mod child_slot;
 mod children;
 mod drain;
 mod forkserver;
-mod health;
+mod housekeeping;
 mod notify;
 mod restart_policy;
 mod rolling_restart;
@@ -52,7 +52,7 @@ use active_config::ActiveConfig;
 use child_slot::{ChildSlot, ProcessPhase, Role, SlotState};
 use drain::StopRequest;
 use forkserver::ForkserverReport;
-use health::{HousekeepingTimer, StuckLanes};
+use housekeeping::{HousekeepingTimer, StuckLanes};
 use notify::Notify;
 use start_method::Starter;
 
@@ -262,7 +262,7 @@ impl Supervisor {
             }
             Signal::SIGTTIN => self.scale(self.wanted.saturating_add(1)),
             Signal::SIGTTOU => self.scale(self.wanted.saturating_sub(1)),
-            Signal::SIGUSR1 => health::log_children(self),
+            Signal::SIGUSR1 => housekeeping::log_children(self),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! The parsed document: which of it is opened up, and how it is written again.
+//! The parsed document: which parts of it are parsed, and how it is written again.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Vcon {
     pub(super) changed: bool,
     /// The date in the text that was read.
     read_date: Option<CreatedAt>,
-    /// What keeps it from being changed, and then its text, which is all that it is.
+    /// Set if it is signed or encrypted: why nothing may change it, and its whole text.
     pub(super) sealed: Option<(Sealed, Arc<String>)>,
     /// How bodies that are JSON are written.
     pub(super) bodies: JsonBodies,
@@ -64,8 +64,8 @@ pub(super) enum Part {
     Other(Box<RawValue>),
 }
 
-/// Parts up to this many bytes are kept closed. Of longer ones, what opening takes is little beside the text; and
-/// they would take long to be read anew for each question.
+/// Parts up to this many bytes stay text. A longer part takes little more memory parsed than as text, and
+/// parsing it anew at each access would be slow.
 const SHORT: usize = 4096;
 
 impl Part {
@@ -271,7 +271,7 @@ impl Vcon {
         self.changed = true;
     }
 
-    /// What links have done until now is in Redis, and counts as a change no more.
+    /// Redis has all changes that links have made so far: the document counts as unchanged again.
     pub fn note_written(&mut self) {
         self.changed = false;
     }
@@ -323,9 +323,9 @@ impl Vcon {
         }
     }
 
-    /// The document as it leaves for storages, and as it is to be kept in Redis where a link changed
-    /// it. Where the two are the same text there is one of it, and the parts of the document are
-    /// gone: a large one is in memory once.
+    /// Returns the document for storages and, if a link changed it, the text for Redis. If both texts
+    /// are the same, they share one copy. Frees the parsed parts, so that a large document is in memory
+    /// only once.
     pub fn depart(&mut self, version: Version) -> (Leaving, Option<Arc<String>>) {
         let current = Arc::new(self.outgoing(Version::Current));
         let older = match version {

@@ -55,7 +55,7 @@ pub struct Outgoing {
     pub version: Version,
     /// When the vCon was made; `None` where the document does not say so readably.
     pub created_at: Option<CreatedAt>,
-    /// What stands for that where it is needed and missing, from the first time on.
+    /// The time to use if `created_at` is missing; set at the first use, and the same from then on.
     pub stand_in: OnceLock<CreatedAt>,
     /// When it was made as the document said before a link changed that.
     pub formerly: Option<CreatedAt>,

@@ -1,4 +1,4 @@
-//! What holds for every document, not only for those that came to mind.
+//! Property tests: promises that hold for every document, checked on random ones.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use proptest::prelude::*;

@@ -73,7 +73,7 @@ impl Vcon {
     }
 }
 
-/// Whether arrays and objects stand within each other more than so many times.
+/// Whether arrays and objects are nested deeper than this many levels.
 pub fn nests_deeper_than(text: &str, levels: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in text.bytes() {
@@ -123,8 +123,7 @@ fn remove_attachments(
     Ok(parts.len() < before)
 }
 
-/// Removes a key wherever it stands, also in bodies that are the text of JSON; answers whether it
-/// stood anywhere.
+/// Removes a key at every level, also in bodies that are JSON text. Returns whether it found the key.
 pub(super) fn remove_key(members: &mut IndexMap<String, Member>, key: &str) -> bool {
     let mut removed = members.shift_remove(key).is_some();
     for member in members.values_mut() {

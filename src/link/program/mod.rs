@@ -148,7 +148,7 @@ impl Program {
     /// Starts it.
     ///
     /// # Errors
-    /// The system does not let it: the fault of the place.
+    /// The system cannot start it, which is not the vCon's fault.
     fn start(&self) -> Result<Process, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::transient(format!("could not start `{}`: {why}", self.file()))
@@ -182,7 +182,7 @@ impl Program {
         Process::new(child, tail).map_err(|why| failed(&why))
     }
 
-    /// Runs it once, with `input` as its standard input; answers how it ended and what it put out.
+    /// Runs it once, with `input` as its standard input. Returns how it ended and its output.
     pub fn run(&self, input: &[u8], clock: &mut Clock<'_>) -> Result<Ran, LinkError> {
         let mut process = self.start()?;
         match process.exchange(input, Until::End, self.most_output, clock) {
@@ -246,9 +246,9 @@ impl Program {
             .flat_map(|(_, path)| env::split_paths(path))
     }
 
-    /// What a trouble means for the vCon. Output that is not what it should be, and a time limit,
-    /// are taken for its fault; the end of the chain's time is not, and a program that dies may have
-    /// been killed by anyone.
+    /// Decides whether a trouble is the vCon's fault. Wrong output and the program's own time limit
+    /// count as its fault. The end of the chain's `timeout` does not, nor does a program that died:
+    /// anyone may have killed it.
     fn fault(&self, trouble: &Trouble, process: &Process) -> LinkError {
         let (name, reason) = (self.name(), process.tail().reason());
         let permanent = |what: String| Failure::permanent(format!("`{name}` {what}")).into();

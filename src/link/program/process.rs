@@ -259,7 +259,7 @@ impl Process {
         }
     }
 
-    /// Kills what is left of it and of its process group; answers how it ended.
+    /// Kills the program, if it still runs, and its process group. Returns how the program ended.
     pub fn finish(&mut self) -> End {
         if let Some(end) = self.end {
             return end;
@@ -374,14 +374,14 @@ impl<'a> Clock<'a> {
     }
 }
 
-/// So many bytes are kept.
+/// The most bytes of standard error that are kept.
 const KEPT: usize = 64 * 1024;
 
-/// So many lines make the reason, of so many characters together.
+/// The most lines of standard error in the reason of a failure, and their most characters together.
 const REASON_LINES: usize = 5;
 const REASON_CHARACTERS: usize = 1000;
 
-/// So many characters of a line are logged.
+/// The most characters of a line that are logged.
 const LOGGED_CHARACTERS: usize = 2000;
 
 /// The end of what a program has said.

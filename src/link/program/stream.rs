@@ -41,7 +41,7 @@ pub(in crate::link) struct Reply {
     pub halt: bool,
     /// Why the work was not done.
     pub error: Option<String>,
-    /// Whether the error is a fault of the place, and trying again can help.
+    /// Whether the error is not the vCon's fault, so that trying again can help.
     pub transient: bool,
 }
 
@@ -130,7 +130,7 @@ impl Stream {
             }
             let end = process.finish();
             let (name, reason) = (self.program.name(), process.tail().reason());
-            log::warn!("`{name}` is started again, it was of no use any more: {end}{reason}");
+            log::warn!("`{name}` no longer works and is started again: {end}{reason}");
             self.process = None;
         }
         self.process = Some(self.program.start()?);

@@ -1,5 +1,5 @@
-//! The merge of two documents that were made of one: what the chain changed is laid over what
-//! others changed meanwhile.
+//! The three-way merge: joins the chain's changes to a document with the changes that other writers
+//! made to it in the meantime.
 //!
 //! Everything is compared by value (see [`super::digest`]), and the text of the chosen side is kept.
 //!
