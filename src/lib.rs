@@ -45,7 +45,7 @@
 //!
 //! ## If something goes wrong
 //!
-//! - **A link or storage fails.** Its `errors.rs`, or `src/http_client/errors.rs` (what a 429 means), says
+//! - **A link or storage fails.** Its `errors.rs`, or `src/http_client/status.rs` (what a 429 means), says
 //!   what the error means, as a kind of `src/failure.rs`. `src/worker/retry.rs` tries again, with the pauses
 //!   of `src/backoff.rs`, until the deadline of `src/deadline.rs`.
 //! - **It still fails.** `src/worker/backend_health.rs` tells a bad vCon from a bad backend,

@@ -355,7 +355,7 @@ mod tests {
         let large = format!(r#"{{"vcon":"0.4.0","a":"{}"}}"#, "x".repeat(3 << 20));
         // It answers before it reads, and complains all the while.
         let text = r#"printf '{"b":"'; head -c 3000000 /dev/zero | tr '\0' y; printf '"}';
-            head -c 300000 /dev/zero | tr '\0' '\n' >&2; cat >/dev/null"#;
+        head -c 300000 /dev/zero | tr '\0' '\n' >&2; cat >/dev/null"#;
         let mut it = vcon(&large);
         assert_eq!(run(&mut *script(text, ""), &mut it), Ok(Next::Continue));
         assert!(it.to_json().contains("yyyy"));
@@ -547,7 +547,7 @@ mod tests {
             line,
             format!(
                 "{{\"uuid\":\"{id}\",\"vcon\":{{\"x\":\"\\n\",\"vcon\":\"0.4.0\"}},\
-                 \"link\":\"\",\"options\":{{\"a\":1,\"b\":\"2\",\"c\":[true]}}}}\n"
+             \"link\":\"\",\"options\":{{\"a\":1,\"b\":\"2\",\"c\":[true]}}}}\n"
             )
         );
     }
@@ -664,7 +664,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = |name| folder.path().join(name);
         let body = "echo $$ >pid; echo '{}'; until [ -e go ]; do sleep 0.01; done; \
-                    echo '{\"halt\":true}'; echo >said";
+                echo '{\"halt\":true}'; echo >said";
         let body = format!("cd {}; {body}", folder.path().display());
         let mut link = stream(&body, "");
         assert_eq!(run(&mut *link, &mut vcon("{}")), Ok(Next::Continue));

@@ -216,21 +216,21 @@ mod tests {
     #[test]
     fn state_is_kept_and_whatever_is_printed_does_no_harm() {
         let text = "
-    import os, subprocess, sys
-    count = 0
+import os, subprocess, sys
+count = 0
+print('{\"halt\": true}')
+def run(vcon_uuid, link_name, opts):
+    global count
+    count += 1
     print('{\"halt\": true}')
-    def run(vcon_uuid, link_name, opts):
-        global count
-        count += 1
-        print('{\"halt\": true}')
-        os.write(1, b'{\"halt\": true}\\n')
-        subprocess.run(['echo', '{\"halt\": true}'], check=True)
-        assert subprocess.run(['cat'], stdout=subprocess.PIPE, check=True).stdout == b''
-        assert sys.stdin.read() == ''
-        if count == 3:
-            raise ValueError(count)
-        return vcon_uuid
-    ";
+    os.write(1, b'{\"halt\": true}\\n')
+    subprocess.run(['echo', '{\"halt\": true}'], check=True)
+    assert subprocess.run(['cat'], stdout=subprocess.PIPE, check=True).stdout == b''
+    assert sys.stdin.read() == ''
+    if count == 3:
+        raise ValueError(count)
+    return vcon_uuid
+";
         let (_folder, mut link) = link(text, "");
         assert_eq!(run(&mut *link), Ok(Next::Continue));
         assert_eq!(run(&mut *link), Ok(Next::Continue));
@@ -240,11 +240,11 @@ mod tests {
     #[test]
     fn coroutines_are_run() {
         let text = "
-    import asyncio
-    async def run(vcon_uuid, link_name, opts):
-        await asyncio.sleep(0)
-        return vcon_uuid
-    ";
+import asyncio
+async def run(vcon_uuid, link_name, opts):
+    await asyncio.sleep(0)
+    return vcon_uuid
+";
         let (_folder, mut link) = link(text, "");
         assert_eq!(run(&mut *link), Ok(Next::Continue));
     }
@@ -252,17 +252,17 @@ mod tests {
     #[test]
     fn everything_else_is_handed_to_the_module() {
         let text = "
-    import os
-    def run(vcon_uuid, link_name, opts):
-        raise ValueError([opts, os.environ.get('KEY'), 'CARGO' in os.environ])
-    ";
+import os
+def run(vcon_uuid, link_name, opts):
+    raise ValueError([opts, os.environ.get('KEY'), 'CARGO' in os.environ])
+";
         let more = "prompt: 'a', top: 0.5, none: , list: [1, '2'], env: {KEY: v}, timeout: 50, \
-                    options: {timeout: 7, module: x}";
+                options: {timeout: 7, module: x}";
         let (_folder, mut link) = link(text, more);
         assert_eq!(
             failure(run(&mut *link)).1,
             "ValueError: [{'prompt': 'a', 'top': 0.5, 'none': None, 'list': [1, '2'], \
-             'timeout': 7, 'module': 'x'}, 'v', False]"
+         'timeout': 7, 'module': 'x'}, 'v', False]"
         );
     }
 
