@@ -242,7 +242,7 @@ fn nothing_is_taken_from_the_backlog_while_somebody_replays_it() {
     parts.door.pass();
     daemon.wait_for_log("storage later is back after", PATIENCE);
     wait_until("both workers know", PATIENCE, || {
-        daemon.status().unwrap_or_default()["holds"] == json!([])
+        daemon.status().unwrap_or_default()["outages"] == json!([])
     });
     // Lanes look for work: what comes to the list goes through, to that storage, too.
     for round in 1..=5 {
@@ -276,7 +276,7 @@ fn a_backlog_is_worked_off_beside_other_work() {
     redis.ask::<()>(&["SET", &format!("{QUEUE}:replay-lock"), "api"]);
     parts.door.pass();
     wait_until("it is known to be back", PATIENCE, || {
-        daemon.status().unwrap_or_default()["holds"] == json!([])
+        daemon.status().unwrap_or_default()["outages"] == json!([])
     });
     redis.ask::<i64>(&["DEL", &format!("{QUEUE}:replay-lock")]);
     // The lane sleeps; the next vCon wakes it, and behind that the backlog has its turn.
