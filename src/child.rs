@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SI
 use signal_hook::iterator::Signals;
 
 use crate::logging;
-use crate::queue::{Blame, Dead, Holder};
+use crate::queue::{EndedWorker, Holder, Suspects};
 use crate::scoreboard::{BoardError, BoardId, Slot, WorkerState};
 use crate::sys;
 
@@ -102,15 +102,15 @@ pub struct OrphanedClaims {
     /// Its number, from 1.
     pub worker: u32,
     /// Which of its vCons its death is counted against.
-    pub blame: Blame,
+    pub blame: Suspects,
     /// How it ended, in words.
     pub end: String,
 }
 
 impl OrphanedClaims {
     /// The worker, as the queue wants to know it.
-    pub fn dead(&self) -> Dead<'_> {
-        Dead {
+    pub fn dead(&self) -> EndedWorker<'_> {
+        EndedWorker {
             worker: self.worker,
             blame: self.blame.clone(),
             end: &self.end,
@@ -338,7 +338,7 @@ pub(crate) mod tests {
     pub fn recover(workers: u32, vcons: u128) -> Assignment {
         let left = |worker| OrphanedClaims {
             worker,
-            blame: Blame::AllBut((1..=vcons).map(Uuid::from_u128).collect()),
+            blame: Suspects::AllBut((1..=vcons).map(Uuid::from_u128).collect()),
             end: "killed by SIGKILL".to_owned(),
         };
         let orphaned = (1..=workers).map(left).collect();

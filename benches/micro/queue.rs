@@ -1,6 +1,6 @@
 //! Round trips to Redis: a claim with its document, and letting go of it.
 
-use conserver::queue::{Claim, Document as Found, Finish, Kind, Queue, Replacement};
+use conserver::queue::{Claim, Document as Found, DocumentFormat, Finish, Queue, Replacement};
 use conserver::vcon::VconId;
 use divan::Bencher;
 
@@ -86,7 +86,7 @@ fn claim_and_finish_changed(bencher: Bencher<'_, '_>) {
             let mut bench = bench.borrow_mut();
             let (claim, id, base) = bench.claim();
             let document = Replacement {
-                kind: Kind::Text,
+                kind: DocumentFormat::Text,
                 base: &base,
                 text: Some(&text),
             };

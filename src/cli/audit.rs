@@ -498,7 +498,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::queue::Kind;
+    use crate::queue::DocumentFormat;
 
     fn lost(document: Document) -> LostVcon {
         let kept = StoredDocument {
@@ -520,7 +520,7 @@ mod tests {
             (r#"{"parties": []}"#, None),
             ("[", None),
         ] {
-            let lost = lost(Document::Found(Kind::Text, text.into()));
+            let lost = lost(Document::Found(DocumentFormat::Text, text.into()));
             assert_eq!(lost.created_at.as_deref(), date, "{text}");
             assert_eq!(lost.bytes, Some(text.len()));
         }
@@ -529,7 +529,7 @@ mod tests {
     #[test]
     fn no_document_steers_the_terminal() {
         let text = r#"{"created_at": "\u001b[2J\n"}"#;
-        let line = lost(Document::Found(Kind::Json, text.into())).line();
+        let line = lost(Document::Found(DocumentFormat::Json, text.into())).line();
         assert!(line.chars().all(|c| !c.is_control()), "{line}");
         let line = lost(Document::Unusable("a hash".to_owned())).line();
         assert!(

@@ -123,7 +123,7 @@ enum Command {
     #[command(hide = true)]
     Forkserver(run::ForkserverCommand),
     #[command(hide = true)]
-    Warden,
+    Reaper,
 }
 
 /// A flag that the first SIGINT, SIGTERM or SIGHUP sets; the second ends the program.
@@ -199,6 +199,6 @@ pub fn main() -> Exit {
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Forkserver(server)) => server.run(settings),
-        Some(Command::Warden) => run::warden(&settings),
+        Some(Command::Reaper) => run::reaper(&settings),
     }
 }

@@ -1,7 +1,7 @@
 //! The processes of the daemon: `conserver run`, and three commands that are not for people.
 //!
 //! `conserver child` is a child process executed anew (start method `spawn`), `conserver forkserver`
-//! the process that forks them, and `conserver warden` stands beside a worker that runs programs. A
+//! the process that forks them, and `conserver reaper` stands beside a worker that runs programs. A
 //! child of any start method ends up in [`run_child`].
 
 use std::fs::File;
@@ -118,12 +118,12 @@ impl ForkserverCommand {
 }
 
 /// Kills the programs that a worker leaves behind.
-pub(super) fn warden(settings: &Settings) -> Exit {
+pub(super) fn reaper(settings: &Settings) -> Exit {
     begin("conserver-reap", settings);
-    match link::serve_as_warden() {
+    match link::serve_as_reaper() {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            log::error!("the warden ends: {error}");
+            log::error!("the reaper ends: {error}");
             Exit::Internal
         }
     }

@@ -25,7 +25,7 @@ pub(crate) use jq_link::fuzz;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-pub use program::{appoint as appoint_warden, dismiss as dismiss_warden, serve as serve_as_warden};
+pub use program::{appoint as appoint_reaper, dismiss as dismiss_reaper, serve as serve_as_reaper};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 

@@ -9,7 +9,7 @@ use redis::{Cmd, Value};
 use super::documents::{LARGE, describe};
 use super::release::Released;
 use super::requests::LaneScript;
-use super::{Document, Kind, Queue, QueueError, keys};
+use super::{Document, DocumentFormat, Queue, QueueError, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 use crate::visible::printable;
@@ -260,8 +260,8 @@ impl Queue {
             )),
             kind => match (claim.id(), kind) {
                 (None, _) => Document::NotAnId,
-                (_, b"ReJSON-RL") => Document::Found(Kind::Json, text),
-                (_, b"string") => Document::Found(Kind::Text, text),
+                (_, b"ReJSON-RL") => Document::Found(DocumentFormat::Json, text),
+                (_, b"string") => Document::Found(DocumentFormat::Text, text),
                 (Some(id), b"string-unsent" | b"string-large") => self.load_text(&id)?,
                 (Some(id), b"json-large") => self.load_watched(&id)?,
                 (_, b"none") => Document::Missing,
@@ -269,8 +269,7 @@ impl Queue {
             },
         };
         // More large ones may follow; a shared call would fetch them for all lanes on one connection.
-        self.was_small_string =
-            matches!(&document, Document::Found(Kind::Text, text) if text.len() <= INLINE_LIMIT);
+        self.was_small_string = matches!(&document, Document::Found(DocumentFormat::Text, text) if text.len() <= INLINE_LIMIT);
         // A connection that watches the key is not the one that read the document.
         if self.watched.is_none() {
             self.close_after_large(&document);

@@ -1,4 +1,4 @@
-//! Dead letter queues for operators: list, retry, discard; and the lock under which the entries of a
+//! EndedWorker letter queues for operators: list, retry, discard; and the lock under which the entries of a
 //! storage's queue are saved again.
 //!
 //! Each ingress list has one, `DLQ:<list>`, and so has each storage, `DLQ:storage:<name>`. A queue is a list

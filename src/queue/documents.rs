@@ -20,14 +20,14 @@ pub(super) const LARGE: usize = 4 << 20;
 
 /// How Redis stores a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum DocumentFormat {
     /// A RedisJSON document.
     Json,
     /// A plain string.
     Text,
 }
 
-impl Kind {
+impl DocumentFormat {
     /// Its name in the scripts that read and write documents.
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -52,7 +52,7 @@ pub(super) const JSON: &str = "ReJSON-RL";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// A document.
-    Found(Kind, Vec<u8>),
+    Found(DocumentFormat, Vec<u8>),
     /// Nothing: the document expired, was evicted, or never came.
     Missing,
     /// Nothing, because the entry is not a UUID.
@@ -91,8 +91,8 @@ fn read_document(connection: &mut Connection, key: &str, found: &str) -> RedisRe
     };
     match found {
         "none" => Ok(Document::Missing),
-        "string" => get("GET", Kind::Text),
-        JSON => get("JSON.GET", Kind::Json),
+        "string" => get("GET", DocumentFormat::Text),
+        JSON => get("JSON.GET", DocumentFormat::Json),
         other => Ok(Document::Unusable(describe(other.as_bytes(), b""))),
     }
 }
@@ -117,7 +117,7 @@ impl Queue {
         let mut watch = redis::cmd("WATCH");
         watch.arg(id.key()).query::<()>(&mut *watching)?;
         let document = self.load(id)?;
-        if matches!(document, Document::Found(Kind::Json, _)) {
+        if matches!(document, Document::Found(DocumentFormat::Json, _)) {
             self.connected = Some(watching);
             self.watched = Some(id.clone());
         }
@@ -136,7 +136,7 @@ impl Queue {
     pub(super) fn load_text(&mut self, id: &VconId) -> Result<Document, QueueError> {
         let loaded = self.with(|connection, _, _, _| {
             match redis::cmd("GET").arg(id.key()).query(connection) {
-                Ok(Some(text)) => Ok(Some(Document::Found(Kind::Text, text))),
+                Ok(Some(text)) => Ok(Some(Document::Found(DocumentFormat::Text, text))),
                 Ok(None) => Ok(Some(Document::Missing)),
                 Err(error) if error.code() == Some("WRONGTYPE") => Ok(None),
                 Err(error) => Err(error.into()),
@@ -178,7 +178,12 @@ impl Queue {
 
     /// Writes a vCon that was found in a storage back into Redis, with the time to live of such copies; as
     /// RedisJSON only if the server has the module.
-    pub fn restore(&mut self, id: &VconId, kind: Kind, json: &str) -> Result<Kind, QueueError> {
+    pub fn restore(
+        &mut self,
+        id: &VconId,
+        kind: DocumentFormat,
+        json: &str,
+    ) -> Result<DocumentFormat, QueueError> {
         self.with(|connection, _, _, expiry| {
             let key = id.key();
             let kind = put_new(connection, &key, kind, json)?;
@@ -212,13 +217,13 @@ pub(super) fn check_length(
 fn put_new(
     connection: &mut redis::Connection,
     key: &str,
-    kind: Kind,
+    kind: DocumentFormat,
     json: &str,
-) -> Result<Kind, QueueError> {
+) -> Result<DocumentFormat, QueueError> {
     check_length(connection, json)?;
     let kind = match kind {
-        Kind::Json if has_json(connection)? => Kind::Json,
-        Kind::Json | Kind::Text => Kind::Text,
+        DocumentFormat::Json if has_json(connection)? => DocumentFormat::Json,
+        DocumentFormat::Json | DocumentFormat::Text => DocumentFormat::Text,
     };
     kind.put(key)
         .arg(json)
@@ -295,7 +300,7 @@ const DRAFT_EXPIRY: u64 = 60;
 #[derive(Debug, Clone, Copy)]
 pub struct Replacement<'a> {
     /// How it is stored.
-    pub kind: Kind,
+    pub kind: DocumentFormat,
     /// The text that was loaded, or written last.
     pub base: &'a str,
     /// The new text; `None` only to check that the old one still stands there.
@@ -359,8 +364,8 @@ impl Queue {
             }
             redis::cmd("WATCH").arg(&key).query::<()>(connection)?;
             let compared = match document.kind {
-                Kind::Text => compare_text(connection, &key, base, text),
-                Kind::Json => compare_json(connection, &key, base, text),
+                DocumentFormat::Text => compare_text(connection, &key, base, text),
+                DocumentFormat::Json => compare_json(connection, &key, base, text),
             };
             let compared = match compared {
                 // A key of another type counts as another document.
@@ -387,7 +392,7 @@ impl Queue {
     pub fn replace(
         &mut self,
         id: &VconId,
-        kind: Kind,
+        kind: DocumentFormat,
         base: &str,
         text: &str,
     ) -> Result<Replaced, QueueError> {
@@ -442,7 +447,12 @@ impl Queue {
     }
 
     /// Replaces a document whose key the connection watches by a draft.
-    fn put_watched(&mut self, id: &VconId, kind: Kind, text: &str) -> Result<Replaced, QueueError> {
+    fn put_watched(
+        &mut self,
+        id: &VconId,
+        kind: DocumentFormat,
+        text: &str,
+    ) -> Result<Replaced, QueueError> {
         let ingress = self.ingress.clone();
         self.with(|connection, scripts, lane_id, _| {
             let draft = lane_id.draft_key();
@@ -461,18 +471,23 @@ impl Queue {
 }
 
 /// The transaction that writes the draft and calls the script that moves it to its place.
-pub(super) fn replacing<'a>(draft: &str, kind: Kind, text: &'a str, call: &Cmd) -> Commands<'a> {
+pub(super) fn replacing<'a>(
+    draft: &str,
+    kind: DocumentFormat,
+    text: &'a str,
+    call: &Cmd,
+) -> Commands<'a> {
     let mut begin = redis::pipe();
     begin.cmd("MULTI");
     let mut end = redis::pipe();
     let mut request = match kind {
-        Kind::Json => {
+        DocumentFormat::Json => {
             // An earlier attempt may have left a plain string there.
             begin.cmd("DEL").arg(draft);
             end.cmd("EXPIRE").arg(draft).arg(DRAFT_EXPIRY);
             Commands::of(&begin).command(&["JSON.SET", draft, "$"], text, &[])
         }
-        Kind::Text => {
+        DocumentFormat::Text => {
             let expiry = DRAFT_EXPIRY.to_string();
             Commands::of(&begin).command(&["SET", draft], text, &["EX", &expiry])
         }

@@ -13,7 +13,7 @@ use redis::{Cmd, Value};
 use super::claim::Claimed;
 use super::documents::{Comparison, Replacement, replacing, watched};
 use super::requests::{Arguments, LaneRequest, LaneScript, SharedCall};
-use super::{Claim, Kind, Queue, QueueError, Reason, keys};
+use super::{Claim, DocumentFormat, Queue, QueueError, Reason, keys};
 use crate::config::ListName;
 use crate::vcon::VconId;
 
@@ -135,8 +135,9 @@ impl Queue {
 
     /// Whether `finish_and_claim_many.lua` can do it: there is nothing unusual about the vCon.
     fn can_share_call(&self, claim: &Claim, finish: &Finish<'_>) -> bool {
-        let is_small =
-            |document: Replacement<'_>| document.kind == Kind::Text && !document.is_large();
+        let is_small = |document: Replacement<'_>| {
+            document.kind == DocumentFormat::Text && !document.is_large()
+        };
         self.was_small_string
             && !claim.is_noted
             && claim.context.is_empty()

@@ -48,7 +48,7 @@ pub enum Chore {
     /// of it is left.
     Waiting(ListName),
     /// The same for the backlog of a storage. These documents live as long as dead letters, so that they
-    /// also outlive a stop of the daemon. Dead letters themselves may expire.
+    /// also outlive a stop of the daemon. EndedWorker letters themselves may expire.
     Backlog(String),
     /// Drops the reasons of entries that are no longer in the dead letter queue of a storage: the API server
     /// removes entries and knows no reasons.

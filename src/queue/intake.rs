@@ -23,7 +23,7 @@ use super::documents::{JSON, check_length, describe, replacing, watched};
 use super::release::Reason;
 use super::requests::{code, round_trip};
 use super::{
-    Document, Expiry, Kind, QueueError, RedisConnection, Server, StoredDocument, claim,
+    Document, DocumentFormat, Expiry, QueueError, RedisConnection, Server, StoredDocument, claim,
     is_wrong_type, keys,
 };
 use crate::config::ListName;
@@ -38,7 +38,7 @@ const NEWEST: i64 = 10;
 pub struct Submitter {
     connection: RedisConnection,
     /// How a document is stored whose key is new.
-    kind: Kind,
+    kind: DocumentFormat,
     list: ListName,
     sorted_set: String,
     expire: Option<u64>,
@@ -73,8 +73,8 @@ impl Submitter {
         for (index, found) in types(&mut self.connection, &keys)?.into_iter().enumerate() {
             let kind = match found.as_str() {
                 "none" => self.kind,
-                "string" => Kind::Text,
-                JSON => Kind::Json,
+                "string" => DocumentFormat::Text,
+                JSON => DocumentFormat::Json,
                 other => {
                     refusals[index] = Some(describe(other.as_bytes(), b""));
                     continue;
@@ -133,13 +133,17 @@ fn kind_of_new(
     connection: &mut RedisConnection,
     format: RedisFormat,
     sorted_set: &str,
-) -> Result<Kind, QueueError> {
+) -> Result<DocumentFormat, QueueError> {
     let is_json = match format {
         RedisFormat::Plain => false,
         RedisFormat::Json => connection.has_json()?,
         RedisFormat::Auto => connection.has_json()? && newest_are_json(connection, sorted_set)?,
     };
-    Ok(if is_json { Kind::Json } else { Kind::Text })
+    Ok(if is_json {
+        DocumentFormat::Json
+    } else {
+        DocumentFormat::Text
+    })
 }
 
 /// Whether any of the newest vCons is stored as RedisJSON.

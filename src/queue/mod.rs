@@ -60,7 +60,9 @@ pub use dead_letters::{
     ReplayStart, StoredReason,
 };
 pub use direct_writes::Overwritten;
-pub use documents::{Document, Documents, Kind, Removed, Replaced, Replacement, StoredDocument};
+pub use documents::{
+    Document, DocumentFormat, Documents, Removed, Replaced, Replacement, StoredDocument,
+};
 pub use finish::{Announcement, FailedStorage, Finish, Finished};
 pub use housekeeping::{Chore, Housekeeper, HousekeepingLease, Pace};
 pub use intake::{FollowerQueue, PulledVcon, SubmitOutcome, Submitter, left_by_followers};
@@ -72,7 +74,7 @@ pub use lease::{Holder, NameLease};
 pub use preflight::{
     ConfiguredWork, Fitness, Needs, RehearsalError, Shortage, cluster_refusal, rehearse,
 };
-pub use recovery::{Blame, Dead, ENDED_BEFORE_START, MAX_LAPSES, Pause, RecoveredClaim};
+pub use recovery::{ENDED_BEFORE_START, EndedWorker, MAX_LAPSES, Pause, RecoveredClaim, Suspects};
 pub use release::{Evidence, ProgressRecord, Reason, Released};
 pub use requests::RequestBatcher;
 pub use wake_list::{IngressWatcher, LaneWaker, Waited, Watched};

@@ -15,7 +15,7 @@ use redis::{Connection, RedisError, RedisResult, Value};
 
 use super::requests::{Commands, preflight_script, round_trip};
 use super::{
-    Claimed, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, NameLease, Queue,
+    Claimed, Document, DocumentFormat, Expiry, Finish, Finished, Holder, LaneId, NameLease, Queue,
     QueueError, RedisConnection, Replacement, Server, keys,
 };
 use crate::config::{Chain, Config, Follower, ListName, Plan};
@@ -385,7 +385,7 @@ impl Rehearsal {
         let claimed = self.queue.claim(std::slice::from_ref(&self.ingress));
         let claimed = claimed.map_err(|cause| refused("claim a vCon", cause))?;
         let Claimed {
-            work: Some((claim, Document::Found(Kind::Text, text))),
+            work: Some((claim, Document::Found(DocumentFormat::Text, text))),
             ..
         } = claimed
         else {
@@ -407,7 +407,7 @@ impl Rehearsal {
         let finish = Finish {
             id: &self.id,
             document: Some(Replacement {
-                kind: Kind::Text,
+                kind: DocumentFormat::Text,
                 base: BEFORE,
                 text: Some(AFTER),
             }),

@@ -26,14 +26,14 @@ pub const MAX_LAPSES: u32 = 10;
 
 /// Which of a dead worker's vCons are suspects: its death counts against them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Blame {
+pub enum Suspects {
     /// All but these: any of the others may have killed the worker.
     AllBut(Vec<Uuid>),
     /// These, if the worker still held them: a lane may have finished one before the worker ended.
     These(Vec<Uuid>),
 }
 
-impl Blame {
+impl Suspects {
     /// Any of them may have killed the worker.
     pub const ALL: Self = Self::AllBut(Vec::new());
 
@@ -71,11 +71,11 @@ impl RecoveredClaim {
 
 /// A worker that has ended, and whose claims are returned.
 #[derive(Debug, Clone)]
-pub struct Dead<'a> {
+pub struct EndedWorker<'a> {
     /// Its number, from 1.
     pub worker: u32,
     /// Against which of its vCons its death counts.
-    pub blame: Blame,
+    pub blame: Suspects,
     /// How it ended, in words.
     pub end: &'a str,
 }
@@ -89,7 +89,7 @@ pub const ENDED_BEFORE_START: &str = "with its daemon, before this one was start
 /// What a return of claims counts against the vCons.
 enum Counted<'a> {
     /// The death of this worker.
-    Death(&'a Dead<'a>),
+    Death(&'a EndedWorker<'a>),
     /// A lapse of its instance. Nobody saw its workers end: the host may have lost its power, or only its
     /// network, so no vCon is a suspect.
     Lapse,
@@ -102,8 +102,8 @@ impl Counted<'_> {
             return ("lapse", "", String::new());
         };
         let (blamed, vcons) = match &dead.blame {
-            Blame::AllBut(vcons) => ("all but", vcons),
-            Blame::These(vcons) => ("these", vcons),
+            Suspects::AllBut(vcons) => ("all but", vcons),
+            Suspects::These(vcons) => ("these", vcons),
         };
         let vcons: Vec<String> = vcons.iter().map(Uuid::to_string).collect();
         (blamed, dead.end, vcons.join(" "))
@@ -120,7 +120,7 @@ impl Queue {
     /// hold the lease on its name.
     pub fn recover(
         &mut self,
-        dead: Dead<'_>,
+        dead: EndedWorker<'_>,
         max_deaths: u32,
     ) -> Result<Vec<RecoveredClaim>, QueueError> {
         self.recover_pausing(dead, max_deaths, &mut |_| Ok(()))
@@ -128,7 +128,7 @@ impl Queue {
 
     fn recover_pausing(
         &mut self,
-        dead: Dead<'_>,
+        dead: EndedWorker<'_>,
         max_deaths: u32,
         pause: &mut Pause<'_>,
     ) -> Result<Vec<RecoveredClaim>, QueueError> {
@@ -142,7 +142,7 @@ impl Queue {
     /// Returns every claim of a worker that will have no successor.
     pub fn retire_worker(
         &mut self,
-        dead: Dead<'_>,
+        dead: EndedWorker<'_>,
         max_deaths: u32,
     ) -> Result<Vec<RecoveredClaim>, QueueError> {
         let worker = dead.worker;
@@ -170,8 +170,8 @@ impl Queue {
         &mut self,
         pause: &mut Pause<'_>,
     ) -> Result<Vec<RecoveredClaim>, QueueError> {
-        let (worker, blame, end) = (keys::UNRETURNED, Blame::NOBODY, ENDED_BEFORE_START);
-        self.recover_pausing(Dead { worker, blame, end }, 0, pause)
+        let (worker, blame, end) = (keys::UNRETURNED, Suspects::NOBODY, ENDED_BEFORE_START);
+        self.recover_pausing(EndedWorker { worker, blame, end }, 0, pause)
     }
 
     /// Returns the claims of every worker above `highest`: an earlier start had more workers.
@@ -183,8 +183,8 @@ impl Queue {
         let known = self.workers_of(&self.lane_id.instance.clone())?;
         let mut recovered = Vec::new();
         for worker in known.into_iter().filter(|worker| *worker > highest) {
-            let (blame, end) = (Blame::ALL, ENDED_BEFORE_START);
-            let dead = Dead { worker, blame, end };
+            let (blame, end) = (Suspects::ALL, ENDED_BEFORE_START);
+            let dead = EndedWorker { worker, blame, end };
             recovered.extend(self.retire_worker(dead, max_deaths)?);
         }
         Ok(recovered)

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{self, HEADER, METER, NAME, Shape, WORD, child, header};
 use super::snapshot::{SlotView, Words};
-use super::{Phase, PlaceView, RestartCause, SeriesKind, figures};
+use super::{ChildView, DaemonPhase, RestartCause, SeriesKind, figures};
 use crate::{procfs, runtime_dir, sys};
 
 /// Why a scoreboard cannot be used.
@@ -144,7 +144,7 @@ impl Board {
         words[header::HELD] = self.shape.held as u64;
         words[header::PID] = u64::from(self.owner);
         words[header::STARTED] = sys::monotonic_ms();
-        words[header::PHASE] = Phase::Starting as u64;
+        words[header::PHASE] = DaemonPhase::Starting as u64;
         words[header::START_METHOD] = method;
         words[header::HEARTBEAT] = sys::monotonic_ms();
         words[header::INSTANCE] = instance.len() as u64;
@@ -172,7 +172,7 @@ impl Board {
     }
 
     /// Shows what the daemon does.
-    pub fn set_phase(&mut self, phase: Phase) {
+    pub fn set_phase(&mut self, phase: DaemonPhase) {
         self.show(header::PHASE, phase as u64);
     }
 
@@ -323,7 +323,7 @@ impl Board {
     }
 
     /// Shows the state of a child; `None` if the slot is no longer in use.
-    pub fn set_place(&self, number: usize, shown: Option<PlaceView>) {
+    pub fn show_child(&self, number: usize, shown: Option<ChildView>) {
         let mut words = [0; child::COUNT];
         if let Some(shown) = shown {
             words[child::GENERATION] = shown.generation;

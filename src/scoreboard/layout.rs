@@ -231,7 +231,7 @@ pub fn check(state: u64, high: u64, low: u64, since: u64, limit: u64) -> u64 {
 
 /// What the daemon as a whole does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum DaemonPhase {
     /// Not every worker has been ready yet.
     Starting = 1,
     /// At work.
@@ -242,7 +242,7 @@ pub enum Phase {
     Stopping,
 }
 
-impl Phase {
+impl DaemonPhase {
     pub(super) const ALL: &'static [Self] = &[
         Self::Starting,
         Self::Running,
@@ -261,7 +261,7 @@ impl Phase {
     }
 }
 
-impl fmt::Display for Phase {
+impl fmt::Display for DaemonPhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
@@ -269,7 +269,7 @@ impl fmt::Display for Phase {
 
 /// The state of a child, as the supervisor knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlaceState {
+pub enum ChildState {
     /// There is no process; one will be started, perhaps after a back-off.
     Vacant = 1,
     /// The last process refused its configuration; no other is started before that changes.
@@ -282,7 +282,7 @@ pub enum PlaceState {
     Draining,
 }
 
-impl PlaceState {
+impl ChildState {
     pub(super) const ALL: &'static [Self] = &[
         Self::Vacant,
         Self::Refused,
@@ -303,7 +303,7 @@ impl PlaceState {
     }
 }
 
-impl fmt::Display for PlaceState {
+impl fmt::Display for ChildState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }

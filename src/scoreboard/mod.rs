@@ -21,11 +21,11 @@ mod snapshot;
 pub use board::{Board, BoardError, BoardId};
 pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
 pub use layout::{
-    LaneState, MOST_SERIES, Phase, PlaceState, RestartCause, SLOTS, Shape, WorkerState,
+    ChildState, DaemonPhase, LaneState, MOST_SERIES, RestartCause, SLOTS, Shape, WorkerState,
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
 pub use snapshot::{
-    BoardHeader, DeferringView, HeldView, LaneView, PlaceView, SlotView, Snapshot, WorkerView,
+    BoardHeader, ChildView, DeferringView, HeldView, LaneView, SlotView, Snapshot, WorkerView,
     is_silent,
 };
 
@@ -49,11 +49,11 @@ mod tests {
         (folder, board)
     }
 
-    fn place(generation: u64) -> PlaceView {
-        PlaceView {
+    fn place(generation: u64) -> ChildView {
+        ChildView {
             generation,
             pid: Some(4711),
-            state: PlaceState::Starting,
+            state: ChildState::Starting,
             since: 5,
             deaths: 2,
             retry: None,
@@ -64,7 +64,7 @@ mod tests {
     fn the_supervisor_reads_what_the_worker_shows() {
         let (_folder, mut board) = board(3);
         board.prepare(2).unwrap();
-        board.set_place(2, Some(place(9)));
+        board.show_child(2, Some(place(9)));
         assert_eq!(board.slot(2).worker, None);
 
         let slot = Slot::attach(board.id(), 2, 9).unwrap();
@@ -91,7 +91,7 @@ mod tests {
         let (_folder, mut board) = board(2);
         for number in [0, 2] {
             board.prepare(number).unwrap();
-            board.set_place(number, Some(place(1)));
+            board.show_child(number, Some(place(1)));
         }
         let worker = Slot::attach(board.id(), 2, 1).unwrap();
         assert_eq!(worker.lease_renewed(), 0);
@@ -108,11 +108,11 @@ mod tests {
     fn a_successor_goes_on_with_the_counters_and_not_with_the_lanes() {
         let (_folder, mut board) = board(1);
         board.prepare(1).unwrap();
-        board.set_place(1, Some(place(1)));
+        board.show_child(1, Some(place(1)));
         let first = Slot::attach(board.id(), 1, 1).unwrap();
         first.lane(0).busy(Some(&VconId::random()), None);
         first.count(Outcome::Finished);
-        board.set_place(1, Some(place(2)));
+        board.show_child(1, Some(place(2)));
         assert_eq!(
             board.slot(1).worker,
             None,
@@ -130,7 +130,7 @@ mod tests {
     fn a_lane_caught_halfway_is_left_out() {
         let (_folder, mut board) = board(1);
         board.prepare(0).unwrap();
-        board.set_place(0, Some(place(1)));
+        board.show_child(0, Some(place(1)));
         let slot = Slot::attach(board.id(), 0, 1).unwrap();
         slot.lane(0).busy(Some(&VconId::random()), None);
         let bytes = fs::read(&board.id().path).unwrap();
@@ -235,7 +235,7 @@ mod tests {
         let (_folder, mut board) = board(2);
         for number in 0..3 {
             board.prepare(number).unwrap();
-            board.set_place(number, Some(place(7)));
+            board.show_child(number, Some(place(7)));
             let slot = Slot::attach(board.id(), number, 7).unwrap();
             slot.set_state(WorkerState::Ready);
             slot.lane(0).busy(Some(&VconId::random()), None);
@@ -420,15 +420,15 @@ mod tests {
         let shape = Shape::of(2, 300, 90, 70);
         let mut board = Board::create(folder.path(), "here", shape, 1).unwrap();
         board.prepare(1).unwrap();
-        let place = PlaceView {
+        let place = ChildView {
             generation: 1,
             pid: Some(4711),
-            state: PlaceState::Ready,
+            state: ChildState::Ready,
             since: 0,
             deaths: 0,
             retry: None,
         };
-        board.set_place(1, Some(place));
+        board.show_child(1, Some(place));
         let many: Vec<String> = (0..460).map(|n| n.to_string()).collect();
         let names = many.iter().map(|name| (SeriesKind::Link, name.as_str()));
         assert_eq!(board.keep_figures_of(names).unwrap(), 0);
@@ -526,7 +526,7 @@ mod tests {
         let (_folder, mut board) = board(1);
         for number in [1, 2] {
             board.prepare(number).unwrap();
-            board.set_place(number, Some(place(7)));
+            board.show_child(number, Some(place(7)));
         }
         board.keep_figures_of(names().into_iter()).unwrap();
         for number in [1, 2] {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::board::config_path;
 use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
-use super::{BoardError, BoardId, LaneState, Meter, PlaceState, SeriesKind, WorkerState, figures};
+use super::{BoardError, BoardId, ChildState, LaneState, Meter, SeriesKind, WorkerState, figures};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
@@ -120,7 +120,7 @@ impl Slot {
 
     /// Whether the supervisor asks this process to end.
     pub fn is_to_end(&self) -> bool {
-        self.word(child::STATE).load(Ordering::Acquire) == PlaceState::Draining as u64
+        self.word(child::STATE).load(Ordering::Acquire) == ChildState::Draining as u64
     }
 
     /// Shows that this process is alive, how much processor time it has used, and its memory.

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::board::{config_path, holder};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
-use super::{BoardError, LaneState, Phase, PlaceState, RestartCause, Series, WorkerState, figures};
+use super::{
+    BoardError, ChildState, DaemonPhase, LaneState, RestartCause, Series, WorkerState, figures,
+};
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
 
@@ -46,7 +48,7 @@ pub struct BoardHeader {
     /// When it started, in monotonic milliseconds.
     pub started: u64,
     /// What the daemon does.
-    pub phase: Option<Phase>,
+    pub phase: Option<DaemonPhase>,
     /// The number of its start method.
     pub method: u64,
     /// How many workers are wanted.
@@ -91,7 +93,7 @@ impl BoardHeader {
             shape,
             pid: pid(words.get(header::PID)).ok_or("its supervisor's PID makes no sense")?,
             started: words.get(header::STARTED),
-            phase: state(Phase::ALL, words.get(header::PHASE)),
+            phase: state(DaemonPhase::ALL, words.get(header::PHASE)),
             method: words.get(header::START_METHOD),
             wanted: words.get(header::WANTED),
             config: words.get(header::CONFIG),
@@ -126,7 +128,7 @@ fn pid(word: u64) -> Option<i32> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SlotView {
     /// What the supervisor shows of the child; `None` if the slot is not in use.
-    pub place: Option<PlaceView>,
+    pub place: Option<ChildView>,
     /// What that child shows of itself; `None` before it has shown anything.
     pub worker: Option<WorkerView>,
     /// vCons stored and announced, by this worker and its predecessors.
@@ -143,13 +145,13 @@ pub struct SlotView {
 
 /// What the supervisor shows of a child.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlaceView {
+pub struct ChildView {
     /// Which start this is; no two in a supervisor's life have the same.
     pub generation: u64,
     /// The process, if one runs.
     pub pid: Option<i32>,
     /// Its state.
-    pub state: PlaceState,
+    pub state: ChildState,
     /// Since when, in monotonic milliseconds.
     pub since: u64,
     /// How many processes have died in this slot.
@@ -243,7 +245,7 @@ impl SlotView {
     }
 
     pub(super) fn read(words: &Words<'_>, shape: Shape) -> Self {
-        let place = PlaceView::read(words);
+        let place = ChildView::read(words);
         let generation = place.as_ref().map(|place| place.generation);
         let speaks = generation == Some(words.get(worker::GENERATION));
         Self {
@@ -258,12 +260,12 @@ impl SlotView {
     }
 }
 
-impl PlaceView {
+impl ChildView {
     fn read(words: &Words<'_>) -> Option<Self> {
         Some(Self {
             generation: words.get(child::GENERATION),
             pid: pid(words.get(child::PID)),
-            state: state(PlaceState::ALL, words.get(child::STATE))?,
+            state: state(ChildState::ALL, words.get(child::STATE))?,
             since: words.get(child::SINCE),
             deaths: words.get(child::DEATHS),
             retry: Some(words.get(child::RETRY)).filter(|retry| *retry > 0),

@@ -16,8 +16,8 @@ use nix::unistd::Pid;
 
 use super::restart_policy::{Lifetime, RestartBackoff};
 use crate::child::{MONITOR_SLOT, OrphanedClaims};
-use crate::queue::{Blame, ENDED_BEFORE_START};
-use crate::scoreboard::{PlaceState, PlaceView, RestartCause};
+use crate::queue::{ENDED_BEFORE_START, Suspects};
+use crate::scoreboard::{ChildState, ChildView, RestartCause};
 use crate::sys;
 
 /// What a child is for. Workers come first, so that they are started first.
@@ -75,10 +75,10 @@ pub(super) struct ChildSlot {
     pub backoff: RestartBackoff,
     /// Set if former processes may have left claims behind that the present one has not returned: the
     /// vCons that are suspects in those.
-    pub left: Option<Blame>,
+    pub left: Option<Suspects>,
     /// The suspects among what the present process leaves behind, and how it ended, if the supervisor
     /// knows before the end.
-    pub verdict: Option<(Blame, String)>,
+    pub verdict: Option<(Suspects, String)>,
     /// Why the present process was killed, if not for being late.
     pub killed_for: Option<RestartCause>,
     /// How the last process ended, in words.
@@ -134,7 +134,7 @@ impl ChildSlot {
             deaths: 0,
             backoff: RestartBackoff::none(longest_wait),
             // An earlier daemon may have left some.
-            left: role.worker().map(|_| Blame::ALL),
+            left: role.worker().map(|_| Suspects::ALL),
             verdict: None,
             killed_for: None,
             end: ENDED_BEFORE_START.to_owned(),
@@ -212,7 +212,7 @@ impl ChildSlot {
     }
 
     /// Notes the suspects among what the present process will leave behind, and how it ends.
-    pub fn blame(&mut self, blame: Blame, end: impl Into<String>) {
+    pub fn blame(&mut self, blame: Suspects, end: impl Into<String>) {
         self.verdict = Some((blame, end.into()));
     }
 
@@ -248,22 +248,22 @@ impl ChildSlot {
     }
 
     /// What the scoreboard shows of it.
-    pub fn view(&self) -> PlaceView {
+    pub fn view(&self) -> ChildView {
         let state = match self.state {
-            SlotState::Vacant { .. } => PlaceState::Vacant,
-            SlotState::Refused => PlaceState::Refused,
-            SlotState::Requested { .. } => PlaceState::Starting,
+            SlotState::Vacant { .. } => ChildState::Vacant,
+            SlotState::Refused => ChildState::Refused,
+            SlotState::Requested { .. } => ChildState::Starting,
             SlotState::Running { phase, .. } => match phase {
-                ProcessPhase::Starting => PlaceState::Starting,
-                ProcessPhase::Ready => PlaceState::Ready,
-                ProcessPhase::Draining { .. } | ProcessPhase::Killed => PlaceState::Draining,
+                ProcessPhase::Starting => ChildState::Starting,
+                ProcessPhase::Ready => ChildState::Ready,
+                ProcessPhase::Draining { .. } | ProcessPhase::Killed => ChildState::Draining,
             },
         };
         let retry = self.due().map(|due| {
             let wait = due.saturating_duration_since(Instant::now());
             sys::monotonic_ms() + u64::try_from(wait.as_millis()).unwrap_or(0)
         });
-        PlaceView {
+        ChildView {
             generation: self.generation,
             pid: self.pid().map(Pid::as_raw),
             state,
@@ -287,13 +287,13 @@ mod tests {
             slot.close(false);
             slot.left
         };
-        let (all, nobody) = (|| Some(Blame::ALL), || Some(Blame::NOBODY));
-        assert_eq!(blamed(nobody(), true, Blame::ALL), all());
-        assert_eq!(blamed(nobody(), false, Blame::ALL), nobody());
-        assert_eq!(blamed(all(), false, Blame::NOBODY), all());
-        assert_eq!(blamed(None, false, Blame::NOBODY), nobody());
+        let (all, nobody) = (|| Some(Suspects::ALL), || Some(Suspects::NOBODY));
+        assert_eq!(blamed(nobody(), true, Suspects::ALL), all());
+        assert_eq!(blamed(nobody(), false, Suspects::ALL), nobody());
+        assert_eq!(blamed(all(), false, Suspects::NOBODY), all());
+        assert_eq!(blamed(None, false, Suspects::NOBODY), nobody());
         let mut monitor = ChildSlot::new(Role::Monitor, Duration::MAX);
-        monitor.blame(Blame::ALL, "");
+        monitor.blame(Suspects::ALL, "");
         monitor.close(false);
         assert_eq!(monitor.left, None);
     }

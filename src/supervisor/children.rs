@@ -15,7 +15,7 @@ use super::start_method::Started;
 use super::{LoopStep, Supervisor};
 use crate::child::{Assignment, OrphanedClaims, Task, WorkerTask};
 use crate::exit::Exit;
-use crate::queue::{Blame, ENDED_BEFORE_START};
+use crate::queue::{ENDED_BEFORE_START, Suspects};
 use crate::scoreboard::{RestartCause, WorkerState};
 use crate::sys::{self, End};
 
@@ -95,7 +95,7 @@ impl Supervisor {
         for role in gone {
             let child = self.children.remove(&role);
             if let Some(slot) = role.slot() {
-                self.board.set_place(slot, None);
+                self.board.show_child(slot, None);
             }
             // A worker that never started has nothing of its own to leave.
             if let (Some(worker), Some(child)) = (role.worker(), child)
@@ -200,9 +200,9 @@ impl Supervisor {
                 orphaned: self.orphaned.clone(),
             },
             Role::Worker(worker) => {
-                let (mut blame, mut end) = (Blame::ALL, ENDED_BEFORE_START.to_owned());
+                let (mut blame, mut end) = (Suspects::ALL, ENDED_BEFORE_START.to_owned());
                 if let Some(child) = self.children.get(&role) {
-                    blame = child.left.clone().unwrap_or(Blame::ALL);
+                    blame = child.left.clone().unwrap_or(Suspects::ALL);
                     end.clone_from(&child.end);
                 }
                 // This number is in use again: the worker returns what was left under it.
@@ -458,7 +458,7 @@ impl Supervisor {
                     if phase != ProcessPhase::Killed && child.role != Role::Recovery {
                         child.set_phase(ProcessPhase::Killed);
                         child.killed_for = Some(RestartCause::Forkserver);
-                        child.blame(Blame::NOBODY, "its forkserver died");
+                        child.blame(Suspects::NOBODY, "its forkserver died");
                     }
                     if !seen {
                         unseen.push(pid);
@@ -488,7 +488,7 @@ impl Supervisor {
     /// Shows the state of a slot on the scoreboard.
     pub(super) fn show(&self, role: Role) {
         if let (Some(child), Some(slot)) = (self.children.get(&role), role.slot()) {
-            self.board.set_place(slot, Some(child.view()));
+            self.board.show_child(slot, Some(child.view()));
         }
     }
 }

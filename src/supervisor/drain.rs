@@ -12,8 +12,8 @@ use super::child_slot::{ProcessPhase, Role, SlotState};
 use super::notify::Notification;
 use crate::exit::Exit;
 use crate::monitor::followers::LONGEST_FAREWELL;
-use crate::queue::Blame;
-use crate::scoreboard::Phase as DaemonPhase;
+use crate::queue::Suspects;
+use crate::scoreboard::DaemonPhase;
 use crate::sys;
 
 /// How long the monitor may take to give the instance's name up.
@@ -111,7 +111,7 @@ impl Supervisor {
                     log::error!("{name} has not ended in time and is killed");
                 }
                 child.set_phase(ProcessPhase::Killed);
-                child.blame(Blame::NOBODY, "it had to end");
+                child.blame(Suspects::NOBODY, "it had to end");
                 late.push(pid);
             }
         }

@@ -341,7 +341,7 @@ mod tests {
     use super::*;
     use crate::child::tests::recover;
     use crate::child::{OrphanedClaims, Task, WorkerTask};
-    use crate::queue::Blame;
+    use crate::queue::Suspects;
 
     #[test]
     fn more_than_the_socket_takes_is_kept_and_goes_out_in_order() {
@@ -374,7 +374,7 @@ mod tests {
             task: Task::Work(WorkerTask {
                 predecessor: OrphanedClaims {
                     worker: 3,
-                    blame: Blame::These(vec![uuid::Uuid::from_u128(5)]),
+                    blame: Suspects::These(vec![uuid::Uuid::from_u128(5)]),
                     end: "killed by SIGKILL".to_owned(),
                 },
                 sweep_above: Some(4),

@@ -15,9 +15,9 @@ use super::child_slot::{ProcessPhase, Role, SlotState};
 use super::notify::Notification;
 use super::restart_policy::suspects;
 use crate::logging;
-use crate::queue::Blame;
+use crate::queue::Suspects;
 use crate::scoreboard::{
-    LaneState, LaneView, Phase as DaemonPhase, RestartCause, SlotView, WorkerView, is_silent,
+    DaemonPhase, LaneState, LaneView, RestartCause, SlotView, WorkerView, is_silent,
 };
 use crate::sys;
 
@@ -357,7 +357,7 @@ impl Supervisor {
                      of a call)"
                 );
                 let vcon = lane.vcon.map(|vcon| vec![vcon]);
-                let blame = Blame::These(vcon.unwrap_or_default());
+                let blame = Suspects::These(vcon.unwrap_or_default());
                 (RestartCause::Overdue, blame, end)
             }
         };

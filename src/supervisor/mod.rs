@@ -45,7 +45,7 @@ use crate::child::{Assignment, OrphanedClaims, WAKE_UP};
 use crate::config::{Config, Source};
 use crate::exit::Exit;
 use crate::queue::Holder;
-use crate::scoreboard::{Board, BoardError, Phase as DaemonPhase, SLOTS};
+use crate::scoreboard::{Board, BoardError, DaemonPhase, SLOTS};
 use crate::settings::Settings;
 use crate::sys::{self, CaughtSignals};
 use active_config::ActiveConfig;

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use super::child_slot::ProcessPhase;
 use crate::backoff::Backoff;
 use crate::exit::Exit;
-use crate::queue::Blame;
+use crate::queue::Suspects;
 use crate::scoreboard::{LaneState, RestartCause, WorkerView};
 use crate::sys::End;
 
@@ -73,10 +73,10 @@ pub(super) fn restart_cause(
 
 /// The suspects among the claims that a process leaves behind when it ends like this. `None` if it
 /// leaves none, or the supervisor has named them when it killed the process.
-pub(super) fn blame(kind: EndKind, suspects: impl FnOnce() -> Blame) -> Option<Blame> {
+pub(super) fn blame(kind: EndKind, suspects: impl FnOnce() -> Suspects) -> Option<Suspects> {
     match kind {
         EndKind::Drained | EndKind::Killed => None,
-        EndKind::LeftClaims => Some(Blame::NOBODY),
+        EndKind::LeftClaims => Some(Suspects::NOBODY),
         EndKind::Refused | EndKind::RefusedFormer | EndKind::Displaced | EndKind::Died => {
             Some(suspects())
         }
@@ -84,10 +84,10 @@ pub(super) fn blame(kind: EndKind, suspects: impl FnOnce() -> Blame) -> Option<B
 }
 
 /// The vCons that a worker may have died of: all in hand, except those whose lane waited for a server.
-pub(super) fn suspects(worker: Option<&WorkerView>) -> Blame {
+pub(super) fn suspects(worker: Option<&WorkerView>) -> Suspects {
     let lanes = worker.map_or(&[][..], |worker| &worker.lanes);
     let waiting = lanes.iter().filter(|lane| lane.state == LaneState::Waiting);
-    Blame::AllBut(waiting.filter_map(|lane| lane.vcon).collect())
+    Suspects::AllBut(waiting.filter_map(|lane| lane.vcon).collect())
 }
 
 /// A worker that lived this long counts as healthy: its next death is the first of a row.
@@ -197,15 +197,15 @@ mod tests {
 
     #[test]
     fn only_an_end_that_nobody_meant_is_held_against_a_vcon() {
-        let suspect = || Blame::ALL;
+        let suspect = || Suspects::ALL;
         for (kind, expected) in [
             (EndKind::Drained, None),
-            (EndKind::LeftClaims, Some(Blame::NOBODY)),
+            (EndKind::LeftClaims, Some(Suspects::NOBODY)),
             (EndKind::Killed, None),
-            (EndKind::Refused, Some(Blame::ALL)),
-            (EndKind::RefusedFormer, Some(Blame::ALL)),
-            (EndKind::Displaced, Some(Blame::ALL)),
-            (EndKind::Died, Some(Blame::ALL)),
+            (EndKind::Refused, Some(Suspects::ALL)),
+            (EndKind::RefusedFormer, Some(Suspects::ALL)),
+            (EndKind::Displaced, Some(Suspects::ALL)),
+            (EndKind::Died, Some(Suspects::ALL)),
         ] {
             assert_eq!(blame(kind, suspect), expected, "{kind:?}");
         }

@@ -20,7 +20,7 @@ use super::child_slot::{ChildSlot, Role, SlotState};
 use super::notify::Notification;
 use super::{MOST_WORKERS, Supervisor};
 use crate::exit::Exit;
-use crate::scoreboard::Phase as DaemonPhase;
+use crate::scoreboard::DaemonPhase;
 
 /// A worker, as far as a rolling restart needs to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,7 +17,7 @@ pub use queues::{ListNames, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};
 use crate::scoreboard::{
-    LaneState, LaneView, PlaceState, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
+    ChildState, LaneState, LaneView, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
     is_silent, shown_name,
 };
 use crate::settings::StartMethod;
@@ -138,7 +138,7 @@ impl View {
         let workers = snapshot.slots.iter().enumerate().skip(1);
         let is_ready = |slot: &SlotView| {
             let place = slot.place.as_ref();
-            place.is_some_and(|place| place.state == PlaceState::Ready)
+            place.is_some_and(|place| place.state == ChildState::Ready)
         };
         Self {
             instance: header.instance.clone(),
@@ -223,7 +223,7 @@ impl WorkerStatus {
 /// The state of a worker. A ready one is idle, holds chains whose backends are unavailable, is busy, waits for a
 /// server, has a lane beyond its chain's timeout (overdue), or works on one vCon for suspiciously long (stuck).
 fn state(
-    place: PlaceState,
+    place: ChildState,
     worker: Option<&WorkerView>,
     now: u64,
     stuck_after: Option<u64>,
@@ -237,12 +237,12 @@ fn state(
     let stuck = |lane: &LaneView| lane.is_stuck(now, stuck_after, Duration::ZERO);
     let waits = |lane: &LaneView| lane.state == LaneState::Waiting;
     match place {
-        PlaceState::Ready if lanes.is_empty() && holds => "holding",
-        PlaceState::Ready if lanes.is_empty() => "idle",
-        PlaceState::Ready if lanes.iter().any(overdue) => "overdue",
-        PlaceState::Ready if lanes.iter().any(stuck) => "stuck",
-        PlaceState::Ready if lanes.iter().all(waits) => "waiting",
-        PlaceState::Ready => "busy",
+        ChildState::Ready if lanes.is_empty() && holds => "holding",
+        ChildState::Ready if lanes.is_empty() => "idle",
+        ChildState::Ready if lanes.iter().any(overdue) => "overdue",
+        ChildState::Ready if lanes.iter().any(stuck) => "stuck",
+        ChildState::Ready if lanes.iter().all(waits) => "waiting",
+        ChildState::Ready => "busy",
         other => other.as_str(),
     }
     .to_owned()
@@ -434,13 +434,13 @@ fn chains(stage: HeldStage, last: usize, plan: Option<&Plan>) -> Vec<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::scoreboard::{Board, Phase, PlaceView, Shape, Slot, UnavailableStages};
+    use crate::scoreboard::{Board, ChildView, DaemonPhase, Shape, Slot, UnavailableStages};
 
     #[test]
     fn a_supervisor_that_hangs_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
-        board.set_phase(Phase::Running);
+        board.set_phase(DaemonPhase::Running);
         let mut snapshot = Snapshot::take_own(&board.id().path).unwrap();
         let view = View::new(&snapshot, None, None);
         assert_eq!((&*view.state, view.stands_still()), ("running", false));
@@ -462,16 +462,16 @@ chains:
         std::fs::write(&path, text).unwrap();
         let plan = Plan::load(&path).unwrap();
         let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
-        let place = PlaceView {
+        let place = ChildView {
             generation: 1,
             pid: None,
-            state: PlaceState::Ready,
+            state: ChildState::Ready,
             since: 0,
             deaths: 0,
             retry: None,
         };
         board.prepare(1).unwrap();
-        board.set_place(1, Some(place));
+        board.show_child(1, Some(place));
         let slot = Slot::attach(board.id(), 1, 1).unwrap();
         let view = || {
             let snapshot = Snapshot::take_own(&board.id().path).unwrap();

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::release::Ending;
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
-use crate::queue::{self, Announcement, Document, Kind};
+use crate::queue::{self, Announcement, Document, DocumentFormat};
 use crate::vcon::{self, JsonBodies, Leaving, Vcon, VconId, Version};
 
 /// Of a longer document the server may compare only the length, so a digest is kept with the progress. (It
@@ -22,7 +22,7 @@ const LONG: usize = 256 << 10;
 /// A vCon in work.
 pub(super) struct Job {
     /// Whether Redis has it as text or as RedisJSON.
-    pub kind: Kind,
+    pub kind: DocumentFormat,
     /// The text that Redis has, as far as this lane knows; `None` once it has been deleted.
     pub base: Option<String>,
     /// The text that Redis had before this lane wrote the base. Somebody else may have read it before, and
@@ -58,7 +58,7 @@ impl Job {
     /// The text is not a vCon.
     pub fn open(
         id: VconId,
-        kind: Kind,
+        kind: DocumentFormat,
         text: String,
         bodies: JsonBodies,
         progress: ChainProgress,

@@ -26,8 +26,8 @@ use crate::config::Chain;
 use crate::failure::Failure;
 use crate::link::{Context, LinkError, Next};
 use crate::queue::{
-    Claim, Document, FailedStorage, Finish, Finished, Kind, Overwritten, Queue, QueueError, Reason,
-    Replaced, Replacement,
+    Claim, Document, DocumentFormat, FailedStorage, Finish, Finished, Overwritten, Queue,
+    QueueError, Reason, Replaced, Replacement,
 };
 use crate::scoreboard::{Event, Outcome};
 use crate::settings::{Critical, RedisFormat};
@@ -133,10 +133,10 @@ impl Pipeline<'_, '_, '_> {
         &mut self,
         id: &VconId,
         document: Document,
-    ) -> Result<(Kind, String), Ending> {
+    ) -> Result<(DocumentFormat, String), Ending> {
         match document {
             Document::Found(kind, bytes) => {
-                if kind == Kind::Json {
+                if kind == DocumentFormat::Json {
                     self.shared.slot.note_json();
                 }
                 let text = vcon::decode(bytes);
@@ -150,7 +150,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Copies the document back to Redis from the first storage that has it.
-    fn restore(&mut self, id: &VconId) -> Result<(Kind, String), Ending> {
+    fn restore(&mut self, id: &VconId) -> Result<(DocumentFormat, String), Ending> {
         let missing = "there is no document under its key in Redis";
         if !self.shared.settings.storage_fallback {
             return Err(unusable(missing.to_owned()));
@@ -201,11 +201,11 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// The format in which a new vCon is written to Redis.
-    fn kind_of_new(&self) -> Kind {
+    fn kind_of_new(&self) -> DocumentFormat {
         match self.shared.settings.redis_format {
-            RedisFormat::Json => Kind::Json,
-            RedisFormat::Auto if self.shared.slot.has_seen_json() => Kind::Json,
-            RedisFormat::Auto | RedisFormat::Plain => Kind::Text,
+            RedisFormat::Json => DocumentFormat::Json,
+            RedisFormat::Auto if self.shared.slot.has_seen_json() => DocumentFormat::Json,
+            RedisFormat::Auto | RedisFormat::Plain => DocumentFormat::Text,
         }
     }
 

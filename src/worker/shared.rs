@@ -170,7 +170,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::queue::Server;
-    use crate::scoreboard::{Board, PlaceState, PlaceView, Shape};
+    use crate::scoreboard::{Board, ChildState, ChildView, Shape};
 
     /// A worker without running lanes. Nothing listens at its Redis.
     pub(in crate::worker) struct TestWorker {
@@ -185,15 +185,15 @@ pub(super) mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
             board.prepare(1).unwrap();
-            let place = PlaceView {
+            let place = ChildView {
                 generation: 1,
                 pid: Some(std::process::id().cast_signed()),
-                state: PlaceState::Ready,
+                state: ChildState::Ready,
                 since: 0,
                 deaths: 0,
                 retry: None,
             };
-            board.set_place(1, Some(place));
+            board.show_child(1, Some(place));
             let slot = Slot::attach(board.id(), 1, 1).unwrap();
             let child = Child::in_a_test(slot.clone());
             let settings = settings(set);

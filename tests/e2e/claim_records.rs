@@ -1,7 +1,8 @@
 //! Whatever stands in a claims hash: claiming and recovery go on, and nothing that was there is lost.
 
 use conserver::queue::{
-    Blame, Dead, Finish, Finished, Holder, Queue, QueueError, Reason, RecoveredClaim, Released,
+    EndedWorker, Finish, Finished, Holder, Queue, QueueError, Reason, RecoveredClaim, Released,
+    Suspects,
 };
 use conserver::vcon::VconId;
 use proptest::prelude::*;
@@ -128,9 +129,9 @@ fn recovery_returns_or_sets_aside_whatever_records_there_are() {
     let connection = std::cell::RefCell::new(&mut connection);
     let queue = std::cell::RefCell::new(&mut queue);
     let blame = prop_oneof![
-        Just(Blame::ALL),
-        Just(Blame::These(vec![uuid::Uuid::nil()])),
-        Just(Blame::NOBODY)
+        Just(Suspects::ALL),
+        Just(Suspects::These(vec![uuid::Uuid::nil()])),
+        Just(Suspects::NOBODY)
     ];
     let records = prop::collection::vec(record(), 1..12);
     let mut runner = TestRunner::new(config());
@@ -281,7 +282,7 @@ fn counts_of_deaths_that_are_none_begin_again() {
         prepare(&mut connection, true);
         let record = format!(r#"{{"list":"l","uuid":"{entry}","since":1}}"#);
         put(&mut connection, 1, record.as_bytes());
-        let recovered = recover(&mut queue, Blame::ALL, 3).unwrap();
+        let recovered = recover(&mut queue, Suspects::ALL, 3).unwrap();
         assert_eq!(
             (recovered[0].deaths, recovered[0].outcome.as_str()),
             (1, "returned")
@@ -301,7 +302,7 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
         br#"{"list":"default","uuid":"y","since":2}"#,
     ] {
         put(&mut connection, 1, record);
-        recover(&mut queue, Blame::ALL, 1).unwrap();
+        recover(&mut queue, Suspects::ALL, 1).unwrap();
     }
     assert_eq!(redis.length("conserver:unreadable"), 1);
     assert_eq!(redis.list("DLQ:default"), ["y"]);
@@ -311,11 +312,11 @@ fn a_poisonous_vcon_whose_dead_letter_queue_is_none_is_set_aside() {
 /// Returns what the first worker held, as its successor does.
 fn recover(
     queue: &mut Queue,
-    blame: Blame,
+    blame: Suspects,
     max_deaths: u32,
 ) -> Result<Vec<RecoveredClaim>, QueueError> {
     queue.take_lease()?;
-    let dead = Dead {
+    let dead = EndedWorker {
         worker: 1,
         blame,
         end: "killed",

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use ::conserver::child::{Assignment, OrphanedClaims, Task};
-use ::conserver::queue::{Blame, Dead, Holder, QueueError};
+use ::conserver::queue::{EndedWorker, Holder, QueueError, Suspects};
 use ::conserver::scoreboard::BoardId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -216,9 +216,9 @@ fn a_lane_that_has_gone_on_to_the_next_vcon_does_not_pass_the_blame_on() {
     let in_hand = samples[0].id.parse().expect("a UUID");
     for (sample, deaths) in [(&samples[1], None), (&samples[0], Some(1))] {
         leave_claimed(&redis, sample, 3);
-        let dead = Dead {
+        let dead = EndedWorker {
             worker: 3,
-            blame: Blame::These(vec![in_hand]),
+            blame: Suspects::These(vec![in_hand]),
             end: "killed",
         };
         let recovered = queue.retire_worker(dead, 5).expect("Redis runs");
@@ -236,9 +236,9 @@ fn claim(redis: &Redis, worker: u32, lane: u32, entry: &str, since: &str) {
     redis.ask::<i64>(&["SADD", "conserver:workers:here", &worker.to_string()]);
 }
 
-fn dead(worker: u32, blame: Blame) -> Dead<'static> {
+fn dead(worker: u32, blame: Suspects) -> EndedWorker<'static> {
     let end = "killed";
-    Dead { worker, blame, end }
+    EndedWorker { worker, blame, end }
 }
 
 fn workers_known(redis: &Redis) -> Vec<String> {
@@ -260,7 +260,7 @@ fn what_was_claimed_first_is_first_in_its_list_again() {
         claim(&redis, 3, lane + 1, &format!("nan {number}"), "\"nan\"");
     }
     queue
-        .retire_worker(dead(3, Blame::ALL), 5)
+        .retire_worker(dead(3, Suspects::ALL), 5)
         .expect("Redis runs");
     let list = redis.list("default");
     let (timeless, rest) = list.split_at(9);
@@ -281,12 +281,12 @@ fn only_vcons_with_the_blame_have_a_death_to_their_name() {
     // An entry stands in Redis as its producer wrote it.
     let entries = [one.to_string().to_uppercase(), other.to_string()];
     for (blame, expected) in [
-        (Blame::ALL, [Some(1), Some(1)]),
-        (Blame::NOBODY, [None, None]),
-        (Blame::These(vec![one]), [Some(1), None]),
-        (Blame::These(vec![other]), [None, Some(1)]),
-        (Blame::AllBut(vec![one]), [None, Some(1)]),
-        (Blame::AllBut(vec![one, other]), [None, None]),
+        (Suspects::ALL, [Some(1), Some(1)]),
+        (Suspects::NOBODY, [None, None]),
+        (Suspects::These(vec![one]), [Some(1), None]),
+        (Suspects::These(vec![other]), [None, Some(1)]),
+        (Suspects::AllBut(vec![one]), [None, Some(1)]),
+        (Suspects::AllBut(vec![one, other]), [None, None]),
     ] {
         redis.ask::<i64>(&["DEL", "conserver:deaths"]);
         for (lane, entry) in (1..).zip(&entries) {
@@ -319,7 +319,7 @@ fn a_death_with_several_vcons_in_work_makes_none_a_dead_letter() {
             for (lane, entry) in (1..).zip(&entries) {
                 claim(&redis, 3, lane, entry, "1");
             }
-            let recovered = queue.recover(dead(3, Blame::ALL), most);
+            let recovered = queue.recover(dead(3, Suspects::ALL), most);
             let recovered = recovered.expect("Redis runs");
             assert!(recovered.iter().all(|told| told.outcome == "returned"));
         }
@@ -332,8 +332,8 @@ fn a_death_with_several_vcons_in_work_makes_none_a_dead_letter() {
         claim(&redis, 3, 1, &entries[0], "1");
         claim(&redis, 3, 2, &entries[1], "1");
         let blame = match most {
-            2 => Blame::These(vec![ids[0]]),
-            _ => Blame::AllBut(vec![ids[1]]),
+            2 => Suspects::These(vec![ids[0]]),
+            _ => Suspects::AllBut(vec![ids[1]]),
         };
         let recovered = queue.recover(dead(3, blame), most).expect("Redis runs");
         for told in recovered {
@@ -367,10 +367,12 @@ fn the_sweep_takes_nothing_from_the_workers_that_there_are() {
     assert_eq!(claims, expected);
     // Who will have no successor is no worker any more; the others are.
     assert_eq!(workers_known(&redis), ["1", "2", "3"]);
-    queue.recover(dead(2, Blame::ALL), 5).expect("Redis runs");
+    queue
+        .recover(dead(2, Suspects::ALL), 5)
+        .expect("Redis runs");
     assert_eq!(workers_known(&redis), ["1", "2", "3"]);
     queue
-        .retire_worker(dead(2, Blame::ALL), 5)
+        .retire_worker(dead(2, Suspects::ALL), 5)
         .expect("Redis runs");
     assert_eq!(workers_known(&redis), ["1", "3"]);
 }
@@ -381,7 +383,7 @@ fn without_the_lease_no_claim_is_returned() {
     let mut queue = queue(&redis, "here", 1);
     claim(&redis, 1, 1, "x", "1");
     for _ in 0..2 {
-        let refused = queue.recover(dead(1, Blame::ALL), 5);
+        let refused = queue.recover(dead(1, Suspects::ALL), 5);
         let error = refused.expect_err("the lease is not there");
         assert!(
             matches!(&error, QueueError::Lapsed(name) if name == "here"),
@@ -394,7 +396,9 @@ fn without_the_lease_no_claim_is_returned() {
         redis.ask::<i64>(&["DEL", "conserver:instance:here"]);
     }
     queue.take_lease().expect("the name is free");
-    let recovered = queue.recover(dead(1, Blame::ALL), 5).expect("Redis runs");
+    let recovered = queue
+        .recover(dead(1, Suspects::ALL), 5)
+        .expect("Redis runs");
     assert_eq!(recovered.len(), 1);
 }
 
@@ -405,7 +409,7 @@ fn long_assignment(last: &Sample) -> Assignment {
     vcons.push(last.id.parse().expect("a UUID"));
     let left = OrphanedClaims {
         worker: 3,
-        blame: Blame::AllBut(vcons),
+        blame: Suspects::AllBut(vcons),
         end: "killed".to_owned(),
     };
     Assignment {

@@ -54,7 +54,7 @@ fn no_process_of_the_daemon_shows_its_memory_to_programs_of_its_user() {
         });
         let family = daemon.family();
         let own: Vec<&i32> = family.iter().filter(|pid| !is_program(pid)).collect();
-        // Supervisor, monitor, worker and warden at least.
+        // Supervisor, monitor, worker and reaper at least.
         assert!(own.len() >= 4, "{method}: {family:?}");
         for pid in own {
             let why = tried_by_an_equal(*pid);

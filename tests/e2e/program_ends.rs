@@ -117,14 +117,14 @@ fn nothing_is_left_of_the_programs_of_a_worker_that_is_killed() {
     };
     let (killed, kept) = (theirs(workers[&1]), theirs(workers[&2]));
     assert_eq!((killed.len(), kept.len()), (4, 4));
-    let warden = children_of(workers[&1]);
-    let warden = warden
+    let reaper = children_of(workers[&1]);
+    let reaper = reaper
         .iter()
-        .find(|pid| command_line_of(**pid).contains("warden"));
-    let warden = *warden.expect("a warden");
+        .find(|pid| command_line_of(**pid).contains("reaper"));
+    let reaper = *reaper.expect("a reaper");
     kill(Pid::from_raw(workers[&1]), Signal::SIGKILL).expect("the worker runs");
     wait_until_gone(&killed);
-    wait_until_gone(&[warden]);
+    wait_until_gone(&[reaper]);
     assert!(kept.iter().all(|pid| is_alive(*pid)));
     daemon.wait_for_workers(2);
     wait_until_reaped(&daemon);
@@ -144,20 +144,20 @@ fn nothing_is_left_of_programs_when_the_supervisor_is_killed() {
 }
 
 #[test]
-fn a_warden_that_is_killed_is_replaced_and_knows_what_it_is_to_watch() {
+fn a_reaper_that_is_killed_is_replaced_and_knows_what_it_is_to_watch() {
     let (redis, programs) = (Redis::plain(), Programs::new());
     let (daemon, pids) = with_lingering(&redis, &programs);
     let workers = daemon.wait_for_workers(2);
-    let wardens = || -> Vec<i32> {
+    let reapers = || -> Vec<i32> {
         let children = workers.values().flat_map(|pid| children_of(*pid));
         children
-            .filter(|pid| is_alive(*pid) && command_line_of(*pid).contains("warden"))
+            .filter(|pid| is_alive(*pid) && command_line_of(*pid).contains("reaper"))
             .collect()
     };
-    let first = wardens();
+    let first = reapers();
     assert_eq!(first.len(), 2);
     for pid in &first {
-        kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("the warden runs");
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("the reaper runs");
     }
     wait_until_gone(&first);
     // The leaders end, and are started again.
@@ -167,9 +167,9 @@ fn a_warden_that_is_killed_is_replaced_and_knows_what_it_is_to_watch() {
     {
         kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("the program runs");
     }
-    wait_until("new programs and wardens have begun", PATIENCE, || {
+    wait_until("new programs and reapers have begun", PATIENCE, || {
         submit(&redis, "default", &fresh(4));
-        wardens().len() == 2 && programs.pids().len() >= 12
+        reapers().len() == 2 && programs.pids().len() >= 12
     });
     daemon.kill_family();
     wait_until_gone(&programs.pids());

@@ -141,7 +141,7 @@ fn a_program_gets_no_descriptor_and_no_variable_of_the_daemons() {
     Ledger::of(&redis, &samples).settles();
     let worker = daemon.wait_for_workers(1)[&1];
     let children = children_of(worker);
-    assert_eq!(children.len(), 2, "the program and the warden");
+    assert_eq!(children.len(), 2, "the program and the reaper");
     for pid in children {
         let found = descriptors_of(pid);
         // A shell keeps its script open.

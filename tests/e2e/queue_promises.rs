@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conserver::queue::{
-    Blame, Chore, Claim, Dead, DeadLetters, Document, Evidence, FailedStorage, Finish, Finished,
-    Holder, Housekeeper, HousekeepingLease, Kind, LaneId, Lengths, ProgressRecord, Queue, Raw,
-    Reason, Released, Replaced, Replacement, Server,
+    Chore, Claim, DeadLetters, Document, DocumentFormat, EndedWorker, Evidence, FailedStorage,
+    Finish, Finished, Holder, Housekeeper, HousekeepingLease, LaneId, Lengths, ProgressRecord,
+    Queue, Raw, Reason, Released, Replaced, Replacement, Server, Suspects,
 };
 use conserver::vcon::VconId;
 use nix::sys::signal::Signal;
@@ -29,7 +29,7 @@ fn hand_in(redis: &Redis) -> (VconId, String) {
     (sample.id.parse().unwrap(), format!("vcon:{}", sample.id))
 }
 
-fn claim(queue: &mut Queue) -> (Claim, Kind, String) {
+fn claim(queue: &mut Queue) -> (Claim, DocumentFormat, String) {
     let claimed = queue.claim(&[list("in")]).unwrap();
     let (claim, document) = claimed.work.unwrap();
     match document {
@@ -211,7 +211,7 @@ fn is_told_until_it_is_merged(redis: &Redis, more: usize) {
         let next = format!("{text} ");
         // The second try is one whose first answer was lost.
         for _ in 0..2 {
-            let replaced = other.replace(&id, Kind::Text, &text, &next);
+            let replaced = other.replace(&id, DocumentFormat::Text, &text, &next);
             assert_eq!(replaced.unwrap(), Replaced::Done);
         }
         text = next;
@@ -258,9 +258,9 @@ fn what_a_link_of_a_dead_worker_wrote_over_is_laid_back_for_all_who_know_the_vco
 
 fn is_laid_back_for_all(redis: &Redis, more: usize) {
     let kind = if redis.has_json() {
-        Kind::Json
+        DocumentFormat::Json
     } else {
-        Kind::Text
+        DocumentFormat::Text
     };
     let mut sample = Sample::small();
     sample.document["subject"] = "x".repeat(more + 1).into();
@@ -284,8 +284,8 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let over = with("link");
     match kind {
-        Kind::Text => redis.ask::<()>(&["SET", &id.key(), &over]),
-        Kind::Json => redis.ask::<()>(&["JSON.SET", &id.key(), "$", &over]),
+        DocumentFormat::Text => redis.ask::<()>(&["SET", &id.key(), &over]),
+        DocumentFormat::Json => redis.ask::<()>(&["JSON.SET", &id.key(), "$", &over]),
     }
     // A chain was let go with that document.
     let progress = redis::Script::new(concat!(
@@ -298,9 +298,11 @@ fn is_laid_back_for_all(redis: &Redis, more: usize) {
     kept.unwrap();
 
     let end = "killed";
-    let blame = Blame::ALL;
+    let blame = Suspects::ALL;
     let worker = 1;
-    other.recover(Dead { worker, blame, end }, 3).unwrap();
+    other
+        .recover(EndedWorker { worker, blame, end }, 3)
+        .unwrap();
     let document = redis.document(id.as_str()).unwrap();
     let names: Vec<&str> = document["analysis"]
         .as_array()
@@ -330,8 +332,10 @@ fn what_is_none_of_ours_keeps_no_claim_from_its_list() {
     queue.take_lease().unwrap();
     let mut recover = || {
         claim(&mut queue);
-        let (worker, blame, end) = (1, Blame::NOBODY, "killed");
-        queue.recover(Dead { worker, blame, end }, 3).unwrap();
+        let (worker, blame, end) = (1, Suspects::NOBODY, "killed");
+        queue
+            .recover(EndedWorker { worker, blame, end }, 3)
+            .unwrap();
         assert_eq!(redis.list("in"), [id.as_str()]);
     };
     redis.ask::<()>(&["SET", "conserver:foreign", "no hash"]);
@@ -381,10 +385,10 @@ fn write_over(redis: &Redis, id: &VconId, text: &str) {
     redis.ask::<()>(&["SET", &id.key(), text]);
 }
 
-fn killed(worker: u32) -> Dead<'static> {
-    Dead {
+fn killed(worker: u32) -> EndedWorker<'static> {
+    EndedWorker {
         worker,
-        blame: Blame::ALL,
+        blame: Suspects::ALL,
         end: "killed",
     }
 }
@@ -409,7 +413,7 @@ fn what_a_link_writes_over_after_the_lease_ran_out_is_laid_back_too() {
         let base = loaded(&mut asleep, &id);
         asleep.begin_direct_write(&id).unwrap();
         let theirs = analysed(&sample, &["theirs"], "s");
-        let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
+        let replaced = writer.replace(&id, DocumentFormat::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
         if writes_before {
             write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
@@ -443,11 +447,11 @@ fn a_link_that_began_late_has_not_changed_what_was_written_before() {
     let base = loaded(&mut writer, &id);
     first.begin_direct_write(&id).unwrap();
     let one = analysed(&sample, &["x"], "one");
-    let replaced = writer.replace(&id, Kind::Text, &base, &one);
+    let replaced = writer.replace(&id, DocumentFormat::Text, &base, &one);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     dead.begin_direct_write(&id).unwrap();
     let two = analysed(&sample, &[], "two");
-    let replaced = writer.replace(&id, Kind::Text, &one, &two);
+    let replaced = writer.replace(&id, DocumentFormat::Text, &one, &two);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     write_over(&redis, &id, &analysed(&sample, &["x", "link"], "one"));
     writer.recover(killed(2), 3).unwrap();
@@ -467,13 +471,13 @@ fn a_link_that_began_after_another_wrote_over_a_text_has_not_removed_that() {
     let base = loaded(&mut writer, &id);
     first.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
-    let replaced = writer.replace(&id, Kind::Text, &base, &theirs);
+    let replaced = writer.replace(&id, DocumentFormat::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     let left = analysed(&sample, &["first"], "s");
     write_over(&redis, &id, &left);
     dead.begin_direct_write(&id).unwrap();
     let both = analysed(&sample, &["theirs", "first"], "s");
-    let replaced = writer.replace(&id, Kind::Text, &left, &both);
+    let replaced = writer.replace(&id, DocumentFormat::Text, &left, &both);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     first.forget_overwritten(&id).unwrap();
     write_over(&redis, &id, &analysed(&sample, &["first", "link"], "s"));
@@ -493,7 +497,7 @@ fn what_cannot_be_laid_back_now_holds_up_no_claim_and_is_laid_back_later() {
     let (_, _, base) = claim(&mut dead);
     dead.begin_direct_write(&id).unwrap();
     let theirs = analysed(&samples[0], &["theirs"], "s");
-    let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+    let replaced = monitor.replace(&id, DocumentFormat::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     write_over(&redis, &id, &analysed(&samples[0], &["link"], "s"));
 
@@ -521,7 +525,7 @@ fn what_cannot_be_laid_back_for_another_instance_is_laid_back_later_too() {
     let (_, _, base) = claim(&mut asleep);
     asleep.begin_direct_write(&id).unwrap();
     let theirs = analysed(&sample, &["theirs"], "s");
-    let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+    let replaced = monitor.replace(&id, DocumentFormat::Text, &base, &theirs);
     assert_eq!(replaced.unwrap(), Replaced::Done);
     write_over(&redis, &id, &analysed(&sample, &["link"], "s"));
     redis.ask::<i64>(&["DEL", "conserver:instance:there"]);
@@ -581,7 +585,7 @@ fn the_monitor_shows_itself_before_each_vcon_that_is_laid_back() {
         let base = loaded(&mut monitor, &id);
         dead.begin_direct_write(&id).unwrap();
         let theirs = analysed(sample, &["theirs"], "s");
-        let replaced = monitor.replace(&id, Kind::Text, &base, &theirs);
+        let replaced = monitor.replace(&id, DocumentFormat::Text, &base, &theirs);
         assert_eq!(replaced.unwrap(), Replaced::Done);
         write_over(&redis, &id, &analysed(sample, &["link"], "s"));
     }
@@ -617,8 +621,10 @@ fn a_vcon_that_is_let_go_keeps_its_context_and_its_document_for_whoever_takes_it
             assert_eq!(postponed.unwrap(), Released::Done);
         },
         |queue, _| {
-            let (worker, blame, end) = (1, Blame::NOBODY, "killed");
-            queue.recover(Dead { worker, blame, end }, 3).unwrap();
+            let (worker, blame, end) = (1, Suspects::NOBODY, "killed");
+            queue
+                .recover(EndedWorker { worker, blame, end }, 3)
+                .unwrap();
         },
     ];
     for let_go in ways {
@@ -683,7 +689,8 @@ fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_ov
     for link in [&mut lapsed, &mut other] {
         link.begin_direct_write(&id).unwrap();
     }
-    let replaced = queue(&redis, "there", 2).replace(&id, Kind::Text, &base, &with("theirs"));
+    let replaced =
+        queue(&redis, "there", 2).replace(&id, DocumentFormat::Text, &base, &with("theirs"));
     assert_eq!(replaced.unwrap(), Replaced::Done);
 
     redis.ask::<()>(&["SET", &key, &with("one")]);
@@ -693,8 +700,10 @@ fn what_a_link_wrote_over_is_laid_back_again_if_that_of_another_daemon_writes_ov
     assert_eq!(names(), r#""theirs" "one""#);
 
     redis.ask::<()>(&["SET", &key, &with("other")]);
-    let (worker, blame, end) = (1, Blame::ALL, "killed");
-    other.recover(Dead { worker, blame, end }, 3).unwrap();
+    let (worker, blame, end) = (1, Suspects::ALL, "killed");
+    other
+        .recover(EndedWorker { worker, blame, end }, 3)
+        .unwrap();
     let names = names();
     for name in ["theirs", "other"] {
         assert!(names.contains(name), "{name} is missing: {names}");
@@ -711,8 +720,10 @@ fn a_vcon_of_a_backlog_that_workers_died_on_is_a_dead_letter_of_its_storage() {
     let claimed = queue.claim_backlog(&[list(BACKLOG)]).unwrap();
     assert_eq!(claimed.work.unwrap().0.shown(), sample.id);
     assert_eq!(redis.length(BACKLOG), 0);
-    let (worker, blame, end) = (1, Blame::ALL, "killed");
-    let recovered = queue.recover(Dead { worker, blame, end }, 1).unwrap();
+    let (worker, blame, end) = (1, Suspects::ALL, "killed");
+    let recovered = queue
+        .recover(EndedWorker { worker, blame, end }, 1)
+        .unwrap();
     assert!(recovered[0].is_poison());
     assert_eq!(redis.list(BACKLOG), [sample.id.as_str()]);
     let reasons: Vec<String> = redis.ask(&["HKEYS", "conserver:dlq:storage:s"]);
@@ -753,8 +764,10 @@ fn a_vcon_that_workers_died_on_once_too_often_is_counted_from_nothing_after_that
         redis.ask::<i64>(&["HSET", hash, id.as_str(), "1", "another", "1"]);
     }
     let _ = claim(&mut queue);
-    let (worker, blame, end) = (1, Blame::ALL, "killed");
-    let recovered = queue.recover(Dead { worker, blame, end }, 2).unwrap();
+    let (worker, blame, end) = (1, Suspects::ALL, "killed");
+    let recovered = queue
+        .recover(EndedWorker { worker, blame, end }, 2)
+        .unwrap();
     assert!(recovered[0].is_poison());
     assert_eq!(redis.list("DLQ:in"), [id.as_str()]);
     for hash in counts {
@@ -1018,7 +1031,7 @@ fn a_large_text_that_is_something_else_a_moment_later_is_taken_for_what_it_is_th
                 redis::cmd("DEL").arg(key).query::<()>(redis)?;
                 redis::cmd("JSON.SET").arg(&[key, "$", "{}"]).query(redis)
             },
-            |found| matches!(found, Document::Found(Kind::Json, text) if text == b"{}"),
+            |found| matches!(found, Document::Found(DocumentFormat::Json, text) if text == b"{}"),
         ),
         (
             |redis, key| {

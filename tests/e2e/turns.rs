@@ -5,8 +5,8 @@ use std::thread;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Claimed, Dead, Document, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
-    Queue, QueueError, Released, RequestBatcher,
+    Claim, Claimed, Document, DocumentFormat, EndedWorker, Finish, Finished, Holder, LaneId,
+    ProgressRecord, Queue, QueueError, Released, RequestBatcher, Suspects,
 };
 use conserver::vcon::VconId;
 
@@ -86,7 +86,7 @@ fn next(turned: Result<Turned, QueueError>) -> Option<(Claim, Document)> {
 }
 
 fn text(sample: &Sample) -> Document {
-    Document::Found(Kind::Text, sample.text().into_bytes())
+    Document::Found(DocumentFormat::Text, sample.text().into_bytes())
 }
 
 /// A turn of all lanes at once. Those that got nothing are out.
@@ -325,9 +325,9 @@ fn nothing_is_left_of_what_was_taken_by_a_worker_without_a_successor() {
     let claim = claim_of(&mut queue);
     next(turn(&mut queue, &claim)).unwrap();
     assert_eq!(redis.length(TAKEN), 1);
-    let dead = Dead {
+    let dead = EndedWorker {
         worker: 1,
-        blame: Blame::ALL,
+        blame: Suspects::ALL,
         end: "it was killed",
     };
     queue.retire_worker(dead, 0).unwrap();
@@ -474,8 +474,10 @@ fn what_a_turn_takes_lives_on_and_has_its_context_whatever_becomes_of_the_worker
     assert_eq!(claim.context, CONTEXT.as_bytes());
     let left: i64 = redis.ask(&["TTL", &key]);
     assert!((3500..=3600).contains(&left), "{left}");
-    let (worker, blame, end) = (1, Blame::ALL, "it was killed");
-    queue.recover(Dead { worker, blame, end }, 0).unwrap();
+    let (worker, blame, end) = (1, Suspects::ALL, "it was killed");
+    queue
+        .recover(EndedWorker { worker, blame, end }, 0)
+        .unwrap();
     assert_eq!(redis.list("in"), [samples[1].id.as_str()]);
     assert_eq!(redis.list(&context), [CONTEXT]);
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::cli::output::{JsonLayout, byte_size, format_json, remaining_ttl, time_and_age};
 use crate::config::Plan;
 use crate::exit::Exit;
-use crate::queue::{DeadLetters, Document, HeldLock, Kind, Raw, StoredDocument};
+use crate::queue::{DeadLetters, Document, DocumentFormat, HeldLock, Raw, StoredDocument};
 use crate::settings::Settings;
 use crate::view::StorageQueue;
 use crate::visible::{printable, printable_lines, visible_json};
@@ -233,8 +233,8 @@ fn details(uuid: String, letters: Vec<QueuePosition>, kept: StoredDocument) -> E
     match kept.document {
         Document::Found(kind, bytes) => {
             details.kind = match kind {
-                Kind::Json => "json",
-                Kind::Text => "text",
+                DocumentFormat::Json => "json",
+                DocumentFormat::Text => "text",
             };
             details.bytes = Some(bytes.len());
             match read_json(&bytes) {

@@ -2,11 +2,11 @@
 //!
 //! A program gets a clean environment and a process group of its own. Nothing of that group
 //! outlives the work it was started for: it is killed at the time limit, at the end of the work,
-//! with the lane, and, by the [`warden`], with the worker.
+//! with the lane, and, by the [`reaper`], with the worker.
 
 mod process;
+mod reaper;
 mod stream;
-mod warden;
 
 use std::env;
 use std::ffi::OsString;
@@ -18,8 +18,8 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 
 pub(super) use process::Clock;
+pub use reaper::{appoint, dismiss, serve};
 pub(super) use stream::Stream;
-pub use warden::{appoint, dismiss, serve};
 
 use super::LinkError;
 use crate::deadline::Limit;
@@ -155,7 +155,7 @@ impl Program {
         };
         let account = self.account().map_err(|why| failed(&why))?;
         // Held open until the program has begun.
-        let watch = warden::watch().map_err(|why| failed(&format!("no warden: {why}")))?;
+        let watch = reaper::watch().map_err(|why| failed(&format!("no reaper: {why}")))?;
         let mut command = Command::new(self.file());
         command
             .args(self.argv.iter().skip(1))
@@ -175,7 +175,7 @@ impl Program {
         let child = command.spawn();
         drop((command, watch));
         let child = child.map_err(|why| {
-            warden::look_around();
+            reaper::look_around();
             failed(&why)
         })?;
         let tail = Tail::new(self.name(), &self.secrets);

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
-use super::{Trouble, warden};
+use super::{Trouble, reaper};
 use crate::deadline::{Deadline, Limit};
 use crate::link::Context;
 use crate::secret::Secret;
@@ -69,7 +69,7 @@ impl Process {
             written: 0,
             unread: 0,
         };
-        warden::remember(this.pid());
+        reaper::remember(this.pid());
         let pipes = [
             this.input.as_ref().map(AsFd::as_fd),
             this.output.as_ref().map(AsFd::as_fd),
@@ -267,7 +267,7 @@ impl Process {
         // As long as it is not collected, the group cannot be another's.
         sys::kill_group(self.pid());
         self.read_errors();
-        warden::forget(self.pid());
+        reaper::forget(self.pid());
         let end = match self.child.wait() {
             Ok(status) => end_of(status),
             Err(error) => {

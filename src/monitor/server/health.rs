@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::scoreboard::{Phase, PlaceState, PlaceView, Snapshot, is_silent};
+use crate::scoreboard::{ChildState, ChildView, DaemonPhase, Snapshot, is_silent};
 use crate::view::Hold;
 
 /// How long a child slot may be without a process, and how long a worker must have been ready in a slot that was
@@ -38,7 +38,7 @@ impl HealthCheck {
                 header.pid
             ));
         }
-        if header.phase == Some(Phase::Stopping) {
+        if header.phase == Some(DaemonPhase::Stopping) {
             // Its workers are supposed to end.
             self.faulty.clear();
         } else {
@@ -47,7 +47,7 @@ impl HealthCheck {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let phase = header.phase.map_or("unknown", Phase::as_str);
+        let phase = header.phase.map_or("unknown", DaemonPhase::as_str);
         Ok(format!("healthy: {phase}, {} workers", header.wanted))
     }
 
@@ -88,18 +88,18 @@ impl HealthCheck {
 }
 
 /// What is wrong with a slot.
-fn fault(place: &PlaceView, now: u64) -> Option<String> {
+fn fault(place: &ChildView, now: u64) -> Option<String> {
     let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
     match (place.state, place.retry) {
-        (PlaceState::Refused, _) => Some("refuses its configuration".to_owned()),
-        (PlaceState::Vacant, Some(retry)) if retry.saturating_sub(place.since) >= LONG_WAIT => {
+        (ChildState::Refused, _) => Some("refuses its configuration".to_owned()),
+        (ChildState::Vacant, Some(retry)) if retry.saturating_sub(place.since) >= LONG_WAIT => {
             Some(format!(
                 "keeps dying ({} times so far), the next start is in {:.1} s",
                 place.deaths,
                 seconds(now, retry)
             ))
         }
-        (PlaceState::Vacant, None) if now.saturating_sub(place.since) > GRACE => Some(format!(
+        (ChildState::Vacant, None) if now.saturating_sub(place.since) > GRACE => Some(format!(
             "has had no process for {:.1} s",
             seconds(place.since, now)
         )),
@@ -108,18 +108,18 @@ fn fault(place: &PlaceView, now: u64) -> Option<String> {
 }
 
 /// Whether the slot's worker has lasted for some time.
-fn is_steady(place: &PlaceView, now: u64) -> bool {
+fn is_steady(place: &ChildView, now: u64) -> bool {
     let lasts = now.saturating_sub(place.since) >= GRACE;
     match place.state {
-        PlaceState::Ready => lasts,
-        PlaceState::Draining => true,
-        PlaceState::Starting | PlaceState::Vacant | PlaceState::Refused => false,
+        ChildState::Ready => lasts,
+        ChildState::Draining => true,
+        ChildState::Starting | ChildState::Vacant | ChildState::Refused => false,
     }
 }
 
 /// Judges whether the daemon would take on work: a line for each thing that it waits for.
 pub(super) fn readiness(
-    phase: Option<Phase>,
+    phase: Option<DaemonPhase>,
     holds: &[Hold],
     redis: Result<(), &str>,
     has_heartbeat: bool,
@@ -127,7 +127,7 @@ pub(super) fn readiness(
     let mut waits = Vec::new();
     match phase {
         // A reload replaces workers one by one: all others work.
-        Some(Phase::Running | Phase::Reloading) => {}
+        Some(DaemonPhase::Running | DaemonPhase::Reloading) => {}
         Some(phase) => waits.push(format!("the daemon is {phase}")),
         None => waits.push("the daemon is in no known phase".to_owned()),
     }
@@ -162,8 +162,8 @@ mod tests {
     const NOW: u64 = 1_000_000;
     const BEAT: Duration = Duration::from_secs(5);
 
-    fn place(state: PlaceState, since: u64, retry: Option<u64>) -> Option<PlaceView> {
-        Some(PlaceView {
+    fn place(state: ChildState, since: u64, retry: Option<u64>) -> Option<ChildView> {
+        Some(ChildView {
             generation: 1,
             pid: None,
             state,
@@ -173,9 +173,9 @@ mod tests {
         })
     }
 
-    fn snapshot(phase: Phase, wanted: u64, places: &[Option<PlaceView>]) -> Snapshot {
+    fn snapshot(phase: DaemonPhase, wanted: u64, places: &[Option<ChildView>]) -> Snapshot {
         let monitor = [None];
-        let slot = |place: &Option<PlaceView>| SlotView {
+        let slot = |place: &Option<ChildView>| SlotView {
             place: place.clone(),
             ..SlotView::default()
         };
@@ -204,25 +204,25 @@ mod tests {
         }
     }
 
-    fn judged(places: &[Option<PlaceView>]) -> Result<String, Vec<String>> {
+    fn judged(places: &[Option<ChildView>]) -> Result<String, Vec<String>> {
         let wanted = places.len() as u64;
-        HealthCheck::default().judge(&snapshot(Phase::Running, wanted, places), BEAT)
+        HealthCheck::default().judge(&snapshot(DaemonPhase::Running, wanted, places), BEAT)
     }
 
     #[test]
     fn a_worker_that_is_alive_or_about_to_be_is_no_fault() {
         for (state, since) in [
-            (PlaceState::Ready, NOW),
-            (PlaceState::Ready, 0),
+            (ChildState::Ready, NOW),
+            (ChildState::Ready, 0),
             // Redis may be unavailable.
-            (PlaceState::Starting, 0),
-            (PlaceState::Draining, 0),
-            (PlaceState::Vacant, NOW - GRACE),
+            (ChildState::Starting, 0),
+            (ChildState::Draining, 0),
+            (ChildState::Vacant, NOW - GRACE),
         ] {
             let judged = judged(&[place(state, since, None)]);
             assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
         }
-        let soon = place(PlaceState::Vacant, NOW, Some(NOW + LONG_WAIT - 1));
+        let soon = place(ChildState::Vacant, NOW, Some(NOW + LONG_WAIT - 1));
         assert!(judged(&[soon]).is_ok());
     }
 
@@ -230,20 +230,20 @@ mod tests {
     fn a_place_without_a_worker_is_named_with_its_fault() {
         for (place, expected) in [
             (
-                place(PlaceState::Vacant, NOW - 5_100, None),
+                place(ChildState::Vacant, NOW - 5_100, None),
                 "Worker-2 has had no process for 5.1 s",
             ),
             (
-                place(PlaceState::Vacant, NOW - 200, Some(NOW + 800)),
+                place(ChildState::Vacant, NOW - 200, Some(NOW + 800)),
                 "Worker-2 keeps dying (3 times so far), the next start is in 0.8 s",
             ),
             (
-                place(PlaceState::Refused, NOW, None),
+                place(ChildState::Refused, NOW, None),
                 "Worker-2 refuses its configuration",
             ),
             (None, "Worker-2 has no process"),
         ] {
-            let good = super::tests::place(PlaceState::Ready, 0, None);
+            let good = super::tests::place(ChildState::Ready, 0, None);
             assert_eq!(judged(&[good, place]), Err(vec![expected.to_owned()]));
         }
     }
@@ -254,20 +254,20 @@ mod tests {
         let mut judge = |state, since, retry| {
             let places = [place(state, since, retry)];
             health
-                .judge(&snapshot(Phase::Running, 1, &places), BEAT)
+                .judge(&snapshot(DaemonPhase::Running, 1, &places), BEAT)
                 .is_ok()
         };
-        assert!(judge(PlaceState::Starting, NOW, None));
-        assert!(!judge(PlaceState::Vacant, NOW, Some(NOW + LONG_WAIT)));
-        assert!(!judge(PlaceState::Starting, NOW, None));
-        assert!(!judge(PlaceState::Ready, NOW - GRACE + 1, None));
-        assert!(judge(PlaceState::Ready, NOW - GRACE, None));
-        assert!(judge(PlaceState::Starting, NOW, None));
+        assert!(judge(ChildState::Starting, NOW, None));
+        assert!(!judge(ChildState::Vacant, NOW, Some(NOW + LONG_WAIT)));
+        assert!(!judge(ChildState::Starting, NOW, None));
+        assert!(!judge(ChildState::Ready, NOW - GRACE + 1, None));
+        assert!(judge(ChildState::Ready, NOW - GRACE, None));
+        assert!(judge(ChildState::Starting, NOW, None));
     }
 
     #[test]
     fn a_daemon_that_stops_is_healthy_and_one_whose_supervisor_hangs_is_not() {
-        let mut stopping = snapshot(Phase::Stopping, 2, &[None, None]);
+        let mut stopping = snapshot(DaemonPhase::Stopping, 2, &[None, None]);
         assert!(HealthCheck::default().judge(&stopping, BEAT).is_ok());
         stopping.header.beat = NOW - 30_001;
         let faults = HealthCheck::default().judge(&stopping, BEAT).unwrap_err();
@@ -277,17 +277,17 @@ mod tests {
 
     #[test]
     fn a_daemon_that_has_just_started_or_was_scaled_down_is_healthy() {
-        let mut young = snapshot(Phase::Starting, 2, &[]);
+        let mut young = snapshot(DaemonPhase::Starting, 2, &[]);
         young.header.started = NOW - GRACE;
         assert!(HealthCheck::default().judge(&young, BEAT).is_ok());
-        let scaled = [place(PlaceState::Ready, 0, None), None];
-        let scaled = snapshot(Phase::Running, 1, &scaled);
+        let scaled = [place(ChildState::Ready, 0, None), None];
+        let scaled = snapshot(DaemonPhase::Running, 1, &scaled);
         assert!(HealthCheck::default().judge(&scaled, BEAT).is_ok());
     }
 
     #[test]
     fn it_is_ready_when_it_waits_for_nothing() {
-        for phase in [Phase::Running, Phase::Reloading] {
+        for phase in [DaemonPhase::Running, DaemonPhase::Reloading] {
             assert_eq!(readiness(Some(phase), &[], Ok(()), true).unwrap(), "ready");
         }
     }
@@ -300,16 +300,21 @@ mod tests {
             workers: vec![1],
             seconds: 3,
         };
-        let waits = readiness(Some(Phase::Starting), &[hold], Err("Redis is away"), true);
+        let waits = readiness(
+            Some(DaemonPhase::Starting),
+            &[hold],
+            Err("Redis is away"),
+            true,
+        );
         let expected = [
             "the daemon is starting",
             "Redis is away",
             "storage pg is unavailable: chains on hold: main, spare",
         ];
         assert_eq!(waits.unwrap_err(), expected);
-        let waits = readiness(Some(Phase::Running), &[], Ok(()), false).unwrap_err();
+        let waits = readiness(Some(DaemonPhase::Running), &[], Ok(()), false).unwrap_err();
         assert!(waits[0].contains("cannot show there"), "{waits:?}");
-        assert!(readiness(Some(Phase::Stopping), &[], Ok(()), true).is_err());
+        assert!(readiness(Some(DaemonPhase::Stopping), &[], Ok(()), true).is_err());
         assert!(readiness(None, &[], Ok(()), true).is_err());
     }
 }

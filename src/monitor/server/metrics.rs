@@ -18,7 +18,7 @@ use crate::child::MONITOR_SLOT;
 use crate::monitor::followers::FollowerStats;
 use crate::procfs;
 use crate::scoreboard::{
-    BOUNDS_US, Event, LaneState, LaneView, PlaceState, PlaceView, RestartCause, Series, SeriesKind,
+    BOUNDS_US, ChildState, ChildView, Event, LaneState, LaneView, RestartCause, Series, SeriesKind,
     SlotView, Snapshot,
 };
 use crate::settings::StartMethod;
@@ -327,9 +327,9 @@ impl MetricInputs {
             }],
             MetricSource::Start => vec![alone(SampleValue::Real(self.started))],
             MetricSource::Wanted => vec![alone(SampleValue::Whole(header.wanted))],
-            MetricSource::Ready => self.workers(|place| place.state == PlaceState::Ready),
+            MetricSource::Ready => self.workers(|place| place.state == ChildState::Ready),
             MetricSource::BackingOff => {
-                self.workers(|place| place.state == PlaceState::Vacant && place.retry.is_some())
+                self.workers(|place| place.state == ChildState::Vacant && place.retry.is_some())
             }
             MetricSource::Restarts => {
                 let counted = RestartCause::ALL.iter().zip(header.restarts);
@@ -361,7 +361,7 @@ impl MetricInputs {
         }
     }
 
-    fn workers(&self, counts: impl Fn(&PlaceView) -> bool) -> Vec<Sample> {
+    fn workers(&self, counts: impl Fn(&ChildView) -> bool) -> Vec<Sample> {
         let workers = self.snapshot.slots.iter().skip(MONITOR_SLOT + 1);
         let places = workers.filter_map(|slot| slot.place.as_ref());
         let count = places.filter(|place| counts(place)).count();

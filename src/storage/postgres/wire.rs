@@ -1028,8 +1028,8 @@ mod tests {
         let over = limits.during(times(2 * SHORT), || client.batch_execute("SELECT 1"));
         assert!(over.unwrap_err().as_db_error().is_none());
         assert!(limits.has_cut());
-        // Before the cut, and after it.
-        assert!(is_cancelled(&came) && is_cancelled(&came));
+        // Before the cut and after it, or only after it if both were due at once.
+        assert!(is_cancelled(&came));
     }
 
     #[test]

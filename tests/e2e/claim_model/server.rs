@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use conserver::config::ListName;
-use conserver::queue::{Blame, Claim, Dead, Holder, Queue, QueueError};
+use conserver::queue::{Claim, EndedWorker, Holder, Queue, QueueError, Suspects};
 use conserver::vcon::VconId;
 use redis::Connection;
 
@@ -277,9 +277,9 @@ impl Server {
             }
             Call::Recover(daemon, worker) => {
                 let queue = &mut self.queues[daemon][worker + 1];
-                let dead = Dead {
+                let dead = EndedWorker {
                     worker: number(worker),
-                    blame: Blame::ALL,
+                    blame: Suspects::ALL,
                     end: "killed",
                 };
                 let recovered = queue

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Document, Expiry, Finish, Finished, Holder, Kind, LaneId, ProgressRecord,
-    Queue, Released, Replaced, Replacement,
+    Claim, Document, DocumentFormat, EndedWorker, Expiry, Finish, Finished, Holder, LaneId,
+    ProgressRecord, Queue, Released, Replaced, Replacement, Suspects,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -317,7 +317,7 @@ impl Server {
             } => {
                 let (claim, _) = &self.claims[&(*worker, *is_noted)];
                 let document = base.as_ref().map(|base| Replacement {
-                    kind: Kind::Text,
+                    kind: DocumentFormat::Text,
                     base,
                     text: (base != text).then_some(text),
                 });
@@ -339,7 +339,7 @@ impl Server {
                 }
             }
             Call::Write { worker, base, text } => {
-                match self.queues[*worker].replace(id, Kind::Text, base, text) {
+                match self.queues[*worker].replace(id, DocumentFormat::Text, base, text) {
                     Ok(Replaced::Done) => "done",
                     Ok(Replaced::Deleted) => "deleted",
                     Ok(Replaced::Changed) => "changed",
@@ -365,9 +365,9 @@ impl Server {
                 }
             }
             Call::Recover(worker) => {
-                let dead = Dead {
+                let dead = EndedWorker {
                     worker: 1,
-                    blame: Blame::NOBODY,
+                    blame: Suspects::NOBODY,
                     end: "killed",
                 };
                 let queue = &mut self.queues[*worker];

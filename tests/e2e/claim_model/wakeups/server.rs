@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use conserver::config::ListName;
 use conserver::queue::{
-    Blame, Claim, Dead, Expiry, Finish, Finished, Holder, IngressWatcher, LaneId, Queue, Released,
-    Waited,
+    Claim, EndedWorker, Expiry, Finish, Finished, Holder, IngressWatcher, LaneId, Queue, Released,
+    Suspects, Waited,
 };
 use conserver::vcon::VconId;
 use redis::Connection;
@@ -216,9 +216,9 @@ impl Server {
                 other => return wrong(&other),
             },
             Call::Recover(lane) => {
-                let dead = Dead {
+                let dead = EndedWorker {
                     worker: u32::from(lane == 1) + 1,
-                    blame: Blame::NOBODY,
+                    blame: Suspects::NOBODY,
                     end: "killed",
                 };
                 let queue = &mut self.queues[lane];

@@ -1,16 +1,16 @@
-//! The warden: a process beside a worker that outlives it, to kill what it has left running.
+//! The reaper: a process beside a worker that outlives it, to kill what it has left running.
 //!
 //! The kernel kills a program together with its worker, but not what the program has started
-//! itself. So each worker that runs programs has a warden, which holds the other end of a pipe:
+//! itself. So each worker that runs programs has a reaper, which holds the other end of a pipe:
 //!
 //! ```text
-//! worker ── pipe: +PID when a program begins, -PID when it has been killed ──► warden
+//! worker ── pipe: +PID when a program begins, -PID when it has been killed ──► reaper
 //!    └─ dies: the pipe ends ──────────────────────────────► kills the groups that are left, ends
 //! ```
 //!
 //! A program announces itself, before it begins, so that none is missed; it is forgotten before
 //! its PID can be another's. One that has announced itself and could not begin is known by nobody
-//! but the warden, which is told to look for such.
+//! but the reaper, which is told to look for such.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -23,17 +23,17 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
-/// This process's warden; it is started with the first program.
-static WARDEN: Mutex<Warden> = Mutex::new(Warden {
+/// This process's reaper; it is started with the first program.
+static REAPER: Mutex<Reaper> = Mutex::new(Reaper {
     wanted: false,
     post: None,
     alive: BTreeSet::new(),
 });
 
-struct Warden {
+struct Reaper {
     wanted: bool,
     post: Option<ReaperProcess>,
-    /// The programs that run, for a warden that takes the place of another.
+    /// The programs that run, for a reaper that takes the place of another.
     alive: BTreeSet<i32>,
 }
 
@@ -42,62 +42,62 @@ struct ReaperProcess {
     pipe: Arc<OwnedFd>,
 }
 
-/// From now on, programs of this process are watched by a warden.
+/// From now on, programs of this process are watched by a reaper.
 pub fn appoint() {
     lock().wanted = true;
 }
 
-/// Ends the warden of a process that is about to end, and has ended its programs.
+/// Ends the reaper of a process that is about to end, and has ended its programs.
 pub fn dismiss() {
     let post = {
-        let mut warden = lock();
-        warden.wanted = false;
-        warden.post.take()
+        let mut reaper = lock();
+        reaper.wanted = false;
+        reaper.post.take()
     };
     // The pipe may be held by a program that is just beginning, which needs the lock for it.
     if let Some(ReaperProcess { mut process, pipe }) = post {
         drop(pipe);
         if let Err(error) = process.wait() {
-            log::error!("could not wait for the warden: {error}");
+            log::error!("could not wait for the reaper: {error}");
         }
     }
 }
 
-/// Where a program announces itself; nothing in a process without a warden.
+/// Where a program announces itself; nothing in a process without a reaper.
 pub(super) fn watch() -> io::Result<Option<Arc<OwnedFd>>> {
-    let mut warden = lock();
-    if !warden.wanted {
+    let mut reaper = lock();
+    if !reaper.wanted {
         return Ok(None);
     }
-    if let Some(post) = &mut warden.post
+    if let Some(post) = &mut reaper.post
         && let Ok(Some(end)) = post.process.try_wait()
     {
-        log::warn!("the warden of this worker has ended ({end}) and is started again");
-        warden.post = None;
+        log::warn!("the reaper of this worker has ended ({end}) and is started again");
+        reaper.post = None;
     }
-    let post = match warden.post.take() {
+    let post = match reaper.post.take() {
         Some(post) => post,
-        None => start(&warden.alive)?,
+        None => start(&reaper.alive)?,
     };
     let pipe = Arc::clone(&post.pipe);
-    warden.post = Some(post);
+    reaper.post = Some(post);
     Ok(Some(pipe))
 }
 
-/// A program has begun. It has announced itself, but perhaps to a warden that has ended.
+/// A program has begun. It has announced itself, but perhaps to a reaper that has ended.
 pub(super) fn remember(pid: Pid) {
-    let mut warden = lock();
-    warden.alive.insert(pid.as_raw());
-    if let Some(post) = &warden.post {
+    let mut reaper = lock();
+    reaper.alive.insert(pid.as_raw());
+    if let Some(post) = &reaper.post {
         tell(&post.pipe, pid.as_raw());
     }
 }
 
 /// A program and its group have been killed. To be called before the program is collected.
 pub(super) fn forget(pid: Pid) {
-    let mut warden = lock();
-    warden.alive.remove(&pid.as_raw());
-    if let Some(post) = &warden.post {
+    let mut reaper = lock();
+    reaper.alive.remove(&pid.as_raw());
+    if let Some(post) = &reaper.post {
         tell(&post.pipe, -pid.as_raw());
     }
 }
@@ -109,13 +109,13 @@ pub(super) fn look_around() {
     }
 }
 
-fn lock() -> MutexGuard<'static, Warden> {
-    WARDEN.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Reaper> {
+    REAPER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn start(alive: &BTreeSet<i32>) -> io::Result<ReaperProcess> {
     let (read, write) = io::pipe()?;
-    let mut command = sys::this_program("warden")?;
+    let mut command = sys::this_program("reaper")?;
     command.stdin(read).stdout(Stdio::null()).process_group(0);
     sys::keep_standard_streams(&mut command);
     let process = command.spawn()?;
@@ -126,12 +126,12 @@ fn start(alive: &BTreeSet<i32>) -> io::Result<ReaperProcess> {
     Ok(ReaperProcess { process, pipe })
 }
 
-/// A warden that has ended is noticed when the next program starts.
+/// A reaper that has ended is noticed when the next program starts.
 fn tell(pipe: &OwnedFd, word: i32) {
     let _ = nix::unistd::write(pipe, &word.to_ne_bytes());
 }
 
-/// The warden's whole work: listens on standard input to its end, then kills.
+/// The reaper's whole work: listens on standard input to its end, then kills.
 pub fn serve() -> io::Result<()> {
     // It ends when the worker does, whatever anyone sends to all processes.
     sys::hold_signals()?.keep();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_begin_is_forgotten_when_the_warden_looks_around() {
+    fn what_did_not_begin_is_forgotten_when_the_reaper_looks_around() {
         assert_eq!(heard(&[7, 13]), [7, 13]);
         assert_eq!(heard(&[7, 13, 0]), [7]);
         assert_eq!(heard(&[13, 0, 13]), [13]);
