@@ -31,7 +31,7 @@ fn each_file_that_the_front_page_names_is_there() {
     }
 }
 
-/// The code of a file without the tests at its end.
+/// The code of a file, without comments and the tests at its end.
 fn code(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let begins_tests = |at: usize| {
@@ -42,7 +42,13 @@ fn code(text: &str) -> String {
         lines[at] == "#[cfg(test)]" && is_module
     };
     let end = (0..lines.len()).find(|at| begins_tests(*at));
-    lines[..end.unwrap_or(lines.len())].join("\n")
+    let lines = &lines[..end.unwrap_or(lines.len())];
+    let is_comment = |line: &str| line.trim_start().starts_with("//");
+    lines
+        .iter()
+        .filter(|line| !is_comment(line))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 /// The modules of the crate that a file uses.
