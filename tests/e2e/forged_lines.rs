@@ -273,7 +273,7 @@ fn neither_names_nor_errors_of_redis_steer_who_asks_the_monitor() {
     submit(&redis, "default", &fresh(1));
     wait_until("the storage is away", PATIENCE, || {
         let ready = monitor.wait_for("/readyz", 503).body;
-        ready.contains(&format!("storage {SHOWN} is away"))
+        ready.contains(&format!("storage {SHOWN} is unavailable"))
     });
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
         let body = monitor.get(path).body;

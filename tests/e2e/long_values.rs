@@ -197,7 +197,7 @@ fn a_daemon_and_its_page_tell_how_many_there_are_and_go_on() {
     wait_until("the other's keeper has done its work", PATIENCE, || {
         !idle.keys("conserver:keeper:*").is_empty()
     });
-    let before = peak_memory_of(other.process("conserver: monitor"));
+    let before = peak_memory_of(other.process("conserver-mon"));
     other.stop();
     let daemon = Conserver::with(&redis)
         .config(&config(&files))
@@ -208,7 +208,7 @@ fn a_daemon_and_its_page_tell_how_many_there_are_and_go_on() {
     wait_until("reasons without entries are dropped", PATIENCE, || {
         is_dropped(&gone) && is_dropped(&samples[0].id)
     });
-    let peak = peak_memory_of(daemon.process("conserver: monitor"));
+    let peak = peak_memory_of(daemon.process("conserver-mon"));
     assert!(peak < before + LENGTH as u64, "{before} {peak}");
     submit(&redis, "default", &samples);
     Ledger::of(&redis, &samples).settles();
