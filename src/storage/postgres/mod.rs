@@ -548,6 +548,10 @@ pub(super) mod fuzz {
         let Ok(text) = std::str::from_utf8(data) else {
             return;
         };
+        // A fuzzer finds the password in the program.
+        if text.contains(SECRET) {
+            return;
+        }
         let given: Map<String, Value> = KEYS
             .iter()
             .zip(text.split('\n'))
