@@ -89,7 +89,7 @@ fn a_locked_table_costs_no_worker_and_no_vcon() {
 fn a_row_that_others_hold_is_chance_also_when_the_chain_has_less_time_than_the_statement() {
     let (redis, database) = (Redis::plain(), Postgres::database());
     let mut config = chain(&[], &[("pg", database.storage())]);
-    config["chains"]["main"]["timeout"] = json!(1);
+    config["chains"]["main"]["timeout"] = json!(2);
     let daemon = Conserver::with(&redis)
         .config(&config)
         .lanes(2)

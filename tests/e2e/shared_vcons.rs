@@ -457,7 +457,7 @@ fn a_lane_that_has_lost_its_claim_leaves_no_old_document_in_a_storage() {
             store(&redis, &versions);
         });
         wait_until("all lanes have found it", PATIENCE, || {
-            daemon.count_in_log("settled already") >= samples.len()
+            daemon.count_in_log("released already") >= samples.len()
         });
         let is_new = |(_, document): &(String, Value)| is_newer(document, "newer");
         wait_until("the storage has the new ones", PATIENCE, || {

@@ -25,6 +25,9 @@ use super::wire::{CallLimits, CallTimes, Canceller};
 use crate::deadline::Limit;
 use crate::storage::ConnectionLimit;
 
+/// How long before the end of a limit the server is asked to end a statement, so that its answer comes in time.
+const FOR_THE_ANSWER: Duration = Duration::from_millis(250);
+
 /// The setting of a backend process that holds the UUID of its session.
 pub(super) const SESSION: &str = "conserver.session";
 
@@ -149,7 +152,9 @@ fn begin(timeout: Duration) -> String {
 /// The time that `limit` leaves a statement, if that is less than `own`, the option `statement_timeout`.
 /// It is a little less than the limit, so that the server answers before the connection is cut.
 pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
-    (limit.is_the_chains() && limit.time() < own).then(|| limit.time().mul_f64(0.9))
+    let time = limit.time();
+    let less = time.mul_f64(0.9).min(time.saturating_sub(FOR_THE_ANSWER));
+    (limit.is_the_chains() && time < own).then(|| less.max(time / 2))
 }
 
 /// The startup parameters of a session: its timeout, and the UUID that identifies it.
