@@ -249,6 +249,9 @@ impl<'kvs> VisitSource<'kvs> for JsonFields {
 /// The longest line that a pipe takes in one piece or not at all (PIPE_BUF on Linux).
 const LONGEST_LINE: usize = 4096;
 
+/// The longest line of any log: what others have written may be part of one.
+const LONGEST_ANYWHERE: usize = 64 << 10;
+
 /// The end of a line that was truncated.
 const ELLIPSIS: &[u8] = b"...\n";
 
@@ -296,6 +299,7 @@ pub fn report_lost() {
 
 /// Writes one line, which ends in a line break.
 fn write_line(line: &[u8]) {
+    let line = &truncated(line, LONGEST_ANYWHERE);
     if !NEVER_WAIT.load(Ordering::Relaxed) {
         // A log that cannot be written has nowhere to report it.
         let _ = io::stderr().write_all(line);
@@ -322,9 +326,9 @@ impl StderrOutput {
     fn write(&self, line: &[u8]) -> bool {
         let written = match self {
             Self::File => io::stderr().write_all(line).map(|()| line.len()),
-            Self::Reopened(file) => (&mut &*file).write(&truncated(line)),
-            Self::Socket => send(&io::stderr(), &truncated(line)),
-            Self::Polled if has_room() => io::stderr().write(&truncated(line)),
+            Self::Reopened(file) => (&mut &*file).write(&truncated(line, LONGEST_LINE)),
+            Self::Socket => send(&io::stderr(), &truncated(line, LONGEST_LINE)),
+            Self::Polled if has_room() => io::stderr().write(&truncated(line, LONGEST_LINE)),
             Self::Polled => return false,
         };
         written.is_ok()
@@ -355,12 +359,12 @@ fn has_room() -> bool {
     matches!(poll(&mut room, PollTimeout::ZERO), Ok(1))
 }
 
-/// The line, truncated to [`LONGEST_LINE`].
-fn truncated(line: &[u8]) -> Cow<'_, [u8]> {
-    if line.len() <= LONGEST_LINE {
+/// The line, truncated to this many bytes.
+fn truncated(line: &[u8], longest: usize) -> Cow<'_, [u8]> {
+    if line.len() <= longest {
         return line.into();
     }
-    let mut end = LONGEST_LINE - ELLIPSIS.len();
+    let mut end = longest - ELLIPSIS.len();
     // Not in the middle of a character.
     while end > 0 && line[end] & 0xC0 == 0x80 {
         end -= 1;
@@ -467,10 +471,10 @@ mod tests {
     #[test]
     fn a_long_line_is_truncated_between_characters() {
         let short = b"short\n";
-        assert_eq!(*truncated(short), *short);
+        assert_eq!(*truncated(short, LONGEST_LINE), *short);
         for shift in 0..4 {
             let long = "x".repeat(shift) + &"\u{1F600}".repeat(2000) + "\n";
-            let line = truncated(long.as_bytes()).into_owned();
+            let line = truncated(long.as_bytes(), LONGEST_LINE).into_owned();
             assert!(line.len() <= LONGEST_LINE && line.len() > LONGEST_LINE - 8);
             let text = String::from_utf8(line).unwrap_or_default();
             assert!(text.ends_with("\u{1F600}...\n"));

@@ -15,7 +15,7 @@ mod submit;
 mod top;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::sys;
+use crate::visible::printable_lines;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -160,7 +161,13 @@ pub fn main() -> Exit {
         Err(error) => {
             // Help and version go to standard output, errors to standard error. If neither can be
             // written, there is still the exit code.
-            let _ = error.print();
+            if error.use_stderr() {
+                // It repeats arguments, which may come from elsewhere.
+                let text = printable_lines(&error.render().to_string());
+                let _ = io::stderr().write_all(text.as_bytes());
+            } else {
+                let _ = error.print();
+            }
             return if error.use_stderr() {
                 Exit::Usage
             } else {

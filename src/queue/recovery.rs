@@ -14,9 +14,12 @@ use uuid::Uuid;
 
 use super::claim::{shown, texts};
 use super::release::RECORDS_EXPIRY;
-use super::requests::round_trip;
+use super::requests::{read_members_script, round_trip};
 use super::{Queue, QueueError, keys};
 use crate::config::ListName;
+
+/// The most bytes of the name of an instance or of the number of a worker; anybody may have added longer ones.
+const MOST_OF_NAME: usize = 1000;
 
 /// The counts of deaths, and those of lapses, expire this many seconds after the last one.
 const DEATHS_EXPIRY: u64 = 604_800;
@@ -243,8 +246,12 @@ impl Queue {
     }
 
     fn members(&mut self, key: &str) -> Result<Vec<String>, QueueError> {
-        let members: Vec<Vec<u8>> = self
-            .with(|connection, _, _, _| Ok(redis::cmd("SMEMBERS").arg(key).query(connection)?))?;
+        let script = read_members_script();
+        let members: Vec<Vec<u8>> = self.with(|connection, _, _, _| {
+            let mut call = script.key(key);
+            // No daemon has so long a name; each look would cost Redis the time to read it.
+            Ok(call.arg(MOST_OF_NAME).arg("drop").invoke(connection)?)
+        })?;
         // Daemons write only UTF-8.
         let texts = members.into_iter().map(String::from_utf8);
         Ok(texts.filter_map(Result::ok).collect())

@@ -339,6 +339,11 @@ pub(super) fn preflight_script() -> Script {
     script!("preflight")
 }
 
+/// The script that returns the members of a set that are not too long.
+pub(super) fn read_members_script() -> Script {
+    script!("read_members")
+}
+
 /// The script that returns the next keys of a type, up to a length of their names.
 pub(super) fn scan_keys_script() -> Script {
     script!("scan_keys")

@@ -205,7 +205,8 @@ fn an_instance_that_was_frozen_goes_on_when_another_has_done_its_work() {
 #[test]
 fn rubbish_among_the_instances_does_no_harm() {
     let redis = Redis::plain();
-    for name in ["", "a b", "x:y", "\u{1}"] {
+    let long = "\u{1}".repeat(2_000_000);
+    for name in ["", "a b", "x:y", "\u{1}", &long] {
         redis.ask::<i64>(&["SADD", "conserver:instances", name]);
     }
     redis.ask::<i64>(&[
@@ -224,5 +225,7 @@ fn rubbish_among_the_instances_does_no_harm() {
     });
     assert_eq!(redis.list("conserver:unreadable"), ["rubbish"]);
     assert_eq!(daemon.count_in_log("died"), 0, "{}", daemon.log());
+    let longest = daemon.log().lines().map(str::len).max();
+    assert!(longest < Some(10_000), "{longest:?}");
     daemon.stop();
 }
