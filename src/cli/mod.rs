@@ -165,14 +165,10 @@ pub fn main() -> Exit {
                 // It repeats arguments, which may come from elsewhere.
                 let text = printable_lines(&error.render().to_string());
                 let _ = io::stderr().write_all(text.as_bytes());
-            } else {
-                let _ = error.print();
+                return Exit::Usage;
             }
-            return if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Ok
-            };
+            let _ = error.print();
+            return Exit::Ok;
         }
     };
     let config = cli.config.map(OsString::from);

@@ -16,6 +16,10 @@ use crate::visible::{Printable, printable, printable_lines};
 /// A progress bar is shown from this many steps on.
 const STEPS_WORTH_A_BAR: usize = 20;
 
+/// Tables and messages truncate the error of a dead letter to this; in a terminal, a table does to what the other
+/// columns leave. JSON and `dlq show` have all of it.
+pub(super) const LONGEST_ERROR: usize = 1000;
+
 /// Prints a line on standard output. If nobody reads it, the command goes on: what it reports is done.
 pub(super) fn print_line(line: impl Display) {
     print(Printable(line));

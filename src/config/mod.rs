@@ -7,17 +7,18 @@
 //! Values from variables and files are filled in when a file is read, by each process for itself,
 //! and kept with the configuration: what is opened later is what was checked.
 
-use crate::link::{self, Link};
-use crate::options::Common;
-use crate::options::substitution::Environment;
-use crate::options::yaml;
-use crate::secret::Secret;
-use crate::storage::{self, Storage};
-use indexmap::{IndexMap, IndexSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use indexmap::{IndexMap, IndexSet};
+
+use crate::link::{self, Link};
+use crate::options::substitution::Environment;
+use crate::options::{Common, yaml};
+use crate::secret::Secret;
+use crate::storage::{self, Storage};
 
 pub use crate::list_name::{ListName, NotAListName};
 pub use crate::options::Options;

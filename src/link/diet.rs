@@ -59,7 +59,7 @@ struct Media {
 
 /// A body on its way.
 #[derive(Serialize)]
-struct Post<'a> {
+struct PostedBody<'a> {
     content: &'a RawValue,
     vcon_uuid: &'a str,
     dialog_id: &'a str,
@@ -164,7 +164,7 @@ impl Media {
             let Some(content) = dialog.body() else {
                 continue;
             };
-            let post = Post {
+            let post = PostedBody {
                 content,
                 vcon_uuid: vcon.id().as_str(),
                 dialog_id: &dialog.text("id").unwrap_or_default(),

@@ -16,7 +16,9 @@ use redis::Value;
 use serde::Deserialize;
 
 use super::release::Reason;
-use super::requests::{Call, OperatorScripts, Script, replay_lock_script, scan_keys_script};
+use super::requests::{
+    Call, OperatorScripts, Script, read_members_script, replay_lock_script, scan_keys_script,
+};
 use super::{QueueError, Raw, RedisConnection, Server, StoredDocument, is_wrong_type, keys};
 use crate::vcon::VconId;
 
@@ -183,7 +185,7 @@ impl DeadLetters {
     /// The ingress lists for which a daemon has ever written dead letters, in the order of their names.
     /// They may have none now. Queues that only others have written to are not among them.
     pub fn recorded(&mut self) -> Result<BTreeSet<Raw>, QueueError> {
-        let mut call = self.scripts.read_members.key(keys::DEAD_LETTER_LISTS);
+        let mut call = read_members_script().key(keys::DEAD_LETTER_LISTS);
         let recorded: Vec<Vec<u8>> = call.arg(MOST_SHOWN).invoke(&mut *self.connection)?;
         let named = |key: Vec<u8>| key.strip_prefix(PREFIX).map(Raw::new);
         Ok(recorded.into_iter().filter_map(named).collect())

@@ -21,7 +21,7 @@ use super::dead_letters::{cursor_and_items, scan_some};
 use super::keys::{
     self, dead_letter_list, dead_letter_reasons, storage_letters_list, storage_letters_reasons,
 };
-use super::requests::{HousekeepingScripts, round_trip};
+use super::requests::{HousekeepingScripts, read_members_script, round_trip};
 use super::{Expiry, QueueError, RedisConnection, Server};
 use crate::config::ListName;
 
@@ -268,8 +268,8 @@ impl Housekeeper {
     fn has_searched(&mut self) -> Result<bool, QueueError> {
         // Not `SISMEMBER`, which nothing else needs: a Redis user would need one more right.
         let searched = keys::ALL_SEARCHED;
-        let recorded: Vec<Vec<u8>> = self.with(|connection, scripts| {
-            let mut call = scripts.read_members.key(keys::DEAD_LETTER_LISTS);
+        let recorded: Vec<Vec<u8>> = self.with(|connection, _| {
+            let mut call = read_members_script().key(keys::DEAD_LETTER_LISTS);
             Ok(call.arg(searched.len()).invoke(&mut **connection)?)
         })?;
         Ok(recorded.iter().any(|member| member == searched.as_bytes()))

@@ -246,9 +246,8 @@ impl Queue {
     }
 
     fn members(&mut self, key: &str) -> Result<Vec<String>, QueueError> {
-        let script = read_members_script();
         let members: Vec<Vec<u8>> = self.with(|connection, _, _, _| {
-            let mut call = script.key(key);
+            let mut call = read_members_script().key(key);
             // No daemon has so long a name; each look would cost Redis the time to read it.
             Ok(call.arg(MOST_OF_NAME).arg("drop").invoke(connection)?)
         })?;

@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use redis::{
     Cmd, Connection, ConnectionLike, FromRedisValue, Pipeline, RedisError, RedisResult,
@@ -288,7 +288,6 @@ pub(super) struct HousekeepingScripts {
     pub extend_waiting: Script,
     pub drop_stale_reasons: Script,
     pub read_list: Script,
-    pub read_members: Script,
     pub scan_keys: Script,
     pub scan_reasons: Script,
 }
@@ -300,7 +299,6 @@ impl HousekeepingScripts {
             extend_waiting: script!("extend_ttl", "extend_waiting"),
             drop_stale_reasons: script!("reason_age", "drop_stale_reasons"),
             read_list: script!("read_list"),
-            read_members: script!("read_members"),
             scan_keys: scan_keys_script(),
             scan_reasons: script!("scan_reasons"),
         }
@@ -310,7 +308,6 @@ impl HousekeepingScripts {
 /// The scripts of an operator's commands.
 pub(super) struct OperatorScripts {
     pub read_list: Script,
-    pub read_members: Script,
     pub read_reasons: Script,
     pub retry_dead_letters: Script,
     pub drop_dead_letters: Script,
@@ -323,7 +320,6 @@ impl OperatorScripts {
     pub fn new() -> Self {
         Self {
             read_list: script!("read_list"),
-            read_members: script!("read_members"),
             read_reasons: script!("read_reasons"),
             retry_dead_letters: script!("retry_dead_letters"),
             drop_dead_letters: script!("drop_dead_letters"),
@@ -340,8 +336,9 @@ pub(super) fn preflight_script() -> Script {
 }
 
 /// The script that returns the members of a set that are not too long.
-pub(super) fn read_members_script() -> Script {
-    script!("read_members")
+pub(super) fn read_members_script() -> &'static Script {
+    static SCRIPT: LazyLock<Script> = LazyLock::new(|| script!("read_members"));
+    &SCRIPT
 }
 
 /// The script that returns the next keys of a type, up to a length of their names.

@@ -26,7 +26,6 @@ impl Supervisor {
     /// Takes every step that can be taken now.
     pub(super) fn advance(&mut self) -> LoopStep {
         self.act_on_refusals();
-        self.note_spare();
         // What former processes left behind decides which are wanted.
         self.remove_slots();
         self.drain_unwanted();

@@ -112,7 +112,7 @@ impl Supervisor {
     }
 
     /// Decides whether the spare of a rolling restart that was given up is still needed.
-    pub(super) fn note_spare(&mut self) {
+    fn note_spare(&mut self) {
         self.spare_stands_in = spare_stands_in(&self.children, self.wanted, self.spare_stands_in);
     }
 
@@ -169,25 +169,22 @@ impl Supervisor {
         self.notify.send(Notification::Ready);
     }
 
-    /// A worker that refuses the configuration ends a rolling restart; if all refuse it, the daemon
-    /// stops.
+    /// A worker that refuses the configuration ends a rolling restart, whose spare may stand in for it; if all
+    /// refuse it, the daemon stops.
     pub(super) fn act_on_refusals(&mut self) {
         let refuses = |child: &&ChildSlot| child.state == SlotState::Refused;
         let refusing = self.workers().find(refuses).map(|child| child.role);
-        let Some(role) = refusing.filter(|_| self.stop.is_none()) else {
-            return;
-        };
-        if self.reloading {
+        let refusing = refusing.filter(|_| self.stop.is_none());
+        if let Some(role) = refusing
+            && self.reloading
+        {
             let name = role.name();
             log::error!("The workers are not replaced: {name} cannot work with the configuration");
             self.give_up_reload();
         }
         self.note_spare();
-        let all_refuse = self
-            .workers()
-            .filter(|child| self.is_wanted(child.role))
-            .all(|child| refuses(&child));
-        if all_refuse {
+        let wanted = || self.workers().filter(|child| self.is_wanted(child.role));
+        if refusing.is_some() && wanted().all(|child| refuses(&child)) {
             log::error!("No worker can work with the configuration");
             self.stop(false, Exit::Config);
         }

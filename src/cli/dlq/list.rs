@@ -8,7 +8,7 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use super::{DlqError, all_lists, connect, defers, known_lists, load_plan, queue_named};
-use crate::cli::output::{align_right, eprint_line, time_and_age, truncated};
+use crate::cli::output::{LONGEST_ERROR, align_right, eprint_line, time_and_age, truncated};
 use crate::exit::Exit;
 use crate::queue::{DeadLetter, StoredReason};
 use crate::settings::Settings;
@@ -110,10 +110,6 @@ impl LsArgs {
 
 /// Tables and messages truncate entries that are no UUIDs to this.
 pub(super) const LONGEST_ENTRY: usize = 60;
-
-/// Tables and messages truncate errors to this; in a terminal, to what the other columns leave. JSON and `dlq show`
-/// have all of it.
-pub(super) const LONGEST_ERROR: usize = 1000;
 
 /// The narrowest column for errors in a table.
 const NARROWEST_ERROR: usize = 24;

@@ -14,14 +14,14 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::list::{LONGEST_ENTRY, LONGEST_ERROR};
+use super::list::LONGEST_ENTRY;
 use super::{
     DlqError, all_lists, connect, find_entry, find_entry_anywhere, known_lists, load_plan,
     no_such_entry, queue_if_named, queue_named, queue_of, storage_of,
 };
 use crate::backoff::Backoff;
 use crate::cli::interruption;
-use crate::cli::output::{eprint_line, progress_bar, truncated};
+use crate::cli::output::{LONGEST_ERROR, eprint_line, progress_bar, truncated};
 use crate::cli::storage_access::StorageHandle;
 use crate::config::{Config, Plan, StorageConfig};
 use crate::exit::Exit;

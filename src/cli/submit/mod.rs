@@ -22,7 +22,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use self::wait::{CompletionWait, WaitResult};
-use super::output::{eprint_line, print_line, progress_bar, truncated};
+use super::output::{LONGEST_ERROR, eprint_line, print_line, progress_bar, truncated};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetter, QueueError, Server, StoredReason, Submitter};
@@ -194,9 +194,6 @@ impl SubmitArgs {
         Ok(())
     }
 }
-
-/// The most characters of an error that are printed; `dlq show` prints all of it.
-const LONGEST_ERROR: usize = 1000;
 
 fn dead_letter_line(letter: &DeadLetter) -> String {
     let (entry, list) = (&letter.entry, &letter.list);

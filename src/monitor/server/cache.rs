@@ -4,13 +4,11 @@
 //! for a second, and Redis is asked at most once in that time, over one connection, however many clients ask. A
 //! client waits for its response until a limit of its own, however long Redis takes.
 
-use crate::visible::{printable, visible_json};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -22,6 +20,7 @@ use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, ListNames, Queues, View};
+use crate::visible::{printable, visible_json};
 
 /// How long a response serves every client that asks.
 const FRESH: Duration = Duration::from_secs(1);

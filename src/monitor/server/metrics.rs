@@ -1,9 +1,8 @@
-//! `/metrics`: every metric in one table (README repeats it), its samples, and the two formats of Prometheus.
+//! `/metrics`: every metric in one table (the manual repeats it), its samples, and the two formats of Prometheus.
 //!
 //! The samples come from one snapshot of the scoreboard, the lengths of the queues and the statistics of the
 //! followers. Nothing here reads the scoreboard or asks Redis.
 
-use crate::visible::printable;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
@@ -23,6 +22,7 @@ use crate::scoreboard::{
 };
 use crate::settings::StartMethod;
 use crate::view::{Hold, Queues, StorageQueue};
+use crate::visible::printable;
 
 /// One metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) enum MetricSource {
 }
 
 impl MetricKind {
-    /// Its name in both formats of Prometheus, and in README.
+    /// Its name in both formats of Prometheus, and in the manual.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -244,7 +244,7 @@ pub const TABLE: &[Metric] = &[
         "Whether the follower could go on at its last try"),
 ];
 
-/// The table as Markdown, for README.
+/// The table as Markdown, for the manual.
 pub fn markdown_table() -> String {
     let mut text = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for metric in TABLE {

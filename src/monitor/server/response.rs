@@ -3,7 +3,6 @@
 //! The page is one response and loads nothing but `/status`: its style and script stand in it, and its policy
 //! allows these two by their hashes and nothing else.
 
-use crate::visible::printable_lines;
 use std::io::{ErrorKind, Read};
 use std::sync::LazyLock;
 
@@ -13,6 +12,7 @@ use chrono::Utc;
 use sha2::{Digest, Sha256};
 
 use super::request::RequestError;
+use crate::visible::printable_lines;
 
 /// The policy of most responses: a browser may show them, and nothing else.
 const SHOW_ONLY: &str = "default-src 'none'; frame-ancestors 'none'";

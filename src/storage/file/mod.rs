@@ -309,41 +309,36 @@ impl Storage for FileStorage {
     /// Writes and syncs a small file, and checks that today's directories can be used.
     fn probe(&mut self) -> Result<(), Failure> {
         self.remove_left();
-        let (root, by_date) = (self.root.clone(), self.by_date);
-        let what = format!("could not write to directory {}", root.path.display());
-        self.timed_calls
-            .run(&what, Deadline::NONE.begin(PROBE), move || {
-                root.probe(by_date)
-            })?
-            .map_err(|e| {
-                failure(
-                    FileStep::Directory,
-                    "write to directory",
-                    &self.root.path,
-                    &e,
-                )
-            })
+        self.try_to_write(StorageRoot::probe)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
-        let (root, by_date) = (self.root.clone(), self.by_date);
-        let what = format!("could not write to directory {}", root.path.display());
-        self.timed_calls
-            .run(&what, Deadline::NONE.begin(PROBE), move || {
-                root.check(by_date)
-            })?
-            .map_err(|e| {
-                failure(
-                    FileStep::Directory,
-                    "write to directory",
-                    &self.root.path,
-                    &e,
-                )
-            })
+        self.try_to_write(StorageRoot::check)
     }
 }
 
 impl FileStorage {
+    /// Tries within a limit whether the directory can be written to.
+    fn try_to_write<T: Send + 'static>(
+        &mut self,
+        way: fn(&StorageRoot, bool) -> io::Result<T>,
+    ) -> Result<T, Failure> {
+        let (root, by_date) = (self.root.clone(), self.by_date);
+        let what = format!("could not write to directory {}", root.path.display());
+        self.timed_calls
+            .run(&what, Deadline::NONE.begin(PROBE), move || {
+                way(&root, by_date)
+            })?
+            .map_err(|e| {
+                failure(
+                    FileStep::Directory,
+                    "write to directory",
+                    &self.root.path,
+                    &e,
+                )
+            })
+    }
+
     /// The two names a vCon may have in a directory, the one that is written now first.
     fn names(&self, id: &VconId) -> [String; 2] {
         let (first, second) = if self.compress {

@@ -73,11 +73,7 @@ impl Session {
     fn try_to_open(access: &ServerAccess, permit: &mut Option<Permit>) -> Result<Self, DialError> {
         let id = Uuid::new_v4();
         let limits = CallLimits::default();
-        // The lane, which waits a little less, gives up first and reports it.
-        let times = CallTimes {
-            cancel: None,
-            cut: access.connect_limit + Duration::from_secs(1),
-        };
+        let times = opening(access);
         let (mut client, wire) = limits.during(times, || access.connect(id, &limits))?;
         let can_cut = wire.is_some();
         let begun: Result<_, Error> = limits.during(times, || {
@@ -149,6 +145,14 @@ fn begin(timeout: Duration) -> String {
     )
 }
 
+/// How long opening a session may take. Whoever asked for it waits a little less, gives up first and reports it.
+fn opening(access: &ServerAccess) -> CallTimes {
+    CallTimes {
+        cancel: None,
+        cut: access.connect_limit + Duration::from_secs(1),
+    }
+}
+
 /// The time that `limit` leaves a statement, if that is less than `own`, the option `statement_timeout`.
 /// It is a little less than the limit, so that the server answers before the connection is cut.
 pub(super) fn shorter(own: Duration, limit: Limit) -> Option<Duration> {
@@ -176,12 +180,7 @@ fn is_direct(client: &mut Client, id: Uuid) -> Result<bool, Error> {
 /// returns the limits on connections, unless a pooler shares a few connections among many clients.
 pub(super) fn look_around(access: &ServerAccess) -> Result<(bool, Vec<ConnectionLimit>), String> {
     let limits = CallLimits::default();
-    // Whoever asked, waits a little less.
-    let times = CallTimes {
-        cancel: None,
-        cut: access.connect_limit + Duration::from_secs(1),
-    };
-    limits.during(times, || try_to_look_around(access, &limits))
+    limits.during(opening(access), || try_to_look_around(access, &limits))
 }
 
 fn try_to_look_around(
