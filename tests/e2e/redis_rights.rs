@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::harness::{
     Conserver, Daemon, Files, Hook, Ledger, PATIENCE, Redis, Sample, chain, deferring, delay,
-    fresh, run, said, submit, wait_until,
+    free_port, fresh, run, said, submit, wait_until,
 };
 
 const PASSWORD: &str = "GeheimesRedisWort";
@@ -302,7 +302,11 @@ fn a_step_that_fails_is_named_and_leaves_nothing() {
 
 /// A server that is a cluster of its own.
 fn cluster(has_slots: bool) -> Redis {
-    let redis = Redis::new().with(&["--cluster-enabled", "yes"]).started();
+    // By itself it would take the port 10,000 above its own, which may be in use.
+    let port = free_port().to_string();
+    let redis = Redis::new()
+        .with(&["--cluster-enabled", "yes", "--cluster-port", &port])
+        .started();
     if has_slots {
         redis.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
         wait_until("the cluster is well", PATIENCE, || {

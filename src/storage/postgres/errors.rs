@@ -169,9 +169,14 @@ pub(super) fn reason(error: &Error) -> String {
     text
 }
 
+/// The most characters of the server's own words: a trigger may say whole documents, and a log cuts its
+/// lines at their end, where the state and the advice stand.
+const LONGEST_MESSAGE: usize = 1000;
+
 fn described(db: &DbError) -> String {
     let state = db.code().code();
-    let text = format!("{} (SQLSTATE {state})", db.message());
+    let message: String = db.message().chars().take(LONGEST_MESSAGE).collect();
+    let text = format!("{message} (SQLSTATE {state})");
     match advice(state) {
         Some(advice) => format!("{text}; {advice}"),
         None => text,
