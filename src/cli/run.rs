@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::queue::NameLease;
 use crate::settings::{self, Settings};
 use crate::supervisor::{self, RunResult, SupervisorError};
-use crate::{link, logging, monitor, procfs, sys, worker};
+use crate::{logging, monitor, procfs, program, sys, worker};
 
 /// Runs the daemon until it is told to end. A forked child returns from here too, at its own end.
 pub fn run(settings: Settings) -> Exit {
@@ -120,7 +120,7 @@ impl ForkserverCommand {
 /// Kills the programs that a worker leaves behind.
 pub(super) fn reaper(settings: &Settings) -> Exit {
     begin("conserver-reap", settings);
-    match link::serve_as_reaper() {
+    match program::serve_as_reaper() {
         Ok(()) => Exit::Ok,
         Err(error) => {
             log::error!("the reaper ends: {error}");

@@ -85,8 +85,11 @@ const STORAGES: &[storage::Module] = &[storage::Module {
 }];
 
 fn parse(text: &str) -> Result<Config, ConfigErrors> {
-    let environment = Arc::new(Environment::of([("WORD", "hunter2")]));
-    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES, &environment)
+    let surroundings = Surroundings {
+        environment: Arc::new(Environment::of([("WORD", "hunter2")])),
+        python: PythonSettings::default(),
+    };
+    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES, &surroundings)
 }
 
 fn faults(text: &str) -> String {

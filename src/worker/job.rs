@@ -452,6 +452,7 @@ pub(crate) mod fuzz {
             egress_lists: Vec::new(),
             enabled: true,
             timeout: None,
+            details: String::new(),
         };
         let Some(progress) = ChainProgress::read(data, &chain) else {
             return;

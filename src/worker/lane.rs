@@ -480,6 +480,7 @@ fn unserved_chain(list: &ListName) -> Chain {
         egress_lists: Vec::new(),
         enabled: true,
         timeout: None,
+        details: String::new(),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
+use crate::python::Host;
 use crate::scoreboard::{Meter, SeriesKind, Slot};
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
@@ -75,6 +76,8 @@ pub(super) struct LaneModules {
     links: HashMap<String, Box<dyn Link>>,
     /// `None` only while a storage is lent.
     storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
+    /// Runs the lane's Python modules.
+    host: Host,
     meters: Meters,
 }
 
@@ -86,17 +89,19 @@ impl LaneModules {
     }
 
     fn with_meters(config: Arc<Config>, meters: Meters) -> Self {
+        let host = config.host();
         let links = config
             .links
             .iter()
-            .map(|(name, link)| (name.clone(), link.open_link()));
+            .map(|(name, link)| (name.clone(), link.open_link_of(&host)));
         let storages = config
             .storages
             .iter()
-            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage())));
+            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage_of(&host))));
         Self {
             links: links.collect(),
             storages: storages.collect(),
+            host,
             meters,
             config,
         }
@@ -105,6 +110,20 @@ impl LaneModules {
     /// The configuration that they belong to.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// The host of the lane's Python modules.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whether one of these storages reads vCons in Redis by itself.
+    pub fn reads_redis(&self, storages: &[String]) -> bool {
+        let mut storages = storages.iter();
+        storages.any(|name| {
+            let storage = self.storages.get(name.as_str()).and_then(Option::as_ref);
+            storage.is_some_and(|storage| storage.reads_redis())
+        })
     }
 
     /// The meters of this configuration.
@@ -146,7 +165,7 @@ impl LaneModules {
             Ok(ran) => ran,
             Err(panic) => {
                 if let Some(link) = self.config.links.get(name) {
-                    self.links.insert(name.to_owned(), link.open_link());
+                    self.links.insert(name.to_owned(), link.open_link_of(&self.host));
                 }
                 Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
             }
@@ -172,7 +191,7 @@ impl LaneModules {
 
     /// Takes back a storage that was lent. Without it (it has panicked), opens it anew.
     pub fn return_storage(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
-        let anew = || Some(self.config.storages.get(name)?.open_storage());
+        let anew = || Some(self.config.storages.get(name)?.open_storage_of(&self.host));
         let storage = storage.or_else(anew);
         if let Some(slot) = self.storages.get_mut(name) {
             *slot = storage;
