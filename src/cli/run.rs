@@ -29,6 +29,13 @@ pub fn run(settings: Settings) -> Exit {
             return Exit::Config;
         }
     };
+    let python = match source.config.check_python(&settings.config_file) {
+        Ok(warnings) => warnings,
+        Err(errors) => {
+            eprint_lines(errors);
+            return Exit::Config;
+        }
+    };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
     if let Some(parameters) = settings.redis_url.parameters() {
@@ -43,7 +50,7 @@ pub fn run(settings: Settings) -> Exit {
     for warning in settings::misspelt() {
         log::warn!("{warning}");
     }
-    for warning in source.config.warnings.lines() {
+    for warning in source.config.warnings.lines().chain(python.lines()) {
         log::warn!("{warning}");
     }
     if source.config.ingress_lists().is_empty() {

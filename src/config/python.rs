@@ -36,7 +36,11 @@ impl Config {
             Some((&**module, needs_storage(name)))
         });
         let tracers = self.tracers.iter().map(|tracer| (&*tracer.module, true));
-        imports.chain(tracers).chain(links).chain(storages).collect()
+        imports
+            .chain(tracers)
+            .chain(links)
+            .chain(storages)
+            .collect()
     }
 
     /// Asks the interpreter whether they can be used. This may take as long as `CONSERVER_PYTHON_TIMEOUT`.

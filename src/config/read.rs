@@ -103,7 +103,11 @@ pub(super) fn config(
     let chains = chains(&sections, &mut findings);
     secrets.extend(of_tracers);
     secrets.extend(links.values().flat_map(|it| it.looked_up.iter().cloned()));
-    secrets.extend(storages.values().flat_map(|it| it.looked_up.iter().cloned()));
+    secrets.extend(
+        storages
+            .values()
+            .flat_map(|it| it.looked_up.iter().cloned()),
+    );
     let setup = HostSetup {
         settings: python.clone(),
         imports,
@@ -323,7 +327,8 @@ impl<T: ?Sized> Modules<'_, T> {
 
         let row = self.known.iter().find(|(known, _)| *known == module);
         if row.is_some() && !native && !self.python.is_set() {
-            let message = "takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set";
+            let message =
+                "takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set";
             keys.fault("native", message);
         }
         let row = row.filter(|_| native);

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Config, ConfigErrors, Options};
+use super::{Config, ConfigErrors, Options, Surroundings};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{self, Link, LinkError, Next};
 use crate::options::substitution::Environment;
+use crate::settings::PythonSettings;
 use crate::storage::{self, Storage};
 use crate::vcon::{Outgoing, Vcon, VconId};
 
@@ -89,7 +90,13 @@ fn parse(text: &str) -> Result<Config, ConfigErrors> {
         environment: Arc::new(Environment::of([("WORD", "hunter2")])),
         python: PythonSettings::default(),
     };
-    Config::parse_with(text, Path::new("config.yml"), LINKS, STORAGES, &surroundings)
+    Config::parse_with(
+        text,
+        Path::new("config.yml"),
+        LINKS,
+        STORAGES,
+        &surroundings,
+    )
 }
 
 fn faults(text: &str) -> String {

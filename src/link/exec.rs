@@ -202,7 +202,6 @@ mod tests {
     use crate::deadline::Deadline;
     use crate::failure::FailureKind;
     use crate::options::Options;
-use crate::program::{Program, Ran, Stream, one_line};
     use crate::vcon::{VconId, Version};
 
     const OTHER: &str = "05cec3d4-0561-4010-9fb8-23cc7edef146";

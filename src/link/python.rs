@@ -42,7 +42,9 @@ fn constant(module: &str, entry: &str, options: &str) -> String {
     // Writing a string to memory does not fail.
     let json = |text: &str| serde_json::to_string(text).unwrap_or_default();
     let (module, entry) = (json(module), json(entry));
-    one_line(format!(r#""module":{module},"name":{entry},"options":{options}"#))
+    one_line(format!(
+        r#""module":{module},"name":{entry},"options":{options}"#
+    ))
 }
 
 fn request(constant: &str, id: &VconId) -> String {

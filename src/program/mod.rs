@@ -18,9 +18,7 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 
 pub use process::Clock;
-pub use reaper::{
-    appoint as appoint_reaper, dismiss as dismiss_reaper, serve as serve_as_reaper,
-};
+pub use reaper::{appoint as appoint_reaper, dismiss as dismiss_reaper, serve as serve_as_reaper};
 pub use stream::{MissingModule, Reply, Stream, one_line};
 
 use crate::deadline::Limit;

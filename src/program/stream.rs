@@ -110,7 +110,11 @@ impl Stream {
     }
 
     /// One request to the process that waits for it, and its answer.
-    pub fn exchange(&mut self, request: &[u8], clock: &mut Clock<'_>) -> Result<Reply, ProgramError> {
+    pub fn exchange(
+        &mut self,
+        request: &[u8],
+        clock: &mut Clock<'_>,
+    ) -> Result<Reply, ProgramError> {
         let name = self.program.name();
         let Some(process) = &mut self.process else {
             return Err(Failure::transient(format!("`{name}` does not run")).into());

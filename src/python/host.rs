@@ -109,7 +109,9 @@ impl Host {
         if let Some(module) = module {
             interpreter.load(module, &mut clock())?;
         }
-        interpreter.stream.exchange(request.as_bytes(), &mut clock())
+        interpreter
+            .stream
+            .exchange(request.as_bytes(), &mut clock())
     }
 
     /// Waits until nobody else uses the interpreter.
@@ -162,7 +164,9 @@ impl Interpreter {
 /// Why the interpreter could not tell; `timeout` of the settings is the limit for all modules together.
 pub fn look(setup: &HostSetup, modules: &[&PythonModule]) -> Result<Vec<MissingModule>, Failure> {
     let mut stream = Stream::new(setup.program(), Some(setup.greeting(&[], "")));
-    let members = modules.iter().map(|module| format!("{{{}}}", module.members()));
+    let members = modules
+        .iter()
+        .map(|module| format!("{{{}}}", module.members()));
     let members: Vec<String> = members.collect();
     let request = format!("{{\"do\":\"look\",\"modules\":[{}]}}\n", members.join(","));
     let clock = || Clock::new(Deadline::NONE.begin(setup.settings.timeout));

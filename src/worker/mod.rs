@@ -20,6 +20,7 @@
 
 mod backend_health;
 mod circuit_breaker;
+mod hooks;
 mod housekeeping;
 mod job;
 mod lane;

@@ -17,7 +17,8 @@ use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
-use crate::python::Host;
+use crate::program::{Clock, ProgramError};
+use crate::python::{Hooks, Host};
 use crate::scoreboard::{Meter, SeriesKind, Slot};
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
@@ -32,6 +33,8 @@ pub(super) enum Stage {
     Storage(String),
     /// An egress list, or one to which a link routes vCons.
     List(ListName),
+    /// A tracer or hook, by what messages call it. All chains need it.
+    Python(String),
 }
 
 impl Stage {
@@ -40,6 +43,7 @@ impl Stage {
         match self {
             Self::Link(name) => chain.links.contains(name),
             Self::Storage(name) => chain.storages.contains(name),
+            Self::Python(_) => true,
             Self::List(list) => {
                 let routes = |link: &String| {
                     let link = config.links.get(link);
@@ -66,6 +70,7 @@ impl fmt::Display for Stage {
             Self::Link(name) => write!(f, "link {name}"),
             Self::Storage(name) => write!(f, "storage {name}"),
             Self::List(list) => write!(f, "list {list}"),
+            Self::Python(name) => f.write_str(name),
         }
     }
 }
@@ -78,6 +83,8 @@ pub(super) struct LaneModules {
     storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
     /// Runs the lane's Python modules.
     host: Host,
+    /// The hooks of the deployment, once the host has begun; nothing before it has to begin.
+    hooks: Option<Hooks>,
     meters: Meters,
 }
 
@@ -101,6 +108,7 @@ impl LaneModules {
         Self {
             links: links.collect(),
             storages: storages.collect(),
+            hooks: (!config.python.is_needed_at_start()).then(Hooks::default),
             host,
             meters,
             config,
@@ -110,6 +118,30 @@ impl LaneModules {
     /// The configuration that they belong to.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Starts the host, if imports or hooks make it necessary before the first vCon.
+    ///
+    /// # Errors
+    /// It cannot begin, or an import fails.
+    pub fn begin_python(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
+        if self.hooks.is_some() {
+            return Ok(());
+        }
+        let hooks = begin_host(&self.host, drain)?;
+        self.hooks = Some(hooks);
+        let is_used = !self.config.python.imports.is_empty()
+            || !hooks.is_empty()
+            || !self.config.python_modules().is_empty();
+        if !is_used {
+            self.host.end();
+        }
+        Ok(())
+    }
+
+    /// The hooks that there are.
+    pub fn hooks(&self) -> Hooks {
+        self.hooks.unwrap_or_default()
     }
 
     /// The host of the lane's Python modules.
@@ -165,7 +197,8 @@ impl LaneModules {
             Ok(ran) => ran,
             Err(panic) => {
                 if let Some(link) = self.config.links.get(name) {
-                    self.links.insert(name.to_owned(), link.open_link_of(&self.host));
+                    self.links
+                        .insert(name.to_owned(), link.open_link_of(&self.host));
                 }
                 Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
             }
@@ -213,6 +246,7 @@ impl LaneModules {
             }
             // Redis has just refused to push to it.
             Stage::List(list) => Err(Failure::transient(format!("{list} is not a list"))),
+            Stage::Python(_) => begin_host(&self.host, drain).map(drop),
         }
     }
 
@@ -221,7 +255,7 @@ impl LaneModules {
     pub fn prober(&self, stage: &Stage) -> Option<Box<dyn Storage>> {
         match stage {
             Stage::Storage(name) => self.storages.get(name.as_str())?.as_ref()?.prober(),
-            Stage::Link(_) | Stage::List(_) => None,
+            Stage::Link(_) | Stage::List(_) | Stage::Python(_) => None,
         }
     }
 
@@ -258,6 +292,16 @@ impl LaneModules {
             }
         }
         unavailable.or(refusal).map_or(Ok(None), Err)
+    }
+}
+
+/// Starts a host of Python modules, unless it runs; not for longer than until the worker drains.
+pub(super) fn begin_host(host: &Host, drain: &Receiver<()>) -> Result<Hooks, Failure> {
+    let limit = host.setup().settings.timeout;
+    match host.begin(&mut Clock::probing(limit, drain)) {
+        Ok(hooks) => Ok(hooks),
+        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
+        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
     }
 }
 
@@ -315,7 +359,7 @@ impl Meters {
         match stage {
             Stage::Link(name) => Some(self.link(name)),
             Stage::Storage(name) => Some(self.storage(name)),
-            Stage::List(_) => None,
+            Stage::List(_) | Stage::Python(_) => None,
         }
     }
 }
