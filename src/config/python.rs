@@ -60,7 +60,7 @@ impl Config {
             }
         };
         let settings = &self.python.settings;
-        let path = settings.folders().join(":");
+        let path = self.python.folders().join(":");
         let mut named = HashSet::new();
         for (module, is_needed) in modules {
             let Some(found) = missing.iter().find(|it| it.module == module.module) else {

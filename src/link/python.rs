@@ -329,17 +329,14 @@ def run(vcon_uuid, link_name, opts):
                 "import nothing_of_this_name",
                 "ModuleNotFoundError: No module named",
             ),
-            ("def walk(): pass", "AttributeError: "),
+            ("def walk(): pass", "steps.step has no function `run`"),
             ("a b", "SyntaxError: invalid syntax"),
             ("raise SystemExit(3)", "SystemExit: 3"),
         ] {
             let (folder, mut link) = link(text, "");
             let (kind, found) = failure(run(&mut *link));
             assert_eq!(kind, FailureKind::Transient);
-            assert!(
-                found.starts_with("could not import steps.step: "),
-                "{found}"
-            );
+            assert!(found.contains("steps.step"), "{found}");
             assert!(found.contains(message), "{found}");
             assert!(link.probe(&never()).is_err());
             fs::write(

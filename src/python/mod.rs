@@ -18,6 +18,7 @@
 mod hooks;
 mod host;
 
+use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -149,11 +150,11 @@ impl HostSetup {
     fn program(&self) -> Program {
         let settings = &self.settings;
         let mut besides: Vec<(&str, OsString)> = Vec::new();
-        if std::env::var_os("CONSERVER_CONFIG_FILE").is_none() {
+        if env::var_os("CONSERVER_CONFIG_FILE").is_none() {
             besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
         }
         let mut secrets = self.secrets.clone();
-        for (name, value) in std::env::vars_os() {
+        for (name, value) in env::vars_os() {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
             let name = name.to_uppercase();
             if SECRET_NAMES.iter().any(|part| name.contains(part)) {
@@ -169,12 +170,19 @@ impl HostSetup {
 
     /// What it is greeted with, with whatever else `more` has.
     fn greeting(&self, imports: &[PythonModule], more: &str) -> Vec<u8> {
-        let path: Vec<String> = self.settings.folders();
+        let path = self.folders();
         let imports: Vec<&str> = imports.iter().map(|it| it.module.as_str()).collect();
         let greeting = serde_json::json!({"path": path, "imports": imports, "hooks": true});
         let greeting = greeting.to_string();
         let greeting = greeting.strip_suffix('}').unwrap_or(&greeting);
         format!("{SCRIPT}{greeting}{more}}}\n").into_bytes()
+    }
+
+    /// The folders in which the interpreter looks for modules before all others, in order.
+    pub fn folders(&self) -> Vec<String> {
+        let packages = packages_folder();
+        let folders = self.settings.path.iter().chain(&packages);
+        folders.map(|folder| folder.display().to_string()).collect()
     }
 
     /// Whether there may be hooks: a file of their name is on the path.
@@ -192,6 +200,18 @@ impl HostSetup {
     pub fn is_needed_at_start(&self) -> bool {
         !self.imports.is_empty() || self.may_have_hooks()
     }
+}
+
+/// Where packages are installed: below the state directory that systemd gives, else the user's.
+pub fn packages_folder() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let of_service = || env::split_paths(&variable("STATE_DIRECTORY")?).next();
+    let of_user = || match variable("XDG_STATE_HOME") {
+        Some(folder) => Some(PathBuf::from(folder).join("conserver")),
+        None => Some(PathBuf::from(variable("HOME")?).join(".local/state/conserver")),
+    };
+    let folder = of_service().or_else(of_user)?;
+    folder.is_absolute().then(|| folder.join("python"))
 }
 
 /// What of a URL must not be shown.

@@ -1,7 +1,6 @@
 //! Where Python modules are, and how they are run.
 
 use std::env;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,8 +20,6 @@ pub struct PythonSettings {
     pub timeout: Duration,
     /// `CONSERVER_PIP_INSTALL`: whether packages that are missing are installed at the start.
     pub pip_install: bool,
-    /// Where they are installed.
-    pub packages: Option<PathBuf>,
 }
 
 impl Default for PythonSettings {
@@ -38,10 +35,10 @@ impl PythonSettings {
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let path = reader.raw("CONSERVER_PYTHON_PATH").unwrap_or_default();
-        let folders = env::split_paths(&path).filter(|folder| !folder.as_os_str().is_empty());
         Self {
-            path: folders.collect(),
+            path: reader.parsed("CONSERVER_PYTHON_PATH", Vec::new(), |text| {
+                Some(folders(text))
+            }),
             interpreter: reader.parsed("CONSERVER_PYTHON", "python3".to_owned(), |text| {
                 (!text.contains('\0')).then(|| text.to_owned())
             }),
@@ -52,7 +49,6 @@ impl PythonSettings {
                 LONGEST_CALL,
             )),
             pip_install: reader.boolean("CONSERVER_PIP_INSTALL", false),
-            packages: packages(&|name| reader.raw(name)),
         }
     }
 
@@ -60,24 +56,10 @@ impl PythonSettings {
     pub fn is_set(&self) -> bool {
         !self.path.is_empty()
     }
-
-    /// The folders in which the interpreter looks for modules before all others, in order.
-    pub fn folders(&self) -> Vec<String> {
-        let folders = self.path.iter().chain(&self.packages);
-        folders.map(|folder| folder.display().to_string()).collect()
-    }
 }
 
-/// The folder for packages: below the state directory that systemd gives, else the user's.
-fn packages(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let of_service = || {
-        let folders = variable("STATE_DIRECTORY")?;
-        env::split_paths(&folders).next()
-    };
-    let of_user = || match variable("XDG_STATE_HOME") {
-        Some(folder) => Some(PathBuf::from(folder).join("conserver")),
-        None => Some(PathBuf::from(variable("HOME")?).join(".local/state/conserver")),
-    };
-    let folder = of_service().or_else(of_user)?;
-    folder.is_absolute().then(|| folder.join("python"))
+/// The folders of a path, without the empty ones, which would be the working directory.
+fn folders(text: &str) -> Vec<PathBuf> {
+    let folders = env::split_paths(text.trim());
+    folders.filter(|it| !it.as_os_str().is_empty()).collect()
 }
