@@ -56,6 +56,7 @@ TRANSCRIBE = "links.transcribe"
 TRANSIENT = {
     "ConnectionError",
     "TimeoutError",
+    "timeout",  # socket.timeout until Python 3.9
     "Timeout",
     "APIConnectionError",
     "APITimeoutError",
@@ -178,7 +179,7 @@ class Host:
     def __init__(self, streams):
         self.streams = streams
         self.is_greeted = False
-        # (name, kind) -> the module, and the vendor if it is TRANSCRIBE in the place of an older one
+        # (name, kind) -> (module, vendor); the vendor only if it is TRANSCRIBE for an older link
         self.modules = {}
         # name -> function
         self.hooks = {}
@@ -341,8 +342,8 @@ class Host:
         try:
             module = self.call(importlib.import_module, name)
         except BaseException as error:
-            why = shown(error)
-            raise NotLoaded(f"could not import {name}: {why}", why, is_absent(name, error)) from error
+            why, absent = shown(error), is_absent(name, error)
+            raise NotLoaded(f"could not import {name}: {why}", why, absent) from error
         fault = fault_of(module, kind)
         if fault:
             # The next attempt reads the file anew.
@@ -447,7 +448,7 @@ def is_idle(hook, function):
     """Returns whether a hook does nothing, by its source, so that no vCon has to pay for calls."""
     try:
         (definition,) = ast.parse(inspect.getsource(function)).body
-        first = definition.args.args[0].arg
+        first = (definition.args.posonlyargs + definition.args.args)[0].arg
         is_bare = not definition.decorator_list and not hasattr(function, "__wrapped__")
         steps = [ast.unparse(step) for step in definition.body if not is_filler(step)]
     # It is no plain function, or there is no source.
@@ -476,12 +477,16 @@ def shown(error):
     if isinstance(error, NotLoaded):
         text = str(error)
     else:
-        text = "".join(traceback.format_exception_only(type(error), error))
+        # What a module raises may fail even to be shown.
+        try:
+            text = "".join(traceback.format_exception_only(type(error), error))
+        except Exception:
+            text = type(error).__name__
     return printable(" ".join(text.split()))[:LONGEST_ERROR]
 
 
 def printable(text):
-    """Replaces lone surrogates, which JSON cannot hold."""
+    """Replaces lone surrogates, which no JSON may hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
