@@ -101,7 +101,7 @@ class Streams:
     """The two pipes of the protocol, and the standard streams, which are the modules'.
 
     What must outlast a module has a high number, so that it does no harm to close the standard
-    streams, or os.closerange(0, 20).
+    streams, or to call os.closerange(0, 20).
     """
 
     def __init__(self):
@@ -151,8 +151,7 @@ class Streams:
                 os.fstat(number)
             except OSError:
                 os.dup2(self.originals[number], number)
-            stream = getattr(sys, name, None)
-            if stream is None or getattr(stream, "closed", False):
+            if is_closed(getattr(sys, name, None)):
                 mode = "w" if number else "r"
                 stream = open(number, mode, 1, errors="backslashreplace", closefd=False)
                 setattr(sys, name, stream)
@@ -194,7 +193,7 @@ class Host:
             request = decode(line)
             perform = REQUESTS[request["do"]] if self.is_greeted else Host.greet
             answer = encode(perform(self, request))
-        # Also what is no Exception: a module that calls sys.exit() does not end this process.
+        # Not only an Exception: a module that calls sys.exit() must not end this process.
         except BaseException as error:
             self.streams.print_traceback()
             answer = encode({"error": shown(error), "transient": is_transient(error)})
@@ -357,7 +356,7 @@ class Host:
         try:
             return self.call(function, *arguments)
         except BaseException as error:
-            # Not for nothing: it holds all that the module had in its hands.
+            # Only if it is needed, because it keeps all that the module worked on in memory.
             if "after_processing" in self.hooks:
                 self.raised = error
             raise
@@ -406,6 +405,17 @@ def high_copy(descriptor):
             # Above the limit on open files.
             continue
     return os.dup(descriptor)
+
+
+def is_closed(stream):
+    try:
+        return stream.closed
+    except AttributeError:
+        # Nothing, or something that a module has put in its place.
+        return stream is None
+    except ValueError:
+        # detach() has taken its buffer.
+        return True
 
 
 async def completed(awaitable):
