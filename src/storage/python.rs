@@ -11,13 +11,14 @@ use super::Storage;
 use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::program::{ProgramError, Reply};
-use crate::python::{Host, PythonModule};
+use crate::python::{Deaths, Host, PythonModule};
 use crate::vcon::{Outgoing, VconId};
 
 /// A storage that is a Python module.
 pub(crate) struct PythonStorage {
     module: Arc<PythonModule>,
     host: Host,
+    deaths: Deaths,
 }
 
 impl PythonStorage {
@@ -26,6 +27,7 @@ impl PythonStorage {
         Self {
             module: Arc::clone(module),
             host: host.clone(),
+            deaths: Deaths::default(),
         }
     }
 
@@ -63,7 +65,10 @@ fn failure(error: ProgramError) -> Failure {
 
 impl Storage for PythonStorage {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-        self.call("save", &vcon.id, deadline).map(drop)
+        let saved = self.call("save", &vcon.id, deadline);
+        saved
+            .map(drop)
+            .map_err(|failure| self.deaths.judge(&vcon.id, failure))
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
