@@ -23,6 +23,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
+
 pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
 pub use host::{Host, look};
 
@@ -68,10 +70,9 @@ impl Deaths {
             self.last = Some((id.clone(), deaths));
             return failure;
         }
-        Failure::permanent(format!(
-            "{} ({deaths} times with this vCon)",
-            failure.message
-        ))
+        // Not beyond doubt: if the host dies of one vCon after the other, that is no vCon's fault.
+        let message = failure.message;
+        Failure::refused(format!("{message} ({deaths} times with this vCon)"))
     }
 }
 
@@ -165,16 +166,43 @@ pub struct HostSetup {
     pub secrets: Vec<Secret>,
 }
 
-/// Parts of the names of variables whose values are not to be shown.
-const SECRET_NAMES: [&str; 7] = [
+/// Parts of the names of variables and options whose values are not to be shown.
+const SECRET_NAMES: [&str; 9] = [
     "KEY",
     "TOKEN",
     "SECRET",
-    "PASSWORD",
-    "PASSWD",
+    "PASS",
+    "AUTH",
     "CREDENTIAL",
+    "PRIVATE",
     "PROXY_URL",
+    "DSN",
 ];
+
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_uppercase();
+    SECRET_NAMES.iter().any(|part| name.contains(part))
+}
+
+/// What in these options, a JSON text, is not to be shown.
+pub fn secrets_of(options: &str) -> Vec<Secret> {
+    fn collect(value: &Value, is_secret: bool, found: &mut Vec<Secret>) {
+        match value {
+            Value::String(text) if is_secret => found.push(Secret::new(text.as_str())),
+            Value::String(text) if text.contains("://") => found.extend(passwords(text)),
+            Value::Array(items) => items.iter().for_each(|it| collect(it, is_secret, found)),
+            Value::Object(members) => members
+                .iter()
+                .for_each(|(name, it)| collect(it, is_secret || names_a_secret(name), found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if let Ok(value) = serde_json::from_str(options) {
+        collect(&value, false, &mut found);
+    }
+    found
+}
 
 impl HostSetup {
     /// The program, which is not running yet.
@@ -187,8 +215,7 @@ impl HostSetup {
         let mut secrets = self.secrets.clone();
         for (name, value) in env::vars_os() {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
-            let name = name.to_uppercase();
-            if SECRET_NAMES.iter().any(|part| name.contains(part)) {
+            if names_a_secret(&name) {
                 secrets.push(Secret::new(&*value));
             }
             if value.contains("://") {
@@ -203,7 +230,7 @@ impl HostSetup {
     fn greeting(&self, imports: &[PythonModule]) -> Vec<u8> {
         let imports: Vec<&str> = imports.iter().map(|it| it.module.as_str()).collect();
         let greeting = serde_json::json!({
-            "path": self.folders(), "imports": imports, "load": [], "hooks": true,
+            "path": self.folders(), "imports": imports, "load": [], "hooks": self.may_have_hooks(),
         });
         format!("{SCRIPT}{greeting}\n").into_bytes()
     }
@@ -261,6 +288,16 @@ pub fn passwords(url: &str) -> Vec<Secret> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_secret_in_options_is_known_by_its_name() {
+        let options = r#"{"api_key":"one","model":"x","deep":{"auth":["two",{"a":"three"}]},
+            "url":"mongodb://u:four@h","n":7,"DB_PASS":"five"}"#;
+        let found = secrets_of(options);
+        let found: Vec<&str> = found.iter().map(Secret::reveal).collect();
+        assert_eq!(found, ["one", "two", "three", "u:four", "four", "five"]);
+        assert!(secrets_of("no JSON").is_empty());
+    }
 
     #[test]
     fn passwords_of_a_url_are_known() {
