@@ -122,6 +122,8 @@ enum Command {
     #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
+    Candidate(run::CandidateCommand),
+    #[command(hide = true)]
     Forkserver(run::ForkserverCommand),
     #[command(hide = true)]
     Reaper,
@@ -183,9 +185,13 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
-    if let (None | Some(Command::Run | Command::Child(_) | Command::Forkserver(_)), Ok(held)) =
-        (&cli.command, held)
-    {
+    let is_daemons = matches!(
+        cli.command,
+        None | Some(
+            Command::Run | Command::Child(_) | Command::Candidate(_) | Command::Forkserver(_)
+        )
+    );
+    if let (true, Ok(held)) = (is_daemons, held) {
         // The daemon unblocks them when its handlers are ready.
         held.keep();
     }
@@ -201,6 +207,7 @@ pub fn main() -> Exit {
         Some(Command::Audit(audit)) => audit.run(&settings),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
+        Some(Command::Candidate(candidate)) => candidate.run(&settings),
         Some(Command::Forkserver(server)) => server.run(settings),
         Some(Command::Reaper) => run::reaper(&settings),
     }

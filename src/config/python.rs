@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Config, ConfigErrors, ConfigWarnings};
 use crate::options::error::Fault;
@@ -41,6 +42,11 @@ impl Config {
             .chain(links)
             .chain(storages)
             .collect()
+    }
+
+    /// The longest time that [`Config::check_python`] takes, without the start of a process.
+    pub fn longest_python_check(&self) -> Duration {
+        self.python.settings.timeout
     }
 
     /// Asks the interpreter whether they can be used. This may take as long as `CONSERVER_PYTHON_TIMEOUT`.

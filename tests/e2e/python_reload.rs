@@ -1,0 +1,255 @@
+//! A changed configuration with Python modules: it comes into force when these can be used, and nobody waits for
+//! that.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Conserver, Daemon, PATIENCE, Programs, Redis, Sample, chain, is_alive, name_of, submit,
+    wait_until, wait_until_gone, wait_until_reaped,
+};
+
+/// A link that leaves a mark in each document.
+const MARKING: &str = "
+import store
+
+def run(uuid, name, options):
+    vcon = store.load(uuid)
+    vcon['marked'] = MARK
+    store.save(uuid, vcon)
+    return uuid
+";
+
+/// What an import begins with that goes on when the file `door` is there. Before, it starts a process that
+/// hears of no end.
+const WAITING: &str = "
+import os, subprocess, time
+
+folder = os.path.dirname(__file__)
+child = subprocess.Popen(['sleep', '1000'])
+with open(folder + '/pids', 'a') as file:
+    print(os.getpid(), child.pid, sep='\\n', file=file)
+while not os.path.exists(folder + '/door'):
+    time.sleep(0.01)
+child.kill()
+child.wait()
+";
+
+/// The text of a module that marks with `mark`, after `before`.
+fn marking(before: &str, mark: &str) -> String {
+    format!("{before}\nMARK = '{mark}'\n{MARKING}")
+}
+
+/// A chain with a link of this Python module.
+fn config(module: &str) -> Value {
+    chain(&[("python", json!({"module": module}))], &[])
+}
+
+/// A daemon that works with the module `good`, in force from the start.
+fn conserver(redis: &Redis, programs: &Programs) -> Conserver {
+    programs.write("good.py", &marking("", "good"));
+    Conserver::with(redis)
+        .config(&config("good"))
+        .env("CONSERVER_PYTHON_PATH", programs.folder())
+        .env("TICK_INTERVAL", "100")
+}
+
+/// The mark of a vCon that is submitted now.
+fn mark(redis: &Redis) -> Value {
+    let sample = Sample::small();
+    submit(redis, "default", std::slice::from_ref(&sample));
+    wait_until("the vCon is done", PATIENCE, || {
+        redis.list("done").contains(&sample.id)
+    });
+    redis.document(&sample.id).expect("a document")["marked"].clone()
+}
+
+/// The process that tries the modules.
+fn candidate(daemon: &Daemon) -> Pid {
+    Pid::from_raw(daemon.process("conserver-try"))
+}
+
+/// Fails if one that tries modules runs, as soon as all are reaped that have ended.
+fn nobody_tries(daemon: &Daemon) {
+    wait_until_reaped(daemon);
+    let family = daemon.family();
+    let tries = |pid: &&i32| name_of(**pid) == "conserver-try";
+    assert_eq!(family.iter().filter(tries).count(), 0, "{}", daemon.log());
+}
+
+#[test]
+fn a_module_that_cannot_be_imported_replaces_none_that_works() {
+    for method in ["fork", "spawn", "forkserver"] {
+        let (redis, programs) = (Redis::plain(), Programs::new());
+        let daemon = conserver(&redis, &programs).method(method).start();
+        assert_eq!(mark(&redis), "good");
+
+        programs.write("changed.py", "import nothing_there\n");
+        daemon.reconfigure(&config("changed"));
+        daemon.wait_for_log("the former one stays", PATIENCE);
+        let why = "links.python.module: `changed` cannot be used: ModuleNotFoundError: No module named \
+                   'nothing_there'";
+        daemon.wait_for_log(why, PATIENCE);
+        daemon.signal(Signal::SIGHUP);
+        wait_until("it is told again", PATIENCE, || {
+            daemon.count_in_log(why) == 2
+        });
+        assert_eq!(mark(&redis), "good");
+        assert_eq!(daemon.count_in_log("is in force"), 0);
+        assert_eq!(daemon.count_in_log("Replacing the workers"), 0);
+
+        // Nothing but the module changes.
+        programs.write("changed.py", &marking("", "mended"));
+        daemon.signal(Signal::SIGHUP);
+        daemon.wait_for_log("All workers are replaced", PATIENCE);
+        assert_eq!(mark(&redis), "mended");
+        assert_eq!(daemon.count_in_log("is in force"), 1);
+
+        // Without a signal.
+        programs.write("another.py", &marking("", "another"));
+        daemon.reconfigure(&config("another"));
+        wait_until("the change is in force", PATIENCE, || {
+            daemon.count_in_log("is in force") == 2
+        });
+        wait_until("the workers have it", PATIENCE, || {
+            mark(&redis) == "another"
+        });
+        nobody_tries(&daemon);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn an_import_that_hangs_holds_up_nobody() {
+    for method in ["fork", "spawn", "forkserver"] {
+        let (redis, programs) = (Redis::plain(), Programs::new());
+        let daemon = conserver(&redis, &programs).method(method).start();
+        let before = daemon.wait_for_workers(1);
+        programs.write("slow.py", &marking(WAITING, "slow"));
+        daemon.reconfigure(&config("slow"));
+        let first = programs.wait_for_pids(2);
+
+        kill(Pid::from_raw(before[&1]), Signal::SIGKILL).expect("a worker");
+        daemon.wait_for_log("Restarted Worker-1", PATIENCE);
+        assert_eq!(mark(&redis), "good");
+        assert!(first.iter().all(|pid| is_alive(*pid)), "{}", daemon.log());
+
+        // It begins anew, and replaces the workers when it is done.
+        daemon.signal(Signal::SIGHUP);
+        wait_until_gone(&first);
+        let second = programs.wait_for_pids(4).split_off(2);
+        assert_eq!(daemon.count_in_log("Replacing the workers"), 0);
+        assert_eq!(mark(&redis), "good");
+        programs.write("door", "");
+        daemon.wait_for_log("All workers are replaced", PATIENCE);
+        wait_until_gone(&second);
+        assert_eq!(mark(&redis), "slow");
+        assert_eq!(daemon.count_in_log("is in force"), 1);
+        nobody_tries(&daemon);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn what_is_not_valid_drops_what_was_being_tried() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let daemon = conserver(&redis, &programs).start();
+    programs.write("slow.py", &marking(WAITING, "slow"));
+    daemon.reconfigure(&config("slow"));
+    let pids = programs.wait_for_pids(2);
+    daemon.reconfigure(&json!({"chains": 1}));
+    daemon.wait_for_log("The configuration is not valid", PATIENCE);
+    wait_until_gone(&pids);
+    programs.write("door", "");
+    assert_eq!(mark(&redis), "good");
+    assert_eq!(daemon.count_in_log("is in force"), 0);
+    nobody_tries(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn a_stop_ends_the_import() {
+    for method in ["fork", "spawn", "forkserver"] {
+        let (redis, programs) = (Redis::plain(), Programs::new());
+        let mut daemon = conserver(&redis, &programs).method(method).start();
+        programs.write("slow.py", &marking(WAITING, "slow"));
+        daemon.reconfigure(&config("slow"));
+        let pids = programs.wait_for_pids(2);
+        daemon.terminate();
+        assert_eq!(daemon.wait_exit(PATIENCE), 0);
+        wait_until_gone(&pids);
+    }
+}
+
+#[test]
+fn a_stop_ends_the_import_at_the_start_too() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let conserver = conserver(&redis, &programs)
+        .config(&config("slow"))
+        .method("fork");
+    programs.write("slow.py", &marking(WAITING, "slow"));
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut running = conserver.launch_again();
+        let pids = programs.wait_for_pids(2);
+        // One that only asks for the configuration is too early, and ends nothing.
+        running.signal(Signal::SIGHUP);
+        running.signal(signal);
+        assert_eq!(running.wait_exit(PATIENCE), 0, "{}", running.log());
+        wait_until_gone(&pids);
+        programs.write("pids", "");
+    }
+    // A daemon that is killed leaves nothing behind either.
+    let running = conserver.launch_again();
+    let pids = programs.wait_for_pids(2);
+    running.signal(Signal::SIGKILL);
+    wait_until_gone(&pids);
+}
+
+#[test]
+fn an_import_that_takes_too_long_leaves_the_former_configuration() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let daemon = conserver(&redis, &programs)
+        .env("CONSERVER_PYTHON_TIMEOUT", "2")
+        .start();
+    programs.write("slow.py", &marking(WAITING, "slow"));
+    daemon.reconfigure(&config("slow"));
+    let pids = programs.wait_for_pids(2);
+    daemon.wait_for_log("the Python modules cannot be looked at", PATIENCE);
+    wait_until_gone(&pids);
+    assert_eq!(mark(&redis), "good");
+    assert_eq!(daemon.count_in_log("is in force"), 0);
+    nobody_tries(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn a_trial_that_dies_or_stands_still_leaves_the_former_configuration() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let daemon = conserver(&redis, &programs)
+        .env("CONSERVER_PYTHON_TIMEOUT", "2")
+        .start();
+    programs.write("slow.py", &marking(WAITING, "slow"));
+    daemon.reconfigure(&config("slow"));
+    let first = programs.wait_for_pids(2);
+    kill(candidate(&daemon), Signal::SIGKILL).expect("a process");
+    daemon.wait_for_log(
+        "The Python modules could not be tried (killed by SIGKILL)",
+        PATIENCE,
+    );
+    wait_until_gone(&first);
+    assert_eq!(mark(&redis), "good");
+
+    daemon.signal(Signal::SIGHUP);
+    let second = programs.wait_for_pids(4).split_off(2);
+    kill(candidate(&daemon), Signal::SIGSTOP).expect("a process");
+    let told = "The Python modules could not be tried within 12 s";
+    daemon.wait_for_log(told, PATIENCE + Duration::from_secs(12));
+    wait_until_gone(&second);
+    assert_eq!(mark(&redis), "good");
+    assert_eq!(daemon.count_in_log("is in force"), 0);
+    nobody_tries(&daemon);
+    daemon.stop();
+}
