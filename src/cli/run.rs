@@ -75,14 +75,15 @@ pub fn run(settings: Settings) -> Exit {
     }
 }
 
-/// Tries the Python modules, for as long as nobody tells this process to end.
+/// Tries the Python modules, for as long as nobody tells this process to end. First installs packages that are
+/// missing, if the settings say so.
 fn try_python(config: &Config, settings: &Settings) -> Result<ConfigWarnings, ConfigErrors> {
     if config.python_modules().is_empty() {
         return Ok(ConfigWarnings::default());
     }
     supervisor::ask_for_time(config.longest_python_check());
     program::appoint_reaper();
-    let tried = config.check_python(&settings.config_file);
+    let tried = config.prepare_python(&settings.config_file);
     program::dismiss_reaper();
     tried
 }

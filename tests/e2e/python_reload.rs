@@ -1,15 +1,19 @@
 //! A changed configuration with Python modules: it comes into force when these can be used, and nobody waits for
-//! that.
+//! that. What is missing is installed before, if that is asked for.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, PATIENCE, Programs, Redis, Sample, chain, is_alive, name_of, submit,
-    wait_until, wait_until_gone, wait_until_reaped,
+    Conserver, Daemon, PATIENCE, Programs, Redis, Sample, chain, free_port, is_alive, name_of,
+    private_folder, run, said, submit, wait_until, wait_until_gone, wait_until_reaped,
 };
 
 /// A link that leaves a mark in each document.
@@ -252,4 +256,204 @@ fn a_trial_that_dies_or_stands_still_leaves_the_former_configuration() {
     assert_eq!(daemon.count_in_log("is in force"), 0);
     nobody_tries(&daemon);
     daemon.stop();
+}
+
+/// Makes a package of the module `tiny`, which marks with `tiny`; returns its file.
+fn package(programs: &Programs) -> String {
+    programs.write("tiny.text", &marking("", "tiny"));
+    let code = "
+import sys, zipfile
+folder = sys.argv[1]
+path = folder + '/tiny-1.0-py3-none-any.whl'
+with zipfile.ZipFile(path, 'w') as file:
+    file.write(folder + '/tiny.text', 'tiny/__init__.py')
+    about = 'tiny-1.0.dist-info/'
+    file.writestr(about + 'METADATA', 'Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n')
+    file.writestr(about + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+    file.writestr(about + 'RECORD', 'tiny/__init__.py,,\\n')
+print(path)
+";
+    let folder = programs.folder();
+    let output = Command::new("python3")
+        .args(["-c", code])
+        .arg(folder)
+        .output()
+        .expect("python3");
+    assert!(output.status.success(), "{output:?}");
+    let path = String::from_utf8(output.stdout).expect("text");
+    path.trim().to_owned()
+}
+
+/// A chain with a link of the module `tiny` from this package.
+fn packaged(package: &str) -> Value {
+    let link = json!({"module": "tiny", "pip_name": package});
+    chain(&[("python", link)], &[])
+}
+
+/// Has packages installed below this folder, from no server.
+fn installing(conserver: Conserver, state: &Path) -> Conserver {
+    conserver
+        .env("CONSERVER_PIP_INSTALL", "yes")
+        .env("STATE_DIRECTORY", state)
+        .env("PIP_NO_INDEX", "1")
+}
+
+/// An interpreter whose pip says nothing and hangs, with a child.
+fn hanging_pip(programs: &Programs) -> PathBuf {
+    let text = "if [ \"$2\" != pip ]; then exec python3 \"$@\"; fi
+cd \"${0%/*}\"
+sleep 1000 &
+echo $! >>pids; echo $$ >>pids
+wait";
+    programs.shell("interpreter", text)
+}
+
+#[test]
+fn a_package_is_installed_once_and_only_if_it_is_asked_for() {
+    let (redis, programs, state) = (Redis::plain(), Programs::new(), private_folder());
+    let package = package(&programs);
+    let conserver = conserver(&redis, &programs)
+        .config(&packaged(&package))
+        .env("STATE_DIRECTORY", state.path());
+    let line = format!("to install what is missing: python3 -m pip install '{package}'");
+    let why = "`tiny` cannot be used: ModuleNotFoundError: No module named 'tiny'";
+    for command in [&["run"][..], &["check", "--offline"]] {
+        said(&run(&conserver, command, 78), &[&line, why]);
+    }
+    assert!(!state.path().join("python").exists());
+
+    let conserver = installing(conserver, state.path());
+    let told = format!(
+        "the start of the daemon installs what is missing: python3 -m pip install '{package}'"
+    );
+    said(&run(&conserver, &["check", "--offline"], 0), &[&told, why]);
+    assert!(!state.path().join("python").exists());
+
+    let daemon = conserver.launch_again();
+    daemon.wait_for_log("All 1 workers started", PATIENCE);
+    assert_eq!(mark(&redis), "tiny");
+    let folder = state.path().join("python");
+    let log = daemon.log();
+    let begun = format!("Installing '{package}' into {} with pip", folder.display());
+    for text in [&begun, &format!("Installed '{package}': took ")] {
+        assert!(log.contains(text), "{text}: {log}");
+    }
+    daemon.stop();
+    assert!(folder.join("tiny/__init__.py").exists());
+    assert!(!folder.join(".pip").exists());
+
+    let daemon = conserver.launch_again();
+    daemon.wait_for_log("All 1 workers started", PATIENCE);
+    assert_eq!(mark(&redis), "tiny");
+    assert_eq!(daemon.count_in_log("Install"), 0);
+    daemon.stop();
+    said(
+        &run(&conserver, &["check", "--offline"], 0),
+        &["link python (tiny)"],
+    );
+}
+
+#[test]
+fn a_package_of_a_changed_configuration_is_installed_before_it_is_in_force() {
+    let (redis, programs, state) = (Redis::plain(), Programs::new(), private_folder());
+    let package = package(&programs);
+    let daemon = installing(conserver(&redis, &programs), state.path()).start();
+    assert_eq!(mark(&redis), "good");
+    daemon.reconfigure(&packaged(&package));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("All workers are replaced", PATIENCE);
+    assert_eq!(daemon.count_in_log("Installed"), 1);
+    assert_eq!(mark(&redis), "tiny");
+    nobody_tries(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn daemons_that_share_a_folder_install_once() {
+    let (programs, state) = (Programs::new(), private_folder());
+    let package = package(&programs);
+    let folder = state.path().join("python");
+    fs::create_dir(&folder).expect("a folder");
+    let lock = fs::File::create(folder.join(".lock")).expect("a file");
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).expect("a lock");
+    let servers = [Redis::plain(), Redis::plain()];
+    let daemons: Vec<Daemon> = servers
+        .iter()
+        .map(|redis| {
+            let conserver = conserver(redis, &programs).config(&packaged(&package));
+            installing(conserver, state.path()).launch()
+        })
+        .collect();
+    for daemon in &daemons {
+        daemon.wait_for_log("Waiting for another daemon that installs into", PATIENCE);
+    }
+    drop(lock);
+    for (daemon, redis) in daemons.iter().zip(&servers) {
+        daemon.wait_for_log("All 1 workers started", PATIENCE);
+        assert_eq!(mark(redis), "tiny");
+    }
+    let count = |daemon: &Daemon| daemon.count_in_log("Installed");
+    assert_eq!(daemons.iter().map(count).sum::<usize>(), 1);
+    daemons.into_iter().for_each(Daemon::stop);
+}
+
+#[test]
+fn what_cannot_be_installed_is_told_without_its_token() {
+    let (redis, programs, state) = (Redis::plain(), Programs::new(), private_folder());
+    let url = format!("http://user:verysecret@127.0.0.1:{}/tiny.whl", free_port());
+    let conserver = installing(conserver(&redis, &programs), state.path())
+        .config(&packaged(&url))
+        .env("LOG_LEVEL", "DEBUG")
+        .env("PIP_RETRIES", "0");
+    let finished = run(&conserver, &["run"], 78);
+    let told = "packages could not be installed: pip has ended with exit code 1: ";
+    said(
+        &finished,
+        &[told, "`tiny` cannot be used", "http://***@127.0.0.1:"],
+    );
+    assert!(
+        !finished.output().contains("verysecret"),
+        "{}",
+        finished.output()
+    );
+
+    // While the daemon runs, it costs nothing but the change.
+    let daemon = conserver.again().config(&config("good")).start();
+    daemon.reconfigure(&packaged(&url));
+    daemon.wait_for_log(told, PATIENCE);
+    daemon.wait_for_log("the former one stays", PATIENCE);
+    assert_eq!(mark(&redis), "good");
+    assert!(
+        !daemon.output().contains("verysecret"),
+        "{}",
+        daemon.output()
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_stop_ends_pip_and_the_wait_for_it() {
+    let (redis, programs, state) = (Redis::plain(), Programs::new(), private_folder());
+    let installing = installing(conserver(&redis, &programs), state.path())
+        .env("CONSERVER_PYTHON", hanging_pip(&programs));
+    // A reload.
+    let mut reloads = installing.start();
+    reloads.reconfigure(&packaged("tiny"));
+    let pids = programs.wait_for_pids(2);
+    reloads.terminate();
+    assert_eq!(reloads.wait_exit(PATIENCE), 0);
+    wait_until_gone(&pids);
+
+    // The start, of two daemons.
+    programs.write("pids", "");
+    let conserver = reloads.conserver();
+    let mut installs = conserver.again().config(&packaged("tiny")).launch();
+    let pids = programs.wait_for_pids(2);
+    let mut waits = conserver.again().config(&packaged("tiny")).launch();
+    waits.wait_for_log("Waiting for another daemon", PATIENCE);
+    for daemon in [&mut waits, &mut installs] {
+        daemon.terminate();
+        assert_eq!(daemon.wait_exit(PATIENCE), 0, "{}", daemon.log());
+    }
+    wait_until_gone(&pids);
 }
