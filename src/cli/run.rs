@@ -32,6 +32,7 @@ pub fn run(settings: Settings) -> Exit {
     };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    sys::hide_memory();
     let python = match try_python(&source.config, &settings) {
         Ok(warnings) => warnings,
         Err(_) if sys::end_is_pending() => return Exit::Ok,
@@ -58,7 +59,6 @@ pub fn run(settings: Settings) -> Exit {
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }
-    sys::hide_memory();
     match supervisor::run(&settings, source) {
         Ok(RunResult::Ended(exit)) => exit,
         Ok(RunResult::InChild(assignment, config)) => {
