@@ -32,6 +32,7 @@ if sys.path[:1] == [""]:
     del sys.path[0]
 
 import ast
+import errno
 import faulthandler
 import fcntl
 import importlib
@@ -58,10 +59,38 @@ TRANSIENT = {
     "TimeoutError",
     "timeout",  # socket.timeout until Python 3.9
     "Timeout",
-    "APIConnectionError",
+    "gaierror",  # socket
+    "URLError",  # urllib
+    "NewConnectionError",  # urllib3
+    "MaxRetryError",
+    "ConnectError",  # httpx
+    "TimeoutException",
+    "ClientConnectionError",  # aiohttp
+    "EndpointConnectionError",  # botocore
+    "AutoReconnect",  # pymongo
+    "ConnectionFailure",
+    "NoValidConnectionsError",  # paramiko
+    "SSHException",
+    "OperationalError",  # databases: PEP 249
+    "APIConnectionError",  # openai
     "APITimeoutError",
     "RateLimitError",
     "InternalServerError",
+}
+
+# What a system says when it is full, broken or cut off.
+TRANSIENT_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
 }
 
 # The daemon cuts a longer error, too.
@@ -484,7 +513,15 @@ def is_filler(step):
 def is_transient(error):
     if isinstance(error, (NotLoaded, ConnectionError, TimeoutError, MemoryError)):
         return True
-    return any(kind.__name__ in TRANSIENT for kind in type(error).__mro__)
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "HTTPError" in names:
+        # Of requests and httpx, or of urllib, whose one is a URLError, too.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status or getattr(error, "code", None)
+        return isinstance(status, int) and (status == 429 or 500 <= status <= 599)
+    return not names.isdisjoint(TRANSIENT)
 
 
 def shown(error):

@@ -17,12 +17,12 @@ use crate::cli::output::eprint_lines;
 use crate::config::{Config, ConfigErrors, ConfigWarnings, Source};
 use crate::exit::Exit;
 use crate::queue::NameLease;
-use crate::settings::{self, Settings};
+use crate::settings::{self, EnvFile, Settings};
 use crate::supervisor::{self, RunResult, SupervisorError};
 use crate::{logging, monitor, procfs, program, sys, worker};
 
 /// Runs the daemon until it is told to end. A forked child returns from here too, at its own end.
-pub fn run(settings: Settings) -> Exit {
+pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
         Err(errors) => {
@@ -33,6 +33,15 @@ pub fn run(settings: Settings) -> Exit {
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
     sys::hide_memory();
+    if let Some(summary) = env_file.summary() {
+        log::info!("{summary}");
+    }
+    for warning in env_file.warnings() {
+        log::warn!("{warning}");
+    }
+    if let Some(ignored) = settings::ignored(env_file) {
+        log::info!("Ignored variables of the existing server: {ignored}");
+    }
     let python = match try_python(&source.config, &settings) {
         Ok(warnings) => warnings,
         Err(_) if sys::end_is_pending() => return Exit::Ok,
@@ -78,7 +87,7 @@ pub fn run(settings: Settings) -> Exit {
 /// Tries the Python modules, for as long as nobody tells this process to end. First installs packages that are
 /// missing, if the settings say so.
 fn try_python(config: &Config, settings: &Settings) -> Result<ConfigWarnings, ConfigErrors> {
-    if config.python_modules().is_empty() {
+    if !config.has_python() {
         return Ok(ConfigWarnings::default());
     }
     supervisor::ask_for_time(config.longest_python_check());

@@ -49,6 +49,11 @@ impl Config {
             .collect()
     }
 
+    /// Whether an interpreter must be asked before the configuration can be used.
+    pub fn has_python(&self) -> bool {
+        !self.python_modules().is_empty() || self.python.may_have_hooks()
+    }
+
     /// The longest time that [`Config::prepare_python`] takes, without the start of processes.
     pub fn longest_python_check(&self) -> Duration {
         let settings = &self.python.settings;
@@ -64,14 +69,14 @@ impl Config {
     pub fn look_at_python(&self) -> PythonFindings {
         let modules = self.python_modules();
         let mut findings = PythonFindings::default();
-        if modules.is_empty() {
+        if !self.has_python() {
             return findings;
         }
         let asked: Vec<&PythonModule> = modules.iter().map(|(module, _)| *module).collect();
         let missing = match python::look(&self.python, &asked) {
             Ok(missing) => missing,
             Err(failure) => {
-                let message = format!("the Python modules cannot be looked at: {failure}");
+                let message = format!("Python modules cannot be used: {failure}");
                 findings.faults.push(Fault::of_file(message));
                 return findings;
             }

@@ -86,7 +86,7 @@ impl Supervisor {
         let Some(source) = self.active_config.read() else {
             return self.keep_former(reloads);
         };
-        if source.config.python_modules().is_empty() {
+        if !source.config.has_python() {
             return self.put_in_force(source, reloads);
         }
         let file = self.active_config.file();

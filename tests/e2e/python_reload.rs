@@ -225,7 +225,7 @@ fn an_import_that_takes_too_long_leaves_the_former_configuration() {
         .start();
     programs.write("slow.py", &marking(WAITING, "slow"));
     daemon.reconfigure(&config("slow"));
-    daemon.wait_for_log("the Python modules cannot be looked at", PATIENCE);
+    daemon.wait_for_log("Python modules cannot be used: ", PATIENCE);
     wait_until_gone(&programs.pids());
     assert_eq!(mark(&redis), "good");
     assert_eq!(daemon.count_in_log("is in force"), 0);
