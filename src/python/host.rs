@@ -237,7 +237,8 @@ pub fn look(setup: &HostSetup, modules: &[&PythonModule]) -> Result<Vec<MissingM
         .map(|module| format!("{{{}}}", module.members()));
     let members: Vec<String> = members.collect();
     let request = format!("{{\"do\":\"look\",\"modules\":[{}]}}\n", members.join(","));
-    let clock = || Clock::new(Deadline::NONE.begin(setup.settings.timeout));
+    let limit = setup.settings.timeout;
+    let clock = || Clock::new(Deadline::NONE.begin(limit)).heeding_signals();
     match stream.ask(&request, clock) {
         Ok(reply) => Ok(reply.missing),
         Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),

@@ -12,11 +12,12 @@
 //! modules has none.
 //!
 //! Here is what is known of modules ([`PythonModule`]) and of their host ([`HostSetup`]), the calls, and
-//! [`look`], which asks an interpreter whether modules can be used. The link, the storage and the way of a
+//! [`look`], which asks an interpreter whether modules can be used; `pip` installs what is missing. The link, the storage and the way of a
 //! vCon that make these calls are in `link`, `storage` and `worker`.
 
 mod hooks;
 mod host;
+mod pip;
 
 use std::env;
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ use serde_json::Value;
 
 pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
 pub use host::{Host, look};
+pub use pip::{Installer, TIME_LIMIT as PIP_TIME_LIMIT, line as pip_line};
 
 use crate::failure::{Failure, FailureKind};
 use crate::program::Program;
@@ -208,11 +210,25 @@ impl HostSetup {
     /// The program, which is not running yet.
     fn program(&self) -> Program {
         let settings = &self.settings;
-        let mut besides: Vec<(&str, OsString)> = Vec::new();
+        let argv = arguments(&settings.interpreter, "conserver-python-host");
+        self.program_of(argv, "the Python host", settings.timeout, &[], Vec::new())
+    }
+
+    /// A program in the same environment but for these variables, and with these secrets besides.
+    fn program_of(
+        &self,
+        argv: Vec<String>,
+        name: &str,
+        timeout: Duration,
+        variables: &[(&str, OsString)],
+        more_secrets: Vec<Secret>,
+    ) -> Program {
+        let mut besides: Vec<(&str, OsString)> = variables.to_vec();
         if env::var_os("CONSERVER_CONFIG_FILE").is_none() {
             besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
         }
         let mut secrets = self.secrets.clone();
+        secrets.extend(more_secrets);
         for (name, value) in env::vars_os() {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
             if names_a_secret(&name) {
@@ -222,8 +238,7 @@ impl HostSetup {
                 secrets.extend(passwords(&value));
             }
         }
-        let argv = arguments(&settings.interpreter, "conserver-python-host");
-        Program::with_environment(argv, "the Python host", settings.timeout, &besides, secrets)
+        Program::with_environment(argv, name, timeout, &besides, secrets)
     }
 
     /// What it is greeted with: the script, then its first line.

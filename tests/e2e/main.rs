@@ -86,6 +86,7 @@ mod progress;
 mod prompt_drains;
 mod proxy;
 mod python;
+mod python_reload;
 mod queue_promises;
 mod redis_cuts;
 mod redis_faults;
