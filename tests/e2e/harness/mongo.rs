@@ -45,7 +45,9 @@ impl Mongo {
         command.push(program("python3", &[]).display().to_string());
         command.extend(["-m", "secantus", "--host", "127.0.0.1", "--port"].map(str::to_owned));
         command.push(self.port.to_string());
-        command.extend(["--standalone", "--sync-on-commit", "--storage-path", &data].map(str::to_owned));
+        command.extend(
+            ["--standalone", "--sync-on-commit", "--storage-path", &data].map(str::to_owned),
+        );
         let server = Guard::launch(Launch {
             command,
             log: &log,

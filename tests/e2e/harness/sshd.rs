@@ -15,8 +15,7 @@ use tempfile::TempDir;
 use super::guard::{Guard, Launch};
 use super::postgres::unprivileged;
 use super::{
-    Files, children_of, free_port, private_folder, program, wait_for_server,
-    wait_until_gone,
+    Files, children_of, free_port, private_folder, program, wait_for_server, wait_until_gone,
 };
 
 /// The server, with one user, who comes with a key.
@@ -88,7 +87,13 @@ impl Sshd {
         let sshd = program("sshd", &["/usr/sbin".into()]);
         let config = self.folder.path().join("sshd_config");
         // It starts itself anew for each connection, by its whole name.
-        let command = [sshd.as_path(), Path::new("-D"), Path::new("-e"), Path::new("-f"), &config];
+        let command = [
+            sshd.as_path(),
+            Path::new("-D"),
+            Path::new("-e"),
+            Path::new("-f"),
+            &config,
+        ];
         let server = Guard::launch(Launch {
             command: command.map(|part| part.display().to_string()).to_vec(),
             log: &log,
