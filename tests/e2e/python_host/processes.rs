@@ -220,15 +220,20 @@ fn a_new_configuration_brings_modules_and_imports_that_were_not_there() {
     more["imports"] = json!({"opening": {"module": "practice.opening"}});
     daemon.reconfigure(&more);
     let is_marked = || {
-        redis
-            .calls()
-            .iter()
-            .any(|call| call.call == "links.marks.run")
+        let calls = redis.calls();
+        calls.iter().any(|call| call.call == "links.marks.run")
     };
-    wait_until("the new one is in force", PATIENCE, || {
+    let mut done = some.len();
+    while !is_marked() {
         submit(&redis, "default", &samples("plain", 1));
-        is_marked()
-    });
+        done += 1;
+        wait_until("it is done", PATIENCE, || redis.length("done") == done);
+        assert!(
+            done < 10_000,
+            "the new configuration is not taken: {}",
+            daemon.log()
+        );
+    }
     let marked = redis
         .calls()
         .into_iter()
