@@ -73,7 +73,11 @@ fn hooks_are_called_around_the_chain_and_after_each_link() {
     let id = json!(plain.id);
     assert_eq!(
         of_plain[0].arguments,
-        [id.clone(), chain.clone(), json!({})]
+        [
+            id.clone(),
+            chain.clone(),
+            json!({"ingress_list": "default"})
+        ]
     );
     let parties = json!(["+15550100", "ole@example.org"]);
     let after = |name: &str, path: &str, options: Value, of_hook: Value| {
@@ -103,7 +107,7 @@ fn hooks_are_called_around_the_chain_and_after_each_link() {
         after("refuses", "links.refuses", Value::Null, json!({}))
     );
     // It is the same object that the hook before was given.
-    let context = json!({"seen before": plain.id});
+    let context = json!({"ingress_list": "default", "seen before": plain.id});
     assert_eq!(of_plain[6].arguments, [id.clone(), chain.clone(), context]);
     assert_eq!(of_plain[6].named, json!({"error": null}));
 
@@ -139,7 +143,9 @@ fn the_context_of_the_entry_is_handed_to_the_hooks() {
     submit(&redis, "default", std::slice::from_ref(&one));
     let calls = calls_of(&redis, &[&one]).remove(0);
     assert_eq!(calls[0].call, "hook.before_processing");
-    assert_eq!(calls[0].arguments[2], context);
+    let mut told = context.clone();
+    told["ingress_list"] = json!("default");
+    assert_eq!(calls[0].arguments[2], told);
     let last = calls.last().expect("calls");
     assert_eq!(last.call, "hook.after_processing");
     assert_eq!(last.arguments[2]["trace_id"], context["trace_id"]);

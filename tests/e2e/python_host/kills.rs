@@ -289,8 +289,8 @@ impl Scene {
         let mut course = Course::default();
         let mut id: &str = &sample.id;
         let chain = told(&self.config, "main");
-        let fresh = json!({});
-        let seen = json!({"seen before": id});
+        let fresh = json!({"ingress_list": "default"});
+        let seen = json!({"ingress_list": "default", "seen before": id});
         let none = json!({});
         let before = [json!(id), chain.clone(), fresh.clone()];
         course.looks(vec![Expected::new(
