@@ -56,6 +56,7 @@ TRANSCRIBE = "links.transcribe"
 TRANSIENT = {
     "ConnectionError",
     "TimeoutError",
+    "timeout",  # socket.timeout until Python 3.9
     "Timeout",
     "APIConnectionError",
     "APITimeoutError",
@@ -100,7 +101,7 @@ class Streams:
     """The two pipes of the protocol, and the standard streams, which are the modules'.
 
     What must outlast a module has a high number, so that it does no harm to close the standard
-    streams, or os.closerange(0, 20).
+    streams, or to call os.closerange(0, 20).
     """
 
     def __init__(self):
@@ -150,8 +151,7 @@ class Streams:
                 os.fstat(number)
             except OSError:
                 os.dup2(self.originals[number], number)
-            stream = getattr(sys, name, None)
-            if stream is None or getattr(stream, "closed", False):
+            if is_closed(getattr(sys, name, None)):
                 mode = "w" if number else "r"
                 stream = open(number, mode, 1, errors="backslashreplace", closefd=False)
                 setattr(sys, name, stream)
@@ -178,7 +178,7 @@ class Host:
     def __init__(self, streams):
         self.streams = streams
         self.is_greeted = False
-        # (name, kind) -> the module, and the vendor if it is TRANSCRIBE in the place of an older one
+        # (name, kind) -> (module, vendor); the vendor only if it is TRANSCRIBE for an older link
         self.modules = {}
         # name -> function
         self.hooks = {}
@@ -193,7 +193,7 @@ class Host:
             request = decode(line)
             perform = REQUESTS[request["do"]] if self.is_greeted else Host.greet
             answer = encode(perform(self, request))
-        # Also what is no Exception: a module that calls sys.exit() does not end this process.
+        # Not only an Exception: a module that calls sys.exit() must not end this process.
         except BaseException as error:
             self.streams.print_traceback()
             answer = encode({"error": shown(error), "transient": is_transient(error)})
@@ -341,8 +341,8 @@ class Host:
         try:
             module = self.call(importlib.import_module, name)
         except BaseException as error:
-            why = shown(error)
-            raise NotLoaded(f"could not import {name}: {why}", why, is_absent(name, error)) from error
+            why, absent = shown(error), is_absent(name, error)
+            raise NotLoaded(f"could not import {name}: {why}", why, absent) from error
         fault = fault_of(module, kind)
         if fault:
             # The next attempt reads the file anew.
@@ -356,7 +356,7 @@ class Host:
         try:
             return self.call(function, *arguments)
         except BaseException as error:
-            # Not for nothing: it holds all that the module had in its hands.
+            # Only if it is needed, because it keeps all that the module worked on in memory.
             if "after_processing" in self.hooks:
                 self.raised = error
             raise
@@ -407,6 +407,17 @@ def high_copy(descriptor):
     return os.dup(descriptor)
 
 
+def is_closed(stream):
+    try:
+        return stream.closed
+    except AttributeError:
+        # Nothing, or something that a module has put in its place.
+        return stream is None
+    except ValueError:
+        # detach() has taken its buffer.
+        return True
+
+
 async def completed(awaitable):
     return await awaitable
 
@@ -447,7 +458,7 @@ def is_idle(hook, function):
     """Returns whether a hook does nothing, by its source, so that no vCon has to pay for calls."""
     try:
         (definition,) = ast.parse(inspect.getsource(function)).body
-        first = definition.args.args[0].arg
+        first = (definition.args.posonlyargs + definition.args.args)[0].arg
         is_bare = not definition.decorator_list and not hasattr(function, "__wrapped__")
         steps = [ast.unparse(step) for step in definition.body if not is_filler(step)]
     # It is no plain function, or there is no source.
@@ -476,12 +487,16 @@ def shown(error):
     if isinstance(error, NotLoaded):
         text = str(error)
     else:
-        text = "".join(traceback.format_exception_only(type(error), error))
+        # What a module raises may fail even to be shown.
+        try:
+            text = "".join(traceback.format_exception_only(type(error), error))
+        except Exception:
+            text = type(error).__name__
     return printable(" ".join(text.split()))[:LONGEST_ERROR]
 
 
 def printable(text):
-    """Replaces lone surrogates, which JSON cannot hold."""
+    """Replaces lone surrogates, which no JSON may hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

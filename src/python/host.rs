@@ -48,7 +48,7 @@ impl Host {
     /// A host whose interpreter starts with the first call.
     pub fn new(setup: &Arc<HostSetup>) -> Self {
         let idle = bounded(1);
-        let greeting = setup.greeting(&setup.imports, "");
+        let greeting = setup.greeting(&setup.imports);
         let interpreter = Interpreter {
             stream: Stream::new(setup.program(), Some(greeting)),
             loaded: HashSet::new(),
@@ -163,7 +163,7 @@ impl Interpreter {
 /// # Errors
 /// Why the interpreter could not tell; `timeout` of the settings is the limit for all modules together.
 pub fn look(setup: &HostSetup, modules: &[&PythonModule]) -> Result<Vec<MissingModule>, Failure> {
-    let mut stream = Stream::new(setup.program(), Some(setup.greeting(&[], "")));
+    let mut stream = Stream::new(setup.program(), Some(setup.greeting(&[])));
     let members = modules
         .iter()
         .map(|module| format!("{{{}}}", module.members()));

@@ -168,14 +168,13 @@ impl HostSetup {
         Program::with_environment(argv, "the Python host", settings.timeout, &besides, secrets)
     }
 
-    /// What it is greeted with, with whatever else `more` has.
-    fn greeting(&self, imports: &[PythonModule], more: &str) -> Vec<u8> {
-        let path = self.folders();
+    /// What it is greeted with: the script, then its first line.
+    fn greeting(&self, imports: &[PythonModule]) -> Vec<u8> {
         let imports: Vec<&str> = imports.iter().map(|it| it.module.as_str()).collect();
-        let greeting = serde_json::json!({"path": path, "imports": imports, "hooks": true});
-        let greeting = greeting.to_string();
-        let greeting = greeting.strip_suffix('}').unwrap_or(&greeting);
-        format!("{SCRIPT}{greeting}{more}}}\n").into_bytes()
+        let greeting = serde_json::json!({
+            "path": self.folders(), "imports": imports, "load": [], "hooks": true,
+        });
+        format!("{SCRIPT}{greeting}\n").into_bytes()
     }
 
     /// The folders in which the interpreter looks for modules before all others, in order.
