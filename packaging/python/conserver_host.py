@@ -295,10 +295,7 @@ class Host:
         uuid, error = request["uuid"], request["error"]
         # The same object as before: hooks leave each other notes in it.
         context = self.before[1] if self.before[0] == uuid else request["context"]
-        if error is not None:
-            # The exception itself, unless the daemon speaks of an error of its own.
-            was_here = self.raised is not None and shown(self.raised) == error
-            error = self.raised if was_here else Exception(error)
+        error = self.exception(error)
         self.before, self.raised = (None, None), None
         hook = self.hooks.get("after_processing")
         if hook is not None:
@@ -315,9 +312,17 @@ class Host:
         module, vendor = self.modules.get((name, "link"), built_in)
         options = with_vendor(request["options"], vendor)
         own_options = (options or {}).get("after_link", {})
-        outcome = (request["status"], request["error"], request["parties"])
+        outcome = (request["status"], self.exception(request["error"]), request["parties"])
         self.call(hook, request["uuid"], request["link"], module, options, own_options, *outcome)
         return {}
+
+    def exception(self, text):
+        """Returns the exception that this text is about; None for no text."""
+        if text is None:
+            return None
+        # The one that was raised, unless the daemon speaks of an error of its own.
+        was_here = self.raised is not None and shown(self.raised) == text
+        return self.raised if was_here else Exception(text)
 
     def module(self, name, kind, vendor=None):
         """Returns a module of this kind, and the vendor to add to its options.
@@ -351,13 +356,13 @@ class Host:
         return module
 
     def watch(self, function, *arguments):
-        """Calls a link or tracer, and keeps what it raises for `after_processing`."""
+        """Calls a link or tracer, and keeps what it raises for the hooks."""
         self.raised = None
         try:
             return self.call(function, *arguments)
         except BaseException as error:
             # Only if it is needed, because it keeps all that the module worked on in memory.
-            if "after_processing" in self.hooks:
+            if "after_processing" in self.hooks or "after_link" in self.hooks:
                 self.raised = error
             raise
 
