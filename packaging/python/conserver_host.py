@@ -32,6 +32,7 @@ if sys.path[:1] == [""]:
     del sys.path[0]
 
 import ast
+import errno
 import faulthandler
 import fcntl
 import importlib
@@ -62,7 +63,16 @@ TRANSIENT = {
     "APITimeoutError",
     "RateLimitError",
     "InternalServerError",
+    "ConnectionFailure",  # pymongo
+    "NoValidConnectionsError",  # paramiko
+    "SSHException",
+    "OperationalError",  # Python's clients of SQL databases
+    "NetworkError",  # httpx
+    "gaierror",  # a host name that cannot be looked up
 }
+
+# An OSError with one of these numbers, which has no class of its own in Python.
+UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
 # The daemon cuts a longer error, too.
 LONGEST_ERROR = 2000
@@ -483,6 +493,8 @@ def is_filler(step):
 
 def is_transient(error):
     if isinstance(error, (NotLoaded, ConnectionError, TimeoutError, MemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
         return True
     return any(kind.__name__ in TRANSIENT for kind in type(error).__mro__)
 

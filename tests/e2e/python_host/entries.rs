@@ -29,9 +29,9 @@ links:
       number: 5432
       octal: 0o644
       half: 0.5
-      exponent: 1e3
-      yes: true
-      off: false
+      exponent: 1.5e+3
+      'yes': true
+      'no': false
       none: null
       date: 2024-03-16
       list: [1, two, [3.0, {four: 5}], {}]
@@ -61,7 +61,7 @@ chains:
     let all = options("all");
     let expected = json!({
         "text": "a 'b' \"c\" ü", "quoted": "5432", "number": 5432, "octal": 420, "half": 0.5,
-        "exponent": 1000.0, "yes": true, "off": false, "none": null,
+        "exponent": 1500.0, "yes": true, "no": false, "none": null,
         "list": [1, "two", [3.0, {"four": 5}], {}], "deep": {"a": {"b": {"c": []}}},
         "from_environment": "north", "lines": "one\ntwo\n",
     });
