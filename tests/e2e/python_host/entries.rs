@@ -27,7 +27,8 @@ links:
       text: 'a ''b'' \"c\" ü'
       quoted: '5432'
       number: 5432
-      octal: 0o644
+      octal: 0644
+      text too: 0o644
       half: 0.5
       exponent: 1.5e+3
       'yes': true
@@ -60,7 +61,7 @@ chains:
     assert_eq!(options("nothing"), Value::Null);
     let all = options("all");
     let expected = json!({
-        "text": "a 'b' \"c\" ü", "quoted": "5432", "number": 5432, "octal": 420, "half": 0.5,
+        "text": "a 'b' \"c\" ü", "quoted": "5432", "number": 5432, "octal": 420, "text too": "0o644", "half": 0.5,
         "exponent": 1500.0, "yes": true, "no": false, "none": null,
         "list": [1, "two", [3.0, {"four": 5}], {}], "deep": {"a": {"b": {"c": []}}},
         "from_environment": "north", "lines": "one\ntwo\n",

@@ -349,14 +349,14 @@ impl Scene {
             if subject == "refused" && *path == "links.refuses" {
                 let text = format!("nothing can be done\nfor {id}");
                 let shown = format!("ValueError: nothing can be done for {id}");
-                course.looks(vec![told("error", json!(shown))]);
+                // What was raised; where its process is gone by now, what is known of it.
                 let raised = json!({"exception": "ValueError", "text": text});
-                let told = json!({"exception": "Exception", "text": shown});
-                let forms = [raised, told]
-                    .iter()
-                    .flat_map(|error| after(id, error))
-                    .collect();
-                course.looks(forms);
+                let known = json!({"exception": "Exception", "text": shown});
+                let errors = [raised, known];
+                let forms = errors.iter().map(|error| told("error", error.clone()));
+                course.looks(forms.collect());
+                let forms = errors.iter().flat_map(|error| after(id, error));
+                course.looks(forms.collect());
                 return course;
             }
             course.looks(vec![told("success", Value::Null)]);
