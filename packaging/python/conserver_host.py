@@ -59,20 +59,39 @@ TRANSIENT = {
     "TimeoutError",
     "timeout",  # socket.timeout until Python 3.9
     "Timeout",
-    "APIConnectionError",
+    "gaierror",  # socket
+    "URLError",  # urllib
+    "NewConnectionError",  # urllib3
+    "MaxRetryError",
+    "ConnectError",  # httpx
+    "TimeoutException",
+    "ClientConnectionError",  # aiohttp
+    "EndpointConnectionError",  # botocore
+    "AutoReconnect",  # pymongo
+    "ConnectionFailure",
+    "NoValidConnectionsError",  # paramiko
+    "SSHException",
+    "OperationalError",  # databases: PEP 249
+    "APIConnectionError",  # openai
     "APITimeoutError",
     "RateLimitError",
     "InternalServerError",
-    "ConnectionFailure",  # pymongo
-    "NoValidConnectionsError",  # paramiko
-    "SSHException",
-    "OperationalError",  # Python's clients of SQL databases
-    "NetworkError",  # httpx
-    "gaierror",  # a host name that cannot be looked up
 }
 
-# An OSError with one of these numbers, which has no class of its own in Python.
-UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+# What a system says when it is full, broken or cut off.
+TRANSIENT_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
 
 # The daemon cuts a longer error, too.
 LONGEST_ERROR = 2000
@@ -494,9 +513,15 @@ def is_filler(step):
 def is_transient(error):
     if isinstance(error, (NotLoaded, ConnectionError, TimeoutError, MemoryError)):
         return True
-    if isinstance(error, OSError) and error.errno in UNREACHABLE:
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
         return True
-    return any(kind.__name__ in TRANSIENT for kind in type(error).__mro__)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "HTTPError" in names:
+        # Of requests and httpx, or of urllib, whose one is a URLError, too.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status or getattr(error, "code", None)
+        return isinstance(status, int) and (status == 429 or 500 <= status <= 599)
+    return not names.isdisjoint(TRANSIENT)
 
 
 def shown(error):

@@ -877,6 +877,8 @@ fn native_needs_a_python_path_and_a_limit_of_time_is_more_than_nothing() {
         &faults(&text),
         "config.yml:4: links.a.native: takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set",
     );
+    let text = format!("links:\n  a: {{module: links.x, native: false}}\n{chains}");
+    assert!(faults(&text).contains("config.yml:2: links.a.module: `links.x` is not built in"));
     let text = format!("links:\n  a: {{module: links.x, timeout: 0}}\n{chains}");
     let errors = with_python(&text).unwrap_err().to_string();
     assert_eq!(errors, "config.yml:2: links.a.timeout: must be more than 0");

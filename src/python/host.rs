@@ -176,8 +176,7 @@ impl Interpreter {
     }
 }
 
-/// Asks an interpreter of its own which of these modules cannot be used. The imports of the setup
-/// are not loaded but by being among them.
+/// Asks an interpreter of its own which of these modules cannot be used. It has loaded the hooks before.
 ///
 /// # Errors
 /// Why the interpreter could not tell; `timeout` of the settings is the limit for all modules together.

@@ -11,13 +11,14 @@ use super::Storage;
 use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
 use crate::program::{ProgramError, Reply};
-use crate::python::{Host, PythonModule};
+use crate::python::{Deaths, Host, PythonModule};
 use crate::vcon::{Outgoing, VconId};
 
 /// A storage that is a Python module.
 pub(crate) struct PythonStorage {
     module: Arc<PythonModule>,
     host: Host,
+    deaths: Deaths,
 }
 
 impl PythonStorage {
@@ -26,6 +27,7 @@ impl PythonStorage {
         Self {
             module: Arc::clone(module),
             host: host.clone(),
+            deaths: Deaths::default(),
         }
     }
 
@@ -63,7 +65,10 @@ fn failure(error: ProgramError) -> Failure {
 
 impl Storage for PythonStorage {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-        self.call("save", &vcon.id, deadline).map(drop)
+        let saved = self.call("save", &vcon.id, deadline);
+        saved
+            .map(drop)
+            .map_err(|failure| self.deaths.judge(&vcon.id, failure))
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
@@ -177,10 +182,28 @@ def delete(u, o): return kept.pop(u, None) is not None
                 "raise ConnectionRefusedError('away')",
                 FailureKind::Transient,
             ),
+            ("raise OSError(28, 'full')", FailureKind::Transient),
+            ("raise OSError(2, 'no such file')", FailureKind::Refused),
+            (
+                "import urllib.error as e; raise e.HTTPError('u', 503, 'm', {}, None)",
+                FailureKind::Transient,
+            ),
+            (
+                "import urllib.error as e; raise e.HTTPError('u', 400, 'm', {}, None)",
+                FailureKind::Refused,
+            ),
+            (
+                "class HTTPError(Exception): response = None\n    raise HTTPError()",
+                FailureKind::Refused,
+            ),
+            (
+                "class AutoReconnect(Exception): pass\n    raise type('Mine', (AutoReconnect,), {})()",
+                FailureKind::Transient,
+            ),
             ("import os; os._exit(1)", FailureKind::Crashed),
             ("import time; time.sleep(1000)", FailureKind::Slow),
         ] {
-            let (_folder, mut storage) = storage(&format!("def save(u, o): {body}"), None);
+            let (_folder, mut storage) = storage(&format!("def save(u, o):\n    {body}"), None);
             let mut module = (*storage.module).clone();
             if kind == FailureKind::Slow {
                 module.timeout = Some(Duration::from_secs(1));
@@ -189,6 +212,18 @@ def delete(u, o): return kept.pop(u, None) is not None
             let failure = storage.save(&vcon(), Deadline::NONE).unwrap_err();
             assert_eq!(failure.kind, kind, "{failure}");
         }
+    }
+
+    #[test]
+    fn the_third_death_of_the_host_with_one_vcon_is_its_own_fault() {
+        use FailureKind::{Crashed, Permanent};
+        let (_folder, mut storage) = storage("import os\ndef save(u, o): os._exit(1)", None);
+        let (first, second) = (vcon(), vcon());
+        let mut kinds = Vec::new();
+        for vcon in [&first, &first, &second, &second, &second] {
+            kinds.push(storage.save(vcon, Deadline::NONE).unwrap_err().kind);
+        }
+        assert_eq!(kinds, [Crashed, Crashed, Crashed, Crashed, Permanent]);
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod documents;
 mod elasticsearch;
 mod elasticsearch_answers;
 mod elasticsearch_faults;
+mod env_file;
 mod everything;
 mod failover;
 mod figures;
