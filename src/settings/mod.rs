@@ -26,6 +26,8 @@ use log::LevelFilter;
 use ureq::http::HeaderName;
 
 pub use env_file::EnvFile;
+#[cfg(any(test, fuzzing))]
+pub(crate) use env_file::fuzz;
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};
 pub use python::PythonSettings;
