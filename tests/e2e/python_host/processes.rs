@@ -49,6 +49,21 @@ fn a_lane_without_python_modules_starts_no_interpreter() {
 }
 
 #[test]
+fn hooks_that_do_nothing_keep_no_interpreter_running() {
+    let (redis, deployment, files) = (Redis::plain(), Deployment::new(), Files::new());
+    let config = chain(&[], &[("files", files.storage())]);
+    // The deployment's path has such hooks.
+    let daemon = conserver(&redis, &deployment, &config).lanes(2).start();
+    let some = samples("plain", 20);
+    submit(&redis, "default", &some);
+    Ledger::of(&redis, &some).settles();
+    wait_until("no interpreter is left", PATIENCE, || {
+        interpreters(&daemon).is_empty()
+    });
+    daemon.stop();
+}
+
+#[test]
 fn each_lane_has_a_host_of_its_own_that_lives_as_long_as_it() {
     let (redis, deployment) = (Redis::plain(), Deployment::new());
     let links = [
