@@ -69,6 +69,11 @@ impl Config {
     pub fn look_at_python(&self) -> PythonFindings {
         let modules = self.python_modules();
         let mut findings = PythonFindings::default();
+        for folder in self.python.settings.path.iter().filter(|it| !it.is_dir()) {
+            let folder = folder.display();
+            let message = format!("CONSERVER_PYTHON_PATH names {folder}, which is not a folder");
+            findings.warnings.push(Fault::of_file(message));
+        }
         if !self.has_python() {
             return findings;
         }
