@@ -23,7 +23,7 @@ use ureq::http::HeaderName;
 
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 
-pub use reader::{SettingsErrors, misspelt};
+pub use reader::{SettingsErrors, misspelt, misspelt_among};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};
@@ -220,13 +220,19 @@ impl Settings {
 
     /// Reads the variables that `lookup` gives. An empty one counts as unset.
     pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, SettingsErrors> {
-        let mut reader = Reader::new(lookup);
-        let settings = Self::read(&mut reader);
-        if reader.faults.is_empty() {
+        let (settings, faults) = Self::with_faults(lookup);
+        if faults.is_empty() {
             Ok(settings)
         } else {
-            Err(SettingsErrors(reader.faults))
+            Err(SettingsErrors(faults))
         }
+    }
+
+    /// The same, with the default of each variable that is faulty, and what is wrong: a line for each.
+    pub fn with_faults(lookup: &dyn Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
+        let mut reader = Reader::new(lookup);
+        let settings = Self::read(&mut reader);
+        (settings, reader.faults)
     }
 
     /// How often the supervisor and its children show on the scoreboard that they are alive.

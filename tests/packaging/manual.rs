@@ -296,6 +296,7 @@ const NO_KEYS: &[&str] = &[
     "demo",
     "documents",
     "lengths",
+    "migrate",
     "preflight",
     "probe",
     "replay",

@@ -1,0 +1,448 @@
+//! The plan as data: what is printed as tables, and as JSON under these very names.
+
+use serde::Serialize;
+
+use super::deployment::{Deployment, Generation, Recognition, RedisFindings};
+use super::differences::DIFFERENCES;
+use super::environment::{Meaning, VariableNote};
+use super::python::FOLDERS;
+use super::steps::{self, Step};
+use crate::config::{Fault, NamedModule};
+use crate::options::yaml::joined;
+use crate::queue::{DocumentSample, QueueKind, QueueLength, Survey};
+use crate::secret::Secret;
+
+/// How to switch a deployment over.
+#[derive(Debug, Serialize)]
+pub(super) struct Plan {
+    /// Whether nothing keeps conserver from working there.
+    pub works: bool,
+    /// What does.
+    pub problems: Vec<String>,
+    /// The configuration that was read.
+    pub config_file: String,
+    /// The file whose variables were read; `null` for those of the process.
+    pub env_file: Option<String>,
+    /// Which generation the deployment is of.
+    pub generation: Recognition,
+    /// What runs where.
+    pub modules: Vec<ModuleRow>,
+    /// What of the configuration has no effect, or hardly the one that is meant.
+    pub warnings: Vec<String>,
+    /// What the variables of the deployment mean.
+    pub variables: Vec<VariableNote>,
+    /// What differs.
+    pub differences: Vec<DifferenceRow>,
+    /// What waits in Redis.
+    pub waiting: Waiting,
+    /// The lines of `/etc/conserver/conserver.env`.
+    pub environment: Vec<EnvironmentLine>,
+    /// What to do, in this order.
+    pub switch: Vec<Step>,
+    /// The same for going back.
+    pub way_back: Vec<Step>,
+}
+
+/// What becomes of an entry of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Runs {
+    /// It is built in.
+    BuiltIn,
+    /// It runs in Python, as before.
+    Python,
+    /// It would run in Python, which does not have it.
+    Missing,
+    /// Something is wrong with it.
+    Refused,
+}
+
+/// An entry of the configuration.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct ModuleRow {
+    /// The section: `links`, `storages`, `tracers`, `imports` or `followers`.
+    pub section: &'static str,
+    pub name: String,
+    pub module: String,
+    pub runs: Runs,
+    /// Why it does not run, or what it needs.
+    pub note: String,
+    /// The chains that name it.
+    pub chains: Vec<String>,
+}
+
+/// A difference that concerns the deployment.
+#[derive(Debug, Serialize)]
+pub(super) struct DifferenceRow {
+    pub id: &'static str,
+    pub what: &'static str,
+    pub existing: &'static str,
+    pub conserver: &'static str,
+    /// What it concerns; empty for everything.
+    pub concerns: Vec<String>,
+}
+
+/// What waits in Redis.
+#[derive(Debug, Serialize)]
+pub(super) struct Waiting {
+    /// The server, without its password.
+    pub redis: String,
+    /// Why nothing is known.
+    pub error: Option<String>,
+    /// The lists.
+    pub lists: Vec<WaitingRow>,
+    /// The storages whose dead letters somebody replays.
+    pub replay_locks: Vec<String>,
+    /// Keys with claims of daemons like this one.
+    pub claims: Vec<String>,
+    /// How the documents are kept that were looked at.
+    pub documents: Option<DocumentSample>,
+    /// Whether the server has RedisJSON.
+    pub has_redis_json: Option<bool>,
+    /// Whether all keys were looked at, or only a part of a large server.
+    pub complete: bool,
+}
+
+/// A list in which something may wait.
+#[derive(Debug, Serialize)]
+pub(super) struct WaitingRow {
+    pub key: String,
+    pub kind: QueueKind,
+    /// `null` if the key is not a list.
+    pub entries: Option<u64>,
+    pub note: String,
+}
+
+/// A line of the settings of the service.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct EnvironmentLine {
+    pub name: String,
+    /// `null` if it may be a secret, which is never shown: it is the one of the deployment.
+    pub value: Option<String>,
+    /// Why it is there, if the deployment does not have it.
+    pub why: String,
+}
+
+impl Plan {
+    /// Makes it.
+    pub fn of(deployment: &Deployment) -> Self {
+        let secrets = deployment.variables.secrets();
+        let modules = modules(deployment, &secrets);
+        let problems = problems(deployment, &modules);
+        let waiting = Waiting::of(deployment);
+        let environment = environment(deployment);
+        let outline = &deployment.outline;
+        Self {
+            works: problems.is_empty(),
+            config_file: deployment.config_file.display().to_string(),
+            env_file: (deployment.variables.file.as_ref()).map(|path| path.display().to_string()),
+            generation: deployment.generation.clone(),
+            warnings: deployment.warnings.clone(),
+            variables: deployment
+                .variables
+                .notes(outline, deployment.runs_programs()),
+            differences: differences(deployment),
+            switch: steps::switch(deployment, &modules, &environment),
+            way_back: steps::way_back(deployment),
+            problems,
+            modules,
+            waiting,
+            environment,
+        }
+    }
+}
+
+fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
+    let outline = &deployment.outline;
+    let row = |module: &NamedModule| {
+        let (runs, note) = runs(deployment, module);
+        let chains = outline.chains_of(module).into_iter();
+        ModuleRow {
+            section: module.section.key(),
+            name: module.name.clone(),
+            module: module.module.clone(),
+            runs,
+            note: hidden(note, secrets),
+            chains: chains.map(str::to_owned).collect(),
+        }
+    };
+    let followers = outline.followers.iter().map(|name| {
+        let faults = faults_of(&deployment.faults, "followers", name);
+        ModuleRow {
+            section: "followers",
+            name: name.clone(),
+            module: String::new(),
+            runs: match faults.is_empty() {
+                true => Runs::BuiltIn,
+                false => Runs::Refused,
+            },
+            note: faults.join("; "),
+            chains: Vec::new(),
+        }
+    });
+    outline.modules.iter().map(row).chain(followers).collect()
+}
+
+/// Where a module runs, and what is to be said about that.
+fn runs(deployment: &Deployment, module: &NamedModule) -> (Runs, String) {
+    let mut python = deployment.python.iter();
+    let python = python.find(|it| it.section == module.section && it.name == module.name);
+    if let Some(why) = python.and_then(|it| it.missing.clone()) {
+        let package = module.package.as_deref();
+        let package = package.map(|package| format!("; its package is {}", without_login(package)));
+        return (Runs::Missing, why + &package.unwrap_or_default());
+    }
+    let faults = faults_of(&deployment.faults, module.section.key(), &module.name);
+    match (faults.is_empty(), python) {
+        (false, _) => (Runs::Refused, faults.join("; ")),
+        (true, Some(_)) => (Runs::Python, String::new()),
+        (true, None) => (Runs::BuiltIn, String::new()),
+    }
+}
+
+/// What is wrong with an entry of a section.
+fn faults_of(faults: &[Fault], section: &str, name: &str) -> Vec<String> {
+    let path = joined(section, name);
+    let is_its = |fault: &&Fault| {
+        let rest = fault.key.strip_prefix(&path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let shown = |fault: &Fault| match fault.key.strip_prefix(&path).unwrap_or_default() {
+        "" => fault.message.clone(),
+        key => format!("{}: {}", key.trim_start_matches('.'), fault.message),
+    };
+    faults.iter().filter(is_its).map(shown).collect()
+}
+
+/// The text without what is secret.
+fn hidden(text: String, secrets: &[Secret]) -> String {
+    secrets
+        .iter()
+        .fold(text, |text, secret| secret.hide_in(text))
+}
+
+/// The name of a package without the login that its URL may hold.
+fn without_login(package: &str) -> String {
+    let Some((scheme, rest)) = package.split_once("://") else {
+        return package.to_owned();
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rfind('@') {
+        Some(at) => format!("{scheme}://***{}", &rest[at..]),
+        None => package.to_owned(),
+    }
+}
+
+fn problems(deployment: &Deployment, modules: &[ModuleRow]) -> Vec<String> {
+    let mut problems = deployment.settings_faults.clone();
+    problems.extend(deployment.fault_lines.iter().cloned());
+    for row in modules.iter().filter(|row| row.runs == Runs::Missing) {
+        // Without the folders, the configuration has said so.
+        if faults_of(&deployment.faults, row.section, &row.name).is_empty() {
+            let ModuleRow {
+                section,
+                name,
+                module,
+                note,
+                ..
+            } = row;
+            problems.push(format!("{section}.{name}: `{module}`: {note}"));
+        }
+    }
+    problems.extend(against_the_generation(deployment));
+    match &deployment.redis {
+        RedisFindings::NotAsked => {}
+        RedisFindings::Unavailable(why) => {
+            if !problems.contains(why) {
+                problems.push(why.clone());
+            }
+        }
+        RedisFindings::Found(survey) => {
+            let odd = survey.queues.iter().filter(|queue| queue.entries.is_none());
+            problems.extend(odd.map(|queue| format!("the key {} is not a list", queue.key)));
+        }
+    }
+    problems
+}
+
+/// Settings with which the API server could not read what conserver writes.
+fn against_the_generation(deployment: &Deployment) -> Option<String> {
+    let format = deployment.variables.text("VCON_REDIS_FORMAT")?;
+    let format = format.trim().to_ascii_lowercase();
+    match (deployment.generation.is, format.as_str()) {
+        (Generation::Older, "plain") => Some(
+            "VCON_REDIS_FORMAT=plain: the API server of this older generation reads RedisJSON only; set json"
+                .to_owned(),
+        ),
+        (Generation::Newer, "json") => Some(
+            "VCON_REDIS_FORMAT=json: the API server of this newer generation reads plain strings only; set plain"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+fn differences(deployment: &Deployment) -> Vec<DifferenceRow> {
+    let concerned = DIFFERENCES.iter().filter_map(|it| {
+        let concerns = (it.concerns)(deployment)?;
+        Some(DifferenceRow {
+            id: it.id,
+            what: it.what,
+            existing: it.existing,
+            conserver: it.conserver,
+            concerns,
+        })
+    });
+    concerned.collect()
+}
+
+impl Waiting {
+    fn of(deployment: &Deployment) -> Self {
+        let survey = deployment.redis.survey();
+        let error = match &deployment.redis {
+            RedisFindings::NotAsked => Some("it was not asked (--offline)".to_owned()),
+            RedisFindings::Unavailable(why) => Some(why.clone()),
+            RedisFindings::Found(_) => None,
+        };
+        let rows = |survey: &Survey| {
+            let queues = survey.queues.iter();
+            queues
+                .map(|queue| WaitingRow::of(deployment, queue))
+                .collect()
+        };
+        Self {
+            redis: deployment.settings.redis_url.to_string(),
+            error,
+            lists: survey.map(rows).unwrap_or_default(),
+            replay_locks: survey.map(|it| it.replay_locks.clone()).unwrap_or_default(),
+            claims: survey.map(|it| it.claims.clone()).unwrap_or_default(),
+            documents: survey.map(|it| it.documents.clone()),
+            has_redis_json: survey.map(|it| it.has_json),
+            complete: survey.is_some_and(|it| it.is_complete),
+        }
+    }
+}
+
+impl WaitingRow {
+    fn of(deployment: &Deployment, queue: &QueueLength) -> Self {
+        let plan = &deployment.outline.plan;
+        let served = plan.ingress_lists();
+        let is_served = |name: &str| served.iter().any(|list| list.as_str() == name);
+        let name = queue.key.strip_prefix("DLQ:").unwrap_or(&queue.key);
+        let note = match (queue.kind, queue.entries) {
+            (_, None) => "the key is not a list".to_owned(),
+            (QueueKind::Ingress, _) if is_served(name) => {
+                "is worked off after the start".to_owned()
+            }
+            (QueueKind::Ingress, _) => "stays: its chain has `enabled: 0`".to_owned(),
+            (QueueKind::Egress, _) => "stays for its readers".to_owned(),
+            (_, Some(0)) => String::new(),
+            (_, _) if !queue.is_configured => {
+                "stays: config.yml does not name what it belongs to".to_owned()
+            }
+            (QueueKind::DeadLetters, _) if !is_served(name) => {
+                "stays: its chain has `enabled: 0`".to_owned()
+            }
+            (QueueKind::DeadLetters | QueueKind::StorageDeadLetters, _) => {
+                format!("stays until `conserver dlq retry {name}`")
+            }
+        };
+        Self {
+            key: queue.key.clone(),
+            kind: queue.kind,
+            entries: queue.entries,
+            note,
+        }
+    }
+}
+
+/// The settings of the service.
+fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
+    let variables = &deployment.variables;
+    let notes = variables.notes(&deployment.outline, deployment.runs_programs());
+    let stays = |note: &VariableNote| {
+        let is_kept = matches!(
+            note.means,
+            Meaning::Setting | Meaning::Configuration | Meaning::Modules
+        );
+        // The file is copied to the place where it is looked for.
+        is_kept && note.name != "CONSERVER_CONFIG_FILE"
+    };
+    let mut lines: Vec<EnvironmentLine> = (notes.into_iter())
+        .filter(stays)
+        .map(|note| EnvironmentLine {
+            value: variables.shown(&note.name),
+            name: note.name,
+            why: String::new(),
+        })
+        .collect();
+    let mut add = |name: &str, value: &str, why: &str| {
+        if variables.get(name).is_none() {
+            lines.push(EnvironmentLine {
+                name: name.to_owned(),
+                value: Some(value.to_owned()),
+                why: why.to_owned(),
+            });
+        }
+    };
+    let has_json = deployment.redis.survey().is_some_and(|it| it.has_json);
+    match deployment.generation.is {
+        Generation::Older => {
+            let why = "the API server of the older generation reads RedisJSON only";
+            add("VCON_REDIS_FORMAT", "json", why);
+            let why = "readers of the older generation expect JSON bodies as text";
+            add("VCON_JSON_BODIES", "text", why);
+        }
+        Generation::Newer if has_json => {
+            let why = "this Redis has RedisJSON, which the newer generation cannot read";
+            add("VCON_REDIS_FORMAT", "plain", why);
+        }
+        _ => {}
+    }
+    if let Some(folders) = variables.python_folders()
+        && !deployment.python.is_empty()
+    {
+        add(FOLDERS, folders, "the folders of PYTHONPATH");
+    }
+    lines
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_belongs_to_the_entry_whose_path_it_has() {
+        let faults = [
+            Fault::at(1, "links.a", "whole"),
+            Fault::at(2, "links.a.options.tags", "part"),
+            Fault::at(3, "links.ab.options", "other"),
+            Fault::at(4, "storages.a", "other section"),
+            Fault::of_file("all"),
+        ];
+        assert_eq!(
+            faults_of(&faults, "links", "a"),
+            ["whole", "options.tags: part"]
+        );
+        assert_eq!(faults_of(&faults, "links", "b"), [""; 0]);
+    }
+
+    #[test]
+    fn a_package_is_named_without_its_login() {
+        for (package, shown) in [
+            ("visit-rating==1.4.0", "visit-rating==1.4.0"),
+            (
+                "git+https://github.com/a/b.git@v1",
+                "git+https://github.com/a/b.git@v1",
+            ),
+            (
+                "git+https://me:hunter2@github.com/a/b.git@v1",
+                "git+https://***@github.com/a/b.git@v1",
+            ),
+            ("https://hunter2@h", "https://***@h"),
+        ] {
+            assert_eq!(without_login(package), shown);
+        }
+    }
+}
