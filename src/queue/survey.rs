@@ -10,11 +10,13 @@ use serde_json::Value as Json;
 
 use super::documents::JSON;
 use super::keys::{
-    INSTANCES, Raw, STORAGE_PREFIX, dead_letter_list, storage_letters_list, storage_replay_lock,
+    INSTANCES, Raw, STORAGE_PREFIX, UNRETURNED, claims_key, dead_letter_list, storage_letters_list,
+    storage_replay_lock, workers_key,
 };
 use super::requests::round_trip;
 use super::{QueueError, RedisConnection, Server};
 use crate::config::ListName;
+use crate::visible::printable;
 
 /// How many keys one `SCAN` looks at, and how many of them are sent: 100,000 keys in all.
 const SCAN_COUNT: usize = 1000;
@@ -30,7 +32,6 @@ const LARGEST_READ: u64 = 256 << 10;
 const DOCUMENT: &[u8] = b"vcon:";
 const LETTERS: &[u8] = b"DLQ:";
 const LOCK: &[u8] = b":replay-lock";
-const CLAIMS: &[u8] = b"conserver:claims:";
 
 /// The lists and storages to look for.
 #[derive(Debug, Clone, Default)]
@@ -50,10 +51,8 @@ pub struct Survey {
     pub queues: Vec<QueueLength>,
     /// The storages whose dead letters somebody replays, or has begun to.
     pub replay_locks: Vec<String>,
-    /// The keys with claims of daemons like this one.
-    pub claims: Vec<String>,
-    /// Whether a daemon like this one has worked here.
-    pub has_instances: bool,
+    /// How many claims daemons like this one have, by their instance.
+    pub claims: Vec<(String, u64)>,
     /// Whether the server has RedisJSON and lets this user call it.
     pub has_json: bool,
     /// How documents are kept.
@@ -111,7 +110,6 @@ struct FoundKeys {
     documents: BTreeSet<Vec<u8>>,
     letters: BTreeSet<Vec<u8>>,
     locks: BTreeSet<Vec<u8>>,
-    claims: BTreeSet<Vec<u8>>,
     is_complete: bool,
 }
 
@@ -140,20 +138,11 @@ impl Survey {
         Ok(Self {
             queues,
             replay_locks: replay_locks(&mut connection, lists, &found)?,
-            claims: (found.claims.into_iter())
-                .map(|key| Raw::new(key).to_string())
-                .collect(),
-            has_instances: number(&mut connection, redis::cmd("SCARD").arg(INSTANCES))? > 0,
+            claims: claims(&mut connection)?,
             has_json,
             documents: DocumentSample::read(&mut connection, &found.documents)?,
             is_complete: found.is_complete,
         })
-    }
-
-    /// How many entries wait in lists of this kind.
-    pub fn waiting(&self, kind: QueueKind) -> u64 {
-        let queues = self.queues.iter().filter(|queue| queue.kind == kind);
-        queues.filter_map(|queue| queue.entries).sum()
     }
 }
 
@@ -248,6 +237,40 @@ fn replay_locks(
     Ok(locks)
 }
 
+/// The claims of all instances that have any.
+fn claims(connection: &mut RedisConnection) -> Result<Vec<(String, u64)>, QueueError> {
+    let mut claims = Vec::new();
+    for instance in members(connection, INSTANCES)? {
+        let workers = members(connection, &workers_key(&instance))?;
+        let workers = workers.iter().filter_map(|number| number.parse().ok());
+        let mut count = 0;
+        for worker in workers.chain([UNRETURNED]) {
+            let key = claims_key(&instance, worker);
+            count += number(connection, redis::cmd("HLEN").arg(key))?;
+        }
+        if count > 0 {
+            claims.push((printable(&instance).into_owned(), count));
+        }
+    }
+    Ok(claims)
+}
+
+/// The members of a set that are text; none if the server refuses the command.
+fn members(connection: &mut RedisConnection, key: &str) -> Result<Vec<String>, QueueError> {
+    match redis::cmd("SMEMBERS")
+        .arg(key)
+        .query::<Vec<Vec<u8>>>(connection)
+    {
+        Err(error) if error.code().is_some() => Ok(Vec::new()),
+        members => {
+            let members = members?.into_iter();
+            Ok(members
+                .filter_map(|it| String::from_utf8(it).ok())
+                .collect())
+        }
+    }
+}
+
 impl FoundKeys {
     /// Looks at the names of keys, but not at all of a large server.
     fn scan(connection: &mut RedisConnection) -> Result<Self, QueueError> {
@@ -281,8 +304,6 @@ impl FoundKeys {
             self.locks.insert(key);
         } else if key.starts_with(LETTERS) {
             self.letters.insert(key);
-        } else if key.starts_with(CLAIMS) {
-            self.claims.insert(key);
         }
     }
 }
@@ -407,14 +428,8 @@ mod tests {
         }
         let count = |keys: &BTreeSet<Vec<u8>>| keys.len();
         assert_eq!(
-            [
-                &found.documents,
-                &found.letters,
-                &found.locks,
-                &found.claims
-            ]
-            .map(count),
-            [1, 2, 1, 1]
+            [&found.documents, &found.letters, &found.locks].map(count),
+            [1, 2, 1]
         );
         assert_eq!(kind_of_letters("DLQ:a"), QueueKind::DeadLetters);
         assert_eq!(

@@ -63,6 +63,7 @@ mod list_order;
 mod local_links;
 mod logging;
 mod long_values;
+mod migrate;
 mod monitor_attacks;
 mod monitor_http;
 mod monitor_metrics;

@@ -29,6 +29,8 @@ pub(super) struct Variables {
 pub(super) enum Meaning {
     /// It is a setting.
     Setting,
+    /// It is a setting, with a value that it cannot have.
+    Wrong,
     /// The configuration names it as `${NAME}`.
     Configuration,
     /// Python modules, or programs of links, may read it.
@@ -50,6 +52,25 @@ pub(super) struct VariableNote {
     pub means: Meaning,
     pub note: String,
 }
+
+/// The settings that the existing worker has too.
+const OF_BOTH: &[&str] = &[
+    "REDIS_URL",
+    "CONSERVER_CONFIG_FILE",
+    "CONSERVER_WORKERS",
+    "CONSERVER_VCON_CONCURRENCY",
+    "CONSERVER_PARALLEL_STORAGE",
+    "CONSERVER_START_METHOD",
+    "CONSERVER_HEADER_NAME",
+    "TICK_INTERVAL",
+    "LOG_LEVEL",
+    "VCON_REDIS_EXPIRY",
+    "VCON_CONTEXT_EXPIRY",
+    "VCON_DLQ_EXPIRY",
+    "VCON_SORTED_SET_NAME",
+    "VCON_STORAGE_FALLBACK_ENABLED",
+    "EGRESS_FORMAT_VERSION",
+];
 
 /// Variables that the existing worker reads and that mean nothing here, or something else; one that ends with an
 /// underscore is the beginning of names.
@@ -231,7 +252,8 @@ impl Variables {
                 "for links.webhook, storage.postgres, storage.s3 and storage.elasticsearch"
                     .to_owned()
             }
-            _ => "as before".to_owned(),
+            _ if OF_BOTH.contains(&name) => "as before".to_owned(),
+            _ => "conserver's own".to_owned(),
         }
     }
 

@@ -93,8 +93,8 @@ pub(super) struct Waiting {
     pub lists: Vec<WaitingRow>,
     /// The storages whose dead letters somebody replays.
     pub replay_locks: Vec<String>,
-    /// Keys with claims of daemons like this one.
-    pub claims: Vec<String>,
+    /// What daemons like this one have in hand.
+    pub claims: Vec<ClaimsRow>,
     /// How the documents are kept that were looked at.
     pub documents: Option<DocumentSample>,
     /// Whether the server has RedisJSON.
@@ -113,13 +113,20 @@ pub(super) struct WaitingRow {
     pub note: String,
 }
 
+/// The claims of a daemon.
+#[derive(Debug, Serialize)]
+pub(super) struct ClaimsRow {
+    pub instance: String,
+    pub entries: u64,
+}
+
 /// A line of the settings of the service.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct EnvironmentLine {
     pub name: String,
     /// `null` if it may be a secret, which is never shown: it is the one of the deployment.
     pub value: Option<String>,
-    /// Why it is there, if the deployment does not have it.
+    /// Why it is there if the deployment does not have it, or what is shown of a secret.
     pub why: String,
 }
 
@@ -131,16 +138,13 @@ impl Plan {
         let problems = problems(deployment, &modules);
         let waiting = Waiting::of(deployment);
         let environment = environment(deployment);
-        let outline = &deployment.outline;
         Self {
             works: problems.is_empty(),
             config_file: deployment.config_file.display().to_string(),
             env_file: (deployment.variables.file.as_ref()).map(|path| path.display().to_string()),
             generation: deployment.generation.clone(),
             warnings: deployment.warnings.clone(),
-            variables: deployment
-                .variables
-                .notes(outline, deployment.runs_programs()),
+            variables: variables(deployment),
             differences: differences(deployment),
             switch: steps::switch(deployment, &modules, &environment),
             way_back: steps::way_back(deployment),
@@ -150,6 +154,21 @@ impl Plan {
             environment,
         }
     }
+}
+
+/// The notes on the variables, with what is wrong with a setting.
+fn variables(deployment: &Deployment) -> Vec<VariableNote> {
+    let variables = &deployment.variables;
+    let mut notes = variables.notes(&deployment.outline, deployment.runs_programs());
+    for note in &mut notes {
+        let mut faults = deployment.settings_faults.iter();
+        let fault = faults.find_map(|it| it.strip_prefix(&note.name)?.strip_prefix(": "));
+        if let Some(fault) = fault {
+            note.means = Meaning::Wrong;
+            fault.clone_into(&mut note.note);
+        }
+    }
+    notes
 }
 
 fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
@@ -304,6 +323,11 @@ impl Waiting {
             RedisFindings::Unavailable(why) => Some(why.clone()),
             RedisFindings::Found(_) => None,
         };
+        let claims = |survey: &Survey| {
+            let claims = survey.claims.iter().cloned();
+            let row = |(instance, entries)| ClaimsRow { instance, entries };
+            claims.map(row).collect()
+        };
         let rows = |survey: &Survey| {
             let queues = survey.queues.iter();
             queues
@@ -315,7 +339,7 @@ impl Waiting {
             error,
             lists: survey.map(rows).unwrap_or_default(),
             replay_locks: survey.map(|it| it.replay_locks.clone()).unwrap_or_default(),
-            claims: survey.map(|it| it.claims.clone()).unwrap_or_default(),
+            claims: survey.map(claims).unwrap_or_default(),
             documents: survey.map(|it| it.documents.clone()),
             has_redis_json: survey.map(|it| it.has_json),
             complete: survey.is_some_and(|it| it.is_complete),
@@ -359,11 +383,11 @@ impl WaitingRow {
 /// The settings of the service.
 fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
     let variables = &deployment.variables;
-    let notes = variables.notes(&deployment.outline, deployment.runs_programs());
+    let notes = self::variables(deployment);
     let stays = |note: &VariableNote| {
         let is_kept = matches!(
             note.means,
-            Meaning::Setting | Meaning::Configuration | Meaning::Modules
+            Meaning::Setting | Meaning::Wrong | Meaning::Configuration | Meaning::Modules
         );
         // The file is copied to the place where it is looked for.
         is_kept && note.name != "CONSERVER_CONFIG_FILE"
@@ -372,8 +396,11 @@ fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
         .filter(stays)
         .map(|note| EnvironmentLine {
             value: variables.shown(&note.name),
+            why: match note.name == "REDIS_URL" && variables.shown("REDIS_URL").is_none() {
+                true => deployment.settings.redis_url.to_string(),
+                false => String::new(),
+            },
             name: note.name,
-            why: String::new(),
         })
         .collect();
     let mut add = |name: &str, value: &str, why: &str| {

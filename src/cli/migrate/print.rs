@@ -8,9 +8,12 @@ use super::deployment::Generation;
 use super::environment::{Meaning, quoted};
 use super::plan::{Plan, Runs};
 use super::steps::Step;
-use crate::cli::output::{align_right, table};
+use crate::cli::output::{align_right, counted, table};
 use crate::queue::QueueKind;
 use crate::visible::printable;
+
+/// The width of tables that no terminal shows.
+const WIDTH: u16 = 140;
 
 /// The whole text.
 pub(super) fn text(plan: &Plan) -> String {
@@ -19,7 +22,7 @@ pub(super) fn text(plan: &Plan) -> String {
         plan.config_file,
         plan.env_file.as_deref().unwrap_or("this environment")
     );
-    section(&mut text, "What runs where", &modules(plan));
+    section(&mut text, "What runs where", modules(plan));
     if !plan.warnings.is_empty() {
         lines(
             &mut text,
@@ -30,10 +33,10 @@ pub(super) fn text(plan: &Plan) -> String {
     section(
         &mut text,
         "What differs for this deployment",
-        &differences(plan),
+        differences(plan),
     );
     if !plan.variables.is_empty() {
-        section(&mut text, "What the variables mean", &variables(plan));
+        section(&mut text, "What the variables mean", variables(plan));
     }
     waiting(&mut text, plan);
     heading(&mut text, "/etc/conserver/conserver.env");
@@ -64,7 +67,10 @@ fn heading(text: &mut String, title: &str) {
     let _ = writeln!(text, "\n{title}:");
 }
 
-fn section(text: &mut String, title: &str, table: &Table) {
+fn section(text: &mut String, title: &str, mut table: Table) {
+    if table.width().is_none() {
+        table.set_width(WIDTH);
+    }
     heading(text, title);
     let _ = writeln!(text, "{table}");
 }
@@ -124,6 +130,7 @@ fn variables(plan: &Plan) -> Table {
     for note in &plan.variables {
         let means = match note.means {
             Meaning::Setting => "a setting",
+            Meaning::Wrong => "WRONG",
             Meaning::Configuration => "for config.yml",
             Meaning::Modules => "for modules",
             Meaning::ApiServer => "for the API server",
@@ -157,7 +164,7 @@ fn waiting(text: &mut String, plan: &Plan) {
                 .map_or("?".to_owned(), |entries| entries.to_string());
             table.add_row([row.key.clone(), kind.to_owned(), entries, row.note.clone()].map(fit));
         }
-        section(text, &title, &table);
+        section(text, &title, table);
     }
     if let Some(documents) = &waiting.documents {
         let _ = writeln!(
@@ -182,8 +189,13 @@ fn waiting(text: &mut String, plan: &Plan) {
             "  dead letters of storage {storage} are being replayed: DLQ:storage:{storage}:replay-lock is there"
         );
     }
-    for key in &waiting.claims {
-        let _ = writeln!(text, "  claims of a conserver are there: {key}");
+    for row in &waiting.claims {
+        let _ = writeln!(
+            text,
+            "  conserver {} has {}: it works here, or was killed",
+            row.instance,
+            counted(row.entries, "claim")
+        );
     }
     let is = match plan.generation.is {
         Generation::Older => "the older one (RedisJSON documents)",

@@ -203,7 +203,8 @@ fn dead_letters(deployment: &Deployment) -> Option<Step> {
                  or remove the lock if nobody replays any more."
             ))
             .run(format!(
-                "redis-cli -u \"$REDIS_URL\" DEL {}    # only if nobody replays",
+                "redis-cli -u {} DEL {}    # only if nobody replays",
+                shell_word(&deployment.settings.redis_url.to_string()),
                 shell_word(&format!("DLQ:storage:{storage}:replay-lock"))
             ));
     }
@@ -235,11 +236,12 @@ pub(super) fn way_back(deployment: &Deployment) -> Vec<Step> {
             .run("sudo systemctl disable --now conserver"),
         Step::new("See that no claim is left")
             .note(
-                "This prints nothing. If it prints a key, a daemon of the name in it was killed, still runs, or could \
-                 not reach Redis: start conserver once more, wait until `as_service status` says that it is running, \
-                 and stop it again.",
+                "Under \"What waits\" it names each daemon that has claims. Such a one was killed, still runs, or could \
+                 not reach Redis: start conserver once more under its CONSERVER_INSTANCE, wait until \
+                 `as_service status` says that it is running, and stop it again.",
             )
-            .run("redis-cli -u \"$REDIS_URL\" --scan --pattern 'conserver:claims:*'"),
+            .run(AS_SERVICE)
+            .run("as_service migrate"),
     ];
     steps.extend(storage_letters(deployment));
     steps.push(
