@@ -30,6 +30,11 @@ pub fn generated() -> Vec<Generated> {
             settings::markdown_table(),
         ),
         table(
+            "ignored-variables",
+            "conserver-settings.7.md",
+            settings::ignored_markdown_table(),
+        ),
+        table(
             "metrics",
             "conserver-operations.7.md",
             metrics::markdown_table(),

@@ -17,7 +17,7 @@ use crate::queue::{
     ConfiguredWork, Fitness, Needs, QueueError, RedisConnection, Server, cluster_refusal, rehearse,
 };
 use crate::scoreboard::MOST_SERIES;
-use crate::settings::{self, Settings};
+use crate::settings::{self, EnvFile, Settings};
 use crate::storage::ConnectionLimit;
 use crate::visible::printable;
 
@@ -38,22 +38,23 @@ pub struct CheckArgs {
 
 impl CheckArgs {
     /// Runs all checks, and prints a table of the results.
-    pub fn run(&self, settings: &Settings) -> Exit {
-        check(settings, self.offline, self.deny_warnings)
+    pub fn run(&self, settings: &Settings, env_file: &EnvFile) -> Exit {
+        check(settings, env_file, self.offline, self.deny_warnings)
     }
 }
 
-fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
+fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: bool) -> Exit {
     let warn = |warning: &String| eprint_line(format_args!("warning: {warning}"));
-    let misspelt = settings::misspelt();
-    misspelt.iter().for_each(warn);
+    let mut mistakes = env_file.warnings().to_vec();
+    mistakes.extend(settings::misspelt());
+    mistakes.iter().for_each(warn);
     let config = match load_config(settings) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
     let odd: Vec<String> = config.warnings.lines().collect();
     odd.iter().for_each(warn);
-    if deny_warnings && !(misspelt.is_empty() && odd.is_empty()) {
+    if deny_warnings && !(mistakes.is_empty() && odd.is_empty()) {
         return Exit::Config;
     }
     let series = config.chains.len() + config.links.len() + config.storages.len();
@@ -63,10 +64,17 @@ fn check(settings: &Settings, offline: bool, deny_warnings: bool) -> Exit {
              {MOST_SERIES}: some chains have none"
         ));
     }
-    let mut rows = vec![
+    let mut rows = Vec::new();
+    rows.extend(
+        env_file
+            .summary()
+            .map(|it| CheckRow::fine("environment file", it)),
+    );
+    rows.extend(settings::ignored(env_file).map(|it| CheckRow::fine("ignored variables", it)));
+    rows.extend([
         CheckRow::fine("settings", lanes_text(settings)),
         CheckRow::fine("configuration", settings.config_file.display().to_string()),
-    ];
+    ]);
     rows.extend(config.chains.iter().map(|chain| {
         let name = format!("chain {}", chain.name);
         let lists: Vec<&str> = chain

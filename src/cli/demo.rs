@@ -336,6 +336,8 @@ impl DemoDaemon {
         }
         let mut process = command
             .arg("run")
+            // Away from a `.env`.
+            .current_dir(folder)
             .env_remove("EGRESS_FORMAT_VERSION")
             .env("REDIS_URL", redis)
             .env("CONSERVER_CONFIG_FILE", config)

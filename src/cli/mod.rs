@@ -27,15 +27,16 @@ use signal_hook::flag;
 
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::settings::Settings;
+use crate::settings::{EnvFile, Settings, SettingsErrors};
 use crate::sys;
 use crate::visible::printable_lines;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
 ///
-/// Settings come from the environment (REDIS_URL, CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...;
-/// conserver-settings(7) lists them all), chains from config.yml.
+/// Settings come from the environment and from .env in the working directory (REDIS_URL,
+/// CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...; conserver-settings(7) lists them all), chains from
+/// config.yml.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
@@ -157,6 +158,29 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
     })
 }
 
+/// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
+fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
+    use Command::{Check, Child, Forkserver, Migrate, Reaper, Run};
+    // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
+    // has changed since is for the next start.
+    if let Some(Child(_) | Forkserver(_) | Reaper) = command {
+        return Ok(EnvFile::default());
+    }
+    if let Some(Migrate(migrate)) = command
+        && migrate.has_env_file()
+    {
+        // The variables of this process do not count.
+        return Ok(EnvFile::default());
+    }
+    let file = EnvFile::load()?;
+    if !matches!(command, None | Some(Run | Check(_))) {
+        for warning in file.warnings() {
+            output::eprint_line(format_args!("warning: {warning}"));
+        }
+    }
+    Ok(file)
+}
+
 /// The command line as clap describes it, for the manual and for completions.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -183,6 +207,13 @@ pub fn main() -> Exit {
             return Exit::Ok;
         }
     };
+    let env_file = match env_file(cli.command.as_ref()) {
+        Ok(file) => file,
+        Err(errors) => {
+            output::eprint_lines(errors);
+            return Exit::Config;
+        }
+    };
     let config = cli.config.clone().map(OsString::from);
     let lookup = |name: &str| match name {
         "CONSERVER_CONFIG_FILE" if config.is_some() => config.clone(),
@@ -206,8 +237,8 @@ pub fn main() -> Exit {
         held.keep();
     }
     match cli.command {
-        None | Some(Command::Run) => run::run(settings),
-        Some(Command::Check(check)) => check.run(&settings),
+        None | Some(Command::Run) => run::run(settings, &env_file),
+        Some(Command::Check(check)) => check.run(&settings, &env_file),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),

@@ -16,12 +16,12 @@ use crate::cli::output::eprint_lines;
 use crate::config::{Config, Source};
 use crate::exit::Exit;
 use crate::queue::NameLease;
-use crate::settings::{self, Settings};
+use crate::settings::{self, EnvFile, Settings};
 use crate::supervisor::{self, RunResult, SupervisorError};
 use crate::{link, logging, monitor, procfs, sys, worker};
 
 /// Runs the daemon until it is told to end. A forked child returns from here too, at its own end.
-pub fn run(settings: Settings) -> Exit {
+pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
         Err(errors) => {
@@ -31,6 +31,15 @@ pub fn run(settings: Settings) -> Exit {
     };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    if let Some(summary) = env_file.summary() {
+        log::info!("{summary}");
+    }
+    for warning in env_file.warnings() {
+        log::warn!("{warning}");
+    }
+    if let Some(ignored) = settings::ignored(env_file) {
+        log::info!("Ignored variables of the existing server: {ignored}");
+    }
     if let Some(parameters) = settings.redis_url.parameters() {
         log::info!("REDIS_URL: {parameters}");
     }

@@ -1,9 +1,12 @@
 //! The environment, read once at the start into [`Settings`].
 //!
 //! [`TABLE`] lists every variable; a test holds it against what is read here. Whatever is wrong
-//! is reported together.
+//! is reported together. `env_file` adds what `.env` holds to the environment before that, and `ignored` has the
+//! variables of the existing server that mean nothing here.
 
+mod env_file;
 mod http_address;
+mod ignored;
 mod reader;
 mod redis_url;
 mod sentinel_url;
@@ -21,8 +24,9 @@ use std::time::Duration;
 use log::LevelFilter;
 use ureq::http::HeaderName;
 
+pub use env_file::EnvFile;
 pub use http_address::{HttpAddress, NotAnHttpAddress};
-
+pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};
 pub use reader::{SettingsErrors, misspelt, misspelt_among};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;

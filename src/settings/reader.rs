@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::str::FromStr;
 use std::{env, fmt};
 
+use super::ignored::IGNORED;
 use super::table::TABLE;
 use crate::spelling::distance;
 use crate::visible::printable;
@@ -103,15 +104,15 @@ pub(super) fn accepted(name: &str) -> &'static str {
 /// What the names of settings begin with that nobody else would give.
 const PREFIXES: [&str; 2] = ["CONSERVER_", "VCON_"];
 
-/// Variables of others: of the API server, of Kubernetes for a service of our name, and of the tests.
-const OF_OTHERS: [&str; 7] = [
+/// What the names of others' variables begin with: of Kubernetes for a service of our name, of the API server
+/// besides those in [`IGNORED`], and of the tests.
+const OF_OTHERS: [&str; 6] = [
     "CONSERVER_API_",
     "CONSERVER_HEADER_",
     "CONSERVER_PORT",
     "CONSERVER_SERVICE_",
     "CONSERVER_TEST_",
     "VCON_INDEX_",
-    "VCON_SORTED_FORCE_RESET",
 ];
 
 /// One line for each variable of this process that is probably a misspelt setting.
@@ -129,7 +130,8 @@ pub fn misspelt_among(variables: impl Iterator<Item = (OsString, OsString)>) -> 
 }
 
 fn warning(name: &str) -> Option<String> {
-    let is_of_others = OF_OTHERS.iter().any(|other| name.starts_with(other));
+    let is_of_others = OF_OTHERS.iter().any(|other| name.starts_with(other))
+        || IGNORED.iter().any(|ignored| name == ignored.name);
     if is_of_others || TABLE.iter().any(|row| row.name == name) {
         return None;
     }

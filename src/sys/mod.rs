@@ -1,7 +1,7 @@
 //! The calls to the operating system that need care: the only unsafe code of the crate.
 //!
 //! Here stands what a process does to itself: its clock, its name, its tie to its parent. The files:
-//! `process` (fork, this program anew, how a child ended), `signals`, `memory` (shared,
+//! `process` (fork, this program anew, its environment, how a child ended), `signals`, `memory` (shared,
 //! returned), `program` and `account` (programs of links).
 
 mod account;
@@ -13,7 +13,7 @@ mod signals;
 pub use account::Account;
 pub use memory::{SharedWords, give_back_free_memory, give_back_large_blocks};
 pub use process::{
-    End, Fork, fork, nameless_file, peek, reap, reap_child, take_stdin, this_program,
+    End, Fork, fork, nameless_file, peek, reap, reap_child, set_variables, take_stdin, this_program,
 };
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
 pub use signals::{CaughtSignals, HeldSignals, hold_signals, release_signals};

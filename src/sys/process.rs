@@ -1,7 +1,8 @@
 //! Starting another process of this program: a copy (`fork`), or the program executed anew.
 //!
-//! `fork` is sound because a process with more than one thread is refused.
+//! `fork` and `set_variables` are sound because a process with more than one thread is refused.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -62,6 +63,25 @@ fn threads() -> io::Result<usize> {
 #[cfg(not(target_os = "linux"))]
 fn threads() -> io::Result<usize> {
     Ok(1)
+}
+
+/// Sets variables of this process, which every process that it starts inherits. Names are not empty and hold no `=`;
+/// neither names nor values hold a NUL.
+///
+/// # Errors
+/// If this process has more than one thread: another may read the environment meanwhile.
+pub fn set_variables(variables: Vec<(String, OsString)>) -> io::Result<()> {
+    let threads = threads()?;
+    if threads != 1 {
+        return Err(io::Error::other(format!(
+            "{threads} threads are running; a change of the environment needs one"
+        )));
+    }
+    for (name, value) in variables {
+        // SAFETY: this is the only thread, so none reads or changes the environment meanwhile.
+        unsafe { std::env::set_var(name, value) };
+    }
+    Ok(())
 }
 
 /// Variables for the supervisor alone: the service manager listens to no other process.

@@ -43,6 +43,7 @@ mod documents;
 mod elasticsearch;
 mod elasticsearch_answers;
 mod elasticsearch_faults;
+mod env_file;
 mod everything;
 mod failover;
 mod figures;

@@ -62,6 +62,11 @@ pub struct MigrateArgs {
 }
 
 impl MigrateArgs {
+    /// Whether the variables are those of a file.
+    pub(super) fn has_env_file(&self) -> bool {
+        self.env_file.is_some()
+    }
+
     /// Makes the plan, and prints it.
     pub fn run(&self, config: Option<PathBuf>) -> Exit {
         let variables = match &self.env_file {

@@ -130,6 +130,12 @@ impl Conserver {
         self
     }
 
+    /// Without this variable.
+    pub fn without(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self.env("CONSERVER_WORKERS", workers.to_string())
