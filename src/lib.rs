@@ -76,6 +76,7 @@
 //! - [`config`]: `config.yml` -> `Config`, checked against the known links and storages.
 //! - [`link`] and [`storage`]: the steps of a chain and the places where vCons are kept; they know nothing of
 //!   the queue.
+//! - [`python`]: the host of Python modules, one process for each lane; [`program`]: programs that links run.
 //! - [`options`]: one mapping of `config.yml`, read with every fault recorded.
 //! - [`redis_server`] and [`http_client`]: connections, for the queue, links and storages; [`failure`]: what
 //!   went wrong, and whose fault it is; [`deadline`]: by when a vCon must be done.
@@ -168,6 +169,8 @@ pub mod logging;
 pub mod monitor;
 pub mod options;
 pub mod procfs;
+pub mod program;
+pub mod python;
 pub mod queue;
 pub mod redis_server;
 pub mod runtime_dir;

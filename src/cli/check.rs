@@ -8,7 +8,7 @@ use clap::Args;
 use comfy_table::{ContentArrangement, Table};
 
 use super::load_config;
-use super::output::{counted, eprint_line, print_lines};
+use super::output::{counted, eprint_line, eprint_lines, print_lines};
 use crate::config::{Config, Follower};
 use crate::exit::Exit;
 use crate::http_client;
@@ -52,7 +52,14 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let odd: Vec<String> = config.warnings.lines().collect();
+    let python = match config.check_python(&settings.config_file) {
+        Ok(warnings) => warnings,
+        Err(errors) => {
+            eprint_lines(errors);
+            return Exit::Config;
+        }
+    };
+    let odd: Vec<String> = config.warnings.lines().chain(python.lines()).collect();
     odd.iter().for_each(warn);
     if deny_warnings && !(mistakes.is_empty() && odd.is_empty()) {
         return Exit::Config;
@@ -88,6 +95,16 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
             "out of service, "
         };
         CheckRow::fine(&name, format!("{state}from {}", lists.join(", ")))
+    }));
+    rows.extend(config.python_modules().into_iter().map(|(module, _)| {
+        let what = format!(
+            "{} {} ({})",
+            module.kind.as_str(),
+            module.entry,
+            module.module
+        );
+        let interpreter = &settings.python.interpreter;
+        CheckRow::fine(&what, format!("a Python module, imported by {interpreter}"))
     }));
     rows.extend(config.links.iter().filter_map(|(name, link)| {
         let detail = link.open_link().check().err()?;

@@ -18,12 +18,19 @@ use crate::exit::Exit;
 use crate::queue::NameLease;
 use crate::settings::{self, EnvFile, Settings};
 use crate::supervisor::{self, RunResult, SupervisorError};
-use crate::{link, logging, monitor, procfs, sys, worker};
+use crate::{logging, monitor, procfs, program, sys, worker};
 
 /// Runs the daemon until it is told to end. A forked child returns from here too, at its own end.
 pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     let source = match Source::load(&settings.config_file) {
         Ok(source) => source,
+        Err(errors) => {
+            eprint_lines(errors);
+            return Exit::Config;
+        }
+    };
+    let python = match source.config.check_python(&settings.config_file) {
+        Ok(warnings) => warnings,
         Err(errors) => {
             eprint_lines(errors);
             return Exit::Config;
@@ -52,7 +59,7 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     for warning in settings::misspelt() {
         log::warn!("{warning}");
     }
-    for warning in source.config.warnings.lines() {
+    for warning in source.config.warnings.lines().chain(python.lines()) {
         log::warn!("{warning}");
     }
     if source.config.ingress_lists().is_empty() {
@@ -129,7 +136,7 @@ impl ForkserverCommand {
 /// Kills the programs that a worker leaves behind.
 pub(super) fn reaper(settings: &Settings) -> Exit {
     begin("conserver-reap", settings);
-    match link::serve_as_reaper() {
+    match program::serve_as_reaper() {
         Ok(()) => Exit::Ok,
         Err(error) => {
             log::error!("the reaper ends: {error}");

@@ -18,8 +18,10 @@ use indexmap::{IndexMap, IndexSet};
 
 use crate::link::{self, Link};
 use crate::options::substitution::Environment;
-use crate::options::{Common, yaml};
+use crate::options::{Common, scalars, yaml};
+use crate::python::{Host, HostSetup, PythonModule};
 use crate::secret::Secret;
+use crate::settings::PythonSettings;
 use crate::storage::{self, Storage};
 
 pub use crate::list_name::{ListName, NotAListName};
@@ -34,6 +36,7 @@ mod followers;
 mod outline;
 #[cfg(test)]
 mod properties;
+mod python;
 mod read;
 mod source;
 #[cfg(test)]
@@ -55,6 +58,19 @@ pub struct Config {
     pub warnings: ConfigWarnings,
     /// The servers whose vCons are pulled, in the order of the file.
     pub followers: Vec<Follower>,
+    /// What is called before the first link of every chain and after each, in the order of the file.
+    pub tracers: Vec<Tracer>,
+    /// What the host of Python modules begins with.
+    pub python: Arc<HostSetup>,
+}
+
+/// One entry of `tracers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracer {
+    /// Its module.
+    pub module: Arc<PythonModule>,
+    /// Whether a vCon fails with it: its option `dlq_vcon_on_error`.
+    pub fails_vcon: bool,
 }
 
 /// One chain: what happens to the vCons of its ingress lists.
@@ -74,10 +90,30 @@ pub struct Chain {
     pub enabled: bool,
     /// The longest time one vCon may take.
     pub timeout: Option<Duration>,
+    /// Its entry in the file as JSON, with its name, as hooks are told of it.
+    pub details: String,
 }
 
-/// What makes a link or storage from its options.
+/// What makes a built-in link or storage from its options.
 type Open<T> = fn(&mut Options) -> Box<T>;
+
+/// What makes a link or storage of a Python module.
+type OpenPython<T> = fn(&Arc<PythonModule>, &Host) -> Box<T>;
+
+/// What a link or storage is made of.
+enum Opener<T: ?Sized> {
+    BuiltIn(Open<T>),
+    Python(Arc<PythonModule>, OpenPython<T>),
+}
+
+impl<T: ?Sized> Clone for Opener<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::BuiltIn(open) => Self::BuiltIn(*open),
+            Self::Python(module, open) => Self::Python(Arc::clone(module), *open),
+        }
+    }
+}
 
 /// One entry of `storages`.
 pub type StorageConfig = ModuleConfig<dyn Storage>;
@@ -92,7 +128,9 @@ pub struct ModuleConfig<T: ?Sized> {
     line: usize,
     /// With the values from variables and files.
     options: yaml::Mapping,
-    open: Open<T>,
+    opener: Opener<T>,
+    /// What its host begins with, if it is a Python module that is opened alone.
+    host: Arc<HostSetup>,
     /// The values from variables and files, which are not to be shown.
     looked_up: Arc<[Secret]>,
     /// What all that is opened of it has in common.
@@ -131,8 +169,11 @@ impl Config {
 
     /// Checks `text`, the content of the file at `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
-        let environment = Arc::new(Environment::of_process());
-        Self::parse_with(text, path, link::MODULES, storage::MODULES, &environment)
+        let surroundings = Surroundings {
+            environment: Arc::new(Environment::of_process()),
+            python: PythonSettings::from_env(),
+        };
+        Self::parse_with(text, path, link::MODULES, storage::MODULES, &surroundings)
     }
 
     fn parse_with(
@@ -140,22 +181,39 @@ impl Config {
         path: &Path,
         links: &[link::Module],
         storages: &[storage::Module],
-        environment: &Arc<Environment>,
+        surroundings: &Surroundings,
     ) -> Result<Self, ConfigErrors> {
         let document = yaml::parse(text).map_err(|faults| ConfigErrors::new(path, faults))?;
-        let (mut config, findings) = read::config(document, links, storages, environment);
+        let (mut config, findings) = read::config(document, links, storages, surroundings);
         let warnings = ConfigWarnings::new(path, findings.warnings);
         if findings.faults.is_empty() {
             config.warnings = warnings;
+            config.prepare_hosts(path);
             Ok(config)
         } else {
             Err(ConfigErrors::new(path, findings.faults).with(warnings))
         }
     }
 
+    /// Says to everything that may be opened what its host begins with.
+    fn prepare_hosts(&mut self, file: &Path) {
+        file.clone_into(&mut Arc::make_mut(&mut self.python).config_file);
+        for link in self.links.values_mut() {
+            link.host = Arc::clone(&self.python);
+        }
+        for storage in self.storages.values_mut() {
+            storage.host = Arc::clone(&self.python);
+        }
+    }
+
     /// The ingress lists of the chains in service, in the order of the file.
     pub fn ingress_lists(&self) -> Vec<ListName> {
         ingress_lists(&self.chains)
+    }
+
+    /// A host for the Python modules of one lane, which has not begun.
+    pub fn host(&self) -> Host {
+        Host::new(&self.python)
     }
 
     /// The chain in service that takes from `list`.
@@ -180,8 +238,21 @@ fn egress_lists(chains: &[Chain], routes: &[ListName]) -> IndexSet<ListName> {
     of_chains.chain(routes).cloned().collect()
 }
 
+/// What surrounds a process that reads a configuration.
+struct Surroundings {
+    environment: Arc<Environment>,
+    python: PythonSettings,
+}
+
 impl<T: ?Sized> ModuleConfig<T> {
-    fn opened(&self) -> Box<T> {
+    fn opened(&self, host: Option<&Host>) -> Box<T> {
+        let open = match &self.opener {
+            Opener::BuiltIn(open) => open,
+            Opener::Python(module, open) => {
+                let host = host.map_or_else(|| Host::new(&self.host), Clone::clone);
+                return open(module, &host);
+            }
+        };
         let node = yaml::Node {
             line: self.line,
             kind: yaml::NodeKind::Mapping(self.options.clone()),
@@ -191,26 +262,53 @@ impl<T: ?Sized> ModuleConfig<T> {
         options.set_owner(&self.name);
         options.set_looked_up(&self.looked_up);
         options.set_common(&self.common);
-        (self.open)(&mut options)
+        open(&mut options)
+    }
+
+    /// The Python module that it is, if it is one.
+    pub fn python(&self) -> Option<&Arc<PythonModule>> {
+        match &self.opener {
+            Opener::BuiltIn(_) => None,
+            Opener::Python(module, _) => Some(module),
+        }
+    }
+
+    /// Its options as JSON, if it has any.
+    pub fn options_as_json(&self) -> Option<String> {
+        match &self.opener {
+            Opener::BuiltIn(_) if self.options.is_empty() => None,
+            Opener::BuiltIn(_) => Some(scalars::object(&self.options)),
+            Opener::Python(module, _) => module.options.clone(),
+        }
     }
 }
 
 impl ModuleConfig<dyn Storage> {
-    /// A backend of its own for a lane, not connected yet.
+    /// A backend that is not connected yet. If it is a Python module, it has a host of its own.
     pub fn open_storage(&self) -> Box<dyn Storage> {
-        self.opened()
+        self.opened(None)
+    }
+
+    /// The same for a lane, whose host runs it if it is a Python module.
+    pub fn open_storage_of(&self, lane: &Host) -> Box<dyn Storage> {
+        self.opened(Some(lane))
     }
 
     /// Whether it gets the version of `EGRESS_FORMAT_VERSION`.
     pub fn is_downgraded(&self) -> bool {
-        storage::DOWNGRADED.contains(&self.module.as_str())
+        storage::DOWNGRADED.contains(&self.module.as_str()) && self.python().is_none()
     }
 }
 
 impl ModuleConfig<dyn Link> {
-    /// A link of its own for a lane.
+    /// A link. If it is a Python module, it has a host of its own.
     pub fn open_link(&self) -> Box<dyn Link> {
-        self.opened()
+        self.opened(None)
+    }
+
+    /// The same for a lane, whose host runs it if it is a Python module.
+    pub fn open_link_of(&self, lane: &Host) -> Box<dyn Link> {
+        self.opened(Some(lane))
     }
 }
 
@@ -222,7 +320,8 @@ impl<T: ?Sized> Clone for ModuleConfig<T> {
             path: self.path.clone(),
             line: self.line,
             options: self.options.clone(),
-            open: self.open,
+            opener: self.opener.clone(),
+            host: Arc::clone(&self.host),
             looked_up: Arc::clone(&self.looked_up),
             common: self.common.clone(),
             routes: self.routes.clone(),

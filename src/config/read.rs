@@ -8,13 +8,16 @@ use indexmap::IndexMap;
 
 use super::advice;
 use super::{
-    Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, Plan,
-    egress_lists, followers,
+    Chain, Config, ConfigWarnings, Follower, ListName, ModuleConfig, OnOutage, Open, OpenPython,
+    Opener, Plan, Surroundings, Tracer, egress_lists, followers,
 };
 use crate::options::error::{Fault, Findings, listed};
 use crate::options::substitution::Environment;
 use crate::options::yaml::{Entry, Mapping, Node, NodeKind, joined};
-use crate::options::{Common, Lone, Options};
+use crate::options::{Common, Lone, Options, scalars};
+use crate::python::{HostSetup, ModuleKind, PythonModule};
+use crate::secret::Secret;
+use crate::settings::PythonSettings;
 use crate::spelling::did_you_mean;
 use crate::{link, storage};
 
@@ -43,50 +46,82 @@ const LISTS: [&str; 4] = [
 /// The module whose links have routes.
 const ROUTER: &str = "links.tag_router";
 
-/// The sections whose entries are Python modules of the existing deployment, and nothing else.
-const PYTHON: [&str; 2] = ["imports", "tracers"];
-
 /// Reads the document; the configuration is whole only where there are no faults.
 pub(super) fn config(
     document: Option<Node>,
     links: &[link::Module],
     storages: &[storage::Module],
-    environment: &Arc<Environment>,
+    surroundings: &Surroundings,
 ) -> (Config, Findings) {
+    let Surroundings {
+        environment,
+        python,
+    } = surroundings;
     let mut findings = Findings::default();
     let sections = top(document, &mut findings);
     let links = Modules {
         section: "links",
         known: links.iter().map(|row| (row.name, row.open)).collect(),
+        kind: ModuleKind::Link,
+        open_python: |module, host| Box::new(link::PythonLink::new(module, host)),
         routes: |link| link.routes(),
         waits: |link| link.waits(),
         on_outage: |_| OnOutage::Hold,
         not_built_in: &[],
         environment,
+        python,
     };
     let storages = Modules {
         section: "storages",
         known: storages.iter().map(|row| (row.name, row.open)).collect(),
+        kind: ModuleKind::Storage,
+        open_python: |module, host| Box::new(storage::PythonStorage::new(module, host)),
         routes: |_| Vec::new(),
         waits: |_| Duration::ZERO,
         on_outage: OnOutage::read,
         not_built_in: storage::NOT_BUILT_IN,
         environment,
+        python,
     };
-    for section in PYTHON {
-        python_modules(section, &sections, &mut findings);
-    }
+    let imports = PythonSection {
+        section: "imports",
+        kind: ModuleKind::Import,
+        environment,
+        python,
+    };
+    let tracers = PythonSection {
+        section: "tracers",
+        kind: ModuleKind::Tracer,
+        ..imports
+    };
+    let (imports, mut secrets) = imports.read(&sections, &mut findings);
+    let (tracers, of_tracers) = tracers.read(&sections, &mut findings);
     let (links, storages) = (
         links.read(&sections, &mut findings),
         storages.read(&sections, &mut findings),
     );
     let chains = chains(&sections, &mut findings);
+    secrets.extend(of_tracers);
+    secrets.extend(links.values().flat_map(|it| it.looked_up.iter().cloned()));
+    secrets.extend(
+        storages
+            .values()
+            .flat_map(|it| it.looked_up.iter().cloned()),
+    );
+    let setup = HostSetup {
+        settings: python.clone(),
+        imports,
+        secrets,
+        ..HostSetup::default()
+    };
     let config = Config {
         links,
         storages,
         egress_lists: egress_lists(&chains, &routes(&sections)),
         chains,
         followers: followers::read(&sections, environment, &mut findings),
+        tracers: tracers.into_iter().map(Tracer::of).collect(),
+        python: Arc::new(setup),
         warnings: ConfigWarnings::default(),
     };
     advice::on_chains(&config, &sections, &mut findings);
@@ -248,6 +283,9 @@ pub(super) fn entries<'a>(
 struct Modules<'a, T: ?Sized> {
     section: &'static str,
     known: Vec<(&'static str, Open<T>)>,
+    /// What a Python module in this section must have, and what it is opened by.
+    kind: ModuleKind,
+    open_python: OpenPython<T>,
     /// The lists on which an opened one may announce vCons.
     routes: fn(&T) -> Vec<ListName>,
     /// How long each run of an opened one waits at least.
@@ -257,6 +295,7 @@ struct Modules<'a, T: ?Sized> {
     /// Modules that are known, with why there is none of them.
     not_built_in: &'static [(&'static str, &'static str)],
     environment: &'a Arc<Environment>,
+    python: &'a PythonSettings,
 }
 
 impl<T: ?Sized> Modules<'_, T> {
@@ -285,21 +324,33 @@ impl<T: ?Sized> Modules<'_, T> {
         let module = keys.required_string("module");
         let options = keys.node("options");
         let on_outage = (self.on_outage)(&mut keys);
-        // The package a Python module comes from.
-        keys.node("pip_name");
+        let pip_name = keys.string("pip_name");
+        let native = keys.bool_or("native", true);
         for lists in LISTS {
             keys.without_effect(lists, "lists belong to chains");
         }
-        keys.finish();
 
         let row = self.known.iter().find(|(known, _)| *known == module);
-        if row.is_none() && !module.is_empty() {
+        if row.is_some() && !native && !self.python.is_set() {
+            let message =
+                "takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set";
+            keys.fault("native", message);
+        }
+        let row = row.filter(|_| native);
+        let is_python = row.is_none() && !module.is_empty() && self.python.is_set();
+        let timeout = if is_python {
+            time_limit(&mut keys)
+        } else {
+            None
+        };
+        keys.finish();
+        if row.is_none() && native && !module.is_empty() && !is_python {
             keys.fault("module", self.missing(&module));
             findings.missing.push(shown(&module));
         }
+        let line_of_module = keys.line_of("module");
         findings.take(&mut keys);
-
-        let (_, open) = row?;
+        let has_options = options.is_some();
         let (line, options) = options.unwrap_or((
             entry.line,
             Node {
@@ -308,9 +359,40 @@ impl<T: ?Sized> Modules<'_, T> {
                 plain: false,
             },
         ));
+        let key_of_module = joined(path, "module");
         let path = joined(path, "options");
         let options = Options::new(&path, "option", line, &options);
         let mut options = options.filled_from(self.environment);
+        if is_python {
+            let json = options.all_as_json();
+            findings.take(&mut options);
+            let python = PythonModule {
+                module: module.clone(),
+                kind: self.kind,
+                entry: name.to_owned(),
+                options: has_options.then_some(json),
+                pip_name,
+                timeout,
+                key: key_of_module,
+                line: line_of_module,
+            };
+            return Some(ModuleConfig {
+                name: name.to_owned(),
+                module,
+                path,
+                line,
+                options: Mapping::new(),
+                opener: Opener::Python(Arc::new(python), self.open_python),
+                host: Arc::default(),
+                looked_up: self.environment.take_looked_up().into(),
+                common: Common::default(),
+                routes: Vec::new(),
+                waits: Duration::ZERO,
+                timeout,
+                on_outage,
+            });
+        }
+        let (_, open) = row?;
         let opened = open(&mut options);
         let (routes, waits) = ((self.routes)(&*opened), (self.waits)(&*opened));
         options.finish();
@@ -323,7 +405,8 @@ impl<T: ?Sized> Modules<'_, T> {
             path,
             line,
             options: options.into_entries(),
-            open: *open,
+            opener: Opener::BuiltIn(*open),
+            host: Arc::default(),
             looked_up,
             common: Common::default(),
             routes,
@@ -354,29 +437,115 @@ fn shown(name: &str) -> String {
     name.chars().take(80).collect()
 }
 
-/// Records the modules of a section whose modules are Python's.
-fn python_modules(section: &str, sections: &Mapping, findings: &mut Findings) {
-    for (_, path, entry) in entries(sections, section, findings) {
-        let (path, module) = match &entry.value.kind {
-            // An older form.
-            NodeKind::Scalar(module) => (path, module.trim().to_owned()),
-            _ => {
-                let mut keys = Options::new(&path, "key", entry.line, &entry.value);
-                let module = keys.required_string("module");
-                for known in ["pip_name", "options"] {
-                    keys.node(known);
-                }
-                keys.finish();
-                findings.take(&mut keys);
-                (joined(&path, "module"), module)
+/// Reads how long one call of a Python module may take.
+fn time_limit(keys: &mut Options) -> Option<Duration> {
+    let given = keys.is_given("timeout");
+    let limit = keys.seconds_or("timeout", 0.0);
+    if given && limit.is_zero() {
+        keys.fault("timeout", "must be more than 0");
+    }
+    (!limit.is_zero()).then_some(limit)
+}
+
+/// A section whose modules are Python modules of the existing deployment, and nothing else.
+#[derive(Clone, Copy)]
+struct PythonSection<'a> {
+    section: &'static str,
+    kind: ModuleKind,
+    environment: &'a Arc<Environment>,
+    python: &'a PythonSettings,
+}
+
+impl PythonSection<'_> {
+    /// Returns the modules, and the values from variables and files, which are not to be shown.
+    fn read(
+        &self,
+        sections: &Mapping,
+        findings: &mut Findings,
+    ) -> (Vec<PythonModule>, Vec<Secret>) {
+        let mut modules = Vec::new();
+        for (name, path, entry) in entries(sections, self.section, findings) {
+            let module = self.module(name, path, entry, findings);
+            if module.module.is_empty() {
+                continue;
             }
-        };
-        if !module.is_empty() {
-            let module = shown(&module);
-            let message = format!("`{module}` is not built in");
-            findings.faults.push(Fault::at(entry.line, path, message));
-            findings.missing.push(module);
+            if self.python.is_set() {
+                modules.push(module);
+            } else {
+                let name = shown(&module.module);
+                let message = format!("`{name}` is not built in");
+                let fault = Fault::at(module.line, module.key, message);
+                findings.faults.push(fault);
+                findings.missing.push(name);
+            }
         }
+        (modules, self.environment.take_looked_up())
+    }
+
+    fn module(
+        &self,
+        name: &str,
+        path: String,
+        entry: &Entry,
+        findings: &mut Findings,
+    ) -> PythonModule {
+        let mut module = PythonModule {
+            module: String::new(),
+            kind: self.kind,
+            entry: name.to_owned(),
+            options: None,
+            pip_name: None,
+            timeout: None,
+            key: path.clone(),
+            line: entry.line,
+        };
+        if let NodeKind::Scalar(text) = &entry.value.kind {
+            // An older form.
+            text.trim().clone_into(&mut module.module);
+            return module;
+        }
+        let mut keys = Options::new(&path, "key", entry.line, &entry.value);
+        module.module = keys.required_string("module");
+        module.pip_name = keys.string("pip_name");
+        module.timeout = time_limit(&mut keys);
+        module.key = joined(&path, "module");
+        module.line = keys.line_of("module");
+        if let Some((line, options)) = keys.node("options") {
+            let path = joined(&path, "options");
+            let options = Options::new(&path, "option", line, &options);
+            let mut options = options.filled_from(self.environment);
+            module.options = Some(options.all_as_json());
+            findings.take(&mut options);
+        }
+        keys.finish();
+        findings.take(&mut keys);
+        module
+    }
+}
+
+impl Tracer {
+    fn of(module: PythonModule) -> Self {
+        let options = module.options.as_deref();
+        let options = options.and_then(|text| serde_json::from_str(text).ok());
+        let options: serde_json::Value = options.unwrap_or_default();
+        let says = options.get("dlq_vcon_on_error");
+        Self {
+            fails_vcon: says.is_some_and(is_truthy),
+            module: Arc::new(module),
+        }
+    }
+}
+
+/// Whether Python takes a value for true.
+fn is_truthy(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
     }
 }
 
@@ -399,6 +568,7 @@ fn chains(sections: &Mapping, findings: &mut Findings) -> Vec<Chain> {
         }
         keys.without_effect("tracers", "a tracer runs for all chains");
         keys.finish();
+        let details = details(name, entry);
         findings.take(&mut keys);
         chains.push(Chain {
             name: name.to_owned(),
@@ -408,9 +578,26 @@ fn chains(sections: &Mapping, findings: &mut Findings) -> Vec<Chain> {
             egress_lists: egress_lists.into_iter().map(|(_, list)| list).collect(),
             enabled,
             timeout: (timeout > Duration::ZERO).then_some(timeout),
+            details,
         });
     }
     chains
+}
+
+/// A chain's entry as JSON, with its name, if it does not say another.
+fn details(name: &str, entry: &Entry) -> String {
+    let NodeKind::Mapping(keys) = &entry.value.kind else {
+        return "{}".to_owned();
+    };
+    let members = scalars::object(keys);
+    // Writing a string to memory does not fail.
+    let name = serde_json::to_string(name).unwrap_or_default();
+    match members.strip_prefix('{') {
+        Some("}") => format!("{{\"name\":{name}}}"),
+        Some(_) if keys.contains_key("name") => members,
+        Some(members) => format!("{{\"name\":{name},{members}"),
+        None => members,
+    }
 }
 
 /// Records ingress lists whose dead letter queue is that of a storage: `DLQ:storage:x` cannot be

@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::program::{Clock, Program, Ran, Stream};
 use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
+use crate::program::{Program, Ran, Stream, one_line};
 use crate::settings::Critical;
 use crate::sys::End;
 use crate::vcon::{self, Vcon, VconError};
@@ -33,7 +33,11 @@ const PLACE: [i32; 3] = [75, 126, 127];
 
 enum Exec {
     Once(Program),
-    Stream(Stream),
+    Stream {
+        stream: Stream,
+        /// The members of each request that are always the same, with a comma before each.
+        constant: String,
+    },
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
@@ -56,9 +60,13 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     let program = Program::open(options, command, &name);
     Box::new(match mode.as_str() {
         "stream" => {
-            let link = options.owner().to_owned();
+            // Writing a string to memory does not fail.
+            let link = serde_json::to_string(options.owner()).unwrap_or_default();
             let handed = handed.as_deref().unwrap_or("{}");
-            Exec::Stream(Stream::new(program, &link, handed, None))
+            Exec::Stream {
+                stream: Stream::new(program, None),
+                constant: one_line(format!(r#","link":{link},"options":{handed}"#)),
+            }
         }
         "once" => {
             if handed.is_some() {
@@ -78,14 +86,19 @@ impl Link for Exec {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
         match self {
             Self::Once(program) => once(program, vcon, context),
-            Self::Stream(stream) => {
-                let document = vcon.to_json();
-                let reply = stream.ask(vcon.id(), Some(document), context)?;
+            Self::Stream { stream, constant } => {
+                let document = one_line(vcon.to_json());
+                let request = format!(
+                    "{{\"uuid\":\"{}\",\"vcon\":{document}{constant}}}\n",
+                    vcon.id()
+                );
+                let timeout = stream.program().timeout();
+                let reply = stream.ask(&request, || context.clock(timeout))?;
+                let name = stream.program().name();
                 if let Some(document) = &reply.vcon {
-                    let name = stream.program().name();
                     replace(vcon, name, document.get().to_owned(), context)?;
                 }
-                reply.next(vcon.id(), stream.program().name())
+                Next::of(&reply, vcon.id(), name)
             }
         }
     }
@@ -93,14 +106,15 @@ impl Link for Exec {
     fn longest_call(&self) -> Duration {
         match self {
             Self::Once(program) => program.timeout(),
-            Self::Stream(stream) => stream.longest_ask(),
+            // Its start, and its work.
+            Self::Stream { stream, .. } => stream.program().timeout().saturating_mul(2),
         }
     }
 
     fn check(&self) -> Result<(), String> {
         let program = match self {
             Self::Once(program) => program,
-            Self::Stream(stream) => stream.program(),
+            Self::Stream { stream, .. } => stream.program(),
         };
         program.account().map(drop)
     }
@@ -108,14 +122,14 @@ impl Link for Exec {
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
         match self {
             Self::Once(program) => program.check(),
-            Self::Stream(stream) => stream.probe(drain),
+            Self::Stream { stream, .. } => super::probe(stream, drain),
         }
     }
 }
 
 fn once(program: &Program, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
     let input = vcon.to_json();
-    let mut clock = Clock::start(program.timeout(), context);
+    let mut clock = context.clock(program.timeout());
     let Ran {
         end,
         output,

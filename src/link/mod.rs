@@ -12,12 +12,13 @@ mod diet;
 mod exec;
 mod expire_vcon;
 mod jq_link;
-mod program;
 mod python;
 mod sampler;
 mod tag;
 mod tag_router;
 mod webhook;
+
+pub(crate) use python::PythonLink;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use jq_link::fuzz;
@@ -25,14 +26,13 @@ pub(crate) use jq_link::fuzz;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-pub use program::{appoint as appoint_reaper, dismiss as dismiss_reaper, serve as serve_as_reaper};
-
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::list_name::ListName;
 use crate::options::Options;
+use crate::program::{Clock, ProgramError, Reply, Stream};
 use crate::settings::Critical;
 use crate::vcon::{Vcon, VconError, VconId, Version};
 
@@ -96,6 +96,26 @@ pub enum Next {
     Switch(VconId),
 }
 
+impl Next {
+    /// What the answer of a program, which messages call `name`, means for the chain of this vCon.
+    fn of(reply: &Reply, id: &VconId, name: &str) -> Result<Self, LinkError> {
+        if reply.halt {
+            return Ok(Self::Halt);
+        }
+        match &reply.uuid {
+            None => Ok(Self::Continue),
+            Some(uuid) if uuid == id.as_str() => Ok(Self::Continue),
+            Some(uuid) => match uuid.parse() {
+                Ok(other) => Ok(Self::Switch(other)),
+                Err(error) => {
+                    let message = format!("`{name}` answered with a vCon that is none: {error}");
+                    Err(Failure::permanent(message).into())
+                }
+            },
+        }
+    }
+}
+
 /// Why a link did not finish.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
@@ -105,6 +125,15 @@ pub enum LinkError {
     /// The worker drains, and the link gave up waiting; the vCon goes back to its list.
     #[error("interrupted by the drain of the worker")]
     Interrupted,
+}
+
+impl From<ProgramError> for LinkError {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::Failed(failure) | ProgramError::TimedOut(failure) => failure.into(),
+            ProgramError::Interrupted => Self::Interrupted,
+        }
+    }
 }
 
 /// The vCon cannot be changed as the link would: it becomes a dead letter.
@@ -166,6 +195,13 @@ impl<'a> Context<'a> {
         Self { deadline, ..self }
     }
 
+    /// Starts the time limit of a program's work, which takes `own` at most, or what is left until the
+    /// deadline.
+    fn clock(&self, own: Duration) -> Clock<'a> {
+        let clock = Clock::new(self.deadline.begin(own));
+        clock.draining(self.drain, self.drain_time, self.drain_end)
+    }
+
     /// Why a vCon is not changed whose `critical` names these extensions.
     pub fn refusal(extensions: &str) -> Failure {
         let why = "its `critical` names extensions that are not known here";
@@ -178,6 +214,18 @@ impl<'a> Context<'a> {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(LinkError::Interrupted),
         }
+    }
+}
+
+/// Answers whether a link's program can be started, and has begun; not for longer than until the worker
+/// drains.
+fn probe(stream: &mut Stream, drain: &Receiver<()>) -> Result<(), Failure> {
+    stream.program().check()?;
+    let mut clock = Clock::probing(stream.program().timeout(), drain);
+    match stream.begin(&mut clock) {
+        Ok(_) => Ok(()),
+        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
+        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
     }
 }
 

@@ -7,30 +7,48 @@
 //! module's `run`, which reads and writes the vCon in Redis itself. The interpreter gets `REDIS_URL`
 //! as the daemon has it, which may hold a password, in its environment.
 //!
-//! The host script `packaging/python/conserver_link.py` is part of this program. The interpreter is
-//! given it on standard input, so that there is no file to get out of step with the program, and
-//! a short command line.
+//! [`PythonLink`] is any other entry of `links` whose module is Python's: all of these of a lane
+//! share the lane's interpreter.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::program::{Program, Stream};
 use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
-use crate::secret::Secret;
-use crate::vcon::Vcon;
+use crate::program::{Clock, Program, ProgramError, Stream, one_line};
+use crate::python::{self, Host, PythonModule};
+use crate::vcon::{Vcon, VconId};
 
-/// What runs the module.
-const HOST: &str = include_str!("../../packaging/python/conserver_link.py");
-
-/// Reads the host and runs it: byte by byte, for what follows is the host's to read.
-const BEGIN: &str = "import os; exec(compile(bytes(os.read(0, 1)[0] for _ in range(LENGTH)), \
-    'conserver_link.py', 'exec'))";
-
+/// `links.python`
 struct Python {
     stream: Stream,
+    /// What of each request is always the same.
+    constant: String,
+}
+
+/// A link that is a Python module of the deployment.
+pub(crate) struct PythonLink {
+    module: Arc<PythonModule>,
+    host: Host,
+    /// What of each request is always the same.
+    constant: String,
+}
+
+/// The members of each request for a module that are always the same.
+fn constant(module: &str, entry: &str, options: &str) -> String {
+    // Writing a string to memory does not fail.
+    let json = |text: &str| serde_json::to_string(text).unwrap_or_default();
+    let (module, entry) = (json(module), json(entry));
+    one_line(format!(
+        r#""module":{module},"name":{entry},"options":{options}"#
+    ))
+}
+
+fn request(constant: &str, id: &VconId) -> String {
+    format!("{{\"do\":\"link\",\"uuid\":\"{id}\",{constant}}}\n")
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
@@ -46,21 +64,24 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
         options.fault("python", "is not the name of a program");
     }
     let path = options.strings("path");
-    let begin = BEGIN.replace("LENGTH", &HOST.len().to_string());
-    let argv = vec![python, "-c".to_owned(), begin, module.clone()];
-    let mut program = Program::open(options, argv, &module);
-    program.hand_on("REDIS_URL", passwords);
+    let mut program = Program::open(options, python::arguments(&python), &module);
+    program.hand_on("REDIS_URL", python::passwords);
     let handed = options.rest_as_json("options");
-    let setup = serde_json::json!({"module": module, "path": path});
-    let greeting = format!("{HOST}{setup}\n").into_bytes();
-    let stream = Stream::new(program, options.owner(), &handed, Some(greeting));
-    Box::new(Python { stream })
+    let loaded = serde_json::json!({"module": module, "kind": "link"});
+    let setup = serde_json::json!({"path": path, "imports": [], "load": [loaded], "hooks": false});
+    let greeting = format!("{}{setup}\n", python::SCRIPT).into_bytes();
+    Box::new(Python {
+        stream: Stream::new(program, Some(greeting)),
+        constant: constant(&module, options.owner(), &handed),
+    })
 }
 
 impl Link for Python {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
-        let reply = self.stream.ask(vcon.id(), None, context)?;
-        reply.next(vcon.id(), self.stream.program().name())
+        let timeout = self.stream.program().timeout();
+        let request = request(&self.constant, vcon.id());
+        let reply = self.stream.ask(&request, || context.clock(timeout))?;
+        Next::of(&reply, vcon.id(), self.stream.program().name())
     }
 
     fn works_in_redis(&self) -> bool {
@@ -68,7 +89,8 @@ impl Link for Python {
     }
 
     fn longest_call(&self) -> Duration {
-        self.stream.longest_ask()
+        // Its start, and its work.
+        self.stream.program().timeout().saturating_mul(2)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -76,7 +98,55 @@ impl Link for Python {
     }
 
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
-        self.stream.probe(drain)
+        super::probe(&mut self.stream, drain)
+    }
+}
+
+impl PythonLink {
+    /// One whose module is loaded, by this host, at its first use.
+    pub fn new(module: &Arc<PythonModule>, host: &Host) -> Self {
+        let options = module.options.as_deref().unwrap_or("null");
+        let mut constant = constant(&module.module, &module.entry, options);
+        if let Some(vendor) = module.vendor() {
+            constant += &format!(r#","vendor":"{vendor}""#);
+        }
+        Self {
+            module: Arc::clone(module),
+            host: host.clone(),
+            constant,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let own = self.module.timeout;
+        own.unwrap_or(self.host.setup().settings.timeout)
+    }
+}
+
+impl Link for PythonLink {
+    fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
+        let request = request(&self.constant, vcon.id());
+        let clock = || context.clock(self.timeout());
+        let reply = self.host.call(Some(&self.module), &request, clock)?;
+        Next::of(&reply, vcon.id(), &self.module.module)
+    }
+
+    fn works_in_redis(&self) -> bool {
+        true
+    }
+
+    fn longest_call(&self) -> Duration {
+        // The start of the interpreter, the import, and the call.
+        self.timeout().saturating_mul(3)
+    }
+
+    fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
+        let mut clock = Clock::probing(self.timeout(), drain);
+        match self.host.load(&self.module, &mut clock) {
+            Ok(()) => Ok(()),
+            Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
+            Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
+        }
     }
 }
 
@@ -85,20 +155,6 @@ fn is_identifier(word: &str) -> bool {
     let first = letters.next();
     first.is_some_and(|c| c.is_alphabetic() || c == '_')
         && letters.all(|c| c.is_alphanumeric() || c == '_')
-}
-
-/// What of a URL must not be shown.
-fn passwords(url: &str) -> Vec<Secret> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let user = rest.rsplit_once('@').map(|(user, _)| user);
-    let password = user.and_then(|user| user.split_once(':')).map(|(_, it)| it);
-    let value_of = |name: &str| {
-        let (_, rest) = url.split_once(name)?;
-        Some(rest.split_once('&').map_or(rest, |(value, _)| value))
-    };
-    let queries = [value_of("pass="), value_of("password=")];
-    let found = [user, password].into_iter().chain(queries).flatten();
-    found.map(Secret::new).collect()
 }
 
 #[cfg(test)]
@@ -273,17 +329,14 @@ def run(vcon_uuid, link_name, opts):
                 "import nothing_of_this_name",
                 "ModuleNotFoundError: No module named",
             ),
-            ("def walk(): pass", "AttributeError: "),
+            ("def walk(): pass", "steps.step has no function `run`"),
             ("a b", "SyntaxError: invalid syntax"),
             ("raise SystemExit(3)", "SystemExit: 3"),
         ] {
             let (folder, mut link) = link(text, "");
             let (kind, found) = failure(run(&mut *link));
             assert_eq!(kind, FailureKind::Transient);
-            assert!(
-                found.starts_with("could not import steps.step: "),
-                "{found}"
-            );
+            assert!(found.contains("steps.step"), "{found}");
             assert!(found.contains(message), "{found}");
             assert!(link.probe(&never()).is_err());
             fs::write(
@@ -311,21 +364,6 @@ def run(vcon_uuid, link_name, opts):
             let (kind, found) = failure(run(&mut *link));
             assert_eq!(kind, FailureKind::Transient);
             assert!(found.contains(message), "{found}");
-        }
-    }
-
-    #[test]
-    fn passwords_of_a_url_are_known() {
-        for (url, secrets) in [
-            ("redis://localhost", &[] as &[&str]),
-            ("redis://user:word@host:1/2", &["user:word", "word"]),
-            ("rediss://:w@rd@host", &[":w@rd", "w@rd"]),
-            ("unix:///run/redis?db=1&pass=word&user=u", &["word"]),
-            ("redis://h?sentinel_password=word", &["word"]),
-        ] {
-            let found = passwords(url);
-            let found: Vec<&str> = found.iter().map(Secret::reveal).collect();
-            assert_eq!(found, secrets, "{url}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::secret::Secret;
 use crate::spelling::did_you_mean;
 
 pub(crate) mod error;
-mod scalars;
+pub(crate) mod scalars;
 pub(crate) mod substitution;
 pub(crate) mod yaml;
 
@@ -145,6 +145,15 @@ impl Options {
         }
         rest.extend(within);
         scalars::object(&rest)
+    }
+
+    /// The whole mapping as JSON, with everything filled in.
+    pub(crate) fn all_as_json(&mut self) -> String {
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for name in names {
+            self.node(&name);
+        }
+        scalars::object(&self.entries)
     }
 
     fn mapping(&mut self, key: &str) -> Option<Mapping> {

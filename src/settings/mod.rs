@@ -7,6 +7,7 @@
 mod env_file;
 mod http_address;
 mod ignored;
+mod python;
 mod reader;
 mod redis_url;
 mod sentinel_url;
@@ -27,6 +28,7 @@ use ureq::http::HeaderName;
 pub use env_file::EnvFile;
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};
+pub use python::PythonSettings;
 pub use reader::{SettingsErrors, misspelt, misspelt_among};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
@@ -94,6 +96,8 @@ pub struct Settings {
     pub max_rounds: u32,
     /// `CONSERVER_LIST_ORDER`
     pub list_order: ListOrder,
+    /// `CONSERVER_PYTHON_PATH` and what else concerns Python modules.
+    pub python: PythonSettings,
     /// `CONSERVER_HTTP`: where the monitor answers.
     pub http: HttpAddress,
     /// `CONSERVER_HEADER_NAME`: where a follower says who asks.
@@ -283,6 +287,7 @@ impl Settings {
             retry_attempts: reader.number("CONSERVER_RETRY_ATTEMPTS", 5, 1, 1000),
             max_rounds: reader.number("CONSERVER_MAX_ROUNDS", 5, 0, 1_000_000),
             list_order: reader.parsed("CONSERVER_LIST_ORDER", ListOrder::Strict, list_order),
+            python: PythonSettings::read(reader),
             http: reader.parsed("CONSERVER_HTTP", HttpAddress::default(), |text| {
                 text.parse().ok()
             }),

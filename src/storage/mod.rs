@@ -10,6 +10,7 @@ mod elasticsearch;
 pub mod fan_out;
 mod file;
 mod postgres;
+mod python;
 mod redis_storage;
 mod s3;
 mod timed_call;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use chrono::NaiveDate;
 
 pub use self::postgres::share_latest_refusal;
+pub(crate) use self::python::PythonStorage;
 
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -93,6 +95,11 @@ pub trait Storage: Send {
     /// asked for them.
     fn keeps_documents(&self) -> bool {
         true
+    }
+
+    /// Whether it reads the vCon in Redis by itself, so that it must be written there before a save.
+    fn reads_redis(&self) -> bool {
+        false
     }
 
     /// Whether saved documents can be removed. One that passes documents on has nothing to remove.

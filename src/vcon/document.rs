@@ -206,6 +206,22 @@ impl Vcon {
         (!names.is_empty()).then_some(names)
     }
 
+    /// The telephone numbers and mail addresses of its parties (`tel` and `mailto`), in their order; none
+    /// where they cannot be read.
+    pub fn contacts(&self) -> Vec<String> {
+        let parties = self.raw(PARTIES).map(|it| serde_json::from_str(it.get()));
+        let parties: Vec<serde_json::Value> = parties.and_then(Result::ok).unwrap_or_default();
+        let contact = |value: Option<&serde_json::Value>| {
+            let text = value
+                .and_then(serde_json::Value::as_str)
+                .filter(|it| !it.is_empty());
+            text.map(str::to_owned)
+        };
+        let of_party =
+            |party: &serde_json::Value| ["tel", "mailto"].map(|name| contact(party.get(name)));
+        parties.iter().flat_map(of_party).flatten().collect()
+    }
+
     /// Adds each tag, as `name:value`, to the `tags` attachment, which is made if it is missing.
     /// Tags that are there already are no change.
     ///

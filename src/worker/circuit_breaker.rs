@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::modules::Stage;
+use super::modules::{Stage, begin_host};
 use super::pipeline::Pipeline;
 use super::shared::SharedState;
 use crate::backoff::Backoff;
@@ -80,7 +80,7 @@ impl Breaker {
 fn is_deferring(stage: &Stage, config: &Config) -> bool {
     match stage {
         Stage::Storage(name) => defers(name, config),
-        Stage::Link(_) | Stage::List(_) => false,
+        Stage::Link(_) | Stage::List(_) | Stage::Python(_) => false,
     }
 }
 
@@ -274,6 +274,8 @@ impl CircuitBreakers {
                     Stage::Storage(name) => {
                         shown.storages.extend(config.storages.get_index_of(name));
                     }
+                    // It has no position: it holds all chains, which the log says.
+                    Stage::Python(_) => {}
                     Stage::List(list) => {
                         // A list that only a variable names has no position: it shares the last one.
                         let position = config.egress_lists.get_index_of(list);
@@ -470,6 +472,12 @@ impl Prober {
                     None => self.config.storages.get(name)?.open_storage(),
                 };
                 Some(Box::new(move || guarded(|| storage.probe())))
+            }
+            Stage::Python(_) => {
+                let (host, drain) = (self.config.host(), self.drain.clone());
+                Some(Box::new(move || {
+                    guarded(|| begin_host(&host, &drain).map(drop))
+                }))
             }
             Stage::List(list) => {
                 let server = Server::new(&self.shared.settings.redis_url).ok()?;

@@ -165,6 +165,8 @@ impl Job {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ChainProgress {
     id: VconId,
+    /// Whether hook and tracers have been told that it begins.
+    is_announced: bool,
     links: usize,
     is_halted: bool,
     expire: Option<u64>,
@@ -191,6 +193,8 @@ struct KeptProgress {
     links: Vec<String>,
     storages: Vec<String>,
     id: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_announced: bool,
     links_done: usize,
     is_halted: bool,
     expire: Option<u64>,
@@ -209,6 +213,7 @@ impl ChainProgress {
     pub fn none(id: VconId) -> Self {
         Self {
             id,
+            is_announced: false,
             links: 0,
             is_halted: false,
             expire: None,
@@ -240,6 +245,7 @@ impl ChainProgress {
         };
         let mut progress = Self {
             id: record.id.parse().ok()?,
+            is_announced: record.is_announced,
             links: record.links_done,
             is_halted: record.is_halted,
             expire: record.expire,
@@ -274,6 +280,7 @@ impl ChainProgress {
             links: chain.links.clone(),
             storages: chain.storages.clone(),
             id: self.id.to_string(),
+            is_announced: self.is_announced,
             links_done: self.links,
             is_halted: self.is_halted,
             expire: self.expire,
@@ -304,9 +311,14 @@ impl ChainProgress {
         &self.id
     }
 
-    /// Whether a link has run or a storage was given the vCon.
+    /// Whether a link has run, a storage was given the vCon, or a hook or tracer was told of it.
     pub fn is_begun(&self) -> bool {
-        self.links > 0 || self.is_stored()
+        self.links > 0 || self.is_announced || self.is_stored()
+    }
+
+    /// Hook and tracers have been told that it begins.
+    pub fn note_announced(&mut self) {
+        self.is_announced = true;
     }
 
     /// How many links have run.
@@ -452,6 +464,7 @@ pub(crate) mod fuzz {
             egress_lists: Vec::new(),
             enabled: true,
             timeout: None,
+            details: String::new(),
         };
         let Some(progress) = ChainProgress::read(data, &chain) else {
             return;

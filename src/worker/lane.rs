@@ -38,6 +38,9 @@ const LARGE: usize = 1 << 20;
 /// How long a suspect waits for the vCons in flight, which may hang.
 const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The longest pause before the host of Python modules is started again.
+const PYTHON_PAUSE: Duration = Duration::from_secs(30);
+
 /// The reply to a request for work. The lane counts as in flight from before the request on.
 struct ClaimReply<'a> {
     claimed: Result<Claimed, QueueError>,
@@ -66,6 +69,8 @@ pub(super) struct Lane {
     outage: Outage,
     /// The pauses while another daemon has this instance's name.
     displaced: Backoff,
+    /// The pauses while the host of Python modules does not begin.
+    python_pause: Backoff,
     /// What the log says of an ingress list that cannot be read.
     list_error: Option<String>,
     is_ready: bool,
@@ -80,6 +85,7 @@ impl Lane {
         let modules = LaneModules::open(shared.current.get(), &shared.slot);
         let outage = Outage::new(&shared.settings, &shared.redis_outage);
         let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
+        let python_pause = Backoff::new(shared.settings.retry_first, PYTHON_PAUSE);
         let mut lane = Self {
             shared,
             queue,
@@ -92,6 +98,7 @@ impl Lane {
             cell,
             outage,
             displaced,
+            python_pause,
             list_error: None,
             is_ready: false,
             is_unsure: false,
@@ -128,6 +135,9 @@ impl Lane {
     /// Claims from whatever may have work. While a suspect is in work, waits instead and returns `None`.
     fn claim<'a>(&mut self, shared: &'a SharedState) -> Option<ClaimReply<'a>> {
         self.follow_configuration();
+        if !self.begin_python() {
+            return None;
+        }
         let Some(in_flight) = shared.quarantine.enter() else {
             // A lane that waits for a suspect is as ready as the one that works on it.
             self.note_ready();
@@ -367,6 +377,21 @@ impl Lane {
         }
     }
 
+    /// Starts the host of Python modules where it is needed from the start on. Returns false after a pause
+    /// if it does not begin: the lane claims nothing, and its worker does not get ready, until it does.
+    fn begin_python(&mut self) -> bool {
+        let Err(failure) = self.modules.begin_python(&self.drain) else {
+            self.python_pause.reset();
+            return true;
+        };
+        if !self.is_draining() {
+            self.shared.log_python_failure(&failure);
+            let clock = LaneClock::idle(&self.drain, Some(&self.cell));
+            let _ = clock.wait(self.python_pause.next_wait());
+        }
+        false
+    }
+
     /// Finds out from which lists to claim now.
     fn refresh_lists(&mut self) {
         let breakers = &self.shared.breakers;
@@ -480,6 +505,7 @@ fn unserved_chain(list: &ListName) -> Chain {
         egress_lists: Vec::new(),
         enabled: true,
         timeout: None,
+        details: String::new(),
     }
 }
 

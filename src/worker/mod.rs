@@ -20,6 +20,7 @@
 
 mod backend_health;
 mod circuit_breaker;
+mod hooks;
 mod housekeeping;
 mod job;
 mod lane;
@@ -99,7 +100,7 @@ fn run_lanes(
     slot: Slot,
     lease: NameLease,
 ) -> Result<bool, StartError> {
-    crate::link::appoint_reaper();
+    crate::program::appoint_reaper();
     let server = Server::new(&settings.redis_url).map_err(QueueError::from)?;
     let expiry = Expiry::of(&settings);
     // Several lanes share requests; a single one has nobody to share with.
@@ -166,7 +167,7 @@ fn run_lanes(
             all_released &= lane.join().unwrap_or(false);
         }
     }
-    crate::link::dismiss_reaper();
+    crate::program::dismiss_reaper();
     Ok(all_released)
 }
 

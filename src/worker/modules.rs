@@ -17,6 +17,8 @@ use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
+use crate::program::{Clock, ProgramError};
+use crate::python::{Hooks, Host};
 use crate::scoreboard::{Meter, SeriesKind, Slot};
 use crate::storage::fan_out::Backend;
 use crate::storage::{self, Storage};
@@ -31,6 +33,8 @@ pub(super) enum Stage {
     Storage(String),
     /// An egress list, or one to which a link routes vCons.
     List(ListName),
+    /// A tracer or hook, by what messages call it. All chains need it.
+    Python(String),
 }
 
 impl Stage {
@@ -39,6 +43,7 @@ impl Stage {
         match self {
             Self::Link(name) => chain.links.contains(name),
             Self::Storage(name) => chain.storages.contains(name),
+            Self::Python(_) => true,
             Self::List(list) => {
                 let routes = |link: &String| {
                     let link = config.links.get(link);
@@ -65,6 +70,7 @@ impl fmt::Display for Stage {
             Self::Link(name) => write!(f, "link {name}"),
             Self::Storage(name) => write!(f, "storage {name}"),
             Self::List(list) => write!(f, "list {list}"),
+            Self::Python(name) => f.write_str(name),
         }
     }
 }
@@ -75,6 +81,10 @@ pub(super) struct LaneModules {
     links: HashMap<String, Box<dyn Link>>,
     /// `None` only while a storage is lent.
     storages: IndexMap<Arc<str>, Option<Box<dyn Storage>>>,
+    /// Runs the lane's Python modules.
+    host: Host,
+    /// The hooks of the deployment, once the host has begun; nothing before it has to begin.
+    hooks: Option<Hooks>,
     meters: Meters,
 }
 
@@ -86,17 +96,20 @@ impl LaneModules {
     }
 
     fn with_meters(config: Arc<Config>, meters: Meters) -> Self {
+        let host = config.host();
         let links = config
             .links
             .iter()
-            .map(|(name, link)| (name.clone(), link.open_link()));
+            .map(|(name, link)| (name.clone(), link.open_link_of(&host)));
         let storages = config
             .storages
             .iter()
-            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage())));
+            .map(|(name, storage)| (name.as_str().into(), Some(storage.open_storage_of(&host))));
         Self {
             links: links.collect(),
             storages: storages.collect(),
+            hooks: (!config.python.is_needed_at_start()).then(Hooks::default),
+            host,
             meters,
             config,
         }
@@ -105,6 +118,44 @@ impl LaneModules {
     /// The configuration that they belong to.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Starts the host, if imports or hooks make it necessary before the first vCon.
+    ///
+    /// # Errors
+    /// It cannot begin, or an import fails.
+    pub fn begin_python(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
+        if self.hooks.is_some() {
+            return Ok(());
+        }
+        let hooks = begin_host(&self.host, drain)?;
+        self.hooks = Some(hooks);
+        let is_used = !self.config.python.imports.is_empty()
+            || !hooks.is_empty()
+            || !self.config.python_modules().is_empty();
+        if !is_used {
+            self.host.end();
+        }
+        Ok(())
+    }
+
+    /// The hooks that there are.
+    pub fn hooks(&self) -> Hooks {
+        self.hooks.unwrap_or_default()
+    }
+
+    /// The host of the lane's Python modules.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whether one of these storages reads vCons in Redis by itself.
+    pub fn reads_redis(&self, storages: &[String]) -> bool {
+        let mut storages = storages.iter();
+        storages.any(|name| {
+            let storage = self.storages.get(name.as_str()).and_then(Option::as_ref);
+            storage.is_some_and(|storage| storage.reads_redis())
+        })
     }
 
     /// The meters of this configuration.
@@ -146,7 +197,8 @@ impl LaneModules {
             Ok(ran) => ran,
             Err(panic) => {
                 if let Some(link) = self.config.links.get(name) {
-                    self.links.insert(name.to_owned(), link.open_link());
+                    self.links
+                        .insert(name.to_owned(), link.open_link_of(&self.host));
                 }
                 Err(Failure::permanent(format!("it panicked: {}", panic_text(&*panic))).into())
             }
@@ -172,7 +224,7 @@ impl LaneModules {
 
     /// Takes back a storage that was lent. Without it (it has panicked), opens it anew.
     pub fn return_storage(&mut self, name: &str, storage: Option<Box<dyn Storage>>) {
-        let anew = || Some(self.config.storages.get(name)?.open_storage());
+        let anew = || Some(self.config.storages.get(name)?.open_storage_of(&self.host));
         let storage = storage.or_else(anew);
         if let Some(slot) = self.storages.get_mut(name) {
             *slot = storage;
@@ -194,6 +246,7 @@ impl LaneModules {
             }
             // Redis has just refused to push to it.
             Stage::List(list) => Err(Failure::transient(format!("{list} is not a list"))),
+            Stage::Python(_) => begin_host(&self.host, drain).map(drop),
         }
     }
 
@@ -202,7 +255,7 @@ impl LaneModules {
     pub fn prober(&self, stage: &Stage) -> Option<Box<dyn Storage>> {
         match stage {
             Stage::Storage(name) => self.storages.get(name.as_str())?.as_ref()?.prober(),
-            Stage::Link(_) | Stage::List(_) => None,
+            Stage::Link(_) | Stage::List(_) | Stage::Python(_) => None,
         }
     }
 
@@ -239,6 +292,16 @@ impl LaneModules {
             }
         }
         unavailable.or(refusal).map_or(Ok(None), Err)
+    }
+}
+
+/// Starts a host of Python modules, unless it runs; not for longer than until the worker drains.
+pub(super) fn begin_host(host: &Host, drain: &Receiver<()>) -> Result<Hooks, Failure> {
+    let limit = host.setup().settings.timeout;
+    match host.begin(&mut Clock::probing(limit, drain)) {
+        Ok(hooks) => Ok(hooks),
+        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
+        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
     }
 }
 
@@ -296,7 +359,7 @@ impl Meters {
         match stage {
             Stage::Link(name) => Some(self.link(name)),
             Stage::Storage(name) => Some(self.storage(name)),
-            Stage::List(_) => None,
+            Stage::List(_) | Stage::Python(_) => None,
         }
     }
 }

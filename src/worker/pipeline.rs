@@ -36,7 +36,7 @@ use crate::vcon::{self, Leaving, Merged, VconId};
 
 /// The part of the drain timeout that links get to finish. The rest is for the orderly release of claims: at
 /// the end of the timeout, the worker is killed.
-const FINISHING_SHARE: f64 = 0.8;
+pub(super) const FINISHING_SHARE: f64 = 0.8;
 
 /// The finish of a changed document of more bytes than this does not claim the next vCon, so that the lane
 /// does not hold both.
@@ -70,6 +70,7 @@ impl Pipeline<'_, '_, '_> {
             Ok(took) => {
                 self.log_finished(job.as_ref(), took.duration_since(start));
                 self.note_storage_letters(job.as_ref());
+                self.after_processing(job.as_ref(), None);
                 return true;
             }
             Err(ending) => ending,
@@ -83,6 +84,7 @@ impl Pipeline<'_, '_, '_> {
     fn process(&mut self, document: Document, job: &mut Option<Job>) -> Result<Instant, Ending> {
         let loaded = self.load(document)?;
         let job = job.insert(loaded);
+        self.announce(job)?;
         self.run_links(job)?;
         loop {
             self.save(job)?;
@@ -212,17 +214,21 @@ impl Pipeline<'_, '_, '_> {
     /// Runs the links that have not run yet, in order.
     pub(super) fn run_links(&mut self, job: &mut Job) -> Result<(), Ending> {
         let chain = self.chain;
-        for name in chain.links.iter().skip(job.progress.links_done()) {
+        let links = chain.links.iter().enumerate();
+        for (index, name) in links.skip(job.progress.links_done()) {
             if job.progress.is_halted() {
                 return Ok(());
             }
-            let next = if self.is_skipped(name, job)? {
-                Next::Continue
+            let before = self.before_link(job)?;
+            let ran = if self.is_skipped(name, job)? {
+                Ok(Next::Continue)
             } else if self.modules.works_in_redis(name) {
-                self.run_foreign_link(name, job)?
+                self.run_foreign_link(name, job)
             } else {
-                self.run_link(name, job)?
+                self.run_link(name, job)
             };
+            self.after_link(job, name, index, before, &ran)?;
+            let next = ran?;
             match next {
                 Next::Continue => {}
                 Next::Halt => job.progress.note_halt(),
@@ -413,8 +419,8 @@ impl Pipeline<'_, '_, '_> {
             return Ok(());
         }
         let version = self.shared.settings.egress_version;
-        if self.may_be_in_work_elsewhere() {
-            // Before the storages get it: a claim that changes nothing stores what Redis has, and sees at
+        if self.may_be_in_work_elsewhere() || self.modules.reads_redis(&chain.storages) {
+            // Before the storages get it: some read it there; and a claim that changes nothing stores what Redis has, and sees at
             // its finish whether that has changed since.
             self.write(job)?;
         }
@@ -783,7 +789,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// After a failed attempt: waits for the next one. Returns false if it was the last.
-    fn next_attempt(&self, attempts: &mut Attempts) -> Result<bool, Ending> {
+    pub(super) fn next_attempt(&self, attempts: &mut Attempts) -> Result<bool, Ending> {
         let waited = attempts.wait_for_next(self.clock);
         waited.map_err(|_| Ending::Interrupted)
     }

@@ -447,6 +447,7 @@ impl Pipeline<'_, '_, '_> {
 
     /// Remembers a dead letter, which is recalled if it turns out that the backend refuses every vCon.
     fn note_dead_letter(&mut self, job: Option<&Job>, failure: &ChainFailure) {
+        self.after_processing(job, Some(&failure.error));
         let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
             return;
         };

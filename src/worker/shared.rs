@@ -13,6 +13,7 @@ use super::retry::SharedOutage;
 use super::wakeup::Wakeup;
 use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::sys;
@@ -32,6 +33,8 @@ pub(super) struct SharedState {
     pub redis_outage: Arc<SharedOutage>,
     pub quarantine: Quarantine,
     pub wakeup: Wakeup,
+    /// Why the host of Python modules does not begin, as the log has said last.
+    python_failure: Mutex<Option<String>>,
     drain: Arc<Drain>,
     readiness: Readiness,
     /// Lanes that are not ready yet.
@@ -59,6 +62,7 @@ impl SharedState {
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
             redis_outage: Arc::default(),
             quarantine: Quarantine::default(),
+            python_failure: Mutex::default(),
             wakeup,
             name: child.name.clone(),
             readiness: child.readiness(),
@@ -90,6 +94,21 @@ impl SharedState {
         let released = self.slot.count(outcome);
         if self.max_vcons.is_some_and(|most| released >= most) {
             self.recycle(&format!("it has done {released} vCons"));
+        }
+    }
+
+    /// Logs once for all lanes why the host of Python modules does not begin.
+    pub fn log_python_failure(&self, failure: &Failure) {
+        let mut logged = self
+            .python_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.as_ref() != Some(&failure.message) {
+            log::error!(
+                "{} waits: the Python host cannot begin, it is tried again: {failure}",
+                self.name
+            );
+            *logged = Some(failure.message.clone());
         }
     }
 

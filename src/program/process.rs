@@ -17,7 +17,6 @@ use nix::unistd::Pid;
 
 use super::{Trouble, reaper};
 use crate::deadline::{Deadline, Limit};
-use crate::link::Context;
 use crate::secret::Secret;
 use crate::sys::{self, End};
 use crate::visible::printable;
@@ -317,9 +316,10 @@ fn end_of(status: ExitStatus) -> End {
 const TICK: Duration = Duration::from_millis(50);
 
 /// The time limit of one piece of work, and what is left of it when the worker drains.
-pub(in crate::link) struct Clock<'a> {
+pub struct Clock<'a> {
     limit: Limit,
-    drain: &'a Receiver<()>,
+    /// Nothing for work that a drain does not end.
+    drain: Option<&'a Receiver<()>>,
     drain_time: Duration,
     /// When the time of the drain is over, where it has begun: one time for all work on a vCon.
     drain_end: Option<&'a Cell<Option<Instant>>>,
@@ -327,13 +327,30 @@ pub(in crate::link) struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    /// Starts now, for work on a vCon that takes `own` at most, or what is left until its deadline.
-    pub fn start(own: Duration, context: &Context<'a>) -> Self {
+    /// Of work that has begun, and goes on when the worker drains.
+    pub fn new(limit: Limit) -> Self {
         Self {
-            drain_time: context.drain_time,
-            drain_end: context.drain_end,
-            limit: context.deadline.begin(own),
-            ..Self::probing(own, context.drain)
+            limit,
+            drain: None,
+            drain_time: Duration::ZERO,
+            drain_end: None,
+            draining_until: None,
+        }
+    }
+
+    /// The same for work that goes on for `time` at most after the worker has begun to drain. The first to
+    /// notice the drain sets when that time is over, for all that share `end`.
+    pub fn draining(
+        self,
+        drain: &'a Receiver<()>,
+        time: Duration,
+        end: Option<&'a Cell<Option<Instant>>>,
+    ) -> Self {
+        Self {
+            drain: Some(drain),
+            drain_time: time,
+            drain_end: end,
+            ..self
         }
     }
 
@@ -341,18 +358,23 @@ impl<'a> Clock<'a> {
     pub fn probing(limit: Duration, drain: &'a Receiver<()>) -> Self {
         Self {
             limit: Deadline::NONE.begin(limit),
-            drain,
+            drain: Some(drain),
             drain_time: Duration::ZERO,
             drain_end: None,
             draining_until: None,
         }
     }
 
+    /// How much of the limit is left.
+    pub fn left(&self) -> Duration {
+        self.limit.left()
+    }
+
     /// How long to wait at most before the next look at the clock.
     pub(super) fn tick(&mut self) -> Result<Duration, Trouble> {
         let now = Instant::now();
-        if self.draining_until.is_none() && self.drain.try_recv() == Err(TryRecvError::Disconnected)
-        {
+        let drains = |drain: &Receiver<()>| drain.try_recv() == Err(TryRecvError::Disconnected);
+        if self.draining_until.is_none() && self.drain.is_some_and(drains) {
             self.draining_until = Some(self.drain_end_from(now));
         }
         if self.draining_until.is_some_and(|until| until <= now) {

@@ -1,4 +1,4 @@
-//! Programs that links run: how they are started, talked to, limited and ended.
+//! Programs that links run, the Python host among them: how they are started, talked to, limited and ended.
 //!
 //! A program gets a clean environment and a process group of its own. Nothing of that group
 //! outlives the work it was started for: it is killed at the time limit, at the end of the work,
@@ -17,11 +17,10 @@ use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 
-pub(super) use process::Clock;
-pub use reaper::{appoint, dismiss, serve};
-pub(super) use stream::Stream;
+pub use process::Clock;
+pub use reaper::{appoint as appoint_reaper, dismiss as dismiss_reaper, serve as serve_as_reaper};
+pub use stream::{MissingModule, Reply, Stream, one_line};
 
-use super::LinkError;
 use crate::deadline::Limit;
 use crate::failure::Failure;
 use crate::options::Options;
@@ -40,7 +39,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 const MOST_OUTPUT: i64 = 512 << 20;
 
 /// A program as the configuration describes it.
-pub(super) struct Program {
+pub struct Program {
     argv: Vec<String>,
     name: String,
     environment: Vec<(OsString, OsString)>,
@@ -55,9 +54,38 @@ pub(super) struct Program {
     found: OnceLock<Account>,
 }
 
+/// Why a program has not done its work, for whoever asked it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProgramError {
+    /// It could not do its work.
+    Failed(Failure),
+    /// It was killed at its own time limit. The failure is the vCon's, if nobody knows better.
+    TimedOut(Failure),
+    /// The worker drains.
+    Interrupted,
+}
+
+impl From<Failure> for ProgramError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl ProgramError {
+    /// The same as no fault of the vCon, as it has met the program before that.
+    pub fn before_the_vcon(self) -> Self {
+        match self {
+            Self::Failed(failure) | Self::TimedOut(failure) => {
+                Failure::transient(failure.message).into()
+            }
+            Self::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
 /// Why a program has not done its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
+enum Trouble {
     /// It took longer than this.
     TimedOut(Limit),
     /// The worker drains.
@@ -114,6 +142,36 @@ impl Program {
             most_output: usize::try_from(most).unwrap_or(usize::MAX),
             user,
             says_home,
+            found: OnceLock::new(),
+        }
+    }
+
+    /// A program with the whole environment of the daemon, and these variables besides. Messages call it
+    /// `name`, and show none of the secrets.
+    pub fn with_environment(
+        argv: Vec<String>,
+        name: &str,
+        timeout: Duration,
+        besides: &[(&str, OsString)],
+        secrets: Vec<Secret>,
+    ) -> Self {
+        let is_kept = |name: &OsString| besides.iter().all(|(other, _)| name != other);
+        let mut environment: Vec<(OsString, OsString)> =
+            env::vars_os().filter(|(name, _)| is_kept(name)).collect();
+        let besides = besides.iter();
+        environment.extend(besides.map(|(name, value)| ((*name).into(), value.clone())));
+        if !environment.iter().any(|(name, _)| name == "PATH") {
+            environment.push(("PATH".into(), DEFAULT_PATH.into()));
+        }
+        Self {
+            argv,
+            name: name.to_owned(),
+            environment,
+            secrets: secrets.into(),
+            timeout,
+            most_output: usize::try_from(MOST_OUTPUT).unwrap_or(usize::MAX),
+            user: None,
+            says_home: true,
             found: OnceLock::new(),
         }
     }
@@ -183,7 +241,7 @@ impl Program {
     }
 
     /// Runs it once, with `input` as its standard input. Returns how it ended and its output.
-    pub fn run(&self, input: &[u8], clock: &mut Clock<'_>) -> Result<Ran, LinkError> {
+    pub fn run(&self, input: &[u8], clock: &mut Clock<'_>) -> Result<Ran, ProgramError> {
         let mut process = self.start()?;
         match process.exchange(input, Until::End, self.most_output, clock) {
             Ok(output) => {
@@ -249,18 +307,19 @@ impl Program {
     /// Decides whether a trouble is the vCon's fault. Wrong output and the program's own time limit
     /// count as its fault. The end of the chain's `timeout` does not, nor does a program that died:
     /// anyone may have killed it.
-    fn fault(&self, trouble: &Trouble, process: &Process) -> LinkError {
+    fn fault(&self, trouble: &Trouble, process: &Process) -> ProgramError {
         let (name, reason) = (self.name(), process.tail().reason());
         let permanent = |what: String| Failure::permanent(format!("`{name}` {what}")).into();
         match trouble {
-            Trouble::Interrupted => LinkError::Interrupted,
+            Trouble::Interrupted => ProgramError::Interrupted,
             Trouble::TimedOut(limit) if limit.is_the_chains() => {
                 Failure::transient(format!("`{name}` gave no answer within {limit}{reason}")).into()
             }
-            Trouble::TimedOut(_) => permanent(format!(
-                "was killed at its time limit of {} s{reason}",
-                self.timeout.as_secs_f64()
-            )),
+            Trouble::TimedOut(limit) => {
+                let seconds = limit.time().as_secs_f64();
+                let what = format!("`{name}` was killed at its time limit of {seconds} s{reason}");
+                ProgramError::TimedOut(Failure::permanent(what))
+            }
             Trouble::TooMuch => permanent(format!(
                 "put out more than {} bytes (max_output)",
                 self.most_output
@@ -280,7 +339,7 @@ impl Program {
 }
 
 /// A program that has run to its end.
-pub(super) struct Ran {
+pub struct Ran {
     /// How it ended.
     pub end: End,
     /// What it put out.

@@ -1,0 +1,248 @@
+//! The modules of an existing deployment that are not built in: Python code, run unchanged beside us.
+//!
+//! ```text
+//! lane ── Host ──► interpreter: conserver_host.py ── imports, hook, links.x, storage.y, tracers.z
+//!          │            one line of JSON for each call, one as its answer
+//!          └─ killed with its process group at a limit, started again when it has ended
+//! ```
+//!
+//! Each lane has a [`Host`] of its own, and not each worker one: a call that has to be killed takes no
+//! other lane's vCon along, nobody waits for another lane's interpreter lock, and a leak or a crash is
+//! one lane's. The interpreter is started with the first call that needs it, so that a lane without Python
+//! modules has none.
+//!
+//! Here is what is known of modules ([`PythonModule`]) and of their host ([`HostSetup`]), the calls, and
+//! [`look`], which asks an interpreter whether modules can be used. The link, the storage and the way of a
+//! vCon that make these calls are in `link`, `storage` and `worker`.
+
+mod hooks;
+mod host;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
+pub use host::{Host, look};
+
+use crate::program::Program;
+use crate::secret::Secret;
+use crate::settings::PythonSettings;
+
+/// What runs the modules.
+pub const SCRIPT: &str = include_str!("../../packaging/python/conserver_host.py");
+
+/// Reads the host and runs it: byte by byte, for what follows is the host's to read.
+const BEGIN: &str = "import os; exec(compile(bytes(os.read(0, 1)[0] for _ in range(LENGTH)), \
+    'conserver_host.py', 'exec'))";
+
+/// The arguments of an interpreter that reads [`SCRIPT`] from its standard input: so there is no file that
+/// could be of another version than the program.
+pub fn arguments(interpreter: &str) -> Vec<String> {
+    let begin = BEGIN.replace("LENGTH", &SCRIPT.len().to_string());
+    vec![interpreter.to_owned(), "-c".to_owned(), begin]
+}
+
+/// What a module is used for, which says what it must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModuleKind {
+    /// `run(uuid, name, options)`
+    Link,
+    /// `save(uuid, options)`, perhaps `get` and `delete`
+    Storage,
+    /// `run(in_uuid, out_uuid, name, links, index, options)`
+    Tracer,
+    /// Nothing: it is loaded.
+    Import,
+}
+
+impl ModuleKind {
+    /// The word of the protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Storage => "storage",
+            Self::Tracer => "tracer",
+            Self::Import => "import",
+        }
+    }
+}
+
+/// A Python module as an entry of `config.yml` names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PythonModule {
+    /// Its name, as in `links.analyze`.
+    pub module: String,
+    /// What it is used for.
+    pub kind: ModuleKind,
+    /// The name of the entry.
+    pub entry: String,
+    /// The entry's options as JSON, if it has any.
+    pub options: Option<String>,
+    /// The package that has it, if the entry says so.
+    pub pip_name: Option<String>,
+    /// The longest time of one call, if the entry says so.
+    pub timeout: Option<Duration>,
+    /// The key of the module's name in the file, and its line.
+    pub key: String,
+    /// See `key`.
+    pub line: usize,
+}
+
+/// Older names of `links.transcribe`, each with the vendor it stands for.
+const LEGACY: [(&str, &str); 4] = [
+    ("links.openai_transcribe", "openai"),
+    ("links.groq_whisper", "groq"),
+    ("links.hugging_face_whisper", "hugging_face"),
+    ("links.deepgram_link", "deepgram"),
+];
+
+impl PythonModule {
+    /// The vendor, if the name is an older one of `links.transcribe`.
+    pub fn vendor(&self) -> Option<&'static str> {
+        let is_link = self.kind == ModuleKind::Link;
+        let legacy = LEGACY.iter().find(|(name, _)| *name == self.module);
+        legacy.filter(|_| is_link).map(|(_, vendor)| *vendor)
+    }
+
+    /// Its members in a request: `"module":…,"kind":…` and, for an older name, `"vendor":…`.
+    fn members(&self) -> String {
+        let (module, kind) = (json(&self.module), self.kind.as_str());
+        let vendor = self.vendor();
+        let vendor = vendor.map_or_else(String::new, |vendor| format!(r#","vendor":"{vendor}""#));
+        format!(r#""module":{module},"kind":"{kind}"{vendor}"#)
+    }
+}
+
+/// A text as JSON.
+fn json(text: &str) -> String {
+    // Writing a string to memory does not fail.
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+/// What a host begins with: the settings, and what the configuration says for all modules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostSetup {
+    /// Where the interpreter and the modules are.
+    pub settings: PythonSettings,
+    /// The file of the configuration, which modules may read too.
+    pub config_file: PathBuf,
+    /// The modules that are loaded at its start.
+    pub imports: Vec<PythonModule>,
+    /// What stands in the configuration and is not to be shown.
+    pub secrets: Vec<Secret>,
+}
+
+/// Parts of the names of variables whose values are not to be shown.
+const SECRET_NAMES: [&str; 7] = [
+    "KEY",
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "CREDENTIAL",
+    "PROXY_URL",
+];
+
+impl HostSetup {
+    /// The program, which is not running yet.
+    fn program(&self) -> Program {
+        let settings = &self.settings;
+        let mut besides: Vec<(&str, OsString)> = Vec::new();
+        if env::var_os("CONSERVER_CONFIG_FILE").is_none() {
+            besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
+        }
+        let mut secrets = self.secrets.clone();
+        for (name, value) in env::vars_os() {
+            let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+            let name = name.to_uppercase();
+            if SECRET_NAMES.iter().any(|part| name.contains(part)) {
+                secrets.push(Secret::new(&*value));
+            }
+            if value.contains("://") {
+                secrets.extend(passwords(&value));
+            }
+        }
+        let argv = arguments(&settings.interpreter);
+        Program::with_environment(argv, "the Python host", settings.timeout, &besides, secrets)
+    }
+
+    /// What it is greeted with: the script, then its first line.
+    fn greeting(&self, imports: &[PythonModule]) -> Vec<u8> {
+        let imports: Vec<&str> = imports.iter().map(|it| it.module.as_str()).collect();
+        let greeting = serde_json::json!({
+            "path": self.folders(), "imports": imports, "load": [], "hooks": true,
+        });
+        format!("{SCRIPT}{greeting}\n").into_bytes()
+    }
+
+    /// The folders in which the interpreter looks for modules before all others, in order.
+    pub fn folders(&self) -> Vec<String> {
+        let packages = packages_folder();
+        let folders = self.settings.path.iter().chain(&packages);
+        folders.map(|folder| folder.display().to_string()).collect()
+    }
+
+    /// Whether there may be hooks: a file of their name is on the path.
+    fn may_have_hooks(&self) -> bool {
+        let folders = self.settings.path.iter();
+        folders.into_iter().any(|folder| {
+            let is_there = |name: &str| {
+                folder.join(format!("{name}.py")).exists() || folder.join(name).exists()
+            };
+            is_there("hook") || is_there("after_link_hook")
+        })
+    }
+
+    /// Whether a lane has to start its host before it works on anything.
+    pub fn is_needed_at_start(&self) -> bool {
+        !self.imports.is_empty() || self.may_have_hooks()
+    }
+}
+
+/// Where packages are installed: below the state directory that systemd gives, else the user's.
+pub fn packages_folder() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let of_service = || env::split_paths(&variable("STATE_DIRECTORY")?).next();
+    let of_user = || match variable("XDG_STATE_HOME") {
+        Some(folder) => Some(PathBuf::from(folder).join("conserver")),
+        None => Some(PathBuf::from(variable("HOME")?).join(".local/state/conserver")),
+    };
+    let folder = of_service().or_else(of_user)?;
+    folder.is_absolute().then(|| folder.join("python"))
+}
+
+/// What of a URL must not be shown.
+pub fn passwords(url: &str) -> Vec<Secret> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let user = rest.rsplit_once('@').map(|(user, _)| user);
+    let password = user.and_then(|user| user.split_once(':')).map(|(_, it)| it);
+    let value_of = |name: &str| {
+        let (_, rest) = url.split_once(name)?;
+        Some(rest.split_once('&').map_or(rest, |(value, _)| value))
+    };
+    let queries = [value_of("pass="), value_of("password=")];
+    let found = [user, password].into_iter().chain(queries).flatten();
+    found.map(Secret::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_a_url_are_known() {
+        for (url, secrets) in [
+            ("redis://localhost", &[] as &[&str]),
+            ("redis://user:word@host:1/2", &["user:word", "word"]),
+            ("rediss://:w@rd@host", &[":w@rd", "w@rd"]),
+            ("unix:///run/redis?db=1&pass=word&user=u", &["word"]),
+            ("redis://h?sentinel_password=word", &["word"]),
+        ] {
+            let found = passwords(url);
+            let found: Vec<&str> = found.iter().map(Secret::reveal).collect();
+            assert_eq!(found, secrets, "{url}");
+        }
+    }
+}
