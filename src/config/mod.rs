@@ -161,10 +161,14 @@ impl Config {
     pub fn load_with(
         path: &Path,
         variables: HashMap<OsString, OsString>,
+        python: &PythonSettings,
     ) -> Result<Self, ConfigErrors> {
         let text = source::read(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
-        let environment = Arc::new(Environment::new(variables));
-        Self::parse_with(&text, path, link::MODULES, storage::MODULES, &environment)
+        let surroundings = Surroundings {
+            environment: Arc::new(Environment::new(variables)),
+            python: python.clone(),
+        };
+        Self::parse_with(&text, path, link::MODULES, storage::MODULES, &surroundings)
     }
 
     /// Checks `text`, the content of the file at `path`.

@@ -113,6 +113,14 @@ impl Outline {
         })
     }
 
+    /// Whether something in service needs the module.
+    pub fn is_needed(&self, module: &NamedModule) -> bool {
+        let chains = self.plan.chains.iter().filter(|chain| chain.enabled);
+        let mut names = chains.map(|chain| chain.name.as_str());
+        let is_for_all = matches!(module.section, Section::Tracers | Section::Imports);
+        is_for_all || names.any(|name| self.chains_of(module).contains(&name))
+    }
+
     /// The chains that name the module, those out of service among them.
     pub fn chains_of(&self, module: &NamedModule) -> Vec<&str> {
         let names_it = |chain: &&super::Chain| match module.section {
@@ -161,6 +169,11 @@ impl NamedModule {
             Section::Tracers | Section::Imports => false,
         };
         self.native && is_known
+    }
+
+    /// Whether it is a module that Python has to have.
+    pub fn is_python(&self) -> bool {
+        !self.is_built_in() && !self.module.is_empty()
     }
 
     /// Whether the option is there and holds something.

@@ -132,6 +132,8 @@ pub struct HostSetup {
     pub imports: Vec<PythonModule>,
     /// What stands in the configuration and is not to be shown.
     pub secrets: Vec<Secret>,
+    /// Variables that take the place of the daemon's own.
+    pub variables: Vec<(String, OsString)>,
 }
 
 /// Parts of the names of variables whose values are not to be shown.
@@ -149,12 +151,22 @@ impl HostSetup {
     /// The program, which is not running yet.
     fn program(&self) -> Program {
         let settings = &self.settings;
-        let mut besides: Vec<(&str, OsString)> = Vec::new();
-        if env::var_os("CONSERVER_CONFIG_FILE").is_none() {
+        let variables = self.variables.iter();
+        let mut besides: Vec<(&str, OsString)> = variables
+            .map(|(name, value)| (name.as_str(), value.clone()))
+            .collect();
+        let is_given = besides
+            .iter()
+            .any(|(name, _)| *name == "CONSERVER_CONFIG_FILE");
+        if !is_given && env::var_os("CONSERVER_CONFIG_FILE").is_none() {
             besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
         }
         let mut secrets = self.secrets.clone();
-        for (name, value) in env::vars_os() {
+        let own = env::vars_os();
+        let given = besides
+            .iter()
+            .map(|(name, value)| ((*name).into(), value.clone()));
+        for (name, value) in own.chain(given) {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
             let name = name.to_uppercase();
             if SECRET_NAMES.iter().any(|part| name.contains(part)) {

@@ -18,6 +18,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
 use super::reader::SettingsErrors;
+use crate::options::substitution::read_regular_file;
 use crate::sys;
 
 /// The file, in the folder that the program was started in.
@@ -118,6 +119,30 @@ impl EnvFile {
         }
         Some(text)
     }
+}
+
+/// The variables of a file in this form, in its order: those of another deployment, so that the environment of this
+/// process does not count.
+///
+/// # Errors
+/// The lines that are not understood, or why the file cannot be read.
+pub fn variables_of(path: &Path) -> Result<Vec<(String, OsString)>, SettingsErrors> {
+    let shown = path.display();
+    let refused =
+        |error: io::Error| SettingsErrors(vec![format!("{shown}: could not be read: {error}")]);
+    let faulty = |faults: Vec<Fault>| {
+        let lines = faults.into_iter();
+        let lines = lines.map(|Fault { line, what }| format!("{shown}:{line}: {what}"));
+        SettingsErrors(lines.collect())
+    };
+    let most = u64::try_from(MOST_BYTES).unwrap_or(u64::MAX);
+    let bytes = read_regular_file(path, most).map_err(refused)?;
+    let text = decode(&bytes).map_err(|fault| faulty(vec![fault]))?;
+    let content = Content::parse(text, &|_| None).map_err(faulty)?;
+    let values = content.values.into_iter();
+    Ok(values
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect())
 }
 
 /// Why there is no text of a file that is there.

@@ -25,7 +25,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use ureq::http::HeaderName;
 
-pub use env_file::EnvFile;
+pub use env_file::{EnvFile, variables_of};
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};
 pub use python::PythonSettings;

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Files, Finished, Hook, PATIENCE, REDIS_PASSWORD, Redis, Sample, fresh,
-    private_folder, run, said, same, submit, wait_until,
+    Conserver, Daemon, Files, Finished, Hook, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample,
+    fresh, private_folder, run, said, same, submit, wait_until,
 };
 
 /// Stands in the variables of a deployment.
@@ -105,6 +106,8 @@ fn entries(plan: &Value, key: &str) -> Value {
 /// The service that the plan describes, on a machine where files and commands stand elsewhere.
 struct Service {
     conserver: Conserver,
+    /// In the place of /var/lib/conserver.
+    state: tempfile::TempDir,
     daemon: Option<Daemon>,
     /// The exit codes of commands that do not end with 0.
     codes: Vec<(&'static str, i32)>,
@@ -115,7 +118,9 @@ impl Service {
     /// configuration.
     fn of(plan: &Value, existing: &Existing) -> Self {
         let config = fs::read_to_string(existing.config()).expect("a file");
-        let mut conserver = Conserver::without_redis().config_text(&config);
+        let state = private_folder();
+        let conserver = Conserver::without_redis().config_text(&config);
+        let mut conserver = conserver.env("STATE_DIRECTORY", state.path());
         for line in plan["environment"].as_array().expect("lines") {
             let name = line["name"].as_str().expect("a name");
             let value = match &line["value"] {
@@ -126,6 +131,7 @@ impl Service {
         }
         Self {
             conserver,
+            state,
             daemon: None,
             codes: Vec::new(),
         }
@@ -165,6 +171,18 @@ impl Service {
             }
             "sudo systemctl disable --now conserver" => self.daemon.take().expect("it runs").stop(),
             "sudoedit /etc/conserver/conserver.env" => {}
+            command if command.starts_with("sudo -u conserver python3 -m pip install ") => {
+                let command = command.replace("sudo -u conserver ", "");
+                let state = self.state.path().display().to_string();
+                let command = command.replace("/var/lib/conserver", &state);
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &command]);
+                for name in ["PIP_NO_INDEX", "PIP_DISABLE_PIP_VERSION_CHECK"] {
+                    shell.env(name, "1");
+                }
+                let output = shell.output().expect("a shell");
+                assert!(output.status.success(), "{command}: {output:?}");
+            }
             command if command.starts_with("sudo install ") => {
                 let config = existing.config().display().to_string();
                 let copied = command.split(' ').any(|word| {
@@ -560,4 +578,196 @@ fn it_takes_the_environment_of_the_process_and_the_file_on_the_command_line() {
     let refused = run(&conserver, &["migrate", "--env-file", "odd.env"], 64);
     said(&refused, &["odd.env:1:"]);
     shows_no_secret(&refused);
+}
+
+/// Modules after those of a deployment. Each writes what it is called with to the file `calls`.
+const COMMON: &str = r#"
+import json, os
+
+def called(*what):
+    with open(os.environ["CALLS"], "a") as file:
+        print(json.dumps(what), file=file)
+"#;
+
+const LINK: &str = r#"
+import os
+import store
+from lib.calls import called
+
+called("has its key", os.environ["OPENAI_API_KEY"].startswith("sk-"))
+
+def run(vcon_uuid, link_name, opts):
+    vcon = store.load(vcon_uuid)
+    body = {"by": link_name, "prompt": opts["prompt"]}
+    vcon["analysis"].append({"type": "summary", "dialog": 0, "vendor": "x", "body": body})
+    store.save(vcon_uuid, vcon)
+    called("link", vcon_uuid, link_name)
+    return vcon_uuid
+"#;
+
+const STORAGE: &str = r#"
+import store
+from lib.calls import called
+
+default_options = {"shelf": "usual"}
+
+def save(vcon_uuid, opts=default_options):
+    parts = [part["type"] for part in store.load(vcon_uuid)["analysis"]]
+    called("storage", vcon_uuid, opts["shelf"], parts[-2:])
+"#;
+
+const TRACER: &str = r#"
+from lib.calls import called
+
+def run(in_vcon_uuid, out_vcon_uuid, tracer_name, links, link_index, opts={}):
+    called("tracer", in_vcon_uuid, tracer_name, link_index)
+    return True
+"#;
+
+const IMPORT: &str = r#"
+from lib.calls import called
+
+called("import")
+"#;
+
+const PACKAGED: &str = r#"
+import store
+
+def run(vcon_uuid, link_name, opts):
+    vcon = store.load(vcon_uuid)
+    vcon["analysis"].append({"type": "rating", "dialog": 0, "vendor": "x", "body": {"scale": opts["scale"]}})
+    store.save(vcon_uuid, vcon)
+    return vcon_uuid
+"#;
+
+/// Packs a module as pip installs it.
+const WHEEL: &str = r#"
+import sys, zipfile
+
+path, module, text = sys.argv[1:]
+info = f"{module}-1.0.dist-info"
+with zipfile.ZipFile(path, "w") as wheel:
+    wheel.writestr(f"{module}.py", text)
+    wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr(f"{info}/RECORD", "")
+"#;
+
+#[test]
+fn a_deployment_with_python_modules_is_switched_over_and_back() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    for folder in ["links", "storage", "tracers", "lib"] {
+        fs::create_dir(programs.folder().join(folder)).expect("a folder");
+    }
+    programs.write("lib/calls.py", COMMON);
+    programs.write("links/analyze.py", LINK);
+    programs.write("storage/shelf.py", STORAGE);
+    programs.write("tracers/audit.py", TRACER);
+    programs.write("helper.py", IMPORT);
+    let wheel = programs.folder().join("visit_rating-1.0-py3-none-any.whl");
+    let packed = Command::new("python3")
+        .args(["-c", WHEEL])
+        .arg(&wheel)
+        .args(["visit_rating", PACKAGED])
+        .status();
+    assert!(packed.expect("Python").success());
+    let config = json!({
+        "imports": {"helper": {"module": "helper"}},
+        "tracers": {"audit": {"module": "tracers.audit", "options": {"dlq_vcon_on_error": true}}},
+        "links": {
+            "tagger": {"module": "links.tag", "options": {"tags": ["seen"]}},
+            "analyze": {"module": "links.analyze", "options": {"prompt": "Sum it up"}},
+            "rate": {"module": "visit_rating", "pip_name": &wheel, "options": {"scale": 5}},
+            "spare": {"module": "links.never_there"},
+        },
+        "storages": {"shelf": {"module": "storage.shelf"}},
+        "chains": {"main": {
+            "links": ["tagger", "analyze", "rate"], "storages": ["shelf"],
+            "ingress_lists": ["default"], "egress_lists": ["done"],
+        }},
+    });
+    let existing = Existing::new(
+        &config,
+        &[
+            ("REDIS_URL", &redis.url()),
+            ("OPENAI_API_KEY", KEY),
+            ("PYTHONPATH", &programs.folder().display().to_string()),
+            (
+                "CALLS",
+                &programs.folder().join("calls").display().to_string(),
+            ),
+        ],
+    );
+    let samples = fresh(10);
+    submit(&redis, "default", &samples);
+
+    let plan = existing.plan(&redis, 65);
+    let rows = plan["modules"].as_array().expect("rows").iter();
+    let runs: Vec<(&str, &str)> = rows
+        .map(|row| {
+            (
+                row["name"].as_str().expect("a name"),
+                row["runs"].as_str().expect("a word"),
+            )
+        })
+        .collect();
+    assert_eq!(
+        runs,
+        [
+            ("tagger", "built_in"),
+            ("analyze", "python"),
+            ("rate", "missing"),
+            ("spare", "missing"),
+            ("shelf", "python"),
+            ("audit", "python"),
+            ("helper", "python"),
+        ]
+    );
+    let problems = plan["problems"].to_string();
+    assert!(
+        problems.contains("visit_rating") && !problems.contains("never_there"),
+        "{problems}"
+    );
+    let differences = texts(&plan["differences"], "id");
+    for id in ["pip_name", "python_hangs"] {
+        assert!(differences.contains(&id), "{id}: {differences:?}");
+    }
+    let settings = texts(&plan["environment"], "name");
+    assert_eq!(
+        settings,
+        [
+            "CALLS",
+            "OPENAI_API_KEY",
+            "REDIS_URL",
+            "CONSERVER_PYTHON_PATH"
+        ]
+    );
+
+    fs::write(programs.folder().join("calls"), "").expect("a file");
+    let mut service = Service::of(&plan, &existing);
+    service.follow(&plan["switch"], &existing);
+    let done = || redis.length("done") == samples.len();
+    wait_until("all that waited is done", PATIENCE, done);
+    let calls: Vec<Value> = programs
+        .lines("calls")
+        .iter()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert!(calls.contains(&json!(["import"])) && calls.contains(&json!(["has its key", true])));
+    for sample in &samples {
+        let of_it: Vec<&Value> = calls.iter().filter(|call| call[1] == *sample.id).collect();
+        let expected = [
+            json!(["tracer", sample.id, "audit", -1]),
+            json!(["tracer", sample.id, "audit", 0]),
+            json!(["link", sample.id, "analyze"]),
+            json!(["tracer", sample.id, "audit", 1]),
+            json!(["tracer", sample.id, "audit", 2]),
+            json!(["storage", sample.id, "usual", ["summary", "rating"]]),
+        ];
+        assert_eq!(of_it, expected.iter().collect::<Vec<_>>());
+    }
+
+    service.follow(&plan["way_back"], &existing);
+    assert!(service.daemon.is_none());
+    finds_what_it_knows(&redis, &["default", "done"], "string");
 }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::environment::Variables;
-use super::python::{self, PythonModule};
+use super::python::{self, FOLDERS, PythonFindings};
 use crate::config::{Config, Fault, Outline};
 use crate::queue::{Server, Survey, SurveyLists};
 use crate::settings::Settings;
@@ -34,8 +34,10 @@ pub(super) struct Deployment {
     pub settings: Settings,
     /// The faulty settings, a line each.
     pub settings_faults: Vec<String>,
-    /// The modules that are not built in.
-    pub python: Vec<PythonModule>,
+    /// What Python has of the modules that are not built in.
+    pub python: PythonFindings,
+    /// Whether the folders of its modules are those of `PYTHONPATH`.
+    pub takes_python_path: bool,
     /// What is in Redis.
     pub redis: RedisFindings,
     /// The generation of its server.
@@ -85,23 +87,30 @@ impl Deployment {
     ) -> Self {
         let config = config.or_else(|| variables.path("CONSERVER_CONFIG_FILE"));
         let config = config.map(PathBuf::into_os_string);
-        let lookup = |name: &str| -> Option<OsString> {
-            match (name, &config) {
+        // The file is looked for by the variables; whether Python is needed, it says itself.
+        let read = |folders: Option<&OsString>| {
+            Settings::with_faults(&|name| match (name, &config) {
                 ("CONSERVER_CONFIG_FILE", Some(config)) => Some(config.clone()),
-                (name, _) => variables.get(name).cloned(),
-            }
+                (name, _) => {
+                    let value = variables.get(name).cloned();
+                    value.or_else(|| folders.filter(|_| name == FOLDERS).cloned())
+                }
+            })
         };
-        let (settings, settings_faults) = Settings::with_faults(&lookup);
-        let config_file = settings.config_file.clone();
+        let (settings, _) = read(None);
+        let config_file = settings.config_file;
         let outline = Outline::load(&config_file).unwrap_or_default();
-        let (faults, fault_lines, warnings) = match Config::load_with(&config_file, variables.all())
-        {
+        let folders = variables.python_folders();
+        let folders = folders.filter(|_| python::needed(&outline).next().is_some());
+        let takes_python_path = folders.is_some() && variables.get(FOLDERS).is_none();
+        let (settings, settings_faults) = read(folders);
+        let loaded = Config::load_with(&config_file, variables.all(), &settings.python);
+        let (faults, fault_lines, warnings) = match loaded {
             Ok(config) => (Vec::new(), Vec::new(), config.warnings.lines().collect()),
             Err(errors) => {
                 let faults = errors.faults().to_vec();
-                let warnings: Vec<String> = errors.warnings().lines().collect();
                 let lines = errors.lines().take(faults.len()).collect();
-                (faults, lines, warnings)
+                (faults, lines, errors.warnings().lines().collect())
             }
         };
         let redis = match () {
@@ -110,7 +119,8 @@ impl Deployment {
         };
         let generation = Recognition::of(given, &redis);
         Self {
-            python: python::modules(&variables, &outline),
+            python: PythonFindings::look(&variables, &settings.python, &config_file, &outline),
+            takes_python_path,
             config_file,
             outline,
             faults,
@@ -126,10 +136,9 @@ impl Deployment {
 
     /// Whether Python modules or programs run, which may read any variable.
     pub fn runs_programs(&self) -> bool {
-        let modules = self.outline.modules.iter();
-        let mut modules = modules.filter(|module| !module.module.is_empty());
+        let mut modules = self.outline.modules.iter();
         modules.any(|module| {
-            !module.is_built_in() || ["links.python", "links.exec"].contains(&&*module.module)
+            module.is_python() || ["links.python", "links.exec"].contains(&&*module.module)
         })
     }
 }

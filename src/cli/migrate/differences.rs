@@ -249,7 +249,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         what: "a Python module that hangs, or takes its process along",
         existing: "holds up or ends the worker",
         conserver: "its process is ended after CONSERVER_PYTHON_TIMEOUT and started anew; the vCon is tried again",
-        concerns: |it| some(it.named(|module| !module.is_built_in() && !module.module.is_empty())),
+        concerns: |it| some(it.named(NamedModule::is_python)),
     },
     Difference {
         id: "one_worker",
@@ -321,7 +321,7 @@ impl Deployment {
         link.is_some_and(|link| {
             link.module == "links.webhook"
                 || link.module == "links.diet" && link.has_option("post_media_to_url")
-                || !link.is_built_in()
+                || link.is_python()
         })
     }
 }

@@ -3,18 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::config::Outline;
 use crate::secret::Secret;
-use crate::settings::{RedisUrl, TABLE, misspelt_among};
-
-/// The most bytes of a file of variables.
-const MOST_BYTES: u64 = 1 << 20;
+use crate::settings::{IGNORED, RedisUrl, SettingsErrors, TABLE, misspelt_among, variables_of};
 
 /// The variables of a deployment.
 pub(super) struct Variables {
@@ -35,9 +30,7 @@ pub(super) enum Meaning {
     Configuration,
     /// Python modules, or programs of links, may read it.
     Modules,
-    /// The API server alone reads it.
-    ApiServer,
-    /// The existing worker reads it, conserver does not.
+    /// The existing server reads it, conserver does not.
     NoEffect,
     /// It is probably a misspelt setting.
     Misspelt,
@@ -72,33 +65,11 @@ const OF_BOTH: &[&str] = &[
     "EGRESS_FORMAT_VERSION",
 ];
 
-/// Variables that the existing worker reads and that mean nothing here, or something else; one that ends with an
-/// underscore is the beginning of names.
+/// What the names of further variables of the existing server begin with that have no effect here, and why.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    (
-        "LOGGING_CONFIG_FILE",
-        "the log is set by LOG_LEVEL and CONSERVER_LOG_FORMAT (text or json)",
-    ),
-    (
-        "HOSTNAME",
-        "the daemon's name is CONSERVER_INSTANCE, by default the host name",
-    ),
-    (
-        "OTEL_",
-        "no OpenTelemetry: CONSERVER_HTTP serves metrics for Prometheus",
-    ),
-    (
-        "SENTRY_",
-        "errors are in the log; CONSERVER_LOG_FORMAT=json makes them easy to collect",
-    ),
-];
-
-/// Variables of the API server, which stay where they are.
-const OF_API_SERVER: &[&str] = &[
-    "CONSERVER_API_",
-    "VCON_INDEX_",
-    "VCON_SORTED_FORCE_RESET",
-    "API_ROOT_PATH",
+    ("OTEL_", "metrics are at /metrics, for Prometheus"),
+    ("CONSERVER_API_", "of the API server"),
+    ("VCON_INDEX_", "of the API server"),
 ];
 
 /// The folders of Python modules in the existing deployment.
@@ -147,21 +118,14 @@ impl Variables {
         }
     }
 
-    /// Those of a file in the form of `.env`, of `docker run --env-file` or of systemd's `EnvironmentFile=`.
+    /// Those of a file in the form of `.env`.
     ///
     /// # Errors
     /// The file cannot be read, or a line of it.
-    pub fn of_file(path: &Path) -> Result<Self, String> {
-        let shown = path.display();
-        let text = read(path).map_err(|error| format!("{shown} could not be read: {error}"))?;
-        let lines = parse(&text, &|name| env::var_os(name))
-            .map_err(|(line, why)| format!("{shown}:{line}: {why}"))?;
+    pub fn of_file(path: &Path) -> Result<Self, SettingsErrors> {
         Ok(Self {
             file: Some(path.to_owned()),
-            values: lines
-                .into_iter()
-                .map(|(name, value)| (name, value.into()))
-                .collect(),
+            values: variables_of(path)?.into_iter().collect(),
         })
     }
 
@@ -182,6 +146,13 @@ impl Variables {
             .collect()
     }
 
+    /// Those of a file, for a process that has those of this one besides.
+    pub fn of_file_alone(&self) -> Vec<(String, OsString)> {
+        let all = self.values.iter().filter(|_| self.file.is_some());
+        all.map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
+
     /// The path in one of them. A relative path in a file is one from the file's folder, where the existing worker
     /// runs that reads it.
     pub fn path(&self, name: &str) -> Option<PathBuf> {
@@ -194,8 +165,8 @@ impl Variables {
     }
 
     /// The folders of Python modules in the existing deployment, if they are named.
-    pub fn python_folders(&self) -> Option<&str> {
-        self.text(PYTHON_FOLDERS)
+    pub fn python_folders(&self) -> Option<&OsString> {
+        self.get(PYTHON_FOLDERS)
     }
 
     /// What each of them means, in their order; of this process's, only those that may be the worker's.
@@ -209,24 +180,22 @@ impl Variables {
     }
 
     fn note(&self, name: &str, outline: &Outline, has_modules: bool) -> VariableNote {
-        let is = |(known, _): &&(&str, &str)| begins(name, known);
+        let ignored = self.without_effect(name);
+        let is_of_modules = has_modules && (self.file.is_some() || may_be_of_modules(name));
         let (means, note) = if TABLE.iter().any(|row| row.name == name) {
             (Meaning::Setting, self.setting(name))
         } else if outline.variables.iter().any(|named| named == name) {
             (Meaning::Configuration, "config.yml names it".to_owned())
-        } else if OF_API_SERVER.iter().any(|known| begins(name, known)) {
-            let note = "of the API server, which stays as it is";
-            (Meaning::ApiServer, note.to_owned())
-        } else if let Some((_, why)) = WITHOUT_EFFECT.iter().find(is) {
-            (Meaning::NoEffect, (*why).to_owned())
         } else if name == PYTHON_FOLDERS {
             let note = "folders of Python modules are named by CONSERVER_PYTHON_PATH";
             (Meaning::NoEffect, note.to_owned())
         } else if let Some(warning) = misspelt(name) {
             (Meaning::Misspelt, warning)
-        } else if has_modules && self.may_be_of_modules(name) {
-            let note = "modules and programs get it with the environment of the daemon";
+        } else if is_of_modules {
+            let note = "Python modules and programs get it with the environment of the service";
             (Meaning::Modules, note.to_owned())
+        } else if let Some(why) = ignored {
+            (Meaning::NoEffect, why.to_owned())
         } else {
             (Meaning::Unknown, "nothing here reads it".to_owned())
         };
@@ -235,6 +204,16 @@ impl Variables {
             means,
             note,
         }
+    }
+
+    /// Why a variable of the existing server has no effect here.
+    fn without_effect(&self, name: &str) -> Option<&'static str> {
+        let value = self.text(name).unwrap_or_default();
+        let mut ignored = IGNORED.iter().filter(|it| it.name == name);
+        let ignored = ignored.find(|it| it.is_meant(value, self.file.is_some()));
+        let mut families = WITHOUT_EFFECT.iter();
+        let family = families.find(|(begin, _)| name.starts_with(begin));
+        ignored.map(|it| it.why).or(family.map(|(_, why)| *why))
     }
 
     /// What is special about a setting of this deployment.
@@ -255,11 +234,6 @@ impl Variables {
             _ if OF_BOTH.contains(&name) => "as before".to_owned(),
             _ => "conserver's own".to_owned(),
         }
-    }
-
-    /// Whether it goes into the settings of the service for Python modules and programs.
-    fn may_be_of_modules(&self, name: &str) -> bool {
-        self.file.is_some() || OF_MODULES.iter().any(|known| name.starts_with(known))
     }
 
     /// The value of a setting as it can be shown; `None` if it holds a secret.
@@ -287,9 +261,9 @@ fn is_secret(name: &str) -> bool {
     OF_SECRETS.iter().any(|word| name.contains(word))
 }
 
-/// Whether a name is this one, or begins with it if it ends with an underscore.
-fn begins(name: &str, known: &str) -> bool {
-    name == known || known.ends_with('_') && name.starts_with(known)
+/// Whether modules of the existing worker read it.
+fn may_be_of_modules(name: &str) -> bool {
+    OF_MODULES.iter().any(|begin| name.starts_with(begin))
 }
 
 fn misspelt(name: &str) -> Option<String> {
@@ -297,150 +271,14 @@ fn misspelt(name: &str) -> Option<String> {
     misspelt_among(variable.into_iter()).pop()
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    let meta = fs::metadata(path)?;
-    if !meta.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if meta.len() > MOST_BYTES {
-        return Err(io::Error::other("it is larger than 1 MiB"));
-    }
-    let bytes = fs::read(path)?;
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))
-}
-
-/// The variables of a file in their order. `outer` gives those that the file only names.
-///
-/// # Errors
-/// The line that cannot be read, and why.
-fn parse(
-    text: &str,
-    outer: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<Vec<(String, String)>, (usize, String)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut variables: Vec<(String, String)> = Vec::new();
-    let mut lines = text.lines().enumerate();
-    while let Some((index, line)) = lines.next() {
-        let number = index + 1;
-        let line = line.trim_start();
-        if line.is_empty() || line.starts_with(['#', ';']) {
-            continue;
-        }
-        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        let (name, rest) = match line.split_once('=') {
-            Some((name, rest)) => (name.trim(), Some(rest.trim_start())),
-            None => (line.trim(), None),
-        };
-        if !is_name(name) {
-            return Err((
-                number,
-                "this is neither NAME=VALUE nor a comment".to_owned(),
-            ));
-        }
-        let Some(rest) = rest else {
-            // As docker has it: the value is the one that is set outside.
-            let value = outer(name).and_then(|value| value.into_string().ok());
-            variables.extend(value.map(|value| (name.to_owned(), value)));
-            continue;
-        };
-        let value = match rest.chars().next() {
-            Some(quote @ ('"' | '\'')) => {
-                let mut quoted = rest[1..].to_owned();
-                let content = loop {
-                    if let Some(content) = unquoted(&quoted, quote) {
-                        break content;
-                    }
-                    let Some((_, more)) = lines.next() else {
-                        return Err((number, format!("the value of {name} has no closing quote")));
-                    };
-                    quoted.push('\n');
-                    quoted.push_str(more);
-                };
-                match quote {
-                    '"' => filled(&content, &variables, outer),
-                    _ => content,
-                }
-            }
-            _ => filled(bare(rest), &variables, outer),
-        };
-        variables.push((name.to_owned(), value));
-    }
-    Ok(variables)
-}
-
-fn is_name(name: &str) -> bool {
-    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    !name.is_empty() && name.chars().all(is_good) && !name.starts_with(|c: char| c.is_ascii_digit())
-}
-
-/// A value without quotes: up to a comment.
-fn bare(text: &str) -> &str {
-    if text.starts_with('#') {
-        return "";
-    }
-    let comment = text.find(" #").or_else(|| text.find("\t#"));
-    text[..comment.unwrap_or(text.len())].trim_end()
-}
-
-/// The text before the closing quote, without escapes; `None` if there is no such quote.
-fn unquoted(text: &str, quote: char) -> Option<String> {
-    let mut content = String::new();
-    let mut characters = text.chars();
-    loop {
-        match characters.next()? {
-            c if c == quote => return Some(content),
-            '\\' => match characters.next()? {
-                c if c == quote || c == '\\' => content.push(c),
-                'n' if quote == '"' => content.push('\n'),
-                't' if quote == '"' => content.push('\t'),
-                'r' if quote == '"' => content.push('\r'),
-                // What systemd escapes.
-                c @ ('$' | '`') if quote == '"' => content.push(c),
-                c => content.extend(['\\', c]),
-            },
-            c => content.push(c),
-        }
-    }
-}
-
-/// The text with `${NAME}` and `${NAME:-default}` replaced, as python-dotenv and docker compose do.
-fn filled(
-    text: &str,
-    variables: &[(String, String)],
-    outer: &dyn Fn(&str) -> Option<OsString>,
-) -> String {
-    let mut done = String::new();
-    let mut rest = text;
-    while let Some((before, inside)) = rest.split_once("${") {
-        done.push_str(before);
-        let Some((named, after)) = inside.split_once('}') else {
-            done.push_str("${");
-            rest = inside;
-            continue;
-        };
-        let (name, default) = named.split_once(":-").unwrap_or((named, ""));
-        let known = variables.iter().rev().find(|(known, _)| known == name);
-        let value = match known {
-            Some((_, value)) => Some(value.clone()),
-            None => outer(name).and_then(|value| value.into_string().ok()),
-        };
-        done.push_str(
-            value
-                .as_deref()
-                .filter(|it| !it.is_empty())
-                .unwrap_or(default),
-        );
-        rest = after;
-    }
-    done.push_str(rest);
-    done
-}
-
 /// A value as it stands in `/etc/conserver/conserver.env`, where systemd reads it.
 pub(super) fn quoted(value: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "_-+=:,./@%?&~^[]".contains(c);
     if !value.is_empty() && value.chars().all(is_plain) {
         return value.to_owned();
+    }
+    if !value.contains(['\'', '\\']) {
+        return format!("'{value}'");
     }
     let mut quoted = String::from("\"");
     for c in value.chars() {
@@ -455,87 +293,29 @@ pub(super) fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Vec<(String, String)> {
-        let outer = |name: &str| (name == "OUTER").then(|| "from outside".into());
-        parse(text, &outer).unwrap()
-    }
-
-    fn pair(name: &str, value: &str) -> (String, String) {
-        (name.to_owned(), value.to_owned())
-    }
-
-    fn of_text(text: &str) -> Variables {
-        Variables {
-            file: Some("/srv/vcon/.env".into()),
-            values: parsed(text)
-                .into_iter()
-                .map(|(name, value)| (name, value.into()))
-                .collect(),
-        }
+    /// The variables in `.env` with this text, in a folder that is gone.
+    pub fn of_text(text: &str) -> Variables {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".env");
+        std::fs::write(&path, text).unwrap();
+        Variables::of_file(&path).unwrap()
     }
 
     #[test]
-    fn files_are_read_as_python_docker_and_systemd_read_them() {
-        for (text, expected) in [
-            ("", vec![]),
-            ("\u{feff}A=1\r\n# B=2\n; C=3\n\n", vec![pair("A", "1")]),
-            ("export A = b c  # comment\n", vec![pair("A", "b c")]),
-            ("A=b#c\nB=#c", vec![pair("A", "b#c"), pair("B", "")]),
-            (r#"A="b # c" # d"#, vec![pair("A", "b # c")]),
-            (r#"A="b\"\\\n\$c\q""#, vec![pair("A", "b\"\\\n$c\\q")]),
-            (r"A='b\'\n${B}'", vec![pair("A", "b'\\n${B}")]),
-            ("A='1\n2'\nB=3", vec![pair("A", "1\n2"), pair("B", "3")]),
-            (
-                "A=x\nB=${A}y${C:-z}${C}",
-                vec![pair("A", "x"), pair("B", "xyz")],
-            ),
-            (
-                "OUTER\nUNSET\nB=${OUTER}",
-                vec![pair("OUTER", "from outside"), pair("B", "from outside")],
-            ),
-            ("A=p@ss=w${rd", vec![pair("A", "p@ss=w${rd")]),
+    fn values_are_quoted_as_systemd_reads_them() {
+        for (value, line) in [
+            ("redis://h:6379/2?db=3", "redis://h:6379/2?db=3"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("p$w\"`#", "'p$w\"`#'"),
+            ("it's", "\"it's\""),
+            ("it's $5 \\ \"x\"", "\"it's \\$5 \\\\ \\\"x\\\"\""),
         ] {
-            assert_eq!(parsed(text), expected, "{text}");
+            assert_eq!(quoted(value), line);
         }
-    }
-
-    #[test]
-    fn a_line_that_cannot_be_read_is_named_without_its_value() {
-        for (text, line, why) in [
-            ("A=1\nhunter2 hunter2\n", 2, "neither NAME=VALUE"),
-            (
-                "A=1\n\nB='hunter2\n",
-                3,
-                "the value of B has no closing quote",
-            ),
-            ("=hunter2", 1, "neither NAME=VALUE"),
-        ] {
-            let (number, told) = parse(text, &|_| None).unwrap_err();
-            assert_eq!(number, line, "{text}");
-            assert!(told.contains(why) && !told.contains("hunter2"), "{told}");
-        }
-    }
-
-    #[test]
-    fn what_is_quoted_reads_as_it_was() {
-        for value in [
-            "plain",
-            "redis://h:6379/2",
-            "",
-            "a b",
-            "p$w\"`\\'",
-            "#",
-            "Grüße",
-            "it's",
-        ] {
-            let line = format!("A={}", quoted(value));
-            assert_eq!(parsed(&line), [pair("A", value)], "{line}");
-        }
-        assert_eq!(quoted("redis://h:6379/2"), "redis://h:6379/2");
-        assert_eq!(quoted("a b"), "\"a b\"");
     }
 
     #[test]
@@ -544,28 +324,30 @@ mod tests {
         let outline = Outline::parse(text, Path::new("config.yml")).unwrap();
         let variables = of_text(
             "REDIS_URL=redis://u:hunter2@h\nHOOK_URL=http://h\nCONSERVER_API_TOKEN=t\nLOGGING_CONFIG_FILE=l\n\
-             OTEL_EXPORTER_OTLP_ENDPOINT=http://o\nCONSERVER_WORKER=2\nOPENAI_API_KEY=k\nPYTHONPATH=/app\n\
-             VCON_DLQ_EXPIRY=0\nEMPTY=\n",
+             OTEL_EXPORTER_OTLP_HEADERS=h\nCONSERVER_WORKER=2\nOPENAI_API_KEY=k\nPYTHONPATH=/app\n\
+             VCON_DLQ_EXPIRY=0\nEMPTY=\nHOSTNAME=http://h\n",
         );
         let means = |has_modules| -> Vec<(String, Meaning)> {
             let notes = variables.notes(&outline, has_modules).into_iter();
             notes.map(|note| (note.name, note.means)).collect()
         };
-        let expected = [
-            ("CONSERVER_API_TOKEN", Meaning::ApiServer),
-            ("CONSERVER_WORKER", Meaning::Misspelt),
-            ("HOOK_URL", Meaning::Configuration),
-            ("LOGGING_CONFIG_FILE", Meaning::NoEffect),
-            ("OPENAI_API_KEY", Meaning::Unknown),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", Meaning::NoEffect),
-            ("PYTHONPATH", Meaning::NoEffect),
-            ("REDIS_URL", Meaning::Setting),
-            ("VCON_DLQ_EXPIRY", Meaning::Setting),
-        ];
-        let mut expected = expected.map(|(name, means)| (name.to_owned(), means));
-        assert_eq!(means(false), expected);
-        expected[4].1 = Meaning::Modules;
-        assert_eq!(means(true), expected);
+        let expected = |of_modules: Meaning, key: Meaning| {
+            let expected = [
+                ("CONSERVER_API_TOKEN", of_modules),
+                ("CONSERVER_WORKER", Meaning::Misspelt),
+                ("HOOK_URL", Meaning::Configuration),
+                ("HOSTNAME", of_modules),
+                ("LOGGING_CONFIG_FILE", of_modules),
+                ("OPENAI_API_KEY", key),
+                ("OTEL_EXPORTER_OTLP_HEADERS", of_modules),
+                ("PYTHONPATH", Meaning::NoEffect),
+                ("REDIS_URL", Meaning::Setting),
+                ("VCON_DLQ_EXPIRY", Meaning::Setting),
+            ];
+            expected.map(|(name, means)| (name.to_owned(), means))
+        };
+        assert_eq!(means(false), expected(Meaning::NoEffect, Meaning::Unknown));
+        assert_eq!(means(true), expected(Meaning::Modules, Meaning::Modules));
         assert_eq!(variables.shown("REDIS_URL"), None);
         assert_eq!(variables.shown("HOOK_URL"), None);
         assert_eq!(variables.shown("VCON_DLQ_EXPIRY").as_deref(), Some("0"));
@@ -588,10 +370,8 @@ mod tests {
     #[test]
     fn a_relative_path_of_a_file_is_one_from_its_folder() {
         let variables = of_text("A=./config.yml\nB=/app/config.yml");
-        assert_eq!(
-            variables.path("A").unwrap(),
-            Path::new("/srv/vcon/./config.yml")
-        );
+        let folder = variables.file.as_deref().and_then(Path::parent).unwrap();
+        assert_eq!(variables.path("A").unwrap(), folder.join("config.yml"));
         assert_eq!(variables.path("B").unwrap(), Path::new("/app/config.yml"));
         assert_eq!(variables.path("C"), None);
     }

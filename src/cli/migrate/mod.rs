@@ -30,7 +30,7 @@ pub use self::differences::markdown_table;
 use self::deployment::{Deployment, Generation};
 use self::environment::Variables;
 use self::plan::Plan;
-use super::output::{eprint_line, output_failed};
+use super::output::{eprint_lines, output_failed};
 use crate::exit::Exit;
 use crate::visible::{printable_lines, visible_json};
 
@@ -73,8 +73,8 @@ impl MigrateArgs {
             None => Variables::of_process(),
             Some(path) => match Variables::of_file(path) {
                 Ok(variables) => variables,
-                Err(why) => {
-                    eprint_line(why);
+                Err(errors) => {
+                    eprint_lines(errors);
                     return Exit::Usage;
                 }
             },

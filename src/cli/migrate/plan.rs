@@ -60,7 +60,8 @@ pub(super) enum Runs {
 /// An entry of the configuration.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct ModuleRow {
-    /// The section: `links`, `storages`, `tracers`, `imports` or `followers`.
+    /// The section: `links`, `storages`, `tracers`, `imports`, `followers`, or `hooks`, which the file
+    /// does not name.
     pub section: &'static str,
     pub name: String,
     pub module: String,
@@ -199,23 +200,31 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
             chains: Vec::new(),
         }
     });
-    outline.modules.iter().map(row).chain(followers).collect()
+    let hooks = deployment.python.hooks.iter().map(|hook| ModuleRow {
+        section: "hooks",
+        name: (*hook).to_owned(),
+        module: (*hook).to_owned(),
+        runs: Runs::Python,
+        note: String::new(),
+        chains: Vec::new(),
+    });
+    let modules = outline.modules.iter().map(row);
+    modules.chain(hooks).chain(followers).collect()
 }
 
 /// Where a module runs, and what is to be said about that.
 fn runs(deployment: &Deployment, module: &NamedModule) -> (Runs, String) {
-    let mut python = deployment.python.iter();
-    let python = python.find(|it| it.section == module.section && it.name == module.name);
-    if let Some(why) = python.and_then(|it| it.missing.clone()) {
+    if let Some(why) = deployment.python.missing(module) {
         let package = module.package.as_deref();
+        let package = package.filter(|_| deployment.python.is_absent(module));
         let package = package.map(|package| format!("; its package is {}", without_login(package)));
-        return (Runs::Missing, why + &package.unwrap_or_default());
+        return (Runs::Missing, why.to_owned() + &package.unwrap_or_default());
     }
     let faults = faults_of(&deployment.faults, module.section.key(), &module.name);
-    match (faults.is_empty(), python) {
+    match (faults.is_empty(), module.is_python()) {
         (false, _) => (Runs::Refused, faults.join("; ")),
-        (true, Some(_)) => (Runs::Python, String::new()),
-        (true, None) => (Runs::BuiltIn, String::new()),
+        (true, true) => (Runs::Python, String::new()),
+        (true, false) => (Runs::BuiltIn, String::new()),
     }
 }
 
@@ -241,7 +250,7 @@ fn hidden(text: String, secrets: &[Secret]) -> String {
 }
 
 /// The name of a package without the login that its URL may hold.
-fn without_login(package: &str) -> String {
+pub(super) fn without_login(package: &str) -> String {
     let Some((scheme, rest)) = package.split_once("://") else {
         return package.to_owned();
     };
@@ -426,10 +435,10 @@ fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
         }
         _ => {}
     }
-    if let Some(folders) = variables.python_folders()
-        && !deployment.python.is_empty()
-    {
-        add(FOLDERS, folders, "the folders of PYTHONPATH");
+    if deployment.takes_python_path {
+        let folders = deployment.settings.python.path.iter();
+        let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
+        add(FOLDERS, &folders.join(":"), "the folders of PYTHONPATH");
     }
     lines
 }

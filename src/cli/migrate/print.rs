@@ -133,7 +133,6 @@ fn variables(plan: &Plan) -> Table {
             Meaning::Wrong => "WRONG",
             Meaning::Configuration => "for config.yml",
             Meaning::Modules => "for modules",
-            Meaning::ApiServer => "for the API server",
             Meaning::NoEffect => "without effect",
             Meaning::Misspelt => "MISSPELT?",
             Meaning::Unknown => "unknown",

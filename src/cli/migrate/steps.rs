@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::deployment::{Deployment, Generation};
-use super::plan::{EnvironmentLine, ModuleRow, Runs};
-use super::python::FOLDERS;
+use super::plan::{EnvironmentLine, ModuleRow, Runs, without_login};
+use super::python::{self, FOLDERS};
 use crate::config::{ListName, Section};
 use crate::queue::{QueueKind, QueueLength};
 
@@ -20,8 +20,11 @@ pub(super) struct Step {
 }
 
 /// Runs a command with the settings and as the user of the service.
-const AS_SERVICE: &str = "as_service() { sudo systemd-run -qPG --uid=conserver \
+const AS_SERVICE: &str = "as_service() { sudo systemd-run -qPG --uid=conserver -E STATE_DIRECTORY=/var/lib/conserver \
                           -p EnvironmentFile=-/etc/conserver/conserver.env conserver \"$@\"; }";
+
+/// Where the service looks for packages of Python.
+const PACKAGES: &str = "/var/lib/conserver/python";
 
 /// Where the service may write.
 const OWN_FOLDER: &str = "/var/lib/conserver";
@@ -104,23 +107,39 @@ fn files(deployment: &Deployment, environment: &[EnvironmentLine]) -> Step {
     step
 }
 
-/// The packages of Python modules that are missing.
+/// What Python does not have.
 fn packages(deployment: &Deployment, modules: &[ModuleRow]) -> Option<Step> {
-    let missing: Vec<&ModuleRow> = modules
-        .iter()
-        .filter(|it| it.runs == Runs::Missing)
-        .collect();
+    let rows = modules.iter().zip(&deployment.outline.modules);
+    let missing: Vec<_> = rows.filter(|(row, _)| row.runs == Runs::Missing).collect();
     if missing.is_empty() {
         return None;
     }
-    let mut step = Step::new("Give Python the modules that are missing");
-    for row in missing {
-        step = step.note(format!("{} {}: {}", row.module, row.section, row.note));
-    }
-    if deployment.variables.get(FOLDERS).is_none() {
+    let mut step = Step::new("Give Python what is missing");
+    let mut packages: Vec<&str> = Vec::new();
+    for (row, module) in missing {
         step = step.note(format!(
-            "{FOLDERS} names the folders that hold them, separated by colons: the roots of the `common` and \
-             `conserver` folders of the existing worker, and those of your own packages."
+            "{}.{}: `{}`: {}",
+            row.section, row.name, row.module, row.note
+        ));
+        let package = module.package.as_deref();
+        let package =
+            package.filter(|it| deployment.python.is_absent(module) && !packages.contains(it));
+        packages.extend(package);
+    }
+    if !deployment.settings.python.is_set() {
+        step = step.note(format!(
+            "{FOLDERS} in the settings above names the folders that hold them, separated by colons: the roots of the \
+             `common` and `conserver` folders of the existing worker, and those of your own packages."
+        ));
+    }
+    if !packages.is_empty() {
+        let interpreter = shell_word(&deployment.settings.python.interpreter);
+        let packages = packages
+            .into_iter()
+            .map(|it| shell_word(&without_login(it)));
+        step = step.run(format!(
+            "sudo -u conserver {interpreter} -m pip install --target {PACKAGES} {}",
+            packages.collect::<Vec<_>>().join(" ")
         ));
     }
     Some(step)
@@ -154,6 +173,7 @@ fn rights(deployment: &Deployment) -> Option<Step> {
     if lines.is_empty() {
         return None;
     }
+    let runs_python = python::needed(outline).next().is_some();
     let words: Vec<String> = lines.iter().map(|line| shell_word(line)).collect();
     let mut step = Step::new("Let the service do what this configuration needs")
         .note("The unit lets the service write below /var/lib/conserver alone, and execute nothing that is made at run time.")
@@ -166,6 +186,12 @@ fn rights(deployment: &Deployment) -> Option<Step> {
     for folder in &folders {
         let folder = shell_word(folder);
         step = step.run(format!("sudo chown -R conserver:conserver {folder}"));
+    }
+    if runs_python {
+        step = step.note(format!(
+            "The user conserver must be able to read the folders of {FOLDERS}. They cannot be below /tmp, of which the \
+             service has one of its own."
+        ));
     }
     if !folders.is_empty() {
         step = step.note(
