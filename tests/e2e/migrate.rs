@@ -127,7 +127,10 @@ impl Service {
                 Value::Null => existing.variables[name].clone(),
                 value => value.as_str().expect("a value").to_owned(),
             };
-            conserver = conserver.env(name, value);
+            conserver = match name {
+                "CONSERVER_WORKERS" => conserver.workers(value.parse().expect("a number")),
+                name => conserver.env(name, value),
+            };
         }
         Self {
             conserver,
@@ -284,6 +287,8 @@ fn a_newer_deployment_is_switched_over_and_back() {
     push(&redis, "DLQ:default", &dead);
     push(&redis, "DLQ:storage:hook", &missed);
     push(&redis, "done", &announced);
+    // The existing worker has announced what a storage has missed.
+    push(&redis, "done", &missed);
 
     let plan = existing.plan(&redis, 0);
     assert_eq!(plan["generation"]["is"], "newer");
@@ -295,7 +300,7 @@ fn a_newer_deployment_is_switched_over_and_back() {
         ("default", 20),
         ("late", 5),
         ("old", 3),
-        ("done", 1),
+        ("done", 4),
         ("DLQ:default", 4),
         ("DLQ:late", 0),
         ("DLQ:storage:hook", 3),
@@ -327,7 +332,7 @@ fn a_newer_deployment_is_switched_over_and_back() {
 
     let mut service = Service::of(&plan, &existing).ends("as_service audit", 65);
     service.follow(&plan["switch"], &existing);
-    let done = || redis.length("done") == 1 + 20 + 5 + 4 + 2;
+    let done = || redis.length("done") == 4 + 20 + 5 + 4 + 2;
     wait_until("all that waited is done", PATIENCE, done);
     let all = [&waiting[..], &late, &dead, &lost].concat();
     let mut kept: Vec<String> = files.documents().into_iter().map(|(id, _)| id).collect();
@@ -573,7 +578,7 @@ fn it_takes_the_environment_of_the_process_and_the_file_on_the_command_line() {
     said(&without, &["there is no such file"]);
     // Nothing is a plan for a file of variables that is not there.
     let refused = run(&conserver, &["migrate", "--env-file", "/none/there"], 64);
-    said(&refused, &["/none/there could not be read"]);
+    said(&refused, &["/none/there: could not be read"]);
     fs::write(conserver.folder().join("odd.env"), format!("{KEY} {KEY}\n")).expect("a file");
     let refused = run(&conserver, &["migrate", "--env-file", "odd.env"], 64);
     said(&refused, &["odd.env:1:"]);
@@ -714,10 +719,10 @@ fn a_deployment_with_python_modules_is_switched_over_and_back() {
     assert_eq!(
         runs,
         [
-            ("tagger", "built_in"),
             ("analyze", "python"),
             ("rate", "missing"),
             ("spare", "missing"),
+            ("tagger", "built_in"),
             ("shelf", "python"),
             ("audit", "python"),
             ("helper", "python"),

@@ -78,13 +78,9 @@ pub(super) struct Recognition {
 }
 
 impl Deployment {
-    /// Looks at the deployment. `config` is the file that was named on the command line.
-    pub fn look(
-        variables: Variables,
-        config: Option<PathBuf>,
-        given: Option<Generation>,
-        is_offline: bool,
-    ) -> Self {
+    /// Reads what its files and variables say, without Redis. `config` is the file that was named on the command
+    /// line.
+    pub fn read(variables: Variables, config: Option<PathBuf>) -> Self {
         let config = config.or_else(|| variables.path("CONSERVER_CONFIG_FILE"));
         let config = config.map(PathBuf::into_os_string);
         // The file is looked for by the variables; whether Python is needed, it says itself.
@@ -113,11 +109,6 @@ impl Deployment {
                 (faults, lines, errors.warnings().lines().collect())
             }
         };
-        let redis = match () {
-            () if is_offline => RedisFindings::NotAsked,
-            () => RedisFindings::look(&settings, &settings_faults, &outline),
-        };
-        let generation = Recognition::of(given, &redis);
         Self {
             python: PythonFindings::look(&variables, &settings.python, &config_file, &outline),
             takes_python_path,
@@ -129,8 +120,22 @@ impl Deployment {
             variables,
             settings,
             settings_faults,
+            redis: RedisFindings::NotAsked,
+            generation: Recognition::of(None, &RedisFindings::NotAsked),
+        }
+    }
+
+    /// Asks its Redis.
+    pub fn ask_redis(&self) -> RedisFindings {
+        RedisFindings::look(&self.settings, &self.settings_faults, &self.outline)
+    }
+
+    /// The same with what Redis tells; `given` is the generation that was named on the command line.
+    pub fn with_redis(self, redis: RedisFindings, given: Option<Generation>) -> Self {
+        Self {
+            generation: Recognition::of(given, &redis),
             redis,
-            generation,
+            ..self
         }
     }
 

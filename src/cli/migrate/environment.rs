@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::Outline;
+use crate::python::passwords;
 use crate::secret::Secret;
 use crate::settings::{IGNORED, RedisUrl, SettingsErrors, TABLE, misspelt_among, variables_of};
 
@@ -249,10 +250,19 @@ impl Variables {
 
     /// The values that no text from elsewhere may show.
     pub fn secrets(&self) -> Vec<Secret> {
-        let secret = self.values.iter().filter(|(name, _)| is_secret(name));
-        secret
-            .filter_map(|(_, value)| value.to_str().map(Secret::new))
-            .collect()
+        let mut secrets = Vec::new();
+        for (name, value) in &self.values {
+            let Some(value) = value.to_str() else {
+                continue;
+            };
+            if is_secret(name) {
+                secrets.push(Secret::new(value));
+            }
+            if value.contains("://") {
+                secrets.extend(passwords(value));
+            }
+        }
+        secrets
     }
 }
 

@@ -27,7 +27,7 @@ use clap::Args;
 
 pub use self::differences::markdown_table;
 
-use self::deployment::{Deployment, Generation};
+use self::deployment::{Deployment, Generation, RedisFindings};
 use self::environment::Variables;
 use self::plan::Plan;
 use super::output::{eprint_lines, output_failed};
@@ -79,8 +79,13 @@ impl MigrateArgs {
                 }
             },
         };
-        let deployment = Deployment::look(variables, config, self.generation, self.offline);
-        let plan = Plan::of(&deployment);
+        let deployment = Deployment::read(variables, config);
+        let redis = if self.offline {
+            RedisFindings::NotAsked
+        } else {
+            deployment.ask_redis()
+        };
+        let plan = Plan::of(&deployment.with_redis(redis, self.generation));
         match self.print(&plan) {
             Err(error) => output_failed(&error),
             Ok(()) if self.check && !plan.works => Exit::Data,

@@ -205,7 +205,7 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
         name: (*hook).to_owned(),
         module: (*hook).to_owned(),
         runs: Runs::Python,
-        note: String::new(),
+        note: "is called if its functions do something".to_owned(),
         chains: Vec::new(),
     });
     let modules = outline.modules.iter().map(row);
@@ -264,17 +264,12 @@ pub(super) fn without_login(package: &str) -> String {
 fn problems(deployment: &Deployment, modules: &[ModuleRow]) -> Vec<String> {
     let mut problems = deployment.settings_faults.clone();
     problems.extend(deployment.fault_lines.iter().cloned());
-    for row in modules.iter().filter(|row| row.runs == Runs::Missing) {
+    for (row, module) in modules.iter().zip(&deployment.outline.modules) {
         // Without the folders, the configuration has said so.
-        if faults_of(&deployment.faults, row.section, &row.name).is_empty() {
-            let ModuleRow {
-                section,
-                name,
-                module,
-                note,
-                ..
-            } = row;
-            problems.push(format!("{section}.{name}: `{module}`: {note}"));
+        let is_told = !faults_of(&deployment.faults, row.section, &row.name).is_empty();
+        if row.runs == Runs::Missing && !is_told && deployment.outline.is_needed(module) {
+            let (section, name) = (row.section, &row.name);
+            problems.push(format!("{section}.{name}: `{}`: {}", row.module, row.note));
         }
     }
     problems.extend(against_the_generation(deployment));
@@ -447,6 +442,330 @@ fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::cli::migrate::environment::tests::of_text;
+
+    /// The deployment with these texts as `config.yml` and `.env`.
+    fn deployment(config: &str, variables: &str) -> Deployment {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yml");
+        std::fs::write(&path, config).unwrap();
+        Deployment::read(of_text(variables), Some(path))
+    }
+
+    fn documents(redis_json: usize, plain: usize) -> RedisFindings {
+        RedisFindings::Found(Survey {
+            has_json: redis_json > 0,
+            documents: DocumentSample {
+                redis_json,
+                plain,
+                ..DocumentSample::default()
+            },
+            ..Survey::default()
+        })
+    }
+
+    fn ids(config: &str, variables: &str, redis: RedisFindings) -> Vec<&'static str> {
+        let deployment = deployment(config, variables).with_redis(redis, None);
+        let rows = differences(&deployment).into_iter();
+        rows.map(|row| row.id).collect()
+    }
+
+    /// What the plan of every deployment has.
+    const ALWAYS: [&str; 3] = ["lost_worker", "changes_at_once", "no_document"];
+
+    #[test]
+    fn a_plain_deployment_has_few_differences() {
+        let config = "chains: {main: {ingress_lists: [in], egress_lists: [out]}}";
+        let variables = "CONSERVER_WORKERS=4\nCONSERVER_CONFIG_FILE=config.yml\n";
+        assert_eq!(ids(config, variables, documents(0, 1)), ALWAYS);
+    }
+
+    #[test]
+    fn each_difference_concerns_those_who_use_what_differs() {
+        let link = |module: &str, options: &str| {
+            format!(
+                "links: {{it: {{module: {module}, options: {{{options}}}}}}}\n\
+                 chains: {{main: {{links: [it], ingress_lists: [in]}}}}"
+            )
+        };
+        let storage = |module: &str, options: &str| {
+            format!(
+                "storages: {{it: {{module: {module}, options: {{{options}}}}}}}\n\
+                 chains: {{main: {{storages: [it], ingress_lists: [in], egress_lists: [out]}}}}"
+            )
+        };
+        let chain = |keys: &str| format!("chains: {{main: {{ingress_lists: [in], {keys}}}}}");
+        let file = &[
+            "egress_after_storage",
+            "failed_storage",
+            "unwritten_storage",
+            "created_at",
+            "half_files",
+            "json_text",
+        ];
+        let other_storage = &[
+            "egress_after_storage",
+            "failed_storage",
+            "unavailable_server",
+            "unwritten_storage",
+        ];
+        let search = [&other_storage[..], &["elasticsearch_parts"]].concat();
+        let search_tls = [&search[..], &["elasticsearch_certificates"]].concat();
+        let cases: Vec<(String, &[&str])> = vec![
+            (chain("enabled: 0"), &["chain_enabled"]),
+            (chain("timeout: 30"), &["chain_timeout"]),
+            (chain("timeout: 0"), &[]),
+            (link("links.tag", "tags: [a]"), &["tag_twice"]),
+            (link("links.tag_router", "tag_routes: {a: x, b: y}"), &[]),
+            (
+                link("links.tag_router", "tag_routes: {a: x, b: x}"),
+                &["route_twice"],
+            ),
+            (
+                link("links.jq_link", "filter: .a"),
+                &["jq_error", "jq_language"],
+            ),
+            (link("links.sampler", "value: 5"), &[]),
+            (link("links.sampler", "seed: 5"), &["sampler_seed"]),
+            (
+                link("links.diet", "remove_dialog_body: true"),
+                &["diet_nothing"],
+            ),
+            (
+                link("links.diet", "remove_system_prompts: true"),
+                &["diet_types", "diet_nothing"],
+            ),
+            (
+                link("links.diet", "post_media_to_url: 'http://h'"),
+                &["unavailable_server", "diet_nothing", "diet_post"],
+            ),
+            (
+                link("links.webhook", "webhook-urls: ['http://h']"),
+                &["unavailable_server", "unwritten_webhook"],
+            ),
+            (
+                link("links.analyze", ""),
+                &["unavailable_server", "python_hangs"],
+            ),
+            (storage("storage.file", ""), file),
+            (storage("storage.redis_storage", ""), other_storage),
+            (storage("storage.elasticsearch", "url: 'http://h'"), &search),
+            (
+                storage("storage.elasticsearch", "url: 'https://h'"),
+                &search_tls,
+            ),
+            (
+                format!("followers: {{far: {{url: 'http://h'}}}}\n{}", chain("")),
+                &["follower_loss"],
+            ),
+            (
+                format!(
+                    "imports: {{far: {{module: far, pip_name: far}}}}\n{}",
+                    chain("")
+                ),
+                &["pip_name", "python_hangs"],
+            ),
+        ];
+        let variables = "CONSERVER_WORKERS=4\nCONSERVER_CONFIG_FILE=config.yml\n";
+        for (config, expected) in cases {
+            let mut found = ids(&config, variables, documents(0, 1));
+            found.retain(|id| !ALWAYS.contains(id));
+            let mut expected = expected.to_vec();
+            expected.sort_unstable();
+            found.sort_unstable();
+            assert_eq!(found, expected, "{config}");
+        }
+        let hook = storage("storage.webhook", "webhook-urls: ['http://h']");
+        assert!(ids(&hook, variables, documents(1, 0)).contains(&"webhook_status"));
+        assert!(!ids(&hook, variables, documents(0, 1)).contains(&"webhook_status"));
+        for (variables, id) in [
+            ("VCON_DLQ_EXPIRY=0", "dead_letter_expiry_0"),
+            ("CONSERVER_WORKERS=-3", "one_worker"),
+            ("CONSERVER_PARALLEL_STORAGE=nope", "wrong_settings"),
+            ("A=1", "config_file_default"),
+        ] {
+            assert!(
+                ids(&chain(""), variables, documents(0, 1)).contains(&id),
+                "{id}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_no_chain_uses_makes_no_difference() {
+        let config = "links: {it: {module: links.jq_link, options: {filter: .a}}}\nchains: {main: {ingress_lists: [in]}}";
+        assert!(!ids(config, "", documents(0, 1)).contains(&"jq_error"));
+    }
+
+    #[test]
+    fn each_difference_has_a_name_of_its_own() {
+        let mut ids: Vec<&str> = DIFFERENCES.iter().map(|it| it.id).collect();
+        ids.sort_unstable();
+        let count = ids.len();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+    }
+
+    #[test]
+    fn the_settings_are_those_of_the_deployment_and_what_its_generation_needs() {
+        let config = "chains: {main: {ingress_lists: [in]}}";
+        let older = [
+            ("VCON_REDIS_FORMAT", Some("json")),
+            ("VCON_JSON_BODIES", Some("text")),
+        ];
+        for (redis, variables, expected) in [
+            (documents(0, 1), "", vec![]),
+            (documents(1, 0), "", older.to_vec()),
+            (documents(1, 1), "", vec![]),
+            (
+                documents(1, 0),
+                "VCON_JSON_BODIES=native\nVCON_REDIS_FORMAT=auto",
+                vec![
+                    ("VCON_JSON_BODIES", Some("native")),
+                    ("VCON_REDIS_FORMAT", Some("auto")),
+                ],
+            ),
+            (
+                documents(0, 1),
+                "REDIS_URL=redis://:hunter2@h\nCONSERVER_CONFIG_FILE=x\nOPENAI_API_KEY=k\nTICK_INTERVAL=10",
+                vec![("REDIS_URL", None), ("TICK_INTERVAL", Some("10"))],
+            ),
+        ] {
+            let deployment = deployment(config, variables).with_redis(redis, None);
+            let lines = environment(&deployment);
+            let found: Vec<(&str, Option<&str>)> = lines
+                .iter()
+                .map(|line| (line.name.as_str(), line.value.as_deref()))
+                .collect();
+            assert_eq!(found, expected, "{variables}");
+        }
+        // A server with the module, of which the newer generation makes no use.
+        let with_module = RedisFindings::Found(Survey {
+            has_json: true,
+            documents: DocumentSample {
+                plain: 1,
+                ..DocumentSample::default()
+            },
+            ..Survey::default()
+        });
+        let deployment = deployment(config, "").with_redis(with_module, None);
+        let lines = environment(&deployment);
+        assert_eq!(lines[0].name, "VCON_REDIS_FORMAT");
+        assert_eq!(lines[0].value.as_deref(), Some("plain"));
+    }
+
+    #[test]
+    fn what_keeps_it_from_working_is_a_problem_and_what_is_odd_is_not() {
+        let good = "chains: {main: {ingress_lists: [in], description: odd}}";
+        let missing = "links: {a: {module: links.analyze}}\nchains: {main: {links: [a], ingress_lists: [in]}}";
+        for (config, variables, redis, words) in [
+            (good, "", documents(0, 1), vec![]),
+            (
+                good,
+                "VCON_REDIS_FORMAT=json",
+                documents(0, 1),
+                vec!["plain strings only"],
+            ),
+            (
+                good,
+                "VCON_REDIS_FORMAT=Plain",
+                documents(1, 0),
+                vec!["RedisJSON only"],
+            ),
+            (
+                good,
+                "CONSERVER_WORKERS=x",
+                documents(0, 1),
+                vec!["CONSERVER_WORKERS: "],
+            ),
+            (
+                good,
+                "REDIS_URL=hunter2",
+                RedisFindings::Unavailable("away".to_owned()),
+                vec!["REDIS_URL: ", "away"],
+            ),
+            (
+                missing,
+                "",
+                documents(0, 1),
+                vec!["CONSERVER_PYTHON_PATH", "links.a.module"],
+            ),
+            ("chains: [", "", documents(0, 1), vec![":1:"]),
+        ] {
+            let deployment = deployment(config, variables).with_redis(redis, None);
+            let plan = Plan::of(&deployment);
+            assert_eq!(plan.works, words.is_empty(), "{:?}", plan.problems);
+            assert_eq!(plan.problems.len(), words.len(), "{:?}", plan.problems);
+            for (problem, word) in plan.problems.iter().zip(words) {
+                assert!(
+                    problem.contains(word) && !problem.contains("hunter2"),
+                    "{problem}"
+                );
+            }
+            assert!(!plan.switch.is_empty() && !plan.way_back.is_empty());
+        }
+    }
+
+    #[test]
+    fn modules_that_are_not_built_in_are_looked_for_where_the_existing_worker_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        std::fs::write(
+            folder.path().join("rating.py"),
+            "def run(uuid, name, opts): return uuid\n",
+        )
+        .unwrap();
+        std::fs::write(
+            folder.path().join("odd.py"),
+            "import os\nraise ValueError(os.environ['A_KEY'])\n",
+        )
+        .unwrap();
+        let config = "\
+links:
+  good: {module: rating}
+  odd: {module: odd}
+  gone: {module: gone, pip_name: 'git+https://me:hunter2@h/gone'}
+  tag: {module: links.tag, options: {tags: [a]}}
+  own: {module: links.tag, native: false}
+chains: {main: {links: [good, odd, gone, tag], ingress_lists: [in]}}
+";
+        for variable in ["PYTHONPATH", "CONSERVER_PYTHON_PATH"] {
+            let variables = format!("{variable}={path}\nA_KEY=GeheimesWort\n");
+            let deployment = deployment(config, &variables).with_redis(documents(0, 1), None);
+            let plan = Plan::of(&deployment);
+            let runs: Vec<Runs> = plan.modules.iter().map(|row| row.runs).collect();
+            let expected = [
+                Runs::Python,
+                Runs::Missing,
+                Runs::Missing,
+                Runs::BuiltIn,
+                Runs::Missing,
+            ];
+            assert_eq!(runs, expected);
+            let text = serde_json::to_string(&plan).unwrap();
+            assert!(
+                !text.contains("GeheimesWort") && !text.contains("hunter2"),
+                "{text}"
+            );
+            assert!(
+                plan.modules[1].note.contains("ValueError"),
+                "{:?}",
+                plan.modules[1]
+            );
+            // Nobody in service needs `own`.
+            assert_eq!(plan.problems.len(), 2, "{:?}", plan.problems);
+            let lines: Vec<&str> = plan
+                .environment
+                .iter()
+                .map(|line| line.name.as_str())
+                .collect();
+            assert_eq!(lines, ["A_KEY", "CONSERVER_PYTHON_PATH"]);
+            let pip = plan.switch.iter().flat_map(|step| &step.commands);
+            let pip: Vec<&String> = pip.filter(|command| command.contains(" pip ")).collect();
+            assert_eq!(pip.len(), 1);
+            assert!(pip[0].ends_with(" 'git+https://***@h/gone'"), "{}", pip[0]);
+        }
+    }
 
     #[test]
     fn a_fault_belongs_to_the_entry_whose_path_it_has() {

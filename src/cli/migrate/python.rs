@@ -15,7 +15,6 @@ pub(super) const FOLDERS: &str = "CONSERVER_PYTHON_PATH";
 const HOOKS: [&str; 2] = ["hook", "after_link_hook"];
 
 /// What Python has of a deployment.
-#[derive(Default)]
 pub(super) struct PythonFindings {
     /// The modules that are not built in and cannot be used.
     missing: Vec<MissingEntry>,
@@ -42,19 +41,21 @@ impl PythonFindings {
     ) -> Self {
         let named: Vec<&NamedModule> = needed(outline).collect();
         let absent = |why: &str, is_absent| {
-            let entries = named
-                .iter()
-                .map(|module| MissingEntry::of(module, why, is_absent));
-            entries.collect()
+            let entries = named.iter();
+            entries
+                .map(|module| MissingEntry::of(module, why, is_absent))
+                .collect()
+        };
+        let hooks = HOOKS.into_iter().filter(|hook| has_file(settings, hook));
+        let findings = |missing| Self {
+            missing,
+            hooks: hooks.collect(),
         };
         if named.is_empty() {
-            return Self::default();
+            return findings(Vec::new());
         }
         if !settings.is_set() {
-            return Self {
-                missing: absent(&format!("{FOLDERS} is not set"), true),
-                ..Self::default()
-            };
+            return findings(absent(&format!("{FOLDERS} is not set"), true));
         }
         let setup = HostSetup {
             settings: settings.clone(),
@@ -76,11 +77,7 @@ impl PythonFindings {
             }
             Err(failure) => absent(&failure.to_string(), false),
         };
-        let hooks = HOOKS.into_iter().filter(|hook| has_file(settings, hook));
-        Self {
-            missing,
-            hooks: hooks.collect(),
-        }
+        findings(missing)
     }
 
     /// Why an entry's module cannot be used; `None` if it can.
