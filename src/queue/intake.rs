@@ -386,6 +386,20 @@ impl FollowerQueue {
         self.with(|connection| submit_outcome(call.query(connection)?))
     }
 
+    /// Keeps a pulled document that is not to take the place of the one that is here, as long as a dead letter and at
+    /// least as long as the other records. Returns its key: the other server may not have it for long.
+    pub fn keep_other(&mut self, pulled: &PulledVcon<'_>) -> Result<String, QueueError> {
+        let key = keys::pulled_other_key(pulled.id);
+        let expiry = self.expiry.dead_letter.max(PULL_RECORDS_EXPIRY);
+        let mut set = redis::cmd("SET");
+        set.arg(&key).arg(pulled.text).arg("EX").arg(expiry);
+        self.with(|connection| {
+            check_length(connection, pulled.text)?;
+            Ok(set.query::<()>(connection)?)
+        })?;
+        Ok(key)
+    }
+
     /// Moves a UUID to the dead letter queue of the ingress list.
     pub fn refuse(
         &mut self,

@@ -188,6 +188,11 @@ pub(super) fn pulled_key(id: &VconId) -> String {
     format!("conserver:pulled:{id}")
 }
 
+/// `conserver:pulled-other:<uuid>`: string, a pulled document that did not take the place of the one that was there.
+pub(super) fn pulled_other_key(id: &VconId) -> String {
+    format!("conserver:pulled-other:{id}")
+}
+
 /// `DLQ:<ingress list>`: list of the entries that failed, oldest first.
 pub fn dead_letter_list(list: &ListName) -> String {
     format!("DLQ:{list}")

@@ -205,12 +205,19 @@ fn what_cannot_be_read_is_passed_over_with_a_warning() {
     fs::remove_dir(file(&conserver)).unwrap();
     put(&conserver, "CONSERVER_WORKERS=nonsense\n");
     if geteuid().is_root() {
-        // Root can read everything, but takes nothing that others put before it.
+        // Root can read everything, but takes nothing that anybody may have put there.
+        let mode = |mode| {
+            fs::set_permissions(conserver.folder(), fs::Permissions::from_mode(mode)).unwrap()
+        };
+        let read = || refused(&conserver, "CONSERVER_WORKERS: \"nonsense\" is not");
         chown(file(&conserver), Some(12345), None).unwrap();
-        passed_over("it belongs to UID 12345");
+        read();
+        mode(0o1777);
+        passed_over("others may write to the folder, and it belongs to UID 12345");
         chown(conserver.folder(), Some(12345), None).unwrap();
-        refused(&conserver, "CONSERVER_WORKERS: \"nonsense\" is not");
+        read();
         chown(conserver.folder(), Some(0), None).unwrap();
+        mode(0o700);
     } else {
         fs::set_permissions(file(&conserver), fs::Permissions::from_mode(0o000)).unwrap();
         passed_over("Permission denied");

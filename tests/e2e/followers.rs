@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Branch, Conserver, Daemon, Manner, Monitor, Nginx, PATIENCE, Redis, Sample, Terms, chain,
-    fresh, run, said, same, wait_until,
+    command_line_of, fresh, run, said, same, wait_until,
 };
 
 const TOKEN: &str = "a-token-that-nobody-may-see";
@@ -124,7 +124,17 @@ fn pulls(redis: &Redis) {
         &["follower far", "from list out & done of http://127.0.0.1:"],
     );
     let status = monitor.get("/status").body;
-    for said in [daemon.output(), metrics, status, checked.output()] {
+    let shown = run(daemon.conserver(), &["status", "--json"], 0).output();
+    let family = daemon.family().into_iter();
+    let lines: Vec<String> = family.map(command_line_of).collect();
+    for said in [
+        daemon.output(),
+        metrics,
+        status,
+        checked.output(),
+        shown,
+        lines.join("\n"),
+    ] {
         assert!(!said.contains(TOKEN), "{said}");
     }
     daemon.stop();
@@ -526,6 +536,12 @@ fn a_document_that_is_here_is_never_written_over() {
     });
     let kept = redis.document(&ours.id).unwrap();
     assert_eq!(kept["subject"], "changed here");
+    // The other one is not lost either.
+    let key = format!("conserver:pulled-other:{}", ours.id);
+    assert!(error.contains(&key), "{error}");
+    let kept: String = redis.ask(&["GET", &key]);
+    assert_eq!(kept, theirs.text());
+    assert!(redis.ask::<i64>(&["TTL", &key]) > 600_000);
     // What waits lives.
     assert!(redis.ask::<i64>(&["TTL", &format!("vcon:{}", again.id)]) > 60);
 
@@ -665,5 +681,71 @@ fn what_is_no_uuid_is_refused_and_shown_harmlessly() {
     daemon.wait_for_log(r"../../etc\n\u{1b}[2Jpasswd", PATIENCE);
     settles(&redis, &samples);
     assert!(!daemon.output().contains('\u{1b}'));
+    daemon.stop();
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_its_host_gets_no_token() {
+    let (redis, branch, thief) = (Redis::plain(), Branch::new(TOKEN), Branch::new(TOKEN));
+    let samples = fresh(3);
+    branch.announce("out", &samples);
+    thief.announce("out", &fresh(1));
+    let to = format!("{}/vcon/egress?egress_list=out&limit=7", thief.url());
+    branch.behaves(to_pulls(Manner::Redirects(to)));
+    let daemon = start(&redis, &branch);
+    daemon.wait_for_log("it answered 307; give `url` as it leads to", PATIENCE);
+    branch.behaves(to_documents(Manner::Redirects(format!(
+        "{}/x",
+        thief.url()
+    ))));
+    wait_until("it fetches", PATIENCE, || branch.asked(&samples[0].id) > 1);
+    assert_eq!(thief.heads(), Vec::<String>::new());
+    branch.works();
+    settles(&redis, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn a_server_that_never_ends_its_answer_holds_nobody_up() {
+    let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
+    let samples = fresh(3);
+    branch.announce("out", &samples);
+    branch.behaves(to_documents(Manner::Drips));
+    let mut follower = branch.follower("out");
+    follower["timeout"] = json!(1);
+    let daemon = Conserver::with(&redis)
+        .config(&config(&[("far", follower)]))
+        .start();
+    daemon.wait_for_log("broke off", PATIENCE);
+    assert_eq!(redis.length("conserver:follower:far"), 3);
+    branch.works();
+    settles(&redis, &samples);
+    daemon.stop();
+}
+
+#[test]
+fn of_a_list_that_is_far_too_long_what_was_read_is_kept_and_shows_no_token() {
+    let (redis, branch) = (Redis::plain(), Branch::new(TOKEN));
+    let samples = fresh(2);
+    branch.announce("elsewhere", &samples);
+    let mut entries = vec![
+        samples[0].id.clone(),
+        format!("your {TOKEN}"),
+        samples[1].id.clone(),
+    ];
+    entries.push("x".repeat(2 << 20));
+    let list = json!(entries).to_string();
+    let mut lists = vec![list];
+    branch.behaves(
+        move |path| match is_egress(path).then(|| lists.pop()).flatten() {
+            Some(list) => Manner::Says(list),
+            None => Manner::Works,
+        },
+    );
+    let daemon = start(&redis, &branch);
+    daemon.wait_for_log("it is longer than 1048576 bytes", PATIENCE);
+    settles(&redis, &samples);
+    daemon.wait_for_log("sent 1 more entries that are not UUIDs: refused", PATIENCE);
+    assert!(!daemon.output().contains(TOKEN));
     daemon.stop();
 }

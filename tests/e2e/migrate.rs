@@ -203,7 +203,7 @@ impl Service {
                     "sudo apt install ",
                     "sudo mkdir -p /etc/systemd/system/conserver.service.d",
                     "printf '%s\\n' '[Service]' ",
-                    "sudo chown -R conserver:conserver ",
+                    "sudo chown -R conserver: ",
                     "as_service() {",
                     "docker compose stop ",
                     "docker compose start ",

@@ -232,10 +232,17 @@ pub(super) const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         id: "follower_loss",
-        what: "a follower whose other server fails in between",
-        existing: "loses what it took off the other server's list",
-        conserver: "keeps the UUIDs and tries again; document and list are written in one step",
-        concerns: |it| some(it.outline.followers.iter().map(|name| format!("follower {name}")).collect()),
+        what: "a follower cannot fetch a vCon that it took",
+        existing: "the UUID is lost",
+        conserver: "tried again; a dead letter if the other server does not have it",
+        concerns: followers,
+    },
+    Difference {
+        id: "follower_other",
+        what: "a follower pulls a vCon that is here already with other content",
+        existing: "the pulled document replaces it",
+        conserver: "it stays; the pulled one is kept beside a dead letter",
+        concerns: followers,
     },
     Difference {
         id: "pip_name",
@@ -328,6 +335,11 @@ impl Deployment {
 
 fn always(_: &Deployment) -> Option<Vec<String>> {
     Some(Vec::new())
+}
+
+fn followers(deployment: &Deployment) -> Option<Vec<String>> {
+    let names = deployment.outline.followers.iter();
+    some(names.map(|name| format!("follower {name}")).collect())
 }
 
 fn some(found: Vec<String>) -> Option<Vec<String>> {

@@ -556,7 +556,7 @@ mod tests {
             ),
             (
                 format!("followers: {{far: {{url: 'http://h'}}}}\n{}", chain("")),
-                &["follower_loss"],
+                &["follower_loss", "follower_other"],
             ),
             (
                 format!(

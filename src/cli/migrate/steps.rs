@@ -185,7 +185,7 @@ fn rights(deployment: &Deployment) -> Option<Step> {
         .run("sudo systemctl daemon-reload");
     for folder in &folders {
         let folder = shell_word(folder);
-        step = step.run(format!("sudo chown -R conserver:conserver {folder}"));
+        step = step.run(format!("sudo chown -R conserver: {folder}"));
     }
     if runs_python {
         step = step.note(format!(

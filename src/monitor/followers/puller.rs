@@ -444,7 +444,15 @@ impl Puller {
                 Ok(SubmitOutcome::There) => match self.compare(&pulled)? {
                     Compared::Same => self.pulls.submit_existing(id, &digest)?,
                     Compared::Gone => continue,
-                    Compared::Other(why) => return self.refuse(id, &why, 1),
+                    Compared::Other => {
+                        let key = self.pulls.keep_other(&pulled)?;
+                        let why = format!(
+                            "there is a document of this vCon already, with other content: it was kept as it \
+                             is; the one at {} is in the key {key}",
+                            self.remote.document_url(id)
+                        );
+                        return self.refuse(id, &why, 1);
+                    }
                 },
                 handed_in => handed_in?,
             };
@@ -476,11 +484,7 @@ impl Puller {
         if last.as_deref() == Some(pulled.digest) || is_same(pulled.id, &here, pulled.text) {
             return Ok(Compared::Same);
         }
-        Ok(Compared::Other(format!(
-            "there is a document of this vCon already, with other content: it was kept as it is, and not \
-             replaced by the one at {}",
-            self.remote.document_url(pulled.id)
-        )))
+        Ok(Compared::Other)
     }
 
     /// Dead-letters a UUID whose document cannot be fetched.
@@ -537,8 +541,8 @@ enum Compared {
     Same,
     /// There is none any more.
     Gone,
-    /// Other content; a sentence about that.
-    Other(String),
+    /// Other content.
+    Other,
 }
 
 /// Whether two documents have the same content, apart from deprecated names of properties.

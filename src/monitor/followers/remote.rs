@@ -123,7 +123,7 @@ impl RemoteServer {
             Cut::TooLong => format!("it is longer than {MOST_OF_A_LIST} bytes"),
             Cut::Broken(error) => error.to_string(),
         });
-        handed_out(&bytes, why, &at)
+        handed_out(&bytes, why, self.secret(), &at)
     }
 
     /// Fetches the document of a vCon.
@@ -156,6 +156,12 @@ impl RemoteServer {
                 Fetched::Failed(format!("the answer of {at} broke off: {error}"))
             }
         }
+    }
+
+    /// What no message may show: the other server may send it back.
+    fn secret(&self) -> Option<&str> {
+        let (_, token) = self.token.as_ref()?;
+        token.to_str().ok()
     }
 
     /// Where the other server has the document, for messages.
@@ -234,9 +240,14 @@ fn not_popped(status: u16, at: &str) -> String {
 }
 
 /// Reads the UUIDs in the body of a response; `cut` says why the body is incomplete, if it is.
-pub(super) fn handed_out(bytes: &[u8], cut: Option<String>, at: &str) -> Result<Popped, String> {
+fn handed_out(
+    bytes: &[u8],
+    cut: Option<String>,
+    secret: Option<&str>,
+    at: &str,
+) -> Result<Popped, String> {
     let broke_off = cut.clone();
-    parse_list(bytes, cut).ok_or_else(|| match broke_off {
+    parse_list(bytes, cut, secret).ok_or_else(|| match broke_off {
         Some(why) => format!("the answer of {at} broke off before a list of UUIDs: {why}{LOST}"),
         None => format!("{at} did not answer with a list of UUIDs{LOST}"),
     })
@@ -288,7 +299,7 @@ pub(super) fn document(bytes: Vec<u8>, at: &str) -> Fetched {
 
 /// The UUIDs of a JSON list; `None` if it is not a list. Of an incomplete list, the UUIDs that are complete: the
 /// other server no longer has them.
-fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
+fn parse_list(bytes: &[u8], cut: Option<String>, secret: Option<&str>) -> Option<Popped> {
     let bytes = bytes.trim_ascii();
     if cut.is_none() {
         if bytes.is_empty() {
@@ -296,7 +307,8 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
         }
         // Each entry is a part of the bytes: as values of their own, they would take many times as much.
         if let Ok(entries) = serde_json::from_slice::<Vec<&RawValue>>(bytes) {
-            return Some(sorted_out(entries.into_iter().map(RawValue::get), None));
+            let entries = entries.into_iter().map(RawValue::get);
+            return Some(sorted_out(entries, None, secret));
         }
     }
     if !bytes.starts_with(b"[") {
@@ -309,11 +321,16 @@ fn parse_list(bytes: &[u8], cut: Option<String>) -> Option<Popped> {
     // Nothing closes the last one.
     parts.pop();
     let texts = parts.into_iter().skip(1).step_by(2);
-    Some(sorted_out(texts, Some(cut)))
+    Some(sorted_out(texts, Some(cut), secret))
 }
 
-/// `entries` are JSON strings, or the text between their quotes.
-fn sorted_out<'a>(entries: impl Iterator<Item = &'a str>, cut: Option<String>) -> Popped {
+/// `entries` are JSON strings, or the text between their quotes. One with the secret in it is not shown.
+fn sorted_out<'a>(
+    entries: impl Iterator<Item = &'a str>,
+    cut: Option<String>,
+    secret: Option<&str>,
+) -> Popped {
+    let is_secret = |text: &str| secret.is_some_and(|secret| text.contains(secret));
     let mut popped = Popped {
         cut,
         ..Popped::default()
@@ -323,7 +340,7 @@ fn sorted_out<'a>(entries: impl Iterator<Item = &'a str>, cut: Option<String>) -
         let text = text.as_deref().unwrap_or(entry);
         if let Ok(id) = text.parse() {
             popped.ids.push(id);
-        } else if popped.refused.len() < MOST_SHOWN {
+        } else if popped.refused.len() < MOST_SHOWN && !is_secret(text) {
             let shown = printable(text).chars().take(SHOWN).collect();
             popped.refused.push(shown);
         } else {
@@ -343,7 +360,7 @@ pub(in crate::monitor) mod fuzz {
     pub fn answer(data: &[u8]) {
         for cut in [None, Some("it broke off".to_owned())] {
             let is_cut = cut.is_some();
-            let Ok(popped) = handed_out(data, cut, "there") else {
+            let Ok(popped) = handed_out(data, cut, None, "there") else {
                 continue;
             };
             assert!(popped.cut.is_some() || !is_cut);
@@ -381,19 +398,19 @@ mod tests {
     #[test]
     fn a_list_is_read_and_what_is_no_uuid_is_refused() {
         let text = format!(r#"["{A}", "../../x\u001b[31m", 7, {{"a":"{A}"}}, null, "{B}"]"#);
-        let popped = parse_list(text.as_bytes(), None).unwrap();
+        let popped = parse_list(text.as_bytes(), None, None).unwrap();
         assert_eq!(ids(&popped), [A, B]);
         assert_eq!(popped.refused.len(), 4);
         assert_eq!(popped.refused[0], r"../../x\u{1b}[31m");
         assert!(popped.refused.iter().all(|it| it.chars().count() <= SHOWN));
         assert_eq!((popped.cut, popped.unshown), (None, 0));
         let many = format!("[{}\"{A}\"]", "7,".repeat(MOST_SHOWN + 5));
-        let popped = parse_list(many.as_bytes(), None).unwrap();
+        let popped = parse_list(many.as_bytes(), None, None).unwrap();
         assert_eq!((popped.refused.len(), popped.unshown), (MOST_SHOWN, 5));
         assert_eq!(ids(&popped), [A]);
         for nothing in ["", " \n", "[]", " [ ] "] {
             assert_eq!(
-                parse_list(nothing.as_bytes(), None),
+                parse_list(nothing.as_bytes(), None, None),
                 Some(Popped::default()),
                 "{nothing:?}"
             );
@@ -405,7 +422,7 @@ mod tests {
         let whole = format!(r#"["{A}","{B}"]"#);
         for length in 0..whole.len() {
             let part = &whole.as_bytes()[..length];
-            let found = parse_list(part, Some("cut".to_owned()));
+            let found = parse_list(part, Some("cut".to_owned()), None);
             let Some(popped) = found else {
                 assert_eq!(length, 0);
                 continue;
@@ -417,16 +434,33 @@ mod tests {
             assert_eq!(popped.refused, [""; 0]);
         }
         // Without a word of the connection on it.
-        let popped = parse_list(&whole.as_bytes()[..45], None).unwrap();
+        let popped = parse_list(&whole.as_bytes()[..45], None, None).unwrap();
         assert_eq!(ids(&popped), [A]);
         assert!(popped.cut.is_some());
+    }
+
+    #[test]
+    fn what_a_server_sends_back_shows_no_token() {
+        let text = format!(r#"["<hunter2>", "\u0068unter2", "x", "{A}"]"#);
+        let popped = parse_list(text.as_bytes(), None, Some("hunter2")).unwrap();
+        assert_eq!(
+            (ids(&popped), &*popped.refused, popped.unshown),
+            (vec![A], &["x".to_owned()][..], 2)
+        );
+        let popped = parse_list(
+            b"[\"hunter2\", \"y",
+            Some("cut".to_owned()),
+            Some("hunter2"),
+        )
+        .unwrap();
+        assert_eq!((popped.refused, popped.unshown), (vec![], 1));
     }
 
     #[test]
     fn another_answer_is_no_list() {
         let page = format!("<html id=\"{A}\">");
         for other in [page.as_str(), "null", "500", "{}", "\"[]\""] {
-            assert_eq!(parse_list(other.as_bytes(), None), None, "{other}");
+            assert_eq!(parse_list(other.as_bytes(), None, None), None, "{other}");
         }
     }
 
@@ -446,21 +480,21 @@ mod tests {
         }
         for before in ["", " \n", "\u{feff}"] {
             let told =
-                handed_out(before.as_bytes(), Some("reset".to_owned()), "there").unwrap_err();
+                handed_out(before.as_bytes(), Some("reset".to_owned()), None, "there").unwrap_err();
             assert!(told.contains("of there broke off before a list"), "{told}");
             assert!(
                 told.contains("reset") && told.ends_with("are lost"),
                 "{told}"
             );
         }
-        let told = handed_out(b"{}", None, "there").unwrap_err();
+        let told = handed_out(b"{}", None, None, "there").unwrap_err();
         assert!(
             told.contains("did not answer with a list of UUIDs"),
             "{told}"
         );
         assert!(told.ends_with("are lost"), "{told}");
         let whole = format!("[\"{A}\"]");
-        let popped = handed_out(whole.as_bytes(), None, "there").unwrap();
+        let popped = handed_out(whole.as_bytes(), None, None, "there").unwrap();
         assert_eq!((ids(&popped), &popped.cut), (vec![A], &None));
     }
 

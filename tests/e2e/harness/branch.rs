@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -21,6 +22,10 @@ pub enum Manner {
     Status(u16),
     /// It answers with this body instead of its own; a list loses nothing.
     Says(String),
+    /// It sends the client to this address.
+    Redirects(String),
+    /// It announces a long body, and sends one byte of it after the other for as long as somebody reads.
+    Drips,
     /// It does its work, and the answer ends after so many bytes of the body.
     Cuts(usize),
     /// It does its work, and answers once it is told to go on.
@@ -177,10 +182,15 @@ impl State {
             _ if !head.contains(&token) => (403, r#"{"detail":"Invalid API Key"}"#.to_owned()),
             Manner::Status(status) => (*status, "{}".to_owned()),
             Manner::Says(body) => (200, body.clone()),
+            Manner::Redirects(_) => (307, String::new()),
+            Manner::Drips => {
+                drop(book);
+                return drip(stream);
+            }
             _ => book.work(path, query),
         };
-        let sent = match manner {
-            Manner::Cuts(length) => &body.as_bytes()[..length.min(body.len())],
+        let sent = match &manner {
+            Manner::Cuts(length) => &body.as_bytes()[..body.len().min(*length)],
             _ => body.as_bytes(),
         };
         if matches!(manner, Manner::Waits) {
@@ -191,7 +201,11 @@ impl State {
         }
         drop(book);
         let length = body.len();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n");
+        let location = match &manner {
+            Manner::Redirects(url) => format!("Location: {url}\r\n"),
+            _ => String::new(),
+        };
+        let head = format!("HTTP/1.1 {status} X\r\n{location}Content-Length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).ok()?;
         stream.write_all(sent).ok()?;
         (sent.len() == length).then_some(())
@@ -220,6 +234,17 @@ impl Book {
             None => not_found(),
         }
     }
+}
+
+/// Nothing: the client has gone.
+fn drip(mut stream: &TcpStream) -> Option<()> {
+    let head = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", 1 << 19);
+    stream.write_all(head.as_bytes()).ok()?;
+    for byte in std::iter::once(b'{').chain(std::iter::repeat(b' ')) {
+        stream.write_all(&[byte]).ok()?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    None
 }
 
 fn read_head(reader: &mut impl BufRead) -> Option<String> {
