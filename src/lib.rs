@@ -35,7 +35,10 @@
 //!    parses it, `src/vcon/normalise.rs` gives old properties their names of today. If Redis no longer
 //!    has it, it is restored from a storage.
 //! 5. **Its links run**, one after another, in memory. `src/worker/modules.rs` has them open;
-//!    `src/link/mod.rs` has the trait, the table of all links, and a file for each beside it.
+//!    `src/link/mod.rs` has the trait, the table of all links, and a file for each beside it. One that is not
+//!    built in is a Python module (`src/link/python.rs`), as a storage may be (`src/storage/python.rs`): the
+//!    lane's host (`src/python/host.rs`) has `packaging/python/conserver_host.py` call it, in an interpreter
+//!    that only this lane uses. `src/worker/hooks.rs` calls the deployment's hooks and tracers around the links.
 //! 6. **The storages save it**, at the same time: `src/storage/fan_out.rs`. `src/storage/mod.rs` has the
 //!    trait and the table, with a file or folder for each beside it. `src/vcon/outgoing.rs` writes the
 //!    version that each of them gets.
@@ -53,6 +56,11 @@
 //!   ends: back to its list, or a dead letter. `src/queue/release.rs` does that in Redis.
 //! - **It is a dead letter.** `src/queue/dead_letters.rs` lists, retries and discards it, for
 //!   `src/cli/dlq/mod.rs`.
+//! - **Python or a program hangs or dies.** `src/program/process.rs` kills it with all that it has started,
+//!   `src/program/mod.rs` says whose fault it is, and `src/program/stream.rs` starts it again for the next call.
+//!   `src/program/reaper.rs` kills what a dead worker leaves.
+//! - **A Python module is missing.** `src/config/python.rs` has an interpreter import all of them, before the
+//!   daemon starts.
 //! - **The worker dies.** `src/supervisor/children.rs` starts another as `src/supervisor/restart_policy.rs`
 //!   decides, by a method of `src/supervisor/start_method.rs`. `src/queue/recovery.rs` returns its claims.
 //!   `src/worker/quarantine.rs` works on suspects alone.
@@ -103,7 +111,8 @@
 //!
 //! # To add a link
 //!
-//! A link in another language needs no change here: see conserver-links(7). To build one in:
+//! A link in another language, and a Python module of an existing deployment, need no change here: see
+//! conserver-links(7). To build one in:
 //!
 //! 1. `src/link/NAME.rs`: the head of the file says what the link reads and writes. `open` reads the options
 //!    ([`options::Options`] has an accessor for each type, and records what is wrong) and returns a struct,

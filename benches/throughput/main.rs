@@ -30,6 +30,7 @@ mod matrix;
 mod memory;
 mod ours;
 mod processes;
+mod python;
 mod redis_cost;
 mod report;
 mod scale;
@@ -79,6 +80,8 @@ enum Section {
     Idle,
     /// CPU of Redis for each vCon, beside a lean loop
     Redis,
+    /// What a Python link costs that does nothing
+    Python,
     /// The most memory that one document takes
     Memory,
     /// Very many lists, waiting vCons, lanes and instances, very large documents; only if named
@@ -124,7 +127,7 @@ fn main() {
     let servers = Servers::start();
     let mut report = Report::new();
     type Measure = fn(&Servers, &Effort, &mut Report);
-    let sections: [(Section, Measure); 11] = [
+    let sections: [(Section, Measure); 12] = [
         (Section::Throughput, matrix::measure),
         (Section::Methods, matrix::measure_methods),
         (Section::Processes, processes::measure),
@@ -133,6 +136,7 @@ fn main() {
         (Section::Growth, growth::measure),
         (Section::Idle, idle::measure),
         (Section::Redis, redis_cost::measure),
+        (Section::Python, python::measure),
         (Section::Memory, memory::measure),
         (Section::Scale, scale::measure),
         (Section::Mixed, scale::mixed),

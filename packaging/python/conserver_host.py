@@ -32,6 +32,7 @@ if sys.path[:1] == [""]:
     del sys.path[0]
 
 import ast
+import errno
 import faulthandler
 import fcntl
 import importlib
@@ -56,11 +57,40 @@ TRANSCRIBE = "links.transcribe"
 TRANSIENT = {
     "ConnectionError",
     "TimeoutError",
+    "timeout",  # socket.timeout until Python 3.9
     "Timeout",
-    "APIConnectionError",
+    "gaierror",  # socket
+    "URLError",  # urllib
+    "NewConnectionError",  # urllib3
+    "MaxRetryError",
+    "ConnectError",  # httpx
+    "TimeoutException",
+    "ClientConnectionError",  # aiohttp
+    "EndpointConnectionError",  # botocore
+    "AutoReconnect",  # pymongo
+    "ConnectionFailure",
+    "NoValidConnectionsError",  # paramiko
+    "SSHException",
+    "OperationalError",  # databases: PEP 249
+    "APIConnectionError",  # openai
     "APITimeoutError",
     "RateLimitError",
     "InternalServerError",
+}
+
+# What a system says when it is full, broken or cut off.
+TRANSIENT_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
 }
 
 # The daemon cuts a longer error, too.
@@ -100,7 +130,7 @@ class Streams:
     """The two pipes of the protocol, and the standard streams, which are the modules'.
 
     What must outlast a module has a high number, so that it does no harm to close the standard
-    streams, or os.closerange(0, 20).
+    streams, or to call os.closerange(0, 20).
     """
 
     def __init__(self):
@@ -150,8 +180,7 @@ class Streams:
                 os.fstat(number)
             except OSError:
                 os.dup2(self.originals[number], number)
-            stream = getattr(sys, name, None)
-            if stream is None or getattr(stream, "closed", False):
+            if is_closed(getattr(sys, name, None)):
                 mode = "w" if number else "r"
                 stream = open(number, mode, 1, errors="backslashreplace", closefd=False)
                 setattr(sys, name, stream)
@@ -178,7 +207,7 @@ class Host:
     def __init__(self, streams):
         self.streams = streams
         self.is_greeted = False
-        # (name, kind) -> the module, and the vendor if it is TRANSCRIBE in the place of an older one
+        # (name, kind) -> (module, vendor); the vendor only if it is TRANSCRIBE for an older link
         self.modules = {}
         # name -> function
         self.hooks = {}
@@ -193,7 +222,7 @@ class Host:
             request = decode(line)
             perform = REQUESTS[request["do"]] if self.is_greeted else Host.greet
             answer = encode(perform(self, request))
-        # Also what is no Exception: a module that calls sys.exit() does not end this process.
+        # Not only an Exception: a module that calls sys.exit() must not end this process.
         except BaseException as error:
             self.streams.print_traceback()
             answer = encode({"error": shown(error), "transient": is_transient(error)})
@@ -295,10 +324,7 @@ class Host:
         uuid, error = request["uuid"], request["error"]
         # The same object as before: hooks leave each other notes in it.
         context = self.before[1] if self.before[0] == uuid else request["context"]
-        if error is not None:
-            # The exception itself, unless the daemon speaks of an error of its own.
-            was_here = self.raised is not None and shown(self.raised) == error
-            error = self.raised if was_here else Exception(error)
+        error = self.exception(error)
         self.before, self.raised = (None, None), None
         hook = self.hooks.get("after_processing")
         if hook is not None:
@@ -315,9 +341,17 @@ class Host:
         module, vendor = self.modules.get((name, "link"), built_in)
         options = with_vendor(request["options"], vendor)
         own_options = (options or {}).get("after_link", {})
-        outcome = (request["status"], request["error"], request["parties"])
+        outcome = (request["status"], self.exception(request["error"]), request["parties"])
         self.call(hook, request["uuid"], request["link"], module, options, own_options, *outcome)
         return {}
+
+    def exception(self, text):
+        """Returns the exception that this text is about; None for no text."""
+        if text is None:
+            return None
+        # The one that was raised, unless the daemon speaks of an error of its own.
+        was_here = self.raised is not None and shown(self.raised) == text
+        return self.raised if was_here else Exception(text)
 
     def module(self, name, kind, vendor=None):
         """Returns a module of this kind, and the vendor to add to its options.
@@ -341,8 +375,8 @@ class Host:
         try:
             module = self.call(importlib.import_module, name)
         except BaseException as error:
-            why = shown(error)
-            raise NotLoaded(f"could not import {name}: {why}", why, is_absent(name, error)) from error
+            why, absent = shown(error), is_absent(name, error)
+            raise NotLoaded(f"could not import {name}: {why}", why, absent) from error
         fault = fault_of(module, kind)
         if fault:
             # The next attempt reads the file anew.
@@ -351,13 +385,13 @@ class Host:
         return module
 
     def watch(self, function, *arguments):
-        """Calls a link or tracer, and keeps what it raises for `after_processing`."""
+        """Calls a link or tracer, and keeps what it raises for the hooks."""
         self.raised = None
         try:
             return self.call(function, *arguments)
         except BaseException as error:
-            # Not for nothing: it holds all that the module had in its hands.
-            if "after_processing" in self.hooks:
+            # Only if it is needed, because it keeps all that the module worked on in memory.
+            if "after_processing" in self.hooks or "after_link" in self.hooks:
                 self.raised = error
             raise
 
@@ -407,6 +441,17 @@ def high_copy(descriptor):
     return os.dup(descriptor)
 
 
+def is_closed(stream):
+    try:
+        return stream.closed
+    except AttributeError:
+        # Nothing, or something that a module has put in its place.
+        return stream is None
+    except ValueError:
+        # detach() has taken its buffer.
+        return True
+
+
 async def completed(awaitable):
     return await awaitable
 
@@ -447,7 +492,7 @@ def is_idle(hook, function):
     """Returns whether a hook does nothing, by its source, so that no vCon has to pay for calls."""
     try:
         (definition,) = ast.parse(inspect.getsource(function)).body
-        first = definition.args.args[0].arg
+        first = (definition.args.posonlyargs + definition.args.args)[0].arg
         is_bare = not definition.decorator_list and not hasattr(function, "__wrapped__")
         steps = [ast.unparse(step) for step in definition.body if not is_filler(step)]
     # It is no plain function, or there is no source.
@@ -468,7 +513,15 @@ def is_filler(step):
 def is_transient(error):
     if isinstance(error, (NotLoaded, ConnectionError, TimeoutError, MemoryError)):
         return True
-    return any(kind.__name__ in TRANSIENT for kind in type(error).__mro__)
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "HTTPError" in names:
+        # Of requests and httpx, or of urllib, whose one is a URLError, too.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status or getattr(error, "code", None)
+        return isinstance(status, int) and (status == 429 or 500 <= status <= 599)
+    return not names.isdisjoint(TRANSIENT)
 
 
 def shown(error):
@@ -476,12 +529,16 @@ def shown(error):
     if isinstance(error, NotLoaded):
         text = str(error)
     else:
-        text = "".join(traceback.format_exception_only(type(error), error))
+        # What a module raises may fail even to be shown.
+        try:
+            text = "".join(traceback.format_exception_only(type(error), error))
+        except Exception:
+            text = type(error).__name__
     return printable(" ".join(text.split()))[:LONGEST_ERROR]
 
 
 def printable(text):
-    """Replaces lone surrogates, which JSON cannot hold."""
+    """Replaces lone surrogates, which no JSON may hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

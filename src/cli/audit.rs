@@ -16,9 +16,10 @@ use super::output::{
     byte_size, eprint_line, output_failed, progress_bar_of, remaining_ttl, truncated,
 };
 use super::storage_access::StorageHandle;
-use crate::config::{Config, ListName};
+use crate::config::{Config, ListName, ModuleConfig};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::link::Link;
 use crate::queue::{self, AuditLists, Document, Location, QueueError, Server, StoredDocument};
 use crate::settings::Settings;
 use crate::vcon::VconId;
@@ -463,14 +464,12 @@ fn blind_spots(config: &Config) -> Vec<String> {
                 "chain {name} has no storages: its finished vCons are only found while an egress list has them"
             ));
         }
-        let used = |name: &&String| chain.links.contains(name);
-        let modules = config.links.iter().filter(|(name, _)| used(name));
-        let names: Vec<(&str, &str)> = modules
-            .map(|(name, link)| (name.as_str(), link.module.as_str()))
-            .collect();
-        for link in links_of_modules(&names, MAY_HALT) {
+        let used = config.links.values();
+        let used = used.filter(|link| chain.links.contains(&link.name));
+        for link in used.filter(|link| may_halt(link)) {
             sentences.push(format!(
-                "link {link} of chain {name} may end the chain before the storages"
+                "link {} of chain {name} may end the chain before the storages",
+                link.name
             ));
         }
     }
@@ -484,12 +483,8 @@ fn blind_spots(config: &Config) -> Vec<String> {
     sentences
 }
 
-fn links_of_modules<'a>(
-    names: &'a [(&'a str, &'a str)],
-    modules: &'a [&str],
-) -> impl Iterator<Item = &'a str> {
-    let links = names.iter().filter(|(_, module)| modules.contains(module));
-    links.map(|(name, _)| *name)
+fn may_halt(link: &ModuleConfig<dyn Link>) -> bool {
+    MAY_HALT.contains(&link.module.as_str()) || link.python().is_some()
 }
 
 #[cfg(test)]
@@ -551,11 +546,17 @@ mod tests {
     }
 
     #[test]
-    fn links_are_selected_by_their_modules() {
-        let names = [("some", "links.sampler"), ("tagger", "links.tag")];
+    fn links_that_may_end_a_chain_are_noted() {
+        let text = "
+links: {some: {module: links.sampler, options: {method: percentage, value: 50}}, tagger: {module: links.tag, options: {tags: [a]}}}
+storages: {files: {module: storage.file}}
+chains: {main: {links: [some, tagger], storages: [files], ingress_lists: [in]}}
+";
+        let config = Config::parse(text, Path::new("config.yml"));
+        let config = config.unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(
-            links_of_modules(&names, MAY_HALT).collect::<Vec<_>>(),
-            ["some"]
+            blind_spots(&config),
+            ["link some of chain main may end the chain before the storages"]
         );
     }
 

@@ -43,18 +43,23 @@ impl Config {
             .collect()
     }
 
+    /// Whether an interpreter must be asked before the configuration can be used.
+    pub fn has_python(&self) -> bool {
+        !self.python_modules().is_empty() || self.python.may_have_hooks()
+    }
+
     /// Asks the interpreter whether they can be used. This may take as long as `CONSERVER_PYTHON_TIMEOUT`.
     pub fn look_at_python(&self) -> PythonFindings {
         let modules = self.python_modules();
         let mut findings = PythonFindings::default();
-        if modules.is_empty() {
+        if !self.has_python() {
             return findings;
         }
         let asked: Vec<&PythonModule> = modules.iter().map(|(module, _)| *module).collect();
         let missing = match python::look(&self.python, &asked) {
             Ok(missing) => missing,
             Err(failure) => {
-                let message = format!("the Python modules cannot be looked at: {failure}");
+                let message = format!("Python modules cannot be used: {failure}");
                 findings.faults.push(Fault::of_file(message));
                 return findings;
             }

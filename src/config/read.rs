@@ -336,6 +336,7 @@ impl<T: ?Sized> Modules<'_, T> {
                 "takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set";
             keys.fault("native", message);
         }
+        let is_unknown = row.is_none();
         let row = row.filter(|_| native);
         let is_python = row.is_none() && !module.is_empty() && self.python.is_set();
         let timeout = if is_python {
@@ -344,7 +345,7 @@ impl<T: ?Sized> Modules<'_, T> {
             None
         };
         keys.finish();
-        if row.is_none() && native && !module.is_empty() && !is_python {
+        if is_unknown && !module.is_empty() && !is_python {
             keys.fault("module", self.missing(&module));
             findings.missing.push(shown(&module));
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Config, ConfigErrors, Options, Surroundings};
+use super::{Config, ConfigErrors, OnOutage, Options, Surroundings};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{self, Link, LinkError, Next};
@@ -780,4 +780,106 @@ fn an_option_that_followers_do_not_know_is_told_with_the_likely_one() {
     );
     assert!(told.ends_with("did you mean `auth_token`?"), "{told}");
     assert!(!told.contains("hunter3"), "{told}");
+}
+
+/// Reads a configuration of a deployment with a Python path.
+fn with_python(text: &str) -> Result<Config, ConfigErrors> {
+    let surroundings = Surroundings {
+        environment: Arc::new(Environment::of([("WORD", "hunter2-hunter2")])),
+        python: PythonSettings {
+            path: vec!["/app/conserver".into()],
+            ..PythonSettings::default()
+        },
+    };
+    Config::parse_with(
+        text,
+        Path::new("config.yml"),
+        LINKS,
+        STORAGES,
+        &surroundings,
+    )
+}
+
+#[test]
+fn with_a_python_path_what_is_not_built_in_is_a_python_module() {
+    let text = "\
+imports:
+  one: ours.helper
+  two: {module: visit_rating, pip_name: visit-rating}
+tracers:
+  trace: {module: tracers.jlinc, options: {dlq_vcon_on_error: yes, key: '${WORD}'}}
+  other: {module: tracers.other, options: {dlq_vcon_on_error: no}}
+links:
+  analyze:
+    module: links.analyze
+    timeout: 90
+    options: {prompt: a, key: '${WORD}', temperature: 0.5, 'on': no}
+  tag: {module: links.tag, native: false}
+  built: {module: links.tag, options: {tags: [a]}}
+  bare: {module: links.bare}
+  spare: {module: links.spare, options: {}}
+storages:
+  mongo: {module: storage.mongo, on_outage: defer}
+chains:
+  main: {links: [analyze, tag, built, bare], storages: [mongo], ingress_lists: [in], enabled: 1, extra: [1]}
+";
+    let config = with_python(text).unwrap();
+    let found: Vec<_> = config
+        .python_modules()
+        .into_iter()
+        .map(|(it, is_needed)| (it.kind.as_str(), &*it.module, it.line, is_needed))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("import", "ours.helper", 2, true),
+            ("import", "visit_rating", 3, true),
+            ("tracer", "tracers.jlinc", 5, true),
+            ("tracer", "tracers.other", 6, true),
+            ("link", "links.analyze", 9, true),
+            ("link", "links.tag", 12, true),
+            ("link", "links.bare", 14, true),
+            ("link", "links.spare", 15, false),
+            ("storage", "storage.mongo", 17, true),
+        ]
+    );
+    let analyze = config.links["analyze"].python().unwrap();
+    assert_eq!(analyze.timeout, Some(Duration::from_secs(90)));
+    assert_eq!(
+        analyze.options.as_deref(),
+        Some(r#"{"prompt":"a","key":"hunter2-hunter2","temperature":0.5,"on":false}"#)
+    );
+    assert_eq!(config.links["bare"].options_as_json(), None);
+    assert_eq!(
+        config.links["spare"].options_as_json().as_deref(),
+        Some("{}")
+    );
+    assert_eq!(
+        config.links["built"].options_as_json().as_deref(),
+        Some(r#"{"tags":["a"]}"#)
+    );
+    assert!(config.links["built"].python().is_none());
+    assert_eq!(config.storages["mongo"].on_outage, OnOutage::Defer);
+    let fail: Vec<bool> = config.tracers.iter().map(|it| it.fails_vcon).collect();
+    assert_eq!(fail, [true, false]);
+    assert!(!config.python.secrets.is_empty());
+    assert_eq!(
+        config.chains[0].details,
+        r#"{"name":"main","links":["analyze","tag","built","bare"],"storages":["mongo"],"ingress_lists":["in"],"enabled":1,"extra":[1]}"#
+    );
+}
+
+#[test]
+fn native_needs_a_python_path_and_a_limit_of_time_is_more_than_nothing() {
+    let chains = "chains: {main: {links: [a], ingress_lists: [in]}}\n";
+    let text = format!("links:\n  a:\n    module: links.tag\n    native: false\n{chains}");
+    assert_same_lines(
+        &faults(&text),
+        "config.yml:4: links.a.native: takes the Python module of that name, and CONSERVER_PYTHON_PATH is not set",
+    );
+    let text = format!("links:\n  a: {{module: links.x, native: false}}\n{chains}");
+    assert!(faults(&text).contains("config.yml:2: links.a.module: `links.x` is not built in"));
+    let text = format!("links:\n  a: {{module: links.x, timeout: 0}}\n{chains}");
+    let errors = with_python(&text).unwrap_err().to_string();
+    assert_eq!(errors, "config.yml:2: links.a.timeout: must be more than 0");
 }

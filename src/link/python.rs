@@ -19,7 +19,7 @@ use super::{Context, Link, LinkError, Next};
 use crate::failure::Failure;
 use crate::options::Options;
 use crate::program::{Clock, Program, ProgramError, Stream, one_line};
-use crate::python::{self, Host, PythonModule};
+use crate::python::{self, Deaths, Host, PythonModule};
 use crate::vcon::{Vcon, VconId};
 
 /// `links.python`
@@ -33,6 +33,7 @@ struct Python {
 pub(crate) struct PythonLink {
     module: Arc<PythonModule>,
     host: Host,
+    deaths: Deaths,
     /// What of each request is always the same.
     constant: String,
 }
@@ -64,7 +65,7 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
         options.fault("python", "is not the name of a program");
     }
     let path = options.strings("path");
-    let mut program = Program::open(options, python::arguments(&python), &module);
+    let mut program = Program::open(options, python::arguments(&python, &module), &module);
     program.hand_on("REDIS_URL", python::passwords);
     let handed = options.rest_as_json("options");
     let loaded = serde_json::json!({"module": module, "kind": "link"});
@@ -113,6 +114,7 @@ impl PythonLink {
         Self {
             module: Arc::clone(module),
             host: host.clone(),
+            deaths: Deaths::default(),
             constant,
         }
     }
@@ -127,7 +129,12 @@ impl Link for PythonLink {
     fn run(&mut self, vcon: &mut Vcon, context: &mut Context<'_>) -> Result<Next, LinkError> {
         let request = request(&self.constant, vcon.id());
         let clock = || context.clock(self.timeout());
-        let reply = self.host.call(Some(&self.module), &request, clock)?;
+        let reply = match self.host.call(Some(&self.module), &request, clock) {
+            Err(ProgramError::Failed(failure)) => {
+                return Err(self.deaths.judge(vcon.id(), failure).into());
+            }
+            replied => replied?,
+        };
         Next::of(&reply, vcon.id(), &self.module.module)
     }
 

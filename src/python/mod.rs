@@ -26,9 +26,11 @@ use std::time::Duration;
 pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
 pub use host::{Host, look};
 
+use crate::failure::{Failure, FailureKind};
 use crate::program::Program;
 use crate::secret::Secret;
 use crate::settings::PythonSettings;
+use crate::vcon::VconId;
 
 /// What runs the modules.
 pub const SCRIPT: &str = include_str!("../../packaging/python/conserver_host.py");
@@ -38,10 +40,39 @@ const BEGIN: &str = "import os; exec(compile(bytes(os.read(0, 1)[0] for _ in ran
     'conserver_host.py', 'exec'))";
 
 /// The arguments of an interpreter that reads [`SCRIPT`] from its standard input: so there is no file that
-/// could be of another version than the program.
-pub fn arguments(interpreter: &str) -> Vec<String> {
+/// could be of another version than the program. `what` it runs is for those who look with `ps`.
+pub fn arguments(interpreter: &str, what: &str) -> Vec<String> {
     let begin = BEGIN.replace("LENGTH", &SCRIPT.len().to_string());
-    vec![interpreter.to_owned(), "-c".to_owned(), begin]
+    let interpreter = interpreter.to_owned();
+    vec![interpreter, "-c".to_owned(), begin, what.to_owned()]
+}
+
+/// So often may the host die of one vCon: then it is the vCon that kills it.
+const DEATHS: u32 = 3;
+
+/// Counts how often a host has died of the vCon that it has worked on last.
+#[derive(Debug, Default)]
+pub struct Deaths {
+    last: Option<(VconId, u32)>,
+}
+
+impl Deaths {
+    /// Judges how a call for this vCon has failed: the last death that is allowed is the vCon's own fault.
+    pub fn judge(&mut self, id: &VconId, failure: Failure) -> Failure {
+        if failure.kind != FailureKind::Crashed {
+            return failure;
+        }
+        let before = self.last.take().filter(|(other, _)| other == id);
+        let deaths = before.map_or(0, |(_, deaths)| deaths) + 1;
+        if deaths < DEATHS {
+            self.last = Some((id.clone(), deaths));
+            return failure;
+        }
+        Failure::permanent(format!(
+            "{} ({deaths} times with this vCon)",
+            failure.message
+        ))
+    }
 }
 
 /// What a module is used for, which says what it must have.
@@ -176,7 +207,7 @@ impl HostSetup {
                 secrets.extend(passwords(&value));
             }
         }
-        let argv = arguments(&settings.interpreter);
+        let argv = arguments(&settings.interpreter, "conserver-python-host");
         Program::with_environment(argv, "the Python host", settings.timeout, &besides, secrets)
     }
 
@@ -197,7 +228,7 @@ impl HostSetup {
     }
 
     /// Whether there may be hooks: a file of their name is on the path.
-    fn may_have_hooks(&self) -> bool {
+    pub fn may_have_hooks(&self) -> bool {
         let folders = self.settings.path.iter();
         folders.into_iter().any(|folder| {
             let is_there = |name: &str| {

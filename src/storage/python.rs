@@ -10,14 +10,15 @@ use std::time::Duration;
 use super::Storage;
 use crate::deadline::Deadline;
 use crate::failure::{Failure, FailureKind};
-use crate::program::{Clock, ProgramError, Reply};
-use crate::python::{Host, PythonModule};
+use crate::program::{ProgramError, Reply};
+use crate::python::{Deaths, Host, PythonModule};
 use crate::vcon::{Outgoing, VconId};
 
 /// A storage that is a Python module.
 pub(crate) struct PythonStorage {
     module: Arc<PythonModule>,
     host: Host,
+    deaths: Deaths,
 }
 
 impl PythonStorage {
@@ -26,6 +27,7 @@ impl PythonStorage {
         Self {
             module: Arc::clone(module),
             host: host.clone(),
+            deaths: Deaths::default(),
         }
     }
 
@@ -42,7 +44,7 @@ impl PythonStorage {
         let request =
             format!("{{\"do\":\"{what}\",\"module\":{module},\"uuid\":\"{id}\"{options}}}\n");
         let timeout = self.timeout();
-        let clock = || Clock::new(deadline.begin(timeout));
+        let clock = || self.host.storage_clock(timeout, deadline);
         self.host
             .call(Some(&self.module), &request, clock)
             .map_err(failure)
@@ -57,13 +59,16 @@ fn failure(error: ProgramError) -> Failure {
         }
         ProgramError::Failed(failure) => failure,
         ProgramError::TimedOut(failure) => Failure::slow(failure.message),
-        ProgramError::Interrupted => Failure::transient("interrupted"),
+        ProgramError::Interrupted => Failure::transient("the worker drains"),
     }
 }
 
 impl Storage for PythonStorage {
     fn save(&mut self, vcon: &Outgoing, deadline: Deadline) -> Result<(), Failure> {
-        self.call("save", &vcon.id, deadline).map(drop)
+        let saved = self.call("save", &vcon.id, deadline);
+        saved
+            .map(drop)
+            .map_err(|failure| self.deaths.judge(&vcon.id, failure))
     }
 
     fn get(&mut self, id: &VconId, deadline: Deadline) -> Result<Option<String>, Failure> {
@@ -76,7 +81,7 @@ impl Storage for PythonStorage {
     }
 
     fn probe(&mut self) -> Result<(), Failure> {
-        let mut clock = Clock::new(Deadline::NONE.begin(self.timeout()));
+        let mut clock = self.host.storage_clock(self.timeout(), Deadline::NONE);
         self.host.load(&self.module, &mut clock).map_err(failure)
     }
 
@@ -92,5 +97,151 @@ impl Storage for PythonStorage {
 
     fn reads_redis(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::python::{HostSetup, ModuleKind};
+    use crate::settings::PythonSettings;
+    use crate::vcon::{Vcon, Version};
+
+    /// A storage of this module, with these options.
+    fn storage(text: &str, options: Option<&str>) -> (tempfile::TempDir, PythonStorage) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("shelf.py"), text).unwrap();
+        let settings = PythonSettings {
+            path: vec![folder.path().to_owned()],
+            ..PythonSettings::default()
+        };
+        let setup = HostSetup {
+            settings,
+            ..HostSetup::default()
+        };
+        let module = PythonModule {
+            module: "shelf".to_owned(),
+            kind: ModuleKind::Storage,
+            entry: "mine".to_owned(),
+            options: options.map(str::to_owned),
+            pip_name: None,
+            timeout: Some(Duration::from_secs(10)),
+            key: "storages.mine.module".to_owned(),
+            line: 1,
+        };
+        let host = Host::new(&Arc::new(setup));
+        (folder, PythonStorage::new(&Arc::new(module), &host))
+    }
+
+    fn vcon() -> Outgoing {
+        let mut vcon = Vcon::read(VconId::random(), "{}").unwrap();
+        vcon.outgoing(Version::Current)
+    }
+
+    const KEEPS: &str = "
+kept = {}
+default_options = {'a': 1}
+def save(u, o): kept[u] = {'uuid': u, 'options': o}
+def get(u, o): return kept.get(u)
+def delete(u, o): return kept.pop(u, None) is not None
+";
+
+    #[test]
+    fn what_is_saved_is_there_until_it_is_deleted() {
+        let (_folder, mut storage) = storage(KEEPS, None);
+        let vcon = vcon();
+        assert_eq!(storage.get(&vcon.id, Deadline::NONE), Ok(None));
+        assert_eq!(storage.save(&vcon, Deadline::NONE), Ok(()));
+        let found = storage.get(&vcon.id, Deadline::NONE).unwrap().unwrap();
+        let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+        assert_eq!(found["uuid"], vcon.id.as_str());
+        assert_eq!(found["options"], serde_json::json!({"a": 1}));
+        assert_eq!(storage.has(&vcon.id, None, Deadline::NONE), Ok(true));
+        assert_eq!(storage.delete(&vcon.id), Ok(()));
+        assert_eq!(storage.has(&vcon.id, None, Deadline::NONE), Ok(false));
+    }
+
+    #[test]
+    fn options_take_the_place_of_the_defaults_as_a_whole() {
+        let (_folder, mut storage) = storage(KEEPS, Some(r#"{"b":2}"#));
+        let vcon = vcon();
+        storage.save(&vcon, Deadline::NONE).unwrap();
+        let found = storage.get(&vcon.id, Deadline::NONE).unwrap().unwrap();
+        let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+        assert_eq!(found["options"], serde_json::json!({"b": 2}));
+    }
+
+    #[test]
+    fn errors_say_whose_fault_they_are() {
+        for (body, kind) in [
+            ("raise ValueError('no')", FailureKind::Refused),
+            (
+                "raise ConnectionRefusedError('away')",
+                FailureKind::Transient,
+            ),
+            ("raise OSError(28, 'full')", FailureKind::Transient),
+            ("raise OSError(2, 'no such file')", FailureKind::Refused),
+            (
+                "import urllib.error as e; raise e.HTTPError('u', 503, 'm', {}, None)",
+                FailureKind::Transient,
+            ),
+            (
+                "import urllib.error as e; raise e.HTTPError('u', 400, 'm', {}, None)",
+                FailureKind::Refused,
+            ),
+            (
+                "class HTTPError(Exception): response = None\n    raise HTTPError()",
+                FailureKind::Refused,
+            ),
+            (
+                "class AutoReconnect(Exception): pass\n    raise type('Mine', (AutoReconnect,), {})()",
+                FailureKind::Transient,
+            ),
+            ("import os; os._exit(1)", FailureKind::Crashed),
+            ("import time; time.sleep(1000)", FailureKind::Slow),
+        ] {
+            let (_folder, mut storage) = storage(&format!("def save(u, o):\n    {body}"), None);
+            let mut module = (*storage.module).clone();
+            if kind == FailureKind::Slow {
+                module.timeout = Some(Duration::from_secs(1));
+            }
+            storage.module = Arc::new(module);
+            let failure = storage.save(&vcon(), Deadline::NONE).unwrap_err();
+            assert_eq!(failure.kind, kind, "{failure}");
+        }
+    }
+
+    #[test]
+    fn the_third_death_of_the_host_with_one_vcon_is_its_own_fault() {
+        use FailureKind::{Crashed, Permanent};
+        let (_folder, mut storage) = storage("import os\ndef save(u, o): os._exit(1)", None);
+        let (first, second) = (vcon(), vcon());
+        let mut kinds = Vec::new();
+        for vcon in [&first, &first, &second, &second, &second] {
+            kinds.push(storage.save(vcon, Deadline::NONE).unwrap_err().kind);
+        }
+        assert_eq!(kinds, [Crashed, Crashed, Crashed, Crashed, Permanent]);
+    }
+
+    #[test]
+    fn a_module_without_get_and_delete_has_nothing_to_give() {
+        let (_folder, mut storage) = storage("def save(u, o): pass", None);
+        assert_eq!(storage.get(&VconId::random(), Deadline::NONE), Ok(None));
+        assert_eq!(storage.delete(&VconId::random()), Ok(()));
+        assert_eq!(storage.check(), Ok("shelf can be imported".to_owned()));
+    }
+
+    #[test]
+    fn a_module_without_save_is_no_storage() {
+        let (_folder, mut storage) = storage("def get(u, o): pass", None);
+        let failure = storage.probe().unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Transient);
+        assert!(
+            failure.message.contains("has no function `save`"),
+            "{failure}"
+        );
     }
 }

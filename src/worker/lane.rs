@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::circuit_breaker::{TrialPermit, backlog_list, begin_trial, defers};
 use super::modules::LaneModules;
-use super::pipeline::Pipeline;
+use super::pipeline::{FINISHING_SHARE, Pipeline};
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
 use super::shared::SharedState;
@@ -82,7 +82,12 @@ impl Lane {
     /// A lane that has not begun. The number counts from 0.
     pub fn new(shared: Arc<SharedState>, queue: Queue, number: usize, drain: Receiver<()>) -> Self {
         let cell = shared.slot.lane(number);
-        let modules = LaneModules::open(shared.current.get(), &shared.slot);
+        let modules = LaneModules::open(
+            shared.current.get(),
+            &shared.slot,
+            &drain,
+            shared.settings.drain_timeout.mul_f64(FINISHING_SHARE),
+        );
         let outage = Outage::new(&shared.settings, &shared.redis_outage);
         let displaced = Backoff::new(shared.settings.retry_first, shared.settings.retry_max);
         let python_pause = Backoff::new(shared.settings.retry_first, PYTHON_PAUSE);
@@ -368,7 +373,12 @@ impl Lane {
         let config = self.shared.current.get();
         let is_same = Arc::ptr_eq(&config, self.modules.config());
         if !is_same {
-            self.modules = LaneModules::open(config, &self.shared.slot);
+            self.modules = LaneModules::open(
+                config,
+                &self.shared.slot,
+                &self.drain,
+                self.shared.settings.drain_timeout.mul_f64(FINISHING_SHARE),
+            );
         }
         if !is_same || self.shared.breakers.version() != self.breakers {
             self.refresh_lists();

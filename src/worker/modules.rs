@@ -90,13 +90,18 @@ pub(super) struct LaneModules {
 
 impl LaneModules {
     /// Opens every link and storage of the configuration. None connects before it is used.
-    pub fn open(config: Arc<Config>, slot: &Slot) -> Self {
+    pub fn open(
+        config: Arc<Config>,
+        slot: &Slot,
+        drain: &Receiver<()>,
+        drain_time: Duration,
+    ) -> Self {
         let meters = Meters::new(&config, slot);
-        Self::with_meters(config, meters)
+        let host = config.host().draining(drain, drain_time);
+        Self::with(config, meters, host)
     }
 
-    fn with_meters(config: Arc<Config>, meters: Meters) -> Self {
-        let host = config.host();
+    fn with(config: Arc<Config>, meters: Meters, host: Host) -> Self {
         let links = config
             .links
             .iter()
@@ -439,7 +444,8 @@ mod tests {
 
     fn open(text: &str) -> LaneModules {
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
-        LaneModules::with_meters(Arc::new(config), Meters::default())
+        let host = config.host();
+        LaneModules::with(Arc::new(config), Meters::default(), host)
     }
 
     #[test]

@@ -252,11 +252,32 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         concerns: |it| some(it.named(|module| module.package.is_some())),
     },
     Difference {
+        id: "python_threads",
+        what: "Python modules: vCons at the same time",
+        existing: "threads of one interpreter for each worker",
+        conserver: "an interpreter for each lane",
+        concerns: python_modules,
+    },
+    Difference {
+        id: "python_unavailable",
+        what: "Python modules: an exception that says that a server is unavailable",
+        existing: "fails the vCon",
+        conserver: "the vCon waits and is tried again",
+        concerns: python_modules,
+    },
+    Difference {
+        id: "python_crash",
+        what: "Python modules: a call that crashes the interpreter",
+        existing: "ends the worker, and loses its vCons",
+        conserver: "the vCon is tried again; others do not notice",
+        concerns: python_modules,
+    },
+    Difference {
         id: "python_hangs",
-        what: "a Python module that hangs, or takes its process along",
-        existing: "holds up or ends the worker",
-        conserver: "its process is ended after CONSERVER_PYTHON_TIMEOUT and started anew; the vCon is tried again",
-        concerns: |it| some(it.named(NamedModule::is_python)),
+        what: "Python modules: a call that hangs",
+        existing: "holds up a thread",
+        conserver: "is killed after CONSERVER_PYTHON_TIMEOUT, or `timeout` beside `module`",
+        concerns: python_modules,
     },
     Difference {
         id: "one_worker",
@@ -335,6 +356,10 @@ impl Deployment {
 
 fn always(_: &Deployment) -> Option<Vec<String>> {
     Some(Vec::new())
+}
+
+fn python_modules(deployment: &Deployment) -> Option<Vec<String>> {
+    some(deployment.named(NamedModule::is_python))
 }
 
 fn followers(deployment: &Deployment) -> Option<Vec<String>> {

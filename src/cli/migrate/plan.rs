@@ -511,6 +511,14 @@ mod tests {
         ];
         let search = [&other_storage[..], &["elasticsearch_parts"]].concat();
         let search_tls = [&search[..], &["elasticsearch_certificates"]].concat();
+        let python = [
+            "python_threads",
+            "python_unavailable",
+            "python_crash",
+            "python_hangs",
+        ];
+        let python_link = [&["unavailable_server"][..], &python].concat();
+        let python_import = [&["pip_name"][..], &python].concat();
         let cases: Vec<(String, &[&str])> = vec![
             (chain("enabled: 0"), &["chain_enabled"]),
             (chain("timeout: 30"), &["chain_timeout"]),
@@ -543,10 +551,7 @@ mod tests {
                 link("links.webhook", "webhook-urls: ['http://h']"),
                 &["unavailable_server", "unwritten_webhook"],
             ),
-            (
-                link("links.analyze", ""),
-                &["unavailable_server", "python_hangs"],
-            ),
+            (link("links.analyze", ""), &python_link),
             (storage("storage.file", ""), file),
             (storage("storage.redis_storage", ""), other_storage),
             (storage("storage.elasticsearch", "url: 'http://h'"), &search),
@@ -563,7 +568,7 @@ mod tests {
                     "imports: {{far: {{module: far, pip_name: far}}}}\n{}",
                     chain("")
                 ),
-                &["pip_name", "python_hangs"],
+                &python_import,
             ),
         ];
         let variables = "CONSERVER_WORKERS=4\nCONSERVER_CONFIG_FILE=config.yml\n";
