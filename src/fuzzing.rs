@@ -20,6 +20,7 @@ use crate::vcon::{CreatedAt, Vcon, VconError, VconId, Version, decode, digest, m
 
 pub use crate::link::fuzz::{jq_document, jq_filter};
 pub use crate::monitor::fuzz::{follower, http_request};
+pub use crate::settings::fuzz::content as env_file;
 pub use crate::storage::fuzz::{elasticsearch, postgres, postgres_options, s3};
 pub use crate::worker::fuzz::claim;
 
@@ -27,12 +28,13 @@ pub use crate::worker::fuzz::claim;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their programs and corpora.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("claim", claim),
     ("config", config),
     ("created_at", created_at),
     ("document", document),
     ("elasticsearch", elasticsearch),
+    ("env_file", env_file),
     ("follower", follower),
     ("http_request", http_request),
     ("jq_document", jq_document),

@@ -155,7 +155,12 @@ impl Program {
         besides: &[(&str, OsString)],
         secrets: Vec<Secret>,
     ) -> Self {
-        let is_kept = |name: &OsString| besides.iter().all(|(other, _)| name != other);
+        let is_kept = |name: &OsString| {
+            let others = besides.iter().map(|(other, _)| other);
+            others
+                .chain(&crate::sys::NOT_FOR_CHILDREN)
+                .all(|it| name != it)
+        };
         let mut environment: Vec<(OsString, OsString)> =
             env::vars_os().filter(|(name, _)| is_kept(name)).collect();
         let besides = besides.iter();

@@ -25,6 +25,8 @@ use std::time::Duration;
 use log::LevelFilter;
 use ureq::http::HeaderName;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use env_file::fuzz;
 pub use env_file::{EnvFile, variables_of};
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};

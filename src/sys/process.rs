@@ -85,7 +85,7 @@ pub fn set_variables(variables: Vec<(String, OsString)>) -> io::Result<()> {
 }
 
 /// Variables for the supervisor alone: the service manager listens to no other process.
-const NOT_FOR_CHILDREN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+pub const NOT_FOR_CHILDREN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// This very program with the command `name`; if `/proc` is mounted, also after its file was
 /// replaced or removed.

@@ -199,6 +199,8 @@ impl Service {
                 let known = [
                     "sudo systemctl mask conserver",
                     "sudo systemctl unmask conserver",
+                    "sudo systemctl disable conserver",
+                    "sudo /usr/libexec/conserver/check-service",
                     "sudo systemctl daemon-reload",
                     "sudo apt install ",
                     "sudo mkdir -p /etc/systemd/system/conserver.service.d",

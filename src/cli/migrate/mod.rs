@@ -48,8 +48,10 @@ pub struct MigrateArgs {
     #[arg(long)]
     offline: bool,
 
-    /// The generation of vCon Server, if the documents in Redis do not tell it
-    #[arg(long, value_name = "GENERATION")]
+    /// The generation of vCon Server, older or newer, if the documents in Redis do not tell it
+    ///
+    /// The older one keeps documents as RedisJSON, the newer one as plain strings.
+    #[arg(long, value_name = "GENERATION", hide_possible_values = true)]
     generation: Option<Generation>,
 
     /// Print the plan as one JSON document

@@ -215,10 +215,16 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
 /// Where a module runs, and what is to be said about that.
 fn runs(deployment: &Deployment, module: &NamedModule) -> (Runs, String) {
     if let Some(why) = deployment.python.missing(module) {
-        let package = module.package.as_deref();
+        let package = module.package.as_deref().map(without_login);
         let package = package.filter(|_| deployment.python.is_absent(module));
-        let package = package.map(|package| format!("; its package is {}", without_login(package)));
-        return (Runs::Missing, why.to_owned() + &package.unwrap_or_default());
+        return match package {
+            Some(package) if deployment.settings.python.pip_install => (
+                Runs::Python,
+                format!("its package {package} is installed at the start"),
+            ),
+            Some(package) => (Runs::Missing, format!("{why}; its package is {package}")),
+            None => (Runs::Missing, why.to_owned()),
+        };
     }
     let faults = faults_of(&deployment.faults, module.section.key(), &module.name);
     match (faults.is_empty(), module.is_python()) {

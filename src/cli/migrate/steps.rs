@@ -1,5 +1,7 @@
 //! What to do for the switch and for the way back, in order.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
 use super::deployment::{Deployment, Generation};
@@ -60,19 +62,27 @@ pub(super) fn switch(
 ) -> Vec<Step> {
     let mut steps = vec![
         Step::new("Install conserver, without starting it")
-            .note("The mask keeps the package from starting the service before the existing worker has ended.")
+            .note(
+                "The mask keeps the package from starting the service before the existing worker has ended; below, the \
+                 service is enabled and started.",
+            )
             .run("sudo systemctl mask conserver")
-            .run("sudo apt install ./conserver_*_amd64.deb    # or: sudo dnf install ./conserver-*.x86_64.rpm"),
+            .run("sudo apt install ./conserver_*_amd64.deb    # or: sudo dnf install ./conserver-*.x86_64.rpm")
+            .run("sudo systemctl unmask conserver")
+            .run("sudo systemctl disable conserver"),
         files(deployment, environment),
     ];
     steps.extend(packages(deployment, modules));
     steps.extend(rights(deployment));
     steps.extend([
         Step::new("Check with the settings of the service, beside the existing worker")
-            .note("Mend what they name until both succeed.")
+            .note(
+                "Mend what they name until all three succeed. The last one checks within the limits of the unit.",
+            )
             .run(AS_SERVICE)
             .run("as_service check")
-            .run("as_service migrate --check"),
+            .run("as_service migrate --check")
+            .run("sudo /usr/libexec/conserver/check-service"),
         Step::new("Stop the existing worker, and wait until it has ended by itself")
             .note(
                 "Stop it as it was started, and give it time for the vCons that it has in hand: what it loses if \
@@ -80,7 +90,6 @@ pub(super) fn switch(
             )
             .run("docker compose stop --timeout 600 conserver    # or: sudo systemctl stop NAME"),
         Step::new("Start conserver")
-            .run("sudo systemctl unmask conserver")
             .run("sudo systemctl enable --now conserver"),
         Step::new("Watch the lists go down")
             .run("as_service status --queues")
@@ -147,59 +156,73 @@ fn packages(deployment: &Deployment, modules: &[ModuleRow]) -> Option<Step> {
 
 /// What the service may do beyond what its unit allows.
 fn rights(deployment: &Deployment) -> Option<Step> {
-    let outline = &deployment.outline;
-    let mut lines = Vec::new();
+    let folders = written_folders(deployment);
+    let runs_python = python::needed(&deployment.outline).next().is_some();
+    let in_line = |folder: &String| format!("ReadWritePaths={}", folder.replace('%', "%%"));
+    let mut lines: Vec<String> = folders.iter().map(in_line).collect();
+    if runs_python && is_in_a_home(deployment) {
+        lines.push("ProtectHome=read-only".to_owned());
+    }
+    if lines.is_empty() && !runs_python {
+        return None;
+    }
+    let mut step = Step::new("Let the service do what this configuration needs");
+    if runs_python {
+        step = step.note(format!(
+            "The user conserver must be able to read the interpreter and the folders of {FOLDERS}. They cannot be \
+             below /tmp, of which the service has one of its own. Some libraries need further lines in the unit: \
+             conserver-operations(7), What the service may do."
+        ));
+    }
+    if !lines.is_empty() {
+        let words: Vec<String> = lines.iter().map(|line| shell_word(line)).collect();
+        let words = words.join(" ");
+        step = step
+            .run("sudo mkdir -p /etc/systemd/system/conserver.service.d")
+            .run(format!(
+                "printf '%s\\n' '[Service]' {words} | sudo tee \
+                 /etc/systemd/system/conserver.service.d/deployment.conf"
+            ))
+            .run("sudo systemctl daemon-reload");
+    }
+    if !folders.is_empty() {
+        step = step.note(format!(
+            "The service may write below {OWN_FOLDER} alone. Before it gets another folder, look who else writes there: \
+             for the way back, the existing worker may have to get it back."
+        ));
+    }
+    Some(folders.iter().fold(step, |step, folder| {
+        step.run(format!("sudo chown -R conserver: {}", shell_word(folder)))
+    }))
+}
+
+/// The folders in which `storage.file` writes and the service may not.
+fn written_folders(deployment: &Deployment) -> Vec<String> {
     let mut folders: Vec<String> = Vec::new();
-    for module in &outline.modules {
+    for module in &deployment.outline.modules {
         let is_file = module.section == Section::Storages && module.module == "storage.file";
         let folder = module.option("path").unwrap_or(FILES);
         let is_elsewhere = folder.starts_with('/')
-            && folder != OWN_FOLDER
-            && !folder.starts_with(&format!("{OWN_FOLDER}/"))
+            && !Path::new(folder).starts_with(OWN_FOLDER)
             && !folder.contains("${");
         if is_file && module.is_built_in() && is_elsewhere && !folders.iter().any(|it| it == folder)
         {
             folders.push(folder.to_owned());
         }
     }
-    lines.extend(folders.iter().map(|folder| {
-        let folder = folder.replace('%', "%%");
-        format!("ReadWritePaths={folder}")
-    }));
-    if deployment.runs_programs() {
-        lines.push("MemoryDenyWriteExecute=no".to_owned());
-        lines.push("ProtectHome=read-only".to_owned());
-    }
-    if lines.is_empty() {
-        return None;
-    }
-    let runs_python = python::needed(outline).next().is_some();
-    let words: Vec<String> = lines.iter().map(|line| shell_word(line)).collect();
-    let mut step = Step::new("Let the service do what this configuration needs")
-        .note("The unit lets the service write below /var/lib/conserver alone, and execute nothing that is made at run time.")
-        .run("sudo mkdir -p /etc/systemd/system/conserver.service.d")
-        .run(format!(
-            "printf '%s\\n' '[Service]' {} | sudo tee /etc/systemd/system/conserver.service.d/deployment.conf",
-            words.join(" ")
-        ))
-        .run("sudo systemctl daemon-reload");
-    for folder in &folders {
-        let folder = shell_word(folder);
-        step = step.run(format!("sudo chown -R conserver: {folder}"));
-    }
-    if runs_python {
-        step = step.note(format!(
-            "The user conserver must be able to read the folders of {FOLDERS}. They cannot be below /tmp, of which the \
-             service has one of its own."
-        ));
-    }
-    if !folders.is_empty() {
-        step = step.note(
-            "Before you take the ownership of a folder, look who else writes there: the existing worker may have to \
-             get it back for the way back.",
-        );
-    }
-    Some(step)
+    folders
+}
+
+/// Whether Python or its modules are in a folder that the service does not see.
+fn is_in_a_home(deployment: &Deployment) -> bool {
+    let settings = &deployment.settings.python;
+    let interpreter = Path::new(&settings.interpreter);
+    let mut places = settings
+        .path
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([interpreter]);
+    places.any(|place| place.starts_with("/home") || place.starts_with("/root"))
 }
 
 /// Dead letters that wait.
