@@ -9,7 +9,8 @@ pub enum Exit {
     Ok,
     /// The command line is wrong.
     Usage,
-    /// Some of the given vCons cannot be used or do not exist, or lost ones were found.
+    /// Some of the given vCons cannot be used or do not exist, lost ones were found, or a deployment cannot be
+    /// switched over.
     Data,
     /// A server cannot be reached.
     Unavailable,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fs;
 
 use clap::{Arg, Command};
+use conserver::cli::migrate;
 use conserver::monitor::server::metrics;
 use conserver::settings;
 
@@ -37,6 +38,11 @@ pub fn generated() -> Vec<Generated> {
             "metrics",
             "conserver-operations.7.md",
             metrics::markdown_table(),
+        ),
+        table(
+            "differences",
+            "conserver-migration.7.md",
+            migrate::markdown_table(),
         ),
         table("commands", "conserver.1.md", commands()),
     ]

@@ -7,6 +7,7 @@ mod delete;
 mod demo;
 mod dlq;
 mod get;
+pub mod migrate;
 mod output;
 mod run;
 mod status;
@@ -118,6 +119,17 @@ enum Command {
     /// Exits 0 when there are none (or all were put back), 65 when there are, 69 when Redis or a
     /// storage cannot be reached, as a vCon may be there.
     Audit(audit::AuditArgs),
+    /// Plan the switch of a deployment from the Python worker of vCon Server, and the way back
+    ///
+    /// Reads config.yml, the environment and Redis of the deployment, and changes nothing. Tells what
+    /// runs built in, what in Python and what is refused; what differs for exactly this deployment;
+    /// what waits in its lists; the settings of the service; and the commands for the switch, in
+    /// order, and for the way back. Secrets are not shown.
+    ///
+    /// Exits 0; with --check 65 when something would not work: the configuration is refused, a Python
+    /// module is missing, a setting is wrong, or Redis cannot be reached. Exits 64 when --env-file
+    /// cannot be read.
+    Migrate(migrate::MigrateArgs),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -150,10 +162,16 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Check, Child, Forkserver, Reaper, Run};
+    use Command::{Candidate, Check, Child, Forkserver, Migrate, Reaper, Run};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
+        return Ok(EnvFile::default());
+    }
+    if let Some(Migrate(migrate)) = command
+        && migrate.has_env_file()
+    {
+        // The variables of this process do not count.
         return Ok(EnvFile::default());
     }
     let file = EnvFile::load()?;
@@ -198,7 +216,7 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
-    let config = cli.config.map(OsString::from);
+    let config = cli.config.clone().map(OsString::from);
     let lookup = |name: &str| match name {
         "CONSERVER_CONFIG_FILE" if config.is_some() => config.clone(),
         name => std::env::var_os(name),
@@ -206,6 +224,10 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
+            if let Some(Command::Migrate(migrate)) = &cli.command {
+                // The plan names what is wrong.
+                return migrate.run(cli.config);
+            }
             output::eprint_lines(errors);
             return Exit::Config;
         }
@@ -230,6 +252,7 @@ pub fn main() -> Exit {
         Some(Command::Delete(delete)) => delete.run(&settings),
         Some(Command::Dlq(dlq)) => dlq.run(&settings),
         Some(Command::Audit(audit)) => audit.run(&settings),
+        Some(Command::Migrate(migrate)) => migrate.run(cli.config),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Candidate(candidate)) => candidate.run(&settings),

@@ -7,6 +7,8 @@
 //! Values from variables and files are filled in when a file is read, by each process for itself,
 //! and kept with the configuration: what is opened later is what was checked.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,10 +28,12 @@ pub use crate::list_name::{ListName, NotAListName};
 pub use crate::options::Options;
 pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
+pub use outline::{NamedModule, Outline, Section};
 pub use source::{Source, Stamp};
 
 mod advice;
 mod followers;
+mod outline;
 #[cfg(test)]
 mod properties;
 mod python;
@@ -151,6 +155,20 @@ impl Config {
     pub fn load_kept(path: &Path) -> Result<Self, ConfigErrors> {
         let text = source::read_kept(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
         Self::parse(&text, path)
+    }
+
+    /// [`Config::load`] with these variables in place of the process's own.
+    pub fn load_with(
+        path: &Path,
+        variables: HashMap<OsString, OsString>,
+        python: &PythonSettings,
+    ) -> Result<Self, ConfigErrors> {
+        let text = source::read(path).map_err(|fault| ConfigErrors::new(path, vec![fault]))?;
+        let surroundings = Surroundings {
+            environment: Arc::new(Environment::new(variables)),
+            python: python.clone(),
+        };
+        Self::parse_with(&text, path, link::MODULES, storage::MODULES, &surroundings)
     }
 
     /// Checks `text`, the content of the file at `path`.
@@ -336,7 +354,7 @@ impl<T: ?Sized> fmt::Debug for ModuleConfig<T> {
 ///
 /// Options are not looked at: values from variables and files that only the daemon has need not be
 /// there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Plan {
     /// The names of the links, in the order of the file.
     pub links: Vec<String>,

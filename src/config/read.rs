@@ -153,18 +153,23 @@ fn modules_missing(missing: &[String]) -> Fault {
 pub(super) fn plan(document: Option<Node>) -> (Plan, Findings) {
     let mut findings = Findings::default();
     let sections = top(document, &mut findings);
+    let plan = plan_of(&sections, &mut findings);
+    (plan, findings)
+}
+
+/// The same for a file whose top has been read.
+pub(super) fn plan_of(sections: &Mapping, findings: &mut Findings) -> Plan {
     let mut names = |section| -> Vec<String> {
-        let entries = entries(&sections, section, &mut findings).into_iter();
+        let entries = entries(sections, section, findings).into_iter();
         entries.map(|(name, ..)| name.to_owned()).collect()
     };
-    let plan = Plan {
+    Plan {
         links: names("links"),
         storages: names("storages"),
-        deferring: deferring(&sections),
-        chains: chains(&sections, &mut findings),
-        routes: routes(&sections),
-    };
-    (plan, findings)
+        deferring: deferring(sections),
+        chains: chains(sections, findings),
+        routes: routes(sections),
+    }
 }
 
 /// Reads the followers alone.
@@ -208,7 +213,7 @@ fn deferring(sections: &Mapping) -> Vec<String> {
 }
 
 /// The top of the file, as a mapping of known sections.
-fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
+pub(super) fn top(document: Option<Node>, findings: &mut Findings) -> Mapping {
     let needs = "a configuration needs `chains:`, and the `links:` and `storages:` they name";
     let sections = match document.map(|node| (node.line, node.kind)) {
         None => {

@@ -144,6 +144,11 @@ impl ConfigErrors {
         &self.faults
     }
 
+    /// What was warned of.
+    pub fn warnings(&self) -> &ConfigWarnings {
+        &self.warnings
+    }
+
     /// One line for each fault, then one for each warning.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let file = self.file.display();

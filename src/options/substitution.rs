@@ -51,22 +51,23 @@ pub(crate) struct Environment {
 impl Environment {
     /// That of this process.
     pub fn of_process() -> Self {
+        Self::new(std::env::vars_os().collect())
+    }
+
+    /// One of these variables alone.
+    pub fn new(variables: HashMap<OsString, OsString>) -> Self {
         Self {
-            variables: std::env::vars_os().collect(),
+            variables,
             filled: AtomicUsize::new(0),
             looked_up: Mutex::new(Vec::new()),
         }
     }
 
-    /// One of these variables alone.
+    /// One of these texts.
     #[cfg(test)]
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
-        Self {
-            variables: variables.into(),
-            filled: AtomicUsize::new(0),
-            looked_up: Mutex::new(Vec::new()),
-        }
+        Self::new(variables.into())
     }
 
     /// The text with the values in the places of their names; `None` where it names none. `$${`

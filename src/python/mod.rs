@@ -166,6 +166,8 @@ pub struct HostSetup {
     pub imports: Vec<PythonModule>,
     /// What stands in the configuration and is not to be shown.
     pub secrets: Vec<Secret>,
+    /// Variables that take the place of the daemon's own.
+    pub variables: Vec<(String, OsString)>,
 }
 
 /// Parts of the names of variables and options whose values are not to be shown.
@@ -223,13 +225,19 @@ impl HostSetup {
         variables: &[(&str, OsString)],
         more_secrets: Vec<Secret>,
     ) -> Program {
-        let mut besides: Vec<(&str, OsString)> = variables.to_vec();
-        if env::var_os("CONSERVER_CONFIG_FILE").is_none() {
-            besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
+        let own = self.variables.iter();
+        let own = own.map(|(name, value)| (name.as_str(), value.clone()));
+        let mut besides: Vec<(&str, OsString)> = own.chain(variables.iter().cloned()).collect();
+        const CONFIG_FILE: &str = "CONSERVER_CONFIG_FILE";
+        let is_given = besides.iter().any(|(name, _)| *name == CONFIG_FILE);
+        if !is_given && env::var_os(CONFIG_FILE).is_none() {
+            besides.push((CONFIG_FILE, self.config_file.clone().into()));
         }
         let mut secrets = self.secrets.clone();
         secrets.extend(more_secrets);
-        for (name, value) in env::vars_os() {
+        let given = besides.iter();
+        let given = given.map(|(name, value)| ((*name).into(), value.clone()));
+        for (name, value) in env::vars_os().chain(given) {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
             if names_a_secret(&name) {
                 secrets.push(Secret::new(&*value));

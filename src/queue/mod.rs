@@ -21,6 +21,7 @@
 //! | links that write their vCon by themselves | `direct_writes.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
 //! | vCons that are in no list | `audit.rs` |
+//! | what another worker has left | `survey.rs` |
 //! | whether a server and its user's rights suffice | `preflight.rs` |
 //! | the names of keys | `keys.rs` |
 //! | how scripts are sent, and lanes share a request | `requests.rs`, `scripts/*.lua` |
@@ -44,6 +45,7 @@ mod preflight;
 mod recovery;
 mod release;
 mod requests;
+mod survey;
 mod wake_list;
 
 use std::error::Error;
@@ -77,6 +79,7 @@ pub use preflight::{
 pub use recovery::{ENDED_BEFORE_START, EndedWorker, MAX_LAPSES, Pause, RecoveredClaim, Suspects};
 pub use release::{Evidence, ProgressRecord, Reason, Released};
 pub use requests::RequestBatcher;
+pub use survey::{DocumentSample, QueueKind, QueueLength, Survey, SurveyLists};
 pub use wake_list::{IngressWatcher, LaneWaker, Waited, Watched};
 
 pub use crate::redis_server::{ConnectError, RedisConnection, RefusedUrlPart, Server};

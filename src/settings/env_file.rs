@@ -8,7 +8,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -120,6 +120,33 @@ impl EnvFile {
     }
 }
 
+/// The variables of a file in this form, in its order: those of another deployment, so that the environment of this
+/// process does not count.
+///
+/// # Errors
+/// The lines that are not understood, or why the file cannot be read.
+pub fn variables_of(path: &Path) -> Result<Vec<(String, OsString)>, SettingsErrors> {
+    let shown = path.display();
+    let refused =
+        |error: io::Error| SettingsErrors(vec![format!("{shown}: could not be read: {error}")]);
+    let faulty = |faults: Vec<Fault>| {
+        let lines = faults.into_iter();
+        let lines = lines.map(|Fault { line, what }| format!("{shown}:{line}: {what}"));
+        SettingsErrors(lines.collect())
+    };
+    let mut file = open(path).map_err(refused)?;
+    if !file.metadata().map_err(refused)?.is_file() {
+        return Err(refused(io::Error::other("it is not a regular file")));
+    }
+    let bytes = content_of(&mut file).map_err(refused)?;
+    let text = decode(&bytes).map_err(|fault| faulty(vec![fault]))?;
+    let content = Content::parse(text, &|_| None).map_err(faulty)?;
+    let values = content.values.into_iter();
+    Ok(values
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect())
+}
+
 /// Why there is no text of a file that is there.
 enum Unread {
     /// The program goes on without it.
@@ -131,13 +158,7 @@ enum Unread {
 /// The bytes of the file; `None` if it is not there.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Unread> {
     let refused = |error: io::Error| Unread::Refused(error.to_string());
-    // Without waiting: nobody may be at the other end of a FIFO.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path);
-    let mut file = match opened {
+    let mut file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -166,14 +187,25 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Unread> {
             "others may write to the folder, and it belongs to UID {owner}"
         )));
     }
+    content_of(&mut file).map(Some).map_err(refused)
+}
+
+/// Opens a file without waiting: nobody may be at the other end of a FIFO.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// All that is in the file.
+fn content_of(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let most = u64::try_from(MOST_BYTES).unwrap_or(u64::MAX);
-    let limited = file.by_ref().take(most + 1).read_to_end(&mut bytes);
-    limited.map_err(refused)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MOST_BYTES {
-        return Err(Unread::Refused("has more than 1 MiB".to_owned()));
+        return Err(io::Error::other("has more than 1 MiB"));
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 fn decode(bytes: &[u8]) -> Result<&str, Fault> {

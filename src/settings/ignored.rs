@@ -26,6 +26,18 @@ enum Owner {
     Anybody,
 }
 
+impl Ignored {
+    /// Whether a variable with this value is the one of the existing server.
+    pub fn is_meant(&self, value: &str, is_from_file: bool) -> bool {
+        is_from_file
+            || match self.owner {
+                Owner::Deployment => true,
+                Owner::Host => value.contains("://"),
+                Owner::Anybody => false,
+            }
+    }
+}
+
 const fn ignored_for(why: &'static str, name: &'static str) -> Ignored {
     let owner = Owner::Deployment;
     Ignored { name, why, owner }
@@ -72,13 +84,7 @@ fn among(
 ) -> Option<String> {
     let is_set = |it: &&Ignored| {
         let value = value(it.name).unwrap_or_default();
-        let is_meant = is_from_file(it.name)
-            || match it.owner {
-                Owner::Deployment => true,
-                Owner::Host => value.contains("://"),
-                Owner::Anybody => false,
-            };
-        !value.is_empty() && is_meant
+        !value.is_empty() && it.is_meant(&value, is_from_file(it.name))
     };
     let set: Vec<&Ignored> = IGNORED.iter().filter(is_set).collect();
     let groups = set.chunk_by(|one, other| one.why == other.why);

@@ -25,13 +25,13 @@ use std::time::Duration;
 use log::LevelFilter;
 use ureq::http::HeaderName;
 
-pub use env_file::EnvFile;
 #[cfg(any(test, fuzzing))]
 pub(crate) use env_file::fuzz;
+pub use env_file::{EnvFile, variables_of};
 pub use http_address::{HttpAddress, NotAnHttpAddress};
 pub use ignored::{IGNORED, Ignored, ignored, ignored_markdown_table};
 pub use python::PythonSettings;
-pub use reader::{SettingsErrors, misspelt};
+pub use reader::{SettingsErrors, misspelt, misspelt_among};
 pub use redis_url::{NotARedisUrl, RedisUrl};
 pub use sentinel_url::Master;
 pub use table::{Setting, TABLE, markdown_table};
@@ -230,13 +230,19 @@ impl Settings {
 
     /// Reads the variables that `lookup` gives. An empty one counts as unset.
     pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, SettingsErrors> {
-        let mut reader = Reader::new(lookup);
-        let settings = Self::read(&mut reader);
-        if reader.faults.is_empty() {
+        let (settings, faults) = Self::with_faults(lookup);
+        if faults.is_empty() {
             Ok(settings)
         } else {
-            Err(SettingsErrors(reader.faults))
+            Err(SettingsErrors(faults))
         }
+    }
+
+    /// The same, with the default of each variable that is faulty, and what is wrong: a line for each.
+    pub fn with_faults(lookup: &dyn Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
+        let mut reader = Reader::new(lookup);
+        let settings = Self::read(&mut reader);
+        (settings, reader.faults)
     }
 
     /// How often the supervisor and its children show on the scoreboard that they are alive.

@@ -117,10 +117,11 @@ const OF_OTHERS: [&str; 6] = [
 
 /// One line for each variable of this process that is probably a misspelt setting.
 pub fn misspelt() -> Vec<String> {
-    among(env::vars_os())
+    misspelt_among(env::vars_os())
 }
 
-fn among(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
+/// The same for these variables.
+pub fn misspelt_among(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
     let names = variables.filter(|(_, value)| !value.is_empty());
     let names = names.filter_map(|(name, _)| name.into_string().ok());
     let mut found: Vec<String> = names.filter_map(|name| warning(&name)).collect();
@@ -228,7 +229,7 @@ mod tests_of_misspelt {
     fn an_empty_variable_is_as_good_as_none() {
         let variables = [("VCON_DLQ_EXPIR", "1"), ("CONSERVER_WORKR", "")];
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
-        let found = among(variables.into_iter());
+        let found = misspelt_among(variables.into_iter());
         let expected = "VCON_DLQ_EXPIR is not a setting; did you mean VCON_DLQ_EXPIRY?";
         assert_eq!(found, [expected]);
     }

@@ -288,6 +288,33 @@ fn the_manual_has_each_answer_to_an_outage() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn the_manual_has_each_key_of_a_plan() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_conserver"))
+        .args(["migrate", "--offline", "--json"])
+        .current_dir(folder.path())
+        .env_clear()
+        .output()
+        .expect("the program");
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let known: BTreeSet<&str> = plan
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    let rows = rows(&marked("conserver-migration.7.md", "plan"));
+    let listed: BTreeSet<&str> = rows
+        .iter()
+        .filter_map(|row| codes(&row[0]).next())
+        .collect();
+    assert_eq!(
+        listed, known,
+        "packaging/manual/conserver-migration.7.md: add a row for each key of `migrate --json`, or remove one"
+    );
+}
+
 /// What begins as keys do and is none: names of connections, and of the trial of `check`.
 const NO_KEYS: &[&str] = &[
     "audit",
@@ -296,6 +323,7 @@ const NO_KEYS: &[&str] = &[
     "demo",
     "documents",
     "lengths",
+    "migrate",
     "preflight",
     "probe",
     "replay",
