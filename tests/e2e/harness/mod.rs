@@ -70,7 +70,7 @@ pub use nginx::{Nginx, Terms};
 pub use pgbouncer::{PgBouncer, Pooling};
 pub use preload::preload;
 pub use processes::{
-    children_of, command_line_of, descriptors_of, is_alive, name_of, peak_memory_of,
+    children_of, command_line_of, descriptors_of, freeze, is_alive, name_of, peak_memory_of,
     processes_mentioning, resident_set_of, running_in_group, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
