@@ -63,6 +63,9 @@ impl Existing {
         assert_eq!(changes_of(redis), changes, "it has written");
         let plan: Value = serde_json::from_str(&as_json.stdout).expect("JSON");
         assert_eq!(plan["works"], code == 0, "{plan:#}");
+        for name in texts(&plan["environment"], "name") {
+            said(&for_people, &[&format!("\n  {name}=")]);
+        }
         for step in plan["switch"].as_array().expect("steps") {
             for command in step["commands"].as_array().expect("commands") {
                 said(&for_people, &[command.as_str().expect("a command")]);
@@ -777,4 +780,16 @@ fn a_deployment_with_python_modules_is_switched_over_and_back() {
     service.follow(&plan["way_back"], &existing);
     assert!(service.daemon.is_none());
     finds_what_it_knows(&redis, &["default", "done"], "string");
+}
+
+#[test]
+fn it_names_a_right_that_the_user_of_redis_lacks() {
+    let redis = Redis::new().locked().started();
+    submit(&redis, "default", &fresh(1));
+    let rules = ["ACL", "SETUSER", "worker", "resetkeys", "~vcon:*", "~DLQ:*", "~conserver:*"];
+    redis.ask::<()>(&rules);
+    let config = json!({"chains": {"main": {"ingress_lists": ["default"]}}});
+    let existing = Existing::new(&config, &[("REDIS_URL", &redis.url())]);
+    let plan = existing.plan(&redis, 65);
+    assert!(plan["problems"].to_string().contains("NOPERM"), "{plan:#}");
 }
