@@ -9,11 +9,12 @@
 #
 # After the names of groups, arguments go to the tests: `tests/run.sh holds -- --nocapture`.
 #
-# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, PgBouncer, nginx, OpenSSL, curl,
-# unzip, Python with pip, a C compiler, util-linux, mandoc, groff, and Chromium with its driver. Nothing is started:
-# each test starts servers of its own, in folders of its own.
+# Installed from the distribution, where missing: Redis with its sentinel, PostgreSQL, PgBouncer, nginx, OpenSSH's server,
+# OpenSSL, curl, unzip, Python with pip, a C compiler, util-linux, mandoc, groff, and Chromium with its driver. Nothing is
+# started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
-# API of Elasticsearch, the parsers of Prometheus' Python client, and promtool where the distribution has it.
+# API of Elasticsearch, one with the protocol of MongoDB, Python clients of Redis, MongoDB and SSH, the parsers of
+# Prometheus' Python client, and promtool where the distribution has it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,9 @@ moto='moto[server]==5.2.5'
 noida_db=noida-db==0.2.3
 osmem_server=osmem-server==0.1.6
 prometheus_client=prometheus-client==0.26.0
+secantusdb=secantusdb==0.7.0b3
+# What modules of a deployment import.
+python_libraries=(redis==8.1.0 pymongo==4.20.1 paramiko==5.1.0)
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -42,13 +46,17 @@ as_root() {
   fi
 }
 
-# Neither nginx nor PgBouncer nor the server programs of PostgreSQL are in everybody's PATH on Debian.
+# Neither nginx nor PgBouncer nor the servers of PostgreSQL and OpenSSH are in everybody's PATH on Debian.
 has_nginx() {
   command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]
 }
 
 has_pgbouncer() {
   command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]
+}
+
+has_sshd() {
+  { command -v sshd >/dev/null || [ -x /usr/sbin/sshd ]; } && command -v ssh-keygen >/dev/null
 }
 
 has_postgres() {
@@ -66,9 +74,9 @@ has_everything() {
   for program in redis-server redis-sentinel openssl curl unzip cc python3 unshare nsenter setpriv; do
     command -v "$program" >/dev/null || return 1
   done
-  has_postgres && has_pgbouncer && has_nginx && has_browser || return 1
+  has_postgres && has_pgbouncer && has_nginx && has_sshd && has_browser || return 1
   { [ -e "$cache/rejson.so" ] && [ -e "$cache/moto" ] && [ -e "$cache/noida-db" ] && [ -e "$cache/osmem-server" ] &&
-    [ -e "$cache/prometheus-client" ]; } ||
+    [ -e "$cache/prometheus-client" ] && [ -e "$cache/secantusdb" ] && [ -e "$cache/python-libraries" ]; } ||
     python3 -m pip --version >/dev/null 2>&1
 }
 
@@ -80,6 +88,7 @@ install_packages() {
       libc6-dev util-linux mandoc groff-base)
     has_nginx || packages+=(nginx-light)
     has_pgbouncer || packages+=(pgbouncer)
+    has_sshd || packages+=(openssh-server)
     as_root "${apt[@]}" update
     if ! has_browser; then
       # Ubuntu has them as snaps only, which see no private folders.
@@ -101,23 +110,24 @@ install_packages() {
       trap - EXIT
     fi
     # Nor is one that the tests brought to start with the machine.
-    local name
-    for name in nginx pgbouncer; do
-      if [[ " ${packages[*]} " == *" $name"* ]] && command -v systemctl >/dev/null; then
-        as_root systemctl --quiet disable "$name" || true
+    local package service
+    for package in nginx-light pgbouncer openssh-server; do
+      if [[ " ${packages[*]} " == *" $package "* ]] && command -v systemctl >/dev/null; then
+        service=${package%-light}
+        as_root systemctl --quiet disable "${service/openssh-server/ssh}" || true
       fi
     done
   elif command -v dnf >/dev/null; then
     # Newer ones have Valkey in the place of Redis.
-    as_root dnf install -y postgresql-server pgbouncer nginx openssl ca-certificates curl unzip python3 python3-pip gcc \
-      util-linux groff-base
+    as_root dnf install -y postgresql-server pgbouncer nginx openssh-server openssl ca-certificates curl unzip python3 \
+      python3-pip gcc util-linux groff-base
     # Not every release has it.
     as_root dnf install -y mandoc || true
     has_browser || as_root dnf install -y chromium chromedriver
     as_root dnf install -y redis || as_root dnf install -y valkey-compat-redis
   else
-    fail "install these by hand: redis-server, PostgreSQL's server, pgbouncer, nginx, openssl, curl, unzip, Python and pip,
-    cc, util-linux, Chromium, chromedriver"
+    fail "install these by hand: redis-server, PostgreSQL's server, pgbouncer, nginx, sshd, openssl, curl, unzip, Python
+    and pip, cc, util-linux, Chromium, chromedriver"
   fi
 }
 
@@ -158,12 +168,12 @@ install_s3s_fs() {
   cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
 
-# Installs a Python package into a folder of the cache.
+# Installs Python packages into a folder of the cache.
 install_python() {
-  local folder=$1 package=$2
+  local folder=$1
+  shift
   rm -rf "$cache/$folder.new"
-  python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts \
-    --target "$cache/$folder.new" "$package"
+  python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --target "$cache/$folder.new" "$@"
   mv "$cache/$folder.new" "$cache/$folder"
 }
 
@@ -218,6 +228,14 @@ fi
 if [ ! -e "$cache/prometheus-client" ]; then
   say "Installing the parsers of Prometheus' Python client, for tests, into $cache"
   install_python prometheus-client "$prometheus_client"
+fi
+if [ ! -e "$cache/secantusdb" ]; then
+  say "Installing SecantusDB, a server with MongoDB's protocol, for tests, into $cache"
+  install_python secantusdb "$secantusdb"
+fi
+if [ ! -e "$cache/python-libraries" ]; then
+  say "Installing Python clients of Redis, MongoDB and SSH, for tests, into $cache"
+  install_python python-libraries "${python_libraries[@]}"
 fi
 if command -v apt-get >/dev/null && ! has_promtool; then
   say "Fetching promtool into $cache"

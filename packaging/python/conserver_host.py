@@ -175,6 +175,13 @@ class Streams:
     def mend(self):
         """Opens the standard streams again that a module has closed."""
         self.flush()
+        try:
+            self.reopen()
+        except Exception:
+            # The answer matters more than where the next output goes.
+            self.print_traceback()
+
+    def reopen(self):
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             try:
                 os.fstat(number)
@@ -255,8 +262,11 @@ class Host:
                     self.hooks[hook] = function
 
     def load(self, wanted):
-        self.module(wanted["module"], wanted["kind"], wanted.get("vendor"))
-        return {}
+        module, _ = self.module(wanted["module"], wanted["kind"], wanted.get("vendor"))
+        if wanted["kind"] != "storage":
+            return {}
+        has = [name for name in ("save", "get", "delete") if hasattr(module, name)]
+        return {"functions": has}
 
     def look(self, request):
         missing = []
@@ -323,7 +333,8 @@ class Host:
     def after_processing(self, request):
         uuid, error = request["uuid"], request["error"]
         # The same object as before: hooks leave each other notes in it.
-        context = self.before[1] if self.before[0] == uuid else request["context"]
+        is_same = self.before[0] == request["claimed"]
+        context = self.before[1] if is_same else request["context"]
         error = self.exception(error)
         self.before, self.raised = (None, None), None
         hook = self.hooks.get("after_processing")

@@ -294,7 +294,10 @@ fn start_probes(settings: &Settings, config: &Config) -> Vec<ServerProbe> {
     let redis = ServerProbe::start(format!("Redis {}", settings.redis_url), move || {
         try_redis(&known, &needs)
     });
-    let storages = config.storages.iter().map(|(name, storage)| {
+    // Python modules have been imported already; whether their servers answer, they do not tell.
+    let built_in = config.storages.iter();
+    let built_in = built_in.filter(|(_, storage)| storage.python().is_none());
+    let storages = built_in.map(|(name, storage)| {
         let mut backend = storage.open_storage();
         ServerProbe::start(format!("storage {name}"), move || {
             let checked = backend.check();

@@ -135,6 +135,8 @@ enum Command {
     #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
+    Candidate(run::CandidateCommand),
+    #[command(hide = true)]
     Forkserver(run::ForkserverCommand),
     #[command(hide = true)]
     Reaper,
@@ -160,10 +162,10 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Check, Child, Forkserver, Migrate, Reaper, Run};
+    use Command::{Candidate, Check, Child, Forkserver, Migrate, Reaper, Run};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
-    if let Some(Child(_) | Forkserver(_) | Reaper) = command {
+    if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
         return Ok(EnvFile::default());
     }
     if let Some(Migrate(migrate)) = command
@@ -230,9 +232,13 @@ pub fn main() -> Exit {
             return Exit::Config;
         }
     };
-    if let (None | Some(Command::Run | Command::Child(_) | Command::Forkserver(_)), Ok(held)) =
-        (&cli.command, held)
-    {
+    let is_daemons = matches!(
+        cli.command,
+        None | Some(
+            Command::Run | Command::Child(_) | Command::Candidate(_) | Command::Forkserver(_)
+        )
+    );
+    if let (true, Ok(held)) = (is_daemons, held) {
         // The daemon unblocks them when its handlers are ready.
         held.keep();
     }
@@ -249,6 +255,7 @@ pub fn main() -> Exit {
         Some(Command::Migrate(migrate)) => migrate.run(cli.config),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Child(child)) => child.run(settings),
+        Some(Command::Candidate(candidate)) => candidate.run(&settings),
         Some(Command::Forkserver(server)) => server.run(settings),
         Some(Command::Reaper) => run::reaper(&settings),
     }

@@ -1,10 +1,11 @@
-//! The processes of the daemon: `conserver run`, and three commands that are not for people.
+//! The processes of the daemon: `conserver run`, and four commands that are not for people.
 //!
 //! `conserver child` is a child process executed anew (start method `spawn`), `conserver forkserver`
-//! the process that forks them, and `conserver reaper` stands beside a worker that runs programs. A
-//! child of any start method ends up in [`run_child`].
+//! the process that forks them, `conserver candidate` tries the Python modules of a changed
+//! configuration, and `conserver reaper` stands beside a worker that runs programs. A child of any start method ends up in [`run_child`].
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use nix::unistd::{Pid, getpid};
 
 use crate::child::{Assignment, Child, Task};
 use crate::cli::output::eprint_lines;
-use crate::config::{Config, Source};
+use crate::config::{Config, ConfigErrors, ConfigWarnings, Source};
 use crate::exit::Exit;
 use crate::queue::NameLease;
 use crate::settings::{self, EnvFile, Settings};
@@ -29,15 +30,9 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
             return Exit::Config;
         }
     };
-    let python = match source.config.check_python(&settings.config_file) {
-        Ok(warnings) => warnings,
-        Err(errors) => {
-            eprint_lines(errors);
-            return Exit::Config;
-        }
-    };
     logging::start(settings.log_format, settings.log_level);
     logging::never_wait();
+    sys::hide_memory();
     if let Some(summary) = env_file.summary() {
         log::info!("{summary}");
     }
@@ -47,6 +42,14 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     if let Some(ignored) = settings::ignored(env_file) {
         log::info!("Ignored variables of the existing server: {ignored}");
     }
+    let python = match try_python(&source.config, &settings) {
+        Ok(warnings) => warnings,
+        Err(_) if sys::end_is_pending() => return Exit::Ok,
+        Err(errors) => {
+            eprint_lines(errors);
+            return Exit::Config;
+        }
+    };
     if let Some(parameters) = settings.redis_url.parameters() {
         log::info!("REDIS_URL: {parameters}");
     }
@@ -65,7 +68,6 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
     if source.config.ingress_lists().is_empty() {
         log::warn!("No enabled chain has an ingress list: there is nothing to do");
     }
-    sys::hide_memory();
     match supervisor::run(&settings, source) {
         Ok(RunResult::Ended(exit)) => exit,
         Ok(RunResult::InChild(assignment, config)) => {
@@ -77,6 +79,61 @@ pub fn run(settings: Settings, env_file: &EnvFile) -> Exit {
             match error {
                 SupervisorError::Board(_) | SupervisorError::Folder(_) => Exit::Unavailable,
                 _ => Exit::Internal,
+            }
+        }
+    }
+}
+
+/// Tries the Python modules, for as long as nobody tells this process to end. First installs packages that are
+/// missing, if the settings say so.
+fn try_python(config: &Config, settings: &Settings) -> Result<ConfigWarnings, ConfigErrors> {
+    if !config.has_python() {
+        return Ok(ConfigWarnings::default());
+    }
+    supervisor::ask_for_time(config.longest_python_check());
+    program::appoint_reaper();
+    let tried = config.prepare_python(&settings.config_file);
+    program::dismiss_reaper();
+    tried
+}
+
+/// Tries the Python modules of a changed configuration, whose text is its standard input.
+#[derive(Debug, Args)]
+pub struct CandidateCommand {
+    /// The supervisor, which waits for the exit code
+    supervisor: i32,
+}
+
+impl CandidateCommand {
+    /// Logs what is wrong with the configuration. Ends with 0 if nothing is.
+    pub fn run(self, settings: &Settings) -> Exit {
+        begin("conserver-try", settings);
+        match sys::die_with_parent(Pid::from_raw(self.supervisor)) {
+            Ok(true) => {}
+            // Nobody waits.
+            Ok(false) => return Exit::Internal,
+            Err(error) => {
+                log::error!("could not be tied to the supervisor: {error}");
+                return Exit::Internal;
+            }
+        }
+        let text = match io::read_to_string(io::stdin().lock()) {
+            Ok(text) => text,
+            Err(error) => {
+                log::error!("could not read the configuration from standard input: {error}");
+                return Exit::Internal;
+            }
+        };
+        let config = Config::parse(&text, &settings.config_file);
+        match config.and_then(|config| try_python(&config, settings)) {
+            Ok(warnings) => {
+                warnings.lines().for_each(|line| log::warn!("{line}"));
+                Exit::Ok
+            }
+            Err(_) if sys::end_is_pending() => Exit::Internal,
+            Err(errors) => {
+                supervisor::log_refusal(&errors);
+                Exit::Config
             }
         }
     }

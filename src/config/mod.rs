@@ -19,7 +19,7 @@ use indexmap::{IndexMap, IndexSet};
 use crate::link::{self, Link};
 use crate::options::substitution::Environment;
 use crate::options::{Common, scalars, yaml};
-use crate::python::{Host, HostSetup, PythonModule};
+use crate::python::{Host, HostSetup, PythonModule, secrets_of};
 use crate::secret::Secret;
 use crate::settings::PythonSettings;
 use crate::storage::{self, Storage};
@@ -201,7 +201,12 @@ impl Config {
 
     /// Says to everything that may be opened what its host begins with.
     fn prepare_hosts(&mut self, file: &Path) {
-        file.clone_into(&mut Arc::make_mut(&mut self.python).config_file);
+        let options = self.python_modules().into_iter();
+        let options = options.filter_map(|(module, _)| module.options.as_deref());
+        let secrets: Vec<Secret> = options.flat_map(secrets_of).collect();
+        let setup = Arc::make_mut(&mut self.python);
+        setup.secrets.extend(secrets);
+        file.clone_into(&mut setup.config_file);
         for link in self.links.values_mut() {
             link.host = Arc::clone(&self.python);
         }

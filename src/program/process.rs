@@ -324,6 +324,8 @@ pub struct Clock<'a> {
     /// When the time of the drain is over, where it has begun: one time for all work on a vCon.
     drain_end: Option<&'a Cell<Option<Instant>>>,
     draining_until: Option<Instant>,
+    /// Whether a signal to end that this process has blocked ends the work.
+    heeds_signals: bool,
 }
 
 impl<'a> Clock<'a> {
@@ -335,6 +337,15 @@ impl<'a> Clock<'a> {
             drain_time: Duration::ZERO,
             drain_end: None,
             draining_until: None,
+            heeds_signals: false,
+        }
+    }
+
+    /// The same for work of a process that has blocked all signals: one to end ends the work too.
+    pub fn heeding_signals(self) -> Self {
+        Self {
+            heeds_signals: true,
+            ..self
         }
     }
 
@@ -362,6 +373,7 @@ impl<'a> Clock<'a> {
             drain_time: Duration::ZERO,
             drain_end: None,
             draining_until: None,
+            heeds_signals: false,
         }
     }
 
@@ -378,6 +390,9 @@ impl<'a> Clock<'a> {
             self.draining_until = Some(self.drain_end_from(now));
         }
         if self.draining_until.is_some_and(|until| until <= now) {
+            return Err(Trouble::Interrupted);
+        }
+        if self.heeds_signals && sys::end_is_pending() {
             return Err(Trouble::Interrupted);
         }
         if self.limit.is_over() {

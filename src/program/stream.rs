@@ -40,6 +40,8 @@ pub struct Reply {
     pub deleted: bool,
     /// The hooks that there are.
     pub hooks: Vec<String>,
+    /// The functions that a storage has.
+    pub functions: Vec<String>,
     /// The modules that cannot be used.
     pub missing: Vec<MissingModule>,
 }
@@ -159,7 +161,10 @@ fn read(line: &[u8]) -> Result<Reply, serde_json::Error> {
 }
 
 /// A reply that says what went wrong is a failure.
-fn failed(reply: Reply, process: &Process) -> Result<Reply, ProgramError> {
+fn failed(mut reply: Reply, process: &Process) -> Result<Reply, ProgramError> {
+    for missing in &mut reply.missing {
+        missing.why = process.tail().clean(missing.why.as_bytes(), LONGEST_ERROR);
+    }
     let Some(error) = &reply.error else {
         return Ok(reply);
     };

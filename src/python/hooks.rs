@@ -89,10 +89,12 @@ impl Host {
         self.call(None, &request, clock).map(|reply| !reply.halt)
     }
 
-    /// Tells that the vCon has been processed, or why not.
+    /// Tells that the vCon has been processed, or why not. `claimed` is the one that it was before a link
+    /// has switched to another.
     pub fn after_processing<'a>(
         &self,
         id: &VconId,
+        claimed: &VconId,
         chain: &str,
         context: &str,
         error: Option<&str>,
@@ -100,7 +102,7 @@ impl Host {
     ) -> Result<(), ProgramError> {
         let error = error.map_or_else(|| "null".to_owned(), json);
         let request = format!(
-            "{{\"do\":\"after\",\"uuid\":\"{id}\",\"chain\":{chain},\"context\":{context},\"error\":{error}}}\n"
+            "{{\"do\":\"after\",\"uuid\":\"{id}\",\"claimed\":\"{claimed}\",\"chain\":{chain},\"context\":{context},\"error\":{error}}}\n"
         );
         self.call(None, &request, clock).map(drop)
     }

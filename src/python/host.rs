@@ -1,10 +1,11 @@
 //! One interpreter, kept running for all Python modules of a lane.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use super::hooks::Hooks;
 use super::{HostSetup, PythonModule};
@@ -20,14 +21,25 @@ pub struct Host {
     setup: Arc<HostSetup>,
     /// Holds the interpreter while nobody uses it: a lock that can be waited for with a limit.
     idle: (Sender<Box<Interpreter>>, Receiver<Box<Interpreter>>),
-    /// The channel that is disconnected when the worker drains, and how long a call of a storage may go on then.
-    drain: Option<(Receiver<()>, Duration)>,
+    drain: Option<HostDrain>,
+}
+
+/// What a storage's call knows of the worker's drain.
+#[derive(Clone)]
+struct HostDrain {
+    /// The channel that is disconnected when the worker drains.
+    channel: Receiver<()>,
+    /// How long a call may go on then.
+    time: Duration,
+    /// When that is over, once a call has begun in the drain.
+    end: Arc<OnceLock<Instant>>,
 }
 
 /// The process, and what it has loaded.
 struct Interpreter {
     stream: Stream,
-    loaded: HashSet<String>,
+    /// The modules, each with the functions that a storage has.
+    loaded: HashMap<String, Vec<String>>,
     hooks: Hooks,
 }
 
@@ -40,7 +52,11 @@ struct InUse<'a> {
 
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
-        if let Some(interpreter) = self.interpreter.take() {
+        if let Some(mut interpreter) = self.interpreter.take() {
+            if thread::panicking() {
+                // It may still have an answer that nobody has read.
+                interpreter.stream.end();
+            }
             // There is one interpreter, and room for one.
             let _ = self.host.idle.0.try_send(interpreter);
         }
@@ -54,7 +70,7 @@ impl Host {
         let greeting = setup.greeting(&setup.imports);
         let interpreter = Interpreter {
             stream: Stream::new(setup.program(), Some(greeting)),
-            loaded: HashSet::new(),
+            loaded: HashMap::new(),
             hooks: Hooks::default(),
         };
         // It has room for one.
@@ -68,16 +84,42 @@ impl Host {
 
     /// The same, whose storages give up some time after the worker has begun to drain.
     pub fn draining(self, drain: &Receiver<()>, time: Duration) -> Self {
-        let drain = Some((drain.clone(), time));
+        let drain = Some(HostDrain {
+            channel: drain.clone(),
+            time,
+            end: Arc::default(),
+        });
         Self { drain, ..self }
     }
 
     /// The clock of a call of a storage, which takes `own` at most, or what is left until the deadline.
     pub fn storage_clock(&self, own: Duration, deadline: Deadline) -> Clock<'_> {
         let clock = Clock::new(deadline.begin(own));
+        let Some(drain) = &self.drain else {
+            return clock;
+        };
+        let time = match drain.channel.try_recv() {
+            Err(TryRecvError::Disconnected) => {
+                let end = drain.end.get_or_init(|| Instant::now() + drain.time);
+                end.saturating_duration_since(Instant::now())
+            }
+            _ => drain.time,
+        };
+        clock.draining(&drain.channel, time, None)
+    }
+
+    /// The clock of a probe of a storage, which ends when the worker drains.
+    pub fn probe_clock(&self, own: Duration) -> Clock<'_> {
         match &self.drain {
-            Some((drain, time)) => clock.draining(drain, *time, None),
-            None => clock,
+            Some(drain) => Clock::probing(own, &drain.channel),
+            None => Clock::new(Deadline::NONE.begin(own)),
+        }
+    }
+
+    /// Says when the time of the drain is over, if the lane knows that already.
+    pub fn note_drain_end(&self, end: Option<Instant>) {
+        if let (Some(drain), Some(end)) = (&self.drain, end) {
+            drain.end.get_or_init(|| end);
         }
     }
 
@@ -104,11 +146,15 @@ impl Host {
         }
     }
 
-    /// Makes sure that a module is loaded.
+    /// Makes sure that a module is loaded. Returns the functions of a storage.
     ///
     /// # Errors
     /// It cannot be: no fault of any vCon.
-    pub fn load(&self, module: &PythonModule, clock: &mut Clock<'_>) -> Result<(), ProgramError> {
+    pub fn load(
+        &self,
+        module: &PythonModule,
+        clock: &mut Clock<'_>,
+    ) -> Result<Vec<String>, ProgramError> {
         let mut used = self.take(clock)?;
         used.get()?.begin(clock)?;
         used.get()?.load(module, clock)
@@ -135,7 +181,7 @@ impl Host {
 
     /// Waits until nobody else uses the interpreter.
     fn take(&self, clock: &Clock<'_>) -> Result<InUse<'_>, ProgramError> {
-        let busy = || Failure::busy("the Python host of this lane is in use by another storage");
+        let busy = || Failure::busy("the Python host of this lane is in use");
         match self.idle.1.recv_timeout(clock.left()) {
             Ok(interpreter) => Ok(InUse {
                 host: self,
@@ -162,17 +208,21 @@ impl Interpreter {
         Ok(())
     }
 
-    fn load(&mut self, module: &PythonModule, clock: &mut Clock<'_>) -> Result<(), ProgramError> {
+    fn load(
+        &mut self,
+        module: &PythonModule,
+        clock: &mut Clock<'_>,
+    ) -> Result<Vec<String>, ProgramError> {
         // A module may be a link here and a tracer there.
         let members = module.members();
-        if self.loaded.contains(&members) {
-            return Ok(());
+        if let Some(functions) = self.loaded.get(&members) {
+            return Ok(functions.clone());
         }
         let request = format!("{{\"do\":\"load\",{members}}}\n");
         let loaded = self.stream.exchange(request.as_bytes(), clock);
-        loaded.map_err(ProgramError::before_the_vcon)?;
-        self.loaded.insert(members);
-        Ok(())
+        let functions = loaded.map_err(ProgramError::before_the_vcon)?.functions;
+        self.loaded.insert(members, functions.clone());
+        Ok(functions)
     }
 }
 
@@ -187,7 +237,8 @@ pub fn look(setup: &HostSetup, modules: &[&PythonModule]) -> Result<Vec<MissingM
         .map(|module| format!("{{{}}}", module.members()));
     let members: Vec<String> = members.collect();
     let request = format!("{{\"do\":\"look\",\"modules\":[{}]}}\n", members.join(","));
-    let clock = || Clock::new(Deadline::NONE.begin(setup.settings.timeout));
+    let limit = setup.settings.timeout;
+    let clock = || Clock::new(Deadline::NONE.begin(limit)).heeding_signals();
     match stream.ask(&request, clock) {
         Ok(reply) => Ok(reply.missing),
         Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),

@@ -12,19 +12,23 @@
 //! modules has none.
 //!
 //! Here is what is known of modules ([`PythonModule`]) and of their host ([`HostSetup`]), the calls, and
-//! [`look`], which asks an interpreter whether modules can be used. The link, the storage and the way of a
+//! [`look`], which asks an interpreter whether modules can be used; `pip` installs what is missing. The link, the storage and the way of a
 //! vCon that make these calls are in `link`, `storage` and `worker`.
 
 mod hooks;
 mod host;
+mod pip;
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
+
 pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
 pub use host::{Host, look};
+pub use pip::{Installer, TIME_LIMIT as PIP_TIME_LIMIT, line as pip_line};
 
 use crate::failure::{Failure, FailureKind};
 use crate::program::Program;
@@ -68,10 +72,9 @@ impl Deaths {
             self.last = Some((id.clone(), deaths));
             return failure;
         }
-        Failure::permanent(format!(
-            "{} ({deaths} times with this vCon)",
-            failure.message
-        ))
+        // Not beyond doubt: if the host dies of one vCon after the other, that is no vCon's fault.
+        let message = failure.message;
+        Failure::refused(format!("{message} ({deaths} times with this vCon)"))
     }
 }
 
@@ -167,55 +170,90 @@ pub struct HostSetup {
     pub variables: Vec<(String, OsString)>,
 }
 
-/// Parts of the names of variables whose values are not to be shown.
-const SECRET_NAMES: [&str; 7] = [
+/// Parts of the names of variables and options whose values are not to be shown.
+const SECRET_NAMES: [&str; 9] = [
     "KEY",
     "TOKEN",
     "SECRET",
-    "PASSWORD",
-    "PASSWD",
+    "PASS",
+    "AUTH",
     "CREDENTIAL",
+    "PRIVATE",
     "PROXY_URL",
+    "DSN",
 ];
+
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_uppercase();
+    SECRET_NAMES.iter().any(|part| name.contains(part))
+}
+
+/// What in these options, a JSON text, is not to be shown.
+pub fn secrets_of(options: &str) -> Vec<Secret> {
+    fn collect(value: &Value, is_secret: bool, found: &mut Vec<Secret>) {
+        match value {
+            Value::String(text) if is_secret => found.push(Secret::new(text.as_str())),
+            Value::String(text) if text.contains("://") => found.extend(passwords(text)),
+            Value::Array(items) => items.iter().for_each(|it| collect(it, is_secret, found)),
+            Value::Object(members) => members
+                .iter()
+                .for_each(|(name, it)| collect(it, is_secret || names_a_secret(name), found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if let Ok(value) = serde_json::from_str(options) {
+        collect(&value, false, &mut found);
+    }
+    found
+}
 
 impl HostSetup {
     /// The program, which is not running yet.
     fn program(&self) -> Program {
         let settings = &self.settings;
-        let variables = self.variables.iter();
-        let mut besides: Vec<(&str, OsString)> = variables
-            .map(|(name, value)| (name.as_str(), value.clone()))
-            .collect();
-        let is_given = besides
-            .iter()
-            .any(|(name, _)| *name == "CONSERVER_CONFIG_FILE");
-        if !is_given && env::var_os("CONSERVER_CONFIG_FILE").is_none() {
-            besides.push(("CONSERVER_CONFIG_FILE", self.config_file.clone().into()));
+        let argv = arguments(&settings.interpreter, "conserver-python-host");
+        self.program_of(argv, "the Python host", settings.timeout, &[], Vec::new())
+    }
+
+    /// A program in the same environment but for these variables, and with these secrets besides.
+    fn program_of(
+        &self,
+        argv: Vec<String>,
+        name: &str,
+        timeout: Duration,
+        variables: &[(&str, OsString)],
+        more_secrets: Vec<Secret>,
+    ) -> Program {
+        let own = self.variables.iter();
+        let own = own.map(|(name, value)| (name.as_str(), value.clone()));
+        let mut besides: Vec<(&str, OsString)> = own.chain(variables.iter().cloned()).collect();
+        const CONFIG_FILE: &str = "CONSERVER_CONFIG_FILE";
+        let is_given = besides.iter().any(|(name, _)| *name == CONFIG_FILE);
+        if !is_given && env::var_os(CONFIG_FILE).is_none() {
+            besides.push((CONFIG_FILE, self.config_file.clone().into()));
         }
         let mut secrets = self.secrets.clone();
-        let own = env::vars_os();
-        let given = besides
-            .iter()
-            .map(|(name, value)| ((*name).into(), value.clone()));
-        for (name, value) in own.chain(given) {
+        secrets.extend(more_secrets);
+        let given = besides.iter();
+        let given = given.map(|(name, value)| ((*name).into(), value.clone()));
+        for (name, value) in env::vars_os().chain(given) {
             let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
-            let name = name.to_uppercase();
-            if SECRET_NAMES.iter().any(|part| name.contains(part)) {
+            if names_a_secret(&name) {
                 secrets.push(Secret::new(&*value));
             }
             if value.contains("://") {
                 secrets.extend(passwords(&value));
             }
         }
-        let argv = arguments(&settings.interpreter, "conserver-python-host");
-        Program::with_environment(argv, "the Python host", settings.timeout, &besides, secrets)
+        Program::with_environment(argv, name, timeout, &besides, secrets)
     }
 
     /// What it is greeted with: the script, then its first line.
     fn greeting(&self, imports: &[PythonModule]) -> Vec<u8> {
         let imports: Vec<&str> = imports.iter().map(|it| it.module.as_str()).collect();
         let greeting = serde_json::json!({
-            "path": self.folders(), "imports": imports, "load": [], "hooks": true,
+            "path": self.folders(), "imports": imports, "load": [], "hooks": self.may_have_hooks(),
         });
         format!("{SCRIPT}{greeting}\n").into_bytes()
     }
@@ -273,6 +311,16 @@ pub fn passwords(url: &str) -> Vec<Secret> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_secret_in_options_is_known_by_its_name() {
+        let options = r#"{"api_key":"one","model":"x","deep":{"auth":["two",{"a":"three"}]},
+            "url":"mongodb://u:four@h","n":7,"DB_PASS":"five"}"#;
+        let found = secrets_of(options);
+        let found: Vec<&str> = found.iter().map(Secret::reveal).collect();
+        assert_eq!(found, ["one", "two", "three", "u:four", "four", "five"]);
+        assert!(secrets_of("no JSON").is_empty());
+    }
 
     #[test]
     fn passwords_of_a_url_are_known() {

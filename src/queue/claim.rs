@@ -18,7 +18,7 @@ use crate::visible::printable;
 /// its script interpreter.
 pub(super) const INLINE_LIMIT: usize = 1 << 20;
 
-/// An entry of more bytes is no UUID; the same number stands in `claim_token.lua`.
+/// An entry of more bytes is no UUID; the same number stands in `claim_limits.lua`.
 const MOST_OF_ENTRY: usize = 1024;
 
 /// The same limit for the context of an entry.
@@ -139,7 +139,7 @@ impl Queue {
 
     /// The time of a request, in seconds since 1970. No two requests of this lane have the same, so no two
     /// claims have one token.
-    pub(super) fn next_time(&mut self) -> String {
+    fn next_time(&mut self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |time| time.as_micros());
         self.last_time = now.max(self.last_time + 1);
@@ -148,6 +148,12 @@ impl Queue {
             self.last_time / 1_000_000,
             self.last_time % 1_000_000
         )
+    }
+
+    /// The token of a claim that this lane requests now, as `claim_token.lua` makes it.
+    pub(super) fn next_token(&mut self) -> Vec<u8> {
+        let since = self.next_time();
+        format!("{{\"since\":{since},\"by\":\"{}\"", self.lease.mark).into_bytes()
     }
 
     /// Reads the reply of `claim.lua`. Returns a claim that another daemon made to its list, and asks for
@@ -163,39 +169,55 @@ impl Queue {
         self.read_claim(fields, script, lists)
     }
 
-    /// Reads the lane's part of the reply of `finish_and_claim_many.lua`, and of the `SORT` after it, which
-    /// returned the entry and its document.
+    /// Reads what `finish_and_claim_many.lua` returned about the claim with this token, and the reply of the
+    /// `SORT` after it, which returned the entry and its document.
     pub(super) fn claimed_by_many(
         &mut self,
+        token: Vec<u8>,
         reply: Value,
         sorted: Value,
         lists: &[ListName],
     ) -> Result<Claimed, QueueError> {
-        let fields = texts(reply).and_then(|fields| <[Vec<u8>; 7]>::try_from(fields).ok());
-        let Some([token, list, entry, mut kind, context, deaths, fault]) = fields else {
+        let name = |index: usize| Some(lists.get(index)?.as_str().as_bytes().to_vec());
+        let fields = match reply {
+            Value::BulkString(entry) if entry.is_empty() => Some(ClaimFields::default()),
+            Value::BulkString(entry) => name(0).map(|list| {
+                let [context, text, fault, deaths, progress] = Default::default();
+                let kind = b"string".to_vec();
+                [
+                    token, list, entry, context, kind, text, fault, deaths, progress,
+                ]
+            }),
+            reply => claim_in_detail(reply).and_then(|detail| {
+                let [number, entry, context, kind, fault, deaths] = detail;
+                let number: usize = std::str::from_utf8(&number).ok()?.parse().ok()?;
+                let (token, list) = match number.checked_sub(1) {
+                    Some(index) => (token, name(index)?),
+                    None => Default::default(),
+                };
+                let (text, progress) = Default::default();
+                Some([
+                    token, list, entry, context, kind, text, fault, deaths, progress,
+                ])
+            }),
+        };
+        let Some(mut fields) = fields else {
             return Err(self.on_error(QueueError::UnexpectedReply("finishing several vCons")));
         };
         if let Value::SimpleString(refusal) = &sorted {
             // The server may stop replying any other error.
             self.can_sort = !matches!(refusal.as_str(), "NOPERM" | "ERR" | "WRONGTYPE");
         }
-        let mut text = Vec::new();
+        let [_, _, entry, _, kind, text, ..] = &mut fields;
         if kind == b"string" {
-            kind = match sorted_pair(sorted) {
+            match sorted_pair(sorted) {
                 // Another entry if an earlier request of the worker arrived late.
-                Some((of, Some(document))) if of == entry => {
-                    text = document;
-                    kind
-                }
+                Some((of, Some(document))) if of == *entry => *text = document,
                 // The document is gone, or its key holds another type.
-                Some((of, None)) if of == entry => b"look".to_vec(),
-                _ => b"string-unsent".to_vec(),
-            };
+                Some((of, None)) if of == *entry => *kind = b"look".to_vec(),
+                _ => *kind = b"string-unsent".to_vec(),
+            }
         }
-        let progress = Vec::new();
-        let fields = [
-            token, list, entry, context, kind, text, fault, deaths, progress,
-        ];
         self.read_claim(fields, LaneScript::Claim, lists)
     }
 
@@ -312,6 +334,11 @@ pub(super) fn texts(reply: Value) -> Option<Vec<Vec<u8>>> {
             _ => None,
         })
         .collect()
+}
+
+/// What `finish_and_claim_many.lua` returns about a claim that is not quite usual, in its order.
+fn claim_in_detail(reply: Value) -> Option<[Vec<u8>; 6]> {
+    <[Vec<u8>; 6]>::try_from(texts(reply)?).ok()
 }
 
 /// What `SORT` returned for a lane: the entry, and its document if there is one.

@@ -114,14 +114,15 @@ impl Queue {
         lists: &[ListName],
     ) -> Result<(Finished, Option<Result<Claimed, QueueError>>), QueueError> {
         if self.can_share_call(claim, finish) {
-            let call = self.shared_call(claim, finish, lists);
+            let token = self.next_token();
+            let call = self.shared_call(claim, finish, lists, &token);
             let reply = self.send(LaneScript::FinishAndClaimMany, LaneRequest::Shared(call))?;
-            let (reply, document) = pair(reply).ok_or_else(|| {
+            let [outcome, next, document] = of_lane(reply).ok_or_else(|| {
                 self.on_error(QueueError::UnexpectedReply("finishing several vCons"))
             })?;
-            let finished = shared_outcome(reply).map_err(|error| self.on_error(error))?;
+            let finished = shared_outcome(outcome, next).map_err(|error| self.on_error(error))?;
             if let Some((finished, next)) = finished {
-                let next = next.map(|next| self.claimed_by_many(next, document, lists));
+                let next = next.map(|next| self.claimed_by_many(token, next, document, lists));
                 return Ok((finished, next));
             }
         }
@@ -148,14 +149,14 @@ impl Queue {
             && finish.document.is_none_or(is_small)
     }
 
-    /// This lane's part of a call of `finish_and_claim_many.lua`.
+    /// This lane's part of a call of `finish_and_claim_many.lua`. `next` is the token of its next claim.
     fn shared_call(
-        &mut self,
+        &self,
         claim: &Claim,
         finish: &Finish<'_>,
         lists: &[ListName],
+        next: &[u8],
     ) -> SharedCall {
-        let since = self.next_time();
         let (lane, lease) = (&self.lane_keys, &self.lease);
         let mut head = Arguments::default();
         head.arg(lane.claims.as_bytes()).arg(lane.lease.as_bytes());
@@ -165,15 +166,15 @@ impl Queue {
         }
         head.arg(lease.record.as_bytes());
         head.arg(self.expiry.document.to_string().as_bytes());
-        head.arg(lease.mark.as_bytes());
         head.arg(lists.len().to_string().as_bytes());
         for list in lists {
-            // A string is always JSON.
-            head.arg(&serde_json::to_vec(list.as_str()).unwrap_or_default());
+            head.arg(&after_token(list));
         }
         let mut own = Arguments::default();
         own.arg(self.lane_id.lane.to_string().as_bytes());
-        own.arg(since.as_bytes()).arg(&claim.token);
+        // A UUID is always JSON.
+        let rest = [&*after_token(&claim.list), b"\"", &claim.entry, b"\"}"].concat();
+        own.arg(&[&*claim.token, &rest].concat()).arg(next);
         own.arg(finish.id.as_str().as_bytes());
         match finish.document {
             None => own.arg(b"no"),
@@ -337,22 +338,32 @@ impl Queue {
     }
 }
 
-/// What `finish_and_claim_many.lua` returned for a lane, and what `SORT` returned for it.
-fn pair(reply: Value) -> Option<(Value, Value)> {
-    let Value::Array(values) = reply else {
-        return None;
-    };
-    let [reply, document] = <[Value; 2]>::try_from(values).ok()?;
-    Some((reply, document))
+/// What stands between the token and the entry in the record of a claim.
+fn after_token(list: &ListName) -> Vec<u8> {
+    // A string is always JSON.
+    let list = serde_json::to_vec(list.as_str()).unwrap_or_default();
+    [b",\"list\":", &*list, b",\"uuid\":"].concat()
+}
+
+/// The outcome and the next claim that `finish_and_claim_many.lua` returned for a lane, and what `SORT`
+/// returned for it.
+fn of_lane(reply: Value) -> Option<[Value; 3]> {
+    match reply {
+        Value::Array(values) => values.try_into().ok(),
+        _ => None,
+    }
 }
 
 /// Reads what `finish_and_claim_many.lua` returned for a lane; `None` if it left the vCon to `finish.lua`.
-fn shared_outcome(reply: Value) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
-    let is_unusual = |first: &Value| matches!(first, Value::BulkString(it) if it == b"unusual");
-    match &reply {
-        Value::Array(fields) if fields.first().is_some_and(is_unusual) => Ok(None),
-        _ => outcome(reply).map(Some),
+fn shared_outcome(
+    outcome: Value,
+    next: Value,
+) -> Result<Option<(Finished, Option<Value>)>, QueueError> {
+    if matches!(&outcome, Value::BulkString(it) if it == b"unusual") {
+        return Ok(None);
     }
+    let (finished, next) = self::outcome(Value::Array(vec![outcome, next]))?;
+    Ok(Some((finished, next.filter(|next| *next != Value::Nil))))
 }
 
 /// Whether `finish.lua` found a document that is too large for it.

@@ -222,6 +222,7 @@ impl LaneScripts {
                 "put_back_context",
                 "progress",
                 "reason_time",
+                "claim_limits",
                 "claim_token",
                 "claim_record",
                 "recover"
@@ -233,6 +234,7 @@ impl LaneScripts {
             usual: [
                 script!(
                     "extend_ttl",
+                    "claim_limits",
                     "claim_token",
                     "claim_record",
                     "progress",
@@ -242,6 +244,7 @@ impl LaneScripts {
                 ),
                 script!(
                     "extend_ttl",
+                    "claim_limits",
                     "claim_token",
                     "claim_record",
                     "progress",
@@ -260,6 +263,7 @@ impl LaneScripts {
                 ),
                 script!(
                     "extend_ttl",
+                    "claim_limits",
                     "claim_token",
                     "claim_record",
                     "progress",
@@ -271,7 +275,7 @@ impl LaneScripts {
                     "finish",
                     "run_finish_and_claim"
                 ),
-                script!("claim_token", "finish_and_claim_many"),
+                script!("claim_limits", "finish_and_claim_many"),
             ],
         }
     }
@@ -505,7 +509,8 @@ pub(super) enum LaneRequest {
     Shared(SharedCall),
 }
 
-/// One lane's part of a script call that serves several lanes.
+/// One lane's part of a script call that serves several lanes. The script returns two values for each lane,
+/// one lane after the other.
 #[derive(Debug, Clone)]
 pub(super) struct SharedCall {
     /// `EVALSHA`, or `EVAL` if the server does not know the script.
@@ -765,11 +770,13 @@ fn send(connection: &mut Connection, batch: &[LaneRequest]) -> (Vec<RedisResult<
             }
         }
         match (reply, &batch[command[0]]) {
-            (Ok(Value::Array(of_lanes)), LaneRequest::Shared(_)) => {
+            (Ok(Value::Array(values)), LaneRequest::Shared(_)) => {
                 is_large |= size_of(&then) > LARGE;
                 let then = of_each(then, command.len());
-                for ((index, reply), then) in command.iter().zip(of_lanes).zip(then) {
-                    replies[*index] = Some(Ok(Value::Array(vec![reply, then])));
+                let mut values = values.into_iter();
+                for (index, then) in command.iter().zip(then) {
+                    let own = values.by_ref().take(2).chain([then]);
+                    replies[*index] = Some(Ok(Value::Array(own.collect())));
                 }
             }
             (reply, _) => {

@@ -77,7 +77,7 @@ pub const TABLE: &[Setting] = &[
     setting("CONSERVER_PYTHON_TIMEOUT", "300", "a whole number of seconds from 1 to 86400",
         "The longest time that one call of a Python module may take, and its import; then its process is killed. `timeout` beside `module` in the configuration sets it for one link or storage"),
     setting("CONSERVER_PIP_INSTALL", "false", BOOLEAN,
-        "Whether the packages that `pip_name` names are installed at the start if their module is missing, into `python` below the state directory"),
+        "Whether packages whose modules are missing are installed with pip, at the start and before a changed configuration comes into force, into `python` below the state directory. `pip_name` names the package; without it, a module without a dot in its name is its own"),
     setting("CONSERVER_HEADER_NAME", "x-conserver-api-token", "the name of an HTTP header",
         "The header in which a follower sends its `auth_token`"),
     setting("CONSERVER_HTTP", "127.0.0.1:9180", "off, host:port, [IPv6]:port or unix:/path",

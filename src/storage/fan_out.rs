@@ -84,7 +84,8 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
     /// Saves the vCon to every backend, by the deadline, and returns their outcomes in the same order.
     ///
     /// With `parallel`, each backend but one has a thread of its own; that one, which took longest
-    /// last time, has the caller's, whom it need not wake. The call ends with the slowest.
+    /// last time, has the caller's, whom it need not wake, unless there are Python modules: then those have it.
+    /// The call ends with the slowest.
     pub fn save_all(
         &mut self,
         backends: Vec<Backend>,
@@ -104,7 +105,11 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
         let names: Vec<Arc<str>> = backends.iter().map(|b| Arc::clone(&b.name)).collect();
         let slowest = self.slowest.as_ref();
         let slowest = names.iter().position(|name| Some(name) == slowest);
-        let own = slowest.unwrap_or(0);
+        // Storages that read the vCon in Redis are Python modules, which share one interpreter. The system
+        // ends that with the thread that has started it, so these never leave the lane's thread.
+        let of_lane = backends.iter().any(|it| it.storage.reads_redis());
+        let own = slowest.filter(|_| !of_lane);
+        let own = own.unwrap_or(if of_lane { usize::MAX } else { 0 });
         let (done, outcomes) = bounded(names.len());
         let mut ours = Vec::new();
         for (place, backend) in backends.into_iter().enumerate() {
@@ -115,7 +120,7 @@ impl<'scope, 'env> WriterPool<'scope, 'env> {
                 place,
                 done: done.clone(),
             };
-            if place == own {
+            if place == own || job.backend.storage.reads_redis() {
                 ours.push(job);
             } else if let Err(job) = self.hand_over(job) {
                 // The system has no thread to give.

@@ -36,6 +36,13 @@ impl PythonStorage {
         own.unwrap_or(self.host.setup().settings.timeout)
     }
 
+    /// Whether the module has this function, as far as it can be loaded now.
+    fn has_function(&self, name: &str) -> bool {
+        let mut clock = self.host.probe_clock(self.timeout());
+        let functions = self.host.load(&self.module, &mut clock);
+        functions.is_ok_and(|it| it.iter().any(|it| it == name))
+    }
+
     fn call(&self, what: &str, id: &VconId, deadline: Deadline) -> Result<Reply, Failure> {
         // Writing a string to memory does not fail.
         let module = serde_json::to_string(&self.module.module).unwrap_or_default();
@@ -81,8 +88,9 @@ impl Storage for PythonStorage {
     }
 
     fn probe(&mut self) -> Result<(), Failure> {
-        let mut clock = self.host.storage_clock(self.timeout(), Deadline::NONE);
-        self.host.load(&self.module, &mut clock).map_err(failure)
+        let mut clock = self.host.probe_clock(self.timeout());
+        let loaded = self.host.load(&self.module, &mut clock);
+        loaded.map(drop).map_err(failure)
     }
 
     fn check(&mut self) -> Result<String, Failure> {
@@ -93,6 +101,14 @@ impl Storage for PythonStorage {
     fn longest_call(&self) -> Duration {
         // The start of the interpreter, the import, and the call.
         self.timeout().saturating_mul(3)
+    }
+
+    fn keeps_documents(&self) -> bool {
+        self.has_function("get")
+    }
+
+    fn can_delete(&self) -> bool {
+        self.has_function("delete")
     }
 
     fn reads_redis(&self) -> bool {
@@ -160,6 +176,7 @@ def delete(u, o): return kept.pop(u, None) is not None
         assert_eq!(found["uuid"], vcon.id.as_str());
         assert_eq!(found["options"], serde_json::json!({"a": 1}));
         assert_eq!(storage.has(&vcon.id, None, Deadline::NONE), Ok(true));
+        assert!(storage.keeps_documents() && storage.can_delete());
         assert_eq!(storage.delete(&vcon.id), Ok(()));
         assert_eq!(storage.has(&vcon.id, None, Deadline::NONE), Ok(false));
     }
@@ -204,6 +221,8 @@ def delete(u, o): return kept.pop(u, None) is not None
             ("import time; time.sleep(1000)", FailureKind::Slow),
         ] {
             let (_folder, mut storage) = storage(&format!("def save(u, o):\n    {body}"), None);
+            // So that a short limit is that of the call alone.
+            storage.probe().unwrap();
             let mut module = (*storage.module).clone();
             if kind == FailureKind::Slow {
                 module.timeout = Some(Duration::from_secs(1));
@@ -216,14 +235,14 @@ def delete(u, o): return kept.pop(u, None) is not None
 
     #[test]
     fn the_third_death_of_the_host_with_one_vcon_is_its_own_fault() {
-        use FailureKind::{Crashed, Permanent};
+        use FailureKind::{Crashed, Refused};
         let (_folder, mut storage) = storage("import os\ndef save(u, o): os._exit(1)", None);
         let (first, second) = (vcon(), vcon());
         let mut kinds = Vec::new();
         for vcon in [&first, &first, &second, &second, &second] {
             kinds.push(storage.save(vcon, Deadline::NONE).unwrap_err().kind);
         }
-        assert_eq!(kinds, [Crashed, Crashed, Crashed, Crashed, Permanent]);
+        assert_eq!(kinds, [Crashed, Crashed, Crashed, Crashed, Refused]);
     }
 
     #[test]
@@ -231,6 +250,7 @@ def delete(u, o): return kept.pop(u, None) is not None
         let (_folder, mut storage) = storage("def save(u, o): pass", None);
         assert_eq!(storage.get(&VconId::random(), Deadline::NONE), Ok(None));
         assert_eq!(storage.delete(&VconId::random()), Ok(()));
+        assert!(!storage.keeps_documents() && !storage.can_delete());
         assert_eq!(storage.check(), Ok("shelf can be imported".to_owned()));
     }
 

@@ -1,6 +1,6 @@
 //! The configuration in force: only the supervisor reads `config.yml`, and hands it to its children.
 //!
-//! A file that is not valid never replaces one that was. The text in force is kept beside the
+//! A file that is not valid never replaces one that was; what has Python modules is a `candidate` first. The text in force is kept beside the
 //! scoreboard, private to this user, for children that are not forked from the supervisor and for
 //! workers that run already.
 
@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{Config, Source, Stamp};
+use crate::config::{Config, ConfigErrors, Source, Stamp};
 use crate::runtime_dir;
 use crate::scoreboard::{Board, SeriesKind, Shape};
 
@@ -46,42 +46,48 @@ impl ActiveConfig {
         &self.file
     }
 
-    /// Reads the file again if it has changed. The kept text is replaced if someone, like a service that
-    /// clears temporary folders, has removed it.
-    pub fn look(&mut self, board: &mut Board) {
+    /// Replaces the kept text if someone, like a service that clears temporary folders, has removed it.
+    pub fn mend(&self, board: &Board) {
         let kept = board.config_path();
         if runtime_dir::open(&kept, OpenOptions::new().read(true)).is_err()
             && let Err(error) = keep(&kept, &self.text)
         {
             log::error!("The configuration could not be passed on: {error}");
         }
-        if Stamp::of(&self.file) != self.stamp {
-            self.read(board);
-        }
     }
 
-    /// Reads the file again. Returns whether it is in force now.
-    pub fn read(&mut self, board: &mut Board) -> bool {
+    /// Whether the file has changed since it was read last.
+    pub fn has_changed(&self) -> bool {
+        Stamp::of(&self.file) != self.stamp
+    }
+
+    /// Reads the file again, and logs what is wrong with it.
+    pub fn read(&mut self) -> Option<Source> {
         self.stamp = Stamp::of(&self.file);
         // No file may bring the supervisor down.
         let loaded = catch_unwind(AssertUnwindSafe(|| Source::load(&self.file)));
-        let source = match loaded {
-            Ok(Ok(source)) => source,
+        match loaded {
+            Ok(Ok(source)) => {
+                self.stamp = source.stamp;
+                Some(source)
+            }
             Ok(Err(errors)) => {
-                log::error!("The configuration is not valid, the former one stays:");
-                errors.lines().for_each(|line| log::error!("{line}"));
-                return false;
+                log_refusal(&errors);
+                None
             }
             Err(_) => {
                 log::error!("The configuration could not be read, the former one stays");
-                return false;
+                None
             }
-        };
+        }
+    }
+
+    /// Puts it in force. Returns whether it could be passed on to the children.
+    pub fn put_in_force(&mut self, source: Source, board: &mut Board) -> bool {
         if let Err(error) = keep(&board.config_path(), &source.text) {
             log::error!("The configuration could not be passed on, the former one stays: {error}");
             return false;
         }
-        self.stamp = source.stamp;
         self.text = source.text;
         self.parsed = Arc::new(source.config);
         self.generation += 1;
@@ -94,6 +100,12 @@ impl ActiveConfig {
         }
         true
     }
+}
+
+/// Logs why a configuration does not come into force.
+pub fn log_refusal(errors: &ConfigErrors) {
+    log::error!("The configuration is not valid, the former one stays:");
+    errors.lines().for_each(|line| log::error!("{line}"));
 }
 
 /// The sizes of a scoreboard for this configuration, and for later ones.

@@ -30,6 +30,7 @@ impl Supervisor {
         self.remove_slots();
         self.drain_unwanted();
         self.enforce_deadlines();
+        self.enforce_deadline_of_candidate();
         self.make_slots();
         if let Some(exit) = self.is_over() {
             return LoopStep::End(exit);
@@ -301,6 +302,9 @@ impl Supervisor {
     pub(super) fn note_end(&mut self, pid: Pid, end: End) {
         if self.starter.note_end(pid) {
             return self.note_end_of_forkserver(pid, end);
+        }
+        if self.note_end_of_candidate(pid, end) {
+            return;
         }
         let stopping = self.stop.is_some();
         let Some(role) = self.child_of(pid).map(|child| child.role) else {

@@ -46,6 +46,7 @@ impl Supervisor {
         if self.stop.is_none() {
             self.notify.send(Notification::Stopping);
             self.set_phase(DaemonPhase::Stopping);
+            self.drop_candidate();
         }
         self.stop = Some(StopRequest::after(self.stop, now, exit));
     }

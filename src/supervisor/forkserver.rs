@@ -182,7 +182,11 @@ impl ForkserverProcess {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let supervisor = std::process::id().to_string();
-        let pid = execute("forkserver", &supervisor, OwnedFd::from(theirs).into())?;
+        let pid = execute(
+            "forkserver",
+            &[supervisor.as_ref()],
+            OwnedFd::from(theirs).into(),
+        )?;
         log::info!("Started the forkserver (PID {pid})");
         Ok(Self {
             pid,

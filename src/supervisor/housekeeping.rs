@@ -263,10 +263,9 @@ impl Supervisor {
         }
         self.board.beat();
         if self.stop.is_none() {
-            let before = self.active_config.generation;
-            self.active_config.look(&mut self.board);
-            if self.active_config.generation != before {
-                self.forgive_refusals();
+            self.active_config.mend(&self.board);
+            if self.active_config.has_changed() {
+                self.read_config(false);
             }
         }
         let all_well = self.check_health();
@@ -275,7 +274,7 @@ impl Supervisor {
             self.notify.send(Notification::Alive);
         }
         // The supervisor has its own deadlines for start, reload and stop.
-        if !self.up || self.phase != DaemonPhase::Running {
+        if !self.up || self.phase != DaemonPhase::Running || self.reload_is_waiting() {
             self.notify
                 .send(Notification::Extend(self.timer.interval() * 4));
         }

@@ -16,9 +16,10 @@
 //! The files: `child_slot` (the states of one child), `children` (starts and ends), `start_method` and
 //! `forkserver` (how a process is started), `restart_policy` (what an end means, back-off),
 //! `rolling_restart` (SIGHUP, scaling), `drain` (stopping), `housekeeping` (heartbeats, stuck lanes, status
-//! lines), `active_config`, `notify` (systemd).
+//! lines), `active_config`, `candidate` (a changed configuration with Python modules), `notify` (systemd).
 
 mod active_config;
+mod candidate;
 mod child_slot;
 mod children;
 mod drain;
@@ -39,7 +40,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+pub use active_config::log_refusal;
 pub use forkserver::serve as forkserver;
+pub use notify::ask_for_time;
 
 use crate::child::{Assignment, OrphanedClaims, WAKE_UP};
 use crate::config::{Config, Source};
@@ -49,6 +52,7 @@ use crate::scoreboard::{Board, BoardError, DaemonPhase, SLOTS};
 use crate::settings::Settings;
 use crate::sys::{self, CaughtSignals};
 use active_config::ActiveConfig;
+use candidate::Candidate;
 use child_slot::{ChildSlot, ProcessPhase, Role, SlotState};
 use drain::StopRequest;
 use forkserver::ForkserverReport;
@@ -133,6 +137,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<RunResult, SupervisorE
         board,
         holder,
         active_config,
+        candidate: None,
         notify,
         children: BTreeMap::new(),
         wanted: settings.workers,
@@ -163,6 +168,8 @@ struct Supervisor {
     board: Board,
     holder: Holder,
     active_config: ActiveConfig,
+    /// A changed configuration that may take its place.
+    candidate: Option<Candidate>,
     notify: Notify,
     children: BTreeMap<Role, ChildSlot>,
     /// How many workers are wanted.
@@ -310,7 +317,8 @@ impl Supervisor {
                 _ if self.stop.is_none() || child.role == Role::Recovery => child.due(),
                 _ => None,
             });
-        let next = deadlines.chain([self.timer.due()]).min();
+        let trial = self.candidate.as_ref().map(|it| it.until);
+        let next = deadlines.chain(trial).chain([self.timer.due()]).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time has come when the poll returns.
             let wait = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

@@ -69,6 +69,11 @@ impl Notify {
     }
 }
 
+/// Tells the service manager, before there is a supervisor, that the start takes up to this much time.
+pub fn ask_for_time(time: Duration) {
+    Notify::from_env().send(Notification::Extend(time));
+}
+
 fn message(what: Notification<'_>) -> String {
     match what {
         Notification::Ready => "READY=1".to_owned(),

@@ -82,7 +82,7 @@ fn spare_stands_in(children: &BTreeMap<Role, ChildSlot>, wanted: u32, stands_in:
 }
 
 impl Supervisor {
-    /// Reads the configuration again, and begins to replace the workers if it is valid.
+    /// Reads the configuration again, and replaces the workers when it is in force.
     pub(super) fn reload(&mut self) {
         if self.stop.is_some() {
             return;
@@ -91,15 +91,15 @@ impl Supervisor {
         if self.up {
             self.notify.send(Notification::Reloading);
         }
-        if self.active_config.read(&mut self.board) {
-            self.round += 1;
-            self.reloading = true;
-            self.set_phase(DaemonPhase::Reloading);
-            log::info!("Replacing the workers one by one");
-            self.forgive_refusals();
-        } else if self.phase == DaemonPhase::Running {
-            self.notify.send(Notification::Ready);
-        }
+        self.read_config(true);
+    }
+
+    /// The workers that run now are outdated.
+    pub(super) fn begin_rolling_restart(&mut self) {
+        self.round += 1;
+        self.reloading = true;
+        self.set_phase(DaemonPhase::Reloading);
+        log::info!("Replacing the workers one by one");
     }
 
     /// A new configuration gives workers that refused the former one another chance.
@@ -164,9 +164,16 @@ impl Supervisor {
     }
 
     fn note_running(&mut self) {
-        self.up = true;
+        let has_started = !std::mem::replace(&mut self.up, true);
         self.set_phase(DaemonPhase::Running);
-        self.notify.send(Notification::Ready);
+        let reloads = self.reload_is_waiting();
+        if has_started || !reloads {
+            self.notify.send(Notification::Ready);
+        }
+        // It could not be told before the daemon was up.
+        if has_started && reloads {
+            self.notify.send(Notification::Reloading);
+        }
     }
 
     /// A worker that refuses the configuration ends a rolling restart, whose spare may stand in for it; if all

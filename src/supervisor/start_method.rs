@@ -3,6 +3,7 @@
 //! Signals are blocked across each start until the new process handles its own: one sent to it from
 //! the first instant on is not lost, does not end it, and never counts as its parent's.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::process::Stdio;
@@ -117,14 +118,15 @@ pub(super) fn fork() -> io::Result<Started> {
 /// else but standard output, standard error and the environment.
 fn spawn(assignment: &Assignment) -> io::Result<Pid> {
     let file = assignment.hand_over()?;
-    execute("child", &assignment.task.name(), Stdio::from(file))
+    let name = assignment.task.name();
+    execute("child", &[name.as_ref()], Stdio::from(file))
 }
 
-/// Executes this program with a command and its argument. The child is reaped like all others.
-pub(super) fn execute(command: &str, argument: &str, stdin: Stdio) -> io::Result<Pid> {
+/// Executes this program with a command and its arguments. The child is reaped like all others.
+pub(super) fn execute(command: &str, arguments: &[&OsStr], stdin: Stdio) -> io::Result<Pid> {
     let held = sys::hold_signals()?;
     let child = sys::this_program(command)?
-        .arg(argument)
+        .args(arguments)
         .stdin(stdin)
         .spawn();
     drop(held);

@@ -17,7 +17,7 @@ pub use process::{
     take_stdin, this_program,
 };
 pub use program::{bind, has_ended, is_group, keep_standard_streams, kill_group, unread};
-pub use signals::{CaughtSignals, HeldSignals, hold_signals, release_signals};
+pub use signals::{CaughtSignals, HeldSignals, end_is_pending, hold_signals, release_signals};
 
 #[cfg(target_os = "linux")]
 use std::ffi::CString;

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::{SigId, flag, low_level};
 
@@ -27,6 +28,21 @@ pub fn hold_signals() -> io::Result<HeldSignals> {
 /// Unblocks all signals for this thread.
 pub fn release_signals() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// Whether a signal that tells this process to end has come and is blocked.
+pub fn end_is_pending() -> bool {
+    // SAFETY: a set of signals is made of numbers, and all zeros are one.
+    let mut pending: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `pending` is ours to write to, and lives through the call.
+    let asked = unsafe { libc::sigpending(&raw mut pending) };
+    let has_come = |signal: Signal| {
+        // SAFETY: the call reads `pending`, which lives through it.
+        asked == 0 && unsafe { libc::sigismember(&raw const pending, signal as i32) } == 1
+    };
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]
+        .into_iter()
+        .any(has_come)
 }
 
 impl HeldSignals {

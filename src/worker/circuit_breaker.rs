@@ -80,7 +80,7 @@ impl Breaker {
 fn is_deferring(stage: &Stage, config: &Config) -> bool {
     match stage {
         Stage::Storage(name) => defers(name, config),
-        Stage::Link(_) | Stage::List(_) | Stage::Python(_) => false,
+        _ => false,
     }
 }
 
@@ -274,8 +274,8 @@ impl CircuitBreakers {
                     Stage::Storage(name) => {
                         shown.storages.extend(config.storages.get_index_of(name));
                     }
-                    // It has no position: it holds all chains, which the log says.
-                    Stage::Python(_) => {}
+                    // They have no position: the log alone says that they hold chains.
+                    Stage::Tracer(_) | Stage::Hook(_) => {}
                     Stage::List(list) => {
                         // A list that only a variable names has no position: it shares the last one.
                         let position = config.egress_lists.get_index_of(list);
@@ -473,7 +473,7 @@ impl Prober {
                 };
                 Some(Box::new(move || guarded(|| storage.probe())))
             }
-            Stage::Python(_) => {
+            Stage::Tracer(_) | Stage::Hook(_) => {
                 let (host, drain) = (self.config.host(), self.drain.clone());
                 Some(Box::new(move || {
                     guarded(|| begin_host(&host, &drain).map(drop))

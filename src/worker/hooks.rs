@@ -5,10 +5,11 @@
 //!   └─ says no: the vCon is done, without storages and egress                  ─► finish ─► after_processing
 //! ```
 //!
-//! They read the vCon in Redis, so what links have done is written there before each call. None of them may
-//! lose a vCon: an error of `after_link`, `after_processing` or a tracer is logged, and the chain goes on. A
-//! tracer with `dlq_vcon_on_error` and `before_processing` are parts of the chain, as links are: a vCon fails
-//! for an error that they raise, and waits if the host cannot run, or a server that they need is away.
+//! They read and write the vCon in Redis, so what links have done is written there before each call, and the
+//! document is read again after it. None of them may lose a vCon: an error of `after_link`,
+//! `after_processing` or a tracer is logged, and the chain goes on. A tracer with `dlq_vcon_on_error` and
+//! `before_processing` are parts of the chain, as links are: a vCon fails for an error that they raise, and
+//! waits if the host cannot run, a server that they need is away, or they raise it for all vCons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +22,9 @@ use super::retry::Attempts;
 use crate::config::Tracer;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::link::Next;
 use crate::program::{Clock, ProgramError};
 use crate::python::{AfterLink, LinkStatus, Trace};
+use crate::queue::Document;
 use crate::vcon::VconId;
 
 /// What is known before a link, for those who are told after it.
@@ -33,27 +34,24 @@ pub(super) struct BeforeLink {
 }
 
 impl Pipeline<'_, '_, '_> {
-    /// Asks the hook whether the vCon is to be processed, and tells the tracers that it begins; once for each
-    /// time that it was pushed.
+    /// Asks the hook whether the vCon is to be processed; once for each time that it was pushed.
     pub(super) fn announce(&mut self, job: &mut Job) -> Result<(), Ending> {
-        let has_tracers = self.has_tracers();
         let has_hook = self.modules.hooks().before_processing && !self.is_backlog;
+        let has_tracers = self.has_tracers();
         if job.progress.is_begun() || !(has_hook || has_tracers) {
             return Ok(());
         }
-        if has_hook && !self.before_processing(job)? {
-            log::info!(
-                vcon_id = job.id().as_str(), chain_name = self.chain.name.as_str();
-                "The hook before_processing passes over {}", job.id()
-            );
-            job.progress.note_halt();
+        let is_processed = !has_hook || self.before_processing(job)?;
+        job.progress.note_announced();
+        if is_processed {
+            job.progress.note_untold(has_tracers);
             return Ok(());
         }
-        if has_tracers {
-            let id = job.id().clone();
-            self.trace(&id, &id, -1)?;
-        }
-        job.progress.note_announced();
+        log::info!(
+            vcon_id = job.id().as_str(), chain_name = self.chain.name.as_str();
+            "The hook before_processing passes over {}", job.id()
+        );
+        job.progress.note_halt();
         Ok(())
     }
 
@@ -62,82 +60,109 @@ impl Pipeline<'_, '_, '_> {
         if !self.modules.hooks().after_link && !self.has_tracers() {
             return Ok(None);
         }
-        let parties = match self.modules.hooks().after_link {
-            true => job.open_vcon()?.contacts(),
-            false => Vec::new(),
-        };
         Ok(Some(BeforeLink {
             id: job.id().clone(),
-            parties,
+            parties: job.open_vcon()?.contacts(),
         }))
     }
 
-    /// Tells the hook and the tracers how a link has ended. A link that will be tried again has not ended.
-    pub(super) fn after_link(
-        &mut self,
-        job: &mut Job,
-        name: &str,
-        index: usize,
-        before: Option<BeforeLink>,
-        ran: &Result<Next, Ending>,
-    ) -> Result<(), Ending> {
-        let Some(before) = before else {
+    /// Tells the hook and the tracers of the last link, or the tracers of the beginning, if that is still to be
+    /// done. What was known `before` the link is lost if that was in an earlier claim.
+    pub(super) fn tell(&mut self, job: &mut Job, before: Option<BeforeLink>) -> Result<(), Ending> {
+        if !job.progress.is_untold() {
             return Ok(());
-        };
-        let status = match ran {
-            Ok(_) => LinkStatus::Success,
-            Err(Ending::Failed(failure)) => LinkStatus::Error(&failure.error),
-            Err(_) => return Ok(()),
-        };
-        if ran.is_ok() {
-            self.write(job)?;
         }
-        if self.modules.hooks().after_link {
-            self.after_link_hook(name, &before, status);
-        }
-        let Ok(next) = ran else {
-            return Ok(());
+        let before = match before {
+            Some(before) => before,
+            None => BeforeLink {
+                id: job.id().clone(),
+                parties: job.open_vcon()?.contacts(),
+            },
         };
-        let inward = match next {
-            Next::Switch(other) => other,
-            Next::Continue | Next::Halt => &before.id,
-        };
-        let index = i64::try_from(index).unwrap_or(i64::MAX);
-        self.trace(inward, &before.id, index)
+        let chain = self.chain;
+        let done = job.progress.links_done();
+        let link = done.checked_sub(1).and_then(|last| chain.links.get(last));
+        let index = i64::try_from(done).unwrap_or(i64::MAX) - 1;
+        self.with_direct_writes(
+            job,
+            |()| false,
+            |this, job| {
+                if let Some(link) = link {
+                    this.after_link_hook(link, &before, LinkStatus::Success);
+                }
+                let inward = job.id().clone();
+                this.trace(&inward, &before.id, index)
+            },
+        )?;
+        job.progress.note_untold(false);
+        self.follow(job)
     }
 
-    /// Tells the hook that the vCon is done, or why it is a dead letter.
+    /// Reads the document again if hook or tracers have written it.
+    fn follow(&mut self, job: &mut Job) -> Result<(), Ending> {
+        let Some(base) = job.base.clone() else {
+            return Ok(());
+        };
+        let id = job.id().clone();
+        match self.with_redis(|queue| queue.load(&id))? {
+            Document::Found(_, text) if text == base.as_bytes() => Ok(()),
+            // As if it were found at the finish.
+            Document::Missing => {
+                job.note_deleted();
+                Ok(())
+            }
+            _ => self.read_again(job),
+        }
+    }
+
+    /// Tells the hook that a link has failed for good. A link that will be tried again has not ended.
+    pub(super) fn tell_failure(&self, link: &str, before: Option<&BeforeLink>, ending: &Ending) {
+        if let (Some(before), Ending::Failed(failure)) = (before, ending) {
+            self.after_link_hook(link, before, LinkStatus::Error(&failure.error));
+        }
+    }
+
+    /// Tells the hook that the vCon is done, or why it is a dead letter. It belongs to nobody here by then: what
+    /// the hook writes is not merged with what others write.
     pub(super) fn after_processing(&self, job: Option<&Job>, error: Option<&str>) {
         if !self.modules.hooks().after_processing || self.is_backlog {
             return;
         }
-        let id = job.map(|job| job.id().clone()).or_else(|| self.claim.id());
-        let Some(id) = id else {
+        let claimed = self.claim.id();
+        let id = job.map(|job| job.id().clone()).or_else(|| claimed.clone());
+        let (Some(id), Some(claimed)) = (id, claimed) else {
             return;
         };
-        let told = self.modules.host().after_processing(
-            &id,
-            &self.chain.details,
-            &self.hook_context(),
-            error,
-            || self.python_clock(),
-        );
+        let (details, context) = (&self.chain.details, self.hook_context());
+        let host = self.modules.host();
+        let told = host.after_processing(&id, &claimed, details, &context, error, || {
+            self.python_clock(None)
+        });
         log_failure("hook after_processing", &id, told);
     }
 
-    fn before_processing(&mut self, job: &Job) -> Result<bool, Ending> {
+    fn before_processing(&mut self, job: &mut Job) -> Result<bool, Ending> {
         let id = job.id().clone();
         let context = self.hook_context();
-        self.insist("hook before_processing", |this| {
-            let clock = || this.python_clock();
-            let details = &this.chain.details;
-            let host = this.modules.host();
-            host.before_processing(&id, details, &context, clock)
-        })
+        let is_processed = self.with_direct_writes(
+            job,
+            |_| false,
+            |this, _| {
+                this.insist(&Stage::Hook("before_processing"), &id, |this| {
+                    let clock = || this.python_clock(None);
+                    let details = &this.chain.details;
+                    let host = this.modules.host();
+                    host.before_processing(&id, details, &context, clock)
+                })
+            },
+        )?;
+        self.follow(job)?;
+        Ok(is_processed)
     }
 
     fn after_link_hook(&self, name: &str, before: &BeforeLink, status: LinkStatus<'_>) {
-        let Some(link) = self.modules.config().links.get(name) else {
+        let link = self.modules.config().links.get(name);
+        let Some(link) = link.filter(|_| self.modules.hooks().after_link) else {
             return;
         };
         let options = link.options_as_json();
@@ -150,10 +175,10 @@ impl Pipeline<'_, '_, '_> {
             status,
             parties: &before.parties,
         };
-        let told = self
-            .modules
-            .host()
-            .after_link(&told, || self.python_clock());
+        self.clock.pause();
+        let host = self.modules.host();
+        let told = host.after_link(&told, || self.python_clock(None));
+        self.clock.resume();
         log_failure("hook after_link", &before.id, told);
     }
 
@@ -166,65 +191,74 @@ impl Pipeline<'_, '_, '_> {
 
     /// Calls the tracers in the order of the file.
     fn trace(&mut self, inward: &VconId, outward: &VconId, index: i64) -> Result<(), Ending> {
+        if !self.has_tracers() {
+            return Ok(());
+        }
         let config = Arc::clone(self.modules.config());
-        let links = &self.chain.links;
         let told = Trace {
             inward,
             outward,
-            links,
+            links: &self.chain.links,
             index,
         };
         for Tracer { module, fails_vcon } in &config.tracers {
-            let name = format!("tracer {}", module.entry);
+            let stage = Stage::Tracer(module.entry.clone());
             let call = |this: &mut Self| {
-                let clock = || this.python_clock_of(module.timeout);
+                let clock = || this.python_clock(module.timeout);
                 this.modules.host().trace(module, told, clock)
             };
             if *fails_vcon {
-                self.insist(&name, call)?;
+                self.insist(&stage, outward, call)?;
             } else {
-                log_failure(&name, outward, call(self));
+                self.clock.pause();
+                let told = call(self);
+                self.clock.resume();
+                log_failure(&stage.to_string(), outward, told);
             }
         }
         Ok(())
     }
 
-    /// Makes a call that the vCon cannot do without, and makes it again if it fails in ways that pass.
+    /// Makes a call that the vCon cannot do without, and makes it again if it fails in ways that pass. Its time
+    /// is no part of the chain's timeout.
     fn insist<T>(
         &mut self,
-        what: &str,
+        stage: &Stage,
+        id: &VconId,
         mut call: impl FnMut(&mut Self) -> Result<T, ProgramError>,
     ) -> Result<T, Ending> {
-        let stage = Stage::Python(what.to_owned());
         let mut attempts = Attempts::new(&self.shared.settings);
         loop {
-            let failure = match call(self) {
+            self.clock.pause();
+            let called = call(self);
+            self.clock.resume();
+            let failure = match called {
                 Ok(done) => {
-                    self.note_success(&stage);
+                    self.note_success(stage);
                     return Ok(done);
                 }
                 Err(ProgramError::Interrupted) => return Err(Ending::Interrupted),
-                Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => failure,
+                Err(ProgramError::TimedOut(failure)) => Failure::slow(failure.message),
+                // All vCons may meet the same error.
+                Err(ProgramError::Failed(failure)) if !failure.is_transient() => {
+                    Failure::refused(failure.message)
+                }
+                Err(ProgramError::Failed(failure)) => failure,
             };
             let number = attempts.number();
-            let chain_failure = ChainFailure::at(&stage, &failure, number);
-            if !failure.is_transient() {
+            let chain_failure = ChainFailure::at(stage, &failure, number);
+            if !failure.is_transient() && self.is_vcon_bad(stage, id, &failure) {
                 return Err(Ending::Failed(chain_failure));
             }
-            self.shared.health.note_attempt(&stage, number, &failure);
-            if !self.next_attempt(&mut attempts)? {
+            self.shared.health.note_attempt(stage, number, &failure);
+            if !failure.is_transient() || !self.next_attempt(&mut attempts)? {
                 return Err(Ending::Unavailable(chain_failure));
             }
         }
     }
 
-    fn python_clock(&self) -> Clock<'_> {
-        self.python_clock_of(None)
-    }
-
-    /// The time limit of a call that takes `own` at most, or as the settings say. It is no part of the
-    /// chain's timeout.
-    fn python_clock_of(&self, own: Option<Duration>) -> Clock<'_> {
+    /// The time limit of a call that takes `own` at most, or as the settings say.
+    fn python_clock(&self, own: Option<Duration>) -> Clock<'_> {
         let own = own.unwrap_or(self.shared.settings.python.timeout);
         let drain_time = self.shared.settings.drain_timeout.mul_f64(FINISHING_SHARE);
         let clock = Clock::new(Deadline::NONE.begin(own));

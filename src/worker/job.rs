@@ -146,6 +146,20 @@ impl Job {
         }
     }
 
+    /// A storage has left this text in Redis, if it is another one: no change is left to write.
+    pub fn note_left(&mut self, kind: DocumentFormat, text: Vec<u8>) {
+        if let Content::Leaving { changed: None, .. } = self.content
+            && self
+                .base
+                .as_ref()
+                .is_some_and(|base| base.as_bytes() != text)
+            && let Ok(text) = String::from_utf8(text)
+        {
+            self.kind = kind;
+            self.note_written(text);
+        }
+    }
+
     /// Somebody has deleted it from Redis: nothing is written there any more.
     pub fn note_deleted(&mut self) {
         self.base = None;
@@ -165,8 +179,10 @@ impl Job {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ChainProgress {
     id: VconId,
-    /// Whether hook and tracers have been told that it begins.
+    /// Whether the hook has been asked whether it is to be processed.
     is_announced: bool,
+    /// Whether hook and tracers are still to be told of its beginning, or of the last link.
+    is_untold: bool,
     links: usize,
     is_halted: bool,
     expire: Option<u64>,
@@ -195,6 +211,8 @@ struct KeptProgress {
     id: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_announced: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_untold: bool,
     links_done: usize,
     is_halted: bool,
     expire: Option<u64>,
@@ -214,6 +232,7 @@ impl ChainProgress {
         Self {
             id,
             is_announced: false,
+            is_untold: false,
             links: 0,
             is_halted: false,
             expire: None,
@@ -246,6 +265,7 @@ impl ChainProgress {
         let mut progress = Self {
             id: record.id.parse().ok()?,
             is_announced: record.is_announced,
+            is_untold: record.is_untold,
             links: record.links_done,
             is_halted: record.is_halted,
             expire: record.expire,
@@ -281,6 +301,7 @@ impl ChainProgress {
             storages: chain.storages.clone(),
             id: self.id.to_string(),
             is_announced: self.is_announced,
+            is_untold: self.is_untold,
             links_done: self.links,
             is_halted: self.is_halted,
             expire: self.expire,
@@ -311,14 +332,24 @@ impl ChainProgress {
         &self.id
     }
 
-    /// Whether a link has run, a storage was given the vCon, or a hook or tracer was told of it.
+    /// Whether a link has run, a storage was given the vCon, or the hook was asked about it.
     pub fn is_begun(&self) -> bool {
         self.links > 0 || self.is_announced || self.is_stored()
     }
 
-    /// Hook and tracers have been told that it begins.
+    /// The hook has been asked, or there is none; tracers are still to be told.
     pub fn note_announced(&mut self) {
         self.is_announced = true;
+    }
+
+    /// Whether hook and tracers are still to be told of its beginning, or of the last link.
+    pub fn is_untold(&self) -> bool {
+        self.is_untold
+    }
+
+    /// They are to be told, or have been.
+    pub fn note_untold(&mut self, is_untold: bool) {
+        self.is_untold = is_untold;
     }
 
     /// How many links have run.

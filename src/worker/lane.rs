@@ -392,6 +392,7 @@ impl Lane {
     fn begin_python(&mut self) -> bool {
         let Err(failure) = self.modules.begin_python(&self.drain) else {
             self.python_pause.reset();
+            self.shared.forget_python_failure();
             return true;
         };
         if !self.is_draining() {

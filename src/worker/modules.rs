@@ -33,8 +33,10 @@ pub(super) enum Stage {
     Storage(String),
     /// An egress list, or one to which a link routes vCons.
     List(ListName),
-    /// A tracer or hook, by what messages call it. All chains need it.
-    Python(String),
+    /// A tracer, by its name in the configuration. All chains with links need it.
+    Tracer(String),
+    /// A hook, by its function. All chains need it.
+    Hook(&'static str),
 }
 
 impl Stage {
@@ -43,7 +45,8 @@ impl Stage {
         match self {
             Self::Link(name) => chain.links.contains(name),
             Self::Storage(name) => chain.storages.contains(name),
-            Self::Python(_) => true,
+            Self::Tracer(_) => !chain.links.is_empty(),
+            Self::Hook(_) => true,
             Self::List(list) => {
                 let routes = |link: &String| {
                     let link = config.links.get(link);
@@ -70,7 +73,8 @@ impl fmt::Display for Stage {
             Self::Link(name) => write!(f, "link {name}"),
             Self::Storage(name) => write!(f, "storage {name}"),
             Self::List(list) => write!(f, "list {list}"),
-            Self::Python(name) => f.write_str(name),
+            Self::Tracer(name) => write!(f, "tracer {name}"),
+            Self::Hook(name) => write!(f, "hook {name}"),
         }
     }
 }
@@ -251,7 +255,7 @@ impl LaneModules {
             }
             // Redis has just refused to push to it.
             Stage::List(list) => Err(Failure::transient(format!("{list} is not a list"))),
-            Stage::Python(_) => begin_host(&self.host, drain).map(drop),
+            Stage::Tracer(_) | Stage::Hook(_) => begin_host(&self.host, drain).map(drop),
         }
     }
 
@@ -260,7 +264,7 @@ impl LaneModules {
     pub fn prober(&self, stage: &Stage) -> Option<Box<dyn Storage>> {
         match stage {
             Stage::Storage(name) => self.storages.get(name.as_str())?.as_ref()?.prober(),
-            Stage::Link(_) | Stage::List(_) | Stage::Python(_) => None,
+            _ => None,
         }
     }
 
@@ -364,7 +368,7 @@ impl Meters {
         match stage {
             Stage::Link(name) => Some(self.link(name)),
             Stage::Storage(name) => Some(self.storage(name)),
-            Stage::List(_) | Stage::Python(_) => None,
+            Stage::List(_) | Stage::Tracer(_) | Stage::Hook(_) => None,
         }
     }
 }

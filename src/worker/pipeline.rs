@@ -214,8 +214,8 @@ impl Pipeline<'_, '_, '_> {
     /// Runs the links that have not run yet, in order.
     pub(super) fn run_links(&mut self, job: &mut Job) -> Result<(), Ending> {
         let chain = self.chain;
-        let links = chain.links.iter().enumerate();
-        for (index, name) in links.skip(job.progress.links_done()) {
+        self.tell(job, None)?;
+        for name in chain.links.iter().skip(job.progress.links_done()) {
             if job.progress.is_halted() {
                 return Ok(());
             }
@@ -227,14 +227,19 @@ impl Pipeline<'_, '_, '_> {
             } else {
                 self.run_link(name, job)
             };
-            self.after_link(job, name, index, before, &ran)?;
-            let next = ran?;
-            match next {
-                Next::Continue => {}
-                Next::Halt => job.progress.note_halt(),
-                Next::Switch(id) => self.switch_to(job, id)?,
+            match ran {
+                Ok(Next::Continue) => {}
+                Ok(Next::Halt) => job.progress.note_halt(),
+                Ok(Next::Switch(id)) => self.switch_to(job, id)?,
+                Err(ending) => {
+                    self.tell_failure(name, before.as_ref(), &ending);
+                    return Err(ending);
+                }
             }
+            // Before anybody is told: whatever becomes of that, the link has run.
             job.progress.note_link();
+            job.progress.note_untold(before.is_some());
+            self.tell(job, before)?;
         }
         Ok(())
     }
@@ -334,17 +339,29 @@ impl Pipeline<'_, '_, '_> {
     /// Runs a link that reads and writes the vCon in Redis by itself. It may overwrite what others write there
     /// meanwhile: those texts are merged with what it leaves.
     fn run_foreign_link(&mut self, name: &str, job: &mut Job) -> Result<Next, Ending> {
+        let goes_on = |next: &Next| *next == Next::Continue;
+        self.with_direct_writes(job, goes_on, |this, job| this.run_link(name, job))
+    }
+
+    /// Makes a call of something that reads and writes the vCon in Redis by itself, and reads the document
+    /// again if it `is_read` after that.
+    pub(super) fn with_direct_writes<T>(
+        &mut self,
+        job: &mut Job,
+        is_read: impl FnOnce(&T) -> bool,
+        call: impl FnOnce(&mut Self, &mut Job) -> Result<T, Ending>,
+    ) -> Result<T, Ending> {
         self.write(job)?;
         let id = job.id().clone();
         self.with_redis(|queue| queue.begin_direct_write(&id))?;
-        let next = self.run_link(name, job);
+        let called = call(self, job);
         let Some(overwritten) = self.with_redis(|queue| queue.end_direct_write(&id))? else {
-            if next == Ok(Next::Continue) {
+            if called.as_ref().is_ok_and(is_read) {
                 self.read_again(job)?;
             }
-            return next;
+            return called;
         };
-        let merged = self.merge_overwritten(job, overwritten, next.is_ok());
+        let merged = self.merge_overwritten(job, overwritten, called.is_ok());
         // This worker has to end before that is done: recovery does it.
         if let Err(ending @ (Ending::Interrupted | Ending::ClaimLeft)) = merged {
             return Err(ending);
@@ -353,9 +370,9 @@ impl Pipeline<'_, '_, '_> {
             Overwritten::log_lost(&id, &failure.error);
         }
         self.with_redis(|queue| queue.forget_overwritten(&id))?;
-        // If the link itself has failed, that is how the vCon ends.
-        let next = next?;
-        merged.map(|()| next)
+        // If the call itself has failed, that is how the vCon ends.
+        let done = called?;
+        merged.map(|()| done)
     }
 
     /// Merges what a link has left in Redis with the texts of others that it has overwritten.
@@ -386,7 +403,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Reads the document again after a link that has written it in Redis.
-    fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
+    pub(super) fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let document = self.with_redis(|queue| queue.load(&id))?;
         let (kind, text) = self.document_text(&id, document)?;
@@ -444,7 +461,12 @@ impl Pipeline<'_, '_, '_> {
             if missing.is_empty() {
                 break;
             }
-            let failures = self.try_to_save(job, &leaving, &missing, attempts.number());
+            let number = attempts.number();
+            let failures = if self.modules.reads_redis(&missing) {
+                self.save_with_python(job, &leaving, &missing, number)?
+            } else {
+                self.try_to_save(job, &leaving, &missing, number)
+            };
             // Not `failures.is_empty()`: a storage that was not asked has not been saved to.
             if job.progress.missing(&chain.storages).is_empty() {
                 break;
@@ -485,6 +507,34 @@ impl Pipeline<'_, '_, '_> {
         let mut others = config.chains.iter().filter(|it| it.name != self.chain.name);
         others.any(|other| other.storages.iter().any(|it| storages.contains(it)))
             || storages.iter().any(|name| defers(name, config))
+    }
+
+    /// The same as [`Self::try_to_save`] where Python modules are among the storages, which read the vCon in
+    /// Redis and may write it. What they have left there by then is what the storages have.
+    fn save_with_python(
+        &mut self,
+        job: &mut Job,
+        leaving: &Leaving,
+        missing: &[String],
+        attempt: u32,
+    ) -> Result<Vec<(String, Failure)>, Ending> {
+        let drain_end = self.clock.drain_end().get();
+        self.modules.host().note_drain_end(drain_end);
+        let failures = self.with_direct_writes(
+            job,
+            |_| false,
+            |this, job| Ok(this.try_to_save(job, leaving, missing, attempt)),
+        )?;
+        if job.base.is_some() {
+            let id = job.id().clone();
+            match self.with_redis(|queue| queue.load(&id))? {
+                Document::Found(kind, bytes) => job.note_left(kind, bytes),
+                Document::Missing => job.note_deleted(),
+                // The finish says what is wrong with it.
+                Document::NotAnId | Document::Unusable(_) => {}
+            }
+        }
+        Ok(failures)
     }
 
     /// One attempt at each of these storages. Returns those that failed in ways that pass, or that refuse
@@ -631,6 +681,8 @@ impl Pipeline<'_, '_, '_> {
         let config = self.modules.config();
         let lists = self.next.lists(self.shared, config, self.clock);
         let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
+        // The next vCon does not wait for a hook.
+        let lists = lists.filter(|_| !self.modules.hooks().after_processing);
         let Some(lists) = lists else {
             return self.queue.finish(self.claim, finish);
         };

@@ -385,6 +385,7 @@ impl Pipeline<'_, '_, '_> {
         if released != Released::Done {
             return Ok(released);
         }
+        self.after_processing(job.as_ref(), Some(&failure.error));
         self.shared.count(Outcome::Failed);
         self.count(Event::Failed);
         self.count(Event::DeadLettered);
@@ -447,7 +448,6 @@ impl Pipeline<'_, '_, '_> {
 
     /// Remembers a dead letter, which is recalled if it turns out that the backend refuses every vCon.
     fn note_dead_letter(&mut self, job: Option<&Job>, failure: &ChainFailure) {
-        self.after_processing(job, Some(&failure.error));
         let Some(id) = job.map(|job| job.id().clone()).or_else(|| self.claim.id()) else {
             return;
         };

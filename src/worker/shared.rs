@@ -112,6 +112,17 @@ impl SharedState {
         }
     }
 
+    /// The host of Python modules has begun.
+    pub fn forget_python_failure(&self) {
+        let mut logged = self
+            .python_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.take().is_some() {
+            log::info!("{}: the Python host has begun", self.name);
+        }
+    }
+
     /// A large document is done. The system gets its memory back as soon as a lane is idle; a worker that is
     /// never idle returns it only now and then, as the next document may need it.
     pub fn note_large(&self) {

@@ -284,6 +284,7 @@ fn claims_are_returned_in_one_step_with_a_look_at_the_lease() {
         include_str!("../../src/queue/scripts/extend_ttl.lua"),
         include_str!("../../src/queue/scripts/put_back_context.lua"),
         include_str!("../../src/queue/scripts/reason_time.lua"),
+        include_str!("../../src/queue/scripts/claim_limits.lua"),
         include_str!("../../src/queue/scripts/claim_token.lua"),
         include_str!("../../src/queue/scripts/claim_record.lua"),
         include_str!("../../src/queue/scripts/recover.lua")

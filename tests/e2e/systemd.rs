@@ -175,6 +175,70 @@ fn a_reload_during_the_start_does_not_tell_that_all_are_ready() {
 }
 
 #[test]
+fn a_reload_is_over_only_when_python_modules_were_tried() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    let waiting = "
+import os, time
+folder = os.path.dirname(__file__)
+open(folder + '/begun', 'w').close()
+while not os.path.exists(folder + '/door'):
+    time.sleep(0.01)
+import nothing_there
+";
+    programs.write("slow.py", waiting);
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_PYTHON_PATH", programs.folder());
+    let (mut manager, conserver) = Manager::of(conserver);
+    let daemon = launch(conserver);
+    manager.wait_for("READY=1");
+
+    let slow = json!({"module": "slow"});
+    daemon.reconfigure(&chain(&[("slow", slow)], &[]));
+    daemon.signal(Signal::SIGHUP);
+    manager.wait_for("RELOADING=1");
+    wait_until("the import has begun", PATIENCE, || {
+        programs.folder().join("begun").exists()
+    });
+    manager.forget();
+    manager.wait_for("EXTEND_TIMEOUT_USEC=");
+    manager.wait_for("STATUS=running: 2 of 2 workers ready");
+    assert!(!manager.has("READY=1"), "{:?}", manager.told);
+    programs.write("door", "");
+    manager.wait_for("READY=1");
+    assert_eq!(daemon.count_in_log("the former one stays"), 1);
+
+    programs.write(
+        "slow.py",
+        "def run(uuid, name, options):\n    return uuid\n",
+    );
+    manager.forget();
+    daemon.signal(Signal::SIGHUP);
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
+    assert_eq!(daemon.count_in_log("All workers are replaced"), 1);
+    daemon.stop();
+}
+
+#[test]
+fn time_is_asked_for_while_python_modules_are_tried_at_the_start() {
+    let (redis, programs) = (Redis::plain(), Programs::new());
+    programs.write(
+        "quick.py",
+        "def run(uuid, name, options):\n    return uuid\n",
+    );
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[("quick", json!({"module": "quick"}))], &[]))
+        .env("CONSERVER_PYTHON_PATH", programs.folder())
+        .env("CONSERVER_PYTHON_TIMEOUT", "77");
+    let (mut manager, conserver) = Manager::of(conserver);
+    let daemon = launch(conserver);
+    manager.wait_for("EXTEND_TIMEOUT_USEC=77000000");
+    manager.wait_for("READY=1");
+    daemon.stop();
+}
+
+#[test]
 fn the_watchdog_is_fed_only_while_all_workers_answer() {
     let redis = Redis::plain();
     let conserver = Conserver::with(&redis).config(&chain(&[], &[]));

@@ -359,6 +359,26 @@ fn a_turn_with_a_claim_that_is_not_ours_any_more_does_nothing() {
 }
 
 #[test]
+fn a_claim_is_known_by_its_token_however_the_rest_of_its_record_is_written() {
+    const CLAIMS: &str = "conserver:claims:here:1";
+    let redis = Redis::plain();
+    let mut queue = queue(&redis, "here", 1);
+    let samples = samples(2);
+    submit(&redis, "in", &samples);
+    let claim = claim_of(&mut queue);
+    let [lane, record]: [String; 2] = redis.ask(&["HGETALL", CLAIMS]);
+    let (token, _) = record.split_once(",\"list\":").unwrap();
+    let record = format!("{token},\"uuid\":\"{}\",\"list\":\"in\"}}", samples[0].id);
+    redis.ask::<i64>(&["HSET", CLAIMS, &lane, &record]);
+    let (finished, next) = turn(&mut queue, &claim).unwrap();
+    assert_eq!(finished, Finished::Done);
+    assert_eq!(redis.list("out"), [samples[0].id.as_str()]);
+    let (next, _) = next.unwrap().unwrap().work.unwrap();
+    assert_eq!(next.entry, samples[1].id.as_bytes());
+    assert_eq!(redis.claims().len(), 1);
+}
+
+#[test]
 fn a_turn_that_one_list_refuses_announces_on_none_and_then_on_each_once() {
     let redis = Redis::plain();
     let mut queue = queue(&redis, "here", 1);

@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, fresh, lease_of,
-    list, queue_with, server_of, submit, wait_until,
+    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Sample, chain, delay, freeze, fresh,
+    lease_of, list, queue_with, server_of, submit, wait_until,
 };
 
 /// Far longer than any of these tests waits for a vCon: what is taken, is taken because a lane was
@@ -210,8 +210,8 @@ fn a_token_that_is_lost_costs_moments() {
     let daemon = conserver(&redis).workers(2).start();
     wait_until_idle(&redis, 2);
     let frozen = daemon.workers()[&1];
-    signal(frozen, Signal::SIGSTOP);
-    // Its lane takes a token with it.
+    freeze(frozen);
+    // Its lane takes a token with it. A thread that had not stopped yet could claim a vCon.
     for _ in 0..4 {
         is_taken_soon(&redis);
     }
@@ -225,7 +225,7 @@ fn lanes_look_by_themselves_while_the_monitor_is_frozen() {
     let daemon = conserver(&redis).lanes(2).start();
     wait_until_idle(&redis, 2);
     let monitor = daemon.process("conserver-mon");
-    signal(monitor, Signal::SIGSTOP);
+    freeze(monitor);
     for _ in 0..3 {
         is_taken_soon(&redis);
     }

@@ -6,6 +6,7 @@ use super::super::servers::Servers;
 
 const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../../src/queue/scripts/claim_limits.lua"),
     include_str!("../../../src/queue/scripts/claim_token.lua"),
     include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
@@ -24,6 +25,7 @@ const FINISH: &str = concat!(
 );
 const FINISH_AND_CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../../src/queue/scripts/claim_limits.lua"),
     include_str!("../../../src/queue/scripts/claim_token.lua"),
     include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),

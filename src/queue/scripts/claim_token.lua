@@ -1,9 +1,6 @@
 -- A claim is identified by its token: the beginning of its record, which no other claim has. The whole record may be
 -- long. Goes before the scripts that need it.
 
--- What is longer is cut at once, to one byte more, so that later steps see that it was too long.
-local MOST_OF_ENTRY, MOST_OF_CONTEXT = 1024, 65536
-
 -- The token of a claim that the holder of the lease with this mark requests at this time.
 local function new_token(since, mark)
   return '{"since":' .. since .. ',"by":"' .. mark .. '"'

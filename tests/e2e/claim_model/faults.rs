@@ -9,6 +9,7 @@ use super::store::{Index, Run, Store};
 /// The script that claims, as the queue puts it together.
 const CLAIM: &str = concat!(
     include_str!("../../../src/queue/scripts/extend_ttl.lua"),
+    include_str!("../../../src/queue/scripts/claim_limits.lua"),
     include_str!("../../../src/queue/scripts/claim_token.lua"),
     include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
@@ -34,6 +35,7 @@ const RECOVER: &str = concat!(
     include_str!("../../../src/queue/scripts/put_back_context.lua"),
     include_str!("../../../src/queue/scripts/progress.lua"),
     include_str!("../../../src/queue/scripts/reason_time.lua"),
+    include_str!("../../../src/queue/scripts/claim_limits.lua"),
     include_str!("../../../src/queue/scripts/claim_token.lua"),
     include_str!("../../../src/queue/scripts/claim_record.lua"),
     include_str!("../../../src/queue/scripts/recover.lua")

@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{PATIENCE, wait_until};
+
 /// What is of interest here of a process.
 struct Stat {
     state: char,
@@ -19,7 +24,12 @@ impl Stat {
 
 /// Reads it, or nothing when the process is gone.
 fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_in(Path::new(&format!("/proc/{pid}")))
+}
+
+/// Reads that of the process or thread that has this folder.
+fn stat_in(folder: &Path) -> Option<Stat> {
+    let text = fs::read_to_string(folder.join("stat")).ok()?;
     // The name before it may hold anything.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     Some(Stat {
@@ -39,6 +49,17 @@ fn pids() -> Vec<i32> {
 /// Whether a process runs; one that only waits to be reaped does not.
 pub fn is_alive(pid: i32) -> bool {
     stat(pid).is_some_and(|stat| stat.runs())
+}
+
+/// Stops a process, and waits until each of its threads has stopped. On a busy machine, threads may work on for a
+/// while after the signal.
+pub fn freeze(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
+    wait_until("all its threads have stopped", PATIENCE, || {
+        let threads = Path::new(&format!("/proc/{pid}/task")).read_dir();
+        let mut threads = threads.expect("it runs").flatten();
+        threads.all(|thread| stat_in(&thread.path()).is_some_and(|stat| stat.state == 'T'))
+    });
 }
 
 /// The processes of a group that run.

@@ -44,6 +44,7 @@ macro_rules! files {
 
 const CLAIM: &[&str] = files!(
     "extend_ttl",
+    "claim_limits",
     "claim_token",
     "claim_record",
     "progress",
@@ -65,6 +66,7 @@ const RECOVER: &[&str] = files!(
     "put_back_context",
     "progress",
     "reason_time",
+    "claim_limits",
     "claim_token",
     "claim_record",
     "recover"

@@ -1,0 +1,1 @@
+"""What all modules of the deployment share."""
