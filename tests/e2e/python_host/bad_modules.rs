@@ -136,7 +136,7 @@ impl Scene {
     }
 
     /// Fails unless the worker is the one that it was, and works; then ends the daemon.
-    fn is_unharmed(self) {
+    fn ends_unharmed(self) {
         self.others_go_on();
         assert_eq!(self.daemon.wait_for_workers(1)[&1], self.worker);
         assert!(is_alive(self.worker));
@@ -182,7 +182,7 @@ def run(*arguments):
     );
     scene.are_dead(&some, "time limit of 3 s");
     wait_until_gone(&scene.numbers("pids"));
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 #[test]
@@ -198,7 +198,7 @@ def run(*arguments):
     wait_until("it hangs", PATIENCE, || scene.calls() > 0);
     scene.others_go_on();
     scene.are_dead(&some, "time limit of 4 s");
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 #[test]
@@ -222,7 +222,7 @@ def run(*arguments):
     assert_eq!(scene.calls(), 6);
     let children = scene.numbers("pids");
     assert_eq!(children.len(), 6);
-    scene.is_unharmed();
+    scene.ends_unharmed();
     wait_until_gone(&children);
 }
 
@@ -249,7 +249,7 @@ def run(*arguments):
         scene.are_done(&some);
         assert_eq!(scene.calls(), 6, "{end}");
         assert_eq!(scene.numbers("ends").len(), 6);
-        scene.is_unharmed();
+        scene.ends_unharmed();
     }
 }
 
@@ -271,7 +271,7 @@ def run(*arguments):
     scene.others_go_on();
     scene.are_done(&some);
     assert_eq!(scene.calls(), 3);
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 #[test]
@@ -298,7 +298,7 @@ def run(*arguments):
         let some = scene.submit(4);
         scene.are_done(&some);
         assert_eq!(scene.calls(), 4, "{what}");
-        scene.is_unharmed();
+        scene.ends_unharmed();
     }
 }
 
@@ -315,7 +315,7 @@ def run(*arguments):
     let some = scene.submit(1);
     scene.others_go_on();
     scene.are_dead(&some, "odd");
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn one_that_exits_fails_its_vcon_and_nothing_else() {
             pids.iter().all(|pid| is_alive(*pid)),
             "{statement}: {pids:?}"
         );
-        scene.is_unharmed();
+        scene.ends_unharmed();
     }
 }
 
@@ -371,7 +371,7 @@ def run(*arguments):
         let some = scene.submit(2);
         scene.are_done(&some);
         assert_eq!(scene.calls(), 4, "{end}");
-        scene.is_unharmed();
+        scene.ends_unharmed();
     }
 }
 
@@ -387,7 +387,7 @@ fn one_that_always_ends_its_process_makes_a_dead_letter_after_the_third_time() {
         let some = scene.submit(1);
         scene.are_dead(&some, how);
         assert_eq!(scene.calls(), 3, "{end}: {}", scene.daemon.log());
-        scene.is_unharmed();
+        scene.ends_unharmed();
     }
 }
 
@@ -418,7 +418,7 @@ fn one_that_takes_long_to_import_holds_up_nobody_else() {
     fs::remove_file(&hold).expect("a file");
     scene.are_done(&some);
     assert_eq!(scene.redis.length("imports"), before + 1);
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn one_that_takes_too_long_to_import_is_killed_and_its_vcons_wait() {
     assert_eq!(scene.redis.length("DLQ:odd"), 0);
     fs::remove_file(&hold).expect("a file");
     scene.are_done(&some);
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 /// What is lost with each call is 30 MB: no limit stands against it but that of the system, and the lane's
@@ -465,7 +465,7 @@ def run(*arguments):
         after < before + (30 << 20),
         "the worker has grown from {before} to {after} bytes"
     );
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }
 
 /// The limit is the module's own here; what it meets is what it meets where a service has one.
@@ -496,5 +496,5 @@ def run(*arguments):
     scene.others_go_on();
     scene.redis.ask::<String>(&["SET", "memory", "1"]);
     scene.are_done(&some);
-    scene.is_unharmed();
+    scene.ends_unharmed();
 }

@@ -256,7 +256,7 @@ fn what_a_link_returns_or_raises_is_what_becomes_of_the_vcon() {
             document.to_string().contains("checked:checked"),
             "{document}"
         );
-        assert_eq!(files.text(id).contains("marks:last"), true);
+        assert!(files.text(id).contains("marks:last"));
     }
     assert_eq!(files.paths().len(), done.len());
     let of = |id: &str, name: &str| {
