@@ -60,7 +60,8 @@
 //!   `src/program/mod.rs` says whose fault it is, and `src/program/stream.rs` starts it again for the next call.
 //!   `src/program/reaper.rs` kills what a dead worker leaves.
 //! - **A Python module is missing.** `src/config/python.rs` has an interpreter import all of them, before the
-//!   daemon starts.
+//!   daemon starts and, in a process of `src/supervisor/candidate.rs`, before a changed configuration is in
+//!   force. `src/python/pip.rs` installs what is missing.
 //! - **The worker dies.** `src/supervisor/children.rs` starts another as `src/supervisor/restart_policy.rs`
 //!   decides, by a method of `src/supervisor/start_method.rs`. `src/queue/recovery.rs` returns its claims.
 //!   `src/worker/quarantine.rs` works on suspects alone.

@@ -233,6 +233,8 @@ fn named_variables(text: &str) -> Vec<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -288,5 +290,18 @@ chains:
         let outline = Outline::parse("[a]", Path::new("config.yml")).unwrap();
         assert!(outline.modules.is_empty() && outline.plan.chains.is_empty());
         assert!(Outline::parse("a: [", Path::new("config.yml")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_an_outline_or_is_refused(
+            text in "(links|storages|chains|imports|tracers|followers|module|options|a|[:{}\\[\\],\n *&-]|\\$\\{){0,60}",
+        ) {
+            if let Ok(outline) = Outline::parse(&text, Path::new("config.yml")) {
+                for module in &outline.modules {
+                    let _ = (outline.chains_of(module), module.is_built_in(), module.values_in("a"));
+                }
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A program gets a clean environment and a process group of its own. Nothing of that group
 //! outlives the work it was started for: it is killed at the time limit, at the end of the work,
-//! with the lane, and, by the [`reaper`], with the worker.
+//! with the lane, and, by the `reaper`, with the worker.
 
 mod process;
 mod reaper;

@@ -14,7 +14,7 @@ use super::keys::{
     storage_replay_lock, workers_key,
 };
 use super::requests::round_trip;
-use super::{QueueError, RedisConnection, Server};
+use super::{QueueError, RedisConnection, Server, is_wrong_type};
 use crate::config::ListName;
 use crate::visible::printable;
 
@@ -208,7 +208,12 @@ fn measure(connection: &mut RedisConnection, queues: &mut [QueueLength]) -> Resu
     }
     let replies = round_trip(connection, &asked)?;
     for (queue, reply) in queues.iter_mut().zip(replies) {
-        queue.entries = redis::from_redis_value(reply).ok();
+        queue.entries = match reply.extract_error() {
+            Ok(length) => redis::from_redis_value(length).ok(),
+            Err(error) if is_wrong_type(&error) || !queue.is_configured => None,
+            // The user lacks the right, which it will need.
+            Err(error) => return Err(error.into()),
+        };
     }
     Ok(())
 }

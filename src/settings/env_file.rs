@@ -179,15 +179,27 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Unread> {
     if !kind.is_file() && !kind.is_char_device() {
         return Err(Unread::Refused("is not a regular file".to_owned()));
     }
-    let owner = metadata.uid();
     let folder = Path::new(".").metadata().map_err(refused)?;
     let is_shared = folder.mode() & 0o022 != 0;
-    if is_shared && ![geteuid().as_raw(), 0, folder.uid()].contains(&owner) {
-        return Err(Unread::PassedOver(format!(
-            "others may write to the folder, and it belongs to UID {owner}"
-        )));
-    }
+    check_owner(geteuid().as_raw(), metadata.uid(), folder.uid(), is_shared)
+        .map_err(Unread::PassedOver)?;
     content_of(&mut file).map(Some).map_err(refused)
+}
+
+/// Whether this user may trust a file with this owner, in a folder of that owner to which others may write.
+fn check_owner(user: u32, owner: u32, of_folder: u32, is_shared: bool) -> Result<(), String> {
+    if user == 0 && owner != 0 && of_folder != 0 {
+        // It may name programs, and root would run them.
+        return Err(format!(
+            "it and its folder belong to UID {owner}, and this is root; run this as that user"
+        ));
+    }
+    if is_shared && ![user, 0, of_folder].contains(&owner) {
+        return Err(format!(
+            "others may write to the folder, and it belongs to UID {owner}"
+        ));
+    }
+    Ok(())
 }
 
 /// Opens a file without waiting: nobody may be at the other end of a FIFO.
@@ -591,6 +603,28 @@ mod tests {
         };
         assert_eq!(name, "A", "{text:?}");
         value.clone()
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_not_for_root_nor_from_a_folder_for_all() {
+        for (user, owner, of_folder, is_shared, is_taken) in [
+            (1000, 1000, 1000, false, true),
+            (1000, 0, 0, false, true),
+            (1000, 1001, 1000, true, false),
+            (1000, 1001, 1001, false, true),
+            (0, 0, 0, true, true),
+            // As in a container, where the folder is root's.
+            (0, 1000, 0, false, true),
+            (0, 1000, 0, true, false),
+            (0, 1000, 1000, false, false),
+        ] {
+            let found = check_owner(user, owner, of_folder, is_shared);
+            assert_eq!(
+                found.is_ok(),
+                is_taken,
+                "{user} {owner} {of_folder} {is_shared}"
+            );
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Daemon, Files, Finished, Hook, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample,
-    fresh, private_folder, run, said, same, submit, wait_until,
+    chain, fresh, private_folder, run, said, same, stuck, submit, wait_until,
 };
 
 /// Stands in the variables of a deployment.
@@ -63,6 +63,9 @@ impl Existing {
         assert_eq!(changes_of(redis), changes, "it has written");
         let plan: Value = serde_json::from_str(&as_json.stdout).expect("JSON");
         assert_eq!(plan["works"], code == 0, "{plan:#}");
+        for name in texts(&plan["environment"], "name") {
+            said(&for_people, &[&format!("\n  {name}=")]);
+        }
         for step in plan["switch"].as_array().expect("steps") {
             for command in step["commands"].as_array().expect("commands") {
                 said(&for_people, &[command.as_str().expect("a command")]);
@@ -291,8 +294,17 @@ fn a_newer_deployment_is_switched_over_and_back() {
     push(&redis, "done", &announced);
     // The existing worker has announced what a storage has missed.
     push(&redis, "done", &missed);
+    let lock = "DLQ:storage:files:replay-lock";
+    redis.ask::<()>(&["SET", lock, "left"]);
 
     let plan = existing.plan(&redis, 0);
+    assert_eq!(plan["waiting"]["replay_locks"], json!(["files"]));
+    let steps = plan["switch"].to_string();
+    assert!(
+        steps.contains("redis-cli -u") && steps.contains(lock),
+        "{steps}"
+    );
+    redis.ask::<()>(&["DEL", lock]);
     assert_eq!(plan["generation"]["is"], "newer");
     assert_eq!(plan["problems"], json!([]));
     for row in plan["modules"].as_array().expect("rows") {
@@ -777,4 +789,40 @@ fn a_deployment_with_python_modules_is_switched_over_and_back() {
     service.follow(&plan["way_back"], &existing);
     assert!(service.daemon.is_none());
     finds_what_it_knows(&redis, &["default", "done"], "string");
+}
+
+#[test]
+fn it_tells_of_claims_that_are_left() {
+    let (redis, (_hole, link)) = (Redis::plain(), stuck());
+    let daemon = Conserver::with(&redis).config(&chain(&[link], &[])).start();
+    submit(&redis, "default", &fresh(1));
+    let is_claimed = || !redis.keys("conserver:claims:*").is_empty();
+    wait_until("the vCon is claimed", PATIENCE, is_claimed);
+    daemon.kill_family();
+    let shown = run(daemon.conserver(), &["migrate"], 0);
+    said(&shown, &["conserver here has 1 claim"]);
+    let shown = run(daemon.conserver(), &["migrate", "--json"], 0);
+    let plan: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let claims = json!([{"instance": "here", "entries": 1}]);
+    assert_eq!(plan["waiting"]["claims"], claims);
+}
+
+#[test]
+fn it_names_a_right_that_the_user_of_redis_lacks() {
+    let redis = Redis::new().locked().started();
+    submit(&redis, "default", &fresh(1));
+    let rules = [
+        "ACL",
+        "SETUSER",
+        "worker",
+        "resetkeys",
+        "~vcon:*",
+        "~DLQ:*",
+        "~conserver:*",
+    ];
+    redis.ask::<()>(&rules);
+    let config = json!({"chains": {"main": {"ingress_lists": ["default"]}}});
+    let existing = Existing::new(&config, &[("REDIS_URL", &redis.url())]);
+    let plan = existing.plan(&redis, 65);
+    assert!(plan["problems"].to_string().contains("NOPERM"), "{plan:#}");
 }

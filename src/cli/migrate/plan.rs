@@ -294,21 +294,24 @@ fn problems(deployment: &Deployment, modules: &[ModuleRow]) -> Vec<String> {
     problems
 }
 
-/// Settings with which the API server could not read what conserver writes.
+/// A setting with which the API server could not read what conserver writes.
 fn against_the_generation(deployment: &Deployment) -> Option<String> {
-    let format = deployment.variables.text("VCON_REDIS_FORMAT")?;
-    let format = format.trim().to_ascii_lowercase();
-    match (deployment.generation.is, format.as_str()) {
-        (Generation::Older, "plain") => Some(
+    let format = deployment.variables.text("VCON_REDIS_FORMAT");
+    let format = format.unwrap_or_default().trim().to_ascii_lowercase();
+    let problem = match (deployment.generation.is, format.as_str()) {
+        (Generation::Older, "plain") => {
             "VCON_REDIS_FORMAT=plain: the API server of this older generation reads RedisJSON only; set json"
-                .to_owned(),
-        ),
-        (Generation::Newer, "json") => Some(
+        }
+        (Generation::Newer, "json") => {
             "VCON_REDIS_FORMAT=json: the API server of this newer generation reads plain strings only; set plain"
-                .to_owned(),
-        ),
-        _ => None,
-    }
+        }
+        (Generation::Mixed, "" | "auto") => {
+            "some documents are RedisJSON and some are plain strings: name the generation with --generation, or set \
+             VCON_REDIS_FORMAT to what the API server reads: json (older) or plain (newer)"
+        }
+        _ => return None,
+    };
+    Some(problem.to_owned())
 }
 
 fn differences(deployment: &Deployment) -> Vec<DifferenceRow> {
@@ -689,6 +692,8 @@ mod tests {
                 documents(0, 1),
                 vec!["CONSERVER_WORKERS: "],
             ),
+            (good, "", documents(1, 1), vec!["--generation"]),
+            (good, "VCON_REDIS_FORMAT=plain", documents(1, 1), vec![]),
             (
                 good,
                 "REDIS_URL=hunter2",
