@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{bare, conserver, module, sample, samples};
 use crate::harness::{
-    Call, Deployment, Files, Ledger, PATIENCE, REDIS_PASSWORD, Redis, chain, command_line_of,
+    Call, Deployment, Files, Ledger, PATIENCE, REDIS_PASSWORD, Redis, chain, command_line_of, same,
     submit, wait_until,
 };
 
@@ -116,6 +116,17 @@ fn a_storage_without_options_gets_its_defaults_and_one_with_options_only_these()
         assert_eq!(redis.ask::<usize>(&["HLEN", key]), 2, "{key}");
     }
     assert_eq!(files.paths().len(), 2);
+    // What built-in links have changed is in Redis before a storage is called.
+    for sample in &some {
+        let document = redis.document(&sample.id).expect("a document");
+        assert!(
+            document.to_string().contains("checked:checked"),
+            "{document}"
+        );
+        let stored: String = redis.ask(&["HGET", "drawer", &sample.id]);
+        let stored: Value = serde_json::from_str(&stored).expect("JSON");
+        assert!(same(&stored, &document), "{stored} is not {document}");
+    }
     daemon.stop();
 }
 
