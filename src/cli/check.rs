@@ -104,7 +104,7 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
             module.module
         );
         let interpreter = &settings.python.interpreter;
-        CheckRow::fine(&what, format!("a Python module, imported by {interpreter}"))
+        CheckRow::fine(&what, format!("a Python module, run by {interpreter}"))
     }));
     rows.extend(config.links.iter().filter_map(|(name, link)| {
         let detail = link.open_link().check().err()?;

@@ -91,6 +91,8 @@ fn try_python(config: &Config, settings: &Settings) -> Result<ConfigWarnings, Co
         return Ok(ConfigWarnings::default());
     }
     supervisor::ask_for_time(config.longest_python_check());
+    let number = config.python_modules().len();
+    log::info!("Importing {number} Python modules on trial");
     program::appoint_reaper();
     let tried = config.prepare_python(&settings.config_file);
     program::dismiss_reaper();

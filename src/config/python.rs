@@ -81,7 +81,11 @@ impl Config {
         let missing = match python::look(&self.python, &asked) {
             Ok(missing) => missing,
             Err(failure) => {
-                let message = format!("Python modules cannot be used: {failure}");
+                let message = format!(
+                    "Python modules cannot be used: {failure} (looked for by {} in {})",
+                    self.python.settings.interpreter,
+                    self.python.folders().join(":")
+                );
                 findings.faults.push(Fault::of_file(message));
                 return findings;
             }

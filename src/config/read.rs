@@ -342,6 +342,10 @@ impl<T: ?Sized> Modules<'_, T> {
         let timeout = if is_python {
             time_limit(&mut keys)
         } else {
+            if row.is_none() {
+                // It is right as soon as there is a path.
+                keys.node("timeout");
+            }
             None
         };
         keys.finish();

@@ -89,6 +89,11 @@ impl Process {
         &self.tail
     }
 
+    /// Forgets what it has said on standard error.
+    pub fn forget_output(&mut self) {
+        self.tail.clear();
+    }
+
     /// Whether it waits for a request: it runs, and has said nothing without being asked.
     pub fn is_idle(&mut self) -> bool {
         let mut nothing = Vec::new();

@@ -124,7 +124,12 @@ impl Stream {
         let most = self.program.most_output;
         let answer = process.exchange(request, Until::Line, most, clock);
         let failure = match answer.map(|line| read(&line)) {
-            Ok(Ok(reply)) => return failed(reply, process),
+            Ok(Ok(reply)) => {
+                let judged = failed(reply, process);
+                // It belongs to work that is done, and is no reason of what comes next.
+                process.forget_output();
+                return judged;
+            }
             Ok(Err(why)) => {
                 // It may quote the answer, however long that is.
                 let why = why.to_string();
