@@ -29,6 +29,9 @@ const MOST_BYTES: usize = 1 << 20;
 /// The longest value. The system executes no program with a variable of more than 128 KiB.
 const LONGEST_VALUE: usize = 100_000;
 
+/// The longest name, in bytes, that is looked for in a value.
+const LONGEST_REFERENCE: usize = 1000;
+
 const LONGEST_NAME: usize = 255;
 
 /// Errors that are reported of one file.
@@ -302,7 +305,12 @@ impl Content {
     ) -> Result<OsString, &'static str> {
         let mut expanded = OsString::new();
         let mut rest = value;
+        // Behind it nothing ends. Known once, so that not each of many beginnings has to be followed to the end.
+        let last = value.rfind('}').unwrap_or(0);
         while let Some((before, inner)) = rest.split_once("${") {
+            if value.len() - inner.len() > last {
+                break;
+            }
             expanded.push(before);
             rest = match Reference::at_start_of(inner) {
                 Some((reference, behind)) => {
@@ -363,7 +371,9 @@ struct Reference<'a> {
 impl<'a> Reference<'a> {
     /// Reads what stands behind `${`; returns what stands behind the `}` too.
     fn at_start_of(text: &'a str) -> Option<(Self, &'a str)> {
-        let end = text.find(['}', ':'])?;
+        let is_end = |(_, byte): &(usize, u8)| matches!(byte, b'}' | b':');
+        let bytes = text.bytes().enumerate().take(LONGEST_REFERENCE);
+        let (end, _) = bytes.into_iter().find(is_end)?;
         let (name, rest) = text.split_at(end);
         if let Some(rest) = rest.strip_prefix('}') {
             let default = None;
@@ -603,6 +613,19 @@ mod tests {
         };
         assert_eq!(name, "A", "{text:?}");
         value.clone()
+    }
+
+    #[test]
+    fn many_references_without_an_end_are_text_and_take_no_time() {
+        for begin in ["${", "${a:-", "${a"] {
+            for end in ["", "}", ":"] {
+                // Within the limit, or far beyond it: a quadratic search would not come to an end.
+                let value = begin.repeat(LONGEST_VALUE / 8) + end;
+                let _ = Content::parse(&format!("A={value}\n"), &|_| None);
+                let value = begin.repeat(1 << 18) + end;
+                let _ = Content::parse(&format!("A={value}\n"), &|_| None);
+            }
+        }
     }
 
     #[test]
