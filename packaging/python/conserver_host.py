@@ -63,8 +63,12 @@ TRANSIENT = {
     "URLError",  # urllib
     "NewConnectionError",  # urllib3
     "MaxRetryError",
+    "ProtocolError",
+    "ReadTimeoutError",
+    "ConnectTimeoutError",
     "ConnectError",  # httpx
     "TimeoutException",
+    "TransportError",
     "ClientConnectionError",  # aiohttp
     "EndpointConnectionError",  # botocore
     "AutoReconnect",  # pymongo
@@ -93,8 +97,8 @@ TRANSIENT_ERRNO = {
     errno.EHOSTUNREACH,
 }
 
-# The daemon cuts a longer error, too.
-LONGEST_ERROR = 2000
+# The daemon hides secrets in it, and cuts it further.
+LONGEST_ERROR = 64_000
 
 # A module may replace json.loads and json.dumps for its own purposes.
 decode = json.loads
@@ -232,7 +236,12 @@ class Host:
         # Not only an Exception: a module that calls sys.exit() must not end this process.
         except BaseException as error:
             self.streams.print_traceback()
-            answer = encode({"error": shown(error), "transient": is_transient(error)})
+            try:
+                failure = {"error": shown(error), "transient": is_transient(error)}
+            except BaseException:
+                # What a module raises may fail even to be looked at.
+                failure = {"error": type(error).__name__, "transient": False}
+            answer = encode(failure)
         self.streams.mend()
         return answer
 
@@ -528,10 +537,12 @@ def is_transient(error):
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     if "HTTPError" in names:
-        # Of requests and httpx, or of urllib, whose one is a URLError, too.
+        # Of requests and httpx, or of urllib, whose one is a URLError, too. In urllib3 and httpx it is also the
+        # base of errors without an answer.
         status = getattr(getattr(error, "response", None), "status_code", None)
         status = status or getattr(error, "code", None)
-        return isinstance(status, int) and (status == 429 or 500 <= status <= 599)
+        if isinstance(status, int):
+            return status == 429 or 500 <= status <= 599
     return not names.isdisjoint(TRANSIENT)
 
 

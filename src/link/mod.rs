@@ -105,7 +105,9 @@ impl Next {
         match &reply.uuid {
             None => Ok(Self::Continue),
             Some(uuid) if uuid == id.as_str() => Ok(Self::Continue),
-            Some(uuid) => match uuid.parse() {
+            Some(uuid) => match uuid.parse::<VconId>() {
+                // In upper case, say.
+                Ok(other) if other == *id => Ok(Self::Continue),
                 Ok(other) => Ok(Self::Switch(other)),
                 Err(error) => {
                     let message = format!("`{name}` answered with a vCon that is none: {error}");

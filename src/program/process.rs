@@ -270,6 +270,8 @@ impl Process {
         }
         // As long as it is not collected, the group cannot be another's.
         sys::kill_group(self.pid());
+        // It may have left its group.
+        let _ = self.child.kill();
         self.read_errors();
         reaper::forget(self.pid());
         let end = match self.child.wait() {

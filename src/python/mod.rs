@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 pub use hooks::{AfterLink, Hooks, LinkStatus, Trace};
@@ -171,7 +172,12 @@ pub struct HostSetup {
 }
 
 /// Parts of the names of variables and options whose values are not to be shown.
-const SECRET_NAMES: [&str; 9] = [
+const SECRET_NAMES: [&str; 14] = [
+    "PWD",
+    "CONN",
+    "WEBHOOK",
+    "COOKIE",
+    "SIGNATURE",
     "KEY",
     "TOKEN",
     "SECRET",
@@ -185,7 +191,21 @@ const SECRET_NAMES: [&str; 9] = [
 
 fn names_a_secret(name: &str) -> bool {
     let name = name.to_uppercase();
+    // The shell's working directories.
+    if name == "PWD" || name == "OLDPWD" {
+        return false;
+    }
     SECRET_NAMES.iter().any(|part| name.contains(part))
+}
+
+/// The other forms in which a program may show a secret: decoded from a URL, and escaped in JSON.
+fn other_forms(secret: &Secret) -> Vec<Secret> {
+    let text = secret.reveal();
+    let decoded = percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let escaped = json(text);
+    let escaped = escaped.trim_matches('"').to_owned();
+    let forms = [decoded, escaped].into_iter();
+    forms.filter(|it| it != text).map(Secret::new).collect()
 }
 
 /// What in these options, a JSON text, is not to be shown.
@@ -193,6 +213,7 @@ pub fn secrets_of(options: &str) -> Vec<Secret> {
     fn collect(value: &Value, is_secret: bool, found: &mut Vec<Secret>) {
         match value {
             Value::String(text) if is_secret => found.push(Secret::new(text.as_str())),
+            Value::Number(number) if is_secret => found.push(Secret::new(number.to_string())),
             Value::String(text) if text.contains("://") => found.extend(passwords(text)),
             Value::Array(items) => items.iter().for_each(|it| collect(it, is_secret, found)),
             Value::Object(members) => members
@@ -246,6 +267,8 @@ impl HostSetup {
                 secrets.extend(passwords(&value));
             }
         }
+        let others: Vec<Secret> = secrets.iter().flat_map(other_forms).collect();
+        secrets.extend(others);
         Program::with_environment(argv, name, timeout, &besides, secrets)
     }
 
@@ -315,12 +338,26 @@ mod tests {
     #[test]
     fn what_is_secret_in_options_is_known_by_its_name() {
         let options = r#"{"api_key":"one","model":"x","deep":{"auth":["two",{"a":"three"}]},
-            "url":"mongodb://u:four@h","n":7,"DB_PASS":"five"}"#;
+            "url":"mongodb://u:four@h","n":7,"DB_PASS":"five","password":83749182}"#;
         let found = secrets_of(options);
         let mut found: Vec<&str> = found.iter().map(Secret::reveal).collect();
         found.sort_unstable();
-        assert_eq!(found, ["five", "four", "one", "three", "two", "u:four"]);
+        assert_eq!(
+            found,
+            ["83749182", "five", "four", "one", "three", "two", "u:four"]
+        );
         assert!(secrets_of("no JSON").is_empty());
+    }
+
+    #[test]
+    fn a_secret_has_other_forms_in_which_a_program_may_show_it() {
+        let forms = |text: &str| -> Vec<String> {
+            let forms = other_forms(&Secret::new(text));
+            forms.iter().map(|it| it.reveal().to_owned()).collect()
+        };
+        assert_eq!(forms("p%40ss word"), ["p@ss word"]);
+        assert_eq!(forms("a\"b\nc"), [r#"a\"b\nc"#]);
+        assert_eq!(forms("plain"), [""; 0]);
     }
 
     #[test]

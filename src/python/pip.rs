@@ -4,6 +4,7 @@
 //! worker needs it, into a folder of the daemon's own; daemons that share the folder take turns.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -113,6 +114,9 @@ impl<'a> Installer<'a> {
     fn run_pip(&self, packages: &IndexSet<String>, temporary: &Path) -> Result<(), String> {
         let interpreter = self.setup.settings.interpreter.as_str();
         let folder = self.folder.to_string_lossy();
+        let list = temporary.join("packages.txt");
+        write_list(&list, packages)?;
+        let list = list.to_string_lossy();
         let words = [
             interpreter,
             "-m",
@@ -124,11 +128,11 @@ impl<'a> Installer<'a> {
             "--no-cache-dir",
             "--disable-pip-version-check",
             "--progress-bar=off",
-            // What follows is no option.
-            "--",
+            // Not as arguments, which everybody can see: a URL may hold a login.
+            "-r",
+            &list,
         ];
-        let words = words.into_iter().map(str::to_owned);
-        let argv = words.chain(packages.iter().cloned()).collect();
+        let argv = words.into_iter().map(str::to_owned).collect();
         let variables = [("TMPDIR", temporary.into()), ("PIP_USER", "0".into())];
         let logins = packages.iter().flat_map(|package| logins(package));
         let secrets = logins.map(Secret::new).collect();
@@ -148,6 +152,28 @@ impl<'a> Installer<'a> {
             Err(ProgramError::Interrupted) => Err(INTERRUPTED.to_owned()),
         }
     }
+}
+
+/// Writes the packages into a file of requirements that nobody else can read.
+fn write_list(path: &Path, packages: &IndexSet<String>) -> Result<(), String> {
+    let is_option = |package: &&String| package.trim_start().starts_with(['-', '#']);
+    let is_odd = |package: &&String| is_option(package) || package.contains(['\n', '\r']);
+    if let Some(odd) = packages.iter().find(is_odd) {
+        return Err(format!(
+            "{} is not the name of a package",
+            quoted(&shown(odd))
+        ));
+    }
+    let lines: String = packages
+        .iter()
+        .map(|package| format!("{package}\n"))
+        .collect();
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let written = options
+        .open(path)
+        .and_then(|mut file| file.write_all(lines.as_bytes()));
+    written.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 const INTERRUPTED: &str = "interrupted";
@@ -242,25 +268,38 @@ mod tests {
     }
 
     #[test]
-    fn pip_gets_the_packages_as_no_options_and_a_temporary_folder_of_its_own() {
+    fn pip_gets_the_packages_in_a_file_and_a_temporary_folder_of_its_own() {
         let top = tempfile::tempdir().unwrap();
         let (folder, told) = (top.path().join("a/python"), top.path().join("told"));
         let script = format!(
-            "printf '%s\\n' \"$@\" \"$TMPDIR\" >{}; touch \"$TMPDIR/x\"",
+            "printf '%s\\n' \"$@\" \"$TMPDIR\" >{0}; cat \"$TMPDIR/packages.txt\" >>{0}",
             told.display()
         );
         let setup = setup(top.path(), &script);
         let installer = Installer::in_folder(&setup, folder.clone()).unwrap();
         installer
-            .install(&IndexSet::from(["--evil".to_owned(), "b".to_owned()]))
+            .install(&IndexSet::from([
+                "a @ https://t@h/a".to_owned(),
+                "b".to_owned(),
+            ]))
             .unwrap();
+        for odd in ["--evil", "# no", "a\nb"] {
+            let refused = installer.install(&IndexSet::from([odd.to_owned()]));
+            assert!(
+                refused
+                    .unwrap_err()
+                    .contains("is not the name of a package")
+            );
+        }
         let told = fs::read_to_string(told).unwrap();
         let words: Vec<&str> = told.lines().collect();
         let temporary = folder.join(".pip");
         assert_eq!(words[..4], ["-m", "pip", "install", "--target"]);
         assert_eq!(words[4], folder.display().to_string());
-        let last = ["--", "--evil", "b", &temporary.display().to_string()];
-        assert_eq!(words[words.len() - 4..], last);
+        let list = temporary.join("packages.txt").display().to_string();
+        let temporary_name = temporary.display().to_string();
+        let last = ["-r", &list, &temporary_name, "a @ https://t@h/a", "b"];
+        assert_eq!(words[words.len() - 5..], last);
         assert!(!temporary.exists());
         let mode = fs::metadata(&folder).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);

@@ -209,6 +209,11 @@ def delete(u, o): return kept.pop(u, None) is not None
                 "import urllib.error as e; raise e.HTTPError('u', 400, 'm', {}, None)",
                 FailureKind::Refused,
             ),
+            // As in urllib3 and httpx.
+            (
+                "class HTTPError(Exception): pass\n    raise type('ConnectError', (HTTPError,), {})()",
+                FailureKind::Transient,
+            ),
             (
                 "class HTTPError(Exception): response = None\n    raise HTTPError()",
                 FailureKind::Refused,

@@ -106,11 +106,6 @@ impl Pipeline<'_, '_, '_> {
         let id = job.id().clone();
         match self.with_redis(|queue| queue.load(&id))? {
             Document::Found(_, text) if text == base.as_bytes() => Ok(()),
-            // As if it were found at the finish.
-            Document::Missing => {
-                job.note_deleted();
-                Ok(())
-            }
             _ => self.read_again(job),
         }
     }

@@ -406,6 +406,11 @@ impl Pipeline<'_, '_, '_> {
     pub(super) fn read_again(&mut self, job: &mut Job) -> Result<(), Ending> {
         let id = job.id().clone();
         let document = self.with_redis(|queue| queue.load(&id))?;
+        if document == Document::Missing {
+            // Somebody has deleted it while it was in work: it is not brought back.
+            job.note_deleted();
+            return Ok(());
+        }
         let (kind, text) = self.document_text(&id, document)?;
         let bodies = self.shared.settings.json_bodies;
         let opened = Job::open(id, kind, text, bodies, job.progress.clone())?;
