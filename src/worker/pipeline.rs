@@ -230,7 +230,16 @@ impl Pipeline<'_, '_, '_> {
             match ran {
                 Ok(Next::Continue) => {}
                 Ok(Next::Halt) => job.progress.note_halt(),
-                Ok(Next::Switch(id)) => self.switch_to(job, id)?,
+                Ok(Next::Switch(id)) => {
+                    let switched = self.switch_to(job, id.clone());
+                    if let Err(Ending::Unavailable(_) | Ending::Interrupted) = switched {
+                        // The link has run: the next claim goes on with the vCon that it has named.
+                        job.progress.note_switch(id);
+                        job.progress.note_link();
+                        job.progress.note_untold(before.is_some());
+                    }
+                    switched?;
+                }
                 Err(ending) => {
                     self.tell_failure(name, before.as_ref(), &ending);
                     return Err(ending);

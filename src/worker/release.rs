@@ -472,7 +472,12 @@ impl Pipeline<'_, '_, '_> {
             return None;
         }
         let kept = match self.write(job) {
-            Ok(()) => job.progress.record(self.chain, job.base.as_deref()),
+            Ok(()) => {
+                // A link may have named another vCon, whose document could not be loaded.
+                let is_its = job.id() == job.progress.id();
+                let document = job.base.as_deref().filter(|_| is_its);
+                job.progress.record(self.chain, document)
+            }
             Err(ending) => {
                 let id = job.id();
                 log::debug!("could not keep the progress of {id}: {ending:?}");

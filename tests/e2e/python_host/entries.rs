@@ -390,3 +390,47 @@ fn a_module_of_the_first_folder_is_taken_before_one_of_the_second() {
     assert_eq!(calls_of(&redis, "first.run").len(), 1);
     daemon.stop();
 }
+
+#[test]
+fn a_link_that_names_a_vcon_which_cannot_be_fetched_now_does_not_run_again() {
+    let (redis, deployment) = (Redis::plain(), Deployment::new());
+    let other = sample("other");
+    deployment.write(
+        "names.py",
+        &format!(
+            "from lib.calls import record\n\
+             def run(uuid, name, options):\n    record('names', 'run', [uuid, name, options])\n    return '{}'\n",
+            other.id
+        ),
+    );
+    let flag = deployment.folder().join("is-there");
+    deployment.write(
+        "away.py",
+        &format!(
+            "import json, os\nfrom lib.calls import record\n\
+             def save(uuid, options): pass\n\
+             def get(uuid, options):\n    record('away', 'get', [uuid, options])\n\
+             \x20   if not os.path.exists({:?}): raise ConnectionError('away')\n\
+             \x20   return json.loads({:?})\n",
+            flag.display().to_string(),
+            other.document.to_string()
+        ),
+    );
+    let config = chain(&[("names", bare("names"))], &[("away", bare("away"))]);
+    let daemon = conserver(&redis, &deployment, &config)
+        .env("CONSERVER_RETRY_FIRST_MS", "1")
+        .env("CONSERVER_RETRY_MAX_MS", "5")
+        .start();
+    let some = samples("a", 1);
+    submit(&redis, "default", &some);
+    // More than one claim has looked for it.
+    wait_until("it is looked for", PATIENCE, || {
+        calls_of(&redis, "away.get").len() > 20
+    });
+    assert_eq!(calls_of(&redis, "names.run").len(), 1);
+    std::fs::write(flag, "").expect("a file");
+    wait_until("the chain ends", PATIENCE, || redis.length("done") == 1);
+    assert_eq!(redis.list("done"), [other.id.clone()]);
+    assert_eq!(calls_of(&redis, "names.run").len(), 1);
+    daemon.stop();
+}
