@@ -374,6 +374,13 @@ impl WaitingRow {
             (QueueKind::Ingress, _) => "stays: its chain has `enabled: 0`".to_owned(),
             (QueueKind::Egress, _) => "stays for its readers".to_owned(),
             (_, Some(0)) => String::new(),
+            (QueueKind::Follower, _) if queue.is_configured => {
+                "is fetched by conserver alone: the other server's list no longer has it".to_owned()
+            }
+            (QueueKind::Follower, _) => {
+                "stays: config.yml has no such follower, and the other server's list no longer has it"
+                    .to_owned()
+            }
             (_, _) if !queue.is_configured => {
                 "stays: config.yml does not name what it belongs to".to_owned()
             }

@@ -157,6 +157,7 @@ fn waiting(text: &mut String, plan: &Plan) {
                 QueueKind::Egress => "egress list",
                 QueueKind::DeadLetters => "dead letters",
                 QueueKind::StorageDeadLetters => "dead letters of a storage",
+                QueueKind::Follower => "taken by a follower",
             };
             let entries = row
                 .entries
