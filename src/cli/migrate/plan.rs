@@ -12,6 +12,9 @@ use crate::options::yaml::joined;
 use crate::queue::{DocumentSample, QueueKind, QueueLength, Survey};
 use crate::secret::Secret;
 
+/// The section of the hooks, which the file does not name.
+const HOOKS: &str = "hooks";
+
 /// How to switch a deployment over.
 #[derive(Debug, Serialize)]
 pub(super) struct Plan {
@@ -200,12 +203,18 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
             chains: Vec::new(),
         }
     });
-    let hooks = deployment.python.hooks.iter().map(|hook| ModuleRow {
-        section: "hooks",
+    let hooks = deployment.python.hooks.iter().map(|(hook, why)| ModuleRow {
+        section: HOOKS,
         name: (*hook).to_owned(),
         module: (*hook).to_owned(),
-        runs: Runs::Python,
-        note: "is called if its functions do something".to_owned(),
+        runs: match why {
+            None => Runs::Python,
+            Some(_) => Runs::Missing,
+        },
+        note: match why {
+            None => "is called if its functions do something".to_owned(),
+            Some(why) => hidden(why.clone(), secrets),
+        },
         chains: Vec::new(),
     });
     let modules = outline.modules.iter().map(row);
@@ -215,8 +224,7 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
 /// Where a module runs, and what is to be said about that.
 fn runs(deployment: &Deployment, module: &NamedModule) -> (Runs, String) {
     if let Some(why) = deployment.python.missing(module) {
-        let package = module.package.as_deref().map(without_login);
-        let package = package.filter(|_| deployment.python.is_absent(module));
+        let package = deployment.python.package(module).map(without_login);
         return match package {
             Some(package) if deployment.settings.python.pip_install => (
                 Runs::Python,
@@ -278,6 +286,9 @@ fn problems(deployment: &Deployment, modules: &[ModuleRow]) -> Vec<String> {
             problems.push(format!("{section}.{name}: `{}`: {}", row.module, row.note));
         }
     }
+    let hooks = modules.iter().filter(|row| row.section == HOOKS);
+    let broken = hooks.filter(|row| row.runs == Runs::Missing);
+    problems.extend(broken.map(|row| format!("{HOOKS}.{}: {}", row.name, row.note)));
     problems.extend(against_the_generation(deployment));
     match &deployment.redis {
         RedisFindings::NotAsked => {}
@@ -400,14 +411,14 @@ impl WaitingRow {
     }
 }
 
-/// The settings of the service.
+/// The settings of the service. A value that is refused is left out: it would keep the service from starting.
 fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
     let variables = &deployment.variables;
     let notes = self::variables(deployment);
     let stays = |note: &VariableNote| {
         let is_kept = matches!(
             note.means,
-            Meaning::Setting | Meaning::Wrong | Meaning::Configuration | Meaning::Modules
+            Meaning::Setting | Meaning::Configuration | Meaning::Modules
         );
         // The file is copied to the place where it is looked for.
         is_kept && note.name != "CONSERVER_CONFIG_FILE"

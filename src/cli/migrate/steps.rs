@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexSet;
 use serde::Serialize;
 
 use super::deployment::{Deployment, Generation};
@@ -127,7 +128,8 @@ fn files(deployment: &Deployment, environment: &[EnvironmentLine]) -> Step {
         .run("sudoedit /etc/conserver/conserver.env    # the lines above");
     if environment.iter().any(|line| line.value.is_none()) {
         step = step.note(
-            "A value that may be a secret is shown as ***: write the value that the existing deployment has for it.",
+            "A value that may be a secret is shown as ***: write the value that the existing deployment has for it, in \
+             single quotes if there are spaces, quotes or # in it.",
         );
     }
     step
@@ -135,40 +137,86 @@ fn files(deployment: &Deployment, environment: &[EnvironmentLine]) -> Step {
 
 /// What Python does not have.
 fn packages(deployment: &Deployment, modules: &[ModuleRow]) -> Option<Step> {
-    let rows = modules.iter().zip(&deployment.outline.modules);
-    let missing: Vec<_> = rows.filter(|(row, _)| row.runs == Runs::Missing).collect();
-    if missing.is_empty() {
+    let settings = &deployment.settings.python;
+    let is_missing = |row: &&ModuleRow| row.runs == Runs::Missing;
+    let mut absent: Vec<PathBuf> = settings.path.clone();
+    absent.retain(|folder| !folder.is_dir());
+    if modules.iter().filter(is_missing).count() == 0 && absent.is_empty() {
         return None;
     }
     let mut step = Step::new("Give Python what is missing");
-    let mut packages: Vec<&str> = Vec::new();
-    for (row, module) in missing {
+    for row in modules.iter().filter(is_missing) {
         step = step.note(format!(
             "{}.{}: `{}`: {}",
             row.section, row.name, row.module, row.note
         ));
-        let package = module.package.as_deref();
-        let package =
-            package.filter(|it| deployment.python.is_absent(module) && !packages.contains(it));
-        packages.extend(package);
     }
-    if !deployment.settings.python.is_set() {
+    for folder in &absent {
+        step = step.note(format!(
+            "{} is not there on this machine, or is no folder.",
+            folder.display()
+        ));
+    }
+    if !settings.is_set() {
         step = step.note(format!(
             "{FOLDERS} in the settings above names the folders that hold them, separated by colons: the roots of the \
-             `common` and `conserver` folders of the existing worker, and those of your own packages."
+             `common` and `conserver` folders of the existing worker, and those of your own packages. In its container \
+             that is /app/conserver:/app/common, in the older generation /app/server."
         ));
+        absent.extend(["/app/conserver", "/app/common"].map(PathBuf::from));
+        absent.retain(|folder| !folder.is_dir());
     }
-    if !packages.is_empty() {
-        let interpreter = shell_word(&deployment.settings.python.interpreter);
-        let packages = packages
-            .into_iter()
-            .map(|it| shell_word(&without_login(it)));
+    if !absent.is_empty() {
+        step = step.note(
+            "If they are in the container of the existing worker, copy them out of it: NAME is its name, and it need \
+             not run.",
+        );
+    }
+    for folder in absent.iter().filter(|folder| folder.is_absolute()) {
+        let parent = folder.parent().unwrap_or(folder).display().to_string();
+        let parent = shell_word(&parent);
         step = step.run(format!(
-            "sudo -u conserver {interpreter} -m pip install --target {PACKAGES} {}",
-            packages.collect::<Vec<_>>().join(" ")
+            "sudo mkdir -p {parent} && sudo docker cp NAME:{} {parent}    # from a container",
+            shell_word(&folder.display().to_string())
         ));
     }
-    Some(step)
+    let asked = match deployment.python.was_asked {
+        true => format!(
+            "The interpreter that was asked is {}.",
+            settings.interpreter
+        ),
+        false => format!("The interpreter will be {}.", settings.interpreter),
+    };
+    step = step.note(format!(
+        "{asked} If another one has the libraries of the existing worker, as that of its virtual environment, name it \
+         in the settings: `CONSERVER_PYTHON=/PATH/TO/bin/python3`."
+    ));
+    Some(pip(step, deployment, modules))
+}
+
+/// The command that installs what is missing.
+fn pip(step: Step, deployment: &Deployment, modules: &[ModuleRow]) -> Step {
+    let rows = modules.iter().zip(&deployment.outline.modules);
+    let missing = rows.filter(|(row, _)| row.runs == Runs::Missing);
+    let packages = missing.filter_map(|(_, module)| deployment.python.package(module));
+    let packages: IndexSet<String> = packages.map(|it| shell_word(&without_login(it))).collect();
+    if packages.is_empty() {
+        return step;
+    }
+    let step = match packages.iter().any(|package| package.contains("://***@")) {
+        true => step.note("Write the login of a package in place of ***."),
+        false => step,
+    };
+    let packages: Vec<String> = packages.into_iter().collect();
+    step.note(
+        "The service looks into the folder of this command besides; with CONSERVER_PIP_INSTALL=yes in the settings it \
+         installs at its start what `pip_name` names, and the command is not needed.",
+    )
+    .run(format!(
+        "sudo -u conserver {} -m pip install --target {PACKAGES} {}",
+        shell_word(&deployment.settings.python.interpreter),
+        packages.join(" ")
+    ))
 }
 
 /// What the service may do beyond what its unit allows.
