@@ -606,7 +606,14 @@ impl Step {
 /// Asks the Redis of the deployment. Its password is not shown.
 fn redis_cli(deployment: &Deployment) -> String {
     let url = deployment.settings.redis_url.to_string();
-    format!("redis-cli -u {}", shell_word(&url))
+    let (place, options) = url.split_once('?').unwrap_or((&url, ""));
+    let Some(path) = place.strip_prefix("unix://") else {
+        return format!("redis-cli -u {}", shell_word(&url));
+    };
+    let mut options = options.split('&');
+    let database = options.find_map(|option| option.strip_prefix("db="));
+    let database = database.map_or(String::new(), |it| format!(" -n {}", shell_word(it)));
+    format!("redis-cli -s {}{database}", shell_word(path))
 }
 
 /// A word of a shell command.
