@@ -466,7 +466,7 @@ fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
 

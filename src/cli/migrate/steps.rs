@@ -58,6 +58,15 @@ impl Step {
         self
     }
 
+    /// For commands that name Redis.
+    fn login_of(self, deployment: &Deployment) -> Self {
+        let hides_one = deployment.settings.redis_url.to_string().contains("***");
+        match hides_one {
+            true => self.note("Write the login of Redis in place of ***."),
+            false => self,
+        }
+    }
+
     fn run(mut self, command: impl Into<String>) -> Self {
         self.commands.push(command.into());
         self
@@ -232,6 +241,11 @@ fn rights(deployment: &Deployment) -> Option<Step> {
         return None;
     }
     let mut step = Step::new("Let the service do what this configuration needs");
+    let missing = folders.iter().filter(|folder| !Path::new(folder).is_dir());
+    let missing: Vec<&String> = missing.collect();
+    if !missing.is_empty() {
+        step = step.run(format!("{MOUNTS}    # in a container"));
+    }
     if runs_python {
         step = step.note(format!(
             "The user conserver must be able to read the interpreter and the folders of {FOLDERS}. They cannot be \
@@ -256,17 +270,17 @@ fn rights(deployment: &Deployment) -> Option<Step> {
              existing worker has there becomes the service's after it has ended, below."
         ));
     }
-    let missing = folders.iter().filter(|folder| !Path::new(folder).is_dir());
-    Some(missing.fold(step, |step, folder| {
+    Some(missing.into_iter().fold(step, |step, folder| {
         let word = shell_word(folder);
         step.note(format!(
             "{folder} is not there on this machine. If the existing worker runs in a container, that is a path inside \
-             a volume, and its files are elsewhere here: the first command below names the folder. Then write that as \
+             a volume, and its files are elsewhere here: the docker command names the folder. Then write that as \
              `path` into /etc/conserver/config.yml and in place of {folder} in all commands, and make no new folder: \
              what the existing worker has stored would not be found."
         ))
-        .run(format!("{MOUNTS}    # in a container"))
-        .run(format!("sudo install -d -o conserver -g conserver {word}    # if it is nowhere"))
+        .run(format!(
+            "sudo install -d -o conserver -g conserver {word}    # if it is nowhere"
+        ))
     }))
 }
 
@@ -373,6 +387,7 @@ fn dead_letters(deployment: &Deployment) -> Option<Step> {
                 "The API server replays the dead letters of storage {storage}, or has left its lock: wait for it, \
                  or remove the lock if nobody replays any more."
             ))
+            .login_of(deployment)
             .run(format!(
                 "{} DEL {}    # only if nobody replays",
                 redis_cli(deployment),
@@ -491,6 +506,7 @@ fn fetched(deployment: &Deployment) -> Option<Step> {
              onto its ingress list, where the existing worker finds it. If the other server is away, go on: a step \
              below puts back what is left.",
         )
+        .login_of(deployment)
         .run("sudoedit /etc/conserver/config.yml")
         .run("sudo systemctl reload conserver");
     let taken = Taken::of(deployment).into_iter();
@@ -514,12 +530,14 @@ fn pushed_back(deployment: &Deployment) -> Option<Step> {
         .note(
             "Do this with conserver stopped. The second command for each follower pushes what the first one shows onto \
              the list of the other server, where the follower of the existing worker takes it again; the third one is \
-             for afterwards. OTHER_REDIS_URL is the Redis of that server.",
+             for afterwards. OTHER_REDIS_URL is the Redis of that server. Who cannot reach it sends the UUIDs as a JSON list \
+             to its API: POST /vcon/ingress?ingress_list=LIST, which takes any list.",
         )
         .note(format!(
             "UUIDs that did not reach Redis are in files {OWN_FOLDER}/*.taken-*. If the last command names any, start \
              conserver again as for the first step, with Redis available, and stop it again."
-        ));
+        ))
+        .login_of(deployment);
     let redis = redis_cli(deployment);
     let step =
         taken.iter().fold(step, |step, it| {
