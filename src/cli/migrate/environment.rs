@@ -171,9 +171,10 @@ impl Variables {
             .collect()
     }
 
-    /// Those of a file, for a process that has those of this one besides.
+    /// Those of a file, for a process that has those of this one besides, without those of another system.
     pub fn of_file_alone(&self) -> Vec<(String, OsString)> {
         let all = self.values.iter().filter(|_| self.file.is_some());
+        let all = all.filter(|(name, _)| !OF_THE_SYSTEM.contains(&name.as_str()));
         all.map(|(name, value)| (name.clone(), value.clone()))
             .collect()
     }
@@ -398,6 +399,9 @@ pub(super) mod tests {
         assert_eq!(means(true), expected(Meaning::Modules, Meaning::Modules));
         assert_eq!(variables.shown("REDIS_URL"), None);
         assert_eq!(variables.shown("HOOK_URL"), None);
+        let given = variables.of_file_alone();
+        let has = |name: &str| given.iter().any(|(known, _)| known == name);
+        assert!(has("OPENAI_API_KEY") && !has("PATH"));
         assert_eq!(variables.shown("VCON_DLQ_EXPIRY").as_deref(), Some("0"));
     }
 
