@@ -29,6 +29,7 @@ pub use crate::options::Options;
 pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
 pub use outline::{NamedModule, Outline, Section};
+pub use python::package_of;
 pub use source::{Source, Stamp};
 
 mod advice;

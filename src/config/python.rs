@@ -184,7 +184,7 @@ impl Config {
 
 /// The package that may mend this: the one that the file names, if anything was not found, else the one with the
 /// module's own name, if that can be one.
-fn package_of<'a>(module: &'a PythonModule, found: &MissingModule) -> Option<&'a str> {
+pub fn package_of<'a>(module: &'a PythonModule, found: &MissingModule) -> Option<&'a str> {
     let lacks_something = found.absent || found.why.starts_with("ModuleNotFoundError:");
     match &module.pip_name {
         Some(package) => lacks_something.then_some(package),

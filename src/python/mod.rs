@@ -169,6 +169,8 @@ pub struct HostSetup {
     pub secrets: Vec<Secret>,
     /// Variables that take the place of the daemon's own.
     pub variables: Vec<(String, OsString)>,
+    /// Whether hooks are left aside, so that a broken one does not keep others from being looked at.
+    pub without_hooks: bool,
 }
 
 /// Parts of the names of variables and options whose values are not to be shown.
@@ -290,13 +292,14 @@ impl HostSetup {
 
     /// Whether there may be hooks: a file of their name is on the path.
     pub fn may_have_hooks(&self) -> bool {
-        let folders = self.settings.path.iter();
-        folders.into_iter().any(|folder| {
-            let is_there = |name: &str| {
-                folder.join(format!("{name}.py")).exists() || folder.join(name).exists()
-            };
-            is_there("hook") || is_there("after_link_hook")
-        })
+        let mut folders = self.settings.path.iter();
+        !self.without_hooks
+            && folders.any(|folder| {
+                let is_there = |name: &str| {
+                    folder.join(format!("{name}.py")).exists() || folder.join(name).exists()
+                };
+                is_there("hook") || is_there("after_link_hook")
+            })
     }
 
     /// Whether a lane has to start its host before it works on anything.

@@ -10,8 +10,8 @@ use serde_json::Value as Json;
 
 use super::documents::JSON;
 use super::keys::{
-    INSTANCES, Raw, STORAGE_PREFIX, UNRETURNED, claims_key, dead_letter_list, storage_letters_list,
-    storage_replay_lock, workers_key,
+    FOLLOWERS, INSTANCES, Raw, STORAGE_PREFIX, UNRETURNED, claims_key, dead_letter_list,
+    follower_key, storage_letters_list, storage_replay_lock, workers_key,
 };
 use super::requests::round_trip;
 use super::{QueueError, RedisConnection, Server, is_wrong_type};
@@ -42,12 +42,14 @@ pub struct SurveyLists {
     pub egress: Vec<ListName>,
     /// The names of the storages.
     pub storages: Vec<String>,
+    /// The names of the followers.
+    pub followers: Vec<String>,
 }
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
-    /// Every list that was looked for, and further dead letter queues that are there.
+    /// Every list that was looked for, and further dead letter queues and lists of followers that are there.
     pub queues: Vec<QueueLength>,
     /// The storages whose dead letters somebody replays, or has begun to.
     pub replay_locks: Vec<String>,
@@ -73,6 +75,8 @@ pub enum QueueKind {
     DeadLetters,
     /// Those that a storage does not have.
     StorageDeadLetters,
+    /// A follower took them off another server's list, and has not fetched their documents yet.
+    Follower,
 }
 
 /// The length of a list.
@@ -132,9 +136,19 @@ impl Survey {
                 queues.push(QueueLength::new(key, kind, false));
             }
         }
+        for follower in members(&mut connection, FOLLOWERS)? {
+            let key = follower_key(&follower);
+            if !is_known(&queues, &key) {
+                queues.push(QueueLength::new(key, QueueKind::Follower, false));
+            }
+        }
         measure(&mut connection, &mut queues)?;
-        // A key of another type says nothing if the configuration does not name it.
-        queues.retain(|queue| queue.is_configured || queue.entries.is_some());
+        // A key of another type says nothing if the configuration does not name it, nor does a former follower
+        // of which nothing is left.
+        queues.retain(|queue| {
+            let least = u64::from(queue.kind == QueueKind::Follower);
+            queue.is_configured || queue.entries >= Some(least)
+        });
         Ok(Self {
             queues,
             replay_locks: replay_locks(&mut connection, lists, &found)?,
@@ -167,8 +181,11 @@ fn named(lists: &SurveyLists) -> Vec<QueueLength> {
     let letters = letters.map(|list| (dead_letter_list(list), QueueKind::DeadLetters));
     let storages = lists.storages.iter();
     let storages = storages.map(|it| (storage_letters_list(it), QueueKind::StorageDeadLetters));
+    let followers = lists.followers.iter();
+    let followers = followers.map(|it| (follower_key(it), QueueKind::Follower));
+    let lists = ingress.chain(egress).chain(letters);
     let mut queues: Vec<QueueLength> = Vec::new();
-    for (key, kind) in ingress.chain(egress).chain(letters).chain(storages) {
+    for (key, kind) in lists.chain(storages).chain(followers) {
         if !queues.iter().any(|queue| queue.key == key) {
             queues.push(QueueLength::new(key, kind, true));
         }
@@ -401,6 +418,7 @@ mod tests {
             ingress: vec![list("a"), list("b")],
             egress: vec![list("b"), list("done"), list("done")],
             storages: vec!["pg".to_owned()],
+            followers: vec!["far".to_owned()],
         };
         let keys: Vec<(String, QueueKind)> = (named(&lists).into_iter())
             .map(|queue| (queue.key, queue.kind))
@@ -412,6 +430,7 @@ mod tests {
             ("DLQ:a", QueueKind::DeadLetters),
             ("DLQ:b", QueueKind::DeadLetters),
             ("DLQ:storage:pg", QueueKind::StorageDeadLetters),
+            ("conserver:follower:far", QueueKind::Follower),
         ];
         assert_eq!(keys, expected.map(|(key, kind)| (key.to_owned(), kind)));
     }

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Files, Finished, Hook, PATIENCE, Programs, REDIS_PASSWORD, Redis, Sample,
-    chain, fresh, private_folder, run, said, same, stuck, submit, wait_until,
+    Branch, Conserver, Daemon, Files, Finished, Hook, Manner, PATIENCE, Programs, REDIS_PASSWORD,
+    Redis, Sample, chain, fresh, private_folder, run, said, same, stuck, submit, wait_until,
 };
 
 /// Stands in the variables of a deployment.
@@ -114,6 +115,10 @@ struct Service {
     daemon: Option<Daemon>,
     /// The exit codes of commands that do not end with 0.
     codes: Vec<(&'static str, i32)>,
+    /// The server that a follower pulls from, if it gives documents again once it is asked for them by the way back.
+    branch: Option<Branch>,
+    /// The Redis of that server.
+    other: Option<Redis>,
 }
 
 impl Service {
@@ -140,6 +145,8 @@ impl Service {
             state,
             daemon: None,
             codes: Vec::new(),
+            branch: None,
+            other: None,
         }
     }
 
@@ -172,22 +179,44 @@ impl Service {
             return;
         }
         match command {
+            "sudoedit /etc/conserver/config.yml" => {
+                let text = fs::read_to_string(existing.config()).expect("a file");
+                let mut config: Value = serde_json::from_str(&text).expect("JSON");
+                for (section, key, value) in [
+                    ("chains", "enabled", json!(false)),
+                    ("followers", "pulling_interval", json!(604_800)),
+                ] {
+                    for (_, entry) in config[section].as_object_mut().expect("entries") {
+                        entry[key] = value.clone();
+                    }
+                }
+                self.daemon.as_ref().expect("it runs").reconfigure(&config);
+            }
+            "sudo systemctl reload conserver" => {
+                let daemon = self.daemon.as_ref().expect("it runs");
+                daemon.signal(Signal::SIGHUP);
+                daemon.wait_for_log("was read and is in force", PATIENCE);
+            }
+            command if command.starts_with("redis-cli ") && command.contains(" LLEN ") => {
+                if let Some(branch) = &self.branch {
+                    branch.works();
+                    let is_empty = || self.shell(command).trim() == "0";
+                    wait_until("it has fetched all", PATIENCE, is_empty);
+                }
+            }
+            command if command.starts_with("redis-cli ") && command.contains("follower") => {
+                self.shell(command);
+            }
+            command if command.starts_with("sudo find /var/lib/conserver ") => {
+                assert_eq!(self.shell(command), "", "{command}");
+            }
             "sudo systemctl enable --now conserver" => {
                 self.daemon = Some(self.conserver.again().start());
             }
             "sudo systemctl disable --now conserver" => self.daemon.take().expect("it runs").stop(),
             "sudoedit /etc/conserver/conserver.env" => {}
             command if command.starts_with("sudo -u conserver python3 -m pip install ") => {
-                let command = command.replace("sudo -u conserver ", "");
-                let state = self.state.path().display().to_string();
-                let command = command.replace("/var/lib/conserver", &state);
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &command]);
-                for name in ["PIP_NO_INDEX", "PIP_DISABLE_PIP_VERSION_CHECK"] {
-                    shell.env(name, "1");
-                }
-                let output = shell.output().expect("a shell");
-                assert!(output.status.success(), "{command}: {output:?}");
+                self.shell(command);
             }
             command if command.starts_with("sudo install ") => {
                 let config = existing.config().display().to_string();
@@ -208,7 +237,7 @@ impl Service {
                     "sudo apt install ",
                     "sudo mkdir -p /etc/systemd/system/conserver.service.d",
                     "printf '%s\\n' '[Service]' ",
-                    "sudo chown -R conserver: ",
+                    "sudo chown -R ",
                     "as_service() {",
                     "docker compose stop ",
                     "docker compose start ",
@@ -218,6 +247,28 @@ impl Service {
                 assert!(known.iter().any(|it| command.starts_with(it)), "{command}");
             }
         }
+    }
+}
+
+impl Service {
+    /// Runs a command without the rights of root, with the folder and the servers of the test. Returns its output.
+    fn shell(&self, command: &str) -> String {
+        let command = command.replace("sudo -u conserver ", "");
+        let command = command.trim_start_matches("sudo ");
+        let state = self.state.path().display().to_string();
+        let command = command.replace("/var/lib/conserver", &state);
+        let command = match &self.other {
+            Some(other) => command.replace("OTHER_REDIS_URL", &other.url()),
+            None => command,
+        };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &command]);
+        for name in ["PIP_NO_INDEX", "PIP_DISABLE_PIP_VERSION_CHECK"] {
+            shell.env(name, "1");
+        }
+        let output = shell.output().expect("a shell");
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).expect("a text")
     }
 }
 
@@ -346,6 +397,14 @@ fn a_newer_deployment_is_switched_over_and_back() {
 
     let mut service = Service::of(&plan, &existing).ends("as_service audit", 65);
     service.follow(&plan["switch"], &existing);
+    // The plan leaves it to people what of that is lost, and where it goes.
+    assert!(
+        !plan["switch"]
+            .to_string()
+            .contains("audit --requeue default")
+    );
+    let requeue = ["audit", "--requeue", "default"];
+    run(&service.conserver, &requeue, 0);
     let done = || redis.length("done") == 4 + 20 + 5 + 4 + 2;
     wait_until("all that waited is done", PATIENCE, done);
     let all = [&waiting[..], &late, &dead, &lost].concat();
@@ -365,6 +424,57 @@ fn a_newer_deployment_is_switched_over_and_back() {
     submit(&redis, "default", &more);
     finds_what_it_knows(&redis, &["default", "old", "done"], "string");
     assert_eq!(redis.list("default"), ids(&more));
+}
+
+/// A deployment with a follower that has taken three UUIDs and cannot fetch them goes back.
+fn goes_back_with_a_follower(is_away: bool) {
+    let (redis, branch, samples) = (Redis::plain(), Branch::new(KEY), fresh(3));
+    let is_pop = |path: &str| path.contains("/vcon/egress");
+    branch.behaves(move |path| match is_pop(path) {
+        true => Manner::Works,
+        false => Manner::Status(503),
+    });
+    branch.announce("out", &samples);
+    let config = json!({
+        "chains": {"main": {"ingress_lists": ["default"], "egress_lists": ["done"]}},
+        "followers": {"far": branch.follower("out")},
+    });
+    let existing = Existing::new(&config, &[("REDIS_URL", &redis.url())]);
+    let key = "conserver:follower:far";
+    let plan = existing.plan(&redis, 0);
+    assert_eq!(entries(&plan, key), 0);
+    let mut service = Service::of(&plan, &existing);
+    service.follow(&plan["switch"], &existing);
+    wait_until("it has taken all", PATIENCE, || redis.length(key) == 3);
+    let arguments = ["migrate", "--env-file", &existing.env_file(), "--json"];
+    let shown = run(&Conserver::without_redis(), &arguments, 0);
+    let plan: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    assert_eq!(entries(&plan, key), 3);
+
+    service.branch = Some(branch).filter(|_| !is_away);
+    service.other = Some(Redis::plain());
+    service.follow(&plan["way_back"], &existing);
+    assert!(service.daemon.is_none());
+    assert_eq!(redis.length(key), 0);
+    let back = service.other.as_ref().expect("a server").list("out");
+    // One may have been worked on before the chain was out of service.
+    let here = [redis.list("default"), redis.list("done")].concat();
+    let (mut found, none) = if is_away { (back, here) } else { (here, back) };
+    found.sort();
+    let mut expected = ids(&samples);
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(none, [""; 0]);
+}
+
+#[test]
+fn what_a_follower_took_is_fetched_before_the_existing_worker_is_back() {
+    goes_back_with_a_follower(false);
+}
+
+#[test]
+fn what_a_follower_could_not_fetch_goes_back_to_the_list_of_the_other_server() {
+    goes_back_with_a_follower(true);
 }
 
 /// A document with a body that is a value, as a producer may send it.

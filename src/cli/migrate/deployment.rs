@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::environment::Variables;
 use super::python::{self, FOLDERS, PythonFindings};
-use crate::config::{Config, Fault, Outline};
+use crate::config::{Config, Fault, Follower, Outline};
 use crate::queue::{Server, Survey, SurveyLists};
 use crate::settings::Settings;
 
@@ -28,6 +28,8 @@ pub(super) struct Deployment {
     pub fault_lines: Vec<String>,
     /// What should be looked at in it.
     pub warnings: Vec<String>,
+    /// Its followers; none if something is wrong with it.
+    pub followers: Vec<Follower>,
     /// Its environment.
     pub variables: Variables,
     /// What conserver makes of that; a faulty setting has its default.
@@ -101,12 +103,16 @@ impl Deployment {
         let takes_python_path = folders.is_some() && variables.get(FOLDERS).is_none();
         let (settings, settings_faults) = read(folders);
         let loaded = Config::load_with(&config_file, variables.all(), &settings.python);
-        let (faults, fault_lines, warnings) = match loaded {
-            Ok(config) => (Vec::new(), Vec::new(), config.warnings.lines().collect()),
+        let (faults, fault_lines, warnings, followers) = match loaded {
+            Ok(config) => {
+                let warnings = config.warnings.lines().collect();
+                (Vec::new(), Vec::new(), warnings, config.followers)
+            }
             Err(errors) => {
                 let faults = errors.faults().to_vec();
                 let lines = errors.lines().take(faults.len()).collect();
-                (faults, lines, errors.warnings().lines().collect())
+                let warnings = errors.warnings().lines().collect();
+                (faults, lines, warnings, Vec::new())
             }
         };
         Self {
@@ -117,6 +123,7 @@ impl Deployment {
             faults,
             fault_lines,
             warnings,
+            followers,
             variables,
             settings,
             settings_faults,
@@ -160,6 +167,7 @@ impl RedisFindings {
                 .collect(),
             egress: plan.egress_lists().into_iter().collect(),
             storages: plan.storages.clone(),
+            followers: outline.followers.clone(),
         };
         let taken = Server::new(&settings.redis_url)
             .map_err(Into::into)

@@ -73,6 +73,30 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("VCON_INDEX_", "of the API server"),
 ];
 
+/// Variables that every process or container image has of its own: those of another one would do harm.
+const OF_THE_SYSTEM: &[&str] = &[
+    "GPG_KEY",
+    "HOME",
+    "HOSTNAME",
+    "LANG",
+    "LC_ALL",
+    "LOGNAME",
+    "OLDPWD",
+    "PATH",
+    "PWD",
+    "PYTHON_GET_PIP_SHA256",
+    "PYTHON_GET_PIP_URL",
+    "PYTHON_PIP_VERSION",
+    "PYTHON_SETUPTOOLS_VERSION",
+    "PYTHON_SHA256",
+    "PYTHON_VERSION",
+    "SHELL",
+    "SHLVL",
+    "TERM",
+    "USER",
+    "VIRTUAL_ENV",
+];
+
 /// The folders of Python modules in the existing deployment.
 const PYTHON_FOLDERS: &str = "PYTHONPATH";
 
@@ -147,9 +171,10 @@ impl Variables {
             .collect()
     }
 
-    /// Those of a file, for a process that has those of this one besides.
+    /// Those of a file, for a process that has those of this one besides, without those of another system.
     pub fn of_file_alone(&self) -> Vec<(String, OsString)> {
         let all = self.values.iter().filter(|_| self.file.is_some());
+        let all = all.filter(|(name, _)| !OF_THE_SYSTEM.contains(&name.as_str()));
         all.map(|(name, value)| (name.clone(), value.clone()))
             .collect()
     }
@@ -181,7 +206,6 @@ impl Variables {
     }
 
     fn note(&self, name: &str, outline: &Outline, has_modules: bool) -> VariableNote {
-        let ignored = self.without_effect(name);
         let is_of_modules = has_modules && (self.file.is_some() || may_be_of_modules(name));
         let (means, note) = if TABLE.iter().any(|row| row.name == name) {
             (Meaning::Setting, self.setting(name))
@@ -190,12 +214,20 @@ impl Variables {
         } else if name == PYTHON_FOLDERS {
             let note = "folders of Python modules are named by CONSERVER_PYTHON_PATH";
             (Meaning::NoEffect, note.to_owned())
+        } else if let Some(why) = self.ignored(name) {
+            (Meaning::NoEffect, why.to_owned())
+        } else if OF_THE_SYSTEM.contains(&name) {
+            let note = "of the system or the container image: the service has its own";
+            match self.file.is_some() {
+                true => (Meaning::NoEffect, note.to_owned()),
+                false => (Meaning::Unknown, note.to_owned()),
+            }
         } else if let Some(warning) = misspelt(name) {
             (Meaning::Misspelt, warning)
         } else if is_of_modules {
             let note = "Python modules and programs get it with the environment of the service";
             (Meaning::Modules, note.to_owned())
-        } else if let Some(why) = ignored {
+        } else if let Some(why) = of_a_family(name) {
             (Meaning::NoEffect, why.to_owned())
         } else {
             (Meaning::Unknown, "nothing here reads it".to_owned())
@@ -207,14 +239,12 @@ impl Variables {
         }
     }
 
-    /// Why a variable of the existing server has no effect here.
-    fn without_effect(&self, name: &str) -> Option<&'static str> {
+    /// Why a variable that the existing server alone reads has no effect here.
+    fn ignored(&self, name: &str) -> Option<&'static str> {
         let value = self.text(name).unwrap_or_default();
         let mut ignored = IGNORED.iter().filter(|it| it.name == name);
         let ignored = ignored.find(|it| it.is_meant(value, self.file.is_some()));
-        let mut families = WITHOUT_EFFECT.iter();
-        let family = families.find(|(begin, _)| name.starts_with(begin));
-        ignored.map(|it| it.why).or(family.map(|(_, why)| *why))
+        ignored.map(|it| it.why)
     }
 
     /// What is special about a setting of this deployment.
@@ -264,6 +294,13 @@ impl Variables {
         }
         secrets
     }
+}
+
+/// Why a variable with such a name has no effect here, unless a module reads it.
+fn of_a_family(name: &str) -> Option<&'static str> {
+    let mut families = WITHOUT_EFFECT.iter();
+    let family = families.find(|(begin, _)| name.starts_with(begin));
+    family.map(|(_, why)| *why)
 }
 
 fn is_secret(name: &str) -> bool {
@@ -335,7 +372,7 @@ pub(super) mod tests {
         let variables = of_text(
             "REDIS_URL=redis://u:hunter2@h\nHOOK_URL=http://h\nCONSERVER_API_TOKEN=t\nLOGGING_CONFIG_FILE=l\n\
              OTEL_EXPORTER_OTLP_HEADERS=h\nCONSERVER_WORKER=2\nOPENAI_API_KEY=k\nPYTHONPATH=/app\n\
-             VCON_DLQ_EXPIRY=0\nEMPTY=\nHOSTNAME=http://h\n",
+             VCON_DLQ_EXPIRY=0\nEMPTY=\nHOSTNAME=http://h\nPATH=/bin\nGPG_KEY=k\n",
         );
         let means = |has_modules| -> Vec<(String, Meaning)> {
             let notes = variables.notes(&outline, has_modules).into_iter();
@@ -343,13 +380,15 @@ pub(super) mod tests {
         };
         let expected = |of_modules: Meaning, key: Meaning| {
             let expected = [
-                ("CONSERVER_API_TOKEN", of_modules),
+                ("CONSERVER_API_TOKEN", Meaning::NoEffect),
                 ("CONSERVER_WORKER", Meaning::Misspelt),
+                ("GPG_KEY", Meaning::NoEffect),
                 ("HOOK_URL", Meaning::Configuration),
-                ("HOSTNAME", of_modules),
-                ("LOGGING_CONFIG_FILE", of_modules),
+                ("HOSTNAME", Meaning::NoEffect),
+                ("LOGGING_CONFIG_FILE", Meaning::NoEffect),
                 ("OPENAI_API_KEY", key),
                 ("OTEL_EXPORTER_OTLP_HEADERS", of_modules),
+                ("PATH", Meaning::NoEffect),
                 ("PYTHONPATH", Meaning::NoEffect),
                 ("REDIS_URL", Meaning::Setting),
                 ("VCON_DLQ_EXPIRY", Meaning::Setting),
@@ -360,6 +399,9 @@ pub(super) mod tests {
         assert_eq!(means(true), expected(Meaning::Modules, Meaning::Modules));
         assert_eq!(variables.shown("REDIS_URL"), None);
         assert_eq!(variables.shown("HOOK_URL"), None);
+        let given = variables.of_file_alone();
+        let has = |name: &str| given.iter().any(|(known, _)| known == name);
+        assert!(has("OPENAI_API_KEY") && !has("PATH"));
         assert_eq!(variables.shown("VCON_DLQ_EXPIRY").as_deref(), Some("0"));
     }
 

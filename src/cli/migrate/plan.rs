@@ -12,6 +12,9 @@ use crate::options::yaml::joined;
 use crate::queue::{DocumentSample, QueueKind, QueueLength, Survey};
 use crate::secret::Secret;
 
+/// The section of the hooks, which the file does not name.
+const HOOKS: &str = "hooks";
+
 /// How to switch a deployment over.
 #[derive(Debug, Serialize)]
 pub(super) struct Plan {
@@ -200,12 +203,18 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
             chains: Vec::new(),
         }
     });
-    let hooks = deployment.python.hooks.iter().map(|hook| ModuleRow {
-        section: "hooks",
+    let hooks = deployment.python.hooks.iter().map(|(hook, why)| ModuleRow {
+        section: HOOKS,
         name: (*hook).to_owned(),
         module: (*hook).to_owned(),
-        runs: Runs::Python,
-        note: "is called if its functions do something".to_owned(),
+        runs: match why {
+            None => Runs::Python,
+            Some(_) => Runs::Missing,
+        },
+        note: match why {
+            None => "is called if its functions do something".to_owned(),
+            Some(why) => hidden(why.clone(), secrets),
+        },
         chains: Vec::new(),
     });
     let modules = outline.modules.iter().map(row);
@@ -215,8 +224,7 @@ fn modules(deployment: &Deployment, secrets: &[Secret]) -> Vec<ModuleRow> {
 /// Where a module runs, and what is to be said about that.
 fn runs(deployment: &Deployment, module: &NamedModule) -> (Runs, String) {
     if let Some(why) = deployment.python.missing(module) {
-        let package = module.package.as_deref().map(without_login);
-        let package = package.filter(|_| deployment.python.is_absent(module));
+        let package = deployment.python.package(module).map(without_login);
         return match package {
             Some(package) if deployment.settings.python.pip_install => (
                 Runs::Python,
@@ -278,6 +286,9 @@ fn problems(deployment: &Deployment, modules: &[ModuleRow]) -> Vec<String> {
             problems.push(format!("{section}.{name}: `{}`: {}", row.module, row.note));
         }
     }
+    let hooks = modules.iter().filter(|row| row.section == HOOKS);
+    let broken = hooks.filter(|row| row.runs == Runs::Missing);
+    problems.extend(broken.map(|row| format!("{HOOKS}.{}: {}", row.name, row.note)));
     problems.extend(against_the_generation(deployment));
     match &deployment.redis {
         RedisFindings::NotAsked => {}
@@ -374,6 +385,13 @@ impl WaitingRow {
             (QueueKind::Ingress, _) => "stays: its chain has `enabled: 0`".to_owned(),
             (QueueKind::Egress, _) => "stays for its readers".to_owned(),
             (_, Some(0)) => String::new(),
+            (QueueKind::Follower, _) if queue.is_configured => {
+                "is fetched by conserver alone: the other server's list no longer has it".to_owned()
+            }
+            (QueueKind::Follower, _) => {
+                "stays: config.yml has no such follower, and the other server's list no longer has it"
+                    .to_owned()
+            }
             (_, _) if !queue.is_configured => {
                 "stays: config.yml does not name what it belongs to".to_owned()
             }
@@ -393,14 +411,14 @@ impl WaitingRow {
     }
 }
 
-/// The settings of the service.
+/// The settings of the service. A value that is refused is left out: it would keep the service from starting.
 fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
     let variables = &deployment.variables;
     let notes = self::variables(deployment);
     let stays = |note: &VariableNote| {
         let is_kept = matches!(
             note.means,
-            Meaning::Setting | Meaning::Wrong | Meaning::Configuration | Meaning::Modules
+            Meaning::Setting | Meaning::Configuration | Meaning::Modules
         );
         // The file is copied to the place where it is looked for.
         is_kept && note.name != "CONSERVER_CONFIG_FILE"
@@ -448,8 +466,10 @@ fn environment(deployment: &Deployment) -> Vec<EnvironmentLine> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::cli::migrate::environment::tests::of_text;
 
@@ -781,6 +801,195 @@ chains: {main: {links: [good, odd, gone, tag], ingress_lists: [in]}}
             assert_eq!(pip.len(), 1);
             assert!(pip[0].ends_with(" 'git+https://***@h/gone'"), "{}", pip[0]);
         }
+    }
+
+    /// The titles of steps, and their commands below them.
+    fn lines(steps: &[Step]) -> Vec<&str> {
+        let lines = steps.iter().flat_map(|step| {
+            let commands = step.commands.iter().map(String::as_str);
+            std::iter::once(step.title.as_str()).chain(commands)
+        });
+        lines.collect()
+    }
+
+    fn position(lines: &[&str], begin: &str) -> usize {
+        let found = lines.iter().position(|line| line.starts_with(begin));
+        found.unwrap_or_else(|| panic!("{begin}: {lines:#?}"))
+    }
+
+    #[test]
+    fn folders_change_hands_while_nobody_works_and_one_that_is_not_there_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let (there, missing) = (folder.path().display(), folder.path().join("none"));
+        let missing = missing.display();
+        let config = format!(
+            "storages:\n  a: {{module: storage.file, options: {{path: '{there}'}}}}\n  \
+             b: {{module: storage.file, options: {{path: '{missing}'}}}}\n\
+             chains: {{main: {{storages: [a, b], ingress_lists: [in]}}}}"
+        );
+        let plan = Plan::of(&deployment(&config, "").with_redis(documents(0, 1), None));
+        let (switch, back) = (lines(&plan.switch), lines(&plan.way_back));
+        let made = format!("sudo install -d -o conserver -g conserver {missing} ");
+        assert!(position(&switch, &made) < position(&switch, "Check with"));
+        assert!(
+            !switch
+                .iter()
+                .any(|it| it.contains(&format!("-g conserver {there} ")))
+        );
+        for folder in [there.to_string(), missing.to_string()] {
+            let given = position(&switch, &format!("sudo chown -R conserver: {folder}"));
+            assert!(position(&switch, "Stop the existing worker") < given);
+            assert!(given < position(&switch, "Start conserver"));
+        }
+        let owner = std::fs::metadata(folder.path()).unwrap();
+        let owner = format!("{}:{}", owner.uid(), owner.gid());
+        let given = position(&back, &format!("sudo chown -R {owner} {there}"));
+        assert!(position(&back, "Stop conserver") < given);
+        assert!(given < position(&back, "Start the existing worker"));
+        position(&back, &format!("sudo chown -R USER: {missing}"));
+    }
+
+    #[test]
+    fn what_a_follower_took_has_a_row_and_steps() {
+        let taken = |name: &str, is_configured| QueueLength {
+            key: format!("conserver:follower:{name}"),
+            kind: QueueKind::Follower,
+            is_configured,
+            entries: Some(2),
+        };
+        let survey = Survey {
+            queues: vec![taken("far", true), taken("gone", false)],
+            ..Survey::default()
+        };
+        let config = "followers: {far: {url: 'http://me:hunter2@h', egress_list: 'out put', \
+                      follower_ingress_list: in}}\nchains: {main: {ingress_lists: [in]}}";
+        let redis = RedisFindings::Found(survey);
+        let plan = Plan::of(&deployment(config, "").with_redis(redis, None));
+        assert!(plan.waiting.lists[0].note.contains("by conserver alone"));
+        assert!(plan.waiting.lists[1].note.contains("no such follower"));
+        let back = lines(&plan.way_back);
+        let cli = "redis-cli -u redis://localhost";
+        let asked = position(&back, &format!("{cli} LLEN conserver:follower:far "));
+        assert!(asked < position(&back, "Stop conserver"));
+        for (name, list) in [("far", "'out put'"), ("gone", "EGRESS_LIST")] {
+            let pushed = format!(
+                "{cli} --raw LRANGE conserver:follower:{name} 0 -1 | xargs -r redis-cli -u OTHER_REDIS_URL RPUSH {list}"
+            );
+            assert!(position(&back, "Stop conserver") < position(&back, &pushed));
+        }
+        let text = serde_json::to_string(&plan).unwrap();
+        assert!(!text.contains("hunter2") && !text.contains("LLEN conserver:follower:gone"));
+        let without = Plan::of(&deployment("chains: {}", "").with_redis(documents(0, 1), None));
+        let back = serde_json::to_string(&without.way_back).unwrap();
+        assert!(!back.contains("redis-cli"), "{back}");
+    }
+
+    #[test]
+    fn a_broken_hook_has_a_row_of_its_own_and_no_module_is_blamed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        std::fs::write(path.join("rating.py"), "def run(*all): return all[0]\n").unwrap();
+        std::fs::write(path.join("hook.py"), "import not_there_at_all\n").unwrap();
+        std::fs::write(
+            path.join("after_link_hook.py"),
+            "def after_link(*all): print(all)\n",
+        )
+        .unwrap();
+        let chain =
+            "links: {rate: {module: rating}}\nchains: {main: {links: [rate], ingress_lists: [in]}}";
+        let variables = format!("CONSERVER_PYTHON_PATH={}", path.display());
+        for (config, count) in [(chain, 3), ("chains: {main: {ingress_lists: [in]}}", 2)] {
+            let plan = Plan::of(&deployment(config, &variables).with_redis(documents(0, 1), None));
+            assert_eq!(plan.modules.len(), count);
+            for row in &plan.modules {
+                let expected = match row.name.as_str() {
+                    "hook" => Runs::Missing,
+                    _ => Runs::Python,
+                };
+                assert_eq!(row.runs, expected, "{row:?}");
+            }
+            assert_eq!(plan.problems.len(), 1, "{:?}", plan.problems);
+            assert!(
+                plan.problems[0].starts_with("hooks.hook: ")
+                    && plan.problems[0].contains("not_there_at_all"),
+                "{:?}",
+                plan.problems
+            );
+        }
+    }
+
+    #[test]
+    fn what_python_lacks_comes_with_commands() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = folder.path().display();
+        let config = "links: {a: {module: surely_not_there}, b: {module: links.analyze}}\n\
+                      chains: {main: {links: [a, b], ingress_lists: [in]}}";
+        let plan = |variables: &str| {
+            Plan::of(&deployment(config, variables).with_redis(documents(0, 1), None))
+        };
+        let pip = |plan: &Plan| -> Vec<String> {
+            let lines = lines(&plan.switch).into_iter();
+            let lines = lines.filter(|line| line.contains(" pip install "));
+            lines.map(str::to_owned).collect()
+        };
+        let notes = |plan: &Plan| -> String {
+            let notes = plan.switch.iter().flat_map(|step| step.notes.clone());
+            notes.collect::<Vec<_>>().join("\n")
+        };
+        let asked = plan(&format!(
+            "CONSERVER_PYTHON_PATH={here}\nCONSERVER_PYTHON=/usr/bin/python3"
+        ));
+        assert_eq!(
+            pip(&asked),
+            [
+                "sudo -u conserver /usr/bin/python3 -m pip install --target /var/lib/conserver/python surely_not_there"
+            ]
+        );
+        assert!(notes(&asked).contains("The interpreter that was asked is /usr/bin/python3."));
+        let installed = plan(&format!(
+            "CONSERVER_PYTHON_PATH={here}\nCONSERVER_PIP_INSTALL=yes"
+        ));
+        assert_eq!(installed.modules[0].runs, Runs::Python);
+        assert_eq!(installed.modules[1].runs, Runs::Missing);
+        assert_eq!(pip(&installed), [""; 0]);
+        // The module may be in the folder that is not there.
+        for variables in [
+            format!("CONSERVER_PYTHON_PATH={here}:/none/app"),
+            String::new(),
+        ] {
+            let plan = plan(&variables);
+            assert_eq!(pip(&plan), [""; 0]);
+            let lines = lines(&plan.switch);
+            let copies: Vec<&&str> = lines.iter().filter(|it| it.contains("docker cp")).collect();
+            match variables.is_empty() {
+                true => assert_eq!(copies.len(), 2),
+                false => assert_eq!(
+                    **copies[0],
+                    *"sudo mkdir -p /none && sudo docker cp NAME:/none/app /none    # from a container"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_are_refused_and_variables_of_the_system_are_not_written() {
+        let config =
+            "links: {a: {module: rating}}\nchains: {main: {links: [a], ingress_lists: [in]}}";
+        let variables = "CONSERVER_WORKERS=x\nHOME=/root\nPATH=/bin\nLANG=C\nGPG_KEY=k\nPYTHON_VERSION=3\n\
+                         PYTHON_SHA256=x\nHOSTNAME=h\nSENTRY_DSN=s\nLOGGING_CONFIG_FILE=l\nTICK_INTERVAL=10\n\
+                         A_KEY='a b'";
+        let plan = Plan::of(&deployment(config, variables).with_redis(documents(0, 1), None));
+        let names: Vec<&str> = plan
+            .environment
+            .iter()
+            .map(|line| line.name.as_str())
+            .collect();
+        assert_eq!(names, ["A_KEY", "TICK_INTERVAL"]);
+        let text = crate::cli::migrate::print::text(&plan);
+        assert!(
+            text.contains("  # CONSERVER_WORKERS is left out, its value is refused: "),
+            "{text}"
+        );
     }
 
     #[test]

@@ -52,6 +52,15 @@ pub(super) fn text(plan: &Plan) -> String {
             value.as_deref().unwrap_or("***")
         );
     }
+    let wrong = plan.variables.iter();
+    for note in wrong.filter(|note| note.means == Meaning::Wrong) {
+        let why = printable(&note.note);
+        let _ = writeln!(
+            text,
+            "  # {} is left out, its value is refused: {why}",
+            note.name
+        );
+    }
     steps(&mut text, "The switch", &plan.switch);
     steps(&mut text, "The way back", &plan.way_back);
     match plan.works {
@@ -157,6 +166,7 @@ fn waiting(text: &mut String, plan: &Plan) {
                 QueueKind::Egress => "egress list",
                 QueueKind::DeadLetters => "dead letters",
                 QueueKind::StorageDeadLetters => "dead letters of a storage",
+                QueueKind::Follower => "taken by a follower",
             };
             let entries = row
                 .entries

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::environment::Variables;
-use crate::config::{NamedModule, Outline, Section};
+use crate::config::{NamedModule, Outline, Section, package_of};
 use crate::program::MissingModule;
 use crate::python::{self, HostSetup, ModuleKind, PythonModule};
 use crate::settings::PythonSettings;
@@ -18,8 +18,10 @@ const HOOKS: [&str; 2] = ["hook", "after_link_hook"];
 pub(super) struct PythonFindings {
     /// The modules that are not built in and cannot be used.
     missing: Vec<MissingEntry>,
-    /// The modules of hooks that are on the path.
-    pub hooks: Vec<&'static str>,
+    /// The modules of hooks that are on the path, each with why it cannot be used.
+    pub hooks: Vec<(&'static str, Option<String>)>,
+    /// Whether an interpreter was asked.
+    pub was_asked: bool,
 }
 
 /// An entry whose module cannot be used.
@@ -27,8 +29,8 @@ struct MissingEntry {
     section: Section,
     name: String,
     why: String,
-    /// Whether the module is not there at all.
-    is_absent: bool,
+    /// The package that may mend it.
+    package: Option<String>,
 }
 
 impl PythonFindings {
@@ -40,22 +42,34 @@ impl PythonFindings {
         outline: &Outline,
     ) -> Self {
         let named: Vec<&NamedModule> = needed(outline).collect();
-        let absent = |why: &str, is_absent| {
-            let entries = named.iter();
-            entries
-                .map(|module| MissingEntry::of(module, why, is_absent))
-                .collect()
+        let hooks: Vec<&'static str> = HOOKS
+            .into_iter()
+            .filter(|hook| has_file(settings, hook))
+            .collect();
+        let mut findings = Self {
+            missing: Vec::new(),
+            hooks: hooks.iter().map(|hook| (*hook, None)).collect(),
+            was_asked: false,
         };
-        let hooks = HOOKS.into_iter().filter(|hook| has_file(settings, hook));
-        let findings = |missing| Self {
-            missing,
-            hooks: hooks.collect(),
-        };
-        if named.is_empty() {
-            return findings(Vec::new());
+        if named.is_empty() && hooks.is_empty() {
+            return findings;
         }
+        let modules: Vec<PythonModule> = named.iter().map(|module| python_module(module)).collect();
         if !settings.is_set() {
-            return findings(absent(&format!("{FOLDERS} is not set"), true));
+            let why = format!("{FOLDERS} is not set");
+            let rows = named.iter().zip(&modules);
+            findings.missing = rows
+                .map(|(named, module)| {
+                    let found = MissingModule {
+                        module: named.module.clone(),
+                        why: why.clone(),
+                        absent: true,
+                    };
+                    MissingEntry::of(named, module, &found)
+                })
+                .collect();
+            findings.name_no_packages_by_modules(&named);
+            return findings;
         }
         let setup = HostSetup {
             settings: settings.clone(),
@@ -63,21 +77,45 @@ impl PythonFindings {
             imports: Vec::new(),
             secrets: variables.secrets(),
             variables: variables.of_file_alone(),
+            without_hooks: true,
         };
-        let modules: Vec<PythonModule> = named.iter().map(|module| python_module(module)).collect();
-        let asked: Vec<&PythonModule> = modules.iter().collect();
-        let missing = match python::look(&setup, &asked) {
-            Ok(missing) => {
-                let entries = named.iter().filter_map(|module| {
-                    let found = missing.iter().find(|it| it.module == module.module)?;
-                    let MissingModule { why, absent, .. } = found;
-                    Some(MissingEntry::of(module, why, *absent))
-                });
-                entries.collect()
-            }
-            Err(failure) => absent(&failure.to_string(), false),
-        };
-        findings(missing)
+        let of_hooks: Vec<PythonModule> = hooks.iter().map(|hook| hook_module(hook)).collect();
+        let asked: Vec<&PythonModule> = modules.iter().chain(&of_hooks).collect();
+        let missing = python::look(&setup, &asked).unwrap_or_else(|failure| {
+            let failed = asked.iter().map(|module| MissingModule {
+                module: module.module.clone(),
+                why: failure.to_string(),
+                absent: false,
+            });
+            failed.collect()
+        });
+        let found = |name: &str| missing.iter().find(|it| it.module == name);
+        for (hook, why) in &mut findings.hooks {
+            *why = found(hook).map(|it| it.why.clone());
+        }
+        let rows = named.iter().zip(&modules);
+        let rows = rows.filter_map(|(named, module)| {
+            Some(MissingEntry::of(named, module, found(&named.module)?))
+        });
+        findings.missing = rows.collect();
+        if !settings.path.iter().all(|folder| folder.is_dir()) {
+            findings.name_no_packages_by_modules(&named);
+        }
+        findings.was_asked = true;
+        findings
+    }
+
+    /// Keeps the packages that the file names alone. Where folders are not there, a module is most likely in one of
+    /// them, and a package of the same name is somebody else's.
+    fn name_no_packages_by_modules(&mut self, named: &[&NamedModule]) {
+        for entry in &mut self.missing {
+            let is_it = |it: &&&NamedModule| it.section == entry.section && it.name == entry.name;
+            let has_name = named
+                .iter()
+                .find(is_it)
+                .is_some_and(|it| it.package.is_some());
+            entry.package.take_if(|_| !has_name);
+        }
     }
 
     /// Why an entry's module cannot be used; `None` if it can.
@@ -85,9 +123,9 @@ impl PythonFindings {
         self.entry(module).map(|it| it.why.as_str())
     }
 
-    /// Whether to install its package could help.
-    pub fn is_absent(&self, module: &NamedModule) -> bool {
-        self.entry(module).is_some_and(|it| it.is_absent)
+    /// The package that may mend that.
+    pub fn package(&self, module: &NamedModule) -> Option<&str> {
+        self.entry(module)?.package.as_deref()
     }
 
     fn entry(&self, module: &NamedModule) -> Option<&MissingEntry> {
@@ -97,12 +135,12 @@ impl PythonFindings {
 }
 
 impl MissingEntry {
-    fn of(module: &NamedModule, why: &str, is_absent: bool) -> Self {
+    fn of(named: &NamedModule, module: &PythonModule, found: &MissingModule) -> Self {
         Self {
-            section: module.section,
-            name: module.name.clone(),
-            why: why.to_owned(),
-            is_absent,
+            section: named.section,
+            name: named.name.clone(),
+            why: found.why.clone(),
+            package: package_of(module, found).map(str::to_owned),
         }
     }
 }
@@ -120,6 +158,19 @@ pub(super) fn needed(outline: &Outline) -> impl Iterator<Item = &NamedModule> {
         modules.filter(move |module| module.section == section && module.is_python())
     };
     order.into_iter().flat_map(of_section)
+}
+
+fn hook_module(name: &str) -> PythonModule {
+    PythonModule {
+        module: name.to_owned(),
+        kind: ModuleKind::Import,
+        entry: name.to_owned(),
+        options: None,
+        pip_name: None,
+        timeout: None,
+        key: String::new(),
+        line: 0,
+    }
 }
 
 fn python_module(named: &NamedModule) -> PythonModule {

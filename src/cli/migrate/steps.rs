@@ -1,13 +1,16 @@
 //! What to do for the switch and for the way back, in order.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexSet;
 use serde::Serialize;
 
 use super::deployment::{Deployment, Generation};
 use super::plan::{EnvironmentLine, ModuleRow, Runs, without_login};
 use super::python::{self, FOLDERS};
-use crate::config::{ListName, Section};
+use crate::config::Section;
 use crate::queue::{QueueKind, QueueLength};
 
 /// One step.
@@ -28,8 +31,15 @@ const AS_SERVICE: &str = "as_service() { sudo systemd-run -qPG --uid=conserver -
 /// Where the service looks for packages of Python.
 const PACKAGES: &str = "/var/lib/conserver/python";
 
+/// What the keys begin with in which followers keep what they took.
+const FOLLOWER_KEYS: &str = "conserver:follower:";
+
 /// Where the service may write.
 const OWN_FOLDER: &str = "/var/lib/conserver";
+
+/// Tells which folders of this machine the volumes of a container are.
+const MOUNTS: &str =
+    "docker inspect --format '{{range .Mounts}}{{println .Source .Destination}}{{end}}' NAME";
 
 /// Where `storage.file` writes if its options do not say it.
 const FILES: &str = "/data/vcons";
@@ -46,6 +56,15 @@ impl Step {
     fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
+    }
+
+    /// For commands that name Redis.
+    fn login_of(self, deployment: &Deployment) -> Self {
+        let hides_one = deployment.settings.redis_url.to_string().contains("***");
+        match hides_one {
+            true => self.note("Write the login of Redis in place of ***."),
+            false => self,
+        }
     }
 
     fn run(mut self, command: impl Into<String>) -> Self {
@@ -74,11 +93,17 @@ pub(super) fn switch(
     ];
     steps.extend(packages(deployment, modules));
     steps.extend(rights(deployment));
+    let mut check = Step::new("Check with the settings of the service, beside the existing worker").note(
+        "Mend what they name until all three succeed. The last one checks within the limits of the unit.",
+    );
+    if !written_folders(deployment).is_empty() {
+        check = check.note(
+            "The service cannot write yet in the folders of `storage.file` that the existing worker has: if nothing \
+             else is named, go on. They are checked again when it has ended.",
+        );
+    }
     steps.extend([
-        Step::new("Check with the settings of the service, beside the existing worker")
-            .note(
-                "Mend what they name until all three succeed. The last one checks within the limits of the unit.",
-            )
+        check
             .run(AS_SERVICE)
             .run("as_service check")
             .run("as_service migrate --check")
@@ -89,8 +114,10 @@ pub(super) fn switch(
                  it is killed, the last step finds. The API server and the producers go on.",
             )
             .run("docker compose stop --timeout 600 conserver    # or: sudo systemctl stop NAME"),
-        Step::new("Start conserver")
-            .run("sudo systemctl enable --now conserver"),
+    ]);
+    steps.extend(handed_over(deployment));
+    steps.extend([
+        Step::new("Start conserver").run("sudo systemctl enable --now conserver"),
         Step::new("Watch the lists go down")
             .run("as_service status --queues")
             .run("journalctl -u conserver -f"),
@@ -110,7 +137,8 @@ fn files(deployment: &Deployment, environment: &[EnvironmentLine]) -> Step {
         .run("sudoedit /etc/conserver/conserver.env    # the lines above");
     if environment.iter().any(|line| line.value.is_none()) {
         step = step.note(
-            "A value that may be a secret is shown as ***: write the value that the existing deployment has for it.",
+            "A value that may be a secret is shown as ***: write the value that the existing deployment has for it, in \
+             single quotes if there are spaces, quotes or # in it.",
         );
     }
     step
@@ -118,40 +146,86 @@ fn files(deployment: &Deployment, environment: &[EnvironmentLine]) -> Step {
 
 /// What Python does not have.
 fn packages(deployment: &Deployment, modules: &[ModuleRow]) -> Option<Step> {
-    let rows = modules.iter().zip(&deployment.outline.modules);
-    let missing: Vec<_> = rows.filter(|(row, _)| row.runs == Runs::Missing).collect();
-    if missing.is_empty() {
+    let settings = &deployment.settings.python;
+    let is_missing = |row: &&ModuleRow| row.runs == Runs::Missing;
+    let mut absent: Vec<PathBuf> = settings.path.clone();
+    absent.retain(|folder| !folder.is_dir());
+    if modules.iter().filter(is_missing).count() == 0 && absent.is_empty() {
         return None;
     }
     let mut step = Step::new("Give Python what is missing");
-    let mut packages: Vec<&str> = Vec::new();
-    for (row, module) in missing {
+    for row in modules.iter().filter(is_missing) {
         step = step.note(format!(
             "{}.{}: `{}`: {}",
             row.section, row.name, row.module, row.note
         ));
-        let package = module.package.as_deref();
-        let package =
-            package.filter(|it| deployment.python.is_absent(module) && !packages.contains(it));
-        packages.extend(package);
     }
-    if !deployment.settings.python.is_set() {
+    for folder in &absent {
+        step = step.note(format!(
+            "{} is not there on this machine, or is no folder.",
+            folder.display()
+        ));
+    }
+    if !settings.is_set() {
         step = step.note(format!(
             "{FOLDERS} in the settings above names the folders that hold them, separated by colons: the roots of the \
-             `common` and `conserver` folders of the existing worker, and those of your own packages."
+             `common` and `conserver` folders of the existing worker, and those of your own packages. In its container \
+             that is /app/conserver:/app/common, in the older generation /app/server."
         ));
+        absent.extend(["/app/conserver", "/app/common"].map(PathBuf::from));
+        absent.retain(|folder| !folder.is_dir());
     }
-    if !packages.is_empty() {
-        let interpreter = shell_word(&deployment.settings.python.interpreter);
-        let packages = packages
-            .into_iter()
-            .map(|it| shell_word(&without_login(it)));
+    if !absent.is_empty() {
+        step = step.note(
+            "If they are in the container of the existing worker, copy them out of it: NAME is its name, and it need \
+             not run.",
+        );
+    }
+    for folder in absent.iter().filter(|folder| folder.is_absolute()) {
+        let parent = folder.parent().unwrap_or(folder).display().to_string();
+        let parent = shell_word(&parent);
         step = step.run(format!(
-            "sudo -u conserver {interpreter} -m pip install --target {PACKAGES} {}",
-            packages.collect::<Vec<_>>().join(" ")
+            "sudo mkdir -p {parent} && sudo docker cp NAME:{} {parent}    # from a container",
+            shell_word(&folder.display().to_string())
         ));
     }
-    Some(step)
+    let asked = match deployment.python.was_asked {
+        true => format!(
+            "The interpreter that was asked is {}.",
+            settings.interpreter
+        ),
+        false => format!("The interpreter will be {}.", settings.interpreter),
+    };
+    step = step.note(format!(
+        "{asked} If another one has the libraries of the existing worker, as that of its virtual environment, name it \
+         in the settings: `CONSERVER_PYTHON=/PATH/TO/bin/python3`."
+    ));
+    Some(pip(step, deployment, modules))
+}
+
+/// The command that installs what is missing.
+fn pip(step: Step, deployment: &Deployment, modules: &[ModuleRow]) -> Step {
+    let rows = modules.iter().zip(&deployment.outline.modules);
+    let missing = rows.filter(|(row, _)| row.runs == Runs::Missing);
+    let packages = missing.filter_map(|(_, module)| deployment.python.package(module));
+    let packages: IndexSet<String> = packages.map(|it| shell_word(&without_login(it))).collect();
+    if packages.is_empty() {
+        return step;
+    }
+    let step = match packages.iter().any(|package| package.contains("://***@")) {
+        true => step.note("Write the login of a package in place of ***."),
+        false => step,
+    };
+    let packages: Vec<String> = packages.into_iter().collect();
+    step.note(
+        "The service looks into the folder of this command besides; with CONSERVER_PIP_INSTALL=yes in the settings it \
+         installs at its start what `pip_name` names, and the command is not needed.",
+    )
+    .run(format!(
+        "sudo -u conserver {} -m pip install --target {PACKAGES} {}",
+        shell_word(&deployment.settings.python.interpreter),
+        packages.join(" ")
+    ))
 }
 
 /// What the service may do beyond what its unit allows.
@@ -167,6 +241,11 @@ fn rights(deployment: &Deployment) -> Option<Step> {
         return None;
     }
     let mut step = Step::new("Let the service do what this configuration needs");
+    let missing = folders.iter().filter(|folder| !Path::new(folder).is_dir());
+    let missing: Vec<&String> = missing.collect();
+    if !missing.is_empty() {
+        step = step.run(format!("{MOUNTS}    # in a container"));
+    }
     if runs_python {
         step = step.note(format!(
             "The user conserver must be able to read the interpreter and the folders of {FOLDERS}. They cannot be \
@@ -187,12 +266,69 @@ fn rights(deployment: &Deployment) -> Option<Step> {
     }
     if !folders.is_empty() {
         step = step.note(format!(
-            "The service may write below {OWN_FOLDER} alone. Before it gets another folder, look who else writes there: \
-             for the way back, the existing worker may have to get it back."
+            "The service may write below {OWN_FOLDER} alone, and in the folders that these lines name. What the \
+             existing worker has there becomes the service's after it has ended, below."
         ));
     }
-    Some(folders.iter().fold(step, |step, folder| {
+    Some(missing.into_iter().fold(step, |step, folder| {
+        let word = shell_word(folder);
+        step.note(format!(
+            "{folder} is not there on this machine. If the existing worker runs in a container, that is a path inside \
+             a volume, and its files are elsewhere here: the docker command names the folder. Then write that as \
+             `path` into /etc/conserver/config.yml and in place of {folder} in all commands, and make no new folder: \
+             what the existing worker has stored would not be found."
+        ))
+        .run(format!(
+            "sudo install -d -o conserver -g conserver {word}    # if it is nowhere"
+        ))
+    }))
+}
+
+/// The folders that the existing worker had until now.
+fn handed_over(deployment: &Deployment) -> Option<Step> {
+    let folders = written_folders(deployment);
+    if folders.is_empty() {
+        return None;
+    }
+    let step = Step::new("Give the service the folders of the existing worker").note(
+        "Look who else writes there, or reads as the present owner. The way back has the commands that give them back: \
+         keep this plan, as a later one finds the new owner.",
+    );
+    let step = folders.iter().fold(step, |step, folder| {
         step.run(format!("sudo chown -R conserver: {}", shell_word(folder)))
+    });
+    Some(step.run("as_service check"))
+}
+
+/// The same folders, for their former owners.
+fn handed_back(deployment: &Deployment) -> Option<Step> {
+    let folders = written_folders(deployment);
+    if folders.is_empty() {
+        return None;
+    }
+    let step = Step::new("Give the existing worker its folders back");
+    Some(folders.iter().fold(step, |step, folder| {
+        let word = shell_word(folder);
+        match fs::metadata(folder) {
+            Ok(found) => step
+                .note(format!(
+                    "{folder} belongs to {}:{}, by its numbers, while this plan is made. If that is the service \
+                     already, take the command of the plan before the switch.",
+                    found.uid(),
+                    found.gid()
+                ))
+                .run(format!(
+                    "sudo chown -R {}:{} {word}",
+                    found.uid(),
+                    found.gid()
+                )),
+            Err(_) => step
+                .note(format!(
+                    "{folder} is not there on this machine while this plan is made: write the user as which the \
+                     existing worker runs in place of USER; in a container that is mostly 0."
+                ))
+                .run(format!("sudo chown -R USER: {word}")),
+        }
     }))
 }
 
@@ -235,7 +371,7 @@ fn dead_letters(deployment: &Deployment) -> Option<Step> {
             let name = queue.key.strip_prefix("DLQ:");
             served.iter().any(|list| Some(list.as_str()) == name)
         }
-        QueueKind::Ingress | QueueKind::Egress => false,
+        QueueKind::Ingress | QueueKind::Egress | QueueKind::Follower => false,
     };
     let waiting = survey.queues.iter().filter(|it| it.entries > Some(0));
     let waiting: Vec<&QueueLength> = waiting.filter(is_served).collect();
@@ -251,9 +387,10 @@ fn dead_letters(deployment: &Deployment) -> Option<Step> {
                 "The API server replays the dead letters of storage {storage}, or has left its lock: wait for it, \
                  or remove the lock if nobody replays any more."
             ))
+            .login_of(deployment)
             .run(format!(
-                "redis-cli -u {} DEL {}    # only if nobody replays",
-                shell_word(&deployment.settings.redis_url.to_string()),
+                "{} DEL {}    # only if nobody replays",
+                redis_cli(deployment),
                 shell_word(&format!("DLQ:storage:{storage}:replay-lock"))
             ));
     }
@@ -266,20 +403,27 @@ fn dead_letters(deployment: &Deployment) -> Option<Step> {
 
 /// What the existing worker has lost.
 fn lost(deployment: &Deployment) -> Step {
+    let step = Step::new("Find the vCons that the existing worker has lost").note(
+        "One that it had in hand when it died is in no list and in no storage, but its document is in Redis: this \
+         lists those that may be lost, and changes nothing.",
+    );
     let lists = deployment.outline.plan.ingress_lists();
-    let list = lists.first().map_or("LIST", ListName::as_str);
-    Step::new("Find the vCons that the existing worker has lost")
-        .note(
-            "One that it had in hand when it died is in no list and in no storage, but its document is in Redis. \
-             The first command lists them, the second puts them on a list.",
-        )
-        .run("as_service audit")
-        .run(format!("as_service audit --requeue {}", shell_word(list)))
+    let lists: Vec<String> = lists.iter().map(|list| shell_word(list.as_str())).collect();
+    step.note(format!(
+        "Read what it notes before you add `--requeue LIST`. A chain without storages, a link that ends its chain \
+         early or returns another UUID, and a storage without `get` leave finished vCons that look the same, and all \
+         that it lists goes to that one list: work, paid calls included, is done again, and vCons of other chains go \
+         through the chain of that list. If only some are lost, push these alone: `redis-cli RPUSH LIST UUID…`. The \
+         ingress lists are {}.",
+        lists.join(", ")
+    ))
+    .run("as_service audit")
 }
 
 /// Back to the existing worker.
 pub(super) fn way_back(deployment: &Deployment) -> Vec<Step> {
-    let mut steps = vec![
+    let mut steps = Vec::from_iter(fetched(deployment));
+    steps.extend([
         Step::new("Stop conserver, and wait until it has drained")
             .note("It finishes the vCons that it has in hand, for at most CONSERVER_DRAIN_TIMEOUT (30 s).")
             .run("sudo systemctl disable --now conserver"),
@@ -291,14 +435,125 @@ pub(super) fn way_back(deployment: &Deployment) -> Vec<Step> {
             )
             .run(AS_SERVICE)
             .run("as_service migrate"),
-    ];
+    ]);
+    steps.extend(pushed_back(deployment));
     steps.extend(storage_letters(deployment));
+    steps.extend(handed_back(deployment));
     steps.push(
         Step::new("Start the existing worker")
             .notes_of(deployment)
             .run("docker compose start conserver    # or: sudo systemctl start NAME"),
     );
     steps
+}
+
+/// What a follower took off another server's list, and only conserver knows.
+struct Taken {
+    /// The follower.
+    name: String,
+    /// The list that it took them off, as a word of a command.
+    egress_list: String,
+    /// The other server.
+    url: String,
+}
+
+impl Taken {
+    /// A word for each follower that has taken anything, or may by then.
+    fn of(deployment: &Deployment) -> Vec<Self> {
+        let names = deployment.outline.followers.iter().cloned();
+        let mut names: Vec<String> = names.collect();
+        let queues = deployment.redis.survey().into_iter();
+        for queue in queues.flat_map(|survey| &survey.queues) {
+            let name = queue.key.strip_prefix(FOLLOWER_KEYS).unwrap_or_default();
+            if queue.kind == QueueKind::Follower && !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        let taken = names.into_iter().map(|name| {
+            let mut known = deployment.followers.iter();
+            let known = known.find(|follower| follower.name == name);
+            Self {
+                egress_list: known.map_or("EGRESS_LIST".to_owned(), |it| {
+                    shell_word(it.egress_list.as_str())
+                }),
+                url: known.map_or("the other server".to_owned(), |it| it.url.to_string()),
+                name,
+            }
+        });
+        taken.collect()
+    }
+
+    fn key(&self) -> String {
+        shell_word(&format!("{FOLLOWER_KEYS}{}", self.name))
+    }
+}
+
+/// Followers of the configuration fetch what they took while conserver still runs.
+fn fetched(deployment: &Deployment) -> Option<Step> {
+    let followers = &deployment.outline.followers;
+    if followers.is_empty() {
+        return None;
+    }
+    let step = Step::new("Let conserver fetch what its followers took")
+        .note(
+            "A follower takes UUIDs off the other server's list, which no longer has them, and keeps them in \
+             conserver:follower:NAME until it has fetched their documents. The existing worker does not know that key: \
+             what is left there would be lost.",
+        )
+        .note(
+            "In the service's config.yml write `enabled: false` into each chain and `pulling_interval: 604800` into each \
+             follower. Then conserver works on nothing more, takes UUIDs at most once more, and pushes what it fetches \
+             onto its ingress list, where the existing worker finds it. If the other server is away, go on: a step \
+             below puts back what is left.",
+        )
+        .login_of(deployment)
+        .run("sudoedit /etc/conserver/config.yml")
+        .run("sudo systemctl reload conserver");
+    let taken = Taken::of(deployment).into_iter();
+    let taken = taken.filter(|it| followers.contains(&it.name));
+    Some(taken.fold(step, |step, it| {
+        step.run(format!(
+            "{} LLEN {}    # again, until it is 0",
+            redis_cli(deployment),
+            it.key()
+        ))
+    }))
+}
+
+/// What followers have not fetched goes back to the list that they took it off.
+fn pushed_back(deployment: &Deployment) -> Option<Step> {
+    let taken = Taken::of(deployment);
+    if taken.is_empty() {
+        return None;
+    }
+    let step = Step::new("Put back what followers took and have not fetched")
+        .note(
+            "Do this with conserver stopped. The second command for each follower pushes what the first one shows onto \
+             the list of the other server, where the follower of the existing worker takes it again; the third one is \
+             for afterwards. OTHER_REDIS_URL is the Redis of that server. Who cannot reach it sends the UUIDs as a JSON list \
+             to its API: POST /vcon/ingress?ingress_list=LIST, which takes any list.",
+        )
+        .note(format!(
+            "UUIDs that did not reach Redis are in files {OWN_FOLDER}/*.taken-*. If the last command names any, start \
+             conserver again as for the first step, with Redis available, and stop it again."
+        ))
+        .login_of(deployment);
+    let redis = redis_cli(deployment);
+    let step =
+        taken.iter().fold(step, |step, it| {
+            let (key, list) = (it.key(), &it.egress_list);
+            let tries = shell_word(&format!("conserver:follower-tries:{}", it.name));
+            step.note(format!(
+            "Follower {} took them off {list} of {}.",
+            it.name, it.url
+        ))
+        .run(format!("{redis} --raw LRANGE {key} 0 -1"))
+        .run(format!(
+            "{redis} --raw LRANGE {key} 0 -1 | xargs -r redis-cli -u OTHER_REDIS_URL RPUSH {list}"
+        ))
+        .run(format!("{redis} DEL {key} {tries}    # once they are there"))
+        });
+    Some(step.run(format!("sudo find {OWN_FOLDER} -name '*.taken-*'")))
 }
 
 /// The queues of storages, which only conserver and the newer generation know.
@@ -364,6 +619,19 @@ impl Step {
             false => step,
         }
     }
+}
+
+/// Asks the Redis of the deployment. Its password is not shown.
+fn redis_cli(deployment: &Deployment) -> String {
+    let url = deployment.settings.redis_url.to_string();
+    let (place, options) = url.split_once('?').unwrap_or((&url, ""));
+    let Some(path) = place.strip_prefix("unix://") else {
+        return format!("redis-cli -u {}", shell_word(&url));
+    };
+    let mut options = options.split('&');
+    let database = options.find_map(|option| option.strip_prefix("db="));
+    let database = database.map_or(String::new(), |it| format!(" -n {}", shell_word(it)));
+    format!("redis-cli -s {}{database}", shell_word(path))
 }
 
 /// A word of a shell command.
