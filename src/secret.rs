@@ -5,6 +5,34 @@ use std::{fmt, iter};
 /// A shorter secret, or line of one, is not searched for: it would be found in everything.
 const SHORTEST: usize = 6;
 
+/// Parts of the names of variables and options whose values are not to be shown.
+const SECRET_NAMES: [&str; 14] = [
+    "PWD",
+    "CONN",
+    "WEBHOOK",
+    "COOKIE",
+    "SIGNATURE",
+    "KEY",
+    "TOKEN",
+    "SECRET",
+    "PASS",
+    "AUTH",
+    "CREDENTIAL",
+    "PRIVATE",
+    "PROXY_URL",
+    "DSN",
+];
+
+/// Whether a variable or option of this name holds what is not to be shown.
+pub fn names_a_secret(name: &str) -> bool {
+    let name = name.to_uppercase();
+    // The shell's working directories.
+    if name == "PWD" || name == "OLDPWD" {
+        return false;
+    }
+    SECRET_NAMES.iter().any(|part| name.contains(part))
+}
+
 /// A password, key or token. It prints as `***`; only [`Secret::reveal`] gives the text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

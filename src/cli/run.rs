@@ -2,7 +2,8 @@
 //!
 //! `conserver child` is a child process executed anew (start method `spawn`), `conserver forkserver`
 //! the process that forks them, `conserver candidate` tries the Python modules of a changed
-//! configuration, and `conserver reaper` stands beside a worker that runs programs. A child of any start method ends up in [`run_child`].
+//! configuration, and `conserver reaper` stands beside a worker that runs programs. A child of any start
+//! method ends up in [`run_child`].
 
 use std::fs::File;
 use std::io;

@@ -77,29 +77,29 @@ impl Config {
         if !self.has_python() {
             return findings;
         }
+        let settings = &self.python.settings;
+        let place = format!(
+            "looked for by {} in {}",
+            settings.interpreter,
+            self.python.folders().join(":")
+        );
         let asked: Vec<&PythonModule> = modules.iter().map(|(module, _)| *module).collect();
         let missing = match python::look(&self.python, &asked) {
             Ok(missing) => missing,
             Err(failure) => {
-                let message = format!(
-                    "Python modules cannot be used: {failure} (looked for by {} in {})",
-                    self.python.settings.interpreter,
-                    self.python.folders().join(":")
-                );
+                let message = format!("Python modules cannot be used: {failure} ({place})");
                 findings.faults.push(Fault::of_file(message));
                 return findings;
             }
         };
-        let settings = &self.python.settings;
-        let path = self.python.folders().join(":");
         let mut named = HashSet::new();
         for (module, is_needed) in modules {
             let Some(found) = missing.iter().find(|it| it.module == module.module) else {
                 continue;
             };
             let message = format!(
-                "`{}` cannot be used: {} (looked for by {} in {path})",
-                module.module, found.why, settings.interpreter
+                "`{}` cannot be used: {} ({place})",
+                module.module, found.why
             );
             let fault = Fault::at(module.line, module.key.clone(), message);
             let package = package_of(module, found);

@@ -224,11 +224,8 @@ impl<'a> Context<'a> {
 fn probe(stream: &mut Stream, drain: &Receiver<()>) -> Result<(), Failure> {
     stream.program().check()?;
     let mut clock = Clock::probing(stream.program().timeout(), drain);
-    match stream.begin(&mut clock) {
-        Ok(_) => Ok(()),
-        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
-        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
-    }
+    stream.begin(&mut clock)?;
+    Ok(())
 }
 
 /// One row of the table of known links.

@@ -149,11 +149,8 @@ impl Link for PythonLink {
 
     fn probe(&mut self, drain: &Receiver<()>) -> Result<(), Failure> {
         let mut clock = Clock::probing(self.timeout(), drain);
-        match self.host.load(&self.module, &mut clock) {
-            Ok(_) => Ok(()),
-            Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
-            Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
-        }
+        self.host.load(&self.module, &mut clock)?;
+        Ok(())
     }
 }
 

@@ -71,6 +71,16 @@ impl From<Failure> for ProgramError {
     }
 }
 
+/// For a probe, which asks for no vCon.
+impl From<ProgramError> for Failure {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::Failed(failure) | ProgramError::TimedOut(failure) => failure,
+            ProgramError::Interrupted => Self::transient("interrupted"),
+        }
+    }
+}
+
 impl ProgramError {
     /// The same as no fault of the vCon, as it has met the program before that.
     pub fn before_the_vcon(self) -> Self {

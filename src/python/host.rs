@@ -239,11 +239,7 @@ pub fn look(setup: &HostSetup, modules: &[&PythonModule]) -> Result<Vec<MissingM
     let request = format!("{{\"do\":\"look\",\"modules\":[{}]}}\n", members.join(","));
     let limit = setup.settings.timeout;
     let clock = || Clock::new(Deadline::NONE.begin(limit)).heeding_signals();
-    match stream.ask(&request, clock) {
-        Ok(reply) => Ok(reply.missing),
-        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
-        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
-    }
+    Ok(stream.ask(&request, clock)?.missing)
 }
 
 #[cfg(test)]

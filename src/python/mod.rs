@@ -33,7 +33,7 @@ pub use pip::{Installer, TIME_LIMIT as PIP_TIME_LIMIT, line as pip_line};
 
 use crate::failure::{Failure, FailureKind};
 use crate::program::Program;
-use crate::secret::Secret;
+use crate::secret::{Secret, names_a_secret};
 use crate::settings::PythonSettings;
 use crate::vcon::VconId;
 
@@ -171,33 +171,6 @@ pub struct HostSetup {
     pub variables: Vec<(String, OsString)>,
     /// Whether hooks are left aside, so that a broken one does not keep others from being looked at.
     pub without_hooks: bool,
-}
-
-/// Parts of the names of variables and options whose values are not to be shown.
-const SECRET_NAMES: [&str; 14] = [
-    "PWD",
-    "CONN",
-    "WEBHOOK",
-    "COOKIE",
-    "SIGNATURE",
-    "KEY",
-    "TOKEN",
-    "SECRET",
-    "PASS",
-    "AUTH",
-    "CREDENTIAL",
-    "PRIVATE",
-    "PROXY_URL",
-    "DSN",
-];
-
-fn names_a_secret(name: &str) -> bool {
-    let name = name.to_uppercase();
-    // The shell's working directories.
-    if name == "PWD" || name == "OLDPWD" {
-        return false;
-    }
-    SECRET_NAMES.iter().any(|part| name.contains(part))
 }
 
 /// The other forms in which a program may show a secret: decoded from a URL, and escaped in JSON.

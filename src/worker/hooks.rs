@@ -33,6 +33,16 @@ pub(super) struct BeforeLink {
     parties: Vec<String>,
 }
 
+impl BeforeLink {
+    /// What is known now.
+    fn now(job: &mut Job) -> Result<Self, Ending> {
+        Ok(Self {
+            id: job.id().clone(),
+            parties: job.open_vcon()?.contacts(),
+        })
+    }
+}
+
 impl Pipeline<'_, '_, '_> {
     /// Asks the hook whether the vCon is to be processed; once for each time that it was pushed.
     pub(super) fn announce(&mut self, job: &mut Job) -> Result<(), Ending> {
@@ -60,10 +70,7 @@ impl Pipeline<'_, '_, '_> {
         if !self.modules.hooks().after_link && !self.has_tracers() {
             return Ok(None);
         }
-        Ok(Some(BeforeLink {
-            id: job.id().clone(),
-            parties: job.open_vcon()?.contacts(),
-        }))
+        BeforeLink::now(job).map(Some)
     }
 
     /// Tells the hook and the tracers of the last link, or the tracers of the beginning, if that is still to be
@@ -74,10 +81,7 @@ impl Pipeline<'_, '_, '_> {
         }
         let before = match before {
             Some(before) => before,
-            None => BeforeLink {
-                id: job.id().clone(),
-                parties: job.open_vcon()?.contacts(),
-            },
+            None => BeforeLink::now(job)?,
         };
         let chain = self.chain;
         let done = job.progress.links_done();

@@ -17,7 +17,7 @@ use crate::config::{Chain, Config, ListName, StorageConfig};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::link::{Context, Link, LinkError, Next};
-use crate::program::{Clock, ProgramError};
+use crate::program::Clock;
 use crate::python::{Hooks, Host};
 use crate::scoreboard::{Meter, SeriesKind, Slot};
 use crate::storage::fan_out::Backend;
@@ -307,11 +307,8 @@ impl LaneModules {
 /// Starts a host of Python modules, unless it runs; not for longer than until the worker drains.
 pub(super) fn begin_host(host: &Host, drain: &Receiver<()>) -> Result<Hooks, Failure> {
     let limit = host.setup().settings.timeout;
-    match host.begin(&mut Clock::probing(limit, drain)) {
-        Ok(hooks) => Ok(hooks),
-        Err(ProgramError::Failed(failure) | ProgramError::TimedOut(failure)) => Err(failure),
-        Err(ProgramError::Interrupted) => Err(Failure::transient("interrupted")),
-    }
+    let begun = host.begin(&mut Clock::probing(limit, drain));
+    begun.map_err(Failure::from)
 }
 
 /// The message of a panic.

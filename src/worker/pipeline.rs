@@ -450,8 +450,8 @@ impl Pipeline<'_, '_, '_> {
             return Ok(());
         }
         let version = self.shared.settings.egress_version;
-        if self.may_be_in_work_elsewhere() || self.modules.reads_redis(&chain.storages) {
-            // Before the storages get it: some read it there; and a claim that changes nothing stores what Redis has, and sees at
+        if self.may_be_in_work_elsewhere() {
+            // Before the storages get it: a claim that changes nothing stores what Redis has, and sees at
             // its finish whether that has changed since.
             self.write(job)?;
         }

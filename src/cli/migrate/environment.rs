@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::Outline;
 use crate::python::passwords;
 use crate::secret::Secret;
+use crate::secret::names_a_secret;
 use crate::settings::{IGNORED, RedisUrl, SettingsErrors, TABLE, misspelt_among, variables_of};
 
 /// The variables of a deployment.
@@ -117,19 +118,6 @@ const OF_MODULES: &[&str] = &[
     "SLACK_",
     "openai_api_key",
     "api_key",
-];
-
-/// Words in the names of variables whose values are never shown.
-const OF_SECRETS: &[&str] = &[
-    "key",
-    "token",
-    "secret",
-    "password",
-    "passwd",
-    "credential",
-    "proxy_url",
-    "dsn",
-    "auth",
 ];
 
 impl Variables {
@@ -275,7 +263,7 @@ impl Variables {
             return Some(value.to_owned()).filter(|_| url.to_string() == value.trim());
         }
         let is_setting = TABLE.iter().any(|row| row.name == name);
-        (is_setting && !is_secret(name)).then(|| value.to_owned())
+        (is_setting && !names_a_secret(name)).then(|| value.to_owned())
     }
 
     /// The values that no text from elsewhere may show.
@@ -285,7 +273,7 @@ impl Variables {
             let Some(value) = value.to_str() else {
                 continue;
             };
-            if is_secret(name) {
+            if names_a_secret(name) {
                 secrets.push(Secret::new(value));
             }
             if value.contains("://") {
@@ -301,11 +289,6 @@ fn of_a_family(name: &str) -> Option<&'static str> {
     let mut families = WITHOUT_EFFECT.iter();
     let family = families.find(|(begin, _)| name.starts_with(begin));
     family.map(|(_, why)| *why)
-}
-
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    OF_SECRETS.iter().any(|word| name.contains(word))
 }
 
 /// Whether modules of the existing worker read it.
