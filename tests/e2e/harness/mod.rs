@@ -89,8 +89,7 @@ pub use webhook::{Request, Webhook, reply};
 /// How long a test waits for what should take far less: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks every few milliseconds whether `condition` holds; the test fails when it does not within
-/// `patience`.
+/// Looks again and again whether `condition` holds; the test fails when it does not within `patience`.
 pub fn wait_until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -98,8 +97,13 @@ pub fn wait_until(what: &str, patience: Duration, mut condition: impl FnMut() ->
             start.elapsed() < patience,
             "waited {patience:?} in vain until {what}"
         );
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause_after(start.elapsed()));
     }
+}
+
+/// The pause before the next look, of a test that has waited for so long: other tests need the processors.
+fn pause_after(waited: Duration) -> Duration {
+    (waited / 40).clamp(Duration::from_millis(5), Duration::from_millis(40))
 }
 
 /// Waits until a server that was just started can be used.
@@ -111,7 +115,7 @@ fn wait_for_server(name: &str, log: &Path, mut answers: impl FnMut() -> bool) {
             "{name} did not start:\n{}",
             tail(log)
         );
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause_after(start.elapsed()));
     }
 }
 
