@@ -246,7 +246,7 @@ has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 # Most tests wait for others most of the time.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 1))}"
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 2))}"
 
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
   run_groups "$@"
