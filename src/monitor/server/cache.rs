@@ -1,4 +1,4 @@
-//! Responses that take time to make: `/readyz`, `/status`, `/metrics`.
+//! Responses that take time to make: `/readyz`, `/status`, `/history`, `/metrics`.
 //!
 //! One thread makes them: it reads the scoreboard, and asks the system and Redis. Each response serves every client
 //! for a second, and Redis is asked at most once in that time, over one connection, however many clients ask. A
@@ -13,6 +13,7 @@ use std::{io, thread};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::health;
+use super::history::History;
 use super::metrics::{self, ExpositionFormat, MetricInputs};
 use super::response::{Response, StatusCode};
 use crate::config::Plan;
@@ -38,15 +39,18 @@ pub(super) enum Topic {
     Ready,
     /// What `conserver status --json --queues` prints.
     Status,
+    /// The figures of the last hour.
+    History,
     /// Every metric.
     Metrics(ExpositionFormat),
 }
 
 impl Topic {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Ready,
         Self::Status,
+        Self::History,
         Self::Metrics(ExpositionFormat::Classic),
         Self::Metrics(ExpositionFormat::OpenMetrics),
     ];
@@ -56,8 +60,9 @@ impl Topic {
         match self {
             Self::Ready => 0,
             Self::Status => 1,
-            Self::Metrics(ExpositionFormat::Classic) => 2,
-            Self::Metrics(ExpositionFormat::OpenMetrics) => 3,
+            Self::History => 2,
+            Self::Metrics(ExpositionFormat::Classic) => 3,
+            Self::Metrics(ExpositionFormat::OpenMetrics) => 4,
         }
     }
 
@@ -66,7 +71,7 @@ impl Topic {
         match self {
             // Probes wait for a second.
             Self::Ready => Duration::from_millis(700),
-            Self::Status | Self::Metrics(_) => Duration::from_secs(5),
+            Self::Status | Self::History | Self::Metrics(_) => Duration::from_secs(5),
         }
     }
 
@@ -74,7 +79,7 @@ impl Topic {
     fn why_not_in_time(self) -> &'static str {
         match self {
             Self::Ready => "Redis has not answered yet",
-            Self::Status | Self::Metrics(_) => "this is not known yet",
+            Self::Status | Self::History | Self::Metrics(_) => "this is not known yet",
         }
     }
 }
@@ -150,10 +155,7 @@ impl ResponseCache {
             let why = "too many clients wait for this";
             return Arc::new(Response::text(StatusCode::Unavailable, why));
         }
-        let entry = &mut state.entries[topic.number()];
-        if !entry.is_ordered {
-            entry.is_ordered = self.orders.try_send(topic).is_ok();
-        }
+        self.order_from(&mut state, topic);
         state.waiting += 1;
         let is_old = |state: &mut CacheState| state.made_since(topic, Some(asked)).is_none();
         let waited = (self.changed).wait_timeout_while(state, topic.limit(), is_old);
@@ -163,6 +165,18 @@ impl ResponseCache {
             let why = topic.why_not_in_time();
             Arc::new(Response::text(StatusCode::Unavailable, why))
         })
+    }
+
+    /// Has a response made, without waiting for it.
+    pub fn order(&self, topic: Topic) {
+        self.order_from(&mut self.lock(), topic);
+    }
+
+    fn order_from(&self, state: &mut CacheState, topic: Topic) {
+        let entry = &mut state.entries[topic.number()];
+        if !entry.is_ordered {
+            entry.is_ordered = self.orders.try_send(topic).is_ok();
+        }
     }
 
     fn put(&self, topic: Topic, response: Response) {
@@ -192,6 +206,7 @@ pub(super) struct ResponseMaker {
     queues: Option<(Instant, Queues)>,
     /// When the supervisor was started, in seconds since 1970: computed once, because clocks drift.
     started: Option<f64>,
+    history: History,
 }
 
 impl ResponseMaker {
@@ -209,6 +224,7 @@ impl ResponseMaker {
             plan: None,
             queues: None,
             started: None,
+            history: History::default(),
         }
     }
 
@@ -241,6 +257,10 @@ impl ResponseMaker {
                     }
                     Err(error) => Response::text(StatusCode::Unavailable, &error.to_string()),
                 }
+            }
+            Topic::History => {
+                let json = visible_json(&self.history.tell(&snapshot, &queues)) + "\n";
+                Response::new(StatusCode::Ok, "application/json", &json)
             }
             Topic::Metrics(format) => {
                 let holds = view::holds(&snapshot, plan);
