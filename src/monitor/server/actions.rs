@@ -1,8 +1,8 @@
 //! What the monitor does for whoever has the token: it retries or drops dead letters.
 //!
 //! ```text
-//! POST /actions/dlq/retry   {"queue": "default"}                    the oldest of a queue
-//! POST /actions/dlq/drop    {"queue": "storage:pg", "stage": …, "error": …}   those of a group
+//! POST /actions/dlq/retry   {"queue": "default"}
+//! POST /actions/dlq/drop    {"queue": "storage:pg", "group": {"stage": "storage pg", "error": "…"}}
 //! ```
 //!
 //! Each action runs in the thread of its connection, one at a time, on at most [`MOST`] dead letters, and is logged.
@@ -80,10 +80,28 @@ impl Verb {
 struct Letters {
     /// An ingress list, or `storage:NAME`.
     queue: String,
-    /// Those that failed at this stage,
+    /// Those of one group alone.
+    group: Option<Group>,
+}
+
+/// Dead letters that failed alike, as `/status` has them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
     stage: Option<String>,
-    /// with this error.
-    error: Option<String>,
+    error: String,
+}
+
+impl Group {
+    /// The group of a dead letter with this reason.
+    fn of(reason: Option<&[u8]>) -> Self {
+        let (stage, error) = match reason.map(StoredReason::read) {
+            None => (None, String::new()),
+            Some(StoredReason::Other(text)) => (None, text),
+            Some(StoredReason::Known { stage, error, .. }) => (Some(stage), error),
+        };
+        Self { stage, error }
+    }
 }
 
 /// What an action has done.
@@ -217,7 +235,7 @@ impl Actions {
         let scope = Scope {
             // What has no reason waits for its storage, and is no dead letter.
             with_reason_only: plan.is_some_and(defers),
-            group: which,
+            group: which.group.as_ref(),
         };
         match (verb, storage) {
             (Verb::Retry, None) => retry(&mut letters, &list, &scope),
@@ -251,31 +269,19 @@ fn storage_of(list: &Raw, plan: Option<&Plan>) -> Option<String> {
 /// Which dead letters of a queue are meant.
 struct Scope<'a> {
     with_reason_only: bool,
-    group: &'a Letters,
+    group: Option<&'a Group>,
 }
 
 impl Scope<'_> {
     /// Whether all entries of the queue are meant.
     fn is_everything(&self) -> bool {
-        !self.with_reason_only && self.group.stage.is_none() && self.group.error.is_none()
+        !self.with_reason_only && self.group.is_none()
     }
 
     fn includes(&self, letter: &RawDeadLetter) -> bool {
-        let reason = letter.reason.as_deref().map(StoredReason::read);
-        if self.with_reason_only && reason.is_none() {
-            return false;
-        }
-        let (stage, error) = match &reason {
-            None => ("", ""),
-            Some(StoredReason::Other(text)) => ("", &**text),
-            Some(StoredReason::Known { stage, error, .. }) => (&**stage, &**error),
-        };
-        let is_it = |wanted: &Option<String>, found: &str| {
-            wanted
-                .as_ref()
-                .is_none_or(|wanted| *wanted == printable(found))
-        };
-        is_it(&self.group.stage, stage) && is_it(&self.group.error, error)
+        let reason = letter.reason.as_deref();
+        let is_of_group = |group: &Group| Group::of(reason) == *group;
+        (!self.with_reason_only || reason.is_some()) && self.group.is_none_or(is_of_group)
     }
 
     /// The oldest entries that are meant, at most [`MOST`], and how many more there are among those looked at.
@@ -483,27 +489,30 @@ mod tests {
     #[test]
     fn a_group_is_told_by_its_stage_and_error() {
         let known = r#"{"stage":"link x","error":"no\nroute","attempts":1,"worker":"W","at":1.5}"#;
-        let group = |stage: Option<&str>, error: Option<&str>| Letters {
-            queue: "default".to_owned(),
+        let group = |stage: Option<&str>, error: &str| Group {
             stage: stage.map(str::to_owned),
-            error: error.map(str::to_owned),
+            error: error.to_owned(),
         };
-        for (stage, error, expected) in [
-            (None, None, [true, true, true]),
-            (Some("link x"), None, [true, false, false]),
-            (Some("link x"), Some("no\\nroute"), [true, false, false]),
-            (Some("link x"), Some("another"), [false, false, false]),
-            (Some(""), Some("because"), [false, true, false]),
-            (Some(""), Some(""), [false, false, true]),
+        for (group, expected) in [
+            (None, [true, true, true]),
+            (
+                Some(group(Some("link x"), "no\nroute")),
+                [true, false, false],
+            ),
+            (
+                Some(group(Some("link x"), "another")),
+                [false, false, false],
+            ),
+            (Some(group(None, "because")), [false, true, false]),
+            (Some(group(None, "")), [false, false, true]),
         ] {
-            let group = group(stage, error);
             let scope = |with_reason_only| Scope {
                 with_reason_only,
-                group: &group,
+                group: group.as_ref(),
             };
             let reasons = [Some(known), Some("because"), None];
             let found = reasons.map(|reason| scope(false).includes(&letter("a", reason)));
-            assert_eq!(found, expected, "{stage:?} {error:?}");
+            assert_eq!(found, expected, "{group:?}");
             // Backlog is no dead letter.
             assert!(!scope(true).includes(&letter("a", None)));
         }

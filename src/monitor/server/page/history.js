@@ -1,7 +1,7 @@
 // What the daemon did in the last hour, as far as the monitor or this page has seen it, and what has changed since a
 // time. Time is the daemon's uptime.
 
-const KEPT = 3600, FINE = 300, STEP = 10, RECENT = 60, BEHIND = 30;
+const KEPT = 3600, FINE = 300, SAMPLED = 10, RECENT = 60, BEHIND = 30;
 let samples = [];
 
 function sum(values) {
@@ -60,7 +60,7 @@ function remember(status) {
 // Of readings that are older, one in ten seconds is enough.
 function thinOut(until) {
   const next = samples.findIndex(({ at }) => at > until);
-  if (next > 1 && samples[next].at - samples[next - 2].at <= STEP) samples.splice(next - 1, 1);
+  if (next > 1 && samples[next].at - samples[next - 2].at <= SAMPLED) samples.splice(next - 1, 1);
 }
 
 // Whether it is the same daemon that goes on counting. In a container the next one has the same PID,
@@ -117,17 +117,28 @@ function recent(key, figures) {
 
 // The times that were counted since an earlier reading.
 function newTimes(figures, old) {
-  const known = new Map(old?.seconds?.buckets);
-  return (figures.seconds?.buckets ?? []).map(([bound, n]) => [bound, n - (known.get(bound) ?? 0)]);
+  const earlier = old?.seconds?.buckets ?? [];
+  return (figures.seconds?.buckets ?? []).map(([bound, n]) => [bound, n - upTo(bound, earlier)]);
+}
+
+// How many times are at most this bound, from pairs of upper bound and number up to it. A bound that has none between
+// it and the bound below it may be left out.
+function upTo(bound, buckets) {
+  return buckets.findLast(([it]) => edge(it) <= edge(bound))?.[1] ?? 0;
+}
+
+function edge(bound) {
+  return bound === "+Inf" ? Infinity : bound;
 }
 
 // Median and 99th percentile of what all chains have done in the last ten seconds.
 function timesOf(chains) {
-  const from = readBefore(STEP);
+  const from = readBefore(SAMPLED);
+  if (from === samples.at(-1)) return [NaN, NaN];
   const added = chains.map((chain) => newTimes(chain, from.figures.get(`chain ${chain.name}`)));
-  const all = (added[0] ?? []).map(([bound], i) => [bound, sum(added.map((buckets) => buckets[i]?.[1]))]);
-  const isFirst = from === samples.at(-1);
-  return [0.5, 0.99].map((q) => (isFirst ? NaN : quantile(q, all)?.seconds ?? NaN));
+  const bounds = [...new Set(added.flat().map(([bound]) => bound))].sort((a, b) => edge(a) - edge(b));
+  const all = bounds.map((bound) => [bound, sum(added.map((buckets) => upTo(bound, buckets)))]);
+  return [0.5, 0.99].map((q) => quantile(q, all)?.seconds ?? NaN);
 }
 
 // The time that the share q of all stays below or at, from pairs of upper bound and number up to

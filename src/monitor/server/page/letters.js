@@ -61,7 +61,7 @@ function groupRow(queue, group, used) {
   ];
   if (MAY_ACT) {
     const about = `those of ${queue} that failed at ${stage || "an unknown stage"}`;
-    row.push(kept(`${key}\nactions`, used, () => letterButtons({ queue, stage, error }, about)));
+    row.push(kept(`${key}\nactions`, used, () => letterButtons({ queue, group: { stage, error } }, about)));
   }
   return { key, cells: row };
 }
