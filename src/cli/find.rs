@@ -93,7 +93,9 @@ pub(super) fn in_queues(settings: &Settings, config: &Config, id: &VconId) -> Ve
         Ok(finder) => finder.queues(id),
         Err(_) => return Vec::new(),
     };
-    let Ok(queues) = queues else { return Vec::new() };
+    let Ok(queues) = queues else {
+        return Vec::new();
+    };
     let mut report = VconReport::new(id);
     search.add_queues(&mut report, id, queues);
     report.queue_lines(search.now)
@@ -298,7 +300,9 @@ impl<'a> Search<'a> {
                     Err(failure) => {
                         is_storage_away |= failure.is_transient();
                         let error = truncated(&failure.to_string(), LONGEST_ERROR);
-                        report.errors.push(format!("storage {}: {error}", storage.name));
+                        report
+                            .errors
+                            .push(format!("storage {}: {error}", storage.name));
                         found.error = Some(error);
                     }
                 }
@@ -443,8 +447,10 @@ fn finder(settings: &Settings, config: &Config) -> Result<VconFinder, QueueError
     let raw = |list: &ListName| Raw::new(list.as_str());
     let chains = config.chains.iter();
     let lists = FindLists {
-        ingress: chains.flat_map(|it| it.ingress_lists.iter().map(raw)).collect(),
-        egress: config.egress_lists().iter().map(raw).collect(),
+        ingress: chains
+            .flat_map(|it| it.ingress_lists.iter().map(raw))
+            .collect(),
+        egress: config.egress_lists.iter().map(raw).collect(),
         storages: config.storages.keys().cloned().collect(),
     };
     VconFinder::new(connection, &lists)
@@ -693,10 +699,15 @@ impl Waiting {
 impl Dead {
     fn text(&self, uuid: &str, now: f64) -> String {
         let place = self.entry.text("in DLQ:");
-        let stage = self.stage.as_ref().map_or(String::new(), |it| format!("{it}: "));
+        let stage = self
+            .stage
+            .as_ref()
+            .map_or(String::new(), |it| format!("{it}: "));
         let error = self.error.as_deref().unwrap_or("no reason was kept");
         let error = truncated(error, LONGEST_ERROR);
-        let since = self.at.map_or(String::new(), |at| format!(", since {}", time_and_age(at, now)));
+        let since = self.at.map_or(String::new(), |at| {
+            format!(", since {}", time_and_age(at, now))
+        });
         let queue = shell_word(&self.entry.name);
         format!(
             "dead letter: {place}{since}; {stage}{error}; again: conserver dlq retry {queue} {uuid}"
@@ -706,7 +717,11 @@ impl Dead {
 
 impl Kept {
     fn text(&self) -> String {
-        let verb = if self.ttl_seconds.is_some() { "expires in" } else { "lives" };
+        let verb = if self.ttl_seconds.is_some() {
+            "expires in"
+        } else {
+            "lives"
+        };
         let ttl = remaining_ttl(self.ttl_seconds);
         let what = match (self.kind.as_str(), self.bytes) {
             (_, Some(bytes)) => byte_size(usize::try_from(bytes).unwrap_or(usize::MAX)),

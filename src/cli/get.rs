@@ -62,7 +62,8 @@ impl GetArgs {
             }
         };
         let found = self.find(&mut stores);
-        let is_redis_away = |search: &FailedSearch| search.unavailable.iter().any(|it| it == "Redis");
+        let is_redis_away =
+            |search: &FailedSearch| search.unavailable.iter().any(|it| it == "Redis");
         if self.from.is_none() && !found.as_ref().is_err_and(is_redis_away) {
             in_queues(settings, &config, &self.uuid)
                 .iter()

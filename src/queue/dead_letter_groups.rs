@@ -226,7 +226,10 @@ impl GroupReader<'_> {
             }
         };
         let known = known.into_iter().chain(std::iter::repeat(None));
-        let without = entries.into_iter().zip(known).filter(|(_, it)| it.is_none());
+        let without = entries
+            .into_iter()
+            .zip(known)
+            .filter(|(_, it)| it.is_none());
         let mut examples: Vec<Raw> = without
             .filter(|(entry, _)| entry.len() <= MOST_OF_ENTRY)
             .map(|(entry, _)| Raw::new(entry))
@@ -486,7 +489,9 @@ fn time(text: &str) -> Option<usize> {
         1
     } else if let Some(offset) = zone.strip_prefix(['+', '-']) {
         let known = shaped(offset, "00:00").or_else(|| shaped(offset, "0000"));
-        known.or_else(|| shaped(offset, "00")).map_or(0, |it| 1 + it)
+        known
+            .or_else(|| shaped(offset, "00"))
+            .map_or(0, |it| 1 + it)
     } else {
         0
     };
@@ -560,17 +565,32 @@ mod tests {
                 "could not connect to 127.0.0.1:40081: Connection refused (os error 111)",
                 "could not connect to ADDRESS: Connection refused (os error 111)",
             ),
-            ("[::1]:80 and fe80::1 and 10.0.0.7.", "ADDRESS and ADDRESS and ADDRESS."),
+            (
+                "[::1]:80 and fe80::1 and 10.0.0.7.",
+                "ADDRESS and ADDRESS and ADDRESS.",
+            ),
             (
                 "created_at 2024-03-16T16:09:20.25+01:00, seen 2024-03-16 at 16:09:20",
                 "created_at TIME, seen TIME at TIME",
             ),
             ("2024-03-16 16:09 Z", "TIME Z"),
-            ("request 7f3a90bc12de of 17,5 MB in 1.5 s, 300ms", "request ID of N MB in N s, Nms"),
-            ("ended with exit code 3, killed by signal 9", "ended with exit code 3, killed by signal 9"),
-            ("duplicate key (SQLSTATE 23505)", "duplicate key (SQLSTATE 23505)"),
+            (
+                "request 7f3a90bc12de of 17,5 MB in 1.5 s, 300ms",
+                "request ID of N MB in N s, Nms",
+            ),
+            (
+                "ended with exit code 3, killed by signal 9",
+                "ended with exit code 3, killed by signal 9",
+            ),
+            (
+                "duplicate key (SQLSTATE 23505)",
+                "duplicate key (SQLSTATE 23505)",
+            ),
             ("HTTP 404 and HTTP/1.1", "HTTP 404 and HTTP/1.N"),
-            ("s3 has sha256 in utf8 of Worker-2", "s3 has sha256 in utf8 of Worker-N"),
+            (
+                "s3 has sha256 in utf8 of Worker-2",
+                "s3 has sha256 in utf8 of Worker-N",
+            ),
             ("two\n\tlines  \n", "two lines"),
             ("std::io::Error at 0xdeadbeef", "std::io::Error at ID"),
             (
@@ -601,7 +621,10 @@ mod tests {
         group.add(&[b'x'; MOST_OF_ENTRY + 1], Some(9.0));
         let group = group.of((Raw::new("default"), None, None));
         assert_eq!(group.examples, ["e", "d", "c"].map(Raw::new));
-        assert_eq!((group.count, group.oldest, group.newest), (6, Some(1.0), Some(9.0)));
+        assert_eq!(
+            (group.count, group.oldest, group.newest),
+            (6, Some(1.0), Some(9.0))
+        );
     }
 
     #[test]

@@ -246,7 +246,11 @@ impl VconFinder {
     pub fn queues(&mut self, id: &VconId) -> Result<VconQueues, QueueError> {
         let found = self.look(id)?;
         // A claim may have been released between two looks.
-        if found.is_empty() { self.look(id) } else { Ok(found) }
+        if found.is_empty() {
+            self.look(id)
+        } else {
+            Ok(found)
+        }
     }
 
     fn look(&mut self, id: &VconId) -> Result<VconQueues, QueueError> {
@@ -417,13 +421,7 @@ fn text_members(connection: &mut RedisConnection, set: &str) -> Result<Vec<Strin
 
 impl FoundClaim {
     /// Reads the record of a claim; `None` if it is not on this vCon.
-    fn read(
-        instance: &str,
-        worker: u32,
-        lane: &[u8],
-        record: &[u8],
-        id: &VconId,
-    ) -> Option<Self> {
+    fn read(instance: &str, worker: u32, lane: &[u8], record: &[u8], id: &VconId) -> Option<Self> {
         #[derive(Deserialize)]
         struct Record {
             #[serde(default)]
@@ -453,7 +451,11 @@ impl FoundProgress {
         Some(Self {
             list: list.to_string(),
             // Other versions of the document have gone to the storages since.
-            stored: if start == 0 { progress.stored } else { Vec::new() },
+            stored: if start == 0 {
+                progress.stored
+            } else {
+                Vec::new()
+            },
             ..progress
         })
     }
@@ -487,7 +489,10 @@ mod tests {
         let read = |record: &str| FoundClaim::read("here", 3, b"2", record.as_bytes(), &id);
         let record = format!(r#"{{"since":7.5,"by":"x","list":"default","uuid":"{ID}"}}"#);
         let claim = read(&record).unwrap();
-        assert_eq!((claim.worker, claim.lane.as_str(), claim.since), (3, "2", 7.5));
+        assert_eq!(
+            (claim.worker, claim.lane.as_str(), claim.since),
+            (3, "2", 7.5)
+        );
         assert_eq!(claim.list, Raw::new("default"));
         let mentioned = format!(r#"{{"since":7.5,"list":"default","uuid":"x","context":"{ID}"}}"#);
         for record in [mentioned.as_str(), &record[1..], ""] {
@@ -500,14 +505,18 @@ mod tests {
         let list = Raw::new("default");
         let text = r#"{"links":["a","b"],"storages":["s"],"id":"x","links_done":1,"is_halted":false,
             "expire":null,"routes":[],"stored":["s"],"refused":[],"deferred":[]}"#;
-        for (marks, stored) in [("", &["s"][..]), ("~", &[]), ("~^", &[])] {
+        for (marks, stored) in [("", &["s".to_owned()][..]), ("~", &[]), ("~^", &[])] {
             let record = format!("abc vcon:{ID} {marks}{text}");
             let read = FoundProgress::read(&list, record.as_bytes()).unwrap();
             assert_eq!((read.links_done, read.links.len()), (1, 2));
-            assert_eq!((&*read.stored, &*read.list), (&*stored, "default"));
+            assert_eq!((read.stored, &*read.list), (stored.to_vec(), "default"));
         }
         for broken in ["", "a b", "a b !", "a b ~", "a b {}"] {
-            assert_eq!(FoundProgress::read(&list, broken.as_bytes()), None, "{broken}");
+            assert_eq!(
+                FoundProgress::read(&list, broken.as_bytes()),
+                None,
+                "{broken}"
+            );
         }
     }
 

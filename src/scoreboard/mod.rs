@@ -21,7 +21,8 @@ mod snapshot;
 pub use board::{Board, BoardError, BoardId};
 pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
 pub use layout::{
-    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, RestartCause, SLOTS, Shape, WorkerState,
+    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, RestartCause, SLOTS, Shape,
+    WorkerState,
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
 pub use snapshot::{

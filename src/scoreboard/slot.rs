@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::board::config_path;
 use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
-use super::{BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures};
+use super::{
+    BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures,
+};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};

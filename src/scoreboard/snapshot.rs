@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::board::{config_path, holder};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
-    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, RestartCause, Series, WorkerState, figures,
+    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, RestartCause, Series, WorkerState,
+    figures,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};

@@ -17,8 +17,8 @@ pub use queues::{DeadLetterGroupView, GroupCache, ListNames, Queues, StorageQueu
 
 use crate::config::{ListName, Plan};
 use crate::scoreboard::{
-    ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
-    is_silent, shown_name,
+    ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot,
+    WorkerView, is_silent, shown_name,
 };
 use crate::settings::StartMethod;
 

@@ -254,7 +254,10 @@ impl ListNames {
                 found: found.ok(),
             });
         }
-        (queues.dead_letter_groups, queues.dead_letter_groups_complete) = cache.views();
+        (
+            queues.dead_letter_groups,
+            queues.dead_letter_groups_complete,
+        ) = cache.views();
     }
 
     /// The queues that have dead letters.
@@ -333,7 +336,11 @@ chains:
             (1, 60, true),
         ] {
             let now = start + Duration::from_secs(seconds);
-            assert_eq!(cache.is_due(&[queue(entries)], now), is_due, "{entries} {seconds}");
+            assert_eq!(
+                cache.is_due(&[queue(entries)], now),
+                is_due,
+                "{entries} {seconds}"
+            );
         }
         assert_eq!(cache.views(), (vec![], false));
     }

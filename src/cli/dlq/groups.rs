@@ -124,9 +124,9 @@ impl QueueGroups {
             return show;
         };
         let retry = format!(
-            "conserver dlq retry {} --stage {}",
-            named(&self.name),
-            shell_word(&printable(stage))
+            "conserver dlq retry --stage {} {}",
+            shell_word(&printable(stage)),
+            named(&self.name)
         );
         match show.is_empty() {
             true => retry,
@@ -188,7 +188,7 @@ mod tests {
             queue.text(),
             "default: 13 dead letters\n  \
              12  link x: no\\n\n      \
-             from 1 h 1 min to 1 min 5 s ago; conserver dlq show 'a b'; conserver dlq retry default --stage 'link x'\n   \
+             from 1 h 1 min to 1 min 5 s ago; conserver dlq show 'a b'; conserver dlq retry --stage 'link x' default\n   \
              1  no\\n\n      \
              conserver dlq show -- -d\n   \
              1  no\\n\n  \
