@@ -6,6 +6,7 @@ mod check;
 mod delete;
 mod demo;
 mod dlq;
+mod find;
 mod get;
 pub mod migrate;
 mod output;
@@ -81,12 +82,22 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Get the document of a vCon from Redis, or else from the first storage that has it
     ///
-    /// Names on standard error where it was found. A storage that cannot be reached is named too, and
-    /// the others are still asked.
+    /// Names on standard error where it was found, and whether it waits, is in work or is a dead letter at this
+    /// moment. A storage that cannot be reached is named too, and the others are still asked.
     ///
     /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but Redis or a
     /// storage could not be reached, 64 for a storage that does not exist or cannot be asked.
     Get(get::GetArgs),
+    /// Tell where vCons are: on a list, in work, dead, waiting for a storage, or done
+    ///
+    /// Looks at every place: all lists of config.yml and those that daemons have recorded (with the number
+    /// from the head), the claims of all daemons, the dead letters and the backlog of storages, the
+    /// progress that is kept for the next turn, the document in Redis, and each storage. Of very long
+    /// lists, a million entries at either end are looked at.
+    ///
+    /// Exits 0 when all were found, 65 when one is nowhere, 69 when one was not found but Redis or a
+    /// storage could not be reached.
+    Where(find::WhereArgs),
     /// Delete a vCon from every storage and from Redis, for good
     ///
     /// Deletes from Redis its document and its entry in the sorted set VCON_SORTED_SET_NAME. Entries
@@ -249,6 +260,7 @@ pub fn main() -> Exit {
         Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
+        Some(Command::Where(place)) => place.run(&settings),
         Some(Command::Delete(delete)) => delete.run(&settings),
         Some(Command::Dlq(dlq)) => dlq.run(&settings),
         Some(Command::Audit(audit)) => audit.run(&settings),

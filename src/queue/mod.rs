@@ -18,6 +18,8 @@
 //! | how a claim ends | `finish.rs`, `release.rs` |
 //! | what becomes of the claims of a dead worker or a dead daemon | `recovery.rs`, `lease.rs` |
 //! | dead letters, and how they are retried | `dead_letters.rs` |
+//! | dead letters that failed alike | `dead_letter_groups.rs` |
+//! | where one vCon is | `find.rs` |
 //! | links that write their vCon by themselves | `direct_writes.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
 //! | vCons that are in no list | `audit.rs` |
@@ -33,9 +35,11 @@
 
 mod audit;
 mod claim;
+mod dead_letter_groups;
 mod dead_letters;
 mod direct_writes;
 mod documents;
+mod find;
 mod finish;
 mod housekeeping;
 mod intake;
@@ -57,6 +61,9 @@ pub use audit::{Audit, AuditLists, Lengths, Location, Whereabouts};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};
+pub use dead_letter_groups::{
+    DeadLetterGroup, DeadLetterGroups, GroupLimits, GroupedQueue, error_pattern,
+};
 pub use dead_letters::{
     DeadLetter, DeadLetters, HeldLock, Moved, Owner, RawDeadLetter, ReplayLock, ReplayOutcome,
     ReplayStart, StoredReason,
@@ -64,6 +71,10 @@ pub use dead_letters::{
 pub use direct_writes::Overwritten;
 pub use documents::{
     Document, DocumentFormat, Documents, Removed, Replaced, Replacement, StoredDocument,
+};
+pub use find::{
+    FindLists, FoundClaim, FoundDocument, FoundLetter, FoundProgress, ListPosition, Rounds,
+    VconFinder, VconPlaces, VconQueues,
 };
 pub use finish::{Announcement, FailedStorage, Finish, Finished};
 pub use housekeeping::{Chore, Housekeeper, HousekeepingLease, Pace};

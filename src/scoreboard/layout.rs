@@ -20,7 +20,7 @@ use std::fmt;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 8;
+pub const VERSION: u64 = 9;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -128,6 +128,8 @@ pub mod lane {
     pub const SINCE: usize = 3;
     pub const LIMIT: usize = 4;
     pub const CHECK: usize = 5;
+    /// The step of the chain that the vCon is at; not part of the checksum.
+    pub const STEP: usize = 6;
 }
 
 /// The fewest series there is room for.
@@ -410,6 +412,42 @@ impl fmt::Display for LaneState {
     }
 }
 
+/// At which step of its chain a vCon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneStep {
+    /// Before the first link: its document is read.
+    Load,
+    /// At a link, by its position in the configuration.
+    Link(usize),
+    /// At the storages, which save it at the same time.
+    Storages,
+    /// At the finish.
+    Finish,
+}
+
+impl LaneStep {
+    /// The number of the first link.
+    const LINKS: u64 = 3;
+
+    pub(super) fn word(self) -> u64 {
+        match self {
+            Self::Load => 0,
+            Self::Storages => 1,
+            Self::Finish => 2,
+            Self::Link(position) => Self::LINKS + position as u64,
+        }
+    }
+
+    pub(super) fn of_word(word: u64) -> Self {
+        match word {
+            0 => Self::Load,
+            1 => Self::Storages,
+            2 => Self::Finish,
+            link => Self::Link(usize::try_from(link - Self::LINKS).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
 /// The state that a word stands for, if any.
 pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
     let index = usize::try_from(word.checked_sub(1)?).ok()?;
@@ -419,6 +457,14 @@ pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_step_has_a_word_of_its_own() {
+        let steps = [LaneStep::Load, LaneStep::Storages, LaneStep::Finish];
+        for step in steps.into_iter().chain([0, 1, 5000].map(LaneStep::Link)) {
+            assert_eq!(LaneStep::of_word(step.word()), step);
+        }
+    }
 
     #[test]
     fn there_is_room_for_the_configuration_and_as_much_again() {

@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::board::config_path;
 use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
-use super::{BoardError, BoardId, ChildState, LaneState, Meter, SeriesKind, WorkerState, figures};
+use super::{
+    BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures,
+};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
@@ -343,6 +345,11 @@ impl LaneCell {
     /// Holds `id` and waits for a server that is unavailable: no limit runs.
     pub fn waiting(&self, id: Option<&VconId>) {
         self.show(LaneState::Waiting, id, None);
+    }
+
+    /// Shows at which step of its chain the vCon is.
+    pub fn step(&self, step: LaneStep) {
+        self.words.words()[self.start + lane::STEP].store(step.word(), Ordering::Relaxed);
     }
 
     fn show(&self, state: LaneState, id: Option<&VconId>, limit: Option<Duration>) {

@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::board::{config_path, holder};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
-    BoardError, ChildState, DaemonPhase, LaneState, RestartCause, Series, WorkerState, figures,
+    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, RestartCause, Series, WorkerState,
+    figures,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
@@ -220,6 +221,8 @@ pub struct LaneView {
     pub since: u64,
     /// The longest time it may take, in milliseconds.
     pub limit: Option<u64>,
+    /// The step of its chain.
+    pub step: LaneStep,
 }
 
 impl LaneView {
@@ -346,6 +349,7 @@ impl LaneView {
             vcon: Some(Uuid::from_u64_pair(high, low)).filter(|uuid| !uuid.is_nil()),
             since,
             limit: Some(limit).filter(|limit| *limit > 0),
+            step: LaneStep::of_word(words.get(lane::STEP)),
         })
     }
 }

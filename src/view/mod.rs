@@ -13,12 +13,12 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 pub use figures::{Figures, Quantile, Seconds, fixed};
-pub use queues::{ListNames, Queues, StorageQueue};
+pub use queues::{DeadLetterGroupView, GroupCache, ListNames, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};
 use crate::scoreboard::{
-    ChildState, LaneState, LaneView, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
-    is_silent, shown_name,
+    ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot,
+    WorkerView, is_silent, shown_name,
 };
 use crate::settings::StartMethod;
 
@@ -116,6 +116,8 @@ pub struct LaneStatus {
     pub limit_seconds: Option<f64>,
     /// Whether it has held it for longer than `CONSERVER_STUCK_AFTER`.
     pub stuck: bool,
+    /// The step of the chain: `load`, `link <name>`, `storages` or `finish`.
+    pub step: String,
 }
 
 /// The monitor.
@@ -153,7 +155,7 @@ impl View {
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
             lanes_per_worker: header.shape.lanes,
             workers: workers
-                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot))
+                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot, plan))
                 .collect(),
             monitor: snapshot.slots.first().and_then(MonitorStatus::new),
             redis_away_seconds: redis_away(snapshot),
@@ -191,7 +193,12 @@ fn daemon_state(snapshot: &Snapshot) -> &'static str {
 }
 
 impl WorkerStatus {
-    fn new(number: usize, slot: &SlotView, snapshot: &Snapshot) -> Option<Self> {
+    fn new(
+        number: usize,
+        slot: &SlotView,
+        snapshot: &Snapshot,
+        plan: Option<&Plan>,
+    ) -> Option<Self> {
         let now = snapshot.taken;
         let stuck_after = snapshot.header.stuck_after;
         let place = slot.place.as_ref()?;
@@ -206,7 +213,7 @@ impl WorkerStatus {
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: (lanes.iter())
-                .map(|lane| LaneStatus::new(lane, now, stuck_after))
+                .map(|lane| LaneStatus::new(lane, now, stuck_after, plan))
                 .collect(),
             done: slot.done(),
             halted: slot.halted,
@@ -249,7 +256,8 @@ fn state(
 }
 
 impl LaneStatus {
-    fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>) -> Self {
+    /// What a lane shows at this time. `plan` is the configuration in force, if known.
+    pub fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>, plan: Option<&Plan>) -> Self {
         Self {
             lane: lane.number,
             state: lane.state.to_string(),
@@ -257,7 +265,20 @@ impl LaneStatus {
             seconds: seconds(now, lane.since),
             limit_seconds: lane.limit.map(|limit| seconds(limit, 0)),
             stuck: lane.is_stuck(now, stuck_after, Duration::ZERO),
+            step: step_name(lane.step, plan),
         }
+    }
+}
+
+fn step_name(step: LaneStep, plan: Option<&Plan>) -> String {
+    match step {
+        LaneStep::Load => "load".to_owned(),
+        LaneStep::Link(index) => match plan.and_then(|plan| plan.links.get(index)) {
+            Some(name) => format!("link {}", shown_name(name)),
+            None => format!("link number {}", index + 1),
+        },
+        LaneStep::Storages => "storages".to_owned(),
+        LaneStep::Finish => "finish".to_owned(),
     }
 }
 

@@ -119,4 +119,5 @@ mod torture;
 mod turns;
 mod wakeup;
 mod webhooks;
+mod where_is;
 mod wrong_keys;

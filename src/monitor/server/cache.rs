@@ -20,7 +20,7 @@ use crate::config::Plan;
 use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
-use crate::view::{self, ListNames, Queues, View};
+use crate::view::{self, GroupCache, ListNames, Queues, View};
 use crate::visible::{printable, visible_json};
 
 /// How long a response serves every client that asks.
@@ -204,6 +204,8 @@ pub(super) struct ResponseMaker {
     plan: Option<(u64, Plan)>,
     /// The lengths of the queues, and when Redis was asked for them.
     queues: Option<(Instant, Queues)>,
+    /// The dead letters in groups.
+    groups: GroupCache,
     /// When the supervisor was started, in seconds since 1970: computed once, because clocks drift.
     started: Option<f64>,
     history: History,
@@ -223,6 +225,7 @@ impl ResponseMaker {
             followers,
             plan: None,
             queues: None,
+            groups: GroupCache::default(),
             started: None,
             history: History::default(),
         }
@@ -234,7 +237,10 @@ impl ResponseMaker {
             Err(error) => return Response::text(StatusCode::Unavailable, &error.to_string()),
         };
         self.follow_configuration(&snapshot);
-        let queues = self.ask_queues();
+        let mut queues = self.ask_queues();
+        if topic == Topic::Status {
+            self.add_groups(&mut queues);
+        }
         let plan = self.plan.as_ref().map(|(_, plan)| plan);
         match topic {
             Topic::Ready => {
@@ -303,6 +309,13 @@ impl ResponseMaker {
         let queues = asked.unwrap_or_else(|error| Queues::unknown(error.to_string()));
         self.queues = Some((Instant::now(), queues.clone()));
         queues
+    }
+
+    fn add_groups(&mut self, queues: &mut Queues) {
+        if let Some((_, plan)) = &self.plan {
+            let lists = ListNames::of(plan);
+            lists.add_groups(queues, &mut self.lengths, &mut self.groups);
+        }
     }
 }
 
