@@ -20,6 +20,7 @@
 //! | dead letters, and how they are retried | `dead_letters.rs` |
 //! | links that write their vCon by themselves | `direct_writes.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
+//! | what operators have paused | `pauses.rs` |
 //! | vCons that are in no list | `audit.rs` |
 //! | what another worker has left | `survey.rs` |
 //! | whether a server and its user's rights suffice | `preflight.rs` |
@@ -41,6 +42,7 @@ mod housekeeping;
 mod intake;
 mod keys;
 mod lease;
+mod pauses;
 mod preflight;
 mod recovery;
 mod release;
@@ -73,6 +75,7 @@ pub use keys::{
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
+pub use pauses::{Confirmation, PauseRecord, PauseTable, PauseTarget, Pauses, is_of_the_key};
 pub use preflight::{
     ConfiguredWork, Fitness, Needs, RehearsalError, Shortage, cluster_refusal, rehearse,
 };

@@ -48,7 +48,7 @@ function showState(status) {
   document.title = visible(`${isGood ? "" : "⚠ "}${instance}: ${state}`);
 }
 
-function showTroubles({ holds, outages, queues, redis_away_seconds }) {
+function showTroubles({ holds, outages, paused, queues, redis_away_seconds }) {
   const section = document.getElementById("troubles"), list = section.firstElementChild;
   const lines = holds.map(({ stage, chains, workers, seconds }) => {
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
@@ -60,6 +60,10 @@ function showTroubles({ holds, outages, queues, redis_away_seconds }) {
     const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
     const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
     lines.push(`Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`);
+  }
+  for (const { kind, name, since, by } of paused) {
+    const told = [by && `by ${by}`, since && `since ${since.replace(/\.\d+/, "")}`].filter(Boolean).join(" ");
+    lines.push(`Paused: ${kind} ${name}${told ? ` (${told})` : ""}`);
   }
   if (redis_away_seconds !== null) lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}`);
   section.hidden = lines.length === 0;
