@@ -18,9 +18,7 @@ use super::output::{counted, eprint_line, eprint_lines, print_line};
 use super::status::find;
 use crate::child::WAKE_UP;
 use crate::exit::Exit;
-use crate::scoreboard::{
-    DaemonPhase, ReloadState, Snapshot, lock_holder, request_workers,
-};
+use crate::scoreboard::{DaemonPhase, ReloadState, Snapshot, lock_holder, request_workers};
 use crate::settings::Settings;
 use crate::supervisor::MOST_WORKERS;
 
@@ -64,7 +62,7 @@ impl ScaleArgs {
         let daemon = Daemon::find(settings)?;
         daemon.must_not_stop()?;
         let (before, wanted) = (daemon.found.header.wanted, u64::from(self.workers));
-        let workers = counted(self.workers as usize, "worker");
+        let workers = counted(self.workers, "worker");
         if before == wanted {
             print_line(format_args!("the daemon has {workers} already"));
             return Ok(Exit::Ok);
@@ -74,9 +72,11 @@ impl ScaleArgs {
             (why, Exit::Unavailable)
         })?;
         daemon.signal(WAKE_UP)?;
-        daemon.wait("has not changed the number of workers", Some(NOTICE_LIMIT), |now| {
-            (now.header.wanted == wanted).then_some(())
-        })?;
+        daemon.wait(
+            "has not changed the number of workers",
+            Some(NOTICE_LIMIT),
+            |now| (now.header.wanted == wanted).then_some(()),
+        )?;
         print_line(format_args!(
             "{workers} instead of {before}, until the daemon is restarted: CONSERVER_WORKERS says how many start then"
         ));
@@ -95,10 +95,17 @@ impl ReloadArgs {
         daemon.must_not_stop()?;
         let config = match load_config(settings) {
             Ok(config) => config,
-            Err(exit) => return Err(("not reloaded: the former configuration stays".to_owned(), exit)),
+            Err(exit) => {
+                return Err((
+                    "not reloaded: the former configuration stays".to_owned(),
+                    exit,
+                ));
+            }
         };
         match config.check_python(&settings.config_file) {
-            Ok(warnings) => eprint_lines(warnings),
+            Ok(warnings) => warnings
+                .lines()
+                .for_each(|it| eprint_line(format_args!("warning: {it}"))),
             Err(errors) => {
                 eprint_lines(errors);
                 let why = "not reloaded: the former configuration stays".to_owned();
@@ -113,7 +120,9 @@ impl ReloadArgs {
         let state = match state {
             Some(ReloadState::Begun) | None if self.wait => {
                 daemon.wait("reloads", None, |now| {
-                    now.header.reload_state.filter(|state| *state != ReloadState::Begun)
+                    now.header
+                        .reload_state
+                        .filter(|state| *state != ReloadState::Begun)
                 })?
             }
             state => state.unwrap_or(ReloadState::Begun),
@@ -127,7 +136,9 @@ impl ReloadArgs {
                 print_line("reloaded: every worker has the new configuration");
                 return Ok(Exit::Ok);
             }
-            ReloadState::Refused => "the daemon refuses the configuration, the former one stays: its log says why",
+            ReloadState::Refused => {
+                "the daemon refuses the configuration, the former one stays: its log says why"
+            }
             ReloadState::GivenUp => {
                 "a worker cannot work with the configuration, the other workers were not replaced: the log says why"
             }
@@ -152,9 +163,16 @@ impl DrainArgs {
             daemon.signal(Signal::SIGTERM)?;
         }
         if !self.wait {
-            let lanes = daemon.found.slots.iter().filter_map(|slot| slot.worker.as_ref());
+            let lanes = daemon
+                .found
+                .slots
+                .iter()
+                .filter_map(|slot| slot.worker.as_ref());
             let in_work: usize = lanes.map(|worker| worker.lanes.len()).sum();
-            print_line(format_args!("draining, {} in work", counted(in_work, "vCon")));
+            print_line(format_args!(
+                "draining, {} in work",
+                counted(in_work as u64, "vCon")
+            ));
             return Ok(Exit::Ok);
         }
         while daemon.look().is_ok() {
@@ -224,7 +242,8 @@ impl Daemon {
 
     /// What this very daemon shows now.
     fn look(&self) -> Result<Snapshot, String> {
-        let now = Snapshot::without_figures(&self.found.board).map_err(|error| error.to_string())?;
+        let now =
+            Snapshot::without_figures(&self.found.board).map_err(|error| error.to_string())?;
         if now.header.nonce == self.found.header.nonce {
             Ok(now)
         } else {
@@ -324,7 +343,10 @@ mod tests {
     #[test]
     fn the_unit_of_a_daemon_is_found_by_its_control_group() {
         for (cgroups, expected) in [
-            ("0::/system.slice/conserver.service\n", Some(("conserver.service", false))),
+            (
+                "0::/system.slice/conserver.service\n",
+                Some(("conserver.service", false)),
+            ),
             (
                 "12:cpu:/x.service\n1:name=systemd:/system.slice/conserver@two.service/sub\n",
                 Some(("conserver@two.service", false)),

@@ -78,13 +78,13 @@ enum Command {
     /// keep their order, and their documents do not expire. Without names, lists what is paused.
     ///
     /// Exits 0 once every running instance has confirmed that it claims nothing there any more, 69
-    /// when one has not within 5 seconds (the pause stays set) or Redis cannot be reached, 64 for a
-    /// name that the configuration does not have.
+    /// when one has not in time (the pause stays set) or Redis cannot be reached, 64 for a name that
+    /// the configuration does not have.
     Pause(pause::PauseArgs),
     /// Resume ingress lists or chains that were paused
     ///
-    /// Exits 0 once every running instance has confirmed it, 69 when one has not within 5 seconds or
-    /// Redis cannot be reached, 64 for a name that is neither paused nor in the configuration.
+    /// Exits 0 once every running instance has confirmed it, 69 when one has not in time or Redis
+    /// cannot be reached, 64 for a name that is neither paused nor in the configuration.
     Resume(pause::ResumeArgs),
     /// Change the number of workers of the daemon on this machine, until it is restarted
     ///

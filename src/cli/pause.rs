@@ -21,9 +21,6 @@ use crate::visible::visible_json;
 /// How long connecting to Redis, or a reply, may take.
 const REDIS_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the instances may take to confirm.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
-
 /// The pause between two looks at what they have confirmed.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -37,6 +34,10 @@ pub struct PauseArgs {
     /// Do not wait until every running instance has confirmed that it claims nothing from there any more
     #[arg(long)]
     no_wait: bool,
+
+    /// How long the instances may take to confirm
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
 
     /// Also pause what the configuration does not have; a name alone is that of a list
     #[arg(long)]
@@ -61,6 +62,10 @@ pub struct ResumeArgs {
     /// Do not wait until every running instance has confirmed it
     #[arg(long)]
     no_wait: bool,
+
+    /// How long the instances may take to confirm
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
 }
 
 /// Why a command ends: the text for people, and the exit code.
@@ -113,7 +118,8 @@ impl PauseArgs {
             if !is_new {
                 let before = pauses.all().map_err(unavailable)?;
                 let told = view::pauses(&before).into_iter();
-                let mut told = told.filter(|it| it.kind == target.kind() && it.name == target.name());
+                let mut told =
+                    told.filter(|it| it.kind == target.kind() && it.name == target.name());
                 let told = told.next().map_or(target.to_string(), |it| it.told());
                 print_line(format_args!("paused before: {told}"));
             }
@@ -124,10 +130,12 @@ impl PauseArgs {
     fn confirm(&self, pauses: &mut PauseTable, targets: &[PauseTarget]) -> Result<Exit, Failure> {
         let names = names(targets);
         if self.no_wait {
-            print_line(format_args!("paused: {names}; every instance follows within a second"));
+            print_line(format_args!(
+                "paused: {names}; every instance follows within a second"
+            ));
             return Ok(Exit::Ok);
         }
-        match wait_until_followed(pauses, targets).map_err(unavailable)? {
+        match wait_until_followed(pauses, targets, self.timeout).map_err(unavailable)? {
             Followed::ByAll(instances) if instances.is_empty() => print_line(format_args!(
                 "paused: {names}; no instance runs on this Redis, one that starts follows"
             )),
@@ -140,7 +148,7 @@ impl PauseArgs {
                     format!(
                         "paused: {names}; but not confirmed within {} s by {}, which may still claim there: it is \
                          busy, hangs, or is of a version that does not know pauses",
-                        CONFIRM_LIMIT.as_secs(),
+                        self.timeout,
                         instances.join(", ")
                     ),
                     Exit::Unavailable,
@@ -163,7 +171,10 @@ impl ResumeArgs {
             paused.iter().map(|(target, _)| target.clone()).collect()
         } else {
             let known = KnownNames::of(settings).unwrap_or_default();
-            let targets = self.names.iter().map(|name| paused_target(name, &paused, &known));
+            let targets = self
+                .names
+                .iter()
+                .map(|name| paused_target(name, &paused, &known));
             let targets: Result<_, String> = targets.collect();
             targets.map_err(|why| (why, Exit::Usage))?
         };
@@ -178,16 +189,18 @@ impl ResumeArgs {
         }
         let names = names(&targets);
         if self.no_wait {
-            print_line(format_args!("resumed: {names}; every instance follows within a second"));
+            print_line(format_args!(
+                "resumed: {names}; every instance follows within a second"
+            ));
             return Ok(Exit::Ok);
         }
-        match wait_until_followed(pauses, &targets).map_err(unavailable)? {
+        match wait_until_followed(pauses, &targets, self.timeout).map_err(unavailable)? {
             Followed::ByAll(_) => print_line(format_args!("resumed: {names}")),
             Followed::NotBy(instances) => {
                 return Err((
                     format!(
                         "resumed: {names}; but not confirmed within {} s by {}",
-                        CONFIRM_LIMIT.as_secs(),
+                        self.timeout,
                         instances.join(", ")
                     ),
                     Exit::Unavailable,
@@ -247,18 +260,21 @@ enum Followed {
     NotBy(Vec<String>),
 }
 
-/// Waits until each instance that is alive follows what Redis says of these targets now.
+/// Waits for at most so many seconds until each instance that is alive follows what Redis says of these targets now.
 fn wait_until_followed(
     pauses: &mut PauseTable,
     targets: &[PauseTarget],
+    seconds: u64,
 ) -> Result<Followed, QueueError> {
-    let begun = Instant::now();
+    let (begun, limit) = (Instant::now(), Duration::from_secs(seconds));
     loop {
         let wanted = pauses.all()?;
         let found = pauses.confirmations()?;
         let follows = |confirmed: Option<&Pauses>| {
             let confirmed = |target| confirmed.and_then(|it| it.get(target));
-            targets.iter().all(|target| confirmed(target) == wanted.get(target))
+            targets
+                .iter()
+                .all(|target| confirmed(target) == wanted.get(target))
         };
         let late: Vec<String> = found
             .iter()
@@ -270,7 +286,7 @@ fn wait_until_followed(
                 found.into_iter().map(|it| it.instance).collect(),
             ));
         }
-        if begun.elapsed() >= CONFIRM_LIMIT {
+        if begun.elapsed() >= limit {
             return Ok(Followed::NotBy(late));
         }
         thread::sleep(LOOK);
@@ -405,7 +421,8 @@ mod tests {
     use crate::config::Config;
 
     fn known() -> KnownNames {
-        let text = "chains: {main: {ingress_lists: [default, both]}, both: {ingress_lists: [main-in]}}\n";
+        let text =
+            "chains: {main: {ingress_lists: [default, both]}, both: {ingress_lists: [main-in]}}\n";
         let config = Config::parse(text, Path::new("config.yml")).unwrap();
         KnownNames {
             lists: ["default", "both", "main-in"].map(str::to_owned).to_vec(),

@@ -149,7 +149,11 @@ impl PauseKeeper {
             };
             log::warn!("{}", printable(&format!("{} is paused{by}{since}", target)));
         }
-        let is_paused = |target| self.in_force.as_ref().is_some_and(|it| it.get(target).is_some());
+        let is_paused = |target| {
+            self.in_force
+                .as_ref()
+                .is_some_and(|it| it.get(target).is_some())
+        };
         for (target, _) in former.iter().filter(|(target, _)| !is_paused(target)) {
             log::info!("{}", printable(&format!("{} is resumed", target)));
         }

@@ -96,7 +96,10 @@ impl PauseRecord {
 
 /// Everything that is paused.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<String, PauseRecord>", into = "BTreeMap<String, PauseRecord>")]
+#[serde(
+    from = "BTreeMap<String, PauseRecord>",
+    into = "BTreeMap<String, PauseRecord>"
+)]
 pub struct Pauses(BTreeMap<PauseTarget, PauseRecord>);
 
 impl From<BTreeMap<String, PauseRecord>> for Pauses {
@@ -158,9 +161,9 @@ impl Pauses {
     pub fn hold(&self, list: &ListName, chains: &[Chain]) -> bool {
         let is_held = |target: &PauseTarget| match target {
             PauseTarget::List(paused) => paused == list,
-            PauseTarget::Chain(name) => chains
-                .iter()
-                .any(|chain| chain.enabled && chain.name == *name && chain.ingress_lists.contains(list)),
+            PauseTarget::Chain(name) => chains.iter().any(|chain| {
+                chain.enabled && chain.name == *name && chain.ingress_lists.contains(list)
+            }),
         };
         self.0.keys().any(is_held)
     }
@@ -273,10 +276,7 @@ impl PauseTable {
             for instance in names.filter_map(Result::ok) {
                 let mut asked = redis::pipe();
                 asked.cmd("EXISTS").arg(keys::instance_key(&instance));
-                asked
-                    .cmd("HGET")
-                    .arg(keys::CONFIRMED_PAUSES)
-                    .arg(&instance);
+                asked.cmd("HGET").arg(keys::CONFIRMED_PAUSES).arg(&instance);
                 let (is_alive, confirmed): (bool, Option<Vec<u8>>) = asked.query(connection)?;
                 if is_alive {
                     let pauses = confirmed.and_then(|text| serde_json::from_slice(&text).ok());
@@ -345,10 +345,23 @@ mod tests {
 
     #[test]
     fn a_field_of_the_hash_names_a_list_or_a_chain() {
-        for target in [list("default"), list("two words"), chain("main"), chain("list x")] {
+        for target in [
+            list("default"),
+            list("two words"),
+            chain("main"),
+            chain("list x"),
+        ] {
             assert_eq!(PauseTarget::parse(&target.to_string()), Some(target));
         }
-        for field in ["", "list", "list ", "chain ", "default", "storage pg", "list a\nb"] {
+        for field in [
+            "",
+            "list",
+            "list ",
+            "chain ",
+            "default",
+            "storage pg",
+            "list a\nb",
+        ] {
             assert_eq!(PauseTarget::parse(field), None, "{field:?}");
         }
     }
@@ -356,7 +369,10 @@ mod tests {
     #[test]
     fn what_anybody_wrote_pauses_if_it_names_something() {
         let fields = [
-            ("list a", r#"{"since":"2026-01-02T03:04:05.000006Z","by":"root@db3"}"#),
+            (
+                "list a",
+                r#"{"since":"2026-01-02T03:04:05.000006Z","by":"root@db3"}"#,
+            ),
             ("list b", "no JSON"),
             ("list c", r#"{"since":7}"#),
             ("chain d", r#"{"by":"x","more":[]}"#),

@@ -342,7 +342,10 @@ impl Pause {
     pub fn told(&self) -> String {
         let by = format!("by {}", self.by);
         // Seconds are enough to read.
-        let time = self.since.split_once('.').map_or(&*self.since, |(whole, _)| whole);
+        let time = self
+            .since
+            .split_once('.')
+            .map_or(&*self.since, |(whole, _)| whole);
         let since = format!("since {}Z", time.trim_end_matches('Z'));
         let known = [(&self.by, by), (&self.since, since)];
         let known = known.into_iter().filter(|(text, _)| !text.is_empty());
@@ -368,7 +371,10 @@ pub fn pauses(pauses: &Pauses) -> Vec<Pause> {
 /// What operators have paused, as the daemon follows it.
 pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
     // The file is replaced in one step; one that is missing is replaced within a second.
-    let read = snapshot.pauses.as_ref().and_then(|path| Pauses::load(path).ok());
+    let read = snapshot
+        .pauses
+        .as_ref()
+        .and_then(|path| Pauses::load(path).ok());
     read.as_ref().map(pauses).unwrap_or_default()
 }
 

@@ -364,7 +364,9 @@ impl MetricInputs {
             MetricSource::Holds => self.holds.iter().map(hold).collect(),
             MetricSource::Paused => {
                 let paused = self.paused.iter();
-                paused.map(|it| labelled([it.kind, &*it.name], SampleValue::Whole(1))).collect()
+                paused
+                    .map(|it| labelled([it.kind, &*it.name], SampleValue::Whole(1)))
+                    .collect()
             }
         }
     }
