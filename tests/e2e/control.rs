@@ -67,7 +67,9 @@ fn nothing_is_claimed_from_a_paused_list_by_any_instance() {
     });
     // Workers and monitors that take the place of others follow, and so does a daemon that starts.
     let killed = [here.workers()[&1], there.process("conserver-mon")];
-    killed.map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs"));
+    for pid in killed {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+    }
     here.wait_for_log("Worker-1 (PID", PATIENCE);
     wait_until("the worker is replaced", PATIENCE, || {
         here.workers()[&1] != killed[0]
