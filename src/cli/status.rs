@@ -20,7 +20,7 @@ use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{
-    DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Quantile,
+    DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Quantile,
     Queues, View, WorkerStatus,
 };
 use crate::visible::{printable, printable_lines, visible_json};
@@ -155,7 +155,7 @@ impl DaemonReader {
 }
 
 /// Finds the daemon: that of the instance in the settings, else the only one on this machine.
-fn find(settings: &Settings) -> Result<Snapshot, String> {
+pub(super) fn find(settings: &Settings) -> Result<Snapshot, String> {
     let mut alive = Vec::new();
     let (paths, errors) = runtime_dir::scoreboards();
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -226,6 +226,10 @@ fn status_text(view: &View) -> String {
         text.push('\n');
         text.push_str(&outage(it, view.queues.as_ref()));
     }
+    for pause in &view.paused {
+        text.push('\n');
+        text.push_str(&paused(pause));
+    }
     if let Some(figures) = figures_table(view) {
         text.push_str(&format!("\n{figures}"));
     }
@@ -270,6 +274,11 @@ pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> String {
         worker_numbers(&outage.workers)
     );
     printable(&line).into_owned()
+}
+
+/// `Paused: list default (by root@db3 since 2026-01-02T03:04:05Z)`
+pub(super) fn paused(pause: &Pause) -> String {
+    printable(&format!("Paused: {}", pause.told())).into_owned()
 }
 
 fn worker_numbers(workers: &[usize]) -> String {

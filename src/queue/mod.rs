@@ -22,6 +22,7 @@
 //! | where one vCon is | `find.rs` |
 //! | links that write their vCon by themselves | `direct_writes.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
+//! | what operators have paused | `pauses.rs` |
 //! | vCons that are in no list | `audit.rs` |
 //! | what another worker has left | `survey.rs` |
 //! | whether a server and its user's rights suffice | `preflight.rs` |
@@ -45,6 +46,7 @@ mod housekeeping;
 mod intake;
 mod keys;
 mod lease;
+mod pauses;
 mod preflight;
 mod recovery;
 mod release;
@@ -84,6 +86,7 @@ pub use keys::{
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
+pub use pauses::{Confirmation, PauseRecord, PauseTable, PauseTarget, Pauses, is_of_the_key};
 pub use preflight::{
     ConfiguredWork, Fitness, Needs, RehearsalError, Shortage, cluster_refusal, rehearse,
 };

@@ -20,7 +20,7 @@ use std::fmt;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 9;
+pub const VERSION: u64 = 10;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -62,8 +62,15 @@ pub mod header {
     pub const HELD: usize = 43;
     /// The memory of the supervisor, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 44;
+    /// How many workers an operator asks for, and the same with all bits inverted: written by `conserver scale`,
+    /// cleared by the supervisor once it has read them.
+    pub const SCALE_TO: usize = 45;
+    pub const SCALE_CHECK: usize = 46;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
+    /// How many reloads were asked for, and what has become of the last one.
+    pub const RELOADS: usize = 54;
+    pub const RELOAD_STATE: usize = 55;
 }
 
 /// Words in which the name of the instance stands: its length, then its bytes.
@@ -86,6 +93,9 @@ pub mod child {
 
 /// The worker's own words of a slot.
 pub mod worker {
+    /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
+    /// first look at them.
+    pub const PAUSES: usize = 15;
     pub const GENERATION: usize = 16;
     pub const STATE: usize = 17;
     pub const HEARTBEAT: usize = 18;
@@ -130,6 +140,8 @@ pub mod lane {
     pub const CHECK: usize = 5;
     /// The step of the chain that the vCon is at; not part of the checksum.
     pub const STEP: usize = 6;
+    /// While a request for work may be on its way to Redis: 1 more than the version of the pauses that it follows.
+    pub const CLAIMING: usize = 7;
 }
 
 /// The fewest series there is room for.
@@ -309,6 +321,24 @@ impl fmt::Display for ChildState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
+}
+
+/// What has become of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadState {
+    /// It is in progress.
+    Begun = 1,
+    /// Every worker has the new configuration.
+    Done,
+    /// The configuration was refused: the former one stays.
+    Refused,
+    /// A worker could not work with the configuration: the remaining ones were not replaced.
+    GivenUp,
+}
+
+impl ReloadState {
+    pub(super) const ALL: &'static [Self] =
+        &[Self::Begun, Self::Done, Self::Refused, Self::GivenUp];
 }
 
 /// Why a process was replaced.

@@ -18,10 +18,11 @@ mod layout;
 mod slot;
 mod snapshot;
 
-pub use board::{Board, BoardError, BoardId};
+pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
 pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
 pub use layout::{
-    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, RestartCause, SLOTS, Shape,
+    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
+    Shape,
     WorkerState,
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::board::{config_path, holder};
+use super::board::{config_path, holder, pauses_path};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
-    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, RestartCause, Series, WorkerState,
+    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, ReloadState, RestartCause, Series,
+    WorkerState,
     figures,
 };
 use crate::visible::printable;
@@ -25,7 +26,7 @@ impl<'a> Words<'a> {
     }
 
     /// A word; 0 if the bytes end before it.
-    fn get(&self, index: usize) -> u64 {
+    pub fn get(&self, index: usize) -> u64 {
         let bytes = self.0.get(index * WORD..(index + 1) * WORD);
         bytes
             .and_then(|bytes| bytes.try_into().ok())
@@ -68,6 +69,10 @@ pub struct BoardHeader {
     pub stuck_after: Option<u64>,
     /// Processes that were replaced, by cause, in the order of [`RestartCause::ALL`].
     pub restarts: [u64; RestartCause::ALL.len()],
+    /// How many reloads were asked for.
+    pub reloads: u64,
+    /// What has become of the last one.
+    pub reload_state: Option<ReloadState>,
     /// `CONSERVER_INSTANCE`
     pub instance: String,
 }
@@ -108,6 +113,8 @@ impl BoardHeader {
                 .min(shape.series),
             stuck_after: Some(words.get(header::STUCK_AFTER)).filter(|time| *time > 0),
             restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
+            reloads: words.get(header::RELOADS),
+            reload_state: state(ReloadState::ALL, words.get(header::RELOAD_STATE)),
             instance: instance(words),
         })
     }
@@ -357,8 +364,12 @@ impl LaneView {
 /// A whole scoreboard as it was at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Where the scoreboard is.
+    pub board: PathBuf,
     /// Where the configuration in force is kept.
     pub config: PathBuf,
+    /// Where the pauses in force are kept, once the monitor has looked at them.
+    pub pauses: Option<PathBuf>,
     /// When it was taken, in monotonic milliseconds.
     pub taken: u64,
     /// The daemon as a whole.
@@ -420,7 +431,9 @@ impl Snapshot {
         };
         let this = Self {
             series: Vec::new(),
+            board: path.to_owned(),
             config: config_path(path),
+            pauses: (words.get(worker::PAUSES) > 0).then(|| pauses_path(path)),
             taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
             header,

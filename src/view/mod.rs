@@ -16,6 +16,7 @@ pub use figures::{Figures, Quantile, Seconds, fixed};
 pub use queues::{DeadLetterGroupView, GroupCache, ListNames, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};
+use crate::queue::{PauseRecord, PauseTarget, Pauses};
 use crate::scoreboard::{
     ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot,
     WorkerView, is_silent, shown_name,
@@ -56,6 +57,8 @@ pub struct View {
     pub holds: Vec<Hold>,
     /// Storages with `on_outage: defer` that are unavailable. Their chains go on.
     pub outages: Vec<Outage>,
+    /// The lists and chains that operators have paused.
+    pub paused: Vec<Pause>,
     /// What chains have done.
     pub chains: Vec<Figures>,
     /// What links have done.
@@ -164,6 +167,7 @@ impl View {
                 .collect(),
             holds: holds(snapshot, plan),
             outages: outages(snapshot, plan),
+            paused: paused(snapshot),
             chains: figures::of(SeriesKind::Chain, snapshot, plan),
             links: figures::of(SeriesKind::Link, snapshot, plan),
             storages: figures::of(SeriesKind::Storage, snapshot, plan),
@@ -339,6 +343,60 @@ pub struct Outage {
     pub workers: Vec<usize>,
     /// Since when it, or another one that defers, has been unavailable to one of them, in seconds.
     pub seconds: u64,
+}
+
+/// A list or chain from which operators let nothing be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pause {
+    /// `list` or `chain`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The time at which it was paused, as in RFC 3339; empty if that is not known.
+    pub since: String,
+    /// Who paused it, as in `user@host`; empty if that is not known.
+    pub by: String,
+}
+
+impl Pause {
+    /// `list default (by root@db3 since 2026-01-02T03:04:05Z)`, not made fit for people yet.
+    pub fn told(&self) -> String {
+        let by = format!("by {}", self.by);
+        // Seconds are enough to read.
+        let time = self
+            .since
+            .split_once('.')
+            .map_or(&*self.since, |(whole, _)| whole);
+        let since = format!("since {}Z", time.trim_end_matches('Z'));
+        let known = [(&self.by, by), (&self.since, since)];
+        let known = known.into_iter().filter(|(text, _)| !text.is_empty());
+        let known: Vec<String> = known.map(|(_, told)| told).collect();
+        match &known[..] {
+            [] => format!("{} {}", self.kind, self.name),
+            known => format!("{} {} ({})", self.kind, self.name, known.join(" ")),
+        }
+    }
+}
+
+/// All pauses, as views show them.
+pub fn pauses(pauses: &Pauses) -> Vec<Pause> {
+    let pause = |(target, record): (&PauseTarget, &PauseRecord)| Pause {
+        kind: target.kind(),
+        name: target.name().to_owned(),
+        since: record.since.clone(),
+        by: record.by.clone(),
+    };
+    pauses.iter().map(pause).collect()
+}
+
+/// What operators have paused, as the daemon follows it.
+pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
+    // The file is replaced in one step; one that is missing is replaced within a second.
+    let read = snapshot
+        .pauses
+        .as_ref()
+        .and_then(|path| Pauses::load(path).ok());
+    read.as_ref().map(pauses).unwrap_or_default()
 }
 
 /// One link, storage or egress list, by its number in the configuration.

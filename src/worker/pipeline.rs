@@ -698,11 +698,11 @@ impl Pipeline<'_, '_, '_> {
         let is_large =
             |document: &Replacement<'_>| document.text.unwrap_or(document.base).len() > LARGE;
         let config = self.modules.config();
-        let lists = self.next.lists(self.shared, config, self.clock);
-        let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
         // The next vCon does not wait for a hook.
-        let lists = lists.filter(|_| !self.modules.hooks().after_processing);
-        let Some(lists) = lists else {
+        let may = !finish.document.as_ref().is_some_and(is_large)
+            && !self.modules.hooks().after_processing;
+        let lists = may.then(|| self.next.lists(self.shared, config, self.clock));
+        let Some(lists) = lists.flatten() else {
             return self.queue.finish(self.claim, finish);
         };
         self.next.note_sent();

@@ -35,6 +35,7 @@ mod claim_model;
 mod claim_records;
 mod connections;
 mod context;
+mod control;
 mod deadlines;
 mod dependencies;
 mod differential;

@@ -21,7 +21,7 @@ use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
 use crate::view::{self, GroupCache, ListNames, Queues, View};
-use crate::visible::{printable, visible_json};
+use crate::visible::{printable, printable_lines, visible_json};
 
 /// How long a response serves every client that asks.
 const FRESH: Duration = Duration::from_secs(1);
@@ -250,6 +250,7 @@ impl ResponseMaker {
                 verdict(health::readiness(
                     snapshot.header.phase,
                     &holds,
+                    &view::paused(&snapshot),
                     redis,
                     has_heartbeat,
                 ))
@@ -273,6 +274,7 @@ impl ResponseMaker {
                 let figures = MetricInputs {
                     started: *self.started.get_or_insert_with(|| started(&snapshot)),
                     memory: metrics::memory(&snapshot),
+                    paused: view::paused(&snapshot),
                     snapshot,
                     queues,
                     holds,
@@ -327,10 +329,10 @@ fn started(snapshot: &Snapshot) -> f64 {
     now.saturating_sub(age.into()) as f64 / 1e3
 }
 
-/// 200 with a line, or 503 with a line for each fault.
+/// 200 with a text, or 503 with a line for each fault.
 pub(super) fn verdict(judged: Result<String, Vec<String>>) -> Response {
     match judged {
-        Ok(line) => Response::text(StatusCode::Ok, &line),
+        Ok(text) => Response::text(StatusCode::Ok, &printable_lines(&text)),
         Err(faults) => {
             let lines: Vec<_> = faults.iter().map(|fault| printable(fault)).collect();
             Response::text(StatusCode::Unavailable, &lines.join("\n"))
