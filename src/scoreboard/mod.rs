@@ -22,8 +22,7 @@ pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
 pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
 pub use layout::{
     ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
-    Shape,
-    WorkerState,
+    Shape, WorkerState,
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
 pub use snapshot::{

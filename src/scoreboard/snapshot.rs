@@ -11,8 +11,7 @@ use super::board::{config_path, holder, pauses_path};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
     BoardError, ChildState, DaemonPhase, LaneState, LaneStep, ReloadState, RestartCause, Series,
-    WorkerState,
-    figures,
+    WorkerState, figures,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};

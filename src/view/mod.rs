@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 pub use figures::{Figures, Quantile, Seconds, fixed};
-pub use queues::{DeadLetterGroupView, GroupCache, ListNames, Queues, StorageQueue};
+pub use queues::{DeadLetterGroupView, GroupCache, ListNames, NO_REASON, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};
 use crate::queue::{PauseRecord, PauseTarget, Pauses};

@@ -71,7 +71,7 @@ pub struct DeadLetterGroupView {
 }
 
 /// The error of dead letters that others have put into a queue.
-const NO_REASON: &str = "no reason was kept";
+pub const NO_REASON: &str = "no reason was kept";
 
 impl DeadLetterGroupView {
     /// The group as it is at this time by Redis' clock.

@@ -567,11 +567,38 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
     page.browser.press("Enter", 13);
     acting.says("3 saved to storage crm");
     assert_eq!(acting.redis.length("DLQ:storage:crm"), 0);
-    // The token is known from now on, and in this tab alone.
+    // The token is known from now on, and in this tab alone. Those of a group are retried by themselves.
+    page.wait_until("the groups", || {
+        page.text("letters").contains("failed in 2 ways")
+    });
+    let one = page.run("return document.querySelector('#letters td.actions button').ariaLabel");
+    acting.press(one.as_str().expect("a name"));
+    acting.says("1 put back on list default");
+    wait_until("it fails again", PATIENCE, || {
+        acting.redis.length("DLQ:default") == 2
+    });
     acting.press("Retry all dead letters of default");
     acting.says("2 put back on list default");
     wait_until("they fail again", PATIENCE, || {
         acting.redis.length("DLQ:default") == 2
+    });
+
+    // A list is paused for all instances, and works again.
+    acting.press("Pause list default");
+    acting.says("list default is paused");
+    page.wait_until("what is paused", || {
+        page.text("troubles").contains("Paused: list default")
+    });
+    assert_eq!(
+        acting
+            .redis
+            .ask::<i64>(&["HEXISTS", "conserver:paused", "list default"]),
+        1
+    );
+    page.browser.click("//section[@id='troubles']//button");
+    acting.says("list default is resumed");
+    page.wait_until("that nothing is paused", || {
+        !page.text("troubles").contains("Paused")
     });
 
     // What cannot be undone is confirmed, and Escape and Enter do nothing of it.
@@ -591,10 +618,10 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
         assert_eq!(acting.redis.length("DLQ:default"), 2);
     }
     for (name, screen) in [
-        ("acting-light", DESKTOP),
-        ("acting-dark", AT_NIGHT),
-        ("acting-phone", PHONE),
-        ("acting-phone-dark", PHONE_AT_NIGHT),
+        ("status-page-actions-light", DESKTOP),
+        ("status-page-actions", AT_NIGHT),
+        ("status-page-phone", PHONE),
+        ("status-page-phone-dark", PHONE_AT_NIGHT),
     ] {
         page.keep_picture(name, screen);
     }
@@ -622,7 +649,10 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
     );
     for done in [
         "/actions/dlq/retry: 3 saved to storage crm",
+        "/actions/dlq/retry: 1 put back on list default",
         "/actions/dlq/retry: 2 put back on list default",
+        "/actions/pause: list default is paused",
+        "/actions/resume: list default is resumed",
         "/actions/dlq/drop: 2 dropped from DLQ:default",
     ] {
         assert_eq!(

@@ -1,8 +1,11 @@
-//! What the monitor does for whoever has the token: it retries or drops dead letters.
+//! What the monitor does for whoever has the token: it retries or drops dead letters, and pauses or resumes lists and
+//! chains.
 //!
 //! ```text
 //! POST /actions/dlq/retry   {"queue": "default"}
 //! POST /actions/dlq/drop    {"queue": "storage:pg", "group": {"stage": "storage pg", "error": "…"}}
+//! POST /actions/pause       {"kind": "list", "name": "default"}
+//! POST /actions/resume      {"kind": "chain", "name": "main"}
 //! ```
 //!
 //! Each action runs in the thread of its connection, one at a time, on at most [`MOST`] dead letters, and is logged.
@@ -13,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::access::{Gate, Refusal, TokenFile};
@@ -22,11 +26,13 @@ use crate::config::Plan;
 use crate::deadline::Deadline;
 use crate::program::{Clock, Program, ProgramError};
 use crate::queue::{
-    DeadLetters, Moved, Owner, QueueError, Raw, RawDeadLetter, STORAGE_PREFIX, Server, StoredReason,
+    DeadLetters, Moved, Owner, PauseTable, PauseTarget, QueueError, Raw, RawDeadLetter,
+    STORAGE_PREFIX, Server, StoredReason, error_pattern,
 };
 use crate::scoreboard::{Slot, Snapshot};
 use crate::settings::Settings;
 use crate::sys;
+use crate::view;
 use crate::visible::{printable, visible_json};
 
 /// The most dead letters of one action.
@@ -62,6 +68,8 @@ pub(super) struct Actions {
 enum Verb {
     Retry,
     Drop,
+    Pause,
+    Resume,
 }
 
 impl Verb {
@@ -69,6 +77,8 @@ impl Verb {
         match path.strip_prefix(ACTIONS)? {
             "dlq/retry" => Some(Self::Retry),
             "dlq/drop" => Some(Self::Drop),
+            "pause" => Some(Self::Pause),
+            "resume" => Some(Self::Resume),
             _ => None,
         }
     }
@@ -96,11 +106,49 @@ impl Group {
     /// The group of a dead letter with this reason.
     fn of(reason: Option<&[u8]>) -> Self {
         let (stage, error) = match reason.map(StoredReason::read) {
-            None => (None, String::new()),
-            Some(StoredReason::Other(text)) => (None, text),
-            Some(StoredReason::Known { stage, error, .. }) => (Some(stage), error),
+            None => (None, view::NO_REASON.to_owned()),
+            Some(StoredReason::Other(text)) => (None, error_pattern(&text)),
+            Some(StoredReason::Known { stage, error, .. }) => (Some(stage), error_pattern(&error)),
         };
         Self { stage, error }
+    }
+}
+
+/// What to pause or resume.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Paused {
+    kind: PausedKind,
+    name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PausedKind {
+    List,
+    Chain,
+}
+
+impl Paused {
+    fn target(&self) -> Result<PauseTarget, ActionError> {
+        match self.kind {
+            PausedKind::Chain => Ok(PauseTarget::Chain(self.name.clone())),
+            PausedKind::List => match self.name.parse() {
+                Ok(list) => Ok(PauseTarget::List(list)),
+                Err(error) => Err(ActionError::NotUnderstood(format!("{error}"))),
+            },
+        }
+    }
+
+    /// Whether the configuration has it.
+    fn is_in(&self, plan: &Plan) -> bool {
+        plan.chains.iter().any(|chain| match self.kind {
+            PausedKind::Chain => chain.name == self.name,
+            PausedKind::List => chain
+                .ingress_lists
+                .iter()
+                .any(|it| it.as_str() == self.name),
+        })
     }
 }
 
@@ -187,7 +235,7 @@ impl Actions {
             return refuse(refusal);
         }
         let path = &request.path;
-        match self.act(verb, &post.body) {
+        match self.act(verb, &post.body, client) {
             Ok(outcome) => {
                 log::info!("{client} asked for {path}: {}", printable(&outcome.message));
                 match serde_json::to_string(&outcome) {
@@ -213,20 +261,50 @@ impl Actions {
         }
     }
 
-    fn act(&self, verb: Verb, body: &[u8]) -> Result<Outcome, ActionError> {
-        let body = serde_json::from_slice(body).map_err(|error| {
-            ActionError::NotUnderstood(format!("the body is not what this action takes: {error}"))
-        })?;
-        self.dead_letters(verb, &body)
+    fn act(&self, verb: Verb, body: &[u8], client: &str) -> Result<Outcome, ActionError> {
+        match verb {
+            Verb::Retry | Verb::Drop => self.dead_letters(verb == Verb::Retry, &read(body)?),
+            Verb::Pause | Verb::Resume => self.pauses(verb == Verb::Pause, &read(body)?, client),
+        }
     }
 
-    fn dead_letters(&self, verb: Verb, which: &Letters) -> Result<Outcome, ActionError> {
+    /// The configuration in force, if it can be read.
+    fn plan(&self) -> Option<Plan> {
+        let snapshot = Snapshot::without_figures(&self.board).ok()?;
+        Plan::load_kept(&snapshot.config).ok()
+    }
+
+    fn pauses(&self, pauses: bool, what: &Paused, client: &str) -> Result<Outcome, ActionError> {
+        let target = what.target()?;
+        let mut table = PauseTable::new(self.redis.clone(), LIMIT);
+        let (is_new, done, not_new) = if pauses {
+            if self.plan().is_some_and(|plan| !what.is_in(&plan)) {
+                let why = format!("the configuration has no {target}");
+                return Err(ActionError::NotThere(why));
+            }
+            let is_new = table.pause(&target, &format!("the page, {client}"))?;
+            (is_new, "paused", "was paused before")
+        } else {
+            (table.resume(&target)?, "resumed", "was not paused")
+        };
+        let message = if is_new {
+            format!("{target} is {done}; every instance follows within a second")
+        } else {
+            format!("{target} {not_new}")
+        };
+        Ok(Outcome {
+            done: u64::from(is_new),
+            message,
+            ..Outcome::default()
+        })
+    }
+
+    fn dead_letters(&self, retries: bool, which: &Letters) -> Result<Outcome, ActionError> {
         let connection = self.redis.connect_for("conserver:actions", LIMIT);
         let connection = connection.map_err(QueueError::from)?;
         let mut letters = DeadLetters::new(connection, self.least_ttl);
         let list = queue_named(&mut letters, &which.queue)?;
-        let plan = Snapshot::without_figures(&self.board).ok();
-        let plan = plan.and_then(|snapshot| Plan::load_kept(&snapshot.config).ok());
+        let plan = self.plan();
         let storage = storage_of(&list, plan.as_ref());
         let defers = |plan: Plan| {
             let is_it = |name: &String| Some(name) == storage.as_ref();
@@ -237,13 +315,20 @@ impl Actions {
             with_reason_only: plan.is_some_and(defers),
             group: which.group.as_ref(),
         };
-        match (verb, storage) {
-            (Verb::Retry, None) => retry(&mut letters, &list, &scope),
-            (Verb::Retry, Some(storage)) => save(&mut letters, &list, &storage, &scope),
-            (Verb::Drop, None) => drop_letters(&mut letters, Owner::List, &list, &scope),
-            (Verb::Drop, Some(_)) => drop_letters(&mut letters, Owner::Storage, &list, &scope),
+        match storage {
+            None if retries => retry(&mut letters, &list, &scope),
+            Some(storage) if retries => save(&mut letters, &list, &storage, &scope),
+            None => drop_letters(&mut letters, Owner::List, &list, &scope),
+            Some(_) => drop_letters(&mut letters, Owner::Storage, &list, &scope),
         }
     }
+}
+
+/// Reads the body of an action.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ActionError> {
+    serde_json::from_slice(body).map_err(|error| {
+        ActionError::NotUnderstood(format!("the body is not what this action takes: {error}"))
+    })
 }
 
 /// The queue of this name that has dead letters.
@@ -488,7 +573,8 @@ mod tests {
 
     #[test]
     fn a_group_is_told_by_its_stage_and_error() {
-        let known = r#"{"stage":"link x","error":"no\nroute","attempts":1,"worker":"W","at":1.5}"#;
+        let known =
+            r#"{"stage":"link x","error":"no\nroute to 5","attempts":1,"worker":"W","at":1.5}"#;
         let group = |stage: Option<&str>, error: &str| Group {
             stage: stage.map(str::to_owned),
             error: error.to_owned(),
@@ -504,7 +590,7 @@ mod tests {
                 [false, false, false],
             ),
             (Some(group(None, "because")), [false, true, false]),
-            (Some(group(None, "")), [false, false, true]),
+            (Some(group(None, view::NO_REASON)), [false, false, true]),
         ] {
             let scope = |with_reason_only| Scope {
                 with_reason_only,

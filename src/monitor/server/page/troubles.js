@@ -26,8 +26,8 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
   }
   for (const { kind, name, since, by } of paused ?? []) {
     const when = new Date(since), at = Number.isNaN(when.getTime()) ? since : when.toLocaleString("en-GB");
-    const what = `Paused: ${kind} ${name}`;
-    found.push({ key: what, what, why: `Since ${at}, by ${by}`, brief: `${kind} ${name} is paused`, kind, name });
+    const what = `Paused: ${kind} ${name}`, why = [at && `since ${at}`, by && `by ${by}`].filter(Boolean).join(", ");
+    found.push({ key: what, what, why, brief: `${kind} ${name} is paused`, kind, name });
   }
   fillTroubles(found);
   // Read out what changes, and not how many seconds it has been so.
