@@ -80,7 +80,10 @@ impl Page {
 
     /// What stands at an element, nothing where that is hidden.
     fn text(&self, id: &str) -> String {
-        let script = format!("return document.getElementById('{id}').innerText");
+        let script = format!(
+            "const it = document.getElementById('{id}');
+             return it.checkVisibility() ? it.innerText : ''"
+        );
         self.run(&script).as_str().unwrap_or_default().to_owned()
     }
 
@@ -495,12 +498,13 @@ impl Acting {
         let early = monitor.get("/history").json();
         assert_eq!(early["done"][0], 0, "{early}");
         submit(&redis, "mails", &fresh(1));
-        submit(&redis, "default", &fresh(3));
+        // A third would be taken for a fault of the storage.
+        submit(&redis, "default", &fresh(2));
         for missing in ["not-a-uuid", "00000000-0000-4000-8000-000000000000"] {
             redis.ask::<i64>(&["RPUSH", "default", missing]);
         }
         wait_until("there are dead letters", PATIENCE, || {
-            redis.length("DLQ:storage:crm") == 3 && redis.length("DLQ:default") == 2
+            redis.length("DLQ:storage:crm") == 2 && redis.length("DLQ:default") == 2
         });
         monitor.wait_for("/readyz", 503);
         let page = Page::of(&monitor);
@@ -535,7 +539,7 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
     let acting = Acting::start();
     let page = &acting.page;
     page.wait_until("how many dead letters there are", || {
-        page.number("dead-letters") == Some(5)
+        page.number("dead-letters") == Some(4)
     });
     page.wait_until("what is on hold", || {
         page.text("troubles")
@@ -546,7 +550,7 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
         && document.querySelector('#c-rate .line.done').getAttribute('d').startsWith('M')";
     page.wait_until("what was before", || page.run(begin) == true);
     assert!(
-        page.text("letters").contains("storage:crm: 3"),
+        page.text("letters").contains("storage:crm: 2"),
         "{}",
         page.text("letters")
     );
@@ -565,7 +569,7 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
     acting.press("Retry all dead letters of storage:crm");
     page.browser.type_text(TOKEN);
     page.browser.press("Enter", 13);
-    acting.says("3 saved to storage crm");
+    acting.says("2 saved to storage crm");
     assert_eq!(acting.redis.length("DLQ:storage:crm"), 0);
     // The token is known from now on, and in this tab alone. Those of a group are retried by themselves.
     page.wait_until("the groups", || {
@@ -648,7 +652,7 @@ fn dead_letters_are_retried_and_dropped_by_clicking_and_the_charts_have_the_time
         "{complaints:?}"
     );
     for done in [
-        "/actions/dlq/retry: 3 saved to storage crm",
+        "/actions/dlq/retry: 2 saved to storage crm",
         "/actions/dlq/retry: 1 put back on list default",
         "/actions/dlq/retry: 2 put back on list default",
         "/actions/pause: list default is paused",
