@@ -11,7 +11,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -136,6 +136,27 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
         return Ok(file);
     };
     Err(refused(&meta, fault))
+}
+
+/// Replaces the content of a file in the folder in one step, through a draft beside it. Only this user can read it.
+///
+/// # Errors
+/// If it cannot be written; the former content stays.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push("-draft");
+    let draft = PathBuf::from(draft);
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&draft, path)
 }
 
 /// Whether the file and its folder have the same owner.

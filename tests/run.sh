@@ -14,7 +14,7 @@
 # started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, one with the protocol of MongoDB, Python clients of Redis, MongoDB and SSH, the parsers of
-# Prometheus' Python client, and promtool where the distribution has it.
+# Prometheus' Python client, and promtool where the distribution has it, axe-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +26,7 @@ noida_db=noida-db==0.2.3
 osmem_server=osmem-server==0.1.6
 prometheus_client=prometheus-client==0.26.0
 secantusdb=secantusdb==0.7.0b3
+axe=axe-playwright-python==0.1.8
 # What modules of a deployment import.
 python_libraries=(redis==8.1.0 pymongo==4.20.1 paramiko==5.1.0)
 
@@ -164,6 +165,19 @@ fetch_promtool() {
   rm -rf "$folder"
 }
 
+# What looks for barriers on the page: a script that a Python package brings.
+fetch_axe() {
+  local folder
+  folder=$(mktemp -d)
+  if python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.14 \
+    --dest "$folder" "$axe" && unzip -q -j "$folder"/*.whl axe_playwright_python/axe.min.js -d "$folder"; then
+    mv "$folder/axe.min.js" "$cache/axe.min.js"
+  else
+    say "There is no axe-core here: the page is not tested with it"
+  fi
+  rm -rf "$folder"
+}
+
 install_s3s_fs() {
   cargo install s3s-fs --version "$s3s_fs_version" --features binary --locked --root "$cache"
 }
@@ -240,6 +254,10 @@ fi
 if command -v apt-get >/dev/null && ! has_promtool; then
   say "Fetching promtool into $cache"
   fetch_promtool
+fi
+if [ ! -e "$cache/axe.min.js" ]; then
+  say "Fetching axe-core into $cache"
+  fetch_axe
 fi
 has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
 # Disks of their own for some tests, which only they see.

@@ -47,6 +47,11 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
     let warn = |warning: &String| eprint_line(format_args!("warning: {warning}"));
     let mut mistakes = env_file.warnings().to_vec();
     mistakes.extend(settings::misspelt());
+    let token_file = settings.http_token_file.as_deref();
+    let token = token_file.map(|file| (file, monitor::server::check_token(file)));
+    if let Some((_, Ok(Some(warning)))) = &token {
+        mistakes.push(warning.clone());
+    }
     mistakes.iter().for_each(warn);
     let config = match load_config(settings) {
         Ok(config) => config,
@@ -129,6 +134,15 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
         } = follower;
         let detail = format!("from list {egress_list} of {url} onto list {ingress_list}");
         CheckRow::fine(&format!("follower {name}"), detail)
+    }));
+    rows.extend(token.map(|(file, checked)| match checked {
+        Ok(_) => CheckRow::fine("token of the monitor", file.to_owned()),
+        Err(detail) => CheckRow {
+            what: "token of the monitor".to_owned(),
+            exit: Exit::Config,
+            detail,
+            room: Vec::new(),
+        },
     }));
     if !offline {
         let address = settings.http.clone();

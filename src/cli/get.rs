@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 use serde::de::IgnoredAny;
 
+use super::find::in_queues;
 use super::load_config;
 use super::output::{JsonLayout, eprint_line, format_json, output_failed, remaining_ttl};
 use super::storage_access::{DocumentStore, FoundDocument, select_stores};
@@ -60,7 +61,15 @@ impl GetArgs {
                 return Exit::Usage;
             }
         };
-        match self.find(&mut stores) {
+        let found = self.find(&mut stores);
+        let is_redis_away =
+            |search: &FailedSearch| search.unavailable.iter().any(|it| it == "Redis");
+        if self.from.is_none() && !found.as_ref().is_err_and(is_redis_away) {
+            in_queues(settings, &config, &self.uuid)
+                .iter()
+                .for_each(eprint_line);
+        }
+        match found {
             Ok(found) => match self.print(&found.document) {
                 Ok(()) => Exit::Ok,
                 Err(error) => output_failed(&error),

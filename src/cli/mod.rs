@@ -3,12 +3,15 @@
 
 mod audit;
 mod check;
+mod control;
 mod delete;
 mod demo;
 mod dlq;
+mod find;
 mod get;
 pub mod migrate;
 mod output;
+mod pause;
 mod run;
 mod status;
 mod storage_access;
@@ -70,6 +73,41 @@ enum Command {
     /// or Ctrl-C ends it. Reads the scoreboard, and asks Redis for the lengths of the lists; without
     /// Redis, these are left out. Exits 69 when no daemon runs, 64 without a terminal.
     Top(top::TopArgs),
+    /// Pause ingress lists or chains on all instances: what waits there stays until it is resumed
+    ///
+    /// Kept in Redis, so a pause outlasts restarts. vCons in work go on to their end; those that wait
+    /// keep their order, and their documents do not expire. Without names, lists what is paused.
+    ///
+    /// Exits 0 once every running instance has confirmed that it claims nothing there any more, 69
+    /// when one has not in time (the pause stays set) or Redis cannot be reached, 64 for a name that
+    /// the configuration does not have.
+    Pause(pause::PauseArgs),
+    /// Resume ingress lists or chains that were paused
+    ///
+    /// Exits 0 once every running instance has confirmed it, 69 when one has not in time or Redis
+    /// cannot be reached, 64 for a name that is neither paused nor in the configuration.
+    Resume(pause::ResumeArgs),
+    /// Change the number of workers of the daemon on this machine, until it is restarted
+    ///
+    /// A worker that is one too many finishes what it has in work first. Only root and the daemon's
+    /// user can do this. Exits 0 when the daemon has the new number, 69 when no daemon runs.
+    Scale(control::ScaleArgs),
+    /// Make the daemon on this machine read config.yml again and replace its workers one by one
+    ///
+    /// Checks the file first, as `check --offline` does. Only root and the daemon's user can do this.
+    ///
+    /// Exits 0 when the reload has begun (with --wait, when it is over), 78 when the configuration is
+    /// refused and the former one stays, 69 when no daemon runs or it ends meanwhile.
+    Reload(control::ReloadArgs),
+    /// Make the daemon on this machine finish what it has in work, and end
+    ///
+    /// The same as SIGTERM: after CONSERVER_DRAIN_TIMEOUT, what is not finished goes back to its list.
+    /// Only root and the daemon's user can do this. Where systemd would start the daemon again, nothing
+    /// is done, and `systemctl stop` named, which drains it too.
+    ///
+    /// Exits 0 when the drain has begun (with --wait, when the daemon has ended), 69 when no daemon
+    /// runs, 64 under systemd.
+    Drain(control::DrainArgs),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
@@ -81,12 +119,22 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Get the document of a vCon from Redis, or else from the first storage that has it
     ///
-    /// Names on standard error where it was found. A storage that cannot be reached is named too, and
-    /// the others are still asked.
+    /// Names on standard error where it was found, and whether it waits, is in work or is a dead letter at this
+    /// moment. A storage that cannot be reached is named too, and the others are still asked.
     ///
     /// Exits 0 when it was found, 65 when it is nowhere, 69 when it was not found but Redis or a
     /// storage could not be reached, 64 for a storage that does not exist or cannot be asked.
     Get(get::GetArgs),
+    /// Tell where vCons are: on a list, in work, dead, waiting for a storage, or done
+    ///
+    /// Looks at every place: all lists of config.yml and those that daemons have recorded (with the number
+    /// from the head), the claims of all daemons, the dead letters and the backlog of storages, the
+    /// progress that is kept for the next turn, the document in Redis, and each storage. Of very long
+    /// lists, a million entries at either end are looked at.
+    ///
+    /// Exits 0 when all were found, 65 when one is nowhere, 69 when one was not found but Redis or a
+    /// storage could not be reached.
+    Where(find::WhereArgs),
     /// Delete a vCon from every storage and from Redis, for good
     ///
     /// Deletes from Redis its document and its entry in the sorted set VCON_SORTED_SET_NAME. Entries
@@ -247,8 +295,14 @@ pub fn main() -> Exit {
         Some(Command::Check(check)) => check.run(&settings, &env_file),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
+        Some(Command::Pause(pause)) => pause.run(&settings),
+        Some(Command::Resume(resume)) => resume.run(&settings),
+        Some(Command::Scale(scale)) => scale.run(&settings),
+        Some(Command::Reload(reload)) => reload.run(&settings),
+        Some(Command::Drain(drain)) => drain.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
+        Some(Command::Where(place)) => place.run(&settings),
         Some(Command::Delete(delete)) => delete.run(&settings),
         Some(Command::Dlq(dlq)) => dlq.run(&settings),
         Some(Command::Audit(audit)) => audit.run(&settings),

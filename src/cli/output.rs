@@ -122,6 +122,15 @@ pub(super) fn truncated(text: &str, most: usize) -> String {
     short
 }
 
+/// The text as one word for a shell.
+pub(super) fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// The layout of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum JsonLayout {
@@ -257,6 +266,18 @@ mod tests {
             ("a", 0, "…"),
         ] {
             assert_eq!(truncated(text, most), short);
+        }
+    }
+
+    #[test]
+    fn what_a_shell_would_take_apart_is_quoted() {
+        for (text, word) in [
+            ("storage:pg", "storage:pg"),
+            ("of another", "'of another'"),
+            ("it's $x", r"'it'\''s $x'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(text), word);
         }
     }
 

@@ -10,7 +10,9 @@ use clap::Args;
 use comfy_table::Table;
 use indexmap::IndexMap;
 
-use super::output::{align_right, duration, eprint_lines, megabytes, rate, table};
+use super::output::{
+    align_right, counted, duration, eprint_lines, megabytes, rate, table, truncated,
+};
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{Lengths, QueueError, Server, storage_letters_list};
@@ -18,7 +20,8 @@ use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{
-    Figures, Hold, LaneStatus, ListNames, Outage, Quantile, Queues, View, WorkerStatus,
+    DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Quantile,
+    Queues, View, WorkerStatus,
 };
 use crate::visible::{printable, printable_lines, visible_json};
 
@@ -49,6 +52,7 @@ impl StatusArgs {
     /// Shows the status once, or again and again.
     pub fn run(&self, settings: &Settings) -> Exit {
         let mut reader = DaemonReader::new(settings, REDIS_LIMIT);
+        reader.groups = Some(GroupCache::default());
         loop {
             let view = match reader.read(self.queues) {
                 Ok(view) => view,
@@ -98,6 +102,8 @@ pub(super) struct DaemonReader {
     /// The time redis_limit for Redis.
     redis_limit: Duration,
     lengths: Option<Lengths>,
+    /// The dead letters in groups, if they are wanted.
+    groups: Option<GroupCache>,
 }
 
 impl DaemonReader {
@@ -106,6 +112,7 @@ impl DaemonReader {
             settings: settings.clone(),
             redis_limit,
             lengths: None,
+            groups: None,
         }
     }
 
@@ -137,14 +144,18 @@ impl DaemonReader {
             Some(lengths) => lengths,
             None => Lengths::new(Server::new(&self.settings.redis_url)?, self.redis_limit),
         };
-        let asked = ListNames::of(plan).ask(&mut lengths);
+        let lists = ListNames::of(plan);
+        let mut asked = lists.ask(&mut lengths);
+        if let (Ok(queues), Some(groups)) = (&mut asked, &mut self.groups) {
+            lists.add_groups(queues, &mut lengths, groups);
+        }
         self.lengths = Some(lengths);
         asked
     }
 }
 
 /// Finds the daemon: that of the instance in the settings, else the only one on this machine.
-fn find(settings: &Settings) -> Result<Snapshot, String> {
+pub(super) fn find(settings: &Settings) -> Result<Snapshot, String> {
     let mut alive = Vec::new();
     let (paths, errors) = runtime_dir::scoreboards();
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -215,6 +226,10 @@ fn status_text(view: &View) -> String {
         text.push('\n');
         text.push_str(&outage(it, view.queues.as_ref()));
     }
+    for pause in &view.paused {
+        text.push('\n');
+        text.push_str(&paused(pause));
+    }
     if let Some(figures) = figures_table(view) {
         text.push_str(&format!("\n{figures}"));
     }
@@ -259,6 +274,11 @@ pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> String {
         worker_numbers(&outage.workers)
     );
     printable(&line).into_owned()
+}
+
+/// `Paused: list default (by root@db3 since 2026-01-02T03:04:05Z)`
+pub(super) fn paused(pause: &Pause) -> String {
+    printable(&format!("Paused: {}", pause.told())).into_owned()
 }
 
 fn worker_numbers(workers: &[usize]) -> String {
@@ -358,8 +378,44 @@ fn queue_table(queues: &Queues) -> String {
         table.add_row([name, kind.to_owned(), length]);
     }
     align_right(&mut table, [2]);
-    table.to_string()
+    let mut text = table.to_string();
+    for line in group_lines(queues) {
+        text.push('\n');
+        text.push_str(&line);
+    }
+    text
 }
+
+/// How many groups of each queue are shown.
+const GROUPS_SHOWN: usize = 3;
+
+/// The largest groups of dead letters of each queue, a line for each.
+fn group_lines(queues: &Queues) -> Vec<String> {
+    let mut by_queue: IndexMap<&str, Vec<&DeadLetterGroupView>> = IndexMap::new();
+    for group in &queues.dead_letter_groups {
+        by_queue.entry(&group.queue).or_default().push(group);
+    }
+    let mut lines = Vec::new();
+    for (queue, groups) in by_queue {
+        for group in groups.iter().take(GROUPS_SHOWN) {
+            let age = group.newest_seconds.map_or(String::new(), |seconds| {
+                format!(", the last {} ago", duration(seconds as f64))
+            });
+            let why = truncated(&printable(&group.summary()), LONGEST_GROUP);
+            let count = counted(group.count, "dead letter");
+            lines.push(format!("DLQ:{queue}: {count}: {why}{age}"));
+        }
+        let more = groups.len().saturating_sub(GROUPS_SHOWN);
+        if more > 0 {
+            let more = counted(more as u64, "more kind");
+            lines.push(format!("DLQ:{queue}: {more} (conserver dlq ls)"));
+        }
+    }
+    lines
+}
+
+/// The most characters of a group's step and error in the status.
+const LONGEST_GROUP: usize = 200;
 
 /// A table of all chains, links and storages that received vCons; `None` if none did.
 fn figures_table(view: &View) -> Option<Table> {

@@ -21,7 +21,7 @@ use super::{LIMIT, pause};
 use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::{Chain, ListName, Plan};
-use crate::queue::{IngressWatcher, NameLease, QueueError, Server, Watched};
+use crate::queue::{IngressWatcher, NameLease, Pauses, QueueError, Server, Watched};
 use crate::scoreboard::{HeldView, Slot, Snapshot, WorkerState};
 use crate::settings::Settings;
 
@@ -270,6 +270,8 @@ struct Poller {
     lookout: Option<(IngressWatcher, Option<Arc<[ListName]>>)>,
     backoff: Backoff,
     plan: Option<(u64, Plan)>,
+    /// What is paused, and the version that it belongs to.
+    pauses: (u64, Pauses),
     read: Option<Instant>,
 }
 
@@ -281,6 +283,7 @@ impl Poller {
             lookout: None,
             backoff: Backoff::new(UNTRACKED * 2, LONGEST),
             plan: None,
+            pauses: (0, Pauses::default()),
             read: None,
         }
     }
@@ -343,24 +346,30 @@ impl Poller {
         lookout.look(targets.lanes)
     }
 
-    /// Follows the configuration, the number of lanes, and what is on hold.
+    /// Follows the configuration, the number of lanes, and what is on hold or paused.
     fn read_board(&mut self) {
         let slot = &self.watch.slot;
         let generation = slot.config_generation();
         let is_same = self.plan.as_ref().is_some_and(|(it, _)| *it == generation);
-        if is_same && self.read.is_some_and(|read| read.elapsed() < READ_BOARD) {
+        let version = slot.pauses_version();
+        let are_followed = self.pauses.0 == version;
+        if is_same && are_followed && self.read.is_some_and(|read| read.elapsed() < READ_BOARD) {
             return;
         }
         self.read = Some(Instant::now());
         if !is_same && let Ok(plan) = Plan::load_kept(slot.config_path()) {
             self.plan = Some((generation, plan));
         }
+        if !are_followed && let Ok(pauses) = Pauses::load(slot.pauses_path()) {
+            self.pauses = (version, pauses);
+        }
         let (Some((_, plan)), Ok(snapshot)) =
             (&self.plan, Snapshot::without_figures(slot.board_path()))
         else {
             return;
         };
-        let lists = open_lists(plan, &holds(&snapshot));
+        let mut lists = open_lists(plan, &holds(&snapshot));
+        lists.retain(|list| !self.pauses.1.hold(list, &plan.chains));
         let mut state = self.watch.state();
         let known = &state.targets.lists;
         // The threads compare the pointers.

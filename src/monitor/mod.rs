@@ -2,7 +2,8 @@
 //! of instances that are dead.
 //!
 //! Its other duties have threads of their own: `ingress_watch` watches the ingress lists and wakes idle lanes, `ttl`
-//! keeps waiting documents from expiring, `followers` pulls vCons from other servers, `server` answers by HTTP.
+//! keeps waiting documents from expiring, `pauses` puts in force what operators have paused,
+//! `followers` pulls vCons from other servers, `server` answers by HTTP.
 //!
 //! Before its first heartbeat it checks whether Redis is fit for the work. It waits for a server that is
 //! unavailable or lacks rights. A `REDIS_URL` that the server refuses, and a Redis Cluster, end the daemon: somebody
@@ -10,6 +11,7 @@
 
 pub mod followers;
 mod ingress_watch;
+mod pauses;
 pub mod server;
 mod ttl;
 
@@ -58,6 +60,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     };
     let stats = StatsByFollower::default();
     let started = ttl::start(child, settings, &server).and_then(|ttl| {
+        pauses::start(child, settings, &server)?;
         ingress_watch::start(child, settings, &server, &lease)?;
         let followers = followers::start(child, settings, &server, &stats)?;
         Ok((ttl, followers))

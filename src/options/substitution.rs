@@ -171,7 +171,8 @@ impl Environment {
         Ok(())
     }
 
-    fn place(&self, name: &str) -> Result<PathBuf, String> {
+    /// Where the file of this name is, if it is anywhere.
+    pub fn place(&self, name: &str) -> Result<PathBuf, String> {
         if name.is_empty() {
             return Err("names no file".to_owned());
         }

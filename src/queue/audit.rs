@@ -15,6 +15,7 @@ use redis::Value;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::dead_letter_groups::{DeadLetterGroups, GroupLimits, GroupedQueue};
 use super::dead_letters::{letters_key, scan};
 use super::keys::{STORAGE_PREFIX, storage_letters_list};
 use super::requests::{OperatorScripts, round_trip};
@@ -413,7 +414,7 @@ fn day_of(date: &[u8]) -> Option<NaiveDate> {
 /// The lengths of lists, and the numbers of fields of hashes.
 type Counts = (Vec<Option<u64>>, Vec<Option<u64>>);
 
-/// Asks for the lengths of lists, each time over the same connection.
+/// Asks for the lengths of lists, and for groups of dead letters, each time over the same connection.
 pub struct Lengths {
     server: Server,
     limit: Duration,
@@ -436,10 +437,7 @@ impl Lengths {
     /// # Errors
     /// The server cannot be reached, or does not serve at present.
     pub fn ask(&mut self, lists: &[String], hashes: &[String]) -> Result<Counts, QueueError> {
-        let mut connection = match self.connected.take() {
-            Some(connection) => connection,
-            None => self.server.connect_for("conserver:lengths", self.limit)?,
-        };
+        let mut connection = self.connect()?;
         let mut asked = redis::pipe();
         asked.cmd("PING");
         for name in lists {
@@ -459,6 +457,30 @@ impl Lengths {
         let mut counts: Vec<_> = replies.map(length).collect();
         let of_hashes = counts.split_off(lists.len().min(counts.len()));
         Ok((counts, of_hashes))
+    }
+
+    /// The dead letters of these queues in groups, as far as the limits allow.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses a step.
+    pub fn groups(
+        &mut self,
+        queues: &[GroupedQueue],
+        limits: &GroupLimits,
+    ) -> Result<DeadLetterGroups, QueueError> {
+        let mut connection = self.connect()?;
+        let groups = DeadLetterGroups::read(&mut connection, queues, limits);
+        if !groups.as_ref().is_err_and(QueueError::breaks_connection) {
+            self.connected = Some(connection);
+        }
+        groups
+    }
+
+    fn connect(&mut self) -> Result<RedisConnection, QueueError> {
+        match self.connected.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(self.server.connect_for("conserver:lengths", self.limit)?),
+        }
     }
 }
 

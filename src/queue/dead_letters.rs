@@ -1,4 +1,4 @@
-//! EndedWorker letter queues for operators: list, retry, discard; and the lock under which the entries of a
+//! Dead letter queues for operators: list, retry, discard; and the lock under which the entries of a
 //! storage's queue are saved again.
 //!
 //! Each ingress list has one, `DLQ:<list>`, and so has each storage, `DLQ:storage:<name>`. A queue is a list
@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use redis::Value;
 use serde::Deserialize;
 
+use super::dead_letter_groups::{DeadLetterGroups, GroupLimits, GroupedQueue};
 use super::release::Reason;
 use super::requests::{
     Call, OperatorScripts, Script, read_members_script, replay_lock_script, scan_keys_script,
@@ -34,7 +35,7 @@ const MOST_SHOWN: usize = 16 << 10;
 
 /// How many bytes of a reason are read. Those of daemons are shorter: they hold at most 64 KiB of what a server
 /// or a program says, and JSON makes that six times as long at most.
-const MOST_OF_REASON: usize = 512 << 10;
+pub(super) const MOST_OF_REASON: usize = 512 << 10;
 
 /// An entry of a dead letter queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -277,6 +278,15 @@ impl DeadLetters {
         Ok(kept)
     }
 
+    /// The dead letters of these queues in groups, as far as the limits allow.
+    pub fn groups(
+        &mut self,
+        queues: &[GroupedQueue],
+        limits: &GroupLimits,
+    ) -> Result<DeadLetterGroups, QueueError> {
+        DeadLetterGroups::read(&mut self.connection, queues, limits)
+    }
+
     /// The entry as a dead letter of the list, with its index in the queue; `None` if it is not there.
     pub fn find(
         &mut self,
@@ -421,7 +431,8 @@ pub(super) fn letters_key(list: &Raw) -> Vec<u8> {
     [PREFIX, list.as_bytes()].concat()
 }
 
-fn reasons_key(list: &Raw) -> Vec<u8> {
+/// The reasons of its entries.
+pub(super) fn reasons_key(list: &Raw) -> Vec<u8> {
     [b"conserver:dlq:", list.as_bytes()].concat()
 }
 

@@ -120,6 +120,13 @@ pub(super) fn wake_key(instance: &str) -> String {
 /// `conserver:instances`: set of the instances that may have workers with claims.
 pub(super) const INSTANCES: &str = "conserver:instances";
 
+/// `conserver:paused`: hash, `list NAME` or `chain NAME` -> who paused it and when, as JSON.
+pub(super) const PAUSED: &str = "conserver:paused";
+
+/// `conserver:paused:confirmed`: hash, instance -> the pauses that all its lanes follow, as JSON. The script that
+/// forgets an instance removes its field.
+pub(super) const CONFIRMED_PAUSES: &str = "conserver:paused:confirmed";
+
 /// `conserver:letters`: set of the dead letter lists that any daemon has written to, also those of former
 /// configurations. The scripts that write dead letters add to it.
 pub(super) const DEAD_LETTER_LISTS: &str = "conserver:letters";

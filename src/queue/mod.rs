@@ -18,8 +18,11 @@
 //! | how a claim ends | `finish.rs`, `release.rs` |
 //! | what becomes of the claims of a dead worker or a dead daemon | `recovery.rs`, `lease.rs` |
 //! | dead letters, and how they are retried | `dead_letters.rs` |
+//! | dead letters that failed alike | `dead_letter_groups.rs` |
+//! | where one vCon is | `find.rs` |
 //! | links that write their vCon by themselves | `direct_writes.rs` |
 //! | what keeps waiting documents from expiring | `housekeeping.rs` |
+//! | what operators have paused | `pauses.rs` |
 //! | vCons that are in no list | `audit.rs` |
 //! | what another worker has left | `survey.rs` |
 //! | whether a server and its user's rights suffice | `preflight.rs` |
@@ -33,14 +36,17 @@
 
 mod audit;
 mod claim;
+mod dead_letter_groups;
 mod dead_letters;
 mod direct_writes;
 mod documents;
+mod find;
 mod finish;
 mod housekeeping;
 mod intake;
 mod keys;
 mod lease;
+mod pauses;
 mod preflight;
 mod recovery;
 mod release;
@@ -57,6 +63,9 @@ pub use audit::{Audit, AuditLists, Lengths, Location, Whereabouts};
 #[cfg(any(test, fuzzing))]
 pub(crate) use claim::fuzz;
 pub use claim::{Claim, Claimed};
+pub use dead_letter_groups::{
+    DeadLetterGroup, DeadLetterGroups, GroupLimits, GroupedQueue, error_pattern,
+};
 pub use dead_letters::{
     DeadLetter, DeadLetters, HeldLock, Moved, Owner, RawDeadLetter, ReplayLock, ReplayOutcome,
     ReplayStart, StoredReason,
@@ -64,6 +73,10 @@ pub use dead_letters::{
 pub use direct_writes::Overwritten;
 pub use documents::{
     Document, DocumentFormat, Documents, Removed, Replaced, Replacement, StoredDocument,
+};
+pub use find::{
+    FindLists, FoundClaim, FoundDocument, FoundLetter, FoundProgress, ListPosition, Rounds,
+    VconFinder, VconPlaces, VconQueues,
 };
 pub use finish::{Announcement, FailedStorage, Finish, Finished};
 pub use housekeeping::{Chore, Housekeeper, HousekeepingLease, Pace};
@@ -73,6 +86,7 @@ pub use keys::{
     storage_letters_reasons, storage_replay_lock,
 };
 pub use lease::{Holder, NameLease};
+pub use pauses::{Confirmation, PauseRecord, PauseTable, PauseTarget, Pauses, is_of_the_key};
 pub use preflight::{
     ConfiguredWork, Fitness, Needs, RehearsalError, Shortage, cluster_refusal, rehearse,
 };

@@ -334,6 +334,25 @@ impl OperatorScripts {
     }
 }
 
+/// The scripts that only look: for groups of dead letters, and for one vCon.
+pub(super) struct SearchScripts {
+    pub read_list: Script,
+    pub read_reasons: Script,
+    pub read_some_reasons: Script,
+    pub find_claims: Script,
+}
+
+/// Those scripts.
+pub(super) fn search_scripts() -> &'static SearchScripts {
+    static SCRIPTS: LazyLock<SearchScripts> = LazyLock::new(|| SearchScripts {
+        read_list: script!("read_list"),
+        read_reasons: script!("read_reasons"),
+        read_some_reasons: script!("read_some_reasons"),
+        find_claims: script!("find_claims"),
+    });
+    &SCRIPTS
+}
+
 /// The script that tries every command the daemon needs.
 pub(super) fn preflight_script() -> Script {
     script!("preflight")

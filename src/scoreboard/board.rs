@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{self, HEADER, METER, NAME, Shape, WORD, child, header};
 use super::snapshot::{SlotView, Words};
-use super::{ChildView, DaemonPhase, RestartCause, SeriesKind, figures};
+use super::{ChildView, DaemonPhase, ReloadState, RestartCause, SeriesKind, figures};
 use crate::{procfs, runtime_dir, sys};
 
 /// Why a scoreboard cannot be used.
@@ -198,6 +198,35 @@ impl Board {
         self.show(word, self.header[word] + 1);
     }
 
+    /// How many workers an operator asks for, if that has not been read before. Anything else in its words is ignored.
+    pub fn take_requested_workers(&mut self) -> Option<u32> {
+        let mut bytes = [0; 2 * WORD];
+        let start = (header::SCALE_TO * WORD) as u64;
+        if let Err(error) = self.file.read_exact_at(&mut bytes, start) {
+            log::error!("could not read the scoreboard: {error}");
+            return None;
+        }
+        let words = Words::new(&bytes);
+        let (workers, check) = (words.get(0), words.get(1));
+        if (workers, check) == (0, 0) {
+            return None;
+        }
+        self.show(header::SCALE_TO, 0);
+        self.show(header::SCALE_CHECK, 0);
+        u32::try_from(workers).ok().filter(|_| check == !workers)
+    }
+
+    /// Shows that a reload was asked for.
+    pub fn begin_reload(&mut self) {
+        self.set_reload_state(ReloadState::Begun);
+        self.show(header::RELOADS, self.header[header::RELOADS] + 1);
+    }
+
+    /// Shows what has become of the last reload that was asked for.
+    pub fn set_reload_state(&mut self, state: ReloadState) {
+        self.show(header::RELOAD_STATE, state as u64);
+    }
+
     /// Makes room for the figures of these chains, links and storages, before workers learn of them;
     /// those known already keep theirs. Returns for how many there was no room.
     pub fn keep_figures_of<'a>(
@@ -369,6 +398,7 @@ impl Drop for Board {
         if self.owner == std::process::id() {
             // If that fails, readers see that the file is stale.
             let _ = fs::remove_file(self.config_path());
+            let _ = fs::remove_file(pauses_path(&self.id.path));
             let _ = fs::remove_file(&self.id.path);
         }
     }
@@ -377,6 +407,27 @@ impl Drop for Board {
 /// Where the configuration in force is kept, beside the scoreboard.
 pub(super) fn config_path(board: &Path) -> PathBuf {
     board.with_extension("config")
+}
+
+/// Where the pauses in force are kept, beside the scoreboard.
+pub(super) fn pauses_path(board: &Path) -> PathBuf {
+    board.with_extension("pauses")
+}
+
+/// Writes onto the scoreboard how many workers an operator asks for. The supervisor reads that when it is woken.
+///
+/// # Errors
+/// If this user may not write to the file.
+pub fn request_workers(board: &Path, workers: u32) -> Result<(), BoardError> {
+    let system = |what| BoardError::system(what, board);
+    let file = runtime_dir::open(board, OpenOptions::new().write(true)).map_err(system("open"))?;
+    let workers = u64::from(workers);
+    let bytes: Vec<u8> = [workers, !workers]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    file.write_all_at(&bytes, (header::SCALE_TO * WORD) as u64)
+        .map_err(system("write to"))
 }
 
 /// Opens the file and locks it. The lock belongs to the process; children do not inherit it.
@@ -410,6 +461,17 @@ fn open_and_lock(path: &Path, instance: &str) -> Result<File, BoardError> {
             return Ok(file);
         }
     }
+}
+
+/// The PID of the supervisor of this scoreboard, as this process sees it: another one than the scoreboard shows if the
+/// supervisor is in another PID namespace. `None` if it has ended.
+///
+/// # Errors
+/// The scoreboard cannot be opened.
+pub fn lock_holder(board: &Path) -> Result<Option<i32>, BoardError> {
+    let system = |what| BoardError::system(what, board);
+    let file = runtime_dir::open(board, OpenOptions::new().read(true)).map_err(system("open"))?;
+    holder(&file).map_err(system("look at"))
 }
 
 /// The process that holds the lock.

@@ -20,7 +20,7 @@ use std::fmt;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 8;
+pub const VERSION: u64 = 10;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -62,8 +62,15 @@ pub mod header {
     pub const HELD: usize = 43;
     /// The memory of the supervisor, in bytes, as of its last heartbeat; 0 if unknown.
     pub const MEMORY: usize = 44;
+    /// How many workers an operator asks for, and the same with all bits inverted: written by `conserver scale`,
+    /// cleared by the supervisor once it has read them.
+    pub const SCALE_TO: usize = 45;
+    pub const SCALE_CHECK: usize = 46;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
+    /// How many reloads were asked for, and what has become of the last one.
+    pub const RELOADS: usize = 54;
+    pub const RELOAD_STATE: usize = 55;
 }
 
 /// Words in which the name of the instance stands: its length, then its bytes.
@@ -86,6 +93,9 @@ pub mod child {
 
 /// The worker's own words of a slot.
 pub mod worker {
+    /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
+    /// first look at them.
+    pub const PAUSES: usize = 15;
     pub const GENERATION: usize = 16;
     pub const STATE: usize = 17;
     pub const HEARTBEAT: usize = 18;
@@ -128,6 +138,10 @@ pub mod lane {
     pub const SINCE: usize = 3;
     pub const LIMIT: usize = 4;
     pub const CHECK: usize = 5;
+    /// The step of the chain that the vCon is at; not part of the checksum.
+    pub const STEP: usize = 6;
+    /// While a request for work may be on its way to Redis: 1 more than the version of the pauses that it follows.
+    pub const CLAIMING: usize = 7;
 }
 
 /// The fewest series there is room for.
@@ -309,6 +323,24 @@ impl fmt::Display for ChildState {
     }
 }
 
+/// What has become of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadState {
+    /// It is in progress.
+    Begun = 1,
+    /// Every worker has the new configuration.
+    Done,
+    /// The configuration was refused: the former one stays.
+    Refused,
+    /// A worker could not work with the configuration: the remaining ones were not replaced.
+    GivenUp,
+}
+
+impl ReloadState {
+    pub(super) const ALL: &'static [Self] =
+        &[Self::Begun, Self::Done, Self::Refused, Self::GivenUp];
+}
+
 /// Why a process was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartCause {
@@ -410,6 +442,42 @@ impl fmt::Display for LaneState {
     }
 }
 
+/// At which step of its chain a vCon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneStep {
+    /// Before the first link: its document is read.
+    Load,
+    /// At a link, by its position in the configuration.
+    Link(usize),
+    /// At the storages, which save it at the same time.
+    Storages,
+    /// At the finish.
+    Finish,
+}
+
+impl LaneStep {
+    /// The number of the first link.
+    const LINKS: u64 = 3;
+
+    pub(super) fn word(self) -> u64 {
+        match self {
+            Self::Load => 0,
+            Self::Storages => 1,
+            Self::Finish => 2,
+            Self::Link(position) => Self::LINKS + position as u64,
+        }
+    }
+
+    pub(super) fn of_word(word: u64) -> Self {
+        match word {
+            0 => Self::Load,
+            1 => Self::Storages,
+            2 => Self::Finish,
+            link => Self::Link(usize::try_from(link - Self::LINKS).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
 /// The state that a word stands for, if any.
 pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
     let index = usize::try_from(word.checked_sub(1)?).ok()?;
@@ -419,6 +487,14 @@ pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_step_has_a_word_of_its_own() {
+        let steps = [LaneStep::Load, LaneStep::Storages, LaneStep::Finish];
+        for step in steps.into_iter().chain([0, 1, 5000].map(LaneStep::Link)) {
+            assert_eq!(LaneStep::of_word(step.word()), step);
+        }
+    }
 
     #[test]
     fn there_is_room_for_the_configuration_and_as_much_again() {

@@ -18,10 +18,11 @@ mod layout;
 mod slot;
 mod snapshot;
 
-pub use board::{Board, BoardError, BoardId};
+pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
 pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
 pub use layout::{
-    ChildState, DaemonPhase, LaneState, MOST_SERIES, RestartCause, SLOTS, Shape, WorkerState,
+    ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
+    Shape, WorkerState,
 };
 pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
 pub use snapshot::{
@@ -71,6 +72,7 @@ mod tests {
         let id = VconId::random();
         slot.set_state(WorkerState::Ready);
         slot.lane(0).busy(Some(&id), Some(Duration::from_secs(30)));
+        slot.lane(0).step(LaneStep::Link(4));
         slot.lane(2).busy(None, None);
         slot.count(Outcome::Finished);
         assert_eq!(slot.count(Outcome::Failed), 2);
@@ -83,6 +85,7 @@ mod tests {
         assert_eq!(worker.lanes.len(), 2);
         assert_eq!(worker.lanes[0].vcon, Some(id.uuid()));
         assert_eq!(worker.lanes[0].limit, Some(30_000));
+        assert_eq!(worker.lanes[0].step, LaneStep::Link(4));
         assert_eq!((worker.lanes[1].number, worker.lanes[1].vcon), (3, None));
     }
 

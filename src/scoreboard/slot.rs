@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::board::config_path;
+use super::board::{config_path, pauses_path};
 use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
-use super::{BoardError, BoardId, ChildState, LaneState, Meter, SeriesKind, WorkerState, figures};
+use super::{
+    BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures,
+};
 use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
@@ -38,6 +40,7 @@ pub struct Slot {
     shape: Shape,
     board: PathBuf,
     config: PathBuf,
+    pauses: PathBuf,
     /// The processor time of this worker's predecessors, in microseconds.
     cpu_before: u64,
 }
@@ -84,11 +87,14 @@ impl Slot {
             shape: header.shape,
             board: path.clone(),
             config: config_path(path),
+            pauses: pauses_path(path),
             cpu_before: 0,
         };
         this.cpu_before = this.word(worker::CPU).load(Ordering::Relaxed);
         for number in 0..this.shape.lanes {
-            this.lane(number).idle();
+            let lane = this.lane(number);
+            lane.idle();
+            lane.end_claim();
         }
         this.word(worker::RELEASED).store(0, Ordering::Relaxed);
         this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
@@ -190,6 +196,35 @@ impl Slot {
         Duration::from_millis(sys::monotonic_ms().saturating_sub(beat))
     }
 
+    /// The version of the pauses in force, which grows with every change; 0 before the monitor has looked at them.
+    pub fn pauses_version(&self) -> u64 {
+        // Sequentially consistent, as in all three functions that lead to `all_claims_follow`: a lane shows that it
+        // claims and then reads this version, the monitor writes the version and then reads what lanes show. So at
+        // least one of the two sees the other.
+        self.monitor_word(worker::PAUSES).load(Ordering::SeqCst)
+    }
+
+    /// Puts the pauses in [`Slot::pauses_path`] in force, under this version. For the monitor alone.
+    pub fn set_pauses_version(&self, version: u64) {
+        self.monitor_word(worker::PAUSES)
+            .store(version, Ordering::SeqCst);
+    }
+
+    /// Whether no request for work is on its way that follows older pauses than those of this version.
+    pub fn all_claims_follow(&self, version: u64) -> bool {
+        let words = self.words.words();
+        let word = |index: usize| words[index].load(Ordering::SeqCst);
+        let used = usize::try_from(word(header::USED)).unwrap_or(layout::SLOTS);
+        (layout::MONITOR + 1..used.min(layout::SLOTS)).all(|number| {
+            let start = self.shape.slot_start(number);
+            let follows = |lane: usize| {
+                let claiming = word(start + self.shape.lane_start(lane) + lane::CLAIMING);
+                claiming == 0 || claiming > version
+            };
+            word(start + child::PID) == 0 || (0..self.shape.lanes).all(follows)
+        })
+    }
+
     /// Shows to every process of this daemon that a RedisJSON vCon was met.
     pub fn note_json(&self) {
         if !self.has_seen_json() {
@@ -281,6 +316,11 @@ impl Slot {
         &self.config
     }
 
+    /// Where the pauses in force are kept.
+    pub fn pauses_path(&self) -> &std::path::Path {
+        &self.pauses
+    }
+
     fn header_word(&self, index: usize) -> &AtomicU64 {
         &self.words.words()[index]
     }
@@ -343,6 +383,27 @@ impl LaneCell {
     /// Holds `id` and waits for a server that is unavailable: no limit runs.
     pub fn waiting(&self, id: Option<&VconId>) {
         self.show(LaneState::Waiting, id, None);
+    }
+
+    /// Shows at which step of its chain the vCon is.
+    pub fn step(&self, step: LaneStep) {
+        self.words.words()[self.start + lane::STEP].store(step.word(), Ordering::Relaxed);
+    }
+
+    /// From now on a request for work may be on its way that follows the pauses of this version. To be called
+    /// before the lane makes sure that the version is in force.
+    pub fn begin_claim(&self, version: u64) {
+        self.claiming()
+            .store(version.saturating_add(1), Ordering::SeqCst);
+    }
+
+    /// The request was answered, or is not sent.
+    pub fn end_claim(&self) {
+        self.claiming().store(0, Ordering::SeqCst);
+    }
+
+    fn claiming(&self) -> &AtomicU64 {
+        &self.words.words()[self.start + lane::CLAIMING]
     }
 
     fn show(&self, state: LaneState, id: Option<&VconId>, limit: Option<Duration>) {

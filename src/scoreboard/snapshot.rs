@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::board::{config_path, holder};
+use super::board::{config_path, holder, pauses_path};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
-    BoardError, ChildState, DaemonPhase, LaneState, RestartCause, Series, WorkerState, figures,
+    BoardError, ChildState, DaemonPhase, LaneState, LaneStep, ReloadState, RestartCause, Series,
+    WorkerState, figures,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
@@ -24,7 +25,7 @@ impl<'a> Words<'a> {
     }
 
     /// A word; 0 if the bytes end before it.
-    fn get(&self, index: usize) -> u64 {
+    pub fn get(&self, index: usize) -> u64 {
         let bytes = self.0.get(index * WORD..(index + 1) * WORD);
         bytes
             .and_then(|bytes| bytes.try_into().ok())
@@ -67,6 +68,10 @@ pub struct BoardHeader {
     pub stuck_after: Option<u64>,
     /// Processes that were replaced, by cause, in the order of [`RestartCause::ALL`].
     pub restarts: [u64; RestartCause::ALL.len()],
+    /// How many reloads were asked for.
+    pub reloads: u64,
+    /// What has become of the last one.
+    pub reload_state: Option<ReloadState>,
     /// `CONSERVER_INSTANCE`
     pub instance: String,
 }
@@ -107,6 +112,8 @@ impl BoardHeader {
                 .min(shape.series),
             stuck_after: Some(words.get(header::STUCK_AFTER)).filter(|time| *time > 0),
             restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
+            reloads: words.get(header::RELOADS),
+            reload_state: state(ReloadState::ALL, words.get(header::RELOAD_STATE)),
             instance: instance(words),
         })
     }
@@ -220,6 +227,8 @@ pub struct LaneView {
     pub since: u64,
     /// The longest time it may take, in milliseconds.
     pub limit: Option<u64>,
+    /// The step of its chain.
+    pub step: LaneStep,
 }
 
 impl LaneView {
@@ -346,6 +355,7 @@ impl LaneView {
             vcon: Some(Uuid::from_u64_pair(high, low)).filter(|uuid| !uuid.is_nil()),
             since,
             limit: Some(limit).filter(|limit| *limit > 0),
+            step: LaneStep::of_word(words.get(lane::STEP)),
         })
     }
 }
@@ -353,8 +363,12 @@ impl LaneView {
 /// A whole scoreboard as it was at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Where the scoreboard is.
+    pub board: PathBuf,
     /// Where the configuration in force is kept.
     pub config: PathBuf,
+    /// Where the pauses in force are kept, once the monitor has looked at them.
+    pub pauses: Option<PathBuf>,
     /// When it was taken, in monotonic milliseconds.
     pub taken: u64,
     /// The daemon as a whole.
@@ -416,7 +430,9 @@ impl Snapshot {
         };
         let this = Self {
             series: Vec::new(),
+            board: path.to_owned(),
             config: config_path(path),
+            pauses: (words.get(worker::PAUSES) > 0).then(|| pauses_path(path)),
             taken: sys::monotonic_ms(),
             slots: (0..header.used).map(slot).collect(),
             header,

@@ -107,6 +107,8 @@ pub struct Settings {
     /// `CONSERVER_HTTP_HOSTS`, in lower case: further names by which the monitor may be asked; `*`
     /// is any.
     pub http_hosts: Vec<String>,
+    /// `CONSERVER_HTTP_TOKEN_FILE`: without it, the monitor only shows.
+    pub http_token_file: Option<String>,
     /// `CONSERVER_LOG_FORMAT`
     pub log_format: LogFormat,
     /// `LOG_LEVEL`
@@ -299,6 +301,7 @@ impl Settings {
                 |text| text.trim().parse().ok(),
             ),
             http_hosts: reader.parsed("CONSERVER_HTTP_HOSTS", Vec::new(), http_hosts),
+            http_token_file: reader.text("CONSERVER_HTTP_TOKEN_FILE"),
             log_format: reader.parsed("CONSERVER_LOG_FORMAT", LogFormat::Text, log_format),
             log_level: reader.parsed("LOG_LEVEL", LevelFilter::Info, log_level),
             tick: milliseconds(reader, "TICK_INTERVAL", 5000),

@@ -84,6 +84,8 @@ pub const TABLE: &[Setting] = &[
         "Where the monitor answers by HTTP: health, status and metrics; port 0 is any that is free"),
     setting("CONSERVER_HTTP_HOSTS", "(none)", "names separated by commas, or * for any",
         "Names by which the monitor may be asked, besides IP addresses, `localhost`, the host name and the one in `CONSERVER_HTTP`"),
+    setting("CONSERVER_HTTP_TOKEN_FILE", "(none)", "a path, or the name of one of systemd's credentials",
+        "The file with the token that whoever acts through the monitor must have: at least 16 characters. It is read again at each action. Without it, the monitor only shows"),
     setting("CONSERVER_LOG_FORMAT", "text", "text or json",
         "The form of log lines"),
     setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL",

@@ -50,6 +50,7 @@ fn unset_variables_have_their_defaults() {
     assert!(!settings.instance.is_empty());
     assert_eq!(settings.http, HttpAddress::default());
     assert_eq!(settings.http_hosts, [""; 0]);
+    assert_eq!(settings.http_token_file, None);
 }
 
 #[test]

@@ -4,9 +4,8 @@
 //! scoreboard, private to this user, for children that are not forked from the supervisor and for
 //! workers that run already.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::OpenOptions;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +28,7 @@ pub(super) struct ActiveConfig {
 impl ActiveConfig {
     /// Puts the first configuration in force.
     pub fn begin(source: Source, file: PathBuf, board: &mut Board) -> io::Result<Self> {
-        keep(&board.config_path(), &source.text)?;
+        runtime_dir::replace(&board.config_path(), &source.text)?;
         make_room(&source.config, board);
         board.set_config(1);
         Ok(Self {
@@ -50,7 +49,7 @@ impl ActiveConfig {
     pub fn mend(&self, board: &Board) {
         let kept = board.config_path();
         if runtime_dir::open(&kept, OpenOptions::new().read(true)).is_err()
-            && let Err(error) = keep(&kept, &self.text)
+            && let Err(error) = runtime_dir::replace(&kept, &self.text)
         {
             log::error!("The configuration could not be passed on: {error}");
         }
@@ -84,7 +83,7 @@ impl ActiveConfig {
 
     /// Puts it in force. Returns whether it could be passed on to the children.
     pub fn put_in_force(&mut self, source: Source, board: &mut Board) -> bool {
-        if let Err(error) = keep(&board.config_path(), &source.text) {
+        if let Err(error) = runtime_dir::replace(&board.config_path(), &source.text) {
             log::error!("The configuration could not be passed on, the former one stays: {error}");
             return false;
         }
@@ -137,20 +136,4 @@ fn make_room(config: &Config, board: &mut Board) {
             "could not make room for the figures of new chains, links and storages: {error}"
         ),
     }
-}
-
-/// Replaces the kept text in one step.
-fn keep(path: &Path, text: &str) -> io::Result<()> {
-    let draft = path.with_extension("config-draft");
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    fs::rename(&draft, path)
 }

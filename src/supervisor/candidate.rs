@@ -26,7 +26,7 @@ use super::notify::Notification;
 use super::start_method::execute;
 use crate::config::Source;
 use crate::exit::Exit;
-use crate::scoreboard::DaemonPhase;
+use crate::scoreboard::{DaemonPhase, ReloadState};
 use crate::sys::{self, End};
 
 /// How much longer than the Python modules the process may take: its own start and end.
@@ -160,7 +160,10 @@ impl Supervisor {
         self.forgive_refusals();
     }
 
-    fn keep_former(&self, reloads: bool) {
+    fn keep_former(&mut self, reloads: bool) {
+        if reloads {
+            self.board.set_reload_state(ReloadState::Refused);
+        }
         if reloads && self.phase == DaemonPhase::Running {
             self.notify.send(Notification::Ready);
         }

@@ -382,7 +382,7 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scoreboard::WorkerState;
+    use crate::scoreboard::{LaneStep, WorkerState};
 
     const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -398,6 +398,7 @@ mod tests {
                 vcon: None,
                 since: *since,
                 limit: *limit,
+                step: LaneStep::Load,
             };
         WorkerView {
             held: None,
@@ -471,6 +472,7 @@ mod tests {
             vcon: Some(Uuid::from_u128(*vcon)),
             since: NOW - busy,
             limit: None,
+            step: LaneStep::Load,
         };
         WorkerView {
             held: None,

@@ -75,7 +75,7 @@ const SIGNALS: &[Signal] = &[
 
 /// The most workers that can be wanted: one slot is the monitor's, and one the spare's in a rolling
 /// restart.
-const MOST_WORKERS: u32 = SLOTS as u32 - 2;
+pub const MOST_WORKERS: u32 = SLOTS as u32 - 2;
 
 /// Where [`run`] returns: a fork returns twice, once on each side.
 #[derive(Debug)]
@@ -253,7 +253,8 @@ impl Supervisor {
 
     fn act_on(&mut self, signal: Signal) {
         match signal {
-            Signal::SIGCHLD | WAKE_UP => {}
+            Signal::SIGCHLD => {}
+            WAKE_UP => self.take_request(),
             Signal::SIGTERM | Signal::SIGINT => {
                 log::info!("{signal} received");
                 let again = self.stop.is_some();

@@ -20,7 +20,7 @@ use super::child_slot::{ChildSlot, Role, SlotState};
 use super::notify::Notification;
 use super::{MOST_WORKERS, Supervisor};
 use crate::exit::Exit;
-use crate::scoreboard::DaemonPhase;
+use crate::scoreboard::{DaemonPhase, ReloadState};
 
 /// A worker, as far as a rolling restart needs to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,7 @@ impl Supervisor {
         if self.stop.is_some() {
             return;
         }
+        self.board.begin_reload();
         // Before the daemon is up, the service manager waits for its start.
         if self.up {
             self.notify.send(Notification::Reloading);
@@ -142,6 +143,7 @@ impl Supervisor {
                 RollingStep::Done => {
                     self.reloading = false;
                     log::info!("All workers are replaced");
+                    self.board.set_reload_state(ReloadState::Done);
                     self.note_running();
                     self.drain_unwanted();
                 }
@@ -200,6 +202,7 @@ impl Supervisor {
     /// The remaining workers are not replaced.
     fn give_up_reload(&mut self) {
         self.reloading = false;
+        self.board.set_reload_state(ReloadState::GivenUp);
         for child in self.children.values_mut() {
             child.round = self.round;
         }
@@ -207,6 +210,15 @@ impl Supervisor {
             self.note_running();
         } else {
             self.set_phase(DaemonPhase::Starting);
+        }
+    }
+
+    /// Changes the number of workers if an operator asks for that. The request stands on the scoreboard, where only
+    /// this user and root can write.
+    pub(super) fn take_request(&mut self) {
+        if let Some(wanted) = self.board.take_requested_workers() {
+            log::info!("An operator asks for {wanted} workers");
+            self.scale(wanted);
         }
     }
 

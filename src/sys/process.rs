@@ -90,7 +90,7 @@ pub const NOT_FOR_CHILDREN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATC
 /// This very program with the command `name`; if `/proc` is mounted, also after its file was
 /// replaced or removed.
 pub fn this_program(name: &str) -> io::Result<Command> {
-    let mut command = Command::new(program()?);
+    let mut command = Command::new(own_program()?);
     command.arg0("conserver").arg(name);
     for variable in NOT_FOR_CHILDREN {
         command.env_remove(variable);
@@ -98,8 +98,9 @@ pub fn this_program(name: &str) -> io::Result<Command> {
     Ok(command)
 }
 
+/// What executes this very program; if `/proc` is mounted, also after its file was replaced or removed.
 #[cfg(target_os = "linux")]
-fn program() -> io::Result<PathBuf> {
+pub fn own_program() -> io::Result<PathBuf> {
     let own = PathBuf::from("/proc/self/exe");
     if own.symlink_metadata().is_ok() {
         return Ok(own);
@@ -109,8 +110,9 @@ fn program() -> io::Result<PathBuf> {
     })
 }
 
+/// What executes this very program.
 #[cfg(not(target_os = "linux"))]
-fn program() -> io::Result<PathBuf> {
+pub fn own_program() -> io::Result<PathBuf> {
     std::env::current_exe()
 }
 

@@ -118,6 +118,14 @@ impl Seconds {
         self.each.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
+    /// Counts these durations too.
+    pub fn add(&mut self, others: &Self) {
+        self.sum_us = self.sum_us.saturating_add(others.sum_us);
+        for (all, more) in self.each.iter_mut().zip(&others.each) {
+            *all = all.saturating_add(*more);
+        }
+    }
+
     /// The durations that were added since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {

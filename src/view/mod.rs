@@ -13,12 +13,13 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 pub use figures::{Figures, Quantile, Seconds, fixed};
-pub use queues::{ListNames, Queues, StorageQueue};
+pub use queues::{DeadLetterGroupView, GroupCache, ListNames, NO_REASON, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};
+use crate::queue::{PauseRecord, PauseTarget, Pauses};
 use crate::scoreboard::{
-    ChildState, LaneState, LaneView, RestartCause, SeriesKind, SlotView, Snapshot, WorkerView,
-    is_silent, shown_name,
+    ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot,
+    WorkerView, is_silent, shown_name,
 };
 use crate::settings::StartMethod;
 
@@ -56,6 +57,8 @@ pub struct View {
     pub holds: Vec<Hold>,
     /// Storages with `on_outage: defer` that are unavailable. Their chains go on.
     pub outages: Vec<Outage>,
+    /// The lists and chains that operators have paused.
+    pub paused: Vec<Pause>,
     /// What chains have done.
     pub chains: Vec<Figures>,
     /// What links have done.
@@ -116,6 +119,8 @@ pub struct LaneStatus {
     pub limit_seconds: Option<f64>,
     /// Whether it has held it for longer than `CONSERVER_STUCK_AFTER`.
     pub stuck: bool,
+    /// The step of the chain: `load`, `link <name>`, `storages` or `finish`.
+    pub step: String,
 }
 
 /// The monitor.
@@ -153,7 +158,7 @@ impl View {
             workers_ready: workers.clone().filter(|(_, slot)| is_ready(slot)).count(),
             lanes_per_worker: header.shape.lanes,
             workers: workers
-                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot))
+                .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot, plan))
                 .collect(),
             monitor: snapshot.slots.first().and_then(MonitorStatus::new),
             redis_away_seconds: redis_away(snapshot),
@@ -162,6 +167,7 @@ impl View {
                 .collect(),
             holds: holds(snapshot, plan),
             outages: outages(snapshot, plan),
+            paused: paused(snapshot),
             chains: figures::of(SeriesKind::Chain, snapshot, plan),
             links: figures::of(SeriesKind::Link, snapshot, plan),
             storages: figures::of(SeriesKind::Storage, snapshot, plan),
@@ -191,7 +197,12 @@ fn daemon_state(snapshot: &Snapshot) -> &'static str {
 }
 
 impl WorkerStatus {
-    fn new(number: usize, slot: &SlotView, snapshot: &Snapshot) -> Option<Self> {
+    fn new(
+        number: usize,
+        slot: &SlotView,
+        snapshot: &Snapshot,
+        plan: Option<&Plan>,
+    ) -> Option<Self> {
         let now = snapshot.taken;
         let stuck_after = snapshot.header.stuck_after;
         let place = slot.place.as_ref()?;
@@ -206,7 +217,7 @@ impl WorkerStatus {
                 .map(|vcon| vcon.to_string()),
             seconds: longest.map(|lane| seconds(now, lane.since)),
             lanes: (lanes.iter())
-                .map(|lane| LaneStatus::new(lane, now, stuck_after))
+                .map(|lane| LaneStatus::new(lane, now, stuck_after, plan))
                 .collect(),
             done: slot.done(),
             halted: slot.halted,
@@ -249,7 +260,8 @@ fn state(
 }
 
 impl LaneStatus {
-    fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>) -> Self {
+    /// What a lane shows at this time. `plan` is the configuration in force, if known.
+    pub fn new(lane: &LaneView, now: u64, stuck_after: Option<u64>, plan: Option<&Plan>) -> Self {
         Self {
             lane: lane.number,
             state: lane.state.to_string(),
@@ -257,7 +269,20 @@ impl LaneStatus {
             seconds: seconds(now, lane.since),
             limit_seconds: lane.limit.map(|limit| seconds(limit, 0)),
             stuck: lane.is_stuck(now, stuck_after, Duration::ZERO),
+            step: step_name(lane.step, plan),
         }
+    }
+}
+
+fn step_name(step: LaneStep, plan: Option<&Plan>) -> String {
+    match step {
+        LaneStep::Load => "load".to_owned(),
+        LaneStep::Link(index) => match plan.and_then(|plan| plan.links.get(index)) {
+            Some(name) => format!("link {}", shown_name(name)),
+            None => format!("link number {}", index + 1),
+        },
+        LaneStep::Storages => "storages".to_owned(),
+        LaneStep::Finish => "finish".to_owned(),
     }
 }
 
@@ -318,6 +343,60 @@ pub struct Outage {
     pub workers: Vec<usize>,
     /// Since when it, or another one that defers, has been unavailable to one of them, in seconds.
     pub seconds: u64,
+}
+
+/// A list or chain from which operators let nothing be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pause {
+    /// `list` or `chain`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The time at which it was paused, as in RFC 3339; empty if that is not known.
+    pub since: String,
+    /// Who paused it, as in `user@host`; empty if that is not known.
+    pub by: String,
+}
+
+impl Pause {
+    /// `list default (by root@db3 since 2026-01-02T03:04:05Z)`, not made fit for people yet.
+    pub fn told(&self) -> String {
+        let by = format!("by {}", self.by);
+        // Seconds are enough to read.
+        let time = self
+            .since
+            .split_once('.')
+            .map_or(&*self.since, |(whole, _)| whole);
+        let since = format!("since {}Z", time.trim_end_matches('Z'));
+        let known = [(&self.by, by), (&self.since, since)];
+        let known = known.into_iter().filter(|(text, _)| !text.is_empty());
+        let known: Vec<String> = known.map(|(_, told)| told).collect();
+        match &known[..] {
+            [] => format!("{} {}", self.kind, self.name),
+            known => format!("{} {} ({})", self.kind, self.name, known.join(" ")),
+        }
+    }
+}
+
+/// All pauses, as views show them.
+pub fn pauses(pauses: &Pauses) -> Vec<Pause> {
+    let pause = |(target, record): (&PauseTarget, &PauseRecord)| Pause {
+        kind: target.kind(),
+        name: target.name().to_owned(),
+        since: record.since.clone(),
+        by: record.by.clone(),
+    };
+    pauses.iter().map(pause).collect()
+}
+
+/// What operators have paused, as the daemon follows it.
+pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
+    // The file is replaced in one step; one that is missing is replaced within a second.
+    let read = snapshot
+        .pauses
+        .as_ref()
+        .and_then(|path| Pauses::load(path).ok());
+    read.as_ref().map(pauses).unwrap_or_default()
 }
 
 /// One link, storage or egress list, by its number in the configuration.

@@ -1,11 +1,14 @@
-//! The lengths of a daemon's lists.
+//! The lengths of a daemon's lists, and their dead letters in groups.
+
+use std::time::{Duration, Instant};
 
 use indexmap::{IndexMap, IndexSet};
 use serde::Serialize;
 
 use crate::config::{ListName, Plan};
 use crate::queue::{
-    Lengths, QueueError, dead_letter_list, storage_letters_list, storage_letters_reasons,
+    DeadLetterGroup, DeadLetterGroups, GroupLimits, GroupedQueue, Lengths, QueueError, Raw,
+    STORAGE_PREFIX, dead_letter_list, storage_letters_list, storage_letters_reasons,
 };
 use crate::scoreboard::shown_name;
 
@@ -39,9 +42,108 @@ pub struct Queues {
     /// What storages do not have, by the name of the storage as all figures show it; `None` if the key of its list
     /// is not a list.
     pub storages: IndexMap<String, Option<StorageQueue>>,
+    /// Dead letters that failed alike, the largest groups first; none if nobody asked for them.
+    pub dead_letter_groups: Vec<DeadLetterGroupView>,
+    /// Whether every dead letter was looked at for these groups.
+    pub dead_letter_groups_complete: bool,
     /// Why no length is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Dead letters that failed alike, for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetterGroupView {
+    /// The list whose dead letters they are, or `storage:<name>`; as commands take it.
+    pub queue: String,
+    /// The step that failed; `None` if the reason does not tell.
+    pub stage: Option<String>,
+    /// The error, without what differs from one vCon to the next.
+    pub error: String,
+    /// How many they are.
+    pub count: u64,
+    /// Up to three of them, the newest first; as commands take them.
+    pub examples: Vec<String>,
+    /// How long ago the first of them failed.
+    pub oldest_seconds: Option<u64>,
+    /// How long ago the last of them failed.
+    pub newest_seconds: Option<u64>,
+}
+
+/// The error of dead letters that others have put into a queue.
+pub const NO_REASON: &str = "no reason was kept";
+
+impl DeadLetterGroupView {
+    /// The group as it is at this time by Redis' clock.
+    pub fn new(group: &DeadLetterGroup, now: f64) -> Self {
+        // The cast of a time in the future is 0.
+        let age = |at: f64| (now - at) as u64;
+        Self {
+            queue: group.queue.to_string(),
+            stage: group.stage.clone(),
+            error: group.error.clone().unwrap_or_else(|| NO_REASON.to_owned()),
+            count: group.count,
+            examples: group.examples.iter().map(Raw::to_string).collect(),
+            oldest_seconds: group.oldest.map(age),
+            newest_seconds: group.newest.map(age),
+        }
+    }
+
+    /// Step and error on one line.
+    pub fn summary(&self) -> String {
+        match &self.stage {
+            Some(stage) => format!("{stage}: {}", self.error),
+            None => self.error.clone(),
+        }
+    }
+}
+
+/// How much one look at the reasons of dead letters reads: it takes Redis some milliseconds, in steps.
+const LOOK: GroupLimits = GroupLimits {
+    reasons: 10_000,
+    bytes: 4 << 20,
+    time: Duration::from_millis(400),
+};
+
+/// How long groups stay as they are, even if there are more or fewer dead letters.
+const SHORTEST: Duration = Duration::from_secs(10);
+
+/// How long they stay if the number of dead letters is the same. A retry that fails again changes reasons alone.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The groups of dead letters as they were at the last look.
+#[derive(Debug, Default)]
+pub struct GroupCache {
+    last: Option<LastLook>,
+}
+
+#[derive(Debug)]
+struct LastLook {
+    at: Instant,
+    of: Vec<GroupedQueue>,
+    /// What was found; `None` if Redis refused the look.
+    found: Option<DeadLetterGroups>,
+}
+
+impl GroupCache {
+    /// Whether these queues are to be looked at now.
+    fn is_due(&self, queues: &[GroupedQueue], now: Instant) -> bool {
+        let Some(last) = &self.last else { return true };
+        let age = now.saturating_duration_since(last.at);
+        age >= LONGEST || age >= SHORTEST && last.of != queues
+    }
+
+    /// The groups as they are now: the same as at the last look, and older.
+    fn views(&self) -> (Vec<DeadLetterGroupView>, bool) {
+        let last = self.last.as_ref();
+        let Some((at, found)) = last.and_then(|last| Some((last.at, last.found.as_ref()?))) else {
+            return (Vec::new(), false);
+        };
+        let now = found.now + at.elapsed().as_secs_f64();
+        let views = found.groups.iter();
+        let views = views.map(|group| DeadLetterGroupView::new(group, now));
+        (views.collect(), found.is_complete)
+    }
 }
 
 /// What a storage does not have.
@@ -126,8 +228,54 @@ impl ListNames {
                     (shown_name(&keys.name), entries.map(queue))
                 })
                 .collect(),
+            dead_letter_groups: Vec::new(),
+            dead_letter_groups_complete: false,
             error: None,
         })
+    }
+
+    /// Adds the dead letters in groups to the lengths, which Redis has just told. Looks at them only now and then,
+    /// and only if there are any.
+    pub fn add_groups(&self, queues: &mut Queues, lengths: &mut Lengths, cache: &mut GroupCache) {
+        if queues.error.is_some() {
+            return;
+        }
+        let asked = self.with_dead_letters(queues);
+        if asked.is_empty() {
+            cache.last = None;
+            queues.dead_letter_groups_complete = true;
+            return;
+        }
+        if cache.is_due(&asked, Instant::now()) {
+            let found = lengths.groups(&asked, &LOOK);
+            cache.last = Some(LastLook {
+                at: Instant::now(),
+                of: asked,
+                found: found.ok(),
+            });
+        }
+        (
+            queues.dead_letter_groups,
+            queues.dead_letter_groups_complete,
+        ) = cache.views();
+    }
+
+    /// The queues that have dead letters.
+    fn with_dead_letters(&self, queues: &Queues) -> Vec<GroupedQueue> {
+        let of_lists = self.ingress.iter().zip(queues.dead_letters.values());
+        let of_lists = of_lists.map(|(list, length)| GroupedQueue {
+            list: Raw::new(list.as_str()),
+            entries: length.unwrap_or(0),
+            defers: false,
+        });
+        let of_storages = self.storages.iter().zip(queues.storages.values());
+        let of_storages = of_storages.map(|(keys, queue)| GroupedQueue {
+            list: Raw::new(format!("{STORAGE_PREFIX}{}", keys.name)),
+            entries: queue.map_or(0, |queue| queue.dead_letters),
+            defers: keys.defers,
+        });
+        let all = of_lists.chain(of_storages);
+        all.filter(|queue| queue.entries > 0).collect()
     }
 }
 
@@ -161,6 +309,40 @@ chains:
         assert_eq!(lists.ingress, ["b", "c", "a"]);
         assert_eq!(lists.egress, ["done", "gone", "routed"]);
         assert_eq!(lists.dead_letters, ["DLQ:b", "DLQ:c", "DLQ:a"]);
+    }
+
+    #[test]
+    fn groups_are_looked_at_only_now_and_then() {
+        let queue = |entries| GroupedQueue {
+            list: Raw::new("default"),
+            entries,
+            defers: false,
+        };
+        let start = Instant::now();
+        let mut cache = GroupCache::default();
+        assert!(cache.is_due(&[queue(1)], start));
+        cache.last = Some(LastLook {
+            at: start,
+            of: vec![queue(1)],
+            found: None,
+        });
+        for (entries, seconds, is_due) in [
+            (1, 0, false),
+            (2, 0, false),
+            (2, 9, false),
+            (2, 10, true),
+            (1, 10, false),
+            (1, 59, false),
+            (1, 60, true),
+        ] {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(
+                cache.is_due(&[queue(entries)], now),
+                is_due,
+                "{entries} {seconds}"
+            );
+        }
+        assert_eq!(cache.views(), (vec![], false));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::lane::retain_claimable;
 use super::modules::{Stage, begin_host};
 use super::pipeline::Pipeline;
 use super::shared::SharedState;
@@ -334,6 +335,7 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
         }
     };
     drop(open);
+    retain_claimable(&mut lists, shared.pauses.get().1.as_deref(), config);
     // Another list each time: the vCons of the first may all be bad, and go to its end.
     if lists.len() > 1 {
         let first = fastrand::usize(..lists.len());

@@ -27,7 +27,7 @@ use super::retry::{LaneClock, Outage};
 use super::shared::SharedState;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName};
-use crate::queue::{Claim, Claimed, Document, Queue, QueueError, Released};
+use crate::queue::{Claim, Claimed, Document, Pauses, Queue, QueueError, Released};
 use crate::scoreboard::LaneCell;
 use crate::settings::ListOrder;
 use crate::storage::fan_out::WriterPool;
@@ -62,6 +62,8 @@ pub(super) struct Lane {
     backlogs: Vec<ListName>,
     /// The version of the circuit breakers that both belong to.
     breakers: u64,
+    /// The version of the pauses that they follow.
+    pauses: u64,
     /// The lane's number in its worker, from 0.
     number: usize,
     drain: Receiver<()>,
@@ -98,6 +100,7 @@ impl Lane {
             lists: Vec::new(),
             backlogs: Vec::new(),
             breakers: 0,
+            pauses: 0,
             number,
             drain,
             cell,
@@ -151,6 +154,7 @@ impl Lane {
             shared.quarantine.wait_until_open(&clock);
             return None;
         };
+        self.begin_claim();
         let found_nothing =
             |claimed: &Result<Claimed, _>| matches!(claimed, Ok(Claimed { work: None, .. }));
         if let Some(trial) = begin_trial(&self.shared, self.modules.config()) {
@@ -196,6 +200,9 @@ impl Lane {
         } = reply;
         // If Redis has claimed something all the same, the next request hands it over.
         self.is_unsure = claimed.is_err();
+        if is_over(&claimed) {
+            self.cell.end_claim();
+        }
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -284,7 +291,7 @@ impl Lane {
             chain,
             claim,
             is_backlog,
-            next: NextClaim::new(&self.lists, self.breakers),
+            next: NextClaim::new(&self.lists, (self.breakers, self.pauses), &self.cell),
         };
         // A missing document comes from a storage, and may be large.
         let is_large = match &document {
@@ -368,7 +375,7 @@ impl Lane {
         }
     }
 
-    /// Follows a change of the configuration or of the circuit breakers.
+    /// Follows a change of the configuration, of the circuit breakers or of the pauses.
     fn follow_configuration(&mut self) {
         let config = self.shared.current.get();
         let is_same = Arc::ptr_eq(&config, self.modules.config());
@@ -380,7 +387,10 @@ impl Lane {
                 self.shared.settings.drain_timeout.mul_f64(FINISHING_SHARE),
             );
         }
-        if !is_same || self.shared.breakers.version() != self.breakers {
+        let is_current = is_same
+            && self.shared.breakers.version() == self.breakers
+            && self.shared.pauses.version() == self.pauses;
+        if !is_current {
             self.refresh_lists();
         } else {
             self.rotate();
@@ -410,8 +420,25 @@ impl Lane {
         self.breakers = breakers.version();
         self.lists = breakers.open_lists(config);
         self.backlogs = breakers.backlogs(config);
+        let (version, pauses) = self.shared.pauses.get();
+        self.pauses = version;
+        for lists in [&mut self.lists, &mut self.backlogs] {
+            retain_claimable(lists, pauses.as_deref(), config);
+        }
         let lists = config.chains.iter().flat_map(|it| &it.ingress_lists);
         self.queue.set_ingress(lists);
+    }
+
+    /// Shows that a request for work may be on its way from now on, and makes sure that it follows the pauses in
+    /// force.
+    fn begin_claim(&mut self) {
+        loop {
+            self.cell.begin_claim(self.pauses);
+            if self.shared.pauses.version() == self.pauses {
+                return;
+            }
+            self.refresh_lists();
+        }
     }
 
     /// With `CONSERVER_LIST_ORDER=rotate`: begins with another list each time, so that a full one starves no
@@ -433,11 +460,33 @@ impl Lane {
     }
 }
 
+/// Removes the lists from which nothing may be claimed: all of them, if it is not known what is paused.
+pub(super) fn retain_claimable(
+    lists: &mut Vec<ListName>,
+    pauses: Option<&Pauses>,
+    config: &Config,
+) {
+    match pauses {
+        Some(pauses) if pauses.is_empty() => {}
+        Some(pauses) => lists.retain(|list| !pauses.hold(list, &config.chains)),
+        None => lists.clear(),
+    }
+}
+
+/// Whether Redis has done what a request for work asks for, or will not do it any more.
+fn is_over(claimed: &Result<Claimed, QueueError>) -> bool {
+    match claimed {
+        Ok(_) | Err(QueueError::Connect(_)) => true,
+        Err(error) => !error.breaks_connection(),
+    }
+}
+
 /// The request for a lane's next vCon, which goes with the finish of the present one.
 pub(super) struct NextClaim<'a> {
     lists: &'a [ListName],
-    /// The version of the circuit breakers that the lists belong to.
-    breakers: u64,
+    /// The versions of the circuit breakers and of the pauses that the lists belong to.
+    versions: (u64, u64),
+    cell: &'a LaneCell,
     /// Whether it is sent and its reply is not known.
     is_unsure: bool,
     reply: Option<Result<Claimed, QueueError>>,
@@ -445,29 +494,40 @@ pub(super) struct NextClaim<'a> {
 
 impl<'a> NextClaim<'a> {
     /// Not sent yet.
-    pub fn new(lists: &'a [ListName], breakers: u64) -> Self {
+    pub fn new(lists: &'a [ListName], versions: (u64, u64), cell: &'a LaneCell) -> Self {
         Self {
             lists,
-            breakers,
+            versions,
+            cell,
             is_unsure: false,
             reply: None,
         }
     }
 
-    /// The lists to claim from, if the lane would claim from them now as well. `None` if it is sent already.
+    /// The lists to claim from, if the lane would claim from them now as well. `None` if it is sent already. Otherwise
+    /// the request must be sent now: the lane shows that it is on its way.
     pub fn lists(
         &self,
         shared: &SharedState,
         config: &Arc<Config>,
         clock: &LaneClock<'_>,
     ) -> Option<&'a [ListName]> {
+        let (breakers, pauses) = self.versions;
         let may = !self.is_unsure
             && !clock.is_draining()
             && shared.quarantine.is_open()
-            && shared.breakers.version() == self.breakers
+            && shared.breakers.version() == breakers
             && !shared.breakers.has_trial_due()
             && Arc::ptr_eq(&shared.current.get(), config);
-        may.then_some(self.lists)
+        if !may {
+            return None;
+        }
+        self.cell.begin_claim(pauses);
+        if shared.pauses.version() != pauses {
+            self.cell.end_claim();
+            return None;
+        }
+        Some(self.lists)
     }
 
     /// It is sent. Until the reply is noted, Redis may have claimed something for this lane.
@@ -479,6 +539,9 @@ impl<'a> NextClaim<'a> {
     /// that was to be finished, or, if somebody else took that meanwhile, another one.
     pub fn note_reply(&mut self, reply: Option<Result<Claimed, QueueError>>) {
         self.is_unsure = reply.is_none();
+        if reply.as_ref().is_some_and(is_over) {
+            self.cell.end_claim();
+        }
         self.reply = reply;
     }
 
@@ -530,6 +593,8 @@ mod tests {
     use super::super::modules::Stage;
     use super::super::shared::tests::{TestWorker, parse};
     use super::*;
+    use crate::queue::{Expiry, Holder, LaneId, NameLease, PauseTarget, Server};
+    use crate::runtime_dir;
 
     const CONFIG: &str = "\
         storages: {s: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
@@ -546,11 +611,15 @@ mod tests {
         );
         let (shared, config) = (&worker.shared, worker.config());
         let lists = shared.breakers.open_lists(&config);
-        let now = || NextClaim::new(&lists, shared.breakers.version());
+        let cell = shared.slot.lane(0);
+        let now = || NextClaim::new(&lists, (shared.breakers.version(), 0), &cell);
         let drain = never();
         let clock = LaneClock::idle(&drain, None);
         let asks = |next: &NextClaim<'_>| next.lists(shared, &config, &clock) == Some(&lists[..]);
         assert!(asks(&now()));
+        assert!(!shared.slot.all_claims_follow(1), "it is on its way");
+        now().note_reply(Some(Ok(nothing())));
+        assert!(shared.slot.all_claims_follow(1));
 
         let mut sent = now();
         sent.note_sent();
@@ -580,21 +649,78 @@ mod tests {
         assert!(shared.breakers.note_success(&stage, &config));
         assert!(asks(&now()));
         assert!(!asks(&stale), "other lists may be open by now");
+
+        now().note_reply(Some(Ok(nothing())));
+        shared.slot.set_pauses_version(1);
+        assert!(!asks(&now()), "other lists may be paused by now");
+        assert!(shared.slot.all_claims_follow(1));
+    }
+
+    fn nothing() -> Claimed {
+        Claimed {
+            work: None,
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn a_lane_claims_only_from_lists_that_are_not_paused() {
+        let config = "\
+            storages: {later: {module: storage.webhook, on_outage: defer, options: {webhook-urls: ['http://h']}}}\n\
+            chains: {main: {ingress_lists: [a, b], storages: [later]}, other: {ingress_lists: [c]}}\n";
+        let worker = TestWorker::with(config, &[("CONSERVER_LIST_ORDER", "rotate")]);
+        let (shared, slot) = (&worker.shared, &worker.shared.slot);
+        let queue = Queue::new(
+            Server::new(&shared.settings.redis_url).unwrap(),
+            LaneId {
+                instance: "here".to_owned(),
+                worker: 1,
+                lane: 1,
+            },
+            Expiry::of(&shared.settings),
+            NameLease::new(&shared.settings, Holder::this_process(1)),
+        );
+        let mut lane = Lane::new(Arc::clone(shared), queue, 0, never());
+        let mut now = |pauses: Option<Pauses>| {
+            match pauses {
+                Some(pauses) => {
+                    let text = serde_json::to_string(&pauses).unwrap();
+                    runtime_dir::replace(slot.pauses_path(), &text).unwrap();
+                }
+                None => std::fs::remove_file(slot.pauses_path()).unwrap(),
+            }
+            let version = slot.pauses_version() + 1;
+            slot.set_pauses_version(version);
+            lane.begin_claim();
+            assert!(slot.all_claims_follow(version));
+            let lists = lane.lists.iter().chain(&lane.backlogs);
+            let mut names: Vec<String> = lists.map(ToString::to_string).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        let list = |name: &str| PauseTarget::List(name.parse().unwrap());
+        let all = "DLQ:storage:later a b c";
+        assert_eq!(now(Some(Pauses::default())), all);
+        assert_eq!(now(Some([list("b")].into())), "DLQ:storage:later a c");
+        let main = PauseTarget::Chain("main".to_owned());
+        assert_eq!(now(Some([main].into())), "DLQ:storage:later c");
+        let queue = list("DLQ:storage:later");
+        assert_eq!(now(Some([queue, list("x")].into())), "a b c");
+        assert_eq!(now(None), "", "it is not known what is paused");
+        assert_eq!(now(Some(Pauses::default())), all);
     }
 
     #[test]
     fn without_a_reply_something_may_be_claimed_that_is_not_known() {
-        let mut next = NextClaim::new(&[], 0);
+        let worker = TestWorker::with(CONFIG, &[]);
+        let cell = worker.shared.slot.lane(0);
+        let mut next = NextClaim::new(&[], (0, 0), &cell);
         assert!(!next.is_unsure());
         next.note_sent();
         assert!(next.is_unsure());
         next.note_reply(None);
         assert!(next.is_unsure());
-        let nothing = Claimed {
-            work: None,
-            fault: None,
-        };
-        next.note_reply(Some(Ok(nothing)));
+        next.note_reply(Some(Ok(nothing())));
         assert!(!next.is_unsure());
     }
 

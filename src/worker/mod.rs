@@ -47,7 +47,8 @@ use crate::child::{Child, OrphanedClaims, WorkerTask};
 use crate::config::{Chain, Config};
 use crate::exit::Exit;
 use crate::queue::{
-    Expiry, LaneId, NameLease, Queue, QueueError, RecoveredClaim, RequestBatcher, Server,
+    Expiry, LaneId, NameLease, Pauses, Queue, QueueError, RecoveredClaim, RequestBatcher, Server,
+    is_of_the_key,
 };
 use crate::scoreboard::{Event, SeriesKind, Slot};
 use crate::settings::Settings;
@@ -120,12 +121,12 @@ fn run_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let clock = LaneClock::idle(&draining, None);
-    let recovered = housekeeping::with_heartbeat(&slot, &settings, || {
+    let pauses = housekeeping::with_heartbeat(&slot, &settings, || {
         recover_predecessor(&mut first, &task, &settings, &config.chains, &slot, &clock)
     })?;
-    if !recovered {
+    let Some(pauses) = pauses else {
         return Ok(true);
-    }
+    };
     slot.note_recovered();
     let mut queues = vec![first];
     queues.extend((2..=settings.concurrency).map(queue));
@@ -135,8 +136,8 @@ fn run_lanes(
     let shared = Arc::new(SharedState::new(
         child,
         settings,
-        config,
-        config_generation,
+        (config, config_generation),
+        pauses,
         slot,
         wakeup,
     ));
@@ -181,7 +182,7 @@ impl Drop for AbortOnPanic {
 }
 
 /// Returns the claims of a worker's predecessor, and those that its task names besides. Waits for Redis and
-/// for the instance's name if need be, and returns false if the worker drains before that.
+/// for the instance's name if need be. Returns what is paused now, or `None` if the worker drains before that.
 fn recover_predecessor(
     queue: &mut Queue,
     task: &WorkerTask,
@@ -189,14 +190,14 @@ fn recover_predecessor(
     chains: &[Chain],
     slot: &Slot,
     clock: &LaneClock<'_>,
-) -> bool {
+) -> Option<Pauses> {
     let mut outage = Outage::new(settings, &Arc::default());
     let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
         let waited = match try_to_recover(queue, task, settings.max_deaths, chains, slot) {
-            Ok(()) => {
+            Ok(pauses) => {
                 outage.end();
-                return true;
+                return Some(pauses);
             }
             // Another daemon has this instance's name: the monitor decides what follows.
             Err(error) if error.is_about_the_lease() => {
@@ -206,7 +207,7 @@ fn recover_predecessor(
             Err(error) => outage.wait(&error, clock),
         };
         if waited.is_err() {
-            return false;
+            return None;
         }
     }
 }
@@ -217,7 +218,7 @@ fn try_to_recover(
     max_deaths: u32,
     chains: &[Chain],
     slot: &Slot,
-) -> Result<(), QueueError> {
+) -> Result<Pauses, QueueError> {
     queue.take_lease()?;
     let recovered = queue.recover(task.predecessor.dead(), max_deaths)?;
     // Before the next step, which may fail.
@@ -228,7 +229,13 @@ fn try_to_recover(
         recovered.iter().for_each(report_recovered);
         count_poison(slot, chains, &recovered);
     }
-    Ok(())
+    // The lanes follow the monitor, but it may not have looked at the pauses yet. Whoever pauses something after this
+    // finds that this instance is alive, as the lease was taken before, and waits until it follows.
+    match queue.pauses() {
+        // The monitor logs that.
+        Err(error) if is_of_the_key(&error) => Ok(Pauses::default()),
+        pauses => pauses,
+    }
 }
 
 /// Runs a recovery process: returns the claims of workers that have no successor. Tries once; the supervisor

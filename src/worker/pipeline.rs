@@ -29,7 +29,7 @@ use crate::queue::{
     Claim, Document, DocumentFormat, FailedStorage, Finish, Finished, Overwritten, Queue,
     QueueError, Reason, Replaced, Replacement,
 };
-use crate::scoreboard::{Event, Outcome};
+use crate::scoreboard::{Event, LaneStep, Outcome};
 use crate::settings::{Critical, RedisFormat};
 use crate::storage::fan_out::{self, WriterPool};
 use crate::vcon::{self, Leaving, Merged, VconId};
@@ -89,6 +89,7 @@ impl Pipeline<'_, '_, '_> {
         loop {
             self.save(job)?;
             let finishing = Instant::now();
+            self.clock.show_step(LaneStep::Finish);
             self.clock.end();
             if self.finish(job)? {
                 return Ok(finishing);
@@ -218,6 +219,9 @@ impl Pipeline<'_, '_, '_> {
         for name in chain.links.iter().skip(job.progress.links_done()) {
             if job.progress.is_halted() {
                 return Ok(());
+            }
+            if let Some(position) = self.modules.config().links.get_index_of(name) {
+                self.clock.show_step(LaneStep::Link(position));
             }
             let before = self.before_link(job)?;
             let ran = if self.is_skipped(name, job)? {
@@ -449,6 +453,7 @@ impl Pipeline<'_, '_, '_> {
         if job.progress.is_halted() || chain.storages.is_empty() {
             return Ok(());
         }
+        self.clock.show_step(LaneStep::Storages);
         let version = self.shared.settings.egress_version;
         if self.may_be_in_work_elsewhere() {
             // Before the storages get it: a claim that changes nothing stores what Redis has, and sees at
@@ -693,11 +698,11 @@ impl Pipeline<'_, '_, '_> {
         let is_large =
             |document: &Replacement<'_>| document.text.unwrap_or(document.base).len() > LARGE;
         let config = self.modules.config();
-        let lists = self.next.lists(self.shared, config, self.clock);
-        let lists = lists.filter(|_| !finish.document.as_ref().is_some_and(is_large));
         // The next vCon does not wait for a hook.
-        let lists = lists.filter(|_| !self.modules.hooks().after_processing);
-        let Some(lists) = lists else {
+        let may = !finish.document.as_ref().is_some_and(is_large)
+            && !self.modules.hooks().after_processing;
+        let lists = may.then(|| self.next.lists(self.shared, config, self.clock));
+        let Some(lists) = lists.flatten() else {
             return self.queue.finish(self.claim, finish);
         };
         self.next.note_sent();

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use crate::backoff::Backoff;
 use crate::deadline::Deadline;
 use crate::queue::QueueError;
-use crate::scoreboard::LaneCell;
+use crate::scoreboard::{LaneCell, LaneStep};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -213,8 +213,16 @@ impl<'a> LaneClock<'a> {
     ) -> Self {
         let mut this = Self::idle(drain, Some(cell));
         (this.id, this.longest_call, this.has_work) = (id, longest_call, true);
+        this.show_step(LaneStep::Load);
         this.run(limit);
         this
+    }
+
+    /// Shows at which step of its chain the vCon is.
+    pub fn show_step(&self, step: LaneStep) {
+        if let Some(cell) = self.cell.filter(|_| self.has_work) {
+            cell.step(step);
+        }
     }
 
     /// The channel that is disconnected when the worker drains.

@@ -14,6 +14,7 @@ use super::wakeup::Wakeup;
 use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::queue::Pauses;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::sys;
@@ -30,6 +31,7 @@ pub(super) struct SharedState {
     pub slot: Slot,
     pub health: BackendHealth,
     pub breakers: CircuitBreakers,
+    pub pauses: CurrentPauses,
     pub redis_outage: Arc<SharedOutage>,
     pub quarantine: Quarantine,
     pub wakeup: Wakeup,
@@ -51,8 +53,8 @@ impl SharedState {
     pub fn new(
         child: Child,
         settings: Settings,
-        config: Arc<Config>,
-        config_generation: u64,
+        (config, config_generation): (Arc<Config>, u64),
+        pauses: Pauses,
         slot: Slot,
         wakeup: Wakeup,
     ) -> Self {
@@ -60,6 +62,7 @@ impl SharedState {
             current: CurrentConfig::new(config, config_generation, slot.clone()),
             health: BackendHealth::default(),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
+            pauses: CurrentPauses::new(pauses, slot.clone()),
             redis_outage: Arc::default(),
             quarantine: Quarantine::default(),
             python_failure: Mutex::default(),
@@ -191,6 +194,62 @@ impl CurrentConfig {
     }
 }
 
+/// What operators have paused, as this worker follows it.
+pub(super) struct CurrentPauses {
+    slot: Slot,
+    state: Mutex<FollowedPauses>,
+}
+
+struct FollowedPauses {
+    /// The version that was read last.
+    version: u64,
+    /// `None` if it could not be read: then nothing may be claimed.
+    pauses: Option<Arc<Pauses>>,
+}
+
+impl CurrentPauses {
+    /// Starts with what Redis said before the monitor had looked.
+    pub fn new(first: Pauses, slot: Slot) -> Self {
+        let state = FollowedPauses {
+            version: 0,
+            pauses: Some(Arc::new(first)),
+        };
+        let state = Mutex::new(state);
+        Self { slot, state }
+    }
+
+    /// The version in force.
+    pub fn version(&self) -> u64 {
+        self.slot.pauses_version()
+    }
+
+    /// The pauses in force, with a version that they are not older than. `None` if they cannot be read at present:
+    /// nothing may be claimed.
+    pub fn get(&self) -> (u64, Option<Arc<Pauses>>) {
+        // A lane that panicked left it valid.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.version();
+        // Without a version, the monitor has not looked yet, or the scoreboard was repaired: the last ones stay.
+        if version == 0 || (version == state.version && state.pauses.is_some()) {
+            return (version, state.pauses.clone());
+        }
+        match Pauses::load(self.slot.pauses_path()) {
+            Ok(pauses) => state.pauses = Some(Arc::new(pauses)),
+            // The monitor replaces the file if it is missing.
+            Err(error) => {
+                if state.pauses.take().is_some() {
+                    log::error!(
+                        "claiming nothing until it can be read what is paused: {}: {error}",
+                        self.slot.pauses_path().display()
+                    );
+                }
+            }
+        }
+        state.version = version;
+        (version, state.pauses.clone())
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
@@ -232,7 +291,9 @@ pub(super) mod tests {
                 slot.clone(),
                 Server::new(&settings.redis_url).unwrap(),
             );
-            let shared = SharedState::new(child, settings, parse(config), 0, slot, wakeup);
+            let config = (parse(config), 0);
+            let pauses = Pauses::default();
+            let shared = SharedState::new(child, settings, config, pauses, slot, wakeup);
             Self {
                 shared: Arc::new(shared),
                 board,

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, PATIENCE, Redis, Sample, chain, fresh, run, said, submit, wait_until,
+    Conserver, Hook, Monitor, PATIENCE, Redis, Sample, chain, fresh, run, said, submit, wait_until,
 };
 
 fn conserver(redis: &Redis) -> Conserver {
@@ -55,7 +55,7 @@ fn a_failure_is_seen_mended_and_tried_again(redis: &Redis) {
         redis.length("DLQ:default") == 1
     });
     let id = samples[0].id.as_str();
-    let table = run(daemon.conserver(), &["dlq", "ls"], 0);
+    let table = run(daemon.conserver(), &["dlq", "ls", "--all"], 0);
     said(
         &table,
         &[id, "default", "parse", "not JSON", "Worker-1", "ago)"],
@@ -197,6 +197,170 @@ fn what_others_have_written_is_listed() {
         &["Put 1 back"],
     );
     assert_eq!(redis.list("of another"), ["entry"]);
+}
+
+/// A reason as the daemon writes it, of a failure some seconds ago.
+fn fail(redis: &Redis, list: &str, entry: &str, stage: &str, error: &str, seconds: u64) {
+    let (now, _): (u64, u64) = redis.ask(&["TIME"]);
+    let reason = json!({"stage": stage, "error": error, "attempts": 1, "worker": "Worker-1",
+        "at": now - seconds});
+    redis.ask::<i64>(&["RPUSH", &format!("DLQ:{list}"), entry]);
+    let reasons = format!("conserver:dlq:{list}");
+    redis.ask::<i64>(&["HSET", &reasons, entry, &reason.to_string()]);
+}
+
+#[test]
+fn dead_letters_that_failed_alike_are_a_group() {
+    let redis = Redis::plain();
+    let monitor = Monitor::at_a_port();
+    let mut config = chain(&[], &[("hook", Hook::new().storage())]);
+    // Nobody takes what is put back there.
+    config["chains"]["parked"] = json!({"ingress_lists": ["parked"], "enabled": 0});
+    let daemon = Conserver::with(&redis)
+        .config(&config)
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    let conserver = daemon.conserver();
+    let status = monitor.wait_for("/status", 200).json();
+    assert_eq!(status["queues"]["dead_letter_groups"], json!([]));
+    assert_eq!(status["queues"]["dead_letter_groups_complete"], true);
+
+    let ids: Vec<String> = (0..5).map(|_| Sample::small().id).collect();
+    for (number, id) in ids.iter().enumerate() {
+        let error = format!("{id} is not JSON: EOF at line {number} column 7");
+        fail(
+            &redis,
+            "parked",
+            id,
+            "parse",
+            &error,
+            7200 - 60 * number as u64,
+        );
+    }
+    // What a program has said is longer than what is read of it.
+    let long = format!("it said \u{1b}[2J{}", " é".repeat(9000));
+    fail(&redis, "parked", "long", "link a b", &long, 30);
+    redis.ask::<i64>(&["RPUSH", "DLQ:parked", "of others"]);
+    fail(
+        &redis,
+        "storage:hook",
+        "refused",
+        "storage hook",
+        "too large",
+        5,
+    );
+
+    let listed = run(conserver, &["dlq", "ls", "--groups", "--json"], 0);
+    let groups: Vec<Value> = (listed.stdout.lines())
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(groups.len(), 4, "{groups:?}");
+    let largest = &groups[0];
+    assert_eq!(
+        (
+            &largest["queue"],
+            &largest["stage"],
+            &largest["error"],
+            &largest["count"]
+        ),
+        (
+            &json!("parked"),
+            &json!("parse"),
+            &json!("UUID is not JSON: EOF at line N column N"),
+            &json!(5)
+        )
+    );
+    assert_eq!(largest["examples"], json!([ids[4], ids[3], ids[2]]));
+    let oldest = largest["oldest_seconds"].as_u64().expect("an age");
+    assert!((7200..7260).contains(&oldest), "{oldest}");
+    let of = |stage: Value| groups.iter().find(|group| group["stage"] == stage);
+    let others = of(Value::Null).expect("a group");
+    assert_eq!(
+        (&others["count"], &others["examples"]),
+        (&json!(1), &json!(["of others"]))
+    );
+    let long = of(json!("link a b")).expect("a group");
+    assert_eq!(long["newest_seconds"], long["oldest_seconds"]);
+    assert!(
+        long["error"]
+            .as_str()
+            .is_some_and(|it| it.starts_with("it said \u{1b}[2J é"))
+    );
+    assert_eq!(
+        of(json!("storage hook")).expect("a group")["queue"],
+        "storage:hook"
+    );
+
+    let text = run(conserver, &["dlq", "ls"], 0);
+    let show = format!("conserver dlq show {}", ids[4]);
+    said(
+        &text,
+        &[
+            "parked: 7 dead letters",
+            "5  parse: UUID is not JSON",
+            &show,
+            "conserver dlq retry --stage 'link a b' parked",
+            "storage:hook: 1 dead letter",
+            "no reason was kept",
+            "conserver dlq show 'of others'",
+        ],
+    );
+    let text = run(conserver, &["dlq", "ls", "storage:hook"], 0);
+    assert!(!text.stdout.contains("parked"), "{}", text.stdout);
+    // Each of one list, without a look at every key.
+    let scans = calls(&redis, "scan");
+    assert_eq!(listed_by(conserver, &["parked", "--all"]).len(), 7);
+    assert_eq!(calls(&redis, "scan"), scans);
+
+    let text = run(conserver, &["status", "--queues"], 0);
+    said(
+        &text,
+        &[
+            "DLQ:parked: 5 dead letters: parse: UUID is not JSON",
+            "DLQ:storage:hook: 1 dead letter",
+        ],
+    );
+    let mut status = Value::Null;
+    wait_until("the monitor shows them", PATIENCE, || {
+        status = monitor.get("/status").json();
+        status["queues"]["dead_letter_groups"]
+            .as_array()
+            .is_some_and(|it| it.len() == 4)
+    });
+    assert_eq!(status["queues"]["dead_letter_groups_complete"], true);
+    assert_eq!(
+        status["queues"]["dead_letter_groups"][0]["examples"],
+        largest["examples"]
+    );
+    // However often somebody asks, it looks now and then.
+    let looks = calls(&redis, "hscan");
+    for _ in 0..5 {
+        monitor.get("/status");
+    }
+    assert_eq!(calls(&redis, "hscan"), looks);
+
+    let some = [
+        "dlq", "retry", "parked", "--stage", "parse", "--error", "line N", "--count", "2",
+    ];
+    said(&run(conserver, &some, 0), &["Put 2 back on list parked"]);
+    assert_eq!(redis.list("parked"), ids[..2]);
+    said(
+        &run(
+            conserver,
+            &["dlq", "retry", "parked", "--error", "line 3"],
+            0,
+        ),
+        &["Put 1 back on list parked"],
+    );
+    run(conserver, &["dlq", "retry", "parked", "--stage", "load"], 0);
+    run(
+        conserver,
+        &["dlq", "retry", "nowhere", "--stage", "load"],
+        65,
+    );
+    run(conserver, &["dlq", "retry", "--stage", "load"], 64);
+    assert_eq!(redis.length("DLQ:parked"), 4);
+    daemon.stop();
 }
 
 /// How often Redis was asked for a command.

@@ -1,6 +1,7 @@
 //! Requests that are none, come slowly or never end: they cost the monitor nothing that lasts, and
 //! the workers nothing at all.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -258,5 +259,151 @@ fn probes_are_answered_while_others_hang() {
     redis.signal(Signal::SIGCONT);
     drop(hanging);
     monitor.wait_for("/readyz", 200);
+    daemon.stop();
+}
+
+const TOKEN: &str = "0f9a-correct-horse-battery";
+
+/// A request to drop dead letters with these headers besides those that are right: one that is named replaces such a
+/// one, and one without a value leaves it out.
+fn action(changes: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let length = body.len().to_string();
+    let authorization = format!("Bearer {TOKEN}");
+    let right = [
+        ("Host", "localhost:9180"),
+        ("Origin", "http://localhost:9180"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Content-Type", "application/json"),
+        ("Content-Length", &*length),
+        ("Authorization", &*authorization),
+        ("Idempotency-Key", "a-key-of-its-own"),
+    ];
+    let kept = right
+        .iter()
+        .filter(|(name, _)| !changes.iter().any(|(other, _)| name == other));
+    let lines: String = kept
+        .chain(changes)
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    format!("POST /actions/dlq/drop HTTP/1.1\r\n{lines}\r\n{body}").into_bytes()
+}
+
+#[test]
+fn only_who_has_the_token_acts_and_once_with_each_request() {
+    let (redis, monitor) = (Redis::plain(), Monitor::at_a_port());
+    let conserver = Conserver::with(&redis)
+        .config(&chain(&[], &[]))
+        .env("CONSERVER_HTTP", monitor.setting());
+    let token = conserver.folder().join("token");
+    fs::write(&token, format!("{TOKEN}\n")).expect("a file");
+    let daemon = conserver.env("CONSERVER_HTTP_TOKEN_FILE", &token).start();
+    monitor.wait_for("/readyz", 200);
+    // The umask lets everybody read it.
+    daemon.wait_for_log("every user of this machine may read the token", PATIENCE);
+    redis.ask::<i64>(&["RPUSH", "DLQ:default", "a", "b", "c"]);
+    let body = r#"{"queue":"default"}"#;
+    let long = format!("{body}{}", " ".repeat(4096));
+    let ask = |changes: &[(&str, &str)], body: &str| status(&monitor, &action(changes, body));
+    for (changes, body, expected) in [
+        (&[("Authorization", "")][..], body, 401),
+        (
+            &[("Authorization", "Bearer 0f9a-correct-horse-batterx")],
+            body,
+            401,
+        ),
+        (&[("Authorization", TOKEN)], body, 401),
+        (&[("Origin", "http://evil.example")], body, 403),
+        (&[("Origin", "null")], body, 403),
+        (&[("Sec-Fetch-Site", "cross-site")], body, 403),
+        (&[("Host", "evil.example")], body, 421),
+        (&[("Content-Type", "text/plain")], body, 415),
+        (&[("Content-Type", "")], body, 415),
+        (&[("Idempotency-Key", "")], body, 400),
+        (&[("Content-Length", "")], body, 411),
+        (&[("Idempotency-Key", "another-key-1")], "{}", 400),
+        (
+            &[("Idempotency-Key", "another-key-2")],
+            r#"{"queue":"none"}"#,
+            404,
+        ),
+        (&[], &long, 413),
+    ] {
+        assert_eq!(ask(changes, body), expected, "{changes:?}");
+    }
+    let get = monitor.get("/actions/dlq/drop");
+    assert_eq!((get.status, get.header("Allow")), (405, Some("POST")));
+    assert_eq!(
+        status(&monitor, b"POST /status HTTP/1.1\r\nHost: a\r\n\r\n"),
+        405
+    );
+    let other = String::from_utf8_lossy(&action(&[], body)).replace("dlq/drop", "dlq/other");
+    assert_eq!(status(&monitor, other.as_bytes()), 404);
+
+    // Many wrong tokens cost nothing, and the right one is accepted meanwhile.
+    let pid = daemon.process("conserver-mon");
+    let memory = resident_set_of(pid);
+    let wrong = action(&[("Authorization", "Bearer 0123456789abcdef")], body);
+    let mut answers = [0; 2];
+    for _ in 0..300 {
+        match status(&monitor, &wrong) {
+            401 => answers[0] += 1,
+            429 => answers[1] += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(answers[0] < 20 && answers[1] > 280, "{answers:?}");
+    assert!(resident_set_of(pid) < memory + MOST_MEMORY);
+    assert_eq!(redis.length("DLQ:default"), 3);
+    let right = action(&[], body);
+    let done = monitor.send(&right).expect("an answer");
+    assert_eq!(
+        done.json()["message"],
+        "3 dropped from DLQ:default",
+        "{done:?}"
+    );
+    redis.ask::<i64>(&["RPUSH", "DLQ:default", "d"]);
+    assert_eq!(status(&monitor, &right), 409);
+    assert_eq!(redis.length("DLQ:default"), 1);
+    // No browser, and another key; then another token, which counts at once.
+    let by_hand = [
+        ("Origin", ""),
+        ("Sec-Fetch-Site", ""),
+        ("Idempotency-Key", "another-key-3"),
+    ];
+    assert_eq!(ask(&by_hand, body), 200);
+    fs::write(&token, "the-next-token-of-this-file").expect("a file");
+    let renewed = [("Idempotency-Key", "another-key-4")];
+    assert_eq!(ask(&renewed, body), 429);
+    fs::remove_file(&token).expect("a file");
+    assert_eq!(ask(&renewed, body), 503);
+    let check = daemon.conserver().run(&["check", "--offline"]);
+    assert_eq!(check.code, 78, "{}", check.output());
+    assert!(
+        check.output().contains("could not be read"),
+        "{}",
+        check.output()
+    );
+
+    assert_eq!(
+        daemon.count_in_log("127.0.0.1 asked for /actions/dlq/drop: 3 dropped"),
+        1
+    );
+    daemon.terminate();
+    daemon.wait_for_log("refused 3", PATIENCE);
+    let line = daemon.log();
+    let line = line
+        .lines()
+        .find(|line| line.contains("to act from 127.0.0.1"));
+    let line = line.expect("a line").to_owned();
+    for words in [
+        "with a wrong token after many others",
+        "3 from another page",
+        "1 that had come before",
+    ] {
+        assert!(line.contains(words), "{line}");
+    }
+    assert_eq!(daemon.count_in_log("to act from 127.0.0.1"), 1);
+    assert!(!daemon.log().contains(TOKEN));
     daemon.stop();
 }

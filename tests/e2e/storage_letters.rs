@@ -98,7 +98,7 @@ fn dead_letters_are_saved_to_their_storage_alone(redis: &Redis) {
     redis.ask::<i64>(&["EXPIRE", &format!("vcon:{}", samples[1].id), "30"]);
     redis.ask::<i64>(&["HSET", "conserver:deaths", &samples[0].id, "1"]);
 
-    let table = run(&conserver, &["dlq", "ls", "storage:files"], 0);
+    let table = run(&conserver, &["dlq", "ls", "storage:files", "--all"], 0);
     said(
         &table,
         &[&samples[24].id, "storage:files", "too large", "Worker-1"],

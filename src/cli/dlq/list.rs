@@ -1,4 +1,4 @@
-//! `conserver dlq ls`: dead letters as a table or as JSON.
+//! `conserver dlq ls`: each dead letter, as a table or as JSON.
 
 use std::io::{self, Write};
 
@@ -7,6 +7,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
+use super::groups;
 use super::{DlqError, all_lists, connect, defers, known_lists, load_plan, queue_named};
 use crate::cli::output::{LONGEST_ERROR, align_right, eprint_line, time_and_age, truncated};
 use crate::exit::Exit;
@@ -27,20 +28,25 @@ pub struct LsArgs {
     /// storage: storage:<NAME>
     list: Option<String>,
 
-    /// Look through all keys for dead letter queues of other lists, too
+    /// List each dead letter instead of groups of those that failed alike
     ///
-    /// Without it: the lists and storages of config.yml, and all others that a daemon has had dead
-    /// letters of. What others have put into queues of their own is only found by this.
-    #[arg(long, conflicts_with = "list")]
+    /// Without a list, this also looks through all keys for dead letter queues of other lists. Otherwise: the lists
+    /// and storages of config.yml, and all others that a daemon has had dead letters of. What others have put into
+    /// queues of their own is only found by this, or by its name.
+    #[arg(long)]
     all: bool,
 
-    /// At most this many [default: 1000 in the table, all as JSON]
+    /// Each dead letter, but at most this many [default: 1000 in the table, all as JSON]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// Print one JSON object on each line instead of a table
+    /// Print one JSON object on each line: for each dead letter, or with --groups for each group
     #[arg(long)]
     json: bool,
+
+    /// The groups, as without any other option
+    #[arg(long, conflicts_with_all = ["all", "count"])]
+    groups: bool,
 }
 
 impl LsArgs {
@@ -48,7 +54,7 @@ impl LsArgs {
         let plan = load_plan(settings);
         let mut letters = connect(settings)?;
         let now = letters.now()?;
-        let known = match self.all {
+        let known = match self.all && self.list.is_none() {
             true => all_lists(&mut letters, plan.as_ref())?,
             false => known_lists(&mut letters, plan.as_ref())?,
         };
@@ -56,6 +62,11 @@ impl LsArgs {
             None => known.into_iter().collect(),
             Some(text) => vec![queue_named(&mut letters, text, &known)?],
         };
+        let is_each = self.all || self.count.is_some() || self.json;
+        if self.groups || !is_each {
+            groups::list(&mut letters, plan.as_ref(), lists, self.json)?;
+            return Ok(Exit::Ok);
+        }
         let most = self
             .count
             .unwrap_or(if self.json { u64::MAX } else { ROWS });

@@ -3,6 +3,7 @@
 //! Here: how arguments name a queue or an entry. One file for each command.
 
 mod drop;
+mod groups;
 mod list;
 mod retry;
 mod show;
@@ -21,7 +22,10 @@ use crate::settings::Settings;
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
-    /// List dead letters, the oldest of each list first, with the step that failed and why
+    /// List dead letters in groups of those that failed alike, or with --all each of them, the oldest of each list first
+    ///
+    /// A group has the step that failed and the error without what differs from one vCon to the next (UUID, N for a
+    /// number, TIME, ADDRESS, ID), how many they are, their age, an example, and the commands to go on with.
     Ls(list::LsArgs),
     /// Show one dead letter with its queues, the whole reason and its document; or one queue
     Show(show::ShowArgs),

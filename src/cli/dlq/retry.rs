@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use indexmap::IndexSet;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -28,7 +29,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::queue::{
     DeadLetters, Document, HeldLock, Moved, QueueError, Raw, RawDeadLetter, Reason, ReplayLock,
-    ReplayOutcome, ReplayStart, Server, StoredReason,
+    ReplayOutcome, ReplayStart, Server, StoredReason, error_pattern,
 };
 use crate::settings::Settings;
 use crate::vcon::{self, Leaving, Vcon, VconId};
@@ -37,7 +38,10 @@ use crate::visible::{printable, visible_json};
 /// Dead letters moved in one step.
 const BATCH: u64 = 200;
 
-/// ReplayScope dead letters to try again.
+/// Dead letters read at once, to find those of a group.
+const GROUP_PAGE: u64 = 100;
+
+/// Which dead letters to try again.
 #[derive(Debug, Args)]
 pub struct RetryArgs {
     /// The dead letters of this ingress list or storage (storage:NAME), or this one; without it, all
@@ -52,6 +56,16 @@ pub struct RetryArgs {
     /// All of the list or storage, as without any UUID
     #[arg(long, requires = "what", conflicts_with_all = ["uuids", "count"])]
     all: bool,
+
+    /// Of the list or storage, only those that failed at this step, as `dlq ls` names it
+    #[arg(long, value_name = "STAGE", requires = "what", conflicts_with_all = ["uuids", "all"])]
+    stage: Option<String>,
+
+    /// Of the list or storage, only those whose error has this text in it
+    ///
+    /// Either the error itself, or as `dlq ls` shows it for a group, with N for numbers.
+    #[arg(long, value_name = "TEXT", requires = "what", conflicts_with_all = ["uuids", "all"])]
+    error: Option<String>,
 
     /// At most this many, the oldest first
     #[arg(long, value_name = "N", conflicts_with = "uuids",
@@ -128,6 +142,28 @@ impl RetryArgs {
         Ok(done.exit())
     }
 
+    /// Whether only some of a queue are meant, by their reasons.
+    fn is_group(&self) -> bool {
+        self.stage.is_some() || self.error.is_some()
+    }
+
+    /// Whether a dead letter with this reason is meant.
+    fn means(&self, reason: Option<&StoredReason>) -> bool {
+        let (stage, error) = match reason {
+            None => return false,
+            Some(StoredReason::Known { stage, error, .. }) => (Some(stage), error),
+            Some(StoredReason::Other(text)) => (None, text),
+        };
+        let is_stage = |meant: &String| {
+            stage.is_some_and(|stage| stage == meant || printable(stage) == meant.as_str())
+        };
+        let is_error = |meant: &String| {
+            let pattern = error_pattern(error);
+            error.contains(meant) || printable(&pattern).contains(meant)
+        };
+        self.stage.as_ref().is_none_or(is_stage) && self.error.as_ref().is_none_or(is_error)
+    }
+
     fn report(&self, done: &RetryResult) -> io::Result<()> {
         for list in &done.lists {
             if let Some(error) = &list.error {
@@ -194,7 +230,14 @@ impl RetryRun<'_> {
                 return Ok(RetryTarget::Entries(entries));
             }
             Some(text) => match queue_if_named(&mut self.letters, text, &known)? {
+                Some(list) if self.args.is_group() => {
+                    return Ok(RetryTarget::Entries(self.group(&list)?));
+                }
                 Some(list) => vec![list],
+                None if self.args.is_group() => {
+                    queue_named(&mut self.letters, text, &known)?;
+                    Vec::new()
+                }
                 None => {
                     return match find_entry_anywhere(&mut self.letters, &known, text)? {
                         Some(found) => Ok(RetryTarget::Entries(vec![found])),
@@ -214,6 +257,26 @@ impl RetryRun<'_> {
             }
         }
         Ok(RetryTarget::Queues(counted))
+    }
+
+    /// The entries of the queue that `--stage` and `--error` name, the oldest first. Those that fail again meanwhile
+    /// are behind the last that is looked at.
+    fn group(&mut self, list: &Raw) -> Result<Vec<(Raw, Vec<Raw>)>, DlqError> {
+        let length = self.letters.length(list)?.unwrap_or(0);
+        let most = self.args.count.unwrap_or(u64::MAX);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let mut found = IndexSet::new();
+        for start in (0..length).step_by(GROUP_PAGE as usize) {
+            let page = GROUP_PAGE.min(length - start);
+            let page = self.letters.page(list, start, page)?.into_iter();
+            let meant = page.filter(|letter| self.args.means(letter.reason.as_ref()));
+            found.extend(meant.map(|letter| letter.entry));
+            if found.len() >= most {
+                break;
+            }
+        }
+        let entries = found.into_iter().take(most);
+        Ok(entries.map(|entry| (entry, vec![list.clone()])).collect())
     }
 
     /// Moves those of lists first, then saves those of storages.
@@ -693,5 +756,46 @@ impl StorageReplay<'_> {
     fn lock_lost(&self) -> String {
         let key = self.lock.key();
         format!("somebody has removed or taken the lock {key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_meant_by_its_stage_and_a_part_of_its_error() {
+        let args = |stage: Option<&str>, error: Option<&str>| RetryArgs {
+            what: Some("default".to_owned()),
+            uuids: Vec::new(),
+            all: false,
+            stage: stage.map(str::to_owned),
+            error: error.map(str::to_owned),
+            count: None,
+            json: false,
+        };
+        let known = StoredReason::Known {
+            stage: "link x".to_owned(),
+            error: "EOF at line 7\n".to_owned(),
+            attempts: 1,
+            worker: "Worker-1".to_owned(),
+            at: 0.0,
+        };
+        for (stage, error, is_meant) in [
+            (Some("link x"), None, true),
+            (Some("link"), None, false),
+            (None, Some("line 7"), true),
+            (None, Some("EOF at line N"), true),
+            (None, Some("line 8"), false),
+            (Some("link y"), Some("EOF"), false),
+            (Some("link x"), Some("EOF"), true),
+        ] {
+            let args = args(stage, error);
+            assert_eq!(args.means(Some(&known)), is_meant, "{stage:?} {error:?}");
+            assert!(!args.means(None));
+        }
+        let other = StoredReason::Other("because".to_owned());
+        assert!(args(None, Some("because")).means(Some(&other)));
+        assert!(!args(Some("because"), None).means(Some(&other)));
     }
 }

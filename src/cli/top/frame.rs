@@ -15,7 +15,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
-use crate::cli::status::{on_hold, outage, redis_unavailable, storage_rows, worker_state};
+use crate::cli::status::{on_hold, outage, paused, redis_unavailable, storage_rows, worker_state};
 use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus};
 use crate::visible::printable;
@@ -169,6 +169,13 @@ fn troubles(view: &View) -> Vec<Line<'static>> {
     let queues = view.queues.as_ref();
     let outages = view.outages.iter().take(MOST_HOLDS);
     lines.extend(outages.map(|it| alarm(&outage(it, queues))));
+    // Somebody meant it: no alarm.
+    let known = view.paused.iter().take(MOST_HOLDS);
+    lines.extend(known.map(|it| plain(&paused(it)).bold()));
+    if view.paused.len() > MOST_HOLDS {
+        let more = view.paused.len() - MOST_HOLDS;
+        lines.push(plain(&format!("… and {more} more are paused")).bold());
+    }
     lines
 }
 

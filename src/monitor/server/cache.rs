@@ -1,4 +1,4 @@
-//! Responses that take time to make: `/readyz`, `/status`, `/metrics`.
+//! Responses that take time to make: `/readyz`, `/status`, `/history`, `/metrics`.
 //!
 //! One thread makes them: it reads the scoreboard, and asks the system and Redis. Each response serves every client
 //! for a second, and Redis is asked at most once in that time, over one connection, however many clients ask. A
@@ -13,14 +13,15 @@ use std::{io, thread};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::health;
+use super::history::History;
 use super::metrics::{self, ExpositionFormat, MetricInputs};
 use super::response::{Response, StatusCode};
 use crate::config::Plan;
 use crate::monitor::followers::StatsByFollower;
 use crate::queue::{Lengths, Server};
 use crate::scoreboard::Snapshot;
-use crate::view::{self, ListNames, Queues, View};
-use crate::visible::{printable, visible_json};
+use crate::view::{self, GroupCache, ListNames, Queues, View};
+use crate::visible::{printable, printable_lines, visible_json};
 
 /// How long a response serves every client that asks.
 const FRESH: Duration = Duration::from_secs(1);
@@ -38,15 +39,18 @@ pub(super) enum Topic {
     Ready,
     /// What `conserver status --json --queues` prints.
     Status,
+    /// The figures of the last hour.
+    History,
     /// Every metric.
     Metrics(ExpositionFormat),
 }
 
 impl Topic {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Ready,
         Self::Status,
+        Self::History,
         Self::Metrics(ExpositionFormat::Classic),
         Self::Metrics(ExpositionFormat::OpenMetrics),
     ];
@@ -56,8 +60,9 @@ impl Topic {
         match self {
             Self::Ready => 0,
             Self::Status => 1,
-            Self::Metrics(ExpositionFormat::Classic) => 2,
-            Self::Metrics(ExpositionFormat::OpenMetrics) => 3,
+            Self::History => 2,
+            Self::Metrics(ExpositionFormat::Classic) => 3,
+            Self::Metrics(ExpositionFormat::OpenMetrics) => 4,
         }
     }
 
@@ -66,7 +71,7 @@ impl Topic {
         match self {
             // Probes wait for a second.
             Self::Ready => Duration::from_millis(700),
-            Self::Status | Self::Metrics(_) => Duration::from_secs(5),
+            Self::Status | Self::History | Self::Metrics(_) => Duration::from_secs(5),
         }
     }
 
@@ -74,7 +79,7 @@ impl Topic {
     fn why_not_in_time(self) -> &'static str {
         match self {
             Self::Ready => "Redis has not answered yet",
-            Self::Status | Self::Metrics(_) => "this is not known yet",
+            Self::Status | Self::History | Self::Metrics(_) => "this is not known yet",
         }
     }
 }
@@ -150,10 +155,7 @@ impl ResponseCache {
             let why = "too many clients wait for this";
             return Arc::new(Response::text(StatusCode::Unavailable, why));
         }
-        let entry = &mut state.entries[topic.number()];
-        if !entry.is_ordered {
-            entry.is_ordered = self.orders.try_send(topic).is_ok();
-        }
+        self.order_from(&mut state, topic);
         state.waiting += 1;
         let is_old = |state: &mut CacheState| state.made_since(topic, Some(asked)).is_none();
         let waited = (self.changed).wait_timeout_while(state, topic.limit(), is_old);
@@ -163,6 +165,18 @@ impl ResponseCache {
             let why = topic.why_not_in_time();
             Arc::new(Response::text(StatusCode::Unavailable, why))
         })
+    }
+
+    /// Has a response made, without waiting for it.
+    pub fn order(&self, topic: Topic) {
+        self.order_from(&mut self.lock(), topic);
+    }
+
+    fn order_from(&self, state: &mut CacheState, topic: Topic) {
+        let entry = &mut state.entries[topic.number()];
+        if !entry.is_ordered {
+            entry.is_ordered = self.orders.try_send(topic).is_ok();
+        }
     }
 
     fn put(&self, topic: Topic, response: Response) {
@@ -190,8 +204,11 @@ pub(super) struct ResponseMaker {
     plan: Option<(u64, Plan)>,
     /// The lengths of the queues, and when Redis was asked for them.
     queues: Option<(Instant, Queues)>,
+    /// The dead letters in groups.
+    groups: GroupCache,
     /// When the supervisor was started, in seconds since 1970: computed once, because clocks drift.
     started: Option<f64>,
+    history: History,
 }
 
 impl ResponseMaker {
@@ -208,7 +225,9 @@ impl ResponseMaker {
             followers,
             plan: None,
             queues: None,
+            groups: GroupCache::default(),
             started: None,
+            history: History::default(),
         }
     }
 
@@ -218,7 +237,10 @@ impl ResponseMaker {
             Err(error) => return Response::text(StatusCode::Unavailable, &error.to_string()),
         };
         self.follow_configuration(&snapshot);
-        let queues = self.ask_queues();
+        let mut queues = self.ask_queues();
+        if topic == Topic::Status {
+            self.add_groups(&mut queues);
+        }
         let plan = self.plan.as_ref().map(|(_, plan)| plan);
         match topic {
             Topic::Ready => {
@@ -228,6 +250,7 @@ impl ResponseMaker {
                 verdict(health::readiness(
                     snapshot.header.phase,
                     &holds,
+                    &view::paused(&snapshot),
                     redis,
                     has_heartbeat,
                 ))
@@ -242,11 +265,16 @@ impl ResponseMaker {
                     Err(error) => Response::text(StatusCode::Unavailable, &error.to_string()),
                 }
             }
+            Topic::History => {
+                let json = visible_json(&self.history.tell(&snapshot, &queues)) + "\n";
+                Response::new(StatusCode::Ok, "application/json", &json)
+            }
             Topic::Metrics(format) => {
                 let holds = view::holds(&snapshot, plan);
                 let figures = MetricInputs {
                     started: *self.started.get_or_insert_with(|| started(&snapshot)),
                     memory: metrics::memory(&snapshot),
+                    paused: view::paused(&snapshot),
                     snapshot,
                     queues,
                     holds,
@@ -284,6 +312,13 @@ impl ResponseMaker {
         self.queues = Some((Instant::now(), queues.clone()));
         queues
     }
+
+    fn add_groups(&mut self, queues: &mut Queues) {
+        if let Some((_, plan)) = &self.plan {
+            let lists = ListNames::of(plan);
+            lists.add_groups(queues, &mut self.lengths, &mut self.groups);
+        }
+    }
 }
 
 /// When the supervisor was started, in seconds since 1970.
@@ -294,10 +329,10 @@ fn started(snapshot: &Snapshot) -> f64 {
     now.saturating_sub(age.into()) as f64 / 1e3
 }
 
-/// 200 with a line, or 503 with a line for each fault.
+/// 200 with a text, or 503 with a line for each fault.
 pub(super) fn verdict(judged: Result<String, Vec<String>>) -> Response {
     match judged {
-        Ok(line) => Response::text(StatusCode::Ok, &line),
+        Ok(text) => Response::text(StatusCode::Ok, &printable_lines(&text)),
         Err(faults) => {
             let lines: Vec<_> = faults.iter().map(|fault| printable(fault)).collect();
             Response::text(StatusCode::Unavailable, &lines.join("\n"))

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{ChildState, ChildView, DaemonPhase, Snapshot, is_silent};
-use crate::view::Hold;
+use crate::view::{Hold, Pause};
+use crate::visible::printable;
 
 /// How long a child slot may be without a process, and how long a worker must have been ready in a slot that was
 /// faulty, in milliseconds.
@@ -117,10 +118,12 @@ fn is_steady(place: &ChildView, now: u64) -> bool {
     }
 }
 
-/// Judges whether the daemon would take on work: a line for each thing that it waits for.
+/// Judges whether the daemon would take on work: a line for each thing that it waits for. What operators have paused
+/// is no reason to call it unready, and is named all the same.
 pub(super) fn readiness(
     phase: Option<DaemonPhase>,
     holds: &[Hold],
+    paused: &[Pause],
     redis: Result<(), &str>,
     has_heartbeat: bool,
 ) -> Result<String, Vec<String>> {
@@ -146,9 +149,16 @@ pub(super) fn readiness(
             chains => format!("{fault}: chains on hold: {}", chains.join(", ")),
         }
     }));
+    // A name cannot make a line.
+    let paused = paused.iter().map(|pause| {
+        let told = format!("paused: {}", pause.told());
+        printable(&told).into_owned()
+    });
     if waits.is_empty() {
-        Ok("ready".to_owned())
+        let lines = std::iter::once("ready".to_owned()).chain(paused);
+        Ok(lines.collect::<Vec<_>>().join("\n"))
     } else {
+        waits.extend(paused);
         Err(waits)
     }
 }
@@ -180,7 +190,9 @@ mod tests {
             ..SlotView::default()
         };
         Snapshot {
+            board: "here.scoreboard".into(),
             config: "here.config".into(),
+            pauses: None,
             taken: NOW,
             header: BoardHeader {
                 nonce: 1,
@@ -197,6 +209,8 @@ mod tests {
                 series: 0,
                 stuck_after: None,
                 restarts: [0; 6],
+                reloads: 0,
+                reload_state: None,
                 instance: "here".to_owned(),
             },
             series: Vec::new(),
@@ -288,8 +302,26 @@ mod tests {
     #[test]
     fn it_is_ready_when_it_waits_for_nothing() {
         for phase in [DaemonPhase::Running, DaemonPhase::Reloading] {
-            assert_eq!(readiness(Some(phase), &[], Ok(()), true).unwrap(), "ready");
+            let judged = readiness(Some(phase), &[], &[], Ok(()), true);
+            assert_eq!(judged.unwrap(), "ready");
         }
+        let pause = |by: &str, since: &str| Pause {
+            kind: "list",
+            name: "a\nb".to_owned(),
+            since: since.to_owned(),
+            by: by.to_owned(),
+        };
+        let paused = [
+            pause("root@db3", "2026-01-02T03:04:05.000006Z"),
+            pause("", "2026-01-02T03:04:05Z"),
+            pause("", ""),
+        ];
+        let judged = readiness(Some(DaemonPhase::Running), &[], &paused, Ok(()), true);
+        assert_eq!(
+            judged.unwrap(),
+            "ready\npaused: list a\\nb (by root@db3 since 2026-01-02T03:04:05Z)\n\
+             paused: list a\\nb (since 2026-01-02T03:04:05Z)\npaused: list a\\nb"
+        );
     }
 
     #[test]
@@ -303,6 +335,7 @@ mod tests {
         let waits = readiness(
             Some(DaemonPhase::Starting),
             &[hold],
+            &[],
             Err("Redis is away"),
             true,
         );
@@ -312,9 +345,9 @@ mod tests {
             "storage pg is unavailable: chains on hold: main, spare",
         ];
         assert_eq!(waits.unwrap_err(), expected);
-        let waits = readiness(Some(DaemonPhase::Running), &[], Ok(()), false).unwrap_err();
+        let waits = readiness(Some(DaemonPhase::Running), &[], &[], Ok(()), false).unwrap_err();
         assert!(waits[0].contains("cannot show there"), "{waits:?}");
-        assert!(readiness(Some(DaemonPhase::Stopping), &[], Ok(()), true).is_err());
-        assert!(readiness(None, &[], Ok(()), true).is_err());
+        assert!(readiness(Some(DaemonPhase::Stopping), &[], &[], Ok(()), true).is_err());
+        assert!(readiness(None, &[], &[], Ok(()), true).is_err());
     }
 }

@@ -128,6 +128,17 @@ impl ClientStream {
         }
     }
 
+    /// Who is at the other end, for the log: an address, or the user of a Unix socket.
+    pub fn peer(&self) -> String {
+        match self {
+            Self::Tcp(stream) => match stream.peer_addr() {
+                Ok(address) => address.ip().to_canonical().to_string(),
+                Err(_) => "an unknown address".to_owned(),
+            },
+            Self::Unix(stream) => unix_peer(stream),
+        }
+    }
+
     /// Lets all reads and writes together take until `deadline`.
     pub fn until(&self, deadline: Instant) -> TimedStream<'_> {
         TimedStream {
@@ -135,6 +146,20 @@ impl ClientStream {
             deadline,
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn unix_peer(stream: &UnixStream) -> String {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    match getsockopt(stream, PeerCredentials) {
+        Ok(peer) => format!("UID {} (PID {})", peer.uid(), peer.pid()),
+        Err(_) => "an unknown user".to_owned(),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unix_peer(_: &UnixStream) -> String {
+    "a user of the Unix socket".to_owned()
 }
 
 /// A stream on which all reads and writes together end by a deadline, however many there are.

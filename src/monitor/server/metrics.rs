@@ -21,7 +21,7 @@ use crate::scoreboard::{
     SlotView, Snapshot,
 };
 use crate::settings::StartMethod;
-use crate::view::{Hold, Queues, StorageQueue};
+use crate::view::{Hold, Pause, Queues, StorageQueue};
 use crate::visible::printable;
 
 /// One metric.
@@ -72,6 +72,7 @@ pub(super) enum MetricSource {
     Redis,
     Followers(FollowerFigure),
     Holds,
+    Paused,
 }
 
 impl MetricKind {
@@ -232,6 +233,8 @@ pub const TABLE: &[Metric] = &[
         "Whether Redis answers the monitor"),
     gauge("conserver_hold_seconds", &["kind", "name"], MetricSource::Holds,
         "For how long chains have been on hold for a link, storage or egress list (kind: link, storage, list)"),
+    gauge("conserver_paused", &["kind", "name"], MetricSource::Paused,
+        "1 for each list and chain that operators have paused (kind: list, chain)"),
     counter("conserver_follower_pulled_total", FOLLOWER, MetricSource::Followers(FollowerFigure::Pulled),
         "vCons that the follower has pulled since the monitor started"),
     counter("conserver_follower_dead_lettered_total", FOLLOWER, MetricSource::Followers(FollowerFigure::DeadLettered),
@@ -266,6 +269,7 @@ pub(in crate::monitor::server) struct MetricInputs {
     pub snapshot: Snapshot,
     pub queues: Queues,
     pub holds: Vec<Hold>,
+    pub paused: Vec<Pause>,
     /// The statistics of each follower.
     pub followers: BTreeMap<String, FollowerStats>,
     /// When the supervisor was started, in seconds since 1970.
@@ -358,6 +362,12 @@ impl MetricInputs {
             ))],
             MetricSource::Followers(figure) => self.followers(figure),
             MetricSource::Holds => self.holds.iter().map(hold).collect(),
+            MetricSource::Paused => {
+                let paused = self.paused.iter();
+                paused
+                    .map(|it| labelled([it.kind, &*it.name], SampleValue::Whole(1)))
+                    .collect()
+            }
         }
     }
 

@@ -7,12 +7,17 @@
 //!                    responses (one thread: scoreboard, /proc, one connection to Redis)
 //! ```
 //!
-//! A connection is for one GET or HEAD, and each part of it has a deadline. The number of connections, and of new ones
+//! A connection is for one request, and each part of it has a deadline. The number of connections, and of new ones
 //! in a second, is limited, and one more takes the place of the oldest whose request has not arrived: so the server
 //! costs little and keeps room for probes, whoever connects and however. Nothing here touches a worker.
+//!
+//! With `CONSERVER_HTTP_TOKEN_FILE`, whoever has the token may act: `access` says who may, `actions` does it.
 
+mod access;
+mod actions;
 mod cache;
 mod health;
+mod history;
 mod listener;
 pub mod metrics;
 pub(super) mod request;
@@ -32,11 +37,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use self::access::TokenFile;
+use self::actions::Actions;
 use self::cache::{MOST_WAITING, ResponseCache, ResponseMaker, Topic, verdict};
 use self::health::HealthCheck;
 use self::listener::{ClientStream, Listener};
 use self::metrics::ExpositionFormat;
-use self::request::{AllowedHosts, HttpRequest};
+use self::request::{ACTIONS, AllowedHosts, HttpRequest};
 use self::response::{Response, StatusCode};
 use super::followers::StatsByFollower;
 use crate::backoff::Backoff;
@@ -88,6 +95,7 @@ pub(super) struct ServerHandle {
     stop: UnixStream,
     /// Disconnected once the server has ended, and the file of its socket is removed.
     ended: Receiver<()>,
+    site: Arc<Site>,
 }
 
 /// Starts the server, unless HTTP is off. `has_heartbeat` says whether the last heartbeat reached Redis.
@@ -110,12 +118,23 @@ pub(super) fn start(
         beat: settings.beat(),
         cache: ResponseCache::start(maker)?,
         health: Mutex::default(),
+        actions: Actions::of(slot, settings, redis),
     });
+    let recorded = Arc::clone(&site);
+    let record = thread::Builder::new().name("history".to_owned());
+    record.spawn(move || {
+        loop {
+            recorded.cache.order(Topic::History);
+            thread::sleep(history::STEP);
+            recorded.report_refusals(false);
+        }
+    })?;
+    let served = Arc::clone(&site);
     let address = settings.http.clone();
     let work = move || {
         let _end: Sender<()> = end;
         let served = listen(&address, &stopped).and_then(|listener| match listener {
-            Some(listener) => accept_all(&listener, &stopped, &site),
+            Some(listener) => accept_all(&listener, &stopped, &served),
             None => Ok(()),
         });
         if let Err(error) = served {
@@ -123,7 +142,7 @@ pub(super) fn start(
         }
     };
     thread::Builder::new().name("http".to_owned()).spawn(work)?;
-    Ok(Some(ServerHandle { stop, ended }))
+    Ok(Some(ServerHandle { stop, ended, site }))
 }
 
 impl ServerHandle {
@@ -132,6 +151,7 @@ impl ServerHandle {
         drop(self.stop);
         // Nothing is sent: the server closes the channel.
         let _ = self.ended.recv_timeout(FAREWELL);
+        self.site.report_refusals(true);
     }
 }
 
@@ -147,6 +167,15 @@ pub fn check(address: &HttpAddress) -> Result<String, String> {
         Err(error) if error.is_in_use() => Ok(format!("{address}, in use at present")),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Checks the file of this name that is to have the token, for `conserver check`. Returns a warning if others may
+/// read it.
+///
+/// # Errors
+/// A sentence that says why there is no token.
+pub fn check_token(file: &str) -> Result<Option<String>, String> {
+    TokenFile::new(file).check()
 }
 
 /// Listens as soon as the address is free; `None` if the server must stop before.
@@ -217,7 +246,8 @@ fn accept_all(listener: &Listener, stopped: &UnixStream, site: &Arc<Site>) -> Re
         let thread = thread::Builder::new().name("client".to_owned());
         let started = thread.stack_size(STACK).spawn(move || {
             // A client that has gone needs no response.
-            let _ = connection.serve(|request| site.respond(request));
+            let may_act = site.actions.is_some();
+            let _ = connection.serve(may_act, |request, client| site.respond(request, client));
         });
         let pause = match started {
             Ok(_) => rate.pause(Instant::now()),
@@ -322,18 +352,22 @@ fn victim(open: &[OpenConnection]) -> Option<&OpenConnection> {
 }
 
 impl Connection {
-    /// Reads a request, sends the response, and waits for the client to close.
+    /// Reads a request, sends the response, and waits for the client to close. `may_act` says whether a POST is taken.
     ///
     /// # Errors
     /// The client has gone, does not take the response in time, or had to end for another.
-    fn serve(&self, respond: impl FnOnce(&HttpRequest) -> Arc<Response>) -> io::Result<()> {
+    fn serve(
+        &self,
+        may_act: bool,
+        respond: impl FnOnce(&HttpRequest, &ClientStream) -> Arc<Response>,
+    ) -> io::Result<()> {
         let mut stream = self.stream.until(Instant::now() + READING);
-        let Some(received) = request::receive(&mut stream) else {
+        let Some(received) = request::receive(&mut stream, may_act) else {
             return Ok(());
         };
         self.enter(ConnectionState::Responding);
         let (response, is_head) = match received {
-            Ok(request) => (respond(&request), request.is_head),
+            Ok(request) => (respond(&request, &self.stream), request.is_head),
             Err(error) => (Arc::new(Response::refusal(error)), false),
         };
         self.enter(ConnectionState::Writing);
@@ -378,7 +412,7 @@ enum Endpoint {
 }
 
 /// Every path with its endpoint, and a description.
-const ENDPOINTS: [(&str, Endpoint, &str); 5] = [
+const ENDPOINTS: [(&str, Endpoint, &str); 6] = [
     (
         "/",
         Endpoint::Page,
@@ -394,6 +428,11 @@ const ENDPOINTS: [(&str, Endpoint, &str); 5] = [
         "/status",
         Endpoint::Cached(Topic::Status),
         "what `conserver status --json --queues` prints",
+    ),
+    (
+        "/history",
+        Endpoint::Cached(Topic::History),
+        "the last hour, for the charts of the page",
     ),
     ("/metrics", Endpoint::Metrics, "metrics for Prometheus"),
 ];
@@ -420,6 +459,8 @@ struct Site {
     beat: Duration,
     cache: Arc<ResponseCache>,
     health: Mutex<LastHealth>,
+    /// What may be done, if there is a token.
+    actions: Option<Actions>,
 }
 
 #[derive(Default)]
@@ -430,21 +471,35 @@ struct LastHealth {
 }
 
 impl Site {
-    fn respond(&self, request: &HttpRequest) -> Arc<Response> {
+    fn respond(&self, request: &HttpRequest, client: &ClientStream) -> Arc<Response> {
         let host = request.host.as_deref();
         if !host.is_none_or(|host| self.hosts.accept(host)) {
             let why = "this is not a name of the monitor; CONSERVER_HTTP_HOSTS can name it";
             return Arc::new(Response::text(StatusCode::Misdirected, why));
         }
+        if let Some(actions) = &self.actions
+            && request.path.starts_with(ACTIONS)
+        {
+            return Arc::new(match &request.post {
+                Some(post) => actions.respond(request, post, &client.peer()),
+                None => Response::only_post(),
+            });
+        }
         match Endpoint::at(&request.path) {
             None => Arc::new(list_of_endpoints()),
-            Some(Endpoint::Page) => Arc::new(response::page()),
+            Some(Endpoint::Page) => Arc::new(response::page(self.actions.is_some())),
             Some(Endpoint::Health) => self.health(),
             Some(Endpoint::Cached(topic)) => self.cache.get(topic),
             Some(Endpoint::Metrics) => {
                 let format = ExpositionFormat::for_accept(&request.accept);
                 self.cache.get(Topic::Metrics(format))
             }
+        }
+    }
+
+    fn report_refusals(&self, is_end: bool) {
+        if let Some(actions) = &self.actions {
+            actions.report_refusals(is_end);
         }
     }
 
@@ -492,7 +547,9 @@ mod tests {
             let (mut near, connection) = connect(&all);
             near.write_all(text.as_bytes()).unwrap();
             let serving = thread::spawn(move || {
-                connection.serve(|request| Arc::new(Response::text(StatusCode::Ok, &request.path)))
+                connection.serve(false, |request, _| {
+                    Arc::new(Response::text(StatusCode::Ok, &request.path))
+                })
             });
             let mut response = String::new();
             near.read_to_string(&mut response).unwrap();
@@ -511,7 +568,9 @@ mod tests {
         open[1].1.enter(ConnectionState::Writing);
         let (victim, connection) = open.remove(2);
         let serving = thread::spawn(move || {
-            connection.serve(|_| Arc::new(Response::text(StatusCode::Ok, "no request has come")))
+            connection.serve(true, |_, _| {
+                Arc::new(Response::text(StatusCode::Ok, "no request has come"))
+            })
         });
         let newest = connect(&all);
         serving.join().unwrap().unwrap();

@@ -1,5 +1,8 @@
 //! Reads a request from a client, or finds out why it is refused. [`AllowedHosts`] says who may be asked.
 //!
+//! A request is a GET or HEAD without a body, or, where the monitor may act, a POST below [`ACTIONS`] with a short
+//! body of a length that it tells.
+//!
 //! A page from elsewhere can make a browser ask the monitor by a name of its own that resolves to this machine,
 //! and read the response ("DNS rebinding"). So the `Host` must be one of the monitor's names. Addresses are fine:
 //! no name is behind them that could be made to resolve here.
@@ -9,10 +12,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use httparse::{EMPTY_HEADER, Header, Status as Parsed};
 
+use crate::secret::Secret;
 use crate::settings::{HttpAddress, Settings};
 
-/// The most bytes of a request.
+/// The most bytes of a request's head.
 const LONGEST: usize = 8 * 1024;
+
+/// The most bytes of its body.
+const LONGEST_BODY: usize = 4 * 1024;
+
+/// What the paths of actions begin with.
+pub(super) const ACTIONS: &str = "/actions/";
 
 /// The most headers of a request; browsers send about twenty.
 const MOST_HEADERS: usize = 64;
@@ -32,6 +42,27 @@ pub(super) struct HttpRequest {
     pub is_head: bool,
     /// The `Accept` headers; empty if there are none.
     pub accept: String,
+    /// What a POST has besides; `None` for GET and HEAD.
+    pub post: Option<Box<Post>>,
+}
+
+/// What only a POST has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Post {
+    /// `Origin`: the page that a browser is asked by.
+    pub origin: Option<String>,
+    /// `Sec-Fetch-Site`: what that page is to this one, in the browser's words.
+    pub fetch_site: Option<String>,
+    /// `Content-Type`
+    pub content_type: Option<String>,
+    /// `Authorization`
+    pub authorization: Option<Secret>,
+    /// `Idempotency-Key`: no two requests have the same.
+    pub key: Option<String>,
+    /// What has arrived of the body: all of it, once the request is received.
+    pub body: Vec<u8>,
+    /// How many bytes of the body have not arrived.
+    missing: usize,
 }
 
 /// Why a request is refused.
@@ -39,10 +70,14 @@ pub(super) struct HttpRequest {
 pub(super) enum RequestError {
     /// Not HTTP, or not valid; says why.
     Malformed(&'static str),
-    /// Neither GET nor HEAD.
+    /// Neither GET nor HEAD, nor a POST where one is taken.
     Method,
     /// Too many bytes or headers.
     TooLarge,
+    /// A POST that does not tell the length of its body.
+    NoLength,
+    /// A body of too many bytes.
+    BodyTooLarge,
     /// Not HTTP/1.
     Version,
     /// Incomplete at the deadline.
@@ -50,24 +85,53 @@ pub(super) enum RequestError {
 }
 
 /// Reads a request from a client until the deadline of `stream`; `None` if the client has gone, or sent nothing.
-pub(super) fn receive(stream: &mut impl Read) -> Option<Result<HttpRequest, RequestError>> {
+/// `may_act` says whether a POST is taken.
+pub(super) fn receive(
+    stream: &mut impl Read,
+    may_act: bool,
+) -> Option<Result<HttpRequest, RequestError>> {
     let mut bytes = [0; LONGEST];
     let mut length = 0;
-    loop {
+    let mut request = loop {
         let before = length;
-        match stream.read(&mut bytes[length..]) {
+        match read_some(stream, &mut bytes[length..]) {
             Ok(0) => return None,
             Ok(count) => length += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) if is_timeout(&error) && length > 0 => {
                 return Some(Err(RequestError::TooSlow));
             }
             Err(_) => return None,
         }
         if is_worth_parsing(&bytes[..length], before)
-            && let Some(parsed) = parse(&bytes[..length])
+            && let Some(parsed) = parse(&bytes[..length], may_act)
         {
-            return Some(parsed);
+            match parsed {
+                Ok(request) => break request,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    };
+    if let Some(post) = &mut request.post {
+        while post.missing > 0 {
+            match read_some(stream, &mut bytes[..post.missing.min(LONGEST)]) {
+                Ok(0) => return None,
+                Ok(count) => {
+                    post.body.extend_from_slice(&bytes[..count]);
+                    post.missing -= count;
+                }
+                Err(error) if is_timeout(&error) => return Some(Err(RequestError::TooSlow)),
+                Err(_) => return None,
+            }
+        }
+    }
+    Some(Ok(request))
+}
+
+fn read_some(stream: &mut impl Read, room: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(room) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read,
         }
     }
 }
@@ -84,12 +148,12 @@ fn is_worth_parsing(bytes: &[u8], before: usize) -> bool {
     before <= EAGER || bytes.len() == LONGEST || ends(b"\n\r\n") || ends(b"\n\n")
 }
 
-/// Parses the bytes so far; `None` if the request is incomplete.
-fn parse(bytes: &[u8]) -> Option<Result<HttpRequest, RequestError>> {
+/// Parses the bytes so far; `None` if the head is incomplete.
+fn parse(bytes: &[u8], may_act: bool) -> Option<Result<HttpRequest, RequestError>> {
     let mut headers = [EMPTY_HEADER; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let refusal = match parsed.parse(bytes) {
-        Ok(Parsed::Complete(_)) => return Some(understand(&parsed)),
+        Ok(Parsed::Complete(head)) => return Some(understand(&parsed, &bytes[head..], may_act)),
         Ok(Parsed::Partial) if bytes.len() < LONGEST => return None,
         Ok(Parsed::Partial) | Err(httparse::Error::TooManyHeaders) => RequestError::TooLarge,
         Err(httparse::Error::Version) => RequestError::Version,
@@ -98,40 +162,78 @@ fn parse(bytes: &[u8]) -> Option<Result<HttpRequest, RequestError>> {
     Some(Err(refusal))
 }
 
-fn understand(parsed: &httparse::Request<'_, '_>) -> Result<HttpRequest, RequestError> {
-    let is_head = match parsed.method {
-        Some("GET") => false,
-        Some("HEAD") => true,
+/// `rest` is what has arrived after the head.
+fn understand(
+    parsed: &httparse::Request<'_, '_>,
+    rest: &[u8],
+    may_act: bool,
+) -> Result<HttpRequest, RequestError> {
+    let target = parsed.path.unwrap_or_default();
+    let (is_head, is_post) = match parsed.method {
+        Some("GET") => (false, false),
+        Some("HEAD") => (true, false),
+        Some("POST") if may_act && path(target).starts_with(ACTIONS) => (false, true),
         _ => return Err(RequestError::Method),
     };
-    if has_body(parsed.headers) {
+    if !is_post && has_body(parsed.headers) {
         return Err(RequestError::Malformed("a request must have no body"));
     }
-    let host = host(parsed.headers)?;
+    let host = single(parsed.headers, "host")?;
     if host.is_none() && parsed.version != Some(0) {
         return Err(RequestError::Malformed("there is no Host header"));
     }
-    let target = parsed.path.unwrap_or_default();
-    let (host, path) = match target.strip_prefix("http://") {
-        // The form for a proxy: its host overrides the header.
-        Some(rest) => {
-            let end = rest.find(['/', '?']).unwrap_or(rest.len());
-            (Some(rest[..end].to_owned()), &rest[end..])
-        }
-        None => (host, target),
-    };
-    let path = path.split('?').next().unwrap_or_default();
-    if !path.starts_with('/') {
+    if !path(target).starts_with('/') {
         return Err(RequestError::Malformed(
             "the path does not begin with a slash",
         ));
     }
+    let post = is_post.then(|| Post::understand(parsed.headers, rest));
     Ok(HttpRequest {
-        path: path.to_owned(),
-        host,
+        path: path(target).to_owned(),
+        // The form for a proxy: its host overrides the header.
+        host: proxied(target).map_or(host, |(host, _)| Some(host.to_owned())),
         is_head,
         accept: accept(parsed.headers),
+        post: post.transpose()?.map(Box::new),
     })
+}
+
+/// The path of a target, without the query.
+fn path(target: &str) -> &str {
+    let path = proxied(target).map_or(target, |(_, path)| path);
+    path.split('?').next().unwrap_or_default()
+}
+
+/// Host and path of a target in the form for a proxy.
+fn proxied(target: &str) -> Option<(&str, &str)> {
+    let rest = target.strip_prefix("http://")?;
+    Some(rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len())))
+}
+
+impl Post {
+    fn understand(headers: &[Header<'_>], rest: &[u8]) -> Result<Self, RequestError> {
+        if values(headers, "transfer-encoding").next().is_some() {
+            return Err(RequestError::NoLength);
+        }
+        let length = single(headers, "content-length")?.ok_or(RequestError::NoLength)?;
+        if !length.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(RequestError::Malformed("the Content-Length is no number"));
+        }
+        let length: usize = match length.parse() {
+            Ok(length) if length <= LONGEST_BODY => length,
+            _ => return Err(RequestError::BodyTooLarge),
+        };
+        let body = rest[..length.min(rest.len())].to_vec();
+        Ok(Self {
+            origin: single(headers, "origin")?,
+            fetch_site: single(headers, "sec-fetch-site")?,
+            content_type: single(headers, "content-type")?,
+            authorization: single(headers, "authorization")?.map(Secret::new),
+            key: single(headers, "idempotency-key")?,
+            missing: length - body.len(),
+            body,
+        })
+    }
 }
 
 fn values<'a>(headers: &'a [Header<'a>], name: &'static str) -> impl Iterator<Item = &'a [u8]> {
@@ -145,17 +247,18 @@ fn has_body(headers: &[Header<'_>]) -> bool {
         || values(headers, "transfer-encoding").next().is_some()
 }
 
-fn host(headers: &[Header<'_>]) -> Result<Option<String>, RequestError> {
-    let mut hosts = values(headers, "host");
-    let (host, another) = (hosts.next(), hosts.next());
+/// The value of a header that must not come twice.
+fn single(headers: &[Header<'_>], name: &'static str) -> Result<Option<String>, RequestError> {
+    let mut found = values(headers, name);
+    let (value, another) = (found.next(), found.next());
     if another.is_some() {
         return Err(RequestError::Malformed(
-            "there is more than one Host header",
+            "there is more than one header of a kind that may come once",
         ));
     }
-    let text = host.map(|host| std::str::from_utf8(host.trim_ascii()).map(str::to_owned));
+    let text = value.map(|value| std::str::from_utf8(value.trim_ascii()).map(str::to_owned));
     text.transpose()
-        .map_err(|_| RequestError::Malformed("the Host header is not UTF-8"))
+        .map_err(|_| RequestError::Malformed("a header is not UTF-8"))
 }
 
 fn accept(headers: &[Header<'_>]) -> String {
@@ -231,6 +334,17 @@ fn parse_host(header: &str) -> Option<HostHeader<'_>> {
     (!name.is_empty()).then_some(HostHeader::Name(name))
 }
 
+/// A POST to this path with these headers.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) fn of_test(path: &str, headers: &str, body: &str) -> HttpRequest {
+    let length = body.len();
+    let text = format!(
+        "POST {path} HTTP/1.1\r\nHost: a:1\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    );
+    parse(text.as_bytes(), true).unwrap().unwrap()
+}
+
 /// What a fuzzer runs on requests to the monitor.
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -242,7 +356,19 @@ pub(in crate::monitor) mod fuzz {
 
     /// The bytes that somebody has sent, all at once and bit by bit.
     pub fn request(data: &[u8]) {
-        let whole = parse(data);
+        let head = |data: &[u8]| {
+            let mut parsed = parse(data, true);
+            // The body arrives later.
+            if let Some(Ok(request)) = &mut parsed
+                && let Some(post) = &mut request.post
+            {
+                assert!(post.body.len() + post.missing <= LONGEST_BODY);
+                post.missing += post.body.len();
+                post.body.clear();
+            }
+            parsed
+        };
+        let whole = head(data);
         match &whole {
             None => assert!(data.len() < LONGEST),
             Some(Ok(request)) => understood(request, data.len()),
@@ -255,7 +381,7 @@ pub(in crate::monitor) mod fuzz {
         // What is refused or complete stays so when more arrives.
         let step = (data.len() / 64).max(1);
         for end in (0..data.len()).step_by(step) {
-            match (parse(&data[..end]), &whole) {
+            match (head(&data[..end]), &whole) {
                 (None, _) => {}
                 (Some(Ok(early)), late) => assert_eq!(Some(&Ok(early)), late.as_ref()),
                 (Some(Err(RequestError::TooLarge)), _) => {}
@@ -304,7 +430,16 @@ mod tests {
             host: host.map(str::to_owned),
             is_head: false,
             accept: String::new(),
+            post: None,
         }
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Result<HttpRequest, RequestError>> {
+        super::parse(bytes, false)
+    }
+
+    fn receive(stream: &mut impl Read) -> Option<Result<HttpRequest, RequestError>> {
+        super::receive(stream, true)
     }
 
     #[test]
@@ -363,6 +498,56 @@ mod tests {
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ] {
             assert_eq!(refused(text), Some(RequestError::Version));
+        }
+    }
+
+    #[test]
+    fn a_post_is_taken_for_actions_alone_and_with_a_short_body() {
+        let post = |path: &str, headers: &str, body: &str| {
+            let text = format!("POST {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}");
+            receive(&mut Sends(
+                text.as_bytes().chunks(7).collect(),
+                ErrorKind::TimedOut,
+            ))
+        };
+        let headers = "Content-Length: 2\r\nOrigin: http://a\r\nAuthorization: Bearer x\r\n\
+                       Content-Type: application/json\r\nIdempotency-Key: k\r\n";
+        let request = post("/actions/x?y", headers, "{}{}").unwrap().unwrap();
+        let taken = *request.post.unwrap();
+        assert_eq!((&*request.path, &*taken.body), ("/actions/x", &b"{}"[..]));
+        assert_eq!(taken.origin.as_deref(), Some("http://a"));
+        assert_eq!(taken.key.as_deref(), Some("k"));
+        assert_eq!(taken.authorization.unwrap().reveal(), "Bearer x");
+        let refused = |path: &str, headers: &str| post(path, headers, "").and_then(Result::err);
+        let length = |length: usize| format!("Content-Length: {length}\r\n");
+        for (path, headers, error) in [
+            ("/status", length(2), RequestError::Method),
+            ("/actionsx", length(2), RequestError::Method),
+            ("/actions/x", String::new(), RequestError::NoLength),
+            (
+                "/actions/x",
+                "Transfer-Encoding: chunked\r\n".to_owned(),
+                RequestError::NoLength,
+            ),
+            (
+                "/actions/x",
+                length(LONGEST_BODY + 1),
+                RequestError::BodyTooLarge,
+            ),
+            ("/actions/x", length(usize::MAX), RequestError::BodyTooLarge),
+            // The rest never comes.
+            ("/actions/x", length(2), RequestError::TooSlow),
+        ] {
+            assert_eq!(refused(path, &headers), Some(error), "{path} {headers}");
+        }
+        for twice in [
+            "Content-Length: 2\r\n",
+            "Origin: b\r\n",
+            "Authorization: c\r\n",
+        ] {
+            let headers = headers.to_owned() + twice;
+            let error = refused("/actions/x", &headers);
+            assert!(matches!(error, Some(RequestError::Malformed(_))), "{twice}");
         }
     }
 

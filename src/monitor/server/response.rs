@@ -1,6 +1,6 @@
 //! Responses, how they are sent, and the page at `/`.
 //!
-//! The page is one response and loads nothing but `/status`: its style and script stand in it, and its policy
+//! The page is one response and loads nothing but `/history` and `/status`: its style and script stand in it, and its policy
 //! allows these two by their hashes and nothing else.
 
 use std::io::{ErrorKind, Read};
@@ -22,10 +22,17 @@ const SHOW_ONLY: &str = "default-src 'none'; frame-ancestors 'none'";
 pub(super) enum StatusCode {
     Ok = 200,
     Malformed = 400,
+    Unauthorized = 401,
+    Forbidden = 403,
     NotFound = 404,
     NotAllowed = 405,
     TooSlow = 408,
+    Conflict = 409,
+    NoLength = 411,
+    BodyTooLarge = 413,
+    NotJson = 415,
     Misdirected = 421,
+    TooMany = 429,
     TooLarge = 431,
     Unavailable = 503,
     Version = 505,
@@ -36,10 +43,17 @@ impl StatusCode {
         match self {
             Self::Ok => "OK",
             Self::Malformed => "Bad Request",
+            Self::Unauthorized => "Unauthorized",
+            Self::Forbidden => "Forbidden",
             Self::NotFound => "Not Found",
             Self::NotAllowed => "Method Not Allowed",
             Self::TooSlow => "Request Timeout",
+            Self::Conflict => "Conflict",
+            Self::NoLength => "Length Required",
+            Self::BodyTooLarge => "Content Too Large",
+            Self::NotJson => "Unsupported Media Type",
             Self::Misdirected => "Misdirected Request",
+            Self::TooMany => "Too Many Requests",
             Self::TooLarge => "Request Header Fields Too Large",
             Self::Unavailable => "Service Unavailable",
             Self::Version => "HTTP Version Not Supported",
@@ -62,16 +76,31 @@ pub(super) struct Response {
 impl Response {
     /// A response that nobody may store, and that a browser only shows.
     pub fn new(status: StatusCode, content_type: &str, body: &str) -> Self {
-        Self::with_policy(status, content_type, SHOW_ONLY, body)
-    }
-
-    /// The same with another `Content-Security-Policy`.
-    pub fn with_policy(status: StatusCode, content_type: &str, policy: &str, body: &str) -> Self {
-        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
-        let allow = match status {
+        let header = match status {
             StatusCode::NotAllowed => "Allow: GET, HEAD\r\n",
+            StatusCode::Unauthorized => "WWW-Authenticate: Bearer\r\n",
+            StatusCode::TooMany => "Retry-After: 60\r\n",
             _ => "",
         };
+        Self::with_policy(status, content_type, SHOW_ONLY, header, body)
+    }
+
+    /// Says that the path takes a POST alone.
+    pub fn only_post() -> Self {
+        let (allow, line) = ("Allow: POST\r\n", "the method must be POST\n");
+        let text = "text/plain; charset=utf-8";
+        Self::with_policy(StatusCode::NotAllowed, text, SHOW_ONLY, allow, line)
+    }
+
+    /// A response with this `Content-Security-Policy` and one more header.
+    fn with_policy(
+        status: StatusCode,
+        content_type: &str,
+        policy: &str,
+        header: &str,
+        body: &str,
+    ) -> Self {
+        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
         let head = format!(
             "HTTP/1.1 {} {}\r\n\
              Date: {date}\r\n\
@@ -82,7 +111,7 @@ impl Response {
              Content-Security-Policy: {policy}\r\n\
              Cross-Origin-Resource-Policy: same-origin\r\n\
              Referrer-Policy: no-referrer\r\n\
-             {allow}\
+             {header}\
              Connection: close\r\n\r\n",
             status as u16,
             status.reason(),
@@ -108,6 +137,12 @@ impl Response {
                 Self::text(StatusCode::NotAllowed, "the method must be GET or HEAD")
             }
             RequestError::TooLarge => Self::text(StatusCode::TooLarge, "the request is too large"),
+            RequestError::NoLength => {
+                Self::text(StatusCode::NoLength, "the request needs a Content-Length")
+            }
+            RequestError::BodyTooLarge => {
+                Self::text(StatusCode::BodyTooLarge, "the body is too large")
+            }
             RequestError::TooSlow => {
                 Self::text(StatusCode::TooSlow, "the request did not arrive in time")
             }
@@ -156,6 +191,9 @@ macro_rules! script {
             include_str!("page/poll.js"),
             include_str!("page/history.js"),
             include_str!("page/show.js"),
+            include_str!("page/troubles.js"),
+            include_str!("page/letters.js"),
+            include_str!("page/actions.js"),
             include_str!("page/tables.js"),
             include_str!("page/chart.js"),
             include_str!("page/format.js"),
@@ -164,8 +202,9 @@ macro_rules! script {
     };
 }
 
+/// The page without its first lines.
 const PAGE: &str = concat!(
-    "<!DOCTYPE html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>conserver</title>\n",
+    "<meta charset=\"utf-8\">\n<title>conserver</title>\n",
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
     "<meta name=\"color-scheme\" content=\"light dark\">\n",
     "<link rel=\"icon\" href=\"data:image/svg+xml,",
@@ -191,9 +230,17 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The page.
-pub(super) fn page() -> Response {
-    Response::with_policy(StatusCode::Ok, "text/html; charset=utf-8", &POLICY, PAGE)
+/// The page. Its script offers actions if the monitor takes them.
+pub(super) fn page(may_act: bool) -> Response {
+    let class = if may_act { " class=\"may-act\"" } else { "" };
+    let page = format!("<!DOCTYPE html>\n<html lang=\"en\"{class}>\n{PAGE}");
+    Response::with_policy(
+        StatusCode::Ok,
+        "text/html; charset=utf-8",
+        &POLICY,
+        "",
+        &page,
+    )
 }
 
 #[cfg(test)]

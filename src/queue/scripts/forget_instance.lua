@@ -5,6 +5,8 @@
 
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[4])
+-- Anybody may have put something else there.
+redis.pcall('HDEL', 'conserver:paused:confirmed', ARGV[2])
 for _, worker in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   if redis.call('EXISTS', 'conserver:claims:' .. ARGV[2] .. ':' .. worker) == 0 then
     redis.call('SREM', KEYS[3], worker)

@@ -97,6 +97,33 @@ impl Browser {
         self.post("/execute/sync", &json!({"script": script, "args": []}))
     }
 
+    /// Clicks, as a person does, on what an XPath finds.
+    pub fn click(&self, xpath: &str) {
+        let found = self.post("/element", &json!({"using": "xpath", "value": xpath}));
+        let mut found = found.as_object().into_iter().flat_map(|it| it.values());
+        let id = found.next().and_then(Value::as_str).expect("an element");
+        self.post(&format!("/element/{id}/click"), &json!({}));
+    }
+
+    /// Types a text where the keyboard is.
+    pub fn type_text(&self, text: &str) {
+        self.devtools("Input.insertText", &json!({"text": text}));
+    }
+
+    /// Presses a key and lets it go: its name and its number.
+    pub fn press(&self, key: &str, code: u32) {
+        let text = if key == "Enter" { "\r" } else { "" };
+        for kind in ["keyDown", "keyUp"] {
+            self.devtools(
+                "Input.dispatchKeyEvent",
+                &json!({
+                    "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code,
+                    "text": if kind == "keyDown" { text } else { "" },
+                }),
+            );
+        }
+    }
+
     /// The page is shown on such a screen from now on.
     pub fn show_on(&self, screen: Screen) {
         let scheme = if screen.is_dark { "dark" } else { "light" };

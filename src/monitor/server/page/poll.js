@@ -3,14 +3,20 @@
 const EVERY = 2000, UNSEEN = 10000, SLOWEST = 15000, LIMIT = 8000;
 let timer, answered, failures = 0, isAsking = false;
 
+async function ask(path) {
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(LIMIT) });
+  if (!answer.ok) throw new Error(`the monitor answers: ${(await answer.text()).trim()}`);
+  return answer.json();
+}
+
 async function poll() {
   clearTimeout(timer);
   if (isAsking) return;
   isAsking = true;
   try {
-    const answer = await fetch("status", { cache: "no-store", signal: AbortSignal.timeout(LIMIT) });
-    if (!answer.ok) throw new Error(`the monitor answers: ${(await answer.text()).trim()}`);
-    show(await answer.json());
+    const status = await ask("status");
+    if (isBehind(status)) await recall();
+    show(status);
     document.querySelector("main").hidden = false;
     [answered, failures] = [new Date(), 0];
     tellGone("");
@@ -25,6 +31,15 @@ async function poll() {
   timer = setTimeout(poll, document.hidden ? Math.max(pause, UNSEEN) : pause);
 }
 
+// Fills in what happened while nobody looked. Without it, charts begin now.
+async function recall() {
+  try {
+    takeHistory(await ask("history"));
+  } catch (error) {
+    console.info(`no history: ${error.message}`);
+  }
+}
+
 function tellGone(text) {
   const place = document.getElementById("gone");
   place.hidden = !text;
@@ -37,5 +52,6 @@ function tellGone(text) {
 
 function start() {
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+  offerActions();
   poll();
 }

@@ -1,15 +1,18 @@
 // From what the monitor says to what the page shows.
 
+const MAY_ACT = document.documentElement.classList.contains("may-act");
 const WORKERS = makeTable("workers", [
   ["Worker", ""], ["State", "first"], ["vCon", "code wide"], ["For", "number"], ["Done", "number"],
   ["Failed", "number"], ["Restarts", "number"], ["Memory", "number"], ["CPU", "number"], ["PID", "number"],
 ]);
 const QUEUES = makeTable("queues", [
-  ["List", ""], ["Kind", ""], ["Length", "number"], ["Last minute", "number"], ["Last minutes", "spark"],
+  ["List", ""], ["Kind", ""], ["Length", "number"], ["Last minute", "number"], ["Last hour", "spark"],
+  ...(MAY_ACT ? [["Action", "actions"]] : []),
 ]);
 const FIGURES = makeTable("figures", [
   ["Name", ""], ["Per second", "number"], ["p50", "number"], ["p95", "number"], ["p99", "number"], ["Done", "number"],
   ["Halted", "number"], ["Failed", "number"], ["Retried", "number"], ["Dead letters", "number"],
+  ...(MAY_ACT ? [["Action", "actions"]] : []),
 ]);
 const KINDS = {
   busy: "good busy", idle: "soft", ready: "soft", restarting: "bad", refused: "bad", overdue: "bad", stuck: "bad",
@@ -21,10 +24,34 @@ function show(status) {
   showState(status);
   showTroubles(status);
   showTiles(status);
-  drawChart();
+  drawCharts();
+  showLetters(status.queues);
   showWorkers(status);
-  showQueues(status.queues);
+  showQueues(status);
   showFigures(status);
+  letKeysScroll();
+}
+
+// Tables that are wider than their place are reached by the keyboard.
+function letKeysScroll() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+
+// What pauses or resumes a list or chain; nothing where nobody may, or where that is not known.
+const switches = new Map();
+
+function pauseSwitch(paused, kind, name) {
+  if (!paused) return "";
+  const isPaused = paused.some((it) => it.kind === kind && it.name === name);
+  const key = `${kind} ${name} ${isPaused}`, verb = isPaused ? "resume" : "pause";
+  if (!switches.has(key)) {
+    const text = isPaused ? "Resume" : "Pause";
+    switches.set(key, button(text, `${text} ${kind} ${name}`, () => pauseOrResume(verb, kind, name)));
+  }
+  return switches.get(key);
 }
 
 function put(id, text, unit) {
@@ -43,28 +70,10 @@ function showState(status) {
   const since = duration(uptime_seconds);
   put("about", `conserver ${version}, up ${since}, PID ${status.pid}, start method ${start_method}`);
   const held = status.holds.length ? `, ${status.holds.length} on hold` : "";
-  put("state", `${state}, ${workers_ready} of ${workers_wanted} workers ready${held}`);
+  const paused = status.paused?.length ? `, ${status.paused.length} paused` : "";
+  put("state", `${state}, ${workers_ready} of ${workers_wanted} workers ready${held}${paused}`);
   document.getElementById("state").className = `mark ${isGood ? "good busy" : "warn"}`;
   document.title = visible(`${isGood ? "" : "⚠ "}${instance}: ${state}`);
-}
-
-function showTroubles({ holds, outages, queues, redis_away_seconds }) {
-  const section = document.getElementById("troubles"), list = section.firstElementChild;
-  const lines = holds.map(({ stage, chains, workers, seconds }) => {
-    const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
-    const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
-    return `On hold for ${duration(seconds)}: ${stage} ${fault} (workers ${workers.join(", ")})${waits}`;
-  });
-  for (const { storage, workers, seconds } of outages) {
-    const backlog = queues?.storages?.[storage]?.backlog;
-    const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
-    const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
-    lines.push(`Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`);
-  }
-  if (redis_away_seconds !== null) lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}`);
-  section.hidden = lines.length === 0;
-  while (list.children.length > lines.length) list.lastElementChild.remove();
-  lines.forEach((line, i) => setText(list.children[i] ?? list.appendChild(element("li")), line));
 }
 
 function showTiles(status) {
@@ -114,7 +123,7 @@ function stateOf({ state, lanes, restart_in_seconds }, lanesPerWorker) {
 
 // Workers tell it every few seconds, so it takes some to say.
 function cpu({ worker, cpu_seconds }) {
-  const from = before(RECENT), seconds = samples.at(-1).at - from.at;
+  const from = readBefore(RECENT), seconds = samples.at(-1).at - from.at;
   if (seconds < 10 || !from.cpu.has(worker)) return "–";
   return `${Math.max(0, (100 * (cpu_seconds - from.cpu.get(worker))) / seconds).toFixed(0)} %`;
 }
@@ -134,7 +143,7 @@ function lists(queues) {
   return rows;
 }
 
-function showQueues(queues) {
+function showQueues({ queues, paused }) {
   const place = document.getElementById("no-queues"), error = queues?.error;
   place.hidden = !error;
   setText(place, error ? `The lengths are not known: ${error}` : "");
@@ -144,7 +153,9 @@ function showQueues(queues) {
     const isBad = kind === "dead letters" && length > 0;
     sparks.set(key, spark(sparks.get(key), key));
     const changed = change(length - then.lengths.get(key));
-    return { key, cells: [name, kind, { text: waiting, className: isBad ? "bad" : "" }, changed, sparks.get(key)] };
+    const cells = [name, kind, { text: waiting, className: isBad ? "bad" : "" }, changed, sparks.get(key)];
+    if (MAY_ACT) cells.push(kind === "ingress" ? pauseSwitch(paused, "list", name) : "");
+    return { key, cells };
   });
   fill(QUEUES, rows);
 }
@@ -169,7 +180,10 @@ function showFigures(status) {
       const name = figures.in_force ? figures.name : `${figures.name} (former)`;
       const halted = figures.halted === undefined ? "–" : count(figures.halted);
       const cells = [name, rate(perSecond), time(0.5), time(0.95), time(0.99), count(figures.done), halted];
-      rows.push({ key, cells: [...cells, bad(figures.failed), count(figures.retried), bad(figures.dead_lettered)] });
+      cells.push(bad(figures.failed), count(figures.retried), bad(figures.dead_lettered));
+      const isSwitched = kind === "chain" && figures.in_force;
+      if (MAY_ACT) cells.push(isSwitched ? pauseSwitch(status.paused, "chain", figures.name) : "");
+      rows.push({ key, cells });
     }
   }
   fill(FIGURES, rows);

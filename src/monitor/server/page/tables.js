@@ -65,7 +65,8 @@ function fill(table, rows) {
 
 function fillCell(cell, content) {
   if (content instanceof Node) {
-    cell.replaceChildren(content);
+    // Put in once: what is put in again loses the keyboard's place.
+    if (cell.firstChild !== content) cell.replaceChildren(content);
   } else if (typeof content === "object") {
     const span = cell.firstElementChild ?? cell.appendChild(element("span"));
     span.className = content.className;

@@ -1,0 +1,71 @@
+// What needs somebody: what is unavailable and why, and what is paused.
+
+const troubles = new Map();
+let spoken = "";
+
+function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error, paused }) {
+  const found = [];
+  if (redis_away_seconds !== null) {
+    const what = `Redis has been unavailable for ${duration(redis_away_seconds)}`;
+    found.push({ key: "redis", what, why: reason({ error: redis_error }), brief: "Redis is unavailable" });
+  }
+  for (const hold of holds) {
+    const { stage, chains, workers, seconds } = hold;
+    const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
+    const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
+    const what = `On hold for ${duration(seconds)}: ${stage} ${fault} (workers ${workers.join(", ")})${waits}`;
+    found.push({ key: `hold ${stage}`, what, why: reason(hold), brief: `${stage} ${fault}` });
+  }
+  for (const outage of outages) {
+    const { storage, workers, seconds } = outage;
+    const backlog = queues?.storages?.[storage]?.backlog;
+    const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
+    const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
+    const what = `Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`;
+    found.push({ key: `outage ${storage}`, what, why: reason(outage), brief: `storage ${storage} is unavailable` });
+  }
+  for (const { kind, name, since, by } of paused ?? []) {
+    const when = new Date(since), at = Number.isNaN(when.getTime()) ? since : when.toLocaleString("en-GB");
+    const what = `Paused: ${kind} ${name}`, why = [at && `since ${at}`, by && `by ${by}`].filter(Boolean).join(", ");
+    found.push({ key: what, what, why, brief: `${kind} ${name} is paused`, kind, name });
+  }
+  fillTroubles(found);
+  // Read out what changes, and not how many seconds it has been so.
+  const now = found.map(({ brief }) => brief).join("; ");
+  if (now !== spoken) setText(document.getElementById("spoken"), now || "All is well again");
+  spoken = now;
+}
+
+function reason({ error, error_seconds, next_try_seconds }) {
+  if (!error) return "";
+  const age = Number.isFinite(error_seconds) ? ` ${duration(error_seconds)} ago` : "";
+  const next = Number.isFinite(next_try_seconds) ? `. Next try in ${duration(next_try_seconds)}` : "";
+  return `Last error${age}: ${error}${next}`;
+}
+
+function fillTroubles(found) {
+  const section = document.getElementById("troubles"), list = section.querySelector("ul");
+  section.hidden = found.length === 0;
+  // What is only paused is no alarm: somebody wants it so.
+  section.classList.toggle("alarm", found.some(({ kind }) => !kind));
+  const gone = new Set(troubles.keys());
+  found.forEach((trouble, i) => {
+    gone.delete(trouble.key);
+    if (!troubles.has(trouble.key)) troubles.set(trouble.key, makeTrouble(trouble));
+    const line = troubles.get(trouble.key);
+    setText(line.firstChild, trouble.what);
+    setText(line.children[1], trouble.why);
+    if (list.children[i] !== line) list.insertBefore(line, list.children[i] ?? null);
+  });
+  for (const key of gone) {
+    troubles.get(key).remove();
+    troubles.delete(key);
+  }
+}
+
+function makeTrouble({ kind, name }) {
+  const line = element("li");
+  line.append(element("strong"), element("span", "", "why"));
+  if (kind && MAY_ACT) line.append(button("Resume", `Resume ${kind} ${name}`, () => pauseOrResume("resume", kind, name)));
+  return line;
+}
