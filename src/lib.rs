@@ -55,7 +55,7 @@
 //!   `src/worker/circuit_breaker.rs` puts the chain on hold, `src/worker/release.rs` decides how the claim
 //!   ends: back to its list, or a dead letter. `src/queue/release.rs` does that in Redis.
 //! - **It is a dead letter.** `src/queue/dead_letters.rs` lists, retries and discards it, for
-//!   `src/cli/dlq/mod.rs`.
+//!   `src/cli/dlq/mod.rs`; `src/queue/dead_letter_groups.rs` groups those that failed alike.
 //! - **Python or a program hangs or dies.** `src/program/process.rs` kills it with all that it has started,
 //!   `src/program/mod.rs` says whose fault it is, and `src/program/stream.rs` starts it again for the next call.
 //!   `src/program/reaper.rs` kills what a dead worker leaves.
@@ -99,8 +99,8 @@
 //!
 //! # To follow one vCon
 //!
-//! In a running daemon: `conserver status` shows what each lane has in work, `conserver get UUID` the
-//! document, `conserver dlq show UUID` why it is a dead letter. Each line of the log about a vCon names it
+//! In a running daemon: `conserver where UUID` tells where it is (`src/queue/find.rs`), `conserver status` shows what
+//! each lane has in work, `conserver get UUID` the document, `conserver dlq show UUID` why it is a dead letter. Each line of the log about a vCon names it
 //! (`vcon_id` with `CONSERVER_LOG_FORMAT=json`); `LOG_LEVEL=DEBUG` has a line for each attempt.
 //!
 //! In the code: read `Lane::work` (`src/worker/lane.rs`), then `Pipeline::run` (`src/worker/pipeline.rs`)

@@ -208,6 +208,7 @@ fn whatever_others_write_every_command_shows_it_on_its_line() {
         (&["dlq", "show", "default"], 0),
         (&["audit", "--settle", "0"], 65),
         (&["get", &dead], 0),
+        (&["where", &dead, &broken], 0),
         (&["get", &broken], 0),
         (&["get", &lost, "--from", HOSTILE], 64),
         (&["delete", &broken, "--yes"], 65),
@@ -316,6 +317,7 @@ fn neither_names_nor_errors_of_redis_steer_who_asks_the_monitor() {
         &["dlq", "retry"],
         &["audit"],
         &["get", nobody, "--from", "redis"],
+        &["where", nobody],
         &["delete", nobody, "--yes"],
         &["submit", "config.yml"],
     ] {

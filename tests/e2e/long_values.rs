@@ -114,6 +114,12 @@ fn no_command_takes_or_prints_more_for_them() {
     assert!(reason.starts_with("\u{1}\u{1}") && reason.ends_with('…'));
     ends(&conserver, &["status"], 69, &[]);
     ends(&conserver, &["get", &dead.id], 0, &["Grüße"]);
+    ends(
+        &conserver,
+        &["where", &dead.id],
+        0,
+        &["dead letter: number 2 of 2"],
+    );
     ends(&conserver, &["check"], 0, &[]);
 
     // Whoever waits looks at all lists again and again.

@@ -156,6 +156,7 @@ fn everything_works(redis: &Redis, without: &[&str]) {
     });
 
     run(conserver, &["get", id], 0);
+    run(conserver, &["where", id], 0);
     run(conserver, &["delete", id, "--yes"], 0);
     run(conserver, &["audit", "--settle", "0"], 0);
 
@@ -178,7 +179,14 @@ fn everything_works(redis: &Redis, without: &[&str]) {
 
     // What is done in another way if it is refused.
     let mut refused = refusals(redis);
-    for optional in ["sort", "info", "client", "client|setname", "client|id"] {
+    for optional in [
+        "sort",
+        "info",
+        "zscore",
+        "client",
+        "client|setname",
+        "client|id",
+    ] {
         refused.remove(optional);
     }
     for optional in [

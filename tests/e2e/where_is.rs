@@ -1,4 +1,4 @@
-//! `conserver where`: a vCon is found wherever it is, and `get` tells what is still to be done with it.
+//! `conserver where`: a vCon is found wherever it is, and `get` tells what is still to be done.
 
 use serde_json::{Value, json};
 
@@ -67,7 +67,8 @@ fn a_vcon_is_found_wherever_it_is() {
     assert_eq!(report["sorted_set"], true);
     let storages = report["storages"].as_array().expect("storages");
     let has: Vec<&Value> = storages.iter().map(|it| &it["has"]).collect();
-    assert_eq!(has, [&json!(true), &Value::Null, &Value::Null]);
+    // Those in the order of their names: away, files, later.
+    assert_eq!(has, [&Value::Null, &json!(true), &Value::Null]);
 
     // A dead letter.
     redis.ask::<()>(&["SET", &format!("vcon:{}", broken.id), "{\"uuid\": "]);
@@ -138,10 +139,12 @@ fn a_vcon_is_found_wherever_it_is() {
 
     // Only a document; nothing at all.
     submit(&redis, "aside", std::slice::from_ref(lost));
-    let nobody = Sample::small().id;
-    let reports = found(conserver, &[&lost.id, &nobody], 65);
+    let [pulled, nobody] = [0; 2].map(|_| Sample::small().id);
+    redis.ask::<i64>(&["SADD", "conserver:followers", "far"]);
+    redis.ask::<i64>(&["RPUSH", "conserver:follower:far", &pulled]);
+    let reports = found(conserver, &[&lost.id, &pulled, &nobody], 65);
     let states: Vec<&Value> = reports.iter().map(|report| &report["state"]).collect();
-    assert_eq!(states, ["document_only", "nowhere"]);
+    assert_eq!(states, ["document_only", "pulled", "nowhere"]);
     run(conserver, &["where", "no-uuid"], 64);
 
     // The scoreboard and the storages tell without Redis.
