@@ -108,6 +108,59 @@ mod tests {
     }
 
     #[test]
+    fn a_number_of_workers_is_asked_for_once() {
+        let (_folder, mut board) = board(1);
+        let path = board.id().path.clone();
+        assert_eq!(board.take_requested_workers(), None);
+        request_workers(&path, 5).unwrap();
+        assert_eq!(board.take_requested_workers(), Some(5));
+        assert_eq!(board.take_requested_workers(), None);
+        request_workers(&path, u32::MAX).unwrap();
+        let word = (layout::header::SCALE_CHECK * layout::WORD) as u64;
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 8], word).unwrap();
+        assert_eq!(board.take_requested_workers(), None, "a stray write");
+        request_workers(&path, 2).unwrap();
+        assert_eq!(board.take_requested_workers(), Some(2));
+    }
+
+    #[test]
+    fn a_request_on_its_way_keeps_older_pauses_from_being_confirmed() {
+        let (_folder, mut board) = board(2);
+        for number in 0..3 {
+            board.prepare(number).unwrap();
+            board.show_child(number, Some(place(1)));
+        }
+        let monitor = Slot::attach(board.id(), 0, 1).unwrap();
+        let worker = Slot::attach(board.id(), 2, 1).unwrap();
+        assert_eq!(worker.pauses_version(), 0);
+        let lane = worker.lane(1);
+        lane.begin_claim(0);
+        monitor.set_pauses_version(1);
+        assert_eq!(worker.pauses_version(), 1);
+        assert!(!monitor.all_claims_follow(1));
+        lane.begin_claim(1);
+        assert!(monitor.all_claims_follow(1) && !monitor.all_claims_follow(2));
+        lane.end_claim();
+        assert!(monitor.all_claims_follow(2));
+        // The request of a worker that has ended is none; its successor begins without one.
+        lane.begin_claim(1);
+        let ended = ChildView {
+            pid: None,
+            state: ChildState::Vacant,
+            ..place(1)
+        };
+        board.show_child(2, Some(ended));
+        assert!(monitor.all_claims_follow(2));
+        board.show_child(2, Some(place(2)));
+        let successor = Slot::attach(board.id(), 2, 2).unwrap();
+        assert!(monitor.all_claims_follow(2));
+        // The version outlives the monitor.
+        let _next = Slot::attach(board.id(), 0, 2).unwrap();
+        assert_eq!(successor.pauses_version(), 1);
+    }
+
+    #[test]
     fn a_successor_goes_on_with_the_counters_and_not_with_the_lanes() {
         let (_folder, mut board) = board(1);
         board.prepare(1).unwrap();
