@@ -250,7 +250,7 @@ impl Slot {
         }
     }
 
-    /// The meters of the chains, links and storages that are known now, in this slot.
+    /// The meters of the chains, links and storages that are known now.
     pub fn meters(&self) -> SlotMeters<'_> {
         let words = self.words.words();
         let known = words[header::SERIES].load(Ordering::Acquire);
@@ -296,7 +296,7 @@ impl Slot {
     }
 }
 
-/// The meters of one slot, looked up by name. There may be many thousands, so the names are read once.
+/// The meters, looked up by name. There may be many thousands, so the names are read once.
 pub struct SlotMeters<'a> {
     slot: &'a Slot,
     positions: HashMap<[u64; NAME], usize>,
@@ -308,7 +308,7 @@ impl SlotMeters<'_> {
         match self.positions.get(&figures::name_words(kind, name)) {
             Some(series) => {
                 let slot = self.slot;
-                Meter::at(&slot.words, slot.shape.meter_start(slot.number, *series))
+                Meter::at(&slot.words, slot.shape.meter_start(*series))
             }
             None => Meter::SILENT.clone(),
         }

@@ -8,8 +8,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Blocked, Conserver, Files, Format, Hook, Ledger, Monitor, PATIENCE, Redis, Scrape, chain,
-    delay, fresh, submit, wait_until,
+    Blocked, Conserver, Files, Format, Hook, Ledger, Monitor, PATIENCE, Prometheus, Redis, Scrape,
+    chain, delay, fresh, submit, wait_until,
 };
 
 const MANUAL: &str = include_str!("../../packaging/manual/conserver-operations.7.md");
@@ -120,7 +120,7 @@ fn both_formats_say_what_was_done() {
     let slowly = [("link", "slowly")];
     let least = open.get("conserver_link_duration_seconds_sum", &slowly);
     assert!(least >= Some(20.0 * 0.002), "{least:?}");
-    let none = [("link", "slowly"), ("le", "0.001")];
+    let none = [("link", "slowly"), ("le", "0.001953125")];
     assert_eq!(
         open.get("conserver_link_duration_seconds_bucket", &none),
         Some(0.0)
@@ -154,6 +154,57 @@ fn both_formats_say_what_was_done() {
         assert_eq!(classic.get(name, &labels), Some(value), "{name} {labels:?}");
     }
     assert_eq!(classic.types.len(), open.types.len());
+    daemon.stop();
+}
+
+/// Where buckets are coarse, 0.300 s are shown as 375 ms.
+#[test]
+fn a_time_is_shown_as_what_it_is_by_status_and_by_a_prometheus() {
+    const COUNT: usize = 16;
+    let (redis, monitor) = (Redis::plain(), Monitor::at_a_port());
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.3)], &[]))
+        .lanes(COUNT)
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    let samples = fresh(COUNT);
+    submit(&redis, "default", &samples);
+    let prometheus = Prometheus::of(&monitor);
+    Ledger::of(&redis, &samples).settles();
+
+    let is_near = |time: &serde_json::Value| {
+        let time = time.as_f64().expect("a number");
+        (time / 0.3 - 1.0).abs() < 0.05
+    };
+    let status = daemon.status().expect("a daemon");
+    let links = status["links"].as_array().expect("figures");
+    let slowly = links.iter().find(|it| it["name"] == "slowly");
+    let seconds = &slowly.expect("its figures")["seconds"];
+    assert!(
+        is_near(&seconds["p50"]) && is_near(&seconds["mean"]),
+        "{seconds}"
+    );
+    let table = daemon.conserver().run(&["status"]).stdout;
+    let row = |name: &str| -> Vec<String> {
+        let line = table.lines().find(|line| line.contains(name));
+        let cells = line.expect("a line").split(['│', '┆']);
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    };
+    assert_eq!(row("Dead letters")[7..10], ["Mean", "p50", "p99"]);
+    assert_eq!(row("slowly")[8], "304 ms");
+
+    if let Some(prometheus) = prometheus {
+        let times = "conserver_link_duration_seconds{link=\"slowly\"}";
+        wait_until("Prometheus has all of it", PATIENCE, || {
+            prometheus.value(&format!("histogram_count({times})")) == Some(COUNT as f64)
+        });
+        let value = |expression: &str| json!(prometheus.value(expression));
+        let median = value(&format!("histogram_quantile(0.5, {times})"));
+        let mean = value(&format!("histogram_sum({times}) / {COUNT}"));
+        assert!(is_near(&median) && is_near(&mean), "{median} {mean}");
+        let done = value("conserver_chain_done_total{chain=\"main\"}");
+        assert_eq!(done, json!(COUNT as f64));
+    }
     daemon.stop();
 }
 

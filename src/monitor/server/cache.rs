@@ -12,8 +12,9 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::exposition::ExpositionFormat;
 use super::health;
-use super::metrics::{self, ExpositionFormat, MetricInputs};
+use super::metrics::{self, MetricInputs};
 use super::response::{Response, StatusCode};
 use crate::config::Plan;
 use crate::monitor::followers::StatsByFollower;
@@ -44,11 +45,12 @@ pub(super) enum Topic {
 
 impl Topic {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Ready,
         Self::Status,
         Self::Metrics(ExpositionFormat::Classic),
         Self::Metrics(ExpositionFormat::OpenMetrics),
+        Self::Metrics(ExpositionFormat::Protobuf),
     ];
 
     /// Its index among all of them.
@@ -58,6 +60,7 @@ impl Topic {
             Self::Status => 1,
             Self::Metrics(ExpositionFormat::Classic) => 2,
             Self::Metrics(ExpositionFormat::OpenMetrics) => 3,
+            Self::Metrics(ExpositionFormat::Protobuf) => 4,
         }
     }
 
@@ -253,7 +256,7 @@ impl ResponseMaker {
                     followers: self.followers.all(),
                 };
                 match format.write(figures) {
-                    Ok(text) => Response::new(StatusCode::Ok, format.content_type(), &text),
+                    Ok(body) => Response::new(StatusCode::Ok, format.content_type(), body),
                     Err(error) => Response::text(StatusCode::Unavailable, &error.to_string()),
                 }
             }

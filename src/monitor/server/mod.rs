@@ -12,6 +12,7 @@
 //! costs little and keeps room for probes, whoever connects and however. Nothing here touches a worker.
 
 mod cache;
+mod exposition;
 mod health;
 mod listener;
 pub mod metrics;
@@ -33,9 +34,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::cache::{MOST_WAITING, ResponseCache, ResponseMaker, Topic, verdict};
+use self::exposition::ExpositionFormat;
 use self::health::HealthCheck;
 use self::listener::{ClientStream, Listener};
-use self::metrics::ExpositionFormat;
 use self::request::{AllowedHosts, HttpRequest};
 use self::response::{Response, StatusCode};
 use super::followers::StatsByFollower;

@@ -236,7 +236,7 @@ fn parse_host(header: &str) -> Option<HostHeader<'_>> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 pub(in crate::monitor) mod fuzz {
     use super::*;
-    use crate::monitor::server::metrics::ExpositionFormat;
+    use crate::monitor::server::exposition::ExpositionFormat;
     use crate::monitor::server::response::Response;
     use crate::monitor::server::{Endpoint, list_of_endpoints};
 

@@ -61,12 +61,12 @@ pub(super) struct Response {
 
 impl Response {
     /// A response that nobody may store, and that a browser only shows.
-    pub fn new(status: StatusCode, content_type: &str, body: &str) -> Self {
-        Self::with_policy(status, content_type, SHOW_ONLY, body)
+    pub fn new(status: StatusCode, content_type: &str, body: impl AsRef<[u8]>) -> Self {
+        Self::with_policy(status, content_type, SHOW_ONLY, body.as_ref())
     }
 
     /// The same with another `Content-Security-Policy`.
-    pub fn with_policy(status: StatusCode, content_type: &str, policy: &str, body: &str) -> Self {
+    pub fn with_policy(status: StatusCode, content_type: &str, policy: &str, body: &[u8]) -> Self {
         let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
         let allow = match status {
             StatusCode::NotAllowed => "Allow: GET, HEAD\r\n",
@@ -90,7 +90,7 @@ impl Response {
         );
         Self {
             head: head.len(),
-            bytes: [head.as_bytes(), body.as_bytes()].concat(),
+            bytes: [head.as_bytes(), body].concat(),
         }
     }
 
@@ -193,7 +193,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// The page.
 pub(super) fn page() -> Response {
-    Response::with_policy(StatusCode::Ok, "text/html; charset=utf-8", &POLICY, PAGE)
+    let body = PAGE.as_bytes();
+    Response::with_policy(StatusCode::Ok, "text/html; charset=utf-8", &POLICY, body)
 }
 
 #[cfg(test)]

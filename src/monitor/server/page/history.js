@@ -64,22 +64,26 @@ function pace(at, what) {
 function recent(key, figures) {
   const from = before(RECENT), seconds = samples.at(-1).at - from.at, old = from.figures.get(key);
   if (!(seconds > 0)) return { rate: NaN, buckets: [] };
-  const buckets = figures.seconds.buckets.map(([bound, n], i) => [bound, n - (old?.seconds.buckets[i][1] ?? 0)]);
+  const earlier = old?.seconds.buckets ?? [];
+  const buckets = figures.seconds.buckets.map(([bound, n]) => [bound, n - upTo(bound, earlier)]);
   return { rate: (through(figures) - (old ? through(old) : 0)) / seconds, buckets };
 }
 
-// The time that the share q of all stays below or at, from pairs of upper bound and number up to
-// it; times are taken to be spread evenly within a bucket. Nothing where there are none.
+// How many times are at most this bound, from pairs of upper bound and number up to it. A bound that has none between
+// it and the bound below it is left out.
+function upTo(bound, buckets) {
+  const edge = (bound) => (bound === "+Inf" ? Infinity : bound);
+  return buckets.findLast(([it]) => edge(it) <= edge(bound))?.[1] ?? 0;
+}
+
+// The lowest and the highest bound, and the way from one to the next, as in src/scoreboard/histogram.rs.
+const LOWEST = 2 ** -20, HIGHEST = 2 ** 17, STEP = 2 ** (1 / 16);
+
+// The time that the share q of all stays below or at: the middle of its bucket. Nothing where there are no times.
 function quantile(q, buckets) {
-  const total = buckets.at(-1)?.[1] ?? 0, rank = q * total;
-  let [lower, below] = [0, 0];
-  for (const [bound, upTo] of buckets) {
-    if (upTo > below && upTo >= rank) {
-      if (bound === "+Inf") return { seconds: lower, isBeyond: true };
-      const share = Math.max((rank - below) / (upTo - below), 0);
-      return { seconds: lower + (bound - lower) * share, isBeyond: false };
-    }
-    [lower, below] = [bound, upTo];
-  }
-  return null;
+  const total = buckets.at(-1)?.[1] ?? 0;
+  const bound = total ? buckets.find(([, upTo]) => upTo > 0 && upTo >= q * total)[0] : null;
+  if (bound === null) return null;
+  if (bound === "+Inf") return { sign: "> ", seconds: HIGHEST };
+  return bound <= LOWEST ? { sign: "< ", seconds: LOWEST } : { sign: "", seconds: bound / Math.sqrt(STEP) };
 }
