@@ -186,7 +186,10 @@ impl Histogram {
     }
 
     fn up_to_bucket(&self, last: usize) -> u64 {
-        let buckets = self.buckets.iter().take_while(|(bucket, _)| *bucket <= last);
+        let buckets = self
+            .buckets
+            .iter()
+            .take_while(|(bucket, _)| *bucket <= last);
         buckets.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 

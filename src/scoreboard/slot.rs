@@ -33,7 +33,6 @@ pub struct UnavailableStages {
 #[derive(Clone)]
 pub struct Slot {
     words: Arc<SharedWords>,
-    number: usize,
     start: usize,
     shape: Shape,
     board: PathBuf,
@@ -79,7 +78,6 @@ impl Slot {
         let number = number.min(layout::SLOTS - 1);
         let mut this = Self {
             words: Arc::new(words),
-            number,
             start: header.shape.slot_start(number),
             shape: header.shape,
             board: path.clone(),

@@ -99,8 +99,8 @@ impl Serialize for Histogram {
     /// Buckets are pairs of an upper bound and how many times are below or at it. A bound that has no times between it
     /// and the bound below it is left out.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bounded = (self.cumulative())
-            .filter_map(|(bound, up_to)| Some((Bound::Seconds(bound?), up_to)));
+        let bounded =
+            (self.cumulative()).filter_map(|(bound, up_to)| Some((Bound::Seconds(bound?), up_to)));
         let mut buckets: Vec<(Bound, u64)> = bounded.collect();
         buckets.push((Bound::None("+Inf"), self.count()));
         let mut fields = serializer.serialize_struct("Histogram", 7)?;

@@ -325,7 +325,11 @@ fn same_estimates(page: &Page, daemon: &Daemon) {
                 return [mean, ...[0.5, 0.99].map((q) => quantile(q, buckets).seconds)].map(brief);
             }})"
         );
-        assert_eq!(page.run(&script), json!([cells[7], cells[8], cells[9]]), "{line}");
+        assert_eq!(
+            page.run(&script),
+            json!([cells[7], cells[8], cells[9]]),
+            "{line}"
+        );
     }
 }
 

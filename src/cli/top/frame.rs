@@ -318,7 +318,7 @@ fn figures(history: &ViewHistory, view: &View) -> TopTable {
             TopColumn::right("Per s", 8),
             TopColumn::right("Mean", 4),
             TopColumn::right("p50", 7),
-            TopColumn::right("p95", 4),
+            TopColumn::right("p95", 1),
             TopColumn::right("p99", 6),
             TopColumn::right("Done", 3),
             TopColumn::right("Failed", 6),

@@ -373,9 +373,8 @@ mod tests {
     fn a_client_gets_the_format_that_it_prefers() {
         const PROTOBUF: &str = "application/vnd.google.protobuf;\
             proto=io.prometheus.client.MetricFamily;encoding=delimited";
-        let prefers_protobuf = format!(
-            "{PROTOBUF};q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.2"
-        );
+        let prefers_protobuf =
+            format!("{PROTOBUF};q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.2");
         let prefers_text = format!("{PROTOBUF};q=0.2, text/plain ; Q=\"0.4\"");
         for (accept, format) in [
             ("", ExpositionFormat::Classic),
