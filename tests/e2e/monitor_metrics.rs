@@ -161,7 +161,10 @@ fn both_formats_say_what_was_done() {
 /// Where buckets are coarse, 0.300 s are shown as 375 ms.
 #[test]
 fn a_time_is_shown_as_what_it_is_by_status_and_by_a_prometheus() {
-    let (redis, monitor) = (Redis::plain(), Monitor::at_a_port());
+    let monitor = Monitor::at_a_port();
+    // It waits for 5 s before its first scrape.
+    let prometheus = Prometheus::of(&monitor);
+    let redis = Redis::plain();
     let daemon = Conserver::with(&redis)
         .config(&chain(&[delay(0.3)], &[]))
         .lanes(4)
@@ -170,7 +173,6 @@ fn a_time_is_shown_as_what_it_is_by_status_and_by_a_prometheus() {
     let samples = fresh(8);
     let all = samples.len() as f64;
     submit(&redis, "default", &samples[..4]);
-    let prometheus = Prometheus::of(&monitor);
     let times = "conserver_link_duration_seconds{link=\"slowly\"}";
     let has = |prometheus: &Prometheus, least: f64| {
         prometheus.value(&format!("histogram_count({times})")) >= Some(least)
