@@ -14,7 +14,7 @@
 # started: each test starts servers of its own, in folders of its own.
 # Kept in a cache outside the repository, for the next run: the RedisJSON module, s3s-fs, moto, two servers with the
 # API of Elasticsearch, one with the protocol of MongoDB, Python clients of Redis, MongoDB and SSH, the parsers of
-# Prometheus' Python client, and promtool where the distribution has it, axe-core.
+# Prometheus' Python client, Prometheus with its promtool where the distribution has it, and axe-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -148,19 +148,22 @@ install_redisjson() {
   rm -rf "$folder"
 }
 
-has_promtool() {
-  [ -x "$cache/promtool" ] || command -v promtool >/dev/null
+has_prometheus() {
+  local program
+  for program in prometheus promtool; do
+    [ -x "$cache/$program" ] || command -v "$program" >/dev/null || return 1
+  done
 }
 
-# Out of its package, without the server that comes with it.
-fetch_promtool() {
+# Out of its package, which would start the server.
+fetch_prometheus() {
   local folder
   folder=$(mktemp -d)
   chmod 755 "$folder"
   if (cd "$folder" && apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .); then
-    mv "$folder/usr/bin/promtool" "$cache/promtool"
+    mv "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" "$cache/"
   else
-    say "There is no promtool here: the alert rules are not tested"
+    say "There is no Prometheus here: the alert rules and native histograms are not tested"
   fi
   rm -rf "$folder"
 }
@@ -251,15 +254,15 @@ if [ ! -e "$cache/python-libraries" ]; then
   say "Installing Python clients of Redis, MongoDB and SSH, for tests, into $cache"
   install_python python-libraries "${python_libraries[@]}"
 fi
-if command -v apt-get >/dev/null && ! has_promtool; then
-  say "Fetching promtool into $cache"
-  fetch_promtool
+if command -v apt-get >/dev/null && ! has_prometheus; then
+  say "Fetching Prometheus into $cache"
+  fetch_prometheus
 fi
 if [ ! -e "$cache/axe.min.js" ]; then
   say "Fetching axe-core into $cache"
   fetch_axe
 fi
-has_promtool || export CONSERVER_TEST_NO_PROMTOOL=1
+has_prometheus || export CONSERVER_TEST_NO_PROMETHEUS=1
 # Disks of their own for some tests, which only they see.
 unshare --user --map-root-user --mount true ||
   fail "this user may make no namespaces; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0"

@@ -20,8 +20,8 @@ use crate::runtime_dir;
 use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{
-    DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Quantile,
-    Queues, View, WorkerStatus,
+    DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Queues,
+    View, WorkerStatus, short_time,
 };
 use crate::visible::{printable, printable_lines, visible_json};
 
@@ -426,6 +426,7 @@ fn figures_table(view: &View) -> Option<Table> {
         "Per second",
         "Failed",
         "Dead letters",
+        "Mean",
         "p50",
         "p99",
     ]);
@@ -438,13 +439,15 @@ fn figures_table(view: &View) -> Option<Table> {
             table.add_row(figures_row(kind, figures, view.uptime_seconds));
         }
     }
-    align_right(&mut table, 2..8);
+    align_right(&mut table, 2..9);
     (!table.is_empty()).then_some(table)
 }
 
-fn figures_row(kind: &str, figures: &Figures, uptime: f64) -> [String; 8] {
-    let quantile = |q| figures.seconds.quantile(q);
-    let shown = |quantile: Option<Quantile>| quantile.map_or(String::new(), |q| q.to_string());
+fn figures_row(kind: &str, figures: &Figures, uptime: f64) -> [String; 9] {
+    let quantile = |q| {
+        let quantile = figures.seconds.quantile(q);
+        quantile.map_or(String::new(), |it| it.to_string())
+    };
     let former = if figures.in_force { "" } else { " (former)" };
     [
         kind.to_owned(),
@@ -453,8 +456,9 @@ fn figures_row(kind: &str, figures: &Figures, uptime: f64) -> [String; 8] {
         rate(figures.through() as f64 / uptime.max(0.001)),
         figures.failed.to_string(),
         figures.dead_lettered.to_string(),
-        shown(quantile(0.5)),
-        shown(quantile(0.99)),
+        figures.seconds.mean().map_or(String::new(), short_time),
+        quantile(0.5),
+        quantile(0.99),
     ]
 }
 

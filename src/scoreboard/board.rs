@@ -260,9 +260,7 @@ impl Board {
     /// Writes the names from `first` on and makes room for their meters, then shows them.
     fn write_series(&mut self, first: usize) -> io::Result<()> {
         self.write_names(first)?;
-        for number in &self.prepared {
-            self.write_meters(*number, first)?;
-        }
+        self.write_meters(first)?;
         let count = self.series.len() as u64;
         self.write(header::SERIES, &[count])?;
         self.header[header::SERIES] = count;
@@ -274,10 +272,10 @@ impl Board {
         self.write(self.shape.name_start(first), &names)
     }
 
-    /// Makes the meters of a slot, from this series on, take up room on the disk.
-    fn write_meters(&self, number: usize, first: usize) -> io::Result<()> {
-        let zeros = vec![0; self.series.len().saturating_sub(first) * METER];
-        self.write(self.shape.meter_start(number, first), &zeros)
+    /// Makes the meters from this series on take up room on the disk.
+    fn write_meters(&self, first: usize) -> io::Result<()> {
+        let mut series = first..self.series.len();
+        series.try_for_each(|series| self.write(self.shape.meter_start(series), &[0; METER]))
     }
 
     /// Shows that the supervisor is alive, and its memory.
@@ -321,11 +319,12 @@ impl Board {
             if is_cut(self.shape.slot_start(number + 1)) {
                 self.write_slot(number)?;
             }
-            if is_cut(self.shape.meter_start(number, self.series.len())) {
-                self.write_meters(number, 0)?;
-            }
         }
-        Ok(())
+        let mut series = 0..self.series.len();
+        match series.find(|series| is_cut(self.shape.meter_start(series + 1))) {
+            Some(first) => self.write_meters(first),
+            None => Ok(()),
+        }
     }
 
     /// Makes a slot take up room on the disk: a worker that wrote to its map of a full disk would be
@@ -336,7 +335,6 @@ impl Board {
             self.header[header::USED] = used;
             let written = self
                 .write_slot(number)
-                .and_then(|()| self.write_meters(number, 0))
                 .and_then(|()| self.write(header::USED, &[used]));
             if let Err(cause) = written {
                 self.prepared.remove(&number);

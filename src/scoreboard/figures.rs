@@ -1,7 +1,7 @@
 //! The figures: what all workers count for each chain, link and storage (a *series*).
 //!
-//! The supervisor writes the names; each worker counts with a [`Meter`] in a part of the file of its
-//! own; readers add the parts up to a [`Series`].
+//! The supervisor writes the names; all workers count with a [`Meter`] in the same words; readers take a
+//! copy of them as a [`Series`].
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::layout::{self, METER, NAME, Shape, WORD, meter, state};
+use super::histogram::{BUCKETS, Histogram, bucket_of};
+use super::layout::{METER, NAME, Shape, WORD, meter, state};
 use crate::sys::SharedWords;
 use crate::visible::printable;
 
@@ -91,14 +92,7 @@ impl Event {
     ];
 }
 
-/// The upper bounds of the histogram's buckets in microseconds, each inclusive; one more bucket counts
-/// longer times.
-pub const BOUNDS_US: [u64; 17] = [
-    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
-];
-
-/// Counters and times of one series in one worker's slot; cheap to clone. Written without locks
+/// Counters and times of one series, which all workers add to; cheap to clone. Written without locks
 /// and without system calls.
 #[derive(Clone)]
 pub struct Meter(Option<(Arc<SharedWords>, usize)>);
@@ -118,10 +112,10 @@ impl Meter {
 
     /// Counts a time.
     pub fn observe(&self, time: Duration) {
-        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.add(meter::SUM, time);
-        let bucket = BOUNDS_US.iter().take_while(|bound| time > **bound).count();
-        self.add(meter::BUCKETS + bucket, 1);
+        // Rounded, or the mean of short times would be too small.
+        let microseconds = (time.as_nanos() + 500) / 1_000;
+        self.add(meter::SUM, u64::try_from(microseconds).unwrap_or(u64::MAX));
+        self.add(meter::BUCKETS + bucket_of(time), 1);
     }
 
     fn add(&self, word: usize, more: u64) {
@@ -130,9 +124,6 @@ impl Meter {
         }
     }
 }
-
-/// How many buckets the histogram has.
-pub const BUCKETS: usize = BOUNDS_US.len() + 1;
 
 /// What all workers together, and their predecessors, have counted for one chain, link or storage.
 /// No count ever decreases while the daemon runs.
@@ -143,10 +134,8 @@ pub struct Series {
     /// Its name in the configuration.
     pub name: String,
     counts: [u64; Event::ALL.len()],
-    /// The sum of all observed times, in microseconds.
-    pub sum_us: u64,
-    /// How many times fell into each bucket (not cumulative); see [`BOUNDS_US`].
-    pub buckets: [u64; BUCKETS],
+    /// The observed times.
+    pub times: Histogram,
 }
 
 impl Series {
@@ -155,61 +144,34 @@ impl Series {
         self.counts[event as usize]
     }
 
-    /// How many times were observed.
-    pub fn observed(&self) -> u64 {
-        self.buckets.iter().fold(0, |sum, n| sum.wrapping_add(*n))
-    }
-
-    fn add(&mut self, words: &[u64]) {
-        let sums = self.counts.iter_mut().zip(&words[meter::COUNTS..]);
-        let buckets = self.buckets.iter_mut().zip(&words[meter::BUCKETS..]);
-        for (sum, word) in sums.chain(buckets) {
-            *sum = sum.wrapping_add(*word);
+    fn of((kind, name): (SeriesKind, String), meter: &[u64; METER]) -> Self {
+        let buckets = &meter[meter::BUCKETS..meter::BUCKETS + BUCKETS];
+        Self {
+            kind,
+            name,
+            counts: std::array::from_fn(|event| meter[meter::COUNTS + event]),
+            times: Histogram::of(meter[meter::SUM], buckets.iter().copied()),
         }
-        self.sum_us = self.sum_us.wrapping_add(words[meter::SUM]);
     }
 }
 
-/// Reads the figures of the first `series` names from the first `slots` slots.
-pub(super) fn read_series(
-    file: &File,
-    shape: Shape,
-    slots: usize,
-    series: usize,
-) -> io::Result<Vec<Series>> {
-    let series = series.min(shape.series);
-    let names = words(file, shape.name_start(0), series * NAME)?;
-    let mut all: Vec<Option<Series>> = names
-        .as_chunks::<NAME>()
-        .0
-        .iter()
-        .map(|words| {
-            read_name(words).map(|(kind, name)| Series {
-                kind,
-                name,
-                counts: [0; Event::ALL.len()],
-                sum_us: 0,
-                buckets: [0; BUCKETS],
-            })
-        })
-        .collect();
-    for number in 0..slots.min(layout::SLOTS) {
-        let start = shape.meter_start(number, 0);
-        let meters = words(file, start, series * METER)?;
-        for (series, meter) in all.iter_mut().zip(meters.chunks_exact(METER)) {
-            if let Some(series) = series {
-                series.add(meter);
-            }
+/// Reads the figures of the first `series` names, one after the other: there may be many thousands.
+pub(super) fn read_series(file: &File, shape: Shape, series: usize) -> io::Result<Vec<Series>> {
+    let mut all = Vec::new();
+    for number in 0..series.min(shape.series) {
+        let name = words::<NAME>(file, shape.name_start(number))?;
+        if let Some(name) = read_name(&name) {
+            let meter = words::<METER>(file, shape.meter_start(number))?;
+            all.push(Series::of(name, &meter));
         }
     }
-    Ok(all.into_iter().flatten().collect())
+    Ok(all)
 }
 
-fn words(file: &File, start: usize, count: usize) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; count * WORD];
-    file.read_exact_at(&mut bytes, (start * WORD) as u64)?;
-    let words = bytes.as_chunks::<WORD>().0.iter();
-    Ok(words.map(|word| u64::from_ne_bytes(*word)).collect())
+fn words<const COUNT: usize>(file: &File, start: usize) -> io::Result<[u64; COUNT]> {
+    let mut bytes = [[0; WORD]; COUNT];
+    file.read_exact_at(bytes.as_flattened_mut(), (start * WORD) as u64)?;
+    Ok(bytes.map(u64::from_ne_bytes))
 }
 
 #[cfg(test)]

@@ -2,25 +2,28 @@
 //!
 //! ```text
 //! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
-//!        | names of the series | meters of the monitor | meters of Worker-1 | …
+//!        | names of the series | meters of the series
 //! slot:    the supervisor's words | the worker's own words | unavailable links | storages | lists | deferring storages | lane 1 | lane 2 | …
-//! meters:  series 1 | series 2 | …
 //! ```
 //!
-//! A slot belongs to a number, not to a process: its counters and meters go on through restarts. Each
-//! half of it has one writer. A series is a chain, a link or a storage; it keeps its position as long
-//! as the supervisor lives, through all reloads. How much room there is for series and for holds
+//! A slot belongs to a number, not to a process: its counters go on through restarts. Each half of it
+//! has one writer. A series is a chain, a link or a storage; it keeps its position as long as the
+//! supervisor lives, through all reloads. All workers count in its one meter: an addition that no
+//! other can come between needs no part of the file for each worker, so the file stays small and
+//! quickly read, however many workers there are. How much room there is for series and for holds
 //! follows from the configuration at the start: see [`Shape`].
 //!
 //! States stand there as numbers from 1 in the order of their enum; any other number is no state.
 
 use std::fmt;
 
+use super::histogram::BUCKETS;
+
 /// The first word of every scoreboard.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 10;
+pub const VERSION: u64 = 11;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -147,14 +150,17 @@ pub mod lane {
 /// The fewest series there is room for.
 pub const FEWEST_SERIES: usize = 256;
 
-/// The most series: the file is sparse, but each takes 256 bytes for each worker.
+/// The most series: the file is sparse, but each that there is takes 5 KB.
 pub const MOST_SERIES: usize = 16_384;
 
 /// Words of a series' name: its kind and its length, then its bytes.
 pub const NAME: usize = 17;
 
+/// Words of a line of a processor's cache. No two meters share one, as all workers write to them.
+const LINE: usize = 8;
+
 /// Words of a meter.
-pub const METER: usize = 32;
+pub const METER: usize = (meter::BUCKETS + BUCKETS).next_multiple_of(LINE);
 
 /// A meter's words.
 pub mod meter {
@@ -162,7 +168,7 @@ pub mod meter {
     pub const COUNTS: usize = 0;
     /// All observed times together, in microseconds.
     pub const SUM: usize = 8;
-    /// The first of the histogram's buckets, each for itself.
+    /// The first of the [histogram](super::super::histogram)'s buckets, each for itself.
     pub const BUCKETS: usize = 9;
 }
 
@@ -220,14 +226,14 @@ impl Shape {
         self.slot_start(SLOTS) + series * NAME
     }
 
-    /// The first word of the meter of a series in a slot.
-    pub fn meter_start(&self, number: usize, series: usize) -> usize {
-        self.name_start(self.series) + (number * self.series + series) * METER
+    /// The first word of the meter of a series.
+    pub fn meter_start(&self, series: usize) -> usize {
+        self.name_start(self.series).next_multiple_of(LINE) + series * METER
     }
 
     /// Words of the whole file.
     pub fn total_words(&self) -> usize {
-        self.meter_start(SLOTS, 0)
+        self.meter_start(self.series)
     }
 
     /// The last bit of the holds, which stands for every further link or storage too.

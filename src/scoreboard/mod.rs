@@ -3,7 +3,7 @@
 //! ```text
 //! supervisor ──Board──► header, its part of each slot  (writes and reads with pwrite and pread)
 //! child      ──Slot───► its part of its own slot, lanes  (mapped: no lock, no system call)
-//!              └─Meter──► what it counts for each chain, link and storage
+//!              └─Meter──► what all count for each chain, link and storage
 //! status, monitor ◄──Snapshot── the whole file           (read once, then checked word by word)
 //! ```
 //!
@@ -14,12 +14,16 @@
 
 mod board;
 mod figures;
+mod histogram;
 mod layout;
 mod slot;
 mod snapshot;
 
 pub use board::{Board, BoardError, BoardId, lock_holder, request_workers};
-pub use figures::{BOUNDS_US, BUCKETS, Event, Meter, Series, SeriesKind, shown_name};
+pub use figures::{Event, Meter, Series, SeriesKind, shown_name};
+#[cfg(test)]
+pub(crate) use histogram::tests::histogram;
+pub use histogram::{Histogram, Quantile, SCHEMA};
 pub use layout::{
     ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
     Shape, WorkerState,
@@ -409,8 +413,8 @@ mod tests {
             let slot = Slot::attach(board.id(), number, generation).unwrap();
             let meter = slot.meters().of(SeriesKind::Storage, "pg");
             meter.count(Event::Done);
-            meter.observe(Duration::from_micros(250));
-            meter.observe(Duration::from_micros(251));
+            meter.observe(Duration::from_micros(244));
+            meter.observe(Duration::from_micros(257));
             slot.meters()
                 .of(SeriesKind::Chain, "main")
                 .count(Event::Returned);
@@ -423,10 +427,11 @@ mod tests {
         let (chain, link, storage) = (&series[0], &series[1], &series[2]);
         assert_eq!((storage.kind, &*storage.name), (SeriesKind::Storage, "pg"));
         assert_eq!(storage.count(Event::Done), 3);
-        assert_eq!((storage.sum_us, storage.observed()), (1503, 6));
-        assert_eq!(storage.buckets[..2], [3, 3]);
+        assert_eq!((storage.times.sum(), storage.times.count()), (0.001_503, 6));
+        // 2^-12 s are 244 µs.
+        assert_eq!(storage.times.up_to(-12), 3);
         assert_eq!(chain.count(Event::Returned), 3);
-        assert_eq!((link.count(Event::Done), link.observed()), (0, 0));
+        assert_eq!((link.count(Event::Done), link.times.count()), (0, 0));
     }
 
     #[test]
@@ -528,20 +533,22 @@ mod tests {
     }
 
     #[test]
-    fn a_time_falls_into_the_first_bucket_that_takes_it() {
+    fn a_time_of_any_length_counts_and_short_ones_are_rounded() {
         let (_folder, mut board) = board(1);
         board.prepare(1).unwrap();
         board.keep_figures_of(names().into_iter()).unwrap();
         let slot = Slot::attach(board.id(), 1, 1).unwrap();
-        let meter = slot.meters().of(SeriesKind::Chain, "main");
-        for time in [Duration::ZERO, Duration::from_secs(60), Duration::MAX] {
-            meter.observe(time);
+        let short = slot.meters().of(SeriesKind::Link, "main");
+        for nanoseconds in [0, 499, 500, 1_700] {
+            short.observe(Duration::from_nanos(nanoseconds));
         }
-        let buckets = series(&board)[0].buckets;
-        assert_eq!(
-            (buckets[0], buckets[BUCKETS - 2], buckets[BUCKETS - 1]),
-            (1, 1, 1)
-        );
+        let long = slot.meters().of(SeriesKind::Chain, "main");
+        long.observe(Duration::MAX);
+        let series = series(&board);
+        let (long, short) = (&series[0].times, &series[1].times);
+        assert_eq!((short.sum(), short.count()), (0.000_003, 4));
+        assert_eq!(long.count(), 1);
+        assert!(matches!(long.quantile(0.5), Some(Quantile::Above(_))));
     }
 
     #[test]
@@ -561,9 +568,12 @@ mod tests {
         board.keep_figures_of(names().into_iter()).unwrap();
         let file = fs::File::open(&board.id().path).unwrap();
         for series in 0..names().len() {
-            let start = Shape::of(1, 0, 0, 0).meter_start(1, series) * layout::WORD;
-            let data = nix::unistd::lseek(&file, start as i64, nix::unistd::Whence::SeekData);
-            assert_eq!(data, Ok(start as i64), "series {series}");
+            let start = Shape::of(1, 0, 0, 0).meter_start(series);
+            for word in [start, start + layout::METER - 1] {
+                let place = (word * layout::WORD) as i64;
+                let data = nix::unistd::lseek(&file, place, nix::unistd::Whence::SeekData);
+                assert_eq!(data, Ok(place), "series {series}");
+            }
         }
     }
 
@@ -588,23 +598,24 @@ mod tests {
         for number in [1, 2] {
             let slot = Slot::attach(board.id(), number, 7).unwrap();
             slot.count(Outcome::Finished);
-            slot.meters()
-                .of(SeriesKind::Chain, "main")
-                .count(Event::Done);
+            for kind in [SeriesKind::Chain, SeriesKind::Link] {
+                slot.meters().of(kind, "main").count(Event::Done);
+            }
         }
         let file = fs::File::options()
             .write(true)
             .open(&board.id().path)
             .unwrap();
         let length = file.metadata().unwrap().len();
-        // In the midst of the second worker's meters.
-        file.set_len((Shape::of(1, 0, 0, 0).meter_start(2, 1) * layout::WORD) as u64)
+        // In the midst of the second meter.
+        file.set_len((Shape::of(1, 0, 0, 0).meter_start(1) * layout::WORD) as u64 + 100)
             .unwrap();
         board.mend().unwrap();
         assert_eq!(file.metadata().unwrap().len(), length);
         let shown = Snapshot::take_own(&board.id().path).unwrap();
         assert_eq!(shown.series.len(), 3);
-        assert_eq!(shown.series[0].count(Event::Done), 1);
+        let done = [0, 1].map(|series| shown.series[series].count(Event::Done));
+        assert_eq!(done, [2, 0]);
         assert!(shown.slots[2].worker.is_some());
         assert_eq!((shown.slots[1].finished, shown.slots[2].finished), (1, 1));
 

@@ -35,7 +35,6 @@ pub struct UnavailableStages {
 #[derive(Clone)]
 pub struct Slot {
     words: Arc<SharedWords>,
-    number: usize,
     start: usize,
     shape: Shape,
     board: PathBuf,
@@ -82,7 +81,6 @@ impl Slot {
         let number = number.min(layout::SLOTS - 1);
         let mut this = Self {
             words: Arc::new(words),
-            number,
             start: header.shape.slot_start(number),
             shape: header.shape,
             board: path.clone(),
@@ -285,7 +283,7 @@ impl Slot {
         }
     }
 
-    /// The meters of the chains, links and storages that are known now, in this slot.
+    /// The meters of the chains, links and storages that are known now.
     pub fn meters(&self) -> SlotMeters<'_> {
         let words = self.words.words();
         let known = words[header::SERIES].load(Ordering::Acquire);
@@ -336,7 +334,7 @@ impl Slot {
     }
 }
 
-/// The meters of one slot, looked up by name. There may be many thousands, so the names are read once.
+/// The meters, looked up by name. There may be many thousands, so the names are read once.
 pub struct SlotMeters<'a> {
     slot: &'a Slot,
     positions: HashMap<[u64; NAME], usize>,
@@ -348,7 +346,7 @@ impl SlotMeters<'_> {
         match self.positions.get(&figures::name_words(kind, name)) {
             Some(series) => {
                 let slot = self.slot;
-                Meter::at(&slot.words, slot.shape.meter_start(slot.number, *series))
+                Meter::at(&slot.words, slot.shape.meter_start(*series))
             }
             None => Meter::SILENT.clone(),
         }

@@ -396,7 +396,7 @@ impl Snapshot {
 
     fn with_figures(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
         let header = &self.header;
-        self.series = figures::read_series(file, header.shape, header.used, header.series)
+        self.series = figures::read_series(file, header.shape, header.series)
             .map_err(BoardError::system("read the figures in", path))?;
         Ok(self)
     }

@@ -1,5 +1,5 @@
 //! What chains, links and storages have done since the daemon started, all its workers together, and how long
-//! it took: times are counted in buckets, and quantiles are read from those.
+//! it took.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::config::Plan;
-use crate::scoreboard::{BOUNDS_US, BUCKETS, Event, Series, SeriesKind, Snapshot, shown_name};
+use crate::scoreboard::{Event, Histogram, Quantile, Series, SeriesKind, Snapshot, shown_name};
 
 /// The figures of one chain, link or storage. A chain counts vCons; a link or storage counts attempts.
 #[derive(Debug, Clone, Serialize)]
@@ -34,7 +34,7 @@ pub struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub returned: Option<u64>,
     /// How long each took.
-    pub seconds: Seconds,
+    pub seconds: Histogram,
 }
 
 /// The figures of all of one kind: first those in force, in the order of the file, then those of former
@@ -77,7 +77,7 @@ impl Figures {
             dead_lettered: count(Event::DeadLettered),
             retried: count(Event::Retried),
             returned: (series.kind == SeriesKind::Chain).then(|| count(Event::Returned)),
-            seconds: Seconds::of(series),
+            seconds: series.times.clone(),
         }
     }
 
@@ -85,79 +85,6 @@ impl Figures {
     pub fn through(&self) -> u64 {
         self.done.saturating_add(self.halted.unwrap_or(0))
     }
-}
-
-/// Durations, counted in buckets.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Seconds {
-    sum_us: u64,
-    /// The count of each bucket alone.
-    each: [u64; BUCKETS],
-}
-
-/// A quantile, as exact as buckets allow.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Quantile {
-    /// Between the bounds of a bucket, in seconds.
-    About(f64),
-    /// Beyond the last bound, which this is, in seconds.
-    Above(f64),
-}
-
-impl Seconds {
-    /// The durations of a series.
-    pub fn of(series: &Series) -> Self {
-        Self {
-            sum_us: series.sum_us,
-            each: series.buckets,
-        }
-    }
-
-    /// How many durations there are.
-    pub fn count(&self) -> u64 {
-        self.each.iter().fold(0, |sum, n| sum.saturating_add(*n))
-    }
-
-    /// Counts these durations too.
-    pub fn add(&mut self, others: &Self) {
-        self.sum_us = self.sum_us.saturating_add(others.sum_us);
-        for (all, more) in self.each.iter_mut().zip(&others.each) {
-            *all = all.saturating_add(*more);
-        }
-    }
-
-    /// The durations that were added since `earlier`.
-    pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            sum_us: self.sum_us.saturating_sub(earlier.sum_us),
-            each: std::array::from_fn(|i| self.each[i].saturating_sub(earlier.each[i])),
-        }
-    }
-
-    /// The duration that the share `q` of all do not exceed, 0.5 for the median; `None` if there are none. Assumes
-    /// that durations within a bucket are spread evenly.
-    pub fn quantile(&self, q: f64) -> Option<Quantile> {
-        let rank = q * self.count() as f64;
-        let mut below = 0.0;
-        for (bucket, n) in self.each.iter().enumerate().filter(|(_, n)| **n > 0) {
-            let n = *n as f64;
-            if below + n >= rank {
-                let lower = if bucket == 0 { 0.0 } else { bound(bucket - 1)? };
-                let Some(upper) = bound(bucket) else {
-                    return Some(Quantile::Above(lower));
-                };
-                let share = ((rank - below) / n).max(0.0);
-                return Some(Quantile::About(lower + (upper - lower) * share));
-            }
-            below += n;
-        }
-        None
-    }
-}
-
-/// The upper bound of a bucket, in seconds; the last one has none.
-fn bound(bucket: usize) -> Option<f64> {
-    BOUNDS_US.get(bucket).map(|bound| *bound as f64 / 1e6)
 }
 
 /// The upper bound of a bucket in JSON.
@@ -168,20 +95,21 @@ enum Bound {
     None(&'static str),
 }
 
-impl Serialize for Seconds {
-    /// Buckets are pairs of an upper bound and how many times are below or at it.
+impl Serialize for Histogram {
+    /// Buckets are pairs of an upper bound and how many times are below or at it. A bound that has no times between it
+    /// and the bound below it is left out.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut up_to = 0_u64;
-        let buckets: Vec<(Bound, u64)> = (self.each.iter().enumerate())
-            .map(|(bucket, n)| {
-                up_to = up_to.saturating_add(*n);
-                let bound = bound(bucket).map_or(Bound::None("+Inf"), Bound::Seconds);
-                (bound, up_to)
-            })
-            .collect();
-        let mut fields = serializer.serialize_struct("Seconds", 3)?;
+        let bounded =
+            (self.cumulative()).filter_map(|(bound, up_to)| Some((Bound::Seconds(bound?), up_to)));
+        let mut buckets: Vec<(Bound, u64)> = bounded.collect();
+        buckets.push((Bound::None("+Inf"), self.count()));
+        let mut fields = serializer.serialize_struct("Histogram", 7)?;
         fields.serialize_field("count", &self.count())?;
-        fields.serialize_field("sum", &(self.sum_us as f64 / 1e6))?;
+        fields.serialize_field("sum", &self.sum())?;
+        fields.serialize_field("mean", &self.mean())?;
+        for (name, q) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
+            fields.serialize_field(name, &self.quantile(q).map(Quantile::seconds))?;
+        }
         fields.serialize_field("buckets", &buckets)?;
         fields.end()
     }
@@ -190,19 +118,20 @@ impl Serialize for Seconds {
 impl fmt::Display for Quantile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
-            Self::About(seconds) => short(*seconds),
-            Self::Above(seconds) => format!("> {}", short(*seconds)),
+            Self::Below(seconds) => format!("< {}", short_time(*seconds)),
+            Self::About(seconds) => short_time(*seconds),
+            Self::Above(seconds) => format!("> {}", short_time(*seconds)),
         };
         f.pad(&text)
     }
 }
 
-/// Two digits or more: `0.25 ms`, `2.5 ms`, `250 ms`, `2.5 s`, `25 s`.
-fn short(seconds: f64) -> String {
-    let (number, unit) = if seconds < 0.9995 {
-        (seconds * 1e3, "ms")
-    } else {
-        (seconds, "s")
+/// Two digits or more: `25 µs`, `0.25 ms`, `2.5 ms`, `250 ms`, `2.5 s`, `25 s`.
+pub fn short_time(seconds: f64) -> String {
+    let (number, unit) = match seconds {
+        s if s < 0.000_099_5 => (s * 1e6, "µs"),
+        s if s < 0.9995 => (s * 1e3, "ms"),
+        s => (s, "s"),
     };
     let digits = match number {
         n if n < 0.995 => 2,
@@ -225,15 +154,10 @@ pub fn fixed(number: f64, digits: i32) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use serde_json::Value;
 
-    fn seconds(each: &[(usize, u64)]) -> Seconds {
-        let mut seconds = Seconds::default();
-        for (bucket, n) in each {
-            seconds.each[*bucket] = *n;
-        }
-        seconds
-    }
+    use super::*;
+    use crate::scoreboard::histogram;
 
     #[test]
     fn half_of_the_last_digit_goes_up() {
@@ -250,62 +174,41 @@ mod tests {
         ] {
             assert_eq!(fixed(number, digits), expected);
         }
-        assert_eq!(short(0.000_625), "0.63 ms");
-    }
-
-    #[test]
-    fn a_quantile_lies_within_its_bucket_as_far_as_its_share_of_it() {
-        // Bounds: 250 µs, 500 µs, 1 ms, 2.5 ms, …
-        let two = seconds(&[(0, 50), (3, 50)]);
-        for (q, expected) in [
-            (0.0, 0.0),
-            (0.25, 0.000_125),
-            (0.5, 0.000_25),
-            (0.75, 0.001_75),
-            (1.0, 0.002_5),
-        ] {
-            let found = two.quantile(q);
-            let is_near =
-                |found| matches!(found, Quantile::About(n) if (n - expected).abs() < 1e-9);
-            assert!(found.is_some_and(is_near), "{q}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn beyond_the_last_bound_and_of_nothing_there_is_no_quantile() {
-        let long = seconds(&[(2, 1), (BUCKETS - 1, 9)]);
-        assert_eq!(long.quantile(0.5), Some(Quantile::Above(60.0)));
-        assert_eq!(Seconds::default().quantile(0.5), None);
-    }
-
-    #[test]
-    fn a_difference_has_what_came_in_between() {
-        let (earlier, later) = (seconds(&[(1, 5)]), seconds(&[(1, 7), (2, 1)]));
-        assert_eq!(later.since(&earlier), seconds(&[(1, 2), (2, 1)]));
-        // Another daemon has taken the place of the one that was looked at.
-        assert_eq!(earlier.since(&later), Seconds::default());
+        assert_eq!(short_time(0.000_625), "0.63 ms");
     }
 
     #[test]
     fn programs_are_shown_buckets_as_prometheus_has_them() {
-        let mut some = seconds(&[(0, 2), (16, 1), (17, 4)]);
-        some.sum_us = 1_500_000;
-        let shown = serde_json::to_value(&some).unwrap();
-        assert_eq!(shown["count"], 7);
-        assert_eq!(shown["sum"], 1.5);
-        let buckets = shown["buckets"].as_array().unwrap();
-        assert_eq!(buckets.len(), BUCKETS);
-        assert_eq!(buckets[0], serde_json::json!([0.00025, 2]));
-        assert_eq!(buckets[16], serde_json::json!([60.0, 3]));
-        assert_eq!(buckets[17], serde_json::json!(["+Inf", 7]));
+        let shown = serde_json::to_value(histogram(&[0.5, 0.5, 1.0, 1e6])).unwrap();
+        assert_eq!(shown["count"], 4);
+        assert_eq!(shown["sum"], 1_000_002.0);
+        assert_eq!(shown["mean"], 250_000.5);
+        assert_eq!(shown["p99"], 131_072.0);
+        let expected = serde_json::json!([[0.5, 2], [1.0, 3], ["+Inf", 4]]);
+        assert_eq!(shown["buckets"], expected);
+        let p50 = shown["p50"].as_f64().unwrap();
+        assert!((p50 / 0.5 - 1.0).abs() < 0.022, "{p50}");
+        let none = serde_json::to_value(Histogram::default()).unwrap();
+        assert_eq!((&none["mean"], &none["p50"]), (&Value::Null, &Value::Null));
+        assert_eq!(none["buckets"], serde_json::json!([["+Inf", 0]]));
     }
 
     #[test]
     fn times_are_shown_with_two_digits() {
-        let shown = [0.00025, 0.0025, 0.25, 0.9999, 2.5, 25.0]
-            .map(|seconds| Quantile::About(seconds).to_string());
-        let expected = ["0.25 ms", "2.5 ms", "250 ms", "1.0 s", "2.5 s", "25 s"];
-        assert_eq!(shown, expected);
+        for (seconds, expected) in [
+            (0.000_000_5, "0.50 µs"),
+            (0.000_003, "3.0 µs"),
+            (0.000_099, "99 µs"),
+            (0.000_1, "0.10 ms"),
+            (0.002_5, "2.5 ms"),
+            (0.25, "250 ms"),
+            (0.9999, "1.0 s"),
+            (2.5, "2.5 s"),
+            (25.0, "25 s"),
+        ] {
+            assert_eq!(Quantile::About(seconds).to_string(), expected);
+        }
+        assert_eq!(Quantile::Below(0.000_001).to_string(), "< 1.0 µs");
         assert_eq!(Quantile::Above(60.0).to_string(), "> 60 s");
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Serialize;
 
-pub use figures::{Figures, Quantile, Seconds, fixed};
+pub use figures::{Figures, fixed, short_time};
 pub use queues::{DeadLetterGroupView, GroupCache, ListNames, NO_REASON, Queues, StorageQueue};
 
 use crate::config::{ListName, Plan};

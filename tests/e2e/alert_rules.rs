@@ -1,39 +1,23 @@
 //! The alert rules: judged by Prometheus' own tool, and held against what is served.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{
-    Blocked, Conserver, Format, Hook, Monitor, PATIENCE, Redis, Scrape, cached_if_there, chain,
-    deferring, fresh, submit, wait_until,
+    Blocked, Conserver, Format, Hook, Monitor, PATIENCE, Redis, Scrape, chain, deferring, fresh,
+    of_prometheus, submit, wait_until,
 };
 
 const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const CASES: &str = include_str!("../../packaging/prometheus/alerts.test.yml");
 
-/// Set by `tests/run.sh` where the distribution has no promtool.
-const NO_PROMTOOL: &str = "CONSERVER_TEST_NO_PROMTOOL";
-
 /// What Prometheus adds by itself.
 const ADDED: [&str; 2] = ["job", "instance"];
 
-fn promtool() -> Option<PathBuf> {
-    let in_path = || {
-        let folders = std::env::var_os("PATH")?;
-        let mut programs = std::env::split_paths(&folders).map(|folder| folder.join("promtool"));
-        programs.find(|program| program.exists())
-    };
-    cached_if_there("promtool").or_else(in_path)
-}
-
 #[test]
 fn every_alert_is_raised_by_what_it_is_for_and_by_nothing_else() {
-    let Some(promtool) = promtool() else {
-        assert!(
-            std::env::var_os(NO_PROMTOOL).is_some(),
-            "promtool is missing; tests/run.sh installs what the tests need"
-        );
+    let Some(promtool) = of_prometheus("promtool") else {
         return;
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");
@@ -142,13 +126,17 @@ fn the_rules_ask_for_labels_and_values_that_are_served() {
         assert!(!metrics.is_empty() || name == "ConserverDown");
         let mut labels = BTreeSet::new();
         for (metric, matchers) in metrics {
-            let samples = scrape.samples.keys().filter(|(it, _)| it == metric);
+            // A native histogram has no samples of its own in text.
+            let count = format!("{metric}_count");
+            let samples = scrape.samples.keys();
+            let samples = samples.filter(|(it, _)| it == metric || *it == count);
             let served: Vec<_> = samples.map(|(_, labels)| labels).collect();
             let first = served.first();
             let first = first.unwrap_or_else(|| panic!("{name}: nothing serves {metric}"));
             for label in &grouped {
+                let is_of_buckets = *label == "le" && !metric.ends_with("_bucket");
                 assert!(
-                    first.contains_key(*label),
+                    first.contains_key(*label) || is_of_buckets,
                     "{name}: {metric} has no {label}"
                 );
             }

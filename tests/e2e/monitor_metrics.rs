@@ -8,10 +8,11 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    Blocked, Conserver, Files, Format, Hook, Ledger, Monitor, PATIENCE, Redis, Scrape, chain,
-    delay, fresh, submit, wait_until,
+    Blocked, Conserver, Files, Format, Hook, Ledger, Monitor, PATIENCE, Prometheus, Redis, Scrape,
+    chain, delay, fresh, submit, wait_until,
 };
 
+const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const MANUAL: &str = include_str!("../../packaging/manual/conserver-operations.7.md");
 
 /// The names and types that the manual promises.
@@ -120,7 +121,7 @@ fn both_formats_say_what_was_done() {
     let slowly = [("link", "slowly")];
     let least = open.get("conserver_link_duration_seconds_sum", &slowly);
     assert!(least >= Some(20.0 * 0.002), "{least:?}");
-    let none = [("link", "slowly"), ("le", "0.001")];
+    let none = [("link", "slowly"), ("le", "0.001953125")];
     assert_eq!(
         open.get("conserver_link_duration_seconds_bucket", &none),
         Some(0.0)
@@ -154,6 +155,74 @@ fn both_formats_say_what_was_done() {
         assert_eq!(classic.get(name, &labels), Some(value), "{name} {labels:?}");
     }
     assert_eq!(classic.types.len(), open.types.len());
+    daemon.stop();
+}
+
+/// Where buckets are coarse, 0.300 s are shown as 375 ms.
+#[test]
+fn a_time_is_shown_as_what_it_is_by_status_and_by_a_prometheus() {
+    let monitor = Monitor::at_a_port();
+    // It waits for 5 s before its first scrape.
+    let prometheus = Prometheus::of(&monitor);
+    let redis = Redis::plain();
+    let daemon = Conserver::with(&redis)
+        .config(&chain(&[delay(0.3)], &[]))
+        .lanes(4)
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    let samples = fresh(8);
+    let all = samples.len() as f64;
+    submit(&redis, "default", &samples[..4]);
+    let times = "conserver_link_duration_seconds{link=\"slowly\"}";
+    let has = |prometheus: &Prometheus, least: f64| {
+        prometheus.value(&format!("histogram_count({times})")) >= Some(least)
+    };
+    if let Some(prometheus) = &prometheus {
+        // A rate is between two samples.
+        wait_until("Prometheus has a sample", PATIENCE, || has(prometheus, 0.0));
+    }
+    submit(&redis, "default", &samples[4..]);
+    Ledger::of(&redis, &samples).settles();
+
+    let status = daemon.status().expect("a daemon");
+    let links = status["links"].as_array().expect("figures");
+    let slowly = links.iter().find(|it| it["name"] == "slowly");
+    let seconds = &slowly.expect("its figures")["seconds"];
+    // A busy machine adds to it.
+    let exact = seconds["mean"].as_f64().expect("a number");
+    assert!((0.3..0.4).contains(&exact), "{seconds}");
+    let is_near = |time: Option<f64>| time.is_some_and(|time| (time / exact - 1.0).abs() < 0.05);
+    assert!(is_near(seconds["p50"].as_f64()), "{seconds}");
+    let table = daemon.conserver().run(&["status"]).stdout;
+    let row = |name: &str| -> Vec<String> {
+        let line = table.lines().find(|line| line.contains(name));
+        let cells = line.expect("a line").split(['│', '┆']);
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    };
+    assert_eq!(row("Dead letters")[7..10], ["Mean", "p50", "p99"]);
+    let median = &row("slowly")[8];
+    let median = median.strip_suffix(" ms").and_then(|ms| ms.parse().ok());
+    assert!(is_near(median.map(|ms: f64| ms / 1e3)), "{table}");
+
+    if let Some(prometheus) = prometheus {
+        wait_until("Prometheus has all of it", PATIENCE, || {
+            has(&prometheus, all)
+        });
+        for expression in [
+            format!("histogram_quantile(0.5, {times})"),
+            format!("histogram_sum({times}) / {all}"),
+        ] {
+            let value = prometheus.value(&expression);
+            assert!(is_near(value), "{expression}: {value:?} is not {exact}");
+        }
+        let done = prometheus.value("conserver_chain_done_total{chain=\"main\"}");
+        assert_eq!(done, Some(all));
+        let (_, rule) = RULES.split_once("alert: ConserverSlow").expect("a rule");
+        let (_, rule) = rule.split_once("expr: >").expect("an expression");
+        let (rule, _) = rule.split_once("for:").expect("an expression");
+        let value = prometheus.value(&rule.replace("> 4", ""));
+        assert!(value >= Some(0.28), "{value:?}");
+    }
     daemon.stop();
 }
 

@@ -331,10 +331,15 @@ fn same_estimates(page: &Page, daemon: &Daemon) {
         let script = format!(
             "return fetch('status').then((answer) => answer.json()).then(({{ links, storages }}) => {{
                 const figures = [...links, ...storages].find((it) => it.name === '{name}');
-                return [0.5, 0.99].map((q) => brief(quantile(q, figures.seconds.buckets).seconds));
+                const {{ mean, buckets }} = figures.seconds;
+                return [mean, ...[0.5, 0.99].map((q) => quantile(q, buckets).seconds)].map(brief);
             }})"
         );
-        assert_eq!(page.run(&script), json!([cells[7], cells[8]]), "{line}");
+        assert_eq!(
+            page.run(&script),
+            json!([cells[7], cells[8], cells[9]]),
+            "{line}"
+        );
     }
 }
 

@@ -17,7 +17,7 @@ use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
 use crate::cli::status::{on_hold, outage, paused, redis_unavailable, storage_rows, worker_state};
 use crate::logging::no_color;
-use crate::view::{Figures, Queues, View, WorkerStatus};
+use crate::view::{Figures, Queues, View, WorkerStatus, short_time};
 use crate::visible::printable;
 
 /// The most holds that have a line each.
@@ -301,6 +301,7 @@ fn figures(history: &ViewHistory, view: &View) -> TopTable {
                     kind.to_owned(),
                     figures.name.clone(),
                     optional_rate(recent.rate),
+                    recent.seconds.mean().map_or(String::new(), short_time),
                     time(0.5),
                     time(0.95),
                     time(0.99),
@@ -322,8 +323,9 @@ fn figures(history: &ViewHistory, view: &View) -> TopTable {
             TopColumn::left("", 5),
             TopColumn::flexible("Name", 9, 12),
             TopColumn::right("Per s", 8),
+            TopColumn::right("Mean", 4),
             TopColumn::right("p50", 7),
-            TopColumn::right("p95", 4),
+            TopColumn::right("p95", 1),
             TopColumn::right("p99", 6),
             TopColumn::right("Done", 3),
             TopColumn::right("Failed", 6),

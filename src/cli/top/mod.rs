@@ -28,8 +28,9 @@ use super::interruption;
 use super::status::DaemonReader;
 use crate::cli::output::{eprint_line, eprint_lines};
 use crate::exit::Exit;
+use crate::scoreboard::Histogram;
 use crate::settings::Settings;
-use crate::view::{Figures, Queues, Seconds, View, WorkerStatus};
+use crate::view::{Figures, Queues, View, WorkerStatus};
 
 /// The time limit for the lengths of lists in Redis: the scoreboard is shown without them then.
 const REDIS_LIMIT: Duration = Duration::from_secs(1);
@@ -211,7 +212,7 @@ struct RecentFigures {
     /// vCons that came through per second; `None` until there are two views.
     rate: Option<f64>,
     /// The times these took.
-    seconds: Seconds,
+    seconds: Histogram,
 }
 
 impl ViewHistory {
@@ -284,7 +285,7 @@ impl ViewHistory {
     fn recent(&self, figures: &Figures, all: impl Fn(&View) -> &[Figures]) -> RecentFigures {
         let old = |view: &View| {
             let old = all(view).iter().find(|it| it.name == figures.name);
-            old.map_or((0, Seconds::default()), |old| {
+            old.map_or((0, Histogram::default()), |old| {
                 (old.through(), old.seconds.clone())
             })
         };

@@ -12,9 +12,10 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::exposition::ExpositionFormat;
 use super::health;
 use super::history::History;
-use super::metrics::{self, ExpositionFormat, MetricInputs};
+use super::metrics::{self, MetricInputs};
 use super::response::{Response, StatusCode};
 use crate::config::Plan;
 use crate::monitor::followers::StatsByFollower;
@@ -47,12 +48,13 @@ pub(super) enum Topic {
 
 impl Topic {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Ready,
         Self::Status,
         Self::History,
         Self::Metrics(ExpositionFormat::Classic),
         Self::Metrics(ExpositionFormat::OpenMetrics),
+        Self::Metrics(ExpositionFormat::Protobuf),
     ];
 
     /// Its index among all of them.
@@ -63,6 +65,7 @@ impl Topic {
             Self::History => 2,
             Self::Metrics(ExpositionFormat::Classic) => 3,
             Self::Metrics(ExpositionFormat::OpenMetrics) => 4,
+            Self::Metrics(ExpositionFormat::Protobuf) => 5,
         }
     }
 
@@ -281,7 +284,7 @@ impl ResponseMaker {
                     followers: self.followers.all(),
                 };
                 match format.write(figures) {
-                    Ok(text) => Response::new(StatusCode::Ok, format.content_type(), &text),
+                    Ok(body) => Response::new(StatusCode::Ok, format.content_type(), body),
                     Err(error) => Response::text(StatusCode::Unavailable, &error.to_string()),
                 }
             }

@@ -10,8 +10,8 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::scoreboard::{ChildState, Event, SeriesKind, Snapshot};
-use crate::view::{Quantile, Queues, Seconds};
+use crate::scoreboard::{ChildState, Event, Histogram, Quantile, SeriesKind, Snapshot};
+use crate::view::Queues;
 
 /// The time between two samples.
 pub(super) const STEP: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub(super) struct History {
     /// The length of each list at the time of each sample.
     lists: IndexMap<String, VecDeque<Option<u64>>>,
     /// The times of all chains at the last sample.
-    times: Seconds,
+    times: Histogram,
 }
 
 /// What the daemon had done at a time, and what it did then.
@@ -146,15 +146,11 @@ impl History {
 }
 
 impl Sample {
-    fn of(snapshot: &Snapshot, queues: &Queues, times: &Seconds) -> Self {
+    fn of(snapshot: &Snapshot, queues: &Queues, times: &Histogram) -> Self {
         let chains = snapshot.series.iter();
         let chains = chains.filter(|series| series.kind == SeriesKind::Chain);
         let count = |event| -> u64 { chains.clone().map(|chain| chain.count(event)).sum() };
-        let quantile = |q| {
-            times.quantile(q).map(|found| match found {
-                Quantile::About(seconds) | Quantile::Above(seconds) => seconds,
-            })
-        };
+        let quantile = |q| times.quantile(q).map(Quantile::seconds);
         let is_ready = |state| state == Some(ChildState::Ready);
         let workers = snapshot.slots.iter().skip(1);
         let views = || {
@@ -184,12 +180,12 @@ impl Sample {
 }
 
 /// How long all chains together took.
-fn times(snapshot: &Snapshot) -> Seconds {
+fn times(snapshot: &Snapshot) -> Histogram {
     let chains = snapshot.series.iter();
     let chains = chains.filter(|series| series.kind == SeriesKind::Chain);
-    let mut all = Seconds::default();
+    let mut all = Histogram::default();
     for chain in chains {
-        all.add(&Seconds::of(chain));
+        all.add(&chain.times);
     }
     all
 }

@@ -1,23 +1,15 @@
-//! `/metrics`: every metric in one table (the manual repeats it), its samples, and the two formats of Prometheus.
+//! What `/metrics` serves: every metric in one table (the manual repeats it), and its samples.
 //!
 //! The samples come from one snapshot of the scoreboard, the lengths of the queues and the statistics of the
-//! followers. Nothing here reads the scoreboard or asks Redis.
+//! followers. Nothing here reads the scoreboard or asks Redis, or knows how samples are written.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text, text,
-};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
 
 use crate::child::MONITOR_SLOT;
 use crate::monitor::followers::FollowerStats;
 use crate::procfs;
 use crate::scoreboard::{
-    BOUNDS_US, ChildState, ChildView, Event, LaneState, LaneView, RestartCause, Series, SeriesKind,
+    ChildState, ChildView, Event, Histogram, LaneState, LaneView, RestartCause, Series, SeriesKind,
     SlotView, Snapshot,
 };
 use crate::settings::StartMethod;
@@ -76,7 +68,7 @@ pub(super) enum MetricSource {
 }
 
 impl MetricKind {
-    /// Its name in both formats of Prometheus, and in the manual.
+    /// Its name in the text formats of Prometheus, and in the manual.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -290,11 +282,7 @@ pub(super) struct Sample {
 pub(super) enum SampleValue {
     Whole(u64),
     Real(f64),
-    /// The sum of all durations in seconds, and the count of each bucket alone with its upper bound.
-    Times {
-        sum: f64,
-        buckets: Vec<(f64, u64)>,
-    },
+    Times(Histogram),
 }
 
 /// Reads the memory of each process; the label of the process comes first.
@@ -316,8 +304,16 @@ fn label(number: usize) -> String {
 }
 
 impl MetricInputs {
-    /// The samples of one metric.
-    pub(super) fn of(&self, metric: &Metric) -> Vec<Sample> {
+    /// The samples of one metric. No two have the same labels: readers refuse a whole scrape with a duplicate, and two
+    /// names that differ only in characters that are not shown become duplicates.
+    pub(super) fn samples(&self, metric: &Metric) -> Vec<Sample> {
+        let mut samples = self.all_samples(metric);
+        let mut seen = HashSet::new();
+        samples.retain(|sample| seen.insert(sample.labels.clone()));
+        samples
+    }
+
+    fn all_samples(&self, metric: &Metric) -> Vec<Sample> {
         let header = &self.snapshot.header;
         match metric.source {
             MetricSource::Build => vec![Sample {
@@ -353,7 +349,9 @@ impl MetricInputs {
             MetricSource::InFlight => self.lanes(|_| true),
             MetricSource::Waiting => self.lanes(|lane| lane.state == LaneState::Waiting),
             MetricSource::Counts(kind, event) => self.series(kind, |series| count(series, event)),
-            MetricSource::Times(kind) => self.series(kind, bucket_counts),
+            MetricSource::Times(kind) => {
+                self.series(kind, |series| SampleValue::Times(series.times.clone()))
+            }
             MetricSource::Queues => self.lengths(),
             MetricSource::StorageDeadLetters => self.storages(|queue| queue.dead_letters),
             MetricSource::StorageBacklog => self.storages(|queue| queue.backlog),
@@ -453,15 +451,6 @@ fn count(series: &Series, event: Event) -> SampleValue {
     SampleValue::Whole(series.count(event))
 }
 
-fn bucket_counts(series: &Series) -> SampleValue {
-    let bounds = BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6);
-    let bounds = bounds.chain([f64::INFINITY]);
-    SampleValue::Times {
-        sum: series.sum_us as f64 / 1e6,
-        buckets: bounds.zip(series.buckets).collect(),
-    }
-}
-
 fn hold(hold: &Hold) -> Sample {
     let (kind, name) = hold.stage.split_once(' ').unwrap_or((&hold.stage, ""));
     labelled([kind, name], SampleValue::Whole(hold.seconds))
@@ -479,106 +468,6 @@ fn labelled<const N: usize>(labels: [&str; N], value: SampleValue) -> Sample {
     Sample {
         labels: labels.map(|it| printable(it).into_owned()).to_vec(),
         value,
-    }
-}
-
-/// The text formats of Prometheus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ExpositionFormat {
-    /// The classic format, which every reader knows.
-    Classic,
-    /// OpenMetrics 1.0, for readers that ask for it.
-    OpenMetrics,
-}
-
-impl ExpositionFormat {
-    /// The best one for this `Accept` header.
-    pub fn for_accept(header: &str) -> Self {
-        let mut ranges = header.split(',');
-        let is_open = |range: &str| {
-            let kind = range.split(';').next().unwrap_or_default();
-            kind.trim()
-                .eq_ignore_ascii_case("application/openmetrics-text")
-        };
-        if ranges.any(is_open) {
-            Self::OpenMetrics
-        } else {
-            Self::Classic
-        }
-    }
-
-    /// The `Content-Type`.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Classic => prometheus_text::CONTENT_TYPE,
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-
-    /// Writes all metrics in this format.
-    pub fn write(self, figures: MetricInputs) -> Result<String, fmt::Error> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(figures));
-        let mut written = String::new();
-        match self {
-            Self::Classic => prometheus_text::encode(&mut written, &registry)?,
-            Self::OpenMetrics => text::encode(&mut written, &registry)?,
-        }
-        Ok(written)
-    }
-}
-
-impl Collector for MetricInputs {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in TABLE {
-            let samples = self.of(metric);
-            let name = metric.name;
-            // The library adds these suffixes itself.
-            let name = name.strip_suffix("_total").unwrap_or(name);
-            let name = name.strip_suffix("_info").unwrap_or(name);
-            let kind = match metric.kind {
-                MetricKind::Counter => MetricType::Counter,
-                MetricKind::Gauge => MetricType::Gauge,
-                MetricKind::Histogram => MetricType::Histogram,
-                MetricKind::Info => MetricType::Info,
-            };
-            let mut encoder = encoder.encode_descriptor(name, metric.help, None, kind)?;
-            let mut seen = HashSet::new();
-            for sample in &samples {
-                // Readers refuse a whole scrape with a duplicate. Two names that differ only in characters that
-                // are not shown become duplicates.
-                if seen.insert(&sample.labels) {
-                    encode(&mut encoder, metric, sample)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn encode(encoder: &mut MetricEncoder<'_>, metric: &Metric, sample: &Sample) -> fmt::Result {
-    let names = metric.labels.iter().copied();
-    let labels: Vec<(&str, &str)> = names
-        .zip(sample.labels.iter().map(String::as_str))
-        .collect();
-    if metric.kind == MetricKind::Info {
-        return encoder.encode_info(&labels);
-    }
-    let mut encoder = encoder.encode_family(&labels)?;
-    match (&sample.value, metric.kind) {
-        (SampleValue::Whole(number), MetricKind::Counter) => {
-            encoder.encode_counter::<NoLabelSet, _, u64>(number, None)
-        }
-        (SampleValue::Real(number), MetricKind::Counter) => {
-            encoder.encode_counter::<NoLabelSet, _, u64>(number, None)
-        }
-        (SampleValue::Whole(number), _) => encoder.encode_gauge(number),
-        (SampleValue::Real(number), _) => encoder.encode_gauge(number),
-        (SampleValue::Times { sum, buckets }, _) => {
-            let count = buckets.iter().map(|(_, count)| *count);
-            let count = count.fold(0, u64::wrapping_add);
-            encoder.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
-        }
     }
 }
 
@@ -663,26 +552,6 @@ mod tests {
             for (holds, rule) in rules {
                 assert!(holds, "{}: {name}: {rule}", file!());
             }
-        }
-    }
-
-    #[test]
-    fn open_metrics_are_for_who_asks_for_them() {
-        for (accept, format) in [
-            ("", ExpositionFormat::Classic),
-            ("*/*", ExpositionFormat::Classic),
-            ("text/plain;version=0.0.4", ExpositionFormat::Classic),
-            ("application/openmetrics-textual", ExpositionFormat::Classic),
-            (
-                "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-                ExpositionFormat::OpenMetrics,
-            ),
-            (
-                "text/plain, Application/OpenMetrics-Text",
-                ExpositionFormat::OpenMetrics,
-            ),
-        ] {
-            assert_eq!(ExpositionFormat::for_accept(accept), format, "{accept}");
         }
     }
 }

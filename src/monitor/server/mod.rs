@@ -16,6 +16,7 @@
 mod access;
 mod actions;
 mod cache;
+mod exposition;
 mod health;
 mod history;
 mod listener;
@@ -40,9 +41,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use self::access::TokenFile;
 use self::actions::Actions;
 use self::cache::{MOST_WAITING, ResponseCache, ResponseMaker, Topic, verdict};
+use self::exposition::ExpositionFormat;
 use self::health::HealthCheck;
 use self::listener::{ClientStream, Listener};
-use self::metrics::ExpositionFormat;
 use self::request::{ACTIONS, AllowedHosts, HttpRequest};
 use self::response::{Response, StatusCode};
 use super::followers::StatsByFollower;

@@ -350,7 +350,7 @@ pub(super) fn of_test(path: &str, headers: &str, body: &str) -> HttpRequest {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 pub(in crate::monitor) mod fuzz {
     use super::*;
-    use crate::monitor::server::metrics::ExpositionFormat;
+    use crate::monitor::server::exposition::ExpositionFormat;
     use crate::monitor::server::response::Response;
     use crate::monitor::server::{Endpoint, list_of_endpoints};
 

@@ -75,19 +75,19 @@ pub(super) struct Response {
 
 impl Response {
     /// A response that nobody may store, and that a browser only shows.
-    pub fn new(status: StatusCode, content_type: &str, body: &str) -> Self {
+    pub fn new(status: StatusCode, content_type: &str, body: impl AsRef<[u8]>) -> Self {
         let header = match status {
             StatusCode::NotAllowed => "Allow: GET, HEAD\r\n",
             StatusCode::Unauthorized => "WWW-Authenticate: Bearer\r\n",
             StatusCode::TooMany => "Retry-After: 60\r\n",
             _ => "",
         };
-        Self::with_policy(status, content_type, SHOW_ONLY, header, body)
+        Self::with_policy(status, content_type, SHOW_ONLY, header, body.as_ref())
     }
 
     /// Says that the path takes a POST alone.
     pub fn only_post() -> Self {
-        let (allow, line) = ("Allow: POST\r\n", "the method must be POST\n");
+        let (allow, line) = ("Allow: POST\r\n", b"the method must be POST\n");
         let text = "text/plain; charset=utf-8";
         Self::with_policy(StatusCode::NotAllowed, text, SHOW_ONLY, allow, line)
     }
@@ -98,7 +98,7 @@ impl Response {
         content_type: &str,
         policy: &str,
         header: &str,
-        body: &str,
+        body: &[u8],
     ) -> Self {
         let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
         let head = format!(
@@ -119,7 +119,7 @@ impl Response {
         );
         Self {
             head: head.len(),
-            bytes: [head.as_bytes(), body.as_bytes()].concat(),
+            bytes: [head.as_bytes(), body].concat(),
         }
     }
 
@@ -239,7 +239,7 @@ pub(super) fn page(may_act: bool) -> Response {
         "text/html; charset=utf-8",
         &POLICY,
         "",
-        &page,
+        page.as_bytes(),
     )
 }
 

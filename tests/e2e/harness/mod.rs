@@ -74,7 +74,7 @@ pub use processes::{
     processes_mentioning, resident_set_of, running_in_group, zombies_of,
 };
 pub use programs::{LINGERING, Programs, exec, wait_until_gone, wait_until_reaped};
-pub use prometheus::{Format, Scrape};
+pub use prometheus::{Format, Prometheus, Scrape, of_prometheus};
 pub use proxy::{Direction, Proxy};
 pub use queues::{EXPIRY, lease_of, list, queue, queue_with, server_of};
 pub use relay::relay;
@@ -157,7 +157,7 @@ fn cached(name: &str) -> PathBuf {
 }
 
 /// A file that `tests/run.sh` puts into its cache where it can.
-pub fn cached_if_there(name: &str) -> Option<PathBuf> {
+fn cached_if_there(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("CONSERVER_TEST_CACHE").map_or_else(
         || {
             let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(

@@ -1,12 +1,22 @@
-//! Metrics, read by the parsers of Prometheus' own Python client.
+//! Metrics, read by the parsers of Prometheus' own Python client, and by a Prometheus.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{Monitor, PATIENCE, cached, program, wait_until};
+use super::guard::{Guard, Launch};
+use super::{
+    Monitor, PATIENCE, cached, cached_if_there, free_port, private_folder, program,
+    wait_for_server, wait_until,
+};
+
+/// Set by `tests/run.sh` where the distribution has no Prometheus.
+const NO_PROMETHEUS: &str = "CONSERVER_TEST_NO_PROMETHEUS";
 
 /// Prints every sample as `[name, labels, value]`, and the type of each family.
 const READER: &str = r#"
@@ -109,5 +119,87 @@ impl Scrape {
             .iter()
             .filter(move |((name, _), _)| grows(name));
         samples.map(|(key, value)| (key, *value))
+    }
+}
+
+/// A program of Prometheus' package; nothing where the distribution has none.
+pub fn of_prometheus(name: &str) -> Option<PathBuf> {
+    let in_path = || {
+        let folders = std::env::var_os("PATH")?;
+        let mut programs = std::env::split_paths(&folders).map(|folder| folder.join(name));
+        programs.find(|program| program.exists())
+    };
+    let found = cached_if_there(name).or_else(in_path);
+    assert!(
+        found.is_some() || std::env::var_os(NO_PROMETHEUS).is_some(),
+        "{name} is missing; tests/run.sh installs what the tests need"
+    );
+    found
+}
+
+/// A Prometheus that takes in native histograms, and asks one monitor twice a second.
+pub struct Prometheus {
+    port: u16,
+    agent: ureq::Agent,
+    _server: Guard,
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// Starts one; nothing where the distribution has none.
+    pub fn of(monitor: &Monitor) -> Option<Self> {
+        let program = of_prometheus("prometheus")?;
+        let (folder, port) = (private_folder(), free_port());
+        let at = |name: &str| folder.path().join(name);
+        let config = json!({
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+            "scrape_configs": [{
+                "job_name": "conserver",
+                "static_configs": [{"targets": [monitor.setting()]}],
+            }],
+        });
+        fs::write(at("config.yml"), config.to_string()).expect("a file");
+        let log = at("log");
+        let server = Guard::launch(Launch {
+            command: vec![
+                program.display().to_string(),
+                format!("--config.file={}", at("config.yml").display()),
+                format!("--storage.tsdb.path={}", at("data").display()),
+                format!("--web.listen-address=127.0.0.1:{port}"),
+                "--enable-feature=native-histograms".to_owned(),
+            ],
+            log: &log,
+            signal: "TERM",
+            owner: None,
+            cleanup: None,
+        });
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build();
+        let this = Self {
+            port,
+            agent: agent.new_agent(),
+            _server: server,
+            _folder: folder,
+        };
+        wait_for_server("Prometheus", &log, || this.get("-/ready", "").is_some());
+        Some(this)
+    }
+
+    fn get(&self, path: &str, query: &str) -> Option<String> {
+        let url = format!("http://127.0.0.1:{}/{path}", self.port);
+        let mut answer = self.agent.get(url).query("query", query).call().ok()?;
+        let body = answer.body_mut().read_to_string().expect("text");
+        (answer.status() == 200).then_some(body)
+    }
+
+    /// The value of an expression now; nothing where there is not exactly one.
+    pub fn value(&self, expression: &str) -> Option<f64> {
+        let answer = self.get("api/v1/query", expression);
+        let answer: Value = serde_json::from_str(&answer.expect("an answer")).expect("JSON");
+        match answer["data"]["result"].as_array().map(Vec::as_slice) {
+            Some([sample]) => sample["value"][1].as_str()?.parse().ok(),
+            _ => None,
+        }
     }
 }

@@ -20,7 +20,8 @@ function rate(n) {
 
 function brief(seconds) {
   if (!Number.isFinite(seconds)) return "";
-  const [n, unit] = seconds < 0.9995 ? [seconds * 1e3, "ms"] : [seconds, "s"];
+  const [n, unit] = seconds < 99.5e-6 ? [seconds * 1e6, "µs"]
+    : seconds < 0.9995 ? [seconds * 1e3, "ms"] : [seconds, "s"];
   return `${n.toFixed(n < 0.995 ? 2 : n < 9.95 ? 1 : 0)} ${unit}`;
 }
 

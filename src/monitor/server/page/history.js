@@ -141,18 +141,14 @@ function timesOf(chains) {
   return [0.5, 0.99].map((q) => quantile(q, all)?.seconds ?? NaN);
 }
 
-// The time that the share q of all stays below or at, from pairs of upper bound and number up to
-// it; times are taken to be spread evenly within a bucket. Nothing where there are none.
+// The lowest and the highest bound, and the way from one to the next, as in src/scoreboard/histogram.rs.
+const LOWEST = 2 ** -20, HIGHEST = 2 ** 17, STEP = 2 ** (1 / 16);
+
+// The time that the share q of all stays below or at: the middle of its bucket. Nothing where there are no times.
 function quantile(q, buckets) {
-  const total = buckets.at(-1)?.[1] ?? 0, rank = q * total;
-  let [lower, below] = [0, 0];
-  for (const [bound, upTo] of buckets) {
-    if (upTo > below && upTo >= rank) {
-      if (bound === "+Inf") return { seconds: lower, isBeyond: true };
-      const share = Math.max((rank - below) / (upTo - below), 0);
-      return { seconds: lower + (bound - lower) * share, isBeyond: false };
-    }
-    [lower, below] = [bound, upTo];
-  }
-  return null;
+  const total = buckets.at(-1)?.[1] ?? 0;
+  const bound = total ? buckets.find(([, upTo]) => upTo > 0 && upTo >= q * total)[0] : null;
+  if (bound === null) return null;
+  if (bound === "+Inf") return { sign: "> ", seconds: HIGHEST };
+  return bound <= LOWEST ? { sign: "< ", seconds: LOWEST } : { sign: "", seconds: bound / Math.sqrt(STEP) };
 }

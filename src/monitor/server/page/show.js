@@ -174,7 +174,7 @@ function showFigures(status) {
       const key = `${kind} ${figures.name}`, { rate: perSecond, buckets } = recent(key, figures);
       const time = (q) => {
         const found = quantile(q, buckets);
-        return found ? `${found.isBeyond ? "> " : ""}${brief(found.seconds)}` : "–";
+        return found ? `${found.sign}${brief(found.seconds)}` : "–";
       };
       const bad = (n) => ({ text: count(n), className: n ? "bad" : "" });
       const name = figures.in_force ? figures.name : `${figures.name} (former)`;
