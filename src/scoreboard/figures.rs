@@ -178,7 +178,7 @@ pub(super) fn read_series(
     series: usize,
 ) -> io::Result<Vec<Series>> {
     let series = series.min(shape.series);
-    let names = words(file, shape.name_start(0), series * NAME)?;
+    let names = words_at(file, shape.name_start(0), series * NAME)?;
     let mut all: Vec<Option<Series>> = names
         .as_chunks::<NAME>()
         .0
@@ -195,7 +195,7 @@ pub(super) fn read_series(
         .collect();
     for number in 0..slots.min(layout::SLOTS) {
         let start = shape.meter_start(number, 0);
-        let meters = words(file, start, series * METER)?;
+        let meters = words_at(file, start, series * METER)?;
         for (series, meter) in all.iter_mut().zip(meters.chunks_exact(METER)) {
             if let Some(series) = series {
                 series.add(meter);
@@ -205,7 +205,8 @@ pub(super) fn read_series(
     Ok(all.into_iter().flatten().collect())
 }
 
-fn words(file: &File, start: usize, count: usize) -> io::Result<Vec<u64>> {
+/// Reads words of the file.
+pub(super) fn words_at(file: &File, start: usize, count: usize) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; count * WORD];
     file.read_exact_at(&mut bytes, (start * WORD) as u64)?;
     let words = bytes.as_chunks::<WORD>().0.iter();

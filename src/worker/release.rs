@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend_health::{DeadLetterAt, refused_by};
-use super::circuit_breaker::Diagnosis;
+use super::circuit_breaker::{Diagnosis, reason};
 use super::job::{ChainProgress, Job};
 use super::modules::Stage;
 use super::pipeline::Pipeline;
@@ -228,7 +228,10 @@ impl Pipeline<'_, '_, '_> {
                     all_fail = false;
                     if self.is_backlog || stage.is_in(self.chain, self.modules.config()) {
                         on_hold = true;
-                        self.hold(stage, &format!("{}: {probe}", failure.error));
+                        // The error of several storages names them all.
+                        let is_alone = failure.stages.len() == 1;
+                        let attempted = if is_alone { failure.error.as_str() } else { "" };
+                        self.hold(stage, &reason(attempted, &probe));
                     } else {
                         // A storage of another chain, which may have a document that Redis has lost.
                         let health = &self.shared.health;
