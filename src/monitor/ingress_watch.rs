@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use super::{LIMIT, pause};
 use crate::backoff::Backoff;
 use crate::child::Child;
-use crate::config::{ListName, Plan};
+use crate::config::{Chain, ListName, Plan};
 use crate::queue::{IngressWatcher, NameLease, QueueError, Server, Watched};
 use crate::scoreboard::{Slot, Snapshot, StagesView, WorkerState};
 use crate::settings::Settings;

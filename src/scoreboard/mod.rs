@@ -484,10 +484,7 @@ mod tests {
         assert_eq!(show(&many), (Some(many), None));
         let reasons = Snapshot::take_own(&board.id().path).unwrap().reasons;
         assert_eq!(reasons.len(), shape.reasons, "as many as there is room for");
-        assert_eq!(
-            show(&deferring[..1]),
-            (None, Some(deferring[..1].to_vec()))
-        );
+        assert_eq!(show(&deferring[..1]), (None, Some(deferring[..1].to_vec())));
         assert_eq!(show(&[]), (None, None));
         let reasons = Snapshot::take_own(&board.id().path).unwrap().reasons;
         assert_eq!(reasons, []);

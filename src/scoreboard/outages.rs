@@ -200,9 +200,8 @@ impl Slot {
         if number >= layout::SLOTS {
             return false;
         }
-        let word = |index: usize| {
-            self.words.words()[self.shape.slot_start(number) + index].load(SeqCst)
-        };
+        let word =
+            |index: usize| self.words.words()[self.shape.slot_start(number) + index].load(SeqCst);
         let lives = matches!(
             layout::state(ChildState::ALL, word(child::STATE)),
             Some(ChildState::Starting | ChildState::Ready | ChildState::Draining)
@@ -325,11 +324,13 @@ mod tests {
     }
 
     fn end(slot: &Slot) -> bool {
-        slot.end_outage(format_args!("storage s3 is away")).is_some()
+        slot.end_outage(format_args!("storage s3 is away"))
+            .is_some()
     }
 
     fn settle(slot: &Slot) -> bool {
-        slot.settle_outage(format_args!("storage s3 is away")).is_some()
+        slot.settle_outage(format_args!("storage s3 is away"))
+            .is_some()
     }
 
     #[test]

@@ -107,8 +107,7 @@ impl Slot {
             earliest(held.map(|it| it.since).min()),
             earliest(deferring.map(|it| it.since).min()),
         );
-        self.word(worker::HELD_SINCE)
-            .store(held, Ordering::Relaxed);
+        self.word(worker::HELD_SINCE).store(held, Ordering::Relaxed);
         self.word(worker::DEFERRING_SINCE)
             .store(deferring, Ordering::Relaxed);
         let shape = self.shape;
@@ -169,7 +168,8 @@ pub(super) fn read_reasons(
         if has_some {
             let words = words_at(file, shape.reason_start(number, 0), shape.reasons * REASON)?;
             let found = words.as_chunks::<REASON>().0.iter();
-            reasons.extend(found.filter_map(|words| Some((number, UnavailableStage::read(words)?))));
+            reasons
+                .extend(found.filter_map(|words| Some((number, UnavailableStage::read(words)?))));
         }
     }
     Ok(reasons)
@@ -203,11 +203,19 @@ mod tests {
             let read = UnavailableStage::read(&stage(error).words(shape()));
             assert_eq!(read, Some(stage(error)));
         }
-        for error in ["ë".repeat(LONGEST), "日".repeat(LONGEST), "x".repeat(LONGEST + 1)] {
+        for error in [
+            "ë".repeat(LONGEST),
+            "日".repeat(LONGEST),
+            "x".repeat(LONGEST + 1),
+        ] {
             let read = UnavailableStage::read(&stage(&error).words(shape())).unwrap();
             let kept = read.error.strip_suffix(REST).unwrap();
             assert!(error.starts_with(kept));
-            assert!((LONGEST - 6..=LONGEST).contains(&read.error.len()), "{}", read.error.len());
+            assert!(
+                (LONGEST - 6..=LONGEST).contains(&read.error.len()),
+                "{}",
+                read.error.len()
+            );
         }
         // Of what has no bit of its own, one reason is shown.
         let far = UnavailableStage {

@@ -296,9 +296,8 @@ impl StagesView {
         let mut stages = Vec::new();
         for kind in kinds {
             let start = layout::SLOT + kind.first_bits(shape);
-            let is_set = |position: &usize| {
-                words.get(start + position / BITS) >> (position % BITS) & 1 == 1
-            };
+            let is_set =
+                |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
             let positions = (0..=shape.last_held()).filter(is_set);
             stages.extend(positions.map(|position| (*kind, position)));
         }

@@ -14,9 +14,7 @@ use serde::Serialize;
 
 pub use figures::{Figures, Quantile, Seconds, fixed};
 pub use queues::{ListNames, Queues, StorageQueue};
-pub use unavailable::{
-    Hold, LastError, NamedStage, Outage, duration, holds, outages, since,
-};
+pub use unavailable::{Hold, LastError, NamedStage, Outage, duration, holds, outages, since};
 
 use crate::config::Plan;
 use crate::scoreboard::{

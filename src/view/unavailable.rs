@@ -13,7 +13,6 @@ use crate::config::{Chain, ListName, Plan};
 use crate::scoreboard::{
     Snapshot, StageKind, StagesView, UnavailableStage, WorkerView, shown_name,
 };
-use crate::visible::printable;
 
 /// A link, storage, egress list, tracer or hook that is unavailable, so that chains are on hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -121,7 +120,10 @@ impl NamedStage {
             StageKind::Storage | StageKind::DeferringStorage => named(&plan.storages),
             StageKind::Tracer => named(&plan.tracers),
             StageKind::Hook => Some("before_processing".to_owned()),
-            StageKind::List => plan.egress_lists().get_index(position).map(ListName::to_string),
+            StageKind::List => plan
+                .egress_lists()
+                .get_index(position)
+                .map(ListName::to_string),
             StageKind::Redis => None,
         };
         name.map(|name| Self { kind, name })
@@ -242,21 +244,19 @@ fn collect(
         };
         for stage in &view.stages {
             let mut reasons = snapshot.reasons.iter();
-            let reason = reasons.find(|(slot, reason)| {
-                *slot == number && (reason.kind, reason.position) == *stage
-            });
+            let reason = reasons
+                .find(|(slot, reason)| *slot == number && (reason.kind, reason.position) == *stage);
             let reason = reason.map(|(_, reason)| reason);
-            found.entry(*stage).or_default().note(number, view.since, reason);
+            found
+                .entry(*stage)
+                .or_default()
+                .note(number, view.since, reason);
         }
     }
     found
 }
 
-fn name(
-    stage: (StageKind, usize),
-    snapshot: &Snapshot,
-    plan: Option<&Plan>,
-) -> Option<NamedStage> {
+fn name(stage: (StageKind, usize), snapshot: &Snapshot, plan: Option<&Plan>) -> Option<NamedStage> {
     NamedStage::at(stage, snapshot.header.shape.last_held(), plan?)
 }
 
@@ -391,7 +391,9 @@ chains:
                 &[],
             ),
         ] {
-            let stages: Vec<_> = (stages.iter()).map(|(kind, it)| stage(*kind, *it)).collect();
+            let stages: Vec<_> = (stages.iter())
+                .map(|(kind, it)| stage(*kind, *it))
+                .collect();
             daemon.slots[1].show_unavailable(&stages);
             let view = daemon.view(1_000);
             let holds: Vec<String> = (view.holds.iter())
@@ -417,7 +419,13 @@ chains:
         let show = |worker: usize, since, seen, error, next_try| {
             let pg = UnavailableStage {
                 position: 1,
-                ..found(StageKind::DeferringStorage, 9_000, 9_000, "full", Some(9_500))
+                ..found(
+                    StageKind::DeferringStorage,
+                    9_000,
+                    9_000,
+                    "full",
+                    Some(9_500),
+                )
             };
             let s3 = found(StageKind::Storage, since, seen, error, next_try);
             daemon.slots[worker].show_unavailable(&[s3, pg]);

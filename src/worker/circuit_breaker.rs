@@ -306,19 +306,15 @@ impl CircuitBreakers {
         })
     }
 
-    /// A prober tries the stage after this time. `error`: why its last probe has failed.
-    fn note_probe(
-        &self,
-        stage: &Stage,
-        config: &Arc<Config>,
-        error: Option<&Failure>,
-        wait: Duration,
-    ) {
+    /// A prober tries the stage after this time.
+    fn note_probe(&self, stage: &Stage, config: &Arc<Config>, error: &ProbeError, wait: Duration) {
         let mut open = self.lock();
         let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
         if let Some(breaker) = found {
-            if let Some(error) = error {
-                breaker.note_error(&error.message);
+            match error {
+                ProbeError::None => {}
+                ProbeError::Same => breaker.seen = sys::monotonic_ms(),
+                ProbeError::New(error) => breaker.note_error(error),
             }
             breaker.next = Instant::now() + wait;
             self.show(&open);
@@ -436,9 +432,11 @@ impl Pipeline<'_, '_, '_> {
         diagnose(kind, self.modules.probe(stage, self.clock.drain()))
     }
 
-    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it.
-    pub(super) fn hold(&self, stage: &Stage, why: &str) {
+    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it. The stage has
+    /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
+    pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
         let (shared, config) = (self.shared, self.modules.config());
+        let why = &reason(attempted, &probe.message);
         let state = BreakerState::Unavailable;
         if !shared.breakers.open_breaker(stage, config, state, why) {
             return;
@@ -452,6 +450,7 @@ impl Pipeline<'_, '_, '_> {
             shared: Arc::clone(shared),
             config: Arc::clone(config),
             stage: stage.clone(),
+            error: probe.message.clone(),
             drain: self.clock.drain().clone(),
             storage: self.modules.prober(stage),
         };
@@ -468,7 +467,10 @@ impl Pipeline<'_, '_, '_> {
     /// Logs that the stage is back, if the log has that it is away and no worker finds it so any more: the
     /// worker that did has ended.
     pub(super) fn settle_outage(&self, stage: &Stage) {
-        let settled = self.shared.slot.settle_outage(format_args!("{stage} {AWAY}"));
+        let settled = self
+            .shared
+            .slot
+            .settle_outage(format_args!("{stage} {AWAY}"));
         if let Some(time) = settled {
             log_back(stage, self.modules.config(), time);
         }
@@ -492,16 +494,26 @@ fn log_back(stage: &Stage, config: &Arc<Config>, time: Duration) {
     log::info!("{stage} is back after {seconds:.1} s, chain {chains} goes on");
 }
 
-/// The error of a stage in all attempts, `attempted`, and in the probe after them: once, if they are the same.
-pub(super) fn reason(attempted: &str, probe: &Failure) -> String {
-    let probed = &probe.message;
-    if attempted.is_empty() || probed.contains(attempted) {
-        probed.clone()
-    } else if attempted.contains(probed) || pattern(attempted) == pattern(probed) {
-        attempted.to_owned()
-    } else {
-        format!("{attempted}; and its probe: {probed}")
+/// The error of a stage in all attempts, and in the probe after them; once, if they have the same cause.
+fn reason(attempted: Option<&str>, probed: &str) -> String {
+    let cause = |error: &str| pattern(error.rsplit(": ").next().unwrap_or(error));
+    match attempted {
+        None => probed.to_owned(),
+        // A probe may know less: an answer to HEAD has no text.
+        Some(attempted) if pattern(attempted).contains(&cause(probed)) => attempted.to_owned(),
+        Some(attempted) if pattern(probed).contains(&cause(attempted)) => probed.to_owned(),
+        Some(attempted) => format!("{attempted}; its probe: {probed}"),
     }
+}
+
+/// How a probe has failed.
+enum ProbeError {
+    /// There was none yet.
+    None,
+    /// Like the one before.
+    Same,
+    /// With another error.
+    New(String),
 }
 
 /// Probes one backend until that succeeds.
@@ -509,6 +521,8 @@ struct Prober {
     shared: Arc<SharedState>,
     config: Arc<Config>,
     stage: Stage,
+    /// Why the last probe has failed.
+    error: String,
     drain: Receiver<()>,
     /// The storage to probe, if it shares something with that of a lane.
     storage: Option<Box<dyn Storage>>,
@@ -522,11 +536,11 @@ impl Prober {
         let Some(mut probe) = self.new_probe() else {
             return self.give_up();
         };
-        let mut error = None;
+        let mut error = ProbeError::None;
         loop {
             let (stage, wait) = (&self.stage, backoff.next_wait());
             let breakers = &self.shared.breakers;
-            breakers.note_probe(stage, &self.config, error.as_ref(), wait);
+            breakers.note_probe(stage, &self.config, &error, wait);
             if self.drain.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
@@ -544,7 +558,13 @@ impl Prober {
                     } else {
                         log::debug!("{stage} is still away: {failure}");
                     }
-                    error = Some(failure);
+                    // The error of the attempts may say more than that of a probe.
+                    error = if pattern(&failure.message) == pattern(&self.error) {
+                        ProbeError::Same
+                    } else {
+                        self.error.clone_from(&failure.message);
+                        ProbeError::New(failure.message)
+                    };
                 }
             }
         }
@@ -560,7 +580,9 @@ impl Prober {
     /// Closes the breaker, though it is not known whether the stage is back.
     fn give_up(&self) {
         let stage = &self.stage;
-        self.shared.slot.leave_outage(format_args!("{stage} {AWAY}"));
+        self.shared
+            .slot
+            .leave_outage(format_args!("{stage} {AWAY}"));
         self.close();
     }
 
@@ -667,7 +689,12 @@ mod tests {
         };
         let both = |open: &str, backlogs: &str| (open.to_owned(), backlogs.to_owned());
         assert_eq!(lists(), both("la lab lb lc", "DLQ:storage:c"));
-        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(lists(), both("lb lc", "DLQ:storage:c"));
         assert!(breakers.note_failing(&storage("c"), &config, "busy"));
         assert_eq!(lists(), both("lb lc", ""));
@@ -683,7 +710,12 @@ mod tests {
         let worker = worker();
         let (breakers, config, former) = (&worker.shared.breakers, worker.config(), parse(CONFIG));
         assert!(breakers.note_failing(&storage("a"), &former, "busy"));
-        assert!(breakers.open_breaker(&storage("b"), &former, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &former,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert!(breakers.note_failing(&storage("b"), &config, "busy"));
         let before = breakers.version();
         breakers.open_lists(&config);
@@ -704,9 +736,17 @@ mod tests {
             let held = worker.board.slot(1).worker.unwrap().held;
             held.map(|held| held.stages)
         };
-        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert!(breakers.note_failing(&storage("a"), &config, "busy"));
-        assert_eq!(shown(), Some(vec![(StageKind::Storage, 0), (StageKind::Storage, 1)]));
+        assert_eq!(
+            shown(),
+            Some(vec![(StageKind::Storage, 0), (StageKind::Storage, 1)])
+        );
         breakers.note_success(&storage("a"), &config);
         assert_eq!(shown(), Some(vec![(StageKind::Storage, 1)]));
         breakers.close(&storage("b"), &config);
@@ -718,7 +758,12 @@ mod tests {
         let worker = worker();
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         let shown = || worker.board.slot(1).worker.unwrap();
-        assert!(breakers.open_breaker(&storage("c"), &config, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("c"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(shown().held, None);
         let deferring = shown().deferring.unwrap().stages;
         assert_eq!(deferring, [(StageKind::DeferringStorage, 2)]);
@@ -750,7 +795,12 @@ mod tests {
         drop(second);
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la", "lab"]);
         // What is unavailable is not tried.
-        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
     }
 
@@ -758,7 +808,12 @@ mod tests {
     fn what_defers_is_tried_with_what_waits_for_it() {
         let worker = worker();
         let config = worker.config();
-        assert!(worker.shared.breakers.note_failing(&storage("c"), &config, "busy"));
+        assert!(
+            worker
+                .shared
+                .breakers
+                .note_failing(&storage("c"), &config, "busy")
+        );
         let trial = trial(&worker).unwrap();
         assert_eq!(names(&trial.lists), ["DLQ:storage:c"]);
         assert!(trial.is_backlog);
@@ -776,8 +831,83 @@ mod tests {
         assert!(!breakers.has_trial_due());
         assert!(begin_trial(&worker.shared, &config).is_none());
         // Once it is unavailable, only its prober tries it.
-        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable, "refused"));
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(breakers.next_trial(), None);
+    }
+
+    #[test]
+    fn the_error_of_the_attempts_and_of_the_probe_is_told_once_if_the_cause_is_one() {
+        for (attempted, probed, expected) in [
+            (None, "no", "no"),
+            (Some("refused"), "refused", "refused"),
+            (
+                Some("could not POST to http://h/: Connection refused (os error 111)"),
+                "could not connect to http://h/: Connection refused (os error 111)",
+                "could not POST to http://h/: Connection refused (os error 111)",
+            ),
+            (
+                Some("could not save a.json: 403 Forbidden: the key is not known"),
+                "could not look at the bucket: 403 Forbidden",
+                "could not save a.json: 403 Forbidden: the key is not known",
+            ),
+            (
+                Some("could not save: no answer within 30 s"),
+                "could not connect: no answer within 5 s",
+                "could not save: no answer within 30 s",
+            ),
+            (
+                Some("no answer within 30 s"),
+                "could not connect: refused",
+                "no answer within 30 s; its probe: could not connect: refused",
+            ),
+        ] {
+            assert_eq!(reason(attempted, probed), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_stage_is_its_last_error_and_its_next_try() {
+        let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
+        let worker = TestWorker::with(CONFIG, &long);
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let shown = || {
+            let path = &worker.board.id().path;
+            let mut reasons = crate::scoreboard::Snapshot::take_own(path).unwrap().reasons;
+            let reason = reasons.pop().unwrap().1;
+            let wait = reason.next_try.unwrap().saturating_sub(sys::monotonic_ms());
+            (reason.error, reason.since, wait)
+        };
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        let (error, since, wait) = shown();
+        assert_eq!(error, "busy");
+        assert!(wait > 30_000, "{wait}");
+        assert!(!breakers.note_failing(&storage("a"), &config, "locked"));
+        assert_eq!(shown().0, "locked");
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
+        let probe = |error, seconds| {
+            let wait = Duration::from_secs(seconds);
+            breakers.note_probe(&storage("a"), &config, &error, wait);
+            let (error, still, wait) = shown();
+            assert_eq!(still, since);
+            (
+                error,
+                wait > seconds * 1000 - 5000 && wait <= seconds * 1000,
+            )
+        };
+        assert_eq!(probe(ProbeError::None, 90), ("refused".to_owned(), true));
+        assert_eq!(probe(ProbeError::Same, 120), ("refused".to_owned(), true));
+        let new = ProbeError::New("timed out".to_owned());
+        assert_eq!(probe(new, 150), ("timed out".to_owned(), true));
     }
 
     #[test]

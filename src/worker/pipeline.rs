@@ -15,7 +15,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuit_breaker::{Diagnosis, defers, reason};
+use super::circuit_breaker::{Diagnosis, defers};
 use super::job::{ChainProgress, Content, Job};
 use super::lane::NextClaim;
 use super::modules::{LaneModules, Stage};
@@ -626,7 +626,7 @@ impl Pipeline<'_, '_, '_> {
             let stage = Stage::Storage(name.clone());
             match self.diagnose(&stage, failure.kind) {
                 Diagnosis::Unavailable(probe) => {
-                    self.hold(&stage, &reason(&failure.message, &probe));
+                    self.hold(&stage, Some(&failure.message), &probe);
                 }
                 Diagnosis::Failing { .. } => {
                     self.note_failing(&stage, job.id(), &failure.message);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend_health::{DeadLetterAt, refused_by};
-use super::circuit_breaker::{Diagnosis, reason};
+use super::circuit_breaker::Diagnosis;
 use super::job::{ChainProgress, Job};
 use super::modules::Stage;
 use super::pipeline::Pipeline;
@@ -230,8 +230,8 @@ impl Pipeline<'_, '_, '_> {
                         on_hold = true;
                         // The error of several storages names them all.
                         let is_alone = failure.stages.len() == 1;
-                        let attempted = if is_alone { failure.error.as_str() } else { "" };
-                        self.hold(stage, &reason(attempted, &probe));
+                        let attempted = is_alone.then_some(failure.error.as_str());
+                        self.hold(stage, attempted, &probe);
                     } else {
                         // A storage of another chain, which may have a document that Redis has lost.
                         let health = &self.shared.health;

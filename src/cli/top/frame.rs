@@ -17,9 +17,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
-use crate::cli::status::{
-    Trouble, on_hold, outage, redis_unavailable, storage_rows, worker_state,
-};
+use crate::cli::status::{Trouble, on_hold, outage, redis_unavailable, storage_rows, worker_state};
 use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus};
 use crate::visible::printable;

@@ -145,7 +145,10 @@ pub(super) fn readiness(
         let why = why.unwrap_or_default();
         match &hold.chains[..] {
             [] => format!("{fault} ({since}){why}; chains on hold"),
-            chains => format!("{fault} ({since}){why}; chains on hold: {}", chains.join(", ")),
+            chains => format!(
+                "{fault} ({since}){why}; chains on hold: {}",
+                chains.join(", ")
+            ),
         }
     }));
     if waits.is_empty() {

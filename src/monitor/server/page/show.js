@@ -48,20 +48,34 @@ function showState(status) {
   document.title = visible(`${isGood ? "" : "⚠ "}${instance}: ${state}`);
 }
 
-function showTroubles({ holds, outages, queues, redis_away_seconds }) {
+// The last error and the next try, as far as they are known.
+function reason({ error, next_try_seconds: next }) {
+  if (!error) return "";
+  if (next === null) return `: ${error}`;
+  return `: ${error}; next try ${next > 0 ? `in ${duration(next)}` : "now"}`;
+}
+
+function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error }) {
   const section = document.getElementById("troubles"), list = section.firstElementChild;
-  const lines = holds.map(({ stage, chains, workers, seconds }) => {
+  const lines = holds.map((hold) => {
+    const { stage, chains, workers, seconds } = hold;
     const waits = chains.length ? `; waiting: chain ${chains.join(", ")}` : "";
     const fault = stage.startsWith("list ") ? "is not a list" : "is unavailable";
-    return `On hold for ${duration(seconds)}: ${stage} ${fault} (workers ${workers.join(", ")})${waits}`;
+    const of = `(workers ${workers.join(", ")})${waits}`;
+    return `On hold for ${duration(seconds)}: ${stage} ${fault} ${of}${reason(hold)}`;
   });
-  for (const { storage, workers, seconds } of outages) {
+  for (const outage of outages) {
+    const { storage, workers, seconds } = outage;
     const backlog = queues?.storages?.[storage]?.backlog;
     const waits = backlog === undefined ? "its vCons wait" : `${count(backlog)} vCons wait`;
     const since = `${duration(seconds)} (workers ${workers.join(", ")})`;
-    lines.push(`Storage ${storage} has been unavailable for ${since}: ${waits} in its backlog, chains go on`);
+    const goOn = `${waits} in its backlog, chains go on`;
+    lines.push(`Storage ${storage} has been unavailable for ${since}: ${goOn}${reason(outage)}`);
   }
-  if (redis_away_seconds !== null) lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}`);
+  if (redis_away_seconds !== null) {
+    const why = reason({ error: redis_error, next_try_seconds: null });
+    lines.unshift(`Redis has been unavailable for ${duration(redis_away_seconds)}${why}`);
+  }
   section.hidden = lines.length === 0;
   while (list.children.length > lines.length) list.lastElementChild.remove();
   lines.forEach((line, i) => setText(list.children[i] ?? list.appendChild(element("li")), line));
