@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::modules::{Stage, begin_host};
+use super::modules::{Stage, begin_host, not_a_list};
 use super::pipeline::Pipeline;
 use super::shared::SharedState;
 use crate::backoff::Backoff;
@@ -436,7 +436,11 @@ impl Pipeline<'_, '_, '_> {
     /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
     pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
         let (shared, config) = (self.shared, self.modules.config());
-        let why = &reason(attempted, &probe.message);
+        let why = &match (stage, attempted) {
+            // The probe knows no more.
+            (Stage::List(_), Some(attempted)) => attempted.to_owned(),
+            _ => reason(attempted, &probe.message),
+        };
         let state = BreakerState::Unavailable;
         if !shared.breakers.open_breaker(stage, config, state, why) {
             return;
@@ -496,13 +500,23 @@ fn log_back(stage: &Stage, config: &Arc<Config>, time: Duration) {
 
 /// The error of a stage in all attempts, and in the probe after them; once, if they have the same cause.
 fn reason(attempted: Option<&str>, probed: &str) -> String {
-    let cause = |error: &str| pattern(error.rsplit(": ").next().unwrap_or(error));
-    match attempted {
-        None => probed.to_owned(),
+    // What could not be done, and why.
+    let parts = |error: &str| {
+        let (what, why) = error.rsplit_once(": ").unwrap_or(("", error));
+        (pattern(what), pattern(why))
+    };
+    let Some(attempted) = attempted else {
+        return probed.to_owned();
+    };
+    let ((what, why), (what_probed, why_probed)) = (parts(attempted), parts(probed));
+    if why == why_probed || !what.is_empty() && what == what_probed {
+        // That of the probe names no vCon.
+        probed.to_owned()
+    } else if pattern(attempted).contains(&why_probed) {
         // A probe may know less: an answer to HEAD has no text.
-        Some(attempted) if pattern(attempted).contains(&cause(probed)) => attempted.to_owned(),
-        Some(attempted) if pattern(probed).contains(&cause(attempted)) => probed.to_owned(),
-        Some(attempted) => format!("{attempted}; its probe: {probed}"),
+        attempted.to_owned()
+    } else {
+        format!("{attempted}; its probe: {probed}")
     }
 }
 
@@ -615,10 +629,10 @@ impl Prober {
             Stage::List(list) => {
                 let server = Server::new(&self.shared.settings.redis_url).ok()?;
                 let mut lengths = Lengths::new(server, LIST_PROBE_LIMIT);
-                let names = [list.to_string()];
+                let (names, list) = ([list.to_string()], list.clone());
                 Some(Box::new(move || match lengths.ask(&names, &[]) {
                     Ok((lengths, _)) if lengths.iter().all(Option::is_some) => Ok(()),
-                    Ok(_) => Err(Failure::transient("its key holds something else")),
+                    Ok(_) => Err(not_a_list(&list)),
                     Err(error) => Err(Failure::transient(error.to_string())),
                 }))
             }
@@ -848,7 +862,7 @@ mod tests {
             (
                 Some("could not POST to http://h/: Connection refused (os error 111)"),
                 "could not connect to http://h/: Connection refused (os error 111)",
-                "could not POST to http://h/: Connection refused (os error 111)",
+                "could not connect to http://h/: Connection refused (os error 111)",
             ),
             (
                 Some("could not save a.json: 403 Forbidden: the key is not known"),
@@ -858,7 +872,12 @@ mod tests {
             (
                 Some("could not save: no answer within 30 s"),
                 "could not connect: no answer within 5 s",
-                "could not save: no answer within 30 s",
+                "could not connect: no answer within 5 s",
+            ),
+            (
+                Some("could not start `x`: No such file or directory (os error 2)"),
+                "could not start `x`: there is no such program for this user",
+                "could not start `x`: there is no such program for this user",
             ),
             (
                 Some("no answer within 30 s"),
