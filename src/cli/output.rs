@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::exit::Exit;
+pub(super) use crate::view::duration;
 use crate::view::fixed;
 use crate::visible::{Printable, printable, printable_lines};
 
@@ -223,18 +224,6 @@ pub(super) fn counted(count: impl Into<u64>, noun: &str) -> String {
 /// `24.1 MB`, of 2^20 bytes.
 pub(super) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
-}
-
-/// `3 d 4 h`, `5 min 6 s`: the two largest units.
-pub(super) fn duration(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
-        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
-        (days, hours, _) => format!("{days} d {} h", hours % 24),
-    }
 }
 
 /// A rate, with two digits if it is small: `0`, `0.02`, `2.5`, `25`.

@@ -21,7 +21,7 @@ use crate::scoreboard::Snapshot;
 use crate::settings::Settings;
 use crate::view::{
     DeadLetterGroupView, Figures, GroupCache, Hold, LaneStatus, ListNames, Outage, Pause, Queues,
-    View, WorkerStatus, short_time,
+    View, WorkerStatus, short_time, since,
 };
 use crate::visible::{printable, printable_lines, visible_json};
 
@@ -208,9 +208,9 @@ fn status_text(view: &View) -> String {
         duration(view.uptime_seconds),
         workers_table(view),
     );
-    if let Some(seconds) = view.redis_away_seconds {
+    if let Some(redis) = redis_unavailable(view) {
         text.push('\n');
-        text.push_str(&redis_unavailable(seconds));
+        text.push_str(&redis.line());
     }
     for worker in &view.workers {
         for lane in worker.lanes.iter().filter(|lane| lane.stuck) {
@@ -220,11 +220,11 @@ fn status_text(view: &View) -> String {
     }
     for hold in &view.holds {
         text.push('\n');
-        text.push_str(&on_hold(hold));
+        text.push_str(&on_hold(hold).line());
     }
     for it in &view.outages {
         text.push('\n');
-        text.push_str(&outage(it, view.queues.as_ref()));
+        text.push_str(&outage(it, view.queues.as_ref()).line());
     }
     for pause in &view.paused {
         text.push('\n');
@@ -240,40 +240,66 @@ fn status_text(view: &View) -> String {
     text
 }
 
-pub(super) fn redis_unavailable(seconds: f64) -> String {
-    format!("Redis has been unavailable for {}", duration(seconds))
+/// What is unavailable, in a line, and why, in another, if that is known.
+pub(super) struct Trouble {
+    pub what: String,
+    pub why: Option<String>,
 }
 
-/// `On hold for 12 s: storage pg is unavailable (workers 1, 2), chain main waits`
-pub(super) fn on_hold(hold: &Hold) -> String {
+impl Trouble {
+    fn new(what: &str, why: Option<&str>) -> Self {
+        Self {
+            what: printable(what).into_owned(),
+            why: why.map(|why| printable(why).into_owned()),
+        }
+    }
+
+    /// All in one line.
+    fn line(&self) -> String {
+        match &self.why {
+            Some(why) => format!("{}: {why}", self.what),
+            None => self.what.clone(),
+        }
+    }
+}
+
+/// `Redis is unavailable (since 02:13, 12 s)`
+pub(super) fn redis_unavailable(view: &View) -> Option<Trouble> {
+    let since = since(view.redis_away_seconds?);
+    let what = format!("Redis is unavailable ({since})");
+    Some(Trouble::new(&what, view.redis_error.as_deref()))
+}
+
+/// `On hold: storage pg is unavailable (since 02:13, 12 s; workers 1, 2), chain main waits`
+pub(super) fn on_hold(hold: &Hold) -> Trouble {
     let waiting = match &hold.chains[..] {
         [] => String::new(),
         [chain] => format!(", chain {chain} waits"),
         chains => format!(", chains {} wait", chains.join(", ")),
     };
-    let line = format!(
-        "On hold for {}: {} ({}){waiting}",
-        duration(hold.seconds as f64),
+    let what = format!(
+        "On hold: {} ({}; {}){waiting}",
         hold.fault(),
+        since(hold.seconds as f64),
         worker_numbers(&hold.workers)
     );
-    printable(&line).into_owned()
+    Trouble::new(&what, hold.last.text().as_deref())
 }
 
-/// `Storage pg has been unavailable for 12 s (worker 1): 5 vCons wait in its backlog, chains go on`
-pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> String {
+/// `Storage pg is unavailable (since 02:13, 12 s; worker 1), 5 vCons wait in its backlog, chains go on`
+pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> Trouble {
     let queue = queues.and_then(|queues| queues.storages.get(&outage.storage));
     let waiting = match queue {
         Some(Some(queue)) => format!("{} vCons wait", queue.backlog),
         _ => "its vCons wait".to_owned(),
     };
-    let line = format!(
-        "Storage {} has been unavailable for {} ({}): {waiting} in its backlog, chains go on",
+    let what = format!(
+        "Storage {} is unavailable ({}; {}), {waiting} in its backlog, chains go on",
         outage.storage,
-        duration(outage.seconds as f64),
+        since(outage.seconds as f64),
         worker_numbers(&outage.workers)
     );
-    printable(&line).into_owned()
+    Trouble::new(&what, outage.last.text().as_deref())
 }
 
 /// `Paused: list default (by root@db3 since 2026-01-02T03:04:05Z)`

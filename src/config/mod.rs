@@ -363,6 +363,8 @@ pub struct Plan {
     pub storages: Vec<String>,
     /// Those of them that have `on_outage: defer`.
     pub deferring: Vec<String>,
+    /// The names of the tracers, in the order of the file.
+    pub tracers: Vec<String>,
     /// The chains in the order of the file, those out of service among them.
     pub chains: Vec<Chain>,
     /// The lists that links may announce vCons on, besides those of their chains, as far as they

@@ -166,6 +166,7 @@ pub(super) fn plan_of(sections: &Mapping, findings: &mut Findings) -> Plan {
     Plan {
         links: names("links"),
         storages: names("storages"),
+        tracers: names("tracers"),
         deferring: deferring(sections),
         chains: chains(sections, findings),
         routes: routes(sections),

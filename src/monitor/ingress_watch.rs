@@ -22,8 +22,9 @@ use crate::backoff::Backoff;
 use crate::child::Child;
 use crate::config::{Chain, ListName, Plan};
 use crate::queue::{IngressWatcher, NameLease, Pauses, QueueError, Server, Watched};
-use crate::scoreboard::{HeldView, Slot, Snapshot, WorkerState};
+use crate::scoreboard::{Slot, Snapshot, StagesView, WorkerState};
 use crate::settings::Settings;
+use crate::view::NamedStage;
 
 /// The pause between two polls while Redis reports no changes.
 const UNTRACKED: Duration = Duration::from_millis(50);
@@ -388,7 +389,7 @@ impl Poller {
 }
 
 /// What each worker that claims has on hold.
-fn holds(snapshot: &Snapshot) -> Vec<Option<&HeldView>> {
+fn holds(snapshot: &Snapshot) -> Vec<Option<&StagesView>> {
     let workers = snapshot.slots.iter().skip(1);
     let workers = workers.filter_map(|slot| slot.worker.as_ref());
     let ready = workers.filter(|worker| worker.state == WorkerState::Ready);
@@ -396,10 +397,17 @@ fn holds(snapshot: &Snapshot) -> Vec<Option<&HeldView>> {
 }
 
 /// The ingress lists that not every worker has on hold.
-fn open_lists(plan: &Plan, holds: &[Option<&HeldView>]) -> Vec<ListName> {
+fn open_lists(plan: &Plan, holds: &[Option<&StagesView>]) -> Vec<ListName> {
+    let named = |held: &Option<&StagesView>| -> Vec<NamedStage> {
+        let stages = held.iter().flat_map(|held| &held.stages);
+        let last = held.map_or(0, |held| held.last);
+        stages
+            .filter_map(|stage| NamedStage::at(*stage, last, plan))
+            .collect()
+    };
+    let holds: Vec<Vec<NamedStage>> = holds.iter().map(named).collect();
     let is_open = |chain: &&Chain| {
-        let holds_it =
-            |held: &Option<&HeldView>| held.is_some_and(|held| is_on_hold(chain, plan, held));
+        let holds_it = |held: &Vec<NamedStage>| held.iter().any(|it| it.is_needed_by(chain));
         holds.is_empty() || !holds.iter().all(holds_it)
     };
     let in_service = plan.chains.iter().filter(|chain| chain.enabled);
@@ -409,31 +417,11 @@ fn open_lists(plan: &Plan, holds: &[Option<&HeldView>]) -> Vec<ListName> {
         .collect()
 }
 
-/// Whether a worker with these holds has this chain on hold.
-fn is_on_hold(chain: &Chain, plan: &Plan, held: &HeldView) -> bool {
-    // The last number stands for all from there on.
-    let is_held = |numbers: &[usize], names: &[String], needed: &[String]| {
-        let numbers = numbers.iter().filter(|number| **number < held.last);
-        numbers
-            .filter_map(|number| names.get(*number))
-            .any(|name| needed.contains(name))
-    };
-    let is_list_held = || {
-        let lists = plan.egress_lists();
-        let numbers = held.lists.iter().filter(|number| **number < held.last);
-        numbers
-            .filter_map(|number| lists.get_index(*number))
-            .any(|list| chain.egress_lists.contains(list))
-    };
-    is_held(&held.links, &plan.links, &chain.links)
-        || is_held(&held.storages, &plan.storages, &chain.storages)
-        || !held.lists.is_empty() && is_list_held()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::scoreboard::StageKind;
 
     #[test]
     fn polls_are_rare_while_redis_reports_changes() {
@@ -477,6 +465,7 @@ mod tests {
         let text = "\
 links: {tagger: {module: links.tag, options: {tags: [a]}}}
 storages: {one: {module: storage.file}, two: {module: storage.file}}
+tracers: {audit: {module: tracers.audit}}
 chains:
   first: {links: [tagger], storages: [one], ingress_lists: [a, b]}
   second: {storages: [two], ingress_lists: [c], egress_lists: [done]}
@@ -484,20 +473,16 @@ chains:
 ";
         std::fs::write(&path, text).unwrap();
         let plan = Plan::load(&path).unwrap();
-        let held = |links: &[usize], storages: &[usize]| HeldView {
-            links: links.to_vec(),
-            storages: storages.to_vec(),
-            lists: vec![],
+        use StageKind::{Hook, Link, List, Storage, Tracer};
+        let held = |stages: &[(StageKind, usize)]| StagesView {
+            stages: stages.to_vec(),
             last: 127,
             since: 1,
         };
-        let [one, two, tagger] = [held(&[], &[0]), held(&[], &[1]), held(&[0], &[])];
+        let [one, two, tagger] = [(Storage, 0), (Storage, 1), (Link, 0)].map(|it| held(&[it]));
+        let [done, tracer, hook] = [(List, 0), (Tracer, 0), (Hook, 0)].map(|it| held(&[it]));
         // Numbers from the last on are not told apart.
-        let done = HeldView {
-            lists: vec![0],
-            ..held(&[], &[])
-        };
-        let many = held(&[127], &[127]);
+        let many = held(&[(Link, 127), (Storage, 127)]);
         let none: &[&str] = &[];
         for (holds, expected) in [
             (vec![], &["a", "b", "c"][..]),
@@ -509,7 +494,9 @@ chains:
             (vec![Some(&two)], &["a", "b"]),
             (vec![Some(&many)], &["a", "b", "c"]),
             (vec![Some(&done)], &["a", "b"]),
-            (vec![Some(&held(&[0], &[1]))], none),
+            (vec![Some(&tracer)], &["c"]),
+            (vec![Some(&hook)], none),
+            (vec![Some(&held(&[(Link, 0), (Storage, 1)]))], none),
         ] {
             let open = open_lists(&plan, &holds);
             let open: Vec<&str> = open.iter().map(ListName::as_str).collect();

@@ -92,9 +92,9 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         Queue::new(server.clone(), seat, Expiry::of(settings), lease).with_time_limit(limit);
     child.readiness().notify();
     let mut is_away = false;
-    let set_redis_away = |is_away| {
+    let show_redis_away = |error: Option<&QueueError>| {
         if let Some(slot) = slot {
-            slot.set_redis_away(is_away);
+            slot.show_redis_away(error.map(ToString::to_string).as_deref());
         }
     };
     // Once somebody has held the lease, Redis is known to be fit; its rights may change.
@@ -122,7 +122,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
         match beaten {
             Ok(()) => {
                 has_heartbeat.store(true, Ordering::Relaxed);
-                set_redis_away(false);
+                show_redis_away(None);
                 if std::mem::take(&mut is_away) {
                     log::info!("this instance shows again that it is alive");
                 }
@@ -135,7 +135,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
             Err(error) if error.is_interruption() => continue,
             Err(error) => {
                 has_heartbeat.store(false, Ordering::Relaxed);
-                set_redis_away(!error.is_about_the_lease());
+                show_redis_away(Some(&error).filter(|error| !error.is_about_the_lease()));
                 if !std::mem::replace(&mut is_away, true) {
                     log::warn!("this instance cannot show that it is alive: {error}");
                 }

@@ -309,7 +309,7 @@ impl Program {
         if found {
             return Ok(());
         }
-        let message = format!("there is no program `{name}` that may be executed");
+        let message = format!("could not start `{name}`: there is no such program for this user");
         Err(Failure::transient(message))
     }
 

@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, HEADER, METER, NAME, Shape, WORD, child, header};
+use super::layout::{self, HEADER, METER, NAME, OUTAGES, REASON, Shape, WORD, child, header};
 use super::snapshot::{SlotView, Words};
 use super::{ChildView, DaemonPhase, ReloadState, RestartCause, SeriesKind, figures};
 use crate::{procfs, runtime_dir, sys};
@@ -130,7 +130,8 @@ impl Board {
             header: [0; HEADER],
             owner: std::process::id(),
         };
-        this.write_header(instance, method)
+        this.write_outages()
+            .and_then(|()| this.write_header(instance, method))
             .map_err(system("write"))?;
         Ok(this)
     }
@@ -142,6 +143,7 @@ impl Board {
         words[header::LANES] = self.shape.lanes as u64;
         words[header::ROOM] = self.shape.series as u64;
         words[header::HELD] = self.shape.held as u64;
+        words[header::REASONS] = self.shape.reasons as u64;
         words[header::PID] = u64::from(self.owner);
         words[header::STARTED] = sys::monotonic_ms();
         words[header::PHASE] = DaemonPhase::Starting as u64;
@@ -278,6 +280,19 @@ impl Board {
         series.try_for_each(|series| self.write(self.shape.meter_start(series), &[0; METER]))
     }
 
+    /// Makes the reasons of a slot take up room on the disk.
+    fn write_reasons(&self, number: usize) -> io::Result<()> {
+        let zeros = vec![0; self.shape.reasons * REASON];
+        self.write(self.shape.reason_start(number, 0), &zeros)
+    }
+
+    /// Makes the outages take up room on the disk.
+    fn write_outages(&self) -> io::Result<()> {
+        let start = self.shape.outage_start(0);
+        let zeros = vec![0; self.shape.outage_start(OUTAGES) - start];
+        self.write(start, &zeros)
+    }
+
     /// Shows that the supervisor is alive, and its memory.
     pub fn beat(&mut self) {
         self.show(header::HEARTBEAT, sys::monotonic_ms());
@@ -319,12 +334,16 @@ impl Board {
             if is_cut(self.shape.slot_start(number + 1)) {
                 self.write_slot(number)?;
             }
+            if is_cut(self.shape.reason_start(number + 1, 0)) {
+                self.write_reasons(number)?;
+            }
         }
         let mut series = 0..self.series.len();
-        match series.find(|series| is_cut(self.shape.meter_start(series + 1))) {
-            Some(first) => self.write_meters(first),
-            None => Ok(()),
+        if let Some(first) = series.find(|series| is_cut(self.shape.meter_start(series + 1))) {
+            self.write_meters(first)?;
         }
+        // They are the last.
+        self.write_outages()
     }
 
     /// Makes a slot take up room on the disk: a worker that wrote to its map of a full disk would be
@@ -335,6 +354,7 @@ impl Board {
             self.header[header::USED] = used;
             let written = self
                 .write_slot(number)
+                .and_then(|()| self.write_reasons(number))
                 .and_then(|()| self.write(header::USED, &[used]));
             if let Err(cause) = written {
                 self.prepared.remove(&number);

@@ -174,6 +174,14 @@ fn words<const COUNT: usize>(file: &File, start: usize) -> io::Result<[u64; COUN
     Ok(bytes.map(u64::from_ne_bytes))
 }
 
+/// Reads words of the file.
+pub(super) fn words_at(file: &File, start: usize, count: usize) -> io::Result<Vec<u64>> {
+    let mut bytes = vec![0; count * WORD];
+    file.read_exact_at(&mut bytes, (start * WORD) as u64)?;
+    let words = bytes.as_chunks::<WORD>().0.iter();
+    Ok(words.map(|word| u64::from_ne_bytes(*word)).collect())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -3,14 +3,16 @@
 //! ```text
 //! header | slot of the monitor | slot of Worker-1 | slot of Worker-2 | …
 //!        | names of the series | meters of the series
-//! slot:    the supervisor's words | the worker's own words | unavailable links | storages | lists | deferring storages | lane 1 | lane 2 | …
+//!        | reasons of the monitor | reasons of Worker-1 | … | outages
+//! slot:    the supervisor's words | the worker's own words | unavailable stages of each kind | lane 1 | lane 2 | …
+//! reasons: reason 1 | reason 2 | …
 //! ```
 //!
 //! A slot belongs to a number, not to a process: its counters go on through restarts. Each half of it
-//! has one writer. A series is a chain, a link or a storage; it keeps its position as long as the
-//! supervisor lives, through all reloads. All workers count in its one meter: an addition that no
-//! other can come between needs no part of the file for each worker, so the file stays small and
-//! quickly read, however many workers there are. How much room there is for series and for holds
+//! has one writer; outages have many. A series is a chain, a link or a storage; it keeps its position
+//! as long as the supervisor lives, through all reloads. All workers count in its one meter: an
+//! addition that no other can come between needs no part of the file for each worker, so the file
+//! stays small and quickly read, however many workers there are. How much room there is for series and for holds
 //! follows from the configuration at the start: see [`Shape`].
 //!
 //! States stand there as numbers from 1 in the order of their enum; any other number is no state.
@@ -23,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 11;
+pub const VERSION: u64 = 12;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -69,6 +71,8 @@ pub mod header {
     /// cleared by the supervisor once it has read them.
     pub const SCALE_TO: usize = 45;
     pub const SCALE_CHECK: usize = 46;
+    /// For how many reasons each slot has room.
+    pub const REASONS: usize = 47;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
     /// How many reloads were asked for, and what has become of the last one.
@@ -126,9 +130,49 @@ pub mod worker {
     pub const LEASE_RENEWED: usize = 31;
 }
 
-/// Kinds of stages that have words of their own: links, storages that hold chains, egress lists, and storages with
-/// `on_outage: defer`, which hold none.
-pub const STAGE_KINDS: usize = 4;
+/// Kinds of stages that have a bit in each slot: all but Redis.
+pub const STAGE_KINDS: usize = StageKind::ALL.len() - 1;
+
+/// Words of a reason.
+pub const REASON: usize = reason::TEXT + REASON_TEXT;
+
+/// Words of the text of a reason.
+pub const REASON_TEXT: usize = 30;
+
+/// A reason's words.
+pub mod reason {
+    pub const CHECK: usize = 0;
+    /// The kind of the stage, then its position.
+    pub const STAGE: usize = 1;
+    pub const SINCE: usize = 2;
+    pub const SEEN: usize = 3;
+    pub const NEXT_TRY: usize = 4;
+    pub const LENGTH: usize = 5;
+    pub const TEXT: usize = 6;
+}
+
+/// The fewest and the most reasons in a slot.
+pub const FEWEST_REASONS: usize = 16;
+pub const MOST_REASONS: usize = 64;
+
+/// How many outages there is room for.
+pub const OUTAGES: usize = 256;
+
+/// Words of an outage.
+pub const OUTAGE: usize = outage::HOLDERS + HOLDERS;
+
+/// Words that have a bit for each slot.
+pub const HOLDERS: usize = SLOTS.div_ceil(BITS);
+
+/// An outage's words, which any process writes.
+pub mod outage {
+    /// The hash of its name.
+    pub const KEY: usize = 0;
+    /// When the log has said that it has begun; 0 if it has not, or has said that it is over.
+    pub const SINCE: usize = 1;
+    /// The first of those with a bit for each process that has it.
+    pub const HOLDERS: usize = 2;
+}
 
 /// Words of a lane.
 pub const LANE: usize = 8;
@@ -184,6 +228,8 @@ pub struct Shape {
     pub series: usize,
     /// Words of the holds on links, and as many of each other kind; each link, storage or list has one bit.
     pub held: usize,
+    /// For how many reasons each slot has room.
+    pub reasons: usize,
 }
 
 impl Shape {
@@ -196,6 +242,7 @@ impl Shape {
             lanes,
             series: series.clamp(FEWEST_SERIES, MOST_SERIES),
             held: stages.min(MOST_SERIES).div_ceil(BITS).max(2),
+            reasons: (2 * (links + storages)).clamp(FEWEST_REASONS, MOST_REASONS),
         }
     }
 
@@ -204,6 +251,7 @@ impl Shape {
         (1..=1024).contains(&self.lanes)
             && (1..=MOST_SERIES).contains(&self.series)
             && (1..=MOST_SERIES / BITS).contains(&self.held)
+            && (1..=MOST_REASONS).contains(&self.reasons)
     }
 
     /// Words of one slot.
@@ -231,9 +279,19 @@ impl Shape {
         self.name_start(self.series).next_multiple_of(LINE) + series * METER
     }
 
+    /// The first word of a reason of a slot.
+    pub fn reason_start(&self, number: usize, reason: usize) -> usize {
+        self.meter_start(self.series) + (number * self.reasons + reason) * REASON
+    }
+
+    /// The first word of an outage.
+    pub fn outage_start(&self, outage: usize) -> usize {
+        self.reason_start(SLOTS, 0) + outage * OUTAGE
+    }
+
     /// Words of the whole file.
     pub fn total_words(&self) -> usize {
-        self.meter_start(self.series)
+        self.outage_start(OUTAGES)
     }
 
     /// The last bit of the holds, which stands for every further link or storage too.
@@ -484,6 +542,51 @@ impl LaneStep {
     }
 }
 
+/// The kinds of what can be unavailable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StageKind {
+    /// A link.
+    Link = 1,
+    /// A storage that holds its chains up.
+    Storage,
+    /// An egress list.
+    List,
+    /// A tracer that can fail a vCon.
+    Tracer,
+    /// The hook `before_processing`.
+    Hook,
+    /// A storage with `on_outage: defer`, which holds no chain up.
+    DeferringStorage,
+    /// Redis, as the monitor finds it.
+    Redis,
+}
+
+impl StageKind {
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Link,
+        Self::Storage,
+        Self::List,
+        Self::Tracer,
+        Self::Hook,
+        Self::DeferringStorage,
+        Self::Redis,
+    ];
+
+    /// Those that hold chains up.
+    pub(super) const HOLDING: [Self; 5] = [
+        Self::Link,
+        Self::Storage,
+        Self::List,
+        Self::Tracer,
+        Self::Hook,
+    ];
+
+    /// The first of the words, among those of all kinds in a slot, in which stages of this kind have their bits.
+    pub(super) fn first_bits(self, shape: Shape) -> usize {
+        (self as usize - 1) * shape.held
+    }
+}
+
 /// The state that a word stands for, if any.
 pub(super) fn state<T: Copy>(all: &[T], word: u64) -> Option<T> {
     let index = usize::try_from(word.checked_sub(1)?).ok()?;
@@ -516,12 +619,20 @@ mod tests {
             assert!(shape.makes_sense());
             assert!(shape.last_held() >= links.max(storages).min(MOST_SERIES - 1));
         }
-        for broken in [(0, 256, 2), (1, 0, 2), (1, 256, 0), (1, usize::MAX, 1)] {
-            let (lanes, series, held) = broken;
+        for broken in [
+            (0, 256, 2, 16),
+            (1, 0, 2, 16),
+            (1, 256, 0, 16),
+            (1, usize::MAX, 1, 16),
+            (1, 256, 2, 0),
+            (1, 256, 2, usize::MAX),
+        ] {
+            let (lanes, series, held, reasons) = broken;
             let shape = Shape {
                 lanes,
                 series,
                 held,
+                reasons,
             };
             assert!(!shape.makes_sense(), "{broken:?}");
         }

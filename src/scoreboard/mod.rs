@@ -3,7 +3,9 @@
 //! ```text
 //! supervisor ──Board──► header, its part of each slot  (writes and reads with pwrite and pread)
 //! child      ──Slot───► its part of its own slot, lanes  (mapped: no lock, no system call)
-//!              └─Meter──► what all count for each chain, link and storage
+//!              ├─Meter──► what all count for each chain, link and storage
+//!              ├─reasons► why something is unavailable to it
+//!              └─outages► which outages the log has: shared by all
 //! status, monitor ◄──Snapshot── the whole file           (read once, then checked word by word)
 //! ```
 //!
@@ -16,6 +18,8 @@ mod board;
 mod figures;
 mod histogram;
 mod layout;
+mod outages;
+mod reasons;
 mod slot;
 mod snapshot;
 
@@ -26,12 +30,12 @@ pub(crate) use histogram::tests::histogram;
 pub use histogram::{Histogram, Quantile, SCHEMA};
 pub use layout::{
     ChildState, DaemonPhase, LaneState, LaneStep, MOST_SERIES, ReloadState, RestartCause, SLOTS,
-    Shape, WorkerState,
+    Shape, StageKind, WorkerState,
 };
-pub use slot::{LaneCell, Outcome, Slot, SlotMeters, UnavailableStages};
+pub use reasons::UnavailableStage;
+pub use slot::{LaneCell, Outcome, Slot, SlotMeters};
 pub use snapshot::{
-    BoardHeader, ChildView, DeferringView, HeldView, LaneView, SlotView, Snapshot, WorkerView,
-    is_silent,
+    BoardHeader, ChildView, LaneView, SlotView, Snapshot, StagesView, WorkerView, is_silent,
 };
 
 /// A scoreboard between a supervisor and a worker, and files that are none.
@@ -378,7 +382,11 @@ mod tests {
             if let Some(word) = words.get_mut(layout::header::USED) {
                 *word = used % 2000;
             }
-            for (index, most) in [(layout::header::ROOM, 300), (layout::header::HELD, 4)] {
+            for (index, most) in [
+                (layout::header::ROOM, 300),
+                (layout::header::HELD, 4),
+                (layout::header::REASONS, 70),
+            ] {
                 if let Some(word) = words.get_mut(index) {
                     *word %= most;
                 }
@@ -499,37 +507,78 @@ mod tests {
         assert_eq!(figures.len(), 460);
         assert_eq!(figures[459].count(Event::Done), 1);
 
+        use StageKind::{DeferringStorage, Hook, Link, List, Storage, Tracer};
+        let show = |stages: &[(StageKind, usize)]| {
+            let stages: Vec<UnavailableStage> = (stages.iter())
+                .map(|(kind, position)| unavailable(*kind, *position))
+                .collect();
+            slot.show_unavailable(&stages);
+            let worker = board.slot(1).worker.unwrap();
+            let stages = |view: Option<StagesView>| view.map(|view| view.stages);
+            (stages(worker.held), stages(worker.deferring))
+        };
         slot.lane(1).busy(None, None);
-        let mut stages = UnavailableStages {
-            links: vec![0, 89],
-            storages: vec![63, 64, 69],
-            lists: vec![7],
-            deferring: vec![1, 64],
-        };
-        slot.show_unavailable(&stages);
-        let worker = board.slot(1).worker.unwrap();
-        let held = worker.held.unwrap();
-        assert_eq!((held.links, held.storages), (vec![0, 89], vec![63, 64, 69]));
-        assert_eq!(held.lists, [7]);
-        assert_eq!(worker.deferring.unwrap().storages, [1, 64]);
-        assert_eq!(worker.lanes.len(), 1);
+        let held = [
+            (Link, 0),
+            (Link, 89),
+            (Storage, 63),
+            (Storage, 64),
+            (Storage, 69),
+            (List, 7),
+            (Tracer, 1),
+            (Hook, 0),
+        ];
+        let deferring = [(DeferringStorage, 1), (DeferringStorage, 64)];
+        let all = [&held[..], &deferring].concat();
+        let both = (Some(held.to_vec()), Some(deferring.to_vec()));
+        assert_eq!(show(&all), both);
+        assert_eq!(board.slot(1).worker.unwrap().lanes.len(), 1);
+        let reasons = Snapshot::take_own(&board.id().path).unwrap().reasons;
+        let expected = all.iter().map(|(kind, it)| (1, unavailable(*kind, *it)));
+        assert_eq!(reasons, expected.collect::<Vec<_>>());
         // What a later configuration has beyond that is not told apart.
-        stages = UnavailableStages {
-            storages: vec![shape.last_held(), 5_000],
-            ..UnavailableStages::default()
-        };
-        slot.show_unavailable(&stages);
-        let held = board.slot(1).worker.unwrap().held.unwrap();
-        assert_eq!((held.links, held.storages), (vec![], vec![held.last]));
-        stages = UnavailableStages {
-            deferring: vec![0],
-            ..UnavailableStages::default()
-        };
-        slot.show_unavailable(&stages);
-        let worker = board.slot(1).worker.unwrap();
-        assert_eq!((worker.held, worker.deferring.is_some()), (None, true));
-        slot.show_unavailable(&UnavailableStages::default());
-        assert_eq!(board.slot(1).worker.unwrap().deferring, None);
+        let last = shape.last_held();
+        let far = show(&[(Storage, last), (Storage, 5_000)]);
+        assert_eq!(far, (Some(vec![(Storage, last)]), None));
+        let many: Vec<_> = (0..90).map(|position| (Link, position)).collect();
+        assert_eq!(show(&many), (Some(many), None));
+        let reasons = Snapshot::take_own(&board.id().path).unwrap().reasons;
+        assert_eq!(reasons.len(), shape.reasons, "as many as there is room for");
+        assert_eq!(show(&deferring[..1]), (None, Some(deferring[..1].to_vec())));
+        assert_eq!(show(&[]), (None, None));
+        let reasons = Snapshot::take_own(&board.id().path).unwrap().reasons;
+        assert_eq!(reasons, []);
+    }
+
+    fn unavailable(kind: StageKind, position: usize) -> UnavailableStage {
+        UnavailableStage {
+            kind,
+            position,
+            since: 3,
+            error: format!("error {position}"),
+            seen: 4,
+            next_try: None,
+        }
+    }
+
+    #[test]
+    fn a_successor_shows_nothing_of_what_was_unavailable_to_its_predecessor() {
+        let (_folder, mut board) = board(1);
+        board.prepare(0).unwrap();
+        board.show_child(0, Some(place(1)));
+        let reasons = || Snapshot::take_own(&board.id().path).unwrap().reasons;
+        let first = Slot::attach(board.id(), 0, 1).unwrap();
+        first.set_state(WorkerState::Ready);
+        first.show_redis_away(Some("refused"));
+        first.show_redis_away(Some("timed out"));
+        let (number, reason) = reasons().remove(0);
+        assert_eq!((number, reason.kind), (0, StageKind::Redis));
+        assert_eq!(reason.error, "timed out");
+        assert!(reason.seen >= reason.since);
+        board.show_child(0, Some(place(2)));
+        assert_eq!(reasons(), [], "the predecessor's words are not its own");
+        Slot::attach(board.id(), 0, 2).unwrap();
+        assert_eq!(reasons(), []);
     }
 
     #[test]
@@ -562,18 +611,26 @@ mod tests {
     }
 
     #[test]
-    fn meters_have_room_in_the_file_before_anyone_writes_to_them() {
+    fn meters_reasons_and_outages_have_room_in_the_file_before_anyone_writes_to_them() {
         let (_folder, mut board) = board(1);
         board.prepare(1).unwrap();
         board.keep_figures_of(names().into_iter()).unwrap();
         let file = fs::File::open(&board.id().path).unwrap();
+        let has_room_at = |word: usize| {
+            let start = (word * layout::WORD) as i64;
+            let data = nix::unistd::lseek(&file, start, nix::unistd::Whence::SeekData);
+            assert_eq!(data, Ok(start), "word {word}");
+        };
         for series in 0..names().len() {
             let start = Shape::of(1, 0, 0, 0).meter_start(series);
-            for word in [start, start + layout::METER - 1] {
-                let place = (word * layout::WORD) as i64;
-                let data = nix::unistd::lseek(&file, place, nix::unistd::Whence::SeekData);
-                assert_eq!(data, Ok(place), "series {series}");
-            }
+            has_room_at(start);
+            has_room_at(start + layout::METER - 1);
+        }
+        for reason in 0..layout::FEWEST_REASONS {
+            has_room_at(Shape::of(1, 0, 0, 0).reason_start(1, reason));
+        }
+        for outage in 0..layout::OUTAGES {
+            has_room_at(Shape::of(1, 0, 0, 0).outage_start(outage));
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::board::{config_path, pauses_path};
-use super::layout::{self, BITS, HEADER, NAME, Shape, WORD, child, header, lane, worker};
+use super::layout::{self, HEADER, NAME, Shape, WORD, child, header, lane, worker};
 use super::snapshot::{BoardHeader, Words};
 use super::{
     BoardError, BoardId, ChildState, LaneState, LaneStep, Meter, SeriesKind, WorkerState, figures,
@@ -18,25 +18,13 @@ use crate::sys::{self, SharedWords};
 use crate::vcon::VconId;
 use crate::{procfs, runtime_dir};
 
-/// The stages that a worker has found unavailable, by their positions in the configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UnavailableStages {
-    /// Links, whose chains are on hold.
-    pub links: Vec<usize>,
-    /// Storages whose chains are on hold.
-    pub storages: Vec<usize>,
-    /// Egress lists whose chains are on hold, by [`Config::egress_lists`](crate::config::Config::egress_lists).
-    pub lists: Vec<usize>,
-    /// Storages with `on_outage: defer`, whose chains go on.
-    pub deferring: Vec<usize>,
-}
-
 /// The slot of one child; cheap to clone.
 #[derive(Clone)]
 pub struct Slot {
-    words: Arc<SharedWords>,
+    pub(super) words: Arc<SharedWords>,
+    pub(super) number: usize,
     start: usize,
-    shape: Shape,
+    pub(super) shape: Shape,
     board: PathBuf,
     config: PathBuf,
     pauses: PathBuf,
@@ -96,8 +84,9 @@ impl Slot {
         }
         this.word(worker::RELEASED).store(0, Ordering::Relaxed);
         this.word(worker::RECOVERED).store(0, Ordering::Relaxed);
-        this.show_unavailable(&UnavailableStages::default());
-        this.set_redis_away(false);
+        this.show_unavailable(&[]);
+        this.show_redis_away(None);
+        this.leave_all_outages();
         this.beat();
         this.set_state(WorkerState::Starting);
         this.word(worker::GENERATION)
@@ -138,46 +127,14 @@ impl Slot {
         self.word(worker::MEMORY).store(memory, Ordering::Relaxed);
     }
 
-    /// Shows which stages are unavailable: those that put chains on hold, and storages that defer.
-    pub fn show_unavailable(&self, stages: &UnavailableStages) {
-        let UnavailableStages {
-            links,
-            storages,
-            lists,
-            deferring,
-        } = stages;
-        let is_held = [links, storages, lists].iter().any(|it| !it.is_empty());
-        self.show_since(worker::HELD_SINCE, is_held);
-        self.show_since(worker::DEFERRING_SINCE, !deferring.is_empty());
-        let last = self.shape.last_held();
-        let kinds: [_; layout::STAGE_KINDS] = [links, storages, lists, deferring];
-        for (kind, positions) in kinds.into_iter().enumerate() {
-            let mut words = vec![0; self.shape.held];
-            for position in positions {
-                // Those without a bit of their own share the last one.
-                let bit = *position.min(&last);
-                words[bit / BITS] |= 1 << (bit % BITS);
-            }
-            for (index, bits) in words.into_iter().enumerate() {
-                self.word(layout::SLOT + kind * self.shape.held + index)
-                    .store(bits, Ordering::Relaxed);
-            }
-        }
-    }
-
     /// Shows since when something has been so; a time that is there already stays.
-    fn show_since(&self, word: usize, is_so: bool) {
+    pub(super) fn show_since(&self, word: usize, is_so: bool) {
         let since = self.word(word);
         match (is_so, since.load(Ordering::Relaxed)) {
             (false, _) => since.store(0, Ordering::Relaxed),
             (true, 0) => since.store(sys::monotonic_ms(), Ordering::Relaxed),
             (true, _) => {}
         }
-    }
-
-    /// Shows whether Redis is unavailable.
-    pub fn set_redis_away(&self, is_away: bool) {
-        self.show_since(worker::REDIS_AWAY, is_away);
     }
 
     /// Shows that the ingress lists are watched for idle lanes. For the monitor alone.
@@ -329,7 +286,7 @@ impl Slot {
         &self.words.words()[start + index]
     }
 
-    fn word(&self, index: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: usize) -> &AtomicU64 {
         &self.words.words()[self.start + index]
     }
 }

@@ -11,7 +11,7 @@ use super::board::{config_path, holder, pauses_path};
 use super::layout::{self, BITS, HEADER, Shape, WORD, child, header, lane, state, worker};
 use super::{
     BoardError, ChildState, DaemonPhase, LaneState, LaneStep, ReloadState, RestartCause, Series,
-    WorkerState, figures,
+    StageKind, UnavailableStage, WorkerState, figures, reasons,
 };
 use crate::visible::printable;
 use crate::{procfs, runtime_dir, sys};
@@ -89,6 +89,7 @@ impl BoardHeader {
             lanes: size(header::LANES),
             series: size(header::ROOM),
             held: size(header::HELD),
+            reasons: size(header::REASONS),
         };
         if !shape.makes_sense() {
             return Err("its sizes make no sense");
@@ -182,35 +183,22 @@ pub struct WorkerView {
     pub released: u64,
     /// The lanes that hold a vCon.
     pub lanes: Vec<LaneView>,
-    /// The links, storages and lists that are unavailable, so that chains are on hold.
-    pub held: Option<HeldView>,
+    /// What is unavailable, so that chains are on hold.
+    pub held: Option<StagesView>,
     /// The storages that are unavailable and put no chain on hold, as they defer.
-    pub deferring: Option<DeferringView>,
+    pub deferring: Option<StagesView>,
     /// Since when, in monotonic milliseconds, Redis has been unavailable, as the monitor has found.
     pub redis_away: Option<u64>,
 }
 
-/// The links, storages and lists that a worker has chains on hold for.
+/// Stages that are unavailable to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeldView {
-    /// The positions of the links in the configuration.
-    pub links: Vec<usize>,
-    /// The positions of the storages, likewise.
-    pub storages: Vec<usize>,
-    /// The positions of the egress lists, likewise: see [`Plan::egress_lists`](crate::config::Plan::egress_lists).
-    pub lists: Vec<usize>,
+pub struct StagesView {
+    /// Each with its position among those of its kind in the configuration.
+    pub stages: Vec<(StageKind, usize)>,
     /// The position that stands for every later one too.
     pub last: usize,
-    /// Since when, in monotonic milliseconds.
-    pub since: u64,
-}
-
-/// The storages with `on_outage: defer` that a worker has found unavailable. Their chains go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeferringView {
-    /// Their positions in the configuration, as in [`HeldView`].
-    pub storages: Vec<usize>,
-    /// Since when, in monotonic milliseconds.
+    /// Since when any of them has been unavailable, in monotonic milliseconds.
     pub since: u64,
 }
 
@@ -295,47 +283,37 @@ impl WorkerView {
             recovered: words.get(worker::RECOVERED) == 1,
             released: words.get(worker::RELEASED),
             lanes: (0..shape.lanes).filter_map(lane).collect(),
-            held: HeldView::read(words, shape),
-            deferring: DeferringView::read(words, shape),
+            held: StagesView::read(words, shape, &StageKind::HOLDING, worker::HELD_SINCE),
+            deferring: StagesView::read(
+                words,
+                shape,
+                &[StageKind::DeferringStorage],
+                worker::DEFERRING_SINCE,
+            ),
             redis_away: Some(words.get(worker::REDIS_AWAY)).filter(|since| *since > 0),
         })
     }
 }
 
-/// The positions of the stages of this kind, in the order of [`layout::STAGE_KINDS`].
-fn unavailable(words: &Words<'_>, shape: Shape, kind: usize) -> Vec<usize> {
-    let start = layout::SLOT + kind * shape.held;
-    let is_set =
-        |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
-    (0..=shape.last_held()).filter(is_set).collect()
-}
-
-impl HeldView {
-    fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
-        let since = words.get(worker::HELD_SINCE);
+impl StagesView {
+    fn read(words: &Words<'_>, shape: Shape, kinds: &[StageKind], since: usize) -> Option<Self> {
+        let since = words.get(since);
         if since == 0 {
             return None;
         }
-        let [links, storages, lists] = [0, 1, 2].map(|kind| unavailable(words, shape, kind));
-        let is_any = [&links, &storages, &lists].iter().any(|it| !it.is_empty());
-        is_any.then_some(Self {
-            links,
-            storages,
-            lists,
+        let mut stages = Vec::new();
+        for kind in kinds {
+            let start = layout::SLOT + kind.first_bits(shape);
+            let is_set =
+                |position: &usize| words.get(start + position / BITS) >> (position % BITS) & 1 == 1;
+            let positions = (0..=shape.last_held()).filter(is_set);
+            stages.extend(positions.map(|position| (*kind, position)));
+        }
+        (!stages.is_empty()).then(|| Self {
+            stages,
             last: shape.last_held(),
             since,
         })
-    }
-}
-
-impl DeferringView {
-    fn read(words: &Words<'_>, shape: Shape) -> Option<Self> {
-        let since = words.get(worker::DEFERRING_SINCE);
-        if since == 0 {
-            return None;
-        }
-        let storages = unavailable(words, shape, 3);
-        (!storages.is_empty()).then_some(Self { storages, since })
     }
 }
 
@@ -377,6 +355,8 @@ pub struct Snapshot {
     pub slots: Vec<SlotView>,
     /// The figures of chains, links and storages.
     pub series: Vec<Series>,
+    /// Why something is unavailable, each with the slot of the process that has found it so.
+    pub reasons: Vec<(usize, UnavailableStage)>,
 }
 
 impl Snapshot {
@@ -386,18 +366,20 @@ impl Snapshot {
     /// If there is none, it is not a scoreboard, or its daemon has ended.
     pub fn take(path: &Path) -> Result<Self, BoardError> {
         let (this, file) = Self::take_if(path, alive)?;
-        this.with_figures(path, &file)
+        this.with_the_rest(path, &file)
     }
 
-    /// The same without the figures, which may be many.
+    /// The same without the figures and reasons, which may be many.
     pub fn without_figures(path: &Path) -> Result<Self, BoardError> {
         Ok(Self::take_if(path, alive)?.0)
     }
 
-    fn with_figures(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
+    fn with_the_rest(mut self, path: &Path, file: &File) -> Result<Self, BoardError> {
         let header = &self.header;
         self.series = figures::read_series(file, header.shape, header.series)
             .map_err(BoardError::system("read the figures in", path))?;
+        self.reasons = reasons::read_reasons(file, header.shape, &self.slots)
+            .map_err(BoardError::system("read the reasons in", path))?;
         Ok(self)
     }
 
@@ -431,6 +413,7 @@ impl Snapshot {
         let this = Self {
             series: Vec::new(),
             board: path.to_owned(),
+            reasons: Vec::new(),
             config: config_path(path),
             pauses: (words.get(worker::PAUSES) > 0).then(|| pauses_path(path)),
             taken: sys::monotonic_ms(),
@@ -444,7 +427,7 @@ impl Snapshot {
     #[cfg(test)]
     pub(crate) fn take_own(path: &Path) -> Result<Self, BoardError> {
         let (this, file) = Self::take_if(path, |_, _, _| Ok(()))?;
-        this.with_figures(path, &file)
+        this.with_the_rest(path, &file)
     }
 
     #[cfg(test)]

@@ -5,8 +5,8 @@
 
 mod figures;
 mod queues;
+mod unavailable;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -14,8 +14,9 @@ use serde::Serialize;
 
 pub use figures::{Figures, fixed, short_time};
 pub use queues::{DeadLetterGroupView, GroupCache, ListNames, NO_REASON, Queues, StorageQueue};
+pub use unavailable::{Hold, LastError, NamedStage, Outage, duration, holds, outages, since};
 
-use crate::config::{ListName, Plan};
+use crate::config::Plan;
 use crate::queue::{PauseRecord, PauseTarget, Pauses};
 use crate::scoreboard::{
     ChildState, LaneState, LaneStep, LaneView, RestartCause, SeriesKind, SlotView, Snapshot,
@@ -51,9 +52,11 @@ pub struct View {
     pub monitor: Option<MonitorStatus>,
     /// For how long Redis has been unavailable to the monitor.
     pub redis_away_seconds: Option<f64>,
+    /// Why, as the monitor has found last.
+    pub redis_error: Option<String>,
     /// Processes that replaced another, by cause, since the daemon started.
     pub restarts: IndexMap<&'static str, u64>,
-    /// Links, storages and egress lists that are unavailable, so that chains are on hold.
+    /// Links, storages, egress lists, tracers and hooks that are unavailable, so that chains are on hold.
     pub holds: Vec<Hold>,
     /// Storages with `on_outage: defer` that are unavailable. Their chains go on.
     pub outages: Vec<Outage>,
@@ -145,6 +148,7 @@ impl View {
             let place = slot.place.as_ref();
             place.is_some_and(|place| place.state == ChildState::Ready)
         };
+        let (redis_away_seconds, redis_error) = unavailable::redis_away(snapshot);
         Self {
             instance: header.instance.clone(),
             pid: header.pid,
@@ -161,7 +165,8 @@ impl View {
                 .filter_map(|(number, slot)| WorkerStatus::new(number, slot, snapshot, plan))
                 .collect(),
             monitor: snapshot.slots.first().and_then(MonitorStatus::new),
-            redis_away_seconds: redis_away(snapshot),
+            redis_away_seconds,
+            redis_error,
             restarts: (RestartCause::ALL.iter().zip(header.restarts))
                 .map(|(cause, n)| (cause.as_str(), n))
                 .collect(),
@@ -298,51 +303,9 @@ impl MonitorStatus {
     }
 }
 
-fn redis_away(snapshot: &Snapshot) -> Option<f64> {
-    let monitor = snapshot.slots.first()?.worker.as_ref()?;
-    monitor
-        .redis_away
-        .map(|since| seconds(snapshot.taken, since))
-}
-
 /// From milliseconds to seconds; 0 if `then` is in the future.
 fn seconds(now: u64, then: u64) -> f64 {
     now.saturating_sub(then) as f64 / 1e3
-}
-
-/// A link, storage or egress list that is unavailable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Hold {
-    /// `link <name>`, `storage <name>` or `list <name>`.
-    pub stage: String,
-    /// The chains that wait for it, as far as they are known.
-    pub chains: Vec<String>,
-    /// The workers to which it is unavailable.
-    pub workers: Vec<usize>,
-    /// Since when one of them has had a chain on hold, in seconds.
-    pub seconds: u64,
-}
-
-impl Hold {
-    /// What is wrong: `storage pg is unavailable`, `list done is not a list`.
-    pub fn fault(&self) -> String {
-        let fault = match self.stage.split_once(' ') {
-            Some(("list", _)) => "is not a list",
-            _ => "is unavailable",
-        };
-        format!("{} {fault}", self.stage)
-    }
-}
-
-/// A storage with `on_outage: defer` that is unavailable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Outage {
-    /// The storage, by its name in all figures.
-    pub storage: String,
-    /// The workers to which it is unavailable.
-    pub workers: Vec<usize>,
-    /// Since when it, or another one that defers, has been unavailable to one of them, in seconds.
-    pub seconds: u64,
 }
 
 /// A list or chain from which operators let nothing be claimed.
@@ -399,121 +362,11 @@ pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
     read.as_ref().map(pauses).unwrap_or_default()
 }
 
-/// One link, storage or egress list, by its number in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum HeldStage {
-    Link(usize),
-    Storage(usize),
-    List(usize),
-}
-
-/// The workers to which a stage is unavailable, and since when.
-type Found = BTreeMap<HeldStage, (Vec<usize>, u64)>;
-
-/// Finds what is on hold; names come from the configuration in force, if known.
-pub fn holds(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Hold> {
-    let mut found = Found::new();
-    let last = snapshot.header.shape.last_held();
-    for (number, worker) in workers(snapshot) {
-        let Some(held) = &worker.held else { continue };
-        let links = held.links.iter().copied().map(HeldStage::Link);
-        let storages = held.storages.iter().copied().map(HeldStage::Storage);
-        let lists = held.lists.iter().copied().map(HeldStage::List);
-        note(
-            &mut found,
-            links.chain(storages).chain(lists),
-            number,
-            held.since,
-        );
-    }
-    let named = |(stage, (workers, since)): (HeldStage, (Vec<usize>, u64))| Hold {
-        stage: stage_name(stage, last, plan),
-        chains: chains(stage, last, plan),
-        workers,
-        seconds: snapshot.taken.saturating_sub(since) / 1000,
-    };
-    found.into_iter().map(named).collect()
-}
-
-/// Finds the storages that are unavailable and hold no chain.
-pub fn outages(snapshot: &Snapshot, plan: Option<&Plan>) -> Vec<Outage> {
-    let mut found = Found::new();
-    let last = snapshot.header.shape.last_held();
-    for (number, worker) in workers(snapshot) {
-        if let Some(deferring) = &worker.deferring {
-            let storages = deferring.storages.iter().copied().map(HeldStage::Storage);
-            note(&mut found, storages, number, deferring.since);
-        }
-    }
-    let named = |(stage, (workers, since)): (HeldStage, (Vec<usize>, u64))| Outage {
-        storage: name(stage, last, plan)
-            .map_or_else(|| stage_name(stage, last, plan), |name| shown_name(&name)),
-        workers,
-        seconds: snapshot.taken.saturating_sub(since) / 1000,
-    };
-    found.into_iter().map(named).collect()
-}
-
-fn workers(snapshot: &Snapshot) -> impl Iterator<Item = (usize, &WorkerView)> {
-    let slots = snapshot.slots.iter().enumerate();
-    slots.filter_map(|(number, slot)| Some((number, slot.worker.as_ref()?)))
-}
-
-fn note(found: &mut Found, stages: impl Iterator<Item = HeldStage>, worker: usize, since: u64) {
-    for stage in stages {
-        let (workers, first) = found.entry(stage).or_insert((Vec::new(), since));
-        workers.push(worker);
-        *first = since.min(*first);
-    }
-}
-
-/// The last number stands for all from there on.
-fn name(stage: HeldStage, last: usize, plan: Option<&Plan>) -> Option<String> {
-    let plan = plan?;
-    match stage {
-        HeldStage::Link(index) => plan.links.get(index).filter(|_| index < last).cloned(),
-        HeldStage::Storage(index) => plan.storages.get(index).filter(|_| index < last).cloned(),
-        HeldStage::List(index) => {
-            let lists = plan.egress_lists();
-            let list = lists.get_index(index).filter(|_| index < last);
-            list.map(ListName::to_string)
-        }
-    }
-}
-
-fn stage_name(stage: HeldStage, last: usize, plan: Option<&Plan>) -> String {
-    let (kind, index) = match stage {
-        HeldStage::Link(index) => ("link", index),
-        HeldStage::Storage(index) => ("storage", index),
-        HeldStage::List(index) => ("list", index),
-    };
-    match name(stage, last, plan) {
-        Some(name) => format!("{kind} {name}"),
-        None => format!("{kind} number {}", index + 1),
-    }
-}
-
-fn chains(stage: HeldStage, last: usize, plan: Option<&Plan>) -> Vec<String> {
-    let (Some(plan), Some(name)) = (plan, name(stage, last, plan)) else {
-        return Vec::new();
-    };
-    let needs = |names: &[String]| names.contains(&name);
-    let chains = plan.chains.iter().filter(|chain| {
-        chain.enabled
-            && match stage {
-                HeldStage::Link(_) => needs(&chain.links),
-                HeldStage::Storage(_) => needs(&chain.storages),
-                HeldStage::List(_) => chain.egress_lists.iter().any(|it| it.as_str() == name),
-            }
-    });
-    chains.map(|chain| chain.name.clone()).collect()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::scoreboard::{Board, ChildView, DaemonPhase, Shape, Slot, UnavailableStages};
+    use crate::scoreboard::{Board, DaemonPhase, Shape};
 
     #[test]
     fn a_supervisor_that_hangs_is_reported() {
@@ -526,61 +379,5 @@ mod tests {
         snapshot.taken += 31_000;
         let view = View::new(&snapshot, None, None);
         assert_eq!((&*view.state, view.stands_still()), ("not answering", true));
-    }
-
-    #[test]
-    fn what_holds_a_chain_is_a_hold_and_a_storage_that_defers_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config.yml");
-        let text = "\
-storages: {s3: {module: storage.s3}, pg: {module: storage.postgres, on_outage: defer}}
-chains:
-  main: {storages: [s3, pg], ingress_lists: [a], egress_lists: [done]}
-  other: {ingress_lists: [b], egress_lists: [done, gone]}
-";
-        std::fs::write(&path, text).unwrap();
-        let plan = Plan::load(&path).unwrap();
-        let mut board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
-        let place = ChildView {
-            generation: 1,
-            pid: None,
-            state: ChildState::Ready,
-            since: 0,
-            deaths: 0,
-            retry: None,
-        };
-        board.prepare(1).unwrap();
-        board.show_child(1, Some(place));
-        let slot = Slot::attach(board.id(), 1, 1).unwrap();
-        let view = || {
-            let snapshot = Snapshot::take_own(&board.id().path).unwrap();
-            let view = View::new(&snapshot, Some(&plan), None);
-            let holds: Vec<String> = (view.holds.iter())
-                .map(|hold| format!("{}: {}", hold.fault(), hold.chains.join(", ")))
-                .collect();
-            let outages: Vec<String> = view.outages.into_iter().map(|it| it.storage).collect();
-            (view.workers[0].state.clone(), holds, outages)
-        };
-        let words = |words: &[&str]| -> Vec<String> {
-            words.iter().map(|word| (*word).to_owned()).collect()
-        };
-        let mut stages = UnavailableStages {
-            deferring: vec![1],
-            ..UnavailableStages::default()
-        };
-        slot.show_unavailable(&stages);
-        assert_eq!(view(), ("idle".to_owned(), vec![], words(&["pg"])));
-        stages.lists = vec![0];
-        slot.show_unavailable(&stages);
-        let holds = words(&["list done is not a list: main, other"]);
-        assert_eq!(view(), ("holding".to_owned(), holds, words(&["pg"])));
-        stages.storages = vec![0];
-        stages.lists = vec![1];
-        slot.show_unavailable(&stages);
-        let holds = words(&[
-            "storage s3 is unavailable: main",
-            "list gone is not a list: other",
-        ]);
-        assert_eq!(view(), ("holding".to_owned(), holds, words(&["pg"])));
     }
 }

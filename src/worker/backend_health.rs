@@ -29,6 +29,7 @@ use super::modules::Stage;
 use super::pipeline::Pipeline;
 use crate::config::ListName;
 use crate::failure::{Failure, FailureKind, pattern};
+use crate::scoreboard::Slot;
 use crate::vcon::VconId;
 
 /// Failed attempts at one stage are logged at level INFO at most once in this time.
@@ -56,9 +57,14 @@ pub(super) struct FailureStreak {
     pub vcons: usize,
 }
 
+/// The names of outages for the log: what a reachable stage does.
+const FAILS: &str = "fails";
+const FAILS_IN_A_ROW: &str = "fails in a row";
+const REFUSES: &str = "refuses";
+
 /// What the lanes of a worker know of each link and storage.
-#[derive(Default)]
 pub(super) struct BackendHealth {
+    slot: Slot,
     stages: Mutex<HashMap<Stage, StageRecord>>,
 }
 
@@ -75,8 +81,32 @@ struct StageRecord {
 }
 
 impl BackendHealth {
+    /// Nothing is known yet.
+    pub fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            stages: Mutex::default(),
+        }
+    }
+
     /// The stage has worked. Returns whether it had failed before.
     pub fn note_success(&self, stage: &Stage) -> bool {
+        let has_failed = self.record_success(stage);
+        let slot = &self.slot;
+        let over = [FAILS, REFUSES, FAILS_IN_A_ROW].map(|what| match has_failed {
+            true => slot.end_outage(format_args!("{stage} {what}")),
+            // A worker that has ended may have left it in the log.
+            false => slot.settle_outage(format_args!("{stage} {what}")),
+        });
+        match over.into_iter().flatten().max() {
+            Some(time) => log::info!("{stage} works again after {:.1} s", time.as_secs_f64()),
+            None if has_failed => log::debug!("{stage} works again here"),
+            None => {}
+        }
+        has_failed
+    }
+
+    fn record_success(&self, stage: &Stage) -> bool {
         let mut stages = self.lock();
         let now = Some(Instant::now());
         let Some(record) = stages.get_mut(stage) else {
@@ -90,20 +120,18 @@ impl BackendHealth {
         record.worked = now;
         record.refusals.note_success();
         let has_failed = !record.failed.is_empty();
-        if has_failed {
-            record.failed.clear();
-            log::info!("{stage} works again");
-        }
+        record.failed.clear();
         has_failed
     }
 
-    /// An attempt has failed, and another one follows. Logged now and then, as long as that goes on.
+    /// An attempt has failed, and another one follows. Logged now and then for all workers, as long as that goes on.
     pub fn note_attempt(&self, stage: &Stage, attempt: u32, failure: &Failure) {
         let mut stages = self.lock();
         let record = stages.entry(stage.clone()).or_default();
-        let due = record
-            .logged
-            .is_none_or(|logged| logged.elapsed() >= LOG_PAUSE);
+        let due = (record.logged).is_none_or(|logged| logged.elapsed() >= LOG_PAUSE)
+            && self
+                .slot
+                .is_log_due(format_args!("{stage} attempt"), LOG_PAUSE);
         if due {
             record.logged = Some(Instant::now());
         }
@@ -186,6 +214,7 @@ impl Pipeline<'_, '_, '_> {
     /// A stage has worked: closes its breaker if it was failing.
     pub(super) fn note_success(&self, stage: &Stage) {
         self.shared.health.note_success(stage);
+        self.settle_outage(stage);
         // Not only if it had failed: another lane may open the breaker just after this success was noted.
         if self
             .shared
@@ -200,14 +229,21 @@ impl Pipeline<'_, '_, '_> {
     /// [`MOST_FAILURES`] different vCons in a row: then one vCon at a time is tried.
     pub(super) fn note_failing(&self, stage: &Stage, id: &VconId, error: &str) -> bool {
         let streak = self.shared.health.note_failure(stage, id);
-        if streak.is_first {
+        let slot = &self.shared.slot;
+        let is_news = if streak.is_first {
+            slot.begin_outage(format_args!("{stage} {FAILS}"))
+        } else {
+            slot.renew_outage(format_args!("{stage} {FAILS}"))
+        };
+        if is_news {
             log::warn!("{stage} is reachable but fails, vCons are tried again later: {error}");
         }
         if streak.vcons < MOST_FAILURES {
             return false;
         }
         let config = self.modules.config();
-        if self.shared.breakers.note_failing(stage, config) {
+        let is_new = self.shared.breakers.note_failing(stage, config, error);
+        if is_new && slot.begin_outage(format_args!("{stage} {FAILS_IN_A_ROW}")) {
             let vcons = streak.vcons;
             log::warn!("{stage} has failed for {vcons} vCons in a row, one at a time is tried");
         }
@@ -225,7 +261,8 @@ impl Pipeline<'_, '_, '_> {
         match health.judge_refusal(stage, id, &failure.message, was_refused) {
             AtFault::VCon => true,
             AtFault::Backend { is_news } => {
-                if is_news {
+                let slot = &self.shared.slot;
+                if is_news && slot.begin_outage(format_args!("{stage} {REFUSES}")) {
                     log::warn!(
                         "{stage} refuses one vCon after the other for the same reason, they wait until \
                          it takes one: {failure}"
@@ -480,11 +517,13 @@ fn push_capped(ids: &mut VecDeque<VconId>, id: VconId) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shared::tests::TestWorker;
     use super::*;
 
     #[test]
     fn the_stage_that_worked_longest_ago_counts_or_one_that_never_did() {
-        let health = BackendHealth::default();
+        let worker = TestWorker::with("chains: {}\n", &[]);
+        let health = &worker.shared.health;
         let [a, b] = ["a", "b"].map(|name| Stage::Storage(name.to_owned()));
         health.note_success(&a);
         assert!(health.since_success(std::slice::from_ref(&a)).is_some());
@@ -496,7 +535,8 @@ mod tests {
 
     #[test]
     fn a_stage_that_refuses_everything_has_failed_for_all_of_them() {
-        let health = BackendHealth::default();
+        let worker = TestWorker::with("chains: {}\n", &[]);
+        let health = &worker.shared.health;
         let stage = Stage::Storage("s".to_owned());
         let ids = [(); 3].map(|()| VconId::random());
         let culprits =
@@ -521,7 +561,8 @@ mod tests {
 
     #[test]
     fn different_vcons_in_a_row_count_and_a_success_ends_the_row() {
-        let health = BackendHealth::default();
+        let worker = TestWorker::with("chains: {}\n", &[]);
+        let health = &worker.shared.health;
         let stage = Stage::Link("l".to_owned());
         let ids = [(); 5].map(|()| VconId::random());
         let fail = |id: &VconId| {

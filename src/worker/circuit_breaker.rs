@@ -22,15 +22,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::lane::retain_claimable;
-use super::modules::{Stage, begin_host};
+use super::modules::{Stage, begin_host, not_a_list};
 use super::pipeline::Pipeline;
 use super::shared::SharedState;
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName, OnOutage};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, pattern};
 use crate::queue::{Lengths, Server, storage_letters_list};
-use crate::scoreboard::{Slot, UnavailableStages};
+use crate::scoreboard::{Slot, StageKind, UnavailableStage};
 use crate::storage::Storage;
+use crate::sys;
 
 /// After this many different vCons in a row, a reachable backend counts as failing.
 pub(super) const MOST_FAILURES: usize = 3;
@@ -54,17 +55,65 @@ struct Breaker {
     /// A stage's name means something in its own configuration only.
     config: Arc<Config>,
     state: BreakerState,
+    /// Since when it is open, in monotonic milliseconds.
+    since: u64,
+    /// The last error, and when it was seen.
+    error: String,
+    seen: u64,
+    /// When the stage is tried next.
+    next: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BreakerState {
     /// A prober probes it until it is back.
     Unavailable,
-    /// It is reachable and fails. One vCon at a time is tried, the next one from `next` on.
-    Failing { next: Instant, in_trial: bool },
+    /// It is reachable and fails. One vCon at a time is tried.
+    Failing { in_trial: bool },
 }
 
 impl Breaker {
+    fn note_error(&mut self, error: &str) {
+        error.clone_into(&mut self.error);
+        self.seen = sys::monotonic_ms();
+    }
+
+    /// What the scoreboard shows of it; `None` if its configuration does not have the stage.
+    fn shown(&self) -> Option<UnavailableStage> {
+        let config = &self.config;
+        let (kind, position) = match &self.stage {
+            Stage::Link(name) => (StageKind::Link, config.links.get_index_of(name)?),
+            Stage::Storage(name) => {
+                let kind = match defers(name, config) {
+                    true => StageKind::DeferringStorage,
+                    false => StageKind::Storage,
+                };
+                (kind, config.storages.get_index_of(name)?)
+            }
+            Stage::Tracer(name) => {
+                let mut tracers = config.tracers.iter();
+                let position = tracers.position(|it| it.module.entry == *name)?;
+                (StageKind::Tracer, position)
+            }
+            Stage::Hook(_) => (StageKind::Hook, 0),
+            Stage::List(list) => {
+                // A list that only a variable names has no position: it shares the last one.
+                let position = config.egress_lists.get_index_of(list);
+                (StageKind::List, position.unwrap_or(usize::MAX))
+            }
+        };
+        let wait = self.next.saturating_duration_since(Instant::now());
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Some(UnavailableStage {
+            kind,
+            position,
+            since: self.since,
+            error: self.error.clone(),
+            seen: self.seen,
+            next_try: Some(sys::monotonic_ms().saturating_add(wait)),
+        })
+    }
+
     fn is(&self, stage: &Stage, config: &Arc<Config>) -> bool {
         self.stage == *stage && Arc::ptr_eq(&self.config, config)
     }
@@ -117,10 +166,9 @@ impl Drop for TrialPermit {
         if let Some(breaker) = ours
             && matches!(breaker.state, BreakerState::Failing { .. })
         {
-            breaker.state = BreakerState::Failing {
-                next: Instant::now() + breakers.pause,
-                in_trial: false,
-            };
+            breaker.state = BreakerState::Failing { in_trial: false };
+            breaker.next = Instant::now() + breakers.pause;
+            breakers.show(&open);
         }
     }
 }
@@ -192,21 +240,18 @@ impl CircuitBreakers {
     /// The time until the next trial of a failing backend that no lane tries now.
     pub fn next_trial(&self) -> Option<Duration> {
         let due = |breaker: &Breaker| match breaker.state {
-            BreakerState::Failing { next, in_trial } => (!in_trial).then_some(next),
+            BreakerState::Failing { in_trial } => (!in_trial).then_some(breaker.next),
             BreakerState::Unavailable => None,
         };
         let next = self.lock().iter().filter_map(due).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// [`MOST_FAILURES`] vCons in a row have failed in all attempts at a reachable backend. Returns whether
-    /// its breaker was closed.
-    pub fn note_failing(&self, stage: &Stage, config: &Arc<Config>) -> bool {
-        let state = BreakerState::Failing {
-            next: Instant::now() + self.pause,
-            in_trial: false,
-        };
-        self.open_breaker(stage, config, state)
+    /// [`MOST_FAILURES`] vCons in a row have failed in all attempts at a reachable backend, the last with this
+    /// error. Returns whether its breaker was closed.
+    pub fn note_failing(&self, stage: &Stage, config: &Arc<Config>, error: &str) -> bool {
+        let state = BreakerState::Failing { in_trial: false };
+        self.open_breaker(stage, config, state, error)
     }
 
     /// The backend has worked. Returns whether its breaker was open for failing.
@@ -224,29 +269,57 @@ impl CircuitBreakers {
         })
     }
 
-    /// Opens a breaker. Returns false if it is already open for that.
-    fn open_breaker(&self, stage: &Stage, config: &Arc<Config>, state: BreakerState) -> bool {
+    /// Opens a breaker because of this error. Returns false if it is already open for that.
+    fn open_breaker(
+        &self,
+        stage: &Stage,
+        config: &Arc<Config>,
+        state: BreakerState,
+        error: &str,
+    ) -> bool {
         self.change(|open| {
             let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
             match found {
-                // While a prober probes what is unavailable, no vCon is tried.
-                Some(breaker) => match (breaker.state, state) {
-                    (BreakerState::Failing { .. }, BreakerState::Unavailable) => {
+                Some(breaker) => {
+                    breaker.note_error(error);
+                    // While a prober probes what is unavailable, no vCon is tried.
+                    let is_worse = matches!(breaker.state, BreakerState::Failing { .. })
+                        && state == BreakerState::Unavailable;
+                    if is_worse {
                         breaker.state = state;
-                        true
                     }
-                    _ => false,
-                },
+                    is_worse
+                }
                 None => {
+                    let now = sys::monotonic_ms().max(1);
                     open.push(Breaker {
                         stage: stage.clone(),
                         config: Arc::clone(config),
                         state,
+                        since: now,
+                        error: error.to_owned(),
+                        seen: now,
+                        next: Instant::now() + self.pause,
                     });
                     true
                 }
             }
         })
+    }
+
+    /// A prober tries the stage after this time.
+    fn note_probe(&self, stage: &Stage, config: &Arc<Config>, error: &ProbeError, wait: Duration) {
+        let mut open = self.lock();
+        let found = open.iter_mut().find(|breaker| breaker.is(stage, config));
+        if let Some(breaker) = found {
+            match error {
+                ProbeError::None => {}
+                ProbeError::Same => breaker.seen = sys::monotonic_ms(),
+                ProbeError::New(error) => breaker.note_error(error),
+            }
+            breaker.next = Instant::now() + wait;
+            self.show(&open);
+        }
     }
 
     fn close(&self, stage: &Stage, config: &Arc<Config>) {
@@ -264,29 +337,18 @@ impl CircuitBreakers {
             let fails = |breaker: &&Breaker| matches!(breaker.state, BreakerState::Failing { .. });
             let failing = open.iter().filter(fails).count();
             self.failing.store(failing, Ordering::Relaxed);
-            let mut shown = UnavailableStages::default();
-            for breaker in open.iter() {
-                let config = &breaker.config;
-                match &breaker.stage {
-                    Stage::Link(name) => shown.links.extend(config.links.get_index_of(name)),
-                    Stage::Storage(name) if defers(name, config) => {
-                        shown.deferring.extend(config.storages.get_index_of(name));
-                    }
-                    Stage::Storage(name) => {
-                        shown.storages.extend(config.storages.get_index_of(name));
-                    }
-                    // They have no position: the log alone says that they hold chains.
-                    Stage::Tracer(_) | Stage::Hook(_) => {}
-                    Stage::List(list) => {
-                        // A list that only a variable names has no position: it shares the last one.
-                        let position = config.egress_lists.get_index_of(list);
-                        shown.lists.push(position.unwrap_or(usize::MAX));
-                    }
-                }
-            }
-            self.slot.show_unavailable(&shown);
+        }
+        // The errors of those that are open may have changed.
+        if changed || !open.is_empty() {
+            self.show(&open);
         }
         changed
+    }
+
+    /// Shows what is open on the scoreboard.
+    fn show(&self, open: &[Breaker]) {
+        let shown: Vec<UnavailableStage> = open.iter().filter_map(Breaker::shown).collect();
+        self.slot.show_unavailable(&shown);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Breaker>> {
@@ -302,14 +364,10 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
     let mut open = shared.breakers.lock();
     let now = Instant::now();
     let due = open.iter_mut().find(|breaker| {
-        let is_due =
-            matches!(breaker.state, BreakerState::Failing { next, in_trial: false } if next <= now);
-        is_due && Arc::ptr_eq(&breaker.config, config)
+        let is_untried = breaker.state == BreakerState::Failing { in_trial: false };
+        is_untried && breaker.next <= now && Arc::ptr_eq(&breaker.config, config)
     })?;
-    due.state = BreakerState::Failing {
-        next: now,
-        in_trial: true,
-    };
+    due.state = BreakerState::Failing { in_trial: true };
     let stage = due.stage.clone();
     let is_backlog = is_deferring(&stage, config);
     let mut lists: Vec<ListName> = match &stage {
@@ -319,13 +377,7 @@ pub(super) fn begin_trial(shared: &Arc<SharedState>, config: &Arc<Config>) -> Op
             // same vCon tries it too; unless another lane tries it now.
             let is_free = |chain: &&Chain| {
                 let is_held = open.iter().any(|breaker| {
-                    let may_be_tried = matches!(
-                        breaker.state,
-                        BreakerState::Failing {
-                            in_trial: false,
-                            ..
-                        }
-                    );
+                    let may_be_tried = breaker.state == BreakerState::Failing { in_trial: false };
                     breaker.stage != stage && !may_be_tried && breaker.holds(chain, config)
                 });
                 chain.enabled && stage.is_in(chain, config) && !is_held
@@ -382,25 +434,29 @@ impl Pipeline<'_, '_, '_> {
         diagnose(kind, self.modules.probe(stage, self.clock.drain()))
     }
 
-    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it.
-    pub(super) fn hold(&self, stage: &Stage, why: &str) {
+    /// Opens the breaker of a stage until a probe of it succeeds. A thread of its own probes it. The stage has
+    /// failed with the error `attempted`, if that is its own alone, and then in a `probe`.
+    pub(super) fn hold(&self, stage: &Stage, attempted: Option<&str>, probe: &Failure) {
         let (shared, config) = (self.shared, self.modules.config());
-        if !shared
-            .breakers
-            .open_breaker(stage, config, BreakerState::Unavailable)
-        {
+        let why = &match (stage, attempted) {
+            // The probe knows no more.
+            (Stage::List(_), Some(attempted)) => attempted.to_owned(),
+            _ => reason(attempted, &probe.message),
+        };
+        let state = BreakerState::Unavailable;
+        if !shared.breakers.open_breaker(stage, config, state, why) {
             return;
         }
-        let chains = stage.chains(config).join(", ");
-        if is_deferring(stage, config) {
-            log::warn!("{stage} is away, its vCons wait in its queue until it is back: {why}");
+        if shared.slot.begin_outage(format_args!("{stage} {AWAY}")) {
+            log_away(stage, config, why);
         } else {
-            log::warn!("{stage} is away, on hold until it is back: chain {chains}: {why}");
+            log::debug!("{} finds {stage} unavailable as well: {why}", shared.name);
         }
         let prober = Prober {
             shared: Arc::clone(shared),
             config: Arc::clone(config),
             stage: stage.clone(),
+            error: probe.message.clone(),
             drain: self.clock.drain().clone(),
             storage: self.modules.prober(stage),
         };
@@ -410,8 +466,70 @@ impl Pipeline<'_, '_, '_> {
                 "could not start a prober of {stage}; trying its vCons again at once: {error}"
             );
             shared.breakers.close(stage, config);
+            shared.slot.leave_outage(format_args!("{stage} {AWAY}"));
         }
     }
+
+    /// Logs that the stage is back, if the log has that it is away and no worker finds it so any more: the
+    /// worker that did has ended.
+    pub(super) fn settle_outage(&self, stage: &Stage) {
+        let settled = self
+            .shared
+            .slot
+            .settle_outage(format_args!("{stage} {AWAY}"));
+        if let Some(time) = settled {
+            log_back(stage, self.modules.config(), time);
+        }
+    }
+}
+
+/// The name of an outage for the log: of a stage that does not answer.
+const AWAY: &str = "is away";
+
+fn log_away(stage: &Stage, config: &Arc<Config>, why: &str) {
+    if is_deferring(stage, config) {
+        log::warn!("{stage} is away, its vCons wait in its queue until it is back: {why}");
+    } else {
+        let chains = stage.chains(config).join(", ");
+        log::warn!("{stage} is away, on hold until it is back: chain {chains}: {why}");
+    }
+}
+
+fn log_back(stage: &Stage, config: &Arc<Config>, time: Duration) {
+    let (seconds, chains) = (time.as_secs_f64(), stage.chains(config).join(", "));
+    log::info!("{stage} is back after {seconds:.1} s, chain {chains} goes on");
+}
+
+/// The error of a stage in all attempts, and in the probe after them; once, if they have the same cause.
+fn reason(attempted: Option<&str>, probed: &str) -> String {
+    // What could not be done, and why.
+    let parts = |error: &str| {
+        let (what, why) = error.rsplit_once(": ").unwrap_or(("", error));
+        (pattern(what), pattern(why))
+    };
+    let Some(attempted) = attempted else {
+        return probed.to_owned();
+    };
+    let ((what, why), (what_probed, why_probed)) = (parts(attempted), parts(probed));
+    if why == why_probed || !what.is_empty() && what == what_probed {
+        // That of the probe names no vCon.
+        probed.to_owned()
+    } else if pattern(attempted).contains(&why_probed) {
+        // A probe may know less: an answer to HEAD has no text.
+        attempted.to_owned()
+    } else {
+        format!("{attempted}; its probe: {probed}")
+    }
+}
+
+/// How a probe has failed.
+enum ProbeError {
+    /// There was none yet.
+    None,
+    /// Like the one before.
+    Same,
+    /// With another error.
+    New(String),
 }
 
 /// Probes one backend until that succeeds.
@@ -419,6 +537,8 @@ struct Prober {
     shared: Arc<SharedState>,
     config: Arc<Config>,
     stage: Stage,
+    /// Why the last probe has failed.
+    error: String,
     drain: Receiver<()>,
     /// The storage to probe, if it shares something with that of a lane.
     storage: Option<Box<dyn Storage>>,
@@ -427,31 +547,58 @@ struct Prober {
 impl Prober {
     fn run(mut self) {
         let since = Instant::now();
-        let settings = &self.shared.settings;
+        let settings = self.shared.settings.clone();
         let mut backoff = Backoff::new(settings.retry_first, settings.retry_max);
         let Some(mut probe) = self.new_probe() else {
-            return self.close();
+            return self.give_up();
         };
+        let mut error = ProbeError::None;
         loop {
-            if self.drain.recv_timeout(backoff.next_wait()) == Err(RecvTimeoutError::Disconnected) {
+            let (stage, wait) = (&self.stage, backoff.next_wait());
+            let breakers = &self.shared.breakers;
+            breakers.note_probe(stage, &self.config, &error, wait);
+            if self.drain.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
             if !Arc::ptr_eq(&self.shared.current.get(), &self.config) {
-                return self.close();
+                return self.give_up();
             }
             match probe() {
                 Ok(()) => break,
                 // It is reachable, and has connections for others.
                 Err(failure) if failure.kind == FailureKind::Crowded => break,
-                Err(failure) => log::debug!("{} is still away: {failure}", self.stage),
+                Err(failure) => {
+                    let outage = format_args!("{stage} {AWAY}");
+                    if self.shared.slot.renew_outage(outage) {
+                        log_away(stage, &self.config, &failure.message);
+                    } else {
+                        log::debug!("{stage} is still away: {failure}");
+                    }
+                    // The error of the attempts may say more than that of a probe.
+                    error = if pattern(&failure.message) == pattern(&self.error) {
+                        ProbeError::Same
+                    } else {
+                        self.error.clone_from(&failure.message);
+                        ProbeError::New(failure.message)
+                    };
+                }
             }
         }
-        let seconds = since.elapsed().as_secs_f64();
-        let chains = self.stage.chains(&self.config).join(", ");
-        log::info!(
-            "{} is back after {seconds:.1} s, chain {chains} goes on",
-            self.stage
-        );
+        let (slot, stage) = (&self.shared.slot, &self.stage);
+        // Before any lane may find it unavailable anew.
+        match slot.end_outage(format_args!("{stage} {AWAY}")) {
+            Some(time) => log_back(stage, &self.config, time.max(since.elapsed())),
+            None => log::debug!("{} finds {stage} available again", self.shared.name),
+        }
+        self.close();
+    }
+
+    /// Closes the breaker, though it is not known whether the stage is back.
+    fn give_up(&self) {
+        let stage = &self.stage;
+        self.shared
+            .slot
+            .leave_outage(format_args!("{stage} {AWAY}"));
         self.close();
     }
 
@@ -484,10 +631,10 @@ impl Prober {
             Stage::List(list) => {
                 let server = Server::new(&self.shared.settings.redis_url).ok()?;
                 let mut lengths = Lengths::new(server, LIST_PROBE_LIMIT);
-                let names = [list.to_string()];
+                let (names, list) = ([list.to_string()], list.clone());
                 Some(Box::new(move || match lengths.ask(&names, &[]) {
                     Ok((lengths, _)) if lengths.iter().all(Option::is_some) => Ok(()),
-                    Ok(_) => Err(Failure::transient("it is not a list")),
+                    Ok(_) => Err(not_a_list(&list)),
                     Err(error) => Err(Failure::transient(error.to_string())),
                 }))
             }
@@ -558,11 +705,16 @@ mod tests {
         };
         let both = |open: &str, backlogs: &str| (open.to_owned(), backlogs.to_owned());
         assert_eq!(lists(), both("la lab lb lc", "DLQ:storage:c"));
-        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable));
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(lists(), both("lb lc", "DLQ:storage:c"));
-        assert!(breakers.note_failing(&storage("c"), &config));
+        assert!(breakers.note_failing(&storage("c"), &config, "busy"));
         assert_eq!(lists(), both("lb lc", ""));
-        assert!(!breakers.note_failing(&storage("a"), &config));
+        assert!(!breakers.note_failing(&storage("a"), &config, "busy"));
         assert!(!breakers.note_success(&storage("a"), &config));
         assert!(breakers.note_success(&storage("c"), &config));
         breakers.close(&storage("a"), &config);
@@ -573,9 +725,14 @@ mod tests {
     fn what_failed_in_a_former_configuration_is_forgotten_and_what_was_unavailable_is_not() {
         let worker = worker();
         let (breakers, config, former) = (&worker.shared.breakers, worker.config(), parse(CONFIG));
-        assert!(breakers.note_failing(&storage("a"), &former));
-        assert!(breakers.open_breaker(&storage("b"), &former, BreakerState::Unavailable));
-        assert!(breakers.note_failing(&storage("b"), &config));
+        assert!(breakers.note_failing(&storage("a"), &former, "busy"));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &former,
+            BreakerState::Unavailable,
+            "refused"
+        ));
+        assert!(breakers.note_failing(&storage("b"), &config, "busy"));
         let before = breakers.version();
         breakers.open_lists(&config);
         assert!(!breakers.is_open(&storage("a"), &former));
@@ -593,13 +750,21 @@ mod tests {
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         let shown = || {
             let held = worker.board.slot(1).worker.unwrap().held;
-            held.map(|held| (held.links, held.storages))
+            held.map(|held| held.stages)
         };
-        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable));
-        assert!(breakers.note_failing(&storage("a"), &config));
-        assert_eq!(shown(), Some((vec![], vec![0, 1])));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        assert_eq!(
+            shown(),
+            Some(vec![(StageKind::Storage, 0), (StageKind::Storage, 1)])
+        );
         breakers.note_success(&storage("a"), &config);
-        assert_eq!(shown(), Some((vec![], vec![1])));
+        assert_eq!(shown(), Some(vec![(StageKind::Storage, 1)]));
         breakers.close(&storage("b"), &config);
         assert_eq!(shown(), None);
     }
@@ -609,12 +774,18 @@ mod tests {
         let worker = worker();
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         let shown = || worker.board.slot(1).worker.unwrap();
-        assert!(breakers.open_breaker(&storage("c"), &config, BreakerState::Unavailable));
+        assert!(breakers.open_breaker(
+            &storage("c"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(shown().held, None);
-        assert_eq!(shown().deferring.unwrap().storages, [2]);
+        let deferring = shown().deferring.unwrap().stages;
+        assert_eq!(deferring, [(StageKind::DeferringStorage, 2)]);
         let list = Stage::List("out".parse().unwrap());
-        assert!(breakers.open_breaker(&list, &config, BreakerState::Unavailable));
-        assert_eq!(shown().held.unwrap().lists, [1]);
+        assert!(breakers.open_breaker(&list, &config, BreakerState::Unavailable, "refused"));
+        assert_eq!(shown().held.unwrap().stages, [(StageKind::List, 1)]);
         breakers.close(&storage("c"), &config);
         assert_eq!(shown().deferring, None);
         breakers.close(&list, &config);
@@ -626,13 +797,13 @@ mod tests {
         let worker = worker();
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         assert!(trial(&worker).is_none());
-        assert!(breakers.note_failing(&storage("a"), &config));
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
         let first = trial(&worker).unwrap();
         assert_eq!(names(&first.lists), ["la", "lab"]);
         assert!(!first.is_backlog);
         assert!(trial(&worker).is_none(), "it is tried already");
         // With another that fails, one vCon can try both; but not while that one is tried.
-        assert!(breakers.note_failing(&storage("b"), &config));
+        assert!(breakers.note_failing(&storage("b"), &config, "busy"));
         let second = trial(&worker).unwrap();
         assert_eq!(names(&second.lists), ["lb"]);
         drop(first);
@@ -640,7 +811,12 @@ mod tests {
         drop(second);
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la", "lab"]);
         // What is unavailable is not tried.
-        assert!(breakers.open_breaker(&storage("b"), &config, BreakerState::Unavailable));
+        assert!(breakers.open_breaker(
+            &storage("b"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(names(&trial(&worker).unwrap().lists), ["la"]);
     }
 
@@ -648,7 +824,12 @@ mod tests {
     fn what_defers_is_tried_with_what_waits_for_it() {
         let worker = worker();
         let config = worker.config();
-        assert!(worker.shared.breakers.note_failing(&storage("c"), &config));
+        assert!(
+            worker
+                .shared
+                .breakers
+                .note_failing(&storage("c"), &config, "busy")
+        );
         let trial = trial(&worker).unwrap();
         assert_eq!(names(&trial.lists), ["DLQ:storage:c"]);
         assert!(trial.is_backlog);
@@ -660,14 +841,94 @@ mod tests {
         let worker = TestWorker::with(CONFIG, &long);
         let (breakers, config) = (&worker.shared.breakers, worker.config());
         assert_eq!(breakers.next_trial(), None);
-        assert!(breakers.note_failing(&storage("a"), &config));
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
         let wait = breakers.next_trial().unwrap();
         assert!(wait > Duration::from_secs(30), "{wait:?}");
         assert!(!breakers.has_trial_due());
         assert!(begin_trial(&worker.shared, &config).is_none());
         // Once it is unavailable, only its prober tries it.
-        assert!(breakers.open_breaker(&storage("a"), &config, BreakerState::Unavailable));
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
         assert_eq!(breakers.next_trial(), None);
+    }
+
+    #[test]
+    fn the_error_of_the_attempts_and_of_the_probe_is_told_once_if_the_cause_is_one() {
+        for (attempted, probed, expected) in [
+            (None, "no", "no"),
+            (Some("refused"), "refused", "refused"),
+            (
+                Some("could not POST to http://h/: Connection refused (os error 111)"),
+                "could not connect to http://h/: Connection refused (os error 111)",
+                "could not connect to http://h/: Connection refused (os error 111)",
+            ),
+            (
+                Some("could not save a.json: 403 Forbidden: the key is not known"),
+                "could not look at the bucket: 403 Forbidden",
+                "could not save a.json: 403 Forbidden: the key is not known",
+            ),
+            (
+                Some("could not save: no answer within 30 s"),
+                "could not connect: no answer within 5 s",
+                "could not connect: no answer within 5 s",
+            ),
+            (
+                Some("could not start `x`: No such file or directory (os error 2)"),
+                "could not start `x`: there is no such program for this user",
+                "could not start `x`: there is no such program for this user",
+            ),
+            (
+                Some("no answer within 30 s"),
+                "could not connect: refused",
+                "no answer within 30 s; its probe: could not connect: refused",
+            ),
+        ] {
+            assert_eq!(reason(attempted, probed), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_stage_is_its_last_error_and_its_next_try() {
+        let long = [("CONSERVER_RETRY_MAX_MS", "60000")];
+        let worker = TestWorker::with(CONFIG, &long);
+        let (breakers, config) = (&worker.shared.breakers, worker.config());
+        let shown = || {
+            let path = &worker.board.id().path;
+            let mut reasons = crate::scoreboard::Snapshot::take_own(path).unwrap().reasons;
+            let reason = reasons.pop().unwrap().1;
+            let wait = reason.next_try.unwrap().saturating_sub(sys::monotonic_ms());
+            (reason.error, reason.since, wait)
+        };
+        assert!(breakers.note_failing(&storage("a"), &config, "busy"));
+        let (error, since, wait) = shown();
+        assert_eq!(error, "busy");
+        assert!(wait > 30_000, "{wait}");
+        assert!(!breakers.note_failing(&storage("a"), &config, "locked"));
+        assert_eq!(shown().0, "locked");
+        assert!(breakers.open_breaker(
+            &storage("a"),
+            &config,
+            BreakerState::Unavailable,
+            "refused"
+        ));
+        let probe = |error, seconds| {
+            let wait = Duration::from_secs(seconds);
+            breakers.note_probe(&storage("a"), &config, &error, wait);
+            let (error, still, wait) = shown();
+            assert_eq!(still, since);
+            (
+                error,
+                wait > seconds * 1000 - 5000 && wait <= seconds * 1000,
+            )
+        };
+        assert_eq!(probe(ProbeError::None, 90), ("refused".to_owned(), true));
+        assert_eq!(probe(ProbeError::Same, 120), ("refused".to_owned(), true));
+        let new = ProbeError::New("timed out".to_owned());
+        assert_eq!(probe(new, 150), ("timed out".to_owned(), true));
     }
 
     #[test]

@@ -641,7 +641,7 @@ mod tests {
 
         let stale = now();
         let stage = Stage::Storage("s".to_owned());
-        assert!(shared.breakers.note_failing(&stage, &config));
+        assert!(shared.breakers.note_failing(&stage, &config, "busy"));
         while !shared.breakers.has_trial_due() {
             std::thread::yield_now();
         }

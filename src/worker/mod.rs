@@ -54,7 +54,7 @@ use crate::scoreboard::{Event, SeriesKind, Slot};
 use crate::settings::Settings;
 use housekeeping::LeaseRenewal;
 use lane::Lane;
-use retry::{LaneClock, Outage};
+use retry::{LaneClock, Outage, SharedOutage};
 use shared::SharedState;
 use wakeup::Wakeup;
 
@@ -191,7 +191,7 @@ fn recover_predecessor(
     slot: &Slot,
     clock: &LaneClock<'_>,
 ) -> Option<Pauses> {
-    let mut outage = Outage::new(settings, &Arc::default());
+    let mut outage = Outage::new(settings, &Arc::new(SharedOutage::new(slot.clone())));
     let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
         let waited = match try_to_recover(queue, task, settings.max_deaths, chains, slot) {

@@ -67,6 +67,11 @@ impl Stage {
     }
 }
 
+/// Why an egress list cannot be used.
+pub(super) fn not_a_list(list: &ListName) -> Failure {
+    Failure::transient(format!("the key {list} holds something else"))
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -254,7 +259,7 @@ impl LaneModules {
                 storage.map_or_else(unknown, |storage| guarded(|| storage.probe()))
             }
             // Redis has just refused to push to it.
-            Stage::List(list) => Err(Failure::transient(format!("{list} is not a list"))),
+            Stage::List(list) => Err(not_a_list(list)),
             Stage::Tracer(_) | Stage::Hook(_) => begin_host(&self.host, drain).map(drop),
         }
     }

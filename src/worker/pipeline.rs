@@ -631,7 +631,7 @@ impl Pipeline<'_, '_, '_> {
             let stage = Stage::Storage(name.clone());
             match self.diagnose(&stage, failure.kind) {
                 Diagnosis::Unavailable(probe) => {
-                    self.hold(&stage, &format!("{failure}: {probe}"));
+                    self.hold(&stage, Some(&failure.message), &probe);
                 }
                 Diagnosis::Failing { .. } => {
                     self.note_failing(&stage, job.id(), &failure.message);

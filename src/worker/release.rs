@@ -228,7 +228,10 @@ impl Pipeline<'_, '_, '_> {
                     all_fail = false;
                     if self.is_backlog || stage.is_in(self.chain, self.modules.config()) {
                         on_hold = true;
-                        self.hold(stage, &format!("{}: {probe}", failure.error));
+                        // The error of several storages names them all.
+                        let is_alone = failure.stages.len() == 1;
+                        let attempted = is_alone.then_some(failure.error.as_str());
+                        self.hold(stage, attempted, &probe);
                     } else {
                         // A storage of another chain, which may have a document that Redis has lost.
                         let health = &self.shared.health;

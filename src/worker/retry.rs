@@ -1,7 +1,7 @@
 //! Trying again and waiting, as one lane does it.
 //!
 //! - [`Attempts`]: the attempts of one vCon at one backend.
-//! - [`Outage`]: waits for Redis until it is back, and logs that once for all lanes.
+//! - [`Outage`]: waits for Redis until it is back, and logs that once for all lanes of all workers.
 //! - [`LaneClock`]: the time that a chain's `timeout` leaves for a vCon. It stands still during every
 //!   wait, and shows on the scoreboard what the lane does.
 //!
@@ -9,7 +9,7 @@
 //! `release`.
 
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use crate::backoff::Backoff;
 use crate::deadline::Deadline;
 use crate::queue::QueueError;
-use crate::scoreboard::{LaneCell, LaneStep};
+use crate::scoreboard::{LaneCell, LaneStep, Slot};
 use crate::settings::Settings;
 use crate::vcon::VconId;
 
@@ -62,30 +62,71 @@ impl Attempts {
     }
 }
 
-/// How many threads of this worker find Redis unavailable, so that only the first and the last log it.
-#[derive(Default)]
+/// The name of the outage for the log.
+const REDIS: &str = "Redis is away";
+
+/// How many threads of this worker find Redis unavailable, so that only the first and the last of all workers
+/// log it.
 pub(super) struct SharedOutage {
+    slot: Slot,
     state: Mutex<(usize, Option<Instant>)>,
 }
 
 impl SharedOutage {
-    /// One more thread finds it unavailable. Returns whether it is the first.
+    /// Nobody finds it unavailable.
+    pub fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            state: Mutex::default(),
+        }
+    }
+
+    /// One more thread finds it unavailable. Returns whether that is to be logged.
     fn begin(&self) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let (threads, since) = &mut *state;
         *threads += 1;
         since.get_or_insert_with(Instant::now);
-        *threads == 1
+        *threads == 1 && self.slot.begin_outage(format_args!("{REDIS}"))
     }
 
-    /// One of these threads has reached it again. Returns how long the outage was if that is the last.
+    /// One of these threads finds it unavailable still. Returns whether that is to be logged after all.
+    fn renew(&self) -> bool {
+        self.slot.renew_outage(format_args!("{REDIS}"))
+    }
+
+    /// One of these threads has reached it again. Returns how long the outage was if its end is to be logged.
     fn end(&self) -> Option<Duration> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (threads, since) = &mut *state;
+        let mut state = self.state();
+        let time = Self::remove_one(&mut state)?;
+        let logged = self.slot.end_outage(format_args!("{REDIS}"))?;
+        Some(logged.max(time))
+    }
+
+    /// A thread that was not among these has reached it. Returns how long the outage was if its end is to be
+    /// logged.
+    fn settle(&self) -> Option<Duration> {
+        self.slot.settle_outage(format_args!("{REDIS}"))
+    }
+
+    /// One of these threads ends.
+    fn leave(&self) {
+        let mut state = self.state();
+        if Self::remove_one(&mut state).is_some() {
+            self.slot.leave_outage(format_args!("{REDIS}"));
+        }
+    }
+
+    /// One thread less. Returns for how long there were any if it was the last.
+    fn remove_one((threads, since): &mut (usize, Option<Instant>)) -> Option<Duration> {
         *threads = threads.saturating_sub(1);
         since
             .take_if(|_| *threads == 0)
             .map(|since| since.elapsed())
+    }
+
+    fn state(&self) -> MutexGuard<'_, (usize, Option<Instant>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,7 +182,11 @@ impl Outage {
         if why.is_interruption() {
             return Duration::ZERO;
         }
-        if !std::mem::replace(&mut self.is_going_on, true) && self.shared.begin() {
+        let is_news = match std::mem::replace(&mut self.is_going_on, true) {
+            false => self.shared.begin(),
+            true => self.shared.renew(),
+        };
+        if is_news {
             log::warn!("Redis is away, trying again until it is back: {why}");
         } else {
             log::debug!("Redis is still away: {why}");
@@ -151,11 +196,14 @@ impl Outage {
 
     /// Redis has answered.
     pub fn end(&mut self) {
-        if std::mem::take(&mut self.is_going_on) {
+        let over = if std::mem::take(&mut self.is_going_on) {
             self.backoff.reset();
-            if let Some(time) = self.shared.end() {
-                log::info!("Redis is back after {:.1} s", time.as_secs_f64());
-            }
+            self.shared.end()
+        } else {
+            self.shared.settle()
+        };
+        if let Some(time) = over {
+            log::info!("Redis is back after {:.1} s", time.as_secs_f64());
         }
     }
 }
@@ -164,7 +212,7 @@ impl Drop for Outage {
     /// A thread that ends no longer waits.
     fn drop(&mut self) {
         if self.is_going_on {
-            self.shared.end();
+            self.shared.leave();
         }
     }
 }
@@ -360,12 +408,13 @@ impl Drop for LaneClock<'_> {
 mod tests {
     use crossbeam_channel::never;
 
-    use super::super::shared::tests::settings;
+    use super::super::shared::tests::{TestWorker, settings};
     use super::*;
 
     #[test]
     fn only_the_first_to_notice_an_outage_and_the_last_to_see_its_end_are_news() {
-        let outage = SharedOutage::default();
+        let worker = TestWorker::with("chains: {}\n", &[]);
+        let outage = SharedOutage::new(worker.shared.slot.clone());
         assert!(outage.begin());
         assert!(!outage.begin());
         assert_eq!(outage.end(), None);
@@ -382,7 +431,8 @@ mod tests {
             ("CONSERVER_RETRY_ATTEMPTS", "3"),
         ];
         let settings = settings(&set);
-        let mut outage = Outage::new(&settings, &Arc::default());
+        let worker = TestWorker::with("chains: {}\n", &[]);
+        let mut outage = Outage::new(&settings, &worker.shared.redis_outage);
         let (hold, drain) = crossbeam_channel::bounded(0);
         let clock = LaneClock::idle(&drain, None);
         let mut tries = || outage.wait_anyway(&QueueError::Closed, &clock).is_ok();

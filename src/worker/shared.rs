@@ -60,10 +60,10 @@ impl SharedState {
     ) -> Self {
         Self {
             current: CurrentConfig::new(config, config_generation, slot.clone()),
-            health: BackendHealth::default(),
+            health: BackendHealth::new(slot.clone()),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
             pauses: CurrentPauses::new(pauses, slot.clone()),
-            redis_outage: Arc::default(),
+            redis_outage: Arc::new(SharedOutage::new(slot.clone())),
             quarantine: Quarantine::default(),
             python_failure: Mutex::default(),
             wakeup,

@@ -123,6 +123,7 @@ fn a_server_that_goes_under_load_again_and_again_loses_nothing() {
     let daemon = conserver(&redis, &elastic.storage_with(json!({"url": url}))).start();
     for done in [20, 80, 140] {
         ledger.wait_for(done);
+        daemon.wait_until_back("storage es");
         let before = daemon.count_in_log("storage es is away");
         // This server writes its files when it ends, and goes on answering meanwhile: what it
         // takes then is lost. So it is cut off first, as by its death.

@@ -1,5 +1,6 @@
 //! Backends that stay away: their chains are on hold, others go on, and nothing is lost or runs out.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Conserver, Daemon, Ledger, PATIENCE, Postgres, Redis, Webhook, chain, fresh, submit, wait_until,
+    Conserver, Daemon, Ledger, Monitor, PATIENCE, Postgres, Redis, Terminal, Webhook, chain, fresh,
+    submit, wait_until,
 };
 
 /// Quick to give up, so that holds come soon.
@@ -64,7 +66,7 @@ fn a_storage_that_is_away_holds_its_own_chain_only() {
     assert_eq!(hold[0]["chains"], json!(["main"]));
     let shown = daemon.conserver().run(&["status"]).stdout;
     assert!(
-        shown.contains("storage pg is unavailable (workers 1, 2), chain main waits"),
+        shown.contains("; workers 1, 2), chain main waits: PostgreSQL "),
         "{shown}"
     );
     assert!(shown.contains("holding"), "{shown}");
@@ -75,19 +77,101 @@ fn a_storage_that_is_away_holds_its_own_chain_only() {
     wait_until("no hold is shown", PATIENCE, || {
         daemon.status().unwrap_or_default()["holds"] == json!([])
     });
-    // Once a change and worker, not once a try.
-    assert_eq!(
-        daemon.count_in_log("storage pg is away"),
-        2,
-        "{}",
-        daemon.log()
+    // Once for all workers, not once a worker or try.
+    for line in ["storage pg is away", "storage pg is back after"] {
+        assert_eq!(daemon.count_in_log(line), 1, "{}", daemon.log());
+    }
+    daemon.stop();
+}
+
+/// A port at which nobody listens.
+fn closed_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address")
+}
+
+fn webhook_at(address: SocketAddr) -> Value {
+    let options = json!({"webhook-urls": [format!("http://{address}/")]});
+    json!({"module": "storage.webhook", "options": options})
+}
+
+/// Fails unless the entry of `holds` or `outages` says why, since when, and when it is tried next.
+fn says_why(entry: &Value) {
+    let error = entry["error"].as_str().unwrap_or_default();
+    assert_eq!(error.matches("refused").count(), 1, "{entry}");
+    let seconds = |name: &str| entry[name].as_u64().unwrap_or(u64::MAX);
+    assert!(seconds("error_seconds") <= seconds("seconds"), "{entry}");
+    assert!(seconds("next_try_seconds") <= 1, "{entry}");
+}
+
+#[test]
+fn four_workers_say_everywhere_why_something_is_away_and_once_in_the_log() {
+    let (redis, monitor) = (Redis::plain(), Monitor::at_a_port());
+    let [held, later] = [closed_port(), closed_port()];
+    let mut deferring = webhook_at(later);
+    deferring["on_outage"] = json!("defer");
+    let config = chain(&[], &[("held", webhook_at(held)), ("later", deferring)]);
+    let daemon = conserver(&redis, &config)
+        .workers(4)
+        .env("CONSERVER_HTTP", monitor.setting())
+        .start();
+    let samples = fresh(12);
+    submit(&redis, "default", &samples);
+    let mut status = Value::Null;
+    wait_until("all workers have found both", PATIENCE, || {
+        status = daemon.status().unwrap_or_default();
+        let kinds = ["holds", "outages"];
+        kinds
+            .iter()
+            .all(|kind| status[kind][0]["workers"] == json!([1, 2, 3, 4]))
+    });
+    says_why(&status["holds"][0]);
+    says_why(&status["outages"][0]);
+    let error = status["holds"][0]["error"].as_str().expect("an error");
+    let shown = daemon.conserver().run(&["status"]).stdout;
+    for part in [
+        "On hold: storage held is unavailable (since ",
+        "; workers 1, 2, 3, 4), chain main waits: ",
+        "Storage later is unavailable (since ",
+        "its vCons wait in its backlog, chains go on: ",
+        &format!(": {error}; next try "),
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let ready = monitor.wait_for("/readyz", 503).body;
+    let why = format!("): {error}; next try ");
+    assert!(ready.starts_with("storage held is unavailable (since ") && ready.contains(&why));
+    assert!(
+        ready.ends_with("; chains on hold: main\n") && !ready.contains("later"),
+        "{ready}"
     );
-    assert_eq!(
-        daemon.count_in_log("storage pg is back after"),
-        2,
-        "{}",
-        daemon.log()
-    );
+    let mut terminal = Terminal::run(daemon.conserver(), &["top", "--every=1"], (160, 40));
+    terminal.wait_for(&["On hold: storage held is unavailable (since "]);
+    terminal.wait_for(&[&format!("  {error}; next try ")]);
+    terminal.type_keys(b"q");
+    assert_eq!(terminal.wait_exit(), 0);
+
+    let servers = [held, later].map(|address| Webhook::at(address, |_| 200));
+    wait_until("all are through, and nothing is away", PATIENCE, || {
+        let status = daemon.status().unwrap_or_default();
+        redis.length("done") == samples.len()
+            && status["holds"] == json!([])
+            && status["outages"] == json!([])
+    });
+    assert!(servers[0].requests().len() >= samples.len());
+    let log = daemon.log();
+    for stage in ["storage held", "storage later"] {
+        let lines: Vec<&str> = (log.lines())
+            .filter(|line| line.contains(&format!("{stage} is away")))
+            .collect();
+        assert_eq!(lines.len(), 1, "{log}");
+        assert_eq!(lines[0].matches("refused").count(), 1, "{lines:?}");
+        assert_eq!(
+            daemon.count_in_log(&format!("{stage} is back after")),
+            1,
+            "{log}"
+        );
+    }
     daemon.stop();
 }
 
@@ -138,9 +222,7 @@ fn vcons_that_wait_do_not_run_out() {
 #[test]
 fn a_link_whose_server_is_away_holds_its_chain() {
     let redis = Redis::plain();
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = unused.local_addr().expect("an address");
-    drop(unused);
+    let address = closed_port();
     let url = format!("http://{address}/");
     let hook = json!({"module": "links.webhook", "options": {"webhook-urls": [url]}});
     let daemon = conserver(&redis, &chain(&[("hook", hook)], &[])).start();

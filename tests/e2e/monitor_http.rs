@@ -169,13 +169,18 @@ fn a_redis_that_is_away_makes_it_unready_and_not_unhealthy() {
     });
     let printed = daemon.conserver().run(&["status"]);
     assert!(
-        printed.stdout.contains("Redis has been unavailable for "),
+        printed.stdout.contains("Redis is unavailable (since "),
         "{}",
         printed.output()
     );
+    let error = daemon.status().unwrap_or_default()["redis_error"].clone();
+    let error = error.as_str().unwrap_or_default();
+    assert!(error.contains("refused"), "{error}");
+    assert!(printed.stdout.contains(error), "{}", printed.output());
     redis.start();
     monitor.wait_for("/readyz", 200);
-    assert!(daemon.status().unwrap_or_default()["redis_away_seconds"].is_null());
+    let status = daemon.status().unwrap_or_default();
+    assert!(status["redis_away_seconds"].is_null() && status["redis_error"].is_null());
     daemon.stop();
 }
 
@@ -192,10 +197,12 @@ fn chains_on_hold_make_it_unready() {
     let samples = fresh(1);
     submit(&redis, "default", &samples);
     let unready = monitor.wait_for("/readyz", 503);
-    assert_eq!(
-        unready.body,
-        "storage files is unavailable: chains on hold: main\n"
+    let body = &unready.body;
+    assert!(
+        body.starts_with("storage files is unavailable (since "),
+        "{body}"
     );
+    assert!(body.ends_with("; chains on hold: main\n"), "{body}");
     assert_eq!(monitor.get("/healthz").status, 200);
     blocked.free();
     monitor.wait_for("/readyz", 200);

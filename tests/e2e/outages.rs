@@ -28,6 +28,7 @@ fn survives_the_death_of_redis(redis: &Redis) {
     let daemon = daemon(redis, &[("files", files.storage())]);
     for done in [50, 150] {
         ledger.wait_for(done);
+        daemon.wait_until_back("Redis");
         let before = daemon.count_in_log("Redis is away");
         redis.kill9();
         let noticed = || daemon.count_in_log("Redis is away") > before;

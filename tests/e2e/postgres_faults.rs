@@ -284,6 +284,7 @@ fn a_server_that_crashes_under_load_again_and_again_loses_nothing() {
         .start();
     for done in [40, 150, 250] {
         ledger.wait_for(done);
+        daemon.wait_until_back("storage pg");
         let before = daemon.count_in_log("storage pg is away");
         server.crash();
         let noticed = || daemon.count_in_log("storage pg is away") > before;

@@ -136,6 +136,7 @@ fn connections_are_reset_and_refused_under_load() {
         ledger.wait_for(done);
         proxy.reset();
         ledger.wait_for(done + 10);
+        daemon.wait_until_back("Redis");
         let before = daemon.count_in_log("Redis is away");
         proxy.refuse();
         proxy.reset();

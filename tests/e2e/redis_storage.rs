@@ -234,6 +234,7 @@ fn a_server_that_is_killed_under_load_again_and_again_loses_nothing() {
     let daemon = conserver(&redis, storage(&keeper.url())).start();
     for done in [20, 80, 140] {
         ledger.wait_for(done);
+        daemon.wait_until_back("storage kept");
         let before = daemon.count_in_log("storage kept is away");
         keeper.kill9();
         wait_until("the daemon notices", PATIENCE, || {

@@ -120,6 +120,7 @@ fn a_server_that_is_killed_under_load_again_and_again_loses_nothing() {
     let daemon = conserver(&redis, &s3.storage()).start();
     for done in [20, 80, 140] {
         ledger.wait_for(done);
+        daemon.wait_until_back("storage s3");
         let before = daemon.count_in_log("storage s3 is away");
         s3.kill9();
         let noticed = || daemon.count_in_log("storage s3 is away") > before;

@@ -100,7 +100,7 @@ fn is_no_hold(daemon: &Daemon, monitor: &Monitor) {
         "{status}"
     );
     let shown = daemon.conserver().run(&["status", "--queues"]).stdout;
-    said_in(&shown, "Storage later has been unavailable for");
+    said_in(&shown, "Storage later is unavailable (since ");
     said_in(&shown, "100 vCons wait in its backlog, chains go on");
     assert!(!shown.contains("On hold"), "{shown}");
     assert_eq!(monitor.wait_for("/readyz", 200).body, "ready\n");

@@ -186,8 +186,8 @@ fn top_says_what_is_unavailable_and_goes_on() {
     submit(&redis, "default", &samples);
     // A name cannot steer the terminal.
     terminal.wait_for(&[
-        "On hold for",
-        "storage files\\u{1b}[31m is unavailable (worker 1), chain main waits",
+        "On hold: storage files\\u{1b}[31m is unavailable (since ",
+        "; worker 1), chain main waits",
     ]);
     fs::remove_file(&path).expect("a file");
     wait_until("no hold is shown", PATIENCE, || {
@@ -229,7 +229,7 @@ fn top_marks_trouble_in_bold_and_in_colour_unless_no_color_is_set() {
     for (no_color, is_coloured) in [("", true), ("1", false)] {
         let conserver = daemon.conserver().again().env("NO_COLOR", no_color);
         let terminal = Terminal::run(&conserver, &EVERY_SECOND, USUAL);
-        terminal.wait_for(&["On hold for"]);
+        terminal.wait_for(&["On hold: "]);
         let lines = terminal.lines();
         let row = lines.iter().position(|line| line.starts_with("On hold"));
         let row = u16::try_from(row.expect("a line")).expect("a row");

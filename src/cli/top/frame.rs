@@ -4,6 +4,8 @@
 //! Names come from elsewhere and must not steer the terminal: all text is escaped when a cell or a
 //! line is made, before its width counts.
 
+use std::iter;
+
 use chrono::Local;
 use indexmap::IndexMap;
 use ratatui::Frame;
@@ -15,7 +17,9 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::ViewHistory;
 use crate::cli::output::{duration, megabytes, rate};
-use crate::cli::status::{on_hold, outage, paused, redis_unavailable, storage_rows, worker_state};
+use crate::cli::status::{
+    Trouble, on_hold, outage, paused, redis_unavailable, storage_rows, worker_state,
+};
 use crate::logging::no_color;
 use crate::view::{Figures, Queues, View, WorkerStatus, short_time};
 use crate::visible::printable;
@@ -154,21 +158,19 @@ fn dead_letters(queues: &Queues) -> u64 {
     of_lists + storages.map(|queue| queue.dead_letters).sum::<u64>()
 }
 
+/// What is unavailable, each with the reason in a line of its own.
 fn troubles(view: &View) -> Vec<Line<'static>> {
-    let redis = view.redis_away_seconds.map(redis_unavailable);
-    let holds = view.holds.iter().take(MOST_HOLDS).map(on_hold);
-    let mut lines: Vec<Line<'static>> = redis
-        .into_iter()
-        .chain(holds)
-        .map(|text| alarm(&text))
-        .collect();
+    let queues = view.queues.as_ref();
+    let mut lines = Vec::new();
+    lines.extend(redis_unavailable(view).into_iter().flat_map(both_lines));
+    let holds = view.holds.iter().take(MOST_HOLDS);
+    lines.extend(holds.map(on_hold).flat_map(both_lines));
     if view.holds.len() > MOST_HOLDS {
         let more = view.holds.len() - MOST_HOLDS;
         lines.push(alarm(&format!("… and {more} more are unavailable")));
     }
-    let queues = view.queues.as_ref();
     let outages = view.outages.iter().take(MOST_HOLDS);
-    lines.extend(outages.map(|it| alarm(&outage(it, queues))));
+    lines.extend(outages.map(|it| outage(it, queues)).flat_map(both_lines));
     // Somebody meant it: no alarm.
     let known = view.paused.iter().take(MOST_HOLDS);
     lines.extend(known.map(|it| plain(&paused(it)).bold()));
@@ -177,6 +179,11 @@ fn troubles(view: &View) -> Vec<Line<'static>> {
         lines.push(plain(&format!("… and {more} more are paused")).bold());
     }
     lines
+}
+
+fn both_lines(trouble: Trouble) -> impl Iterator<Item = Line<'static>> {
+    let why = trouble.why.map(|why| alarm(&format!("  {why}")));
+    iter::once(alarm(&trouble.what)).chain(why)
 }
 
 fn workers(history: &ViewHistory, view: &View) -> TopTable {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{ChildState, ChildView, DaemonPhase, Snapshot, is_silent};
-use crate::view::{Hold, Pause};
+use crate::view::{Hold, Pause, since};
 use crate::visible::printable;
 
 /// How long a child slot may be without a process, and how long a worker must have been ready in a slot that was
@@ -143,10 +143,15 @@ pub(super) fn readiness(
         Ok(()) => {}
     }
     waits.extend(holds.iter().map(|hold| {
-        let fault = hold.fault();
+        let (fault, since) = (hold.fault(), since(hold.seconds as f64));
+        let why = hold.last.text().map(|why| format!(": {why}"));
+        let why = why.unwrap_or_default();
         match &hold.chains[..] {
-            [] => format!("{fault}: chains on hold"),
-            chains => format!("{fault}: chains on hold: {}", chains.join(", ")),
+            [] => format!("{fault} ({since}){why}; chains on hold"),
+            chains => format!(
+                "{fault} ({since}){why}; chains on hold: {}",
+                chains.join(", ")
+            ),
         }
     }));
     // A name cannot make a line.
@@ -168,6 +173,7 @@ pub(super) fn readiness(
 mod tests {
     use super::*;
     use crate::scoreboard::{BoardHeader, Shape, SlotView};
+    use crate::view::LastError;
 
     const NOW: u64 = 1_000_000;
     const BEAT: Duration = Duration::from_secs(5);
@@ -214,6 +220,7 @@ mod tests {
                 instance: "here".to_owned(),
             },
             series: Vec::new(),
+            reasons: Vec::new(),
             slots: monitor.iter().chain(places).map(slot).collect(),
         }
     }
@@ -331,10 +338,22 @@ mod tests {
             chains: vec!["main".to_owned(), "spare".to_owned()],
             workers: vec![1],
             seconds: 3,
+            last: LastError {
+                error: Some("connection refused".to_owned()),
+                error_seconds: Some(2),
+                next_try_seconds: Some(1),
+            },
         };
+        let list = Hold {
+            stage: "list done".to_owned(),
+            chains: vec![],
+            last: LastError::default(),
+            ..hold.clone()
+        };
+        let since = since(3.0);
         let waits = readiness(
             Some(DaemonPhase::Starting),
-            &[hold],
+            &[hold, list],
             &[],
             Err("Redis is away"),
             true,
@@ -342,7 +361,11 @@ mod tests {
         let expected = [
             "the daemon is starting",
             "Redis is away",
-            "storage pg is unavailable: chains on hold: main, spare",
+            &format!(
+                "storage pg is unavailable ({since}): connection refused; next try in 1 s; \
+                 chains on hold: main, spare"
+            ),
+            &format!("list done is not a list ({since}); chains on hold"),
         ];
         assert_eq!(waits.unwrap_err(), expected);
         let waits = readiness(Some(DaemonPhase::Running), &[], &[], Ok(()), false).unwrap_err();

@@ -372,6 +372,7 @@ impl S3 {
                 RequestError::Send(ureq::Error::Timeout(_)) => {
                     format!("{message}: no answer within {limit}")
                 }
+                RequestError::Send(ureq::Error::Io(error)) => format!("{message}: {error}"),
                 _ => format!("{message}: {error}"),
             })
         })

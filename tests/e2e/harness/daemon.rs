@@ -64,6 +64,15 @@ impl Daemon {
         self.log().matches(text).count()
     }
 
+    /// Waits until every worker that found `what` away (`Redis`, `storage pg`) finds it there: the log has the
+    /// beginning and the end of each outage once for all of them.
+    pub fn wait_until_back(&self, what: &str) {
+        wait_until(&format!("{what} is back"), PATIENCE, || {
+            let ends = self.count_in_log(&format!("{what} is back after"));
+            ends >= self.count_in_log(&format!("{what} is away"))
+        });
+    }
+
     /// The workers and their present pids, as the log has them.
     pub fn workers(&self) -> BTreeMap<usize, i32> {
         let log = self.log();
