@@ -20,7 +20,7 @@ use std::fmt;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 8;
+pub const VERSION: u64 = 9;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -64,10 +64,15 @@ pub mod header {
     pub const MEMORY: usize = 44;
     /// Processes that took the place of another, by cause.
     pub const RESTARTS: usize = 48;
+    /// The Redis of this daemon, without its password.
+    pub const REDIS: usize = 64;
 }
 
 /// Words in which the name of the instance stands: its length, then its bytes.
 pub const INSTANCE: usize = 26;
+
+/// Words in which the name of its Redis stands, in the same way; a longer one is cut.
+pub const REDIS: usize = HEADER - header::REDIS;
 
 /// Words of a slot before the holds and lanes.
 pub const SLOT: usize = 32;

@@ -198,6 +198,7 @@ mod tests {
                 stuck_after: None,
                 restarts: [0; 6],
                 instance: "here".to_owned(),
+                redis: String::new(),
             },
             series: Vec::new(),
             slots: monitor.iter().chain(places).map(slot).collect(),
