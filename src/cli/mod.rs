@@ -1,5 +1,5 @@
-//! The command line: one file for each command, `output` for what they print, and `storage_access`
-//! for the documents they read and delete.
+//! The command line: one file for each command, `service` for whose settings they use, `output` for what they
+//! print, and `storage_access` for the documents they read and delete.
 
 mod audit;
 mod check;
@@ -161,8 +161,8 @@ impl Command {
             | Self::Dlq(_)
             | Self::Audit(_) => Needs::Settings,
             Self::Status(_) | Self::Top(_) => Needs::Scoreboard,
+            Self::Migrate(_) => Needs::IfAsked,
             Self::Run
-            | Self::Migrate(_)
             | Self::Demo(_)
             | Self::Child(_)
             | Self::Candidate(_)
@@ -176,7 +176,7 @@ impl Command {
         match self {
             Self::Status(status) => status.asks_redis(),
             Self::Check(check) => check.asks_redis(),
-            command => command.needs() != Needs::Nothing,
+            command => matches!(command.needs(), Needs::Settings | Needs::Scoreboard),
         }
     }
 }
@@ -231,6 +231,10 @@ fn take_settings(cli: &mut Cli) -> Result<EnvFile, Refusal> {
     if let Some(service) = cli.service.find(needs, cli.config.is_some())? {
         if let (Some(Command::Submit(submit)), true) = (&mut cli.command, service.switches()) {
             submit.open_sources();
+        }
+        // The service is in another folder.
+        if let Some(Ok(config)) = cli.config.as_deref().map(std::path::absolute) {
+            cli.config = Some(config);
         }
         service.take_on()?;
         file = env_file(cli.command.as_ref()).map_err(faulty)?;

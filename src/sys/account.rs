@@ -2,10 +2,10 @@
 
 use std::ffi::CString;
 use std::io;
-use std::sync::OnceLock;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::libc;
 use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};

@@ -76,7 +76,12 @@ const OF_THE_CALLER: [&str; 13] = [
 #[derive(Debug, Args)]
 pub struct ServiceArgs {
     /// Use the settings of the service, whatever the environment says; fail if there is none
-    #[arg(long, global = true, help_heading = "Settings", conflicts_with_all = ["no_service", "config"])]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Settings",
+        conflicts_with = "no_service"
+    )]
     pub as_service: bool,
 
     /// Use the caller's own settings, also if there is a service
@@ -91,7 +96,8 @@ pub struct ServiceArgs {
 /// The name of an instance: part of the names of a unit and of folders.
 fn instance(text: &str) -> Result<String, String> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '\\');
-    if !text.is_empty() && text.len() <= 200 && text.chars().all(is_good) && !text.starts_with('.') {
+    if !text.is_empty() && text.len() <= 200 && text.chars().all(is_good) && !text.starts_with('.')
+    {
         Ok(text.to_owned())
     } else {
         Err("a name has at most 200 letters, digits, `-`, `_` and `.` of ASCII".to_owned())
@@ -103,6 +109,8 @@ fn instance(text: &str) -> Result<String, String> {
 pub enum Needs {
     /// Nothing: it is the service, or has nothing to do with one.
     Nothing,
+    /// Its settings, but only if the caller asks for that.
+    IfAsked,
     /// Its scoreboard, which can be found without settings.
     Scoreboard,
     /// Its settings.
@@ -154,7 +162,8 @@ impl ServiceArgs {
                 false => Ok(None),
             };
         }
-        if self.no_service || names_config || !self.as_service && has_own_settings() {
+        let is_callers = self.no_service || names_config || needs == Needs::IfAsked;
+        if !self.as_service && (is_callers || has_own_settings()) {
             return Ok(None);
         }
         match self.look() {
@@ -423,7 +432,10 @@ mod tests {
         let services = variables(&[
             ("REDIS_URL", "redis://a/5"),
             ("PATH", "/opt/links/bin:/usr/bin"),
-            ("CREDENTIALS_DIRECTORY", "/run/credentials/conserver.service"),
+            (
+                "CREDENTIALS_DIRECTORY",
+                "/run/credentials/conserver.service",
+            ),
             ("NOTIFY_SOCKET", "/run/systemd/notify"),
             ("LANG", "C.UTF-8"),
             ("LC_TIME", "C"),
@@ -438,7 +450,10 @@ mod tests {
         let mut all = merged(services, callers.into_iter());
         all.sort();
         let expected = variables(&[
-            ("CREDENTIALS_DIRECTORY", "/run/credentials/conserver.service"),
+            (
+                "CREDENTIALS_DIRECTORY",
+                "/run/credentials/conserver.service",
+            ),
             ("LANG", "C.UTF-8"),
             ("LC_TIME", "de_DE.UTF-8"),
             ("PATH", "/opt/links/bin:/usr/bin"),

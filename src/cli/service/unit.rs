@@ -132,7 +132,10 @@ impl Unit {
             let folders = self.get(key).split_whitespace();
             let folders: Vec<String> = folders.map(|name| format!("{above}/{name}")).collect();
             // It is made when the service starts, and the one below /run only lasts as long as it runs.
-            if folders.first().is_some_and(|first| Path::new(first).exists()) {
+            if folders
+                .first()
+                .is_some_and(|first| Path::new(first).exists())
+            {
                 variables.set(variable, folders.join(":"));
             }
         }
@@ -178,14 +181,13 @@ impl Unit {
     }
 
     /// Where its credentials are, or a word on where they are not.
-    fn add_credentials(
-        &self,
-        is_allowed: bool,
-        variables: &mut Variables,
-    ) -> Result<(), Refusal> {
+    fn add_credentials(&self, is_allowed: bool, variables: &mut Variables) -> Result<(), Refusal> {
         let folder = Path::new("/run/credentials").join(&self.name);
         let name = &self.name;
-        if matches!(self.get("ActiveState"), "active" | "reloading" | "activating") {
+        if matches!(
+            self.get("ActiveState"),
+            "active" | "reloading" | "activating"
+        ) {
             if folder.exists() {
                 variables.set("CREDENTIALS_DIRECTORY", folder);
                 if !is_allowed {
@@ -200,8 +202,10 @@ impl Unit {
         let is_credential = |line: &str| {
             let key = line.split('=').next().unwrap_or_default().trim_end();
             let keys = ["LoadCredential", "SetCredential", "ImportCredential"];
-            keys.iter()
-                .any(|it| key.strip_prefix(it).is_some_and(|end| matches!(end, "" | "Encrypted")))
+            keys.iter().any(|it| {
+                key.strip_prefix(it)
+                    .is_some_and(|end| matches!(end, "" | "Encrypted"))
+            })
         };
         if text.lines().any(is_credential) {
             eprint_line(format_args!(
@@ -233,7 +237,9 @@ fn systemctl(arguments: &[&str]) -> Result<Option<String>, Refusal> {
 }
 
 fn unasked(error: &io::Error) -> Refusal {
-    let why = format!("could not ask systemd for the service: {error}; --no-service uses your own settings");
+    let why = format!(
+        "could not ask systemd for the service: {error}; --no-service uses your own settings"
+    );
     Refusal::new(Exit::Internal, why)
 }
 
@@ -410,9 +416,15 @@ mod tests {
         assert_eq!(get("CONSERVER_HTTP").as_deref(), Some("off"));
         assert_eq!(get("TZ").as_deref(), Some("UTC"));
         assert_eq!(get("USER").as_deref(), Some("root"));
-        assert_eq!((service.folder.as_path(), service.mask), (folder.path(), Some(0o77)));
+        assert_eq!(
+            (service.folder.as_path(), service.mask),
+            (folder.path(), Some(0o77))
+        );
         assert_eq!(service.credentials.user, 0);
-        let broken = Unit::parse("x.service", "ActiveState=active\nEnvironmentFiles=/none (ignore_errors=no)\n");
+        let broken = Unit::parse(
+            "x.service",
+            "ActiveState=active\nEnvironmentFiles=/none (ignore_errors=no)\n",
+        );
         assert!(broken.service().unwrap_err().why.contains("/none"));
     }
 }

@@ -122,9 +122,7 @@ impl SubmitArgs {
             }
         };
         let mut submission = Submission::new(submitter, settings.json_bodies, &self);
-        match read_all(sources, &mut submission)
-            .and_then(|()| submission.flush())
-        {
+        match read_all(sources, &mut submission).and_then(|()| submission.flush()) {
             Ok(()) => {
                 let is_unserved =
                     !submission.submitted.is_empty() && has_no_chain(&self.list, settings);
@@ -256,7 +254,9 @@ impl SourceFile {
         let read = if self.path == Path::new("-") {
             io::stdin().read_to_end(&mut bytes)
         } else {
-            let file = self.file.map_or_else(|| open(&self.path, self.is_of_folder), Ok);
+            let file = self
+                .file
+                .map_or_else(|| open(&self.path, self.is_of_folder), Ok);
             file.and_then(|mut file| file.read_to_end(&mut bytes))
         };
         read.map_err(|error| error.to_string())?;
