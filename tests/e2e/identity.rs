@@ -69,8 +69,14 @@ fn as_user(conserver: Conserver, user: u32, groups: &str) -> Conserver {
 
 /// Somebody who has set nothing.
 fn caller() -> Conserver {
-    let mut conserver = Conserver::without_redis();
-    for name in ["RUNTIME_DIRECTORY", "CONSERVER_INSTANCE", "CONSERVER_HTTP"] {
+    // It lies in the folder that commands are run in.
+    let mut conserver = Conserver::without_redis().config(&chain(&[], &[]));
+    for name in [
+        "RUNTIME_DIRECTORY",
+        "CONSERVER_INSTANCE",
+        "CONSERVER_HTTP",
+        "CONSERVER_CONFIG_FILE",
+    ] {
         conserver = conserver.without(name);
     }
     conserver
