@@ -21,6 +21,8 @@ pub enum Exit {
     Barred,
     /// A worker has drained, and may have left claims behind. To the supervisor only.
     ClaimsLeft,
+    /// This user may not do that.
+    NoPermission,
     /// A setting or the configuration file is wrong.
     Config,
 }
@@ -36,6 +38,7 @@ impl Exit {
             Self::Internal => 70,
             Self::Barred => 75,
             Self::ClaimsLeft => 74,
+            Self::NoPermission => 77,
             Self::Config => 78,
         }
     }

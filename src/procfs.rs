@@ -2,11 +2,16 @@
 //! it is not mounted, have fewer.
 
 use std::collections::hash_map::DefaultHasher;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::hash::{Hash, Hasher};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
+
+use crate::sys::{self, Credentials};
 
 /// `overflowuid` where nobody has changed it (proc_sys_kernel(5)).
 const NOBODY: u32 = 65534;
@@ -84,6 +89,56 @@ fn stat(pid: i32) -> Option<(u8, u64)> {
     Some((state, start))
 }
 
+/// As whom a process runs, and the mask of its new files; nothing if it runs as more than one user at a time.
+pub fn identity(pid: i32) -> Option<(Credentials, Option<u32>)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    parse_identity(&status)
+}
+
+fn parse_identity(status: &str) -> Option<(Credentials, Option<u32>)> {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let ids = |name| -> Option<Vec<u32>> {
+        let ids = line(name)?.split_whitespace().map(str::parse);
+        ids.collect::<Result<_, _>>().ok()
+    };
+    // Real, effective, saved, of the file system.
+    let only = |ids: Vec<u32>| match ids[..] {
+        [id, a, b, c] if [a, b, c] == [id; 3] => Some(id),
+        _ => None,
+    };
+    let credentials = Credentials {
+        user: only(ids("Uid:")?)?,
+        group: only(ids("Gid:")?)?,
+        groups: ids("Groups:")?,
+        may_switch: line("CapEff:").is_some_and(sys::may_switch_with),
+    };
+    let mask = line("Umask:").and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok());
+    Some((credentials, mask))
+}
+
+/// The environment that a process was started with.
+///
+/// # Errors
+/// If this user may not read it: of a process that hides its memory, only root may.
+pub fn environment(pid: i32) -> io::Result<Vec<(OsString, OsString)>> {
+    let bytes = fs::read(format!("/proc/{pid}/environ"))?;
+    let variables = bytes.split(|byte| *byte == 0).filter_map(|variable| {
+        let end = variable.iter().position(|byte| *byte == b'=')?;
+        let (name, value) = (&variable[..end], &variable[end + 1..]);
+        let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+        (!name.is_empty()).then(|| (text(name), text(value)))
+    });
+    Ok(variables.collect())
+}
+
+/// The working directory of a process.
+///
+/// # Errors
+/// As for [`environment`].
+pub fn working_directory(pid: i32) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
 /// The initial PID namespace, the same on each system (`PROC_PID_INIT_INO`).
 pub const SYSTEM_NAMESPACE: &str = "pid:[4026531836]";
 
@@ -145,6 +200,23 @@ mod tests {
         assert!(proportional_set_size(own_pid()) > Some(100_000));
         assert!(own_resident_set_size() > Some(100_000));
         assert_eq!(proportional_set_size(-1), None);
+    }
+
+    #[test]
+    fn a_process_that_runs_as_two_users_has_no_identity() {
+        let status = |saved| {
+            format!(
+                "Name:\tx\nUmask:\t0077\nUid:\t7\t7\t{saved}\t7\nGid:\t8\t8\t8\t8\nGroups:\t8 9 \nCapEff:\t00000000000000e0\n"
+            )
+        };
+        let (found, mask) = parse_identity(&status(7)).unwrap();
+        assert_eq!((found.user, found.group, mask), (7, 8, Some(0o77)));
+        assert_eq!((found.groups, found.may_switch), (vec![8, 9], true));
+        assert_eq!(parse_identity(&status(0)), None);
+        let (own, _) = identity(own_pid()).unwrap();
+        assert_eq!(own.user, nix::unistd::geteuid().as_raw());
+        let own = environment(own_pid()).unwrap();
+        assert!(own.iter().any(|(name, _)| name == "PATH"));
     }
 
     #[test]

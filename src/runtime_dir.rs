@@ -12,16 +12,17 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use nix::unistd::geteuid;
+use nix::unistd::{Gid, Group, User, geteuid};
 
 use crate::procfs;
 
-/// Where systemd makes the folder for a packaged daemon. `conserver status`, run by a person, looks there
-/// last.
+/// Where systemd makes the folder for a packaged daemon, and with `-NAME` behind it for an instance of one. Only
+/// root can make a folder there, so its owner is who root says. `conserver status`, run by a person, looks there last.
 const SYSTEM: &str = "/run/conserver";
 
 /// Group and others may write.
@@ -68,30 +69,91 @@ pub fn state() -> Option<io::Result<PathBuf>> {
 /// Every file that looks like a scoreboard in each possible folder, and why a folder that exists is
 /// skipped.
 pub fn scoreboards() -> (Vec<PathBuf>, Vec<io::Error>) {
-    let folders = given()
-        .into_iter()
-        .chain([private(), PathBuf::from(SYSTEM)]);
+    let folders = given().into_iter().chain([private()]).chain(of_services());
     let (mut found, mut faults) = (Vec::new(), Vec::new());
     for folder in folders {
-        // A folder that does not exist, or that this user cannot read, is not worth a word.
-        let Ok(entries) = fs::read_dir(&folder) else {
-            continue;
-        };
-        if let Err(fault) = checked(&folder, Whose::Readers) {
-            faults.push(fault);
-            continue;
+        match scoreboards_in(&folder) {
+            Ok(paths) => found.extend(paths),
+            Err(fault) => faults.push(fault),
         }
-        let paths = entries.flatten().map(|entry| entry.path());
-        found.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "scoreboard")));
     }
     found.sort();
     found.dedup();
     (found, faults)
 }
 
+/// Every file that looks like a scoreboard in a folder; none if there is no folder.
+///
+/// # Errors
+/// If somebody else could write there, or this user may not look into the folder of a service. The text says what to do.
+pub fn scoreboards_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_services(folder) => {
+            return Err(io::Error::new(error.kind(), denied(folder)));
+        }
+        // One that this user cannot read is another's.
+        Err(_) => return Ok(Vec::new()),
+    };
+    checked(folder, Whose::Readers)?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_scoreboard = |path: &PathBuf| path.extension().is_some_and(|end| end == "scoreboard");
+    let mut paths: Vec<PathBuf> = paths.filter(is_scoreboard).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// The folder of the packaged service, or of this instance of it.
+pub fn of_service(instance: Option<&str>) -> PathBuf {
+    match instance {
+        Some(name) => format!("{SYSTEM}-{name}").into(),
+        None => SYSTEM.into(),
+    }
+}
+
+/// The owner of a folder, or of the one that a link of root's leads to.
+pub fn owner(folder: &Path) -> io::Result<u32> {
+    checked(folder, Whose::Readers).and_then(|folder| Ok(fs::metadata(folder)?.uid()))
+}
+
+/// The folders of the packaged service and of its instances.
+fn of_services() -> Vec<PathBuf> {
+    let above = Path::new(SYSTEM).parent().unwrap_or(Path::new("/"));
+    let entries = fs::read_dir(above).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    folders.retain(|folder| is_services(folder));
+    folders.sort();
+    folders
+}
+
+/// Whether this is the place of the folder of a service.
+fn is_services(folder: &Path) -> bool {
+    let text = folder.as_os_str().as_bytes();
+    let behind = text.strip_prefix(SYSTEM.as_bytes());
+    behind.is_some_and(|it| it.is_empty() || it.starts_with(b"-") && !it.contains(&b'/'))
+}
+
+/// What somebody is told who may not read what is for the service's group.
+pub fn denied(path: &Path) -> String {
+    let shown = path.display();
+    let me = User::from_uid(geteuid()).ok().flatten();
+    let me = me.map_or_else(|| geteuid().to_string(), |user| user.name);
+    // What is in a folder that cannot be looked into has the group of that folder.
+    let known = path.ancestors().find_map(|path| fs::metadata(path).ok());
+    let group = known.filter(|meta| meta.gid() != 0 && meta.mode() & 0o040 != 0);
+    let group = group.and_then(|meta| Group::from_gid(Gid::from_raw(meta.gid())).ok().flatten());
+    match group {
+        Some(Group { name, .. }) => format!(
+            "permission denied: {shown} is for the group {name}; add yourself to it (sudo usermod -aG {name} {me}, \
+             then log in again), or use sudo"
+        ),
+        None => format!("permission denied: {shown} is for root; use sudo"),
+    }
+}
+
 /// Opens a file in the folder: a regular file with one name that belongs to this user or root, and
 /// that nobody else may write to. To root the owner of the folder is as good, because root looks at
-/// the daemons of others too.
+/// the daemons of others too, and so it is to everybody in the folder of a service.
 ///
 /// # Errors
 /// If it cannot be opened, or is anything else. The text names owner, mode and what to do.
@@ -123,7 +185,9 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
     let meta = file.metadata()?;
     let kind = meta.file_type();
     let own = geteuid().as_raw();
-    let is_ours = meta.uid() == own || meta.uid() == 0 || own == 0 && is_folders(&meta, path);
+    // Root looks at the daemons of others, and a member of a service's group at that service.
+    let may_be_folders = own == 0 || path.parent().is_some_and(is_services);
+    let is_ours = meta.uid() == own || meta.uid() == 0 || may_be_folders && is_folders(&meta, path);
     let fault = if kind.is_fifo() {
         "it is a pipe, not a file"
     } else if !kind.is_file() {
@@ -161,7 +225,11 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 /// Whether the file and its folder have the same owner.
 fn is_folders(file: &Metadata, path: &Path) -> bool {
-    let folder = path.parent().map(fs::symlink_metadata);
+    let folder = path.parent().map(|folder| match is_services(folder) {
+        // A link there is one of root's.
+        true => fs::metadata(folder),
+        false => fs::symlink_metadata(folder),
+    });
     folder.is_some_and(|folder| folder.is_ok_and(|folder| folder.uid() == file.uid()))
 }
 
@@ -205,7 +273,7 @@ fn private() -> PathBuf {
 enum Whose {
     /// This user's, or root's.
     Daemons,
-    /// For root, which looks at the daemons of others, anybody's.
+    /// For root, which looks at the daemons of others, anybody's; for others also the one of a service.
     Readers,
     /// This user's, or root's: the state folder.
     State,
@@ -234,7 +302,8 @@ fn checked(folder: &Path, whose: Whose) -> io::Result<PathBuf> {
         false => folder.to_owned(),
     };
     let meta = seen(&followed)?;
-    let is_ours = meta.uid() == own || meta.uid() == 0 || own == 0 && whose == Whose::Readers;
+    let is_readable = whose == Whose::Readers && (own == 0 || is_services(folder));
+    let is_ours = meta.uid() == own || meta.uid() == 0 || is_readable;
     let what = if meta.is_symlink() {
         "it is a symbolic link"
     } else if !meta.is_dir() {

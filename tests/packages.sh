@@ -88,7 +88,7 @@ installation() {
   check "the configuration is for root and the group alone" is_closed
   check "vCons submitted with the installed program are stored" submit_samples
   check "status shows the daemon" eval 'contains "$(in_guest "conserver status")" "1 of 1 workers ready"'
-  check "commands run with the settings and rights of the service" in_guest \
+  check "commands run in a unit with the settings and rights of the service" in_guest \
     'systemd-run -qPG --uid=conserver -p EnvironmentFile=-/etc/conserver/conserver.env conserver dlq ls </dev/null'
 }
 
@@ -188,9 +188,14 @@ credentials() {
 headers: {Authorization: \"Bearer \${file:token}\"}}}|" /etc/conserver/config.yml
     systemctl daemon-reload'
   check "what LoadCredential= brings is seen by the check of the service" in_guest /usr/libexec/conserver/check-service
-  check "but not by a check from outside" eval '! in_guest "conserver check --offline"'
+  check "but not by a check with what the service has that runs" eval '! in_guest "conserver check --offline"'
   in_guest 'systemctl restart conserver'
   check "and by the service" wait_for 30 active is_active
+  check "and then by a check of root's" in_guest 'conserver check --offline'
+  in_guest 'systemctl stop conserver'
+  check "while it is stopped, a check of root's says why there are none" eval \
+    'contains "$(in_guest "conserver check --offline 2>&1" || true)" "conserver.service does not run, so its credentials"'
+  in_guest 'systemctl start conserver'
   in_guest 'echo EnvironmentFile=/etc/conserver/none.env >>/etc/systemd/system/conserver.service.d/override.conf
     systemctl daemon-reload'
   check "a file that the unit names and is not there is seen by the check" eval \
@@ -201,9 +206,77 @@ headers: {Authorization: \"Bearer \${file:token}\"}}}|" /etc/conserver/config.ym
   wait_for 30 active is_active
 }
 
+# Commands have the service's settings and rights, whoever runs them.
+identity() {
+  in_guest 'cp -p /etc/conserver/conserver.env /root/good.env
+    echo REDIS_URL=redis://localhost/5 >>/etc/conserver/conserver.env && systemctl restart conserver
+    useradd somebody; mkdir -p /root/mine
+    cp /usr/share/doc/conserver/examples/vcons/292d6185-bb23-4a5d-b2c9-df840d49dafa.vcon.json /root/mine/
+    chmod 700 /root /root/mine'
+  wait_for 30 active is_active >/dev/null || true
+  redis -n 5 flushdb >/dev/null
+  local id=292d6185-bb23-4a5d-b2c9-df840d49dafa as_somebody='runuser -u somebody -- env -i PATH=/usr/bin:/bin conserver'
+  check "root submits a file of its own to the Redis of the service" in_guest \
+    "cd /root/mine && conserver submit $id.vcon.json --wait --timeout 20"
+  check "and nothing is said of another one" eval '[ -z "$(in_guest "conserver get '$id' 2>&1 >/dev/null" | grep note:)" ]'
+  check "so do get" in_guest "conserver get $id"
+  check "check" eval 'contains "$(in_guest "conserver check")" "localhost/5"'
+  check "status" eval 'contains "$(in_guest "conserver status --queues")" "done"'
+  check "and dlq" in_guest "conserver dlq ls"
+  check "--no-service opts out, and names both" eval \
+    'contains "$(in_guest "conserver get '$id' --no-service 2>&1" || true)" "uses redis://localhost/5"'
+  check "so does REDIS_URL" eval \
+    'contains "$(in_guest "REDIS_URL=redis://localhost/6 conserver get '$id' 2>&1 >/dev/null")" "uses redis://localhost/6"'
+  check "but not with --as-service" eval \
+    'contains "$(in_guest "REDIS_URL=redis://localhost/6 conserver check --as-service")" "localhost/5"'
+  check "no file or folder of root's is left" eval \
+    'equals "$(in_guest "find /var/lib/conserver /run/conserver -user root; ls -d /tmp/conserver-* 2>/dev/null")" ""'
+  check "the service's user needs no sudo" in_guest "runuser -u conserver -- env -i PATH=/usr/bin:/bin conserver get $id"
+  check "somebody is told about the group, with exit code 77" eval \
+    'contains "$(in_guest "'"$as_somebody"' get '$id' 2>&1; echo code \$?")" "code 77" &&
+     contains "$(in_guest "'"$as_somebody"' status 2>&1" || true)" "usermod -aG conserver somebody"'
+  in_guest 'usermod -aG conserver somebody'
+  check "and needs no sudo as a member of it" in_guest "$as_somebody get $id && $as_somebody status && $as_somebody dlq ls"
+  in_guest 'systemctl stop conserver'
+  check "commands of root's use the settings of a service that is stopped" eval \
+    'contains "$(in_guest "conserver check")" "localhost/5"'
+  check "and leave nothing behind" eval 'equals "$(in_guest "find /var/lib/conserver -user root")" ""'
+  in_guest 'cp -p /root/good.env /etc/conserver/conserver.env; systemctl start conserver; userdel somebody'
+}
+
+# A second service beside the first.
+instances() {
+  in_guest 'install -d -g conserver -m 750 /etc/conserver/second
+    install -g conserver -m 640 /etc/conserver/config.yml /etc/conserver/conserver.env /etc/conserver/second/
+    sed -i s,/var/lib/conserver/,/var/lib/conserver-second/, /etc/conserver/second/config.yml
+    echo REDIS_URL=redis://localhost/6 >>/etc/conserver/second/conserver.env'
+  check "systemd-analyze verify has nothing to say of an instance" eval \
+    'equals "$(in_guest "systemd-analyze verify --man=no conserver@second.service 2>&1" | grep conserver || true)" ""'
+  check "check-service checks the instance" in_guest '/usr/libexec/conserver/check-service second'
+  check "and not one that has no configuration" eval '! in_guest "/usr/libexec/conserver/check-service third"'
+  check "nor does a command find it" eval '! in_guest "conserver status --as-service --instance third"'
+  check "a second service starts" in_guest 'systemctl enable --now conserver@second'
+  check "beside the first" in_guest 'systemctl is-active conserver conserver@second'
+  check "status finds it by its name" eval 'contains "$(in_guest "conserver status --instance second")" "-second (PID "'
+  check "and the first one without" eval '! contains "$(in_guest "conserver status")" "-second (PID " >/dev/null'
+  check "its monitor listens at a socket" in_guest 'test -S /run/conserver-second/http.sock'
+  make_vcons 5 >"$work/second.json"
+  check "vCons are submitted to it" in_guest \
+    'conserver submit /test/second.json --instance second --wait --timeout 30'
+  check "and stored by it" eval \
+    'equals "$(in_guest "find /var/lib/conserver-second/vcons -name \\*.json | wc -l")" 5 &&
+     equals "$(in_guest "stat -c %U /var/lib/conserver-second/vcons")" conserver'
+  check "check has its settings" eval 'contains "$(in_guest "conserver check --instance second")" "localhost/6"'
+  check "it is reloaded" in_guest 'systemctl reload conserver@second'
+}
+
+second_pid() { in_guest 'systemctl show -P MainPID conserver@second'; }
+second_is_new() { [ "$(second_pid)" != "$1" ] && in_guest 'systemctl is-active --quiet conserver@second'; }
+
 upgrade() {
-  local main before
+  local main before second
   main=$(property MainPID)
+  second=$(second_pid)
   before=$(stored)
   redis del 'done' >/dev/null
   make_vcons "$load" >"$work/load.json"
@@ -212,6 +285,7 @@ upgrade() {
   check "the package is upgraded under load" install_deb 2
   check "before all is done" eval '[ "$(redis llen default)" -gt 0 ]'
   check "the new version takes over" wait_for 60 new main_pid_is_new "$main"
+  check "so it does for the instance" wait_for 60 new second_is_new "$second"
   check "the old one ended in order" logged "All workers stopped" "_PID=$main"
   check "all $load vCons are finished" wait_for 120 finished eval 'equals "$(redis llen 'done')" "$load"'
   check "each once" eval 'equals "$(redis lrange 'done' 0 -1 | sort -u | wc -l)" "$load"'
@@ -240,9 +314,11 @@ removal() {
     'has_stored '"$files"' && in_guest "cmp /root/good.yml /etc/conserver/config.yml"'
   check "it can be installed again" install_deb 2
   check "and starts with what was kept" wait_for 30 active is_active
+  check "so does the instance" wait_for 30 active in_guest 'systemctl is-active --quiet conserver@second'
   in_guest 'echo secret >/etc/conserver/token'
   check "the package is purged" in_guest 'dpkg -P conserver 2>&1'
-  check "data and configuration are gone" is_gone '/var/lib/conserver /etc/conserver'
+  check "data and configuration are gone" eval \
+    'is_gone /var/lib/conserver && is_gone /etc/conserver && is_gone /var/lib/conserver-second'
   check "and so is all else but the user" nothing_left
 }
 
@@ -319,6 +395,8 @@ for release in "${releases[@]}"; do
   reload
   deaths
   credentials
+  identity
+  instances
   upgrade
   removal
   broken_from_the_start

@@ -37,6 +37,11 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
+    /// Whether it asks Redis for anything.
+    pub fn asks_redis(&self) -> bool {
+        !self.offline
+    }
+
     /// Runs all checks, and prints a table of the results.
     pub fn run(&self, settings: &Settings, env_file: &EnvFile) -> Exit {
         check(settings, env_file, self.offline, self.deny_warnings)

@@ -1,5 +1,5 @@
-//! The command line: one file for each command, `output` for what they print, and `storage_access`
-//! for the documents they read and delete.
+//! The command line: one file for each command, `service` for whose settings they use, `output` for what they
+//! print, and `storage_access` for the documents they read and delete.
 
 mod audit;
 mod check;
@@ -13,6 +13,7 @@ pub mod migrate;
 mod output;
 mod pause;
 mod run;
+mod service;
 mod status;
 mod storage_access;
 mod submit;
@@ -28,6 +29,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use self::service::{Needs, Refusal, ServiceArgs};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::{EnvFile, Settings, SettingsErrors};
@@ -40,12 +42,18 @@ use crate::visible::printable_lines;
 /// Settings come from the environment and from .env in the working directory (REDIS_URL,
 /// CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...; conserver-settings(7) lists them all), chains from
 /// config.yml.
+///
+/// If a service conserver is on this machine, and neither the environment nor .env names a Redis or any other
+/// CONSERVER_ setting, a command uses the settings of that service; root does so as its user.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
     /// Read this configuration instead of the one CONSERVER_CONFIG_FILE names
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    #[command(flatten)]
+    service: ServiceArgs,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -190,6 +198,37 @@ enum Command {
     Reaper,
 }
 
+impl Command {
+    /// What it needs of the settings of a service.
+    fn needs(&self) -> Needs {
+        match self {
+            Self::Check(_)
+            | Self::Submit(_)
+            | Self::Get(_)
+            | Self::Delete(_)
+            | Self::Dlq(_)
+            | Self::Audit(_) => Needs::Settings,
+            Self::Status(_) | Self::Top(_) => Needs::Scoreboard,
+            Self::Migrate(_) => Needs::IfAsked,
+            Self::Run
+            | Self::Demo(_)
+            | Self::Child(_)
+            | Self::Candidate(_)
+            | Self::Forkserver(_)
+            | Self::Reaper => Needs::Nothing,
+        }
+    }
+
+    /// Whether it works with Redis, so that it matters which one that is.
+    fn uses_redis(&self) -> bool {
+        match self {
+            Self::Status(status) => status.asks_redis(),
+            Self::Check(check) => check.asks_redis(),
+            command => matches!(command.needs(), Needs::Settings | Needs::Scoreboard),
+        }
+    }
+}
+
 /// A flag that the first SIGINT, SIGTERM or SIGHUP sets; the second ends the program.
 fn interruption() -> io::Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -208,9 +247,9 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
     })
 }
 
-/// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
+/// Takes variables from `.env`.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Check, Child, Forkserver, Migrate, Reaper, Run};
+    use Command::{Candidate, Child, Forkserver, Migrate, Reaper};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
@@ -222,8 +261,38 @@ fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
         // The variables of this process do not count.
         return Ok(EnvFile::default());
     }
-    let file = EnvFile::load()?;
-    if !matches!(command, None | Some(Run | Check(_))) {
+    EnvFile::load()
+}
+
+/// Gives this process the variables that count: the caller's and those of `.env`, or those of the service, as whose
+/// user it goes on then. Prints what may be a mistake in `.env`, unless the command does that itself.
+fn take_settings(cli: &mut Cli) -> Result<EnvFile, Refusal> {
+    let faulty = |errors: SettingsErrors| Refusal {
+        exit: Exit::Config,
+        why: errors.to_string(),
+    };
+    let mut file = EnvFile::default();
+    if !cli.service.as_service {
+        file = env_file(cli.command.as_ref()).map_err(faulty)?;
+    }
+    let needs = cli.command.as_ref().map_or(Needs::Nothing, Command::needs);
+    if let Some(service) = cli.service.find(needs, cli.config.is_some())? {
+        if let (Some(Command::Submit(submit)), true) = (&mut cli.command, service.switches()) {
+            submit.open_sources();
+        }
+        // The service is in another folder.
+        if let Some(Ok(config)) = cli.config.as_deref().map(std::path::absolute) {
+            cli.config = Some(config);
+        }
+        service.take_on()?;
+        file = env_file(cli.command.as_ref()).map_err(faulty)?;
+    } else if let Some(name) = cli.service.instance() {
+        sys::set_variables(vec![("CONSERVER_INSTANCE", name.into())]).map_err(|error| Refusal {
+            exit: Exit::Internal,
+            why: format!("could not set CONSERVER_INSTANCE: {error}"),
+        })?;
+    }
+    if !matches!(cli.command, None | Some(Command::Run | Command::Check(_))) {
         for warning in file.warnings() {
             output::eprint_line(format_args!("warning: {warning}"));
         }
@@ -242,7 +311,7 @@ pub fn main() -> Exit {
     // to read its configuration again. Setting a mask does not fail.
     let held = sys::hold_signals();
     sys::give_back_large_blocks();
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output, errors to standard error. If neither can be
@@ -257,11 +326,11 @@ pub fn main() -> Exit {
             return Exit::Ok;
         }
     };
-    let env_file = match env_file(cli.command.as_ref()) {
+    let env_file = match take_settings(&mut cli) {
         Ok(file) => file,
-        Err(errors) => {
-            output::eprint_lines(errors);
-            return Exit::Config;
+        Err(Refusal { exit, why }) => {
+            output::eprint_lines(why);
+            return exit;
         }
     };
     let config = cli.config.clone().map(OsString::from);
@@ -289,6 +358,9 @@ pub fn main() -> Exit {
     if let (true, Ok(held)) = (is_daemons, held) {
         // The daemon unblocks them when its handlers are ready.
         held.keep();
+    }
+    if cli.command.as_ref().is_some_and(Command::uses_redis) {
+        service::tell_other_redis(&settings);
     }
     match cli.command {
         None | Some(Command::Run) => run::run(settings, &env_file),

@@ -49,6 +49,11 @@ pub struct StatusArgs {
 }
 
 impl StatusArgs {
+    /// Whether it asks Redis for anything.
+    pub fn asks_redis(&self) -> bool {
+        self.queues
+    }
+
     /// Shows the status once, or again and again.
     pub fn run(&self, settings: &Settings) -> Exit {
         let mut reader = DaemonReader::new(settings, REDIS_LIMIT);
@@ -188,7 +193,7 @@ fn not_found(settings: &Settings, alive: &[Snapshot], errors: Vec<String>) -> St
             .collect();
         let names = names.join(", ");
         lines.push(format!(
-            "there is {names}: set CONSERVER_INSTANCE to one of them"
+            "there is {names}: name one with --instance or CONSERVER_INSTANCE"
         ));
     }
     let lines: Vec<_> = lines.iter().map(|line| printable(line)).collect();

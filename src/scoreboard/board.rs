@@ -109,7 +109,8 @@ impl Board {
         let path = folder.join(format!("{instance}.scoreboard"));
         let file = open_and_lock(&path, instance)?;
         let system = |what| BoardError::system(what, &path);
-        file.set_permissions(Permissions::from_mode(0o600))
+        // The service's group may read it; systemd makes the folder for that group.
+        file.set_permissions(Permissions::from_mode(0o640))
             .map_err(system("protect"))?;
         // Emptied first, so that nothing of a former daemon stays.
         let length = (shape.total_words() * WORD) as u64;
@@ -149,13 +150,8 @@ impl Board {
         words[header::PHASE] = DaemonPhase::Starting as u64;
         words[header::START_METHOD] = method;
         words[header::HEARTBEAT] = sys::monotonic_ms();
-        words[header::INSTANCE] = instance.len() as u64;
-        let name = &mut words[header::INSTANCE + 1..header::INSTANCE + layout::INSTANCE];
-        for (word, bytes) in name.iter_mut().zip(instance.as_bytes().chunks(WORD)) {
-            let mut padded = [0; WORD];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_ne_bytes(padded);
-        }
+        let name = header::INSTANCE..header::INSTANCE + layout::INSTANCE;
+        write_text(&mut words[name], instance);
         self.write(0, &words)?;
         // Last: without this word, the file is no scoreboard.
         words[header::MAGIC] = layout::MAGIC;
@@ -192,6 +188,14 @@ impl Board {
     pub fn set_stuck_after(&mut self, time: Option<Duration>) {
         let time = time.map_or(0, |time| time.as_millis().try_into().unwrap_or(u64::MAX));
         self.show(header::STUCK_AFTER, time);
+    }
+
+    /// Shows which Redis this daemon works with. The text has no password.
+    pub fn set_redis(&mut self, shown: &str) {
+        write_text(&mut self.header[header::REDIS..][..layout::REDIS], shown);
+        if let Err(error) = self.write(header::REDIS, &self.header[header::REDIS..]) {
+            log::error!("could not write the scoreboard: {error}");
+        }
     }
 
     /// Counts a process that takes the place of one that has ended.
@@ -419,6 +423,19 @@ impl Drop for Board {
             let _ = fs::remove_file(pauses_path(&self.id.path));
             let _ = fs::remove_file(&self.id.path);
         }
+    }
+}
+
+/// Writes the length of a text, and then as much of it as there is room for.
+fn write_text(words: &mut [u64], text: &str) {
+    let Some((length, words)) = words.split_first_mut() else {
+        return;
+    };
+    *length = text.len().min(words.len() * WORD) as u64;
+    for (word, bytes) in words.iter_mut().zip(text.as_bytes().chunks(WORD)) {
+        let mut padded = [0; WORD];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_ne_bytes(padded);
     }
 }
 

@@ -25,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 12;
+pub const VERSION: u64 = 13;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -78,10 +78,15 @@ pub mod header {
     /// How many reloads were asked for, and what has become of the last one.
     pub const RELOADS: usize = 54;
     pub const RELOAD_STATE: usize = 55;
+    /// The Redis of this daemon, without its password.
+    pub const REDIS: usize = 64;
 }
 
 /// Words in which the name of the instance stands: its length, then its bytes.
 pub const INSTANCE: usize = 26;
+
+/// Words in which the name of its Redis stands, in the same way; a longer one is cut.
+pub const REDIS: usize = HEADER - header::REDIS;
 
 /// Words of a slot before the holds and lanes.
 pub const SLOT: usize = 32;

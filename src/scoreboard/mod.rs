@@ -214,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_private_and_goes_with_its_board() {
+    fn the_file_is_for_its_user_and_group_and_goes_with_its_board() {
         let (_folder, board) = board(1);
         let path = board.id().path.clone();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
+            0o640
         );
         drop(board);
         assert!(!path.exists());
@@ -236,7 +236,7 @@ mod tests {
             let board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
             assert_eq!(
                 fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-                0o600
+                0o640
             );
             assert_eq!(board.slot(1), SlotView::default());
         }

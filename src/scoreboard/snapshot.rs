@@ -74,6 +74,8 @@ pub struct BoardHeader {
     pub reload_state: Option<ReloadState>,
     /// `CONSERVER_INSTANCE`
     pub instance: String,
+    /// The Redis of the daemon, without its password.
+    pub redis: String,
 }
 
 impl BoardHeader {
@@ -115,15 +117,17 @@ impl BoardHeader {
             restarts: std::array::from_fn(|cause| words.get(header::RESTARTS + cause)),
             reloads: words.get(header::RELOADS),
             reload_state: state(ReloadState::ALL, words.get(header::RELOAD_STATE)),
-            instance: instance(words),
+            instance: text(words, header::INSTANCE, layout::INSTANCE),
+            redis: text(words, header::REDIS, layout::REDIS),
         })
     }
 }
 
-fn instance(words: &Words<'_>) -> String {
-    let room = (layout::INSTANCE - 1) * WORD;
-    let length = usize::try_from(words.get(header::INSTANCE)).map_or(room, |n| n.min(room));
-    let bytes = &words.from(header::INSTANCE + 1).0;
+/// A text in this many words, the first of which is its length.
+fn text(words: &Words<'_>, start: usize, count: usize) -> String {
+    let room = (count - 1) * WORD;
+    let length = usize::try_from(words.get(start)).map_or(room, |n| n.min(room));
+    let bytes = &words.from(start + 1).0;
     let bytes = bytes.get(..length).unwrap_or_default();
     printable(&String::from_utf8_lossy(bytes)).into_owned()
 }

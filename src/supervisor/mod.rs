@@ -121,6 +121,7 @@ pub fn run(settings: &Settings, source: Source) -> Result<RunResult, SupervisorE
     let shape = active_config::shape(lanes, &source.config);
     let mut board = Board::create(&folder, &settings.instance, shape, method.number())?;
     board.set_stuck_after(settings.stuck_after);
+    board.set_redis(&settings.redis_url.to_string());
     let file = settings.config_file.clone();
     let active_config =
         ActiveConfig::begin(source, file, &mut board).map_err(SupervisorError::Config)?;

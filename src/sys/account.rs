@@ -1,17 +1,60 @@
-//! Programs that run as another user.
+//! Programs that run as another user, and commands of root that become the service's user.
 
 use std::ffi::CString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::libc;
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 
 /// The capabilities needed: CAP_KILL to end such a program, CAP_SETGID and CAP_SETUID to start one
 /// (capabilities(7)).
 const NEEDED: [libc::c_ulong; 3] = [5, 6, 7];
+
+/// Whether the service as whose user this process acts could run programs as other users.
+static SERVICE_MAY_SWITCH: OnceLock<bool> = OnceLock::new();
+
+/// As whom a process runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user.
+    pub user: libc::uid_t,
+    /// The user's group.
+    pub group: libc::gid_t,
+    /// All further groups.
+    pub groups: Vec<libc::gid_t>,
+    /// Whether it can run programs as other users.
+    pub may_switch: bool,
+}
+
+impl Credentials {
+    /// Makes this process one of that user, for good: it executes nothing, so its descriptors stay open, and the
+    /// kernel lets no other process of the user trace it or read its memory, as it had other rights before. It
+    /// cannot start programs of other users; whether [`Account::check`] passes depends on the service, though, whose
+    /// rights are in question then.
+    ///
+    /// # Errors
+    /// If the system refuses that, or the process could become root again.
+    pub fn take_on(&self) -> io::Result<()> {
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        #[cfg(not(target_vendor = "apple"))]
+        setgroups(&groups)?;
+        #[cfg(target_vendor = "apple")]
+        let _ = groups;
+        // The group first: afterwards this process has no right to change it.
+        setgid(Gid::from_raw(self.group))?;
+        setuid(Uid::from_raw(self.user))?;
+        if self.user != 0 && setuid(Uid::from_raw(0)).is_ok() {
+            return Err(io::Error::other("this process could become root again"));
+        }
+        super::hide_memory();
+        let _ = SERVICE_MAY_SWITCH.set(self.may_switch);
+        Ok(())
+    }
+}
 
 /// A user of this system, with everything that a program run as that user gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +94,21 @@ impl Account {
             home: found.dir,
             name: found.name,
         })
+    }
+
+    /// As whom a process of this user runs.
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            user: self.user,
+            group: self.group,
+            groups: self.groups.clone(),
+            may_switch: self.user == 0,
+        }
+    }
+
+    /// The user's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether this process runs as this user.
@@ -130,14 +188,22 @@ fn groups(user: &User) -> Result<Vec<libc::gid_t>, String> {
     Ok(vec![user.gid.as_raw()])
 }
 
-/// Whether this process has the needed capabilities, according to `/proc`.
+/// Whether this process, or the service that it acts for, has the needed capabilities, according to `/proc`.
 fn may_switch() -> bool {
+    if let Some(may_switch) = SERVICE_MAY_SWITCH.get() {
+        return *may_switch;
+    }
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return geteuid().is_root();
     };
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    effective.is_some_and(|bits| NEEDED.iter().all(|number| bits >> number & 1 == 1))
+    effective.is_some_and(is_enough)
+}
+
+/// Whether these capabilities, as `/proc/PID/status` shows them, are those needed.
+pub fn is_enough(capabilities: &str) -> bool {
+    let bits = u64::from_str_radix(capabilities.trim(), 16).unwrap_or(0);
+    NEEDED.iter().all(|number| bits >> number & 1 == 1)
 }
 
 /// Drops the ambient capabilities by which a program of a link could become another user. Only for use

@@ -2,7 +2,7 @@
 //!
 //! `fork` and `set_variables` are sound because a process with more than one thread is refused.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -70,18 +70,32 @@ fn threads() -> io::Result<usize> {
 ///
 /// # Errors
 /// If this process has more than one thread: another may read the environment meanwhile.
-pub fn set_variables(variables: Vec<(String, OsString)>) -> io::Result<()> {
-    let threads = threads()?;
-    if threads != 1 {
-        return Err(io::Error::other(format!(
-            "{threads} threads are running; a change of the environment needs one"
-        )));
-    }
+pub fn set_variables<N: AsRef<OsStr>>(variables: Vec<(N, OsString)>) -> io::Result<()> {
+    one_thread()?;
     for (name, value) in variables {
         // SAFETY: this is the only thread, so none reads or changes the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
     }
     Ok(())
+}
+
+/// Gives this process these variables and no others; for the rest as [`set_variables`].
+pub fn replace_variables(variables: Vec<(OsString, OsString)>) -> io::Result<()> {
+    one_thread()?;
+    for (name, _) in std::env::vars_os() {
+        // SAFETY: this is the only thread, so none reads or changes the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+    set_variables(variables)
+}
+
+fn one_thread() -> io::Result<()> {
+    match threads()? {
+        1 => Ok(()),
+        threads => Err(io::Error::other(format!(
+            "{threads} threads are running; a change of the environment needs one"
+        ))),
+    }
 }
 
 /// Variables for the supervisor alone: the service manager listens to no other process.

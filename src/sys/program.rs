@@ -11,16 +11,19 @@ use nix::libc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpid};
 
-/// Prepares the program: before it begins, it leads a process group of its own, writes its PID to
-/// `watch` (four bytes in the machine's order), asks the kernel to be killed with this thread (on
+/// Prepares the program: before it begins, it leads a session and a process group of its own, writes its
+/// PID to `watch` (four bytes in the machine's order), asks the kernel to be killed with this thread (on
 /// Linux), unblocks signals, and keeps no descriptor but the first three.
+///
+/// With its own session it cannot type at the terminal of whoever runs this process: `sudo conserver check`
+/// runs programs of the service's user from a terminal of root's.
 ///
 /// The caller keeps `watch` open until the command is spawned.
 pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
-    command.process_group(0);
     let watch = watch.map(|watch| watch.as_fd().as_raw_fd());
     let parent = getpid();
     let begin = move || {
+        nix::unistd::setsid()?;
         if let Some(watch) = watch {
             // SAFETY: the caller keeps it open, and this process has a copy of its table.
             let watch = unsafe { BorrowedFd::borrow_raw(watch) };
@@ -38,7 +41,7 @@ pub fn bind(command: &mut Command, watch: Option<&Arc<OwnedFd>>) {
         super::release_signals()
     };
     // SAFETY: between fork and exec it only makes system calls that may be made there, allocates
-    // nothing and takes no lock: write, prctl, getpid, getppid, close_range, pthread_sigmask.
+    // nothing and takes no lock: setsid, write, prctl, getpid, getppid, close_range, pthread_sigmask.
     unsafe { command.pre_exec(begin) };
 }
 

@@ -55,6 +55,7 @@ mod forms;
 mod get_delete;
 mod harness;
 mod holds;
+mod identity;
 mod inherited_claims;
 mod instances;
 mod interrupted;

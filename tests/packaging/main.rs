@@ -18,6 +18,7 @@ use conserver::exit::Exit;
 use conserver::settings::{Settings, TABLE};
 
 const UNIT: &str = include_str!("../../conserver.service");
+const TEMPLATE: &str = include_str!("../../packaging/systemd/conserver@.service");
 const DEFAULT_CONFIG: &str = include_str!("../../packaging/etc/config.yml");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
 
@@ -98,6 +99,55 @@ fn the_unit_gives_the_daemon_the_time_and_the_places_it_needs() {
         "/run/conserver"
     );
     assert_eq!(unit("ExecReload"), "/bin/kill -HUP $MAINPID");
+}
+
+#[test]
+fn an_instance_has_places_of_its_own_and_is_like_the_service_in_all_else() {
+    let lines = |text: &'static str| -> Vec<&str> {
+        let is_line = |line: &&str| !line.is_empty() && !line.starts_with('#');
+        text.lines().filter(is_line).collect()
+    };
+    let (main, instance) = (lines(UNIT), lines(TEMPLATE));
+    let missing: Vec<&&str> = main.iter().filter(|it| !instance.contains(it)).collect();
+    let own: Vec<&&str> = instance.iter().filter(|it| !main.contains(it)).collect();
+    assert_eq!(
+        missing,
+        [
+            &"Description=Worker daemon for vCon conversations",
+            &"EnvironmentFile=-/etc/conserver/conserver.env",
+            &"WorkingDirectory=/var/lib/conserver",
+            &"ConfigurationDirectory=conserver",
+            &"ConfigurationDirectoryMode=0750",
+            &"StateDirectory=conserver",
+            &"RuntimeDirectory=conserver",
+        ]
+    );
+    assert_eq!(
+        own,
+        [
+            &"Description=Worker daemon for vCon conversations (%i)",
+            &"Environment=CONSERVER_INSTANCE=%H-%i",
+            &"Environment=CONSERVER_CONFIG_FILE=/etc/conserver/%i/config.yml",
+            &"Environment=CONSERVER_HTTP=unix:/run/conserver-%i/http.sock",
+            &"EnvironmentFile=-/etc/conserver/%i/conserver.env",
+            &"WorkingDirectory=/var/lib/conserver-%i",
+            &"StateDirectory=conserver-%i",
+            &"RuntimeDirectory=conserver-%i",
+        ]
+    );
+    // What it sets is accepted.
+    let set = own
+        .iter()
+        .filter_map(|line| line.strip_prefix("Environment="));
+    let set: Vec<(&str, String)> = set
+        .map(|it| it.split_once('=').expect("a value"))
+        .map(|(name, value)| (name, value.replace("%H", "host").replace("%i", "second")))
+        .collect();
+    let settings = Settings::from_lookup(&|name| {
+        let found = set.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| value.into())
+    });
+    assert_eq!(settings.unwrap().instance, "host-second");
 }
 
 #[test]

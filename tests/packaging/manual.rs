@@ -148,6 +148,7 @@ fn the_manual_has_each_exit_code() {
         Exit::Data,
         Exit::Unavailable,
         Exit::Internal,
+        Exit::NoPermission,
         Exit::Config,
     ];
     assert_eq!(

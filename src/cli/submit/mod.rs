@@ -6,7 +6,7 @@
 mod wait;
 
 use std::borrow::Cow;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -68,11 +69,51 @@ pub struct SubmitArgs {
     /// Wait no longer than this, and exit 69 when vCons are not done by then
     #[arg(long, value_name = "SECONDS", requires = "wait")]
     timeout: Option<u64>,
+
+    /// The sources, if they were opened earlier.
+    #[arg(skip)]
+    opened: Option<Vec<Source>>,
+}
+
+/// What one argument names.
+#[derive(Debug)]
+struct Source {
+    name: String,
+    /// Its files, or why they are not known.
+    files: io::Result<Vec<SourceFile>>,
+}
+
+/// A file with vCons.
+#[derive(Debug)]
+struct SourceFile {
+    path: PathBuf,
+    /// Whether it was found in a folder, so that nobody has named it.
+    is_of_folder: bool,
+    /// The file, if it was opened earlier.
+    file: Option<File>,
 }
 
 impl SubmitArgs {
+    /// Opens all files now, because this process is about to become a user who may not read them. One that cannot be
+    /// opened is tried again when its turn comes.
+    pub fn open_sources(&mut self) {
+        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            // Else as many as there is room for.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+        }
+        let mut sources: Vec<Source> = self.sources.iter().map(|it| Source::find(it)).collect();
+        let files = sources.iter_mut().flat_map(|source| source.files.as_mut());
+        for file in files.flatten() {
+            file.file = open(&file.path, file.is_of_folder).ok();
+        }
+        self.opened = Some(sources);
+    }
+
     /// Submits every vCon that can be used, and names those that cannot.
-    pub fn run(&self, settings: &Settings) -> Exit {
+    pub fn run(mut self, settings: &Settings) -> Exit {
+        let opened = self.opened.take();
+        let sources = || self.sources.iter().map(|it| Source::find(it)).collect();
+        let sources = opened.unwrap_or_else(sources);
         let (submitter, completion) = match self.connect(settings) {
             Ok(connected) => connected,
             Err(error) => {
@@ -80,11 +121,8 @@ impl SubmitArgs {
                 return Exit::Unavailable;
             }
         };
-        let mut submission = Submission::new(submitter, settings.json_bodies, self);
-        match self
-            .read_all(&mut submission)
-            .and_then(|()| submission.flush())
-        {
+        let mut submission = Submission::new(submitter, settings.json_bodies, &self);
+        match read_all(sources, &mut submission).and_then(|()| submission.flush()) {
             Ok(()) => {
                 let is_unserved =
                     !submission.submitted.is_empty() && has_no_chain(&self.list, settings);
@@ -168,31 +206,79 @@ impl SubmitArgs {
             print_line(line);
         }
     }
+}
 
-    fn read_all(&self, submission: &mut Submission) -> Result<(), QueueError> {
-        let mut files = Vec::new();
-        for source in &self.sources {
-            match files_of(source) {
-                Ok(found) if found.is_empty() => {
-                    let why = "is a folder without *.json or *.vcon files";
-                    submission.refuse(&source.display().to_string(), why);
-                }
-                Ok(found) => files.extend(found.into_iter().map(|file| (file, source.is_dir()))),
-                Err(error) => submission.refuse(&source.display().to_string(), &error.to_string()),
+fn read_all(sources: Vec<Source>, submission: &mut Submission) -> Result<(), QueueError> {
+    let mut files = Vec::new();
+    for source in sources {
+        match source.files {
+            Ok(found) if found.is_empty() => {
+                submission.refuse(&source.name, "is a folder without *.json or *.vcon files");
             }
+            Ok(found) => files.extend(found),
+            Err(error) => submission.refuse(&source.name, &error.to_string()),
         }
-        let bar = progress_bar(files.len());
-        for (path, is_of_folder) in &files {
-            let name = path.display().to_string();
-            match read(path, *is_of_folder) {
-                Ok(text) => submission.add_file(path, &name, &text)?,
-                Err(why) => submission.refuse(&name, &why),
-            }
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
-        Ok(())
     }
+    let bar = progress_bar(files.len());
+    for file in files {
+        let path = file.path.clone();
+        let name = path.display().to_string();
+        match file.read() {
+            Ok(text) => submission.add_file(&path, &name, &text)?,
+            Err(why) => submission.refuse(&name, &why),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+impl Source {
+    /// The file itself, or the `*.json` and `*.vcon` files of a folder in the order of their names.
+    fn find(source: &Path) -> Self {
+        let is_of_folder = source.is_dir();
+        let file = |path| SourceFile {
+            path,
+            is_of_folder,
+            file: None,
+        };
+        let files = files_of(source).map(|files| files.into_iter().map(file).collect());
+        let name = source.display().to_string();
+        Self { name, files }
+    }
+}
+
+impl SourceFile {
+    fn read(self) -> Result<String, String> {
+        let mut bytes = Vec::new();
+        let read = if self.path == Path::new("-") {
+            io::stdin().read_to_end(&mut bytes)
+        } else {
+            let file = self
+                .file
+                .map_or_else(|| open(&self.path, self.is_of_folder), Ok);
+            file.and_then(|mut file| file.read_to_end(&mut bytes))
+        };
+        read.map_err(|error| error.to_string())?;
+        decode(bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// Opens a file. One of a folder must be regular: if others may write to the folder, a pipe could have its name, and
+/// opening it would wait until they write to it.
+fn open(path: &Path, is_of_folder: bool) -> io::Result<File> {
+    if !is_of_folder {
+        return File::open(path);
+    }
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
 }
 
 fn dead_letter_line(letter: &DeadLetter) -> String {
@@ -234,35 +320,6 @@ fn files_of(source: &Path) -> io::Result<Vec<PathBuf>> {
     }
     files.sort_unstable();
     Ok(files)
-}
-
-fn read(path: &Path, is_of_folder: bool) -> Result<String, String> {
-    let bytes = if is_of_folder {
-        read_regular(path)
-    } else if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        fs::read(path)
-    };
-    let bytes = bytes.map_err(|error| error.to_string())?;
-    decode(bytes).map_err(|error| error.to_string())
-}
-
-/// Reads a file that nobody has named. In a folder that others may write to, a pipe could have its name: opening it
-/// would wait until they write to it.
-fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Collects vCons from files, and submits them in batches.

@@ -218,6 +218,7 @@ mod tests {
                 reloads: 0,
                 reload_state: None,
                 instance: "here".to_owned(),
+                redis: String::new(),
             },
             series: Vec::new(),
             reasons: Vec::new(),
