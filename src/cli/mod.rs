@@ -7,6 +7,7 @@ mod delete;
 mod demo;
 mod dlq;
 mod get;
+mod logs;
 pub mod migrate;
 mod output;
 mod run;
@@ -14,9 +15,10 @@ mod status;
 mod storage_access;
 mod submit;
 mod top;
+mod version;
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,7 +31,6 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::{EnvFile, Settings, SettingsErrors};
 use crate::sys;
-use crate::visible::printable_lines;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -38,7 +39,7 @@ use crate::visible::printable_lines;
 /// CONSERVER_CONFIG_FILE, CONSERVER_WORKERS, ...; conserver-settings(7) lists them all), chains from
 /// config.yml.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(version, long_version = version::details(), about, propagate_version = true)]
 struct Cli {
     /// Read this configuration instead of the one CONSERVER_CONFIG_FILE names
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -70,6 +71,11 @@ enum Command {
     /// or Ctrl-C ends it. Reads the scoreboard, and asks Redis for the lengths of the lists; without
     /// Redis, these are left out. Exits 69 when no daemon runs, 64 without a terminal.
     Top(top::TopArgs),
+    /// Show the log of the service, as the journal of systemd has it
+    ///
+    /// Becomes journalctl, and exits as that does: 1 when no line was found for a UUID. Exits 69 when there is no
+    /// journal, or this user may not read it.
+    Logs(logs::LogsArgs),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
@@ -132,6 +138,10 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::DemoArgs),
+    /// Show what this program was built from: version, commit, date, target, links, storages, libraries
+    ///
+    /// Commit and date are those of the source, and unknown if the build did not name them.
+    Version(version::VersionArgs),
     #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
@@ -162,10 +172,14 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Check, Child, Forkserver, Migrate, Reaper, Run};
+    use Command::{Candidate, Check, Child, Forkserver, Logs, Migrate, Reaper, Run, Version};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
+        return Ok(EnvFile::default());
+    }
+    // They have no settings.
+    if let Some(Logs(_) | Version(_)) = command {
         return Ok(EnvFile::default());
     }
     if let Some(Migrate(migrate)) = command
@@ -200,9 +214,7 @@ pub fn main() -> Exit {
             // Help and version go to standard output, errors to standard error. If neither can be
             // written, there is still the exit code.
             if error.use_stderr() {
-                // It repeats arguments, which may come from elsewhere.
-                let text = printable_lines(&error.render().to_string());
-                let _ = io::stderr().write_all(text.as_bytes());
+                output::eprint_lines(error.render());
                 return Exit::Usage;
             }
             let _ = error.print();
@@ -224,9 +236,12 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
-            if let Some(Command::Migrate(migrate)) = &cli.command {
+            match &cli.command {
                 // The plan names what is wrong.
-                return migrate.run(cli.config);
+                Some(Command::Migrate(migrate)) => return migrate.run(cli.config),
+                Some(Command::Logs(logs)) => return logs.run(),
+                Some(Command::Version(version)) => return version.run(),
+                _ => {}
             }
             output::eprint_lines(errors);
             return Exit::Config;
@@ -247,6 +262,7 @@ pub fn main() -> Exit {
         Some(Command::Check(check)) => check.run(&settings, &env_file),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
+        Some(Command::Logs(logs)) => logs.run(),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
         Some(Command::Delete(delete)) => delete.run(&settings),
@@ -254,6 +270,7 @@ pub fn main() -> Exit {
         Some(Command::Audit(audit)) => audit.run(&settings),
         Some(Command::Migrate(migrate)) => migrate.run(cli.config),
         Some(Command::Demo(demo)) => demo.run(),
+        Some(Command::Version(version)) => version.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Candidate(candidate)) => candidate.run(&settings),
         Some(Command::Forkserver(server)) => server.run(settings),
