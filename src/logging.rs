@@ -4,12 +4,17 @@
 //! lines of all processes stay whole. Workers wait for a log that is full: a slow worker is better than
 //! a silent one. The supervisor never waits, or it would reap and stop nobody while nobody reads the
 //! log: it loses lines, and logs how many.
+//!
+//! If the journal reads standard error, each line begins with its priority (sd-daemon(3)), which the
+//! journal takes off and keeps: `journalctl -p warning`. The journal's own socket would take fields too,
+//! but makes a writer wait as long as it is full, and needs a second way for when it is gone.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
@@ -19,7 +24,7 @@ use log::kv::{Error as KvError, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde_json::Map;
 use simplelog::{
     ColorChoice, CombinedLogger, Config, ConfigBuilder, SharedLogger, TermLogger, TerminalMode,
@@ -35,32 +40,37 @@ static WORKER: OnceLock<RwLock<String>> = OnceLock::new();
 
 /// Starts logging in this process; processes forked from it log too.
 pub fn start(format: LogFormat, level: LevelFilter) {
-    let logger: Box<dyn SharedLogger> = match format {
-        LogFormat::Json => Box::new(JsonLogger { level }),
+    let is_journal = journal_reads_stderr();
+    let loggers: Vec<Box<dyn SharedLogger>> = match format {
+        LogFormat::Json => vec![Box::new(JsonLogger { level, is_journal })],
         LogFormat::Text if io::stderr().is_terminal() => {
             let colors = if no_color() {
                 ColorChoice::Never
             } else {
                 ColorChoice::Auto
             };
-            Box::new(EscapingLogger(TermLogger::new(
-                level,
-                text_config(),
-                TerminalMode::Stderr,
-                colors,
-            )))
+            let config = text_config(is_journal);
+            let logger = TermLogger::new(level, config, TerminalMode::Stderr, colors);
+            vec![Box::new(EscapingLogger { logger, only: None })]
+        }
+        // What writes a line does not know its level: there is a logger for each.
+        LogFormat::Text if is_journal => {
+            let of_level = |only: Level| -> Box<dyn SharedLogger> {
+                let lines = LineWriter::beginning_with(priority(only));
+                let logger = WriteLogger::new(level, text_config(is_journal), lines);
+                let only = Some(only);
+                Box::new(EscapingLogger { logger, only })
+            };
+            Level::iter().map(of_level).collect()
         }
         LogFormat::Text => {
-            let lines = LineWriter::default();
-            Box::new(EscapingLogger(WriteLogger::new(
-                level,
-                text_config(),
-                lines,
-            )))
+            let lines = LineWriter::beginning_with("");
+            let logger = WriteLogger::new(level, text_config(is_journal), lines);
+            vec![Box::new(EscapingLogger { logger, only: None })]
         }
     };
     // A second start, as in a test, changes nothing.
-    let _ = CombinedLogger::init(vec![logger]);
+    let _ = CombinedLogger::init(loggers);
     panic::set_hook(Box::new(|info| {
         let location = info.location().map(ToString::to_string).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("no message");
@@ -79,35 +89,64 @@ pub fn set_worker(name: &str) {
     name.clone_into(&mut worker.write().unwrap_or_else(PoisonError::into_inner));
 }
 
-fn text_config() -> Config {
+/// The journal stamps lines with the time itself.
+fn text_config(is_journal: bool) -> Config {
     let mut config = ConfigBuilder::new();
     config.add_filter_allow_str("conserver");
     config.set_time_format_rfc3339();
     config.set_target_level(LevelFilter::Off);
     config.set_thread_level(LevelFilter::Off);
     config.set_location_level(LevelFilter::Off);
-    if under_journal() {
+    if is_journal {
         config.set_time_level(LevelFilter::Off);
     }
     config.build()
 }
 
-/// Whether standard error is the journal, which stamps lines itself: `JOURNAL_STREAM` holds its
-/// device and inode (systemd.exec(5)).
-fn under_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
-        return false;
-    };
-    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else {
-        return false;
-    };
-    stream == format!("{}:{}", stderr.dev(), stderr.ino())
+/// What a line of this level on standard error begins with: its priority if the journal reads it, else
+/// nothing.
+pub fn line_start(level: Level) -> &'static str {
+    if journal_reads_stderr() {
+        priority(level)
+    } else {
+        ""
+    }
+}
+
+/// The priority of a line, as sd-daemon(3) has it.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
+    }
+}
+
+/// Whether standard error is the stream to the journal that systemd has opened for this service, and was
+/// not redirected since.
+fn journal_reads_stderr() -> bool {
+    let stream = std::env::var_os("JOURNAL_STREAM");
+    let stderr = fstat(io::stderr());
+    matches!((stream, stderr), (Some(stream), Ok(stderr)) if is_stream(&stderr, &stream))
+}
+
+/// Whether this is the stream that `JOURNAL_STREAM` names by its device and inode (systemd.exec(5)).
+fn is_stream(file: &FileStat, named: &OsStr) -> bool {
+    named == OsStr::new(&format!("{}:{}", file.st_dev, file.st_ino))
 }
 
 /// Writes to standard error line by line.
-#[derive(Default)]
 struct LineWriter {
+    start: &'static str,
     line: Vec<u8>,
+}
+
+impl LineWriter {
+    fn beginning_with(start: &'static str) -> Self {
+        let line = start.into();
+        Self { start, line }
+    }
 }
 
 impl Write for LineWriter {
@@ -115,7 +154,7 @@ impl Write for LineWriter {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n") {
             write_line(&self.line);
-            self.line.clear();
+            self.line.truncate(self.start.len());
         }
         Ok(bytes.len())
     }
@@ -126,33 +165,37 @@ impl Write for LineWriter {
 }
 
 /// Logs each message on one line of visible characters, as messages hold text from elsewhere.
-struct EscapingLogger<L>(Box<L>);
+struct EscapingLogger<L> {
+    logger: Box<L>,
+    /// The one level whose messages it logs, if not all.
+    only: Option<Level>,
+}
 
 impl<L: SharedLogger> Log for EscapingLogger<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        self.only.is_none_or(|level| metadata.level() == level) && self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let message = Printable(record.args());
-            self.0
+            self.logger
                 .log(&record.to_builder().args(format_args!("{message}")).build());
         }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.logger.flush();
     }
 }
 
 impl<L: SharedLogger + 'static> SharedLogger for EscapingLogger<L> {
     fn level(&self) -> LevelFilter {
-        self.0.level()
+        self.logger.level()
     }
 
     fn config(&self) -> Option<&Config> {
-        self.0.config()
+        self.logger.config()
     }
 
     fn as_log(self: Box<Self>) -> Box<dyn Log> {
@@ -163,6 +206,7 @@ impl<L: SharedLogger + 'static> SharedLogger for EscapingLogger<L> {
 /// One JSON object a line.
 struct JsonLogger {
     level: LevelFilter,
+    is_journal: bool,
 }
 
 impl Log for JsonLogger {
@@ -172,9 +216,12 @@ impl Log for JsonLogger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let mut line = json_line(record);
-            line.push('\n');
-            write_line(line.as_bytes());
+            let start = if self.is_journal {
+                priority(record.level())
+            } else {
+                ""
+            };
+            write_line(format!("{start}{}\n", json_line(record)).as_bytes());
         }
     }
 
@@ -400,16 +447,36 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let logger = WriteLogger::new(
             LevelFilter::Info,
-            text_config(),
+            text_config(false),
             Written(Arc::clone(&written)),
         );
         let mut record = Record::builder();
         record.level(Level::Warn).target("conserver::worker");
-        EscapingLogger(logger).log(&record.args(format_args!("S3 says {HOSTILE}")).build());
+        let logger = EscapingLogger { logger, only: None };
+        logger.log(&record.args(format_args!("S3 says {HOSTILE}")).build());
         let lines = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         assert_eq!(lines.matches('\n').count(), 1, "{lines:?}");
         let shown = r"[WARN] S3 says no\n2026-01-01T00:00:00Z [INFO] Finished\r\u{1b}[2J\u{9b}K\u{202e}\u{2066}\u{2028}\u{200b}é";
         assert_eq!(lines.trim_end().split_once(' ').unwrap().1, shown);
+    }
+
+    #[test]
+    fn each_level_has_its_priority() {
+        let priorities: Vec<&str> = Level::iter().map(priority).collect();
+        assert_eq!(priorities, ["<3>", "<4>", "<6>", "<7>", "<7>"]);
+    }
+
+    #[test]
+    fn a_stream_is_the_journal_only_if_device_and_inode_are_those_named() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = fstat(&file).unwrap();
+        let named = format!("{}:{}", stat.st_dev, stat.st_ino);
+        let other = fstat(tempfile::tempfile().unwrap()).unwrap();
+        assert!(is_stream(&stat, OsStr::new(&named)));
+        assert!(!is_stream(&other, OsStr::new(&named)));
+        for wrong in ["", ":", "0:0", &named[1..], &format!("{named}0")] {
+            assert!(!is_stream(&stat, OsStr::new(wrong)), "{wrong}");
+        }
     }
 
     #[test]

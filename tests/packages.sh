@@ -61,6 +61,17 @@ packages_themselves() {
   say "The packages"
   check "lintian has nothing to say" lint_deb
   check "rpmlint has nothing to say" lint_rpm
+  check "the program carries the list of its libraries" names_libraries
+  check "and names the commit it was built from" eval \
+    'contains "$("$work/unpacked/usr/bin/conserver" version --json)" "$(git rev-parse HEAD)"'
+}
+
+# The libraries that the program carries with it, of which scanners read.
+names_libraries() {
+  dpkg-deb -x "$work"/*-1_*.deb "$work/unpacked" &&
+    objcopy -O binary --only-section=.dep-v0 "$work/unpacked/usr/bin/conserver" "$work/libraries" &&
+    contains "$(python3 -c 'import sys, zlib; print(zlib.decompress(open(sys.argv[1], "rb").read()).decode())' \
+      "$work/libraries")" '"name":"redis"'
 }
 
 lint_deb() {
@@ -177,6 +188,27 @@ deaths() {
   in_guest "kill -STOP $main"
   check "the watchdog restarts it when the supervisor stands still" wait_for 60 back main_pid_is_new "$main"
   check "and systemd says why" logged "Watchdog timeout"
+}
+
+# After reloads with errors and deaths of workers.
+journal() {
+  local warnings infos
+  warnings=$(in_guest 'journalctl -u conserver -t conserver -p warning --no-pager -o cat')
+  check "journalctl -p warning shows warnings" contains "$warnings" "[WARN] Worker-"
+  check "and errors" contains "$warnings" "[ERROR] "
+  check "and no lines of other priorities" eval '! grep -F "[INFO]" <<<"$warnings"'
+  infos=$(in_guest 'journalctl -u conserver -t conserver -p info..info --no-pager -o cat')
+  check "which have theirs" eval 'contains "$infos" "[INFO] Finished" && ! grep -E "^\[(WARN|ERROR)\]" <<<"$infos"'
+  check "the check of a reload has logged an error" contains \
+    "$(in_guest 'journalctl -u conserver -t conserver -p err --no-pager -o cat')" "/etc/conserver/config.yml:1"
+  check "conserver logs shows the last lines" eval 'equals "$(in_guest "conserver logs -n 5" | wc -l)" 5'
+  check "those of a priority" eval 'contains "$(in_guest "conserver logs -p warning -n all")" "died unexpectedly" &&
+    ! in_guest "conserver logs -p warning -n all" | grep -F "[INFO]"'
+  check "those of a vCon" eval 'contains \
+    "$(in_guest "conserver logs 292d6185-bb23-4a5d-b2c9-df840d49dafa")" "Finished 292d6185-bb23-4a5d-b2c9-df840d49dafa"'
+  local refused code=0
+  refused=$(in_guest 'runuser -u nobody -- conserver logs 2>&1') || code=$?
+  check "who may not read the journal is told the group" eval 'equals $code 69 && contains "$refused" systemd-journal'
 }
 
 credentials() {
@@ -394,6 +426,7 @@ for release in "${releases[@]}"; do
   unit_file
   reload
   deaths
+  journal
   credentials
   identity
   instances

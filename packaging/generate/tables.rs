@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 use conserver::cli::migrate;
 use conserver::monitor::server::metrics;
 use conserver::settings;
+use serde_json::Value;
 
 use super::manual;
 
@@ -44,6 +45,7 @@ pub fn generated() -> Vec<Generated> {
             "conserver-migration.7.md",
             migrate::markdown_table(),
         ),
+        table("dashboard", "conserver-operations.7.md", dashboard()),
         table("commands", "conserver.1.md", commands()),
     ]
 }
@@ -69,6 +71,30 @@ pub fn update() -> Result<(), Box<dyn Error>> {
         fs::write(&path, text.replace(&marked(old), &marked(&table)))?;
     }
     Ok(())
+}
+
+/// Each panel of the dashboard, in its row, and what it shows.
+fn dashboard() -> String {
+    let text = include_str!("../prometheus/dashboard.json");
+    // If it is no JSON, the table is empty, and a test tells.
+    let dashboard: Value = serde_json::from_str(text).unwrap_or_default();
+    let panels = dashboard["panels"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let mut table = "| row | panel | shows |\n|---|---|---|\n".to_owned();
+    let mut row = "";
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap_or_default();
+        if panel["type"] == "row" {
+            row = title;
+            continue;
+        }
+        let shows = panel["description"].as_str().unwrap_or_default();
+        table += &format!("| {row} | {title} | {shows} |\n");
+        // Each row is named once.
+        row = "";
+    }
+    table
 }
 
 /// Each command with its options, and what it does.

@@ -9,6 +9,7 @@ mod demo;
 mod dlq;
 mod find;
 mod get;
+mod logs;
 pub mod migrate;
 mod output;
 mod pause;
@@ -18,9 +19,10 @@ mod status;
 mod storage_access;
 mod submit;
 mod top;
+mod version;
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,7 +36,6 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::settings::{EnvFile, Settings, SettingsErrors};
 use crate::sys;
-use crate::visible::printable_lines;
 
 /// Worker daemon for vCon conversations: from a Redis list, through a chain of links, to every
 /// storage.
@@ -46,7 +47,7 @@ use crate::visible::printable_lines;
 /// If a service conserver is on this machine, and neither the environment nor .env names a Redis or any other
 /// CONSERVER_ setting, a command uses the settings of that service; root does so as its user.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(version, long_version = version::details(), about, propagate_version = true)]
 struct Cli {
     /// Read this configuration instead of the one CONSERVER_CONFIG_FILE names
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -116,6 +117,11 @@ enum Command {
     /// Exits 0 when the drain has begun (with --wait, when the daemon has ended), 69 when no daemon
     /// runs, 64 under systemd.
     Drain(control::DrainArgs),
+    /// Show the log of the service, as the journal of systemd has it
+    ///
+    /// Becomes journalctl, and exits as that does: 1 when no line was found for a UUID. Exits 69 when there is no
+    /// journal, or this user may not read it.
+    Logs(logs::LogsArgs),
     /// Store vCons in Redis as the API server does, and push their UUIDs onto an ingress list
     ///
     /// A file may hold one vCon or several, also as JSON strings. Signed (JWS) and encrypted (JWE) ones
@@ -188,6 +194,10 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::DemoArgs),
+    /// Show what this program was built from: version, commit, date, target, links, storages, libraries
+    ///
+    /// Commit and date are those of the source, and unknown if the build did not name them.
+    Version(version::VersionArgs),
     #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
@@ -205,13 +215,21 @@ impl Command {
             Self::Check(_)
             | Self::Submit(_)
             | Self::Get(_)
+            | Self::Where(_)
             | Self::Delete(_)
             | Self::Dlq(_)
-            | Self::Audit(_) => Needs::Settings,
+            | Self::Audit(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Scale(_)
+            | Self::Reload(_)
+            | Self::Drain(_) => Needs::Settings,
             Self::Status(_) | Self::Top(_) => Needs::Scoreboard,
             Self::Migrate(_) => Needs::IfAsked,
             Self::Run
             | Self::Demo(_)
+            | Self::Logs(_)
+            | Self::Version(_)
             | Self::Child(_)
             | Self::Candidate(_)
             | Self::Forkserver(_)
@@ -224,6 +242,7 @@ impl Command {
         match self {
             Self::Status(status) => status.asks_redis(),
             Self::Check(check) => check.asks_redis(),
+            Self::Scale(_) | Self::Reload(_) | Self::Drain(_) => false,
             command => matches!(command.needs(), Needs::Settings | Needs::Scoreboard),
         }
     }
@@ -249,10 +268,14 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Child, Forkserver, Migrate, Reaper};
+    use Command::{Candidate, Child, Forkserver, Logs, Migrate, Reaper, Version};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
+        return Ok(EnvFile::default());
+    }
+    // They have no settings.
+    if let Some(Logs(_) | Version(_)) = command {
         return Ok(EnvFile::default());
     }
     if let Some(Migrate(migrate)) = command
@@ -317,9 +340,7 @@ pub fn main() -> Exit {
             // Help and version go to standard output, errors to standard error. If neither can be
             // written, there is still the exit code.
             if error.use_stderr() {
-                // It repeats arguments, which may come from elsewhere.
-                let text = printable_lines(&error.render().to_string());
-                let _ = io::stderr().write_all(text.as_bytes());
+                output::eprint_lines(error.render());
                 return Exit::Usage;
             }
             let _ = error.print();
@@ -341,9 +362,12 @@ pub fn main() -> Exit {
     let settings = match Settings::from_lookup(&lookup) {
         Ok(settings) => settings,
         Err(errors) => {
-            if let Some(Command::Migrate(migrate)) = &cli.command {
+            match &cli.command {
                 // The plan names what is wrong.
-                return migrate.run(cli.config);
+                Some(Command::Migrate(migrate)) => return migrate.run(cli.config),
+                Some(Command::Logs(logs)) => return logs.run(cli.service.instance()),
+                Some(Command::Version(version)) => return version.run(),
+                _ => {}
             }
             output::eprint_lines(errors);
             return Exit::Config;
@@ -372,6 +396,7 @@ pub fn main() -> Exit {
         Some(Command::Scale(scale)) => scale.run(&settings),
         Some(Command::Reload(reload)) => reload.run(&settings),
         Some(Command::Drain(drain)) => drain.run(&settings),
+        Some(Command::Logs(logs)) => logs.run(cli.service.instance()),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
         Some(Command::Where(place)) => place.run(&settings),
@@ -380,6 +405,7 @@ pub fn main() -> Exit {
         Some(Command::Audit(audit)) => audit.run(&settings),
         Some(Command::Migrate(migrate)) => migrate.run(cli.config),
         Some(Command::Demo(demo)) => demo.run(),
+        Some(Command::Version(version)) => version.run(),
         Some(Command::Child(child)) => child.run(settings),
         Some(Command::Candidate(candidate)) => candidate.run(&settings),
         Some(Command::Forkserver(server)) => server.run(settings),

@@ -8,9 +8,11 @@ use chrono::{DateTime, Local};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
+use log::Level;
 
 use crate::exit::Exit;
 pub(super) use crate::view::duration;
+use crate::logging;
 use crate::view::fixed;
 use crate::visible::{Printable, printable, printable_lines};
 
@@ -47,10 +49,17 @@ pub(super) fn output_failed(error: &io::Error) -> Exit {
     Exit::Internal
 }
 
-/// Writes a line to standard error.
-#[allow(clippy::print_stderr)]
+/// Writes a line to standard error: an error, or a warning that begins with `warning: `. Nothing is left to do if
+/// that fails.
 pub(super) fn eprint_line(line: impl Display) {
-    eprintln!("{}", Printable(line));
+    let text = Printable(line).to_string();
+    let level = if text.starts_with("warning: ") {
+        Level::Warn
+    } else {
+        Level::Error
+    };
+    let line = format!("{}{text}\n", logging::line_start(level));
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Writes each line of the text to standard error.

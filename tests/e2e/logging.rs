@@ -1,6 +1,10 @@
 //! What is logged, in which form, and what never is.
 
-use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::{Value, json};
 
 use crate::harness::{
     Conserver, Files, Ledger, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, chain, fresh,
@@ -101,24 +105,71 @@ fn a_higher_level_hides_what_is_below_it() {
     assert_eq!(log, "");
 }
 
+/// What `JOURNAL_STREAM` says if this file is the journal's stream. The daemon will write to it again, emptied.
+fn stream(conserver: &Conserver, name: &str) -> (u64, u64) {
+    let file = File::create(conserver.folder().join(name)).expect("a file");
+    let file = file.metadata().expect("a file");
+    (file.dev(), file.ino())
+}
+
 #[test]
-fn the_journal_gets_lines_without_the_time() {
-    use std::os::unix::fs::MetadataExt;
+fn the_journal_gets_lines_with_their_priority_and_without_the_time() {
     let redis = Redis::plain();
-    for journal in [false, true] {
-        let mut conserver = Conserver::with(&redis).config(&chain(&[], &[]));
-        if journal {
-            // The daemon's standard error will be this file again, emptied.
-            let file =
-                std::fs::File::create(conserver.folder().join("daemon.stderr")).expect("a file");
-            let file = file.metadata().expect("a file");
-            let stream = format!("{}:{}", file.dev(), file.ino());
-            conserver = conserver.env("JOURNAL_STREAM", stream);
-        }
-        let daemon = conserver.start();
-        let has_time = |line: &str| line.starts_with("20");
+    let odd = json!({"module": "links.tag", "options": {"tags": ["a"], "tagz": 1}});
+    let config = chain(&[("odd", odd)], &[]);
+    // The third time the stream was redirected.
+    for (format, is_journal) in [("text", true), ("json", true), ("text", false)] {
+        let conserver = Conserver::with(&redis).config(&config);
+        let (device, inode) = stream(&conserver, "daemon.stderr");
+        let named = format!("{device}:{}", inode + u64::from(!is_journal));
+        let daemon = conserver
+            .env("JOURNAL_STREAM", named)
+            .env("CONSERVER_LOG_FORMAT", format)
+            .start();
         let log = daemon.log();
-        assert!(log.lines().all(|line| has_time(line) != journal), "{log}");
+        let mut levels = BTreeSet::new();
+        for line in log.lines() {
+            if !is_journal {
+                assert!(line.starts_with("20"), "no time: {log}");
+                continue;
+            }
+            let (priority, rest) = line.split_at_checked(3).expect("a priority");
+            let level = match format {
+                "json" => {
+                    let fields: Value = serde_json::from_str(rest).expect("JSON");
+                    fields["levelname"].as_str().expect("a level").to_owned()
+                }
+                _ => {
+                    let level = rest.strip_prefix('[').and_then(|it| it.split_once(']'));
+                    level
+                        .unwrap_or_else(|| panic!("no level: {log}"))
+                        .0
+                        .to_owned()
+                }
+            };
+            levels.insert((priority.to_owned(), level));
+        }
+        let warning = if format == "json" { "WARNING" } else { "WARN" };
+        let expected =
+            [("<4>", warning), ("<6>", "INFO")].map(|(n, it)| (n.to_owned(), it.to_owned()));
+        let expected = if is_journal {
+            expected.into()
+        } else {
+            BTreeSet::new()
+        };
+        assert_eq!(levels, expected, "{log}");
         daemon.stop();
+    }
+
+    // What is wrong before there is a log is an error there.
+    let conserver = Conserver::without_redis().config_text("links: 1\nchains: 1\n");
+    let (device, inode) = stream(&conserver, "command.stderr");
+    let conserver = conserver.env("JOURNAL_STREAM", format!("{device}:{inode}"));
+    for (arguments, code) in [(["run"], 78), (["fly"], 64)] {
+        let said = conserver.run(&arguments);
+        assert_eq!(said.code, code, "{}", said.stderr);
+        assert!(said.stderr.lines().count() >= 2, "{}", said.stderr);
+        let is_error = |line: &str| line.starts_with("<3>");
+        assert!(said.stderr.lines().all(is_error), "{}", said.stderr);
     }
 }

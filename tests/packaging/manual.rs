@@ -158,6 +158,33 @@ fn the_manual_has_each_exit_code() {
     );
 }
 
+#[test]
+fn the_manual_has_each_alert() {
+    let rules = include_str!("../../packaging/prometheus/alerts.yml");
+    let alerts: Vec<(&str, &str)> = rules
+        .split("- alert: ")
+        .skip(1)
+        .map(|rule| {
+            let (_, rest) = rule.split_once("severity: ").expect("a severity");
+            let end = rest.find('}').expect("an end");
+            (rule.lines().next().unwrap_or_default(), &rest[..end])
+        })
+        .collect();
+    let page = page("conserver-operations.7.md");
+    let (_, table) = page
+        .split_once("\n| alert |")
+        .expect("packaging/manual/conserver-operations.7.md: a table of alerts");
+    let rows = rows(&format!("| alert |{table}"));
+    let told: Vec<(&str, &str)> = rows
+        .iter()
+        .map(|row| (row[0].trim_matches('`'), &*row[1]))
+        .collect();
+    assert_eq!(
+        told, alerts,
+        "packaging/manual/conserver-operations.7.md: have a row for each alert of alerts.yml, in its order"
+    );
+}
+
 /// What a module knows only to say what to do instead.
 const REFUSED: &[(&str, &str)] = &[("links.diet", "s3_bucket")];
 
