@@ -3,6 +3,8 @@
 
 mod audit;
 mod check;
+mod complete;
+mod config;
 mod delete;
 mod demo;
 mod dlq;
@@ -59,6 +61,9 @@ enum Command {
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong (with
     /// --deny-warnings also when there is a warning), 69 when a server cannot be reached.
     Check(check::CheckArgs),
+    /// Show the configuration in force, write one to start with, print its schema
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
@@ -133,6 +138,8 @@ enum Command {
     /// Show the whole job on sample vCons, with a private Redis that needs nothing set up
     Demo(demo::DemoArgs),
     #[command(hide = true)]
+    Complete(complete::CompleteArgs),
+    #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
     Candidate(run::CandidateCommand),
@@ -162,7 +169,7 @@ fn load_config(settings: &Settings) -> Result<Config, Exit> {
 
 /// Takes variables from `.env`, and prints what may be a mistake there unless the command does that itself.
 fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
-    use Command::{Candidate, Check, Child, Forkserver, Migrate, Reaper, Run};
+    use Command::{Candidate, Check, Child, Complete, Forkserver, Migrate, Reaper, Run};
     // What a process of the daemon executes has the environment of that, with what it took from the file. A file that
     // has changed since is for the next start.
     if let Some(Child(_) | Candidate(_) | Forkserver(_) | Reaper) = command {
@@ -175,7 +182,7 @@ fn env_file(command: Option<&Command>) -> Result<EnvFile, SettingsErrors> {
         return Ok(EnvFile::default());
     }
     let file = EnvFile::load()?;
-    if !matches!(command, None | Some(Run | Check(_))) {
+    if !matches!(command, None | Some(Run | Check(_) | Complete(_))) {
         for warning in file.warnings() {
             output::eprint_line(format_args!("warning: {warning}"));
         }
@@ -245,6 +252,8 @@ pub fn main() -> Exit {
     match cli.command {
         None | Some(Command::Run) => run::run(settings, &env_file),
         Some(Command::Check(check)) => check.run(&settings, &env_file),
+        Some(Command::Config(command)) => command.run(&settings, &env_file, cli.config.is_some()),
+        Some(Command::Complete(complete)) => complete.run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Submit(submit)) => submit.run(&settings),

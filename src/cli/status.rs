@@ -144,7 +144,7 @@ impl DaemonReader {
 }
 
 /// Finds the daemon: that of the instance in the settings, else the only one on this machine.
-fn find(settings: &Settings) -> Result<Snapshot, String> {
+pub(super) fn find(settings: &Settings) -> Result<Snapshot, String> {
     let mut alive = Vec::new();
     let (paths, errors) = runtime_dir::scoreboards();
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
