@@ -26,12 +26,6 @@ pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     format!("{count} {plural}")
 }
 
-/// `1 worker`, `all 4 workers`.
-pub fn all_counted(count: usize, noun: &str) -> String {
-    let counted = counted(count, noun);
-    if count == 1 { counted } else { format!("all {counted}") }
-}
-
 /// The number of letters to insert, remove or replace to get from `a` to `b`.
 pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -68,7 +62,6 @@ mod tests {
         ] {
             assert_eq!(counted(count, noun), text);
         }
-        assert_eq!([1, 2].map(|n| all_counted(n, "vCon")), ["1 vCon", "all 2 vCons"]);
     }
 
     #[test]

@@ -172,14 +172,20 @@ fn parts(config: &Config) -> String {
         (config.followers.len(), "follower", false),
         (config.tracers.len(), "tracer", false),
     ];
-    let shown = parts.into_iter().filter(|(count, _, is_always)| *is_always || *count > 0);
+    let shown = parts
+        .into_iter()
+        .filter(|(count, _, is_always)| *is_always || *count > 0);
     let shown: Vec<String> = shown.map(|(count, noun, _)| counted(count, noun)).collect();
     shown.join(", ")
 }
 
 /// Prints the last line: `3 chains, 5 links, 4 storages: 1 error, 2 warnings`.
 fn print_summary(of: &str, errors: usize, warnings: usize) {
-    let found = format!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
+    let found = format!(
+        "{}, {}",
+        counted(errors, "error"),
+        counted(warnings, "warning")
+    );
     let found = match (errors, warnings) {
         _ if !has_colours() => found,
         (0, 0) => found.green().to_string(),
@@ -200,7 +206,11 @@ const NARROWEST_DETAIL: usize = 40;
 fn table(rows: &[CheckRow], width: usize, has_colours: bool) -> String {
     let first = STATE + GAP;
     let names: Vec<_> = rows.iter().map(|row| printable(&row.what)).collect();
-    let longest = names.iter().map(|name| name.width()).max().unwrap_or_default();
+    let longest = names
+        .iter()
+        .map(|name| name.width())
+        .max()
+        .unwrap_or_default();
     let name_width = longest.min(width / 3);
     let beside = first + name_width + GAP;
     let mut lines = Vec::new();
@@ -212,7 +222,11 @@ fn table(rows: &[CheckRow], width: usize, has_colours: bool) -> String {
             (false, true) => "FAILED".red().bold().to_string(),
         };
         let detail = printable(&row.detail);
-        let longest = detail.split(' ').map(|word| word.width()).max().unwrap_or_default();
+        let longest = detail
+            .split(' ')
+            .map(|word| word.width())
+            .max()
+            .unwrap_or_default();
         let room = width.saturating_sub(beside);
         // A UUID or a URL stays whole if it can.
         let is_beside = name.width() <= name_width && room >= longest.max(NARROWEST_DETAIL);
@@ -469,7 +483,11 @@ mod tests {
         let url = "https://search.example.org:9200/a/long/path/to/it";
         let rows = [
             row("settings", Exit::Ok, "1 worker x 1 lane"),
-            row("storage search", Exit::Unavailable, &format!("{url} does not answer within 5 s")),
+            row(
+                "storage search",
+                Exit::Unavailable,
+                &format!("{url} does not answer within 5 s"),
+            ),
             row("storage pg\n", Exit::Ok, UUID),
             row(&"x".repeat(70), Exit::Ok, "long"),
         ];
@@ -479,19 +497,21 @@ mod tests {
                 assert!(line.width() <= width, "{width}: {line}\n{text}");
             }
             for (word, needs) in [(UUID, 46), (url, 60)] {
-                assert_eq!(text.contains(word), width >= needs, "{width}: {word}\n{text}");
+                assert_eq!(
+                    text.contains(word),
+                    width >= needs,
+                    "{width}: {word}\n{text}"
+                );
             }
             assert!(!text.contains('\u{1b}') && text.contains("pg\\n"), "{text}");
         }
         let expected = format!(
-            "ok      settings                1 worker x 1 lane\n\
-             FAILED  storage search          {url} does not\n\
-             \x20                               answer within 5 s\n\
-             ok      storage pg\\n            {UUID}\n\
-             ok      {}\n          long",
-            "x".repeat(70)
+            "ok      settings        1 worker x 1 lane\n\
+             FAILED  storage search  {url} does\n\
+             \x20                       not answer within 5 s\n\
+             ok      storage pg\\n    {UUID}"
         );
-        assert_eq!(table(&rows, 96, false).replace("          https", "  https"), expected);
+        assert_eq!(table(&rows[..3], 80, false), expected);
         let coloured = table(&rows, 100, true);
         assert!(coloured.contains("\u{1b}["), "{coloured:?}");
     }

@@ -56,7 +56,9 @@ impl CompleteArgs {
     /// Prints each name on a line of its own.
     pub fn run(&self, settings: &Settings) -> Exit {
         let daemon = find(settings).ok();
-        let kept = daemon.as_ref().and_then(|it| Plan::load_kept(&it.config).ok());
+        let kept = daemon
+            .as_ref()
+            .and_then(|it| Plan::load_kept(&it.config).ok());
         let plan = kept.or_else(|| Plan::load(&settings.config_file).ok());
         let plan = plan.unwrap_or_default();
         let mut names = Names::new(&self.prefix);
@@ -90,11 +92,13 @@ impl CompleteArgs {
             let settings = settings.clone();
             let with_uuids = is_asked(NameKind::Uuids);
             // It ends with the process if Redis does not answer.
-            let ask = move || ask_redis(&settings, &plan, with_uuids, &|it| sender.send(it).is_ok());
+            let ask =
+                move || ask_redis(&settings, &plan, with_uuids, &|it| sender.send(it).is_ok());
             let asks = thread::Builder::new().spawn(ask);
             while asks.is_ok()
                 && !uuids.are_enough()
-                && let Ok(more) = found.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                && let Ok(more) =
+                    found.recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
                 match more {
                     InRedis::Queues(queues) if is_asked(NameKind::Queues) => names.add(&queues),
@@ -153,7 +157,9 @@ fn ask_redis(
         let Ok(entries) = read.query::<Vec<Vec<u8>>>(&mut *connection) else {
             continue;
         };
-        let entries = entries.iter().map(|entry| String::from_utf8_lossy(entry).into_owned());
+        let entries = entries
+            .iter()
+            .map(|entry| String::from_utf8_lossy(entry).into_owned());
         if !tell(InRedis::Uuids(entries.collect())) {
             return Ok(());
         }
@@ -214,7 +220,9 @@ mod tests {
     #[test]
     fn names_that_a_shell_could_take_for_something_else_are_not_offered() {
         let mut names = Names::new("a");
-        names.add(["a", "b", "a:b", "a$(x)", "a b", "a`x`", "a;x", "a", "a*", "a\n"]);
+        names.add([
+            "a", "b", "a:b", "a$(x)", "a b", "a`x`", "a;x", "a", "a*", "a\n",
+        ]);
         assert_eq!(names.found, ["a", "a:b"]);
         let mut names = Names::new("");
         names.add(["-x", "", "x"]);

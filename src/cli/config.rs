@@ -10,9 +10,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::output::{
-    JsonLayout, eprint_line, eprint_lines, format_json, print_line, print_lines,
-};
+use super::output::{JsonLayout, eprint_line, eprint_lines, format_json, print_line, print_lines};
 use super::status::find;
 use crate::config::{Config, ConfigErrors, ShownConfig, ShownPlace, json_schema, yaml_text};
 use crate::exit::Exit;
@@ -82,7 +80,10 @@ impl ConfigCommand {
             Self::Show(show) => show.run(settings, env_file, is_named),
             Self::Init(init) => init.run(settings),
             Self::Schema => {
-                print_lines(format_json(&json_schema().to_string(), JsonLayout::Indented));
+                print_lines(format_json(
+                    &json_schema().to_string(),
+                    JsonLayout::Indented,
+                ));
                 Exit::Ok
             }
         }
@@ -364,8 +365,14 @@ fn starting_text(has_schema: bool) -> &'static str {
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
     // It may come to hold secrets.
-    let mut file = options.write(true).create_new(true).mode(0o640).open(path)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o640)
+        .open(path)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all());
     written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 

@@ -471,7 +471,13 @@ pub(super) fn forms_of_entries() -> [(&'static str, OptionForms); 4] {
         })
     };
     let of_chain = |keys: &mut Options| {
-        chain("", keys, &Mapping::new(), &mut HashMap::new(), String::new());
+        chain(
+            "",
+            keys,
+            &Mapping::new(),
+            &mut HashMap::new(),
+            String::new(),
+        );
     };
     [
         ("links", of_module(|_| OnOutage::Hold)),

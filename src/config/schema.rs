@@ -37,8 +37,12 @@ const NOT_NATIVE: [&str; 8] = ["false", "False", "FALSE", "no", "No", "off", "Of
 
 /// The sections whose entries name built-in modules, and a function for what is asked of each of these.
 pub const MODULE_SECTIONS: [(&str, fn() -> Vec<&'static str>); 2] = [
-    ("links", || link::MODULES.iter().map(|row| row.name).collect()),
-    ("storages", || storage::MODULES.iter().map(|row| row.name).collect()),
+    ("links", || {
+        link::MODULES.iter().map(|row| row.name).collect()
+    }),
+    ("storages", || {
+        storage::MODULES.iter().map(|row| row.name).collect()
+    }),
 ];
 
 /// What a built-in module of `links` or `storages` asks of its options.
@@ -247,13 +251,18 @@ fn value(kind: &OptionKind) -> Value {
 fn meaning(headings: &[&str], name: &str) -> Option<String> {
     headings.iter().find_map(|heading| {
         let row = rows(heading).find(|cells| cells.iter().take(2).any(|cell| names(cell, name)))?;
-        row.last().map(|cell| text_of(cell)).filter(|text| !text.is_empty())
+        row.last()
+            .map(|cell| text_of(cell))
+            .filter(|text| !text.is_empty())
     })
 }
 
 /// The rows of the tables under a heading, up to the next heading.
 fn rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> + use<'_> {
-    let section = MANUAL.lines().skip_while(move |line| *line != heading).skip(1);
+    let section = MANUAL
+        .lines()
+        .skip_while(move |line| *line != heading)
+        .skip(1);
     let section = section.take_while(|line| !line.starts_with("## ") && !line.starts_with("### "));
     let rows = section.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
     rows.map(|row| row.split(" | ").map(str::trim).collect())
@@ -262,7 +271,9 @@ fn rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> + use<'_> {
 /// Whether the cell names this, as the only thing or one of several.
 fn names(cell: &str, name: &str) -> bool {
     let quoted = cell.split(", ");
-    quoted.into_iter().any(|it| it.strip_prefix('`').and_then(|it| it.strip_suffix('`')) == Some(name))
+    quoted
+        .into_iter()
+        .any(|it| it.strip_prefix('`').and_then(|it| it.strip_suffix('`')) == Some(name))
 }
 
 /// Markdown without links.
@@ -313,7 +324,10 @@ mod tests {
         assert_eq!(options["required"], json!(["database", "user"]));
         assert_eq!(options["properties"]["connect_timeout"]["default"], 10);
         assert_eq!(options["properties"]["port"]["type"][0], "array");
-        assert_eq!(options["properties"]["sslmode"]["anyOf"][0]["enum"][0], "disable");
+        assert_eq!(
+            options["properties"]["sslmode"]["anyOf"][0]["enum"][0],
+            "disable"
+        );
         assert!(options["properties"]["password_file"]["description"].is_string());
         assert!(options["properties"]["dbname"].is_null());
         let options = &schema["definitions"]["links/links.python"];

@@ -9,8 +9,8 @@ use std::path::Path;
 use super::schema::{forms_of_follower, forms_of_module};
 use super::{ConfigErrors, source};
 use crate::options::forms::{OptionForms, OptionKind};
-use crate::options::yaml::{self, Entry, Mapping, Node, NodeKind};
 use crate::options::scalars;
+use crate::options::yaml::{self, Entry, Mapping, Node, NodeKind};
 use crate::secret::names_a_secret;
 use crate::visible::is_visible;
 
@@ -109,9 +109,15 @@ fn hide_section(section: &str, node: &mut Node) {
                     Some(NodeKind::Scalar(module)) => forms_of_module(section, module),
                     _ => None,
                 };
-                let mut options = keys.get_mut("options").map(|it| std::mem::replace(&mut it.value, nothing()));
+                let mut options = keys
+                    .get_mut("options")
+                    .map(|it| std::mem::replace(&mut it.value, nothing()));
                 hide_options(keys, None);
-                if let Some(Node { kind: NodeKind::Mapping(options), .. }) = &mut options {
+                if let Some(Node {
+                    kind: NodeKind::Mapping(options),
+                    ..
+                }) = &mut options
+                {
                     hide_options(options, module.as_ref());
                 }
                 if let (Some(entry), Some(options)) = (keys.get_mut("options"), options) {
@@ -236,7 +242,9 @@ fn hidden_url(text: &str, is_secret: bool) -> String {
         shown.push_str(before);
         shown.push_str("://");
         let is_web = before.ends_with("http") || before.ends_with("https");
-        let end = after.find([' ', '\t', '\n', '"', '\'', '>']).unwrap_or(after.len());
+        let end = after
+            .find([' ', '\t', '\n', '"', '\'', '>'])
+            .unwrap_or(after.len());
         let (url, behind) = after.split_at(end);
         let (url, query) = match url.split_once(['?', '#']) {
             Some((url, query)) => (url, Some(query)),

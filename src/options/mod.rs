@@ -276,7 +276,9 @@ impl Options {
         let word = known.iter().copied().find(|word| *word == text);
         if word.is_none() {
             let expected = match known {
-                [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+                [first @ .., last] if !first.is_empty() => {
+                    format!("{} or {last}", first.join(", "))
+                }
                 _ => known.concat(),
             };
             self.fault_of_value(key, &text, &expected);

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{ChildState, ChildView, DaemonPhase, Snapshot, is_silent};
+use crate::spelling::counted;
 use crate::view::Hold;
 
 /// How long a child slot may be without a process, and how long a worker must have been ready in a slot that was
@@ -48,7 +49,10 @@ impl HealthCheck {
             return Err(faults);
         }
         let phase = header.phase.map_or("unknown", DaemonPhase::as_str);
-        Ok(format!("healthy: {phase}, {} workers", header.wanted))
+        Ok(format!(
+            "healthy: {phase}, {}",
+            counted(header.wanted, "worker")
+        ))
     }
 
     fn workers(&mut self, snapshot: &Snapshot) -> Vec<String> {
@@ -220,7 +224,7 @@ mod tests {
             (ChildState::Vacant, NOW - GRACE),
         ] {
             let judged = judged(&[place(state, since, None)]);
-            assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
+            assert_eq!(judged.unwrap(), "healthy: running, 1 worker");
         }
         let soon = place(ChildState::Vacant, NOW, Some(NOW + LONG_WAIT - 1));
         assert!(judged(&[soon]).is_ok());
