@@ -3,6 +3,7 @@
 //! Hidden, quick and silent: what is not known in time is not offered.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,13 +31,25 @@ const MOST_LOOKED_AT: u64 = 1000;
 /// What to name.
 #[derive(Debug, Args)]
 pub struct CompleteArgs {
-    /// What to name
-    #[arg(value_enum, value_delimiter = ',', required = true)]
-    what: Vec<NameKind>,
+    /// What to name: lists, chains, storages, queues, uuids; several with commas between them
+    what: NameKinds,
 
     /// What the names begin with
     #[arg(allow_hyphen_values = true, default_value = "")]
     prefix: String,
+}
+
+/// Several of them.
+#[derive(Debug, Clone)]
+struct NameKinds(Vec<NameKind>);
+
+impl FromStr for NameKinds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let kinds = text.split(',').map(|word| NameKind::from_str(word, false));
+        kinds.collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// What has names.
@@ -63,7 +76,7 @@ impl CompleteArgs {
         let plan = plan.unwrap_or_default();
         let mut names = Names::new(&self.prefix);
         let mut uuids = Names::new(&self.prefix.to_ascii_lowercase());
-        for kind in &self.what {
+        for kind in &self.what.0 {
             match kind {
                 NameKind::Lists => {
                     names.add(plan.ingress_lists().iter().map(|list| list.as_str()));
@@ -79,7 +92,7 @@ impl CompleteArgs {
                 NameKind::Uuids => {}
             }
         }
-        let is_asked = |kind: NameKind| self.what.contains(&kind);
+        let is_asked = |kind: NameKind| self.what.0.contains(&kind);
         if is_asked(NameKind::Uuids) {
             let view = daemon.map(|snapshot| View::new(&snapshot, Some(&plan), None));
             let workers = view.iter().flat_map(|view| &view.workers);
