@@ -105,7 +105,7 @@ pub fn json_schema() -> Value {
     properties.insert("followers".to_owned(), followers);
     for section in SECTIONS {
         let known = properties.entry(section).or_insert_with(|| json!({}));
-        if let Some(meaning) = meaning(&["## The file"], section) {
+        if let Some(meaning) = meaning(&["### Sections"], section) {
             known["description"] = meaning.into();
         }
     }
