@@ -1,4 +1,4 @@
-//! "Did you mean …?" for misspelt names of options, modules and variables.
+//! "Did you mean …?" for misspelt names of options, modules and variables; and the plural.
 
 /// `; did you mean ...?` if one of `known` is at most two edits away from `name`.
 pub fn did_you_mean<S: AsRef<str>>(name: &str, known: impl IntoIterator<Item = S>) -> String {
@@ -12,6 +12,18 @@ pub fn did_you_mean<S: AsRef<str>>(name: &str, known: impl IntoIterator<Item = S
         }
         _ => String::new(),
     }
+}
+
+/// `1 worker`, `4 workers`; `1 entry`, `2 entries`.
+pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    // More than that is many, too.
+    let count = count.try_into().unwrap_or(u64::MAX);
+    let plural = match noun.strip_suffix('y') {
+        _ if count == 1 => return format!("1 {noun}"),
+        Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies"),
+        _ => format!("{noun}s"),
+    };
+    format!("{count} {plural}")
 }
 
 /// The number of letters to insert, remove or replace to get from `a` to `b`.
@@ -37,6 +49,20 @@ pub fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        for (count, noun, text) in [
+            (0, "worker", "0 workers"),
+            (1, "worker", "1 worker"),
+            (2, "entry", "2 entries"),
+            (1, "entry", "1 entry"),
+            (3, "key", "3 keys"),
+            (2, "vCon", "2 vCons"),
+        ] {
+            assert_eq!(counted(count, noun), text);
+        }
+    }
 
     #[test]
     fn distance_counts_edits() {

@@ -1,5 +1,5 @@
 //! Writes the files of a package that come from the program itself: the manual, completions for
-//! shells, and the file of settings.
+//! shells, the file of settings, and the schema of config.yml.
 //!
 //! ```sh
 //! cargo run --example generate -- FOLDER
@@ -41,6 +41,8 @@ pub fn files() -> Result<Vec<File>, Box<dyn Error>> {
     files.extend(completions::scripts());
     let settings = settings_file::text().into_bytes();
     files.push(("conserver.env".to_owned(), settings));
+    let schema = serde_json::to_vec_pretty(&conserver::config::json_schema())?;
+    files.push(("config.schema.json".to_owned(), schema));
     Ok(files)
 }
 

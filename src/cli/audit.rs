@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::load_config;
 use super::output::{
-    byte_size, eprint_line, output_failed, progress_bar_of, remaining_ttl, truncated,
+    byte_size, counted, eprint_line, output_failed, progress_bar_of, remaining_ttl, truncated,
 };
 use super::storage_access::StorageHandle;
 use crate::config::{Config, ListName, ModuleConfig};
@@ -420,8 +420,9 @@ impl AuditReport {
         }
         writeln!(
             out,
-            "Looked for {} vCons; in no list, with no worker and in no storage: {}",
-            self.documents, self.found
+            "Looked for {}; in no list, with no worker and in no storage: {}",
+            counted(self.documents, "vCon"),
+            self.found
         )?;
         if self.requeued > 0 {
             writeln!(out, "Put {} back", self.requeued)?;

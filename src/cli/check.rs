@@ -5,11 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use comfy_table::{ContentArrangement, Table};
+use ratatui::crossterm::style::Stylize as _;
+use unicode_width::UnicodeWidthStr as _;
 
-use super::load_config;
-use super::output::{counted, eprint_line, eprint_lines, print_lines};
-use crate::config::{Config, Follower};
+use super::output::{
+    counted, eprint_line, eprint_lines, has_colours, line_width, print_coloured, wrapped,
+};
+use crate::config::{Config, ConfigErrors, Follower};
 use crate::exit::Exit;
 use crate::http_client;
 use crate::monitor;
@@ -58,20 +60,25 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
         mistakes.push(warning.clone());
     }
     mistakes.iter().for_each(warn);
-    let config = match load_config(settings) {
+    let refused = |errors: ConfigErrors| {
+        let (faults, warnings) = errors.counts();
+        eprint_lines(errors);
+        print_summary("the configuration", faults, mistakes.len() + warnings);
+        Exit::Config
+    };
+    let config = match Config::load(&settings.config_file) {
         Ok(config) => config,
-        Err(exit) => return exit,
+        Err(errors) => return refused(errors),
     };
     let python = match config.check_python(&settings.config_file) {
         Ok(warnings) => warnings,
-        Err(errors) => {
-            eprint_lines(errors);
-            return Exit::Config;
-        }
+        Err(errors) => return refused(errors),
     };
     let odd: Vec<String> = config.warnings.lines().chain(python.lines()).collect();
     odd.iter().for_each(warn);
-    if deny_warnings && !(mistakes.is_empty() && odd.is_empty()) {
+    let mut warnings = mistakes.len() + odd.len();
+    if deny_warnings && warnings > 0 {
+        print_summary(&parts(&config), 0, warnings);
         return Exit::Config;
     }
     let series = config.chains.len() + config.links.len() + config.storages.len();
@@ -80,6 +87,7 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
             "there are {series} chains, links and storages, and the scoreboard has room for the figures of \
              {MOST_SERIES}: some chains have none"
         ));
+        warnings += 1;
     }
     let mut rows = Vec::new();
     rows.extend(
@@ -162,16 +170,9 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
 
     let crowded = crowded(settings, &config, &rows);
     crowded.iter().for_each(warn);
-    let mut table = Table::new();
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    for row in &rows {
-        table.add_row([
-            &*printable(&row.what),
-            if row.exit == Exit::Ok { "ok" } else { "FAILED" },
-            &*printable(&row.detail),
-        ]);
-    }
-    print_lines(table);
+    print_coloured(table(&rows, line_width(), has_colours()));
+    let failed = rows.iter().filter(|row| row.exit != Exit::Ok).count();
+    print_summary(&parts(&config), failed, warnings + crowded.len());
     let is = |exit: Exit| rows.iter().any(|row| row.exit == exit);
     match (is(Exit::Config), is(Exit::Unavailable)) {
         (true, _) => Exit::Config,
@@ -179,6 +180,96 @@ fn check(settings: &Settings, env_file: &EnvFile, offline: bool, deny_warnings: 
         (false, true) => Exit::Unavailable,
         (false, false) => Exit::Ok,
     }
+}
+
+/// `3 chains, 5 links, 4 storages`, and what else there is.
+fn parts(config: &Config) -> String {
+    let parts = [
+        (config.chains.len(), "chain", true),
+        (config.links.len(), "link", true),
+        (config.storages.len(), "storage", true),
+        (config.followers.len(), "follower", false),
+        (config.tracers.len(), "tracer", false),
+    ];
+    let shown = parts
+        .into_iter()
+        .filter(|(count, _, is_always)| *is_always || *count > 0);
+    let shown: Vec<String> = shown.map(|(count, noun, _)| counted(count, noun)).collect();
+    shown.join(", ")
+}
+
+/// Prints the last line: `3 chains, 5 links, 4 storages: 1 error, 2 warnings`.
+fn print_summary(of: &str, errors: usize, warnings: usize) {
+    let found = format!(
+        "{}, {}",
+        counted(errors, "error"),
+        counted(warnings, "warning")
+    );
+    let found = match (errors, warnings) {
+        _ if !has_colours() => found,
+        (0, 0) => found.green().to_string(),
+        (0, _) => found.yellow().to_string(),
+        _ => found.red().bold().to_string(),
+    };
+    print_coloured(format_args!("{of}: {found}"));
+}
+
+/// The columns of the state, and between two columns.
+const STATE: usize = 6;
+const GAP: usize = 2;
+
+/// A row needs as many columns for what it says of something; with less, that goes below its name.
+const NARROWEST_DETAIL: usize = 40;
+
+/// The rows in lines of at most `width` columns: the state, what it is about, and what there is to say of it.
+fn table(rows: &[CheckRow], width: usize, has_colours: bool) -> String {
+    let first = STATE + GAP;
+    let names: Vec<_> = rows.iter().map(|row| printable(&row.what)).collect();
+    let longest = names
+        .iter()
+        .map(|name| name.width())
+        .max()
+        .unwrap_or_default();
+    let name_width = longest.min(width / 3);
+    let beside = first + name_width + GAP;
+    let mut lines = Vec::new();
+    for (row, name) in rows.iter().zip(names) {
+        let state = match (row.exit == Exit::Ok, has_colours) {
+            (true, false) => "ok    ".to_owned(),
+            (false, false) => "FAILED".to_owned(),
+            (true, true) => "ok    ".green().to_string(),
+            (false, true) => "FAILED".red().bold().to_string(),
+        };
+        let detail = printable(&row.detail);
+        let longest = detail
+            .split(' ')
+            .map(|word| word.width())
+            .max()
+            .unwrap_or_default();
+        let room = width.saturating_sub(beside);
+        // A UUID or a URL stays whole if it can.
+        let is_beside = name.width() <= name_width && room >= longest.max(NARROWEST_DETAIL);
+        let (indent, room) = match is_beside {
+            true => (beside, room),
+            false => (first + GAP, width.saturating_sub(first + GAP)),
+        };
+        let mut details = wrapped(&detail, room).into_iter();
+        let names = wrapped(&name, width.saturating_sub(first));
+        for (number, name) in names.iter().enumerate() {
+            let state = if number == 0 { &state } else { "      " };
+            let mut line = format!("{state}  {name}");
+            if is_beside {
+                let blank = name_width - name.width() + GAP;
+                line.extend(std::iter::repeat_n(' ', blank));
+                line.extend(details.next());
+            }
+            lines.push(line.trim_end().to_owned());
+        }
+        let blank = " ".repeat(indent);
+        let details = details.filter(|it| !it.is_empty());
+        lines.extend(details.map(|detail| format!("{blank}{detail}")));
+    }
+    lines.join("\n")
 }
 
 struct CheckRow {
@@ -392,4 +483,55 @@ fn server_facts(connection: &mut RedisConnection) -> Result<String, QueueError> 
         "plain string documents"
     };
     Ok(format!("version {version}, {documents}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(what: &str, exit: Exit, detail: &str) -> CheckRow {
+        CheckRow {
+            exit,
+            ..CheckRow::fine(what, detail.to_owned())
+        }
+    }
+
+    #[test]
+    fn the_table_fits_and_breaks_no_word_that_fits_on_a_line() {
+        const UUID: &str = "05cec3d4-4b6e-4d8f-9d35-0a1b2c3d4e5f";
+        let url = "https://search.example.org:9200/a/long/path/to/it";
+        let rows = [
+            row("settings", Exit::Ok, "1 worker x 1 lane"),
+            row(
+                "storage search",
+                Exit::Unavailable,
+                &format!("{url} does not answer within 5 s"),
+            ),
+            row("storage pg\n", Exit::Ok, UUID),
+            row(&"x".repeat(70), Exit::Ok, "long"),
+        ];
+        for width in [20, 60, 80, 100, 200] {
+            let text = table(&rows, width, false);
+            for line in text.lines() {
+                assert!(line.width() <= width, "{width}: {line}\n{text}");
+            }
+            for (word, needs) in [(UUID, 46), (url, 60)] {
+                assert_eq!(
+                    text.contains(word),
+                    width >= needs,
+                    "{width}: {word}\n{text}"
+                );
+            }
+            assert!(!text.contains('\u{1b}') && text.contains("pg\\n"), "{text}");
+        }
+        let expected = format!(
+            "ok      settings        1 worker x 1 lane\n\
+             FAILED  storage search  {url} does\n\
+             \x20                       not answer within 5 s\n\
+             ok      storage pg\\n    {UUID}"
+        );
+        assert_eq!(table(&rows[..3], 80, false), expected);
+        let coloured = table(&rows, 100, true);
+        assert!(coloured.contains("\u{1b}["), "{coloured:?}");
+    }
 }

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::interruption;
-use super::output::{eprint_line, megabytes, print_line, print_lines, progress_bar};
+use super::output::{counted, eprint_line, megabytes, print_line, print_lines, progress_bar};
 use super::submit::parse_vcon;
 use crate::child::MONITOR_SLOT;
 use crate::config::ListName;
@@ -123,8 +123,8 @@ impl DemoArgs {
         let vcons = self.samples()?;
         submit_all(&redis, &vcons, &interrupted)?;
         print_line(format_args!(
-            "Submitted {} vCons to list default",
-            vcons.len()
+            "Submitted {} to list default",
+            counted(vcons.len(), "vCon")
         ));
 
         let config = write_config(&folder, &files).map_err(system("write the configuration"))?;
@@ -517,7 +517,10 @@ impl DemoReport {
             let average = memory.iter().sum::<u64>() / memory.len() as u64;
             let text = format!("{}, most {}", megabytes(average), megabytes(*most));
             rows.push((
-                format!("memory per worker (PSS, {} workers)", memory.len()),
+                format!(
+                    "memory per worker (PSS, {})",
+                    counted(memory.len(), "worker")
+                ),
                 text,
             ));
         }

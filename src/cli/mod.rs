@@ -3,6 +3,8 @@
 
 mod audit;
 mod check;
+mod complete;
+mod config;
 mod control;
 mod delete;
 mod demo;
@@ -71,6 +73,9 @@ enum Command {
     /// Exits 0 when all is well, 78 when a setting or the configuration is wrong (with
     /// --deny-warnings also when there is a warning), 69 when a server cannot be reached.
     Check(check::CheckArgs),
+    /// Show the configuration in force, write one to start with, print its schema
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show what the daemon on this machine does: its workers, what they work on, their memory
     ///
     /// Reads the scoreboard the daemon keeps, without touching Redis. Exits 0 when a daemon runs,
@@ -199,6 +204,8 @@ enum Command {
     /// Commit and date are those of the source, and unknown if the build did not name them.
     Version(version::VersionArgs),
     #[command(hide = true)]
+    Complete(complete::CompleteArgs),
+    #[command(hide = true)]
     Child(run::ChildCommand),
     #[command(hide = true)]
     Candidate(run::CandidateCommand),
@@ -224,9 +231,11 @@ impl Command {
             | Self::Scale(_)
             | Self::Reload(_)
             | Self::Drain(_) => Needs::Settings,
-            Self::Status(_) | Self::Top(_) => Needs::Scoreboard,
+            Self::Config(config) if config.shows_settings() => Needs::Settings,
+            Self::Status(_) | Self::Top(_) | Self::Complete(_) => Needs::Scoreboard,
             Self::Migrate(_) => Needs::IfAsked,
             Self::Run
+            | Self::Config(_)
             | Self::Demo(_)
             | Self::Logs(_)
             | Self::Version(_)
@@ -243,6 +252,7 @@ impl Command {
             Self::Status(status) => status.asks_redis(),
             Self::Check(check) => check.asks_redis(),
             Self::Scale(_) | Self::Reload(_) | Self::Drain(_) => false,
+            Self::Config(_) | Self::Complete(_) => false,
             command => matches!(command.needs(), Needs::Settings | Needs::Scoreboard),
         }
     }
@@ -315,7 +325,10 @@ fn take_settings(cli: &mut Cli) -> Result<EnvFile, Refusal> {
             why: format!("could not set CONSERVER_INSTANCE: {error}"),
         })?;
     }
-    if !matches!(cli.command, None | Some(Command::Run | Command::Check(_))) {
+    if !matches!(
+        cli.command,
+        None | Some(Command::Run | Command::Check(_) | Command::Complete(_))
+    ) {
         for warning in file.warnings() {
             output::eprint_line(format_args!("warning: {warning}"));
         }
@@ -389,6 +402,8 @@ pub fn main() -> Exit {
     match cli.command {
         None | Some(Command::Run) => run::run(settings, &env_file),
         Some(Command::Check(check)) => check.run(&settings, &env_file),
+        Some(Command::Config(command)) => command.run(&settings, &env_file, cli.config.is_some()),
+        Some(Command::Complete(complete)) => complete.run(&settings),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
         Some(Command::Pause(pause)) => pause.run(&settings),

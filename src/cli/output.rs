@@ -9,10 +9,13 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use log::Level;
+use ratatui::crossterm::terminal;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::exit::Exit;
+use crate::logging::{self, no_color};
+pub(super) use crate::spelling::counted;
 pub(super) use crate::view::duration;
-use crate::logging;
 use crate::view::fixed;
 use crate::visible::{Printable, printable, printable_lines};
 
@@ -101,6 +104,62 @@ pub(super) fn progress_bar_of(steps: u64, template: &str) -> ProgressBar {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
+}
+
+/// The columns of a line without a terminal.
+const USUAL_WIDTH: usize = 100;
+
+/// The columns of a line on standard output: those that `COLUMNS` says, else those of the terminal.
+pub(super) fn line_width() -> usize {
+    let said = std::env::var("COLUMNS").ok();
+    let said = said.and_then(|columns| columns.parse().ok());
+    let is_terminal = io::stdout().is_terminal();
+    let of_terminal = || {
+        let size = terminal::size().ok().filter(|_| is_terminal);
+        size.map(|(columns, _)| usize::from(columns))
+    };
+    let width = said.or_else(of_terminal).filter(|columns| *columns > 0);
+    width.unwrap_or(USUAL_WIDTH)
+}
+
+/// Whether standard output shows colours.
+pub(super) fn has_colours() -> bool {
+    io::stdout().is_terminal() && !no_color()
+}
+
+/// The text in lines of at most `width` columns. A word is broken only if it is longer than a line.
+pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(1);
+    let (mut lines, mut line, mut used) = (Vec::new(), String::new(), 0);
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let columns = word.width();
+        if used > 0 && used + 1 + columns > width {
+            lines.push(std::mem::take(&mut line));
+            used = 0;
+        }
+        if used > 0 {
+            line.push(' ');
+            used += 1;
+        }
+        for c in word.chars() {
+            let columns = c.width().unwrap_or_default();
+            if used > 0 && used + columns > width {
+                lines.push(std::mem::take(&mut line));
+                used = 0;
+            }
+            line.push(c);
+            used += columns;
+        }
+    }
+    if !line.is_empty() || lines.is_empty() {
+        lines.push(line);
+    }
+    lines
+}
+
+/// Prints text whose parts from elsewhere have been made printable, and which has colours.
+pub(super) fn print_coloured(text: impl Display) {
+    print(text);
 }
 
 /// An empty table that fits the width of the terminal.
@@ -222,14 +281,6 @@ pub(super) fn remaining_ttl(ttl: Option<u64>) -> String {
     ttl.map_or("for ever".to_owned(), |seconds| duration(seconds as f64))
 }
 
-/// `1 worker`, `4 workers`
-pub(super) fn counted(count: impl Into<u64>, noun: &str) -> String {
-    match count.into() {
-        1 => format!("1 {noun}"),
-        count => format!("{count} {noun}s"),
-    }
-}
-
 /// `24.1 MB`, of 2^20 bytes.
 pub(super) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
@@ -276,6 +327,20 @@ mod tests {
             ("", "''"),
         ] {
             assert_eq!(shell_word(text), word);
+        }
+    }
+
+    #[test]
+    fn words_are_broken_only_if_they_are_longer_than_a_line() {
+        for (text, width, lines) in [
+            ("", 5, &[""][..]),
+            ("a b c", 3, &["a b", "c"]),
+            ("ab  cd", 9, &["ab cd"]),
+            ("a abcdefg b", 5, &["a", "abcde", "fg b"]),
+            ("世界 世界", 4, &["世界", "世界"]),
+            ("ab", 0, &["a", "b"]),
+        ] {
+            assert_eq!(wrapped(text, width), lines, "{text} {width}");
         }
     }
 

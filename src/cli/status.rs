@@ -295,7 +295,10 @@ pub(super) fn on_hold(hold: &Hold) -> Trouble {
 pub(super) fn outage(outage: &Outage, queues: Option<&Queues>) -> Trouble {
     let queue = queues.and_then(|queues| queues.storages.get(&outage.storage));
     let waiting = match queue {
-        Some(Some(queue)) => format!("{} vCons wait", queue.backlog),
+        Some(Some(queue)) => match queue.backlog {
+            1 => "1 vCon waits".to_owned(),
+            more => format!("{more} vCons wait"),
+        },
         _ => "its vCons wait".to_owned(),
     };
     let what = format!(

@@ -78,7 +78,8 @@ impl Follower {
         }
     }
 
-    fn read(name: &str, options: &mut Options) -> Option<Self> {
+    /// Reads one, and records what is wrong with it.
+    pub(super) fn read(name: &str, options: &mut Options) -> Option<Self> {
         let url = url(options);
         let token = token(options);
         let egress_list = list(options, "egress_list");

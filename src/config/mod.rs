@@ -30,6 +30,8 @@ pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
 pub use outline::{NamedModule, Outline, Section};
 pub use python::package_of;
+pub use schema::{MODULE_SECTIONS, json_schema};
+pub use shown::{ShownConfig, ShownPlace, yaml_text};
 pub use source::{Source, Stamp};
 
 mod advice;
@@ -39,6 +41,8 @@ mod outline;
 mod properties;
 mod python;
 mod read;
+mod schema;
+mod shown;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -419,16 +423,10 @@ impl OnOutage {
 
     /// Reads it from the keys of a storage.
     pub(super) fn read(keys: &mut Options) -> Self {
-        let Some(text) = keys.string(KEY) else {
-            return Self::default();
-        };
         let known = [Self::Hold, Self::Defer];
-        let meant = known.into_iter().find(|it| it.as_str() == text);
-        meant.unwrap_or_else(|| {
-            let shown: String = text.chars().take(80).collect();
-            keys.fault(KEY, format!("{shown:?} is not hold or defer"));
-            Self::default()
-        })
+        let word = keys.word_or(KEY, Self::default().as_str(), &known.map(Self::as_str));
+        let meant = known.into_iter().find(|it| Some(it.as_str()) == word);
+        meant.unwrap_or_default()
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     Opener, Plan, Surroundings, Tracer, egress_lists, followers,
 };
 use crate::options::error::{Fault, Findings, listed};
+use crate::options::forms::OptionForms;
 use crate::options::substitution::Environment;
 use crate::options::yaml::{Entry, Mapping, Node, NodeKind, joined};
 use crate::options::{Common, Lone, Options, scalars};
@@ -22,7 +23,7 @@ use crate::spelling::did_you_mean;
 use crate::{link, storage};
 
 /// The keys at the top of the file.
-const SECTIONS: [&str; 7] = [
+pub(super) const SECTIONS: [&str; 7] = [
     "links",
     "storages",
     "chains",
@@ -33,7 +34,7 @@ const SECTIONS: [&str; 7] = [
 ];
 
 /// What the names of sections begin with that only hold values for others to repeat.
-const OWN: &str = "x-";
+pub(super) const OWN: &str = "x-";
 
 /// Keys that the configurations of older deployments have in links.
 const LISTS: [&str; 4] = [
@@ -322,14 +323,13 @@ impl<T: ?Sized> Modules<'_, T> {
         findings: &mut Findings,
     ) -> Option<ModuleConfig<T>> {
         let mut keys = Options::new(path, "key", entry.line, &entry.value);
-        let module = keys.required_string("module");
-        let options = keys.node("options");
-        let on_outage = (self.on_outage)(&mut keys);
-        let pip_name = keys.string("pip_name");
-        let native = keys.bool_or("native", true);
-        for lists in LISTS {
-            keys.without_effect(lists, "lists belong to chains");
-        }
+        let ModuleKeys {
+            module,
+            options,
+            on_outage,
+            pip_name,
+            native,
+        } = ModuleKeys::read(&mut keys, self.on_outage);
 
         let row = self.known.iter().find(|(known, _)| *known == module);
         if row.is_some() && !native && !self.python.is_set() {
@@ -438,6 +438,56 @@ impl<T: ?Sized> Modules<'_, T> {
     }
 }
 
+/// The keys of an entry of `links` or `storages`, but for `timeout`.
+struct ModuleKeys {
+    module: String,
+    options: Option<(usize, Node)>,
+    on_outage: OnOutage,
+    pip_name: Option<String>,
+    native: bool,
+}
+
+impl ModuleKeys {
+    fn read(keys: &mut Options, on_outage: fn(&mut Options) -> OnOutage) -> Self {
+        let read = Self {
+            module: keys.required_string("module"),
+            options: keys.options_of_module(),
+            on_outage: on_outage(keys),
+            pip_name: keys.string("pip_name"),
+            native: keys.bool_or("native", true),
+        };
+        for lists in LISTS {
+            keys.without_effect(lists, "lists belong to chains");
+        }
+        read
+    }
+}
+
+/// What is asked of an entry of each section but `followers`, for the schema of the file.
+pub(super) fn forms_of_entries() -> [(&'static str, OptionForms); 4] {
+    let of_module = |on_outage: fn(&mut Options) -> OnOutage| {
+        OptionForms::of(|keys| {
+            ModuleKeys::read(keys, on_outage);
+            time_limit(keys);
+        })
+    };
+    let of_chain = |keys: &mut Options| {
+        chain(
+            "",
+            keys,
+            &Mapping::new(),
+            &mut HashMap::new(),
+            String::new(),
+        );
+    };
+    [
+        ("links", of_module(|_| OnOutage::Hold)),
+        ("storages", of_module(OnOutage::read)),
+        ("chains", OptionForms::of(of_chain)),
+        ("tracers", OptionForms::of(|keys| drop(python_keys(keys)))),
+    ]
+}
+
 /// The beginning of a name, for a message.
 fn shown(name: &str) -> String {
     name.chars().take(80).collect()
@@ -511,12 +561,11 @@ impl PythonSection<'_> {
             return module;
         }
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
-        module.module = keys.required_string("module");
-        module.pip_name = keys.string("pip_name");
-        module.timeout = time_limit(&mut keys);
+        let options;
+        (module.module, module.pip_name, module.timeout, options) = python_keys(&mut keys);
         module.key = joined(&path, "module");
         module.line = keys.line_of("module");
-        if let Some((line, options)) = keys.node("options") {
+        if let Some((line, options)) = options {
             let path = joined(&path, "options");
             let options = Options::new(&path, "option", line, &options);
             let mut options = options.filled_from(self.environment);
@@ -527,6 +576,20 @@ impl PythonSection<'_> {
         findings.take(&mut keys);
         module
     }
+}
+
+/// The keys of an entry of `tracers` or `imports`: module, package, time limit and options.
+#[allow(clippy::type_complexity)]
+fn python_keys(
+    keys: &mut Options,
+) -> (
+    String,
+    Option<String>,
+    Option<Duration>,
+    Option<(usize, Node)>,
+) {
+    let (module, pip_name) = (keys.required_string("module"), keys.string("pip_name"));
+    (module, pip_name, time_limit(keys), keys.options_of_module())
 }
 
 impl Tracer {
@@ -560,34 +623,45 @@ fn chains(sections: &Mapping, findings: &mut Findings) -> Vec<Chain> {
     let mut taken = HashMap::new();
     for (name, path, entry) in entries(sections, "chains", findings) {
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
-        let links = defined(&mut keys, "links", "link", sections);
-        let storages = defined(&mut keys, "storages", "storage", sections);
-        let ingress_lists = list_names(&mut keys, "ingress_lists");
-        let ingress_lists = each_once(&mut keys, ingress_lists);
-        let egress_lists = list_names(&mut keys, "egress_lists");
-        let enabled = keys.bool_or("enabled", true);
-        let timeout = keys.seconds_or("timeout", 0.0);
-        if enabled {
-            for (line, list) in &ingress_lists {
-                claim(&mut taken, &mut keys, name, *line, list);
-            }
-        }
-        keys.without_effect("tracers", "a tracer runs for all chains");
-        keys.finish();
         let details = details(name, entry);
+        chains.push(chain(name, &mut keys, sections, &mut taken, details));
+        keys.finish();
         findings.take(&mut keys);
-        chains.push(Chain {
-            name: name.to_owned(),
-            links,
-            storages,
-            ingress_lists: ingress_lists.into_iter().map(|(_, list)| list).collect(),
-            egress_lists: egress_lists.into_iter().map(|(_, list)| list).collect(),
-            enabled,
-            timeout: (timeout > Duration::ZERO).then_some(timeout),
-            details,
-        });
     }
     chains
+}
+
+/// One chain. `taken` are the lists of the enabled chains before it.
+fn chain(
+    name: &str,
+    keys: &mut Options,
+    sections: &Mapping,
+    taken: &mut HashMap<ListName, (String, usize)>,
+    details: String,
+) -> Chain {
+    let links = defined(keys, "links", "link", sections);
+    let storages = defined(keys, "storages", "storage", sections);
+    let ingress_lists = list_names(keys, "ingress_lists");
+    let ingress_lists = each_once(keys, ingress_lists);
+    let egress_lists = list_names(keys, "egress_lists");
+    let enabled = keys.bool_or("enabled", true);
+    let timeout = keys.seconds_or("timeout", 0.0);
+    if enabled {
+        for (line, list) in &ingress_lists {
+            claim(taken, keys, name, *line, list);
+        }
+    }
+    keys.without_effect("tracers", "a tracer runs for all chains");
+    Chain {
+        name: name.to_owned(),
+        links,
+        storages,
+        ingress_lists: ingress_lists.into_iter().map(|(_, list)| list).collect(),
+        egress_lists: egress_lists.into_iter().map(|(_, list)| list).collect(),
+        enabled,
+        timeout: (timeout > Duration::ZERO).then_some(timeout),
+        details,
+    }
 }
 
 /// A chain's entry as JSON, with its name, if it does not say another.

@@ -94,10 +94,8 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     for key in S3_OPTIONS {
         options.pass_over(key);
     }
-    if options.filled_string("s3_bucket").is_some() {
-        let message = "is not supported: keep the whole vCon with storage.s3, or its bodies with post_media_to_url";
-        options.fault("s3_bucket", message);
-    }
+    let instead = "keep the whole vCon with storage.s3, or its bodies with post_media_to_url";
+    options.not_supported("s3_bucket", instead);
     Box::new(Diet {
         dialog_bodies: options.bool_or("remove_dialog_body", false),
         media,

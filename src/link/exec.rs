@@ -41,8 +41,10 @@ enum Exec {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
+    options.require("command");
     let command = options.strings("command");
     match command.as_slice() {
+        [] if !options.is_given("command") => {}
         [] => options.fault("command", "needs at least the name of a program"),
         [line] if line.trim().contains(char::is_whitespace) => options.fault(
             "command",
@@ -54,12 +56,12 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
     if command.iter().any(|word| word.contains('\0')) {
         options.fault("command", "a word has a NUL in it");
     }
-    let mode = options.string_or("mode", "once");
+    let mode = options.word_or("mode", "once", &["once", "stream"]);
     let handed = options.json("options");
     let name = command.first().cloned().unwrap_or_default();
     let program = Program::open(options, command, &name);
-    Box::new(match mode.as_str() {
-        "stream" => {
+    Box::new(match mode {
+        Some("stream") => {
             // Writing a string to memory does not fail.
             let link = serde_json::to_string(options.owner()).unwrap_or_default();
             let handed = handed.as_deref().unwrap_or("{}");
@@ -68,15 +70,11 @@ pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
                 constant: one_line(format!(r#","link":{link},"options":{handed}"#)),
             }
         }
-        "once" => {
-            if handed.is_some() {
+        mode => {
+            if handed.is_some() && mode.is_some() {
                 let message = "are for `mode: stream`; give the program arguments in `command`";
                 options.fault("options", message);
             }
-            Exec::Once(program)
-        }
-        other => {
-            options.fault("mode", format!("{other:?} is neither once nor stream"));
             Exec::Once(program)
         }
     })
@@ -484,7 +482,11 @@ mod tests {
     #[test]
     fn options_that_make_no_sense_are_faults() {
         for (text, expected) in [
-            ("{}", "command: needs at least the name of a program"),
+            ("{}", "command: is required"),
+            (
+                "{command: []}",
+                "command: needs at least the name of a program",
+            ),
             (
                 "command: jq -c .",
                 "command: is not split into words by a shell; write a list, as in [jq, -c, .]",
@@ -493,7 +495,7 @@ mod tests {
             ("{command: [a, \"\\0\"]}", "command: a word has a NUL in it"),
             (
                 "{command: a, mode: twice}",
-                "mode: \"twice\" is neither once nor stream",
+                "mode: \"twice\" is not once or stream",
             ),
             ("{command: a, timeout: 0}", "timeout: must be more than 0"),
             (

@@ -37,34 +37,31 @@ struct Sampler {
 }
 
 pub(super) fn open(options: &mut Options) -> Box<dyn Link> {
-    let method = options.string_or("method", "percentage");
-    let method = match method.as_str() {
-        "percentage" => {
+    let known = ["percentage", "rate", "modulo", "time_based"];
+    let method = match options.word_or("method", "percentage", &known) {
+        Some("percentage") => {
             let value = options.number_or("value", 50.0);
             if !(0.0..=100.0).contains(&value) {
                 options.fault("value", "a percentage is from 0 to 100");
             }
             Method::Chance(value / 100.0)
         }
-        "rate" => {
+        Some("rate") => {
             let value = options.number_or("value", 50.0);
             if value <= 0.0 {
                 options.fault("value", "a rate is more than 0 seconds");
             }
             Method::Chance(1.0 - (-1.0 / value).exp())
         }
-        "modulo" => {
+        Some("modulo") => {
             let value = options.integer_or("value", 50, 1..=i64::from(u32::MAX));
             Method::Modulo(u32::try_from(value).unwrap_or(1))
         }
-        "time_based" => {
+        Some("time_based") => {
             let value = options.integer_or("value", 50, 1..=i64::from(u32::MAX));
             Method::Time(value.unsigned_abs())
         }
-        other => {
-            let shown: String = other.chars().take(80).collect();
-            let known = "percentage, rate, modulo or time_based";
-            options.fault("method", format!("{shown:?} is not {known}"));
+        _ => {
             // Asked for, so that it is not reported as unknown.
             options.string("value");
             Method::Chance(0.0)

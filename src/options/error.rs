@@ -134,6 +134,11 @@ impl ConfigErrors {
         }
     }
 
+    /// How many faults there are, and how many warnings.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.faults.len(), self.warnings.warnings.len())
+    }
+
     /// The same, with what was warned of: a misspelt key may be the cause of a fault.
     pub(crate) fn with(self, warnings: ConfigWarnings) -> Self {
         Self { warnings, ..self }

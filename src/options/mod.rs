@@ -7,12 +7,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use self::error::{Fault, listed};
+use self::forms::{OptionForms, OptionKind};
 use self::substitution::Environment;
 use self::yaml::{Mapping, Node, NodeKind, joined};
 use crate::secret::Secret;
 use crate::spelling::did_you_mean;
 
 pub(crate) mod error;
+pub(crate) mod forms;
 pub(crate) mod scalars;
 pub(crate) mod substitution;
 pub(crate) mod yaml;
@@ -44,6 +46,8 @@ pub struct Options {
     owner: String,
     looked_up: Arc<[Secret]>,
     common: Common,
+    /// What is asked for, if that is to be known.
+    forms: Option<Box<OptionForms>>,
 }
 
 /// What the lanes of a process share of one link or storage; the module says what it is.
@@ -87,6 +91,13 @@ impl Options {
             owner: String::new(),
             looked_up: Arc::new([]),
             common: Common::default(),
+            forms: None,
+        }
+    }
+
+    fn note(&mut self, key: &str, kind: OptionKind, default: Option<serde_json::Value>) {
+        if let Some(forms) = &mut self.forms {
+            forms.note(key, kind, default);
         }
     }
 
@@ -122,12 +133,17 @@ impl Options {
 
     /// A mapping of anything, as JSON.
     pub fn json(&mut self, key: &str) -> Option<String> {
+        self.note(key, OptionKind::Mapping, None);
         self.mapping(key).map(|entries| scalars::object(&entries))
     }
 
     /// Everything that has not been asked for, as JSON. What stands in the mapping `key` is taken
     /// as if it stood beside it, for names that mean something else there.
     pub fn rest_as_json(&mut self, key: &str) -> String {
+        self.note(key, OptionKind::Mapping, None);
+        if let Some(forms) = &mut self.forms {
+            forms.takes_more = true;
+        }
         let within = self.mapping(key).unwrap_or_default();
         let mut rest = Mapping::new();
         let names: Vec<String> = self.entries.keys().cloned().collect();
@@ -189,6 +205,9 @@ impl Options {
 
     /// A collection that may be empty, but must be there.
     pub fn require(&mut self, key: &str) {
+        if let Some(forms) = &mut self.forms {
+            forms.note_required(key);
+        }
         if !self.is_given(key) && !self.is_broken {
             self.fault(key, "is required");
         }
@@ -202,16 +221,21 @@ impl Options {
 
     /// A string.
     pub fn string(&mut self, key: &str) -> Option<String> {
+        self.note(key, OptionKind::Text, None);
         self.scalar(key, "a string")
     }
 
     /// A string, or `default` where there is none.
     pub fn string_or(&mut self, key: &str, default: &str) -> String {
+        self.note(key, OptionKind::Text, Some(default.into()));
         self.string(key).unwrap_or_else(|| default.to_owned())
     }
 
     /// A string that must be there and not be empty.
     pub fn required_string(&mut self, key: &str) -> String {
+        if let Some(forms) = &mut self.forms {
+            forms.note_required(key);
+        }
         let before = self.faults.len();
         let value = self.string(key).unwrap_or_default();
         if value.is_empty() && self.faults.len() == before && !self.is_broken {
@@ -222,6 +246,7 @@ impl Options {
 
     /// A string that is never shown. It may stand in a file that the option `<key>_file` names.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        self.note(key, OptionKind::Secret, None);
         let given = self.string(key);
         let found = self.read_file_of(key, given.is_some());
         given.or(found).map(Secret::new)
@@ -237,9 +262,34 @@ impl Options {
         self.secret(key).filter(|it| !it.reveal().trim().is_empty())
     }
 
+    /// One of the words `known`; `default` if none is given. Another one is a fault, and `None`.
+    pub fn word_or(
+        &mut self,
+        key: &str,
+        default: &'static str,
+        known: &[&'static str],
+    ) -> Option<&'static str> {
+        self.note(key, OptionKind::Word(known.to_vec()), Some(default.into()));
+        let Some(text) = self.string(key) else {
+            return (!self.is_given(key)).then_some(default);
+        };
+        let word = known.iter().copied().find(|word| *word == text);
+        if word.is_none() {
+            let expected = match known {
+                [first @ .., last] if !first.is_empty() => {
+                    format!("{} or {last}", first.join(", "))
+                }
+                _ => known.concat(),
+            };
+            self.fault_of_value(key, &text, &expected);
+        }
+        word
+    }
+
     /// A whole number within `range`, quoted or not.
     pub fn integer_or(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
         let (least, most) = (*range.start(), *range.end());
+        self.note(key, OptionKind::Whole { least, most }, Some(default.into()));
         let expected = format!("a whole number from {least} to {most}");
         self.parsed(key, &expected, |text, plain| {
             scalars::whole(text, plain).filter(|number| range.contains(number))
@@ -249,6 +299,7 @@ impl Options {
 
     /// A yes or no, in the words of YAML 1.1 or as 1 or 0, quoted or not.
     pub fn bool_or(&mut self, key: &str, default: bool) -> bool {
+        self.note(key, OptionKind::Switch, Some(default.into()));
         self.parsed(key, "true or false", |text, _| {
             match text.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "1" => Some(true),
@@ -261,6 +312,7 @@ impl Options {
 
     /// A time in seconds, fractions allowed; not negative.
     pub fn seconds_or(&mut self, key: &str, default: f64) -> Duration {
+        self.note(key, OptionKind::Seconds, Some(default.into()));
         let seconds = self.parsed(key, "a number of seconds, 0 or more", |text, plain| {
             let seconds = scalars::any(text, plain)?;
             (0.0..=MOST_SECONDS).contains(&seconds).then_some(seconds)
@@ -271,12 +323,15 @@ impl Options {
     /// Permissions of a file, in octal: `0o644`, `0644`, `'0644'`; or as the decimal number that
     /// programs which write YAML make of that, `420`.
     pub fn mode_or(&mut self, key: &str, default: u32) -> u32 {
+        let shown = format!("0o{default:o}");
+        self.note(key, OptionKind::Permissions, Some(shown.into()));
         let expected = "file permissions in octal, as in 0o644 or '0644', or their decimal number";
         self.parsed(key, expected, scalars::mode).unwrap_or(default)
     }
 
     /// A number, quoted or not.
     pub fn number_or(&mut self, key: &str, default: f64) -> f64 {
+        self.note(key, OptionKind::Number, Some(default.into()));
         self.parsed(key, "a number", scalars::any)
             .unwrap_or(default)
     }
@@ -289,6 +344,7 @@ impl Options {
 
     /// A mapping of strings to strings that are never shown; one that is `null` is not given.
     pub fn headers(&mut self, key: &str) -> Vec<(String, Secret)> {
+        self.note(key, OptionKind::SecretMapping, None);
         let mut headers = Vec::new();
         for (name, entry) in self.mapping(key).unwrap_or_default() {
             match entry.value.kind {
@@ -303,6 +359,7 @@ impl Options {
     /// Tags: a list of names, each perhaps with a value, `name:value`; or a mapping of names to
     /// values. Each becomes `name:value`, where a name stands for its value if it has none.
     pub fn tags(&mut self, key: &str) -> Vec<String> {
+        self.note(key, OptionKind::Tags, None);
         if let Some((_, NodeKind::Mapping(_))) = self.value(key) {
             let tags = self.string_map(key).into_iter();
             return tags
@@ -321,6 +378,7 @@ impl Options {
 
     /// A mapping of strings to strings.
     pub fn string_map(&mut self, key: &str) -> Vec<(String, String)> {
+        self.note(key, OptionKind::TextMapping, None);
         let mut strings = Vec::new();
         for (name, entry) in self.mapping(key).unwrap_or_default() {
             match entry.value.kind {
@@ -333,7 +391,16 @@ impl Options {
 
     /// Passes over an option that does nothing, without a word.
     pub fn pass_over(&mut self, key: &str) {
+        self.note(key, OptionKind::PassedOver, None);
         self.told.push(key.to_owned());
+    }
+
+    /// Records an option that is known and does not work here, if it holds anything.
+    pub fn not_supported(&mut self, key: &str, why: &str) {
+        self.note(key, OptionKind::Refused, None);
+        if self.filled_string(key).is_some() {
+            self.fault(key, format!("is not supported: {why}"));
+        }
     }
 
     /// Records that something is wrong with the option, at its line.
@@ -389,6 +456,11 @@ impl Options {
 
     /// The same; `how` says how an item is written that is no string.
     fn items_or(&mut self, key: &str, lone: Lone, how: &str) -> Vec<(usize, String)> {
+        let kind = match lone {
+            Lone::Counts => OptionKind::Texts,
+            Lone::Refused => OptionKind::List,
+        };
+        self.note(key, kind, None);
         let Some((line, kind)) = self.value(key) else {
             return Vec::new();
         };
@@ -416,6 +488,12 @@ impl Options {
             }
         }
         items
+    }
+
+    /// The options of a module as they are, with the line of their key; nothing if there are none.
+    pub(crate) fn options_of_module(&mut self) -> Option<(usize, Node)> {
+        self.note("options", OptionKind::Mapping, None);
+        self.node("options")
     }
 
     /// The value under `key` as it is, and its key's line; nothing where it is absent or `null`.
@@ -479,12 +557,16 @@ impl Options {
         }
         let value = parse(text.trim(), is_plain);
         if value.is_none() {
-            // Not what a variable holds: it may be meant for another option.
-            let shown = self.written.get(key).unwrap_or(&text);
-            let shown: String = shown.chars().take(80).collect();
-            self.fault(key, format!("{shown:?} is not {expected}"));
+            self.fault_of_value(key, &text, expected);
         }
         value
+    }
+
+    fn fault_of_value(&mut self, key: &str, text: &str, expected: &str) {
+        // Not what a variable holds: it may be meant for another option.
+        let shown = self.written.get(key).map_or(text, String::as_str);
+        let shown: String = shown.chars().take(80).collect();
+        self.fault(key, format!("{shown:?} is not {expected}"));
     }
 
     fn mismatch(&mut self, key: &str, line: usize, found: &NodeKind, expected: &str) {

@@ -171,7 +171,7 @@ impl Environment {
         Ok(())
     }
 
-    /// Where the file of this name is, if it is anywhere.
+    /// Where the file of this name is.
     pub fn place(&self, name: &str) -> Result<PathBuf, String> {
         if name.is_empty() {
             return Err("names no file".to_owned());
@@ -188,6 +188,23 @@ impl Environment {
             _ => Ok(place),
         }
     }
+}
+
+/// What stands in each `${…}` of a text: the name of a variable, or that of a file after `file:`.
+pub(crate) fn references(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((before, inside)) = rest.split_once("${") {
+        rest = inside;
+        if !before.ends_with('$')
+            && let Some((name, after)) = inside.split_once('}')
+            && (name.starts_with(FILE) || is_variable(name))
+        {
+            found.push(name);
+            rest = after;
+        }
+    }
+    found
 }
 
 fn is_variable(name: &str) -> bool {

@@ -44,6 +44,8 @@ pub struct EnvFile {
     path: Option<PathBuf>,
     /// The names of variables that have their values from it.
     taken: Vec<String>,
+    /// The lines of all its variables.
+    lines: IndexMap<String, usize>,
     /// The names of variables that it holds too and that were set already.
     already_set: Vec<String>,
     /// What may be a mistake.
@@ -91,6 +93,7 @@ impl EnvFile {
         let file = Self {
             taken: names(&new),
             already_set: names(&already_set),
+            lines: content.lines,
             warnings: without.collect(),
             path: Some(path.clone()),
         };
@@ -101,6 +104,12 @@ impl EnvFile {
     /// Whether it has set this variable.
     pub fn has_set(&self, name: &str) -> bool {
         self.taken.iter().any(|taken| taken == name)
+    }
+
+    /// The file and the line from which this variable has its value, if it has it from there.
+    pub fn origin(&self, name: &str) -> Option<(&Path, usize)> {
+        let line = self.lines.get(name).filter(|_| self.has_set(name))?;
+        Some((self.path.as_deref()?, *line))
     }
 
     /// What may be a mistake, one line each.
@@ -249,6 +258,8 @@ struct Fault {
 struct Content {
     /// `None` for a name without `=`.
     values: IndexMap<String, Option<OsString>>,
+    /// The lines on which their statements begin.
+    lines: IndexMap<String, usize>,
     /// The lines of those.
     without_value: Vec<usize>,
 }
@@ -263,6 +274,7 @@ impl Content {
         let mut lines = Lines::new(text);
         let mut content = Self {
             values: IndexMap::new(),
+            lines: IndexMap::new(),
             without_value: Vec::new(),
         };
         let mut bytes = 0;
@@ -289,6 +301,7 @@ impl Content {
                     if value.is_none() {
                         content.without_value.push(line);
                     }
+                    content.lines.insert(name.clone(), line);
                     content.values.insert(name, value);
                 }
                 Err(what) => faults.push(Fault { line, what }),

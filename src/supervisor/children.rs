@@ -17,6 +17,7 @@ use crate::child::{Assignment, OrphanedClaims, Task, WorkerTask};
 use crate::exit::Exit;
 use crate::queue::{ENDED_BEFORE_START, Suspects};
 use crate::scoreboard::{RestartCause, WorkerState};
+use crate::spelling::counted;
 use crate::sys::{self, End};
 
 /// How long a recovery process may take: Redis answers soon, or it is unavailable.
@@ -404,7 +405,8 @@ impl Supervisor {
                     log::error!("{name} died instead of draining: {end}, {work}");
                 } else {
                     log::error!(
-                        "{name} died unexpectedly, restarting{wait}: {end}, after {lived:.1} s and {released} vCons, {work}"
+                        "{name} died unexpectedly, restarting{wait}: {end}, after {lived:.1} s and {}, {work}",
+                        counted(released, "vCon")
                     );
                 }
             }

@@ -19,6 +19,7 @@ use crate::queue::Suspects;
 use crate::scoreboard::{
     DaemonPhase, LaneState, LaneView, RestartCause, SlotView, WorkerView, is_silent,
 };
+use crate::spelling::counted;
 use crate::sys;
 
 /// How long a lane may exceed the limit that it shows: what is left of its chain's `timeout` plus the
@@ -248,8 +249,9 @@ fn summary(supervisor: &Supervisor) -> String {
     }
     let (ready, wanted) = (supervisor.ready_workers(), supervisor.wanted);
     format!(
-        "{}: {ready} of {wanted} workers ready, {busy} vCons in work, {done} done, {failed} failed",
-        supervisor.phase
+        "{}: {ready} of {wanted} workers ready, {} in work, {done} done, {failed} failed",
+        supervisor.phase,
+        counted(busy, "vCon")
     )
 }
 

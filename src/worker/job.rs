@@ -13,6 +13,7 @@ use super::release::Ending;
 use crate::config::{Chain, ListName};
 use crate::failure::Failure;
 use crate::queue::{self, Announcement, Document, DocumentFormat};
+use crate::spelling::counted;
 use crate::vcon::{self, JsonBodies, Leaving, Vcon, VconId, Version};
 
 /// Of a longer document the server may compare only the length, so a digest is kept with the progress. (It
@@ -471,7 +472,8 @@ impl ChainProgress {
 impl fmt::Display for ChainProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let storages = self.stored.len() + self.refused.len() + self.deferred.len();
-        write!(f, "{} links and {storages} storages", self.links)
+        let (links, storages) = (counted(self.links, "link"), counted(storages, "storage"));
+        write!(f, "{links} and {storages}")
     }
 }
 

@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::queue::Pauses;
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
+use crate::spelling::counted;
 use crate::sys;
 
 /// A worker that is never idle gives free memory back to the system at most once in this time.
@@ -96,7 +97,7 @@ impl SharedState {
     pub fn count(&self, outcome: Outcome) {
         let released = self.slot.count(outcome);
         if self.max_vcons.is_some_and(|most| released >= most) {
-            self.recycle(&format!("it has done {released} vCons"));
+            self.recycle(&format!("it has done {}", counted(released, "vCon")));
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{
     Conserver, Files, Ledger, PATIENCE, POSTGRES_PASSWORD, Postgres, REDIS_PASSWORD, Redis, Sample,
-    chain, run, said, submit,
+    Terminal, chain, run, said, submit,
 };
 
 #[test]
@@ -146,6 +146,20 @@ fn offline_it_looks_at_settings_and_configuration_alone() {
         assert!(row.contains(&format!("on_outage: {word}")), "{row}");
     }
 
+    said(
+        &finished,
+        &["1 chain, 0 links, 2 storages: 0 errors, 0 warnings"],
+    );
+    // In a terminal it fits, and has colours.
+    let summary = ["1 chain, 0 links, 2 storages: 0 errors, 0 warnings"];
+    let terminal = Terminal::run(&conserver, &["check", "--offline"], (60, 40));
+    terminal.wait_for(&summary);
+    let colour = || terminal.seen(|screen| screen.cell(0, 0).map(|cell| cell.fgcolor()));
+    assert_eq!(colour(), Some(vt100::Color::Idx(10)));
+    let path = conserver.folder().join("config.yml");
+    let path = path.to_str().expect("text");
+    assert!(terminal.lines().iter().any(|line| line.ends_with(path)) || path.len() > 50);
+
     let conserver = conserver.env("CONSERVER_WORKERS", "many");
     let finished = conserver.run(&["check", "--offline"]);
     assert_eq!(finished.code, 78, "{}", finished.output());
@@ -156,6 +170,7 @@ fn offline_it_looks_at_settings_and_configuration_alone() {
         .config_text("chains: 1");
     let finished = conserver.run(&["check", "--offline"]);
     assert_eq!(finished.code, 78, "{}", finished.output());
+    said(&finished, &["the configuration: 1 error, 0 warnings"]);
     assert!(
         finished.stderr.contains("config.yml:1"),
         "{}",

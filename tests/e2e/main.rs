@@ -33,6 +33,7 @@ mod check;
 mod circuit_breaker;
 mod claim_model;
 mod claim_records;
+mod config_commands;
 mod connections;
 mod context;
 mod control;

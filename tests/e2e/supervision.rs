@@ -407,7 +407,7 @@ fn a_signal_logs_what_every_worker_does() {
         workers.any(|worker| worker["vcon"] == *samples[0].id)
     });
     daemon.signal(Signal::SIGUSR1);
-    daemon.wait_for_log("2 of 2 workers ready, 1 vCons in work", PATIENCE);
+    daemon.wait_for_log("2 of 2 workers ready, 1 vCon in work", PATIENCE);
     for (number, pid) in workers {
         daemon.wait_for_log(&format!("Worker-{number} (PID {pid}) ready"), PATIENCE);
     }

@@ -105,7 +105,7 @@ fn more_time_is_asked_for_while_workers_drain() {
     submit(&redis, "default", &fresh(1));
     daemon.wait_for_log("begun", PATIENCE);
     // Also what was still on its way when it was ready.
-    manager.wait_for("STATUS=running: 2 of 2 workers ready, 1 vCons in work");
+    manager.wait_for("STATUS=running: 2 of 2 workers ready, 1 vCon in work");
     manager.forget();
     manager.wait_for("STATUS=running");
     assert!(!manager.has("EXTEND_TIMEOUT_USEC="), "{:?}", manager.told);

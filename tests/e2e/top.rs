@@ -166,8 +166,18 @@ fn top_fits_whatever_size_the_terminal_gets() {
         });
     }
     terminal.wait_for(&["Worker", "State"]);
-    let line = terminal.wait_for(&["here: running", "q: end"]);
+    let line = terminal.wait_for(&["here: running", "?: help  q: end"]);
     assert_eq!(line.trim_end().width(), 80);
+    terminal.type_keys(b"?");
+    terminal.wait_for(&["?, h", "show this help; any key hides it"]);
+    terminal.wait_for(&["q, Esc, Ctrl-C", "end"]);
+    // Esc hides it, and does not end all.
+    terminal.type_keys(b"\x1b");
+    wait_until("the help is hidden", PATIENCE, || {
+        let lines = terminal.lines();
+        !lines.iter().any(|line| line.contains("show this help"))
+    });
+    terminal.wait_for(&["here: running", "q: end"]);
     daemon.stop();
 }
 

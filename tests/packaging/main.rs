@@ -1,5 +1,5 @@
-//! What the packages bring, held against the program: unit, default configuration, settings, manual; and
-//! the front page of the code.
+//! What the packages bring, held against the program: unit, default configuration, settings, schema, completions,
+//! manual; and the front page of the code.
 //!
 //! `tests/packages.sh` installs them.
 
@@ -10,7 +10,9 @@ mod front_page;
 #[allow(dead_code)]
 mod generate;
 mod manual;
+mod schema;
 
+use std::fs;
 use std::path::Path;
 
 use conserver::config::Config;
@@ -254,6 +256,78 @@ fn each_command_has_a_page_and_a_completion() {
             shown,
             "{name}"
         );
+    }
+}
+
+/// What the completions of bash offer behind these words of a command line.
+fn offered(folder: &Path, line: &str) -> Vec<String> {
+    let script = folder.join("script");
+    fs::write(&script, file("completions/bash/conserver")).unwrap();
+    // As bash splits it: at blanks, and at colons too.
+    let words: Vec<String> = line.split(' ').map(|word| format!("'{word}'")).collect();
+    let (last, before) = words.split_last().unwrap();
+    let last = last.trim_matches('\'');
+    let current = last.rsplit(':').next().unwrap();
+    let program = format!(
+        "source {}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=({}); COMP_CWORD={}; \
+         _conserver conserver '{current}' {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        script.display(),
+        words.join(" "),
+        before.len(),
+        before.last().unwrap(),
+    );
+    let built = Path::new(env!("CARGO_BIN_EXE_conserver")).parent().unwrap();
+    let output = std::process::Command::new("bash")
+        .args(["--norc", "-c", &program])
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", format!("{}:/usr/bin:/bin", built.display()))
+        .env("REDIS_URL", "redis://127.0.0.1:1")
+        .env("RUNTIME_DIRECTORY", folder)
+        .output()
+        .expect("bash");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.is_empty(), "{line}: {told}");
+    let offered = String::from_utf8_lossy(&output.stdout).into_owned();
+    let offered = offered
+        .lines()
+        .filter(|it| !it.is_empty() && !it.starts_with('-'));
+    offered.map(str::to_owned).collect()
+}
+
+#[test]
+fn completions_offer_the_names_of_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "\
+storages: {pg: {module: storage.file}, 'p$(touch ran)': {module: storage.file}, s3: {module: storage.file}}
+chains: {main: {ingress_lists: [calls, other], storages: [pg, s3], egress_lists: [done]}}
+";
+    fs::write(folder.path().join("config.yml"), config).unwrap();
+    for (line, expected) in [
+        ("conserver submit --list ", &["calls", "other", "done"][..]),
+        ("conserver submit --list d", &["done"]),
+        ("conserver get --from p", &["pg"]),
+        (
+            "conserver dlq ls ",
+            &["calls", "other", "storage:pg", "storage:s3"],
+        ),
+        ("conserver dlq retry storage:p", &["pg"]),
+        ("conserver get ", &[]),
+        ("conserver config s", &["show", "schema"]),
+    ] {
+        assert_eq!(offered(folder.path(), line), expected, "{line}");
+    }
+    assert!(!folder.path().join("ran").exists());
+    for (name, call) in [
+        ("completions/zsh/_conserver", ":_conserver_names uuids'"),
+        (
+            "completions/fish/conserver.fish",
+            "-a \"(conserver complete queues,uuids -- ",
+        ),
+    ] {
+        let script = file(name);
+        assert!(script.contains(call), "{name}");
+        assert!(!script.contains("COMPLETE_"), "{name}");
     }
 }
 

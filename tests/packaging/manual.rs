@@ -22,7 +22,7 @@ use crate::generate::tables::{between, generated};
 const README: &str = include_str!("../../README.md");
 
 /// A page of the manual.
-fn page(name: &str) -> String {
+pub fn page(name: &str) -> String {
     let path = folder().join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -223,7 +223,7 @@ fn listed_options(section: &str) -> BTreeSet<String> {
 }
 
 /// The text under a heading, up to the next of its level or above.
-fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
+pub fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("\n{heading}\n"))?;
     let level = heading.split(' ').next().unwrap_or_default();
     let ends = (1..=level.len()).filter_map(|depth| {
@@ -347,6 +347,7 @@ fn the_manual_has_each_key_of_a_plan() {
 const NO_KEYS: &[&str] = &[
     "audit",
     "check",
+    "complete",
     "delete",
     "demo",
     "documents",
@@ -630,6 +631,7 @@ fn each_example_of_a_configuration_is_valid() {
         name if name.ends_with("url") => "redis://localhost",
         _ => "made-up",
     };
+    let schema = conserver::config::json_schema();
     let mut count = 0;
     for (name, text) in books() {
         for (line, example) in blocks(&text, "yaml") {
@@ -637,6 +639,12 @@ fn each_example_of_a_configuration_is_valid() {
             let folder = tempfile::tempdir().expect("a folder");
             let config = completed(&example);
             fs::write(folder.path().join("config.yml"), &config).expect("a file");
+            assert_eq!(
+                super::schema::faults_of(&schema, &config),
+                [""; 0],
+                "{}:{line}: mend this example or the schema",
+                name.display()
+            );
             let (variables, files) = taken(&example);
             for file in files {
                 fs::write(folder.path().join(file), value(file)).unwrap_or_else(|error| {

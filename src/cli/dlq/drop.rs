@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::{
     DlqError, connect, find_entry, known_lists, load_plan, no_such_entry, owner, queue_named,
 };
-use crate::cli::output::{can_ask, eprint_line, is_confirmed, progress_bar, remaining_ttl};
+use crate::cli::output::{
+    can_ask, counted, eprint_line, is_confirmed, progress_bar, remaining_ttl,
+};
 use crate::config::Plan;
 use crate::exit::Exit;
 use crate::queue::{DeadLetters, Moved, Raw};
@@ -166,10 +168,11 @@ impl DropArgs {
             let why = format!("DLQ:{list} is not a list: something else has the key");
             return Err(DlqError::NotThere(why));
         };
-        let question = format!(
-            "Drop all {length} entries of DLQ:{list}{}?",
-            self.and_documents()
-        );
+        let entries = match length {
+            1 => "the one entry".to_owned(),
+            more => format!("all {more} entries"),
+        };
+        let question = format!("Drop {entries} of DLQ:{list}{}?", self.and_documents());
         if !self.yes && !is_confirmed(&question)? {
             eprint_line("Nothing was dropped");
             return Ok(Exit::Ok);
@@ -201,7 +204,7 @@ impl DropArgs {
                 serde_json::to_string(&EmptiedQueue { list, dropped }).map_err(io::Error::from)?;
             writeln!(out, "{}", visible_json(&json))?;
         } else {
-            writeln!(out, "Dropped {dropped} entries of DLQ:{list}")?;
+            writeln!(out, "Dropped {} of DLQ:{list}", counted(dropped, "entry"))?;
         }
         out.flush()?;
         Ok(Exit::Ok)
@@ -214,8 +217,8 @@ impl DropArgs {
     ) -> Result<bool, DlqError> {
         let [ChosenEntry { entry, lists }] = chosen else {
             let queue = printable(self.what.first().map_or("", String::as_str));
-            let (count, documents) = (chosen.len(), self.and_documents());
-            let question = format!("Drop {count} entries from {queue}{documents}?");
+            let (count, documents) = (counted(chosen.len(), "entry"), self.and_documents());
+            let question = format!("Drop {count} from {queue}{documents}?");
             return Ok(is_confirmed(&question)?);
         };
         let lists: Vec<String> = lists.iter().map(|list| format!("DLQ:{list}")).collect();

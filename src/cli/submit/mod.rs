@@ -23,7 +23,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use self::wait::{CompletionWait, WaitResult};
-use super::output::{LONGEST_ERROR, eprint_line, print_line, progress_bar, truncated};
+use super::output::{LONGEST_ERROR, counted, eprint_line, print_line, progress_bar, truncated};
 use crate::config::{ListName, Plan};
 use crate::exit::Exit;
 use crate::queue::{DeadLetter, QueueError, Server, StoredReason, Submitter};
@@ -138,9 +138,9 @@ impl SubmitArgs {
                 }
             }
             Err(error) => {
-                let submitted = submission.submitted.len();
+                let submitted = counted(submission.submitted.len(), "vCon");
                 eprint_line(error);
-                eprint_line(format_args!("Submitted {submitted} vCons before that"));
+                eprint_line(format_args!("Submitted {submitted} before that"));
                 Exit::Unavailable
             }
         }

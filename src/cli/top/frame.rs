@@ -71,6 +71,30 @@ pub(super) fn draw(frame: &mut Frame<'_>, history: &ViewHistory, error: Option<&
     }
 }
 
+/// Draws what each key does over the middle of the screen.
+pub(super) fn draw_help(frame: &mut Frame<'_>, keys: &[(&str, &str)]) {
+    let longest = keys.iter().map(|(key, _)| key.width()).max();
+    let longest = longest.unwrap_or_default();
+    let line = |(key, does): &(&str, &str)| Line::raw(format!("{key:longest$}   {does}"));
+    let text = Text::from_iter(keys.iter().map(line));
+    let area = frame.area();
+    // A border and a blank on each side.
+    let width = u16::try_from(text.width() + 4).unwrap_or(area.width);
+    let height = u16::try_from(text.height() + 2).unwrap_or(area.height);
+    let (width, height) = (width.min(area.width), height.min(area.height));
+    let middle = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
+    let frame_of_help = widgets::Block::bordered()
+        .title(" Keys ")
+        .padding(widgets::Padding::horizontal(1));
+    frame.render_widget(widgets::Clear, middle);
+    frame.render_widget(widgets::Paragraph::new(text).block(frame_of_help), middle);
+}
+
 /// What concerns the daemon as a whole.
 fn heading(
     history: &ViewHistory,
@@ -121,12 +145,14 @@ fn title(view: &View, width: usize) -> Line<'static> {
         "{instance}: {state}, {ready} of {wanted} workers ready, up {up}"
     ))
     .into_owned();
-    let right = format!("{}  q: end", Local::now().format("%H:%M:%S"));
-    let space = width.saturating_sub(left.width() + right.width());
-    let text = if space > 1 {
-        format!("{left}{}{right}", " ".repeat(space))
-    } else {
-        left
+    // As much of it as fits.
+    let time = format!("{}  ?: help  q: end", Local::now().format("%H:%M:%S"));
+    let hints = [&*time, "?: help  q: end", "?: help", "?"];
+    let space = |hint: &str| width.saturating_sub(left.width() + hint.width());
+    let hint = hints.into_iter().find(|hint| space(hint) > 1);
+    let text = match hint {
+        Some(hint) => format!("{left}{}{hint}", " ".repeat(space(hint))),
+        None => left,
     };
     let style = if is_good {
         Style::new().bold()

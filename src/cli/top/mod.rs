@@ -102,8 +102,9 @@ impl TopArgs {
         let mut history = ViewHistory::default();
         history.add(first);
         let mut error = None;
+        let mut shows_help = false;
         loop {
-            screen.draw(&history, error.as_deref())?;
+            screen.draw(&history, error.as_deref(), shows_help)?;
             match next_event(&events, &interrupted) {
                 None => return Ok(()),
                 Some(TopEvent::View(Ok(view))) => {
@@ -112,9 +113,12 @@ impl TopArgs {
                 }
                 Some(TopEvent::View(Err(why))) => error = Some(why),
                 Some(TopEvent::Input(Err(error))) => return Err(error),
-                Some(TopEvent::Input(Ok(Event::Key(key)))) if is_quit(key) => return Ok(()),
-                // A key that does nothing else repairs a screen that another program wrote on.
-                Some(TopEvent::Input(Ok(Event::Key(_)))) => screen.clear()?,
+                Some(TopEvent::Input(Ok(Event::Key(key)))) => match TopKey::of(key, shows_help) {
+                    TopKey::Quit => return Ok(()),
+                    TopKey::ShowHelp => shows_help = true,
+                    TopKey::HideHelp => shows_help = false,
+                    TopKey::Redraw => screen.clear()?,
+                },
                 // Drawing adapts to a new size.
                 Some(TopEvent::Input(Ok(_))) => {}
             }
@@ -154,13 +158,35 @@ fn next_event(events: &Receiver<TopEvent>, interrupted: &AtomicBool) -> Option<T
     None
 }
 
-/// Whether the key is q, Esc or Ctrl-C.
-fn is_quit(key: KeyEvent) -> bool {
-    let held = key.modifiers & (KeyModifiers::CONTROL | KeyModifiers::ALT);
-    match key.code {
-        KeyCode::Esc | KeyCode::Char('q' | 'Q') => held.is_empty(),
-        KeyCode::Char('c') => held == KeyModifiers::CONTROL,
-        _ => false,
+/// What each key does, as the help shows it.
+const KEYS: [(&str, &str); 3] = [
+    ("q, Esc, Ctrl-C", "end"),
+    ("?, h", "show this help; any key hides it"),
+    ("any other", "draw the screen again"),
+];
+
+/// What a key does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TopKey {
+    Quit,
+    ShowHelp,
+    HideHelp,
+    /// Repairs a screen that another program wrote on.
+    Redraw,
+}
+
+impl TopKey {
+    /// What this key does. While the help is shown, Esc hides it.
+    fn of(key: KeyEvent, shows_help: bool) -> Self {
+        let held = key.modifiers & (KeyModifiers::CONTROL | KeyModifiers::ALT);
+        match key.code {
+            KeyCode::Char('c') if held == KeyModifiers::CONTROL => Self::Quit,
+            KeyCode::Char('q' | 'Q') if held.is_empty() => Self::Quit,
+            _ if shows_help => Self::HideHelp,
+            KeyCode::Esc if held.is_empty() => Self::Quit,
+            KeyCode::Char('?' | 'h' | 'H') if held.is_empty() => Self::ShowHelp,
+            _ => Self::Redraw,
+        }
     }
 }
 
@@ -178,8 +204,18 @@ impl Screen {
         Ok(screen)
     }
 
-    fn draw(&mut self, history: &ViewHistory, error: Option<&str>) -> io::Result<()> {
-        let draw = |frame: &mut ratatui::Frame<'_>| frame::draw(frame, history, error);
+    fn draw(
+        &mut self,
+        history: &ViewHistory,
+        error: Option<&str>,
+        shows_help: bool,
+    ) -> io::Result<()> {
+        let draw = |frame: &mut ratatui::Frame<'_>| {
+            frame::draw(frame, history, error);
+            if shows_help {
+                frame::draw_help(frame, &KEYS);
+            }
+        };
         self.0.draw(draw).map(|_| ())
     }
 
@@ -303,24 +339,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn q_esc_and_ctrl_c_quit() {
+    fn each_key_does_what_the_help_says() {
         use KeyModifiers as Held;
+        use TopKey::{HideHelp, Quit, Redraw, ShowHelp};
 
-        for (code, held, quits) in [
-            (KeyCode::Char('q'), Held::NONE, true),
-            (KeyCode::Char('Q'), Held::SHIFT, true),
-            (KeyCode::Esc, Held::NONE, true),
-            (KeyCode::Char('c'), Held::CONTROL, true),
-            (KeyCode::Char('c'), Held::NONE, false),
-            (KeyCode::Char('q'), Held::ALT, false),
-            (KeyCode::Up, Held::NONE, false),
-            (KeyCode::F(5), Held::NONE, false),
+        for (code, held, does, with_help) in [
+            (KeyCode::Char('q'), Held::NONE, Quit, Quit),
+            (KeyCode::Char('Q'), Held::SHIFT, Quit, Quit),
+            (KeyCode::Esc, Held::NONE, Quit, HideHelp),
+            (KeyCode::Char('c'), Held::CONTROL, Quit, Quit),
+            (KeyCode::Char('?'), Held::SHIFT, ShowHelp, HideHelp),
+            (KeyCode::Char('h'), Held::NONE, ShowHelp, HideHelp),
+            (KeyCode::Char('h'), Held::CONTROL, Redraw, HideHelp),
+            (KeyCode::Char('c'), Held::NONE, Redraw, HideHelp),
+            (KeyCode::Char('q'), Held::ALT, Redraw, HideHelp),
+            (KeyCode::Up, Held::NONE, Redraw, HideHelp),
+            (KeyCode::F(5), Held::NONE, Redraw, HideHelp),
         ] {
-            assert_eq!(
-                is_quit(KeyEvent::new(code, held)),
-                quits,
-                "{code:?} {held:?}"
-            );
+            let key = KeyEvent::new(code, held);
+            assert_eq!(TopKey::of(key, false), does, "{code:?} {held:?}");
+            assert_eq!(TopKey::of(key, true), with_help, "{code:?} {held:?}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::scoreboard::{ChildState, ChildView, DaemonPhase, Snapshot, is_silent};
+use crate::spelling::counted;
 use crate::view::{Hold, Pause, since};
 use crate::visible::printable;
 
@@ -49,7 +50,10 @@ impl HealthCheck {
             return Err(faults);
         }
         let phase = header.phase.map_or("unknown", DaemonPhase::as_str);
-        Ok(format!("healthy: {phase}, {} workers", header.wanted))
+        Ok(format!(
+            "healthy: {phase}, {}",
+            counted(header.wanted, "worker")
+        ))
     }
 
     fn workers(&mut self, snapshot: &Snapshot) -> Vec<String> {
@@ -242,7 +246,7 @@ mod tests {
             (ChildState::Vacant, NOW - GRACE),
         ] {
             let judged = judged(&[place(state, since, None)]);
-            assert_eq!(judged.unwrap(), "healthy: running, 1 workers");
+            assert_eq!(judged.unwrap(), "healthy: running, 1 worker");
         }
         let soon = place(ChildState::Vacant, NOW, Some(NOW + LONG_WAIT - 1));
         assert!(judged(&[soon]).is_ok());

@@ -218,16 +218,10 @@ fn ports(options: &mut Options, count: usize) -> Vec<u16> {
 }
 
 fn wants_writes(options: &mut Options, count: usize) -> bool {
-    match options.string("target_session_attrs").as_deref() {
-        None => count > 1,
-        Some("any") => false,
-        Some("read-write" | "primary") => true,
-        Some(_) => {
-            let message = "must be any, read-write or primary: this storage writes";
-            options.fault("target_session_attrs", message);
-            true
-        }
-    }
+    let default = if count > 1 { "read-write" } else { "any" };
+    // All others would take a server that writes nothing.
+    let known = ["any", "read-write", "primary"];
+    options.word_or("target_session_attrs", default, &known) != Some("any")
 }
 
 /// Everything that is needed to open a session.
@@ -495,7 +489,7 @@ mod tests {
             ),
             (
                 "target_session_attrs: standby",
-                "target_session_attrs: must be any, read-write or primary: this storage writes",
+                r#"target_session_attrs: "standby" is not any, read-write or primary"#,
             ),
             (
                 "service: calls",

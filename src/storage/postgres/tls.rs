@@ -63,13 +63,9 @@ pub(super) struct Tls {
 impl Tls {
     /// Reads the options.
     pub(super) fn read(options: &mut Options) -> Self {
-        let written = options.string("sslmode");
-        let name = written.as_deref().unwrap_or("prefer");
-        let found = MODES.iter().find(|(known, _)| *known == name);
-        if found.is_none() {
-            let known: Vec<&str> = MODES.iter().map(|(name, _)| *name).collect();
-            options.fault("sslmode", format!("must be one of {}", known.join(", ")));
-        }
+        let known: Vec<&str> = MODES.iter().map(|(name, _)| *name).collect();
+        let name = options.word_or("sslmode", "prefer", &known);
+        let found = MODES.iter().find(|(known, _)| Some(*known) == name);
         let mut mode = found.map_or(TlsMode::Prefer, |(_, mode)| *mode);
         let authorities = options.filled_string("sslrootcert").map(PathBuf::from);
         if let Some(file) = &authorities {
@@ -82,7 +78,7 @@ impl Tls {
         }
         Self {
             mode,
-            is_written: written.is_some(),
+            is_written: options.is_given("sslmode"),
             authorities,
         }
     }
@@ -273,7 +269,7 @@ mod tests {
         Tls::read(&mut options);
         assert_eq!(
             options.faults(),
-            ["sslmode: must be one of disable, prefer, require, verify-ca, verify-full"]
+            [r#"sslmode: "yes please" is not disable, prefer, require, verify-ca or verify-full"#]
         );
     }
 

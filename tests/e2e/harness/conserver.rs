@@ -199,7 +199,12 @@ impl Conserver {
 
     /// Runs a command to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
-        self.finish(self.command(arguments, "command"), arguments)
+        let mut command = self.command(arguments, "command");
+        if !self.environment.contains_key("COLUMNS") {
+            // No line is broken, so that a test finds what it looks for.
+            command.env("COLUMNS", "10000");
+        }
+        self.finish(command, arguments)
     }
 
     /// Runs a command to its end, with its standard output into a file.
