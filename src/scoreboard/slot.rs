@@ -69,6 +69,7 @@ impl Slot {
         let number = number.min(layout::SLOTS - 1);
         let mut this = Self {
             words: Arc::new(words),
+            number,
             start: header.shape.slot_start(number),
             shape: header.shape,
             board: path.clone(),
