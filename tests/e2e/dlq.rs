@@ -276,7 +276,7 @@ fn dead_letters_that_failed_alike_are_a_group() {
     );
     assert_eq!(largest["examples"], json!([ids[4], ids[3], ids[2]]));
     let oldest = largest["oldest_seconds"].as_u64().expect("an age");
-    assert!((7200..7260).contains(&oldest), "{oldest}");
+    assert!((7199..7260).contains(&oldest), "{oldest}");
     let of = |stage: Value| groups.iter().find(|group| group["stage"] == stage);
     let others = of(Value::Null).expect("a group");
     assert_eq!(

@@ -359,6 +359,7 @@ const NO_KEYS: &[&str] = &[
     "storage",
     "submit",
     "waker",
+    "where",
 ];
 
 /// The words after `conserver:` in a text.
