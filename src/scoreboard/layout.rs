@@ -217,7 +217,7 @@ pub mod meter {
     pub const COUNTS: usize = 0;
     /// All observed times together, in microseconds.
     pub const SUM: usize = 8;
-    /// The first of the [histogram](super::super::histogram)'s buckets, each for itself.
+    /// The first of the histogram's buckets, each for itself.
     pub const BUCKETS: usize = 9;
 }
 
