@@ -94,7 +94,7 @@ pub fn run(child: &Child, settings: &Settings, lease: NameLease) -> Exit {
     let mut is_away = false;
     let show_redis_away = |error: Option<&QueueError>| {
         if let Some(slot) = slot {
-            slot.show_redis_away(error.map(ToString::to_string).as_deref());
+            slot.show_redis_away(error.map(QueueError::without_redis).as_deref());
         }
     };
     // Once somebody has held the lease, Redis is known to be fit; its rights may change.

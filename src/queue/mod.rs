@@ -329,6 +329,12 @@ pub enum QueueError {
 }
 
 impl QueueError {
+    /// What is wrong, for a sentence that names Redis already.
+    pub fn without_redis(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("Redis: ").unwrap_or(&text).to_owned()
+    }
+
     /// Whether a signal interrupted the call and Redis is well: a process that is stopped and continued
     /// ends a read that has a time limit (signal(7)).
     pub fn is_interruption(&self) -> bool {

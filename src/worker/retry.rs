@@ -186,6 +186,7 @@ impl Outage {
             false => self.shared.begin(),
             true => self.shared.renew(),
         };
+        let why = why.without_redis();
         if is_news {
             log::warn!("Redis is away, trying again until it is back: {why}");
         } else {

@@ -69,7 +69,7 @@ fn waits_with_what_has_changed(redis: &Redis) {
     submit(redis, "default", &samples);
     fill(redis);
     let daemon = start(redis, &chain(&[], &[("files", files.storage())]));
-    daemon.wait_for_log("until it is back: Redis: OOM command not allowed", PATIENCE);
+    daemon.wait_for_log("until it is back: OOM command not allowed", PATIENCE);
     wait_until("both lanes have stored theirs", PATIENCE, || {
         files.paths().len() == 2
     });

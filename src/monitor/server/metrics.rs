@@ -224,7 +224,7 @@ pub const TABLE: &[Metric] = &[
     gauge("conserver_redis_up", &[], MetricSource::Redis,
         "Whether Redis answers the monitor"),
     gauge("conserver_hold_seconds", &["kind", "name"], MetricSource::Holds,
-        "For how long chains have been on hold for a link, storage or egress list (kind: link, storage, list)"),
+        "For how long chains have been on hold for this (kind: link, storage, list, tracer, hook)"),
     gauge("conserver_paused", &["kind", "name"], MetricSource::Paused,
         "1 for each list and chain that operators have paused (kind: list, chain)"),
     counter("conserver_follower_pulled_total", FOLLOWER, MetricSource::Followers(FollowerFigure::Pulled),
