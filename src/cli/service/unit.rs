@@ -396,6 +396,25 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_nobody_has_enabled_counts_for_who_means_it() {
+        let unit = |text| Unit::parse("x.service", text);
+        let disabled = unit("UnitFileState=disabled\nActiveState=inactive\n");
+        assert!(!disabled.is_in_use(false, None).unwrap());
+        assert!(disabled.is_in_use(true, None).unwrap());
+        assert!(!disabled.is_in_use(true, Some("no-such-instance")).unwrap());
+        for text in [
+            "UnitFileState=enabled\nActiveState=inactive\n",
+            "UnitFileState=disabled\nActiveState=failed\n",
+        ] {
+            assert!(
+                unit(text)
+                    .is_in_use(false, Some("no-such-instance"))
+                    .unwrap()
+            );
+        }
+    }
+
+    #[test]
     fn a_unit_is_a_service_with_its_user_and_settings() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("conserver.env");
