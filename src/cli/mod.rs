@@ -239,7 +239,7 @@ pub fn main() -> Exit {
             match &cli.command {
                 // The plan names what is wrong.
                 Some(Command::Migrate(migrate)) => return migrate.run(cli.config),
-                Some(Command::Logs(logs)) => return logs.run(),
+                Some(Command::Logs(logs)) => return logs.run(None),
                 Some(Command::Version(version)) => return version.run(),
                 _ => {}
             }
@@ -262,7 +262,7 @@ pub fn main() -> Exit {
         Some(Command::Check(check)) => check.run(&settings, &env_file),
         Some(Command::Status(status)) => status.run(&settings),
         Some(Command::Top(top)) => top.run(&settings),
-        Some(Command::Logs(logs)) => logs.run(),
+        Some(Command::Logs(logs)) => logs.run(None),
         Some(Command::Submit(submit)) => submit.run(&settings),
         Some(Command::Get(get)) => get.run(&settings),
         Some(Command::Delete(delete)) => delete.run(&settings),
