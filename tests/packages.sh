@@ -194,8 +194,8 @@ deaths() {
 journal() {
   local warnings infos
   warnings=$(in_guest 'journalctl -u conserver -t conserver -p warning --no-pager -o cat')
-  check "journalctl -p warning shows warnings" contains "$warnings" "[WARN] Worker-"
-  check "and errors" contains "$warnings" "[ERROR] "
+  check "journalctl -p warning shows errors" contains "$warnings" "died unexpectedly"
+  check "and warnings" contains "$warnings" "[WARN] "
   check "and no lines of other priorities" eval '! grep -F "[INFO]" <<<"$warnings"'
   infos=$(in_guest 'journalctl -u conserver -t conserver -p info..info --no-pager -o cat')
   check "which have theirs" eval 'contains "$infos" "[INFO] Finished" && ! grep -E "^\[(WARN|ERROR)\]" <<<"$infos"'

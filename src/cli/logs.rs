@@ -35,8 +35,14 @@ pub struct LogsArgs {
     #[arg(long, short = 'n', value_name = "N", value_parser = lines)]
     lines: Option<String>,
 
-    /// Show only lines of this priority and above
-    #[arg(long, short, value_enum, value_name = "PRIORITY")]
+    /// Show only lines of this priority and above: `error`, `warning`, `info` or `debug`
+    #[arg(
+        long,
+        short,
+        value_enum,
+        value_name = "PRIORITY",
+        hide_possible_values = true
+    )]
     priority: Option<Priority>,
 
     /// Show lines from this time on: `today`, `-1h`, `2026-11-30 18:00`
@@ -80,18 +86,14 @@ fn lines(text: &str) -> Result<String, String> {
 }
 
 impl LogsArgs {
-    /// Becomes `journalctl`, and returns only if that cannot be. `instance` is that of a unit conserver@.
+    /// Becomes `journalctl` for the service, or this instance of it, and returns only if that cannot be.
     pub fn run(&self, instance: Option<&str>) -> Exit {
         if let Err(why) = journal_access(&FOLDERS.map(Path::new)) {
             eprint_line(why);
             return Exit::Unavailable;
         }
-        let unit = match instance {
-            Some(name) => format!("conserver@{name}.service"),
-            None => "conserver.service".to_owned(),
-        };
         let error = Command::new("journalctl")
-            .args(self.arguments(&unit))
+            .args(self.arguments(&unit(instance)))
             .exec();
         if error.kind() == ErrorKind::NotFound {
             eprint_line("there is no journalctl in PATH, which shows the log of a service");
@@ -130,6 +132,13 @@ impl LogsArgs {
         }
         arguments
     }
+}
+
+/// The unit of the service, or of a further instance.
+fn unit(instance: Option<&str>) -> String {
+    instance.map_or("conserver.service".to_owned(), |name| {
+        format!("conserver@{name}.service")
+    })
 }
 
 /// Why the journal in these folders cannot be read, if so. journalctl would show nothing then, and succeed.
@@ -190,11 +199,12 @@ mod tests {
         ] {
             let words = ["logs"].into_iter().chain(line.split_whitespace());
             let logs = Line::try_parse_from(words).unwrap().logs;
-            let given = logs.arguments("conserver.service");
+            let given = logs.arguments(&unit(None));
             let given: Vec<&str> = given.iter().map(|it| it.to_str().unwrap()).collect();
             let expected = format!("--no-pager --unit=conserver.service {arguments}");
             assert_eq!(given.join(" "), expected, "{line}");
         }
+        assert_eq!(unit(Some("second")), "conserver@second.service");
         for wrong in ["-n -1", "-n many", "-p loud", "a-.*-b"] {
             let words = ["logs"].into_iter().chain(wrong.split_whitespace());
             assert!(Line::try_parse_from(words).is_err(), "{wrong}");

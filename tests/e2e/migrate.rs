@@ -241,7 +241,7 @@ impl Service {
                     "as_service() {",
                     "docker compose stop ",
                     "docker compose start ",
-                    "journalctl ",
+                    "sudo conserver logs ",
                     "redis-cli ",
                 ];
                 assert!(known.iter().any(|it| command.starts_with(it)), "{command}");

@@ -120,7 +120,7 @@ pub(super) fn switch(
         Step::new("Start conserver").run("sudo systemctl enable --now conserver"),
         Step::new("Watch the lists go down")
             .run("as_service status --queues")
-            .run("journalctl -u conserver -f"),
+            .run("sudo conserver logs -f"),
     ]);
     steps.extend(dead_letters(deployment));
     steps.push(lost(deployment));
