@@ -698,8 +698,9 @@ fn is_reached_by_the_keyboard(page: &Page) {
     for _ in 0..wanted + 10 {
         page.browser.press("Tab", 9);
         let found = page.run(here);
+        // At the end it leaves the page, and comes back at its beginning.
         if found.is_null() {
-            break;
+            continue;
         }
         assert!(
             found[1]

@@ -600,7 +600,7 @@ mod tests {
         for (group, expected) in [
             (None, [true, true, true]),
             (
-                Some(group(Some("link x"), "no\nroute")),
+                Some(group(Some("link x"), "no route to N")),
                 [true, false, false],
             ),
             (
