@@ -8,12 +8,13 @@
 //! POST /actions/resume      {"kind": "chain", "name": "main"}
 //! ```
 //!
-//! Each action runs in the thread of its connection, one at a time, on at most [`MOST`] dead letters, and is logged.
+//! Each action runs in a thread of its own, one at a time, on at most [`MOST`] dead letters, and is logged.
 //! Dead letters of a storage are saved by `conserver dlq retry` in a process of its own: storages may hang, crash, or
 //! need a Python interpreter, and the monitor must not.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -175,6 +176,8 @@ enum ActionError {
     NotUnderstood(String),
     #[error("{0}")]
     NotThere(String),
+    #[error("{0}")]
+    Failed(String),
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
@@ -184,7 +187,7 @@ impl ActionError {
         match self {
             Self::NotUnderstood(_) => StatusCode::Malformed,
             Self::NotThere(_) => StatusCode::NotFound,
-            Self::Queue(_) => StatusCode::Unavailable,
+            Self::Failed(_) | Self::Queue(_) => StatusCode::Unavailable,
         }
     }
 }
@@ -235,7 +238,7 @@ impl Actions {
             return refuse(refusal);
         }
         let path = &request.path;
-        match self.act(verb, &post.body, client) {
+        match self.in_a_thread(|| self.act(verb, &post.body, client)) {
             Ok(outcome) => {
                 log::info!("{client} asked for {path}: {}", printable(&outcome.message));
                 match serde_json::to_string(&outcome) {
@@ -259,6 +262,21 @@ impl Actions {
         if let Some(line) = self.gate.take_report(Instant::now(), is_end) {
             log::warn!("{line}");
         }
+    }
+
+    /// Runs it beside the connection's thread, whose stack is too small to read a configuration.
+    fn in_a_thread(
+        &self,
+        act: impl FnOnce() -> Result<Outcome, ActionError> + Send,
+    ) -> Result<Outcome, ActionError> {
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("action".to_owned());
+            let running = thread.spawn_scoped(scope, act).map_err(|error| {
+                ActionError::Failed(format!("could not start a thread: {error}"))
+            })?;
+            let failed = |_| ActionError::Failed("the action failed; the log says why".to_owned());
+            running.join().map_err(failed)?
+        })
     }
 
     fn act(&self, verb: Verb, body: &[u8], client: &str) -> Result<Outcome, ActionError> {
@@ -311,8 +329,8 @@ impl Actions {
             plan.deferring.iter().any(is_it)
         };
         let scope = Scope {
-            // What has no reason waits for its storage, and is no dead letter.
-            with_reason_only: plan.is_some_and(defers),
+            // What has no reason may wait for its storage, and is no dead letter.
+            with_reason_only: storage.is_some() && plan.is_none_or(defers),
             group: which.group.as_ref(),
         };
         match storage {
@@ -582,7 +600,7 @@ mod tests {
         for (group, expected) in [
             (None, [true, true, true]),
             (
-                Some(group(Some("link x"), "no\nroute")),
+                Some(group(Some("link x"), "no route to N")),
                 [true, false, false],
             ),
             (

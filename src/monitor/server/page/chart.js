@@ -72,7 +72,7 @@ function path(points, width, height, top) {
   return points.map(([at, n], i) => {
     if (!isThere(i)) return "";
     if (isThere(i - 1)) return `L${x(at)} ${y(n)}`;
-    return `M${x(at)} ${y(n)}${isThere(i + 1) ? "" : "h.1"}`;
+    return `M${x(at)} ${y(n)}${isThere(i + 1) ? "" : "h1.5"}`;
   }).join("");
 }
 

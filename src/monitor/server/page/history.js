@@ -49,7 +49,8 @@ function remember(status) {
   // What the monitor has told a moment later is newer.
   while (samples.at(-1)?.at >= sample.at) samples.pop();
   samples.push(sample);
-  [sample.p50, sample.p99] = timesOf(status.chains);
+  // The first reading of this page has none before it to be held against.
+  [sample.p50, sample.p99] = last?.isRecalled ? [last.p50, last.p99] : timesOf(status.chains);
   while (samples.length > 2 && samples[1].at <= sample.at - KEPT) samples.shift();
   thinOut(sample.at - FINE);
   // Only the lines of the last hour go farther back.

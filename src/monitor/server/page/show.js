@@ -11,7 +11,7 @@ const QUEUES = makeTable("queues", [
 ]);
 const FIGURES = makeTable("figures", [
   ["Name", ""], ["Per second", "number"], ["p50", "number"], ["p95", "number"], ["p99", "number"], ["Done", "number"],
-  ["Halted", "number"], ["Failed", "number"], ["Retried", "number"], ["Dead letters", "number"],
+  ["Halted", "number"], ["Failed", "number"], ["Retried", "number"], ["Dead letters", "number last"],
   ...(MAY_ACT ? [["Action", "actions"]] : []),
 ]);
 const KINDS = {

@@ -39,7 +39,8 @@ function showTroubles({ holds, outages, queues, redis_away_seconds, redis_error,
 function reason({ error, error_seconds, next_try_seconds }) {
   if (!error) return "";
   const age = Number.isFinite(error_seconds) ? ` ${duration(error_seconds)} ago` : "";
-  const next = Number.isFinite(next_try_seconds) ? `. Next try in ${duration(next_try_seconds)}` : "";
+  const when = next_try_seconds > 0 ? `in ${duration(next_try_seconds)}` : "now";
+  const next = Number.isFinite(next_try_seconds) ? `. Next try ${when}` : "";
   return `Last error${age}: ${error}${next}`;
 }
 
