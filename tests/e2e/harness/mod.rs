@@ -157,7 +157,7 @@ fn cached(name: &str) -> PathBuf {
 }
 
 /// A file that `tests/run.sh` puts into its cache where it can.
-fn cached_if_there(name: &str) -> Option<PathBuf> {
+pub fn cached_if_there(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("CONSERVER_TEST_CACHE").map_or_else(
         || {
             let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
