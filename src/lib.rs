@@ -131,7 +131,7 @@
 //!    [`link::MODULES`].
 //! 3. `packaging/manual/conserver.yml.5.md`: a section `### links.NAME` with a table of its options and an
 //!    example, and its name in the contents. `cargo test --test packaging` says what is missing, and runs
-//!    the example through `check`.
+//!    the example through `check`. The schema of config.yml follows from the accessors and the table.
 //!
 //! That is all it needs. `CHANGELOG.md` gets a line, and `tests/e2e/local_links.rs` (or `tests/e2e/link_faults.rs`,
 //! if there is a server) a test.

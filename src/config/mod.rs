@@ -30,7 +30,7 @@ pub use crate::options::error::{ConfigErrors, ConfigWarnings, Fault};
 pub use followers::Follower;
 pub use outline::{NamedModule, Outline, Section};
 pub use python::package_of;
-pub use schema::{MODULE_SECTIONS, json_schema};
+pub use schema::{built_in_modules, json_schema};
 pub use shown::{ShownConfig, ShownPlace, yaml_text};
 pub use source::{Source, Stamp};
 

@@ -484,7 +484,10 @@ pub(super) fn forms_of_entries() -> [(&'static str, OptionForms); 4] {
         ("links", of_module(|_| OnOutage::Hold)),
         ("storages", of_module(OnOutage::read)),
         ("chains", OptionForms::of(of_chain)),
-        ("tracers", OptionForms::of(|keys| drop(python_keys(keys)))),
+        (
+            "tracers",
+            OptionForms::of(|keys| drop(PythonKeys::read(keys))),
+        ),
     ]
 }
 
@@ -561,11 +564,13 @@ impl PythonSection<'_> {
             return module;
         }
         let mut keys = Options::new(&path, "key", entry.line, &entry.value);
-        let options;
-        (module.module, module.pip_name, module.timeout, options) = python_keys(&mut keys);
+        let read = PythonKeys::read(&mut keys);
+        module.module = read.module;
+        module.pip_name = read.pip_name;
+        module.timeout = read.timeout;
         module.key = joined(&path, "module");
         module.line = keys.line_of("module");
-        if let Some((line, options)) = options {
+        if let Some((line, options)) = read.options {
             let path = joined(&path, "options");
             let options = Options::new(&path, "option", line, &options);
             let mut options = options.filled_from(self.environment);
@@ -578,18 +583,23 @@ impl PythonSection<'_> {
     }
 }
 
-/// The keys of an entry of `tracers` or `imports`: module, package, time limit and options.
-#[allow(clippy::type_complexity)]
-fn python_keys(
-    keys: &mut Options,
-) -> (
-    String,
-    Option<String>,
-    Option<Duration>,
-    Option<(usize, Node)>,
-) {
-    let (module, pip_name) = (keys.required_string("module"), keys.string("pip_name"));
-    (module, pip_name, time_limit(keys), keys.options_of_module())
+/// The keys of an entry of `tracers` or `imports`.
+struct PythonKeys {
+    module: String,
+    pip_name: Option<String>,
+    timeout: Option<Duration>,
+    options: Option<(usize, Node)>,
+}
+
+impl PythonKeys {
+    fn read(keys: &mut Options) -> Self {
+        Self {
+            module: keys.required_string("module"),
+            pip_name: keys.string("pip_name"),
+            timeout: time_limit(keys),
+            options: keys.options_of_module(),
+        }
+    }
 }
 
 impl Tracer {

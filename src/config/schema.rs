@@ -35,15 +35,11 @@ pub(super) const VARIABLE: &str = r"\$\{";
 /// `native: false` in each form.
 const NOT_NATIVE: [&str; 8] = ["false", "False", "FALSE", "no", "No", "off", "Off", "0"];
 
-/// The sections whose entries name built-in modules, and a function for what is asked of each of these.
-pub const MODULE_SECTIONS: [(&str, fn() -> Vec<&'static str>); 2] = [
-    ("links", || {
-        link::MODULES.iter().map(|row| row.name).collect()
-    }),
-    ("storages", || {
-        storage::MODULES.iter().map(|row| row.name).collect()
-    }),
-];
+/// Each built-in module, behind the section whose entries name it.
+pub fn built_in_modules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let links = link::MODULES.iter().map(|row| ("links", row.name));
+    links.chain(storage::MODULES.iter().map(|row| ("storages", row.name)))
+}
 
 /// What a built-in module of `links` or `storages` asks of its options.
 pub(super) fn forms_of_module(section: &str, module: &str) -> Option<OptionForms> {
@@ -76,19 +72,17 @@ pub fn json_schema() -> Value {
         let more = "### Python modules in the file";
         forms.takes_more = false;
         let mut entry = object(&forms, &[heading, more]);
-        let modules = MODULE_SECTIONS.iter().find(|(name, _)| *name == section);
-        if let Some((_, modules)) = modules {
-            let modules = modules();
-            let mut of_modules = Vec::new();
-            for module in &modules {
-                let Some(forms) = forms_of_module(section, module) else {
-                    continue;
-                };
+        let (mut names, mut of_modules) = (Vec::new(), Vec::new());
+        for (_, module) in built_in_modules().filter(|(of, _)| *of == section) {
+            if let Some(forms) = forms_of_module(section, module) {
                 let place = format!("{section}/{module}");
-                definitions.insert(place.clone(), of_options(&forms, module));
                 of_modules.push(built_in(module, &place, &forms));
+                definitions.insert(place, of_options(&forms, module));
+                names.push(module);
             }
-            entry["properties"]["module"]["anyOf"] = json!([{"enum": modules}, {}]);
+        }
+        if !names.is_empty() {
+            entry["properties"]["module"]["anyOf"] = json!([{"enum": names}, {}]);
             entry["allOf"] = of_modules.into();
         }
         if section == "tracers" {
@@ -166,7 +160,8 @@ fn object(forms: &OptionForms, headings: &[&str]) -> Value {
     let mut properties = Map::new();
     for (name, form) in &forms.known {
         let mut schema = value(&form.kind);
-        let text = match form.kind {
+        let text = match &form.kind {
+            OptionKind::WithoutEffect(why) => Some(format!("Has no effect: {why}")),
             OptionKind::Refused => Some("Not supported".to_owned()),
             OptionKind::PassedOver => Some("Does nothing".to_owned()),
             _ => meaning(headings, name),
@@ -244,6 +239,9 @@ fn value(kind: &OptionKind) -> Value {
         OptionKind::Mapping => json!({"type": ["object", "null"]}),
         OptionKind::Refused => json!({"type": ["string", "null"], "pattern": BLANK}),
         OptionKind::PassedOver => json!({}),
+        OptionKind::WithoutEffect(_) => {
+            json!({"type": ["array", "string", "null"], "maxItems": 0, "pattern": BLANK})
+        }
     }
 }
 

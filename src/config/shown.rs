@@ -256,7 +256,7 @@ fn hidden_url(text: &str, is_secret: bool) -> String {
             None => (None, url),
         };
         match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
-            Some((user, "")) if user.is_empty() => shown.push('@'),
+            Some(("", "")) => shown.push('@'),
             // A user without a password may be a token.
             Some((token, "")) => shown.push_str(&format!("{}@", hidden(token))),
             Some((user, password)) => shown.push_str(&format!("{user}:{}@", hidden(password))),
@@ -424,7 +424,7 @@ storages:
   pg:
     module: storage.postgres
     options: {user: u, database: '0123', password: hunter2, connect_timeout: 5, host: ['a', b], sslmode: prefer}
-  pg2: {module: storage.postgres, options: {user: u, database: d, password_file: pg-password, password: a${B}}}
+  pg2: {module: storage.postgres, options: {user: u, database: d, password_file: pg-password, password: 'a${B}'}}
   cache: {module: storage.redis_storage, options: {redis_url: 'rediss://me:hunter2@cache:6379/2', expires: 60}}
   s3: {module: storage.s3, options: {aws_bucket: b, endpoint_url: 'https://k:hunter2@h/p', aws_access_key_id: hunter2}}
 followers:

@@ -58,6 +58,8 @@ pub(crate) enum OptionKind {
     Refused,
     /// It does nothing, without a word.
     PassedOver,
+    /// It does nothing, and if it holds anything, a warning says why.
+    WithoutEffect(String),
 }
 
 impl OptionForms {

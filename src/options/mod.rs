@@ -442,6 +442,7 @@ impl Options {
 
     /// Warns of a key that the existing worker passes over, if it holds something.
     pub(crate) fn without_effect(&mut self, key: &str, why: &str) {
+        self.note(key, OptionKind::WithoutEffect(why.to_owned()), None);
         self.told.push(key.to_owned());
         let entry = self.entries.get(key);
         if entry.is_some_and(|entry| !entry.value.kind.is_empty()) {

@@ -148,10 +148,10 @@ fn offline_it_looks_at_settings_and_configuration_alone() {
 
     said(
         &finished,
-        &["1 chain, 0 links, 2 storages: 0 errors, 0 warnings"],
+        &["1 chain, 1 link, 2 storages: 0 errors, 0 warnings"],
     );
     // In a terminal it fits, and has colours.
-    let summary = ["1 chain, 0 links, 2 storages: 0 errors, 0 warnings"];
+    let summary = ["1 chain, 1 link, 2 storages: 0 errors, 0 warnings"];
     let terminal = Terminal::run(&conserver, &["check", "--offline"], (60, 40));
     terminal.wait_for(&summary);
     let colour = || terminal.seen(|screen| screen.cell(0, 0).map(|cell| cell.fgcolor()));

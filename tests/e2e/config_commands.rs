@@ -121,7 +121,8 @@ fn what_is_in_force_is_shown_without_secrets_and_names_are_offered() {
     }
     let conserver = conserver.again().env("REDIS_URL", "redis://127.0.0.1:1");
     let offered = run(&conserver, &["complete", "queues,uuids"], 0);
-    assert_eq!(offered.output(), "calls\nstorage:cache\n");
+    assert_eq!(offered.stdout, "calls\nstorage:cache\n");
+    assert_eq!(offered.stderr, "");
     assert!(offered.took < Duration::from_secs(5), "{:?}", offered.took);
     daemon.stop();
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use conserver::config::{Config, MODULE_SECTIONS, ShownConfig, json_schema};
+use conserver::config::{Config, ShownConfig, built_in_modules, json_schema};
 use serde_json::{Map, Value, json};
 
 /// Text as a schema takes it for another type.
@@ -187,9 +187,7 @@ pub fn faults_of(schema: &Value, text: &str) -> Vec<String> {
 
 /// The options of each built-in module, by its section and name.
 fn options_of(schema: &Value) -> Vec<(&'static str, &'static str, &Value)> {
-    let modules = MODULE_SECTIONS
-        .iter()
-        .flat_map(|(section, names)| names().into_iter().map(|name| (*section, name)));
+    let modules = built_in_modules();
     let options = modules.map(|(section, name)| {
         let options = &schema["definitions"][format!("{section}/{name}")];
         assert!(options.is_object(), "the schema has no {name}");
@@ -229,7 +227,7 @@ links:
   empty: {module: links.tag, options: {tags: []}}
   wait: {module: links.delay, options: {seconds: '1_0.5'}}
   diet: {module: links.diet, options: {s3_bucket: '', aws_region: eu, remove_analysis: 'Yes', timeout: ''}}
-  bare: {module: links.sampler}
+  bare: {module: links.sampler, ingress-lists: [], egress-lists: null}
   python: {module: links.python, options: {module: a.b, anything: else, path: /app}}
 storages:
   pg:
