@@ -167,7 +167,7 @@ fn no_command_takes_or_prints_more_for_them() {
     );
     redis.ask::<i64>(&["DEL", "DLQ:storage:files:replay-lock"]);
     let dropped = ["dlq", "drop", "storage:files", "--all", "--yes"];
-    ends(&conserver, &dropped, 0, &["Dropped 1 entries"]);
+    ends(&conserver, &dropped, 0, &["Dropped 1 entry"]);
     ends(
         &conserver,
         &["dlq", "retry", "default"],
