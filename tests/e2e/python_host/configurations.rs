@@ -388,7 +388,7 @@ fn each_configuration_is_accepted_or_refused_with_its_reason() {
         let code = if *verdict == Refused { 78 } else { 0 };
         assert_eq!(finished.code, code, "{part}\n{output}");
         assert_eq!(
-            output.contains("warning"),
+            output.contains("warning: "),
             *verdict == Warned,
             "{part}\n{output}"
         );
