@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
     Conserver, Daemon, Direction, Files, Ledger, PATIENCE, Proxy, Redis, Sample, chain, delay,
-    number_from_env, submit, wait_until,
+    freeze, number_from_env, submit, wait_until,
 };
 
 /// A daemon that reaches Redis through a proxy.
@@ -94,7 +96,9 @@ fn leaves_alone_what_came_after(redis: &Redis) {
         let status = daemon.status().unwrap_or_default();
         status["workers"][0]["vcon"] == sample.id.as_str()
     });
-    // The next answer to come is that to the finish.
+    // The next answer to come is that to the finish, if nobody else asks.
+    let monitor = daemon.process("conserver-mon");
+    freeze(monitor);
     proxy.refuse();
     proxy.cut_after(Direction::ToClient, 0);
     Ledger::of(redis, std::slice::from_ref(&sample)).wait_for(1);
@@ -108,6 +112,7 @@ fn leaves_alone_what_came_after(redis: &Redis) {
         redis.ask::<()>(&["SET", &key, &later.to_string()]);
     }
     proxy.pass();
+    kill(Pid::from_raw(monitor), Signal::SIGCONT).expect("it runs");
     daemon.wait_for_log("the claim was released already", PATIENCE);
     assert_eq!(redis.document(&sample.id), Some(later));
     assert_eq!(redis.keys("conserver:d*"), Vec::<String>::new());
