@@ -177,7 +177,8 @@ impl Slot {
                 let claiming = word(start + self.shape.lane_start(lane) + lane::CLAIMING);
                 claiming == 0 || claiming > version
             };
-            word(start + child::PID) == 0 || (0..self.shape.lanes).all(follows)
+            // A worker may claim before the supervisor has learned its PID.
+            !self.is_alive(number) || (0..self.shape.lanes).all(follows)
         })
     }
 
