@@ -38,6 +38,9 @@ const LARGE: usize = 1 << 20;
 /// How long a suspect waits for the vCons in flight, which may hang.
 const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The longest wait for work while it cannot be read what is paused.
+const UNKNOWN_WAIT: Duration = Duration::from_millis(500);
+
 /// The longest pause before the host of Python modules is started again.
 const PYTHON_PAUSE: Duration = Duration::from_secs(30);
 
@@ -64,6 +67,8 @@ pub(super) struct Lane {
     breakers: u64,
     /// The version of the pauses that they follow.
     pauses: u64,
+    /// Whether those could be read; else both are empty.
+    pauses_known: bool,
     /// The lane's number in its worker, from 0.
     number: usize,
     drain: Receiver<()>,
@@ -101,6 +106,7 @@ impl Lane {
             backlogs: Vec::new(),
             breakers: 0,
             pauses: 0,
+            pauses_known: false,
             number,
             drain,
             cell,
@@ -368,7 +374,9 @@ impl Lane {
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
         self.shared.return_memory();
-        let longest = self.shared.breakers.next_trial();
+        let unknown = (!self.pauses_known).then_some(UNKNOWN_WAIT);
+        let waits = [self.shared.breakers.next_trial(), unknown];
+        let longest = waits.into_iter().flatten().min();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
             self.wait_after(&error);
@@ -389,6 +397,7 @@ impl Lane {
         }
         let is_current = is_same
             && self.shared.breakers.version() == self.breakers
+            && self.pauses_known
             && self.shared.pauses.version() == self.pauses;
         if !is_current {
             self.refresh_lists();
@@ -422,6 +431,7 @@ impl Lane {
         self.backlogs = breakers.backlogs(config);
         let (version, pauses) = self.shared.pauses.get();
         self.pauses = version;
+        self.pauses_known = pauses.is_some();
         for lists in [&mut self.lists, &mut self.backlogs] {
             retain_claimable(lists, pauses.as_deref(), config);
         }
@@ -681,7 +691,13 @@ mod tests {
             NameLease::new(&shared.settings, Holder::this_process(1)),
         );
         let mut lane = Lane::new(Arc::clone(shared), queue, 0, never());
-        let mut now = |pauses: Option<Pauses>| {
+        let names = |lane: &Lane| {
+            let lists = lane.lists.iter().chain(&lane.backlogs);
+            let mut names: Vec<String> = lists.map(ToString::to_string).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        let now = |lane: &mut Lane, pauses: Option<Pauses>| {
             match pauses {
                 Some(pauses) => {
                     let text = serde_json::to_string(&pauses).unwrap();
@@ -693,21 +709,23 @@ mod tests {
             slot.set_pauses_version(version);
             lane.begin_claim();
             assert!(slot.all_claims_follow(version));
-            let lists = lane.lists.iter().chain(&lane.backlogs);
-            let mut names: Vec<String> = lists.map(ToString::to_string).collect();
-            names.sort_unstable();
-            names.join(" ")
+            names(lane)
         };
         let list = |name: &str| PauseTarget::List(name.parse().unwrap());
         let all = "DLQ:storage:later a b c";
-        assert_eq!(now(Some(Pauses::default())), all);
-        assert_eq!(now(Some([list("b")].into())), "DLQ:storage:later a c");
+        assert_eq!(now(&mut lane, Some(Pauses::default())), all);
+        assert_eq!(now(&mut lane, Some([list("b")].into())), "DLQ:storage:later a c");
         let main = PauseTarget::Chain("main".to_owned());
-        assert_eq!(now(Some([main].into())), "DLQ:storage:later c");
+        assert_eq!(now(&mut lane, Some([main].into())), "DLQ:storage:later c");
         let queue = list("DLQ:storage:later");
-        assert_eq!(now(Some([queue, list("x")].into())), "a b c");
-        assert_eq!(now(None), "", "it is not known what is paused");
-        assert_eq!(now(Some(Pauses::default())), all);
+        assert_eq!(now(&mut lane, Some([queue, list("x")].into())), "a b c");
+        assert_eq!(now(&mut lane, None), "", "it is not known what is paused");
+        // The version has not changed, only the file can be read again.
+        let text = serde_json::to_string(&Pauses::from([list("b")])).unwrap();
+        runtime_dir::replace(slot.pauses_path(), &text).unwrap();
+        lane.follow_configuration();
+        assert!(!names(&lane).is_empty(), "the lane tries to read it again");
+        assert_eq!(now(&mut lane, Some(Pauses::default())), all);
     }
 
     #[test]
