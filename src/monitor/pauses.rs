@@ -6,8 +6,9 @@
 //! conserver:paused:confirmed ◄── confirm ◄── no request that follows older pauses is on its way ◄┘
 //! ```
 //!
-//! If Redis is unavailable or the key cannot be read, the pauses in force stay; if this thread is not there, too. A worker
-//! that starts before the first look reads the key itself.
+//! If Redis is unavailable or the key cannot be read, the pauses in force stay. Each good look is shown on the scoreboard:
+//! without a recent one (at the start, if this process is frozen or dead, or when Redis was away) a lane claims nothing
+//! before it has read the key itself.
 
 use std::io;
 use std::thread;
@@ -21,9 +22,10 @@ use crate::queue::{PauseTable, Pauses, QueueError, Server, is_of_the_key};
 use crate::runtime_dir;
 use crate::scoreboard::Slot;
 use crate::settings::Settings;
+use crate::sys;
 use crate::visible::printable;
 
-/// The pause between two looks.
+/// The pause between two looks; shorter if the lease lives so short that the lanes would find a look too old.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How long the lanes get to follow before the next look, and how often they are looked at.
@@ -48,6 +50,8 @@ struct PauseKeeper {
     table: PauseTable,
     instance: String,
     draining: Receiver<()>,
+    /// The pause between two looks.
+    pause: Duration,
     slot: Slot,
     /// The version of the pauses in force, once this monitor has put them in force.
     version: u64,
@@ -72,6 +76,7 @@ impl PauseKeeper {
             table: PauseTable::new(server.clone(), LIMIT),
             instance: settings.instance.clone(),
             draining,
+            pause: LOOK.min(settings.heartbeat_ttl / 8),
             slot,
             version: 0,
             in_force,
@@ -88,20 +93,26 @@ impl PauseKeeper {
                 self.confirmed = None;
                 log::debug!("could not look at what is paused: {error}");
             }
-            if self.draining.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+            if self.draining.recv_timeout(self.pause) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
     }
 
     fn look(&mut self) -> Result<(), QueueError> {
-        match self.table.all() {
+        // Before the look. While the lease is not renewed, no look counts: whoever pauses something takes this instance
+        // for dead once it has run out, and does not wait for it.
+        let looked = sys::monotonic_ms().min(self.slot.lease_renewed());
+        let is_in_force = match self.table.all() {
             Ok(found) => {
                 self.fault = None;
-                self.put_in_force(found);
+                self.put_in_force(found)
             }
             Err(error) if is_of_the_key(&error) => self.note_fault(&error),
             Err(error) => return Err(error),
+        };
+        if is_in_force {
+            self.slot.note_pauses_look(looked);
         }
         if !self.is_confirmed() && self.lanes_follow() {
             let pauses = self.in_force.clone().unwrap_or_default();
@@ -121,7 +132,7 @@ impl PauseKeeper {
     }
 
     /// The key is not a hash, or cannot be read. Without any pauses in force, nothing is paused.
-    fn note_fault(&mut self, error: &QueueError) {
+    fn note_fault(&mut self, error: &QueueError) -> bool {
         let fault = error.to_string();
         if self.fault.as_ref() != Some(&fault) {
             log::error!(
@@ -133,17 +144,17 @@ impl PauseKeeper {
             );
             self.fault = Some(fault);
         }
-        self.put_in_force(self.in_force.clone().unwrap_or_default());
+        self.put_in_force(self.in_force.clone().unwrap_or_default())
     }
 
-    /// Makes the lanes follow these pauses. If that fails, they follow the former ones until the next look.
-    fn put_in_force(&mut self, pauses: Pauses) {
+    /// Makes the lanes follow these pauses. Returns false if that fails: they follow the former ones until the next look.
+    fn put_in_force(&mut self, pauses: Pauses) -> bool {
         let path = self.slot.pauses_path();
         let is_shown = self.slot.pauses_version() == self.version && self.version > 0;
         // A service that clears temporary folders may have removed the file.
         let is_kept = || Pauses::load(path).is_ok_and(|kept| kept == pauses);
         if is_shown && self.in_force.as_ref() == Some(&pauses) && is_kept() {
-            return;
+            return true;
         }
         let kept = serde_json::to_string(&pauses)
             .map_err(io::Error::from)
@@ -154,13 +165,14 @@ impl PauseKeeper {
                 log::error!("could not put in force what is paused, trying again: {fault}");
                 self.file_fault = Some(fault);
             }
-            return;
+            return false;
         }
         self.file_fault = None;
         self.version = self.version.max(self.slot.pauses_version()) + 1;
         self.slot.set_pauses_version(self.version);
         let former = self.in_force.replace(pauses).unwrap_or_default();
         self.log_changes(&former);
+        true
     }
 
     fn log_changes(&self, former: &Pauses) {
@@ -238,20 +250,20 @@ mod tests {
     fn each_change_has_a_version_and_a_new_monitor_raises_it() {
         let (_folder, _board, mut keeper) = keeper();
         let slot = keeper.slot.clone();
-        keeper.put_in_force(paused("a"));
-        keeper.put_in_force(paused("a"));
+        assert!(keeper.put_in_force(paused("a")));
+        assert!(keeper.put_in_force(paused("a")));
         assert_eq!(slot.pauses_version(), 1);
-        keeper.put_in_force(paused("b"));
+        assert!(keeper.put_in_force(paused("b")));
         assert_eq!(slot.pauses_version(), 2);
         fs::write(slot.pauses_path(), "{}").unwrap();
-        keeper.put_in_force(paused("b"));
+        assert!(keeper.put_in_force(paused("b")));
         assert_eq!(slot.pauses_version(), 3, "the file was changed");
         // A monitor is killed after it has written the file, and before it shows the version.
         let text = serde_json::to_string(&paused("c")).unwrap();
         runtime_dir::replace(slot.pauses_path(), &text).unwrap();
         let mut next = successor(slot.clone());
         assert_eq!(next.in_force, Some(paused("c")));
-        next.put_in_force(paused("c"));
+        assert!(next.put_in_force(paused("c")));
         assert_eq!(slot.pauses_version(), 4);
     }
 
@@ -261,13 +273,13 @@ mod tests {
         let slot = keeper.slot.clone();
         let path = slot.pauses_path();
         fs::create_dir(path).unwrap();
-        keeper.put_in_force(paused("a"));
+        assert!(!keeper.put_in_force(paused("a")));
         let fault = keeper.file_fault.clone();
         assert!(fault.is_some() && slot.pauses_version() == 0);
-        keeper.put_in_force(paused("a"));
+        assert!(!keeper.put_in_force(paused("a")));
         assert_eq!(keeper.file_fault, fault);
         fs::remove_dir(path).unwrap();
-        keeper.put_in_force(paused("a"));
+        assert!(keeper.put_in_force(paused("a")));
         assert_eq!((keeper.file_fault, slot.pauses_version()), (None, 1));
     }
 

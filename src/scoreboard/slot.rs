@@ -166,6 +166,21 @@ impl Slot {
             .store(version, Ordering::SeqCst);
     }
 
+    /// Shows that the pauses of the version shown were those in Redis at `when`, in monotonic milliseconds, and that the
+    /// lease on the instance's name was renewed then or later: so whoever pauses something after that waits for this
+    /// instance as long as the lease lives. For the monitor alone, once it has shown the version.
+    pub fn note_pauses_look(&self, when: u64) {
+        self.monitor_word(worker::PAUSES_LOOKED)
+            .store(when, Ordering::SeqCst);
+    }
+
+    /// The time that [`Slot::note_pauses_look`] has shown last; 0 before. To be read before the version, which may be
+    /// newer then, and not older.
+    pub fn pauses_looked(&self) -> u64 {
+        self.monitor_word(worker::PAUSES_LOOKED)
+            .load(Ordering::SeqCst)
+    }
+
     /// Whether no request for work is on its way that follows older pauses than those of this version.
     pub fn all_claims_follow(&self, version: u64) -> bool {
         let words = self.words.words();
