@@ -158,7 +158,7 @@ impl PauseKeeper {
         }
         let kept = serde_json::to_string(&pauses)
             .map_err(io::Error::from)
-            .and_then(|text| runtime_dir::replace(path, &text));
+            .and_then(|text| runtime_dir::replace_for_group(path, &text));
         if let Err(error) = kept {
             let fault = error.to_string();
             if self.file_fault.as_ref() != Some(&fault) {
@@ -218,6 +218,7 @@ impl PauseKeeper {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use crossbeam_channel::never;
     use tempfile::TempDir;
@@ -253,6 +254,8 @@ mod tests {
         assert!(keeper.put_in_force(paused("a")));
         assert!(keeper.put_in_force(paused("a")));
         assert_eq!(slot.pauses_version(), 1);
+        let mode = fs::metadata(slot.pauses_path()).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o640, "the group may read it");
         assert!(keeper.put_in_force(paused("b")));
         assert_eq!(slot.pauses_version(), 2);
         fs::write(slot.pauses_path(), "{}").unwrap();
