@@ -550,7 +550,7 @@ impl LaneStep {
 }
 
 /// The kinds of what can be unavailable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StageKind {
     /// A link.
     Link = 1,
