@@ -369,6 +369,11 @@ impl LaneCell {
             .store(version.saturating_add(1), Ordering::SeqCst);
     }
 
+    /// The version that a request follows that may be on its way.
+    pub fn claiming_by(&self) -> Option<u64> {
+        self.claiming().load(Ordering::SeqCst).checked_sub(1)
+    }
+
     /// The request was answered, or is not sent.
     pub fn end_claim(&self) {
         self.claiming().store(0, Ordering::SeqCst);

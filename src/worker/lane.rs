@@ -81,6 +81,8 @@ pub(super) struct Lane {
     is_ready: bool,
     /// Whether Redis may have claimed something for this lane of which the lane does not know.
     is_unsure: bool,
+    /// Whether an earlier request than the last one was not answered, and may still be on its way.
+    has_unanswered: bool,
 }
 
 impl Lane {
@@ -113,6 +115,7 @@ impl Lane {
             list_error: None,
             is_ready: false,
             is_unsure: false,
+            has_unanswered: false,
         };
         lane.refresh_lists();
         lane
@@ -208,11 +211,14 @@ impl Lane {
             trial,
             with_finish,
         } = reply;
+        // Without a connection, an earlier request whose reply was lost may be on its way still.
+        let is_unsent = matches!(claimed, Err(QueueError::Connect(_)));
+        if is_over(&claimed) && !(is_unsent && self.has_unanswered) {
+            self.cell.end_claim();
+            self.has_unanswered = false;
+        }
         // If Redis has claimed something all the same, the next request hands it over.
         self.is_unsure = claimed.is_err();
-        if is_over(&claimed) {
-            self.cell.end_claim();
-        }
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -444,9 +450,14 @@ impl Lane {
     /// Shows that a request for work may be on its way from now on, and makes sure that it follows the pauses in
     /// force.
     fn begin_claim(&mut self) -> Result<(), QueueError> {
+        // The connection of an earlier request was lost, but the system may still deliver that.
+        let unanswered = self.cell.claiming_by();
+        self.has_unanswered = unanswered.is_some();
         loop {
             self.look_at_pauses()?;
-            self.cell.begin_claim(self.pauses.version);
+            let version = self.pauses.version;
+            let oldest = unanswered.map_or(version, |earlier| earlier.min(version));
+            self.cell.begin_claim(oldest);
             if self.shared.pauses.version() == self.pauses.version {
                 return Ok(());
             }
@@ -734,6 +745,7 @@ mod tests {
                 }
                 None => std::fs::remove_file(slot.pauses_path()).unwrap(),
             }
+            slot.lane(0).end_claim();
             let version = slot.pauses_version() + 1;
             slot.set_pauses_version(version);
             slot.note_pauses_look(sys::monotonic_ms());
@@ -744,7 +756,10 @@ mod tests {
         let list = |name: &str| PauseTarget::List(name.parse().unwrap());
         let all = "DLQ:storage:later a b c";
         assert_eq!(now(&mut lane, Some(Pauses::default())), all);
-        assert_eq!(now(&mut lane, Some([list("b")].into())), "DLQ:storage:later a c");
+        assert_eq!(
+            now(&mut lane, Some([list("b")].into())),
+            "DLQ:storage:later a c"
+        );
         let main = PauseTarget::Chain("main".to_owned());
         assert_eq!(now(&mut lane, Some([main].into())), "DLQ:storage:later c");
         let queue = list("DLQ:storage:later");
@@ -757,8 +772,13 @@ mod tests {
         assert!(!names(&lane).is_empty(), "the lane tries to read it again");
         assert_eq!(now(&mut lane, Some(Pauses::default())), all);
 
-        let cell = shared.slot.lane(0);
-        cell.end_claim();
+        // A request by these pauses is not answered yet.
+        let version = slot.pauses_version() + 1;
+        slot.set_pauses_version(version);
+        lane.begin_claim().unwrap();
+        assert_eq!(lane.pauses.version, version);
+        assert!(!slot.all_claims_follow(version));
+        shared.slot.lane(0).end_claim();
         // The last look is too old: nothing is claimed without another one, for which nothing listens here.
         slot.note_pauses_look(1);
         assert!(lane.begin_claim().is_err() && slot.all_claims_follow(u64::MAX));
