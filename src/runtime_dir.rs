@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -207,6 +207,18 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
 /// # Errors
 /// If it cannot be written; the former content stays.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    replace_with_mode(path, text, 0o600)
+}
+
+/// [`replace`] for a file that the service's group may read, as it may read the scoreboard.
+///
+/// # Errors
+/// As for [`replace`].
+pub fn replace_for_group(path: &Path, text: &str) -> io::Result<()> {
+    replace_with_mode(path, text, 0o640)
+}
+
+fn replace_with_mode(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push("-draft");
     let draft = PathBuf::from(draft);
@@ -219,6 +231,8 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&draft)?;
+    // Whatever the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(text.as_bytes())?;
     fs::rename(&draft, path)
 }
@@ -372,7 +386,7 @@ fn named(folder: &Path, whose: Whose, what: &str) -> io::Error {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+    use std::os::unix::fs::{lchown, symlink};
 
     use nix::unistd::{Gid, Uid, chown, mkfifo};
 

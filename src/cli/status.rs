@@ -231,6 +231,9 @@ fn status_text(view: &View) -> String {
         text.push('\n');
         text.push_str(&outage(it, view.queues.as_ref()).line());
     }
+    if let Some(error) = &view.paused_error {
+        text.push_str(&format!("\nPaused: not known: {error}"));
+    }
     for pause in &view.paused {
         text.push('\n');
         text.push_str(&paused(pause));

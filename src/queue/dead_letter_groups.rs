@@ -17,8 +17,10 @@ use super::dead_letters::{cursor_and_items, letters_key, reasons_key};
 use super::requests::{round_trip, search_scripts};
 use super::{QueueError, Raw, RedisConnection, StoredReason, now};
 
-/// How many reasons one step reads.
+/// How many reasons one step reads: few at first and after long ones, as the server copies all of them at once, each as
+/// long as somebody has made it.
 const STEP: usize = 100;
+const STEP_OF_LONG: usize = 10;
 
 /// How many bytes of an entry are read. No command is shown with a longer one.
 const MOST_OF_ENTRY: usize = 1024;
@@ -163,21 +165,26 @@ impl GroupReader<'_> {
         let mut share = self.reasons / left;
         let least_bytes = self.bytes - self.bytes / left;
         // A step may return a field again while the hash grows.
-        let (mut seen, mut cursor) = (HashSet::new(), 0);
+        let (mut seen, mut cursor, mut step) = (HashSet::new(), 0, STEP_OF_LONG);
         loop {
             if share == 0 || self.bytes <= least_bytes || Instant::now() >= self.end {
                 self.is_complete = false;
                 break;
             }
             let mut call = search_scripts().read_some_reasons.key(&reasons_key);
-            call.arg(cursor).arg(STEP).arg(MOST_OF_ENTRY + 1);
+            call.arg(cursor).arg(step).arg(MOST_OF_ENTRY + 1);
             call.arg(BEGINNING).arg(ENDING);
             let reply = call.invoke(&mut **self.connection)?;
             let (next, items) = cursor_and_items(reply)?;
+            step = STEP;
             for item in items.chunks_exact(3) {
                 let [entry, beginning, ending] = item else {
                     continue;
                 };
+                // It is longer than its beginning.
+                if !ending.is_empty() {
+                    step = STEP_OF_LONG;
+                }
                 let size = entry.len() + beginning.len() + ending.len();
                 self.bytes = self.bytes.saturating_sub(size);
                 self.reasons = self.reasons.saturating_sub(1);

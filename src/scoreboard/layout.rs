@@ -25,7 +25,7 @@ use super::histogram::BUCKETS;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"conserve");
 
 /// Changes with everything in this file.
-pub const VERSION: u64 = 13;
+pub const VERSION: u64 = 14;
 
 /// The monitor's slot; a worker's is its number.
 pub const MONITOR: usize = 0;
@@ -105,6 +105,8 @@ pub mod child {
 
 /// The worker's own words of a slot.
 pub mod worker {
+    /// Of the monitor: the time up to which its last good look at the pauses counts, see `Slot::note_pauses_look`.
+    pub const PAUSES_LOOKED: usize = 14;
     /// Of the monitor: the version of the pauses in force, which stand in a file beside the scoreboard. 0 before its
     /// first look at them.
     pub const PAUSES: usize = 15;
@@ -548,7 +550,7 @@ impl LaneStep {
 }
 
 /// The kinds of what can be unavailable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StageKind {
     /// A link.
     Link = 1,

@@ -163,6 +163,14 @@ mod tests {
         board.show_child(2, Some(place(2)));
         let successor = Slot::attach(board.id(), 2, 2).unwrap();
         assert!(monitor.all_claims_follow(2));
+        // A forkserver has started it, and has not reported its PID yet.
+        let unreported = ChildView {
+            pid: None,
+            ..place(2)
+        };
+        board.show_child(2, Some(unreported));
+        successor.lane(1).begin_claim(1);
+        assert!(!monitor.all_claims_follow(2));
         // The version outlives the monitor.
         let _next = Slot::attach(board.id(), 0, 2).unwrap();
         assert_eq!(successor.pauses_version(), 1);

@@ -196,7 +196,7 @@ impl Slot {
     }
 
     /// Whether the process that writes to this slot lives, as far as the supervisor knows.
-    fn is_alive(&self, number: usize) -> bool {
+    pub(super) fn is_alive(&self, number: usize) -> bool {
         if number >= layout::SLOTS {
             return false;
         }

@@ -166,6 +166,21 @@ impl Slot {
             .store(version, Ordering::SeqCst);
     }
 
+    /// Shows that the pauses of the version shown were those in Redis at `when`, in monotonic milliseconds, and that the
+    /// lease on the instance's name was renewed then or later: so whoever pauses something after that waits for this
+    /// instance as long as the lease lives. For the monitor alone, once it has shown the version.
+    pub fn note_pauses_look(&self, when: u64) {
+        self.monitor_word(worker::PAUSES_LOOKED)
+            .store(when, Ordering::SeqCst);
+    }
+
+    /// The time that [`Slot::note_pauses_look`] has shown last; 0 before. To be read before the version, which may be
+    /// newer then, and not older.
+    pub fn pauses_looked(&self) -> u64 {
+        self.monitor_word(worker::PAUSES_LOOKED)
+            .load(Ordering::SeqCst)
+    }
+
     /// Whether no request for work is on its way that follows older pauses than those of this version.
     pub fn all_claims_follow(&self, version: u64) -> bool {
         let words = self.words.words();
@@ -177,7 +192,8 @@ impl Slot {
                 let claiming = word(start + self.shape.lane_start(lane) + lane::CLAIMING);
                 claiming == 0 || claiming > version
             };
-            word(start + child::PID) == 0 || (0..self.shape.lanes).all(follows)
+            // A worker may claim before the supervisor has learned its PID.
+            !self.is_alive(number) || (0..self.shape.lanes).all(follows)
         })
     }
 
@@ -351,6 +367,11 @@ impl LaneCell {
     pub fn begin_claim(&self, version: u64) {
         self.claiming()
             .store(version.saturating_add(1), Ordering::SeqCst);
+    }
+
+    /// The version that a request follows that may be on its way.
+    pub fn claiming_by(&self) -> Option<u64> {
+        self.claiming().load(Ordering::SeqCst).checked_sub(1)
     }
 
     /// The request was answered, or is not sent.

@@ -143,7 +143,7 @@ impl Supervisor {
                 RollingStep::Done => {
                     self.reloading = false;
                     log::info!("All workers are replaced");
-                    self.board.set_reload_state(ReloadState::Done);
+                    self.show_reload_end(ReloadState::Done);
                     self.note_running();
                     self.drain_unwanted();
                 }
@@ -199,10 +199,18 @@ impl Supervisor {
         }
     }
 
+    /// Shows what has become of this rolling restart, unless another reload has been asked for since it began: what is
+    /// shown would count for that one, whose configuration is still being tried.
+    fn show_reload_end(&mut self, state: ReloadState) {
+        if !self.reload_is_waiting() {
+            self.board.set_reload_state(state);
+        }
+    }
+
     /// The remaining workers are not replaced.
     fn give_up_reload(&mut self) {
         self.reloading = false;
-        self.board.set_reload_state(ReloadState::GivenUp);
+        self.show_reload_end(ReloadState::GivenUp);
         for child in self.children.values_mut() {
             child.round = self.round;
         }

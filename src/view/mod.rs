@@ -7,6 +7,7 @@ mod figures;
 mod queues;
 mod unavailable;
 
+use std::io;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -62,6 +63,9 @@ pub struct View {
     pub outages: Vec<Outage>,
     /// The lists and chains that operators have paused.
     pub paused: Vec<Pause>,
+    /// Why these are not known, if they could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_error: Option<String>,
     /// What chains have done.
     pub chains: Vec<Figures>,
     /// What links have done.
@@ -149,6 +153,10 @@ impl View {
             place.is_some_and(|place| place.state == ChildState::Ready)
         };
         let (redis_away_seconds, redis_error) = unavailable::redis_away(snapshot);
+        let (paused, paused_error) = match paused(snapshot) {
+            Ok(paused) => (paused, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
         Self {
             instance: header.instance.clone(),
             pid: header.pid,
@@ -172,7 +180,8 @@ impl View {
                 .collect(),
             holds: holds(snapshot, plan),
             outages: outages(snapshot, plan),
-            paused: paused(snapshot),
+            paused,
+            paused_error,
             chains: figures::of(SeriesKind::Chain, snapshot, plan),
             links: figures::of(SeriesKind::Link, snapshot, plan),
             storages: figures::of(SeriesKind::Storage, snapshot, plan),
@@ -353,13 +362,19 @@ pub fn pauses(pauses: &Pauses) -> Vec<Pause> {
 }
 
 /// What operators have paused, as the daemon follows it.
-pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
-    // The file is replaced in one step; one that is missing is replaced within a second.
-    let read = snapshot
-        .pauses
-        .as_ref()
-        .and_then(|path| Pauses::load(path).ok());
-    read.as_ref().map(pauses).unwrap_or_default()
+///
+/// # Errors
+/// It cannot be read: the text says why.
+pub fn paused(snapshot: &Snapshot) -> Result<Vec<Pause>, String> {
+    let Some(path) = &snapshot.pauses else {
+        return Ok(Vec::new());
+    };
+    match Pauses::load(path) {
+        Ok(read) => Ok(pauses(&read)),
+        // One that is missing is replaced within a second.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(format!("could not read {}: {error}", path.display())),
+    }
 }
 
 #[cfg(test)]
@@ -367,6 +382,24 @@ pub fn paused(snapshot: &Snapshot) -> Vec<Pause> {
 mod tests {
     use super::*;
     use crate::scoreboard::{Board, DaemonPhase, Shape};
+
+    #[test]
+    fn pauses_that_cannot_be_read_are_not_shown_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = Board::create(folder.path(), "here", Shape::of(1, 0, 0, 0), 1).unwrap();
+        let mut snapshot = Snapshot::take_own(&board.id().path).unwrap();
+        assert_eq!(paused(&snapshot), Ok(Vec::new()), "no monitor has looked");
+        let path = folder.path().join("here.pauses");
+        snapshot.pauses = Some(path.clone());
+        assert_eq!(paused(&snapshot), Ok(Vec::new()), "it is being replaced");
+        std::fs::write(&path, "no JSON").unwrap();
+        let view = View::new(&snapshot, None, None);
+        let error = view.paused_error.unwrap();
+        assert!(error.contains("here.pauses"), "{error}");
+        std::fs::write(&path, r#"{"list a": {}}"#).unwrap();
+        let view = View::new(&snapshot, None, None);
+        assert_eq!((view.paused.len(), view.paused_error), (1, None));
+    }
 
     #[test]
     fn a_supervisor_that_hangs_is_reported() {

@@ -3,7 +3,7 @@
 //! Each worker shows what it has found itself. Of all workers together the newest error counts, the earliest
 //! time since when, and the soonest next try.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Local, TimeDelta};
 use serde::Serialize;
@@ -237,20 +237,20 @@ fn collect(
     snapshot: &Snapshot,
     stages: impl Fn(&WorkerView) -> Option<&StagesView>,
 ) -> BTreeMap<(StageKind, usize), Found> {
+    // There may be many thousands.
+    let reasons = snapshot.reasons.iter();
+    let reasons: HashMap<_, _> = reasons
+        .map(|(slot, reason)| ((*slot, reason.kind, reason.position), reason))
+        .collect();
     let mut found: BTreeMap<_, Found> = BTreeMap::new();
     for (number, slot) in snapshot.slots.iter().enumerate() {
         let Some(view) = slot.worker.as_ref().and_then(&stages) else {
             continue;
         };
         for stage in &view.stages {
-            let mut reasons = snapshot.reasons.iter();
-            let reason = reasons
-                .find(|(slot, reason)| *slot == number && (reason.kind, reason.position) == *stage);
-            let reason = reason.map(|(_, reason)| reason);
-            found
-                .entry(*stage)
-                .or_default()
-                .note(number, view.since, reason);
+            let reason = reasons.get(&(number, stage.0, stage.1)).copied();
+            let found = found.entry(*stage).or_default();
+            found.note(number, view.since, reason);
         }
     }
     found

@@ -95,6 +95,8 @@ struct Housekeeping<'a> {
     renewal: LeaseRenewal,
     lease: Due,
     was_watched: bool,
+    /// The version of the pauses in force.
+    pauses: u64,
 }
 
 impl<'a> Housekeeping<'a> {
@@ -105,6 +107,7 @@ impl<'a> Housekeeping<'a> {
             lease: Due::every(renewal.interval()),
             renewal,
             was_watched: false,
+            pauses: shared.pauses.version(),
             shared,
         }
     }
@@ -114,6 +117,12 @@ impl<'a> Housekeeping<'a> {
         let is_watched = shared.wakeup.is_watched();
         if std::mem::replace(&mut self.was_watched, is_watched) && !is_watched {
             log::debug!("the monitor does not watch the ingress lists, idle lanes look themselves");
+            shared.wakeup.wake_all();
+        }
+        // After a resume: nobody watches the queues of storages, whose backlog may be claimed again. Before the first
+        // version, the lanes have read the pauses themselves.
+        let pauses = shared.pauses.version();
+        if std::mem::replace(&mut self.pauses, pauses) != pauses && pauses > 1 {
             shared.wakeup.wake_all();
         }
         // Storages that have connections to spare learn that other processes want some.

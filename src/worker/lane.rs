@@ -24,7 +24,7 @@ use super::modules::LaneModules;
 use super::pipeline::{FINISHING_SHARE, Pipeline};
 use super::quarantine::InFlightGuard;
 use super::retry::{LaneClock, Outage};
-use super::shared::SharedState;
+use super::shared::{FollowedPauses, OwnLook, SharedState};
 use crate::backoff::Backoff;
 use crate::config::{Chain, Config, ListName};
 use crate::queue::{Claim, Claimed, Document, Pauses, Queue, QueueError, Released};
@@ -37,6 +37,9 @@ const LARGE: usize = 1 << 20;
 
 /// How long a suspect waits for the vCons in flight, which may hang.
 const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest wait for work while it cannot be read what is paused.
+const UNKNOWN_WAIT: Duration = Duration::from_millis(500);
 
 /// The longest pause before the host of Python modules is started again.
 const PYTHON_PAUSE: Duration = Duration::from_secs(30);
@@ -62,8 +65,8 @@ pub(super) struct Lane {
     backlogs: Vec<ListName>,
     /// The version of the circuit breakers that both belong to.
     breakers: u64,
-    /// The version of the pauses that they follow.
-    pauses: u64,
+    /// The pauses that they follow.
+    pauses: FollowedPauses,
     /// The lane's number in its worker, from 0.
     number: usize,
     drain: Receiver<()>,
@@ -78,6 +81,8 @@ pub(super) struct Lane {
     is_ready: bool,
     /// Whether Redis may have claimed something for this lane of which the lane does not know.
     is_unsure: bool,
+    /// Whether an earlier request than the last one was not answered, and may still be on its way.
+    has_unanswered: bool,
 }
 
 impl Lane {
@@ -100,7 +105,7 @@ impl Lane {
             lists: Vec::new(),
             backlogs: Vec::new(),
             breakers: 0,
-            pauses: 0,
+            pauses: FollowedPauses::default(),
             number,
             drain,
             cell,
@@ -110,6 +115,7 @@ impl Lane {
             list_error: None,
             is_ready: false,
             is_unsure: false,
+            has_unanswered: false,
         };
         lane.refresh_lists();
         lane
@@ -154,7 +160,14 @@ impl Lane {
             shared.quarantine.wait_until_open(&clock);
             return None;
         };
-        self.begin_claim();
+        if let Err(error) = self.begin_claim() {
+            return Some(ClaimReply {
+                claimed: Err(error),
+                in_flight,
+                trial: None,
+                with_finish: false,
+            });
+        }
         let found_nothing =
             |claimed: &Result<Claimed, _>| matches!(claimed, Ok(Claimed { work: None, .. }));
         if let Some(trial) = begin_trial(&self.shared, self.modules.config()) {
@@ -198,11 +211,14 @@ impl Lane {
             trial,
             with_finish,
         } = reply;
+        // Without a connection, an earlier request whose reply was lost may be on its way still.
+        let is_unsent = matches!(claimed, Err(QueueError::Connect(_)));
+        if is_over(&claimed) && !(is_unsent && self.has_unanswered) {
+            self.cell.end_claim();
+            self.has_unanswered = false;
+        }
         // If Redis has claimed something all the same, the next request hands it over.
         self.is_unsure = claimed.is_err();
-        if is_over(&claimed) {
-            self.cell.end_claim();
-        }
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -368,7 +384,9 @@ impl Lane {
     /// Blocks until there may be something to do.
     fn wait_for_work(&mut self) {
         self.shared.return_memory();
-        let longest = self.shared.breakers.next_trial();
+        let unknown = (!self.pauses.are_known).then_some(UNKNOWN_WAIT);
+        let waits = [self.shared.breakers.next_trial(), unknown];
+        let longest = waits.into_iter().flatten().min();
         let wakeup = &self.shared.wakeup;
         if let Err(error) = wakeup.wait(self.number, &mut self.queue, &self.drain, longest) {
             self.wait_after(&error);
@@ -389,7 +407,7 @@ impl Lane {
         }
         let is_current = is_same
             && self.shared.breakers.version() == self.breakers
-            && self.shared.pauses.version() == self.pauses;
+            && self.shared.pauses.are_current(&self.pauses);
         if !is_current {
             self.refresh_lists();
         } else {
@@ -420,8 +438,8 @@ impl Lane {
         self.breakers = breakers.version();
         self.lists = breakers.open_lists(config);
         self.backlogs = breakers.backlogs(config);
-        let (version, pauses) = self.shared.pauses.get();
-        self.pauses = version;
+        let (followed, pauses) = self.shared.pauses.get();
+        self.pauses = followed;
         for lists in [&mut self.lists, &mut self.backlogs] {
             retain_claimable(lists, pauses.as_deref(), config);
         }
@@ -431,14 +449,38 @@ impl Lane {
 
     /// Shows that a request for work may be on its way from now on, and makes sure that it follows the pauses in
     /// force.
-    fn begin_claim(&mut self) {
+    fn begin_claim(&mut self) -> Result<(), QueueError> {
+        // The connection of an earlier request was lost, but the system may still deliver that.
+        let unanswered = self.cell.claiming_by();
+        self.has_unanswered = unanswered.is_some();
         loop {
-            self.cell.begin_claim(self.pauses);
-            if self.shared.pauses.version() == self.pauses {
-                return;
+            self.look_at_pauses()?;
+            let version = self.pauses.version;
+            let oldest = unanswered.map_or(version, |earlier| earlier.min(version));
+            self.cell.begin_claim(oldest);
+            if self.shared.pauses.version() == self.pauses.version {
+                return Ok(());
             }
             self.refresh_lists();
         }
+    }
+
+    /// Looks at the pauses itself if neither the monitor nor another lane of this worker has done so recently enough.
+    fn look_at_pauses(&mut self) -> Result<(), QueueError> {
+        while !self.shared.pauses.are_fresh(&self.pauses) {
+            self.refresh_lists();
+            if self.shared.pauses.are_fresh(&self.pauses) {
+                break;
+            }
+            let (look, found) = OwnLook::take(&self.shared.slot, &mut self.queue)?;
+            self.shared.pauses.note_look(look, found);
+            self.refresh_lists();
+            // However long that took. If the version has changed meanwhile, the monitor has looked.
+            if self.pauses.own_look.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// With `CONSERVER_LIST_ORDER=rotate`: begins with another list each time, so that a full one starves no
@@ -484,8 +526,8 @@ fn is_over(claimed: &Result<Claimed, QueueError>) -> bool {
 /// The request for a lane's next vCon, which goes with the finish of the present one.
 pub(super) struct NextClaim<'a> {
     lists: &'a [ListName],
-    /// The versions of the circuit breakers and of the pauses that the lists belong to.
-    versions: (u64, u64),
+    /// The version of the circuit breakers and the pauses that the lists belong to.
+    versions: (u64, FollowedPauses),
     cell: &'a LaneCell,
     /// Whether it is sent and its reply is not known.
     is_unsure: bool,
@@ -494,7 +536,7 @@ pub(super) struct NextClaim<'a> {
 
 impl<'a> NextClaim<'a> {
     /// Not sent yet.
-    pub fn new(lists: &'a [ListName], versions: (u64, u64), cell: &'a LaneCell) -> Self {
+    pub fn new(lists: &'a [ListName], versions: (u64, FollowedPauses), cell: &'a LaneCell) -> Self {
         Self {
             lists,
             versions,
@@ -518,12 +560,13 @@ impl<'a> NextClaim<'a> {
             && shared.quarantine.is_open()
             && shared.breakers.version() == breakers
             && !shared.breakers.has_trial_due()
+            && shared.pauses.are_fresh(&pauses)
             && Arc::ptr_eq(&shared.current.get(), config);
         if !may {
             return None;
         }
-        self.cell.begin_claim(pauses);
-        if shared.pauses.version() != pauses {
+        self.cell.begin_claim(pauses.version);
+        if shared.pauses.version() != pauses.version {
             self.cell.end_claim();
             return None;
         }
@@ -594,7 +637,7 @@ mod tests {
     use super::super::shared::tests::{TestWorker, parse};
     use super::*;
     use crate::queue::{Expiry, Holder, LaneId, NameLease, PauseTarget, Server};
-    use crate::runtime_dir;
+    use crate::{runtime_dir, sys};
 
     const CONFIG: &str = "\
         storages: {s: {module: storage.webhook, options: {webhook-urls: ['http://h']}}}\n\
@@ -612,7 +655,8 @@ mod tests {
         let (shared, config) = (&worker.shared, worker.config());
         let lists = shared.breakers.open_lists(&config);
         let cell = shared.slot.lane(0);
-        let now = || NextClaim::new(&lists, (shared.breakers.version(), 0), &cell);
+        let (pauses, _) = shared.pauses.get();
+        let now = || NextClaim::new(&lists, (shared.breakers.version(), pauses), &cell);
         let drain = never();
         let clock = LaneClock::idle(&drain, None);
         let asks = |next: &NextClaim<'_>| next.lists(shared, &config, &clock) == Some(&lists[..]);
@@ -651,6 +695,12 @@ mod tests {
         assert!(!asks(&stale), "other lists may be open by now");
 
         now().note_reply(Some(Ok(nothing())));
+        let old = FollowedPauses {
+            own_look: Some(1),
+            ..pauses
+        };
+        let stale = NextClaim::new(&lists, (shared.breakers.version(), old), &cell);
+        assert!(!asks(&stale), "the pauses were read too long ago");
         shared.slot.set_pauses_version(1);
         assert!(!asks(&now()), "other lists may be paused by now");
         assert!(shared.slot.all_claims_follow(1));
@@ -681,7 +731,13 @@ mod tests {
             NameLease::new(&shared.settings, Holder::this_process(1)),
         );
         let mut lane = Lane::new(Arc::clone(shared), queue, 0, never());
-        let mut now = |pauses: Option<Pauses>| {
+        let names = |lane: &Lane| {
+            let lists = lane.lists.iter().chain(&lane.backlogs);
+            let mut names: Vec<String> = lists.map(ToString::to_string).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        let now = |lane: &mut Lane, pauses: Option<Pauses>| {
             match pauses {
                 Some(pauses) => {
                     let text = serde_json::to_string(&pauses).unwrap();
@@ -689,32 +745,60 @@ mod tests {
                 }
                 None => std::fs::remove_file(slot.pauses_path()).unwrap(),
             }
+            slot.lane(0).end_claim();
             let version = slot.pauses_version() + 1;
             slot.set_pauses_version(version);
-            lane.begin_claim();
+            slot.note_pauses_look(sys::monotonic_ms());
+            lane.begin_claim().unwrap();
             assert!(slot.all_claims_follow(version));
-            let lists = lane.lists.iter().chain(&lane.backlogs);
-            let mut names: Vec<String> = lists.map(ToString::to_string).collect();
-            names.sort_unstable();
-            names.join(" ")
+            names(lane)
         };
         let list = |name: &str| PauseTarget::List(name.parse().unwrap());
         let all = "DLQ:storage:later a b c";
-        assert_eq!(now(Some(Pauses::default())), all);
-        assert_eq!(now(Some([list("b")].into())), "DLQ:storage:later a c");
+        assert_eq!(now(&mut lane, Some(Pauses::default())), all);
+        assert_eq!(
+            now(&mut lane, Some([list("b")].into())),
+            "DLQ:storage:later a c"
+        );
         let main = PauseTarget::Chain("main".to_owned());
-        assert_eq!(now(Some([main].into())), "DLQ:storage:later c");
+        assert_eq!(now(&mut lane, Some([main].into())), "DLQ:storage:later c");
         let queue = list("DLQ:storage:later");
-        assert_eq!(now(Some([queue, list("x")].into())), "a b c");
-        assert_eq!(now(None), "", "it is not known what is paused");
-        assert_eq!(now(Some(Pauses::default())), all);
+        assert_eq!(now(&mut lane, Some([queue, list("x")].into())), "a b c");
+        assert_eq!(now(&mut lane, None), "", "it is not known what is paused");
+        // The version has not changed, only the file can be read again.
+        let text = serde_json::to_string(&Pauses::from([list("b")])).unwrap();
+        runtime_dir::replace(slot.pauses_path(), &text).unwrap();
+        lane.follow_configuration();
+        assert!(!names(&lane).is_empty(), "the lane tries to read it again");
+        assert_eq!(now(&mut lane, Some(Pauses::default())), all);
+
+        // A request by these pauses is not answered yet.
+        let version = slot.pauses_version() + 1;
+        slot.set_pauses_version(version);
+        lane.begin_claim().unwrap();
+        assert_eq!(lane.pauses.version, version);
+        assert!(!slot.all_claims_follow(version));
+        shared.slot.lane(0).end_claim();
+        // The last look is too old: nothing is claimed without another one, for which nothing listens here.
+        slot.note_pauses_look(1);
+        assert!(lane.begin_claim().is_err() && slot.all_claims_follow(u64::MAX));
+        // Another lane of this worker has looked itself.
+        let look = OwnLook::begin(slot);
+        shared.pauses.note_look(look, Some([list("a")].into()));
+        lane.begin_claim().unwrap();
+        assert_eq!(names(&lane), "DLQ:storage:later b c");
+        // The monitor is back, and has found nothing new since its last look.
+        slot.note_pauses_look(sys::monotonic_ms());
+        lane.follow_configuration();
+        assert_eq!(names(&lane), all);
+        assert!(lane.pauses.own_look.is_none());
     }
 
     #[test]
     fn without_a_reply_something_may_be_claimed_that_is_not_known() {
         let worker = TestWorker::with(CONFIG, &[]);
         let cell = worker.shared.slot.lane(0);
-        let mut next = NextClaim::new(&[], (0, 0), &cell);
+        let mut next = NextClaim::new(&[], (0, FollowedPauses::default()), &cell);
         assert!(!next.is_unsure());
         next.note_sent();
         assert!(next.is_unsure());

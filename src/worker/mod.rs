@@ -48,14 +48,13 @@ use crate::config::{Chain, Config};
 use crate::exit::Exit;
 use crate::queue::{
     Expiry, LaneId, NameLease, Pauses, Queue, QueueError, RecoveredClaim, RequestBatcher, Server,
-    is_of_the_key,
 };
 use crate::scoreboard::{Event, SeriesKind, Slot};
 use crate::settings::Settings;
 use housekeeping::LeaseRenewal;
 use lane::Lane;
 use retry::{LaneClock, Outage, SharedOutage};
-use shared::SharedState;
+use shared::{OwnLook, SharedState};
 use wakeup::Wakeup;
 
 /// Runs a worker in this process until it has drained. `config` is the configuration of this `config_generation`.
@@ -121,10 +120,10 @@ fn run_lanes(
     let draining = child.draining.clone();
     let mut first = queue(1);
     let clock = LaneClock::idle(&draining, None);
-    let pauses = housekeeping::with_heartbeat(&slot, &settings, || {
+    let first_look = housekeeping::with_heartbeat(&slot, &settings, || {
         recover_predecessor(&mut first, &task, &settings, &config.chains, &slot, &clock)
     })?;
-    let Some(pauses) = pauses else {
+    let Some(first_look) = first_look else {
         return Ok(true);
     };
     slot.note_recovered();
@@ -137,7 +136,7 @@ fn run_lanes(
         child,
         settings,
         (config, config_generation),
-        pauses,
+        first_look,
         slot,
         wakeup,
     ));
@@ -182,7 +181,7 @@ impl Drop for AbortOnPanic {
 }
 
 /// Returns the claims of a worker's predecessor, and those that its task names besides. Waits for Redis and
-/// for the instance's name if need be. Returns what is paused now, or `None` if the worker drains before that.
+/// for the instance's name if need be. Returns a look at what is paused, or `None` if the worker drains before that.
 fn recover_predecessor(
     queue: &mut Queue,
     task: &WorkerTask,
@@ -190,14 +189,14 @@ fn recover_predecessor(
     chains: &[Chain],
     slot: &Slot,
     clock: &LaneClock<'_>,
-) -> Option<Pauses> {
+) -> Option<(OwnLook, Option<Pauses>)> {
     let mut outage = Outage::new(settings, &Arc::new(SharedOutage::new(slot.clone())));
     let mut displaced = Backoff::new(settings.retry_first, settings.retry_max);
     loop {
         let waited = match try_to_recover(queue, task, settings.max_deaths, chains, slot) {
-            Ok(pauses) => {
+            Ok(look) => {
                 outage.end();
-                return Some(pauses);
+                return Some(look);
             }
             // Another daemon has this instance's name: the monitor decides what follows.
             Err(error) if error.is_about_the_lease() => {
@@ -218,7 +217,7 @@ fn try_to_recover(
     max_deaths: u32,
     chains: &[Chain],
     slot: &Slot,
-) -> Result<Pauses, QueueError> {
+) -> Result<(OwnLook, Option<Pauses>), QueueError> {
     queue.take_lease()?;
     let recovered = queue.recover(task.predecessor.dead(), max_deaths)?;
     // Before the next step, which may fail.
@@ -229,13 +228,8 @@ fn try_to_recover(
         recovered.iter().for_each(report_recovered);
         count_poison(slot, chains, &recovered);
     }
-    // The lanes follow the monitor, but it may not have looked at the pauses yet. Whoever pauses something after this
-    // finds that this instance is alive, as the lease was taken before, and waits until it follows.
-    match queue.pauses() {
-        // The monitor logs that.
-        Err(error) if is_of_the_key(&error) => Ok(Pauses::default()),
-        pauses => pauses,
-    }
+    // The lanes follow the monitor, but it may not have looked at the pauses yet.
+    OwnLook::take(slot, queue)
 }
 
 /// Runs a recovery process: returns the claims of workers that have no successor. Tries once; the supervisor

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::backend_health::BackendHealth;
 use super::circuit_breaker::CircuitBreakers;
@@ -14,7 +15,7 @@ use super::wakeup::Wakeup;
 use crate::child::{Child, Drain, Readiness};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::queue::Pauses;
+use crate::queue::{Pauses, Queue, QueueError, is_of_the_key};
 use crate::scoreboard::{Outcome, Slot};
 use crate::settings::Settings;
 use crate::spelling::counted;
@@ -55,7 +56,7 @@ impl SharedState {
         child: Child,
         settings: Settings,
         (config, config_generation): (Arc<Config>, u64),
-        pauses: Pauses,
+        first_look: (OwnLook, Option<Pauses>),
         slot: Slot,
         wakeup: Wakeup,
     ) -> Self {
@@ -63,7 +64,7 @@ impl SharedState {
             current: CurrentConfig::new(config, config_generation, slot.clone()),
             health: BackendHealth::new(slot.clone()),
             breakers: CircuitBreakers::new(slot.clone(), settings.retry_max),
-            pauses: CurrentPauses::new(pauses, slot.clone()),
+            pauses: CurrentPauses::new(first_look, settings.heartbeat_ttl, slot.clone()),
             redis_outage: Arc::new(SharedOutage::new(slot.clone())),
             quarantine: Quarantine::default(),
             python_failure: Mutex::default(),
@@ -196,27 +197,84 @@ impl CurrentConfig {
 }
 
 /// What operators have paused, as this worker follows it.
+///
+/// Whoever pauses something waits until every instance whose lease lives has confirmed that. An instance whose lease has
+/// run out, as its Redis was away for long, is not waited for, so it must not claim by what it knew before. So a look at
+/// the pauses counts only for half of the lease's time to live from the last renewal before it. After that, as when the
+/// monitor is frozen or dead, the worker takes the lease and looks itself.
 pub(super) struct CurrentPauses {
     slot: Slot,
-    state: Mutex<FollowedPauses>,
+    /// So many milliseconds a look counts.
+    limit: u64,
+    state: Mutex<PausesState>,
 }
 
-struct FollowedPauses {
-    /// The version that was read last.
+struct PausesState {
+    /// The version that was in force when they were read.
     version: u64,
-    /// `None` if it could not be read: then nothing may be claimed.
+    /// This worker's own look, if they are from that and not from the monitor's file.
+    own_look: Option<OwnLook>,
+    /// `None` if they could not be read: then nothing may be claimed.
     pauses: Option<Arc<Pauses>>,
 }
 
+/// A look at the pauses that a worker takes itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnLook {
+    /// The version in force before it.
+    version: u64,
+    /// When it began, in monotonic milliseconds.
+    begun: u64,
+}
+
+impl OwnLook {
+    /// Takes the lease, then reads the pauses. Whoever pauses something after that finds that this instance is alive, and
+    /// waits until it follows. Returns no pauses if their key cannot be read.
+    pub fn take(slot: &Slot, queue: &mut Queue) -> Result<(Self, Option<Pauses>), QueueError> {
+        let look = Self::begin(slot);
+        queue.take_lease()?;
+        match queue.pauses() {
+            Ok(pauses) => Ok((look, Some(pauses))),
+            // The monitor logs that.
+            Err(error) if is_of_the_key(&error) => Ok((look, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn begin(slot: &Slot) -> Self {
+        Self {
+            version: slot.pauses_version(),
+            begun: sys::monotonic_ms(),
+        }
+    }
+}
+
+/// Which pauses a lane follows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct FollowedPauses {
+    /// A version that they are not older than.
+    pub version: u64,
+    /// Whether they could be read; else the lane claims nothing.
+    pub are_known: bool,
+    /// When the worker read them itself; `None` if they are the monitor's.
+    pub own_look: Option<u64>,
+}
+
 impl CurrentPauses {
-    /// Starts with what Redis said before the monitor had looked.
-    pub fn new(first: Pauses, slot: Slot) -> Self {
-        let state = FollowedPauses {
+    /// Starts with what this worker has found itself.
+    pub fn new((look, found): (OwnLook, Option<Pauses>), lease_ttl: Duration, slot: Slot) -> Self {
+        let state = PausesState {
             version: 0,
-            pauses: Some(Arc::new(first)),
+            own_look: None,
+            pauses: None,
         };
-        let state = Mutex::new(state);
-        Self { slot, state }
+        let this = Self {
+            slot,
+            limit: (lease_ttl / 2).as_millis().try_into().unwrap_or(u64::MAX),
+            state: Mutex::new(state),
+        };
+        this.note_look(look, found);
+        this
     }
 
     /// The version in force.
@@ -224,30 +282,79 @@ impl CurrentPauses {
         self.slot.pauses_version()
     }
 
-    /// The pauses in force, with a version that they are not older than. `None` if they cannot be read at present:
-    /// nothing may be claimed.
-    pub fn get(&self) -> (u64, Option<Arc<Pauses>>) {
+    /// Whether what a lane follows is what [`CurrentPauses::get`] would return.
+    pub fn are_current(&self, followed: &FollowedPauses) -> bool {
+        let monitor_is_back = || followed.own_look.is_some() && self.monitor_has_looked();
+        followed.are_known && self.version() == followed.version && !monitor_is_back()
+    }
+
+    /// Whether what a lane follows was looked at so recently that it may claim by it. To be asked before it makes sure of
+    /// the version.
+    pub fn are_fresh(&self, followed: &FollowedPauses) -> bool {
+        match followed.own_look {
+            Some(begun) => self.counts(begun),
+            None => self.monitor_has_looked(),
+        }
+    }
+
+    fn monitor_has_looked(&self) -> bool {
+        self.counts(self.slot.pauses_looked())
+    }
+
+    /// Whether a look of this time still counts; 0 is none.
+    fn counts(&self, looked: u64) -> bool {
+        looked > 0 && sys::monotonic_ms().saturating_sub(looked) <= self.limit
+    }
+
+    /// The pauses to follow now; none if they cannot be read at present: nothing may be claimed.
+    pub fn get(&self) -> (FollowedPauses, Option<Arc<Pauses>>) {
         // A lane that panicked left it valid.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_looked = self.monitor_has_looked();
         let version = self.version();
+        let own_look = state
+            .own_look
+            .filter(|own| !has_looked && own.version == version);
+        let is_read = state.version == version && state.pauses.is_some();
+        let is_of_this_look = own_look.is_some() || state.own_look.is_none();
         // Without a version, the monitor has not looked yet, or the scoreboard was repaired: the last ones stay.
-        if version == 0 || (version == state.version && state.pauses.is_some()) {
-            return (version, state.pauses.clone());
-        }
-        match Pauses::load(self.slot.pauses_path()) {
-            Ok(pauses) => state.pauses = Some(Arc::new(pauses)),
-            // The monitor replaces the file if it is missing.
-            Err(error) => {
-                if state.pauses.take().is_some() {
-                    log::error!(
-                        "claiming nothing until it can be read what is paused: {}: {error}",
-                        self.slot.pauses_path().display()
-                    );
+        if version > 0 && !(is_read && is_of_this_look) {
+            match Pauses::load(self.slot.pauses_path()) {
+                Ok(pauses) => state.pauses = Some(Arc::new(pauses)),
+                // The monitor replaces the file if it is missing.
+                Err(error) => {
+                    if state.pauses.take().is_some() {
+                        log::error!(
+                            "claiming nothing until it can be read what is paused: {}: {error}",
+                            self.slot.pauses_path().display()
+                        );
+                    }
                 }
             }
+            state.own_look = None;
+            state.version = version;
         }
-        state.version = version;
-        (version, state.pauses.clone())
+        let followed = FollowedPauses {
+            version,
+            are_known: state.pauses.is_some(),
+            own_look: own_look.map(|own| own.begun),
+        };
+        (followed, state.pauses.clone())
+    }
+
+    /// Follows what this worker has found itself. If the key cannot be read, the pauses in force stay.
+    pub fn note_look(&self, look: OwnLook, found: Option<Pauses>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = || match look.version {
+            0 => state.pauses.clone().or_else(|| Some(Arc::default())),
+            _ => Pauses::load(self.slot.pauses_path()).ok().map(Arc::new),
+        };
+        let pauses = found.map(Arc::new).or_else(in_force);
+        *state = PausesState {
+            version: look.version,
+            own_look: Some(look),
+            pauses,
+        };
     }
 }
 
@@ -293,8 +400,8 @@ pub(super) mod tests {
                 Server::new(&settings.redis_url).unwrap(),
             );
             let config = (parse(config), 0);
-            let pauses = Pauses::default();
-            let shared = SharedState::new(child, settings, config, pauses, slot, wakeup);
+            let look = (OwnLook::begin(&slot), Some(Pauses::default()));
+            let shared = SharedState::new(child, settings, config, look, slot, wakeup);
             Self {
                 shared: Arc::new(shared),
                 board,

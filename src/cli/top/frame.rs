@@ -198,6 +198,8 @@ fn troubles(view: &View) -> Vec<Line<'static>> {
     let outages = view.outages.iter().take(MOST_HOLDS);
     lines.extend(outages.map(|it| outage(it, queues)).flat_map(both_lines));
     // Somebody meant it: no alarm.
+    let unknown = view.paused_error.iter();
+    lines.extend(unknown.map(|error| alarm(&format!("Paused: not known: {error}"))));
     let known = view.paused.iter().take(MOST_HOLDS);
     lines.extend(known.map(|it| plain(&paused(it)).bold()));
     if view.paused.len() > MOST_HOLDS {

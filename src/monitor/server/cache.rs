@@ -253,7 +253,7 @@ impl ResponseMaker {
                 verdict(health::readiness(
                     snapshot.header.phase,
                     &holds,
-                    &view::paused(&snapshot),
+                    &view::paused(&snapshot).unwrap_or_default(),
                     redis,
                     has_heartbeat,
                 ))
@@ -277,7 +277,7 @@ impl ResponseMaker {
                 let figures = MetricInputs {
                     started: *self.started.get_or_insert_with(|| started(&snapshot)),
                     memory: metrics::memory(&snapshot),
-                    paused: view::paused(&snapshot),
+                    paused: view::paused(&snapshot).unwrap_or_default(),
                     snapshot,
                     queues,
                     holds,
