@@ -3,6 +3,7 @@
 //! The supervisor is told by signals, and by a word of its scoreboard for a number; it shows there what it makes of
 //! them. So only root and the daemon's own user can tell it anything.
 
+use std::env;
 use std::fs;
 use std::process::Command;
 use std::thread;
@@ -15,6 +16,7 @@ use nix::unistd::Pid;
 
 use super::load_config;
 use super::output::{counted, eprint_line, eprint_lines, print_line};
+use super::service::systemctl_alone;
 use super::status::find;
 use crate::child::WAKE_UP;
 use crate::exit::Exit;
@@ -291,14 +293,26 @@ impl Unit {
     fn restarting(pid: i32) -> Option<Self> {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let unit = Self::of_cgroups(&cgroups)?;
-        let mut show = Command::new("systemctl");
-        if unit.is_users {
+        // Without systemctl, nobody can say.
+        let shown = unit.asking().output().ok()?;
+        starts_again(&String::from_utf8_lossy(&shown.stdout), pid).then_some(unit)
+    }
+
+    /// Asks systemd for the properties that [`starts_again`] reads.
+    fn asking(&self) -> Command {
+        let mut show = systemctl_alone();
+        if self.is_users {
             show.arg("--user");
+            // Where the user's own systemd listens.
+            for name in ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
+                if let Some(value) = env::var_os(name) {
+                    show.env(name, value);
+                }
+            }
         }
         show.args(["show", "--property=MainPID", "--property=Restart", "--"]);
-        // Without systemctl, nobody can say.
-        let shown = show.arg(&unit.name).output().ok()?;
-        starts_again(&String::from_utf8_lossy(&shown.stdout), pid).then_some(unit)
+        show.arg(&self.name);
+        show
     }
 
     /// The unit that the control groups of a process name.
@@ -362,6 +376,24 @@ mod tests {
             let unit = Unit::of_cgroups(cgroups);
             let found = unit.as_ref().map(|unit| (&*unit.name, unit.is_users));
             assert_eq!(found, expected, "{cgroups}");
+        }
+    }
+
+    #[test]
+    fn systemd_is_asked_without_what_a_services_user_could_have_put_there() {
+        for is_users in [false, true] {
+            let unit = Unit {
+                name: "x.service".to_owned(),
+                is_users,
+            };
+            let asking = unit.asking();
+            assert_eq!(asking.get_program(), "/usr/bin/systemctl");
+            for (name, _) in asking.get_envs() {
+                let is_users_own = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
+                assert!(name == "LC_ALL" || is_users && is_users_own.iter().any(|it| name == *it));
+            }
+            // As it is printed, too: with `env -i` for one that inherits nothing.
+            assert!(format!("{asking:?}").contains("env -i"), "{asking:?}");
         }
     }
 

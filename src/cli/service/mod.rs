@@ -23,6 +23,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 
 use self::unit::Unit;
+pub(super) use self::unit::systemctl_alone;
 use super::output::eprint_line;
 use crate::exit::Exit;
 use crate::scoreboard::{BoardHeader, Snapshot};

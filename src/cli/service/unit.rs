@@ -13,7 +13,7 @@ use super::super::output::eprint_line;
 use super::{Refusal, Service, denied};
 use crate::exit::Exit;
 use crate::runtime_dir;
-use crate::sys::Account;
+use crate::sys::{self, Account};
 
 /// Where it is on every system that has it. The caller's PATH does not matter.
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
@@ -217,16 +217,22 @@ impl Unit {
     }
 }
 
-/// What systemctl prints; `None` if it is not there or fails, as it does where the user may not ask.
-fn systemctl(arguments: &[&str]) -> Result<Option<String>, Refusal> {
+/// systemctl with nothing of this process's: neither its environment, which may be one of another user's, nor its
+/// terminal.
+pub(in crate::cli) fn systemctl_alone() -> Command {
     let mut command = Command::new(SYSTEMCTL);
     command
-        .args(["--no-pager"])
-        .args(arguments)
+        .arg("--no-pager")
         .env_clear()
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null());
-    match command.output() {
+    sys::detach(&mut command);
+    command
+}
+
+/// What systemctl prints; `None` if it is not there or fails, as it does where the user may not ask.
+fn systemctl(arguments: &[&str]) -> Result<Option<String>, Refusal> {
+    match systemctl_alone().args(arguments).output() {
         Ok(output) if output.status.success() => {
             Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
         }
