@@ -113,6 +113,13 @@ fn a_command_of_roots_acts_as_the_service_and_others_are_told_what_to_do() {
         &run(&root, &["status", "--queues", "--instance", &name], 0),
         &["there (PID ", "default"],
     );
+    // Who did it is the caller, not the service's user.
+    let sudo = caller().env("SUDO_USER", "alice");
+    run(&sudo, &["pause", "default", "--instance", &name], 0);
+    let paused = run(&sudo, &["pause", "--instance", &name], 0);
+    said(&paused, &["default", "alice@"]);
+    run(&sudo, &["resume", "default", "--instance", &name], 0);
+
     // The rights are those of the service's user.
     chown(&config, Some(0), Some(0)).expect("root");
     allow(&config, 0o600);

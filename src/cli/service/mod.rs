@@ -17,10 +17,11 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::Args;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
+use nix::unistd::{User, geteuid, getuid};
 
 use self::unit::Unit;
 pub(super) use self::unit::systemctl_alone;
@@ -56,8 +57,8 @@ const OF_ITS_PROCESS: [&str; 14] = [
     "TERM",
 ];
 
-/// Variables of the caller's that are about the terminal, the language and who asks.
-const OF_THE_CALLER: [&str; 13] = [
+/// Variables of the caller's that are about the terminal and the language.
+const OF_THE_CALLER: [&str; 12] = [
     "TERM",
     "COLORTERM",
     "NO_COLOR",
@@ -68,7 +69,6 @@ const OF_THE_CALLER: [&str; 13] = [
     "TZ",
     "LANG",
     "LANGUAGE",
-    "SUDO_USER",
     "RUST_BACKTRACE",
     "LLVM_PROFILE_FILE",
 ];
@@ -351,6 +351,7 @@ impl Service {
         if let Some(mask) = self.mask {
             umask(Mode::from_bits_truncate(mask));
         }
+        let _ = CALLER.set(this_user());
         let variables = merged(self.variables, env::vars_os());
         sys::replace_variables(variables)
             .map_err(|error| failed("take the service's settings", error))?;
@@ -361,6 +362,24 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// The user who called, where this process has become another one.
+static CALLER: OnceLock<String> = OnceLock::new();
+
+/// The user who runs this command, not the one as whom it acts. Behind sudo, the user who called that.
+pub fn caller() -> String {
+    CALLER.get().cloned().unwrap_or_else(this_user)
+}
+
+fn this_user() -> String {
+    let sudo = env::var("SUDO_USER").ok();
+    // Anybody else can set it to anything.
+    let sudo = sudo.filter(|name| getuid().is_root() && !name.is_empty());
+    sudo.unwrap_or_else(|| match User::from_uid(getuid()) {
+        Ok(Some(user)) => user.name,
+        _ => getuid().to_string(),
+    })
 }
 
 /// The service's variables, with those of the caller that are about the terminal.
