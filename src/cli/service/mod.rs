@@ -27,10 +27,11 @@ use self::unit::Unit;
 pub(super) use self::unit::systemctl_alone;
 use super::output::eprint_line;
 use crate::exit::Exit;
-use crate::scoreboard::{BoardHeader, Snapshot};
+use crate::procfs::Process;
+use crate::runtime_dir;
+use crate::scoreboard::{BoardHeader, Snapshot, lock_holder};
 use crate::settings::{Settings, TABLE};
 use crate::sys::{self, Credentials};
-use crate::{procfs, runtime_dir};
 
 /// Variables of systemd's by which a process is known to run for a service.
 const OF_SYSTEMD: [&str; 3] = [
@@ -272,8 +273,8 @@ impl Daemon {
         Ok(None)
     }
 
-    /// What its supervisor has. Nothing of it is trusted to be the service's before it is sure that its process runs
-    /// as the user whose folder it is, and as no other.
+    /// What its supervisor has. Nothing of it is trusted to be the service's before it is sure that its process holds
+    /// the lock of the scoreboard, and runs as the user whose folder it is, and as no other.
     fn service(self) -> Result<Service, Refusal> {
         let pid = self.header.pid;
         let shown = self.board.display();
@@ -284,9 +285,17 @@ impl Daemon {
                  your own settings"
             ))
         };
+        let process = Process::open(pid);
+        if !self.is_held_by(pid) {
+            return Err(refused(&format!(
+                "PID {pid}, which {shown} names, is not here the process that has locked it: run the command in the \
+                 daemon's container, or with --no-service for your own settings"
+            )));
+        }
+        let process = process.map_err(unread)?;
         let owner = self.board.parent().map(runtime_dir::owner);
         let owner = owner.and_then(Result::ok);
-        let (credentials, mask) = procfs::identity(pid).ok_or_else(|| {
+        let (credentials, mask) = process.identity().ok_or_else(|| {
             refused(&format!(
                 "PID {pid}, which {shown} names, is no process of one user"
             ))
@@ -297,11 +306,11 @@ impl Daemon {
                 credentials.user
             )));
         }
-        let variables = procfs::environment(pid).map_err(unread)?;
-        let folder = procfs::working_directory(pid).map_err(unread)?;
-        // Its lock tells that the supervisor runs: what was read in between is of this very process.
+        let variables = process.environment().map_err(unread)?;
+        let folder = process.working_directory().map_err(unread)?;
+        // All that was read is of one process; with its lock, it is the supervisor.
         match Snapshot::without_figures(&self.board) {
-            Ok(now) if (now.header.nonce, now.header.pid) == (self.header.nonce, pid) => {
+            Ok(now) if now.header.nonce == self.header.nonce && self.is_held_by(pid) => {
                 Ok(Service {
                     variables,
                     folder,
@@ -314,6 +323,11 @@ impl Daemon {
                 format!("the daemon with PID {pid} has just ended; try again"),
             )),
         }
+    }
+
+    /// Whether the process that has locked the scoreboard has this PID here.
+    fn is_held_by(&self, pid: i32) -> bool {
+        lock_holder(&self.board).is_ok_and(|holder| holder == Some(pid))
     }
 }
 
