@@ -19,12 +19,13 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use clap::Args;
+use clap::{Args, Parser};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{User, geteuid, getuid};
 
 use self::unit::Unit;
 pub(super) use self::unit::systemctl_alone;
+use super::Cli;
 use super::output::eprint_line;
 use crate::exit::Exit;
 use crate::procfs::Process;
@@ -73,6 +74,9 @@ const OF_THE_CALLER: [&str; 12] = [
     "RUST_BACKTRACE",
     "LLVM_PROFILE_FILE",
 ];
+
+/// The variable that names the configuration.
+const CONFIG_FILE: &str = "CONSERVER_CONFIG_FILE";
 
 /// Whose settings to use.
 #[derive(Debug, Args)]
@@ -306,7 +310,8 @@ impl Daemon {
                 credentials.user
             )));
         }
-        let variables = process.environment().map_err(unread)?;
+        let mut variables = process.environment().map_err(unread)?;
+        name_config(process.arguments().map_err(unread)?, &mut variables);
         let folder = process.working_directory().map_err(unread)?;
         // All that was read is of one process; with its lock, it is the supervisor.
         match Snapshot::without_figures(&self.board) {
@@ -329,6 +334,19 @@ impl Daemon {
     fn is_held_by(&self, pid: i32) -> bool {
         lock_holder(&self.board).is_ok_and(|holder| holder == Some(pid))
     }
+}
+
+/// Sets the variable that names the configuration if the arguments of a daemon do so, which come before it.
+fn name_config(arguments: Vec<OsString>, variables: &mut Vec<(OsString, OsString)>) {
+    let Ok(Cli {
+        config: Some(config),
+        ..
+    }) = Cli::try_parse_from(arguments)
+    else {
+        return;
+    };
+    variables.retain(|(name, _)| name != CONFIG_FILE);
+    variables.push((CONFIG_FILE.into(), config.into()));
 }
 
 fn denied(why: &dyn std::fmt::Display) -> Refusal {
@@ -495,6 +513,30 @@ mod tests {
             ("TERM", "xterm"),
         ]);
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_daemons_argument_names_its_configuration() {
+        let of = |line: &str| {
+            let mut variables = vec![(CONFIG_FILE.into(), "b.yml".into())];
+            name_config(line.split(' ').map(OsString::from).collect(), &mut variables);
+            let [(name, value)] = &variables[..] else {
+                panic!("{variables:?}")
+            };
+            assert_eq!(name, CONFIG_FILE);
+            value.clone()
+        };
+        for line in [
+            "/usr/bin/conserver --config /srv/x.yml",
+            "conserver run --config=/srv/x.yml",
+            "conserver -c /srv/x.yml run",
+            "conserver -c/srv/x.yml",
+        ] {
+            assert_eq!(of(line), "/srv/x.yml", "{line}");
+        }
+        for line in ["", "conserver", "conserver run", "sh -c x y", "conserver --help"] {
+            assert_eq!(of(line), "b.yml", "{line}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use nix::unistd::{Group, geteuid};
 
 use super::super::output::eprint_line;
-use super::{Refusal, Service, denied};
+use super::{Refusal, Service, denied, name_config};
 use crate::exit::Exit;
 use crate::runtime_dir;
 use crate::sys::{self, Account};
@@ -26,7 +26,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// What systemctl is asked for.
 const PROPERTIES: &str = "LoadState,ActiveState,UnitFileState,User,Group,SupplementaryGroups,WorkingDirectory,UMask,\
-                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities";
+                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities,ExecStart";
 
 /// A unit that is installed.
 pub(super) struct Unit {
@@ -146,6 +146,12 @@ impl Unit {
         }
         for line in self.all("EnvironmentFiles") {
             self.read_file(line, &mut variables)?;
+        }
+        // ExecStart={ path=/usr/bin/conserver ; argv[]=/usr/bin/conserver --config x ; ignore_errors=no ; …
+        let argv = self.get("ExecStart").split(" ; ");
+        if let Some(argv) = argv.into_iter().find_map(|it| it.strip_prefix("argv[]=")) {
+            let argv = words(argv).into_iter().map(OsString::from);
+            name_config(argv.collect(), &mut variables.0);
         }
         let user = geteuid();
         let is_allowed = user.is_root() || user.as_raw() == credentials.user;
@@ -427,7 +433,8 @@ mod tests {
         fs::write(&file, "REDIS_URL=redis://host/5\nCONSERVER_HTTP=off\n").unwrap();
         let text = format!(
             "LoadState=loaded\nActiveState=active\nUser=root\nGroup=\nWorkingDirectory={}\nUMask=0077\nEnvironment=CONSERVER_HTTP=unix:/x \
-             TZ=UTC\nEnvironmentFiles=/none (ignore_errors=yes)\nEnvironmentFiles={} (ignore_errors=no)\n",
+             TZ=UTC\nExecStart={{ path=/usr/bin/conserver ; argv[]=/usr/bin/conserver -c /srv/x.yml ; \
+             ignore_errors=no ; pid=0 }}\nEnvironmentFiles=/none (ignore_errors=yes)\nEnvironmentFiles={} (ignore_errors=no)\n",
             folder.path().display(),
             file.display()
         );
@@ -441,6 +448,7 @@ mod tests {
         assert_eq!(get("CONSERVER_HTTP").as_deref(), Some("off"));
         assert_eq!(get("TZ").as_deref(), Some("UTC"));
         assert_eq!(get("USER").as_deref(), Some("root"));
+        assert_eq!(get("CONSERVER_CONFIG_FILE").as_deref(), Some("/srv/x.yml"));
         assert_eq!(
             (service.folder.as_path(), service.mask),
             (folder.path(), Some(0o77))
