@@ -114,7 +114,8 @@ impl ReloadArgs {
                 return Err((why, Exit::Config));
             }
         }
-        let before = daemon.found.header.reloads;
+        // The checks may have taken minutes, in which somebody else has reloaded.
+        let before = daemon.look().map_err(ended)?.header.reloads;
         daemon.signal(Signal::SIGHUP)?;
         let state = daemon.wait("has not begun to reload", Some(NOTICE_LIMIT), |now| {
             (now.header.reloads > before).then_some(now.header.reload_state)
@@ -195,6 +196,11 @@ fn finish(result: Result<Exit, Failure>) -> Exit {
     })
 }
 
+fn ended(why: String) -> Failure {
+    let why = format!("the daemon has ended meanwhile: {why}");
+    (why, Exit::Unavailable)
+}
+
 /// The daemon on this machine.
 struct Daemon {
     found: Snapshot,
@@ -262,10 +268,7 @@ impl Daemon {
     ) -> Result<T, Failure> {
         let begun = Instant::now();
         loop {
-            let now = self.look().map_err(|why| {
-                let why = format!("the daemon has ended meanwhile: {why}");
-                (why, Exit::Unavailable)
-            })?;
+            let now = self.look().map_err(ended)?;
             if let Some(shown) = shown(&now) {
                 return Ok(shown);
             }
