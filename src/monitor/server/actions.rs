@@ -12,7 +12,7 @@
 //! Dead letters of a storage are saved by `conserver dlq retry` in a process of its own: storages may hang, crash, or
 //! need a Python interpreter, and the monitor must not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ pub(super) struct Actions {
     running: Mutex<()>,
     redis: Server,
     board: PathBuf,
+    /// The file that the daemon's configuration was read from.
+    config: PathBuf,
     least_ttl: u64,
 }
 
@@ -208,6 +210,7 @@ impl Actions {
             running: Mutex::default(),
             redis: redis.clone(),
             board: slot.board_path().to_owned(),
+            config: settings.config_file.clone(),
             least_ttl: settings.redis_expiry,
         })
     }
@@ -335,7 +338,7 @@ impl Actions {
         };
         match storage {
             None if retries => retry(&mut letters, &list, &scope),
-            Some(storage) if retries => save(&mut letters, &list, &storage, &scope),
+            Some(storage) if retries => save(&mut letters, &list, &storage, &scope, &self.config),
             None => drop_letters(&mut letters, Owner::List, &list, &scope),
             Some(_) => drop_letters(&mut letters, Owner::Storage, &list, &scope),
         }
@@ -497,6 +500,7 @@ fn save(
     list: &Raw,
     storage: &str,
     scope: &Scope<'_>,
+    config: &Path,
 ) -> Result<Outcome, ActionError> {
     let start = Instant::now();
     let (found, more) = scope.find(letters, list)?;
@@ -507,7 +511,7 @@ fn save(
             outcome.error = Some(format!("{} s are over", LONGEST.as_secs()));
             break;
         }
-        match save_some(list, some) {
+        match save_some(list, some, config) {
             Ok(saved) => {
                 outcome.done += saved.saved;
                 outcome.refused += saved.refused;
@@ -531,7 +535,7 @@ struct Saved {
     error: Option<String>,
 }
 
-fn save_some(list: &Raw, entries: &[Raw]) -> Result<Saved, String> {
+fn save_some(list: &Raw, entries: &[Raw], config: &Path) -> Result<Saved, String> {
     #[derive(Deserialize)]
     struct Printed {
         #[serde(default)]
@@ -539,7 +543,8 @@ fn save_some(list: &Raw, entries: &[Raw]) -> Result<Saved, String> {
     }
     let program = sys::own_program().map_err(|error| error.to_string())?;
     let mut argv = vec![program.display().to_string()];
-    argv.extend(["dlq", "retry", "--json", "--"].map(str::to_owned));
+    argv.extend(["dlq", "retry", "--json", "--for-monitor"].map(str::to_owned));
+    argv.extend([format!("--config={}", config.display()), "--".to_owned()]);
     argv.extend([list].into_iter().chain(entries).map(Raw::to_string));
     let name = "conserver dlq retry";
     let program = Program::with_environment(argv, name, SAVING, &[], Vec::new());
