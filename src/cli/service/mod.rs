@@ -212,6 +212,7 @@ impl ServiceArgs {
         let is_meant = self.as_service || instance.is_some();
         match Unit::ask(&unit_name(instance))? {
             Some(unit) if unit.is_in_use(is_meant, instance)? => unit.service().map(Some),
+            _ if instance.is_none() => one_at_most(&running_instances()).map(|()| None),
             _ => Ok(None),
         }
     }
@@ -230,6 +231,26 @@ impl ServiceArgs {
         }
         places
     }
+}
+
+/// The instances of the service that run, as far as this user may see them.
+fn running_instances() -> Vec<String> {
+    let mut instances = runtime_dir::of_instances();
+    instances.retain(|(_, folder)| matches!(Daemon::find(folder, None), Ok(Some(_))));
+    instances.into_iter().map(|(name, _)| name).collect()
+}
+
+/// Refuses to choose. With one, the command says that it works with another Redis.
+fn one_at_most(instances: &[String]) -> Result<(), Refusal> {
+    if instances.len() < 2 {
+        return Ok(());
+    }
+    let why = format!(
+        "several instances of the service run here: choose one with --instance ({}), or --no-service for your own \
+         settings",
+        instances.join(", ")
+    );
+    Err(Refusal::new(Exit::Usage, why))
 }
 
 fn unit_name(instance: Option<&str>) -> String {
@@ -434,7 +455,7 @@ fn merged(
     all
 }
 
-/// Says which Redis the command works with, if the daemon that it is about works with another one.
+/// Says which Redis the command works with, if the daemons that it may be about work with another one.
 pub fn tell_other_redis(settings: &Settings) {
     let (paths, _) = runtime_dir::scoreboards();
     let boards = paths
@@ -442,15 +463,12 @@ pub fn tell_other_redis(settings: &Settings) {
         .filter_map(|path| Snapshot::without_figures(path).ok());
     let mut daemons: Vec<BoardHeader> = boards.map(|board| board.header).collect();
     let is_meant = |daemon: &BoardHeader| daemon.instance == settings.instance;
-    if daemons.iter().any(is_meant) {
+    if settings.instance_is_set || daemons.iter().any(is_meant) {
         daemons.retain(is_meant);
     }
-    let [daemon] = &daemons[..] else { return };
-    if settings.instance_is_set && !is_meant(daemon) {
-        return;
-    }
     let own = settings.redis_url.to_string();
-    if !daemon.redis.is_empty() && !is_same_redis(&own, &daemon.redis) {
+    daemons.retain(|it| !it.redis.is_empty() && !is_same_redis(&own, &it.redis));
+    for daemon in daemons {
         eprint_line(format_args!(
             "note: this command uses {own}; the daemon {} (PID {}) uses {}",
             daemon.instance, daemon.pid, daemon.redis
@@ -551,6 +569,15 @@ mod tests {
         ] {
             assert_eq!(is_same_redis(one, other), is_same, "{one} {other}");
         }
+    }
+
+    #[test]
+    fn nobody_guesses_which_of_several_instances_is_meant() {
+        let of = |names: &[&str]| one_at_most(&names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        assert!(of(&[]).is_ok() && of(&["a"]).is_ok());
+        let refusal = of(&["a", "b"]).unwrap_err();
+        assert_eq!(refusal.exit, Exit::Usage);
+        assert!(refusal.why.contains("--instance (a, b)"), "{}", refusal.why);
     }
 
     #[test]
