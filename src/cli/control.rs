@@ -5,6 +5,7 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use super::load_config;
 use super::output::{counted, eprint_line, eprint_lines, print_line};
@@ -20,6 +21,7 @@ use super::service::systemctl_alone;
 use super::status::find;
 use crate::child::WAKE_UP;
 use crate::exit::Exit;
+use crate::runtime_dir;
 use crate::scoreboard::{DaemonPhase, ReloadState, Snapshot, lock_holder, request_workers};
 use crate::settings::Settings;
 use crate::supervisor::MOST_WORKERS;
@@ -158,11 +160,14 @@ impl DrainArgs {
 
     fn drain(&self, settings: &Settings) -> Result<Exit, Failure> {
         let daemon = Daemon::find(settings)?;
-        // A second SIGTERM would not let the workers finish.
-        if daemon.found.header.phase != Some(DaemonPhase::Stopping) {
-            if let Some(unit) = Unit::restarting(daemon.pid()) {
-                return Err((unit.advice(), Exit::Usage));
-            }
+        if daemon.found.header.phase != Some(DaemonPhase::Stopping)
+            && let Some(unit) = Unit::restarting(daemon.pid())
+        {
+            return Err((unit.advice(), Exit::Usage));
+        }
+        // Looked at only now: a second SIGTERM would not let the workers finish.
+        let phase = daemon.look().map_err(ended)?.header.phase;
+        if phase != Some(DaemonPhase::Stopping) {
             daemon.signal(Signal::SIGTERM)?;
         }
         if !self.wait {
@@ -196,6 +201,21 @@ fn finish(result: Result<Exit, Failure>) -> Exit {
     })
 }
 
+/// Refuses the scoreboard of a stranger, which root may look at: it could name any process.
+fn may_be_told(board: &Path) -> Result<(), Failure> {
+    let folder = board.parent().unwrap_or(board);
+    let owner = runtime_dir::owner(folder).map_err(|error| (error.to_string(), Exit::Unavailable))?;
+    let own = geteuid().as_raw();
+    if owner == own || owner == 0 || runtime_dir::is_services(folder) {
+        return Ok(());
+    }
+    let why = format!(
+        "the daemon of {} belongs to user {owner}: run the command as that user",
+        board.display()
+    );
+    Err((why, Exit::NoPermission))
+}
+
 fn ended(why: String) -> Failure {
     let why = format!("the daemon has ended meanwhile: {why}");
     (why, Exit::Unavailable)
@@ -210,6 +230,7 @@ impl Daemon {
     /// Finds it, and makes sure that its PID is one that means it here too.
     fn find(settings: &Settings) -> Result<Self, Failure> {
         let found = find(settings).map_err(|why| (why, Exit::Unavailable))?;
+        may_be_told(&found.board)?;
         let holder = lock_holder(&found.board);
         let holder = holder.map_err(|error| (error.to_string(), Exit::Unavailable))?;
         if holder != Some(found.header.pid) {
@@ -354,8 +375,24 @@ fn starts_again(properties: &str, pid: i32) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::chown;
+
     use super::*;
+
+    #[test]
+    fn a_strangers_daemon_is_told_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = folder.path().join("x.scoreboard");
+        may_be_told(&board).unwrap();
+        if geteuid().is_root() {
+            chown(folder.path(), Some(12_345), None).unwrap();
+            let (why, exit) = may_be_told(&board).unwrap_err();
+            assert_eq!(exit, Exit::NoPermission);
+            assert!(why.contains("belongs to user 12345"), "{why}");
+        }
+    }
 
     #[test]
     fn the_unit_of_a_daemon_is_found_by_its_control_group() {
