@@ -13,6 +13,7 @@ mod manual;
 mod schema;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use conserver::config::Config;
@@ -317,6 +318,10 @@ chains: {main: {ingress_lists: [calls, other], storages: [pg, s3], egress_lists:
     ] {
         assert_eq!(offered(folder.path(), line), expected, "{line}");
     }
+    let hostile = folder.path().join("conserver");
+    fs::write(&hostile, "#!/bin/sh\ntouch ran; echo evil\n").unwrap();
+    fs::set_permissions(&hostile, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(offered(folder.path(), "./conserver get --from p"), ["pg"]);
     assert!(!folder.path().join("ran").exists());
     for (name, call) in [
         ("completions/zsh/_conserver", ":_conserver_names uuids'"),
