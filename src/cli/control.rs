@@ -204,7 +204,8 @@ fn finish(result: Result<Exit, Failure>) -> Exit {
 /// Refuses the scoreboard of a stranger, which root may look at: it could name any process.
 fn may_be_told(board: &Path) -> Result<(), Failure> {
     let folder = board.parent().unwrap_or(board);
-    let owner = runtime_dir::owner(folder).map_err(|error| (error.to_string(), Exit::Unavailable))?;
+    let owner =
+        runtime_dir::owner(folder).map_err(|error| (error.to_string(), Exit::Unavailable))?;
     let own = geteuid().as_raw();
     if owner == own || owner == 0 || runtime_dir::is_services(folder) {
         return Ok(());

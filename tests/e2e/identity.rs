@@ -208,7 +208,10 @@ fn a_command_of_roots_acts_as_the_service_and_others_are_told_what_to_do() {
     // The fifth word.
     let name_pid = |pid: u64| file.write_all_at(&pid.to_ne_bytes(), 32).expect("a word");
     name_pid(child.parse().expect("a PID"));
-    said(&run(&root, &get, 77), &["is not here the process that has locked it"]);
+    said(
+        &run(&root, &get, 77),
+        &["is not here the process that has locked it"],
+    );
     name_pid(u64::from(pid.unsigned_abs()));
     run(&root, &get, 0);
     daemon.stop();

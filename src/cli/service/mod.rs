@@ -211,7 +211,16 @@ impl ServiceArgs {
         let instance = self.instance();
         let is_meant = self.as_service || instance.is_some();
         match Unit::ask(&unit_name(instance))? {
-            Some(unit) if unit.is_in_use(is_meant, instance)? => unit.service().map(Some),
+            Some(unit) if unit.is_in_use(is_meant, instance)? => {
+                if unit.lacks_its_user() && !self.as_service {
+                    eprint_line(format_args!(
+                        "note: {} does not run, and has its user only then: this command uses your own settings",
+                        unit_name(instance)
+                    ));
+                    return Ok(None);
+                }
+                unit.service().map(Some)
+            }
             _ if instance.is_none() => one_at_most(&running_instances()).map(|()| None),
             _ => Ok(None),
         }
@@ -537,7 +546,10 @@ mod tests {
     fn a_daemons_argument_names_its_configuration() {
         let of = |line: &str| {
             let mut variables = vec![(CONFIG_FILE.into(), "b.yml".into())];
-            name_config(line.split(' ').map(OsString::from).collect(), &mut variables);
+            name_config(
+                line.split(' ').map(OsString::from).collect(),
+                &mut variables,
+            );
             let [(name, value)] = &variables[..] else {
                 panic!("{variables:?}")
             };
@@ -552,7 +564,13 @@ mod tests {
         ] {
             assert_eq!(of(line), "/srv/x.yml", "{line}");
         }
-        for line in ["", "conserver", "conserver run", "sh -c x y", "conserver --help"] {
+        for line in [
+            "",
+            "conserver",
+            "conserver run",
+            "sh -c x y",
+            "conserver --help",
+        ] {
             assert_eq!(of(line), "b.yml", "{line}");
         }
     }
@@ -573,7 +591,9 @@ mod tests {
 
     #[test]
     fn nobody_guesses_which_of_several_instances_is_meant() {
-        let of = |names: &[&str]| one_at_most(&names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        let of = |names: &[&str]| {
+            one_at_most(&names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
+        };
         assert!(of(&[]).is_ok() && of(&["a"]).is_ok());
         let refusal = of(&["a", "b"]).unwrap_err();
         assert_eq!(refusal.exit, Exit::Usage);

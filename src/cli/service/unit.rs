@@ -26,7 +26,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// What systemctl is asked for.
 const PROPERTIES: &str = "LoadState,ActiveState,UnitFileState,User,Group,SupplementaryGroups,WorkingDirectory,UMask,\
-                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities,ExecStart";
+                          Environment,EnvironmentFiles,RuntimeDirectory,StateDirectory,AmbientCapabilities,\
+                          ExecStart,DynamicUser";
 
 /// A unit that is installed.
 pub(super) struct Unit {
@@ -84,6 +85,12 @@ impl Unit {
         }
     }
 
+    /// Whether its user only exists while it runs (`DynamicUser=`), and does not now.
+    pub fn lacks_its_user(&self) -> bool {
+        let user = self.get("User");
+        self.get("DynamicUser") == "yes" && (user.is_empty() || Account::find(user).is_err())
+    }
+
     /// The service with the settings of its unit.
     ///
     /// # Errors
@@ -94,6 +101,10 @@ impl Unit {
             "" => "root",
             user => user,
         };
+        if self.lacks_its_user() {
+            let why = "it has its user only while it runs (DynamicUser=): start it";
+            return Err(refused(why.to_owned()));
+        }
         let account = Account::find(user).map_err(&refused)?;
         let mut credentials = account.credentials();
         let group = |name: &str| -> Result<u32, Refusal> {
@@ -454,6 +465,16 @@ mod tests {
             (folder.path(), Some(0o77))
         );
         assert_eq!(service.credentials.user, 0);
+        let without_user = Unit::parse("x.service", "DynamicUser=yes\nUser=no-such-user\n");
+        assert!(without_user.lacks_its_user() && without_user.service().is_err());
+        // Without a name it is not root's.
+        assert!(
+            Unit::parse("x.service", "DynamicUser=yes\nUser=\n")
+                .service()
+                .is_err()
+        );
+        let with_user = Unit::parse("x.service", "DynamicUser=yes\nUser=root\n");
+        assert!(!with_user.lacks_its_user());
         let broken = Unit::parse(
             "x.service",
             "ActiveState=active\nEnvironmentFiles=/none (ignore_errors=no)\n",
