@@ -271,10 +271,11 @@ fn offered(folder: &Path, line: &str) -> Vec<String> {
     let current = last.rsplit(':').next().unwrap();
     let program = format!(
         "source {}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=({}); COMP_CWORD={}; \
-         _conserver conserver '{current}' {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+         _conserver {} '{current}' {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         script.display(),
         words.join(" "),
         before.len(),
+        before[0],
         before.last().unwrap(),
     );
     let built = Path::new(env!("CARGO_BIN_EXE_conserver")).parent().unwrap();
