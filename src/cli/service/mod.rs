@@ -550,11 +550,10 @@ mod tests {
                 line.split(' ').map(OsString::from).collect(),
                 &mut variables,
             );
-            let [(name, value)] = &variables[..] else {
-                panic!("{variables:?}")
-            };
+            assert_eq!(variables.len(), 1);
+            let (name, value) = variables.remove(0);
             assert_eq!(name, CONFIG_FILE);
-            value.clone()
+            value
         };
         for line in [
             "/usr/bin/conserver --config /srv/x.yml",
